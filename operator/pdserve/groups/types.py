@@ -1,0 +1,273 @@
+"""What the group planner sees and what it may ask for. Values only; no decisions here.
+
+The planner is a pure function `plan(Observation) -> Plan`. `controllers` builds the observation
+from caches and carries the actions out in order; each action is idempotent and guarded (POST
+answers 409 for a pod that exists, patches and deletes test the uid), so a crash between any two
+leaves a state that the next observation explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pdserve.wire.links import DrainReport, LinkReport
+from pdserve.wire.peers import Device, PeerTable, Role
+
+Fault = Literal[
+    "PodFailed", "CrashLoop", "NodeLost", "NodeDeleted", "DeviceUnhealthy",
+    "StartupDeadline", "Unschedulable", "ImageError",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceObs:
+    """One instance's pod as the cache shows it. Times are seconds since the epoch (UTC)."""
+
+    name: str
+    uid: str
+    slot: str
+    """Durable place, `wire.names.slot_name`; the pod name is the slot plus a short hash."""
+    role: Role
+    group_index: int
+    revision: str
+    node: str
+    """Where it is pinned (and, once bound, runs)."""
+    created: float
+    domains: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[Device, ...] = ()
+    pod_ip: str | None = None
+    bound: bool = False
+    running: bool = False
+    """Its engine container runs."""
+    container_id: str | None = None
+    restarts: int = 0
+    ready: bool = False
+    """Kubernetes' Ready condition: containers ready and every readiness gate True."""
+    linked_container: str | None = None
+    """Container id recorded when Linked was last set True; None when not True."""
+    terminating: bool = False
+    drain_started: float | None = None
+    replaces: str | None = None
+    fault: Fault | None = None
+    """Set by the observer (`groups.health`) when the instance is lost; None while it is healthy
+    or merely starting."""
+    fault_message: str = ""
+
+    @property
+    def linked(self) -> bool:
+        """Linked, for the container that runs now (a restart in place loses it)."""
+        return self.linked_container is not None and self.linked_container == self.container_id
+
+
+@dataclass(frozen=True, slots=True)
+class RoleWanted:
+    """One role of a P/D group: how many instances, and what each takes on its node."""
+
+    count: int
+    devices: int
+    resource: str
+    slots: int
+    startup_deadline: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the ScenarioGroup asks for."""
+
+    name: str
+    namespace: str
+    service: str
+    scenario: str
+    replicas: int
+    prefill: RoleWanted
+    decode: RoleWanted
+    revision: str
+    """Hash of everything that changes a pod (never of counts)."""
+    locality_mode: Literal["Preferred", "Required"] = "Preferred"
+    locality_level: str | None = None
+    drain_seconds: float = 60.0
+    paused: bool = False
+
+    def role(self, role: Role) -> RoleWanted:
+        """The part for one role."""
+        return self.prefill if role == "prefill" else self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A slot's history of faults, kept in ScenarioGroup status `repairs[]`."""
+
+    slot: str
+    failures: int
+    last_failure: float
+    suspect_node: str | None = None
+    not_before: float = 0.0
+    """No new pod in this slot before this time (backoff)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewPod:
+    """A pod to POST. The engine adapter renders it; the plan fixes who and where."""
+
+    name: str
+    slot: str
+    role: Role
+    group_index: int
+    revision: str
+    node: str
+    domains: Mapping[str, str] = field(default_factory=dict)
+    replaces: str | None = None
+    scale_unit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CreateGroup:
+    """Create all pods of a new P/D group (gang). Partial failure: delete what was made."""
+
+    group_index: int
+    pods: tuple[NewPod, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CreateInstance:
+    """Create one pod: growth of a running group, or substitution of a faulty instance."""
+
+    pod: NewPod
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishTable:
+    """Write a peer table (a higher version than any before) to its ConfigMap."""
+
+    group_index: int
+    table: PeerTable
+
+
+@dataclass(frozen=True, slots=True)
+class MarkLinked:
+    """Set condition `pdserve.io/Linked` True, recording the container it was verified for."""
+
+    name: str
+    uid: str
+    container_id: str
+    table_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkUnlinked:
+    """Set condition `pdserve.io/Linked` False with a reason."""
+
+    name: str
+    uid: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BeginDrain:
+    """Annotate a pod with `pdserve.io/drain-started`: it leaves the routes, then drains."""
+
+    name: str
+    uid: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Delete a pod by uid; never forced unless its Node is gone."""
+
+    name: str
+    uid: str
+    reason: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTable:
+    """Delete the peer table of a P/D group that is gone."""
+
+    group_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoveScaleUnit:
+    """Put the scale-unit label on this pod (its former carrier is gone or going)."""
+
+    name: str
+    uid: str
+    present: bool
+
+
+Action = (
+    CreateGroup
+    | CreateInstance
+    | PublishTable
+    | MarkLinked
+    | MarkUnlinked
+    | BeginDrain
+    | DeletePod
+    | DeleteTable
+    | MoveScaleUnit
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything `plan` may look at, for one ScenarioGroup, at one moment.
+
+    `tables`: newest peer table per group index. `links`/`drains`: reports keyed by pod name,
+    only those of the container that runs now. `fabric`: see `topology`; it already counts every
+    bound or reserved device, other ScenarioGroups' included.
+    """
+
+    wanted: Wanted
+    instances: tuple[InstanceObs, ...]
+    tables: Mapping[int, PeerTable]
+    links: Mapping[str, LinkReport]
+    drains: Mapping[str, DrainReport]
+    repairs: tuple[Repair, ...]
+    routed: frozenset[str]
+    """Pods in the route table that gateways were last given: a drain waits until it left it."""
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """One P/D group in status."""
+
+    index: int
+    revision: str
+    prefill_desired: int
+    prefill_ready: int
+    decode_desired: int
+    decode_ready: int
+    cells: tuple[str, ...]
+    """E.g. `leaf-a: 2P1D`."""
+    cross_leaf_percent: int
+    table_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A Kubernetes condition without its times: those change only with the status."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, what to say, and when to look again though nothing changed."""
+
+    actions: tuple[Action, ...]
+    groups: tuple[GroupStatus, ...]
+    conditions: tuple[Condition, ...]
+    repairs: tuple[Repair, ...]
+    requeue_after: float | None = None
+    """Seconds until a deadline or backoff of this plan passes."""
+    reasons: tuple[str, ...] = ()
+    """Human sentences: why each action, why not another (for `explain` and events)."""

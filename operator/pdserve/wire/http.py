@@ -1,0 +1,44 @@
+"""HTTP paths and headers between gateway, operator and engines.
+
+Slot hints travel on every prefill and decode reply, so that a gateway learns who is free
+without polling (P/D-Serve section 3.5: the instance alone decides; hints never authorise).
+"""
+
+# OpenAI API.
+PATH_COMPLETIONS = "/v1/completions"
+PATH_CHAT = "/v1/chat/completions"
+PATH_MODELS = "/v1/models"
+
+# Health: `/health` the process is up; `/readyz` this process verified a peer table that names it
+# and does not drain (an aggregated instance is ready once loaded).
+PATH_HEALTH = "/health"
+PATH_READY = "/readyz"
+PATH_METRICS = "/metrics"
+
+# Control (Bearer token of the service, `wire.names.token_secret_name`).
+PATH_INFO = "/pdserve/v1/info"
+PATH_PEERS = "/pdserve/v1/peers"
+PATH_LINKS = "/pdserve/v1/links"
+PATH_DRAIN = "/pdserve/v1/drain"
+PATH_RELEASE = "/pdserve/v1/release"
+
+HEADER_REQUEST_ID = "x-request-id"
+HEADER_DEADLINE_MS = "x-pdserve-deadline-ms"
+"""Milliseconds left for this leg when it was sent; an instance rejects what cannot start."""
+HEADER_SLOTS = "x-pdserve-slots"
+"""`free/total`, e.g. `1/4`: slots on prefill, credits (slots + prefetch) on decode."""
+HEADER_FREE_IN_MS = "x-pdserve-free-in-ms"
+"""Expected milliseconds until a slot frees; 0 when one is free now."""
+HEADER_EPOCH = "x-pdserve-epoch"
+"""Integer, grows with every change of the hint within one process; stale hints lose."""
+HEADER_REJECT = "x-pdserve-reject"
+"""Reason of a 503: one of the REJECT_* values."""
+
+REJECT_FULL = "full"
+REJECT_DRAINING = "draining"
+REJECT_NOT_READY = "not_ready"
+REJECT_DEADLINE = "deadline"
+REJECT_DECODE_FULL = "decode_full"
+
+PARAM_KV = "kv_transfer_params"
+"""Body field of vLLM's P/D contract; opaque to the gateway."""

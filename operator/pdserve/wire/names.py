@@ -1,0 +1,73 @@
+"""Label, annotation, object and condition names that more than one process relies on.
+
+Every string another component or a person may look for on a cluster object is here once.
+"""
+
+GROUP = "pdserve.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+FIELD_MANAGER = "pdserve"
+
+# Labels on every pod of an instance.
+LABEL_SERVICE = f"{GROUP}/service"
+LABEL_SCENARIO = f"{GROUP}/scenario"
+LABEL_GROUP_INDEX = f"{GROUP}/group-index"
+LABEL_ROLE = f"{GROUP}/role"
+LABEL_INSTANCE = f"{GROUP}/instance"
+LABEL_REVISION = f"{GROUP}/revision"
+LABEL_SCALE_UNIT = f"{GROUP}/scale-unit"
+"""On exactly one pod per P/D group, so that an HPA on `/scale` counts P/D groups, not pods."""
+LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+TOPOLOGY_PREFIX = f"topology.{GROUP}/"
+"""`topology.pdserve.io/<level>` on pods: the value of that RoCEDomain level where the pod runs."""
+
+# Annotations.
+ANNOTATION_DRAIN = f"{GROUP}/drain-started"
+"""On a pod: RFC 3339 UTC time since which it leaves routes and drains; absent otherwise."""
+ANNOTATION_REPLACES = f"{GROUP}/replaces"
+"""On a pod: uid of the faulty pod it stands in for."""
+ANNOTATION_ROCE_DEVICES = f"{GROUP}/roce-devices"
+"""On a Node: JSON list `[{"id": 0, "ip": "10.0.0.1"}, ...]`, ordered by device id."""
+ANNOTATION_UNHEALTHY_DEVICES = f"{GROUP}/unhealthy-devices"
+"""On a Node: comma-separated device ids that must not be used."""
+ANNOTATION_METRICS_PORT = "prometheus.io/port"
+ANNOTATION_METRICS_SCRAPE = "prometheus.io/scrape"
+
+# Readiness gate: set True by the operator once links of the running container are verified;
+# the condition's message is the container id it was verified for.
+CONDITION_LINKED = f"{GROUP}/Linked"
+
+# ConfigMap keys.
+KEY_PEERS = "peers.json"
+KEY_ROUTES = "routes.json"
+
+# Ports of our own containers.
+PORT_HTTP = 8000
+PORT_TRANSFER = 5600
+PORT_METRICS = 9090
+
+
+def scenario_group_name(service: str, scenario: str) -> str:
+    """Name of the ScenarioGroup that a PDService makes for one of its scenarios."""
+    return f"{service}-{scenario}"
+
+
+def routes_configmap_name(service: str) -> str:
+    """Name of the ConfigMap holding the route table of a PDService."""
+    return f"{service}-routes"
+
+
+def peers_configmap_name(scenario_group: str, group_index: int) -> str:
+    """Name of the ConfigMap holding the peer table of one P/D group."""
+    return f"{scenario_group}-{group_index}-peers"
+
+
+def token_secret_name(service: str) -> str:
+    """Name of the Secret whose key `token` operator, gateways, engines and KV links share."""
+    return f"{service}-token"
+
+
+def slot_name(scenario_group: str, group_index: int, role: str, ordinal: int) -> str:
+    """A durable place in a P/D group, e.g. `shop-chat-0-p1`; pods come and go in it."""
+    return f"{scenario_group}-{group_index}-{role[0]}{ordinal}"
