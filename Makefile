@@ -1,0 +1,54 @@
+# `make demo` and `make test` set up all they need: a virtual environment here, and a real
+# control plane (etcd, kube-apiserver, ...) built or found once and kept in the user's cache.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: help demo test unit lint format generate bench e2e clean
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
+
+$(VENV)/.installed: pyproject.toml hack/constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"pdserve needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: set PYTHON=/path/to/python3.11")'
+	@echo "setting up $(VENV) (once, about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c hack/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up)
+	@$(BIN)/pdserve demo $(if $(KEEP),--keep)
+
+test: $(VENV)/.installed ## unit, API and cluster tests, on a real control plane
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+unit: $(VENV)/.installed ## only the tests that need no cluster
+	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed ## style, types, layers, and drift of generated files
+	@$(BIN)/ruff check operator tests hack benchmarks
+	@$(BIN)/ruff format --check operator tests hack benchmarks
+	@$(BIN)/mypy
+	@PYTHONPATH=operator $(BIN)/lint-imports --no-logo
+	@$(BIN)/python hack/generate.py --check
+
+format: $(VENV)/.installed ## put the code into its standard form
+	@$(BIN)/ruff format operator tests hack benchmarks
+	@$(BIN)/ruff check --fix-only -q operator tests hack benchmarks
+
+generate: $(VENV)/.installed ## crds/ and docs/reference/api.md from the models
+	@$(BIN)/python hack/generate.py
+
+bench: bench-start ## all benches
+
+bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
+	@$(BIN)/python benchmarks/$*.py
+
+e2e: $(VENV)/.installed ## end to end against the cluster of $KUBECONFIG (by default a local one)
+	@$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
+
+clean: ## remove what was built here (the shared cache of binaries stays)
+	rm -rf build $(VENV) operator/*.egg-info
