@@ -28,7 +28,7 @@ _KEEP_KV: dict[str, Any] = {
 class ReferenceFlow:
     """`EngineFlow` of the Reference engine."""
 
-    first_token: Literal["prefill", "decode"] = "prefill"
+    first_token: Literal["prefill", "decode"] = "prefill"  # noqa: S105 (a model token)
     lease_seconds = 30.0
 
     def prefill_body(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
