@@ -1,0 +1,369 @@
+"""What one may ask the API server, in raw JSON, over any transport.
+
+`KubeClient` adds to a bare transport what every caller needs and none should repeat: a token
+bucket, honouring `Retry-After`, paging, uid guards, and watches that end cleanly. Two transports
+exist: `transport.HttpTransport` (opened by `connect.connect`) and the in-memory API model of the
+tests, which is held to the same answers by a conformance test.
+
+It keeps nothing and retries nothing else: what an error means is the caller's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pdserve.kube.errors import TEST_FAILED, KubeError
+from pdserve.kube.ratelimit import TokenBucket
+from pdserve.kube.resource import Object, Resource
+
+EventType = Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+PatchType = Literal["json", "merge", "strategic", "apply"]
+Propagation = Literal["Background", "Foreground", "Orphan"]
+
+PAGE_SIZE = 500
+REQUEST_TIMEOUT = 30.0
+WATCH_SECONDS = 300
+"""How long the server is asked to keep a watch open; it is then resumed from its bookmark."""
+MAX_RETRY_AFTER = 3
+"""How often one request waits out a 429 (the server did not start it) before it is an error."""
+LONGEST_RETRY_AFTER = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request before it is bytes. `body` is JSON; `patch` says how a PATCH is to be read."""
+
+    verb: Literal["get", "list", "watch", "create", "update", "patch", "delete"]
+    resource: Resource
+    namespace: str | None = None
+    name: str | None = None
+    subresource: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
+    patch: PatchType | None = None
+    timeout: float = REQUEST_TIMEOUT
+
+
+class Transport(Protocol):
+    """Carries requests. Both calls raise `KubeError`, never a library's own exceptions."""
+
+    async def send(self, request: Request) -> Object:
+        """The answer's JSON."""
+        ...
+
+    def stream(self, request: Request) -> AsyncIterator[Object]:
+        """A watch's `{"type", "object"}` documents, until the server ends it."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A consistent list: the items as of `resource_version`, from which to watch."""
+
+    items: tuple[Any, ...]
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """One change. A BOOKMARK's object carries nothing but its resourceVersion."""
+
+    type: EventType
+    object: Object
+
+
+class KubeClient:
+    """Asynchronous access to one API server. All methods raise `KubeError`."""
+
+    def __init__(self, transport: Transport, *, bucket: TokenBucket | None = None) -> None:
+        self._transport = transport
+        self._bucket = bucket
+
+    def unlimited(self) -> KubeClient:
+        """The same connection without the token bucket, for what must not wait (the Lease)."""
+        return KubeClient(self._transport)
+
+    async def close(self) -> None:
+        """Close the connection (shared with `unlimited()` clients)."""
+        await self._transport.close()
+
+    # --- reading ---------------------------------------------------------------------------
+
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Object:
+        """One object, as of now."""
+        return await self._send(Request("get", resource, namespace, name))
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        page_size: int = PAGE_SIZE,
+        transform: Callable[[Object], Any] | None = None,
+    ) -> Listing:
+        """Everything of a kind (in one namespace), page by page, consistent at one version.
+
+        `transform` maps each item as its page arrives (so that a big list is never held whole);
+        items it maps to None are left out. If the continue token expires in mid-list (410), the
+        whole list is asked for once more without pages.
+        """
+        query = _selectors(label_selector, field_selector)
+        try:
+            return await self._list(resource, namespace, query, page_size, transform)
+        except KubeError as error:
+            if not (error.is_gone and page_size):
+                raise
+            return await self._list(resource, namespace, query, 0, transform)
+
+    async def _list(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        query: Mapping[str, str],
+        page_size: int,
+        transform: Callable[[Object], Any] | None,
+    ) -> Listing:
+        items: list[Any] = []
+        token = ""
+        while True:
+            paged = dict(query)
+            if page_size:
+                paged["limit"] = str(page_size)
+            if token:
+                paged["continue"] = token
+            page = await self._send(Request("list", resource, namespace, query=paged))
+            for item in page.get("items") or ():
+                # Items of a list carry neither; everything downstream relies on them.
+                item.setdefault("apiVersion", resource.api_version)
+                item.setdefault("kind", resource.kind)
+                kept = item if transform is None else transform(item)
+                if kept is not None:
+                    items.append(kept)
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                return Listing(tuple(items), page["metadata"].get("resourceVersion") or "")
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        resource_version: str,
+        label_selector: str = "",
+        field_selector: str = "",
+        seconds: int = WATCH_SECONDS,
+    ) -> AsyncIterator[WatchEvent]:
+        """Changes after `resource_version`, bookmarks included, until the server ends the watch.
+
+        Ends normally when the server closes it; raises `KubeError` with `is_gone` when the
+        version is too old (list again) and `is_unreachable` when the connection broke or was
+        silent for longer than bookmarks allow (resume from the last version seen).
+        """
+        query = _selectors(label_selector, field_selector)
+        query |= {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(seconds),
+        }
+        await self._take()
+        stream = self._transport.stream(Request("watch", resource, namespace, query=query))
+        async for document in stream:
+            kind, obj = document["type"], document["object"]
+            if kind == "ERROR":
+                raise KubeError.from_status(500, obj)
+            yield WatchEvent(kind, obj)
+
+    # --- writing ---------------------------------------------------------------------------
+
+    async def create(
+        self,
+        resource: Resource,
+        obj: Object,
+        *,
+        field_manager: str = "",
+        dry_run: bool = False,
+    ) -> Object:
+        """POST; `is_already_exists` tells that the name is taken. The answer is the new object."""
+        namespace = obj["metadata"].get("namespace")
+        query = _write_query(field_manager, dry_run)
+        return await self._send(Request("create", resource, namespace, query=query, body=obj))
+
+    async def apply(
+        self,
+        resource: Resource,
+        obj: Object,
+        *,
+        field_manager: str,
+        uid: str | None = None,
+        force: bool = True,
+        subresource: str | None = None,
+        dry_run: bool = False,
+    ) -> Object:
+        """Server-side apply: `obj` names every field that `field_manager` wants to own.
+
+        With `uid`, only that very object is changed: another of its name, or none, is a
+        conflict. Without it, an absent object is created and a stranger's is merged into: prefer
+        `ownership.create_or_apply`.
+        """
+        if uid is not None:
+            obj = {**obj, "metadata": {**obj["metadata"], "uid": uid}}
+        query = _write_query(field_manager, dry_run)
+        if force:
+            query["force"] = "true"
+        try:
+            return await self._send(
+                _named("patch", resource, obj, subresource, query=query, body=obj, patch="apply")
+            )
+        except KubeError as error:
+            raise _uid_conflict(error, uid) from error
+
+    async def update(self, resource: Resource, obj: Object) -> Object:
+        """PUT the whole object; `is_conflict` if its resourceVersion is no longer the newest."""
+        return await self._send(_named("update", resource, obj, None, body=obj))
+
+    async def patch_json(
+        self,
+        resource: Resource,
+        name: str,
+        operations: Sequence[Mapping[str, Any]],
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        subresource: str | None = None,
+        field_manager: str = "",
+    ) -> Object:
+        """JSON patch (RFC 6902). `uid` prepends a test; a test that fails is `is_conflict`."""
+        body = [dict(operation) for operation in operations]
+        if uid is not None:
+            body.insert(0, {"op": "test", "path": "/metadata/uid", "value": uid})
+        request = Request(
+            "patch", resource, namespace, name, subresource,
+            query=_write_query(field_manager, False), body=body, patch="json",
+        )  # fmt: skip
+        try:
+            return await self._send(request)
+        except KubeError as error:
+            tests = any(operation.get("op") == "test" for operation in body)
+            # The server gives a failed test no cause, unlike a failed validation.
+            if tests and error.status == 422 and not error.causes:
+                raise KubeError(422, TEST_FAILED, error.message) from error
+            raise
+
+    async def patch_status(
+        self,
+        resource: Resource,
+        name: str,
+        status: Mapping[str, Any],
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        strategic: bool = False,
+        field_manager: str = "",
+    ) -> Object:
+        """Merge `status` into the status subresource, of that `uid` and version only if given.
+
+        A JSON merge replaces lists whole. `strategic` (built-in kinds only) merges them by key:
+        the way to set one pod condition without racing the kubelet for the others.
+        """
+        body: Object = {"status": dict(status)}
+        guards = {"uid": uid, "resourceVersion": resource_version}
+        if any(guards.values()):
+            body["metadata"] = {key: value for key, value in guards.items() if value}
+        request = Request(
+            "patch", resource, namespace, name, "status",
+            query=_write_query(field_manager, False),
+            body=body, patch="strategic" if strategic else "merge",
+        )  # fmt: skip
+        try:
+            return await self._send(request)
+        except KubeError as error:
+            raise _uid_conflict(error, uid) from error
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        grace: int | None = None,
+        propagation: Propagation | None = None,
+    ) -> Object:
+        """Delete, only the object with `uid` if given (else `is_conflict`).
+
+        The answer is the object as marked (a pod that terminates gracefully) or a Status.
+        `grace` in seconds; 0 forces a pod away without its node's word.
+        """
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        if propagation is not None:
+            options["propagationPolicy"] = propagation
+        return await self._send(Request("delete", resource, namespace, name, body=options))
+
+    # --- sending ---------------------------------------------------------------------------
+
+    async def _take(self) -> None:
+        if self._bucket is not None:
+            await self._bucket.take()
+
+    async def _send(self, request: Request) -> Object:
+        for attempt in range(MAX_RETRY_AFTER + 1):
+            await self._take()
+            try:
+                return await self._transport.send(request)
+            except KubeError as error:
+                refused = error.status == 429 and error.retry_after is not None
+                if not refused or attempt == MAX_RETRY_AFTER:
+                    raise
+                await asyncio.sleep(min(error.retry_after or 0.0, LONGEST_RETRY_AFTER))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
+    given = {"labelSelector": label_selector, "fieldSelector": field_selector}
+    return {key: value for key, value in given.items() if value}
+
+
+def _write_query(field_manager: str, dry_run: bool) -> dict[str, str]:
+    query = {"fieldManager": field_manager} if field_manager else {}
+    return query | ({"dryRun": "All"} if dry_run else {})
+
+
+def _named(
+    verb: Literal["update", "patch"],
+    resource: Resource,
+    obj: Object,
+    subresource: str | None,
+    *,
+    query: Mapping[str, str] | None = None,
+    body: Object,
+    patch: PatchType | None = None,
+) -> Request:
+    meta = obj["metadata"]
+    return Request(
+        verb, resource, meta.get("namespace"), meta["name"], subresource,
+        query=query or {}, body=body, patch=patch,
+    )  # fmt: skip
+
+
+def _uid_conflict(error: KubeError, uid: str | None) -> KubeError:
+    """A guard on a uid that did not hold comes back as 422 `metadata.uid`: call it a conflict."""
+    if uid is None or error.status != 422:
+        return error
+    if any(cause.get("field") == "metadata.uid" for cause in error.causes):
+        return KubeError(409, "Conflict", error.message)
+    return error

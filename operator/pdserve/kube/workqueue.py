@@ -1,0 +1,265 @@
+"""Keys that want work: deduplicated, one worker per key at a time, retried with backoff.
+
+Triggers `add` keys; workers `get` one, look at the world, act, and call `done`. A key added while
+it is in work runs again after `done`. Kinds take turns, so that ten thousand pods' keys never
+hold up one PDService. Metric names and meanings are controller-runtime's, one `name` per kind, so
+its dashboards work.
+
+Neighbours: `cache` handlers add, `controllers` work. It knows nothing of what a key means; time is
+the event loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pdserve.kube.metrics import Registry
+
+_BUCKETS = tuple(10.0**exponent for exponent in range(-8, 4))
+"""controller-runtime's: 10 ns to 1000 s."""
+
+
+class QueueKey(NamedTuple):
+    """What to look at: an object of a kind. `kind` names the reconciler that works on it."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return "/".join(part for part in self if part)
+
+
+class QueueClosed(Exception):  # noqa: N818 - the end of work, not a mistake
+    """`shut_down` was called and no key is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Delay before the n-th retry of a key: `base * 2**(n-1)`, at most `cap`, times a jitter.
+
+    The jitter is uniform in [1 - spread, 1 + spread]; seconds.
+    """
+
+    base: float = 0.1
+    cap: float = 60.0
+    spread: float = 0.2
+
+    def delay(self, failures: int, rng: random.Random) -> float:
+        """Seconds to wait after this many failures in a row (at least 1)."""
+        exponent = min(failures - 1, 30)
+        spread = rng.uniform(1 - self.spread, 1 + self.spread)
+        return min(self.base * 2.0**exponent, self.cap) * spread
+
+
+class WorkQueue:
+    """See the module. Belongs to one event loop; not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry | None = None,
+        backoff: Backoff | None = None,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Make a queue.
+
+        Args:
+            registry: where the metrics go.
+            backoff: for `retry`.
+            rng: the jitter's randomness; seed it in tests.
+            clock: monotonic seconds; default: the event loop's.
+        """
+        self._backoff = backoff or Backoff()
+        # Spreads retries over time; nothing secret depends on it.
+        self._rng = rng or random.Random()  # noqa: S311
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._ready: OrderedDict[str, OrderedDict[QueueKey, float]] = OrderedDict()
+        self._working: dict[QueueKey, float] = {}
+        self._dirty: set[QueueKey] = set()
+        self._failures: dict[QueueKey, int] = {}
+        self._due: dict[QueueKey, float] = {}
+        self._heap: list[tuple[float, int, QueueKey]] = []
+        self._order = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._closed = False
+        self._metrics = _QueueMetrics(registry or Registry(), self)
+
+    def __len__(self) -> int:
+        """Keys ready for a worker now."""
+        return sum(len(keys) for keys in self._ready.values())
+
+    def add(self, key: QueueKey) -> None:
+        """Want work on `key` as soon as possible."""
+        if self._closed:
+            return
+        if key in self._working:
+            if key not in self._dirty:
+                self._dirty.add(key)
+                self._metrics.adds.labels(key.kind, key.kind).inc()
+            return
+        keys = self._ready.setdefault(key.kind, OrderedDict())
+        if key not in keys:
+            keys[key] = self._clock()
+            self._metrics.adds.labels(key.kind, key.kind).inc()
+            self._wake()
+
+    def add_after(self, key: QueueKey, delay: float) -> None:
+        """Want work on `key` in `delay` seconds; of several such wishes the earliest counts."""
+        if self._closed:
+            return
+        if delay <= 0:
+            self.add(key)
+            return
+        due = self._clock() + delay
+        if due < self._due.get(key, float("inf")):
+            self._due[key] = due
+            heapq.heappush(self._heap, (due, next(self._order), key))
+            self._arm()
+
+    def retry(self, key: QueueKey) -> float:
+        """Add `key` again after its backoff; returns the delay."""
+        self._failures[key] = self._failures.get(key, 0) + 1
+        self._metrics.retries.labels(key.kind, key.kind).inc()
+        delay = self._backoff.delay(self._failures[key], self._rng)
+        self.add_after(key, delay)
+        return delay
+
+    def forget(self, key: QueueKey) -> None:
+        """The key went well: its next failure starts from the smallest delay."""
+        self._failures.pop(key, None)
+
+    def failures(self, key: QueueKey) -> int:
+        """Failures in a row so far."""
+        return self._failures.get(key, 0)
+
+    async def get(self) -> QueueKey:
+        """The next key, kinds in turn, within a kind in order of adding; then call `done`.
+
+        Raises:
+            QueueClosed: shut down, and nothing left.
+        """
+        while not self._ready:
+            if self._closed:
+                raise QueueClosed
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters[waiter] = None
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if self._ready:
+                    self._wake()  # it had been promised to this worker
+                raise
+            finally:
+                self._waiters.pop(waiter, None)
+        kind, keys = next(iter(self._ready.items()))
+        key, added = keys.popitem(last=False)
+        del self._ready[kind]
+        if keys:
+            self._ready[kind] = keys  # to the back: the other kinds come first
+        now = self._clock()
+        self._working[key] = now
+        self._metrics.queue_seconds.labels(kind, kind).observe(now - added)
+        return key
+
+    def done(self, key: QueueKey) -> None:
+        """Work on `key` ended, well or not; it runs again at once if it was added meanwhile."""
+        started = self._working.pop(key)
+        self._metrics.work_seconds.labels(key.kind, key.kind).observe(self._clock() - started)
+        if key in self._dirty:
+            self._dirty.discard(key)
+            if not self._closed:
+                self._ready.setdefault(key.kind, OrderedDict())[key] = self._clock()
+                self._wake()
+
+    def shut_down(self) -> None:
+        """Accept no more keys; workers get what is ready, then `QueueClosed`."""
+        self._closed = True
+        self._due.clear()
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def depth(self) -> dict[str, int]:
+        """Ready keys by kind."""
+        return {kind: len(keys) for kind, keys in self._ready.items()}
+
+    def working(self) -> dict[QueueKey, float]:
+        """Keys in work and for how many seconds."""
+        now = self._clock()
+        return {key: now - started for key, started in self._working.items()}
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._heap:
+            loop = asyncio.get_running_loop()
+            delay = max(0.0, self._heap[0][0] - self._clock())
+            self._timer = loop.call_later(delay, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        now = self._clock()
+        while self._heap and self._heap[0][0] <= now:
+            due, _, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due:  # else an earlier wish replaced it
+                del self._due[key]
+                self.add(key)
+        self._arm()
+
+
+class _QueueMetrics:
+    def __init__(self, registry: Registry, queue: WorkQueue) -> None:
+        labels = ("name", "controller")
+        self._queue = queue
+        self._known: set[str] = set()
+        self.adds = registry.counter("workqueue_adds_total", "Keys added, by kind.", labels)
+        self.retries = registry.counter(
+            "workqueue_retries_total", "Keys added again after a failure.", labels
+        )
+        self.queue_seconds = registry.histogram(
+            "workqueue_queue_duration_seconds", "Time a key waited for a worker.", labels, _BUCKETS
+        )
+        self.work_seconds = registry.histogram(
+            "workqueue_work_duration_seconds", "Time a worker spent on a key.", labels, _BUCKETS
+        )
+        self._depth = registry.gauge("workqueue_depth", "Keys waiting for a worker.", labels)
+        self._unfinished = registry.gauge(
+            "workqueue_unfinished_work_seconds",
+            "Seconds of work in progress not yet in work_duration; steady growth means stuck.",
+            labels,
+        )
+        self._longest = registry.gauge(
+            "workqueue_longest_running_processor_seconds",
+            "Seconds the longest running worker has been on its key.",
+            labels,
+        )
+        registry.on_collect(self._collect)
+
+    def _collect(self) -> None:
+        depth, running = self._queue.depth(), self._queue.working()
+        self._known |= depth.keys() | {key.kind for key in running}
+        for kind in self._known:
+            times = [seconds for key, seconds in running.items() if key.kind == kind]
+            self._depth.labels(kind, kind).set(depth.get(kind, 0))
+            self._unfinished.labels(kind, kind).set(sum(times))
+            self._longest.labels(kind, kind).set(max(times, default=0.0))
