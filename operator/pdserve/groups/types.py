@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pdserve.topology.nodes import Toleration
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import Device, PeerTable, Role
 
@@ -54,6 +55,11 @@ class InstanceObs:
     """Set by the observer (`groups.health`) when the instance is lost; None while it is healthy
     or merely starting."""
     fault_message: str = ""
+    scale_unit: bool = False
+    """Carries the label `wire.names.LABEL_SCALE_UNIT`."""
+    recheck_after: float | None = None
+    """Seconds until the observer would judge this instance differently though nothing changes
+    (a suspect node's or a starting pod's deadline); None when no deadline runs."""
 
     @property
     def linked(self) -> bool:
@@ -70,6 +76,8 @@ class RoleWanted:
     resource: str
     slots: int
     startup_deadline: float = 900.0
+    tolerations: tuple[Toleration, ...] = ()
+    """Of the rendered pod: placement skips nodes whose taints these do not tolerate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,10 @@ class Repair:
     suspect_node: str | None = None
     not_before: float = 0.0
     """No new pod in this slot before this time (backoff)."""
+    last_uid: str | None = None
+    """The pod last counted here: a fault is counted once, and names the pod that replaces it."""
+    fault: str = ""
+    """Its fault; decides whether `suspect_node` is barred or merely avoided."""
 
 
 @dataclass(frozen=True, slots=True)

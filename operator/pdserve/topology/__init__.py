@@ -1,1 +1,38 @@
-"""(docstring by the owner)"""
+"""From RoCEDomain and Nodes to an immutable tree of fabric parts with their free devices.
+
+`nodes` reads raw Kubernetes objects, `spec` the RoCEDomain, `fabric` holds the tree, `summary`
+words it for status. Choosing a place in the tree is `placement`'s work.
+"""
+
+from pdserve.topology.fabric import Fabric, LabelProblem, Path, build_fabric
+from pdserve.topology.nodes import (
+    NodeView,
+    Reservation,
+    Taint,
+    Toleration,
+    node_view,
+    pod_devices,
+    reservation_of,
+)
+from pdserve.topology.spec import FabricSpec, Level, fabric_spec
+from pdserve.topology.summary import DomainSummary, LevelSummary, summarise
+
+__all__ = [
+    "DomainSummary",
+    "Fabric",
+    "FabricSpec",
+    "LabelProblem",
+    "Level",
+    "LevelSummary",
+    "NodeView",
+    "Path",
+    "Reservation",
+    "Taint",
+    "Toleration",
+    "build_fabric",
+    "fabric_spec",
+    "node_view",
+    "pod_devices",
+    "reservation_of",
+    "summarise",
+]

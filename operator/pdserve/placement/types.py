@@ -1,0 +1,158 @@
+"""Questions to placement and its answers. Values only; how they are found is in the neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pdserve.topology import Fabric, Path, Reservation, Toleration
+from pdserve.wire.peers import Role
+
+Mode = Literal["Preferred", "Required"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one instance takes on its node: `devices` of the extended resource `resource`."""
+
+    resource: str
+    devices: int
+    tolerations: tuple[Toleration, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRequest:
+    """A whole P/D group of `prefill` + `decode` instances, placed together or not at all."""
+
+    prefill: int
+    decode: int
+    prefill_shape: Shape
+    decode_shape: Shape
+    mode: Mode = "Preferred"
+    level: str | None = None
+    """Required: all instances inside one part of this level (None: a leaf). Preferred: crossing
+    parts of inner levels costs nothing (None: every level counts)."""
+    exclude: frozenset[str] = frozenset()
+    """Suspect nodes: never used."""
+
+    def shape(self, role: Role) -> Shape:
+        """The shape of one role."""
+        return self.prefill_shape if role == "prefill" else self.decode_shape
+
+    def count(self, role: Role) -> int:
+        """The count of one role."""
+        return self.prefill if role == "prefill" else self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An instance that exists, for growth, substitution and removal."""
+
+    name: str
+    role: Role
+    node: str
+    ready: bool = True
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cost:
+    """The true cost of a candidate, compared term by term from the first.
+
+    `unplaced`: instances without a node. `traffic`: KV that crosses uplinks under a local-first
+    gateway, sum over parts u of hop_cost(u) * max(0, a_u - b_u), scaled by n_p * n_d so that it
+    is an integer (topology.md 3.3). `slots_lost`: one-leaf places for a whole group like this
+    that are no longer there afterwards. `domains`: leaves used. `leftover`: free devices that
+    stay in the leaves used (best fit).
+    """
+
+    unplaced: int
+    traffic: int
+    slots_lost: int
+    domains: int
+    leftover: int
+
+    def __str__(self) -> str:
+        return (
+            f"unplaced {self.unplaced}, traffic {self.traffic}, slots lost {self.slots_lost}, "
+            f"leaves {self.domains}, leftover {self.leftover}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Instances of one group in one leaf."""
+
+    leaf: Path
+    prefill: int
+    decode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way that was considered, and why it lost (`won` for the winner)."""
+
+    kind: str
+    cells: tuple[Cell, ...]
+    cost: Cost
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One instance of the group: its ordinal within the role, and its node."""
+
+    role: Role
+    ordinal: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A node for every instance; `explanation` has a line per candidate."""
+
+    assignments: tuple[Assignment, ...]
+    cells: tuple[Cell, ...]
+    cost: Cost
+    candidates: tuple[Candidate, ...]
+    explanation: tuple[str, ...]
+    reservations: tuple[Reservation, ...]
+
+    def on(self, role: Role) -> tuple[str, ...]:
+        """Nodes of one role, by ordinal."""
+        return tuple(a.node for a in self.assignments if a.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class NoFit:
+    """No place. `message` is one sentence for a condition: why, what is missing, what fits."""
+
+    message: str
+    missing: str
+    largest: tuple[int, int] | None
+    """Largest P/D group, not above the one asked for, that fits now; None when none does."""
+    candidates: tuple[Candidate, ...] = ()
+    explanation: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePlacement:
+    """A node for one more instance."""
+
+    node: str
+    leaf: Path
+    cost: Cost
+    explanation: tuple[str, ...]
+    reservations: tuple[Reservation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Which instances to give up, in order; fewer than asked where a role would run empty."""
+
+    names: tuple[str, ...]
+    explanation: tuple[str, ...]
+
+
+def cell_text(fabric: Fabric, cell: Cell) -> str:
+    """`leaf-a: 2P1D`."""
+    return f"{fabric.label(cell.leaf)}: {cell.prefill}P{cell.decode}D"

@@ -1,0 +1,208 @@
+"""The fabric tree: which node hangs under which part, and what is free where.
+
+A part is keyed by the full path of level values (outermost first), because leaf names repeat
+under different parents in real data centres. The tree is immutable; `reserve` answers with a
+new view over the same tree, so several placements of one plan see each other. Neighbours:
+`nodes` fills it, `placement` asks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pdserve.topology.nodes import NodeView, Reservation, Toleration
+from pdserve.topology.spec import UNKNOWN, FabricSpec, fabric_spec
+
+if TYPE_CHECKING:
+    from pdserve.api import RoCEDomain
+
+Path = tuple[str, ...]
+"""Level values from the outermost level inwards; a prefix names an upper part."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LabelProblem:
+    """A flaw in node labels, for conditions LabelsComplete and TreeConsistent."""
+
+    kind: Literal["LabelMissing", "SeveralParents"]
+    message: str
+
+
+class Fabric:
+    """Immutable tree of the nodes of one RoCEDomain. Build it with `build_fabric`.
+
+    Attributes are read-only by agreement. `memo` caches what others derive from this very view
+    (placement's leaf counters); it never changes an answer.
+    """
+
+    __slots__ = (
+        "_label_cache", "_paths", "_reserved", "excluded", "leaves", "memo", "nodes",
+        "problems", "spec", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        spec: FabricSpec,
+        nodes: Mapping[str, NodeView],
+        paths: Mapping[str, Path],
+        excluded: Mapping[str, str],
+        problems: tuple[LabelProblem, ...],
+        reserved: Mapping[tuple[str, str], int],
+    ) -> None:
+        self.spec = spec
+        self.nodes = nodes
+        self._paths = paths
+        self.excluded = excluded
+        """Selected nodes left out of the tree, with the reason."""
+        self.problems = problems
+        self._reserved = reserved
+        self.memo: dict[Hashable, Any] = {}
+        leaves: dict[Path, list[str]] = {}
+        depth = spec.leaf_depth
+        for name in sorted(paths):
+            leaves.setdefault(paths[name][:depth], []).append(name)
+        self.leaves: dict[Path, tuple[str, ...]] = {p: tuple(leaves[p]) for p in sorted(leaves)}
+        self.version = _version(spec, paths)
+        self._label_cache: dict[Path, str] = {}
+
+    def path(self, node: str) -> Path | None:
+        """Full path of a node, or None when it is not in the tree."""
+        return self._paths.get(node)
+
+    def leaf(self, node: str) -> Path | None:
+        """Path of the leaf a node hangs under, or None when it is not in the tree."""
+        path = self._paths.get(node)
+        return None if path is None else path[: self.spec.leaf_depth]
+
+    def place_of(self, node: str) -> Mapping[str, str]:
+        """Level name -> value for a node; empty when it is not in the tree."""
+        path = self._paths.get(node, ())
+        return {level.name: value for level, value in zip(self.spec.levels, path, strict=False)}
+
+    def free(self, node: str, resource: str) -> int:
+        """Devices of `resource` on `node` that are neither used nor reserved."""
+        view = self.nodes.get(node)
+        if view is None or node not in self._paths:
+            return 0
+        return max(0, view.free(resource) - self._reserved.get((node, resource), 0))
+
+    def blocked(self, node: str, tolerations: Iterable[Toleration] = ()) -> str | None:
+        """Why a node takes no new instance, or None when it does."""
+        view = self.nodes.get(node)
+        path = self._paths.get(node)
+        if view is None or path is None:
+            return self.excluded.get(node, "not in the RoCEDomain")
+        for level, value in zip(self.spec.levels, path, strict=True):
+            if (level.name, value) in self.spec.cordoned:
+                return f"Cordoned {level.name} {value}"
+        return view.blocked(tolerations)
+
+    def label(self, path: Path) -> str:
+        """Shortest unambiguous name of a part: its own value, or the joined path."""
+        if path not in self._label_cache:
+            depth = len(path)
+            same = {p[:depth] for p in self._paths.values() if len(p) >= depth} if path else set()
+            twins = sum(1 for p in same if p[-1] == path[-1]) if path else 0
+            text = "the whole domain" if not path else "/".join(path) if twins > 1 else path[-1]
+            self._label_cache[path] = text
+        return self._label_cache[path]
+
+    def reserve(self, reservations: Iterable[Reservation]) -> Fabric:
+        """The same tree with more devices promised."""
+        return self._with(reservations, 1)
+
+    def release(self, reservations: Iterable[Reservation]) -> Fabric:
+        """The same tree as if these devices were given back (for what-if questions)."""
+        return self._with(reservations, -1)
+
+    def _with(self, reservations: Iterable[Reservation], sign: int) -> Fabric:
+        reserved = dict(self._reserved)
+        for r in reservations:
+            key = (r.node, r.resource)
+            reserved[key] = reserved.get(key, 0) + sign * r.devices
+        other = Fabric.__new__(Fabric)
+        for slot in Fabric.__slots__:
+            setattr(other, slot, getattr(self, slot))
+        other._reserved = reserved
+        other.memo = {}
+        return other
+
+
+def build_fabric(
+    domain: RoCEDomain | FabricSpec,
+    nodes: Sequence[NodeView],
+    reservations: Iterable[Reservation] = (),
+) -> Fabric:
+    """Build the tree from the nodes that the domain selects.
+
+    Phases: 1 select and order nodes by name; 2 read each one's path from labels, by the policy
+    for missing ones; 3 look for values under several parents; 4 sum reservations.
+    """
+    spec = domain if isinstance(domain, FabricSpec) else fabric_spec(domain)
+    # 1
+    chosen = sorted(
+        (n for n in nodes if all(n.labels.get(k) == v for k, v in spec.selector.items())),
+        key=lambda n: n.name,
+    )
+    # 2
+    paths: dict[str, Path] = {}
+    excluded: dict[str, str] = {}
+    missing: dict[str, list[str]] = {}
+    for node in chosen:
+        values = tuple(node.labels.get(level.node_label) for level in spec.levels)
+        lacking = [v.node_label for v, x in zip(spec.levels, values, strict=True) if not x]
+        for label in lacking:
+            missing.setdefault(label, []).append(node.name)
+        if lacking and spec.missing == "Exclude":
+            excluded[node.name] = f"label {lacking[0]} missing"
+        else:
+            paths[node.name] = tuple(v or UNKNOWN for v in values)
+    problems = [
+        LabelProblem("LabelMissing", f"label {label} missing on {_names(found)}")
+        for label, found in sorted(missing.items())
+    ]
+    # 3
+    problems += _several_parents(spec, paths)
+    # 4
+    reserved: dict[tuple[str, str], int] = {}
+    for r in reservations:
+        reserved[r.node, r.resource] = reserved.get((r.node, r.resource), 0) + r.devices
+    views = {n.name: n for n in chosen}
+    return Fabric(spec, views, paths, excluded, tuple(problems), reserved)
+
+
+def _several_parents(spec: FabricSpec, paths: Mapping[str, Path]) -> list[LabelProblem]:
+    problems: list[LabelProblem] = []
+    for depth in range(2, len(spec.levels) + 1):
+        parents: dict[str, set[Path]] = {}
+        for path in paths.values():
+            if path[depth - 1] != UNKNOWN:
+                parents.setdefault(path[depth - 1], set()).add(path[: depth - 1])
+        for value, above in sorted(parents.items()):
+            if len(above) > 1:
+                found = ", ".join("/".join(p) for p in sorted(above))
+                level, outer = spec.levels[depth - 1].name, spec.levels[depth - 2].name
+                problems.append(
+                    LabelProblem(
+                        "SeveralParents",
+                        f"{level} {value!r} appears under {len(above)} {outer}s: {found}; they are "
+                        "treated as different parts, correct the labels if they are one",
+                    )
+                )
+    return problems
+
+
+def _names(found: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(found[:most])
+    return shown if len(found) <= most else f"{shown} and {len(found) - most} more nodes"
+
+
+def _version(spec: FabricSpec, paths: Mapping[str, Path]) -> str:
+    """Hash of the declared levels and every node's path: changes with topology, not with load."""
+    levels = [[v.name, v.node_label, v.hop_cost] for v in spec.levels]
+    text = json.dumps([levels, sorted((n, list(p)) for n, p in paths.items())])
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]

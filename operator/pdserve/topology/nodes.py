@@ -1,0 +1,291 @@
+"""One Kubernetes Node as placement sees it: devices, who uses them, may new pods go there.
+
+Reads raw JSON objects, as the cache holds them, and nothing else: the layer above decides which
+pods to hand in. Only extended resources count (names with a domain that is not Kubernetes' own);
+CPU and memory remain the scheduler's business, which still checks them when it binds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pdserve.wire import names
+from pdserve.wire.peers import Device
+
+TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
+_SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Taint:
+    """A Node's taint; `PreferNoSchedule` ones are dropped when a Node is read."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Toleration:
+    """A pod's toleration. An empty `key` tolerates every key, an empty `effect` every effect."""
+
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+
+    def tolerates(self, taint: Taint) -> bool:
+        """True when this toleration covers `taint` (Kubernetes' own rules)."""
+        if self.effect and self.effect != taint.effect:
+            return False
+        if self.key and self.key != taint.key:
+            return False
+        if self.operator == "Exists":
+            return True
+        return bool(self.key) and self.value == taint.value
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Toleration:
+        """Read one entry of a pod's `spec.tolerations`."""
+        return Toleration(
+            str(value.get("key") or ""),
+            str(value.get("operator") or "Equal"),
+            str(value.get("value") or ""),
+            str(value.get("effect") or ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Devices promised to a pod that is not bound yet (its pin names the node)."""
+
+    pod: str
+    node: str
+    resource: str
+    devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One Node. Device counts are per extended resource name."""
+
+    name: str
+    uid: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    capacity: Mapping[str, int] = field(default_factory=dict)
+    allocatable: Mapping[str, int] = field(default_factory=dict)
+    used: Mapping[str, int] = field(default_factory=dict)
+    ready: bool = True
+    not_ready_since: float | None = None
+    unschedulable: bool = False
+    taints: tuple[Taint, ...] = ()
+    devices: tuple[Device, ...] = ()
+    """Accelerators with their RoCE addresses, in device-id order."""
+    unhealthy: frozenset[int] = frozenset()
+    """Device ids that must not be used."""
+    problems: tuple[str, ...] = ()
+    """What could not be read, e.g. a malformed annotation."""
+
+    def free(self, resource: str) -> int:
+        """Devices a new pod could get: allocatable, less used, less unhealthy ones.
+
+        A device plugin may already have taken an unhealthy device out of `allocatable`; only
+        what it has not taken out is subtracted. The annotation names no resource, so it counts
+        against each one (never too many free).
+        """
+        have = self.allocatable.get(resource, 0)
+        withdrawn = max(0, self.capacity.get(resource, have) - have)
+        sick = max(0, len(self.unhealthy) - withdrawn)
+        return max(0, have - sick - self.used.get(resource, 0))
+
+    def blocked(self, tolerations: Iterable[Toleration] = ()) -> str | None:
+        """Why no new pod may go here, or None when one may."""
+        if not self.ready:
+            return "NotReady"
+        if self.unschedulable:
+            return "Unschedulable"
+        accepted = tuple(tolerations)
+        for taint in self.taints:
+            if not any(t.tolerates(taint) for t in accepted):
+                return f"Taint {taint.key}:{taint.effect}"
+        return None
+
+
+def node_view(node: Mapping[str, Any], pods: Iterable[Mapping[str, Any]] = ()) -> NodeView:
+    """Read a Node and the pods bound to it (terminal ones are ignored).
+
+    A malformed annotation never raises: it is reported in `problems`, and what it would have
+    said is left out.
+    """
+    meta, spec, status = node.get("metadata", {}), node.get("spec", {}), node.get("status", {})
+    problems: list[str] = []
+    used: dict[str, int] = {}
+    for pod in pods:
+        for resource, count in pod_devices(pod).items():
+            used[resource] = used.get(resource, 0) + count
+    annotations = meta.get("annotations") or {}
+    ready, since = _readiness(status)
+    return NodeView(
+        name=str(meta["name"]),
+        uid=str(meta.get("uid", "")),
+        labels=dict(meta.get("labels") or {}),
+        capacity=_extended(status.get("capacity"), problems),
+        allocatable=_extended(status.get("allocatable"), problems),
+        used=used,
+        ready=ready,
+        not_ready_since=since,
+        unschedulable=bool(spec.get("unschedulable", False)),
+        taints=tuple(
+            sorted(
+                Taint(str(t["key"]), str(t.get("value") or ""), str(t["effect"]))
+                for t in spec.get("taints") or ()
+                if t.get("effect") in ("NoSchedule", "NoExecute")
+            )
+        ),
+        devices=_roce_devices(annotations.get(names.ANNOTATION_ROCE_DEVICES), problems),
+        unhealthy=_unhealthy(annotations.get(names.ANNOTATION_UNHEALTHY_DEVICES), problems),
+        problems=tuple(problems),
+    )
+
+
+def pod_devices(pod: Mapping[str, Any]) -> dict[str, int]:
+    """Extended resources that a pod holds on its node; none once it has ended.
+
+    Kubernetes' rule: the greater of all containers together with sidecars, and of any one init
+    container beside the sidecars started before it.
+    """
+    if pod.get("status", {}).get("phase") in TERMINAL_PHASES:
+        return {}
+    spec = pod.get("spec", {})
+    running: dict[str, int] = {}
+    peak: dict[str, int] = {}
+    for container in spec.get("initContainers") or ():
+        request = _requests(container)
+        if container.get("restartPolicy") == "Always":
+            _add(running, request)
+            _raise(peak, running)
+        else:
+            _raise(peak, {r: n + running.get(r, 0) for r, n in request.items()})
+    for container in spec.get("containers") or ():
+        _add(running, _requests(container))
+    _raise(peak, running)
+    return {resource: count for resource, count in sorted(peak.items()) if count > 0}
+
+
+def pinned_node(pod: Mapping[str, Any]) -> str | None:
+    """The one node that a pod's required affinity names (`metadata.name In [node]`), or None."""
+    affinity = (pod.get("spec", {}).get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    pins = {
+        str(value)
+        for term in required.get("nodeSelectorTerms") or ()
+        for match in term.get("matchFields") or ()
+        if match.get("key") == "metadata.name" and match.get("operator") == "In"
+        for value in match.get("values") or ()
+    }
+    return pins.pop() if len(pins) == 1 else None
+
+
+def reservation_of(pod: Mapping[str, Any]) -> tuple[Reservation, ...]:
+    """What a pinned pod that is not bound yet reserves; nothing for any other pod."""
+    if pod.get("spec", {}).get("nodeName"):
+        return ()
+    node = pinned_node(pod)
+    if node is None:
+        return ()
+    name = str(pod["metadata"]["name"])
+    return tuple(Reservation(name, node, r, n) for r, n in pod_devices(pod).items())
+
+
+def timestamp(value: str | None) -> float | None:
+    """Seconds since the epoch of an RFC 3339 time; None where absent or malformed."""
+    if not value:
+        return None
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except ValueError:
+        return None
+
+
+def _readiness(status: Mapping[str, Any]) -> tuple[bool, float | None]:
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "Ready":
+            if condition.get("status") == "True":
+                return True, None
+            return False, timestamp(condition.get("lastTransitionTime"))
+    return False, None
+
+
+def _extended(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for resource, value in sorted((quantities or {}).items()):
+        if not is_extended(resource):
+            continue
+        try:
+            found[resource] = count_of(value)
+        except ValueError:
+            problems.append(f"{resource}: {value!r} is not a whole number of devices")
+    return found
+
+
+def is_extended(resource: str) -> bool:
+    """True for device-like resources: `vendor.example/thing`, not Kubernetes' own names."""
+    domain, slash, _ = resource.partition("/")
+    return bool(slash) and not domain.endswith("kubernetes.io")
+
+
+def count_of(value: Any) -> int:
+    """A whole-number Kubernetes quantity (`8`, `"8"`, `"1k"`); raises ValueError for others."""
+    text = str(value)
+    for suffix in ("Ki", "Mi", "Gi", "k", "M", "G"):
+        if text.endswith(suffix):
+            return int(text.removesuffix(suffix)) * _SUFFIXES[suffix]
+    return int(text)
+
+
+def _requests(container: Mapping[str, Any]) -> dict[str, int]:
+    resources = container.get("resources") or {}
+    # For extended resources a limit alone implies an equal request.
+    stated = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return {r: count_of(v) for r, v in stated.items() if is_extended(r)}
+
+
+def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
+    for resource, count in more.items():
+        total[resource] = total.get(resource, 0) + count
+
+
+def _raise(peak: dict[str, int], level: Mapping[str, int]) -> None:
+    for resource, count in level.items():
+        peak[resource] = max(peak.get(resource, 0), count)
+
+
+def _roce_devices(text: str | None, problems: list[str]) -> tuple[Device, ...]:
+    if not text:
+        return ()
+    try:
+        entries = [Device(int(d["id"]), d.get("ip")) for d in json.loads(text)]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        problems.append(
+            f"annotation {names.ANNOTATION_ROCE_DEVICES}: want a JSON list like "
+            f'[{{"id": 0, "ip": "10.0.0.1"}}], got {text[:80]!r}'
+        )
+        return ()
+    return tuple(sorted(entries, key=lambda d: d.id))
+
+
+def _unhealthy(text: str | None, problems: list[str]) -> frozenset[int]:
+    if not text or not text.strip():
+        return frozenset()
+    try:
+        return frozenset(int(part) for part in text.split(","))
+    except ValueError:
+        problems.append(
+            f"annotation {names.ANNOTATION_UNHEALTHY_DEVICES}: want comma-separated device ids "
+            f'like "0,3", got {text[:80]!r}'
+        )
+        return frozenset()

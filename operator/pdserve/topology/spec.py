@@ -1,0 +1,66 @@
+"""A RoCEDomain reduced to what the tree needs, with units parsed. Next: `fabric` builds the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pdserve.api import RoCEDomain
+
+HOSTNAME_LABEL = "kubernetes.io/hostname"
+UNKNOWN = "unknown"
+"""Value given to a missing label under the policy `UnknownDomain`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of the fabric, e.g. leaf; crossing the uplink of a part costs `hop_cost`."""
+
+    name: str
+    node_label: str
+    hop_cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class FabricSpec:
+    """What the platform engineer declared. `levels` run from the outermost to the innermost."""
+
+    name: str
+    levels: tuple[Level, ...]
+    selector: Mapping[str, str] = field(default_factory=dict)
+    cordoned: frozenset[tuple[str, str]] = frozenset()
+    """Pairs (level, value) that take no new instance."""
+    missing: Literal["Exclude", "UnknownDomain"] = "Exclude"
+
+    @property
+    def leaf_depth(self) -> int:
+        """How many levels lead to a leaf: all, less a last one that is the node itself."""
+        if len(self.levels) > 1 and self.levels[-1].node_label == HOSTNAME_LABEL:
+            return len(self.levels) - 1
+        return len(self.levels)
+
+    def depth_of(self, level: str) -> int | None:
+        """Path length of a level's parts (outermost: 1); None for an unknown level."""
+        for depth, candidate in enumerate(self.levels, start=1):
+            if candidate.name == level:
+                return depth
+        return None
+
+    @property
+    def tier_costs(self) -> dict[str, int]:
+        """Hop cost by level name, as peer and route tables carry it."""
+        return {level.name: level.hop_cost for level in self.levels}
+
+
+def fabric_spec(domain: RoCEDomain) -> FabricSpec:
+    """Reduce an API object."""
+    spec = domain.spec
+    return FabricSpec(
+        name=str(domain.metadata.name),
+        levels=tuple(Level(v.name, v.node_label, int(v.hop_cost)) for v in spec.levels),
+        selector=dict(spec.node_selector.match_labels),
+        cordoned=frozenset((o.level, o.value) for o in spec.overrides if o.cordoned),
+        missing="UnknownDomain" if spec.missing_label_policy == "UnknownDomain" else "Exclude",
+    )
