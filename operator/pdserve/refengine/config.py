@@ -1,0 +1,137 @@
+"""Command line and environment of the engine process -> one frozen `EngineConfig`.
+
+Every option has an environment fallback where the container contract names one, so that the
+operator can render pods with either. Nothing else reads `os.environ`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from pdserve import __version__
+from pdserve.wire import names
+
+EngineRole = Literal["prefill", "decode", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that does not change during the life of an engine process.
+
+    `slots` is b_p of a prefill and b_d of a decode (or of `both`); `prefetch` is how many more
+    requests a decode takes in while all slots run. `lease_seconds` bounds how long KV is kept for
+    a decode that never comes. `pace_factor` dilates every time of the `paced` profile.
+    """
+
+    role: EngineRole = "both"
+    bind: str = "127.0.0.1"
+    port: int = names.PORT_HTTP
+    transfer_port: int = names.PORT_TRANSFER
+    instance: str = "engine"
+    token: str = ""
+    service: str = ""
+    scenario: str = ""
+    model_name: str = "reference"
+    weights: Path | None = None
+    slots: int = 4
+    prefetch: int = 2
+    max_batch_tokens: int = 1024
+    chunk_tokens: int = 512
+    kv_tokens: int = 0
+    max_model_len: int = 0
+    prefix_cache: bool = True
+    lease_seconds: float = 30.0
+    transfer_timeout: float = 10.0
+    max_body_bytes: int = 4 << 20
+    paced: str = ""
+    pace_factor: float = 1.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `pdserve-engine --help` is its documentation."""
+    p = argparse.ArgumentParser(prog="pdserve-engine", description="pdserve reference engine")
+    p.add_argument("--version", action="version", version=__version__)
+    p.add_argument("--role", choices=("prefill", "decode", "both"), help="PDSERVE_ROLE; both")
+    p.add_argument("--bind", metavar="HOST", help="address to listen on; PDSERVE_BIND; 127.0.0.1")
+    p.add_argument("--port", type=int, default=names.PORT_HTTP, help="HTTP port; 0 picks one")
+    p.add_argument("--transfer-port", type=int, default=names.PORT_TRANSFER, help="KV port")
+    p.add_argument("--instance", help="peer id; PDSERVE_INSTANCE; the host name")
+    p.add_argument("--model-name", default="reference", help="name in /v1/models")
+    p.add_argument("--weights", type=Path, metavar="DIR", help="built-in model if absent")
+    p.add_argument("--slots", type=int, default=4, help="requests at once: b_p or b_d")
+    p.add_argument("--prefetch", type=int, default=2, help="decode: extra requests taken in early")
+    p.add_argument("--max-batch-tokens", type=int, default=1024, help="prompt tokens in one step")
+    p.add_argument("--chunk-tokens", type=int, default=512, help="prompt tokens per request, step")
+    p.add_argument("--kv-tokens", type=int, default=0, help="KV pool size; 0: all slots at maximum")
+    p.add_argument("--max-model-len", type=int, default=0, help="context limit; 0: the model's")
+    p.add_argument("--no-prefix-cache", action="store_true", help="recompute every prompt")
+    p.add_argument("--lease-seconds", type=float, default=30.0, help="how long KV waits for a pull")
+    p.add_argument("--transfer-timeout", type=float, default=10.0, help="seconds for one KV pull")
+    p.add_argument("--max-body-bytes", type=int, default=4 << 20, help="larger bodies get 413")
+    p.add_argument("--paced", default="", metavar="PROFILE", help="preset name or JSON file")
+    p.add_argument("--pace-factor", type=float, default=1.0, help="dilates the profile's times")
+    return p
+
+
+def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = None) -> EngineConfig:
+    """Options, then environment, then defaults; exits with a message on a contradiction."""
+    env = os.environ if env is None else env
+    command = parser()
+    a = command.parse_args(argv)
+    role = a.role or env.get("PDSERVE_ROLE") or "both"
+    if role not in ("prefill", "decode", "both"):
+        command.error(f"PDSERVE_ROLE: {role!r} is none of prefill, decode, both")
+    _check(command, a)
+    return EngineConfig(
+        role=cast(EngineRole, role),
+        bind=a.bind or env.get("PDSERVE_BIND") or "127.0.0.1",
+        port=a.port,
+        transfer_port=a.transfer_port,
+        instance=a.instance or env.get("PDSERVE_INSTANCE") or socket.gethostname(),
+        token=env.get("PDSERVE_TOKEN", ""),
+        service=env.get("PDSERVE_SERVICE", ""),
+        scenario=env.get("PDSERVE_SCENARIO", ""),
+        model_name=a.model_name,
+        weights=a.weights,
+        slots=a.slots,
+        prefetch=a.prefetch if role == "decode" else 0,
+        max_batch_tokens=a.max_batch_tokens,
+        chunk_tokens=a.chunk_tokens,
+        kv_tokens=a.kv_tokens,
+        max_model_len=a.max_model_len,
+        prefix_cache=not a.no_prefix_cache,
+        lease_seconds=a.lease_seconds,
+        transfer_timeout=a.transfer_timeout,
+        max_body_bytes=a.max_body_bytes,
+        paced=a.paced,
+        pace_factor=a.pace_factor,
+    )
+
+
+def _check(command: argparse.ArgumentParser, a: argparse.Namespace) -> None:
+    limits: tuple[tuple[str, float, float], ...] = (
+        ("slots", 1, 4096),
+        ("prefetch", 0, 4096),
+        ("port", 0, 65535),
+        ("transfer_port", 0, 65535),
+        ("max_batch_tokens", 1, 1 << 20),
+        ("chunk_tokens", 1, 1 << 20),
+        ("kv_tokens", 0, 1 << 30),
+        ("max_model_len", 0, 1 << 20),
+        ("lease_seconds", 0.1, 3600),
+        ("transfer_timeout", 0.1, 600),
+        ("max_body_bytes", 1024, 1 << 30),
+        ("pace_factor", 0.01, 1000),
+    )
+    for name, low, high in limits:
+        value = getattr(a, name)
+        if not low <= value <= high:
+            command.error(f"--{name.replace('_', '-')} {value}: must be from {low:g} to {high:g}")
+    if a.pace_factor != 1.0 and not a.paced:
+        command.error("--pace-factor only means something with --paced PROFILE")
