@@ -1,1 +1,151 @@
-"""(docstring by the owner)"""
+"""The three kinds that people write, as typed models: PDService, ScenarioGroup, RoCEDomain.
+
+The single source of `crds/` and `docs/reference/api.md` (`python hack/generate.py`). Pure: no
+cluster access. Neighbours: `wire` holds what processes tell each other; this package holds what
+people and the operator write into objects.
+"""
+
+from pdserve.api.base import Model, Rule
+from pdserve.api.common import (
+    EngineSpec,
+    EnvVar,
+    FabricSpec,
+    InstanceShape,
+    Locality,
+    ModelSource,
+    ModelSpec,
+    ObjectRef,
+    PodPatch,
+    Recovery,
+    RoleTemplate,
+)
+from pdserve.api.errors import ApiError, Problem
+from pdserve.api.meta import (
+    Condition,
+    ConditionLike,
+    ObjectMeta,
+    epoch_of,
+    merge_conditions,
+    rfc3339,
+)
+from pdserve.api.pdservice import (
+    Budget,
+    DeviceUse,
+    Gateway,
+    GatewayAuth,
+    PDService,
+    PDServiceSpec,
+    PDServiceStatus,
+    ScenarioStatus,
+    Summary,
+)
+from pdserve.api.quantity import Bandwidth, Duration
+from pdserve.api.resource import API_VERSION, GROUP, VERSION, Column, Kind, Resource
+from pdserve.api.revision import revision_of
+from pdserve.api.rocedomain import (
+    FreeDevices,
+    Level,
+    LevelStatus,
+    NodeCounts,
+    NodeSelector,
+    Override,
+    RoCEDomain,
+    RoCEDomainSpec,
+    RoCEDomainStatus,
+    Uplink,
+    WorstPart,
+)
+from pdserve.api.scenario import (
+    Expected,
+    FixedCounts,
+    GroupBounds,
+    InstanceBounds,
+    Match,
+    Ratio,
+    Scenario,
+    Slo,
+)
+from pdserve.api.scenariogroup import (
+    Counts,
+    DecisionRecord,
+    GroupRole,
+    GroupStatus,
+    RepairStatus,
+    RoleCount,
+    ScenarioGroup,
+    ScenarioGroupSpec,
+    ScenarioGroupStatus,
+)
+
+KINDS: tuple[type[Resource], ...] = (PDService, ScenarioGroup, RoCEDomain)
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KINDS",
+    "VERSION",
+    "ApiError",
+    "Bandwidth",
+    "Budget",
+    "Column",
+    "Condition",
+    "ConditionLike",
+    "Counts",
+    "DecisionRecord",
+    "DeviceUse",
+    "Duration",
+    "EngineSpec",
+    "EnvVar",
+    "Expected",
+    "FabricSpec",
+    "FixedCounts",
+    "FreeDevices",
+    "Gateway",
+    "GatewayAuth",
+    "GroupBounds",
+    "GroupRole",
+    "GroupStatus",
+    "InstanceBounds",
+    "InstanceShape",
+    "Kind",
+    "Level",
+    "LevelStatus",
+    "Locality",
+    "Match",
+    "Model",
+    "ModelSource",
+    "ModelSpec",
+    "NodeCounts",
+    "NodeSelector",
+    "ObjectMeta",
+    "ObjectRef",
+    "Override",
+    "PDService",
+    "PDServiceSpec",
+    "PDServiceStatus",
+    "PodPatch",
+    "Problem",
+    "Ratio",
+    "Recovery",
+    "RepairStatus",
+    "Resource",
+    "RoCEDomain",
+    "RoCEDomainSpec",
+    "RoCEDomainStatus",
+    "RoleCount",
+    "RoleTemplate",
+    "Rule",
+    "Scenario",
+    "ScenarioGroup",
+    "ScenarioGroupSpec",
+    "ScenarioGroupStatus",
+    "ScenarioStatus",
+    "Slo",
+    "Summary",
+    "Uplink",
+    "WorstPart",
+    "epoch_of",
+    "merge_conditions",
+    "revision_of",
+    "rfc3339",
+]

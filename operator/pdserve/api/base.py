@@ -1,0 +1,191 @@
+"""What every API type is built from: a strict frozen model, bounded fields, and rules.
+
+A field states its bounds once, with a marker (`Text`, `Int`, `Items`, `Entries`); a model states
+its cross-field rules once, as `Rule`s with a CEL text and the same test in Python. From both come
+the parser here, the CRD (`schema`, `crd`) and the reference page (`reference`), so none of them
+can disagree. Nothing here knows a kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from pdserve.api.errors import ApiError, problems_of
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule that the API server enforces on a model (`x-kubernetes-validations`).
+
+    `cel` sees the model as `self`; `message` says what would be right; `check` is the same test
+    on a parsed model (None for transition rules, which need the old object); `field` is the
+    child the error is reported at, e.g. `.max`.
+    """
+
+    cel: str
+    message: str
+    check: Callable[[Any], bool] | None
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string of `min`..`max` characters that matches `pattern` as a whole; `says` explains it."""
+
+    max: int
+    min: int = 1
+    pattern: str = ""
+    says: str = ""
+
+    def problem(self, value: str) -> str | None:
+        """What would be right, or None when `value` is."""
+        if not self.min <= len(value) <= self.max:
+            return f"must have {self.min} to {self.max} characters"
+        if self.pattern and not re.fullmatch(self.pattern, value):
+            return f"must be {self.says}"
+        return None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return _checked(handler(source), self.problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """A whole number from `min` to `max`; strings, floats and booleans are refused."""
+
+    min: int
+    max: int
+    bits: int = 32
+
+    def __get_pydantic_core_schema__(
+        self, _source: Any, _handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        want = f"must be a whole number from {self.min} to {self.max}"
+
+        def check(value: Any) -> int:
+            if type(value) is not int or not self.min <= value <= self.max:
+                raise PydanticCustomError("int_range", want)
+            return value
+
+        return core_schema.no_info_plain_validator_function(check)
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A list of `min`..`max` items; with `keys`, no two items agree in all of them.
+
+    `keys` makes it a list-map for server-side apply; without, the list is one value (atomic).
+    """
+
+    max: int
+    min: int = 0
+    keys: tuple[str, ...] = ()
+
+    def problem(self, value: tuple[Any, ...]) -> str | None:
+        """What would be right, or None when `value` is."""
+        if not self.min <= len(value) <= self.max:
+            return f"must have {self.min} to {self.max} items"
+        if self.keys:
+            seen = [tuple(i.to_dict().get(k) for k in self.keys) for i in value]
+            twice = sorted({str(k) for k in seen if seen.count(k) > 1})
+            if twice:
+                return f"items must differ in {', '.join(self.keys)}: {', '.join(twice)} repeats"
+        return None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return _checked(handler(source), self.problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """A string map of `min`..`max` entries; `key` and `value` bound their text."""
+
+    max: int
+    key: Text
+    value: Text
+    min: int = 0
+
+    def problem(self, value: dict[str, str]) -> str | None:
+        """What would be right, or None when `value` is."""
+        if not self.min <= len(value) <= self.max:
+            return f"must have {self.min} to {self.max} entries"
+        for k, v in value.items():
+            if wrong := self.key.problem(k):
+                return f"key {k!r} {wrong}"
+            if wrong := self.value.problem(v):
+                return f"value of {k!r} {wrong}"
+        return None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return _checked(handler(source), self.problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Preserved:
+    """An object that keeps fields this API does not describe (a part of another API's type)."""
+
+
+class Model(BaseModel):
+    """Base of every API type: immutable, camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _obey_rules(self) -> Self:
+        for rule in self.rules:
+            if rule.check is not None and not rule.check(self):
+                raise PydanticCustomError(
+                    "rule", "{want}", {"want": rule.message, "field": rule.field}
+                )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object as JSON values with camelCase keys; absent optional fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    @classmethod
+    def parse(cls, value: Any, subject: str = "") -> Self:
+        """Read a JSON value.
+
+        Raises:
+            ApiError: with path, value and what would be right, for every problem found.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise ApiError(subject or cls.__name__, problems_of(error)) from None
+
+
+class Observed(Model):
+    """Base of status types: written by the operator, so fields of another version are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+def _checked(inner: CoreSchema, problem: Callable[[Any], str | None]) -> CoreSchema:
+    def check(value: Any) -> Any:
+        if wrong := problem(value):
+            raise PydanticCustomError("bounds", "{want}", {"want": wrong})
+        return value
+
+    return core_schema.no_info_after_validator_function(check, inner)

@@ -1,0 +1,120 @@
+"""What every object carries: metadata, conditions, and times as Kubernetes writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from pdserve.api.base import Int, Observed, Text
+from pdserve.api.text import Time
+
+Generation = Annotated[int, Int(0, (1 << 63) - 1, bits=64)]
+
+
+class ObjectMeta(Observed):
+    """The part of Kubernetes' ObjectMeta that pdserve reads; the rest is ignored."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    owner_references: tuple[dict[str, Any], ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # An empty uid or resourceVersion is a precondition to the API server, not an absent one.
+        return {k: v for k, v in handler(self).items() if v}
+
+
+class Condition(Observed):
+    """One aspect of an object's state (Kubernetes API conventions)."""
+
+    type: Annotated[str, Text(64, pattern=r"^[A-Za-z][A-Za-z0-9]*$", says="one CamelCase word")]
+    """Which aspect."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: Annotated[str, Text(128, pattern=r"^[A-Za-z][A-Za-z0-9]*$", says="one CamelCase word")]
+    """Why, as one CamelCase word."""
+    message: Annotated[str, Text(4096, min=0)] = ""
+    """Why, for people."""
+    last_transition_time: Time
+    """When `status` last changed."""
+    observed_generation: Generation = 0
+    """The `metadata.generation` this was found for."""
+
+
+class ConditionLike(Protocol):
+    """A condition without times, as planners make them."""
+
+    @property
+    def type(self) -> str:
+        """Which aspect."""
+        ...
+
+    @property
+    def status(self) -> Literal["True", "False", "Unknown"]:
+        """Whether it holds."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why, as one CamelCase word."""
+        ...
+
+    @property
+    def message(self) -> str:
+        """Why, for people."""
+        ...
+
+
+def merge_conditions(
+    current: Iterable[Condition],
+    wanted: Iterable[ConditionLike],
+    observed_generation: int,
+    now: float,
+) -> tuple[Condition, ...]:
+    """`wanted` with times: the old transition time is kept while a status does not change.
+
+    Conditions that `wanted` does not name are kept. Sorted by type. `now`: seconds since the
+    epoch.
+    """
+    merged = {c.type: c for c in current}
+    for w in wanted:
+        old = merged.get(w.type)
+        changed = old is None or old.status != w.status
+        merged[w.type] = Condition(
+            type=w.type,
+            status=w.status,
+            reason=w.reason,
+            message=w.message[:4096],
+            last_transition_time=rfc3339(now)
+            if old is None or changed
+            else old.last_transition_time,
+            observed_generation=observed_generation,
+        )
+    return tuple(merged[t] for t in sorted(merged))
+
+
+def rfc3339(epoch: float) -> str:
+    """UTC time to the second, e.g. `2026-01-31T08:15:00Z`; `epoch` in seconds."""
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def epoch_of(time: str) -> float:
+    """Seconds since the epoch of an RFC 3339 time.
+
+    Raises:
+        ValueError: `time` is not such a time.
+    """
+    moment = datetime.fromisoformat(time)
+    if moment.tzinfo is None:
+        raise ValueError(f"time {time!r}: must end in Z or an offset")
+    return moment.timestamp()

@@ -1,0 +1,174 @@
+"""One scenario of a PDService: which requests, which promise, and within which bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pdserve.api.base import Entries, Int, Items, Model, Rule, Text
+from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
+from pdserve.api.quantity import Duration
+from pdserve.api.text import ModelName, ScenarioName
+
+
+class Match(Model):
+    """Which requests a scenario takes: a named model and every header; nothing named: all."""
+
+    models: Annotated[tuple[ModelName, ...], Items(16)] = ()
+    """Values of the OpenAI field `model`; absent: any."""
+    headers: Annotated[
+        dict[str, str],
+        Entries(
+            8,
+            key=Text(
+                64,
+                pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+                says="a header name in lower case: letters, digits and '-'",
+            ),
+            value=Text(256),
+        ),
+    ] = Field(default_factory=dict)
+    """Request headers, names in lower case, that must all be equal."""
+
+    @property
+    def everything(self) -> bool:
+        """True when no request is excluded."""
+        return not self.models and not self.headers
+
+
+class Slo(Model):
+    """Targets, and the share of all offered requests that must meet them."""
+
+    ttft: Duration
+    """Time to first token, from arrival at the gateway."""
+    handoff: Duration
+    """Time between the first token and the second, in which the KV cache moves."""
+    tpot: Duration
+    """Mean time per further output token."""
+    attainment_percent: Annotated[int, Int(1, 100)]
+    """Share of offered requests (rejected and expired ones included) that must meet all three."""
+
+
+class GroupBounds(Model):
+    """How many P/D groups a scenario may have."""
+
+    rules = (
+        Rule(
+            "self.min <= self.max",
+            "min must be at most max",
+            lambda v: v.min <= v.max,
+            ".min",
+        ),
+    )
+
+    min: Annotated[int, Int(1, MAX_GROUPS)]
+    """Fewest P/D groups."""
+    max: Annotated[int, Int(1, MAX_GROUPS)]
+    """Most P/D groups."""
+
+
+class InstanceBounds(Model):
+    """How many instances of one role a P/D group may have."""
+
+    rules = (
+        Rule(
+            "self.min <= self.max",
+            "min must be at most max",
+            lambda v: v.min <= v.max,
+            ".min",
+        ),
+    )
+
+    min: Annotated[int, Int(1, MAX_INSTANCES)]
+    """Fewest instances."""
+    max: Annotated[int, Int(1, MAX_INSTANCES)]
+    """Most instances."""
+
+
+class FixedCounts(Model):
+    """The three counts of mode Fixed."""
+
+    groups: Annotated[int, Int(1, MAX_GROUPS)]
+    """P/D groups."""
+    prefill: Annotated[int, Int(1, MAX_INSTANCES)]
+    """Prefill instances in each."""
+    decode: Annotated[int, Int(1, MAX_INSTANCES)]
+    """Decode instances in each."""
+
+
+class Ratio(Model):
+    """Who sets the counts, and within which bounds."""
+
+    rules = (
+        Rule(
+            "self.mode != 'Fixed' || has(self.fixed)",
+            "mode Fixed needs fixed: {groups, prefill, decode}",
+            lambda r: r.mode != "Fixed" or r.fixed is not None,
+        ),
+        Rule(
+            "!has(self.fixed) || (self.fixed.prefill >= self.prefill.min"
+            " && self.fixed.prefill <= self.prefill.max)",
+            "fixed.prefill must be within ratio.prefill.min and ratio.prefill.max",
+            lambda r: r.fixed is None or r.prefill.min <= r.fixed.prefill <= r.prefill.max,
+            ".fixed",
+        ),
+        Rule(
+            "!has(self.fixed) || (self.fixed.decode >= self.decode.min"
+            " && self.fixed.decode <= self.decode.max)",
+            "fixed.decode must be within ratio.decode.min and ratio.decode.max",
+            lambda r: r.fixed is None or r.decode.min <= r.fixed.decode <= r.decode.max,
+            ".fixed",
+        ),
+    )
+
+    mode: Literal["Auto", "Advise", "Fixed", "External"] = "Auto"
+    """Auto: the operator follows the SLO. Advise: it decides and records, but does not act.
+    Fixed: it keeps `fixed`. External: an autoscaler (or a person) sets the P/D groups through
+    `/scale` of the ScenarioGroup, and the operator leaves all three counts alone."""
+    prefill: InstanceBounds
+    """Prefill instances of one P/D group."""
+    decode: InstanceBounds
+    """Decode instances of one P/D group."""
+    fixed: FixedCounts | None = None
+    """Counts for mode Fixed; kept unused in the other modes."""
+
+
+class Expected(Model):
+    """The traffic to size for until it is measured."""
+
+    prompt_tokens: Annotated[int, Int(1, 10_000_000)]
+    """Mean tokens of a prompt."""
+    output_tokens: Annotated[int, Int(1, 1_000_000)]
+    """Mean tokens of an answer."""
+    prefix_hit_percent: Annotated[int, Int(0, 100)] | None = None
+    """Share of prompt tokens found in the prefix cache; absent: 0."""
+    requests_per_second: Annotated[int, Int(1, 1_000_000)]
+    """Offered requests per second."""
+
+
+class Scenario(Model):
+    """One kind of requests with its own SLO, served by its own P/D groups."""
+
+    rules = (
+        Rule(
+            "!has(self.ratio.fixed) || (self.ratio.fixed.groups >= self.groups.min"
+            " && self.ratio.fixed.groups <= self.groups.max)",
+            "fixed.groups must be within groups.min and groups.max",
+            lambda s: s.ratio.fixed is None or s.groups.min <= s.ratio.fixed.groups <= s.groups.max,
+            ".ratio.fixed",
+        ),
+    )
+
+    name: ScenarioName
+    """Name, unique in the PDService; part of pod names and labels."""
+    match: Match = Match()
+    """Which requests it takes; only the last scenario may take all."""
+    slo: Slo
+    """The promise."""
+    groups: GroupBounds
+    """How many P/D groups."""
+    ratio: Ratio
+    """Who sets the counts, and within which bounds."""
+    expected: Expected
+    """The traffic to size for until it is measured."""

@@ -1,0 +1,218 @@
+"""ScenarioGroup: the P/D groups of one scenario. Made from a PDService, or written by hand."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pdserve.api.base import Entries, Int, Items, Model, Observed, Rule, Text
+from pdserve.api.common import (
+    MAX_GROUPS,
+    MAX_INSTANCES,
+    EngineSpec,
+    FabricSpec,
+    ModelSpec,
+    Recovery,
+    RoleTemplate,
+)
+from pdserve.api.meta import Condition, Generation
+from pdserve.api.resource import Column, Kind, Resource, Scale
+from pdserve.api.text import (
+    LabelValue,
+    Line,
+    ObjectName,
+    Paragraph,
+    Reason,
+    ScenarioName,
+    ServiceName,
+    Time,
+)
+
+
+class GroupRole(RoleTemplate):
+    """A role of every P/D group: how its instances are made, and how many there are."""
+
+    replicas: Annotated[int, Int(1, MAX_INSTANCES)] | None = None
+    """Instances of this role in each P/D group. No default: only the owner of the counts
+    writes it."""
+
+
+class ScenarioGroupSpec(Model):
+    """The wanted P/D groups of one scenario."""
+
+    rules = (
+        Rule(
+            "self.service == oldSelf.service",
+            "is immutable: delete this ScenarioGroup and create one for the other service",
+            None,
+            ".service",
+        ),
+        Rule(
+            "self.scenario == oldSelf.scenario",
+            "is immutable: delete this ScenarioGroup and create one for the other scenario",
+            None,
+            ".scenario",
+        ),
+    )
+
+    service: ServiceName
+    """PDService whose gateways route to these groups. Immutable."""
+    scenario: ScenarioName
+    """Scenario of that PDService. Immutable."""
+    model: ModelSpec
+    """The model that is served."""
+    engine: EngineSpec
+    """The inference engine that every instance runs."""
+    replicas: Annotated[int, Int(0, MAX_GROUPS)] | None = None
+    """P/D groups; also `/scale`. No default: only the owner of the counts writes it."""
+    prefill: GroupRole
+    """Prefill instances."""
+    decode: GroupRole
+    """Decode instances."""
+    fabric: FabricSpec
+    """Which fabric the instances run on."""
+    recovery: Recovery = Recovery()
+    """How patiently instances are given up."""
+
+
+class RoleCount(Observed):
+    """Instances of one role."""
+
+    desired: Annotated[int, Int(0, 1 << 20)] = 0
+    """Wanted."""
+    ready: Annotated[int, Int(0, 1 << 20)] = 0
+    """Linked, ready and not draining."""
+
+
+class GroupStatus(Observed):
+    """One P/D group."""
+
+    index: Annotated[int, Int(0, 1 << 20)]
+    """Its index (label `pdserve.io/group-index`)."""
+    revision: Annotated[str, Text(63, min=0)] = ""
+    """Revision of its instances."""
+    prefill: RoleCount = RoleCount()
+    """Prefill instances."""
+    decode: RoleCount = RoleCount()
+    """Decode instances."""
+    cells: Annotated[tuple[Line, ...], Items(64)] = ()
+    """Where they run, e.g. `leaf-a: 2P1D`."""
+    cross_leaf_percent: Annotated[int, Int(0, 100)] = 0
+    """Share of the KV traffic that leaves its leaf, from the placement."""
+    table_version: Annotated[int, Int(0, (1 << 63) - 1, bits=64)] = 0
+    """Version of its newest peer table."""
+
+
+class Counts(Observed):
+    """The three counts that one decision sets together."""
+
+    groups: Annotated[int, Int(0, MAX_GROUPS)]
+    """P/D groups."""
+    prefill: Annotated[int, Int(0, MAX_INSTANCES)]
+    """Prefill instances in each."""
+    decode: Annotated[int, Int(0, MAX_INSTANCES)]
+    """Decode instances in each."""
+
+
+class DecisionRecord(Observed):
+    """What the ratio loop decided, and why."""
+
+    time: Time
+    """When."""
+    from_: Annotated[Counts, Field(alias="from")]
+    """Counts before."""
+    to: Counts
+    """Counts decided."""
+    outcome: Literal["Applied", "Advised", "Blocked", "Held"]
+    """What became of it: Held changes nothing, Advised and Blocked did not act."""
+    reason: Reason
+    """Why, as one CamelCase word."""
+    message: Paragraph = ""
+    """Why, for people."""
+    inputs: Annotated[
+        dict[str, str],
+        Entries(
+            24,
+            key=Text(63, pattern=r"^[A-Za-z][A-Za-z0-9]*$", says="a camelCase word"),
+            value=Text(64, min=0),
+        ),
+    ] = Field(default_factory=dict)
+    """The rounded numbers it rests on."""
+
+
+class RepairStatus(Observed):
+    """A slot's history of faults, so that a restart of the operator keeps its patience."""
+
+    slot: LabelValue
+    """Durable place in a P/D group, e.g. `shop-chat-0-p1`."""
+    failures: Annotated[int, Int(0, 1 << 20)]
+    """Faults in a row."""
+    last_failure_time: Time
+    """When the newest was seen."""
+    suspect_node: ObjectName | None = None
+    """Node to avoid."""
+    not_before_time: Time | None = None
+    """No new pod in this slot before."""
+
+
+class ScenarioGroupStatus(Observed):
+    """What was observed."""
+
+    observed_generation: Generation = 0
+    """The `metadata.generation` this status was found for."""
+    replicas: Annotated[int, Int(0, 1 << 20)] = 0
+    """P/D groups that have pods."""
+    ready_replicas: Annotated[int, Int(0, 1 << 20)] = 0
+    """P/D groups that serve with all their instances."""
+    selector: Annotated[str, Text(1024, min=0)] = ""
+    """Matches exactly one pod per P/D group, so that an autoscaler on `/scale` counts groups."""
+    groups: Annotated[tuple[GroupStatus, ...], Items(128, keys=("index",))] = ()
+    """Each P/D group, draining ones included."""
+    decisions: Annotated[tuple[DecisionRecord, ...], Items(10)] = ()
+    """The last ten, oldest first."""
+    repairs: Annotated[tuple[RepairStatus, ...], Items(1024, keys=("slot",))] = ()
+    """Slots that had faults lately."""
+    conditions: Annotated[tuple[Condition, ...], Items(16, keys=("type",))] = ()
+    """Ready, Linked, Progressing, Placed, RatioInBounds."""
+
+
+class ScenarioGroup(Resource):
+    """The P/D groups of one scenario: `replicas` groups of prefill and decode instances.
+
+    One manager owns the three counts (`spec.replicas`, `spec.prefill.replicas`,
+    `spec.decode.replicas`): `pdserve.api.counts` says which.
+    """
+
+    rules = (
+        Rule(
+            "self.metadata.name.size() <= 51"
+            " && self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')",
+            "metadata.name must be at most 51 lower-case letters, digits and '-', starting with a "
+            "letter, so that labels and pod names made of it fit",
+            None,
+        ),
+    )
+    info: ClassVar[Kind] = Kind(
+        name="ScenarioGroup",
+        plural="scenariogroups",
+        short="psg",
+        scope="Namespaced",
+        scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
+        columns=(
+            Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+            Column("Groups", ".spec.replicas", "integer", "P/D groups wanted"),
+            Column("Groups-Ready", ".status.readyReplicas", "integer", "P/D groups serving"),
+            Column("Prefill", ".spec.prefill.replicas", "integer", "Prefill instances per group"),
+            Column("Decode", ".spec.decode.replicas", "integer", "Decode instances per group"),
+            Column("Placed", '.status.conditions[?(@.type=="Placed")].status'),
+            Column("Linked", '.status.conditions[?(@.type=="Linked")].status', wide=True),
+            Column("Reason", '.status.conditions[?(@.type=="Ready")].reason', wide=True),
+            Column("Service", ".spec.service", wide=True),
+            Column("Scenario", ".spec.scenario", wide=True),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+    kind: Literal["ScenarioGroup"] = "ScenarioGroup"
+    spec: ScenarioGroupSpec
+    status: ScenarioGroupStatus = ScenarioGroupStatus()

@@ -1,0 +1,75 @@
+"""Kinds of strings that several types use: names, labels, images, device resources."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pdserve.api.base import Text
+
+_LABEL_PART = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+_DOMAIN = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
+_DNS_LABEL = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+_LOWER = "lower-case letters, digits and '-', starting and ending with a letter or digit"
+
+MAX_SERVICE_NAME = 30
+MAX_SCENARIO_NAME = 20
+SERVICE_NAME = Text(
+    MAX_SERVICE_NAME,
+    pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$",
+    says="lower-case letters, digits and '-', starting with a letter, at most 30 characters",
+)
+LABEL_KEY = Text(
+    317,
+    pattern=rf"^({_DOMAIN}/)?{_LABEL_PART}$",
+    says="a label key such as fabric.example.com/leaf",
+)
+LABEL_VALUE = Text(63, pattern=rf"^{_LABEL_PART}$", says="a label value of at most 63 characters")
+
+ServiceName = Annotated[str, SERVICE_NAME]
+ScenarioName = Annotated[str, Text(MAX_SCENARIO_NAME, pattern=_DNS_LABEL, says=_LOWER)]
+LevelName = Annotated[str, Text(20, pattern=_DNS_LABEL, says=_LOWER)]
+ObjectName = Annotated[
+    str,
+    Text(253, pattern=rf"^{_DOMAIN}$", says="the name of an object: lower-case, digits, '-', '.'"),
+]
+LabelKey = Annotated[str, LABEL_KEY]
+LabelValue = Annotated[str, LABEL_VALUE]
+ModelName = Annotated[
+    str,
+    Text(
+        128,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+        says="a model name: letters, digits and . _ : / -, starting with a letter or digit",
+    ),
+]
+Image = Annotated[
+    str,
+    Text(
+        512,
+        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$",
+        says="an image reference such as registry.example.com/pdserve/engine:1.0",
+    ),
+]
+ResourceName = Annotated[
+    str,
+    Text(
+        128,
+        pattern=rf"^{_DOMAIN}/{_LABEL_PART}$",
+        says="an extended resource such as huawei.com/Ascend910",
+    ),
+]
+Short = Annotated[str, Text(64)]
+Line = Annotated[str, Text(256)]
+Paragraph = Annotated[str, Text(1024, min=0)]
+Reason = Annotated[
+    str,
+    Text(64, pattern=r"^[A-Za-z][A-Za-z0-9]*$", says="one CamelCase word"),
+]
+Time = Annotated[
+    str,
+    Text(
+        32,
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z$",
+        says="a UTC time such as 2026-01-31T08:15:00Z",
+    ),
+]
