@@ -1,0 +1,144 @@
+"""Builds a program from Go modules into the cache, once, with somebody watching.
+
+Builds take minutes, so a line every few seconds says what is built, why and for how long. A lock
+file keeps two processes from building the same thing; the one that waits says so. The result
+moves into its place by rename, so an interrupted build leaves no half program.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdserve.local import processes
+from pdserve.local.errors import LocalError, Progress, log_tail
+
+MIN_GO = (1, 21)
+"""From this version on, Go fetches by itself the newer toolchain that a module asks for."""
+
+_SAY_EVERY_SECONDS = 10.0
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to build. `module` is a folder with go.mod, or None for `go install pkg@version`."""
+
+    name: str
+    version: str
+    what: str
+    typical_seconds: int
+    module: Path | None
+    package: str
+    ldflags: str
+    tags: str = ""
+    links: tuple[str, ...] = ()
+    """Names under which a multi-call binary is also found."""
+
+    @property
+    def cache_name(self) -> str:
+        """Folder name in the cache: differs whenever the result could differ."""
+        digest = hashlib.sha256()
+        digest.update("\0".join((self.package, self.ldflags, self.tags)).encode())
+        for name in ("go.mod", "go.sum", "main.go"):
+            if self.module is not None and (file := self.module / name).is_file():
+                digest.update(file.read_bytes())
+        return f"{self.name}-{self.version}-{platform.machine()}-{digest.hexdigest()[:12]}"
+
+
+def build(recipe: Recipe, cache: Path, progress: Progress) -> Path:
+    """Make `recipe` unless it is in the cache; returns the folder with the program.
+
+    Raises:
+        LocalError: Go is missing or too old, or the build failed (with the log's end).
+    """
+    target = cache / recipe.cache_name / "bin"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f"{recipe.cache_name}.lock", recipe.name, progress):
+        if (target / recipe.name).exists():
+            return target
+        go = _go()
+        scratch = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=cache))
+        try:
+            (scratch / "bin").mkdir()
+            _run(recipe, go, scratch, progress)
+            for link in recipe.links:
+                (scratch / "bin" / link).symlink_to(recipe.name)
+            shutil.rmtree(target.parent, ignore_errors=True)
+            scratch.rename(target.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
+    out = scratch / "bin"
+    flags = ["-trimpath", f"-ldflags={recipe.ldflags}"]
+    if recipe.tags:
+        flags.append(f"-tags={recipe.tags}")
+    env = {**os.environ, "CGO_ENABLED": "0"}
+    if recipe.module is None:
+        argv = [go, "install", *flags, recipe.package]
+        env["GOBIN"] = str(out)
+    else:
+        argv = [go, "build", *flags, "-o", str(out / recipe.name), recipe.package]
+    progress(
+        f"building {recipe.name} {recipe.version} ({recipe.what}) from Go modules: "
+        f"about {_minutes(recipe.typical_seconds)}, once per machine"
+    )
+    log = scratch / "build.log"
+    began = said = time.monotonic()
+    child = processes.spawn(argv, log=log, cwd=recipe.module or scratch, env=env)
+    try:
+        while child.poll() is None:
+            time.sleep(_POLL_SECONDS)
+            now = time.monotonic()
+            if now - said >= _SAY_EVERY_SECONDS:
+                said = now
+                progress(f"building {recipe.name}: {now - began:.0f} s")
+    finally:
+        processes.stop(child)
+    if child.returncode != 0:
+        raise LocalError(
+            f"building {recipe.name} failed ({' '.join(argv[:2])}, exit {child.returncode}):\n"
+            f"{log_tail(log)}"
+        )
+    progress(f"built {recipe.name} in {time.monotonic() - began:.0f} s")
+
+
+def _minutes(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 100 else f"{round(seconds / 60)} min"
+
+
+def _go() -> str:
+    go = shutil.which("go")
+    if go is None:
+        raise LocalError("Go is not installed (no `go` in PATH)")
+    said = subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"go(\d+)\.(\d+)", said)
+    if match is None or (int(match[1]), int(match[2])) < MIN_GO:
+        wanted = ".".join(map(str, MIN_GO))
+        raise LocalError(f"Go {wanted} or newer is needed; `go version` says {said.strip()!r}")
+    return go
+
+
+@contextmanager
+def _locked(path: Path, name: str, progress: Progress) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting: another process is building {name}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

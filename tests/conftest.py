@@ -1,0 +1,22 @@
+"""Fixtures shared by all layers of tests. Only what needs a real control plane is here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.support.cluster import running_control_plane
+
+from pdserve.local.controlplane import ControlPlane
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """etcd and a real kube-apiserver, for tests marked `api`.
+
+    `.kubeconfig` (administrator), `.server`, `.admin.token`, `.ca_file`. There are no controllers:
+    nothing is garbage collected, namespaces never finish deleting, pods need no service account.
+    Use a namespace or names of your own per test.
+    """
+    with running_control_plane(tmp_path_factory.mktemp("control-plane")) as plane:
+        yield plane
