@@ -1,0 +1,43 @@
+"""Is a live object what we want? Compares only the fields we set, so server defaults do not count.
+
+Used to write on difference only: an unchanged object costs no request. Lists are compared entry
+by entry, because the API server keeps the order of the lists that we write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def covers(live: Any, wanted: Any) -> bool:
+    """True when every field of `wanted` is in `live` with the same value."""
+    if isinstance(wanted, Mapping):
+        if not isinstance(live, Mapping):
+            return not wanted and live is None
+        return all(covers(live.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        if not isinstance(live, list):
+            return not wanted and live is None
+        return len(live) == len(wanted) and all(map(covers, live, wanted))
+    return bool(live == wanted)
+
+
+def controller_uid(obj: Mapping[str, Any]) -> str | None:
+    """Uid of the object's controller owner, or None."""
+    for ref in obj.get("metadata", {}).get("ownerReferences") or ():
+        if ref.get("controller"):
+            return str(ref["uid"])
+    return None
+
+
+def owner_reference(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """Controller reference to a live object of ours."""
+    return {
+        "apiVersion": obj["apiVersion"],
+        "kind": obj["kind"],
+        "name": obj["metadata"]["name"],
+        "uid": obj["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }

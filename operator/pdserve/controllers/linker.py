@@ -1,0 +1,260 @@
+"""Talks to instances about their links: pushes peer tables, reads link reports, drains.
+
+The ScenarioGroup reconciler says, level-triggered, which instances it wants attended and how
+(`set_targets`); this module keeps one task per instance that needs something, remembers what
+each container last reported, and wakes the reconciler when a report changes. Instances that are
+settled cost nothing: no task, no request. Reports are keyed by container id, so that what a
+former process said is never taken for the present one. Losing the memory (operator restart)
+costs one idempotent push and one read per instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import aiohttp
+
+from pdserve.kube.resource import ObjectKey
+from pdserve.wire import http
+from pdserve.wire.links import DrainReport, LinkReport
+from pdserve.wire.peers import PeerTable, WireError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One running instance and what it needs.
+
+    `table` is the newest peer table, when it names the instance; `poll` asks for link reports
+    again and again (something in its group is being linked); `drain` asks it to drain.
+    """
+
+    pod: str
+    container_id: str
+    endpoint: str
+    service: str
+    table: PeerTable | None = None
+    poll: bool = False
+    drain: bool = False
+
+
+class EngineApi(Protocol):
+    """What an instance answers on its control paths."""
+
+    async def put_peers(self, target: Target, table: PeerTable) -> None:
+        """Give it a peer table (a version it already has is fine)."""
+        ...
+
+    async def get_links(self, target: Target) -> LinkReport:
+        """Its link report."""
+        ...
+
+    async def post_drain(self, target: Target) -> DrainReport:
+        """Start, or ask after, its drain."""
+        ...
+
+
+class EngineError(Exception):
+    """An instance did not answer, or not as agreed."""
+
+
+class HttpEngines:
+    """`EngineApi` over HTTP with the service's Bearer token."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        token: Callable[[str], Awaitable[str]],
+        timeout: float = 2.0,
+    ) -> None:
+        """`token` gives the token of a service key `namespace/name`; `timeout` in seconds."""
+        self._session = session
+        self._token = token
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+
+    async def put_peers(self, target: Target, table: PeerTable) -> None:
+        """See EngineApi. An instance that holds a newer table keeps it: its report says so."""
+        await self._call("PUT", target, http.PATH_PEERS, table.to_json(), also=(409,))
+
+    async def get_links(self, target: Target) -> LinkReport:
+        """See EngineApi."""
+        return LinkReport.from_json(await self._call("GET", target, http.PATH_LINKS))
+
+    async def post_drain(self, target: Target) -> DrainReport:
+        """See EngineApi."""
+        return DrainReport.from_json(await self._call("POST", target, http.PATH_DRAIN))
+
+    async def _call(
+        self, method: str, target: Target, path: str, body: Any = None, also: Iterable[int] = ()
+    ) -> Any:
+        headers = {"Authorization": f"Bearer {await self._token(target.service)}"}
+        request = self._session.request(
+            method, target.endpoint + path, json=body, headers=headers, timeout=self._timeout
+        )
+        try:
+            async with request as reply:
+                if reply.status not in (200, 202, *also):
+                    text = (await reply.text())[:200]
+                    raise EngineError(f"{method} {path}: HTTP {reply.status}: {text}")
+                if method == "PUT":
+                    return None
+                return await reply.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise EngineError(f"{method} {path}: {type(error).__name__}: {error}") from error
+
+
+@dataclass(slots=True)
+class _State:
+    target: Target
+    links: LinkReport | None = None
+    drain: DrainReport | None = None
+    pushed: int = 0
+    failures: int = 0
+    task: asyncio.Task[None] | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def needs_attention(self) -> bool:
+        target = self.target
+        if target.drain:
+            return self.drain is None or not self.drain.idle
+        if target.table is not None and self.pushed < target.table.version:
+            return True
+        return target.poll or (target.table is not None and self.links is None)
+
+
+class Linker:
+    """Attends the instances of all ScenarioGroups.
+
+    Use as an async context manager; tasks live inside it. `on_change(key)` is called with the
+    ScenarioGroup's key whenever a report of one of its instances changed.
+    """
+
+    def __init__(
+        self,
+        engines: EngineApi,
+        on_change: Callable[[ObjectKey], None],
+        *,
+        period: float = 0.25,
+        max_period: float = 5.0,
+        concurrency: int = 64,
+    ) -> None:
+        """`period`: seconds between two polls of one instance, doubled per failure up to
+        `max_period`; `concurrency`: requests under way at once over all instances.
+        """
+        self._engines = engines
+        self._on_change = on_change
+        self._period = period
+        self._max_period = max_period
+        self._slots = asyncio.Semaphore(concurrency)
+        self._states: dict[ObjectKey, dict[str, _State]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Attend targets until cancelled. A bug in an attending task ends the caller too."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                for key, states in self._states.items():
+                    for state in states.values():
+                        self._attend(key, state)
+                await asyncio.Event().wait()
+        finally:
+            self._tasks = None
+
+    def set_targets(self, key: ObjectKey, targets: Iterable[Target]) -> None:
+        """Replace what one ScenarioGroup wants attended; an empty set forgets it."""
+        old = self._states.get(key, {})
+        new: dict[str, _State] = {}
+        for target in targets:
+            state = old.pop(target.pod, None)
+            if state is not None and state.target.container_id != target.container_id:
+                _cancel(state)
+                state = None
+            if state is None:
+                state = _State(target)
+            elif state.target != target:
+                state.target = target
+                state.failures = 0
+                state.changed.set()
+            new[target.pod] = state
+        for state in old.values():
+            _cancel(state)
+        if new:
+            self._states[key] = new
+        else:
+            self._states.pop(key, None)
+        for state in new.values():
+            self._attend(key, state)
+
+    def links(self, key: ObjectKey) -> Mapping[str, LinkReport]:
+        """Newest link report per pod, only of containers that run now."""
+        return {p: s.links for p, s in self._states.get(key, {}).items() if s.links is not None}
+
+    def drains(self, key: ObjectKey) -> Mapping[str, DrainReport]:
+        """Newest drain report per pod."""
+        return {p: s.drain for p, s in self._states.get(key, {}).items() if s.drain is not None}
+
+    @property
+    def attended(self) -> int:
+        """Instances that have a task now: 0 when everything is settled."""
+        return sum(
+            s.task is not None and not s.task.done()
+            for states in self._states.values()
+            for s in states.values()
+        )
+
+    def _attend(self, key: ObjectKey, state: _State) -> None:
+        running = state.task is not None and not state.task.done()
+        if self._tasks is not None and not running and state.needs_attention:
+            state.task = self._tasks.create_task(self._serve(key, state))
+
+    async def _serve(self, key: ObjectKey, state: _State) -> None:
+        while state.needs_attention:
+            state.changed.clear()
+            try:
+                async with self._slots:
+                    changed = await self._step(state)
+                state.failures = 0
+            except (EngineError, WireError) as error:
+                changed = False
+                state.failures += 1
+                log.log(
+                    logging.WARNING if state.failures == 5 else logging.DEBUG,
+                    "instance %s/%s does not answer the operator: %s",
+                    key.namespace, state.target.pod, error,
+                )  # fmt: skip
+            if changed:
+                self._on_change(key)
+            await self._pause(state)
+
+    async def _step(self, state: _State) -> bool:
+        target = state.target
+        if target.drain:
+            drain = await self._engines.post_drain(target)
+            changed, state.drain = drain != state.drain, drain
+            return changed
+        if target.table is not None and state.pushed < target.table.version:
+            await self._engines.put_peers(target, target.table)
+            state.pushed = target.table.version
+        links = await self._engines.get_links(target)
+        changed, state.links = links != state.links, links
+        return changed
+
+    async def _pause(self, state: _State) -> None:
+        delay = min(self._period * 2.0 ** min(state.failures, 10), self._max_period)
+        try:
+            async with asyncio.timeout(delay):
+                await state.changed.wait()
+        except TimeoutError:
+            return
+
+
+def _cancel(state: _State) -> None:
+    if state.task is not None:
+        state.task.cancel()

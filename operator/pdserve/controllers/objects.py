@@ -1,0 +1,215 @@
+"""The objects around one PDService's gateway, as manifests. Pure.
+
+Gateway pods may read exactly one object: the route table of their service. They watch it with a
+field selector, because a watch under `resourceNames` is allowed only so. Neighbours: `pdservice`
+decides when these are written, `routing` what the route table says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pdserve.api import PDService
+from pdserve.wire import names
+
+COMPONENT = "gateway"
+AUTH_DIR = "/etc/pdserve/auth"
+GRACE_SECONDS = 75
+"""A gateway finishes its open streams before it exits."""
+
+
+def gateway_name(service: str) -> str:
+    """Name shared by the gateway's Deployment, Service, ServiceAccount, Role and RoleBinding."""
+    return f"{service}-gateway"
+
+
+def url(service: PDService) -> str:
+    """Where clients inside the cluster reach the service."""
+    host = f"{gateway_name(service.metadata.name)}.{service.metadata.namespace}.svc"
+    port = service.spec.gateway.port
+    return f"http://{host}" if port == 80 else f"http://{host}:{port}"
+
+
+def gateway_objects(
+    service: PDService, image: str, owner: Mapping[str, Any]
+) -> tuple[dict[str, Any], ...]:
+    """ServiceAccount, Role, RoleBinding, Deployment, Service, in the order to create them."""
+    return (
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(service, owner)},
+        _role(service, owner),
+        _role_binding(service, owner),
+        _deployment(service, image, owner),
+        _service(service, owner),
+    )
+
+
+def gateway_labels(service: PDService) -> dict[str, str]:
+    """Labels that select the gateway pods of one service."""
+    return {
+        names.LABEL_COMPONENT: COMPONENT,
+        names.LABEL_SERVICE: service.metadata.name,
+    }
+
+
+def owned_metadata(
+    name: str, namespace: str, service: str, owner: Mapping[str, Any], component: str
+) -> dict[str, Any]:
+    """Metadata of an object that the operator makes for a PDService or ScenarioGroup."""
+    return {
+        "name": name,
+        "namespace": namespace,
+        "labels": {
+            "app.kubernetes.io/name": "pdserve",
+            names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+            names.LABEL_COMPONENT: component,
+            names.LABEL_SERVICE: service,
+        },
+        "ownerReferences": [dict(owner)],
+    }
+
+
+def _meta(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+    name = service.metadata.name
+    return owned_metadata(gateway_name(name), service.metadata.namespace, name, owner, COMPONENT)
+
+
+def _role(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": _meta(service, owner),
+        "rules": [
+            {
+                "apiGroups": [""],
+                "resources": ["configmaps"],
+                "resourceNames": [names.routes_configmap_name(service.metadata.name)],
+                "verbs": ["get", "list", "watch"],
+            }
+        ],
+    }
+
+
+def _role_binding(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+    name = gateway_name(service.metadata.name)
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": _meta(service, owner),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [
+            {"kind": "ServiceAccount", "name": name, "namespace": service.metadata.namespace}
+        ],
+    }
+
+
+def _deployment(service: PDService, image: str, owner: Mapping[str, Any]) -> dict[str, Any]:
+    labels = gateway_labels(service)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _meta(service, owner),
+        "spec": {
+            "replicas": service.spec.gateway.replicas,
+            "selector": {"matchLabels": labels},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
+            "template": {
+                "metadata": {
+                    "labels": {
+                        "app.kubernetes.io/name": "pdserve",
+                        names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+                        **labels,
+                    },
+                    "annotations": {
+                        names.ANNOTATION_METRICS_SCRAPE: "true",
+                        names.ANNOTATION_METRICS_PORT: str(names.PORT_HTTP),
+                    },
+                },
+                "spec": _pod_spec(service, image),
+            },
+        },
+    }
+
+
+def _pod_spec(service: PDService, image: str) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "serviceAccountName": gateway_name(service.metadata.name),
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(service, image)],
+    }
+    if service.spec.engine.image_pull_secrets:
+        spec["imagePullSecrets"] = [
+            {"name": ref.name} for ref in service.spec.engine.image_pull_secrets
+        ]
+    if service.spec.gateway.auth is not None:
+        secret = service.spec.gateway.auth.secret_ref.name
+        spec["volumes"] = [{"name": "auth", "secret": {"secretName": secret}}]
+    return spec
+
+
+def _container(service: PDService, image: str) -> dict[str, Any]:
+    name = service.metadata.name
+    routes = f"configmap:{service.metadata.namespace}/{names.routes_configmap_name(name)}"
+    args = ["--routes", routes, "--bind", "$(PDSERVE_BIND)", "--port", str(names.PORT_HTTP)]
+    container: dict[str, Any] = {
+        "name": "gateway",
+        "image": image,
+        "args": args,
+        "env": [
+            {"name": "PDSERVE_BIND", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {
+                "name": "PDSERVE_TOKEN",
+                "valueFrom": {
+                    "secretKeyRef": {"name": names.token_secret_name(name), "key": "token"}
+                },
+            },
+        ],
+        "ports": [{"name": "http", "containerPort": names.PORT_HTTP}],
+        "readinessProbe": _probe("/readyz", period=2),
+        "livenessProbe": _probe("/healthz", period=10),
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    if service.spec.gateway.auth is not None:
+        container["args"] = [*args, "--auth-dir", AUTH_DIR]
+        container["volumeMounts"] = [{"name": "auth", "mountPath": AUTH_DIR, "readOnly": True}]
+    return container
+
+
+def _service(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _meta(service, owner),
+        "spec": {
+            "selector": gateway_labels(service),
+            "ports": [
+                {
+                    "name": "http",
+                    "port": service.spec.gateway.port,
+                    "targetPort": names.PORT_HTTP,
+                    "protocol": "TCP",
+                }
+            ],
+        },
+    }
+
+
+def _probe(path: str, period: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": names.PORT_HTTP},
+        "periodSeconds": period,
+        "timeoutSeconds": 2,
+        "failureThreshold": 3,
+    }

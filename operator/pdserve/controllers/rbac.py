@@ -1,0 +1,55 @@
+"""Every right the operator uses: (apiGroup, resource, verbs). The chart grants exactly these.
+
+A test compares the chart's rules with this list, and another that every request which the
+simulation makes is in it. The split follows what can be limited to one namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+Rules = Mapping[tuple[str, str], frozenset[str]]
+
+
+def _verbs(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NAMESPACED: Final[Rules] = {
+    ("pdserve.io", "pdservices"): _verbs("get list watch"),
+    ("pdserve.io", "pdservices/status"): _verbs("patch"),
+    ("pdserve.io", "scenariogroups"): _verbs("get list watch create patch delete"),
+    ("pdserve.io", "scenariogroups/status"): _verbs("patch"),
+    ("", "pods"): _verbs("get create patch delete"),
+    ("", "pods/status"): _verbs("patch"),
+    ("", "configmaps"): _verbs("get list watch create patch delete"),
+    ("", "secrets"): _verbs("get create"),
+    ("", "serviceaccounts"): _verbs("get list watch create patch"),
+    ("", "services"): _verbs("get list watch create patch"),
+    ("apps", "deployments"): _verbs("get list watch create patch"),
+    ("rbac.authorization.k8s.io", "roles"): _verbs("get list watch create patch"),
+    ("rbac.authorization.k8s.io", "rolebindings"): _verbs("get list watch create patch"),
+    ("events.k8s.io", "events"): _verbs("create patch"),
+}
+"""Needed where PDServices and ScenarioGroups live: a Role with --namespace, else a ClusterRole."""
+
+CLUSTER: Final[Rules] = {
+    ("pdserve.io", "rocedomains"): _verbs("get list watch"),
+    ("pdserve.io", "rocedomains/status"): _verbs("patch"),
+    ("", "nodes"): _verbs("list watch"),
+    ("", "pods"): _verbs("list watch"),
+}
+"""Always a ClusterRole: free devices are counted over all pods of the cluster."""
+
+LEASE: Final[Rules] = {
+    ("coordination.k8s.io", "leases"): _verbs("get create update"),
+}
+"""A Role in the operator's own namespace (leader election)."""
+
+KOPF: Final[Rules] = {
+    ("pdserve.io", "pdservices"): _verbs("list watch"),
+    ("pdserve.io", "scenariogroups"): _verbs("list watch"),
+    ("pdserve.io", "rocedomains"): _verbs("list watch"),
+}
+"""What kopf's own connection asks for: a subset of the above."""

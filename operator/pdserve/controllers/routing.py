@@ -1,0 +1,89 @@
+"""Builds the route table of one PDService from what is linked and ready. Pure.
+
+Which instances may be routed to is decided by `groups.routes` (architecture invariant 1); here
+they are put beside the scenarios' rules and targets. The version rises only when the content
+changes, so an unchanged service costs no write and gateways see no event.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pdserve.api import PDService, RoCEDomain
+from pdserve.wire import names
+from pdserve.wire.peers import WireError
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
+
+
+def slo_of(scenario: Any) -> Slo:
+    """Targets of one scenario of the API, in seconds and as a fraction."""
+    slo = scenario.slo
+    return Slo(
+        slo.ttft.seconds, slo.handoff.seconds, slo.tpot.seconds, slo.attainment_percent / 100.0
+    )
+
+
+def route_table(
+    service: PDService,
+    domain: RoCEDomain | None,
+    groups: Mapping[str, Sequence[RouteGroup]],
+    predicted: Mapping[str, tuple[float, float]],
+    last: RouteTable | None,
+) -> RouteTable:
+    """The table that gateways should have now; `last` itself when nothing changed.
+
+    Args:
+        service: its scenarios, in order of priority.
+        domain: gives hop costs per level; None while it is unknown.
+        groups: routable P/D groups per scenario name.
+        predicted: `a, b` of predicted prefill seconds per scenario name, where known.
+        last: the table that gateways have.
+    """
+    table = RouteTable(
+        service=service.metadata.name,
+        version=0 if last is None else last.version,
+        model=service.spec.model.name,
+        engine=str(service.spec.engine.type),
+        tier_costs={} if domain is None else {lv.name: lv.hop_cost for lv in domain.spec.levels},
+        scenarios=tuple(
+            RouteScenario(
+                name=scenario.name,
+                slo=slo_of(scenario),
+                groups=tuple(groups.get(scenario.name, ())),
+                models=tuple(scenario.match.models),
+                headers={k.lower(): v for k, v in scenario.match.headers.items()},
+                prefill_seconds=predicted.get(scenario.name),
+            )
+            for scenario in service.spec.scenarios
+        ),
+    )
+    if table == last:
+        return table
+    return dataclasses.replace(table, version=table.version + 1)
+
+
+def parse_routes(config_map: Mapping[str, Any] | None) -> RouteTable | None:
+    """The route table in a ConfigMap; None when there is none or it cannot be read.
+
+    An unreadable table is replaced; its version is lost, which gateways notice and accept only
+    from the operator's ConfigMap itself.
+    """
+    text = (config_map or {}).get("data", {}).get(names.KEY_ROUTES)
+    if not text:
+        return None
+    try:
+        return RouteTable.from_json(json.loads(text))
+    except (WireError, ValueError):
+        return None
+
+
+def routed_instances(table: RouteTable | None, scenario: str) -> frozenset[str]:
+    """Ids (pod names) of the instances of a scenario in the table."""
+    if table is None:
+        return frozenset()
+    return frozenset(
+        i.id for s in table.scenarios if s.name == scenario for g in s.groups for i in g.instances
+    )

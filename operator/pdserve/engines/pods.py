@@ -1,0 +1,216 @@
+"""Renders the pod of one instance: what an engine type needs, and what the operator relies on.
+
+`groups` decides who and where (a slot pinned to a node); this module turns that into a manifest;
+`controllers` POSTs it. Everything another component relies on (labels, readiness gate, ports,
+the PDSERVE_* variables) is set here and protected from the user's template (`pods_template`).
+Imports `api`, so the gateway must not import it (`engines.flow` is the gateway's side).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pdserve.api import RoleTemplate, ScenarioGroup
+from pdserve.engines.pods_template import ENGINE_CONTAINER, apply_template
+from pdserve.wire import http, names
+from pdserve.wire.peers import Role
+
+COMPONENT = "instance"
+GRACE_AFTER_DRAIN = 15
+"""Seconds that a terminating engine gets beyond the drain, to close and exit."""
+_STARTUP_PERIOD = 2
+
+
+class PodSlot(Protocol):
+    """What the plan fixes of a new pod (structurally `groups.types.NewPod`)."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - meanings are at groups.types.NewPod
+    @property
+    def slot(self) -> str: ...  # noqa: D102
+    @property
+    def role(self) -> Role: ...  # noqa: D102
+    @property
+    def group_index(self) -> int: ...  # noqa: D102
+    @property
+    def revision(self) -> str: ...  # noqa: D102
+    @property
+    def node(self) -> str: ...  # noqa: D102
+    @property
+    def domains(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def replaces(self) -> str | None: ...  # noqa: D102
+    @property
+    def scale_unit(self) -> bool: ...  # noqa: D102
+
+
+def role_template(group: ScenarioGroup, role: Role) -> RoleTemplate:
+    """The template of one role."""
+    return group.spec.prefill if role == "prefill" else group.spec.decode
+
+
+def render_pod(group: ScenarioGroup, new: PodSlot, owner_ref: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest to POST for one instance.
+
+    Args:
+        group: the ScenarioGroup it belongs to.
+        new: slot, role, node and revision, from the plan.
+        owner_ref: controller reference to the ScenarioGroup.
+
+    Raises:
+        TemplateError: the role's template touches a field that is not its own.
+    """
+    role = role_template(group, new.role)
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": new.name,
+            "namespace": group.metadata.namespace,
+            "labels": _labels(group, new),
+            "annotations": _annotations(new),
+            "ownerReferences": [dict(owner_ref)],
+        },
+        "spec": _spec(group, new, role),
+    }
+    if role.template is None:
+        return pod
+    return apply_template(pod, role.template.to_dict(), role.instance.resource)
+
+
+def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
+    labels = {
+        "app.kubernetes.io/name": "pdserve",
+        names.LABEL_COMPONENT: COMPONENT,
+        names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+        names.LABEL_SERVICE: group.spec.service,
+        names.LABEL_SCENARIO: group.spec.scenario,
+        names.LABEL_GROUP_INDEX: str(new.group_index),
+        names.LABEL_ROLE: new.role,
+        names.LABEL_INSTANCE: new.slot,
+        names.LABEL_REVISION: new.revision,
+        **{names.TOPOLOGY_PREFIX + level: value for level, value in new.domains.items()},
+    }
+    if new.scale_unit:
+        labels[names.LABEL_SCALE_UNIT] = "true"
+    return labels
+
+
+def _annotations(new: PodSlot) -> dict[str, str]:
+    annotations = {
+        names.ANNOTATION_METRICS_SCRAPE: "true",
+        names.ANNOTATION_METRICS_PORT: str(names.PORT_HTTP),
+    }
+    if new.replaces:
+        annotations[names.ANNOTATION_REPLACES] = new.replaces
+    return annotations
+
+
+def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, Any]:
+    drain = group.spec.recovery.drain_seconds
+    spec: dict[str, Any] = {
+        # The operator decides when an instance is lost; without these Kubernetes would delete
+        # healthy pods after a five-minute partition.
+        "tolerations": [
+            {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
+            for taint in ("not-ready", "unreachable")
+        ],
+        "affinity": {"nodeAffinity": _pin(new.node)},
+        "readinessGates": [{"conditionType": names.CONDITION_LINKED}],
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": drain + GRACE_AFTER_DRAIN,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_engine(group, new, role)],
+    }
+    if group.spec.engine.image_pull_secrets:
+        spec["imagePullSecrets"] = [
+            {"name": ref.name} for ref in group.spec.engine.image_pull_secrets
+        ]
+    return spec
+
+
+def _pin(node: str) -> dict[str, Any]:
+    terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]
+    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+
+
+def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, Any]:
+    devices = {role.instance.resource: str(role.instance.devices_per_node)}
+    container: dict[str, Any] = {
+        "name": ENGINE_CONTAINER,
+        "image": group.spec.engine.image,
+        "args": [*_reference_args(group, new.role, role), *role.args],
+        "env": _env(group, new, role),
+        "ports": [
+            {"name": "http", "containerPort": names.PORT_HTTP},
+            {"name": "transfer", "containerPort": names.PORT_TRANSFER},
+        ],
+        "resources": {"limits": devices, "requests": dict(devices)},
+        "startupProbe": _probe(
+            http.PATH_HEALTH,
+            period=_STARTUP_PERIOD,
+            failures=math.ceil(role.startup_deadline_seconds / _STARTUP_PERIOD),
+        ),
+        "livenessProbe": _probe(http.PATH_HEALTH, period=10, failures=3),
+        "readinessProbe": _probe(http.PATH_READY, period=2, failures=2),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    if group.spec.engine.image_pull_policy:
+        container["imagePullPolicy"] = str(group.spec.engine.image_pull_policy)
+    return container
+
+
+def _reference_args(group: ScenarioGroup, role_name: Role, role: RoleTemplate) -> list[str]:
+    args = [
+        "--role", role_name,
+        "--port", str(names.PORT_HTTP),
+        "--transfer-port", str(names.PORT_TRANSFER),
+        "--slots", str(role.max_concurrency),
+        "--model-name", group.spec.model.name,
+    ]  # fmt: skip
+    source = group.spec.model.source
+    if source is not None and source.path:
+        args += ["--weights", source.path]
+    return args
+
+
+def _env(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> list[dict[str, Any]]:
+    return [
+        {"name": "PDSERVE_BIND", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "PDSERVE_INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "PDSERVE_ROLE", "value": new.role},
+        {"name": "PDSERVE_SERVICE", "value": group.spec.service},
+        {"name": "PDSERVE_SCENARIO", "value": group.spec.scenario},
+        {
+            "name": "PDSERVE_TOKEN",
+            "valueFrom": {
+                "secretKeyRef": {
+                    "name": names.token_secret_name(group.spec.service),
+                    "key": "token",
+                }
+            },
+        },
+        *({"name": e.name, "value": e.value} for e in role.env),
+    ]
+
+
+def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": names.PORT_HTTP},
+        "periodSeconds": period,
+        "timeoutSeconds": 2,
+        "failureThreshold": failures,
+    }

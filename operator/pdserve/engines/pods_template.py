@@ -1,0 +1,197 @@
+"""A role's `template`: the user's patch over the rendered pod, and what it may not touch.
+
+Strategic merge as in `kubectl patch`: maps merge deeply, null deletes, lists that have a merge
+key merge by it, `tolerations` are appended, every other list is replaced. The adapter renders
+first, the user's patch goes over it, so a site can add volumes, `/dev/shm`, priority classes or
+runtime classes; but placement, identity, readiness and the role's own contract are not the
+user's to change here, and a template that tries is refused with the field that would be right.
+Pure; `pods` renders, `controllers` reports a refusal as condition `TemplateValid`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pdserve.wire import names
+
+ENGINE_CONTAINER = "engine"
+
+_MERGE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "containers": ("name",),
+    "initContainers": ("name",),
+    "volumes": ("name",),
+    "env": ("name",),
+    "imagePullSecrets": ("name",),
+    "ports": ("containerPort",),
+    "volumeMounts": ("mountPath",),
+    "volumeDevices": ("devicePath",),
+    "hostAliases": ("ip",),
+    "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
+    "resourceClaims": ("name",),
+}
+_APPEND = frozenset({"tolerations"})
+
+_METADATA_ALLOWED = frozenset({"labels", "annotations"})
+_SPEC_PROTECTED: Mapping[str, str] = {
+    "nodeName": "instances are pinned by the placement; choose nodes with the RoCEDomain",
+    "nodeSelector": "choose nodes with spec.nodeSelector of the RoCEDomain",
+    "schedulingGates": "instances are created already placed",
+    "readinessGates": "the operator owns the readiness gate",
+    "restartPolicy": "an engine always restarts in place",
+    "terminationGracePeriodSeconds": "set spec.recovery.drainSeconds",
+    "ephemeralContainers": "use kubectl debug on a running pod",
+}
+_CONTAINER_PROTECTED: Mapping[str, str] = {
+    "image": "set spec.engine.image",
+    "imagePullPolicy": "set spec.engine.imagePullPolicy",
+    "args": "set args of the role",
+    "readinessProbe": "readiness is the engine's own answer about its links",
+    "lifecycle": "the operator owns the drain",
+}
+
+
+class TemplateError(ValueError):
+    """A template asks for something it may not change.
+
+    Attributes:
+        path: the field, e.g. `template.spec.nodeName`.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: may not be set here: {why}")
+
+
+def apply_template(
+    pod: Mapping[str, Any], template: Mapping[str, Any], resource: str
+) -> dict[str, Any]:
+    """The rendered pod with the user's patch merged over it.
+
+    Args:
+        pod: manifest as the adapter rendered it; not changed.
+        template: `{metadata?: {labels?, annotations?}, spec?: {...}}`.
+        resource: the accelerator resource that the operator counts.
+
+    Raises:
+        TemplateError: the template touches a protected field, or has the wrong shape.
+    """
+    check_template(template, resource)
+    return {
+        **pod,
+        "metadata": _merge(pod["metadata"], template.get("metadata") or {}),
+        "spec": _merge(pod["spec"], template.get("spec") or {}),
+    }
+
+
+def check_template(template: Mapping[str, Any], resource: str) -> None:
+    """Raise TemplateError for the first protected field (in document order of the rules)."""
+    for key in sorted(set(template) - {"metadata", "spec"}):
+        raise TemplateError(f"template.{key}", "a template holds metadata and spec")
+    for key, value in template.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise TemplateError(f"template.{key}", "it must be an object")
+    _check_metadata(template.get("metadata") or {})
+    spec = template.get("spec") or {}
+    for key, why in _SPEC_PROTECTED.items():
+        if key in spec:
+            raise TemplateError(f"template.spec.{key}", why)
+    _check_affinity(spec)
+    _check_containers(spec, resource)
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    for key in sorted(set(metadata) - _METADATA_ALLOWED):
+        raise TemplateError(f"template.metadata.{key}", "only labels and annotations can be added")
+    for kind in sorted(_METADATA_ALLOWED):
+        for key in sorted(metadata.get(kind) or {}):
+            prefix = key.split("/")[0]
+            if prefix == names.GROUP or prefix.endswith("." + names.GROUP):
+                raise TemplateError(
+                    f"template.metadata.{kind}[{key}]", f"the prefix {prefix} is the operator's"
+                )
+
+
+def _check_affinity(spec: Mapping[str, Any]) -> None:
+    if "affinity" not in spec:
+        return
+    affinity = spec["affinity"]
+    why = "instances are pinned by the placement; choose nodes with the RoCEDomain"
+    if not isinstance(affinity, Mapping):
+        raise TemplateError("template.spec.affinity", why)
+    if "nodeAffinity" in affinity:
+        raise TemplateError("template.spec.affinity.nodeAffinity", why)
+
+
+def _check_containers(spec: Mapping[str, Any], resource: str) -> None:
+    if "containers" in spec and not isinstance(spec["containers"], list):
+        raise TemplateError("template.spec.containers", "it must be a list, merged by name")
+    for index, container in enumerate(spec.get("containers") or []):
+        path = f"template.spec.containers[{index}]"
+        if not isinstance(container, Mapping) or not container.get("name"):
+            raise TemplateError(path, "every container needs a name, e.g. name: engine")
+        for where, amount in _resource_claims(container):
+            if amount == resource:
+                raise TemplateError(
+                    f"{path}.resources.{where}[{resource}]", "set instance.devicesPerNode"
+                )
+        if container["name"] == ENGINE_CONTAINER:
+            _check_engine(path, container)
+
+
+def _check_engine(path: str, container: Mapping[str, Any]) -> None:
+    for key, why in _CONTAINER_PROTECTED.items():
+        if key in container:
+            raise TemplateError(f"{path}.{key}", why)
+    for entry in container.get("env") or []:
+        name = str(entry.get("name", "")) if isinstance(entry, Mapping) else ""
+        if name.startswith("PDSERVE_"):
+            raise TemplateError(f"{path}.env[{name}]", "PDSERVE_* is the operator's")
+
+
+def _resource_claims(container: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    resources = container.get("resources") or {}
+    for where in ("limits", "requests"):
+        for name in resources.get(where) or {}:
+            yield where, name
+
+
+def _merge(base: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = dict(base) if isinstance(base, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping):
+            merged[key] = _merge(merged.get(key), value)
+        elif isinstance(value, list) and key in _APPEND:
+            merged[key] = [*merged.get(key, []), *copy.deepcopy(value)]
+        elif isinstance(value, list) and key in _MERGE_KEYS:
+            merged[key] = _merge_list(merged.get(key, []), value, _MERGE_KEYS[key])
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _merge_list(base: list[Any], patch: list[Any], keys: tuple[str, ...]) -> list[Any]:
+    merged = list(base)
+    for entry in patch:
+        if not isinstance(entry, Mapping):
+            merged.append(copy.deepcopy(entry))
+            continue
+        at = next(
+            (
+                i
+                for i, old in enumerate(merged)
+                if isinstance(old, Mapping) and all(old.get(k) == entry.get(k) for k in keys)
+            ),
+            None,
+        )
+        if entry.get("$patch") == "delete":
+            if at is not None:
+                del merged[at]
+        elif at is None:
+            merged.append(_merge({}, entry))
+        else:
+            merged[at] = _merge(merged[at], entry)
+    return merged
