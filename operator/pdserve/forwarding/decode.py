@@ -1,0 +1,100 @@
+"""Which decode of the group takes a request whose KV waits in a prefill.
+
+The prefill keeps its slot until a decode has pulled, so the walk is short and bounded:
+1. Every live decode of the group once: those expected to be free first, then the least loaded by
+   share of its places, then the nearest to the prefill by tier cost, then random.
+2. Then whichever decode's hint (or one of our own streams ending) says free, until the deadline:
+   the earlier of the handoff deadline and the end of the KV lease less two seconds.
+At most 2M + 4 attempts for M decodes. Two decodes that could not pull the KV mean that the prefill
+lost it: `GiveUp("kv_lost")`, and only a new prefill helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.view import View
+
+LEASE_MARGIN = 2.0
+KV_FAILURES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Send the decode leg to `decode`, already counted as sent there."""
+
+    decode: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask again at `until`, or when a stream of this gateway ends before."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No decode took it; the KV must be released (it is gone already after `kv_lost`)."""
+
+    reason: Literal["deadline", "attempts", "kv_lost", "no_decode"]
+
+
+def handoff_deadline(arrived: float, ttft: float, handoff: float, first_token: float) -> float:
+    """When token 2 is due if token 1 reaches the client as late as it may: the walk's end."""
+    return max(arrived + ttft, first_token) + handoff
+
+
+class DecodeWalk:
+    """One request looking for a decode of group `prefill.group`."""
+
+    def __init__(
+        self, view: View, prefill: Instance, deadline: float, random: Callable[[], float]
+    ) -> None:
+        self._view = view
+        self._prefill = prefill
+        self._random = random
+        self._tried: set[str] = set()
+        self._attempts = 0
+        self._kv_failures = 0
+        self.deadline = deadline
+
+    def next(self, now: float) -> Try | Wait | GiveUp:
+        """The next thing to do."""
+        group = self._view.group(self._prefill.group)
+        decodes = group.decodes if group else ()
+        if self._kv_failures >= min(KV_FAILURES, max(1, len(decodes))):
+            return GiveUp("kv_lost")
+        if now >= self.deadline:
+            return GiveUp("deadline")
+        if self._attempts >= 2 * len(decodes) + 4 and decodes:
+            return GiveUp("attempts")
+        due = [d for d in decodes if self._worth(d, now)]
+        if due:
+            chosen = min(due, key=lambda d: self._order(d, now))
+            self._tried.add(chosen.id)
+            self._attempts += 1
+            chosen.sent(now)
+            return Try(chosen)
+        later = min((t for d in decodes if (t := d.next_try(now)) > now), default=NEVER)
+        return Wait(min(later, self.deadline))
+
+    def kv_failed(self) -> None:
+        """A decode could not pull the KV from the prefill."""
+        self._kv_failures += 1
+
+    def _worth(self, decode: Instance, now: float) -> bool:
+        if decode.id not in self._tried:
+            return decode.health.next_try(now) <= now
+        return decode.next_try(now) <= now
+
+    def _order(self, decode: Instance, now: float) -> tuple[bool, float, int, float]:
+        return (
+            decode.next_try(now) > now,
+            (decode.total - max(0, decode.free)) / decode.total,
+            self._view.distance(self._prefill, decode),
+            self._random(),
+        )

@@ -1,0 +1,71 @@
+"""Passive ejection: an instance that fails requests is left alone for a while, then probed.
+
+Fed only by traffic (connect errors, lost connections, 5xx, first-byte timeouts); a rejection is a
+sign of life. States: closed -> ejected for a growing time -> half-open, where exactly one request
+may try -> closed or ejected again. Ejection is this process's own belief and lasts seconds; the
+route table decides who belongs to the service.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Failure = Literal["connect", "lost", "status", "timeout"]
+
+BASE_SECONDS = 0.5
+MAX_SECONDS = 10.0
+STATUS_LIMIT = 3
+"""Consecutive 5xx or timeouts that eject; a refused or lost connection ejects at once."""
+
+
+class Health:
+    """State of one instance as one gateway process believes it."""
+
+    __slots__ = ("_ejections", "_failures", "_probing", "_until")
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._ejections = 0
+        self._until: float | None = None
+        self._probing = False
+
+    @property
+    def ejected(self) -> bool:
+        """True from ejection until a request succeeds again (half-open included)."""
+        return self._until is not None
+
+    def next_try(self, now: float) -> float:
+        """When a request may go there: `now`, a later time, or infinity while a probe is out."""
+        if self._until is None:
+            return now
+        if self._probing:
+            return float("inf")
+        return max(now, self._until)
+
+    def attempt(self) -> None:
+        """A request is being sent; half-open, it becomes the one probe."""
+        if self._until is not None:
+            self._probing = True
+
+    def abandon(self) -> None:
+        """The request ended without telling anything (the client went away)."""
+        self._probing = False
+
+    def success(self) -> None:
+        """The instance answered, be it with a rejection."""
+        self._failures = 0
+        self._ejections = 0
+        self._until = None
+        self._probing = False
+
+    def failure(self, kind: Failure, now: float) -> None:
+        """A request failed there."""
+        self._failures += 1
+        was_probe, self._probing = self._probing, False
+        at_once = kind in ("connect", "lost")
+        if self._until is not None and not was_probe:
+            return
+        if at_once or was_probe or self._failures >= STATUS_LIMIT:
+            self._until = now + min(MAX_SECONDS, BASE_SECONDS * 2**self._ejections)
+            self._ejections += 1
+            self._failures = 0

@@ -1,0 +1,134 @@
+"""What one gateway process knows of one instance: its own open legs, hints, health.
+
+`used` is exact for this process; `free` is belief: the last hint, corrected by what this process
+did since. From both follows `next_try`, the earliest time at which asking makes sense. Neighbours:
+`view` groups these; `dispatch` and `decode` choose among them.
+"""
+
+from __future__ import annotations
+
+from pdserve.forwarding.health import Failure, Health
+from pdserve.forwarding.hints import MAX_FREE_IN, Hint, supersedes
+from pdserve.wire.routes import RouteInstance
+
+NEVER = float("inf")
+PREFETCH_CREDITS = 2
+"""Requests a decode may fetch ahead of a free slot, until its hints say otherwise (q_d)."""
+BACKOFF_FIRST = 0.005
+BACKOFF_MAX = 0.080
+BACKOFF_NOT_SERVING = 1.0
+"""After `draining` or `not_ready`: the next route table normally removes the instance first."""
+_LEARN = 0.2
+
+
+class Instance:
+    """Mutable record of one routed instance, shared by all requests of the process."""
+
+    __slots__ = (
+        "_backoff_until", "_epoch", "_free_at", "_hinted_at", "_hold_seconds", "_rejections",
+        "free", "group", "health", "held", "legs", "route", "total",
+    )  # fmt: skip
+
+    def __init__(self, route: RouteInstance, group: int) -> None:
+        self.route = route
+        self.group = group
+        self.total = route.slots + (PREFETCH_CREDITS if route.role == "decode" else 0)
+        self.free = self.total
+        self.legs = 0
+        """Requests sent and not answered yet."""
+        self.held = 0
+        """Prefill: KV it keeps for us. Decode: our streams running there."""
+        self.health = Health()
+        self._epoch = -1
+        self._hinted_at = -NEVER
+        self._free_at = 0.0
+        self._backoff_until = 0.0
+        self._rejections = 0
+        self._hold_seconds = 0.0
+
+    @property
+    def id(self) -> str:
+        """Instance id, unique in the service."""
+        return self.route.id
+
+    @property
+    def used(self) -> int:
+        """Slots this process occupies there."""
+        return self.legs + self.held
+
+    def next_try(self, now: float) -> float:
+        """Earliest time at which to ask: now, later, or NEVER until one of our own legs ends."""
+        if self.used >= self.total:
+            return NEVER
+        worth = now if self.free > 0 else max(now, self._free_at)
+        return max(worth, self._backoff_until, self.health.next_try(now))
+
+    def credit(self, now: float) -> int:
+        """Requests it would probably take now (0 or more)."""
+        return max(1, self.free) if self.next_try(now) <= now else 0
+
+    def sent(self, now: float) -> None:
+        """A leg goes out. Without an answer it is taken to be accepted."""
+        self.legs += 1
+        self.health.attempt()
+        if self.free > 0:
+            self.free -= 1
+        if self.free == 0:
+            self._free_at = max(self._free_at, now + self._hold_seconds / self.total)
+
+    def accepted(self, hint: Hint | None, now: float, sent_at: float) -> None:
+        """The leg was answered with success; its slot stays in use until `released`."""
+        self.legs -= 1
+        self.held += 1
+        self._rejections = 0
+        self._backoff_until = 0.0
+        self.health.success()
+        if self.route.role == "prefill":
+            self._hold_seconds += _LEARN * (now - sent_at - self._hold_seconds)
+        self.hinted(hint, now)
+
+    def rejected(self, hint: Hint | None, now: float, serving: bool = True) -> None:
+        """The instance said no. `serving` False: it drains or is not ready."""
+        self.legs -= 1
+        self._rejections += 1
+        self.health.success()
+        self.free = 0
+        fresh = self.hinted(hint, now)
+        if not serving:
+            self._backoff_until = now + BACKOFF_NOT_SERVING
+        elif hint is None or not fresh or hint.free > 0 or hint.free_in <= BACKOFF_FIRST:
+            pause = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** (self._rejections - 1))
+            self._backoff_until = now + pause
+
+    def failed(self, kind: Failure, now: float) -> None:
+        """The leg ended without a usable answer."""
+        self.legs -= 1
+        self.free = min(self.free + 1, self.total)
+        self.health.failure(kind, now)
+
+    def abandoned(self) -> None:
+        """We cut the leg before its answer (client gone, request served elsewhere)."""
+        self.legs -= 1
+        self.free = min(self.free + 1, self.total)
+        self.health.abandon()
+
+    def lost(self, now: float) -> None:
+        """What it held for us is gone: it died under a running request."""
+        self.held -= 1
+        self.health.failure("lost", now)
+
+    def released(self) -> None:
+        """A slot it held for us is free again (KV pulled or released, stream ended)."""
+        self.held -= 1
+        self.free = min(self.free + 1, self.total)
+
+    def hinted(self, hint: Hint | None, now: float) -> bool:
+        """Take a hint unless a newer one is known; True when taken."""
+        if hint is None or not supersedes(hint.epoch, self._epoch, now - self._hinted_at):
+            return False
+        self._epoch = hint.epoch
+        self._hinted_at = now
+        self.total = max(1, hint.total)
+        self.free = hint.free
+        self._free_at = now + min(hint.free_in, MAX_FREE_IN)
+        return True

@@ -1,0 +1,80 @@
+"""The routable instances of one scenario, in their P/D groups, across route table versions.
+
+Records of instances that stay keep what was learned; an instance that left the table is never
+chosen again (architecture invariant 1), though requests already there run on with the record they
+hold. Neighbours: `instance` is one record; `dispatch` and `decode` choose from this view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.wire.peers import Role
+from pdserve.wire.routes import RouteScenario
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One P/D group: a request stays inside it from prefill to decode."""
+
+    index: int
+    prefills: tuple[Instance, ...]
+    decodes: tuple[Instance, ...]
+
+    def decode_credit(self, now: float) -> int:
+        """Decode places left when everything that is in prefill here has moved on.
+
+        A request between its two legs occupies the prefill and has asked a decode: it counts once.
+        """
+        in_prefill = sum(p.used for p in self.prefills)
+        asking = sum(d.legs for d in self.decodes)
+        return sum(d.credit(now) for d in self.decodes) - max(0, in_prefill - asking)
+
+    def next_credit(self, now: float) -> float:
+        """When decode credit may return without an event of our own; NEVER if only by one."""
+        later = (d.next_try(now) for d in self.decodes)
+        return min((t for t in later if t > now), default=NEVER)
+
+
+class View:
+    """Groups of one scenario; `update` swaps in a new route table's."""
+
+    def __init__(self, scenario: RouteScenario, tier_costs: Mapping[str, int]) -> None:
+        self._instances: dict[tuple[str, str], Instance] = {}
+        self.update(scenario, tier_costs)
+
+    def update(self, scenario: RouteScenario, tier_costs: Mapping[str, int]) -> None:
+        """Follow a route table; an id at a new endpoint is a new instance."""
+        self.scenario = scenario
+        self.tier_costs = tier_costs
+        known, self._instances = self._instances, {}
+        groups = []
+        for group in scenario.groups:
+            by_role: dict[Role, list[Instance]] = {"prefill": [], "decode": []}
+            for route in group.instances:
+                key = (route.id, route.endpoint)
+                record = known.get(key) or Instance(route, group.index)
+                record.route = route
+                self._instances[key] = record
+                by_role[route.role].append(record)
+            groups.append(Group(group.index, tuple(by_role["prefill"]), tuple(by_role["decode"])))
+        self.groups = tuple(groups)
+        self._by_index = {g.index: g for g in groups}
+        self.prefill_count = sum(len(g.prefills) for g in groups)
+
+    def group(self, index: int) -> Group | None:
+        """A group by index; None once it left the table."""
+        return self._by_index.get(index)
+
+    def instances(self) -> Iterator[Instance]:
+        """Every routed instance."""
+        return iter(self._instances.values())
+
+    def distance(self, a: Instance, b: Instance) -> int:
+        """Hop cost between two instances: the sum over levels at which they differ."""
+        ours, theirs = a.route.domains, b.route.domains
+        return sum(
+            c for level, c in self.tier_costs.items() if ours.get(level) != theirs.get(level)
+        )
