@@ -14,13 +14,12 @@ from pdserve.topology.nodes import (
     pod_devices,
     reservation_of,
 )
-from pdserve.topology.spec import FabricSpec, Level, fabric_spec
+from pdserve.topology.spec import Level, TreeSpec, fabric_spec
 from pdserve.topology.summary import DomainSummary, LevelSummary, summarise
 
 __all__ = [
     "DomainSummary",
     "Fabric",
-    "FabricSpec",
     "LabelProblem",
     "Level",
     "LevelSummary",
@@ -29,6 +28,7 @@ __all__ = [
     "Reservation",
     "Taint",
     "Toleration",
+    "TreeSpec",
     "build_fabric",
     "fabric_spec",
     "node_view",

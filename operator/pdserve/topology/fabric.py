@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pdserve.topology.nodes import NodeView, Reservation, Toleration
-from pdserve.topology.spec import UNKNOWN, FabricSpec, fabric_spec
+from pdserve.topology.spec import UNKNOWN, TreeSpec, fabric_spec
 
 if TYPE_CHECKING:
     from pdserve.api import RoCEDomain
@@ -40,13 +41,13 @@ class Fabric:
     """
 
     __slots__ = (
-        "_label_cache", "_paths", "_reserved", "excluded", "leaves", "memo", "nodes",
+        "_paths", "_reserved", "_twins", "excluded", "leaves", "memo", "nodes",
         "problems", "spec", "version",
     )  # fmt: skip
 
     def __init__(
         self,
-        spec: FabricSpec,
+        spec: TreeSpec,
         nodes: Mapping[str, NodeView],
         paths: Mapping[str, Path],
         excluded: Mapping[str, str],
@@ -67,7 +68,7 @@ class Fabric:
             leaves.setdefault(paths[name][:depth], []).append(name)
         self.leaves: dict[Path, tuple[str, ...]] = {p: tuple(leaves[p]) for p in sorted(leaves)}
         self.version = _version(spec, paths)
-        self._label_cache: dict[Path, str] = {}
+        self._twins: dict[int, frozenset[str]] = {}
 
     def path(self, node: str) -> Path | None:
         """Full path of a node, or None when it is not in the tree."""
@@ -103,13 +104,13 @@ class Fabric:
 
     def label(self, path: Path) -> str:
         """Shortest unambiguous name of a part: its own value, or the joined path."""
-        if path not in self._label_cache:
-            depth = len(path)
-            same = {p[:depth] for p in self._paths.values() if len(p) >= depth} if path else set()
-            twins = sum(1 for p in same if p[-1] == path[-1]) if path else 0
-            text = "the whole domain" if not path else "/".join(path) if twins > 1 else path[-1]
-            self._label_cache[path] = text
-        return self._label_cache[path]
+        if not path:
+            return "the whole domain"
+        depth = len(path)
+        if depth not in self._twins:
+            seen = Counter(p[-1] for p in {p[:depth] for p in self._paths.values()})
+            self._twins[depth] = frozenset(value for value, count in seen.items() if count > 1)
+        return "/".join(path) if path[-1] in self._twins[depth] else path[-1]
 
     def reserve(self, reservations: Iterable[Reservation]) -> Fabric:
         """The same tree with more devices promised."""
@@ -133,7 +134,7 @@ class Fabric:
 
 
 def build_fabric(
-    domain: RoCEDomain | FabricSpec,
+    domain: RoCEDomain | TreeSpec,
     nodes: Sequence[NodeView],
     reservations: Iterable[Reservation] = (),
 ) -> Fabric:
@@ -142,7 +143,7 @@ def build_fabric(
     Phases: 1 select and order nodes by name; 2 read each one's path from labels, by the policy
     for missing ones; 3 look for values under several parents; 4 sum reservations.
     """
-    spec = domain if isinstance(domain, FabricSpec) else fabric_spec(domain)
+    spec = domain if isinstance(domain, TreeSpec) else fabric_spec(domain)
     # 1
     chosen = sorted(
         (n for n in nodes if all(n.labels.get(k) == v for k, v in spec.selector.items())),
@@ -175,7 +176,7 @@ def build_fabric(
     return Fabric(spec, views, paths, excluded, tuple(problems), reserved)
 
 
-def _several_parents(spec: FabricSpec, paths: Mapping[str, Path]) -> list[LabelProblem]:
+def _several_parents(spec: TreeSpec, paths: Mapping[str, Path]) -> list[LabelProblem]:
     problems: list[LabelProblem] = []
     for depth in range(2, len(spec.levels) + 1):
         parents: dict[str, set[Path]] = {}
@@ -201,7 +202,7 @@ def _names(found: Sequence[str], most: int = 5) -> str:
     return shown if len(found) <= most else f"{shown} and {len(found) - most} more nodes"
 
 
-def _version(spec: FabricSpec, paths: Mapping[str, Path]) -> str:
+def _version(spec: TreeSpec, paths: Mapping[str, Path]) -> str:
     """Hash of the declared levels and every node's path: changes with topology, not with load."""
     levels = [[v.name, v.node_label, v.hop_cost] for v in spec.levels]
     text = json.dumps([levels, sorted((n, list(p)) for n, p in paths.items())])

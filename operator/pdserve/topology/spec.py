@@ -1,4 +1,4 @@
-"""A RoCEDomain reduced to what the tree needs, with units parsed. Next: `fabric` builds the tree."""
+"""A RoCEDomain reduced to what the tree needs. Next: `fabric` builds the tree from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class FabricSpec:
+class TreeSpec:
     """What the platform engineer declared. `levels` run from the outermost to the innermost."""
 
     name: str
@@ -54,10 +54,10 @@ class FabricSpec:
         return {level.name: level.hop_cost for level in self.levels}
 
 
-def fabric_spec(domain: RoCEDomain) -> FabricSpec:
+def fabric_spec(domain: RoCEDomain) -> TreeSpec:
     """Reduce an API object."""
     spec = domain.spec
-    return FabricSpec(
+    return TreeSpec(
         name=str(domain.metadata.name),
         levels=tuple(Level(v.name, v.node_label, int(v.hop_cost)) for v in spec.levels),
         selector=dict(spec.node_selector.match_labels),

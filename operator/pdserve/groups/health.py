@@ -1,0 +1,225 @@
+"""Is an instance lost, and since when would it be? One fault per instance, from its pod and node.
+
+The operator, not Kubernetes' taint manager, decides this (control.md 5). The rules, first match
+wins: NodeDeleted, PodFailed, NodeLost, DeviceUnhealthy, ImageError, CrashLoop, Unschedulable,
+StartupDeadline. A pod that someone deletes is not faulty, it is leaving. Neighbours: `observe`
+calls this, `repairs` counts the faults, `resize` substitutes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pdserve.groups.types import Fault
+from pdserve.topology.nodes import is_extended, node_view, pod_devices, timestamp
+
+ENGINE_CONTAINER = "engine"
+_BAD_IMAGE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_PULL_FAILS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthLimits:
+    """Thresholds; times in seconds.
+
+    `crash_restarts`: restarts of the engine container after which back-off means a crash loop.
+    `image_seconds`: how long image pulls may fail. `startup_deadline`: from the start of the
+    container that runs (or the pod's creation) to Ready.
+    """
+
+    node_suspect: float = 30.0
+    crash_restarts: int = 3
+    image_seconds: float = 60.0
+    unschedulable_seconds: float = 15.0
+    startup_deadline: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The fault, if any, in words; and seconds until a running deadline would change it."""
+
+    fault: Fault | None = None
+    message: str = ""
+    recheck_after: float | None = None
+
+
+def classify(
+    pod: Mapping[str, Any],
+    node: Mapping[str, Any] | None,
+    now: float,
+    limits: HealthLimits,
+    lease_silent_since: float | None = None,
+) -> Verdict:
+    """Judge one instance.
+
+    Args:
+        pod: the raw Pod.
+        node: the raw Node it is bound or pinned to; None when no such Node exists.
+        now: seconds since the epoch.
+        limits: thresholds.
+        lease_silent_since: when the Node's Lease should last have been renewed; None while it is.
+    """
+    if node is None:
+        return Verdict("NodeDeleted", "its Node no longer exists")
+    if pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
+        return _pod_ended(pod)
+    verdicts = [
+        _node_lost(node, now, limits, lease_silent_since),
+        _device(pod, node),
+        _image(pod, now, limits),
+        _crash_loop(pod, limits),
+        _unschedulable(pod, now, limits),
+        _startup(pod, now, limits),
+    ]
+    for verdict in verdicts:
+        if verdict.fault is not None:
+            return verdict
+    waits = [v.recheck_after for v in verdicts if v.recheck_after is not None]
+    return Verdict(recheck_after=min(waits) if waits else None)
+
+
+def engine_status(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Status of the engine container: the one of that name, else the first; {} before it exists."""
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    for status in statuses:
+        if status.get("name") == ENGINE_CONTAINER:
+            return dict(status)
+    return dict(statuses[0]) if statuses else {}
+
+
+def condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """One condition of a Pod or Node; {} where absent."""
+    for found in pod.get("status", {}).get("conditions") or ():
+        if found.get("type") == kind:
+            return dict(found)
+    return {}
+
+
+def device_ids(pod: Mapping[str, Any]) -> frozenset[int] | None:
+    """Device ids this pod was given (`allocatedResourcesStatus`, KEP-4680); None if not told."""
+    found: set[int] = set()
+    told = False
+    for resource, entry in _allocated(pod):
+        told = told or is_extended(resource)
+        number = re.search(r"(\d+)$", str(entry.get("resourceID", "")))
+        if number is not None:
+            found.add(int(number.group(1)))
+    return frozenset(found) if told else None
+
+
+def _pod_ended(pod: Mapping[str, Any]) -> Verdict:
+    status = pod["status"]
+    why = ": ".join(str(status[k]) for k in ("reason", "message") if status.get(k))
+    return Verdict("PodFailed", f"pod phase {status['phase']}" + (f" ({why})" if why else ""))
+
+
+def _node_lost(
+    node: Mapping[str, Any], now: float, limits: HealthLimits, lease_silent_since: float | None
+) -> Verdict:
+    ready = condition(node, "Ready")
+    since = [] if lease_silent_since is None else [lease_silent_since]
+    if ready.get("status") != "True":
+        changed = timestamp(ready.get("lastTransitionTime"))
+        since.append(now if changed is None else changed)
+    if not since:
+        return Verdict()
+    name = node["metadata"]["name"]
+    silent = now - min(since)
+    if silent >= limits.node_suspect:
+        what = "NotReady" if ready.get("status") != "True" else "silent"
+        return Verdict("NodeLost", f"node {name} {what} for {silent:.0f} s")
+    return Verdict(recheck_after=limits.node_suspect - silent)
+
+
+def _device(pod: Mapping[str, Any], node: Mapping[str, Any]) -> Verdict:
+    """Unhealthy for sure: told so by the kubelet, named by id, or the pod holds all devices."""
+    for resource, entry in _allocated(pod):
+        if entry.get("health") == "Unhealthy":
+            return Verdict("DeviceUnhealthy", f"{resource} {entry.get('resourceID')} is unhealthy")
+    view = node_view(node)
+    if not view.unhealthy:
+        return Verdict()
+    ids = device_ids(pod)
+    held = pod_devices(pod)
+    whole = any(count >= view.capacity.get(r, 1 << 30) for r, count in held.items())
+    sick = view.unhealthy if ids is None and whole else (ids or frozenset()) & view.unhealthy
+    if not sick:
+        return Verdict()
+    listed = ", ".join(str(i) for i in sorted(sick))
+    return Verdict("DeviceUnhealthy", f"device {listed} of node {view.name} is unhealthy")
+
+
+def _image(pod: Mapping[str, Any], now: float, limits: HealthLimits) -> Verdict:
+    waiting = engine_status(pod).get("state", {}).get("waiting") or {}
+    reason = waiting.get("reason")
+    message = f"{reason}: {waiting.get('message', '')}".rstrip(": ")
+    if reason in _BAD_IMAGE:
+        return Verdict("ImageError", message)
+    if reason not in _PULL_FAILS:
+        return Verdict()
+    scheduled = timestamp(condition(pod, "PodScheduled").get("lastTransitionTime"))
+    age = now - (scheduled if scheduled is not None else created(pod))
+    if age >= limits.image_seconds:
+        return Verdict("ImageError", message)
+    return Verdict(recheck_after=limits.image_seconds - age)
+
+
+def _crash_loop(pod: Mapping[str, Any], limits: HealthLimits) -> Verdict:
+    status = engine_status(pod)
+    waiting = status.get("state", {}).get("waiting") or {}
+    restarts = int(status.get("restartCount") or 0)
+    if waiting.get("reason") != "CrashLoopBackOff" or restarts < limits.crash_restarts:
+        return Verdict()
+    last = status.get("lastState", {}).get("terminated") or {}
+    return Verdict(
+        "CrashLoop", f"engine restarted {restarts} times, last exit code {last.get('exitCode')}"
+    )
+
+
+def _unschedulable(pod: Mapping[str, Any], now: float, limits: HealthLimits) -> Verdict:
+    if pod.get("spec", {}).get("nodeName"):
+        return Verdict()
+    found = condition(pod, "PodScheduled")
+    if found.get("status") != "False" or found.get("reason") != "Unschedulable":
+        return Verdict()
+    since = timestamp(found.get("lastTransitionTime"))
+    age = now - (since if since is not None else created(pod))
+    if age >= limits.unschedulable_seconds:
+        return Verdict("Unschedulable", f"unscheduled for {age:.0f} s: {found.get('message', '')}")
+    return Verdict(recheck_after=limits.unschedulable_seconds - age)
+
+
+def _startup(pod: Mapping[str, Any], now: float, limits: HealthLimits) -> Verdict:
+    ready = condition(pod, "Ready")
+    if ready.get("status") == "True":
+        return Verdict()
+    running = engine_status(pod).get("state", {}).get("running") or {}
+    starts = [
+        created(pod),
+        timestamp(running.get("startedAt")),
+        timestamp(ready.get("lastTransitionTime")),
+    ]
+    age = now - max(s for s in starts if s is not None)
+    if age >= limits.startup_deadline:
+        return Verdict(
+            "StartupDeadline",
+            f"not Ready {age:.0f} s after its start, startupDeadlineSeconds is "
+            f"{limits.startup_deadline:.0f}",
+        )
+    return Verdict(recheck_after=limits.startup_deadline - age)
+
+
+def created(pod: Mapping[str, Any]) -> float:
+    """Creation time of an object, seconds since the epoch (0 where absent)."""
+    return timestamp(pod.get("metadata", {}).get("creationTimestamp")) or 0.0
+
+
+def _allocated(pod: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    for resource in engine_status(pod).get("allocatedResourcesStatus") or ():
+        for entry in resource.get("resources") or ():
+            yield str(resource.get("name", "")), entry

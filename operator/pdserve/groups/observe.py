@@ -1,0 +1,105 @@
+"""Raw pod and node dicts -> `InstanceObs`. The only place in `groups` that knows their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pdserve.groups.health import (
+    HealthLimits,
+    classify,
+    condition,
+    created,
+    device_ids,
+    engine_status,
+)
+from pdserve.groups.types import InstanceObs
+from pdserve.topology.nodes import node_view, pinned_node, pod_devices, timestamp
+from pdserve.wire import names
+from pdserve.wire.peers import ROLES, Device
+
+
+class NotOurs(ValueError):  # noqa: N818 - a fact about the pod, not a failure of this program
+    """The pod lacks a label that every instance carries; the message names it."""
+
+
+def instance_obs(
+    pod: Mapping[str, Any],
+    node: Mapping[str, Any] | None,
+    now: float,
+    limits: HealthLimits | None = None,
+    lease_silent_since: float | None = None,
+) -> InstanceObs:
+    """Read one instance.
+
+    Args:
+        pod: the raw Pod of an instance.
+        node: the raw Node it is bound or pinned to; None when no such Node exists.
+        now: seconds since the epoch.
+        limits: thresholds of `health` (defaults when None).
+        lease_silent_since: see `health.classify`.
+
+    Raises:
+        NotOurs: a label is missing or malformed.
+    """
+    meta, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
+    labels = meta.get("labels") or {}
+    annotations = meta.get("annotations") or {}
+    role = labels.get(names.LABEL_ROLE)
+    if role not in ROLES:
+        raise NotOurs(f"pod {meta['name']}: label {names.LABEL_ROLE} is {role!r}, want {ROLES}")
+    index = str(labels.get(names.LABEL_GROUP_INDEX, ""))
+    if not index.isdigit():
+        raise NotOurs(
+            f"pod {meta['name']}: label {names.LABEL_GROUP_INDEX} is {index!r}, want a number"
+        )
+    engine = engine_status(pod)
+    linked = condition(pod, names.CONDITION_LINKED)
+    verdict = classify(pod, node, now, limits or HealthLimits(), lease_silent_since)
+    bound = spec.get("nodeName")
+    return InstanceObs(
+        name=meta["name"],
+        uid=str(meta.get("uid", "")),
+        slot=str(meta["name"]).rpartition("-")[0],
+        role=role,
+        group_index=int(index),
+        revision=str(labels.get(names.LABEL_REVISION, "")),
+        node=str(bound or pinned_node(pod) or ""),
+        created=created(pod),
+        domains={
+            key.removeprefix(names.TOPOLOGY_PREFIX): value
+            for key, value in sorted(labels.items())
+            if key.startswith(names.TOPOLOGY_PREFIX)
+        },
+        devices=_devices(pod, node),
+        pod_ip=status.get("podIP") or None,
+        bound=bool(bound),
+        running=bool(engine.get("state", {}).get("running")),
+        container_id=engine.get("containerID") or None,
+        restarts=int(engine.get("restartCount") or 0),
+        ready=condition(pod, "Ready").get("status") == "True",
+        linked_container=(linked.get("message") or None)
+        if linked.get("status") == "True"
+        else None,
+        terminating=bool(meta.get("deletionTimestamp")),
+        drain_started=timestamp(annotations.get(names.ANNOTATION_DRAIN)),
+        replaces=annotations.get(names.ANNOTATION_REPLACES) or None,
+        fault=verdict.fault,
+        fault_message=verdict.message,
+        scale_unit=names.LABEL_SCALE_UNIT in labels,
+        recheck_after=verdict.recheck_after,
+    )
+
+
+def _devices(pod: Mapping[str, Any], node: Mapping[str, Any] | None) -> tuple[Device, ...]:
+    """The node's devices that this pod holds: those told, or all if it holds all, else unknown."""
+    if node is None:
+        return ()
+    view = node_view(node)
+    ids = device_ids(pod)
+    if ids is not None:
+        known = {d.id: d for d in view.devices}
+        return tuple(known.get(i, Device(i)) for i in sorted(ids))
+    held = pod_devices(pod)
+    whole = any(count >= view.capacity.get(r, 1 << 30) for r, count in held.items())
+    return view.devices if whole else ()

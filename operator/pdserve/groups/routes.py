@@ -1,0 +1,80 @@
+"""Which instances a gateway may be given (invariant 1). `controllers` writes them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pdserve.groups.types import InstanceObs
+from pdserve.wire.names import PORT_HTTP
+from pdserve.wire.peers import ROLES, Peer, PeerTable, Role
+from pdserve.wire.routes import RouteGroup, RouteInstance
+
+
+def is_routable(instance: InstanceObs, table: PeerTable | None) -> bool:
+    """Linked for the container that runs, Ready, staying, sound, and in the table as it is now."""
+    return (
+        instance.fault is None
+        and not instance.terminating
+        and instance.drain_started is None
+        and instance.running
+        and instance.ready
+        and instance.linked
+        and peer_entry(instance, table) is not None
+    )
+
+
+def peer_entry(instance: InstanceObs, table: PeerTable | None) -> Peer | None:
+    """The table's entry for this very pod: same name and address."""
+    entry = table.peer(instance.name) if table is not None else None
+    if entry is None or instance.pod_ip is None:
+        return None
+    return entry if entry.endpoint == endpoint(instance.pod_ip) else None
+
+
+def routable(
+    instances: Iterable[InstanceObs],
+    tables: Mapping[int, PeerTable],
+    slots: Mapping[Role, int],
+) -> tuple[RouteGroup, ...]:
+    """Route groups by index; instances by role, then name.
+
+    A group is listed only while it has both roles, of one revision: a prefill without a decode
+    could only make its client wait.
+
+    Args:
+        instances: of one ScenarioGroup.
+        tables: newest peer table by group index.
+        slots: b_p and b_d.
+    """
+    ready: dict[tuple[int, str], list[InstanceObs]] = {}
+    for instance in instances:
+        if is_routable(instance, tables.get(instance.group_index)):
+            key = (instance.group_index, instance.revision)
+            ready.setdefault(key, []).append(instance)
+    groups: list[RouteGroup] = []
+    for (index, revision), members in sorted(ready.items()):
+        if {i.role for i in members} != set(ROLES):
+            continue
+        members.sort(key=lambda i: (ROLES.index(i.role), i.name))
+        groups.append(
+            RouteGroup(index, revision, tuple(_route(i, tables[index], slots) for i in members))
+        )
+    return tuple(groups)
+
+
+def endpoint(pod_ip: str) -> str:
+    """HTTP URL of an instance (IPv6 in brackets)."""
+    return f"http://{host(pod_ip)}:{PORT_HTTP}"
+
+
+def host(pod_ip: str) -> str:
+    """An address as a URL's host."""
+    return f"[{pod_ip}]" if ":" in pod_ip else pod_ip
+
+
+def _route(instance: InstanceObs, table: PeerTable, slots: Mapping[Role, int]) -> RouteInstance:
+    entry = peer_entry(instance, table)
+    assert entry is not None  # noqa: S101 - is_routable was checked for each of them
+    return RouteInstance(
+        instance.name, instance.role, entry.endpoint, slots[instance.role], entry.domains
+    )
