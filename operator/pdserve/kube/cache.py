@@ -1,0 +1,376 @@
+"""A local, pruned, always-listed copy of one kind of object; what plans read.
+
+`run` lists, then watches, for ever:
+
+1. **List** page by page, pruning as pages arrive; diff against what is held, so that deletions
+   missed while away come out as DELETED.
+2. **Watch** from the list's version; bookmarks move the version on. A watch that ends or breaks is
+   resumed; one whose version is too old (410) goes back to 1.
+3. An unreachable server is waited for with capped, jittered backoff without end; meanwhile reads
+   go on from the copy, and `age` says how old it may be.
+
+`observe` writes the answers of our own requests in at once (read your writes). Nothing ever goes
+back: an object replaces an older version only, and an answer no newer than what the watch has
+already shown is not let in, so that a late answer cannot bring a deleted object back.
+
+Handlers are told of changes that survive pruning. They run inside the cache, must be quick and
+must not raise: they put keys into the work queue, nothing else. Neighbours: `prune`, `workqueue`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pdserve.kube.client import KubeClient
+from pdserve.kube.errors import KubeError
+from pdserve.kube.metrics import Registry
+from pdserve.kube.prune import Prune, without_managed_fields
+from pdserve.kube.resource import Object, ObjectKey, Resource, key_of, version_of
+from pdserve.kube.workqueue import Backoff
+
+logger = logging.getLogger(__name__)
+
+ChangeType = Literal["ADDED", "MODIFIED", "DELETED"]
+Handler = Callable[[ChangeType, Object | None, Object | None], None]
+"""`handler(event, old, new)`: old is None for ADDED, new is None for DELETED."""
+Index = Callable[[Object], Iterable[Hashable]]
+
+RECONNECT = Backoff(base=0.2, cap=15.0, spread=0.3)
+SHORT_WATCH = 1.0
+"""Seconds; a watch that the server ends sooner counts as a failed attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """How far a cache may be trusted."""
+
+    synced: bool
+    connected: bool
+    """The last request was answered."""
+    age: float
+    """Seconds since the server was last heard (at most about 60 on a quiet, healthy watch)."""
+    error: str
+    """Why it is not connected; "" when it is."""
+
+
+class Cache:
+    """See the module. One event loop; reads are synchronous and never block."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        prune: Prune = without_managed_fields,
+        label_selector: str = "",
+        field_selector: str = "",
+        page_size: int = 500,
+        registry: Registry | None = None,
+        backoff: Backoff = RECONNECT,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Make a cache; nothing happens until `run`.
+
+        Args:
+            client: how to reach the API server.
+            resource: the kind.
+            namespace: only this one; None for the whole cluster.
+            prune: what to keep of each object.
+            label_selector: server-side filter.
+            field_selector: server-side filter.
+            page_size: objects per page of a list.
+            registry: where the metrics go.
+            backoff: waits between attempts while the server is away.
+            rng: the jitter's randomness.
+        """
+        self.resource = resource
+        self.namespace = namespace
+        self.synced = asyncio.Event()
+        self._client = client
+        self._prune = prune
+        self._label_selector = label_selector
+        self._field_selector = field_selector
+        self._page_size = page_size
+        self._backoff = backoff
+        # Spreads reconnects over time; nothing secret depends on it.
+        self._rng = rng or random.Random()  # noqa: S311
+        self._objects: dict[ObjectKey, Object] = {}
+        self._versions: dict[ObjectKey, int] = {}
+        self._progress = 0
+        self._handlers: list[Handler] = []
+        self._indexes: dict[str, _IndexStore] = {}
+        self._failures = 0
+        self._error = "not started"
+        self._heard: float | None = None
+        self._metrics = _CacheMetrics(registry or Registry(), self)
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, name: str, namespace: str = "") -> Object | None:
+        """The object, or None. Not to be changed by the reader."""
+        return self._objects.get(ObjectKey(namespace, name))
+
+    def list(self, namespace: str | None = None) -> tuple[Object, ...]:
+        """All objects (of one namespace), ordered by namespace and name."""
+        keys = sorted(k for k in self._objects if namespace is None or k.namespace == namespace)
+        return tuple(self._objects[key] for key in keys)
+
+    def by_index(self, index: str, value: Hashable) -> tuple[Object, ...]:
+        """Objects for which the index function yielded `value`, ordered by namespace and name."""
+        return tuple(self._objects[key] for key in sorted(self._indexes[index].keys(value)))
+
+    def index_values(self, index: str) -> frozenset[Hashable]:
+        """Values with at least one object."""
+        return self._indexes[index].values()
+
+    def state(self) -> CacheState:
+        """Whether and how well this cache follows the server."""
+        age = float("inf")
+        if self._heard is not None:
+            age = asyncio.get_running_loop().time() - self._heard
+        return CacheState(self.synced.is_set(), not self._error, age, self._error)
+
+    # --- setting up ------------------------------------------------------------------------
+
+    def on_change(self, handler: Handler) -> None:
+        """Call `handler` for every change from now on, the first list's ADDED included."""
+        self._handlers.append(handler)
+
+    def add_index(self, name: str, values: Index) -> None:
+        """Keep objects findable by what `values(object)` yields (of the pruned object)."""
+        store = self._indexes[name] = _IndexStore(values)
+        for key, obj in self._objects.items():
+            store.replace(key, None, obj)
+
+    # --- writing through -------------------------------------------------------------------
+
+    def observe(self, obj: Object) -> bool:
+        """Take in the answer to a write of ours; False if the cache already knows as much.
+
+        Only for objects that this cache's namespace and selectors include.
+        """
+        version = version_of(obj)
+        if version <= self._progress:
+            return False
+        return self._store(key_of(obj), version, self._prune(obj))
+
+    def observe_gone(self, obj: Object) -> bool:
+        """Take in that exactly this object (same uid) is gone, e.g. a DELETE answered 404."""
+        key = key_of(obj)
+        held = self._objects.get(key)
+        if held is None or held["metadata"].get("uid") != obj["metadata"].get("uid"):
+            return False
+        self._drop(key)
+        return True
+
+    # --- following the server --------------------------------------------------------------
+
+    async def run(self) -> None:
+        """List and watch until cancelled. Ends with nothing but cancellation."""
+        loop = asyncio.get_running_loop()
+        resume = ""
+        while True:
+            started = loop.time()
+            try:
+                resume = await self._follow(resume or await self._relist())
+                if loop.time() - started > SHORT_WATCH:
+                    continue
+                self._failures += 1  # a server that hangs up at once is not to be hammered
+            except KubeError as error:
+                self._failed(error)
+                resume = self._resume_after(error)
+            await asyncio.sleep(self._backoff.delay(self._failures, self._rng))
+
+    def _resume_after(self, error: KubeError) -> str:
+        """From which version to watch on; "" to list again."""
+        if not self.synced.is_set() or error.is_gone:
+            return ""
+        if error.is_unreachable or error.status == 429:
+            return str(self._progress)
+        # 4xx: rights or the kind itself went, a list tells best when they are back. 5xx: usually
+        # passing, but one that stays may be about the version (a restored etcd lacks it).
+        return str(self._progress) if error.status >= 500 and self._failures < 3 else ""
+
+    async def _relist(self) -> str:
+        listing = await self._client.list(
+            self.resource,
+            self.namespace,
+            page_size=self._page_size,
+            transform=self._prepare,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+        )
+        self._heard_now()
+        version = int(listing.resource_version)
+        rewound = version < self._progress
+        if rewound:
+            # Only a server restored from a backup counts backwards: nothing held is comparable.
+            logger.warning("History of %s was rewound; taking the list as is", self.resource.plural)
+            self._versions.clear()
+        seen = set()
+        for key, item_version, pruned in listing.items:
+            seen.add(key)
+            if pruned is not None or key in self._objects:
+                self._store(key, item_version, pruned)
+        for key in sorted(self._objects.keys() - seen):
+            if rewound or self._versions.get(key, 0) <= version:
+                self._drop(key)
+        self._progress = version
+        self._metrics.relists.labels(self.resource.plural).inc()
+        self.synced.set()
+        return listing.resource_version
+
+    def _prepare(self, obj: Object) -> tuple[ObjectKey, int, Object | None]:
+        return key_of(obj), version_of(obj), self._prune(obj)
+
+    async def _follow(self, version: str) -> str:
+        async for event in self._client.watch(
+            self.resource,
+            self.namespace,
+            resource_version=version,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+        ):
+            self._heard_now()
+            self._failures = 0
+            version = event.object["metadata"]["resourceVersion"]
+            if event.type != "BOOKMARK":
+                self._metrics.events.labels(self.resource.plural).inc()
+                self._apply(event.type, event.object)
+            self._progress = max(self._progress, int(version))
+        self._heard_now()
+        return version
+
+    def _apply(self, event: str, obj: Object) -> None:
+        key, version = key_of(obj), version_of(obj)
+        if event != "DELETED":
+            self._store(key, version, self._prune(obj))
+        elif version >= self._versions.get(key, 0):
+            self._drop(key)
+
+    def _heard_now(self) -> None:
+        self._error = ""
+        self._heard = asyncio.get_running_loop().time()
+
+    def _failed(self, error: KubeError) -> None:
+        self._failures += 1
+        if error.is_gone:
+            logger.info("Watch of %s expired; listing again", self.resource.plural)
+        elif not self._error or not self.synced.is_set():
+            logger.warning("Cannot follow %s: %s", self.resource.plural, error)
+        self._error = str(error)
+        self._metrics.failures.labels(self.resource.plural).inc()
+
+    # --- the copy --------------------------------------------------------------------------
+
+    def _store(self, key: ObjectKey, version: int, new: Object | None) -> bool:
+        if version < self._versions.get(key, 0) or (
+            version == self._versions.get(key) and key in self._objects
+        ):
+            return False
+        if new is None:
+            return self._drop(key)
+        old = self._objects.get(key)
+        if old is not None and old["metadata"].get("uid") != new["metadata"].get("uid"):
+            self._drop(key)  # the same name, another object: not a modification
+            old = None
+        self._objects[key] = new
+        self._versions[key] = version
+        if old is not None and _same(old, new):
+            return True
+        for store in self._indexes.values():
+            store.replace(key, old, new)
+        self._tell("ADDED" if old is None else "MODIFIED", old, new)
+        return True
+
+    def _drop(self, key: ObjectKey) -> bool:
+        self._versions.pop(key, None)
+        old = self._objects.pop(key, None)
+        if old is None:
+            return False
+        for store in self._indexes.values():
+            store.replace(key, old, None)
+        self._tell("DELETED", old, None)
+        return True
+
+    def _tell(self, event: ChangeType, old: Object | None, new: Object | None) -> None:
+        for handler in self._handlers:
+            try:
+                handler(event, old, new)
+            except Exception:
+                # One bad handler must not blind the others, nor end the watch for good.
+                logger.exception("Handler of %s failed", self.resource.plural)
+                self._metrics.handler_errors.labels(self.resource.plural).inc()
+
+
+def _same(old: Object, new: Object) -> bool:
+    """Equal but for the resourceVersion."""
+    old_meta, new_meta = old["metadata"], new["metadata"]
+    if len(old) != len(new) or len(old_meta) != len(new_meta):
+        return False
+    return all(old.get(k) == v for k, v in new.items() if k != "metadata") and all(
+        old_meta.get(k) == v for k, v in new_meta.items() if k != "resourceVersion"
+    )
+
+
+class _IndexStore:
+    def __init__(self, values: Index) -> None:
+        self._function = values
+        self._keys: dict[Hashable, set[ObjectKey]] = {}
+
+    def replace(self, key: ObjectKey, old: Object | None, new: Object | None) -> None:
+        before = set(self._function(old)) if old is not None else set()
+        after = set(self._function(new)) if new is not None else set()
+        for value in before - after:
+            keys = self._keys[value]
+            keys.discard(key)
+            if not keys:
+                del self._keys[value]
+        for value in after - before:
+            self._keys.setdefault(value, set()).add(key)
+
+    def keys(self, value: Hashable) -> Iterable[ObjectKey]:
+        return self._keys.get(value, ())
+
+    def values(self) -> frozenset[Hashable]:
+        return frozenset(self._keys)
+
+
+class _CacheMetrics:
+    def __init__(self, registry: Registry, cache: Cache) -> None:
+        label = ("resource",)
+        self.events = registry.counter(
+            "pdserve_cache_events_total", "Watch events received, bookmarks not counted.", label
+        )
+        self.relists = registry.counter(
+            "pdserve_cache_relists_total", "Full lists taken; more than one means lost watches.",
+            label,
+        )  # fmt: skip
+        self.failures = registry.counter(
+            "pdserve_cache_failures_total", "Lists and watches that failed or broke.", label
+        )
+        self.handler_errors = registry.counter(
+            "pdserve_cache_handler_errors_total", "Change handlers that raised: a defect.", label
+        )
+        objects = registry.gauge("pdserve_cache_objects", "Objects held.", label)
+        age = registry.gauge(
+            "pdserve_cache_age_seconds", "Seconds since the API server was last heard.", label
+        )
+        synced = registry.gauge("pdserve_cache_synced", "1 once listed.", label)
+
+        def collect() -> None:
+            plural, state = cache.resource.plural, cache.state()
+            objects.labels(plural).set(len(cache))
+            age.labels(plural).set(state.age)
+            synced.labels(plural).set(state.synced)
+
+        registry.on_collect(collect)
