@@ -125,7 +125,7 @@ class Dispatcher:
         while self._room:
             ticket = next((t for t in self._room if t.not_before <= now), None)
             if ticket is None:
-                step.wake_at = min(step.wake_at, min(t.not_before for t in self._room))
+                step.wake_at = min(step.wake_at, *(t.not_before for t in self._room))
                 break
             chosen, later = self._choose(now)
             if chosen is None:
