@@ -13,11 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pdserve.api.errors import ApiError, problems_of
+
+VALIDATIONS = "x-kubernetes-validations"
+MAX_INT64 = (1 << 53) - 1
+"""Largest bound the API server reads exactly out of a CRD (it passes through a float)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +46,28 @@ class Rule:
     field: str = ""
 
 
+def cel_string(text: str) -> str:
+    """`text` as a CEL literal."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def validation(rule: str, message: str, field: str = "") -> dict[str, str]:
+    """One entry of `x-kubernetes-validations`."""
+    return {"rule": rule, "message": message} | ({"fieldPath": field} if field else {})
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A string of `min`..`max` characters that matches `pattern` as a whole; `says` explains it."""
+    """A string of `min`..`max` characters that matches `pattern` as a whole; `says` explains it.
+
+    With `clip`, text that is too long is cut instead of refused: for messages in status.
+    """
 
     max: int
     min: int = 1
     pattern: str = ""
     says: str = ""
+    clip: bool = False
 
     def problem(self, value: str) -> str | None:
         """What would be right, or None when `value` is."""
@@ -52,10 +77,32 @@ class Text:
             return f"must be {self.says}"
         return None
 
+    def clipped(self, value: str) -> str:
+        """`value`, cut to `max` where that is allowed."""
+        too_long = self.clip and len(value) > self.max
+        return value[: self.max - 3] + "..." if too_long else value
+
+    def schema(self) -> dict[str, Any]:
+        """OpenAPI of the string. A CEL rule, not `pattern`, because it can say what is right."""
+        schema: dict[str, Any] = {"type": "string", "maxLength": self.max}
+        if self.min:
+            schema["minLength"] = self.min
+        if self.pattern:
+            schema[VALIDATIONS] = [
+                validation(f"self.matches({cel_string(self.pattern)})", f"must be {self.says}")
+            ]
+        return schema
+
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return _checked(handler(source), self.problem)
+        clipped = core_schema.no_info_after_validator_function(self.clipped, handler(source))
+        return _checked(clipped if self.clip else handler(source), self.problem)
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(core) | self.schema()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +124,12 @@ class Int:
             return value
 
         return core_schema.no_info_plain_validator_function(check)
+
+    def __get_pydantic_json_schema__(
+        self, _core: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        bounds = {"minimum": self.min, "maximum": self.max}
+        return {"type": "integer", "format": f"int{self.bits}", **bounds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +159,17 @@ class Items:
     ) -> CoreSchema:
         return _checked(handler(source), self.problem)
 
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core) | {"maxItems": self.max}
+        if self.min:
+            schema["minItems"] = self.min
+        schema["x-kubernetes-list-type"] = "map" if self.keys else "atomic"
+        if self.keys:
+            schema["x-kubernetes-list-map-keys"] = list(self.keys)
+        return schema
+
 
 @dataclass(frozen=True, slots=True)
 class Entries:
@@ -132,10 +196,33 @@ class Entries:
     ) -> CoreSchema:
         return _checked(handler(source), self.problem)
 
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core) | {
+            "maxProperties": self.max,
+            "additionalProperties": self.value.schema(),
+            VALIDATIONS: [
+                validation(
+                    f"self.all(k, k.size() <= {self.key.max}"
+                    f" && k.matches({cel_string(self.key.pattern)}))",
+                    f"every key must be {self.key.says}",
+                )
+            ],
+        }
+        if self.min:
+            schema["minProperties"] = self.min
+        return schema
+
 
 @dataclass(frozen=True, slots=True)
 class Preserved:
     """An object that keeps fields this API does not describe (a part of another API's type)."""
+
+    def __get_pydantic_json_schema__(
+        self, _core: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
 class Model(BaseModel):
@@ -158,6 +245,15 @@ class Model(BaseModel):
                     "rule", "{want}", {"want": rule.message, "field": rule.field}
                 )
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core))
+        if cls.rules:
+            schema[VALIDATIONS] = [validation(r.cel, r.message, r.field) for r in cls.rules]
+        return schema
 
     def to_dict(self) -> dict[str, Any]:
         """The object as JSON values with camelCase keys; absent optional fields left out."""

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from pdserve.api.base import Int, Observed, Text
+from pdserve.api.base import MAX_INT64, Int, Observed, Text
 from pdserve.api.text import Time
 
-Generation = Annotated[int, Int(0, (1 << 63) - 1, bits=64)]
+Generation = Annotated[int, Int(0, MAX_INT64, bits=64)]
 
 
 class ObjectMeta(Observed):
@@ -43,7 +43,7 @@ class Condition(Observed):
     """Whether it holds."""
     reason: Annotated[str, Text(128, pattern=r"^[A-Za-z][A-Za-z0-9]*$", says="one CamelCase word")]
     """Why, as one CamelCase word."""
-    message: Annotated[str, Text(4096, min=0)] = ""
+    message: Annotated[str, Text(4096, min=0, clip=True)] = ""
     """Why, for people."""
     last_transition_time: Time
     """When `status` last changed."""
@@ -94,7 +94,7 @@ def merge_conditions(
             type=w.type,
             status=w.status,
             reason=w.reason,
-            message=w.message[:4096],
+            message=w.message,
             last_transition_time=rfc3339(now)
             if old is None or changed
             else old.last_transition_time,

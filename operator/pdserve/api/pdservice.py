@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from pdserve.api.base import Int, Items, Model, Observed, Rule, Text
+from pdserve.api.base import Int, Items, Model, Observed, Rule
 from pdserve.api.common import EngineSpec, FabricSpec, ModelSpec, ObjectRef, Recovery, RoleTemplate
 from pdserve.api.meta import Condition, Generation
 from pdserve.api.resource import Column, Kind, Resource
 from pdserve.api.scenario import Scenario
 from pdserve.api.scenariogroup import DecisionRecord, RoleCount
-from pdserve.api.text import MAX_SERVICE_NAME, Line, ResourceName, ScenarioName, Short
+from pdserve.api.text import MAX_SERVICE_NAME, SERVICE_NAME, Line, ResourceName, ScenarioName, Short
 
 MAX_SCENARIOS = 32
 MAX_SERVICE_INSTANCES = 2048
@@ -177,7 +177,7 @@ class Summary(Observed):
     """Decode instances, ready of wanted."""
     slo: Short
     """Lowest attainment of a scenario, `-` when none is known."""
-    devices: Annotated[str, Text(256)]
+    devices: Line
     """Devices used, with budget where one is set; one entry per resource."""
 
 
@@ -225,7 +225,7 @@ def _ready_of(counts: list[RoleCount]) -> str:
 
 def _devices(devices: tuple[DeviceUse, ...]) -> str:
     shown = (str(d.used) if d.budget is None else f"{d.used}/{d.budget}" for d in devices)
-    return (", ".join(shown) or "0")[:256]
+    return ", ".join(shown) or "0"
 
 
 class PDService(Resource):
@@ -235,9 +235,10 @@ class PDService(Resource):
         Rule(
             f"self.metadata.name.size() <= {MAX_SERVICE_NAME}"
             " && self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')",
-            "metadata.name must be at most 30 lower-case letters, digits and '-', starting with a "
+            "must be at most 30 lower-case letters, digits and '-', starting with a "
             "letter, so that labels and pod names made of it fit",
-            None,
+            lambda v: not v.name or SERVICE_NAME.problem(v.name) is None,
+            ".metadata.name",
         ),
     )
     info: ClassVar[Kind] = Kind(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar, Self
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from pdserve.api.base import VALIDATIONS, cel_string, validation
 
 
 class UnitString(str):
@@ -57,6 +59,21 @@ class UnitString(str):
             read, serialization=core_schema.to_string_ser_schema()
         )
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, _core: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "maxLength": cls.max_length,
+            VALIDATIONS: [validation(cls.cel(), f"must be {cls.example}")],
+        }
+
+    @classmethod
+    def cel(cls) -> str:
+        """The same test for the API server."""
+        return f"self.matches({cel_string(cls.pattern())}) && self.matches('[1-9]')"
+
 
 class Duration(UnitString):
     """A positive time up to ten minutes, such as `800ms` or `1.5s`."""
@@ -65,6 +82,11 @@ class Duration(UnitString):
     units = {"ms": 1e-3, "s": 1.0, "m": 60.0}  # noqa: RUF012  a ClassVar in the base
     example = "a positive duration up to 10m, such as 800ms or 1.5s"
     highest = 600.0
+
+    @classmethod
+    def cel(cls) -> str:
+        """Pattern, then bounds: `duration()` fails on text that is not one."""
+        return f"{super().cel()} && duration(self) <= duration('{cls.highest:.0f}s')"
 
     @property
     def seconds(self) -> float:

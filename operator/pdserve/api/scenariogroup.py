@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pdserve.api.base import Entries, Int, Items, Model, Observed, Rule, Text
+from pdserve.api.base import MAX_INT64, Entries, Int, Items, Model, Observed, Rule, Text
 from pdserve.api.common import (
     MAX_GROUPS,
     MAX_INSTANCES,
@@ -19,6 +19,7 @@ from pdserve.api.common import (
 from pdserve.api.meta import Condition, Generation
 from pdserve.api.resource import Column, Kind, Resource, Scale
 from pdserve.api.text import (
+    GROUP_NAME,
     LabelValue,
     Line,
     ObjectName,
@@ -100,7 +101,7 @@ class GroupStatus(Observed):
     """Where they run, e.g. `leaf-a: 2P1D`."""
     cross_leaf_percent: Annotated[int, Int(0, 100)] = 0
     """Share of the KV traffic that leaves its leaf, from the placement."""
-    table_version: Annotated[int, Int(0, (1 << 63) - 1, bits=64)] = 0
+    table_version: Annotated[int, Int(0, MAX_INT64, bits=64)] = 0
     """Version of its newest peer table."""
 
 
@@ -154,6 +155,10 @@ class RepairStatus(Observed):
     """Node to avoid."""
     not_before_time: Time | None = None
     """No new pod in this slot before."""
+    last_uid: Annotated[str, Text(64)] | None = None
+    """Uid of the pod counted last, so that one fault is counted once."""
+    fault: Annotated[str, Text(64, min=0)] = ""
+    """Its fault, e.g. `CrashLoop`."""
 
 
 class ScenarioGroupStatus(Observed):
@@ -186,11 +191,12 @@ class ScenarioGroup(Resource):
 
     rules = (
         Rule(
-            "self.metadata.name.size() <= 51"
+            f"self.metadata.name.size() <= {GROUP_NAME.max}"
             " && self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')",
-            "metadata.name must be at most 51 lower-case letters, digits and '-', starting with a "
+            "must be at most 51 lower-case letters, digits and '-', starting with a "
             "letter, so that labels and pod names made of it fit",
-            None,
+            lambda v: not v.name or GROUP_NAME.problem(v.name) is None,
+            ".metadata.name",
         ),
     )
     info: ClassVar[Kind] = Kind(

@@ -18,6 +18,12 @@ SERVICE_NAME = Text(
     pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$",
     says="lower-case letters, digits and '-', starting with a letter, at most 30 characters",
 )
+GROUP_NAME = Text(
+    MAX_SERVICE_NAME + 1 + MAX_SCENARIO_NAME,
+    pattern=SERVICE_NAME.pattern,
+    says="lower-case letters, digits and '-', starting with a letter, at most 51 characters",
+)
+"""Of a ScenarioGroup: `<service>-<scenario>` when a PDService makes it."""
 LABEL_KEY = Text(
     317,
     pattern=rf"^({_DOMAIN}/)?{_LABEL_PART}$",
@@ -59,8 +65,8 @@ ResourceName = Annotated[
     ),
 ]
 Short = Annotated[str, Text(64)]
-Line = Annotated[str, Text(256)]
-Paragraph = Annotated[str, Text(1024, min=0)]
+Line = Annotated[str, Text(256, clip=True)]
+Paragraph = Annotated[str, Text(1024, min=0, clip=True)]
 Reason = Annotated[
     str,
     Text(64, pattern=r"^[A-Za-z][A-Za-z0-9]*$", says="one CamelCase word"),

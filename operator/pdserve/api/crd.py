@@ -1,0 +1,94 @@
+"""CustomResourceDefinition manifests of the kinds. Text form: `hack/generate.py`, `crds/`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pdserve.api.base import VALIDATIONS, Model, validation
+from pdserve.api.resource import GROUP, VERSION, Column, Kind, Resource
+from pdserve.api.schema import structural_schema
+
+CATEGORY = "pdserve"
+
+
+def crd_manifest(kind: type[Resource]) -> dict[str, Any]:
+    """The manifest to apply for one kind."""
+    info = kind.info
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": info.crd_name},
+        "spec": {
+            "group": GROUP,
+            "scope": info.scope,
+            "names": {
+                "kind": info.name,
+                "listKind": f"{info.name}List",
+                "plural": info.plural,
+                "singular": info.name.lower(),
+                "shortNames": [info.short],
+                "categories": [CATEGORY],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": root_schema(kind)},
+                    "subresources": _subresources(info),
+                    "additionalPrinterColumns": [_column(c) for c in info.columns],
+                }
+            ],
+        },
+    }
+
+
+def spec_and_status(kind: type[Resource]) -> tuple[type[Model], type[Model]]:
+    """The two types that a kind consists of."""
+    spec, status = (kind.model_fields[part].annotation for part in ("spec", "status"))
+    if not (isinstance(spec, type) and issubclass(spec, Model)):
+        raise TypeError(f"{kind.__name__}.spec is not a Model")
+    if not (isinstance(status, type) and issubclass(status, Model)):
+        raise TypeError(f"{kind.__name__}.status is not a Model")
+    return spec, status
+
+
+def root_schema(kind: type[Resource]) -> dict[str, Any]:
+    """Schema of a whole object of this kind."""
+    spec, status = spec_and_status(kind)
+    schema: dict[str, Any] = {
+        "description": " ".join((kind.__doc__ or "").split()),
+        "type": "object",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": structural_schema(spec),
+            "status": structural_schema(status, written=False),
+        },
+    }
+    if kind.rules:
+        schema["properties"]["metadata"]["properties"] = {"name": {"type": "string"}}
+        schema[VALIDATIONS] = [validation(r.cel, r.message, r.field) for r in kind.rules]
+    return schema
+
+
+def _subresources(info: Kind) -> dict[str, Any]:
+    subresources: dict[str, Any] = {"status": {}}
+    if info.scale is not None:
+        subresources["scale"] = {
+            "specReplicasPath": info.scale.spec_replicas,
+            "statusReplicasPath": info.scale.status_replicas,
+            "labelSelectorPath": info.scale.selector,
+        }
+    return subresources
+
+
+def _column(column: Column) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": column.name, "type": column.type, "jsonPath": column.path}
+    if column.description:
+        shown["description"] = column.description
+    if column.wide:
+        shown["priority"] = 1
+    return shown

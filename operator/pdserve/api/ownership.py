@@ -1,0 +1,53 @@
+"""Who owns which field of a ScenarioGroup, so that a change of ratio mode drops nothing.
+
+The operator applies (server-side) as two field managers:
+
+* `SPEC_MANAGER` everything but the three counts, always;
+* `COUNTS_MANAGER` the three counts, all together and with force, in modes Auto, Advise and Fixed.
+
+In mode External the second one just stops: what it applied last stays, because an owner's field
+goes only when that owner applies without it; an autoscaler's write to `/scale` takes the field
+over. Back in Auto its next apply, with force, takes all three again. Were the counts part of one
+apply, leaving them out in External would delete them (Kubernetes server-side apply semantics).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pdserve.api.resource import API_VERSION
+from pdserve.api.scenariogroup import Counts, ScenarioGroup
+
+SPEC_MANAGER = "pdserve"
+COUNTS_MANAGER = "pdserve-counts"
+
+
+def spec_apply(group: ScenarioGroup) -> dict[str, Any]:
+    """Body that `SPEC_MANAGER` applies: metadata and spec of `group` without counts."""
+    spec = group.spec.to_dict()
+    for holder in (spec, spec["prefill"], spec["decode"]):
+        holder.pop("replicas", None)
+    metadata = group.metadata.to_dict()
+    kept = ("name", "namespace", "uid", "labels", "annotations", "ownerReferences")
+    return {
+        "apiVersion": API_VERSION,
+        "kind": group.kind,
+        "metadata": {key: metadata[key] for key in kept if key in metadata},
+        "spec": spec,
+    }
+
+
+def counts_apply(name: str, namespace: str, uid: str, counts: Counts) -> dict[str, Any]:
+    """Body that `COUNTS_MANAGER` applies to an existing ScenarioGroup; `uid` guards against a
+    namesake.
+    """
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ScenarioGroup",
+        "metadata": {"name": name, "namespace": namespace, "uid": uid},
+        "spec": {
+            "replicas": counts.groups,
+            "prefill": {"replicas": counts.prefill},
+            "decode": {"replicas": counts.decode},
+        },
+    }
