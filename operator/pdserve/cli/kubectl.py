@@ -1,0 +1,113 @@
+"""`kubectl pdserve`: look at PDServices through the operator's own eyes.
+
+kubectl finds this command on PATH by its name (`kubectl-pdserve`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pdserve.api import ApiError
+from pdserve.cli import snapshot, view_explain, view_status
+from pdserve.kube.client import KubeClient
+from pdserve.kube.connect import ConnectError, connect
+from pdserve.kube.errors import KubeError
+
+_EXAMPLES = """examples:
+  kubectl pdserve status                      every PDService of the namespace on one screen
+  kubectl pdserve status shop -n prod         one of them
+  kubectl pdserve status -A -o json           all, for scripts
+  kubectl pdserve explain shop                why it is placed and sized as it is
+  kubectl pdserve explain shop chat           only scenario chat
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; exit status 1: not found or refused, 2: wrong command line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        print(asyncio.run(_run(arguments)))
+    except (snapshot.NotFoundError, ConnectError, ApiError) as error:
+        return _fail(str(error))
+    except KubeError as error:
+        if error.is_not_found:
+            return _fail("the API server does not know PDServices: install the chart first")
+        if error.is_unreachable:
+            return _fail(f"the API server does not answer: {error}; check --kubeconfig/--context")
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"kubectl pdserve: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kubectl pdserve",
+        description="What a PDService does, and why.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    where = common.add_mutually_exclusive_group()
+    where.add_argument("-n", "--namespace", default="default", help="default: %(default)s")
+    where.add_argument("-A", "--all-namespaces", action="store_true")
+    common.add_argument("--kubeconfig", metavar="FILE")
+    common.add_argument("--context", metavar="NAME")
+    common.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    status = commands.add_parser("status", parents=[common], help="one screen")
+    status.add_argument("name", nargs="?", help="PDService; default: all")
+    explain = commands.add_parser("explain", parents=[common], help="why placed, sized or waiting")
+    explain.add_argument("name", help="PDService")
+    explain.add_argument("scenario", nargs="?", help="default: all")
+    return parser
+
+
+async def _run(arguments: argparse.Namespace) -> str:
+    client = await connect(arguments.kubeconfig, context=arguments.context)
+    try:
+        namespace = None if arguments.all_namespaces else arguments.namespace
+        found = await snapshot.read_services(client, namespace, arguments.name)
+        if arguments.output == "json":
+            return json.dumps([_as_json(s) for s in found], indent=2)
+        if not found:
+            return f"no PDService in {namespace or 'any namespace'}"
+        if arguments.command == "status":
+            return "\n\n".join(view_status.render(s, time.time()) for s in found)
+        return "\n\n".join([await _explain(client, s, arguments.scenario) for s in found])
+    finally:
+        await client.close()
+
+
+async def _explain(client: KubeClient, found: snapshot.Snapshot, scenario: str | None) -> str:
+    state = await snapshot.read_fabric(client, found.service.spec.fabric.domain_ref.name)
+    return view_explain.render(found, scenario, state, time.time())
+
+
+def _as_json(found: snapshot.Snapshot) -> dict[str, Any]:
+    return {
+        "service": found.service.to_dict(),
+        "scenarioGroups": [g.to_dict() for g in found.groups],
+        "instances": [
+            {
+                "name": i.name,
+                "role": i.role,
+                "groupIndex": i.group_index,
+                "node": i.node,
+                "state": view_status.state_of(i),
+                "restarts": i.restarts,
+            }
+            for i in view_status.instances(found, time.time())
+        ],
+    }

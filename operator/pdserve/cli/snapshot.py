@@ -1,0 +1,97 @@
+"""Everything `kubectl pdserve` shows, read once from the API server.
+
+Reading is here, wording is in `view_status` and `view_explain`, so that both can be tested on
+plain values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pdserve import api
+from pdserve.kube.client import KubeClient
+from pdserve.kube.errors import KubeError
+from pdserve.kube.resource import NODES, PODS, Resource
+from pdserve.wire import names
+
+SERVICES = Resource(names.GROUP, names.VERSION, "pdservices", "PDService")
+GROUPS = Resource(names.GROUP, names.VERSION, "scenariogroups", "ScenarioGroup")
+DOMAINS = Resource(names.GROUP, names.VERSION, "rocedomains", "RoCEDomain", namespaced=False)
+
+
+class NotFoundError(Exception):
+    """No such PDService; the message names those that exist."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One PDService with what belongs to it. Pods are raw JSON, of instances only."""
+
+    service: api.PDService
+    groups: tuple[api.ScenarioGroup, ...]
+    pods: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class FabricState:
+    """What placement would look at now: raw Nodes and all their pods."""
+
+    domain: api.RoCEDomain
+    nodes: tuple[dict[str, Any], ...]
+    pods: tuple[dict[str, Any], ...]
+
+
+async def read_services(
+    client: KubeClient, namespace: str | None, name: str | None
+) -> Sequence[Snapshot]:
+    """All PDServices of a namespace (None: of all), or the one named.
+
+    Raises:
+        NotFoundError: `name` is not there.
+        KubeError: the API server said no, or nothing.
+    """
+    services = [api.PDService.parse(o) for o in (await client.list(SERVICES, namespace)).items]
+    if name is not None:
+        chosen = [s for s in services if s.metadata.name == name]
+        if not chosen:
+            there = ", ".join(sorted(f"{s.metadata.name}" for s in services)) or "none"
+            raise NotFoundError(
+                f"PDService {name!r} is not in namespace {namespace!r}; there: {there}"
+            )
+        services = chosen
+    groups = [api.ScenarioGroup.parse(o) for o in (await client.list(GROUPS, namespace)).items]
+    pods = (await client.list(PODS, namespace, label_selector=names.LABEL_INSTANCE)).items
+    return [_snapshot(s, groups, pods) for s in services]
+
+
+def _snapshot(
+    service: api.PDService, groups: Sequence[api.ScenarioGroup], pods: Sequence[dict[str, Any]]
+) -> Snapshot:
+    namespace, name = service.metadata.namespace, service.metadata.name
+    order = {s.name: i for i, s in enumerate(service.spec.scenarios)}
+    mine = [g for g in groups if g.metadata.namespace == namespace and g.spec.service == name]
+    return Snapshot(
+        service,
+        tuple(sorted(mine, key=lambda g: (order.get(g.spec.scenario, 99), g.metadata.name))),
+        tuple(
+            p
+            for p in pods
+            if p["metadata"]["namespace"] == namespace
+            and p["metadata"]["labels"].get(names.LABEL_SERVICE) == name
+        ),
+    )
+
+
+async def read_fabric(client: KubeClient, domain: str) -> FabricState | None:
+    """The named RoCEDomain with nodes and pods; None where it does not exist."""
+    try:
+        found = api.RoCEDomain.parse(await client.get(DOMAINS, domain))
+    except KubeError as error:
+        if error.is_not_found:
+            return None
+        raise
+    nodes, pods = await asyncio.gather(client.list(NODES), client.list(PODS))
+    return FabricState(found, nodes.items, pods.items)

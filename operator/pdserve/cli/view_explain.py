@@ -1,0 +1,108 @@
+"""Why things are as they are: placement, waiting, and the ratio's decisions. Wording only.
+
+The placement part runs the operator's own planner on what the cluster shows now, so what it says
+is what the operator would do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pdserve import api
+from pdserve.cli.snapshot import FabricState, Snapshot
+from pdserve.cli.view_status import counts_text, decision_line
+from pdserve.placement import GroupRequest, NoFit, Shape, place
+from pdserve.topology import Fabric, build_fabric, node_view
+
+
+def render(snapshot: Snapshot, scenario: str | None, fabric: FabricState | None, now: float) -> str:
+    """The explanation of one scenario, or of all."""
+    parts = []
+    for group in snapshot.groups:
+        if scenario in (None, group.spec.scenario):
+            parts += [_conditions(group), _places(group), _decisions(group, now)]
+            parts.append(_next_group(group, fabric))
+    if not parts:
+        known = ", ".join(s.name for s in snapshot.service.spec.scenarios)
+        return f"no ScenarioGroup for scenario {scenario!r} yet; scenarios: {known}"
+    return "\n\n".join(part for part in parts if part)
+
+
+def _conditions(group: api.ScenarioGroup) -> str:
+    lines = [f"ScenarioGroup {group.metadata.namespace}/{group.metadata.name}"]
+    lines += [
+        f"  {c.type}={c.status}  {c.reason}: {c.message}".rstrip(": ")
+        for c in group.status.conditions
+    ]
+    lines += [
+        f"  slot {r.slot}: {r.failures} faults, last {r.last_failure_time}"
+        + (f", avoiding node {r.suspect_node}" if r.suspect_node else "")
+        for r in group.status.repairs
+    ]
+    return "\n".join(lines)
+
+
+def _places(group: api.ScenarioGroup) -> str:
+    lines = ["Where it is"]
+    for g in group.status.groups:
+        balance = (
+            "no KV crosses a leaf"
+            if g.cross_leaf_percent == 0
+            else f"{g.cross_leaf_percent}% of KV traffic crosses leaves"
+        )
+        lines.append(f"  P/D group {g.index}: {', '.join(g.cells) or 'no pods'} ({balance})")
+    return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _decisions(group: api.ScenarioGroup, now: float) -> str:
+    if not group.status.decisions:
+        return "Ratio: no decision yet"
+    lines = ["Ratio, newest first"]
+    for d in reversed(group.status.decisions):
+        lines.append(f"  {decision_line(d, now)}")
+        lines.append(f"      {d.message}")
+        if d.inputs:
+            lines.append("      " + "  ".join(f"{k}={v}" for k, v in sorted(d.inputs.items())))
+    return "\n".join(lines)
+
+
+def _next_group(group: api.ScenarioGroup, state: FabricState | None) -> str:
+    if state is None:
+        name = group.spec.fabric.domain_ref.name
+        return f"RoCEDomain {name!r} does not exist: nothing can be placed"
+    spec = group.spec
+    prefill, decode = spec.prefill, spec.decode
+    if not prefill.replicas or not decode.replicas:
+        return ""
+    answer = place(
+        fabric_of(state),
+        GroupRequest(
+            prefill=prefill.replicas,
+            decode=decode.replicas,
+            prefill_shape=Shape(prefill.instance.resource, prefill.instance.devices_per_node),
+            decode_shape=Shape(decode.instance.resource, decode.instance.devices_per_node),
+            mode=spec.fabric.locality.mode,
+            level=spec.fabric.locality.level,
+        ),
+    )
+    counts = counts_text(api.Counts(groups=1, prefill=prefill.replicas, decode=decode.replicas))
+    head = f"If one more P/D group were placed now ({counts})"
+    if isinstance(answer, NoFit):
+        return "\n".join([head, f"  {answer.message}", *(f"  {x}" for x in answer.explanation)])
+    return "\n".join([head, *(f"  {line}" for line in answer.explanation)])
+
+
+def fabric_of(state: FabricState) -> Fabric:
+    """The fabric tree with the devices that are free now."""
+    by_node: Mapping[str, list[dict[str, Any]]] = _by_node(state.pods)
+    views = [node_view(n, by_node.get(n["metadata"]["name"], ())) for n in state.nodes]
+    return build_fabric(state.domain, views)
+
+
+def _by_node(pods: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for pod in pods:
+        found[pod["spec"].get("nodeName", "")].append(pod)
+    return found
