@@ -41,8 +41,8 @@ class Fabric:
     """
 
     __slots__ = (
-        "_paths", "_reserved", "_twins", "excluded", "leaves", "memo", "nodes",
-        "problems", "spec", "version",
+        "_paths", "_reserved", "_twins", "changed", "excluded", "leaves", "memo", "nodes",
+        "parent", "parts", "problems", "spec", "version",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +67,15 @@ class Fabric:
         for name in sorted(paths):
             leaves.setdefault(paths[name][:depth], []).append(name)
         self.leaves: dict[Path, tuple[str, ...]] = {p: tuple(leaves[p]) for p in sorted(leaves)}
+        parts: dict[Path, list[Path]] = {}
+        for leaf in self.leaves:
+            for level in range(depth):
+                parts.setdefault(leaf[:level], []).append(leaf)
+        self.parts: dict[Path, tuple[Path, ...]] = {p: tuple(parts[p]) for p in sorted(parts)}
+        """Leaves under every part above them; the empty path is the whole domain."""
+        self.parent: Fabric | None = None
+        self.changed: frozenset[str] = frozenset()
+        """Nodes whose free devices differ from `parent`'s (after `reserve` or `release`)."""
         self.version = _version(spec, paths)
         self._twins: dict[int, frozenset[str]] = {}
 
@@ -122,7 +131,9 @@ class Fabric:
 
     def _with(self, reservations: Iterable[Reservation], sign: int) -> Fabric:
         reserved = dict(self._reserved)
+        changed: set[str] = set()
         for r in reservations:
+            changed.add(r.node)
             key = (r.node, r.resource)
             reserved[key] = reserved.get(key, 0) + sign * r.devices
         other = Fabric.__new__(Fabric)
@@ -130,6 +141,8 @@ class Fabric:
             setattr(other, slot, getattr(self, slot))
         other._reserved = reserved
         other.memo = {}
+        other.parent = self
+        other.changed = frozenset(changed)
         return other
 
 

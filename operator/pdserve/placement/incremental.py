@@ -1,0 +1,174 @@
+"""One instance more, or fewer, in a group that runs. What runs is never moved.
+
+Growth puts the new instance where the group's traffic ends lowest, which is where the other role
+is in surplus (D where a_u - b_u is most positive). Substitution first looks beside the instance it
+stands in for. Removal gives up the instance whose loss costs least, never the last of its role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pdserve.placement.cost import Spread, group_slots, traffic, weights
+from pdserve.placement.packing import nodes_in_leaf
+from pdserve.placement.place import level_problem, scopes
+from pdserve.placement.rooms import rooms_for
+from pdserve.placement.types import (
+    Cost,
+    GroupRequest,
+    InstancePlacement,
+    Member,
+    NoFit,
+    Removal,
+)
+from pdserve.topology import Fabric, Path, Reservation
+from pdserve.wire.peers import Role
+
+_SHOWN = 5
+
+
+def place_instance(
+    fabric: Fabric,
+    request: GroupRequest,
+    role: Role,
+    members: Sequence[Member],
+    near: Path | None = None,
+) -> InstancePlacement | NoFit:
+    """Find a node for one more instance of `role` beside `members`.
+
+    Order: with `near` (the leaf of the instance replaced) the deepest part shared with it; then
+    traffic, slots lost, leaves used, leftover; then the leaf's path. `request` gives shapes,
+    locality and suspects; its counts are the group's wanted size.
+    """
+    problem = level_problem(fabric, request)
+    if problem:
+        return NoFit(problem, problem, None)
+    rooms = rooms_for(fabric, request)
+    costs = weights(fabric, request.level if request.mode == "Preferred" else None)
+    one = (1, 0) if role == "prefill" else (0, 1)
+    now = spread_of(fabric, members)
+    allowed = _allowed(fabric, request, now)
+    found: list[tuple[int, Cost, Path]] = []
+    for leaf in allowed:
+        room = rooms.rooms[leaf]
+        if not room.fits(*one):
+            continue
+        p, d = now.get(leaf, (0, 0))
+        then = {**now, leaf: (p + one[0], d + one[1])}
+        cost = Cost(
+            unplaced=0,
+            traffic=traffic(then, costs),
+            slots_lost=group_slots(room, request) - group_slots(room, request, *one),
+            domains=len(then),
+            leftover=room.free - request.shape(role).devices,
+        )
+        found.append((-_shared(leaf, near), cost, leaf))
+    if not found:
+        return _nowhere(fabric, request, role, now, allowed)
+    found.sort()
+    _, cost, leaf = found[0]
+    taken = nodes_in_leaf(rooms, leaf, *one)
+    node = (taken[0] + taken[1])[0]
+    shape = request.shape(role)
+    return InstancePlacement(
+        node,
+        leaf,
+        cost,
+        tuple(
+            f"{fabric.label(other)}{_beside(other, near)}: {c}: {'won' if k == 0 else 'lost'}"
+            for k, (_, c, other) in enumerate(found[:_SHOWN])
+        ),
+        (Reservation(role, node, shape.resource, shape.devices),),
+    )
+
+
+def choose_removal(
+    fabric: Fabric,
+    role: Role,
+    members: Sequence[Member],
+    count: int,
+    level: str | None = None,
+) -> Removal:
+    """Choose up to `count` instances of `role` to give up, one after another.
+
+    Order: not ready first (nobody uses it); then the least traffic afterwards, the fewest leaves
+    used, and the last name. At least one of the role stays, a ready one if there is one.
+    """
+    left = list(members)
+    costs = weights(fabric, level)
+    names: list[str] = []
+    lines: list[str] = []
+    for _ in range(count):
+        own = [m for m in left if m.role == role]
+        if len(own) <= 1:
+            lines.append(f"the last {role} stays")
+            break
+        judged: list[tuple[bool, int, int, Member]] = []
+        for member in own:
+            rest = spread_of(fabric, [m for m in left if m is not member])
+            judged.append((member.ready, traffic(rest, costs), len(rest), member))
+        least = min(entry[:3] for entry in judged)
+        ready, cost, used, chosen = max(
+            (entry for entry in judged if entry[:3] == least), key=lambda entry: entry[3].name
+        )
+        lines.append(
+            f"{chosen.name}: {'ready' if ready else 'not ready'}, traffic afterwards {cost}, "
+            f"leaves {used}: least of {len(own)}"
+        )
+        names.append(chosen.name)
+        left.remove(chosen)
+    return Removal(tuple(names), tuple(lines))
+
+
+def spread_of(fabric: Fabric, members: Sequence[Member]) -> Spread:
+    """Counts per leaf of instances that exist; those outside the tree are left out."""
+    spread: dict[Path, tuple[int, int]] = {}
+    for member in members:
+        leaf = fabric.leaf(member.node)
+        if leaf is not None:
+            p, d = spread.get(leaf, (0, 0))
+            spread[leaf] = (p + 1, d) if member.role == "prefill" else (p, d + 1)
+    return spread
+
+
+def _allowed(fabric: Fabric, request: GroupRequest, now: Spread) -> tuple[Path, ...]:
+    """Leaves that the locality admits: with Required, those of the part the group is in."""
+    parts = scopes(fabric, request)
+    if request.mode == "Required" and now:
+        home = min(now)
+        parts = tuple(x for x in parts if home[: len(x[0])] == x[0])
+    return tuple(leaf for _, leaves in parts for leaf in leaves)
+
+
+def _shared(leaf: Path, near: Path | None) -> int:
+    """How many outer levels two leaves have in common."""
+    if near is None:
+        return 0
+    count = 0
+    for mine, theirs in zip(leaf, near, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count
+
+
+def _beside(leaf: Path, near: Path | None) -> str:
+    if near is None:
+        return ""
+    return " (same leaf)" if leaf == near else f" ({_shared(leaf, near)} levels shared)"
+
+
+def _nowhere(
+    fabric: Fabric, request: GroupRequest, role: Role, now: Spread, allowed: Sequence[Path]
+) -> NoFit:
+    shape = request.shape(role)
+    total = rooms_for(fabric, request).together(allowed)
+    where = "usable nodes"
+    if request.mode == "Required" and now:
+        where = f"usable nodes of the part the group is in ({fabric.label(min(now))})"
+    missing = f"1 {role} instance of {shape.devices} {shape.resource}"
+    message = (
+        f"no node for one more {role} ({shape.devices} {shape.resource}): {total.free} devices "
+        f"are free on {where}, none has {shape.devices} together"
+    )
+    return NoFit(message, missing, None, (), (message,))

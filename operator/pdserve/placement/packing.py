@@ -1,0 +1,67 @@
+"""From counts per leaf to nodes: which node of the leaf each instance takes.
+
+Best fit: the fullest node that still has room, by name among equals, so that big holes stay big.
+The larger shape goes first, which is exact where one size divides the other; in the `uneven`
+case of `rooms` a small search over the leaf's nodes finds the split that `rooms` promised.
+"""
+
+from __future__ import annotations
+
+from pdserve.placement.rooms import NodeRoom, Rooms
+from pdserve.topology import Path
+from pdserve.wire.peers import Role
+
+
+def nodes_in_leaf(
+    rooms: Rooms, leaf: Path, prefills: int, decodes: int
+) -> tuple[list[str], list[str]]:
+    """Node names for so many prefills and decodes, sorted; the room must have been checked.
+
+    Raises:
+        AssertionError: the leaf has no such room (a bug of the caller).
+    """
+    nodes = rooms.nodes[leaf]
+    if rooms.rooms[leaf].frontier is not None:
+        return _search(rooms, nodes, prefills, decodes)
+    size: dict[Role, int] = {"prefill": rooms.prefill.devices, "decode": rooms.decode.devices}
+    count: dict[Role, int] = {"prefill": prefills, "decode": decodes}
+    left: dict[Role, dict[str, int]] = {
+        "prefill": {n.name: n.prefill for n in nodes},
+        "decode": {n.name: n.decode for n in nodes},
+    }
+    if rooms.shared:
+        left["decode"] = left["prefill"]
+    taken: dict[Role, list[str]] = {"prefill": [], "decode": []}
+    order: tuple[Role, Role] = ("prefill", "decode")
+    for role in sorted(order, key=lambda r: -size[r]):
+        for _ in range(count[role]):
+            pool = left[role]
+            fitting = [(free, name) for name, free in pool.items() if free >= size[role]]
+            assert fitting, f"leaf {leaf} has no room for {prefills}P{decodes}D"  # noqa: S101 - a bug
+            _, name = min(fitting)
+            pool[name] -= size[role]
+            taken[role].append(name)
+    return sorted(taken["prefill"]), sorted(taken["decode"])
+
+
+def _search(
+    rooms: Rooms, nodes: tuple[NodeRoom, ...], prefills: int, decodes: int
+) -> tuple[list[str], list[str]]:
+    """Walk back over frontiers of node prefixes, giving each node as few prefills as possible."""
+    p_size, d_size = rooms.prefill.devices, rooms.decode.devices
+    frontiers = [rooms.count(nodes[:k]) for k in range(len(nodes) + 1)]
+    taken_p: list[str] = []
+    taken_d: list[str] = []
+    for k in range(len(nodes), 0, -1):
+        node = nodes[k - 1]
+        pool = max(node.prefill, node.decode)
+        for mine in range(min(prefills, node.prefill // p_size) + 1):
+            offer = min(node.decode, pool - mine * p_size) // d_size
+            need = max(0, decodes - offer)
+            if frontiers[k - 1].fits(prefills - mine, need):
+                taken_p += [node.name] * mine
+                taken_d += [node.name] * (decodes - need)
+                prefills, decodes = prefills - mine, need
+                break
+    assert prefills == decodes == 0, "rooms promised more than the nodes hold"  # noqa: S101 - a bug
+    return sorted(taken_p), sorted(taken_d)

@@ -1,0 +1,251 @@
+"""Place a whole P/D group, or say precisely why not.
+
+Phases: 1 the scope: the whole domain, or with Required each part of the level alone; 2 candidates
+by strategy from the closest to the widest, stopping at the first width that leaves no KV crossing
+a counted uplink; 3 the cheapest by true cost, then in the order generated; 4 nodes.
+Pure and deterministic: same fabric and request, same answer, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from pdserve.placement.cost import Spread, cost_of, weights
+from pdserve.placement.packing import nodes_in_leaf
+from pdserve.placement.rooms import Room, Rooms, rooms_for
+from pdserve.placement.strategies import balanced_cells, by_leaf_room, improve, one_leaf, packed
+from pdserve.placement.types import (
+    Assignment,
+    Candidate,
+    Cell,
+    Cost,
+    GroupRequest,
+    NoFit,
+    Placement,
+    Shape,
+    cell_text,
+)
+from pdserve.topology import Fabric, Path, Reservation
+from pdserve.wire.peers import Role
+
+Strategy = Callable[[Rooms, Iterable[Path], GroupRequest], Spread | None]
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    kind: str
+    spread: Spread
+    cost: Cost
+
+
+def place(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
+    """Find nodes for all instances of `request`, or none."""
+    problem = level_problem(fabric, request)
+    if problem:
+        return NoFit(problem, problem, None)
+    rooms = rooms_for(fabric, request)
+    costs = weights(fabric, request.level if request.mode == "Preferred" else None)
+    options = _options(fabric, rooms, request, costs)
+    if not options:
+        return _no_fit(fabric, rooms, request)
+    best = min(range(len(options)), key=lambda k: (options[k].cost, k))
+    return _answer(fabric, rooms, request, options, best)
+
+
+def largest_group(fabric: Fabric, request: GroupRequest) -> tuple[int, int] | None:
+    """The largest P/D group that fits now, at most the one asked for, in its locality.
+
+    Largest: the greatest share of the asked ratio on both sides, then the most instances, then
+    the most prefills. None when not even 1P1D fits.
+    """
+    if level_problem(fabric, request):
+        return None
+    return _largest(fabric, rooms_for(fabric, request), request)
+
+
+def largest_uniform_group(
+    fabric: Fabric, prefill: Shape, decode: Shape, most: int = 64
+) -> tuple[int, int] | None:
+    """The largest P/D group of any ratio up to `most` a side (for RoCEDomain status)."""
+    return largest_group(fabric, GroupRequest(most, most, prefill, decode))
+
+
+def level_problem(fabric: Fabric, request: GroupRequest) -> str | None:
+    """Why the locality level cannot be meant, or None."""
+    if request.level is None or fabric.spec.depth_of(request.level) is not None:
+        return None
+    known = ", ".join(level.name for level in fabric.spec.levels)
+    return (
+        f"fabric.locality.level {request.level!r} is not a level of RoCEDomain "
+        f"{fabric.spec.name!r}; its levels are {known}"
+    )
+
+
+def scopes(fabric: Fabric, request: GroupRequest) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
+    """Parts a group may not leave, each with its leaves: one, the whole domain, if Preferred."""
+    if request.mode == "Preferred":
+        return (((), tuple(fabric.leaves)),)
+    depth = fabric.spec.leaf_depth if request.level is None else fabric.spec.depth_of(request.level)
+    assert depth is not None, "level_problem was asked first"  # noqa: S101 - a bug of the caller
+    if depth >= fabric.spec.leaf_depth:
+        return tuple((leaf, (leaf,)) for leaf in fabric.leaves)
+    return tuple((p, leaves) for p, leaves in fabric.parts.items() if len(p) == depth)
+
+
+def _options(
+    fabric: Fabric, rooms: Rooms, request: GroupRequest, costs: tuple[int, ...]
+) -> list[_Option]:
+    found: list[_Option] = []
+
+    def add(kind: str, strategy: Strategy, leaves: Sequence[Path], better: bool = False) -> None:
+        spread = strategy(rooms, leaves, request)
+        if spread is None:
+            return
+        if better:
+            spread = improve(spread, rooms, leaves, costs)
+        found.append(_Option(kind, spread, cost_of(spread, rooms, request, costs)))
+
+    allowed = scopes(fabric, request)
+    floor = 0 if request.mode == "Preferred" else max((len(p) for p, _ in allowed), default=0)
+    add("one leaf", one_leaf, tuple(leaf for _, leaves in allowed for leaf in leaves))
+    for depth in range(fabric.spec.leaf_depth - 1, floor - 1, -1):
+        if any(option.cost.traffic == 0 for option in found):
+            break
+        parts = [(p, leaves) for p, leaves in fabric.parts.items() if len(p) == depth]
+        fitting = [x for x in parts if rooms.part(*x).fits(request.prefill, request.decode)]
+        for path, leaves in fitting:
+            add(f"balanced cells in {fabric.label(path)}", balanced_cells, leaves)
+        if any(option.cost.traffic == 0 for option in found):
+            break
+        for path, leaves in fitting:
+            name = fabric.label(path)
+            add(f"leaves of {name} by room", by_leaf_room, leaves, True)
+            add(f"{name} packed", packed, leaves, True)
+    return found
+
+
+def _answer(
+    fabric: Fabric, rooms: Rooms, request: GroupRequest, options: Sequence[_Option], best: int
+) -> Placement:
+    chosen = options[best]
+    cells = tuple(Cell(leaf, p, d) for leaf, (p, d) in sorted(chosen.spread.items()))
+    nodes: dict[Role, list[str]] = {"prefill": [], "decode": []}
+    for cell in cells:
+        prefills, decodes = nodes_in_leaf(rooms, cell.leaf, cell.prefill, cell.decode)
+        nodes["prefill"] += prefills
+        nodes["decode"] += decodes
+    assignments = tuple(
+        Assignment(role, k, name) for role, names in nodes.items() for k, name in enumerate(names)
+    )
+    candidates = tuple(
+        Candidate(
+            option.kind,
+            tuple(Cell(leaf, p, d) for leaf, (p, d) in sorted(option.spread.items())),
+            option.cost,
+            "won" if k == best else _why_lost(option.cost, chosen.cost),
+        )
+        for k, option in enumerate(options)
+    )
+    ordered = sorted(candidates, key=lambda c: (c.verdict != "won", c.cost))
+    lines = [
+        f"{c.kind} [{', '.join(cell_text(fabric, x) for x in c.cells)}]: {c.cost}: {c.verdict}"
+        for c in ordered[:_SHOWN]
+    ]
+    if len(ordered) > _SHOWN:
+        lines.append(f"{len(ordered) - _SHOWN} costlier candidates not shown")
+    return Placement(
+        assignments=assignments,
+        cells=cells,
+        cost=chosen.cost,
+        candidates=candidates,
+        explanation=tuple(lines),
+        reservations=tuple(
+            Reservation(
+                f"{a.role}-{a.ordinal}",
+                a.node,
+                request.shape(a.role).resource,
+                request.shape(a.role).devices,
+            )
+            for a in assignments
+        ),
+    )
+
+
+def _why_lost(cost: Cost, winner: Cost) -> str:
+    for term in ("unplaced", "traffic", "slots_lost", "domains", "leftover"):
+        mine, best = getattr(cost, term), getattr(winner, term)
+        if mine != best:
+            return f"lost on {term.replace('_', ' ')}: {mine} against {best}"
+    return "lost: equal cost, generated later"
+
+
+def _no_fit(fabric: Fabric, rooms: Rooms, request: GroupRequest) -> NoFit:
+    largest = _largest(fabric, rooms, request)
+    wanted = f"{request.prefill}P{request.decode}D"
+    shapes = _shapes(request)
+    placed, where = 0, "the whole domain"
+    for path, leaves in scopes(fabric, request):
+        count = _most_placed(rooms.part(path, leaves), request)
+        if count > placed:
+            placed, where = count, fabric.label(path)
+    short = request.prefill + request.decode - placed
+    total = rooms.together(fabric.leaves)
+    missing = f"{short} of {request.prefill + request.decode} instances have no node"
+    if request.mode == "Required":
+        inner = fabric.spec.levels[fabric.spec.leaf_depth - 1].name
+        missing += f" inside one {request.level or inner} (most room: {where})"
+    fits = f"{largest[0]}P{largest[1]}D" if largest else "none, not even 1P1D"
+    message = (
+        f"{wanted} ({shapes}) does not fit: {missing}; {total.free} devices are free on usable "
+        f"nodes; largest P/D group that fits now: {fits}{_out_of_use(fabric, request)}"
+    )
+    return NoFit(message, missing, largest, (), (message,))
+
+
+def _shapes(request: GroupRequest) -> str:
+    p, d = request.prefill_shape, request.decode_shape
+    if (p.resource, p.devices) == (d.resource, d.devices):
+        return f"{p.devices} {p.resource} each"
+    return f"prefill {p.devices} {p.resource}, decode {d.devices} {d.resource}"
+
+
+def _out_of_use(fabric: Fabric, request: GroupRequest) -> str:
+    counts: Counter[str] = Counter()
+    for name in fabric.nodes:
+        reason = fabric.blocked(name, request.prefill_shape.tolerations)
+        if reason is None and name in request.exclude:
+            reason = "suspect after a fault"
+        if reason is not None:
+            counts[reason] += 1
+    if not counts:
+        return ""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:3]
+    return "; nodes out of use: " + ", ".join(f"{count} ({reason})" for reason, count in ordered)
+
+
+def _most_placed(room: Room, request: GroupRequest) -> int:
+    """The most instances of the request that fit, whatever their ratio."""
+    best = 0
+    for p in range(request.prefill + 1):
+        d = room.most_decodes(p)
+        if d < 0:
+            break
+        best = max(best, p + min(d, request.decode))
+    return best
+
+
+def _largest(fabric: Fabric, rooms: Rooms, request: GroupRequest) -> tuple[int, int] | None:
+    best: tuple[int, int, int, int] | None = None
+    for path, leaves in scopes(fabric, request):
+        room = rooms.part(path, leaves)
+        for p in range(1, request.prefill + 1):
+            d = min(request.decode, room.most_decodes(p))
+            if d < 1:
+                break
+            key = (min(p * request.decode, d * request.prefill), p + d, p, d)
+            if best is None or key > best:
+                best = key
+    return None if best is None else (best[2], best[3])

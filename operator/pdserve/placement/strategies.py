@@ -1,0 +1,179 @@
+"""Ways to spread a group's instances over leaves; each returns counts per leaf, or nothing.
+
+`place` runs them from the closest to the widest and judges each by its true cost (`cost`):
+one leaf, best fit; balanced cells, i.e. the same P:D ratio in every leaf used, inside one upper
+part; leaves by room inside one upper part; and `packed`, which ignores locality and therefore
+finds a place whenever there is one. All are deterministic: leaves in `rooms.by_room` order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import gcd
+
+from pdserve.placement.cost import Spread, group_slots, traffic
+from pdserve.placement.rooms import Room, Rooms, by_room
+from pdserve.placement.types import GroupRequest
+from pdserve.topology import Path
+
+_IMPROVE_ROUNDS = 64
+_IMPROVE_LEAVES = 12
+
+
+def one_leaf(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
+    """The leaf that loses the fewest whole-group slots, then the tightest one, then by path."""
+    best: tuple[int, int, Path] | None = None
+    for leaf in leaves:
+        room = rooms.rooms[leaf]
+        if not room.fits(request.prefill, request.decode):
+            continue
+        lost = group_slots(room, request) - group_slots(
+            room, request, request.prefill, request.decode
+        )
+        key = (lost, room.free, leaf)
+        if best is None or key < best:
+            best = key
+    return None if best is None else {best[2]: (request.prefill, request.decode)}
+
+
+def balanced_cells(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
+    """Whole cells of the smallest equal ratio over as few leaves as possible; the last best fit."""
+    cells = gcd(request.prefill, request.decode)
+    if cells < 2:
+        return None
+    p, d = request.prefill // cells, request.decode // cells
+    cell = GroupRequest(p, d, request.prefill_shape, request.decode_shape)
+    held = {leaf: min(cells, group_slots(rooms.rooms[leaf], cell)) for leaf in leaves}
+    spread: dict[Path, tuple[int, int]] = {}
+    left = cells
+    order = sorted((leaf for leaf in held if held[leaf]), key=lambda u: (-held[u], u))
+    while left and order:
+        enough = [u for u in order if held[u] >= left]
+        # Best fit for what remains, else the leaf that takes most of it.
+        chosen = (
+            min(enough, key=lambda u: (held[u], rooms.rooms[u].free, u)) if enough else order[0]
+        )
+        taken = min(left, held[chosen])
+        spread[chosen] = (taken * p, taken * d)
+        left -= taken
+        order.remove(chosen)
+    return None if left else spread
+
+
+def by_leaf_room(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
+    """From the roomiest leaf on: as much matched P:D as fits in each, then the rest anywhere."""
+    chosen = {leaf: rooms.rooms[leaf] for leaf in leaves}
+    spread: dict[Path, tuple[int, int]] = {}
+    left = (request.prefill, request.decode)
+    order = by_room(chosen)
+    for leaf in order:
+        if not any(left):
+            break
+        p, d = _matched(chosen[leaf], left, request)
+        if p or d:
+            spread[leaf] = (p, d)
+            left = (left[0] - p, left[1] - d)
+    for leaf in order:
+        if not any(left):
+            break
+        p, d = spread.get(leaf, (0, 0))
+        more_p, more_d = _most(chosen[leaf], (p, d), left)
+        spread[leaf] = (p + more_p, d + more_d)
+        left = (left[0] - more_p, left[1] - more_d)
+    return None if any(left) else {leaf: counts for leaf, counts in spread.items() if any(counts)}
+
+
+def packed(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
+    """Places everything whenever it fits at all: a leaf's share keeps the rest of them feasible."""
+    order = sorted(leaves)
+    behind: list[Room] = [rooms.together(())]
+    for leaf in reversed(order):
+        behind.append(rooms.join(behind[-1], rooms.rooms[leaf]))
+    behind.reverse()
+    if not behind[0].fits(request.prefill, request.decode):
+        return None
+    spread: dict[Path, tuple[int, int]] = {}
+    p, d = request.prefill, request.decode
+    for k, leaf in enumerate(order):
+        room, rest = rooms.rooms[leaf], behind[k + 1]
+        for mine in range(min(p, room.prefills), -1, -1):
+            most = min(d, room.most_decodes(mine))
+            # The rest takes what it can; this leaf takes what the rest cannot.
+            beyond = d - max(-1, rest.most_decodes(p - mine))
+            if most >= 0 and rest.fits(p - mine, d - most) and beyond <= most:
+                spread[leaf] = (mine, most)
+                p, d = p - mine, d - most
+                break
+    return {leaf: counts for leaf, counts in spread.items() if any(counts)}
+
+
+def improve(spread: Spread, rooms: Rooms, leaves: Iterable[Path], costs: tuple[int, ...]) -> Spread:
+    """Local search: move one instance, or swap two, while that lowers the traffic.
+
+    Bounded: the leaves used and the roomiest others, at most `_IMPROVE_ROUNDS` steps; each step
+    takes the best move, the first in order among equals.
+    """
+    order = by_room({leaf: rooms.rooms[leaf] for leaf in leaves})
+    around = sorted({*spread, *order[:_IMPROVE_LEAVES]})
+    best, cost = dict(spread), traffic(spread, costs)
+    for _ in range(_IMPROVE_ROUNDS):
+        if not cost:
+            break
+        options = [
+            (traffic(new, costs), k, new) for k, new in enumerate(_moves(best, around, rooms))
+        ]
+        if not options:
+            break
+        cheapest = min(options, key=lambda option: option[:2])
+        if cheapest[0] >= cost:
+            break
+        cost, best = cheapest[0], cheapest[2]
+    return {leaf: counts for leaf, counts in best.items() if any(counts)}
+
+
+_STEPS = ((1, 0), (0, 1), (1, -1), (-1, 1))
+"""What leaf u gives to leaf v: a prefill, a decode, or one of each role in exchange."""
+
+
+def _moves(
+    spread: dict[Path, tuple[int, int]], around: list[Path], rooms: Rooms
+) -> Iterable[dict[Path, tuple[int, int]]]:
+    for u in sorted(spread):
+        for v in around:
+            if u == v:
+                continue
+            (pu, du), (pv, dv) = spread[u], spread.get(v, (0, 0))
+            for p, d in _STEPS:
+                mine, theirs = (pu - p, du - d), (pv + p, dv + d)
+                if min(*mine, *theirs) < 0:
+                    continue
+                if rooms.rooms[u].fits(*mine) and rooms.rooms[v].fits(*theirs):
+                    yield {**spread, u: mine, v: theirs}
+
+
+def _matched(room: Room, left: tuple[int, int], request: GroupRequest) -> tuple[int, int]:
+    """The most of the group's KV that can stay in this leaf, with the least unmatched beside it."""
+    best, counts = (0, 0), (0, 0)
+    for p in range(1, min(left[0], room.prefills) + 1):
+        # More decodes than their share of these prefills would only be unmatched.
+        fair = -(-p * request.decode // request.prefill)
+        d = min(left[1], room.most_decodes(p), fair)
+        if d < 0:
+            break
+        matched = min(p * request.decode, d * request.prefill)
+        key = (matched, -abs(p * request.decode - d * request.prefill))
+        if matched and key > best:
+            best, counts = key, (p, d)
+    return counts
+
+
+def _most(room: Room, have: tuple[int, int], left: tuple[int, int]) -> tuple[int, int]:
+    """As many of what is left as still fit beside `have`."""
+    best = (0, 0)
+    for p in range(left[0] + 1):
+        d = min(left[1], room.most_decodes(have[0] + p) - have[1])
+        if d < 0:
+            break
+        if p + d > sum(best):
+            best = (p, d)
+    return best
