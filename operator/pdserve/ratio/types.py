@@ -10,6 +10,7 @@ Definitions of the quantities: docs/architecture.md and dataplane terms in docs/
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeGuard
@@ -31,8 +32,8 @@ Quantity = float | Unknown
 
 
 def known(value: Quantity) -> TypeGuard[float]:
-    """Whether the quantity was measured."""
-    return not isinstance(value, Unknown)
+    """Whether the quantity was measured and can be one: every quantity is finite and >= 0."""
+    return not isinstance(value, Unknown) and math.isfinite(value) and value >= 0.0
 
 
 class Reason(StrEnum):
@@ -52,11 +53,12 @@ class Reason(StrEnum):
     DWELL = "Dwell"
     CONFIRMING_SURPLUS = "ConfirmingSurplus"
     HOLD_NO_DATA = "HoldNoData"
-    IDLE = "Idle"
+    REQUESTS_FAIL = "RequestsFail"
     # wanted, not possible
     AT_MAXIMUM = "AtMaximum"
     BUDGET_EXHAUSTED = "BudgetExhausted"
     PLACEMENT_INFEASIBLE = "PlacementInfeasible"
+    SLO_UNREACHABLE = "SloUnreachable"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -265,6 +267,8 @@ class ScenarioSample:
     """Requests that failed because no decode took them in time."""
     expired: Quantity
     """Requests whose deadline passed before or after prefill."""
+    failed: Quantity
+    """Requests that failed for another reason than time or load: more instances do not help."""
     waiting: Quantity
     """Requests in the gateways' waiting rooms now."""
     ttft_seconds: Quantity
@@ -302,6 +306,8 @@ class LoopSettings:
     evidence_confidence: float = 0.9
     shrink_margin: float = 0.2
     """Predicted load is raised by this share before a reduction is accepted."""
+    pressure_fade: float = 1800.0
+    """Time constant with which a proven extra load is forgotten."""
     max_missing: float = 0.1
     """Share of live reporters that may be missing before data count as partial."""
 
@@ -325,7 +331,8 @@ class BudgetLimit:
 @dataclass(frozen=True, slots=True)
 class PlacementLimit:
     """Placement's answer for one shape of P/D group: at most `groups` of it can stand now,
-    the existing ones included."""
+    the existing ones included.
+    """
 
     prefill: int
     decode: int
@@ -344,8 +351,13 @@ class Memory:
     """Since when every wanted instance is ready: evidence from before does not count."""
     settled_counts: Counts | None = None
     base_share: float | None = None
-    """Prefill's share of E2E in healthy times (paper 3.3), and that E2E in seconds."""
-    base_e2e: float | None = None
+    """Prefill's share of a request's compute in healthy times (P/D-Serve section 3.3)."""
+    base_compute: float | None = None
+    """That compute, prefill and decode, in seconds per request."""
+    pressure_prefill: float = 1.0
+    """How much harder the load proved than the model said; fades towards 1. Likewise decode."""
+    pressure_decode: float = 1.0
+    pressure_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

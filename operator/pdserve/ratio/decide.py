@@ -1,0 +1,194 @@
+"""The ratio loop: one recorded input in, one explained decision out.
+
+Order of a round; the first step with an answer ends it:
+
+1. who owns the counts (Fixed, External), and whether they lie inside the bounds;
+2. trust: without fresh, complete numbers nothing scales (`ratio.trust`);
+3. one change at a time: a change whose instances are not all ready blocks the next;
+4. fast loop, every round: sure evidence that the target is missed -> grow the role that is short
+   (`ratio.blame`) by what the model says, the load raised until it explains the measurement;
+5. slow loop, once per control period: the model's floor -> grow; else, after a surplus lasted,
+   one step down that the model accepts with margin.
+
+Pure: no clock, no state but `Memory`, which goes in and comes out. Reason codes: `types.Reason`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pdserve.ratio.blame import read_signals
+from pdserve.ratio.growth import for_evidence, for_floor
+from pdserve.ratio.memory import observe_readiness, remember_health
+from pdserve.ratio.round import Proposal, Round, open_round
+from pdserve.ratio.surplus import propose_surplus
+from pdserve.ratio.trust import distrust
+from pdserve.ratio.types import (
+    Counts,
+    Decision,
+    DecisionInput,
+    Memory,
+    Outcome,
+    PlacementLimit,
+    Reason,
+    ScenarioSample,
+    Unknown,
+)
+
+MAX_SHAPES = 16
+"""Proposed shapes placement is asked about in one round."""
+
+
+def decide(inp: DecisionInput) -> Decision:
+    """What the scenario's counts should be now, and why; see the module for the order."""
+    owned = _owner(inp)
+    if owned is not None:
+        return owned
+    sample = inp.sample
+    doubt = distrust(sample, inp.settings)
+    memory = observe_readiness(inp)
+    if isinstance(sample, Unknown) or doubt is not None:
+        memory = replace(memory, surplus_since=None)
+        return _held(inp, Reason.HOLD_NO_DATA, f"nothing scales: {doubt}", memory)
+    return _with_data(inp, sample, memory)
+
+
+def decide_placed(
+    inp: DecisionInput, most: Callable[[Counts], PlacementLimit | None]
+) -> tuple[DecisionInput, Decision]:
+    """Decide, asking placement about each proposed shape until one stands.
+
+    `most(counts)`: None when the proposal can be placed, else how many P/D groups of its shape
+    can. The returned input holds every answer, so that deciding it again gives the same decision
+    without asking. After `MAX_SHAPES` answers the round is blocked.
+    """
+    for _ in range(MAX_SHAPES):
+        decision = decide(inp)
+        grows = any(
+            decision.to.total(role) > decision.before.total(role) for role in ("prefill", "decode")
+        )
+        if decision.outcome not in ("Applied", "Advised") or not grows:
+            return inp, decision
+        limit = most(decision.to)
+        if limit is None or limit.groups >= decision.to.groups:
+            return inp, decision
+        inp = replace(inp, placement=(*inp.placement, limit))
+    inp = replace(inp, placement=(*inp.placement, PlacementLimit(1, 1, inp.current.groups)))
+    return inp, decide(inp)
+
+
+def _owner(inp: DecisionInput) -> Decision | None:
+    """Step 1: counts that traffic has no say in."""
+    memory = inp.memory
+    if inp.mode == "External":
+        message = "an external autoscaler owns the counts; pdserve only measures"
+        return _held(inp, Reason.EXTERNAL_OWNER, message, memory)
+    if inp.mode == "Fixed":
+        to = inp.fixed or inp.bounds.clamp(inp.current)
+        if to == inp.current:
+            return _held(inp, Reason.FIXED_COUNTS, f"fixed at {to}", memory)
+        return _result(inp, Proposal(to, Reason.FIXED_COUNTS, f"fixed at {to} by spec"), memory)
+    inside = inp.bounds.clamp(inp.current)
+    if inside != inp.current:
+        message = f"{inp.current} lies outside the bounds; nearest inside is {inside}"
+        return _result(inp, Proposal(inside, Reason.BOUNDS_CHANGED, message), memory)
+    return None
+
+
+def _with_data(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> Decision:
+    """Steps 3 to 5."""
+    waiting = _in_flight(inp, memory)
+    now = open_round(inp, sample, memory)
+    if waiting is not None:
+        return _held(inp, Reason.IN_FLIGHT, waiting, memory, now)
+    failures = now.failures() if now.failing else None
+    if failures is not None:
+        return _held(inp, Reason.REQUESTS_FAIL, failures, memory, now)
+    if now.failing:
+        proposal, memory = for_evidence(now)
+        return _grown(inp, proposal, memory, now)
+    if now.evidence is not None:
+        memory = remember_health(memory, read_signals(sample, inp.profile))
+    since = inp.memory.last_slow
+    jitter = inp.settings.fast_period / 2
+    if since is not None and inp.now - since < inp.settings.control_period - jitter:
+        return _held(inp, Reason.STEADY, now.summary(), memory, now)
+    memory = replace(memory, last_slow=inp.now)
+    floor = for_floor(now)
+    if floor is not None:
+        return _grown(inp, floor, replace(memory, surplus_since=None), now)
+    return _shrunk(inp, memory, now)
+
+
+def _in_flight(inp: DecisionInput, memory: Memory) -> str | None:
+    """Step 3: what is still on its way, for as long as that may block."""
+    if memory.unready_since is None:
+        return None
+    elapsed = inp.now - memory.unready_since
+    if elapsed > inp.settings.in_flight_limit:
+        return None
+    return (
+        f"waiting for ready instances: prefill {inp.ready_prefill}/{inp.current.total('prefill')}, "
+        f"decode {inp.ready_decode}/{inp.current.total('decode')}, for {elapsed:.0f} s"
+    )
+
+
+def _grown(inp: DecisionInput, proposal: Proposal, memory: Memory, now: Round) -> Decision:
+    memory = replace(memory, surplus_since=None)
+    if proposal.blocked:
+        return _result(inp, proposal, memory, now)
+    wait = _dwell_left(inp, inp.settings.grow_dwell)
+    if wait > 0:
+        message = f"{proposal.message}; next change in {wait:.0f} s at the earliest"
+        return _held(inp, Reason.DWELL, message, memory, now)
+    return _result(inp, proposal, memory, now)
+
+
+def _shrunk(inp: DecisionInput, memory: Memory, now: Round) -> Decision:
+    proposal = propose_surplus(now)
+    if proposal is None:
+        memory = replace(memory, surplus_since=None)
+        return _held(inp, Reason.STEADY, now.summary(), memory, now)
+    since = inp.now if memory.surplus_since is None else memory.surplus_since
+    memory = replace(memory, surplus_since=since)
+    dwell = inp.settings.shrink_dwell
+    wait = max(_dwell_left(inp, dwell), since + dwell - inp.now)
+    if wait > 0:
+        message = f"{proposal.message}; confirming for another {wait:.0f} s"
+        return _held(inp, Reason.CONFIRMING_SURPLUS, message, memory, now)
+    return _result(inp, proposal, replace(memory, surplus_since=None), now)
+
+
+def _dwell_left(inp: DecisionInput, dwell: float) -> float:
+    last = max((change.time for change in inp.changes), default=None)
+    return 0.0 if last is None else last + dwell - inp.now
+
+
+def _held(
+    inp: DecisionInput, reason: Reason, message: str, memory: Memory, now: Round | None = None
+) -> Decision:
+    inputs = () if now is None else now.inputs()
+    candidates = () if now is None else now.candidates(inp.current)
+    return Decision(
+        inp.now, inp.current, inp.current, "Held", reason, message, inputs, candidates, memory
+    )
+
+
+def _result(
+    inp: DecisionInput, proposal: Proposal, memory: Memory, now: Round | None = None
+) -> Decision:
+    outcome: Outcome = "Applied" if inp.mode != "Advise" else "Advised"
+    if proposal.blocked:
+        outcome = "Blocked"
+    return Decision(
+        inp.now,
+        inp.current,
+        proposal.to,
+        outcome,
+        proposal.reason,
+        proposal.message,
+        () if now is None else now.inputs(),
+        () if now is None else now.candidates(proposal.to),
+        memory,
+    )

@@ -1,0 +1,201 @@
+"""Growing: by evidence (fast loop) and to the model's floor (slow loop).
+
+Both end in the same search (`choose.grow`): the fewest extra devices, so an instance changes its
+role before the scenario gets bigger. A role may give instances away only if what stays holds the
+load with the shrink margin. When nothing inside the limits holds the target, the best that they
+allow is taken; when even that is today's, the round is blocked and says by what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pdserve.ratio.blame import Blame, blame, read_signals
+from pdserve.ratio.choose import Limits, Predictor, best_effort, grow
+from pdserve.ratio.memory import MAX_PRESSURE
+from pdserve.ratio.model import Model
+from pdserve.ratio.round import Proposal, Round
+from pdserve.ratio.types import Counts, Memory, Reason
+from pdserve.wire.peers import ROLES, Role
+
+MAX_STRESS = 2.0
+"""Most by which one decision raises the load a role is believed to feel."""
+WORTH_CHANGING = 0.01
+"""A change that cannot reach the target must promise at least this much attainment."""
+
+
+def for_evidence(now: Round) -> tuple[Proposal, Memory]:
+    """The target is surely missed: grow the role that is short, sized by the model."""
+    signals = read_signals(now.sample, now.inp.profile)
+    fault = blame(signals, now.memory, now.model, now.inp.current)
+    reason = Reason.PREFILL_SHORTAGE if fault.role == "prefill" else Reason.DECODE_SHORTAGE
+    lead = f"{now.summary()}; {fault.role} is short: {fault.why}"
+    if now.model is None:
+        return _one_more(now, fault, reason, lead), now.memory
+    unreachable = _unreachable(now, now.model)
+    if unreachable is not None:
+        return unreachable, now.memory
+    model = _stressed(now, now.model, fault.role)
+    memory = replace(
+        now.memory, pressure_prefill=model.pressure_prefill, pressure_decode=model.pressure_decode
+    )
+    return _search(now, Predictor(model), fault.role, reason, lead), memory
+
+
+def for_floor(now: Round) -> Proposal | None:
+    """The model's floor: None when today's counts hold the predicted load."""
+    predict, current = now.predict, now.inp.current
+    if predict is None or now.model is None or predict.holds(current, now.allowed):
+        return None
+    unreachable = _unreachable(now, now.model)
+    if unreachable is not None:
+        return None if _fine(now) else unreachable
+    worse: Role = max(ROLES, key=lambda role: predict.misses(role, current.total(role)))
+    lead = f"{now.summary()}; predicted attainment {predict.attainment(current):.1%}"
+    return _search(now, predict, worse, Reason.MODEL_FLOOR, lead)
+
+
+def _search(now: Round, predict: Predictor, short: Role, reason: Reason, lead: str) -> Proposal:
+    """The best counts with more of the role that is short."""
+    current, allowed, limits = now.inp.current, now.allowed, now.limits
+    bounds = limits.bounds
+    most = {
+        "prefill": bounds.groups.max * bounds.prefill.max,
+        "decode": bounds.groups.max * bounds.decode.max,
+    }
+
+    def needs(role: Role) -> int:
+        least = predict.least(role, allowed, most[role])
+        return max(least, current.total(role) + 1) if role == short else least
+
+    def accepts(counts: Counts) -> bool:
+        return (
+            counts.total(short) > current.total(short)
+            and predict.holds(counts, allowed)
+            and _may_give(now, predict, counts)
+        )
+
+    found = grow(current, limits, accepts, needs)
+    if found is not None:
+        return Proposal(found, reason, f"{lead}; {_becomes(now, predict, found)}")
+    return _within_limits(now, predict, reason, lead)
+
+
+def _within_limits(now: Round, predict: Predictor, reason: Reason, lead: str) -> Proposal:
+    """Nothing holds the target: the best the limits allow, or blocked by which of them."""
+    current = now.inp.current
+    found = best_effort(current, now.limits, predict)
+    gain = predict.attainment(found) - predict.attainment(current)
+    limit = _binding(current, now.limits)
+    if found != current and gain >= WORTH_CHANGING:
+        best = f"{_becomes(now, predict, found)}, the most that {_named(limit, now)} allows"
+        return Proposal(found, reason, f"{lead}; {best}")
+    return Proposal(current, limit, f"{lead}; {_named(limit, now)} allows no better", blocked=True)
+
+
+def _one_more(now: Round, fault: Blame, reason: Reason, lead: str) -> Proposal:
+    """Without a model: one step of the role that is short (P/D-Serve 3.3, 'step by step')."""
+    current = now.inp.current
+
+    def needs(role: Role) -> int:
+        return current.total(role) + (1 if role == fault.role else 0)
+
+    def accepts(counts: Counts) -> bool:
+        return all(counts.total(role) >= needs(role) for role in ROLES)
+
+    found = grow(current, now.limits, accepts, needs)
+    if found is not None:
+        return Proposal(found, reason, f"{lead}; no profile yet, one step to {found}")
+    limit = _binding(current, now.limits)
+    return Proposal(current, limit, f"{lead}; {_named(limit, now)} allows no more", blocked=True)
+
+
+def _stressed(now: Round, model: Model, role: Role) -> Model:
+    """Raise the load the role feels until the model explains the measured attainment."""
+    if now.evidence is None:
+        return model
+    instances, measured = now.inp.current.total(role), now.evidence.attainment
+    part, felt = model.role(role), model.felt(role)
+    low, high = 1.0, MAX_STRESS
+    for _ in range(30):
+        middle = (low + high) / 2
+        if 1.0 - part.late(instances, felt * middle) > measured:
+            low = middle
+        else:
+            high = middle
+    if role == "prefill":
+        return replace(model, pressure_prefill=min(model.pressure_prefill * low, MAX_PRESSURE))
+    return replace(model, pressure_decode=min(model.pressure_decode * low, MAX_PRESSURE))
+
+
+def _may_give(now: Round, predict: Predictor, counts: Counts) -> bool:
+    """Whether every role that loses instances holds the load, margin included, without them."""
+    stress = 1.0 + now.inp.settings.shrink_margin
+    return all(
+        counts.total(role) >= now.inp.current.total(role)
+        or predict.misses(role, counts.total(role), stress) <= now.allowed / 2
+        for role in ROLES
+    )
+
+
+def _unreachable(now: Round, model: Model) -> Proposal | None:
+    """No number of instances helps a request that misses its target on an idle one."""
+    for role in ROLES:
+        part = model.role(role)
+        if not part.options:
+            what = "T_p" if role == "prefill" else "one decode step"
+            message = (
+                f"{what} of a single request on an idle {role} instance is {part.alone:.3f} s, "
+                f"above its target of {part.target:.3f} s: more instances do not help"
+            )
+            return Proposal(now.inp.current, Reason.SLO_UNREACHABLE, message, blocked=True)
+    return None
+
+
+def _fine(now: Round) -> bool:
+    """Whether measurement contradicts a gloomy model."""
+    return now.evidence is not None and now.evidence.attainment >= now.inp.slo.attainment
+
+
+def _binding(current: Counts, limits: Limits) -> Reason:
+    """Which limit forbids the smallest growth of either role: placement, budget or bounds."""
+    steps = [
+        Counts(current.groups + 1, current.prefill, current.decode),
+        Counts(current.groups, current.prefill + 1, current.decode),
+        Counts(current.groups, current.prefill, current.decode + 1),
+    ]
+    inside = [counts for counts in steps if limits.bounds.clamp(counts) == counts]
+    if not inside:
+        return Reason.AT_MAXIMUM
+    affordable = [counts for counts in inside if limits.within_budget(counts)]
+    if not affordable:
+        return Reason.BUDGET_EXHAUSTED
+    if not any(limits.placeable(counts) for counts in affordable):
+        return Reason.PLACEMENT_INFEASIBLE
+    return Reason.AT_MAXIMUM
+
+
+def _named(limit: Reason, now: Round) -> str:
+    """The limit in words, with its numbers."""
+    bounds = now.limits.bounds
+    if limit is Reason.BUDGET_EXHAUSTED:
+        parts = ", ".join(f"{b.devices} {b.resource}" for b in now.limits.budget)
+        return f"the device budget ({parts})"
+    if limit is Reason.PLACEMENT_INFEASIBLE:
+        parts = ", ".join(
+            f"at most {p.groups} P/D groups of {p.prefill}P{p.decode}D"
+            + (f": {p.detail}" if p.detail else "")
+            for p in now.limits.placement
+        )
+        return f"placement ({parts})"
+    return (
+        f"bounds (groups <= {bounds.groups.max}, prefill <= {bounds.prefill.max}, "
+        f"decode <= {bounds.decode.max})"
+    )
+
+
+def _becomes(now: Round, predict: Predictor, to: Counts) -> str:
+    devices = now.limits.devices(to) - now.limits.devices(now.inp.current)
+    return (
+        f"{now.inp.current} -> {to}, predicted {predict.attainment(to):.1%}, {devices:+d} devices"
+    )

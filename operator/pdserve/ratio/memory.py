@@ -1,0 +1,57 @@
+"""What one round of the loop hands to the next: pure updates of `Memory`.
+
+Kept small on purpose: whatever the cluster already says (counts, past changes) is not repeated
+here, and losing all of it delays a decision by about one window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from pdserve.ratio.blame import Signals
+from pdserve.ratio.types import DecisionInput, LoopSettings, Memory
+
+SMOOTHING = 0.2
+"""Weight of the newest healthy round in the remembered compute share."""
+MAX_PRESSURE = 4.0
+
+
+def observe_readiness(inp: DecisionInput) -> Memory:
+    """Track since when every wanted instance is ready, and let proven pressure fade."""
+    memory, now = _fade(inp.memory, inp.now, inp.settings), inp.now
+    complete = inp.ready_prefill == inp.current.total(
+        "prefill"
+    ) and inp.ready_decode == inp.current.total("decode")
+    if not complete:
+        since = now if memory.unready_since is None else memory.unready_since
+        return replace(memory, unready_since=since, settled_at=None, settled_counts=None)
+    if memory.settled_at is None or memory.settled_counts != inp.current:
+        memory = replace(memory, settled_at=now, settled_counts=inp.current)
+    return replace(memory, unready_since=None)
+
+
+def remember_health(memory: Memory, signals: Signals) -> Memory:
+    """Blend the compute share of a round that met its target into the healthy one."""
+    share, compute = signals.share, signals.compute
+    if share is None or compute is None:
+        return memory
+    if memory.base_share is None or memory.base_compute is None:
+        return replace(memory, base_share=share, base_compute=compute)
+    return replace(
+        memory,
+        base_share=memory.base_share + SMOOTHING * (share - memory.base_share),
+        base_compute=memory.base_compute + SMOOTHING * (compute - memory.base_compute),
+    )
+
+
+def _fade(memory: Memory, now: float, settings: LoopSettings) -> Memory:
+    if memory.pressure_at is None:
+        return replace(memory, pressure_at=now)
+    keep = math.exp(-max(now - memory.pressure_at, 0.0) / settings.pressure_fade)
+    return replace(
+        memory,
+        pressure_prefill=1.0 + (memory.pressure_prefill - 1.0) * keep,
+        pressure_decode=1.0 + (memory.pressure_decode - 1.0) * keep,
+        pressure_at=now,
+    )

@@ -1,0 +1,159 @@
+"""Capacity and predicted attainment of a role, from its profile and the demand.
+
+The balance equation of P/D-Serve (section 3.3, eq. 1: `n_p*b_p/T_p = n_d*b_d/T_d`) with capacity
+read at the batch that would run, from a role's **own compute only**: time a prefill slot waits for
+a decode is decode pressure and appears nowhere here. Queueing (`ratio.queueing`) turns capacity
+into the share of requests that meet their targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from pdserve.ratio.queueing import late_share, wait_exceeds
+from pdserve.ratio.types import Demand, Profile, Slo
+from pdserve.wire.peers import Role
+
+OUTPUT_CV2 = 1.0
+"""Output lengths are taken as exponential: their spread is not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One way to run an instance: `batch` slots, each busy for `seconds` per request."""
+
+    batch: int
+    seconds: float
+    slack: float
+    """Longest wait for a slot that still meets the target, seconds."""
+
+    @property
+    def rate(self) -> float:
+        """Requests per second of one instance, slots always full."""
+        return self.batch / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class RoleModel:
+    """What one role does with one demand, whatever the number of instances."""
+
+    role: Role
+    options: tuple[Running, ...]
+    """Empty when a single request alone on an idle instance misses its target."""
+    alone: float
+    """That single request's T_p, or its TPOT, in seconds."""
+    target: float
+    cv2: float
+
+    @property
+    def capacity(self) -> float:
+        """mu: most requests per second of one instance within the target (0: none)."""
+        return max((option.rate for option in self.options), default=0.0)
+
+    def misses(self, instances: int, rate: float) -> float:
+        """Share of requests late for want of this role, if nobody gave up (for sizing)."""
+        return min(
+            (
+                wait_exceeds(o.batch * instances, rate * o.seconds, o.slack / o.seconds, self.cv2)
+                for o in self.options
+            ),
+            default=1.0,
+        )
+
+    def late(self, instances: int, rate: float) -> float:
+        """Share of requests late for want of this role when late ones are shed (as measured)."""
+        return min(
+            (
+                late_share(o.batch * instances, rate * o.seconds, o.slack / o.seconds, self.cv2)
+                for o in self.options
+            ),
+            default=1.0,
+        )
+
+    def utilisation(self, instances: int, rate: float) -> float:
+        """Offered load over capacity; above 1 the role cannot keep up."""
+        return rate / (instances * self.capacity) if self.capacity > 0.0 else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Both roles under one demand, with the load each role has proved to feel."""
+
+    prefill: RoleModel
+    decode: RoleModel
+    rate: float
+    pressure_prefill: float = 1.0
+    pressure_decode: float = 1.0
+
+    def role(self, role: Role) -> RoleModel:
+        """The model of one role."""
+        return self.prefill if role == "prefill" else self.decode
+
+    def felt(self, role: Role, stress: float = 1.0) -> float:
+        """Requests per second the role is sized for: rate x pressure x stress."""
+        pressure = self.pressure_prefill if role == "prefill" else self.pressure_decode
+        return self.rate * pressure * stress
+
+
+def build(profile: Profile, demand: Demand, slo: Slo) -> Model:
+    """The model of both roles for one demand."""
+    return Model(_prefill(profile, demand, slo), _decode(profile, demand, slo), demand.rate)
+
+
+def _prefill(profile: Profile, demand: Demand, slo: Slo) -> RoleModel:
+    """`mu_p = max over b <= b_p of b/T_p(b)`, over the batches that leave time to wait."""
+    options = []
+    for batch in _ladder(profile.prefill_slots):
+        seconds = _prefill_seconds(profile, demand, batch)
+        if seconds <= slo.ttft:
+            options.append(Running(batch, seconds, slo.ttft - seconds))
+    return RoleModel(
+        "prefill", tuple(options), _prefill_seconds(profile, demand, 1), slo.ttft, _spread(demand)
+    )
+
+
+def _decode(profile: Profile, demand: Demand, slo: Slo) -> RoleModel:
+    """`mu_d = b*/T_d(b*)`, b* the largest batch whose step time meets TPOT."""
+    steps = max(demand.output_tokens - 1.0, 0.0)  # token 1 is prefill's
+    alone = profile.decode.step_seconds(1, demand.context_tokens)
+    batch = largest_decode_batch(profile, demand, slo)
+    if batch == 0:
+        return RoleModel("decode", (), alone, slo.tpot, OUTPUT_CV2)
+    seconds = max(steps * profile.decode.step_seconds(batch, demand.context_tokens), 1e-6)
+    # Above b* nobody waits: the batch grows and every stream misses TPOT. At b_d they do wait.
+    slack = slo.handoff if batch == profile.decode_slots else 0.0
+    return RoleModel("decode", (Running(batch, seconds, slack),), alone, slo.tpot, OUTPUT_CV2)
+
+
+def largest_decode_batch(profile: Profile, demand: Demand, slo: Slo) -> int:
+    """b*: the largest batch within b_d whose step takes at most TPOT; 0 when none does."""
+    low, high = 0, profile.decode_slots
+    while low < high:
+        middle = (low + high + 1) // 2
+        if profile.decode.step_seconds(middle, demand.context_tokens) <= slo.tpot:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _prefill_seconds(profile: Profile, demand: Demand, batch: int) -> float:
+    seconds = profile.prefill.batch_seconds(batch, demand.uncached_tokens, demand.uncached_squared)
+    return max(seconds, 1e-6)
+
+
+def _spread(demand: Demand) -> float:
+    """Squared coefficient of variation of prompt work, from the two moments of L."""
+    if demand.uncached_tokens <= 0.0:
+        return 1.0
+    spread = demand.uncached_squared / demand.uncached_tokens**2 - 1.0
+    return min(max(spread, 0.1), 4.0)
+
+
+@cache
+def _ladder(slots: int) -> tuple[int, ...]:
+    """Batches worth trying: powers of two and the whole."""
+    sizes: Iterable[int] = (2**k for k in range(slots.bit_length()))
+    return tuple(sorted({size for size in sizes if size <= slots} | {slots}))

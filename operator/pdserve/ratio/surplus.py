@@ -1,0 +1,48 @@
+"""Shrinking: one step, only when the prediction at the smaller size still holds with margin."""
+
+from __future__ import annotations
+
+from pdserve.ratio.choose import smaller
+from pdserve.ratio.round import Proposal, Round
+from pdserve.ratio.types import Counts, Reason, known
+
+
+def propose_surplus(now: Round) -> Proposal | None:
+    """The step down that frees most devices; None when none is safe.
+
+    Safe: the highest rate of every recent window, raised by the margin, keeps predicted misses
+    within half of what the SLO allows, and measured attainment meets the target. Order among safe
+    steps: most devices freed, highest predicted attainment, then fewest (groups, prefill, decode).
+    """
+    predict, rate, demand = now.predict, now.rate, now.demand
+    if predict is None or rate is None or demand is None or not _healthy(now):
+        return None
+    margin = 1.0 + now.inp.settings.shrink_margin
+    stress = margin * max(rate.high / demand.rate, 1.0) if demand.rate > 0 else margin
+    current = now.inp.current
+    safe = [
+        counts
+        for counts in smaller(current, now.limits.bounds)
+        if predict.holds(counts, now.allowed / 2, stress)
+    ]
+    if not safe:
+        return None
+
+    def order(counts: Counts) -> tuple[object, ...]:
+        return (now.limits.devices(counts), -round(predict.attainment(counts), 6), counts)
+
+    best = min(safe, key=order)
+    freed = now.limits.devices(current) - now.limits.devices(best)
+    message = (
+        f"{now.summary()}; {current} -> {best} frees {freed} devices and is predicted to hold "
+        f"{stress:.2f} times this load"
+    )
+    return Proposal(best, Reason.SURPLUS, message)
+
+
+def _healthy(now: Round) -> bool:
+    """Target met by measurement, or nothing offered at all."""
+    if now.evidence is not None:
+        return now.evidence.attainment >= now.inp.slo.attainment
+    offered = [window.offered for window in now.sample.windows]
+    return all(known(count) and count == 0.0 for count in offered)
