@@ -64,13 +64,13 @@ def replay(line: str) -> tuple[Decision, Decision, bool]:
 
 def encode(value: Any, hint: Any) -> Any:
     """Plain JSON data for a value of type `hint`. Raises ValueError for NaN and infinities."""
-    if value is None or isinstance(value, bool | str) and not isinstance(value, Enum):
+    if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value):
-        hints = _hints(type(value))
-        return {name: encode(getattr(value, name), kind) for name, kind in hints.items()}
+        kind: Any = type(value)
+        return {name: encode(getattr(value, name), part) for name, part in _hints(kind).items()}
     if isinstance(value, tuple):
         return [encode(item, kind) for item, kind in zip(value, _items(hint, value), strict=True)]
     if isinstance(value, int | float):
@@ -105,7 +105,7 @@ def decode(raw: Any, hint: Any, path: str) -> Any:
     return _expect(isinstance(raw, hint), raw, path, f"a {hint.__name__}")
 
 
-def _decode_object(raw: Any, kind: type, path: str) -> Any:
+def _decode_object(raw: Any, kind: Any, path: str) -> Any:
     _expect(isinstance(raw, dict), raw, path, "an object")
     hints = _hints(kind)
     unknown = sorted(set(raw) - set(hints))
@@ -157,5 +157,5 @@ def _expect(good: bool, raw: Any, path: str, want: str) -> Any:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
