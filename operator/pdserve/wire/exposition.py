@@ -81,25 +81,30 @@ class Histogram:
         self.name, self.text, self.labels = name, text, tuple(labels)
         self.buckets = tuple(buckets)
         self.series: dict[tuple[str, ...], list[float]] = {}
+        self._bounds: dict[tuple[str, ...], tuple[float, ...]] = {}
         if not self.labels:
-            self.series[()] = self._empty()
+            self.create()
 
-    def _empty(self) -> list[float]:
-        return [0.0] * (len(self.buckets) + 2)
+    def create(self, *labels: str, buckets: Sequence[float] | None = None) -> None:
+        """Make a series at zero if it does not exist, with bounds of its own if given."""
+        if labels not in self.series:
+            bounds = self._bounds[labels] = self.buckets if buckets is None else tuple(buckets)
+            self.series[labels] = [0.0] * (len(bounds) + 2)
 
     def observe(self, value: float, *labels: str) -> None:
         """Count one observation; the last list element is the sum."""
         row = self.series.get(labels)
         if row is None:
-            row = self.series[labels] = self._empty()
-        row[bisect_left(self.buckets, value)] += 1
+            self.create(*labels)
+            row = self.series[labels]
+        row[bisect_left(self._bounds[labels], value)] += 1
         row[-1] += value
 
     def lines(self) -> Iterator[str]:
         """Cumulative bucket, sum and count lines of this family."""
         for key, row in self.series.items():
             total = 0.0
-            for bound, count in zip((*self.buckets, float("inf")), row, strict=False):
+            for bound, count in zip((*self._bounds[key], float("inf")), row, strict=False):
                 total += count
                 le = "+Inf" if bound == float("inf") else repr(float(bound))
                 labels = _labels(self.labels, key, f'le="{le}"')

@@ -39,6 +39,8 @@ REJECT_DRAINING = "draining"
 REJECT_NOT_READY = "not_ready"
 REJECT_DEADLINE = "deadline"
 REJECT_DECODE_FULL = "decode_full"
+REJECT_KV_FAILED = "kv_failed"
+"""With 502 from decode: it could not pull the KV; another decode of the group may try."""
 
 PARAM_KV = "kv_transfer_params"
 """Body field of vLLM's P/D contract; opaque to the gateway."""
