@@ -198,6 +198,14 @@ class KubeClient:
         query = _write_query(field_manager, dry_run)
         return await self._send(Request("create", resource, namespace, query=query, body=obj))
 
+    async def create_in(
+        self, resource: Resource, name: str, subresource: str, body: Object, *, namespace: str
+    ) -> Object:
+        """POST to a subresource of `name`: a service account's `token`, a pod's `eviction`."""
+        return await self._send(
+            Request("create", resource, namespace, name, subresource, body=body)
+        )
+
     async def apply(
         self,
         resource: Resource,
