@@ -106,7 +106,7 @@ class RoleTemplate(Model):
 
     rules = (
         Rule(
-            f"self.args.all(a, !a.matches('{_OWNED_FLAG}'))",
+            f"!has(self.args) || self.args.all(a, !a.matches('{_OWNED_FLAG}'))",
             "must not set --role, --bind, --port, --transfer-port, --slots or --model-name: the "
             "operator sets them (use maxConcurrency for slots, model.name for the model's name)",
             lambda r: (

@@ -43,7 +43,7 @@ def problems_of(error: ValidationError) -> tuple[Problem, ...]:
 
 def _problem(error: dict[str, Any]) -> Problem:
     context = error.get("ctx") or {}
-    path = _path(error["loc"]) + str(context.get("field", ""))
+    path = (_path(error["loc"]) + str(context.get("field", ""))).lstrip(".") or "object"
     kind = error["type"]
     value = error.get("input")
     if kind == "missing":
@@ -61,7 +61,7 @@ def _path(loc: Iterable[str | int]) -> str:
     path = ""
     for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.lstrip(".") or "object"
+    return path
 
 
 def _at(value: Any, field: str) -> Any:

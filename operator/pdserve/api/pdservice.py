@@ -169,15 +169,15 @@ class ScenarioStatus(Observed):
 class Summary(Observed):
     """One line for `kubectl get`, derived from the other fields."""
 
-    scenarios: Short
+    scenarios: Short = "-"
     """Scenarios with a ready prefill and a ready decode instance, of all."""
-    prefill: Short
+    prefill: Short = "-"
     """Prefill instances, ready of wanted."""
-    decode: Short
+    decode: Short = "-"
     """Decode instances, ready of wanted."""
-    slo: Short
+    slo: Short = "-"
     """Lowest attainment of a scenario, `-` when none is known."""
-    devices: Line
+    devices: Line = "-"
     """Devices used, with budget where one is set; one entry per resource."""
 
 

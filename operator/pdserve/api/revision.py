@@ -23,8 +23,6 @@ def revision_of(spec: ScenarioGroupSpec) -> str:
         "prefill": _role(spec.prefill),
         "decode": _role(spec.decode),
         "domain": spec.fabric.domain_ref.name,
-        "service": spec.service,
-        "scenario": spec.scenario,
     }
     text = json.dumps(pod, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
