@@ -86,6 +86,7 @@ def instance_obs(
         replaces=annotations.get(names.ANNOTATION_REPLACES) or None,
         fault=verdict.fault,
         fault_message=verdict.message,
+        holds=pod_devices(pod),
         scale_unit=names.LABEL_SCALE_UNIT in labels,
         recheck_after=verdict.recheck_after,
     )

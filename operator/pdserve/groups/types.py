@@ -55,6 +55,8 @@ class InstanceObs:
     """Set by the observer (`groups.health`) when the instance is lost; None while it is healthy
     or merely starting."""
     fault_message: str = ""
+    holds: Mapping[str, int] = field(default_factory=dict)
+    """Extended resources it takes on its node (what a rollout would get back)."""
     scale_unit: bool = False
     """Carries the label `wire.names.LABEL_SCALE_UNIT`."""
     recheck_after: float | None = None

@@ -98,9 +98,7 @@ def packed(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Sprea
         room, rest = rooms.rooms[leaf], behind[k + 1]
         for mine in range(min(p, room.prefills), -1, -1):
             most = min(d, room.most_decodes(mine))
-            # The rest takes what it can; this leaf takes what the rest cannot.
-            beyond = d - max(-1, rest.most_decodes(p - mine))
-            if most >= 0 and rest.fits(p - mine, d - most) and beyond <= most:
+            if most >= 0 and rest.fits(p - mine, d - most):
                 spread[leaf] = (mine, most)
                 p, d = p - mine, d - most
                 break

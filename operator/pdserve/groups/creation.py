@@ -1,0 +1,82 @@
+"""A whole new P/D group: placed, promised and created together, or not at all (gang)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from pdserve.groups.naming import free_slots, pod_name
+from pdserve.groups.repairs import Suspects, suspects
+from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
+from pdserve.groups.view import Draft, group_request
+from pdserve.placement import NoFit, Placement, place
+from pdserve.topology import Fabric
+from pdserve.wire.peers import ROLES
+
+
+def create_group(
+    observation: Observation, draft: Draft, used: Collection[int], why: str
+) -> int | None:
+    """Create a P/D group under the lowest index without pods; None if it must wait.
+
+    What keeps it waiting is noted in the draft: no place, or back-off in one of its slots.
+    """
+    index = next(k for k in range(len(used) + 1) if k not in used)
+    pending = _backoff(observation, draft, index)
+    if pending > 0:
+        draft.reasons.append(f"group {index} waits {pending:.0f} s after repeated faults")
+        draft.wait(pending)
+        return None
+    found = find_place(draft.fabric, observation.wanted, suspects(draft.repairs, observation.now))
+    if isinstance(found, NoFit):
+        draft.blocked.append(f"group {index}: {found.message}")
+        draft.reasons.append(f"group {index} is not created: {found.message}")
+        return None
+    pods = _pods(observation, draft, index, found)
+    draft.act(CreateGroup(index, pods), f"create group {index} ({why}): {found.explanation[0]}")
+    draft.promise(found.reservations)
+    return index
+
+
+def find_place(fabric: Fabric, wanted: Wanted, bad: Suspects) -> Placement | NoFit:
+    """A place away from every suspect node if there is one, else away from the barred ones."""
+    found = place(fabric, group_request(wanted, bad.barred | bad.avoided))
+    if isinstance(found, NoFit) and bad.avoided:
+        return place(fabric, group_request(wanted, bad.barred))
+    return found
+
+
+def _pods(
+    observation: Observation, draft: Draft, index: int, found: Placement
+) -> tuple[NewPod, ...]:
+    wanted = observation.wanted
+    last = {r.slot: r.last_uid for r in draft.repairs}
+    pods: list[NewPod] = []
+    for role in ROLES:
+        nodes = found.on(role)
+        slots = free_slots(wanted.name, index, role, (), len(nodes))
+        for slot, node in zip(slots, nodes, strict=True):
+            pods.append(
+                NewPod(
+                    name=pod_name(slot, wanted.revision, last.get(slot)),
+                    slot=slot,
+                    role=role,
+                    group_index=index,
+                    revision=wanted.revision,
+                    node=node,
+                    domains=dict(draft.fabric.place_of(node)),
+                    replaces=last.get(slot),
+                    scale_unit=not pods,
+                )
+            )
+    return tuple(pods)
+
+
+def _backoff(observation: Observation, draft: Draft, index: int) -> float:
+    wanted = observation.wanted
+    slots = {
+        slot
+        for role in ROLES
+        for slot in free_slots(wanted.name, index, role, (), wanted.role(role).count)
+    }
+    until = max((r.not_before for r in draft.repairs if r.slot in slots), default=0.0)
+    return until - observation.now

@@ -1,0 +1,72 @@
+"""When is an instance Linked: the readiness gate `pdserve.io/Linked`, per container.
+
+Needed opposite peers are those already linked (they serve, so every pair of serving instances must
+have its link); while none is, all live ones of the table. An instance is linked when its process
+has the newest table and reports each needed peer up, and each of them, also at the newest table,
+reports it up. A broken newcomer therefore never holds back a sound one.
+"""
+
+from __future__ import annotations
+
+from pdserve.groups.routes import peer_entry
+from pdserve.groups.types import InstanceObs, MarkLinked, MarkUnlinked, Observation
+from pdserve.groups.view import Draft, GroupView
+
+
+def update_links(group: GroupView, observation: Observation, draft: Draft) -> None:
+    """Mark what became linked, and unmark what lost its links by restarting in place."""
+    for instance in group.staying:
+        if instance.linked_container is not None:
+            reason = _lost_links(group, instance)
+            if reason is not None:
+                draft.act(
+                    MarkUnlinked(instance.name, instance.uid, reason),
+                    f"{instance.name} is no longer linked: {reason}",
+                )
+        elif instance.running and instance.container_id is not None and group.table is not None:
+            missing = links_missing(group, instance, observation)
+            if missing is None:
+                draft.act(
+                    MarkLinked(
+                        instance.name, instance.uid, instance.container_id, group.table.version
+                    ),
+                    f"{instance.name} is linked at table {group.table.version}",
+                )
+            elif peer_entry(instance, group.table) is not None:
+                draft.reasons.append(f"{instance.name} is not linked yet: {missing}")
+
+
+def links_missing(group: GroupView, instance: InstanceObs, observation: Observation) -> str | None:
+    """What still keeps `instance` from being linked, or None."""
+    table = group.table
+    if table is None or peer_entry(instance, table) is None:
+        return "the peer table does not name it"
+    report = observation.links.get(instance.name)
+    if report is None or report.version < table.version:
+        return f"it has not taken over table {table.version}"
+    needed = _needed(group, instance)
+    if not needed:
+        return "no peer of the other role runs"
+    for peer in needed:
+        if peer.name not in report.up:
+            return f"link to {peer.name} is down: {report.down.get(peer.name, 'not reported')}"
+        theirs = observation.links.get(peer.name)
+        if theirs is None or theirs.version < table.version or instance.name not in theirs.up:
+            return f"{peer.name} does not report it up"
+    return None
+
+
+def _needed(group: GroupView, instance: InstanceObs) -> tuple[InstanceObs, ...]:
+    table = group.table
+    opposite = {p.id for p in table.opposite(instance.name)} if table is not None else set()
+    live = [i for i in group.staying if i.name in opposite and i.running and peer_entry(i, table)]
+    settled = [i for i in live if i.linked]
+    return tuple(settled or live)
+
+
+def _lost_links(group: GroupView, instance: InstanceObs) -> str | None:
+    if instance.container_id is not None and not instance.linked:
+        return "its container restarted"
+    if not group.named(instance):
+        return "the peer table does not name it"
+    return None

@@ -1,0 +1,114 @@
+"""The way out: out of the routes, idle, out of the table, then deleted. One rule for all pods.
+
+    leaving    drain: annotate -> not routed -> idle or deadline -> table without it -> delete
+               faulty: not routed and not in the table -> delete at once
+Routes are recomputed from the same observation, so a pod leaves them before anything else
+happens to it. `tables` drops what `finished` allows; this module starts drains and deletes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pdserve.groups.polls import may_drain
+from pdserve.groups.types import (
+    BeginDrain,
+    CreateGroup,
+    DeletePod,
+    DeleteTable,
+    InstanceObs,
+    Observation,
+)
+from pdserve.groups.view import Draft, GroupView, leaving
+
+
+def retire(
+    group: GroupView, instance: InstanceObs, reason: str, observation: Observation, draft: Draft
+) -> None:
+    """Start the way out of one instance that a plan gives up, unless it is on it.
+
+    One that was never in a table or route serves nobody: it needs no drain.
+    """
+    if leaving(instance):
+        return
+    if group.named(instance) or instance.name in observation.routed:
+        draft.act(
+            BeginDrain(instance.name, instance.uid, reason), f"drain {instance.name}: {reason}"
+        )
+    else:
+        draft.act(
+            DeletePod(instance.name, instance.uid, reason),
+            f"delete {instance.name}, which never served: {reason}",
+        )
+
+
+def finished(group: GroupView, instance: InstanceObs, observation: Observation) -> bool:
+    """May the peer table drop this instance now? Only meaningful for one that leaves.
+
+    A faulty one at once. A draining one after it left the routes, when it is idle, cannot run
+    anything, or its deadline has passed. One that somebody else deletes when it stopped running:
+    until then its preStop hook lets the KV reads it serves end.
+    """
+    if instance.fault is not None:
+        return True
+    if instance.terminating:
+        return not instance.running
+    if instance.drain_started is None or instance.name in observation.routed:
+        return False
+    if not instance.running:
+        return True
+    if observation.now - instance.drain_started >= observation.wanted.drain_seconds:
+        return True
+    report = observation.drains.get(instance.name)
+    named = {i.name for i in group.members if group.named(i)}
+    asked = may_drain(instance, group.members, named, observation.routed)
+    return asked and report is not None and report.idle
+
+
+def delete_finished(groups: Iterable[GroupView], observation: Observation, draft: Draft) -> None:
+    """Last step but status: delete pods whose way out has ended, and tables of empty groups."""
+    present: set[int] = set()
+    for group in groups:
+        present.add(group.index)
+        for instance in group.members:
+            _delete_if_done(group, instance, observation, draft)
+    made = {a.group_index for a in draft.actions if isinstance(a, CreateGroup)}
+    for index in sorted(set(observation.tables) - present - made):
+        draft.act(DeleteTable(index), f"group {index} has no pod left: delete its peer table")
+
+
+def _delete_if_done(
+    group: GroupView, instance: InstanceObs, observation: Observation, draft: Draft
+) -> None:
+    if instance.terminating:
+        if instance.fault == "NodeDeleted":
+            why = "its Node is gone, nothing else can end it"
+            draft.act(
+                DeletePod(instance.name, instance.uid, why, force=True),
+                f"force-delete {instance.name}: {why}",
+            )
+        return
+    if instance.name in observation.routed or group.named(instance):
+        return
+    if instance.fault is not None:
+        force = instance.fault == "NodeDeleted"
+        draft.act(
+            DeletePod(instance.name, instance.uid, instance.fault, force=force),
+            f"delete {instance.name}: {instance.fault}",
+        )
+    elif instance.drain_started is not None:
+        if finished(group, instance, observation):
+            draft.act(
+                DeletePod(instance.name, instance.uid, "drained"),
+                f"delete {instance.name}: drained",
+            )
+
+
+def drain_deadlines(groups: Iterable[GroupView], observation: Observation, draft: Draft) -> None:
+    """Ask to be called when the next drain deadline passes."""
+    for group in groups:
+        for instance in group.members:
+            if instance.drain_started is not None and not instance.terminating:
+                end = instance.drain_started + observation.wanted.drain_seconds
+                if end > observation.now:
+                    draft.wait(end - observation.now)

@@ -1,0 +1,115 @@
+"""What ScenarioGroup status says: one line per P/D group, and the four conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pdserve.groups.types import Condition, GroupStatus, Observation
+from pdserve.groups.view import Draft, GroupView, members_of
+from pdserve.placement import Cell, cell_text, crossing_percent, spread_of
+from pdserve.topology import Fabric
+from pdserve.wire.peers import ROLES
+
+_SHOWN = 3
+
+
+def group_status(group: GroupView, observation: Observation, fabric: Fabric) -> GroupStatus:
+    """Status of one group. A group on its way out wants nothing any more."""
+    spread = spread_of(fabric, members_of(group))
+    wanted = observation.wanted
+    return GroupStatus(
+        index=group.index,
+        revision=group.revision,
+        prefill_desired=0 if group.gone else wanted.prefill.count,
+        prefill_ready=group.ready("prefill"),
+        decode_desired=0 if group.gone else wanted.decode.count,
+        decode_ready=group.ready("decode"),
+        cells=tuple(cell_text(fabric, Cell(leaf, *spread[leaf])) for leaf in sorted(spread)),
+        cross_leaf_percent=crossing_percent(spread),
+        table_version=group.table.version if group.table is not None else 0,
+    )
+
+
+def conditions(
+    groups: Sequence[GroupView], observation: Observation, draft: Draft
+) -> tuple[Condition, ...]:
+    """Ready, Linked, Progressing, Placed, in this order."""
+    ready = _ready(groups, observation, draft)
+    return (
+        ready,
+        _linked(groups),
+        draft.progressing or _progressing(groups, observation, draft, ready.status == "True"),
+        _placed(draft),
+    )
+
+
+def complete(group: GroupView, observation: Observation) -> bool:
+    """Every wanted instance of the group can serve."""
+    return all(group.ready(role) >= observation.wanted.role(role).count for role in ROLES)
+
+
+def _ready(groups: Sequence[GroupView], observation: Observation, draft: Draft) -> Condition:
+    wanted = observation.wanted
+    if wanted.replicas == 0:
+        return Condition("Ready", "True", "ScaledToZero", "no P/D group is wanted")
+    live = [g for g in groups if not g.gone]
+    done = [g for g in live if complete(g, observation)]
+    said = f"{min(len(done), wanted.replicas)}/{wanted.replicas} P/D groups ready"
+    if len(done) >= wanted.replicas:
+        return Condition("Ready", "True", "AllReady", said)
+    short = [
+        f"group {g.index} has "
+        + ", ".join(f"{g.ready(role)}/{wanted.role(role).count} {role}" for role in ROLES)
+        for g in live
+        if g not in done
+    ]
+    message = "; ".join([said, *short[:_SHOWN]])
+    if any(g.serving for g in live):
+        return Condition("Ready", "False", "Degraded", message)
+    return Condition("Ready", "False", "NotPlaced" if draft.blocked else "Starting", message)
+
+
+def _linked(groups: Sequence[GroupView]) -> Condition:
+    staying = [i for g in groups for i in g.staying]
+    unlinked = [i.name for i in staying if not i.linked]
+    if not staying:
+        return Condition("Linked", "False", "NoInstances", "there is no instance to link")
+    if not unlinked:
+        return Condition("Linked", "True", "AllLinked", f"{len(staying)} instances are linked")
+    more = f" and {len(unlinked) - _SHOWN} more" if len(unlinked) > _SHOWN else ""
+    return Condition(
+        "Linked",
+        "False",
+        "Linking",
+        f"{len(staying) - len(unlinked)}/{len(staying)} instances are linked, not "
+        f"{', '.join(unlinked[:_SHOWN])}{more}",
+    )
+
+
+def _progressing(
+    groups: Sequence[GroupView], observation: Observation, draft: Draft, ready: bool
+) -> Condition:
+    going = [i for g in groups for i in g.members if i not in g.staying]
+    old = [g for g in groups if not g.gone and g.revision != observation.wanted.revision]
+    lost = [i for i in going if i.fault is not None]
+    if old:
+        left = ", ".join(str(g.index) for g in old)
+        return Condition("Progressing", "True", "RollingOut", f"groups of an old revision: {left}")
+    if lost:
+        names = ", ".join(f"{i.name} ({i.fault})" for i in lost[:_SHOWN])
+        return Condition("Progressing", "True", "Repairing", f"lost: {names}")
+    if going:
+        return Condition("Progressing", "True", "Draining", f"{len(going)} instances are leaving")
+    if not ready:
+        if draft.blocked and not draft.actions:
+            return Condition("Progressing", "False", "NeedsDevices", draft.blocked[0])
+        return Condition("Progressing", "True", "Starting", "instances are being created or linked")
+    return Condition("Progressing", "False", "Complete", "what runs is what is wanted")
+
+
+def _placed(draft: Draft) -> Condition:
+    if not draft.blocked:
+        return Condition("Placed", "True", "AllPlaced", "every wanted instance has a node")
+    more = len(draft.blocked) - 1
+    also = f" (and {more} more)" if more else ""
+    return Condition("Placed", "False", "NoFit", draft.blocked[0] + also)

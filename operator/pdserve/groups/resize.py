@@ -1,0 +1,194 @@
+"""Inside a group that stays: fill what is missing (growth and substitution), give up what is too
+much. One fault makes one new pod; nothing else of the group is touched.
+
+Ratio changes grow first and shrink when the growth is ready, so neither role passes below what is
+wanted; where growth finds no devices, it shrinks first ("release some instances of groups and add
+them to others", P/D-Serve 3.3). Ready instances are only given up above one per role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pdserve.groups.naming import free_slots, pod_name
+from pdserve.groups.removal import retire
+from pdserve.groups.repairs import suspects
+from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
+from pdserve.groups.view import Draft, GroupView, group_request, members_of
+from pdserve.placement import (
+    InstancePlacement,
+    Member,
+    NoFit,
+    choose_removal,
+    place_instance,
+)
+from pdserve.topology import Fabric, Path
+from pdserve.wire.peers import ROLES, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Vacancy:
+    """A slot to fill: who was in it (None: nobody, it is growth) and where."""
+
+    slot: str
+    replaces: str | None
+    near: Path | None
+    reason: str
+
+
+def resize_group(group: GroupView, observation: Observation, draft: Draft) -> None:
+    """Bring one group of the wanted revision to the wanted counts."""
+    wanted = observation.wanted
+    if group.revision != wanted.revision and group.staying:
+        return
+    members = list(members_of(group))
+    unplaced = 0
+    for role in ROLES:
+        short = wanted.role(role).count - len(group.of_role(role))
+        for vacancy in _vacancies(group, role, short, observation, draft):
+            made = _fill(group, role, vacancy, members, observation, draft)
+            if isinstance(made, NoFit):
+                unplaced += 1
+            elif made is not None:
+                members.append(made)
+    if unplaced and _never_served(group):
+        for instance in group.members:
+            why = "its group cannot be completed: no devices for the rest"
+            retire(group, instance, why, observation, draft)
+        return
+    if not wanted.paused:
+        _shrink(group, observation, draft, growth_blocked=unplaced > 0)
+
+
+def _vacancies(
+    group: GroupView, role: Role, short: int, observation: Observation, draft: Draft
+) -> tuple[Vacancy, ...]:
+    """Slots to fill, at most `short`: lost ones by slot, then free ones for growth."""
+    if short <= 0:
+        return ()
+    wanted = observation.wanted
+    held = {i.slot for i in group.staying}
+    lost: dict[str, Vacancy] = {}
+    mark = f"{wanted.name}-{group.index}-{role[0]}"
+    for repair in draft.repairs:
+        number = repair.slot.removeprefix(mark)
+        if (
+            repair.slot.startswith(mark)
+            and number.isdigit()
+            and int(number) < wanted.role(role).count
+        ):
+            lost[repair.slot] = Vacancy(
+                repair.slot, repair.last_uid, None, f"its last pod was lost: {repair.fault}"
+            )
+    for instance in group.members:
+        if instance.role == role and _lost(instance):
+            near = _leaf_of(draft.fabric, instance)
+            why = f"replaces {instance.name}: {instance.fault or 'deleted from outside'}"
+            lost[instance.slot] = Vacancy(instance.slot, instance.uid, near, why)
+    found = [lost[slot] for slot in sorted(lost) if slot not in held][:short]
+    taken = {i.slot for i in group.members} | set(lost)
+    growth = free_slots(wanted.name, group.index, role, taken, short - len(found))
+    found += [Vacancy(slot, None, None, f"{role} grows") for slot in growth]
+    if wanted.paused:
+        found = [v for v in found if v.replaces is not None]
+    return tuple(found)
+
+
+def _lost(instance: InstanceObs) -> bool:
+    """Lost without a plan: faulty, or deleted by somebody else."""
+    if instance.drain_started is not None:
+        return False
+    return instance.fault is not None or instance.terminating
+
+
+def _fill(
+    group: GroupView,
+    role: Role,
+    vacancy: Vacancy,
+    members: Sequence[Member],
+    observation: Observation,
+    draft: Draft,
+) -> Member | NoFit | None:
+    """Create the pod; None while back-off runs."""
+    wanted, now = observation.wanted, observation.now
+    repair = next((r for r in draft.repairs if r.slot == vacancy.slot), None)
+    if repair is not None and now < repair.not_before:
+        draft.wait(repair.not_before - now)
+        draft.reasons.append(
+            f"{vacancy.slot} failed {repair.failures} times: next try in "
+            f"{repair.not_before - now:.0f} s"
+        )
+        return None
+    found = _find_node(draft, role, members, observation, vacancy.near)
+    if isinstance(found, NoFit):
+        draft.blocked.append(f"group {group.index}: {found.message}")
+        draft.reasons.append(f"{vacancy.slot} stays empty: {found.message}")
+        return found
+    pod = NewPod(
+        name=pod_name(vacancy.slot, wanted.revision, vacancy.replaces),
+        slot=vacancy.slot,
+        role=role,
+        group_index=group.index,
+        revision=wanted.revision,
+        node=found.node,
+        domains=dict(draft.fabric.place_of(found.node)),
+        replaces=vacancy.replaces,
+    )
+    draft.act(
+        CreateInstance(pod, vacancy.reason),
+        f"create {pod.name} on {pod.node} ({vacancy.reason}): {found.explanation[0]}",
+    )
+    draft.promise(found.reservations)
+    return Member(pod.name, role, pod.node, ready=False)
+
+
+def _find_node(
+    draft: Draft,
+    role: Role,
+    members: Sequence[Member],
+    observation: Observation,
+    near: Path | None,
+) -> InstancePlacement | NoFit:
+    bad = suspects(draft.repairs, observation.now)
+    request = group_request(observation.wanted, bad.barred | bad.avoided)
+    found = place_instance(draft.fabric, request, role, members, near)
+    if isinstance(found, NoFit) and bad.avoided:
+        request = group_request(observation.wanted, bad.barred)
+        return place_instance(draft.fabric, request, role, members, near)
+    return found
+
+
+def _shrink(group: GroupView, observation: Observation, draft: Draft, growth_blocked: bool) -> None:
+    wanted = observation.wanted
+    grown = all(group.ready(role) >= wanted.role(role).count for role in ROLES)
+    for role in ROLES:
+        excess = len(group.of_role(role)) - wanted.role(role).count
+        if excess <= 0:
+            continue
+        level = wanted.locality_level if wanted.locality_mode == "Preferred" else None
+        chosen = choose_removal(draft.fabric, role, members_of(group), excess, level)
+        ready = {m.name for m in members_of(group) if m.ready}
+        by_name = {i.name: i for i in group.staying}
+        for name in chosen.names:
+            if name in ready and not (grown or growth_blocked):
+                draft.reasons.append(f"{name} stays until the other role's growth is ready")
+                continue
+            retire(group, by_name[name], f"{role} shrinks", observation, draft)
+
+
+def _never_served(group: GroupView) -> bool:
+    """No instance was ever linked, and a whole role is missing."""
+    if any(i.linked_container is not None or group.named(i) for i in group.members):
+        return False
+    return not all(group.of_role(role) for role in ROLES)
+
+
+def _leaf_of(fabric: Fabric, instance: InstanceObs) -> Path | None:
+    """Where an instance was, though its Node may be gone."""
+    leaf = fabric.leaf(instance.node)
+    if leaf is not None:
+        return leaf
+    levels = fabric.spec.levels[: fabric.spec.leaf_depth]
+    values = tuple(instance.domains.get(level.name, "") for level in levels)
+    return values if all(values) else None

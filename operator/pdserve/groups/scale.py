@@ -1,0 +1,149 @@
+"""Which P/D groups there should be: scale up and down, and the rollout of a new revision.
+
+Group by group (P/D-Serve 3.3, rolling upgrade): at most one group more than wanted, and only
+while a roll needs it. A group that serves is given up for a new revision only when enough others
+serve; a revert is just another target, for which the untouched old groups are current again.
+Outdated groups are neither repaired nor resized, since pods of their revision can no longer be
+rendered: they serve until their turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pdserve.groups.creation import create_group, find_place
+from pdserve.groups.removal import retire
+from pdserve.groups.repairs import suspects
+from pdserve.groups.types import Condition, Observation
+from pdserve.groups.view import Draft, GroupView
+from pdserve.placement import NoFit
+from pdserve.topology import Reservation
+
+
+def scale_groups(
+    groups: Sequence[GroupView], observation: Observation, draft: Draft
+) -> tuple[GroupView, ...]:
+    """Phases: 1 give up what is too much; 2 create what is missing; 3 roll one outdated group.
+
+    Returns the groups that stay, for the steps inside a group.
+    """
+    live = [g for g in groups if not g.gone]
+    if observation.wanted.paused:
+        draft.progressing = Condition(
+            "Progressing", "False", "Paused", "planned changes are paused"
+        )
+        return tuple(live)
+    # 1
+    while True:
+        excess = _next_excess(live, observation)
+        if excess is None:
+            break
+        live.remove(excess)
+        why = _why_removed(excess, observation)
+        for instance in excess.members:
+            retire(excess, instance, why, observation, draft)
+    # 2
+    used = {g.index for g in groups}
+    for _ in range(observation.wanted.replicas - len(live)):
+        index = create_group(observation, draft, used, "scale up")
+        if index is None:
+            return tuple(live)
+        used.add(index)
+    # 3
+    if len(used) and len(live) == observation.wanted.replicas:
+        rolled = _roll(live, observation, draft, used)
+        live = [g for g in live if g is not rolled]
+    return tuple(live)
+
+
+def _next_excess(live: Sequence[GroupView], observation: Observation) -> GroupView | None:
+    """The next group to give up while there are too many, or None.
+
+    Order: outdated ones that do not serve; current ones that do not serve; outdated ones that
+    serve; current ones. Among equals one whose drain has begun, then the highest index. While a
+    roll is on, one group too many is the new one, and a serving outdated one goes only when as
+    many as wanted serve without it.
+    """
+    wanted = observation.wanted
+    if len(live) <= wanted.replicas:
+        return None
+    serving = sum(1 for g in live if g.serving)
+    surge = 1 if any(_outdated(g, observation) for g in live) else 0
+    over = len(live) > wanted.replicas + (surge if wanted.replicas else 0)
+    allowed: list[tuple[int, int, int, GroupView]] = []
+    for group in live:
+        old, serves = _outdated(group, observation), group.serving
+        if not old and not over:
+            continue
+        if old and serves and serving - 1 < wanted.replicas and not over:
+            continue
+        begun = any(i.drain_started is not None for i in group.members)
+        rank = 2 * serves + (not old)
+        allowed.append((rank, not begun, -group.index, group))
+    return min(allowed, key=lambda entry: entry[:3])[3] if allowed else None
+
+
+def _roll(
+    live: Sequence[GroupView], observation: Observation, draft: Draft, used: set[int]
+) -> GroupView | None:
+    """Replace one outdated group; returns it if it is given up now (delete first)."""
+    outdated = [g for g in live if _outdated(g, observation)]
+    if not outdated:
+        return None
+    starting = [g for g in live if not _outdated(g, observation) and not g.serving]
+    if starting:
+        draft.reasons.append(
+            f"rollout waits until group {starting[0].index} of the new revision serves"
+        )
+        return None
+    victim = min(outdated, key=lambda g: (g.serving, -g.index))
+    attempt = Draft(draft.fabric, draft.repairs)
+    index = create_group(
+        observation, attempt, used, f"new revision, before group {victim.index} goes"
+    )
+    if index is not None:
+        draft.actions += attempt.actions
+        draft.reasons += attempt.reasons
+        draft.fabric = attempt.fabric
+        return None
+    if not attempt.blocked:
+        draft.reasons += attempt.reasons
+        draft.waits += attempt.waits
+        return None
+    others = sum(1 for g in live if g.serving and g is not victim)
+    freed = draft.fabric.release(
+        Reservation(i.name, i.node, resource, count)
+        for i in victim.members
+        for resource, count in i.holds.items()
+    )
+    fits = find_place(freed, observation.wanted, suspects(draft.repairs, observation.now))
+    if isinstance(fits, NoFit):
+        _needs_devices(draft, f"even without group {victim.index}: {fits.message}")
+        return None
+    if victim.serving and not others:
+        _needs_devices(
+            draft,
+            f"group {victim.index} is the only one that serves, and no spare devices hold a new "
+            f"one beside it: {attempt.blocked[0]}",
+        )
+        return None
+    for instance in victim.members:
+        retire(victim, instance, "new revision, no spare devices: delete first", observation, draft)
+    return victim
+
+
+def _needs_devices(draft: Draft, why: str) -> None:
+    draft.progressing = Condition(
+        "Progressing", "False", "NeedsDevices", f"the new revision waits: {why}"
+    )
+    draft.reasons.append(f"rollout waits: {why}")
+
+
+def _outdated(group: GroupView, observation: Observation) -> bool:
+    return group.revision != observation.wanted.revision
+
+
+def _why_removed(group: GroupView, observation: Observation) -> str:
+    if _outdated(group, observation):
+        return f"group {group.index} has an old revision and is replaced"
+    return f"{observation.wanted.replicas} P/D groups are wanted"

@@ -1,0 +1,130 @@
+"""What the planner's steps share: instances sorted into groups, and each one's stage of life.
+
+Derived from the Observation alone; no step keeps anything of its own. `Draft` is the plan in the
+making: actions, reasons and the fabric with what was promised so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pdserve.groups.routes import is_routable
+from pdserve.groups.types import Action, Condition, InstanceObs, Observation, Repair, Wanted
+from pdserve.placement import GroupRequest, Member, Shape
+from pdserve.topology import Fabric, Reservation
+from pdserve.wire.peers import ROLES, PeerTable, Role
+
+
+def leaving(instance: InstanceObs) -> bool:
+    """True for an instance that no longer counts: faulty, draining or being deleted."""
+    return instance.fault is not None or instance.terminating or instance.drain_started is not None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """One P/D group as observed. `members` are all its pods, by role then name."""
+
+    index: int
+    members: tuple[InstanceObs, ...]
+    table: PeerTable | None
+
+    @property
+    def staying(self) -> tuple[InstanceObs, ...]:
+        """Members that are not on their way out."""
+        return tuple(i for i in self.members if not leaving(i))
+
+    def of_role(self, role: Role) -> tuple[InstanceObs, ...]:
+        """Staying members of one role."""
+        return tuple(i for i in self.staying if i.role == role)
+
+    def ready(self, role: Role) -> int:
+        """How many members of one role can serve now."""
+        return sum(1 for i in self.of_role(role) if is_routable(i, self.table))
+
+    @property
+    def serving(self) -> bool:
+        """At least one prefill and one decode can serve now."""
+        return all(self.ready(role) for role in ROLES)
+
+    @property
+    def revision(self) -> str:
+        """Revision of the members that stay (of all, when none does); groups are never mixed."""
+        return min((i.revision for i in self.staying or self.members), default="")
+
+    @property
+    def gone(self) -> bool:
+        """The group as a whole is on its way out: a planned drain took every member it had."""
+        planned = any(i.drain_started is not None for i in self.members)
+        return planned and not self.staying
+
+    def named(self, instance: InstanceObs) -> bool:
+        """The peer table names this pod."""
+        return self.table is not None and self.table.peer(instance.name) is not None
+
+
+def group_views(observation: Observation) -> tuple[GroupView, ...]:
+    """Groups that have pods, by index."""
+    found: dict[int, list[InstanceObs]] = {}
+    for instance in observation.instances:
+        found.setdefault(instance.group_index, []).append(instance)
+    return tuple(
+        GroupView(
+            index,
+            tuple(sorted(found[index], key=lambda i: (ROLES.index(i.role), i.name))),
+            observation.tables.get(index),
+        )
+        for index in sorted(found)
+    )
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making. Steps append; nothing is taken back."""
+
+    fabric: Fabric
+    repairs: tuple[Repair, ...] = ()
+    actions: list[Action] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    """Seconds until something of this plan changes by time alone."""
+    blocked: list[str] = field(default_factory=list)
+    """What could not be placed, for the condition Placed."""
+    progressing: Condition | None = None
+    """Set by a step that waits for a person or for devices."""
+
+    def act(self, action: Action, reason: str) -> None:
+        """Add an action and why."""
+        self.actions.append(action)
+        self.reasons.append(reason)
+
+    def promise(self, reservations: Iterable[Reservation]) -> None:
+        """Later steps of this plan see these devices taken."""
+        self.fabric = self.fabric.reserve(reservations)
+
+    def wait(self, seconds: float) -> None:
+        """Look again after so long."""
+        self.waits.append(max(0.0, seconds))
+
+
+def group_request(wanted: Wanted, exclude: frozenset[str]) -> GroupRequest:
+    """One P/D group as a question to placement."""
+    return GroupRequest(
+        prefill=wanted.prefill.count,
+        decode=wanted.decode.count,
+        prefill_shape=_shape(wanted, "prefill"),
+        decode_shape=_shape(wanted, "decode"),
+        mode=wanted.locality_mode,
+        level=wanted.locality_level,
+        exclude=exclude,
+    )
+
+
+def members_of(group: GroupView) -> tuple[Member, ...]:
+    """Staying instances as placement wants them."""
+    return tuple(Member(i.name, i.role, i.node, is_routable(i, group.table)) for i in group.staying)
+
+
+def _shape(wanted: Wanted, role: Role) -> Shape:
+    part = wanted.role(role)
+    return Shape(part.resource, part.devices, part.tolerations)
