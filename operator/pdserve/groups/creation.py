@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pdserve.groups.naming import free_slots, pod_name
+from pdserve.groups.naming import pod_name, slot_range
 from pdserve.groups.repairs import Suspects, suspects
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
 from pdserve.groups.view import Draft, group_request
@@ -53,7 +53,7 @@ def _pods(
     pods: list[NewPod] = []
     for role in ROLES:
         nodes = found.on(role)
-        slots = free_slots(wanted.name, index, role, (), len(nodes))
+        slots = slot_range(wanted.name, index, role, len(nodes))
         for slot, node in zip(slots, nodes, strict=True):
             pods.append(
                 NewPod(
@@ -76,7 +76,7 @@ def _backoff(observation: Observation, draft: Draft, index: int) -> float:
     slots = {
         slot
         for role in ROLES
-        for slot in free_slots(wanted.name, index, role, (), wanted.role(role).count)
+        for slot in slot_range(wanted.name, index, role, wanted.role(role).count)
     }
     until = max((r.not_before for r in draft.repairs if r.slot in slots), default=0.0)
     return until - observation.now

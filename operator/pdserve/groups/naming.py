@@ -21,6 +21,11 @@ def pod_name(slot: str, revision: str, replaces: str | None) -> str:
     return f"{slot}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
+def slot_range(scenario_group: str, group_index: int, role: Role, count: int) -> tuple[str, ...]:
+    """The first `count` slots of one role of a group, whoever holds them."""
+    return tuple(slot_name(scenario_group, group_index, role, k) for k in range(count))
+
+
 def free_slots(
     scenario_group: str, group_index: int, role: Role, taken: Collection[str], count: int
 ) -> tuple[str, ...]:

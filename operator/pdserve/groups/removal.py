@@ -96,12 +96,10 @@ def _delete_if_done(
             DeletePod(instance.name, instance.uid, instance.fault, force=force),
             f"delete {instance.name}: {instance.fault}",
         )
-    elif instance.drain_started is not None:
-        if finished(group, instance, observation):
-            draft.act(
-                DeletePod(instance.name, instance.uid, "drained"),
-                f"delete {instance.name}: drained",
-            )
+    elif instance.drain_started is not None and finished(group, instance, observation):
+        draft.act(
+            DeletePod(instance.name, instance.uid, "drained"), f"delete {instance.name}: drained"
+        )
 
 
 def drain_deadlines(groups: Iterable[GroupView], observation: Observation, draft: Draft) -> None:

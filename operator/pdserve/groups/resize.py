@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pdserve.groups.naming import free_slots, pod_name
+from pdserve.groups.naming import free_slots, pod_name, slot_range
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
 from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
@@ -68,31 +68,42 @@ def _vacancies(
     if short <= 0:
         return ()
     wanted = observation.wanted
-    held = {i.slot for i in group.staying}
-    lost: dict[str, Vacancy] = {}
-    mark = f"{wanted.name}-{group.index}-{role[0]}"
-    for repair in draft.repairs:
-        number = repair.slot.removeprefix(mark)
-        if (
-            repair.slot.startswith(mark)
-            and number.isdigit()
-            and int(number) < wanted.role(role).count
-        ):
-            lost[repair.slot] = Vacancy(
-                repair.slot, repair.last_uid, None, f"its last pod was lost: {repair.fault}"
-            )
-    for instance in group.members:
-        if instance.role == role and _lost(instance):
-            near = _leaf_of(draft.fabric, instance)
-            why = f"replaces {instance.name}: {instance.fault or 'deleted from outside'}"
-            lost[instance.slot] = Vacancy(instance.slot, instance.uid, near, why)
-    found = [lost[slot] for slot in sorted(lost) if slot not in held][:short]
+    lost = _lost_slots(group, role, observation, draft)
+    found = [lost[slot] for slot in sorted(lost)][:short]
     taken = {i.slot for i in group.members} | set(lost)
     growth = free_slots(wanted.name, group.index, role, taken, short - len(found))
     found += [Vacancy(slot, None, None, f"{role} grows") for slot in growth]
     if wanted.paused:
         found = [v for v in found if v.replaces is not None]
     return tuple(found)
+
+
+def _lost_slots(
+    group: GroupView, role: Role, observation: Observation, draft: Draft
+) -> dict[str, Vacancy]:
+    """Slots whose last pod was lost and that nobody holds now.
+
+    The predecessor is the newest lost pod of the slot; the repair record knows it when it is
+    already gone from the cluster.
+    """
+    wanted = observation.wanted
+    slots = set(slot_range(wanted.name, group.index, role, wanted.role(role).count))
+    held = {i.slot for i in group.staying}
+    present = {i.uid for i in group.members}
+    lost: dict[str, Vacancy] = {}
+    for instance in sorted(group.members, key=lambda i: (i.created, i.name)):
+        if instance.role == role and _lost(instance):
+            near = _leaf_of(draft.fabric, instance)
+            why = f"replaces {instance.name}: {instance.fault or 'deleted from outside'}"
+            lost[instance.slot] = Vacancy(instance.slot, instance.uid, near, why)
+    for repair in draft.repairs:
+        if repair.slot not in slots or repair.last_uid is None or repair.last_uid in present:
+            continue
+        known = lost.get(repair.slot)
+        near = known.near if known is not None else None
+        why = f"its last pod was lost: {repair.fault}"
+        lost[repair.slot] = Vacancy(repair.slot, repair.last_uid, near, why)
+    return {slot: vacancy for slot, vacancy in lost.items() if slot not in held}
 
 
 def _lost(instance: InstanceObs) -> bool:
