@@ -9,8 +9,9 @@ vetoed while the other role's wait dominates. Rules in order, the first that spe
    away by full decodes -> decode;
 2. KV waits for a decode longer than requests wait for prefill, or decode batches are full while
    prefill computes little -> decode (`kv_wait_decode` is decode pressure, never prefill time);
-3. compute shares against healthy times, unless vetoed;
-4. requests wait or expire in front of prefill that computes most of the time -> prefill;
+3. compute shares against healthy times; "decode" is vetoed while decodes have room, since a first
+   token can only be late for want of prefill or of a decode to take it;
+4. decodes have room, or prefill computes most of the time -> prefill;
 5. the role that the model sees nearer to its capacity.
 """
 
@@ -63,6 +64,12 @@ class Signals:
         if self.prefill_compute is None or self.decode_compute is None:
             return None
         return self.prefill_compute + self.decode_compute
+
+    @property
+    def decode_has_room(self) -> bool:
+        """Whether decodes surely could have taken more."""
+        full = self.decode_full
+        return full is not None and full < FULL and not self.decode_waits_longer
 
     @property
     def decode_waits_longer(self) -> bool:
@@ -125,6 +132,8 @@ def blame(signals: Signals, memory: Memory, model: Model | None, current: Counts
     by_share = _by_shares(signals, memory)
     if by_share is not None:
         return by_share
+    if signals.decode_has_room:
+        return Blame("prefill", f"first tokens came late while decode slots were {full:.0%} full")
     if busy is not None and busy >= BUSY:
         return Blame("prefill", f"prefill computing {busy:.0%} of the time")
     return _by_model(model, current)
@@ -141,8 +150,8 @@ def _by_shares(signals: Signals, memory: Memory) -> Blame | None:
     what = f"compute per request {compute / memory.base_compute - 1.0:+.0%}, prefill's share"
     if moved > 0:
         return Blame("prefill", f"{what} {moved:+.0%}")
-    if (signals.prefill_busy or 0.0) >= BUSY and (signals.decode_full or 0.0) < FULL:
-        return None  # vetoed: requests wait for prefill, not for decode
+    if signals.decode_has_room:
+        return None  # vetoed: what is late waits for prefill, not for decode
     return Blame("decode", f"{what} {moved:+.0%}")
 
 

@@ -43,6 +43,20 @@ class RateEstimate:
     """Upper estimate over every window: what a reduction must still serve."""
 
 
+def covered(windows: Sequence[RequestWindow]) -> tuple[RequestWindow, ...]:
+    """Windows that are filled with samples: those reaching back before the first scrape are not.
+
+    Judged by sample density against the shortest window, which is always kept.
+    """
+    if not windows or not known(windows[0].scrapes):
+        return tuple(windows[:1])
+    density = windows[0].scrapes / windows[0].seconds
+    return (
+        windows[0],
+        *(w for w in windows[1:] if known(w.scrapes) and w.scrapes >= 0.8 * density * w.seconds),
+    )
+
+
 def estimate_rate(windows: Sequence[RequestWindow], settings: LoopSettings) -> RateEstimate | None:
     """The offered rate; None when the shortest window has no count."""
     counted = [(w.seconds, w.offered) for w in windows if known(w.offered) and w.seconds > 0]

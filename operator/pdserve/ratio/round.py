@@ -6,10 +6,10 @@ that a decision carries for people.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pdserve.ratio.choose import Limits, Predictor
-from pdserve.ratio.demand import RateEstimate, estimate_demand, estimate_rate
+from pdserve.ratio.demand import RateEstimate, covered, estimate_demand, estimate_rate
 from pdserve.ratio.evidence import Evidence, weigh
 from pdserve.ratio.model import Model, build
 from pdserve.ratio.types import (
@@ -150,6 +150,7 @@ def limits_of(inp: DecisionInput) -> Limits:
 def open_round(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> Round:
     """Derive demand, model and evidence."""
     limits = limits_of(inp)
+    sample = replace(sample, windows=covered(sample.windows))
     rate = estimate_rate(sample.windows, inp.settings)
     demand = None if rate is None else estimate_demand(sample, inp.expected, rate.ahead)
     model = None if demand is None else _model(inp, demand, memory)

@@ -15,7 +15,7 @@ def distrust(sample: ScenarioSample | Unknown, settings: LoopSettings) -> str | 
         return f"metrics unavailable: {sample.reason}"
     if not sample.windows:
         return "metrics unavailable: no window was sampled"
-    return _missing(sample, settings) or _outdated(sample, settings) or _unusable(sample, settings)
+    return _outdated(sample, settings) or _missing(sample, settings) or _unusable(sample, settings)
 
 
 def _missing(sample: ScenarioSample, settings: LoopSettings) -> str | None:

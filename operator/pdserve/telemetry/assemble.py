@@ -1,0 +1,137 @@
+"""From rows of many queries to one sample per scenario (pure).
+
+An instance counts when it is live (the caller's list) and **fresh** (its anchor series has a
+sample young enough). Live ones that are not fresh are reported as missing. For a fresh instance an
+absent counter is zero, because processes create labelled counters when they first need them; the
+anchors (`offered` of a gateway, slots of an engine) are always there. A value that is no count
+(NaN, infinite, negative) makes the whole quantity Unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pdserve.ratio.types import (
+    DecodeWindow,
+    PrefillWindow,
+    Quantity,
+    RequestWindow,
+    ScenarioSample,
+    Unknown,
+)
+from pdserve.telemetry.promql import DECODE, PREFILL, WINDOWED, Rows, SeriesKey
+from pdserve.telemetry.source import LiveInstances, ScenarioKey
+
+NAMED_MISSING = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One round's answers: rows by query name, or why a query failed."""
+
+    at: float
+    windows: tuple[float, ...]
+    stale_after: float
+    rows: Mapping[str, Rows | Unknown]
+
+    def fresh(self, name: str, key: ScenarioKey, live: frozenset[str]) -> dict[str, float] | None:
+        """Age by live instance whose anchor is young enough; None when the query failed."""
+        rows = self.rows[name]
+        if isinstance(rows, Unknown):
+            return None
+        ages = {who: rows.get(SeriesKey(*key, who), math.nan) for who in sorted(live)}
+        return {who: age for who, age in ages.items() if age <= self.stale_after}
+
+    def total(self, name: str, key: ScenarioKey, instances: Sequence[str]) -> Quantity:
+        """Sum over instances; Unknown when the query failed or a value is not a count."""
+        rows = self.rows[name]
+        if isinstance(rows, Unknown):
+            return rows
+        if not instances:
+            return Unknown("no instance reports")
+        values = [rows.get(SeriesKey(*key, who), 0.0) for who in instances]
+        for who, value in zip(instances, values, strict=True):
+            if not math.isfinite(value) or value < 0.0:
+                return Unknown(f"{name} of {who} is {value}")
+        return math.fsum(values)
+
+
+def assemble(key: ScenarioKey, live: LiveInstances, answers: Answers) -> ScenarioSample | Unknown:
+    """The sample of one scenario; Unknown when its gateways' anchor could not be asked."""
+    gateways = answers.fresh("gateway_age", key, live.gateways)
+    engines = answers.fresh("engine_age", key, live.prefill | live.decode)
+    if gateways is None or engines is None:
+        failed = answers.rows["gateway_age" if gateways is None else "engine_age"]
+        return failed if isinstance(failed, Unknown) else Unknown("anchor query failed")
+    expected = live.gateways | live.prefill | live.decode
+    missing = sorted(expected - set(gateways) - set(engines))
+    names = sorted(gateways)
+    windows = tuple(
+        _window(answers, key, names, index, seconds)
+        for index, seconds in enumerate(answers.windows)
+    )
+    prefill = sorted(live.prefill & set(engines))
+    decode = sorted(live.decode & set(engines))
+
+    def gateway(name: str) -> Quantity:
+        return answers.total(name, key, names)
+
+    return ScenarioSample(
+        at=answers.at,
+        age=_oldest(answers, key, live.gateways),
+        windows=windows,
+        prefill=PrefillWindow(
+            len(prefill), *(answers.total(name, key, prefill) for name in PREFILL)
+        ),
+        decode=DecodeWindow(len(decode), *(answers.total(name, key, decode) for name in DECODE)),
+        rejected_prefill=gateway("rejected_prefill"),
+        rejected_decode=gateway("rejected_decode"),
+        decode_overload=gateway("decode_overload"),
+        expired=gateway("expired"),
+        failed=gateway("failed"),
+        waiting=gateway("waiting"),
+        ttft_seconds=_mean(gateway("ttft_sum"), gateway("ttft_count")),
+        e2e_seconds=_mean(gateway("e2e_sum"), gateway("e2e_count")),
+        live=len(expected),
+        missing=tuple(missing[:NAMED_MISSING]),
+        missing_count=len(missing),
+    )
+
+
+def _window(
+    answers: Answers, key: ScenarioKey, names: Sequence[str], index: int, seconds: float
+) -> RequestWindow:
+    totals = (answers.total(f"{name}@{index}", key, names) for name in WINDOWED)
+    return RequestWindow(seconds, _fewest(answers, key, names, index), *totals)
+
+
+def _fewest(answers: Answers, key: ScenarioKey, names: Sequence[str], index: int) -> Quantity:
+    """Scrapes in a window, of the gateway that has the fewest."""
+    rows = answers.rows[f"scrapes@{index}"]
+    if isinstance(rows, Unknown):
+        return rows
+    if not names:
+        return Unknown("no gateway reports")
+    return min(rows.get(SeriesKey(*key, who), 0.0) for who in names)
+
+
+def _oldest(answers: Answers, key: ScenarioKey, gateways: frozenset[str]) -> Quantity:
+    """Age of the most outdated gateway that is known at all, fresh or not."""
+    rows = answers.rows["gateway_age"]
+    if isinstance(rows, Unknown):
+        return rows
+    ages = [rows[SeriesKey(*key, who)] for who in gateways if SeriesKey(*key, who) in rows]
+    if not ages:
+        return Unknown("no live gateway has samples for this scenario")
+    # Scrape timestamps have milliseconds; an evaluation in the same one may come out below zero.
+    return max(0.0, *ages)
+
+
+def _mean(total: Quantity, count: Quantity) -> Quantity:
+    if isinstance(total, Unknown):
+        return total
+    if isinstance(count, Unknown):
+        return count
+    return total / count if count > 0.0 else Unknown("nothing was counted")

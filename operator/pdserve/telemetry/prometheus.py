@@ -1,0 +1,171 @@
+"""`MetricsSource` over a Prometheus server, through prometheus-api-client.
+
+That client is synchronous and has no deadline of its own, so queries run in a small thread pool,
+each with a socket timeout, and the whole round under one deadline. Its retries sleep, so they are
+off; `telemetry.breaker` decides when to try again. All queries of a round are evaluated at one
+instant of the **server's** clock, so a skewed operator clock changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+from prometheus_api_client import PrometheusConnect
+from prometheus_api_client.exceptions import PrometheusApiClientException
+from urllib3.util.retry import Retry
+
+from pdserve.ratio.types import ScenarioSample, Unknown
+from pdserve.telemetry.assemble import Answers, assemble
+from pdserve.telemetry.breaker import Breaker
+from pdserve.telemetry.promql import Query, Rows, parse, parse_time, queries
+from pdserve.telemetry.source import LiveInstances, ScenarioKey
+
+WINDOW_STEPS = (1.0, 3.0, 10.0)
+"""Windows asked for, as multiples of the shortest."""
+
+
+class QueryError(Exception):
+    """One query failed; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrometheusSettings:
+    """How to reach and read one server."""
+
+    url: str
+    window: float = 60.0
+    """Shortest window, seconds: at least 4 scrape intervals."""
+    stale_after: float = 60.0
+    """An instance whose newest sample is older is missing."""
+    query_timeout: float = 5.0
+    round_timeout: float = 10.0
+    threads: int = 4
+    matchers: Mapping[str, str] = field(default_factory=dict)
+    """Labels every series must have, for a server shared with others (e.g. cluster)."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """E.g. Authorization."""
+    ca_file: str | None = None
+
+
+class PrometheusSource:
+    """Samples from one Prometheus; never raises for a server that is away or talks nonsense."""
+
+    def __init__(
+        self, settings: PrometheusSettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock`: monotonic seconds, for the breaker."""
+        self._settings = settings
+        self._windows = tuple(settings.window * step for step in WINDOW_STEPS)
+        self._queries = queries(self._windows, settings.matchers)
+        self._breaker = Breaker(clock)
+        self._pool = ThreadPoolExecutor(settings.threads, "pdserve-prometheus")
+        self._local = threading.local()
+        self._busy = 0
+        self._busy_lock = threading.Lock()
+
+    async def sample(
+        self, live: Mapping[ScenarioKey, LiveInstances]
+    ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
+        """See `MetricsSource.sample`."""
+        if not live:
+            return {}
+        answers = await self._ask_all()
+        if isinstance(answers, Unknown):
+            return dict.fromkeys(live, answers)
+        return {key: assemble(key, instances, answers) for key, instances in live.items()}
+
+    async def close(self) -> None:
+        """Give threads up; those inside a query end with its timeout."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _ask_all(self) -> Answers | Unknown:
+        refusal = self._breaker.refusal()
+        if refusal is None and self._busy >= self._settings.threads:
+            refusal = "queries of an earlier round still hang"
+        if refusal is not None:
+            return Unknown(f"{self._settings.url}: {refusal}")
+        try:
+            async with asyncio.timeout(self._settings.round_timeout):
+                answers = await self._round()
+        except TimeoutError:
+            return self._failed(f"no answer within {self._settings.round_timeout:g} s")
+        except QueryError as error:
+            return self._failed(str(error))
+        self._breaker.succeeded()
+        return answers
+
+    def _failed(self, error: str) -> Unknown:
+        self._breaker.failed(error)
+        return Unknown(f"{self._settings.url}: {error}")
+
+    async def _round(self) -> Answers:
+        """Ask the time, then everything at that time. Raises QueryError if nothing works."""
+        try:
+            at = parse_time(await self._run("vector(time())", None))
+        except ValueError as error:
+            raise QueryError(str(error)) from error
+        found = await asyncio.gather(*(self._rows(query, at) for query in self._queries))
+        rows = {query.name: answer for query, answer in zip(self._queries, found, strict=True)}
+        if all(isinstance(answer, Unknown) for answer in found):
+            raise QueryError(_first_reason(found))
+        return Answers(at, self._windows, self._settings.stale_after, rows)
+
+    async def _rows(self, query: Query, at: float) -> Rows | Unknown:
+        try:
+            return parse(await self._run(query.text, at))
+        except (QueryError, ValueError) as error:
+            return Unknown(f"query {query.name}: {error}")
+
+    async def _run(self, text: str, at: float | None) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._query, text, at)
+
+    def _query(self, text: str, at: float | None) -> Any:
+        """In a pool thread: one query, its failures as QueryError."""
+        with self._busy_lock:
+            self._busy += 1
+        try:
+            params = {} if at is None else {"time": f"{at:.3f}"}
+            return self._connection().custom_query(
+                text, params=params, timeout=self._settings.query_timeout
+            )
+        except PrometheusApiClientException as error:
+            raise QueryError(f"server refused: {error!s:.200}") from error
+        except requests.RequestException as error:
+            raise QueryError(f"{type(error).__name__}: {error!s:.200}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise QueryError(f"answer is not Prometheus': {error!s:.120}") from error
+        finally:
+            with self._busy_lock:
+                self._busy -= 1
+
+    def _connection(self) -> PrometheusConnect:
+        """One client per pool thread: its session is not made for sharing."""
+        connection: PrometheusConnect | None = getattr(self._local, "connection", None)
+        if connection is None:
+            session = requests.Session()
+            session.trust_env = (
+                False  # proxies and netrc are not meant for the cluster's own server
+            )
+            if self._settings.ca_file is not None:
+                session.verify = self._settings.ca_file
+            connection = PrometheusConnect(
+                url=self._settings.url,
+                headers=dict(self._settings.headers),
+                session=session,
+                retry=Retry(total=0),
+                timeout=self._settings.query_timeout,
+            )
+            self._local.connection = connection
+        return connection
+
+
+def _first_reason(found: Sequence[Rows | Unknown]) -> str:
+    return next((answer.reason for answer in found if isinstance(answer, Unknown)), "no answer")

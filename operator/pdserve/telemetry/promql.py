@@ -1,0 +1,172 @@
+"""The queries: one per quantity, for every scenario of the cluster at once.
+
+All group by (namespace, service, scenario, instance), so that series of deleted or cold pods can
+be left out and two services of one name in two namespaces never mix. Counters are read with
+`increase()`, which absorbs resets. Pure text; `prometheus` sends it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pdserve.wire import metrics
+
+LABELS = "namespace, service, scenario, instance"
+
+
+class SeriesKey(NamedTuple):
+    """Whose value a row is."""
+
+    namespace: str
+    service: str
+    scenario: str
+    instance: str
+
+
+Rows = dict[SeriesKey, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A named quantity and its PromQL."""
+
+    name: str
+    text: str
+
+
+WINDOWED = {
+    "offered": metrics.GATEWAY_OFFERED,
+    "met": metrics.GATEWAY_SLO_MET,
+    "ttft_met": metrics.GATEWAY_TTFT_MET,
+    "handoff_met": metrics.GATEWAY_HANDOFF_MET,
+    "tpot_met": metrics.GATEWAY_TPOT_MET,
+    "completed": metrics.GATEWAY_COMPLETED,
+    "prompt_tokens": metrics.GATEWAY_PROMPT_TOKENS,
+    "output_tokens": metrics.GATEWAY_OUTPUT_TOKENS,
+    "cached_tokens": metrics.GATEWAY_CACHED_TOKENS,
+}
+"""Gateway counters read over every window."""
+
+GATEWAY_SHORTEST = {
+    "rejected_prefill": (metrics.GATEWAY_REJECTIONS, {"leg": "prefill"}),
+    "rejected_decode": (metrics.GATEWAY_REJECTIONS, {"leg": "decode"}),
+    "decode_overload": (metrics.GATEWAY_OUTCOME, {"outcome": "decode_overload"}),
+    "expired": (metrics.GATEWAY_OUTCOME, {"outcome": "expired"}),
+    "failed": (metrics.GATEWAY_OUTCOME, {"outcome": "failed"}),
+    "ttft_sum": (f"{metrics.GATEWAY_TTFT}_sum", {}),
+    "ttft_count": (f"{metrics.GATEWAY_TTFT}_count", {}),
+    "e2e_sum": (f"{metrics.GATEWAY_E2E}_sum", {}),
+    "e2e_count": (f"{metrics.GATEWAY_E2E}_count", {}),
+}
+"""Gateway counters read over the shortest window."""
+
+PREFILL = {
+    "batches": metrics.PREFILL_BATCHES,
+    "requests": metrics.PREFILL_REQUESTS,
+    "compute_seconds": metrics.PREFILL_COMPUTE_SECONDS,
+    "tokens": metrics.PREFILL_TOKENS,
+    "tokens_squared": metrics.PREFILL_TOKENS_SQUARED,
+    "kv_wait_seconds": metrics.KV_WAIT_DECODE_SECONDS,
+    "kv_transfer_seconds": metrics.KV_TRANSFER_SECONDS,
+    "kv_transfers": metrics.KV_TRANSFERS,
+}
+DECODE = {
+    "steps": metrics.DECODE_STEPS,
+    "step_seconds": metrics.DECODE_STEP_SECONDS,
+    "step_requests": metrics.DECODE_STEP_REQUESTS,
+    "step_context": metrics.DECODE_STEP_CONTEXT,
+}
+
+
+def queries(windows: Iterable[float], matchers: Mapping[str, str]) -> list[Query]:
+    """Everything one round asks, in a fixed order. `matchers` narrow every selector."""
+    sizes = sorted(windows)
+    found = [
+        Query("gateway_age", _age(metrics.GATEWAY_OFFERED, matchers)),
+        Query("engine_age", _age(metrics.SLOTS, matchers)),
+        Query("waiting", f"sum by ({LABELS}) ({selector(metrics.GATEWAY_WAITING, matchers)})"),
+    ]
+    for index, seconds in enumerate(sizes):
+        span = duration(seconds)
+        offered = selector(metrics.GATEWAY_OFFERED, matchers)
+        found.append(
+            Query(f"scrapes@{index}", f"max by ({LABELS}) (count_over_time({offered}[{span}]))")
+        )
+        found += [
+            Query(f"{name}@{index}", increase(metric, matchers, span))
+            for name, metric in WINDOWED.items()
+        ]
+    span = duration(sizes[0])
+    found += [
+        Query(name, increase(metric, {**matchers, **extra}, span))
+        for name, (metric, extra) in GATEWAY_SHORTEST.items()
+    ]
+    found += [
+        Query(name, increase(metric, matchers, span))
+        for name, metric in {**PREFILL, **DECODE}.items()
+    ]
+    return found
+
+
+def increase(metric: str, matchers: Mapping[str, str], span: str) -> str:
+    """Increase of a counter over a span, summed to one value per instance and scenario."""
+    return f"sum by ({LABELS}) (increase({selector(metric, matchers)}[{span}]))"
+
+
+def selector(metric: str, matchers: Mapping[str, str]) -> str:
+    """`metric{label="value",...}` with every value escaped."""
+    inside = ",".join(f'{name}="{escape(value)}"' for name, value in sorted(matchers.items()))
+    return f"{metric}{{{inside}}}" if inside else metric
+
+
+def escape(value: str) -> str:
+    """A label value inside double quotes (PromQL string literal, Go escapes)."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def duration(seconds: float) -> str:
+    """A PromQL duration, whole milliseconds."""
+    milliseconds = round(seconds * 1000)
+    if milliseconds <= 0:
+        raise ValueError(f"window of {seconds} s: want more than 0.001 s")
+    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
+
+
+def parse(result: Any) -> Rows:
+    """Rows of an instant vector. NaN and infinities stay what they are; see `assemble`.
+
+    Rows without one of the four labels are not ours and are skipped. Raises ValueError when the
+    answer is not an instant vector.
+    """
+    if not isinstance(result, list):
+        raise ValueError(f"want an instant vector, got {type(result).__name__}")
+    rows: Rows = {}
+    for row in result:
+        try:
+            labels, (_, text) = row["metric"], row["value"]
+            key = SeriesKey(*(labels.get(name, "") for name in SeriesKey._fields))
+            value = float(text)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a row of an instant vector: {row!r:.120}") from error
+        if all(key):
+            rows[key] = value
+    return rows
+
+
+def parse_time(result: Any) -> float:
+    """The server's clock from `vector(time())`."""
+    try:
+        value = float(result[0]["value"][1])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a time: {result!r:.120}") from error
+    if not math.isfinite(value):
+        raise ValueError(f"not a time: {value}")
+    return value
+
+
+def _age(metric: str, matchers: Mapping[str, str]) -> str:
+    """Seconds since the newest sample of each instance."""
+    return f"time() - max by ({LABELS}) (timestamp({selector(metric, matchers)}))"
