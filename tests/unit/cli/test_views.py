@@ -1,0 +1,184 @@
+"""What `kubectl pdserve` says about plain values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pdserve import api
+from pdserve.cli import view_explain, view_status
+from pdserve.cli.snapshot import FabricState, Snapshot
+from pdserve.cli.tables import age, table
+from pdserve.wire import names
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+NOW = api.epoch_of("2026-01-01T00:10:00Z")
+DEVICE = "huawei.com/Ascend910"
+
+
+def service(**status: Any) -> api.PDService:
+    value = yaml.safe_load((EXAMPLES / "demo-pdservice.yaml").read_text())
+    value["metadata"]["namespace"] = "prod"
+    return api.PDService.parse(value | {"status": status})
+
+
+def group(of: api.PDService, scenario: str, **status: Any) -> api.ScenarioGroup:
+    spec = of.spec
+    return api.ScenarioGroup.parse(
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": "ScenarioGroup",
+            "metadata": {"name": f"demo-{scenario}", "namespace": "prod"},
+            "spec": {
+                "service": "demo",
+                "scenario": scenario,
+                "model": spec.model.to_dict(),
+                "engine": spec.engine.to_dict(),
+                "replicas": 1,
+                "prefill": spec.prefill.to_dict() | {"replicas": 1},
+                "decode": spec.decode.to_dict() | {"replicas": 2},
+                "fabric": spec.fabric.to_dict(),
+            },
+            "status": status,
+        }
+    )
+
+
+def pod(name: str, role: str, node: str, ready: bool) -> dict[str, Any]:
+    conditions = [
+        {"type": "Ready", "status": str(ready)},
+        {"type": names.CONDITION_LINKED, "status": str(ready), "message": "c1"},
+    ]
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "prod",
+            "uid": name,
+            "creationTimestamp": "2026-01-01T00:05:00Z",
+            "labels": {
+                names.LABEL_SERVICE: "demo",
+                names.LABEL_SCENARIO: "chat",
+                names.LABEL_ROLE: role,
+                names.LABEL_GROUP_INDEX: "0",
+                names.LABEL_INSTANCE: name,
+            },
+        },
+        "spec": {"nodeName": node, "containers": [{"name": "engine"}]},
+        "status": {
+            "phase": "Running",
+            "conditions": conditions,
+            "containerStatuses": [
+                {
+                    "name": "engine",
+                    "containerID": "c1",
+                    "restartCount": 0,
+                    "state": {"running": {"startedAt": "2026-01-01T00:05:01Z"}},
+                }
+            ],
+        },
+    }
+
+
+def node(name: str, rack: str, leaf: str, devices: int) -> dict[str, Any]:
+    labels = {
+        "kubernetes.io/hostname": name,
+        "fabric.pdserve.io/domain": "demo",
+        "fabric.pdserve.io/rack": rack,
+        "fabric.pdserve.io/leaf": leaf,
+    }
+    return {
+        "metadata": {"name": name, "labels": labels},
+        "spec": {},
+        "status": {
+            "allocatable": {DEVICE: str(devices)},
+            "capacity": {DEVICE: str(devices)},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+
+
+def fabric(devices: int) -> FabricState:
+    domain = api.RoCEDomain.parse(yaml.safe_load((EXAMPLES / "demo-rocedomain.yaml").read_text()))
+    return FabricState(
+        domain, (node("n1", "r1", "l1", devices), node("n2", "r1", "l1", devices)), ()
+    )
+
+
+DECISION = {
+    "time": "2026-01-01T00:08:00Z",
+    "from": {"groups": 1, "prefill": 1, "decode": 2},
+    "to": {"groups": 1, "prefill": 2, "decode": 2},
+    "outcome": "Applied",
+    "reason": "GrowPrefill",
+    "message": "TTFT attainment is 71 %",
+    "inputs": {"attainment": "0.71"},
+}
+
+
+def test_status_before_the_operator_saw_it_says_where_to_look() -> None:
+    text = view_status.render(Snapshot(service(), (), ()), NOW)
+    assert "the operator has not seen it yet" in text
+
+
+def test_status_shows_scenarios_groups_and_instances() -> None:
+    of = service(
+        url="http://demo-gateway.prod.svc:80",
+        scenarios=[
+            {"name": "chat", "prefill": {"desired": 1, "ready": 1}, "decode": {"desired": 2}}
+        ],
+    )
+    made = group(
+        of,
+        "chat",
+        readyReplicas=1,
+        decisions=[DECISION],
+        groups=[{"index": 0, "cells": ["l1: 1P2D"], "tableVersion": 4, "prefill": {"desired": 1}}],
+    )
+    pods = (
+        pod("demo-chat-0-d0-x", "decode", "n2", False),
+        pod("demo-chat-0-p0-x", "prefill", "n1", True),
+    )
+    lines = view_status.render(Snapshot(of, (made,), pods), NOW).splitlines()
+    chat = next(line for line in lines if line.startswith("chat "))
+    assert chat.split()[:5] == ["chat", "Auto", "1/1", "1/1", "0/2"]
+    assert "2m ago Applied GrowPrefill: 1 x 1P2D -> 1 x 2P2D" in chat
+    assert next(line for line in lines if line.startswith("chat/0")).endswith("l1: 1P2D")
+    shown = [line.split() for line in lines if line.startswith("demo-chat-0-")]
+    assert [(row[3], row[5]) for row in shown] == [
+        ("Ready", "5m"),
+        ("Linking", "5m"),
+    ]
+    assert [row[1] for row in shown] == ["prefill", "decode"]
+
+
+def test_explain_runs_the_planner_on_what_is_free() -> None:
+    of = service()
+    found = Snapshot(of, (group(of, "chat", decisions=[DECISION]),), ())
+    fits = view_explain.render(found, "chat", fabric(8), NOW)
+    assert "If one more P/D group were placed now (1 x 1P2D)" in fits
+    assert "one leaf" in fits and "won" in fits
+    assert "TTFT attainment is 71 %" in fits and "attainment=0.71" in fits
+    short = view_explain.render(found, "chat", fabric(1), NOW)
+    assert "1P1D" in short, "the largest P/D group that fits is named"
+
+
+def test_explain_names_what_is_missing() -> None:
+    of = service()
+    found = Snapshot(of, (group(of, "chat"),), ())
+    assert "RoCEDomain 'demo' does not exist" in view_explain.render(found, None, None, NOW)
+    assert "scenarios: search, chat" in view_explain.render(found, "chart", None, NOW)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "want"),
+    [(-3, "0s"), (59, "59s"), (119, "119s"), (120, "2m"), (3600, "1h"), (200000, "2d")],
+)
+def test_age(seconds: float, want: str) -> None:
+    assert age(seconds) == want
+
+
+def test_table_of_nothing_is_nothing() -> None:
+    assert table(("A",), []) == ""
