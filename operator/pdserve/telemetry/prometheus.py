@@ -141,7 +141,7 @@ class PrometheusSource:
         except requests.RequestException as error:
             raise QueryError(f"{type(error).__name__}: {error!s:.200}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise QueryError(f"answer is not Prometheus': {error!s:.120}") from error
+            raise QueryError(f"not a Prometheus answer: {error!s:.120}") from error
         finally:
             with self._busy_lock:
                 self._busy -= 1

@@ -1,6 +1,6 @@
 """The queries: one per quantity, for every scenario of the cluster at once.
 
-All group by (namespace, service, scenario, instance), so that series of deleted or cold pods can
+All group by (namespace, service, scenario, pod), so that series of deleted or cold pods can
 be left out and two services of one name in two namespaces never mix. Counters are read with
 `increase()`, which absorbs resets. Pure text; `prometheus` sends it.
 """
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from pdserve.wire import metrics
 
-LABELS = "namespace, service, scenario, instance"
+LABELS = "namespace, service, scenario, pod"
+"""`namespace` and `pod` are put on by the scrape job (as the Prometheus operator does by itself);
+gateways state service and scenario themselves, engines get them from their pod's labels."""
 
 
 class SeriesKey(NamedTuple):
@@ -23,7 +25,7 @@ class SeriesKey(NamedTuple):
     namespace: str
     service: str
     scenario: str
-    instance: str
+    pod: str
 
 
 Rows = dict[SeriesKey, float]
@@ -112,7 +114,7 @@ def queries(windows: Iterable[float], matchers: Mapping[str, str]) -> list[Query
 
 
 def increase(metric: str, matchers: Mapping[str, str], span: str) -> str:
-    """Increase of a counter over a span, summed to one value per instance and scenario."""
+    """Increase of a counter over a span, summed to one value per pod and scenario."""
     return f"sum by ({LABELS}) (increase({selector(metric, matchers)}[{span}]))"
 
 
@@ -168,5 +170,5 @@ def parse_time(result: Any) -> float:
 
 
 def _age(metric: str, matchers: Mapping[str, str]) -> str:
-    """Seconds since the newest sample of each instance."""
+    """Seconds since the newest sample of each pod."""
     return f"time() - max by ({LABELS}) (timestamp({selector(metric, matchers)}))"

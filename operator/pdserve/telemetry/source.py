@@ -25,7 +25,7 @@ class ScenarioKey(NamedTuple):
 class LiveInstances:
     """Pods whose series count. Series of any other pod (deleted, cold) are left out.
 
-    Names are pod names, which are the `instance` label of their series. Leave an instance out
+    Names are pod names, the `pod` label of their series. Leave an instance out
     until it has been ready for one window: its first batches are not typical.
     """
 
