@@ -29,15 +29,3 @@ def controller_uid(obj: Mapping[str, Any]) -> str | None:
         if ref.get("controller"):
             return str(ref["uid"])
     return None
-
-
-def owner_reference(obj: Mapping[str, Any]) -> dict[str, Any]:
-    """Controller reference to a live object of ours."""
-    return {
-        "apiVersion": obj["apiVersion"],
-        "kind": obj["kind"],
-        "name": obj["metadata"]["name"],
-        "uid": obj["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }

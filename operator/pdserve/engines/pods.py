@@ -20,6 +20,12 @@ from pdserve.wire.peers import Role
 COMPONENT = "instance"
 GRACE_AFTER_DRAIN = 15
 """Seconds that a terminating engine gets beyond the drain, to close and exit."""
+BASE_TOLERATIONS: tuple[Mapping[str, str], ...] = tuple(
+    {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
+    for taint in ("not-ready", "unreachable")
+)
+"""The operator decides when an instance is lost; without these Kubernetes would delete healthy
+pods after a five-minute partition."""
 _STARTUP_PERIOD = 2
 
 
@@ -89,7 +95,7 @@ def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
         names.LABEL_SCENARIO: group.spec.scenario,
         names.LABEL_GROUP_INDEX: str(new.group_index),
         names.LABEL_ROLE: new.role,
-        names.LABEL_INSTANCE: new.slot,
+        names.LABEL_INSTANCE: new.name,
         names.LABEL_REVISION: new.revision,
         **{names.TOPOLOGY_PREFIX + level: value for level, value in new.domains.items()},
     }
@@ -111,12 +117,7 @@ def _annotations(new: PodSlot) -> dict[str, str]:
 def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, Any]:
     drain = group.spec.recovery.drain_seconds
     spec: dict[str, Any] = {
-        # The operator decides when an instance is lost; without these Kubernetes would delete
-        # healthy pods after a five-minute partition.
-        "tolerations": [
-            {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
-            for taint in ("not-ready", "unreachable")
-        ],
+        "tolerations": [dict(t) for t in BASE_TOLERATIONS],
         "affinity": {"nodeAffinity": _pin(new.node)},
         "readinessGates": [{"conditionType": names.CONDITION_LINKED}],
         "restartPolicy": "Always",

@@ -1,0 +1,260 @@
+"""The operator as a whole: caches and kopf always, everything that acts only while leading.
+
+One TaskGroup, one fate: whatever ends unexpectedly ends the process, and Kubernetes starts it
+again. Standbys keep their caches warm, so that a fail-over costs no list.
+
+    always:  caches, kopf, health and metrics server, leader election
+    leading: workers, linker, resync, ratio loop, event recorder
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from pdserve.controllers import event_reasons
+from pdserve.controllers.caches import Caches, make_caches
+from pdserve.controllers.context import Context
+from pdserve.controllers.kopf_app import run_kopf
+from pdserve.controllers.linker import EngineApi, HttpEngines, Linker
+from pdserve.controllers.metrics import OperatorMetrics
+from pdserve.controllers.options import Options
+from pdserve.controllers.ratio_loop import NoSource, RatioLoop
+from pdserve.controllers.tokens import Tokens
+from pdserve.controllers.triggers import Triggers, group_key
+from pdserve.controllers.worker import resync, work
+from pdserve.kube.client import KubeClient
+from pdserve.kube.connect import connect
+from pdserve.kube.events import EventRecorder, Reporter
+from pdserve.kube.httpd import health_pages, serve
+from pdserve.kube.lease import LeaseElector
+from pdserve.kube.metrics import Registry
+from pdserve.kube.workqueue import WorkQueue
+from pdserve.ratio.types import LoopSettings
+from pdserve.telemetry.prometheus import PrometheusSource
+from pdserve.telemetry.source import MetricsSource
+
+log = logging.getLogger(__name__)
+
+COMPONENT: Final = "pdserve-operator"
+WAITING_REPORT: Final = 10.0
+"""Seconds between two log lines that say what start-up waits for."""
+
+MakeEngines = Callable[[Tokens], Awaitable[EngineApi]]
+
+
+class Stopped(Exception):  # noqa: N818 - a clean end, used to end the TaskGroup
+    """kopf was told by a signal to stop."""
+
+
+class Core:
+    """Queue, caches and triggers of one process; makes what acts anew for every leadership.
+
+    Used by `run` with a real cluster, and by the simulation with the in-memory API model.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        *,
+        namespace: str | None,
+        gateway_image: str,
+        registry: Registry,
+        now: Callable[[], float],
+        rng: random.Random,
+        workers: int = 4,
+        resync_seconds: float = 600.0,
+        identity: str = "",
+    ) -> None:
+        self.client = client
+        self.registry = registry
+        self.queue = WorkQueue(registry=registry, rng=rng)
+        self.caches: Caches = make_caches(client, namespace, registry)
+        self.triggers = Triggers(self.caches, self.queue)
+        self.metrics = OperatorMetrics(registry)
+        self.synced = False
+        self._gateway_image = gateway_image
+        self._now = now
+        self._rng = rng
+        self._workers = workers
+        self._resync = resync_seconds
+        self._identity = identity
+        for kind in ("PDService", "ScenarioGroup", "RoCEDomain"):
+            self.metrics.workers.labels(kind).set(workers)
+
+    async def follow(self) -> None:
+        """Keep the caches; runs on leader and standbys alike."""
+        async with asyncio.TaskGroup() as tasks:
+            for cache in self.caches:
+                tasks.create_task(cache.run())
+            await self._report_sync()
+
+    async def act(
+        self,
+        make_engines: MakeEngines,
+        source: MetricsSource,
+        settings: LoopSettings,
+        log_line: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """Everything a leader does, until cancelled."""
+        await self.caches.wait_synced()
+        tokens = Tokens(self.client, secrets.token_bytes)
+        engines = await make_engines(tokens)
+        linker = Linker(engines, lambda key: self.queue.add(group_key(key)))
+        events = EventRecorder(
+            self.client,
+            Reporter(COMPONENT, self._identity),
+            event_reasons.ALL,
+            registry=self.registry,
+        )
+        context = Context(
+            client=self.client,
+            caches=self.caches,
+            queue=self.queue,
+            events=events,
+            linker=linker,
+            tokens=tokens,
+            metrics=self.metrics,
+            gateway_image=self._gateway_image,
+            now=self._now,
+        )
+        ratio = RatioLoop(context, source, settings, log_line)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(linker.run())
+            tasks.create_task(events.run())
+            tasks.create_task(resync(context, self.triggers, self._resync, self._rng))
+            tasks.create_task(ratio.run())
+            for _ in range(self._workers):
+                tasks.create_task(work(context))
+
+    def waiting_for(self) -> str:
+        """What is not listed yet, with the reason; "" once everything is."""
+        missing = [
+            f"{cache.resource.plural} ({cache.state().error})"
+            for cache in self.caches
+            if not cache.synced.is_set()
+        ]
+        return f"not listed yet: {', '.join(missing)}" if missing else ""
+
+    async def _report_sync(self) -> None:
+        while not self.caches.synced:
+            try:
+                async with asyncio.timeout(WAITING_REPORT):
+                    await self.caches.wait_synced()
+            except TimeoutError:
+                log.warning("The API server does not answer as it should; %s", self.waiting_for())
+        self.synced = True
+        log.info("All caches are filled")
+
+
+async def run(options: Options) -> None:
+    """Run the operator until a signal ends it.
+
+    Raises:
+        ConnectError: there is no usable configuration of a cluster.
+    """
+    if options.kubeconfig:
+        # kopf keeps its own connection and reads the same file.
+        os.environ["KUBECONFIG"] = options.kubeconfig
+    registry = Registry()
+    # Spreads timers over time; nothing secret depends on it.
+    rng = random.Random()  # noqa: S311
+    identity = f"{os.environ.get('HOSTNAME', COMPONENT)}_{secrets.token_hex(4)}"
+    client = await connect(options.kubeconfig, registry=registry, user_agent=COMPONENT)
+    core = Core(
+        client,
+        namespace=options.namespace,
+        gateway_image=options.gateway_image,
+        registry=registry,
+        now=time.time,
+        rng=rng,
+        workers=options.workers,
+        resync_seconds=options.resync,
+        identity=identity,
+    )
+    pages = health_pages(registry, ready=core.waiting_for)
+    server = await serve(pages, options.bind, options.metrics_port)
+    log.info("Operator %s starts; health and metrics on port %d", identity, options.metrics_port)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(core.follow())
+            tasks.create_task(_until_stopped(core, options, rng))
+            tasks.create_task(_lead(core, options, identity))
+    except* Stopped:
+        log.info("Stopped")
+    finally:
+        server.close()
+        await client.close()
+
+
+async def _until_stopped(core: Core, options: Options, rng: random.Random) -> None:
+    await run_kopf(core.queue, options.namespace, rng)
+    raise Stopped
+
+
+async def _lead(core: Core, options: Options, identity: str) -> None:
+    async def act() -> None:
+        async with AsyncExitStack() as stack:
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256))
+            )
+            source = _source(options)
+            stack.push_async_callback(source.close)
+
+            async def engines(tokens: Tokens) -> EngineApi:
+                return HttpEngines(session, tokens.get)
+
+            await core.act(engines, source, loop_settings(options), _decision_log(options))
+
+    if not options.leader_election:
+        await act()
+        return
+    elector = LeaseElector(
+        core.client, options.lease_namespace, options.lease_name, identity, registry=core.registry
+    )
+    await elector.run(act)
+
+
+def loop_settings(options: Options) -> LoopSettings:
+    """The ratio loop's settings: its other times shrink with the control period, as one factor."""
+    factor = options.control_period / 60.0
+    default = LoopSettings()
+    return LoopSettings(
+        control_period=options.control_period,
+        fast_period=options.fast_period,
+        window=options.metrics_window,
+        cold_start=default.cold_start * factor,
+        grow_dwell=default.grow_dwell * factor,
+        shrink_dwell=default.shrink_dwell * factor,
+        in_flight_limit=default.in_flight_limit * factor,
+        stale_after=default.stale_after * factor,
+    )
+
+
+def _source(options: Options) -> MetricsSource:
+    if options.prometheus_url is None:
+        log.warning("No --prometheus-url: ratios stay as they are in mode Auto")
+        return NoSource()
+    return PrometheusSource(options.prometheus_url, window=options.metrics_window)
+
+
+def _decision_log(options: Options) -> Callable[[str], None]:
+    if options.decisions_log is None:
+        return lambda _line: None
+    path = Path(options.decisions_log)
+
+    def append(line: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    return append

@@ -1,0 +1,219 @@
+"""The operator's caches: one per kind, what each keeps, and how its objects are found.
+
+Everything a plan reads comes from here, our own kinds included (kopf does not deliver deletions
+that it missed over a re-list). Pods of the whole cluster are watched, because anybody's pod may
+hold a device, but only those with devices and our own are kept, and of them only the fields
+below. Neighbours: `triggers` turns changes into queue keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Final
+
+from pdserve.api import API_VERSION, KINDS
+from pdserve.controllers.compare import controller_uid
+from pdserve.kube.cache import Cache
+from pdserve.kube.client import KubeClient
+from pdserve.kube.metrics import Registry
+from pdserve.kube.prune import keep
+from pdserve.kube.resource import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    NODES,
+    PODS,
+    ROLE_BINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Object,
+    Resource,
+)
+from pdserve.topology import pod_devices
+from pdserve.topology.nodes import pinned_node
+from pdserve.wire import names
+
+_GROUP, _VERSION = API_VERSION.split("/")
+_PLURALS = {kind.info.name: kind.info.plural for kind in KINDS}
+
+PDSERVICES: Final = Resource(_GROUP, _VERSION, _PLURALS["PDService"], "PDService")
+SCENARIO_GROUPS: Final = Resource(_GROUP, _VERSION, _PLURALS["ScenarioGroup"], "ScenarioGroup")
+ROCE_DOMAINS: Final = Resource(
+    _GROUP, _VERSION, _PLURALS["RoCEDomain"], "RoCEDomain", namespaced=False
+)
+
+OURS: Final = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
+"""Selects what the operator makes beside pods and our kinds."""
+
+BY_OWNER: Final = "owner"
+"""Controller uid."""
+BY_NODE: Final = "node"
+"""Node name of bound pods."""
+BY_STATE: Final = "state"
+"""`UNBOUND` pods: reservations."""
+UNBOUND: Final = "unbound"
+BY_SERVICE: Final = "service"
+"""`(namespace, PDService name)` of ScenarioGroups, and of gateway pods."""
+BY_DOMAIN: Final = "domain"
+"""RoCEDomain name of ScenarioGroups and PDServices."""
+
+
+def _wanted_pod(pod: Object) -> bool:
+    labels = pod["metadata"].get("labels") or {}
+    ours = labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER
+    return ours or bool(pod_devices(pod))
+
+
+_PRUNE_POD = keep(
+    f"metadata.annotations[{names.ANNOTATION_DRAIN}]",
+    f"metadata.annotations[{names.ANNOTATION_REPLACES}]",
+    "metadata.deletionGracePeriodSeconds",
+    "spec.nodeName",
+    "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution",
+    "spec.tolerations",
+    "spec.containers.name",
+    "spec.containers.resources",
+    "spec.initContainers.name",
+    "spec.initContainers.resources",
+    "spec.initContainers.restartPolicy",
+    "status.phase",
+    "status.reason",
+    "status.message",
+    "status.podIP",
+    "status.startTime",
+    "status.conditions.type",
+    "status.conditions.status",
+    "status.conditions.reason",
+    "status.conditions.message",
+    "status.conditions.lastTransitionTime",
+    "status.containerStatuses.name",
+    "status.containerStatuses.containerID",
+    "status.containerStatuses.ready",
+    "status.containerStatuses.restartCount",
+    "status.containerStatuses.started",
+    "status.containerStatuses.state",
+    "status.containerStatuses.lastState",
+    "status.containerStatuses.allocatedResourcesStatus",
+    where=_wanted_pod,
+)
+# Without heartbeats and images: a node's periodic update is then no change at all.
+_PRUNE_NODE = keep(
+    f"metadata.annotations[{names.ANNOTATION_ROCE_DEVICES}]",
+    f"metadata.annotations[{names.ANNOTATION_UNHEALTHY_DEVICES}]",
+    "spec.unschedulable",
+    "spec.taints",
+    "status.capacity",
+    "status.allocatable",
+    "status.conditions.type",
+    "status.conditions.status",
+    "status.conditions.reason",
+    "status.conditions.lastTransitionTime",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """All caches of the operator."""
+
+    services: Cache
+    groups: Cache
+    domains: Cache
+    pods: Cache
+    nodes: Cache
+    config_maps: Cache
+    deployments: Cache
+    gateway_services: Cache
+    service_accounts: Cache
+    roles: Cache
+    role_bindings: Cache
+
+    def __iter__(self) -> Iterator[Cache]:
+        return (getattr(self, f.name) for f in fields(self))
+
+    @property
+    def synced(self) -> bool:
+        """True once every cache was listed."""
+        return all(cache.synced.is_set() for cache in self)
+
+    async def wait_synced(self) -> None:
+        """Return once every cache was listed."""
+        for cache in self:
+            await cache.synced.wait()
+
+    def of(self, resource: Resource) -> Cache:
+        """The cache of a kind; KeyError for a kind that is not cached."""
+        for cache in self:
+            if cache.resource == resource:
+                return cache
+        raise KeyError(resource.plural)
+
+
+def make_caches(client: KubeClient, namespace: str | None, registry: Registry) -> Caches:
+    """Caches with their indexes; nothing runs yet.
+
+    Args:
+        client: how to reach the API server.
+        namespace: where our kinds are looked after; None for the whole cluster. Pods, Nodes and
+            RoCEDomains are always the whole cluster's.
+        registry: where the caches' metrics go.
+    """
+
+    def ours(resource: Resource, selector: str = OURS) -> Cache:
+        return Cache(
+            client, resource, namespace=namespace, label_selector=selector, registry=registry
+        )
+
+    caches = Caches(
+        services=ours(PDSERVICES, ""),
+        groups=ours(SCENARIO_GROUPS, ""),
+        domains=Cache(client, ROCE_DOMAINS, registry=registry),
+        pods=Cache(client, PODS, prune=_PRUNE_POD, registry=registry),
+        nodes=Cache(client, NODES, prune=_PRUNE_NODE, registry=registry),
+        config_maps=ours(CONFIGMAPS),
+        deployments=ours(DEPLOYMENTS),
+        gateway_services=ours(SERVICES),
+        service_accounts=ours(SERVICE_ACCOUNTS),
+        roles=ours(ROLES),
+        role_bindings=ours(ROLE_BINDINGS),
+    )
+    caches.groups.add_index(BY_OWNER, _owner)
+    caches.groups.add_index(BY_SERVICE, _service_of_group)
+    caches.groups.add_index(BY_DOMAIN, _domain)
+    caches.services.add_index(BY_DOMAIN, _domain)
+    caches.config_maps.add_index(BY_OWNER, _owner)
+    caches.pods.add_index(BY_OWNER, _owner)
+    caches.pods.add_index(BY_NODE, _node)
+    caches.pods.add_index(BY_STATE, _unbound)
+    caches.pods.add_index(BY_SERVICE, _gateway_service)
+    return caches
+
+
+def _owner(obj: Object) -> Iterable[str]:
+    uid = controller_uid(obj)
+    return () if uid is None else (uid,)
+
+
+def _service_of_group(obj: Object) -> Iterable[tuple[str, str]]:
+    return ((obj["metadata"]["namespace"], obj["spec"]["service"]),)
+
+
+def _domain(obj: Object) -> Iterable[str]:
+    return (obj["spec"]["fabric"]["domainRef"]["name"],)
+
+
+def _node(pod: Object) -> Iterable[str]:
+    node = pod.get("spec", {}).get("nodeName")
+    return (node,) if node else ()
+
+
+def _unbound(pod: Object) -> Iterable[str]:
+    bound = pod.get("spec", {}).get("nodeName")
+    return () if bound or pinned_node(pod) is None else (UNBOUND,)
+
+
+def _gateway_service(pod: Object) -> Iterable[tuple[str, str]]:
+    labels = pod["metadata"].get("labels") or {}
+    if labels.get(names.LABEL_COMPONENT) != "gateway" or names.LABEL_SERVICE not in labels:
+        return ()
+    return ((pod["metadata"]["namespace"], labels[names.LABEL_SERVICE]),)

@@ -1,0 +1,54 @@
+"""What every reconciler is given, made once per process.
+
+Holds no truth: whatever is remembered here (locks, verified tokens, the newest attainment) can be
+lost at any moment and is found again from the cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pdserve.controllers.caches import Caches
+from pdserve.controllers.linker import Linker
+from pdserve.controllers.metrics import OperatorMetrics
+from pdserve.controllers.tokens import Tokens
+from pdserve.kube.client import KubeClient
+from pdserve.kube.events import EventRecorder
+from pdserve.kube.resource import ObjectKey
+from pdserve.kube.workqueue import WorkQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Attainment:
+    """What the ratio loop last measured for one scenario."""
+
+    percent: int | None
+    """Share of offered requests that met the SLO; None: unknown."""
+    note: str
+    """Why it is unknown, or over how many requests it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Tools of the reconcilers."""
+
+    client: KubeClient
+    caches: Caches
+    queue: WorkQueue
+    events: EventRecorder
+    linker: Linker
+    tokens: Tokens
+    metrics: OperatorMetrics
+    gateway_image: str
+    now: Callable[[], float]
+    """Seconds since the epoch."""
+    placement: dict[str, asyncio.Lock] = field(default_factory=dict)
+    """Per RoCEDomain: placing and creating is serial, so two workers never book one device."""
+    attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)
+    """Per ScenarioGroup."""
+
+    def placement_lock(self, domain: str) -> asyncio.Lock:
+        """The lock of one RoCEDomain."""
+        return self.placement.setdefault(domain, asyncio.Lock())

@@ -1,0 +1,25 @@
+"""Every reason of an Event that the operator writes. Documentation and alerts name these."""
+
+from __future__ import annotations
+
+from typing import Final
+
+CREATED: Final = "GroupCreated"
+CREATE_FAILED: Final = "CreateFailed"
+SUBSTITUTED: Final = "InstanceSubstituted"
+GROWN: Final = "InstanceAdded"
+DRAINING: Final = "InstanceDraining"
+DELETED: Final = "InstanceDeleted"
+REFUSED: Final = "ObjectRefused"
+HAND_EDIT: Final = "CountsPutBack"
+COUNTS: Final = "CountsChanged"
+TEMPLATE: Final = "TemplateInvalid"
+INVALID: Final = "ObjectInvalid"
+SCENARIO_REMOVED: Final = "ScenarioRemoved"
+
+ALL: Final = frozenset(
+    {
+        CREATED, CREATE_FAILED, SUBSTITUTED, GROWN, DRAINING, DELETED, REFUSED, HAND_EDIT,
+        COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED,
+    }
+)  # fmt: skip

@@ -1,0 +1,234 @@
+"""Carries out a group plan, action by action, in order. No decisions here.
+
+Every action is guarded: a POST answers 409 for a pod that exists, patches and deletes test the
+uid. So a crash between any two leaves a state that the next observation explains, and a plan made
+from an old view does no harm. Answers enter the cache at once: the next plan reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from pdserve.api import rfc3339
+from pdserve.controllers import event_reasons as reasons
+from pdserve.controllers.context import Context
+from pdserve.controllers.group_view import GroupView
+from pdserve.controllers.objects import owned_metadata
+from pdserve.controllers.owned import ensure
+from pdserve.engines.pods import render_pod
+from pdserve.groups import types as t
+from pdserve.kube.errors import KubeError
+from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
+from pdserve.kube.resource import CONFIGMAPS, PODS, Object
+from pdserve.wire import names
+
+_DRAIN_PATH = "/metadata/annotations/" + names.ANNOTATION_DRAIN.replace("/", "~1")
+_SCALE_PATH = "/metadata/labels/" + names.LABEL_SCALE_UNIT.replace("/", "~1")
+
+
+class CreateRefused(Exception):  # noqa: N818 - the cluster's answer, not a defect
+    """The API server will not have these pods (quota, admission, a bad template)."""
+
+
+class GroupExecutor:
+    """Executes the plan of one ScenarioGroup."""
+
+    def __init__(self, context: Context, obj: Object, view: GroupView) -> None:
+        """`obj` is the live ScenarioGroup, `view` what the plan was made from."""
+        self._context = context
+        self._obj = obj
+        self._view = view
+        self._owner = owner_reference(obj)
+
+    async def execute(self, actions: tuple[t.Action, ...]) -> None:
+        """Do all of `actions` in order; stops at the first that fails.
+
+        Raises:
+            CreateRefused: pods were refused; what this action had made is deleted again.
+            NotOursError: a stranger's object has a name that is needed.
+            KubeError: anything else; conflicts mean that the view was old.
+        """
+        for action in actions:
+            self._context.metrics.actions.labels(type(action).__name__).inc()
+            await self._run(action)
+
+    async def _run(self, action: t.Action) -> None:
+        match action:
+            case t.CreateGroup():
+                await self._create_group(action)
+            case t.CreateInstance():
+                await self._create_instance(action)
+            case t.PublishTable():
+                await self._publish(action)
+            case t.DeleteTable():
+                await self._delete_table(action)
+            case t.MarkLinked():
+                message = action.container_id
+                await self._mark(action.name, action.uid, "True", "LinksVerified", message)
+            case t.MarkUnlinked():
+                await self._mark(action.name, action.uid, "False", action.reason, "")
+            case t.BeginDrain():
+                await self._begin_drain(action)
+            case t.DeletePod():
+                await self._delete_pod(action)
+            case t.MoveScaleUnit():
+                await self._move_scale_unit(action)
+
+    # --- creating --------------------------------------------------------------------------
+
+    async def _create_group(self, action: t.CreateGroup) -> None:
+        made: list[Object] = []
+        try:
+            for new in action.pods:
+                pod, is_new = await self._post(new)
+                if is_new:
+                    made.append(pod)
+        except (CreateRefused, NotOursError):
+            # All or nothing: what stands alone would hold devices and serve nobody.
+            for pod in made:
+                await self._remove(pod["metadata"]["name"], pod["metadata"]["uid"])
+            raise
+        if made:
+            roles = [p.role for p in action.pods]
+            self._event(
+                "Normal",
+                reasons.CREATED,
+                f"P/D group {action.group_index}: {roles.count('prefill')} prefill and "
+                f"{roles.count('decode')} decode instances placed",
+            )
+
+    async def _create_instance(self, action: t.CreateInstance) -> None:
+        new = action.pod
+        _, is_new = await self._post(new)
+        if not is_new:
+            return
+        if new.replaces:
+            spec = self._view.group.spec
+            self._context.metrics.faults.labels(spec.service, spec.scenario).inc()
+        level = "Warning" if new.replaces else "Normal"
+        reason = reasons.SUBSTITUTED if new.replaces else reasons.GROWN
+        self._event(level, reason, f"{new.name} on node {new.node}: {action.reason}")
+
+    async def _post(self, new: t.NewPod) -> tuple[Object, bool]:
+        """The pod, and whether this call made it."""
+        pod = render_pod(self._view.group, new, self._owner)
+        client, cache = self._context.client, self._context.caches.pods
+        try:
+            live = await client.create(PODS, pod, field_manager=names.FIELD_MANAGER)
+        except KubeError as error:
+            if error.is_already_exists:
+                live = await client.get(PODS, new.name, pod["metadata"]["namespace"])
+                if not is_controlled_by(live, self._owner["uid"]):
+                    raise NotOursError(PODS, live, self._owner["uid"]) from error
+                cache.observe(live)
+                return live, False
+            if error.is_forbidden or error.is_invalid:
+                raise CreateRefused(f"pod {new.name}: {error.message}") from error
+            raise
+        cache.observe(live)
+        return live, True
+
+    # --- tables ----------------------------------------------------------------------------
+
+    async def _publish(self, action: t.PublishTable) -> None:
+        group = self._view.group
+        name = names.peers_configmap_name(group.metadata.name, action.group_index)
+        meta = owned_metadata(
+            name, group.metadata.namespace, group.spec.service, self._owner, "peer-table"
+        )
+        meta["labels"][names.LABEL_SCENARIO] = group.spec.scenario
+        meta["labels"][names.LABEL_GROUP_INDEX] = str(action.group_index)
+        text = json.dumps(action.table.to_json(), separators=(",", ":"), sort_keys=True)
+        wanted = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": meta,
+            "data": {names.KEY_PEERS: text},
+        }
+        await ensure(self._context.client, self._context.caches.config_maps, wanted)
+
+    async def _delete_table(self, action: t.DeleteTable) -> None:
+        obj = self._view.table_objects.get(action.group_index)
+        if obj is None:
+            return
+        meta = obj["metadata"]
+        await _gone_is_fine(
+            self._context.client.delete(
+                CONFIGMAPS, meta["name"], namespace=meta["namespace"], uid=meta["uid"]
+            )
+        )
+        self._context.caches.config_maps.observe_gone(obj)
+
+    # --- running pods ----------------------------------------------------------------------
+
+    async def _mark(self, name: str, uid: str, status: str, reason: str, message: str) -> None:
+        condition = {
+            "type": names.CONDITION_LINKED,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": rfc3339(self._context.now()),
+        }
+        # A strategic merge sets this one condition; the kubelet writes the others meanwhile.
+        live = await self._context.client.patch_status(
+            PODS, name, {"conditions": [condition]},
+            namespace=self._namespace, uid=uid, strategic=True, field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
+        self._context.caches.pods.observe(live)
+
+    async def _begin_drain(self, action: t.BeginDrain) -> None:
+        stamp = rfc3339(self._context.now())
+        # Every instance has annotations (metrics), so the parent of the path exists.
+        operation = {"op": "add", "path": _DRAIN_PATH, "value": stamp}
+        await self._patch(action.name, action.uid, operation)
+        self._event("Normal", reasons.DRAINING, f"{action.name}: {action.reason}")
+
+    async def _move_scale_unit(self, action: t.MoveScaleUnit) -> None:
+        operation: Mapping[str, Any] = {"op": "remove", "path": _SCALE_PATH}
+        if action.present:
+            operation = {"op": "add", "path": _SCALE_PATH, "value": "true"}
+        await self._patch(action.name, action.uid, operation)
+
+    async def _patch(self, name: str, uid: str, operation: Mapping[str, Any]) -> None:
+        live = await self._context.client.patch_json(
+            PODS, name, [operation],
+            namespace=self._namespace, uid=uid, field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
+        self._context.caches.pods.observe(live)
+
+    async def _delete_pod(self, action: t.DeletePod) -> None:
+        await self._remove(action.name, action.uid, force=action.force)
+        self._event("Normal", reasons.DELETED, f"{action.name}: {action.reason}")
+
+    async def _remove(self, name: str, uid: str, *, force: bool = False) -> None:
+        cache = self._context.caches.pods
+        try:
+            answer = await self._context.client.delete(
+                PODS, name, namespace=self._namespace, uid=uid, grace=0 if force else None
+            )
+        except KubeError as error:
+            if not error.is_not_found:
+                raise
+            held = cache.get(name, self._namespace)
+            if held is not None and held["metadata"]["uid"] == uid:
+                cache.observe_gone(held)
+            return
+        if answer.get("kind") == "Pod" and answer["metadata"].get("deletionTimestamp"):
+            cache.observe(answer)
+
+    @property
+    def _namespace(self) -> str:
+        return self._view.group.metadata.namespace
+
+    def _event(self, level: Any, reason: str, note: str) -> None:
+        self._context.events.event(self._obj, level, reason, note)
+
+
+async def _gone_is_fine(request: Awaitable[Object]) -> None:
+    try:
+        await request
+    except KubeError as error:
+        if not error.is_not_found:
+            raise

@@ -1,0 +1,98 @@
+"""Words a ScenarioGroup's status from its plan. Pure.
+
+`decisions` is left out: the ratio loop and the PDService reconciler write that list alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pdserve.api import ScenarioGroup, merge_conditions, rfc3339
+from pdserve.groups.types import Condition, GroupStatus, InstanceObs, Plan, Repair
+from pdserve.wire import names
+
+
+def selector(group: ScenarioGroup) -> str:
+    """Matches one pod per P/D group, so that an autoscaler on `/scale` counts P/D groups."""
+    spec = group.spec
+    return (
+        f"{names.LABEL_SERVICE}={spec.service},{names.LABEL_SCENARIO}={spec.scenario},"
+        f"{names.LABEL_SCALE_UNIT}=true"
+    )
+
+
+def status_of(
+    group: ScenarioGroup, plan: Plan, instances: tuple[InstanceObs, ...], now: float
+) -> dict[str, Any]:
+    """The status after a plan, as JSON; equal to the one before when nothing changed."""
+    return {
+        "observedGeneration": group.metadata.generation,
+        "replicas": len({i.group_index for i in instances}),
+        "readyReplicas": sum(1 for g in plan.groups if _complete(g)),
+        "selector": selector(group),
+        "groups": [_group(g) for g in plan.groups],
+        "repairs": [_repair(r) for r in plan.repairs],
+        "conditions": _conditions(group, plan.conditions, now),
+    }
+
+
+def waiting_status(
+    group: ScenarioGroup, conditions: tuple[Condition, ...], now: float
+) -> dict[str, Any]:
+    """The status while no plan can be made: the groups last seen stay, the conditions say why."""
+    return {
+        "observedGeneration": group.metadata.generation,
+        "selector": selector(group),
+        "conditions": _conditions(group, conditions, now),
+    }
+
+
+def not_ready(reason: str, message: str) -> tuple[Condition, ...]:
+    """Conditions of a ScenarioGroup for which no plan can be made."""
+    return (
+        Condition("Placed", "False", reason, message),
+        Condition("Progressing", "False", reason, message),
+        Condition("Ready", "False", reason, message),
+    )
+
+
+def _conditions(
+    group: ScenarioGroup, planned: tuple[Condition, ...], now: float
+) -> list[dict[str, Any]]:
+    merged = merge_conditions(group.status.conditions, planned, group.metadata.generation, now)
+    return [c.to_dict() for c in merged]
+
+
+def _complete(group: GroupStatus) -> bool:
+    return (
+        group.prefill_ready >= group.prefill_desired > 0
+        and group.decode_ready >= group.decode_desired > 0
+    )
+
+
+def _group(group: GroupStatus) -> dict[str, Any]:
+    return {
+        "index": group.index,
+        "revision": group.revision,
+        "prefill": {"desired": group.prefill_desired, "ready": group.prefill_ready},
+        "decode": {"desired": group.decode_desired, "ready": group.decode_ready},
+        "cells": list(group.cells),
+        "crossLeafPercent": group.cross_leaf_percent,
+        "tableVersion": group.table_version,
+    }
+
+
+def _repair(repair: Repair) -> dict[str, Any]:
+    status: dict[str, Any] = {
+        "slot": repair.slot,
+        "failures": repair.failures,
+        "lastFailureTime": rfc3339(repair.last_failure),
+        "fault": repair.fault,
+    }
+    if repair.suspect_node:
+        status["suspectNode"] = repair.suspect_node
+    if repair.not_before:
+        status["notBeforeTime"] = rfc3339(repair.not_before)
+    if repair.last_uid:
+        status["lastUid"] = repair.last_uid
+    return status

@@ -1,0 +1,162 @@
+"""What the group planner is shown: one ScenarioGroup read from the caches. No I/O, no writes.
+
+Also says which pods are strangers (named or labelled like ours, but not owned by this
+ScenarioGroup): they are never touched (architecture invariant 9). Neighbours: `groups` plans on
+the observation, `scenariogroup` carries the plan out, `service_view` reads the same instances for
+the route table.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pdserve.api import RoleTemplate, ScenarioGroup, epoch_of, revision_of
+from pdserve.controllers.caches import BY_NODE, BY_OWNER, BY_STATE, UNBOUND, Caches
+from pdserve.engines.pods import BASE_TOLERATIONS
+from pdserve.groups.health import HealthLimits
+from pdserve.groups.observe import NotOurs, instance_obs
+from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Wanted
+from pdserve.kube.resource import Object
+from pdserve.topology import (
+    Fabric,
+    NodeView,
+    Reservation,
+    Toleration,
+    build_fabric,
+    node_view,
+    reservation_of,
+)
+from pdserve.topology.nodes import pinned_node
+from pdserve.topology.spec import TreeSpec
+from pdserve.wire import names
+from pdserve.wire.peers import ROLES, PeerTable, Role, WireError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """Instances and peer tables of one ScenarioGroup."""
+
+    group: ScenarioGroup
+    instances: tuple[InstanceObs, ...]
+    tables: Mapping[int, PeerTable]
+    table_objects: Mapping[int, Object]
+    """The ConfigMaps of the tables, also unreadable ones."""
+
+
+def view_group(caches: Caches, group: ScenarioGroup, now: float) -> GroupView:
+    """Read one ScenarioGroup's instances and tables; `now` in seconds since the epoch."""
+    instances = []
+    for pod in caches.pods.by_index(BY_OWNER, group.metadata.uid):
+        node_name = pod.get("spec", {}).get("nodeName") or pinned_node(pod) or ""
+        node = caches.nodes.get(node_name)
+        try:
+            instances.append(instance_obs(pod, node, now, _limits(group, pod)))
+        except NotOurs as error:
+            log.warning("Not counted as an instance: %s", error)
+    tables: dict[int, PeerTable] = {}
+    objects: dict[int, Object] = {}
+    for config_map in caches.config_maps.by_index(BY_OWNER, group.metadata.uid):
+        index = (config_map["metadata"].get("labels") or {}).get(names.LABEL_GROUP_INDEX, "")
+        if index.isdigit():
+            objects[int(index)] = config_map
+            table = _table(config_map)
+            if table is not None:
+                tables[int(index)] = table
+    return GroupView(group, tuple(instances), tables, objects)
+
+
+def wanted_of(group: ScenarioGroup) -> Wanted | None:
+    """What the ScenarioGroup asks for; None while one of its three counts is not set."""
+    spec = group.spec
+    prefill, decode = spec.prefill.replicas, spec.decode.replicas
+    if spec.replicas is None or prefill is None or decode is None:
+        return None
+    return Wanted(
+        name=group.metadata.name,
+        namespace=group.metadata.namespace,
+        service=spec.service,
+        scenario=spec.scenario,
+        replicas=spec.replicas,
+        prefill=_role(spec.prefill, prefill),
+        decode=_role(spec.decode, decode),
+        revision=revision_of(spec),
+        locality_mode=spec.fabric.locality.mode,
+        locality_level=spec.fabric.locality.level,
+        drain_seconds=float(spec.recovery.drain_seconds),
+    )
+
+
+def slots_of(group: ScenarioGroup) -> Mapping[Role, int]:
+    """b_p and b_d."""
+    return {
+        "prefill": group.spec.prefill.max_concurrency,
+        "decode": group.spec.decode.max_concurrency,
+    }
+
+
+def repairs_of(group: ScenarioGroup) -> tuple[Repair, ...]:
+    """The slots' fault histories that status remembers."""
+    return tuple(
+        Repair(
+            slot=r.slot,
+            failures=r.failures,
+            last_failure=epoch_of(r.last_failure_time),
+            suspect_node=r.suspect_node,
+            not_before=epoch_of(r.not_before_time) if r.not_before_time else 0.0,
+            last_uid=r.last_uid,
+            fault=r.fault,
+        )
+        for r in group.status.repairs
+    )
+
+
+def fabric_of(caches: Caches, spec: TreeSpec) -> Fabric:
+    """The RoCEDomain's tree with every bound or reserved device counted, whoever holds it."""
+    nodes: list[NodeView] = []
+    for node in caches.nodes.list():
+        labels = node["metadata"].get("labels") or {}
+        if all(labels.get(k) == v for k, v in spec.selector.items()):
+            pods = caches.pods.by_index(BY_NODE, node["metadata"]["name"])
+            nodes.append(node_view(node, pods))
+    return build_fabric(spec, nodes, reservations(caches))
+
+
+def reservations(caches: Caches) -> tuple[Reservation, ...]:
+    """Devices promised to pinned pods that are not bound yet."""
+    return tuple(r for pod in caches.pods.by_index(BY_STATE, UNBOUND) for r in reservation_of(pod))
+
+
+def _role(role: RoleTemplate, count: int) -> RoleWanted:
+    extra = (role.template.spec or {}).get("tolerations") or () if role.template else ()
+    return RoleWanted(
+        count=count,
+        devices=role.instance.devices_per_node,
+        resource=role.instance.resource,
+        slots=role.max_concurrency,
+        startup_deadline=float(role.startup_deadline_seconds),
+        tolerations=tuple(Toleration.from_json(t) for t in (*BASE_TOLERATIONS, *extra)),
+    )
+
+
+def _limits(group: ScenarioGroup, pod: Object) -> HealthLimits:
+    role = (pod["metadata"].get("labels") or {}).get(names.LABEL_ROLE, ROLES[0])
+    template = group.spec.decode if role == "decode" else group.spec.prefill
+    return HealthLimits(
+        node_suspect=float(group.spec.recovery.node_suspect_seconds),
+        startup_deadline=float(template.startup_deadline_seconds),
+    )
+
+
+def _table(config_map: Object) -> PeerTable | None:
+    meta = config_map["metadata"]
+    try:
+        return PeerTable.from_json(json.loads((config_map.get("data") or {})[names.KEY_PEERS]))
+    except (KeyError, ValueError, WireError) as error:
+        # The planner writes a new one; instances keep the version they hold until then.
+        log.warning("Peer table %s/%s: %s", meta["namespace"], meta["name"], error)
+        return None

@@ -1,0 +1,102 @@
+"""kopf's part: it watches our three kinds and says which object to look at. Nothing more.
+
+Handlers only enqueue a key: no finalizers, no annotations, no timers, no return values (kopf
+would write those into status). Deletions that kopf misses over a re-list are seen by the caches,
+which feed the same queue; the queue makes one key of both.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from typing import Any, Final
+
+import kopf
+
+from pdserve.controllers.triggers import DOMAIN, GROUP, SERVICE
+from pdserve.kube.workqueue import QueueKey, WorkQueue
+from pdserve.wire import names
+
+CHUNK: Final = 500
+_KINDS = {"pdservices": SERVICE, "scenariogroups": GROUP, "rocedomains": DOMAIN}
+_CAP = 30.0
+
+
+class Backoffs:
+    """Delays without end: kopf would otherwise end the process when the API server is away.
+
+    Doubling from 0.5 s to 30 s, spread by +-30 %. Iterated anew for every request.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def __iter__(self) -> Iterator[float]:
+        delay = 0.5
+        while True:
+            yield delay * self._rng.uniform(0.7, 1.3)
+            delay = min(2 * delay, _CAP)
+
+
+def make_settings(rng: random.Random) -> kopf.OperatorSettings:
+    """Kopf as a plain watcher of our kinds."""
+    settings = kopf.OperatorSettings()
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.posting.loggers = False
+    settings.networking.error_backoffs = Backoffs(rng)
+    settings.networking.request_timeout = 30.0
+    settings.networking.connect_timeout = 10.0
+    settings.watching.chunk_size = CHUNK
+    settings.persistence.finalizer = f"{names.GROUP}/kopf"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
+        prefix=f"kopf.{names.GROUP}", v1=False
+    )
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
+        prefix=f"kopf.{names.GROUP}", v1=False
+    )
+    settings.process.ultimate_exiting_timeout = 10.0
+    return settings
+
+
+def make_registry(queue: WorkQueue) -> kopf.OperatorRegistry:
+    """Handlers of our kinds."""
+    registry = kopf.OperatorRegistry()
+
+    def wake(resource: kopf.Resource, name: str, namespace: str | None, **_: Any) -> None:
+        queue.add(QueueKey(_KINDS[resource.plural], namespace or "", name))
+
+    async def awake(**kwargs: Any) -> None:
+        wake(**kwargs)
+
+    for plural in _KINDS:
+        kopf.on.event(names.GROUP, names.VERSION, plural, registry=registry, id="wake")(awake)
+    kopf.on.login(registry=registry, id="login")(_login)
+    return registry
+
+
+async def run_kopf(queue: WorkQueue, namespace: str | None, rng: random.Random) -> None:
+    """Watch until cancelled or told to stop by a signal (SIGTERM, SIGINT)."""
+    await kopf.operator(
+        registry=make_registry(queue),
+        settings=make_settings(rng),
+        standalone=True,
+        clusterwide=namespace is None,
+        namespaces=() if namespace is None else (namespace,),
+    )
+
+
+def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """The same order as `kube.connect`: $KUBECONFIG, the pod's service account, ~/.kube/config.
+
+    kopf reads plain kubeconfigs itself; exec plugins and the like need the official client.
+    """
+    if os.environ.get("KUBECONFIG"):
+        info = kopf.login_with_kubeconfig(**kwargs)
+        if info is not None and any(
+            (info.token, info.username, info.certificate_path, info.certificate_data)
+        ):
+            return info
+    return kopf.login_via_client(**kwargs)

@@ -1,0 +1,67 @@
+"""The operator's own metrics, under controller-runtime's names where it has one.
+
+So that known dashboards and alerts work. The work queue, caches, client and Lease declare theirs
+in `kube`; the names of what gateways and engines expose are in `wire.metrics`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pdserve.kube.metrics import Registry
+
+Result = Literal["success", "requeue", "error"]
+
+
+class OperatorMetrics:
+    """Counters and histograms of the reconcilers and of the ratio loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.reconciles = registry.counter(
+            "controller_runtime_reconcile_total",
+            "Reconciliations by controller and result (success, requeue, error).",
+            ("controller", "result"),
+        )
+        self.errors = registry.counter(
+            "controller_runtime_reconcile_errors_total",
+            "Reconciliations that failed.",
+            ("controller",),
+        )
+        self.seconds = registry.histogram(
+            "controller_runtime_reconcile_time_seconds",
+            "Duration of one reconciliation.",
+            ("controller",),
+        )
+        self.workers = registry.gauge(
+            "controller_runtime_max_concurrent_reconciles",
+            "Objects reconciled at once.",
+            ("controller",),
+        )
+        self.actions = registry.counter(
+            "pdserve_operator_actions_total",
+            "Actions of group plans carried out, by kind.",
+            ("action",),
+        )
+        self.faults = registry.counter(
+            "pdserve_operator_substitutions_total",
+            "Instances replaced because of a fault.",
+            ("service", "scenario"),
+        )
+        self.decisions = registry.counter(
+            "pdserve_operator_ratio_decisions_total",
+            "Ratio decisions by outcome and reason.",
+            ("service", "scenario", "outcome", "reason"),
+        )
+        self.refusals = registry.counter(
+            "pdserve_operator_refused_objects_total",
+            "Objects not taken over because someone else controls them.",
+            ("kind",),
+        )
+
+    def reconciled(self, controller: str, result: Result, seconds: float) -> None:
+        """Count one reconciliation."""
+        self.reconciles.labels(controller, result).inc()
+        self.seconds.labels(controller).observe(seconds)
+        if result == "error":
+            self.errors.labels(controller).inc()

@@ -1,0 +1,135 @@
+"""The operator's flags. Every flag can also be given as an environment variable.
+
+`--control-period` is also `PDSERVE_CONTROL_PERIOD`, and so on; a flag wins over its variable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pdserve.wire import names
+
+ENV_PREFIX = "PDSERVE_"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Settings of one operator process; times in seconds."""
+
+    namespace: str | None
+    """Where PDServices and ScenarioGroups are looked after; None: everywhere."""
+    kubeconfig: str | None
+    prometheus_url: str | None
+    """None: no ratio loop; Auto then keeps the counts it has and says why."""
+    control_period: float
+    fast_period: float
+    metrics_window: float
+    gateway_image: str
+    bind: str
+    metrics_port: int
+    workers: int
+    resync: float
+    lease_name: str
+    lease_namespace: str
+    leader_election: bool
+    decisions_log: str | None
+    log_format: str
+    log_level: str
+
+
+class _Parser(argparse.ArgumentParser):
+    """Adds `PDSERVE_...` as the default of every option."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        super().__init__(
+            prog="pdserve-operator",
+            description="Reconciles PDServices, ScenarioGroups and RoCEDomains.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        self._env = env
+
+    def setting(self, flag: str, default: str | None, text: str, **kind: object) -> None:
+        """Declare `flag`, with the environment before `default`."""
+        variable = ENV_PREFIX + flag.strip("-").replace("-", "_").upper()
+        value = self._env.get(variable) or default
+        # argparse converts string defaults with `type`, so bad variables are reported like flags.
+        self.add_argument(flag, default=value, help=f"{text} (${variable})", **kind)  # type: ignore[arg-type]  # kind is passed through
+
+
+def parse_options(
+    argv: Sequence[str] | None = None, env: Mapping[str, str] | None = None
+) -> Options:
+    """Read flags and environment; a bad value ends the process with usage and status 2."""
+    given = os.environ if env is None else env
+    parser = _Parser(given)
+    add = parser.setting
+    add("--namespace", None, "look after this namespace only; empty: all")
+    add("--kubeconfig", None, "kubeconfig file; empty: in-cluster, $KUBECONFIG or ~/.kube/config")
+    add("--prometheus-url", None, "Prometheus that the ratio loop asks; empty: no ratio loop")
+    add("--control-period", "60", "seconds between slow ratio decisions", type=_positive)
+    add("--fast-period", "15", "seconds between fast ratio decisions", type=_positive)
+    add("--metrics-window", "60", "shortest window of the ratio loop, seconds", type=_positive)
+    add("--gateway-image", "pdserve/gateway:latest", "image of the gateways")
+    add("--bind", "0.0.0.0", "address of the metrics and health server")  # noqa: S104 - a pod's own
+    add("--metrics-port", str(names.PORT_METRICS), "its port", type=_port)
+    add("--workers", "4", "objects reconciled at once", type=_count)
+    add("--resync", "600", "seconds between looking at everything again", type=_positive)
+    add("--lease-name", "pdserve-operator", "Lease of the leader election")
+    add("--lease-namespace", "pdserve-system", "namespace of that Lease")
+    add("--decisions-log", None, "file to which every ratio decision is appended as a JSON line")
+    add("--log-format", "text", "json or text", choices=("json", "text"))
+    add("--log-level", "info", "least severe level", choices=("debug", "info", "warning", "error"))
+    parser.add_argument(
+        "--no-leader-election",
+        action="store_true",
+        default=_truth(given.get(ENV_PREFIX + "NO_LEADER_ELECTION", "")),
+        help=f"act at once; only with a single operator (${ENV_PREFIX}NO_LEADER_ELECTION)",
+    )
+    args = parser.parse_args(argv)
+    return Options(
+        namespace=args.namespace or None,
+        kubeconfig=args.kubeconfig or None,
+        prometheus_url=args.prometheus_url or None,
+        control_period=args.control_period,
+        fast_period=args.fast_period,
+        metrics_window=args.metrics_window,
+        gateway_image=args.gateway_image,
+        bind=args.bind,
+        metrics_port=args.metrics_port,
+        workers=args.workers,
+        resync=args.resync,
+        lease_name=args.lease_name,
+        lease_namespace=args.lease_namespace,
+        leader_election=not args.no_leader_election,
+        decisions_log=args.decisions_log or None,
+        log_format=args.log_format,
+        log_level=args.log_level,
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be a positive number of seconds")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 256:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 1 to 256")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text}: must be a port from 0 to 65535")
+    return value
+
+
+def _truth(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "yes", "on")

@@ -1,0 +1,281 @@
+"""Reconciles one PDService: its ScenarioGroups and their counts, token, gateway, route table.
+
+1. Would the cluster take the pods (`template_check`)? Asked once per generation.
+2. Token, then each scenario's ScenarioGroup and its counts (`counts`); skipped while the template
+   is refused, so that what serves goes on as it is.
+3. Route table: what is linked and ready, written when its content changed. Then ScenarioGroups
+   of scenarios that are no longer in the spec are deleted: gateways have let go of them.
+4. Gateway objects, and the status.
+
+A stranger's object of a needed name is refused with a condition and an Event; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from typing import Any
+
+from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
+from pdserve.api.ownership import COUNTS_MANAGER, counts_apply
+from pdserve.api.scenariogroup import Counts as ApiCounts
+from pdserve.controllers import decisions
+from pdserve.controllers import event_reasons as reasons
+from pdserve.controllers.caches import BY_OWNER, BY_SERVICE, PDSERVICES, SCENARIO_GROUPS
+from pdserve.controllers.compare import covers
+from pdserve.controllers.context import Attainment, Context
+from pdserve.controllers.counts import CountsPlan, plan_counts
+from pdserve.controllers.group_view import slots_of, view_group
+from pdserve.controllers.objects import gateway_objects, owned_metadata
+from pdserve.controllers.owned import ensure
+from pdserve.controllers.profiles import prefill_prediction, profile_of
+from pdserve.controllers.ratio_input import first_counts
+from pdserve.controllers.routing import parse_routes, route_table
+from pdserve.controllers.service_desired import counts_observed, scenario_group
+from pdserve.controllers.service_status import ServiceSeen, status_of
+from pdserve.controllers.template_check import CONDITION, check_template
+from pdserve.groups.health import condition
+from pdserve.groups.routes import routable
+from pdserve.groups.types import Condition
+from pdserve.kube.cache import Cache
+from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
+from pdserve.kube.resource import (
+    DEPLOYMENTS,
+    ROLE_BINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Object,
+    ObjectKey,
+)
+from pdserve.ratio.types import Counts
+from pdserve.topology import pod_devices
+from pdserve.wire import names
+
+_KINDS = {r.kind: r for r in (SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, DEPLOYMENTS, SERVICES)}
+
+
+async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
+    """Bring one PDService nearer to its spec.
+
+    Raises:
+        KubeError: to be retried with backoff.
+    """
+    obj = context.caches.services.get(key.name, key.namespace)
+    if obj is None or obj["metadata"].get("deletionTimestamp"):
+        return None
+    try:
+        service = PDService.parse(obj)
+    except ApiError as error:
+        context.events.event(obj, "Warning", reasons.INVALID, str(error))
+        return None
+    await _Reconcile(context, obj, service).run()
+    return None
+
+
+class _Reconcile:
+    def __init__(self, context: Context, obj: Object, service: PDService) -> None:
+        self.context = context
+        self.obj = obj
+        self.service = service
+        self.owner = owner_reference(obj)
+        self.problems: list[tuple[str, str]] = []
+
+    async def run(self) -> None:
+        # 1
+        template = await self._template()
+        # 2
+        namespace, name = self.service.metadata.namespace, self.service.metadata.name
+        await self._try(self.context.tokens.ensure(namespace, name, self.owner))
+        if template.status == "True":
+            for scenario in self.service.spec.scenarios:
+                await self._try(self._scenario(scenario))
+        # 3
+        await self._try(self._routes())
+        await self._delete_left_over()
+        # 4
+        for wanted in gateway_objects(self.service, self.context.gateway_image, self.owner):
+            cache = self.context.caches.of(_KINDS[wanted["kind"]])
+            await self._try(ensure(self.context.client, cache, wanted))
+        await self._write_status(template)
+
+    async def _try(self, step: Awaitable[Any]) -> None:
+        try:
+            await step
+        except NotOursError as error:
+            self.problems.append(("ObjectRefused", str(error)))
+            self.context.metrics.refusals.labels(error.resource.kind).inc()
+            self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
+
+    async def _template(self) -> Condition:
+        for known in self.service.status.conditions:
+            current = known.observed_generation == self.service.metadata.generation
+            if known.type == CONDITION and current and known.status != "Unknown":
+                return Condition(CONDITION, known.status, known.reason, known.message)
+        found = await check_template(self.context.client, self.service, self.owner)
+        if found.status == "False":
+            self.context.events.event(self.obj, "Warning", reasons.TEMPLATE, found.message)
+        return found
+
+    # --- scenarios -------------------------------------------------------------------------
+
+    async def _scenario(self, scenario: Scenario) -> None:
+        wanted = scenario_group(self.service, scenario, self.owner)
+        live = await ensure(self.context.client, self.context.caches.groups, wanted)
+        if live["metadata"].get("deletionTimestamp"):
+            return
+        group = ScenarioGroup.parse(live)
+        applied = decisions.newest_applied(group)
+        counts = decisions.live_counts(group)
+        initial = Counts(scenario.groups.min, scenario.ratio.prefill.min, scenario.ratio.decode.min)
+        message = ""
+        if counts is None and applied is None:
+            profile = profile_of(self.context.caches.config_maps, group)
+            sizing = first_counts(self.service, scenario, self._others(), profile)
+            initial, message = sizing.counts, sizing.message
+        pair = None
+        if applied is not None:
+            pair = (decisions.counts_before(applied), decisions.counts_of(applied))
+        plan = plan_counts(counts_observed(scenario, initial, counts, pair))
+        await self._apply(live, plan, message)
+
+    async def _apply(self, live: Object, plan: CountsPlan, explanation: str) -> None:
+        """Record, then apply: what a crash leaves in between, the next look completes."""
+        meta = live["metadata"]
+        if plan.record is not None:
+            record = plan.record
+            entry = decisions.entry(
+                time=self.context.now(),
+                before=record.before,
+                to=record.to,
+                outcome="Applied",
+                reason=record.reason,
+                message=explanation or record.message,
+                inputs={},
+            )
+            await decisions.write(self.context.client, self.context.caches.groups, live, entry)
+        if plan.hand_edit is not None:
+            self.context.events.event(live, "Warning", reasons.HAND_EDIT, plan.hand_edit)
+        if plan.apply is None:
+            return
+        to = plan.apply
+        body = counts_apply(
+            meta["name"], meta["namespace"], meta["uid"],
+            ApiCounts(groups=to.groups, prefill=to.prefill, decode=to.decode),
+        )  # fmt: skip
+        written = await self.context.client.apply(
+            SCENARIO_GROUPS, body, field_manager=COUNTS_MANAGER, uid=meta["uid"]
+        )
+        self.context.caches.groups.observe(written)
+        self.context.events.event(live, "Normal", reasons.COUNTS, f"counts set to {to}")
+
+    def _groups(self) -> dict[str, tuple[Object, ScenarioGroup]]:
+        """Live ScenarioGroups that this PDService controls, by scenario."""
+        found = {}
+        for obj in self.context.caches.groups.by_index(BY_OWNER, self.service.metadata.uid):
+            if not obj["metadata"].get("deletionTimestamp"):
+                found[obj["spec"]["scenario"]] = (obj, ScenarioGroup.parse(obj))
+        return found
+
+    def _others(self) -> dict[str, Counts]:
+        counts = {name: decisions.live_counts(g) for name, (_, g) in self._groups().items()}
+        return {name: c for name, c in counts.items() if c is not None}
+
+    async def _delete_left_over(self) -> None:
+        wanted = {s.name for s in self.service.spec.scenarios}
+        for name, (obj, _) in sorted(self._groups().items()):
+            if name in wanted:
+                continue
+            meta = obj["metadata"]
+            await self.context.client.delete(
+                SCENARIO_GROUPS, meta["name"], namespace=meta["namespace"], uid=meta["uid"]
+            )
+            self.context.caches.groups.observe_gone(obj)
+            note = f"scenario {name} is no longer in spec.scenarios: its P/D groups are deleted"
+            self.context.events.event(self.obj, "Normal", reasons.SCENARIO_REMOVED, note)
+
+    # --- routes ----------------------------------------------------------------------------
+
+    async def _routes(self) -> None:
+        meta = self.service.metadata
+        name = names.routes_configmap_name(meta.name)
+        cache: Cache = self.context.caches.config_maps
+        known = cache.get(name, meta.namespace)
+        if known is not None and not is_controlled_by(known, meta.uid):
+            raise NotOursError(cache.resource, known, meta.uid)
+        last = parse_routes(known)
+        groups, predicted = {}, {}
+        for scenario, (_, group) in self._groups().items():
+            view = view_group(self.context.caches, group, self.context.now())
+            groups[scenario] = routable(view.instances, view.tables, slots_of(group))
+            known_profile = prefill_prediction(cache, group, self._usual_prompt(scenario))
+            if known_profile is not None:
+                predicted[scenario] = known_profile
+        domain = self.context.caches.domains.get(self.service.spec.fabric.domain_ref.name)
+        table = route_table(
+            self.service, None if domain is None else RoCEDomain.parse(domain),
+            groups, predicted, last,
+        )  # fmt: skip
+        text = json.dumps(table.to_json(), separators=(",", ":"), sort_keys=True)
+        wanted = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": owned_metadata(name, meta.namespace, meta.name, self.owner, "route-table"),
+            "data": {names.KEY_ROUTES: text},
+        }
+        await ensure(self.context.client, cache, wanted)
+
+    def _usual_prompt(self, scenario: str) -> float:
+        found = (s for s in self.service.spec.scenarios if s.name == scenario)
+        return next((float(s.expected.prompt_tokens) for s in found), 1.0)
+
+    # --- status ----------------------------------------------------------------------------
+
+    async def _write_status(self, template: Condition) -> None:
+        meta = self.service.metadata
+        groups = {name: group for name, (_, group) in self._groups().items()}
+        seen = ServiceSeen(
+            service=self.service,
+            groups=groups,
+            used=self._devices_used(groups),
+            template=template,
+            problems=self.problems,
+            gateway_ready=self._gateways_ready(),
+            attainment=self._attainment(groups),
+        )
+        status = status_of(seen, self.context.now())
+        live_status = self.obj.get("status") or {}
+        if covers(live_status, status) and covers(
+            status.get("scenarios"), live_status["scenarios"]
+        ):
+            return
+        live = await self.context.client.patch_status(
+            PDSERVICES, meta.name, status,
+            namespace=meta.namespace, uid=meta.uid, field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
+        self.context.caches.services.observe(live)
+
+    def _devices_used(self, groups: dict[str, ScenarioGroup]) -> dict[str, int]:
+        used: dict[str, int] = {}
+        for group in groups.values():
+            for pod in self.context.caches.pods.by_index(BY_OWNER, group.metadata.uid):
+                for resource, count in pod_devices(pod).items():
+                    used[resource] = used.get(resource, 0) + count
+        return used
+
+    def _gateways_ready(self) -> int:
+        key = (self.service.metadata.namespace, self.service.metadata.name)
+        pods = self.context.caches.pods.by_index(BY_SERVICE, key)
+        return sum(
+            condition(pod, "Ready").get("status") == "True"
+            and not pod["metadata"].get("deletionTimestamp")
+            for pod in pods
+        )
+
+    def _attainment(self, groups: dict[str, ScenarioGroup]) -> dict[str, Attainment]:
+        namespace = self.service.metadata.namespace
+        found = {
+            name: self.context.attainment.get(ObjectKey(namespace, group.metadata.name))
+            for name, group in groups.items()
+        }
+        return {name: a for name, a in found.items() if a is not None}

@@ -1,0 +1,323 @@
+"""The ratio loop: measure all scenarios at once, decide each, record, and let the rest apply.
+
+A tick: 1 ask the metrics source about every scenario that has counts; 2 learn and decide (pure,
+`pdserve.ratio`); 3 append the input and the decision to the log; 4 write news into
+`ScenarioGroup.status.decisions`. Applying is the PDService reconciler's: an Applied entry *is*
+what it wants. With the source away nothing scales, and the list says so once, not every tick.
+What is kept between ticks (`Memory`, learning) may be lost: a restart costs one slow round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup, epoch_of
+from pdserve.controllers import decisions
+from pdserve.controllers.caches import BY_OWNER, BY_SERVICE
+from pdserve.controllers.context import Attainment, Context
+from pdserve.controllers.group_view import GroupView, fabric_of, view_group
+from pdserve.controllers.owned import ensure
+from pdserve.controllers.profiles import profile_object, stored_state
+from pdserve.controllers.ratio_input import (
+    budget_for,
+    expected_of,
+    ratio_slo,
+    role_devices,
+)
+from pdserve.controllers.ratio_placement import placement_limit
+from pdserve.controllers.service_desired import bounds_of, fixed_of
+from pdserve.controllers.triggers import service_key
+from pdserve.groups.health import condition
+from pdserve.kube.errors import KubeError
+from pdserve.kube.ownership import NotOursError, owner_reference
+from pdserve.kube.resource import Object, ObjectKey
+from pdserve.ratio import learn
+from pdserve.ratio.decide import decide_placed
+from pdserve.ratio.learn import LearnState
+from pdserve.ratio.records import record
+from pdserve.ratio.types import (
+    Counts,
+    Decision,
+    DecisionInput,
+    LoopSettings,
+    Memory,
+    PastChange,
+    PlacementLimit,
+    ScenarioSample,
+    Unknown,
+    known,
+)
+from pdserve.telemetry.source import LiveInstances, MetricsSource, ScenarioKey
+from pdserve.topology import fabric_spec
+from pdserve.topology.nodes import timestamp
+
+log = logging.getLogger(__name__)
+
+PROFILE_PERIOD: Final = 60.0
+"""Seconds between two writes of one learned profile."""
+ATTAINMENT_PERIOD: Final = 60.0
+"""Seconds between two updates of the attainment shown in status."""
+HELD_PERIOD: Final = 60.0
+"""Seconds between two entries that changed nothing, unless their reason is about data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One scenario whose counts are in question."""
+
+    service: PDService
+    scenario: Scenario
+    obj: Object
+    group: ScenarioGroup
+    counts: Counts
+
+    @property
+    def key(self) -> ScenarioKey:
+        """How the metrics source calls it."""
+        meta = self.group.metadata
+        return ScenarioKey(meta.namespace, self.group.spec.service, self.group.spec.scenario)
+
+
+class NoSource:
+    """Stands where no Prometheus is configured: everything is unknown, and says why."""
+
+    async def sample(
+        self, live: Mapping[ScenarioKey, LiveInstances]
+    ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
+        """Unknown for every scenario."""
+        return {key: Unknown("no Prometheus is configured (--prometheus-url)") for key in live}
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+
+class RatioLoop:
+    """Runs while this process leads."""
+
+    def __init__(
+        self,
+        context: Context,
+        source: MetricsSource,
+        settings: LoopSettings,
+        log_line: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """`log_line` takes each decision with its input as one JSON line."""
+        self._context = context
+        self._source = source
+        self._settings = settings
+        self._log_line = log_line
+        self._memory: dict[ScenarioKey, Memory] = {}
+        self._learned: dict[ScenarioKey, LearnState] = {}
+        self._saved: dict[ScenarioKey, float] = {}
+        self._shown: dict[ScenarioKey, float] = {}
+
+    async def run(self) -> None:
+        """Tick every fast period until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            await self.tick()
+            elapsed = loop.time() - started
+            await asyncio.sleep(max(self._settings.fast_period - elapsed, 0.1))
+
+    async def tick(self) -> None:
+        """One round over all scenarios."""
+        subjects = {s.key: s for s in self._subjects()}
+        for kept in (self._memory, self._learned, self._saved, self._shown):
+            for gone in kept.keys() - subjects.keys():
+                del kept[gone]
+        if not subjects:
+            return
+        samples = await self._source.sample({k: self._live(s) for k, s in subjects.items()})
+        for key, subject in subjects.items():
+            sample = samples.get(key, Unknown("the metrics source gave no answer"))
+            try:
+                await self._round(subject, sample)
+            except (KubeError, NotOursError) as error:
+                log.warning("Ratio of %s/%s: %s", key.namespace, subject.group.metadata.name, error)
+
+    # --- one scenario ----------------------------------------------------------------------
+
+    async def _round(self, subject: Subject, sample: ScenarioSample | Unknown) -> None:
+        key = subject.key
+        self._show_attainment(subject, sample)
+        state = self._learned.get(key) or stored_state(
+            self._context.caches.config_maps, subject.group
+        )
+        if isinstance(sample, ScenarioSample):
+            state = learn.observe(state, sample)
+        self._learned[key] = state
+        inp, decision = decide_placed(self._input(subject, sample, state), self._most(subject))
+        self._log_line(record(inp, decision))
+        labels = (key.service, key.scenario, decision.outcome, str(decision.reason))
+        self._context.metrics.decisions.labels(*labels).inc()
+        await self._record(subject, decision)
+        self._memory[key] = decision.memory
+        await self._save_profile(subject, state)
+
+    def _input(
+        self, subject: Subject, sample: ScenarioSample | Unknown, state: LearnState
+    ) -> DecisionInput:
+        service, scenario, group = subject.service, subject.scenario, subject.group
+        return DecisionInput(
+            now=self._context.now(),
+            service=service.metadata.name,
+            scenario=scenario.name,
+            mode=scenario.ratio.mode,
+            bounds=bounds_of(scenario),
+            slo=ratio_slo(scenario),
+            current=subject.counts,
+            ready_prefill=sum(g.prefill.ready for g in group.status.groups),
+            ready_decode=sum(g.decode.ready for g in group.status.groups),
+            sample=sample,
+            prefill_devices=role_devices(service.spec.prefill),
+            decode_devices=role_devices(service.spec.decode),
+            fixed=fixed_of(scenario),
+            profile=state.profile(),
+            expected=expected_of(scenario),
+            budget=budget_for(service, scenario.name, self._wanted(service)),
+            changes=_changes(group),
+            settings=self._settings,
+            memory=self._memory.get(subject.key, Memory()),
+        )
+
+    def _most(self, subject: Subject) -> Callable[[Counts], PlacementLimit | None]:
+        caches = self._context.caches
+        domain = caches.domains.get(subject.group.spec.fabric.domain_ref.name)
+        if domain is None:
+            return lambda counts: PlacementLimit(
+                counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
+            )
+        fabric = fabric_of(caches, fabric_spec(RoCEDomain.parse(domain)))
+        view: GroupView = view_group(caches, subject.group, self._context.now())
+        return lambda counts: placement_limit(fabric, view, counts)
+
+    async def _record(self, subject: Subject, decision: Decision) -> None:
+        if decision.outcome == "Applied" and not decision.changes:
+            return
+        new = decisions.entry(
+            time=decision.time,
+            before=decision.before,
+            to=decision.to,
+            outcome=decision.outcome,
+            reason=str(decision.reason),
+            message=decision.message,
+            inputs=dict(decision.inputs),
+        )
+        old = decisions.newest(subject.group)
+        if not decisions.is_news(old, new):
+            return
+        if old is not None and decision.outcome == "Held" and old.outcome == "Held":
+            about_data = "HoldNoData" in (old.reason, new["reason"])
+            if not about_data and decision.time - epoch_of(old.time) < HELD_PERIOD:
+                return
+        await decisions.write(self._context.client, self._context.caches.groups, subject.obj, new)
+
+    async def _save_profile(self, subject: Subject, state: LearnState) -> None:
+        now = self._context.now()
+        due = now - self._saved.get(subject.key, 0.0) >= PROFILE_PERIOD
+        if state.last_at is None or not due:
+            return
+        wanted = profile_object(subject.group, state, owner_reference(subject.obj))
+        await ensure(self._context.client, self._context.caches.config_maps, wanted)
+        self._saved[subject.key] = now
+
+    def _show_attainment(self, subject: Subject, sample: ScenarioSample | Unknown) -> None:
+        found = attainment_of(sample)
+        meta = subject.group.metadata
+        where = ObjectKey(meta.namespace, meta.name)
+        now = self._context.now()
+        before = self._context.attainment.get(where)
+        target = subject.scenario.slo.attainment_percent
+        crossed = before is None or _side(before, target) != _side(found, target)
+        if not crossed and now - self._shown.get(subject.key, 0.0) < ATTAINMENT_PERIOD:
+            return
+        self._context.attainment[where] = found
+        self._shown[subject.key] = now
+        if before is None or before.percent != found.percent:
+            self._context.queue.add(service_key(meta.namespace, subject.service.metadata.name))
+
+    # --- what there is ---------------------------------------------------------------------
+
+    def _subjects(self) -> list[Subject]:
+        found = []
+        for obj in self._context.caches.services.list():
+            try:
+                service = PDService.parse(obj)
+                found += self._of_service(service)
+            except ApiError as error:
+                log.warning("Left out of the ratio loop: %s", error)
+        return found
+
+    def _of_service(self, service: PDService) -> list[Subject]:
+        scenarios = {s.name: s for s in service.spec.scenarios}
+        found = []
+        for obj in self._context.caches.groups.by_index(BY_OWNER, service.metadata.uid):
+            group = ScenarioGroup.parse(obj)
+            counts = decisions.live_counts(group)
+            scenario = scenarios.get(group.spec.scenario)
+            if scenario is not None and counts is not None:
+                found.append(Subject(service, scenario, obj, group, counts))
+        return found
+
+    def _wanted(self, service: PDService) -> dict[str, Counts]:
+        return {s.scenario.name: s.counts for s in self._of_service(service)}
+
+    def _live(self, subject: Subject) -> LiveInstances:
+        """Pods ready for a whole window: the first batches of an instance are not typical."""
+        caches, meta = self._context.caches, subject.group.metadata
+        view = view_group(caches, subject.group, self._context.now())
+        warm = {
+            pod["metadata"]["name"]
+            for pod in caches.pods.by_index(BY_OWNER, meta.uid)
+            if self._warm(pod)
+        }
+        gateways = caches.pods.by_index(BY_SERVICE, (meta.namespace, subject.group.spec.service))
+        return LiveInstances(
+            gateways=frozenset(p["metadata"]["name"] for p in gateways if _is_ready(p)),
+            prefill=frozenset(
+                i.name for i in view.instances if i.role == "prefill" and i.name in warm
+            ),
+            decode=frozenset(
+                i.name for i in view.instances if i.role == "decode" and i.name in warm
+            ),
+        )
+
+    def _warm(self, pod: Object) -> bool:
+        since = timestamp(condition(pod, "Ready").get("lastTransitionTime"))
+        if not _is_ready(pod) or since is None:
+            return False
+        return self._context.now() - since >= self._settings.window
+
+
+def attainment_of(sample: ScenarioSample | Unknown) -> Attainment:
+    """Share of offered requests that met the SLO, over the longest window that was measured."""
+    if isinstance(sample, Unknown):
+        return Attainment(None, sample.reason)
+    for window in reversed(sample.windows):
+        if known(window.offered) and known(window.met) and window.offered > 0:
+            percent = int(100 * min(window.met, window.offered) / window.offered)
+            note = f"{window.offered:.0f} requests in {window.seconds:.0f} s"
+            return Attainment(percent, note)
+    return Attainment(None, "no requests were offered")
+
+
+def _side(found: Attainment, target: int) -> bool | None:
+    return None if found.percent is None else found.percent >= target
+
+
+def _is_ready(pod: Object) -> bool:
+    ready = condition(pod, "Ready").get("status") == "True"
+    return ready and not pod["metadata"].get("deletionTimestamp")
+
+
+def _changes(group: ScenarioGroup) -> tuple[PastChange, ...]:
+    return tuple(
+        PastChange(epoch_of(d.time), decisions.counts_before(d), decisions.counts_of(d))
+        for d in group.status.decisions
+        if d.outcome == "Applied" and decisions.counts_before(d) != decisions.counts_of(d)
+    )

@@ -1,0 +1,216 @@
+"""Reconciles one ScenarioGroup: observe (caches only), plan (pure), execute, report.
+
+1. Read the object, its RoCEDomain, its pods and tables; tell the linker whom to attend.
+2. Plan. A plan that creates pods is made again under the RoCEDomain's placement lock, so that
+   two workers never book one device; the pods it creates are in the cache before the lock opens.
+3. Execute in order, then write the status if it differs.
+4. Wake the PDService when what may be routed differs from what gateways were given.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pdserve.api import ApiError, RoCEDomain, ScenarioGroup
+from pdserve.controllers import event_reasons as reasons
+from pdserve.controllers.caches import SCENARIO_GROUPS
+from pdserve.controllers.compare import covers
+from pdserve.controllers.context import Context
+from pdserve.controllers.group_actions import CreateRefused, GroupExecutor
+from pdserve.controllers.group_status import not_ready, status_of, waiting_status
+from pdserve.controllers.group_view import (
+    GroupView,
+    fabric_of,
+    repairs_of,
+    slots_of,
+    view_group,
+    wanted_of,
+)
+from pdserve.controllers.linker import Target
+from pdserve.controllers.routing import parse_routes, routed_instances
+from pdserve.controllers.triggers import service_key
+from pdserve.groups.plan import plan
+from pdserve.groups.polls import polls
+from pdserve.groups.routes import endpoint, routable
+from pdserve.groups.types import (
+    Condition,
+    CreateGroup,
+    CreateInstance,
+    InstanceObs,
+    Observation,
+    Plan,
+    Wanted,
+)
+from pdserve.kube.ownership import NotOursError
+from pdserve.kube.resource import Object, ObjectKey
+from pdserve.topology import Fabric, fabric_spec
+from pdserve.wire import names
+from pdserve.wire.routes import RouteTable
+
+log = logging.getLogger(__name__)
+
+REFUSED_RETRY = 30.0
+"""Seconds until refused pods are tried again (quota may have been raised)."""
+
+
+async def reconcile_group(context: Context, key: ObjectKey) -> float | None:
+    """Bring one ScenarioGroup nearer to its spec; seconds until it wants to be looked at again.
+
+    Raises:
+        KubeError: to be retried with backoff.
+    """
+    obj = context.caches.groups.get(key.name, key.namespace)
+    if obj is None or obj["metadata"].get("deletionTimestamp"):
+        context.linker.set_targets(key, ())
+        return None
+    try:
+        group = ScenarioGroup.parse(obj)
+    except ApiError as error:
+        context.events.event(obj, "Warning", reasons.INVALID, str(error))
+        return None
+    return await _Reconcile(context, key, obj, group).run()
+
+
+class _Reconcile:
+    def __init__(self, context: Context, key: ObjectKey, obj: Object, group: ScenarioGroup) -> None:
+        self.context = context
+        self.key = key
+        self.obj = obj
+        self.group = group
+        self.now = context.now()
+
+    async def run(self) -> float | None:
+        # 1
+        view = view_group(self.context.caches, self.group, self.now)
+        routes = self._routes()
+        routed = routed_instances(routes, self.group.spec.scenario)
+        self._attend(view, routed)
+        self._wake_service(view, routes)
+        wanted = wanted_of(self.group)
+        if wanted is None:
+            await self._write(waiting_status(self.group, not_ready(*_NO_COUNTS), self.now))
+            return None
+        domain = self._domain()
+        if domain is None:
+            name = self.group.spec.fabric.domain_ref.name
+            message = f"there is no RoCEDomain {name!r}; create it or correct fabric.domainRef.name"
+            unknown = not_ready("UnknownDomain", message)
+            await self._write(waiting_status(self.group, unknown, self.now))
+            return None
+        # 2, 3
+        planned = self._plan(view, wanted, self._fabric(domain), routed)
+        if not any(isinstance(a, CreateGroup | CreateInstance) for a in planned.actions):
+            return await self._carry_out(view, planned)
+        async with self.context.placement_lock(domain.metadata.name):
+            view = view_group(self.context.caches, self.group, self.now)
+            planned = self._plan(view, wanted, self._fabric(domain), routed)
+            return await self._carry_out(view, planned)
+
+    def _plan(
+        self, view: GroupView, wanted: Wanted, fabric: Fabric, routed: frozenset[str]
+    ) -> Plan:
+        observation = Observation(
+            wanted=wanted,
+            instances=view.instances,
+            tables=view.tables,
+            links=self.context.linker.links(self.key),
+            drains=self.context.linker.drains(self.key),
+            repairs=repairs_of(self.group),
+            routed=routed,
+            now=self.now,
+        )
+        return plan(observation, fabric)
+
+    async def _carry_out(self, view: GroupView, planned: Plan) -> float | None:
+        for reason in planned.reasons:
+            log.debug("%s: %s", self.key, reason)
+        executor = GroupExecutor(self.context, self.obj, view)
+        refused: Condition | None = None
+        try:
+            await executor.execute(planned.actions)
+        except CreateRefused as error:
+            refused = Condition("Placed", "False", "CreateRefused", str(error))
+            self.context.events.event(self.obj, "Warning", reasons.CREATE_FAILED, str(error))
+        except NotOursError as error:
+            refused = Condition("Placed", "False", "NameTaken", str(error))
+            self.context.metrics.refusals.labels(error.resource.kind).inc()
+            self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
+        status = status_of(self.group, planned, view.instances, self.now)
+        if refused is not None:
+            status |= waiting_status(self.group, _replaced(planned.conditions, refused), self.now)
+        await self._write(status)
+        if refused is None:
+            return planned.requeue_after
+        return min(REFUSED_RETRY, planned.requeue_after or REFUSED_RETRY)
+
+    async def _write(self, status: Mapping[str, Any]) -> None:
+        live_status = self.obj.get("status") or {}
+        same_repairs = covers(status.get("repairs"), live_status.get("repairs", []))
+        if covers(live_status, status) and ("repairs" not in status or same_repairs):
+            return
+        live = await self.context.client.patch_status(
+            SCENARIO_GROUPS, self.key.name, status,
+            namespace=self.key.namespace, uid=self.group.metadata.uid,
+            field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
+        self.context.caches.groups.observe(live)
+
+    # --- around the plan -------------------------------------------------------------------
+
+    def _domain(self) -> RoCEDomain | None:
+        obj = self.context.caches.domains.get(self.group.spec.fabric.domain_ref.name)
+        return None if obj is None else RoCEDomain.parse(obj)
+
+    def _fabric(self, domain: RoCEDomain) -> Fabric:
+        return fabric_of(self.context.caches, fabric_spec(domain))
+
+    def _routes(self) -> RouteTable | None:
+        name = names.routes_configmap_name(self.group.spec.service)
+        return parse_routes(self.context.caches.config_maps.get(name, self.key.namespace))
+
+    def _attend(self, view: GroupView, routed: frozenset[str]) -> None:
+        """Tell the linker whom to push tables to, whom to ask, whom to drain."""
+        asked = polls(view.instances, view.tables, routed)
+        self.context.linker.set_targets(
+            self.key,
+            [
+                Target(
+                    pod=i.name,
+                    container_id=i.container_id,
+                    endpoint=endpoint(i.pod_ip),
+                    service=f"{self.key.namespace}/{self.group.spec.service}",
+                    table=_table_naming(view, i),
+                    poll=i.name in asked.links,
+                    drain=i.name in asked.drains,
+                )
+                for i in view.instances
+                if i.container_id and i.pod_ip and i.running and not i.terminating and not i.fault
+            ],
+        )
+
+    def _wake_service(self, view: GroupView, routes: RouteTable | None) -> None:
+        """A fault by mere passing of time changes no object that the PDService watches."""
+        scenario = self.group.spec.scenario
+        given = (
+            next((s.groups for s in routes.scenarios if s.name == scenario), ()) if routes else ()
+        )
+        if given != routable(view.instances, view.tables, slots_of(self.group)):
+            self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
+
+
+_NO_COUNTS = (
+    "CountsMissing",
+    "spec.replicas, spec.prefill.replicas and spec.decode.replicas must all be set; the ratio "
+    "mode's owner sets them",
+)
+
+
+def _table_naming(view: GroupView, instance: InstanceObs) -> Any:
+    table = view.tables.get(instance.group_index)
+    return table if table is not None and table.peer(instance.name) is not None else None
+
+
+def _replaced(planned: tuple[Condition, ...], condition: Condition) -> tuple[Condition, ...]:
+    return (*(c for c in planned if c.type != condition.type), condition)

@@ -1,0 +1,77 @@
+"""What a PDService wants to exist for each scenario, as manifests. Pure.
+
+The ScenarioGroup is applied in two parts (`api.ownership` says why): here everything but the
+counts, which `counts` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pdserve.api import PDService, Scenario
+from pdserve.controllers.counts import CountsObserved
+from pdserve.controllers.objects import owned_metadata
+from pdserve.ratio.types import Bounds, Counts, Range
+from pdserve.wire import names
+
+COMPONENT: Final = "scenario-group"
+
+
+def scenario_group(
+    service: PDService, scenario: Scenario, owner: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The ScenarioGroup of one scenario, without counts."""
+    spec = service.spec
+    name = names.scenario_group_name(service.metadata.name, scenario.name)
+    meta = owned_metadata(name, service.metadata.namespace, service.metadata.name, owner, COMPONENT)
+    meta["labels"][names.LABEL_SCENARIO] = scenario.name
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "ScenarioGroup",
+        "metadata": meta,
+        "spec": {
+            "service": service.metadata.name,
+            "scenario": scenario.name,
+            "model": spec.model.to_dict(),
+            "engine": spec.engine.to_dict(),
+            "prefill": spec.prefill.to_dict(),
+            "decode": spec.decode.to_dict(),
+            "fabric": spec.fabric.to_dict(),
+            "recovery": spec.recovery.to_dict(),
+        },
+    }
+
+
+def bounds_of(scenario: Scenario) -> Bounds:
+    """What the owner of the model allows."""
+    ratio = scenario.ratio
+    return Bounds(
+        Range(scenario.groups.min, scenario.groups.max),
+        Range(ratio.prefill.min, ratio.prefill.max),
+        Range(ratio.decode.min, ratio.decode.max),
+    )
+
+
+def fixed_of(scenario: Scenario) -> Counts | None:
+    """The counts of mode Fixed, if given."""
+    fixed = scenario.ratio.fixed
+    return None if fixed is None else Counts(fixed.groups, fixed.prefill, fixed.decode)
+
+
+def counts_observed(
+    scenario: Scenario,
+    initial: Counts,
+    live: Counts | None,
+    applied: tuple[Counts, Counts] | None,
+) -> CountsObserved:
+    """What the counts of one scenario are decided on; `applied` is `(from, to)`."""
+    return CountsObserved(
+        mode=scenario.ratio.mode,
+        bounds=bounds_of(scenario),
+        fixed=fixed_of(scenario),
+        initial=initial,
+        live=live,
+        applied=None if applied is None else applied[1],
+        applied_from=None if applied is None else applied[0],
+    )

@@ -1,0 +1,75 @@
+"""Takes keys from the queue and reconciles them; the only place where a failure is turned into a
+retry. A failing object never holds up another, and a defect in one is logged, counted, retried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from pdserve.controllers.context import Context
+from pdserve.controllers.pdservice import reconcile_service
+from pdserve.controllers.rocedomain import reconcile_domain
+from pdserve.controllers.scenariogroup import reconcile_group
+from pdserve.controllers.triggers import DOMAIN, GROUP, SERVICE, Triggers
+from pdserve.kube.errors import KubeError
+from pdserve.kube.resource import ObjectKey
+from pdserve.kube.workqueue import QueueKey
+
+log = logging.getLogger(__name__)
+
+Reconciler = Callable[[Context, ObjectKey], Awaitable[float | None]]
+
+RECONCILERS: Final[Mapping[str, Reconciler]] = {
+    SERVICE: reconcile_service,
+    GROUP: reconcile_group,
+    DOMAIN: reconcile_domain,
+}
+
+
+async def work(context: Context) -> None:
+    """Reconcile keys until cancelled."""
+    while True:
+        key = await context.queue.get()
+        try:
+            await reconcile(context, key)
+        finally:
+            context.queue.done(key)
+
+
+async def reconcile(context: Context, key: QueueKey) -> None:
+    """Reconcile one key; failures become retries with backoff."""
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    try:
+        after = await RECONCILERS[key.kind](context, ObjectKey(key.namespace, key.name))
+    except KubeError as error:
+        delay = context.queue.retry(key)
+        # A conflict only says that the view was old; the next look has a newer one.
+        level = logging.INFO if error.is_conflict else logging.WARNING
+        log.log(level, "%s: %s; again in %.1f s", key, error, delay)
+        context.metrics.reconciled(key.kind, "error", clock() - started)
+        return
+    except Exception:
+        delay = context.queue.retry(key)
+        log.exception("%s: reconciliation failed; again in %.1f s", key, delay)
+        context.metrics.reconciled(key.kind, "error", clock() - started)
+        return
+    context.queue.forget(key)
+    if after is not None:
+        context.queue.add_after(key, after)
+    context.metrics.reconciled(
+        key.kind, "success" if after is None else "requeue", clock() - started
+    )
+
+
+async def resync(context: Context, triggers: Triggers, every: float, rng: random.Random) -> None:
+    """Look at everything now, and again every `every` seconds (jittered) until cancelled."""
+    while True:
+        for key in triggers.everything():
+            context.queue.add(key)
+        await asyncio.sleep(every * rng.uniform(0.8, 1.2))
+        context.tokens.forget()
