@@ -1,7 +1,7 @@
 """The waiting room of one scenario, and the choice of the prefill that is asked next.
 
 Requests wait here, never inside an instance. `step(now)`:
-1. Requests whose deadline passed, or whose attempts are used up, leave with the reason.
+1. Requests whose deadline passed leave the room (and later those with no attempt left).
 2. While some prefill is worth asking and its group has decode credit, the request with the
    earliest deadline goes to the best one. A prefill is skipped until its hint says free; when the
    hint's time has come one request probes it while the others stay asleep (own open legs count as
@@ -118,40 +118,32 @@ class Dispatcher:
         rate = len(self._accepts) / (now - self._accepts[0])
         return max(1, min(60, round((len(self._room) + 1) / rate + 0.5)))
 
+    def exhausted(self, ticket: Ticket) -> bool:
+        """True when the request has used up its attempts."""
+        return ticket.attempts >= self.attempt_limit
+
     def step(self, now: float) -> Step:
         """See the module's text."""
         step = Step()
-        self._drop_hopeless(now, step)
+        while self._room and self._room[0].deadline <= now:
+            step.gave_up.append((self._leave(0), "deadline"))
         while self._room:
-            ticket = next((t for t in self._room if t.not_before <= now), None)
-            if ticket is None:
-                step.wake_at = min(step.wake_at, *(t.not_before for t in self._room))
+            place = next((i for i, t in enumerate(self._room) if t.not_before <= now), None)
+            if place is None:
+                step.wake_at = min(t.not_before for t in self._room)
                 break
-            chosen, later = self._choose(now)
+            if self.exhausted(self._room[place]):
+                step.gave_up.append((self._leave(place), "attempts"))
+                continue
+            chosen, step.wake_at = self._choose(now)
             if chosen is None:
-                step.wake_at = min(step.wake_at, later)
                 break
-            self._leave(ticket)
+            ticket = self._leave(place)
             ticket.attempts += 1
             chosen.sent(now)
             step.sends.append(Send(ticket, chosen, chosen.group))
-        if self._room:
-            step.wake_at = min(step.wake_at, self._room[0].deadline)
+        step.wake_at = min(step.wake_at, self._room[0].deadline) if self._room else NEVER
         return step
-
-    def _drop_hopeless(self, now: float, step: Step) -> None:
-        keep: list[Ticket] = []
-        for ticket in self._room:
-            if ticket.deadline <= now:
-                step.gave_up.append((ticket, "deadline"))
-            elif ticket.attempts >= self.attempt_limit:
-                step.gave_up.append((ticket, "attempts"))
-            else:
-                keep.append(ticket)
-                continue
-            ticket.waiting = False
-        if step.gave_up:
-            self._room = keep
 
     def _choose(self, now: float) -> tuple[Instance | None, float]:
         best: Instance | None = None
@@ -176,6 +168,7 @@ class Dispatcher:
         ticket.waiting = True
         insort(self._room, ticket)
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _leave(self, place: int) -> Ticket:
+        ticket = self._room.pop(place)
         ticket.waiting = False
-        self._room.remove(ticket)
+        return ticket

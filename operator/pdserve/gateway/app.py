@@ -1,0 +1,218 @@
+"""The gateway as one object: paths to handlers, keys, request ids, start and stop.
+
+Neighbours: `http_server` calls `handle` for every request; `pipeline` serves the two generating
+endpoints; `__main__` is the process around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from dataclasses import dataclass, field
+from itertools import count
+
+import orjson
+
+from pdserve.engines.flow import Endpoint
+from pdserve.gateway.auth import KeyRing
+from pdserve.gateway.errors import ApiError
+from pdserve.gateway.http_client import Pool
+from pdserve.gateway.http_server import HttpServer, Limits, Reply, Request
+from pdserve.gateway.intake import parse_body
+from pdserve.gateway.metrics import GatewayMetrics
+from pdserve.gateway.pipeline import Job, Pipeline, Settings
+from pdserve.gateway.release import Releaser
+from pdserve.gateway.routes import RouteSource
+from pdserve.gateway.service import Service
+from pdserve.wire.exposition import CONTENT_TYPE
+from pdserve.wire.http import (
+    HEADER_REQUEST_ID,
+    PATH_CHAT,
+    PATH_COMPLETIONS,
+    PATH_HEALTH,
+    PATH_METRICS,
+    PATH_MODELS,
+    PATH_READY,
+)
+
+logger = logging.getLogger(__name__)
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+_GENERATE: dict[str, Endpoint] = {PATH_CHAT: "chat", PATH_COMPLETIONS: "completions"}
+_TRACE = (b"traceparent", b"tracestate")
+_ID_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/")
+_ID_LENGTH = 128
+KEY_REFRESH_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one gateway process runs."""
+
+    token: str = ""
+    """Shared secret for the engines' control paths."""
+    limits: Limits = field(default_factory=Limits)
+    settings: Settings = field(default_factory=Settings)
+    room_limit: int = 1024
+    drain_seconds: float = 30.0
+    """On SIGTERM: how long requests in progress may go on."""
+
+
+class Gateway:
+    """One gateway process."""
+
+    def __init__(
+        self,
+        source: RouteSource,
+        options: Options,
+        keys: KeyRing | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        # Breaks ties between equal instances; nothing secret depends on it.
+        rng = rng or random.Random()  # noqa: S311
+        self.metrics = GatewayMetrics()
+        self.pool = Pool()
+        self.service = Service(self.metrics, self.pool, rng, options.room_limit)
+        self.server = HttpServer(self.handle, options.limits, _report)
+        self._source = source
+        self._options = options
+        self._keys = keys
+        self._releaser = Releaser(self.pool, options.token)
+        self._boot = secrets.token_hex(4)
+        self._count = count(1)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, host: str, port: int) -> int:
+        """Begin to follow routes and to listen; returns the port."""
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._source.run(self.service.apply)))
+        if self._keys is not None:
+            self._tasks.append(loop.create_task(_refresh(self._keys)))
+        return await self.server.start(host, port)
+
+    async def stop(self) -> None:
+        """Stop accepting, finish streams within the drain time, then close everything."""
+        cut = await self.server.stop(self._options.drain_seconds)
+        if cut:
+            logger.warning("%d requests were cut at the end of the drain time", cut)
+        await self._releaser.settle()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.pool.close()
+
+    async def failed(self) -> None:
+        """Return when a background task ended, which it never should; raises its error."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def handle(self, request: Request, reply: Reply) -> None:
+        """Answer one request."""
+        request_id = self._request_id(request)
+        reply.headers = ((HEADER_REQUEST_ID.encode(), request_id.encode()),)
+        try:
+            await self._route(request, reply, request_id)
+        except ApiError as error:
+            reply.error(error)
+
+    async def _route(self, request: Request, reply: Reply, request_id: str) -> None:
+        path, method = request.path, request.method
+        if path in _GENERATE:
+            _allow(method, "POST")
+            self._authenticate(request)
+            await self._generate(_GENERATE[path], request, reply, request_id)
+        elif path == PATH_MODELS or path.startswith(PATH_MODELS + "/"):
+            _allow(method, "GET")
+            self._authenticate(request)
+            self._models(path, reply)
+        elif path == PATH_METRICS:
+            _allow(method, "GET")
+            self.service.show_instances()
+            reply.send(200, self.metrics.registry.render(), CONTENT_TYPE)
+        elif path in (PATH_HEALTH, "/healthz"):
+            _allow(method, "GET")
+            reply.send(200, b"ok\n", TEXT)
+        elif path == PATH_READY:
+            _allow(method, "GET")
+            self._ready(reply)
+        else:
+            known = ", ".join((*_GENERATE, PATH_MODELS))
+            raise ApiError(404, f"no such path: {path:.200} (known: {known})", code="not_found")
+
+    def _authenticate(self, request: Request) -> None:
+        if self._keys is not None:
+            self._keys.check(request.headers.get(b"authorization"))
+
+    async def _generate(
+        self, endpoint: Endpoint, request: Request, reply: Reply, request_id: str
+    ) -> None:
+        body = parse_body(endpoint, request.body)
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.headers.items()}
+        lane, flow, model = self.service.lane(body["model"], headers)
+        # Clients may name a scenario by its own model name; engines serve one model.
+        body["model"] = model
+        trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
+        job = Job(endpoint, body, request_id, trace)
+        # The client chooses request_id; what engines hold KV under must be unique.
+        leg_name = f"{request_id}-{self._boot}{next(self._count):x}"
+        pipeline = Pipeline(
+            lane, flow, self.pool, self._releaser, self._options.settings,
+            job, reply, request.head_at, leg_name,
+        )  # fmt: skip
+        await pipeline.run()
+
+    def _models(self, path: str, reply: Reply) -> None:
+        names = self.service.models()
+        items = [{"id": n, "object": "model", "created": 0, "owned_by": "pdserve"} for n in names]
+        if path == PATH_MODELS:
+            reply.send(200, orjson.dumps({"object": "list", "data": items}), JSON)
+            return
+        name = path[len(PATH_MODELS) + 1 :]
+        if name not in names:
+            raise ApiError(
+                404,
+                f"model {name!r:.200} does not exist; known: {', '.join(names)}",
+                code="model_not_found",
+                param="model",
+            )
+        reply.send(200, orjson.dumps(items[names.index(name)]), JSON)
+
+    def _ready(self, reply: Reply) -> None:
+        if self.server.draining:
+            reply.send(503, b"draining\n", TEXT)
+        elif self.service.table is None:
+            reply.send(503, b"no route table yet\n", TEXT)
+        else:
+            reply.send(200, b"ok\n", TEXT)
+
+    def _request_id(self, request: Request) -> str:
+        given = request.headers.get(HEADER_REQUEST_ID.encode(), b"")
+        if given and len(given) <= _ID_LENGTH and _ID_SAFE.issuperset(given):
+            return given.decode()
+        return f"req-{secrets.token_hex(12)}"
+
+
+def _allow(method: str, allowed: str) -> None:
+    if method != allowed:
+        raise ApiError(
+            405,
+            f"method {method} is not allowed here: use {allowed}",
+            code="method_not_allowed",
+            headers=((b"allow", allowed.encode()),),
+        )
+
+
+async def _refresh(keys: KeyRing) -> None:
+    while True:
+        await asyncio.sleep(KEY_REFRESH_SECONDS)
+        with contextlib.suppress(OSError):
+            keys.refresh()
+
+
+def _report(error: Exception) -> None:
+    logger.error("a request failed inside the gateway", exc_info=error)

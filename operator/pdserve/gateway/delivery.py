@@ -1,0 +1,81 @@
+"""Delivering a decode's reply to the client: as a stream, or whole.
+
+The second half of `pipeline`'s story, apart because it is about bytes and no longer about
+choosing. Raises `DeliveryError` when the instance is lost; whether the client already has bytes
+(`reply.started`) decides what can still be done.
+"""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+
+from pdserve.forwarding.health import Failure
+from pdserve.gateway.http_client import Exchange, UpstreamError
+from pdserve.gateway.http_server import Reply
+from pdserve.gateway.measure import Timeline
+from pdserve.gateway.sse import StreamError, StreamMeter
+
+
+class DeliveryError(Exception):
+    """The reply broke off, or is not what the OpenAI API says."""
+
+    def __init__(self, kind: Failure, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+async def relay(
+    exchange: Exchange, reply: Reply, timeline: Timeline, *, strip_usage: bool, silence: float
+) -> bool:
+    """Relay an event stream as received, and measure it.
+
+    Returns False when the instance itself ended it with an error event. `silence`: seconds
+    without a byte after which the instance is taken for dead.
+    """
+    meter = StreamMeter(strip_usage)
+    content_type = exchange.headers.get(b"content-type", b"text/event-stream").decode("latin-1")
+    broken: StreamError | None = None
+
+    def sink(data: bytes) -> None:
+        nonlocal broken
+        try:
+            ready = meter.feed(data, time.perf_counter())
+        except StreamError as error:
+            broken = error
+            exchange.abort()
+            return
+        if not ready:
+            return
+        if reply.started:
+            reply.write(ready)
+        else:
+            reply.start(200, content_type, ready)
+
+    reply.on_flow(exchange.pause, exchange.resume)
+    try:
+        await exchange.relay(sink, silence)
+    except UpstreamError as error:
+        raise DeliveryError(error.kind, str(broken or error)) from error
+    finally:
+        timeline.first, timeline.second = meter.first_at, meter.second_at
+        timeline.last, timeline.output_tokens = meter.last_at, meter.tokens
+    if not reply.started:
+        raise DeliveryError("status", "the stream was empty")
+    reply.end()
+    return not meter.failed
+
+
+async def collect(exchange: Exchange, reply: Reply, timeline: Timeline) -> None:
+    """Send a reply that is not streamed, once all of it is there."""
+    try:
+        body = await exchange.read()
+        usage = orjson.loads(body).get("usage") or {}
+        timeline.output_tokens = int(usage.get("completion_tokens") or 0)
+    except UpstreamError as error:
+        raise DeliveryError(error.kind, str(error)) from error
+    except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise DeliveryError("status", f"not a completion: {error}") from error
+    timeline.last = time.perf_counter()
+    reply.send(200, body, "application/json")

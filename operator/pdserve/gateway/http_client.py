@@ -1,0 +1,293 @@
+"""HTTP/1.1 client side at protocol level: pooled keep-alive connections to instances.
+
+A reply's head and body come apart, so that a rejection costs one round trip and a stream can be
+relayed piece by piece as it arrives. A reused connection that the instance had closed meanwhile is
+replaced once, silently; every other failure is an `UpstreamError` with its kind. Neighbours:
+`http_server` is the other side; `legs` decides what a reply means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import httptools
+
+from pdserve.forwarding.health import Failure
+from pdserve.gateway.http_server import Headers
+
+MAX_BODY = 64 << 20
+MAX_IDLE = 256
+"""Kept connections per endpoint."""
+
+
+class UpstreamError(Exception):
+    """An instance could not be reached, went away, or stayed silent for too long."""
+
+    def __init__(self, kind: Failure, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Exchange(asyncio.Protocol):
+    """One connection to an instance, and the request that is on it now."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.reusable = False
+        self.closed = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._head: asyncio.Future[None] | None = None
+        self._end: asyncio.Future[None] | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._sink: Callable[[bytes], None] | None = None
+        self._complete = False
+        self._error: UpstreamError | None = None
+        self._touched = 0.0
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected."""
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the reply; body pieces that came together are handed on together."""
+        if self._complete:
+            # Nothing is due on a kept connection: whatever this is, it is no answer to us.
+            self.abort()
+            return
+        self._touched = time.perf_counter()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(UpstreamError("lost", f"malformed reply: {error}"))
+            self.abort()
+            return
+        self._deliver()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The instance closed the connection, or we did."""
+        self.closed = True
+        self.reusable = False
+        self._fail(UpstreamError("lost", f"connection lost: {exc or 'closed by the instance'}"))
+
+    # --- httptools callbacks ---
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One reply header."""
+        self.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The reply's head is in (an interim 1xx head is skipped)."""
+        status = self._parser.get_status_code()
+        if status < 200:
+            self.headers = {}
+            return
+        self.status = status
+        if self._head is not None and not self._head.done():
+            self._head.set_result(None)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the reply's body."""
+        self._parts.append(body)
+        self._size += len(body)
+
+    def on_message_complete(self) -> None:
+        """The reply is complete."""
+        if self.status:
+            self._complete = True
+            self.reusable = self._parser.should_keep_alive() and not self.closed
+
+    # --- one request ---
+
+    async def request(self, data: bytes, patience: float) -> None:
+        """Send a request and wait for the reply's head; raises UpstreamError."""
+        self._parser = httptools.HttpResponseParser(self)
+        self.status = 0
+        self.headers = {}
+        self._parts = []
+        self._size = 0
+        self._sink = None
+        self._complete = False
+        self._error = None
+        self.reusable = False
+        self._head = self._loop.create_future()
+        self._end = None
+        if self.closed or self._transport is None:
+            raise UpstreamError("lost", "connection was closed")
+        self._transport.write(data)
+        timer = self._loop.call_later(patience, self._expire, patience)
+        try:
+            await self._head
+        finally:
+            timer.cancel()
+            self._head = None
+
+    async def read(self) -> bytes:
+        """The whole body; raises UpstreamError when the instance goes away before its end."""
+        await self._ended()
+        return b"".join(self._parts)
+
+    async def relay(self, sink: Callable[[bytes], None], idle_timeout: float) -> None:
+        """Hand body pieces to `sink` as they arrive, until the end of the reply.
+
+        Raises UpstreamError when the instance goes away, or says nothing for `idle_timeout`.
+        """
+        self._sink = sink
+        self._deliver()
+        self._touched = time.perf_counter()
+        timer = self._loop.call_later(idle_timeout, self._watch, idle_timeout)
+        self._timer = timer
+        try:
+            await self._ended()
+        finally:
+            self._timer.cancel()
+            self._sink = None
+
+    def pause(self) -> None:
+        """Stop reading (the client is slower than the instance)."""
+        if self._transport is not None and not self.closed:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Go on reading."""
+        if self._transport is not None and not self.closed:
+            self._transport.resume_reading()
+            self._touched = time.perf_counter()
+
+    def abort(self) -> None:
+        """Close the connection at once; the instance sees the client go."""
+        self.reusable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- internals ---
+
+    async def _ended(self) -> None:
+        if self._complete:
+            return
+        if self._error is not None:
+            raise self._error
+        self._end = self._loop.create_future()
+        try:
+            await self._end
+        finally:
+            self._end = None
+
+    def _deliver(self) -> None:
+        if self._sink is not None and self._parts:
+            parts, self._parts, self._size = self._parts, [], 0
+            self._sink(parts[0] if len(parts) == 1 else b"".join(parts))
+        if self._size > MAX_BODY:
+            self._fail(UpstreamError("lost", f"reply is larger than {MAX_BODY} bytes"))
+            self.abort()
+        elif self._complete and self._end is not None and not self._end.done():
+            self._end.set_result(None)
+
+    def _fail(self, error: UpstreamError) -> None:
+        if self._complete:
+            return
+        self._error = self._error or error
+        for waiting in (self._head, self._end):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(error)
+
+    def _expire(self, timeout: float) -> None:
+        self._fail(UpstreamError("timeout", f"no answer within {timeout:.3f} s"))
+        self.abort()
+
+    def _watch(self, timeout: float) -> None:
+        silent = time.perf_counter() - self._touched
+        if silent >= timeout:
+            self._fail(UpstreamError("timeout", f"stream silent for {silent:.1f} s"))
+            self.abort()
+        else:
+            self._timer = self._loop.call_later(timeout - silent, self._watch, timeout)
+
+
+class Pool:
+    """Connections to every instance, kept for reuse (the most recently used first)."""
+
+    def __init__(self, connect_timeout: float = 1.0) -> None:
+        self._connect_timeout = connect_timeout
+        self._idle: dict[str, list[Exchange]] = {}
+        self._addresses: dict[str, tuple[str, int, bytes]] = {}
+
+    async def post(
+        self, endpoint: str, path: str, body: bytes, headers: Headers, patience: float
+    ) -> Exchange:
+        """POST and wait at most `patience` seconds for the reply's head.
+
+        Give the exchange back with `done` in every case. Raises UpstreamError.
+        """
+        host, port, name = self._address(endpoint)
+        head = [b"POST ", path.encode(), b" HTTP/1.1\r\nhost: ", name]
+        head.append(b"\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body))
+        for key, value in headers:
+            head += (key, b": ", value, b"\r\n")
+        head += (b"\r\n", body)
+        data = b"".join(head)
+        while True:
+            idle = self._idle.get(endpoint)
+            reused = bool(idle)
+            exchange = idle.pop() if idle else await self._connect(host, port)
+            if exchange.closed:
+                continue
+            try:
+                await exchange.request(data, patience)
+            except UpstreamError as error:
+                if reused and error.kind == "lost":
+                    # Closed by the instance while idle; each turn uses up one kept connection.
+                    continue
+                raise
+            except BaseException:
+                exchange.abort()
+                raise
+            return exchange
+
+    def done(self, endpoint: str, exchange: Exchange) -> None:
+        """Keep the connection if its reply is complete, else cut it."""
+        idle = self._idle.setdefault(endpoint, [])
+        if exchange.reusable and not exchange.closed and len(idle) < MAX_IDLE:
+            exchange.resume()
+            idle.append(exchange)
+        else:
+            exchange.abort()
+
+    def keep_only(self, endpoints: set[str]) -> None:
+        """Drop idle connections to instances that left the routes."""
+        for endpoint in [e for e in self._idle if e not in endpoints]:
+            for exchange in self._idle.pop(endpoint):
+                exchange.abort()
+            self._addresses.pop(endpoint, None)
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self.keep_only(set())
+
+    async def _connect(self, host: str, port: int) -> Exchange:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, exchange = await loop.create_connection(Exchange, host, port)
+        except TimeoutError as error:
+            raise UpstreamError(
+                "connect", f"{host}:{port}: no connection within {self._connect_timeout} s"
+            ) from error
+        except OSError as error:
+            raise UpstreamError("connect", f"{host}:{port}: {error}") from error
+        return exchange
+
+    def _address(self, endpoint: str) -> tuple[str, int, bytes]:
+        known = self._addresses.get(endpoint)
+        if known is None:
+            parts = urlsplit(endpoint)
+            known = (parts.hostname or "", parts.port or 80, parts.netloc.encode())
+            self._addresses[endpoint] = known
+        return known

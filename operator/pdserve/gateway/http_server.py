@@ -1,0 +1,384 @@
+"""HTTP/1.1 server side at protocol level: bytes to `Request`, `Reply` to bytes.
+
+One task per request; a client that goes away cancels it. Bodies are collected whole (they are
+JSON, bounded by `Limits.body`), replies are sent whole or streamed in chunks with back-pressure.
+Knows nothing of OpenAI or P/D. Neighbours: `http_client` is the other side, `app` the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+
+from pdserve.gateway.errors import ApiError
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one client connection; sizes in bytes, times in seconds."""
+
+    body: int = 4 << 20
+    head: int = 32 << 10
+    receive: float = 30.0
+    """From the first byte of a request to its last."""
+    idle: float = 75.0
+    """Between requests on a kept connection."""
+    write_stall: float = 60.0
+    """A client that reads nothing for this long is cut."""
+    pipelined: int = 16
+    sweep: float = 1.0
+
+
+@dataclass(slots=True)
+class Request:
+    """One received request; header names in lower case, `head_at` on `time.perf_counter`."""
+
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    body: bytes
+    head_at: float
+    keep_alive: bool
+    http_1_1: bool
+
+    def header(self, name: str) -> str | None:
+        """A header as text, or None."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+
+Handler = Callable[[Request, "Reply"], Awaitable[None]]
+_STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+
+
+class Reply:
+    """The answer to one request: `send` once, or `start`, `write`..., `end`."""
+
+    def __init__(self, connection: ClientConnection, request: Request) -> None:
+        self._connection = connection
+        self._close = not request.keep_alive
+        self._chunked = request.http_1_1
+        self.started = False
+        self.ended = False
+        self.headers: Headers = ()
+        """Sent with whatever head comes (the request id)."""
+
+    def send(self, status: int, body: bytes, content_type: str, headers: Headers = ()) -> None:
+        """A whole reply."""
+        length = (b"content-length", str(len(body)).encode())
+        self._write_head(status, content_type, (length, *headers), body)
+        self._finish()
+
+    def error(self, error: ApiError) -> None:
+        """An error: as the reply, or as the last event of a stream that already began."""
+        if self.ended:
+            return
+        if not self.started:
+            self.send(error.status, error.body(), "application/json", error.headers)
+            return
+        self._close = True
+        self.write(error.event())
+        self.end()
+
+    def start(self, status: int, content_type: str, first: bytes, headers: Headers = ()) -> None:
+        """Begin a stream: head and first piece leave in one write."""
+        if self._chunked:
+            headers = (*headers, (b"transfer-encoding", b"chunked"))
+            first = b"%x\r\n%b\r\n" % (len(first), first)
+        else:
+            self._close = True
+        self._write_head(status, content_type, (*headers, (b"cache-control", b"no-cache")), first)
+
+    def write(self, data: bytes) -> None:
+        """Another piece of a started stream."""
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._connection.send(data)
+
+    def end(self) -> None:
+        """The stream is complete."""
+        if self._chunked:
+            self._connection.send(b"0\r\n\r\n")
+        self._finish()
+
+    def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """What to call when the client reads too slowly, and when it has caught up."""
+        self._connection.set_flow(pause, resume)
+
+    def _write_head(self, status: int, content_type: str, headers: Headers, rest: bytes) -> None:
+        self.started = True
+        close = self._close or self._connection.server.draining
+        self._close = close
+        head = [_STATUS[status], b"content-type: ", content_type.encode(), b"\r\n"]
+        for name, value in (*self.headers, *headers):
+            head += (name, b": ", value, b"\r\n")
+        head.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+        head.append(rest)
+        self._connection.send(b"".join(head))
+
+    def _finish(self) -> None:
+        self.ended = True
+        self._connection.finished(self._close)
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection; requests on it are served one after another."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self.server = server
+        self.deadline = time.perf_counter() + server.limits.idle
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Request] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._reply: Reply | None = None
+        self._flow: tuple[Callable[[], None], Callable[[], None]] | None = None
+        self._refusal: ApiError | None = None
+        self._close_after = False
+        self.on_message_begin()
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        self._transport = transport  # type: ignore[assignment]
+        self.server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client; also while a request is in progress (pipelining)."""
+        if self._refusal is not None:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(ApiError(400, "protocol upgrades are not supported", code="bad_request"))
+        except httptools.HttpParserError as error:
+            self._refuse(ApiError(400, f"malformed HTTP: {error}", code="bad_request"))
+        if self._refusal is None and len(self._queue) > self.server.limits.pipelined:
+            self._refuse(ApiError(400, "too many pipelined requests", code="bad_request"))
+        self._next()
+
+    def eof_received(self) -> bool:
+        """The client closed its sending side: it is gone."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: cancel what runs for it."""
+        self.server.connections.discard(self)
+        self._transport = None
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        self.deadline = time.perf_counter() + self.server.limits.write_stall
+        if self._flow is not None:
+            self._flow[0]()
+
+    def resume_writing(self) -> None:
+        """The client caught up."""
+        self.deadline = float("inf")
+        if self._flow is not None:
+            self._flow[1]()
+
+    # --- httptools callbacks ---
+
+    def on_message_begin(self) -> None:
+        """A request starts."""
+        self._url: list[bytes] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._head_size = 0
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._head_at = 0.0
+        if self._task is None and self._transport is not None:
+            self.deadline = time.perf_counter() + self.server.limits.receive
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        self._url.append(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; of repeated ones the last wins."""
+        self._headers[name.lower()] = value
+        self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """The head is in: this instant is the request's arrival."""
+        self._head_at = time.perf_counter()
+        length = self._headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.server.limits.body:
+            self._too_large()
+        elif self._headers.get(b"expect", b"").lower() == b"100-continue" and self._task is None:
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._body_size += len(body)
+        if self._body_size > self.server.limits.body:
+            self._too_large()
+        elif self._refusal is None:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if self._refusal is not None:
+            return
+        self._queue.append(
+            Request(
+                method=self._parser.get_method().decode("latin-1"),
+                path=b"".join(self._url).partition(b"?")[0].decode("latin-1"),
+                headers=self._headers,
+                body=b"".join(self._body),
+                head_at=self._head_at,
+                keep_alive=self._parser.should_keep_alive(),
+                http_1_1=self._parser.get_http_version() == "1.1",
+            )
+        )
+
+    # --- used by Reply and HttpServer ---
+
+    def send(self, data: bytes) -> None:
+        """Write to the client, if it is still there."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def set_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """See `Reply.on_flow`."""
+        self._flow = (pause, resume)
+
+    def finished(self, close: bool) -> None:
+        """The reply was written."""
+        self._flow = None
+        self._close_after = close
+
+    @property
+    def busy(self) -> bool:
+        """A request is being served or received in full."""
+        return self._task is not None or bool(self._queue)
+
+    def close(self) -> None:
+        """Close after what was written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once (cancels the request in progress)."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- internals ---
+
+    def _count_head(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > self.server.limits.head and self._refusal is None:
+            limit = self.server.limits.head
+            self._refusal = ApiError(
+                431, f"request head is larger than {limit} bytes", code="head_too_large"
+            )
+
+    def _too_large(self) -> None:
+        if self._refusal is None:
+            limit = self.server.limits.body
+            self._refusal = ApiError(
+                413, f"request body is larger than the limit of {limit} bytes", code="too_large"
+            )
+
+    def _refuse(self, error: ApiError) -> None:
+        if self._refusal is None:
+            self._refusal = error
+
+    def _next(self) -> None:
+        if self._task is not None or self._transport is None:
+            return
+        if self._queue:
+            request = self._queue.popleft()
+            self.deadline = float("inf")
+            self._reply = Reply(self, request)
+            self._task = asyncio.get_running_loop().create_task(self._serve(request, self._reply))
+        elif self._refusal is not None:
+            request = Request("", "", {}, b"", 0.0, keep_alive=False, http_1_1=True)
+            Reply(self, request).error(self._refusal)
+            self.close()
+
+    async def _serve(self, request: Request, reply: Reply) -> None:
+        try:
+            await self.server.handler(request, reply)
+        except Exception as error:
+            # The last line of defence: a bug must cost one request, not the process.
+            self.server.report(error)
+            reply.error(ApiError(500, "internal error", kind="server_error", code="internal"))
+        finally:
+            self._task = None
+            self._reply = None
+        if not reply.ended:
+            self.abort()
+        elif self._close_after:
+            self.close()
+        else:
+            self.deadline = time.perf_counter() + self.server.limits.idle
+            self._next()
+
+
+class HttpServer:
+    """Listens, keeps the connections, closes the slow ones, and stops gracefully."""
+
+    def __init__(
+        self, handler: Handler, limits: Limits, report: Callable[[Exception], None]
+    ) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.report = report
+        self.draining = False
+        self.connections: set[ClientConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port (useful with port 0)."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: ClientConnection(self), host, port, backlog=2048
+        )
+        self._sweeper = loop.create_task(self._sweep())
+        address: Any = self._server.sockets[0].getsockname()
+        return int(address[1])
+
+    async def stop(self, grace: float) -> int:
+        """Stop accepting, let requests in progress finish; returns how many had to be cut."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        until = time.perf_counter() + grace
+        while True:
+            for connection in [c for c in self.connections if not c.busy]:
+                connection.close()
+            if not self.connections or time.perf_counter() >= until:
+                break
+            await asyncio.sleep(0.02)
+        cut = [c for c in self.connections if c.busy]
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        return len(cut)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self.limits.sweep)
+            now = time.perf_counter()
+            for connection in [c for c in self.connections if c.deadline < now]:
+                connection.abort()

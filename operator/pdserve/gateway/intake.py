@@ -1,0 +1,93 @@
+"""Checks a request body before anything is spent on it, and says what would be right.
+
+Only what the gateway itself must know or P/D cannot do is checked here; the rest is the engine's
+business, whose 4xx answers are passed on unchanged. Raises `ApiError` (400).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from pdserve.engines.flow import Endpoint
+from pdserve.gateway.errors import ApiError, invalid
+
+MAX_OUTPUT_TOKENS = 1 << 24
+
+
+def parse_body(endpoint: Endpoint, raw: bytes) -> dict[str, Any]:
+    """The body as a dict that both legs can be made from."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise invalid(None, f"the body must be a JSON object, not {type(body).__name__}")
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        raise invalid("model", f"model must be a non-empty string, not {body.get('model')!r}")
+    if endpoint == "chat":
+        _check_messages(body.get("messages"))
+    else:
+        _check_prompt(body.get("prompt"))
+        if body.get("echo") and body.get("logprobs") is not None:
+            raise invalid("echo", "echo with logprobs needs prompt logprobs: not served by P/D")
+    _check_counts(body)
+    _check_stream(body)
+    return body
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise invalid("messages", "messages must be a non-empty list of {role, content} objects")
+    for position, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise invalid(
+                f"messages[{position}]", f"must be an object with a role, not {message!r:.80}"
+            )
+
+
+def _check_prompt(prompt: Any) -> None:
+    if isinstance(prompt, str):
+        return
+    if not isinstance(prompt, list) or not prompt:
+        raise invalid("prompt", "prompt must be a string or a non-empty list of token ids")
+    if all(isinstance(p, int) and not isinstance(p, bool) for p in prompt):
+        return
+    if len(prompt) > 1:
+        raise invalid("prompt", f"one prompt per request, not {len(prompt)}: send them apart")
+    if not isinstance(prompt[0], (str, list)):
+        raise invalid("prompt", f"must hold a string or token ids, not {prompt[0]!r:.80}")
+
+
+def _check_counts(body: dict[str, Any]) -> None:
+    for name in ("n", "best_of"):
+        value = body.get(name)
+        if value is not None and (value != 1 or isinstance(value, bool)):
+            raise invalid(name, f"{name}={value!r:.80}: one choice per request (its KV moves once)")
+    for name in ("max_tokens", "max_completion_tokens"):
+        value = body.get(name)
+        if value is None:
+            continue
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not (1 <= value <= MAX_OUTPUT_TOKENS)
+        ):
+            raise invalid(name, f"{name} must be an integer >= 1, not {value!r:.80}")
+    value = body.get("min_tokens")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise invalid("min_tokens", f"min_tokens must be an integer >= 0, not {value!r:.80}")
+
+
+def _check_stream(body: dict[str, Any]) -> None:
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise invalid("stream", f"stream must be true or false, not {stream!r:.80}")
+    options = body.get("stream_options")
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise invalid("stream_options", f"must be an object, not {options!r:.80}")
+    if not stream:
+        raise invalid("stream_options", "stream_options is only allowed with stream: true")

@@ -1,0 +1,141 @@
+"""One scenario at work: drives the pure decisions of `forwarding` with a clock and futures.
+
+A lane owns the scenario's view, waiting room and metrics. Whoever changes what is known of an
+instance calls `poke`; the lane then steps the room at once, hands sends to the requests that wait
+for them, and sets one timer for the next moment worth looking. Neighbours: `legs` and `pipeline`
+act on it, `service` makes one per scenario of the route table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import time
+from collections.abc import Mapping
+
+from pdserve.forwarding.budget import RetryBudget
+from pdserve.forwarding.deadline import TokenEstimate
+from pdserve.forwarding.dispatch import Dispatcher, GaveUp, Send, Ticket
+from pdserve.forwarding.instance import NEVER
+from pdserve.forwarding.view import View
+from pdserve.gateway.metrics import GatewayMetrics, ScenarioMetrics
+from pdserve.wire.routes import RouteScenario, RouteTable
+
+
+class ExpiredError(Exception):
+    """No prefill took the request in time."""
+
+    def __init__(self, reason: GaveUp) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Lane:
+    """Live state of one scenario in this process."""
+
+    def __init__(
+        self,
+        table: RouteTable,
+        scenario: RouteScenario,
+        metrics: GatewayMetrics,
+        rng: random.Random,
+        room_limit: int,
+    ) -> None:
+        self.view = View(scenario, table.tier_costs)
+        self.metrics = ScenarioMetrics(metrics, table.service, scenario.name, scenario.slo)
+        self.random = rng.random
+        self.dispatcher = Dispatcher(self.view, rng.random, room_limit)
+        self.budget = RetryBudget()
+        self.estimate = TokenEstimate()
+        self._waiters: dict[Ticket, asyncio.Future[Send]] = {}
+        self._changed: set[asyncio.Future[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def scenario(self) -> RouteScenario:
+        """The scenario as the newest route table has it."""
+        return self.view.scenario
+
+    def update(self, scenario: RouteScenario, tier_costs: Mapping[str, int]) -> None:
+        """Follow a new route table."""
+        self.view.update(scenario, tier_costs)
+        self.poke()
+
+    async def prefill(self, ticket: Ticket) -> Send:
+        """Wait in the room for a prefill to ask; a refused or failed request comes back here.
+
+        Raises:
+            ExpiredError: deadline passed or attempts used up.
+        """
+        if self.dispatcher.exhausted(ticket):
+            raise ExpiredError("attempts")
+        if not ticket.waiting:
+            self.dispatcher.back(ticket, time.perf_counter())
+        future: asyncio.Future[Send] = self._loop.create_future()
+        self._waiters[ticket] = future
+        self.poke()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                # Chosen and cancelled in the same turn of the loop: give the place back.
+                with contextlib.suppress(ExpiredError):
+                    future.result().prefill.abandoned()
+            raise
+        finally:
+            self._waiters.pop(ticket, None)
+            self.dispatcher.withdraw(ticket)
+            self.metrics.waiting(self.dispatcher.waiting)
+
+    async def changed(self, until: float) -> None:
+        """Return when something here changed, at the latest at `until`."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._changed.add(future)
+        timer = self._loop.call_later(max(0.0, until - time.perf_counter()), _wake, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            self._changed.discard(future)
+
+    def poke(self) -> None:
+        """Something changed: decide again."""
+        for future in self._changed:
+            _wake(future)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.dispatcher.waiting:
+            return
+        now = time.perf_counter()
+        step = self.dispatcher.step(now)
+        for send in step.sends:
+            waiter = self._waiters[send.ticket]
+            if waiter.done():
+                send.prefill.abandoned()
+            else:
+                waiter.set_result(send)
+        for ticket, reason in step.gave_up:
+            if not (waiter := self._waiters[ticket]).done():
+                waiter.set_exception(ExpiredError(reason))
+        self.metrics.waiting(self.dispatcher.waiting)
+        if step.wake_at < NEVER:
+            # Timers of the loop have millisecond steps; half of one late is early enough.
+            self._timer = self._loop.call_later(max(0.0005, step.wake_at - now), self.poke)
+
+    def show_instances(self) -> None:
+        """Publish legs in progress and ejections, per routed instance."""
+        for i in self.view.instances():
+            self.metrics.instance(i.route.role, i.id, i.used, i.health.ejected)
+
+    def retire(self) -> None:
+        """The scenario left the table: no prefill is left, what waits runs into its deadline."""
+        self.update(dataclasses.replace(self.scenario, groups=()), {})
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,115 @@
+"""One leg: a request at one instance, with its accounting that always balances.
+
+A leg is sent, then answered (accepted, refused, failed) or abandoned; an accepted one occupies a
+slot until it is closed. Whatever happens to the request, `close` leaves the instance's record
+right, and the lane looks again at who can be served. Neighbours: `forwarding.instance` keeps the
+record, `pipeline` owns the legs of a request, `http_client` brings the reply.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from pdserve.forwarding.health import Failure
+from pdserve.forwarding.hints import parse_hint
+from pdserve.forwarding.instance import Instance
+from pdserve.gateway.http_client import Exchange
+from pdserve.gateway.lane import Lane
+from pdserve.wire.http import (
+    HEADER_REJECT,
+    REJECT_DRAINING,
+    REJECT_KV_FAILED,
+    REJECT_NOT_READY,
+)
+
+_REJECT = HEADER_REJECT.encode()
+_NOT_SERVING = (REJECT_DRAINING, REJECT_NOT_READY)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a reply's head says. `refused`: not taken (`reason`), another instance may take it."""
+
+    kind: Literal["accepted", "refused", "kv_failed", "client_error", "failed"]
+    reason: str = ""
+
+
+def read_answer(exchange: Exchange) -> Answer:
+    """Classify a reply's head.
+
+    503 and 429 are refusals whoever sends them; other 5xx are failures; other 4xx are the
+    client's own mistakes, found by the engine.
+    """
+    status = exchange.status
+    if status < 300:
+        return Answer("accepted")
+    reason = exchange.headers.get(_REJECT, b"").decode("latin-1")
+    if reason == REJECT_KV_FAILED:
+        return Answer("kv_failed", reason)
+    if status in (503, 429):
+        return Answer("refused", reason or "status")
+    if status >= 500:
+        return Answer("failed", "status")
+    return Answer("client_error")
+
+
+class Leg:
+    """A request at `instance`, which the decision to send already counted as sent."""
+
+    __slots__ = ("_lane", "_state", "instance", "sent_at")
+
+    def __init__(self, lane: Lane, instance: Instance) -> None:
+        self.instance = instance
+        self.sent_at = time.perf_counter()
+        self._lane = lane
+        self._state: Literal["sent", "held", "closed"] = "sent"
+        lane.metrics.attempted(instance.route.role)
+
+    def accepted(self, exchange: Exchange) -> None:
+        """The instance took it: a slot is ours until `close`."""
+        self._state = "held"
+        now = time.perf_counter()
+        self.instance.accepted(parse_hint(exchange.headers), now, self.sent_at)
+        if self.instance.route.role == "prefill":
+            self._lane.dispatcher.accepted(now)
+        self._lane.poke()
+
+    def refused(self, exchange: Exchange, reason: str) -> None:
+        """The instance did not take it."""
+        self._state = "closed"
+        hint = parse_hint(exchange.headers)
+        self.instance.rejected(hint, time.perf_counter(), serving=reason not in _NOT_SERVING)
+        self._lane.metrics.rejected(self.instance.route.role, reason)
+        self._lane.poke()
+
+    def answered(self) -> None:
+        """The instance answered with an error that is not about its slots."""
+        self._state = "closed"
+        self.instance.abandoned()
+        self.instance.health.success()
+        self._lane.poke()
+
+    def failed(self, kind: Failure) -> None:
+        """The leg broke: no connection, lost, silent, or 5xx."""
+        now = time.perf_counter()
+        if self._state == "sent":
+            self.instance.failed(kind, now)
+            reason = "status" if kind == "status" else "connect"
+            self._lane.metrics.rejected(self.instance.route.role, reason)
+        elif self._state == "held":
+            self.instance.lost(now)
+        self._state = "closed"
+        self._lane.poke()
+
+    def close(self) -> None:
+        """The slot is free again, or the leg is given up; harmless when already closed."""
+        if self._state == "closed":
+            return
+        if self._state == "held":
+            self.instance.released()
+        else:
+            self.instance.abandoned()
+        self._state = "closed"
+        self._lane.poke()

@@ -1,0 +1,80 @@
+"""What one offered request amounted to, and whether it met its scenario's targets.
+
+TTFT: request head received -> first non-empty content delta written to the client. Handoff:
+token 2 - token 1. TPOT: (last token - token 2) / (tokens - 2), from three tokens on, with tokens
+from usage. A reply that is not streamed shows no token to the client: there token 1 is the
+prefill's reply, TPOT is the mean over all later tokens, handoff is part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pdserve.wire.routes import Slo
+
+Outcome = Literal["completed", "expired", "decode_overload", "failed", "cancelled_late"]
+OUTCOMES: tuple[Outcome, ...] = (
+    "completed", "expired", "decode_overload", "failed", "cancelled_late",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Instants of one request on one clock, in seconds; None: it did not happen."""
+
+    arrived: float
+    streamed: bool
+    first: float | None = None
+    second: float | None = None
+    last: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to token 1."""
+        return None if self.first is None else self.first - self.arrived
+
+    @property
+    def handoff(self) -> float | None:
+        """Seconds between tokens 1 and 2; None when not seen."""
+        if self.first is None or self.second is None:
+            return None
+        return self.second - self.first
+
+    @property
+    def tpot(self) -> float | None:
+        """Mean seconds per token after the handoff."""
+        start, before = (self.second, 2) if self.streamed else (self.first, 1)
+        if start is None or self.last is None or self.output_tokens <= before:
+            return None
+        return (self.last - start) / (self.output_tokens - before)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which targets an offered request met; `all` is what attainment counts."""
+
+    ttft: bool
+    handoff: bool
+    tpot: bool
+    all: bool
+
+
+def judge(timeline: Timeline, outcome: Outcome, slo: Slo) -> Verdict:
+    """Compare with the targets.
+
+    A phase that a completed request did not have (one token: no handoff) counts as met; in any
+    other request it counts as missed.
+    """
+    completed = outcome == "completed"
+
+    def met(seconds: float | None, target: float) -> bool:
+        return completed if seconds is None else seconds <= target
+
+    ttft = met(timeline.ttft, slo.ttft)
+    handoff = met(timeline.handoff, slo.handoff)
+    tpot = met(timeline.tpot, slo.tpot)
+    return Verdict(ttft, handoff, tpot, completed and ttft and handoff and tpot)

@@ -1,0 +1,173 @@
+"""Gateway metrics: every offered request counted once, with its outcome, per scenario.
+
+Series exist at zero from the first route table on, so that rates exist before the first failure.
+Buckets lie around each scenario's own targets. Names and meaning: `wire.metrics`; what a request
+amounted to: `measure`. `offered` leaves out what is not the service's doing: invalid requests,
+and clients that left before their deadline.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
+from pdserve.wire import http
+from pdserve.wire import metrics as names
+from pdserve.wire.exposition import Histogram, Metric, Registry
+from pdserve.wire.peers import ROLES, Role
+from pdserve.wire.routes import RouteScenario, RouteTable, Slo
+
+Stage = Literal["arrival", "before_prefill", "after_prefill"]
+STAGES: tuple[Stage, ...] = ("arrival", "before_prefill", "after_prefill")
+
+AROUND_TARGET = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+E2E_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+_LABELS = ("service", "scenario")
+_REASONS = (http.REJECT_DRAINING, http.REJECT_NOT_READY, http.REJECT_DEADLINE, "connect", "status")
+_FULL: dict[Role, str] = {"prefill": http.REJECT_FULL, "decode": http.REJECT_DECODE_FULL}
+
+
+class GatewayMetrics:
+    """All families of one gateway process; `scenario` gives the series of one scenario."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.offered = self._counter(names.GATEWAY_OFFERED, "Logical requests that count.")
+        self.outcome = self._counter(names.GATEWAY_OUTCOME, "Offered, by outcome.", "outcome")
+        self.slo_met = self._counter(names.GATEWAY_SLO_MET, "Offered that met every target.")
+        self.ttft_met = self._counter(names.GATEWAY_TTFT_MET, "Offered that met TTFT.")
+        self.handoff_met = self._counter(names.GATEWAY_HANDOFF_MET, "Offered that met handoff.")
+        self.tpot_met = self._counter(names.GATEWAY_TPOT_MET, "Offered that met TPOT.")
+        self.completed = self._counter(names.GATEWAY_COMPLETED, "Completed requests.")
+        self.prompt = self._counter(names.GATEWAY_PROMPT_TOKENS, "Prompt tokens of completed.")
+        self.output = self._counter(names.GATEWAY_OUTPUT_TOKENS, "Output tokens of completed.")
+        self.cached = self._counter(names.GATEWAY_CACHED_TOKENS, "Prompt tokens from a cache.")
+        self.cancelled = self._counter(
+            names.GATEWAY_CLIENT_CANCELLED, "Clients that left in time; not offered."
+        )
+        self.rejections = self._counter(
+            names.GATEWAY_REJECTIONS, "Legs that an instance did not take.", "leg", "reason"
+        )
+        self.attempts = self._counter(names.GATEWAY_ATTEMPTS, "Legs tried.", "leg")
+        self.expired = self._counter(names.GATEWAY_EXPIRED, "Deadlines passed.", "stage")
+        self.waiting = self._gauge(names.GATEWAY_WAITING, "Requests waiting for a prefill.")
+        self.inflight = self._gauge(
+            names.GATEWAY_INFLIGHT, "Slots this gateway occupies.", "leg", "instance"
+        )
+        self.ejected = self._gauge(names.GATEWAY_EJECTED, "1 while passively ejected.", "instance")
+        self.route_version = self.registry.gauge(
+            names.GATEWAY_ROUTE_VERSION, "Version of the route table in use.", ("service",)
+        )
+        self.ttft = self._histogram(
+            names.GATEWAY_TTFT,
+            "Head received to first content written; not streamed: to the prefill's reply.",
+            "stream",
+        )
+        self.handoff = self._histogram(names.GATEWAY_HANDOFF, "Token 2 - token 1.")
+        self.tpot = self._histogram(names.GATEWAY_TPOT, "Mean time per token after the handoff.")
+        self.e2e = self.registry.histogram(
+            names.GATEWAY_E2E, "Head received to reply complete.", _LABELS, E2E_BUCKETS
+        )
+
+    def follow(self, table: RouteTable) -> None:
+        """Show the table's version, and forget series of instances that left it."""
+        self.route_version.set(table.version, table.service)
+        routed = {
+            (table.service, s.name, i.id)
+            for s in table.scenarios
+            for g in s.groups
+            for i in g.instances
+        }
+        for gauge in (self.inflight, self.ejected):
+            for key in [k for k in gauge.values if (k[0], k[1], k[-1]) not in routed]:
+                gauge.remove(*key)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Metric:
+        return self.registry.counter(name, text, (*_LABELS, *labels))
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Metric:
+        return self.registry.gauge(name, text, (*_LABELS, *labels))
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return self.registry.histogram(name, text, (*_LABELS, *labels), AROUND_TARGET)
+
+
+class ScenarioMetrics:
+    """The series of one scenario, made at zero."""
+
+    def __init__(self, families: GatewayMetrics, service: str, scenario: str, slo: Slo) -> None:
+        self._f = f = families
+        self._key = key = (service, scenario)
+        for counter in (
+            f.offered, f.slo_met, f.ttft_met, f.handoff_met, f.tpot_met, f.completed,
+            f.prompt, f.output, f.cached, f.cancelled,
+        ):  # fmt: skip
+            counter.inc(0, *key)
+        for outcome in OUTCOMES:
+            f.outcome.inc(0, *key, outcome)
+        for stage in STAGES:
+            f.expired.inc(0, *key, stage)
+        for role in ROLES:
+            f.attempts.inc(0, *key, role)
+            for reason in (_FULL[role], *_REASONS):
+                f.rejections.inc(0, *key, role, reason)
+        f.waiting.set(0, *key)
+        for streamed in ("true", "false"):
+            f.ttft.create(*key, streamed, buckets=_around(slo.ttft))
+        f.handoff.create(*key, buckets=_around(slo.handoff))
+        f.tpot.create(*key, buckets=_around(slo.tpot))
+        f.e2e.create(*key)
+
+    def attempted(self, leg: Role) -> None:
+        """A leg goes out."""
+        self._f.attempts.inc(1, *self._key, leg)
+
+    def rejected(self, leg: Role, reason: str) -> None:
+        """An instance did not take a leg."""
+        self._f.rejections.inc(1, *self._key, leg, reason)
+
+    def waiting(self, requests: int) -> None:
+        """So many requests wait for a prefill."""
+        self._f.waiting.set(requests, *self._key)
+
+    def expired(self, stage: Stage) -> None:
+        """A deadline passed."""
+        self._f.expired.inc(1, *self._key, stage)
+
+    def client_cancelled(self) -> None:
+        """A client left in time: not offered."""
+        self._f.cancelled.inc(1, *self._key)
+
+    def instance(self, leg: Role, instance: str, used: int, ejected: bool) -> None:
+        """What this process has at one routed instance (set when scraped)."""
+        self._f.inflight.set(used, *self._key, leg, instance)
+        self._f.ejected.set(float(ejected), *self._key, instance)
+
+    def finish(
+        self, timeline: Timeline, outcome: Outcome, now: float, scenario: RouteScenario
+    ) -> None:
+        """Count one offered request."""
+        f, key = self._f, self._key
+        verdict = judge(timeline, outcome, scenario.slo)
+        f.offered.inc(1, *key)
+        f.outcome.inc(1, *key, outcome)
+        f.slo_met.inc(verdict.all, *key)
+        f.ttft_met.inc(verdict.ttft, *key)
+        f.handoff_met.inc(verdict.handoff, *key)
+        f.tpot_met.inc(verdict.tpot, *key)
+        if timeline.ttft is not None:
+            f.ttft.observe(timeline.ttft, *key, "true" if timeline.streamed else "false")
+        if timeline.handoff is not None:
+            f.handoff.observe(timeline.handoff, *key)
+        if timeline.tpot is not None:
+            f.tpot.observe(timeline.tpot, *key)
+        if outcome == "completed":
+            f.completed.inc(1, *key)
+            f.prompt.inc(timeline.prompt_tokens, *key)
+            f.output.inc(timeline.output_tokens, *key)
+            f.cached.inc(timeline.cached_tokens, *key)
+            f.e2e.observe(now - timeline.arrived, *key)
+
+
+def _around(target: float) -> list[float]:
+    return [float(f"{target * share:.6g}") for share in AROUND_TARGET]

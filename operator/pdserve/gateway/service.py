@@ -1,0 +1,102 @@
+"""The route table at work: one lane per scenario, kept across table versions.
+
+A scenario that stays keeps its lane (waiting room, hints, counters); one that left is closed, and
+its waiting requests run into their deadlines. Neighbours: `routes` brings tables, `app` asks for
+the lane of a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+
+from pdserve.engines.flow import EngineFlow
+from pdserve.engines.flow_reference import ReferenceFlow
+from pdserve.forwarding.match import describe_known, known_models, match_scenario
+from pdserve.gateway.errors import ApiError
+from pdserve.gateway.http_client import Pool
+from pdserve.gateway.lane import Lane
+from pdserve.gateway.metrics import GatewayMetrics
+from pdserve.wire.routes import RouteTable
+
+logger = logging.getLogger(__name__)
+
+FLOWS: Mapping[str, EngineFlow] = {"Reference": ReferenceFlow()}
+"""Request flow per engine type of the route table."""
+
+
+class Service:
+    """What this gateway serves now; `table` is None until the first one came."""
+
+    def __init__(
+        self, metrics: GatewayMetrics, pool: Pool, rng: random.Random, room_limit: int = 1024
+    ) -> None:
+        self.table: RouteTable | None = None
+        self._metrics = metrics
+        self._pool = pool
+        self._rng = rng
+        self._room_limit = room_limit
+        self._lanes: dict[tuple[str, str], Lane] = {}
+
+    def apply(self, table: RouteTable) -> None:
+        """Serve this table from now on."""
+        if table.engine not in FLOWS:
+            known = ", ".join(sorted(FLOWS))
+            logger.error(
+                "route table %d: engine %r is not known to this gateway (known: %s); "
+                "keeping the last good table", table.version, table.engine, known,
+            )  # fmt: skip
+            return
+        old, self._lanes = self._lanes, {}
+        for scenario in table.scenarios:
+            key = (table.service, scenario.name)
+            lane = old.pop(key, None)
+            if lane is None:
+                lane = Lane(table, scenario, self._metrics, self._rng, self._room_limit)
+            else:
+                lane.update(scenario, table.tier_costs)
+            self._lanes[key] = lane
+        for lane in old.values():
+            lane.retire()
+        self.table = table
+        self._metrics.follow(table)
+        self._pool.keep_only(
+            {i.endpoint for s in table.scenarios for g in s.groups for i in g.instances}
+        )
+        logger.info("serving route table version %d of %s", table.version, table.service)
+
+    def lane(self, model: str, headers: Mapping[str, str]) -> tuple[Lane, EngineFlow, str]:
+        """Lane, engine flow and engine-side model name of a request; raises ApiError."""
+        table = self.loaded()
+        scenario = match_scenario(table, model, headers)
+        if scenario is None:
+            raise ApiError(
+                404,
+                f"no scenario takes model {model!r} with these headers; "
+                f"known scenarios: {describe_known(table)}",
+                code="model_not_found",
+                param="model",
+            )
+        return self._lanes[table.service, scenario.name], FLOWS[table.engine], table.model
+
+    def models(self) -> tuple[str, ...]:
+        """Model names that clients may use."""
+        return known_models(self.loaded())
+
+    def loaded(self) -> RouteTable:
+        """The table; 503 while there is none yet."""
+        if self.table is None:
+            raise ApiError(
+                503,
+                "no route table has been loaded yet",
+                kind="server_error",
+                code="not_ready",
+                headers=((b"retry-after", b"1"),),
+            )
+        return self.table
+
+    def show_instances(self) -> None:
+        """Refresh the per-instance gauges before a scrape."""
+        for lane in self._lanes.values():
+            lane.show_instances()
