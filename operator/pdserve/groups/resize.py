@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pdserve.groups.naming import free_slots, pod_name, slot_range
+from pdserve.groups.naming import free_slots, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
 from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
@@ -24,6 +24,7 @@ from pdserve.placement import (
     place_instance,
 )
 from pdserve.topology import Fabric, Path
+from pdserve.wire.names import slot_name
 from pdserve.wire.peers import ROLES, Role
 
 
@@ -87,22 +88,21 @@ def _lost_slots(
     already gone from the cluster.
     """
     wanted = observation.wanted
-    slots = set(slot_range(wanted.name, group.index, role, wanted.role(role).count))
     held = {i.slot for i in group.staying}
-    present = {i.uid for i in group.members}
+    present = {i.slot for i in group.members}
     lost: dict[str, Vacancy] = {}
     for instance in sorted(group.members, key=lambda i: (i.created, i.name)):
         if instance.role == role and _lost(instance):
             near = _leaf_of(draft.fabric, instance)
             why = f"replaces {instance.name}: {instance.fault or 'deleted from outside'}"
             lost[instance.slot] = Vacancy(instance.slot, instance.uid, near, why)
+    mark = slot_name(wanted.name, group.index, role, 0).removesuffix("0")
     for repair in draft.repairs:
-        if repair.slot not in slots or repair.last_uid is None or repair.last_uid in present:
+        number = repair.slot.removeprefix(mark)
+        if repair.slot in present or number == repair.slot or not number.isdigit():
             continue
-        known = lost.get(repair.slot)
-        near = known.near if known is not None else None
         why = f"its last pod was lost: {repair.fault}"
-        lost[repair.slot] = Vacancy(repair.slot, repair.last_uid, near, why)
+        lost[repair.slot] = Vacancy(repair.slot, repair.last_uid, None, why)
     return {slot: vacancy for slot, vacancy in lost.items() if slot not in held}
 
 
