@@ -1,0 +1,279 @@
+"""The life of one container: start, probe, end, and start again as its policy says.
+
+`pods` decides when a container may live and what it is made of; here is what happens in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pdserve.kube.errors import KubeError
+from pdserve.local.agent.backoff import RestartBackoff
+from pdserve.local.agent.environment import ConfigError
+from pdserve.local.agent.host import Host, log_event, monotonic, timestamp
+from pdserve.local.agent.images import ImageError
+from pdserve.local.agent.probes import ProbeSpec, ProbeTarget, Verdict
+from pdserve.local.agent.sandbox import Launch, RunningContainer
+from pdserve.local.agent.status import ContainerView, Running, Terminated, Waiting
+from pdserve.local.agent.volumes import VolumeError
+from pdserve.local.errors import LocalError
+
+MIN_GRACE_AFTER_HOOK = 2.0
+"""A kubelet gives these seconds even when preStop used the whole grace period."""
+_OUTPUT_LIMIT = 4096
+
+MakeLaunch = Callable[[Mapping[str, Any], Path], Awaitable[Launch]]
+"""Make everything a start of this container needs; its log goes to the file given.
+
+Raises ConfigError, ImageError, VolumeError, LocalError or KubeError: all are tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a container gets from its pod."""
+
+    host: Host
+    pod_name: str
+    pod_ip: str
+    restart_policy: str
+    grace: float
+    log_dir: Path
+    launch: MakeLaunch
+    changed: Callable[[], None]
+    """Called after every change of `ContainerRunner.view`."""
+
+
+class ContainerRunner:
+    """One container of one pod. `run` until it is final; `stop` from outside at any time."""
+
+    def __init__(self, spec: Mapping[str, Any], around: Surroundings) -> None:
+        self._spec = spec
+        self._around = around
+        self._backoff = RestartBackoff(around.host.settings.restart_base)
+        self._stopping = asyncio.Event()
+        self._running: RunningContainer | None = None
+        self._view = ContainerView(
+            str(spec["name"]), str(spec["image"]), Waiting("ContainerCreating")
+        )
+        self._target = ProbeTarget(spec, around.pod_ip, around.host.session, self._run_inside)
+
+    @property
+    def view(self) -> ContainerView:
+        """How it stands now."""
+        return self._view
+
+    @property
+    def running(self) -> RunningContainer | None:
+        """The process, while there is one."""
+        return self._running
+
+    def waiting(self, reason: str, message: str = "") -> None:
+        """Say why it does not start yet."""
+        self._show(state=Waiting(reason, message))
+
+    async def run(self) -> None:
+        """Run until it ended and is not to be started again, or `stop` was called."""
+        for restarts in itertools.count():
+            log = self._log(restarts)
+            launch = await self._make_launch(log)
+            if launch is None:
+                return
+            began = monotonic()
+            ended = await self._once(launch, restarts)
+            if self._stopping.is_set() or not self._again(ended.exit_code):
+                self._show(state=ended, ready=False, started=False, final=True)
+                return
+            delay = self._backoff.after_run(monotonic() - began)
+            self._show(state=ended, ready=False, started=False)
+            if delay:
+                await self._back_off(ended, delay)
+            if self._stopping.is_set():
+                self._show(state=ended, ready=False, started=False, final=True)
+                return
+
+    async def stop(self, grace: float) -> None:
+        """End it: preStop, SIGTERM, and when `grace` seconds are over SIGKILL."""
+        self._stopping.set()
+        running = self._running
+        if running is not None:
+            await self._end(running, grace)
+
+    def _again(self, exit_code: int) -> bool:
+        policy = self._around.restart_policy
+        return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
+
+    async def _make_launch(self, log: Path) -> Launch | None:
+        """Everything for a start; waits for what is missing. None: stopped meanwhile."""
+        while not self._stopping.is_set():
+            try:
+                return await self._around.launch(self._spec, log)
+            except ImageError as error:
+                self.waiting("ErrImagePull", str(error))
+            except (ConfigError, VolumeError, LocalError, KubeError) as error:
+                self.waiting("CreateContainerConfigError", str(error))
+            await self._pause(self._around.host.settings.retry)
+        return None
+
+    async def _once(self, launch: Launch, restarts: int) -> Terminated:
+        """One run, from start to end."""
+        container_id = f"process://{secrets.token_hex(16)}"
+        started_at = timestamp()
+        try:
+            running = self._around.host.sandbox.start(launch)
+        except OSError as error:
+            message = f"cannot start: {error}"
+            return Terminated(128, "StartError", started_at, timestamp(), container_id, 0, message)
+        self._running = running
+        last = self._view.state if isinstance(self._view.state, Terminated) else self._view.last
+        state = Running(started_at, container_id)
+        self._show(state=state, last=last, restarts=restarts, ready=False, started=False)
+        watch = asyncio.create_task(self._watch(running))
+        try:
+            code = await running.wait()
+        finally:
+            self._running = None
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        return _terminated(code, started_at, container_id)
+
+    async def _back_off(self, ended: Terminated, delay: float) -> None:
+        message = f"back-off {delay:g}s restarting failed container={self._view.name}"
+        self._show(state=Waiting("CrashLoopBackOff", message), last=ended)
+        await self._pause(delay)
+
+    async def _watch(self, running: RunningContainer) -> None:
+        """Hooks and probes of one run; startup before the others."""
+        hook = (self._spec.get("lifecycle") or {}).get("postStart")
+        if hook:
+            ok, said = await self._target.ask(hook, self._around.grace)
+            if not ok:
+                await self._unhealthy(running, "postStart hook", said, self._around.grace)
+                return
+        if self._spec.get("startupProbe"):
+            await self._probe("startupProbe", running)
+        readiness = bool(self._spec.get("readinessProbe"))
+        self._show(started=True, ready=not readiness)
+        async with asyncio.TaskGroup() as tasks:
+            for kind in ("livenessProbe", "readinessProbe"):
+                if self._spec.get(kind):
+                    tasks.create_task(self._probe(kind, running))
+
+    async def _probe(self, kind: str, running: RunningContainer) -> None:
+        """Ask until the run ends (a startup probe: until it succeeds) and act on verdicts."""
+        spec = ProbeSpec.of(self._spec[kind])
+        verdict = Verdict(spec)
+        await asyncio.sleep(spec.initial_delay)
+        while True:
+            ok, said = await self._target.ask(spec.raw, spec.timeout)
+            decided = verdict.add(ok)
+            if kind == "readinessProbe":
+                if decided is not None and decided is not self._view.ready:
+                    self._show(ready=decided)
+            elif decided is False and not self._stopping.is_set():
+                grace = float(spec.raw.get("terminationGracePeriodSeconds") or self._around.grace)
+                await self._unhealthy(running, kind, said, grace)
+            elif decided and kind == "startupProbe":
+                return
+            await asyncio.sleep(spec.period)
+
+    async def _unhealthy(
+        self, running: RunningContainer, what: str, said: str, grace: float
+    ) -> None:
+        log_event(
+            "unhealthy", pod=self._around.pod_name, container=self._view.name, by=what, said=said
+        )
+        await self._end(running, grace)
+
+    async def _end(self, running: RunningContainer, grace: float) -> None:
+        deadline = monotonic() + grace
+        hook = (self._spec.get("lifecycle") or {}).get("preStop")
+        if hook and grace > 0:
+            await self._pre_stop(running, hook, grace)
+        left = deadline - monotonic()
+        if hook and grace > 0:
+            left = max(left, MIN_GRACE_AFTER_HOOK)
+        if left > 0:
+            running.terminate()
+            try:
+                async with asyncio.timeout(left):
+                    await running.wait()
+            except TimeoutError:
+                running.kill()
+        else:
+            running.kill()
+        await running.wait()
+
+    async def _pre_stop(
+        self, running: RunningContainer, hook: Mapping[str, Any], grace: float
+    ) -> None:
+        """The hook, until it or the program ends."""
+        if "sleep" in hook:
+            asked = asyncio.create_task(asyncio.sleep(float(hook["sleep"]["seconds"])))
+        else:
+            asked = asyncio.create_task(self._log_hook(hook, grace))
+        ended = asyncio.create_task(running.wait())
+        await asyncio.wait({asked, ended}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        for task in (asked, ended):
+            task.cancel()
+        await asyncio.gather(asked, ended, return_exceptions=True)
+
+    async def _log_hook(self, hook: Mapping[str, Any], grace: float) -> None:
+        ok, said = await self._target.ask(hook, grace)
+        if not ok:
+            log_event(
+                "preStop failed", pod=self._around.pod_name, container=self._view.name, said=said
+            )
+
+    async def _run_inside(self, argv: list[str]) -> tuple[int, str]:
+        running = self._running
+        if running is None or running.pid is None:
+            return 1, "the container is not running"
+        process = await asyncio.create_subprocess_exec(
+            *running.inside(argv),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=dict(running.env),
+        )
+        try:
+            output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        text = output[-_OUTPUT_LIMIT:].decode("utf-8", "replace").strip()
+        return process.returncode or 0, text
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    def _log(self, restarts: int) -> Path:
+        """Log file of one run; only this and the previous run's are kept."""
+        directory = self._around.log_dir / self._view.name
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{restarts - 2}.log").unlink(missing_ok=True)
+        return directory / f"{restarts}.log"
+
+    def _show(self, **changes: Any) -> None:
+        before = self._view
+        self._view = dataclasses.replace(before, **changes)
+        if self._view != before:
+            self._around.changed()
+
+
+def _terminated(code: int, started_at: str, container_id: str) -> Terminated:
+    """`code` as a Popen gives it: negative for a signal."""
+    number = max(0, -code)
+    exit_code = 128 + number if number else code
+    reason = "Completed" if exit_code == 0 else "Error"
+    return Terminated(exit_code, reason, started_at, timestamp(), container_id, number)

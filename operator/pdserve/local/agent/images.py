@@ -1,0 +1,51 @@
+"""Which program stands for which container image on a process node.
+
+Only images whose programs this machine has are known; any other cannot be pulled, and the pod
+says so, as it would on a node without access to the registry.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Entrypoint = tuple[str, ...]
+
+OWN_IMAGES: Mapping[str, Entrypoint] = {
+    "pdserve/operator": (sys.executable, "-m", "pdserve.controllers"),
+    "pdserve/gateway": (sys.executable, "-m", "pdserve.gateway"),
+    "pdserve/engine": (sys.executable, "-m", "pdserve.refengine"),
+}
+PROMETHEUS_IMAGE = "prom/prometheus"
+
+
+class ImageError(Exception):
+    """No program stands for this image; the message is for the pod's status."""
+
+
+def repository(image: str) -> str:
+    """`registry.example:5000/pdserve/engine:1.2@sha256:...` -> `pdserve/engine`."""
+    name = image.partition("@")[0]
+    head, slash, last = name.rpartition("/")
+    name = head + slash + last.partition(":")[0]
+    first, slash, rest = name.partition("/")
+    is_registry = slash and ("." in first or ":" in first or first == "localhost")
+    return rest if is_registry else name
+
+
+def entrypoint(image: str, prometheus: Callable[[], Path]) -> Entrypoint:
+    """The image's own command; `prometheus` finds that program when it is asked for.
+
+    Raises:
+        ImageError: an image this machine has no program for.
+    """
+    name = repository(image)
+    # A mirror keeps the last two parts of the name: mirror.example/team/pdserve/engine.
+    short = "/".join(name.split("/")[-2:])
+    if short in OWN_IMAGES:
+        return OWN_IMAGES[short]
+    if short == PROMETHEUS_IMAGE:
+        return (str(prometheus()),)
+    known = ", ".join((*OWN_IMAGES, PROMETHEUS_IMAGE))
+    raise ImageError(f'image "{image}": a process node has no programs but those of {known}')

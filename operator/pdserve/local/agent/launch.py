@@ -1,0 +1,157 @@
+# pathlib would double the start-up time of every container:
+# ruff: noqa: PTH102, PTH103, PTH104, PTH112, PTH115, PTH120, PTH123, PTH211
+"""Turns a fresh namespace into a container's view of the machine, then becomes its program.
+
+Run by `sandbox` as `python -I -S launch.py SPEC` inside new user, mount and process-id namespaces;
+standard library only, and no other module of ours, so that it starts in milliseconds.
+
+1. Tell the agent the process id that this first process has outside.
+2. If there are mounts: make a root of bind mounts that looks like the machine's, and put the
+   mounts in. A mount point that the machine lacks must not be created there: the nearest existing
+   directory is covered by a small tmpfs that shows the same entries, and the rest is made in that.
+3. Give it a /proc of its own process ids, where the kernel permits.
+4. Become the program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 32, 4096, 16384
+# nosuid, nodev, noexec, noatime, nodiratime: what a less privileged remount must keep.
+_MS_LOCKED = 2 | 4 | 8 | 1024 | 2048
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+EXIT_CANNOT_RUN = 127
+
+
+def main(spec_path: str) -> NoReturn:
+    """Do the steps above for the spec at `spec_path`; never returns."""
+    with open(spec_path, encoding="utf-8") as file:
+        spec = json.load(file)
+    # /proc is still the machine's here, so it names this process as the agent knows it.
+    outside = os.readlink("/proc/self")
+    with open(spec["pid_file"] + ".new", "w", encoding="utf-8") as file:
+        file.write(outside)
+    os.rename(spec["pid_file"] + ".new", spec["pid_file"])
+    if spec["mounts"]:
+        root = Root(spec["root"])
+        root.fill(spec["mounts"])
+        root.own_proc()
+        root.enter()
+    else:
+        _try_mount(b"proc", b"/proc", b"proc", 0)
+    execute(spec)
+
+
+def execute(spec: dict[str, Any]) -> NoReturn:
+    """Become the program; a program that cannot be run ends as a shell would end it."""
+    argv, env = spec["argv"], spec["env"]
+    try:
+        os.chdir(spec["workdir"])
+        os.execvpe(argv[0], argv, env)  # noqa: S606 - to be that program is its purpose
+    except OSError as error:
+        print(f"cannot run {argv[0]!r}: {error.strerror}: {error.filename}", file=sys.stderr)  # noqa: T201 - goes to the container's log
+        os._exit(EXIT_CANNOT_RUN)
+
+
+class Root:
+    """A new root directory under construction at `path` (an empty directory of the machine)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def fill(self, mounts: list[dict[str, Any]]) -> None:
+        """Show the machine's entries, and each mount's `source` at its `target`."""
+        placed = [(os.path.realpath(m["target"]), m["source"], m["read_only"]) for m in mounts]
+        # Outer before inner, so that a volume may be mounted inside another.
+        placed.sort(key=lambda mount: (mount[0].count("/"), mount[0]))
+        outer: list[str] = []
+        for target, _, _ in placed:
+            if not any(_inside(target, other) for other in outer):
+                outer.append(target)
+        self._make_points([m for m in placed if m[0] in outer])
+        for target, source, read_only in placed:
+            if target not in outer:
+                self._make_point(target, source)
+            self._bind(source, target, read_only)
+
+    def own_proc(self) -> None:
+        """A /proc of this namespace's processes; where refused, the machine's stays."""
+        _try_mount(b"proc", os.fsencode(self._path + "/proc"), b"proc", 0)
+
+    def enter(self) -> None:
+        """Make it the root of this process."""
+        os.chroot(self._path)
+        os.chdir("/")
+
+    def _make_points(self, placed: list[tuple[str, str, bool]]) -> None:
+        missing = [(t, source) for t, source, _ in placed if not os.path.lexists(t)]
+        # An outer directory first: covering it later would hide what was made inside.
+        covers = {"/"} | {_existing(target) for target, _ in missing}
+        for directory in sorted(covers, key=lambda path: (len(path.split("/")), path)):
+            self._cover(directory)
+        for target, source in missing:
+            self._make_point(target, source)
+
+    def _make_point(self, target: str, source: str) -> None:
+        point = self._path + target
+        if os.path.isdir(source):
+            os.makedirs(point, exist_ok=True)
+            return
+        os.makedirs(os.path.dirname(point), exist_ok=True)
+        open(point, "a", encoding="utf-8").close()
+
+    def _bind(self, source: str, target: str, read_only: bool) -> None:
+        point = self._path + target
+        _mount(source, point, None, _MS_BIND | _MS_REC)
+        if read_only:
+            locked = os.statvfs(point).f_flag & _MS_LOCKED
+            _mount(source, point, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | locked)
+
+    def _cover(self, directory: str) -> None:
+        """Put a tmpfs over `directory` that shows the machine's entries of it."""
+        covered = self._path + directory.rstrip("/")
+        _mount("tmpfs", covered, "tmpfs", 0)
+        for entry in os.scandir(directory):
+            shown = f"{covered}/{entry.name}"
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), shown)
+                continue
+            if entry.is_dir():
+                os.mkdir(shown)
+            else:
+                open(shown, "a", encoding="utf-8").close()
+            _mount(entry.path, shown, None, _MS_BIND | _MS_REC)
+
+
+def _existing(target: str) -> str:
+    """The nearest directory above `target` that the machine has."""
+    path = os.path.dirname(target)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _inside(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(outer.rstrip("/") + "/")
+
+
+def _mount(source: str, target: str, fstype: str | None, flags: int) -> None:
+    kind = None if fstype is None else fstype.encode()
+    done = _LIBC.mount(os.fsencode(source), os.fsencode(target), kind, flags, None)
+    if done != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mount {source}: {os.strerror(number)}", target)
+
+
+def _try_mount(source: bytes, target: bytes, fstype: bytes, flags: int) -> bool:
+    return bool(_LIBC.mount(source, target, fstype, flags, None) == 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

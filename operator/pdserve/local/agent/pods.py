@@ -1,0 +1,345 @@
+"""One pod on one process node, from its binding to its end.
+
+1. Admit: an address and devices, or the pod fails as a kubelet would fail it.
+2. Make its volumes, waiting for what is missing.
+3. Run init containers one after the other, then all containers at once.
+4. When it is deleted: stop the containers within the grace period, send the last status, and
+   delete the object for good.
+
+A status goes out whenever it differs from the last one sent; while the node is cut off nothing
+goes out, and deletion waits, but containers go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pdserve.kube.errors import KubeError
+from pdserve.kube.resource import PODS, Object, version_of
+from pdserve.local.agent import images
+from pdserve.local.agent.containers import ContainerRunner, Surroundings
+from pdserve.local.agent.devices import NoDevices
+from pdserve.local.agent.environment import (
+    PodFacts,
+    build_argv,
+    build_env,
+    env_sources,
+)
+from pdserve.local.agent.host import Host, log_event, timestamp
+from pdserve.local.agent.nodes import ProcessNode
+from pdserve.local.agent.objects import PodObjects
+from pdserve.local.agent.sandbox import Launch, Mount
+from pdserve.local.agent.status import PodView, pod_status
+from pdserve.local.agent.volumes import (
+    VolumeError,
+    VolumeInputs,
+    host_path,
+    volume_sources,
+    volume_tokens,
+    volumes_of,
+    write_volumes,
+)
+
+DEFAULT_GRACE = 30.0
+
+
+class PodWorker:
+    """Runs one pod. `run` ends when nothing of the pod is left on this machine."""
+
+    def __init__(self, pod: Object, node: ProcessNode, host: Host) -> None:
+        self.pod = pod
+        self._node = node
+        self._host = host
+        self._uid = str(pod["metadata"]["uid"])
+        self._directory = host.directory / self._uid
+        self._objects = PodObjects(host.client, pod)
+        self._start_time = timestamp()
+        self._rejected: tuple[str, str] | None = None
+        self._ip = ""
+        self._devices: dict[str, list[int]] = {}
+        self._init: list[ContainerRunner] = []
+        self._main: list[ContainerRunner] = []
+        self._changed = asyncio.Event()
+        self._deleted = asyncio.Event()
+        self._gone = False
+        self._sent: Mapping[str, Any] | None = None
+
+    # --- from outside ------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """`namespace/name`."""
+        meta = self.pod["metadata"]
+        return f"{meta['namespace']}/{meta['name']}"
+
+    @property
+    def node(self) -> ProcessNode:
+        """Where it runs."""
+        return self._node
+
+    @property
+    def log_dir(self) -> Path:
+        """A directory per container, a file per run."""
+        meta = self.pod["metadata"]
+        return self._host.logs / f"{meta['namespace']}_{meta['name']}_{self._uid}"
+
+    def containers(self) -> list[ContainerRunner]:
+        """All its containers, init containers first."""
+        return [*self._init, *self._main]
+
+    def update(self, pod: Object) -> None:
+        """A newer version of the object was seen."""
+        if version_of(pod) < version_of(self.pod):
+            return
+        self.pod = pod
+        self._changed.set()
+        if pod["metadata"].get("deletionTimestamp"):
+            self._deleted.set()
+
+    def removed(self) -> None:
+        """The object is gone (force-deleted): end at once and tell nobody."""
+        self._gone = True
+        self._deleted.set()
+
+    # --- life --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """The phases above."""
+        reporter = asyncio.create_task(self._report())
+        life = asyncio.create_task(self._live())
+        life.add_done_callback(self._died)
+        refresher = asyncio.create_task(self._refresh_volumes())
+        self.update(self.pod)
+        try:
+            await self._deleted.wait()
+            await self._node_reachable()
+            await self._stop(0.0 if self._gone else self._grace())
+            await _cancelled(life, refresher)
+            await self._finish(reporter)
+        finally:
+            await _cancelled(life, refresher, reporter)
+            for runner in self.containers():
+                if runner.running is not None:
+                    runner.running.kill()
+            self._node.devices.give_back(self._uid)
+            if self._ip and self._ip != self._node.ip:
+                self._node.addresses.give_back(self._ip)
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _died(self, life: asyncio.Task[None]) -> None:
+        """A defect of this agent must be visible on the pod, not only in a log."""
+        if not life.cancelled() and (error := life.exception()) is not None:
+            log_event("pod worker failed", pod=self.name, error=repr(error))
+            self._rejected = ("NodeAgentError", repr(error))
+            self._changed.set()
+
+    async def _live(self) -> None:
+        if not self._admit():
+            self._changed.set()
+            return
+        spec = self.pod["spec"]
+        around = self._surroundings()
+        init_policy = "OnFailure" if around.restart_policy == "Always" else around.restart_policy
+        init_around = self._surroundings(init_policy)
+        self._init = [ContainerRunner(c, init_around) for c in spec.get("initContainers") or ()]
+        self._main = [ContainerRunner(c, around) for c in spec["containers"]]
+        self._changed.set()
+        await self._make_volumes()
+        for runner in self._main if self._init else ():
+            runner.waiting("PodInitializing")
+        for runner in self._init:
+            await runner.run()
+            state = runner.view.state
+            if getattr(state, "exit_code", 1) != 0:
+                return
+        await asyncio.gather(*(runner.run() for runner in self._main))
+
+    def _admit(self) -> bool:
+        spec = self.pod["spec"]
+        try:
+            self._devices = self._node.devices.take(self.pod)
+        except NoDevices as error:
+            self._rejected = ("UnexpectedAdmissionError", str(error))
+            return False
+        for container in spec.get("initContainers") or ():
+            if container.get("restartPolicy") == "Always":
+                message = f"init container {container['name']}: process nodes have no sidecars"
+                self._rejected = ("UnsupportedPod", message)
+                return False
+        address = self._node.ip if spec.get("hostNetwork") else self._node.addresses.take()
+        if address is None:
+            self._rejected = ("OutOfpods", f"node {self._node.name} has no pod address left")
+            return False
+        self._ip = address
+        return True
+
+    async def _stop(self, grace: float) -> None:
+        await asyncio.gather(*(runner.stop(grace) for runner in self.containers()))
+
+    async def _finish(self, reporter: asyncio.Task[None]) -> None:
+        """Send the last status and remove the object, as the kubelet's last word."""
+        await _cancelled(reporter)
+        meta = self.pod["metadata"]
+        while not self._gone:
+            await self._node_reachable()
+            try:
+                await self._send_status()
+                await self._host.client.delete(
+                    PODS, meta["name"], namespace=meta["namespace"], uid=self._uid, grace=0
+                )
+                return
+            except KubeError as error:
+                if error.is_not_found or error.is_conflict:
+                    return
+                log_event("cannot delete pod", pod=self.name, error=str(error))
+                await asyncio.sleep(self._host.settings.retry)
+
+    def _grace(self) -> float:
+        meta, spec = self.pod["metadata"], self.pod["spec"]
+        for value in (
+            meta.get("deletionGracePeriodSeconds"),
+            spec.get("terminationGracePeriodSeconds"),
+        ):
+            if value is not None:
+                return float(value)
+        return DEFAULT_GRACE
+
+    async def _node_reachable(self) -> None:
+        """Wait out a cut of the node, unless the object is gone anyway."""
+        if not self._gone:
+            await self._node.connected.wait()
+
+    # --- what containers are made of -----------------------------------------------------------
+
+    def _surroundings(self, policy: str | None = None) -> Surroundings:
+        spec = self.pod["spec"]
+        grace = spec.get("terminationGracePeriodSeconds")
+        return Surroundings(
+            host=self._host,
+            pod_name=self.name,
+            pod_ip=self._ip,
+            restart_policy=policy or spec.get("restartPolicy") or "Always",
+            grace=DEFAULT_GRACE if grace is None else float(grace),
+            log_dir=self.log_dir,
+            launch=self._launch,
+            changed=self._changed.set,
+        )
+
+    def _facts(self) -> PodFacts:
+        return PodFacts(self.pod, self._ip, self._node.ip, self._node.allocatable)
+
+    async def _launch(self, container: Mapping[str, Any], log: Path) -> Launch:
+        image = container["image"]
+        # In a thread: the first Prometheus of this machine may have to be built.
+        entrypoint = await asyncio.to_thread(images.entrypoint, image, self._host.prometheus)
+        sources = await self._objects.sources(env_sources(container))
+        base = self._host.base_env(self.pod["metadata"]["name"])
+        base |= self._node.devices.env(self._devices.get(container["name"], []))
+        env = build_env(container, self._facts(), sources, base)
+        volumes = {v["name"]: v for v in volumes_of(self.pod)}
+        root = self._directory / "volumes"
+        mounts = [
+            _mount(mount, volumes[mount["name"]], root)
+            for mount in container.get("volumeMounts") or ()
+        ]
+        return Launch(
+            argv=build_argv(container, entrypoint, env),
+            env=env,
+            workdir=container.get("workingDir") or "/",
+            mounts=mounts,
+            directory=self._directory / "containers" / container["name"],
+            log=log,
+        )
+
+    async def _make_volumes(self) -> None:
+        while True:
+            try:
+                await self._write_volumes()
+                return
+            except (VolumeError, KubeError) as error:
+                for runner in self.containers():
+                    runner.waiting("ContainerCreating", str(error))
+                await asyncio.sleep(self._host.settings.retry)
+
+    async def _write_volumes(self) -> None:
+        inputs = VolumeInputs(
+            self._facts(),
+            await self._objects.sources(volume_sources(self.pod)),
+            await self._objects.tokens(volume_tokens(self.pod)),
+        )
+        write_volumes(self.pod, self._directory / "volumes", inputs)
+
+    async def _refresh_volumes(self) -> None:
+        while True:
+            await asyncio.sleep(self._host.settings.volume_refresh)
+            if not self._main or not self._node.connected.is_set():
+                continue
+            try:
+                await self._write_volumes()
+            except (VolumeError, KubeError) as error:
+                # A kubelet also keeps what was mounted and tries again.
+                log_event("volumes not refreshed", pod=self.name, error=str(error))
+
+    # --- status ------------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self._node.connected.wait()
+            self._changed.clear()
+            try:
+                await self._send_status()
+            except KubeError as error:
+                if error.is_not_found or error.is_conflict:
+                    continue
+                log_event("status not sent", pod=self.name, error=str(error))
+                await asyncio.sleep(self._host.settings.retry)
+                self._changed.set()
+
+    async def _send_status(self) -> None:
+        if not self._main and self._rejected is None:
+            return
+        view = PodView(
+            containers=tuple(r.view for r in self._main),
+            init=tuple(r.view for r in self._init),
+            pod_ip=self._ip,
+            node_ip=self._node.ip,
+            start_time=self._start_time,
+            rejected=self._rejected,
+        )
+        status = pod_status(self.pod, view, timestamp())
+        if status == self._sent:
+            return
+        meta = self.pod["metadata"]
+        answer = await self._host.client.patch_status(
+            PODS,
+            meta["name"],
+            status,
+            namespace=meta["namespace"],
+            uid=self._uid,
+            strategic=True,
+        )
+        if version_of(answer) > version_of(self.pod):
+            self.pod = answer
+        # Transition times now come from the answer, so compare with what it leads to.
+        self._sent = pod_status(self.pod, view, timestamp())
+
+
+def _mount(mount: Mapping[str, Any], volume: Mapping[str, Any], root: Path) -> Mount:
+    source = host_path(volume, root)
+    if mount.get("subPath"):
+        source = source / mount["subPath"]
+        if "emptyDir" in volume:
+            source.mkdir(parents=True, exist_ok=True)
+    live = any(kind in volume for kind in ("configMap", "secret", "downwardAPI", "projected"))
+    return Mount(source, mount["mountPath"], bool(mount.get("readOnly")) or live)
+
+
+async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
