@@ -14,7 +14,7 @@ from tests.support.crds import collection
 from tests.support.rest import Answer, Rest
 
 from pdserve.api import Counts, ScenarioGroup
-from pdserve.api.ownership import COUNTS_MANAGER, SPEC_MANAGER, counts_apply, spec_apply
+from pdserve.api.ownership import COUNTS_MANAGER, SPEC_MANAGER, counts_apply, same_spec, spec_apply
 
 pytestmark = pytest.mark.api
 
@@ -178,6 +178,18 @@ def test_counts_are_never_applied_to_a_namesake(group: Played) -> None:
     answer = group.rest.apply(group.path, body, COUNTS_MANAGER)
     assert answer.code in (409, 422)
     assert group.counts == (None, None, None)
+
+
+def test_what_the_service_no_longer_has_is_removed_from_the_group(group: Played) -> None:
+    optional = {"spec.decode.template": {"spec": {"priorityClassName": "high"}}}
+    group.rest.call("DELETE", group.path)
+    wanted = ScenarioGroup.parse(edited(scenariogroup(), optional))
+    group.rest.apply(group.path, spec_apply(wanted), SPEC_MANAGER)
+    live = ScenarioGroup.parse(group.object)
+    assert same_spec(live, wanted)
+    assert not same_spec(live, ScenarioGroup.parse(scenariogroup())), "a removal is a difference"
+    group.operator_applies_spec()
+    assert "template" not in group.object["spec"]["decode"]
 
 
 def test_why_the_counts_have_a_manager_of_their_own(group: Played) -> None:

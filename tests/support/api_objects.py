@@ -7,7 +7,8 @@ both refuse the same objects at the same field.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +106,91 @@ def edited(base: Object, edits: Mapping[str, Any]) -> Object:
         else:
             holder[last] = value
     return result
+
+
+_ROLE_OPTIONS = {
+    "args": ["--pace", "h100"],
+    "env": [{"name": "A", "value": "1"}, {"name": "B"}],
+    "startupDeadlineSeconds": 60,
+    "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"priorityClassName": "high"}},
+}
+_ENGINE = {
+    "type": "Reference",
+    "image": "registry.example.com:5000/pdserve/engine@sha256:abc",
+    "imagePullPolicy": "IfNotPresent",
+    "imagePullSecrets": [{"name": "registry"}],
+}
+_SHARED = {
+    "spec.model.source": {"path": "/models/llama"},
+    "spec.engine": _ENGINE,
+    "spec.fabric.locality": {"mode": "Required", "level": "leaf"},
+    "spec.recovery": {"drainSeconds": 5, "nodeSuspectSeconds": 6},
+}
+
+FULL: Mapping[str, Object] = {
+    "PDService": edited(
+        pdservice(),
+        _SHARED
+        | {
+            "spec.prefill": role(**_ROLE_OPTIONS),
+            "spec.decode": role(startupDeadlineSeconds=30),
+            "spec.scenarios.0.match.models": ["llama-3-70b-search"],
+            "spec.scenarios.0.ratio.fixed": {"groups": 2, "prefill": 3, "decode": 4},
+            "spec.scenarios.0.expected.prefixHitPercent": 40,
+            "spec.gateway": {"replicas": 2, "port": 8080, "auth": {"secretRef": {"name": "keys"}}},
+        },
+    ),
+    "ScenarioGroup": edited(
+        scenariogroup(),
+        _SHARED
+        | {
+            "spec.replicas": 2,
+            "spec.prefill": role(replicas=3, startupDeadlineSeconds=30),
+            "spec.decode": role(replicas=1, **_ROLE_OPTIONS),
+        },
+    ),
+    "RoCEDomain": edited(
+        rocedomain(),
+        {
+            "spec.levels.0.uplink": {"bandwidth": "6.4Tbps"},
+            "spec.overrides": [{"level": "leaf", "value": "leaf-07", "cordoned": True}],
+            "spec.missingLabelPolicy": "UnknownDomain",
+            "spec.addressSource": "NodeAnnotation",
+        },
+    ),
+}
+"""Objects with every optional field."""
+
+_VALUES: tuple[Any, ...] = (
+    0, 1, 2, 4, 65, 5000, -1, 1.5, True, "", "a", "A b", "a-b", "1s", "10m", "0ms", "x/y", "/m",
+    "s" * 25, "x" * 600, "kubernetes.io/hostname", "Fixed", "External", "Required", "leaf",
+    "huawei.com/Ascend910", "6.4Tbps", [], ["a"], {}, {"a": "b"}, GONE,
+)  # fmt: skip
+
+
+def leaves(value: Any, path: str = "") -> list[str]:
+    """Paths of everything below `value`, containers included."""
+    if isinstance(value, dict):
+        children = [(f"{path}.{k}" if path else k, v) for k, v in value.items()]
+    elif isinstance(value, list):
+        children = [(f"{path}.{i}", v) for i, v in enumerate(value)]
+    else:
+        return []
+    return [p for key, child in children for p in (key, *leaves(child, key))]
+
+
+def mutants(base: Object, seed: int, count: int) -> Iterator[tuple[dict[str, Any], Object]]:
+    """(edits, object) with one or two values of spec replaced or removed; the same every time."""
+    choose = random.Random(seed)
+    paths = [p for p in leaves(base) if p.startswith("spec.") and not p.split(".")[-1].isdigit()]
+    made = 0
+    while made < count:
+        edits = {p: choose.choice(_VALUES) for p in choose.sample(paths, choose.choice((1, 1, 2)))}
+        try:
+            yield edits, edited(base, edits)
+        except (KeyError, IndexError, TypeError):
+            continue  # the first edit took away what the second is below
+        made += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +512,7 @@ BAD_SERVICES = (
         "budget without end",
         {"spec.budget.0.devices": 1_000_001},
         "spec.budget[0].devices",
-        "less than or equal to 1e+06",
+        "less than or equal to 1000000",
     ),
     _service(
         "budget below the minimum",
@@ -598,6 +684,12 @@ BAD_DOMAINS = (
         "Required value",
     ),
     _domain(
+        "cordoned as a number",
+        {"spec.overrides": [{"level": "leaf", "value": "a", "cordoned": 1}]},
+        "spec.overrides[0].cordoned",
+        "must be of type boolean",
+    ),
+    _domain(
         "unknown policy",
         {"spec.missingLabelPolicy": "Ignore"},
         "spec.missingLabelPolicy",
@@ -610,5 +702,33 @@ BAD_DOMAINS = (
         '"NodeAnnotation"',
     ),
 )
+
+_ONE = {"groups": 1, "prefill": 1, "decode": 1}
+
+GOOD: Mapping[str, Object] = {
+    name: edited(pdservice(), edits)
+    for name, edits in {
+        "longest names": {"metadata.name": "a" * 30, f"{_S0}.name": "s" * 20},
+        "one catch-all scenario": {"spec.scenarios": [scenario("all", match={})]},
+        "a catch-all at the end": {"spec.scenarios.1.match": {"models": []}},
+        "no match at the end": {"spec.scenarios.1.match": GONE},
+        "match by model": {f"{_S0}.match": {"models": ["llama-3-70b-search"]}},
+        "no budget": {"spec.budget": []},
+        "budget exactly the minimum": {"spec.budget.0.devices": 4},
+        "fixed kept in Auto": {f"{_S0}.ratio.fixed": _ONE},
+        "mode Fixed": {f"{_S0}.ratio.mode": "Fixed", f"{_S0}.ratio.fixed": _ONE},
+        "locality by level": {"spec.fabric.locality": {"mode": "Required", "level": "leaf"}},
+        "32 scenarios": {"spec.scenarios": [scenario(f"s{i}") for i in range(32)]},
+        "extreme durations": {f"{_S0}.slo.ttft": "10m", f"{_S0}.slo.tpot": "0.001s"},
+        "arguments that begin alike": {"spec.prefill.args": ["--slots-log=9", "--pace", ""]},
+        "any pod template": {
+            "spec.decode.template": {
+                "metadata": {"annotations": {"a": "b"}},
+                "spec": {"tolerations": [{"operator": "Exists"}], "anything": {"nested": [1]}},
+            }
+        },
+    }.items()
+}
+"""Unusual, but right."""
 
 BAD = (*BAD_SERVICES, *BAD_GROUPS, *BAD_DOMAINS)

@@ -51,3 +51,11 @@ def counts_apply(name: str, namespace: str, uid: str, counts: Counts) -> dict[st
             "decode": {"replicas": counts.decode},
         },
     }
+
+
+def same_spec(live: ScenarioGroup, wanted: ScenarioGroup) -> bool:
+    """Whether applying `wanted` as `SPEC_MANAGER` would leave the spec of `live` as it is.
+
+    Both ways: a field that `wanted` no longer has is a difference too. Counts do not matter.
+    """
+    return bool(spec_apply(live)["spec"] == spec_apply(wanted)["spec"])

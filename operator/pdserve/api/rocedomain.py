@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import StrictBool
+
 from pdserve.api.base import Entries, Int, Items, Model, Observed, Rule
 from pdserve.api.meta import Condition, Generation
 from pdserve.api.quantity import Bandwidth
@@ -57,7 +59,7 @@ class Override(Model):
     """Name of the level."""
     value: LabelValue
     """Value of the level's node label that names the part."""
-    cordoned: bool
+    cordoned: StrictBool
     """True: nothing new is placed there; what runs stays."""
 
 

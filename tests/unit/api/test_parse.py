@@ -10,7 +10,9 @@ import yaml
 from tests.support.api_objects import (
     BAD,
     BASES,
+    FULL,
     GONE,
+    GOOD,
     Bad,
     edited,
     pdservice,
@@ -98,6 +100,11 @@ def test_long_values_are_shortened_in_errors() -> None:
     assert len(caught.value.problems[0].value) == 80
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_unusual_but_right_services_parse(name: str) -> None:
+    assert PDService.parse(GOOD[name]).to_dict()["metadata"]["name"]
+
+
 def test_defaults() -> None:
     spec = PDService.parse(pdservice()).spec
     assert spec.recovery.drain_seconds == 60
@@ -113,6 +120,22 @@ def test_counts_have_no_default() -> None:
     spec = ScenarioGroup.parse(scenariogroup()).spec
     assert (spec.replicas, spec.prefill.replicas, spec.decode.replicas) == (None, None, None)
     assert "replicas" not in spec.to_dict()
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_objects_with_every_field_are_written_as_they_were_read(kind: str) -> None:
+    spec = BY_NAME[kind].parse(FULL[kind]).to_dict()["spec"]
+    env = spec.get("prefill", {}).get("env", []) + spec.get("decode", {}).get("env", [])
+    for variable in env:  # the parser fills in empty values, which the server leaves out
+        if not variable["value"]:
+            del variable["value"]
+    assert _without_empty(spec) == FULL[kind]["spec"]
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_empty(v) for k, v in value.items() if v not in ([], {})}
+    return [_without_empty(v) for v in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("kind", BASES)
