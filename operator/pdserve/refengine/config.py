@@ -88,6 +88,8 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
     if role not in ("prefill", "decode", "both"):
         command.error(f"PDSERVE_ROLE: {role!r} is none of prefill, decode, both")
     _check(command, a)
+    if role != "both" and not env.get("PDSERVE_TOKEN"):
+        command.error(f"role {role} needs the service's secret in PDSERVE_TOKEN")
     return EngineConfig(
         role=cast(EngineRole, role),
         bind=a.bind or env.get("PDSERVE_BIND") or "127.0.0.1",

@@ -1,0 +1,159 @@
+"""vLLM's `kv_transfer_params`: which leg a request is, and what travels from prefill to decode.
+
+The object is opaque to gateways. Beside vLLM's fields it has one of ours, `pdserve`, with what a
+decode needs so that the first token is computed once: the token, its logprobs, the seed of the
+sampler and its position.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pdserve.refengine.config import EngineRole
+from pdserve.refengine.errors import ApiError, field_error
+from pdserve.refengine.model.sampler import Sampled
+from pdserve.refengine.runtime.request import RemoteKv, Request
+from pdserve.wire.http import PARAM_KV
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLeg:
+    """A decode leg as its body describes it."""
+
+    kv: RemoteKv
+    seed: int
+    cached_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Length of the prompt."""
+        return self.kv.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """What a prefill says about itself in its replies."""
+
+    engine: str
+    host: str
+    port: int
+
+
+def wants_hand_over(body: Mapping[str, Any], role: EngineRole) -> bool:
+    """Whether this is a prefill leg; raises ApiError where the role does not fit."""
+    params = _params(body)
+    asked = bool(params.get("do_remote_decode"))
+    if role == "prefill" and not asked:
+        raise ApiError(
+            400,
+            f"this instance only prefills; send {PARAM_KV} with do_remote_decode: true",
+            param=PARAM_KV,
+            code="wrong_role",
+        )
+    if asked and role != "prefill":
+        raise ApiError(400, f"role {role} does not hand KV over", param=PARAM_KV, code="wrong_role")
+    return asked
+
+
+def remote_of(body: Mapping[str, Any], role: EngineRole) -> RemoteLeg | None:
+    """The prefill's results on a decode leg, else None; raises ApiError."""
+    params = _params(body)
+    asked = bool(params.get("do_remote_prefill"))
+    if role == "decode" and not asked:
+        raise ApiError(
+            400,
+            f"this instance only decodes; send the {PARAM_KV} of a prefill's reply",
+            param=PARAM_KV,
+            code="wrong_role",
+        )
+    if not asked:
+        return None
+    if role != "decode":
+        raise ApiError(400, f"role {role} does not pull KV", param=PARAM_KV, code="wrong_role")
+    return _remote_leg(params)
+
+
+def reply_params(
+    request: Request, first: Sampled, cached: int, lease: float, sender: Sender
+) -> dict[str, Any]:
+    """`kv_transfer_params` of a prefill's reply."""
+    return {
+        "do_remote_prefill": True,
+        "do_remote_decode": False,
+        "remote_engine_id": sender.engine,
+        "remote_request_id": request.id,
+        "remote_host": sender.host,
+        "remote_port": sender.port,
+        "remote_block_ids": [],
+        "remote_num_tokens": request.prompt_tokens,
+        "remote_blocks_expiry_time": time.time() + lease,
+        "pdserve": {
+            "first_token_ids": [first.token],
+            "first_logprob": first.logprob,
+            "first_top_logprobs": [list(pair) for pair in first.top],
+            "seed": request.sampling.seed,
+            "position": request.prompt_tokens,
+            "cached_tokens": cached,
+        },
+    }
+
+
+def _params(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = body.get(PARAM_KV)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise field_error(PARAM_KV, value, "an object is required")
+    return value
+
+
+def _remote_leg(params: Mapping[str, Any]) -> RemoteLeg:
+    ours = params.get("pdserve")
+    if not isinstance(ours, dict):
+        raise field_error(f"{PARAM_KV}.pdserve", ours, "the object of the prefill's reply")
+    tokens = _whole(params, "remote_num_tokens", PARAM_KV, 1)
+    ids = ours.get("first_token_ids")
+    if not isinstance(ids, list) or len(ids) != 1 or type(ids[0]) is not int or ids[0] < 0:
+        raise field_error(f"{PARAM_KV}.pdserve.first_token_ids", ids, "one token id is required")
+    position = _whole(ours, "position", f"{PARAM_KV}.pdserve", 1)
+    if position != tokens:
+        raise field_error(
+            f"{PARAM_KV}.pdserve.position", position, f"must be remote_num_tokens = {tokens}"
+        )
+    seed = ours.get("seed")
+    if type(seed) is not int:
+        raise field_error(f"{PARAM_KV}.pdserve.seed", seed, "an integer is required")
+    logprob = ours.get("first_logprob")
+    top = ours.get("first_top_logprobs") or []
+    try:
+        first = Sampled(
+            ids[0],
+            None if logprob is None else float(logprob),
+            tuple((int(token), float(value)) for token, value in top),
+        )
+    except (TypeError, ValueError) as error:
+        raise field_error(f"{PARAM_KV}.pdserve", ours, "malformed logprobs") from error
+    kv = RemoteKv(
+        engine=_text(params, "remote_engine_id"),
+        request=_text(params, "remote_request_id"),
+        tokens=tokens,
+        first=first,
+    )
+    return RemoteLeg(kv, seed, _whole(ours, "cached_tokens", f"{PARAM_KV}.pdserve", 0))
+
+
+def _whole(value: Mapping[str, Any], name: str, path: str, low: int) -> int:
+    number = value.get(name)
+    if type(number) is not int or not low <= number < 1 << 31:
+        raise field_error(f"{path}.{name}", number, f"an integer >= {low} is required")
+    return number
+
+
+def _text(params: Mapping[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str) or not value:
+        raise field_error(f"{PARAM_KV}.{name}", value, "a non-empty string is required")
+    return value

@@ -1,0 +1,299 @@
+"""Validate OpenAI completion and chat bodies into a `Request` plus how the reply should look.
+
+What would change the result but is not implemented is refused with its reason (400); fields that
+cannot change it are ignored, as vLLM does. Every message names the field, the value and what
+would be right.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from pdserve.refengine.api.handover import RemoteLeg, remote_of, wants_hand_over
+from pdserve.refengine.config import EngineRole
+from pdserve.refengine.errors import ApiError, field_error
+from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.sampler import SamplingParams
+from pdserve.refengine.model.tokenizer import ChatMessage
+from pdserve.refengine.runtime.request import Request
+
+Kind = Literal["completion", "chat"]
+Body = Mapping[str, Any]
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_STOPS = 16
+NEUTRAL: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    ("presence_penalty", (0, 0.0), "penalties are not implemented"),
+    ("frequency_penalty", (0, 0.0), "penalties are not implemented"),
+    ("repetition_penalty", (1, 1.0), "penalties are not implemented"),
+    ("min_p", (0, 0.0), "min_p is not implemented"),
+    ("logit_bias", ({},), "logit_bias is not implemented"),
+    ("best_of", (1,), "one choice per request; send several requests"),
+    ("n", (1,), "one choice per request; send several requests"),
+    ("echo", (False,), "echo is not implemented"),
+    ("suffix", ("",), "suffix is not implemented"),
+    ("prompt_logprobs", (0, False), "prompt_logprobs is not implemented"),
+    ("tools", ([],), "tools are not implemented"),
+    ("functions", ([],), "functions are not implemented"),
+    ("response_format", ({"type": "text"},), "only {'type': 'text'} is implemented"),
+)
+"""Fields that would change the output: (name, values that mean nothing, why others are refused)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """How the client wants its answer."""
+
+    kind: Kind
+    stream: bool
+    include_usage: bool
+    cached_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What requests are checked against."""
+
+    role: EngineRole
+    model_name: str
+    context: int
+
+
+def parse(
+    kind: Kind,
+    raw: bytes,
+    request_id: str,
+    budget: float | None,
+    model: LoadedModel,
+    limits: Limits,
+) -> tuple[Request, ReplyOptions]:
+    """Body bytes to a request.
+
+    Raises:
+        ApiError: 400 for a bad field, 404 for another model's name.
+    """
+    body = _object(raw)
+    _check_model(body, limits.model_name)
+    for name, neutral, why in NEUTRAL:
+        value = body.get(name)
+        if value is not None and value not in neutral:
+            raise field_error(name, value, why)
+    hand_over = wants_hand_over(body, limits.role)
+    remote = remote_of(body, limits.role)
+    prompt = _prompt(kind, body, model)
+    count = remote.tokens if remote else len(prompt)
+    request = Request(
+        id=request_id,
+        # A decode leg has the prompt's KV, not its tokens.
+        prompt=() if remote else tuple(prompt),
+        sampling=_sampling(kind, body, remote),
+        max_tokens=1 if hand_over else _max_tokens(kind, body, count, limits.context),
+        min_tokens=_integer(body, "min_tokens", 0, 0, limits.context),
+        ignore_eos=_boolean(body, "ignore_eos"),
+        eos=model.config.eos,
+        stop_tokens=_stop_tokens(body, model.config.vocab),
+        stop_strings=_stop_strings(body),
+        hand_over=hand_over,
+        remote=remote.kv if remote else None,
+        budget=budget,
+    )
+    if count + 1 > limits.context:
+        raise ApiError(
+            400,
+            f"the prompt has {count} tokens; with one of output at most {limits.context} fit",
+            param="messages" if kind == "chat" else "prompt",
+            code="context_length_exceeded",
+        )
+    if not hand_over and request.min_tokens > request.max_tokens:
+        raise field_error(
+            "min_tokens", request.min_tokens, f"at most max_tokens = {request.max_tokens}"
+        )
+    stream = _boolean(body, "stream")
+    return request, ReplyOptions(
+        kind, stream, _include_usage(body, stream), remote.cached_tokens if remote else None
+    )
+
+
+def _object(raw: bytes) -> Body:
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"body is not JSON: {error}", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, f"body is a JSON {type(body).__name__}, not an object")
+    return body
+
+
+def _check_model(body: Body, name: str) -> None:
+    given = body.get("model")
+    if not isinstance(given, str):
+        raise field_error("model", given, f"a string is required; this instance serves {name!r}")
+    if given != name:
+        raise ApiError(
+            404,
+            f"model {given!r} does not exist; this instance serves {name!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def _prompt(kind: Kind, body: Body, model: LoadedModel) -> list[int]:
+    if kind == "chat":
+        return model.tokenizer.encode_chat(_messages(body), model.config.eos)
+    value = body.get("prompt")
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        value = value[0]
+    if isinstance(value, str):
+        tokens = model.tokenizer.encode(value)
+    elif isinstance(value, list) and value and all(type(t) is int for t in value):
+        bad = next((t for t in value if not 0 <= t < model.config.vocab), None)
+        if bad is not None:
+            raise field_error("prompt", bad, f"token ids are 0 to {model.config.vocab - 1}")
+        tokens = value
+    elif isinstance(value, list) and len(value) > 1:
+        raise field_error("prompt", value, "one prompt per request; send several requests")
+    else:
+        raise field_error("prompt", value, "a string or a non-empty list of token ids is required")
+    if not tokens:
+        raise field_error("prompt", value, "at least one token is required")
+    return tokens
+
+
+def _messages(body: Body) -> list[ChatMessage]:
+    value = body.get("messages")
+    if not isinstance(value, list) or not value:
+        raise field_error("messages", value, "a non-empty list is required")
+    return [_message(f"messages[{i}]", m) for i, m in enumerate(value)]
+
+
+def _message(path: str, value: object) -> ChatMessage:
+    if not isinstance(value, dict):
+        raise field_error(path, value, "an object with role and content is required")
+    role, content = value.get("role"), value.get("content")
+    if role not in ("system", "developer", "user", "assistant"):
+        raise field_error(f"{path}.role", role, "one of system, developer, user, assistant")
+    if isinstance(content, list):
+        content = "".join(_part(f"{path}.content[{i}]", p) for i, p in enumerate(content))
+    if not isinstance(content, str):
+        raise field_error(f"{path}.content", content, "a string or a list of text parts")
+    return ChatMessage("system" if role == "developer" else role, content)
+
+
+def _part(path: str, value: object) -> str:
+    if isinstance(value, dict) and value.get("type") == "text":
+        text = value.get("text")
+        if isinstance(text, str):
+            return text
+    raise field_error(path, value, 'only {"type": "text", "text": ...} is known')
+
+
+def _max_tokens(kind: Kind, body: Body, prompt: int, context: int) -> int:
+    room = context - prompt
+    default = room if kind == "chat" else min(DEFAULT_COMPLETION_TOKENS, room)
+    name = (
+        "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    )
+    value = _integer(body, name, max(1, default), 1, 1 << 31)
+    if body.get(name) is not None and value > room >= 1:
+        raise ApiError(
+            400,
+            f"{name}: {value} tokens of output and {prompt} of prompt do not fit into {context}; "
+            f"at most {room} are possible",
+            param=name,
+            code="context_length_exceeded",
+        )
+    return value
+
+
+def _sampling(kind: Kind, body: Body, remote: RemoteLeg | None) -> SamplingParams:
+    seed = body.get("seed")
+    if remote is not None:
+        seed = remote.seed
+    elif seed is None:
+        seed = secrets.randbits(63)
+    elif type(seed) is not int:
+        raise field_error("seed", seed, "an integer is required")
+    return SamplingParams(
+        temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
+        top_p=_number(body, "top_p", 1.0, 1e-6, 1.0),
+        top_k=max(0, _integer(body, "top_k", 0, -1, 1 << 31)),
+        seed=seed,
+        logprobs=_logprobs(kind, body),
+    )
+
+
+def _logprobs(kind: Kind, body: Body) -> int | None:
+    if kind == "completion":
+        if body.get("logprobs") is None:
+            return None
+        return _integer(body, "logprobs", 0, 0, 20)
+    if not _boolean(body, "logprobs"):
+        if body.get("top_logprobs"):
+            raise field_error("top_logprobs", body["top_logprobs"], "needs logprobs: true")
+        return None
+    return _integer(body, "top_logprobs", 0, 0, 20)
+
+
+def _stop_strings(body: Body) -> tuple[str, ...]:
+    value = body.get("stop")
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
+        raise field_error("stop", value, "a non-empty string or a list of them is required")
+    if len(stops) > MAX_STOPS:
+        raise field_error("stop", value, f"at most {MAX_STOPS} strings")
+    return tuple(stops)
+
+
+def _stop_tokens(body: Body, vocab: int) -> tuple[int, ...]:
+    value = body.get("stop_token_ids")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(type(t) is int and 0 <= t < vocab for t in value):
+        raise field_error("stop_token_ids", value, f"a list of ids from 0 to {vocab - 1}")
+    return tuple(value)
+
+
+def _include_usage(body: Body, stream: bool) -> bool:
+    value = body.get("stream_options")
+    if value is None:
+        return False
+    if not stream:
+        raise field_error("stream_options", value, "only allowed with stream: true")
+    if not isinstance(value, dict):
+        raise field_error("stream_options", value, "an object is required")
+    return _boolean(value, "include_usage", "stream_options.")
+
+
+def _integer(body: Body, name: str, default: int, low: int, high: int) -> int:
+    value = body.get(name)
+    if value is None:
+        return default
+    if type(value) is not int or not low <= value <= high:
+        raise field_error(name, value, f"an integer from {low} to {high} is required")
+    return value
+
+
+def _number(body: Body, name: str, default: float, low: float, high: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    wrong = isinstance(value, bool) or not isinstance(value, int | float)
+    if wrong or not math.isfinite(value) or not low <= value <= high:
+        raise field_error(name, value, f"a number from {low:g} to {high:g} is required")
+    return float(value)
+
+
+def _boolean(body: Body, name: str, path: str = "") -> bool:
+    value = body.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise field_error(path + name, value, "true or false is required")
+    return value

@@ -1,0 +1,178 @@
+"""Which path does what, and who may call it."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from pdserve import __version__
+from pdserve.refengine.api.generate import Generator
+from pdserve.refengine.api.http import HttpRequest, Responder
+from pdserve.refengine.config import EngineConfig
+from pdserve.refengine.errors import ApiError
+from pdserve.refengine.links import Links, StaleTableError
+from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.runtime.engine import Engine
+from pdserve.wire import http
+from pdserve.wire.exposition import CONTENT_TYPE
+from pdserve.wire.links import DrainReport
+from pdserve.wire.peers import PeerTable, WireError
+
+Handler = Callable[[HttpRequest, Responder], None]
+
+
+@dataclass(slots=True)
+class Routes:
+    """The application: one call per request."""
+
+    config: EngineConfig
+    model: LoadedModel
+    engine: Engine
+    links: Links
+    generator: Generator
+    started: int
+    streams: Callable[[], int]
+    """Replies of generation requests that are being written now."""
+    _table: dict[str, dict[str, Handler]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._table = {
+            http.PATH_COMPLETIONS: {"POST": self._completions},
+            http.PATH_CHAT: {"POST": self._chat},
+            http.PATH_MODELS: {"GET": self._models},
+            http.PATH_HEALTH: {"GET": self._health},
+            http.PATH_READY: {"GET": self._ready},
+            http.PATH_METRICS: {"GET": self._metrics},
+            http.PATH_INFO: {"GET": self._info},
+            http.PATH_PEERS: {"PUT": self._owner_only(self._peers)},
+            http.PATH_LINKS: {"GET": self._owner_only(self._links)},
+            http.PATH_DRAIN: {"POST": self._owner_only(self._drain)},
+            http.PATH_RELEASE: {"POST": self._owner_only(self._release)},
+        }
+
+    def __call__(self, request: HttpRequest, responder: Responder) -> None:
+        """Answer one request; ApiError becomes its reply."""
+        methods = self._table.get(request.path)
+        if methods is None and request.path.startswith(http.PATH_MODELS + "/"):
+            methods = {"GET": self._one_model}
+        if methods is None:
+            raise ApiError(404, f"no such path: {request.path}", code="not_found")
+        handler = methods.get(request.method)
+        if handler is None:
+            allowed = ", ".join(methods)
+            raise ApiError(405, f"{request.path} takes {allowed}, not {request.method}")
+        handler(request, responder)
+
+    def _owner_only(self, handler: Handler) -> Handler:
+        def checked(request: HttpRequest, responder: Responder) -> None:
+            given = request.headers.get("authorization", "")
+            expected = f"Bearer {self.config.token}"
+            if self.config.token and not hmac.compare_digest(given.encode(), expected.encode()):
+                raise ApiError(401, "the service's bearer token is required", code="unauthorized")
+            handler(request, responder)
+
+        return checked
+
+    def _completions(self, request: HttpRequest, responder: Responder) -> None:
+        self.generator.handle("completion", request, responder)
+
+    def _chat(self, request: HttpRequest, responder: Responder) -> None:
+        self.generator.handle("chat", request, responder)
+
+    def _model_card(self) -> dict[str, Any]:
+        return {
+            "id": self.config.model_name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "pdserve",
+            "max_model_len": self.engine.context,
+        }
+
+    def _models(self, request: HttpRequest, responder: Responder) -> None:
+        responder.send_json(200, {"object": "list", "data": [self._model_card()]})
+
+    def _one_model(self, request: HttpRequest, responder: Responder) -> None:
+        name = unquote(request.path.removeprefix(http.PATH_MODELS + "/"))
+        if name != self.config.model_name:
+            raise ApiError(
+                404,
+                f"model {name!r} does not exist; this instance serves {self.config.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        responder.send_json(200, self._model_card())
+
+    def _health(self, request: HttpRequest, responder: Responder) -> None:
+        responder.send_json(200, {"status": "ok"})
+
+    def _ready(self, request: HttpRequest, responder: Responder) -> None:
+        why = "draining" if self.engine.draining else "links of no peer table were complete yet"
+        ready = self.links.ready and not self.engine.draining
+        responder.send_json(200 if ready else 503, {"ready": ready, "why": "" if ready else why})
+
+    def _metrics(self, request: HttpRequest, responder: Responder) -> None:
+        responder.send(200, self.engine.metrics.registry.render(), kind=CONTENT_TYPE)
+
+    def _info(self, request: HttpRequest, responder: Responder) -> None:
+        c, pacer = self.config, self.engine.pacer
+        responder.send_json(
+            200,
+            {
+                "version": __version__,
+                "instance": c.instance,
+                "role": c.role,
+                "service": c.service,
+                "scenario": c.scenario,
+                "model": c.model_name,
+                "fingerprint": self.model.fingerprint,
+                "numerics": self.model.numerics,
+                "contextTokens": self.engine.context,
+                "kvBytesPerToken": self.model.config.kv_bytes_per_token,
+                "slots": c.slots,
+                "prefetch": c.prefetch,
+                "leaseSeconds": c.lease_seconds,
+                "ready": self.links.ready and not self.engine.draining,
+                "draining": self.engine.draining,
+                "paced": None if pacer is None else pacer.report(),
+            },
+        )
+
+    def _peers(self, request: HttpRequest, responder: Responder) -> None:
+        try:
+            table = PeerTable.from_json(_json(request))
+        except WireError as error:
+            raise ApiError(400, str(error), code="bad_table") from error
+        try:
+            self.links.accept(table)
+        except StaleTableError as error:
+            responder.send_json(409, {"version": error.current} | error.body())
+            return
+        responder.send_json(200, {"version": table.version})
+
+    def _links(self, request: HttpRequest, responder: Responder) -> None:
+        responder.send_json(200, self.links.report().to_json())
+
+    def _drain(self, request: HttpRequest, responder: Responder) -> None:
+        self.engine.draining = True
+        report = DrainReport(self.engine.executing, len(self.engine.handoff), self.streams())
+        responder.send_json(200, report.to_json())
+
+    def _release(self, request: HttpRequest, responder: Responder) -> None:
+        body = _json(request)
+        request_id = body.get("request_id") if isinstance(body, dict) else None
+        if not isinstance(request_id, str):
+            raise ApiError(400, "request_id: a string is required", param="request_id")
+        self.engine.release(request_id)
+        responder.send(204, b"", self.generator.headers())
+
+
+def _json(request: HttpRequest) -> Any:
+    try:
+        return orjson.loads(request.body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"body is not JSON: {error}", code="invalid_json") from error

@@ -1,0 +1,82 @@
+"""What the engine asks of a KV transport, whatever moves the bytes.
+
+`tcp` is the implementation without dependencies; RDMA transports would implement the same
+protocol. A pull either fills every landing buffer with checked bytes or raises, in which case
+the caller frees the blocks: partial KV is never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pdserve.refengine.kv.payload import Payload
+
+
+class TransportError(Exception):
+    """A link or a pull failed; the message is what an operator should read."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Whom to reach: the peer's id (verified in the handshake) and where it listens."""
+
+    id: str
+    host: str
+    port: int
+
+    @staticmethod
+    def parse(peer: str, transfer: str) -> PeerAddress:
+        """From a peer table's `host:port`; raises TransportError."""
+        host, _, port = transfer.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise TransportError(f"transfer address {transfer!r} of {peer} is not host:port")
+        return PeerAddress(peer, host.strip("[]"), int(port))
+
+
+class Exporter(Protocol):
+    """The sending side, as the transport sees it."""
+
+    def admits(self, peer: str) -> str | None:
+        """None when `peer` may link and pull, else why not."""
+
+    def export(self, request_id: str, peer: str) -> Payload | None:
+        """The KV kept for a request (the pull begins now), or None when there is none."""
+
+    def pulled(self, request_id: str, peer: str) -> None:
+        """The receiver has all of it, checked: the lease is over."""
+
+    def pull_failed(self, request_id: str, peer: str) -> None:
+        """The transfer broke; the KV stays until its lease ends."""
+
+
+class Link(Protocol):
+    """A verified connection to a peer that is kept to notice its loss."""
+
+    numerics: str
+    """The peer's numerics digest; unequal to ours: other CPU type, no exact mode between us."""
+
+    async def lost(self) -> str:
+        """Wait until the link is broken; returns why."""
+
+    def close(self) -> None:
+        """Give it up."""
+
+
+class Transport(Protocol):
+    """Move KV between instances."""
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port."""
+
+    async def link(self, peer: PeerAddress) -> Link:
+        """Connect and verify both sides; raises TransportError."""
+
+    async def pull(
+        self, peer: PeerAddress, request_id: str, tokens: int, landing: Sequence[memoryview]
+    ) -> int:
+        """Fill `landing` with the KV of a request; returns bytes; raises TransportError."""
+
+    async def stop(self) -> None:
+        """Close everything."""

@@ -1,0 +1,142 @@
+"""Peer table and the links to every peer of the other role.
+
+The operator pushes tables; versions only rise. For each peer that a table demands, one task
+connects, verifies both sides, and then keeps the connection to notice its loss; on any failure
+it tries again with growing pauses. An instance is ready once the links of some table were
+complete; a newer table being linked does not unready it (its old links still work).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from pdserve.refengine.errors import ApiError
+from pdserve.refengine.kv.transport import PeerAddress, Transport, TransportError
+from pdserve.wire.links import LinkReport
+from pdserve.wire.peers import Peer, PeerTable
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Links:
+    """State of this instance in its P/D group."""
+
+    def __init__(self, instance: str, role: str, numerics: str) -> None:
+        self._me, self._role, self._numerics = instance, role, numerics
+        self._table: PeerTable | None = None
+        self._tasks: dict[PeerAddress, asyncio.Task[None]] = {}
+        self._down: dict[str, str] = {}
+        self.transport: Transport | None = None
+        self.ready = role == "both"
+
+    def accept(self, table: PeerTable) -> None:
+        """Take a table over.
+
+        Raises:
+            ApiError: 409 for an older or different table of this version, 422 when the table
+                does not name this instance in its role.
+        """
+        current = self._table
+        if current is not None and table.version <= current.version and table != current:
+            raise StaleTableError(current.version, table.version)
+        me = table.peer(self._me)
+        if me is None:
+            raise ApiError(
+                422, f"peer table {table.version} does not name {self._me!r}", code="not_named"
+            )
+        if me.role != self._role:
+            raise ApiError(
+                422,
+                f"peer table {table.version} calls {self._me!r} {me.role}, it is {self._role}",
+                code="wrong_role",
+            )
+        if table != current:
+            self._switch(table)
+
+    def report(self) -> LinkReport:
+        """What the operator asks for."""
+        if self._table is None:
+            return LinkReport(0, frozenset(), {})
+        peers = {p.id for p in self._table.opposite(self._me)}
+        return LinkReport(self._table.version, frozenset(peers - set(self._down)), dict(self._down))
+
+    def address(self, peer: str) -> PeerAddress | None:
+        """Where a peer of the current table listens; None for strangers."""
+        found = self._opposite(peer)
+        return None if found is None else PeerAddress.parse(found.id, found.transfer)
+
+    def admits(self, peer: str) -> str | None:
+        """None when `peer` may link to this instance, else why not."""
+        if self._opposite(peer) is not None:
+            return None
+        version = 0 if self._table is None else self._table.version
+        return f"{peer!r} is not a peer of {self._me} in table version {version}"
+
+    def close(self) -> None:
+        """Drop all links."""
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+
+    def _opposite(self, peer: str) -> Peer | None:
+        peers = self._table.opposite(self._me) if self._table else ()
+        return next((p for p in peers if p.id == peer), None)
+
+    def _switch(self, table: PeerTable) -> None:
+        self._table = table
+        wanted: dict[PeerAddress, str] = {}
+        down: dict[str, str] = {}
+        for peer in table.opposite(self._me):
+            try:
+                wanted[PeerAddress.parse(peer.id, peer.transfer)] = peer.id
+            except TransportError as error:
+                down[peer.id] = str(error)
+        for address in [a for a in self._tasks if a not in wanted]:
+            self._tasks.pop(address).cancel()
+        for address, peer_id in wanted.items():
+            if address in self._tasks:
+                if peer_id in self._down:
+                    down[peer_id] = self._down[peer_id]
+                continue
+            down[peer_id] = "not verified yet"
+            self._tasks[address] = asyncio.create_task(self._keep(address))
+        self._down = down
+        self._check_ready()
+
+    async def _keep(self, address: PeerAddress) -> None:
+        pause = FIRST_PAUSE
+        while self.transport is not None:
+            try:
+                link = await self.transport.link(address)
+            except TransportError as error:
+                self._down[address.id] = str(error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            pause = FIRST_PAUSE
+            if link.numerics != self._numerics:
+                log.warning("%s computes other bits (other CPU type?): no exact mode", address.id)
+            self._down.pop(address.id, None)
+            self._check_ready()
+            try:
+                self._down[address.id] = await link.lost()
+            finally:
+                link.close()
+            log.info("link to %s lost: %s", address.id, self._down[address.id])
+            await asyncio.sleep(pause)
+
+    def _check_ready(self) -> None:
+        if self._table is not None and not self._down:
+            self.ready = True
+
+
+class StaleTableError(ApiError):
+    """409: the sender's table is older than (or differs at the version of) this instance's."""
+
+    def __init__(self, current: int, given: int) -> None:
+        super().__init__(409, f"peer table {given} is older than {current}", code="stale_table")
+        self.current = current

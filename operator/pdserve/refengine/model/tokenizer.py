@@ -1,0 +1,116 @@
+"""Text to tokens and back: byte-level BPE from a `tokenizer.json`, plus the chat template.
+
+Encoding uses `tokenizers`; text of users is never turned into special tokens. Decoding is ours,
+because a stream must emit only complete UTF-8 characters: token -> bytes -> incremental decoder.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from pdserve.refengine.model.tensors import WeightsError
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's printable alphabet for bytes, reversed (openai/gpt-2 encoder.py)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(b): b for b in plain}
+    shifted = (b for b in range(256) if b not in set(plain))
+    return table | {chr(256 + n): b for n, b in enumerate(shifted)}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn: role (system, user, assistant) and text."""
+
+    role: str
+    content: str
+
+
+class Tokenizer:
+    """Encoder, decoder and chat template of one model."""
+
+    def __init__(self, path: Path, bos: int | None, vocab_size: int) -> None:
+        try:
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self._backend = Backend.from_str(json.dumps(document))
+        except OSError as error:
+            raise WeightsError(f"{path}: {error.strerror}") from error
+        except Exception as error:  # `tokenizers` raises bare Exception for a bad document.
+            raise WeightsError(f"{path}: {error}") from error
+        if "ByteLevel" not in json.dumps(document.get("decoder")):
+            raise WeightsError(f"{path}: decoder is not ByteLevel; only byte-level BPE is known")
+        # Text such as "<|eos|>" in a prompt stays text.
+        self._backend.encode_special_tokens = True
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        if max(vocab.values()) >= vocab_size:
+            raise WeightsError(
+                f"{path}: ids up to {max(vocab.values())}, the model has {vocab_size}"
+            )
+        self.special = {t["content"]: int(t["id"]) for t in document.get("added_tokens", [])}
+        self.bos = bos
+        letters = _byte_of_character()
+        special_ids = set(self.special.values())
+        self._bytes = [b""] * vocab_size
+        for text, token in vocab.items():
+            if token not in special_ids:
+                self._bytes[token] = bytes(letters[c] for c in text if c in letters)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a completion prompt, beginning with BOS where the model has one."""
+        return [*self._start(), *self._plain(text)]
+
+    def encode_chat(self, messages: Iterable[ChatMessage], eos: Sequence[int]) -> list[int]:
+        """Tokens of a conversation, ending where the assistant is to speak."""
+        tokens = self._start()
+        if "<|assistant|>" in self.special:
+            for message in messages:
+                tokens.append(self.special.get(f"<|{message.role}|>", self.special["<|user|>"]))
+                tokens += self._plain(message.content)
+                tokens += eos[:1]
+            return [*tokens, self.special["<|assistant|>"]]
+        if "<|im_start|>" in self.special and "<|im_end|>" in self.special:
+            start, end = self.special["<|im_start|>"], self.special["<|im_end|>"]
+            for message in messages:
+                tokens += [start, *self._plain(f"{message.role}\n{message.content}"), end]
+                tokens += self._plain("\n")
+            return [*tokens, start, *self._plain("assistant\n")]
+        turns = "".join(f"{m.role}: {m.content}\n" for m in messages)
+        return [*tokens, *self._plain(turns + "assistant:")]
+
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes of one token; empty for special tokens."""
+        return self._bytes[token]
+
+    def stream(self) -> TextStream:
+        """A decoder for one output."""
+        return TextStream(self)
+
+    def _start(self) -> list[int]:
+        return [] if self.bos is None else [self.bos]
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+
+class TextStream:
+    """Incremental detokeniser: text so far never ends inside a UTF-8 character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """Text that became certain with this token."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def finish(self) -> str:
+        """What is left (a replacement character for an unfinished one)."""
+        return self._decoder.decode(b"", final=True)

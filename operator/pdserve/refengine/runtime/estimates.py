@@ -1,0 +1,82 @@
+"""Everything the engine expects of the near future: step times, remaining work, transfers.
+
+With a pacer the profile is the truth; otherwise `predict` learns from finished steps. Used for
+`x-pdserve-free-in-ms` and to reject what cannot meet its deadline; never for admission itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pdserve.refengine.runtime.batch import Batch
+from pdserve.refengine.runtime.pacing import Pacer
+from pdserve.refengine.runtime.predict import Average, PrefillTime
+
+Span = tuple[int, int]
+"""[computed, total) positions of a prompt that is still to be computed."""
+
+
+class Estimates:
+    """Predictions of one instance; seconds throughout."""
+
+    def __init__(self, pacer: Pacer | None) -> None:
+        self._pacer = pacer
+        self._prefill = PrefillTime()
+        self._step_due = 0.0
+        self._step: Batch | None = None
+        self.decode_step = Average()
+        self.output_tokens = Average()
+        self.transfer = Average()
+
+    def step_began(self, step: Batch, started: float) -> None:
+        """A step started; remember when it should end."""
+        self._step = step
+        self._step_due = started + self._step_seconds(step)
+
+    def step_ended(self, step: Batch, seconds: float) -> None:
+        """Learn from a finished step."""
+        self._step = None
+        if step.chunks:
+            self._prefill.add(step.prompt_tokens, seconds)
+        else:
+            self.decode_step.add(seconds)
+
+    def learn_prefill(self, tokens: int, seconds: float) -> None:
+        """Take in a measurement made outside of steps (warm-up)."""
+        self._prefill.add(tokens, seconds)
+
+    def step_left(self, now: float) -> float:
+        """Until the running step ends; 0 without one."""
+        return 0.0 if self._step is None else max(0.0, self._step_due - now)
+
+    def prefill_after(self, now: float, spans: Sequence[Span]) -> float:
+        """Until the last of `spans` has its first token: the running step, then all of them."""
+        return self.step_left(now) + self._prefill_seconds(spans)
+
+    def tokens_left(self, produced: int, most: int) -> float:
+        """Expected tokens until an output ends."""
+        usual = self.output_tokens.get(float(most))
+        return max(1.0, min(most - produced, usual - produced))
+
+    def profile_seconds(self, step: Batch) -> float:
+        """The profile's time of a step, before dilation (mixed steps: the sum of both parts)."""
+        if self._pacer is None:
+            raise ValueError("no profile without paced mode")
+        profile, seconds = self._pacer.profile, 0.0
+        if step.chunks:
+            seconds += profile.prefill_seconds(step.chunks)
+        if step.decodes:
+            seconds += profile.decode_seconds(step.decodes, step.context)
+        return seconds
+
+    def _step_seconds(self, step: Batch) -> float:
+        if self._pacer is not None:
+            return self.profile_seconds(step) * self._pacer.factor
+        if step.chunks:
+            return self._prefill.seconds(step.prompt_tokens)
+        return self.decode_step.get(0.0)
+
+    def _prefill_seconds(self, spans: Sequence[Span]) -> float:
+        if self._pacer is not None:
+            return self._pacer.profile.prefill_seconds(spans) * self._pacer.factor
+        return self._prefill.seconds(sum(end - start for start, end in spans))

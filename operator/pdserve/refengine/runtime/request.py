@@ -1,0 +1,62 @@
+"""What a client asked for, validated, and what it hears back: values without behaviour."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from pdserve.refengine.model.sampler import Sampled, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteKv:
+    """Where a decode finds the KV of a prompt, and the first token the prefill chose."""
+
+    engine: str
+    request: str
+    tokens: int
+    first: Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A validated generation request.
+
+    `prompt` is empty on a decode leg (the KV comes from `remote`). `hand_over` marks a prefill
+    leg: one token, then KV is kept for a decode. `budget` is the seconds left for this leg when
+    it arrived, None without a deadline. `eos` ends the output unless `ignore_eos`.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    eos: tuple[int, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    hand_over: bool = False
+    remote: RemoteKv | None = None
+    budget: float | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt, also where its tokens are elsewhere."""
+        return self.remote.tokens if self.remote else len(self.prompt)
+
+
+class Finish(enum.StrEnum):
+    """OpenAI's finish reasons that a plain generation can have."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One more token. `text` is what became certain with it (may be empty)."""
+
+    sampled: Sampled
+    text: str
+    finish: Finish | None
