@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.api_objects import BAD, BASES, FULL, GOOD, Bad, edited, mutants, pdservice
+from tests.support.api_bad import BAD
+from tests.support.api_case import Bad
+from tests.support.api_objects import BASES, FULL, GOOD, edited, mutants, pdservice
 from tests.support.crds import collection
 from tests.support.rest import Rest
 

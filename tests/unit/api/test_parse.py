@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.api_bad import BAD
+from tests.support.api_case import Bad
 from tests.support.api_objects import (
-    BAD,
     BASES,
     FULL,
     GONE,
     GOOD,
-    Bad,
     edited,
     pdservice,
     rocedomain,
