@@ -148,8 +148,9 @@ class Items:
         if not self.min <= len(value) <= self.max:
             return f"must have {self.min} to {self.max} items"
         if self.keys:
-            seen = [tuple(i.to_dict().get(k) for k in self.keys) for i in value]
-            twice = sorted({str(k) for k in seen if seen.count(k) > 1})
+            items = [item.to_dict() for item in value]
+            seen = ["/".join(str(item.get(key)) for key in self.keys) for item in items]
+            twice = sorted({key for key in seen if seen.count(key) > 1})
             if twice:
                 return f"items must differ in {', '.join(self.keys)}: {', '.join(twice)} repeats"
         return None

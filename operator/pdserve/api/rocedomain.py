@@ -47,7 +47,8 @@ class Level(Model):
     node_label: LabelKey
     """Node label whose value says in which part of this level a node is."""
     hop_cost: Annotated[int, Int(0, 1_000_000)]
-    """Relative cost of a byte between two nodes that share this level but none further in."""
+    """Relative cost of a byte between nodes in different parts of this level (it leaves one by
+    its uplink)."""
     uplink: Uplink | None = None
     """Links of each part to the level above; absent: never a bottleneck."""
 

@@ -185,8 +185,10 @@ class ScenarioGroupStatus(Observed):
 class ScenarioGroup(Resource):
     """The P/D groups of one scenario: `replicas` groups of prefill and decode instances.
 
-    One manager owns the three counts (`spec.replicas`, `spec.prefill.replicas`,
-    `spec.decode.replicas`): `pdserve.api.counts` says which.
+    Where it was made from a PDService, field manager `pdserve` owns the spec, except the three
+    counts (`replicas`, `prefill.replicas`, `decode.replicas`): in ratio modes Auto, Advise and
+    Fixed field manager `pdserve-counts` owns them and undoes other edits, in External whoever sets
+    them last. A change of mode keeps the counts as they are.
     """
 
     rules = (
