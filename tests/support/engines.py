@@ -1,0 +1,192 @@
+"""Real reference engine processes on loopback addresses of their own, and the P/D path by hand.
+
+`EngineProcess` is one process; `Group` is one P/D group with its peer table pushed and linked;
+`Group.generate` does what a gateway does: prefill leg, then decode leg with the returned params.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from pdserve.wire import http
+from pdserve.wire.peers import Peer, PeerTable
+
+TOKEN = "test-token"
+_numbers = itertools.count(1)
+
+
+def fresh_host() -> str:
+    """A loopback address that no other test process uses: engines can keep their fixed ports."""
+    number = next(_numbers)
+    return f"127.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}.{number % 250 + 1}"
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 20) -> None:
+    """Poll a condition; fails with its name at the deadline."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class Reply:
+    """One HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class EngineProcess:
+    """One `python -m pdserve.refengine` process."""
+
+    role: str
+    args: Sequence[str] = ()
+    name: str = ""
+    host: str = field(default_factory=fresh_host)
+    token: str = TOKEN
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.name = self.name or f"{self.role}-{self.host.rsplit('.', 1)[1]}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:8000"
+
+    def peer(self, role: str | None = None) -> Peer:
+        return Peer(self.name, role or self.role, self.url, f"{self.host}:5600", "r1")  # type: ignore[arg-type]
+
+    def start(self) -> None:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PDSERVE_")}
+        env |= {"PDSERVE_TOKEN": self.token, "PDSERVE_INSTANCE": self.name}
+        env["PYTHONPATH"] = str(Path(__file__).resolve().parents[2] / "operator")
+        command = [sys.executable, "-m", "pdserve.refengine", "--role", self.role]
+        self.process = subprocess.Popen([*command, "--bind", self.host, *self.args], env=env)
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+
+class Client:
+    """HTTP to engines; one session, many connections."""
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        body: object = None,
+        headers: dict[str, str] | None = None,
+        token: str | None = TOKEN,
+    ) -> Reply:
+        all_headers = dict(headers or {})
+        if token is not None:
+            all_headers["authorization"] = f"Bearer {token}"
+        data = body if isinstance(body, bytes) else (None if body is None else orjson.dumps(body))
+        async with self._session.request(method, url, data=data, headers=all_headers) as answer:
+            raw = await answer.read()
+            try:
+                parsed: Any = orjson.loads(raw)
+            except orjson.JSONDecodeError:
+                parsed = raw.decode()
+            return Reply(answer.status, {k.lower(): v for k, v in answer.headers.items()}, parsed)
+
+    async def up(self, engine: EngineProcess) -> bool:
+        if engine.process is not None and engine.process.poll() is not None:
+            raise AssertionError(f"{engine.name} exited with {engine.process.returncode}")
+        try:
+            return (await self.call("GET", engine.url + http.PATH_HEALTH)).status == 200
+        except aiohttp.ClientError:
+            return False
+
+    async def metric(self, engine: EngineProcess, series: str) -> float:
+        text = (await self.call("GET", engine.url + http.PATH_METRICS)).body
+        for line in str(text).splitlines():
+            if line.startswith(series + " "):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"{series} is not exposed")
+
+    def stream(self, url: str, body: object, headers: dict[str, str] | None = None) -> Any:
+        """An open streaming response (async context manager)."""
+        return self._session.post(url, data=orjson.dumps(body), headers=headers)
+
+
+@dataclass
+class Group:
+    """One P/D group of running, linked engines."""
+
+    client: Client
+    prefills: list[EngineProcess]
+    decodes: list[EngineProcess]
+    version: int = 0
+
+    def table(self, version: int) -> PeerTable:
+        members = (*self.prefills, *self.decodes)
+        return PeerTable("g-0", version, tuple(e.peer() for e in members))
+
+    async def push(self) -> None:
+        """Give everybody the next table and wait until all links are up."""
+        self.version += 1
+        table = self.table(self.version).to_json()
+        for engine in (*self.prefills, *self.decodes):
+            reply = await self.client.call("PUT", engine.url + http.PATH_PEERS, table)
+            assert reply.status == 200, reply.body
+        for engine in (*self.prefills, *self.decodes):
+            await until(lambda e=engine: self.linked(e), f"links of {engine.name}")  # type: ignore[misc]
+
+    async def linked(self, engine: EngineProcess) -> bool:
+        report = (await self.client.call("GET", engine.url + http.PATH_LINKS)).body
+        return report["version"] == self.version and not report["down"]
+
+    async def prefill(self, path: str, body: dict[str, Any], **headers: str) -> Reply:
+        leg = {k: v for k, v in body.items() if k != "stream_options"}
+        leg |= {"stream": False, "max_tokens": 1, "max_completion_tokens": 1}
+        leg[http.PARAM_KV] = {"do_remote_decode": True, "do_remote_prefill": False}
+        return await self.client.call("POST", self.prefills[0].url + path, leg, headers)
+
+    async def decode(
+        self, path: str, body: dict[str, Any], params: dict[str, Any], index: int = 0
+    ) -> Reply:
+        leg = body | {http.PARAM_KV: params}
+        return await self.client.call("POST", self.decodes[index].url + path, leg)
+
+    async def generate(self, path: str, body: dict[str, Any], index: int = 0) -> Reply:
+        """Both legs; retries while an instance is full, as a gateway would."""
+        first = await self.patient(lambda: self.prefill(path, body))
+        assert first.status == 200, first.body
+        params = first.body[http.PARAM_KV]
+        if params is None:
+            return first
+        return await self.patient(lambda: self.decode(path, body, params, index))
+
+    async def patient(self, attempt: Callable[[], Awaitable[Reply]]) -> Reply:
+        deadline = time.monotonic() + 60
+        while True:
+            reply = await attempt()
+            if reply.status != 503 or time.monotonic() > deadline:
+                return reply
+            await asyncio.sleep(0.005)
