@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pdserve.kube.client import KubeClient
-from pdserve.kube.errors import KubeError
+from pdserve.kube.errors import SILENT, KubeError
 from pdserve.kube.metrics import Registry
 from pdserve.kube.prune import Prune, without_managed_fields
 from pdserve.kube.resource import Object, ObjectKey, Resource, key_of, version_of
@@ -192,12 +192,13 @@ class Cache:
 
     def _resume_after(self, error: KubeError) -> str:
         """From which version to watch on; "" to list again."""
-        if not self.synced.is_set() or error.is_gone:
+        # Silence may mean that the server waits for a version it will never reach (restored etcd).
+        if not self.synced.is_set() or error.is_gone or error.reason == SILENT:
             return ""
         if error.is_unreachable or error.status == 429:
             return str(self._progress)
         # 4xx: rights or the kind itself went, a list tells best when they are back. 5xx: usually
-        # passing, but one that stays may be about the version (a restored etcd lacks it).
+        # passing, but one that stays may be about the version.
         return str(self._progress) if error.status >= 500 and self._failures < 3 else ""
 
     async def _relist(self) -> str:

@@ -213,6 +213,7 @@ class KubeClient:
         *,
         field_manager: str,
         uid: str | None = None,
+        resource_version: str | None = None,
         force: bool = True,
         subresource: str | None = None,
         dry_run: bool = False,
@@ -221,19 +222,20 @@ class KubeClient:
 
         With `uid`, only that very object is changed: another of its name, or none, is a
         conflict. Without it, an absent object is created and a stranger's is merged into: prefer
-        `ownership.create_or_apply`.
+        `ownership.create_or_apply`. With `resource_version`, only that state of it.
+
+        Custom resources ignore `uid` on their status subresource: there it is compared with the
+        answer, which is a conflict too, but the namesake has been written to (its next
+        reconcile puts that right). Where that matters, give `resource_version`.
         """
-        if uid is not None:
-            obj = {**obj, "metadata": {**obj["metadata"], "uid": uid}}
+        guards = {"uid": uid, "resourceVersion": resource_version}
+        given = {key: value for key, value in guards.items() if value is not None}
+        obj = {**obj, "metadata": {**obj["metadata"], **given}}
         query = _write_query(field_manager, dry_run)
         if force:
             query["force"] = "true"
-        try:
-            return await self._send(
-                _named("patch", resource, obj, subresource, query=query, body=obj, patch="apply")
-            )
-        except KubeError as error:
-            raise _uid_conflict(error, uid) from error
+        request = _named("patch", resource, obj, subresource, query=query, body=obj, patch="apply")
+        return await self._send_guarded(request, uid)
 
     async def update(self, resource: Resource, obj: Object) -> Object:
         """PUT the whole object; `is_conflict` if its resourceVersion is no longer the newest."""
@@ -281,6 +283,8 @@ class KubeClient:
     ) -> Object:
         """Merge `status` into the status subresource, of that `uid` and version only if given.
 
+        For custom resources `uid` guards no better than in `apply`.
+
         A JSON merge replaces lists whole. `strategic` (built-in kinds only) merges them by key:
         the way to set one pod condition without racing the kubelet for the others.
         """
@@ -293,10 +297,7 @@ class KubeClient:
             query=_write_query(field_manager, False),
             body=body, patch="strategic" if strategic else "merge",
         )  # fmt: skip
-        try:
-            return await self._send(request)
-        except KubeError as error:
-            raise _uid_conflict(error, uid) from error
+        return await self._send_guarded(request, uid)
 
     async def delete(
         self,
@@ -323,6 +324,17 @@ class KubeClient:
         return await self._send(Request("delete", resource, namespace, name, body=options))
 
     # --- sending ---------------------------------------------------------------------------
+
+    async def _send_guarded(self, request: Request, uid: str | None) -> Object:
+        """Send a write meant for the object with that uid; anything else is a conflict."""
+        try:
+            answer = await self._send(request)
+        except KubeError as error:
+            raise _uid_conflict(error, uid) from error
+        met = answer["metadata"].get("uid")
+        if uid is not None and met != uid:
+            raise KubeError(409, "Conflict", f"the object has uid {met}, not {uid}")
+        return answer
 
     async def _take(self) -> None:
         if self._bucket is not None:

@@ -11,6 +11,8 @@ from typing import Any
 
 UNREACHABLE = "Unreachable"
 """Reason when no answer came: refused, reset, timed out. The request may have been carried out."""
+SILENT = "Silent"
+"""Reason when a watch that was open carried nothing for longer than its bookmarks allow."""
 TEST_FAILED = "TestFailed"
 """Reason given by `KubeClient.patch_json` when a `test` (the uid, usually) did not hold."""
 

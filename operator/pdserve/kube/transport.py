@@ -7,7 +7,6 @@ is asked), `connect` (where and as whom).
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ import orjson
 from kubernetes.aio.client.api_client import ApiClient
 
 from pdserve.kube.client import Request
-from pdserve.kube.errors import UNREACHABLE, KubeError
+from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError
 from pdserve.kube.metrics import Registry
 from pdserve.kube.resource import Object
 
@@ -111,7 +110,10 @@ class HttpTransport:
 
     def _unreachable(self, request: Request, error: Exception) -> KubeError:
         self._requests.labels("<error>", _METHODS[request.verb]).inc()
-        if isinstance(error, asyncio.TimeoutError):
+        if request.verb == "watch" and isinstance(error, aiohttp.SocketTimeoutError):
+            message = f"watch of {request.resource.plural} was silent for {INACTIVITY_SECONDS:g} s"
+            return KubeError(0, SILENT, message)
+        if isinstance(error, TimeoutError):
             message = f"no answer to {request.verb} {request.resource.plural} in time"
         else:
             message = f"{request.verb} {request.resource.plural}: {error or type(error).__name__}"
@@ -153,7 +155,7 @@ def _refused(response: aiohttp.ClientResponse, body: bytes) -> KubeError:
         return KubeError.from_status(response.status, status, retry_after=retry_after)
     # A proxy in between, or an early 401/429: plain text.
     text = body.decode("utf-8", "replace").strip()[:200]
-    reason = response.reason or "Unknown"
+    reason = (response.reason or "Unknown").replace(" ", "")
     return KubeError(response.status, reason, text or reason, retry_after=retry_after)
 
 

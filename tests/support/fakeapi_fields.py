@@ -1,0 +1,326 @@
+"""Patches and field ownership of the in-memory API model, as the real API server does them.
+
+Lists are atomic unless the kind says that their items have keys (`Keys`). Ownership is kept in
+the real `managedFields` form (fieldsV1), so code that reads or rewrites it works on both.
+Source: KEP-555 and sigs.k8s.io/structured-merge-diff; held to the truth by test_kube_conformance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import orjson
+
+from pdserve.kube.errors import KubeError
+
+T = TypeVar("T")
+Keys = Mapping[tuple[str, ...], tuple[str, ...]]
+"""List path -> names of its items' key fields; () for a set of scalars. `*` stands for an item."""
+Path = tuple[str, ...]
+"""fieldsV1 elements: `f:name`, `k:{...}`, `v:...`."""
+
+COMMON_KEYS: Keys = {("metadata", "ownerReferences"): ("uid",), ("metadata", "finalizers"): ()}
+ATOMIC_ITEMS = frozenset({("metadata", "ownerReferences", "*")})
+_NOT_OWNED = frozenset(
+    {"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp",
+     "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "selfLink",
+     "generateName"}
+)  # fmt: skip
+
+
+def copy(value: T) -> T:
+    """A deep copy of JSON."""
+    duplicate: T = orjson.loads(orjson.dumps(value))
+    return duplicate
+
+
+# --- patches ---------------------------------------------------------------------------------
+
+
+def json_patch(target: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
+    """RFC 6902, of which controllers use add, remove, replace and test."""
+    document = copy(target)
+    for operation in operations:
+        parts = [p.replace("~1", "/").replace("~0", "~") for p in operation["path"].split("/")[1:]]
+        try:
+            _operate(document, parts, operation)
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            message = "the server rejected our request due to an error in our request"
+            raise KubeError(422, "Invalid", message) from error
+    return document
+
+
+def _operate(document: Any, parts: list[str], operation: Mapping[str, Any]) -> None:
+    for part in parts[:-1]:
+        document = document[int(part)] if isinstance(document, list) else document[part]
+    kind, last = operation["op"], parts[-1]
+    at: Any = last
+    if isinstance(document, list):
+        at = len(document) if last == "-" else int(last)
+    if kind == "test":
+        if document[at] != operation["value"]:
+            raise ValueError("test failed")
+    elif kind == "remove":
+        del document[at]
+    elif kind == "add" and isinstance(document, list):
+        document.insert(at, copy(operation["value"]))
+    elif kind == "add":
+        document[at] = copy(operation["value"])
+    elif kind == "replace":
+        # The server's library adds a member that is absent, against the RFC.
+        document[at] = copy(operation["value"])
+    else:
+        raise ValueError(f"operation {kind!r} is not modelled")
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return copy(patch)
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge_patch(result.get(key), value)
+    return result
+
+
+def strategic_patch(target: Any, patch: Any, keys: Keys, path: Path = ()) -> Any:
+    """Kubernetes' merge: as RFC 7386, but keyed lists are merged item by item."""
+    if isinstance(patch, list) and path in keys:
+        return _merge_lists(
+            target or [], patch, keys, path, lambda a, b, p: strategic_patch(a, b, keys, p)
+        )
+    if not isinstance(patch, dict):
+        return copy(patch)
+    if "$patch" in patch or "$retainKeys" in patch:
+        raise NotImplementedError("strategic merge directives are not modelled")
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = strategic_patch(result.get(key), value, keys, (*path, key))
+    return result
+
+
+def _merge_lists(old: list[Any], new: list[Any], keys: Keys, path: Path, merge: Any) -> list[Any]:
+    result = list(old)
+    places = {_item(item, keys[path]): index for index, item in enumerate(result)}
+    for item in new:
+        name = _item(item, keys[path])
+        if name in places:
+            result[places[name]] = merge(result[places[name]], item, (*path, "*"))
+        else:
+            places[name] = len(result)
+            result.append(copy(item))
+    return result
+
+
+def _item(item: Any, key_fields: Sequence[str]) -> str:
+    """The fieldsV1 element of a list item."""
+    if not key_fields:
+        return "v:" + json.dumps(item, separators=(",", ":"))
+    named = {field: item[field] for field in sorted(key_fields) if field in item}
+    return "k:" + json.dumps(named, separators=(",", ":"))
+
+
+# --- field sets ------------------------------------------------------------------------------
+
+
+def fields_of(value: Any, keys: Keys) -> frozenset[Path]:
+    """Leaf paths of what an object sets, identity and server-owned metadata left out."""
+    return frozenset(_walk(_ownable(value), keys, (), ()))
+
+
+def _ownable(obj: Mapping[str, Any]) -> dict[str, Any]:
+    body = {k: v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata")}
+    meta = {k: v for k, v in obj.get("metadata", {}).items() if k not in _NOT_OWNED}
+    return {**body, "metadata": meta} if meta else body
+
+
+def _walk(value: Any, keys: Keys, path: Path, at: tuple[str, ...]) -> Iterator[Path]:
+    if isinstance(value, dict) and value and at not in ATOMIC_ITEMS:
+        for key, child in value.items():
+            yield from _walk(child, keys, (*path, f"f:{key}"), (*at, key))
+    elif isinstance(value, list) and at in keys:
+        for item in value:
+            here = (*path, _item(item, keys[at]))
+            if isinstance(item, dict) and (*at, "*") not in ATOMIC_ITEMS:
+                yield (*here, ".")
+                yield from _walk(item, keys, here, (*at, "*"))
+            else:
+                yield here
+    elif path:
+        yield path
+
+
+def changed_fields(old: Any, new: Any, keys: Keys) -> frozenset[Path]:
+    """Leaves of `new` that are absent from `old` or have another value there."""
+    values = leaves(old, keys)
+    return frozenset(
+        path
+        for path, value in leaves(new, keys).items()
+        if path not in values or values[path] != value
+    )
+
+
+def leaves(obj: Any, keys: Keys) -> dict[Path, Any]:
+    """Each leaf path with its value."""
+    return {path: _value(_ownable(obj), path, keys) for path in fields_of(obj, keys)}
+
+
+def _value(value: Any, path: Path, keys: Keys) -> Any:
+    at: tuple[str, ...] = ()
+    for element in path:
+        if element == ".":
+            return True
+        if element.startswith("f:"):
+            value, at = value[element[2:]], (*at, element[2:])
+        else:
+            value = next(item for item in value if _item(item, keys[at]) == element)
+            at = (*at, "*")
+    return value
+
+
+def to_fields_v1(paths: Iterable[Path]) -> dict[str, Any]:
+    """The nested form of `managedFields[].fieldsV1`."""
+    tree: dict[str, Any] = {}
+    for path in sorted(paths):
+        node = tree
+        for element in path:
+            node = node.setdefault(element, {})
+    return tree
+
+
+def from_fields_v1(tree: Mapping[str, Any], path: Path = ()) -> frozenset[Path]:
+    """Leaf paths of `fieldsV1`."""
+    found: set[Path] = set()
+    for element, child in tree.items():
+        if child:
+            found |= from_fields_v1(child, (*path, element))
+        else:
+            found.add((*path, element))
+    return frozenset(found)
+
+
+# --- ownership -------------------------------------------------------------------------------
+
+
+class Ownership:
+    """Who owns which fields of one object; an entry per manager, operation and subresource."""
+
+    def __init__(self, managed: Sequence[Mapping[str, Any]]) -> None:
+        self.sets = {
+            (entry["manager"], entry["operation"], entry.get("subresource", "")): from_fields_v1(
+                entry["fieldsV1"]
+            )
+            for entry in managed
+        }
+
+    def managed_fields(self, api_version: str) -> list[dict[str, Any]]:
+        """The list to store; entries that own nothing are gone."""
+        return [
+            {
+                "manager": manager,
+                "operation": operation,
+                "apiVersion": api_version,
+                "fieldsType": "FieldsV1",
+                "fieldsV1": to_fields_v1(paths),
+                **({"subresource": subresource} if subresource else {}),
+            }
+            for (manager, operation, subresource), paths in sorted(self.sets.items())
+            if paths
+        ]
+
+    def updated(self, manager: str, subresource: str, old: Any, new: Any, keys: Keys) -> None:
+        """A write other than apply: what it changed is now its own, and nobody else's."""
+        changed = changed_fields(old, new, keys)
+        present = fields_of(new, keys)
+        for entry, paths in self.sets.items():
+            self.sets[entry] = (paths - changed) & present
+        if changed:
+            entry = (manager, "Update", subresource)
+            self.sets[entry] = self.sets.get(entry, frozenset()) | changed
+
+    def apply(
+        self, manager: str, subresource: str, live: Any, config: Any, keys: Keys, force: bool
+    ) -> Any:
+        """Server-side apply; returns the merged object. Raises 409 on conflicts without force."""
+        wanted = leaves(config, keys)
+        current = leaves(live, keys)
+        mine = (manager, "Apply", subresource)
+        differing = {p for p, v in wanted.items() if p in current and current[p] != v}
+        conflicts = {
+            path: entry[0]
+            for entry, paths in sorted(self.sets.items())
+            for path in paths & differing
+            if entry != mine
+        }
+        if conflicts and not force:
+            raise _apply_conflict(conflicts)
+        merged = _merge(live, config, keys, ())
+        others: set[Path] = set()
+        for entry, paths in self.sets.items():
+            if entry != mine:
+                self.sets[entry] = paths - differing
+                others |= self.sets[entry]
+        dropped = self.sets.get(mine, frozenset()) - wanted.keys() - others
+        self.sets[mine] = frozenset(wanted)
+        for path in sorted(dropped, key=lambda p: (-len(p), p[-1] == ".", p)):
+            _remove(merged, path, keys)
+        return merged
+
+
+def _apply_conflict(conflicts: Mapping[Path, str]) -> KubeError:
+    causes = [
+        {
+            "reason": "FieldManagerConflict",
+            "message": f'conflict with "{manager}"',
+            "field": "." + ".".join(element.removeprefix("f:") for element in path),
+        }
+        for path, manager in sorted(conflicts.items())
+    ]
+    message = f"Apply failed with {len(causes)} conflict(s): {causes[0]['message']}"
+    return KubeError(409, "Conflict", message, causes=tuple(causes))
+
+
+def _merge(live: Any, config: Any, keys: Keys, at: tuple[str, ...]) -> Any:
+    if isinstance(config, list) and at in keys and isinstance(live, list):
+        return _merge_lists(live, config, keys, at, lambda a, b, p: _merge(a, b, keys, p))
+    if not isinstance(config, dict) or not isinstance(live, dict) or at in ATOMIC_ITEMS:
+        return copy(config)
+    result = dict(live)
+    for key, value in config.items():
+        result[key] = _merge(live.get(key), value, keys, (*at, key)) if key in live else copy(value)
+    return result
+
+
+def _remove(value: Any, path: Path, keys: Keys, at: tuple[str, ...] = ()) -> None:
+    """Take one owned leaf out of `value`.
+
+    A list item goes when it was owned as such (`.`) and nobody else's field is left in it; its
+    key fields never go alone. A list that becomes empty goes too.
+    """
+    element, rest = path[0], path[1:]
+    if element.startswith("f:"):
+        name = element[2:]
+        if name not in value:
+            return
+        if not rest:
+            if not (at and at[-1] == "*" and name in keys.get(at[:-1], ())):
+                del value[name]
+            return
+        _remove(value[name], rest, keys, (*at, name))
+        if value[name] == [] and (*at, name) in keys:
+            del value[name]
+        return
+    key_fields = keys[at]
+    for item in [item for item in value if _item(item, key_fields) == element]:
+        if rest and rest != (".",):
+            _remove(item, rest, keys, (*at, "*"))
+        elif not rest or not set(item) - set(key_fields):
+            value.remove(item)

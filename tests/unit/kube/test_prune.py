@@ -1,0 +1,72 @@
+"""Which parts of an object survive pruning."""
+
+from __future__ import annotations
+
+import pytest
+
+from pdserve.kube.prune import keep, without_managed_fields
+from pdserve.kube.resource import Object
+
+POD: Object = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {
+        "name": "a", "namespace": "ns", "uid": "u", "resourceVersion": "5",
+        "labels": {"x": "1"}, "annotations": {"pdserve.io/drain-started": "t", "other": "y"},
+        "managedFields": [{"manager": "m"}],
+    },
+    "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i", "env": [1, 2, 3]}]},
+    "status": {"conditions": [{"type": "Ready", "status": "True", "lastProbeTime": "t"}]},
+}  # fmt: skip
+
+
+def test_keeps_paths_through_lists_and_identity_always() -> None:
+    prune = keep(
+        "spec.nodeName",
+        "spec.containers.name",
+        "status.conditions.type",
+        "status.conditions.status",
+        "metadata.annotations[pdserve.io/drain-started]",
+        "spec.not.there",
+    )
+    assert prune(POD) == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "a", "namespace": "ns", "uid": "u", "resourceVersion": "5",
+            "labels": {"x": "1"}, "annotations": {"pdserve.io/drain-started": "t"},
+        },
+        "spec": {"nodeName": "n", "containers": [{"name": "c"}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }  # fmt: skip
+
+
+def test_a_shorter_path_keeps_all_below_it_in_either_order() -> None:
+    for paths in (("spec", "spec.nodeName"), ("spec.nodeName", "spec")):
+        kept = keep(*paths)(POD)
+        assert kept is not None
+        assert kept["spec"] == POD["spec"]
+
+
+def test_where_decides_on_the_whole_object() -> None:
+    mine = keep("spec", where=lambda pod: pod["metadata"]["annotations"].get("other") == "y")
+    assert mine(POD) is not None
+    assert mine({**POD, "metadata": {**POD["metadata"], "annotations": {}}}) is None
+
+
+def test_the_source_is_not_changed() -> None:
+    before = repr(POD)
+    keep("spec")(POD)
+    without_managed_fields(POD)
+    assert repr(POD) == before
+
+
+def test_without_managed_fields() -> None:
+    assert "managedFields" not in without_managed_fields(POD)["metadata"]
+    assert without_managed_fields(POD)["spec"] == POD["spec"]
+
+
+@pytest.mark.parametrize("path", ["", "a..b", ".a", "a[b", "a[]"])
+def test_malformed_paths(path: str) -> None:
+    with pytest.raises(ValueError, match="path"):
+        keep(path)
