@@ -74,7 +74,7 @@ def instance_obs(
         devices=_devices(pod, node),
         pod_ip=status.get("podIP") or None,
         bound=bool(bound),
-        running=bool(engine.get("state", {}).get("running")),
+        running=engine.get("state", {}).get("running") is not None,
         container_id=engine.get("containerID") or None,
         restarts=int(engine.get("restartCount") or 0),
         ready=condition(pod, "Ready").get("status") == "True",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pdserve.topology.nodes import NodeView, Reservation, Toleration
-from pdserve.topology.spec import UNKNOWN, TreeSpec, fabric_spec
+from pdserve.topology.spec import TreeSpec, fabric_spec
 
 if TYPE_CHECKING:
     from pdserve.api import RoCEDomain
@@ -174,7 +174,7 @@ def build_fabric(
         if lacking and spec.missing == "Exclude":
             excluded[node.name] = f"label {lacking[0]} missing"
         else:
-            paths[node.name] = tuple(v or UNKNOWN for v in values)
+            paths[node.name] = tuple(v or _own_part(node.name) for v in values)
     problems = [
         LabelProblem("LabelMissing", f"label {label} missing on {_names(found)}")
         for label, found in sorted(missing.items())
@@ -194,8 +194,7 @@ def _several_parents(spec: TreeSpec, paths: Mapping[str, Path]) -> list[LabelPro
     for depth in range(2, len(spec.levels) + 1):
         parents: dict[str, set[Path]] = {}
         for path in paths.values():
-            if path[depth - 1] != UNKNOWN:
-                parents.setdefault(path[depth - 1], set()).add(path[: depth - 1])
+            parents.setdefault(path[depth - 1], set()).add(path[: depth - 1])
         for value, above in sorted(parents.items()):
             if len(above) > 1:
                 found = ", ".join("/".join(p) for p in sorted(above))
@@ -208,6 +207,17 @@ def _several_parents(spec: TreeSpec, paths: Mapping[str, Path]) -> list[LabelPro
                     )
                 )
     return problems
+
+
+def _own_part(node: str) -> str:
+    """A part for one node of unknown position: as far from every other as can be.
+
+    It becomes the value of a pod label, hence at most 63 characters.
+    """
+    value = f"unknown-{node}"
+    return (
+        value if len(value) <= 63 else "unknown-" + hashlib.sha256(node.encode()).hexdigest()[:16]
+    )
 
 
 def _names(found: Sequence[str], most: int = 5) -> str:

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from pdserve.api import RoCEDomain
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
-UNKNOWN = "unknown"
-"""Value given to a missing label under the policy `UnknownDomain`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of the fabric, e.g. leaf; crossing the uplink of a part costs `hop_cost`."""
+    """One level of the fabric, e.g. leaf; crossing the uplink of a part costs `hop_cost`.
+
+    Two nodes that differ at several levels cross the uplinks of all of them: costs add up, as in
+    `forwarding`, which ranks decodes by the same sum.
+    """
 
     name: str
     node_label: str
@@ -33,6 +35,7 @@ class TreeSpec:
     cordoned: frozenset[tuple[str, str]] = frozenset()
     """Pairs (level, value) that take no new instance."""
     missing: Literal["Exclude", "UnknownDomain"] = "Exclude"
+    """What becomes of a node that lacks a level's label: left out, or a part of its own."""
 
     @property
     def leaf_depth(self) -> int:

@@ -180,9 +180,12 @@ def test_nodes_without_labels_are_excluded_and_named() -> None:
     assert summary.free == ((RESOURCE, 8),)
 
 
-def test_or_gathered_in_an_unknown_part() -> None:
+def test_or_each_in_a_part_of_its_own() -> None:
     tree = build_fabric(TreeSpec("d", LEVELS, missing="UnknownDomain"), unlabelled())
-    assert tree.place_of("n2") == {"pod": "p1", "leaf": "unknown"}
+    assert tree.place_of("n2") == {"pod": "p1", "leaf": "unknown-n2"}
+    far = NodeView("x" * 80, allocatable={RESOURCE: 8})
+    other = build_fabric(TreeSpec("d", LEVELS, missing="UnknownDomain"), [far])
+    assert all(len(value) <= 63 for value in other.place_of("x" * 80).values())
     assert summarise(tree).labels_complete
     assert summarise(tree).free == ((RESOURCE, 16),)
 

@@ -1,0 +1,659 @@
+"""A tiny cluster in memory for the group planner: pods, nodes, engines, routes, a virtual clock.
+
+It carries out the planner's actions as `controllers` does, one by one, so that a test may stop
+("crash") after any of them; and it moves everything else by single steps whose order the test
+chooses: scheduler and kubelet, engines linking, route writes, requests, faults. The planner sees it
+only through raw pod and node objects, read by the real `observe`, `health` and `topology` code.
+Every action is checked against the architecture's invariants when it is carried out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pdserve.groups import types as t
+from pdserve.groups.health import HealthLimits
+from pdserve.groups.observe import instance_obs
+from pdserve.groups.plan import plan
+from pdserve.groups.polls import polls
+from pdserve.groups.routes import is_routable, routable
+from pdserve.groups.view import GroupView, leaving
+from pdserve.topology import Fabric, TreeSpec, build_fabric, node_view, reservation_of
+from pdserve.wire import names
+from pdserve.wire.links import DrainReport, LinkReport
+from pdserve.wire.peers import ROLES, PeerTable, Role
+from pdserve.wire.routes import RouteGroup
+
+from tests.support.builders import LABELS, LEVELS, RESOURCE, draw
+
+SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}
+LIMITS = HealthLimits(node_suspect=30, startup_deadline=300, unschedulable_seconds=15)
+
+
+@dataclass
+class Machine:
+    """A Node."""
+
+    name: str
+    labels: dict[str, str]
+    capacity: int
+    foreign: int
+    """Devices that somebody else's pods hold."""
+    silent_since: float | None = None
+    unhealthy: bool = False
+
+
+@dataclass
+class Process:
+    """What runs in an engine's container: it forgets everything when it restarts."""
+
+    container: str
+    table: PeerTable | None = None
+    up: set[str] = field(default_factory=set)
+    completed: bool = False
+    draining: bool = False
+
+
+@dataclass
+class Pod:
+    """A pod of ours."""
+
+    new: t.NewPod
+    uid: str
+    created: float
+    devices: int
+    bound: bool = False
+    process: Process | None = None
+    restarts: int = 0
+    failed: bool = False
+    crash_loop: bool = False
+    terminating: bool = False
+    drain_started: float | None = None
+    linked_container: str | None = None
+    scale_unit: bool = False
+    requests: int = 0
+    """Requests it works on, or holds KV for."""
+
+
+class Broken(AssertionError):
+    """An invariant does not hold; the message says which."""
+
+
+def wanted(
+    counts: str, replicas: int = 1, devices: int = 8, revision: str = "r1", **more: Any
+) -> t.Wanted:
+    """`wanted("2P1D", 2)`: 2 P/D groups of 2 prefills and 1 decode."""
+    p, d = counts.removesuffix("D").split("P")
+    return t.Wanted(
+        name="shop-chat",
+        namespace="default",
+        service="shop",
+        scenario="chat",
+        replicas=replicas,
+        prefill=t.RoleWanted(int(p), devices, RESOURCE, SLOTS["prefill"]),
+        decode=t.RoleWanted(int(d), devices, RESOURCE, SLOTS["decode"]),
+        revision=revision,
+        **more,
+    )
+
+
+class World:
+    """The cluster. Methods are single steps; `settle` runs them fairly until nothing changes."""
+
+    def __init__(self, drawing: str, target: t.Wanted) -> None:
+        self.now = 1_000_000.0
+        self.target = target
+        self.machines = {
+            n.name: Machine(n.name, dict(n.labels), n.capacity[RESOURCE], n.used[RESOURCE])
+            for n in draw(drawing)
+        }
+        self.pods: dict[str, Pod] = {}
+        self.tables: dict[int, PeerTable] = {}
+        self.routes: tuple[RouteGroup, ...] = ()
+        self.repairs: tuple[t.Repair, ...] = ()
+        self.last: t.Plan | None = None
+        self.log: list[str] = []
+        self._serial = 0
+        self._replaced: set[str] = set()
+        self._versions: dict[int, int] = {}
+
+    # --- what the operator sees ------------------------------------------------------------
+
+    def observation(self) -> t.Observation:
+        """Everything as `controllers` would show it."""
+        instances = self.instances()
+        asked = polls(instances, self.tables, self.routed)
+        by_name = {i.name: i for i in instances}
+        return t.Observation(
+            wanted=self.target,
+            instances=instances,
+            tables=dict(self.tables),
+            links={n: r for n in asked.links if (r := self._link_report(by_name[n])) is not None},
+            drains={n: r for n in asked.drains if (r := self._drain(by_name[n])) is not None},
+            repairs=self.repairs,
+            routed=self.routed,
+            now=self.now,
+        )
+
+    def instances(self) -> tuple[t.InstanceObs, ...]:
+        """All pods, read by the real code."""
+        return tuple(
+            instance_obs(self.raw_pod(p), self.raw_node(p.new.node), self.now, LIMITS)
+            for p in self.pods.values()
+        )
+
+    def fabric(self) -> Fabric:
+        """The tree with what is free."""
+        raw = [self.raw_pod(p) for p in self.pods.values()]
+        views = [
+            node_view(
+                self.raw_node(name) or {},
+                [p for p in raw if p["spec"]["nodeName"] == name] + self._foreign(machine),
+            )
+            for name, machine in self.machines.items()
+        ]
+        return build_fabric(
+            TreeSpec("test", LEVELS), views, [r for p in raw for r in reservation_of(p)]
+        )
+
+    @property
+    def routed(self) -> frozenset[str]:
+        """Ids in the route table."""
+        return frozenset(i.id for g in self.routes for i in g.instances)
+
+    # --- the operator ----------------------------------------------------------------------
+
+    def operator(self, stop_after: int | None = None) -> t.Plan:
+        """Plan, and carry out all actions, or crash after some (status is then not written)."""
+        seen, tree = self.observation(), self.fabric()
+        made = plan(seen, tree)
+        if repr(plan(seen, tree)) != repr(made) or repr(
+            plan(self.observation(), self.fabric())
+        ) != repr(made):
+            raise Broken("invariant 8: the same inputs gave another plan")
+        self.last = made
+        for k, action in enumerate(made.actions):
+            if stop_after is not None and k >= stop_after:
+                self.log.append("operator crashes")
+                return made
+            self._execute(action, seen)
+        self.repairs = made.repairs
+        return made
+
+    def write_routes(self) -> None:
+        """What the PDService's reconciler does."""
+        instances = self.instances()
+        self.routes = routable(instances, self.tables, SLOTS)
+        for group in self.routes:
+            self._check_routed(group)
+
+    def _execute(self, action: t.Action, seen: t.Observation) -> None:
+        self.log.append(f"{self.now - 1_000_000:.0f}: {_short(action)}")
+        match action:
+            case t.CreateGroup(pods=pods):
+                for new in pods:
+                    self._post(new)
+            case t.CreateInstance(pod=new):
+                self._check_needed(new, seen)
+                self._post(new)
+            case t.PublishTable():
+                self._publish(action)
+            case t.DeleteTable(group_index=index):
+                self.tables.pop(index, None)
+            case t.BeginDrain(name=name, uid=uid):
+                if self._same(name, uid):
+                    self._check_given_up(name, seen)
+                    self.pods[name].drain_started = self.now
+            case t.DeletePod(name=name, uid=uid, force=force):
+                if self._same(name, uid):
+                    self._check_deletion(name, seen)
+                    self.pods[name].terminating = True
+                    if force:
+                        self._gone(name)
+            case _:
+                self._mark(action)
+
+    def _mark(self, action: t.Action) -> None:
+        match action:
+            case t.MarkLinked(name=name, uid=uid, container_id=container):
+                if self._same(name, uid):
+                    self.pods[name].linked_container = container
+            case t.MarkUnlinked(name=name, uid=uid):
+                if self._same(name, uid):
+                    self.pods[name].linked_container = None
+            case t.MoveScaleUnit(name=name, uid=uid, present=present):
+                if self._same(name, uid):
+                    self.pods[name].scale_unit = present
+
+    def _post(self, new: t.NewPod) -> None:
+        if new.name in self.pods:
+            return  # 409: it exists
+        self._serial += 1
+        role = self.target.role(new.role)
+        self.pods[new.name] = Pod(new, f"uid-{self._serial}", self.now, role.devices)
+        self.pods[new.name].scale_unit = new.scale_unit
+
+    def _publish(self, action: t.PublishTable) -> None:
+        index, table = action.group_index, action.table
+        if table.version <= self._versions.get(index, 0) and index in self.tables:
+            raise Broken(f"table {index} version does not rise: {table.version}")
+        old = self.tables.get(index)
+        for peer in table.instances:
+            before = old.peer(peer.id) if old is not None else None
+            if before is not None and before != peer:
+                raise Broken(f"the entry of {peer.id} changed without cause")
+        self.tables[index] = table
+        self._versions[index] = table.version
+
+    # --- the rest of the cluster -----------------------------------------------------------
+
+    def kubelet(self, name: str) -> bool:
+        """One step of scheduler and kubelet for one pod; True if something changed."""
+        pod = self.pods.get(name)
+        machine = self.machines.get(pod.new.node) if pod else None
+        if pod is None or machine is None or machine.silent_since is not None:
+            return False
+        if pod.terminating:
+            # preStop drains: the pod ends when its requests have.
+            if pod.requests and pod.process is not None and not pod.failed:
+                return False
+            self._gone(name)
+        elif not pod.bound:
+            held = sum(
+                p.devices for p in self.pods.values() if p.new.node == machine.name and p.bound
+            )
+            if held + pod.devices + machine.foreign > machine.capacity:
+                return False
+            pod.bound = True
+        elif pod.process is None and not pod.failed and not pod.crash_loop:
+            self._serial += 1
+            pod.process = Process(f"container-{self._serial}")
+        else:
+            return False
+        return True
+
+    def push_tables(self) -> bool:
+        """The operator's linker gives every sound running member the newest table."""
+        changed = False
+        for instance in self.instances():
+            process = self.pods[instance.name].process
+            table = self.tables.get(instance.group_index)
+            if process is None or table is None or table.peer(instance.name) is None:
+                continue
+            if instance.fault is None and process.table != table:
+                process.table = table
+                process.up &= {p.id for p in table.opposite(instance.name)}
+                changed = True
+        return changed
+
+    def link(self, name: str) -> bool:
+        """One engine verifies what links it can: the other end runs and its table names it."""
+        pod = self.pods.get(name)
+        if pod is None or pod.process is None or pod.process.table is None:
+            return False
+        process = pod.process
+        before = (set(process.up), process.completed)
+        wanted_peers = {p.id for p in process.table.opposite(name)}
+        process.up = {p for p in wanted_peers if self._answers(p, name)}
+        process.completed = process.completed or process.up == wanted_peers
+        return before != (process.up, process.completed)
+
+    def request(self) -> None:
+        """One request arrives at every routed instance."""
+        for name in self.routed:
+            pod = self.pods.get(name)
+            if pod is not None and pod.process is not None and not pod.process.draining:
+                pod.requests += 1
+
+    def finish(self, name: str) -> bool:
+        """All requests of one pod end."""
+        pod = self.pods.get(name)
+        changed = pod is not None and pod.requests > 0
+        if pod is not None:
+            pod.requests = 0
+        return changed
+
+    def advance(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+
+    # --- faults ----------------------------------------------------------------------------
+
+    def restart(self, name: str) -> None:
+        """The engine's process dies; kubelet starts a new one in the same container slot."""
+        pod = self.pods.get(name)
+        if pod is not None and pod.process is not None:
+            pod.process, pod.requests = None, 0
+            pod.restarts += 1
+            for other in self.pods.values():
+                if other.process is not None:
+                    other.process.up.discard(name)
+
+    def crash_loop(self, name: str) -> None:
+        """It dies again and again."""
+        self.restart(name)
+        if name in self.pods:
+            self.pods[name].crash_loop, self.pods[name].restarts = True, 3
+
+    def fail(self, name: str) -> None:
+        """Evicted by its kubelet."""
+        self.restart(name)
+        if name in self.pods:
+            self.pods[name].failed = True
+
+    def delete_from_outside(self, name: str) -> None:
+        """kubectl delete pod."""
+        if name in self.pods:
+            self.pods[name].terminating = True
+
+    def silence(self, node: str) -> None:
+        """The node stops answering; what runs there may go on."""
+        machine = self.machines.get(node)
+        if machine is not None and machine.silent_since is None:
+            machine.silent_since = self.now
+
+    def hear_again(self, node: str) -> None:
+        """The node is back."""
+        if node in self.machines:
+            self.machines[node].silent_since = None
+
+    def destroy(self, node: str) -> None:
+        """The Node object is deleted; its pods' processes are gone."""
+        if self.machines.pop(node, None) is not None:
+            for pod in [p for p in self.pods.values() if p.new.node == node]:
+                self.restart(pod.new.name)
+
+    # --- run to the end --------------------------------------------------------------------
+
+    def settle(self, limit: int = 400) -> t.Plan:
+        """Run fairly until the planner asks for nothing and nothing else changes.
+
+        Raises:
+            Broken: it does not come to rest.
+        """
+        for _ in range(limit):
+            changed = any([self.kubelet(name) for name in sorted(self.pods)])
+            changed |= self.push_tables()
+            changed |= any([self.link(name) for name in sorted(self.pods)])
+            before = self.routes
+            self.write_routes()
+            changed |= before != self.routes
+            changed |= any([self.finish(name) for name in sorted(self.pods)])
+            made = self.operator()
+            if changed or made.actions:
+                continue
+            if made.requeue_after is None or self._quiet(made):
+                return made
+            self.advance(made.requeue_after + 0.001)
+        raise Broken("no rest:\n" + "\n".join(self.log[-30:]))
+
+    def _quiet(self, made: t.Plan) -> bool:
+        """Only deadlines of what is not there yet could still run: nothing will come of them."""
+        return (
+            all(i.fault is None for i in self.instances()) and made.conditions[0].status == "True"
+        )
+
+    # --- ground truth and checks -----------------------------------------------------------
+
+    def condition(self, kind: str) -> t.Condition:
+        """A condition of the last plan."""
+        assert self.last is not None
+        return next(c for c in self.last.conditions if c.type == kind)
+
+    def check(self) -> None:
+        """What must hold at every moment."""
+        held: Counter[str] = Counter()
+        for pod in self.pods.values():
+            if pod.bound:
+                held[pod.new.node] += pod.devices
+        for name, devices in held.items():
+            machine = self.machines.get(name)
+            if machine is not None and devices + machine.foreign > machine.capacity:
+                raise Broken(f"node {name} is over-allocated")
+        carriers = Counter(
+            p.new.group_index for p in self.pods.values() if p.scale_unit and not p.terminating
+        )
+        if any(count > 1 for count in carriers.values()):
+            raise Broken("two scale units in one P/D group")
+
+    def _check_routed(self, group: RouteGroup) -> None:
+        """Invariant 1, and never two revisions in one group."""
+        for route in group.instances:
+            pod = self.pods[route.id]
+            process = pod.process
+            if process is None or not process.completed or pod.failed or pod.terminating:
+                raise Broken(f"invariant 1: {route.id} is routed but cannot serve")
+            if pod.drain_started is not None:
+                raise Broken(f"invariant 1: {route.id} is routed but drains")
+            if pod.linked_container != process.container:
+                raise Broken(f"invariant 1: {route.id} is routed by a former process's links")
+        if len({self.pods[r.id].new.revision for r in group.instances}) > 1:
+            raise Broken("a group of two revisions is routed")
+
+    def _check_needed(self, new: t.NewPod, seen: t.Observation) -> None:
+        """Invariant 4: a fault replaces one instance, and growth stops at what is wanted."""
+        staying = [
+            i
+            for i in seen.instances
+            if i.group_index == new.group_index and i.role == new.role and not leaving(i)
+        ]
+        if len(staying) >= self.target.role(new.role).count:
+            raise Broken(f"invariant 4: {new.name} is one {new.role} too many")
+        if new.replaces is not None and new.name not in self.pods:
+            pod_is_new = new.replaces not in self._replaced
+            gone = all(p.new.replaces != new.replaces for p in self.pods.values())
+            if not pod_is_new and not gone:
+                raise Broken(f"invariant 4: {new.replaces} is replaced twice")
+            self._replaced.add(new.replaces)
+
+    def _check_given_up(self, name: str, seen: t.Observation) -> None:
+        """Invariants 2, 3 and 7: a sound instance goes only when it is surplus or outdated."""
+        me = next(i for i in seen.instances if i.name == name)
+        groups = {i.group_index for i in seen.instances if not leaving(i)}
+        mine = [
+            i
+            for i in seen.instances
+            if i.group_index == me.group_index and i.role == me.role and not leaving(i)
+        ]
+        surplus = len(mine) > self.target.role(me.role).count or len(groups) > self.target.replicas
+        if not surplus and me.revision == self.target.revision:
+            raise Broken(f"invariant 2 or 7: {name} is sound, wanted, and drained")
+        if self.target.replicas and self._serving_without(frozenset()):
+            others = {n for n, p in self.pods.items() if p.drain_started is not None} | {name}
+            doomed = {
+                a.name
+                for a in (self.last.actions if self.last else ())
+                if isinstance(a, t.BeginDrain)
+            }
+            if not self._serving_without(frozenset(others | doomed)):
+                raise Broken(f"invariant 3: without {name} nothing serves")
+
+    def _check_deletion(self, name: str, seen: t.Observation) -> None:
+        """Invariants 1 and 5: out of routes and table, and idle or past its deadline."""
+        pod = self.pods[name]
+        me = next(i for i in seen.instances if i.name == name)
+        if name in self.routed:
+            raise Broken(f"invariant 1: {name} is deleted while routed")
+        if me.fault is None and not pod.terminating:
+            if pod.drain_started is None:
+                table = self.tables.get(pod.new.group_index)
+                if table is not None and table.peer(name) is not None:
+                    raise Broken(f"invariant 5: {name} is deleted without a drain")
+                return
+            late = self.now - pod.drain_started >= self.target.drain_seconds
+            if pod.requests and not late and pod.process is not None:
+                raise Broken(f"invariant 5: {name} is deleted with {pod.requests} requests")
+
+    def _serving_without(self, without: frozenset[str]) -> bool:
+        """Some group has a prefill and a decode of one revision that can serve."""
+        kinds = {
+            (i.group_index, i.revision, i.role)
+            for i in self.instances()
+            if i.name not in without and is_routable(i, self.tables.get(i.group_index))
+        }
+        return any({(g, r, role) for role in ROLES} <= kinds for g, r, _ in kinds)
+
+    def _same(self, name: str, uid: str) -> bool:
+        return name in self.pods and self.pods[name].uid == uid
+
+    def _gone(self, name: str) -> None:
+        self.restart(name)
+        self.pods.pop(name, None)
+
+    def _answers(self, peer: str, me: str) -> bool:
+        pod = self.pods.get(peer)
+        table = pod.process.table if pod is not None and pod.process is not None else None
+        return table is not None and table.peer(me) is not None
+
+    def _link_report(self, instance: t.InstanceObs) -> LinkReport | None:
+        process = self.pods[instance.name].process
+        if process is None:
+            return None
+        if process.table is None:
+            return LinkReport(0, frozenset(), {})
+        down = {p.id for p in process.table.opposite(instance.name)} - process.up
+        return LinkReport(
+            process.table.version, frozenset(process.up), dict.fromkeys(sorted(down), "no answer")
+        )
+
+    def _drain(self, instance: t.InstanceObs) -> DrainReport | None:
+        pod = self.pods[instance.name]
+        if pod.process is None:
+            return None
+        pod.process.draining = True
+        return DrainReport(pod.requests, 0, 0)
+
+    # --- raw objects -----------------------------------------------------------------------
+
+    def raw_pod(self, pod: Pod) -> dict[str, Any]:
+        """The Pod as the API server would show it."""
+        new, process = pod.new, pod.process
+        machine = self.machines.get(new.node)
+        heard = machine is not None and machine.silent_since is None
+        linked = pod.linked_container is not None
+        ready = (
+            heard and linked and process is not None and process.completed and not process.draining
+        )
+        labels = {
+            names.LABEL_ROLE: new.role,
+            names.LABEL_GROUP_INDEX: str(new.group_index),
+            names.LABEL_REVISION: new.revision,
+            **{names.TOPOLOGY_PREFIX + k: v for k, v in new.domains.items()},
+        }
+        if pod.scale_unit:
+            labels[names.LABEL_SCALE_UNIT] = "true"
+        annotations = {}
+        if pod.drain_started is not None:
+            annotations[names.ANNOTATION_DRAIN] = _stamp(pod.drain_started)
+        if new.replaces:
+            annotations[names.ANNOTATION_REPLACES] = new.replaces
+        meta: dict[str, Any] = {
+            "name": new.name,
+            "uid": pod.uid,
+            "creationTimestamp": _stamp(pod.created),
+            "labels": labels,
+            "annotations": annotations,
+        }
+        if pod.terminating:
+            meta["deletionTimestamp"] = _stamp(self.now)
+        state: dict[str, Any] = {}
+        if process is not None:
+            state = {"running": {}}
+        elif pod.crash_loop:
+            state = {"waiting": {"reason": "CrashLoopBackOff"}}
+        conditions = [{"type": "Ready", "status": str(bool(ready))}]
+        if linked:
+            conditions.append(
+                {
+                    "type": names.CONDITION_LINKED,
+                    "status": "True",
+                    "message": pod.linked_container or "",
+                }
+            )
+        term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [new.node]}]}
+        return {
+            "metadata": meta,
+            "spec": {
+                "nodeName": new.node if pod.bound else None,
+                "affinity": {
+                    "nodeAffinity": {
+                        "requiredDuringSchedulingIgnoredDuringExecution": {
+                            "nodeSelectorTerms": [term]
+                        }
+                    }
+                },
+                "containers": [
+                    {"name": "engine", "resources": {"limits": {RESOURCE: str(pod.devices)}}}
+                ],
+            },
+            "status": {
+                "phase": "Failed" if pod.failed else "Running",
+                "podIP": f"10.0.0.{pod.uid.removeprefix('uid-')}" if pod.bound else None,
+                "conditions": conditions,
+                "containerStatuses": [
+                    {
+                        "name": "engine",
+                        "state": state,
+                        "restartCount": pod.restarts,
+                        "containerID": process.container if process else None,
+                    }
+                ],
+            },
+        }
+
+    def raw_node(self, name: str) -> dict[str, Any] | None:
+        """The Node as the API server would show it."""
+        machine = self.machines.get(name)
+        if machine is None:
+            return None
+        ready: dict[str, Any] = {"type": "Ready", "status": "True"}
+        if machine.silent_since is not None:
+            since = _stamp(machine.silent_since)
+            ready = {"type": "Ready", "status": "Unknown", "lastTransitionTime": since}
+        amounts = {RESOURCE: str(machine.capacity)}
+        annotations = {}
+        if machine.unhealthy:
+            ids = ",".join(str(k) for k in range(machine.capacity))
+            annotations[names.ANNOTATION_UNHEALTHY_DEVICES] = ids
+        return {
+            "metadata": {"name": name, "labels": machine.labels, "annotations": annotations},
+            "spec": {},
+            "status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]},
+        }
+
+    def _foreign(self, machine: Machine) -> list[dict[str, Any]]:
+        limits = {"limits": {RESOURCE: str(machine.foreign)}}
+        return [{"spec": {"containers": [{"resources": limits}]}}] if machine.foreign else []
+
+    def want(self, change: Callable[[t.Wanted], t.Wanted]) -> None:
+        """Edit what is wanted."""
+        self.target = change(self.target)
+
+
+def counts(target: t.Wanted, prefill: int, decode: int) -> t.Wanted:
+    """The same with other counts per group."""
+    return replace(
+        target,
+        prefill=replace(target.prefill, count=prefill),
+        decode=replace(target.decode, count=decode),
+    )
+
+
+def _short(action: t.Action) -> str:
+    match action:
+        case t.CreateGroup(group_index=index, pods=pods):
+            return f"CreateGroup {index} {[(p.name, p.node) for p in pods]}"
+        case t.CreateInstance(pod=pod, reason=reason):
+            return f"CreateInstance {pod.name} on {pod.node}: {reason}"
+        case t.PublishTable(group_index=index, table=table):
+            return f"PublishTable {index} v{table.version} {[p.id for p in table.instances]}"
+        case _:
+            return str(action)
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
