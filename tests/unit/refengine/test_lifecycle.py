@@ -1,0 +1,331 @@
+"""Slots, leases, cancellation, drain and links over real engine processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import Any
+
+import pytest
+from tests.support.engines import Client, EngineProcess, Group, fresh_host, until
+
+from pdserve.refengine.kv.payload import Payload
+from pdserve.refengine.kv.tcp import Identity, TcpTransport
+from pdserve.wire import http
+from pdserve.wire.peers import PeerTable
+
+PATH = "/v1/completions"
+BODY: dict[str, Any] = {
+    "model": "reference",
+    "prompt": list(range(5, 90)),
+    "max_tokens": 8,
+    "temperature": 0,
+    "ignore_eos": True,
+}
+
+
+async def slots(client: Client, engine: EngineProcess, state: str) -> float:
+    return await client.metric(engine, f'pdserve:slots{{state="{state}"}}')
+
+
+async def is_idle(client: Client, engine: EngineProcess) -> bool:
+    """No slot used, no KV block held."""
+    states = ("executing", "holding") if engine.role == "prefill" else ("running", "prefetching")
+    used = [await slots(client, engine, s) for s in states]
+    usage = await client.metric(engine, 'vllm:kv_cache_usage_perc{model_name="reference"}')
+    return not any(used) and usage == 0
+
+
+async def test_prefill_takes_no_more_than_its_slots(client: Client, start_group: Any) -> None:
+    group: Group = await start_group(("--slots", "3"))
+    replies = await asyncio.gather(*(group.prefill(PATH, BODY) for _ in range(20)))
+    accepted = [r for r in replies if r.status == 200]
+    rejected = [r for r in replies if r.status == 503]
+    assert (len(accepted), len(rejected)) == (3, 17)
+    for reply in rejected:
+        assert reply.headers[http.HEADER_REJECT] == http.REJECT_FULL
+        assert reply.headers[http.HEADER_SLOTS] == "0/3"
+        assert int(reply.headers[http.HEADER_FREE_IN_MS]) > 0
+        assert reply.body["error"]["code"] == "full"
+    assert await slots(client, group.prefills[0], "holding") == 3
+    assert await client.metric(group.prefills[0], 'pdserve:rejections_total{reason="full"}') == 17
+    # A pull frees the slot; the others stay.
+    reply = await group.decode(PATH, BODY, accepted[0].body[http.PARAM_KV])
+    assert reply.status == 200
+    assert await slots(client, group.prefills[0], "holding") == 2
+    assert (await group.prefill(PATH, BODY)).headers[http.HEADER_SLOTS] == "0/3"
+
+
+async def test_release_frees_the_slot(client: Client, start_group: Any) -> None:
+    group: Group = await start_group(("--slots", "1"))
+    url = group.prefills[0].url + http.PATH_RELEASE
+    first = await group.prefill(PATH, BODY, **{http.HEADER_REQUEST_ID: "abc"})
+    assert first.body[http.PARAM_KV]["remote_request_id"] == "abc"
+    assert (await client.call("POST", url, {"request_id": "abc"}, token="wrong")).status == 401
+    assert (await client.call("POST", url, {"request_id": "other"})).status == 204
+    assert await slots(client, group.prefills[0], "holding") == 1
+    released = await client.call("POST", url, {"request_id": "abc"})
+    assert (released.status, released.headers[http.HEADER_SLOTS]) == (204, "1/1")
+    assert await is_idle(client, group.prefills[0])
+    gone = await group.decode(PATH, BODY, first.body[http.PARAM_KV])
+    assert (gone.status, gone.headers[http.HEADER_REJECT]) == (502, http.REJECT_KV_FAILED)
+    assert "no KV held" in gone.body["error"]["message"]
+    assert await is_idle(client, group.decodes[0])
+
+
+async def test_the_end_of_the_lease_frees_the_slot(client: Client, start_group: Any) -> None:
+    group: Group = await start_group(("--slots", "1", "--lease-seconds", "0.3"))
+    first = await group.prefill(PATH, BODY)
+    assert first.status == 200
+    await until(lambda: is_idle(client, group.prefills[0]), "lease ends", 5)
+    waited = await client.metric(group.prefills[0], "pdserve:kv_wait_decode_seconds_total")
+    assert 0.3 <= waited < 1
+    gone = await group.decode(PATH, BODY, first.body[http.PARAM_KV])
+    assert gone.headers[http.HEADER_REJECT] == http.REJECT_KV_FAILED
+
+
+async def test_decode_takes_slots_plus_prefetch(client: Client, start_group: Any) -> None:
+    group: Group = await start_group(("--slots", "8"), ("--slots", "2", "--prefetch", "1"))
+    long = BODY | {"max_tokens": 1500}
+    legs = [(await group.prefill(PATH, long)).body[http.PARAM_KV] for _ in range(4)]
+    async with (
+        client.stream(
+            group.decodes[0].url + PATH, long | {"stream": True, http.PARAM_KV: legs[0]}
+        ) as a,
+        client.stream(
+            group.decodes[0].url + PATH, long | {"stream": True, http.PARAM_KV: legs[1]}
+        ) as b,
+        client.stream(
+            group.decodes[0].url + PATH, long | {"stream": True, http.PARAM_KV: legs[2]}
+        ) as c,
+    ):
+        assert [r.status for r in (a, b, c)] == [200, 200, 200]
+        assert c.headers[http.HEADER_SLOTS] == "0/3"
+        full = await group.decode(PATH, long, legs[3])
+        assert (full.status, full.headers[http.HEADER_REJECT]) == (503, http.REJECT_DECODE_FULL)
+        assert await slots(client, group.decodes[0], "running") == 2
+        assert await slots(client, group.decodes[0], "prefetching") == 1
+    await until(lambda: is_idle(client, group.decodes[0]), "cancelled streams are freed", 5)
+    again = await group.decode(PATH, BODY, legs[3])
+    assert again.body["usage"]["completion_tokens"] == 8
+
+
+async def test_a_client_that_leaves_frees_the_prefill(client: Client, start_group: Any) -> None:
+    group: Group = await start_group(("--slots", "1", "--no-prefix-cache"))
+    long = BODY | {"prompt": [5 + i % 2000 for i in range(1900)]}
+    leg = asyncio.create_task(group.prefill(PATH, long))
+
+    async def executing() -> bool:
+        return await slots(client, group.prefills[0], "executing") == 1
+
+    await until(executing, "prefill executes")
+    leg.cancel()
+    await until(lambda: is_idle(client, group.prefills[0]), "slot is free", 5)
+    assert (await group.prefill(PATH, BODY)).status == 200
+
+
+async def test_drain(client: Client, start_group: Any) -> None:
+    group: Group = await start_group()
+    prefill, decode = group.prefills[0], group.decodes[0]
+    long = BODY | {"max_tokens": 400, "stream": True}
+    held = (await group.prefill(PATH, BODY)).body[http.PARAM_KV]
+    params = (await group.prefill(PATH, long)).body[http.PARAM_KV]
+    async with client.stream(decode.url + PATH, long | {http.PARAM_KV: params}) as stream:
+        report = (await client.call("POST", decode.url + http.PATH_DRAIN)).body
+        assert report == {"executing": 1, "holding": 0, "streams": 1}
+        refused = await group.decode(PATH, BODY, held)
+        assert (refused.status, refused.headers[http.HEADER_REJECT]) == (503, "draining")
+        assert (await client.call("GET", decode.url + http.PATH_READY)).status == 503
+        text = (await stream.read()).decode()
+    assert text.endswith("data: [DONE]\n\n")
+    again = (await client.call("POST", decode.url + http.PATH_DRAIN)).body
+    assert again == {"executing": 0, "holding": 0, "streams": 0}
+    report = (await client.call("POST", prefill.url + http.PATH_DRAIN)).body
+    assert report == {"executing": 0, "holding": 1, "streams": 0}
+
+
+async def test_sigterm_lets_streams_finish(client: Client, start_group: Any) -> None:
+    group: Group = await start_group()
+    long = BODY | {"max_tokens": 300, "stream": True}
+    params = (await group.prefill(PATH, long)).body[http.PARAM_KV]
+    process = group.decodes[0].process
+    assert process is not None
+    async with client.stream(group.decodes[0].url + PATH, long | {http.PARAM_KV: params}) as stream:
+        process.send_signal(signal.SIGTERM)
+        assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+    assert await asyncio.to_thread(process.wait, 10) == 0
+
+
+async def test_deadline(client: Client, start_group: Any) -> None:
+    group: Group = await start_group(("--no-prefix-cache",))
+    long = BODY | {"prompt": [5 + i % 2000 for i in range(1500)]}
+    first = await group.prefill(PATH, long)
+    await client.call(
+        "POST",
+        group.prefills[0].url + http.PATH_RELEASE,
+        {"request_id": first.body[http.PARAM_KV]["remote_request_id"]},
+    )
+    for left in ("0", "-5", "2"):
+        late = await group.prefill(PATH, long, **{http.HEADER_DEADLINE_MS: left})
+        assert (late.status, late.headers[http.HEADER_REJECT]) == (503, http.REJECT_DEADLINE)
+    assert (await group.prefill(PATH, long, **{http.HEADER_DEADLINE_MS: "60000"})).status == 200
+    bad = await group.prefill(PATH, long, **{http.HEADER_DEADLINE_MS: "soon"})
+    assert bad.status == 400
+
+
+async def test_tables_and_readiness(client: Client, start: Any) -> None:
+    prefill = await start(EngineProcess("prefill"))
+    decode = await start(EngineProcess("decode"))
+    group = Group(client, [prefill], [decode])
+    url = prefill.url + http.PATH_PEERS
+    early = await group.prefill(PATH, BODY)
+    assert (early.status, early.headers[http.HEADER_REJECT]) == (503, http.REJECT_NOT_READY)
+    assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 503
+    empty = {"version": 0, "up": [], "down": {}}
+    assert (await client.call("GET", prefill.url + http.PATH_LINKS)).body == empty
+    # Only this side knows the table: the peer refuses, and the report says why.
+    assert (await client.call("PUT", url, group.table(5).to_json())).status == 200
+
+    async def refused() -> bool:
+        report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
+        return "is not a peer of" in report["down"].get(decode.name, "")
+
+    await until(refused, "the peer refuses")
+    assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 503
+    group.version = 4
+    await group.push()
+    assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 200
+    # Versions only rise; the same table again is fine, another one of the same version is not.
+    assert (await client.call("PUT", url, group.table(5).to_json())).status == 200
+    for table in (group.table(4), PeerTable("other", 5, group.table(5).instances)):
+        stale = await client.call("PUT", url, table.to_json())
+        assert (stale.status, stale.body["version"]) == (409, 5)
+    stranger = PeerTable("g-0", 6, (decode.peer(),))
+    assert (await client.call("PUT", url, stranger.to_json())).status == 422
+    swapped = PeerTable("g-0", 6, (prefill.peer("decode"),))
+    assert (await client.call("PUT", url, swapped.to_json())).status == 422
+    # A newer table with a peer that is not there yet: reported down, but still ready.
+    ghost = EngineProcess("decode", name="ghost")
+    wider = PeerTable("g-0", 7, (*group.table(7).instances, ghost.peer()))
+    assert (await client.call("PUT", url, wider.to_json())).status == 200
+    report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
+    assert report["version"] == 7 and report["up"] == [decode.name] and "ghost" in report["down"]
+    assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 200
+    # A table without the ghost forgets it.
+    assert (await client.call("PUT", url, group.table(8).to_json())).status == 200
+    report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
+    assert report == {"version": 8, "up": [decode.name], "down": {}}
+
+
+async def test_a_restarted_peer_is_linked_again(client: Client, start_group: Any) -> None:
+    group: Group = await start_group()
+    prefill, decode = group.prefills[0], group.decodes[0]
+    decode.kill()
+
+    async def lost() -> bool:
+        return decode.name in (await client.call("GET", prefill.url + http.PATH_LINKS)).body["down"]
+
+    await until(lost, "the loss is reported", 5)
+    decode.start()
+    await until(lambda: client.up(decode), "restarted")
+    table = group.table(group.version).to_json()
+    assert (await client.call("PUT", decode.url + http.PATH_PEERS, table)).status == 200
+    for engine in (prefill, decode):
+        await until(lambda e=engine: group.linked(e), f"{engine.name} is linked again")  # type: ignore[misc]
+    assert (await group.generate(PATH, BODY)).status == 200
+
+
+async def test_another_secret_never_links(client: Client, start: Any) -> None:
+    prefill = await start(EngineProcess("prefill"))
+    decode = await start(EngineProcess("decode", token="other"))
+    table = Group(client, [prefill], [decode]).table(1).to_json()
+    assert (await client.call("PUT", prefill.url + http.PATH_PEERS, table)).status == 200
+    put = await client.call("PUT", decode.url + http.PATH_PEERS, table, token="other")
+    assert put.status == 200
+
+    async def refused() -> bool:
+        report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
+        return "wrong token" in report["down"].get(decode.name, "")
+
+    await until(refused, "refused for the token")
+
+
+class _Corrupting:
+    """A prefill's exporter whose payload does not match its checksum."""
+
+    def __init__(self, size: int) -> None:
+        self.payload = Payload(85, memoryview(bytes(size)), 12345)
+
+    def admits(self, peer: str) -> str | None:
+        return None
+
+    def export(self, request_id: str, peer: str) -> Payload | None:
+        return self.payload
+
+    def pulled(self, request_id: str, peer: str) -> None:
+        raise AssertionError("corrupt KV was confirmed")
+
+    def pull_failed(self, request_id: str, peer: str) -> None:
+        return
+
+
+async def test_corrupt_kv_is_never_used(client: Client, start: Any) -> None:
+    decode = await start(EngineProcess("decode"))
+    info = (await client.call("GET", decode.url + http.PATH_INFO)).body
+    rogue = EngineProcess("prefill", name="rogue", host=fresh_host())
+    size = 3 * 32 * info["kvBytesPerToken"]
+    identity = Identity("rogue", rogue.token, info["fingerprint"], info["numerics"])
+    transport = TcpTransport(identity, _Corrupting(size), 5)
+    await transport.start(rogue.host, 5600)
+    table = Group(client, [rogue], [decode]).table(1)
+    await client.call("PUT", decode.url + http.PATH_PEERS, table.to_json())
+
+    async def linked() -> bool:
+        report = (await client.call("GET", decode.url + http.PATH_LINKS)).body
+        return report["up"] == ["rogue"]
+
+    await until(linked, "linked to the rogue")
+    params = {
+        "do_remote_prefill": True,
+        "remote_engine_id": "rogue",
+        "remote_request_id": "r",
+        "remote_num_tokens": 85,
+        "pdserve": {"first_token_ids": [9], "seed": 1, "position": 85, "cached_tokens": 0},
+    }
+    reply = await client.call("POST", decode.url + PATH, BODY | {http.PARAM_KV: params})
+    assert (reply.status, reply.headers[http.HEADER_REJECT]) == (502, http.REJECT_KV_FAILED)
+    assert "corrupt" in reply.body["error"]["message"]
+    assert await is_idle(client, decode)
+    stranger = params | {"remote_engine_id": "nobody"}
+    reply = await client.call("POST", decode.url + PATH, BODY | {http.PARAM_KV: stranger})
+    assert (reply.status, reply.headers[http.HEADER_REJECT]) == (502, http.REJECT_KV_FAILED)
+    await transport.stop()
+
+
+async def test_rejection_is_fast_while_computing(client: Client, start_group: Any) -> None:
+    group: Group = await start_group(("--slots", "1", "--no-prefix-cache"))
+    long = BODY | {"prompt": [5 + i % 2000 for i in range(2000)]}
+    leg = asyncio.create_task(group.prefill(PATH, long))
+
+    async def executing() -> bool:
+        return await slots(client, group.prefills[0], "executing") == 1
+
+    await until(executing, "prefill executes")
+    times = []
+    while not leg.done():
+        begin = time.perf_counter()
+        reply = await group.prefill(PATH, BODY)
+        if reply.status == 503:
+            times.append(time.perf_counter() - begin)
+    assert len(times) > 20
+    # The median of the whole exchange; this client's own part is most of it.
+    assert sorted(times)[len(times) // 2] < 0.005
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_linked_roles_need_a_token(role: str) -> None:
+    engine = EngineProcess(role, token="")
+    engine.start()
+    assert engine.process is not None
+    assert await asyncio.to_thread(engine.process.wait, 10) == 2
