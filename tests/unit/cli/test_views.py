@@ -85,7 +85,7 @@ def pod(name: str, role: str, node: str, ready: bool) -> dict[str, Any]:
 def node(name: str, rack: str, leaf: str, devices: int) -> dict[str, Any]:
     labels = {
         "kubernetes.io/hostname": name,
-        "fabric.pdserve.io/domain": "demo",
+        "kubernetes.io/os": "linux",
         "fabric.pdserve.io/rack": rack,
         "fabric.pdserve.io/leaf": leaf,
     }
