@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from tests.support.stub_engine import TOKEN, Cluster, StubEngine
 
 from pdserve.gateway.app import Gateway, Options
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.http_server import Limits
 from pdserve.gateway.pipeline import Settings
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
-from tests.support.stub_engine import TOKEN, Cluster, StubEngine
 
 SLO = Slo(ttft=1.0, handoff=0.5, tpot=0.1, attainment=0.99)
 DEADLINE = 10.0
@@ -63,7 +63,9 @@ class Answer:
     def text(self) -> str:
         """The completion's text, streamed or not."""
         if self.headers.get("content-type", "").startswith("text/event-stream"):
-            parts = [e["choices"][0] for e in self.events if isinstance(e, dict) and e.get("choices")]
+            parts = [
+                e["choices"][0] for e in self.events if isinstance(e, dict) and e.get("choices")
+            ]
             return "".join(p.get("text") or p.get("delta", {}).get("content") or "" for p in parts)
         choice = self.json["choices"][0]
         return choice["text"] if "text" in choice else choice["message"]["content"]
@@ -89,9 +91,7 @@ class Rig:
         options.setdefault("limits", Limits(body=64 << 10))
         options.setdefault("drain_seconds", 2.0)
         ring = KeyRing(keys) if keys else None
-        self.gateway = Gateway(
-            self.source, Options(token=TOKEN, **options), ring, random.Random(7)
-        )
+        self.gateway = Gateway(self.source, Options(token=TOKEN, **options), ring, random.Random(7))
         self.port = await self.gateway.start("127.0.0.1", 0)
 
     async def routes(
@@ -162,7 +162,9 @@ def metric_values(text: str, name: str, labels: dict[str, str]) -> list[float]:
     values = []
     for line in text.splitlines():
         series, _, value = line.rpartition(" ")
-        if series.partition("{")[0] == name and all(f'{k}="{v}"' in series for k, v in labels.items()):
+        if series.partition("{")[0] == name and all(
+            f'{k}="{v}"' in series for k, v in labels.items()
+        ):
             values.append(float(value))
     return values
 

@@ -1,8 +1,9 @@
 """Which decode of the group takes a request whose KV waits in a prefill.
 
 The prefill keeps its slot until a decode has pulled, so the walk is short and bounded:
-1. Every live decode of the group once: those expected to be free first, then the least loaded by
-   share of its places, then the nearest to the prefill by tier cost, then random.
+1. Every live decode of the group once, before any is asked again: those expected to be free
+   first, then the least loaded by share of its places, then the nearest to the prefill by tier
+   cost, then random.
 2. Then whichever decode's hint (or one of our own streams ending) says free, until the deadline:
    the earlier of the handoff deadline and the end of the KV lease less two seconds.
 At most 2M + 4 attempts for M decodes. Two decodes that could not pull the KV mean that the prefill
@@ -91,8 +92,9 @@ class DecodeWalk:
             return decode.health.next_try(now) <= now
         return decode.next_try(now) <= now
 
-    def _order(self, decode: Instance, now: float) -> tuple[bool, float, int, float]:
+    def _order(self, decode: Instance, now: float) -> tuple[bool, bool, float, int, float]:
         return (
+            decode.id in self._tried,
             decode.next_try(now) > now,
             (decode.total - max(0, decode.free)) / decode.total,
             self._view.distance(self._prefill, decode),

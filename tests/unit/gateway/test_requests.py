@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
+from tests.support.gateway_rig import Rig, eventually
 
 from pdserve.wire import metrics as names
-from tests.support.gateway_rig import Rig, eventually
 
 
 @pytest.mark.parametrize("endpoint", ["complete", "chat"])

@@ -1,0 +1,132 @@
+"""Which decode takes a request whose KV waits."""
+
+import random
+
+import pytest
+
+from pdserve.forwarding.decode import DecodeWalk, GiveUp, Try, Wait, handoff_deadline
+from pdserve.forwarding.hints import Hint
+from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.view import View
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, Slo
+
+SLO = Slo(1.0, 0.2, 0.05, 0.99)
+HERE = {"leaf": "a", "node": "n1"}
+COSTS = {"leaf": 1, "node": 0, "pod": 3}
+
+
+def view(*decodes: dict[str, str]) -> View:
+    instances = [RouteInstance("p", "prefill", "http://p", 2, HERE)]
+    instances += [
+        RouteInstance(f"d{i}", "decode", f"http://d{i}", 2, domains)
+        for i, domains in enumerate(decodes)
+    ]
+    return View(RouteScenario("s", SLO, (RouteGroup(0, "r", tuple(instances)),)), COSTS)
+
+
+def walk(v: View, deadline: float = 1.0) -> DecodeWalk:
+    return DecodeWalk(v, v.groups[0].prefills[0], deadline, random.Random(1).random)
+
+
+def asked(step: Try | Wait | GiveUp) -> Instance:
+    assert isinstance(step, Try)
+    return step.decode
+
+
+def test_least_loaded_first_then_nearest() -> None:
+    v = view({"leaf": "b"}, {"leaf": "a", "node": "n2"}, {"leaf": "a", "node": "n3"})
+    loaded = v.groups[0].decodes[1]
+    loaded.sent(0.0)
+    w = walk(v)
+    order = []
+    for _ in range(3):
+        decode = asked(w.next(0.0))
+        decode.abandoned()
+        order.append(decode.id)
+    assert order == ["d2", "d0", "d1"]
+
+
+def test_hop_cost_is_the_sum_over_levels_that_differ() -> None:
+    v = view({"leaf": "b", "node": "n9", "pod": "z"}, HERE)
+    prefill = v.groups[0].prefills[0]
+    far, near = v.groups[0].decodes
+    assert v.distance(prefill, far) == 4
+    assert v.distance(prefill, near) == 0
+
+
+def test_every_decode_is_asked_once_then_hints_set_the_time() -> None:
+    v = view(HERE, HERE)
+    w = walk(v)
+    for i, free_in in enumerate((0.3, 0.1)):
+        asked(w.next(0.0)).rejected(Hint(0, 4, free_in, i), 0.0)
+    step = w.next(0.0)
+    assert isinstance(step, Wait)
+    assert step.until == pytest.approx(0.1)
+    again = asked(w.next(0.1))
+    assert again.next_try(0.1) <= 0.1
+
+
+def test_a_stream_that_ends_here_makes_room_before_any_hint() -> None:
+    v = view(HERE)
+    decode = v.groups[0].decodes[0]
+    decode.sent(0.0)
+    decode.accepted(None, 0.0, 0.0)
+    w = walk(v)
+    asked(w.next(0.0)).rejected(Hint(0, 4, 2.0, 5), 0.0)
+    assert isinstance(w.next(0.01), Wait)
+    decode.released()
+    assert asked(w.next(0.02)) is decode
+
+
+def test_the_walk_ends_at_its_deadline_and_after_2m_plus_4_attempts() -> None:
+    v = view(HERE)
+    w = walk(v, deadline=1000.0)
+    now = attempts = 0
+    while not isinstance(step := w.next(float(now)), GiveUp):
+        if isinstance(step, Try):
+            attempts += 1
+            step.decode.rejected(None, float(now))
+        now += 1
+    assert (step.reason, attempts) == ("attempts", 6)
+    assert walk(v, deadline=5.0).next(5.0) == GiveUp("deadline")
+
+
+def test_two_decodes_that_cannot_pull_mean_the_kv_is_lost() -> None:
+    w = walk(view(HERE, HERE, HERE))
+    for _ in range(2):
+        asked(w.next(0.0)).abandoned()
+        w.kv_failed()
+    assert w.next(0.0) == GiveUp("kv_lost")
+    single = walk(view(HERE))
+    asked(single.next(0.0)).abandoned()
+    single.kv_failed()
+    assert single.next(0.0) == GiveUp("kv_lost")
+
+
+def test_an_ejected_decode_is_not_asked_until_half_open() -> None:
+    v = view(HERE, HERE)
+    dead, alive = v.groups[0].decodes
+    dead.sent(0.0)
+    dead.failed("connect", 0.0)
+    w = walk(v)
+    assert asked(w.next(0.0)) is alive
+    alive.rejected(Hint(0, 4, 2.0, 1), 0.0)
+    step = w.next(0.0)
+    assert isinstance(step, Wait)
+    assert step.until == pytest.approx(0.5)
+    assert asked(w.next(0.5)) is dead
+
+
+def test_a_group_that_left_waits_for_nothing_after_its_deadline() -> None:
+    v = view(HERE)
+    w = walk(v)
+    v.update(RouteScenario("s", SLO, ()), {})
+    assert w.next(0.5) == Wait(1.0)
+    assert w.next(1.0) == GiveUp("deadline")
+
+
+@pytest.mark.parametrize(
+    ("first_token", "want"), [(0.4, 1.2), (1.0, 1.2), (1.5, 1.7)], ids=["early", "due", "late"]
+)
+def test_handoff_deadline(first_token: float, want: float) -> None:
+    assert handoff_deadline(0.0, 1.0, 0.2, first_token) == pytest.approx(want)

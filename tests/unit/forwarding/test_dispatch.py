@@ -1,0 +1,330 @@
+"""The waiting room under virtual time: a small discrete-event world around the real decisions.
+
+World: prefills with slots that hold a request for a service time; an attempt is answered at once
+(refused) or after the service time (accepted). Nothing sleeps, every run is reproducible.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
+from pdserve.forwarding.hints import Hint
+from pdserve.forwarding.instance import NEVER
+from pdserve.forwarding.view import View
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, Slo
+
+SLO = Slo(ttft=1.0, handoff=0.2, tpot=0.05, attainment=0.99)
+
+
+def scenario(*groups: tuple[list[int], list[int]]) -> RouteScenario:
+    """Groups given as (slots of each prefill, slots of each decode)."""
+    made = []
+    for g, (prefills, decodes) in enumerate(groups):
+        instances = [
+            RouteInstance(f"g{g}p{i}", "prefill", f"http://p{g}{i}", slots)
+            for i, slots in enumerate(prefills)
+        ] + [
+            RouteInstance(f"g{g}d{i}", "decode", f"http://d{g}{i}", slots)
+            for i, slots in enumerate(decodes)
+        ]
+        made.append(RouteGroup(g, "r", tuple(instances)))
+    return RouteScenario("s", SLO, tuple(made))
+
+
+@dataclass
+class Device:
+    """The instance's own truth, which only it knows."""
+
+    slots: int
+    busy_until: list[float] = field(default_factory=list)
+    others: int = 0
+    """Slots that other gateways occupy."""
+
+    def accept(self, now: float, seconds: float) -> bool:
+        self.busy_until = [t for t in self.busy_until if t > now]
+        if len(self.busy_until) + self.others >= self.slots:
+            return False
+        self.busy_until.append(now + seconds)
+        return True
+
+    def hint(self, now: float, epoch: int) -> Hint:
+        busy = sorted(t for t in self.busy_until if t > now)
+        free = max(0, self.slots - len(busy) - self.others)
+        free_in = 0.0 if free or not busy else busy[0] - now
+        return Hint(free, self.slots, free_in, epoch)
+
+
+class World:
+    """Runs a dispatcher against devices."""
+
+    def __init__(
+        self, view: View, seed: int = 1, hints: bool = True, service: float = 0.25
+    ) -> None:
+        self.now = 0.0
+        self.view = view
+        self.dispatcher = Dispatcher(view, random.Random(seed).random)
+        self.devices = {i.id: Device(i.total) for i in view.instances()}
+        self.hints = hints
+        self.service = service
+        self.accepted: list[tuple[float, Ticket]] = []
+        self.gave_up: list[tuple[float, Ticket, str]] = []
+        self.steps = 0
+        self.refused: Counter[str] = Counter()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._epoch = itertools.count()
+        self._wake = NEVER
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (when, next(self._order), action))
+
+    def arrive(self, when: float, deadline: float | None = None) -> None:
+        self.at(when, lambda: self._arrive(when + 0.7 if deadline is None else deadline))
+
+    def run(self, until: float = 1e9) -> None:
+        while self._events and self._events[0][0] <= until:
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+            self._step()
+
+    def _arrive(self, deadline: float) -> None:
+        assert self.dispatcher.offer(deadline) is not None
+
+    def _step(self) -> None:
+        while True:
+            self.steps += 1
+            step = self.dispatcher.step(self.now)
+            self.gave_up += [(self.now, t, reason) for t, reason in step.gave_up]
+            for send in step.sends:
+                self._send(send)
+            if not step.sends:
+                break
+        if step.wake_at < NEVER:
+            assert step.wake_at >= self.now
+            due = max(step.wake_at, self.now + 1e-6)
+            if not self.now < self._wake <= due:
+                self._wake = due
+                self.at(due, lambda: None)
+
+    def _send(self, send: Send) -> None:
+        prefill, ticket = send.prefill, send.ticket
+        device = self.devices[prefill.id]
+        sent = self.now
+        hint = device.hint(self.now, next(self._epoch)) if self.hints else None
+        if not device.accept(self.now, self.service):
+            self.refused[prefill.id] += 1
+            prefill.rejected(hint, self.now)
+            if self.dispatcher.exhausted(ticket):
+                self.gave_up.append((self.now, ticket, "attempts"))
+            else:
+                self.dispatcher.back(ticket, self.now)
+            return
+
+        def answered() -> None:
+            hint = device.hint(self.now, next(self._epoch)) if self.hints else None
+            prefill.accepted(hint, self.now, sent)
+            prefill.released()
+            self.dispatcher.accepted(self.now)
+            self.accepted.append((sent, ticket))
+
+        self.at(self.now + self.service, answered)
+
+
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
+    rng = random.Random(seed)
+    times, now = [], 0.0
+    while (now := now + rng.expovariate(rate)) < seconds:
+        times.append(now)
+    return times
+
+
+@pytest.mark.parametrize("hints", [True, False])
+@pytest.mark.parametrize("load", [0.5, 0.95, 1.2, 3.0])
+def test_attempts_are_bounded_at_every_load(load: float, hints: bool) -> None:
+    """Half of every prefill is taken by somebody this gateway cannot see."""
+    view = View(scenario(([2, 2, 2, 2], [64, 64])), {})
+    world = World(view, hints=hints)
+    for device in world.devices.values():
+        device.others = 1
+    for t in poisson(load * 4 / world.service, 20.0, seed=3):
+        world.arrive(t)
+    world.run()
+    everyone = [t for _, t in world.accepted] + [t for _, t, _ in world.gave_up]
+    assert len(everyone) == len(set(map(id, everyone)))
+    assert max(t.attempts for t in everyone) <= 2 * 4 + 4
+    mean = sum(t.attempts for t in everyone) / len(everyone)
+    assert mean <= (2.0 if hints else 3.0)
+    assert len(world.accepted) >= 0.9 * min(load, 1.0) * 20.0 * 4 / world.service
+    if load <= 0.5:
+        assert not world.gave_up
+
+
+def test_overload_keeps_devices_busy_and_serves_only_what_can_meet_its_deadline() -> None:
+    world = World(View(scenario(([1, 1], [64])), {}))
+    for t in poisson(1.5 * 2 / world.service, 40.0, seed=5):
+        world.arrive(t)
+    world.run()
+    assert len(world.accepted) >= 0.97 * 40.0 * 2 / world.service
+    assert all(sent <= ticket.deadline for sent, ticket in world.accepted)
+    assert {reason for _, _, reason in world.gave_up} <= {"deadline", "attempts"}
+    assert all(t >= ticket.deadline - 0.7 for t, ticket, _ in world.gave_up)
+
+
+def test_the_room_is_served_in_deadline_order() -> None:
+    world = World(View(scenario(([1], [8])), {}))
+    world.arrive(0.0, deadline=9.0)
+    for i, deadline in enumerate([5.0, 3.0, 4.0, 2.0]):
+        world.arrive(0.01 + i * 0.001, deadline=deadline)
+    world.run()
+    assert [t.deadline for _, t in world.accepted] == [9.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_one_probe_per_hinted_free_time_while_the_others_sleep() -> None:
+    view = View(scenario(([1], [64])), {})
+    world = World(view)
+    for i in range(50):
+        world.arrive(i * 1e-4, deadline=2.0)
+    world.run()
+    served = len(world.accepted)
+    assert served >= 7  # 2 s of 0.25 s each, all waiting requests share one prober
+    assert sum(world.refused.values()) <= 2 * served
+
+
+def test_a_candidate_is_not_asked_before_its_hint_says_free() -> None:
+    view = View(scenario(([1, 1], [8])), {})
+    first, second = view.groups[0].prefills
+    first.hinted(Hint(0, 1, 0.5, 1), now=10.0)
+    second.hinted(Hint(0, 1, 0.2, 1), now=10.0)
+    dispatcher = Dispatcher(view, random.Random(1).random)
+    dispatcher.offer(11.0)
+    assert dispatcher.step(10.0).wake_at == pytest.approx(10.2)
+    assert dispatcher.step(10.1).sends == []
+    assert [s.prefill for s in dispatcher.step(10.2).sends] == [second]
+
+
+def test_a_wrong_hint_does_not_starve_a_candidate() -> None:
+    view = View(scenario(([1], [8])), {})
+    prefill = view.groups[0].prefills[0]
+    prefill.hinted(Hint(0, 1, 3600.0, 1), now=0.0)
+    dispatcher = Dispatcher(view, random.Random(1).random)
+    dispatcher.offer(60.0)
+    step = dispatcher.step(0.0)
+    assert step.sends == []
+    assert step.wake_at <= 2.0
+    assert len(dispatcher.step(step.wake_at).sends) == 1
+
+
+@pytest.mark.invariant(1)
+def test_hints_never_authorise() -> None:
+    """A prefill that claims to be free but refuses is walked past; the deadline still holds."""
+    view = View(scenario(([1, 1, 1], [8])), {})
+    world = World(view)
+    for device in world.devices.values():
+        device.others = 1
+        device.hint = lambda now, epoch: Hint(1, 1, 0.0, epoch)  # type: ignore[method-assign]
+    world.arrive(0.0, deadline=0.5)
+    world.run()
+    assert world.accepted == []
+    ((when, ticket, _),) = world.gave_up
+    assert ticket.attempts <= 2 * 3 + 4
+    assert 0.3 <= when <= 0.5, "attempts are spread up to the deadline, not burnt at once"
+
+
+@pytest.mark.parametrize("load", [0.95, 1.5])
+def test_two_gateways_share_prefills_without_a_storm(load: float) -> None:
+    """The other gateway's legs are invisible except through hints and refusals."""
+    views = [View(scenario(([2, 2], [64])), {}) for _ in range(2)]
+    worlds = [World(v, seed=i) for i, v in enumerate(views)]
+    worlds[1].devices = worlds[0].devices
+    for i, world in enumerate(worlds):
+        for t in poisson(load * 2 / world.service, 20.0, seed=i):
+            world.arrive(t)
+    until = 0.0
+    while any(w._events for w in worlds):
+        until += 0.0005
+        for world in worlds:
+            world.run(until)
+    legs = sum(len(w.accepted) for w in worlds)
+    assert legs >= 0.9 * min(load, 1.0) * 20 * 4 / worlds[0].service
+    assert sum(sum(w.refused.values()) for w in worlds) <= 4 * legs
+
+
+def test_only_groups_with_decode_credit_are_offered_work() -> None:
+    view = View(scenario(([4], [1]), ([4], [1])), {})
+    dispatcher = Dispatcher(view, random.Random(1).random)
+    full, open_ = view.groups
+    full.decodes[0].hinted(Hint(0, 3, 0.4, 1), now=0.0)
+    sends = []
+    for _ in range(5):
+        dispatcher.offer(1.0)
+        sends += dispatcher.step(0.0).sends
+    assert {s.group for s in sends} == {open_.index}
+    assert len(sends) == 3, "one slot and two prefetch credits; no more is promised"
+    assert dispatcher.waiting == 2
+    assert dispatcher.step(0.0).wake_at == pytest.approx(0.4)
+
+
+def test_credit_counts_a_request_between_its_legs_once() -> None:
+    view = View(scenario(([4], [1])), {})
+    group = view.groups[0]
+    prefill, decode = group.prefills[0], group.decodes[0]
+    prefill.sent(0.0)
+    assert group.decode_credit(0.0) == 2
+    prefill.accepted(None, 0.1, 0.0)
+    decode.sent(0.1)
+    assert group.decode_credit(0.1) == 2
+    decode.accepted(None, 0.2, 0.1)
+    prefill.released()
+    assert group.decode_credit(0.2) == 2
+    decode.released()
+    assert group.decode_credit(0.3) == 3
+
+
+def test_the_room_is_bounded_and_a_withdrawn_request_leaves_it() -> None:
+    view = View(scenario(([1], [8])), {})
+    dispatcher = Dispatcher(view, random.Random(1).random, room_limit=2)
+    tickets = [dispatcher.offer(1.0), dispatcher.offer(2.0)]
+    assert dispatcher.offer(3.0) is None
+    assert tickets[0] is not None
+    dispatcher.withdraw(tickets[0])
+    dispatcher.withdraw(tickets[0])
+    assert dispatcher.waiting == 1
+    assert dispatcher.offer(3.0) is not None
+
+
+def test_retry_after_is_the_room_at_the_measured_rate() -> None:
+    view = View(scenario(([1], [8])), {})
+    dispatcher = Dispatcher(view, random.Random(1).random)
+    assert dispatcher.retry_after(0.0) >= 1
+    for i in range(20):
+        dispatcher.accepted(i * 0.5)  # two per second
+    view.update(scenario(([], [8])), {})
+    for _ in range(9):
+        dispatcher.offer(100.0)
+    assert dispatcher.retry_after(10.0) in (5, 6)
+
+
+def test_an_instance_that_left_the_table_is_never_chosen() -> None:
+    before = scenario(([1, 1], [8]))
+    view = View(before, {})
+    gone = view.groups[0].prefills[0]
+    view.update(RouteScenario("s", SLO, (RouteGroup(0, "r", before.groups[0].instances[1:]),)), {})
+    dispatcher = Dispatcher(view, random.Random(1).random)
+    for _ in range(4):
+        dispatcher.offer(9.0)
+    assert all(s.prefill is not gone for s in dispatcher.step(0.0).sends)
+
+
+def test_what_was_learned_stays_across_table_versions() -> None:
+    view = View(scenario(([1], [8])), {})
+    view.groups[0].prefills[0].sent(0.0)
+    view.update(scenario(([1, 1], [8])), {})
+    assert [p.used for p in view.groups[0].prefills] == [1, 0]

@@ -1,0 +1,187 @@
+"""Bad input: a clear OpenAI error each, nothing spent on it, nothing counted as offered."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.gateway_rig import Rig, eventually, parse_answer
+
+from pdserve.gateway.http_server import Limits
+from pdserve.wire import metrics as names
+
+C, M = "/v1/completions", "/v1/chat/completions"
+OK: dict[str, Any] = {"model": "tiny", "prompt": "x"}
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+
+BAD = [
+    ("not json", C, b"{nope", 400, "not JSON"),
+    ("empty body", C, b"", 400, "not JSON"),
+    ("not utf-8", C, b'{"model": "\xff"}', 400, "not JSON"),
+    ("too deep", C, b"[" * 5000, 400, "not JSON"),
+    ("a list", C, [1], 400, "must be a JSON object, not list"),
+    ("no model", C, {"prompt": "x"}, 400, "model must be a non-empty string, not None"),
+    ("model is a number", C, {**OK, "model": 3}, 400, "not 3"),
+    ("unknown model", C, {**OK, "model": "gpt-9"}, 404, "model 'gpt-9'"),
+    ("unknown model names the known", M, {**CHAT, "model": "x"}, 404, "chat (model 'tiny')"),
+    ("no prompt", C, {"model": "tiny"}, 400, "prompt must be a string"),
+    ("empty prompt list", C, {**OK, "prompt": []}, 400, "non-empty list"),
+    ("two prompts", C, {**OK, "prompt": ["a", "b"]}, 400, "one prompt per request, not 2"),
+    ("prompt of objects", C, {**OK, "prompt": [{}]}, 400, "token ids"),
+    ("no messages", M, {"model": "tiny"}, 400, "non-empty list"),
+    ("messages is text", M, {**CHAT, "messages": "hi"}, 400, "non-empty list"),
+    ("message without role", M, {**CHAT, "messages": [{"content": "x"}]}, 400, "with a role"),
+    ("two choices", C, {**OK, "n": 2}, 400, "n=2: one choice per request"),
+    ("best of two", C, {**OK, "best_of": 2}, 400, "best_of=2"),
+    ("no tokens", C, {**OK, "max_tokens": 0}, 400, "max_tokens must be an integer >= 1, not 0"),
+    ("tokens as text", C, {**OK, "max_tokens": "9"}, 400, "not '9'"),
+    ("tokens as bool", M, {**CHAT, "max_completion_tokens": True}, 400, "not True"),
+    ("negative min_tokens", C, {**OK, "min_tokens": -1}, 400, "min_tokens"),
+    ("echo with logprobs", C, {**OK, "echo": True, "logprobs": 1}, 400, "prompt logprobs"),
+    ("stream as text", C, {**OK, "stream": "yes"}, 400, "stream must be true or false"),
+    ("stream options alone", C, {**OK, "stream_options": {}}, 400, "only allowed with stream"),
+    ("bad stream options", C, {**OK, "stream": True, "stream_options": 1}, 400, "an object"),
+    ("unknown path", "/v1/embeddings", OK, 404, "no such path: /v1/embeddings"),
+    ("too large", C, {**OK, "prompt": "x" * 70_000}, 413, "limit of 65536 bytes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"), [c[1:] for c in BAD], ids=[c[0] for c in BAD]
+)
+async def test_refused_with_the_reason(
+    rig: Rig, path: str, body: Any, status: int, says: str
+) -> None:
+    await rig.one_group()
+    answer = await rig.request("POST", path, body)
+    assert answer.status == status
+    error = answer.json["error"]
+    assert says in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+    if status != 413:  # refused before it was a request
+        assert answer.headers["x-request-id"]
+    assert all(not e.seen for e in rig.engines.values())
+    assert await rig.metric(names.GATEWAY_OFFERED) == 0
+
+
+async def test_wrong_method(rig: Rig) -> None:
+    await rig.one_group()
+    answer = await rig.request("GET", C)
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+async def test_malformed_http(rig: Rig, head: bytes) -> None:
+    await rig.one_group()
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(head)
+    answer = parse_answer(await reader.read())
+    writer.close()
+    assert answer.status == 400
+    assert "malformed HTTP" in answer.json["error"]["message"]
+
+
+async def test_body_over_the_limit_is_refused_by_its_declared_length(rig: Rig) -> None:
+    await rig.one_group()
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\ncontent-length: 99999999\r\n\r\n")
+    answer = parse_answer(await reader.read())
+    writer.close()
+    assert answer.status == 413
+
+
+async def test_chunked_body_over_the_limit_is_refused(rig: Rig) -> None:
+    await rig.one_group()
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+    for _ in range(3):
+        writer.write(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
+    answer = parse_answer(await reader.read())
+    writer.close()
+    assert answer.status == 413
+
+
+async def test_head_over_the_limit_is_refused(rig: Rig) -> None:
+    await rig.one_group()
+    answer = await rig.complete(headers={f"x-{i}": "v" * 1000 for i in range(40)})
+    assert answer.status == 431
+
+
+async def test_expect_continue_is_honoured(rig: Rig) -> None:
+    await rig.one_group()
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    body = b'{"model":"tiny","prompt":"x"}'
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nexpect: 100-continue\r\nconnection: close\r\n"
+        b"content-length: %d\r\n\r\n" % len(body)
+    )
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert parse_answer(await reader.read()).status == 200
+    writer.close()
+
+
+async def test_a_request_that_never_completes_is_cut(rig: Rig) -> None:
+    await rig.one_group(limits=Limits(receive=0.05, sweep=0.02))
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\ncontent-le")
+    with pytest.raises(ConnectionError):
+        # A reset, or (some kernels) a plain end without a byte.
+        if not await asyncio.wait_for(reader.read(), 5):
+            raise ConnectionResetError
+    writer.close()
+
+
+async def test_engine_s_own_refusal_is_passed_on_and_not_offered(rig: Rig) -> None:
+    await rig.one_group()
+    rig.engines["p0"].script = ["422"]
+    answer = await rig.complete()
+    assert answer.status == 422
+    assert answer.json["error"] == {
+        "message": "scripted 422", "type": "scripted", "param": None, "code": None,
+    }  # fmt: skip
+    rig.engines["d0"].script = ["400"]
+    answer = await rig.complete(stream=True)
+    assert answer.status == 400
+    await eventually(lambda: not rig.engines["p0"].held, "KV released")
+    assert await rig.metric(names.GATEWAY_OFFERED) == 0
+
+
+async def test_no_route_table_yet(rig: Rig) -> None:
+    await rig.start()
+    answer = await rig.complete()
+    assert (answer.status, answer.json["error"]["code"]) == (503, "not_ready")
+    assert (await rig.request("GET", "/readyz")).status == 503
+    assert (await rig.request("GET", "/healthz")).status == 200
+
+
+async def test_keys_from_a_directory_that_changes(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "alice").write_text("sk-alice\n")
+    (tmp_path / "..data").mkdir()
+    await rig.one_group(keys=tmp_path)
+
+    async def status(key: str | None) -> int:
+        headers = {"authorization": key} if key else {}
+        return (await rig.complete(headers=headers)).status
+
+    assert await status("Bearer sk-alice") == 200
+    assert await status("bearer sk-alice") == 200
+    for wrong in (None, "Bearer sk-mallory", "Bearer ", "Basic sk-alice", "sk-alice"):
+        assert await status(wrong) == 401
+    refused = await rig.request("GET", "/v1/models")
+    assert (refused.status, refused.json["error"]["code"]) == (401, "invalid_api_key")
+    assert (await rig.request("GET", "/metrics")).status == 200
+
+    (tmp_path / "bob").write_text("sk-bob")
+    (tmp_path / "alice").unlink()
+    for _ in range(200):
+        if await status("Bearer sk-bob") == 200:
+            break
+        await asyncio.sleep(0.05)
+    assert await status("Bearer sk-bob") == 200
+    assert await status("Bearer sk-alice") == 401
+
+
+async def test_a_directory_without_keys_refuses_everyone(rig: Rig, tmp_path: Path) -> None:
+    await rig.one_group(keys=tmp_path)
+    assert (await rig.complete(headers={"authorization": "Bearer "})).status == 401

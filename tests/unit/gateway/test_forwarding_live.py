@@ -1,0 +1,293 @@
+"""On-demand forwarding with real sockets: rejections, overload, faults; and what is counted."""
+
+import asyncio
+
+import pytest
+from tests.support.gateway_rig import SLO, Rig, eventually
+
+from pdserve.wire import metrics as names
+from pdserve.wire.routes import Slo
+
+
+async def test_a_rejection_goes_to_the_next_prefill_at_once(rig: Rig) -> None:
+    await rig.one_group(prefills=2)
+    for engine in (rig.engines["p0"], rig.engines["p1"]):
+        engine.hints = False
+    rig.engines["p0"].script = ["full"] * 9
+    for _ in range(4):
+        assert (await rig.complete()).status == 200
+    assert rig.engines["p1"].events["attempts"] == 4
+    assert await rig.metric(names.GATEWAY_REJECTIONS, leg="prefill", reason="full") >= 1
+
+
+async def test_requests_wait_at_the_gateway_and_never_in_an_instance(rig: Rig) -> None:
+    await rig.one_group(prefills=2)
+    for name in ("p0", "p1"):
+        rig.engines[name].prefill_seconds = 0.02
+    answers = await asyncio.gather(*(rig.complete(stream=True) for _ in range(12)))
+    assert [a.status for a in answers] == [200] * 12
+    assert max(rig.engines[n].max_used for n in ("p0", "p1")) == 1
+    attempts = sum(rig.engines[n].events["attempts"] for n in ("p0", "p1"))
+    assert attempts <= 12 * (2 * 2 + 4)
+    assert await rig.metric(names.GATEWAY_WAITING) == 0
+
+
+async def test_deadline_passed_is_503_with_a_measured_retry_after(rig: Rig) -> None:
+    await rig.one_group(slo=Slo(ttft=0.05, handoff=0.05, tpot=0.1, attainment=0.9))
+    prefill = rig.engines["p0"]
+    prefill.gate = asyncio.Event()
+    first = asyncio.create_task(rig.complete())
+    await eventually(lambda: prefill.running == 1, "prefill busy")
+    answer = await rig.complete()
+    assert answer.status == 503
+    assert answer.json["error"]["code"] == "deadline_exceeded"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["x-should-retry"] == "false"
+    prefill.gate.set()
+    assert (await first).status == 200
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="expired") == 1
+    assert await rig.metric(names.GATEWAY_EXPIRED, stage="before_prefill") == 1
+    assert await rig.metric(names.GATEWAY_OFFERED) == 2
+
+
+async def test_a_prompt_too_long_for_the_target_is_refused_at_once(rig: Rig) -> None:
+    made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
+    await rig.start()
+    await rig.routes(made, prefill_seconds=(0.1, 0.01))
+    assert (await rig.complete(prompt=[1] * 50)).status == 200
+    answer = await rig.complete(prompt=[1] * 100)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "deadline_infeasible")
+    assert "prefill of about 100 tokens takes about 1.10 s" in answer.json["error"]["message"]
+    assert await rig.metric(names.GATEWAY_EXPIRED, stage="arrival") == 1
+
+
+async def test_a_full_waiting_room_refuses_newcomers(rig: Rig) -> None:
+    await rig.one_group(room_limit=1)
+    prefill = rig.engines["p0"]
+    prefill.gate = asyncio.Event()
+    busy = [asyncio.create_task(rig.complete())]
+    await eventually(lambda: prefill.running == 1, "prefill busy")
+    busy.append(asyncio.create_task(rig.complete()))
+    lane = rig.gateway.service.lane("tiny", {})[0]
+    await eventually(lambda: lane.dispatcher.waiting == 1, "room full")
+    answer = await rig.complete()
+    assert (answer.status, answer.json["error"]["code"]) == (503, "waiting_room_full")
+    prefill.gate.set()
+    assert [a.status for a in await asyncio.gather(*busy)] == [200, 200]
+
+
+async def test_decode_rejections_try_every_decode_of_the_group(rig: Rig) -> None:
+    await rig.one_group(decodes=3)
+    for name in ("d0", "d1"):
+        rig.engines[name].script = ["full"]
+    for _ in range(3):
+        assert (await rig.complete(stream=True)).text == "t0 t1 t2 t3 "
+
+
+async def test_decode_overload_is_503_and_releases_the_kv(rig: Rig) -> None:
+    await rig.one_group(slo=Slo(ttft=0.1, handoff=0.05, tpot=0.1, attainment=0.9))
+    rig.engines["d0"].script = ["full"] * 99
+    answer = await rig.complete(stream=True)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "decode_overload")
+    await eventually(lambda: not rig.engines["p0"].held, "KV released")
+    assert rig.engines["d0"].events["attempts"] <= 2 * 1 + 4
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="decode_overload") == 1
+
+
+async def test_kv_goes_to_another_decode_when_one_dies_before_its_first_byte(rig: Rig) -> None:
+    await rig.one_group(decodes=2)
+    rig.engines["d0"].script = rig.engines["d1"].script = ["reset"]
+    assert (await rig.complete(stream=True)).text == "t0 t1 t2 t3 "
+    assert rig.engines["p0"].events["attempts"] == 1
+    assert sum(rig.engines[n].events["attempts"] for n in ("d0", "d1")) == 2
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 0
+
+
+async def test_killed_prefill_loses_no_request(rig: Rig) -> None:
+    await rig.one_group(prefills=2)
+    dying = rig.engines["p0"]
+    for name in ("p0", "p1"):
+        rig.engines[name].prefill_seconds = 0.03
+    tasks = [asyncio.create_task(rig.complete(stream=True)) for _ in range(6)]
+    await eventually(lambda: dying.running == 1, "a request in the dying prefill")
+    await dying.kill()
+    answers = await asyncio.gather(*tasks)
+    assert [a.status for a in answers] == [200] * 6
+    assert await rig.metric(names.GATEWAY_EJECTED, instance="p0") == 1
+
+
+async def test_a_request_lost_late_in_a_dying_prefill_gets_its_deadline_again(rig: Rig) -> None:
+    await rig.one_group(prefills=2, slo=Slo(ttft=0.3, handoff=0.2, tpot=0.1, attainment=0.9))
+    prefills = [rig.engines["p0"], rig.engines["p1"]]
+    for prefill in prefills:
+        prefill.gate = asyncio.Event()
+    task = asyncio.create_task(rig.complete(stream=True))
+    await eventually(lambda: any(p.running for p in prefills), "accepted")
+    dying, other = prefills if prefills[0].running else reversed(prefills)
+    started = asyncio.get_running_loop().time()
+    await eventually(lambda: asyncio.get_running_loop().time() - started > 0.35, "target missed")
+    await dying.kill()
+    assert other.gate is not None
+    other.gate.set()
+    assert (await task).status == 200
+    assert await rig.metric(names.GATEWAY_SLO_MET) == 0
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="completed") == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_killed_decode_loses_no_request_that_was_not_streaming(
+    rig: Rig, stream: bool
+) -> None:
+    """`cut:0`: the decode has pulled the KV, then dies; only a new prefill can help."""
+    await rig.one_group(decodes=2)
+    rig.engines["d0"].script = rig.engines["d1"].script = ["cut:0"]  # whichever is asked first
+    answer = await rig.complete(stream=stream)
+    assert answer.text == "t0 t1 t2 t3 "
+    assert rig.engines["p0"].events["attempts"] == 2
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="completed") == 1
+    assert await rig.metric(names.GATEWAY_OFFERED) == 1
+
+
+async def test_prefill_that_lost_the_kv_is_repeated_once_within_the_budget(rig: Rig) -> None:
+    await rig.one_group(decodes=2)
+    rig.engines["d0"].script = ["kv_failed"]
+    rig.engines["d1"].script = ["kv_failed"]
+    answer = await rig.complete(stream=True)
+    assert answer.text == "t0 t1 t2 t3 "
+    prefill = rig.engines["p0"]
+    assert len(prefill.seen) - prefill.events["rejected full"] == 2
+    lane = rig.gateway.service.lane("tiny", {})[0]
+    while lane.budget.take():
+        pass
+    rig.engines["d0"].script = ["kv_failed"]
+    rig.engines["d1"].script = ["kv_failed"]
+    answer = await rig.complete(stream=True)
+    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_error")
+    assert len(prefill.seen) - prefill.events["rejected full"] == 3
+
+
+@pytest.mark.parametrize("script", ["cut:2", "error:2"])
+async def test_a_stream_that_began_is_never_retried(rig: Rig, script: str) -> None:
+    await rig.one_group(decodes=2)
+    for name in ("d0", "d1"):
+        rig.engines[name].script = [script]
+    answer = await rig.complete(stream=True)
+    assert answer.status == 200
+    assert answer.text == "t0 t1 "
+    errors = [e for e in answer.events if isinstance(e, dict) and "error" in e]
+    assert len(errors) == 1
+    assert sum(rig.engines[n].events["attempts"] for n in ("d0", "d1")) == 1
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 1
+    assert await rig.metric(names.GATEWAY_SLO_MET) == 0
+
+
+async def test_a_request_that_breaks_engines_is_not_shown_to_all(rig: Rig) -> None:
+    await rig.one_group(prefills=4)
+    for i in range(4):
+        rig.engines[f"p{i}"].script = ["500"] * 9
+    answer = await rig.complete()
+    assert answer.status == 502
+    assert sum(rig.engines[f"p{i}"].events["attempts"] for i in range(4)) == 2
+
+
+async def test_a_silent_prefill_is_left_and_ejected(rig: Rig) -> None:
+    slo = Slo(ttft=0.1, handoff=0.05, tpot=0.1, attainment=0.9)
+    await rig.one_group(prefills=2, slo=slo)
+    rig.engines["p0"].script = ["hang"] * 9
+    rig.engines["p1"].hints = rig.engines["p0"].hints = False
+    answers = await asyncio.gather(*(rig.complete() for _ in range(2)))
+    assert [a.status for a in answers] == [200, 200]
+
+
+async def test_overlong_silence_in_a_stream_ends_it(rig: Rig) -> None:
+    await rig.one_group()
+    rig.engines["d0"].token_seconds = 30
+    answer = await rig.complete(stream=True)
+    assert "stream silent" in answer.events[-1]["error"]["message"]
+
+
+@pytest.mark.invariant(1)
+async def test_only_routed_instances_get_requests(rig: Rig) -> None:
+    """Draining and removed instances are out of the table; nothing may reach them."""
+    p0, p1 = await rig.engine("prefill", "p0"), await rig.engine("prefill", "p1")
+    d0, d1 = await rig.engine("decode", "d0"), await rig.engine("decode", "d1")
+    await rig.start()
+    await rig.routes([p0, d0])
+    assert all([(await rig.complete()).status == 200 for _ in range(5)])
+    assert not p1.seen
+    assert not d1.seen
+    await rig.routes([p1, d1])
+    before = (len(p0.seen), len(d0.seen))
+    answers = await asyncio.gather(*(rig.complete(stream=True) for _ in range(20)))
+    assert {a.status for a in answers} == {200}
+    assert (len(p0.seen), len(d0.seen)) == before
+
+
+@pytest.mark.invariant(1)
+async def test_a_request_never_waits_inside_an_instance(rig: Rig) -> None:
+    """Whatever hints claim, no instance ever holds more requests than it has slots."""
+    await rig.one_group(prefills=2, decodes=2)
+    for engine in rig.engines.values():
+        engine.hint_override = (b"9/9", b"0")  # lies: always free
+        engine.prefill_seconds = engine.token_seconds = 0.003
+    answers = await asyncio.gather(*(rig.complete(stream=True) for _ in range(24)))
+    assert {a.status for a in answers} <= {200, 503}
+    assert [a.status for a in answers].count(200) >= 12
+    for engine in rig.engines.values():
+        assert engine.max_used <= engine.capacity
+
+
+async def test_requests_stay_in_the_group_of_their_prefill(rig: Rig) -> None:
+    groups = [
+        [await rig.engine("prefill", f"p{g}"), await rig.engine("decode", f"d{g}")]
+        for g in range(2)
+    ]
+    await rig.start()
+    await rig.routes(*groups)
+    answers = await asyncio.gather(*(rig.complete(stream=True) for _ in range(20)))
+    assert {a.status for a in answers} == {200}
+    for g in range(2):
+        assert rig.engines[f"p{g}"].events["attempts"] > 0
+        assert rig.engines[f"d{g}"].events["rejected kv_failed"] == 0
+
+
+async def test_metrics_cover_every_offered_request(rig: Rig) -> None:
+    await rig.one_group()
+    for name in (names.GATEWAY_OFFERED, names.GATEWAY_SLO_MET, names.GATEWAY_COMPLETED):
+        assert await rig.metric(name, service="shop", scenario="chat") == 0
+    text = (await rig.request("GET", "/metrics")).body.decode()
+    assert 'outcome_total{service="shop",scenario="chat",outcome="failed"} 0' in text
+    assert (
+        f'ttft_seconds_bucket{{service="shop",scenario="chat",stream="true",le="{SLO.ttft!r}"}} 0'
+        in text
+    )
+
+    rig.engines["d0"].token_seconds = 0.01
+    for stream in (True, False):
+        await rig.complete(stream=stream, max_tokens=6)
+    assert await rig.metric(names.GATEWAY_OFFERED) == 2
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="completed") == 2
+    assert await rig.metric(names.GATEWAY_SLO_MET) == 2
+    assert await rig.metric(names.GATEWAY_PROMPT_TOKENS) == 14
+    assert await rig.metric(names.GATEWAY_OUTPUT_TOKENS) == 12
+    assert await rig.metric(names.GATEWAY_CACHED_TOKENS) == 4
+    assert await rig.metric(names.GATEWAY_ATTEMPTS, leg="prefill") == 2
+    assert await rig.metric(names.GATEWAY_HANDOFF + "_count") == 1
+    assert await rig.metric(names.GATEWAY_TPOT + "_count") == 2
+    tpot = await rig.metric(names.GATEWAY_TPOT + "_sum") / 2
+    assert 0.008 < tpot < 0.05
+    assert await rig.metric(names.GATEWAY_ROUTE_VERSION, service="shop") == 1
+
+
+async def test_graceful_stop_finishes_streams_and_takes_no_new_ones(rig: Rig) -> None:
+    await rig.one_group()
+    rig.engines["d0"].token_seconds = 0.01
+    task = asyncio.create_task(rig.complete(stream=True, max_tokens=20))
+    await eventually(lambda: rig.engines["d0"].running == 1, "streaming")
+    stop = asyncio.create_task(rig.gateway.stop())
+    answer = await task
+    assert answer.text.endswith("t19 ")
+    assert answer.events[-1] == "[DONE]"
+    await stop
+    with pytest.raises(ConnectionRefusedError):
+        await rig.complete()
