@@ -41,7 +41,7 @@ from pdserve.kube.lease import LeaseElector
 from pdserve.kube.metrics import Registry
 from pdserve.kube.workqueue import WorkQueue
 from pdserve.ratio.types import LoopSettings
-from pdserve.telemetry.prometheus import PrometheusSource
+from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
 from pdserve.telemetry.source import MetricsSource
 
 log = logging.getLogger(__name__)
@@ -245,7 +245,13 @@ def _source(options: Options) -> MetricsSource:
     if options.prometheus_url is None:
         log.warning("No --prometheus-url: ratios stay as they are in mode Auto")
         return NoSource()
-    return PrometheusSource(options.prometheus_url, window=options.metrics_window)
+    return PrometheusSource(
+        PrometheusSettings(
+            options.prometheus_url,
+            window=options.metrics_window,
+            stale_after=loop_settings(options).stale_after,
+        )
+    )
 
 
 def _decision_log(options: Options) -> Callable[[str], None]:

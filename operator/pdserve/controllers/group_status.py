@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdserve.api import ScenarioGroup, merge_conditions, rfc3339
+from pdserve.api import PDService, ScenarioGroup, merge_conditions, rfc3339
+from pdserve.controllers.decisions import live_counts
+from pdserve.controllers.service_desired import bounds_of
 from pdserve.groups.types import Condition, GroupStatus, InstanceObs, Plan, Repair
 from pdserve.wire import names
 
@@ -21,10 +23,31 @@ def selector(group: ScenarioGroup) -> str:
     )
 
 
+def ratio_condition(group: ScenarioGroup, service: PDService | None) -> tuple[Condition, ...]:
+    """Condition RatioInBounds by the PDService's scenario; none for one written by hand."""
+    found = () if service is None else service.spec.scenarios
+    scenario = next((s for s in found if s.name == group.spec.scenario), None)
+    counts = live_counts(group)
+    if scenario is None or counts is None:
+        return ()
+    bounds = bounds_of(scenario)
+    if bounds.clamp(counts) == counts:
+        return (Condition("RatioInBounds", "True", "InBounds", f"{counts} is within the bounds"),)
+    message = f"{counts} is outside the bounds; the nearest inside is {bounds.clamp(counts)}"
+    return (Condition("RatioInBounds", "False", "OutOfBounds", message),)
+
+
 def status_of(
-    group: ScenarioGroup, plan: Plan, instances: tuple[InstanceObs, ...], now: float
+    group: ScenarioGroup,
+    plan: Plan,
+    planned: tuple[Condition, ...],
+    instances: tuple[InstanceObs, ...],
+    now: float,
 ) -> dict[str, Any]:
-    """The status after a plan, as JSON; equal to the one before when nothing changed."""
+    """The status after a plan, as JSON; equal to the one before when nothing changed.
+
+    `planned` are the plan's conditions and what the executor adds to them.
+    """
     return {
         "observedGeneration": group.metadata.generation,
         "replicas": len({i.group_index for i in instances}),
@@ -32,7 +55,7 @@ def status_of(
         "selector": selector(group),
         "groups": [_group(g) for g in plan.groups],
         "repairs": [_repair(r) for r in plan.repairs],
-        "conditions": _conditions(group, plan.conditions, now),
+        "conditions": _conditions(group, planned, now),
     }
 
 

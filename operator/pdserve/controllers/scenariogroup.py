@@ -13,13 +13,18 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pdserve.api import ApiError, RoCEDomain, ScenarioGroup
+from pdserve.api import ApiError, PDService, RoCEDomain, ScenarioGroup
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import SCENARIO_GROUPS
-from pdserve.controllers.compare import covers
+from pdserve.controllers.compare import controller_uid, covers
 from pdserve.controllers.context import Context
 from pdserve.controllers.group_actions import CreateRefused, GroupExecutor
-from pdserve.controllers.group_status import not_ready, status_of, waiting_status
+from pdserve.controllers.group_status import (
+    not_ready,
+    ratio_condition,
+    status_of,
+    waiting_status,
+)
 from pdserve.controllers.group_view import (
     GroupView,
     fabric_of,
@@ -137,10 +142,10 @@ class _Reconcile:
             refused = Condition("Placed", "False", "NameTaken", str(error))
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
-        status = status_of(self.group, planned, view.instances, self.now)
+        conditions = (*planned.conditions, *ratio_condition(self.group, self._service()))
         if refused is not None:
-            status |= waiting_status(self.group, _replaced(planned.conditions, refused), self.now)
-        await self._write(status)
+            conditions = (*(c for c in conditions if c.type != refused.type), refused)
+        await self._write(status_of(self.group, planned, conditions, view.instances, self.now))
         if refused is None:
             return planned.requeue_after
         return min(REFUSED_RETRY, planned.requeue_after or REFUSED_RETRY)
@@ -162,6 +167,13 @@ class _Reconcile:
     def _domain(self) -> RoCEDomain | None:
         obj = self.context.caches.domains.get(self.group.spec.fabric.domain_ref.name)
         return None if obj is None else RoCEDomain.parse(obj)
+
+    def _service(self) -> PDService | None:
+        """The PDService that made this ScenarioGroup, if one did."""
+        obj = self.context.caches.services.get(self.group.spec.service, self.key.namespace)
+        if obj is None or controller_uid(self.obj) != obj["metadata"]["uid"]:
+            return None
+        return PDService.parse(obj)
 
     def _fabric(self, domain: RoCEDomain) -> Fabric:
         return fabric_of(self.context.caches, fabric_spec(domain))
@@ -210,7 +222,3 @@ _NO_COUNTS = (
 def _table_naming(view: GroupView, instance: InstanceObs) -> Any:
     table = view.tables.get(instance.group_index)
     return table if table is not None and table.peer(instance.name) is not None else None
-
-
-def _replaced(planned: tuple[Condition, ...], condition: Condition) -> tuple[Condition, ...]:
-    return (*(c for c in planned if c.type != condition.type), condition)

@@ -93,14 +93,15 @@ class Triggers:
             self._add(GROUP, group)
 
     def _pod(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
-        pod = _any(old, new)
-        meta = pod["metadata"]
-        for ref in meta.get("ownerReferences") or ():
-            if ref.get("controller") and ref.get("kind") == GROUP:
-                self._queue.add(QueueKey(GROUP, meta["namespace"], ref["name"]))
-                labels = meta.get("labels") or {}
-                if names.LABEL_SERVICE in labels:
-                    self._queue.add(service_key(meta["namespace"], labels[names.LABEL_SERVICE]))
+        meta = _any(old, new)["metadata"]
+        labels = meta.get("labels") or {}
+        if labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER:
+            # Instances and gateways alike: a PDService reports on both.
+            if names.LABEL_SERVICE in labels:
+                self._queue.add(service_key(meta["namespace"], labels[names.LABEL_SERVICE]))
+            for ref in meta.get("ownerReferences") or ():
+                if ref.get("controller") and ref.get("kind") == GROUP:
+                    self._queue.add(QueueKey(GROUP, meta["namespace"], ref["name"]))
         before = {} if old is None else pod_devices(old)
         after = {} if new is None else pod_devices(new)
         if before != after:

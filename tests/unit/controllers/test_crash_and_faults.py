@@ -1,0 +1,188 @@
+"""The operator is killed, twinned, cut off and lied to; the cluster always ends as wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from tests.support.fakeapi_net import Faults
+from tests.support.virtualtime import run_virtual, virtual_time
+from tests.unit.controllers.world import World, service
+
+from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.kube.resource import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    PODS,
+    ROLE_BINDINGS,
+    ROLES,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Resource,
+)
+
+FIXED = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 2, "decode": 1}}
+WANTED = 2 * (2 + 1)
+OWNED: tuple[Resource, ...] = (
+    SCENARIO_GROUPS, PODS, CONFIGMAPS, SECRETS, DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS,
+    ROLES, ROLE_BINDINGS,
+)  # fmt: skip
+
+
+def make(seed: int) -> World:
+    world = World(seed=seed)
+    world.nodes(["a", "b"], per_leaf=2)
+    world.domain()
+    world.create(PDSERVICES, service(ratio=FIXED))
+    return world
+
+
+async def count_writes() -> int:
+    world = make(0)
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        await asyncio.sleep(5)
+    return len(world.recorders[-1].writes())
+
+
+def is_settled(world: World) -> bool:
+    pods = {p["metadata"]["name"] for p in world.instances()}
+    return world.service_ready() and len(pods) == WANTED and world.routed() == pods
+
+
+def check_clean(world: World) -> None:
+    """Nothing twice, nothing without its owner."""
+    pods = world.instances()
+    assert len(pods) == WANTED, world.dump()
+    slots = [p["metadata"]["name"].rpartition("-")[0] for p in pods]
+    assert len(set(slots)) == WANTED
+    live = {o["metadata"]["uid"] for r in (*OWNED, PDSERVICES) for o in world.api.objects(r)}
+    for resource in OWNED:
+        for obj in world.api.objects(resource):
+            owners = obj["metadata"].get("ownerReferences")
+            assert owners, f"{resource.kind} {obj['metadata']['name']} has no owner"
+            assert all(o["uid"] in live for o in owners)
+
+
+def crash_points(count: int) -> list[tuple[int, int, bool]]:
+    """`(seed, which write, after it took effect)`, drawn over the whole set-up."""
+    rng = random.Random(20261121)
+    return [(seed, rng.randrange(1, 59), rng.random() < 0.5) for seed in range(count)]
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.parametrize(("seed", "write", "after"), crash_points(50))
+def test_killed_in_mid_set_up(seed: int, write: int, after: bool) -> None:
+    run_virtual(_killed(seed, write, after))
+
+
+async def _killed(seed: int, write: int, after: bool) -> None:
+    world = make(seed)
+    faults = Faults(
+        seed=seed, latency=(0.0, 0.02), watch_delay=(0.0, 0.1),
+        crash_at=write, crash_after_effect=after,
+    )  # fmt: skip
+    async with world.running():
+        async with world.operator(faults) as task:
+            # A write that is refused anyway has no effect to die after: then die just behind it.
+            await world.until(lambda: task.done() or faults.writes > write, 60, "the crash")
+        assert faults.crashed or faults.writes > write
+        await asyncio.sleep(random.Random(seed).uniform(0, 5))
+        async with world.operator():
+            await world.until(lambda: is_settled(world), 90, f"after a crash at write {write}")
+            await asyncio.sleep(60)
+            check_clean(world)
+            assert is_settled(world)
+            # Nothing that ran was ever made again under another name.
+            assert len(world.ever) == WANTED
+
+
+@virtual_time
+async def test_the_crash_points_cover_the_set_up() -> None:
+    writes = await count_writes()
+    drawn = {write for _, write, _ in crash_points(50)}
+    assert writes >= 58, "every drawn point must be reached"
+    assert min(drawn) < 5
+    assert max(drawn) > 50
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_bad_network_only_delays(seed: int) -> None:
+    run_virtual(_bad_network(seed))
+
+
+async def _bad_network(seed: int) -> None:
+    world = make(seed)
+    faults = Faults(
+        seed=seed, latency=(0.0, 0.05), refuse=0.1, lose_answer=0.1, watch_delay=(0.0, 0.3),
+        watch_break=0.05, watch_repeat=0.1, watch_swap=0.1, expire=0.3,
+    )  # fmt: skip
+    async with world.running(), world.operator(faults):
+        await world.until(lambda: is_settled(world), 600, "despite the network")
+        await asyncio.sleep(60)
+        check_clean(world)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_operators_at_once_do_no_harm(seed: int) -> None:
+    """A Lease is no fence: for a moment both may act."""
+    run_virtual(_twins(seed))
+
+
+async def _twins(seed: int) -> None:
+    world = make(seed)
+    slow = Faults(seed=seed, latency=(0.0, 0.2), watch_delay=(0.0, 0.5))
+    other = Faults(seed=seed + 100, latency=(0.0, 0.2), watch_delay=(0.0, 0.5))
+    async with world.running(), world.operator(slow), world.operator(other):
+        await world.until(lambda: is_settled(world), 120, "with two operators")
+        await asyncio.sleep(60)
+        check_clean(world)
+        assert len(world.ever) == WANTED
+
+
+@virtual_time
+async def test_an_api_server_that_is_away_at_the_start_is_waited_for() -> None:
+    world = make(0)
+    faults = Faults()
+    faults.down = True
+    async with world.running(), world.operator(faults) as task:
+        await asyncio.sleep(120)
+        assert not task.done()
+        assert world.instances() == []
+        faults.down = False
+        world.api.wake_watches()
+        await world.until(lambda: is_settled(world), 90, "once it is back")
+
+
+@virtual_time
+async def test_an_outage_of_the_api_server_touches_nothing_that_runs() -> None:
+    world = make(0)
+    faults = Faults()
+    async with world.running(), world.operator(faults) as task:
+        await world.until(lambda: is_settled(world))
+        before = {p["metadata"]["uid"] for p in world.instances()}
+        faults.down = True
+        world.api.wake_watches()
+        await asyncio.sleep(900)
+        faults.down = False
+        world.api.wake_watches()
+        await asyncio.sleep(60)
+        assert not task.done()
+        assert {p["metadata"]["uid"] for p in world.instances()} == before
+        assert is_settled(world)
+
+
+@virtual_time
+async def test_a_deletion_missed_while_away_is_noticed() -> None:
+    world = make(0)
+    async with world.running():
+        async with world.operator():
+            await world.until(lambda: is_settled(world))
+        victim = world.instances()[0]["metadata"]["name"]
+        world.delete_pod(victim)
+        await world.until(lambda: world.get(PODS, victim) is None, 30)
+        async with world.operator():
+            await world.until(lambda: is_settled(world), 60, "replaced")
+            check_clean(world)

@@ -1,0 +1,359 @@
+"""The operator as a whole against the in-memory API model, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from tests.support.virtualtime import virtual_time
+from tests.unit.controllers.world import NPU, NS, World, service
+
+from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.kube.resource import CONFIGMAPS, NODES, PODS
+from pdserve.topology.nodes import pinned_node
+from pdserve.wire import names
+
+
+def make(seed: int = 0) -> World:
+    world = World(seed=seed)
+    world.nodes(["a", "b"], per_leaf=2)
+    world.domain()
+    return world
+
+
+def names_of(world: World) -> set[str]:
+    return {p["metadata"]["name"] for p in world.instances()}
+
+
+def uids_of(world: World) -> set[str]:
+    return {p["metadata"]["uid"] for p in world.instances()}
+
+
+@virtual_time
+async def test_from_apply_to_ready() -> None:
+    world = make()
+    world.create(PDSERVICES, service(scenarios=("chat", "search"), prefill=(2, 4)))
+    async with world.running(), world.operator() as task:
+        seconds = await world.until(world.service_ready, 60, "PDService Ready")
+        assert not task.done()
+    assert seconds < 30
+    pods = world.instances()
+    assert len(pods) == 6
+    assert all(p["spec"]["nodeName"] == pinned_node(p) for p in pods)
+    assert world.routed() == names_of(world)
+    status = world.get(PDSERVICES, "shop")["status"]
+    assert status["url"] == "http://shop-gateway.default.svc"
+    assert status["summary"]["prefill"] == "4/4"
+    assert status["devices"] == [{"resource": NPU, "used": 24}]
+
+
+@virtual_time
+async def test_an_unchanged_service_costs_no_write_and_no_poll() -> None:
+    world = make()
+    world.create(PDSERVICES, service(scenarios=("chat", "search")))
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        await asyncio.sleep(90)  # virtual: the held decision is recorded, reports settle
+        recorder = world.recorders[-1]
+        before = len(recorder.writes())
+        calls = world.engines.calls.total()
+        await asyncio.sleep(1800)  # more than two resyncs
+        assert recorder.writes()[before:] == []
+        assert world.engines.calls.total() == calls
+
+
+@pytest.mark.invariant(2)
+@virtual_time
+async def test_a_restart_of_the_operator_touches_no_running_instance() -> None:
+    world = make()
+    world.create(PDSERVICES, service())
+    async with world.running():
+        async with world.operator():
+            await world.until(world.service_ready)
+            await asyncio.sleep(60)
+        before = {p["metadata"]["uid"]: p["metadata"]["resourceVersion"] for p in world.instances()}
+        async with world.operator():
+            await asyncio.sleep(60)
+            assert world.recorders[-1].writes() == []
+        after = {p["metadata"]["uid"]: p["metadata"]["resourceVersion"] for p in world.instances()}
+    assert after == before
+
+
+@pytest.mark.invariant(4)
+@virtual_time
+async def test_one_fault_replaces_one_instance() -> None:
+    world = make()
+    fixed = {"mode": "Fixed", "fixed": {"groups": 1, "prefill": 2, "decode": 2}}
+    world.create(PDSERVICES, service(ratio=fixed))
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        before = uids_of(world)
+        victim = next(n for n in sorted(names_of(world)) if "-d" in n)
+        lost = world.get(PODS, victim)["metadata"]["uid"]
+        world.kill(victim)
+        await world.until(lambda: victim not in world.routed(), 5, "out of the routes")
+        await world.until(
+            lambda: len(world.routed()) == 4 and world.service_ready(), 30, "repaired"
+        )
+        after = uids_of(world)
+        assert before - after == {lost}
+        assert len(after - before) == 1
+        replacement = world.get(PODS, next(iter(names_of(world) - {victim} & world.ever)))
+        assert replacement is not None
+        await asyncio.sleep(300)
+        assert uids_of(world) == after
+        assert len(world.ever) == 5
+        assert len(world.events("InstanceSubstituted")) == 1
+
+
+@virtual_time
+async def test_growing_adds_and_shrinking_drains_only_the_difference() -> None:
+    world = make()
+    fixed = {"mode": "Fixed", "fixed": {"groups": 1, "prefill": 1, "decode": 1}}
+    world.create(PDSERVICES, service(ratio=fixed))
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        first = uids_of(world)
+        _fix(world, 1, 3, 1)
+        await world.until(lambda: len(world.routed()) == 4, 60, "grown")
+        assert first <= uids_of(world)
+        assert world.engines.drained == []
+        grown = uids_of(world)
+        _fix(world, 1, 2, 1)
+        await world.until(lambda: len(world.instances()) == 3, 120, "shrunk")
+        assert uids_of(world) < grown
+        assert len(set(world.engines.drained)) == 1
+        assert world.routed() == names_of(world)
+        _fix(world, 2, 2, 1)
+        await world.until(lambda: len(world.routed()) == 6, 60, "a second group")
+        assert {g["index"] for g in world.routes()["scenarios"][0]["groups"]} == {0, 1}
+        _fix(world, 1, 2, 1)
+        await world.until(lambda: len(world.instances()) == 3, 120, "one group again")
+        tables = [
+            c for c in world.api.objects(CONFIGMAPS) if names.KEY_PEERS in (c.get("data") or {})
+        ]
+        assert len(tables) == 1
+
+
+def _fix(world: World, groups: int, prefill: int, decode: int) -> None:
+    ratio = {"fixed": {"groups": groups, "prefill": prefill, "decode": decode}}
+    spec = world.get(PDSERVICES, "shop")["spec"]
+    spec["scenarios"][0]["ratio"] |= ratio
+    world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": spec["scenarios"]}})
+
+
+@pytest.mark.invariant(1)
+@virtual_time
+async def test_an_instance_leaves_the_routes_before_it_is_told_to_drain() -> None:
+    world = make()
+    fixed = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 2, "decode": 2}}
+    world.create(PDSERVICES, service(ratio=fixed, devices=2))
+    seen: list[tuple[str, bool]] = []
+    tell = world.engines.post_drain
+
+    async def post_drain(target):  # type: ignore[no-untyped-def]
+        seen.append((target.pod, target.pod in world.routed()))
+        return await tell(target)
+
+    world.engines.post_drain = post_drain  # type: ignore[method-assign]
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        _fix(world, 1, 1, 1)
+        await world.until(lambda: len(world.instances()) == 2, 180, "shrunk")
+    assert {pod for pod, _ in seen}
+    assert not any(routed for _, routed in seen)
+
+
+@pytest.mark.invariant(1)
+@virtual_time
+async def test_a_container_that_restarts_in_place_is_unrouted_until_it_is_linked_again() -> None:
+    world = make()
+    world.create(PDSERVICES, service())
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        pod = next(
+            p for p in world.instances() if p["metadata"]["labels"][names.LABEL_ROLE] == "decode"
+        )
+        name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+        world.restart(name)
+        # Kubernetes leaves the gate True: only the container id tells.
+        await world.until(lambda: name not in world.routed(), 5, "unrouted")
+        await world.until(lambda: name in world.routed(), 30, "linked again")
+        assert world.get(PODS, name)["metadata"]["uid"] == uid
+        assert len(world.ever) == 2
+
+
+@virtual_time
+async def test_a_shortage_of_devices_names_what_fits() -> None:
+    world = World()
+    world.nodes(["a"], per_leaf=1, devices=8)
+    world.domain()
+    fixed = {"mode": "Fixed", "fixed": {"groups": 1, "prefill": 2, "decode": 2}}
+    world.create(PDSERVICES, service(ratio=fixed))
+    async with world.running(), world.operator():
+        await world.until(
+            lambda: world.condition(SCENARIO_GROUPS, "shop-chat", "Placed").get("status") == "False"
+        )
+        message = world.condition(SCENARIO_GROUPS, "shop-chat", "Placed")["message"]
+        assert "1P1D" in message
+        assert world.instances() == []
+        assert world.condition(PDSERVICES, "shop", "Ready")["status"] == "False"
+        # Devices arrive: no other trigger is needed.
+        world.node("a", "a-late", 8)
+        await world.until(world.service_ready, 60, "Ready after a node joined")
+
+
+@virtual_time
+async def test_an_unknown_domain_is_said_and_its_creation_is_enough() -> None:
+    world = World()
+    world.nodes(["a"], per_leaf=1)
+    world.create(PDSERVICES, service())
+    async with world.running(), world.operator():
+        await world.until(
+            lambda: (
+                world.condition(SCENARIO_GROUPS, "shop-chat", "Placed").get("reason")
+                == "UnknownDomain"
+            )
+        )
+        await world.until(
+            lambda: (
+                "no RoCEDomain 'az1'"
+                in world.condition(PDSERVICES, "shop", "Ready").get("message", "")
+            )
+        )
+        world.domain()
+        await world.until(world.service_ready, 60)
+
+
+@virtual_time
+async def test_the_domain_status_counts_nodes_and_free_devices() -> None:
+    world = make()
+    world.create(PDSERVICES, service())
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        await asyncio.sleep(2)
+        status = world.get(ROCE_DOMAINS, "az1", "")["status"]
+        assert status["nodes"] == {"total": 4, "ready": 4, "excluded": 0, "unhealthyDevices": 0}
+        # Three whole nodes are free for instances of 4 devices: 6 of them.
+        assert status["free"] == [{"resource": NPU, "devices": 24, "largestGroup": "3P3D"}]
+        assert status["levels"] == [{"name": "leaf", "domains": 2}, {"name": "node", "domains": 4}]
+
+
+@virtual_time
+async def test_a_removed_scenario_is_unrouted_and_deleted() -> None:
+    world = make()
+    world.create(PDSERVICES, service(scenarios=("search", "chat")))
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        left = [
+            s for s in world.get(PDSERVICES, "shop")["spec"]["scenarios"] if s["name"] == "chat"
+        ]
+        world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": left}})
+        await world.until(lambda: len(world.instances()) == 2, 60, "pods of search gone")
+        assert world.get(SCENARIO_GROUPS, "shop-search") is None
+        assert [s["name"] for s in world.routes()["scenarios"]] == ["chat"]
+
+
+@virtual_time
+async def test_deleting_the_service_leaves_nothing() -> None:
+    world = make()
+    world.create(PDSERVICES, service())
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        from pdserve.kube.client import Request
+
+        world.api.handle(Request("delete", PDSERVICES, NS, "shop"))
+        await world.until(lambda: not world.api.objects(PODS), 120, "pods gone")
+        await asyncio.sleep(30)
+        assert world.api.objects(CONFIGMAPS) == []
+        assert world.api.objects(SCENARIO_GROUPS) == []
+
+
+@virtual_time
+async def test_a_template_that_touches_a_protected_field_changes_nothing_that_serves() -> None:
+    world = make()
+    world.create(PDSERVICES, service())
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        before = uids_of(world)
+        prefill = world.get(PDSERVICES, "shop")["spec"]["prefill"]
+        prefill["template"] = {"spec": {"nodeName": "elsewhere"}}
+        world.patch(PDSERVICES, NS, "shop", {"spec": {"prefill": prefill}})
+        await world.until(
+            lambda: world.condition(PDSERVICES, "shop", "TemplateValid").get("status") == "False"
+        )
+        message = world.condition(PDSERVICES, "shop", "TemplateValid")["message"]
+        assert message.startswith("prefill: template.spec.nodeName")
+        await asyncio.sleep(60)
+        assert uids_of(world) == before
+        group = world.get(SCENARIO_GROUPS, "shop-chat")
+        assert "template" not in group["spec"]["prefill"]
+
+
+@virtual_time
+async def test_a_lost_node_is_replaced_after_its_patience_only() -> None:
+    world = make()
+    world.create(PDSERVICES, service(recovery={"drainSeconds": 60, "nodeSuspectSeconds": 30}))
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        node = world.instances()[0]["spec"]["nodeName"]
+        on_node = {
+            p["metadata"]["name"] for p in world.instances() if p["spec"]["nodeName"] == node
+        }
+        world.lose_node(node)
+        await asyncio.sleep(25)
+        assert names_of(world) == world.ever, "nothing may move before nodeSuspectSeconds"
+        await world.until(
+            lambda: world.service_ready() and not (world.routed() & on_node), 90, "substituted"
+        )
+        fresh = [p for p in world.instances() if p["metadata"]["name"] in world.routed()]
+        assert all(p["spec"]["nodeName"] != node for p in fresh)
+
+
+@virtual_time
+async def test_peer_tables_and_routes_only_rise() -> None:
+    world = make()
+    world.create(PDSERVICES, service())
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        world.kill(sorted(names_of(world))[0])
+        await asyncio.sleep(60)
+        await world.until(world.service_ready)
+    for key in (names.KEY_PEERS, names.KEY_ROUTES):
+        versions = _versions(world, key)
+        assert versions == sorted(set(versions)), key
+        assert len(versions) > 1
+
+
+def _versions(world: World, key: str) -> list[int]:
+    found = []
+    for change in world.api.store(CONFIGMAPS).history:
+        text = (change.object.get("data") or {}).get(key)
+        if text and change.type != "DELETED":
+            version = json.loads(text)["version"]
+            if not found or found[-1] != version:
+                found.append(version)
+    return found
+
+
+@virtual_time
+async def test_heartbeats_of_nodes_wake_nobody() -> None:
+    world = make()
+    world.create(PDSERVICES, service())
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        await asyncio.sleep(60)
+        recorder = world.recorders[-1]
+        before = len(recorder.requests)
+        for n in range(50):
+            ready = {
+                "type": "Ready",
+                "status": "True",
+                "lastHeartbeatTime": f"2026-01-01T00:00:{n:02d}Z",
+                "lastTransitionTime": world.ready_since["a-0"],
+            }
+            body = {"status": {"conditions": [ready]}}
+            world.patch(NODES, "", "a-0", body, subresource="status")
+            await asyncio.sleep(0.1)
+        assert len(recorder.requests) == before

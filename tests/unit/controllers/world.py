@@ -1,0 +1,609 @@
+"""A cluster in memory around the real operator: API model, scheduler, kubelet, engines, GC.
+
+Time is virtual (`tests.support.virtualtime`), everything is drawn from one seed. Only what the
+operator reads is modelled: pods get bound to their pin, start, link as their peer tables say,
+become Ready by readiness gate and engine, end when deleted; gateway pods become Ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tests.support.fakeapi import START, FakeApi
+from tests.support.fakeapi_fields import copy
+from tests.support.fakeapi_kinds import kind_of_crd
+from tests.support.fakeapi_net import FakeTransport, Faults
+
+from pdserve.api import rfc3339
+from pdserve.controllers.app import Core
+from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.controllers.linker import EngineApi, EngineError, Target
+from pdserve.controllers.ratio_loop import NoSource
+from pdserve.controllers.tokens import Tokens
+from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.metrics import Registry
+from pdserve.kube.resource import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    EVENTS,
+    NODES,
+    PODS,
+    Object,
+    ObjectKey,
+    key_of,
+)
+from pdserve.ratio.types import LoopSettings
+from pdserve.telemetry.source import MetricsSource
+from pdserve.topology.nodes import pinned_node
+from pdserve.wire import names
+from pdserve.wire.links import DrainReport, LinkReport
+from pdserve.wire.peers import PeerTable
+
+NPU = "huawei.com/Ascend910"
+NS = "default"
+STEP = 0.1
+CRDS = Path(__file__).parents[3] / "crds"
+
+
+def now() -> float:
+    """Seconds since the epoch, as the API model stamps objects."""
+    return START.timestamp() + asyncio.get_running_loop().time()
+
+
+def stamp() -> str:
+    return rfc3339(now())
+
+
+@dataclass(slots=True)
+class Engine:
+    """One engine process (a container)."""
+
+    pod: str
+    ip: str
+    table: PeerTable | None = None
+    linked_once: bool = False
+    draining: bool = False
+    busy: int = 0
+    frozen: bool = False
+
+
+class Engines:
+    """All engine processes by address; answers the linker as real ones would."""
+
+    def __init__(self) -> None:
+        self.by_ip: dict[str, Engine] = {}
+        self.calls: Counter[str] = Counter()
+        self.drained: list[str] = []
+        """Pods in the order in which they were told to drain, repeats included."""
+
+    def report(self, engine: Engine) -> LinkReport:
+        table = engine.table
+        if table is None:
+            return LinkReport(0, frozenset(), {})
+        up, down = set(), {}
+        for peer in table.opposite(engine.pod):
+            other = self.by_ip.get(peer.endpoint.removeprefix("http://").partition(":")[0])
+            if other is None or other.pod != peer.id or other.frozen:
+                down[peer.id] = "connection refused"
+            elif other.table is None or other.table.peer(engine.pod) is None:
+                down[peer.id] = "peer does not know us"
+            else:
+                up.add(peer.id)
+        return LinkReport(table.version, frozenset(up), down)
+
+    def ready(self, engine: Engine) -> bool:
+        """`/readyz`."""
+        report = self.report(engine)
+        # A decode or prefill whose table names no opposite has nothing to verify yet.
+        if report.complete and engine.table is not None and engine.table.opposite(engine.pod):
+            engine.linked_once = True
+        return engine.linked_once and not engine.draining and not engine.frozen
+
+    def _find(self, target: Target) -> Engine:
+        engine = self.by_ip.get(target.endpoint.removeprefix("http://").partition(":")[0])
+        if engine is None or engine.frozen:
+            raise EngineError("connection refused")
+        return engine
+
+    async def put_peers(self, target: Target, table: PeerTable) -> None:
+        self.calls["put"] += 1
+        await asyncio.sleep(0.005)
+        engine = self._find(target)
+        if table.peer(engine.pod) is None:
+            raise EngineError("HTTP 422")
+        if engine.table is None or table.version >= engine.table.version:
+            engine.table = table
+
+    async def get_links(self, target: Target) -> LinkReport:
+        self.calls["links"] += 1
+        await asyncio.sleep(0.005)
+        return self.report(self._find(target))
+
+    async def post_drain(self, target: Target) -> DrainReport:
+        self.calls["drain"] += 1
+        self.drained.append(target.pod)
+        await asyncio.sleep(0.005)
+        engine = self._find(target)
+        engine.draining = True
+        return DrainReport(engine.busy, 0, 0)
+
+
+class Recorder:
+    """A transport that notes what is asked of the API server."""
+
+    def __init__(self, inner: FakeTransport) -> None:
+        self.inner = inner
+        self.requests: list[Request] = []
+
+    async def send(self, request: Request) -> Object:
+        self.requests.append(request)
+        return await self.inner.send(request)
+
+    def stream(self, request: Request) -> AsyncIterator[Object]:
+        self.requests.append(request)
+        return self.inner.stream(request)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    def writes(self) -> list[Request]:
+        return [
+            r
+            for r in self.requests
+            if r.verb not in ("get", "list", "watch") and "dryRun" not in r.query
+        ]
+
+
+@dataclass(slots=True)
+class World:
+    """See the module."""
+
+    seed: int = 0
+    start_seconds: tuple[float, float] = (0.2, 1.5)
+    api: FakeApi = field(init=False)
+    engines: Engines = field(init=False)
+    rng: random.Random = field(init=False)
+    recorders: list[Recorder] = field(default_factory=list)
+    ever: set[str] = field(default_factory=set)
+    """Names of all instance pods that ever were."""
+    _due: dict[str, float] = field(default_factory=dict)
+    _ips: int = 0
+    broken_nodes: set[str] = field(default_factory=set)
+    crashing: set[str] = field(default_factory=set)
+    ready_since: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kinds = [kind_of_crd(yaml.safe_load(p.read_text())) for p in sorted(CRDS.glob("*.yaml"))]
+        self.api = FakeApi(*kinds)
+        self.engines = Engines()
+        self.rng = random.Random(self.seed)
+
+    # --- people ----------------------------------------------------------------------------
+
+    def nodes(self, leaves: Iterable[str], per_leaf: int, devices: int = 8) -> None:
+        """Nodes `<leaf>-<n>` with labels of `rocedomain()`."""
+        for leaf in leaves:
+            for n in range(per_leaf):
+                self.node(leaf, f"{leaf}-{n}", devices)
+
+    def node(self, leaf: str, name: str, devices: int) -> None:
+        self.create(
+            NODES,
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {
+                    "name": name,
+                    "labels": {
+                        "accelerator": "npu",
+                        "fabric/leaf": leaf,
+                        "kubernetes.io/hostname": name,
+                    },
+                },
+                "spec": {},
+            },
+        )
+        self.ready_since[name] = stamp()
+        self.patch(
+            NODES, "", name,
+            {
+                "status": {
+                    "capacity": {NPU: str(devices)},
+                    "allocatable": {NPU: str(devices)},
+                    "conditions": [
+                        {"type": "Ready", "status": "True", "lastTransitionTime": stamp()}
+                    ],
+                }
+            },
+            subresource="status",
+        )  # fmt: skip
+
+    def domain(self, name: str = "az1") -> None:
+        self.create(
+            ROCE_DOMAINS,
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": "RoCEDomain",
+                "metadata": {"name": name},
+                "spec": {
+                    "nodeSelector": {"matchLabels": {"accelerator": "npu"}},
+                    "levels": [
+                        {"name": "leaf", "nodeLabel": "fabric/leaf", "hopCost": 10},
+                        {"name": "node", "nodeLabel": "kubernetes.io/hostname", "hopCost": 1},
+                    ],
+                    "missingLabelPolicy": "Exclude",
+                    "addressSource": "NodeAnnotation",
+                },
+            },
+        )
+
+    def create(self, resource: Any, obj: Object) -> Object:
+        namespace = obj["metadata"].get("namespace")
+        return self.api.handle(Request("create", resource, namespace, body=obj))
+
+    def patch(
+        self, resource: Any, namespace: str, name: str, body: Any, *, subresource: str | None = None
+    ) -> Object:
+        return self.api.handle(
+            Request("patch", resource, namespace, name, subresource, body=body, patch="merge")
+        )
+
+    def get(self, resource: Any, name: str, namespace: str = NS) -> Object | None:
+        """A copy of the object, free to be changed."""
+        found = self.api.store(resource).objects.get(ObjectKey(namespace, name))
+        return None if found is None else copy(found)
+
+    def seen(self, resource: Any) -> list[Object]:
+        """All objects of a kind, not copied: not to be changed."""
+        objects = self.api.store(resource).objects
+        return [objects[key] for key in sorted(objects)]
+
+    def instances(self) -> list[Object]:
+        return [p for p in self.seen(PODS) if names.LABEL_ROLE in p["metadata"].get("labels", {})]
+
+    def condition(self, resource: Any, name: str, kind: str) -> dict[str, Any]:
+        obj = self.get(resource, name) or {}
+        for found in obj.get("status", {}).get("conditions", ()):
+            if found["type"] == kind:
+                return dict(found)
+        return {}
+
+    def events(self, reason: str) -> list[str]:
+        return [e["message"] for e in self.api.objects(EVENTS) if e["reason"] == reason]
+
+    def routes(self, service: str = "shop") -> dict[str, Any]:
+        found = self.get(CONFIGMAPS, names.routes_configmap_name(service))
+        return json.loads(found["data"][names.KEY_ROUTES]) if found else {}
+
+    def routed(self, service: str = "shop") -> set[str]:
+        table = self.routes(service)
+        return {
+            i["id"] for s in table.get("scenarios", ()) for g in s["groups"] for i in g["instances"]
+        }
+
+    def service_ready(self, name: str = "shop") -> bool:
+        found = self.get(PDSERVICES, name)
+        if found is None:
+            return False
+        ready = self.condition(PDSERVICES, name, "Ready")
+        current = ready.get("observedGeneration") == found["metadata"]["generation"]
+        return ready.get("status") == "True" and current
+
+    def restart(self, pod: str) -> None:
+        """The container restarts in place: another process, the same pod and address."""
+        obj = self.get(PODS, pod)
+        assert obj is not None, pod
+        ip = obj["status"]["podIP"]
+        self.engines.by_ip[ip] = Engine(pod, ip)
+        self._ips += 1
+        statuses = [
+            {
+                **obj["status"]["containerStatuses"][0],
+                "containerID": f"sim://{obj['metadata']['uid']}-{self._ips}",
+                "restartCount": 1,
+            }
+        ]
+        self._status(obj, {"containerStatuses": statuses}, [("Ready", "False")])
+
+    def lose_node(self, node: str) -> None:
+        """The node is cut off: its pods go on in silence, its Ready condition turns Unknown."""
+        self.broken_nodes.add(node)
+        body = {
+            "status": {
+                "conditions": [
+                    {"type": "Ready", "status": "Unknown", "lastTransitionTime": stamp()}
+                ]
+            }
+        }
+        self.patch(NODES, "", node, body, subresource="status")
+
+    def delete_pod(self, pod: str) -> None:
+        """Somebody deletes the pod."""
+        self.api.handle(Request("delete", PODS, NS, pod))
+
+    def kill(self, pod: str) -> None:
+        """The pod's process is gone for good."""
+        self.crashing.add(pod)
+
+    # --- the machinery ---------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Scheduler, kubelets, deployments and garbage collection run inside."""
+        task = asyncio.create_task(self._machinery())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def until(self, check: Any, seconds: float = 120.0, what: str = "") -> float:
+        """Wait (virtually) until `check()`; returns how long it took."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while not check():
+            assert loop.time() - started < seconds, f"not within {seconds} s: {what}\n{self.dump()}"
+            await asyncio.sleep(STEP)
+        return loop.time() - started
+
+    def dump(self) -> str:
+        lines = []
+        for resource in (PDSERVICES, SCENARIO_GROUPS):
+            for obj in self.seen(resource):
+                lines += [
+                    f"{obj['kind']} {obj['metadata']['name']} {c['type']}={c['status']} "
+                    f"{c['reason']}: {c['message']}"
+                    for c in obj.get("status", {}).get("conditions", ())
+                ]
+        for pod in self.instances():
+            conditions = {
+                c["type"]: c["status"] for c in pod.get("status", {}).get("conditions", ())
+            }
+            lines.append(
+                f"pod {pod['metadata']['name']} on {pod['spec'].get('nodeName')} {conditions} "
+                f"{'terminating' if 'deletionTimestamp' in pod['metadata'] else ''}"
+            )
+        return "\n".join(lines)
+
+    async def _machinery(self) -> None:
+        steps, quiet, seen = 0, 0, -1
+        while True:
+            quiet = quiet + 1 if seen == self.api.version else 0
+            seen = self.api.version
+            for pod in self.seen(PODS):
+                self._pod(pod)
+            for deployment in self.seen(DEPLOYMENTS):
+                self._deployment(deployment)
+            steps += 1
+            if steps % 10 == 0:
+                self.api.collect_garbage()
+            # Nothing moved for five seconds: nothing here is about to.
+            await asyncio.sleep(STEP if quiet < 50 else 20 * STEP)
+
+    def _pod(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        if names.LABEL_ROLE in meta.get("labels", {}):
+            self.ever.add(meta["name"])
+        if pod["spec"].get("nodeName") in self.broken_nodes:
+            return  # nobody there to act
+        if "deletionTimestamp" in meta:
+            if self._after(meta["uid"] + "-end", 0.5):
+                self._forget(pod)
+                self.api.end_pod(meta["namespace"], meta["name"])
+        elif not pod["spec"].get("nodeName"):
+            self._schedule(pod)
+        elif pod.get("status", {}).get("phase") != "Running":
+            if self._after(meta["uid"], self.rng.uniform(*self.start_seconds)):
+                self._start(pod)
+        else:
+            self._probe(pod)
+
+    def _schedule(self, pod: Object) -> None:
+        node = pinned_node(pod) or "anywhere"
+        store = self.api.store(PODS)
+        bound = copy(pod)
+        bound["spec"]["nodeName"] = node
+        self.api._commit(store, key_of(pod), "MODIFIED", pod, bound)
+        self._status(pod, {"phase": "Pending"}, [("PodScheduled", "True")])
+
+    def _start(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        self._ips += 1
+        ip = f"127.1.{self._ips // 250}.{self._ips % 250 + 1}"
+        name = pod["spec"]["containers"][0]["name"]
+        if names.LABEL_ROLE in meta["labels"]:
+            self.engines.by_ip[ip] = Engine(meta["name"], ip)
+        statuses = [
+            {
+                "name": name,
+                "containerID": f"sim://{meta['uid']}-{self._ips}",
+                "ready": False,
+                "restartCount": 0,
+                "state": {"running": {"startedAt": stamp()}},
+            }
+        ]
+        self._status(
+            pod,
+            {"phase": "Running", "podIP": ip, "containerStatuses": statuses},
+            [("PodScheduled", "True"), ("Ready", "False")],
+        )
+
+    def _probe(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        engine = self.engines.by_ip.get(pod["status"].get("podIP", ""))
+        if meta["name"] in self.crashing:
+            self._forget(pod)
+            self._status(pod, {"phase": "Failed", "reason": "Evicted"}, [("Ready", "False")])
+            self.crashing.discard(meta["name"])
+            return
+        if pod["status"]["phase"] == "Failed":
+            return
+        up = engine is None or self.engines.ready(engine)
+        held = {c["type"]: c["status"] for c in pod["status"].get("conditions", ())}
+        gates = [g["conditionType"] for g in pod["spec"].get("readinessGates", ())]
+        ready = "True" if up and all(held.get(g) == "True" for g in gates) else "False"
+        if held.get("Ready") != ready:
+            self._status(pod, {}, [("Ready", ready)])
+
+    def _status(self, pod: Object, status: Object, conditions: list[tuple[str, str]]) -> None:
+        body = {
+            "status": {
+                **status,
+                "conditions": [
+                    {"type": kind, "status": value, "lastTransitionTime": stamp()}
+                    for kind, value in conditions
+                ],
+            }
+        }
+        meta = pod["metadata"]
+        self.api.handle(
+            Request(
+                "patch", PODS, meta["namespace"], meta["name"], "status",
+                body=body, patch="strategic",
+            )
+        )  # fmt: skip
+
+    def _forget(self, pod: Object) -> None:
+        self.engines.by_ip.pop(pod.get("status", {}).get("podIP", ""), None)
+
+    def _deployment(self, deployment: Object) -> None:
+        meta, spec = deployment["metadata"], deployment["spec"]
+        for n in range(spec["replicas"]):
+            name = f"{meta['name']}-{n}"
+            if self.get(PODS, name, meta["namespace"]) is None:
+                owner = {
+                    "apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"],
+                    "uid": meta["uid"], "controller": True,
+                }  # fmt: skip
+                template = spec["template"]
+                self.create(
+                    PODS,
+                    {
+                        "apiVersion": "v1",
+                        "kind": "Pod",
+                        "metadata": {
+                            **copy(template["metadata"]),
+                            "name": name,
+                            "namespace": meta["namespace"],
+                            "ownerReferences": [owner],
+                        },
+                        "spec": copy(template["spec"]),
+                    },
+                )
+
+    def _after(self, key: str, seconds: float) -> bool:
+        """True once `seconds` passed since this was first asked of `key`."""
+        moment = asyncio.get_running_loop().time()
+        due = self._due.setdefault(key, moment + seconds)
+        return moment >= due
+
+    # --- the operator ----------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def operator(
+        self,
+        faults: Faults | None = None,
+        source: MetricsSource | None = None,
+        settings: LoopSettings | None = None,
+    ) -> AsyncIterator[asyncio.Task[None]]:
+        """The real operator; the task ends with the exception of a crash."""
+        task = asyncio.create_task(self.operate(faults, source, settings))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with suppress(BaseException):
+                await task
+
+    async def operate(
+        self,
+        faults: Faults | None = None,
+        source: MetricsSource | None = None,
+        settings: LoopSettings | None = None,
+        log_line: Any = lambda _line: None,
+    ) -> None:
+        recorder = Recorder(FakeTransport(self.api, faults or Faults()))
+        self.recorders.append(recorder)
+        core = Core(
+            KubeClient(recorder),
+            namespace=None,
+            gateway_image="pdserve/gateway:test",
+            registry=Registry(),
+            now=now,
+            rng=random.Random(self.seed),
+        )
+
+        async def engines(_tokens: Tokens) -> EngineApi:
+            return self.engines
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(core.follow())
+            tasks.create_task(
+                core.act(engines, source or NoSource(), settings or LoopSettings(), log_line)
+            )
+
+
+def service(
+    name: str = "shop",
+    scenarios: Iterable[str] = ("chat",),
+    *,
+    devices: int = 4,
+    prefill: tuple[int, int] = (1, 4),
+    decode: tuple[int, int] = (1, 4),
+    groups: tuple[int, int] = (1, 3),
+    ratio: dict[str, Any] | None = None,
+    **spec: Any,
+) -> Object:
+    """A PDService; every scenario but the last matches a header."""
+    listed = list(scenarios)
+    role = {
+        "instance": {"devicesPerNode": devices, "resource": NPU},
+        "maxConcurrency": 4,
+        "args": [],
+        "env": [],
+        "startupDeadlineSeconds": 120,
+    }
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "PDService",
+        "metadata": {"name": name, "namespace": NS},
+        "spec": {
+            "model": {"name": "tiny"},
+            "engine": {"type": "Reference", "image": "pdserve/engine:test"},
+            "prefill": copy(role),
+            "decode": copy(role),
+            "fabric": {"domainRef": {"name": "az1"}},
+            "scenarios": [
+                {
+                    "name": s,
+                    "match": {"headers": {"x-scenario": s}} if s != listed[-1] else {},
+                    "slo": {
+                        "ttft": "800ms", "handoff": "200ms", "tpot": "40ms",
+                        "attainmentPercent": 99,
+                    },
+                    "groups": {"min": groups[0], "max": groups[1]},
+                    "ratio": {
+                        "mode": "Auto",
+                        "prefill": {"min": prefill[0], "max": prefill[1]},
+                        "decode": {"min": decode[0], "max": decode[1]},
+                        **(ratio or {}),
+                    },
+                    "expected": {
+                        "promptTokens": 100, "outputTokens": 50, "requestsPerSecond": 2,
+                    },
+                }
+                for s in listed
+            ],
+            **spec,
+        },
+    }  # fmt: skip
