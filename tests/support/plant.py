@@ -79,6 +79,8 @@ class Decode:
     reserved: int = 0
     queued: list[Request] = field(default_factory=list)
     running: list[Request] = field(default_factory=list)
+    context: float = 0.0
+    """Context tokens of the running batch (prompts and half the answers)."""
     token: float = 0.0
     """Tokens every running stream has made since this instance started."""
     moved_at: float = 0.0
@@ -108,6 +110,7 @@ class Plant:
         self.counts = counts
         self.prefills: list[Prefill] = []
         self.decodes: list[Decode] = []
+        self.draining = False
         self.waiting: list[Request] = []
         self.stuck: list[tuple[Prefill, Request]] = []
         self.totals: Counter[str] = Counter()
@@ -154,15 +157,18 @@ class Plant:
                 live = [i for i in pool if i.group == group and not i.draining]
                 want = wanted if group < counts.groups else 0
                 for inst in live[want:]:
-                    inst.draining = True
+                    inst.draining = self.draining = True
                 for _ in range(want - len(live)):
                     pool.append(kind(f"{kind.__name__}-{next(self._names)}", group, ready_at))
         self._at(ready_at, self._dispatch)
         self._reap()
 
     def _reap(self) -> None:
+        if not self.draining:
+            return
         self.prefills = [p for p in self.prefills if not (p.draining and not p.held)]
         self.decodes = [d for d in self.decodes if not (d.draining and not d.reserved)]
+        self.draining = any(i.draining for i in (*self.prefills, *self.decodes))
 
     def ready(self) -> tuple[int, int]:
         return (
@@ -289,21 +295,18 @@ class Plant:
     # --- decode: every running stream advances at 1/step(B); only batch changes are events --------
 
     def _step(self, inst: Decode) -> float:
-        context = sum(r.prompt + r.output / 2 for r in inst.running)
         model = self.profile.decode
-        return (
-            model.base + model.per_request * len(inst.running) + model.per_context_token * context
-        )
+        batch = len(inst.running)
+        return model.base + model.per_request * batch + model.per_context_token * inst.context
 
     def _catch_up(self, inst: Decode) -> None:
         elapsed, batch = self.now - inst.moved_at, len(inst.running)
         if batch and elapsed > 0:
             steps = elapsed / self._step(inst)
             inst.token += steps
-            context = sum(r.prompt + r.output / 2 for r in inst.running)
             self._engine(
                 inst.name, steps=steps, step_seconds=elapsed, step_requests=steps * batch,
-                step_context=steps * context,
+                step_context=steps * inst.context,
             )  # fmt: skip
         inst.moved_at = self.now
 
@@ -314,6 +317,7 @@ class Plant:
             request.decode_from = self.now
             request.finish_at_token = inst.token + request.output - 1
             inst.running.append(request)
+            inst.context += request.prompt + request.output / 2
         self._plan_finish(inst)
 
     def _plan_finish(self, inst: Decode) -> None:
@@ -332,6 +336,7 @@ class Plant:
         self._catch_up(inst)
         for request in [r for r in inst.running if r.finish_at_token <= inst.token + 1e-6]:
             inst.running.remove(request)
+            inst.context -= request.prompt + request.output / 2
             inst.reserved -= 1
             self._complete(request)
         self._admit(inst)
@@ -360,7 +365,6 @@ class Plant:
     def _scrape(self) -> None:
         for inst in self.decodes:
             self._catch_up(inst)
-            self._plan_finish(inst)
         self.scrapes.append((self.now, dict(self.totals)))
         self._at(self.now + self.scrape, self._scrape)
 

@@ -122,8 +122,8 @@ def growth_order(current: Counts, limits: Limits) -> Callable[[Counts], tuple[ob
     """Order among counts that hold the target, best first.
 
     1. fewest devices beyond today's (so a role moves before anything grows); 2. fewest instances
-    destroyed; 3. fewest created; 4. ratio nearest to today's; 5. group count nearest to today's;
-    6. fewest groups, prefill, decode.
+    destroyed; 3. fewest created; 4. ratio nearest to today's; 5. most P/D groups (growth at the
+    right ratio is whole groups, and a fault reaches less); 6. fewest prefill, decode.
     """
     today = limits.devices(current)
 
@@ -131,8 +131,7 @@ def growth_order(current: Counts, limits: Limits) -> Callable[[Counts], tuple[ob
         destroyed, created = churn(current, counts)
         shift = abs(Fraction(counts.prefill, counts.decode) - _ratio(current))
         extra = max(limits.devices(counts) - today, 0)
-        away = abs(counts.groups - current.groups)
-        return (extra, destroyed, created, shift, away, counts)
+        return (extra, destroyed, created, shift, -counts.groups, counts)
 
     return key
 

@@ -27,6 +27,8 @@ ENOUGH_REQUESTS = 100.0
 ENOUGH_LENGTHS = 30.0
 CONTRADICTS = 2.5
 """Standard errors between two windows from which on they are taken to differ."""
+RISES = 1.64
+"""Standard errors above the time before from which on the load counts as rising."""
 MAX_FORECAST = 1.25
 DEFAULT_SPREAD = 1.25
 """E[L^2]/E[L]^2 while prefill has not published it."""
@@ -41,6 +43,8 @@ class RateEstimate:
     """Expected when a change decided now would take effect; at least `now`."""
     high: float
     """Upper estimate over every window: what a reduction must still serve."""
+    rising: bool
+    """The shortest window shows significantly more than the time before it."""
 
 
 def covered(windows: Sequence[RequestWindow]) -> tuple[RequestWindow, ...]:
@@ -69,7 +73,8 @@ def estimate_rate(windows: Sequence[RequestWindow], settings: LoopSettings) -> R
         if s <= _recent(settings)
     )
     lead = settings.window / 2 + settings.cold_start
-    return RateEstimate(now, min(now + _climb(counted) * lead, now * MAX_FORECAST), max(high, now))
+    ahead = min(now + _climb(counted) * lead, now * MAX_FORECAST)
+    return RateEstimate(now, ahead, max(high, now), _rising(counted))
 
 
 def estimate_demand(
@@ -119,6 +124,14 @@ def _rate_before(short: tuple[float, float], longer: tuple[float, float]) -> flo
     """Rate over the part of the longer window that precedes the short one."""
     span = longer[0] - short[0]
     return max(longer[1] - short[1], 0.0) / span if span > 0 else None
+
+
+def _rising(counted: Sequence[tuple[float, float]]) -> bool:
+    if len(counted) < 2:
+        return False
+    (seconds, count), longer = counted[0], counted[1]
+    before = _rate_before((seconds, count), longer)
+    return before is not None and count / seconds - before > RISES * math.sqrt(count) / seconds
 
 
 def _climb(counted: Sequence[tuple[float, float]]) -> float:

@@ -54,14 +54,3 @@ def describe(decision: Decision) -> str:
     if decision.inputs:
         lines.append("  " + ", ".join(f"{name}={value}" for name, value in decision.inputs))
     return "\n".join(lines)
-
-
-def worth_recording(decision: Decision, last: Decision | None) -> bool:
-    """Whether status should list it: changes always, anything else only when it says news."""
-    if last is None or decision.changes:
-        return True
-    return (decision.reason, decision.to, decision.outcome) != (
-        last.reason,
-        last.to,
-        last.outcome,
-    )

@@ -129,11 +129,17 @@ def _stressed(now: Round, model: Model, role: Role) -> Model:
 
 
 def _may_give(now: Round, predict: Predictor, counts: Counts) -> bool:
-    """Whether every role that loses instances holds the load, margin included, without them."""
-    stress = 1.0 + now.inp.settings.shrink_margin
+    """Whether every role that loses instances holds the load, margin included, without them.
+
+    While the load rises nobody gives: how far it goes is not known yet.
+    """
+    rising = now.rate is None or now.rate.rising
     return all(
         counts.total(role) >= now.inp.current.total(role)
-        or predict.misses(role, counts.total(role), stress) <= now.allowed / 2
+        or (
+            not rising
+            and predict.misses(role, counts.total(role), now.shrink_stress) <= now.allowed / 2
+        )
         for role in ROLES
     )
 

@@ -7,8 +7,9 @@ what traffic does not excite back to the seed, weights that discount outliers (H
 negative coefficient. Cold instances never get here (the source leaves them out); windows with too
 little work, or overlapping one already used, are dropped.
 
-Without a seed the first window makes one: a tenth of the time constant, the rest per token (or per
-request). `LearnState` is plain data; the controller keeps it as JSON (`ratio.records`).
+The first window scales the whole seed to what it saw: devices differ in speed first of all. Without
+a seed it makes one: prefill mostly per token (bound by compute), decode mostly constant (bound by
+reading the weights). `LearnState` is plain data; the controller keeps it as JSON (`ratio.records`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Triple = tuple[float, float, float]
 
 FORGET = 0.97
 """Weight kept per window: an effective memory of about 33 windows."""
-RIDGE = 0.3
+RIDGE = 0.05
 """Weight of the seed against windows, per coefficient."""
 HUBER = 0.25
 """Relative error up to which a window counts fully."""
@@ -141,8 +142,10 @@ def observe(state: LearnState, sample: ScenarioSample) -> LearnState:
         return state
     return replace(
         state,
-        prefill=state.prefill if prefill is None else _update(state.prefill, *prefill),
-        decode=state.decode if decode is None else _update(state.decode, *decode),
+        prefill=state.prefill
+        if prefill is None
+        else _update(state.prefill, *prefill, constant=0.1),
+        decode=state.decode if decode is None else _update(state.decode, *decode, constant=0.7),
         last_at=sample.at,
     )
 
@@ -159,11 +162,16 @@ def _means(
     return seconds / count, (1.0, first / count, second / count)
 
 
-def _update(fit: RoleFit | None, seconds: float, terms: Triple) -> RoleFit:
+def _update(fit: RoleFit | None, seconds: float, terms: Triple, constant: float) -> RoleFit:
+    """Take one window in; `constant` is the share of the time a first guess calls constant."""
     if fit is None:
-        per_unit = 0.9 * seconds / terms[1] if terms[1] > 0 else 0.0
+        per_unit = (1.0 - constant) * seconds / terms[1] if terms[1] > 0 else 0.0
         tiny = 1e-3 * seconds / terms[2] if terms[2] > 0 else 0.0
-        fit = RoleFit((0.1 * seconds, per_unit, tiny))
+        fit = RoleFit((constant * seconds, per_unit, tiny))
+    elif fit.weight == 0.0:
+        predicted = sum(s * x for s, x in zip(fit.seed, terms, strict=True))
+        scale = seconds / predicted if predicted > 0.0 else 1.0
+        fit = RoleFit((fit.seed[0] * scale, fit.seed[1] * scale, fit.seed[2] * scale))
     row = [s * x / seconds for s, x in zip(fit.seed, terms, strict=True)]
     ratios = _solve(fit.squares, fit.target)
     error = abs(sum(r * x for r, x in zip(ratios, row, strict=True)) - 1.0)

@@ -60,6 +60,14 @@ class Round:
         """Share of offered requests that may miss the SLO."""
         return 1.0 - self.inp.slo.attainment
 
+    @property
+    def shrink_stress(self) -> float:
+        """Factor on the load that whatever gets smaller must still hold."""
+        margin = 1.0 + self.inp.settings.shrink_margin
+        if self.rate is None or self.demand is None or self.demand.rate <= 0.0:
+            return margin
+        return margin * max(self.rate.high / self.demand.rate, 1.0)
+
     def summary(self) -> str:
         """One line on how the scenario does."""
         current = self.inp.current

@@ -10,15 +10,15 @@ from pdserve.ratio.types import Counts, Reason, known
 def propose_surplus(now: Round) -> Proposal | None:
     """The step down that frees most devices; None when none is safe.
 
-    Safe: the highest rate of every recent window, raised by the margin, keeps predicted misses
-    within half of what the SLO allows, and measured attainment meets the target. Order among safe
-    steps: most devices freed, highest predicted attainment, then fewest (groups, prefill, decode).
+    Safe: the load is not rising, measured attainment meets the target, and the highest rate of
+    every recent window, raised by the margin, keeps predicted misses within half of what the SLO
+    allows. Order among safe steps: most devices freed, highest predicted attainment, then fewest
+    (groups, prefill, decode).
     """
-    predict, rate, demand = now.predict, now.rate, now.demand
-    if predict is None or rate is None or demand is None or not _healthy(now):
+    predict, rate = now.predict, now.rate
+    if predict is None or rate is None or rate.rising or not _healthy(now):
         return None
-    margin = 1.0 + now.inp.settings.shrink_margin
-    stress = margin * max(rate.high / demand.rate, 1.0) if demand.rate > 0 else margin
+    stress = now.shrink_stress
     current = now.inp.current
     safe = [
         counts

@@ -1,0 +1,86 @@
+"""Capacity from compute at the batch that would run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.support.ratio_values import PROFILE, SLO
+
+from pdserve.ratio.model import build, largest_decode_batch
+from pdserve.ratio.types import DecodeProfile, Demand, PrefillProfile, Profile
+
+DEMAND = Demand(4.0, 1500.0, 1500.0, 1500.0**2 * 1.1, 200.0)
+
+
+def profile(
+    prefill: tuple[float, float, float] = (0.0, 1e-4, 0.0),
+    decode: tuple[float, float, float] = (0.03, 0.0, 0.0),
+    slots: tuple[int, int] = (4, 32),
+) -> Profile:
+    return Profile(PrefillProfile(*prefill), DecodeProfile(*decode), *slots)
+
+
+def test_prefill_capacity_is_read_at_the_best_batch_not_at_batch_1() -> None:
+    costly_start = profile(prefill=(0.2, 1e-5, 0.0))
+    model = build(costly_start, DEMAND, SLO)
+    assert model.prefill.capacity == pytest.approx(4 / (0.2 + 4 * 0.015))
+    assert model.prefill.capacity > 1 / (0.2 + 0.015) * 3
+
+
+def test_batches_that_leave_no_time_before_ttft_are_no_option() -> None:
+    slow = profile(prefill=(0.0, 4e-4, 0.0))  # 0.6 s alone, 1.2 s for two
+    model = build(slow, DEMAND, SLO)
+    assert [o.batch for o in model.prefill.options] == [1]
+    assert model.prefill.options[0].slack == pytest.approx(0.4)
+
+
+def test_decode_capacity_is_at_the_largest_batch_that_meets_tpot() -> None:
+    linear = profile(decode=(0.01, 0.0025, 0.0))
+    slo = replace(SLO, tpot=0.046)
+    assert largest_decode_batch(linear, DEMAND, slo) == 14  # 0.01 + 14 * 0.0025 = 0.045
+    model = build(linear, DEMAND, slo)
+    assert model.decode.capacity == pytest.approx(14 / (199 * 0.045))
+    assert model.decode.options[0].slack == 0.0, "above b* nobody waits, everyone is slow"
+
+
+def test_decode_waits_only_when_slots_are_the_limit() -> None:
+    model = build(profile(decode=(0.01, 0.0001, 0.0)), DEMAND, SLO)
+    assert model.decode.options[0].batch == 32
+    assert model.decode.options[0].slack == SLO.handoff
+
+
+@pytest.mark.parametrize(
+    ("bad", "role"),
+    [(profile(prefill=(0.0, 1e-3, 0.0)), "prefill"), (profile(decode=(0.05, 0.0, 0.0)), "decode")],
+)
+def test_a_target_missed_by_a_single_request_leaves_no_option(bad: Profile, role: str) -> None:
+    part = build(bad, DEMAND, SLO).role("prefill" if role == "prefill" else "decode")
+    assert part.options == ()
+    assert part.capacity == 0.0
+    assert part.alone > part.target
+    assert part.misses(10, 1.0) == 1.0
+    assert part.late(10, 1.0) == 1.0
+    assert part.utilisation(10, 1.0) == float("inf")
+
+
+def test_one_output_token_costs_decode_next_to_nothing() -> None:
+    model = build(PROFILE, replace(DEMAND, output_tokens=1.0), SLO)
+    assert model.decode.misses(1, 100.0) < 1e-6
+
+
+def test_more_instances_never_predict_worse() -> None:
+    model = build(PROFILE, DEMAND, SLO)
+    for part in (model.prefill, model.decode):
+        for values in (
+            [part.misses(n, 9.0) for n in range(1, 12)],
+            [part.late(n, 9.0) for n in range(1, 12)],
+        ):
+            assert values == sorted(values, reverse=True)
+
+
+def test_pressure_and_stress_raise_only_what_the_role_feels() -> None:
+    model = replace(build(PROFILE, DEMAND, SLO), pressure_decode=1.5)
+    assert model.felt("prefill") == 4.0
+    assert model.felt("decode") == 6.0
+    assert model.felt("decode", 2.0) == 12.0
