@@ -22,6 +22,7 @@ from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
 from pdserve.refengine.model.tokenizer import ChatMessage
 from pdserve.refengine.runtime.request import Request
+from pdserve.wire import http
 
 Kind = Literal["completion", "chat"]
 Body = Mapping[str, Any]
@@ -85,6 +86,9 @@ def parse(
             raise field_error(name, value, why)
     hand_over = wants_hand_over(body, limits.role)
     remote = remote_of(body, limits.role)
+    if remote is not None:
+        _check_vocabulary(remote, model.config.vocab)
+    # Also on a decode leg: a bad prompt is the client's fault wherever it is noticed.
     prompt = _prompt(kind, body, model)
     count = remote.tokens if remote else len(prompt)
     request = Request(
@@ -117,6 +121,14 @@ def parse(
     return request, ReplyOptions(
         kind, stream, _include_usage(body, stream), remote.cached_tokens if remote else None
     )
+
+
+def _check_vocabulary(remote: RemoteLeg, vocab: int) -> None:
+    first = remote.kv.first
+    for token in (first.token, *(t for t, _ in first.top)):
+        if not 0 <= token < vocab:
+            path = f"{http.PARAM_KV}.pdserve.first_token_ids"
+            raise field_error(path, token, f"token ids are 0 to {vocab - 1}")
 
 
 def _object(raw: bytes) -> Body:

@@ -116,6 +116,7 @@ class Routes:
         responder.send_json(200 if ready else 503, {"ready": ready, "why": "" if ready else why})
 
     def _metrics(self, request: HttpRequest, responder: Responder) -> None:
+        self.engine.publish_occupancy()
         responder.send(200, self.engine.metrics.registry.render(), kind=CONTENT_TYPE)
 
     def _info(self, request: HttpRequest, responder: Responder) -> None:

@@ -80,7 +80,6 @@ class Engine:
         self.draining = False
         self.transport: Transport | None = None
         self.peer_address: Callable[[str], PeerAddress | None] = lambda peer: None
-        self._publish_occupancy()
 
     # --- admission -------------------------------------------------------------------------
 
@@ -135,7 +134,6 @@ class Engine:
         self._active[request.id] = sequence
         if request.remote is not None:
             self._start_pull(sequence, request.remote)
-        self._publish_occupancy()
         self._pump()
         return sequence
 
@@ -169,6 +167,18 @@ class Engine:
     def executing(self) -> int:
         """Sequences that run or wait for their KV here."""
         return len(self._active)
+
+    def publish_occupancy(self) -> None:
+        """Bring the gauges up to date; called when they are about to be read."""
+        active = self._active.values()
+        running = sum(s.phase is Phase.RUNNING for s in active)
+        states = {"total": self._slots.total}
+        if self._config.role == "prefill":
+            states |= {"executing": len(active), "holding": len(self.handoff)}
+        else:
+            states |= {"running": running, "prefetching": len(active) - running}
+        share = self._pool.used / self._pool.total
+        self.metrics.occupancy(states, len(active), share)
 
     def stop(self) -> None:
         """End pulls, timers and the compute thread."""
@@ -245,7 +255,6 @@ class Engine:
                 if member.is_prompt:
                     self._prompt_done(sequence)
                 self._token(sequence, chosen, result.payloads.get(index))
-        self._publish_occupancy()
         self._pump()
 
     def _broken(self, error: BaseException) -> None:
@@ -309,7 +318,6 @@ class Engine:
             sequence.phase = Phase.READY
             sequence.computed = remote.tokens
             self._token(sequence, remote.first, None)
-            self._publish_occupancy()
         self._pump()
 
     async def _fetch(self, sequence: Sequence, remote: RemoteKv) -> None:
@@ -354,11 +362,9 @@ class Engine:
             self.handoff.hold(sequence.request.id, payload)
         else:
             self._slots.give_back()
-        self._publish_occupancy()
 
     def _slot_freed(self) -> None:
         self._slots.give_back()
-        self._publish_occupancy()
 
     # --- figures ---------------------------------------------------------------------------
 
@@ -411,14 +417,3 @@ class Engine:
         self.metrics.decode_seconds.inc(seconds)
         self.metrics.decode_requests.inc(step.decodes)
         self.metrics.decode_context.inc(step.context)
-
-    def _publish_occupancy(self) -> None:
-        active = self._active.values()
-        running = sum(s.phase is Phase.RUNNING for s in active)
-        states = {"total": self._slots.total}
-        if self._config.role == "prefill":
-            states |= {"executing": len(active), "holding": len(self.handoff)}
-        else:
-            states |= {"running": running, "prefetching": len(active) - running}
-        share = self._pool.used / self._pool.total
-        self.metrics.occupancy(states, len(active), share)
