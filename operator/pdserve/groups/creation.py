@@ -26,6 +26,10 @@ def create_group(
         draft.reasons.append(f"group {index} waits {pending:.0f} s after repeated faults")
         draft.wait(pending)
         return None
+    table = observation.tables.get(index)
+    if table is not None and table.instances:
+        draft.reasons.append(f"group {index} waits until its former peer table is deleted")
+        return None
     found = find_place(draft.fabric, observation.wanted, suspects(draft.repairs, observation.now))
     if isinstance(found, NoFit):
         draft.blocked.append(f"group {index}: {found.message}")

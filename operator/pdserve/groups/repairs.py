@@ -36,7 +36,7 @@ def count_faults(observation: Observation, draft: Draft) -> None:
     """Step 1: enter new faults, drop what is long past. A pod is counted once, by its uid."""
     now = observation.now
     repairs = {r.slot: r for r in observation.repairs if now - r.last_failure < FORGET_SECONDS}
-    for instance in observation.instances:
+    for instance in sorted(observation.instances, key=lambda i: (i.created, i.name)):
         # A pod that a plan took away already (scale-down, roll) is not a failure of its slot.
         if instance.fault is None or instance.drain_started is not None:
             continue

@@ -41,6 +41,10 @@ class Vacancy:
 def resize_group(group: GroupView, observation: Observation, draft: Draft) -> None:
     """Bring one group of the wanted revision to the wanted counts."""
     wanted = observation.wanted
+    for instance in group.staying:
+        if instance.revision != group.revision:
+            why = f"it is of revision {instance.revision}, its group is not"
+            retire(group, instance, why, observation, draft)
     if group.revision != wanted.revision and group.staying:
         return
     members = list(members_of(group))
@@ -90,9 +94,10 @@ def _lost_slots(
     wanted = observation.wanted
     held = {i.slot for i in group.staying}
     present = {i.slot for i in group.members}
+    succeeded = {i.replaces for i in group.members}
     lost: dict[str, Vacancy] = {}
     for instance in sorted(group.members, key=lambda i: (i.created, i.name)):
-        if instance.role == role and _lost(instance):
+        if instance.role == role and _lost(instance) and instance.uid not in succeeded:
             near = _leaf_of(draft.fabric, instance)
             why = f"replaces {instance.name}: {instance.fault or 'deleted from outside'}"
             lost[instance.slot] = Vacancy(instance.slot, instance.uid, near, why)
@@ -131,13 +136,18 @@ def _fill(
             f"{repair.not_before - now:.0f} s"
         )
         return None
+    name = pod_name(vacancy.slot, wanted.revision, vacancy.replaces)
+    if group.table is not None and group.table.peer(name) is not None:
+        # One id must never mean two pods: peers first learn that its former holder is gone.
+        draft.reasons.append(f"{name} waits until the peer table has dropped its former holder")
+        return None
     found = _find_node(draft, role, members, observation, vacancy.near)
     if isinstance(found, NoFit):
         draft.blocked.append(f"group {group.index}: {found.message}")
         draft.reasons.append(f"{vacancy.slot} stays empty: {found.message}")
         return found
     pod = NewPod(
-        name=pod_name(vacancy.slot, wanted.revision, vacancy.replaces),
+        name=name,
         slot=vacancy.slot,
         role=role,
         group_index=group.index,

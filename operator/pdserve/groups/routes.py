@@ -38,8 +38,8 @@ def routable(
 ) -> tuple[RouteGroup, ...]:
     """Route groups by index; instances by role, then name.
 
-    A group is listed only while it has both roles, of one revision: a prefill without a decode
-    could only make its client wait.
+    A group is listed only while it has both roles of one revision (of two, the one with more
+    instances): a prefill without a decode could only make its client wait.
 
     Args:
         instances: of one ScenarioGroup.
@@ -51,15 +51,17 @@ def routable(
         if is_routable(instance, tables.get(instance.group_index)):
             key = (instance.group_index, instance.revision)
             ready.setdefault(key, []).append(instance)
-    groups: list[RouteGroup] = []
+    groups: dict[int, RouteGroup] = {}
     for (index, revision), members in sorted(ready.items()):
+        former = groups.get(index)
         if {i.role for i in members} != set(ROLES):
             continue
+        if former is not None and len(former.instances) >= len(members):
+            continue
         members.sort(key=lambda i: (ROLES.index(i.role), i.name))
-        groups.append(
-            RouteGroup(index, revision, tuple(_route(i, tables[index], slots) for i in members))
-        )
-    return tuple(groups)
+        routes = tuple(_route(i, tables[index], slots) for i in members)
+        groups[index] = RouteGroup(index, revision, routes)
+    return tuple(groups[index] for index in sorted(groups))
 
 
 def endpoint(pod_ip: str) -> str:

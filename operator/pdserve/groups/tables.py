@@ -24,7 +24,12 @@ def publish_table(group: GroupView, observation: Observation, draft: Draft) -> N
     )
     names = {p.id for p in kept}
     gathered = [
-        i for i in group.staying if i.running and i.pod_ip is not None and i.name not in names
+        i
+        for i in group.staying
+        if i.running
+        and i.pod_ip is not None
+        and i.name not in names
+        and i.revision == group.revision
     ]
     entries = kept + tuple(_peer(i, draft) for i in gathered)
     if (old is None or not old.instances) and {p.role for p in entries} != set(ROLES):

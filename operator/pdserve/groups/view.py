@@ -35,8 +35,9 @@ class GroupView:
         return tuple(i for i in self.members if not leaving(i))
 
     def of_role(self, role: Role) -> tuple[InstanceObs, ...]:
-        """Staying members of one role."""
-        return tuple(i for i in self.staying if i.role == role)
+        """Staying members of one role, of the group's revision."""
+        revision = self.revision
+        return tuple(i for i in self.staying if i.role == role and i.revision == revision)
 
     def ready(self, role: Role) -> int:
         """How many members of one role can serve now."""
@@ -49,8 +50,18 @@ class GroupView:
 
     @property
     def revision(self) -> str:
-        """Revision of the members that stay (of all, when none does); groups are never mixed."""
-        return min((i.revision for i in self.staying or self.members), default="")
+        """Revision of the group: a request never passes from one revision to another.
+
+        Members of two revisions meet only when a lost one comes back after its group went on
+        without it. Then the one with more members that can serve counts, then with more members,
+        then the smaller name; `resize` gives up the others.
+        """
+        counts: dict[str, list[int]] = {}
+        for instance in self.staying or self.members:
+            count = counts.setdefault(instance.revision, [0, 0])
+            count[0] += is_routable(instance, self.table)
+            count[1] += 1
+        return min(counts, key=lambda r: (-counts[r][0], -counts[r][1], r), default="")
 
     @property
     def gone(self) -> bool:
@@ -121,8 +132,12 @@ def group_request(wanted: Wanted, exclude: frozenset[str]) -> GroupRequest:
 
 
 def members_of(group: GroupView) -> tuple[Member, ...]:
-    """Staying instances as placement wants them."""
-    return tuple(Member(i.name, i.role, i.node, is_routable(i, group.table)) for i in group.staying)
+    """Staying instances of the group's revision as placement wants them."""
+    return tuple(
+        Member(i.name, i.role, i.node, is_routable(i, group.table))
+        for role in ROLES
+        for i in group.of_role(role)
+    )
 
 
 def _shape(wanted: Wanted, role: Role) -> Shape:
