@@ -409,6 +409,17 @@ CASES: dict[str, list[Step]] = {
             update(LEASES, "a", spec={"holderIdentity": "y", "leaseDurationSeconds": 15}),
             see={"metadata.resourceVersion": SAME},
         ),
+        Step(delete(LEASES, "a")),
+        Step(update(LEASES, "a", spec={"holderIdentity": "y"}), "409 Conflict"),
+        Step(post(LEASES, "a", spec={"holderIdentity": "z", "leaseDurationSeconds": 15})),
+        Step(
+            # The predecessor's uid and version.
+            lambda s: s.client.update(
+                LEASES,
+                s.obj(LEASES, "a", {"uid": NO_UID}, spec={"holderIdentity": "y"}),
+            ),
+            "409 Conflict",
+        ),
     ],
     "generation counts the spec only": [
         Step(

@@ -107,6 +107,9 @@ class FakeApi:
         if request.verb == "patch" and request.patch == "apply":
             return copy(self._apply(store, key, live, request))
         if live is None:
+            if request.verb == "update" and request.body["metadata"].get("uid"):
+                message = f'uid mismatch: no {store.kind.resource.plural} "{key.name}" was found'
+                raise KubeError(409, "Conflict", message)
             raise _not_found(store, key)
         if request.verb == "get":
             return copy(live)
@@ -192,6 +195,8 @@ class FakeApi:
         body, base = request.body, copy(live)
         if request.verb == "update":
             changed = copy(body)
+            if changed["metadata"].get("uid") not in (None, "", live["metadata"]["uid"]):
+                raise KubeError(409, "Conflict", "the uid in the precondition does not match")
         elif request.patch == "json":
             changed = fields.json_patch(base, body)
         elif request.patch == "merge":

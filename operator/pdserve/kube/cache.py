@@ -164,7 +164,10 @@ class Cache:
         return self._store(key_of(obj), version, self._prune(obj))
 
     def observe_gone(self, obj: Object) -> bool:
-        """Take in that exactly this object (same uid) is gone, e.g. a DELETE answered 404."""
+        """Take in that exactly this object (same uid) is gone, e.g. a DELETE answered 404.
+
+        An event still on its way may show it once more before its end.
+        """
         key = key_of(obj)
         held = self._objects.get(key)
         if held is None or held["metadata"].get("uid") != obj["metadata"].get("uid"):

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.config_exception import ConfigException
@@ -24,6 +25,10 @@ from pdserve.kube.transport import HttpTransport
 DEFAULT_RATE = 100.0
 DEFAULT_BURST = 200
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+_MALFORMED = (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError)
+"""What the library raises for contents of a kubeconfig that it does not expect."""
 
 
 class ConnectError(Exception):
@@ -52,11 +57,11 @@ async def connect(
     configuration = Configuration()
     try:
         await _configure(configuration, kubeconfig, context)
-    except (ConfigException, OSError) as error:
+        # As Go's clients: never through a proxy to this machine.
+        configuration.client_session_kwargs = {"trust_env": not _is_loopback(configuration.host)}
+        api = ApiClient(configuration)
+    except (ConfigException, *_MALFORMED) as error:
         raise ConnectError(f"Kubernetes configuration is not usable: {error}") from error
-    # As Go's clients: never through a proxy to this machine.
-    configuration.client_session_kwargs = {"trust_env": not _is_loopback(configuration.host)}
-    api = ApiClient(configuration)
     api.user_agent = user_agent
     transport = HttpTransport(api, registry or Registry())
     return KubeClient(transport, bucket=TokenBucket(rate, burst))

@@ -1,0 +1,419 @@
+"""The cache's promises against the in-memory API model, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from tests.support.fakeapi import FakeApi
+from tests.support.fakeapi_net import Faults
+from tests.support.virtualtime import run_virtual, virtual_time
+
+from pdserve.kube.cache import Cache
+from pdserve.kube.errors import KubeError
+from pdserve.kube.metrics import Registry
+from pdserve.kube.prune import keep
+from pdserve.kube.resource import CONFIGMAPS, NODES, Object, Resource
+
+Told = list[tuple[str, str]]
+
+
+def config(name: str, data: dict[str, str] | None = None, **meta: Any) -> Object:
+    return {"metadata": {"name": name, "namespace": "default", **meta}, "data": data or {}}
+
+
+def record(cache: Cache) -> Told:
+    told: Told = []
+
+    def handler(event: str, old: Object | None, new: Object | None) -> None:
+        told.append((event, (new or old or {})["metadata"]["name"]))
+
+    cache.on_change(handler)
+    return told
+
+
+@asynccontextmanager
+async def running(cache: Cache) -> AsyncIterator[Cache]:
+    task = asyncio.create_task(cache.run())
+    try:
+        async with asyncio.timeout(600):
+            await cache.synced.wait()
+        yield cache
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def settle() -> None:
+    await asyncio.sleep(0.01)
+
+
+async def patch(api: FakeApi, name: str, value: str) -> Object:
+    operation = {"op": "add", "path": "/data/x", "value": value}
+    return await api.client().patch_json(CONFIGMAPS, name, [operation], namespace="default")
+
+
+@virtual_time
+async def test_lists_then_follows() -> None:
+    api = FakeApi()
+    for name in ("b", "a"):
+        await api.client().create(CONFIGMAPS, config(name))
+    cache = Cache(api.client(), CONFIGMAPS)
+    told = record(cache)
+    async with running(cache):
+        assert told == [("ADDED", "a"), ("ADDED", "b")]
+        await patch(api, "a", "1")
+        await api.client().create(CONFIGMAPS, config("c"))
+        await api.client().delete(CONFIGMAPS, "b", namespace="default")
+        await settle()
+        assert told[2:] == [("MODIFIED", "a"), ("ADDED", "c"), ("DELETED", "b")]
+        assert [obj["metadata"]["name"] for obj in cache.list()] == ["a", "c"]
+        found = cache.get("a", "default")
+        assert found is not None
+        assert found["data"] == {"x": "1"}
+        assert cache.get("b", "default") is None
+        assert cache.list("elsewhere") == ()
+
+
+@virtual_time
+async def test_deletions_missed_while_away_come_out_of_the_next_list() -> None:
+    api, faults, registry = FakeApi(), Faults(), Registry()
+    for name in ("gone", "kept", "changed", "replaced"):
+        await api.client().create(CONFIGMAPS, config(name))
+    cache = Cache(api.client(faults), CONFIGMAPS, registry=registry)
+    told = record(cache)
+    async with running(cache):
+        told.clear()
+        faults.down = True
+        api.wake_watches()
+        await asyncio.sleep(30)
+        await api.client().delete(CONFIGMAPS, "gone", namespace="default")
+        await patch(api, "changed", "1")
+        await api.client().delete(CONFIGMAPS, "replaced", namespace="default")
+        await api.client().create(CONFIGMAPS, config("replaced"))
+        await api.client().create(CONFIGMAPS, config("new"))
+        api.expire_history(CONFIGMAPS)
+        assert told == []
+        state = cache.state()
+        assert not state.connected
+        assert "connection" in state.error
+        assert state.age > 29
+        assert cache.get("gone", "default") is not None, "reads go on from the copy"
+        faults.down = False
+        await asyncio.sleep(30)
+        assert sorted(told) == [
+            ("ADDED", "new"),
+            ("ADDED", "replaced"),
+            ("DELETED", "gone"),
+            ("DELETED", "replaced"),
+            ("MODIFIED", "changed"),
+        ]
+        assert cache.state().connected
+        assert registry.value("pdserve_cache_relists_total", "configmaps") == 2
+
+
+@virtual_time
+async def test_a_short_outage_is_resumed_without_a_list() -> None:
+    api, faults, registry = FakeApi(), Faults(), Registry()
+    cache = Cache(api.client(faults), CONFIGMAPS, registry=registry)
+    told = record(cache)
+    async with running(cache):
+        faults.down = True
+        api.wake_watches()
+        await api.client().create(CONFIGMAPS, config("a"))
+        await api.client().delete(CONFIGMAPS, "a", namespace="default")
+        await asyncio.sleep(5)
+        faults.down = False
+        await asyncio.sleep(30)
+        assert told == [("ADDED", "a"), ("DELETED", "a")]
+        assert registry.value("pdserve_cache_relists_total", "configmaps") == 1
+
+
+@virtual_time
+async def test_bookmarks_keep_a_quiet_watch_resumable_and_young() -> None:
+    api, registry = FakeApi(), Registry()
+    cache = Cache(api.client(), CONFIGMAPS, registry=registry)
+    async with running(cache):
+        for _ in range(40):
+            # Other kinds move the version on; without bookmarks our own would expire.
+            await api.client().create(NODES, {"metadata": {"generateName": "n"}})
+            api.expire_history(CONFIGMAPS)
+            await asyncio.sleep(61)
+            assert cache.state().age <= 61
+        assert registry.value("pdserve_cache_relists_total", "configmaps") <= 8
+        assert registry.value("pdserve_cache_failures_total", "configmaps") <= 8
+
+
+@virtual_time
+async def test_reads_see_our_own_writes_and_handlers_hear_of_them_once() -> None:
+    api = FakeApi()
+    cache = Cache(api.client(Faults(watch_delay=(5, 5))), CONFIGMAPS)
+    told = record(cache)
+    async with running(cache):
+        created = await api.client().create(CONFIGMAPS, config("a"))
+        assert cache.observe(created)
+        assert cache.get("a", "default") == _pruned(created)
+        changed = await patch(api, "a", "1")
+        assert cache.observe(changed)
+        assert told == [("ADDED", "a"), ("MODIFIED", "a")]
+        await asyncio.sleep(30)
+        assert told == [("ADDED", "a"), ("MODIFIED", "a")], "the watch brought nothing new"
+        assert cache.get("a", "default") == _pruned(changed)
+
+
+@virtual_time
+async def test_a_late_answer_never_takes_the_cache_back() -> None:
+    api = FakeApi()
+    cache = Cache(api.client(), CONFIGMAPS)
+    async with running(cache):
+        first = await api.client().create(CONFIGMAPS, config("a"))
+        second = await patch(api, "a", "2")
+        await settle()
+        assert not cache.observe(first)
+        assert not cache.observe(second)
+        assert cache.get("a", "default") == _pruned(second)
+        await api.client().delete(CONFIGMAPS, "a", namespace="default")
+        await settle()
+        assert not cache.observe(second), "the object is gone; its last answer is late"
+        assert cache.get("a", "default") is None
+
+
+@virtual_time
+async def test_the_delayed_end_of_a_predecessor_does_not_remove_its_successor() -> None:
+    api = FakeApi()
+    cache = Cache(api.client(Faults(watch_delay=(5, 5))), CONFIGMAPS)
+    async with running(cache):
+        cache.observe(await api.client().create(CONFIGMAPS, config("a")))
+        await api.client().delete(CONFIGMAPS, "a", namespace="default")
+        told = record(cache)
+        successor = await api.client().create(CONFIGMAPS, config("a"))
+        assert cache.observe(successor)
+        assert told == [("DELETED", "a"), ("ADDED", "a")], "another uid is another object"
+        await asyncio.sleep(60)
+        assert cache.get("a", "default") == _pruned(successor)
+        assert len(told) == 2
+
+
+@virtual_time
+async def test_gone_is_taken_in_for_that_very_object_only() -> None:
+    api = FakeApi()
+    cache = Cache(api.client(), CONFIGMAPS)
+    async with running(cache):
+        created = await api.client().create(CONFIGMAPS, config("a"))
+        cache.observe(created)
+        await settle()
+        other = {**created, "metadata": {**created["metadata"], "uid": "another"}}
+        assert not cache.observe_gone(other)
+        await api.client().delete(CONFIGMAPS, "a", namespace="default")
+        assert cache.observe_gone(created)
+        assert not cache.observe_gone(created)
+        await settle()
+        assert cache.get("a", "default") is None
+
+
+@virtual_time
+async def test_what_pruning_drops_wakes_nobody() -> None:
+    api = FakeApi()
+    await api.client().create(NODES, {"metadata": {"name": "n"}, "spec": {"unschedulable": False}})
+    cache = Cache(api.client(), NODES, prune=keep("spec.unschedulable"))
+    told = record(cache)
+    async with running(cache):
+        told.clear()
+        beat = {"conditions": [{"type": "Ready", "lastHeartbeatTime": "t"}]}
+        answer = await api.client().patch_status(NODES, "n", beat, strategic=True)
+        await settle()
+        assert told == []
+        held = cache.get("n")
+        assert held is not None
+        assert held["metadata"]["resourceVersion"] == answer["metadata"]["resourceVersion"]
+        operation = {"op": "replace", "path": "/spec/unschedulable", "value": True}
+        await api.client().patch_json(NODES, "n", [operation])
+        await settle()
+        assert told == [("MODIFIED", "n")]
+
+
+@virtual_time
+async def test_objects_come_and_go_as_the_pruning_filter_says() -> None:
+    api = FakeApi()
+    mine = keep("data", where=lambda obj: obj["data"].get("x") == "mine")
+    cache = Cache(api.client(), CONFIGMAPS, prune=mine)
+    told = record(cache)
+    await api.client().create(CONFIGMAPS, config("a", {"x": "not"}))
+    async with running(cache):
+        assert len(cache) == 0
+        await patch(api, "a", "mine")
+        await settle()
+        await patch(api, "a", "not")
+        await settle()
+        assert told == [("ADDED", "a"), ("DELETED", "a")]
+        await api.client().delete(CONFIGMAPS, "a", namespace="default")
+        await settle()
+        assert len(told) == 2
+
+
+@virtual_time
+async def test_indexes_follow_every_change() -> None:
+    api = FakeApi()
+    await api.client().create(CONFIGMAPS, config("b", {"x": "1"}))
+    await api.client().create(CONFIGMAPS, config("a", {"x": "1"}))
+    cache = Cache(api.client(), CONFIGMAPS)
+    cache.add_index("x", lambda obj: obj["data"].values())
+    async with running(cache):
+        cache.add_index("late", lambda obj: [obj["metadata"]["name"]])
+
+        def names(index: str, value: str) -> list[str]:
+            return [obj["metadata"]["name"] for obj in cache.by_index(index, value)]
+
+        assert names("x", "1") == ["a", "b"]
+        assert names("late", "b") == ["b"]
+        await patch(api, "a", "2")
+        await api.client().delete(CONFIGMAPS, "b", namespace="default")
+        await settle()
+        assert names("x", "1") == []
+        assert names("x", "2") == ["a"]
+        assert cache.index_values("x") == {"2"}
+        assert names("late", "b") == []
+        with pytest.raises(KeyError):
+            cache.by_index("unknown", "1")
+
+
+@virtual_time
+async def test_an_unreachable_server_is_waited_for_with_growing_pauses() -> None:
+    api, faults, registry = FakeApi(), Faults(), Registry()
+    faults.down = True
+    cache = Cache(api.client(faults), CONFIGMAPS, registry=registry)
+    task = asyncio.create_task(cache.run())
+    await asyncio.sleep(3600)
+    assert not task.done()
+    assert not cache.synced.is_set()
+    attempts = registry.value("pdserve_cache_failures_total", "configmaps")
+    assert 3600 / 20 < attempts < 3600 / 10, "capped at 15 s with a spread"
+    faults.down = False
+    async with asyncio.timeout(20):
+        await cache.synced.wait()
+    task.cancel()
+
+
+@virtual_time
+async def test_a_missing_kind_or_right_does_not_end_the_cache() -> None:
+    api = FakeApi()
+    cache = Cache(api.client(), Resource("later.test", "v1", "things", "Thing"))
+    task = asyncio.create_task(cache.run())
+    await asyncio.sleep(300)
+    assert not task.done()
+    assert "404" in cache.state().error
+    task.cancel()
+
+
+@virtual_time
+async def test_a_server_restored_from_a_backup_is_believed() -> None:
+    api, faults = FakeApi(), Faults()
+    for index in range(50):
+        await api.client().create(CONFIGMAPS, config(f"c{index}"))
+    client = api.client(faults)
+    cache = Cache(client, CONFIGMAPS)
+    async with running(cache):
+        restored = FakeApi()
+        await restored.client().create(CONFIGMAPS, config("c1"))
+        await restored.client().create(CONFIGMAPS, config("restored"))
+        client._transport._api = restored  # type: ignore[attr-defined]
+        faults.down = True
+        api.wake_watches()
+        await asyncio.sleep(1)
+        faults.down = False
+        restored.store(CONFIGMAPS).compacted = 10**6  # its watch cache starts anew: 410
+        await asyncio.sleep(60)
+        assert [o["metadata"]["name"] for o in cache.list()] == ["c1", "restored"]
+
+
+@virtual_time
+async def test_a_raising_handler_blinds_nobody() -> None:
+    api, registry = FakeApi(), Registry()
+    cache = Cache(api.client(), CONFIGMAPS, registry=registry)
+    cache.on_change(lambda *_: 1 / 0)  # type: ignore[arg-type, return-value]
+    told = record(cache)
+    async with running(cache):
+        await api.client().create(CONFIGMAPS, config("a"))
+        await settle()
+        assert told == [("ADDED", "a")]
+        assert registry.value("pdserve_cache_handler_errors_total", "configmaps") == 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_schedule_of_faults_ends_in_the_servers_state(seed: int) -> None:
+    """Writers, a cache behind a bad network, write-through; at the end both agree.
+
+    On the way: no event contradicts the one before it for the same object, and no object ever
+    goes back to an older version.
+    """
+    run_virtual(_storm(seed))
+
+
+async def _storm(seed: int) -> None:
+    rng = random.Random(seed)
+    faults = Faults(
+        seed=seed, latency=(0, 0.2), refuse=0.1, lose_answer=0.1, watch_delay=(0, 0.5),
+        watch_break=0.1, watch_repeat=0.1, watch_swap=0.2, expire=0.3,
+    )  # fmt: skip
+    api = FakeApi()
+    cache = Cache(api.client(faults), CONFIGMAPS, rng=random.Random(seed), page_size=3)
+    held: dict[str, tuple[str, int]] = {}
+
+    def check(event: str, old: Object | None, new: Object | None) -> None:
+        name = (new or old or {})["metadata"]["name"]
+        if event == "ADDED":
+            assert name not in held
+        else:
+            assert old is not None
+            assert held[name][0] == old["metadata"]["uid"]
+        if event == "DELETED":
+            del held[name]
+            return
+        assert new is not None
+        uid, version = new["metadata"]["uid"], int(new["metadata"]["resourceVersion"])
+        assert version >= held.get(name, ("", 0))[1]
+        held[name] = (uid, version)
+
+    cache.on_change(check)
+    registry_errors = cache._metrics.handler_errors
+    ours = api.client(faults)
+
+    async def write() -> None:
+        name = f"c{rng.randrange(6)}"
+        choice = rng.random()
+        try:
+            if choice < 0.4:
+                cache.observe(await ours.create(CONFIGMAPS, config(name)))
+            elif choice < 0.7:
+                value = [{"op": "add", "path": "/data/x", "value": str(rng.random())}]
+                cache.observe(await ours.patch_json(CONFIGMAPS, name, value, namespace="default"))
+            else:
+                await ours.delete(CONFIGMAPS, name, namespace="default")
+        except KubeError:
+            pass
+
+    async def writer() -> None:
+        for _ in range(60):
+            await write()
+            await asyncio.sleep(rng.uniform(0, 1))
+
+    task = asyncio.create_task(cache.run())
+    await asyncio.gather(writer(), writer())
+    faults.watch_break = faults.refuse = 0
+    await asyncio.sleep(120)
+    assert not task.done()
+    task.cancel()
+    assert registry_errors.labels("configmaps").value == 0, f"seed {seed}: see the log"
+    want = {o["metadata"]["name"]: _pruned(o) for o in api.objects(CONFIGMAPS)}
+    assert {o["metadata"]["name"]: o for o in cache.list()} == want, f"seed {seed}"
+    assert set(held) == set(want)
+
+
+def _pruned(obj: Object) -> Object:
+    meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
+    return {**obj, "metadata": meta}
