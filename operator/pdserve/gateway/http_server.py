@@ -58,6 +58,8 @@ class Request:
 
 
 Handler = Callable[[Request, "Reply"], Awaitable[None]]
+LINGER_SECONDS = 5.0
+"""How long a refused client may go on sending before it is cut."""
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
@@ -310,7 +312,17 @@ class ClientConnection(asyncio.Protocol):
         elif self._refusal is not None:
             request = Request("", "", {}, b"", 0.0, keep_alive=False, http_1_1=True)
             Reply(self, request).error(self._refusal)
-            self.close()
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close after a refusal, but go on reading (and dropping) what the client still sends.
+
+        A socket closed with unread bytes is reset, and a reset destroys the reply that a client
+        reads only after it has sent its body, as most do.
+        """
+        if self._transport is not None:
+            self._transport.write_eof()
+            self.deadline = time.perf_counter() + LINGER_SECONDS
 
     async def _serve(self, request: Request, reply: Reply) -> None:
         try:

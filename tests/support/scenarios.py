@@ -1,0 +1,340 @@
+"""What is done to a cluster with pdserve in it, and what must be seen then.
+
+Functions here know Kubernetes and pdserve's objects, never what the nodes are made of: they take
+a `Cluster`, which process nodes implement (`tests.support.installed`) and other kinds of clusters
+can. Nothing sleeps for a fixed time; everything polls with a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, Protocol
+
+from pdserve.wire import names
+
+Json = dict[str, Any]
+API = "/apis/pdserve.io/v1alpha1"
+POLL_SECONDS = 0.1
+READY_SECONDS = 60.0
+"""Generous, because the machine may be slow; what was measured is printed and recorded."""
+
+
+class Cluster(Protocol):
+    """A cluster under test, and ways to break it."""
+
+    def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
+        """Output of kubectl; without `check` its errors are part of the output."""
+
+    def apply(self, *documents: str | Mapping[str, Any], namespace: str = "default") -> None:
+        """`kubectl apply` of YAML texts or objects."""
+
+    def get(self, path: str) -> Json | None:
+        """GET of an API path; None when there is no such object."""
+
+    def text(self, path: str) -> str:
+        """GET of an API path that answers text."""
+
+    def url(self, pod: Json, port: int = names.PORT_HTTP) -> str:
+        """Base URL at which this machine reaches a pod."""
+
+    def kill(self, namespace: str, pod: str) -> None:
+        """SIGKILL the main process of the pod's container."""
+
+    def frozen(self, namespace: str, pod: str) -> AbstractContextManager[None]:
+        """The pod's processes stand still: connections stay open, silent."""
+
+    def api_frozen(self) -> AbstractContextManager[None]:
+        """The API server stands still."""
+
+    def cut(self, node: str) -> None:
+        """No heartbeat of this node reaches the API server; its pods run on."""
+
+    def restore(self, node: str) -> None:
+        """Undo `cut`."""
+
+    def device(self, node: str, device: int, *, healthy: bool) -> None:
+        """Mark a device unhealthy, or healthy again."""
+
+
+class Identity(NamedTuple):
+    """What changes when a pod is replaced or its container restarted."""
+
+    uid: str
+    restarts: int
+
+
+def until(what: str, check: Callable[[], Any], seconds: float = READY_SECONDS) -> Any:
+    """Poll until `check` answers something true, and give that back; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := check()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(POLL_SECONDS)
+    return answer
+
+
+@contextmanager
+def stopwatch() -> Iterator[Callable[[], float]]:
+    """`with stopwatch() as seconds: ...; seconds()`."""
+    began = time.monotonic()
+    yield lambda: time.monotonic() - began
+
+
+# --- objects -------------------------------------------------------------------------------
+
+
+def pods(cluster: Cluster, namespace: str, **labels: str) -> list[Json]:
+    """Instance pods by name; `role="decode", scenario="chat"` select by pdserve's labels."""
+    selector = ",".join(
+        [f"{names.LABEL_COMPONENT}=instance"]
+        + [f"{names.GROUP}/{key.replace('_', '-')}={value}" for key, value in labels.items()]
+    )
+    return _pods(cluster, namespace, selector)
+
+
+def gateways(cluster: Cluster, namespace: str, service: str) -> list[Json]:
+    """Ready gateway pods of a service that stay."""
+    selector = f"{names.LABEL_COMPONENT}=gateway,{names.LABEL_SERVICE}={service}"
+    return [p for p in _pods(cluster, namespace, selector) if is_ready(p) and not leaving(p)]
+
+
+def _pods(cluster: Cluster, namespace: str, selector: str) -> list[Json]:
+    found = cluster.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}")
+    assert found is not None
+    return sorted(found["items"], key=lambda pod: str(pod["metadata"]["name"]))
+
+
+def name_of(obj: Json) -> str:
+    """`metadata.name`."""
+    return str(obj["metadata"]["name"])
+
+
+def leaving(pod: Json) -> bool:
+    """Deleted, but not gone yet."""
+    return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def condition(obj: Json | None, kind: str) -> Json:
+    """A condition of an object; `{}` where there is none."""
+    conditions = ((obj or {}).get("status") or {}).get("conditions") or ()
+    return next((c for c in conditions if c["type"] == kind), {})
+
+
+def is_ready(obj: Json | None) -> bool:
+    """True when condition Ready is True, for the spec that is there now."""
+    found = condition(obj, "Ready")
+    assert obj is not None or not found
+    current = found.get("observedGeneration") in (
+        None,
+        (obj or {}).get("metadata", {}).get("generation"),
+    )
+    return found.get("status") == "True" and current
+
+
+def service(cluster: Cluster, namespace: str, name: str) -> Json | None:
+    """A PDService."""
+    return cluster.get(f"{API}/namespaces/{namespace}/pdservices/{name}")
+
+
+def group(cluster: Cluster, namespace: str, name: str) -> Json | None:
+    """A ScenarioGroup."""
+    return cluster.get(f"{API}/namespaces/{namespace}/scenariogroups/{name}")
+
+
+def counts(cluster: Cluster, namespace: str, name: str) -> tuple[int, int, int]:
+    """Groups, prefill, decode that a ScenarioGroup asks for."""
+    spec = (group(cluster, namespace, name) or {}).get("spec", {})
+    return tuple(  # type: ignore[return-value]  # three of them
+        int(part.get("replicas", -1))
+        for part in (spec, spec.get("prefill", {}), spec.get("decode", {}))
+    )
+
+
+def decisions(cluster: Cluster, namespace: str, name: str) -> list[Json]:
+    """The recorded decisions of a ScenarioGroup, oldest first."""
+    status = (group(cluster, namespace, name) or {}).get("status") or {}
+    return list(status.get("decisions") or ())
+
+
+def table(cluster: Cluster, namespace: str, name: str, key: str) -> Json:
+    """The JSON document in a ConfigMap; `{}` when there is no such ConfigMap."""
+    found = cluster.get(f"/api/v1/namespaces/{namespace}/configmaps/{name}")
+    return dict(json.loads(found["data"][key])) if found else {}
+
+
+def routed(cluster: Cluster, namespace: str, service_name: str) -> set[str]:
+    """Names of the instances that gateways may use."""
+    routes = table(
+        cluster, namespace, names.routes_configmap_name(service_name), names.KEY_ROUTES
+    )
+    return {
+        instance["id"]
+        for scenario in routes.get("scenarios", ())
+        for routed_group in scenario["groups"]
+        for instance in routed_group["instances"]
+    }
+
+
+def events(cluster: Cluster, namespace: str, reason: str) -> list[Json]:
+    """Events of one reason, by whichever API they were written."""
+    found = cluster.get(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")
+    return [e for e in (found or {}).get("items", ()) if e.get("reason") == reason]
+
+
+# --- waiting and comparing -----------------------------------------------------------------
+
+
+def wait_service(
+    cluster: Cluster, namespace: str, name: str, seconds: float = READY_SECONDS
+) -> float:
+    """Wait until a PDService is Ready and nothing of it is leaving; seconds it took."""
+    with stopwatch() as took:
+        try:
+            until(
+                f"PDService {namespace}/{name} Ready",
+                lambda: is_ready(service(cluster, namespace, name)),
+                seconds,
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{explain(cluster, namespace)}") from error
+        return took()
+
+
+def wait_settled(
+    cluster: Cluster, namespace: str, name: str, seconds: float = READY_SECONDS
+) -> float:
+    """Wait until a ScenarioGroup is Ready with nothing going on; seconds it took."""
+
+    def settled() -> bool:
+        obj = group(cluster, namespace, name)
+        progress = condition(obj, "Progressing")
+        return is_ready(obj) and progress.get("reason") == "Complete"
+
+    with stopwatch() as took:
+        try:
+            until(f"ScenarioGroup {namespace}/{name} settled", settled, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{explain(cluster, namespace)}") from error
+        return took()
+
+
+def explain(cluster: Cluster, namespace: str) -> str:
+    """What there is, for a failed test's message."""
+    said = [cluster.kubectl("get", "pds,psg,pods,rdom", "-n", namespace, "-o", "wide", check=False)]
+    for kind in ("pds", "psg"):
+        path = (
+            "{range .items[*]}{.metadata.name}{': '}{range .status.conditions[*]}{.type}={.status} "
+            "{.reason} {.message}{'; '}{end}{'\\n'}{end}"
+        )
+        said.append(
+            cluster.kubectl("get", kind, "-n", namespace, "-o", f"jsonpath={path}", check=False)
+        )
+    return "\n".join(said)
+
+
+def identities(cluster: Cluster, namespace: str) -> dict[str, Identity]:
+    """Every pod of a namespace: instances and gateways."""
+    found = cluster.get(f"/api/v1/namespaces/{namespace}/pods")
+    assert found is not None
+    return {
+        name_of(pod): Identity(
+            pod["metadata"]["uid"],
+            sum(c["restartCount"] for c in pod.get("status", {}).get("containerStatuses", ())),
+        )
+        for pod in found["items"]
+        if not leaving(pod)
+    }
+
+
+class Difference(NamedTuple):
+    """How two `identities` differ."""
+
+    gone: set[str]
+    new: set[str]
+    restarted: set[str]
+
+
+def difference(before: Mapping[str, Identity], after: Mapping[str, Identity]) -> Difference:
+    """Names of pods that went, came, or whose container restarted."""
+    common = before.keys() & after.keys()
+    replaced = {n for n in common if before[n].uid != after[n].uid}
+    return Difference(
+        (before.keys() - after.keys()) | replaced,
+        (after.keys() - before.keys()) | replaced,
+        {n for n in common - replaced if before[n].restarts != after[n].restarts},
+    )
+
+
+def wait_substituted(
+    cluster: Cluster,
+    namespace: str,
+    group_name: str,
+    before: Mapping[str, Identity],
+    lost: set[str],
+    seconds: float = READY_SECONDS,
+) -> set[str]:
+    """Wait until exactly the `lost` pods were replaced and all is Ready; names of the new ones."""
+
+    def replaced() -> bool:
+        return lost <= difference(before, identities(cluster, namespace)).gone
+
+    until(f"{sorted(lost)} gone", replaced, seconds)
+    wait_settled(cluster, namespace, group_name, seconds)
+    change = difference(before, identities(cluster, namespace))
+    assert change.gone == lost, f"more than the lost pods went: {change}"
+    assert len(change.new) == len(lost), f"not one substitute per lost pod: {change}"
+    assert not change.restarted, f"others were restarted: {change}"
+    return change.new
+
+
+def check_groups(cluster: Cluster, namespace: str, group_name: str) -> list[Json]:
+    """The standing order of a ScenarioGroup at rest; returns its pods.
+
+    Every pod runs where its plan pinned it, is linked for the container that runs, carries the
+    labels others rely on, and `/scale` counts exactly one pod per P/D group.
+    """
+    obj = group(cluster, namespace, group_name)
+    assert obj is not None
+    wanted_groups, prefill, decode = counts(cluster, namespace, group_name)
+    spec, found = obj["spec"], []
+    for pod in pods(cluster, namespace, scenario=spec["scenario"], service=spec["service"]):
+        if not leaving(pod):
+            found.append(pod)
+            check_pod(pod, obj)
+    by_group: dict[str, list[Json]] = {}
+    for pod in found:
+        by_group.setdefault(pod["metadata"]["labels"][names.LABEL_GROUP_INDEX], []).append(pod)
+    assert len(by_group) == wanted_groups, sorted(by_group)
+    for members in by_group.values():
+        roles = [pod["metadata"]["labels"][names.LABEL_ROLE] for pod in members]
+        assert (roles.count("prefill"), roles.count("decode")) == (prefill, decode)
+        units = [p for p in members if names.LABEL_SCALE_UNIT in p["metadata"]["labels"]]
+        assert len(units) == 1, [name_of(p) for p in units]
+    scale = cluster.get(f"{API}/namespaces/{namespace}/scenariogroups/{group_name}/scale")
+    assert scale is not None
+    matched = _pods(cluster, namespace, scale["status"]["selector"])
+    indexes = [pod["metadata"]["labels"][names.LABEL_GROUP_INDEX] for pod in matched]
+    assert sorted(indexes) == sorted(by_group), "the selector of /scale: one pod per P/D group"
+    assert scale["status"]["replicas"] == wanted_groups
+    return found
+
+
+def check_pod(pod: Json, owner: Json) -> None:
+    """One instance at rest."""
+    name, labels, spec = name_of(pod), pod["metadata"]["labels"], pod["spec"]
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (term,) = required["nodeSelectorTerms"]
+    (field,) = term["matchFields"]
+    assert field == {"key": "metadata.name", "operator": "In", "values": [spec["nodeName"]]}, name
+    assert labels[names.LABEL_INSTANCE] == name
+    assert labels[names.LABEL_SERVICE] == owner["spec"]["service"]
+    assert labels[names.LABEL_SCENARIO] == owner["spec"]["scenario"]
+    assert labels[names.LABEL_MANAGED_BY] == names.FIELD_MANAGER
+    (reference,) = pod["metadata"]["ownerReferences"]
+    assert (reference["uid"], reference["controller"]) == (owner["metadata"]["uid"], True)
+    linked = condition(pod, names.CONDITION_LINKED)
+    (container,) = pod["status"]["containerStatuses"]
+    assert (linked["status"], linked["message"]) == ("True", container["containerID"]), name
+    assert is_ready(pod), name
