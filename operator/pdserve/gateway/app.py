@@ -45,7 +45,8 @@ TEXT = "text/plain; charset=utf-8"
 _GENERATE: dict[str, Endpoint] = {PATH_CHAT: "chat", PATH_COMPLETIONS: "completions"}
 _TRACE = (b"traceparent", b"tracestate")
 _ID_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/")
-_ID_LENGTH = 128
+_ID_LENGTH = 96
+"""Engines take ids up to 128 characters; a suffix makes each leg's unique."""
 KEY_REFRESH_SECONDS = 1.0
 
 

@@ -19,6 +19,7 @@ from pdserve.gateway.http_client import Exchange
 from pdserve.gateway.lane import Lane
 from pdserve.wire.http import (
     HEADER_REJECT,
+    REJECT_DEADLINE,
     REJECT_DRAINING,
     REJECT_KV_FAILED,
     REJECT_NOT_READY,
@@ -79,8 +80,14 @@ class Leg:
     def refused(self, exchange: Exchange, reason: str) -> None:
         """The instance did not take it."""
         self._state = "closed"
-        hint = parse_hint(exchange.headers)
-        self.instance.rejected(hint, time.perf_counter(), serving=reason not in _NOT_SERVING)
+        now, hint = time.perf_counter(), parse_hint(exchange.headers)
+        if reason == REJECT_DEADLINE:
+            # It had room, only not for this request: others may go there at once.
+            self.instance.abandoned()
+            self.instance.health.success()
+            self.instance.hinted(hint, now)
+        else:
+            self.instance.rejected(hint, now, serving=reason not in _NOT_SERVING)
         self._lane.metrics.rejected(self.instance.route.role, reason)
         self._lane.poke()
 

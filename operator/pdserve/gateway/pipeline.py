@@ -26,6 +26,7 @@ import orjson
 
 from pdserve.engines.flow import Endpoint, EngineFlow, FlowError, PrefillOutcome
 from pdserve.forwarding.deadline import (
+    SAFETY,
     PromptSize,
     admission_deadline,
     predict_prefill,
@@ -46,6 +47,7 @@ from pdserve.wire.http import (
     HEADER_REQUEST_ID,
     PATH_CHAT,
     PATH_COMPLETIONS,
+    REJECT_DEADLINE,
 )
 
 _PATHS: dict[Endpoint, str] = {"chat": PATH_CHAT, "completions": PATH_COMPLETIONS}
@@ -53,6 +55,8 @@ ENGINE_FAILURES = 2
 """Prefills that may answer one request with 5xx before the client gets 502: a request that
 breaks engines must not be shown to all of them."""
 
+LATE_ANSWERS = 2
+"""Prefills that may refuse one request because it cannot meet its deadline there."""
 LOST_TIME = 0.1
 """Seconds at a prefill that then failed, from which on a request gets its deadline again."""
 
@@ -117,6 +121,7 @@ class Pipeline:
         self._rescued = False
         self._repeated = False
         self._engine_failures = 0
+        self._late = 0
         self._invalid = False
         self.outcome: Outcome | None = None
         """None: not offered (invalid, or the client left in time)."""
@@ -199,7 +204,8 @@ class Pipeline:
             leg = self._open(send.prefill)
             name = f"{self._leg_name}-{ticket.attempts}"
             try:
-                exchange = await self._post(leg, body, name, ticket.deadline, patience)
+                due = ticket.deadline + SAFETY * self._predicted
+                exchange = await self._post(leg, body, name, due, patience)
             except UpstreamError as error:
                 leg.failed(error.kind)
                 self._rescue_if_late(leg, ticket)
@@ -218,6 +224,8 @@ class Pipeline:
         answer = read_answer(exchange)
         if answer.kind == "refused":
             leg.refused(exchange, answer.reason)
+            if answer.reason == REJECT_DEADLINE:
+                self._too_late()
             return None
         try:
             body = await exchange.read()
@@ -240,6 +248,12 @@ class Pipeline:
         if self._engine_failures >= ENGINE_FAILURES:
             raise self._failed(f"prefill failed: {message}")
         return None
+
+    def _too_late(self) -> None:
+        """A prefill had room but not the time; two of them saying so is an answer."""
+        self._late += 1
+        if self._late >= min(LATE_ANSWERS, self._lane.view.prefill_count):
+            raise self._expired(ExpiredError("deadline"))
 
     def _keep(self, leg: Leg, outcome: PrefillOutcome, name: str) -> Held:
         now = time.perf_counter()
