@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from pdserve import __version__
-from pdserve.cli import demo, local
+from pdserve.cli.demo import add_parser as add_demo
+from pdserve.cli.local import add_parser as add_local
 
 _EXAMPLES = """examples:
   pdserve demo                     start a local cluster, watch pdserve do its job, read the report
@@ -27,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo.add_parser(commands)
-    local.add_parser(commands)
+    add_demo(commands)
+    add_local(commands)
     version = commands.add_parser("version", help="print versions")
     version.set_defaults(run=_version)
     arguments = parser.parse_args(argv)
