@@ -35,7 +35,7 @@ NAMESPACED: Final[Rules] = {
 """Needed where PDServices and ScenarioGroups live: a Role with --namespace, else a ClusterRole."""
 
 CLUSTER: Final[Rules] = {
-    ("pdserve.io", "rocedomains"): _verbs("get list watch"),
+    ("pdserve.io", "rocedomains"): _verbs("list watch"),
     ("pdserve.io", "rocedomains/status"): _verbs("patch"),
     ("", "nodes"): _verbs("list watch"),
     ("", "pods"): _verbs("list watch"),
