@@ -138,10 +138,10 @@ class PrometheusSource:
             )
         except PrometheusApiClientException as error:
             raise QueryError(f"server refused: {error!s:.200}") from error
+        except (KeyError, TypeError, ValueError) as error:  # requests' JSON error is one of them
+            raise QueryError(f"not a Prometheus answer: {error!s:.120}") from error
         except requests.RequestException as error:
             raise QueryError(f"{type(error).__name__}: {error!s:.200}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise QueryError(f"not a Prometheus answer: {error!s:.120}") from error
         finally:
             with self._busy_lock:
                 self._busy -= 1

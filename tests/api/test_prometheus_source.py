@@ -1,0 +1,385 @@
+"""`PrometheusSource` against a real Prometheus that scrapes expositions of this test."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.prometheus import (
+    Exposition,
+    Prometheus,
+    eventually,
+    exposition,
+    running_prometheus,
+)
+from tests.support.ratio_values import decision_input
+
+from pdserve.ratio.decide import decide
+from pdserve.ratio.types import Reason, ScenarioSample, Unknown
+from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
+from pdserve.telemetry.promql import (
+    DECODE,
+    GATEWAY_SHORTEST,
+    PREFILL,
+    WINDOWED,
+    queries,
+)
+from pdserve.telemetry.source import LiveInstances, ScenarioKey
+from pdserve.wire import metrics
+
+CHAT = ScenarioKey("ns", "shop", "chat")
+SEARCH = ScenarioKey("ns", "shop", "search")
+TWIN = ScenarioKey("twin", "shop", "chat")
+"""A service of the same name in another namespace."""
+LIVE = LiveInstances(frozenset({"gw-1", "gw-2"}), frozenset({"p-1"}), frozenset({"d-1"}))
+TWIN_LIVE = LiveInstances(frozenset({"gw-twin"}))
+WINDOW = 4.0
+SCRAPE = 0.25
+
+
+class Pods:
+    """Expositions that play gateways and engines: every scrape finds each counter one step on.
+
+    So an increase is (scrapes in the window) x (step of the quantity), whatever the clock does.
+    """
+
+    def __init__(self) -> None:
+        self.scraped: dict[str, int] = {}
+        self.spoiled: dict[str, str | None] = {}
+        """By pod: a value to show everywhere instead, or None to answer 503."""
+        self.expositions = {
+            name: Exposition(lambda name=name: self.page(name))  # type: ignore[misc]
+            for name in ("gw-1", "gw-2", "gw-old", "gw-twin", "p-1", "d-1")
+        }
+
+    def page(self, name: str) -> str | None:
+        self.scraped[name] = self.scraped.get(name, 0) + 1
+        if name.startswith("gw"):
+            values = self.gateway(self.scraped[name])
+        else:
+            values = self.engine(self.scraped[name], PREFILL if name == "p-1" else DECODE)
+        if name not in self.spoiled:
+            return exposition(values)
+        instead = self.spoiled[name]
+        return None if instead is None else exposition(dict.fromkeys(values, instead))
+
+    @contextmanager
+    def spoil(self, name: str, instead: str | None) -> Iterator[None]:
+        self.spoiled[name] = instead
+        try:
+            yield
+        finally:
+            del self.spoiled[name]
+
+    @staticmethod
+    def gateway(ticks: int) -> dict[str, float]:
+        """`chat` has the step of each quantity, `search` ten times that."""
+        values: dict[str, float] = {}
+        for scenario, factor in (("chat", 1), ("search", 10)):
+            own = f'service="shop",scenario="{scenario}"'
+            for i, metric in enumerate(WINDOWED.values()):
+                values[f"{metric}{{{own}}}"] = ticks * (i + 1) * factor
+            for i, (metric, extra) in enumerate(GATEWAY_SHORTEST.values()):
+                labels = ",".join([own, *(f'{k}="{v}"' for k, v in extra.items())])
+                values[f"{metric}{{{labels}}}"] = ticks * (i + 20) * factor
+            values[f"{metrics.GATEWAY_WAITING}{{{own}}}"] = 7 * factor
+        return values
+
+    @staticmethod
+    def engine(ticks: int, quantities: dict[str, str]) -> dict[str, float]:
+        values: dict[str, float] = {
+            metric: ticks * (i + 50) for i, metric in enumerate(quantities.values())
+        }
+        values[f'{metrics.SLOTS}{{state="total"}}'] = 4
+        return values
+
+    def jobs(self) -> list[dict[str, Any]]:
+        def target(name: str, **labels: str) -> dict[str, Any]:
+            where = f"127.0.0.1:{self.expositions[name].port}"
+            return {"targets": [where], "labels": {"pod": name, "namespace": "ns", **labels}}
+
+        chat = {"service": "shop", "scenario": "chat"}
+        return [
+            {
+                "job_name": "pdserve",
+                "honor_labels": True,
+                "scrape_interval": f"{round(SCRAPE * 1000)}ms",
+                "scrape_timeout": f"{round(SCRAPE * 1000)}ms",
+                "static_configs": [
+                    target("gw-1"),
+                    target("gw-2"),
+                    target("gw-old"),
+                    target("gw-twin", namespace="twin"),
+                    target("p-1", role="prefill", **chat),
+                    target("d-1", role="decode", **chat),
+                ],
+            }
+        ]
+
+    def close(self) -> None:
+        for served in self.expositions.values():
+            served.close()
+
+
+@pytest.fixture(scope="module")
+def pods() -> Iterator[Pods]:
+    with closing(Pods()) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def prometheus(pods: Pods, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with running_prometheus(tmp_path_factory.mktemp("prometheus"), pods.jobs()) as server:
+        yield server
+
+
+def source(url: str, **over: Any) -> PrometheusSource:
+    settings = {"window": WINDOW, "stale_after": 3.0, "query_timeout": 5.0, **over}
+    return PrometheusSource(PrometheusSettings(url, **settings))
+
+
+async def ask(
+    asked: PrometheusSource, key: ScenarioKey = CHAT, live: LiveInstances = LIVE
+) -> ScenarioSample | Unknown:
+    return (await asked.sample({key: live}))[key]
+
+
+def full(sample: ScenarioSample | Unknown) -> bool:
+    """Whether the shortest window is filled and everybody reports."""
+    if not isinstance(sample, ScenarioSample) or sample.missing_count:
+        return False
+    scrapes = sample.windows[0].scrapes
+    return isinstance(scrapes, float) and scrapes >= 0.7 * WINDOW / SCRAPE
+
+
+async def filled(asked: PrometheusSource) -> ScenarioSample:
+    got = await eventually(lambda: ask(asked), full)
+    assert isinstance(got, ScenarioSample)
+    return got
+
+
+def number(value: float | Unknown) -> float:
+    assert isinstance(value, float)
+    return value
+
+
+async def test_every_quantity_has_its_own_numbers(prometheus: Prometheus) -> None:
+    """Steps differ by quantity and scenario, so a mixed-up query shows."""
+    asked = source(prometheus.url)
+    got = await filled(asked)
+    first = got.windows[0]
+    per_step = number(first.offered)
+    assert per_step == pytest.approx(2 * WINDOW / SCRAPE, rel=0.3), "two gateways, one per scrape"
+    for i, name in enumerate(WINDOWED):
+        assert getattr(first, name) == pytest.approx((i + 1) * per_step, rel=0.02), name
+    prefill = number(got.prefill.batches) / 50
+    for i, name in enumerate(PREFILL):
+        assert getattr(got.prefill, name) == pytest.approx((i + 50) * prefill, rel=0.02), name
+    decode = number(got.decode.steps) / 50
+    for i, name in enumerate(DECODE):
+        assert getattr(got.decode, name) == pytest.approx((i + 50) * decode, rel=0.02), name
+    assert prefill == pytest.approx(per_step / 2, rel=0.3)
+    assert decode == pytest.approx(per_step / 2, rel=0.3)
+    order = list(GATEWAY_SHORTEST)
+    for name in ("rejected_prefill", "rejected_decode", "decode_overload", "expired", "failed"):
+        step = order.index(name) + 20
+        assert getattr(got, name) == pytest.approx(step * per_step, rel=0.02), name
+    ttft = (order.index("ttft_sum") + 20) / (order.index("ttft_count") + 20)
+    assert got.ttft_seconds == pytest.approx(ttft, rel=0.02)
+    assert got.waiting == 14.0
+    assert number(got.age) <= 3.0
+    assert (got.prefill.instances, got.decode.instances, got.live) == (1, 1, 4)
+    await asked.close()
+
+
+async def test_scenarios_and_namespaces_do_not_mix(prometheus: Prometheus) -> None:
+    asked = source(prometheus.url)
+    await filled(asked)
+    got = await asked.sample({CHAT: LIVE, SEARCH: LiveInstances(LIVE.gateways), TWIN: TWIN_LIVE})
+    chat, search, twin = (got[key] for key in (CHAT, SEARCH, TWIN))
+    assert isinstance(chat, ScenarioSample)
+    assert isinstance(search, ScenarioSample)
+    assert isinstance(twin, ScenarioSample)
+    offered = number(chat.windows[0].offered)
+    assert search.windows[0].offered == pytest.approx(10 * offered, rel=0.02)
+    assert twin.windows[0].offered == pytest.approx(offered / 2, rel=0.3)
+    await asked.close()
+
+
+async def test_series_of_pods_that_are_not_live_are_left_out(prometheus: Prometheus) -> None:
+    asked = source(prometheus.url)
+    two = await filled(asked)
+    three = await ask(asked, CHAT, LiveInstances(LIVE.gateways | {"gw-old"}))
+    assert isinstance(three, ScenarioSample)
+    offered = number(two.windows[0].offered)
+    assert three.windows[0].offered == pytest.approx(1.5 * offered, rel=0.2)
+    await asked.close()
+
+
+async def test_a_counter_reset_is_not_a_negative_increase(
+    pods: Pods, prometheus: Prometheus
+) -> None:
+    asked = source(prometheus.url)
+    before = number((await filled(asked)).windows[0].offered)
+    assert pods.scraped["gw-1"] > 5
+    pods.scraped["gw-1"] = 0
+    scraped = pods.scraped["gw-2"]
+
+    async def later() -> ScenarioSample | Unknown:
+        return await ask(asked)
+
+    got = await eventually(
+        later, lambda s: full(s) and pods.scraped["gw-2"] > scraped + 0.5 * WINDOW / SCRAPE
+    )
+    assert isinstance(got, ScenarioSample)
+    assert pods.scraped["gw-1"] < pods.scraped["gw-2"]
+    assert got.windows[0].offered == pytest.approx(before, rel=0.3)
+    await asked.close()
+
+
+@pytest.mark.invariant(6)
+async def test_a_target_that_breaks_is_partial_and_named(
+    pods: Pods, prometheus: Prometheus
+) -> None:
+    asked = source(prometheus.url)
+    await filled(asked)
+    with pods.spoil("gw-2", None):
+        got = await eventually(
+            lambda: ask(asked), lambda s: isinstance(s, ScenarioSample) and bool(s.missing)
+        )
+    assert isinstance(got, ScenarioSample)
+    assert got.missing == ("gw-2",)
+    decision = decide(decision_input(sample=got))
+    assert decision.reason is Reason.HOLD_NO_DATA
+    assert "gw-2" in decision.message
+    await filled(asked)
+    await asked.close()
+
+
+@pytest.mark.invariant(6)
+async def test_nan_becomes_unknown_and_nothing_scales(pods: Pods, prometheus: Prometheus) -> None:
+    asked = source(prometheus.url)
+    await filled(asked)
+
+    def unknown(sample: ScenarioSample | Unknown) -> bool:
+        return isinstance(sample, ScenarioSample) and isinstance(sample.windows[0].met, Unknown)
+
+    with pods.spoil("gw-1", "NaN"):
+        got = await eventually(lambda: ask(asked), unknown)
+    assert decide(decision_input(sample=got)).reason is Reason.HOLD_NO_DATA
+    # Until the NaN has left the shortest window the quantity stays unknown.
+    await eventually(lambda: ask(asked), lambda s: full(s) and not unknown(s))
+    await asked.close()
+
+
+@pytest.mark.invariant(6)
+async def test_samples_older_than_the_limit_do_not_count(prometheus: Prometheus) -> None:
+    asked = source(prometheus.url, stale_after=-1.0)
+    got = await eventually(
+        lambda: ask(asked),
+        lambda s: isinstance(s, ScenarioSample) and not isinstance(s.age, Unknown),
+    )
+    assert isinstance(got, ScenarioSample)
+    assert got.missing_count == got.live
+    assert decide(decision_input(sample=got)).reason is Reason.HOLD_NO_DATA
+    await asked.close()
+
+
+async def test_no_such_scenario_is_unknown_not_zero(prometheus: Prometheus) -> None:
+    asked = source(prometheus.url)
+    await filled(asked)
+    got = await ask(asked, ScenarioKey("ns", "shop", 'no"such\\one'))
+    assert isinstance(got, ScenarioSample)
+    assert isinstance(got.age, Unknown)
+    assert decide(decision_input(sample=got)).reason is Reason.HOLD_NO_DATA
+    assert await asked.sample({}) == {}
+    await asked.close()
+
+
+async def test_matchers_narrow_a_shared_server(prometheus: Prometheus) -> None:
+    mine = source(prometheus.url, matchers={"job": "pdserve"})
+    await filled(mine)
+    other = source(prometheus.url, matchers={"job": 'other"} or up{job="pdserve'})
+    got = await ask(other)
+    assert isinstance(got, ScenarioSample)
+    assert got.missing_count == 4
+    await mine.close()
+    await other.close()
+
+
+async def test_every_query_is_understood_by_the_server(prometheus: Prometheus) -> None:
+    asked = source(prometheus.url)
+    answers = await asked._round()
+    assert [name for name, rows in answers.rows.items() if isinstance(rows, Unknown)] == []
+    assert len(answers.rows) == len(queries((1.0, 2.0, 3.0), {}))
+    await asked.close()
+
+
+# --- a server that is away, slow or something else ------------------------------------------------
+
+
+@pytest.mark.invariant(6)
+async def test_a_server_that_dies_is_unknown_left_alone_and_found_again(
+    pods: Pods, tmp_path: Path
+) -> None:
+    now = [0.0]
+    with running_prometheus(tmp_path, pods.jobs()) as server:
+        settings = PrometheusSettings(server.url, window=WINDOW)
+        asked = PrometheusSource(settings, clock=lambda: now[0])
+        await eventually(lambda: ask(asked), lambda s: isinstance(s, ScenarioSample))
+        server.stop()
+        for _ in range(3):
+            got = await ask(asked)
+            assert isinstance(got, Unknown)
+            assert "ConnectionError" in got.reason
+        refused = await ask(asked)
+        assert isinstance(refused, Unknown)
+        assert "next try in 5 s" in refused.reason
+        decision = decide(decision_input(sample=refused))
+        assert decision.reason is Reason.HOLD_NO_DATA
+        assert server.url in decision.message
+    with running_prometheus(tmp_path, pods.jobs(), server.port):
+        assert isinstance(await ask(asked), Unknown), "still left alone"
+        now[0] = 6.0
+        assert isinstance(await ask(asked), ScenarioSample)
+    await asked.close()
+
+
+async def test_a_server_that_never_answers_costs_one_deadline() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        asked = source(url, query_timeout=30.0, round_timeout=0.3, threads=1)
+        started = time.monotonic()
+        got = await ask(asked)
+        assert isinstance(got, Unknown)
+        assert "no answer within 0.3 s" in got.reason
+        again = await ask(asked)
+        assert isinstance(again, Unknown)
+        assert "still hang" in again.reason
+        assert time.monotonic() - started < 5.0
+        await asked.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("<html>hello</html>", "not a Prometheus answer"),
+        ('{"data": {"result": "?"}}', "not a time"),
+        ('{"data": {"result": [{"value": [1, "NaN"]}]}}', "not a time"),
+        (None, "server refused"),
+    ],
+)
+async def test_something_that_is_no_prometheus_is_unknown(text: str | None, word: str) -> None:
+    with closing(Exposition(lambda: text)) as other:
+        asked = source(f"http://127.0.0.1:{other.port}")
+        got = await ask(asked)
+        assert isinstance(got, Unknown)
+        assert word in got.reason
+        await asked.close()
