@@ -1,0 +1,166 @@
+"""The gateway follows its route table in a real API server, and serves on when that is away.
+
+gateway ── proxy ──> kube-apiserver
+             │ cut, open
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+from tests.support.gateway_rig import SLO, Rig, eventually
+from tests.support.rest import Rest
+
+from pdserve.gateway.routes import ConfigMapSource, parse_source
+from pdserve.local.controlplane import ControlPlane
+from pdserve.wire.names import KEY_ROUTES
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
+
+pytestmark = pytest.mark.api
+
+NAME = "gatewaytest-routes"
+PATH = f"/api/v1/namespaces/default/configmaps/{NAME}"
+
+
+@dataclass(frozen=True)
+class KubeConfig:
+    """Where a kubeconfig is, and what is in it."""
+
+    path: Path
+    value: dict[str, Any]
+
+    @property
+    def port(self) -> int:
+        return int(self.value["clusters"][0]["cluster"]["server"].rsplit(":", 1)[1])
+
+    def write(self, port: int) -> None:
+        """Write it with the server at another port."""
+        self.value["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{port}"
+        self.path.write_text(yaml.safe_dump(self.value))
+
+
+class Wire:
+    """A TCP proxy in front of the API server that can be cut."""
+
+    def __init__(self, backend: int) -> None:
+        self._backend = backend
+        self._up = True
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> int:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def cut(self) -> None:
+        self._up = False
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def mend(self) -> None:
+        self._up = True
+
+    async def close(self) -> None:
+        self.cut()
+        self._server.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._up:
+            writer.transport.abort()
+            return
+        there, out = await asyncio.open_connection("127.0.0.1", self._backend)
+        self._writers += [writer, out]
+        await asyncio.gather(_copy(reader, out), _copy(there, writer))
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@pytest.fixture
+def kubeconfig(
+    control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> KubeConfig:
+    """A copy of the administrator's configuration that `$KUBECONFIG` names."""
+    path = tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    return KubeConfig(path, yaml.safe_load(Path(control_plane.kubeconfig).read_text()))
+
+
+@pytest_asyncio.fixture
+async def wire(kubeconfig: KubeConfig) -> AsyncIterator[Wire]:
+    """Every client made from `$KUBECONFIG` goes through the wire."""
+    wire = Wire(kubeconfig.port)
+    kubeconfig.write(await wire.start())
+    yield wire
+    await wire.close()
+
+
+@pytest_asyncio.fixture
+async def rig(wire: Wire) -> AsyncIterator[Rig]:
+    rig = Rig()
+    await rig.engine("prefill", "p0")
+    await rig.engine("decode", "d0")
+    source = parse_source(f"configmap:default/{NAME}")
+    assert isinstance(source, ConfigMapSource)
+    rig.source = source  # type: ignore[assignment]
+    await rig.start()
+    yield rig
+    await rig.close()
+
+
+def write(rest: Rest, rig: Rig, version: int, document: str | None = None) -> None:
+    group = RouteGroup(0, "r1", tuple(e.route() for e in rig.engines.values()))
+    scenario = RouteScenario("chat", SLO, (group,))
+    table = RouteTable("shop", version, "tiny", "Reference", (scenario,))
+    text = json.dumps(table.to_json()) if document is None else document
+    data = {KEY_ROUTES: text}
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME}, "data": data}
+    answer = rest.call("PUT", PATH, body)
+    if answer.code == 404:
+        answer = rest.call("POST", PATH.rpartition("/")[0], body)
+    assert answer.code in (200, 201), answer.body
+
+
+def version(rig: Rig) -> int:
+    table = rig.gateway.service.table
+    return table.version if table else 0
+
+
+async def test_route_table_is_watched_and_the_last_good_one_kept(
+    rest: Rest, rig: Rig, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await rig.request("GET", "/readyz")).status == 503
+    await asyncio.to_thread(write, rest, rig, 1)
+    await eventually(lambda: version(rig) == 1, "first table")
+    assert (await rig.request("GET", "/readyz")).status == 200
+    assert (await rig.complete(stream=True)).status == 200
+
+    await asyncio.to_thread(write, rest, rig, 2, "{broken")
+    await eventually(lambda: "keeping the last good route table" in caplog.text, "complaint")
+    assert (await rig.complete()).status == 200
+
+    wire.cut()
+    await asyncio.to_thread(write, rest, rig, 3)
+    assert (await rig.complete()).status == 200
+    assert (await rig.request("GET", "/readyz")).status == 200
+    assert version(rig) == 1
+    wire.mend()
+    await eventually(lambda: version(rig) == 3, "table after the outage")
+
+    await asyncio.to_thread(rest.call, "DELETE", PATH)
+    await eventually(lambda: "deleted; keeping the last good" in caplog.text, "deletion seen")
+    assert (await rig.complete()).status == 200
