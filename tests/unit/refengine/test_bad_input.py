@@ -294,10 +294,6 @@ RAW: dict[str, tuple[bytes, bytes]] = {
         b"POST /v1/completions HTTP/1.1\r\ncontent-length: 99999999\r\n\r\n",
         b"HTTP/1.1 413",
     ),
-    "upgrade": (
-        b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-        b"HTTP/1.1 404",
-    ),
 }
 
 
@@ -320,3 +316,16 @@ def test_pipelined_requests_are_answered_in_order(engine: EngineProcess) -> None
             data += piece
     assert data.count(b"HTTP/1.1 200") == 3
     assert data.rindex(b"text_completion") < data.index(b'"status":"ok"')
+
+
+def test_an_offered_upgrade_is_ignored(engine: EngineProcess) -> None:
+    body = orjson.dumps(COMPLETION)
+    offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAM\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\ncontent-length: {len(body)}\r\n".encode()
+    last = b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n"
+    with socket.create_connection((engine.host, 8000), timeout=10) as connection:
+        connection.sendall(head + offer + b"\r\n" + body + last)
+        data = b""
+        while piece := connection.recv(65536):
+            data += piece
+    assert data.count(b"HTTP/1.1 200") == 2

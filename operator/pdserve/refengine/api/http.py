@@ -142,8 +142,13 @@ class HttpConnection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(ApiError(400, "protocol upgrades are not supported"))
+        except httptools.HttpParserUpgrade as upgrade:
+            # The offer of another protocol (some clients offer h2c always) may be ignored
+            # (RFC 9110 section 7.8); the request itself was complete.
+            self._parser = httptools.HttpRequestParser(self)
+            rest = data[upgrade.args[0] :]
+            if rest:
+                self.data_received(rest)
         except httptools.HttpParserCallbackError:
             self._refuse(self._refused or ApiError(400, "malformed HTTP request"))
         except httptools.HttpParserError as error:

@@ -74,7 +74,12 @@ class Handoff:
             self._leases.end(request_id, "pulled")
             return
         due = self._pacer.transfer_end(time.monotonic(), held.payload.tokens)
-        self._loop.call_later(due - time.monotonic(), self._leases.end, request_id, "pulled")
+        self._loop.call_later(due - time.monotonic(), self._end_pulled, request_id, held)
+
+    def _end_pulled(self, request_id: str, held: Held) -> None:
+        # Released meanwhile, the id may stand for another request by now.
+        if self._leases.get(request_id) is held:
+            self._leases.end(request_id, "pulled")
 
     def pull_failed(self, request_id: str, peer: str) -> None:
         """Exporter: the transfer broke; another decode may try until the lease ends."""
