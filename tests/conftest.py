@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.support.cluster import running_control_plane
+from tests.support.cluster import ClusterAccess, running_cluster, running_control_plane
 
 from pdserve.local.controlplane import ControlPlane
 
@@ -20,3 +20,13 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     """
     with running_control_plane(tmp_path_factory.mktemp("control-plane")) as plane:
         yield plane
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterAccess]:
+    """A whole cluster with the 8 process nodes of examples/local, for tests marked `cluster`.
+
+    Shared by all of them: use names of your own, delete what you made, and undo what you broke.
+    """
+    with running_cluster(tmp_path_factory.mktemp("cluster") / "state") as access:
+        yield access

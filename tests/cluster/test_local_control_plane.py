@@ -8,14 +8,12 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.cluster import running_control_plane
+from tests.support.cluster import eventually, running_control_plane
 
 from pdserve.local import binaries, processes
 from pdserve.local.controlplane import Components, ControlPlane, ControlPlaneSettings
@@ -34,13 +32,6 @@ def kubectl(plane: ControlPlane, *args: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def eventually(what: str, check: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = processes.Deadline(seconds)
-    while not check():
-        assert not deadline.passed, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
 
 
 def test_full_control_plane_reconciles_and_stops_without_a_trace(tmp_path: Path) -> None:

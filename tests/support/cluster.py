@@ -1,12 +1,36 @@
-"""Real control planes for tests: how the fixtures in conftest make them."""
+"""Real control planes and clusters for tests, and a short way to talk to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from pdserve.local import binaries, processes
+from pdserve.local.agent.host import AgentSettings
+from pdserve.local.cluster import LocalCluster
+from pdserve.local.config import load_config
 from pdserve.local.controlplane import Components, ControlPlane, ControlPlaneSettings
+from pdserve.local.plan import ClusterPlan
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES_8 = ROOT / "examples" / "local" / "nodes-8.yaml"
+
+# Shorter than Kubernetes' defaults so that tests of silence and restarts end soon, long enough
+# for a busy machine.
+FAST_CONTROL_PLANE = ControlPlaneSettings(node_grace=10.0, node_check=1.0)
+FAST_AGENT = AgentSettings(lease_period=1.5, volume_refresh=0.5, restart_base=2.0, retry=0.3)
+
+Json = dict[str, Any]
 
 
 @contextmanager
@@ -22,3 +46,129 @@ def running_control_plane(
         yield plane
     finally:
         plane.stop()
+
+
+@contextmanager
+def running_cluster(
+    state_dir: Path,
+    config: Path = NODES_8,
+    *,
+    control_plane: ControlPlaneSettings = FAST_CONTROL_PLANE,
+    agent: AgentSettings = FAST_AGENT,
+    name: str = "test",
+) -> Iterator[ClusterAccess]:
+    """A whole cluster that also ends when the test process does."""
+    cluster = LocalCluster(name, state_dir)
+    nodes = load_config(config, resource="huawei.com/Ascend910", devices=8)
+    cluster.up(ClusterPlan(name, nodes, control_plane, agent), print, owned=True)
+    try:
+        yield ClusterAccess(cluster)
+    finally:
+        cluster.down()
+
+
+def eventually(what: str, check: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """Poll until `check` answers something true, and give that back; fail after `seconds`."""
+    deadline = processes.Deadline(seconds)
+    while not (answer := check()):
+        assert not deadline.passed, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
+    return answer
+
+
+class ClusterAccess:
+    """What tests do with a cluster: apply YAML, read objects, wait for them, break things."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.local = cluster
+        self.admin = cluster.admin
+        self.kubeconfig = cluster.kubeconfig
+        config = yaml.safe_load(cluster.kubeconfig.read_text())
+        self.server: str = config["clusters"][0]["cluster"]["server"]
+        self.token: str = config["users"][0]["user"]["token"]
+        self._tls = ssl.create_default_context(
+            cafile=str(cluster.state_dir / "pki" / "apiserver.crt")
+        )
+
+    def get(self, path: str) -> Json | None:
+        """GET of an API path; None when there is no such object."""
+        request = urllib.request.Request(
+            self.server + path, headers={"Authorization": f"Bearer {self.token}"}
+        )
+        try:
+            with urllib.request.urlopen(request, context=self._tls, timeout=10) as reply:
+                answer: Json = json.load(reply)
+                return answer
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
+        """Output of kubectl; fails with what it said."""
+        program = binaries.kube(programs=("kubectl",)).path("kubectl")
+        done = subprocess.run(
+            [program, "--kubeconfig", self.kubeconfig, *args],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0 or not check, f"kubectl {' '.join(args)}: {done.stderr}"
+        return done.stdout + ("" if check else done.stderr)
+
+    def apply(self, *documents: str | Mapping[str, Any], namespace: str = "default") -> None:
+        """Apply YAML texts or objects."""
+        texts = [d if isinstance(d, str) else yaml.safe_dump(dict(d)) for d in documents]
+        self.kubectl("apply", "-n", namespace, "-f", "-", stdin="\n---\n".join(texts))
+
+    def pod(self, name: str, namespace: str = "default") -> Json | None:
+        """A pod, or None."""
+        return self.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+
+    def node(self, name: str) -> Json:
+        """A node that exists."""
+        node = self.get(f"/api/v1/nodes/{name}")
+        assert node is not None, f"no node {name}"
+        return node
+
+    def wait_pod(
+        self,
+        name: str,
+        check: Callable[[Json], Any],
+        namespace: str = "default",
+        seconds: float = 20.0,
+    ) -> Json:
+        """The pod once `check` holds of it; on failure its status is shown."""
+        last: Json | None = None
+
+        def now() -> Json | None:
+            nonlocal last
+            last = self.pod(name, namespace)
+            return last if last is not None and check(last) else None
+
+        try:
+            found: Json = eventually(f"pod {namespace}/{name}", now, seconds)
+        except AssertionError as error:
+            status = json.dumps((last or {}).get("status"), indent=1)
+            raise AssertionError(f"{error}\n{status}") from error
+        return found
+
+
+def condition(obj: Json, kind: str) -> Json:
+    """A condition of an object, `{}` when it has none of that type."""
+    conditions = (obj.get("status") or {}).get("conditions") or ()
+    return next((c for c in conditions if c["type"] == kind), {})
+
+
+def is_ready(obj: Json) -> bool:
+    """True when condition Ready is True."""
+    return bool(condition(obj, "Ready").get("status") == "True")
+
+
+def container(pod: Json, name: str = "main") -> Json:
+    """Status of one container of a pod; `{}` before there is one."""
+    status = pod.get("status") or {}
+    all_of = [*status.get("containerStatuses", ()), *status.get("initContainerStatuses", ())]
+    return next((c for c in all_of if c["name"] == name), {})

@@ -104,7 +104,7 @@ class LocalCluster:
 
     def down(self) -> bool:
         """End it and remove all it left; False if there was nothing."""
-        if not self.state_dir.is_dir():
+        if not self.state_dir.is_dir() or self._strangers():
             return False
         existed = (self.state_dir / PLAN).exists()
         self._end()
@@ -122,19 +122,26 @@ class LocalCluster:
             problem = self.state_dir / PROBLEM
             said = problem.read_text(encoding="utf-8") if problem.exists() else ""
             return ClusterStatus(False, self.kubeconfig, problem=said)
-        ready = json.loads((self.state_dir / READY).read_text(encoding="utf-8"))
-        details = self.admin.status()
+        try:
+            ready = json.loads((self.state_dir / READY).read_text(encoding="utf-8"))
+            details = self.admin.status()
+        except (LocalError, OSError) as error:
+            return ClusterStatus(False, self.kubeconfig, problem=f"is ending, or hangs: {error}")
         return ClusterStatus(True, self.kubeconfig, ready["server"], details=details)
 
     def _own_directory(self) -> None:
         """Refuse a directory that holds anything but a cluster: `down` would delete it."""
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        names = {entry.name for entry in self.state_dir.iterdir()}
-        if names and PLAN not in names and not names <= {"up.lock", "logs"}:
+        if strangers := self._strangers():
             raise LocalError(
-                f"{self.state_dir} holds other things ({', '.join(sorted(names)[:3])}); "
+                f"{self.state_dir} holds other things ({', '.join(strangers[:3])}); "
                 "choose an empty directory for a cluster's state"
             )
+
+    def _strangers(self) -> list[str]:
+        """What a directory that no cluster made holds; it must not be touched."""
+        names = {entry.name for entry in self.state_dir.iterdir()}
+        return [] if PLAN in names else sorted(names - {"up.lock", LOCK, "logs"})
 
     def _spawn(self, owned: bool) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-m", "pdserve.local.daemon", str(self.state_dir)]
@@ -186,7 +193,7 @@ class LocalCluster:
         return None
 
     def _end(self) -> None:
-        """Stop the daemon, in order if it can, and wait until its lock is free."""
+        """Stop the daemon, in order if it can, and wait until it is gone."""
         deadline = processes.Deadline(_STOP_TIMEOUT)
         sent: signal.Signals | None = None
         while (pid := self._pid()) is not None:
@@ -194,6 +201,10 @@ class LocalCluster:
             if wanted is not sent:
                 os.kill(pid, wanted)
                 sent = wanted
+                ending = pid
+            time.sleep(_POLL_SECONDS)
+        # It lets go of its lock a moment before it exits.
+        while sent is not None and processes.is_alive(ending) and not deadline.passed:
             time.sleep(_POLL_SECONDS)
 
     def _clean(self) -> None:

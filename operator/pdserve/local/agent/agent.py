@@ -90,13 +90,14 @@ class NodeAgent:
         stack.push_async_callback(client.close)
         connector = aiohttp.TCPConnector(ssl=False, force_close=True, limit=0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-        sandbox = await asyncio.to_thread(Sandbox)
-        self.why_no_namespaces = sandbox.why_not
-        if sandbox.why_not is not None:
-            log_event("pods run without namespaces", why=sandbox.why_not)
         directory = self._state_dir / "pods"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
+        sandbox = Sandbox()
+        await sandbox.check(directory / "check")
+        self.why_no_namespaces = sandbox.why_not
+        if sandbox.why_not is not None:
+            log_event("pods run without namespaces", why=sandbox.why_not)
         url = urlsplit(self._server)
         return Host(
             client=client,

@@ -23,7 +23,7 @@ from pdserve.local.agent.probes import ProbeSpec, ProbeTarget, Verdict
 from pdserve.local.agent.sandbox import Launch, RunningContainer
 from pdserve.local.agent.status import ContainerView, Running, Terminated, Waiting
 from pdserve.local.agent.volumes import VolumeError
-from pdserve.local.errors import LocalError
+from pdserve.local.errors import LocalError, log_tail
 
 MIN_GRACE_AFTER_HOOK = 2.0
 """A kubelet gives these seconds even when preStop used the whole grace period."""
@@ -128,9 +128,11 @@ class ContainerRunner:
         try:
             running = self._around.host.sandbox.start(launch)
         except OSError as error:
-            message = f"cannot start: {error}"
-            return Terminated(128, "StartError", started_at, timestamp(), container_id, 0, message)
+            return _not_started(f"cannot start: {error}", started_at, container_id)
         self._running = running
+        if not await running.started():
+            self._running = None
+            return _not_started(log_tail(launch.log, 3), started_at, container_id)
         last = self._view.state if isinstance(self._view.state, Terminated) else self._view.last
         state = Running(started_at, container_id)
         self._show(state=state, last=last, restarts=restarts, ready=False, started=False)
@@ -271,9 +273,12 @@ class ContainerRunner:
             self._around.changed()
 
 
+def _not_started(message: str, started_at: str, container_id: str) -> Terminated:
+    return Terminated(128, "StartError", started_at, timestamp(), container_id, message)
+
+
 def _terminated(code: int, started_at: str, container_id: str) -> Terminated:
     """`code` as a Popen gives it: negative for a signal."""
-    number = max(0, -code)
-    exit_code = 128 + number if number else code
+    exit_code = 128 - code if code < 0 else code
     reason = "Completed" if exit_code == 0 else "Error"
-    return Terminated(exit_code, reason, started_at, timestamp(), container_id, number)
+    return Terminated(exit_code, reason, started_at, timestamp(), container_id)

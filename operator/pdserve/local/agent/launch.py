@@ -1,16 +1,19 @@
 # pathlib would double the start-up time of every container:
-# ruff: noqa: PTH102, PTH103, PTH104, PTH112, PTH115, PTH120, PTH123, PTH211
-"""Turns a fresh namespace into a container's view of the machine, then becomes its program.
+# ruff: noqa: PTH102, PTH103, PTH112, PTH115, PTH120, PTH123, PTH211
+"""Makes a container's namespaces and view of the machine, then becomes its program.
 
-Run by `sandbox` as `python -I -S launch.py SPEC` inside new user, mount and process-id namespaces;
-standard library only, and no other module of ours, so that it starts in milliseconds.
+Run by `sandbox` as `python -I -S launch.py SPEC`; standard library only, and no other module of
+ours, so that it starts in milliseconds. Needs no root where users may make namespaces.
 
-1. Tell the agent the process id that this first process has outside.
-2. If there are mounts: make a root of bind mounts that looks like the machine's, and put the
+1. Leave for new user, mount and process-id namespaces.
+2. Start the container's first process as a *sibling* (CLONE_PARENT, as runc does): the agent is
+   its parent and learns how it ends, and when it ends the kernel ends all others in there.
+   Tell its process id and exit; what follows happens in that sibling.
+3. If there are mounts: make a root of bind mounts that looks like the machine's, and put the
    mounts in. A mount point that the machine lacks must not be created there: the nearest existing
    directory is covered by a small tmpfs that shows the same entries, and the rest is made in that.
-3. Give it a /proc of its own process ids, where the kernel permits.
-4. Become the program.
+4. Give it a /proc of its own process ids, where the kernel permits.
+5. Say that it starts now, and become the program.
 """
 
 from __future__ import annotations
@@ -18,26 +21,39 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import platform
+import signal
 import sys
 from typing import Any, NoReturn
 
-_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 32, 4096, 16384
+_CLONE_PARENT, _CLONE_NEWNS = 0x8000, 0x20000
+_CLONE_NEWUSER, _CLONE_NEWPID = 0x10000000, 0x20000000
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+_PR_SET_PDEATHSIG = 1
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 # nosuid, nodev, noexec, noatime, nodiratime: what a less privileged remount must keep.
 _MS_LOCKED = 2 | 4 | 8 | 1024 | 2048
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 EXIT_CANNOT_RUN = 127
 
+_Placed = tuple[str, str, bool]
+"""Target with links resolved, source, read-only."""
+
 
 def main(spec_path: str) -> NoReturn:
     """Do the steps above for the spec at `spec_path`; never returns."""
     with open(spec_path, encoding="utf-8") as file:
         spec = json.load(file)
-    # /proc is still the machine's here, so it names this process as the agent knows it.
-    outside = os.readlink("/proc/self")
-    with open(spec["pid_file"] + ".new", "w", encoding="utf-8") as file:
-        file.write(outside)
-    os.rename(spec["pid_file"] + ".new", spec["pid_file"])
+    _new_namespaces()
+    pid = _clone_sibling()
+    if pid:
+        with open(spec["pid_file"], "w", encoding="utf-8") as file:
+            file.write(str(pid))
+        os._exit(0)
+    _die_with(spec["agent"])
+    os.setsid()
+    started = os.open(spec["started_file"], os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
     if spec["mounts"]:
         root = Root(spec["root"])
         root.fill(spec["mounts"])
@@ -45,7 +61,45 @@ def main(spec_path: str) -> NoReturn:
         root.enter()
     else:
         _try_mount(b"proc", b"/proc", b"proc", 0)
+    os.write(started, b"1")
     execute(spec)
+
+
+def _new_namespaces() -> None:
+    uid, gid = os.getuid(), os.getgid()
+    _check(_LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWPID), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+    _check(_LIBC.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "make mounts private")
+
+
+def _clone_sibling() -> int:
+    """Fork, but as a child of this process's parent; the first process of the new namespace.
+
+    There is one thread here, so the system call alone is enough of a fork.
+    """
+    number = _SYS_CLONE.get(platform.machine())
+    if number is None:
+        raise OSError(0, f"clone: unknown machine {platform.machine()}")
+    return _check(_LIBC.syscall(number, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0), "clone")
+
+
+def _die_with(agent: int) -> None:
+    """Be killed with the agent; it may be dead already, and then nothing else would tell."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # /proc is still the machine's here; getppid() would answer 0 across namespaces.
+    with open("/proc/self/status", encoding="ascii") as file:
+        parents = [line.split()[1] for line in file if line.startswith("PPid:")]
+    if parents != [str(agent)]:
+        os._exit(EXIT_CANNOT_RUN)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
 
 
 def execute(spec: dict[str, Any]) -> NoReturn:
@@ -69,7 +123,7 @@ class Root:
         """Show the machine's entries, and each mount's `source` at its `target`."""
         placed = [(os.path.realpath(m["target"]), m["source"], m["read_only"]) for m in mounts]
         # Outer before inner, so that a volume may be mounted inside another.
-        placed.sort(key=lambda mount: (mount[0].count("/"), mount[0]))
+        placed.sort(key=_depth)
         outer: list[str] = []
         for target, _, _ in placed:
             if not any(_inside(target, other) for other in outer):
@@ -77,7 +131,7 @@ class Root:
         self._make_points([m for m in placed if m[0] in outer])
         for target, source, read_only in placed:
             if target not in outer:
-                self._make_point(target, source)
+                self._make_inner_point(target, source, placed)
             self._bind(source, target, read_only)
 
     def own_proc(self) -> None:
@@ -89,22 +143,20 @@ class Root:
         os.chroot(self._path)
         os.chdir("/")
 
-    def _make_points(self, placed: list[tuple[str, str, bool]]) -> None:
+    def _make_points(self, placed: list[_Placed]) -> None:
         missing = [(t, source) for t, source, _ in placed if not os.path.lexists(t)]
         # An outer directory first: covering it later would hide what was made inside.
         covers = {"/"} | {_existing(target) for target, _ in missing}
         for directory in sorted(covers, key=lambda path: (len(path.split("/")), path)):
             self._cover(directory)
         for target, source in missing:
-            self._make_point(target, source)
+            _make(self._path + target, source)
 
-    def _make_point(self, target: str, source: str) -> None:
-        point = self._path + target
-        if os.path.isdir(source):
-            os.makedirs(point, exist_ok=True)
-            return
-        os.makedirs(os.path.dirname(point), exist_ok=True)
-        open(point, "a", encoding="utf-8").close()
+    def _make_inner_point(self, target: str, source: str, placed: list[_Placed]) -> None:
+        """In the volume around it, by its own directory: the mount of it may be read-only."""
+        around = [p for p in placed if p[0] != target and _inside(target, p[0])]
+        outer, directory, _ = max(around, key=_depth)
+        _make(directory + target[len(outer) :], source)
 
     def _bind(self, source: str, target: str, read_only: bool) -> None:
         point = self._path + target
@@ -127,6 +179,21 @@ class Root:
             else:
                 open(shown, "a", encoding="utf-8").close()
             _mount(entry.path, shown, None, _MS_BIND | _MS_REC)
+
+
+def _make(point: str, source: str) -> None:
+    """An empty directory or file to mount `source` on, unless there is one."""
+    if os.path.lexists(point):
+        return
+    if os.path.isdir(source):
+        os.makedirs(point)
+        return
+    os.makedirs(os.path.dirname(point), exist_ok=True)
+    open(point, "a", encoding="utf-8").close()
+
+
+def _depth(mount: _Placed) -> tuple[int, str]:
+    return mount[0].count("/"), mount[0]
 
 
 def _existing(target: str) -> str:

@@ -70,33 +70,36 @@ class KubeletServer:
         tail = request.query.get("tailLines")
         limit = int(request.query.get("limitBytes") or 1 << 62)
         follow = request.query.get("follow") == "true" and not previous
-        await self._send(reply, worker, log, None if tail is None else int(tail), limit, follow)
+        offset = 0 if tail is None else _tail_offset(log, int(tail))
+        await _send(reply, worker, log, offset, limit, follow)
         await reply.write_eof()
         return reply
 
-    async def _send(
-        self,
-        reply: web.StreamResponse,
-        worker: PodWorker,
-        log: Path,
-        tail: int | None,
-        limit: int,
-        follow: bool,
-    ) -> None:
-        with log.open("rb") as file:
-            if tail is not None:
-                file.seek(_tail_offset(log, tail))
-            while limit > 0:
-                # Asked before reading, so that what a container said last is not missed.
-                alive = follow and self._agent.worker(*worker.name.split("/")) is worker
-                chunk = file.read(min(_CHUNK, limit))
-                if chunk:
-                    limit -= len(chunk)
-                    await reply.write(chunk)
-                elif alive:
-                    await asyncio.sleep(_FOLLOW_SECONDS)
-                else:
-                    return
+
+async def _send(
+    reply: web.StreamResponse, worker: PodWorker, log: Path, offset: int, limit: int, follow: bool
+) -> None:
+    """Copy `log` from `offset`, `limit` bytes at most; `follow` while its run goes on."""
+    with log.open("rb") as file:
+        file.seek(offset)
+        while limit > 0:
+            # Asked before reading, so that what a container said last is not missed.
+            alive = follow and _writes(worker, log)
+            chunk = file.read(min(_CHUNK, limit))
+            if chunk:
+                limit -= len(chunk)
+                await reply.write(chunk)
+            elif alive:
+                await asyncio.sleep(_FOLLOW_SECONDS)
+            else:
+                return
+
+
+def _writes(worker: PodWorker, log: Path) -> bool:
+    """Whether the run that `log` is of goes on."""
+    return any(
+        runner.running is not None and runner.running.log == log for runner in worker.containers()
+    )
 
 
 def _log_file(worker: PodWorker, container: str, previous: bool) -> Path | None:

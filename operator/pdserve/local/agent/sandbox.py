@@ -1,9 +1,9 @@
 """Starts a container's program with its own mounts and process ids, and reaches into it later.
 
-Uses `unshare` and `nsenter` of util-linux: no root needed where the kernel lets users make
-namespaces. The process-id namespace also guarantees that nothing a container started outlives it.
-Where namespaces are not allowed, a container is a plain process: mount paths in its command line
-and environment are then replaced by the directories themselves, and `Sandbox.why_not` says so.
+`launch` does the work inside; no root is needed where the kernel lets users make namespaces. The
+process-id namespace also guarantees that nothing a container started outlives it. Where namespaces
+are not allowed, a container is a plain process: mount paths in its command line and environment
+are then replaced by the directories themselves, and `Sandbox.why_not` says so.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.local import processes
 
 _LAUNCH = Path(__file__).with_name("launch.py")
-_NAMESPACES = ("--user", "--map-root-user", "--mount", "--pid")
+_START_POLL_SECONDS = 0.003
+_PID, _STARTED = "pid", "started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,68 +48,95 @@ class Launch:
 
 
 class RunningContainer:
-    """A started container: wait for it, signal it, run something inside it."""
+    """A started container: wait for it, signal it, run something inside it.
+
+    `launcher` is `launch` on its way, which names the container's own process when it is done, or
+    without namespaces the container's process itself.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], pid_file: Path | None, launch: Launch
+        self, launcher: subprocess.Popen[bytes], launch: Launch, *, namespaced: bool
     ) -> None:
-        self._process = process
-        self._pid_file = pid_file
+        self._launcher = launcher
         self._launch = launch
+        self._namespaced = namespaced
+        self._pid: int | None = None
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._pidfd = os.pidfd_open(process.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        _when_ended(launcher.pid, self._launcher_ended)
+        if not namespaced:
+            self._pid = launcher.pid
 
-    def _reap(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        code = self._process.wait()
-        processes.kill_group(self._process.pid)
-        if not self._ended.done():
+    def _launcher_ended(self) -> None:
+        code = self._launcher.wait()
+        if not self._namespaced:
+            processes.kill_group(self._launcher.pid)
             self._ended.set_result(code)
+        elif code != 0:
+            self._ended.set_result(code)
+        else:
+            self._pid = int((self._launch.directory / _PID).read_text(encoding="ascii"))
+            _when_ended(self._pid, self._container_ended)
+
+    def _container_ended(self) -> None:
+        assert self._pid is not None  # noqa: S101 - set before this was registered
+        _, status = os.waitpid(self._pid, 0)
+        self._ended.set_result(os.waitstatus_to_exitcode(status))
 
     async def wait(self) -> int:
         """Exit code; negative: ended by that signal."""
         return await asyncio.shield(self._ended)
 
+    async def started(self) -> bool:
+        """Wait until it is the program; False when it ended before."""
+        marker = self._launch.directory / _STARTED
+        while self._namespaced and not (marker.exists() and marker.stat().st_size):
+            if self._ended.done():
+                return False
+            await asyncio.sleep(_START_POLL_SECONDS)
+        return True
+
     @property
     def pid(self) -> int | None:
         """The program's process id on this machine; None while it is still being started."""
-        if self._pid_file is None:
-            return self._process.pid
-        try:
-            return int(self._pid_file.read_text(encoding="ascii"))
-        except OSError:
-            return None
+        return self._pid
 
     def terminate(self) -> None:
         """SIGTERM to the program; one that is not running yet is killed."""
-        if self._ended.done():
-            return
-        pid = self.pid
-        if pid is None:
+        if self._pid is None:
             self.kill()
-            return
-        _signal(pid, signal.SIGTERM)
+        elif not self._ended.done():
+            _signal(self._pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL to everything in the container."""
         if self._ended.done():
             return
-        for pid in _tree(self._process.pid):
-            _signal(pid, signal.SIGKILL)
+        if self._pid is None:
+            _signal(self._launcher.pid, signal.SIGKILL)
+        elif self._namespaced:
+            # The first process of its namespace: the kernel ends all others before it reports.
+            _signal(self._pid, signal.SIGKILL)
+        else:
+            for pid in _tree(self._pid):
+                _signal(pid, signal.SIGKILL)
 
     def freeze(self, frozen: bool) -> None:
         """Stop (or continue) every process of the container, which none of them can notice."""
-        for pid in _tree(self.pid or self._process.pid):
-            _signal(pid, signal.SIGSTOP if frozen else signal.SIGCONT)
+        if self._pid is not None and not self._ended.done():
+            for pid in _tree(self._pid):
+                _signal(pid, signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def inside(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` in this container's namespaces."""
-        if self._pid_file is None:
+        if not self._namespaced:
             return list(argv)
         enter = ["nsenter", "--target", str(self.pid), "--user", "--preserve-credentials"]
         return [*enter, "--mount", "--pid", "--root", "--wd", "--", *argv]
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self._launch.log
 
     @property
     def env(self) -> Mapping[str, str]:
@@ -120,7 +148,22 @@ class Sandbox:
     """Starts containers. `why_not` is None where namespaces work, else the reason they do not."""
 
     def __init__(self) -> None:
-        self.why_not = _probe()
+        self.why_not: str | None = None
+
+    async def check(self, scratch: Path) -> None:
+        """Find out, by starting a container in `scratch`, whether this machine allows them."""
+        if shutil.which("nsenter") is None:
+            self.why_not = "no `nsenter` (util-linux) on this machine"
+            return
+        source, log = scratch / "source", scratch / "log"
+        source.mkdir(parents=True, exist_ok=True)
+        mount = Mount(source, "/pdserve-check/mount", read_only=True)
+        argv = ["test", "-d", mount.target]
+        env = {"PATH": os.environ.get("PATH", os.defpath)}
+        code = await self.start(Launch(argv, env, "/", [mount], scratch / "c", log)).wait()
+        if code != 0:
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            self.why_not = f"this machine refuses them: {said[-1] if said else f'exit {code}'}"
 
     def start(self, launch: Launch) -> RunningContainer:
         """Start a container; OSError if the machine cannot start any process."""
@@ -130,14 +173,15 @@ class Sandbox:
             return self._start_plain(launch)
         root = launch.directory / "root"
         root.mkdir()
-        pid_file = launch.directory / "pid"
         spec = launch.directory / "spec.json"
         document = {
             "argv": list(launch.argv),
             "env": dict(launch.env),
             "workdir": launch.workdir,
             "root": str(root),
-            "pid_file": str(pid_file),
+            "pid_file": str(launch.directory / _PID),
+            "started_file": str(launch.directory / _STARTED),
+            "agent": os.getpid(),
             "mounts": [
                 {"source": str(m.source), "target": m.target, "read_only": m.read_only}
                 for m in launch.mounts
@@ -145,19 +189,16 @@ class Sandbox:
         }
         spec.touch(mode=0o600)
         spec.write_text(json.dumps(document), encoding="utf-8")
-        argv = [
-            "unshare", *_NAMESPACES, "--fork", "--kill-child=KILL", "--",
-            sys.executable, "-I", "-S", str(_LAUNCH), str(spec),
-        ]  # fmt: skip
+        argv = [sys.executable, "-I", "-S", str(_LAUNCH), str(spec)]
         process = processes.spawn(argv, log=launch.log, cwd=Path("/"))
-        return RunningContainer(process, pid_file, launch)
+        return RunningContainer(process, launch, namespaced=True)
 
     def _start_plain(self, launch: Launch) -> RunningContainer:
         env = {name: without_mounts(v, launch.mounts) for name, v in launch.env.items()}
         argv = [without_mounts(part, launch.mounts) for part in launch.argv]
         workdir = Path(without_mounts(launch.workdir, launch.mounts))
         process = processes.spawn(argv, log=launch.log, cwd=workdir, env=env)
-        return RunningContainer(process, None, launch)
+        return RunningContainer(process, launch, namespaced=False)
 
 
 def without_mounts(text: str, mounts: Sequence[Mount]) -> str:
@@ -171,16 +212,17 @@ def without_mounts(text: str, mounts: Sequence[Mount]) -> str:
     return text
 
 
-def _probe() -> str | None:
-    for tool in ("unshare", "nsenter"):
-        if shutil.which(tool) is None:
-            return f"no `{tool}` (util-linux) on this machine"
-    argv = ["unshare", *_NAMESPACES, "--fork", "--kill-child=KILL", "--"]
-    script = "mount -t tmpfs tmpfs /mnt"
-    done = subprocess.run([*argv, "sh", "-c", script], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return None
-    return f"this kernel refuses user namespaces: {done.stderr.strip() or done.returncode}"
+def _when_ended(pid: int, call: Callable[[], None]) -> None:
+    """Call once the child `pid` has ended and can be waited for."""
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(pid)
+
+    def ended() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        call()
+
+    loop.add_reader(descriptor, ended)
 
 
 def _tree(pid: int) -> list[int]:

@@ -39,7 +39,6 @@ class Terminated:
     started_at: str
     finished_at: str
     container_id: str
-    signal: int = 0
     message: str = ""
 
 
@@ -98,10 +97,10 @@ def pod_status(pod: Object, view: PodView, now: str) -> dict[str, Any]:
         "podIP": view.pod_ip,
         "podIPs": [{"ip": view.pod_ip}],
         "conditions": conditions,
-        "containerStatuses": [_container_status(c) for c in view.containers],
+        "containerStatuses": [_container_status(c, init=False) for c in view.containers],
     }
     if view.init:
-        status["initContainerStatuses"] = [_container_status(c) for c in view.init]
+        status["initContainerStatuses"] = [_container_status(c, init=True) for c in view.init]
     return status
 
 
@@ -198,7 +197,7 @@ def _timed(condition: dict[str, Any], old: Mapping[str, Any] | None, now: str) -
     return {**condition, "lastTransitionTime": since or now}
 
 
-def _container_status(view: ContainerView) -> dict[str, Any]:
+def _container_status(view: ContainerView, *, init: bool) -> dict[str, Any]:
     current = getattr(view.state, "container_id", "") or (
         view.last.container_id if view.last is not None else ""
     )
@@ -206,7 +205,8 @@ def _container_status(view: ContainerView) -> dict[str, Any]:
         "name": view.name,
         "image": view.image,
         "imageID": "" if isinstance(view.state, Waiting) and not view.last else view.image,
-        "ready": view.ready,
+        # A completed init container counts as ready.
+        "ready": view.ready or (init and view.final and _exit(view) == 0),
         "started": view.started,
         "restartCount": view.restarts,
         "state": _state(view.state),
@@ -230,8 +230,6 @@ def _state(state: State) -> dict[str, Any]:
         "finishedAt": state.finished_at,
         "containerID": state.container_id,
     }
-    if state.signal:
-        ended["signal"] = state.signal
     if state.message:
         ended["message"] = state.message
     return {"terminated": ended}

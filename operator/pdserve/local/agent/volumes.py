@@ -194,7 +194,8 @@ def _publish(target: Path, files: Files) -> None:
         if not os.path.lexists(target / top):
             (target / top).symlink_to(f"..data/{top}")
     for entry in target.iterdir():
-        if not entry.name.startswith("..") and entry.name not in tops:
+        # Only our links: a file here may be the mount point of a volume inside this one.
+        if entry.is_symlink() and entry.name != "..data" and entry.name not in tops:
             entry.unlink()
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
