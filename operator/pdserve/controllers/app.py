@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import secrets
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -47,14 +48,15 @@ from pdserve.telemetry.source import MetricsSource
 log = logging.getLogger(__name__)
 
 COMPONENT: Final = "pdserve-operator"
+FIRST_REPORT: Final = 1.0
 WAITING_REPORT: Final = 10.0
-"""Seconds between two log lines that say what start-up waits for."""
+"""Seconds until the first, and between further, log lines that say what start-up waits for."""
 
 MakeEngines = Callable[[Tokens], Awaitable[EngineApi]]
 
 
 class Stopped(Exception):  # noqa: N818 - a clean end, used to end the TaskGroup
-    """kopf was told by a signal to stop."""
+    """A signal told this process to stop."""
 
 
 class Core:
@@ -147,12 +149,14 @@ class Core:
         return f"not listed yet: {', '.join(missing)}" if missing else ""
 
     async def _report_sync(self) -> None:
+        patience = FIRST_REPORT
         while not self.caches.synced:
             try:
-                async with asyncio.timeout(WAITING_REPORT):
+                async with asyncio.timeout(patience):
                     await self.caches.wait_synced()
             except TimeoutError:
                 log.warning("The API server does not answer as it should; %s", self.waiting_for())
+            patience = WAITING_REPORT
         self.synced = True
         log.info("All caches are filled")
 
@@ -169,7 +173,7 @@ async def run(options: Options) -> None:
     registry = Registry()
     # Spreads timers over time; nothing secret depends on it.
     rng = random.Random()  # noqa: S311
-    identity = f"{os.environ.get('HOSTNAME', COMPONENT)}_{secrets.token_hex(4)}"
+    identity = os.environ.get("HOSTNAME", COMPONENT)
     client = await connect(options.kubeconfig, registry=registry, user_agent=COMPONENT)
     core = Core(
         client,
@@ -188,7 +192,8 @@ async def run(options: Options) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(core.follow())
-            tasks.create_task(_until_stopped(core, options, rng))
+            tasks.create_task(run_kopf(core.queue, options.namespace, rng))
+            tasks.create_task(_until_signalled())
             tasks.create_task(_lead(core, options, identity))
     except* Stopped:
         log.info("Stopped")
@@ -197,8 +202,13 @@ async def run(options: Options) -> None:
         await client.close()
 
 
-async def _until_stopped(core: Core, options: Options, rng: random.Random) -> None:
-    await run_kopf(core.queue, options.namespace, rng)
+async def _until_signalled() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+    log.info("Told to stop")
     raise Stopped
 
 

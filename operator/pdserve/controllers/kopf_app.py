@@ -7,9 +7,11 @@ which feed the same queue; the queue makes one key of both.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import kopf
@@ -19,6 +21,7 @@ from pdserve.kube.workqueue import QueueKey, WorkQueue
 from pdserve.wire import names
 
 CHUNK: Final = 500
+EXIT_SECONDS: Final = 10.0
 _KINDS = {"pdservices": SERVICE, "scenariogroups": GROUP, "rocedomains": DOMAIN}
 _CAP = 30.0
 
@@ -61,31 +64,49 @@ def make_settings(rng: random.Random) -> kopf.OperatorSettings:
     return settings
 
 
-def make_registry(queue: WorkQueue) -> kopf.OperatorRegistry:
-    """Handlers of our kinds."""
+def make_registry(wake: Callable[[QueueKey], None]) -> kopf.OperatorRegistry:
+    """Handlers of our kinds, which tell `wake` what to look at."""
     registry = kopf.OperatorRegistry()
 
-    def wake(resource: kopf.Resource, name: str, namespace: str | None, **_: Any) -> None:
-        queue.add(QueueKey(_KINDS[resource.plural], namespace or "", name))
-
-    async def awake(**kwargs: Any) -> None:
-        wake(**kwargs)
+    async def seen(resource: kopf.Resource, name: str, namespace: str | None, **_: Any) -> None:
+        wake(QueueKey(_KINDS[resource.plural], namespace or "", name))
 
     for plural in _KINDS:
-        kopf.on.event(names.GROUP, names.VERSION, plural, registry=registry, id="wake")(awake)
+        kopf.on.event(names.GROUP, names.VERSION, plural, registry=registry, id="seen")(seen)
     kopf.on.login(registry=registry, id="login")(_login)
     return registry
 
 
 async def run_kopf(queue: WorkQueue, namespace: str | None, rng: random.Random) -> None:
-    """Watch until cancelled or told to stop by a signal (SIGTERM, SIGINT)."""
-    await kopf.operator(
-        registry=make_registry(queue),
-        settings=make_settings(rng),
-        standalone=True,
-        clusterwide=namespace is None,
-        namespaces=() if namespace is None else (namespace,),
-    )
+    """Watch until cancelled; ends before only if kopf failed.
+
+    kopf gets a thread and an event loop of its own: on its way out it cancels every task of its
+    loop that is younger than itself, and ours have a Lease to release.
+    """
+    loop = asyncio.get_running_loop()
+    stop = threading.Event()
+
+    def watch() -> None:
+        kopf.run(
+            registry=make_registry(lambda key: _hand_over(loop, queue, key)),
+            settings=make_settings(rng),
+            standalone=True,
+            clusterwide=namespace is None,
+            namespaces=() if namespace is None else (namespace,),
+            stop_flag=stop,
+        )
+
+    thread = loop.run_in_executor(None, watch)
+    try:
+        await asyncio.shield(thread)
+        raise RuntimeError("kopf ended though nobody stopped it")
+    finally:
+        stop.set()
+        await asyncio.wait((thread,), timeout=EXIT_SECONDS)
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, queue: WorkQueue, key: QueueKey) -> None:
+    loop.call_soon_threadsafe(queue.add, key)
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:

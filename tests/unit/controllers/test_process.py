@@ -1,0 +1,124 @@
+"""The operator as a process, and its flags."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pdserve.controllers.app import loop_settings
+from pdserve.controllers.options import parse_options
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: away
+contexts: [{name: away, context: {cluster: away, user: me}}]
+clusters: [{name: away, cluster: {server: "http://127.0.0.1:%d"}}]
+users: [{name: me, user: {token: none}}]
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def page(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except urllib.error.URLError:
+        return 0, ""
+
+
+def test_an_unreachable_api_server_is_said_and_waited_for(tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(KUBECONFIG % free_port())
+    port, log = free_port(), tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "pdserve.controllers", f"--kubeconfig={kubeconfig}",
+                "--bind=127.0.0.1", f"--metrics-port={port}", "--log-format=json",
+            ],
+            stderr=stderr,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while "does not answer" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        status, text = page(port, "/readyz")
+        assert status == 503
+        assert "pods (0 Unreachable" in text
+        assert page(port, "/healthz")[0] == 200
+        assert 'pdserve_cache_synced{resource="pods"} 0' in page(port, "/metrics")[1]
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        assert any("pods (0 Unreachable" in line["message"] for line in lines)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, log.read_text()
+
+
+def test_no_configuration_of_a_cluster_is_a_clear_error(tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pdserve.controllers", "--kubeconfig", str(tmp_path / "none")],
+        env=env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "is not a file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_flag_wins_over_its_variable_and_a_variable_over_the_default() -> None:
+    env = {"PDSERVE_CONTROL_PERIOD": "30", "PDSERVE_WORKERS": "9", "PDSERVE_NAMESPACE": "prod"}
+    options = parse_options(["--workers", "2"], env)
+    assert (options.control_period, options.workers, options.namespace) == (30.0, 2, "prod")
+    assert (options.fast_period, options.metrics_port, options.resync) == (15.0, 9090, 600.0)
+    assert options.leader_election
+    assert not parse_options([], {"PDSERVE_NO_LEADER_ELECTION": "true"}).leader_election
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--control-period", "0"],
+        ["--control-period", "nan"],
+        ["--workers", "0"],
+        ["--workers", "many"],
+        ["--metrics-port", "70000"],
+        ["--log-format", "xml"],
+    ],
+)
+def test_bad_flags_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        parse_options(argv, {})
+    assert refused.value.code == 2
+    assert argv[0] in capsys.readouterr().err
+
+
+def test_a_bad_variable_is_refused_like_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options([], {"PDSERVE_FAST_PERIOD": "-1"})
+    assert "--fast-period" in capsys.readouterr().err
+
+
+def test_a_shorter_control_period_shortens_the_loops_other_times() -> None:
+    settings = loop_settings(parse_options(["--control-period", "6"], {}))
+    assert settings.shrink_dwell == 30.0
+    assert settings.grow_dwell == 6.0
