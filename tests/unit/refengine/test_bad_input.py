@@ -275,6 +275,11 @@ async def test_control_needs_the_token(path: str, engine: EngineProcess, client:
 
 
 RAW: dict[str, tuple[bytes, bytes]] = {
+    "upgrade": (
+        b"POST /v1/completions HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+        b"content-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 400",
+    ),
     "not http": (b"hello\r\n\r\n", b"HTTP/1.1 400"),
     "endless headers": (
         b"GET / HTTP/1.1\r\n" + b"a: " + b"x" * 70000 + b"\r\n\r\n",
@@ -316,16 +321,3 @@ def test_pipelined_requests_are_answered_in_order(engine: EngineProcess) -> None
             data += piece
     assert data.count(b"HTTP/1.1 200") == 3
     assert data.rindex(b"text_completion") < data.index(b'"status":"ok"')
-
-
-def test_an_offered_upgrade_is_ignored(engine: EngineProcess) -> None:
-    body = orjson.dumps(COMPLETION)
-    offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAM\r\n"
-    head = f"POST /v1/completions HTTP/1.1\r\ncontent-length: {len(body)}\r\n".encode()
-    last = b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n"
-    with socket.create_connection((engine.host, 8000), timeout=10) as connection:
-        connection.sendall(head + offer + b"\r\n" + body + last)
-        data = b""
-        while piece := connection.recv(65536):
-            data += piece
-    assert data.count(b"HTTP/1.1 200") == 2

@@ -142,13 +142,6 @@ class HttpConnection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # The offer of another protocol (some clients offer h2c always) may be ignored
-            # (RFC 9110 section 7.8); the request itself was complete.
-            self._parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            if rest:
-                self.data_received(rest)
         except httptools.HttpParserCallbackError:
             self._refuse(self._refused or ApiError(400, "malformed HTTP request"))
         except httptools.HttpParserError as error:
@@ -209,6 +202,12 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        if self._parser.should_upgrade():
+            # The parser would skip the body, so ignoring the offer is not possible.
+            self._refused = ApiError(
+                400, "send the request without an Upgrade header: only HTTP/1.1 is spoken here"
+            )
+            raise ValueError("upgrade")
         request = self._request
         request.method = self._parser.get_method().decode("latin-1")
         request.path = request.path.partition("?")[0]
