@@ -15,20 +15,20 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.support.builders import LEVELS, RESOURCE, draw
+
 from pdserve.groups import types as t
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import is_routable, routable
-from pdserve.groups.view import GroupView, leaving
+from pdserve.groups.view import leaving
 from pdserve.topology import Fabric, TreeSpec, build_fabric, node_view, reservation_of
 from pdserve.wire import names
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import ROLES, PeerTable, Role
 from pdserve.wire.routes import RouteGroup
-
-from tests.support.builders import LABELS, LEVELS, RESOURCE, draw
 
 SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}
 LIMITS = HealthLimits(node_suspect=30, startup_deadline=300, unschedulable_seconds=15)

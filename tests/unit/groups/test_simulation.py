@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
 from tests.support.group_world import World, counts, wanted
 
 DRAWING = """p1 a  n1:8 n2:8 n3:8
@@ -103,7 +102,9 @@ class GroupLife(RuleBasedStateMachine):
     def revise(self, revision: str) -> None:
         self.world.want(lambda w: replace(w, revision=revision))
 
-    @rule(pick=picks, kind=st.sampled_from(["restart", "crash_loop", "fail", "delete_from_outside"]))
+    @rule(
+        pick=picks, kind=st.sampled_from(["restart", "crash_loop", "fail", "delete_from_outside"])
+    )
     def pod_fault(self, pick: int, kind: str) -> None:
         getattr(self.world, kind)(self._name(pick))
 
