@@ -28,7 +28,9 @@ from typing import Literal
 from pdserve.forwarding.instance import NEVER, Instance
 from pdserve.forwarding.view import Group, View
 
-GaveUp = Literal["deadline", "attempts"]
+GaveUp = Literal["deadline", "attempts", "no_decode"]
+"""Why a request left the room unserved. `no_decode`: its deadline passed while a prefill would
+have taken it, but no group with such a prefill had decode credit."""
 SPREAD_ATTEMPTS = 4
 
 
@@ -125,8 +127,10 @@ class Dispatcher:
     def step(self, now: float) -> Step:
         """See the module's text."""
         step = Step()
-        while self._room and self._room[0].deadline <= now:
-            step.gave_up.append((self._leave(0), "deadline"))
+        if self._room and self._room[0].deadline <= now:
+            reason: GaveUp = "no_decode" if self._decodes_block(now) else "deadline"
+            while self._room and self._room[0].deadline <= now:
+                step.gave_up.append((self._leave(0), reason))
         while self._room:
             place = next((i for i, t in enumerate(self._room) if t.not_before <= now), None)
             if place is None:
@@ -160,6 +164,10 @@ class Dispatcher:
                     if best_key is None or key < best_key:
                         best, best_key = prefill, key
         return best, later
+
+    def _decodes_block(self, now: float) -> bool:
+        idle = [g for g in self.view.groups if any(p.next_try(now) <= now for p in g.prefills)]
+        return bool(idle) and all(g.decode_credit(now) <= 0 for g in idle)
 
     def _next_prefill(self, group: Group, now: float) -> float:
         return min((t for p in group.prefills if (t := p.next_try(now)) > now), default=NEVER)

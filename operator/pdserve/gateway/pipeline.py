@@ -423,12 +423,16 @@ class Pipeline:
             return self._failed("an instance was lost and no other prefill took over in time")
         lane = self._lane
         lane.metrics.expired("before_prefill")
-        self.outcome = "expired"
-        why = "in time" if error.reason == "deadline" else "in the allowed number of attempts"
+        if error.reason == "no_decode":
+            self.outcome, code = "decode_overload", "decode_overload"
+            why = "no group had room on its decodes"
+        else:
+            self.outcome, code = "expired", "deadline_exceeded"
+            tries = "in time" if error.reason == "deadline" else "in the allowed attempts"
+            why = f"no prefill accepted {tries}"
         return overloaded(
-            "deadline_exceeded",
-            f"scenario {lane.scenario.name!r}: no prefill accepted {why} "
-            f"(TTFT target {lane.scenario.slo.ttft:g} s)",
+            code,
+            f"scenario {lane.scenario.name!r}: {why} (TTFT target {lane.scenario.slo.ttft:g} s)",
             lane.dispatcher.retry_after(time.perf_counter()),
         )
 

@@ -272,6 +272,23 @@ def test_only_groups_with_decode_credit_are_offered_work() -> None:
     assert dispatcher.step(0.0).wake_at == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(
+    ("prefill_free", "decode_free", "want"),
+    [(True, False, "no_decode"), (False, False, "deadline"), (False, True, "deadline")],
+)
+def test_the_reason_says_which_role_was_short(
+    prefill_free: bool, decode_free: bool, want: str
+) -> None:
+    view = View(scenario(([1], [1])), {})
+    prefill, decode = view.groups[0].prefills[0], view.groups[0].decodes[0]
+    dispatcher = Dispatcher(view, random.Random(1).random)
+    dispatcher.offer(1.0)
+    prefill.hinted(Hint(int(prefill_free), 1, 1.5, 1), now=0.0)
+    decode.hinted(Hint(3 * decode_free, 3, 1.5, 1), now=0.0)
+    assert dispatcher.step(0.0).sends == []
+    assert [reason for _, reason in dispatcher.step(1.0).gave_up] == [want]
+
+
 def test_credit_counts_a_request_between_its_legs_once() -> None:
     view = View(scenario(([4], [1])), {})
     group = view.groups[0]

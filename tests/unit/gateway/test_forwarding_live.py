@@ -94,6 +94,18 @@ async def test_decode_overload_is_503_and_releases_the_kv(rig: Rig) -> None:
     assert await rig.metric(names.GATEWAY_OUTCOME, outcome="decode_overload") == 1
 
 
+async def test_full_decodes_stop_prefills_and_are_named_as_the_reason(rig: Rig) -> None:
+    await rig.one_group(slo=Slo(ttft=0.15, handoff=0.05, tpot=1.0, attainment=0.9))
+    rig.engines["d0"].token_seconds = 5.0
+    streams = [asyncio.create_task(rig.complete(stream=True)) for _ in range(3)]
+    await eventually(lambda: rig.engines["d0"].running == 3, "decode full")
+    answer = await rig.complete(stream=True)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "decode_overload")
+    assert rig.engines["p0"].events["attempts"] == 3, "no prefill was wasted on it"
+    for stream in streams:
+        stream.cancel()
+
+
 async def test_kv_goes_to_another_decode_when_one_dies_before_its_first_byte(rig: Rig) -> None:
     await rig.one_group(decodes=2)
     rig.engines["d0"].script = rig.engines["d1"].script = ["reset"]

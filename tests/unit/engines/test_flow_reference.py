@@ -1,0 +1,98 @@
+"""The Reference flow's bodies, as vLLM's P/D contract wants them."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from pdserve.engines.flow import FlowError
+from pdserve.engines.flow_reference import ReferenceFlow
+
+FLOW = ReferenceFlow()
+CHAT: dict[str, Any] = {
+    "model": "m", "messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 50,
+    "stream": True, "stream_options": {"include_usage": True, "other": 1}, "min_tokens": 5,
+    "seed": 7, "stop": ["a"], "kv_transfer_params": {"do_remote_prefill": "forged"},
+}  # fmt: skip
+KV = {"do_remote_prefill": True, "remote_request_id": "r-1", "anything": [1, {"x": None}]}
+
+
+def reply(**fields: Any) -> bytes:
+    choice = {"index": 0, "text": "t0", "finish_reason": "length", "logprobs": None}
+    value = {
+        "id": "c", "created": 3, "model": "m", "choices": [choice],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 1,
+                  "prompt_tokens_details": {"cached_tokens": 4}},
+        "kv_transfer_params": KV,
+    }  # fmt: skip
+    return orjson.dumps(value | fields)
+
+
+def test_prefill_body_is_capped_under_both_names_and_not_streamed() -> None:
+    leg = orjson.loads(FLOW.prefill_body("chat", CHAT))
+    assert (leg["max_tokens"], leg["max_completion_tokens"], leg["min_tokens"]) == (1, 1, 1)
+    assert leg["stream"] is False
+    assert "stream_options" not in leg
+    assert leg["kv_transfer_params"]["do_remote_decode"] is True
+    assert leg["kv_transfer_params"]["do_remote_prefill"] is False
+    assert (leg["seed"], leg["stop"]) == (7, ["a"])
+    plain = orjson.loads(FLOW.prefill_body("completions", {"model": "m", "prompt": "x"}))
+    assert "max_completion_tokens" not in plain
+
+
+def test_decode_body_is_the_client_s_with_the_prefill_s_parameters_unchanged() -> None:
+    outcome = FLOW.read_prefill(CHAT, reply())
+    leg = orjson.loads(FLOW.decode_body(CHAT, outcome))
+    assert leg["kv_transfer_params"] == KV
+    assert leg["stream_options"] == {"include_usage": True, "other": 1}
+    assert leg["max_completion_tokens"] == 50
+    whole = orjson.loads(FLOW.decode_body({"model": "m", "prompt": "x"}, outcome))
+    assert "stream_options" not in whole
+
+
+def test_prefill_reply() -> None:
+    outcome = FLOW.read_prefill(CHAT, reply())
+    assert not outcome.finished
+    assert (outcome.release_id, outcome.prompt_tokens, outcome.cached_tokens) == ("r-1", 9, 4)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_one_wanted_token_finishes_at_prefill(name: str) -> None:
+    outcome = FLOW.read_prefill({"model": "m", "prompt": "x", name: 1}, reply())
+    assert outcome.finished
+    assert outcome.kv == KV, "held, so it has to be released"
+
+
+def test_stop_at_token_one_finishes_without_kv() -> None:
+    stopped = {"index": 0, "text": "t0", "finish_reason": "stop"}
+    outcome = FLOW.read_prefill(CHAT, reply(choices=[stopped], kv_transfer_params=None))
+    assert (outcome.finished, outcome.kv, outcome.release_id) == (True, None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"{", "JSON"),
+        (b"[]", "TypeError"),
+        (reply(choices=[]), "IndexError"),
+        (reply(kv_transfer_params=None), "no kv_transfer_params, and the request is not finished"),
+        (reply(kv_transfer_params=[1]), "wrong type"),
+        (reply(usage={"prompt_tokens": "many"}), "ValueError"),
+    ],
+)
+def test_a_reply_off_contract_is_an_error(body: bytes, says: str) -> None:
+    with pytest.raises(FlowError, match=says):
+        FLOW.read_prefill({"model": "m"}, body)
+
+
+def test_finished_reply_in_the_client_s_form() -> None:
+    outcome = FLOW.read_prefill({"max_tokens": 1}, reply())
+    whole = FLOW.finished_reply("completions", {"max_tokens": 1}, outcome)
+    assert whole.content_type == "application/json"
+    assert "kv_transfer_params" not in orjson.loads(whole.body)
+    asked = {"max_tokens": 1, "stream": True, "stream_options": {"include_usage": True}}
+    stream = FLOW.finished_reply("completions", asked, outcome)
+    events = [e[6:] for e in stream.body.split(b"\n\n")[:-1]]
+    assert events[-1] == b"[DONE]"
+    assert orjson.loads(events[0])["choices"][0]["text"] == "t0"
+    assert orjson.loads(events[1])["usage"]["completion_tokens"] == 1
