@@ -79,7 +79,7 @@ class Pod:
     """Requests it works on, or holds KV for."""
 
 
-class Broken(AssertionError):
+class BrokenError(AssertionError):
     """An invariant does not hold; the message says which."""
 
 
@@ -175,7 +175,7 @@ class World:
         if repr(plan(seen, tree)) != repr(made) or repr(plan(reordered, self.fabric())) != repr(
             made
         ):
-            raise Broken("invariant 8: the same inputs gave another plan")
+            raise BrokenError("invariant 8: the same inputs gave another plan")
         self.last = made
         for k, action in enumerate(made.actions):
             if stop_after is not None and k >= stop_after:
@@ -241,12 +241,12 @@ class World:
     def _publish(self, action: t.PublishTable) -> None:
         index, table = action.group_index, action.table
         if table.version <= self._versions.get(index, 0) and index in self.tables:
-            raise Broken(f"table {index} version does not rise: {table.version}")
+            raise BrokenError(f"table {index} version does not rise: {table.version}")
         old = self.tables.get(index)
         for peer in table.instances:
             before = old.peer(peer.id) if old is not None else None
             if before is not None and before != peer:
-                raise Broken(f"the entry of {peer.id} changed without cause")
+                raise BrokenError(f"the entry of {peer.id} changed without cause")
         self.tables[index] = table
         self._versions[index] = table.version
 
@@ -374,23 +374,27 @@ class World:
         """Run fairly until the planner asks for nothing and nothing else changes.
 
         Raises:
-            Broken: it does not come to rest.
+            BrokenError: it does not come to rest.
         """
         for _ in range(limit):
-            changed = any([self.kubelet(name) for name in sorted(self.pods)])
+            changed = self.each(self.kubelet)
             changed |= self.push_tables()
-            changed |= any([self.link(name) for name in sorted(self.pods)])
+            changed |= self.each(self.link)
             before = self.routes
             self.write_routes()
             changed |= before != self.routes
-            changed |= any([self.finish(name) for name in sorted(self.pods)])
+            changed |= self.each(self.finish)
             made = self.operator()
             if changed or made.actions:
                 continue
             if made.requeue_after is None or self._quiet(made):
                 return made
             self.advance(made.requeue_after + 0.001)
-        raise Broken("no rest:\n" + "\n".join(self.log[-30:]))
+        raise BrokenError("no rest:\n" + "\n".join(self.log[-30:]))
+
+    def each(self, step: Callable[[str], bool]) -> bool:
+        """One step for every pod, in order; True if any changed something."""
+        return sum([step(name) for name in sorted(self.pods)]) > 0
 
     def _quiet(self, made: t.Plan) -> bool:
         """Only deadlines of what is not there yet could still run: nothing will come of them."""
@@ -414,12 +418,12 @@ class World:
         for name, devices in held.items():
             machine = self.machines.get(name)
             if machine is not None and devices + machine.foreign > machine.capacity:
-                raise Broken(f"node {name} is over-allocated")
+                raise BrokenError(f"node {name} is over-allocated")
         carriers = Counter(
             p.new.group_index for p in self.pods.values() if p.scale_unit and not p.terminating
         )
         if any(count > 1 for count in carriers.values()):
-            raise Broken("two scale units in one P/D group")
+            raise BrokenError("two scale units in one P/D group")
 
     def _check_routed(self, group: RouteGroup) -> None:
         """Invariant 1, and never two revisions in one group."""
@@ -427,13 +431,13 @@ class World:
             pod = self.pods[route.id]
             process = pod.process
             if process is None or not process.completed or pod.failed or pod.terminating:
-                raise Broken(f"invariant 1: {route.id} is routed but cannot serve")
+                raise BrokenError(f"invariant 1: {route.id} is routed but cannot serve")
             if pod.drain_started is not None:
-                raise Broken(f"invariant 1: {route.id} is routed but drains")
+                raise BrokenError(f"invariant 1: {route.id} is routed but drains")
             if pod.linked_container != process.container:
-                raise Broken(f"invariant 1: {route.id} is routed by a former process's links")
+                raise BrokenError(f"invariant 1: {route.id} is routed by a former process's links")
         if len({self.pods[r.id].new.revision for r in group.instances}) > 1:
-            raise Broken("a group of two revisions is routed")
+            raise BrokenError("a group of two revisions is routed")
 
     def _check_needed(self, new: t.NewPod, seen: t.Observation) -> None:
         """Invariant 4: a fault replaces one instance, and growth stops at what is wanted."""
@@ -445,12 +449,12 @@ class World:
             and not leaving(i)
         ]
         if len(staying) >= self.target.role(new.role).count:
-            raise Broken(f"invariant 4: {new.name} is one {new.role} too many")
+            raise BrokenError(f"invariant 4: {new.name} is one {new.role} too many")
         if new.replaces is not None and new.name not in self.pods:
             pod_is_new = new.replaces not in self._replaced
             gone = all(p.new.replaces != new.replaces for p in self.pods.values())
             if not pod_is_new and not gone:
-                raise Broken(f"invariant 4: {new.replaces} is replaced twice")
+                raise BrokenError(f"invariant 4: {new.replaces} is replaced twice")
             self._replaced.add(new.replaces)
 
     def _check_given_up(self, name: str, seen: t.Observation) -> None:
@@ -464,7 +468,7 @@ class World:
         ]
         surplus = len(mine) > self.target.role(me.role).count or len(groups) > self.target.replicas
         if not surplus and me.revision == self.target.revision:
-            raise Broken(f"invariant 2 or 7: {name} is sound, wanted, and drained")
+            raise BrokenError(f"invariant 2 or 7: {name} is sound, wanted, and drained")
         if self.target.replicas and self._serving_without(frozenset()):
             others = {n for n, p in self.pods.items() if p.drain_started is not None} | {name}
             doomed = {
@@ -473,23 +477,23 @@ class World:
                 if isinstance(a, t.BeginDrain)
             }
             if not self._serving_without(frozenset(others | doomed)):
-                raise Broken(f"invariant 3: without {name} nothing serves")
+                raise BrokenError(f"invariant 3: without {name} nothing serves")
 
     def _check_deletion(self, name: str, seen: t.Observation) -> None:
         """Invariants 1 and 5: out of routes and table, and idle or past its deadline."""
         pod = self.pods[name]
         me = next(i for i in seen.instances if i.name == name)
         if name in self.routed:
-            raise Broken(f"invariant 1: {name} is deleted while routed")
+            raise BrokenError(f"invariant 1: {name} is deleted while routed")
         if me.fault is None and not pod.terminating:
             if pod.drain_started is None:
                 table = self.tables.get(pod.new.group_index)
                 if table is not None and table.peer(name) is not None:
-                    raise Broken(f"invariant 5: {name} is deleted without a drain")
+                    raise BrokenError(f"invariant 5: {name} is deleted without a drain")
                 return
             late = self.now - pod.drain_started >= self.target.drain_seconds
             if pod.requests and not late and pod.process is not None:
-                raise Broken(f"invariant 5: {name} is deleted with {pod.requests} requests")
+                raise BrokenError(f"invariant 5: {name} is deleted with {pod.requests} requests")
 
     def _serving_without(self, without: frozenset[str]) -> bool:
         """Some group has a prefill and a decode of one revision that can serve."""

@@ -1,4 +1,4 @@
-"""The life of P/D groups, told as short stories in the small world of `tests.support.group_world`."""
+"""The life of P/D groups in short stories, in the world of `tests.support.group_world`."""
 
 from __future__ import annotations
 
@@ -449,11 +449,9 @@ def test_a_revert_deletes_no_serving_pod_of_the_old_revision(steps: int) -> None
     w = world(ROOMY, "1P1D", 3)
     w.want(lambda x: replace(x, revision="r2"))
     for _ in range(steps):
-        for name in sorted(w.pods):
-            w.kubelet(name)
+        w.each(w.kubelet)
         w.push_tables()
-        for name in sorted(w.pods):
-            w.link(name)
+        w.each(w.link)
         w.write_routes()
         w.operator()
     serving = {

@@ -58,8 +58,7 @@ class GroupLife(RuleBasedStateMachine):
 
     @rule()
     def every_kubelet(self) -> None:
-        for name in sorted(self.world.pods):
-            self.world.kubelet(name)
+        self.world.each(self.world.kubelet)
 
     @rule()
     def push(self) -> None:
@@ -67,8 +66,7 @@ class GroupLife(RuleBasedStateMachine):
 
     @rule()
     def every_link(self) -> None:
-        for name in sorted(self.world.pods):
-            self.world.link(name)
+        self.world.each(self.world.link)
 
     @rule(pick=picks)
     def link(self, pick: int) -> None:

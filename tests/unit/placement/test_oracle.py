@@ -29,21 +29,19 @@ from pdserve.topology import Fabric, NodeView, Path, build_fabric
 @st.composite
 def nodes(draw: st.DrawFn) -> list[NodeView]:
     """Up to 2 pods x 2 leaves x 3 nodes, of mixed free devices and states."""
-    found: list[NodeView] = []
-    for pod, leaf in itertools.product("xy", "ab"):
-        for k in range(draw(st.integers(0, 3))):
-            found.append(
-                NodeView(
-                    f"{pod}{leaf}{k}",
-                    labels={LABELS[0]: pod, LABELS[1]: f"{pod}-{leaf}"},
-                    capacity={RESOURCE: 8},
-                    allocatable={RESOURCE: 8},
-                    used={RESOURCE: draw(st.sampled_from([0, 0, 2, 4, 5, 8]))},
-                    ready=draw(st.sampled_from([True, True, True, False])),
-                    unschedulable=draw(st.sampled_from([False, False, False, True])),
-                )
-            )
-    return found
+    return [
+        NodeView(
+            f"{pod}{leaf}{k}",
+            labels={LABELS[0]: pod, LABELS[1]: f"{pod}-{leaf}"},
+            capacity={RESOURCE: 8},
+            allocatable={RESOURCE: 8},
+            used={RESOURCE: draw(st.sampled_from([0, 0, 2, 4, 5, 8]))},
+            ready=draw(st.sampled_from([True, True, True, False])),
+            unschedulable=draw(st.sampled_from([False, False, False, True])),
+        )
+        for pod, leaf in itertools.product("xy", "ab")
+        for k in range(draw(st.integers(0, 3)))
+    ]
 
 
 sizes = st.sampled_from([(8, 8), (4, 4), (2, 2), (4, 2), (1, 4), (3, 2)])
