@@ -43,7 +43,8 @@ class EngineMetrics:
         )
         if paced:
             self.paced_valid = gauge(metrics.PACED_VALID, "1 while paced figures may be believed")
-            self.paced_late = counter(metrics.PACED_LATE, "Steps that finished after their time")
+            self.paced_valid.set(1)
+            self.paced_late = counter(metrics.PACED_LATE, "Steps delivered after their time")
         label = ["model_name"]
         self._running = gauge(metrics.VLLM_RUNNING, "Requests accepted and not finished", label)
         self._waiting = gauge(

@@ -233,11 +233,15 @@ class Engine:
         if self.pacer is None:
             self._apply(step, started, result)
             return
-        length = self._estimates.profile_seconds(step)
-        due = self.pacer.end(started, self._now(), result.seconds, length)
-        self.metrics.paced_late.set(self.pacer.late)
-        self.metrics.paced_valid.set(float(self.pacer.valid))
-        self._loop.call_later(due - self._now(), self._apply, step, started, result)
+        due = self.pacer.end(started, result.seconds, self._estimates.profile_seconds(step))
+        self._loop.call_later(max(0.0, due - self._now()), self._deliver, step, started, result)
+
+    def _deliver(self, step: batching.Batch, started: float, result: _StepResult) -> None:
+        if self.pacer is not None:
+            self.pacer.delivered(self._now())
+            self.metrics.paced_late.set(self.pacer.late)
+            self.metrics.paced_valid.set(float(self.pacer.valid))
+        self._apply(step, started, result)
 
     def _apply(self, step: batching.Batch, started: float, result: _StepResult) -> None:
         self._step = None

@@ -7,9 +7,9 @@ each behaves like a device of its own. A profile gives step times by batch compo
 
 and the KV bytes and link bandwidth for transfers; all times are multiplied by the pace factor.
 Deadlines chain (a step that follows another at once starts at the other's deadline), so timer
-jitter does not add up. Results count only while valid: at most 1 % of steps finished late, and
-real compute took at most 70 % of the paced time; `/pdserve/v1/info` and `pdserve:paced_valid`
-say so. Never the default.
+jitter does not add up. Results count only while valid: at most 1 % of steps were delivered late
+(by more than 3 ms and 5 % of the step), and real compute took at most 70 % of the paced time;
+`/pdserve/v1/info` and `pdserve:paced_valid` say so. Never the default.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class Pacer:
     def __init__(self, profile: Profile, factor: float) -> None:
         self.profile, self.factor = profile, factor
         self._deadline = self._link_free = float("-inf")
+        self._tolerance = MIN_TOLERANCE
         self.steps = self.late = 0
         self.busy = self.paced = 0.0
 
@@ -125,24 +126,26 @@ class Pacer:
         """Start time of a step that begins now."""
         return self._deadline if 0 <= now - self._deadline < CHAIN_SECONDS else now
 
-    def end(self, start: float, now: float, computed: float, seconds: float) -> float:
-        """When the step may be seen; counts it as late when that has passed already.
+    def end(self, start: float, computed: float, seconds: float) -> float:
+        """When the step's results may be seen.
 
         Args:
             start: from `begin`.
-            now: the real result is here.
             computed: seconds the computation really took.
             seconds: the profile's time, before dilation.
         """
         length = seconds * self.factor
-        due = start + length
         self.steps += 1
         self.busy += computed
         self.paced += length
-        if now > due + max(MIN_TOLERANCE, TOLERANCE_SHARE * length):
-            self.late += 1
-        self._deadline = max(due, now)
+        self._deadline = start + length
+        self._tolerance = max(MIN_TOLERANCE, TOLERANCE_SHARE * length)
         return self._deadline
+
+    def delivered(self, now: float) -> None:
+        """The results are seen now; later than tolerated, the step counts as late."""
+        if now > self._deadline + self._tolerance:
+            self.late += 1
 
     def transfer_end(self, now: float, tokens: int) -> float:
         """When a transfer that starts now is over; transfers share the link one after another."""
