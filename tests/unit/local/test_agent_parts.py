@@ -1,0 +1,160 @@
+"""Small pure parts of the node agent: images, devices, back-off, verdicts, addresses, mounts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdserve.local.agent.addresses import FIRST_POD, LAST_POD, NodeAddresses
+from pdserve.local.agent.backoff import RestartBackoff
+from pdserve.local.agent.devices import Devices, NoDevices
+from pdserve.local.agent.images import ImageError, entrypoint, repository
+from pdserve.local.agent.probes import ProbeSpec, Verdict
+from pdserve.local.agent.sandbox import Mount, without_mounts
+
+
+@pytest.mark.parametrize(
+    ("image", "want"),
+    [
+        ("pdserve/engine", "pdserve/engine"),
+        ("pdserve/engine:0.1", "pdserve/engine"),
+        ("registry.example/pdserve/engine:0.1", "pdserve/engine"),
+        ("localhost:5000/pdserve/engine", "pdserve/engine"),
+        ("localhost/pdserve/engine:a", "pdserve/engine"),
+        ("r.example:5000/team/pdserve/engine@sha256:abc", "team/pdserve/engine"),
+        ("nginx", "nginx"),
+        ("nginx:1.29", "nginx"),
+    ],
+)
+def test_repository(image: str, want: str) -> None:
+    assert repository(image) == want
+
+
+@pytest.mark.parametrize(
+    ("image", "module"),
+    [
+        ("pdserve/operator:x", "pdserve.controllers"),
+        ("ghcr.example/pdserve/gateway", "pdserve.gateway"),
+        ("mirror.example/hub/pdserve/engine", "pdserve.refengine"),
+    ],
+)
+def test_own_images_run_this_checkout(image: str, module: str) -> None:
+    assert entrypoint(image, lambda: Path("/none"))[1:] == ("-m", module)
+
+
+def test_prometheus_is_looked_for_only_when_asked_for() -> None:
+    assert entrypoint("docker.io/prom/prometheus:v3", lambda: Path("/bin/prom")) == ("/bin/prom",)
+
+
+@pytest.mark.parametrize("image", ["nginx", "engine", "pdserve", "xpdserve/engine", "prometheus"])
+def test_other_images_are_refused(image: str) -> None:
+    with pytest.raises(ImageError, match=f'image "{image}": a process node has no programs'):
+        entrypoint(image, lambda: Path("/none"))
+
+
+def needs(uid: str, *counts: int) -> dict[str, Any]:
+    containers = [
+        {"name": f"c{i}", "resources": {"limits": {"huawei.com/Ascend910": str(n)}}}
+        for i, n in enumerate(counts)
+    ]
+    return {"metadata": {"uid": uid}, "spec": {"containers": containers}}
+
+
+def test_devices_are_given_lowest_first_and_come_back() -> None:
+    devices = Devices("huawei.com/Ascend910", 4)
+    assert devices.take(needs("a", 1, 2)) == {"c0": [0], "c1": [1, 2]}
+    with pytest.raises(NoDevices, match="Requested: 2, Available: 1"):
+        devices.take(needs("b", 2))
+    assert devices.take(needs("c", 1)) == {"c0": [3]}
+    devices.give_back("a")
+    devices.unhealthy = {1}
+    assert devices.take(needs("b", 2)) == {"c0": [0, 2]}
+    assert devices.healthy == 3
+
+
+def test_a_refused_pod_holds_nothing() -> None:
+    devices = Devices("huawei.com/Ascend910", 2)
+    with pytest.raises(NoDevices):
+        devices.take(needs("a", 1, 2))
+    assert devices.take(needs("b", 2)) == {"c0": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("resource", "want"),
+    [
+        ("huawei.com/Ascend910", {"ASCEND_VISIBLE_DEVICES": "0,3"}),
+        ("nvidia.com/gpu", {"NVIDIA_VISIBLE_DEVICES": "0,3"}),
+        ("example.com/thing", {}),
+    ],
+)
+def test_containers_are_told_their_devices(resource: str, want: dict[str, str]) -> None:
+    assert Devices(resource, 4).env([0, 3]) == want
+    assert Devices(resource, 4).env([]) == {}
+
+
+def test_back_off_doubles_to_its_limit_and_forgets() -> None:
+    backoff = RestartBackoff()
+    delays = [backoff.after_run(1.0) for _ in range(8)]
+    assert delays == [0, 10, 20, 40, 80, 160, 300, 300]
+    assert backoff.after_run(600.0) == 0
+    assert backoff.after_run(1.0) == 10
+
+
+@pytest.mark.parametrize(
+    ("answers", "want"),
+    [
+        ("+", [True]),
+        ("--", [None, None]),
+        ("---", [None, None, False]),
+        ("--+--", [None, None, True, None, None]),
+        ("----", [None, None, False, False]),
+        ("+++", [True, True, True]),
+    ],
+)
+def test_verdicts_need_enough_equal_answers_in_a_row(answers: str, want: list[bool | None]) -> None:
+    verdict = Verdict(ProbeSpec.of({"failureThreshold": 3}))
+    assert [verdict.add(a == "+") for a in answers] == want
+
+
+def test_success_threshold() -> None:
+    verdict = Verdict(ProbeSpec.of({"successThreshold": 2}))
+    assert [verdict.add(a) for a in (True, False, True, True)] == [None, None, None, True]
+
+
+def test_probe_defaults_are_kubernetes_own() -> None:
+    spec = ProbeSpec.of({})
+    assert (spec.initial_delay, spec.period, spec.timeout) == (0, 10, 1)
+    assert (spec.successes, spec.failures) == (1, 3)
+
+
+def test_pod_addresses_are_unique_and_used_again_last() -> None:
+    addresses = NodeAddresses(77, 3)
+    assert addresses.node == "127.77.3.1"
+    assert addresses.device(15) == "127.77.3.17"
+    taken = [addresses.take() for _ in range(addresses.pods)]
+    assert len(set(taken)) == addresses.pods == LAST_POD - FIRST_POD + 1
+    assert addresses.take() is None
+    addresses.give_back("127.77.3.40")
+    addresses.give_back("127.77.3.39")
+    assert addresses.take() == "127.77.3.40"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("/etc/app", "/src"),
+        ("/etc/app/file", "/src/file"),
+        ("--config=/etc/app/file", "--config=/src/file"),
+        ("/etc/application", "/etc/application"),
+        ("/other/etc/app", "/other/etc/app"),
+        ("/etc/app/inner/x", "/inner/x"),
+    ],
+)
+def test_without_namespaces_mount_paths_are_replaced(text: str, want: str) -> None:
+    mounts = [
+        Mount(Path("/src"), "/etc/app", True),
+        Mount(Path("/inner"), "/etc/app/inner", True),
+    ]
+    assert without_mounts(text, mounts) == want

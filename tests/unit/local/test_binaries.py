@@ -1,0 +1,245 @@
+"""Where programs come from, in which order, and what is said when they come from nowhere."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import platform
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pdserve.local import binaries, gobuild
+from pdserve.local.download import ETCD_VERSION, PROGRAMS, download_kubernetes
+from pdserve.local.errors import LocalError
+
+VERSION = "v1.36.3"
+
+
+def program(path: Path, body: str = "exit 0") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No programs named, an empty cache, an empty PATH."""
+    for name in (
+        binaries.ENV_KUBE, binaries.ENV_KUBEBUILDER, binaries.ENV_HELM, binaries.ENV_PROMETHEUS,
+    ):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("PDSERVE_CACHE", str(cache))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'path'}:/usr/bin:/bin")
+    return cache
+
+
+def fake_go(tmp_path: Path, body: str, version: str = "go1.26.8") -> None:
+    program(
+        tmp_path / "path" / "go",
+        f'if [ "$1" = version ]; then echo "go version {version} linux/amd64"; exit; fi\n{body}',
+    )
+
+
+WRITE_OUTPUT = 'while [ "$1" != -o ]; do shift; done; echo "#!/bin/sh" > "$2"; chmod +x "$2"'
+
+
+def test_a_folder_named_by_the_environment_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in binaries.ALL_PROGRAMS:
+        program(tmp_path / "kube" / name)
+    monkeypatch.setenv("PDSERVE_KUBE_BIN", str(tmp_path / "kube"))
+    found = binaries.kube()
+    assert found.path("etcd") == tmp_path / "kube" / "etcd"
+    assert found.source == "$PDSERVE_KUBE_BIN"
+
+
+def test_a_multi_call_binary_named_by_the_environment_gets_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = program(tmp_path / "kube-all")
+    monkeypatch.setenv("PDSERVE_KUBE_BIN", str(binary))
+    assert binaries.kube().path("kube-scheduler").resolve() == binary
+    assert binaries.kube().path("etcd").name == "etcd"
+
+
+def test_a_folder_of_ours_that_lacks_a_program_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "kube" / "etcd")
+    monkeypatch.setenv("PDSERVE_KUBE_BIN", str(tmp_path / "kube"))
+    with pytest.raises(LocalError, match=r"PDSERVE_KUBE_BIN=.*: no kube-apiserver there"):
+        binaries.kube(programs=binaries.API_PROGRAMS)
+
+
+def test_envtest_serves_api_tests_and_is_passed_over_for_whole_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("etcd", "kube-apiserver", "kubectl"):
+        program(tmp_path / "envtest" / name)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path / "envtest"))
+    assert binaries.kube(programs=binaries.API_PROGRAMS).source == "$KUBEBUILDER_ASSETS"
+    fake_go(tmp_path, WRITE_OUTPUT)
+    assert binaries.kube().source == "built from Go modules"
+
+
+def test_a_build_happens_once_and_tells_what_it_does(tmp_path: Path) -> None:
+    fake_go(tmp_path, f'echo built >> "{tmp_path}/builds"; {WRITE_OUTPUT}')
+    lines: list[str] = []
+    first = binaries.kube(lines.append)
+    assert first.source == "built from Go modules"
+    assert "etcd, kube-apiserver" in lines[0]
+    assert "about 4 min, once per machine" in lines[0]
+    again = binaries.kube(lines.append)
+    assert again.source == "cache"
+    assert again.directory == first.directory
+    assert (tmp_path / "builds").read_text() == "built\n"
+
+
+def test_concurrent_builds_of_the_same_thing_wait_for_one(
+    tmp_path: Path, bare_machine: Path
+) -> None:
+    gate = tmp_path / "gate"
+    fake_go(
+        tmp_path,
+        f'echo built >> "{tmp_path}/builds"; while [ ! -e {gate} ]; do sleep 0.05; done;'
+        f"{WRITE_OUTPUT}",
+    )
+    module = tmp_path / "module"
+    module.mkdir()
+    recipe = gobuild.Recipe("tool", "v1", "a tool", 1, module, ".", "-s")
+    waits = threading.Event()
+
+    def second_says(line: str) -> None:
+        if "another process is building tool" in line:
+            waits.set()
+            gate.touch()
+
+    began = threading.Event()
+    first = threading.Thread(
+        target=gobuild.build, args=(recipe, bare_machine, lambda _: began.set())
+    )
+    first.start()
+    assert began.wait(10)
+    built = gobuild.build(recipe, bare_machine, second_says)
+    first.join(10)
+    assert waits.is_set()
+    assert (built / "tool").exists()
+    assert (tmp_path / "builds").read_text() == "built\n"
+
+
+def test_a_failing_build_leaves_nothing_and_shows_the_compiler(
+    tmp_path: Path, bare_machine: Path
+) -> None:
+    fake_go(tmp_path, "echo main.go:7: undefined: frobnicate >&2; exit 1")
+    module = tmp_path / "module"
+    module.mkdir()
+    recipe = gobuild.Recipe("tool", "v1", "a tool", 1, module, ".", "-s")
+    with pytest.raises(LocalError, match=r"building tool failed(?s:.*)undefined: frobnicate"):
+        gobuild.build(recipe, bare_machine, lambda _: None)
+    assert [p.name for p in bare_machine.iterdir() if p.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, "Go is not installed"), ("go1.20.3", "Go 1.21 or newer is needed")],
+)
+def test_without_a_usable_go_prometheus_says_what_to_do(
+    tmp_path: Path, version: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    if version:
+        fake_go(tmp_path, "exit 1", version)
+    with pytest.raises(LocalError, match=message) as error:
+        binaries.prometheus()
+    assert "or set PDSERVE_PROMETHEUS to the program" in str(error.value)
+
+
+def test_path_serves_helm_and_the_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_path = program(tmp_path / "path" / "helm")
+    assert binaries.helm() == on_path
+    named = program(tmp_path / "mine" / "helm3")
+    monkeypatch.setenv("PDSERVE_HELM", str(named))
+    assert binaries.helm() == named
+    monkeypatch.setenv("PDSERVE_HELM", str(tmp_path / "absent"))
+    with pytest.raises(LocalError, match="not a program that can be run"):
+        binaries.helm()
+
+
+def test_the_cache_name_changes_with_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "go.sum").write_text("a")
+    one = binaries.kube_recipe(tmp_path).cache_name
+    (tmp_path / "go.sum").write_text("b")
+    assert binaries.kube_recipe(tmp_path).cache_name != one
+    assert one.startswith(f"kube-{VERSION}-{platform.machine()}-")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A web server with a release of tiny programs: (URL, its folder)."""
+    arch = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+    root = tmp_path / "www"
+    programs = root / VERSION / "bin" / "linux" / arch
+    programs.mkdir(parents=True)
+    for name in PROGRAMS:
+        content = f"#!/bin/sh\necho {name}\n".encode()
+        (programs / name).write_bytes(content)
+        (programs / f"{name}.sha256").write_text(hashlib.sha256(content).hexdigest())
+    stem = f"etcd-{ETCD_VERSION}-linux-{arch}"
+    etcd = root / ETCD_VERSION
+    etcd.mkdir()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        info = tarfile.TarInfo(f"{stem}/etcd")
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"etcd"))
+    (etcd / f"{stem}.tar.gz").write_bytes(packed.getvalue())
+    digest = hashlib.sha256(packed.getvalue()).hexdigest()
+    (etcd / "SHA256SUMS").write_text(f"{digest}  {stem}.tar.gz\n")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(root))  # type: ignore[arg-type]
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", root
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_release_is_downloaded_and_checked(tmp_path: Path, release: tuple[str, Path]) -> None:
+    url, _ = release
+    download_kubernetes(tmp_path / "bin", VERSION, lambda _: None, url, url)
+    names = {p.name for p in (tmp_path / "bin").iterdir()}
+    assert names == set(binaries.ALL_PROGRAMS)
+    assert (tmp_path / "bin" / "etcd").stat().st_mode & 0o111
+
+
+def test_a_wrong_checksum_keeps_the_whole_release_out(
+    tmp_path: Path, release: tuple[str, Path]
+) -> None:
+    url, root = release
+    next(root.glob("**/kube-scheduler")).write_bytes(b"evil")
+    with pytest.raises(LocalError, match=r"kube-scheduler: SHA-256 is .*, the release says"):
+        download_kubernetes(tmp_path / "bin", VERSION, lambda _: None, url, url)
+    assert not (tmp_path / "bin").exists()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, release: tuple[str, Path]) -> None:
+    url, root = release
+    next(root.glob("**/SHA256SUMS")).unlink()
+    with pytest.raises(LocalError, match=r"cannot download .*SHA256SUMS.*404"):
+        download_kubernetes(tmp_path / "bin", VERSION, lambda _: None, url, url)
