@@ -9,78 +9,35 @@ Every action is checked against the architecture's invariants when it is carried
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Any
 
+from tests.support import group_checks as checks
 from tests.support.builders import LEVELS, RESOURCE, draw
+from tests.support.group_checks import BrokenError
+from tests.support.group_objects import (
+    Machine,
+    Pod,
+    Process,
+    foreign_pods,
+    raw_node,
+    raw_pod,
+)
 
 from pdserve.groups import types as t
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
-from pdserve.groups.routes import is_routable, routable
-from pdserve.groups.view import leaving
+from pdserve.groups.routes import routable
 from pdserve.topology import Fabric, TreeSpec, build_fabric, node_view, reservation_of
-from pdserve.wire import names
 from pdserve.wire.links import DrainReport, LinkReport
-from pdserve.wire.peers import ROLES, PeerTable, Role
+from pdserve.wire.peers import PeerTable, Role
 from pdserve.wire.routes import RouteGroup
 
 SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}
 LIMITS = HealthLimits(node_suspect=30, startup_deadline=300, unschedulable_seconds=15)
-
-
-@dataclass
-class Machine:
-    """A Node."""
-
-    name: str
-    labels: dict[str, str]
-    capacity: int
-    foreign: int
-    """Devices that somebody else's pods hold."""
-    silent_since: float | None = None
-    unhealthy: bool = False
-
-
-@dataclass
-class Process:
-    """What runs in an engine's container: it forgets everything when it restarts."""
-
-    container: str
-    table: PeerTable | None = None
-    up: set[str] = field(default_factory=set)
-    completed: bool = False
-    draining: bool = False
-
-
-@dataclass
-class Pod:
-    """A pod of ours."""
-
-    new: t.NewPod
-    uid: str
-    created: float
-    devices: int
-    bound: bool = False
-    process: Process | None = None
-    restarts: int = 0
-    failed: bool = False
-    crash_loop: bool = False
-    terminating: bool = False
-    drain_started: float | None = None
-    linked_container: str | None = None
-    scale_unit: bool = False
-    requests: int = 0
-    """Requests it works on, or holds KV for."""
-
-
-class BrokenError(AssertionError):
-    """An invariant does not hold; the message says which."""
 
 
 def wanted(
@@ -118,7 +75,7 @@ class World:
         self.last: t.Plan | None = None
         self.log: list[str] = []
         self._serial = 0
-        self._replaced: set[str] = set()
+        self.replaced: set[str] = set()
         self._versions: dict[int, int] = {}
 
     # --- what the operator sees ------------------------------------------------------------
@@ -152,7 +109,7 @@ class World:
         views = [
             node_view(
                 self.raw_node(name) or {},
-                [p for p in raw if p["spec"]["nodeName"] == name] + self._foreign(machine),
+                [p for p in raw if p["spec"]["nodeName"] == name] + foreign_pods(machine),
             )
             for name, machine in self.machines.items()
         ]
@@ -190,7 +147,7 @@ class World:
         instances = self.instances()
         self.routes = routable(instances, self.tables, SLOTS)
         for group in self.routes:
-            self._check_routed(group)
+            checks.routed(self, group)
 
     def _execute(self, action: t.Action, seen: t.Observation) -> None:
         self.log.append(f"{self.now - 1_000_000:.0f}: {_short(action)}")
@@ -199,7 +156,7 @@ class World:
                 for new in pods:
                     self._post(new)
             case t.CreateInstance(pod=new):
-                self._check_needed(new, seen)
+                checks.needed(self, new, seen)
                 self._post(new)
             case t.PublishTable():
                 self._publish(action)
@@ -207,11 +164,11 @@ class World:
                 self.tables.pop(index, None)
             case t.BeginDrain(name=name, uid=uid):
                 if self._same(name, uid):
-                    self._check_given_up(name, seen)
+                    checks.given_up(self, name, seen)
                     self.pods[name].drain_started = self.now
             case t.DeletePod(name=name, uid=uid, force=force):
                 if self._same(name, uid):
-                    self._check_deletion(name, seen)
+                    checks.deletion(self, name, seen)
                     self.pods[name].terminating = True
                     if force:
                         self._gone(name)
@@ -402,107 +359,12 @@ class World:
             all(i.fault is None for i in self.instances()) and made.conditions[0].status == "True"
         )
 
-    # --- ground truth and checks -----------------------------------------------------------
+    # --- questions -------------------------------------------------------------------------
 
     def condition(self, kind: str) -> t.Condition:
         """A condition of the last plan."""
         assert self.last is not None
         return next(c for c in self.last.conditions if c.type == kind)
-
-    def check(self) -> None:
-        """What must hold at every moment."""
-        held: Counter[str] = Counter()
-        for pod in self.pods.values():
-            if pod.bound:
-                held[pod.new.node] += pod.devices
-        for name, devices in held.items():
-            machine = self.machines.get(name)
-            if machine is not None and devices + machine.foreign > machine.capacity:
-                raise BrokenError(f"node {name} is over-allocated")
-        carriers = Counter(
-            p.new.group_index for p in self.pods.values() if p.scale_unit and not p.terminating
-        )
-        if any(count > 1 for count in carriers.values()):
-            raise BrokenError("two scale units in one P/D group")
-
-    def _check_routed(self, group: RouteGroup) -> None:
-        """Invariant 1, and never two revisions in one group."""
-        for route in group.instances:
-            pod = self.pods[route.id]
-            process = pod.process
-            if process is None or not process.completed or pod.failed or pod.terminating:
-                raise BrokenError(f"invariant 1: {route.id} is routed but cannot serve")
-            if pod.drain_started is not None:
-                raise BrokenError(f"invariant 1: {route.id} is routed but drains")
-            if pod.linked_container != process.container:
-                raise BrokenError(f"invariant 1: {route.id} is routed by a former process's links")
-        if len({self.pods[r.id].new.revision for r in group.instances}) > 1:
-            raise BrokenError("a group of two revisions is routed")
-
-    def _check_needed(self, new: t.NewPod, seen: t.Observation) -> None:
-        """Invariant 4: a fault replaces one instance, and growth stops at what is wanted."""
-        staying = [
-            i
-            for i in seen.instances
-            if i.group_index == new.group_index
-            and (i.role, i.revision) == (new.role, new.revision)
-            and not leaving(i)
-        ]
-        if len(staying) >= self.target.role(new.role).count:
-            raise BrokenError(f"invariant 4: {new.name} is one {new.role} too many")
-        if new.replaces is not None and new.name not in self.pods:
-            pod_is_new = new.replaces not in self._replaced
-            gone = all(p.new.replaces != new.replaces for p in self.pods.values())
-            if not pod_is_new and not gone:
-                raise BrokenError(f"invariant 4: {new.replaces} is replaced twice")
-            self._replaced.add(new.replaces)
-
-    def _check_given_up(self, name: str, seen: t.Observation) -> None:
-        """Invariants 2, 3 and 7: a sound instance goes only when it is surplus or outdated."""
-        me = next(i for i in seen.instances if i.name == name)
-        groups = {i.group_index for i in seen.instances if not leaving(i)}
-        mine = [
-            i
-            for i in seen.instances
-            if i.group_index == me.group_index and i.role == me.role and not leaving(i)
-        ]
-        surplus = len(mine) > self.target.role(me.role).count or len(groups) > self.target.replicas
-        if not surplus and me.revision == self.target.revision:
-            raise BrokenError(f"invariant 2 or 7: {name} is sound, wanted, and drained")
-        if self.target.replicas and self._serving_without(frozenset()):
-            others = {n for n, p in self.pods.items() if p.drain_started is not None} | {name}
-            doomed = {
-                a.name
-                for a in (self.last.actions if self.last else ())
-                if isinstance(a, t.BeginDrain)
-            }
-            if not self._serving_without(frozenset(others | doomed)):
-                raise BrokenError(f"invariant 3: without {name} nothing serves")
-
-    def _check_deletion(self, name: str, seen: t.Observation) -> None:
-        """Invariants 1 and 5: out of routes and table, and idle or past its deadline."""
-        pod = self.pods[name]
-        me = next(i for i in seen.instances if i.name == name)
-        if name in self.routed:
-            raise BrokenError(f"invariant 1: {name} is deleted while routed")
-        if me.fault is None and not pod.terminating:
-            if pod.drain_started is None:
-                table = self.tables.get(pod.new.group_index)
-                if table is not None and table.peer(name) is not None:
-                    raise BrokenError(f"invariant 5: {name} is deleted without a drain")
-                return
-            late = self.now - pod.drain_started >= self.target.drain_seconds
-            if pod.requests and not late and pod.process is not None:
-                raise BrokenError(f"invariant 5: {name} is deleted with {pod.requests} requests")
-
-    def _serving_without(self, without: frozenset[str]) -> bool:
-        """Some group has a prefill and a decode of one revision that can serve."""
-        kinds = {
-            (i.group_index, i.revision, i.role)
-            for i in self.instances()
-            if i.name not in without and is_routable(i, self.tables.get(i.group_index))
-        }
-        return any({(g, r, role) for role in ROLES} <= kinds for g, r, _ in kinds)
 
     def _same(self, name: str, uid: str) -> bool:
         return name in self.pods and self.pods[name].uid == uid
@@ -538,103 +400,12 @@ class World:
 
     def raw_pod(self, pod: Pod) -> dict[str, Any]:
         """The Pod as the API server would show it."""
-        new, process = pod.new, pod.process
-        machine = self.machines.get(new.node)
-        heard = machine is not None and machine.silent_since is None
-        linked = pod.linked_container is not None
-        ready = (
-            heard and linked and process is not None and process.completed and not process.draining
-        )
-        labels = {
-            names.LABEL_ROLE: new.role,
-            names.LABEL_GROUP_INDEX: str(new.group_index),
-            names.LABEL_REVISION: new.revision,
-            **{names.TOPOLOGY_PREFIX + k: v for k, v in new.domains.items()},
-        }
-        if pod.scale_unit:
-            labels[names.LABEL_SCALE_UNIT] = "true"
-        annotations = {}
-        if pod.drain_started is not None:
-            annotations[names.ANNOTATION_DRAIN] = _stamp(pod.drain_started)
-        if new.replaces:
-            annotations[names.ANNOTATION_REPLACES] = new.replaces
-        meta: dict[str, Any] = {
-            "name": new.name,
-            "uid": pod.uid,
-            "creationTimestamp": _stamp(pod.created),
-            "labels": labels,
-            "annotations": annotations,
-        }
-        if pod.terminating:
-            meta["deletionTimestamp"] = _stamp(self.now)
-        state: dict[str, Any] = {}
-        if process is not None:
-            state = {"running": {}}
-        elif pod.crash_loop:
-            state = {"waiting": {"reason": "CrashLoopBackOff"}}
-        conditions = [{"type": "Ready", "status": str(bool(ready))}]
-        if linked:
-            conditions.append(
-                {
-                    "type": names.CONDITION_LINKED,
-                    "status": "True",
-                    "message": pod.linked_container or "",
-                }
-            )
-        term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [new.node]}]}
-        return {
-            "metadata": meta,
-            "spec": {
-                "nodeName": new.node if pod.bound else None,
-                "affinity": {
-                    "nodeAffinity": {
-                        "requiredDuringSchedulingIgnoredDuringExecution": {
-                            "nodeSelectorTerms": [term]
-                        }
-                    }
-                },
-                "containers": [
-                    {"name": "engine", "resources": {"limits": {RESOURCE: str(pod.devices)}}}
-                ],
-            },
-            "status": {
-                "phase": "Failed" if pod.failed else "Running",
-                "podIP": f"10.0.0.{pod.uid.removeprefix('uid-')}" if pod.bound else None,
-                "conditions": conditions,
-                "containerStatuses": [
-                    {
-                        "name": "engine",
-                        "state": state,
-                        "restartCount": pod.restarts,
-                        "containerID": process.container if process else None,
-                    }
-                ],
-            },
-        }
+        return raw_pod(pod, self.machines.get(pod.new.node), self.now)
 
     def raw_node(self, name: str) -> dict[str, Any] | None:
         """The Node as the API server would show it."""
         machine = self.machines.get(name)
-        if machine is None:
-            return None
-        ready: dict[str, Any] = {"type": "Ready", "status": "True"}
-        if machine.silent_since is not None:
-            since = _stamp(machine.silent_since)
-            ready = {"type": "Ready", "status": "Unknown", "lastTransitionTime": since}
-        amounts = {RESOURCE: str(machine.capacity)}
-        annotations = {}
-        if machine.unhealthy:
-            ids = ",".join(str(k) for k in range(machine.capacity))
-            annotations[names.ANNOTATION_UNHEALTHY_DEVICES] = ids
-        return {
-            "metadata": {"name": name, "labels": machine.labels, "annotations": annotations},
-            "spec": {},
-            "status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]},
-        }
-
-    def _foreign(self, machine: Machine) -> list[dict[str, Any]]:
-        limits = {"limits": {RESOURCE: str(machine.foreign)}}
-        return [{"spec": {"containers": [{"resources": limits}]}}] if machine.foreign else []
+        return None if machine is None else raw_node(machine)
 
     def want(self, change: Callable[[t.Wanted], t.Wanted]) -> None:
         """Edit what is wanted."""
@@ -660,7 +431,3 @@ def _short(action: t.Action) -> str:
             return f"PublishTable {index} v{table.version} {[p.id for p in table.instances]}"
         case _:
             return str(action)
-
-
-def _stamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()

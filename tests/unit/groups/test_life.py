@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.support.group_world import Pod, World, counts, wanted
+from tests.support.group_objects import Pod
+from tests.support.group_world import World, counts, wanted
 
 from pdserve.groups import types as t
 

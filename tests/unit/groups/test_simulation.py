@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.support import group_checks as checks
 from tests.support.group_world import World, counts, wanted
 
 DRAWING = """p1 a  n1:8 n2:8 n3:8
@@ -121,7 +122,7 @@ class GroupLife(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        self.world.check()
+        checks.at_every_moment(self.world)
 
     def teardown(self) -> None:
         for node in sorted(self.world.machines):
@@ -159,6 +160,6 @@ def test_a_crash_anywhere_in_the_set_up_still_ends_ready(seed: int) -> None:
             world.push_tables()
         if step == "routes":
             world.write_routes()
-        world.check()
+        checks.at_every_moment(world)
     world.settle()
     check_rest(world)

@@ -23,6 +23,7 @@ from pdserve.placement import (
     spread_of,
 )
 from pdserve.placement.cost import traffic, weights
+from pdserve.placement.rooms import rooms_for
 from pdserve.topology import Fabric, NodeView, Path, build_fabric
 
 
@@ -211,6 +212,23 @@ def test_growth_leaves_the_least_traffic(views: list[NodeView], asked: GroupRequ
     if isinstance(more, InstancePlacement):
         assert more.node in room
         assert then(more.node) == more.cost.traffic == min(then(name) for name in room)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(nodes(), requests())
+def test_counters_carried_over_equal_counters_made_anew(
+    views: list[NodeView], asked: GroupRequest
+) -> None:
+    """`reserve` recounts only the leaves it touches."""
+    tree = build_fabric(SPEC, views)
+    found = place(tree, asked)
+    if isinstance(found, NoFit):
+        return
+    carried = rooms_for(tree.reserve(found.reservations), asked)
+    fresh = rooms_for(build_fabric(SPEC, views, found.reservations), asked)
+    assert (carried.rooms, carried.nodes) == (fresh.rooms, fresh.nodes)
+    everything = tuple(tree.leaves)
+    assert carried.part((), everything) == fresh.part((), everything)
 
 
 def views_in(tree: Fabric) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.builders import RESOURCE, cells, fabric, request
+from tests.support.builders import LABELS, RESOURCE, SPEC, cells, fabric, request
 
 from pdserve.placement import (
     GroupRequest,
@@ -14,7 +14,7 @@ from pdserve.placement import (
     largest_uniform_group,
     place,
 )
-from pdserve.topology import Reservation, Toleration
+from pdserve.topology import NodeView, Reservation, Toleration, build_fabric
 
 CASES = [
     (
@@ -142,6 +142,25 @@ def test_a_tolerated_taint_is_no_obstacle() -> None:
     assert isinstance(place(tree, plain), NoFit)
     tolerant = Shape(RESOURCE, 8, (Toleration("example.com/npu", "Exists"),))
     assert isinstance(place(tree, GroupRequest(1, 1, tolerant, tolerant)), Placement)
+
+
+def test_roles_on_different_resources_do_not_compete() -> None:
+    views = [
+        NodeView(
+            f"n{k}",
+            labels={LABELS[0]: "p1", LABELS[1]: "a"},
+            allocatable={RESOURCE: 8 * (k == 1), "example.com/gpu": 4 * (k == 2)},
+        )
+        for k in (1, 2)
+    ]
+    asked = GroupRequest(1, 2, Shape(RESOURCE, 8), Shape("example.com/gpu", 2))
+    found = place(build_fabric(SPEC, views), asked)
+    assert isinstance(found, Placement)
+    assert (found.on("prefill"), found.on("decode")) == (("n1",), ("n2", "n2"))
+    more = GroupRequest(1, 3, Shape(RESOURCE, 8), Shape("example.com/gpu", 2))
+    refused = place(build_fabric(SPEC, views), more)
+    assert isinstance(refused, NoFit)
+    assert "prefill 8 example.com/npu, decode 2 example.com/gpu" in refused.message
 
 
 def test_reserved_devices_are_taken() -> None:

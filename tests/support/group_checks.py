@@ -1,0 +1,120 @@
+"""The architecture's invariants, checked on the small world while the planner's actions run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pdserve.groups import types as t
+from pdserve.groups.routes import is_routable
+from pdserve.groups.view import leaving
+from pdserve.wire.peers import ROLES
+from pdserve.wire.routes import RouteGroup
+
+if TYPE_CHECKING:
+    from tests.support.group_world import World
+
+
+class BrokenError(AssertionError):
+    """An invariant does not hold; the message says which."""
+
+
+def at_every_moment(world: World) -> None:
+    """What must hold at every moment."""
+    held: Counter[str] = Counter()
+    for pod in world.pods.values():
+        if pod.bound:
+            held[pod.new.node] += pod.devices
+    for name, devices in held.items():
+        machine = world.machines.get(name)
+        if machine is not None and devices + machine.foreign > machine.capacity:
+            raise BrokenError(f"node {name} is over-allocated")
+    carriers = Counter(
+        p.new.group_index for p in world.pods.values() if p.scale_unit and not p.terminating
+    )
+    if any(count > 1 for count in carriers.values()):
+        raise BrokenError("two scale units in one P/D group")
+
+
+def routed(world: World, group: RouteGroup) -> None:
+    """Invariant 1, and never two revisions in one group."""
+    for route in group.instances:
+        pod = world.pods[route.id]
+        process = pod.process
+        if process is None or not process.completed or pod.failed or pod.terminating:
+            raise BrokenError(f"invariant 1: {route.id} is routed but cannot serve")
+        if pod.drain_started is not None:
+            raise BrokenError(f"invariant 1: {route.id} is routed but drains")
+        if pod.linked_container != process.container:
+            raise BrokenError(f"invariant 1: {route.id} is routed by a former process's links")
+    if len({world.pods[r.id].new.revision for r in group.instances}) > 1:
+        raise BrokenError("a group of two revisions is routed")
+
+
+def needed(world: World, new: t.NewPod, seen: t.Observation) -> None:
+    """Invariant 4: a fault replaces one instance, and growth stops at what is wanted."""
+    staying = [
+        i
+        for i in seen.instances
+        if i.group_index == new.group_index
+        and (i.role, i.revision) == (new.role, new.revision)
+        and not leaving(i)
+    ]
+    if len(staying) >= world.target.role(new.role).count:
+        raise BrokenError(f"invariant 4: {new.name} is one {new.role} too many")
+    if new.replaces is not None and new.name not in world.pods:
+        pod_is_new = new.replaces not in world.replaced
+        gone = all(p.new.replaces != new.replaces for p in world.pods.values())
+        if not pod_is_new and not gone:
+            raise BrokenError(f"invariant 4: {new.replaces} is replaced twice")
+        world.replaced.add(new.replaces)
+
+
+def given_up(world: World, name: str, seen: t.Observation) -> None:
+    """Invariants 2, 3 and 7: a sound instance goes only when it is surplus or outdated."""
+    me = next(i for i in seen.instances if i.name == name)
+    groups = {i.group_index for i in seen.instances if not leaving(i)}
+    mine = [
+        i
+        for i in seen.instances
+        if i.group_index == me.group_index and i.role == me.role and not leaving(i)
+    ]
+    surplus = len(mine) > world.target.role(me.role).count or len(groups) > world.target.replicas
+    if not surplus and me.revision == world.target.revision:
+        raise BrokenError(f"invariant 2 or 7: {name} is sound, wanted, and drained")
+    if world.target.replicas and serving_without(world, frozenset()):
+        others = {n for n, p in world.pods.items() if p.drain_started is not None} | {name}
+        doomed = {
+            a.name
+            for a in (world.last.actions if world.last else ())
+            if isinstance(a, t.BeginDrain)
+        }
+        if not serving_without(world, frozenset(others | doomed)):
+            raise BrokenError(f"invariant 3: without {name} nothing serves")
+
+
+def deletion(world: World, name: str, seen: t.Observation) -> None:
+    """Invariants 1 and 5: out of routes and table, and idle or past its deadline."""
+    pod = world.pods[name]
+    me = next(i for i in seen.instances if i.name == name)
+    if name in world.routed:
+        raise BrokenError(f"invariant 1: {name} is deleted while routed")
+    if me.fault is None and not pod.terminating:
+        if pod.drain_started is None:
+            table = world.tables.get(pod.new.group_index)
+            if table is not None and table.peer(name) is not None:
+                raise BrokenError(f"invariant 5: {name} is deleted without a drain")
+            return
+        late = world.now - pod.drain_started >= world.target.drain_seconds
+        if pod.requests and not late and pod.process is not None:
+            raise BrokenError(f"invariant 5: {name} is deleted with {pod.requests} requests")
+
+
+def serving_without(world: World, without: frozenset[str]) -> bool:
+    """Some group has a prefill and a decode of one revision that can serve."""
+    kinds = {
+        (i.group_index, i.revision, i.role)
+        for i in world.instances()
+        if i.name not in without and is_routable(i, world.tables.get(i.group_index))
+    }
+    return any({(g, r, role) for role in ROLES} <= kinds for g, r, _ in kinds)

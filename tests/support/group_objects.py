@@ -1,0 +1,159 @@
+"""Pods, nodes and processes of the small world, and how the API server would show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.support.builders import RESOURCE
+
+from pdserve.groups.types import NewPod
+from pdserve.wire import names
+from pdserve.wire.peers import PeerTable
+
+
+@dataclass
+class Machine:
+    """A Node."""
+
+    name: str
+    labels: dict[str, str]
+    capacity: int
+    foreign: int
+    """Devices that somebody else's pods hold."""
+    silent_since: float | None = None
+    unhealthy: bool = False
+
+
+@dataclass
+class Process:
+    """What runs in an engine's container: it forgets everything when it restarts."""
+
+    container: str
+    table: PeerTable | None = None
+    up: set[str] = field(default_factory=set)
+    completed: bool = False
+    draining: bool = False
+
+
+@dataclass
+class Pod:
+    """A pod of ours."""
+
+    new: NewPod
+    uid: str
+    created: float
+    devices: int
+    bound: bool = False
+    process: Process | None = None
+    restarts: int = 0
+    failed: bool = False
+    crash_loop: bool = False
+    terminating: bool = False
+    drain_started: float | None = None
+    linked_container: str | None = None
+    scale_unit: bool = False
+    requests: int = 0
+    """Requests it works on, or holds KV for."""
+
+
+def raw_pod(pod: Pod, machine: Machine | None, now: float) -> dict[str, Any]:
+    """The Pod as the API server would show it."""
+    new, process = pod.new, pod.process
+    heard = machine is not None and machine.silent_since is None
+    linked = pod.linked_container is not None
+    ready = heard and linked and process is not None and process.completed and not process.draining
+    labels = {
+        names.LABEL_ROLE: new.role,
+        names.LABEL_GROUP_INDEX: str(new.group_index),
+        names.LABEL_REVISION: new.revision,
+        **{names.TOPOLOGY_PREFIX + k: v for k, v in new.domains.items()},
+    }
+    if pod.scale_unit:
+        labels[names.LABEL_SCALE_UNIT] = "true"
+    annotations = {}
+    if pod.drain_started is not None:
+        annotations[names.ANNOTATION_DRAIN] = stamp(pod.drain_started)
+    if new.replaces:
+        annotations[names.ANNOTATION_REPLACES] = new.replaces
+    meta: dict[str, Any] = {
+        "name": new.name,
+        "uid": pod.uid,
+        "creationTimestamp": stamp(pod.created),
+        "labels": labels,
+        "annotations": annotations,
+    }
+    if pod.terminating:
+        meta["deletionTimestamp"] = stamp(now)
+    state: dict[str, Any] = {}
+    if process is not None:
+        state = {"running": {}}
+    elif pod.crash_loop:
+        state = {"waiting": {"reason": "CrashLoopBackOff"}}
+    conditions = [{"type": "Ready", "status": str(bool(ready))}]
+    if linked:
+        conditions.append(
+            {
+                "type": names.CONDITION_LINKED,
+                "status": "True",
+                "message": pod.linked_container or "",
+            }
+        )
+    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [new.node]}]}
+    return {
+        "metadata": meta,
+        "spec": {
+            "nodeName": new.node if pod.bound else None,
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}
+                }
+            },
+            "containers": [
+                {"name": "engine", "resources": {"limits": {RESOURCE: str(pod.devices)}}}
+            ],
+        },
+        "status": {
+            "phase": "Failed" if pod.failed else "Running",
+            "podIP": f"10.0.0.{pod.uid.removeprefix('uid-')}" if pod.bound else None,
+            "conditions": conditions,
+            "containerStatuses": [
+                {
+                    "name": "engine",
+                    "state": state,
+                    "restartCount": pod.restarts,
+                    "containerID": process.container if process else None,
+                }
+            ],
+        },
+    }
+
+
+def raw_node(machine: Machine) -> dict[str, Any]:
+    """The Node as the API server would show it."""
+    ready: dict[str, Any] = {"type": "Ready", "status": "True"}
+    if machine.silent_since is not None:
+        since = stamp(machine.silent_since)
+        ready = {"type": "Ready", "status": "Unknown", "lastTransitionTime": since}
+    amounts = {RESOURCE: str(machine.capacity)}
+    annotations = {}
+    if machine.unhealthy:
+        ids = ",".join(str(k) for k in range(machine.capacity))
+        annotations[names.ANNOTATION_UNHEALTHY_DEVICES] = ids
+    return {
+        "metadata": {"name": machine.name, "labels": machine.labels, "annotations": annotations},
+        "spec": {},
+        "status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]},
+    }
+
+
+def foreign_pods(machine: Machine) -> list[dict[str, Any]]:
+    """Somebody else's pods on a node."""
+    limits = {"limits": {RESOURCE: str(machine.foreign)}}
+    return [{"spec": {"containers": [{"resources": limits}]}}] if machine.foreign else []
+
+
+def stamp(seconds: float) -> str:
+    """RFC 3339 of seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
