@@ -13,19 +13,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.errors import ApiError, RejectedError
-from pdserve.refengine.kv.payload import Payload, gather, landing
+from pdserve.refengine.kv.payload import Payload, landing
 from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, prompt_hashes
 from pdserve.refengine.kv.transport import PeerAddress, Transport, TransportError
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.config import BLOCK_TOKENS
 from pdserve.refengine.model.llama import new_pool
 from pdserve.refengine.model.load import LoadedModel
-from pdserve.refengine.model.sampler import Sampled, sample
+from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime import batch as batching
+from pdserve.refengine.runtime import compute
 from pdserve.refengine.runtime.estimates import Estimates
 from pdserve.refengine.runtime.handoff import Handoff
 from pdserve.refengine.runtime.output import Output
@@ -35,13 +35,6 @@ from pdserve.refengine.runtime.sequence import Phase, Sequence, Sink
 from pdserve.refengine.runtime.slots import SlotHint, Slots
 from pdserve.refengine.runtime.worker import Worker
 from pdserve.wire import http
-
-
-@dataclass(frozen=True, slots=True)
-class _StepResult:
-    sampled: tuple[Sampled | None, ...]
-    payloads: dict[int, Payload]
-    seconds: float
 
 
 class Engine:
@@ -206,44 +199,26 @@ class Engine:
         started = now if self.pacer is None else self.pacer.begin(now)
         self._estimates.step_began(step, started)
         self._worker.submit(
-            lambda: self._compute(step, banned),
+            lambda: compute.run(step, banned, self._model, self._memory),
             lambda result: self._computed(step, started, result),
             self._broken,
         )
 
-    def _compute(self, step: batching.Batch, banned: list[tuple[int, ...]]) -> _StepResult:
-        """On the compute thread: touches only the blocks of the step's sequences."""
-        begin = time.perf_counter()
-        logits = iter(self._model.llama.step([m.rows for m in step.members], self._memory))
-        sampled: list[Sampled | None] = []
-        payloads: dict[int, Payload] = {}
-        for index, member in enumerate(step.members):
-            if not member.rows.logits:
-                sampled.append(None)
-                continue
-            r = member.sequence.request
-            sampled.append(sample(next(logits), r.sampling, member.end, banned[index]))
-            if r.hand_over:
-                payloads[index] = gather(
-                    self._memory, member.sequence.blocks, member.end, self._model.config
-                )
-        return _StepResult(tuple(sampled), payloads, time.perf_counter() - begin)
-
-    def _computed(self, step: batching.Batch, started: float, result: _StepResult) -> None:
+    def _computed(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
         if self.pacer is None:
             self._apply(step, started, result)
             return
         due = self.pacer.end(started, result.seconds, self._estimates.profile_seconds(step))
         self._loop.call_later(max(0.0, due - self._now()), self._deliver, step, started, result)
 
-    def _deliver(self, step: batching.Batch, started: float, result: _StepResult) -> None:
+    def _deliver(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
         if self.pacer is not None:
             self.pacer.delivered(self._now())
             self.metrics.paced_late.set(self.pacer.late)
             self.metrics.paced_valid.set(float(self.pacer.valid))
         self._apply(step, started, result)
 
-    def _apply(self, step: batching.Batch, started: float, result: _StepResult) -> None:
+    def _apply(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
         self._step = None
         seconds = self._now() - started
         self._estimates.step_ended(step, seconds)
@@ -258,7 +233,7 @@ class Engine:
             if chosen is not None:
                 if member.is_prompt:
                     self._prompt_done(sequence)
-                self._token(sequence, chosen, result.payloads.get(index))
+                self._token(sequence, chosen, result.payloads[index])
         self._pump()
 
     def _broken(self, error: BaseException) -> None:
