@@ -278,10 +278,20 @@ def wait_substituted(
     """Wait until exactly the `lost` pods were replaced and all is Ready; names of the new ones."""
 
     def replaced() -> bool:
-        return lost <= difference(before, identities(cluster, namespace)).gone
+        """A pod on a silent node stays, leaving: it cannot confirm its end."""
+        found = identities(cluster, namespace)
+        staying = [pod for pod in pods(cluster, namespace) if not leaving(pod)]
+        return (
+            lost <= difference(before, found).gone
+            and len(found) == len(before)
+            and all(is_ready(pod) for pod in staying)
+            and is_ready(group(cluster, namespace, group_name))
+        )
 
-    until(f"{sorted(lost)} gone", replaced, seconds)
-    wait_settled(cluster, namespace, group_name, seconds)
+    try:
+        until(f"{sorted(lost)} replaced and all Ready", replaced, seconds)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{explain(cluster, namespace)}") from error
     change = difference(before, identities(cluster, namespace))
     assert change.gone == lost, f"more than the lost pods went: {change}"
     assert len(change.new) == len(lost), f"not one substitute per lost pod: {change}"
