@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -223,6 +224,42 @@ def test_a_component_lost_later_ends_the_cluster_and_status_says_which(tmp_path:
         wanted = "kube-scheduler ended (killed by signal 9"
         eventually("status says which", lambda: wanted in local.status().problem)
         assert not local.status().running
+    finally:
+        local.down()
+
+
+def test_without_namespaces_pods_still_run_and_find_their_volumes(tmp_path: Path) -> None:
+    local = LocalCluster("plain", tmp_path / "plain")
+    settings = dataclasses.replace(FAST_AGENT, namespaces=False)
+    plan = dataclasses.replace(small_plan("plain"), agent=settings)
+    ask = (
+        "import asyncio, sys, pathlib; from pdserve.kube.connect import connect\n"
+        "from pdserve.kube.errors import KubeError; from pdserve.kube.resource import PODS\n"
+        "print(pathlib.Path(sys.argv[1]).read_text(), flush=True)\n"
+        "async def main():\n"
+        "    try: await (await connect()).list(PODS, 'default')\n"
+        "    except KubeError as error: print(error.message, flush=True)\n"
+        "asyncio.run(main())"
+    )
+    try:
+        local.up(plan, owned=True)
+        access = ClusterAccess(local)
+        assert local.admin.status()["without_namespaces"] == "switched off"
+        access.apply(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"},
+             "data": {"k": "mounted"}},
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain"}, "spec": {
+                "restartPolicy": "Never",
+                "containers": [{
+                    "name": "main", "image": "pdserve/engine", "command": ["python", "-c", ask],
+                    "args": ["/etc/app/k"],
+                    "volumeMounts": [{"name": "c", "mountPath": "/etc/app"}]}],
+                "volumes": [{"name": "c", "configMap": {"name": "c"}}]}},
+        )  # fmt: skip
+        access.wait_pod("plain", lambda p: p["status"].get("phase") in ("Succeeded", "Failed"))
+        lines = access.kubectl("logs", "plain").splitlines()
+        assert lines[0] == "mounted"
+        assert "system:serviceaccount:default:default" in lines[1]
     finally:
         local.down()
 

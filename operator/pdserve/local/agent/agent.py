@@ -94,7 +94,10 @@ class NodeAgent:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
         sandbox = Sandbox()
-        await sandbox.check(directory / "check")
+        if self._settings.namespaces:
+            await sandbox.check(directory / "check")
+        else:
+            sandbox.why_not = "switched off"
         self.why_no_namespaces = sandbox.why_not
         if sandbox.why_not is not None:
             log_event("pods run without namespaces", why=sandbox.why_not)

@@ -25,9 +25,11 @@ class AgentSettings:
 
     lease_period: float = 10.0
     """How often a node renews its Lease; the control plane's node_grace must be several of it."""
-    volume_refresh: float = 2.0
+    volume_refresh: float = 5.0
     """How soon a mounted ConfigMap or Secret shows a change (a kubelet: up to 60)."""
     restart_base: float = backoff.BASE_SECONDS
+    namespaces: bool = True
+    """False: run pods as plain processes even where namespaces work."""
     retry: float = 1.0
     """Pause before something missing is looked for again, or a status is sent again."""
 

@@ -3,7 +3,8 @@
 `launch` does the work inside; no root is needed where the kernel lets users make namespaces. The
 process-id namespace also guarantees that nothing a container started outlives it. Where namespaces
 are not allowed, a container is a plain process: mount paths in its command line and environment
-are then replaced by the directories themselves, and `Sandbox.why_not` says so.
+are then replaced by the directories themselves, programs that look for a service account in its
+fixed place get a kubeconfig instead, and `Sandbox.why_not` says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.local import processes
+
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _START_POLL_SECONDS = 0.003
@@ -195,10 +198,34 @@ class Sandbox:
 
     def _start_plain(self, launch: Launch) -> RunningContainer:
         env = {name: without_mounts(v, launch.mounts) for name, v in launch.env.items()}
+        account = [m.source for m in launch.mounts if m.target == SERVICE_ACCOUNT]
+        if account and "KUBECONFIG" not in env:
+            env["KUBECONFIG"] = str(_account_kubeconfig(launch, account[0]))
         argv = [without_mounts(part, launch.mounts) for part in launch.argv]
         workdir = Path(without_mounts(launch.workdir, launch.mounts))
         process = processes.spawn(argv, log=launch.log, cwd=workdir, env=env)
         return RunningContainer(process, launch, namespaced=False)
+
+
+def _account_kubeconfig(launch: Launch, account: Path) -> Path:
+    server = "https://{KUBERNETES_SERVICE_HOST}:{KUBERNETES_SERVICE_PORT}".format(**launch.env)
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {
+                "name": "local",
+                "cluster": {"server": server, "certificate-authority": str(account / "ca.crt")},
+            }
+        ],
+        "users": [{"name": "pod", "user": {"tokenFile": str(account / "token")}}],
+        "contexts": [{"name": "local", "context": {"cluster": "local", "user": "pod"}}],
+        "current-context": "local",
+    }
+    path = launch.directory / "kubeconfig"
+    # JSON is YAML.
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
 
 
 def without_mounts(text: str, mounts: Sequence[Mount]) -> str:
