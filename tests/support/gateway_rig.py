@@ -14,8 +14,8 @@ from tests.support.stub_engine import TOKEN, Cluster, StubEngine
 
 from pdserve.gateway.app import Gateway, Options
 from pdserve.gateway.auth import KeyRing
+from pdserve.gateway.context import Settings
 from pdserve.gateway.http_server import Limits
-from pdserve.gateway.pipeline import Settings
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
 
 SLO = Slo(ttft=1.0, handoff=0.5, tpot=0.1, attainment=0.99)

@@ -7,7 +7,8 @@ The prefill keeps its slot until a decode has pulled, so the walk is short and b
 2. Then whichever decode's hint (or one of our own streams ending) says free, until the deadline:
    the earlier of the handoff deadline and the end of the KV lease less two seconds.
 At most 2M + 4 attempts for M decodes. Two decodes that could not pull the KV mean that the prefill
-lost it: `GiveUp("kv_lost")`, and only a new prefill helps.
+lost it: `GiveUp("kv_lost")`. A group without a live decode (all ejected, or the group left the
+routes) while another group has one: `GiveUp("no_decode")`. In both cases a new prefill helps.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No decode took it; the KV must be released (it is gone already after `kv_lost`)."""
+    """No decode took it; the KV must be released."""
 
     reason: Literal["deadline", "attempts", "kv_lost", "no_decode"]
 
@@ -71,6 +72,8 @@ class DecodeWalk:
             return GiveUp("kv_lost")
         if now >= self.deadline:
             return GiveUp("deadline")
+        if not _alive(decodes) and self._elsewhere():
+            return GiveUp("no_decode")
         if self._attempts >= 2 * len(decodes) + 4 and decodes:
             return GiveUp("attempts")
         due = [d for d in decodes if self._worth(d, now)]
@@ -87,6 +90,13 @@ class DecodeWalk:
         """A decode could not pull the KV from the prefill."""
         self._kv_failures += 1
 
+    def _elsewhere(self) -> bool:
+        return any(
+            _alive(g.decodes) and _alive(g.prefills)
+            for g in self._view.groups
+            if g.index != self._prefill.group
+        )
+
     def _worth(self, decode: Instance, now: float) -> bool:
         if decode.id not in self._tried:
             return decode.health.next_try(now) <= now
@@ -100,3 +110,7 @@ class DecodeWalk:
             self._view.distance(self._prefill, decode),
             self._random(),
         )
+
+
+def _alive(instances: tuple[Instance, ...]) -> bool:
+    return any(not i.health.ejected for i in instances)

@@ -1,8 +1,15 @@
 """Front door of one PDService: OpenAI requests in, prefill and decode legs out.
 
-Protocol-level asyncio (no web framework on the hot path): `http_server` and `http_client` speak
-HTTP/1.1, `intake` checks a request, `lane` drives the decisions of `forwarding`, `legs` and
-`pipeline` carry one request through prefill and decode, `sse` measures its stream, `metrics`
-counts every offered request. `routes` follows the route table, `auth` the keys, `app` joins it
-all. The gateway needs `wire`, `forwarding`, `engines.flow*` and `kube`, nothing of the operator.
+Protocol-level asyncio, no web framework on the hot path:
+
+- `http_server`, `http_client`: HTTP/1.1, bytes in and out. `errors`: what a client is told.
+- `app`: paths, keys (`auth`), request ids; `intake` checks a body; `__main__` is the process.
+- `routes` follows the route table; `service` keeps one `lane` per scenario, which drives the
+  decisions of `forwarding` with a clock.
+- `pipeline` carries one request through `prefill_phase` and `decode_phase`, which share a
+  `context`, account in `legs` and give up KV through `release`; `delivery` and `sse` relay and
+  measure the stream.
+- `measure` says what a request amounted to, `metrics` counts every offered one.
+
+Needs `wire`, `forwarding`, `engines.flow*` and `kube`, nothing of the operator.
 """

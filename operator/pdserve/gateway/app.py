@@ -18,12 +18,13 @@ import orjson
 
 from pdserve.engines.flow import Endpoint
 from pdserve.gateway.auth import KeyRing
+from pdserve.gateway.context import Context, Job, Settings, Tools
 from pdserve.gateway.errors import ApiError
 from pdserve.gateway.http_client import Pool
 from pdserve.gateway.http_server import HttpServer, Limits, Reply, Request
 from pdserve.gateway.intake import parse_body
 from pdserve.gateway.metrics import GatewayMetrics
-from pdserve.gateway.pipeline import Job, Pipeline, Settings
+from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.routes import RouteSource
 from pdserve.gateway.service import Service
@@ -80,9 +81,10 @@ class Gateway:
         self.service = Service(self.metrics, self.pool, rng, options.room_limit)
         self.server = HttpServer(self.handle, options.limits, _report)
         self._source = source
-        self._options = options
+        self._drain_seconds = options.drain_seconds
         self._keys = keys
-        self._releaser = Releaser(self.pool, options.token)
+        releaser = Releaser(self.pool, options.token)
+        self._tools = Tools(self.pool, releaser, options.settings)
         self._boot = secrets.token_hex(4)
         self._count = count(1)
         self._tasks: list[asyncio.Task[None]] = []
@@ -97,10 +99,10 @@ class Gateway:
 
     async def stop(self) -> None:
         """Stop accepting, finish streams within the drain time, then close everything."""
-        cut = await self.server.stop(self._options.drain_seconds)
+        cut = await self.server.stop(self._drain_seconds)
         if cut:
             logger.warning("%d requests were cut at the end of the drain time", cut)
-        await self._releaser.settle()
+        await self._tools.releaser.settle()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -158,14 +160,10 @@ class Gateway:
         # Clients may name a scenario by its own model name; engines serve one model.
         body["model"] = model
         trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
-        job = Job(endpoint, body, request_id, trace)
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{request_id}-{self._boot}{next(self._count):x}"
-        pipeline = Pipeline(
-            lane, flow, self.pool, self._releaser, self._options.settings,
-            job, reply, request.head_at, leg_name,
-        )  # fmt: skip
-        await pipeline.run()
+        job = Job(endpoint, body, leg_name, trace)
+        await serve(Context(lane, flow, self._tools, job, reply, request.head_at))
 
     def _models(self, path: str, reply: Reply) -> None:
         names = self.service.models()

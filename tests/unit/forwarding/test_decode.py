@@ -117,6 +117,24 @@ def test_an_ejected_decode_is_not_asked_until_half_open() -> None:
     assert asked(w.next(0.5)) is dead
 
 
+def test_a_group_without_live_decodes_gives_up_if_another_has_some() -> None:
+    groups = [
+        RouteGroup(
+            g, "r",
+            (RouteInstance(f"p{g}", "prefill", f"http://p{g}", 1),
+             RouteInstance(f"d{g}", "decode", f"http://d{g}", 1)),
+        )
+        for g in range(2)
+    ]  # fmt: skip
+    v = View(RouteScenario("s", SLO, tuple(groups)), {})
+    w = walk(v)
+    asked(w.next(0.0)).failed("connect", 0.0)
+    assert w.next(0.0) == GiveUp("no_decode")
+    left = walk(v)
+    v.update(RouteScenario("s", SLO, (groups[1],)), {})
+    assert left.next(0.0) == GiveUp("no_decode")
+
+
 def test_a_group_that_left_waits_for_nothing_after_its_deadline() -> None:
     v = view(HERE)
     w = walk(v)

@@ -1,12 +1,13 @@
 """On-demand forwarding with real sockets: rejections, overload, faults; and what is counted."""
 
 import asyncio
+import dataclasses
 
 import pytest
 from tests.support.gateway_rig import SLO, Rig, eventually
 
 from pdserve.wire import metrics as names
-from pdserve.wire.routes import Slo
+from pdserve.wire.routes import RouteGroup, Slo
 
 
 async def test_a_rejection_goes_to_the_next_prefill_at_once(rig: Rig) -> None:
@@ -261,6 +262,23 @@ async def test_requests_stay_in_the_group_of_their_prefill(rig: Rig) -> None:
     for g in range(2):
         assert rig.engines[f"p{g}"].events["attempts"] > 0
         assert rig.engines[f"d{g}"].events["rejected kv_failed"] == 0
+
+
+async def test_a_group_that_is_removed_hands_its_prefilled_requests_to_another(rig: Rig) -> None:
+    old = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
+    new = [await rig.engine("prefill", "p1"), await rig.engine("decode", "d1")]
+    await rig.start()
+    table = await rig.routes(old)
+    old[0].gate = asyncio.Event()
+    task = asyncio.create_task(rig.complete(stream=True))
+    await eventually(lambda: old[0].running == 1, "in the old group's prefill")
+    group = RouteGroup(1, "r1", tuple(e.route() for e in new))
+    scenario = dataclasses.replace(table.scenarios[0], groups=(group,))
+    await rig.source.push(dataclasses.replace(table, version=2, scenarios=(scenario,)))
+    old[0].gate.set()
+    assert (await task).text == "t0 t1 t2 t3 "
+    assert old[1].seen == []
+    await eventually(lambda: not old[0].held, "KV of the old group released")
 
 
 async def test_metrics_cover_every_offered_request(rig: Rig) -> None:

@@ -1,0 +1,180 @@
+"""What the phases of one request share: its parts, its legs, its outcome, and its one rescue.
+
+Neighbours: `pipeline` tells the story, `prefill_phase` and `decode_phase` are its two long
+chapters. No decisions about instances here; those are `forwarding`'s, asked through the lane.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from pdserve.engines.flow import Endpoint, EngineFlow, PrefillOutcome
+from pdserve.forwarding.deadline import PromptSize, admission_deadline, prompt_size
+from pdserve.forwarding.dispatch import Ticket
+from pdserve.forwarding.instance import Instance
+from pdserve.gateway.errors import ApiError, upstream
+from pdserve.gateway.http_client import Exchange, Pool
+from pdserve.gateway.http_server import Headers, Reply
+from pdserve.gateway.lane import Lane
+from pdserve.gateway.legs import Leg
+from pdserve.gateway.measure import Outcome, Timeline
+from pdserve.gateway.release import Releaser
+from pdserve.wire.http import (
+    HEADER_DEADLINE_MS,
+    HEADER_REQUEST_ID,
+    PATH_CHAT,
+    PATH_COMPLETIONS,
+)
+
+_PATHS: dict[Endpoint, str] = {"chat": PATH_CHAT, "completions": PATH_COMPLETIONS}
+
+
+class KvLostError(Exception):
+    """The prefill's work is of no use before the client got a byte; only a new prefill helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a request is, before anything was done for it."""
+
+    endpoint: Endpoint
+    body: Mapping[str, Any]
+    """Checked, and with the model name the engines serve."""
+    leg_name: str
+    """Prefix of the request ids that engines see; unique in the service."""
+    trace: Headers
+    """Headers passed on to both legs (trace context)."""
+
+    @property
+    def streamed(self) -> bool:
+        """The client wants a stream."""
+        return bool(self.body.get("stream"))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Bounds of one request, in seconds."""
+
+    stream_silence: float = 60.0
+    """A stream without any byte for this long is taken for dead."""
+    whole_reply: float = 600.0
+    """Wait for the head of a reply that is not streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every request of a process uses."""
+
+    pool: Pool
+    releaser: Releaser
+    settings: Settings
+
+
+@dataclass(slots=True)
+class Held:
+    """A finished prefill: its leg keeps a slot until the KV is pulled or released."""
+
+    leg: Leg
+    outcome: PrefillOutcome
+    release_id: str
+    at: float
+
+
+class Context:
+    """State of one request."""
+
+    def __init__(
+        self, lane: Lane, flow: EngineFlow, tools: Tools, job: Job, reply: Reply, arrived: float
+    ) -> None:
+        self.lane = lane
+        self.flow = flow
+        self.tools = tools
+        self.job = job
+        self.reply = reply
+        self.timeline = Timeline(arrived, job.streamed)
+        self.size: PromptSize = prompt_size(job.body)
+        self.predicted = 0.0
+        """Expected T_p in seconds; 0 when the route table cannot say."""
+        self.held: Held | None = None
+        self.rescued = False
+        """A fault already gave this request its deadlines anew."""
+        self.invalid = False
+        """An engine found the request itself wrong: not offered."""
+        self.outcome: Outcome | None = None
+        """None: not offered (invalid, or the client left in time)."""
+        self._legs: list[Leg] = []
+
+    def open(self, instance: Instance) -> Leg:
+        """A leg to an instance that a decision has chosen."""
+        leg = Leg(self.lane, instance)
+        self._legs.append(leg)
+        return leg
+
+    async def post(self, leg: Leg, body: bytes, name: str, due: float, patience: float) -> Exchange:
+        """Send a leg that must be done by `due`; raises UpstreamError."""
+        left = max(1, int((due - time.perf_counter()) * 1000))
+        headers = (
+            (HEADER_REQUEST_ID.encode(), name.encode()),
+            (HEADER_DEADLINE_MS.encode(), str(left).encode()),
+            *self.job.trace,
+        )
+        path = _PATHS[self.job.endpoint]
+        return await self.tools.pool.post(
+            leg.instance.route.endpoint, path, body, headers, patience
+        )
+
+    def done(self, leg: Leg, exchange: Exchange) -> None:
+        """Nothing more is read from this exchange."""
+        self.tools.pool.done(leg.instance.route.endpoint, exchange)
+
+    def release(self) -> None:
+        """Free KV that no decode will pull."""
+        held, self.held = self.held, None
+        if held is not None:
+            held.leg.close()
+            if held.outcome.kv is not None:
+                self.tools.releaser.release(held.leg.instance, held.release_id)
+
+    def close(self) -> None:
+        """The request is over: whatever it still has anywhere is given back."""
+        for leg in self._legs:
+            leg.close()
+        self.release()
+
+    def rescue(self, ticket: Ticket) -> None:
+        """A fault cost the request its time: its deadline starts anew, once."""
+        if not self.rescued:
+            self.rescued = True
+            target = self.lane.scenario.slo.ttft
+            again = admission_deadline(time.perf_counter(), target, self.predicted)
+            ticket.deadline = max(ticket.deadline, again)
+
+    def failed(self, message: str) -> ApiError:
+        """Instances failed the request, and it could not be saved."""
+        self.outcome = "failed"
+        return upstream(message)
+
+    def relayed_error(self, exchange: Exchange, body: bytes) -> ApiError:
+        """An engine's 4xx: the client's mistake, in the engine's words; not offered."""
+        self.invalid = True
+        return _RelayedError(exchange.status, body)
+
+
+class _RelayedError(ApiError):
+    """An engine's own error body, passed on unchanged when it is an OpenAI error object."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(status, f"the engine answered {status}: {body[:500]!r}")
+        self._body = body
+
+    def body(self) -> bytes:
+        try:
+            known = isinstance(orjson.loads(self._body)["error"], dict)
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            known = False
+        return self._body if known else super().body()

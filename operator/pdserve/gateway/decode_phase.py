@@ -1,0 +1,142 @@
+"""Second half of a request: a decode of the prefill's group pulls the KV and generates.
+
+Refusals and losses before the first byte go to the next decode while the prefill still holds the
+KV; when that is of no use any more, `KvLostError` asks `pipeline` for a new prefill. Delivering
+the bytes is `delivery`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from pdserve.forwarding.decode import LEASE_MARGIN, DecodeWalk, GiveUp, Wait, handoff_deadline
+from pdserve.gateway.context import Context, Held, KvLostError
+from pdserve.gateway.delivery import DeliveryError, collect, relay
+from pdserve.gateway.errors import overloaded
+from pdserve.gateway.http_client import Exchange, UpstreamError
+from pdserve.gateway.legs import Leg, read_answer
+
+SILENCE = 2.0
+"""Least seconds without a reply's head after which a streaming decode is taken for dead."""
+
+
+class DecodePhase:
+    """The decode legs that follow one prefill."""
+
+    def __init__(self, context: Context, held: Held) -> None:
+        self._c = c = context
+        self._held = held
+        self._body = c.flow.decode_body(c.job.body, held.outcome)
+        slo = c.lane.scenario.slo
+        due = handoff_deadline(c.timeline.arrived, slo.ttft, slo.handoff, held.at)
+        self._lease_end = held.at + c.flow.lease_seconds - LEASE_MARGIN
+        deadline = min(due, self._lease_end)
+        self._walk = DecodeWalk(c.lane.view, held.leg.instance, deadline, c.lane.random)
+
+    async def run(self) -> None:
+        """Deliver the answer; raises ApiError or KvLostError."""
+        c, slo = self._c, self._c.lane.scenario.slo
+        patience = c.tools.settings.whole_reply
+        if c.job.streamed:
+            patience = max(SILENCE, 4 * slo.handoff)
+        while True:
+            step = self._walk.next(time.perf_counter())
+            if isinstance(step, GiveUp):
+                raise self._gave_up(step)
+            if isinstance(step, Wait):
+                await c.lane.changed(step.until)
+                continue
+            leg = c.open(step.decode)
+            # A decode that does not refuse pulls within the handoff target: believe so, or a
+            # reply that is not streamed would seem to hold the prefill's slot until its end.
+            pulled = asyncio.get_running_loop().call_later(slo.handoff, self._held.leg.close)
+            try:
+                exchange = await c.post(
+                    leg, self._body, self._held.release_id, self._walk.deadline, patience
+                )
+            except UpstreamError as error:
+                leg.failed(error.kind)
+                self._rescue()
+                continue
+            finally:
+                pulled.cancel()
+            try:
+                if await self._read(leg, exchange):
+                    return
+            finally:
+                c.done(leg, exchange)
+
+    async def _read(self, leg: Leg, exchange: Exchange) -> bool:
+        """Interpret a reply and deliver it; False: ask another decode."""
+        c = self._c
+        answer = read_answer(exchange)
+        if answer.kind == "accepted":
+            leg.accepted(exchange)
+            self._held.leg.close()
+            c.held = None
+            await self._deliver(leg, exchange)
+            return True
+        if answer.kind == "refused":
+            leg.refused(exchange, answer.reason)
+            return False
+        if answer.kind == "client_error":
+            leg.answered()
+            try:
+                raise c.relayed_error(exchange, await exchange.read())
+            except UpstreamError as error:
+                raise c.failed(f"decode {leg.instance.id}: {error}") from error
+        self._walk.kv_failed()
+        if answer.kind == "kv_failed":
+            leg.answered()
+            c.lane.metrics.rejected("decode", answer.reason)
+        else:
+            leg.failed("status")
+        return False
+
+    async def _deliver(self, leg: Leg, exchange: Exchange) -> None:
+        c, complete = self._c, True
+        try:
+            if c.job.streamed:
+                options = c.job.body.get("stream_options") or {}
+                complete = await relay(
+                    exchange,
+                    c.reply,
+                    c.timeline,
+                    strip_usage=not options.get("include_usage"),
+                    silence=c.tools.settings.stream_silence,
+                )
+            else:
+                await collect(exchange, c.reply, c.timeline)
+        except DeliveryError as error:
+            leg.failed(error.kind)
+            message = f"decode {leg.instance.id}: {error}"
+            if c.reply.started:
+                raise c.failed(message) from error
+            raise KvLostError(message) from error
+        leg.close()
+        c.outcome = "completed" if complete else "failed"
+
+    def _rescue(self) -> None:
+        """A decode was lost: the handoff deadline starts anew, once, while the KV is held."""
+        c, slo = self._c, self._c.lane.scenario.slo
+        if not c.rescued:
+            c.rescued = True
+            again = time.perf_counter() + slo.ttft + slo.handoff
+            self._walk.deadline = min(self._lease_end, max(self._walk.deadline, again))
+
+    def _gave_up(self, step: GiveUp) -> Exception:
+        c, prefill = self._c, self._held.leg.instance
+        if step.reason == "kv_lost":
+            return KvLostError(f"no decode could pull the KV from {prefill.id}")
+        if step.reason == "no_decode":
+            return KvLostError(f"no decode of group {prefill.group} is left")
+        if step.reason == "deadline":
+            c.lane.metrics.expired("after_prefill")
+        c.outcome = "decode_overload"
+        return overloaded(
+            "decode_overload",
+            f"scenario {c.lane.scenario.name!r}: no decode of group {prefill.group} "
+            "had room in time",
+            c.lane.dispatcher.retry_after(time.perf_counter()),
+        )

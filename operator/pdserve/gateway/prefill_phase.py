@@ -1,0 +1,129 @@
+"""First half of a request: wait in the lane, ask whom it names, until one has prefilled.
+
+A refusal, a lost connection or a silent instance sends the request back to the lane, within its
+deadline. Neighbours: `pipeline` calls `run`, `decode_phase` goes on with the `Held`.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pdserve.engines.flow import FlowError, PrefillOutcome
+from pdserve.forwarding.deadline import SAFETY
+from pdserve.forwarding.dispatch import Ticket
+from pdserve.gateway.context import Context, Held
+from pdserve.gateway.errors import ApiError, overloaded
+from pdserve.gateway.http_client import Exchange, UpstreamError
+from pdserve.gateway.lane import ExpiredError
+from pdserve.gateway.legs import Leg, read_answer
+from pdserve.wire.http import REJECT_DEADLINE
+
+ENGINE_FAILURES = 2
+"""Prefills that may answer one request with 5xx before the client gets 502: a request that
+breaks engines must not be shown to all of them."""
+LATE_ANSWERS = 2
+"""Prefills that may refuse one request because it cannot meet its deadline there."""
+LOST_TIME = 0.1
+"""Seconds at a prefill that then failed, from which on a request gets its deadline again."""
+
+
+class PrefillPhase:
+    """The prefill legs of one request (a second `run` counts on)."""
+
+    def __init__(self, context: Context) -> None:
+        self._c = context
+        self._body = context.flow.prefill_body(context.job.endpoint, context.job.body)
+        self._engine_failures = 0
+        self._late = 0
+
+    async def run(self, ticket: Ticket) -> Held:
+        """The finished prefill; raises ApiError when there is none in time."""
+        c = self._c
+        patience = max(3 * c.lane.scenario.slo.ttft, 4 * c.predicted) + 1.0
+        while True:
+            try:
+                send = await c.lane.prefill(ticket)
+            except ExpiredError as error:
+                raise self._expired(error) from error
+            leg = c.open(send.prefill)
+            name = f"{c.job.leg_name}-{ticket.attempts}"
+            due = ticket.deadline + SAFETY * c.predicted
+            try:
+                exchange = await c.post(leg, self._body, name, due, patience)
+            except UpstreamError as error:
+                self._lost(leg, error, ticket)
+                continue
+            try:
+                held = await self._read(leg, exchange, name, ticket)
+            finally:
+                c.done(leg, exchange)
+            if held is not None:
+                return held
+
+    async def _read(self, leg: Leg, exchange: Exchange, name: str, ticket: Ticket) -> Held | None:
+        """Interpret a reply; None: ask another prefill."""
+        c = self._c
+        answer = read_answer(exchange)
+        if answer.kind == "refused":
+            leg.refused(exchange, answer.reason)
+            self._refused(answer.reason)
+            return None
+        try:
+            body = await exchange.read()
+            if answer.kind == "client_error":
+                leg.answered()
+                raise c.relayed_error(exchange, body)
+            if answer.kind == "accepted":
+                outcome = c.flow.read_prefill(c.job.body, body)
+                leg.accepted(exchange)
+                return self._keep(leg, outcome, name)
+            message = f"{leg.instance.id} answered {exchange.status}"
+        except UpstreamError as error:
+            self._lost(leg, error, ticket)
+            return None
+        except FlowError as error:
+            message = f"{leg.instance.id}: {error}"
+        leg.failed("status")
+        self._engine_failures += 1
+        if self._engine_failures >= ENGINE_FAILURES:
+            raise c.failed(f"prefill failed: {message}")
+        return None
+
+    def _keep(self, leg: Leg, outcome: PrefillOutcome, name: str) -> Held:
+        c, now = self._c, time.perf_counter()
+        c.timeline.prompt_tokens = outcome.prompt_tokens
+        c.timeline.cached_tokens = outcome.cached_tokens
+        c.lane.estimate.learn(c.size, outcome.prompt_tokens)
+        if not c.job.streamed:
+            c.timeline.first = now
+        return Held(leg, outcome, outcome.release_id or name, now)
+
+    def _lost(self, leg: Leg, error: UpstreamError, ticket: Ticket) -> None:
+        leg.failed(error.kind)
+        if time.perf_counter() - leg.sent_at > LOST_TIME:
+            self._c.rescue(ticket)
+
+    def _refused(self, reason: str) -> None:
+        """A prefill with room but not the time: two of them saying so is an answer."""
+        if reason == REJECT_DEADLINE:
+            self._late += 1
+            if self._late >= min(LATE_ANSWERS, self._c.lane.view.prefill_count):
+                raise self._expired(ExpiredError("deadline"))
+
+    def _expired(self, error: ExpiredError) -> ApiError:
+        c, lane = self._c, self._c.lane
+        if c.rescued:
+            return c.failed("an instance was lost and no other prefill took over in time")
+        lane.metrics.expired("before_prefill")
+        if error.reason == "no_decode":
+            c.outcome, code = "decode_overload", "decode_overload"
+            why = "no group had room on its decodes"
+        else:
+            c.outcome, code = "expired", "deadline_exceeded"
+            tries = "in time" if error.reason == "deadline" else "in the allowed attempts"
+            why = f"no prefill accepted {tries}"
+        return overloaded(
+            code,
+            f"scenario {lane.scenario.name!r}: {why} (TTFT target {lane.scenario.slo.ttft:g} s)",
+            lane.dispatcher.retry_after(time.perf_counter()),
+        )
