@@ -27,7 +27,7 @@ async def port() -> AsyncIterator[int]:
 
     app = web.Application()
     app.router.add_get("/health", answer)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, IP, 0)
     await site.start()
