@@ -149,7 +149,7 @@ async def transfer_rows() -> list[Row]:
             "higher",
         ),
         Row(
-            "KV pull into 64 KiB blocks", scattered, "GB/s", "contiguous", contiguous, 0.7, "higher"
+            "KV pull into 64 KiB blocks", scattered, "GB/s", "contiguous", contiguous, 0.5, "higher"
         ),
     ]
 

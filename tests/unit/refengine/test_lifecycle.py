@@ -131,6 +131,33 @@ async def test_a_client_that_leaves_frees_the_prefill(client: Client, start_grou
     assert (await group.prefill(PATH, BODY)).status == 200
 
 
+async def test_a_client_that_leaves_during_the_transfer_frees_the_decode(
+    client: Client, start_group: Any
+) -> None:
+    paced = ("--paced", "demo-small", "--pace-factor", "40")
+    group: Group = await start_group((), (*paced, "--slots", "1", "--prefetch", "0"))
+    params = (await group.prefill(PATH, BODY)).body[http.PARAM_KV]
+    leg = asyncio.create_task(group.decode(PATH, BODY, params))
+
+    async def pulling() -> bool:
+        return await slots(client, group.decodes[0], "prefetching") == 1
+
+    await until(pulling, "the transfer runs")
+    leg.cancel()
+    await until(lambda: is_idle(client, group.decodes[0]), "decode is free", 5)
+
+
+async def test_the_same_request_id_twice_is_told_apart(client: Client, start_group: Any) -> None:
+    group: Group = await start_group()
+    legs = [await group.prefill(PATH, BODY, **{http.HEADER_REQUEST_ID: "twin"}) for _ in range(2)]
+    ids = [leg.body[http.PARAM_KV]["remote_request_id"] for leg in legs]
+    assert ids[0] == "twin" and ids[1].startswith("twin-")
+    assert [leg.headers[http.HEADER_REQUEST_ID] for leg in legs] == ids
+    texts = [(await group.decode(PATH, BODY, leg.body[http.PARAM_KV])).body for leg in legs]
+    assert texts[0]["choices"] == texts[1]["choices"]
+    await until(lambda: is_idle(client, group.prefills[0]), "both are freed", 5)
+
+
 async def test_drain(client: Client, start_group: Any) -> None:
     group: Group = await start_group()
     prefill, decode = group.prefills[0], group.decodes[0]
