@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pdserve.groups.types import Condition, GroupStatus, Observation
+from pdserve.groups.types import BeginDrain, Condition, DeletePod, GroupStatus, Observation
 from pdserve.groups.view import Draft, GroupView, members_of
 from pdserve.placement import Cell, cell_text, crossing_percent, spread_of
 from pdserve.topology import Fabric
@@ -98,8 +98,12 @@ def _progressing(
     if lost:
         names = ", ".join(f"{i.name} ({i.fault})" for i in lost[:_SHOWN])
         return Condition("Progressing", "True", "Repairing", f"lost: {names}")
-    if going:
-        return Condition("Progressing", "True", "Draining", f"{len(going)} instances are leaving")
+    # Those this very plan sends away count too: a status that calls the present generation Complete
+    # must not be written before its pods have gone.
+    sent = {a.name for a in draft.actions if isinstance(a, BeginDrain | DeletePod)}
+    if going or sent:
+        count = len(sent | {i.name for i in going})
+        return Condition("Progressing", "True", "Draining", f"{count} instances are leaving")
     if not ready:
         if draft.blocked and not draft.actions:
             return Condition("Progressing", "False", "NeedsDevices", draft.blocked[0])
