@@ -334,30 +334,28 @@ class World:
             BrokenError: it does not come to rest.
         """
         for _ in range(limit):
-            changed = self.each(self.kubelet)
-            changed |= self.push_tables()
-            changed |= self.each(self.link)
-            before = self.routes
-            self.write_routes()
-            changed |= before != self.routes
-            changed |= self.each(self.finish)
-            made = self.operator()
+            changed, made = self.round()
             if changed or made.actions:
                 continue
-            if made.requeue_after is None or self._quiet(made):
+            if made.requeue_after is None:
                 return made
             self.advance(made.requeue_after + 0.001)
         raise BrokenError("no rest:\n" + "\n".join(self.log[-30:]))
 
+    def round(self) -> tuple[bool, t.Plan]:
+        """One fair round of everybody: did the cluster change, and the plan made at its end."""
+        changed = self.each(self.kubelet)
+        changed |= self.push_tables()
+        changed |= self.each(self.link)
+        before = self.routes
+        self.write_routes()
+        changed |= before != self.routes
+        changed |= self.each(self.finish)
+        return changed, self.operator()
+
     def each(self, step: Callable[[str], bool]) -> bool:
         """One step for every pod, in order; True if any changed something."""
         return sum([step(name) for name in sorted(self.pods)]) > 0
-
-    def _quiet(self, made: t.Plan) -> bool:
-        """Only deadlines of what is not there yet could still run: nothing will come of them."""
-        return (
-            all(i.fault is None for i in self.instances()) and made.conditions[0].status == "True"
-        )
 
     # --- questions -------------------------------------------------------------------------
 

@@ -60,9 +60,10 @@ def _next_excess(live: Sequence[GroupView], observation: Observation) -> GroupVi
     """The next group to give up while there are too many, or None.
 
     Order: outdated ones that do not serve; current ones that do not serve; outdated ones that
-    serve; current ones. Among equals one whose drain has begun, then the highest index. While a
-    roll is on, one group too many is the new one, and a serving outdated one goes only when as
-    many as wanted serve without it.
+    serve; current ones. Among equals one whose drain has begun, then, of those that do not serve,
+    the one with the fewest sound instances, then the highest index. While a roll is on, one group
+    too many is the new one, and a serving outdated one goes only when as many as wanted serve
+    without it.
     """
     wanted = observation.wanted
     if len(live) <= wanted.replicas:
@@ -70,7 +71,7 @@ def _next_excess(live: Sequence[GroupView], observation: Observation) -> GroupVi
     serving = sum(1 for g in live if g.serving)
     surge = 1 if any(_outdated(g, observation) for g in live) else 0
     over = len(live) > wanted.replicas + (surge if wanted.replicas else 0)
-    allowed: list[tuple[int, int, int, GroupView]] = []
+    allowed: list[tuple[int, bool, int, int, GroupView]] = []
     for group in live:
         old, serves = _outdated(group, observation), group.serving
         if not old and not over:
@@ -79,8 +80,9 @@ def _next_excess(live: Sequence[GroupView], observation: Observation) -> GroupVi
             continue
         begun = any(i.drain_started is not None for i in group.members)
         rank = 2 * serves + (not old)
-        allowed.append((rank, not begun, -group.index, group))
-    return min(allowed, key=lambda entry: entry[:3])[3] if allowed else None
+        sound = 0 if serves else len(group.staying)
+        allowed.append((rank, not begun, sound, -group.index, group))
+    return min(allowed, key=lambda entry: entry[:4])[4] if allowed else None
 
 
 def _roll(

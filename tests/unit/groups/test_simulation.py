@@ -61,6 +61,11 @@ class GroupLife(RuleBasedStateMachine):
     def every_kubelet(self) -> None:
         self.world.each(self.world.kubelet)
 
+    @rule(rounds=st.integers(1, 5))
+    def fair_rounds(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.world.round()
+
     @rule()
     def push(self) -> None:
         self.world.push_tables()
