@@ -24,6 +24,8 @@ def helm() -> Path:
 
 def render(helm: Path, *sets: str) -> list[dict[str, Any]]:
     command = [str(helm), "template", "pdserve", str(CHART), "--namespace", "pdserve-system"]
+    # A Helm built from source takes the cluster for Kubernetes 1.20 unless told.
+    command += ["--kube-version", binaries.KUBERNETES_VERSION]
     for value in sets:
         command += ["--set", value]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
