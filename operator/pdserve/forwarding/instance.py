@@ -1,8 +1,8 @@
 """What one gateway process knows of one instance: its own open legs, hints, health.
 
 `used` is exact for this process; `free` is belief: the last hint, corrected by what this process
-did since. From both follows `next_try`, the earliest time at which asking makes sense. Neighbours:
-`view` groups these; `dispatch` and `decode` choose among them.
+did since. From both follow `next_try`, the earliest time at which asking makes sense, and for a
+decode its `credit`. Neighbours: `view` groups these; `dispatch` and `decode` choose among them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Instance:
     """Mutable record of one routed instance, shared by all requests of the process."""
 
     __slots__ = (
-        "_backoff_until", "_epoch", "_free_at", "_hinted_at", "_hold_seconds", "_rejections",
-        "free", "group", "health", "held", "legs", "route", "total",
+        "_backoff_until", "_changed", "_epoch", "_free_at", "_hinted_at", "_hold_seconds",
+        "_rejections", "free", "group", "health", "held", "legs", "route", "total",
     )  # fmt: skip
 
     def __init__(self, route: RouteInstance, group: int) -> None:
@@ -45,6 +45,7 @@ class Instance:
         self._backoff_until = 0.0
         self._rejections = 0
         self._hold_seconds = 0.0
+        self._changed = 0.0
 
     @property
     def id(self) -> str:
@@ -63,14 +64,39 @@ class Instance:
         worth = now if self.free > 0 else max(now, self._free_at)
         return max(worth, self._backoff_until, self.health.next_try(now))
 
-    def credit(self, now: float) -> int:
-        """Requests it would probably take now (0 or more)."""
-        return max(1, self.free) if self.next_try(now) <= now else 0
+    def credit(self, now: float, handoff: float = NEVER) -> int:
+        """Decode: requests it would probably take now (0 or more) and start within `handoff`.
+
+        A request that arrives while all slots run waits in a prefetch place until a stream ends,
+        once per (stream time / slots); places where it would wait longer do not count. Streams of
+        other gateways end unseen, so belief in free places grows at the same pace.
+        """
+        if self.next_try(now) > now:
+            return 0
+        pace = self._pace()
+        if pace <= 0:
+            return max(1, self.free)
+        places = max(0, self.total - self.route.slots)
+        too_slow = places - min(places, int(handoff / pace)) if handoff < NEVER else 0
+        grown = int((now - self._changed) / pace)
+        return max(0, min(self.total - self.used, self.free + grown) - too_slow)
+
+    def next_credit(self, now: float) -> float:
+        """When `credit` may have grown without an event of our own."""
+        later = self.next_try(now)
+        pace = self._pace()
+        if later > now or pace <= 0:
+            return later if later > now else NEVER
+        return self._changed + (int((now - self._changed) / pace) + 1) * pace
+
+    def _pace(self) -> float:
+        return self._hold_seconds / max(1, self.route.slots)
 
     def sent(self, now: float) -> None:
         """A leg goes out. Without an answer it is taken to be accepted."""
         self.legs += 1
         self.health.attempt()
+        self._changed = now
         if self.free > 0:
             self.free -= 1
         if self.free == 0:
@@ -84,7 +110,7 @@ class Instance:
         self._backoff_until = 0.0
         self.health.success()
         if self.route.role == "prefill":
-            self._hold_seconds += _LEARN * (now - sent_at - self._hold_seconds)
+            self._learn(now - sent_at)
         self.hinted(hint, now)
 
     def rejected(self, hint: Hint | None, now: float, serving: bool = True) -> None:
@@ -117,10 +143,19 @@ class Instance:
         self.held -= 1
         self.health.failure("lost", now)
 
-    def released(self) -> None:
-        """A slot it held for us is free again (KV pulled or released, stream ended)."""
+    def released(self, now: float | None = None, since: float = 0.0) -> None:
+        """A slot it held for us is free again (KV pulled or released, stream ended).
+
+        `now` and `since` (when it was accepted): also learn how long a slot is held.
+        """
         self.held -= 1
         self.free = min(self.free + 1, self.total)
+        if now is not None and self.route.role == "decode":
+            self._learn(now - since)
+
+    def _learn(self, seconds: float) -> None:
+        share = _LEARN if self._hold_seconds else 1.0
+        self._hold_seconds += share * (seconds - self._hold_seconds)
 
     def hinted(self, hint: Hint | None, now: float) -> bool:
         """Take a hint unless a newer one is known; True when taken."""
@@ -131,4 +166,5 @@ class Instance:
         self.total = max(1, hint.total)
         self.free = hint.free
         self._free_at = now + min(hint.free_in, MAX_FREE_IN)
+        self._changed = now
         return True

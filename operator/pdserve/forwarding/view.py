@@ -22,6 +22,8 @@ class Group:
     index: int
     prefills: tuple[Instance, ...]
     decodes: tuple[Instance, ...]
+    handoff: float
+    """Target for the time between tokens 1 and 2."""
 
     def decode_credit(self, now: float) -> int:
         """Decode places left when everything that is in prefill here has moved on.
@@ -30,12 +32,11 @@ class Group:
         """
         in_prefill = sum(p.used for p in self.prefills)
         asking = sum(d.legs for d in self.decodes)
-        return sum(d.credit(now) for d in self.decodes) - max(0, in_prefill - asking)
+        return sum(d.credit(now, self.handoff) for d in self.decodes) - max(0, in_prefill - asking)
 
     def next_credit(self, now: float) -> float:
         """When decode credit may return without an event of our own; NEVER if only by one."""
-        later = (d.next_try(now) for d in self.decodes)
-        return min((t for t in later if t > now), default=NEVER)
+        return min((d.next_credit(now) for d in self.decodes), default=NEVER)
 
 
 class View:
@@ -59,7 +60,8 @@ class View:
                 record.route = route
                 self._instances[key] = record
                 by_role[route.role].append(record)
-            groups.append(Group(group.index, tuple(by_role["prefill"]), tuple(by_role["decode"])))
+            prefills, decodes = tuple(by_role["prefill"]), tuple(by_role["decode"])
+            groups.append(Group(group.index, prefills, decodes, scenario.slo.handoff))
         self.groups = tuple(groups)
         self._by_index = {g.index: g for g in groups}
         self.prefill_count = sum(len(g.prefills) for g in groups)

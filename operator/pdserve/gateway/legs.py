@@ -59,11 +59,12 @@ def read_answer(exchange: Exchange) -> Answer:
 class Leg:
     """A request at `instance`, which the decision to send already counted as sent."""
 
-    __slots__ = ("_lane", "_state", "instance", "sent_at")
+    __slots__ = ("_accepted_at", "_lane", "_state", "instance", "sent_at")
 
     def __init__(self, lane: Lane, instance: Instance) -> None:
         self.instance = instance
         self.sent_at = time.perf_counter()
+        self._accepted_at = 0.0
         self._lane = lane
         self._state: Literal["sent", "held", "closed"] = "sent"
         lane.metrics.attempted(instance.route.role)
@@ -71,7 +72,7 @@ class Leg:
     def accepted(self, exchange: Exchange) -> None:
         """The instance took it: a slot is ours until `close`."""
         self._state = "held"
-        now = time.perf_counter()
+        now = self._accepted_at = time.perf_counter()
         self.instance.accepted(parse_hint(exchange.headers), now, self.sent_at)
         if self.instance.route.role == "prefill":
             self._lane.dispatcher.accepted(now)
@@ -115,7 +116,7 @@ class Leg:
         if self._state == "closed":
             return
         if self._state == "held":
-            self.instance.released()
+            self.instance.released(time.perf_counter(), self._accepted_at)
         else:
             self.instance.abandoned()
         self._state = "closed"

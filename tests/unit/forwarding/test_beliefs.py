@@ -122,6 +122,51 @@ def test_own_counts_never_go_wrong(events: list[str]) -> None:
         assert p.next_try(now) >= now
 
 
+# --- decode credit ---
+
+
+def decode(slots: int, stream_seconds: float) -> Instance:
+    """A decode that is known to hold a stream for so long."""
+    d = Instance(RouteInstance("d", "decode", "http://d", slots), 0)
+    d.sent(0.0)
+    d.accepted(None, 0.0, 0.0)
+    d.released(stream_seconds, 0.0)
+    return d
+
+
+@pytest.mark.parametrize(
+    ("stream_seconds", "want"),
+    [(0.8, 10), (1.6, 9), (8.0, 8)],
+    ids=["0.1 s per slot: both places", "0.2 s: one place", "1 s: none"],
+)
+def test_prefetch_places_count_only_if_a_slot_frees_within_the_handoff_target(
+    stream_seconds: float, want: int
+) -> None:
+    d = decode(slots=8, stream_seconds=stream_seconds)
+    assert d.credit(stream_seconds, handoff=0.3) == want
+    assert d.credit(stream_seconds) == 10, "without a target every place counts"
+
+
+def test_slots_full_of_our_own_streams_leave_no_credit_however_long_it_takes() -> None:
+    d = decode(slots=8, stream_seconds=8.0)
+    for _ in range(8):
+        d.sent(10.0)
+        d.accepted(None, 10.0, 10.0)
+    assert d.credit(10.0, handoff=0.3) == d.credit(1000.0, handoff=0.3) == 0
+    d.released()
+    assert d.credit(1000.0, handoff=0.3) == 1
+
+
+def test_streams_of_other_gateways_end_unseen_and_credit_returns_with_time() -> None:
+    d = decode(slots=8, stream_seconds=8.0)
+    d.hinted(Hint(1, 10, 0.0, 1), now=20.0)
+    assert d.credit(20.0, handoff=0.3) == 0
+    times = [20.0]
+    while d.credit(times[-1], handoff=0.3) == 0:
+        times.append(d.next_credit(times[-1]))
+    assert times == pytest.approx([20.0, 21.0, 22.0])
+
+
 # --- health ---
 
 
