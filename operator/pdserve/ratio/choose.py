@@ -158,12 +158,15 @@ def best_effort(current: Counts, limits: Limits, predict: Predictor) -> Counts:
     For when nothing within the limits holds the target; may be `current` itself.
     """
     key = growth_order(current, limits)
-    best: tuple[tuple[object, ...], Counts] | None = None
+    best, best_share, best_rank = current, -1.0, key(current)
     for counts in _frontier(current, limits, predict):
-        rank = (-round(predict.attainment(counts), 3), *key(counts))
-        if best is None or rank < best[0]:
-            best = (rank, counts)
-    return current if best is None else best[1]
+        share = round(predict.attainment(counts), 3)
+        if share < best_share or not (limits.within_budget(counts) and limits.placeable(counts)):
+            continue
+        rank = key(counts)
+        if share > best_share or rank < best_rank:
+            best, best_share, best_rank = counts, share, rank
+    return best
 
 
 def smaller(current: Counts, bounds: Bounds) -> list[Counts]:
@@ -201,15 +204,13 @@ def _from(allowed: Range, need: int, groups: int, today: int) -> range:
 
 
 def _frontier(current: Counts, limits: Limits, predict: Predictor) -> Iterator[Counts]:
-    """Counts within the limits, per role up to where one more instance changes nothing."""
+    """Counts within the bounds, per role up to where one more instance changes nothing."""
     for groups in _span(limits.bounds.groups):
         prefills = _useful("prefill", groups, limits.bounds.prefill, current, predict)
         decodes = _useful("decode", groups, limits.bounds.decode, current, predict)
         for prefill in prefills:
             for decode in decodes:
-                counts = Counts(groups, prefill, decode)
-                if limits.within_budget(counts) and limits.placeable(counts):
-                    yield counts
+                yield Counts(groups, prefill, decode)
 
 
 def _useful(

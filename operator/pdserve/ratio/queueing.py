@@ -21,6 +21,12 @@ MAX_SLOTS = 2000
 by a hair, and the work stays bounded."""
 
 
+FLUID_SLOTS = 64
+FLUID_LOAD = 1.5
+"""From this many slots and this overload on, exactly the capacity is served (the error is below
+0.02 without slack and below 1e-5 with a third of a slot time)."""
+
+
 def inverse_erlang_b(slots: int, load: float) -> float:
     """1/B(slots, load): inverse blocking probability of `load` Erlangs on that many slots."""
     inverse = 1.0
@@ -54,6 +60,8 @@ def late_share(slots: int, load: float, slack: float, cv2: float = 1.0) -> float
         return 0.0
     if slack < 0.0:
         return 1.0
+    if slots >= FLUID_SLOTS and load >= FLUID_LOAD * slots:
+        return 1.0 - slots / load
     stretched = slack * 2.0 / (1.0 + cv2)
     exponent = (slots - load) * stretched
     decay = math.exp(-min(abs(exponent), 700.0))

@@ -8,7 +8,14 @@ import random
 
 import pytest
 
-from pdserve.ratio.queueing import MAX_SLOTS, inverse_erlang_b, late_share, wait_exceeds
+from pdserve.ratio.queueing import (
+    FLUID_LOAD,
+    FLUID_SLOTS,
+    MAX_SLOTS,
+    inverse_erlang_b,
+    late_share,
+    wait_exceeds,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +52,14 @@ def test_extremes() -> None:
 def test_overload_serves_exactly_the_capacity() -> None:
     for overload in (1.5, 2.0, 10.0):
         assert late_share(200, 200 * overload, 1.0) == pytest.approx(1 - 1 / overload, abs=1e-3)
+
+
+def test_the_fluid_shortcut_joins_smoothly() -> None:
+    for slack in (0.0, 0.3, 2.0):
+        below = late_share(FLUID_SLOTS, (FLUID_LOAD - 1e-9) * FLUID_SLOTS, slack)
+        assert late_share(FLUID_SLOTS, FLUID_LOAD * FLUID_SLOTS, slack) == pytest.approx(
+            below, abs=0.02
+        )
 
 
 def test_late_share_without_patience_is_erlang_b() -> None:
