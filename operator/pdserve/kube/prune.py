@@ -6,7 +6,7 @@ anyone: an update that changes only dropped fields (a node's heartbeat) is no ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from sys import intern
 from typing import Any
 
@@ -28,6 +28,10 @@ _ALWAYS = (
     "metadata.labels",
     "metadata.ownerReferences",
 )
+_SHORT = 24
+"""Longer strings (uids, container ids) are hardly ever equal."""
+_TEXTS = frozenset({str, bool})
+"""No numbers: 1 and True are equal, and must not be shared."""
 _Tree = dict[str, "_Tree | None"]
 
 
@@ -43,13 +47,14 @@ def keep(*paths: str, where: Callable[[Object], bool] | None = None) -> Prune:
         ValueError: a malformed path.
     """
     tree: _Tree = {}
+    shared = _Shared()
     for path in (*_ALWAYS, *paths):
         _plant(tree, _split(path), path)
 
     def prune(obj: Object) -> Object | None:
         if where is not None and not where(obj):
             return None
-        kept: Object = _cut(obj, tree)
+        kept: Object = _cut(obj, tree, shared)
         return kept
 
     return prune
@@ -92,13 +97,52 @@ def _plant(tree: _Tree, parts: list[str], path: str) -> None:
     tree[parts[-1]] = None
 
 
-def _cut(value: Any, tree: _Tree) -> Any:
+class _Shared:
+    """Makes equal small parts of many objects one part in memory.
+
+    Most of what is kept of a pod (conditions, owner references, label values) equals that of
+    another. Safe because what a cache hands out is never changed. Bounded: when full it starts
+    anew, and parts shared so far stay shared.
+    """
+
+    def __init__(self, capacity: int = 4096) -> None:
+        self._capacity = capacity
+        self._parts: dict[Hashable, Any] = {}
+
+    def part(self, value: Any) -> Any:
+        """The one value that stands for all equal ones: short strings, flat objects of strings."""
+        key: Hashable
+        if type(value) is str:
+            if len(value) > _SHORT:
+                return value
+            key = value
+        elif type(value) is dict and _TEXTS.issuperset(map(type, value.values())):
+            key = tuple(value.items())
+        else:
+            return value
+        if len(self._parts) > self._capacity:
+            self._parts.clear()
+        return self._parts.setdefault(key, value)
+
+
+def _cut(value: Any, tree: _Tree, shared: _Shared) -> Any:
     if isinstance(value, list):
-        return [_cut(item, tree) for item in value]
+        return [shared.part(_cut(item, tree, shared)) for item in value]
     if not isinstance(value, dict):
         return value
     kept: Object = {}
     for key, branch in tree.items():
         if key in value:
-            kept[key] = value[key] if branch is None else _cut(value[key], branch)
+            if branch is None:
+                kept[key] = _whole(value[key], shared)
+            else:
+                kept[key] = _cut(value[key], branch, shared)
     return kept
+
+
+def _whole(value: Any, shared: _Shared) -> Any:
+    if type(value) is dict:
+        return shared.part({key: _whole(item, shared) for key, item in value.items()})
+    if type(value) is list:
+        return [_whole(item, shared) for item in value]
+    return shared.part(value)

@@ -7,8 +7,10 @@ is asked), `connect` (where and as whom).
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -25,6 +27,11 @@ INACTIVITY_SECONDS = 90.0
 """A watch silent for this long is dead: the server sends a bookmark about every 60 s."""
 CONNECT_SECONDS = 10.0
 
+_HEADERS = {
+    "Accept": "application/json",
+    # Inside a cluster the network is cheap: gzip would cost both sides more CPU than the JSON.
+    "Accept-Encoding": "identity",
+}
 _METHODS = {
     "get": "GET", "list": "GET", "watch": "GET", "create": "POST",
     "update": "PUT", "patch": "PATCH", "delete": "DELETE",
@@ -90,7 +97,7 @@ class HttpTransport:
     async def _open(
         self, request: Request, limits: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
-        headers: dict[str, str] = {"Accept": "application/json", **self._api.default_headers}
+        headers: dict[str, str] = {**_HEADERS, **self._api.default_headers}
         if request.patch is not None:
             headers["Content-Type"] = _PATCH_TYPES[request.patch]
         await self._api.update_params_for_auth(
@@ -137,12 +144,28 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 def _object(body: bytes) -> Object:
     try:
-        value = orjson.loads(body)
+        with _collector_paused(len(body)):
+            value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise KubeError(0, UNREACHABLE, f"the answer is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise KubeError(0, UNREACHABLE, f"the answer is a {type(value).__name__}, not an object")
     return value
+
+
+@contextmanager
+def _collector_paused(size: int) -> Iterator[None]:
+    """No garbage collection while a page of a list is parsed: it has no cycles to find, and the
+    search takes longer than the parsing (185 against 75 us per pod of a list of 3,000).
+    """
+    if size < 256 * 1024 or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _refused(response: aiohttp.ClientResponse, body: bytes) -> KubeError:

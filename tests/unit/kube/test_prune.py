@@ -70,3 +70,33 @@ def test_without_managed_fields() -> None:
 def test_malformed_paths(path: str) -> None:
     with pytest.raises(ValueError, match="path"):
         keep(path)
+
+
+def test_equal_parts_of_many_objects_are_one_in_memory() -> None:
+    prune = keep("status.conditions", "spec.size")
+    condition = {"type": "Ready", "status": "True"}
+    one, two = (
+        prune({"metadata": {"name": name}, "status": {"conditions": [dict(condition)]}})
+        for name in ("a", "b")
+    )
+    assert one is not None
+    assert two is not None
+    assert one["status"]["conditions"][0] is two["status"]["conditions"][0]
+
+
+def test_sharing_never_changes_a_value() -> None:
+    """1, 1.0 and True are equal to Python, and different to everyone else."""
+    prune = keep("spec")
+    values = [{"x": True}, {"x": 1}, {"x": 1.0}, {"x": "1"}, {"x": None}, {"x": [1, True]}, {}]
+    for spec in values * 2:
+        kept = prune({"metadata": {"name": "a"}, "spec": spec})
+        assert kept is not None
+        assert repr(kept["spec"]) == repr(spec)
+
+
+def test_sharing_is_bounded() -> None:
+    prune = keep("spec")
+    for index in range(10_000):
+        kept = prune({"metadata": {"name": "a"}, "spec": {"x": str(index)}})
+        assert kept is not None
+        assert kept["spec"] == {"x": str(index)}
