@@ -33,10 +33,7 @@ class _Jump(selectors.SelectSelector):
         if not ready:
             if timeout is None:
                 raise DeadlockError("every task waits and no timer is set")
-            if timeout > 0:
-                # A remainder below the clock's resolution would fire its timer without moving the
-                # clock, and who then waits for "the rest" would spin for ever.
-                self.skipped += max(timeout, 1e-6)
+            self.skipped += max(0.0, timeout)
         return ready
 
 

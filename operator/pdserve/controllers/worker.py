@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 Reconciler = Callable[[Context, ObjectKey], Awaitable[float | None]]
 
+SHORTEST_WAIT: Final = 0.05
+"""Seconds."""
+
 RECONCILERS: Final[Mapping[str, Reconciler]] = {
     SERVICE: reconcile_service,
     GROUP: reconcile_group,
@@ -60,7 +63,8 @@ async def reconcile(context: Context, key: QueueKey) -> None:
         return
     context.queue.forget(key)
     if after is not None:
-        context.queue.add_after(key, after)
+        # A deadline is over a moment after it, never a moment before: no busy loop on rounding.
+        context.queue.add_after(key, max(after, SHORTEST_WAIT))
     context.metrics.reconciled(
         key.kind, "success" if after is None else "requeue", clock() - started
     )
