@@ -47,8 +47,10 @@ def run_demo(arguments: argparse.Namespace) -> int:
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - began:6.1f} s] {line}", flush=True)
 
-    # A terminated demo cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    # A terminated demo cleans up like an interrupted one; shells start background jobs deaf to
+    # SIGINT, so that is set as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out: Path = arguments.out
     cluster = LocalCluster(NAME, out.absolute() / "cluster")
     report = Report(_versions(), {})
