@@ -25,6 +25,8 @@ from pdserve.kube.metrics import Registry
 _BUCKETS = tuple(10.0**exponent for exponent in range(-8, 4))
 """controller-runtime's: 10 ns to 1000 s."""
 
+_CLOCK_STEP = 1e-6
+
 
 class QueueKey(NamedTuple):
     """What to look at: an object of a kind. `kind` names the reconciler that works on it."""
@@ -218,7 +220,8 @@ class WorkQueue:
 
     def _fire(self) -> None:
         self._timer = None
-        now = self._clock()
+        # A loop fires timers up to its clock's resolution early: waiting for the rest would spin.
+        now = self._clock() + _CLOCK_STEP
         while self._heap and self._heap[0][0] <= now:
             due, _, key = heapq.heappop(self._heap)
             if self._due.get(key) == due:  # else an earlier wish replaced it

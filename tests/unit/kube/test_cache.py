@@ -184,6 +184,22 @@ async def test_a_late_answer_never_takes_the_cache_back() -> None:
 
 
 @virtual_time
+async def test_a_list_older_than_our_write_does_not_remove_it() -> None:
+    """The list was taken at second 5 and arrives at 10; the object was made at 7."""
+    api = FakeApi()
+    cache = Cache(api.client(Faults(latency=(5, 5))), CONFIGMAPS)
+    told = record(cache)
+    task = asyncio.create_task(cache.run())
+    await asyncio.sleep(7)
+    assert cache.observe(await api.client().create(CONFIGMAPS, config("a")))
+    await cache.synced.wait()
+    assert cache.get("a", "default") is not None
+    await asyncio.sleep(60)
+    assert told == [("ADDED", "a")]
+    task.cancel()
+
+
+@virtual_time
 async def test_the_delayed_end_of_a_predecessor_does_not_remove_its_successor() -> None:
     api = FakeApi()
     cache = Cache(api.client(Faults(watch_delay=(5, 5))), CONFIGMAPS)
