@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from tests.support.cluster import ClusterAccess, running_cluster, running_control_plane
+from tests.support.cluster import ClusterAccess, Json, running_cluster, running_control_plane
 
 from pdserve.local.controlplane import ControlPlane
 
@@ -30,3 +30,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterAccess]
     """
     with running_cluster(tmp_path_factory.mktemp("cluster") / "state") as access:
         yield access
+
+
+@pytest.fixture
+def run(cluster: ClusterAccess) -> Iterator[Callable[..., str]]:
+    """Apply objects to the shared cluster, answering the last one's name; deleted afterwards."""
+    applied: list[Json] = []
+
+    def apply(*objects: Json) -> str:
+        applied.extend(objects)
+        cluster.apply(*objects)
+        return str(objects[-1]["metadata"]["name"])
+
+    yield apply
+    for obj in applied:
+        cluster.kubectl(
+            "delete", obj["kind"], obj["metadata"]["name"],
+            "--wait=false", "--ignore-not-found", "--grace-period=0", "--force",
+        )  # fmt: skip
