@@ -7,6 +7,7 @@ from an old view does no harm. Answers enter the cache at once: the next plan re
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Awaitable, Mapping
 from typing import Any
@@ -21,8 +22,9 @@ from pdserve.engines.pods import render_pod
 from pdserve.groups import types as t
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
-from pdserve.kube.resource import CONFIGMAPS, PODS, Object
+from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
 from pdserve.wire import names
+from pdserve.wire.peers import PeerTable
 
 _DRAIN_PATH = "/metadata/annotations/" + names.ANNOTATION_DRAIN.replace("/", "~1")
 _SCALE_PATH = "/metadata/labels/" + names.LABEL_SCALE_UNIT.replace("/", "~1")
@@ -140,7 +142,9 @@ class GroupExecutor:
         )
         meta["labels"][names.LABEL_SCENARIO] = group.spec.scenario
         meta["labels"][names.LABEL_GROUP_INDEX] = str(action.group_index)
-        text = json.dumps(action.table.to_json(), separators=(",", ":"), sort_keys=True)
+        text = json.dumps(
+            self._newer(action.table).to_json(), separators=(",", ":"), sort_keys=True
+        )
         wanted = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -148,6 +152,15 @@ class GroupExecutor:
             "data": {names.KEY_PEERS: text},
         }
         await ensure(self._context.client, self._context.caches.config_maps, wanted)
+
+    def _newer(self, table: PeerTable) -> PeerTable:
+        """Instances keep a table of a higher version: after ours was lost (somebody deleted the
+        ConfigMap), the next one must pass what they hold.
+        """
+        key = ObjectKey(self._namespace, self._view.group.metadata.name)
+        reports = self._context.linker.links(key)
+        held = max((r.version for p in table.instances if (r := reports.get(p.id))), default=0)
+        return table if held < table.version else dataclasses.replace(table, version=held + 1)
 
     async def _delete_table(self, action: t.DeleteTable) -> None:
         obj = self._view.table_objects.get(action.group_index)

@@ -30,7 +30,7 @@ from pdserve.controllers.objects import gateway_objects, owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.profiles import prefill_prediction, profile_of
 from pdserve.controllers.ratio_input import first_counts
-from pdserve.controllers.routing import parse_routes, route_table
+from pdserve.controllers.routing import parse_routes, route_table, version_floor
 from pdserve.controllers.service_desired import counts_observed, scenario_group
 from pdserve.controllers.service_status import ServiceSeen, status_of
 from pdserve.controllers.template_check import CONDITION, check_template
@@ -214,7 +214,7 @@ class _Reconcile:
         domain = self.context.caches.domains.get(self.service.spec.fabric.domain_ref.name)
         table = route_table(
             self.service, None if domain is None else RoCEDomain.parse(domain),
-            groups, predicted, last,
+            groups, predicted, last, version_floor(known),
         )  # fmt: skip
         text = json.dumps(table.to_json(), separators=(",", ":"), sort_keys=True)
         wanted = {

@@ -32,6 +32,7 @@ def route_table(
     groups: Mapping[str, Sequence[RouteGroup]],
     predicted: Mapping[str, tuple[float, float]],
     last: RouteTable | None,
+    floor: int = 0,
 ) -> RouteTable:
     """The table that gateways should have now; `last` itself when nothing changed.
 
@@ -41,10 +42,11 @@ def route_table(
         groups: routable P/D groups per scenario name.
         predicted: `a, b` of predicted prefill seconds per scenario name, where known.
         last: the table that gateways have.
+        floor: without `last`, a version that no gateway has seen a higher one than.
     """
     table = RouteTable(
         service=service.metadata.name,
-        version=0 if last is None else last.version,
+        version=floor if last is None else last.version,
         model=service.spec.model.name,
         engine=str(service.spec.engine.type),
         tier_costs={} if domain is None else {lv.name: lv.hop_cost for lv in domain.spec.levels},
@@ -68,16 +70,22 @@ def route_table(
 def parse_routes(config_map: Mapping[str, Any] | None) -> RouteTable | None:
     """The route table in a ConfigMap; None when there is none or it cannot be read.
 
-    An unreadable table is replaced; its version is lost, which gateways notice and accept only
-    from the operator's ConfigMap itself.
+    An unreadable table is replaced; `version_floor` makes up for its lost version.
     """
-    text = (config_map or {}).get("data", {}).get(names.KEY_ROUTES)
+    text = ((config_map or {}).get("data") or {}).get(names.KEY_ROUTES)
     if not text:
         return None
     try:
         return RouteTable.from_json(json.loads(text))
     except (WireError, ValueError):
         return None
+
+
+def version_floor(config_map: Mapping[str, Any] | None) -> int:
+    """A version at least as high as any this object ever held: its resourceVersion, which rises
+    with every write. A new object starts at 0: gateways tell by its uid.
+    """
+    return int((config_map or {}).get("metadata", {}).get("resourceVersion") or 0)
 
 
 def routed_instances(table: RouteTable | None, scenario: str) -> frozenset[str]:

@@ -49,6 +49,7 @@ _CONTAINER_PROTECTED: Mapping[str, str] = {
     "args": "set args of the role",
     "readinessProbe": "readiness is the engine's own answer about its links",
     "lifecycle": "the operator owns the drain",
+    "$patch": "every instance has its engine container",
 }
 
 
@@ -125,6 +126,7 @@ def _check_affinity(spec: Mapping[str, Any]) -> None:
 
 
 def _check_containers(spec: Mapping[str, Any], resource: str) -> None:
+    # Also null, which would delete the engine.
     if "containers" in spec and not isinstance(spec["containers"], list):
         raise TemplateError("template.spec.containers", "it must be a list, merged by name")
     for index, container in enumerate(spec.get("containers") or []):

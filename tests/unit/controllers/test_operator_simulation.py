@@ -10,6 +10,7 @@ from tests.support.virtualtime import virtual_time
 from tests.unit.controllers.world import NPU, NS, World, service
 
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.kube.client import Request
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
@@ -261,8 +262,6 @@ async def test_deleting_the_service_leaves_nothing() -> None:
     world.create(PDSERVICES, service())
     async with world.running(), world.operator():
         await world.until(world.service_ready)
-        from pdserve.kube.client import Request
-
         world.api.handle(Request("delete", PDSERVICES, NS, "shop"))
         await world.until(lambda: not world.api.objects(PODS), 120, "pods gone")
         await asyncio.sleep(30)
@@ -357,3 +356,24 @@ async def test_heartbeats_of_nodes_wake_nobody() -> None:
             world.patch(NODES, "", "a-0", body, subresource="status")
             await asyncio.sleep(0.1)
         assert len(recorder.requests) == before
+
+
+@virtual_time
+async def test_tables_that_somebody_deletes_or_breaks_come_back_higher() -> None:
+    world = make()
+    fixed = {"mode": "Fixed", "fixed": {"groups": 1, "prefill": 1, "decode": 1}}
+    world.create(PDSERVICES, service(ratio=fixed))
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        _fix(world, 1, 2, 1)
+        await world.until(lambda: len(world.routed()) == 3, 60)
+        before = world.routes()["version"]
+        held = max(e.table.version for e in world.engines.by_ip.values() if e.table)
+        world.patch(CONFIGMAPS, NS, "shop-routes", {"data": {names.KEY_ROUTES: "{broken"}})
+        await world.until(lambda: "{broken" not in str(world.get(CONFIGMAPS, "shop-routes")), 10)
+        assert world.routes()["version"] > before
+        world.api.handle(Request("delete", CONFIGMAPS, NS, "shop-chat-0-peers"))
+        await world.until(lambda: world.get(CONFIGMAPS, "shop-chat-0-peers") is not None, 10)
+        _fix(world, 1, 2, 2)
+        await world.until(lambda: len(world.routed()) == 4, 60, "linked despite the loss")
+        assert max(e.table.version for e in world.engines.by_ip.values() if e.table) > held

@@ -1,0 +1,257 @@
+"""The linker over real HTTP: pushes, polls, drains, keeps reports per container, backs off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.support.virtualtime import virtual_time
+
+from pdserve.controllers.linker import EngineError, HttpEngines, Linker, Target
+from pdserve.kube.resource import ObjectKey
+from pdserve.wire import http
+from pdserve.wire.links import DrainReport, LinkReport
+from pdserve.wire.peers import Peer, PeerTable
+
+KEY = ObjectKey("prod", "shop-chat")
+
+
+def table(version: int) -> PeerTable:
+    return PeerTable(
+        "shop-chat-0",
+        version,
+        (
+            Peer("p0", "prefill", "http://127.0.0.1:1", "127.0.0.1:2", "r"),
+            Peer("d0", "decode", "http://127.0.0.1:3", "127.0.0.1:4", "r"),
+        ),
+    )
+
+
+class Instance:
+    """An HTTP server that follows the container contract."""
+
+    def __init__(self) -> None:
+        self.table: Any = None
+        self.up: list[str] = []
+        self.seen: list[tuple[str, str, str]] = []
+        self.answer: Callable[[], web.Response] | None = None
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.seen.append((request.method, request.path, request.headers["Authorization"]))
+        if self.answer is not None:
+            return self.answer()
+        if request.path == http.PATH_PEERS:
+            self.table = await request.json()
+            return web.json_response({})
+        if request.path == http.PATH_DRAIN:
+            return web.json_response(DrainReport(0, 0, 0).to_json())
+        version = self.table["version"] if self.table else 0
+        down = {} if self.up else {"d0": "handshake"}
+        return web.json_response(LinkReport(version, frozenset(self.up), down).to_json())
+
+
+@asynccontextmanager
+async def instance() -> AsyncIterator[tuple[Instance, Target, HttpEngines]]:
+    served = Instance()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", served.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+
+    async def token(service: str) -> str:
+        return f"secret of {service}"
+
+    async with aiohttp.ClientSession() as session:
+        target = Target("p0", "c1", f"http://127.0.0.1:{port}", "prod/shop", table(3), poll=True)
+        yield served, target, HttpEngines(session, token, timeout=0.5)
+    await runner.cleanup()
+
+
+async def test_requests_carry_the_services_token_and_the_table() -> None:
+    async with instance() as (served, target, engines):
+        await engines.put_peers(target, table(3))
+        assert served.table["version"] == 3
+        report = await engines.get_links(target)
+        assert (report.version, report.complete) == (3, False)
+        assert (await engines.post_drain(target)).idle
+        bearer = "Bearer secret of prod/shop"
+        assert served.seen == [
+            ("PUT", http.PATH_PEERS, bearer),
+            ("GET", http.PATH_LINKS, bearer),
+            ("POST", http.PATH_DRAIN, bearer),
+        ]
+
+
+async def test_a_newer_table_at_the_instance_is_no_error() -> None:
+    async with instance() as (served, target, engines):
+        served.answer = lambda: web.json_response({"version": 9}, status=409)
+        await engines.put_peers(target, table(3))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: web.Response(status=401, text="wrong token"),
+        lambda: web.Response(status=422, text="not in the table"),
+        lambda: web.Response(status=500),
+        lambda: web.Response(text="<html>"),
+    ],
+    ids=["401", "422", "500", "no JSON"],
+)
+async def test_bad_answers_are_one_kind_of_error(answer: Callable[[], web.Response]) -> None:
+    async with instance() as (served, target, engines):
+        served.answer = answer
+        with pytest.raises(EngineError):
+            await engines.get_links(target)
+
+
+async def test_a_silent_instance_times_out() -> None:
+    async def never(_reader: Any, _writer: Any) -> None:
+        await asyncio.sleep(5)
+
+    server = await asyncio.start_server(never, "127.0.0.1", 0)
+    async with instance() as (_, target, engines):
+        port = server.sockets[0].getsockname()[1]
+        away = Target("p0", "c1", f"http://127.0.0.1:{port}", target.service)
+        with pytest.raises(EngineError, match="Timeout"):
+            await engines.get_links(away)
+    server.close()
+
+
+class Fake:
+    """An EngineApi that needs no network, for virtual time."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.report = LinkReport(1, frozenset(), {"d0": "no"})
+        self.busy = 1
+        self.failing = False
+
+    def _note(self, what: str) -> None:
+        self.calls.append(what)
+        if self.failing:
+            raise EngineError("refused")
+
+    async def put_peers(self, target: Target, table: PeerTable) -> None:
+        self._note(f"put {table.version}")
+
+    async def get_links(self, target: Target) -> LinkReport:
+        self._note("links")
+        return self.report
+
+    async def post_drain(self, target: Target) -> DrainReport:
+        self._note("drain")
+        return DrainReport(self.busy, 0, 0)
+
+
+@asynccontextmanager
+async def linking(fake: Fake, changed: list[ObjectKey]) -> AsyncIterator[Linker]:
+    linker = Linker(fake, changed.append, period=1.0, max_period=8.0)
+    task = asyncio.create_task(linker.run())
+    try:
+        yield linker
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def target(**over: Any) -> Target:
+    return Target(**{
+        "pod": "p0", "container_id": "c1", "endpoint": "http://x", "service": "prod/shop",
+        "table": table(1), "poll": True, **over,
+    })  # fmt: skip
+
+
+@virtual_time
+async def test_one_push_then_polls_until_settled_then_silence() -> None:
+    fake, changed = Fake(), []
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target()])
+        await asyncio.sleep(3.5)
+        assert fake.calls == ["put 1", "links", "links", "links", "links"]
+        assert changed == [KEY], "the same report twice wakes nobody"
+        fake.report = LinkReport(1, frozenset({"d0"}), {})
+        await asyncio.sleep(1)
+        assert changed == [KEY, KEY]
+        linker.set_targets(KEY, [target(poll=False)])
+        await asyncio.sleep(2)
+        before = len(fake.calls)
+        await asyncio.sleep(100)
+        assert len(fake.calls) == before
+        assert linker.attended == 0
+        assert linker.links(KEY)["p0"].complete
+
+
+@virtual_time
+async def test_a_newer_table_is_pushed_at_once() -> None:
+    fake, changed = Fake(), []
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target(poll=False)])
+        await asyncio.sleep(10)
+        linker.set_targets(KEY, [target(poll=False, table=table(2))])
+        await asyncio.sleep(0.01)
+        assert fake.calls[-2:] == ["put 2", "links"]
+
+
+@virtual_time
+async def test_a_report_belongs_to_one_container() -> None:
+    fake, changed = Fake(), []
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target()])
+        await asyncio.sleep(1)
+        assert "p0" in linker.links(KEY)
+        linker.set_targets(KEY, [target(container_id="c2")])
+        assert linker.links(KEY) == {}
+        await asyncio.sleep(1)
+        assert fake.calls.count("put 1") == 2, "the new process knows no table"
+
+
+@virtual_time
+async def test_an_instance_that_does_not_answer_is_asked_less_and_less() -> None:
+    fake, changed = Fake(), []
+    fake.failing = True
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target()])
+        await asyncio.sleep(60)
+        assert 6 <= len(fake.calls) <= 12
+        assert changed == []
+        fake.failing = False
+        await asyncio.sleep(9)
+        assert "p0" in linker.links(KEY)
+
+
+@virtual_time
+async def test_a_drain_is_asked_until_idle() -> None:
+    fake, changed = Fake(), []
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target(drain=True)])
+        await asyncio.sleep(2.5)
+        assert set(fake.calls) == {"drain"}
+        fake.busy = 0
+        await asyncio.sleep(3)
+        assert linker.drains(KEY)["p0"].idle
+        before = len(fake.calls)
+        await asyncio.sleep(50)
+        assert len(fake.calls) == before
+
+
+@virtual_time
+async def test_forgetting_a_group_ends_its_tasks() -> None:
+    fake, changed = Fake(), []
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target()])
+        await asyncio.sleep(1)
+        linker.set_targets(KEY, ())
+        before = len(fake.calls)
+        await asyncio.sleep(20)
+        assert len(fake.calls) == before
+        assert linker.links(KEY) == {}

@@ -1,0 +1,292 @@
+"""Counts per mode, decision lists, comparison, gateway objects, route tables, first counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import yaml
+from tests.unit.controllers.world import service
+
+from pdserve.api import DecisionRecord, PDService, RoCEDomain
+from pdserve.controllers.compare import covers
+from pdserve.controllers.counts import CountsObserved, plan_counts
+from pdserve.controllers.decisions import KEPT, appended, entry, is_news
+from pdserve.controllers.objects import gateway_objects, url
+from pdserve.controllers.ratio_input import budget_for, first_counts
+from pdserve.controllers.ratio_loop import attainment_of
+from pdserve.controllers.routing import parse_routes, route_table, routed_instances
+from pdserve.ratio.types import Bounds, Counts, Range, Unknown
+from pdserve.wire import names
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteTable
+
+OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "PDService", "name": "shop", "uid": "u",
+         "controller": True}  # fmt: skip
+
+
+def parsed(**spec: Any) -> PDService:
+    return PDService.parse(service(**spec))
+
+
+# --- counts ------------------------------------------------------------------------------------
+
+BOUNDS = Bounds(Range(1, 4), Range(1, 4), Range(1, 4))
+LOW, MID, HIGH = Counts(1, 1, 1), Counts(2, 2, 1), Counts(9, 9, 9)
+
+
+def seen(**over: Any) -> CountsObserved:
+    base = CountsObserved("Auto", BOUNDS, None, LOW, None, None, None)
+    return dataclasses.replace(base, **over)
+
+
+CASES: list[tuple[str, CountsObserved, Counts | None, str | None, bool]] = [
+    # case, seen, applied, recorded reason, hand edit
+    ("new", seen(), LOW, "InitialCounts", False),
+    ("settled", seen(live=LOW, applied=LOW, applied_from=LOW), None, None, False),
+    ("decided, not yet applied", seen(live=LOW, applied=MID, applied_from=LOW), MID, None, False),
+    ("hand edit", seen(live=MID, applied=LOW, applied_from=LOW), LOW, None, True),
+    ("bounds narrowed", seen(live=HIGH, applied=HIGH, applied_from=LOW), Counts(4, 4, 4),
+     "BoundsChanged", False),
+    ("found without a record", seen(live=MID), None, "InitialCounts", False),
+    ("Advise keeps", seen(mode="Advise", live=MID, applied=MID, applied_from=LOW), None, None,
+     False),
+    ("Fixed", seen(mode="Fixed", fixed=MID, live=LOW, applied=LOW, applied_from=LOW), MID,
+     "FixedCounts", False),
+    ("Fixed, crash after the record",
+     seen(mode="Fixed", fixed=MID, live=LOW, applied=MID, applied_from=LOW), MID, None, False),
+    ("Fixed, hand edit", seen(mode="Fixed", fixed=MID, live=HIGH, applied=MID, applied_from=LOW),
+     MID, None, True),
+    ("External, new", seen(mode="External"), LOW, "InitialCounts", False),
+    ("External, crash after the record", seen(mode="External", applied=LOW, applied_from=LOW), LOW,
+     None, False),
+    ("External, untouched", seen(mode="External", live=MID, applied=MID, applied_from=MID), None,
+     None, False),
+    ("External, set by others", seen(mode="External", live=HIGH, applied=MID, applied_from=MID),
+     None, "ExternalOwner", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seen_", "apply", "reason", "edit"), [c[1:] for c in CASES],
+                         ids=[c[0] for c in CASES])  # fmt: skip
+def test_one_owner_of_the_counts(
+    seen_: CountsObserved, apply: Counts | None, reason: str | None, edit: bool
+) -> None:
+    plan = plan_counts(seen_)
+    assert plan.apply == apply
+    assert (plan.record.reason if plan.record else None) == reason
+    assert (plan.hand_edit is not None) == edit
+
+
+# --- decisions ---------------------------------------------------------------------------------
+
+
+def decision(outcome: str, n: int = 0, reason: str = "Steady") -> dict[str, Any]:
+    return entry(
+        time=1e9 + n, before=LOW, to=MID if outcome == "Applied" else LOW, outcome=outcome,
+        reason=reason, message="m", inputs={"rate": "1.5"},
+    )  # fmt: skip
+
+
+def test_the_newest_applied_decision_is_never_pushed_out() -> None:
+    entries: list[dict[str, Any]] = []
+    entries = appended(entries, decision("Applied", 0, "Old"))
+    entries = appended(entries, decision("Applied", 1, "New"))
+    for n in range(2, 40):
+        entries = appended(entries, decision("Held", n))
+    assert len(entries) == KEPT
+    assert [e["reason"] for e in entries if e["outcome"] == "Applied"] == ["New"]
+    assert entries[-1]["time"] > entries[-2]["time"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "news"),
+    [("Held", "Steady", False), ("Held", "HoldNoData", True), ("Blocked", "Steady", True),
+     ("Applied", "Steady", True)],
+)  # fmt: skip
+def test_what_counts_as_news(outcome: str, reason: str, news: bool) -> None:
+    old = DecisionRecord.parse(decision("Held"))
+    assert is_news(old, decision(outcome, 1, reason)) is news
+    assert is_news(None, decision("Held"))
+
+
+def test_an_entry_fits_the_schema_whatever_its_size() -> None:
+    big = entry(
+        time=0, before=LOW, to=MID, outcome="Applied", reason="ModelFloor", message="x" * 5000,
+        inputs={f"key{n}": "1" for n in range(60)},
+    )  # fmt: skip
+    DecisionRecord.parse(big)
+
+
+# --- comparison --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("live", "wanted", "same"),
+    [
+        ({"a": 1, "default": 2}, {"a": 1}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({}, {"a": 1}, False),
+        ({"l": [{"a": 1, "d": 0}, {"a": 2}]}, {"l": [{"a": 1}, {"a": 2}]}, True),
+        ({"l": [{"a": 1}, {"a": 2}]}, {"l": [{"a": 1}]}, False),
+        ({}, {"l": []}, True),
+        ({}, {"m": {}}, True),
+        ({"l": [1]}, {"l": []}, False),
+        ({"m": None}, {"m": {"a": 1}}, False),
+    ],
+)
+def test_only_fields_that_we_set_are_compared(live: Any, wanted: Any, same: bool) -> None:
+    assert covers(live, wanted) is same
+
+
+# --- the gateway -------------------------------------------------------------------------------
+
+
+def by_kind(**spec: Any) -> dict[str, dict[str, Any]]:
+    made = gateway_objects(parsed(**spec), "registry/gateway:1", OWNER)
+    return {o["kind"]: o for o in made}
+
+
+def test_a_gateway_may_read_its_route_table_and_nothing_else() -> None:
+    made = by_kind()
+    assert made["Role"]["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": ["shop-routes"],
+            "verbs": ["get", "list", "watch"],
+        }
+    ]
+    binding = made["RoleBinding"]
+    assert binding["subjects"][0]["name"] == made["ServiceAccount"]["metadata"]["name"]
+    pod = made["Deployment"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == made["ServiceAccount"]["metadata"]["name"]
+
+
+def test_every_object_of_the_gateway_is_owned_and_selectable() -> None:
+    made = by_kind()
+    for obj in made.values():
+        assert obj["metadata"]["ownerReferences"] == [OWNER]
+        assert obj["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "pdserve"
+    labels = made["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert made["Service"]["spec"]["selector"].items() <= labels.items()
+    assert made["Deployment"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_gateways_arguments_are_ones_it_takes() -> None:
+    from pdserve.gateway.__main__ import _parse
+
+    container = by_kind()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    parsed_args = _parse(container["args"])
+    assert "default/shop-routes" in container["args"][1]
+    assert parsed_args.bind == "$(PDSERVE_BIND)"
+    assert {"PDSERVE_BIND", "PDSERVE_TOKEN"} <= {e["name"] for e in container["env"]}
+
+
+def test_api_keys_are_mounted_only_when_wanted() -> None:
+    open_pod = by_kind()["Deployment"]["spec"]["template"]["spec"]
+    assert "volumes" not in open_pod
+    closed = by_kind(gateway={"auth": {"secretRef": {"name": "keys"}}, "port": 8080})
+    pod = closed["Deployment"]["spec"]["template"]["spec"]
+    assert pod["volumes"] == [{"name": "auth", "secret": {"secretName": "keys"}}]
+    assert "--auth-dir" in pod["containers"][0]["args"]
+    assert closed["Service"]["spec"]["ports"][0]["port"] == 8080
+    assert url(parsed(gateway={"port": 8080})) == "http://shop-gateway.default.svc:8080"
+
+
+# --- routes ------------------------------------------------------------------------------------
+
+GROUP = RouteGroup(
+    0,
+    "r",
+    (
+        RouteInstance("p", "prefill", "http://a:1", 4),
+        RouteInstance("d", "decode", "http://b:1", 4),
+    ),
+)
+DOMAIN = RoCEDomain.parse(
+    yaml.safe_load("""
+apiVersion: pdserve.io/v1alpha1
+kind: RoCEDomain
+metadata: {name: az1}
+spec:
+  nodeSelector: {matchLabels: {a: b}}
+  levels: [{name: leaf, nodeLabel: fabric/leaf, hopCost: 10}]
+""")
+)
+
+
+def table(last: RouteTable | None, groups: Any = (GROUP,)) -> RouteTable:
+    return route_table(parsed(scenarios=("search", "chat")), DOMAIN, {"chat": groups}, {}, last)
+
+
+def test_the_route_version_rises_only_with_the_content() -> None:
+    first = table(None)
+    assert first.version == 1
+    assert table(first) is not None
+    assert table(first) == first
+    changed = table(first, ())
+    assert changed.version == 2
+    assert table(changed).version == 3
+
+
+def test_the_route_table_holds_rules_in_order_of_priority() -> None:
+    made = table(None)
+    assert [s.name for s in made.scenarios] == ["search", "chat"]
+    assert made.scenarios[0].headers == {"x-scenario": "search"}
+    assert made.scenarios[0].slo.ttft == 0.8
+    assert made.scenarios[0].slo.attainment == 0.99
+    assert made.tier_costs == {"leaf": 10}
+    assert made.scenarios[0].groups == ()
+    assert routed_instances(made, "chat") == {"p", "d"}
+    assert routed_instances(made, "search") == frozenset()
+    assert routed_instances(None, "chat") == frozenset()
+
+
+@pytest.mark.parametrize(
+    "config_map",
+    [None, {}, {"data": {}}, {"data": {names.KEY_ROUTES: "{"}}, {"data": {names.KEY_ROUTES: "{}"}},
+     {"data": None}],
+)  # fmt: skip
+def test_an_unreadable_route_table_is_none(config_map: Any) -> None:
+    assert parse_routes(config_map) is None
+
+
+def test_a_route_table_survives_its_config_map() -> None:
+    made = table(None)
+    text = json.dumps(made.to_json())
+    assert parse_routes({"data": {names.KEY_ROUTES: text}}) == made
+
+
+# --- ratio input -------------------------------------------------------------------------------
+
+NPU = "huawei.com/Ascend910"
+
+
+def test_the_budget_left_to_a_scenario_counts_what_the_others_want() -> None:
+    made = parsed(
+        scenarios=("search", "chat"), devices=4, budget=[{"resource": NPU, "devices": 64}]
+    )
+    [left] = budget_for(made, "chat", {"search": Counts(2, 2, 1)})
+    assert left.devices == 64 - 2 * 3 * 4
+    [left] = budget_for(made, "chat", {})
+    assert left.devices == 64 - 8, "a scenario without counts is taken at its minimum"
+
+
+def test_first_counts_stay_inside_bounds_and_say_why() -> None:
+    sizing = first_counts(
+        parsed(prefill=(2, 4)), parsed(prefill=(2, 4)).spec.scenarios[0], {}, None
+    )
+    assert sizing.counts == Counts(1, 2, 1)
+    assert "lower bounds" in sizing.message
+
+
+def test_attainment_is_unknown_rather_than_zero() -> None:
+    assert attainment_of(Unknown("away")).percent is None
+    from tests.support.ratio_values import sample, window
+
+    assert attainment_of(sample((window(60.0, 2.0, 0.987),))).percent == 98
+    assert attainment_of(sample((window(60.0, 0.0),))).percent is None
+    half = dataclasses.replace(window(60.0, 2.0), met=Unknown("?"))
+    assert attainment_of(sample((half,))).percent is None

@@ -1,0 +1,230 @@
+"""The pod of an instance: what others rely on is there, what the user may change is merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.support.api_objects import edited, scenariogroup
+
+from pdserve.api import ScenarioGroup
+from pdserve.engines.pods import render_pod
+from pdserve.engines.pods_template import TemplateError, apply_template, check_template
+from pdserve.groups.types import NewPod
+from pdserve.topology.nodes import pinned_node, pod_devices
+from pdserve.wire import names
+
+NPU = "huawei.com/Ascend910"
+OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "ScenarioGroup", "name": "shop-chat",
+         "uid": "u1", "controller": True}  # fmt: skip
+NEW = NewPod(
+    name="shop-chat-0-p0-abc123",
+    slot="shop-chat-0-p0",
+    role="prefill",
+    group_index=0,
+    revision="r1",
+    node="n7",
+    domains={"leaf": "a", "node": "n7"},
+)
+
+
+def group(**edits: Any) -> ScenarioGroup:
+    base = edited(scenariogroup(), {"metadata.namespace": "prod"} | edits)
+    return ScenarioGroup.parse(base)
+
+
+def render(new: NewPod = NEW, **edits: Any) -> dict[str, Any]:
+    return render_pod(group(**edits), new, OWNER)
+
+
+def engine(pod: dict[str, Any]) -> dict[str, Any]:
+    return next(c for c in pod["spec"]["containers"] if c["name"] == "engine")
+
+
+def env(pod: dict[str, Any]) -> dict[str, Any]:
+    return {e["name"]: e.get("value", e.get("valueFrom")) for e in engine(pod)["env"]}
+
+
+def test_it_is_pinned_labelled_and_gated() -> None:
+    pod = render()
+    assert pinned_node(pod) == "n7"
+    assert pod["metadata"]["labels"] == {
+        "app.kubernetes.io/name": "pdserve",
+        "app.kubernetes.io/component": "instance",
+        "app.kubernetes.io/managed-by": "pdserve",
+        "pdserve.io/service": "shop",
+        "pdserve.io/scenario": "chat",
+        "pdserve.io/group-index": "0",
+        "pdserve.io/role": "prefill",
+        "pdserve.io/instance": "shop-chat-0-p0-abc123",
+        "pdserve.io/revision": "r1",
+        "topology.pdserve.io/leaf": "a",
+        "topology.pdserve.io/node": "n7",
+    }
+    assert pod["spec"]["readinessGates"] == [{"conditionType": names.CONDITION_LINKED}]
+    assert pod["metadata"]["ownerReferences"] == [OWNER]
+    assert pod["metadata"]["namespace"] == "prod"
+    assert pod_devices(pod) == {NPU: 1}
+
+
+def test_the_operator_not_the_taint_manager_decides_when_it_is_lost() -> None:
+    tolerations = render()["spec"]["tolerations"]
+    assert {t["key"] for t in tolerations} == {
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    }
+    assert all(t["effect"] == "NoExecute" and "tolerationSeconds" not in t for t in tolerations)
+
+
+def test_scale_unit_and_replaced_pod_are_marked() -> None:
+    import dataclasses
+
+    pod = render(dataclasses.replace(NEW, scale_unit=True, replaces="uid-of-the-dead"))
+    assert pod["metadata"]["labels"][names.LABEL_SCALE_UNIT] == "true"
+    assert pod["metadata"]["annotations"][names.ANNOTATION_REPLACES] == "uid-of-the-dead"
+    assert names.LABEL_SCALE_UNIT not in render()["metadata"]["labels"]
+
+
+def test_the_engine_gets_its_arguments_and_environment() -> None:
+    pod = render(**{
+        "spec.prefill.args": ["--paced", "x"],
+        "spec.prefill.env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
+        "spec.model.source": {"path": "/models/x"},
+    })  # fmt: skip
+    assert engine(pod)["args"] == [
+        "--role", "prefill", "--port", "8000", "--transfer-port", "5600", "--slots", "4",
+        "--model-name", "llama-3-70b", "--weights", "/models/x", "--paced", "x",
+    ]  # fmt: skip
+    found = env(pod)
+    assert found["PDSERVE_BIND"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert found["PDSERVE_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert found["PDSERVE_TOKEN"] == {"secretKeyRef": {"name": "shop-token", "key": "token"}}
+    assert (found["PDSERVE_SERVICE"], found["PDSERVE_SCENARIO"]) == ("shop", "chat")
+    assert found["OMP_NUM_THREADS"] == "1"
+    assert "command" not in engine(pod)
+
+
+def test_the_arguments_are_ones_the_reference_engine_takes() -> None:
+    from pdserve.refengine.config import parse
+
+    args = engine(render())["args"]
+    assert set(env(render())) >= {"PDSERVE_BIND", "PDSERVE_INSTANCE", "PDSERVE_TOKEN"}
+    given = {"PDSERVE_BIND": "127.0.0.1", "PDSERVE_INSTANCE": "x", "PDSERVE_TOKEN": "t"}
+    config = parse(args, given)
+    assert config.role == "prefill"
+    assert config.slots == 4
+
+
+def test_the_startup_probe_covers_the_deadline() -> None:
+    probe = engine(render(**{"spec.prefill.startupDeadlineSeconds": 901}))["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 901
+
+
+def test_termination_leaves_time_for_the_drain() -> None:
+    spec = render(**{"spec.recovery": {"drainSeconds": 100}})["spec"]
+    assert spec["terminationGracePeriodSeconds"] > 100
+
+
+def test_same_input_same_bytes() -> None:
+    import json
+
+    assert json.dumps(render()) == json.dumps(render())
+
+
+def test_a_template_is_merged_by_the_keys_of_strategic_merge() -> None:
+    template = {
+        "metadata": {"labels": {"team": "search"}, "annotations": {"note": "x"}},
+        "spec": {
+            "priorityClassName": "devices",
+            "tolerations": [{"key": "npu", "operator": "Exists"}],
+            "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+            "securityContext": {"runAsUser": 0, "runAsNonRoot": None},
+            "containers": [
+                {
+                    "name": "engine",
+                    "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+                    "env": [{"name": "EXTRA", "value": "1"}],
+                    "resources": {"limits": {"memory": "1Gi"}},
+                },
+                {"name": "sidecar", "image": "side:1"},
+            ],
+        },
+    }
+    pod = render(**{"spec.prefill.template": template})
+    spec = pod["spec"]
+    assert pod["metadata"]["labels"]["team"] == "search"
+    assert pod["metadata"]["labels"]["pdserve.io/role"] == "prefill"
+    assert spec["priorityClassName"] == "devices"
+    assert len(spec["tolerations"]) == 3
+    assert [c["name"] for c in spec["containers"]] == ["engine", "sidecar"]
+    assert engine(pod)["image"] == "pdserve/engine:dev"
+    assert engine(pod)["resources"]["limits"] == {NPU: "1", "memory": "1Gi"}
+    assert env(pod)["EXTRA"] == "1"
+    assert "PDSERVE_TOKEN" in env(pod)
+    assert spec["securityContext"]["runAsUser"] == 0
+    assert "runAsNonRoot" not in spec["securityContext"]
+    assert pinned_node(pod) == "n7"
+
+
+REFUSED = [
+    ({"spec": {"nodeName": "n1"}}, "template.spec.nodeName", "RoCEDomain"),
+    ({"spec": {"nodeSelector": {"a": "b"}}}, "template.spec.nodeSelector", "RoCEDomain"),
+    ({"spec": {"affinity": {"nodeAffinity": {}}}}, "template.spec.affinity.nodeAffinity", "pinned"),
+    ({"spec": {"affinity": None}}, "template.spec.affinity", "pinned"),
+    ({"spec": {"readinessGates": None}}, "template.spec.readinessGates", "readiness gate"),
+    ({"spec": {"restartPolicy": "Never"}}, "template.spec.restartPolicy", "restarts"),
+    ({"spec": {"schedulingGates": []}}, "template.spec.schedulingGates", "placed"),
+    ({"spec": {"terminationGracePeriodSeconds": 1}},
+     "template.spec.terminationGracePeriodSeconds", "drainSeconds"),
+    ({"metadata": {"name": "x"}}, "template.metadata.name", "labels and annotations"),
+    ({"metadata": {"ownerReferences": []}}, "template.metadata.ownerReferences", "only"),
+    ({"metadata": {"labels": {"pdserve.io/role": "decode"}}},
+     "template.metadata.labels[pdserve.io/role]", "operator's"),
+    ({"metadata": {"labels": {"topology.pdserve.io/leaf": "b"}}},
+     "template.metadata.labels[topology.pdserve.io/leaf]", "operator's"),
+    ({"metadata": {"annotations": {"pdserve.io/drain-started": "x"}}},
+     "template.metadata.annotations[pdserve.io/drain-started]", "operator's"),
+    ({"spec": {"containers": [{"name": "engine", "image": "x"}]}},
+     "template.spec.containers[0].image", "spec.engine.image"),
+    ({"spec": {"containers": [{"name": "engine", "args": []}]}},
+     "template.spec.containers[0].args", "args of the role"),
+    ({"spec": {"containers": [{"name": "engine", "readinessProbe": None}]}},
+     "template.spec.containers[0].readinessProbe", "links"),
+    ({"spec": {"containers": [{"name": "engine", "env": [{"name": "PDSERVE_ROLE"}]}]}},
+     "template.spec.containers[0].env[PDSERVE_ROLE]", "operator's"),
+    ({"spec": {"containers": [{"name": "engine", "resources": {"limits": {NPU: 8}}}]}},
+     f"template.spec.containers[0].resources.limits[{NPU}]", "devicesPerNode"),
+    ({"spec": {"containers": [{"name": "x", "resources": {"requests": {NPU: 1}}}]}},
+     f"template.spec.containers[0].resources.requests[{NPU}]", "devicesPerNode"),
+    ({"spec": {"containers": [{"image": "x"}]}}, "template.spec.containers[0]", "needs a name"),
+    ({"spec": {"containers": None}}, "template.spec.containers", "must be a list"),
+    ({"spec": {"containers": [{"name": "engine", "$patch": "delete"}]}},
+     "template.spec.containers[0].$patch", "engine"),
+    ({"spec": []}, "template.spec", "must be an object"),
+    ({"status": {}}, "template.status", "metadata and spec"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "path", "why"), REFUSED, ids=[path for _, path, _ in REFUSED])
+def test_protected_fields_are_refused_with_their_path(
+    template: dict[str, Any], path: str, why: str
+) -> None:
+    with pytest.raises(TemplateError) as refused:
+        check_template(template, NPU)
+    assert refused.value.path == path
+    assert str(refused.value).startswith(path + ":")
+    assert why in str(refused.value)
+
+
+def test_other_devices_may_be_asked_for() -> None:
+    check_template(
+        {"spec": {"containers": [{"name": "engine", "resources": {"limits": {"rdma/hca": 1}}}]}},
+        NPU,
+    )
+
+
+def test_the_rendered_pod_is_not_changed_by_merging() -> None:
+    pod = render()
+    before = repr(pod)
+    apply_template(pod, {"spec": {"containers": [{"name": "engine", "tty": True}]}}, NPU)
+    assert repr(pod) == before
