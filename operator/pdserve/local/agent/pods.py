@@ -325,8 +325,11 @@ class PodWorker:
         )
         if version_of(answer) > version_of(self.pod):
             self.pod = answer
-        # Transition times now come from the answer, so compare with what it leads to.
-        self._sent = pod_status(self.pod, view, timestamp())
+        self._sent = status
+        # The answer may hold what others wrote meanwhile, e.g. the condition of a readiness gate:
+        # its event is then older than the answer and ignored, so this is where it is seen.
+        if pod_status(self.pod, view, timestamp()) != status:
+            self._changed.set()
 
 
 def _mount(mount: Mapping[str, Any], volume: Mapping[str, Any], root: Path) -> Mount:
