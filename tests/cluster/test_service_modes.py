@@ -1,0 +1,204 @@
+"""Who sets the counts: each ratio mode, and that a change of the template or the service's end
+reaches everything below."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import openai
+import pytest
+from tests.support import scenarios as s
+from tests.support.installed import (
+    Installed,
+    fixed,
+    make_namespace,
+    pdservice,
+    ratio,
+    scenario,
+)
+from tests.support.traffic import MODEL, Traffic, client
+
+from pdserve.wire import names
+
+pytestmark = pytest.mark.cluster
+
+NAMESPACE = "modes"
+GROUP = names.scenario_group_name(NAMESPACE, "only")
+ONLY = {"x-scenario": "only"}
+HURRIED = {"ttft": "1ms", "handoff": "30s", "tpot": "5s", "attainmentPercent": 90}
+"""Nobody can serve within this TTFT: the ratio loop must want more instances."""
+
+
+def instances(counts: s.Json) -> int:
+    """Instances that counts of a decision come to."""
+    return int(counts["groups"] * (counts["prefill"] + counts["decode"]))
+
+
+class Service:
+    """PDService modes/modes with one scenario, and what the test says about it."""
+
+    def __init__(self, cluster: s.Cluster) -> None:
+        self.cluster = cluster
+        self.document = pdservice(
+            NAMESPACE, NAMESPACE, scenario("only", fixed(1, 1, 1), match={"headers": ONLY})
+        )
+
+    def change(self, **fields: object) -> None:
+        """Replace fields of the scenario and apply."""
+        self.document["spec"]["scenarios"][0] |= fields
+        self.cluster.apply(self.document, namespace=NAMESPACE)
+
+    def counts(self) -> tuple[int, int, int]:
+        """What the ScenarioGroup asks for."""
+        return s.counts(self.cluster, NAMESPACE, GROUP)
+
+    def wait_counts(self, *wanted: int, seconds: float = 30.0) -> None:
+        """Until the ScenarioGroup asks for these and has them."""
+        s.until(f"counts {wanted}", lambda: self.counts() == wanted, seconds)
+        s.wait_settled(self.cluster, NAMESPACE, GROUP)
+        s.check_groups(self.cluster, NAMESPACE, GROUP)
+
+    def merge(self, patch: s.Json) -> None:
+        """A person's `kubectl patch` of the ScenarioGroup."""
+        self.cluster.kubectl(
+            "patch", "psg", GROUP, "-n", NAMESPACE, "--type=merge", "-p", json.dumps(patch)
+        )
+
+    def url(self) -> str:
+        """Its gateway."""
+        (gateway,) = s.gateways(self.cluster, NAMESPACE, NAMESPACE)
+        return self.cluster.url(gateway)
+
+
+@pytest.fixture(scope="module")
+def service(installed: Installed) -> Iterator[Service]:
+    cluster = installed.cluster
+    make_namespace(cluster, NAMESPACE)
+    made = Service(cluster)
+    made.change()
+    s.wait_service(cluster, NAMESPACE, NAMESPACE)
+    yield made
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+def test_a_request_of_no_scenario_is_told_the_known_ones(service: Service) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client(service.url(), {"x-scenario": "other"}).completions.create(model=MODEL, prompt="x")
+    assert "no scenario takes model 'pdserve-tiny' with these headers" in str(caught.value)
+    assert "x-scenario: only" in str(caught.value)
+
+
+@pytest.mark.invariant(2)
+def test_fixed_counts_are_followed_and_kept(service: Service) -> None:
+    before = s.identities(service.cluster, NAMESPACE)
+    service.change(ratio=fixed(1, 2, 1))
+    service.wait_counts(1, 2, 1)
+    change = s.difference(before, s.identities(service.cluster, NAMESPACE))
+    assert (change.gone, change.restarted, len(change.new)) == (set(), set(), 1)
+    found = s.decisions(service.cluster, NAMESPACE, GROUP)
+    applied = [d for d in found if d["outcome"] == "Applied"][-1]
+    assert applied["reason"] == "FixedCounts"
+    assert applied["to"] == {"groups": 1, "prefill": 2, "decode": 1}
+
+
+def test_auto_undoes_a_hand_edit_and_says_so(service: Service) -> None:
+    service.change(ratio=ratio("Auto"))
+    s.until(
+        "the change of mode is read",
+        lambda: s.is_ready(s.service(service.cluster, NAMESPACE, NAMESPACE)),
+    )
+    assert service.counts() == (1, 2, 1), "a change of mode keeps the counts"
+    before = s.identities(service.cluster, NAMESPACE)
+    service.merge({"spec": {"decode": {"replicas": 3}}})
+    said = s.until(
+        "an Event about the hand edit",
+        lambda: s.events(service.cluster, NAMESPACE, "CountsPutBack"),
+        20,
+    )
+    assert "1x(2P3D) by hand" in said[0]["note"]
+    assert "put back to 1x(2P1D)" in said[0]["note"]
+    service.wait_counts(1, 2, 1)
+    change = s.difference(before, s.identities(service.cluster, NAMESPACE))
+    assert change.gone == set() and change.restarted == set()
+
+
+def test_external_lets_the_scale_subresource_decide(service: Service) -> None:
+    service.change(ratio=ratio("External"))
+    s.until(
+        "the change of mode is read",
+        lambda: s.is_ready(s.service(service.cluster, NAMESPACE, NAMESPACE)),
+    )
+    before = s.identities(service.cluster, NAMESPACE)
+    service.cluster.kubectl("scale", "psg", GROUP, "-n", NAMESPACE, "--replicas=2")
+    service.wait_counts(2, 2, 1)
+    service.cluster.kubectl("scale", "psg", GROUP, "-n", NAMESPACE, "--replicas=1")
+    service.wait_counts(1, 2, 1)
+    after = s.identities(service.cluster, NAMESPACE)
+    assert s.difference(before, after) == s.Difference(set(), set(), set())
+
+
+def test_advise_tells_and_does_nothing_then_auto_does_it(service: Service) -> None:
+    cluster = service.cluster
+    service.change(ratio=ratio("Advise"), slo=HURRIED)
+
+    def advice() -> s.Json | None:
+        found = s.decisions(cluster, NAMESPACE, GROUP)
+        return next((d for d in reversed(found) if d["outcome"] == "Advised"), None)
+
+    with Traffic([service.url()], ONLY, max_tokens=4):
+        said = s.until("advice", advice, 45)
+        assert instances(said["to"]) > instances(said["from"]) == 3, said
+        assert service.counts() == (1, 2, 1)
+        available = s.until(
+            "condition AdviceAvailable",
+            lambda: s.condition(s.service(cluster, NAMESPACE, NAMESPACE), "AdviceAvailable")[
+                "status"
+            ]
+            == "True",
+        )
+        assert available
+        service.change(ratio=ratio("Auto"))
+        s.until("the ratio follows", lambda: service.counts() != (1, 2, 1), 45)
+    applied = [d for d in s.decisions(cluster, NAMESPACE, GROUP) if d["outcome"] == "Applied"][-1]
+    assert instances(applied["to"]) > instances(applied["from"]) == 3, applied
+    service.change(ratio=fixed(1, 1, 1), slo=scenario("only", {})["slo"])
+    service.wait_counts(1, 1, 1)
+
+
+def test_a_field_taken_out_of_the_template_leaves_every_instance(service: Service) -> None:
+    cluster, spec = service.cluster, service.document["spec"]
+    spec["decode"]["env"] = [{"name": "NOTE", "value": "here"}]
+    service.change()
+
+    def notes() -> list[bool]:
+        return [
+            any(e["name"] == "NOTE" for e in pod["spec"]["containers"][0]["env"])
+            for pod in s.pods(cluster, NAMESPACE, role="decode")
+            if not s.leaving(pod)
+        ]
+
+    s.until("instances have the variable", lambda: notes() == [True])
+    s.wait_settled(cluster, NAMESPACE, GROUP)
+    del spec["decode"]["env"]
+    service.change()
+    s.until("instances have it no more", lambda: notes() == [False])
+    assert "env" not in (s.group(cluster, NAMESPACE, GROUP) or {})["spec"]["decode"]
+    s.wait_settled(cluster, NAMESPACE, GROUP)
+    s.check_groups(cluster, NAMESPACE, GROUP)
+
+
+def test_the_end_of_a_service_is_the_end_of_all_it_made(service: Service) -> None:
+    cluster = service.cluster
+    obj, found = s.service(cluster, NAMESPACE, NAMESPACE), s.group(cluster, NAMESPACE, GROUP)
+    assert obj is not None and found is not None
+    for each in (obj, found, *s.pods(cluster, NAMESPACE)):
+        assert not each["metadata"].get("finalizers"), "nothing may hold up a deletion"
+    cluster.kubectl("delete", "pds", NAMESPACE, "-n", NAMESPACE, "--wait=false")
+    kinds = "psg,pods,configmaps,secrets,services,deployments,serviceaccounts,roles,rolebindings"
+    selector = f"{names.LABEL_SERVICE}={NAMESPACE}"
+
+    def left() -> str:
+        return cluster.kubectl("get", kinds, "-n", NAMESPACE, "-l", selector, "-o", "name")
+
+    s.until("nothing is left", lambda: not left().strip())
