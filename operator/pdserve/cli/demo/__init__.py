@@ -20,7 +20,15 @@ from typing import Any
 from pdserve import __version__
 from pdserve.cli.demo import steps
 from pdserve.cli.demo.report import Report
-from pdserve.cli.demo.stage import DemoError, Periods, Stage, checkout_root, install, start_cluster
+from pdserve.cli.demo.stage import (
+    DemoError,
+    Periods,
+    Stage,
+    checkout_root,
+    install,
+    pacing_validity,
+    start_cluster,
+)
 from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError
 from pdserve.local import binaries
@@ -59,7 +67,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
         cluster.down()
         root = checkout_root()
         progress("starting a Kubernetes control plane and 8 process nodes (2 racks x 2 leaves)")
-        start_cluster(cluster, root, progress)
+        start_cluster(cluster, root, progress, keep=arguments.keep)
         asyncio.run(_show(cluster, root, report, progress))
         keep = bool(arguments.keep)
     except (DemoError, LocalError, KubeError) as error:
@@ -98,6 +106,8 @@ async def _show(cluster: LocalCluster, root: Path, report: Report, progress: Any
         await steps.ratio_follows(stage, periods, report, progress)
         progress("step 4: a decode instance is killed under load")
         await steps.decode_killed(stage, report, progress)
+        report.settings["pacing"] = await pacing_validity(stage)
+        progress(f"pacing: {report.settings['pacing']}")
     finally:
         await client.close()
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prometheus_api_client import PrometheusConnect
+
 from pdserve.kube.client import KubeClient
 from pdserve.kube.resource import PODS, Object
 from pdserve.local import binaries
@@ -78,8 +80,11 @@ def checkout_root() -> Path:
     return root
 
 
-def start_cluster(cluster: LocalCluster, root: Path, progress: Progress) -> None:
-    """Programs, then control plane and eight process nodes."""
+def start_cluster(cluster: LocalCluster, root: Path, progress: Progress, *, keep: bool) -> None:
+    """Programs, then control plane and eight process nodes.
+
+    Unless `keep`, the cluster ends with this process, even if that is killed.
+    """
     binaries.kube(progress)
     binaries.helm(progress)
     binaries.prometheus(progress)
@@ -92,7 +97,7 @@ def start_cluster(cluster: LocalCluster, root: Path, progress: Progress) -> None
         ControlPlaneSettings(node_grace=NODE_GRACE, node_check=NODE_GRACE / 5),
         AgentSettings(lease_period=NODE_GRACE / 5),
     )
-    cluster.up(plan, progress, owned=False)
+    cluster.up(plan, progress, owned=not keep)
 
 
 async def install(stage: Stage, periods: Periods, progress: Progress) -> None:
@@ -120,6 +125,18 @@ async def install(stage: Stage, periods: Periods, progress: Progress) -> None:
         kubeconfig=stage.cluster.kubeconfig,
     )  # fmt: skip
     progress("operator ready (Helm release pdserve)")
+
+
+async def pacing_validity(stage: Stage) -> str:
+    """How many paced engines kept their profile's times in the last minutes, in words."""
+    query = "min by (pod) (min_over_time(pdserve:paced_valid[5m]))"
+    ask = PrometheusConnect(url=stage.prometheus_url).custom_query
+    rows = await asyncio.to_thread(ask, query, timeout=5)
+    valid = sum(float(row["value"][1]) >= 1 for row in rows)
+    return (
+        f"{valid} of {len(rows)} engines kept their profile's times throughout"
+        " (at most 1% of steps late, at most 70% of a core)"
+    )
 
 
 async def run(program: Path, *arguments: str, kubeconfig: Path, stdin: str | None = None) -> str:
