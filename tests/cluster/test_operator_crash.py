@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from tests.support import scenarios as s
@@ -42,8 +41,7 @@ def operators(
     deployment = ("deployment/pdserve-operator", "-n", OPERATOR_NAMESPACE)
     cluster.kubectl("scale", *deployment, "--replicas=0")
     path = (
-        f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods"
-        "?labelSelector=app.kubernetes.io/name=pdserve"
+        f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods?labelSelector=app.kubernetes.io/name=pdserve"
     )
     s.until("the installed operator rests", lambda: not (cluster.get(path) or {})["items"])
     make_namespace(cluster, NAMESPACE)

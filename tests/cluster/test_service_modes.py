@@ -152,10 +152,10 @@ def test_advise_tells_and_does_nothing_then_auto_does_it(service: Service) -> No
         assert service.counts() == (1, 2, 1)
         available = s.until(
             "condition AdviceAvailable",
-            lambda: s.condition(s.service(cluster, NAMESPACE, NAMESPACE), "AdviceAvailable")[
-                "status"
-            ]
-            == "True",
+            lambda: (
+                s.condition(s.service(cluster, NAMESPACE, NAMESPACE), "AdviceAvailable")["status"]
+                == "True"
+            ),
         )
         assert available
         service.change(ratio=ratio("Auto"))

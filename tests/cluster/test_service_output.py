@@ -58,7 +58,9 @@ def aggregated(installed: Installed, shop_service: Mapping[str, float]) -> Itera
     cluster.kubectl("delete", "pod", "aggregated", "-n", NAMESPACE, "--wait=false")
 
 
-def complete(api: OpenAI, prompt: str, chat: bool, stream: bool, **sampling: Any) -> tuple[str, str]:
+def complete(
+    api: OpenAI, prompt: str, chat: bool, stream: bool, **sampling: Any
+) -> tuple[str, str]:
     """Text and finish reason of one request."""
     request: dict[str, Any] = {"model": MODEL, "max_tokens": 20, "stream": stream, **sampling}
     if chat:
@@ -69,10 +71,8 @@ def complete(api: OpenAI, prompt: str, chat: bool, stream: bool, **sampling: Any
     text, finish = "", ""
     for part in answer if stream else [answer]:
         for choice in part.choices:
-            if chat:
-                piece = (choice.delta if stream else choice.message).content
-            else:
-                piece = choice.text
+            message = (choice.delta if stream else choice.message) if chat else None
+            piece = message.content if message is not None else choice.text
             text += piece or ""
             finish = choice.finish_reason or finish
     return text, finish

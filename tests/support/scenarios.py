@@ -166,9 +166,7 @@ def table(cluster: Cluster, namespace: str, name: str, key: str) -> Json:
 
 def routed(cluster: Cluster, namespace: str, service_name: str) -> set[str]:
     """Names of the instances that gateways may use."""
-    routes = table(
-        cluster, namespace, names.routes_configmap_name(service_name), names.KEY_ROUTES
-    )
+    routes = table(cluster, namespace, names.routes_configmap_name(service_name), names.KEY_ROUTES)
     return {
         instance["id"]
         for scenario in routes.get("scenarios", ())
