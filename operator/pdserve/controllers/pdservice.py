@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
-from pdserve.api.ownership import COUNTS_MANAGER, counts_apply
+from pdserve.api.ownership import COUNTS_MANAGER, counts_apply, same_spec
 from pdserve.api.scenariogroup import Counts as ApiCounts
 from pdserve.controllers import decisions
 from pdserve.controllers import event_reasons as reasons
@@ -121,7 +121,7 @@ class _Reconcile:
 
     async def _scenario(self, scenario: Scenario) -> None:
         wanted = scenario_group(self.service, scenario, self.owner)
-        live = await ensure(self.context.client, self.context.caches.groups, wanted)
+        live = await ensure(self.context.client, self.context.caches.groups, wanted, _same_group)
         if live["metadata"].get("deletionTimestamp"):
             return
         group = ScenarioGroup.parse(live)
@@ -279,3 +279,13 @@ class _Reconcile:
             for name, group in groups.items()
         }
         return {name: a for name, a in found.items() if a is not None}
+
+
+def _same_group(live: Object, wanted: Object) -> bool:
+    """Labels and owner as wanted, and the spec both ways: a field taken out is a change."""
+    if not covers(live, wanted):
+        return False
+    try:
+        return same_spec(ScenarioGroup.parse(live), ScenarioGroup.parse(wanted))
+    except ApiError:
+        return False

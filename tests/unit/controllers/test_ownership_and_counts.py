@@ -293,3 +293,21 @@ async def test_rights_used_and_granted_agree() -> None:
     }
     assert used - granted == set()
     assert granted - used - NOT_SEEN == set()
+
+
+@virtual_time
+async def test_a_field_taken_out_of_the_service_leaves_the_group() -> None:
+    world = make()
+    wanted = service()
+    wanted["spec"]["decode"]["template"] = {"spec": {"hostname": "here"}}
+    world.create(PDSERVICES, wanted)
+
+    def template() -> Any:
+        group = world.get(SCENARIO_GROUPS, "shop-chat") or {"spec": {"decode": {}}}
+        return group["spec"]["decode"].get("template")
+
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        assert template() == {"spec": {"hostname": "here"}}
+        world.patch(PDSERVICES, NS, "shop", {"spec": {"decode": {"template": None}}})
+        await world.until(lambda: template() is None)
