@@ -17,11 +17,11 @@ import pytest_asyncio
 import yaml
 from tests.support.cluster import running_control_plane
 
+from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError
-from pdserve.kube.metrics import Registry
 from pdserve.kube.resource import CONFIGMAPS, Object
 from pdserve.kube.workqueue import Backoff
 from pdserve.local import binaries

@@ -13,13 +13,13 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.lease import LeaseElector, LeaseTimes
-from pdserve.kube.metrics import Registry
 from pdserve.kube.ownership import NotOursError, create_or_apply, owner_reference
 from pdserve.kube.resource import CONFIGMAPS, EVENTS, LEASES, NAMESPACES, NODES, PODS, Object
 from pdserve.local.controlplane import ControlPlane

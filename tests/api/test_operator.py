@@ -23,9 +23,9 @@ from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS
 from pdserve.controllers.linker import EngineApi
 from pdserve.controllers.ratio_loop import NoSource
 from pdserve.controllers.tokens import Tokens
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.connect import connect
-from pdserve.kube.metrics import Registry
 from pdserve.kube.resource import NODES, PODS, Object
 from pdserve.local.controlplane import ControlPlane
 from pdserve.ratio.types import LoopSettings

@@ -34,12 +34,12 @@ from pdserve.controllers.ratio_loop import NoSource, RatioLoop
 from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.triggers import Triggers, group_key
 from pdserve.controllers.worker import resync, work
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.httpd import health_pages, serve
 from pdserve.kube.lease import LeaseElector
-from pdserve.kube.metrics import Registry
 from pdserve.kube.workqueue import WorkQueue
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource

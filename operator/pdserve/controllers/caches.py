@@ -14,9 +14,9 @@ from typing import Final
 
 from pdserve.api import API_VERSION, KINDS
 from pdserve.controllers.compare import controller_uid
+from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
-from pdserve.kube.metrics import Registry
 from pdserve.kube.prune import keep
 from pdserve.kube.resource import (
     CONFIGMAPS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pdserve.kube.metrics import Registry
+from pdserve.exposition import Registry
 
 Result = Literal["success", "requeue", "error"]
 

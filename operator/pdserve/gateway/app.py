@@ -17,6 +17,7 @@ from itertools import count
 import orjson
 
 from pdserve.engines.flow import Endpoint
+from pdserve.exposition import CONTENT_TYPE
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.context import Context, Job, Settings, Tools
 from pdserve.gateway.errors import ApiError
@@ -28,7 +29,6 @@ from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.routes import RouteSource
 from pdserve.gateway.service import Service
-from pdserve.wire.exposition import CONTENT_TYPE
 from pdserve.wire.http import (
     HEADER_REQUEST_ID,
     PATH_CHAT,
@@ -136,7 +136,7 @@ class Gateway:
         elif path == PATH_METRICS:
             _allow(method, "GET")
             self.service.show_instances()
-            reply.send(200, self.metrics.registry.render(), CONTENT_TYPE)
+            reply.send(200, self.metrics.registry.render().encode(), CONTENT_TYPE)
         elif path in (PATH_HEALTH, "/healthz"):
             _allow(method, "GET")
             reply.send(200, b"ok\n", TEXT)

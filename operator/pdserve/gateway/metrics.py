@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pdserve.exposition import Counter, Gauge, Histogram, Registry
 from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
 from pdserve.wire import http
 from pdserve.wire import metrics as names
-from pdserve.wire.exposition import Histogram, Metric, Registry
 from pdserve.wire.peers import ROLES, Role
 from pdserve.wire.routes import RouteScenario, RouteTable, Slo
 
@@ -71,7 +71,7 @@ class GatewayMetrics:
 
     def follow(self, table: RouteTable) -> None:
         """Show the table's version, and forget series of instances that left it."""
-        self.route_version.set(table.version, table.service)
+        self.route_version.labels(table.service).set(table.version)
         routed = {
             (table.service, s.name, i.id)
             for s in table.scenarios
@@ -79,13 +79,14 @@ class GatewayMetrics:
             for i in g.instances
         }
         for gauge in (self.inflight, self.ejected):
-            for key in [k for k in gauge.values if (k[0], k[1], k[-1]) not in routed]:
-                gauge.remove(*key)
+            for key in gauge.known():
+                if (key[0], key[1], key[-1]) not in routed:
+                    gauge.remove(*key)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Metric:
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return self.registry.counter(name, text, (*_LABELS, *labels))
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Metric:
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return self.registry.gauge(name, text, (*_LABELS, *labels))
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
@@ -93,80 +94,86 @@ class GatewayMetrics:
 
 
 class ScenarioMetrics:
-    """The series of one scenario, made at zero."""
+    """The series of one scenario, made at zero; those of every request are held, not looked up."""
 
     def __init__(self, families: GatewayMetrics, service: str, scenario: str, slo: Slo) -> None:
         self._f = f = families
         self._key = key = (service, scenario)
-        for counter in (
-            f.offered, f.slo_met, f.ttft_met, f.handoff_met, f.tpot_met, f.completed,
-            f.prompt, f.output, f.cached, f.cancelled,
-        ):  # fmt: skip
-            counter.inc(0, *key)
-        for outcome in OUTCOMES:
-            f.outcome.inc(0, *key, outcome)
-        for stage in STAGES:
-            f.expired.inc(0, *key, stage)
+        self._offered = f.offered.labels(*key)
+        self._outcome = {outcome: f.outcome.labels(*key, outcome) for outcome in OUTCOMES}
+        self._slo_met = f.slo_met.labels(*key)
+        self._ttft_met = f.ttft_met.labels(*key)
+        self._handoff_met = f.handoff_met.labels(*key)
+        self._tpot_met = f.tpot_met.labels(*key)
+        self._completed = f.completed.labels(*key)
+        self._prompt = f.prompt.labels(*key)
+        self._output = f.output.labels(*key)
+        self._cached = f.cached.labels(*key)
+        self._cancelled = f.cancelled.labels(*key)
+        self._attempts = {role: f.attempts.labels(*key, role) for role in ROLES}
         for role in ROLES:
-            f.attempts.inc(0, *key, role)
             for reason in (_FULL[role], *_REASONS):
-                f.rejections.inc(0, *key, role, reason)
-        f.waiting.set(0, *key)
-        for streamed in ("true", "false"):
-            f.ttft.create(*key, streamed, buckets=_around(slo.ttft))
-        f.handoff.create(*key, buckets=_around(slo.handoff))
-        f.tpot.create(*key, buckets=_around(slo.tpot))
-        f.e2e.create(*key)
+                f.rejections.labels(*key, role, reason)
+        self._expired = {stage: f.expired.labels(*key, stage) for stage in STAGES}
+        self._waiting = f.waiting.labels(*key)
+        around = _around(slo.ttft)
+        self._ttft = {
+            streamed: f.ttft.create(*key, label, buckets=around)
+            for streamed, label in ((True, "true"), (False, "false"))
+        }
+        self._handoff = f.handoff.create(*key, buckets=_around(slo.handoff))
+        self._tpot = f.tpot.create(*key, buckets=_around(slo.tpot))
+        self._e2e = f.e2e.labels(*key)
 
     def attempted(self, leg: Role) -> None:
         """A leg goes out."""
-        self._f.attempts.inc(1, *self._key, leg)
+        self._attempts[leg].inc()
 
     def rejected(self, leg: Role, reason: str) -> None:
         """An instance did not take a leg."""
-        self._f.rejections.inc(1, *self._key, leg, reason)
+        self._f.rejections.labels(*self._key, leg, reason).inc()
 
     def waiting(self, requests: int) -> None:
         """So many requests wait for a prefill."""
-        self._f.waiting.set(requests, *self._key)
+        self._waiting.set(requests)
 
     def expired(self, stage: Stage) -> None:
         """A deadline passed."""
-        self._f.expired.inc(1, *self._key, stage)
+        self._expired[stage].inc()
 
     def client_cancelled(self) -> None:
         """A client left in time: not offered."""
-        self._f.cancelled.inc(1, *self._key)
+        self._cancelled.inc()
 
     def instance(self, leg: Role, instance: str, used: int, ejected: bool) -> None:
         """What this process has at one routed instance (set when scraped)."""
-        self._f.inflight.set(used, *self._key, leg, instance)
-        self._f.ejected.set(float(ejected), *self._key, instance)
+        self._f.inflight.labels(*self._key, leg, instance).set(used)
+        self._f.ejected.labels(*self._key, instance).set(ejected)
 
     def finish(
         self, timeline: Timeline, outcome: Outcome, now: float, scenario: RouteScenario
     ) -> None:
         """Count one offered request."""
-        f, key = self._f, self._key
         verdict = judge(timeline, outcome, scenario.slo)
-        f.offered.inc(1, *key)
-        f.outcome.inc(1, *key, outcome)
-        f.slo_met.inc(verdict.all, *key)
-        f.ttft_met.inc(verdict.ttft, *key)
-        f.handoff_met.inc(verdict.handoff, *key)
-        f.tpot_met.inc(verdict.tpot, *key)
+        self._offered.inc()
+        self._outcome[outcome].inc()
+        self._slo_met.inc(verdict.all)
+        self._ttft_met.inc(verdict.ttft)
+        self._handoff_met.inc(verdict.handoff)
+        self._tpot_met.inc(verdict.tpot)
         if timeline.ttft is not None:
-            f.ttft.observe(timeline.ttft, *key, "true" if timeline.streamed else "false")
+            self._ttft[timeline.streamed].observe(timeline.ttft)
         if timeline.handoff is not None:
-            f.handoff.observe(timeline.handoff, *key)
+            self._handoff.observe(timeline.handoff)
         if timeline.tpot is not None:
-            f.tpot.observe(timeline.tpot, *key)
+            self._tpot.observe(timeline.tpot)
         if outcome == "completed":
-            f.completed.inc(1, *key)
-            f.prompt.inc(timeline.prompt_tokens, *key)
-            f.output.inc(timeline.output_tokens, *key)
-            f.cached.inc(timeline.cached_tokens, *key)
-            f.e2e.observe(now - timeline.arrived, *key)
+            self._completed.inc()
+            # Token counts are an engine's word: a nonsensical one must not fail the request.
+            self._prompt.inc(max(0, timeline.prompt_tokens))
+            self._output.inc(max(0, timeline.output_tokens))
+            self._cached.inc(max(0, timeline.cached_tokens))
+            self._e2e.observe(now - timeline.arrived)
 
 
 def _around(target: float) -> list[float]:

@@ -8,8 +8,7 @@ Where to look:
 - `workqueue` turns triggers into deduplicated keys for workers.
 - `ownership` creates and applies objects without ever taking a stranger's.
 - `events` records what happened for people; `lease` elects one active process.
-- `metrics` and `httpd` expose numbers and health; they import only the standard library, so the
-  gateway and the engines may use them.
+- `httpd` exposes numbers (of `pdserve.exposition`) and health with the standard library alone.
 
-Nothing is imported here: `import pdserve.kube.metrics` must not load the Kubernetes client.
+Nothing is imported here: `import pdserve.kube.httpd` must not load the Kubernetes client.
 """

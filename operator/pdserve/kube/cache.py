@@ -26,9 +26,9 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import SILENT, KubeError
-from pdserve.kube.metrics import Registry
 from pdserve.kube.prune import Prune, without_managed_fields
 from pdserve.kube.resource import Object, ObjectKey, Resource, key_of, version_of
 from pdserve.kube.workqueue import Backoff

@@ -17,8 +17,8 @@ from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import load_kube_config
 
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
-from pdserve.kube.metrics import Registry
 from pdserve.kube.ratelimit import TokenBucket
 from pdserve.kube.transport import HttpTransport
 

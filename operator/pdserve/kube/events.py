@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
-from pdserve.kube.metrics import Registry
 from pdserve.kube.resource import EVENTS, Object
 
 logger = logging.getLogger(__name__)

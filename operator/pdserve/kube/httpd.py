@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pdserve.kube.metrics import CONTENT_TYPE, Registry
+from pdserve.exposition import CONTENT_TYPE, Registry
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
-from pdserve.kube.metrics import Registry
 from pdserve.kube.resource import LEASES, Object
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ import aiohttp
 import orjson
 from kubernetes.aio.client.api_client import ApiClient
 
+from pdserve.exposition import Registry
 from pdserve.kube.client import Request
 from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError
-from pdserve.kube.metrics import Registry
 from pdserve.kube.resource import Object
 
 INACTIVITY_SECONDS = 90.0

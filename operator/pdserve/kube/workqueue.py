@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pdserve.kube.metrics import Registry
+from pdserve.exposition import Registry
 
 _BUCKETS = tuple(10.0**exponent for exponent in range(-8, 4))
 """controller-runtime's: 10 ns to 1000 s."""

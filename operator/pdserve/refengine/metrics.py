@@ -6,16 +6,19 @@ labels at scrape time.
 
 from __future__ import annotations
 
-from pdserve.wire import exposition, metrics
+from pdserve.exposition import CounterSeries, GaugeSeries, HistogramSeries, Registry
+from pdserve.wire import metrics
+
+_MODEL = ("model_name",)
 
 
 class EngineMetrics:
     """All series of one engine process."""
 
     def __init__(self, model: str, paced: bool) -> None:
-        self.registry = exposition.Registry()
+        self.registry = Registry()
         self._model = model
-        counter, gauge = self.registry.counter, self.registry.gauge
+        counter, gauge = self._counter, self.registry.gauge
         self.prefill_batches = counter(metrics.PREFILL_BATCHES, "Steps that computed prompt tokens")
         self.prefill_requests = counter(metrics.PREFILL_REQUESTS, "Prompts completed")
         self.prefill_seconds = counter(
@@ -37,58 +40,71 @@ class EngineMetrics:
         self.decode_context = counter(
             metrics.DECODE_STEP_CONTEXT, "Context tokens of the requests in these steps"
         )
-        self.slots = gauge(metrics.SLOTS, "Slots by state", ["state"])
-        self.rejections = counter(
+        self._slots = gauge(metrics.SLOTS, "Slots by state", ["state"])
+        self._rejections = self.registry.counter(
             metrics.REJECTIONS, "Requests refused for lack of room", ["reason"]
         )
         if paced:
-            self.paced_valid = gauge(metrics.PACED_VALID, "1 while paced figures may be believed")
+            self.paced_valid = gauge(
+                metrics.PACED_VALID, "1 while paced figures may be believed"
+            ).labels()
             self.paced_valid.set(1)
             self.paced_late = counter(metrics.PACED_LATE, "Steps delivered after their time")
-        label = ["model_name"]
-        self._running = gauge(metrics.VLLM_RUNNING, "Requests accepted and not finished", label)
-        self._waiting = gauge(
-            metrics.VLLM_WAITING, "Always 0: requests are rejected instead", label
+        self._running = self._model_gauge(
+            metrics.VLLM_RUNNING, "Requests accepted and not finished"
         )
-        self._kv_usage = gauge(metrics.VLLM_KV_USAGE, "Share of KV blocks in use, 0 to 1", label)
-        self._prompt = counter(metrics.VLLM_PROMPT_TOKENS, "Prompt tokens processed", label)
-        self._generated = counter(metrics.VLLM_GENERATION_TOKENS, "Tokens generated", label)
-        self._success = counter(
+        self._model_gauge(metrics.VLLM_WAITING, "Always 0: requests are rejected instead")
+        self._kv_usage = self._model_gauge(
+            metrics.VLLM_KV_USAGE, "Share of KV blocks in use, 0 to 1"
+        )
+        self._prompt = self._model_counter(metrics.VLLM_PROMPT_TOKENS, "Prompt tokens processed")
+        self._generated = self._model_counter(metrics.VLLM_GENERATION_TOKENS, "Tokens generated")
+        self._success = self.registry.counter(
             metrics.VLLM_SUCCESS, "Requests completed", ["finished_reason", "model_name"]
         )
-        self._rejected = counter(
+        self._rejected = self.registry.counter(
             metrics.VLLM_REJECTIONS, "Requests refused before queueing", ["reason", "model_name"]
         )
-        histogram = self.registry.histogram
-        self._ttft = histogram(metrics.VLLM_TTFT, "Accept to first token", label)
-        self._itl = histogram(metrics.VLLM_ITL, "Between two tokens", label)
-        self._e2e = histogram(metrics.VLLM_E2E, "Accept to last token", label)
-        self._waiting.set(0, model)
+        self._ttft = self._model_histogram(metrics.VLLM_TTFT, "Accept to first token")
+        self._itl = self._model_histogram(metrics.VLLM_ITL, "Between two tokens")
+        self._e2e = self._model_histogram(metrics.VLLM_E2E, "Accept to last token")
+
+    def _counter(self, name: str, text: str) -> CounterSeries:
+        return self.registry.counter(name, text).labels()
+
+    def _model_counter(self, name: str, text: str) -> CounterSeries:
+        return self.registry.counter(name, text, _MODEL).labels(self._model)
+
+    def _model_gauge(self, name: str, text: str) -> GaugeSeries:
+        return self.registry.gauge(name, text, _MODEL).labels(self._model)
+
+    def _model_histogram(self, name: str, text: str) -> HistogramSeries:
+        return self.registry.histogram(name, text, _MODEL).labels(self._model)
 
     def rejected(self, reason: str) -> None:
         """One request was refused."""
-        self.rejections.inc(1, reason)
-        self._rejected.inc(1, reason, self._model)
+        self._rejections.labels(reason).inc()
+        self._rejected.labels(reason, self._model).inc()
 
     def occupancy(self, states: dict[str, int], running: int, kv_usage: float) -> None:
         """Slots, running requests and KV use as they are now."""
         for state, count in states.items():
-            self.slots.set(count, state)
-        self._running.set(running, self._model)
-        self._kv_usage.set(kv_usage, self._model)
+            self._slots.labels(state).set(count)
+        self._running.set(running)
+        self._kv_usage.set(kv_usage)
 
     def first_token(self, prompt_tokens: int, seconds: float) -> None:
         """A request got its first token from this instance."""
-        self._prompt.inc(prompt_tokens, self._model)
-        self._generated.inc(1, self._model)
-        self._ttft.observe(seconds, self._model)
+        self._prompt.inc(prompt_tokens)
+        self._generated.inc()
+        self._ttft.observe(seconds)
 
     def next_token(self, seconds: float) -> None:
         """A request got another token."""
-        self._generated.inc(1, self._model)
-        self._itl.observe(seconds, self._model)
+        self._generated.inc()
+        self._itl.observe(seconds)
 
     def finished(self, reason: str, seconds: float) -> None:
         """A request completed here."""
-        self._success.inc(1, reason, self._model)
-        self._e2e.observe(seconds, self._model)
+        self._success.labels(reason, self._model).inc()
+        self._e2e.observe(seconds)

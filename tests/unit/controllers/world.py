@@ -29,8 +29,8 @@ from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.controllers.linker import EngineApi, EngineError, Target
 from pdserve.controllers.ratio_loop import NoSource
 from pdserve.controllers.tokens import Tokens
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
-from pdserve.kube.metrics import Registry
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,

@@ -13,9 +13,9 @@ from tests.support.fakeapi import FakeApi
 from tests.support.fakeapi_net import Faults
 from tests.support.virtualtime import run_virtual, virtual_time
 
+from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
 from pdserve.kube.errors import KubeError
-from pdserve.kube.metrics import Registry
 from pdserve.kube.prune import keep
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object, Resource
 

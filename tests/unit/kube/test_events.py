@@ -9,9 +9,9 @@ from tests.support.fakeapi import FakeApi
 from tests.support.fakeapi_net import Faults
 from tests.support.virtualtime import virtual_time
 
+from pdserve.exposition import Registry
 from pdserve.kube import events
 from pdserve.kube.events import EventRecorder, Reporter
-from pdserve.kube.metrics import Registry
 from pdserve.kube.resource import EVENTS, Object
 
 _UIDS = itertools.count()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
+from pdserve.exposition import Registry
 from pdserve.kube import httpd
-from pdserve.kube.metrics import Registry
 
 METRICS = "# HELP a_total A.\n# TYPE a_total counter\na_total 1\n"
 
@@ -70,3 +72,14 @@ async def test_readiness_says_what_is_missing() -> None:
 async def test_an_oversized_head_is_refused() -> None:
     head, _ = await ask(b"GET / HTTP/1.1\r\nX: " + b"x" * 2 * httpd.MAX_HEAD)
     assert head.startswith("HTTP/1.1 400 ")
+
+
+def test_serving_pages_loads_no_kubernetes_client() -> None:
+    """So that a process without one can serve them, and starts fast."""
+    code = (
+        "import sys, pdserve.kube.httpd\n"
+        "heavy = {'kubernetes', 'kopf', 'aiohttp', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

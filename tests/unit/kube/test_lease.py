@@ -13,10 +13,10 @@ from tests.support.fakeapi import FakeApi
 from tests.support.fakeapi_net import Faults, SimulatedCrash
 from tests.support.virtualtime import run_virtual, virtual_time
 
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.lease import LeadershipLostError, LeaseElector, LeaseTimes
-from pdserve.kube.metrics import Registry
 from pdserve.kube.ratelimit import TokenBucket
 from pdserve.kube.resource import LEASES, Object
 

@@ -8,7 +8,7 @@ import random
 import pytest
 from tests.support.virtualtime import virtual_time
 
-from pdserve.kube.metrics import Registry
+from pdserve.exposition import Registry
 from pdserve.kube.workqueue import Backoff, QueueClosed, QueueKey, WorkQueue
 
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import orjson
 
 from pdserve import __version__
+from pdserve.exposition import CONTENT_TYPE
 from pdserve.refengine.api.generate import Generator
 from pdserve.refengine.api.http import HttpRequest, Responder
 from pdserve.refengine.config import EngineConfig
@@ -19,7 +20,6 @@ from pdserve.refengine.links import Links, StaleTableError
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.wire import http
-from pdserve.wire.exposition import CONTENT_TYPE
 from pdserve.wire.links import DrainReport
 from pdserve.wire.peers import PeerTable, WireError
 
@@ -117,7 +117,8 @@ class Routes:
 
     def _metrics(self, request: HttpRequest, responder: Responder) -> None:
         self.engine.publish_occupancy()
-        responder.send(200, self.engine.metrics.registry.render(), kind=CONTENT_TYPE)
+        text = self.engine.metrics.registry.render()
+        responder.send(200, text.encode(), kind=CONTENT_TYPE)
 
     def _info(self, request: HttpRequest, responder: Responder) -> None:
         c, pacer = self.config, self.engine.pacer

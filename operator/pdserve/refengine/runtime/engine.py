@@ -213,9 +213,8 @@ class Engine:
 
     def _deliver(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
         if self.pacer is not None:
-            self.pacer.delivered(self._now())
-            self.metrics.paced_late.set(self.pacer.late)
-            self.metrics.paced_valid.set(float(self.pacer.valid))
+            self.metrics.paced_late.inc(self.pacer.delivered(self._now()))
+            self.metrics.paced_valid.set(self.pacer.valid)
         self._apply(step, started, result)
 
     def _apply(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:

@@ -142,10 +142,11 @@ class Pacer:
         self._tolerance = max(MIN_TOLERANCE, TOLERANCE_SHARE * length)
         return self._deadline
 
-    def delivered(self, now: float) -> None:
-        """The results are seen now; later than tolerated, the step counts as late."""
-        if now > self._deadline + self._tolerance:
-            self.late += 1
+    def delivered(self, now: float) -> bool:
+        """The results are seen now; True when later than tolerated: the step counts as late."""
+        late = now > self._deadline + self._tolerance
+        self.late += late
+        return late
 
     def transfer_end(self, now: float, tokens: int) -> float:
         """When a transfer that starts now is over; transfers share the link one after another."""

@@ -1,0 +1,70 @@
+"""All metrics of one process: declared once or alike, rendered sorted by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+from pdserve.exposition.families import SECONDS_BUCKETS, Counter, Gauge, Histogram
+from pdserve.exposition.text import MetricError
+
+F = TypeVar("F", Counter, Gauge, Histogram)
+
+
+class Registry:
+    """The metrics of one process. Declaring a name twice alike gives the same metric."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Counter | Gauge | Histogram] = {}
+        self._hooks: list[Callable[[], None]] = []
+
+    def counter(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Counter:
+        """Declare a counter; one without labels is exposed as 0 from the start."""
+        return self._add(Counter(name, help_text, labels))
+
+    def gauge(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Gauge:
+        """Declare a gauge; one without labels is exposed as 0 from the start."""
+        return self._add(Gauge(name, help_text, labels))
+
+    def histogram(
+        self,
+        name: str,
+        help_text: str,
+        labels: Sequence[str] = (),
+        buckets: Sequence[float] = SECONDS_BUCKETS,
+    ) -> Histogram:
+        """Declare a histogram with these upper bounds."""
+        return self._add(Histogram(name, help_text, labels, buckets))
+
+    def on_collect(self, hook: Callable[[], None]) -> None:
+        """Call `hook` before each exposition, for gauges computed on demand."""
+        self._hooks.append(hook)
+
+    def render(self) -> str:
+        """The whole exposition, metrics sorted by name."""
+        self._collect()
+        lines = [line for name in sorted(self._families) for line in self._families[name].lines()]
+        return "\n".join(lines) + "\n" if lines else ""
+
+    def value(self, name: str, *labels: str) -> float:
+        """Current value of a counter or gauge series (a histogram's count); 0 when never touched.
+
+        For tests and status pages; raises KeyError for an undeclared name.
+        """
+        self._collect()
+        return self._families[name].value(*labels)
+
+    def _collect(self) -> None:
+        for hook in self._hooks:
+            hook()
+
+    def _add(self, family: F) -> F:
+        known = self._families.get(family.name)
+        if known is not None:
+            if known.declaration() != family.declaration():
+                raise MetricError(f"metric {family.name} is already declared differently")
+            return cast(F, known)  # a declaration names its kind
+        self._families[family.name] = family
+        if not family.label_names:
+            family.labels()
+        return family
