@@ -303,7 +303,7 @@ def _remove(value: Any, path: Path, keys: Keys, at: tuple[str, ...] = ()) -> Non
     """Take one owned leaf out of `value`.
 
     A list item goes when it was owned as such (`.`) and nobody else's field is left in it; its
-    key fields never go alone. A list that becomes empty goes too.
+    key fields never go alone. A list or map that becomes empty goes too.
     """
     element, rest = path[0], path[1:]
     if element.startswith("f:"):
@@ -315,7 +315,7 @@ def _remove(value: Any, path: Path, keys: Keys, at: tuple[str, ...] = ()) -> Non
                 del value[name]
             return
         _remove(value[name], rest, keys, (*at, name))
-        if value[name] == [] and (*at, name) in keys:
+        if value[name] == {} or (value[name] == [] and (*at, name) in keys):
             del value[name]
         return
     key_fields = keys[at]
