@@ -47,8 +47,8 @@ bench: bench-start ## all benches
 bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
 	@$(BIN)/python benchmarks/$*.py
 
-e2e: $(VENV)/.installed ## end to end against the cluster of $KUBECONFIG (by default a local one)
-	@$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
+e2e: $(VENV)/.installed ## only the tests of a whole service on a local cluster
+	@$(BIN)/python -m pytest tests/cluster -k "service or operator" $(PYTEST_ARGS)
 
 clean: ## remove what was built here (the shared cache of binaries stays)
 	rm -rf build $(VENV) operator/*.egg-info

@@ -40,7 +40,7 @@ CHAT_TTFT = 2.0
 TARGET = 0.9
 """Attainment target there."""
 
-BEFORE, AFTER = 40.0, 75.0
+BEFORE, AFTER = 34.0, 66.0
 """Seconds of traffic before and after the mix shifts."""
 WINDOW = 10.0
 """Seconds per point of an attainment line."""
