@@ -1,4 +1,4 @@
-"""One form for every bench: a table for people, `build/bench/NAME.json` for scripts, floors that fail.
+"""One form for every bench: a table, `build/bench/NAME.json` for scripts, floors that fail.
 
 Each row compares what was measured with something else run in the same minute, because two
 machines, or one machine an hour later, are not comparable: `ratio` is value / vs, and a row
@@ -8,15 +8,19 @@ fails when its ratio is on the wrong side of `floor`.
 from __future__ import annotations
 
 import json
+import math
 import platform
+import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "build" / "bench"
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Row:
 
     `better` says which side of `floor` is good for the ratio: "lower" (time, cost) or "higher"
     (throughput). `vs` names what `reference` is.
+
+    Raises:
+        ValueError: value or reference is no number, or the reference is not above 0.
     """
 
     what: str
@@ -35,22 +42,46 @@ class Row:
     floor: float
     better: Literal["lower", "higher"]
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"{self.what}: value {self.value} is not a number")
+        if not (math.isfinite(self.reference) and self.reference > 0):
+            raise ValueError(f"{self.what}: reference {self.reference} ({self.vs}) is not above 0")
+
     @property
     def ratio(self) -> float:
         """value / reference."""
-        return self.value / self.reference if self.reference else float("inf")
+        return self.value / self.reference
 
     @property
     def ok(self) -> bool:
         """Whether the ratio is on the good side of the floor."""
         return self.ratio <= self.floor if self.better == "lower" else self.ratio >= self.floor
 
+    def to_json(self) -> dict[str, Any]:
+        """The row as scripts read it."""
+        return {
+            "what": self.what,
+            "value": self.value,
+            "unit": self.unit,
+            "vs": f"{self.vs}: {self.reference:.6g} {self.unit}",
+            "ratio": self.ratio,
+            "floor": self.floor,
+            "ok": self.ok,
+        }
+
 
 def versions() -> dict[str, str]:
     """What ran: interpreter, libraries, commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = ""
+    if shutil.which("git"):
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
     return {
         "pdserve": commit or "unknown",
         "python": platform.python_version(),
@@ -58,8 +89,31 @@ def versions() -> dict[str, str]:
     }
 
 
-def report(name: str, rows: list[Row]) -> int:
+class Progress:
+    """Lines on standard error with the time since the start, so that nobody waits in silence."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        """Say one line."""
+        print(f"[{time.monotonic() - self._began:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+
+def report(name: str, rows: list[Row], out: Path = OUT) -> int:
     """Print the table, write the JSON, return the exit status (1 when a floor fails)."""
+    print(table(rows))
+    out.mkdir(parents=True, exist_ok=True)
+    document = {"name": name, "versions": versions(), "rows": [r.to_json() for r in rows]}
+    (out / f"{name}.json").write_text(json.dumps(document, indent=2, allow_nan=False))
+    failed = [r.what for r in rows if not r.ok]
+    if failed:
+        print(f"\nbelow the floor: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def table(rows: list[Row]) -> str:
+    """The rows for people."""
     head = ("what", "value", "unit", "vs", "reference", "ratio", "floor", "")
     cells = [
         (
@@ -75,30 +129,7 @@ def report(name: str, rows: list[Row]) -> int:
         for r in rows
     ]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-    for row in [head, *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    out = ROOT / "build" / "bench" / f"{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps(
-            {
-                "name": name,
-                "versions": versions(),
-                "rows": [
-                    {
-                        **{k: v for k, v in asdict(r).items() if k in ("what", "value", "unit")},
-                        "vs": f"{r.vs}: {r.reference:.6g} {r.unit}",
-                        "ratio": r.ratio,
-                        "floor": r.floor,
-                        "ok": r.ok,
-                    }
-                    for r in rows
-                ],
-            },
-            indent=2,
-        )
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *cells]
     )
-    failed = [r.what for r in rows if not r.ok]
-    if failed:
-        print(f"\nbelow the floor: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0

@@ -1,0 +1,109 @@
+"""The form of every bench: a table, a JSON file, an exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.harness import ROOT, Progress, Row, report, table
+
+
+def row(**fields: Any) -> Row:
+    """A row that holds: 2 s against 1 s, at most 4 times as much."""
+    given: dict[str, Any] = {
+        "what": "start", "value": 2.0, "unit": "s", "vs": "nothing", "reference": 1.0,
+        "floor": 4.0, "better": "lower", **fields,
+    }  # fmt: skip
+    return Row(**given)
+
+
+def test_json_has_the_agreed_shape(tmp_path: Path) -> None:
+    assert report("sample", [row()], tmp_path) == 0
+    document = json.loads((tmp_path / "sample.json").read_text())
+    assert list(document) == ["name", "versions", "rows"]
+    assert document["name"] == "sample"
+    assert document["versions"].keys() >= {"pdserve", "python", "kopf", "kubernetes"}
+    assert document["rows"] == [
+        {
+            "what": "start",
+            "value": 2.0,
+            "unit": "s",
+            "vs": "nothing: 1 s",
+            "ratio": 2.0,
+            "floor": 4.0,
+            "ok": True,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "better", "ok"),
+    [
+        (3.9, "lower", True),
+        (4.0, "lower", True),
+        (4.1, "lower", False),
+        (40.0, "lower", False),
+        (4.1, "higher", True),
+        (4.0, "higher", True),
+        (3.9, "higher", False),
+        (0.0, "higher", False),
+    ],
+)
+def test_a_row_holds_on_the_good_side_of_its_floor(value: float, better: Any, ok: bool) -> None:
+    assert row(value=value, better=better).ok is ok
+
+
+def test_one_failing_floor_fails_the_bench_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row(), row(what="recovery", value=9.0), row(what="memory")]
+    assert report("sample", rows, tmp_path) == 1
+    said = capsys.readouterr()
+    assert said.err.strip() == "below the floor: recovery"
+    assert [line.split()[-1] for line in said.out.splitlines()[1:]] == ["ok", "FAILED", "ok"]
+    document = json.loads((tmp_path / "sample.json").read_text())
+    assert [r["ok"] for r in document["rows"]] == [True, False, True]
+
+
+def test_none_of_something_is_a_floor_of_zero() -> None:
+    writes = row(what="writes", value=0, reference=480, floor=0)
+    assert writes.ok
+    assert not row(what="writes", value=1, reference=480, floor=0).ok
+
+
+@pytest.mark.parametrize("reference", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_yardstick_that_measures_nothing_is_refused(reference: float) -> None:
+    with pytest.raises(ValueError, match=r"start: reference .* is not above 0"):
+        row(reference=reference)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"start: value .* is not a number"):
+        row(value=value)
+
+
+def test_the_table_has_one_line_per_row_and_says_which_side_is_good() -> None:
+    head, first, second = table([row(), row(what="speed", value=5.0, better="higher")]).splitlines()
+    assert head.split() == ["what", "value", "unit", "vs", "reference", "ratio", "floor"]
+    assert first.split() == ["start", "2", "s", "nothing", "1", "2.00", "<=", "4", "ok"]
+    assert second.split()[-3:] == [">=", "4", "ok"]
+
+
+def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress()("half way")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("[") and said.err.endswith("s] half way\n")
+
+
+@pytest.mark.parametrize("bench", ["start"])
+def test_help_says_what_a_bench_is_about(bench: str) -> None:
+    argv = [sys.executable, str(ROOT / "benchmarks" / f"{bench}.py"), "--help"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0
+    assert f"make bench-{bench}" in done.stdout

@@ -1,0 +1,64 @@
+"""Every metric family that a process of pdserve declares: (kind, labels) by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+
+from kubernetes.aio.client.api_client import ApiClient
+
+from pdserve.controllers import event_reasons
+from pdserve.controllers.app import Core
+from pdserve.exposition import Registry
+from pdserve.gateway.metrics import GatewayMetrics
+from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.events import EventRecorder, Reporter
+from pdserve.kube.lease import LeaseElector
+from pdserve.kube.resource import Object
+from pdserve.kube.transport import HttpTransport
+from pdserve.refengine.metrics import EngineMetrics
+
+Families = dict[str, tuple[str, tuple[str, ...]]]
+
+
+def gateway() -> Families:
+    """Of a gateway."""
+    return _families(GatewayMetrics().registry)
+
+
+def engine() -> Families:
+    """Of an instance, paced mode included."""
+    return _families(EngineMetrics("model", paced=True).registry)
+
+
+async def operator() -> Families:
+    """Of the operator, made of the same parts as `controllers.app.run` makes it of."""
+    registry = Registry()
+    client = KubeClient(_Nowhere())
+    Core(
+        client, namespace=None, gateway_image="", registry=registry, now=lambda: 0.0,
+        rng=random.Random(0),
+    )  # fmt: skip
+    EventRecorder(client, Reporter("operator", "me"), event_reasons.ALL, registry=registry)
+    LeaseElector(client, "pdserve-system", "lease", "me", registry=registry)
+    api = ApiClient()
+    HttpTransport(api, registry)
+    await api.close()
+    return _families(registry)
+
+
+def _families(registry: Registry) -> Families:
+    return {f.name: (f.kind, f.label_names) for f in registry._families.values()}
+
+
+class _Nowhere:
+    """A transport that is never used."""
+
+    async def send(self, request: Request) -> Object:
+        raise AssertionError(request)
+
+    def stream(self, request: Request) -> AsyncIterator[Object]:
+        raise AssertionError(request)
+
+    async def close(self) -> None:
+        return None
