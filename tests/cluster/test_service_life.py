@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.support import scenarios as s
-from tests.support.installed import Installed, fixed, make_namespace, pdservice, scenario
+from tests.support.installed import (
+    Installed,
+    fetch,
+    fixed,
+    make_namespace,
+    pdservice,
+    scenario,
+)
 from tests.support.traffic import Outcome, Traffic, client, stream
 
 from pdserve.wire import names
+from pdserve.wire.metrics import VLLM_RUNNING
 
 pytestmark = pytest.mark.cluster
 
 NAMESPACE = "life"
+TOKENS = 900
+"""Of a stream that outlives a change."""
 GROUP = names.scenario_group_name(NAMESPACE, "chat")
 
 
@@ -70,9 +81,9 @@ def test_a_drained_decode_finishes_its_streams(service: Service) -> None:
     before = service.instances()
     with ThreadPoolExecutor(len(streams)) as pool:
         for number, outcome in enumerate(streams):
-            pool.submit(stream, api, f"A long story, number {number}: ", 400, outcome)
+            prompt = f"A long story, number {number}: "
+            pool.submit(stream, api, prompt, TOKENS, outcome, to_the_end=True)
         s.until("all streams run", lambda: all(o.first or o.ended for o in streams))
-        assert any(o.ended is None for o in streams), "streams must outlive the change"
         service.spec["scenarios"][0]["ratio"] = fixed(1, 1, 1)
         service.apply()
         s.until(
@@ -82,9 +93,17 @@ def test_a_drained_decode_finishes_its_streams(service: Service) -> None:
                 for p in s.pods(cluster, NAMESPACE, role="decode")
             ),
         )
-        running = sum(1 for o in streams if o.ended is None)
+        (draining,) = [
+            p
+            for p in s.pods(cluster, NAMESPACE, role="decode")
+            if names.ANNOTATION_DRAIN in p["metadata"].get("annotations", {})
+        ]
+        running = re.search(
+            rf"^{VLLM_RUNNING}\S* (\S+)$", fetch(f"{cluster.url(draining)}/metrics"), re.M
+        )
+        assert running is not None and float(running[1]) > 0, "nothing was in flight on it"
     assert [o.error for o in streams if o.error] == []
-    assert running > 0, "nothing was in flight when the drain began: nothing was shown"
+    assert all(o.ended is not None for o in streams)
     s.until("the drained decode is gone", lambda: len(service.instances()) == 2)
     s.wait_settled(cluster, NAMESPACE, GROUP)
     change = s.difference(before, service.instances())

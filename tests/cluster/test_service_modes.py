@@ -41,7 +41,11 @@ class Service:
     def __init__(self, cluster: s.Cluster) -> None:
         self.cluster = cluster
         self.document = pdservice(
-            NAMESPACE, NAMESPACE, scenario("only", fixed(1, 1, 1), match={"headers": ONLY})
+            NAMESPACE,
+            NAMESPACE,
+            scenario("only", fixed(1, 1, 1), match={"headers": ONLY}),
+            # Also how long a pod may take that is deleted before it can hear it (grace: +15 s).
+            recovery={"drainSeconds": 1, "nodeSuspectSeconds": 30},
         )
 
     def change(self, **fields: object) -> None:

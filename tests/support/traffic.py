@@ -91,11 +91,18 @@ class Traffic:
             stream(clients[turn % len(clients)], f"{self.prompt}{turn}", self.max_tokens, outcome)
 
 
-def stream(api: OpenAI, prompt: str, max_tokens: int, outcome: Outcome) -> None:
-    """One streamed completion, recorded in `outcome`."""
+def stream(
+    api: OpenAI, prompt: str, max_tokens: int, outcome: Outcome, *, to_the_end: bool = False
+) -> None:
+    """One streamed completion, recorded in `outcome`; `to_the_end`: all of `max_tokens`."""
     try:
         chunks = api.completions.create(
-            model=MODEL, prompt=prompt, max_tokens=max_tokens, stream=True, temperature=0
+            model=MODEL,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            stream=True,
+            temperature=0,
+            extra_body={"ignore_eos": to_the_end},
         )
         for chunk in chunks:
             if outcome.first is None:

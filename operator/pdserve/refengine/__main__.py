@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 
 _ONE_THREAD = (
@@ -23,6 +24,9 @@ _ONE_THREAD = (
 
 def main() -> int:
     """Run one engine; returns the exit status."""
+    # Until the server takes it over: as process 1 of a container nothing would end this process
+    # but SIGKILL, and a pod deleted while it starts would hold its devices for all of its grace.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     for name in _ONE_THREAD:
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
