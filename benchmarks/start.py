@@ -148,7 +148,8 @@ async def operator_rows(
         DEPLOYMENTS, "pdserve-operator",
         [{"op": "replace", "path": "/spec/replicas", "value": 0}], namespace="pdserve-system",
     )  # fmt: skip
-    idle = await operator_cost.idle_operator(cluster.kubeconfig, OUT / "operator.log")
+    log = cluster.log.parent / "bench-operator.log"
+    idle = await operator_cost.idle_operator(cluster.kubeconfig, log)
     get = median([await operator_cost.get_cpu_ms(client, group) for _ in range(TRIES)])
     progress(f"{idle.reconciles} reconciles of unchanged objects: {idle.cpu_ms:.0f} ms of CPU")
     [pod] = (await client.list(PODS, NAMESPACE, label_selector=DECODES, page_size=1)).items[:1]
@@ -215,9 +216,8 @@ def main() -> int:
 
 def _end(cluster: LocalCluster) -> None:
     """End the cluster; its logs stay beside the results."""
-    logs = cluster.log.parent
+    logs, kept = cluster.log.parent, OUT / "start-logs"
     if logs.is_dir():
-        kept = OUT / "start-logs"
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(logs, kept)
     cluster.down()
