@@ -24,7 +24,7 @@ from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import BY_OWNER, BY_SERVICE, PDSERVICES, SCENARIO_GROUPS
 from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Attainment, Context
-from pdserve.controllers.counts import CountsPlan, plan_counts
+from pdserve.controllers.counts import REASON_INITIAL, CountsPlan, plan_counts
 from pdserve.controllers.group_view import slots_of, view_group
 from pdserve.controllers.objects import gateway_objects, owned_metadata
 from pdserve.controllers.owned import ensure
@@ -144,13 +144,15 @@ class _Reconcile:
         meta = live["metadata"]
         if plan.record is not None:
             record = plan.record
+            sized = explanation and record.reason == REASON_INITIAL
+            message = explanation if sized else record.message
             entry = decisions.entry(
                 time=self.context.now(),
                 before=record.before,
                 to=record.to,
                 outcome="Applied",
                 reason=record.reason,
-                message=explanation or record.message,
+                message=message,
                 inputs={},
             )
             await decisions.write(self.context.client, self.context.caches.groups, live, entry)
