@@ -14,8 +14,9 @@ from typing import Any
 
 import orjson
 
-from pdserve.gateway.errors import ApiError
-from pdserve.gateway.http_server import HttpServer, Limits, Reply, Request
+from pdserve.gateway.http_server import HttpServer, Limits, Reply
+from pdserve.http.errors import ApiError
+from pdserve.http.receive import Request
 from pdserve.wire.peers import Role
 from pdserve.wire.routes import RouteInstance
 

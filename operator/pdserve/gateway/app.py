@@ -20,15 +20,16 @@ from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.context import Context, Job, Settings, Tools
-from pdserve.gateway.errors import ApiError
 from pdserve.gateway.http_client import Pool
-from pdserve.gateway.http_server import HttpServer, Limits, Reply, Request
+from pdserve.gateway.http_server import HttpServer, Limits, Reply
 from pdserve.gateway.intake import parse_body
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.routes import RouteSource
 from pdserve.gateway.service import Service
+from pdserve.http.errors import ApiError
+from pdserve.http.receive import Request
 from pdserve.wire.http import (
     HEADER_REQUEST_ID,
     PATH_CHAT,

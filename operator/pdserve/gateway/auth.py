@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pdserve.gateway.errors import ApiError
+from pdserve.http.errors import ApiError
 
 
 class KeyRing:

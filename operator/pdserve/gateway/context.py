@@ -17,13 +17,14 @@ from pdserve.engines.flow import Endpoint, EngineFlow, PrefillOutcome
 from pdserve.forwarding.deadline import PromptSize, admission_deadline, prompt_size
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
-from pdserve.gateway.errors import ApiError, upstream
+from pdserve.gateway.errors import upstream
 from pdserve.gateway.http_client import Exchange, Pool
-from pdserve.gateway.http_server import Headers, Reply
+from pdserve.gateway.http_server import Reply
 from pdserve.gateway.lane import Lane
 from pdserve.gateway.legs import Leg
 from pdserve.gateway.measure import Outcome, Timeline
 from pdserve.gateway.release import Releaser
+from pdserve.http.errors import ApiError, Headers
 from pdserve.wire.http import (
     HEADER_DEADLINE_MS,
     HEADER_REQUEST_ID,

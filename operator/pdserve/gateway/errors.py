@@ -1,56 +1,12 @@
-"""Errors a client sees: always an OpenAI error object, so that its SDK raises the right class.
+"""The gateway's refusals, each an OpenAI error object (`ApiError`).
 
-The HTTP status decides the SDK's exception; `code` is for programs, the message for people.
 Overload says when to come back and asks SDKs not to retry at once (they retry 503 twice by
 default, which would triple the load exactly then).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import orjson
-
-
-class ApiError(Exception):
-    """A refusal with its HTTP status, OpenAI `type`, `code` and `param`."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = "invalid_request_error",
-        code: str | None = None,
-        param: str | None = None,
-        headers: tuple[tuple[bytes, bytes], ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.kind = kind
-        self.code = code
-        self.param = param
-        self.headers = headers
-
-    def value(self) -> dict[str, Any]:
-        """The OpenAI error object."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
-
-    def body(self) -> bytes:
-        """The error as a JSON body."""
-        return orjson.dumps(self.value())
-
-    def event(self) -> bytes:
-        """The error as an SSE event, for a stream that already began."""
-        return b"data: " + self.body() + b"\n\n"
+from pdserve.http.errors import ApiError
 
 
 def invalid(param: str | None, message: str) -> ApiError:

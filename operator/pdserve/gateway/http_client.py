@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from pdserve.forwarding.health import Failure
-from pdserve.gateway.http_server import Headers
+from pdserve.http.errors import Headers
 
 MAX_BODY = 64 << 20
 MAX_IDLE = 256

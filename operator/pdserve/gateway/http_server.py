@@ -1,8 +1,8 @@
-"""HTTP/1.1 server side at protocol level: bytes to `Request`, `Reply` to bytes.
+"""HTTP/1.1 server side at protocol level: one task per request, `Reply` to bytes.
 
-One task per request; a client that goes away cancels it. Bodies are collected whole (they are
-JSON, bounded by `Limits.body`), replies are sent whole or streamed in chunks with back-pressure.
-Knows nothing of OpenAI or P/D. Neighbours: `http_client` is the other side, `app` the handler.
+A client that goes away cancels its task. Replies are sent whole or streamed in chunks with
+back-pressure. Knows nothing of OpenAI or P/D. Neighbours: `pdserve.http` receives and frames,
+`http_client` is the other side, `app` the handler.
 """
 
 from __future__ import annotations
@@ -10,17 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
-import httptools
-
-from pdserve.gateway.errors import ApiError
-
-Headers = tuple[tuple[bytes, bytes], ...]
+from pdserve.http.errors import ApiError, Headers
+from pdserve.http.receive import Receiver, Request
+from pdserve.http.send import LAST_CHUNK, STATUS_LINES, chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +35,9 @@ class Limits:
     sweep: float = 1.0
 
 
-@dataclass(slots=True)
-class Request:
-    """One received request; header names in lower case, `head_at` on `time.perf_counter`."""
-
-    method: str
-    path: str
-    headers: dict[bytes, bytes]
-    body: bytes
-    head_at: float
-    keep_alive: bool
-    http_1_1: bool
-
-    def header(self, name: str) -> str | None:
-        """A header as text, or None."""
-        value = self.headers.get(name.encode())
-        return None if value is None else value.decode("latin-1")
-
-
 Handler = Callable[[Request, "Reply"], Awaitable[None]]
 LINGER_SECONDS = 5.0
 """How long a refused client may go on sending before it is cut."""
-_STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
 class Reply:
@@ -96,7 +73,7 @@ class Reply:
         """Begin a stream: head and first piece leave in one write."""
         if self._chunked:
             headers = (*headers, (b"transfer-encoding", b"chunked"))
-            first = b"%x\r\n%b\r\n" % (len(first), first)
+            first = chunk(first)
         else:
             self._close = True
         self._write_head(status, content_type, (*headers, (b"cache-control", b"no-cache")), first)
@@ -104,13 +81,13 @@ class Reply:
     def write(self, data: bytes) -> None:
         """Another piece of a started stream."""
         if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+            data = chunk(data)
         self._connection.send(data)
 
     def end(self) -> None:
         """The stream is complete."""
         if self._chunked:
-            self._connection.send(b"0\r\n\r\n")
+            self._connection.send(LAST_CHUNK)
         self._finish()
 
     def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
@@ -121,7 +98,7 @@ class Reply:
         self.started = True
         close = self._close or self._connection.server.draining
         self._close = close
-        head = [_STATUS[status], b"content-type: ", content_type.encode(), b"\r\n"]
+        head = [STATUS_LINES[status], b"content-type: ", content_type.encode(), b"\r\n"]
         for name, value in (*self.headers, *headers):
             head += (name, b": ", value, b"\r\n")
         head.append(b"connection: close\r\n\r\n" if close else b"\r\n")
@@ -133,21 +110,18 @@ class Reply:
         self._connection.finished(self._close)
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(Receiver, asyncio.Protocol):
     """One client connection; requests on it are served one after another."""
 
     def __init__(self, server: HttpServer) -> None:
+        super().__init__(server.limits.head, server.limits.body)
         self.server = server
         self.deadline = time.perf_counter() + server.limits.idle
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
-        self._queue: deque[Request] = deque()
         self._task: asyncio.Task[None] | None = None
         self._reply: Reply | None = None
         self._flow: tuple[Callable[[], None], Callable[[], None]] | None = None
-        self._refusal: ApiError | None = None
         self._close_after = False
-        self.on_message_begin()
 
     # --- asyncio.Protocol ---
 
@@ -158,16 +132,11 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; also while a request is in progress (pipelining)."""
-        if self._refusal is not None:
-            return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(ApiError(400, "protocol upgrades are not supported", code="bad_request"))
-        except httptools.HttpParserError as error:
-            self._refuse(ApiError(400, f"malformed HTTP: {error}", code="bad_request"))
-        if self._refusal is None and len(self._queue) > self.server.limits.pipelined:
-            self._refuse(ApiError(400, "too many pipelined requests", code="bad_request"))
+        if self.refusal is not None:
+            return  # being answered, or just answered
+        self.receive(data)
+        if len(self.received) > self.server.limits.pipelined:
+            self.refuse(ApiError(400, "too many pipelined requests", code="bad_request"))
         self._next()
 
     def eof_received(self) -> bool:
@@ -193,61 +162,17 @@ class ClientConnection(asyncio.Protocol):
         if self._flow is not None:
             self._flow[1]()
 
-    # --- httptools callbacks ---
+    # --- Receiver ---
 
-    def on_message_begin(self) -> None:
-        """A request starts."""
-        self._url: list[bytes] = []
-        self._headers: dict[bytes, bytes] = {}
-        self._head_size = 0
-        self._body: list[bytes] = []
-        self._body_size = 0
-        self._head_at = 0.0
-        if self._task is None and self._transport is not None:
+    def began(self) -> None:
+        """A request starts; while another is served, its time does not run yet."""
+        if self._task is None:
             self.deadline = time.perf_counter() + self.server.limits.receive
 
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request target."""
-        self._url.append(url)
-        self._count_head(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; of repeated ones the last wins."""
-        self._headers[name.lower()] = value
-        self._count_head(len(name) + len(value))
-
-    def on_headers_complete(self) -> None:
-        """The head is in: this instant is the request's arrival."""
-        self._head_at = time.perf_counter()
-        length = self._headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.server.limits.body:
-            self._too_large()
-        elif self._headers.get(b"expect", b"").lower() == b"100-continue" and self._task is None:
+    def awaits_body(self) -> None:
+        """Ask for the body, unless a reply is being written."""
+        if self._task is None:
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        self._body_size += len(body)
-        if self._body_size > self.server.limits.body:
-            self._too_large()
-        elif self._refusal is None:
-            self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        """The request is complete."""
-        if self._refusal is not None:
-            return
-        self._queue.append(
-            Request(
-                method=self._parser.get_method().decode("latin-1"),
-                path=b"".join(self._url).partition(b"?")[0].decode("latin-1"),
-                headers=self._headers,
-                body=b"".join(self._body),
-                head_at=self._head_at,
-                keep_alive=self._parser.should_keep_alive(),
-                http_1_1=self._parser.get_http_version() == "1.1",
-            )
-        )
 
     # --- used by Reply and HttpServer ---
 
@@ -268,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def busy(self) -> bool:
         """A request is being served or received in full."""
-        return self._task is not None or bool(self._queue)
+        return self._task is not None or bool(self.received)
 
     def close(self) -> None:
         """Close after what was written has left."""
@@ -282,36 +207,17 @@ class ClientConnection(asyncio.Protocol):
 
     # --- internals ---
 
-    def _count_head(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > self.server.limits.head and self._refusal is None:
-            limit = self.server.limits.head
-            self._refusal = ApiError(
-                431, f"request head is larger than {limit} bytes", code="head_too_large"
-            )
-
-    def _too_large(self) -> None:
-        if self._refusal is None:
-            limit = self.server.limits.body
-            self._refusal = ApiError(
-                413, f"request body is larger than the limit of {limit} bytes", code="too_large"
-            )
-
-    def _refuse(self, error: ApiError) -> None:
-        if self._refusal is None:
-            self._refusal = error
-
     def _next(self) -> None:
         if self._task is not None or self._transport is None:
             return
-        if self._queue:
-            request = self._queue.popleft()
+        if self.received:
+            request = self.received.popleft()
             self.deadline = float("inf")
             self._reply = Reply(self, request)
             self._task = asyncio.get_running_loop().create_task(self._serve(request, self._reply))
-        elif self._refusal is not None:
+        elif self.refusal is not None:
             request = Request("", "", {}, b"", 0.0, keep_alive=False, http_1_1=True)
-            Reply(self, request).error(self._refusal)
+            Reply(self, request).error(self.refusal)
             self._linger()
 
     def _linger(self) -> None:

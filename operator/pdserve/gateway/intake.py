@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from pdserve.engines.flow import Endpoint
-from pdserve.gateway.errors import ApiError, invalid
+from pdserve.gateway.errors import invalid
+from pdserve.http.errors import ApiError
 
 MAX_OUTPUT_TOKENS = 1 << 24
 

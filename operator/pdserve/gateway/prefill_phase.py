@@ -12,10 +12,11 @@ from pdserve.engines.flow import FlowError, PrefillOutcome
 from pdserve.forwarding.deadline import SAFETY
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.context import Context, Held
-from pdserve.gateway.errors import ApiError, overloaded
+from pdserve.gateway.errors import overloaded
 from pdserve.gateway.http_client import Exchange, UpstreamError
 from pdserve.gateway.lane import ExpiredError
 from pdserve.gateway.legs import Leg, read_answer
+from pdserve.http.errors import ApiError
 from pdserve.wire.http import REJECT_DEADLINE
 
 ENGINE_FAILURES = 2

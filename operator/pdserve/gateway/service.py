@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pdserve.engines.flow import EngineFlow
 from pdserve.engines.flow_reference import ReferenceFlow
 from pdserve.forwarding.match import describe_known, known_models, match_scenario
-from pdserve.gateway.errors import ApiError
 from pdserve.gateway.http_client import Pool
 from pdserve.gateway.lane import Lane
 from pdserve.gateway.metrics import GatewayMetrics
+from pdserve.http.errors import ApiError
 from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ Who owns what (each box may import those below it):
     runtime/   sequences, admission by slots, batch scheduler, compute thread, pacing, prediction
     kv/        block pool and prefix cache; leases on finished prefills; KV transport (tcp)
     model/     tokenizer, weights, exact numpy kernels, the Llama forward pass, sampling
-    errors     `ApiError` and `RejectedError`, the two ways a request is refused
+    errors     `field_error` and `RejectedError`, the two ways a request is refused
 
 Threads: the event loop owns all state; one compute thread runs model steps and touches only the
 KV blocks of the sequences in the step it was given.

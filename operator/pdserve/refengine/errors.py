@@ -1,4 +1,4 @@
-"""How a request is refused: it is wrong (`ApiError`), or there is no room (`RejectedError`).
+"""How the engine refuses: a field is wrong (`field_error`), or there is no room (`RejectedError`).
 
 Both carry an OpenAI error object. A rejection is decided before anything is queued and names its
 reason in `x-pdserve-reject`, so that a gateway can try elsewhere at once.
@@ -6,43 +6,7 @@ reason in `x-pdserve-reject`, so that a gateway can try elsewhere at once.
 
 from __future__ import annotations
 
-from typing import Any
-
-
-class ApiError(Exception):
-    """An answer other than success: HTTP status plus OpenAI's error object.
-
-    `param` is the body field at fault (dotted path), `code` a short machine-readable reason.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        kind: str = "invalid_request_error",
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code, self.kind = (
-            status,
-            message,
-            param,
-            code,
-            kind,
-        )
-
-    def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+from pdserve.http.errors import ApiError
 
 
 class RejectedError(ApiError):

@@ -207,8 +207,8 @@ DECODE_CASES: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("case", DECODE_CASES)
 def test_bad_handover_parameters(case: str, model: Any) -> None:
+    from pdserve.http.errors import ApiError
     from pdserve.refengine.api import openai
-    from pdserve.refengine.errors import ApiError
 
     changes, param, message = DECODE_CASES[case]
     ours: Any = {"first_token_ids": [9], "seed": 1, "position": 3, "cached_tokens": 0}
@@ -234,7 +234,7 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
     "a list": (b"[]", 400, "not an object"),
     "not utf-8": (b'{"model": "\xff"}', 400, "not JSON"),
     "NaN": (b'{"model": "reference", "prompt": "a", "temperature": NaN}', 400, "not JSON"),
-    "too large": (b'{"prompt": "' + b"x" * 30000 + b'"}', 413, "larger than 20000"),
+    "too large": (b'{"prompt": "' + b"x" * 30000 + b'"}', 413, "limit of 20000 bytes"),
 }
 
 
@@ -321,3 +321,14 @@ def test_pipelined_requests_are_answered_in_order(engine: EngineProcess) -> None
             data += piece
     assert data.count(b"HTTP/1.1 200") == 3
     assert data.rindex(b"text_completion") < data.index(b'"status":"ok"')
+
+
+def test_many_short_pipelined_requests_are_all_answered(engine: EngineProcess) -> None:
+    """One after another, however many arrive at once: not one inside the other."""
+    with socket.create_connection((engine.host, 8000), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\n\r\n" * 2000)
+        connection.sendall(b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n")
+        data = b""
+        while piece := connection.recv(65536):
+            data += piece
+    assert data.count(b"HTTP/1.1 200") == 2001

@@ -107,7 +107,7 @@ async def test_decode_takes_slots_plus_prefetch(client: Client, start_group: Any
 
         async def two_and_one() -> bool:
             states = [await slots(client, group.decodes[0], s) for s in ("running", "prefetching")]
-            assert sum(states) == 3 and states[0] <= 2
+            assert sum(states) <= 3 and states[0] <= 2  # one may move between the two readings
             return states == [2, 1]
 
         # A request whose KV has come joins at the next step.

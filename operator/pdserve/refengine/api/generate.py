@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
+from pdserve.http.errors import ApiError
+from pdserve.http.receive import Request as HttpRequest
 from pdserve.refengine.api import openai
 from pdserve.refengine.api.handover import Sender, reply_params
-from pdserve.refengine.api.http import HttpRequest, Responder
-from pdserve.refengine.api.replies import ReplyWriter, sse
+from pdserve.refengine.api.http import Responder
+from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.errors import ApiError
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.request import Finish, TokenEvent
@@ -84,7 +85,7 @@ class Generator:
 
     def _request_id(self, incoming: HttpRequest) -> str:
         """The client's id; made unique where it is in use already."""
-        given = incoming.headers.get(http.HEADER_REQUEST_ID, "")
+        given = incoming.header(http.HEADER_REQUEST_ID) or ""
         if len(given) > MAX_ID or not given.isprintable():
             raise ApiError(400, f"{http.HEADER_REQUEST_ID}: at most {MAX_ID} printable characters")
         fresh = given or uuid.uuid4().hex
@@ -167,11 +168,11 @@ class _Stream(_Listener):
             super().failed(sequence, error)
         else:
             self._owner.closed()
-            self._responder.end(sse(error.body()))
+            self._responder.end(error.event())
 
 
 def _budget(incoming: HttpRequest) -> float | None:
-    value = incoming.headers.get(http.HEADER_DEADLINE_MS)
+    value = incoming.header(http.HEADER_DEADLINE_MS)
     if value is None:
         return None
     try:

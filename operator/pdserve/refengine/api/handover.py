@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pdserve.http.errors import ApiError
 from pdserve.refengine.config import EngineRole
-from pdserve.refengine.errors import ApiError, field_error
+from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime.request import RemoteKv, Request
 from pdserve.wire.http import PARAM_KV

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import orjson
 
+from pdserve.http.errors import ApiError
 from pdserve.refengine.api.handover import RemoteLeg, remote_of, wants_hand_over
 from pdserve.refengine.config import EngineRole
-from pdserve.refengine.errors import ApiError, field_error
+from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
 from pdserve.refengine.model.tokenizer import ChatMessage

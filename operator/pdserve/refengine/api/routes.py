@@ -12,10 +12,11 @@ import orjson
 
 from pdserve import __version__
 from pdserve.exposition import CONTENT_TYPE
+from pdserve.http.errors import ApiError
+from pdserve.http.receive import Request
 from pdserve.refengine.api.generate import Generator
-from pdserve.refengine.api.http import HttpRequest, Responder
+from pdserve.refengine.api.http import Responder
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.errors import ApiError
 from pdserve.refengine.links import Links, StaleTableError
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
@@ -23,7 +24,7 @@ from pdserve.wire import http
 from pdserve.wire.links import DrainReport
 from pdserve.wire.peers import PeerTable, WireError
 
-Handler = Callable[[HttpRequest, Responder], None]
+Handler = Callable[[Request, Responder], None]
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class Routes:
             http.PATH_RELEASE: {"POST": self._owner_only(self._release)},
         }
 
-    def __call__(self, request: HttpRequest, responder: Responder) -> None:
+    def __call__(self, request: Request, responder: Responder) -> None:
         """Answer one request; ApiError becomes its reply."""
         methods = self._table.get(request.path)
         if methods is None and request.path.startswith(http.PATH_MODELS + "/"):
@@ -69,8 +70,8 @@ class Routes:
         handler(request, responder)
 
     def _owner_only(self, handler: Handler) -> Handler:
-        def checked(request: HttpRequest, responder: Responder) -> None:
-            given = request.headers.get("authorization", "")
+        def checked(request: Request, responder: Responder) -> None:
+            given = request.header("authorization") or ""
             expected = f"Bearer {self.config.token}"
             if self.config.token and not hmac.compare_digest(given.encode(), expected.encode()):
                 raise ApiError(401, "the service's bearer token is required", code="unauthorized")
@@ -78,10 +79,10 @@ class Routes:
 
         return checked
 
-    def _completions(self, request: HttpRequest, responder: Responder) -> None:
+    def _completions(self, request: Request, responder: Responder) -> None:
         self.generator.handle("completion", request, responder)
 
-    def _chat(self, request: HttpRequest, responder: Responder) -> None:
+    def _chat(self, request: Request, responder: Responder) -> None:
         self.generator.handle("chat", request, responder)
 
     def _model_card(self) -> dict[str, Any]:
@@ -93,10 +94,10 @@ class Routes:
             "max_model_len": self.engine.context,
         }
 
-    def _models(self, request: HttpRequest, responder: Responder) -> None:
+    def _models(self, request: Request, responder: Responder) -> None:
         responder.send_json(200, {"object": "list", "data": [self._model_card()]})
 
-    def _one_model(self, request: HttpRequest, responder: Responder) -> None:
+    def _one_model(self, request: Request, responder: Responder) -> None:
         name = unquote(request.path.removeprefix(http.PATH_MODELS + "/"))
         if name != self.config.model_name:
             raise ApiError(
@@ -107,20 +108,20 @@ class Routes:
             )
         responder.send_json(200, self._model_card())
 
-    def _health(self, request: HttpRequest, responder: Responder) -> None:
+    def _health(self, request: Request, responder: Responder) -> None:
         responder.send_json(200, {"status": "ok"})
 
-    def _ready(self, request: HttpRequest, responder: Responder) -> None:
+    def _ready(self, request: Request, responder: Responder) -> None:
         why = "draining" if self.engine.draining else "links of no peer table were complete yet"
         ready = self.links.ready and not self.engine.draining
         responder.send_json(200 if ready else 503, {"ready": ready, "why": "" if ready else why})
 
-    def _metrics(self, request: HttpRequest, responder: Responder) -> None:
+    def _metrics(self, request: Request, responder: Responder) -> None:
         self.engine.publish_occupancy()
         text = self.engine.metrics.registry.render()
         responder.send(200, text.encode(), kind=CONTENT_TYPE)
 
-    def _info(self, request: HttpRequest, responder: Responder) -> None:
+    def _info(self, request: Request, responder: Responder) -> None:
         c, pacer = self.config, self.engine.pacer
         responder.send_json(
             200,
@@ -144,7 +145,7 @@ class Routes:
             },
         )
 
-    def _peers(self, request: HttpRequest, responder: Responder) -> None:
+    def _peers(self, request: Request, responder: Responder) -> None:
         try:
             table = PeerTable.from_json(_json(request))
         except WireError as error:
@@ -152,19 +153,19 @@ class Routes:
         try:
             self.links.accept(table)
         except StaleTableError as error:
-            responder.send_json(409, {"version": error.current} | error.body())
+            responder.send_json(409, {"version": error.current} | error.value())
             return
         responder.send_json(200, {"version": table.version})
 
-    def _links(self, request: HttpRequest, responder: Responder) -> None:
+    def _links(self, request: Request, responder: Responder) -> None:
         responder.send_json(200, self.links.report().to_json())
 
-    def _drain(self, request: HttpRequest, responder: Responder) -> None:
+    def _drain(self, request: Request, responder: Responder) -> None:
         self.engine.draining = True
         report = DrainReport(self.engine.executing, len(self.engine.handoff), self.streams())
         responder.send_json(200, report.to_json())
 
-    def _release(self, request: HttpRequest, responder: Responder) -> None:
+    def _release(self, request: Request, responder: Responder) -> None:
         body = _json(request)
         request_id = body.get("request_id") if isinstance(body, dict) else None
         if not isinstance(request_id, str):
@@ -173,7 +174,7 @@ class Routes:
         responder.send(204, b"", self.generator.headers())
 
 
-def _json(request: HttpRequest) -> Any:
+def _json(request: Request) -> Any:
     try:
         return orjson.loads(request.body)
     except orjson.JSONDecodeError as error:

@@ -14,8 +14,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from pdserve.http.errors import ApiError
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.errors import ApiError, RejectedError
+from pdserve.refengine.errors import RejectedError
 from pdserve.refengine.kv.payload import Payload, landing
 from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, prompt_hashes
 from pdserve.refengine.kv.transport import PeerAddress, Transport, TransportError

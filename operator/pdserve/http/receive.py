@@ -1,0 +1,167 @@
+"""Bytes of one connection -> complete requests, in order, or a refusal.
+
+Bodies are collected whole: they are JSON and bounded. What breaks a limit or the protocol is
+refused once; nothing after it is kept. A protocol upgrade is refused too: the parser would skip
+the body of such a request, so the offer cannot be ignored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import httptools
+
+from pdserve.http.errors import ApiError
+
+
+@dataclass(slots=True)
+class Request:
+    """One received request; header names in lower case, `head_at` on `time.perf_counter`."""
+
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    body: bytes
+    head_at: float
+    keep_alive: bool
+    http_1_1: bool
+
+    def header(self, name: str) -> str | None:
+        """A header as text, or None."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+
+class Receiver:
+    """Receiving side of one connection; `began` and `awaits_body` are for its owner to extend."""
+
+    def __init__(self, max_head: int, max_body: int) -> None:
+        """Limits are in bytes; the head counts target, names and values."""
+        self.received: deque[Request] = deque()
+        self.refusal: ApiError | None = None
+        """Set once; to be answered after the requests received before it."""
+        self._max_head, self._max_body = max_head, max_body
+        self._parser = httptools.HttpRequestParser(self)
+        self._in_head = False
+        self._begin()
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes as they arrive; `received` and `refusal` may have changed afterwards."""
+        if self.refusal is not None:
+            return
+        headers = self._headers
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # refused where the message ended
+        except httptools.HttpParserError as error:
+            self.refuse(ApiError(400, f"malformed HTTP: {error}", code="bad_request"))
+        if self._in_head and headers is self._headers:
+            # Still the same head: the parser keeps an unfinished header to itself.
+            self._head_bytes += len(data)
+            if self._head_bytes > self._max_head:
+                self._head_too_large()
+
+    def refuse(self, error: ApiError) -> None:
+        """Take nothing more; the first refusal stands."""
+        if self.refusal is None:
+            self.refusal = error
+
+    def began(self) -> None:
+        """The first byte of a request is here."""
+
+    def awaits_body(self) -> None:
+        """The client sends its body only after `100 Continue`."""
+
+    # --- httptools callbacks ---
+
+    def on_message_begin(self) -> None:
+        """A request starts."""
+        self._begin()
+        self._in_head = True
+        self.began()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        self._url.append(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; of repeated ones the last wins."""
+        self._headers[name.lower()] = value
+        self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """The head is in: this instant is the request's arrival."""
+        self._head_at = time.perf_counter()
+        self._in_head = False
+        length = self._headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_body:
+            self._too_large()
+        elif self._headers.get(b"expect", b"").lower() == b"100-continue":
+            self.awaits_body()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._body_size += len(body)
+        if self._body_size > self._max_body:
+            self._too_large()
+        elif self.refusal is None:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if self._parser.should_upgrade():
+            self.refuse(
+                ApiError(
+                    400,
+                    "send the request without an Upgrade header: only HTTP/1.1 is spoken here",
+                    code="bad_request",
+                )
+            )
+        if self.refusal is not None:
+            return
+        self.received.append(
+            Request(
+                method=self._parser.get_method().decode("latin-1"),
+                path=b"".join(self._url).partition(b"?")[0].decode("latin-1"),
+                headers=self._headers,
+                body=b"".join(self._body),
+                head_at=self._head_at,
+                keep_alive=self._parser.should_keep_alive(),
+                http_1_1=self._parser.get_http_version() == "1.1",
+            )
+        )
+
+    # --- internals ---
+
+    def _begin(self) -> None:
+        self._url: list[bytes] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._head_size = self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._head_at = 0.0
+
+    def _count_head(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > self._max_head:
+            self._head_too_large()
+
+    def _head_too_large(self) -> None:
+        self.refuse(
+            ApiError(
+                431, f"request head is larger than {self._max_head} bytes", code="head_too_large"
+            )
+        )
+
+    def _too_large(self) -> None:
+        self.refuse(
+            ApiError(
+                413,
+                f"request body is larger than the limit of {self._max_body} bytes",
+                code="too_large",
+            )
+        )

@@ -1,0 +1,129 @@
+"""Bytes of a connection to requests and refusals, however the bytes are cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from pdserve.http.receive import Receiver
+
+POST = (
+    b"POST /v1/completions?x=1 HTTP/1.1\r\nHost: a\r\nX-Request-ID: r-1\r\n"
+    b"content-length: 5\r\n\r\nhello"
+)
+GET = b"GET /health HTTP/1.0\r\n\r\n"
+
+
+class Owner(Receiver):
+    """Records what an owner is told."""
+
+    def __init__(self, max_head: int = 1000, max_body: int = 10) -> None:
+        super().__init__(max_head, max_body)
+        self.told: list[str] = []
+
+    def began(self) -> None:
+        self.told.append("began")
+
+    def awaits_body(self) -> None:
+        self.told.append("awaits body")
+
+
+def test_a_request_in_parts() -> None:
+    owner = Owner()
+    owner.receive(POST)
+    (request,) = owner.received
+    assert (request.method, request.path, request.body) == ("POST", "/v1/completions", b"hello")
+    assert request.header("x-request-id") == "r-1"
+    assert request.header("absent") is None
+    assert request.keep_alive
+    assert request.http_1_1
+    assert owner.told == ["began"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_any_cut_of_pipelined_requests_gives_the_same(size: int) -> None:
+    owner, data = Owner(), POST + POST + GET
+    for start in range(0, len(data), size):
+        owner.receive(data[start : start + size])
+    assert [r.path for r in owner.received] == ["/v1/completions"] * 2 + ["/health"]
+    assert [r.body for r in owner.received] == [b"hello", b"hello", b""]
+    assert [r.keep_alive for r in owner.received] == [True, True, False]
+    assert not owner.received[-1].http_1_1
+    assert owner.refusal is None
+
+
+def test_of_repeated_headers_the_last_wins() -> None:
+    owner = Owner()
+    owner.receive(b"GET / HTTP/1.1\r\nA: 1\r\na: 2\r\n\r\n")
+    assert owner.received[0].header("a") == "2"
+
+
+def test_a_client_that_waits_before_its_body_is_noticed() -> None:
+    owner = Owner()
+    owner.receive(b"POST / HTTP/1.1\r\nexpect: 100-Continue\r\ncontent-length: 2\r\n\r\n")
+    assert owner.told == ["began", "awaits body"]
+    owner.receive(b"ok")
+    assert owner.received[0].body == b"ok"
+
+
+REFUSED = {
+    "declared body": (b"POST / HTTP/1.1\r\ncontent-length: 11\r\n\r\n", 413, "limit of 10 bytes"),
+    "waiting with a declared body": (
+        b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 11\r\n\r\n",
+        413,
+        "limit of 10 bytes",
+    ),
+    "chunked body": (
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nb\r\n" + b"x" * 11 + b"\r\n",
+        413,
+        "limit of 10 bytes",
+    ),
+    "headers": (b"GET / HTTP/1.1\r\na: " + b"x" * 1000 + b"\r\n\r\n", 431, "larger than 1000"),
+    "target": (b"GET /" + b"x" * 1000 + b" HTTP/1.1\r\n\r\n", 431, "larger than 1000"),
+    "not HTTP": (b"\x16\x03\x01\x02\x00\x01", 400, "malformed HTTP"),
+    "two lengths": (
+        b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        400,
+        "malformed HTTP",
+    ),
+    "upgrade": (
+        b"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: 2\r\n\r\nok",
+        400,
+        "without an Upgrade header",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_what_is_refused_after_what_was_received(case: str, size: int) -> None:
+    data, status, message = REFUSED[case]
+    data = POST + data
+    owner = Owner()
+    for start in range(0, len(data), size):
+        owner.receive(data[start : start + size])
+    assert [r.body for r in owner.received] == [b"hello"]
+    assert owner.refusal is not None
+    assert owner.refusal.status == status
+    assert message in owner.refusal.message
+    assert "awaits body" not in owner.told
+
+
+def test_a_header_without_end_is_refused_before_it_fills_the_memory() -> None:
+    owner, sent = Owner(), 0
+    owner.receive(POST + b"GET / HTTP/1.1\r\na: ")
+    while owner.refusal is None and sent < 5000:
+        owner.receive(b"x" * 100)
+        sent += 100
+    assert owner.refusal is not None
+    assert owner.refusal.status == 431
+    assert sent <= 1100
+
+
+def test_nothing_is_taken_after_a_refusal() -> None:
+    owner = Owner()
+    owner.receive(REFUSED["declared body"][0])
+    first = owner.refusal
+    owner.receive(b"x" * 11 + POST)
+    owner.receive(b"\x00 not HTTP")
+    assert owner.refusal is first
+    assert not owner.received
