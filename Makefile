@@ -23,10 +23,10 @@ demo: $(VENV)/.installed ## start a local cluster and watch pdserve do its job (
 	@$(BIN)/pdserve demo $(if $(KEEP),--keep)
 
 test: $(VENV)/.installed ## unit, API and cluster tests, on a real control plane
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 unit: $(VENV)/.installed ## only the tests that need no cluster
-	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed ## style, types, layers, and drift of generated files
 	@$(BIN)/ruff check operator tests hack benchmarks

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from tests.support.cluster import ClusterAccess, Json, running_cluster, running_control_plane
 
 from pdserve.local.controlplane import ControlPlane
+
+_CLUSTER = Path(__file__).parent / "cluster"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several workers share the tests: one takes the cluster's, the others go by file."""
+    for item in items:
+        group = "cluster" if item.path.is_relative_to(_CLUSTER) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
