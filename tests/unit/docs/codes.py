@@ -42,9 +42,9 @@ def reasons() -> frozenset[str]:
 
 
 def error_codes() -> frozenset[str]:
-    """`error.code` of gateway and engine, and reasons of `x-pdserve-reject`."""
+    """`error.code` of any HTTP answer, and reasons of `x-pdserve-reject`."""
     found = {v for k, v in vars(http).items() if k.startswith("REJECT_")}
-    for path in _files("gateway", "refengine"):
+    for path in _files("."):
         for node in ast.walk(ast.parse(path.read_text())):
             found |= set(_codes_of(node))
     return frozenset(found)
