@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire import http
 from pdserve.wire.links import DrainReport, LinkReport
@@ -92,7 +93,12 @@ class HttpEngines:
     async def _call(
         self, method: str, target: Target, path: str, body: Any = None, also: Iterable[int] = ()
     ) -> Any:
-        headers = {"Authorization": f"Bearer {await self._token(target.service)}"}
+        try:
+            token = await self._token(target.service)
+        except KubeError as error:
+            # The service may be on its way out, its Secret first.
+            raise EngineError(f"{method} {path}: no token: {error}") from error
+        headers = {"Authorization": f"Bearer {token}"}
         request = self._session.request(
             method, target.endpoint + path, json=body, headers=headers, timeout=self._timeout
         )

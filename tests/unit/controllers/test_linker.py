@@ -13,6 +13,7 @@ from aiohttp import web
 from tests.support.virtualtime import virtual_time
 
 from pdserve.controllers.linker import EngineError, HttpEngines, Linker, Target
+from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire import http
 from pdserve.wire.links import DrainReport, LinkReport
@@ -111,6 +112,15 @@ async def test_bad_answers_are_one_kind_of_error(answer: Callable[[], web.Respon
         served.answer = answer
         with pytest.raises(EngineError):
             await engines.get_links(target)
+
+
+async def test_a_missing_token_is_the_same_kind_of_error() -> None:
+    async def gone(_: str) -> str:
+        raise KubeError(404, "NotFound", 'secrets "shop-token" not found')
+
+    async with instance() as (_, target, _), aiohttp.ClientSession() as session:
+        with pytest.raises(EngineError, match='no token: .*secrets "shop-token" not found'):
+            await HttpEngines(session, gone).get_links(target)
 
 
 async def test_a_silent_instance_times_out() -> None:
