@@ -119,7 +119,7 @@ async def test_a_missing_token_is_the_same_kind_of_error() -> None:
         raise KubeError(404, "NotFound", 'secrets "shop-token" not found')
 
     async with instance() as (_, target, _), aiohttp.ClientSession() as session:
-        with pytest.raises(EngineError, match='no token: .*secrets "shop-token" not found'):
+        with pytest.raises(EngineError, match=r'no token: .*secrets "shop-token" not found'):
             await HttpEngines(session, gone).get_links(target)
 
 
