@@ -70,7 +70,7 @@ class GroupExecutor:
                 message = action.container_id
                 await self._mark(action.name, action.uid, "True", "LinksVerified", message)
             case t.MarkUnlinked():
-                await self._mark(action.name, action.uid, "False", action.reason, "")
+                await self._mark(action.name, action.uid, "False", "LinksLost", action.reason)
             case t.BeginDrain():
                 await self._begin_drain(action)
             case t.DeletePod():
