@@ -171,7 +171,12 @@ async def decode_killed(stage: Stage, report: Report, progress: Progress) -> Non
         async def whole_again() -> bool:
             group = await stage.client.get(GROUPS, CHAT, NAMESPACE)
             gone, new, _ = before.replaced_by(await instances(stage, "chat"))
-            return bool(gone and new) and condition(group, "Ready") == "True"
+            if not (gone and new) or condition(group, "Ready") != "True":
+                return False
+            # The group's condition may be a moment old; the pods' own are not.
+            pods = await stage.pods(f"{names.LABEL_SCENARIO}=chat,{names.LABEL_INSTANCE}")
+            whole = len(pods) == len(before.pods)
+            return whole and all(condition(p, "Ready") == "True" for p in pods)
 
         await until(whole_again, 60, "the replacement of the killed decode")
         took = time.monotonic() - began
