@@ -48,7 +48,7 @@ from pdserve.groups.types import (
     Plan,
     Wanted,
 )
-from pdserve.kube.ownership import NotOursError
+from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.topology import Fabric, fabric_spec
 from pdserve.wire import names
@@ -104,6 +104,7 @@ class _Reconcile:
             unknown = not_ready("UnknownDomain", message)
             await self._write(waiting_status(self.group, unknown, self.now))
             return None
+        await self._token()
         # 2, 3
         planned = self._plan(view, wanted, self._fabric(domain), routed)
         if not any(isinstance(a, CreateGroup | CreateInstance) for a in planned.actions):
@@ -112,6 +113,18 @@ class _Reconcile:
             view = view_group(self.context.caches, self.group, self.now)
             planned = self._plan(view, wanted, self._fabric(domain), routed)
             return await self._carry_out(view, planned)
+
+    async def _token(self) -> None:
+        """A group written by hand has no PDService that makes the Secret its pods need."""
+        service, namespace = self.group.spec.service, self.key.namespace
+        made_by_hand = controller_uid(self.obj) is None
+        if not made_by_hand or self.context.caches.services.get(service, namespace) is not None:
+            return
+        try:
+            await self.context.tokens.ensure(namespace, service, owner_reference(self.obj))
+        except NotOursError as error:
+            # Another group of that service, or its user, made it: pods take it as it is.
+            log.debug("ScenarioGroup %s: %s", self.key, error)
 
     def _plan(
         self, view: GroupView, wanted: Wanted, fabric: Fabric, routed: frozenset[str]

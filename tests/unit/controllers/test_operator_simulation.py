@@ -11,7 +11,7 @@ from tests.unit.controllers.world import NPU, NS, World, service
 
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.kube.client import Request
-from pdserve.kube.resource import CONFIGMAPS, NODES, PODS
+from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, SECRETS
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
@@ -377,3 +377,29 @@ async def test_tables_that_somebody_deletes_or_breaks_come_back_higher() -> None
         _fix(world, 1, 2, 2)
         await world.until(lambda: len(world.routed()) == 4, 60, "linked despite the loss")
         assert max(e.table.version for e in world.engines.by_ip.values() if e.table) > held
+
+
+@virtual_time
+async def test_a_group_written_by_hand_becomes_ready_without_a_service() -> None:
+    world = make()
+    spec = service()["spec"]
+    role = {
+        "prefill": spec["prefill"] | {"replicas": 1},
+        "decode": spec["decode"] | {"replicas": 1},
+    }
+    world.create(
+        SCENARIO_GROUPS,
+        {
+            "apiVersion": "pdserve.io/v1alpha1",
+            "kind": "ScenarioGroup",
+            "metadata": {"name": "mine", "namespace": NS},
+            "spec": {k: spec[k] for k in ("model", "engine", "fabric")}
+            | role
+            | {"service": "shop", "scenario": "chat", "replicas": 1},
+        },
+    )
+    async with world.running(), world.operator():
+        await world.until(lambda: world.get(SECRETS, "shop-token") is not None)
+        await world.until(
+            lambda: world.condition(SCENARIO_GROUPS, "mine", "Ready").get("status") == "True"
+        )
