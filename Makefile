@@ -23,6 +23,7 @@ demo: $(VENV)/.installed ## start a local cluster and watch pdserve do its job (
 	@$(BIN)/pdserve demo $(if $(KEEP),--keep)
 
 test: $(VENV)/.installed ## unit, API and cluster tests, on a real control plane
+	@$(BIN)/pdserve local programs
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 unit: $(VENV)/.installed ## only the tests that need no cluster
@@ -48,6 +49,7 @@ bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
 	@$(BIN)/python benchmarks/$*.py
 
 e2e: $(VENV)/.installed ## only the tests of a whole service on a local cluster
+	@$(BIN)/pdserve local programs
 	@$(BIN)/python -m pytest tests/cluster -k "service or operator" $(PYTEST_ARGS)
 
 clean: ## remove what was built here (the shared cache of binaries stays)

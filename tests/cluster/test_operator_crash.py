@@ -100,6 +100,7 @@ def run_to(operator: Operator, writes: int, seconds: float, done: Callable[[], b
         assert time.monotonic() < limit, f"nothing happens any more:\n{operator.tail()}"
 
 
+@pytest.mark.timeout(600)
 def test_killed_at_50_points_of_the_set_up_it_always_ends_ready(
     installed: Installed, operators: OperatorForge, record_property: Callable[[str, object], None]
 ) -> None:
