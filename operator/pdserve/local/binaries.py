@@ -1,7 +1,7 @@
 """Finds or makes the programs a local cluster runs: Kubernetes, Helm, Prometheus.
 
-Order, first that works: 1. an environment variable naming them; 2. the cache; 3. `PATH` (Helm and
-Prometheus only: any version will do); 4. a build from Go modules (`gobuild`); 5. for Kubernetes and
+Order, first that works: 1. an environment variable naming them; 2. the cache; 3. `PATH` (Helm
+only: any version will do); 4. a build from Go modules (`gobuild`); 5. for Kubernetes and
 etcd, the official release (`download`). A program made in 4 or 5 is kept in the cache under a
 name that changes with its version and recipe, so it is made once per machine.
 """
@@ -98,10 +98,14 @@ def helm(progress: Progress = quiet) -> Path:
 
 
 def prometheus(progress: Progress = quiet) -> Path:
-    """The Prometheus server program; raises LocalError as `helm` does."""
+    """The Prometheus server program; raises LocalError as `helm` does.
+
+    Not looked for on PATH: distributions leave out Kubernetes discovery (Debian's does), without
+    which it cannot find the pods.
+    """
     root = checkout()
     recipe = prometheus_recipe(root / "hack" / "prometheus") if root else None
-    return _single("prometheus", ENV_PROMETHEUS, recipe, progress)
+    return _single("prometheus", ENV_PROMETHEUS, recipe, progress, on_path=False)
 
 
 def kube_recipe(module: Path) -> Recipe:
@@ -187,7 +191,14 @@ def _has(directory: Path, wanted: Iterable[str]) -> bool:
     return all((directory / program).exists() for program in wanted)
 
 
-def _single(name: str, variable: str, recipe: Recipe | None, progress: Progress) -> Path:
+def _single(
+    name: str,
+    variable: str,
+    recipe: Recipe | None,
+    progress: Progress,
+    *,
+    on_path: bool = True,
+) -> Path:
     if value := os.environ.get(variable):
         chosen = Path(value).expanduser()
         if not os.access(chosen, os.X_OK):
@@ -197,7 +208,7 @@ def _single(name: str, variable: str, recipe: Recipe | None, progress: Progress)
         cached = cache_dir() / recipe.cache_name / "bin" / name
         if cached.exists():
             return cached
-    if found := shutil.which(name):
+    if on_path and (found := shutil.which(name)):
         return Path(found)
     if recipe is None:
         raise LocalError(f"no {name}: install it, or set {variable} to the program")
@@ -206,5 +217,5 @@ def _single(name: str, variable: str, recipe: Recipe | None, progress: Progress)
     except LocalError as error:
         raise LocalError(
             f"no {name} on this machine, and building it failed: {error}\n"
-            f"Install {name} (most distributions package it), or set {variable} to the program."
+            f"Install Go, or set {variable} to the {name} program of an official release."
         ) from error

@@ -159,7 +159,17 @@ def test_without_a_usable_go_prometheus_says_what_to_do(
         fake_go(tmp_path, "exit 1", version)
     with pytest.raises(LocalError, match=message) as error:
         binaries.prometheus()
-    assert "or set PDSERVE_PROMETHEUS to the program" in str(error.value)
+    assert "or set PDSERVE_PROMETHEUS to the prometheus program" in str(error.value)
+
+
+def test_a_prometheus_on_path_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A distribution's has no Kubernetes discovery: using it would fail much later, in a pod.
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    program(tmp_path / "path" / "prometheus")
+    with pytest.raises(LocalError, match="Go is not installed"):
+        binaries.prometheus()
 
 
 def test_path_serves_helm_and_the_environment_wins(

@@ -72,7 +72,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
         keep = bool(arguments.keep)
     except (DemoError, LocalError, KubeError) as error:
         print(f"\nthe demo stopped: {error}", file=sys.stderr)
-        print(f"logs until the next run: {cluster.log.parent}", file=sys.stderr)
+        print(f"logs until the next run: {out / 'logs'}", file=sys.stderr)
         return 1
     finally:
         if not keep:
