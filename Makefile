@@ -19,11 +19,18 @@ $(VENV)/.installed: pyproject.toml hack/constraints.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c hack/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.installed ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up)
+# On a fresh machine the cluster's programs are built while the virtual environment is made.
+.PHONY: programs
+programs:
+	@if [ -e $(VENV)/.installed ]; then $(MAKE) -s --no-print-directory $(VENV)/.installed && $(BIN)/pdserve local programs > /dev/null; \
+	else trap 'kill $$(jobs -p) 2> /dev/null' EXIT; \
+	  PYTHONPATH=operator $(PYTHON) -m pdserve.local.programs > /dev/null & \
+	  $(MAKE) -s --no-print-directory $(VENV)/.installed && wait; fi
+
+demo: programs ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up)
 	@$(BIN)/pdserve demo $(if $(KEEP),--keep)
 
-test: $(VENV)/.installed ## unit, API and cluster tests, on a real control plane
-	@$(BIN)/pdserve local programs
+test: programs ## unit, API and cluster tests, on a real control plane
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 unit: $(VENV)/.installed ## only the tests that need no cluster
@@ -48,8 +55,7 @@ bench: bench-start ## all benches
 bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
 	@$(BIN)/python benchmarks/$*.py
 
-e2e: $(VENV)/.installed ## only the tests of a whole service on a local cluster
-	@$(BIN)/pdserve local programs
+e2e: programs ## only the tests of a whole service on a local cluster
 	@$(BIN)/python -m pytest tests/cluster -k "service or operator" $(PYTEST_ARGS)
 
 clean: ## remove what was built here (the shared cache of binaries stays)

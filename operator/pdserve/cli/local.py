@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pdserve.local import binaries
+from pdserve.local import programs
 from pdserve.local.agent.host import AgentSettings
 from pdserve.local.cluster import DEFAULT_NAME, LocalCluster
 from pdserve.local.config import load_config
@@ -60,10 +60,10 @@ def add_parser(commands: Any) -> None:
         default=ControlPlaneSettings().node_grace,
         help="seconds of silence until a node is NotReady (default %(default)s)",
     )
-    programs = actions.add_parser(
+    find = actions.add_parser(
         "programs", help="find or build what clusters run (Kubernetes, Helm, Prometheus)"
     )
-    programs.set_defaults(run=_programs)
+    find.set_defaults(run=_programs)
     status = actions.add_parser("status", help="what runs, where, and how to reach it")
     status.add_argument("--kubeconfig", action="store_true", help="print only the kubeconfig path")
     down = actions.add_parser("down", help="end a cluster and remove all it left")
@@ -104,18 +104,7 @@ def _up(arguments: argparse.Namespace, cluster: LocalCluster) -> int:
 
 
 def _programs(_: argparse.Namespace) -> int:
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    try:
-        found = binaries.kube(progress)
-        print(f"kubernetes  {found.directory} ({found.source})")
-        print(f"helm        {binaries.helm(progress)}")
-        print(f"prometheus  {binaries.prometheus(progress)}")
-    except LocalError as error:
-        print(f"pdserve local: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return programs.main()
 
 
 def _down(_: argparse.Namespace, cluster: LocalCluster) -> int:
