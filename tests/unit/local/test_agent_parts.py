@@ -12,7 +12,7 @@ from pdserve.local.agent.backoff import RestartBackoff
 from pdserve.local.agent.devices import Devices, NoDevices
 from pdserve.local.agent.images import ImageError, entrypoint, repository
 from pdserve.local.agent.probes import ProbeSpec, Verdict
-from pdserve.local.agent.sandbox import Mount, without_mounts
+from pdserve.local.agent.sandbox import Mount, uncovered, without_mounts
 
 
 @pytest.mark.parametrize(
@@ -158,3 +158,21 @@ def test_without_namespaces_mount_paths_are_replaced(text: str, want: str) -> No
         Mount(Path("/inner"), "/etc/app/inner", True),
     ]
     assert without_mounts(text, mounts) == want
+
+
+@pytest.mark.parametrize(
+    ("targets", "places", "want"),
+    [
+        (["/etc/config"], ["/srv/checkout"], []),
+        (["/srv"], ["/srv/checkout"], ["/srv/checkout"]),
+        (["/srv"], ["/srv/checkout", "/srv/checkout/.venv"], ["/srv/checkout"]),
+        (["/srv", "/opt"], ["/opt/cache", "/srv/checkout"], ["/opt/cache", "/srv/checkout"]),
+        (["/srv/checkout-not"], ["/srv/checkout"], []),
+    ],
+)
+def test_programs_that_a_mount_covers_are_shown_again(
+    targets: list[str], places: list[str], want: list[str]
+) -> None:
+    mounts = [Mount(Path("/volume"), target, read_only=False) for target in targets]
+    shown = uncovered(mounts, [Path(place) for place in places])
+    assert [(str(m.source), m.target, m.read_only) for m in shown] == [(w, w, True) for w in want]

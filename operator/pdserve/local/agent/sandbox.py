@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.local import processes
+from pdserve.local.paths import cache_dir, checkout
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -187,7 +188,7 @@ class Sandbox:
             "agent": os.getpid(),
             "mounts": [
                 {"source": str(m.source), "target": m.target, "read_only": m.read_only}
-                for m in launch.mounts
+                for m in (*launch.mounts, *uncovered(launch.mounts, _programs()))
             ],
         }
         spec.touch(mode=0o600)
@@ -226,6 +227,24 @@ def _account_kubeconfig(launch: Launch, account: Path) -> Path:
     # JSON is YAML.
     path.write_text(json.dumps(document), encoding="utf-8")
     return path
+
+
+def _programs() -> tuple[Path, ...]:
+    """Where the programs that images name lie: an image has them whatever is mounted."""
+    places = {Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[3], cache_dir()}
+    if (root := checkout()) is not None:
+        places.add(root)
+    return tuple(sorted(p for p in places if p.is_dir()))
+
+
+def uncovered(mounts: Sequence[Mount], places: Sequence[Path]) -> list[Mount]:
+    """Mounts that show those of `places` again which `mounts` cover (a checkout in /tmp, say)."""
+    shown: list[Mount] = []
+    for place in sorted(places):
+        covered = any(place.is_relative_to(os.path.realpath(m.target)) for m in mounts)
+        if covered and not any(place.is_relative_to(m.target) for m in shown):
+            shown.append(Mount(place, str(place), read_only=True))
+    return shown
 
 
 def without_mounts(text: str, mounts: Sequence[Mount]) -> str:
