@@ -25,7 +25,7 @@ def test_its_service_is_valid_and_names_the_domain_it_applies() -> None:
 
 def test_its_files_and_make_targets_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"\]\((docs/[^)#]*)\)", text) + ["examples/demo-rocedomain.yaml"]:
+    for path in [*re.findall(r"\]\((docs/[^)#]*)\)", text), "examples/demo-rocedomain.yaml"]:
         assert (ROOT / path).exists(), path
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for used in re.findall(r"`?make ([a-z-]+)", text):
