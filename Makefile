@@ -31,10 +31,10 @@ demo: programs ## start a local cluster and watch pdserve do its job (KEEP=1 lea
 	@$(BIN)/pdserve demo $(if $(KEEP),--keep)
 
 test: programs ## unit, API and cluster tests, on a real control plane
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 unit: $(VENV)/.installed ## only the tests that need no cluster
-	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed ## style, types, layers, and drift of generated files
 	@$(BIN)/ruff check operator tests hack benchmarks

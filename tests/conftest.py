@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.cluster import ClusterAccess, Json, running_cluster, running_control_plane
 
 from pdserve.local.controlplane import ControlPlane
 
-_CLUSTER = Path(__file__).parent / "cluster"
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several workers share the tests: one takes the cluster's, the rest goes by file."""
+    from xdist.scheduler import LoadScopeScheduling
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several workers share the tests: one takes the cluster's, the others go by file."""
-    for item in items:
-        group = "cluster" if item.path.is_relative_to(_CLUSTER) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    class OneCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "cluster" if file.startswith("tests/cluster/") else file
+
+    return OneCluster(config, log)
 
 
 @pytest.fixture(scope="session")
