@@ -332,7 +332,7 @@ def main(argv: list[str] | None = None) -> int:
         return Ask(args.model, f"{args.prompt} {index}", args.max_tokens, chat=args.chat)
 
     # A reproducible schedule; nothing secret depends on it.
-    rng = random.Random(args.seed)  # noqa: S311
+    rng = random.Random(args.seed)  # noqa: S311 - jitter and schedules, no secrets
     schedule = poisson(args.rate, args.seconds, ask, rng)
     samples = uvloop.run(run_load(args.url, schedule, LoadOptions(api_key=args.api_key)))
     lines = b"".join(orjson.dumps(dataclasses.asdict(s)) + b"\n" for s in samples)

@@ -172,7 +172,7 @@ async def run(options: Options) -> None:
         os.environ["KUBECONFIG"] = options.kubeconfig
     registry = Registry()
     # Spreads timers over time; nothing secret depends on it.
-    rng = random.Random()  # noqa: S311
+    rng = random.Random()  # noqa: S311 - jitter and schedules, no secrets
     identity = os.environ.get("HOSTNAME", COMPONENT)
     client = await connect(options.kubeconfig, registry=registry, user_agent=COMPONENT)
     core = Core(

@@ -76,7 +76,7 @@ class Gateway:
         rng: random.Random | None = None,
     ) -> None:
         # Breaks ties between equal instances; nothing secret depends on it.
-        rng = rng or random.Random()  # noqa: S311
+        rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
         self.metrics = GatewayMetrics()
         self.pool = Pool()
         self.service = Service(self.metrics, self.pool, rng, options.room_limit)

@@ -54,7 +54,7 @@ class Exchange(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = transport  # type: ignore[assignment]  # TCP gives a Transport
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the reply; body pieces that came together are handed on together."""

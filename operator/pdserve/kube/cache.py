@@ -99,7 +99,7 @@ class Cache:
         self._page_size = page_size
         self._backoff = backoff
         # Spreads reconnects over time; nothing secret depends on it.
-        self._rng = rng or random.Random()  # noqa: S311
+        self._rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
         self._objects: dict[ObjectKey, Object] = {}
         self._versions: dict[ObjectKey, int] = {}
         self._progress = 0

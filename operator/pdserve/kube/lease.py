@@ -97,7 +97,7 @@ class LeaseElector:
         self._on_stopped = on_stopped
         self._wall = wall
         # Keeps candidates from asking in step; nothing secret depends on it.
-        self._rng = rng or random.Random()  # noqa: S311
+        self._rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
         self.identity = f"{identity}_{self._rng.getrandbits(32):08x}"
         self._lease: Object | None = None
         self._seen: tuple[str, str] = ("", "")

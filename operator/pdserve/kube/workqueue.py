@@ -82,7 +82,7 @@ class WorkQueue:
         """
         self._backoff = backoff or Backoff()
         # Spreads retries over time; nothing secret depends on it.
-        self._rng = rng or random.Random()  # noqa: S311
+        self._rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._ready: OrderedDict[str, OrderedDict[QueueKey, float]] = OrderedDict()
         self._working: dict[QueueKey, float] = {}
