@@ -14,7 +14,7 @@ from tests.support.fakeapi_net import Faults
 from tests.support.virtualtime import run_virtual, virtual_time
 
 from pdserve.exposition import Registry
-from pdserve.kube.cache import Cache
+from pdserve.kube.cache import RECONNECT, Cache
 from pdserve.kube.errors import KubeError
 from pdserve.kube.prune import keep
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object, Resource
@@ -105,7 +105,8 @@ async def test_deletions_missed_while_away_come_out_of_the_next_list() -> None:
         assert state.age > 29
         assert cache.get("gone", "default") is not None, "reads go on from the copy"
         faults.down = False
-        await asyncio.sleep(30)
+        # One wait until it is back, one more after the 410: each up to the cap with its jitter.
+        await asyncio.sleep(2 * RECONNECT.cap * (1 + RECONNECT.spread) + 1)
         assert sorted(told) == [
             ("ADDED", "new"),
             ("ADDED", "replaced"),
