@@ -134,12 +134,17 @@ def test_generated_files_are_up_to_date(generate: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["crds/pdservices.pdserve.io.yaml", "docs/reference/api.md", "crds/stray.yaml"]
-)
+    "change",
+    [
+        "crds/pdservices.pdserve.io.yaml", "docs/reference/api.md", "crds/stray.yaml",
+        "charts/pdserve/files/crds/pdservices.pdserve.io.yaml",
+        "charts/pdserve/files/crds/stray.yaml",
+    ],
+)  # fmt: skip
 def test_drift_is_found_named_and_repaired(
     generate: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
-    for part in ("crds", "docs/reference", "examples"):
+    for part in ("crds", "charts", "docs/reference", "examples"):
         shutil.copytree(ROOT / part, tmp_path / part)
     root = ["--root", str(tmp_path)]
     assert generate.main(["--check", *root]) == 0
