@@ -1,8 +1,14 @@
 """The objects around one PDService's gateway, as manifests. Pure.
 
-Gateway pods may read exactly one object: the route table of their service. They watch it with a
-field selector, because a watch under `resourceNames` is allowed only so. Neighbours: `pdservice`
-decides when these are written, `routing` what the route table says.
+Gateway pods may read exactly one object: the route table of their service. They list and watch it
+with a field selector, because `resourceNames` allows it only so. Neighbours: `pdservice` decides
+when these are written, `routing` what the route table says.
+
+How a gateway leaves without losing a request:
+
+    pod deleted         preStop: serves on, while the Service lets go of it    STOP_ACCEPTING_AFTER
+    SIGTERM             accepts nothing new, finishes its streams              _drain_seconds
+    end of its grace    SIGKILL                                                GRACE_AFTER_DRAIN
 """
 
 from __future__ import annotations
@@ -15,8 +21,13 @@ from pdserve.wire import names
 
 COMPONENT = "gateway"
 AUTH_DIR = "/etc/pdserve/auth"
-GRACE_SECONDS = 75
-"""A gateway finishes its open streams before it exits."""
+STOP_ACCEPTING_AFTER = 5
+"""Seconds from a gateway's deletion to SIGTERM. The Service stops sending to it meanwhile: its end
+reaches every node's kube-proxy only after a moment, and until then new connections come in."""
+SHORTEST_DRAIN = 30
+"""Seconds; also where instances are not given that long."""
+GRACE_AFTER_DRAIN = 10
+"""Seconds to close and exit."""
 
 
 def gateway_name(service: str) -> str:
@@ -84,7 +95,7 @@ def _role(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
                 "apiGroups": [""],
                 "resources": ["configmaps"],
                 "resourceNames": [names.routes_configmap_name(service.metadata.name)],
-                "verbs": ["get", "list", "watch"],
+                "verbs": ["list", "watch"],
             }
         ],
     }
@@ -131,11 +142,27 @@ def _deployment(service: PDService, image: str, owner: Mapping[str, Any]) -> dic
     }
 
 
+def _drain_seconds(service: PDService) -> int:
+    """How long a stopped gateway finishes streams: as long as an instance may go on with them."""
+    return max(SHORTEST_DRAIN, service.spec.recovery.drain_seconds)
+
+
 def _pod_spec(service: PDService, image: str) -> dict[str, Any]:
+    grace = STOP_ACCEPTING_AFTER + _drain_seconds(service) + GRACE_AFTER_DRAIN
     spec: dict[str, Any] = {
         "serviceAccountName": gateway_name(service.metadata.name),
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": grace,
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": gateway_labels(service)},
+                # Counted per revision: old pods that leave must not push new ones aside.
+                "matchLabelKeys": ["pod-template-hash"],
+            }
+        ],
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": 65532,
@@ -157,7 +184,12 @@ def _pod_spec(service: PDService, image: str) -> dict[str, Any]:
 def _container(service: PDService, image: str) -> dict[str, Any]:
     name = service.metadata.name
     routes = f"configmap:{service.metadata.namespace}/{names.routes_configmap_name(name)}"
-    args = ["--routes", routes, "--bind", "$(PDSERVE_BIND)", "--port", str(names.PORT_HTTP)]
+    args = [
+        "--routes", routes,
+        "--bind", "$(PDSERVE_BIND)",
+        "--port", str(names.PORT_HTTP),
+        "--drain-seconds", str(_drain_seconds(service)),
+    ]  # fmt: skip
     container: dict[str, Any] = {
         "name": "gateway",
         "image": image,
@@ -174,6 +206,7 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
         "ports": [{"name": "http", "containerPort": names.PORT_HTTP}],
         "readinessProbe": _probe("/readyz", period=2),
         "livenessProbe": _probe("/healthz", period=10),
+        "lifecycle": {"preStop": {"sleep": {"seconds": STOP_ACCEPTING_AFTER}}},
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -193,13 +226,17 @@ def _service(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
         "kind": "Service",
         "metadata": _meta(service, owner),
         "spec": {
+            "type": "ClusterIP",
             "selector": gateway_labels(service),
+            # Any gateway serves any request; balancing by client would only make it uneven.
+            "sessionAffinity": "None",
             "ports": [
                 {
                     "name": "http",
-                    "port": service.spec.gateway.port,
-                    "targetPort": names.PORT_HTTP,
+                    "appProtocol": "http",
                     "protocol": "TCP",
+                    "port": service.spec.gateway.port,
+                    "targetPort": "http",
                 }
             ],
         },

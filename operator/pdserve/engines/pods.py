@@ -27,6 +27,8 @@ BASE_TOLERATIONS: tuple[Mapping[str, str], ...] = tuple(
 """The operator decides when an instance is lost; without these Kubernetes would delete healthy
 pods after a five-minute partition."""
 _STARTUP_PERIOD = 2
+_TMP_VOLUME = "pdserve-tmp"
+"""A name that no site's template uses by chance: volumes are merged by name."""
 
 
 class PodSlot(Protocol):
@@ -132,6 +134,7 @@ def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, A
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_engine(group, new, role)],
+        "volumes": [{"name": _TMP_VOLUME, "emptyDir": {}}],
     }
     if group.spec.engine.image_pull_secrets:
         spec["imagePullSecrets"] = [
@@ -164,10 +167,13 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str,
         ),
         "livenessProbe": _probe(http.PATH_HEALTH, period=10, failures=3),
         "readinessProbe": _probe(http.PATH_READY, period=2, failures=2),
+        # An engine that writes elsewhere gets `readOnlyRootFilesystem: false` by its template.
         "securityContext": {
             "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
+        "volumeMounts": [{"name": _TMP_VOLUME, "mountPath": "/tmp"}],  # noqa: S108 - the pod's own
     }
     if group.spec.engine.image_pull_policy:
         container["imagePullPolicy"] = str(group.spec.engine.image_pull_policy)

@@ -155,7 +155,7 @@ def test_a_gateway_may_read_its_route_table_and_nothing_else() -> None:
             "apiGroups": [""],
             "resources": ["configmaps"],
             "resourceNames": ["shop-routes"],
-            "verbs": ["get", "list", "watch"],
+            "verbs": ["list", "watch"],
         }
     ]
     binding = made["RoleBinding"]
@@ -182,6 +182,37 @@ def test_the_gateways_arguments_are_ones_it_takes() -> None:
     assert "default/shop-routes" in container["args"][1]
     assert parsed_args.bind == "$(PDSERVE_BIND)"
     assert {"PDSERVE_BIND", "PDSERVE_TOKEN"} <= {e["name"] for e in container["env"]}
+
+
+@pytest.mark.parametrize(("given", "drain"), [(None, 60), (0, 30), (10, 30), (600, 600)])
+def test_a_stopped_gateway_has_time_for_its_streams(given: int | None, drain: int) -> None:
+    """New connections come in until the Service let go of it; then its streams finish."""
+    from pdserve.gateway.__main__ import _parse
+
+    recovery = {} if given is None else {"recovery": {"drainSeconds": given}}
+    pod = by_kind(**recovery)["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    serves_on = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert serves_on >= 2
+    assert _parse(container["args"]).drain_seconds == drain
+    assert pod["terminationGracePeriodSeconds"] >= serves_on + drain + 5
+
+
+def test_gateways_stand_on_different_nodes_where_that_is_possible() -> None:
+    template = by_kind()["Deployment"]["spec"]["template"]
+    (spread,) = template["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_the_service_leads_to_the_gateways_named_port() -> None:
+    made = by_kind()
+    (port,) = made["Service"]["spec"]["ports"]
+    (container,) = made["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert (port["name"], port["appProtocol"], port["port"]) == ("http", "http", 80)
+    assert port["targetPort"] in {p["name"] for p in container["ports"]}
+    assert made["Service"]["spec"]["sessionAffinity"] == "None"
 
 
 def test_api_keys_are_mounted_only_when_wanted() -> None:

@@ -125,6 +125,36 @@ def test_termination_leaves_time_for_the_drain() -> None:
     assert spec["terminationGracePeriodSeconds"] > 100
 
 
+def test_an_engine_writes_to_tmp_and_nowhere_else() -> None:
+    pod = render()
+    assert engine(pod)["securityContext"]["readOnlyRootFilesystem"] is True
+    (mount,) = engine(pod)["volumeMounts"]
+    assert mount["mountPath"] == "/tmp"
+    assert pod["spec"]["volumes"] == [{"name": mount["name"], "emptyDir": {}}]
+
+
+def test_an_engine_that_writes_elsewhere_says_so_in_its_template() -> None:
+    template = {
+        "spec": {
+            "volumes": [{"name": "scratch", "emptyDir": {"medium": "Memory"}}],
+            "containers": [
+                {
+                    "name": "engine",
+                    "securityContext": {"readOnlyRootFilesystem": False},
+                    "volumeMounts": [{"mountPath": "/tmp", "name": "scratch"}],
+                }
+            ],
+        }
+    }
+    found = engine(render(**{"spec.prefill.template": template}))
+    assert found["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert found["volumeMounts"] == [{"mountPath": "/tmp", "name": "scratch"}]
+
+
 def test_same_input_same_bytes() -> None:
     import json
 
@@ -157,7 +187,7 @@ def test_a_template_is_merged_by_the_keys_of_strategic_merge() -> None:
     assert spec["priorityClassName"] == "devices"
     assert len(spec["tolerations"]) == 3
     assert [c["name"] for c in spec["containers"]] == ["engine", "sidecar"]
-    assert engine(pod)["image"] == "pdserve/engine:dev"
+    assert engine(pod)["image"] == "pdserve/engine:0.1.0"
     assert engine(pod)["resources"]["limits"] == {NPU: "1", "memory": "1Gi"}
     assert env(pod)["EXTRA"] == "1"
     assert "PDSERVE_TOKEN" in env(pod)
