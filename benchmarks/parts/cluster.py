@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdserve import __version__
 from pdserve.controllers.objects import gateway_name
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
@@ -58,7 +59,7 @@ def install(cluster: LocalCluster, root: Path) -> None:
     _run(
         cluster, str(binaries.helm()), "install", "pdserve", str(root / "charts" / "pdserve"),
         "--namespace", "pdserve-system", "--create-namespace", "--wait", "--timeout", "90s",
-        "--set", "images.tag=dev", "--set", "operator.replicas=1",
+        "--set", "operator.replicas=1",
     )  # fmt: skip
     _run(cluster, kubectl, "apply", "-f", str(root / "examples" / "demo-rocedomain.yaml"))
 
@@ -264,7 +265,7 @@ def _pdservice(name: str) -> Object:
         "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {
             "model": {"name": MODEL},
-            "engine": {"type": "Reference", "image": "pdserve/engine:dev"},
+            "engine": {"type": "Reference", "image": f"pdserve/engine:{__version__}"},
             "prefill": role(4),
             "decode": role(16),
             "fabric": {"domainRef": {"name": "demo"}},
@@ -286,7 +287,7 @@ def _deployment() -> Object:
     devices = {RESOURCE: "1"}
     engine = {
         "name": "engine",
-        "image": "pdserve/engine:dev",
+        "image": f"pdserve/engine:{__version__}",
         "args": ["--role", "both", "--slots", "16", "--model-name", MODEL],
         "env": [{"name": "PDSERVE_BIND", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "resources": {"limits": devices, "requests": dict(devices)},

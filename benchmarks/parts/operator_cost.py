@@ -22,6 +22,7 @@ from pathlib import Path
 import orjson
 from benchmarks.parts.cluster import NAMESPACE, BenchError, until
 
+from pdserve import __version__
 from pdserve.controllers.caches import SCENARIO_GROUPS, make_caches
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
@@ -55,7 +56,7 @@ def _operator(kubeconfig: Path, log: Path) -> Iterator[tuple[int, str]]:
     argv = [
         sys.executable, "-m", "pdserve.controllers", f"--kubeconfig={kubeconfig}",
         "--no-leader-election", f"--bind={LOOPBACK}", f"--metrics-port={port}",
-        "--gateway-image=pdserve/gateway:dev", f"--resync={LOOK_EVERY}",
+        f"--gateway-image=pdserve/gateway:{__version__}", f"--resync={LOOK_EVERY}",
     ]  # fmt: skip
     process = processes.spawn(argv, log=log)
     try:

@@ -152,7 +152,7 @@ def instance_pod(group: int, ordinal: int) -> dict[str, Any]:
     labels = {"pdserve.io/service": "shop", "pdserve.io/scenario": "chat"}
     if ordinal == 0:
         labels["pdserve.io/scale-unit"] = "true"
-    container = {"name": "engine", "image": "pdserve/engine:dev"}
+    container = {"name": "engine", "image": "pdserve/engine:0.1.0"}
     return {
         "metadata": {"name": f"shop-chat-{group}-{ordinal}", "labels": labels},
         "spec": {"containers": [container], "automountServiceAccountToken": False},

@@ -42,7 +42,7 @@ def pdservice(name: str = "shop") -> Object:
         "metadata": {"name": name},
         "spec": {
             "model": {"name": "llama-3-70b"},
-            "engine": {"type": "Reference", "image": "pdserve/engine:dev"},
+            "engine": {"type": "Reference", "image": "pdserve/engine:0.1.0"},
             "prefill": role(),
             "decode": role(),
             "fabric": {"domainRef": {"name": "az1"}},
@@ -62,7 +62,7 @@ def scenariogroup(name: str = "shop-chat") -> Object:
             "service": "shop",
             "scenario": "chat",
             "model": {"name": "llama-3-70b"},
-            "engine": {"type": "Reference", "image": "pdserve/engine:dev"},
+            "engine": {"type": "Reference", "image": "pdserve/engine:0.1.0"},
             "prefill": role(),
             "decode": role(),
             "fabric": {"domainRef": {"name": "az1"}},

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tests.support.scenarios import until
 
+from pdserve import __version__
 from pdserve.local import processes
 from pdserve.local.controlplane import LOOPBACK, free_port
 
@@ -101,7 +102,7 @@ class OperatorForge:
         log = self._directory / f"operator-{self._count}.log"
         argv = [
             f"--kubeconfig={self._kubeconfig}", "--no-leader-election", f"--bind={LOOPBACK}",
-            f"--metrics-port={port}", "--gateway-image=pdserve/gateway:dev", *flags,
+            f"--metrics-port={port}", f"--gateway-image=pdserve/gateway:{__version__}", *flags,
         ]  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"argv": argv, "log": str(log)}) + "\n")

@@ -15,7 +15,7 @@ from pdserve.wire import names
 def pod(**labels: str) -> dict[str, Any]:
     return {
         "metadata": {"name": "p", "namespace": "default", "uid": "u", "labels": labels},
-        "spec": {"containers": [{"name": "engine", "image": "pdserve/engine:dev"}]},
+        "spec": {"containers": [{"name": "engine", "image": "pdserve/engine:0.1.0"}]},
         "status": {"phase": "Running", "podIP": "127.0.0.1"},
     }
 

@@ -110,7 +110,6 @@ async def install(stage: Stage, periods: Periods, progress: Progress) -> None:
     stage.prometheus_url = f"http://{prometheus['status']['podIP']}:9090"
     progress(f"Prometheus ready at {stage.prometheus_url}")
     values = {
-        "images.tag": "dev",
         "operator.replicas": "1",
         "operator.logFormat": "text",
         "prometheus.url": stage.prometheus_url,

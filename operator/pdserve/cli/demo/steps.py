@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pdserve import __version__
 from pdserve.cli.demo.report import Claim, Plot, Report, Series
 from pdserve.cli.demo.stage import (
     NAMESPACE,
@@ -361,9 +362,9 @@ spec:
   terminationGracePeriodSeconds: 1
   containers:
   - name: engine
-    image: pdserve/engine:dev
+    image: pdserve/engine:VERSION
     args: [--role, both, --slots, "8", --model-name, pdserve-tiny]
     env:
     - {name: PDSERVE_BIND, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     readinessProbe: {httpGet: {path: /readyz, port: 8000}, periodSeconds: 1}
-"""
+""".replace("VERSION", __version__)
