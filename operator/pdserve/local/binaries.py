@@ -1,9 +1,9 @@
-"""Finds or makes the programs a local cluster runs: Kubernetes, Helm, Prometheus.
+"""Finds or makes the programs a local cluster runs: Kubernetes, Helm, Prometheus, kind.
 
 Order, first that works: 1. an environment variable naming them; 2. the cache; 3. `PATH` (Helm
-only: any version will do); 4. a build from Go modules (`gobuild`); 5. for Kubernetes and
-etcd, the official release (`download`). A program made in 4 or 5 is kept in the cache under a
-name that changes with its version and recipe, so it is made once per machine.
+and kind only: any version will do); 4. a build from Go modules (`gobuild`); 5. for Kubernetes,
+etcd and kind, the official release (`download`). A program made in 4 or 5 is kept in the cache
+under a name that changes with its version and recipe, so it is made once per machine.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.local import gobuild
-from pdserve.local.download import download_kubernetes
+from pdserve.local.download import download_kind, download_kubernetes
 from pdserve.local.errors import LocalError, Progress, quiet
 from pdserve.local.gobuild import Recipe
 from pdserve.local.paths import cache_dir, checkout
@@ -24,11 +24,13 @@ from pdserve.local.paths import cache_dir, checkout
 KUBERNETES_VERSION = "v1.36.3"
 HELM_VERSION = "v3.22.0"
 PROMETHEUS_VERSION = "v0.315.0"
+KIND_VERSION = "v0.33.0"
 
 ENV_KUBE = "PDSERVE_KUBE_BIN"
 ENV_KUBEBUILDER = "KUBEBUILDER_ASSETS"
 ENV_HELM = "PDSERVE_HELM"
 ENV_PROMETHEUS = "PDSERVE_PROMETHEUS"
+ENV_KIND = "PDSERVE_KIND"
 
 API_PROGRAMS = ("etcd", "kube-apiserver")
 ALL_PROGRAMS = (*API_PROGRAMS, "kube-controller-manager", "kube-scheduler", "kubectl")
@@ -108,6 +110,11 @@ def prometheus(progress: Progress = quiet) -> Path:
     return _single("prometheus", ENV_PROMETHEUS, recipe, progress, on_path=False)
 
 
+def kind(progress: Progress = quiet) -> Path:
+    """The kind program; raises LocalError when it can be neither found, built nor fetched."""
+    return _single("kind", ENV_KIND, kind_recipe(), progress, release=_kind_release)
+
+
 def kube_recipe(module: Path) -> Recipe:
     """How the multi-call Kubernetes binary is built from `hack/kube`."""
     version = "k8s.io/component-base/version"
@@ -137,6 +144,19 @@ def helm_recipe() -> Recipe:
         module=None,
         package=f"helm.sh/helm/v3/cmd/helm@{HELM_VERSION}",
         ldflags=f"-s -w -X helm.sh/helm/v3/internal/version.version={HELM_VERSION}",
+    )
+
+
+def kind_recipe() -> Recipe:
+    """How kind is built, straight from its published module."""
+    return Recipe(
+        name="kind",
+        version=KIND_VERSION,
+        what="makes clusters of containers",
+        typical_seconds=30,
+        module=None,
+        package=f"sigs.k8s.io/kind@{KIND_VERSION}",
+        ldflags="-s -w",
     )
 
 
@@ -198,6 +218,7 @@ def _single(
     progress: Progress,
     *,
     on_path: bool = True,
+    release: Callable[[Progress], Path] | None = None,
 ) -> Path:
     if value := os.environ.get(variable):
         chosen = Path(value).expanduser()
@@ -212,10 +233,30 @@ def _single(
         return Path(found)
     if recipe is None:
         raise LocalError(f"no {name}: install it, or set {variable} to the program")
+    tried: list[str] = []
     try:
         return gobuild.build(recipe, cache_dir(), progress) / name
     except LocalError as error:
-        raise LocalError(
-            f"no {name} on this machine, and building it failed: {error}\n"
-            f"Install Go, or set {variable} to the {name} program of an official release."
-        ) from error
+        if release is None:
+            raise _nowhere(name, variable, [str(error)]) from error
+        tried.append(str(error))
+        progress(str(error))
+    try:
+        return release(progress)
+    except LocalError as error:
+        raise _nowhere(name, variable, [*tried, str(error)]) from error
+
+
+def _nowhere(name: str, variable: str, tried: list[str]) -> LocalError:
+    failed = "\n".join(f"- {line}" for line in tried)
+    return LocalError(
+        f"no {name} on this machine, and it could not be made:\n{failed}\n"
+        f"Install Go, or set {variable} to the {name} program of an official release."
+    )
+
+
+def _kind_release(progress: Progress) -> Path:
+    target = cache_dir() / f"kind-{KIND_VERSION}-{platform.machine()}-release" / "kind"
+    if not target.exists():
+        download_kind(target, KIND_VERSION, progress)
+    return target

@@ -51,18 +51,23 @@ class ClusterConfig:
     resource: str = "huawei.com/Ascend910"
 
 
+def read_document(path: Path) -> Any:
+    """A kind file as it is; raises LocalError when it is unreadable or not YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LocalError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise LocalError(f"{path}: not YAML: {error}") from error
+
+
 def load_config(path: Path, *, resource: str, devices: int) -> ClusterConfig:
     """Read a kind file; `devices` per worker unless its label says otherwise.
 
     Raises:
         LocalError: unreadable, not YAML, or not kind's format (names file, field and value).
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LocalError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise LocalError(f"{path}: not YAML: {error}") from error
+    document = read_document(path)
     try:
         return parse_config(document, resource=resource, devices=devices)
     except LocalError as error:

@@ -1,4 +1,4 @@
-"""Official Kubernetes and etcd releases, for machines without Go.
+"""Official Kubernetes, etcd and kind releases, for machines without Go.
 
 Every file is checked against the SHA-256 that the release publishes beside it before anything
 of it is used.
@@ -22,6 +22,7 @@ from pdserve.local.errors import LocalError, Progress
 ETCD_VERSION = "v3.6.8"
 KUBERNETES_URL = "https://dl.k8s.io"
 ETCD_URL = "https://github.com/etcd-io/etcd/releases/download"
+KIND_URL = "https://github.com/kubernetes-sigs/kind/releases/download"
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -41,10 +42,7 @@ def download_kubernetes(
         LocalError: this machine's architecture has no release, a file cannot be fetched, or a
             checksum does not match. `target` is then left as it was.
     """
-    machine = platform.machine()
-    arch = _ARCHITECTURES.get(machine)
-    if arch is None:
-        raise LocalError(f"no official Kubernetes release for {machine!r}")
+    arch = _architecture()
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=target.parent))
     try:
@@ -58,6 +56,25 @@ def download_kubernetes(
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def download_kind(target: Path, version: str, progress: Progress, base: str = KIND_URL) -> None:
+    """Put the kind program of `version` at `target`; raises LocalError as above."""
+    url = f"{base}/{version}/kind-linux-{_architecture()}"
+    progress(f"downloading {url}")
+    expected = _get(f"{url}.sha256sum").decode("ascii", "replace").split()[:1]
+    content = _checked(url, _get(url), expected)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}-{os.getpid()}")
+    _install(fresh, content)
+    fresh.rename(target)
+
+
+def _architecture() -> str:
+    machine = platform.machine()
+    if machine not in _ARCHITECTURES:
+        raise LocalError(f"no official Kubernetes release for {machine!r}")
+    return _ARCHITECTURES[machine]
 
 
 def _etcd(scratch: Path, arch: str, base: str, progress: Progress) -> None:

@@ -1,0 +1,95 @@
+"""The Docker engine that kind nodes are containers of, by the `docker` program.
+
+Which engine is the program's own business (`DOCKER_HOST`, contexts); nothing is assumed about it
+but that it runs Linux containers. Everything that belongs to kind itself is in `kind`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pdserve.local.commands import CommandError, answer
+from pdserve.local.errors import LocalError
+
+_QUICK_SECONDS = 30.0
+_LABEL_CLUSTER = "io.x-k8s.kind.cluster"
+_LABEL_ROLE = "io.x-k8s.kind.role"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeContainer:
+    """A container that is a node of a kind cluster. `role` is kind's: control-plane, worker."""
+
+    name: str
+    role: str
+    running: bool
+
+
+def check() -> str:
+    """Version of the engine.
+
+    Raises:
+        LocalError: there is no `docker` program, or no engine answers it; says what to do.
+    """
+    if shutil.which("docker") is None:
+        raise LocalError(
+            "kind nodes are containers, and there is no `docker` program in PATH: install Docker, "
+            "or use process nodes (--nodes process), which need no containers"
+        )
+    try:
+        return answer(
+            ["docker", "version", "--format", "{{.Server.Version}}"], seconds=_QUICK_SECONDS
+        ).strip()
+    except CommandError as error:
+        raise LocalError(
+            f"no Docker engine answers: {error.said or error}\n"
+            "Start it, or point DOCKER_HOST at one that runs; process nodes (--nodes process) "
+            "need none."
+        ) from error
+
+
+def image_ids(references: Iterable[str]) -> dict[str, str]:
+    """Id of each image that the engine has; the others are left out."""
+    found: dict[str, str] = {}
+    for reference in references:
+        try:
+            argv = ["docker", "image", "inspect", "--format", "{{.Id}}", reference]
+            found[reference] = answer(argv, seconds=_QUICK_SECONDS).strip()
+        except CommandError as error:
+            if "no such image" not in error.said.lower():
+                raise
+    return found
+
+
+def node_containers(cluster: str) -> dict[str, NodeContainer]:
+    """The containers of one kind cluster by name, also those that do not run."""
+    template = f'{{{{.Names}}}}\t{{{{.Label "{_LABEL_ROLE}"}}}}\t{{{{.State}}}}'
+    listed = answer(
+        ["docker", "ps", "--all", "--filter", f"label={_LABEL_CLUSTER}={cluster}",
+         "--format", template],
+        seconds=_QUICK_SECONDS,
+    )  # fmt: skip
+    found = {}
+    for line in listed.splitlines():
+        name, role, state = line.split("\t")
+        found[name] = NodeContainer(name, role, state == "running")
+    return dict(sorted(found.items()))
+
+
+def start(containers: Sequence[str]) -> None:
+    """Start containers that were stopped."""
+    answer(["docker", "start", *containers], seconds=_QUICK_SECONDS * 2)
+
+
+def images_on_node(container: str) -> Mapping[str, str]:
+    """Tag -> image id of everything in a node's image store."""
+    argv = ["docker", "exec", container, "crictl", "images", "--output", "json"]
+    document = json.loads(answer(argv, seconds=_QUICK_SECONDS))
+    return {
+        str(tag): str(image["id"])
+        for image in document.get("images") or ()
+        for tag in image.get("repoTags") or ()
+    }

@@ -1,0 +1,47 @@
+"""What the kind program is told: the user's file, and what our own options add to it. Pure.
+
+The file goes to kind as it is, so that everything kind can do can be asked for. Options become
+kubeadm patches without an apiVersion, which kind applies to whatever version its node image needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+DEFAULT_NODE_GRACE = 50.0
+"""Kubernetes' default for seconds of silence until a Node is NotReady."""
+_DEFAULT_LEASE_SECONDS = 40
+
+
+def kind_document(document: Mapping[str, Any], *, node_grace: float) -> dict[str, Any]:
+    """`document` (a kind Cluster) with silent nodes NotReady after `node_grace` seconds."""
+    result = copy.deepcopy(dict(document))
+    if node_grace != DEFAULT_NODE_GRACE:
+        patches = result.setdefault("kubeadmConfigPatches", [])
+        patches += [yaml.safe_dump(patch) for patch in node_grace_patches(node_grace)]
+    return result
+
+
+def node_grace_patches(seconds: float) -> list[dict[str, Any]]:
+    """Patches for kubeadm: the node controller's patience, and heartbeats that suit it.
+
+    A kubelet renews its Lease four times within its duration. That duration stays in Kubernetes'
+    own proportion to the grace, or healthy nodes would be found silent.
+    """
+    lease = max(1, int(seconds * _DEFAULT_LEASE_SECONDS / DEFAULT_NODE_GRACE))
+    return [
+        {
+            "kind": "ClusterConfiguration",
+            "controllerManager": {
+                "extraArgs": {
+                    "node-monitor-grace-period": f"{seconds:g}s",
+                    "node-monitor-period": f"{min(5.0, seconds / 5):g}s",
+                }
+            },
+        },
+        {"kind": "KubeletConfiguration", "nodeLeaseDurationSeconds": lease},
+    ]
