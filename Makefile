@@ -55,8 +55,15 @@ bench: bench-start ## all benches
 bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
 	@$(BIN)/python benchmarks/$*.py
 
-e2e: programs ## only the tests of a whole service on a local cluster
-	@$(BIN)/python -m pytest tests/cluster -k "service or operator" $(PYTEST_ARGS)
+# In the order in which they run: the last one takes everything down.
+E2E_TESTS := $(addprefix tests/e2e/test_,images.py quickstart.py) \
+  $(addprefix tests/cluster/test_service_,ready.py output.py requests.py forwarding.py faults.py modes.py life.py) \
+  tests/cluster/test_operator_restarts.py \
+  $(addprefix tests/e2e/test_,containers.py operator_handover.py nodes.py upgrade.py kubelet_conformance.py uninstall.py)
+NODES ?= $(if $(KUBECONFIG),kubeconfig,kind)
+
+e2e: programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)
+	@$(BIN)/python -m pytest $(E2E_TESTS) --nodes $(NODES) $(if $(KEEP),--keep) --report build/e2e/report.json --verbose $(PYTEST_ARGS)
 
 clean: ## remove what was built here (the shared cache of binaries stays)
 	rm -rf build $(VENV) operator/*.egg-info

@@ -10,6 +10,20 @@ from tests.support.cluster import ClusterAccess, Json, running_cluster, running_
 
 from pdserve.local.controlplane import ControlPlane
 
+pytest_plugins = ["tests.support.report"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the tests that need a whole cluster."""
+    group = parser.getgroup("pdserve")
+    group.addoption(
+        "--nodes",
+        choices=("process", "kind", "kubeconfig"),
+        default="process",
+        help="cluster under test: process nodes, a new kind cluster, or the one of $KUBECONFIG",
+    )
+    group.addoption("--keep", action="store_true", help="leave the kind cluster up at the end")
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

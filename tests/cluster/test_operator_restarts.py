@@ -57,19 +57,18 @@ def test_a_killed_operator_comes_back_and_leads_again(
     cluster = installed.cluster
     s.wait_settled(cluster, NAMESPACE, CHAT)
     operator, before = installed.operator(), s.identities(cluster, NAMESPACE)
-    restarts = operator["status"]["containerStatuses"][0]["restartCount"]
+    path = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{s.name_of(operator)}"
+
+    def restarts() -> int:
+        return int((cluster.get(path) or {})["status"]["containerStatuses"][0]["restartCount"])
+
+    restarted = restarts() + 1
     urls = [cluster.url(pod) for pod in s.gateways(cluster, NAMESPACE, SERVICE)]
     with Traffic(urls) as traffic:
         s.until("requests are being served", lambda: traffic.completed >= 4)
         with s.stopwatch() as seconds:
             cluster.kill(OPERATOR_NAMESPACE, s.name_of(operator))
-            s.until(
-                "the operator was restarted",
-                lambda: (
-                    installed.operator()["status"]["containerStatuses"][0]["restartCount"]
-                    == restarts + 1
-                ),
-            )
+            s.until("the operator was restarted", lambda: restarts() == restarted)
             unchanged = s.difference(before, s.identities(cluster, NAMESPACE))
             assert unchanged == s.Difference(set(), set(), set())
             victim = s.name_of(s.pods(cluster, NAMESPACE, role="decode", scenario="chat")[0])

@@ -13,6 +13,7 @@ from tests.support.installed import (
     Installed,
     fetch,
     fixed,
+    image,
     make_namespace,
     pdservice,
     scenario,
@@ -156,7 +157,7 @@ def test_taking_back_a_broken_revision_deletes_nothing_that_serves(service: Serv
         lambda: "no-such-engine" in cluster.kubectl("get", "pods", "-n", NAMESPACE, "-o", "yaml"),
     )
     assert s.routed(cluster, NAMESPACE, NAMESPACE) == set(before)
-    service.spec["engine"]["image"] = "pdserve/engine:dev"
+    service.spec["engine"]["image"] = image("engine")
     service.apply()
     s.until("only the old ones are left", lambda: service.instances() == before)
     s.wait_settled(cluster, NAMESPACE, GROUP)

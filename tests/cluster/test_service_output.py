@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from tests.support import scenarios as s
-from tests.support.installed import NAMESPACE, SERVICE, Installed
+from tests.support.installed import NAMESPACE, SERVICE, Installed, image
 from tests.support.traffic import MODEL, client
 
 pytestmark = pytest.mark.cluster
@@ -40,15 +40,21 @@ def aggregated(installed: Installed, shop_service: Mapping[str, float]) -> Itera
     bind = {"name": "PDSERVE_BIND", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     probe = {"httpGet": {"path": "/readyz", "port": 8000}, "periodSeconds": 1}
     container = {
-        "name": "engine", "image": "pdserve/engine:dev",
+        "name": "engine", "image": image("engine"),
         "args": args, "env": [bind], "readinessProbe": probe,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }  # fmt: skip
+    spec = {
+        "containers": [container],
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+    }
     cluster.apply(
         {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": "aggregated"},
-            "spec": {"containers": [container], "terminationGracePeriodSeconds": 1},
+            "spec": spec,
         },
         namespace=NAMESPACE,
     )

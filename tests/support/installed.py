@@ -1,26 +1,27 @@
 """A cluster with pdserve installed as a user would: Prometheus, the chart by Helm, a RoCEDomain.
 
-`ProcessCluster` is what `tests.support.scenarios` ask of a cluster, on process nodes. The periods
-of the ratio loop are short so that its decisions can be waited for.
+The option `--nodes` says which cluster: process nodes (default), a kind cluster that is made for
+the run, or the one that $KUBECONFIG leads to. The periods of the ratio loop are short so that its
+decisions can be waited for.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support import scenarios as s
-from tests.support.cluster import ClusterAccess
+from tests.support.process_cluster import ProcessCluster
+from tests.support.real_cluster import real_cluster
 from tests.support.traffic import KEY, MODEL, SEARCH
 
+from pdserve import __version__
 from pdserve.local import binaries
 from pdserve.wire import names
 
@@ -28,111 +29,111 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 CHART = ROOT / "charts" / "pdserve"
 OPERATOR_NAMESPACE = "pdserve-system"
+RELEASE = "pdserve"
+LEASE = "pdserve-operator"
 MONITORING = "monitoring"
+PROMETHEUS_SERVICE = "http://prometheus.monitoring:9090"
 NAMESPACE = "shop"
 SERVICE = "shop"
 RESOURCE = "huawei.com/Ascend910"
-
-
-class ProcessCluster:
-    """`scenarios.Cluster` on process nodes."""
-
-    def __init__(self, access: ClusterAccess) -> None:
-        self._access = access
-        self._admin = access.admin
-        self.kubeconfig = access.kubeconfig
-        self.kubectl = access.kubectl
-        self.apply = access.apply
-        self.get = access.get
-        self.cut = access.admin.cut
-        self.restore = access.admin.restore
-        self.device = access.admin.device
-        self.kill = access.admin.kill
-
-    def text(self, path: str) -> str:
-        """GET of an API path that answers text."""
-        return self._access.kubectl("get", "--raw", path)
-
-    def url(self, pod: s.Json, port: int = names.PORT_HTTP) -> str:
-        """Addresses of pods are this machine's own."""
-        return f"http://{pod['status']['podIP']}:{port}"
-
-    @contextmanager
-    def frozen(self, namespace: str, pod: str) -> Iterator[None]:
-        """The pod's processes stand still."""
-        self._admin.freeze(namespace, pod)
-        try:
-            yield
-        finally:
-            self._admin.unfreeze(namespace, pod)
-
-    @contextmanager
-    def api_frozen(self) -> Iterator[None]:
-        """The API server stands still."""
-        pid = int(self._admin.status()["processes"]["kube-apiserver"]["pid"])
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
+IMAGE_TAG = __version__
+"""Of the product's images, as the chart's default."""
+REGISTRY = os.environ.get("REGISTRY", "")
+"""Where a cluster of one's own (`--nodes kubeconfig`) pulls them from."""
 
 
 @dataclass(frozen=True)
 class Installed:
     """What `installed` gives."""
 
-    cluster: ProcessCluster
+    cluster: s.Cluster
     prometheus: str
-    """Its URL."""
+    """Its URL for pods."""
 
     def operator(self) -> s.Json:
-        """The ready operator pod."""
-        return self._one(OPERATOR_NAMESPACE, "app.kubernetes.io/name=pdserve")
+        """The ready operator pod that leads."""
+        lease = f"/apis/coordination.k8s.io/v1/namespaces/{OPERATOR_NAMESPACE}/leases/{LEASE}"
+
+        def leader() -> s.Json | None:
+            holder = (self.cluster.get(lease) or {}).get("spec", {}).get("holderIdentity") or ""
+            return next((p for p in self.operators() if s.name_of(p) == _pod_name(holder)), None)
+
+        pod: s.Json = s.until("a ready operator leads", leader)
+        return pod
+
+    def operators(self) -> list[s.Json]:
+        """Ready operator pods that stay: the leader and its standbys."""
+        return self._ready(OPERATOR_NAMESPACE, "app.kubernetes.io/component=operator")
 
     def prometheus_pod(self) -> s.Json:
         """The ready Prometheus pod."""
-        return self._one(MONITORING, "app=prometheus")
+        found: list[s.Json] = s.until(
+            "Prometheus is ready", lambda: self._ready(MONITORING, "app=prometheus")
+        )
+        return found[0]
 
-    def _one(self, namespace: str, selector: str) -> s.Json:
+    def upgrade(self, **values: str) -> None:
+        """`helm upgrade` with some values changed, and wait."""
+        helm("upgrade", self.cluster, "--reuse-values", *_settings(values))
+
+    def _ready(self, namespace: str, selector: str) -> list[s.Json]:
         path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}"
-
-        def ready() -> s.Json | None:
-            found = (self.cluster.get(path) or {}).get("items", [])
-            stay = [p for p in found if s.is_ready(p) and not s.leaving(p)]
-            return stay[0] if len(stay) == 1 else None
-
-        pod: s.Json = s.until(f"one ready pod {selector} in {namespace}", ready)
-        return pod
+        found = (self.cluster.get(path) or {}).get("items", [])
+        return [p for p in found if s.is_ready(p) and not s.leaving(p)]
 
 
-def install(cluster: ProcessCluster) -> Installed:
+def _pod_name(holder: str) -> str:
+    """Of a Lease's `holderIdentity`: the pod's name and a random suffix."""
+    return holder.rpartition("_")[0]
+
+
+def install(cluster: s.Cluster) -> Installed:
     """Prometheus, the RoCEDomain of the demo, and the chart; returns when the operator is ready."""
+    make_namespace(cluster, OPERATOR_NAMESPACE)
     cluster.kubectl("apply", "-f", str(EXAMPLES / "local" / "prometheus.yaml"))
     before = Installed(cluster, "")
-    url = cluster.url(before.prometheus_pod(), 9090)
+    pod = before.prometheus_pod()
+    real = cluster.nodes != "process"
+    # Process nodes route no Services, and have one operator: restarts are what is tested there.
+    url = PROMETHEUS_SERVICE if real else cluster.url(pod, 9090)
     values = {
-        "images.tag": "dev",
-        "operator.replicas": "1",
+        "images.registry": REGISTRY,
+        "operator.replicas": "2" if real else "1",
         "prometheus.url": url,
         "ratio.controlPeriodSeconds": "4",
         "ratio.fastPeriodSeconds": "1",
         "operator.extraArgs": "{--metrics-window=6}",
     }
-    settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-    helm = [
-        str(binaries.helm()), "upgrade", "--install", "pdserve", str(CHART),
-        "--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "90s",
+    helm("install", cluster, *_settings(values))
+    cluster.kubectl("apply", "-f", str(EXAMPLES / "demo-rocedomain.yaml"))
+    return Installed(cluster, url)
+
+
+def _settings(values: Mapping[str, str]) -> list[str]:
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+def helm(action: str, cluster: s.Cluster, *args: str) -> str:
+    """`helm install|upgrade|uninstall` of the release of the tests; waits for what it did."""
+    chart = [] if action == "uninstall" else [str(CHART)]
+    command = [
+        str(binaries.helm()), action, RELEASE, *chart,
+        "--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "180s", *args,
     ]  # fmt: skip
     done = subprocess.run(
-        [*helm, *settings],
+        command,
         env={**os.environ, "KUBECONFIG": str(cluster.kubeconfig)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    cluster.kubectl("apply", "-f", str(EXAMPLES / "demo-rocedomain.yaml"))
-    return Installed(cluster, url)
+    return done.stdout
+
+
+def image(name: str) -> str:
+    """Reference of `pdserve/NAME` as the cluster under test pulls it."""
+    return f"{REGISTRY}/pdserve/{name}:{IMAGE_TAG}".removeprefix("/")
 
 
 def pdservice(namespace: str, name: str, *scenarios: s.Json, **spec: Any) -> s.Json:
@@ -143,7 +144,7 @@ def pdservice(namespace: str, name: str, *scenarios: s.Json, **spec: Any) -> s.J
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "model": {"name": MODEL},
-            "engine": {"type": "Reference", "image": "pdserve/engine:dev"},
+            "engine": {"type": "Reference", "image": image("engine")},
             "prefill": role(slots=4),
             "decode": role(slots=16),
             "fabric": {"domainRef": {"name": "demo"}},
@@ -203,9 +204,21 @@ def shop() -> s.Json:
 
 
 @pytest.fixture(scope="session")
-def installed(cluster: ClusterAccess) -> Installed:
-    """pdserve and Prometheus in the shared cluster."""
-    return install(ProcessCluster(cluster))
+def cluster_under_test(request: pytest.FixtureRequest) -> Iterator[s.Cluster]:
+    """The cluster that `--nodes` names."""
+    nodes = request.config.getoption("--nodes")
+    if nodes == "process":
+        yield ProcessCluster(request.getfixturevalue("cluster"))
+        return
+    with real_cluster(nodes, request.config) as real:
+        s.set_patience(real.patience)
+        yield real
+
+
+@pytest.fixture(scope="session")
+def installed(cluster_under_test: s.Cluster) -> Installed:
+    """pdserve and Prometheus in the cluster under test."""
+    return install(cluster_under_test)
 
 
 @pytest.fixture(scope="session")
@@ -227,8 +240,10 @@ def shop_service(installed: Installed) -> Mapping[str, float]:
 
 
 def make_namespace(cluster: s.Cluster, name: str) -> None:
-    """A namespace that may exist already."""
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    """A namespace, which may exist already, that takes only pods of Pod Security `restricted`."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    metadata = {"name": name, "labels": labels}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
 
 def fetch(url: str, timeout: float = 10.0) -> str:

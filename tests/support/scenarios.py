@@ -1,8 +1,8 @@
 """What is done to a cluster with pdserve in it, and what must be seen then.
 
 Functions here know Kubernetes and pdserve's objects, never what the nodes are made of: they take
-a `Cluster`, which process nodes implement (`tests.support.installed`) and other kinds of clusters
-can. Nothing sleeps for a fixed time; everything polls with a deadline.
+a `Cluster`: process nodes (`process_cluster`), or real kubelets (`real_cluster`). Nothing sleeps
+for a fixed time; everything polls with a deadline.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pdserve.wire import names
@@ -20,10 +21,23 @@ API = "/apis/pdserve.io/v1alpha1"
 POLL_SECONDS = 0.1
 READY_SECONDS = 60.0
 """Generous, because the machine may be slow; what was measured is printed and recorded."""
+_patience = 1.0
+
+
+def set_patience(factor: float) -> None:
+    """Stretch every deadline of `until`: to be said once, for the cluster under test."""
+    global _patience
+    _patience = factor
 
 
 class Cluster(Protocol):
     """A cluster under test, and ways to break it."""
+
+    nodes: str
+    """What its nodes are: `process`, `kind`, or `kubeconfig` (unknown, and not to be broken)."""
+    patience: float
+    """Factor on every deadline."""
+    kubeconfig: Path
 
     def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
         """Output of kubectl; without `check` its errors are part of the output."""
@@ -67,7 +81,11 @@ class Identity(NamedTuple):
 
 
 def until(what: str, check: Callable[[], Any], seconds: float = READY_SECONDS) -> Any:
-    """Poll until `check` answers something true, and give that back; fail after `seconds`."""
+    """Poll until `check` answers something true, and give that back.
+
+    Fails after `seconds`, which count more where nodes are slower (`set_patience`).
+    """
+    seconds *= _patience
     deadline = time.monotonic() + seconds
     while not (answer := check()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"

@@ -20,6 +20,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -312,8 +313,14 @@ def _error_code(body: bytes) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Poisson load on one model from the command line; JSON lines, then a summary on stderr."""
-    parser = argparse.ArgumentParser(prog="pdserve-load", description="Open-loop OpenAI load")
+    """Poisson load on one model from the command line.
+
+    A JSON line per request as it ends, then a summary on stderr; status 1 when a request failed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="pdserve-load",
+        description="Open-loop OpenAI load: a JSON line per request as it ends, then a summary.",
+    )
     parser.add_argument("--url", required=True, help="http://HOST:PORT of a gateway or engine")
     parser.add_argument("--model", required=True)
     parser.add_argument("--rate", type=float, required=True, help="requests per second")
@@ -322,24 +329,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--chat", action="store_true")
     parser.add_argument("--api-key")
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="NAME=VALUE", help="may be repeated"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON lines file (default: stdout)")
     args = parser.parse_args(argv)
     if args.rate <= 0 or args.seconds <= 0:
         parser.error("--rate and --seconds must be positive")
+    if wrong := [pair for pair in args.header if "=" not in pair]:
+        parser.error(f"--header {wrong[0]}: must be NAME=VALUE")
+    headers = dict(pair.split("=", 1) for pair in args.header)
 
     def ask(index: int) -> Ask:
-        return Ask(args.model, f"{args.prompt} {index}", args.max_tokens, chat=args.chat)
+        prompt = f"{args.prompt} {index}"
+        return Ask(args.model, prompt, args.max_tokens, chat=args.chat, headers=headers)
 
     # A reproducible schedule; nothing secret depends on it.
     rng = random.Random(args.seed)  # noqa: S311 - jitter and schedules, no secrets
     schedule = poisson(args.rate, args.seconds, ask, rng)
-    samples = uvloop.run(run_load(args.url, schedule, LoadOptions(api_key=args.api_key)))
-    lines = b"".join(orjson.dumps(dataclasses.asdict(s)) + b"\n" for s in samples)
-    if args.out:
-        args.out.write_bytes(lines)
-    else:
-        sys.stdout.buffer.write(lines)
+    options = LoadOptions(api_key=args.api_key)
+    with args.out.open("wb") if args.out else nullcontext(sys.stdout.buffer) as out:
+
+        def write(sample: Sample) -> None:
+            out.write(orjson.dumps(dataclasses.asdict(sample)) + b"\n")
+            out.flush()
+
+        samples = uvloop.run(run_load(args.url, schedule, options, write))
     report = orjson.dumps(summary(samples), option=orjson.OPT_INDENT_2).decode()
     print(report, file=sys.stderr)
     return 0 if all(s.ok for s in samples) else 1
