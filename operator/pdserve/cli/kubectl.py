@@ -1,4 +1,4 @@
-"""`kubectl pdserve`: look at PDServices through the operator's own eyes.
+"""`kubectl pdserve`: look at PDServices through the operator's own eyes, and ask them.
 
 kubectl finds this command on PATH by its name (`kubectl-pdserve`).
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from pdserve.api import ApiError
-from pdserve.cli import snapshot, view_explain, view_status
+from pdserve.cli import ask, snapshot, view_explain, view_status
+from pdserve.cli.ask_target import AskError
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect
 from pdserve.kube.errors import KubeError
@@ -25,6 +27,7 @@ _EXAMPLES = """examples:
   kubectl pdserve status -A -o json           all, for scripts
   kubectl pdserve explain shop                why it is placed and sized as it is
   kubectl pdserve explain shop chat           only scenario chat
+  kubectl pdserve ask shop "Hello there"      an answer as it streams, with TTFT and TPOT
 """
 
 
@@ -32,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit status 1: not found or refused, 2: wrong command line."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command == "ask":
+            return asyncio.run(ask.run(arguments))
         print(asyncio.run(_run(arguments)))
-    except (snapshot.NotFoundError, ConnectError, ApiError) as error:
+    except (AskError, snapshot.NotFoundError, ConnectError, ApiError) as error:
         return _fail(str(error))
     except KubeError as error:
         if error.is_not_found:
@@ -43,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has enough. Python would complain at exit when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     return 0
 
 
@@ -54,23 +63,25 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kubectl pdserve",
-        description="What a PDService does, and why.",
+        description="What a PDService does, and why; and what it answers.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common = argparse.ArgumentParser(add_help=False)
+    connection = argparse.ArgumentParser(add_help=False)
+    connection.add_argument("--kubeconfig", metavar="FILE")
+    connection.add_argument("--context", metavar="NAME")
+    connection.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    common = argparse.ArgumentParser(add_help=False, parents=[connection])
     where = common.add_mutually_exclusive_group()
     where.add_argument("-n", "--namespace", default="default", help="default: %(default)s")
     where.add_argument("-A", "--all-namespaces", action="store_true")
-    common.add_argument("--kubeconfig", metavar="FILE")
-    common.add_argument("--context", metavar="NAME")
-    common.add_argument("-o", "--output", choices=("text", "json"), default="text")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", parents=[common], help="one screen")
     status.add_argument("name", nargs="?", help="PDService; default: all")
     explain = commands.add_parser("explain", parents=[common], help="why placed, sized or waiting")
     explain.add_argument("name", help="PDService")
     explain.add_argument("scenario", nargs="?", help="default: all")
+    ask.add_parser(commands, connection)
     return parser
 
 

@@ -1,0 +1,205 @@
+"""One streamed OpenAI request to a pod, by the API server's pod proxy.
+
+The proxy needs no port-forward and no route from here to the pod, and passes event streams on as
+they come (Go's ReverseProxy flushes each piece). It takes `Authorization` for itself, so that
+gateways get the API key in `x-api-key`. Neighbours: `ask` words what comes out of it;
+`gateway.sse` and `gateway.measure` define what is measured, so that it agrees with the metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config.config_exception import ConfigException
+
+from pdserve.gateway.measure import Timeline
+from pdserve.gateway.sse import StreamError, StreamMeter
+from pdserve.kube import connect as kube_connect
+from pdserve.kube.errors import UNREACHABLE, KubeError
+from pdserve.kube.resource import PODS
+from pdserve.wire import names
+from pdserve.wire.http import HEADER_REQUEST_ID
+
+HEADER_API_KEY = "x-api-key"
+HEADER_SCENARIO = "x-pdserve-scenario"
+HEADER_PREFILL = "x-pdserve-prefill"
+HEADER_DECODE = "x-pdserve-decode"
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 120.0
+"""A stream without a byte for longer is given up. Gateways give up before."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request for one of the two generating endpoints."""
+
+    path: str
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Answer:
+    """What came of it. Times by this machine's clock, from the moment the request was sent."""
+
+    gateway: str
+    """The pod that answered."""
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    timeline: Timeline
+    error: Mapping[str, Any] = field(default_factory=dict)
+    """The OpenAI error object of a refusal, or of a stream that broke; `{}` without one."""
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    finish_reason: str = ""
+    complete: bool = False
+    """The stream came to its proper end."""
+    seconds: float = 0.0
+    """Until its last byte."""
+
+
+class PodProxy:
+    """Requests to pods through one API server."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+
+    async def ask(
+        self, namespace: str, pod: str, question: Question, show: Callable[[str], None]
+    ) -> Answer:
+        """Send `question` to a gateway pod; `show` gets each piece of text when it is there.
+
+        Raises:
+            KubeError: the API server refused (RBAC, no such pod), could not reach the pod, or
+                gave no answer.
+        """
+        path = f"{PODS.path(namespace, f'{pod}:{names.PORT_HTTP}', 'proxy')}{question.path}"
+        timeline = Timeline(time.perf_counter(), streamed=True)
+        try:
+            async with self._post(path, question) as reply:
+                headers = {k.lower(): v for k, v in reply.headers.items()}
+                answer = Answer(pod, reply.status, headers, timeline)
+                if reply.status == 200:
+                    await _stream(reply.content, answer, show)
+                else:
+                    answer.error = _refusal(reply.status, await reply.read())
+        except BrokenPipeError:
+            raise  # `show` has no reader any more; what aiohttp raises is never of this class
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if timeline.first is None:
+                why = str(error) or type(error).__name__
+                raise KubeError(0, UNREACHABLE, f"proxy to pod {pod}: {why}") from error
+            answer.error = {"code": "connection_lost", "message": str(error) or "connection lost"}
+        answer.seconds = time.perf_counter() - timeline.arrived
+        return answer
+
+    @asynccontextmanager
+    async def _post(self, path: str, question: Question) -> AsyncIterator[aiohttp.ClientResponse]:
+        headers: dict[str, str] = {**self._api.default_headers, **question.headers}
+        headers["Content-Type"] = "application/json"
+        headers["Accept"] = "text/event-stream, application/json"
+        await self._api.update_params_for_auth(
+            headers, None, ["BearerToken"], None, None, None, request_auth=None
+        )
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+        )
+        url = self._api.configuration.host + path
+        answer = await self._api.rest_client.request(
+            "POST", url, headers=headers, body=question.body, _request_timeout=limits
+        )
+        async with answer.response as response:
+            yield response
+
+
+@asynccontextmanager
+async def pod_proxy(
+    kubeconfig: str | os.PathLike[str] | None, context: str | None
+) -> AsyncIterator[PodProxy]:
+    """A connection by the same configuration as `kube.connect.connect`; raises ConnectError."""
+    configuration = Configuration()
+    try:
+        await kube_connect._configure(configuration, kubeconfig, context)
+        local = kube_connect._is_loopback(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": not local}
+        api = ApiClient(configuration)
+    except (ConfigException, *kube_connect._MALFORMED) as error:
+        raise kube_connect.ConnectError(
+            f"Kubernetes configuration is not usable: {error}"
+        ) from error
+    try:
+        yield PodProxy(api)
+    finally:
+        await api.close()
+
+
+async def _stream(
+    content: aiohttp.StreamReader, answer: Answer, show: Callable[[str], None]
+) -> None:
+    """Read server-sent events to their end; raises aiohttp's errors."""
+    meter = StreamMeter(strip_usage=False)
+    try:
+        while data := await content.readany():
+            for event in _events(meter.feed(data, time.perf_counter())):
+                _take(event, answer, show)
+    except (StreamError, json.JSONDecodeError) as error:
+        answer.error = {"code": "bad_stream", "message": str(error)}
+    finally:
+        timeline = answer.timeline
+        timeline.first, timeline.second = meter.first_at, meter.second_at
+        timeline.last, timeline.output_tokens = meter.last_at, meter.tokens
+        answer.usage = meter.usage or {}
+
+
+def _events(ready: bytes) -> list[str]:
+    """The data of whole events."""
+    # Not splitlines: it also cuts at U+2028, which JSON may hold as it is.
+    lines = ready.decode("utf-8", "replace").split("\n")
+    return [line[5:].strip() for line in lines if line.startswith("data:")]
+
+
+def _take(data: str, answer: Answer, show: Callable[[str], None]) -> None:
+    if data == "[DONE]":
+        answer.complete = True
+        return
+    value = json.loads(data)
+    if isinstance(value.get("error"), dict):
+        answer.error = value["error"]
+    for choice in value.get("choices") or ():
+        text = choice.get("text") or (choice.get("delta") or {}).get("content")
+        if text:
+            show(text)
+        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+
+
+def _refusal(status: int, body: bytes) -> Mapping[str, Any]:
+    """The gateway's error object; raises KubeError when it was the API server that refused."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = None
+    if isinstance(value, dict) and value.get("kind") == "Status":
+        raise KubeError.from_status(status, value)
+    if isinstance(value, dict) and isinstance(value.get("error"), dict):
+        error: Mapping[str, Any] = value["error"]
+        return error
+    return {"code": f"status_{status}", "message": body.decode("utf-8", "replace").strip()[:300]}
+
+
+def told(answer: Answer, header: str) -> str:
+    """A header of the answer; empty when the gateway does not send it."""
+    return answer.headers.get(header, "")
+
+
+def request_id(answer: Answer) -> str:
+    """By which the request is found in logs."""
+    return told(answer, HEADER_REQUEST_ID)

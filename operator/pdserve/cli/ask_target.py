@@ -1,0 +1,116 @@
+"""Whom `kubectl pdserve ask` asks, and how a request must look to reach one scenario. No I/O.
+
+Which scenario takes a request is decided by the gateway's own rule (`forwarding.match`) on the
+PDService's spec. Neighbours: `ask` reads the cluster, `ask_stream` sends the request.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pdserve import api
+from pdserve.controllers.routing import route_table
+from pdserve.forwarding.match import match_scenario
+
+
+class AskError(Exception):
+    """The question cannot be asked, or was not answered; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """What a request carries to be taken by `scenario`."""
+
+    scenario: str
+    model: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def address(service: api.PDService, scenario: str | None) -> Address:
+    """How to reach a scenario; None: what a request that says nothing special reaches.
+
+    Raises:
+        AskError: no such scenario, or no request can reach it.
+    """
+    routes = route_table(service, None, {}, {}, None)
+    own = service.spec.model.name
+    known = ", ".join(s.name for s in routes.scenarios)
+    if scenario is None:
+        taken = match_scenario(routes, own, {})
+        if taken is None:
+            raise AskError(
+                f"no scenario takes a request for model {own!r} without headers: "
+                f"choose one with --scenario ({known})"
+            )
+        return Address(taken.name, own)
+    wanted = next((s for s in routes.scenarios if s.name == scenario), None)
+    if wanted is None:
+        raise AskError(
+            f"PDService {service.metadata.name!r} has no scenario {scenario!r}; there: {known}"
+        )
+    others: dict[str, str] = {}
+    for model in wanted.models or (own,):
+        taken = match_scenario(routes, model, wanted.headers)
+        if taken is wanted:
+            return Address(scenario, model, wanted.headers)
+        if taken is not None:
+            others[taken.name] = model
+    first = next(iter(others))
+    raise AskError(
+        f"scenario {scenario!r} gets no request that matches it: {first!r} stands before it and "
+        "takes them; give it a match of its own, or put it first"
+    )
+
+
+def gateways(pods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the gateway pods that are ready and stay, in order of their names."""
+    return sorted(
+        str(pod["metadata"]["name"])
+        for pod in pods
+        if not pod["metadata"].get("deletionTimestamp") and _ready(pod)
+    )
+
+
+def no_gateway(service: api.PDService, pods: Sequence[Mapping[str, Any]]) -> str:
+    """What to tell when `gateways` finds none."""
+    name, namespace = service.metadata.name, service.metadata.namespace
+    there = "no gateway pod of it is ready" if pods else "it has no gateway pod"
+    state = readiness(service)
+    return (
+        f"PDService {namespace}/{name} cannot be asked: {there}"
+        + (f" ({state})" if state else "")
+        + f"; wait with `kubectl wait pds/{name} -n {namespace} --for=condition=Ready`, "
+        f"look with `kubectl pdserve status {name} -n {namespace}`"
+    )
+
+
+def readiness(service: api.PDService) -> str:
+    """Why it is not Ready, in one line; empty when it is."""
+    ready = next((c for c in service.status.conditions if c.type == "Ready"), None)
+    if ready is None:
+        return "the operator has not seen it yet: is it running?"
+    if ready.status == "True":
+        return ""
+    return f"Ready={ready.status} {ready.reason}: {ready.message}".rstrip(": ")
+
+
+def first_key(secret: Mapping[str, Any]) -> str | None:
+    """An API key of a Secret as gateways read it (one key per line); None when it holds none."""
+    for _, value in sorted((secret.get("data") or {}).items()):
+        try:
+            lines = base64.b64decode(value).decode().splitlines()
+        except (binascii.Error, UnicodeDecodeError):
+            continue
+        for line in lines:
+            if line.strip():
+                return line.strip()
+    return None
+
+
+def _ready(pod: Mapping[str, Any]) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
