@@ -48,6 +48,8 @@ from pdserve.telemetry.source import MetricsSource
 log = logging.getLogger(__name__)
 
 COMPONENT: Final = "pdserve-operator"
+ENV_POD_UID: Final = "POD_UID"
+"""Set by the chart: a container that is restarted in place keeps its predecessor's Lease."""
 FIRST_REPORT: Final = 1.0
 WAITING_REPORT: Final = 10.0
 """Seconds until the first, and between further, log lines that say what start-up waits for."""
@@ -230,7 +232,12 @@ async def _lead(core: Core, options: Options, identity: str) -> None:
         await act()
         return
     elector = LeaseElector(
-        core.client, options.lease_namespace, options.lease_name, identity, registry=core.registry
+        core.client,
+        options.lease_namespace,
+        options.lease_name,
+        identity,
+        incarnation=os.environ.get(ENV_POD_UID, ""),
+        registry=core.registry,
     )
     await elector.run(act)
 

@@ -66,6 +66,7 @@ class LeaseElector:
         name: str,
         identity: str,
         *,
+        incarnation: str = "",
         times: LeaseTimes | None = None,
         on_started: Callable[[], None] = lambda: None,
         on_stopped: Callable[[], None] = lambda: None,
@@ -79,7 +80,10 @@ class LeaseElector:
             client: its token bucket is bypassed: a renewal must not wait behind other writes.
             namespace: of the Lease.
             name: of the Lease.
-            identity: who this is, e.g. the pod's name; made unique by a random suffix.
+            identity: who this is, e.g. the pod's name; made unique by `incarnation`.
+            incarnation: what no two candidates share while both may live, e.g. the pod's uid: a
+                container restarted in place then goes on with the Lease it held, because its
+                predecessor is gone. Empty: random, as where nothing can promise that.
             times: see `LeaseTimes`.
             on_started: called just before the work starts.
             on_stopped: called just after it ended.
@@ -98,7 +102,7 @@ class LeaseElector:
         self._wall = wall
         # Keeps candidates from asking in step; nothing secret depends on it.
         self._rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
-        self.identity = f"{identity}_{self._rng.getrandbits(32):08x}"
+        self.identity = f"{identity}_{incarnation or format(self._rng.getrandbits(32), '08x')}"
         self._lease: Object | None = None
         self._seen: tuple[str, str] = ("", "")
         self._seen_at = 0.0
@@ -177,7 +181,7 @@ class LeaseElector:
             self._seen, self._seen_at = record, self._now()
 
     def _free(self, lease: Object) -> bool:
-        # Our own name on it: a claim of this process whose answer was lost.
+        # Our own name on it: a claim whose answer was lost, or the Lease of our predecessor.
         return self._holder_of(lease) in ("", self.identity) or self._now() > self._expiry()
 
     def _expiry(self) -> float:

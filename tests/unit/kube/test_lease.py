@@ -28,12 +28,14 @@ def now() -> float:
 class Candidate:
     """A process: its network, its elector, and when its work ran."""
 
-    def __init__(self, api: FakeApi, name: str, seed: int = 0, **faults: float) -> None:
+    def __init__(
+        self, api: FakeApi, name: str, seed: int = 0, *, incarnation: str = "", **faults: float
+    ) -> None:
         self.faults = Faults(seed=seed, **faults)  # type: ignore[arg-type]
         self.registry = Registry()
         self.spans: list[list[float]] = []
         self.elector = LeaseElector(
-            api.client(self.faults), "default", "boss", name,
+            api.client(self.faults), "default", "boss", name, incarnation=incarnation,
             registry=self.registry, rng=random.Random(f"{name}{seed}"),
             on_started=lambda: self.spans.append([now()]),
             on_stopped=lambda: self.spans[-1].append(now()),
@@ -131,6 +133,24 @@ def test_a_kill_hands_over_within_twenty_seconds_and_not_too_soon(seed: int) -> 
             assert 12 < took < 18
 
     run_virtual(scenario())
+
+
+@virtual_time
+async def test_restarted_in_place_it_goes_on_at_once_with_the_lease_it_held() -> None:
+    """And a stranger of the same name, or another pod, still waits."""
+    api = FakeApi()
+    one = Candidate(api, "one", incarnation="uid-1")
+    await until(lambda: one.working)
+    one.kill()
+    with ending(one):
+        again = Candidate(api, "one", incarnation="uid-1")
+        other = Candidate(api, "one", incarnation="uid-2")
+        with ending(again, other):
+            assert await until(lambda: again.working) < 1
+            await asyncio.sleep(60)
+            assert again.working
+            assert not other.spans
+            assert (await lease(api))["spec"]["leaseTransitions"] == 0
 
 
 @virtual_time
