@@ -58,6 +58,20 @@ class ControlPlaneSettings:
     """How often node silence is looked at."""
     start_timeout: float = 90.0
     verbosity: int = 1
+    audit: bool = False
+    """Note every request of service accounts in `AUDIT_LOG`, one JSON object a line."""
+
+
+AUDIT_LOG = "logs/audit.log"
+AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: Metadata, userGroups: ["system:serviceaccounts"]}
+- {level: None}
+"""
+"""Who asked what, and what came of it: what a comparison of rights used and granted needs."""
 
 
 class ControlPlane:
@@ -142,6 +156,7 @@ class ControlPlane:
         for old in ("etcd", "pki"):
             shutil.rmtree(self.state_dir / old, ignore_errors=True)
         (self.state_dir / "logs").mkdir(exist_ok=True)
+        (self.state_dir / "audit-policy.yaml").write_text(AUDIT_POLICY, encoding="utf-8")
         write_private(self.state_dir / "service-account.key", ec_private_key_pem())
         users = [self.admin, self._controllers, self._scheduler]
         write_private(self.state_dir / "tokens.csv", token_file(users))
@@ -203,6 +218,8 @@ class ControlPlane:
         if self.components is Components.API:
             # Nobody makes the service accounts that this plugin insists on.
             argv.append("--disable-admission-plugins=ServiceAccount")
+        if self.settings.audit:
+            argv += ["--audit-policy-file=audit-policy.yaml", f"--audit-log-path={AUDIT_LOG}"]
         return argv
 
     def _start_controllers(self, found: binaries.KubeBinaries) -> None:
