@@ -2,6 +2,15 @@
 {{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
+{{- define "pdserve.operator" -}}
+{{ include "pdserve.fullname" . }}-operator
+{{- end }}
+
+{{- /* Releases of one name in two namespaces must not meet in what has no namespace. */ -}}
+{{- define "pdserve.clusterwide" -}}
+{{ .Release.Namespace }}:{{ include "pdserve.operator" . }}
+{{- end }}
+
 {{- define "pdserve.selectorLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -17,10 +26,36 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "pdserve.serviceAccountName" -}}
-{{- if .Values.serviceAccount.create }}{{ default (printf "%s-operator" (include "pdserve.fullname" .)) .Values.serviceAccount.name }}{{ else }}{{ required "serviceAccount.name: name the existing account to use when serviceAccount.create is false" .Values.serviceAccount.name }}{{ end }}
+{{- if .Values.serviceAccount.create }}{{ default (include "pdserve.operator" .) .Values.serviceAccount.name }}{{ else }}{{ required "serviceAccount.name: name the existing account to use when serviceAccount.create is false" .Values.serviceAccount.name }}{{ end }}
 {{- end }}
 
 {{- define "pdserve.image" -}}
 {{- $tag := default .root.Chart.AppVersion .root.Values.images.tag -}}
-{{- if .root.Values.images.registry }}{{ .root.Values.images.registry }}/{{ end }}{{ .repository }}:{{ $tag }}
+{{- with .root.Values.images.registry }}{{ trimSuffix "/" . }}/{{ end }}{{ .repository }}
+{{- if not (contains "@" .repository) }}:{{ $tag }}{{ end }}
+{{- end }}
+
+{{- define "pdserve.topologySpread" -}}
+{{- $own := dict "matchLabels" (include "pdserve.selectorLabels" . | fromYaml) -}}
+{{- $all := list -}}
+{{- range .Values.operator.topologySpreadConstraints }}
+{{- $all = append $all (hasKey . "labelSelector" | ternary . (merge (dict "labelSelector" $own) .)) }}
+{{- end }}
+{{- toYaml $all }}
+{{- end }}
+
+{{- /* What the schema cannot say: values that contradict each other. */ -}}
+{{- define "pdserve.validate" -}}
+{{- $ratio := .Values.ratio }}
+{{- if gt (float64 $ratio.fastPeriodSeconds) (float64 $ratio.controlPeriodSeconds) }}
+{{- fail (printf "ratio.fastPeriodSeconds (%v) must not be longer than ratio.controlPeriodSeconds (%v)" $ratio.fastPeriodSeconds $ratio.controlPeriodSeconds) }}
+{{- end }}
+{{- $set := dict "namespace" "operator.watchNamespace" "prometheus-url" "prometheus.url" "gateway-image" "images.gateway" "log-format" "operator.logFormat" "bind" "" "metrics-port" "" "lease-name" "" "lease-namespace" "" "kubeconfig" "" "no-leader-election" "" }}
+{{- range $argument := .Values.operator.extraArgs }}
+{{- $flag := regexFind "^--[a-z-]+" $argument | trimPrefix "--" }}
+{{- if hasKey $set $flag }}
+{{- $value := get $set $flag }}
+{{- fail (printf "operator.extraArgs: --%s is the chart's to set; %s" $flag ($value | empty | ternary "leave it out" (printf "set %s instead" $value))) }}
+{{- end }}
+{{- end }}
 {{- end }}

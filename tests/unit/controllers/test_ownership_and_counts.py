@@ -246,7 +246,7 @@ async def test_the_scale_selector_counts_groups_not_pods() -> None:
 
 NOT_SEEN = {
     # Only when a POST meets an object that the cache does not show yet.
-    ("pdserve.io", "pdservices", "get"), ("pdserve.io", "scenariogroups", "get"),
+    ("pdserve.io", "scenariogroups", "get"),
     ("", "pods", "get"), ("", "configmaps", "get"), ("", "serviceaccounts", "get"),
     ("", "services", "get"), ("apps", "deployments", "get"),
     ("rbac.authorization.k8s.io", "roles", "get"),
