@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdserve import api
@@ -32,6 +32,7 @@ from pdserve.cli.ask_stream import (
 from pdserve.cli.ask_target import (
     Address,
     AskError,
+    GatewayPod,
     address,
     first_key,
     gateways,
@@ -53,8 +54,9 @@ PATIENCE_SECONDS = 2.0
 
 _EXAMPLES = f"""\
 The request goes through the API server to a ready gateway pod: no port-forward, and no need to
-reach pods from here. You need `get` on pdservices, `list` on pods and `create` on pods/proxy; for
-a gateway that wants an API key also `get` on its Secret, or ${ENV_API_KEY}.
+reach pods from here (those of process nodes are asked directly). You need `get` on pdservices,
+`list` on pods and `create` on pods/proxy; for a gateway that wants an API key also `get` on its
+Secret, or ${ENV_API_KEY}.
 Text goes to standard output as it comes; the last line, on standard error, tells the scenario,
 the instances, TTFT and TPOT as seen from here, and the tokens.
 
@@ -221,7 +223,7 @@ class _Screen:
 async def _ask_one_of(
     proxy: PodProxy,
     service: api.PDService,
-    pods: list[str],
+    pods: Sequence[GatewayPod],
     question: Question,
     screen: _Screen,
 ) -> Answer:
@@ -236,7 +238,7 @@ async def _ask_one_of(
                 raise AskError(_forbidden(service, error)) from error
             if not (error.is_not_found or error.status == 503):
                 raise
-            problems.append(f"{pod}: {error.message}")
+            problems.append(f"{pod.name}: {error.message}")
     raise AskError(
         "the API server reaches no gateway pod of it: " + "; ".join(problems) + "; can the control "
         f"plane reach pods? Else: {_port_forward(service)}"

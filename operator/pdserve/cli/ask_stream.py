@@ -2,8 +2,11 @@
 
 The proxy needs no port-forward and no route from here to the pod, and passes event streams on as
 they come (Go's ReverseProxy flushes each piece). It takes `Authorization` for itself, so that
-gateways get the API key in `x-api-key`. Neighbours: `ask` words what comes out of it;
-`gateway.sse` and `gateway.measure` define what is measured, so that it agrees with the metrics.
+gateways get the API key in `x-api-key`. Pods of process nodes are asked directly: the proxy refuses
+their addresses.
+
+Neighbours: `ask` words what comes out of it; `gateway.sse` and `gateway.measure` define what is
+measured, so that it agrees with the metrics.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.config_exception import ConfigException
 
+from pdserve.cli.ask_target import GatewayPod
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.kube import connect as kube_connect
@@ -74,7 +78,7 @@ class PodProxy:
         self._api = api
 
     async def ask(
-        self, namespace: str, pod: str, question: Question, show: Callable[[str], None]
+        self, namespace: str, pod: GatewayPod, question: Question, show: Callable[[str], None]
     ) -> Answer:
         """Send `question` to a gateway pod; `show` gets each piece of text when it is there.
 
@@ -82,12 +86,11 @@ class PodProxy:
             KubeError: the API server refused (RBAC, no such pod), could not reach the pod, or
                 gave no answer.
         """
-        path = f"{PODS.path(namespace, f'{pod}:{names.PORT_HTTP}', 'proxy')}{question.path}"
         timeline = Timeline(time.perf_counter(), streamed=True)
         try:
-            async with self._post(path, question) as reply:
+            async with self._post(namespace, pod, question) as reply:
                 headers = {k.lower(): v for k, v in reply.headers.items()}
-                answer = Answer(pod, reply.status, headers, timeline)
+                answer = Answer(pod.name, reply.status, headers, timeline)
                 if reply.status == 200:
                     await _stream(reply.content, answer, show)
                 else:
@@ -97,26 +100,38 @@ class PodProxy:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if timeline.first is None:
                 why = str(error) or type(error).__name__
-                raise KubeError(0, UNREACHABLE, f"proxy to pod {pod}: {why}") from error
+                raise KubeError(0, UNREACHABLE, f"request to pod {pod.name}: {why}") from error
             answer.error = {"code": "connection_lost", "message": str(error) or "connection lost"}
         answer.seconds = time.perf_counter() - timeline.arrived
         return answer
 
     @asynccontextmanager
-    async def _post(self, path: str, question: Question) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _post(
+        self, namespace: str, pod: GatewayPod, question: Question
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers: dict[str, str] = {**self._api.default_headers, **question.headers}
         headers["Content-Type"] = "application/json"
         headers["Accept"] = "text/event-stream, application/json"
-        await self._api.update_params_for_auth(
-            headers, None, ["BearerToken"], None, None, None, request_auth=None
-        )
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
         )
-        url = self._api.configuration.host + path
-        answer = await self._api.rest_client.request(
-            "POST", url, headers=headers, body=question.body, _request_timeout=limits
+        if pod.is_here:
+            # Not with the credentials that are meant for the API server.
+            url = f"http://{_host(pod.ip)}:{names.PORT_HTTP}{question.path}"
+            async with (
+                aiohttp.ClientSession(timeout=limits) as session,
+                session.post(url, json=question.body, headers=headers) as response,
+            ):
+                yield response
+            return
+        await self._api.update_params_for_auth(
+            headers, None, ["BearerToken"], None, None, None, request_auth=None
         )
+        path = PODS.path(namespace, f"{pod.name}:{names.PORT_HTTP}", "proxy") + question.path
+        answer = await self._api.rest_client.request(
+            "POST", self._api.configuration.host + path,
+            headers=headers, body=question.body, _request_timeout=limits,
+        )  # fmt: skip
         async with answer.response as response:
             yield response
 
@@ -140,6 +155,10 @@ async def pod_proxy(
         yield PodProxy(api)
     finally:
         await api.close()
+
+
+def _host(ip: str) -> str:
+    return f"[{ip}]" if ":" in ip else ip
 
 
 async def _stream(

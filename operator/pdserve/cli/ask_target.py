@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,26 @@ from typing import Any
 from pdserve import api
 from pdserve.controllers.routing import route_table
 from pdserve.forwarding.match import match_scenario
+
+
+@dataclass(frozen=True)
+class GatewayPod:
+    """A gateway pod that can be asked."""
+
+    name: str
+    ip: str
+    """Its address; empty where the pod tells none."""
+
+    @property
+    def is_here(self) -> bool:
+        """True on process nodes, whose pods have addresses of this machine alone.
+
+        The API server's proxy refuses to connect to such ones, and need not: they are ours.
+        """
+        try:
+            return ipaddress.ip_address(self.ip).is_loopback
+        except ValueError:
+            return False
 
 
 class AskError(Exception):
@@ -66,13 +87,11 @@ def address(service: api.PDService, scenario: str | None) -> Address:
     )
 
 
-def gateways(pods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the gateway pods that are ready and stay, in order of their names."""
-    return sorted(
-        str(pod["metadata"]["name"])
-        for pod in pods
-        if not pod["metadata"].get("deletionTimestamp") and _ready(pod)
-    )
+def gateways(pods: Sequence[Mapping[str, Any]]) -> list[GatewayPod]:
+    """The gateway pods that are ready and stay, in order of their names."""
+    stay = [p for p in pods if not p["metadata"].get("deletionTimestamp") and _ready(p)]
+    found = (GatewayPod(p["metadata"]["name"], p["status"].get("podIP") or "") for p in stay)
+    return sorted(found, key=lambda pod: pod.name)
 
 
 def no_gateway(service: api.PDService, pods: Sequence[Mapping[str, Any]]) -> str:

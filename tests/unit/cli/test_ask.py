@@ -18,7 +18,7 @@ from tests.unit.cli.fake_apiserver import FakeApiServer, Json, Reply, Seen, delt
 
 from pdserve.api import PDService
 from pdserve.cli import kubectl
-from pdserve.cli.ask_target import AskError, address
+from pdserve.cli.ask_target import AskError, address, gateways
 from pdserve.wire import names
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -434,6 +434,16 @@ def test_an_answer_that_breaks_off(
     done, out, err = cluster.ask("-o", "json")
     value = json.loads(out)
     assert (done, value["text"], value["complete"]) == (1, "Once upon ", False)
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [("127.0.3.9", True), ("::1", True), ("10.244.1.7", False), ("fd00::7", False), ("", False)],
+)
+def test_pods_of_process_nodes_are_asked_directly(address: str, here: bool) -> None:
+    pod = gateway("g")
+    pod["status"]["podIP"] = address
+    assert [p.is_here for p in gateways([pod])] == [here]
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "many"])
