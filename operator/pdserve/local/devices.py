@@ -5,8 +5,8 @@ scheduler and the kubelet then count as they count real ones, and an address in 
 `pdserve.io/roce-devices` that a fabric agent would write. No container gets anything by it.
 
 A node whose devices are real (it has the resource and not our mark) is left alone. Setting up
-again changes nothing, and puts back what a kubelet took away: a kubelet that starts resets
-extended resources that no device plugin backs to zero.
+again changes nothing, and puts back what was lost: a kubelet keeps such capacity when it or its
+machine restarts, but not when its directory is new, nor does a Node that was deleted.
 """
 
 from __future__ import annotations

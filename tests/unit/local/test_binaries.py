@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.local import binaries, gobuild
-from pdserve.local.download import ETCD_VERSION, PROGRAMS, download_kubernetes
+from pdserve.local.download import ETCD_VERSION, PROGRAMS, download_kind, download_kubernetes
 from pdserve.local.errors import LocalError
 
 VERSION = "v1.36.3"
@@ -32,6 +32,7 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No programs named, an empty cache, an empty PATH."""
     for name in (
         binaries.ENV_KUBE, binaries.ENV_KUBEBUILDER, binaries.ENV_HELM, binaries.ENV_PROMETHEUS,
+        binaries.ENV_KIND,
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     cache = tmp_path / "cache"
@@ -185,6 +186,52 @@ def test_path_serves_helm_and_the_environment_wins(
         binaries.helm()
 
 
+def test_kind_comes_from_the_environment_the_cache_path_or_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install = (
+        'echo "$@" > "$GOBIN/../args"; echo "#!/bin/sh" > "$GOBIN/kind"; chmod +x "$GOBIN/kind"'
+    )
+    fake_go(tmp_path, install)
+    built = binaries.kind()
+    assert built.name == "kind"
+    assert f"sigs.k8s.io/kind@{binaries.KIND_VERSION}" in (built.parents[1] / "args").read_text()
+    program(tmp_path / "path" / "kind")
+    assert binaries.kind() == built, "the cache comes before PATH"
+    monkeypatch.setenv("PDSERVE_CACHE", str(tmp_path / "other-cache"))
+    assert binaries.kind() == tmp_path / "path" / "kind"
+    monkeypatch.setenv("PDSERVE_KIND", str(program(tmp_path / "mine" / "kind")))
+    assert binaries.kind() == tmp_path / "mine" / "kind"
+
+
+def test_without_go_kind_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    targets: list[Path] = []
+
+    def download(target: Path, version: str, progress: object) -> None:
+        targets.append(target)
+        program(target)
+
+    monkeypatch.setattr(binaries, "download_kind", download)
+    assert [binaries.kind(), binaries.kind()] == targets * 2
+
+
+def test_without_go_and_network_kind_says_what_was_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+
+    def download(target: Path, version: str, progress: object) -> None:
+        raise LocalError("cannot download kind")
+
+    monkeypatch.setattr(binaries, "download_kind", download)
+    with pytest.raises(
+        LocalError, match=r"Go is not installed(?s:.*)cannot download kind"
+    ) as error:
+        binaries.kind()
+    assert "or set PDSERVE_KIND to the kind program" in str(error.value)
+
+
 def test_the_cache_name_changes_with_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "go.sum").write_text("a")
     one = binaries.kube_recipe(tmp_path).cache_name
@@ -216,6 +263,12 @@ def release(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     digest = hashlib.sha256(packed.getvalue()).hexdigest()
     (etcd / "SHA256SUMS").write_text(f"{digest}  {stem}.tar.gz\n")
 
+    kind = root / binaries.KIND_VERSION
+    kind.mkdir()
+    (kind / f"kind-linux-{arch}").write_bytes(b"kind")
+    digest = hashlib.sha256(b"kind").hexdigest()
+    (kind / f"kind-linux-{arch}.sha256sum").write_text(f"{digest}  kind-linux-{arch}\n")
+
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: object) -> None:
             super().__init__(*args, directory=str(root))  # type: ignore[arg-type]
@@ -236,6 +289,21 @@ def test_a_release_is_downloaded_and_checked(tmp_path: Path, release: tuple[str,
     names = {p.name for p in (tmp_path / "bin").iterdir()}
     assert names == set(binaries.ALL_PROGRAMS)
     assert (tmp_path / "bin" / "etcd").stat().st_mode & 0o111
+
+
+def test_a_kind_release_is_downloaded_and_checked(
+    tmp_path: Path, release: tuple[str, Path]
+) -> None:
+    url, root = release
+    target = tmp_path / "bin" / "kind"
+    download_kind(target, binaries.KIND_VERSION, lambda _: None, url)
+    assert target.read_bytes() == b"kind"
+    assert target.stat().st_mode & 0o111
+    next(root.glob("*/kind-linux-*64")).write_bytes(b"evil")
+    with pytest.raises(LocalError, match=r"kind-linux-.*: SHA-256 is .*, the release says"):
+        download_kind(target, binaries.KIND_VERSION, lambda _: None, url)
+    assert [p.name for p in target.parent.iterdir()] == ["kind"]
+    assert target.read_bytes() == b"kind"
 
 
 def test_a_wrong_checksum_keeps_the_whole_release_out(
