@@ -1,0 +1,185 @@
+"""What the Dockerfile runs inside its builds: one step per command, the standard library alone.
+
+    base                   take installers out of the base, compile what of Python is not
+    code                   compile /opt/pdserve/app
+    requirements           pyproject.toml -> one file of requirements per image
+    dependencies NAME      a virtual environment with what NAME.txt says
+
+Compiled files are made here and never checked against their sources again (`unchecked-hash`):
+containers have a read-only root and cannot keep what they compile.
+"""
+
+from __future__ import annotations
+
+import compileall
+import os
+import py_compile
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+BUILD = Path("/build")
+ROOT = Path("/opt/pdserve")
+APP = ROOT / "app"
+WHEELHOUSE = BUILD / "wheelhouse"
+IMAGES = ("operator", "gateway", "engine")
+
+INSTALLERS = ("pip", "setuptools", "wheel", "ensurepip", "pkg_resources", "_distutils_hack")
+NEVER_RUN = ("test", "tests", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo")
+"""Parts of the standard library that are not worth compiling."""
+STANDALONE = ("tokenizers",)
+"""Installed without what they require: a client of a model hub, which pdserve never asks."""
+UNUSED = ("kubernetes/client", "kubernetes/aio/client")
+"""70 MB of generated classes, loaded one by one when used. pdserve speaks raw JSON and uses none;
+tests/unit/hack holds it to that."""
+FOR_COMPILERS = (".a", ".c", ".cc", ".cpp", ".h", ".hpp", ".pxd", ".pyx", ".pyi")
+"""Files of wheels that only serve building other software."""
+
+
+def base() -> None:
+    """Remove what can install software; compile the standard library where it is not."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    for folder in {stdlib, *map(Path, sys.path)}:
+        for name in INSTALLERS:
+            _remove(folder / name)
+            for record in folder.glob(f"{name}-*.dist-info"):
+                _remove(record)
+        _remove(folder / "distutils-precedence.pth")
+    for folder in {Path(sysconfig.get_path("scripts")), Path(sys.executable).parent}:
+        for program in (*folder.glob("pip*"), *folder.glob("wheel*")):
+            program.unlink()
+    _compile(stdlib, (*NEVER_RUN, "site-packages", "dist-packages"))
+    Path(__file__).unlink()
+
+
+def code() -> None:
+    """Make pdserve readable by every user, whatever the checkout's modes, and compile it."""
+    for path in [APP, *APP.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    _compile(APP)
+
+
+def requirements() -> None:
+    """Write the requirements of each image."""
+    project = tomllib.loads((BUILD / "pyproject.toml").read_text())["project"]
+    for image in IMAGES:
+        lines = wanted(project, image)
+        (BUILD / f"{image}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
+def wanted(project: Mapping[str, Any], image: str) -> list[str]:
+    """Requirements of one image: those of all, and its extra's."""
+    return [*project["dependencies"], *project["optional-dependencies"][image]]
+
+
+def standalone(requirement: str) -> bool:
+    """Whether it is installed without what it requires."""
+    name = re.match(r"[\w.-]+", requirement)
+    return name is not None and name[0] in STANDALONE
+
+
+def dependencies(image: str) -> None:
+    """Install one image's dependencies into a virtual environment that also finds pdserve."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", ROOT], check=True)
+    lines = (BUILD / f"{image}.txt").read_text().splitlines()
+    alone = [line for line in lines if standalone(line)]
+    _install([line for line in lines if line not in alone])
+    if alone:
+        _install(["--no-deps", *alone])
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = ROOT / "lib" / version / "site-packages"
+    (packages / "pdserve.pth").write_text(f"{APP}\n")
+    for path in list(_useless(packages)):
+        _remove(path)
+    for path in (ROOT / "bin").iterdir():
+        if not path.name.startswith("python"):
+            path.unlink()
+    _compile(packages)
+
+
+def _install(what: list[str]) -> None:
+    pip = _pip_install(ROOT / "bin" / "python")
+    quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
+    fixed = ["--no-cache-dir", "--no-compile", "--constraint", str(BUILD / "constraints.txt")]
+    if subprocess.run([*pip, *quiet, *fixed, *what], check=False).returncode:
+        sys.exit("the dependencies could not be installed (pip says why above)")
+
+
+def _pip_install(python: Path) -> list[str | Path]:
+    """`pip install` for the environment of `python`, with its source of wheels."""
+    wheels = sorted(WHEELHOUSE.glob("*.whl"))
+    source = os.environ["WHEELS"]
+    if source == "wheelhouse" or (source == "auto" and wheels):
+        pip = sorted(WHEELHOUSE.glob("pip-*.whl"))
+        if not pip:
+            sys.exit("hack/images/wheelhouse: no wheel of pip in it")
+        return [python, pip[-1] / "pip", "install", "--no-index", "--find-links", WHEELHOUSE]
+    try:
+        import pip as _  # noqa: F401
+    except ImportError:
+        sys.exit(
+            "the base image has no pip: put wheels, pip's too, into hack/images/wheelhouse\n"
+            "(`make images` does so by itself)"
+        )
+    return [sys.executable, "-m", "pip", "--python", python, "install"]
+
+
+def _useless(packages: Path) -> Iterator[Path]:
+    """Tests of dependencies, what only compilers read, and generated classes."""
+    for folder in packages.rglob("tests"):
+        if (folder / "__init__.py").exists():
+            yield folder
+    for path in packages.rglob("*"):
+        if path.suffix in FOR_COMPILERS:
+            yield path
+    for package in UNUSED:
+        for generated in ("api", "models"):
+            yield from (packages / package / generated).glob("[!_]*.py")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _compile(folder: Path, but: tuple[str, ...] = ()) -> None:
+    """Compile every module below `folder` that has no compiled file yet."""
+    for directory, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if f not in but]
+        for file in files:
+            if file.endswith(".py"):
+                compileall.compile_file(
+                    Path(directory) / file,
+                    quiet=2,
+                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+                )
+
+
+def main(argv: list[str]) -> None:
+    """Run one step and say what it took."""
+    began = time.monotonic()
+    match argv:
+        case ["base"]:
+            base()
+        case ["code"]:
+            code()
+        case ["requirements"]:
+            requirements()
+        case ["dependencies", image]:
+            dependencies(image)
+        case _:
+            sys.exit(__doc__)
+    print(f"{' '.join(argv)}: {time.monotonic() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
