@@ -55,6 +55,9 @@ bench: bench-start ## all benches
 bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
 	@$(BIN)/python benchmarks/$*.py
 
+images: $(VENV)/.installed ## container images (TAG=... REGISTRY=... BASE_IMAGE=...): sizes, and build/images.json
+	@$(BIN)/python hack/images/build.py $(if $(TAG),--tag $(TAG)) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
+
 # In the order in which they run: the last one takes everything down.
 E2E_TESTS := $(addprefix tests/e2e/test_,images.py quickstart.py) \
   $(addprefix tests/cluster/test_service_,ready.py output.py requests.py forwarding.py faults.py modes.py life.py) \
@@ -65,5 +68,5 @@ NODES ?= $(if $(KUBECONFIG),kubeconfig,kind)
 e2e: programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)
 	@$(BIN)/python -m pytest $(E2E_TESTS) --nodes $(NODES) $(if $(KEEP),--keep) --report build/e2e/report.json --verbose $(PYTEST_ARGS)
 
-clean: ## remove what was built here (the shared cache of binaries stays)
-	rm -rf build $(VENV) operator/*.egg-info
+clean: ## remove what was built here (the shared cache of binaries and the images stay)
+	rm -rf build $(VENV) operator/*.egg-info hack/images/wheelhouse/*.whl hack/images/wheelhouse/.made-for
