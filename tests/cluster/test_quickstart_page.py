@@ -1,0 +1,18 @@
+"""docs/quickstart.md without Docker: the same page, the same commands, on process nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.support import quickstart
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.timeout(400)
+def test_the_page_does_what_it_says(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+    found = quickstart.page_steps("process")
+    with quickstart.reader(tmp_path) as terminal:
+        for ran in quickstart.read(terminal, found, timeout=200):
+            record_property(ran.step.command.partition("\n")[0], round(ran.seconds, 1))

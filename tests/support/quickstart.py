@@ -1,0 +1,56 @@
+"""docs/quickstart.md, run from beginning to end as a reader would, on one sort of nodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.page import Ran, Step, Terminal, steps
+
+from pdserve.local import binaries
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "quickstart.md"
+CLUSTER = "pdserve"
+"""The name that `make kind` and `pdserve local up` give a cluster by default."""
+COMMANDS = 6
+"""What the page promises."""
+
+
+def page_steps(nodes: str) -> list[Step]:
+    """What a reader with that sort of nodes does; getting the cluster comes first."""
+    found = steps(PAGE.read_text(encoding="utf-8"), nodes)
+    cluster = [s for s in found if s.nodes == nodes]
+    return [*cluster, *(s for s in found if s.nodes != nodes)]
+
+
+def first_token(found: list[Step]) -> int:
+    """How many commands it takes to the first token."""
+    return next(i for i, s in enumerate(found, 1) if s.command.startswith("kubectl pdserve ask"))
+
+
+@contextmanager
+def reader(scratch: Path) -> Iterator[Terminal]:
+    """A terminal in the checkout with the tools the page asks for; no cluster is left behind."""
+    tools = [binaries.helm().parent, binaries.kube(programs=("kubectl",)).directory]
+    environment = {k: v for k, v in os.environ.items() if k not in ("KUBECONFIG", "VIRTUAL_ENV")}
+    environment["PATH"] = os.pathsep.join([environment["PATH"], *map(str, tools)])
+    environment["PDSERVE_STATE"] = str(scratch / "state")
+    terminal = Terminal(ROOT, environment, scratch)
+    try:
+        yield terminal
+    finally:
+        down = Step(f".venv/bin/pdserve local down --name {CLUSTER}", 0)
+        terminal.run(down, 180)
+
+
+def read(terminal: Terminal, found: list[Step], timeout: float) -> list[Ran]:
+    """Run every step; prints the seconds of each as it goes. `timeout` in seconds, per step."""
+    done = []
+    for step in found:
+        ran = terminal.run(step, timeout)
+        print(f"{ran.seconds:7.1f} s  {step.command}", flush=True)
+        done.append(ran)
+    return done
