@@ -91,6 +91,8 @@ async def run_kopf(queue: WorkQueue, namespace: str | None, rng: random.Random) 
             registry=make_registry(lambda key: _hand_over(loop, queue, key)),
             settings=make_settings(rng),
             standalone=True,
+            # Else kopf asks for this user's name, which a container's user need not have.
+            identity=names.FIELD_MANAGER,  # type: ignore[arg-type]  # a str by another name
             clusterwide=namespace is None,
             namespaces=() if namespace is None else (namespace,),
             stop_flag=stop,
