@@ -39,6 +39,8 @@ STANDALONE = ("tokenizers",)
 UNUSED = ("kubernetes/client", "kubernetes/aio/client")
 """70 MB of generated classes, loaded one by one when used. pdserve speaks raw JSON and uses none;
 tests/unit/hack holds it to that."""
+KEPT = ("v1_managed_fields_entry", "v1_object_meta", "v1_owner_reference")
+"""But these: kopf tells their instances from plain objects."""
 FOR_COMPILERS = (".a", ".c", ".cc", ".cpp", ".h", ".hpp", ".pxd", ".pyx", ".pyi")
 """Files of wheels that only serve building other software."""
 
@@ -141,7 +143,8 @@ def _useless(packages: Path) -> Iterator[Path]:
             yield path
     for package in UNUSED:
         for generated in ("api", "models"):
-            yield from (packages / package / generated).glob("[!_]*.py")
+            modules = (packages / package / generated).glob("[!_]*.py")
+            yield from (module for module in modules if module.stem not in KEPT)
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hack.images.base import HERE, Python, Wheels
@@ -43,8 +43,19 @@ def own(wheelhouse: Path = WHEELHOUSE) -> bool:
     return any(wheelhouse.glob("*.whl")) and not (wheelhouse / STAMP).exists()
 
 
-def fill(python: Python, root: Path, wheelhouse: Path = WHEELHOUSE) -> None:
+def fill(
+    python: Python,
+    root: Path,
+    wheelhouse: Path = WHEELHOUSE,
+    download: Callable[[Sequence[str], Path], None] | None = None,
+) -> None:
     """Make the wheelhouse unless it is there for the same Python and requirements.
+
+    Args:
+        python: what the wheels are for.
+        root: the checkout with pyproject.toml and the constraints.
+        wheelhouse: where to; what is there stays until the new wheels are.
+        download: called with pip's arguments and a folder to fill.
 
     Raises:
         ImagesError: pip found no wheel of something.
@@ -54,7 +65,7 @@ def fill(python: Python, root: Path, wheelhouse: Path = WHEELHOUSE) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     constraints = root / "hack" / "constraints.txt"
     requirements = sorted({r for image in IMAGES for r in wanted(project, image)} | {"pip"})
-    flags = target(python)
+    flags = [*target(python), "--constraint", str(constraints)]
     made_for = _stamp([*requirements, *flags, constraints.read_text()])
     stamp = wheelhouse / STAMP
     if stamp.exists() and stamp.read_text() == made_for:
@@ -62,16 +73,15 @@ def fill(python: Python, root: Path, wheelhouse: Path = WHEELHOUSE) -> None:
     version = ".".join(map(str, python.version))
     say(f"downloading wheels for Python {version}, {python.machine}: the build reaches no index")
     began = time.monotonic()
-    stamp.unlink(missing_ok=True)
-    for wheel in wheelhouse.glob("*.whl"):
-        wheel.unlink()
+    alone = [r for r in requirements if standalone(r)]
     scratch = wheelhouse / ".new"
-    shutil.rmtree(scratch, ignore_errors=True)
     try:
-        alone = [r for r in requirements if standalone(r)]
-        _download([r for r in requirements if r not in alone], flags, constraints, scratch)
+        (download or _download)([*flags, *(r for r in requirements if r not in alone)], scratch)
         if alone:
-            _download(["--no-deps", *alone], flags, constraints, scratch)
+            (download or _download)([*flags, "--no-deps", *alone], scratch)
+        stamp.unlink(missing_ok=True)
+        for wheel in wheelhouse.glob("*.whl"):
+            wheel.unlink()
         for wheel in scratch.iterdir():
             wheel.rename(wheelhouse / wheel.name)
     finally:
@@ -105,13 +115,10 @@ def target(python: Python) -> list[str]:
     return [*flags, *(part for tag in tags for part in ("--platform", tag))]
 
 
-def _download(
-    requirements: Sequence[str], flags: Sequence[str], constraints: Path, to: Path
-) -> None:
+def _download(arguments: Sequence[str], to: Path) -> None:
     argv = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-        "--only-binary=:all:", *flags, "--constraint", str(constraints), "--dest", str(to),
-        *requirements,
+        "--only-binary=:all:", "--dest", str(to), *arguments,
     ]  # fmt: skip
     if subprocess.run(argv, check=False, stdout=sys.stderr).returncode:
         raise ImagesError(
