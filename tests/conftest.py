@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from tests.support.cluster import ClusterAccess, Json, running_cluster, running_control_plane
+from tests.support.installed import cluster_under_test, installed, shop_service
 
 from pdserve.local.controlplane import ControlPlane
 
 pytest_plugins = ["tests.support.report"]
+__all__ = ["cluster_under_test", "installed", "shop_service"]  # fixtures made elsewhere
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -289,7 +289,6 @@ def _deployment() -> Object:
         "name": "engine",
         "image": f"pdserve/engine:{__version__}",
         "args": ["--role", "both", "--slots", "16", "--model-name", MODEL],
-        "env": [{"name": "PDSERVE_BIND", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "resources": {"limits": devices, "requests": dict(devices)},
         # As `engines.pods` has them.
         "startupProbe": probe("/health", 2, 30),

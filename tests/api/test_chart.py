@@ -112,7 +112,7 @@ def test_operator_flags_and_variables_are_ones_the_operator_knows() -> None:
         prometheus={"url": "http://prometheus:9090"},
         operator={"watchNamespace": "team-a", "extraArgs": ["--workers=8", "--log-level=debug"]},
     )
-    known = {"POD_IP": "127.0.0.1", "POD_NAMESPACE": "x"}
+    known = {"POD_NAMESPACE": "x"}
     args = [re.sub(r"\$\((\w+)\)", lambda m: known[m[1]], a) for a in container(documents)["args"]]
     options = parse_options(args, {})
     assert options.prometheus_url == "http://prometheus:9090"

@@ -37,11 +37,10 @@ def aggregated(installed: Installed, shop_service: Mapping[str, float]) -> Itera
     """One engine pod of role `both` in the same cluster."""
     cluster = installed.cluster
     args = ["--role", "both", "--slots", "8", "--model-name", MODEL]
-    bind = {"name": "PDSERVE_BIND", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     probe = {"httpGet": {"path": "/readyz", "port": 8000}, "periodSeconds": 1}
     container = {
         "name": "engine", "image": image("engine"),
-        "args": args, "env": [bind], "readinessProbe": probe,
+        "args": args, "readinessProbe": probe,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }  # fmt: skip
     spec = {

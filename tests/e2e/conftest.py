@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.installed import Installed, cluster_under_test, installed, shop_service
+from tests.support.installed import Installed
 from tests.support.real_cluster import KindCluster
-
-__all__ = ["cluster_under_test", "installed", "shop_service"]
 
 
 @pytest.fixture

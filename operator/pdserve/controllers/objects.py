@@ -186,7 +186,6 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
     routes = f"configmap:{service.metadata.namespace}/{names.routes_configmap_name(name)}"
     args = [
         "--routes", routes,
-        "--bind", "$(PDSERVE_BIND)",
         "--port", str(names.PORT_HTTP),
         "--drain-seconds", str(_drain_seconds(service)),
     ]  # fmt: skip
@@ -195,7 +194,6 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
         "image": image,
         "args": args,
         "env": [
-            {"name": "PDSERVE_BIND", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {
                 "name": "PDSERVE_TOKEN",
                 "valueFrom": {

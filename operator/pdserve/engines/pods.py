@@ -196,7 +196,7 @@ def _reference_args(group: ScenarioGroup, role_name: Role, role: RoleTemplate) -
 
 def _env(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> list[dict[str, Any]]:
     return [
-        {"name": "PDSERVE_BIND", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "PDSERVE_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "PDSERVE_INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "PDSERVE_ROLE", "value": new.role},
         {"name": "PDSERVE_SERVICE", "value": group.spec.service},

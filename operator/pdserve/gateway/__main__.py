@@ -42,7 +42,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--routes", required=True, type=_source, metavar="SOURCE",
         help="file:PATH or configmap:NAMESPACE/NAME",
     )  # fmt: skip
-    parser.add_argument("--bind", default="127.0.0.1", help="address to listen on")
+    parser.add_argument(
+        "--bind", default=os.environ.get("PDSERVE_BIND") or "127.0.0.1",
+        help="address to listen on; PDSERVE_BIND; 127.0.0.1",
+    )  # fmt: skip
     parser.add_argument("--port", type=int, default=PORT_HTTP)
     parser.add_argument("--auth-dir", type=Path, help="directory of files with API keys")
     parser.add_argument("--max-body-bytes", type=int, default=DEFAULT_LIMITS.body)

@@ -31,6 +31,8 @@ class EngineConfig:
 
     role: EngineRole = "both"
     bind: str = "127.0.0.1"
+    advertise: str = ""
+    """Host at which peers reach this process, where `bind` is a wildcard; empty: `bind`."""
     port: int = names.PORT_HTTP
     transfer_port: int = names.PORT_TRANSFER
     instance: str = "engine"
@@ -58,7 +60,11 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="pdserve-engine", description="pdserve reference engine")
     p.add_argument("--version", action="version", version=__version__)
     p.add_argument("--role", choices=("prefill", "decode", "both"), help="PDSERVE_ROLE; both")
-    p.add_argument("--bind", metavar="HOST", help="address to listen on; PDSERVE_BIND; 127.0.0.1")
+    p.add_argument(
+        "--bind",
+        metavar="HOST",
+        help="address to listen on; PDSERVE_BIND; 127.0.0.1 (peers are told PDSERVE_POD_IP)",
+    )
     p.add_argument("--port", type=int, default=names.PORT_HTTP, help="HTTP port; 0 picks one")
     p.add_argument("--transfer-port", type=int, default=names.PORT_TRANSFER, help="KV port")
     p.add_argument("--instance", help="peer id; PDSERVE_INSTANCE; the host name")
@@ -90,9 +96,11 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
     _check(command, a)
     if role != "both" and not env.get("PDSERVE_TOKEN"):
         command.error(f"role {role} needs the service's secret in PDSERVE_TOKEN")
+    bind = a.bind or env.get("PDSERVE_BIND") or "127.0.0.1"
     return EngineConfig(
         role=cast(EngineRole, role),
-        bind=a.bind or env.get("PDSERVE_BIND") or "127.0.0.1",
+        bind=bind,
+        advertise=env.get("PDSERVE_POD_IP", ""),
         port=a.port,
         transfer_port=a.transfer_port,
         instance=a.instance or env.get("PDSERVE_INSTANCE") or socket.gethostname(),

@@ -54,7 +54,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
     transfer_port = 0
     if config.role != "both":
         transfer_port = await transport.start(config.bind, config.transfer_port)
-    sender = Sender(config.instance, config.bind, transfer_port)
+    sender = Sender(config.instance, config.advertise or config.bind, transfer_port)
     generator = Generator(config, model, engine, sender, lambda: links.ready)
     connections: set[HttpConnection] = set()
     routes = Routes(

@@ -180,8 +180,8 @@ def test_the_gateways_arguments_are_ones_it_takes() -> None:
     container = by_kind()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     parsed_args = _parse(container["args"])
     assert "default/shop-routes" in container["args"][1]
-    assert parsed_args.bind == "$(PDSERVE_BIND)"
-    assert {"PDSERVE_BIND", "PDSERVE_TOKEN"} <= {e["name"] for e in container["env"]}
+    assert parsed_args.port == 8000
+    assert {"PDSERVE_TOKEN"} <= {e["name"] for e in container["env"]}
 
 
 @pytest.mark.parametrize(("given", "drain"), [(None, 60), (0, 30), (10, 30), (600, 600)])

@@ -96,7 +96,7 @@ def test_the_engine_gets_its_arguments_and_environment() -> None:
         "--model-name", "llama-3-70b", "--weights", "/models/x", "--paced", "x",
     ]  # fmt: skip
     found = env(pod)
-    assert found["PDSERVE_BIND"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert found["PDSERVE_POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
     assert found["PDSERVE_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}
     assert found["PDSERVE_TOKEN"] == {"secretKeyRef": {"name": "shop-token", "key": "token"}}
     assert (found["PDSERVE_SERVICE"], found["PDSERVE_SCENARIO"]) == ("shop", "chat")
@@ -108,9 +108,10 @@ def test_the_arguments_are_ones_the_reference_engine_takes() -> None:
     from pdserve.refengine.config import parse
 
     args = engine(render())["args"]
-    assert set(env(render())) >= {"PDSERVE_BIND", "PDSERVE_INSTANCE", "PDSERVE_TOKEN"}
-    given = {"PDSERVE_BIND": "127.0.0.1", "PDSERVE_INSTANCE": "x", "PDSERVE_TOKEN": "t"}
-    config = parse(args, given)
+    assert set(env(render())) >= {"PDSERVE_POD_IP", "PDSERVE_INSTANCE", "PDSERVE_TOKEN"}
+    given = {"PDSERVE_POD_IP": "10.1.2.3", "PDSERVE_INSTANCE": "x", "PDSERVE_TOKEN": "t"}
+    config = parse(args, given | {"PDSERVE_BIND": "0.0.0.0"})
+    assert (config.bind, config.advertise) == ("0.0.0.0", "10.1.2.3")
     assert config.role == "prefill"
     assert config.slots == 4
 

@@ -10,7 +10,7 @@ import pytest
 from pdserve.local.agent.addresses import FIRST_POD, LAST_POD, NodeAddresses
 from pdserve.local.agent.backoff import RestartBackoff
 from pdserve.local.agent.devices import Devices, NoDevices
-from pdserve.local.agent.images import ImageError, entrypoint, repository
+from pdserve.local.agent.images import ImageError, program, repository
 from pdserve.local.agent.probes import ProbeSpec, Verdict
 from pdserve.local.agent.sandbox import Mount, uncovered, without_mounts
 
@@ -41,17 +41,20 @@ def test_repository(image: str, want: str) -> None:
     ],
 )
 def test_own_images_run_this_checkout(image: str, module: str) -> None:
-    assert entrypoint(image, lambda: Path("/none"))[1:] == ("-m", module)
+    found = program(image, lambda: Path("/none"), "127.1.2.3")
+    assert found.entrypoint[1:] == ("-m", module)
+    assert found.env == {"PDSERVE_BIND": "127.1.2.3"}, "as their real images bind all addresses"
 
 
 def test_prometheus_is_looked_for_only_when_asked_for() -> None:
-    assert entrypoint("docker.io/prom/prometheus:v3", lambda: Path("/bin/prom")) == ("/bin/prom",)
+    found = program("docker.io/prom/prometheus:v3", lambda: Path("/bin/prom"), "127.1.2.3")
+    assert found.entrypoint == ("/bin/prom", "--web.listen-address=127.1.2.3:9090")
 
 
 @pytest.mark.parametrize("image", ["nginx", "engine", "pdserve", "xpdserve/engine", "prometheus"])
 def test_other_images_are_refused(image: str) -> None:
     with pytest.raises(ImageError, match=f'image "{image}": a process node has no programs'):
-        entrypoint(image, lambda: Path("/none"))
+        program(image, lambda: Path("/none"), "127.1.2.3")
 
 
 def needs(uid: str, *counts: int) -> dict[str, Any]:

@@ -364,7 +364,5 @@ spec:
   - name: engine
     image: pdserve/engine:VERSION
     args: [--role, both, --slots, "8", --model-name, pdserve-tiny]
-    env:
-    - {name: PDSERVE_BIND, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     readinessProbe: {httpGet: {path: /readyz, port: 8000}, periodSeconds: 1}
 """.replace("VERSION", __version__)

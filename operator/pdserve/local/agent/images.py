@@ -1,13 +1,15 @@
 """Which program stands for which container image on a process node.
 
 Only images whose programs this machine has are known; any other cannot be pulled, and the pod
-says so, as it would on a node without access to the registry.
+says so, as it would on a node without access to the registry. Real images listen on all addresses
+of their pod; pods here share the machine's, so each program is told its own.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 Entrypoint = tuple[str, ...]
@@ -18,6 +20,15 @@ OWN_IMAGES: Mapping[str, Entrypoint] = {
     "pdserve/engine": (sys.executable, "-m", "pdserve.refengine"),
 }
 PROMETHEUS_IMAGE = "prom/prometheus"
+PROMETHEUS_PORT = 9090
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What an image says of itself: its entrypoint and its environment."""
+
+    entrypoint: Entrypoint
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class ImageError(Exception):
@@ -34,8 +45,10 @@ def repository(image: str) -> str:
     return rest if is_registry else name
 
 
-def entrypoint(image: str, prometheus: Callable[[], Path]) -> Entrypoint:
-    """The image's own command; `prometheus` finds that program when it is asked for.
+def program(image: str, prometheus: Callable[[], Path], pod_ip: str) -> Program:
+    """What stands for an image in the pod with this address.
+
+    `prometheus` finds that program when it is asked for.
 
     Raises:
         ImageError: an image this machine has no program for.
@@ -44,8 +57,9 @@ def entrypoint(image: str, prometheus: Callable[[], Path]) -> Entrypoint:
     # A mirror keeps the last two parts of the name: mirror.example/team/pdserve/engine.
     short = "/".join(name.split("/")[-2:])
     if short in OWN_IMAGES:
-        return OWN_IMAGES[short]
+        return Program(OWN_IMAGES[short], {"PDSERVE_BIND": pod_ip})
     if short == PROMETHEUS_IMAGE:
-        return (str(prometheus()),)
+        listen = f"--web.listen-address={pod_ip}:{PROMETHEUS_PORT}"
+        return Program((str(prometheus()), listen))
     known = ", ".join((*OWN_IMAGES, PROMETHEUS_IMAGE))
     raise ImageError(f'image "{image}": a process node has no programs but those of {known}')

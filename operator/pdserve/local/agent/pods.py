@@ -235,9 +235,9 @@ class PodWorker:
     async def _launch(self, container: Mapping[str, Any], log: Path) -> Launch:
         image = container["image"]
         # In a thread: the first Prometheus of this machine may have to be built.
-        entrypoint = await asyncio.to_thread(images.entrypoint, image, self._host.prometheus)
+        program = await asyncio.to_thread(images.program, image, self._host.prometheus, self._ip)
         sources = await self._objects.sources(env_sources(container))
-        base = self._host.base_env(self.pod["metadata"]["name"])
+        base = {**self._host.base_env(self.pod["metadata"]["name"]), **program.env}
         base |= self._node.devices.env(self._devices.get(container["name"], []))
         env = build_env(container, self._facts(), sources, base)
         volumes = {v["name"]: v for v in volumes_of(self.pod)}
@@ -247,7 +247,7 @@ class PodWorker:
             for mount in container.get("volumeMounts") or ()
         ]
         return Launch(
-            argv=build_argv(container, entrypoint, env),
+            argv=build_argv(container, program.entrypoint, env),
             env=env,
             workdir=container.get("workingDir") or "/",
             mounts=mounts,
