@@ -158,6 +158,10 @@ class Terminal:
         assert missing is None, f"{where}: prints no line {missing!r} there\n{done.stdout}"
         return Ran(step, done.stdout, time.monotonic() - began)
 
+    def look(self, command: str) -> str:
+        """Output of a command that is not the page's, whatever its exit status."""
+        return self._bash(command, 60.0).stdout
+
     def _bash(self, command: str, timeout: float) -> subprocess.CompletedProcess[str]:
         exports = shlex.quote(str(self._exports))
         script = f". {exports}\n{command}\nstatus=$?\nexport -p > {exports}\nexit $status"

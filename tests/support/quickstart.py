@@ -19,11 +19,18 @@ COMMANDS = 6
 """What the page promises."""
 
 
+_LOOK = """
+exec 2>&1
+kubectl get nodes,pods -A -o wide
+kubectl get events -A --sort-by=.metadata.creationTimestamp | tail -30
+kubectl logs -n pdserve-system -l app.kubernetes.io/name=pdserve --tail=20
+"""
+"""What a person would look at when a command failed."""
+
+
 def page_steps(nodes: str) -> list[Step]:
-    """What a reader with that sort of nodes does; getting the cluster comes first."""
-    found = steps(PAGE.read_text(encoding="utf-8"), nodes)
-    cluster = [s for s in found if s.nodes == nodes]
-    return [*cluster, *(s for s in found if s.nodes != nodes)]
+    """What a reader with that sort of nodes does."""
+    return steps(PAGE.read_text(encoding="utf-8"), nodes)
 
 
 def first_token(found: list[Step]) -> int:
@@ -41,9 +48,10 @@ def reader(scratch: Path) -> Iterator[Terminal]:
     terminal = Terminal(ROOT, environment, scratch)
     try:
         yield terminal
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n\n{terminal.look(_LOOK)}") from error
     finally:
-        down = Step(f".venv/bin/pdserve local down --name {CLUSTER}", 0)
-        terminal.run(down, 180)
+        terminal.run(Step(f".venv/bin/pdserve local down --name {CLUSTER}", 0), 180)
 
 
 def read(terminal: Terminal, found: list[Step], timeout: float) -> list[Ran]:

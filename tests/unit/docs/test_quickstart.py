@@ -13,8 +13,9 @@ from pdserve import __version__
 from pdserve.api import PDService, RoCEDomain
 
 
-def test_six_commands_to_the_first_token_on_kind() -> None:
-    assert first_token(page_steps("kind")) <= COMMANDS
+@pytest.mark.parametrize("nodes", NODES)
+def test_six_commands_to_the_first_token(nodes: str) -> None:
+    assert first_token(page_steps(nodes)) <= COMMANDS
     assert "in six commands" in PAGE.read_text()
 
 
