@@ -1,0 +1,214 @@
+"""The whole life of a PDService, so that the operator does everything that it ever does.
+
+What uses which right is said at each step; `tests.support.audit` compares. Takes any cluster with
+the operator in it and the RoCEDomain `demo`.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tests.support import scenarios as s
+from tests.support.installed import fixed, pdservice, scenario
+
+from pdserve.controllers import event_reasons as reasons
+from pdserve.groups.naming import pod_name
+from pdserve.wire import names
+
+MATCH = {"match": {"headers": {"x-scenario": "search"}}}
+GATEWAY_KINDS = ("serviceaccount", "role", "rolebinding", "deployment", "service")
+
+
+def life(namespace: str, name: str, chat: s.Json, *, search: bool = True, **spec: object) -> s.Json:
+    """A PDService with scenario `chat` of these counts, and `search` 1P1D before it."""
+    scenarios = [scenario("search", fixed(1, 1, 1), **MATCH)] if search else []
+    return pdservice(namespace, name, *scenarios, scenario("chat", chat), **spec)
+
+
+def live_through(cluster: s.Cluster, namespace: str, name: str) -> None:
+    """Everything from its birth until just before its deletion; ends with one scenario, 1P1D."""
+    chat = names.scenario_group_name(name, "chat")
+    apply = cluster.apply
+    # Creates all kinds: token, groups, pods, tables, the gateway's objects; status of each.
+    apply(life(namespace, name, fixed(1, 1, 1)), namespace=namespace)
+    s.wait_service(cluster, namespace, name)
+    hand_edited_counts(cluster, namespace, f"{name}-edited")
+    strangers_pod(cluster, namespace, name)
+    # A second P/D group and more instances; then fewer: drains, table and pods deleted.
+    for counts in ((2, 2, 1), (1, 1, 1)):
+        apply(life(namespace, name, fixed(*counts)), namespace=namespace)
+        _until_counted(cluster, namespace, chat, counts)
+    hand_edited_gateway(cluster, namespace, name)
+    # Changed gateway, scenario removed, another revision of every instance.
+    changed = life(namespace, name, fixed(1, 1, 1), search=False, gateway={"replicas": 2})
+    changed["spec"]["decode"]["env"] = [{"name": "REVISION", "value": "2"}]
+    before = s.identities(cluster, namespace)
+    apply(changed, namespace=namespace)
+    s.wait_service(cluster, namespace, name)
+    s.wait_settled(cluster, namespace, chat)
+    instances = {pod for pod in before if "gateway" not in pod}
+    s.until(
+        "no instance of before is left but those that are leaving",
+        lambda: not instances & s.identities(cluster, namespace).keys(),
+    )
+    # One instance lost.
+    before = s.identities(cluster, namespace)
+    victim = s.name_of(s.pods(cluster, namespace, role="decode", scenario="chat")[0])
+    cluster.kubectl("delete", "pod", victim, "-n", namespace, "--force", "--grace-period=0")
+    s.wait_substituted(cluster, namespace, chat, before, {victim})
+    changed_domain(cluster)
+    s.wait_service(cluster, namespace, name)
+
+
+def _until_counted(
+    cluster: s.Cluster, namespace: str, group_name: str, counts: tuple[int, int, int]
+) -> None:
+    s.until(f"counts are {counts}", lambda: s.counts(cluster, namespace, group_name) == counts)
+    s.wait_settled(cluster, namespace, group_name)
+
+
+def strangers_pod(cluster: s.Cluster, namespace: str, name: str) -> None:
+    """A pod of the next instance's name, which the operator does not cache: it reads it (get)."""
+    chat = names.scenario_group_name(name, "chat")
+    pod = s.pods(cluster, namespace, scenario="chat", role="prefill")[0]
+    revision = pod["metadata"]["labels"][names.LABEL_REVISION]
+    taken = pod_name(names.slot_name(chat, 0, "prefill", 1), revision, None)
+    stranger = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": taken, "namespace": namespace},
+        # Never runs, and so needs neither image nor node.
+        "spec": {**_minimal_pod(), "schedulingGates": [{"name": "example.com/never"}]},
+    }
+    cluster.apply(stranger, namespace=namespace)
+    cluster.apply(life(namespace, name, fixed(1, 2, 1)), namespace=namespace)
+
+    def refused() -> bool:
+        found = s.condition(s.group(cluster, namespace, chat), "Placed")
+        return found.get("reason") == "NameTaken" and taken in found["message"]
+
+    s.until("the operator says whose name is taken", refused)
+    cluster.apply(life(namespace, name, fixed(1, 1, 1)), namespace=namespace)
+    cluster.kubectl("delete", "pod", taken, "-n", namespace, "--wait=false")
+    _until_counted(cluster, namespace, chat, (1, 1, 1))
+
+
+def _minimal_pod() -> s.Json:
+    return {
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": "none",
+                "image": "none",
+                "securityContext": {
+                    "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+    }  # fmt: skip
+
+
+def hand_edited_counts(cluster: s.Cluster, namespace: str, name: str) -> None:
+    """Twice the same: one Event, whose count rises (events patch).
+
+    Of a service whose RoCEDomain is not there, so that no instance comes of the edits.
+    """
+    chat = names.scenario_group_name(name, "chat")
+    wanted = life(namespace, name, fixed(1, 1, 1), search=False)
+    wanted["spec"]["fabric"]["domainRef"]["name"] = "nowhere"
+    cluster.apply(wanted, namespace=namespace)
+    s.until("counts are set", lambda: s.counts(cluster, namespace, chat)[0] == 1)
+
+    def noted(count: int) -> bool:
+        found = s.events(cluster, namespace, reasons.HAND_EDIT)
+        return any((e.get("deprecatedCount") or e.get("count") or 1) >= count for e in found)
+
+    for count in (1, 2):
+        patch = json.dumps({"spec": {"replicas": 2}})
+        cluster.kubectl("patch", "psg", chat, "-n", namespace, "--type=merge", "-p", patch)
+        s.until("the counts are put back", lambda: s.counts(cluster, namespace, chat)[0] == 1)
+        s.until(f"it is noted {count} times", lambda n=count: noted(n))
+    cluster.kubectl("delete", "pds", name, "-n", namespace, "--wait=false")
+
+
+def hand_edited_gateway(cluster: s.Cluster, namespace: str, name: str) -> None:
+    """What somebody took out or put in is put right.
+
+    Without the label by which the operator finds it, an object is created, met, read and applied
+    (get and patch of every kind); rights added to the gateway's Role go again.
+    """
+    gateway = f"{name}-gateway"
+    label, gone = names.LABEL_MANAGED_BY, f"{names.LABEL_MANAGED_BY}-"
+    for kind in GATEWAY_KINDS:
+        cluster.kubectl("label", kind, gateway, "-n", namespace, gone)
+    routes = names.routes_configmap_name(name)
+    cluster.kubectl("label", "configmap", routes, "-n", namespace, gone)
+    rules = [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]
+    patch = json.dumps({"rules": rules})
+    cluster.kubectl("patch", "role", gateway, "-n", namespace, "--type=merge", "-p", patch)
+
+    def right() -> bool:
+        kinds = ",".join((*GATEWAY_KINDS, "configmap"))
+        found = json.loads(cluster.kubectl("get", kinds, "-n", namespace, "-o", "json"))["items"]
+        ours = [o for o in found if s.name_of(o) in (gateway, routes)]
+        assert len(ours) == len(GATEWAY_KINDS) + 1
+        role = next(o for o in ours if o["kind"] == "Role")
+        labelled = all(label in o["metadata"].get("labels", {}) for o in ours)
+        return labelled and role["rules"][0]["resources"] == ["configmaps"]
+
+    s.until("labels and rules are as they were", right)
+
+
+def changed_domain(cluster: s.Cluster) -> None:
+    """Another RoCEDomain status (rocedomains/status patch)."""
+    path = f"{s.API}/rocedomains/demo"
+    before = cluster.get(path)
+    assert before is not None
+    levels = before["spec"]["levels"]
+    for cost in (levels[0]["hopCost"] + 1, levels[0]["hopCost"]):
+        changed = [{**levels[0], "hopCost": cost}, *levels[1:]]
+        patch = json.dumps({"spec": {"levels": changed}})
+        cluster.kubectl("patch", "rdom", "demo", "--type=merge", "-p", patch)
+
+        def seen() -> bool:
+            now = cluster.get(path)
+            assert now is not None
+            generation: int = now["metadata"]["generation"]
+            return bool(now["status"].get("observedGeneration") == generation)
+
+        s.until("the RoCEDomain was looked at", seen)
+
+
+def leftovers(cluster: s.Cluster, *namespaces: str) -> list[str]:
+    """Everything in these namespaces that the product made or was made for it."""
+    kinds = (
+        "pods,services,endpointslices,deployments,replicasets,configmaps,secrets,serviceaccounts,"
+        "roles,rolebindings,poddisruptionbudgets,leases,pdservices,scenariogroups"
+    )
+    left = []
+    for namespace in namespaces:
+        found = json.loads(cluster.kubectl("get", kinds, "-n", namespace, "-o", "json"))["items"]
+        of_kubernetes = ("kube-root-ca.crt", "default", "keys")
+        left += [
+            f"{o['kind']} {namespace}/{s.name_of(o)}"
+            for o in found
+            if s.name_of(o) not in of_kubernetes
+        ]
+    return left
+
+
+def finalized(cluster: s.Cluster, namespace: str) -> list[str]:
+    """Objects of the product with a finalizer, or with notes of a framework: they could get stuck
+    without their controller.
+    """
+    kinds = "pdservices,scenariogroups,configmaps,secrets,pods,deployments,services"
+    found = json.loads(cluster.kubectl("get", kinds, "-n", namespace, "-o", "json"))["items"]
+    found += json.loads(cluster.kubectl("get", "rocedomains", "-o", "json"))["items"]
+    return [
+        f"{o['kind']} {s.name_of(o)}"
+        for o in found
+        if o["metadata"].get("finalizers")
+        or any("kopf" in key for key in o["metadata"].get("annotations", {}))
+    ]
