@@ -135,9 +135,7 @@ def _pip_install(python: Path) -> list[str | Path]:
 
 def _useless(packages: Path) -> Iterator[Path]:
     """Tests of dependencies, what only compilers read, and generated classes."""
-    for folder in packages.rglob("tests"):
-        if (folder / "__init__.py").exists():
-            yield folder
+    yield from packages.rglob("tests")
     for path in packages.rglob("*"):
         if path.suffix in FOR_COMPILERS:
             yield path

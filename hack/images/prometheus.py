@@ -54,6 +54,7 @@ def ensure(
     with tempfile.TemporaryDirectory() as scratch:
         context = Path(scratch)
         shutil.copy2(found, context / "prometheus")
+        (context / "data").mkdir()
         seconds = engine.build(
             name, context, log, dockerfile=DOCKERFILE,
             arguments={"BASE_IMAGE": stand, "VERSION": tag()},
