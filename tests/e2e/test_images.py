@@ -90,7 +90,7 @@ def containers() -> Iterator[Containers]:
     try:
         engine = find_engine(None)
     except ImagesError as error:
-        pytest.skip(str(error).splitlines()[0])
+        pytest.skip(" ".join(str(error).splitlines()[:-1]))
     for image in IMAGES:
         assert engine.find(reference(image)), f"{reference(image)} is not there: make images"
     made = Containers(engine.tool)
