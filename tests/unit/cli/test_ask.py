@@ -137,6 +137,13 @@ def test_json(cluster: Cluster) -> None:
     assert value["complete"] is True
 
 
+def test_tokens_that_come_all_at_once_have_no_tpot(cluster: Cluster) -> None:
+    cluster.reply = lambda seen: Reply(200, [b"".join(events(*"abcdef"))])
+    _, out, err = cluster.ask()
+    assert out == "abcdef\n"
+    assert "TTFT" in err and "TPOT" not in err
+
+
 def test_text_is_there_before_the_answer_ends(cluster: Cluster) -> None:
     rest = threading.Event()
 
