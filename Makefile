@@ -66,7 +66,7 @@ E2E_TESTS := $(addprefix tests/e2e/test_,images.py quickstart.py) \
 NODES ?= $(if $(KUBECONFIG),kubeconfig,kind)
 
 e2e: programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)
-	@$(BIN)/python -m pytest $(E2E_TESTS) --nodes $(NODES) $(if $(KEEP),--keep) --report build/e2e/report.json --verbose $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(E2E_TESTS) --nodes $(NODES) $(if $(KEEP),--keep) --report build/e2e/report.json --verbose -o timeout=600 $(PYTEST_ARGS)
 
 clean: ## remove what was built here (the shared cache of binaries and the images stay)
 	rm -rf build $(VENV) operator/*.egg-info hack/images/wheelhouse/*.whl hack/images/wheelhouse/.made-for

@@ -27,7 +27,7 @@ def test_a_killed_gateway_comes_back_while_the_other_serves(
 ) -> None:
     cluster = installed.cluster
     before = s.identities(cluster, NAMESPACE)
-    victim, other = s.gateways(cluster, NAMESPACE, SERVICE)
+    victim, other = s.wait_gateways(cluster, NAMESPACE, SERVICE, 2)
     path = f"/api/v1/namespaces/{NAMESPACE}/pods/{s.name_of(victim)}"
     with Traffic([cluster.url(other)]) as traffic:
         s.until("requests are being served", lambda: traffic.completed >= 4)
@@ -63,7 +63,7 @@ def test_a_killed_operator_comes_back_and_leads_again(
         return int((cluster.get(path) or {})["status"]["containerStatuses"][0]["restartCount"])
 
     restarted = restarts() + 1
-    urls = [cluster.url(pod) for pod in s.gateways(cluster, NAMESPACE, SERVICE)]
+    urls = [cluster.url(pod) for pod in s.wait_gateways(cluster, NAMESPACE, SERVICE, 2)]
     with Traffic(urls) as traffic:
         s.until("requests are being served", lambda: traffic.completed >= 4)
         with s.stopwatch() as seconds:

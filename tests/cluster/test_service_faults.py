@@ -36,8 +36,7 @@ def traffic(installed: Installed, shop_service: Mapping[str, float]) -> Iterator
     """A light stream to `chat`; when it ends, no request may have been lost unanswered."""
     cluster = installed.cluster
     s.wait_settled(cluster, NAMESPACE, CHAT)
-    urls = [cluster.url(pod) for pod in s.gateways(cluster, NAMESPACE, SERVICE)]
-    assert len(urls) == 2
+    urls = [cluster.url(pod) for pod in s.wait_gateways(cluster, NAMESPACE, SERVICE, 2)]
     with Traffic(urls) as traffic:
         s.until("requests are being served", lambda: traffic.completed >= 4)
         yield traffic
@@ -81,6 +80,7 @@ def test_a_killed_prefill_restarts_in_place_and_is_not_routed_until_linked(
         linked = s.condition(cluster.get(path), names.CONDITION_LINKED)
         assert linked["status"] == "True"
         assert linked["message"] not in ("", old), "linked means: for the container that runs"
+        s.until("its node says so too", lambda: s.is_ready(cluster.get(path)), RECOVERY_SECONDS)
         s.wait_service(cluster, NAMESPACE, SERVICE)
         record_property("recovery_seconds", round(seconds(), 1))
     change = s.difference(before, s.identities(cluster, NAMESPACE))
@@ -99,7 +99,8 @@ def wide(installed: Installed) -> Iterator[s.Cluster]:
     whole = role(slots=4, devices=8)
     service = pdservice(
         WIDE, WIDE, scenario("chat", fixed(1, 1, 1)), prefill=whole, decode=whole,
-        recovery={"drainSeconds": 2, "nodeSuspectSeconds": 4},
+        # Real kubelets are found silent some seconds apart.
+        recovery={"drainSeconds": 2, "nodeSuspectSeconds": int(4 * cluster.patience)},
     )  # fmt: skip
     cluster.apply(service, namespace=WIDE)
     s.wait_service(cluster, WIDE, WIDE)

@@ -41,8 +41,7 @@ def test_a_burst_is_rejected_forwarded_and_served(
 ) -> None:
     cluster = installed.cluster
     s.wait_service(cluster, NAMESPACE, SERVICE)
-    urls = [cluster.url(gateway) for gateway in s.gateways(cluster, NAMESPACE, SERVICE)]
-    assert len(urls) == 2
+    urls = [cluster.url(gateway) for gateway in s.wait_gateways(cluster, NAMESPACE, SERVICE, 2)]
     prefills = [cluster.url(p) for p in s.pods(cluster, NAMESPACE, role="prefill", scenario="chat")]
     assert len(prefills) == 2
 

@@ -78,6 +78,8 @@ def service(installed: Installed) -> Iterator[Service]:
 def test_a_drained_decode_finishes_its_streams(service: Service) -> None:
     """Streams run on both decodes when one is given up: all of them end whole."""
     cluster, api = service.cluster, client(service.url())
+    # Ways into pods may take a second to open, in which a drain can be over.
+    urls = {s.name_of(p): cluster.url(p) for p in s.pods(cluster, NAMESPACE, role="decode")}
     streams = [Outcome(time.monotonic()) for _ in range(8)]
     before = service.instances()
     with ThreadPoolExecutor(len(streams)) as pool:
@@ -100,7 +102,7 @@ def test_a_drained_decode_finishes_its_streams(service: Service) -> None:
             if names.ANNOTATION_DRAIN in p["metadata"].get("annotations", {})
         ]
         running = re.search(
-            rf"^{VLLM_RUNNING}\S* (\S+)$", fetch(f"{cluster.url(draining)}/metrics"), re.M
+            rf"^{VLLM_RUNNING}\S* (\S+)$", fetch(f"{urls[s.name_of(draining)]}/metrics"), re.M
         )
         assert running is not None and float(running[1]) > 0, "nothing was in flight on it"
     assert [o.error for o in streams if o.error] == []

@@ -100,10 +100,10 @@ def test_a_gateway_reads_one_configmap_and_nothing_else(
         )
         return said.splitlines()[0] == "yes"
 
-    assert all(may(verb, f"configmap/{SERVICE}-routes") for verb in ("get", "list", "watch"))
+    assert all(may(verb, f"configmaps/{SERVICE}-routes") for verb in ("list", "watch"))
     refused = [
-        ("get", "configmaps"), ("list", "configmaps"), ("get", "configmap/kube-root-ca.crt"),
-        ("update", f"configmap/{SERVICE}-routes"), ("get", "secrets"), ("list", "pods"),
+        ("get", "configmaps"), ("list", "configmaps"), ("watch", "configmaps/kube-root-ca.crt"),
+        ("update", f"configmaps/{SERVICE}-routes"), ("get", "secrets"), ("list", "pods"),
         ("create", "pods"), ("get", "nodes"),
     ]  # fmt: skip
     assert [each for each in refused if may(*each)] == []

@@ -23,7 +23,8 @@ NEXT = f"{IMAGE_TAG}-next"
 
 def tag_in_nodes(cluster: KindCluster) -> None:
     """The same images under the tag of the next release."""
-    nodes = (cluster.get("/api/v1/nodes") or {})["items"]
+    workers = "/api/v1/nodes?labelSelector=!node-role.kubernetes.io/control-plane"
+    nodes = (cluster.get(workers) or {})["items"]
     for node in map(s.name_of, nodes):
         for name in ("operator", "gateway"):
             image = f"docker.io/pdserve/{name}"

@@ -162,6 +162,10 @@ class KindCluster(RealCluster):
         """Undo `stop`."""
         docker("start", node)
 
+    def give_devices(self) -> None:
+        """Every worker's fake devices, as when the cluster was made."""
+        run([PDSERVE, "local", "devices", "--kubeconfig", self.kubeconfig])
+
     def device(self, node: str, device: int, *, healthy: bool) -> None:
         """Mark a device unhealthy, or healthy again."""
         which = "--healthy" if healthy else "--unhealthy"

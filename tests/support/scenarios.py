@@ -118,6 +118,16 @@ def gateways(cluster: Cluster, namespace: str, service: str) -> list[Json]:
     return [p for p in _pods(cluster, namespace, selector) if is_ready(p) and not leaving(p)]
 
 
+def wait_gateways(cluster: Cluster, namespace: str, service: str, count: int) -> list[Json]:
+    """`gateways`, once there are `count` of them."""
+
+    def ready() -> list[Json] | None:
+        found = gateways(cluster, namespace, service)
+        return found if len(found) == count else None
+
+    return list(until(f"{count} ready gateways of {namespace}/{service}", ready))
+
+
 def _pods(cluster: Cluster, namespace: str, selector: str) -> list[Json]:
     found = cluster.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}")
     assert found is not None
