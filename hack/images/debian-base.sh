@@ -22,6 +22,9 @@ os() { (. /etc/os-release 2> /dev/null && echo "${!1:-}") || true; }
 own_sources() { # files that say where apt takes the distribution itself from
   find /etc/apt/sources.list /etc/apt/sources.list.d/{debian,ubuntu}.sources -size +0 2> /dev/null || true
 }
+own_mirror() {
+  own_sources | xargs -r grep -hE '^(URIs:|deb )' | grep -oE 'https?://[^ ]+' | head -n 1 || true
+}
 
 suite=${SUITE:-}
 sources=()
@@ -34,7 +37,7 @@ case "$(os ID)" in
 esac
 : "${suite:=trixie}"
 if [ ${#sources[@]} -eq 0 ]; then
-  mirror=${MIRROR:-$(own_sources | xargs -r grep -hoE 'https?://[^ ]+' -m 1 | head -n 1)}
+  mirror=${MIRROR:-$(own_mirror)}
   sources=("deb ${mirror:-http://deb.debian.org/debian} $suite main")
 fi
 tool=${TOOL:-docker}
