@@ -81,6 +81,30 @@ def test_a_force_deleted_pod_is_ended_at_once(
     eventually("its processes are gone", lambda: not processes.is_alive(pid))
 
 
+def test_a_shorter_grace_counts_from_when_it_is_asked_for(
+    cluster: ClusterAccess, run: Callable[..., str]
+) -> None:
+    deaf = "trap '' TERM; sleep 1000 & wait; exec sleep 1000"
+    run(pod("waits", "sh", "-c", deaf, terminationGracePeriodSeconds=600))
+    cluster.wait_pod("waits", is_ready)
+    cluster.kubectl("delete", "pod", "waits", "--wait=false")
+    going = cluster.wait_pod("waits", lambda p: p["metadata"].get("deletionTimestamp"))
+    assert container(going)["state"].get("running")
+    cluster.kubectl("delete", "pod", "waits", "--wait=false", "--grace-period=1")
+    eventually("the pod is gone", lambda: cluster.pod("waits") is None, seconds=15.0)
+
+
+def test_a_pod_ends_when_its_time_is_over(cluster: ClusterAccess, run: Callable[..., str]) -> None:
+    limited = pod("limited", "sh", "-c", "trap 'exit 4' TERM; sleep 1000 & wait")
+    limited["spec"]["activeDeadlineSeconds"] = 1
+    run(limited)
+    ended = cluster.wait_pod("limited", lambda p: container(p).get("state", {}).get("terminated"))
+    assert (ended["status"]["phase"], ended["status"]["reason"]) == ("Failed", "DeadlineExceeded")
+    assert container(ended)["state"]["terminated"]["exitCode"] == 4
+    assert condition(ended, "Ready")["reason"] == "PodFailed"
+    assert container(ended)["restartCount"] == 0
+
+
 def test_a_failing_init_container_fails_the_pod(
     cluster: ClusterAccess, run: Callable[..., str]
 ) -> None:

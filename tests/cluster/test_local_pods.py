@@ -35,8 +35,68 @@ def test_a_pod_that_ends(
     state = container(ended)["state"]["terminated"]
     assert state["exitCode"] == exit_code
     assert state["reason"] == ("Completed" if exit_code == 0 else "Error")
-    assert condition(ended, "Ready")["reason"] == "PodCompleted"
+    assert condition(ended, "Ready")["reason"] == ("PodFailed" if exit_code else "PodCompleted")
     assert container(ended)["restartCount"] == 0
+
+
+def test_a_program_that_is_not_there_never_runs(
+    cluster: ClusterAccess, run: Callable[..., str]
+) -> None:
+    run(pod("absent", "/no/such", restartPolicy="Never"), pod("absent-again", "no-such"))
+    ended = cluster.wait_pod("absent", lambda p: p["status"]["phase"] == "Failed")
+    state = container(ended)["state"]["terminated"]
+    assert (state["exitCode"], state["reason"]) == (128, "StartError")
+    assert state["message"] == 'exec: "/no/such": stat /no/such: no such file or directory'
+    assert state["startedAt"] == "1970-01-01T00:00:00Z"
+    again = cluster.wait_pod("absent-again", lambda p: container(p).get("restartCount"))
+    assert container(again)["lastState"]["terminated"]["reason"] == "StartError"
+    assert not any(c["ready"] for c in again["status"]["containerStatuses"])
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "fields", "message"),
+    [
+        ("tells", "echo why > /dev/termination-log; exit 2", {}, "why\n"),
+        (
+            "logs",
+            "echo one; exit 2",
+            {"terminationMessagePolicy": "FallbackToLogsOnError"},
+            "one\n",
+        ),
+        ("silent", "echo one; exit 2", {}, None),
+        ("well", "echo a > /last; exit 0", {"terminationMessagePath": "/last"}, "a\n"),
+    ],
+)
+def test_the_last_word_of_a_container(
+    cluster: ClusterAccess,
+    run: Callable[..., str],
+    name: str,
+    script: str,
+    fields: dict[str, str],
+    message: str | None,
+) -> None:
+    run(pod(name, "sh", "-c", script, restartPolicy="Never", **fields))
+    ended = cluster.wait_pod(name, lambda p: p["status"]["phase"] in ("Succeeded", "Failed"))
+    assert container(ended)["state"]["terminated"].get("message") == message
+
+
+def test_a_working_directory_is_made_where_there_is_none(
+    cluster: ClusterAccess, run: Callable[..., str]
+) -> None:
+    run(
+        pod(
+            "there", "sh", "-c", "pwd; touch here", restartPolicy="Never", workingDir="/made/up",
+        ),
+        pod(
+            "inside", "sh", "-c", "pwd; touch here", restartPolicy="Never", workingDir="/v/made",
+            volumeMounts=[{"name": "v", "mountPath": "/v"}],
+            volumes=[{"name": "v", "emptyDir": {}}],
+        ),
+    )  # fmt: skip
+    for name, where in (("there", "/made/up"), ("inside", "/v/made")):
+        cluster.wait_pod(name, lambda p: p["status"]["phase"] == "Succeeded")
+        assert cluster.kubectl("logs", name) == f"{where}\n"
+    assert not Path("/made").exists(), "not on the machine"
 
 
 def test_a_crashing_container_is_restarted_with_growing_back_off(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pdserve import __version__
 from pdserve.local import docker
+from pdserve.local.agent.images import full_name
 from pdserve.local.errors import Progress
 
 OWN_IMAGES = tuple(f"pdserve/{part}:{__version__}" for part in ("operator", "gateway", "engine"))
@@ -77,16 +78,6 @@ def lacking(
         if absent:
             result[node] = absent
     return result
-
-
-def full_name(image: str) -> str:
-    """The name under which a node knows it: `pdserve/engine:1` -> `docker.io/pdserve/engine:1`."""
-    first, slash, _ = image.partition("/")
-    if not slash:
-        image = f"docker.io/library/{image}"
-    elif not ("." in first or ":" in first or first == "localhost"):
-        image = f"docker.io/{image}"
-    return image if ":" in image.rpartition("/")[2] else f"{image}:latest"
 
 
 def _recorded(record: Path) -> dict[str, dict[str, str]]:

@@ -143,7 +143,7 @@ def test_names_that_no_environment_can_hold_are_left_out() -> None:
     ("item", "message"),
     [
         ({"secretKeyRef": {"name": "gone", "key": "t"}}, 'secret "gone" not found'),
-        ({"configMapKeyRef": {"name": "cm", "key": "z"}}, "couldn't find key z in ConfigMap cm"),
+        ({"configMapKeyRef": {"name": "cm", "key": "z"}}, "couldn't find key z in ConfigMap ns/cm"),
         ({"fieldRef": {"fieldPath": "spec.secret"}}, "env X: fieldPath: 'spec.secret'"),
         ({"somethingNew": {}}, r"env X: valueFrom \['somethingNew'\] is not supported"),
     ],

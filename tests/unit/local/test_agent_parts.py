@@ -106,6 +106,20 @@ def test_back_off_doubles_to_its_limit_and_forgets() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ran", "want"),
+    [
+        # As a kubelet was seen to do it.
+        (4.0, [0, 0, 10, 20, 40, 80]),
+        (30.0, [0, 0, 0, 0, 40, 80]),
+        (700.0, [0] * 6),
+    ],
+)
+def test_after_a_probe_ended_it_the_run_before_counts(ran: float, want: list[float]) -> None:
+    backoff = RestartBackoff()
+    assert [backoff.after_run(ran, by_probe=True) for _ in want] == want
+
+
+@pytest.mark.parametrize(
     ("answers", "want"),
     [
         ("+", [True]),

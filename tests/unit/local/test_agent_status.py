@@ -35,14 +35,14 @@ def status(
     init: tuple[ContainerView, ...] = (),
     gates: tuple[str, ...] = (),
     conditions: tuple[dict[str, Any], ...] = (),
-    rejected: tuple[str, str] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     pod = {
-        "metadata": {},
+        "metadata": {"generation": 4},
         "spec": {"readinessGates": [{"conditionType": g} for g in gates]},
         "status": {"conditions": list(conditions)},
     }
-    return pod_status(pod, PodView(containers, init, "127.1.1.9", "127.1.1.1", OLD, rejected), NOW)
+    return pod_status(pod, PodView(containers, init, "127.1.1.9", "127.1.1.1", OLD, **more), NOW)
 
 
 def get(status: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def test_ready_needs_every_container() -> None:
         "reason": "ContainersNotReady",
         "message": "containers with unready status: [side]",
         "lastTransitionTime": NOW,
+        "observedGeneration": 4,
     }
 
 
@@ -109,10 +110,45 @@ def test_readiness_gates(conditions: tuple[dict[str, Any], ...], ready: str, mes
     assert get(report, "x/Linked") == {}, "gates belong to others"
 
 
-def test_a_completed_pod_says_so() -> None:
-    report = status(DONE)
-    assert get(report, "Ready")["reason"] == "PodCompleted"
-    assert get(report, "ContainersReady")["reason"] == "PodCompleted"
+@pytest.mark.parametrize(
+    ("containers", "reason", "initialized"),
+    [([DONE], "PodCompleted", "PodCompleted"), ([DONE, BAD], "PodFailed", None)],
+)
+def test_an_ended_pod_says_how(
+    containers: list[ContainerView], reason: str, initialized: str | None
+) -> None:
+    report = status(*containers)
+    assert get(report, "Ready")["reason"] == reason
+    assert get(report, "ContainersReady")["reason"] == reason
+    assert get(report, "Initialized")["status"] == "True"
+    assert get(report, "Initialized")["reason"] == initialized
+    assert get(report, "PodReadyToStartContainers")["status"] == "False"
+
+
+def test_a_pod_that_the_node_ended_is_failed_while_its_containers_run() -> None:
+    report = status(READY, failed=("DeadlineExceeded", "too long"))
+    assert (report["phase"], report["reason"]) == ("Failed", "DeadlineExceeded")
+    assert report["message"] == "too long"
+    assert (get(report, "Ready")["status"], get(report, "Ready")["reason"]) == (
+        "False", "PodFailed",
+    )  # fmt: skip
+    assert report["containerStatuses"][0]["ready"]
+
+
+def test_the_address_is_told_once_containers_may_start() -> None:
+    before = status(view(CREATING), sandbox=False)
+    assert "podIP" not in before
+    assert get(before, "PodReadyToStartContainers")["status"] == "False"
+    after = status(view(CREATING))
+    assert (after["podIP"], after["podIPs"]) == ("127.1.1.9", [{"ip": "127.1.1.9"}])
+    assert get(after, "PodReadyToStartContainers")["status"] == "True"
+    assert "podIP" in status(view(CREATING), sandbox=False, host_network=True)
+
+
+def test_it_says_which_generation_it_is_of() -> None:
+    report = status(READY)
+    assert report["observedGeneration"] == 4
+    assert {c["observedGeneration"] for c in report["conditions"]} == {4}
 
 
 def test_transition_times_move_only_with_the_status() -> None:
@@ -140,4 +176,6 @@ def test_container_statuses() -> None:
     assert second["lastState"]["terminated"]["exitCode"] == 3
     assert second["containerID"] == "process://0"
     assert second["restartCount"] == 2
+    assert first["image"] == first["imageID"] == "docker.io/library/image:latest"
+    assert status(view(CREATING))["containerStatuses"][0]["image"] == "image"
     assert report["initContainerStatuses"][0]["ready"]

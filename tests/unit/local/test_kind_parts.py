@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pdserve.local.agent.images import full_name
 from pdserve.local.commands import CommandError, answer, follow
 from pdserve.local.config import parse_config, read_document
 from pdserve.local.kindconfig import DEFAULT_NODE_GRACE, kind_document
-from pdserve.local.kindimages import DEFAULT_IMAGES, full_name, lacking
+from pdserve.local.kindimages import DEFAULT_IMAGES, lacking
 
 ROOT = Path(__file__).resolve().parents[3]
 

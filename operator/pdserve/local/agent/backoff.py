@@ -1,7 +1,9 @@
 """How long a container that ended waits before it starts again: the kubelet's rule. Pure.
 
 The first restart is immediate; each later one waits twice as long as the one before, up to a
-limit; a container that ran long enough starts afresh.
+limit; a container that ran long enough starts afresh. A container that a probe had ended starts
+again at once as long as the run before it ended longer ago than the wait (the kubelet asks when
+the *last dead* run ended, and at that moment this one still lives).
 """
 
 from __future__ import annotations
@@ -21,11 +23,29 @@ class RestartBackoff:
     limit: float = LIMIT_SECONDS
     forget: float = FORGET_SECONDS
     _next: float = 0.0
+    _waited: float | None = None
+    """How long the run that ended now had waited for its start; None: it was the first."""
 
-    def after_run(self, ran: float) -> float:
-        """The delay now, after a run of `ran` seconds."""
+    def after_run(self, ran: float, *, by_probe: bool = False) -> float:
+        """The delay now, after a run of `ran` seconds that ended by itself or by a probe."""
+        delay = self._after_probe(ran) if by_probe else self._after_end(ran)
+        self._waited = delay
+        return delay
+
+    def _after_end(self, ran: float) -> float:
         if ran >= self.forget:
             self._next = 0.0
+        return self._take()
+
+    def _after_probe(self, ran: float) -> float:
+        if self._waited is None:
+            return 0.0
+        delay = self._next
+        in_back_off = self._waited + ran < delay
+        self._take()
+        return delay if in_back_off else 0.0
+
+    def _take(self) -> float:
         delay = self._next
         self._next = min(self.limit, delay * 2 if delay else self.base)
         return delay

@@ -23,11 +23,14 @@ from pdserve.local.agent.probes import ProbeSpec, ProbeTarget, Verdict
 from pdserve.local.agent.sandbox import Launch, RunningContainer
 from pdserve.local.agent.status import ContainerView, Running, Terminated, Waiting
 from pdserve.local.agent.volumes import VolumeError
-from pdserve.local.errors import LocalError, log_tail
+from pdserve.local.errors import LocalError
 
-MIN_GRACE_AFTER_HOOK = 2.0
-"""A kubelet gives these seconds even when preStop used the whole grace period."""
+MIN_GRACE = 2.0
+"""A kubelet lets these seconds pass between SIGTERM and SIGKILL whatever the grace period says."""
 _OUTPUT_LIMIT = 4096
+_MESSAGE_LIMIT = 4096
+_MESSAGE_LOG_LINES, _MESSAGE_LOG_LIMIT = 80, 2048
+_EPOCH = "1970-01-01T00:00:00Z"
 
 MakeLaunch = Callable[[Mapping[str, Any], Path], Awaitable[Launch]]
 """Make everything a start of this container needs; its log goes to the file given.
@@ -41,6 +44,7 @@ class Surroundings:
 
     host: Host
     pod_name: str
+    pod_uid: str
     pod_ip: str
     restart_policy: str
     grace: float
@@ -48,6 +52,9 @@ class Surroundings:
     launch: MakeLaunch
     changed: Callable[[], None]
     """Called after every change of `ContainerRunner.view`."""
+    init: bool = False
+    first_state: str = "ContainerCreating"
+    """Reason to wait at the beginning."""
 
 
 class ContainerRunner:
@@ -58,9 +65,10 @@ class ContainerRunner:
         self._around = around
         self._backoff = RestartBackoff(around.host.settings.restart_base)
         self._stopping = asyncio.Event()
+        self._ended_by_probe = False
         self._running: RunningContainer | None = None
         self._view = ContainerView(
-            str(spec["name"]), str(spec["image"]), Waiting("ContainerCreating")
+            str(spec["name"]), str(spec["image"]), Waiting(around.first_state)
         )
         self._target = ProbeTarget(spec, around.pod_ip, around.host.session, self._run_inside)
 
@@ -86,12 +94,17 @@ class ContainerRunner:
             if launch is None:
                 return
             began = monotonic()
+            self._ended_by_probe = False
             ended = await self._once(launch, restarts)
             if self._stopping.is_set() or not self._again(ended.exit_code):
                 self._show(state=ended, ready=False, started=False, final=True)
                 return
-            delay = self._backoff.after_run(monotonic() - began)
-            self._show(state=ended, ready=False, started=False)
+            delay = self._backoff.after_run(monotonic() - began, by_probe=self._ended_by_probe)
+            if ended.reason == _START_ERROR:
+                waits = Waiting("RunContainerError", ended.message)
+                self._show(state=waits, last=ended, restarts=restarts, ready=False, started=False)
+            else:
+                self._show(state=ended, ready=False, started=False)
             if delay:
                 await self._back_off(ended, delay)
             if self._stopping.is_set():
@@ -115,7 +128,7 @@ class ContainerRunner:
             try:
                 return await self._around.launch(self._spec, log)
             except ImageError as error:
-                self.waiting("ErrImagePull", str(error))
+                self.waiting(*_no_image(self._spec, str(error)))
             except (ConfigError, VolumeError, LocalError, KubeError) as error:
                 self.waiting("CreateContainerConfigError", str(error))
             await self._pause(self._around.host.settings.retry)
@@ -123,45 +136,65 @@ class ContainerRunner:
 
     async def _once(self, launch: Launch, restarts: int) -> Terminated:
         """One run, from start to end."""
-        container_id = f"process://{secrets.token_hex(16)}"
+        container_id = f"process://{secrets.token_hex(32)}"
         started_at = timestamp()
         try:
             running = self._around.host.sandbox.start(launch)
         except OSError as error:
-            return _not_started(f"cannot start: {error}", started_at, container_id)
+            return _not_started(f"cannot start: {error}", container_id)
         self._running = running
-        if not await running.started():
+        if (problem := await running.not_started()) is not None:
             self._running = None
-            return _not_started(log_tail(launch.log, 3), started_at, container_id)
+            return _not_started(problem, container_id)
         last = self._view.state if isinstance(self._view.state, Terminated) else self._view.last
-        state = Running(started_at, container_id)
-        self._show(state=state, last=last, restarts=restarts, ready=False, started=False)
-        watch = asyncio.create_task(self._watch(running))
+        now_runs = dataclasses.replace(
+            self._view,
+            state=Running(started_at, container_id),
+            last=last,
+            restarts=restarts,
+            ready=False,
+            started=False,
+        )
+        watch = asyncio.create_task(self._watch(running, now_runs))
         try:
             code = await running.wait()
         finally:
             self._running = None
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
-        return _terminated(code, started_at, container_id)
+        # A run too short for anything else to be said of it still counts.
+        self._view = dataclasses.replace(self._view, last=last, restarts=restarts)
+        message = _last_word(self._spec, launch, code)
+        return _terminated(code, started_at, container_id, message)
 
     async def _back_off(self, ended: Terminated, delay: float) -> None:
-        message = f"back-off {delay:g}s restarting failed container={self._view.name}"
+        namespace, _, pod = self._around.pod_name.partition("/")
+        message = (
+            f"back-off {go_duration(delay)} restarting failed container={self._view.name} "
+            f"pod={pod}_{namespace}({self._around.pod_uid})"
+        )
         self._show(state=Waiting("CrashLoopBackOff", message), last=ended)
         await self._pause(delay)
 
-    async def _watch(self, running: RunningContainer) -> None:
-        """Hooks and probes of one run; startup before the others."""
+    async def _watch(self, running: RunningContainer, now_runs: ContainerView) -> None:
+        """Hooks and probes of one run; startup before the others.
+
+        Until postStart is done the container is not reported as running: a kubelet does nothing
+        else for the pod meanwhile.
+        """
         hook = (self._spec.get("lifecycle") or {}).get("postStart")
         if hook:
             ok, said = await self._target.ask(hook, self._around.grace)
             if not ok:
                 await self._unhealthy(running, "postStart hook", said, self._around.grace)
                 return
+        ready = not self._spec.get("readinessProbe") and not self._around.init
         if self._spec.get("startupProbe"):
+            self._set(now_runs)
             await self._probe("startupProbe", running)
-        readiness = bool(self._spec.get("readinessProbe"))
-        self._show(started=True, ready=not readiness)
+            self._show(started=True, ready=ready)
+        else:
+            self._set(dataclasses.replace(now_runs, started=True, ready=ready))
         async with asyncio.TaskGroup() as tasks:
             for kind in ("livenessProbe", "readinessProbe"):
                 if self._spec.get(kind):
@@ -180,6 +213,7 @@ class ContainerRunner:
                     self._show(ready=decided)
             elif decided is False and not self._stopping.is_set():
                 grace = float(spec.raw.get("terminationGracePeriodSeconds") or self._around.grace)
+                self._ended_by_probe = True
                 await self._unhealthy(running, kind, said, grace)
             elif decided and kind == "startupProbe":
                 return
@@ -198,17 +232,11 @@ class ContainerRunner:
         hook = (self._spec.get("lifecycle") or {}).get("preStop")
         if hook and grace > 0:
             await self._pre_stop(running, hook, grace)
-        left = deadline - monotonic()
-        if hook and grace > 0:
-            left = max(left, MIN_GRACE_AFTER_HOOK)
-        if left > 0:
-            running.terminate()
-            try:
-                async with asyncio.timeout(left):
-                    await running.wait()
-            except TimeoutError:
-                running.kill()
-        else:
+        running.terminate()
+        try:
+            async with asyncio.timeout(max(deadline - monotonic(), MIN_GRACE)):
+                await running.wait()
+        except TimeoutError:
             running.kill()
         await running.wait()
 
@@ -267,18 +295,51 @@ class ContainerRunner:
         return directory / f"{restarts}.log"
 
     def _show(self, **changes: Any) -> None:
-        before = self._view
-        self._view = dataclasses.replace(before, **changes)
-        if self._view != before:
+        self._set(dataclasses.replace(self._view, **changes))
+
+    def _set(self, view: ContainerView) -> None:
+        before, self._view = self._view, view
+        if view != before:
             self._around.changed()
 
 
-def _not_started(message: str, started_at: str, container_id: str) -> Terminated:
-    return Terminated(128, "StartError", started_at, timestamp(), container_id, message)
+_START_ERROR = "StartError"
 
 
-def _terminated(code: int, started_at: str, container_id: str) -> Terminated:
+def _not_started(message: str, container_id: str) -> Terminated:
+    return Terminated(128, _START_ERROR, _EPOCH, timestamp(), container_id, message)
+
+
+def _terminated(code: int, started_at: str, container_id: str, message: str) -> Terminated:
     """`code` as a Popen gives it: negative for a signal."""
     exit_code = 128 - code if code < 0 else code
     reason = "Completed" if exit_code == 0 else "Error"
-    return Terminated(exit_code, reason, started_at, timestamp(), container_id)
+    return Terminated(exit_code, reason, started_at, timestamp(), container_id, message)
+
+
+def _last_word(spec: Mapping[str, Any], launch: Launch, code: int) -> str:
+    """What the program left as its termination message; else, if asked for, its log's end."""
+    said = b""
+    if launch.termination_log is not None and launch.termination_log.is_file():
+        with launch.termination_log.open("rb") as file:
+            said = file.read(_MESSAGE_LIMIT)
+    if not said and code != 0 and spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+        tail = launch.log.read_bytes()[-_MESSAGE_LOG_LIMIT:]
+        said = b"".join(tail.splitlines(keepends=True)[-_MESSAGE_LOG_LINES:])
+    return said.decode("utf-8", "replace")
+
+
+def _no_image(spec: Mapping[str, Any], said: str) -> tuple[str, str]:
+    if spec.get("imagePullPolicy") == "Never":
+        image = spec["image"]
+        return (
+            "ErrImageNeverPull",
+            f'Container image "{image}" is not present with pull policy of Never: {said}',
+        )
+    return "ErrImagePull", said
+
+
+def go_duration(seconds: float) -> str:
+    """As Go prints a duration: `10s`, `2m40s`, `5m0s`."""
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"

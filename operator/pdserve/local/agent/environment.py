@@ -130,11 +130,12 @@ def _value_from(
         raise ConfigError(f"env {item['name']}: {error}") from error
     for field, kind in _KEYS.items():
         if field in source:
-            return _key(kind, source[field], sources)
+            namespace = str(facts.pod["metadata"].get("namespace", ""))
+            return _key(kind, source[field], sources, namespace)
     raise ConfigError(f"env {item['name']}: valueFrom {sorted(source)} is not supported here")
 
 
-def _key(kind: SourceKind, ref: Mapping[str, Any], sources: Sources) -> str | None:
+def _key(kind: SourceKind, ref: Mapping[str, Any], sources: Sources, namespace: str) -> str | None:
     obj = sources.get((kind, ref["name"]))
     if obj is None:
         if ref.get("optional"):
@@ -145,4 +146,4 @@ def _key(kind: SourceKind, ref: Mapping[str, Any], sources: Sources) -> str | No
         return entries[ref["key"]].decode("utf-8", "replace")
     if ref.get("optional"):
         return None
-    raise ConfigError(f"couldn't find key {ref['key']} in {kind} {ref['name']}")
+    raise ConfigError(f"couldn't find key {ref['key']} in {kind} {namespace}/{ref['name']}")

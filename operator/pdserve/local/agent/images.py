@@ -45,6 +45,17 @@ def repository(image: str) -> str:
     return rest if is_registry else name
 
 
+def full_name(image: str) -> str:
+    """As a container runtime writes it: `pdserve/engine:1` -> `docker.io/pdserve/engine:1`."""
+    first, slash, _ = image.partition("/")
+    if not slash:
+        image = f"docker.io/library/{image}"
+    elif not ("." in first or ":" in first or first == "localhost"):
+        image = f"docker.io/{image}"
+    tagged = ":" in image.rpartition("/")[2] or "@" in image
+    return image if tagged else f"{image}:latest"
+
+
 def program(image: str, prometheus: Callable[[], Path], pod_ip: str) -> Program:
     """What stands for an image in the pod with this address.
 

@@ -1,5 +1,5 @@
 # pathlib would double the start-up time of every container:
-# ruff: noqa: PTH102, PTH103, PTH112, PTH115, PTH120, PTH123, PTH211
+# ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH113, PTH115, PTH118, PTH120, PTH123, PTH211
 """Makes a container's namespaces and view of the machine, then becomes its program.
 
 Run by `sandbox` as `python -I -S launch.py SPEC`; standard library only, and no other module of
@@ -13,7 +13,7 @@ ours, so that it starts in milliseconds. Needs no root where users may make name
    mounts in. A mount point that the machine lacks must not be created there: the nearest existing
    directory is covered by a small tmpfs that shows the same entries, and the rest is made in that.
 4. Give it a /proc of its own process ids, where the kernel permits.
-5. Say that it starts now, and become the program.
+5. Say that it starts now, or why it cannot, and become the program.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _MS_LOCKED = 2 | 4 | 8 | 1024 | 2048
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 EXIT_CANNOT_RUN = 127
+STARTED, CANNOT_START = b"1", b"0"
+"""First byte of the file that says how the start went; after the second comes the reason."""
 
 _Placed = tuple[str, str, bool]
 """Target with links resolved, source, read-only."""
@@ -61,7 +63,10 @@ def main(spec_path: str) -> NoReturn:
         root.enter()
     else:
         _try_mount(b"proc", b"/proc", b"proc", 0)
-    os.write(started, b"1")
+    problem = cannot_run(spec)
+    os.write(started, STARTED if problem is None else CANNOT_START + problem.encode())
+    if problem is not None:
+        os._exit(EXIT_CANNOT_RUN)
     execute(spec)
 
 
@@ -100,6 +105,23 @@ def _check(result: int, what: str) -> int:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
     return result
+
+
+def cannot_run(spec: dict[str, Any]) -> str | None:
+    """Why the program cannot be run, in a container runtime's words; None when it can."""
+    name = spec["argv"][0]
+    if "/" in name:
+        found = [name]
+    else:
+        folders = spec["env"].get("PATH", os.defpath).split(os.pathsep)
+        found = [p for p in (os.path.join(f, name) for f in folders) if os.path.isfile(p)]
+    if not found:
+        return f'exec: "{name}": executable file not found in $PATH'
+    if not os.path.exists(found[0]):
+        return f'exec: "{name}": stat {found[0]}: no such file or directory'
+    if not any(os.access(p, os.X_OK) and not os.path.isdir(p) for p in found):
+        return f'exec: "{name}": permission denied'
+    return None
 
 
 def execute(spec: dict[str, Any]) -> NoReturn:

@@ -3,8 +3,9 @@
 1. Admit: an address and devices, or the pod fails as a kubelet would fail it.
 2. Make its volumes, waiting for what is missing.
 3. Run init containers one after the other, then all containers at once.
-4. When it is deleted: stop the containers within the grace period, send the last status, and
-   delete the object for good.
+4. When it is deleted, or its `activeDeadlineSeconds` are over: stop the containers within the
+   grace period.
+5. When it is deleted: send the last status, and delete the object for good.
 
 A status goes out whenever it differs from the last one sent; while the node is cut off nothing
 goes out, and deletion waits, but containers go on.
@@ -13,9 +14,11 @@ goes out, and deletion waits, but containers go on.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import math
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from pdserve.kube.errors import KubeError
@@ -28,6 +31,7 @@ from pdserve.local.agent.environment import (
     build_argv,
     build_env,
     env_sources,
+    expand,
 )
 from pdserve.local.agent.host import Host, log_event, timestamp
 from pdserve.local.agent.nodes import ProcessNode
@@ -45,6 +49,11 @@ from pdserve.local.agent.volumes import (
 )
 
 DEFAULT_GRACE = 30.0
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+DEADLINE_EXCEEDED = (
+    "DeadlineExceeded",
+    "Pod was active on the node longer than the specified deadline",
+)
 
 
 class PodWorker:
@@ -59,12 +68,15 @@ class PodWorker:
         self._objects = PodObjects(host.client, pod)
         self._start_time = timestamp()
         self._rejected: tuple[str, str] | None = None
+        self._failed: tuple[str, str] | None = None
+        self._volumes_made = False
         self._ip = ""
         self._devices: dict[str, list[int]] = {}
         self._init: list[ContainerRunner] = []
         self._main: list[ContainerRunner] = []
         self._changed = asyncio.Event()
         self._deleted = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._gone = False
         self._sent: Mapping[str, Any] | None = None
 
@@ -99,11 +111,13 @@ class PodWorker:
         self._changed.set()
         if pod["metadata"].get("deletionTimestamp"):
             self._deleted.set()
+            self._hurry.set()
 
     def removed(self) -> None:
         """The object is gone (force-deleted): end at once and tell nobody."""
         self._gone = True
         self._deleted.set()
+        self._hurry.set()
 
     # --- life --------------------------------------------------------------------------------
 
@@ -113,15 +127,16 @@ class PodWorker:
         life = asyncio.create_task(self._live())
         life.add_done_callback(self._died)
         refresher = asyncio.create_task(self._refresh_volumes())
+        deadline = asyncio.create_task(self._end_at_deadline())
         self.update(self.pod)
         try:
             await self._deleted.wait()
             await self._node_reachable()
-            await self._stop(0.0 if self._gone else self._grace())
-            await _cancelled(life, refresher)
+            await self._stop()
+            await _cancelled(life, refresher, deadline)
             await self._finish(reporter)
         finally:
-            await _cancelled(life, refresher, reporter)
+            await _cancelled(life, refresher, deadline, reporter)
             for runner in self.containers():
                 if runner.running is not None:
                     runner.running.kill()
@@ -144,13 +159,11 @@ class PodWorker:
         spec = self.pod["spec"]
         around = self._surroundings()
         init_policy = "OnFailure" if around.restart_policy == "Always" else around.restart_policy
-        init_around = self._surroundings(init_policy)
+        init_around = dataclasses.replace(around, restart_policy=init_policy, init=True)
         self._init = [ContainerRunner(c, init_around) for c in spec.get("initContainers") or ()]
         self._main = [ContainerRunner(c, around) for c in spec["containers"]]
         self._changed.set()
-        await self._make_volumes()
-        for runner in self._main if self._init else ():
-            runner.waiting("PodInitializing")
+        await self._make_volumes(around.first_state)
         for runner in self._init:
             await runner.run()
             state = runner.view.state
@@ -177,8 +190,35 @@ class PodWorker:
         self._ip = address
         return True
 
-    async def _stop(self, grace: float) -> None:
-        await asyncio.gather(*(runner.stop(grace) for runner in self.containers()))
+    async def _stop(self) -> None:
+        """End all containers; sooner when meanwhile the pod is deleted with a shorter grace."""
+        stops: set[asyncio.Task[Any]] = set()
+        grace = math.inf
+        try:
+            while True:
+                self._hurry.clear()
+                if self._grace() < grace:
+                    grace = self._grace()
+                    stops |= {asyncio.create_task(r.stop(grace)) for r in self.containers()}
+                busy = {stop for stop in stops if not stop.done()}
+                if not busy:
+                    return
+                hurry = asyncio.create_task(self._hurry.wait())
+                await asyncio.wait({hurry, *busy}, return_when=asyncio.FIRST_COMPLETED)
+                hurry.cancel()
+        finally:
+            await _cancelled(*stops)
+
+    async def _end_at_deadline(self) -> None:
+        seconds = self.pod["spec"].get("activeDeadlineSeconds")
+        if seconds is None:
+            return
+        await asyncio.sleep(float(seconds))
+        if all(runner.view.final for runner in self._main) and self._main:
+            return
+        self._failed = DEADLINE_EXCEEDED
+        self._changed.set()
+        await self._stop()
 
     async def _finish(self, reporter: asyncio.Task[None]) -> None:
         """Send the last status and remove the object, as the kubelet's last word."""
@@ -199,6 +239,8 @@ class PodWorker:
                 await asyncio.sleep(self._host.settings.retry)
 
     def _grace(self) -> float:
+        if self._gone:
+            return 0.0
         meta, spec = self.pod["metadata"], self.pod["spec"]
         for value in (
             meta.get("deletionGracePeriodSeconds"),
@@ -215,18 +257,20 @@ class PodWorker:
 
     # --- what containers are made of -----------------------------------------------------------
 
-    def _surroundings(self, policy: str | None = None) -> Surroundings:
+    def _surroundings(self) -> Surroundings:
         spec = self.pod["spec"]
         grace = spec.get("terminationGracePeriodSeconds")
         return Surroundings(
             host=self._host,
             pod_name=self.name,
+            pod_uid=self._uid,
             pod_ip=self._ip,
-            restart_policy=policy or spec.get("restartPolicy") or "Always",
+            restart_policy=spec.get("restartPolicy") or "Always",
             grace=DEFAULT_GRACE if grace is None else float(grace),
             log_dir=self.log_dir,
             launch=self._launch,
             changed=self._changed.set,
+            first_state="PodInitializing" if spec.get("initContainers") else "ContainerCreating",
         )
 
     def _facts(self) -> PodFacts:
@@ -243,26 +287,37 @@ class PodWorker:
         volumes = {v["name"]: v for v in volumes_of(self.pod)}
         root = self._directory / "volumes"
         mounts = [
-            _mount(mount, volumes[mount["name"]], root)
+            _mount(mount, volumes[mount["name"]], root, env)
             for mount in container.get("volumeMounts") or ()
         ]
+        directory = self._directory / "containers" / container["name"]
+        last_word = directory.with_name(f"{container['name']}.termination-log")
+        path = container.get("terminationMessagePath") or DEFAULT_TERMINATION_LOG
+        last_word.parent.mkdir(parents=True, exist_ok=True)
+        last_word.write_bytes(b"")
+        last_word.chmod(0o666)
+        workdir = container.get("workingDir") or "/"
+        spare = directory.with_name(f"{container['name']}.workdir")
         return Launch(
             argv=build_argv(container, program.entrypoint, env),
             env=env,
-            workdir=container.get("workingDir") or "/",
-            mounts=mounts,
-            directory=self._directory / "containers" / container["name"],
+            workdir=workdir,
+            mounts=[*mounts, Mount(last_word, path, False), *_made(workdir, mounts, spare)],
+            directory=directory,
             log=log,
+            termination_log=last_word,
         )
 
-    async def _make_volumes(self) -> None:
+    async def _make_volumes(self, waiting: str) -> None:
         while True:
             try:
                 await self._write_volumes()
+                self._volumes_made = True
+                self._changed.set()
                 return
             except (VolumeError, KubeError) as error:
                 for runner in self.containers():
-                    runner.waiting("ContainerCreating", str(error))
+                    runner.waiting(waiting, str(error))
                 await asyncio.sleep(self._host.settings.retry)
 
     async def _write_volumes(self) -> None:
@@ -309,7 +364,10 @@ class PodWorker:
             pod_ip=self._ip,
             node_ip=self._node.ip,
             start_time=self._start_time,
+            sandbox=self._volumes_made,
+            host_network=bool(self.pod["spec"].get("hostNetwork")),
             rejected=self._rejected,
+            failed=self._failed,
         )
         status = pod_status(self.pod, view, timestamp())
         if status == self._sent:
@@ -332,14 +390,31 @@ class PodWorker:
             self._changed.set()
 
 
-def _mount(mount: Mapping[str, Any], volume: Mapping[str, Any], root: Path) -> Mount:
+def _mount(
+    mount: Mapping[str, Any], volume: Mapping[str, Any], root: Path, env: Mapping[str, str]
+) -> Mount:
     source = host_path(volume, root)
-    if mount.get("subPath"):
-        source = source / mount["subPath"]
+    below = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
+    if below:
+        source = source / below
         if "emptyDir" in volume:
             source.mkdir(parents=True, exist_ok=True)
     live = any(kind in volume for kind in ("configMap", "secret", "downwardAPI", "projected"))
     return Mount(source, mount["mountPath"], bool(mount.get("readOnly")) or live)
+
+
+def _made(workdir: str, mounts: Sequence[Mount], spare: Path) -> list[Mount]:
+    """What gives a container its working directory where nothing else does, as a runtime would."""
+    for mount in sorted(mounts, key=lambda m: len(m.target), reverse=True):
+        inside = PurePath(workdir)
+        if inside.is_relative_to(mount.target):
+            if mount.source.is_dir() and not mount.read_only:
+                (mount.source / inside.relative_to(mount.target)).mkdir(parents=True, exist_ok=True)
+            return []
+    if Path(workdir).exists():
+        return []
+    spare.mkdir(parents=True, exist_ok=True)
+    return [Mount(spare, workdir, read_only=False)]
 
 
 async def _cancelled(*tasks: asyncio.Task[Any]) -> None:

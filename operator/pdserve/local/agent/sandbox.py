@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.local import processes
+from pdserve.local.agent.launch import CANNOT_START, STARTED
+from pdserve.local.errors import log_tail
 from pdserve.local.paths import cache_dir, checkout
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _START_POLL_SECONDS = 0.003
+_LOG_LINES = 3
 _PID, _STARTED = "pid", "started"
 
 
@@ -49,6 +52,8 @@ class Launch:
     mounts: Sequence[Mount]
     directory: Path
     log: Path
+    termination_log: Path | None = None
+    """What the program writes there is its last word, for its status; None: nowhere to write."""
 
 
 class RunningContainer:
@@ -90,14 +95,18 @@ class RunningContainer:
         """Exit code; negative: ended by that signal."""
         return await asyncio.shield(self._ended)
 
-    async def started(self) -> bool:
-        """Wait until it is the program; False when it ended before."""
+    async def not_started(self) -> str | None:
+        """Wait until it is the program: None then; the reason when it ended before."""
         marker = self._launch.directory / _STARTED
         while self._namespaced and not (marker.exists() and marker.stat().st_size):
             if self._ended.done():
-                return False
+                return log_tail(self._launch.log, _LOG_LINES)
             await asyncio.sleep(_START_POLL_SECONDS)
-        return True
+        said = marker.read_bytes() if self._namespaced else STARTED
+        if said.startswith(CANNOT_START):
+            await self.wait()
+            return said.removeprefix(CANNOT_START).decode("utf-8", "replace")
+        return None
 
     @property
     def pid(self) -> int | None:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdserve.kube.resource import Object
-
-OWN_CONDITIONS = ("Initialized", "Ready", "ContainersReady", "PodScheduled")
+from pdserve.local.agent.images import full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +68,20 @@ class PodView:
     pod_ip: str
     node_ip: str
     start_time: str
+    sandbox: bool = True
+    """What containers share is made: volumes and the address, which is not told before."""
+    host_network: bool = False
     rejected: tuple[str, str] | None = None
     """(reason, message) when the node did not admit the pod at all."""
+    failed: tuple[str, str] | None = None
+    """(reason, message) when the node ended the pod for good."""
 
 
 def pod_status(pod: Object, view: PodView, now: str) -> dict[str, Any]:
     """The `status` to send. Transition times of unchanged conditions are kept from `pod`."""
     old = {c["type"]: c for c in (pod.get("status") or {}).get("conditions") or ()}
+    generation = pod["metadata"].get("generation")
+    seen = {} if generation is None else {"observedGeneration": generation}
     if view.rejected is not None:
         reason, message = view.rejected
         return {
@@ -83,10 +89,10 @@ def pod_status(pod: Object, view: PodView, now: str) -> dict[str, Any]:
             "reason": reason,
             "message": message,
             "startTime": view.start_time,
-            "hostIP": view.node_ip,
+            **seen,
         }
     conditions = [
-        _timed(condition, old.get(condition["type"]), now)
+        _timed(condition, old.get(condition["type"]), now) | seen
         for condition in _conditions(pod, view, old)
     ]
     status: dict[str, Any] = {
@@ -94,11 +100,14 @@ def pod_status(pod: Object, view: PodView, now: str) -> dict[str, Any]:
         "startTime": view.start_time,
         "hostIP": view.node_ip,
         "hostIPs": [{"ip": view.node_ip}],
-        "podIP": view.pod_ip,
-        "podIPs": [{"ip": view.pod_ip}],
         "conditions": conditions,
         "containerStatuses": [_container_status(c, init=False) for c in view.containers],
+        **seen,
     }
+    if view.sandbox or view.host_network:
+        status |= {"podIP": view.pod_ip, "podIPs": [{"ip": view.pod_ip}]}
+    if view.failed is not None:
+        status["reason"], status["message"] = view.failed
     if view.init:
         status["initContainerStatuses"] = [_container_status(c, init=True) for c in view.init]
     return status
@@ -106,6 +115,8 @@ def pod_status(pod: Object, view: PodView, now: str) -> dict[str, Any]:
 
 def phase(pod: Object, view: PodView) -> str:
     """Pending, Running, Succeeded or Failed, by the kubelet's rules."""
+    if view.failed is not None:
+        return "Failed"
     if any(c.final and _exit(c) != 0 for c in view.init):
         return "Failed"
     if not initialized(view):
@@ -129,28 +140,33 @@ def _exit(container: ContainerView) -> int:
 def _conditions(
     pod: Object, view: PodView, old: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    completed = phase(pod, view) in ("Succeeded", "Failed")
+    at_end = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase(pod, view))
+    # A failed pod's last containers may still be on their way out.
+    ended = at_end is not None and not any(
+        isinstance(c.state, Running) for c in (*view.containers, *view.init)
+    )
     ready, problem = _readiness(pod, view, old)
+    unready = [c.name for c in view.containers if not c.ready]
+    containers = ("ContainersNotReady", _names(unready, "unready"))
     waiting = [c.name for c in view.init if not (c.final and _exit(c) == 0)]
-    unready = _names([c.name for c in view.containers if not c.ready], "unready")
-    init_done = not waiting
     result = [
+        _condition("PodReadyToStartContainers", view.sandbox and not ended),
         _condition(
             "Initialized",
-            init_done,
+            not waiting,
             "ContainersNotInitialized",
             _names(waiting, "incomplete"),
         ),
-        _condition("Ready", ready, *(("PodCompleted", "") if completed else problem)),
+        _condition("Ready", ready and at_end is None, *((at_end, "") if at_end else problem)),
         _condition(
             "ContainersReady",
-            all(c.ready for c in view.containers),
-            "PodCompleted" if completed else "ContainersNotReady",
-            "" if completed else unready,
+            not unready and at_end is None,
+            *((at_end, "") if at_end else containers),
         ),
     ]
-    if "PodScheduled" not in old:
-        result.append(_condition("PodScheduled", True, "", ""))
+    if at_end == "PodCompleted":
+        result[1]["reason"] = at_end
+    result.append(_condition("PodScheduled", True))
     return result
 
 
@@ -181,12 +197,12 @@ def _names(names: Sequence[str], what: str) -> str:
     return f"containers with {what} status: [{' '.join(names)}]"
 
 
-def _condition(kind: str, ok: bool, reason: str, message: str) -> dict[str, Any]:
+def _condition(kind: str, ok: bool, reason: str = "", message: str = "") -> dict[str, Any]:
     # Null removes what an earlier status said: a strategic merge keeps absent fields.
     return {
         "type": kind,
         "status": "True" if ok else "False",
-        "reason": None if ok else reason,
+        "reason": None if ok or not reason else reason,
         "message": None if ok or not message else message,
     }
 
@@ -203,8 +219,8 @@ def _container_status(view: ContainerView, *, init: bool) -> dict[str, Any]:
     )
     status: dict[str, Any] = {
         "name": view.name,
-        "image": view.image,
-        "imageID": "" if isinstance(view.state, Waiting) and not view.last else view.image,
+        "image": full_name(view.image) if current else view.image,
+        "imageID": full_name(view.image) if current else "",
         # A completed init container counts as ready.
         "ready": view.ready or (init and view.final and _exit(view) == 0),
         "started": view.started,

@@ -84,6 +84,7 @@ def write_volumes(pod: Object, root: Path, inputs: VolumeInputs) -> None:
         target = host_path(volume, root)
         if "emptyDir" in volume:
             target.mkdir(parents=True, exist_ok=True)
+            target.chmod(0o777)
         elif "hostPath" in volume:
             if not target.exists():
                 raise VolumeError(f"volume {volume['name']}: hostPath {target} does not exist")
