@@ -99,8 +99,11 @@ def wide(installed: Installed) -> Iterator[s.Cluster]:
     whole = role(slots=4, devices=8)
     service = pdservice(
         WIDE, WIDE, scenario("chat", fixed(1, 1, 1)), prefill=whole, decode=whole,
-        # Real kubelets are found silent some seconds apart.
-        recovery={"drainSeconds": 2, "nodeSuspectSeconds": int(4 * cluster.patience)},
+        # Real kubelets are found silent, and heard again, some ten seconds apart.
+        recovery={
+            "drainSeconds": 2,
+            "nodeSuspectSeconds": 4 if cluster.nodes == "process" else 30,
+        },
     )  # fmt: skip
     cluster.apply(service, namespace=WIDE)
     s.wait_service(cluster, WIDE, WIDE)

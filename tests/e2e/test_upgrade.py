@@ -61,8 +61,10 @@ def test_a_new_release_rolls_operators_and_gateways_only(
             record_property("gateways_rolled_seconds", round(seconds(), 1))
         traffic.wait_more(12)
         # Gateways of the old release finish their streams.
-        old = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=pdserve.io/component=gateway"
-        s.until("old gateways are gone", lambda: len((kind.get(old) or {})["items"]) == 2)
+        s.until(
+            "old gateways are gone",
+            lambda: len(s.gateways(kind, NAMESPACE, SERVICE, every=True)) == 2,
+        )
         traffic.wait_more(4)
     record_property("requests", len(traffic.outcomes_at_end))
     assert traffic.failed == []

@@ -112,10 +112,11 @@ def pods(cluster: Cluster, namespace: str, **labels: str) -> list[Json]:
     return _pods(cluster, namespace, selector)
 
 
-def gateways(cluster: Cluster, namespace: str, service: str) -> list[Json]:
-    """Ready gateway pods of a service that stay."""
+def gateways(cluster: Cluster, namespace: str, service: str, *, every: bool = False) -> list[Json]:
+    """Ready gateway pods of a service that stay; or all there are."""
     selector = f"{names.LABEL_COMPONENT}=gateway,{names.LABEL_SERVICE}={service}"
-    return [p for p in _pods(cluster, namespace, selector) if is_ready(p) and not leaving(p)]
+    found = _pods(cluster, namespace, selector)
+    return found if every else [p for p in found if is_ready(p) and not leaving(p)]
 
 
 def wait_gateways(cluster: Cluster, namespace: str, service: str, count: int) -> list[Json]:
