@@ -17,8 +17,9 @@ import yaml
 from tests.unit.cli.fake_apiserver import FakeApiServer, Json, Reply, Seen, delta, events, status
 
 from pdserve.api import PDService
-from pdserve.cli import kubectl
+from pdserve.cli import ask, kubectl
 from pdserve.cli.ask_target import AskError, address, gateways
+from pdserve.controllers.objects import gateway_labels
 from pdserve.wire import names
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -89,10 +90,33 @@ def cluster(
         yield made
 
 
-def test_text_goes_to_stdout_and_one_line_about_it_to_stderr(cluster: Cluster) -> None:
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Iterator[bytes]]:
+    """A whole stream whose tokens leave one after the other was shown."""
+    shown = threading.Semaphore(0)
+    show = ask._Screen.show
+
+    def counted(screen: ask._Screen, text: str) -> None:
+        show(screen, text)
+        shown.release()
+
+    monkeypatch.setattr(ask._Screen, "show", counted)
+
+    def stream(*texts: str) -> Iterator[bytes]:
+        for number, event in enumerate(events(*texts)):
+            if 0 < number < len(texts):
+                assert shown.acquire(timeout=WAIT)
+            yield event
+
+    return stream
+
+
+def test_text_goes_to_stdout_and_one_line_about_it_to_stderr(
+    cluster: Cluster, one_by_one: Callable[..., Iterator[bytes]]
+) -> None:
     cluster.reply = lambda seen: Reply(
         200,
-        events("Hello", " there", "!"),
+        one_by_one("Hello", " there", "!"),
         {"X-PDServe-Scenario": "chat", "X-PDServe-Prefill": "p0", "X-PDServe-Decode": "d1"},
     )
     done, out, err = cluster.ask(prompt="How are you?")
@@ -482,8 +506,5 @@ def test_characters_that_cut_lines_elsewhere_do_not_cut_events(cluster: Cluster)
 
 def test_the_gateway_label_is_the_operators(cluster: Cluster) -> None:
     """Pods are selected on the server; the fake does not: the selector is looked at here."""
-    from pdserve.cli import ask
-    from pdserve.controllers.objects import gateway_labels
-
     labels = gateway_labels(PDService.parse(service()))
     assert labels == {names.LABEL_COMPONENT: ask.COMPONENT, names.LABEL_SERVICE: "demo"}
