@@ -178,8 +178,13 @@ def find_engine(chosen: str | None, environment: Mapping[str, str] = os.environ)
 
 
 def _builder(tool: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Docker's client without its buildx plugin asks for BuildKit and fails: then the old one."""
-    chosen = dict(environment)
+    """The environment of Docker's client, so that one command suits its two builders.
+
+    Without the buildx plugin the client asks for BuildKit and fails: then the older builder is
+    asked for. With it, images get attestations, which `kind load` cannot take, and which change
+    with every build.
+    """
+    chosen = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **environment}
     if tool == "docker" and "DOCKER_BUILDKIT" not in chosen:
         plugin = subprocess.run(
             [tool, "buildx", "version"], capture_output=True, check=False, env=chosen
