@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help demo test unit lint format generate bench e2e clean
+.PHONY: help demo test unit lint format generate bench e2e kind clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -58,11 +58,15 @@ bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
 images: $(VENV)/.installed ## container images (TAG=... REGISTRY=... BASE_IMAGE=...): sizes, and build/images.json
 	@$(BIN)/python hack/images/build.py $(if $(TAG),--tag $(TAG)) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
 
+kind: images ## a kind cluster with pdserve's images and fake devices, for docs/quickstart.md
+	@$(BIN)/pdserve local up --nodes kind
+	@echo "next: docs/quickstart.md, from command 2 on (end: $(BIN)/pdserve local down)" >&2
+
 # In the order in which they run: the last one takes everything down.
 E2E_TESTS := $(addprefix tests/e2e/test_,images.py quickstart.py) \
   $(addprefix tests/cluster/test_service_,ready.py output.py requests.py forwarding.py faults.py modes.py life.py) \
-  tests/cluster/test_operator_restarts.py \
-  $(addprefix tests/e2e/test_,containers.py operator_handover.py nodes.py upgrade.py kubelet_conformance.py uninstall.py)
+  tests/cluster/test_operator_restarts.py tests/cluster/test_kubectl_ask.py \
+  $(addprefix tests/e2e/test_,containers.py operator_handover.py nodes.py upgrade.py uninstall.py)
 NODES ?= $(if $(KUBECONFIG),kubeconfig,kind)
 
 e2e: programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)

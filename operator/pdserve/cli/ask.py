@@ -18,10 +18,6 @@ from typing import Any
 from pdserve import api
 from pdserve.cli import snapshot
 from pdserve.cli.ask_stream import (
-    HEADER_API_KEY,
-    HEADER_DECODE,
-    HEADER_PREFILL,
-    HEADER_SCENARIO,
     Answer,
     PodProxy,
     Question,
@@ -45,7 +41,14 @@ from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS, SECRETS, Object
 from pdserve.wire import names
-from pdserve.wire.http import PATH_CHAT, PATH_COMPLETIONS
+from pdserve.wire.http import (
+    HEADER_API_KEY,
+    HEADER_DECODE,
+    HEADER_PREFILL,
+    HEADER_SCENARIO,
+    PATH_CHAT,
+    PATH_COMPLETIONS,
+)
 
 ENV_API_KEY = "PDSERVE_API_KEY"
 MAX_TOKENS = 64

@@ -21,22 +21,16 @@ from typing import Any
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.configuration import Configuration
-from kubernetes.aio.config.config_exception import ConfigException
 
 from pdserve.cli.ask_target import GatewayPod
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
-from pdserve.kube import connect as kube_connect
+from pdserve.kube.connect import api_client
 from pdserve.kube.errors import UNREACHABLE, KubeError
 from pdserve.kube.resource import PODS
 from pdserve.wire import names
 from pdserve.wire.http import HEADER_REQUEST_ID
 
-HEADER_API_KEY = "x-api-key"
-HEADER_SCENARIO = "x-pdserve-scenario"
-HEADER_PREFILL = "x-pdserve-prefill"
-HEADER_DECODE = "x-pdserve-decode"
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 120.0
 """A stream without a byte for longer is given up. Gateways give up before."""
@@ -141,16 +135,7 @@ async def pod_proxy(
     kubeconfig: str | os.PathLike[str] | None, context: str | None
 ) -> AsyncIterator[PodProxy]:
     """A connection by the same configuration as `kube.connect.connect`; raises ConnectError."""
-    configuration = Configuration()
-    try:
-        await kube_connect._configure(configuration, kubeconfig, context)
-        local = kube_connect._is_loopback(configuration.host)
-        configuration.client_session_kwargs = {"trust_env": not local}
-        api = ApiClient(configuration)
-    except (ConfigException, *kube_connect._MALFORMED) as error:
-        raise kube_connect.ConnectError(
-            f"Kubernetes configuration is not usable: {error}"
-        ) from error
+    api = await api_client(kubeconfig, context=context, user_agent="kubectl-pdserve")
     try:
         yield PodProxy(api)
     finally:

@@ -31,7 +31,9 @@ from pdserve.gateway.service import Service
 from pdserve.http.errors import ApiError
 from pdserve.http.receive import Request
 from pdserve.wire.http import (
+    HEADER_API_KEY,
     HEADER_REQUEST_ID,
+    HEADER_SCENARIO,
     PATH_CHAT,
     PATH_COMPLETIONS,
     PATH_HEALTH,
@@ -46,6 +48,7 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 _GENERATE: dict[str, Endpoint] = {PATH_CHAT: "chat", PATH_COMPLETIONS: "completions"}
 _TRACE = (b"traceparent", b"tracestate")
+_API_KEY = HEADER_API_KEY.encode()
 _ID_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/")
 _ID_LENGTH = 96
 """Engines take ids up to 128 characters; a suffix makes each leg's unique."""
@@ -150,7 +153,8 @@ class Gateway:
 
     def _authenticate(self, request: Request) -> None:
         if self._keys is not None:
-            self._keys.check(request.headers.get(b"authorization"))
+            headers = request.headers
+            self._keys.check(headers.get(b"authorization"), headers.get(_API_KEY))
 
     async def _generate(
         self, endpoint: Endpoint, request: Request, reply: Reply, request_id: str
@@ -158,6 +162,8 @@ class Gateway:
         body = parse_body(endpoint, request.body)
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.headers.items()}
         lane, flow, model = self.service.lane(body["model"], headers)
+        taken_by = (HEADER_SCENARIO.encode(), lane.scenario.name.encode())
+        reply.headers = (*reply.headers, taken_by)
         # Clients may name a scenario by its own model name; engines serve one model.
         body["model"] = model
         trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)

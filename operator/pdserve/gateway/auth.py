@@ -38,11 +38,22 @@ class KeyRing:
         self._digests = frozenset(_digest(k) for line in lines if (k := line.strip()))
         self._seen = seen
 
-    def check(self, authorization: bytes | None) -> None:
-        """Raise 401 unless the header carries an accepted key."""
+    def check(self, authorization: bytes | None, api_key: bytes | None = None) -> None:
+        """Raise 401 unless a header carries an accepted key; `Authorization` counts first.
+
+        Args:
+            authorization: `Authorization: Bearer <key>`, as OpenAI clients send it.
+            api_key: `x-api-key: <key>`, for paths on which a proxy keeps `Authorization`.
+        """
         if authorization is None:
-            raise _refusal("no API key given: send the header `Authorization: Bearer <key>`")
-        scheme, _, key = authorization.strip().partition(b" ")
+            scheme, key = b"bearer", api_key
+        else:
+            scheme, _, key = authorization.strip().partition(b" ")
+        if key is None:
+            raise _refusal(
+                "no API key given: send the header `Authorization: Bearer <key>` "
+                "(or `x-api-key: <key>`)"
+            )
         if scheme.lower() != b"bearer" or _digest(key.strip()) not in self._digests:
             raise _refusal("incorrect API key provided")
 

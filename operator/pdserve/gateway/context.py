@@ -27,6 +27,8 @@ from pdserve.gateway.release import Releaser
 from pdserve.http.errors import ApiError, Headers
 from pdserve.wire.http import (
     HEADER_DEADLINE_MS,
+    HEADER_DECODE,
+    HEADER_PREFILL,
     HEADER_REQUEST_ID,
     PATH_CHAT,
     PATH_COMPLETIONS,
@@ -109,6 +111,15 @@ class Context:
         self.outcome: Outcome | None = None
         """None: not offered (invalid, or the client left in time)."""
         self._legs: list[Leg] = []
+        self._headers = reply.headers
+
+    def tell(self, prefill: Leg, decode: Leg | None) -> None:
+        """Let the reply name the instances behind it (the last ones, where some were lost)."""
+        named = ((HEADER_PREFILL, prefill), (HEADER_DECODE, decode))
+        self.reply.headers = (
+            *self._headers,
+            *((k.encode(), leg.instance.id.encode()) for k, leg in named if leg is not None),
+        )
 
     def open(self, instance: Instance) -> Leg:
         """A leg to an instance that a decision has chosen."""

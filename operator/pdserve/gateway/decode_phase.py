@@ -75,6 +75,7 @@ class DecodePhase:
             leg.accepted(exchange)
             self._held.leg.close()
             c.held = None
+            c.tell(self._held.leg, leg)
             await self._deliver(leg, exchange)
             return True
         if answer.kind == "refused":

@@ -50,7 +50,7 @@ class Reply:
         self.started = False
         self.ended = False
         self.headers: Headers = ()
-        """Sent with whatever head comes (the request id)."""
+        """Sent with whatever head comes (the request id, who served it)."""
 
     def send(self, status: int, body: bytes, content_type: str, headers: Headers = ()) -> None:
         """A whole reply."""

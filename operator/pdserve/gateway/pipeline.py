@@ -94,6 +94,7 @@ def _admit(c: Context) -> Ticket:
 
 def _answer(c: Context, held: Held) -> None:
     final = c.flow.finished_reply(c.job.endpoint, c.job.body, held.outcome)
+    c.tell(held.leg, None)
     c.timeline.first = c.timeline.last = time.perf_counter()
     c.timeline.output_tokens = final.completion_tokens
     if c.job.streamed:

@@ -54,6 +54,22 @@ async def connect(
     Raises:
         ConnectError: nothing usable found.
     """
+    api = await api_client(kubeconfig, context=context, user_agent=user_agent)
+    transport = HttpTransport(api, registry or Registry())
+    return KubeClient(transport, bucket=TokenBucket(rate, burst))
+
+
+async def api_client(
+    kubeconfig: str | os.PathLike[str] | None = None,
+    *,
+    context: str | None = None,
+    user_agent: str = "pdserve",
+) -> ApiClient:
+    """The library's client that `connect` builds on, for what is no API object (a pod's proxy).
+
+    Raises:
+        ConnectError: nothing usable found.
+    """
     configuration = Configuration()
     try:
         await _configure(configuration, kubeconfig, context)
@@ -63,8 +79,7 @@ async def connect(
     except (ConfigException, *_MALFORMED) as error:
         raise ConnectError(f"Kubernetes configuration is not usable: {error}") from error
     api.user_agent = user_agent
-    transport = HttpTransport(api, registry or Registry())
-    return KubeClient(transport, bucket=TokenBucket(rate, burst))
+    return api
 
 
 def pod_namespace(default: str = "default") -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from tests.support.page import NODES
@@ -29,3 +31,8 @@ def test_the_example_is_valid_and_fits_together() -> None:
     domain = RoCEDomain.parse(yaml.safe_load((folder / "rocedomain.yaml").read_text()))
     assert service.spec.fabric.domain_ref.name == domain.metadata.name
     assert service.spec.engine.image == f"pdserve/engine:{__version__}"
+
+
+def test_make_targets_exist() -> None:
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", PAGE.read_text(), re.M)) <= set(targets)

@@ -198,6 +198,24 @@ async def test_keys_from_a_directory_that_changes(rig: Rig, tmp_path: Path) -> N
     assert await status("Bearer sk-alice") == 401
 
 
+async def test_a_key_where_a_proxy_keeps_authorization(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "alice").write_text("sk-alice\n")
+    await rig.one_group(keys=tmp_path)
+
+    async def status(**headers: str) -> int:
+        return (
+            await rig.complete(headers={k.replace("_", "-"): v for k, v in headers.items()})
+        ).status
+
+    assert await status(x_api_key="sk-alice") == 200
+    assert await status(x_api_key=" sk-alice ") == 200
+    for wrong in ("", "sk-mallory", "Bearer sk-alice"):
+        assert await status(x_api_key=wrong) == 401
+    # Authorization counts where it is: a wrong one is not saved by the other header.
+    assert await status(authorization="Bearer sk-alice", x_api_key="no") == 200
+    assert await status(authorization="Bearer no", x_api_key="sk-alice") == 401
+
+
 async def test_a_directory_without_keys_refuses_everyone(rig: Rig, tmp_path: Path) -> None:
     await rig.one_group(keys=tmp_path)
     assert (await rig.complete(headers={"authorization": "Bearer "})).status == 401

@@ -82,6 +82,21 @@ async def test_request_id_comes_back_and_legs_have_unique_ones(rig: Rig) -> None
     assert made.headers["x-request-id"].startswith("req-")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_answer_names_scenario_and_instances(rig: Rig, stream: bool) -> None:
+    await rig.one_group()
+    headers = (await rig.complete(stream=stream)).headers
+    assert headers["x-pdserve-scenario"] == "chat"
+    assert headers["x-pdserve-prefill"] == rig.engines["p0"].route().id
+    assert headers["x-pdserve-decode"] == rig.engines["d0"].route().id
+    rig.engines["p0"].stop_at_first = True
+    headers = (await rig.complete(stream=stream)).headers
+    assert headers["x-pdserve-prefill"] == rig.engines["p0"].route().id
+    assert "x-pdserve-decode" not in headers
+    refused = await rig.complete(model="no-such")
+    assert "x-pdserve-scenario" not in refused.headers
+
+
 async def test_scenario_by_model_name_is_served_under_the_engines_model(rig: Rig) -> None:
     prefill = await rig.engine("prefill", "p0")
     decode = await rig.engine("decode", "d0")
