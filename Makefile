@@ -59,7 +59,7 @@ images: $(VENV)/.installed ## container images (TAG=... REGISTRY=... BASE_IMAGE=
 	@$(BIN)/python hack/images/build.py $(if $(TAG),--tag $(TAG)) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
 
 kind: images ## a kind cluster with pdserve's images and fake devices, for docs/quickstart.md
-	@$(BIN)/pdserve local up --nodes kind
+	@$(BIN)/pdserve local up --nodes kind --images build/images.json
 	@echo "next: docs/quickstart.md, from command 2 on (end: $(BIN)/pdserve local down)" >&2
 
 # In the order in which they run: the last one takes everything down.

@@ -21,7 +21,7 @@ from pdserve.local.controlplane import ControlPlaneSettings
 from pdserve.local.errors import LocalError
 from pdserve.local.kind import KindCluster, KindPlan
 from pdserve.local.kindconfig import kind_document
-from pdserve.local.kindimages import DEFAULT_IMAGES
+from pdserve.local.kindimages import DEFAULT_IMAGES, built_images
 from pdserve.local.paths import checkout
 from pdserve.local.plan import ClusterPlan
 
@@ -98,7 +98,10 @@ def _add_up(up: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="kind: an image to load into the nodes; may be repeated (default: pdserve's own "
-        "and Prometheus)",
+        "of this version, and Prometheus)",
+    )
+    up.add_argument(
+        "--images", type=Path, metavar="FILE", help="kind: load what `make images` wrote there"
     )
 
 
@@ -154,8 +157,8 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _up_process(arguments: argparse.Namespace, path: Path) -> LocalCluster:
-    if arguments.image:
-        raise LocalError("--image: process nodes have no images (--nodes kind has)")
+    if arguments.image or arguments.images:
+        raise LocalError("--image, --images: process nodes have no images (--nodes kind has)")
     clusters.refuse_other(arguments.name, arguments.state_dir, LocalCluster)
     config = load_config(path, resource=arguments.resource, devices=arguments.devices)
     # A Lease is renewed five times within the grace, as between kubelet and Kubernetes' default.
@@ -173,11 +176,12 @@ def _up_kind(arguments: argparse.Namespace, path: Path) -> KindCluster:
     # Read as process nodes would be: mistakes are named before anything is started.
     load_config(path, resource=arguments.resource, devices=arguments.devices)
     cluster = KindCluster(arguments.name, arguments.state_dir)
+    built = built_images(arguments.images) if arguments.images else ()
     plan = KindPlan(
         document=kind_document(read_document(path), node_grace=arguments.node_grace),
         resource=arguments.resource,
         devices=arguments.devices,
-        images=tuple(arguments.image or DEFAULT_IMAGES),
+        images=(*built, *(arguments.image or ())) or DEFAULT_IMAGES,
     )
     cluster.up(plan, _say)
     return cluster

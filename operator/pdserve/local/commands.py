@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from pdserve.local import processes
 from pdserve.local.errors import LocalError, log_tail
@@ -25,7 +26,7 @@ class CommandError(LocalError):
         self.said = said
 
 
-def answer(argv: Sequence[str], *, seconds: float = 60.0) -> str:
+def answer(argv: Sequence[str], *, seconds: float = 60.0, stdin: IO[bytes] | None = None) -> str:
     """What a short command prints on standard output.
 
     Raises:
@@ -33,7 +34,12 @@ def answer(argv: Sequence[str], *, seconds: float = 60.0) -> str:
     """
     try:
         done = subprocess.run(
-            list(argv), capture_output=True, text=True, check=False, timeout=seconds
+            list(argv),
+            stdin=stdin or subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"`{_short(argv)}` took longer than {seconds:g} s", "") from error

@@ -52,6 +52,7 @@ _STEP = " • "
 """How kind begins a line that says what it does now."""
 
 T = TypeVar("T")
+Containers = Mapping[str, docker.NodeContainer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +122,10 @@ class KindCluster:
         with self._exclusive(progress):
             if not self._is_made(plan, program, progress):
                 self._create(plan, program, progress)
-            self._start_stopped(progress)
+            containers = docker.node_containers(self.name)
+            self._start_stopped(containers, progress)
             self._in_cluster(lambda client: self._give_devices(client, plan, progress))
-            self._load(plan, program, progress)
+            self._load(plan, containers, program, progress)
             self._in_cluster(lambda client: _wait_ready(client, plan, progress))
 
     def down(self, progress: Progress = quiet) -> bool:
@@ -202,8 +204,8 @@ class KindCluster:
         self._write(_CREATED, plan)
         progress(f"kind made cluster {self.name!r} in {time.monotonic() - began:.0f} s")
 
-    def _start_stopped(self, progress: Progress) -> None:
-        stopped = [c.name for c in docker.node_containers(self.name).values() if not c.running]
+    def _start_stopped(self, containers: Containers, progress: Progress) -> None:
+        stopped = [c.name for c in containers.values() if not c.running]
         if stopped:
             progress(f"starting nodes that were stopped: {', '.join(stopped)}")
             docker.start(stopped)
@@ -213,16 +215,18 @@ class KindCluster:
         total = sum(node.devices for node in given)
         progress(f"{total} fake devices {plan.resource} on {len(given)} workers")
 
-    def _load(self, plan: KindPlan, program: Path, progress: Progress) -> None:
-        containers = docker.node_containers(self.name).values()
-        workers = [c.name for c in containers if c.role == "worker"]
+    def _load(
+        self, plan: KindPlan, containers: Containers, program: Path, progress: Progress
+    ) -> None:
+        workers = [c.name for c in containers.values() if c.role == "worker"]
+        argv = [str(program), "load", "image-archive", "--name", self.name]
         load_images(
-            self.name,
-            workers or [c.name for c in containers],
+            workers or list(containers),
             plan.images,
-            program=program,
-            record=self.state_dir / "images.json",
-            run=lambda argv: self._follow(argv, "load", CREATE_TIMEOUT, progress),
+            directory=self.state_dir,
+            kind_load=lambda archive, node: self._follow(
+                [*argv, "--nodes", node, str(archive)], f"load-{node}", CREATE_TIMEOUT, progress
+            ),
             progress=progress,
         )
 
@@ -259,9 +263,7 @@ class KindCluster:
 
     # --- looking -----------------------------------------------------------------------------
 
-    async def _look(
-        self, client: KubeClient, containers: Mapping[str, docker.NodeContainer]
-    ) -> KindStatus:
+    async def _look(self, client: KubeClient, containers: Containers) -> KindStatus:
         nodes, pods = await asyncio.gather(client.list(NODES), client.list(PODS))
         plan = self._read()
         by_name = {str(n["metadata"]["name"]): n for n in nodes.items}

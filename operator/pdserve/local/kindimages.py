@@ -1,42 +1,61 @@
 """Which images a kind cluster's workers lack, and getting them there.
 
-Nodes have an image store of their own, filled from the engine's by `kind load docker-image`: one
-archive for all nodes. Only what a node lacks, or has under another id, is loaded.
+Nodes have an image store of their own, filled from the engine's: one archive for all nodes. Only
+what a node lacks, or has under another id, is loaded.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from pdserve import __version__
 from pdserve.local import docker
 from pdserve.local.agent.images import full_name
-from pdserve.local.errors import Progress
+from pdserve.local.commands import CommandError
+from pdserve.local.errors import LocalError, Progress
 
 OWN_IMAGES = tuple(f"pdserve/{part}:{__version__}" for part in ("operator", "gateway", "engine"))
 PROMETHEUS_IMAGE = "prom/prometheus:v3.15.0"
 DEFAULT_IMAGES = (*OWN_IMAGES, PROMETHEUS_IMAGE)
+
+
+def built_images(path: Path) -> tuple[str, ...]:
+    """The images that `make images` says (in build/images.json) it has made.
+
+    Raises:
+        LocalError: no such file, or not of that form.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(f"{image['name']}:{image['tag']}" for image in document["images"])
+    except OSError as error:
+        raise LocalError(f"{path}: {error.strerror}: `make images` writes it") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise LocalError(f"{path}: not what `make images` writes: {error!r}") from error
+
 
 Store = Mapping[str, str]
 """Full image name -> id."""
 
 
 def load_images(
-    cluster: str,
     nodes: Sequence[str],
     images: Sequence[str],
     *,
-    program: Path,
-    record: Path,
-    run: Callable[[Sequence[str]], None],
+    directory: Path,
+    kind_load: Callable[[Path, str], None],
     progress: Progress,
 ) -> None:
     """Load those of `images` that the engine has into `nodes`; says which it has not.
 
-    `record` is a file that remembers what was loaded, `run` carries out the kind `program`.
+    `directory` is the cluster's: it remembers there what was loaded. `kind_load` puts an archive
+    into a node by the kind program, for nodes where the quicker way does not work.
 
     Raises:
         LocalError: the engine or a node does not answer, or loading failed.
@@ -45,15 +64,39 @@ def load_images(
     absent = [image for image in images if image not in ids]
     if absent:
         progress(f"the engine has no {', '.join(absent)}, so the nodes get none: {_remedy(absent)}")
+    record = directory / "images.json"
     with ThreadPoolExecutor(max_workers=8) as pool:
         stores = dict(zip(nodes, pool.map(docker.images_on_node, nodes), strict=True))
     missing = lacking(ids, stores, _recorded(record))
-    if missing:
-        wanted = [image for image in ids if any(image in images for images in missing.values())]
+    wanted = [image for image in ids if any(image in images for images in missing.values())]
+    if wanted:
+        began = time.monotonic()
         progress(f"loading into {len(missing)} nodes: {', '.join(wanted)}")
-        argv = [str(program), "load", "docker-image", "--name", cluster]
-        run([*argv, "--nodes", ",".join(missing), *wanted])
+        with tempfile.TemporaryDirectory(prefix="images-", dir=directory) as scratch:
+            archive = Path(scratch) / "images.tar"
+            docker.save(wanted, archive)
+            _load_all(list(missing), archive, kind_load, progress)
+        progress(f"images loaded in {time.monotonic() - began:.0f} s")
     record.write_text(json.dumps(dict.fromkeys(nodes, ids), indent=1), encoding="utf-8")
+
+
+def _load_all(
+    nodes: Sequence[str],
+    archive: Path,
+    kind_load: Callable[[Path, str], None],
+    progress: Progress,
+) -> None:
+    def load(node: str) -> None:
+        try:
+            docker.import_images(node, archive)
+        except (CommandError, tomllib.TOMLDecodeError):
+            kind_load(archive, node)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        loads = {pool.submit(load, node): node for node in nodes}
+        for count, done in enumerate(as_completed(loads), start=1):
+            done.result()
+            progress(f"{loads[done]} has the images ({count} of {len(nodes)})")
 
 
 def lacking(

@@ -33,6 +33,13 @@ def option(name):
 def fail(text, code=1):
     sys.stderr.write(text + "\\n")
     sys.exit(code)
+def load_into(node, archive):
+    for image in json.load(archive):
+        identity = state["images"][image]
+        if state["containerd"]:
+            identity = "sha256:of-the-config-of-" + image
+        state["containers"][node]["store"]["docker.io/" + image] = identity
+    save(state)
 me, argv = os.path.basename(sys.argv[0]), sys.argv[1:]
 lock = open(STATE + ".lock", "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -58,6 +65,15 @@ if me == "docker":
         for name in argv[1:]:
             state["containers"][name]["state"] = "running"
         save(state)
+    elif argv[0] == "save":
+        with open(option("--output"), "w") as file:
+            json.dump(argv[3:], file)
+    elif argv[0] == "exec" and argv[2:] == ["containerd", "config", "dump"]:
+        print('[plugins."io.containerd.cri.v1.images"]\\nsnapshotter = "native"')
+    elif argv[0] == "exec" and "import" in argv:
+        if state["ctr"] == "old":
+            fail("flag provided but not defined: -local")
+        load_into(argv[2], sys.stdin)
     elif argv[0] == "exec":
         store = state["containers"][argv[1]]["store"]
         print(json.dumps({{"images": [{{"id": i, "repoTags": [t]}} for t, i in store.items()]}}))
@@ -92,15 +108,9 @@ elif argv[:2] == ["delete", "cluster"]:
     kept = {{n: c for n, c in state["containers"].items() if c["cluster"] != name}}
     state["containers"] = kept
     save(state)
-elif argv[:2] == ["load", "docker-image"]:
-    images = argv[argv.index("--nodes") + 2 :]
-    for node in option("--nodes").split(","):
-        for image in images:
-            identity = state["images"][image]
-            if state["containerd"]:
-                identity = "sha256:of-the-config-of-" + image
-            state["containers"][node]["store"]["docker.io/" + image] = identity
-    save(state)
+elif argv[:2] == ["load", "image-archive"]:
+    with open(argv[-1]) as archive:
+        load_into(option("--nodes"), archive)
 else:
     fail(me + ": " + " ".join(argv))
 """
@@ -117,8 +127,9 @@ class FakeEngine:
         """Write the programs; `folder` then goes on PATH."""
         self.folder.mkdir()
         self.set(
-            down=False, create="", workers=2, images={}, containers={}, calls=[], containerd=False
-        )
+            down=False, create="", workers=2, images={}, containers={}, calls=[],
+            containerd=False, ctr="new",
+        )  # fmt: skip
         text = _PROGRAM.format(python=sys.executable, state=str(self._file))
         for name in ("docker", "kind"):
             (self.folder / name).write_text(text)

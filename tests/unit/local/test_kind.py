@@ -54,9 +54,12 @@ def test_up_makes_nodes_with_devices_and_images(engine: FakeEngine, cluster: Kin
         "c-worker": {"huawei.com/Ascend910": "8"},
         "c-worker2": {"huawei.com/Ascend910": "8"},
     }
-    # One call for all workers, and the control plane, which takes no pods, gets none.
-    [load] = engine.calls("load")
-    assert load[-2:] == ["c-worker,c-worker2", "pdserve/engine:1"]
+    # One archive for all workers; the control plane, which takes no pods, gets none.
+    [save] = engine.calls("save")
+    assert save[3:] == ["pdserve/engine:1"]
+    imports = sorted(engine.calls("exec", "--interactive"), key=lambda call: call[2])
+    assert [call[2] for call in imports] == ["c-worker", "c-worker2"]
+    assert "--snapshotter=native" in imports[0], "where the node's runtime looks"
     assert "kind: Preparing nodes" in said
     status = cluster.status()
     assert status.running
@@ -72,11 +75,11 @@ def test_up_again_changes_nothing_but_loads_what_changed(
     cluster.up(PLAN)
     version = engine.api.version
     cluster.up(PLAN)
-    assert len(engine.calls("create")) == len(engine.calls("load")) == 1
+    assert len(engine.calls("create")) == len(engine.calls("save")) == 1
     assert engine.api.version == version
     engine.set(images={"pdserve/engine:1": "sha256:b"})
     cluster.up(PLAN)
-    assert len(engine.calls("load")) == 2
+    assert len(engine.calls("save")) == 2
     assert engine.nodes["c-worker"]["store"]["docker.io/pdserve/engine:1"] == "sha256:b"
 
 
@@ -86,10 +89,20 @@ def test_an_engine_whose_ids_differ_from_the_nodes_loads_once(
     engine.set(containerd=True)
     cluster.up(PLAN)
     cluster.up(PLAN)
-    assert len(engine.calls("load")) == 1
+    assert len(engine.calls("save")) == 1
     engine.set(images={"pdserve/engine:1": "sha256:b"})
     cluster.up(PLAN)
-    assert len(engine.calls("load")) == 2
+    assert len(engine.calls("save")) == 2
+
+
+def test_nodes_without_the_quick_way_are_loaded_by_kind(
+    engine: FakeEngine, cluster: KindCluster
+) -> None:
+    engine.set(ctr="old")
+    cluster.up(PLAN)
+    assert len(engine.calls("load", "image-archive")) == 2
+    assert engine.nodes["c-worker2"]["store"] == {"docker.io/pdserve/engine:1": "sha256:a"}
+    assert not list(cluster.state_dir.glob("images-*")), "the archive is gone"
 
 
 def test_images_that_the_engine_has_not_are_named(engine: FakeEngine, cluster: KindCluster) -> None:
@@ -99,7 +112,7 @@ def test_images_that_the_engine_has_not_are_named(engine: FakeEngine, cluster: K
     [line] = [line for line in said if "pdserve/engine:1" in line]
     assert "the engine has no pdserve/engine:1" in line
     assert "make images" in line
-    assert engine.calls("load") == []
+    assert engine.calls("save") == []
 
 
 def test_stopped_nodes_are_started_again(engine: FakeEngine, cluster: KindCluster) -> None:

@@ -11,8 +11,9 @@ import yaml
 from pdserve.local.agent.images import full_name
 from pdserve.local.commands import CommandError, answer, follow
 from pdserve.local.config import parse_config, read_document
+from pdserve.local.errors import LocalError
 from pdserve.local.kindconfig import DEFAULT_NODE_GRACE, kind_document
-from pdserve.local.kindimages import DEFAULT_IMAGES, lacking
+from pdserve.local.kindimages import DEFAULT_IMAGES, built_images, lacking
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -74,6 +75,17 @@ def test_what_a_node_lacks(
 ) -> None:
     found = lacking({"a/b:1": "sha256:1"}, {"n": store}, {"n": recorded})
     assert found == ({"n": ["a/b:1"]} if want else {}), case
+
+
+def test_what_make_images_wrote_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "images.json"
+    path.write_text('{"images": [{"name": "r.example/pdserve/engine", "tag": "7", "bytes": 1}]}')
+    assert built_images(path) == ("r.example/pdserve/engine:7",)
+    path.write_text('{"images": [{}]}')
+    with pytest.raises(LocalError, match=r"images\.json: not what `make images` writes"):
+        built_images(path)
+    with pytest.raises(LocalError, match=r"No such file.*`make images` writes it"):
+        built_images(tmp_path / "absent")
 
 
 def test_images_are_those_that_the_examples_name() -> None:
