@@ -26,36 +26,40 @@ def life(namespace: str, name: str, chat: s.Json, *, search: bool = True, **spec
 
 
 def live_through(cluster: s.Cluster, namespace: str, name: str) -> None:
-    """Everything from its birth until just before its deletion; ends with one scenario, 1P1D."""
+    """Everything from its birth until just before its deletion; ends with one scenario, 1P1D.
+
+    A second PDService, NAME-edited, stands beside it in the end, without instances. Instances of
+    the removed scenario may stay for half a minute, until the garbage collector knows new kinds.
+    """
     chat = names.scenario_group_name(name, "chat")
     apply = cluster.apply
     # Creates all kinds: token, groups, pods, tables, the gateway's objects; status of each.
     apply(life(namespace, name, fixed(1, 1, 1)), namespace=namespace)
-    s.wait_service(cluster, namespace, name)
     hand_edited_counts(cluster, namespace, f"{name}-edited")
+    s.wait_service(cluster, namespace, name)
     strangers_pod(cluster, namespace, name)
     # A second P/D group, then one again: drains, pods and table deleted.
-    for counts in ((2, 1, 1), (1, 1, 1)):
-        apply(life(namespace, name, fixed(*counts)), namespace=namespace)
-        _until_counted(cluster, namespace, chat, counts)
+    apply(life(namespace, name, fixed(2, 1, 1)), namespace=namespace)
     hand_edited_gateway(cluster, namespace, name)
+    _until_counted(cluster, namespace, chat, (2, 1, 1))
+    apply(life(namespace, name, fixed(1, 1, 1)), namespace=namespace)
+    _until_counted(cluster, namespace, chat, (1, 1, 1))
+    # One instance lost.
+    alive = s.identities(cluster, namespace)
+    victim = s.name_of(s.pods(cluster, namespace, role="decode", scenario="chat")[0])
+    cluster.kubectl("delete", "pod", victim, "-n", namespace, "--force", "--grace-period=0")
+    s.wait_substituted(cluster, namespace, chat, alive, {victim})
     # Changed gateway, scenario removed, another revision of every instance.
     changed = life(namespace, name, fixed(1, 1, 1), search=False, gateway={"replicas": 2})
     changed["spec"]["decode"]["env"] = [{"name": "REVISION", "value": "2"}]
-    before = s.identities(cluster, namespace)
+    before = {s.name_of(pod) for pod in s.pods(cluster, namespace, scenario="chat")}
     apply(changed, namespace=namespace)
     s.wait_service(cluster, namespace, name)
     s.wait_settled(cluster, namespace, chat)
-    instances = {pod for pod in before if "gateway" not in pod}
-    s.until(
-        "no instance of before is left but those that are leaving",
-        lambda: not instances & s.identities(cluster, namespace).keys(),
-    )
-    # One instance lost.
-    before = s.identities(cluster, namespace)
-    victim = s.name_of(s.pods(cluster, namespace, role="decode", scenario="chat")[0])
-    cluster.kubectl("delete", "pod", victim, "-n", namespace, "--force", "--grace-period=0")
-    s.wait_substituted(cluster, namespace, chat, before, {victim})
+    stay = before & s.identities(cluster, namespace).keys()
+    assert not stay, f"of the old revision: {stay}"
+    removed = names.scenario_group_name(name, "search")
+    s.until("the removed scenario is gone", lambda: not s.group(cluster, namespace, removed))
     changed_domain(cluster)
     s.wait_service(cluster, namespace, name)
 
@@ -130,7 +134,6 @@ def hand_edited_counts(cluster: s.Cluster, namespace: str, name: str) -> None:
         cluster.kubectl("patch", "psg", chat, "-n", namespace, "--type=merge", "-p", patch)
         s.until("the counts are put back", lambda: s.counts(cluster, namespace, chat)[0] == 1)
         s.until(f"it is noted {count} times", lambda n=count: noted(n))
-    cluster.kubectl("delete", "pds", name, "-n", namespace, "--wait=false")
 
 
 def hand_edited_gateway(cluster: s.Cluster, namespace: str, name: str) -> None:
@@ -141,19 +144,16 @@ def hand_edited_gateway(cluster: s.Cluster, namespace: str, name: str) -> None:
     """
     gateway = f"{name}-gateway"
     label, gone = names.LABEL_MANAGED_BY, f"{names.LABEL_MANAGED_BY}-"
-    for kind in GATEWAY_KINDS:
-        cluster.kubectl("label", kind, gateway, "-n", namespace, gone)
     routes = names.routes_configmap_name(name)
-    cluster.kubectl("label", "configmap", routes, "-n", namespace, gone)
+    objects = [f"{kind}/{gateway}" for kind in GATEWAY_KINDS] + [f"configmap/{routes}"]
+    cluster.kubectl("label", *objects, "-n", namespace, gone)
     rules = [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]
     patch = json.dumps({"rules": rules})
     cluster.kubectl("patch", "role", gateway, "-n", namespace, "--type=merge", "-p", patch)
 
     def right() -> bool:
-        kinds = ",".join((*GATEWAY_KINDS, "configmap"))
-        found = json.loads(cluster.kubectl("get", kinds, "-n", namespace, "-o", "json"))["items"]
-        ours = [o for o in found if s.name_of(o) in (gateway, routes)]
-        assert len(ours) == len(GATEWAY_KINDS) + 1
+        text = cluster.kubectl("get", *objects, "-n", namespace, "-o", "json")
+        ours = json.loads(text)["items"]
         role = next(o for o in ours if o["kind"] == "Role")
         labelled = all(label in o["metadata"].get("labels", {}) for o in ours)
         return labelled and role["rules"][0]["resources"] == ["configmaps"]
