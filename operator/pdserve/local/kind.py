@@ -45,6 +45,8 @@ STATE = "kind.json"
 CREATE_TIMEOUT = 900.0
 """Includes pulling the node image, about 400 MB, on a machine's first start."""
 READY_TIMEOUT = 180.0
+INOTIFY_ENOUGH = 512
+"""What kind's own documentation advises; kubelets that get none of them do not start."""
 _SAY_EVERY_SECONDS = 10.0
 _POLL_SECONDS = 0.25
 _CREATING, _CREATED = "creating", "created"
@@ -425,7 +427,22 @@ def _create_error(name: str, error: CommandError) -> LocalError:
             f"local image, set {ENV_NODE_IMAGE} to its name (`docker images kindest/node`).\n"
             f"{error}"
         )
-    return LocalError(f"cluster {name!r} could not be made, and nothing of it is left: {error}")
+    found = f"cluster {name!r} could not be made, and nothing of it is left: {error}"
+    if "kubeadm" in error.said and (limit := _inotify_limit()) < INOTIFY_ENOUGH:
+        found += (
+            f"\nOften the cause: this machine allows {limit} inotify instances, which suffice for "
+            "one cluster of five nodes. End others (`kind get clusters`), or raise the limit: "
+            f"sysctl fs.inotify.max_user_instances={INOTIFY_ENOUGH}"
+        )
+    return LocalError(found)
+
+
+def _inotify_limit(file: Path = Path("/proc/sys/fs/inotify/max_user_instances")) -> int:
+    """Inotify instances that all nodes share; without limit where the kernel has no such file."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return INOTIFY_ENOUGH
 
 
 def _why_not(phase: str | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pdserve.local import kind
 from pdserve.local.agent.images import full_name
 from pdserve.local.commands import CommandError, answer, follow
 from pdserve.local.config import parse_config, read_document
@@ -123,3 +124,17 @@ def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 def test_a_program_that_is_not_there_is_named() -> None:
     with pytest.raises(CommandError, match="cannot run /nowhere/tool: No such file"):
         answer(["/nowhere/tool"])
+
+
+@pytest.mark.parametrize(("limit", "hinted"), [("128\n", True), ("8192\n", False), (None, False)])
+def test_kubelets_that_do_not_start_hint_at_inotify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, hinted: bool
+) -> None:
+    file = tmp_path / "max_user_instances"
+    if limit is not None:
+        file.write_text(limit)
+    allowed = kind._inotify_limit(file)
+    monkeypatch.setattr(kind, "_inotify_limit", lambda: allowed)
+    error = kind._create_error("two", CommandError("kind failed", "kubeadm join: timed out"))
+    assert ("sysctl fs.inotify.max_user_instances=512" in str(error)) is hinted
+    assert "could not be made, and nothing of it is left: kind failed" in str(error)
