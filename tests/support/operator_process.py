@@ -128,6 +128,8 @@ def forge(kubeconfig: Path, directory: Path) -> Iterator[OperatorForge]:
 
 
 def _serve() -> None:
+    # `main` imports the rest late; here it is to be imported once, before the forks.
+    import pdserve.controllers.app  # noqa: F401
     from pdserve.controllers.__main__ import main
 
     # Ended children are not waited for: the kernel clears them away.

@@ -3,7 +3,7 @@
 Protocol-level asyncio, no web framework on the hot path:
 
 - `http_server`, `http_client`: HTTP/1.1, bytes in and out. `errors`: overload and its like.
-- `app`: paths, keys (`auth`), request ids; `intake` checks a body; `__main__` is the process.
+- `app`: paths, keys (`auth`), request ids; `intake` checks a body; `process` is the process.
 - `routes` follows the route table; `service` keeps one `lane` per scenario, which drives the
   decisions of `forwarding` with a clock.
 - `pipeline` carries one request through `prefill_phase` and `decode_phase`, which share a

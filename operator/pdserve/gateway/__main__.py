@@ -1,95 +1,20 @@
-"""`python -m pdserve.gateway`: one gateway process, until SIGTERM.
-
-`PDSERVE_TOKEN` is the service's shared secret (used to release KV on engines).
-"""
+"""`python -m pdserve.gateway`, also installed as `pdserve-gateway`."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import logging
 import os
 import signal
 import sys
-from pathlib import Path
-
-import uvloop
-
-from pdserve.gateway.app import Gateway, Options
-from pdserve.gateway.auth import KeyRing
-from pdserve.gateway.http_server import Limits
-from pdserve.gateway.routes import RouteSource, parse_source
-from pdserve.wire.names import PORT_HTTP
-
-logger = logging.getLogger("pdserve.gateway")
-DEFAULT_LIMITS = Limits()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
-    args = _parse(argv)
-    logging.basicConfig(
-        level=args.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    return int(uvloop.run(_serve(args)))
+    """Run one gateway until SIGTERM or SIGINT; returns the exit status."""
+    # Until `process` takes it over: process 1 of a container ignores signals without a handler,
+    # and a pod deleted while it starts would wait out its whole grace.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    from pdserve.gateway.process import run
 
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="pdserve-gateway", description=__doc__)
-    parser.add_argument(
-        "--routes", required=True, type=_source, metavar="SOURCE",
-        help="file:PATH or configmap:NAMESPACE/NAME",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bind", default=os.environ.get("PDSERVE_BIND") or "127.0.0.1",
-        help="address to listen on; PDSERVE_BIND; 127.0.0.1",
-    )  # fmt: skip
-    parser.add_argument("--port", type=int, default=PORT_HTTP)
-    parser.add_argument("--auth-dir", type=Path, help="directory of files with API keys")
-    parser.add_argument("--max-body-bytes", type=int, default=DEFAULT_LIMITS.body)
-    parser.add_argument("--room", type=int, default=1024, help="waiting requests per scenario")
-    parser.add_argument("--drain-seconds", type=float, default=30.0)
-    parser.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error")
-    )
-    return parser.parse_args(argv)
-
-
-def _source(text: str) -> RouteSource:
-    try:
-        return parse_source(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-async def _serve(args: argparse.Namespace) -> int:
-    options = Options(
-        token=os.environ.get("PDSERVE_TOKEN", ""),
-        limits=Limits(body=args.max_body_bytes),
-        room_limit=args.room,
-        drain_seconds=args.drain_seconds,
-    )
-    keys = KeyRing(args.auth_dir) if args.auth_dir else None
-    gateway = Gateway(args.routes, options, keys)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    port = await gateway.start(args.bind, args.port)
-    logger.info("listening on %s:%d", args.bind, port)
-    stopped = asyncio.ensure_future(stop.wait())
-    broken = asyncio.ensure_future(gateway.failed())
-    await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
-    code = 0
-    if broken.done():
-        logger.error("a background task ended", exc_info=broken.exception())
-        code = 1
-    stopped.cancel()
-    broken.cancel()
-    await gateway.stop()
-    return code
+    return run(argv)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def test_every_object_of_the_gateway_is_owned_and_selectable() -> None:
 
 
 def test_the_gateways_arguments_are_ones_it_takes() -> None:
-    from pdserve.gateway.__main__ import _parse
+    from pdserve.gateway.process import _parse
 
     container = by_kind()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     parsed_args = _parse(container["args"])
@@ -187,7 +187,7 @@ def test_the_gateways_arguments_are_ones_it_takes() -> None:
 @pytest.mark.parametrize(("given", "drain"), [(None, 60), (0, 30), (10, 30), (600, 600)])
 def test_a_stopped_gateway_has_time_for_its_streams(given: int | None, drain: int) -> None:
     """New connections come in until the Service let go of it; then its streams finish."""
-    from pdserve.gateway.__main__ import _parse
+    from pdserve.gateway.process import _parse
 
     recovery = {} if given is None else {"recovery": {"drainSeconds": given}}
     pod = by_kind(**recovery)["Deployment"]["spec"]["template"]["spec"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.support.gateway_rig import DEADLINE, SLO, Rig, eventually
 
-from pdserve.gateway.__main__ import main
+from pdserve.gateway.process import run
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 
@@ -46,6 +46,6 @@ async def test_sigterm_lets_streams_finish(rig: Rig, tmp_path: Path) -> None:
 
 def test_wrong_arguments_say_what_would_be_right(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:
-        main(["--routes", "somewhere"])
+        run(["--routes", "somewhere"])
     assert exit_status.value.code == 2
     assert "must be file:PATH or configmap:NAMESPACE/NAME" in capsys.readouterr().err
