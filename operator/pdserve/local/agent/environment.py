@@ -56,14 +56,16 @@ def env_sources(container: Mapping[str, Any]) -> Iterator[SourceKey]:
 
 
 def build_env(
-    container: Mapping[str, Any], facts: PodFacts, sources: Sources, base: Mapping[str, str]
+    container: Mapping[str, Any], facts: PodFacts, sources: Sources, services: Mapping[str, str]
 ) -> dict[str, str]:
-    """The container's variables: `base`, then envFrom, then env in order with `$(VAR)` expanded.
+    """Variables that Kubernetes sets: of `services`, envFrom, env in order with `$(VAR)` expanded.
+
+    They come over those of the image. `$(VAR)` may name only these, here and in the command.
 
     Raises:
         ConfigError: a ConfigMap, Secret or key that is not optional is not there.
     """
-    env = dict(base)
+    env = dict(services)
     for item in container.get("envFrom") or ():
         env |= _env_from(item, sources)
     for item in container.get("env") or ():

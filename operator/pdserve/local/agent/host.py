@@ -49,14 +49,19 @@ class Host:
     api_port: int
     prometheus: Callable[[], Path] = binaries.prometheus
 
-    def base_env(self, pod_name: str) -> dict[str, str]:
-        """Variables every container has, as from its image and the kubelet."""
+    def image_env(self, pod_name: str) -> dict[str, str]:
+        """Variables every container has, as from its image and runtime."""
         here = str(Path(sys.executable).parent)
         return {
             "PATH": f"{here}:{os.environ.get('PATH', os.defpath)}",
             "HOME": "/tmp",  # noqa: S108 - a container's home must not be this user's
             "LANG": "C.UTF-8",
             "HOSTNAME": pod_name,
+        }
+
+    def service_env(self) -> dict[str, str]:
+        """Variables of the one Service that every container can use: the API server."""
+        return {
             "KUBERNETES_SERVICE_HOST": self.api_host,
             "KUBERNETES_SERVICE_PORT": str(self.api_port),
             "KUBERNETES_SERVICE_PORT_HTTPS": str(self.api_port),

@@ -17,8 +17,8 @@ import asyncio
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pdserve.kube.errors import KubeError
@@ -31,25 +31,22 @@ from pdserve.local.agent.environment import (
     build_argv,
     build_env,
     env_sources,
-    expand,
 )
 from pdserve.local.agent.host import Host, log_event, timestamp
+from pdserve.local.agent.mounts import container_mounts
 from pdserve.local.agent.nodes import ProcessNode
 from pdserve.local.agent.objects import PodObjects
-from pdserve.local.agent.sandbox import Launch, Mount
+from pdserve.local.agent.sandbox import Launch
 from pdserve.local.agent.status import PodView, pod_status
 from pdserve.local.agent.volumes import (
     VolumeError,
     VolumeInputs,
-    host_path,
     volume_sources,
     volume_tokens,
-    volumes_of,
     write_volumes,
 )
 
 DEFAULT_GRACE = 30.0
-DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 DEADLINE_EXCEEDED = (
     "DeadlineExceeded",
     "Pod was active on the node longer than the specified deadline",
@@ -281,31 +278,25 @@ class PodWorker:
         # In a thread: the first Prometheus of this machine may have to be built.
         program = await asyncio.to_thread(images.program, image, self._host.prometheus, self._ip)
         sources = await self._objects.sources(env_sources(container))
-        base = {**self._host.base_env(self.pod["metadata"]["name"]), **program.env}
-        base |= self._node.devices.env(self._devices.get(container["name"], []))
-        env = build_env(container, self._facts(), sources, base)
-        volumes = {v["name"]: v for v in volumes_of(self.pod)}
-        root = self._directory / "volumes"
-        mounts = [
-            _mount(mount, volumes[mount["name"]], root, env)
-            for mount in container.get("volumeMounts") or ()
-        ]
-        directory = self._directory / "containers" / container["name"]
-        last_word = directory.with_name(f"{container['name']}.termination-log")
-        path = container.get("terminationMessagePath") or DEFAULT_TERMINATION_LOG
-        last_word.parent.mkdir(parents=True, exist_ok=True)
-        last_word.write_bytes(b"")
-        last_word.chmod(0o666)
-        workdir = container.get("workingDir") or "/"
-        spare = directory.with_name(f"{container['name']}.workdir")
+        given = {**self._host.image_env(self.pod["metadata"]["name"]), **program.env}
+        given |= self._node.devices.env(self._devices.get(container["name"], []))
+        env = build_env(container, self._facts(), sources, self._host.service_env())
+        name = container["name"]
+        sees = container_mounts(
+            container,
+            self.pod,
+            self._directory / "mounts" / name,
+            self._directory / "volumes",
+            env,
+        )
         return Launch(
             argv=build_argv(container, program.entrypoint, env),
-            env=env,
-            workdir=workdir,
-            mounts=[*mounts, Mount(last_word, path, False), *_made(workdir, mounts, spare)],
-            directory=directory,
+            env={**given, **env},
+            workdir=sees.workdir,
+            mounts=sees.mounts,
+            directory=self._directory / "containers" / name,
             log=log,
-            termination_log=last_word,
+            termination_log=sees.termination_log,
         )
 
     async def _make_volumes(self, waiting: str) -> None:
@@ -388,33 +379,6 @@ class PodWorker:
         # its event is then older than the answer and ignored, so this is where it is seen.
         if pod_status(self.pod, view, timestamp()) != status:
             self._changed.set()
-
-
-def _mount(
-    mount: Mapping[str, Any], volume: Mapping[str, Any], root: Path, env: Mapping[str, str]
-) -> Mount:
-    source = host_path(volume, root)
-    below = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
-    if below:
-        source = source / below
-        if "emptyDir" in volume:
-            source.mkdir(parents=True, exist_ok=True)
-    live = any(kind in volume for kind in ("configMap", "secret", "downwardAPI", "projected"))
-    return Mount(source, mount["mountPath"], bool(mount.get("readOnly")) or live)
-
-
-def _made(workdir: str, mounts: Sequence[Mount], spare: Path) -> list[Mount]:
-    """What gives a container its working directory where nothing else does, as a runtime would."""
-    for mount in sorted(mounts, key=lambda m: len(m.target), reverse=True):
-        inside = PurePath(workdir)
-        if inside.is_relative_to(mount.target):
-            if mount.source.is_dir() and not mount.read_only:
-                (mount.source / inside.relative_to(mount.target)).mkdir(parents=True, exist_ok=True)
-            return []
-    if Path(workdir).exists():
-        return []
-    spare.mkdir(parents=True, exist_ok=True)
-    return [Mount(spare, workdir, read_only=False)]
 
 
 async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
