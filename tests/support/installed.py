@@ -74,7 +74,7 @@ class Installed:
 
     def upgrade(self, **values: str) -> None:
         """`helm upgrade` with some values changed, and wait."""
-        helm("upgrade", self.cluster, "--reuse-values", *_settings(values))
+        helm("upgrade", self.cluster, "--reset-then-reuse-values", *_settings(values))
 
     def _ready(self, namespace: str, selector: str) -> list[s.Json]:
         path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}"
