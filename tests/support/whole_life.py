@@ -16,7 +16,9 @@ from pdserve.groups.naming import pod_name
 from pdserve.wire import names
 
 MATCH = {"match": {"headers": {"x-scenario": "search"}}}
-GATEWAY_KINDS = ("serviceaccount", "role", "rolebinding", "deployment", "service")
+GATEWAY_KINDS = (
+    "serviceaccount", "role", "rolebinding", "deployment", "poddisruptionbudget", "service",
+)  # fmt: skip
 
 
 def life(namespace: str, name: str, chat: s.Json, *, search: bool = True, **spec: object) -> s.Json:

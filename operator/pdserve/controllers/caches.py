@@ -22,6 +22,7 @@ from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,
     NODES,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     ROLE_BINDINGS,
     ROLES,
@@ -127,6 +128,7 @@ class Caches:
     service_accounts: Cache
     roles: Cache
     role_bindings: Cache
+    disruption_budgets: Cache
 
     def __iter__(self) -> Iterator[Cache]:
         return (getattr(self, f.name) for f in fields(self))
@@ -176,6 +178,7 @@ def make_caches(client: KubeClient, namespace: str | None, registry: Registry) -
         service_accounts=ours(SERVICE_ACCOUNTS),
         roles=ours(ROLES),
         role_bindings=ours(ROLE_BINDINGS),
+        disruption_budgets=ours(POD_DISRUPTION_BUDGETS),
     )
     caches.groups.add_index(BY_OWNER, _owner)
     caches.groups.add_index(BY_SERVICE, _service_of_group)

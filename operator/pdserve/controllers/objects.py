@@ -31,7 +31,7 @@ GRACE_AFTER_DRAIN = 10
 
 
 def gateway_name(service: str) -> str:
-    """Name shared by the gateway's Deployment, Service, ServiceAccount, Role and RoleBinding."""
+    """Name shared by all objects of a service's gateway."""
     return f"{service}-gateway"
 
 
@@ -45,12 +45,13 @@ def url(service: PDService) -> str:
 def gateway_objects(
     service: PDService, image: str, owner: Mapping[str, Any]
 ) -> tuple[dict[str, Any], ...]:
-    """ServiceAccount, Role, RoleBinding, Deployment, Service, in the order to create them."""
+    """All objects of one service's gateway, in the order to create them."""
     return (
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(service, owner)},
         _role(service, owner),
         _role_binding(service, owner),
         _deployment(service, image, owner),
+        _disruption_budget(service, owner),
         _service(service, owner),
     )
 
@@ -216,6 +217,20 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
         container["args"] = [*args, "--auth-dir", AUTH_DIR]
         container["volumeMounts"] = [{"name": "auth", "mountPath": AUTH_DIR, "readOnly": True}]
     return container
+
+
+def _disruption_budget(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+    """Drains of nodes take one gateway at a time; one that stands alone never holds a drain up."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _meta(service, owner),
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": gateway_labels(service)},
+        },
+    }
 
 
 def _service(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from pdserve.kube.cache import Cache
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import (
     DEPLOYMENTS,
+    POD_DISRUPTION_BUDGETS,
     ROLE_BINDINGS,
     ROLES,
     SERVICE_ACCOUNTS,
@@ -52,7 +53,12 @@ from pdserve.ratio.types import Counts
 from pdserve.topology import pod_devices
 from pdserve.wire import names
 
-_KINDS = {r.kind: r for r in (SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, DEPLOYMENTS, SERVICES)}
+_KINDS = {
+    r.kind: r
+    for r in (
+        SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, DEPLOYMENTS, POD_DISRUPTION_BUDGETS, SERVICES,
+    )
+}  # fmt: skip
 
 
 async def reconcile_service(context: Context, key: ObjectKey) -> float | None:

@@ -31,6 +31,7 @@ NAMESPACED: Final[Rules] = {
     ("apps", "deployments"): _verbs("get list watch create patch"),
     ("rbac.authorization.k8s.io", "roles"): _verbs("get list watch create patch"),
     ("rbac.authorization.k8s.io", "rolebindings"): _verbs("get list watch create patch"),
+    ("policy", "poddisruptionbudgets"): _verbs("get list watch create patch"),
     ("", "events"): _verbs("create patch"),
 }
 """Needed where PDServices and ScenarioGroups live: a Role with --namespace, else a ClusterRole."""

@@ -52,6 +52,7 @@ class Triggers:
             caches.service_accounts,
             caches.roles,
             caches.role_bindings,
+            caches.disruption_budgets,
         ):
             cache.on_change(self._owned)
 

@@ -14,6 +14,7 @@ from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     ROLE_BINDINGS,
     ROLES,
@@ -27,7 +28,7 @@ FIXED = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 2, "decode": 1}}
 WANTED = 2 * (2 + 1)
 OWNED: tuple[Resource, ...] = (
     SCENARIO_GROUPS, PODS, CONFIGMAPS, SECRETS, DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS,
-    ROLES, ROLE_BINDINGS,
+    ROLES, ROLE_BINDINGS, POD_DISRUPTION_BUDGETS,
 )  # fmt: skip
 
 

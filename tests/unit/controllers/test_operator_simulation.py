@@ -131,10 +131,12 @@ async def test_growing_adds_and_shrinking_drains_only_the_difference() -> None:
         assert {g["index"] for g in world.routes()["scenarios"][0]["groups"]} == {0, 1}
         _fix(world, 1, 2, 1)
         await world.until(lambda: len(world.instances()) == 3, 120, "one group again")
-        tables = [
-            c for c in world.api.objects(CONFIGMAPS) if names.KEY_PEERS in (c.get("data") or {})
-        ]
-        assert len(tables) == 1
+
+        def tables() -> list[object]:
+            found = world.api.objects(CONFIGMAPS)
+            return [c for c in found if names.KEY_PEERS in (c.get("data") or {})]
+
+        await world.until(lambda: len(tables()) == 1, 5, "its table is gone too")
 
 
 def _fix(world: World, groups: int, prefill: int, decode: int) -> None:

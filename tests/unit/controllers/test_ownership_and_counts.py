@@ -15,6 +15,7 @@ from pdserve.kube.client import Request
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     ROLE_BINDINGS,
     ROLES,
@@ -32,6 +33,7 @@ STRANGERS: list[tuple[Resource, str, dict[str, Any]]] = [
     (SERVICE_ACCOUNTS, "shop-gateway", {}),
     (ROLES, "shop-gateway", {"rules": []}),
     (ROLE_BINDINGS, "shop-gateway", {"roleRef": {"name": "mine"}}),
+    (POD_DISRUPTION_BUDGETS, "shop-gateway", {"spec": {"maxUnavailable": 0}}),
 ]
 
 
@@ -250,10 +252,11 @@ NOT_SEEN = {
     ("", "pods", "get"), ("", "configmaps", "get"), ("", "serviceaccounts", "get"),
     ("", "services", "get"), ("apps", "deployments", "get"),
     ("rbac.authorization.k8s.io", "roles", "get"),
-    ("rbac.authorization.k8s.io", "rolebindings", "get"),
+    ("rbac.authorization.k8s.io", "rolebindings", "get"), ("policy", "poddisruptionbudgets", "get"),
     # Only when their content changes with the operator's version.
     ("", "serviceaccounts", "patch"), ("rbac.authorization.k8s.io", "roles", "patch"),
     ("rbac.authorization.k8s.io", "rolebindings", "patch"),
+    ("policy", "poddisruptionbudgets", "patch"),
 }  # fmt: skip
 
 

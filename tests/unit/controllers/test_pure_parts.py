@@ -206,6 +206,14 @@ def test_gateways_stand_on_different_nodes_where_that_is_possible() -> None:
     assert spread["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
+def test_a_drain_of_nodes_takes_one_gateway_at_a_time() -> None:
+    made = by_kind()
+    labels = made["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    budget = made["PodDisruptionBudget"]["spec"]
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    assert budget["maxUnavailable"] == 1, "a gateway that stands alone may go too"
+
+
 def test_the_service_leads_to_the_gateways_named_port() -> None:
     made = by_kind()
     (port,) = made["Service"]["spec"]["ports"]

@@ -26,7 +26,7 @@ _NOT_CODES = {
     "PDService", "ScenarioGroup", "RoCEDomain", "ConfigMap", "ServiceAccount", "RoleBinding",
     "RuntimeDefault", "RollingUpdate", "TemplateValid", "AdviceAvailable", "RatioInBounds",
     "PodScheduled", "CamelCase", "NoSchedule", "NoExecute", "LabelsComplete", "TreeConsistent",
-    "NotReady", "ScheduleAnyway",
+    "NotReady", "ScheduleAnyway", "PodDisruptionBudget", "AlwaysAllow",
 }  # fmt: skip
 
 
