@@ -66,7 +66,7 @@ kind: images ## a kind cluster with pdserve's images and fake devices, for docs/
 E2E_TESTS := $(addprefix tests/e2e/test_,images.py quickstart.py) \
   $(addprefix tests/cluster/test_service_,ready.py output.py requests.py forwarding.py faults.py modes.py life.py) \
   tests/cluster/test_operator_restarts.py tests/cluster/test_kubectl_ask.py \
-  $(addprefix tests/e2e/test_,containers.py operator_handover.py nodes.py upgrade.py uninstall.py)
+  $(addprefix tests/e2e/test_,containers.py operator_handover.py nodes.py upgrade.py kubelet_conformance.py uninstall.py)
 NODES ?= $(if $(KUBECONFIG),kubeconfig,kind)
 
 e2e: programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)
