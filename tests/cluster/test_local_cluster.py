@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from tests.support.cluster import (
     FAST_CONTROL_PLANE,
     ClusterAccess,
     condition,
+    container,
     eventually,
     is_ready,
 )
@@ -111,6 +113,80 @@ def test_a_node_cut_off_turns_not_ready_while_its_pods_run_on(cluster: ClusterAc
     assert not processes.is_alive(pid)
 
 
+def test_a_node_that_was_down_starts_its_containers_again_elsewhere(
+    cluster: ClusterAccess,
+) -> None:
+    """As seen on kind: the same pod, a restart whose cause is unknown, another address."""
+    node, gate = "pdserve-worker5", "example.test/Linked"
+    pods = {
+        "stays": {"readinessGates": [{"conditionType": gate}]},
+        "ends": {"restartPolicy": "Never"},
+    }
+    for name, fields in pods.items():
+        cluster.apply({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 1,
+                "tolerations": [{"operator": "Exists", "effect": "NoExecute"}], **fields,
+                "containers": [{"name": "main", "image": "pdserve/engine",
+                                "command": ["sh", "-c", "echo hello; exec sleep 1000"]}],
+            },
+        })  # fmt: skip
+    cluster.wait_pod("ends", is_ready)
+    opened = json.dumps({"status": {"conditions": [{"type": gate, "status": "True"}]}})
+    cluster.wait_pod("stays", lambda p: container(p).get("ready"))
+    cluster.kubectl("patch", "pod", "stays", "--subresource=status", "-p", opened)
+    before = cluster.wait_pod("stays", is_ready)
+    pid = cluster.admin.status()["pods"]["default/stays"]["pids"]["main"]
+    cluster.admin.stop(node)
+    try:
+        eventually("its processes are gone", lambda: not processes.is_alive(pid))
+        eventually(
+            "the pod is not ready",
+            lambda: not is_ready(cluster.pod("stays") or {}),
+            seconds=40.0,
+        )
+        still = cluster.pod("stays") or {}
+        assert container(still)["state"].get("running"), "nobody could say otherwise"
+        with pytest.raises(LocalError, match="is stopped: start it"):
+            cluster.admin.restore(node)
+    finally:
+        cluster.admin.start(node)
+    after = cluster.wait_pod("stays", lambda p: container(p)["restartCount"] == 1 and is_ready(p))
+    last = container(after)["lastState"]["terminated"]
+    assert (last["exitCode"], last["reason"]) == (255, "Unknown")
+    assert condition(after, gate)["status"] == "True", "whoever set it has to look again"
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["status"]["podIP"] != before["status"]["podIP"]
+    assert after["status"]["podIPs"] == [{"ip": after["status"]["podIP"]}]
+    ended = cluster.wait_pod("ends", lambda p: p["status"]["phase"] == "Failed")
+    assert container(ended)["state"]["terminated"]["exitCode"] == 255
+    assert "podIP" not in ended["status"]
+    for name in pods:
+        cluster.kubectl("delete", "pod", name, "--wait=false")
+
+
+def test_a_node_that_is_cut_off_does_not_hear_of_new_pods(cluster: ClusterAccess) -> None:
+    node = "pdserve-worker5"
+    cluster.admin.cut(node)
+    try:
+        cluster.apply({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "unheard"},
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 1,
+                "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
+                "containers": [{"name": "main", "image": "pdserve/engine",
+                                "command": ["sleep", "1000"]}],
+            },
+        })  # fmt: skip
+        eventually("the agent saw it", lambda: "default/unheard" in cluster.admin.status()["pods"])
+        assert cluster.admin.status()["pods"]["default/unheard"]["pids"] == {}
+    finally:
+        cluster.admin.restore(node)
+    cluster.wait_pod("unheard", is_ready)
+    cluster.kubectl("delete", "pod", "unheard", "--wait=false")
+
+
 def test_an_unhealthy_device_leaves_the_allocatable_ones(cluster: ClusterAccess) -> None:
     node, resource = "pdserve-worker6", "huawei.com/Ascend910"
     note = "pdserve.io/unhealthy-devices"
@@ -133,7 +209,7 @@ def test_an_unhealthy_device_leaves_the_allocatable_ones(cluster: ClusterAccess)
         (lambda a: a.cut("no-such-node"), "expected one of pdserve-worker, pdserve-worker2"),
         (lambda a: a.device("pdserve-worker", 8, healthy=False), "has 0 to 7"),
         (lambda a: a.kill("default", "nobody"), "no pod default/nobody on these nodes"),
-        (lambda a: a._ask("explode"), "expected one of cut, device, freeze, kill, status"),
+        (lambda a: a._ask("explode"), "expected one of cut, device, freeze, kill, start, status, stop"),
         (lambda a: a._ask("cut"), "bad request: TypeError"),
     ],
 )

@@ -57,7 +57,7 @@ def _print_process(
     pods = details["pods"].values()
     for name, node in details["nodes"].items():
         count = sum(pod["node"] == name for pod in pods)
-        state = "" if node["connected"] else ", cut off"
+        state = ", stopped" if node["stopped"] else "" if node["connected"] else ", cut off"
         bad = f", unhealthy devices {node['unhealthy']}" if node["unhealthy"] else ""
         print(f"  {name:24} {node['ip']:16} {count} pods{state}{bad}")
     if details["without_namespaces"]:

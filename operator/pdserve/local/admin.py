@@ -45,6 +45,14 @@ class Admin:
         """Undo `cut`."""
         self._ask("cut", node=node, cut=False)
 
+    def stop(self, node: str) -> None:
+        """A node goes down as if its power failed: cut off, and its containers are gone."""
+        self._ask("stop", node=node)
+
+    def start(self, node: str) -> None:
+        """Undo `stop`: containers start again as their policy says, at new addresses."""
+        self._ask("start", node=node)
+
     def device(self, node: str, device: int, *, healthy: bool) -> None:
         """Mark a device unhealthy, or healthy again."""
         self._ask("device", node=node, device=device, unhealthy=not healthy)

@@ -45,7 +45,10 @@ class Surroundings:
     host: Host
     pod_name: str
     pod_uid: str
-    pod_ip: str
+    address: Callable[[], str]
+    """The pod's, which changes when its node was down."""
+    up: asyncio.Event
+    """Clear while the pod's node is down: nothing runs then."""
     restart_policy: str
     grace: float
     log_dir: Path
@@ -70,7 +73,7 @@ class ContainerRunner:
         self._view = ContainerView(
             str(spec["name"]), str(spec["image"]), Waiting(around.first_state)
         )
-        self._target = ProbeTarget(spec, around.pod_ip, around.host.session, self._run_inside)
+        self._target = self._probe_target()
 
     @property
     def view(self) -> ContainerView:
@@ -90,16 +93,24 @@ class ContainerRunner:
         """Run until it ended and is not to be started again, or `stop` was called."""
         for restarts in itertools.count():
             log = self._log(restarts)
+            await self._around.up.wait()
             launch = await self._make_launch(log)
             if launch is None:
                 return
             began = monotonic()
             self._ended_by_probe = False
             ended = await self._once(launch, restarts)
+            if not self._around.up.is_set():
+                # The kubelet that finds it afterwards knows neither how it ended nor how often.
+                ended = dataclasses.replace(ended, exit_code=255, reason="Unknown", message="")
+                self._backoff = RestartBackoff(self._around.host.settings.restart_base)
             if self._stopping.is_set() or not self._again(ended.exit_code):
                 self._show(state=ended, ready=False, started=False, final=True)
                 return
-            delay = self._backoff.after_run(monotonic() - began, by_probe=self._ended_by_probe)
+            delay = 0.0
+            if self._around.up.is_set():
+                ran = monotonic() - began
+                delay = self._backoff.after_run(ran, by_probe=self._ended_by_probe)
             if ended.reason == _START_ERROR:
                 waits = Waiting("RunContainerError", ended.message)
                 self._show(state=waits, last=ended, restarts=restarts, ready=False, started=False)
@@ -117,6 +128,15 @@ class ContainerRunner:
         running = self._running
         if running is not None:
             await self._end(running, grace)
+
+    def lose_power(self) -> None:
+        """Its node is down: it is gone at once, and nobody is told."""
+        if self._running is not None:
+            self._running.kill()
+
+    def _probe_target(self) -> ProbeTarget:
+        address, session = self._around.address(), self._around.host.session
+        return ProbeTarget(self._spec, address, session, self._run_inside)
 
     def _again(self, exit_code: int) -> bool:
         policy = self._around.restart_policy
@@ -143,6 +163,9 @@ class ContainerRunner:
         except OSError as error:
             return _not_started(f"cannot start: {error}", container_id)
         self._running = running
+        self._target = self._probe_target()
+        if not self._around.up.is_set():
+            running.kill()
         if (problem := await running.not_started()) is not None:
             self._running = None
             return _not_started(problem, container_id)

@@ -17,6 +17,7 @@ from typing import Any
 from pdserve.local.agent.agent import NodeAgent
 from pdserve.local.agent.host import log_event
 from pdserve.local.agent.nodes import ProcessNode
+from pdserve.local.agent.pods import PodWorker
 from pdserve.local.agent.sandbox import RunningContainer
 
 SOCKET = "agent.sock"
@@ -32,11 +33,14 @@ class AdminServer:
     def __init__(self, agent: NodeAgent, extra_status: Callable[[], dict[str, Any]]) -> None:
         self._agent = agent
         self._extra_status = extra_status
+        self._tasks: set[asyncio.Task[None]] = set()
         self._actions: dict[str, Callable[..., Any]] = {
             "status": self._status,
             "kill": self._kill,
             "freeze": self._freeze,
             "cut": self._cut,
+            "stop": self._stop,
+            "start": self._start,
             "device": self._device,
         }
 
@@ -80,6 +84,7 @@ class AdminServer:
             "nodes": {
                 node.name: {
                     "connected": node.connected.is_set(),
+                    "stopped": node.stopped,
                     "ip": node.ip,
                     "unhealthy": sorted(node.devices.unhealthy),
                 }
@@ -114,11 +119,36 @@ class AdminServer:
 
     def _cut(self, node: str, cut: bool) -> None:
         """Stop (or resume) everything this node says to the API server."""
-        connected = self._node(node).connected
+        target = self._node(node)
+        if target.stopped:
+            raise FaultError(f"{node} is stopped: start it")
         if cut:
-            connected.clear()
+            target.connected.clear()
         else:
-            connected.set()
+            target.connected.set()
+
+    def _stop(self, node: str) -> None:
+        """The node goes down as if its power failed: no heartbeat, its containers are gone."""
+        target = self._node(node)
+        target.stopped = True
+        target.connected.clear()
+        for worker in self._on(target):
+            worker.lose_power()
+
+    async def _start(self, node: str) -> None:
+        """A stopped node comes back; its containers start again, at new addresses."""
+        target = self._node(node)
+        if not target.stopped:
+            return
+        target.stopped = False
+        target.connected.set()
+        for worker in self._on(target):
+            task = asyncio.create_task(worker.regain_power())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _on(self, node: ProcessNode) -> list[PodWorker]:
+        return [worker for worker in self._agent.workers() if worker.node is node]
 
     async def _device(self, node: str, device: int, unhealthy: bool) -> None:
         target = self._node(node)

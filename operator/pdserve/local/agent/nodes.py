@@ -39,6 +39,7 @@ class ProcessNode:
         self.devices = Devices(resource, spec.devices)
         self.connected = asyncio.Event()
         self.connected.set()
+        self.stopped = False
         self._kubelet_port = kubelet_port
         self._uid = ""
 

@@ -37,7 +37,7 @@ from pdserve.local.agent.mounts import container_mounts
 from pdserve.local.agent.nodes import ProcessNode
 from pdserve.local.agent.objects import PodObjects
 from pdserve.local.agent.sandbox import Launch
-from pdserve.local.agent.status import PodView, pod_status
+from pdserve.local.agent.status import PodView, Waiting, pod_status
 from pdserve.local.agent.volumes import (
     VolumeError,
     VolumeInputs,
@@ -74,6 +74,8 @@ class PodWorker:
         self._changed = asyncio.Event()
         self._deleted = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._up = asyncio.Event()
+        self._up.set()
         self._gone = False
         self._sent: Mapping[str, Any] | None = None
 
@@ -116,6 +118,27 @@ class PodWorker:
         self._deleted.set()
         self._hurry.set()
 
+    def lose_power(self) -> None:
+        """Its node went down: containers are gone, and so is what they shared but the volumes."""
+        self._up.clear()
+        self._volumes_made = False
+        for runner in self.containers():
+            runner.lose_power()
+
+    async def regain_power(self) -> None:
+        """Its node is back: containers start again as their policy says, at a new address."""
+        if self._up.is_set():
+            return
+        if self._main and all(runner.view.final for runner in self._main):
+            self._changed.set()
+            return
+        if self._ip and self._ip != self._node.ip:
+            self._node.addresses.give_back(self._ip)
+            self._ip = self._node.addresses.take() or self._ip
+        self._changed.set()
+        await self._make_volumes()
+        self._up.set()
+
     # --- life --------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -150,6 +173,7 @@ class PodWorker:
             self._changed.set()
 
     async def _live(self) -> None:
+        await self._node.connected.wait()
         if not self._admit():
             self._changed.set()
             return
@@ -160,7 +184,7 @@ class PodWorker:
         self._init = [ContainerRunner(c, init_around) for c in spec.get("initContainers") or ()]
         self._main = [ContainerRunner(c, around) for c in spec["containers"]]
         self._changed.set()
-        await self._make_volumes(around.first_state)
+        await self._make_volumes()
         for runner in self._init:
             await runner.run()
             state = runner.view.state
@@ -261,7 +285,8 @@ class PodWorker:
             host=self._host,
             pod_name=self.name,
             pod_uid=self._uid,
-            pod_ip=self._ip,
+            address=lambda: self._ip,
+            up=self._up,
             restart_policy=spec.get("restartPolicy") or "Always",
             grace=DEFAULT_GRACE if grace is None else float(grace),
             log_dir=self.log_dir,
@@ -299,7 +324,8 @@ class PodWorker:
             termination_log=sees.termination_log,
         )
 
-    async def _make_volumes(self, waiting: str) -> None:
+    async def _make_volumes(self) -> None:
+        """Make them, waiting for what is missing."""
         while True:
             try:
                 await self._write_volumes()
@@ -308,7 +334,9 @@ class PodWorker:
                 return
             except (VolumeError, KubeError) as error:
                 for runner in self.containers():
-                    runner.waiting(waiting, str(error))
+                    # One that already ran says how it ended instead.
+                    if isinstance(runner.view.state, Waiting):
+                        runner.waiting(runner.view.state.reason, str(error))
                 await asyncio.sleep(self._host.settings.retry)
 
     async def _write_volumes(self) -> None:

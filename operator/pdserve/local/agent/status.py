@@ -105,7 +105,10 @@ def pod_status(pod: Object, view: PodView, now: str) -> dict[str, Any]:
         **seen,
     }
     if view.sandbox or view.host_network:
-        status |= {"podIP": view.pod_ip, "podIPs": [{"ip": view.pod_ip}]}
+        # A strategic merge would add to the addresses that were told before.
+        status |= {"podIP": view.pod_ip, "podIPs": [{"ip": view.pod_ip}, {"$patch": "replace"}]}
+    else:
+        status |= {"podIP": None, "podIPs": None}
     if view.failed is not None:
         status["reason"], status["message"] = view.failed
     if view.init:
