@@ -80,12 +80,11 @@ def test_a_killed_prefill_restarts_in_place_and_is_not_routed_until_linked(
         linked = s.condition(cluster.get(path), names.CONDITION_LINKED)
         assert linked["status"] == "True"
         assert linked["message"] not in ("", old), "linked means: for the container that runs"
-        s.until("its node says so too", lambda: s.is_ready(cluster.get(path)), RECOVERY_SECONDS)
         s.wait_service(cluster, NAMESPACE, SERVICE)
         record_property("recovery_seconds", round(seconds(), 1))
     change = s.difference(before, s.identities(cluster, NAMESPACE))
     assert change == s.Difference(set(), set(), {victim})
-    s.check_groups(cluster, NAMESPACE, CHAT)
+    s.wait_groups(cluster, NAMESPACE, CHAT)
 
 
 # --- nodes and devices -----------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from tests.support import scenarios as s
+from tests.support.installed import (
+    NAMESPACE as SHOP,
+)
 from tests.support.installed import (
     Installed,
     fixed,
@@ -74,7 +77,7 @@ def move_away(cluster: KindCluster, node: str) -> None:
 
 @pytest.mark.invariant(4)
 def test_a_stopped_node_costs_one_substitution(
-    kind: KindCluster, installed: Installed, service: None,
+    kind: KindCluster, shop_service: Mapping[str, float], service: None,
     record_property: Callable[[str, object], None],
 ) -> None:  # fmt: skip
     pods = s.pods(kind, NAMESPACE)
@@ -119,7 +122,6 @@ def test_a_stopped_node_costs_one_substitution(
 
 
 def _instances_elsewhere(cluster: KindCluster, node: str) -> list[s.Json]:
-    """Instances of every service that are not on a node."""
-    selector = f"labelSelector={names.LABEL_COMPONENT}=instance"
-    found = (cluster.get(f"/api/v1/pods?{selector}") or {})["items"]
+    """Instances of this service and the shared one that are not on a node."""
+    found = [*s.pods(cluster, NAMESPACE), *s.pods(cluster, SHOP)]
     return [p for p in found if p["spec"]["nodeName"] != node]

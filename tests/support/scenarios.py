@@ -358,6 +358,30 @@ def check_groups(cluster: Cluster, namespace: str, group_name: str) -> list[Json
     return found
 
 
+def wait_groups(
+    cluster: Cluster, namespace: str, group_name: str, seconds: float = READY_SECONDS
+) -> list[Json]:
+    """`check_groups`, once it holds.
+
+    After a restart in place a real kubelet may say Ready by the gate of the container that died,
+    then not Ready, then Ready again.
+    """
+    failed: AssertionError | None = None
+
+    def hold() -> list[Json] | None:
+        nonlocal failed
+        try:
+            return check_groups(cluster, namespace, group_name)
+        except AssertionError as error:
+            failed = error
+            return None
+
+    try:
+        return list(until(f"{namespace}/{group_name} is in order", hold, seconds))
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {failed}") from failed
+
+
 def check_pod(pod: Json, owner: Json) -> None:
     """One instance at rest."""
     name, labels, spec = name_of(pod), pod["metadata"]["labels"], pod["spec"]
