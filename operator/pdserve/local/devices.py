@@ -26,7 +26,7 @@ from pdserve.local.errors import LocalError
 from pdserve.wire.names import ANNOTATION_ROCE_DEVICES, ANNOTATION_UNHEALTHY_DEVICES
 
 ANNOTATION_FAKE = "local.pdserve.io/fake-devices"
-"""On a Node: the extended resource whose capacity was made here."""
+"""On a Node: the extended resource whose capacity was made here; another one takes its place."""
 
 _NETWORK = ipaddress.IPv4Network("198.18.0.0/15")
 """Set aside for benchmarks (RFC 2544), so no real network routes it: 256 addresses a node."""
@@ -146,10 +146,14 @@ async def _give(client: KubeClient, node: Object, want: NodeDevices) -> None:
     if any(_annotations(node).get(key) != value for key, value in annotations.items()):
         # The mark first: capacity without it would be taken for real devices ever after.
         await _annotate(client, node, annotations)
-    amount = {want.resource: str(want.devices)}
+    amounts: dict[str, str | None] = {want.resource: str(want.devices)}
+    before = _annotations(node).get(ANNOTATION_FAKE, want.resource)
+    if before != want.resource:
+        amounts[before] = None
     status = node.get("status") or {}
-    if any((status.get(field) or {}).get(want.resource) != str(want.devices) for field in _FIELDS):
-        await client.patch_status(NODES, want.node, dict.fromkeys(_FIELDS, amount))
+    shown = [status.get(field) or {} for field in _FIELDS]
+    if any(has.get(name) != amount for has in shown for name, amount in amounts.items()):
+        await client.patch_status(NODES, want.node, dict.fromkeys(_FIELDS, amounts))
 
 
 # A kubelet derives the second from the first, at its next report; until then we do.

@@ -110,6 +110,16 @@ async def test_another_number_replaces_ours() -> None:
     assert one["metadata"]["annotations"][ANNOTATION_FAKE] == NPU
 
 
+async def test_another_resource_takes_the_place_of_ours() -> None:
+    api = server(node("w1"))
+    await set_up(api.client(), NPU, 8)
+    await set_up(api.client(), "nvidia.com/gpu", 2)
+    assert by_name(api)["w1"]["status"]["allocatable"] == {"nvidia.com/gpu": "2"}
+    version = api.version
+    await set_up(api.client(), "nvidia.com/gpu", 2)
+    assert api.version == version
+
+
 def test_a_label_says_how_many_one_node_has() -> None:
     label = {"local.pdserve.io/devices": "3"}
     plan = plan_devices([node("w1", labels=label), node("w2")], NPU, 8)

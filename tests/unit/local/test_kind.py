@@ -23,20 +23,6 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    """Programs on PATH that play Docker and kind; nothing in the environment speaks of others."""
-    fake = FakeEngine(tmp_path / "path")
-    fake.install()
-    for name in ("KIND_NODE_IMAGE", "DOCKER_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", f"{fake.folder}:{os.defpath}")
-    monkeypatch.setenv("PDSERVE_KIND", str(fake.folder / "kind"))
-    monkeypatch.setattr(kind, "connect", fake.connect)
-    fake.set(images={"pdserve/engine:1": "sha256:a"})
-    return fake
-
-
-@pytest.fixture
 def cluster(tmp_path: Path) -> KindCluster:
     return KindCluster("c", tmp_path / "state")
 
