@@ -48,6 +48,8 @@ READY_TIMEOUT = 180.0
 INOTIFY_ENOUGH = 512
 """What kind's own documentation advises; kubelets that get none of them do not start."""
 _SAY_EVERY_SECONDS = 10.0
+_DELETE_SECONDS = 120.0
+_SETTLE_SECONDS = 3.0
 _POLL_SECONDS = 0.25
 _CREATING, _CREATED = "creating", "created"
 _STEP = " • "
@@ -185,7 +187,7 @@ class KindCluster:
     def _create(self, plan: KindPlan, program: Path, progress: Progress) -> None:
         self._own_directory()
         if self._phase() is not None:
-            self._delete(program)  # what a killed `up` left
+            self._delete(program)  # what an `up` that was killed left
         self._write(_CREATING, plan)
         config = self.state_dir / "kind-config.yaml"
         config.write_text(yaml.safe_dump(_plain(plan.document), sort_keys=False), encoding="utf-8")
@@ -197,7 +199,8 @@ class KindCluster:
         try:
             self._follow(argv, "create", CREATE_TIMEOUT, progress)
         except BaseException as error:
-            self._delete(program)
+            progress(f"removing what there is of {self.name!r}")
+            self._delete(program, settle=_SETTLE_SECONDS)
             self._forget()
             if isinstance(error, CommandError):
                 raise _create_error(self.name, error) from error
@@ -232,15 +235,24 @@ class KindCluster:
             progress=progress,
         )
 
-    def _delete(self, program: Path) -> None:
-        """Remove the cluster, and nodes that the engine was just about to start."""
+    def _delete(self, program: Path, settle: float = 0.0) -> None:
+        """Remove the cluster.
+
+        When its making was interrupted, the engine may still be starting nodes that it was asked
+        for: it must then be without any for `settle` seconds.
+        """
         argv = [str(program), "delete", "cluster", "--name", self.name]
         argv += ["--kubeconfig", str(self.kubeconfig)]
-        for _ in range(3):
-            answer(argv, seconds=120.0)
-            if not docker.node_containers(self.name):
-                return
-        raise LocalError(f"kind delete cluster --name {self.name} left containers behind")
+        deadline = processes.Deadline(_DELETE_SECONDS)
+        answer(argv, seconds=_DELETE_SECONDS)
+        quiet = processes.Deadline(settle)
+        while docker.node_containers(self.name) or not quiet.passed:
+            if docker.node_containers(self.name):
+                if deadline.passed:
+                    raise LocalError(f"kind delete cluster --name {self.name} leaves containers")
+                answer(argv, seconds=_DELETE_SECONDS)
+                quiet = processes.Deadline(settle)
+            time.sleep(_POLL_SECONDS)
 
     def _follow(self, argv: Sequence[str], what: str, seconds: float, progress: Progress) -> None:
         logs = self.state_dir / "logs"

@@ -176,10 +176,11 @@ def test_a_node_image_out_of_reach_is_explained(engine: FakeEngine, cluster: Kin
         cluster.up(PLAN)
 
 
+@pytest.mark.parametrize("create", ["hang", "late"])
 def test_ctrl_c_while_it_is_made_leaves_nothing(
-    engine: FakeEngine, cluster: KindCluster, tmp_path: Path
+    engine: FakeEngine, cluster: KindCluster, tmp_path: Path, create: str
 ) -> None:
-    engine.set(create="hang")
+    engine.set(create=create)
     code = (
         "import sys, pathlib\n"
         "from pdserve.local.kind import KindCluster, KindPlan\n"
@@ -199,6 +200,7 @@ def test_ctrl_c_while_it_is_made_leaves_nothing(
     up.send_signal(signal.SIGINT)
     assert up.wait(30) != 0
     assert engine.nodes == {}
+    assert len(engine.calls("delete")) == (2 if create == "late" else 1)
     assert not cluster.state_dir.exists()
 
 
