@@ -236,15 +236,17 @@ def real_cluster(nodes: str, config: pytest.Config) -> Iterator[RealCluster]:
         finally:
             found.close()
         return
-    with _shown(config):
-        run_shown(PDSERVE, "local", "up", "--nodes", "kind", "--name", NAME,
-                  "--node-grace", str(NODE_GRACE))  # fmt: skip
-    kubeconfig = run([PDSERVE, "local", "status", "--name", NAME, "--kubeconfig"]).strip()
-    kind = KindCluster(Path(kubeconfig))
     try:
-        yield kind
+        with _shown(config):
+            run_shown(PDSERVE, "local", "up", "--nodes", "kind", "--name", NAME,
+                      "--node-grace", str(NODE_GRACE))  # fmt: skip
+        kubeconfig = run([PDSERVE, "local", "status", "--name", NAME, "--kubeconfig"]).strip()
+        kind = KindCluster(Path(kubeconfig))
+        try:
+            yield kind
+        finally:
+            kind.close()
     finally:
-        kind.close()
         if not config.getoption("--keep"):
             with _shown(config):
                 run_shown(PDSERVE, "local", "down", "--name", NAME)

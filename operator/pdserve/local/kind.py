@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +130,7 @@ class KindCluster:
             self._start_stopped(containers, progress)
             self._in_cluster(lambda client: self._give_devices(client, plan, progress))
             self._load(plan, containers, program, progress)
-            self._in_cluster(lambda client: _wait_ready(client, plan, progress))
+            self._in_cluster(lambda client: _wait_ready(client, plan, set(containers), progress))
 
     def down(self, progress: Progress = quiet) -> bool:
         """End it and remove all it left; False if there was nothing."""
@@ -198,12 +198,14 @@ class KindCluster:
         began = time.monotonic()
         try:
             self._follow(argv, "create", CREATE_TIMEOUT, progress)
-        except BaseException as error:
+        except CommandError as error:
+            self._delete(program)
+            self._forget()
+            raise _create_error(self.name, error) from error
+        except BaseException:
             progress(f"removing what there is of {self.name!r}")
             self._delete(program, settle=_SETTLE_SECONDS)
             self._forget()
-            if isinstance(error, CommandError):
-                raise _create_error(self.name, error) from error
             raise
         self.kubeconfig.chmod(0o600)
         self._write(_CREATED, plan)
@@ -368,17 +370,22 @@ class KindCluster:
                     return
 
 
-async def _wait_ready(client: KubeClient, plan: KindPlan, progress: Progress) -> None:
-    """Until every node is Ready and every worker's devices count for the scheduler."""
+async def _wait_ready(
+    client: KubeClient, plan: KindPlan, names: Collection[str], progress: Progress
+) -> None:
+    """Until every node is there and Ready, and every worker's devices count for the scheduler.
+
+    kind answers when nodes have been told to join, so some register only after the devices were
+    given, and a kubelet that starts takes them away: who lacks them gets them again.
+    """
     deadline = processes.Deadline(READY_TIMEOUT)
     began = said = time.monotonic()
     while True:
         try:
-            waits = [
-                f"{node['metadata']['name']} {why}"
-                for node in (await client.list(NODES)).items
-                if (why := _not_yet(node, plan))
-            ]
+            nodes = (await client.list(NODES)).items
+            if any(_lacks_devices(node, plan) for node in nodes):
+                await devices.set_up(client, plan.resource, plan.devices)
+            waits = _missing(names, nodes, plan)
         except KubeError as error:
             # Nodes that were just started may not serve the API yet.
             waits = [str(error)]
@@ -394,15 +401,24 @@ async def _wait_ready(client: KubeClient, plan: KindPlan, progress: Progress) ->
         await asyncio.sleep(_POLL_SECONDS)
 
 
+def _missing(names: Collection[str], nodes: Sequence[Object], plan: KindPlan) -> list[str]:
+    """What is still to come, a line each. Pure."""
+    known = {node["metadata"]["name"] for node in nodes}
+    waits = [f"{name} has not registered" for name in sorted(set(names) - known)]
+    return waits + [
+        f"{node['metadata']['name']} {why}" for node in nodes if (why := _not_yet(node, plan))
+    ]
+
+
 def _not_yet(node: Object, plan: KindPlan) -> str:
     if not _is_ready(node):
         return "is not Ready"
-    if not devices.is_worker(node):
-        return ""
-    allocatable = node["status"].get("allocatable") or {}
-    if plan.devices and plan.resource not in allocatable:
-        return f"has no {plan.resource} yet"
-    return ""
+    return f"has no {plan.resource} yet" if _lacks_devices(node, plan) else ""
+
+
+def _lacks_devices(node: Object, plan: KindPlan) -> bool:
+    allocatable = (node.get("status") or {}).get("allocatable") or {}
+    return bool(plan.devices and devices.is_worker(node) and plan.resource not in allocatable)
 
 
 def _is_ready(node: Object) -> bool:

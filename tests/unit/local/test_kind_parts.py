@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -138,3 +139,19 @@ def test_kubelets_that_do_not_start_hint_at_inotify(
     error = kind._create_error("two", CommandError("kind failed", "kubeadm join: timed out"))
     assert ("sysctl fs.inotify.max_user_instances=512" in str(error)) is hinted
     assert "could not be made, and nothing of it is left: kind failed" in str(error)
+
+
+def test_a_node_that_registers_late_is_waited_for_and_lacks_devices() -> None:
+    """Found by an end-to-end run: kind answered when three of four workers had registered."""
+    plan = kind.KindPlan({})
+    ready = {"type": "Ready", "status": "True"}
+
+    def node(name: str, **allocatable: str) -> dict[str, Any]:
+        status = {"conditions": [ready], "allocatable": allocatable}
+        return {"metadata": {"name": name}, "spec": {}, "status": status}
+
+    good, late = node("a", **{plan.resource: "8"}), node("b")
+    assert kind._missing(["a"], [good], plan) == []
+    assert kind._missing(["a", "b"], [good], plan) == ["b has not registered"]
+    assert kind._missing(["a", "b"], [good, late], plan) == [f"b has no {plan.resource} yet"]
+    assert [kind._lacks_devices(each, plan) for each in (good, late)] == [False, True]
