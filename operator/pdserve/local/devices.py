@@ -97,6 +97,14 @@ def has_real_devices(node: Object, resource: str) -> bool:
     )
 
 
+def lacks(node: Object, resource: str, devices: int) -> bool:
+    """True when a worker is to have devices and shows none: new, or reset by its kubelet."""
+    if has_real_devices(node, resource) or not _count(node, devices):
+        return False
+    status = node.get("status") or {}
+    return any(not int((status.get(field) or {}).get(resource, 0)) for field in _FIELDS)
+
+
 async def set_up(client: KubeClient, resource: str, devices: int) -> list[NodeDevices]:
     """Give every worker its devices, all workers at once; returns what each has now.
 

@@ -417,8 +417,7 @@ def _not_yet(node: Object, plan: KindPlan) -> str:
 
 
 def _lacks_devices(node: Object, plan: KindPlan) -> bool:
-    allocatable = (node.get("status") or {}).get("allocatable") or {}
-    return bool(plan.devices and devices.is_worker(node) and plan.resource not in allocatable)
+    return devices.is_worker(node) and devices.lacks(node, plan.resource, plan.devices)
 
 
 def _is_ready(node: Object) -> bool:

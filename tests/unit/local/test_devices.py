@@ -10,7 +10,7 @@ from tests.support.fakeapi import FakeApi
 
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.resource import NODES, Object
-from pdserve.local.devices import ANNOTATION_FAKE, plan_devices, set_health, set_up
+from pdserve.local.devices import ANNOTATION_FAKE, lacks, plan_devices, set_health, set_up
 from pdserve.local.errors import LocalError
 
 NPU = "huawei.com/Ascend910"
@@ -75,9 +75,18 @@ async def test_what_a_kubelet_reset_comes_back() -> None:
     api = server(node("w1"))
     await set_up(api.client(), NPU, 8)
     zero = {"status": {"capacity": {NPU: "0"}, "allocatable": {NPU: "0"}}}
+    assert not lacks(by_name(api)["w1"], NPU, 8)
     api.handle(Request("patch", NODES, None, "w1", "status", body=zero, patch="merge"))
+    assert lacks(by_name(api)["w1"], NPU, 8)
     await set_up(api.client(), NPU, 8)
     assert by_name(api)["w1"]["status"]["allocatable"][NPU] == "8"
+
+
+def test_nodes_that_are_to_have_none_lack_none() -> None:
+    assert lacks(node("new"), NPU, 8)
+    assert not lacks(node("new"), NPU, 0)
+    assert not lacks(node("w", labels={"local.pdserve.io/devices": "0"}), NPU, 8)
+    assert not lacks(node("real", capacity=4), NPU, 8)
 
 
 async def test_addresses_stay_when_nodes_come_and_go() -> None:

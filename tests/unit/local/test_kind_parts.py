@@ -13,6 +13,7 @@ from pdserve.local import kind
 from pdserve.local.agent.images import full_name
 from pdserve.local.commands import CommandError, answer, follow
 from pdserve.local.config import parse_config, read_document
+from pdserve.local.devices import ANNOTATION_FAKE
 from pdserve.local.errors import LocalError
 from pdserve.local.kindconfig import DEFAULT_NODE_GRACE, kind_document
 from pdserve.local.kindimages import DEFAULT_IMAGES, built_images, lacking
@@ -146,12 +147,15 @@ def test_a_node_that_registers_late_is_waited_for_and_lacks_devices() -> None:
     plan = kind.KindPlan({})
     ready = {"type": "Ready", "status": "True"}
 
-    def node(name: str, **allocatable: str) -> dict[str, Any]:
-        status = {"conditions": [ready], "allocatable": allocatable}
-        return {"metadata": {"name": name}, "spec": {}, "status": status}
+    def node(name: str, **amounts: str) -> dict[str, Any]:
+        status = {"conditions": [ready], "capacity": amounts, "allocatable": amounts}
+        mark = {"annotations": {ANNOTATION_FAKE: plan.resource}}
+        return {"metadata": {"name": name, **mark}, "spec": {}, "status": status}
 
     good, late = node("a", **{plan.resource: "8"}), node("b")
+    reset = node("c", **{plan.resource: "0"})
     assert kind._missing(["a"], [good], plan) == []
     assert kind._missing(["a", "b"], [good], plan) == ["b has not registered"]
     assert kind._missing(["a", "b"], [good, late], plan) == [f"b has no {plan.resource} yet"]
-    assert [kind._lacks_devices(each, plan) for each in (good, late)] == [False, True]
+    lacking_ = [kind._lacks_devices(each, plan) for each in (good, late, reset)]
+    assert lacking_ == [False, True, True]
