@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,20 +31,19 @@ import yaml
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect
 from pdserve.kube.errors import KubeError
-from pdserve.kube.resource import NODES, PODS, Object
+from pdserve.kube.resource import NODES, PODS
 from pdserve.local import binaries, devices, docker, processes
 from pdserve.local.commands import CommandError, answer, follow
 from pdserve.local.errors import LocalError, Progress, quiet
 from pdserve.local.kindimages import DEFAULT_IMAGES, load_images
+from pdserve.local.kindnodes import KindNode, seen_node, wait_ready
 from pdserve.local.paths import default_state_dir
-from pdserve.wire.names import ANNOTATION_UNHEALTHY_DEVICES
 
 ENV_NODE_IMAGE = "KIND_NODE_IMAGE"
 STATE = "kind.json"
 
 CREATE_TIMEOUT = 900.0
 """Includes pulling the node image, about 400 MB, on a machine's first start."""
-READY_TIMEOUT = 180.0
 INOTIFY_ENOUGH = 512
 """What kind's own documentation advises; kubelets that get none of them do not start."""
 _SAY_EVERY_SECONDS = 10.0
@@ -68,19 +67,6 @@ class KindPlan:
     devices: int = 8
     images: tuple[str, ...] = DEFAULT_IMAGES
     """Loaded into the workers where the engine has them."""
-
-
-@dataclass(frozen=True, slots=True)
-class KindNode:
-    """One node as seen from outside."""
-
-    name: str
-    role: str
-    state: str
-    """Ready, NotReady, or stopped (its container does not run)."""
-    ip: str = ""
-    devices: int = 0
-    unhealthy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +116,11 @@ class KindCluster:
             self._start_stopped(containers, progress)
             self._in_cluster(lambda client: self._give_devices(client, plan, progress))
             self._load(plan, containers, program, progress)
-            self._in_cluster(lambda client: _wait_ready(client, plan, set(containers), progress))
+            self._in_cluster(
+                lambda client: wait_ready(
+                    client, set(containers), plan.resource, plan.devices, progress
+                )
+            )
 
     def down(self, progress: Progress = quiet) -> bool:
         """End it and remove all it left; False if there was nothing."""
@@ -288,7 +278,7 @@ class KindCluster:
             on = pod["spec"].get("nodeName", "")
             counts[on] = counts.get(on, 0) + 1
         seen = tuple(
-            _kind_node(container, by_name.get(name), plan["resource"])
+            seen_node(container, by_name.get(name), plan["resource"])
             for name, container in containers.items()
         )
         kubelets = {n["status"]["nodeInfo"]["kubeletVersion"] for n in nodes.items}
@@ -368,78 +358,6 @@ class KindCluster:
                 if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
                     yield
                     return
-
-
-async def _wait_ready(
-    client: KubeClient, plan: KindPlan, names: Collection[str], progress: Progress
-) -> None:
-    """Until every node is there and Ready, and every worker's devices count for the scheduler.
-
-    kind answers when nodes have been told to join, so some register only after the devices were
-    given, and a kubelet that starts takes them away: who lacks them gets them again.
-    """
-    deadline = processes.Deadline(READY_TIMEOUT)
-    began = said = time.monotonic()
-    while True:
-        try:
-            nodes = (await client.list(NODES)).items
-            if any(_lacks_devices(node, plan) for node in nodes):
-                await devices.set_up(client, plan.resource, plan.devices)
-            waits = _missing(names, nodes, plan)
-        except KubeError as error:
-            # Nodes that were just started may not serve the API yet.
-            waits = [str(error)]
-        now = time.monotonic()
-        if not waits:
-            progress(f"all nodes are Ready ({now - began:.0f} s)")
-            return
-        if deadline.passed:
-            raise LocalError(f"not ready after {READY_TIMEOUT:g} s: {'; '.join(waits)}")
-        if now - said >= _SAY_EVERY_SECONDS:
-            said = now
-            progress(f"waiting: {'; '.join(waits)}")
-        await asyncio.sleep(_POLL_SECONDS)
-
-
-def _missing(names: Collection[str], nodes: Sequence[Object], plan: KindPlan) -> list[str]:
-    """What is still to come, a line each. Pure."""
-    known = {node["metadata"]["name"] for node in nodes}
-    waits = [f"{name} has not registered" for name in sorted(set(names) - known)]
-    return waits + [
-        f"{node['metadata']['name']} {why}" for node in nodes if (why := _not_yet(node, plan))
-    ]
-
-
-def _not_yet(node: Object, plan: KindPlan) -> str:
-    if not _is_ready(node):
-        return "is not Ready"
-    return f"has no {plan.resource} yet" if _lacks_devices(node, plan) else ""
-
-
-def _lacks_devices(node: Object, plan: KindPlan) -> bool:
-    return devices.is_worker(node) and devices.lacks(node, plan.resource, plan.devices)
-
-
-def _is_ready(node: Object) -> bool:
-    conditions = (node.get("status") or {}).get("conditions") or ()
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
-
-def _kind_node(container: docker.NodeContainer, node: Object | None, resource: str) -> KindNode:
-    if node is None:
-        return KindNode(container.name, container.role, "not registered")
-    status = node["status"]
-    state = "Ready" if _is_ready(node) else "NotReady"
-    addresses = {a["type"]: a["address"] for a in status.get("addresses") or ()}
-    annotations = node["metadata"].get("annotations") or {}
-    return KindNode(
-        name=container.name,
-        role=container.role,
-        state=state if container.running else "stopped",
-        ip=addresses.get("InternalIP", ""),
-        devices=int((status.get("allocatable") or {}).get(resource, 0)),
-        unhealthy=annotations.get(ANNOTATION_UNHEALTHY_DEVICES, ""),
-    )
 
 
 def _kind_clusters(program: Path) -> list[str]:

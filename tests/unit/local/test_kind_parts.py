@@ -17,6 +17,7 @@ from pdserve.local.devices import ANNOTATION_FAKE
 from pdserve.local.errors import LocalError
 from pdserve.local.kindconfig import DEFAULT_NODE_GRACE, kind_document
 from pdserve.local.kindimages import DEFAULT_IMAGES, built_images, lacking
+from pdserve.local.kindnodes import lacks_devices, missing
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -144,18 +145,17 @@ def test_kubelets_that_do_not_start_hint_at_inotify(
 
 def test_a_node_that_registers_late_is_waited_for_and_lacks_devices() -> None:
     """Found by an end-to-end run: kind answered when three of four workers had registered."""
-    plan = kind.KindPlan({})
+    npu = ("huawei.com/Ascend910", 8)
     ready = {"type": "Ready", "status": "True"}
 
     def node(name: str, **amounts: str) -> dict[str, Any]:
         status = {"conditions": [ready], "capacity": amounts, "allocatable": amounts}
-        mark = {"annotations": {ANNOTATION_FAKE: plan.resource}}
+        mark = {"annotations": {ANNOTATION_FAKE: npu[0]}}
         return {"metadata": {"name": name, **mark}, "spec": {}, "status": status}
 
-    good, late = node("a", **{plan.resource: "8"}), node("b")
-    reset = node("c", **{plan.resource: "0"})
-    assert kind._missing(["a"], [good], plan) == []
-    assert kind._missing(["a", "b"], [good], plan) == ["b has not registered"]
-    assert kind._missing(["a", "b"], [good, late], plan) == [f"b has no {plan.resource} yet"]
-    lacking_ = [kind._lacks_devices(each, plan) for each in (good, late, reset)]
-    assert lacking_ == [False, True, True]
+    good, late = node("a", **{npu[0]: "8"}), node("b")
+    reset = node("c", **{npu[0]: "0"})
+    assert missing(["a"], [good], *npu) == []
+    assert missing(["a", "b"], [good], *npu) == ["b has not registered"]
+    assert missing(["a", "b"], [good, late], *npu) == [f"b has no {npu[0]} yet"]
+    assert [lacks_devices(each, *npu) for each in (good, late, reset)] == [False, True, True]
