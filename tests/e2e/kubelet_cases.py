@@ -253,7 +253,8 @@ CASES = [
     Case(pod("not-alive-and-deaf", sh(DEAF),
              livenessProbe=exec_probe("false", initialDelaySeconds=4, failureThreshold=2)), again),
     Case(pod("hook-fails", sh(WAITS), NEVER,
-             lifecycle={"postStart": {"exec": {"command": sh("exit 3")}}}), ended),
+             # Not before the shell has set its trap.
+             lifecycle={"postStart": {"exec": {"command": sh("sleep 1; exit 3")}}}), ended),
     Case(pod("gated", sh(WAITS), gates(*GATES)),
          lambda p: "but False" in condition(p, "Ready").get("message", ""), act="False"),
     Case(pod("gate-opens", sh(WAITS), gates(GATES[0])), ready, act="True"),

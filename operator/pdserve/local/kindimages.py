@@ -25,20 +25,8 @@ PROMETHEUS_IMAGE = "prom/prometheus:v3.15.0"
 DEFAULT_IMAGES = (*OWN_IMAGES, PROMETHEUS_IMAGE)
 
 
-def built_images(path: Path) -> tuple[str, ...]:
-    """The images that `make images` says (in build/images.json) it has made.
-
-    Raises:
-        LocalError: no such file, or not of that form.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(f"{image['name']}:{image['tag']}" for image in document["images"])
-    except OSError as error:
-        raise LocalError(f"{path}: {error.strerror}: `make images` writes it") from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise LocalError(f"{path}: not what `make images` writes: {error!r}") from error
-
+_ATTEMPTS = 2
+"""A busy engine may fail to enter a node that is fine a moment later."""
 
 Store = Mapping[str, str]
 """Full image name -> id."""
@@ -87,16 +75,35 @@ def _load_all(
     progress: Progress,
 ) -> None:
     def load(node: str) -> None:
-        try:
-            docker.import_images(node, archive)
-        except (CommandError, tomllib.TOMLDecodeError):
-            kind_load(archive, node)
+        for _ in range(_ATTEMPTS):
+            try:
+                docker.import_images(node, archive)
+            except (CommandError, tomllib.TOMLDecodeError) as error:
+                progress(f"{node}: {error}")
+            else:
+                return
+        kind_load(archive, node)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         loads = {pool.submit(load, node): node for node in nodes}
         for count, done in enumerate(as_completed(loads), start=1):
             done.result()
             progress(f"{loads[done]} has the images ({count} of {len(nodes)})")
+
+
+def built_images(path: Path) -> tuple[str, ...]:
+    """The images that `make images` says (in build/images.json) it has made.
+
+    Raises:
+        LocalError: no such file, or not of that form.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(f"{image['name']}:{image['tag']}" for image in document["images"])
+    except OSError as error:
+        raise LocalError(f"{path}: {error.strerror}: `make images` writes it") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise LocalError(f"{path}: not what `make images` writes: {error!r}") from error
 
 
 def lacking(
