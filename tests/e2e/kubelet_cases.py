@@ -17,10 +17,13 @@ Json = dict[str, Any]
 Check = Callable[[Json], Any]
 
 WAITS = "trap 'exit 0' TERM; sleep 1000 & wait"
+HEEDS = "trap 'exit {0}' TERM; touch /tmp/heeds; sleep 1000 & wait"
+"""To be ended when `HEEDING` holds: before its trap is set, a first process ignores SIGTERM."""
 DEAF = "trap '' TERM; sleep 1000 & wait; sleep 1000"
 NEVER = {"restartPolicy": "Never"}
 SCRATCH = {"volumes": [{"name": "tmp", "emptyDir": {}}]}
 SCRATCH_MOUNT = [{"name": "tmp", "mountPath": "/tmp"}]
+HEEDING = {"exec": {"command": ["test", "-e", "/tmp/heeds"]}, "periodSeconds": 1}
 GATES = ("example.test/A", "example.test/B")
 
 
@@ -121,6 +124,17 @@ def exec_probe(*command: str, **more: Any) -> Json:
 
 def _from(kind: str, name: str, key: str) -> Json:
     return {"name": "X", "valueFrom": {kind: {"name": name, "key": key}}}
+
+
+def _heeding(name: str, exit_code: int, **main: Any) -> Json:
+    return pod(
+        name,
+        sh(HEEDS.format(exit_code)),
+        {"terminationGracePeriodSeconds": 20, **SCRATCH},
+        volumeMounts=SCRATCH_MOUNT,
+        readinessProbe=HEEDING,
+        **main,
+    )
 
 
 def _beside(pod_: Json, script: str) -> Json:
@@ -248,13 +262,17 @@ CASES = [
          lambda p: running(p) and container(p)["started"]),
     Case(pod("probed", sh(WAITS), startupProbe=exec_probe("true", failureThreshold=60),
              readinessProbe=exec_probe("true")), ready),
-    Case(pod("not-alive", sh("trap 'exit 9' TERM; sleep 1000 & wait"),
+    Case(pod("not-alive", sh(HEEDS.format(9)), SCRATCH, volumeMounts=SCRATCH_MOUNT,
+             startupProbe={**HEEDING, "failureThreshold": 600},
              livenessProbe=exec_probe("false", initialDelaySeconds=4, failureThreshold=2)), again),
     Case(pod("not-alive-and-deaf", sh(DEAF),
              livenessProbe=exec_probe("false", initialDelaySeconds=4, failureThreshold=2)), again),
-    Case(pod("hook-fails", sh(WAITS), NEVER,
-             # Not before the shell has set its trap.
-             lifecycle={"postStart": {"exec": {"command": sh("sleep 1; exit 3")}}}), ended),
+    Case(pod("hook-fails", sh(HEEDS.format(0)), {**NEVER, **SCRATCH}, volumeMounts=SCRATCH_MOUNT,
+             lifecycle={"postStart": {"exec": {"command": sh(
+                 "until test -e /tmp/heeds; do sleep 0.1; done; exit 3")}}}), ended),
+    # Longer than the grace period of its pod, which does not count for it.
+    Case(pod("hook-takes-long", sh(WAITS),
+             lifecycle={"postStart": {"exec": {"command": ["sleep", "4"]}}}), ready),
     Case(pod("gated", sh(WAITS), gates(*GATES)),
          lambda p: "but False" in condition(p, "Ready").get("message", ""), act="False"),
     Case(pod("gate-opens", sh(WAITS), gates(GATES[0])), ready, act="True"),
@@ -267,11 +285,12 @@ CASES = [
     # Ends.
     Case(pod("deadline", sh(WAITS), {"activeDeadlineSeconds": 5}), ended),
     Case(pod("killed", sh(WAITS)), again, act="kill"),
-    Case(pod("deleted", sh(WAITS), {"terminationGracePeriodSeconds": 20}), None, act="delete"),
-    Case(pod("deleted-with-hook", sh(WAITS), {"terminationGracePeriodSeconds": 20},
-             lifecycle={"preStop": {"exec": {"command": ["sleep", "1"]}}}), None, act="delete"),
+    Case(_heeding("deleted", 0), None, act="delete"),
+    Case(_heeding("deleted-with-hook", 0,
+                  lifecycle={"preStop": {"exec": {"command": ["sleep", "1"]}}}),
+         None, act="delete"),
     Case(pod("deleted-and-deaf", sh(DEAF)), None, act="delete"),
-    Case(pod("deleted-and-angry", sh("trap 'exit 6' TERM; sleep 1000 & wait")), None, act="delete"),
+    Case(_heeding("deleted-and-angry", 6), None, act="delete"),
     # What it sees.
     Case(pod("host-network", sh(WAITS), {"hostNetwork": True}), ready),
     Case(_sees(), ended),

@@ -202,12 +202,12 @@ class ContainerRunner:
     async def _watch(self, running: RunningContainer, now_runs: ContainerView) -> None:
         """Hooks and probes of one run; startup before the others.
 
-        Until postStart is done the container is not reported as running: a kubelet does nothing
-        else for the pod meanwhile.
+        Until postStart is done, however long that takes, the container is not reported as running:
+        a kubelet does nothing else for the pod meanwhile.
         """
         hook = (self._spec.get("lifecycle") or {}).get("postStart")
         if hook:
-            ok, said = await self._target.ask(hook, self._around.grace)
+            ok, said = await self._target.ask(hook, None)
             if not ok:
                 await self._unhealthy(running, "postStart hook", said, self._around.grace)
                 return

@@ -73,8 +73,11 @@ class ProbeTarget:
         self._session = session
         self._run = run_inside
 
-    async def ask(self, action: Mapping[str, Any], seconds: float) -> tuple[bool, str]:
-        """Do a probe's (or hook's) action once: did it succeed, and what was said."""
+    async def ask(self, action: Mapping[str, Any], seconds: float | None) -> tuple[bool, str]:
+        """Do a probe's (or hook's) action once: did it succeed, and what was said.
+
+        `seconds`: how long it may take; None: as long as it likes.
+        """
         try:
             async with asyncio.timeout(seconds):
                 if "httpGet" in action:
@@ -85,7 +88,7 @@ class ProbeTarget:
                     code, output = await self._run(list(action["exec"]["command"]))
                     return code == 0, output
         except TimeoutError:
-            return False, f"timed out after {seconds:g} s"
+            return False, "timed out" if seconds is None else f"timed out after {seconds:g} s"
         except (OSError, aiohttp.ClientError) as error:
             return False, str(error)
         return False, f"{', '.join(sorted(action))}: not supported on process nodes"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.local import processes
-from pdserve.local.agent.launch import CANNOT_START, STARTED
+from pdserve.local.agent.launch import CANNOT_START
 from pdserve.local.errors import log_tail
 from pdserve.local.paths import cache_dir, checkout
 
@@ -70,6 +70,7 @@ class RunningContainer:
         self._launch = launch
         self._namespaced = namespaced
         self._pid: int | None = None
+        self._killed = False
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         _when_ended(launcher.pid, self._launcher_ended)
         if not namespaced:
@@ -85,6 +86,8 @@ class RunningContainer:
         else:
             self._pid = int((self._launch.directory / _PID).read_text(encoding="ascii"))
             _when_ended(self._pid, self._container_ended)
+            if self._killed:
+                self.kill()
 
     def _container_ended(self) -> None:
         assert self._pid is not None  # noqa: S101 - set before this was registered
@@ -96,13 +99,19 @@ class RunningContainer:
         return await asyncio.shield(self._ended)
 
     async def not_started(self) -> str | None:
-        """Wait until it is the program: None then; the reason when it ended before."""
+        """Wait until it is the program, with a `pid`: None then; the reason when it ended before.
+
+        On a busy machine the program may run before its launcher, which has nothing left to do
+        but say so, is seen to have ended.
+        """
+        if not self._namespaced:
+            return None
         marker = self._launch.directory / _STARTED
-        while self._namespaced and not (marker.exists() and marker.stat().st_size):
+        while self._pid is None or not (marker.exists() and marker.stat().st_size):
             if self._ended.done():
                 return log_tail(self._launch.log, _LOG_LINES)
             await asyncio.sleep(_START_POLL_SECONDS)
-        said = marker.read_bytes() if self._namespaced else STARTED
+        said = marker.read_bytes()
         if said.startswith(CANNOT_START):
             await self.wait()
             return said.removeprefix(CANNOT_START).decode("utf-8", "replace")
@@ -121,12 +130,15 @@ class RunningContainer:
             _signal(self._pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to everything in the container."""
-        if self._ended.done():
+        """SIGKILL to everything in the container, as soon as its first process is known.
+
+        Its launcher is left to end by itself: killed at the wrong moment it would leave behind a
+        container that nobody knows of.
+        """
+        self._killed = True
+        if self._ended.done() or self._pid is None:
             return
-        if self._pid is None:
-            _signal(self._launcher.pid, signal.SIGKILL)
-        elif self._namespaced:
+        if self._namespaced:
             # The first process of its namespace: the kernel ends all others before it reports.
             _signal(self._pid, signal.SIGKILL)
         else:
