@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdserve.local.commands import CommandError, follow
+from pdserve.local.errors import sparsely
+
 TOOLS = ("docker", "podman")
-SAY_EVERY_SECONDS = 10.0
-POLL_SECONDS = 0.1
-LOG_LINES = 20
 BASE_LABEL = "org.opencontainers.image.base.name"
 
 
@@ -109,9 +109,17 @@ class Containers:
             argv += ["--build-arg", key] if self._environment.get(key) else []
         argv += [*self._proxies("--build-arg"), str(context)]
         began = time.monotonic()
-        code = self._watched(argv, log, f"building {name}")
-        if code:
-            raise ImagesError(f"building {name} failed (exit {code}):\n{tail(log)}")
+        still = sparsely(say)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            follow(
+                [self.tool, *argv],
+                log,
+                env=self._environment,
+                tick=lambda seconds: still(f"building {name}: {seconds:.0f} s"),
+            )
+        except CommandError as error:
+            raise ImagesError(f"building {name}: {error}\n(all of it: {log})") from error
         return time.monotonic() - began
 
     def _proxies(self, flag: str) -> list[str]:
@@ -119,36 +127,10 @@ class Containers:
         found = [n for name in names for n in (name, name.upper()) if self._environment.get(n)]
         return [part for name in found for part in (flag, name)]
 
-    def _watched(self, argv: Sequence[str], log: Path, what: str) -> int:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        began = said = time.monotonic()
-        with log.open("wb") as output:
-            child = subprocess.Popen(
-                [self.tool, *argv], stdout=output, stderr=output, env=self._environment
-            )
-            try:
-                while child.poll() is None:
-                    time.sleep(POLL_SECONDS)
-                    now = time.monotonic()
-                    if now - said >= SAY_EVERY_SECONDS:
-                        said = now
-                        say(f"{what}: {now - began:.0f} s")
-            finally:
-                if child.poll() is None:
-                    child.terminate()
-                    child.wait()
-        return child.returncode
-
     def _ask(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.tool, *argv], capture_output=True, text=True, check=False, env=self._environment
         )
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log, for an error message."""
-    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-    return "\n".join(f"  | {line}" for line in lines) + f"\n(all of it: {log})"
 
 
 def find_engine(chosen: str | None, environment: Mapping[str, str] = os.environ) -> Containers:

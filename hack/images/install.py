@@ -12,6 +12,7 @@ containers have a read-only root and cannot keep what they compile.
 from __future__ import annotations
 
 import compileall
+import importlib.util
 import os
 import py_compile
 import re
@@ -123,9 +124,7 @@ def _pip_install(python: Path) -> list[str | Path]:
         if not pip:
             sys.exit("hack/images/wheelhouse: no wheel of pip in it")
         return [python, pip[-1] / "pip", "install", "--no-index", "--find-links", WHEELHOUSE]
-    try:
-        import pip as _  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("pip") is None:
         sys.exit(
             "the base image has no pip: put wheels, pip's too, into hack/images/wheelhouse\n"
             "(`make images` does so by itself)"

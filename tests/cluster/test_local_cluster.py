@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.cluster import (
@@ -54,6 +55,19 @@ def small_plan(name: str, nodes: int = 1) -> ClusterPlan:
     return ClusterPlan(name, ClusterConfig(specs), FAST_CONTROL_PLANE, FAST_AGENT)
 
 
+def steadfast(name: str, node: str) -> dict[str, Any]:
+    """A pod pinned to a node that it does not leave when the node is NotReady."""
+    return {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "nodeName": node, "terminationGracePeriodSeconds": 1,
+            "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
+            "containers": [{"name": "main", "image": "pdserve/engine",
+                            "command": ["sleep", "1000"]}],
+        },
+    }  # fmt: skip
+
+
 def test_a_deployment_of_the_real_controller_manager_becomes_ready(cluster: ClusterAccess) -> None:
     cluster.apply(DEPLOYMENT % {"name": "shop"})
     path = "/apis/apps/v1/namespaces/default/deployments/shop"
@@ -85,15 +99,7 @@ def test_nodes_carry_labels_devices_and_addresses(cluster: ClusterAccess) -> Non
 
 def test_a_node_cut_off_turns_not_ready_while_its_pods_run_on(cluster: ClusterAccess) -> None:
     node = "pdserve-worker7"
-    cluster.apply({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "isolated"},
-        "spec": {
-            "nodeName": node, "terminationGracePeriodSeconds": 1,
-            "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
-            "containers": [{"name": "main", "image": "pdserve/engine",
-                            "command": ["sleep", "1000"]}],
-        },
-    })  # fmt: skip
+    cluster.apply(steadfast("isolated", node))
     cluster.wait_pod("isolated", is_ready)
     pid = cluster.admin.status()["pods"]["default/isolated"]["pids"]["main"]
     cluster.admin.cut(node)
@@ -170,15 +176,7 @@ def test_a_node_that_is_cut_off_does_not_hear_of_new_pods(cluster: ClusterAccess
     node = "pdserve-worker5"
     cluster.admin.cut(node)
     try:
-        cluster.apply({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "unheard"},
-            "spec": {
-                "nodeName": node, "terminationGracePeriodSeconds": 1,
-                "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
-                "containers": [{"name": "main", "image": "pdserve/engine",
-                                "command": ["sleep", "1000"]}],
-            },
-        })  # fmt: skip
+        cluster.apply(steadfast("unheard", node))
         eventually("the agent saw it", lambda: "default/unheard" in cluster.admin.status()["pods"])
         assert cluster.admin.status()["pods"]["default/unheard"]["pids"] == {}
     finally:

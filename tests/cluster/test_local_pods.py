@@ -141,10 +141,10 @@ def test_environment_and_volumes(cluster: ClusterAccess, run: Callable[..., str]
         pod(
             "sees",
             "sh", "-c",
-            "cat /etc/app/colour /etc/app/one /secret/token /info/labels /work/made;"
+            "cat /etc/app/colour /etc/app/one /secret/token /info/labels /scratch/made;"
             "id -u; echo $COMBINED $colour $ASCEND_VISIBLE_DEVICES $CORES $(POD_NAME) $$$$; pwd;"
             "touch /etc/app/new 2>&1; exec sleep 1000",
-            workingDir="/work",
+            workingDir="/scratch",
             envFrom=[{"configMapRef": {"name": "settings"}}],
             env=[
                 {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -162,7 +162,7 @@ def test_environment_and_volumes(cluster: ClusterAccess, run: Callable[..., str]
                 {"name": "one", "mountPath": "/etc/app/one", "subPath": "colour"},
                 {"name": "secret", "mountPath": "/secret"},
                 {"name": "info", "mountPath": "/info"},
-                {"name": "work", "mountPath": "/work"},
+                {"name": "scratch", "mountPath": "/scratch"},
             ],
             volumes=[
                 {"name": "config", "projected": {"sources": [
@@ -172,11 +172,12 @@ def test_environment_and_volumes(cluster: ClusterAccess, run: Callable[..., str]
                 {"name": "secret", "secret": {"secretName": "credentials"}},
                 {"name": "info", "downwardAPI": {"items": [
                     {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
-                {"name": "work", "emptyDir": {}},
+                {"name": "scratch", "emptyDir": {}},
             ],
             initContainers=[{
-                "name": "init", "image": IMAGE, "command": ["sh", "-c", "echo made > /work/made"],
-                "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+                "name": "init", "image": IMAGE,
+                "command": ["sh", "-c", "echo made > /scratch/made"],
+                "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
             }],
         ),
     )  # fmt: skip
@@ -282,7 +283,7 @@ def test_probes(cluster: ClusterAccess, run: Callable[..., str]) -> None:
     assert not container(started)["ready"]
     assert condition(started, "Ready")["reason"] == "ContainersNotReady"
     pods = cluster.admin.status()["pods"]["default/probed"]
-    Path(f"/proc/{pods['pids']['main']}/root/tmp/ready").touch()
+    Path("/proc", str(pods["pids"]["main"]), "root", "tmp", "ready").touch()
     ready = cluster.wait_pod("probed", is_ready)
     fetch(ready, "/break")
     again = cluster.wait_pod("probed", lambda p: container(p)["restartCount"] == 1)

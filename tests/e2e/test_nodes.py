@@ -6,18 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+from tests.support import installed as shop
 from tests.support import scenarios as s
-from tests.support.installed import (
-    NAMESPACE as SHOP,
-)
-from tests.support.installed import (
-    Installed,
-    fixed,
-    make_namespace,
-    pdservice,
-    role,
-    scenario,
-)
+from tests.support.installed import Installed, fixed, make_namespace, pdservice, role, scenario
 from tests.support.real_cluster import KindCluster
 from tests.support.service_traffic import ServiceTraffic
 
@@ -112,7 +103,7 @@ def test_a_stopped_node_costs_one_substitution(
     finally:
         kind.start(node)
         kind.kubectl("uncordon", node)
-        # A kubelet that starts takes away what no device plugin backs.
+        # What no device plugin backs is not sure to survive a kubelet.
         s.until("the node is back", lambda: s.is_ready(kind.get(f"/api/v1/nodes/{node}")))
         kind.give_devices()
     s.until("the lost pod is gone", lambda: len(s.pods(kind, NAMESPACE)) == len(pods))
@@ -123,5 +114,5 @@ def test_a_stopped_node_costs_one_substitution(
 
 def _instances_elsewhere(cluster: KindCluster, node: str) -> list[s.Json]:
     """Instances of this service and the shared one that are not on a node."""
-    found = [*s.pods(cluster, NAMESPACE), *s.pods(cluster, SHOP)]
+    found = [*s.pods(cluster, NAMESPACE), *s.pods(cluster, shop.NAMESPACE)]
     return [p for p in found if p["spec"]["nodeName"] != node]

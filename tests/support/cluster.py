@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import ssl
-import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.support.kubectl import Kubectl
 
-from pdserve.local import binaries, processes
+from pdserve.local import processes
 from pdserve.local.agent.host import AgentSettings
 from pdserve.local.cluster import LocalCluster
 from pdserve.local.config import load_config
@@ -76,7 +76,7 @@ def eventually(what: str, check: Callable[[], Any], seconds: float = 20.0) -> An
     return answer
 
 
-class ClusterAccess:
+class ClusterAccess(Kubectl):
     """What tests do with a cluster: apply YAML, read objects, wait for them, break things."""
 
     def __init__(self, cluster: LocalCluster) -> None:
@@ -103,25 +103,6 @@ class ClusterAccess:
             if error.code == 404:
                 return None
             raise
-
-    def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
-        """Output of kubectl; fails with what it said."""
-        program = binaries.kube(programs=("kubectl",)).path("kubectl")
-        done = subprocess.run(
-            [program, "--kubeconfig", self.kubeconfig, *args],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == 0 or not check, f"kubectl {' '.join(args)}: {done.stderr}"
-        return done.stdout + ("" if check else done.stderr)
-
-    def apply(self, *documents: str | Mapping[str, Any], namespace: str = "default") -> None:
-        """Apply YAML texts or objects."""
-        texts = [d if isinstance(d, str) else yaml.safe_dump(dict(d)) for d in documents]
-        self.kubectl("apply", "-n", namespace, "-f", "-", stdin="\n---\n".join(texts))
 
     def pod(self, name: str, namespace: str = "default") -> Json | None:
         """A pod, or None."""

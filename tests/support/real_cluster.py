@@ -10,18 +10,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
-import yaml
 from kubernetes import config as kube_config
 from tests.support import scenarios as s
+from tests.support.kubectl import Kubectl
 from tests.support.port_forwards import PortForwards
 
-from pdserve.local import binaries
 from pdserve.wire import names
 
 PDSERVE = Path(sys.executable).parent / "pdserve"
@@ -32,7 +31,7 @@ PATIENCE = 3.0
 """Containers start slower than processes, and all nodes share this machine."""
 
 
-class RealCluster:
+class RealCluster(Kubectl):
     """A cluster reached by a kubeconfig."""
 
     nodes = "kubeconfig"
@@ -62,25 +61,6 @@ class RealCluster:
     def text(self, path: str) -> str:
         """GET of an API path that answers text."""
         return self.kubectl("get", "--raw", path)
-
-    def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
-        """Output of kubectl; fails with what it said."""
-        program = binaries.kube(programs=("kubectl",)).path("kubectl")
-        done = subprocess.run(
-            [program, "--kubeconfig", self.kubeconfig, *args],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0 or not check, f"kubectl {' '.join(args)}: {done.stderr}"
-        return done.stdout + ("" if check else done.stderr)
-
-    def apply(self, *documents: str | Mapping[str, Any], namespace: str = "default") -> None:
-        """Apply YAML texts or objects."""
-        texts = [d if isinstance(d, str) else yaml.safe_dump(dict(d)) for d in documents]
-        self.kubectl("apply", "-n", namespace, "-f", "-", stdin="\n---\n".join(texts))
 
     def url(self, pod: s.Json, port: int = names.PORT_HTTP) -> str:
         """By port forwarding; the answer holds as long as the pod's container runs."""

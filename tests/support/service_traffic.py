@@ -7,7 +7,6 @@ Services. The load is open-loop (`pdserve.cli.load`), so nothing slows down with
 from __future__ import annotations
 
 import json
-from types import TracebackType
 from typing import Any
 
 from tests.support import scenarios as s
@@ -33,12 +32,7 @@ class ServiceTraffic:
         self._cluster.apply(_pod(self._args), namespace=NAMESPACE)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.outcomes()
         self._cluster.kubectl("delete", "pod", "load", "-n", NAMESPACE, "--now")
 

@@ -164,6 +164,9 @@ class Recovery(Model):
     """How patiently instances are given up."""
 
     drain_seconds: Annotated[int, Int(0, 3600)] = 60
-    """Longest time a drained instance may finish its requests before its pod is deleted."""
+    """Longest time a drained instance may finish its requests before its pod is deleted.
+
+    A stopped gateway gives its streams as long, at least 30 s.
+    """
     node_suspect_seconds: Annotated[int, Int(1, 3600)] = 30
     """Time a node may be silent or not ready before its instances count as lost."""

@@ -15,14 +15,14 @@ from pdserve.kube.connect import ConnectError, connect
 from pdserve.kube.errors import KubeError
 from pdserve.local import clusters, devices, programs
 from pdserve.local.agent.host import AgentSettings
-from pdserve.local.cluster import DEFAULT_NAME, LocalCluster
+from pdserve.local.cluster import LocalCluster
 from pdserve.local.config import load_config, read_document
 from pdserve.local.controlplane import ControlPlaneSettings
 from pdserve.local.errors import LocalError
 from pdserve.local.kind import KindCluster, KindPlan
 from pdserve.local.kindconfig import kind_document
 from pdserve.local.kindimages import DEFAULT_IMAGES, built_images
-from pdserve.local.paths import checkout
+from pdserve.local.paths import DEFAULT_NAME, checkout
 from pdserve.local.plan import ClusterPlan
 
 CONFIG = "kind-config.yaml"

@@ -35,23 +35,40 @@ class PodSlot(Protocol):
     """What the plan fixes of a new pod (structurally `groups.types.NewPod`)."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102 - meanings are at groups.types.NewPod
+    def name(self) -> str:
+        """Of the pod."""
+
     @property
-    def slot(self) -> str: ...  # noqa: D102
+    def slot(self) -> str:
+        """Which instance of its group it is, whatever pod has that place."""
+
     @property
-    def role(self) -> Role: ...  # noqa: D102
+    def role(self) -> Role:
+        """Prefill or decode."""
+
     @property
-    def group_index(self) -> int: ...  # noqa: D102
+    def group_index(self) -> int:
+        """Of its P/D group in the ScenarioGroup."""
+
     @property
-    def revision(self) -> str: ...  # noqa: D102
+    def revision(self) -> str:
+        """Of the template it is made from."""
+
     @property
-    def node(self) -> str: ...  # noqa: D102
+    def node(self) -> str:
+        """Where it runs."""
+
     @property
-    def domains(self) -> Mapping[str, str]: ...  # noqa: D102
+    def domains(self) -> Mapping[str, str]:
+        """Level -> domain of the fabric that its node is in."""
+
     @property
-    def replaces(self) -> str | None: ...  # noqa: D102
+    def replaces(self) -> str | None:
+        """Name of the pod whose place it takes; None for a new place."""
+
     @property
-    def scale_unit(self) -> bool: ...  # noqa: D102
+    def scale_unit(self) -> bool:
+        """Whether it stands for its group in the scale subresource."""
 
 
 def role_template(group: ScenarioGroup, role: Role) -> RoleTemplate:

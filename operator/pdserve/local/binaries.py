@@ -136,27 +136,38 @@ def kube_recipe(module: Path) -> Recipe:
 
 def helm_recipe() -> Recipe:
     """How Helm is built, straight from its published module."""
-    return Recipe(
-        name="helm",
-        version=HELM_VERSION,
-        what="the chart installer",
+    return _published(
+        "helm",
+        HELM_VERSION,
+        "the chart installer",
         typical_seconds=60,
-        module=None,
-        package=f"helm.sh/helm/v3/cmd/helm@{HELM_VERSION}",
-        ldflags=f"-s -w -X helm.sh/helm/v3/internal/version.version={HELM_VERSION}",
+        package="helm.sh/helm/v3/cmd/helm",
+        ldflags=f" -X helm.sh/helm/v3/internal/version.version={HELM_VERSION}",
     )
 
 
 def kind_recipe() -> Recipe:
     """How kind is built, straight from its published module."""
-    return Recipe(
-        name="kind",
-        version=KIND_VERSION,
-        what="makes clusters of containers",
+    return _published(
+        "kind",
+        KIND_VERSION,
+        "makes clusters of containers",
         typical_seconds=30,
+        package="sigs.k8s.io/kind",
+    )
+
+
+def _published(
+    name: str, version: str, what: str, *, typical_seconds: int, package: str, ldflags: str = ""
+) -> Recipe:
+    return Recipe(
+        name=name,
+        version=version,
+        what=what,
+        typical_seconds=typical_seconds,
         module=None,
-        package=f"sigs.k8s.io/kind@{KIND_VERSION}",
-        ldflags="-s -w",
+        package=f"{package}@{version}",
+        ldflags=f"-s -w{ldflags}",
     )
 
 

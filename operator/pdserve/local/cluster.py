@@ -24,10 +24,9 @@ from typing import Any
 from pdserve.local import processes
 from pdserve.local.admin import Admin
 from pdserve.local.errors import LocalError, Progress, log_tail, quiet
-from pdserve.local.paths import default_state_dir
+from pdserve.local.paths import ClusterFiles
 from pdserve.local.plan import LOCK, LOG, PLAN, PROBLEM, READY, ClusterPlan
 
-DEFAULT_NAME = "pdserve"
 START_TIMEOUT = 1200.0
 """Includes building the control plane on a machine's first start."""
 _STOP_TIMEOUT = 30.0
@@ -46,17 +45,8 @@ class ClusterStatus:
     """What `Admin.status` answers, when running."""
 
 
-class LocalCluster:
+class LocalCluster(ClusterFiles):
     """One local cluster by name, running or not."""
-
-    def __init__(self, name: str = DEFAULT_NAME, state_dir: Path | None = None) -> None:
-        self.name = name
-        self.state_dir = (state_dir or default_state_dir(name)).absolute()
-
-    @property
-    def kubeconfig(self) -> Path:
-        """Kubeconfig of the administrator."""
-        return self.state_dir / "kubeconfig"
 
     @property
     def admin(self) -> Admin:

@@ -1,4 +1,4 @@
-"""Runs other programs (docker, kind) for a person who waits: answers, progress, time limits.
+"""Runs other programs (docker, kind, go) for a person who waits: answers, progress, time limits.
 
 Short commands give their output; long ones write a log whose lines are passed on while they run.
 Neither outlives this process, and a failure says what the program said last.
@@ -6,6 +6,7 @@ Neither outlives this process, and a failure says what the program said last.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,8 @@ def follow(
     argv: Sequence[str],
     log: Path,
     *,
-    seconds: float,
+    seconds: float = math.inf,
+    cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     line: Callable[[str], None] = lambda _: None,
     tick: Callable[[float], None] = lambda _: None,
@@ -70,7 +72,7 @@ def follow(
     log.unlink(missing_ok=True)
     began = time.monotonic()
     deadline = processes.Deadline(seconds)
-    child = processes.spawn(argv, log=log, env=env)
+    child = processes.spawn(argv, log=log, cwd=cwd, env=env)
     try:
         with log.open(encoding="utf-8", errors="replace") as output:
             pending = ""

@@ -98,7 +98,7 @@ def has_real_devices(node: Object, resource: str) -> bool:
 
 
 def lacks(node: Object, resource: str, devices: int) -> bool:
-    """True when a worker is to have devices and shows none: new, or reset by its kubelet."""
+    """True when a worker is to have devices and shows none: new, or its kubelet is."""
     if has_real_devices(node, resource) or not _count(node, devices):
         return False
     status = node.get("status") or {}

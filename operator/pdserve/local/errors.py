@@ -1,13 +1,15 @@
-"""What `pdserve local` tells a person when it cannot go on."""
+"""What `pdserve local` tells a person who waits, and when it cannot go on."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 Progress = Callable[[str], None]
 """Receives one line at a time about something that takes long."""
 
+SAY_EVERY_SECONDS = 10.0
 _TAIL_LINES = 15
 
 
@@ -17,6 +19,23 @@ class LocalError(RuntimeError):
 
 def quiet(line: str) -> None:
     """A `Progress` that says nothing."""
+
+
+def sparsely(progress: Progress, seconds: float = SAY_EVERY_SECONDS) -> Progress:
+    """For what is still true a moment later: `progress` gets one line in so many seconds.
+
+    Not the first one either, so that what is over sooner says nothing.
+    """
+    said = time.monotonic()
+
+    def say(line: str) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= seconds:
+            said = now
+            progress(line)
+
+    return say
 
 
 def log_tail(path: Path, lines: int = _TAIL_LINES) -> str:

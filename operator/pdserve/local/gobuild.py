@@ -21,14 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.local import processes
-from pdserve.local.errors import LocalError, Progress, log_tail
+from pdserve.local.commands import CommandError, follow
+from pdserve.local.errors import LocalError, Progress, sparsely
 
 MIN_GO = (1, 21)
 """From this version on, Go fetches by itself the newer toolchain that a module asks for."""
-
-_SAY_EVERY_SECONDS = 10.0
-_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +94,18 @@ def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
         f"building {recipe.name} {recipe.version} ({recipe.what}) from Go modules: "
         f"about {_minutes(recipe.typical_seconds)}, once per machine"
     )
-    log = scratch / "build.log"
-    began = said = time.monotonic()
-    child = processes.spawn(argv, log=log, cwd=recipe.module or scratch, env=env)
+    began = time.monotonic()
+    still = sparsely(progress)
     try:
-        while child.poll() is None:
-            time.sleep(_POLL_SECONDS)
-            now = time.monotonic()
-            if now - said >= _SAY_EVERY_SECONDS:
-                said = now
-                progress(f"building {recipe.name}: {now - began:.0f} s")
-    finally:
-        processes.stop(child)
-    if child.returncode != 0:
-        raise LocalError(
-            f"building {recipe.name} failed ({' '.join(argv[:2])}, exit {child.returncode}):\n"
-            f"{log_tail(log)}"
+        follow(
+            argv,
+            scratch / "build.log",
+            cwd=recipe.module or scratch,
+            env=env,
+            tick=lambda seconds: still(f"building {recipe.name}: {seconds:.0f} s"),
         )
+    except CommandError as error:
+        raise LocalError(f"building {recipe.name}: {error}") from error
     progress(f"built {recipe.name} in {time.monotonic() - began:.0f} s")
 
 

@@ -34,10 +34,10 @@ from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import NODES, PODS
 from pdserve.local import binaries, devices, docker, processes
 from pdserve.local.commands import CommandError, answer, follow
-from pdserve.local.errors import LocalError, Progress, quiet
+from pdserve.local.errors import LocalError, Progress, quiet, sparsely
 from pdserve.local.kindimages import DEFAULT_IMAGES, load_images
 from pdserve.local.kindnodes import KindNode, seen_node, wait_ready
-from pdserve.local.paths import default_state_dir
+from pdserve.local.paths import ClusterFiles
 
 ENV_NODE_IMAGE = "KIND_NODE_IMAGE"
 STATE = "kind.json"
@@ -46,7 +46,6 @@ CREATE_TIMEOUT = 900.0
 """Includes pulling the node image, about 400 MB, on a machine's first start."""
 INOTIFY_ENOUGH = 512
 """What kind's own documentation advises; kubelets that get none of them do not start."""
-_SAY_EVERY_SECONDS = 10.0
 _DELETE_SECONDS = 120.0
 _SETTLE_SECONDS = 3.0
 _POLL_SECONDS = 0.25
@@ -83,17 +82,8 @@ class KindStatus:
     """Pods per node."""
 
 
-class KindCluster:
+class KindCluster(ClusterFiles):
     """One kind cluster by name, running or not."""
-
-    def __init__(self, name: str, state_dir: Path | None = None) -> None:
-        self.name = name
-        self.state_dir = (state_dir or default_state_dir(name)).absolute()
-
-    @property
-    def kubeconfig(self) -> Path:
-        """Kubeconfig of the administrator."""
-        return self.state_dir / "kubeconfig"
 
     @property
     def exists(self) -> bool:
@@ -249,8 +239,8 @@ class KindCluster:
     def _follow(self, argv: Sequence[str], what: str, seconds: float, progress: Progress) -> None:
         logs = self.state_dir / "logs"
         logs.mkdir(exist_ok=True)
-        said = 0.0
         step = ""
+        still = sparsely(progress)
 
         def line(text: str) -> None:
             nonlocal step
@@ -260,10 +250,7 @@ class KindCluster:
                 progress(f"kind: {step}")
 
         def tick(now: float) -> None:
-            nonlocal said
-            if now - said >= _SAY_EVERY_SECONDS:
-                said = now
-                progress(f"kind: {step or what}: {now:.0f} s")
+            still(f"kind: {step or what}: {now:.0f} s")
 
         follow(argv, logs / f"kind-{what}.log", seconds=seconds, line=line, tick=tick)
 

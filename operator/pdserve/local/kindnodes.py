@@ -11,11 +11,10 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import NODES, Object
 from pdserve.local import devices, docker, processes
-from pdserve.local.errors import LocalError, Progress
+from pdserve.local.errors import LocalError, Progress, sparsely
 from pdserve.wire.names import ANNOTATION_UNHEALTHY_DEVICES
 
 READY_TIMEOUT = 180.0
-_SAY_EVERY_SECONDS = 10.0
 _POLL_SECONDS = 0.25
 
 
@@ -42,10 +41,11 @@ async def wait_ready(
     """Until every node is there and Ready, and every worker's devices count for the scheduler.
 
     kind answers when nodes have been told to join, so some register only after the devices were
-    given, and a kubelet that starts takes them away: who lacks them gets them again.
+    given: who lacks them gets them again.
     """
     deadline = processes.Deadline(READY_TIMEOUT)
-    began = said = time.monotonic()
+    began = time.monotonic()
+    still = sparsely(progress)
     while True:
         try:
             nodes = (await client.list(NODES)).items
@@ -55,15 +55,12 @@ async def wait_ready(
         except KubeError as error:
             # Nodes that were just started may not serve the API yet.
             waits = [str(error)]
-        now = time.monotonic()
         if not waits:
-            progress(f"all nodes are Ready ({now - began:.0f} s)")
+            progress(f"all nodes are Ready ({time.monotonic() - began:.0f} s)")
             return
         if deadline.passed:
             raise LocalError(f"not ready after {READY_TIMEOUT:g} s: {'; '.join(waits)}")
-        if now - said >= _SAY_EVERY_SECONDS:
-            said = now
-            progress(f"waiting: {'; '.join(waits)}")
+        still(f"waiting: {'; '.join(waits)}")
         await asyncio.sleep(_POLL_SECONDS)
 
 

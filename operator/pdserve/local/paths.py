@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+DEFAULT_NAME = "pdserve"
+
 
 def cache_dir() -> Path:
     """Binaries survive here between clusters: $PDSERVE_CACHE, else the user's cache folder."""
@@ -20,6 +22,19 @@ def default_state_dir(name: str) -> Path:
         return Path(chosen).expanduser() / name
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(base).expanduser() / "pdserve" / name
+
+
+class ClusterFiles:
+    """A cluster's name and the directory that holds everything of it, running or not."""
+
+    def __init__(self, name: str = DEFAULT_NAME, state_dir: Path | None = None) -> None:
+        self.name = name
+        self.state_dir = (state_dir or default_state_dir(name)).absolute()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Kubeconfig of the administrator."""
+        return self.state_dir / "kubeconfig"
 
 
 def checkout() -> Path | None:

@@ -168,6 +168,16 @@ def test_tokens_that_come_all_at_once_have_no_tpot(cluster: Cluster) -> None:
     assert "TTFT" in err and "TPOT" not in err
 
 
+def asking(cluster: Cluster) -> subprocess.Popen[bytes]:
+    """The command in a process of its own, its output read as it comes."""
+    program = "import sys; from pdserve.cli.kubectl import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *cluster.command()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def test_text_is_there_before_the_answer_ends(cluster: Cluster) -> None:
     rest = threading.Event()
 
@@ -177,12 +187,7 @@ def test_text_is_there_before_the_answer_ends(cluster: Cluster) -> None:
         yield from events("second")
 
     cluster.reply = lambda seen: Reply(200, slowly())
-    program = "import sys; from pdserve.cli.kubectl import main; sys.exit(main())"
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *cluster.command()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    with asking(cluster) as process:
         assert process.stdout is not None
         got = process.stdout.read(len(b"first "))
         rest.set()
@@ -200,12 +205,7 @@ def test_a_reader_that_has_enough_is_no_error(cluster: Cluster) -> None:
         yield from events(*["more\n"] * 2000)
 
     cluster.reply = lambda seen: Reply(200, long())
-    program = "import sys; from pdserve.cli.kubectl import main; sys.exit(main())"
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *cluster.command()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    with asking(cluster) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.read(5) == b"line\n"
         process.stdout.close()

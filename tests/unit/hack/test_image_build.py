@@ -137,7 +137,9 @@ def test_the_old_builder_is_asked_for_where_the_new_one_is_missing(
 def test_a_failed_build_shows_the_end_of_its_log(tmp_path: Path) -> None:
     env = tool(tmp_path, "docker", FAKE_DOCKER.format(buildx=0, build=3))
     log = tmp_path / "build.log"
-    with pytest.raises(ImagesError, match=r"building x:1 failed \(exit 3\):\n  \| buildkit") as e:
+    with pytest.raises(
+        ImagesError, match=r"building x:1: .* failed \(exit 3\):\n  \| buildkit"
+    ) as e:
         find_engine("docker", env).build("x:1", tmp_path, log, dockerfile=tmp_path / "Dockerfile")
     assert str(log) in str(e.value)
 

@@ -143,7 +143,7 @@ def test_a_failing_build_leaves_nothing_and_shows_the_compiler(
     module = tmp_path / "module"
     module.mkdir()
     recipe = gobuild.Recipe("tool", "v1", "a tool", 1, module, ".", "-s")
-    with pytest.raises(LocalError, match=r"building tool failed(?s:.*)undefined: frobnicate"):
+    with pytest.raises(LocalError, match=r"building tool: .*exit 1(?s:.*)undefined: frob"):
         gobuild.build(recipe, bare_machine, lambda _: None)
     assert [p.name for p in bare_machine.iterdir() if p.is_dir()] == []
 

@@ -70,6 +70,8 @@ class ContainerRunner:
         self._stopping = asyncio.Event()
         self._ended_by_probe = False
         self._running: RunningContainer | None = None
+        self._told = asyncio.Event()
+        """The view says how the last run ended."""
         self._view = ContainerView(
             str(spec["name"]), str(spec["image"]), Waiting(around.first_state)
         )
@@ -91,6 +93,12 @@ class ContainerRunner:
 
     async def run(self) -> None:
         """Run until it ended and is not to be started again, or `stop` was called."""
+        try:
+            await self._run()
+        finally:
+            self._told.set()
+
+    async def _run(self) -> None:
         for restarts in itertools.count():
             log = self._log(restarts)
             await self._around.up.wait()
@@ -99,6 +107,7 @@ class ContainerRunner:
                 return
             began = monotonic()
             self._ended_by_probe = False
+            self._told.clear()
             ended = await self._once(launch, restarts)
             if not self._around.up.is_set():
                 # The kubelet that finds it afterwards knows neither how it ended nor how often.
@@ -116,6 +125,7 @@ class ContainerRunner:
                 self._show(state=waits, last=ended, restarts=restarts, ready=False, started=False)
             else:
                 self._show(state=ended, ready=False, started=False)
+            self._told.set()
             if delay:
                 await self._back_off(ended, delay)
             if self._stopping.is_set():
@@ -123,11 +133,15 @@ class ContainerRunner:
                 return
 
     async def stop(self, grace: float) -> None:
-        """End it: preStop, SIGTERM, and when `grace` seconds are over SIGKILL."""
+        """End it: preStop, SIGTERM, and when `grace` seconds are over SIGKILL.
+
+        Returns when the view says how it ended.
+        """
         self._stopping.set()
         running = self._running
         if running is not None:
             await self._end(running, grace)
+            await self._told.wait()
 
     def lose_power(self) -> None:
         """Its node is down: it is gone at once, and nobody is told."""
