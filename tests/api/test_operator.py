@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from tests.support.rest import Rest
-from tests.unit.controllers.world import NPU, Engine, Engines, service
+from tests.unit.controllers.world_engines import Engine, Engines
+from tests.unit.controllers.world_service import NPU, service
 
 from pdserve.api import rfc3339
 from pdserve.controllers.app import Core

@@ -8,7 +8,8 @@ import random
 import pytest
 from tests.support.fakeapi_net import Faults
 from tests.support.virtualtime import run_virtual, virtual_time
-from tests.unit.controllers.world import World, service
+from tests.unit.controllers.world import World
+from tests.unit.controllers.world_service import service
 
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.kube.resource import (

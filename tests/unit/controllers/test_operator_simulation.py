@@ -7,7 +7,8 @@ import json
 
 import pytest
 from tests.support.virtualtime import virtual_time
-from tests.unit.controllers.world import NPU, NS, World, service
+from tests.unit.controllers.world import World
+from tests.unit.controllers.world_service import NPU, NS, service
 
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.kube.client import Request

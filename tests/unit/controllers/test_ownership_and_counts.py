@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from tests.support.virtualtime import virtual_time
-from tests.unit.controllers.world import NS, World, service
+from tests.unit.controllers.world import World
+from tests.unit.controllers.world_service import NS, service
 
 from pdserve.controllers import rbac
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS

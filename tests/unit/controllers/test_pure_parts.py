@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.controllers.world import service
+from tests.unit.controllers.world_service import service
 
 from pdserve.api import DecisionRecord, PDService, RoCEDomain
 from pdserve.controllers.compare import covers

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.support.ratio_values import prefill_window, sample, window
 from tests.support.virtualtime import virtual_time
-from tests.unit.controllers.world import NS, World, now, service
+from tests.unit.controllers.world import World, now
+from tests.unit.controllers.world_service import NS, service
 
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.kube.resource import CONFIGMAPS

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,11 +21,13 @@ from tests.support.fakeapi import START, FakeApi
 from tests.support.fakeapi_fields import copy
 from tests.support.fakeapi_kinds import kind_of_crd
 from tests.support.fakeapi_net import FakeTransport, Faults
+from tests.unit.controllers.world_engines import Engine, Engines
+from tests.unit.controllers.world_service import NPU, NS
 
 from pdserve.api import rfc3339
 from pdserve.controllers.app import Core
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
-from pdserve.controllers.linker import EngineApi, EngineError, Target
+from pdserve.controllers.linker import EngineApi
 from pdserve.controllers.ratio_loop import NoSource
 from pdserve.controllers.tokens import Tokens
 from pdserve.exposition import Registry
@@ -45,11 +46,7 @@ from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
-from pdserve.wire.links import DrainReport, LinkReport
-from pdserve.wire.peers import PeerTable
 
-NPU = "huawei.com/Ascend910"
-NS = "default"
 STEP = 0.1
 CRDS = Path(__file__).parents[3] / "crds"
 
@@ -61,80 +58,6 @@ def now() -> float:
 
 def stamp() -> str:
     return rfc3339(now())
-
-
-@dataclass(slots=True)
-class Engine:
-    """One engine process (a container)."""
-
-    pod: str
-    ip: str
-    table: PeerTable | None = None
-    linked_once: bool = False
-    draining: bool = False
-    busy: int = 0
-    frozen: bool = False
-
-
-class Engines:
-    """All engine processes by address; answers the linker as real ones would."""
-
-    def __init__(self) -> None:
-        self.by_ip: dict[str, Engine] = {}
-        self.calls: Counter[str] = Counter()
-        self.drained: list[str] = []
-        """Pods in the order in which they were told to drain, repeats included."""
-
-    def report(self, engine: Engine) -> LinkReport:
-        table = engine.table
-        if table is None:
-            return LinkReport(0, frozenset(), {})
-        up, down = set(), {}
-        for peer in table.opposite(engine.pod):
-            other = self.by_ip.get(peer.endpoint.removeprefix("http://").partition(":")[0])
-            if other is None or other.pod != peer.id or other.frozen:
-                down[peer.id] = "connection refused"
-            elif other.table is None or other.table.peer(engine.pod) is None:
-                down[peer.id] = "peer does not know us"
-            else:
-                up.add(peer.id)
-        return LinkReport(table.version, frozenset(up), down)
-
-    def ready(self, engine: Engine) -> bool:
-        """`/readyz`."""
-        report = self.report(engine)
-        # A decode or prefill whose table names no opposite has nothing to verify yet.
-        if report.complete and engine.table is not None and engine.table.opposite(engine.pod):
-            engine.linked_once = True
-        return engine.linked_once and not engine.draining and not engine.frozen
-
-    def _find(self, target: Target) -> Engine:
-        engine = self.by_ip.get(target.endpoint.removeprefix("http://").partition(":")[0])
-        if engine is None or engine.frozen:
-            raise EngineError("connection refused")
-        return engine
-
-    async def put_peers(self, target: Target, table: PeerTable) -> None:
-        self.calls["put"] += 1
-        await asyncio.sleep(0.005)
-        engine = self._find(target)
-        if table.peer(engine.pod) is None:
-            raise EngineError("HTTP 422")
-        if engine.table is None or table.version >= engine.table.version:
-            engine.table = table
-
-    async def get_links(self, target: Target) -> LinkReport:
-        self.calls["links"] += 1
-        await asyncio.sleep(0.005)
-        return self.report(self._find(target))
-
-    async def post_drain(self, target: Target) -> DrainReport:
-        self.calls["drain"] += 1
-        self.drained.append(target.pod)
-        await asyncio.sleep(0.005)
-        engine = self._find(target)
-        engine.draining = True
-        return DrainReport(engine.busy, 0, 0)
 
 
 class Recorder:
@@ -551,59 +474,3 @@ class World:
             tasks.create_task(
                 core.act(engines, source or NoSource(), settings or LoopSettings(), log_line)
             )
-
-
-def service(
-    name: str = "shop",
-    scenarios: Iterable[str] = ("chat",),
-    *,
-    devices: int = 4,
-    prefill: tuple[int, int] = (1, 4),
-    decode: tuple[int, int] = (1, 4),
-    groups: tuple[int, int] = (1, 3),
-    ratio: dict[str, Any] | None = None,
-    **spec: Any,
-) -> Object:
-    """A PDService; every scenario but the last matches a header."""
-    listed = list(scenarios)
-    role = {
-        "instance": {"devicesPerNode": devices, "resource": NPU},
-        "maxConcurrency": 4,
-        "args": [],
-        "env": [],
-        "startupDeadlineSeconds": 120,
-    }
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": "PDService",
-        "metadata": {"name": name, "namespace": NS},
-        "spec": {
-            "model": {"name": "tiny"},
-            "engine": {"type": "Reference", "image": "pdserve/engine:test"},
-            "prefill": copy(role),
-            "decode": copy(role),
-            "fabric": {"domainRef": {"name": "az1"}},
-            "scenarios": [
-                {
-                    "name": s,
-                    "match": {"headers": {"x-scenario": s}} if s != listed[-1] else {},
-                    "slo": {
-                        "ttft": "800ms", "handoff": "200ms", "tpot": "40ms",
-                        "attainmentPercent": 99,
-                    },
-                    "groups": {"min": groups[0], "max": groups[1]},
-                    "ratio": {
-                        "mode": "Auto",
-                        "prefill": {"min": prefill[0], "max": prefill[1]},
-                        "decode": {"min": decode[0], "max": decode[1]},
-                        **(ratio or {}),
-                    },
-                    "expected": {
-                        "promptTokens": 100, "outputTokens": 50, "requestsPerSecond": 2,
-                    },
-                }
-                for s in listed
-            ],
-            **spec,
-        },
-    }  # fmt: skip

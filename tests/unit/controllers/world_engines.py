@@ -1,0 +1,85 @@
+"""Engine processes of the `world`: they link as their peer tables say, and answer the linker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+from pdserve.controllers.linker import EngineError, Target
+from pdserve.wire.links import DrainReport, LinkReport
+from pdserve.wire.peers import PeerTable
+
+
+@dataclass(slots=True)
+class Engine:
+    """One engine process (a container)."""
+
+    pod: str
+    ip: str
+    table: PeerTable | None = None
+    linked_once: bool = False
+    draining: bool = False
+    busy: int = 0
+    frozen: bool = False
+
+
+class Engines:
+    """All engine processes by address; answers the linker as real ones would."""
+
+    def __init__(self) -> None:
+        self.by_ip: dict[str, Engine] = {}
+        self.calls: Counter[str] = Counter()
+        self.drained: list[str] = []
+        """Pods in the order in which they were told to drain, repeats included."""
+
+    def report(self, engine: Engine) -> LinkReport:
+        table = engine.table
+        if table is None:
+            return LinkReport(0, frozenset(), {})
+        up, down = set(), {}
+        for peer in table.opposite(engine.pod):
+            other = self.by_ip.get(peer.endpoint.removeprefix("http://").partition(":")[0])
+            if other is None or other.pod != peer.id or other.frozen:
+                down[peer.id] = "connection refused"
+            elif other.table is None or other.table.peer(engine.pod) is None:
+                down[peer.id] = "peer does not know us"
+            else:
+                up.add(peer.id)
+        return LinkReport(table.version, frozenset(up), down)
+
+    def ready(self, engine: Engine) -> bool:
+        """`/readyz`."""
+        report = self.report(engine)
+        # A decode or prefill whose table names no opposite has nothing to verify yet.
+        if report.complete and engine.table is not None and engine.table.opposite(engine.pod):
+            engine.linked_once = True
+        return engine.linked_once and not engine.draining and not engine.frozen
+
+    def _find(self, target: Target) -> Engine:
+        engine = self.by_ip.get(target.endpoint.removeprefix("http://").partition(":")[0])
+        if engine is None or engine.frozen:
+            raise EngineError("connection refused")
+        return engine
+
+    async def put_peers(self, target: Target, table: PeerTable) -> None:
+        self.calls["put"] += 1
+        await asyncio.sleep(0.005)
+        engine = self._find(target)
+        if table.peer(engine.pod) is None:
+            raise EngineError("HTTP 422")
+        if engine.table is None or table.version >= engine.table.version:
+            engine.table = table
+
+    async def get_links(self, target: Target) -> LinkReport:
+        self.calls["links"] += 1
+        await asyncio.sleep(0.005)
+        return self.report(self._find(target))
+
+    async def post_drain(self, target: Target) -> DrainReport:
+        self.calls["drain"] += 1
+        self.drained.append(target.pod)
+        await asyncio.sleep(0.005)
+        engine = self._find(target)
+        engine.draining = True
+        return DrainReport(engine.busy, 0, 0)
