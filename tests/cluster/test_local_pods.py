@@ -187,7 +187,7 @@ def test_environment_and_volumes(cluster: ClusterAccess, run: Callable[..., str]
         lambda: (text := cluster.kubectl("logs", "sees")) and "/etc/app/new" in text and text,
     )
     assert log.startswith('redreds3crettest="sees"made\n0\n')
-    assert "red/s3cret/$(ABSENT)/$(TOKEN) red 0,1 2 sees 1\n/work\n" in log
+    assert "red/s3cret/$(ABSENT)/$(TOKEN) red 0,1 2 sees 1\n/scratch\n" in log
     assert "Read-only file system" in log
 
 

@@ -135,6 +135,37 @@ def test_an_unhealthy_device_costs_one_instance(wide: s.Cluster, record_property
     s.check_groups(wide, WIDE, WIDE_GROUP)
 
 
+@pytest.mark.invariant(1)
+def test_a_node_that_restarts_in_time_keeps_its_instance(
+    wide: s.Cluster, record_property: Record
+) -> None:
+    """Same pod, same name, new process and address: linked anew, and nothing is substituted."""
+    before = _instances(wide)
+    pod = one(wide, "prefill")
+    victim, node = s.name_of(pod), pod["spec"]["nodeName"]
+    old = pod["status"]["containerStatuses"][0]["containerID"]
+
+    def relinked() -> bool:
+        linked = s.condition(one(wide, "prefill"), names.CONDITION_LINKED)
+        return linked["status"] == "True" and linked["message"] not in ("", old)
+
+    wide.stop(node)
+    wide.start(node)
+    with s.stopwatch() as seconds:
+        s.until("it is linked again", relinked)
+        s.wait_service(wide, WIDE, WIDE)
+        record_property("recovery_seconds", round(seconds(), 1))
+    assert s.difference(before, _instances(wide)) == s.Difference(set(), set(), {victim})
+    s.until("it is routed", lambda: victim in s.routed(wide, WIDE, WIDE))
+    s.check_groups(wide, WIDE, WIDE_GROUP)
+
+
+def _instances(cluster: s.Cluster) -> dict[str, s.Identity]:
+    """Of `wide`; gateways may stand on the same nodes."""
+    mine = {s.name_of(pod) for pod in s.pods(cluster, WIDE)}
+    return {name: i for name, i in s.identities(cluster, WIDE).items() if name in mine}
+
+
 @pytest.mark.invariant(2)
 def test_a_silent_node_is_waited_for_and_only_a_lost_one_is_replaced(
     wide: s.Cluster, record_property: Record

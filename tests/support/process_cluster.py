@@ -28,6 +28,8 @@ class ProcessCluster:
         self.get = access.get
         self.cut = access.admin.cut
         self.restore = access.admin.restore
+        self.stop = access.admin.stop
+        self.start = access.admin.start
         self.device = access.admin.device
         self.kill = access.admin.kill
 

@@ -90,6 +90,13 @@ class RealCluster(Kubectl):
     def restore(self, node: str) -> None:
         """Undo `cut`; nothing was cut."""
 
+    def stop(self, node: str) -> None:
+        """Needs the node."""
+        self._unbreakable()
+
+    def start(self, node: str) -> None:
+        """Undo `stop`; nothing was stopped."""
+
     def device(self, node: str, device: int, *, healthy: bool) -> None:
         """Needs the node's device plugin."""
         self._unbreakable()

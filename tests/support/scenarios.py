@@ -69,6 +69,12 @@ class Cluster(Protocol):
     def restore(self, node: str) -> None:
         """Undo `cut`."""
 
+    def stop(self, node: str) -> None:
+        """The node goes down, its containers with it."""
+
+    def start(self, node: str) -> None:
+        """Undo `stop`: its pods' containers start again, at addresses of their own choice."""
+
     def device(self, node: str, device: int, *, healthy: bool) -> None:
         """Mark a device unhealthy, or healthy again."""
 
