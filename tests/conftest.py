@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="cluster under test: process nodes, a new kind cluster, or the one of $KUBECONFIG",
     )
     group.addoption("--keep", action="store_true", help="leave the kind cluster up at the end")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run that is cancelled (CI sends SIGTERM) takes its clusters down, as after Ctrl-C."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+
+        def ended(*_: object) -> None:
+            pytest.exit("ended by SIGTERM", returncode=128 + signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, ended)
 
 
 @pytest.hookimpl(optionalhook=True)
