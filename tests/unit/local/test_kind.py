@@ -182,7 +182,9 @@ def test_ctrl_c_while_it_is_made_leaves_nothing(
 ) -> None:
     engine.set(create=create)
     code = (
-        "import sys, pathlib\n"
+        "import sys, pathlib, signal\n"
+        # A suite that runs in the background ignores SIGINT, and so would its children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pdserve.local.kind import KindCluster, KindPlan\n"
         "KindCluster('c', pathlib.Path(sys.argv[1])).up(KindPlan({'nodes': []}), print)\n"
     )
@@ -193,12 +195,16 @@ def test_ctrl_c_while_it_is_made_leaves_nothing(
             stdout=output,
             stderr=output,
         )
-    deadline = processes.Deadline(30.0)
-    while not engine.nodes:
-        assert up.poll() is None, (tmp_path / "out").read_text()
-        assert not deadline.passed
-    up.send_signal(signal.SIGINT)
-    assert up.wait(30) != 0
+    try:
+        deadline = processes.Deadline(30.0)
+        while not engine.nodes:
+            assert up.poll() is None, (tmp_path / "out").read_text()
+            assert not deadline.passed
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) != 0
+    finally:
+        up.kill()
+        up.wait()
     assert engine.nodes == {}
     assert len(engine.calls("delete")) == (2 if create == "late" else 1)
     assert not cluster.state_dir.exists()
