@@ -30,8 +30,9 @@ programs:
 demo: programs ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up)
 	@$(BIN)/pdserve demo $(if $(KEEP),--keep)
 
+# Three workers on two cores: cluster tests wait most of their time.
 test: programs ## unit, API and cluster tests, on a real control plane
-	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 unit: $(VENV)/.installed ## only the tests that need no cluster
 	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)

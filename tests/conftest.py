@@ -39,17 +39,24 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGTERM, ended)
 
 
+OWN_CLUSTER = ("test_local_control_plane.py", "test_operator_rights.py", "test_quickstart_page.py")
+"""Files of tests/cluster that make clusters of their own and share none."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several workers share the tests: one takes the cluster's, the rest goes by file."""
+    """Several workers: what shares a cluster goes to one of them, the rest by file."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneCluster(LoadScopeScheduling):
+    class ByCluster(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "cluster" if file.startswith("tests/cluster/") else file
+            folder, _, name = file.rpartition("/")
+            if folder != "tests/cluster" or name in OWN_CLUSTER:
+                return file
+            return "nodes alone" if name.startswith("test_local_") else "nodes and operator"
 
-    return OneCluster(config, log)
+    return ByCluster(config, log)
 
 
 @pytest.fixture(scope="session")
