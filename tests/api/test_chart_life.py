@@ -103,7 +103,8 @@ def site(plane: ControlPlane) -> Iterator[Site]:
         site.helm("uninstall", release, namespace)
     for name in site.crds():
         assert site.rest.call("DELETE", f"{CRDS}/{name}").code == 200
-    eventually("the kinds are gone", lambda: not site.crds())
+    # Their objects go first: the API server looks for that in steps of seconds, up to a minute.
+    eventually("the kinds are gone", lambda: not site.crds(), 90.0)
     assert site.made() == []
 
 

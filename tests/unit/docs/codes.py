@@ -7,6 +7,7 @@ a fault, an outcome, a kubelet's waiting reason that is looked for, a `code` of 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ _NOT_CODES = {
 }  # fmt: skip
 
 
+@functools.cache
 def reasons() -> frozenset[str]:
     """Reasons of conditions, Events and decisions, faults and outcomes."""
     found = {str(r) for r in Reason} | set(event_reasons.ALL)
@@ -41,6 +43,7 @@ def reasons() -> frozenset[str]:
     return frozenset(found - _NOT_CODES - _STATUS)
 
 
+@functools.cache
 def error_codes() -> frozenset[str]:
     """`error.code` of any HTTP answer, and reasons of `x-pdserve-reject`."""
     found = {v for k, v in vars(http).items() if k.startswith("REJECT_")}
