@@ -58,6 +58,33 @@ def test_deletion_runs_pre_stop_then_terminates_within_the_grace(
     assert Path(log).read_text().splitlines() == ["hook", "asked to end"]
 
 
+def test_the_last_status_tells_how_it_ended_though_a_probe_was_in_flight(
+    cluster: ClusterAccess, run: Callable[..., str]
+) -> None:
+    command = ("sh", "-c", "trap 'exit 0' TERM; touch /tmp/up; sleep 1000 & wait")
+    probe = {"periodSeconds": 1, "failureThreshold": 60, "timeoutSeconds": 100}
+    made = pod(
+        "probed-to-the-end", *command,
+        startupProbe={**probe, "exec": {"command": ["test", "-e", "/tmp/up"]}},
+        readinessProbe={**probe, "exec": {"command": ["sleep", "100"]}},
+        volumeMounts=[{"name": "tmp", "mountPath": "/tmp"}],
+        volumes=[{"name": "tmp", "emptyDir": {}}],
+    )  # fmt: skip
+    # Holds the object for a look at what was said last.
+    made["metadata"]["finalizers"] = ["example.test/look"]
+    name = run(made)
+    cluster.wait_pod(name, lambda p: container(p).get("started"))
+    cluster.kubectl("delete", "pod", name, "--wait=false", "--grace-period=20")
+    try:
+        last = cluster.wait_pod(
+            name, lambda p: p["metadata"].get("deletionGracePeriodSeconds") == 0
+        )
+        assert last["status"]["phase"] == "Succeeded"
+        assert container(last)["state"]["terminated"]["exitCode"] == 0
+    finally:
+        cluster.kubectl("patch", "pod", name, "-p", '{"metadata": {"finalizers": null}}')
+
+
 def test_a_program_that_ignores_sigterm_is_killed_when_the_grace_ends(
     cluster: ClusterAccess, run: Callable[..., str]
 ) -> None:

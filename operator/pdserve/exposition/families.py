@@ -78,7 +78,7 @@ class Family(Generic[S]):
         return text.pairs(self.label_names, values)
 
     def _new(self, pairs: str) -> S:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of family makes its own series
 
 
 class Counter(Family[CounterSeries]):

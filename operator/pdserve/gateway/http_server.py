@@ -127,7 +127,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected."""
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = transport  # type: ignore[assignment]  # TCP gives a Transport
         self.server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:

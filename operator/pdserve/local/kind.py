@@ -227,13 +227,13 @@ class KindCluster(ClusterFiles):
         argv += ["--kubeconfig", str(self.kubeconfig)]
         deadline = processes.Deadline(_DELETE_SECONDS)
         answer(argv, seconds=_DELETE_SECONDS)
-        quiet = processes.Deadline(settle)
-        while docker.node_containers(self.name) or not quiet.passed:
+        settled = processes.Deadline(settle)
+        while docker.node_containers(self.name) or not settled.passed:
             if docker.node_containers(self.name):
                 if deadline.passed:
                     raise LocalError(f"kind delete cluster --name {self.name} leaves containers")
                 answer(argv, seconds=_DELETE_SECONDS)
-                quiet = processes.Deadline(settle)
+                settled = processes.Deadline(settle)
             time.sleep(_POLL_SECONDS)
 
     def _follow(self, argv: Sequence[str], what: str, seconds: float, progress: Progress) -> None:
