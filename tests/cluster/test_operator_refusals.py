@@ -47,18 +47,18 @@ def name(site: s.Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     site.kubectl("delete", "pds", made, "-n", NAMESPACE, "--wait=false", "--ignore-not-found")
 
 
-def wait_condition(
-    site: s.Cluster, name: str, scenario_name: str, kind: str, status: str
-) -> s.Json:
-    """The condition of a ScenarioGroup once it has that status."""
+def wait_false(site: s.Cluster, name: str, scenario_name: str, kind: str, reason: str) -> s.Json:
+    """The condition of a ScenarioGroup once it is False for that reason.
+
+    It may be False for another before: a new group has no counts yet.
+    """
     group_name = names.scenario_group_name(name, scenario_name)
 
     def found() -> s.Json | None:
-        obj = s.group(site, NAMESPACE, group_name)
-        now = s.condition(obj, kind)
-        return now if now.get("status") == status else None
+        now = s.condition(s.group(site, NAMESPACE, group_name), kind)
+        return now if (now.get("status"), now.get("reason")) == ("False", reason) else None
 
-    answer: s.Json = s.until(f"{group_name}: {kind} {status}", found, 20)
+    answer: s.Json = s.until(f"{group_name}: {kind} False, {reason}", found, 20)
     return answer
 
 
@@ -68,8 +68,7 @@ def test_too_few_devices(site: s.Cluster, name: str) -> None:
     six = {**ratio("Fixed", most=6), "fixed": {"groups": 1, "prefill": 6, "decode": 6}}
     service = pdservice(NAMESPACE, name, scenario("big", six), prefill=whole, decode=whole)
     site.apply(service, namespace=NAMESPACE)
-    placed = wait_condition(site, name, "big", "Placed", "False")
-    assert placed["reason"] == "NoFit"
+    placed = wait_false(site, name, "big", "Placed", "NoFit")
     assert "6P6D" in placed["message"], placed["message"]
     assert "huawei.com/Ascend910" in placed["message"]
     assert "largest" in placed["message"], placed["message"]
@@ -85,12 +84,7 @@ def test_unknown_roce_domain(site: s.Cluster, name: str) -> None:
     service = pdservice(NAMESPACE, name, scenario("chat", fixed(1, 1, 1)))
     service["spec"]["fabric"] = {"domainRef": {"name": "nowhere"}}
     site.apply(service, namespace=NAMESPACE)
-
-    def unknown() -> s.Json | None:
-        found = wait_condition(site, name, "chat", "Ready", "False")
-        return found if found["reason"] == "UnknownDomain" else None
-
-    ready = s.until("Ready says that the domain is unknown", unknown)
+    ready = wait_false(site, name, "chat", "Ready", "UnknownDomain")
     assert "no RoCEDomain 'nowhere'" in ready["message"]
     assert "fabric.domainRef.name" in ready["message"]
     assert s.pods(site, NAMESPACE, service=name) == []
