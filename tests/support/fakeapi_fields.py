@@ -120,12 +120,14 @@ def _merge_lists(old: list[Any], new: list[Any], keys: Keys, path: Path, merge: 
     return result
 
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _item(item: Any, key_fields: Sequence[str]) -> str:
     """The fieldsV1 element of a list item."""
     if not key_fields:
-        return "v:" + json.dumps(item, separators=(",", ":"))
-    named = {field: item[field] for field in sorted(key_fields) if field in item}
-    return "k:" + json.dumps(named, separators=(",", ":"))
+        return "v:" + _compact(item)
+    return "k:" + _compact({field: item[field] for field in sorted(key_fields) if field in item})
 
 
 # --- field sets ------------------------------------------------------------------------------
@@ -133,7 +135,12 @@ def _item(item: Any, key_fields: Sequence[str]) -> str:
 
 def fields_of(value: Any, keys: Keys) -> frozenset[Path]:
     """Leaf paths of what an object sets, identity and server-owned metadata left out."""
-    return frozenset(_walk(_ownable(value), keys, (), ()))
+    return frozenset(leaves(value, keys))
+
+
+def leaves(obj: Any, keys: Keys) -> dict[Path, Any]:
+    """Each leaf path with its value; that of a list item itself (".") is True."""
+    return dict(_walk(_ownable(obj), keys, (), ()))
 
 
 def _ownable(obj: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def _ownable(obj: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, "metadata": meta} if meta else body
 
 
-def _walk(value: Any, keys: Keys, path: Path, at: tuple[str, ...]) -> Iterator[Path]:
+def _walk(value: Any, keys: Keys, path: Path, at: tuple[str, ...]) -> Iterator[tuple[Path, Any]]:
     if isinstance(value, dict) and value and at not in ATOMIC_ITEMS:
         for key, child in value.items():
             yield from _walk(child, keys, (*path, f"f:{key}"), (*at, key))
@@ -150,12 +157,12 @@ def _walk(value: Any, keys: Keys, path: Path, at: tuple[str, ...]) -> Iterator[P
         for item in value:
             here = (*path, _item(item, keys[at]))
             if isinstance(item, dict) and (*at, "*") not in ATOMIC_ITEMS:
-                yield (*here, ".")
+                yield (*here, "."), True
                 yield from _walk(item, keys, here, (*at, "*"))
             else:
-                yield here
+                yield here, item
     elif path:
-        yield path
+        yield path, value
 
 
 def changed_fields(old: Any, new: Any, keys: Keys) -> frozenset[Path]:
@@ -166,24 +173,6 @@ def changed_fields(old: Any, new: Any, keys: Keys) -> frozenset[Path]:
         for path, value in leaves(new, keys).items()
         if path not in values or values[path] != value
     )
-
-
-def leaves(obj: Any, keys: Keys) -> dict[Path, Any]:
-    """Each leaf path with its value."""
-    return {path: _value(_ownable(obj), path, keys) for path in fields_of(obj, keys)}
-
-
-def _value(value: Any, path: Path, keys: Keys) -> Any:
-    at: tuple[str, ...] = ()
-    for element in path:
-        if element == ".":
-            return True
-        if element.startswith("f:"):
-            value, at = value[element[2:]], (*at, element[2:])
-        else:
-            value = next(item for item in value if _item(item, keys[at]) == element)
-            at = (*at, "*")
-    return value
 
 
 def to_fields_v1(paths: Iterable[Path]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("name", metavar="SERVICE", help="PDService")
     parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="words; `-`: standard input")
-    parser.add_argument("-n", "--namespace", default="default", help="default: %(default)s")
+    parser.add_argument("-n", "--namespace", help="default: the context's")
     parser.add_argument("--scenario", metavar="NAME", help="send what this scenario asks for")
     parser.add_argument(
         "--max-tokens", type=_positive, default=MAX_TOKENS, metavar="N", help="default: %(default)s"

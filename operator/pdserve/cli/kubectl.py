@@ -18,11 +18,11 @@ from pdserve.api import ApiError
 from pdserve.cli import ask, snapshot, view_explain, view_status
 from pdserve.cli.ask_target import AskError
 from pdserve.kube.client import KubeClient
-from pdserve.kube.connect import ConnectError, connect
+from pdserve.kube.connect import ConnectError, connect, default_namespace
 from pdserve.kube.errors import KubeError
 
 _EXAMPLES = """examples:
-  kubectl pdserve status                      every PDService of the namespace on one screen
+  kubectl pdserve status                      every PDService of the context's namespace
   kubectl pdserve status shop -n prod         one of them
   kubectl pdserve status -A -o json           all, for scripts
   kubectl pdserve explain shop                why it is placed and sized as it is
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit status 1: not found or refused, 2: wrong command line."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.namespace is None:
+            arguments.namespace = default_namespace(arguments.kubeconfig, context=arguments.context)
         if arguments.command == "ask":
             return asyncio.run(ask.run(arguments))
         print(asyncio.run(_run(arguments)))
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     connection.add_argument("-o", "--output", choices=("text", "json"), default="text")
     common = argparse.ArgumentParser(add_help=False, parents=[connection])
     where = common.add_mutually_exclusive_group()
-    where.add_argument("-n", "--namespace", default="default", help="default: %(default)s")
+    where.add_argument("-n", "--namespace", help="default: the context's")
     where.add_argument("-A", "--all-namespaces", action="store_true")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", parents=[common], help="one screen")

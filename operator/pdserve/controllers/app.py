@@ -3,7 +3,7 @@
 One TaskGroup, one fate: whatever ends unexpectedly ends the process, and Kubernetes starts it
 again. Standbys keep their caches warm, so that a fail-over costs no list.
 
-    always:  caches, kopf, health and metrics server, leader election
+    always:  caches, then kopf; health and metrics server, leader election
     leading: workers, linker, resync, ratio loop, event recorder
 """
 
@@ -194,7 +194,7 @@ async def run(options: Options) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(core.follow())
-            tasks.create_task(run_kopf(core.queue, options.namespace, rng))
+            tasks.create_task(_watch(core, options.namespace, rng))
             tasks.create_task(_until_signalled())
             tasks.create_task(_lead(core, options, identity))
     except* Stopped:
@@ -202,6 +202,12 @@ async def run(options: Options) -> None:
     finally:
         server.close()
         await client.close()
+
+
+async def _watch(core: Core, namespace: str | None, rng: random.Random) -> None:
+    # kopf reports as errors what the caches wait for: no API server yet, kinds just installed.
+    await core.caches.wait_synced()
+    await run_kopf(core.queue, namespace, rng)
 
 
 async def _until_signalled() -> None:

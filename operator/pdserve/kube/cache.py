@@ -5,7 +5,7 @@
 1. **List** page by page, pruning as pages arrive; diff against what is held, so that deletions
    missed while away come out as DELETED.
 2. **Watch** from the list's version; bookmarks move the version on. A watch that ends or breaks is
-   resumed; one whose version is too old (410) goes back to 1.
+   resumed; one whose version is too old (410) goes back to 1, at once after whatever outage.
 3. An unreachable server is waited for with capped, jittered backoff without end; meanwhile reads
    go on from the copy, and `age` says how old it may be.
 
@@ -106,6 +106,7 @@ class Cache:
         self._handlers: list[Handler] = []
         self._indexes: dict[str, _IndexStore] = {}
         self._failures = 0
+        self._expired = False
         self._error = "not started"
         self._heard: float | None = None
         self._metrics = _CacheMetrics(registry or Registry(), self)
@@ -266,7 +267,9 @@ class Cache:
         self._heard = asyncio.get_running_loop().time()
 
     def _failed(self, error: KubeError) -> None:
-        self._failures += 1
+        # The server that says 410 is back; one that keeps saying it is not to be hammered.
+        self._failures = 1 if error.is_gone and not self._expired else self._failures + 1
+        self._expired = error.is_gone
         if error.is_gone:
             logger.info("Watch of %s expired; listing again", self.resource.plural)
         elif not self._error or not self.synced.is_set():

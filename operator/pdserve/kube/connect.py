@@ -15,7 +15,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.incluster_config import load_incluster_config
-from kubernetes.aio.config.kube_config import load_kube_config
+from kubernetes.aio.config.kube_config import list_kube_config_contexts, load_kube_config
 
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
@@ -90,16 +90,39 @@ def pod_namespace(default: str = "default") -> str:
         return default
 
 
+def default_namespace(
+    kubeconfig: str | os.PathLike[str] | None = None, *, context: str | None = None
+) -> str:
+    """The namespace that a command means which names none, as kubectl: the context's.
+
+    Where `connect` would take the pod's service account: the pod's. Else "default".
+
+    Raises:
+        ConnectError: nothing usable found.
+    """
+    try:
+        files = _kubeconfig_files(kubeconfig)
+        if files is None:
+            return pod_namespace()
+        contexts, current = list_kube_config_contexts(files)
+        if context is not None:
+            current = next(c for c in contexts if c["name"] == context)
+        return str(current["context"].get("namespace") or "default")
+    except StopIteration:
+        raise ConnectError(f"{files} has no context {context!r}") from None
+    except (ConfigException, *_MALFORMED) as error:
+        raise ConnectError(f"Kubernetes configuration is not usable: {error}") from error
+
+
 async def _configure(
     configuration: Configuration, kubeconfig: str | os.PathLike[str] | None, context: str | None
 ) -> None:
-    chosen = os.fspath(kubeconfig) if kubeconfig is not None else os.environ.get("KUBECONFIG", "")
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (_SERVICE_ACCOUNT / "token").exists()
-    if not chosen and in_pod:
+    files = _kubeconfig_files(kubeconfig)
+    if files is None:
         load_incluster_config(client_configuration=configuration)
         return
     loader = await load_kube_config(
-        _kubeconfig_files(chosen),
+        files,
         context=context,
         client_configuration=configuration,
         persist_config=False,
@@ -113,7 +136,12 @@ async def _configure(
         configuration.refresh_api_key_hook = refresh
 
 
-def _kubeconfig_files(chosen: str) -> str:
+def _kubeconfig_files(kubeconfig: str | os.PathLike[str] | None) -> str | None:
+    """Which files to read; None: the pod's service account."""
+    chosen = os.fspath(kubeconfig) if kubeconfig is not None else os.environ.get("KUBECONFIG", "")
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (_SERVICE_ACCOUNT / "token").exists()
+    if not chosen and in_pod:
+        return None
     files = chosen or str(Path.home() / ".kube" / "config")
     if not any(Path(file).expanduser().is_file() for file in files.split(os.pathsep) if file):
         where = "is not a file" if chosen else "is not there, and this is not a pod"

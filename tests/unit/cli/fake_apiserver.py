@@ -60,14 +60,16 @@ class FakeApiServer:
         self._thread.join()
         self._server.server_close()
 
-    def kubeconfig(self, folder: Path) -> Path:
+    def kubeconfig(self, folder: Path, namespace: str = "default") -> Path:
         """A kubeconfig for it, with a token that must not reach a pod."""
         url = f"http://127.0.0.1:{self._server.server_address[1]}"
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "contexts": [
+                {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": namespace}}
+            ],
             "clusters": [{"name": "c", "cluster": {"server": url}}],
             "users": [{"name": "u", "user": {"token": "user-token"}}],
         }

@@ -137,6 +137,17 @@ def test_what_is_sent(cluster: Cluster) -> None:
     assert "x-api-key" not in seen.headers
 
 
+def test_without_n_the_contexts_namespace_is_meant(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection = ["--kubeconfig", str(cluster.kubeconfig(tmp_path, namespace="prod"))]
+    assert kubectl.main(["ask", *connection, "demo", "Hi"]) == 0
+    cluster.has(service())
+    assert kubectl.main(["status", *connection, "demo"]) == 0
+    assert "prod/demo" in capsys.readouterr().out
+    assert kubectl.main(["status", *connection, "-n", "test", "demo"]) == 1
+
+
 def test_a_completion_from_standard_input(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,8 @@ def test_an_unreachable_api_server_is_said_and_waited_for(tmp_path: Path) -> Non
         assert 'pdserve_cache_synced{resource="pods"} 0' in page(port, "/metrics")[1]
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert any("pods (0 Unreachable" in line["message"] for line in lines)
+        strangers = [line for line in lines if not line["logger"].startswith("pdserve.")]
+        assert strangers == [], "kopf speaks of errors before there is anything to watch"
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, log.read_text()

@@ -8,6 +8,7 @@ become Ready by readiness gate and engine, end when deleted; gateway pods become
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 from collections.abc import AsyncIterator, Iterable
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 from tests.support.fakeapi import START, FakeApi
 from tests.support.fakeapi_fields import copy
-from tests.support.fakeapi_kinds import kind_of_crd
+from tests.support.fakeapi_kinds import Kind, kind_of_crd
 from tests.support.fakeapi_net import FakeTransport, Faults
 from tests.unit.controllers.world_engines import Engine, Engines
 from tests.unit.controllers.world_service import NPU, NS
@@ -49,6 +50,13 @@ from pdserve.wire import names
 
 STEP = 0.1
 CRDS = Path(__file__).parents[3] / "crds"
+
+
+@functools.cache
+def _our_kinds() -> tuple[Kind, ...]:
+    """Read once: YAML takes longer than many a simulated life."""
+    files = sorted(CRDS.glob("*.yaml"))
+    return tuple(kind_of_crd(yaml.safe_load(path.read_text())) for path in files)
 
 
 def now() -> float:
@@ -105,8 +113,7 @@ class World:
     ready_since: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        kinds = [kind_of_crd(yaml.safe_load(p.read_text())) for p in sorted(CRDS.glob("*.yaml"))]
-        self.api = FakeApi(*kinds)
+        self.api = FakeApi(*_our_kinds())
         self.engines = Engines()
         self.rng = random.Random(self.seed)
 
