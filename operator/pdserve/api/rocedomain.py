@@ -142,7 +142,8 @@ class FreeDevices(Observed):
     devices: Annotated[int, Int(0, 1 << 24)]
     """Healthy devices that no pod holds."""
     largest_group: Short | None = None
-    """The largest P/D group that still fits, e.g. `4P4D`."""
+    """The largest P/D group that still fits, e.g. `4P4D`, of instances as the first ScenarioGroup
+    here has them; of one device each where the operator serves one namespace."""
 
 
 class WorstPart(Observed):

@@ -51,8 +51,13 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
 def shapes_in_use(caches: Caches, domain: str) -> Mapping[str, tuple[int, int]]:
     """Devices of a prefill and a decode instance per resource, as the first ScenarioGroup (by
     namespace and name) of the domain has them: what "the largest P/D group" is measured in.
+
+    None for an operator of one namespace: there may be another beside it, who sees other
+    ScenarioGroups and writes the same status. All see the same nodes and pods.
     """
     shapes: dict[str, tuple[int, int]] = {}
+    if caches.groups.namespace is not None:
+        return shapes
     for group in caches.groups.by_index(BY_DOMAIN, domain):
         prefill, decode = (group["spec"][role]["instance"] for role in ("prefill", "decode"))
         if prefill["resource"] == decode["resource"]:

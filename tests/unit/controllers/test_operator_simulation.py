@@ -12,7 +12,7 @@ from tests.unit.controllers.world_service import NPU, NS, service
 
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.kube.client import Request
-from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, SECRETS
+from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, NODES, PODS, SECRETS
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
@@ -242,6 +242,30 @@ async def test_the_domain_status_counts_nodes_and_free_devices() -> None:
         # Three whole nodes are free for instances of 4 devices: 6 of them.
         assert status["free"] == [{"resource": NPU, "devices": 24, "largestGroup": "3P3D"}]
         assert status["levels"] == [{"name": "leaf", "domains": 2}, {"name": "node", "domains": 4}]
+
+
+@virtual_time
+async def test_operators_of_one_namespace_each_agree_on_the_domain_they_share() -> None:
+    """Their ScenarioGroups ask for instances of different sizes, which neither tells the other."""
+    world = make()
+    world.create(PDSERVICES, service(devices=2))
+    world.create(NAMESPACES, {"metadata": {"name": "team-b"}})
+    theirs = service("their", devices=4)
+    theirs["metadata"]["namespace"] = "team-b"
+    async with world.running(), world.operator(namespace=NS), world.operator(namespace="team-b"):
+        await world.until(lambda: len(world.instances()) == 2, 60, "one service has instances")
+        world.create(PDSERVICES, theirs)
+        await world.until(lambda: len(world.instances()) == 4, 60, "both have")
+        await asyncio.sleep(90)
+        settled = world.get(ROCE_DOMAINS, "az1", "")
+        assert settled["status"]["free"] == [
+            {"resource": NPU, "devices": 20, "largestGroup": "10P10D"}
+        ]
+        await asyncio.sleep(600)
+        assert world.get(ROCE_DOMAINS, "az1", "") == settled
+    for recorder, namespace in zip(world.recorders, (NS, "team-b"), strict=True):
+        written = {r.namespace for r in recorder.writes()}
+        assert written <= {namespace, None}
 
 
 @virtual_time

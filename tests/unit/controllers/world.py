@@ -445,9 +445,10 @@ class World:
         faults: Faults | None = None,
         source: MetricsSource | None = None,
         settings: LoopSettings | None = None,
+        namespace: str | None = None,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """The real operator; the task ends with the exception of a crash."""
-        task = asyncio.create_task(self.operate(faults, source, settings))
+        task = asyncio.create_task(self.operate(faults, source, settings, namespace=namespace))
         try:
             yield task
         finally:
@@ -461,12 +462,13 @@ class World:
         source: MetricsSource | None = None,
         settings: LoopSettings | None = None,
         log_line: Any = lambda _line: None,
+        namespace: str | None = None,
     ) -> None:
         recorder = Recorder(FakeTransport(self.api, faults or Faults()))
         self.recorders.append(recorder)
         core = Core(
             KubeClient(recorder),
-            namespace=None,
+            namespace=namespace,
             gateway_image="pdserve/gateway:test",
             registry=Registry(),
             now=now,
