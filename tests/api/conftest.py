@@ -12,6 +12,6 @@ from pdserve.local.controlplane import ControlPlane
 @pytest.fixture(scope="session")
 def rest(control_plane: ControlPlane) -> Rest:
     """The API server with the CRDs of this checkout."""
-    client = Rest(control_plane)
+    client = Rest.of(control_plane)
     install(client)
     return client

@@ -50,7 +50,7 @@ class Site:
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
-        self.rest = Rest(plane)
+        self.rest = Rest.of(plane)
         self.releases: set[tuple[str, str]] = set()
 
     def helm(

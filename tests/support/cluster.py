@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import yaml
 from tests.support.kubectl import Kubectl
+from tests.support.rest import Rest
 
 from pdserve.local import processes
 from pdserve.local.agent.host import AgentSettings
@@ -84,25 +82,19 @@ class ClusterAccess(Kubectl):
         self.admin = cluster.admin
         self.kubeconfig = cluster.kubeconfig
         config = yaml.safe_load(cluster.kubeconfig.read_text())
-        self.server: str = config["clusters"][0]["cluster"]["server"]
-        self.token: str = config["users"][0]["user"]["token"]
-        self._tls = ssl.create_default_context(
-            cafile=str(cluster.state_dir / "pki" / "apiserver.crt")
+        self._rest = Rest(
+            config["clusters"][0]["cluster"]["server"],
+            config["users"][0]["user"]["token"],
+            cluster.state_dir / "pki" / "apiserver.crt",
         )
 
     def get(self, path: str) -> Json | None:
         """GET of an API path; None when there is no such object."""
-        request = urllib.request.Request(
-            self.server + path, headers={"Authorization": f"Bearer {self.token}"}
-        )
-        try:
-            with urllib.request.urlopen(request, context=self._tls, timeout=10) as reply:
-                answer: Json = json.load(reply)
-                return answer
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise
+        answer = self._rest.get(path)
+        if answer.code == 404:
+            return None
+        assert answer.code == 200, f"{path}: {answer}"
+        return answer.body
 
     def pod(self, name: str, namespace: str = "default") -> Json | None:
         """A pod, or None."""
