@@ -45,7 +45,7 @@ class Periods:
 
     control: float = 10.0
     fast: float = 5.0
-    window: float = 30.0
+    window: float = 20.0
 
 
 @dataclass
