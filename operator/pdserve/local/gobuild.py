@@ -84,7 +84,7 @@ def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
     flags = ["-trimpath", f"-ldflags={recipe.ldflags}"]
     if recipe.tags:
         flags.append(f"-tags={recipe.tags}")
-    # The compiler and linker are short-lived: fewer collections, a tenth less time.
+    # The compiler and linker are short-lived: memory they need not give back saves some time.
     env = {"GOGC": "300", **os.environ, "CGO_ENABLED": "0"}
     if recipe.module is None:
         argv = [go, "install", *flags, recipe.package]
