@@ -141,7 +141,10 @@ async def _twins(seed: int) -> None:
         await world.until(lambda: is_settled(world), 120, "with two operators")
         await asyncio.sleep(60)
         check_clean(world)
-        assert len(world.ever) == WANTED
+        # Both may have chosen the same devices: the scheduler gave them to one. What was bound
+        # is what serves; nothing that ran was replaced.
+        serving = {p["metadata"]["name"] for p in world.instances()}
+        assert world.ever - world.refused == serving
 
 
 @virtual_time

@@ -269,6 +269,30 @@ async def test_operators_of_one_namespace_each_agree_on_the_domain_they_share() 
 
 
 @virtual_time
+async def test_operators_that_chose_the_same_devices_end_with_devices_each() -> None:
+    """The scheduler refuses what does not fit beside the other's, and that is placed anew."""
+    world = make()
+    world.create(NAMESPACES, {"metadata": {"name": "team-b"}})
+    theirs = service("their", devices=4)
+    theirs["metadata"]["namespace"] = "team-b"
+    world.create(PDSERVICES, service(devices=4))
+    world.create(PDSERVICES, theirs)
+    async with world.running(), world.operator(namespace=NS), world.operator(namespace="team-b"):
+        await world.until(lambda: len(world.instances()) == 4, 60, "both services have instances")
+        first = [pinned_node(p) for p in world.instances()]
+        assert len(set(first)) == 1, "the operators did not choose the same node"
+
+        def all_ready() -> bool:
+            conditions = [p.get("status", {}).get("conditions", ()) for p in world.instances()]
+            ready = [c for cs in conditions for c in cs if c["type"] == "Ready"]
+            return len(ready) == 4 and all(c["status"] == "True" for c in ready)
+
+        seconds = await world.until(all_ready, 60, "all are ready")
+        assert seconds < 30
+        assert len({p["spec"]["nodeName"] for p in world.instances()}) > 1
+
+
+@virtual_time
 async def test_a_removed_scenario_is_unrouted_and_deleted() -> None:
     world = make()
     world.create(PDSERVICES, service(scenarios=("search", "chat")))

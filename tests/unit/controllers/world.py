@@ -45,10 +45,12 @@ from pdserve.kube.resource import (
 )
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
-from pdserve.topology.nodes import pinned_node
+from pdserve.topology.nodes import pinned_node, pod_devices
 from pdserve.wire import names
 
 STEP = 0.1
+UNSCHEDULABLE = "Unschedulable"
+"""Reason of the scheduler's condition."""
 CRDS = Path(__file__).parents[3] / "crds"
 
 
@@ -106,6 +108,8 @@ class World:
     recorders: list[Recorder] = field(default_factory=list)
     ever: set[str] = field(default_factory=set)
     """Names of all instance pods that ever were."""
+    refused: set[str] = field(default_factory=set)
+    """Names of pods that the scheduler has found no room for so far: they never ran."""
     _due: dict[str, float] = field(default_factory=dict)
     _ips: int = 0
     broken_nodes: set[str] = field(default_factory=set)
@@ -340,11 +344,26 @@ class World:
 
     def _schedule(self, pod: Object) -> None:
         node = pinned_node(pod) or "anywhere"
+        if not self._has_room(node, pod):
+            if pod["metadata"]["name"] not in self.refused:
+                self.refused.add(pod["metadata"]["name"])
+                self._status(pod, {"phase": "Pending"}, [("PodScheduled", "False")], UNSCHEDULABLE)
+            return
+        self.refused.discard(pod["metadata"]["name"])
         store = self.api.store(PODS)
         bound = copy(pod)
         bound["spec"]["nodeName"] = node
         self.api._commit(store, key_of(pod), "MODIFIED", pod, bound)
         self._status(pod, {"phase": "Pending"}, [("PodScheduled", "True")])
+
+    def _has_room(self, node: str, pod: Object) -> bool:
+        """Whether the devices that pods bound to the node hold leave enough for this one."""
+        found = self.get(NODES, node, "")
+        if found is None:
+            return True
+        bound = [p for p in self.seen(PODS) if p["spec"].get("nodeName") == node]
+        held = sum(pod_devices(p).get(NPU, 0) for p in (*bound, pod))
+        return held <= int(found["status"]["allocatable"][NPU])
 
     def _start(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -385,12 +404,14 @@ class World:
         if held.get("Ready") != ready:
             self._status(pod, {}, [("Ready", ready)])
 
-    def _status(self, pod: Object, status: Object, conditions: list[tuple[str, str]]) -> None:
+    def _status(
+        self, pod: Object, status: Object, conditions: list[tuple[str, str]], reason: str = ""
+    ) -> None:
         body = {
             "status": {
                 **status,
                 "conditions": [
-                    {"type": kind, "status": value, "lastTransitionTime": stamp()}
+                    {"type": kind, "status": value, "reason": reason, "lastTransitionTime": stamp()}
                     for kind, value in conditions
                 ],
             }
