@@ -86,15 +86,23 @@ class Identity(NamedTuple):
     restarts: int
 
 
-def until(what: str, check: Callable[[], Any], seconds: float = READY_SECONDS) -> Any:
+def until(
+    what: str,
+    check: Callable[[], Any],
+    seconds: float = READY_SECONDS,
+    instead: Callable[[], object] | None = None,
+) -> Any:
     """Poll until `check` answers something true, and give that back.
 
-    Fails after `seconds`, which count more where nodes are slower (`set_patience`).
+    Fails after `seconds`, which count more where nodes are slower (`set_patience`), and then says
+    what `instead` finds.
     """
     seconds *= _patience
     deadline = time.monotonic() + seconds
     while not (answer := check()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        if time.monotonic() >= deadline:
+            found = "" if instead is None else f"; instead:\n{instead()}"
+            raise AssertionError(f"not within {seconds:g} s: {what}{found}")
         time.sleep(POLL_SECONDS)
     return answer
 
@@ -224,14 +232,12 @@ def wait_service(
 ) -> float:
     """Wait until a PDService is Ready and nothing of it is leaving; seconds it took."""
     with stopwatch() as took:
-        try:
-            until(
-                f"PDService {namespace}/{name} Ready",
-                lambda: is_ready(service(cluster, namespace, name)),
-                seconds,
-            )
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{explain(cluster, namespace)}") from error
+        until(
+            f"PDService {namespace}/{name} Ready",
+            lambda: is_ready(service(cluster, namespace, name)),
+            seconds,
+            instead=lambda: explain(cluster, namespace),
+        )
         return took()
 
 
@@ -246,10 +252,12 @@ def wait_settled(
         return is_ready(obj) and progress.get("reason") == "Complete"
 
     with stopwatch() as took:
-        try:
-            until(f"ScenarioGroup {namespace}/{name} settled", settled, seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{explain(cluster, namespace)}") from error
+        until(
+            f"ScenarioGroup {namespace}/{name} settled",
+            settled,
+            seconds,
+            instead=lambda: explain(cluster, namespace),
+        )
         return took()
 
 
@@ -321,10 +329,12 @@ def wait_substituted(
             and is_ready(group(cluster, namespace, group_name))
         )
 
-    try:
-        until(f"{sorted(lost)} replaced and all Ready", replaced, seconds)
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{explain(cluster, namespace)}") from error
+    until(
+        f"{sorted(lost)} replaced and all Ready",
+        replaced,
+        seconds,
+        instead=lambda: explain(cluster, namespace),
+    )
     change = difference(before, identities(cluster, namespace))
     assert change.gone == lost, f"more than the lost pods went: {change}"
     assert len(change.new) == len(lost), f"not one substitute per lost pod: {change}"
@@ -382,10 +392,8 @@ def wait_groups(
             failed = error
             return None
 
-    try:
-        return list(until(f"{namespace}/{group_name} is in order", hold, seconds))
-    except AssertionError as error:
-        raise AssertionError(f"{error}: {failed}") from failed
+    what = f"{namespace}/{group_name} is in order"
+    return list(until(what, hold, seconds, instead=lambda: failed))
 
 
 def check_pod(pod: Json, owner: Json) -> None:
