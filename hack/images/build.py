@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -113,8 +114,11 @@ def reference(registry: str, target: str, tag: str) -> str:
 def revision(root: Path) -> str:
     """The commit that last changed what is in the images, `-dirty` if they hold more than it.
 
-    Not HEAD: a commit that changes documents does not make other images. Empty outside git.
+    Not HEAD: a commit that changes documents does not make other images. Empty outside git, and
+    without it.
     """
+    if shutil.which("git") is None:
+        return ""
 
     def git(*argv: str) -> str:
         done = subprocess.run(["git", *argv], cwd=root, capture_output=True, text=True, check=False)

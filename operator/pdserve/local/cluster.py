@@ -84,6 +84,7 @@ class LocalCluster(ClusterFiles):
                 return
             self._clean()
             plan.save(self.state_dir)
+            (self.state_dir / LOCK).write_text("")  # not the process id of a former cluster
             self.log.parent.mkdir(exist_ok=True)
             daemon = self._spawn(owned)
             try:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pdserve.local import processes
 from pdserve.local.agent.agent import NodeAgent
@@ -27,13 +27,18 @@ from pdserve.local.errors import LocalError
 from pdserve.local.plan import LOCK, PROBLEM, READY, ClusterPlan
 
 _CHECK_SECONDS = 0.5
+_LOCK_SECONDS = 5.0
+_LOCK_POLL_SECONDS = 0.02
 
 
 def main(state_dir: Path) -> int:
     """Be the cluster in `state_dir`; returns the exit status."""
     os.chdir(state_dir)
-    with Path(LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with Path(LOCK).open("a") as lock:
+        if not _locked(lock):
+            print("another process serves this cluster", file=sys.stderr)  # noqa: T201 - its log
+            return 1
+        lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         try:
@@ -43,6 +48,20 @@ def main(state_dir: Path) -> int:
             print(error, file=sys.stderr)  # noqa: T201 - its log
             return 1
     return 0
+
+
+def _locked(lock: TextIO) -> bool:
+    """Take the lock; who looks whether it is held holds it for a moment too."""
+    deadline = processes.Deadline(_LOCK_SECONDS)
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if deadline.passed:
+                return False
+            time.sleep(_LOCK_POLL_SECONDS)
+        else:
+            return True
 
 
 def _serve(state_dir: Path) -> None:

@@ -27,6 +27,9 @@ from pdserve.local.errors import LocalError, Progress, sparsely
 MIN_GO = (1, 21)
 """From this version on, Go fetches by itself the newer toolchain that a module asks for."""
 
+MAX_SECONDS = 3600.0
+"""For one attempt: a module proxy that hangs must not hang everything for ever."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -85,7 +88,8 @@ def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
     if recipe.tags:
         flags.append(f"-tags={recipe.tags}")
     # The compiler and linker are short-lived: memory they need not give back saves some time.
-    env = {"GOGC": "300", **os.environ, "CGO_ENABLED": "0"}
+    # GOTOOLCHAIN=local, as Go's container images set it, would refuse what `MIN_GO` counts on.
+    env = {"GOGC": "300", **os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "auto"}
     if recipe.module is None:
         argv = [go, "install", *flags, recipe.package]
         env["GOBIN"] = str(out)
@@ -97,16 +101,21 @@ def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
     )
     began = time.monotonic()
     still = sparsely(progress)
-    try:
-        follow(
-            argv,
-            scratch / "build.log",
-            cwd=recipe.module or scratch,
-            env=env,
-            tick=lambda seconds: still(f"building {recipe.name}: {seconds:.0f} s"),
-        )
-    except CommandError as error:
-        raise LocalError(f"building {recipe.name}: {error}") from error
+    for again in (True, False):
+        try:
+            follow(
+                argv,
+                scratch / "build.log",
+                seconds=MAX_SECONDS,
+                cwd=recipe.module or scratch,
+                env=env,
+                tick=lambda seconds: still(f"building {recipe.name}: {seconds:.0f} s"),
+            )
+            break
+        except CommandError as error:
+            if not again:
+                raise LocalError(f"building {recipe.name}: {error}") from error
+            progress(f"once more, as module proxies fail at times; {error}")
     progress(f"built {recipe.name} in {time.monotonic() - began:.0f} s")
 
 

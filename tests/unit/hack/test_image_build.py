@@ -58,7 +58,9 @@ def test_an_unknown_target_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "router: choose from operator, gateway, engine" in capsys.readouterr().err
 
 
-def test_the_revision_is_the_last_commit_that_changed_an_image(tmp_path: Path) -> None:
+def test_the_revision_is_the_last_commit_that_changed_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def git(*argv: str) -> str:
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
         done = subprocess.run(
@@ -81,6 +83,8 @@ def test_the_revision_is_the_last_commit_that_changed_an_image(tmp_path: Path) -
     assert build.revision(tmp_path) == code
     (tmp_path / "operator" / "pdserve" / "b.py").touch()
     assert build.revision(tmp_path) == f"{code}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.revision(tmp_path) == "", "no git on this machine"
 
 
 def tool(folder: Path, name: str, script: str) -> dict[str, str]:

@@ -136,6 +136,20 @@ def test_concurrent_builds_of_the_same_thing_wait_for_one(
     assert (tmp_path / "builds").read_text() == "built\n"
 
 
+def test_a_build_that_failed_once_is_tried_once_more(tmp_path: Path, bare_machine: Path) -> None:
+    failed = tmp_path / "failed"
+    fake_go(
+        tmp_path,
+        f'[ -e {failed} ] || {{ touch {failed}; echo "proxy: 502" >&2; exit 1; }}; {WRITE_OUTPUT}',
+    )
+    module = tmp_path / "module"
+    module.mkdir()
+    recipe = gobuild.Recipe("tool", "v1", "a tool", 1, module, ".", "-s")
+    said: list[str] = []
+    assert (gobuild.build(recipe, bare_machine, said.append) / "tool").exists()
+    assert any("once more" in line and "proxy: 502" in line for line in said)
+
+
 def test_a_failing_build_leaves_nothing_and_shows_the_compiler(
     tmp_path: Path, bare_machine: Path
 ) -> None:

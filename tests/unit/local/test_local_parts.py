@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from pdserve.local.config import ClusterConfig, NodeSpec
 from pdserve.local.controlplane import ControlPlaneSettings
 from pdserve.local.credentials import ec_private_key_pem, kubeconfig, new_user, token_file
 from pdserve.local.errors import LocalError, log_tail
-from pdserve.local.plan import ClusterPlan
+from pdserve.local.plan import LOCK, PLAN, ClusterPlan
 
 NODES = ClusterConfig((NodeSpec("n1", {"rack": "r"}, 4), NodeSpec("n2", {}, 8)))
 
@@ -82,11 +83,34 @@ def test_the_last_lines_of_a_log(tmp_path: Path, content: str, lines: int, want:
 
 
 def test_the_owner_of_a_connection_is_known() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname()) as client:
-            assert owner_of(*client.getsockname()) == os.getuid()
-            port = client.getsockname()[1]
-        assert owner_of("127.9.9.9", port) is None
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        near, far = client.getsockname(), client.getpeername()
+        assert owner_of(near, far) == os.getuid()
+        # From the same port, but to another place: a connection that ended a moment ago, say.
+        assert owner_of(near, ("127.0.0.1", far[1] ^ 1)) is None
+        assert owner_of(("127.9.9.9", near[1]), far) is None
+
+
+def test_a_cluster_starts_while_somebody_looks_whether_it_runs(tmp_path: Path) -> None:
+    """Whoever looks holds the lock for a moment; a daemon that met that moment gave up."""
+    (tmp_path / PLAN).write_text("{}")
+    with (tmp_path / LOCK).open("a") as looks:
+        fcntl.flock(looks, fcntl.LOCK_SH)
+        log = tmp_path / "log"
+        argv = [sys.executable, "-m", "pdserve.local.daemon", str(tmp_path)]
+        child = processes.spawn(argv, log=log)
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(1.5)
+            fcntl.flock(looks, fcntl.LOCK_UN)
+            assert child.wait(30) == 1
+        finally:
+            processes.stop(child)
+    assert "another process" not in log.read_text()
+    assert "plan" in log.read_text(), "got as far as the plan, which is none"
 
 
 def test_stop_ends_a_child_that_ignores_sigterm(tmp_path: Path) -> None:

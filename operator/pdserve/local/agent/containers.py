@@ -177,11 +177,27 @@ class ContainerRunner:
         except OSError as error:
             return _not_started(f"cannot start: {error}", container_id)
         self._running = running
+        try:
+            return await self._attend(running, launch, restarts, started_at, container_id)
+        except asyncio.CancelledError:
+            running.kill()  # nobody will know of it any more
+            raise
+        finally:
+            self._running = None
+
+    async def _attend(
+        self,
+        running: RunningContainer,
+        launch: Launch,
+        restarts: int,
+        started_at: str,
+        container_id: str,
+    ) -> Terminated:
+        """Probes and hooks of one run, until it has ended."""
         self._target = self._probe_target()
         if not self._around.up.is_set():
             running.kill()
         if (problem := await running.not_started()) is not None:
-            self._running = None
             return _not_started(problem, container_id)
         last = self._view.state if isinstance(self._view.state, Terminated) else self._view.last
         now_runs = dataclasses.replace(
@@ -196,7 +212,6 @@ class ContainerRunner:
         try:
             code = await running.wait()
         finally:
-            self._running = None
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
         # A run too short for anything else to be said of it still counts.

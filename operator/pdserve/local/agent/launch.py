@@ -193,14 +193,21 @@ class Root:
         _mount("tmpfs", covered, "tmpfs", 0)
         for entry in os.scandir(directory):
             shown = f"{covered}/{entry.name}"
-            if entry.is_symlink():
-                os.symlink(os.readlink(entry.path), shown)
-                continue
-            if entry.is_dir():
-                os.mkdir(shown)
-            else:
-                open(shown, "a", encoding="utf-8").close()
-            _mount(entry.path, shown, None, _MS_BIND | _MS_REC)
+            try:
+                _show(entry, shown)
+            except FileNotFoundError:
+                continue  # it went meanwhile; an empty place of its name may remain
+
+
+def _show(entry: os.DirEntry[str], shown: str) -> None:
+    if entry.is_symlink():
+        os.symlink(os.readlink(entry.path), shown)
+        return
+    if entry.is_dir():
+        os.mkdir(shown)
+    else:
+        open(shown, "a", encoding="utf-8").close()
+    _mount(entry.path, shown, None, _MS_BIND | _MS_REC)
 
 
 def _make(point: str, source: str) -> None:

@@ -126,18 +126,27 @@ def _tail_offset(log: Path, lines: int) -> int:
 async def _only_this_user(request: web.Request, handler: Handler) -> web.StreamResponse:
     transport = request.transport
     peer = transport.get_extra_info("peername") if transport is not None else None
-    if peer is None or owner_of(peer[0], peer[1]) != os.getuid():
+    here = transport.get_extra_info("sockname") if transport is not None else None
+    if peer is None or here is None or owner_of(peer, here) != os.getuid():
         return web.Response(status=403, text="not a process of this cluster's user")
     return await handler(request)
 
 
-def owner_of(ip: str, port: int) -> int | None:
-    """User id of the local process that holds this end of a TCP connection, or None."""
-    # The kernel prints the address as a word in the machine's byte order.
-    word = int.from_bytes(socket.inet_aton(ip), sys.byteorder)
-    address = f"{word:08X}:{port:04X}"
+def owner_of(near: tuple[str, int], far: tuple[str, int]) -> int | None:
+    """User id of the local process that holds end `near` of the TCP connection to `far`, or None.
+
+    Both ends count: connections that ended a moment ago from the same port are listed too, as
+    root's.
+    """
+    ends = [_end(near), _end(far)]
     for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
         fields = line.split()
-        if fields[1] == address:
+        if fields[1:3] == ends:
             return int(fields[7])
     return None
+
+
+def _end(address: tuple[str, int]) -> str:
+    """One end as the kernel prints it: the address is a word in the machine's byte order."""
+    word = int.from_bytes(socket.inet_aton(address[0]), sys.byteorder)
+    return f"{word:08X}:{address[1]:04X}"

@@ -157,9 +157,6 @@ class PodWorker:
             await self._finish(reporter)
         finally:
             await _cancelled(life, refresher, deadline, reporter)
-            for runner in self.containers():
-                if runner.running is not None:
-                    runner.running.kill()
             self._node.devices.give_back(self._uid)
             if self._ip and self._ip != self._node.ip:
                 self._node.addresses.give_back(self._ip)
