@@ -164,12 +164,9 @@ def open_round(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> Ro
     model = None if demand is None else _model(inp, demand, memory)
     predict = None if model is None else Predictor(model)
     predicted = 1.0 if predict is None else predict.attainment(inp.current)
-    evidence = weigh(
-        sample.windows, _usable(inp, memory), inp.slo.attainment, predicted, inp.settings
-    )
-    at_once = weigh(
-        sample.windows[:1], _usable(inp, memory), inp.slo.attainment, predicted, inp.settings
-    )
+    usable = _usable(inp, sample, memory)
+    evidence = weigh(sample.windows, usable, inp.slo.attainment, predicted, inp.settings)
+    at_once = weigh(sample.windows[:1], usable, inp.slo.attainment, predicted, inp.settings)
     failing = evidence is not None and evidence.below > inp.settings.evidence_confidence
     if at_once is not None and at_once.below > max(SURE_AT_ONCE, inp.settings.evidence_confidence):
         evidence, failing = at_once, True
@@ -185,7 +182,7 @@ def _model(inp: DecisionInput, demand: Demand, memory: Memory) -> Model | None:
     )
 
 
-def _usable(inp: DecisionInput, memory: Memory) -> float:
-    """Seconds for which the present counts have been in effect."""
+def _usable(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> float:
+    """Seconds for which the present counts had been in effect when the windows ended."""
     since = memory.settled_at if memory.settled_at is not None else memory.unready_since
-    return 0.0 if since is None else inp.now - since
+    return 0.0 if since is None else inp.now - sample.lag - since

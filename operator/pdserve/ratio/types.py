@@ -254,9 +254,9 @@ class ScenarioSample:
     """All measured about one scenario at one moment."""
 
     at: float
-    """The metrics server's own clock when it was asked."""
+    """The moment, by the metrics server's own clock."""
     age: Quantity
-    """Age in seconds of the newest sample of the most outdated live gateway."""
+    """Age in seconds, at that moment, of the newest sample of the most outdated live gateway."""
     windows: tuple[RequestWindow, ...]
     """The same counts over growing windows, shortest first."""
     prefill: PrefillWindow
@@ -279,6 +279,8 @@ class ScenarioSample:
     missing: tuple[str, ...] = ()
     """Names of those that did not (first 10, sorted)."""
     missing_count: int = 0
+    lag: float = 0.0
+    """Seconds that `at` lies before the time of asking."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class Answers:
     """One round's answers: rows by query name, or why a query failed."""
 
     at: float
+    lag: float
+    """Seconds from `at` to the time of asking."""
     windows: tuple[float, ...]
     stale_after: float
     rows: Mapping[str, Rows | Unknown]
@@ -97,6 +99,7 @@ def assemble(key: ScenarioKey, live: LiveInstances, answers: Answers) -> Scenari
         live=len(expected),
         missing=tuple(missing[:NAMED_MISSING]),
         missing_count=len(missing),
+        lag=answers.lag,
     )
 
 

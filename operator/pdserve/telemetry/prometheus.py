@@ -3,7 +3,9 @@
 That client is synchronous and has no deadline of its own, so queries run in a small thread pool,
 each with a socket timeout, and the whole round under one deadline. Its retries sleep, so they are
 off; `telemetry.breaker` decides when to try again. All queries of a round are evaluated at one
-instant of the **server's** clock, so a skewed operator clock changes nothing.
+instant of the **server's** clock, so a skewed operator clock changes nothing. The instant lies
+`SETTLE_SECONDS` back: samples carry the time at which their scrape began and appear when it ends,
+so at the very moment some queries of a round would have a scrape that others have not.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from pdserve.telemetry.breaker import Breaker
 from pdserve.telemetry.promql import Query, Rows, parse, parse_time, queries
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
 
+SETTLE_SECONDS = 1.0
+"""Longer than a scrape takes. One tick of a gateway is a quarter of a window of four scrapes."""
 WINDOW_STEPS = (1.0, 3.0, 10.0)
 """Windows asked for, as multiples of the shortest."""
 
@@ -106,16 +110,19 @@ class PrometheusSource:
         return Unknown(f"{self._settings.url}: {error}")
 
     async def _round(self) -> Answers:
-        """Ask the time, then everything at that time. Raises QueryError if nothing works."""
+        """Ask the time, then everything as of a little before it.
+
+        Raises QueryError if nothing works.
+        """
         try:
-            at = parse_time(await self._run("vector(time())", None))
+            at = parse_time(await self._run("vector(time())", None)) - SETTLE_SECONDS
         except ValueError as error:
             raise QueryError(str(error)) from error
         found = await asyncio.gather(*(self._rows(query, at) for query in self._queries))
         rows = {query.name: answer for query, answer in zip(self._queries, found, strict=True)}
         if all(isinstance(answer, Unknown) for answer in found):
             raise QueryError(_first_reason(found))
-        return Answers(at, self._windows, self._settings.stale_after, rows)
+        return Answers(at, SETTLE_SECONDS, self._windows, self._settings.stale_after, rows)
 
     async def _rows(self, query: Query, at: float) -> Rows | Unknown:
         try:

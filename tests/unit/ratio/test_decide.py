@@ -159,6 +159,14 @@ def test_what_was_measured_before_the_counts_took_effect_is_no_evidence() -> Non
     assert "no window yet covers" in got.message
 
 
+@pytest.mark.parametrize(("lag", "outcome"), [(0.0, "Applied"), (1.0, "Held")])
+def test_a_window_that_ended_a_while_ago_began_earlier_too(lag: float, outcome: str) -> None:
+    filled = Memory(settled_at=4939.5, settled_counts=Counts(1, 1, 3), last_slow=4990.0)
+    inp = failing(memory=filled)
+    assert isinstance(inp.sample, ScenarioSample)
+    assert decide(replace(inp, sample=replace(inp.sample, lag=lag))).outcome == outcome
+
+
 # --- growth -------------------------------------------------------------------------------------
 
 

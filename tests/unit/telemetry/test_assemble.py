@@ -30,7 +30,7 @@ def answers(**over: Rows | Unknown) -> Answers:
     for index in range(len(WINDOWS)):
         rows[f"scrapes@{index}"] = at(12.0, *GATEWAYS)
     rows.update({name.replace("__", "@"): value for name, value in over.items()})
-    return Answers(5000.0, WINDOWS, 60.0, rows)
+    return Answers(5000.0, 1.0, WINDOWS, 60.0, rows)
 
 
 def at(value: float, *pods: str, key: ScenarioKey = KEY) -> Rows:
@@ -50,7 +50,7 @@ def test_sums_over_live_gateways_and_instances() -> None:
     assert (first.scrapes, first.offered, first.met, first.cached_tokens) == (12, 200, 200, 200)
     assert (got.prefill.instances, got.prefill.compute_seconds) == (1, 10.0)
     assert (got.decode.instances, got.decode.step_context) == (2, 20.0)
-    assert (got.age, got.at, got.live, got.missing) == (2.0, 5000.0, 5, ())
+    assert (got.age, got.at, got.lag, got.live, got.missing) == (2.0, 5000.0, 1.0, 5, ())
     assert (got.ttft_seconds, got.waiting, got.failed) == (1.0, 200.0, 200.0)
 
 
