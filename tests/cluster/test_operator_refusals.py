@@ -58,7 +58,7 @@ def wait_false(site: s.Cluster, name: str, scenario_name: str, kind: str, reason
         now = s.condition(s.group(site, NAMESPACE, group_name), kind)
         return now if (now.get("status"), now.get("reason")) == ("False", reason) else None
 
-    answer: s.Json = s.until(f"{group_name}: {kind} False, {reason}", found, 20)
+    answer: s.Json = s.until(f"{group_name}: {kind} False, {reason}", found)
     return answer
 
 
@@ -139,6 +139,7 @@ def test_a_strangers_object_is_left_alone(site: s.Cluster, name: str) -> None:
     site.kubectl("delete", "pds", name, "-n", NAMESPACE, "--wait=false")
     s.until("the service is gone", lambda: s.group(site, NAMESPACE, group_name) is None)
     s.until("its instances are gone", lambda: not s.pods(site, NAMESPACE, service=name))
+    s.until("its gateway is gone", lambda: not s.gateways(site, NAMESPACE, name, every=True))
     assert site.get(path) == before, "a stranger's object was touched"
 
 
@@ -151,7 +152,7 @@ def test_without_prometheus_nothing_scales_and_the_status_says_why(
     s.wait_service(site, NAMESPACE, name)
     group_name = names.scenario_group_name(name, "chat")
     wanted = s.counts(site, NAMESPACE, group_name)
-    (gateway,) = s.gateways(site, NAMESPACE, name)
+    (gateway,) = s.wait_gateways(site, NAMESPACE, name, 1)
     before = s.identities(site, NAMESPACE)
 
     def newest(reason: str) -> bool:
@@ -183,7 +184,7 @@ def test_a_silent_api_server_stops_no_request(
 ) -> None:
     """The API server hangs for a while: traffic goes on, the operator lives, and acts again."""
     s.wait_service(site, SHOP, SHOP)
-    urls = [site.url(pod) for pod in s.gateways(site, SHOP, SHOP)]
+    urls = [site.url(pod) for pod in s.wait_gateways(site, SHOP, SHOP, 2)]
     operator, before = installed.operator(), s.identities(site, SHOP)
     with Traffic(urls) as traffic:
         s.until("requests are being served", lambda: traffic.completed >= 4)

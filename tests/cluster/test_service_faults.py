@@ -25,8 +25,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.invariant(4)]
 CHAT = names.scenario_group_name(SERVICE, "chat")
 WIDE = "wide"
 WIDE_GROUP = names.scenario_group_name(WIDE, "chat")
-RECOVERY_SECONDS = 45.0
-"""Generous: what was measured is in the property `recovery_seconds`."""
 
 Record = Callable[[str, object], None]
 
@@ -53,7 +51,7 @@ def test_a_deleted_decode_is_substituted_alone(
     victim = s.name_of(s.pods(cluster, NAMESPACE, role="decode", scenario="chat")[0])
     cluster.kubectl("delete", "pod", victim, "-n", NAMESPACE, "--force", "--grace-period=0")
     with s.stopwatch() as seconds:
-        s.wait_substituted(cluster, NAMESPACE, CHAT, before, {victim}, RECOVERY_SECONDS)
+        s.wait_substituted(cluster, NAMESPACE, CHAT, before, {victim})
         s.wait_service(cluster, NAMESPACE, SERVICE)
         record_property("recovery_seconds", round(seconds(), 1))
     s.check_groups(cluster, NAMESPACE, CHAT)
@@ -74,8 +72,8 @@ def test_a_killed_prefill_restarts_in_place_and_is_not_routed_until_linked(
         return victim in s.routed(cluster, NAMESPACE, SERVICE)
 
     with s.stopwatch() as seconds:
-        s.until("it left the routes", lambda: not routed(), RECOVERY_SECONDS)
-        s.until("it is routed again", routed, RECOVERY_SECONDS)
+        s.until("it left the routes", lambda: not routed())
+        s.until("it is routed again", routed)
         # The routes were read before the pod: whoever is in them must by now be linked.
         linked = s.condition(cluster.get(path), names.CONDITION_LINKED)
         assert linked["status"] == "True"
@@ -98,10 +96,11 @@ def wide(installed: Installed) -> Iterator[s.Cluster]:
     whole = role(slots=4, devices=8)
     service = pdservice(
         WIDE, WIDE, scenario("chat", fixed(1, 1, 1)), prefill=whole, decode=whole,
-        # Real kubelets are found silent, and heard again, some ten seconds apart.
+        # Two nodes that fall silent together are found so, and heard again, some seconds apart;
+        # real kubelets some ten. And Kubernetes keeps whole seconds.
         recovery={
             "drainSeconds": 2,
-            "nodeSuspectSeconds": 4 if cluster.nodes == "process" else 30,
+            "nodeSuspectSeconds": 15 if cluster.nodes == "process" else 30,
         },
     )  # fmt: skip
     cluster.apply(service, namespace=WIDE)

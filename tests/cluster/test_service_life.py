@@ -38,7 +38,7 @@ class Service:
         self.cluster = cluster
         self.document = pdservice(
             NAMESPACE, NAMESPACE, scenario("chat", fixed(1, 1, 2)),
-            recovery={"drainSeconds": 30, "nodeSuspectSeconds": 30},
+            recovery={"drainSeconds": 120, "nodeSuspectSeconds": 30},
         )  # fmt: skip
 
     @property
@@ -53,7 +53,7 @@ class Service:
 
     def url(self) -> str:
         """Its gateway."""
-        (gateway,) = s.gateways(self.cluster, NAMESPACE, NAMESPACE)
+        (gateway,) = s.wait_gateways(self.cluster, NAMESPACE, NAMESPACE, 1)
         return self.cluster.url(gateway)
 
     def instances(self) -> dict[str, s.Identity]:

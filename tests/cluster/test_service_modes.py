@@ -87,7 +87,7 @@ class Service:
 
     def url(self) -> str:
         """Its gateway."""
-        (gateway,) = s.gateways(self.cluster, NAMESPACE, NAMESPACE)
+        (gateway,) = s.wait_gateways(self.cluster, NAMESPACE, NAMESPACE, 1)
         return self.cluster.url(gateway)
 
 
@@ -134,7 +134,6 @@ def test_auto_undoes_a_hand_edit_and_says_so(service: Service) -> None:
     said = s.until(
         "an Event about the hand edit",
         lambda: s.events(service.cluster, NAMESPACE, "CountsPutBack"),
-        20,
     )
     assert "1x(2P3D) by hand" in said[0]["note"]
     assert "put back to 1x(2P1D)" in said[0]["note"]

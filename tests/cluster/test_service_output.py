@@ -89,7 +89,7 @@ def test_output_equals_an_aggregated_engine(
     installed: Installed, aggregated: OpenAI, sampling: dict[str, Any], chat: bool
 ) -> None:
     cluster = installed.cluster
-    through = [client(cluster.url(g)) for g in s.gateways(cluster, NAMESPACE, SERVICE)]
+    through = [client(cluster.url(g)) for g in s.wait_gateways(cluster, NAMESPACE, SERVICE, 2)]
 
     def answers(case: tuple[int, str]) -> tuple[tuple[str, str], ...]:
         number, prompt = case

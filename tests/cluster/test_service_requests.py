@@ -21,7 +21,7 @@ pytestmark = pytest.mark.cluster
 def gateway(installed: Installed, shop_service: Mapping[str, float]) -> Iterator[str]:
     """URL of a gateway, which must still serve afterwards."""
     cluster = installed.cluster
-    url = cluster.url(s.gateways(cluster, NAMESPACE, SERVICE)[0])
+    url = cluster.url(s.wait_gateways(cluster, NAMESPACE, SERVICE, 2)[0])
     yield url
     answer = client(url).completions.create(model=MODEL, prompt="Still there?", max_tokens=2)
     assert answer.choices[0].finish_reason in ("length", "stop")
