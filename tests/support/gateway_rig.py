@@ -91,7 +91,8 @@ class Rig:
         options.setdefault("limits", Limits(body=64 << 10))
         options.setdefault("drain_seconds", 2.0)
         ring = KeyRing(keys) if keys else None
-        self.gateway = Gateway(self.source, Options(token=TOKEN, **options), ring, random.Random(7))
+        rng = random.Random(options.pop("seed", 7))
+        self.gateway = Gateway(self.source, Options(token=TOKEN, **options), ring, rng)
         self.port = await self.gateway.start("127.0.0.1", 0)
 
     async def routes(

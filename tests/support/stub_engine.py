@@ -51,7 +51,7 @@ class StubEngine:
         self.script: list[str] = []
         """What happens to the next requests: `ok`, `500`, `400`, `full`, `draining`, `reset`,
         `hang`, `cut:N` (decode: connection lost after N tokens), `error:N` (error event),
-        `kv_failed`, `empty`."""
+        `kv_failed`, `empty`, `forgets` (prefill: it keeps no KV)."""
         self.gate: asyncio.Event | None = None
         """When set, prefill waits for it before it answers."""
         self.running = 0
@@ -136,7 +136,7 @@ class StubEngine:
             return
         chat = request.path.endswith("/chat/completions")
         if self.role == "prefill":
-            await self._prefill(request, body, chat, reply)
+            await self._prefill(request, body, chat, reply, keeps=step != "forgets")
         else:
             await self._decode(body, chat, reply, step)
 
@@ -147,7 +147,7 @@ class StubEngine:
         reply.send(status, error.body(), "application/json", headers)
 
     async def _prefill(
-        self, request: Request, body: dict[str, Any], chat: bool, reply: Reply
+        self, request: Request, body: dict[str, Any], chat: bool, reply: Reply, *, keeps: bool
     ) -> None:
         self.running += 1
         self.max_used = max(self.max_used, self.used)
@@ -164,8 +164,9 @@ class StubEngine:
             value["choices"][0]["finish_reason"] = "stop"
             value["kv_transfer_params"] = None
         else:
-            self.held.add(request_id)
-            self.cluster.holders[request_id] = self
+            if keeps:
+                self.held.add(request_id)
+                self.cluster.holders[request_id] = self
             value["kv_transfer_params"] = {
                 "do_remote_prefill": True,
                 "do_remote_decode": False,

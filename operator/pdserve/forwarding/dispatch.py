@@ -9,9 +9,11 @@ Requests wait here, never inside an instance. `step(now)`:
    one per waiting request.
 3. The answer says when to look again if nothing happens before.
 
-Order of prefills: known free before merely due; fewest of our own open legs; random. Attempts per
-request are at most 2M + 4 for M prefills, and the last four are spread over the time left, so that
-a request never runs out of attempts long before its deadline.
+Order of prefills: known free before merely due; fewest of our own open legs; random. A prefill that
+failed a request is not asked for it again while another one lives, until half of the time that was
+left has passed: a hanging prefill is the one that looks idle. Attempts per request are at most
+2M + 4 for M prefills, and the last four are spread over the time left, so that a request never runs
+out of attempts long before its deadline.
 
 The caller sends, and reports every answer to the `Instance` records and back here.
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
@@ -43,6 +45,9 @@ class Ticket:
     attempts: int = 0
     not_before: float = 0.0
     waiting: bool = False
+    failed_by: set[str] = field(default_factory=set)
+    """Ids of prefills that failed it, to be left alone for it until `shuns_until`."""
+    shuns_until: float = 0.0
 
     def __lt__(self, other: Ticket) -> bool:
         """Earliest deadline first, then order of arrival."""
@@ -103,6 +108,11 @@ class Dispatcher:
             ticket.not_before = now + max(0.0, ticket.deadline - now) / (left + 1)
         self._enter(ticket)
 
+    def failed(self, ticket: Ticket, prefill: Instance, now: float) -> None:
+        """`prefill` did not do what this request needs: others go first."""
+        ticket.failed_by.add(prefill.id)
+        ticket.shuns_until = now + max(0.0, ticket.deadline - now) / 2
+
     def withdraw(self, ticket: Ticket) -> None:
         """The client went away."""
         if ticket.waiting:
@@ -131,25 +141,40 @@ class Dispatcher:
             reason: GaveUp = "no_decode" if self._decodes_block(now) else "deadline"
             while self._room and self._room[0].deadline <= now:
                 step.gave_up.append((self._leave(0), reason))
-        while self._room:
-            place = next((i for i, t in enumerate(self._room) if t.not_before <= now), None)
-            if place is None:
-                step.wake_at = min(t.not_before for t in self._room)
-                break
-            if self.exhausted(self._room[place]):
+        place = 0
+        while place < len(self._room):
+            ticket = self._room[place]
+            if ticket.not_before > now:
+                step.wake_at = min(step.wake_at, ticket.not_before)
+                place += 1
+                continue
+            if self.exhausted(ticket):
                 step.gave_up.append((self._leave(place), "attempts"))
                 continue
-            chosen, step.wake_at = self._choose(now)
-            if chosen is None:
-                break
-            ticket = self._leave(place)
-            ticket.attempts += 1
-            chosen.sent(now)
-            step.sends.append(Send(ticket, chosen, chosen.group))
+            shunned = self._shunned(ticket, now)
+            chosen, later = self._choose(now, shunned)
+            if chosen is not None:
+                self._leave(place)
+                ticket.attempts += 1
+                chosen.sent(now)
+                step.sends.append(Send(ticket, chosen, chosen.group))
+                continue
+            step.wake_at = min(step.wake_at, later)
+            if not shunned:
+                break  # no request after it would find one
+            step.wake_at = min(step.wake_at, ticket.shuns_until)
+            place += 1
         step.wake_at = min(step.wake_at, self._room[0].deadline) if self._room else NEVER
         return step
 
-    def _choose(self, now: float) -> tuple[Instance | None, float]:
+    def _shunned(self, ticket: Ticket, now: float) -> Collection[str]:
+        """Prefills that this request must not go to now."""
+        if not ticket.failed_by or now >= ticket.shuns_until:
+            return ()
+        others = (p for g in self.view.groups for p in g.prefills if p.id not in ticket.failed_by)
+        return () if all(p.health.ejected for p in others) else ticket.failed_by
+
+    def _choose(self, now: float, shunned: Collection[str]) -> tuple[Instance | None, float]:
         best: Instance | None = None
         best_key: tuple[bool, int, float] | None = None
         later = NEVER
@@ -159,7 +184,7 @@ class Dispatcher:
                 continue
             later = min(later, self._next_prefill(group, now))
             for prefill in group.prefills:
-                if prefill.next_try(now) <= now:
+                if prefill.next_try(now) <= now and prefill.id not in shunned:
                     key = (prefill.free <= 0, prefill.used, self._random())
                     if best_key is None or key < best_key:
                         best, best_key = prefill, key

@@ -38,7 +38,14 @@ _PATHS: dict[Endpoint, str] = {"chat": PATH_CHAT, "completions": PATH_COMPLETION
 
 
 class KvLostError(Exception):
-    """The prefill's work is of no use before the client got a byte; only a new prefill helps."""
+    """The prefill's work is of no use before the client got a byte; only a new prefill helps.
+
+    `prefill`: the one that lost it, if it was a prefill's fault.
+    """
+
+    def __init__(self, message: str, prefill: Instance | None = None) -> None:
+        super().__init__(message)
+        self.prefill = prefill
 
 
 @dataclass(frozen=True, slots=True)

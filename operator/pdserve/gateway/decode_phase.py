@@ -129,7 +129,7 @@ class DecodePhase:
     def _gave_up(self, step: GiveUp) -> Exception:
         c, prefill = self._c, self._held.leg.instance
         if step.reason == "kv_lost":
-            return KvLostError(f"no decode could pull the KV from {prefill.id}")
+            return KvLostError(f"no decode could pull the KV from {prefill.id}", prefill)
         if step.reason == "no_decode":
             return KvLostError(f"no decode of group {prefill.group} is left")
         if step.reason == "deadline":

@@ -63,6 +63,8 @@ async def _serve(c: Context) -> None:
                 raise c.failed(str(error)) from error
             repeated = True
             c.rescue(ticket)
+            if error.prefill is not None:
+                c.lane.dispatcher.failed(ticket, error.prefill, time.perf_counter())
 
 
 def _admit(c: Context) -> Ticket:

@@ -67,7 +67,8 @@ class PrefillPhase:
         answer = read_answer(exchange)
         if answer.kind == "refused":
             leg.refused(exchange, answer.reason)
-            self._refused(answer.reason)
+            if answer.reason == REJECT_DEADLINE:
+                self._too_late_for(leg, ticket)
             return None
         try:
             body = await exchange.read()
@@ -85,6 +86,7 @@ class PrefillPhase:
         except FlowError as error:
             message = f"{leg.instance.id}: {error}"
         leg.failed("status")
+        self._others_first(leg, ticket)
         self._engine_failures += 1
         if self._engine_failures >= ENGINE_FAILURES:
             raise c.failed(f"prefill failed: {message}")
@@ -103,13 +105,17 @@ class PrefillPhase:
         leg.failed(error.kind)
         if time.perf_counter() - leg.sent_at > LOST_TIME:
             self._c.rescue(ticket)
+        self._others_first(leg, ticket)
 
-    def _refused(self, reason: str) -> None:
+    def _too_late_for(self, leg: Leg, ticket: Ticket) -> None:
         """A prefill with room but not the time: two of them saying so is an answer."""
-        if reason == REJECT_DEADLINE:
-            self._late += 1
-            if self._late >= min(LATE_ANSWERS, self._c.lane.view.prefill_count):
-                raise self._expired(ExpiredError("deadline"))
+        self._late += 1
+        if self._late >= min(LATE_ANSWERS, self._c.lane.view.prefill_count):
+            raise self._expired(ExpiredError("deadline"))
+        self._others_first(leg, ticket)
+
+    def _others_first(self, leg: Leg, ticket: Ticket) -> None:
+        self._c.lane.dispatcher.failed(ticket, leg.instance, time.perf_counter())
 
     def _expired(self, error: ExpiredError) -> ApiError:
         c, lane = self._c, self._c.lane

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 
 import pytest
 from tests.support.gateway_rig import SLO, Rig, eventually
@@ -203,11 +204,19 @@ async def test_a_request_that_breaks_engines_is_not_shown_to_all(rig: Rig) -> No
     assert sum(rig.engines[f"p{i}"].events["attempts"] for i in range(4)) == 2
 
 
-async def test_a_silent_prefill_is_left_and_ejected(rig: Rig) -> None:
-    slo = Slo(ttft=0.1, handoff=0.05, tpot=0.1, attainment=0.9)
-    await rig.one_group(prefills=2, slo=slo)
-    rig.engines["p0"].script = ["hang"] * 9
+@pytest.mark.parametrize(
+    ("fault", "seed"),
+    [("hang", 0), ("hang", 1), *itertools.product(("500", "forgets"), range(4))],
+)
+async def test_a_request_that_a_prefill_failed_goes_to_the_other(
+    rig: Rig, fault: str, seed: int
+) -> None:
+    """However the choice between them falls: the one that failed looks as idle as the other."""
+    # Silence is believed after three times the TTFT target and a second.
+    slo = Slo(ttft=0.5 if fault == "hang" else 10.0, handoff=30.0, tpot=1.0, attainment=0.9)
+    await rig.one_group(prefills=2, decodes=2, slo=slo, seed=seed)
     rig.engines["p1"].hints = rig.engines["p0"].hints = False
+    rig.engines["p0"].script = [fault] * 9
     answers = await asyncio.gather(*(rig.complete() for _ in range(2)))
     assert [a.status for a in answers] == [200, 200]
 
