@@ -30,6 +30,8 @@ from pdserve.local.errors import LocalError
 from pdserve.local.plan import ClusterPlan
 
 pytestmark = pytest.mark.cluster
+own_cluster = pytest.mark.timeout(400)
+"""For tests that start clusters themselves: a fixture would have no limit."""
 
 DEPLOYMENT = """
 apiVersion: apps/v1
@@ -107,7 +109,6 @@ def test_a_node_cut_off_turns_not_ready_while_its_pods_run_on(cluster: ClusterAc
         eventually(
             "the node is unknown",
             lambda: condition(cluster.node(node), "Ready")["status"] == "Unknown",
-            seconds=40.0,
         )
         cluster.kubectl("delete", "pod", "isolated", "--wait=false")
         assert processes.is_alive(pid), "a node that is cut off cannot hear of a deletion"
@@ -147,11 +148,7 @@ def test_a_node_that_was_down_starts_its_containers_again_elsewhere(
     cluster.admin.stop(node)
     try:
         eventually("its processes are gone", lambda: not processes.is_alive(pid))
-        eventually(
-            "the pod is not ready",
-            lambda: not is_ready(cluster.pod("stays") or {}),
-            seconds=40.0,
-        )
+        eventually("the pod is not ready", lambda: not is_ready(cluster.pod("stays") or {}))
         still = cluster.pod("stays") or {}
         assert container(still)["state"].get("running"), "nobody could say otherwise"
         with pytest.raises(LocalError, match="is stopped: start it"):
@@ -218,6 +215,7 @@ def test_faults_that_cannot_be_done_say_why(
         do(cluster.admin)  # type: ignore[operator]
 
 
+@own_cluster
 def test_up_twice_and_down_leave_what_they_should(tmp_path: Path) -> None:
     local = LocalCluster("twice", tmp_path / "twice")
     lines: list[str] = []
@@ -245,6 +243,7 @@ def test_up_twice_and_down_leave_what_they_should(tmp_path: Path) -> None:
     assert not local.status().running
 
 
+@own_cluster
 def test_sigkill_leaves_no_orphan_and_the_next_up_starts_afresh(tmp_path: Path) -> None:
     local = LocalCluster("killed", tmp_path / "killed")
     try:
@@ -256,7 +255,7 @@ def test_sigkill_leaves_no_orphan_and_the_next_up_starts_afresh(tmp_path: Path) 
         status = local.admin.status()
         pids += children + [p["pid"] for p in status["processes"].values()]
         os.kill(status["processes"]["node agent"]["pid"], signal.SIGKILL)
-        eventually("no orphans", lambda: not any(processes.is_alive(p) for p in pids), 5.0)
+        eventually("no orphans", lambda: not any(processes.is_alive(p) for p in pids))
         assert not local.status().running
         local.up(small_plan("killed"))
         assert (
@@ -266,6 +265,7 @@ def test_sigkill_leaves_no_orphan_and_the_next_up_starts_afresh(tmp_path: Path) 
         local.down()
 
 
+@own_cluster
 def test_an_owned_cluster_ends_with_its_owner(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, threading\n"
@@ -285,11 +285,12 @@ def test_an_owned_cluster_ends_with_its_owner(tmp_path: Path) -> None:
     finally:
         owner.kill()
         owner.wait()
-    eventually("no orphans", lambda: not any(processes.is_alive(p) for p in pids), 5.0)
+    eventually("no orphans", lambda: not any(processes.is_alive(p) for p in pids))
     assert not local.status().running
     local.down()
 
 
+@own_cluster
 def test_a_component_lost_later_ends_the_cluster_and_status_says_which(tmp_path: Path) -> None:
     local = LocalCluster("lost", tmp_path / "lost")
     try:
@@ -302,6 +303,7 @@ def test_a_component_lost_later_ends_the_cluster_and_status_says_which(tmp_path:
         local.down()
 
 
+@own_cluster
 def test_without_namespaces_pods_still_run_and_find_their_volumes(tmp_path: Path) -> None:
     local = LocalCluster("plain", tmp_path / "plain")
     settings = dataclasses.replace(FAST_AGENT, namespaces=False)

@@ -19,7 +19,8 @@ from pdserve.local import binaries, processes
 from pdserve.local.controlplane import Components, ControlPlane, ControlPlaneSettings
 from pdserve.local.errors import LocalError
 
-pytestmark = pytest.mark.cluster
+# Most tests start control planes themselves.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 def kubectl(plane: ControlPlane, *args: str) -> str:
@@ -94,7 +95,7 @@ def test_sigkill_of_the_parent_takes_the_children_with_it(tmp_path: Path) -> Non
     finally:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-    eventually("no orphans", lambda: not any(processes.is_alive(pid) for pid in pids), 5.0)
+    eventually("no orphans", lambda: not any(processes.is_alive(pid) for pid in pids))
 
 
 def test_a_component_that_dies_at_start_is_named_with_its_log(

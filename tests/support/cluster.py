@@ -28,6 +28,9 @@ NODES_8 = ROOT / "examples" / "local" / "nodes-8.yaml"
 FAST_CONTROL_PLANE = ControlPlaneSettings(node_grace=10.0, node_check=1.0)
 FAST_AGENT = AgentSettings(lease_period=1.5, volume_refresh=0.5, restart_base=2.0, retry=0.3)
 
+SECONDS = 60.0
+"""To wait for anything: generous, because a busy machine starts and ends processes slowly."""
+
 Json = dict[str, Any]
 
 
@@ -65,7 +68,7 @@ def running_cluster(
         cluster.down()
 
 
-def eventually(what: str, check: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(what: str, check: Callable[[], Any], seconds: float = SECONDS) -> Any:
     """Poll until `check` answers something true, and give that back; fail after `seconds`."""
     deadline = processes.Deadline(seconds)
     while not (answer := check()):
@@ -111,7 +114,7 @@ class ClusterAccess(Kubectl):
         name: str,
         check: Callable[[Json], Any],
         namespace: str = "default",
-        seconds: float = 20.0,
+        seconds: float = SECONDS,
     ) -> Json:
         """The pod once `check` holds of it; on failure its status is shown."""
         last: Json | None = None

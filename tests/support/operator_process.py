@@ -66,7 +66,7 @@ class Operator:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError as error:
             raise AssertionError(f"the operator had ended by itself:\n{self.tail()}") from error
-        until("the operator is gone", lambda: not processes.is_alive(self.pid), 10)
+        until("the operator is gone", lambda: not processes.is_alive(self.pid))
 
     @property
     def alive(self) -> bool:

@@ -6,7 +6,7 @@ import textwrap
 import urllib.request
 from typing import Any
 
-from tests.support.cluster import Json
+from tests.support.cluster import SECONDS, Json
 
 IMAGE = "registry.example/pdserve/engine:test"
 SERVER = """
@@ -55,5 +55,6 @@ def python(source: str) -> tuple[str, ...]:
 
 
 def fetch(pod: Json, path: str = "/") -> str:
-    with urllib.request.urlopen(f"http://{pod['status']['podIP']}:8000{path}", timeout=5) as reply:
+    url = f"http://{pod['status']['podIP']}:8000{path}"
+    with urllib.request.urlopen(url, timeout=SECONDS) as reply:
         return str(reply.read().decode())
