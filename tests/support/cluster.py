@@ -131,6 +131,24 @@ class ClusterAccess(Kubectl):
             raise AssertionError(f"{error}\n{status}") from error
         return found
 
+    def wait_log(self, name: str, text: str) -> str:
+        """The log of a pod that was started, once `text` is in it; on failure it is shown.
+
+        Without a probe a pod is ready before its program has said anything.
+        """
+        log = ""
+
+        def now() -> bool:
+            nonlocal log
+            log = self.kubectl("logs", name)
+            return text in log
+
+        try:
+            eventually(f"pod {name} says {text!r}", now)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{log}") from error
+        return log
+
 
 def condition(obj: Json, kind: str) -> Json:
     """A condition of an object, `{}` when it has none of that type."""
