@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.support.cluster import ClusterAccess, Json, condition, container, eventually, is_ready
 from tests.support.pods import IMAGE, POD_IP, SERVER, fetch, pod, python
+from tests.support.scenarios import stopwatch
 
 from pdserve.local import processes
 
@@ -47,14 +48,16 @@ def test_deletion_runs_pre_stop_then_terminates_within_the_grace(
             "drained",
             *python(SERVER),
             env=[POD_IP],
+            # It listens once its handler is set, without which a first process ignores SIGTERM.
+            readinessProbe={"tcpSocket": {"port": 8000}, "periodSeconds": 1},
             lifecycle={"preStop": hook},
-            terminationGracePeriodSeconds=20,
+            terminationGracePeriodSeconds=600,
         )
     )
     cluster.wait_pod("drained", is_ready)
     log = cluster.admin.status()["pods"]["default/drained"]["logs"] + "/main/0.log"
     cluster.kubectl("delete", "pod", "drained", "--wait=false")
-    eventually("the pod is gone", lambda: cluster.pod("drained") is None, seconds=10.0)
+    eventually("the pod is gone", lambda: cluster.pod("drained") is None)
     assert Path(log).read_text().splitlines() == ["hook", "asked to end"]
 
 
@@ -88,14 +91,19 @@ def test_the_last_status_tells_how_it_ended_though_a_probe_was_in_flight(
 def test_a_program_that_ignores_sigterm_is_killed_when_the_grace_ends(
     cluster: ClusterAccess, run: Callable[..., str]
 ) -> None:
-    run(pod("stubborn", "sleep", "1000", terminationGracePeriodSeconds=2))
+    grace = 5
+    run(pod("stubborn", "sleep", "1000", terminationGracePeriodSeconds=grace))
     cluster.wait_pod("stubborn", is_ready)
-    pids = cluster.admin.status()["pods"]["default/stubborn"]["pids"]
-    cluster.kubectl("delete", "pod", "stubborn", "--wait=false")
-    going = cluster.wait_pod("stubborn", lambda p: p["metadata"].get("deletionTimestamp"))
-    assert container(going)["state"].get("running")
-    eventually("the pod is gone", lambda: cluster.pod("stubborn") is None, seconds=10.0)
-    assert not processes.is_alive(pids["main"])
+    pid = cluster.admin.status()["pods"]["default/stubborn"]["pids"]["main"]
+    with stopwatch() as seconds:
+        cluster.kubectl("delete", "pod", "stubborn", "--wait=false")
+        eventually(
+            "it is killed, or the pod is gone",
+            lambda: cluster.pod("stubborn") is None or not processes.is_alive(pid),
+        )
+        assert seconds() >= grace
+        assert not processes.is_alive(pid)
+    eventually("the pod is gone", lambda: cluster.pod("stubborn") is None)
 
 
 def test_a_force_deleted_pod_is_ended_at_once(
@@ -118,12 +126,14 @@ def test_a_shorter_grace_counts_from_when_it_is_asked_for(
     going = cluster.wait_pod("waits", lambda p: p["metadata"].get("deletionTimestamp"))
     assert container(going)["state"].get("running")
     cluster.kubectl("delete", "pod", "waits", "--wait=false", "--grace-period=1")
-    eventually("the pod is gone", lambda: cluster.pod("waits") is None, seconds=15.0)
+    eventually("the pod is gone", lambda: cluster.pod("waits") is None)
 
 
 def test_a_pod_ends_when_its_time_is_over(cluster: ClusterAccess, run: Callable[..., str]) -> None:
-    limited = pod("limited", "sh", "-c", "trap 'exit 4' TERM; sleep 1000 & wait")
-    limited["spec"]["activeDeadlineSeconds"] = 1
+    heeds = ("sh", "-c", "trap 'exit 4' TERM; sleep 1000 & wait")
+    limited = pod("limited", *heeds, terminationGracePeriodSeconds=30)
+    # Counted from before its start; when they are over, the trap must be set.
+    limited["spec"]["activeDeadlineSeconds"] = 10
     run(limited)
     ended = cluster.wait_pod("limited", lambda p: container(p).get("state", {}).get("terminated"))
     assert (ended["status"]["phase"], ended["status"]["reason"]) == ("Failed", "DeadlineExceeded")
@@ -181,12 +191,18 @@ def test_a_pod_talks_to_the_api_server_as_its_service_account(
 
 
 def test_logs_tail_follow_and_refuse_strangers(
-    cluster: ClusterAccess, run: Callable[..., str]
+    cluster: ClusterAccess, run: Callable[..., str], tmp_path: Path
 ) -> None:
-    script = "for i in 1 2 3; do echo line $i; done; sleep 1; echo last"
+    go = tmp_path / "go"  # pods of process nodes see this machine's files
+    until = f"until test -e {go}; do sleep 0.1; done"
+    script = f"for i in 1 2 3; do echo line $i; done; {until}; echo last"
     run(pod("talks", "sh", "-c", script, restartPolicy="Never"))
     cluster.wait_pod("talks", lambda p: container(p).get("state", {}).get("running"))
-    assert cluster.kubectl("logs", "talks", "--tail=1", "--follow").splitlines()[-1] == "last"
+    cluster.wait_log("talks", "line 3\n")
+    with cluster.following("logs", "talks", "--tail=1", "--follow") as log:
+        assert log.readline() == "line 3\n"
+        go.touch()
+        assert log.read() == "last\n"
     assert cluster.kubectl("logs", "talks", "--tail=2") == "line 3\nlast\n"
     refused = cluster.kubectl("logs", "talks", "--since=1m", check=False)
     assert "sinceSeconds: not supported" in refused
@@ -201,7 +217,7 @@ def test_devices_are_given_out_once_and_shortage_is_said(
     show = ("sh", "-c", "echo $ASCEND_VISIBLE_DEVICES; exec sleep 1000")
     run(pod("takes", *show, resources=want, nodeName=node))
     cluster.wait_pod("takes", is_ready)
-    assert cluster.kubectl("logs", "takes") == "0,1,2,3,4\n"
+    assert cluster.wait_log("takes", "\n") == "0,1,2,3,4\n"
     run(pod("too-much", *show, resources=want, nodeName=node))
     rejected = cluster.wait_pod("too-much", lambda p: p["status"]["phase"] == "Failed")
     assert rejected["status"]["reason"] == "UnexpectedAdmissionError"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -16,6 +17,19 @@ class Kubectl:
     """Runs the kubectl of local clusters, whichever cluster it is."""
 
     kubeconfig: Path
+
+    @contextmanager
+    def following(self, *args: str) -> Iterator[IO[str]]:
+        """Output of a kubectl as it comes; it must end well when the block does."""
+        program = binaries.kube(programs=("kubectl",)).path("kubectl")
+        command = [program, "--kubeconfig", self.kubeconfig, *args]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                yield process.stdout
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
 
     def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
         """Output of kubectl; fails with what it said."""
