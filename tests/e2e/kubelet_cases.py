@@ -21,6 +21,8 @@ HEEDS = "trap 'exit {0}' TERM; touch /tmp/heeds; sleep 1000 & wait"
 """To be ended when `HEEDING` holds: before its trap is set, a first process ignores SIGTERM."""
 DEAF = "trap '' TERM; sleep 1000 & wait; sleep 1000"
 NEVER = {"restartPolicy": "Never"}
+GRACE = {"terminationGracePeriodSeconds": 20}
+"""For what ends by itself when asked: among so many pods a shell may come to its trap late."""
 SCRATCH = {"volumes": [{"name": "tmp", "emptyDir": {}}]}
 SCRATCH_MOUNT = [{"name": "tmp", "mountPath": "/tmp"}]
 HEEDING = {"exec": {"command": ["test", "-e", "/tmp/heeds"]}, "periodSeconds": 1}
@@ -141,7 +143,7 @@ def _heeding(name: str, exit_code: int, **main: Any) -> Json:
     return pod(
         name,
         sh(HEEDS.format(exit_code)),
-        {"terminationGracePeriodSeconds": 20, **SCRATCH},
+        {**GRACE, **SCRATCH},
         volumeMounts=SCRATCH_MOUNT,
         readinessProbe=HEEDING,
         **main,
@@ -273,13 +275,13 @@ CASES = [
          lambda p: running(p) and container(p)["started"]),
     Case(pod("probed", sh(WAITS), startupProbe=exec_probe("true", failureThreshold=60),
              readinessProbe=exec_probe("true")), ready),
-    Case(pod("not-alive", sh(HEEDS.format(9)), SCRATCH, volumeMounts=SCRATCH_MOUNT,
+    Case(pod("not-alive", sh(HEEDS.format(9)), {**GRACE, **SCRATCH}, volumeMounts=SCRATCH_MOUNT,
              startupProbe={**HEEDING, "failureThreshold": 600},
              livenessProbe=exec_probe("false", initialDelaySeconds=4, failureThreshold=2)), again),
     Case(pod("not-alive-and-deaf", sh(DEAF),
              livenessProbe=exec_probe("false", initialDelaySeconds=4, failureThreshold=2)), again),
-    Case(pod("hook-fails", sh(HEEDS.format(0)), {**NEVER, **SCRATCH}, volumeMounts=SCRATCH_MOUNT,
-             lifecycle={"postStart": {"exec": {"command": sh(
+    Case(pod("hook-fails", sh(HEEDS.format(0)), {**NEVER, **GRACE, **SCRATCH},
+             volumeMounts=SCRATCH_MOUNT, lifecycle={"postStart": {"exec": {"command": sh(
                  "until test -e /tmp/heeds; do sleep 0.1; done; exit 3")}}}), ended),
     # Longer than the grace period of its pod, which does not count for it.
     Case(pod("hook-takes-long", sh(WAITS),
@@ -294,7 +296,8 @@ CASES = [
     Case(pod("message-from-log", sh("echo one; echo two; exit 2"), NEVER,
              terminationMessagePolicy="FallbackToLogsOnError"), ended),
     # Ends.
-    Case(pod("deadline", sh(WAITS), {"activeDeadlineSeconds": 5}), ended),
+    # Counted from before its start: when they are over, its trap must be set.
+    Case(pod("deadline", sh(WAITS), {**GRACE, "activeDeadlineSeconds": 30}), ended),
     Case(pod("killed", sh(WAITS)), again, act="kill"),
     Case(_heeding("deleted", 0), None, act="delete"),
     Case(_heeding("deleted-with-hook", 0,
