@@ -2,7 +2,8 @@
 
 A fenced block whose info string is `sh run` holds commands, one per line (`\\` continues one).
 Words after `run` restrict or change it: `kind` or `process`: only on that sort of nodes; `until`:
-its last command is repeated until what the page shows came out, as a reader would do who waits.
+its last command is repeated, as long as it succeeds, until what the page shows came out, as a
+reader would do who waits.
 A block `text shown` that follows tells what the last command prints: each line must come, in this
 order; `...` stands for any text in a line, and a line `...` for any lines. Other blocks are left
 alone.
@@ -150,7 +151,8 @@ class Terminal:
         while True:
             done = self._bash(step.command, timeout)
             missing = step.missing(done.stdout)
-            if not (step.until and missing) or time.monotonic() > deadline:
+            waits = step.until and missing and done.returncode == 0
+            if not waits or time.monotonic() > deadline:
                 break
             time.sleep(POLL_SECONDS)
         where = f"line {step.line}: `{step.command}`"
