@@ -107,6 +107,10 @@ def reader(shop: s.Cluster, tmp_path: Path) -> Iterator[Path]:
         "subjects": [{"kind": "ServiceAccount", "name": READER, "namespace": NAMESPACE}],
     }
     shop.apply(account, role, binding, namespace=NAMESPACE)
+    asker = f"system:serviceaccount:{NAMESPACE}:{READER}"
+    may = ("auth", "can-i", "get", "pdservices.pdserve.io", "-n", NAMESPACE, "--as", asker)
+    # Whoever answers for rights hears of changes a moment later.
+    s.until("the binding counts", lambda: shop.kubectl(*may, check=False).startswith("yes"))
     token = shop.kubectl("create", "token", READER, "-n", NAMESPACE).strip()
     config = json.loads(shop.kubectl("config", "view", "--raw", "-o", "json"))
     [context] = config["contexts"]
@@ -117,6 +121,7 @@ def reader(shop: s.Cluster, tmp_path: Path) -> Iterator[Path]:
     yield path
     for kind in ("rolebinding", "role", "serviceaccount"):
         shop.kubectl("delete", kind, READER, "-n", NAMESPACE, "--ignore-not-found")
+    s.until("it counts no more", lambda: shop.kubectl(*may, check=False).startswith("no"))
 
 
 def test_who_may_not_read_the_key_is_told_how_to_give_one(shop: s.Cluster, reader: Path) -> None:

@@ -171,8 +171,7 @@ def play(clusters: Sequence[Cluster], kills: Sequence[Kill], cases: list[Case]) 
 def _renew_namespace(cluster: Cluster) -> None:
     cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
     cluster.kubectl("create", "namespace", NAMESPACE)
-    account = ("get", "serviceaccount", "default", "-n", NAMESPACE)
-    s.until("a service account", lambda: "NotFound" not in cluster.kubectl(*account, check=False))
+    s.wait_account(cluster.kubectl, NAMESPACE)
 
 
 def _placed(pod: Json) -> Json:

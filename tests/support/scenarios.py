@@ -176,6 +176,12 @@ def is_ready(obj: Json | None) -> bool:
     return found.get("status") == "True" and current
 
 
+def wait_account(kubectl: Callable[..., str], namespace: str) -> None:
+    """Wait until pods may be created in a new namespace: admission wants their service account."""
+    ask = ("get", "serviceaccount", "default", "-n", namespace, "--ignore-not-found", "-o", "name")
+    until(f"a service account in {namespace}", lambda: kubectl(*ask))
+
+
 def service(cluster: Cluster, namespace: str, name: str) -> Json | None:
     """A PDService."""
     return cluster.get(f"{API}/namespaces/{namespace}/pdservices/{name}")

@@ -29,6 +29,7 @@ class ServiceTraffic:
 
     def __enter__(self) -> ServiceTraffic:
         make_namespace(self._cluster, NAMESPACE)
+        s.wait_account(self._cluster.kubectl, NAMESPACE)
         self._cluster.apply(_pod(self._args), namespace=NAMESPACE)
         return self
 
