@@ -30,13 +30,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A run that is cancelled (CI sends SIGTERM) takes its clusters down, as after Ctrl-C."""
+    """Tests reach their clusters; a cancelled run (CI sends SIGTERM) ends them, as Ctrl-C does."""
+    _without_proxies(config.getoption("--nodes"))
     if "PYTEST_XDIST_WORKER" not in os.environ:
 
         def ended(*_: object) -> None:
             pytest.exit("ended by SIGTERM", returncode=128 + signal.SIGTERM)
 
         signal.signal(signal.SIGTERM, ended)
+
+
+def _without_proxies(nodes: str) -> None:
+    """No proxy comes between tests and what they start on this machine.
+
+    Process nodes have pods all over 127.0.0.0/8, and Python's clients know no ranges in `no_proxy`:
+    there, proxies go (what is fetched through them, `make` fetches before). Other clusters may need
+    them for images or for the API server; what is theirs on this machine is at 127.0.0.1.
+    """
+    proxies = {v for v in os.environ if v.lower() in ("http_proxy", "https_proxy", "all_proxy")}
+    if nodes == "process":
+        for variable in proxies:
+            del os.environ[variable]
+    elif proxies:
+        given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        direct = ",".join(filter(None, (given, "127.0.0.1", "localhost")))
+        os.environ.update(no_proxy=direct, NO_PROXY=direct)
 
 
 OWN_CLUSTER = ("test_local_control_plane.py", "test_operator_rights.py", "test_quickstart_page.py")
