@@ -324,11 +324,9 @@ async def test_every_query_is_understood_by_the_server(prometheus: Prometheus) -
 
 
 @pytest.mark.invariant(6)
-async def test_a_server_that_dies_is_unknown_left_alone_and_found_again(
-    pods: Pods, tmp_path: Path
-) -> None:
+async def test_a_server_that_dies_is_unknown_left_alone_and_found_again(tmp_path: Path) -> None:
     now = [0.0]
-    with running_prometheus(tmp_path, pods.jobs()) as server:
+    with running_prometheus(tmp_path, []) as server:
         settings = PrometheusSettings(server.url, window=WINDOW)
         asked = PrometheusSource(settings, clock=lambda: now[0])
         await eventually(lambda: ask(asked), lambda s: isinstance(s, ScenarioSample))
@@ -343,7 +341,7 @@ async def test_a_server_that_dies_is_unknown_left_alone_and_found_again(
         decision = decide(decision_input(sample=refused))
         assert decision.reason is Reason.HOLD_NO_DATA
         assert server.url in decision.message
-    with running_prometheus(tmp_path, pods.jobs(), server.port):
+    with running_prometheus(tmp_path, [], server.host):
         assert isinstance(await ask(asked), Unknown), "still left alone"
         now[0] = 6.0
         assert isinstance(await ask(asked), ScenarioSample)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import time
 import urllib.request
@@ -15,16 +14,15 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import yaml
+from tests.support.engines import fresh_host
 
 from pdserve.local import binaries
 
 T = TypeVar("T")
 
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+PORT = 19090
+"""Fixed, on an address of its own: a free port that is looked for may be gone when it is bound.
+Not 9090, which a server on all addresses of this machine may have."""
 
 
 class Exposition:
@@ -61,9 +59,9 @@ def exposition(values: Mapping[str, float | str]) -> str:
 class Prometheus:
     """One server process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process, self.port = process, port
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, process: subprocess.Popen[bytes], host: str) -> None:
+        self.process, self.host = process, host
+        self.url = f"http://{host}:{PORT}"
 
     def ready(self) -> bool:
         try:
@@ -83,24 +81,27 @@ class Prometheus:
 
 @contextmanager
 def running_prometheus(
-    directory: Path, scrape_configs: list[dict[str, Any]], port: int | None = None
+    directory: Path, scrape_configs: list[dict[str, Any]], host: str | None = None
 ) -> Iterator[Prometheus]:
-    """A started server with these scrape jobs, stopped at the end whatever happens."""
+    """A started server with these scrape jobs, stopped at the end whatever happens.
+
+    `host`: the address of an earlier one, to come back there.
+    """
     config = directory / "prometheus.yml"
     config.write_text(yaml.safe_dump({"scrape_configs": scrape_configs}))
-    port = port or free_port()
+    host = host or fresh_host()
     with (directory / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [
                 str(binaries.prometheus()),
                 f"--config.file={config}",
                 f"--storage.tsdb.path={directory / 'tsdb'}",
-                f"--web.listen-address=127.0.0.1:{port}",
+                f"--web.listen-address={host}:{PORT}",
             ],
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    server = Prometheus(process, port)
+    server = Prometheus(process, host)
     try:
         deadline = time.monotonic() + 30
         while not server.ready():
