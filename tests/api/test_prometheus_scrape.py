@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.support.prometheus import Exposition, eventually, exposition, running
 from tests.support.rest import Rest
 
 from pdserve.local.controlplane import ControlPlane
-from pdserve.ratio.types import ScenarioSample
+from pdserve.ratio.types import Quantity, ScenarioSample
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
 from pdserve.telemetry.promql import DECODE, GATEWAY_SHORTEST, PREFILL, WINDOWED
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
@@ -144,21 +145,25 @@ async def test_discovered_pods_give_a_whole_sample(
             return (
                 isinstance(sample, ScenarioSample)
                 and sample.missing_count == 0
-                and isinstance(sample.windows[0].offered, float)
-                and sample.windows[0].offered > 8
+                and more(8, sample.windows[0].offered)
+                and more(0, sample.prefill.compute_seconds)
+                and more(0, sample.decode.step_context)
             )
 
-        async def ask() -> object:
+        def more(than: float, quantity: Quantity) -> bool:
+            return isinstance(quantity, float) and quantity > than
+
+        async def ask(live: LiveInstances) -> object:
             return (await source.sample({key: live}))[key]
 
-        got = await eventually(ask, whole)
+        got = await eventually(lambda: ask(live), whole)
         assert isinstance(got, ScenarioSample)
         assert got.windows[0].met == got.windows[0].offered
-        for quantity in (got.prefill.compute_seconds, got.decode.step_context):
-            assert isinstance(quantity, float)
-            assert quantity > 0
-        everything = LiveInstances(live.gateways | {"gw-done"}, live.prefill, live.decode)
-        finished = (await source.sample({key: everything}))[key]
-        assert isinstance(finished, ScenarioSample)
-        assert finished.missing == ("gw-done",), "a pod that does not run is not scraped"
+
+        def done_is_missing(sample: object) -> bool:
+            """A pod that does not run is not scraped."""
+            return isinstance(sample, ScenarioSample) and sample.missing == ("gw-done",)
+
+        everything = replace(live, gateways=live.gateways | {"gw-done"})
+        await eventually(lambda: ask(everything), done_is_missing)
         await source.close()
