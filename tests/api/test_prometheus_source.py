@@ -6,7 +6,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from tests.support.prometheus import (
 from tests.support.ratio_values import decision_input
 
 from pdserve.ratio.decide import decide
-from pdserve.ratio.types import Reason, ScenarioSample, Unknown
+from pdserve.ratio.types import Quantity, Reason, RequestWindow, ScenarioSample, Unknown
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
 from pdserve.telemetry.promql import (
     DECODE,
@@ -40,6 +42,13 @@ LIVE = LiveInstances(frozenset({"gw-1", "gw-2"}), frozenset({"p-1"}), frozenset(
 TWIN_LIVE = LiveInstances(frozenset({"gw-twin"}))
 WINDOW = 4.0
 SCRAPE = 0.25
+ENOUGH = 0.9 * WINDOW / SCRAPE
+"""Scrapes in a full window: 15 of 16. A failed one is a step all the same, so that a counter has
+14 to 17 steps in it, whatever the clock does."""
+ABOUT = 0.2
+"""How far steps per scrape may be off, relatively, by that. A pod too many or too few is more."""
+EXACT = 1e-9
+"""Rounding only: quantities of one pod have the very same scrapes in a window."""
 
 
 class Pods:
@@ -49,32 +58,64 @@ class Pods:
     """
 
     def __init__(self) -> None:
+        self.seconds = 0.0
+        """What an answer takes."""
         self.scraped: dict[str, int] = {}
         self.spoiled: dict[str, str | None] = {}
         """By pod: a value to show everywhere instead, or None to answer 503."""
+        self.restarts: dict[str, int] = {}
+        """By pod: it starts anew after so many scrapes."""
+        self._lock = Lock()  # a slow answer and the next one are threads side by side
         self.expositions = {
             name: Exposition(lambda name=name: self.page(name))  # type: ignore[misc]
             for name in ("gw-1", "gw-2", "gw-old", "gw-twin", "p-1", "d-1")
         }
 
     def page(self, name: str) -> str | None:
-        self.scraped[name] = self.scraped.get(name, 0) + 1
+        time.sleep(self.seconds)
+        with self._lock:
+            ticks = self.scraped.get(name, 0)
+            ticks = 1 if ticks >= self.restarts.get(name, ticks + 1) else ticks + 1
+            self.scraped[name] = ticks
+            spoiled, instead = name in self.spoiled, self.spoiled.get(name)
         if name.startswith("gw"):
-            values = self.gateway(self.scraped[name])
+            values = self.gateway(ticks)
         else:
-            values = self.engine(self.scraped[name], PREFILL if name == "p-1" else DECODE)
-        if name not in self.spoiled:
+            values = self.engine(ticks, PREFILL if name == "p-1" else DECODE)
+        if not spoiled:
             return exposition(values)
-        instead = self.spoiled[name]
         return None if instead is None else exposition(dict.fromkeys(values, instead))
 
     @contextmanager
     def spoil(self, name: str, instead: str | None) -> Iterator[None]:
-        self.spoiled[name] = instead
+        with self._lock:
+            self.spoiled[name] = instead
         try:
             yield
         finally:
-            del self.spoiled[name]
+            with self._lock:
+                del self.spoiled[name]
+
+    @contextmanager
+    def slow(self, seconds: float) -> Iterator[None]:
+        """Every answer takes this long."""
+        self.seconds = seconds
+        try:
+            yield
+        finally:
+            self.seconds = 0.0
+
+    @contextmanager
+    def restarting(self, name: str, after: int) -> Iterator[None]:
+        """Its counters begin again every `after` scrapes, at the next one for the first time."""
+        with self._lock:
+            assert self.scraped[name] >= after
+            self.restarts[name] = after
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self.restarts[name]
 
     @staticmethod
     def gateway(ticks: int) -> dict[str, float]:
@@ -149,75 +190,136 @@ async def ask(
     return (await asked.sample({key: live}))[key]
 
 
+def gateways_full(sample: ScenarioSample | Unknown) -> bool:
+    """Whether everybody reports and the gateways fill the shortest window."""
+    return (
+        isinstance(sample, ScenarioSample)
+        and sample.missing_count == 0
+        and at_least(ENOUGH, sample.windows[0].scrapes)
+    )
+
+
 def full(sample: ScenarioSample | Unknown) -> bool:
-    """Whether the shortest window is filled and everybody reports."""
-    if not isinstance(sample, ScenarioSample) or sample.missing_count:
-        return False
-    scrapes = sample.windows[0].scrapes
-    return isinstance(scrapes, float) and scrapes >= 0.7 * WINDOW / SCRAPE
+    """The same, and the engines fill it too."""
+    return (
+        isinstance(sample, ScenarioSample)
+        and gateways_full(sample)
+        and at_least(50 * ENOUGH, sample.prefill.batches)
+        and at_least(50 * ENOUGH, sample.decode.steps)
+    )
 
 
-async def filled(asked: PrometheusSource) -> ScenarioSample:
-    got = await eventually(lambda: ask(asked), full)
+def at_least(least: float, value: Quantity) -> bool:
+    return isinstance(value, float) and value >= least
+
+
+async def filled(asked: PrometheusSource, live: LiveInstances = LIVE) -> ScenarioSample:
+    got = await eventually(lambda: ask(asked, CHAT, live), full)
     assert isinstance(got, ScenarioSample)
     return got
 
 
-def number(value: float | Unknown) -> float:
+def number(value: Quantity) -> float:
     assert isinstance(value, float)
     return value
 
 
-async def test_every_quantity_has_its_own_numbers(prometheus: Prometheus) -> None:
-    """Steps differ by quantity and scenario, so a mixed-up query shows."""
-    asked = source(prometheus.url)
-    got = await filled(asked)
-    first = got.windows[0]
-    per_step = number(first.offered)
-    assert per_step == pytest.approx(2 * WINDOW / SCRAPE, rel=0.3), "two gateways, one per scrape"
+def per_scrape(sample: ScenarioSample) -> float:
+    """Steps of `offered` (it is 1) in the shortest window per scrape of a gateway."""
+    shortest = sample.windows[0]
+    return number(shortest.offered) / number(shortest.scrapes)
+
+
+def check_window(window: RequestWindow) -> None:
+    """Steps differ by quantity, so a mixed-up query shows."""
+    per_step = number(window.offered)
     for i, name in enumerate(WINDOWED):
-        assert getattr(first, name) == pytest.approx((i + 1) * per_step, rel=0.02), name
+        assert getattr(window, name) == pytest.approx((i + 1) * per_step, rel=EXACT), name
+
+
+def check_shortest(got: ScenarioSample) -> None:
+    """The same, of what is counted over the shortest window only."""
+    per_step = number(got.windows[0].offered)
     prefill = number(got.prefill.batches) / 50
     for i, name in enumerate(PREFILL):
-        assert getattr(got.prefill, name) == pytest.approx((i + 50) * prefill, rel=0.02), name
+        assert getattr(got.prefill, name) == pytest.approx((i + 50) * prefill, rel=EXACT), name
     decode = number(got.decode.steps) / 50
     for i, name in enumerate(DECODE):
-        assert getattr(got.decode, name) == pytest.approx((i + 50) * decode, rel=0.02), name
-    assert prefill == pytest.approx(per_step / 2, rel=0.3)
-    assert decode == pytest.approx(per_step / 2, rel=0.3)
+        assert getattr(got.decode, name) == pytest.approx((i + 50) * decode, rel=EXACT), name
     order = list(GATEWAY_SHORTEST)
     for name in ("rejected_prefill", "rejected_decode", "decode_overload", "expired", "failed"):
         step = order.index(name) + 20
-        assert getattr(got, name) == pytest.approx(step * per_step, rel=0.02), name
+        assert getattr(got, name) == pytest.approx(step * per_step, rel=EXACT), name
     ttft = (order.index("ttft_sum") + 20) / (order.index("ttft_count") + 20)
-    assert got.ttft_seconds == pytest.approx(ttft, rel=0.02)
+    assert got.ttft_seconds == pytest.approx(ttft, rel=EXACT)
+
+
+async def test_every_quantity_has_its_own_numbers(prometheus: Prometheus) -> None:
+    asked = source(prometheus.url)
+    got = await filled(asked)
+    check_window(got.windows[0])
+    check_shortest(got)
+    assert per_scrape(got) == pytest.approx(2, rel=ABOUT), "two gateways, one step per scrape"
+    scrapes = number(got.windows[0].scrapes)
+    assert number(got.prefill.batches) / 50 == pytest.approx(scrapes, rel=ABOUT)
+    assert number(got.decode.steps) / 50 == pytest.approx(scrapes, rel=ABOUT)
     assert got.waiting == 14.0
     assert number(got.age) <= 3.0
     assert (got.prefill.instances, got.decode.instances, got.live) == (1, 1, 4)
     await asked.close()
 
 
+async def test_a_scrape_is_in_all_numbers_of_a_round_or_in_none(
+    pods: Pods, prometheus: Prometheus
+) -> None:
+    """Half of the time a scrape of each pod is on its way: begun, and not yet to be seen."""
+    asked = source(prometheus.url)
+
+    def all_count(sample: ScenarioSample | Unknown) -> bool:
+        """Everybody reports and was scraped twice at least, and no NaN is left in a window."""
+        return (
+            isinstance(sample, ScenarioSample)
+            and sample.missing_count == 0
+            and all(at_least(2, window.met) for window in sample.windows)
+            and at_least(50, sample.prefill.batches)
+            and at_least(50, sample.decode.steps)
+        )
+
+    with pods.slow(SCRAPE / 2):
+        for _ in range(30):
+            got = await eventually(lambda: ask(asked), all_count)
+            assert isinstance(got, ScenarioSample)
+            for window in got.windows:
+                check_window(window)
+            check_shortest(got)
+    await asked.close()
+
+
 async def test_scenarios_and_namespaces_do_not_mix(prometheus: Prometheus) -> None:
     asked = source(prometheus.url)
-    await filled(asked)
-    got = await asked.sample({CHAT: LIVE, SEARCH: LiveInstances(LIVE.gateways), TWIN: TWIN_LIVE})
-    chat, search, twin = (got[key] for key in (CHAT, SEARCH, TWIN))
+    gateways = LiveInstances(LIVE.gateways)
+
+    async def three() -> list[ScenarioSample | Unknown]:
+        got = await asked.sample({CHAT: gateways, SEARCH: gateways, TWIN: TWIN_LIVE})
+        return [got[key] for key in (CHAT, SEARCH, TWIN)]
+
+    chat, search, twin = await eventually(three, lambda got: all(map(gateways_full, got)))
     assert isinstance(chat, ScenarioSample)
     assert isinstance(search, ScenarioSample)
     assert isinstance(twin, ScenarioSample)
     offered = number(chat.windows[0].offered)
-    assert search.windows[0].offered == pytest.approx(10 * offered, rel=0.02)
-    assert twin.windows[0].offered == pytest.approx(offered / 2, rel=0.3)
+    assert search.windows[0].offered == pytest.approx(10 * offered, rel=EXACT)
+    assert per_scrape(chat) == pytest.approx(2, rel=ABOUT)
+    assert per_scrape(twin) == pytest.approx(1, rel=ABOUT)
     await asked.close()
 
 
 async def test_series_of_pods_that_are_not_live_are_left_out(prometheus: Prometheus) -> None:
     asked = source(prometheus.url)
     two = await filled(asked)
-    three = await ask(asked, CHAT, LiveInstances(LIVE.gateways | {"gw-old"}))
-    assert isinstance(three, ScenarioSample)
-    offered = number(two.windows[0].offered)
-    assert three.windows[0].offered == pytest.approx(1.5 * offered, rel=0.2)
+    three = await filled(asked, replace(LIVE, gateways=LIVE.gateways | {"gw-old"}))
+    assert per_scrape(two) == pytest.approx(2, rel=ABOUT)
+    assert per_scrape(three) == pytest.approx(3, rel=ABOUT)
     await asked.close()
 
 
@@ -225,20 +327,22 @@ async def test_a_counter_reset_is_not_a_negative_increase(
     pods: Pods, prometheus: Prometheus
 ) -> None:
     asked = source(prometheus.url)
-    before = number((await filled(asked)).windows[0].offered)
-    assert pods.scraped["gw-1"] > 5
-    pods.scraped["gw-1"] = 0
-    scraped = pods.scraped["gw-2"]
+    await filled(asked)
+    with pods.restarting("gw-1", after=4):
+        began = time.time()
 
-    async def later() -> ScenarioSample | Unknown:
-        return await ask(asked)
+        def shows_resets(sample: ScenarioSample | Unknown) -> bool:
+            """Half of its window is of the time of resets: 8 scrapes, so one is among them."""
+            return (
+                isinstance(sample, ScenarioSample)
+                and full(sample)
+                and sample.at > began + WINDOW / 2
+            )
 
-    got = await eventually(
-        later, lambda s: full(s) and pods.scraped["gw-2"] > scraped + 0.5 * WINDOW / SCRAPE
-    )
+        got = await eventually(lambda: ask(asked), shows_resets)
+        assert pods.scraped["gw-1"] <= 4
     assert isinstance(got, ScenarioSample)
-    assert pods.scraped["gw-1"] < pods.scraped["gw-2"]
-    assert got.windows[0].offered == pytest.approx(before, rel=0.3)
+    assert per_scrape(got) == pytest.approx(2, rel=ABOUT)
     await asked.close()
 
 
@@ -250,10 +354,8 @@ async def test_a_target_that_breaks_is_partial_and_named(
     await filled(asked)
     with pods.spoil("gw-2", None):
         got = await eventually(
-            lambda: ask(asked), lambda s: isinstance(s, ScenarioSample) and bool(s.missing)
+            lambda: ask(asked), lambda s: isinstance(s, ScenarioSample) and s.missing == ("gw-2",)
         )
-    assert isinstance(got, ScenarioSample)
-    assert got.missing == ("gw-2",)
     decision = decide(decision_input(sample=got))
     assert decision.reason is Reason.HOLD_NO_DATA
     assert "gw-2" in decision.message
