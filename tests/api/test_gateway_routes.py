@@ -79,6 +79,9 @@ class Wire:
             return
         there, out = await asyncio.open_connection("127.0.0.1", self._backend)
         self._writers += [writer, out]
+        if not self._up:
+            self.cut()  # again: it was cut meanwhile
+            return
         await asyncio.gather(_copy(reader, out), _copy(there, writer))
 
 

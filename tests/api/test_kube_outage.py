@@ -53,6 +53,9 @@ class Proxy:
             if not self.up:
                 raise OSError("cut")
             there, out = await asyncio.open_connection("127.0.0.1", self.backend)
+            if not self.up:
+                out.transport.abort()
+                raise OSError("cut meanwhile")
         except OSError:
             writer.transport.abort()
             return
