@@ -17,16 +17,18 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
-from tests.support.gateway_rig import SLO, Rig, eventually
+from tests.support.gateway_rig import Rig, eventually
 from tests.support.rest import Rest
 
 from pdserve.gateway.routes import ConfigMapSource, parse_source
 from pdserve.local.controlplane import ControlPlane
 from pdserve.wire.names import KEY_ROUTES
-from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
 
 pytestmark = pytest.mark.api
 
+SLO = Slo(ttft=30.0, handoff=30.0, tpot=5.0, attainment=0.9)
+"""Wide: a busy machine may be slow, and a gateway refuses what it cannot serve in time."""
 NAME = "gatewaytest-routes"
 PATH = f"/api/v1/namespaces/default/configmaps/{NAME}"
 
