@@ -33,7 +33,7 @@ from pdserve.ratio.types import LoopSettings
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
-pytestmark = pytest.mark.api
+pytestmark = [pytest.mark.api, pytest.mark.timeout(240)]
 NS = "operator"
 
 
@@ -43,10 +43,19 @@ class Recording:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.requests: list[Request] = []
+        self.unanswered = 0
+
+    @property
+    def writes(self) -> list[Request]:
+        return [r for r in self.requests if r.verb not in ("get", "list", "watch")]
 
     async def send(self, request: Request) -> Object:
         self.requests.append(request)
-        answer: Object = await self.inner.send(request)
+        self.unanswered += 1
+        try:
+            answer: Object = await self.inner.send(request)
+        finally:
+            self.unanswered -= 1
         return answer
 
     def stream(self, request: Request) -> AsyncIterator[Object]:
@@ -212,6 +221,20 @@ async def until(check: Any, what: str, seconds: float = 60.0) -> Any:
     return found
 
 
+async def settled(recording: Recording) -> None:
+    """Nothing was written in further ratio ticks and the domain's gathering delay.
+
+    40 looks of 0.1 s, not the clock: a process that stood still for 4 s was not quiet.
+    """
+    deadline = time.monotonic() + 60
+    looks, wrote = 0, -1
+    while looks < 40:
+        quiet = len(recording.writes) == wrote and not recording.unanswered
+        looks, wrote = (looks + 1 if quiet else 0), len(recording.writes)
+        assert time.monotonic() < deadline, recording.writes[-5:]
+        await asyncio.sleep(0.1)
+
+
 async def test_apply_to_ready_then_silence(control_plane: ControlPlane, prepared: Rest) -> None:
     wanted = service(scenarios=("chat", "search"), devices=2)
     wanted["metadata"]["namespace"] = NS
@@ -227,11 +250,11 @@ async def test_apply_to_ready_then_silence(control_plane: ControlPlane, prepared
             return bool(conditions.get("Ready", {}).get("reason") == "GatewayNotReady")
 
         await until(linked, "every scenario ready")
+        await settled(recording)
         summary = (await client.get(PDSERVICES, "shop", NS))["status"]["summary"]
         assert summary["prefill"] == summary["decode"] == "2/2"
         domain = await client.get(ROCE_DOMAINS, "operator-test")
         assert domain["status"]["nodes"]["ready"] == 2
-        await asyncio.sleep(4)  # further ratio ticks and the domain's gathering delay
         recording.requests.clear()
         node = await client.get(NODES, "op-a")
         node["metadata"]["labels"]["wake"] = "everyone"
@@ -240,4 +263,4 @@ async def test_apply_to_ready_then_silence(control_plane: ControlPlane, prepared
         service_now["metadata"]["annotations"] = {"wake": "up"}
         await client.update(PDSERVICES, service_now)
         await asyncio.sleep(2)
-        assert [r for r in recording.requests if r.verb not in ("get", "list", "watch")] == []
+        assert recording.writes == []
