@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 from pdserve.local import binaries
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "pdserve"
+OLDEST = (3, 18)
+"""Version of Helm whose messages the tests know."""
 RELEASE = "pdserve"
 NAMESPACE = "pdserve-system"
 Json = dict[str, Any]
@@ -20,18 +23,34 @@ Json = dict[str, Any]
 
 @functools.cache
 def program() -> str:
-    """Path of Helm."""
-    return str(binaries.helm())
+    """Path of Helm, which may be one on PATH; fails with what would be right if it is too old."""
+    path = str(binaries.helm())
+    said = _run(path, "version", "--short").stdout
+    found = re.match(r"v(\d+)\.(\d+)", said)
+    assert found is not None, f"{path}: no version of Helm: {said!r}"
+    assert tuple(map(int, found.groups())) >= OLDEST, (
+        f"{path} is Helm {said.strip()}: these tests need 3.18 or later; "
+        f"name one with ${binaries.ENV_HELM}"
+    )
+    return path
 
 
 def helm(
     *args: str | Path, stdin: str | None = None, kubeconfig: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """What Helm answered, errors included; without `kubeconfig` it knows no cluster."""
+    return _run(program(), *map(str, args), stdin=stdin, kubeconfig=kubeconfig)
+
+
+def _run(
+    *command: str, stdin: str | None = None, kubeconfig: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    # A user's HELM_DEBUG, HELM_KUBECONTEXT and the like are about other clusters.
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("HELM_")}
     return subprocess.run(
-        [program(), *map(str, args)],
+        command,
         input=stdin,
-        env={**os.environ, "KUBECONFIG": str(kubeconfig or os.devnull)},
+        env={**mine, "KUBECONFIG": str(kubeconfig or os.devnull)},
         capture_output=True,
         text=True,
         check=False,
