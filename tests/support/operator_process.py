@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.scenarios import until
+from tests.support.engines import fresh_host
+from tests.support.scenarios import READY_SECONDS, until
 
 from pdserve import __version__
 from pdserve.local import processes
-from pdserve.local.controlplane import LOOPBACK, free_port
+from pdserve.wire import names
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAMPLE = re.compile(r'^rest_client_requests_total\{code="([^"]*)",method="([^"]*)"\} (\S+)$', re.M)
@@ -40,11 +41,14 @@ class Operator:
     log: Path
 
     def metrics(self) -> str:
-        """Its metrics; "" while it does not serve them yet."""
+        """Its metrics, waited for; "" only while it does not serve them yet."""
         try:
-            with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as reply:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=READY_SECONDS) as reply:
                 return str(reply.read().decode())
-        except (urllib.error.URLError, OSError):
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError):
+                raise
+            assert processes.is_alive(self.pid), self._ended()
             return ""
 
     def writes(self) -> int:
@@ -65,13 +69,11 @@ class Operator:
         try:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError as error:
-            raise AssertionError(f"the operator had ended by itself:\n{self.tail()}") from error
+            raise AssertionError(self._ended()) from error
         until("the operator is gone", lambda: not processes.is_alive(self.pid))
 
-    @property
-    def alive(self) -> bool:
-        """It runs."""
-        return processes.is_alive(self.pid)
+    def _ended(self) -> str:
+        return f"the operator had ended by itself:\n{self.tail()}"
 
     def tail(self) -> str:
         """The end of its log."""
@@ -98,17 +100,19 @@ class OperatorForge:
     def start(self, *flags: str) -> Operator:
         """A new operator that acts at once (no Lease)."""
         self._count += 1
-        port = free_port()
+        # An address of its own and the usual port: a free one may be gone when it is bound.
+        host = fresh_host()
         log = self._directory / f"operator-{self._count}.log"
         argv = [
-            f"--kubeconfig={self._kubeconfig}", "--no-leader-election", f"--bind={LOOPBACK}",
-            f"--metrics-port={port}", f"--gateway-image=pdserve/gateway:{__version__}", *flags,
+            f"--kubeconfig={self._kubeconfig}", "--no-leader-election",
+            f"--bind={host}", f"--metrics-port={names.PORT_METRICS}",
+            f"--gateway-image=pdserve/gateway:{__version__}", *flags,
         ]  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"argv": argv, "log": str(log)}) + "\n")
         self._process.stdin.flush()
         pid = int(self._process.stdout.readline())
-        return Operator(pid, f"http://{LOOPBACK}:{port}", log)
+        return Operator(pid, f"http://{host}:{names.PORT_METRICS}", log)
 
     def close(self) -> None:
         """End the forge and every operator it started."""
