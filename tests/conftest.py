@@ -1,4 +1,7 @@
-"""Fixtures shared by all layers of tests. Only what needs a real control plane is here."""
+"""Fixtures shared by all layers of tests. Only what needs a real control plane is here.
+
+BLAS gets one thread before anything imports numpy, as `pdserve.refengine.__main__` does.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from tests.support.cluster import ClusterAccess, Json, running_cluster, running_control_plane
 from tests.support.installed import cluster_under_test, installed, shop_service
 
@@ -32,6 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Tests reach their clusters; a cancelled run (CI sends SIGTERM) ends them, as Ctrl-C does."""
     _without_proxies(config.getoption("--nodes"))
+    # A busy machine is no counterexample, and one found by chance is no news of a change.
+    hypothesis.settings.register_profile("pdserve", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("pdserve")
     if "PYTEST_XDIST_WORKER" not in os.environ:
 
         def ended(*_: object) -> None:

@@ -102,7 +102,7 @@ def spreads(tree: Fabric, asked: GroupRequest) -> list[dict[Path, tuple[int, int
     return found
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(nodes(), requests())
 def test_a_place_is_found_exactly_when_there_is_one(
     views: list[NodeView], asked: GroupRequest
@@ -112,7 +112,7 @@ def test_a_place_is_found_exactly_when_there_is_one(
     assert isinstance(place(tree, asked), Placement) == bool(possible)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(nodes(), requests())
 def test_traffic_is_the_least_possible(views: list[NodeView], asked: GroupRequest) -> None:
     """On fabrics this small the candidates plus local search reach the brute-force optimum, or
@@ -127,7 +127,7 @@ def test_traffic_is_the_least_possible(views: list[NodeView], asked: GroupReques
     assert found.cost.traffic - best <= sum(costs) * max(asked.prefill, asked.decode)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(nodes(), requests())
 def test_never_over_allocates_nor_uses_what_is_out_of_use(
     views: list[NodeView], asked: GroupRequest
@@ -145,7 +145,7 @@ def test_never_over_allocates_nor_uses_what_is_out_of_use(
 
 
 @pytest.mark.invariant(8)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(nodes(), requests(), st.randoms(use_true_random=False))
 def test_same_inputs_same_plan_whatever_their_order(
     views: list[NodeView], asked: GroupRequest, rng: object
@@ -156,7 +156,7 @@ def test_same_inputs_same_plan_whatever_their_order(
     assert repr(place(build_fabric(SPEC, shuffled), asked)) == repr(first)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(nodes(), requests())
 def test_relabelling_parts_keeps_the_cost(views: list[NodeView], asked: GroupRequest) -> None:
     names = {"x": "q", "y": "r", "x-a": "0", "x-b": "1", "y-a": "2", "y-b": "3"}
@@ -169,7 +169,7 @@ def test_relabelling_parts_keeps_the_cost(views: list[NodeView], asked: GroupReq
         assert one.cost == two.cost
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from("xy"), st.sampled_from("abc")), st.integers(1, 4), min_size=1
@@ -184,7 +184,7 @@ def test_balanced_cells_cross_nothing(
     assert traffic(spread, (3, 1)) == 0
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(nodes(), requests())
 def test_growth_leaves_the_least_traffic(views: list[NodeView], asked: GroupRequest) -> None:
     """Brute force over every node with room: none would leave less KV crossing uplinks."""
@@ -214,7 +214,7 @@ def test_growth_leaves_the_least_traffic(views: list[NodeView], asked: GroupRequ
         assert then(more.node) == more.cost.traffic == min(then(name) for name in room)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(nodes(), requests())
 def test_counters_carried_over_equal_counters_made_anew(
     views: list[NodeView], asked: GroupRequest

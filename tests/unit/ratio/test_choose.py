@@ -132,7 +132,7 @@ def test_steps_down_stay_inside_the_bounds() -> None:
 
 
 @pytest.mark.invariant(3)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rate=st.floats(0.0, 80.0),
     prompt=st.floats(1.0, 9000.0),

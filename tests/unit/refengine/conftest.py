@@ -1,19 +1,12 @@
-"""Fixtures of the reference engine's tests: the built-in model, and real engine processes.
-
-BLAS gets one thread before anything imports numpy here, as `pdserve.refengine.__main__` does.
-"""
+"""Fixtures of the reference engine's tests: the built-in model, and real engine processes."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 from tests.support.engines import Client, EngineProcess, Group, until
 
 if TYPE_CHECKING:
