@@ -340,10 +340,10 @@ class ContainerRunner:
             return
 
     def _log(self, restarts: int) -> Path:
-        """Log file of one run; only this and the previous run's are kept."""
+        """Log file of one run. Two more are kept: until it begins, they are the last two."""
         directory = self._around.log_dir / self._view.name
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"{restarts - 2}.log").unlink(missing_ok=True)
+        (directory / f"{restarts - 3}.log").unlink(missing_ok=True)
         return directory / f"{restarts}.log"
 
     def _show(self, **changes: Any) -> None:
