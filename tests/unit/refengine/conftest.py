@@ -40,7 +40,7 @@ async def start(client: Client) -> AsyncIterator[Start]:
     async def begin(engine: EngineProcess) -> EngineProcess:
         started.append(engine)
         engine.start()
-        await until(lambda: client.up(engine), f"{engine.name} listens")
+        await until(lambda: client.up(engine), f"{engine.name} listens", 60)
         return engine
 
     yield begin
