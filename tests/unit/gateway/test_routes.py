@@ -86,7 +86,8 @@ async def test_a_table_for_an_unknown_engine_is_not_served(rig: Rig) -> None:
 
 
 async def test_requests_of_a_scenario_that_left_are_answered(rig: Rig) -> None:
-    await rig.one_group(slo=Slo(0.1, 0.1, 0.1, 0.9))
+    # The second request waits for as long as its TTFT target: time enough to be seen waiting.
+    await rig.one_group(slo=Slo(2.0, 0.1, 0.1, 0.9))
     rig.engines["p0"].gate = asyncio.Event()
     busy = asyncio.create_task(rig.complete())
     await eventually(lambda: rig.engines["p0"].running == 1, "busy")
