@@ -57,7 +57,7 @@ class Instance:
 
 
 @asynccontextmanager
-async def instance() -> AsyncIterator[tuple[Instance, Target, HttpEngines]]:
+async def instance(seconds: float = 30.0) -> AsyncIterator[tuple[Instance, Target, HttpEngines]]:
     served = Instance()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", served.handle)
@@ -72,7 +72,7 @@ async def instance() -> AsyncIterator[tuple[Instance, Target, HttpEngines]]:
 
     async with aiohttp.ClientSession() as session:
         target = Target("p0", "c1", f"http://127.0.0.1:{port}", "prod/shop", table(3), poll=True)
-        yield served, target, HttpEngines(session, token, timeout=0.5)
+        yield served, target, HttpEngines(session, token, seconds)
     await runner.cleanup()
 
 
@@ -128,7 +128,7 @@ async def test_a_silent_instance_times_out() -> None:
         await asyncio.sleep(5)
 
     server = await asyncio.start_server(never, "127.0.0.1", 0)
-    async with instance() as (_, target, engines):
+    async with instance(seconds=0.5) as (_, target, engines):
         port = server.sockets[0].getsockname()[1]
         away = Target("p0", "c1", f"http://127.0.0.1:{port}", target.service)
         with pytest.raises(EngineError, match="Timeout"):
