@@ -11,9 +11,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.engines import fresh_host
 
 from pdserve.controllers.app import loop_settings
 from pdserve.controllers.options import parse_options
@@ -28,15 +30,9 @@ users: [{name: me, user: {token: none}}]
 """
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def page(port: int, path: str) -> tuple[int, str]:
+def page(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -44,36 +40,47 @@ def page(port: int, path: str) -> tuple[int, str]:
         return 0, ""
 
 
-def test_an_unreachable_api_server_is_said_and_waited_for(tmp_path: Path) -> None:
+@pytest.fixture
+def refused() -> Iterator[int]:
+    """A port at which nobody listens, nor can while the test runs: it is taken."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def test_an_unreachable_api_server_is_said_and_waited_for(tmp_path: Path, refused: int) -> None:
     kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(KUBECONFIG % free_port())
-    port, log = free_port(), tmp_path / "log"
+    kubeconfig.write_text(KUBECONFIG % refused)
+    host, log = fresh_host(), tmp_path / "log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [
                 sys.executable, "-m", "pdserve.controllers", f"--kubeconfig={kubeconfig}",
-                "--bind=127.0.0.1", f"--metrics-port={port}", "--log-format=json",
+                f"--bind={host}", "--metrics-port=8000", "--log-format=json",
             ],
             stderr=stderr,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while "does not answer" not in log.read_text():
+        # Not the first warning, which may come before the first answer.
+        while "pods (0 Unreachable" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        status, text = page(port, "/readyz")
+        status, text = page(f"http://{host}:8000/readyz")
         assert status == 503
         assert "pods (0 Unreachable" in text
-        assert page(port, "/healthz")[0] == 200
-        assert 'pdserve_cache_synced{resource="pods"} 0' in page(port, "/metrics")[1]
+        assert page(f"http://{host}:8000/healthz")[0] == 200
+        metrics = page(f"http://{host}:8000/metrics")[1]
+        assert 'pdserve_cache_synced{resource="pods"} 0' in metrics
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        assert any("pods (0 Unreachable" in line["message"] for line in lines)
+        said = [line["message"] for line in lines if "pods (0 Unreachable" in line["message"]]
+        assert said[0].startswith("The API server does not answer")
         strangers = [line for line in lines if not line["logger"].startswith("pdserve.")]
         assert strangers == [], "kopf speaks of errors before there is anything to watch"
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(60) == 0, log.read_text()
 
 
 def test_no_configuration_of_a_cluster_is_a_clear_error(tmp_path: Path) -> None:
