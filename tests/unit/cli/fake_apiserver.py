@@ -60,9 +60,9 @@ class FakeApiServer:
         self._thread.join()
         self._server.server_close()
 
-    def kubeconfig(self, folder: Path, namespace: str = "default") -> Path:
-        """A kubeconfig for it, with a token that must not reach a pod."""
-        url = f"http://127.0.0.1:{self._server.server_address[1]}"
+    def kubeconfig(self, folder: Path, namespace: str = "default", port: int = 0) -> Path:
+        """A kubeconfig for it (or what is at `port`), with a token that must not reach a pod."""
+        url = f"http://127.0.0.1:{port or self._server.server_address[1]}"
         config = {
             "apiVersion": "v1",
             "kind": "Config",
