@@ -34,7 +34,10 @@ def spawn(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` in its own session, output appended to `log`; it dies with this process."""
+    """Start `argv` in its own session, output appended to `log`; it dies with this process.
+
+    Ctrl-C while it starts ends it: the caller does not have it yet.
+    """
 
     def start() -> subprocess.Popen[bytes]:
         parent = os.getpid()
@@ -56,7 +59,13 @@ def spawn(
                 preexec_fn=in_child,  # noqa: PLW1509 - only a system call, safe after fork
             )
 
-    return _SPAWNER.submit(start).result()
+    starting = _SPAWNER.submit(start)
+    try:
+        return starting.result()
+    except BaseException:
+        if not starting.cancel() and starting.exception() is None:
+            stop(starting.result())
+        raise
 
 
 def stop(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from traceback import walk_stack
 
 import pytest
 import yaml
@@ -144,6 +148,37 @@ def test_a_spawned_child_dies_with_a_killed_parent(tmp_path: Path) -> None:
     deadline = processes.Deadline(5.0)
     while processes.is_alive(pid):
         assert not deadline.passed, "the child outlived its parent"
+
+
+def test_ctrl_c_while_a_child_starts_ends_it(tmp_path: Path) -> None:
+    """Its caller could not: it has not got the child yet."""
+    os.mkfifo(log := tmp_path / "log")
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    main, heard = threading.main_thread().ident, threading.Event()
+    assert main is not None
+
+    def ctrl_c(*_: object) -> None:
+        if not heard.is_set():
+            heard.set()
+            raise KeyboardInterrupt
+
+    def argv() -> Iterator[str]:
+        # Read by the thread that starts the child, while this one waits for its result.
+        while all(f.f_code.co_name != "result" for f, _ in walk_stack(sys._current_frames()[main])):
+            time.sleep(0.01)
+        while not heard.wait(0.01):  # one that comes just before the wait does not end it
+            signal.pthread_kill(main, signal.SIGINT)
+        yield from ("sleep", "600")
+
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            processes.spawn(argv(), log=log)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    processes.spawn(["true"], log=tmp_path / "other").wait()  # starts come one after another
+    assert os.read(reader, 1) == b"", "nobody has the log open"
+    os.close(reader)
 
 
 def test_memory_of_processes() -> None:
