@@ -228,12 +228,15 @@ class KindCluster(ClusterFiles):
         deadline = processes.Deadline(_DELETE_SECONDS)
         answer(argv, seconds=_DELETE_SECONDS)
         settled = processes.Deadline(settle)
-        while docker.node_containers(self.name) or not settled.passed:
+        while True:
+            over = settled.passed  # asked before the look, which may take its time
             if docker.node_containers(self.name):
                 if deadline.passed:
                     raise LocalError(f"kind delete cluster --name {self.name} leaves containers")
                 answer(argv, seconds=_DELETE_SECONDS)
                 settled = processes.Deadline(settle)
+            elif over:
+                return
             time.sleep(_POLL_SECONDS)
 
     def _follow(self, argv: Sequence[str], what: str, seconds: float, progress: Progress) -> None:
