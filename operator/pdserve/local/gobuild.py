@@ -84,7 +84,7 @@ def build(recipe: Recipe, cache: Path, progress: Progress) -> Path:
 
 def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
     out = scratch / "bin"
-    # The linker drops what debuggers read (-s -w): making it costs a sixth of all compiling.
+    # The linker drops what debuggers read (-s -w): not to make it saved Helm 15 % of CPU time.
     flags = ["-trimpath", "-gcflags=all=-dwarf=false", f"-ldflags={recipe.ldflags}"]
     if recipe.tags:
         flags.append(f"-tags={recipe.tags}")
