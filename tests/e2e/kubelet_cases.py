@@ -2,8 +2,8 @@
 
 The same pods run on real kubelets and on process nodes (`test_kubelet_conformance`). A case says
 what to wait for before something is done to the pod (`ready`), what that is (`act`), and which of
-the statuses seen afterwards counts: the first for which `until` holds, or the last one of a pod
-that was deleted.
+the statuses seen afterwards counts: one for which `until` holds, or the last one of a pod that
+was deleted.
 """
 
 from __future__ import annotations
@@ -98,8 +98,14 @@ def backs_off(field: str = "containerStatuses") -> Check:
 
 
 def again(pod: Json) -> bool:
-    """Restarted once, and ready."""
-    return ready(pod) and container(pod)["restartCount"] == 1
+    """Restarted, once or more, started and ready.
+
+    A kubelet may call the new container ready, for a moment, as its forerunner was; and may never
+    tell how that one ended, but does of a later one.
+    """
+    found = container(pod)
+    settled = found.get("started") and "terminated" in found["lastState"]
+    return ready(pod) and bool(found["restartCount"] >= 1 and settled)
 
 
 # --- pods --------------------------------------------------------------------------------------

@@ -103,9 +103,7 @@ def test_a_stopped_node_costs_one_substitution(
     finally:
         kind.start(node)
         kind.kubectl("uncordon", node)
-        # What no device plugin backs is not sure to survive a kubelet.
-        s.until("the node is back", lambda: s.is_ready(kind.get(f"/api/v1/nodes/{node}")))
-        kind.give_devices()
+        kind.give_devices()  # what no device plugin backs is not sure to survive a kubelet
     s.until("the lost pod is gone", lambda: len(s.pods(kind, NAMESPACE)) == len(pods))
     s.check_groups(kind, NAMESPACE, GROUP)
     repairs = (s.group(kind, NAMESPACE, GROUP) or {})["status"]["repairs"]

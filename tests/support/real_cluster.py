@@ -146,8 +146,21 @@ class KindCluster(RealCluster):
         docker("stop", "--time", "1", node)
 
     def start(self, node: str) -> None:
-        """Undo `stop`."""
+        """Undo `stop`; returns when pods there would have a network again.
+
+        Ready is the word of a node's kubelet. Routes to other nodes' pods, and to Services, are
+        made by daemons that start anew, and wait ten seconds and more when their first try fails.
+        """
         docker("start", node)
+        s.until(f"{node} is Ready", lambda: s.is_ready(self.get(f"/api/v1/nodes/{node}")))
+        s.until(f"{node} reaches the cluster's DNS by its Service", lambda: self._reaches_dns(node))
+
+    def _reaches_dns(self, node: str) -> bool:
+        service = self.get("/api/v1/namespaces/kube-system/services/kube-dns")
+        assert service is not None
+        metrics = f"http://{service['spec']['clusterIP']}:9153/metrics"
+        said = self.in_node(node, "sh", "-c", f"curl --silent --max-time 2 {metrics} || true")
+        return "coredns_" in said
 
     def give_devices(self) -> None:
         """Every worker's fake devices, as when the cluster was made."""

@@ -1,7 +1,8 @@
 """Traffic from a pod of the cluster to a gateway's Service: its name, its address, kube-proxy.
 
 What a client inside the cluster sees when gateways come and go. Needs a cluster that routes
-Services. The load is open-loop (`pdserve.cli.load`), so nothing slows down with the service.
+Services. The load is open-loop (`pdserve.cli.load`), so nothing slows down with the service. It
+begins when its own pod has a network: a client that has none yet says nothing about the gateways.
 """
 
 from __future__ import annotations
@@ -13,7 +14,20 @@ from tests.support import scenarios as s
 from tests.support.installed import image, make_namespace
 from tests.support.traffic import KEY, MODEL
 
+from pdserve.wire.http import PATH_HEALTH
+
 NAMESPACE = "clients"
+REACH = """
+import sys, time, urllib.request
+while True:
+    try:
+        urllib.request.urlopen(sys.argv[1], timeout=1).close()
+        break
+    except OSError as error:
+        print(error, flush=True)
+        time.sleep(0.2)
+"""
+"""Ends at the first answer; says why there was none."""
 
 
 class ServiceTraffic:
@@ -21,6 +35,7 @@ class ServiceTraffic:
 
     def __init__(self, cluster: s.Cluster, url: str, *, rate: float = 4.0, tokens: int = 8) -> None:
         self._cluster = cluster
+        self._reach = ["-c", REACH, url + PATH_HEALTH]
         self._args = [
             "-m", "pdserve.cli.load", "--url", url, "--model", MODEL, "--rate", str(rate),
             "--seconds", "3600", "--max-tokens", str(tokens), "--api-key", KEY,
@@ -30,7 +45,7 @@ class ServiceTraffic:
     def __enter__(self) -> ServiceTraffic:
         make_namespace(self._cluster, NAMESPACE)
         s.wait_account(self._cluster.kubectl, NAMESPACE)
-        self._cluster.apply(_pod(self._args), namespace=NAMESPACE)
+        self._cluster.apply(_pod(self._reach, self._args), namespace=NAMESPACE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,8 +54,7 @@ class ServiceTraffic:
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Every request that ended so far, as `pdserve.cli.load.Sample`."""
-        said = self._cluster.kubectl("logs", "load", "-n", NAMESPACE, check=False)
-        lines = [line for line in said.splitlines() if line.startswith("{")]
+        lines = [line for line in self._logs("load").splitlines() if line.startswith("{")]
         self._last = [json.loads(line) for line in lines] or self._last
         return self._last
 
@@ -51,7 +65,15 @@ class ServiceTraffic:
     def wait_more(self, requests: int) -> None:
         """Until so many more requests than now ended well."""
         now = self.completed()
-        s.until(f"{requests} more requests end well", lambda: self.completed() >= now + requests)
+        s.until(
+            f"{requests} more requests end well",
+            lambda: self.completed() >= now + requests,
+            instead=lambda: {"reach": self._logs("reach")[-2000:], "last": self._last[-5:]},
+        )
+
+    def _logs(self, container: str) -> str:
+        args = ("logs", "load", "-n", NAMESPACE, "-c", container)
+        return self._cluster.kubectl(*args, check=False)
 
     @property
     def outcomes_at_end(self) -> list[dict[str, Any]]:
@@ -69,20 +91,14 @@ class ServiceTraffic:
         return [o for o in self.failed if not o["started_streaming"]]
 
 
-def _pod(args: list[str]) -> s.Json:
-    container = {
-        "name": "load",
-        "image": image("gateway"),
-        "command": ["python3"],
-        "args": args,
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    }
+def _pod(reach: list[str], load: list[str]) -> s.Json:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "load"},
         "spec": {
-            "containers": [container],
+            "initContainers": [_python("reach", reach)],
+            "containers": [_python("load", load)],
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
             "securityContext": {
@@ -91,4 +107,14 @@ def _pod(args: list[str]) -> s.Json:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
         },
+    }
+
+
+def _python(name: str, args: list[str]) -> s.Json:
+    return {
+        "name": name,
+        "image": image("gateway"),
+        "command": ["python3"],
+        "args": args,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }

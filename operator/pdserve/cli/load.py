@@ -84,6 +84,8 @@ class Sample:
     """HTTP status; 0 when there was none."""
     error: str = ""
     """"" when the reply was complete; else the error's code or what happened."""
+    detail: str = ""
+    """What there is to say beyond `error`, e.g. why there was no connection."""
     ttft: float | None = None
     handoff: float | None = None
     tpot: float | None = None
@@ -225,7 +227,7 @@ class _Run:
         except TimeoutError:
             sample.error = "timeout"
         except UpstreamError as error:
-            sample.error = f"connection_{error.kind}"
+            sample.error, sample.detail = f"connection_{error.kind}", str(error)
         sample.e2e = time.perf_counter() - began
         sample.ttft, sample.handoff, sample.tpot = timeline.ttft, timeline.handoff, timeline.tpot
         sample.output_tokens = timeline.output_tokens

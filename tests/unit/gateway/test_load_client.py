@@ -54,6 +54,7 @@ async def test_broken_streams_dead_servers_and_limits_are_errors(rig: Rig) -> No
     assert (cut.status, cut.error, cut.started_streaming) == (200, "stream_error", True)
     (dead,) = await run_load("http://127.0.0.1:9", [Planned(0.0, Ask("tiny", "x", 5))])
     assert (dead.status, dead.error) == (0, "connection_connect")
+    assert "127.0.0.1:9" in dead.detail
     rig.engines["d0"].token_seconds = 5.0
     hurried = LoadOptions(max_in_flight=1, patience=0.1)
     slow = await run_load(url, [Planned(0.0, Ask("tiny", "x", 5)) for _ in range(2)], hurried)
