@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from tests.e2e.kubelet_cases import CASES, GATES, OBJECTS, Case, Json, condition, ready
+from tests.e2e.kubelet_cases import CASES, GATES, OBJECTS, Case, Json, again, condition, ready
 from tests.support import scenarios as s
 from tests.support.cluster import running_cluster
 from tests.support.installed import image
@@ -133,6 +133,8 @@ class Played:
     """What one cluster showed: each pod at its moment (None: it never came on all), a log."""
 
     pods: dict[str, Json | None]
+    fewest: dict[str, tuple[int, ...] | None]
+    """The fewest restarts at which it showed the moment, whatever the others did."""
     last: dict[str, Json]
     logs: dict[str, str]
 
@@ -164,6 +166,7 @@ def play(clusters: Sequence[Cluster], kills: Sequence[Kill], cases: list[Case]) 
                     c.name: watch.moments(c)[at] if (at := met[c.name]) is not None else None
                     for c in cases
                 },
+                {c.name: min(watch.moments(c), default=None) for c in cases},
                 {c.name: watch.of(c)[-1][1] for c in cases if watch.of(c)},
                 {"sees": cluster.kubectl("logs", "-n", NAMESPACE, "sees", check=False)},
             )
@@ -269,6 +272,8 @@ def test_statuses_are_those_of_a_kubelet(both: tuple[Played, Played], case: Case
     )
     wanted, found = (told((p.pods[case.name] or {})["status"]) for p in both)
     assert found == wanted
+    if case.until is again:
+        assert both[1].fewest[case.name] == (1,), "a process node tells of the first restart"
 
 
 def test_containers_see_the_same(both: tuple[Played, Played]) -> None:
