@@ -1,7 +1,8 @@
 """`--report FILE`: what each test showed, as JSON for scripts and as a table for people.
 
 `{"scenarios": [{"name", "ok", "seconds", "measured"}]}`: one entry per test, `measured` is what
-it recorded by `record_property`; a test that could not be tried is not `ok` and has `skipped`.
+it recorded by `record_property`; a test that could not be tried is not `ok` and has `skipped`; one
+that failed and then passed alone is `ok` and has `flaky` (see `flaky`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.flaky import FLAKY
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,14 +23,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Collect only when asked, and only where the tests run."""
     if config.getoption("--report") and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Report(Path(config.getoption("--report"))), "pdserve-report")
+        report = Report(Path(config.getoption("--report")), config.stash[FLAKY])
+        config.pluginmanager.register(report, "pdserve-report")
 
 
 class Report:
     """One entry per test, in order."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, flaky: list[str]) -> None:
         self._file = file
+        self._flaky = flaky
         self.scenarios: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -46,8 +50,11 @@ class Report:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
             entry["skipped"] = str(reason).removeprefix("Skipped: ")
 
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """Write the file, also after an interrupt."""
+        for nodeid in self._flaky:
+            self.scenarios[nodeid].update(ok=True, flaky=True)
         entries = [{"measured": {}, **entry} for entry in self.scenarios.values()]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(json.dumps({"scenarios": entries}, indent=1) + "\n")
