@@ -27,9 +27,9 @@ from tests.api.kube_steps import (
     patch,
     post,
 )
-from tests.support.fakeapi import FakeApi
-from tests.support.fakeapi_kinds import kind_of_crd
 
+from pdserve.dst.api_kinds import kind_of_crd
+from pdserve.dst.api_server import FakeApi
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 from tests.support.rest import Rest
-from tests.unit.controllers.world_engines import Engine, Engines
-from tests.unit.controllers.world_service import NPU, service
 
 from pdserve.api import rfc3339
 from pdserve.controllers.app import Core
@@ -24,6 +22,8 @@ from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS
 from pdserve.controllers.linker import EngineApi
 from pdserve.controllers.ratio_loop import NoSource
 from pdserve.controllers.tokens import Tokens
+from pdserve.dst.world_engines import Engine, Engines
+from pdserve.dst.world_service import NPU, service
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.connect import connect

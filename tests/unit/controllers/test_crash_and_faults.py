@@ -6,12 +6,12 @@ import asyncio
 import random
 
 import pytest
-from tests.support.fakeapi_net import Faults
-from tests.support.virtualtime import run_virtual, virtual_time
-from tests.unit.controllers.world import World
-from tests.unit.controllers.world_service import service
 
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.dst.api_net import Faults
+from pdserve.dst.virtual_time import run_virtual, virtual_time
+from pdserve.dst.world import World
+from pdserve.dst.world_service import service
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,

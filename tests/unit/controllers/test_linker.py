@@ -10,9 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.support.virtualtime import virtual_time
 
 from pdserve.controllers.linker import EngineError, HttpEngines, Linker, Target
+from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire import http

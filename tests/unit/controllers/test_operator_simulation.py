@@ -6,11 +6,11 @@ import asyncio
 import json
 
 import pytest
-from tests.support.virtualtime import virtual_time
-from tests.unit.controllers.world import World
-from tests.unit.controllers.world_service import NPU, NS, service
 
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.dst.virtual_time import virtual_time
+from pdserve.dst.world import World
+from pdserve.dst.world_service import NPU, NS, service
 from pdserve.kube.client import Request
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, NODES, PODS, SECRETS
 from pdserve.topology.nodes import pinned_node

@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.support.virtualtime import virtual_time
-from tests.unit.controllers.world import World
-from tests.unit.controllers.world_service import NS, service
 
 from pdserve.controllers import rbac
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.dst.virtual_time import virtual_time
+from pdserve.dst.world import World
+from pdserve.dst.world_service import NS, service
 from pdserve.kube.client import Request
 from pdserve.kube.resource import (
     CONFIGMAPS,

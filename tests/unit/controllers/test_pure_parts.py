@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.controllers.world_service import service
 
 from pdserve.api import DecisionRecord, PDService, RoCEDomain
 from pdserve.controllers.compare import covers
@@ -18,6 +17,7 @@ from pdserve.controllers.objects import gateway_objects, url
 from pdserve.controllers.ratio_input import budget_for, first_counts
 from pdserve.controllers.ratio_loop import attainment_of
 from pdserve.controllers.routing import parse_routes, route_table, routed_instances
+from pdserve.dst.world_service import service
 from pdserve.ratio.types import Bounds, Counts, Range, Unknown
 from pdserve.wire import names
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteTable

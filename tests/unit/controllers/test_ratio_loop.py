@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from tests.support.ratio_values import prefill_window, sample, window
-from tests.support.virtualtime import virtual_time
-from tests.unit.controllers.world import World, now
-from tests.unit.controllers.world_service import NS, service
 
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.dst.virtual_time import virtual_time
+from pdserve.dst.world import World, now
+from pdserve.dst.world_service import NS, service
 from pdserve.kube.resource import CONFIGMAPS
 from pdserve.ratio.records import replay
 from pdserve.ratio.types import LoopSettings, ScenarioSample, Unknown

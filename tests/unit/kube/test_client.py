@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.fakeapi import FakeApi
-from tests.support.fakeapi_net import Faults, SimulatedCrash
-from tests.support.virtualtime import virtual_time
 
+from pdserve.dst.api_net import Faults, SimulatedCrash
+from pdserve.dst.api_server import FakeApi
+from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, create_or_apply, owner_reference

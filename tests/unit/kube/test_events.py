@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from tests.support.fakeapi import FakeApi
-from tests.support.fakeapi_net import Faults
-from tests.support.virtualtime import virtual_time
-
+from pdserve.dst.api_net import Faults
+from pdserve.dst.api_server import FakeApi
+from pdserve.dst.virtual_time import virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube import events
 from pdserve.kube.events import EventRecorder, Reporter

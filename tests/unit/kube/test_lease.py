@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 import pytest
-from tests.support.fakeapi import FakeApi
-from tests.support.fakeapi_net import Faults, SimulatedCrash
-from tests.support.virtualtime import run_virtual, virtual_time
 
+from pdserve.dst.api_net import Faults, SimulatedCrash
+from pdserve.dst.api_server import FakeApi
+from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError

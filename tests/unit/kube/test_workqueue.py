@@ -6,8 +6,8 @@ import asyncio
 import random
 
 import pytest
-from tests.support.virtualtime import virtual_time
 
+from pdserve.dst.virtual_time import virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.workqueue import Backoff, QueueClosed, QueueKey, WorkQueue
 

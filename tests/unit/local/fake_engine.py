@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.fakeapi import FakeApi
-
+from pdserve.dst.api_server import FakeApi
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.resource import NODES
 

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from tests.support.fakeapi import FakeApi
 
+from pdserve.dst.api_server import FakeApi
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.resource import NODES, Object
 from pdserve.local.devices import ANNOTATION_FAKE, lacks, plan_devices, set_health, set_up

@@ -45,6 +45,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jump)
 
     def time(self) -> float:
+        """Seconds; jumps to the next timer."""
         return 1000.0 + self._jump.skipped
 
 

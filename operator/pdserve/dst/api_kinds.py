@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.fakeapi_fields import COMMON_KEYS, Keys
-
+from pdserve.dst.api_fields import COMMON_KEYS, Keys
 from pdserve.kube import resource as known
 from pdserve.kube.resource import Object, ObjectKey, Resource
 

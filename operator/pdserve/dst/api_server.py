@@ -8,8 +8,8 @@ expiry, and garbage collection (when told to: `collect_garbage`). It does not kn
 defaults, admission, RBAC, quotas.
 
 What it answers is held to a real kube-apiserver by tests/api/test_kube_conformance.py.
-Neighbours: `fakeapi_kinds` (what differs between kinds; `kind_of_crd`), `fakeapi_fields` (patches,
-ownership), `fakeapi_net` (delays, losses, crashes).
+Neighbours: `api_kinds` (what differs between kinds; `kind_of_crd`), `api_fields` (patches,
+ownership), `api_net` (delays, losses, crashes).
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
-from tests.support import fakeapi_fields as fields
-from tests.support.fakeapi_fields import Ownership, copy
-from tests.support.fakeapi_kinds import BUILTIN, Change, Kind, Store
-from tests.support.fakeapi_net import FakeTransport, Faults
-from tests.support.fakeapi_select import Selection
-
+from pdserve.dst import api_fields as fields
+from pdserve.dst.api_fields import Ownership, copy
+from pdserve.dst.api_kinds import BUILTIN, Change, Kind, Store
+from pdserve.dst.api_net import FakeTransport, Faults
+from pdserve.dst.api_select import Selection
 from pdserve.kube import resource as known
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.errors import KubeError

@@ -34,6 +34,7 @@ class Engines:
         """Pods in the order in which they were told to drain, repeats included."""
 
     def report(self, engine: Engine) -> LinkReport:
+        """`GET /pdserve/v1/links`."""
         table = engine.table
         if table is None:
             return LinkReport(0, frozenset(), {})
@@ -63,6 +64,7 @@ class Engines:
         return engine
 
     async def put_peers(self, target: Target, table: PeerTable) -> None:
+        """`PUT /pdserve/v1/peers`."""
         self.calls["put"] += 1
         await asyncio.sleep(0.005)
         engine = self._find(target)
@@ -72,11 +74,13 @@ class Engines:
             engine.table = table
 
     async def get_links(self, target: Target) -> LinkReport:
+        """`GET /pdserve/v1/links`."""
         self.calls["links"] += 1
         await asyncio.sleep(0.005)
         return self.report(self._find(target))
 
     async def post_drain(self, target: Target) -> DrainReport:
+        """`POST /pdserve/v1/drain`."""
         self.calls["drain"] += 1
         self.drained.append(target.pod)
         await asyncio.sleep(0.005)

@@ -15,16 +15,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.support.fakeapi_fields import copy
-from tests.support.fakeapi_select import Selection
-
+from pdserve.dst.api_fields import copy
+from pdserve.dst.api_select import Selection
 from pdserve.kube.client import Request
 from pdserve.kube.errors import UNREACHABLE, KubeError
 from pdserve.kube.resource import Object, key_of
 
 if TYPE_CHECKING:
-    from tests.support.fakeapi import FakeApi
-    from tests.support.fakeapi_kinds import Change, Store
+    from pdserve.dst.api_kinds import Change, Store
+    from pdserve.dst.api_server import FakeApi
 
 BOOKMARK_SECONDS = 60.0
 CLOCK_STEP = 1e-6
@@ -217,7 +216,8 @@ class _Watch:
 
     def _swapped(self, batch: list[Change]) -> list[tuple[Change, bool]]:
         """Some neighbours change places; between those two the connection holds, because a
-        client that resumes from the second's version must not miss the first."""
+        client that resumes from the second's version must not miss the first.
+        """
         order: list[tuple[Change, bool]] = [(change, True) for change in batch]
         index = 0
         while index + 1 < len(order):

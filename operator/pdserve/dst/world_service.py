@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tests.support.fakeapi_fields import copy
-
+from pdserve.dst.api_fields import copy
 from pdserve.kube.resource import Object
 from pdserve.wire import names
 

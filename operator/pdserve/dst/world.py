@@ -1,6 +1,6 @@
 """A cluster in memory around the real operator: API model, scheduler, kubelet, engines, GC.
 
-Time is virtual (`tests.support.virtualtime`), everything is drawn from one seed. Only what the
+Time is virtual (`pdserve.dst.virtual_time`), everything is drawn from one seed. Only what the
 operator reads is modelled: pods get bound to their pin, start, link as their peer tables say,
 become Ready by readiness gate and engine, end when deleted; gateway pods become Ready.
 """
@@ -14,23 +14,21 @@ import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-from tests.support.fakeapi import START, FakeApi
-from tests.support.fakeapi_fields import copy
-from tests.support.fakeapi_kinds import Kind, kind_of_crd
-from tests.support.fakeapi_net import FakeTransport, Faults
-from tests.unit.controllers.world_engines import Engine, Engines
-from tests.unit.controllers.world_service import NPU, NS
-
-from pdserve.api import rfc3339
+from pdserve.api import KINDS, rfc3339
+from pdserve.api.crd import crd_manifest
 from pdserve.controllers.app import Core
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.controllers.linker import EngineApi
 from pdserve.controllers.ratio_loop import NoSource
 from pdserve.controllers.tokens import Tokens
+from pdserve.dst.api_fields import copy
+from pdserve.dst.api_kinds import Kind, kind_of_crd
+from pdserve.dst.api_net import FakeTransport, Faults
+from pdserve.dst.api_server import START, FakeApi
+from pdserve.dst.world_engines import Engine, Engines
+from pdserve.dst.world_service import NPU, NS
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.resource import (
@@ -51,14 +49,12 @@ from pdserve.wire import names
 STEP = 0.1
 UNSCHEDULABLE = "Unschedulable"
 """Reason of the scheduler's condition."""
-CRDS = Path(__file__).parents[3] / "crds"
 
 
 @functools.cache
 def _our_kinds() -> tuple[Kind, ...]:
-    """Read once: YAML takes longer than many a simulated life."""
-    files = sorted(CRDS.glob("*.yaml"))
-    return tuple(kind_of_crd(yaml.safe_load(path.read_text())) for path in files)
+    """Made once: it takes longer than many a simulated life."""
+    return tuple(kind_of_crd(crd_manifest(kind)) for kind in KINDS)
 
 
 def now() -> float:
@@ -67,6 +63,7 @@ def now() -> float:
 
 
 def stamp() -> str:
+    """`now` as Kubernetes writes times."""
     return rfc3339(now())
 
 
@@ -78,17 +75,21 @@ class Recorder:
         self.requests: list[Request] = []
 
     async def send(self, request: Request) -> Object:
+        """Note and pass on one request."""
         self.requests.append(request)
         return await self.inner.send(request)
 
     def stream(self, request: Request) -> AsyncIterator[Object]:
+        """Note and pass on a watch."""
         self.requests.append(request)
         return self.inner.stream(request)
 
     async def close(self) -> None:
+        """Close the inner transport."""
         await self.inner.close()
 
     def writes(self) -> list[Request]:
+        """The requests that may have changed something."""
         return [
             r
             for r in self.requests
@@ -121,7 +122,7 @@ class World:
         self.engines = Engines()
         self.rng = random.Random(self.seed)
 
-    # --- people ----------------------------------------------------------------------------
+    # --- users ----------------------------------------------------------------------------
 
     def nodes(self, leaves: Iterable[str], per_leaf: int, devices: int = 8) -> None:
         """Nodes `<leaf>-<n>` with labels of `rocedomain()`."""
@@ -130,6 +131,7 @@ class World:
                 self.node(leaf, f"{leaf}-{n}", devices)
 
     def node(self, leaf: str, name: str, devices: int) -> None:
+        """One node with `devices` NPUs, labelled for `domain`."""
         self.create(
             NODES,
             {
@@ -162,6 +164,7 @@ class World:
         )  # fmt: skip
 
     def domain(self, name: str = "az1") -> None:
+        """A RoCEDomain of two levels, leaf and node."""
         self.create(
             ROCE_DOMAINS,
             {
@@ -181,12 +184,14 @@ class World:
         )
 
     def create(self, resource: Any, obj: Object) -> Object:
+        """POST an object as a user would."""
         namespace = obj["metadata"].get("namespace")
         return self.api.handle(Request("create", resource, namespace, body=obj))
 
     def patch(
         self, resource: Any, namespace: str, name: str, body: Any, *, subresource: str | None = None
     ) -> Object:
+        """Merge-patch an object as a user would."""
         return self.api.handle(
             Request("patch", resource, namespace, name, subresource, body=body, patch="merge")
         )
@@ -202,9 +207,11 @@ class World:
         return [objects[key] for key in sorted(objects)]
 
     def instances(self) -> list[Object]:
+        """All pods that carry a role, not copied."""
         return [p for p in self.seen(PODS) if names.LABEL_ROLE in p["metadata"].get("labels", {})]
 
     def condition(self, resource: Any, name: str, kind: str) -> dict[str, Any]:
+        """One condition of an object; empty where there is none."""
         obj = self.get(resource, name) or {}
         for found in obj.get("status", {}).get("conditions", ()):
             if found["type"] == kind:
@@ -212,19 +219,23 @@ class World:
         return {}
 
     def events(self, reason: str) -> list[str]:
+        """Messages of all Events with one reason."""
         return [e["message"] for e in self.api.objects(EVENTS) if e["reason"] == reason]
 
     def routes(self, service: str = "shop") -> dict[str, Any]:
+        """The route table of a service as JSON; empty before the first."""
         found = self.get(CONFIGMAPS, names.routes_configmap_name(service))
         return json.loads(found["data"][names.KEY_ROUTES]) if found else {}
 
     def routed(self, service: str = "shop") -> set[str]:
+        """Names of all instances in the route table."""
         table = self.routes(service)
         return {
             i["id"] for s in table.get("scenarios", ()) for g in s["groups"] for i in g["instances"]
         }
 
     def service_ready(self, name: str = "shop") -> bool:
+        """Whether Ready is True for the current generation."""
         found = self.get(PDSERVICES, name)
         if found is None:
             return False
@@ -235,7 +246,8 @@ class World:
     def restart(self, pod: str) -> None:
         """The container restarts in place: another process, the same pod and address."""
         obj = self.get(PODS, pod)
-        assert obj is not None, pod
+        if obj is None:
+            raise KeyError(pod)
         ip = obj["status"]["podIP"]
         self.engines.by_ip[ip] = Engine(pod, ip)
         self._ips += 1
@@ -286,11 +298,13 @@ class World:
         loop = asyncio.get_running_loop()
         started = loop.time()
         while not check():
-            assert loop.time() - started < seconds, f"not within {seconds} s: {what}\n{self.dump()}"
+            if loop.time() - started >= seconds:
+                raise AssertionError(f"not within {seconds} s: {what}\n{self.dump()}")
             await asyncio.sleep(STEP)
         return loop.time() - started
 
     def dump(self) -> str:
+        """Conditions and pods as text, for a failure."""
         lines = []
         for resource in (PDSERVICES, SCENARIO_GROUPS):
             for obj in self.seen(resource):
@@ -485,6 +499,7 @@ class World:
         log_line: Any = lambda _line: None,
         namespace: str | None = None,
     ) -> None:
+        """Run the real operator until it is cancelled or fails."""
         recorder = Recorder(FakeTransport(self.api, faults or Faults()))
         self.recorders.append(recorder)
         core = Core(
