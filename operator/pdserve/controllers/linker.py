@@ -127,11 +127,17 @@ class _State:
     @property
     def needs_attention(self) -> bool:
         target = self.target
+        if self.table_is_old:
+            return True
         if target.drain:
             return self.drain is None or not self.drain.idle
-        if target.table is not None and self.pushed < target.table.version:
-            return True
         return target.poll or (target.table is not None and self.links is None)
+
+    @property
+    def table_is_old(self) -> bool:
+        """It has not been given the newest table yet."""
+        table = self.target.table
+        return table is not None and self.pushed < table.version
 
 
 class Linker:
@@ -240,14 +246,21 @@ class Linker:
             await self._pause(state)
 
     async def _step(self, state: _State) -> bool:
+        """One round of requests; True if a report changed.
+
+        A draining instance takes new tables too: it keeps its entry while it serves KV reads, and
+        a newcomer becomes ready only when everyone in its table knows it.
+        """
         target = state.target
+        changed = False
         if target.drain:
             drain = await self._engines.post_drain(target)
             changed, state.drain = drain != state.drain, drain
-            return changed
-        if target.table is not None and state.pushed < target.table.version:
+        if target.table is not None and state.table_is_old:
             await self._engines.put_peers(target, target.table)
             state.pushed = target.table.version
+        if target.drain:
+            return changed
         links = await self._engines.get_links(target)
         changed, state.links = links != state.links, links
         return changed

@@ -196,7 +196,11 @@ class _Reconcile:
         return parse_routes(self.context.caches.config_maps.get(name, self.key.namespace))
 
     def _attend(self, view: GroupView, routed: frozenset[str]) -> None:
-        """Tell the linker whom to push tables to, whom to ask, whom to drain."""
+        """Tell the linker whom to push tables to, whom to ask, whom to drain.
+
+        Pods that are being deleted are attended while they run: they keep their table entry for
+        the KV reads they serve, and newcomers link to everyone in the table.
+        """
         asked = polls(view.instances, view.tables, routed)
         self.context.linker.set_targets(
             self.key,
@@ -211,7 +215,7 @@ class _Reconcile:
                     drain=i.name in asked.drains,
                 )
                 for i in view.instances
-                if i.container_id and i.pod_ip and i.running and not i.terminating and not i.fault
+                if i.container_id and i.pod_ip and i.running and not i.fault
             ],
         )
 

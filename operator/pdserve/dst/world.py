@@ -345,7 +345,9 @@ class World:
         if pod["spec"].get("nodeName") in self.broken_nodes:
             return  # nobody there to act
         if "deletionTimestamp" in meta:
-            if self._after(meta["uid"] + "-end", 0.5):
+            if self._is_draining(pod):
+                self._probe(pod)
+            elif self._after(meta["uid"] + "-end", 0.5):
                 self._forget(pod)
                 self.api.end_pod(meta["namespace"], meta["name"])
         elif not pod["spec"].get("nodeName"):
@@ -355,6 +357,15 @@ class World:
                 self._start(pod)
         else:
             self._probe(pod)
+
+    def _is_draining(self, pod: Object) -> bool:
+        """A deleted engine goes on with what it has begun, for the grace period at most."""
+        engine = self.engines.by_ip.get(pod.get("status", {}).get("podIP", ""))
+        if engine is None or not engine.busy:
+            return False
+        engine.draining = True
+        grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
+        return not self._after(pod["metadata"]["uid"] + "-grace", grace)
 
     def _schedule(self, pod: Object) -> None:
         node = pinned_node(pod) or "anywhere"

@@ -243,15 +243,32 @@ async def test_an_instance_that_does_not_answer_is_asked_less_and_less() -> None
 async def test_a_drain_is_asked_until_idle() -> None:
     fake, changed = Fake(), []
     async with linking(fake, changed) as linker:
-        linker.set_targets(KEY, [target(drain=True)])
+        linker.set_targets(KEY, [target(drain=True, poll=False)])
         await asyncio.sleep(2.5)
-        assert set(fake.calls) == {"drain"}
+        assert set(fake.calls) == {"drain", "put 1"}
         fake.busy = 0
         await asyncio.sleep(3)
         assert linker.drains(KEY)["p0"].idle
         before = len(fake.calls)
         await asyncio.sleep(50)
         assert len(fake.calls) == before
+
+
+@virtual_time
+async def test_a_draining_instance_is_given_new_tables() -> None:
+    """Newcomers name it in theirs: until it knows them, their links to it stay down."""
+    fake, changed = Fake(), []
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target(drain=True)])
+        await asyncio.sleep(2.5)
+        linker.set_targets(KEY, [target(drain=True, table=table(2))])
+        await asyncio.sleep(0.01)
+        assert fake.calls[-1] == "put 2"
+        fake.busy = 0
+        await asyncio.sleep(3)
+        linker.set_targets(KEY, [target(drain=True, table=table(3))])
+        await asyncio.sleep(0.01)
+        assert fake.calls[-1] == "put 3", "an idle one still serves what its table promises"
 
 
 @virtual_time
