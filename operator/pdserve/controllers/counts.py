@@ -67,6 +67,23 @@ def plan_counts(seen: CountsObserved) -> CountsPlan:
     )
 
 
+def counts_in_force(seen: CountsObserved) -> Counts | None:
+    """The counts that may be acted on; None before there are any.
+
+    In Auto, Advise and Fixed these are the newest Applied decision's, whatever the spec says: a
+    value that someone else wrote there is no decision, and it makes or deletes no pod in the
+    moment before it is put back. Until a decision is recorded (first look, lost status) they are
+    the ones found, inside the bounds, as `plan_counts` will record them.
+    """
+    if seen.mode == "External":
+        return seen.live
+    if seen.applied is not None:
+        return seen.applied
+    if seen.mode == "Fixed" and seen.fixed is not None:
+        return seen.fixed
+    return None if seen.live is None else seen.bounds.clamp(seen.live)
+
+
 def _wanted(seen: CountsObserved) -> tuple[Counts, str, str]:
     if seen.mode == "Fixed" and seen.fixed is not None:
         return seen.fixed, Reason.FIXED_COUNTS, f"mode Fixed asks for {seen.fixed}"

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdserve.api import PDService, ScenarioGroup, merge_conditions, rfc3339
-from pdserve.controllers.decisions import live_counts
+from pdserve.api import Scenario, ScenarioGroup, merge_conditions, rfc3339
 from pdserve.controllers.service_desired import bounds_of
 from pdserve.groups.types import Condition, GroupStatus, InstanceObs, Plan, Repair
+from pdserve.ratio.types import Counts
 from pdserve.wire import names
 
 
@@ -23,11 +23,8 @@ def selector(group: ScenarioGroup) -> str:
     )
 
 
-def ratio_condition(group: ScenarioGroup, service: PDService | None) -> tuple[Condition, ...]:
+def ratio_condition(counts: Counts | None, scenario: Scenario | None) -> tuple[Condition, ...]:
     """Condition RatioInBounds by the PDService's scenario; none for one written by hand."""
-    found = () if service is None else service.spec.scenarios
-    scenario = next((s for s in found if s.name == group.spec.scenario), None)
-    counts = live_counts(group)
     if scenario is None or counts is None:
         return ()
     bounds = bounds_of(scenario)

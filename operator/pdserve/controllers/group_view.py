@@ -20,6 +20,7 @@ from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import NotOurs, instance_obs
 from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Wanted
 from pdserve.kube.resource import Object
+from pdserve.ratio.types import Counts
 from pdserve.topology import (
     Fabric,
     NodeView,
@@ -70,20 +71,17 @@ def view_group(caches: Caches, group: ScenarioGroup, now: float) -> GroupView:
     return GroupView(group, tuple(instances), tables, objects)
 
 
-def wanted_of(group: ScenarioGroup) -> Wanted | None:
-    """What the ScenarioGroup asks for; None while one of its three counts is not set."""
+def wanted_of(group: ScenarioGroup, counts: Counts) -> Wanted:
+    """What is wanted of the ScenarioGroup, with the counts in force (`service_desired`)."""
     spec = group.spec
-    prefill, decode = spec.prefill.replicas, spec.decode.replicas
-    if spec.replicas is None or prefill is None or decode is None:
-        return None
     return Wanted(
         name=group.metadata.name,
         namespace=group.metadata.namespace,
         service=spec.service,
         scenario=spec.scenario,
-        replicas=spec.replicas,
-        prefill=_role(spec.prefill, prefill),
-        decode=_role(spec.decode, decode),
+        replicas=counts.groups,
+        prefill=_role(spec.prefill, counts.prefill),
+        decode=_role(spec.decode, counts.decode),
         revision=revision_of(spec),
         locality_mode=spec.fabric.locality.mode,
         locality_level=spec.fabric.locality.level,

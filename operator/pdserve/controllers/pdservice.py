@@ -31,7 +31,11 @@ from pdserve.controllers.owned import ensure
 from pdserve.controllers.profiles import prefill_prediction, profile_of
 from pdserve.controllers.ratio_input import first_counts
 from pdserve.controllers.routing import parse_routes, route_table, version_floor
-from pdserve.controllers.service_desired import counts_observed, scenario_group
+from pdserve.controllers.service_desired import (
+    acting_counts,
+    counts_observed,
+    scenario_group,
+)
 from pdserve.controllers.service_status import ServiceSeen, status_of
 from pdserve.controllers.template_check import CONDITION, check_template
 from pdserve.groups.health import condition
@@ -186,7 +190,11 @@ class _Reconcile:
         return found
 
     def _others(self) -> dict[str, Counts]:
-        counts = {name: decisions.live_counts(g) for name, (_, g) in self._groups().items()}
+        listed = {s.name: s for s in self.service.spec.scenarios}
+        counts = {
+            name: acting_counts(g, listed.get(name), owned=True)
+            for name, (_, g) in self._groups().items()
+        }
         return {name: c for name, c in counts.items() if c is not None}
 
     async def _delete_left_over(self) -> None:

@@ -29,7 +29,7 @@ from pdserve.controllers.ratio_input import (
     role_devices,
 )
 from pdserve.controllers.ratio_placement import placement_limit
-from pdserve.controllers.service_desired import bounds_of, fixed_of
+from pdserve.controllers.service_desired import acting_counts, bounds_of, fixed_of
 from pdserve.controllers.triggers import service_key
 from pdserve.groups.health import condition
 from pdserve.kube.errors import KubeError
@@ -258,9 +258,11 @@ class RatioLoop:
         found = []
         for obj in self._context.caches.groups.by_index(BY_OWNER, service.metadata.uid):
             group = ScenarioGroup.parse(obj)
-            counts = decisions.live_counts(group)
             scenario = scenarios.get(group.spec.scenario)
-            if scenario is not None and counts is not None:
+            if scenario is None:
+                continue
+            counts = acting_counts(group, scenario, owned=True)
+            if counts is not None:
                 found.append(Subject(service, scenario, obj, group, counts))
         return found
 

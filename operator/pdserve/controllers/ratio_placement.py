@@ -16,9 +16,7 @@ from pdserve.wire.peers import Role
 
 def placement_limit(fabric: Fabric, view: GroupView, counts: Counts) -> PlacementLimit | None:
     """None when `counts` can be placed, else how many P/D groups of that shape can."""
-    wanted = wanted_of(view.group)
-    if wanted is None:
-        return None
+    wanted = wanted_of(view.group, counts)
     roles: dict[Role, RoleWanted] = {"prefill": wanted.prefill, "decode": wanted.decode}
     held = [
         Reservation(i.name, i.node, roles[i.role].resource, roles[i.role].devices)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pdserve.api import ApiError, PDService, RoCEDomain, ScenarioGroup
+from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import SCENARIO_GROUPS
 from pdserve.controllers.compare import controller_uid, covers
@@ -35,6 +35,7 @@ from pdserve.controllers.group_view import (
 )
 from pdserve.controllers.linker import Target
 from pdserve.controllers.routing import parse_routes, routed_instances
+from pdserve.controllers.service_desired import acting_counts
 from pdserve.controllers.triggers import service_key
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
@@ -50,6 +51,7 @@ from pdserve.groups.types import (
 )
 from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
+from pdserve.ratio.types import Counts
 from pdserve.topology import Fabric, fabric_spec
 from pdserve.wire import names
 from pdserve.wire.routes import RouteTable
@@ -93,10 +95,11 @@ class _Reconcile:
         routed = routed_instances(routes, self.group.spec.scenario)
         self._attend(view, routed)
         self._wake_service(view, routes)
-        wanted = wanted_of(self.group)
-        if wanted is None:
+        counts = self._counts()
+        if counts is None:
             await self._write(waiting_status(self.group, not_ready(*_NO_COUNTS), self.now))
             return None
+        wanted = wanted_of(self.group, counts)
         domain = self._domain()
         if domain is None:
             name = self.group.spec.fabric.domain_ref.name
@@ -155,7 +158,7 @@ class _Reconcile:
             refused = Condition("Placed", "False", "NameTaken", str(error))
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
-        conditions = (*planned.conditions, *ratio_condition(self.group, self._service()))
+        conditions = (*planned.conditions, *ratio_condition(self._counts(), self._scenario()))
         if refused is not None:
             conditions = (*(c for c in conditions if c.type != refused.type), refused)
         await self._write(status_of(self.group, planned, conditions, view.instances, self.now))
@@ -181,12 +184,21 @@ class _Reconcile:
         obj = self.context.caches.domains.get(self.group.spec.fabric.domain_ref.name)
         return None if obj is None else RoCEDomain.parse(obj)
 
-    def _service(self) -> PDService | None:
-        """The PDService that made this ScenarioGroup, if one did."""
+    def _counts(self) -> Counts | None:
+        """The counts to act on: a PDService's decision, or the spec of one written by hand."""
+        owned = controller_uid(self.obj) is not None
+        return acting_counts(self.group, self._scenario(), owned=owned)
+
+    def _scenario(self) -> Scenario | None:
+        """The scenario of the PDService that made this ScenarioGroup, if it can be read."""
         obj = self.context.caches.services.get(self.group.spec.service, self.key.namespace)
         if obj is None or controller_uid(self.obj) != obj["metadata"]["uid"]:
             return None
-        return PDService.parse(obj)
+        try:
+            listed = PDService.parse(obj).spec.scenarios
+        except ApiError:
+            return None  # its own reconciliation tells
+        return next((s for s in listed if s.name == self.group.spec.scenario), None)
 
     def _fabric(self, domain: RoCEDomain) -> Fabric:
         return fabric_of(self.context.caches, fabric_spec(domain))

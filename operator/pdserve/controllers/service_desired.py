@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pdserve.api import PDService, Scenario
-from pdserve.controllers.counts import CountsObserved
+from pdserve.api import PDService, Scenario, ScenarioGroup
+from pdserve.controllers import decisions
+from pdserve.controllers.counts import CountsObserved, counts_in_force
 from pdserve.controllers.objects import owned_metadata
 from pdserve.ratio.types import Bounds, Counts, Range
 from pdserve.wire import names
@@ -57,6 +58,25 @@ def fixed_of(scenario: Scenario) -> Counts | None:
     """The counts of mode Fixed, if given."""
     fixed = scenario.ratio.fixed
     return None if fixed is None else Counts(fixed.groups, fixed.prefill, fixed.decode)
+
+
+def acting_counts(group: ScenarioGroup, scenario: Scenario | None, *, owned: bool) -> Counts | None:
+    """The counts that plans for `group` follow; None while there are none.
+
+    Args:
+        group: the live ScenarioGroup.
+        scenario: of the PDService that made it; None while that cannot be read.
+        owned: whether a PDService made it. One written by hand follows its own spec.
+    """
+    live, last = decisions.live_counts(group), decisions.newest_applied(group)
+    applied = None if last is None else decisions.counts_of(last)
+    if not owned:
+        return live
+    if scenario is None:
+        return applied or live
+    pair = None if last is None else (decisions.counts_before(last), decisions.counts_of(last))
+    lowest = bounds_of(scenario).clamp(Counts(0, 0, 0))
+    return counts_in_force(counts_observed(scenario, lowest, live, pair))
 
 
 def counts_observed(

@@ -17,8 +17,9 @@ from pdserve.api import (
     merge_conditions,
 )
 from pdserve.controllers.context import Attainment
-from pdserve.controllers.decisions import counts_of, live_counts, newest
+from pdserve.controllers.decisions import counts_of, newest
 from pdserve.controllers.objects import url
+from pdserve.controllers.service_desired import acting_counts
 from pdserve.groups.types import Condition
 from pdserve.wire.peers import Role
 
@@ -141,7 +142,7 @@ def _advice(seen: ServiceSeen) -> Condition:
         last = None if group is None else newest(group)
         if group is None or last is None or last.outcome != "Advised":
             continue
-        if counts_of(last) != live_counts(group):
+        if counts_of(last) != acting_counts(group, scenario, owned=True):
             message = f"{scenario.name}: {counts_of(last)} is advised: {last.message}"
             return Condition("AdviceAvailable", "True", last.reason, message)
     return Condition("AdviceAvailable", "False", "NoAdvice", "")
@@ -156,15 +157,15 @@ def _scenario(seen: ServiceSeen, scenario: Scenario) -> ScenarioStatus:
     return ScenarioStatus(
         name=scenario.name,
         groups=group.status.ready_replicas,
-        prefill=_role(group, "prefill"),
-        decode=_role(group, "decode"),
+        prefill=_role(group, scenario, "prefill"),
+        decode=_role(group, scenario, "decode"),
         attainment_percent=percent,
         last_decision=newest(group),
     )
 
 
-def _role(group: ScenarioGroup, role: Role) -> RoleCount:
-    counts = live_counts(group)
+def _role(group: ScenarioGroup, scenario: Scenario, role: Role) -> RoleCount:
+    counts = acting_counts(group, scenario, owned=True)
     shown = (g.prefill if role == "prefill" else g.decode for g in group.status.groups)
     return RoleCount(
         desired=0 if counts is None else counts.total(role), ready=sum(r.ready for r in shown)
