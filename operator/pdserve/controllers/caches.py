@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Final
 
-from pdserve.api import API_VERSION, KINDS
+from pdserve.api import API_VERSION, KINDS, ObjectMeta
 from pdserve.controllers.compare import controller_uid
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
@@ -47,8 +47,8 @@ ROCE_DOMAINS: Final = Resource(
 OURS: Final = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
 """Selects what the operator makes beside pods and our kinds."""
 
-BY_OWNER: Final = "owner"
-"""Controller uid."""
+_BY_OWNER: Final = "owner"
+"""`(namespace, controller uid)`; read with `owned_by`."""
 BY_NODE: Final = "node"
 """Node name of bound pods."""
 BY_STATE: Final = "state"
@@ -180,21 +180,30 @@ def make_caches(client: KubeClient, namespace: str | None, registry: Registry) -
         role_bindings=ours(ROLE_BINDINGS),
         disruption_budgets=ours(POD_DISRUPTION_BUDGETS),
     )
-    caches.groups.add_index(BY_OWNER, _owner)
+    caches.groups.add_index(_BY_OWNER, _owner)
     caches.groups.add_index(BY_SERVICE, _service_of_group)
     caches.groups.add_index(BY_DOMAIN, _domain)
     caches.services.add_index(BY_DOMAIN, _domain)
-    caches.config_maps.add_index(BY_OWNER, _owner)
-    caches.pods.add_index(BY_OWNER, _owner)
+    caches.config_maps.add_index(_BY_OWNER, _owner)
+    caches.pods.add_index(_BY_OWNER, _owner)
     caches.pods.add_index(BY_NODE, _node)
     caches.pods.add_index(BY_STATE, _unbound)
     caches.pods.add_index(BY_SERVICE, _gateway_service)
     return caches
 
 
-def _owner(obj: Object) -> Iterable[str]:
+def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
+    """Objects of the owner's namespace that name it as their controller, ordered by name.
+
+    An owner reference holds a uid but no namespace, and anybody may write one: an object of
+    another namespace that names this owner is a forgery and is left out.
+    """
+    return cache.by_index(_BY_OWNER, (owner.namespace, owner.uid))
+
+
+def _owner(obj: Object) -> Iterable[tuple[str, str]]:
     uid = controller_uid(obj)
-    return () if uid is None else (uid,)
+    return () if uid is None else ((obj["metadata"].get("namespace", ""), uid),)
 
 
 def _service_of_group(obj: Object) -> Iterable[tuple[str, str]]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pdserve.api import RoleTemplate, ScenarioGroup, epoch_of, revision_of
-from pdserve.controllers.caches import BY_NODE, BY_OWNER, BY_STATE, UNBOUND, Caches
+from pdserve.controllers.caches import BY_NODE, BY_STATE, UNBOUND, Caches, owned_by
 from pdserve.engines.pods import BASE_TOLERATIONS
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import NotOurs, instance_obs
@@ -52,7 +52,7 @@ class GroupView:
 def view_group(caches: Caches, group: ScenarioGroup, now: float) -> GroupView:
     """Read one ScenarioGroup's instances and tables; `now` in seconds since the epoch."""
     instances = []
-    for pod in caches.pods.by_index(BY_OWNER, group.metadata.uid):
+    for pod in owned_by(caches.pods, group.metadata):
         node_name = pod.get("spec", {}).get("nodeName") or pinned_node(pod) or ""
         node = caches.nodes.get(node_name)
         try:
@@ -61,7 +61,7 @@ def view_group(caches: Caches, group: ScenarioGroup, now: float) -> GroupView:
             log.warning("Not counted as an instance: %s", error)
     tables: dict[int, PeerTable] = {}
     objects: dict[int, Object] = {}
-    for config_map in caches.config_maps.by_index(BY_OWNER, group.metadata.uid):
+    for config_map in owned_by(caches.config_maps, group.metadata):
         index = (config_map["metadata"].get("labels") or {}).get(names.LABEL_GROUP_INDEX, "")
         if index.isdigit():
             objects[int(index)] = config_map

@@ -21,7 +21,7 @@ from pdserve.api.ownership import COUNTS_MANAGER, counts_apply, same_spec
 from pdserve.api.scenariogroup import Counts as ApiCounts
 from pdserve.controllers import decisions
 from pdserve.controllers import event_reasons as reasons
-from pdserve.controllers.caches import BY_OWNER, BY_SERVICE, PDSERVICES, SCENARIO_GROUPS
+from pdserve.controllers.caches import BY_SERVICE, PDSERVICES, SCENARIO_GROUPS, owned_by
 from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Attainment, Context
 from pdserve.controllers.counts import REASON_INITIAL, CountsPlan, plan_counts
@@ -184,7 +184,7 @@ class _Reconcile:
     def _groups(self) -> dict[str, tuple[Object, ScenarioGroup]]:
         """Live ScenarioGroups that this PDService controls, by scenario."""
         found = {}
-        for obj in self.context.caches.groups.by_index(BY_OWNER, self.service.metadata.uid):
+        for obj in owned_by(self.context.caches.groups, self.service.metadata):
             if not obj["metadata"].get("deletionTimestamp"):
                 found[obj["spec"]["scenario"]] = (obj, ScenarioGroup.parse(obj))
         return found
@@ -274,7 +274,7 @@ class _Reconcile:
     def _devices_used(self, groups: dict[str, ScenarioGroup]) -> dict[str, int]:
         used: dict[str, int] = {}
         for group in groups.values():
-            for pod in self.context.caches.pods.by_index(BY_OWNER, group.metadata.uid):
+            for pod in owned_by(self.context.caches.pods, group.metadata):
                 for resource, count in pod_devices(pod).items():
                     used[resource] = used.get(resource, 0) + count
         return used

@@ -17,7 +17,7 @@ from typing import Final
 
 from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup, epoch_of
 from pdserve.controllers import decisions
-from pdserve.controllers.caches import BY_OWNER, BY_SERVICE
+from pdserve.controllers.caches import BY_SERVICE, owned_by
 from pdserve.controllers.context import Attainment, Context
 from pdserve.controllers.group_view import GroupView, fabric_of, view_group
 from pdserve.controllers.owned import ensure
@@ -256,7 +256,7 @@ class RatioLoop:
     def _of_service(self, service: PDService) -> list[Subject]:
         scenarios = {s.name: s for s in service.spec.scenarios}
         found = []
-        for obj in self._context.caches.groups.by_index(BY_OWNER, service.metadata.uid):
+        for obj in owned_by(self._context.caches.groups, service.metadata):
             group = ScenarioGroup.parse(obj)
             scenario = scenarios.get(group.spec.scenario)
             if scenario is None:
@@ -273,11 +273,7 @@ class RatioLoop:
         """Pods ready for a whole window: the first batches of an instance are not typical."""
         caches, meta = self._context.caches, subject.group.metadata
         view = view_group(caches, subject.group, self._context.now())
-        warm = {
-            pod["metadata"]["name"]
-            for pod in caches.pods.by_index(BY_OWNER, meta.uid)
-            if self._warm(pod)
-        }
+        warm = {pod["metadata"]["name"] for pod in owned_by(caches.pods, meta) if self._warm(pod)}
         gateways = caches.pods.by_index(BY_SERVICE, (meta.namespace, subject.group.spec.service))
         return LiveInstances(
             gateways=frozenset(p["metadata"]["name"] for p in gateways if _is_ready(p)),

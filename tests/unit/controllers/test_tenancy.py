@@ -1,0 +1,155 @@
+"""What one namespace's objects may do to another's: nothing (architecture invariant 15)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.dst.api_fields import copy
+from pdserve.dst.virtual_time import virtual_time
+from pdserve.dst.world import World
+from pdserve.dst.world_service import NS, service
+from pdserve.kube.client import Request
+from pdserve.kube.ownership import owner_reference
+from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, PODS, Object
+from pdserve.wire import names
+
+FOREIGN = "mallory"
+"""The namespace of whoever forges owner references."""
+
+
+def make() -> World:
+    world = World()
+    world.nodes(["a", "b"], per_leaf=2)
+    world.domain()
+    world.create(
+        NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
+    )
+    world.create(PDSERVICES, service())
+    return world
+
+
+def forged(original: Object, name: str, owner: Object, **changes: Any) -> Object:
+    """`original` as `FOREIGN` would make it: same labels and content, owned by the victim's."""
+    meta = {
+        "name": name,
+        "namespace": FOREIGN,
+        "labels": dict(original["metadata"].get("labels", {})),
+        "annotations": dict(original["metadata"].get("annotations", {})),
+        "ownerReferences": [owner_reference(owner)],
+    }
+    kept = {k: copy(v) for k, v in original.items() if k not in ("metadata", "status")}
+    return {**kept, "metadata": meta, **changes}
+
+
+def pods(world: World, namespace: str) -> list[Object]:
+    return [p for p in world.instances() if p["metadata"]["namespace"] == namespace]
+
+
+def told(world: World) -> Object:
+    """What the PDService's status counts."""
+    status = world.get(PDSERVICES, "shop")["status"]
+    listed = [{k: v for k, v in s.items() if k != "lastDecision"} for s in status["scenarios"]]
+    return {**{k: v for k, v in status.items() if k != "conditions"}, "scenarios": listed}
+
+
+def forge_everything(world: World) -> None:
+    """In `FOREIGN`: a group for the same scenario, one for an unknown one, pods, peer tables."""
+    shop = world.get(PDSERVICES, "shop")
+    group = world.get(SCENARIO_GROUPS, "shop-chat")
+    for name, scenario in (("zz-chat", "chat"), ("zz-old", "old")):
+        fake = forged(group, name, shop)
+        fake["spec"]["scenario"] = scenario
+        world.create(SCENARIO_GROUPS, fake)
+    for pod in list(world.instances()):
+        fake = forged(pod, pod["metadata"]["name"], group)
+        fake["metadata"]["name"] = pod["metadata"]["name"][:-6] + "forged"
+        world.create(PODS, fake)
+    table = world.get(CONFIGMAPS, names.peers_configmap_name("shop-chat", 0))
+    text = table["data"][names.KEY_PEERS]
+    content = json.loads(text)
+    content["version"] = 10_000
+    for peer in content["instances"]:
+        peer["endpoint"] = "http://203.0.113.7:1"
+    fake = forged(table, "shop-chat-0-peers", group)
+    fake["data"] = {names.KEY_PEERS: json.dumps(content)}
+    world.create(CONFIGMAPS, fake)
+
+
+@pytest.mark.invariant(15)
+@virtual_time
+async def test_forged_owners_of_another_namespace_change_nothing() -> None:
+    world = make()
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        before = world.routed()
+        honest = {p["metadata"]["name"] for p in world.instances()}
+        seen = told(world)
+        peers = world.get(CONFIGMAPS, names.peers_configmap_name("shop-chat", 0))
+        forge_everything(world)
+        # The owner is looked at again by whatever wakes it.
+        world.patch(PDSERVICES, NS, "shop", {"metadata": {"labels": {"wake": "up"}}})
+        world.patch(SCENARIO_GROUPS, NS, "shop-chat", {"metadata": {"labels": {"wake": "up"}}})
+        await asyncio.sleep(120)
+        # Route table, peer table, status:
+        assert world.routed() == before
+        assert world.get(CONFIGMAPS, names.peers_configmap_name("shop-chat", 0)) == peers
+        assert told(world) == seen
+        # Counts:
+        spec = world.get(SCENARIO_GROUPS, "shop-chat")["spec"]
+        assert (spec["replicas"], spec["prefill"]["replicas"], spec["decode"]["replicas"]) == (
+            1, 1, 1,
+        )  # fmt: skip
+        # Nothing of the victim is deleted, and nothing of the other namespace:
+        assert {p["metadata"]["name"] for p in pods(world, NS)} == honest
+        for name in ("zz-chat", "zz-old"):
+            kept = world.get(SCENARIO_GROUPS, name, FOREIGN)
+            assert kept is not None
+            assert "deletionTimestamp" not in kept["metadata"]
+        # A repair counts honest pods only.
+        victim = sorted(honest)[0]
+        world.delete_pod(victim)
+        await world.until(
+            lambda: world.routed() != before and len(world.routed()) == 2, 60, "repaired"
+        )
+        assert not any("forged" in name for name in world.routed())
+        assert not any(
+            "forged" in (r.name or "") for r in world.recorders[0].writes() if r.resource == PODS
+        )
+
+
+@pytest.mark.invariant(15)
+@virtual_time
+async def test_instances_of_a_forged_owner_are_not_attended() -> None:
+    """The linker carries the service's credential to its targets."""
+    world = make()
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        group = world.get(SCENARIO_GROUPS, "shop-chat")
+        pod = next(p for p in world.instances() if p["metadata"]["namespace"] == NS)
+        fake = forged(pod, "shop-chat-0-d7-abcdef", group)
+        fake["metadata"]["labels"][names.LABEL_ROLE] = "decode"
+        world.create(PODS, fake)
+        world.api.handle(
+            Request(
+                "patch", PODS, FOREIGN, "shop-chat-0-d7-abcdef", "status",
+                body={"status": copy(pod["status"]) | {"podIP": "203.0.113.9"}}, patch="merge",
+            )
+        )  # fmt: skip
+        asked: list[str] = []
+        find = world.engines._find
+
+        def noted(target: Any) -> Any:
+            asked.append(target.endpoint)
+            return find(target)
+
+        world.engines._find = noted  # type: ignore[method-assign]  # sees whom the linker asks
+        world.delete_pod(pod["metadata"]["name"])
+        await world.until(lambda: len(world.routed()) == 2, 60)
+        await asyncio.sleep(60)
+        assert asked
+        assert not any("203.0.113" in endpoint for endpoint in asked)
