@@ -186,7 +186,7 @@ def test_one_pod_monitor_labels_series_as_the_example_job_does() -> None:
     assert len(wanted) == 4
     for endpoint in spec["podMetricsEndpoints"]:
         assert endpoint["relabelings"] == wanted
-        assert endpoint["honorLabels"] is job["honor_labels"] is True
+        assert endpoint["honorLabels"] is job["honor_labels"] is False
     assert {e["port"] for e in spec["podMetricsEndpoints"]} == {"http", "metrics"}
     assert spec["namespaceSelector"] == {"any": True}
     (name,) = spec["selector"]["matchLabels"].items()

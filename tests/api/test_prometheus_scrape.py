@@ -6,6 +6,9 @@ expositions of this test listen where their status says.
 
 from __future__ import annotations
 
+import asyncio
+import json
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -30,7 +33,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "local" / "prometheus.yaml"
 pytestmark = pytest.mark.api
 
 
-def scrape_jobs(kubeconfig: Path, namespace: str) -> list[dict[str, Any]]:
+def scrape_jobs(kubeconfig: Path, *namespaces: str) -> list[dict[str, Any]]:
     """The example's jobs, for a Prometheus that runs outside the cluster and scrapes often."""
     (text,) = (
         obj["data"]["prometheus.yml"]
@@ -42,7 +45,7 @@ def scrape_jobs(kubeconfig: Path, namespace: str) -> list[dict[str, Any]]:
         job.update(scrape_interval="250ms", scrape_timeout="250ms")
         for discovery in job["kubernetes_sd_configs"]:
             discovery["kubeconfig_file"] = str(kubeconfig)
-            discovery["namespaces"] = {"names": [namespace]}
+            discovery["namespaces"] = {"names": list(namespaces)}
     return jobs
 
 
@@ -88,8 +91,7 @@ def pod(name: str, port: int, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def namespace(rest: Rest) -> str:
+def new_namespace(rest: Rest) -> str:
     name = f"scrape-{uuid.uuid4().hex[:8]}"
     answer = rest.create(
         "/api/v1/namespaces",
@@ -100,13 +102,24 @@ def namespace(rest: Rest) -> str:
 
 
 @pytest.fixture
+def namespace(rest: Rest) -> str:
+    return new_namespace(rest)
+
+
+@pytest.fixture
 def running(rest: Rest, namespace: str) -> Iterator[Callable[..., None]]:
     """Makes a pod that looks running, with an exposition behind its address."""
     with ExitStack() as stack:
 
-        def make(name: str, page: Callable[[], str], phase: str = "Running", **labels: str) -> None:
+        def make(
+            name: str,
+            page: Callable[[], str],
+            phase: str = "Running",
+            elsewhere: str = "",
+            **labels: str,
+        ) -> None:
             served = stack.enter_context(closing(Exposition(page)))
-            where = f"/api/v1/namespaces/{namespace}/pods"
+            where = f"/api/v1/namespaces/{elsewhere or namespace}/pods"
             keys = {
                 "service": names.LABEL_SERVICE,
                 "scenario": names.LABEL_SCENARIO,
@@ -167,3 +180,33 @@ async def test_discovered_pods_give_a_whole_sample(
         everything = replace(live, gateways=live.gateways | {"gw-done"})
         await eventually(lambda: ask(everything), done_is_missing)
         await source.close()
+
+
+async def test_a_pod_that_claims_to_be_anothers_writes_only_its_own_series(
+    control_plane: ControlPlane,
+    rest: Rest,
+    namespace: str,
+    running: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """Labels that a pod exposes never replace those of the scrape target."""
+    foreign = new_namespace(rest)
+    claim = f'{{namespace="{namespace}",pod="gw-1",service="shop",scenario="chat"}}'
+    running("gw-1", gateway_page(), service="shop")
+    rogue = {f"{metric}{claim}": 1e6 for metric in WINDOWED.values()}
+    running("rogue", lambda: exposition(rogue), elsewhere=foreign, service="shop")
+    jobs = scrape_jobs(control_plane.kubeconfig, namespace, foreign)
+    with running_prometheus(tmp_path, jobs) as server:
+
+        async def rows() -> dict[tuple[str, str], float]:
+            url = f"{server.url}/api/v1/query?query={metrics.GATEWAY_OFFERED}"
+            answer = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read())
+            found = json.loads(answer)["data"]["result"]
+            return {
+                (r["metric"]["namespace"], r["metric"]["pod"]): float(r["value"][1]) for r in found
+            }
+
+        got = await eventually(rows, lambda found: len(found) >= 2)
+        assert got.keys() == {(namespace, "gw-1"), (foreign, "rogue")}
+        assert got[foreign, "rogue"] == 1e6
+        assert got[namespace, "gw-1"] < 1e5

@@ -68,7 +68,7 @@ class Pods:
         self._lock = Lock()  # a slow answer and the next one are threads side by side
         self.expositions = {
             name: Exposition(lambda name=name: self.page(name))  # type: ignore[misc]
-            for name in ("gw-1", "gw-2", "gw-old", "gw-twin", "p-1", "d-1")
+            for name in ("gw-1", "gw-2", "gw-old", "gw-twin", "gw-rogue", "p-1", "d-1")
         }
 
     def page(self, name: str) -> str | None:
@@ -78,7 +78,9 @@ class Pods:
             ticks = 1 if ticks >= self.restarts.get(name, ticks + 1) else ticks + 1
             self.scraped[name] = ticks
             spoiled, instead = name in self.spoiled, self.spoiled.get(name)
-        if name.startswith("gw"):
+        if name == "gw-rogue":
+            values = self.rogue(ticks)
+        elif name.startswith("gw"):
             values = self.gateway(ticks)
         else:
             values = self.engine(ticks, PREFILL if name == "p-1" else DECODE)
@@ -131,6 +133,12 @@ class Pods:
             values[f"{metrics.GATEWAY_WAITING}{{{own}}}"] = 7 * factor
         return values
 
+    @classmethod
+    def rogue(cls, ticks: int) -> dict[str, float]:
+        """Series that claim to be `gw-1`'s, from a pod of another namespace: never counted."""
+        claim = '{namespace="ns",pod="gw-1",'
+        return {k.replace("{", claim, 1): v * 1000 for k, v in cls.gateway(ticks).items()}
+
     @staticmethod
     def engine(ticks: int, quantities: dict[str, str]) -> dict[str, float]:
         values: dict[str, float] = {
@@ -148,7 +156,6 @@ class Pods:
         return [
             {
                 "job_name": "pdserve",
-                "honor_labels": True,
                 "scrape_interval": f"{round(SCRAPE * 1000)}ms",
                 "scrape_timeout": f"{round(SCRAPE * 1000)}ms",
                 "static_configs": [
@@ -156,6 +163,7 @@ class Pods:
                     target("gw-2"),
                     target("gw-old"),
                     target("gw-twin", namespace="twin"),
+                    target("gw-rogue", namespace="mallory", service="shop"),
                     target("p-1", role="prefill", **chat),
                     target("d-1", role="decode", **chat),
                 ],

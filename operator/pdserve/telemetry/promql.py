@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from pdserve.wire import metrics
 
 LABELS = "namespace, service, scenario, pod"
-"""`namespace` and `pod` are put on by the scrape job (as the Prometheus operator does by itself);
-gateways state service and scenario themselves, engines get them from their pod's labels."""
+"""`namespace` and `pod` are the scrape target's, put on by the scrape job (as the Prometheus
+operator does by itself) and never taken from what a pod exposes (`honor_labels: false`): no pod
+writes into another namespace. `service` comes from the pod's label; `scenario` too for engines,
+while a gateway states it, because it serves several."""
 
 
 class SeriesKey(NamedTuple):
