@@ -4,7 +4,7 @@ One TaskGroup, one fate: whatever ends unexpectedly ends the process, and Kubern
 again. Standbys keep their caches warm, so that a fail-over costs no list.
 
     always:  caches, then kopf; health and metrics server, leader election
-    leading: workers, linker, resync, ratio loop, event recorder
+    leading: reconcilers, linker, resync, ratio loop, event recorder
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Core:
     ) -> None:
         self.client = client
         self.registry = registry
-        self.queue = WorkQueue(registry=registry, rng=rng)
+        self.queue = WorkQueue(per_namespace=workers, registry=registry, rng=rng)
         self.caches: Caches = make_caches(client, namespace, registry)
         self.triggers = Triggers(self.caches, self.queue)
         self.metrics = OperatorMetrics(registry)
@@ -90,7 +90,6 @@ class Core:
         self._gateway_image = gateway_image
         self._now = now
         self._rng = rng
-        self._workers = workers
         self._resync = resync_seconds
         self._identity = identity
         for kind in ("PDService", "ScenarioGroup", "RoCEDomain"):
@@ -138,8 +137,7 @@ class Core:
             tasks.create_task(events.run())
             tasks.create_task(resync(context, self.triggers, self._resync, self._rng))
             tasks.create_task(ratio.run())
-            for _ in range(self._workers):
-                tasks.create_task(work(context))
+            tasks.create_task(work(context))
 
     def waiting_for(self) -> str:
         """What is not listed yet, with the reason; "" once everything is."""

@@ -1,18 +1,18 @@
 """What every reconciler is given, made once per process.
 
-Holds no truth: whatever is remembered here (locks, verified tokens, the newest attainment) can be
-lost at any moment and is found again from the cluster.
+Holds no truth: whatever is remembered here (promises, verified tokens, the newest attainment) can
+be lost at any moment and is found again from the cluster.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pdserve.controllers.caches import Caches
 from pdserve.controllers.linker import Linker
 from pdserve.controllers.metrics import OperatorMetrics
+from pdserve.controllers.promises import Promises
 from pdserve.controllers.tokens import Tokens
 from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
@@ -44,11 +44,7 @@ class Context:
     gateway_image: str
     now: Callable[[], float]
     """Seconds since the epoch."""
-    placement: dict[str, asyncio.Lock] = field(default_factory=dict)
-    """Per RoCEDomain: placing and creating is serial, so two workers never book one device."""
+    promises: Promises = field(default_factory=Promises)
+    """Devices of pods that are being created."""
     attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)
     """Per ScenarioGroup."""
-
-    def placement_lock(self, domain: str) -> asyncio.Lock:
-        """The lock of one RoCEDomain."""
-        return self.placement.setdefault(domain, asyncio.Lock())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pdserve.api import RoleTemplate, ScenarioGroup, epoch_of, revision_of
@@ -113,15 +113,18 @@ def repairs_of(group: ScenarioGroup) -> tuple[Repair, ...]:
     )
 
 
-def fabric_of(caches: Caches, spec: TreeSpec) -> Fabric:
-    """The RoCEDomain's tree with every bound or reserved device counted, whoever holds it."""
+def fabric_of(caches: Caches, spec: TreeSpec, promised: Iterable[Reservation]) -> Fabric:
+    """The RoCEDomain's tree with every bound, reserved or promised device counted.
+
+    Whoever holds it. `promised`: what pods that are being created will hold.
+    """
     nodes: list[NodeView] = []
     for node in caches.nodes.list():
         labels = node["metadata"].get("labels") or {}
         if all(labels.get(k) == v for k, v in spec.selector.items()):
             pods = caches.pods.by_index(BY_NODE, node["metadata"]["name"])
             nodes.append(node_view(node, pods))
-    return build_fabric(spec, nodes, reservations(caches))
+    return build_fabric(spec, nodes, (*reservations(caches), *promised))
 
 
 def reservations(caches: Caches) -> tuple[Reservation, ...]:

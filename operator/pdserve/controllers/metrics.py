@@ -35,7 +35,7 @@ class OperatorMetrics:
         )
         self.workers = registry.gauge(
             "controller_runtime_max_concurrent_reconciles",
-            "Objects reconciled at once.",
+            "Objects of one namespace reconciled at once.",
             ("controller",),
         )
         self.actions = registry.counter(

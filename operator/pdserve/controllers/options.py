@@ -75,7 +75,7 @@ def parse_options(
     add("--gateway-image", "pdserve/gateway:latest", "image of the gateways")
     add("--bind", "0.0.0.0", "address of the metrics and health server")  # noqa: S104 - a pod's own
     add("--metrics-port", str(names.PORT_METRICS), "its port", type=_port)
-    add("--workers", "4", "objects reconciled at once", type=_count)
+    add("--workers", "4", "objects of one namespace reconciled at once", type=_count)
     add("--resync", "600", "seconds between looking at everything again", type=_positive)
     add("--lease-name", "pdserve-operator", "Lease of the leader election")
     add("--lease-namespace", "pdserve-system", "namespace of that Lease")

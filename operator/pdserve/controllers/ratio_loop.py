@@ -192,7 +192,8 @@ class RatioLoop:
             return lambda counts: PlacementLimit(
                 counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
             )
-        fabric = fabric_of(caches, fabric_spec(RoCEDomain.parse(domain)))
+        spec = fabric_spec(RoCEDomain.parse(domain))
+        fabric = fabric_of(caches, spec, self._context.promises.of(caches.pods))
         view: GroupView = view_group(caches, subject.group, self._context.now())
         return lambda counts: placement_limit(fabric, view, counts)
 

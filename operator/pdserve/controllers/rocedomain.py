@@ -36,7 +36,8 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
     except ApiError as error:
         context.events.event(obj, "Warning", reasons.INVALID, str(error))
         return None
-    fabric = fabric_of(context.caches, fabric_spec(domain))
+    promised = context.promises.of(context.caches.pods)
+    fabric = fabric_of(context.caches, fabric_spec(domain), promised)
     status = domain_status(domain, fabric, shapes_in_use(context.caches, key.name), context.now())
     live_status = obj.get("status") or {}
     if covers(live_status, status) and covers(status["free"], live_status.get("free")):

@@ -1,9 +1,9 @@
 """Reconciles one ScenarioGroup: observe (caches only), plan (pure), execute, report.
 
 1. Read the object, its RoCEDomain, its pods and tables; tell the linker whom to attend.
-2. Plan. A plan that creates pods is made again under the RoCEDomain's placement lock, so that
-   two workers never book one device; the pods it creates are in the cache before the lock opens.
-3. Execute in order, then write the status if it differs.
+2. Plan, and promise the devices of pods to be created (`promises`), without a pause between the
+   look at the caches and the promise: two reconciliations never book one device.
+3. Execute in order, however long the API server takes, then write the status if it differs.
 4. Wake the PDService when what may be routed differs from what gateways were given.
 """
 
@@ -45,6 +45,7 @@ from pdserve.groups.types import (
     CreateGroup,
     CreateInstance,
     InstanceObs,
+    NewPod,
     Observation,
     Plan,
     Wanted,
@@ -52,7 +53,7 @@ from pdserve.groups.types import (
 from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.ratio.types import Counts
-from pdserve.topology import Fabric, fabric_spec
+from pdserve.topology import Fabric, Reservation, fabric_spec
 from pdserve.wire import names
 from pdserve.wire.routes import RouteTable
 
@@ -108,13 +109,11 @@ class _Reconcile:
             await self._write(waiting_status(self.group, unknown, self.now))
             return None
         await self._token()
-        # 2, 3
+        # 2
+        view = view_group(self.context.caches, self.group, self.now)
         planned = self._plan(view, wanted, self._fabric(domain), routed)
-        if not any(isinstance(a, CreateGroup | CreateInstance) for a in planned.actions):
-            return await self._carry_out(view, planned)
-        async with self.context.placement_lock(domain.metadata.name):
-            view = view_group(self.context.caches, self.group, self.now)
-            planned = self._plan(view, wanted, self._fabric(domain), routed)
+        # 3
+        with self.context.promises.held(self.key, promised(planned, wanted)):
             return await self._carry_out(view, planned)
 
     async def _token(self) -> None:
@@ -201,7 +200,8 @@ class _Reconcile:
         return next((s for s in listed if s.name == self.group.spec.scenario), None)
 
     def _fabric(self, domain: RoCEDomain) -> Fabric:
-        return fabric_of(self.context.caches, fabric_spec(domain))
+        caches = self.context.caches
+        return fabric_of(caches, fabric_spec(domain), self.context.promises.of(caches.pods))
 
     def _routes(self) -> RouteTable | None:
         name = names.routes_configmap_name(self.group.spec.service)
@@ -239,6 +239,19 @@ class _Reconcile:
         )
         if given != routable(view.instances, view.tables, slots_of(self.group)):
             self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
+
+
+def promised(planned: Plan, wanted: Wanted) -> tuple[Reservation, ...]:
+    """The devices of the pods that a plan creates."""
+    new: list[NewPod] = []
+    for action in planned.actions:
+        match action:
+            case CreateGroup():
+                new += action.pods
+            case CreateInstance():
+                new.append(action.pod)
+    roles = ((pod, wanted.role(pod.role)) for pod in new)
+    return tuple(Reservation(p.name, p.node, r.resource, r.devices) for p, r in roles)
 
 
 _NO_COUNTS = (

