@@ -38,7 +38,7 @@ def conditions(
     return (
         ready,
         _linked(groups),
-        draft.progressing or _progressing(groups, observation, draft, ready.status == "True"),
+        draft.progressing or _progressing(groups, observation, draft, ready),
         _placed(draft),
     )
 
@@ -51,7 +51,8 @@ def complete(group: GroupView, observation: Observation) -> bool:
 def _ready(groups: Sequence[GroupView], observation: Observation, draft: Draft) -> Condition:
     wanted = observation.wanted
     if wanted.replicas == 0:
-        return Condition("Ready", "True", "ScaledToZero", "no P/D group is wanted")
+        message = "no P/D group is wanted, so every request is answered 503"
+        return Condition("Ready", "False", "ScaledToZero", message)
     live = [g for g in groups if not g.gone]
     done = [g for g in live if complete(g, observation)]
     said = f"{min(len(done), wanted.replicas)}/{wanted.replicas} P/D groups ready"
@@ -87,7 +88,7 @@ def _linked(groups: Sequence[GroupView]) -> Condition:
 
 
 def _progressing(
-    groups: Sequence[GroupView], observation: Observation, draft: Draft, ready: bool
+    groups: Sequence[GroupView], observation: Observation, draft: Draft, ready: Condition
 ) -> Condition:
     going = [i for g in groups for i in g.members if i not in g.staying]
     old = [g for g in groups if not g.gone and g.revision != observation.wanted.revision]
@@ -104,7 +105,7 @@ def _progressing(
     if going or sent:
         count = len(sent | {i.name for i in going})
         return Condition("Progressing", "True", "Draining", f"{count} instances are leaving")
-    if not ready:
+    if ready.status != "True" and ready.reason != "ScaledToZero":
         if draft.blocked and not draft.actions:
             return Condition("Progressing", "False", "NeedsDevices", draft.blocked[0])
         return Condition("Progressing", "True", "Starting", "instances are being created or linked")

@@ -25,7 +25,8 @@ def scale_groups(
 ) -> tuple[GroupView, ...]:
     """Phases: 1 give up what is too much; 2 create what is missing; 3 roll one outdated group.
 
-    Returns the groups that stay, for the steps inside a group.
+    A missing group that finds no place does not hold up the roll, unless a group is on its way
+    out: then its devices come first. Returns the groups that stay, for the steps inside a group.
     """
     live = [g for g in groups if not g.gone]
     if observation.wanted.paused:
@@ -44,13 +45,19 @@ def scale_groups(
             retire(excess, instance, why, observation, draft)
     # 2
     used = {g.index for g in groups}
-    for _ in range(observation.wanted.replicas - len(live)):
+    missing = observation.wanted.replicas - len(live)
+    for _ in range(missing):
+        blocked = len(draft.blocked)
         index = create_group(observation, draft, used, "scale up")
         if index is None:
-            return tuple(live)
+            # A wait ends by itself; without a place, only the roll of another group helps.
+            if len(draft.blocked) == blocked or len(live) < len(groups):
+                return tuple(live)
+            break
         used.add(index)
     # 3
-    if len(used) and len(live) == observation.wanted.replicas:
+    made = len(used) - len(groups)
+    if live and len(live) <= observation.wanted.replicas and not made:
         rolled = _roll(live, observation, draft, used)
         live = [g for g in live if g is not rolled]
     return tuple(live)

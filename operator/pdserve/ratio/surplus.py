@@ -1,4 +1,8 @@
-"""Shrinking: one step, only when the prediction at the smaller size still holds with margin."""
+"""Shrinking: one step, only when the prediction at the smaller size still holds with margin.
+
+Without a profile nothing can be predicted; then only the absence of all traffic is proof enough,
+and the step goes to the smallest counts at once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,9 @@ def propose_surplus(now: Round) -> Proposal | None:
     (groups, prefill, decode).
     """
     predict, rate = now.predict, now.rate
-    if predict is None or rate is None or rate.rising or not _healthy(now):
+    if predict is None:
+        return _idle(now)
+    if rate is None or rate.rising or not _healthy(now):
         return None
     stress = now.shrink_stress
     current = now.inp.current
@@ -38,6 +44,25 @@ def propose_surplus(now: Round) -> Proposal | None:
         f"{stress:.2f} times this load"
     )
     return Proposal(best, Reason.SURPLUS, message)
+
+
+def _idle(now: Round) -> Proposal | None:
+    """The smallest counts, when nothing was offered in any window of up to the shrinking dwell.
+
+    `decide` applies it only after every round of the dwell said the same.
+    """
+    bounds, current = now.inp.bounds, now.inp.current
+    lowest = Counts(bounds.groups.min, bounds.prefill.min, bounds.decode.min)
+    shortest, *others = now.sample.windows
+    judged = [shortest, *(w for w in others if w.seconds <= now.inp.settings.shrink_dwell)]
+    if current == lowest or any(not known(w.offered) or w.offered > 0.0 for w in judged):
+        return None
+    freed = now.limits.devices(current) - now.limits.devices(lowest)
+    message = (
+        f"{current}: nothing was offered for {judged[-1].seconds:.0f} s; {current} -> {lowest} "
+        f"frees {freed} devices"
+    )
+    return Proposal(lowest, Reason.SURPLUS, message)
 
 
 def _healthy(now: Round) -> bool:

@@ -96,6 +96,13 @@ async def test_in_external_the_spec_decides_down_to_no_group() -> None:
         await world.until(lambda: len(world.routed()) == 2, 60)
         edit(world, "replicas", 0)
         await world.until(lambda: not world.instances(), 200)
+        await asyncio.sleep(5)
+        ready = world.condition(PDSERVICES, "shop", "Ready")
+        assert (ready["status"], ready["reason"]) == ("False", "ScaledToZero")
+        assert "503" in ready["message"]
+        assert world.condition(PDSERVICES, "shop", "Progressing")["status"] == "False"
+        edit(world, "replicas", 1)
+        await world.until(world.service_ready, 60)
 
 
 FOUND, DECIDED, WISHED = Counts(0, 1, 1), Counts(3, 2, 1), Counts(2, 1, 1)

@@ -283,7 +283,10 @@ def test_scale_to_zero() -> None:
     w.want(lambda x: replace(x, replicas=0))
     w.settle()
     assert (w.pods, w.tables, w.routes) == ({}, {}, ())
-    assert w.condition("Ready").reason == "ScaledToZero"
+    ready = w.condition("Ready")
+    assert (ready.status, ready.reason) == ("False", "ScaledToZero")
+    assert "503" in ready.message
+    assert w.condition("Progressing").reason == "Complete"
 
 
 @pytest.mark.invariant(5)
@@ -428,6 +431,27 @@ def test_the_only_group_is_not_given_up_and_the_wait_is_explained() -> None:
     assert "group 0 is the only one that serves" in progressing.message
     assert "2 of 2 instances have no node" in progressing.message
     assert len(w.routed) == 2
+
+
+# A group of two nodes; all but `short` groups fit.
+SHORT = "p1 a  n1:8 n2:8\np1 b  m1:8 m2:8\np1 c  k1:8 k2:8"
+
+
+@pytest.mark.parametrize("wanted_groups", [4, 5])
+def test_a_rollout_goes_on_while_a_group_cannot_be_placed(wanted_groups: int) -> None:
+    w = world(SHORT, "1P1D", 3, devices=8)
+    w.want(lambda x: replace(x, replicas=wanted_groups))
+    w.settle()
+    assert w.condition("Placed").reason == "NoFit"
+    w.want(lambda x: replace(x, revision="r2"))
+    fewest = 3
+    for _ in range(200):
+        w.round()
+        fewest = min(fewest, len({g.index for g in w.routes}))
+    w.settle()
+    assert {p.new.revision for p in w.pods.values()} == {"r2"}
+    assert len(w.pods) == 6
+    assert fewest == 2, "one group at a time"
 
 
 def test_a_rollout_stops_at_a_revision_that_does_not_come_up() -> None:

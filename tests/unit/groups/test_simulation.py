@@ -24,7 +24,9 @@ DRAWING = """p1 a  n1:8 n2:8 n3:8
 def check_rest(world: World) -> None:
     """At rest: Ready, exactly the wanted pods, all routed, and nothing left to do."""
     target = world.target
-    assert world.condition("Ready").status == "True", world.last
+    ready = world.condition("Ready")
+    reason = "AllReady" if target.replicas else "ScaledToZero"
+    assert (ready.status == "True", ready.reason) == (target.replicas > 0, reason), world.last
     assert world.condition("Placed").status == "True", world.last
     assert world.condition("Progressing").reason == "Complete", world.last
     assert len(world.pods) == target.replicas * (target.prefill.count + target.decode.count)

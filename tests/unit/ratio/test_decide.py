@@ -381,6 +381,45 @@ def test_an_idle_scenario_with_announced_traffic_shrinks_to_its_bounds() -> None
     assert (got.outcome, got.reason) == ("Applied", Reason.SURPLUS)
 
 
+# --- no traffic and no profile -----------------------------------------------------------------
+
+
+def idle(
+    now: float, memory: Memory, offered: tuple[float, ...] = (0, 0, 0), **over: Any
+) -> DecisionInput:
+    windows = tuple(window(s, rate) for s, rate in zip((60.0, 180.0, 600.0), offered, strict=True))
+    inp = decision_input(Counts(2, 4, 6), now=now, sample=sample(windows), **over)
+    return replace(inp, profile=None, memory=memory)
+
+
+def test_nothing_offered_through_the_dwell_shrinks_to_the_minimum_without_a_profile() -> None:
+    memory = Memory(settled_at=0.0, settled_counts=Counts(2, 4, 6))
+    outcomes = []
+    for minute in range(6):
+        got = decide(idle(5000.0 + 60 * minute, memory, expected=Expected(200.0, 60.0, 40.0)))
+        memory = got.memory
+        outcomes.append((got.outcome, got.to))
+    assert outcomes[:5] == [("Held", Counts(2, 4, 6))] * 5
+    assert outcomes[5] == ("Applied", Counts(1, 1, 1))
+    assert got.reason is Reason.SURPLUS
+    assert "nothing was offered" in got.message
+
+
+def test_one_request_in_the_dwell_keeps_the_counts_that_no_profile_judges() -> None:
+    memory = Memory(settled_at=0.0, settled_counts=Counts(2, 4, 6), surplus_since=0.0)
+    for offered in ((0.1, 0.1, 0.1), (0.0, 0.1, 0.1)):
+        got = decide(idle(5000.0, memory, offered))
+        assert got.outcome == "Held"
+        assert got.memory.surplus_since is None
+    # Long past traffic says nothing about now.
+    assert decide(idle(5000.0, memory, (0.0, 0.0, 0.1))).to == Counts(1, 1, 1)
+
+
+def test_an_idle_scenario_at_its_minimum_stays() -> None:
+    got = decide(replace(idle(5000.0, Memory(surplus_since=0.0)), current=Counts(1, 1, 1)))
+    assert (got.outcome, got.to) == ("Held", Counts(1, 1, 1))
+
+
 @pytest.mark.invariant(8)
 def test_the_same_input_gives_the_same_decision() -> None:
     for inp in (failing(), surplus(), surplus(since=0.0), decision_input()):
