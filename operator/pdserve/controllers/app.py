@@ -40,6 +40,7 @@ from pdserve.kube.connect import connect
 from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.httpd import health_pages, serve
 from pdserve.kube.lease import LeaseElector
+from pdserve.kube.lease_thread import LeaseThread
 from pdserve.kube.workqueue import WorkQueue
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
@@ -235,15 +236,22 @@ async def _lead(core: Core, options: Options, identity: str) -> None:
     if not options.leader_election:
         await act()
         return
-    elector = LeaseElector(
-        core.client,
-        options.lease_namespace,
-        options.lease_name,
-        identity,
-        incarnation=os.environ.get(ENV_POD_UID, ""),
-        registry=core.registry,
-    )
-    await elector.run(act)
+
+    def elector(client: KubeClient, alive: Callable[[], bool]) -> LeaseElector:
+        return LeaseElector(
+            client,
+            options.lease_namespace,
+            options.lease_name,
+            identity,
+            incarnation=os.environ.get(ENV_POD_UID, ""),
+            alive=alive,
+            registry=core.registry,
+        )
+
+    async def own_connection() -> KubeClient:
+        return await connect(options.kubeconfig, user_agent=COMPONENT)
+
+    await LeaseThread(own_connection, elector).run(act)
 
 
 def loop_settings(options: Options) -> LoopSettings:

@@ -7,7 +7,8 @@ Where to look:
 - `cache` keeps a pruned, always-listed copy of one kind; `prune` says what is kept of an object.
 - `workqueue` turns triggers into deduplicated keys for workers.
 - `ownership` creates and applies objects without ever taking a stranger's.
-- `events` records what happened for people; `lease` elects one active process.
+- `events` records what happened for people; `lease` elects one active process, from a thread of
+  its own (`lease_thread`).
 - `httpd` exposes numbers (of `pdserve.exposition`) and health with the standard library alone.
 
 Nothing is imported here: `import pdserve.kube.httpd` must not load the Kubernetes client.

@@ -68,6 +68,7 @@ class LeaseElector:
         *,
         incarnation: str = "",
         times: LeaseTimes | None = None,
+        alive: Callable[[], bool] = lambda: True,
         on_started: Callable[[], None] = lambda: None,
         on_stopped: Callable[[], None] = lambda: None,
         registry: Registry | None = None,
@@ -85,6 +86,8 @@ class LeaseElector:
                 container restarted in place then goes on with the Lease it held, because its
                 predecessor is gone. Empty: random, as where nothing can promise that.
             times: see `LeaseTimes`.
+            alive: whether this process can do the work; while False the Lease is neither taken
+                nor renewed (`lease_thread`).
             on_started: called just before the work starts.
             on_stopped: called just after it ended.
             registry: where the metrics go.
@@ -97,6 +100,7 @@ class LeaseElector:
         self._namespace = namespace
         self._name = name
         self._times = times or LeaseTimes()
+        self._alive = alive
         self._on_started = on_started
         self._on_stopped = on_stopped
         self._wall = wall
@@ -150,7 +154,7 @@ class LeaseElector:
         while True:
             try:
                 async with asyncio.timeout(self._times.renew_deadline):
-                    if await self._try_take():
+                    if self._alive() and await self._try_take():
                         return
             except (KubeError, TimeoutError) as error:
                 logger.info("Lease %s: %s", self._name, error)
@@ -236,7 +240,7 @@ class LeaseElector:
             try:
                 async with asyncio.timeout_at(deadline):
                     await asyncio.sleep(self._pause())
-                    if not await self._renew():
+                    if self._alive() and not await self._renew():
                         self._renewed_at = None
                         return
             except TimeoutError:

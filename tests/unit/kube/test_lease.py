@@ -32,11 +32,12 @@ class Candidate:
         self, api: FakeApi, name: str, seed: int = 0, *, incarnation: str = "", **faults: float
     ) -> None:
         self.faults = Faults(seed=seed, **faults)  # type: ignore[arg-type]
+        self.alive = True
         self.registry = Registry()
         self.spans: list[list[float]] = []
         self.elector = LeaseElector(
             api.client(self.faults), "default", "boss", name, incarnation=incarnation,
-            registry=self.registry, rng=random.Random(f"{name}{seed}"),
+            alive=lambda: self.alive, registry=self.registry, rng=random.Random(f"{name}{seed}"),
             on_started=lambda: self.spans.append([now()]),
             on_stopped=lambda: self.spans[-1].append(now()),
         )  # fmt: skip
@@ -187,6 +188,44 @@ async def test_a_short_outage_does_not_end_leadership() -> None:
             await asyncio.sleep(5)
         assert len(one.spans) == 1
         assert one.working
+
+
+@virtual_time
+async def test_a_leader_that_is_not_alive_renews_nothing_and_is_replaced() -> None:
+    api = FakeApi()
+    first = Candidate(api, "first")
+    await asyncio.sleep(1)
+    second = Candidate(api, "second")
+    await asyncio.sleep(20)
+    first.alive = False
+    hung = now()
+    await asyncio.sleep(20)
+    assert second.working
+    assert first.spans[-1][1] - hung <= 10
+    assert second.spans[-1][0] - hung <= 15 + 2.4
+    second.alive = False
+    await asyncio.sleep(60)
+    assert not first.working, "nor does it take the Lease"
+    assert not second.working
+    first.alive = True
+    await asyncio.sleep(30)
+    assert first.working
+    await first.stop()
+    await second.stop()
+
+
+@virtual_time
+async def test_a_leader_that_comes_alive_in_time_goes_on() -> None:
+    api = FakeApi()
+    only = Candidate(api, "only")
+    await asyncio.sleep(20)
+    only.alive = False
+    await asyncio.sleep(7)
+    only.alive = True
+    await asyncio.sleep(60)
+    assert only.working
+    assert len(only.spans) == 1
+    await only.stop()
 
 
 @virtual_time
