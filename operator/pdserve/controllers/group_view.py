@@ -8,7 +8,6 @@ the route table.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +32,8 @@ from pdserve.topology import (
 from pdserve.topology.nodes import pinned_node
 from pdserve.topology.spec import TreeSpec
 from pdserve.wire import names
-from pdserve.wire.peers import ROLES, PeerTable, Role, WireError
+from pdserve.wire.bounds import WireError, parse_json
+from pdserve.wire.peers import ROLES, PeerTable, Role
 
 log = logging.getLogger(__name__)
 
@@ -156,8 +156,8 @@ def _limits(group: ScenarioGroup, pod: Object) -> HealthLimits:
 def _table(config_map: Object) -> PeerTable | None:
     meta = config_map["metadata"]
     try:
-        return PeerTable.from_json(json.loads((config_map.get("data") or {})[names.KEY_PEERS]))
-    except (KeyError, ValueError, WireError) as error:
+        return PeerTable.from_json(parse_json((config_map.get("data") or {})[names.KEY_PEERS]))
+    except (KeyError, WireError) as error:
         # The planner writes a new one; instances keep the version they hold until then.
         log.warning("Peer table %s/%s: %s", meta["namespace"], meta["name"], error)
         return None

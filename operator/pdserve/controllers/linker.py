@@ -18,11 +18,13 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from pdserve.controllers.tokens import BadSecret
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire import http
+from pdserve.wire.bounds import MAX_BYTES, WireError, parse_json
 from pdserve.wire.links import DrainReport, LinkReport
-from pdserve.wire.peers import PeerTable, WireError
+from pdserve.wire.peers import PeerTable
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class HttpEngines:
     ) -> Any:
         try:
             token = await self._token(target.service)
-        except KubeError as error:
+        except (KubeError, BadSecret) as error:
             # The service may be on its way out, its Secret first.
             raise EngineError(f"{method} {path}: no token: {error}") from error
         headers = {"Authorization": f"Bearer {token}"}
@@ -105,13 +107,19 @@ class HttpEngines:
         try:
             async with request as reply:
                 if reply.status not in (200, 202, *also):
-                    text = (await reply.text())[:200]
+                    text = (await _bounded(reply))[:200].decode("utf-8", "replace")
                     raise EngineError(f"{method} {path}: HTTP {reply.status}: {text}")
-                if method == "PUT":
-                    return None
-                return await reply.json(content_type=None)
+                return None if method == "PUT" else parse_json(await _bounded(reply))
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EngineError(f"{method} {path}: {type(error).__name__}: {error}") from error
+
+
+async def _bounded(reply: aiohttp.ClientResponse) -> bytes:
+    """At most one byte more than an answer may have; its charset and type do not matter."""
+    body = b""
+    while len(body) <= MAX_BYTES and (part := await reply.content.read(MAX_BYTES + 1 - len(body))):
+        body += part
+    return body
 
 
 @dataclass(slots=True)

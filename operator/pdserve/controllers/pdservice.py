@@ -38,6 +38,7 @@ from pdserve.controllers.service_desired import (
 )
 from pdserve.controllers.service_status import ServiceSeen, status_of
 from pdserve.controllers.template_check import CONDITION, check_template
+from pdserve.controllers.tokens import BadSecret
 from pdserve.groups.health import condition
 from pdserve.groups.routes import routable
 from pdserve.groups.types import Condition
@@ -116,6 +117,9 @@ class _Reconcile:
             self.problems.append(("ObjectRefused", str(error)))
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
+
+        except BadSecret as error:
+            self.problems.append(("SecretUnreadable", str(error)))
 
     async def _template(self) -> Condition:
         for known in self.service.status.conditions:

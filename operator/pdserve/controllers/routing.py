@@ -8,13 +8,12 @@ changes, so an unchanged service costs no write and gateways see no event.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdserve.api import PDService, RoCEDomain
 from pdserve.wire import names
-from pdserve.wire.peers import WireError
+from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
 
 
@@ -76,8 +75,8 @@ def parse_routes(config_map: Mapping[str, Any] | None) -> RouteTable | None:
     if not text:
         return None
     try:
-        return RouteTable.from_json(json.loads(text))
-    except (WireError, ValueError):
+        return RouteTable.from_json(parse_json(text))
+    except WireError:
         return None
 
 

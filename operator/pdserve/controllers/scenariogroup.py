@@ -36,6 +36,7 @@ from pdserve.controllers.group_view import (
 from pdserve.controllers.linker import Target
 from pdserve.controllers.routing import parse_routes, routed_instances
 from pdserve.controllers.service_desired import acting_counts
+from pdserve.controllers.tokens import BadSecret
 from pdserve.controllers.triggers import service_key
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
@@ -124,7 +125,7 @@ class _Reconcile:
             return
         try:
             await self.context.tokens.ensure(namespace, service, owner_reference(self.obj))
-        except NotOursError as error:
+        except (NotOursError, BadSecret) as error:
             # Another group of that service, or its user, made it: pods take it as it is.
             log.debug("ScenarioGroup %s: %s", self.key, error)
 

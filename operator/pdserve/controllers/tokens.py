@@ -19,6 +19,11 @@ from pdserve.wire import names
 
 KEY = "token"
 TOKEN_BYTES = 32
+MAX_TOKEN = 4096
+
+
+class BadSecret(Exception):  # noqa: N818 - what a user stored, not a defect
+    """A Secret's content cannot be used as a token; the message says why, never the content."""
 
 
 class Tokens:
@@ -32,7 +37,7 @@ class Tokens:
         self._verified: set[str] = set()
 
     async def get(self, service: str) -> str:
-        """The token of a service key `namespace/name`; raises KubeError."""
+        """The token of a service key `namespace/name`; raises KubeError, BadSecret."""
         if service not in self._tokens:
             namespace, _, name = service.partition("/")
             secret = await self._client.get(SECRETS, names.token_secret_name(name), namespace)
@@ -44,6 +49,7 @@ class Tokens:
 
         Raises:
             NotOursError: a Secret of that name exists and the PDService does not control it.
+            BadSecret: its content cannot be used.
             KubeError: the API server refused.
         """
         uid = str(owner["uid"])
@@ -79,4 +85,14 @@ class Tokens:
 
 
 def _token(secret: Object) -> str:
-    return base64.b64decode((secret.get("data") or {}).get(KEY, "")).decode()
+    """The token; raises BadSecret where there is none that can be a header's value."""
+    name = secret["metadata"].get("name")
+    try:
+        token = base64.b64decode((secret.get("data") or {})[KEY], validate=True).decode("ascii")
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadSecret(f"Secret {name}: key {KEY!r} is missing or not ASCII text") from error
+    if not 0 < len(token) <= MAX_TOKEN or not token.isprintable():
+        raise BadSecret(
+            f"Secret {name}: key {KEY!r} is not one line of 1 to {MAX_TOKEN} characters"
+        )
+    return token

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import orjson
-
+from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.names import KEY_ROUTES
-from pdserve.wire.peers import WireError
 from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)
@@ -45,8 +43,8 @@ class TableGate:
     def offer(self, document: str | bytes, identity: str) -> None:
         """A document seen at the source; a new `identity` (object uid) restarts versions."""
         try:
-            table = RouteTable.from_json(orjson.loads(document))
-        except (orjson.JSONDecodeError, WireError) as error:
+            table = RouteTable.from_json(parse_json(document))
+        except WireError as error:
             self.complain(f"keeping the last good route table: {error}")
             return
         if identity == self._identity and table.version < self._version:

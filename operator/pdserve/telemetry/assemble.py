@@ -4,7 +4,8 @@ An instance counts when it is live (the caller's list) and **fresh** (its anchor
 sample young enough). Live ones that are not fresh are reported as missing. For a fresh instance an
 absent counter is zero, because processes create labelled counters when they first need them; the
 anchors (`offered` of a gateway, slots of an engine) are always there. A value that is no count
-(NaN, infinite, negative) makes the whole quantity Unknown.
+(NaN, infinite, negative, above `MAX_COUNT`) makes the whole quantity Unknown: pods write these
+series, and sums and products of what is left stay finite.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from pdserve.telemetry.promql import DECODE, PREFILL, WINDOWED, Rows, SeriesKey
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
 
 NAMED_MISSING = 10
+MAX_COUNT = 1e18
+"""Of one series in one window; the largest honest one is a sum of squared prompt lengths."""
+MAX_SKEW = 60.0
+"""Seconds by which a sample may seem to come from the future (scrape times are the server's)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Answers:
         if isinstance(rows, Unknown):
             return None
         ages = {who: rows.get(SeriesKey(*key, who), math.nan) for who in sorted(live)}
-        return {who: age for who, age in ages.items() if age <= self.stale_after}
+        return {who: age for who, age in ages.items() if -MAX_SKEW <= age <= self.stale_after}
 
     def total(self, name: str, key: ScenarioKey, instances: Sequence[str]) -> Quantity:
         """Sum over instances; Unknown when the query failed or a value is not a count."""
@@ -55,7 +60,7 @@ class Answers:
             return Unknown("no instance reports")
         values = [rows.get(SeriesKey(*key, who), 0.0) for who in instances]
         for who, value in zip(instances, values, strict=True):
-            if not math.isfinite(value) or value < 0.0:
+            if not _is_count(value):
                 return Unknown(f"{name} of {who} is {value}")
         return math.fsum(values)
 
@@ -117,7 +122,8 @@ def _fewest(answers: Answers, key: ScenarioKey, names: Sequence[str], index: int
         return rows
     if not names:
         return Unknown("no gateway reports")
-    return min(rows.get(SeriesKey(*key, who), 0.0) for who in names)
+    counts = [rows.get(SeriesKey(*key, who), 0.0) for who in names]
+    return min(counts) if all(map(_is_count, counts)) else Unknown("scrapes are no counts")
 
 
 def _oldest(answers: Answers, key: ScenarioKey, gateways: frozenset[str]) -> Quantity:
@@ -125,11 +131,19 @@ def _oldest(answers: Answers, key: ScenarioKey, gateways: frozenset[str]) -> Qua
     rows = answers.rows["gateway_age"]
     if isinstance(rows, Unknown):
         return rows
-    ages = [rows[SeriesKey(*key, who)] for who in gateways if SeriesKey(*key, who) in rows]
+    found = {who: rows.get(SeriesKey(*key, who)) for who in sorted(gateways)}
+    ages = {who: age for who, age in found.items() if age is not None}
     if not ages:
         return Unknown("no live gateway has samples for this scenario")
+    for who, age in ages.items():
+        if not -MAX_SKEW <= age <= MAX_COUNT:  # false for NaN
+            return Unknown(f"the newest sample of {who} is {age} s old")
     # Scrape timestamps have milliseconds; an evaluation in the same one may come out below zero.
-    return max(0.0, *ages)
+    return max(0.0, *ages.values())
+
+
+def _is_count(value: float) -> bool:
+    return 0.0 <= value <= MAX_COUNT  # false for NaN
 
 
 def _mean(total: Quantity, count: Quantity) -> Quantity:

@@ -145,7 +145,7 @@ class PrometheusSource:
             )
         except PrometheusApiClientException as error:
             raise QueryError(f"server refused: {error!s:.200}") from error
-        except (KeyError, TypeError, ValueError) as error:  # requests' JSON error is one of them
+        except (KeyError, TypeError, ValueError, RecursionError) as error:  # of JSON, too
             raise QueryError(f"not a Prometheus answer: {error!s:.120}") from error
         except requests.RequestException as error:
             raise QueryError(f"{type(error).__name__}: {error!s:.200}") from error

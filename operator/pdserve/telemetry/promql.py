@@ -7,18 +7,22 @@ be left out and two services of one name in two namespaces never mix. Counters a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pdserve.wire import metrics
+from pdserve.wire.bounds import shown
 
 LABELS = "namespace, service, scenario, pod"
 """`namespace` and `pod` are the scrape target's, put on by the scrape job (as the Prometheus
 operator does by itself) and never taken from what a pod exposes (`honor_labels: false`): no pod
 writes into another namespace. `service` comes from the pod's label; `scenario` too for engines,
 while a gateway states it, because it serves several."""
+
+
+LATEST = 253_402_300_799.0
+"""The last second of the year 9999, since the epoch."""
 
 
 class SeriesKey(NamedTuple):
@@ -151,10 +155,10 @@ def parse(result: Any) -> Rows:
     for row in result:
         try:
             labels, (_, text) = row["metric"], row["value"]
-            key = SeriesKey(*(labels.get(name, "") for name in SeriesKey._fields))
+            key = SeriesKey(*(str(labels.get(name, "")) for name in SeriesKey._fields))
             value = float(text)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a row of an instant vector: {row!r:.120}") from error
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"not a row of an instant vector: {shown(row)}") from error
         if all(key):
             rows[key] = value
     return rows
@@ -164,9 +168,9 @@ def parse_time(result: Any) -> float:
     """The server's clock from `vector(time())`."""
     try:
         value = float(result[0]["value"][1])
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"not a time: {result!r:.120}") from error
-    if not math.isfinite(value):
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"not a time: {shown(result)}") from error
+    if not 0.0 <= value <= LATEST:
         raise ValueError(f"not a time: {value}")
     return value
 

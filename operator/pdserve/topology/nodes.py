@@ -7,15 +7,17 @@ CPU and memory remain the scheduler's business, which still checks them when it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pdserve.wire import names
-from pdserve.wire.peers import Device
+from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json, shown
+from pdserve.wire.peers import MAX_DEVICE, Device, device_of
 
+MAX_DEVICES = 1024
+"""Devices that one node's annotations may name."""
 TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
 _SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
@@ -207,7 +209,7 @@ def timestamp(value: str | None) -> float | None:
         return None
     try:
         return datetime.fromisoformat(value).timestamp()
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -268,11 +270,12 @@ def _roce_devices(text: str | None, problems: list[str]) -> tuple[Device, ...]:
     if not text:
         return ()
     try:
-        entries = [Device(int(d["id"]), d.get("ip")) for d in json.loads(text)]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        found = items(parse_json(text), "list", most=MAX_DEVICES)
+        entries = [device_of(Fields(d, f"list[{i}]")) for i, d in enumerate(found)]
+    except WireError as error:
         problems.append(
             f"annotation {names.ANNOTATION_ROCE_DEVICES}: want a JSON list like "
-            f'[{{"id": 0, "ip": "10.0.0.1"}}], got {text[:80]!r}'
+            f'[{{"id": 0, "ip": "10.0.0.1"}}], got {shown(text)}: {error}'
         )
         return ()
     return tuple(sorted(entries, key=lambda d: d.id))
@@ -282,10 +285,11 @@ def _unhealthy(text: str | None, problems: list[str]) -> frozenset[int]:
     if not text or not text.strip():
         return frozenset()
     try:
-        return frozenset(int(part) for part in text.split(","))
+        ids = items(text.split(","), "list", most=MAX_DEVICES)
+        return frozenset(integer(int(part[:20]), "id", high=MAX_DEVICE) for part in ids)
     except ValueError:
         problems.append(
             f"annotation {names.ANNOTATION_UNHEALTHY_DEVICES}: want comma-separated device ids "
-            f'like "0,3", got {text[:80]!r}'
+            f'like "0,3", got {shown(text)}'
         )
         return frozenset()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.wire.peers import WireError
+from pdserve.wire.bounds import MAX_REPORTED_VERSION, Fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,12 @@ class LinkReport:
     @staticmethod
     def from_json(value: Any) -> LinkReport:
         """Parse `to_json`'s value; raises WireError."""
-        try:
-            return LinkReport(
-                int(value["version"]),
-                frozenset(str(p) for p in value["up"]),
-                {str(k): str(v) for k, v in value["down"].items()},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WireError(f"link report: {type(error).__name__}: {error}") from error
+        report = Fields(value, "link report")
+        return LinkReport(
+            report.integer("version", high=MAX_REPORTED_VERSION),
+            frozenset(report.texts("up")),
+            report.text_map("down"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +63,7 @@ class DrainReport:
     @staticmethod
     def from_json(value: Any) -> DrainReport:
         """Parse `to_json`'s value; raises WireError."""
-        try:
-            return DrainReport(
-                int(value["executing"]), int(value["holding"]), int(value["streams"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise WireError(f"drain report: {type(error).__name__}: {error}") from error
+        report = Fields(value, "drain report")
+        return DrainReport(
+            report.integer("executing"), report.integer("holding"), report.integer("streams")
+        )

@@ -12,16 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pdserve.wire import bounds
+from pdserve.wire.bounds import Fields, WireError
+
 Role = Literal["prefill", "decode"]
 ROLES: tuple[Role, Role] = ("prefill", "decode")
 
 SCHEMA_VERSION = 1
-MAX_BYTES = 1 << 20
-"""A ConfigMap's limit; builders refuse larger tables."""
-
-
-class WireError(ValueError):
-    """A document from another process does not have the agreed shape; the message says where."""
+MAX_DEVICE = 65_535
+"""Largest device id of a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,41 +113,43 @@ class PeerTable:
         Raises:
             WireError: the value is not a peer table of schema version 1.
         """
-        try:
-            if value["schemaVersion"] != SCHEMA_VERSION:
-                raise WireError(
-                    f"peer table: schemaVersion {value['schemaVersion']!r}, "
-                    f"this process reads {SCHEMA_VERSION}"
-                )
-            return PeerTable(
-                group=str(value["group"]),
-                version=int(value["version"]),
-                instances=tuple(_peer(p) for p in value["instances"]),
-                tier_costs={str(k): int(v) for k, v in value.get("tierCosts", {}).items()},
-                unreachable=tuple((str(a), str(b)) for a, b in value.get("unreachable", [])),
-            )
-        except WireError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WireError(f"peer table: {type(error).__name__}: {error}") from error
+        table = Fields(value, "peer table")
+        table.schema(SCHEMA_VERSION)
+        return PeerTable(
+            group=table.text("group"),
+            version=table.integer("version", high=bounds.MAX_VERSION),
+            instances=tuple(_peer(p) for p in table.objects("instances")),
+            tier_costs=table.integer_map("tierCosts", {}),
+            unreachable=tuple(_pair(table, i) for i in range(len(table.items("unreachable", [])))),
+        )
 
 
-def _peer(value: Any) -> Peer:
-    role = value["role"]
-    if role not in ROLES:
-        raise WireError(f"peer table: instance {value.get('id')!r} has role {role!r}")
+def _pair(table: Fields, index: int) -> tuple[str, str]:
+    path = f"{table.path}.unreachable[{index}]"
+    pair = bounds.items(table.items("unreachable")[index], path, most=2)
+    if len(pair) != 2:
+        raise WireError(f"{path}: want two instances, got {len(pair)}")
+    return bounds.text(pair[0], path), bounds.text(pair[1], path)
+
+
+def _peer(peer: Fields) -> Peer:
     return Peer(
-        id=str(value["id"]),
-        role=role,
-        endpoint=str(value["endpoint"]).rstrip("/"),
-        transfer=str(value["transfer"]),
-        revision=str(value.get("revision", "")),
-        domains={str(k): str(v) for k, v in value.get("domains", {}).items()},
+        id=peer.text("id"),
+        role=peer.choice("role", ROLES),
+        endpoint=peer.endpoint("endpoint"),
+        transfer=peer.text("transfer"),
+        revision=peer.text("revision", ""),
+        domains=peer.text_map("domains", {}),
         nodes=tuple(
             PeerNode(
-                name=str(n["name"]),
-                devices=tuple(Device(int(d["id"]), d.get("ip")) for d in n.get("devices", [])),
+                name=node.text("name"),
+                devices=tuple(device_of(d) for d in node.objects("devices", [])),
             )
-            for n in value.get("nodes", [])
+            for node in peer.objects("nodes", [])
         ),
     )
+
+
+def device_of(device: Fields) -> Device:
+    """One accelerator as tables and node annotations write it; raises WireError."""
+    return Device(device.integer("id", high=MAX_DEVICE), device.text("ip", None, most=64))

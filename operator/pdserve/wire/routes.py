@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.wire.peers import ROLES, Role, WireError
+from pdserve.wire import bounds
+from pdserve.wire.bounds import Fields, WireError
+from pdserve.wire.peers import ROLES, Role
 
 SCHEMA_VERSION = 1
 
@@ -98,24 +100,16 @@ class RouteTable:
         Raises:
             WireError: the value is not a route table of schema version 1.
         """
-        try:
-            if value["schemaVersion"] != SCHEMA_VERSION:
-                raise WireError(
-                    f"route table: schemaVersion {value['schemaVersion']!r}, "
-                    f"this process reads {SCHEMA_VERSION}"
-                )
-            return RouteTable(
-                service=str(value["service"]),
-                version=int(value["version"]),
-                model=str(value["model"]),
-                engine=str(value["engine"]),
-                tier_costs={str(k): int(v) for k, v in value.get("tierCosts", {}).items()},
-                scenarios=tuple(_scenario(s) for s in value["scenarios"]),
-            )
-        except WireError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WireError(f"route table: {type(error).__name__}: {error}") from error
+        table = Fields(value, "route table")
+        table.schema(SCHEMA_VERSION)
+        return RouteTable(
+            service=table.text("service"),
+            version=table.integer("version", high=bounds.MAX_VERSION),
+            model=table.text("model"),
+            engine=table.text("engine"),
+            tier_costs=table.integer_map("tierCosts", {}),
+            scenarios=tuple(_scenario(s) for s in table.objects("scenarios")),
+        )
 
 
 def _scenario_json(s: RouteScenario) -> dict[str, Any]:
@@ -149,37 +143,47 @@ def _scenario_json(s: RouteScenario) -> dict[str, Any]:
     }
 
 
-def _scenario(value: Any) -> RouteScenario:
-    match = value.get("match", {})
-    slo = value["slo"]
-    predicted = value.get("prefillSeconds")
+def _scenario(scenario: Fields) -> RouteScenario:
+    match = scenario.object("match", {})
+    slo = scenario.object("slo")
     return RouteScenario(
-        name=str(value["name"]),
+        name=scenario.text("name"),
         slo=Slo(
-            float(slo["ttft"]), float(slo["handoff"]), float(slo["tpot"]), float(slo["attainment"])
+            ttft=slo.number("ttft"),
+            handoff=slo.number("handoff"),
+            tpot=slo.number("tpot"),
+            attainment=slo.number("attainment", high=1.0),
         ),
-        groups=tuple(_group(g) for g in value["groups"]),
-        models=tuple(str(m) for m in match.get("models", [])),
-        headers={str(k).lower(): str(v) for k, v in match.get("headers", {}).items()},
-        prefill_seconds=(float(predicted[0]), float(predicted[1])) if predicted else None,
+        groups=tuple(_group(g) for g in scenario.objects("groups")),
+        models=tuple(match.texts("models", [])),
+        headers={k.lower(): v for k, v in match.text_map("headers", {}).items()},
+        prefill_seconds=_line(scenario, "prefillSeconds"),
     )
 
 
-def _group(value: Any) -> RouteGroup:
+def _line(scenario: Fields, key: str) -> tuple[float, float] | None:
+    found = scenario.items(key, [], most=2)
+    if not found:
+        return None
+    path = f"{scenario.path}.{key}"
+    if len(found) != 2:
+        raise WireError(f"{path}: want two numbers, got {len(found)}")
+    return bounds.number(found[0], path), bounds.number(found[1], path)
+
+
+def _group(group: Fields) -> RouteGroup:
     return RouteGroup(
-        index=int(value["index"]),
-        revision=str(value.get("revision", "")),
-        instances=tuple(_instance(i) for i in value["instances"]),
+        index=group.integer("index"),
+        revision=group.text("revision", ""),
+        instances=tuple(_instance(i) for i in group.objects("instances")),
     )
 
 
-def _instance(value: Any) -> RouteInstance:
-    if value["role"] not in ROLES:
-        raise WireError(f"route table: instance {value.get('id')!r} has role {value['role']!r}")
+def _instance(instance: Fields) -> RouteInstance:
     return RouteInstance(
-        id=str(value["id"]),
-        role=value["role"],
-        endpoint=str(value["endpoint"]).rstrip("/"),
-        slots=int(value["slots"]),
-        domains={str(k): str(v) for k, v in value.get("domains", {}).items()},
+        id=instance.text("id"),
+        role=instance.choice("role", ROLES),
+        endpoint=instance.endpoint("endpoint"),
+        slots=instance.integer("slots"),
+        domains=instance.text_map("domains", {}),
     )

@@ -97,12 +97,14 @@ def test_an_outdated_gateway_makes_the_sample_stale() -> None:
 
 
 @pytest.mark.invariant(6)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e308])
 def test_one_value_that_is_no_count_makes_the_quantity_unknown(value: float) -> None:
     got = sample(met__0=at(100.0, "gw-1") | at(value, "gw-2"))
     met = got.windows[0].met
     assert isinstance(met, Unknown)
     assert "gw-2" in met.reason
+    scrapes = sample(scrapes__0=at(value, *GATEWAYS)).windows[0].scrapes
+    assert scrapes == Unknown("scrapes are no counts")
     assert decide(decision_input(sample=got)).reason is Reason.HOLD_NO_DATA
 
 

@@ -113,7 +113,14 @@ def test_roce_devices_come_in_device_order() -> None:
     [
         (names.ANNOTATION_ROCE_DEVICES, "{", "want a JSON list"),
         (names.ANNOTATION_ROCE_DEVICES, '[{"ip": "10.0.0.1"}]', "want a JSON list"),
+        (names.ANNOTATION_ROCE_DEVICES, '[{"id": 1e999}]', "want a JSON list"),
+        (names.ANNOTATION_ROCE_DEVICES, '[{"id": 1e400, "ip": []}]', "want a JSON list"),
+        (names.ANNOTATION_ROCE_DEVICES, '[{"id": 0, "ip": {"a": 1}}]', "want a string, got dict"),
+        (names.ANNOTATION_ROCE_DEVICES, '[{"id": -1}]', "want a whole number"),
+        (names.ANNOTATION_ROCE_DEVICES, "[" * 100_000, "want a JSON list"),
         (names.ANNOTATION_UNHEALTHY_DEVICES, "npu-1", "like \"0,3\", got 'npu-1'"),
+        (names.ANNOTATION_UNHEALTHY_DEVICES, "9" * 5000, "want comma-separated"),
+        (names.ANNOTATION_UNHEALTHY_DEVICES, "1," * 5000 + "1", "want comma-separated"),
     ],
 )
 def test_a_bad_annotation_is_reported_not_raised(annotation: str, text: str, says: str) -> None:

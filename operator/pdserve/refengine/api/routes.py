@@ -21,8 +21,9 @@ from pdserve.refengine.links import Links, StaleTableError
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.wire import http
+from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.links import DrainReport
-from pdserve.wire.peers import PeerTable, WireError
+from pdserve.wire.peers import PeerTable
 
 Handler = Callable[[Request, Responder], None]
 
@@ -147,7 +148,7 @@ class Routes:
 
     def _peers(self, request: Request, responder: Responder) -> None:
         try:
-            table = PeerTable.from_json(_json(request))
+            table = PeerTable.from_json(parse_json(request.body))
         except WireError as error:
             raise ApiError(400, str(error), code="bad_table") from error
         try:

@@ -1,0 +1,258 @@
+"""Bounded reading of JSON that another process wrote.
+
+Whoever reads bytes of another process (an engine's answer, a table in a ConfigMap, an annotation)
+parses them with `parse_json` and takes the values out with the checks below. Each check bounds a
+value and raises `WireError` with the path of the field, and no other exception, whatever the value
+is. Unknown fields are ignored, so that newer writers may add some. Pure; no I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Final, TypeVar, overload
+
+import orjson
+
+MAX_BYTES: Final = 1 << 20
+"""Bytes of one document: what a ConfigMap can hold."""
+MAX_DEPTH: Final = 32
+"""Lists and objects inside one another."""
+MAX_TEXT: Final = 1024
+"""Characters of one string."""
+MAX_ITEMS: Final = 16_384
+"""Entries of one list or object."""
+MAX_VERSION: Final = 2**63 - 1
+"""Of a table; Kubernetes' own resourceVersions are signed 64-bit integers."""
+MAX_REPORTED_VERSION: Final = 2**53 - 1
+"""Of the table that an instance says it holds: the next version must pass it and stay legal."""
+
+_ENDPOINT = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?(?:/[!-~]{0,256})?"
+)
+_SHOWN = 60
+
+T = TypeVar("T")
+
+
+class WireError(ValueError):
+    """A document from another process does not have the agreed shape; the message says where."""
+
+
+class _Required:
+    """Stands for "no default": the field must be there."""
+
+
+REQUIRED: Final = _Required()
+
+
+def parse_json(raw: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Any:
+    """The value of a JSON document of at most `max_bytes` bytes, nested at most `max_depth` deep.
+
+    Numbers are finite: `NaN`, `Infinity` and numbers beyond a double are refused. Text is UTF-8.
+
+    Raises:
+        WireError: the document is longer, deeper or not JSON.
+    """
+    if len(raw) > max_bytes:
+        raise WireError(f"document: {len(raw)} bytes, at most {max_bytes} are read")
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise WireError(f"document: not JSON: {error!s:.200}") from None
+    # Level by level: recursion would end where the interpreter's stack does.
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(max_depth):
+        if not level:
+            return value
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise WireError(f"document: nested deeper than {max_depth}")
+    return value
+
+
+def text(value: Any, path: str, *, most: int = MAX_TEXT) -> str:
+    """`value` if it is a string of at most `most` characters; raises WireError."""
+    if not isinstance(value, str):
+        raise WireError(f"{path}: want a string, got {shown(value)}")
+    if len(value) > most:
+        raise WireError(f"{path}: want at most {most} characters, got {len(value)}")
+    return value
+
+
+def integer(value: Any, path: str, *, low: int = 0, high: int = 2**31 - 1) -> int:
+    """`value` if it is a whole number in [low, high]; raises WireError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise WireError(f"{path}: want a whole number of {low} to {high}, got {shown(value)}")
+    return value
+
+
+def number(value: Any, path: str, *, low: float = 0.0, high: float = 1e9) -> float:
+    """`value` as a float if it is a finite number in [low, high]; raises WireError."""
+    wrong = not isinstance(value, int | float) or isinstance(value, bool)
+    if wrong or not low <= value <= high:  # false for NaN
+        raise WireError(f"{path}: want a number of {low:g} to {high:g}, got {shown(value)}")
+    return float(value)
+
+
+def items(value: Any, path: str, *, most: int = MAX_ITEMS) -> list[Any]:
+    """`value` if it is a list of at most `most` entries; raises WireError."""
+    if not isinstance(value, list):
+        raise WireError(f"{path}: want a list, got {shown(value)}")
+    if len(value) > most:
+        raise WireError(f"{path}: want at most {most} entries, got {len(value)}")
+    return value
+
+
+def endpoint(value: Any, path: str) -> str:
+    """`value` without trailing slashes if it is an http(s) URL of host, port and path.
+
+    Raises WireError.
+    """
+    url = text(value, path).rstrip("/")
+    matched = _ENDPOINT.fullmatch(url)
+    if matched is None or (matched[1] is not None and not 0 < int(matched[1]) < 65536):
+        raise WireError(f"{path}: want a URL such as http://10.0.0.1:8000, got {shown(value)}")
+    return url
+
+
+def shown(value: Any) -> str:
+    """A short form of any value for messages: its start, or its type where it is large."""
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, str | bytes):
+        return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, bool | int | float):
+        return str(value)
+    return type(value).__name__
+
+
+class Fields:
+    """One object of a document. Each method reads one field; messages carry its path.
+
+    A field that is absent or null has the value `default`, or raises WireError without one.
+    """
+
+    __slots__ = ("_values", "path")
+
+    def __init__(self, value: Any, path: str) -> None:
+        """Raises WireError unless `value` is an object of at most MAX_ITEMS fields."""
+        if not isinstance(value, Mapping):
+            raise WireError(f"{path}: want an object, got {shown(value)}")
+        if len(value) > MAX_ITEMS:
+            raise WireError(f"{path}: want at most {MAX_ITEMS} fields, got {len(value)}")
+        self._values = value
+        self.path = path
+
+    def has(self, key: str) -> bool:
+        """The field is there and not null."""
+        return self._values.get(key) is not None
+
+    def schema(self, version: int) -> None:
+        """Raises WireError unless field `schemaVersion` is `version`."""
+        found = self.integer("schemaVersion")
+        if found != version:
+            raise WireError(f"{self.path}: schemaVersion {found}, this process reads {version}")
+
+    @overload
+    def text(self, key: str, *, most: int = ...) -> str: ...
+    @overload
+    def text(self, key: str, default: T, *, most: int = ...) -> str | T: ...
+    def text(self, key: str, default: Any = REQUIRED, *, most: int = MAX_TEXT) -> Any:
+        """A string; see `text`."""
+        value = self._values.get(key)
+        if value is None:
+            return self._absent(key, default)
+        return text(value, f"{self.path}.{key}", most=most)
+
+    @overload
+    def integer(self, key: str, *, low: int = ..., high: int = ...) -> int: ...
+    @overload
+    def integer(self, key: str, default: T, *, low: int = ..., high: int = ...) -> int | T: ...
+    def integer(
+        self, key: str, default: Any = REQUIRED, *, low: int = 0, high: int = 2**31 - 1
+    ) -> Any:
+        """A whole number; see `integer`."""
+        value = self._values.get(key)
+        if value is None:
+            return self._absent(key, default)
+        return integer(value, f"{self.path}.{key}", low=low, high=high)
+
+    def number(self, key: str, *, low: float = 0.0, high: float = 1e9) -> float:
+        """A finite number; see `number`."""
+        return number(self._values.get(key), f"{self.path}.{key}", low=low, high=high)
+
+    def endpoint(self, key: str) -> str:
+        """A URL; see `endpoint`."""
+        return endpoint(self._values.get(key), f"{self.path}.{key}")
+
+    def choice(self, key: str, options: Collection[T]) -> T:
+        """One of `options`, which are strings."""
+        value = self._values.get(key)
+        for option in options:
+            if isinstance(value, str) and value == option:
+                return option
+        raise WireError(
+            f"{self.path}.{key}: want one of {', '.join(map(str, options))}, got {shown(value)}"
+        )
+
+    def items(
+        self, key: str, default: list[Any] | _Required = REQUIRED, *, most: int = MAX_ITEMS
+    ) -> list[Any]:
+        """A list of anything; see `items`."""
+        value = self._values.get(key)
+        if value is None:
+            found: list[Any] = self._absent(key, default)
+            return found
+        return items(value, f"{self.path}.{key}", most=most)
+
+    def objects(
+        self, key: str, default: list[Any] | _Required = REQUIRED, *, most: int = MAX_ITEMS
+    ) -> list[Fields]:
+        """A list of objects."""
+        found = self.items(key, default, most=most)
+        return [Fields(v, f"{self.path}.{key}[{i}]") for i, v in enumerate(found)]
+
+    def texts(
+        self, key: str, default: list[Any] | _Required = REQUIRED, *, most: int = MAX_ITEMS
+    ) -> list[str]:
+        """A list of strings."""
+        found = self.items(key, default, most=most)
+        return [text(v, f"{self.path}.{key}[{i}]") for i, v in enumerate(found)]
+
+    def object(self, key: str, default: Mapping[str, Any] | _Required = REQUIRED) -> Fields:
+        """An object."""
+        value = self._values.get(key)
+        if value is None:
+            value = self._absent(key, default)
+        return Fields(value, f"{self.path}.{key}")
+
+    def text_map(
+        self, key: str, default: Mapping[str, str] | _Required = REQUIRED
+    ) -> dict[str, str]:
+        """An object whose values are strings."""
+        inner = self.object(key, default)
+        return {inner.name(k): inner.text(k) for k in inner._values}
+
+    def integer_map(
+        self, key: str, default: Mapping[str, int] | _Required = REQUIRED
+    ) -> dict[str, int]:
+        """An object whose values are whole numbers."""
+        inner = self.object(key, default)
+        return {inner.name(k): inner.integer(k) for k in inner._values}
+
+    def name(self, key: str) -> str:
+        """A field's name, itself bounded like a string."""
+        return text(key, f"{self.path}: name of a field")
+
+    def _absent(self, key: str, default: Any) -> Any:
+        if default is REQUIRED:
+            raise WireError(f"{self.path}.{key}: missing")
+        return default

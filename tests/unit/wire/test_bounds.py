@@ -1,0 +1,182 @@
+"""Rule: bytes of another process give a bounded value or `WireError`, never another exception."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdserve.wire import bounds
+from pdserve.wire.bounds import Fields, WireError, parse_json
+from pdserve.wire.links import DrainReport, LinkReport
+from pdserve.wire.peers import Device, Peer, PeerNode, PeerTable
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable, Slo
+
+PEERS = PeerTable(
+    "g-0",
+    7,
+    (
+        Peer("p0", "prefill", "http://10.0.0.1:8000", "10.0.0.1:5600", "r1", {"leaf": "a"},
+             (PeerNode("n1", (Device(0, "10.1.0.1"), Device(1))),)),
+        Peer("d0", "decode", "http://[fd00::1]:8000", "[fd00::1]:5600", "r1"),
+    ),
+    {"leaf": 1},
+    (("p0", "d0"),),
+)  # fmt: skip
+ROUTES = RouteTable(
+    "shop",
+    2**40,
+    "m",
+    "Reference",
+    (
+        RouteScenario(
+            "chat",
+            Slo(0.8, 0.2, 0.05, 0.99),
+            (RouteGroup(0, "r1", (RouteInstance("p0", "prefill", "http://p0:8000", 2),)),),
+            ("m",),
+            {"x-tier": "gold"},
+            (0.01, 0.001),
+        ),
+    ),
+    {"leaf": 1},
+)
+DOCUMENTS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "peer table": (PEERS.to_json(), PeerTable.from_json),
+    "route table": (ROUTES.to_json(), RouteTable.from_json),
+    "link report": (LinkReport(3, frozenset({"d0"}), {"d1": "away"}).to_json(),
+                    LinkReport.from_json),
+    "drain report": (DrainReport(1, 2, 3).to_json(), DrainReport.from_json),
+}  # fmt: skip
+HOSTILE: list[Any] = [
+    None, True, -1, 0.5, 2**63, 10**400, math.inf, -math.inf, math.nan, 1e308, "", "x" * 100_000,
+    "\x00", [], [[]], {}, {"a": {}}, [1, 2, 3], "http://[::1", "http://x:99999", "ftp://x", b"x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_was_written_is_read_back(name: str) -> None:
+    value, read = DOCUMENTS[name]
+    assert read(parse_json(json.dumps(value))).to_json() == value
+    assert read({**value, "addedLater": {"by": ["a", "newer", "version"]}}).to_json() == value
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    changed = copy.deepcopy(document)
+    at = changed
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_hostile_value_at_any_place_is_a_wire_error_or_a_bounded_value(name: str) -> None:
+    value, read = DOCUMENTS[name]
+    for path in places(value):
+        for hostile in HOSTILE:
+            try:
+                found = read(put(value, path, hostile))
+            except WireError as error:
+                assert len(str(error)) < 400
+            else:
+                json.dumps(found.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_missing_field_is_a_wire_error_that_names_it_or_has_a_default(name: str) -> None:
+    value, read = DOCUMENTS[name]
+    for path in places(value):
+        if path and isinstance(path[-1], str):
+            try:
+                read(put(value, path, None))
+            except WireError as error:
+                assert f".{path[-1]}: " in str(error)
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b'{"version":1e999}', "not JSON"),
+        (b"NaN", "not JSON"),
+        (b"[Infinity]", "not JSON"),
+        (b"[" * 200_000, "not JSON"),
+        (b"[" * 200_000 + b"]" * 200_000, "not JSON"),
+        (b"[" * 33 + b"]" * 33, "deeper than 32"),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, "deeper than 32"),
+        (b"\xff\xfe\x00", "not JSON"),
+        ('{"a": "é"}'.encode("latin-1"), "not JSON"),
+        ("\ud800", "not JSON"),
+        (b"", "not JSON"),
+        (b"1" * 5000, "not JSON"),
+        (b" " * (bounds.MAX_BYTES + 1), "at most 1048576"),
+    ],
+)
+def test_documents_that_are_refused(raw: bytes | str, why: str) -> None:
+    with pytest.raises(WireError, match=why):
+        parse_json(raw)
+
+
+def test_the_deepest_and_longest_documents_that_are_read() -> None:
+    assert parse_json(b"[" * 32 + b"]" * 32) is not None
+    longest = b'"' + b"x" * (bounds.MAX_BYTES - 2) + b'"'
+    assert len(parse_json(longest)) == bounds.MAX_BYTES - 2
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200))
+def test_any_bytes_are_json_or_a_wire_error(raw: bytes | str) -> None:
+    try:
+        parse_json(raw)
+    except WireError:
+        return
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["id", "role", "version", "instances", "a"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON, st.sampled_from(sorted(DOCUMENTS)))
+def test_any_value_is_read_or_a_wire_error(value: Any, name: str) -> None:
+    try:
+        DOCUMENTS[name][1](value)
+    except WireError:
+        return
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_messages_show_any_value_shortly(value: Any) -> None:
+    assert len(bounds.shown(value)) < 100
+
+
+def test_an_instance_cannot_report_a_version_that_leaves_no_room_for_the_next() -> None:
+    with pytest.raises(WireError, match="version"):
+        LinkReport.from_json({"version": 2**53, "up": [], "down": {}})
+    highest = LinkReport.from_json({"version": 2**53 - 1, "up": [], "down": {}})
+    table = {**PEERS.to_json(), "version": highest.version + 1}
+    assert PeerTable.from_json(table).version == 2**53
+
+
+def test_fields_name_the_path() -> None:
+    with pytest.raises(WireError, match=r"doc\.list\[1\]\.n: want a whole number of 0 to 9"):
+        for entry in Fields({"list": [{"n": 1}, {"n": 10}]}, "doc").objects("list"):
+            entry.integer("n", high=9)
