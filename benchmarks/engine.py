@@ -30,6 +30,7 @@ from pdserve.refengine.kv.tcp import Identity, TcpTransport
 from pdserve.refengine.kv.transport import PeerAddress
 from pdserve.refengine.model.llama import Rows, new_pool
 from pdserve.refengine.model.load import LoadedModel, load_model
+from pdserve.refengine.trust import Trust
 
 MIB = 1 << 20
 PATH = "/v1/completions"
@@ -118,8 +119,8 @@ async def transfer_rows() -> list[Row]:
     """Both ends on one event loop: sender, kernel, receiver and checksum share a core."""
     size = 16 * MIB
     store = _Store(os.urandom(size))
-    sender = TcpTransport(Identity("p", "t", "m", "n"), store, 10)
-    receiver = TcpTransport(Identity("d", "t", "m", "n"), store, 10)
+    sender = TcpTransport(Identity("p", Trust("t"), "m", "n"), store, 10)
+    receiver = TcpTransport(Identity("d", Trust("t"), "m", "n"), store, 10)
     host = fresh_host()
     address = PeerAddress("p", host, await sender.start(host, 0))
     buffer = bytearray(size)

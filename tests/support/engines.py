@@ -22,6 +22,7 @@ import aiohttp
 import orjson
 
 from pdserve.wire import http
+from pdserve.wire.credentials import Grant
 from pdserve.wire.peers import Peer, PeerTable
 
 TOKEN = "test-token"
@@ -61,6 +62,8 @@ class EngineProcess:
     name: str = ""
     host: str = field(default_factory=fresh_host)
     token: str = TOKEN
+    """PDSERVE_TOKEN; empty: not set."""
+    env: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +78,9 @@ class EngineProcess:
 
     def start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PDSERVE_")}
-        env |= {"PDSERVE_TOKEN": self.token, "PDSERVE_INSTANCE": self.name}
+        env |= {"PDSERVE_INSTANCE": self.name, **self.env}
+        if self.token:
+            env["PDSERVE_TOKEN"] = self.token
         env["PYTHONPATH"] = str(Path(__file__).resolve().parents[2] / "operator")
         command = [sys.executable, "-m", "pdserve.refengine", "--role", self.role]
         self.process = subprocess.Popen([*command, "--bind", self.host, *self.args], env=env)
@@ -143,6 +148,10 @@ class Group:
     prefills: list[EngineProcess]
     decodes: list[EngineProcess]
     version: int = 0
+    control: str = TOKEN
+    request: str = TOKEN
+    grants: Callable[[str], Grant] | None = None
+    """By instance: what is pushed beside the table."""
 
     def table(self, version: int) -> PeerTable:
         members = (*self.prefills, *self.decodes)
@@ -151,28 +160,39 @@ class Group:
     async def push(self) -> None:
         """Give everybody the next table and wait until all links are up."""
         self.version += 1
-        table = self.table(self.version).to_json()
-        for engine in (*self.prefills, *self.decodes):
-            reply = await self.client.call("PUT", engine.url + http.PATH_PEERS, table)
-            assert reply.status == 200, reply.body
+        await self.tell()
         for engine in (*self.prefills, *self.decodes):
             await until(lambda e=engine: self.linked(e), f"links of {engine.name}")  # type: ignore[misc]
 
+    async def tell(self) -> None:
+        """Push the present table, with the present grants, to everybody."""
+        table = self.table(self.version).to_json()
+        for engine in (*self.prefills, *self.decodes):
+            grant = (
+                {} if self.grants is None else {"credentials": self.grants(engine.name).to_json()}
+            )
+            url = engine.url + http.PATH_PEERS
+            reply = await self.client.call("PUT", url, table | grant, token=self.control)
+            assert reply.status == 200, reply.body
+
     async def linked(self, engine: EngineProcess) -> bool:
-        report = (await self.client.call("GET", engine.url + http.PATH_LINKS)).body
+        url = engine.url + http.PATH_LINKS
+        report = (await self.client.call("GET", url, token=self.control)).body
         return report["version"] == self.version and not report["down"]
 
     async def prefill(self, path: str, body: dict[str, Any], **headers: str) -> Reply:
         leg = {k: v for k, v in body.items() if k != "stream_options"}
         leg |= {"stream": False, "max_tokens": 1, "max_completion_tokens": 1}
         leg[http.PARAM_KV] = {"do_remote_decode": True, "do_remote_prefill": False}
-        return await self.client.call("POST", self.prefills[0].url + path, leg, headers)
+        url = self.prefills[0].url + path
+        return await self.client.call("POST", url, leg, headers, token=self.request)
 
     async def decode(
         self, path: str, body: dict[str, Any], params: dict[str, Any], index: int = 0
     ) -> Reply:
         leg = body | {http.PARAM_KV: params}
-        return await self.client.call("POST", self.decodes[index].url + path, leg)
+        url = self.decodes[index].url + path
+        return await self.client.call("POST", url, leg, token=self.request)
 
     async def generate(self, path: str, body: dict[str, Any], index: int = 0) -> Reply:
         """Both legs; retries while an instance is full, as a gateway would."""

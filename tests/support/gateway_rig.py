@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from tests.support.stub_engine import TOKEN, Cluster, StubEngine
 
+from pdserve.engines.credentials import Credential
 from pdserve.gateway.app import Gateway, Options
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.context import Settings
@@ -94,7 +95,9 @@ class Rig:
         options.setdefault("drain_seconds", 2.0)
         ring = KeyRing(keys) if keys else None
         rng = random.Random(options.pop("seed", 7))
-        self.gateway = Gateway(self.source, Options(token=TOKEN, **options), ring, rng)
+        self.gateway = Gateway(
+            self.source, Options(credential=Credential(TOKEN), **options), ring, rng
+        )
         self.port = await self.gateway.start("127.0.0.1", 0)
 
     async def routes(

@@ -16,6 +16,7 @@ from itertools import count
 
 import orjson
 
+from pdserve.engines.credentials import Credential
 from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
 from pdserve.gateway.auth import KeyRing
@@ -59,8 +60,8 @@ KEY_REFRESH_SECONDS = 1.0
 class Options:
     """How one gateway process runs."""
 
-    token: str = ""
-    """Shared secret for the engines' control paths."""
+    credential: Credential = field(default_factory=Credential)
+    """What engines know this gateway by."""
     limits: Limits = field(default_factory=Limits)
     settings: Settings = field(default_factory=Settings)
     room_limit: int = 1024
@@ -87,8 +88,8 @@ class Gateway:
         self._source = source
         self._drain_seconds = options.drain_seconds
         self._keys = keys
-        releaser = Releaser(self.pool, options.token)
-        self._tools = Tools(self.pool, releaser, options.settings)
+        releaser = Releaser(self.pool, options.credential)
+        self._tools = Tools(self.pool, releaser, options.credential, options.settings)
         self._boot = secrets.token_hex(4)
         self._count = count(1)
         self._tasks: list[asyncio.Task[None]] = []

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from pdserve.engines.credentials import Credential, authorization
 from pdserve.engines.flow import Endpoint, EngineFlow, PrefillOutcome
 from pdserve.forwarding.deadline import PromptSize, admission_deadline, prompt_size
 from pdserve.forwarding.dispatch import Ticket
@@ -82,6 +83,7 @@ class Tools:
 
     pool: Pool
     releaser: Releaser
+    credential: Credential
     settings: Settings
 
 
@@ -140,6 +142,7 @@ class Context:
         headers = (
             (HEADER_REQUEST_ID.encode(), name.encode()),
             (HEADER_DEADLINE_MS.encode(), str(left).encode()),
+            authorization(self.tools.credential),
             *self.job.trace,
         )
         path = _PATHS[self.job.endpoint]

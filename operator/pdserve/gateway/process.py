@@ -1,6 +1,7 @@
 """One gateway process, from its command line until SIGTERM.
 
-`PDSERVE_TOKEN` is the service's shared secret (used to release KV on engines).
+Engines know it by the credential in `PDSERVE_REQUEST_TOKEN_FILE` or `PDSERVE_REQUEST_TOKEN`, or by
+the service's shared secret in `PDSERVE_TOKEN`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import uvloop
 
+from pdserve.engines.credentials import REQUEST, Credential
 from pdserve.gateway.app import Gateway, Options
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.http_server import Limits
@@ -66,7 +68,7 @@ def _source(text: str) -> RouteSource:
 
 async def _serve(args: argparse.Namespace) -> int:
     options = Options(
-        token=os.environ.get("PDSERVE_TOKEN", ""),
+        credential=Credential.of(os.environ, REQUEST),
         limits=Limits(body=args.max_body_bytes),
         room_limit=args.room,
         drain_seconds=args.drain_seconds,

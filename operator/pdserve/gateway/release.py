@@ -11,6 +11,7 @@ import time
 
 import orjson
 
+from pdserve.engines.credentials import Credential, authorization
 from pdserve.forwarding.hints import parse_hint
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.http_client import Pool, UpstreamError
@@ -22,9 +23,9 @@ PATIENCE = 2.0
 class Releaser:
     """Sends releases in the background; `settle` waits for those under way."""
 
-    def __init__(self, pool: Pool, token: str) -> None:
+    def __init__(self, pool: Pool, credential: Credential) -> None:
         self._pool = pool
-        self._authorization = f"Bearer {token}".encode()
+        self._credential = credential
         self._tasks: set[asyncio.Task[None]] = set()
 
     def release(self, prefill: Instance, request_id: str) -> None:
@@ -41,7 +42,7 @@ class Releaser:
     async def _send(self, prefill: Instance, request_id: str) -> None:
         endpoint = prefill.route.endpoint
         body = orjson.dumps({"request_id": request_id})
-        headers = ((b"authorization", self._authorization),)
+        headers = (authorization(self._credential),)
         try:
             exchange = await self._pool.post(endpoint, PATH_RELEASE, body, headers, PATIENCE)
         except UpstreamError:

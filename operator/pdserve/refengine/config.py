@@ -7,6 +7,7 @@ operator can render pods with either. Nothing else reads `os.environ`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Literal, cast
 
 from pdserve import __version__
+from pdserve.engines import credentials
+from pdserve.engines.credentials import Credential
 from pdserve.wire import names
 
 EngineRole = Literal["prefill", "decode", "both"]
@@ -37,6 +40,11 @@ class EngineConfig:
     transfer_port: int = names.PORT_TRANSFER
     instance: str = "engine"
     token: str = ""
+    """PDSERVE_TOKEN: stands for control, requests and KV where nothing more special is given."""
+    control: Credential = dataclasses.field(default_factory=Credential)
+    request: Credential = dataclasses.field(default_factory=Credential)
+    kv_key: str = ""
+    """Stands for `token` between instances that got no grant."""
     service: str = ""
     scenario: str = ""
     model_name: str = "reference"
@@ -94,8 +102,12 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
     if role not in ("prefill", "decode", "both"):
         command.error(f"PDSERVE_ROLE: {role!r} is none of prefill, decode, both")
     _check(command, a)
-    if role != "both" and not env.get("PDSERVE_TOKEN"):
-        command.error(f"role {role} needs the service's secret in PDSERVE_TOKEN")
+    control = Credential.of(env, credentials.CONTROL, shared=False)
+    if role != "both" and not (env.get(credentials.SHARED) or control.configured):
+        command.error(
+            f"role {role} needs the operator's credential in {credentials.CONTROL}_FILE or "
+            f"{credentials.CONTROL}, or the service's secret in {credentials.SHARED}"
+        )
     bind = a.bind or env.get("PDSERVE_BIND") or "127.0.0.1"
     return EngineConfig(
         role=cast(EngineRole, role),
@@ -104,7 +116,10 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         port=a.port,
         transfer_port=a.transfer_port,
         instance=a.instance or env.get("PDSERVE_INSTANCE") or socket.gethostname(),
-        token=env.get("PDSERVE_TOKEN", ""),
+        token=env.get(credentials.SHARED, ""),
+        control=control,
+        request=Credential.of(env, credentials.REQUEST, shared=False),
+        kv_key=Credential.of(env, credentials.KV, shared=False).first,
         service=env.get("PDSERVE_SERVICE", ""),
         scenario=env.get("PDSERVE_SCENARIO", ""),
         model_name=a.model_name,

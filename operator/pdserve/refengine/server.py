@@ -21,6 +21,7 @@ from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.pacing import Pacer, load_profile
+from pdserve.refengine.trust import Trust
 
 STOP_SECONDS = 25.0
 """After SIGTERM streams get this long to finish (Kubernetes kills after 30)."""
@@ -46,8 +47,10 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
     metrics = EngineMetrics(config.model_name, paced=pacer is not None)
     engine = Engine(config, model, metrics, pacer, loop)
     links = Links(config.instance, config.role, model.numerics)
-    identity = Identity(config.instance, config.token, model.fingerprint, model.numerics)
+    trust = Trust(config.token, config.control, config.request, config.kv_key)
+    identity = Identity(config.instance, trust, model.fingerprint, model.numerics)
     transport = TcpTransport(identity, engine.handoff, config.transfer_timeout)
+    trust.changed = transport.keys_changed
     engine.transport = links.transport = transport
     engine.peer_address = links.address
     engine.handoff.admits_peer = links.admits
@@ -62,6 +65,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
         model,
         engine,
         links,
+        trust,
         generator,
         int(time.time()),
         lambda: generator.open_replies,

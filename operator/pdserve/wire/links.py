@@ -7,6 +7,9 @@ from typing import Any
 
 from pdserve.wire.bounds import MAX_REPORTED_VERSION, Fields
 
+MAX_CAPABILITY = 1000
+MAX_GRANT = 256
+
 
 @dataclass(frozen=True, slots=True)
 class LinkReport:
@@ -14,11 +17,15 @@ class LinkReport:
 
     `version` is the newest peer table this process was given (0: none yet); `up` the peers whose
     link this process has verified under it; `down` maps the others to the last error.
+    `credentials` is `wire.credentials.CAPABILITY` of engines that read grants, and `grant` the
+    revision of the newest one they took; 0 and empty from older engines.
     """
 
     version: int
     up: frozenset[str]
     down: dict[str, str]
+    credentials: int = 0
+    grant: str = ""
 
     @property
     def complete(self) -> bool:
@@ -27,7 +34,13 @@ class LinkReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
-        return {"version": self.version, "up": sorted(self.up), "down": dict(self.down)}
+        return {
+            "version": self.version,
+            "up": sorted(self.up),
+            "down": dict(self.down),
+            "credentials": self.credentials,
+            "grant": self.grant,
+        }
 
     @staticmethod
     def from_json(value: Any) -> LinkReport:
@@ -37,6 +50,8 @@ class LinkReport:
             report.integer("version", high=MAX_REPORTED_VERSION),
             frozenset(report.texts("up")),
             report.text_map("down"),
+            report.integer("credentials", 0, high=MAX_CAPABILITY),
+            report.text("grant", "", most=MAX_GRANT),
         )
 
 

@@ -19,6 +19,7 @@ from tests.support.engines import TOKEN, Client, EngineProcess, Group, until
 from tests.support.gateway_rig import PushSource, metric_values
 
 from pdserve.cli.load import Ask, poisson, run_load
+from pdserve.engines.credentials import Credential
 from pdserve.gateway.app import Gateway, Options
 from pdserve.wire import metrics as names
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable, Slo
@@ -66,7 +67,9 @@ async def world() -> AsyncIterator[World]:
     both = EngineProcess("both", ("--slots", "4"))
     started = [prefill, *decodes, both]
     source = PushSource()
-    gateway = Gateway(source, Options(token=TOKEN, drain_seconds=1.0), rng=random.Random(1))
+    gateway = Gateway(
+        source, Options(credential=Credential(TOKEN), drain_seconds=1.0), rng=random.Random(1)
+    )
     try:
         for engine in started:
             engine.start()

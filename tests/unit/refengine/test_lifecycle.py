@@ -12,10 +12,13 @@ from tests.support.engines import Client, EngineProcess, Group, fresh_host, unti
 
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.tcp import Identity, TcpTransport
+from pdserve.refengine.trust import Trust
 from pdserve.wire import http
 from pdserve.wire.peers import PeerTable
 
 PATH = "/v1/completions"
+UNGRANTED = {"credentials": 1, "grant": ""}
+"""In the report of an engine that was pushed a table alone."""
 BODY: dict[str, Any] = {
     "model": "reference",
     "prompt": list(range(5, 90)),
@@ -227,7 +230,7 @@ async def test_tables_and_readiness(client: Client, start: Any) -> None:
     early = await group.prefill(PATH, BODY)
     assert (early.status, early.headers[http.HEADER_REJECT]) == (503, http.REJECT_NOT_READY)
     assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 503
-    empty = {"version": 0, "up": [], "down": {}}
+    empty = {"version": 0, "up": [], "down": {}, **UNGRANTED}
     assert (await client.call("GET", prefill.url + http.PATH_LINKS)).body == empty
     # Only this side knows the table: the peer refuses, and the report says why.
     assert (await client.call("PUT", url, group.table(5).to_json())).status == 200
@@ -260,7 +263,7 @@ async def test_tables_and_readiness(client: Client, start: Any) -> None:
     # A table without the ghost forgets it.
     assert (await client.call("PUT", url, group.table(8).to_json())).status == 200
     report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
-    assert report == {"version": 8, "up": [decode.name], "down": {}}
+    assert report == {"version": 8, "up": [decode.name], "down": {}, **UNGRANTED}
 
 
 async def test_a_restarted_peer_is_linked_again(client: Client, start_group: Any) -> None:
@@ -320,7 +323,7 @@ async def test_corrupt_kv_is_never_used(client: Client, start: Any) -> None:
     info = (await client.call("GET", decode.url + http.PATH_INFO)).body
     rogue = EngineProcess("prefill", name="rogue", host=fresh_host())
     size = 3 * 32 * info["kvBytesPerToken"]
-    identity = Identity("rogue", rogue.token, info["fingerprint"], info["numerics"])
+    identity = Identity("rogue", Trust(rogue.token), info["fingerprint"], info["numerics"])
     transport = TcpTransport(identity, _Corrupting(size), 5)
     await transport.start(rogue.host, 5600)
     table = Group(client, [rogue], [decode]).table(1)

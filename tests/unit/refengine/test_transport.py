@@ -15,9 +15,10 @@ from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.protocol import Kind
 from pdserve.refengine.kv.tcp import Identity, TcpTransport
 from pdserve.refengine.kv.transport import PeerAddress, TransportError
+from pdserve.refengine.trust import Trust
 
-SENDER = Identity("p0", "secret", "model-1", "bits")
-RECEIVER = Identity("d0", "secret", "model-1", "bits")
+SENDER = Identity("p0", Trust("secret"), "model-1", "bits")
+RECEIVER = Identity("d0", Trust("secret"), "model-1", "bits")
 DATA = bytes(range(256)) * 1024
 
 
@@ -83,7 +84,7 @@ async def test_many_pulls_at_once() -> None:
 
 
 REFUSED: dict[str, tuple[Identity, str]] = {
-    "other secret": (dataclasses.replace(RECEIVER, token="guess"), "wrong token"),
+    "other secret": (dataclasses.replace(RECEIVER, keys=Trust("guess")), "wrong token"),
     "other model": (dataclasses.replace(RECEIVER, model="model-2"), "model model-1 here, model-2"),
     "stranger": (dataclasses.replace(RECEIVER, id="d9"), "d9 is no peer"),
 }
@@ -157,7 +158,7 @@ async def _welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     writer.write(protocol.encode(Kind.CHALLENGE, {"id": "p0", "nonce": "n"}))
     _, hello = await _read(reader)
     proof = protocol.mac(
-        "secret",
+        protocol.shared_proof("secret"),
         "server",
         server="p0",
         client="d0",
@@ -174,7 +175,7 @@ async def test_an_impostor_server_is_noticed() -> None:
         writer.write(protocol.encode(Kind.WELCOME, {"numerics": "bits", "mac": "00"}))
 
     transport = TcpTransport(RECEIVER, Store(), 5)
-    with pytest.raises(TransportError, match="does not know the service's token"):
+    with pytest.raises(TransportError, match="does not know the key"):
         await transport.link(await raw_server(talk))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,10 @@ from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.links import Links, StaleTableError
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
+from pdserve.refengine.trust import Trust
 from pdserve.wire import http
 from pdserve.wire.bounds import WireError, parse_json
+from pdserve.wire.credentials import CAPABILITY, MAX_PUSH, Grant
 from pdserve.wire.links import DrainReport
 from pdserve.wire.peers import PeerTable
 
@@ -36,6 +38,7 @@ class Routes:
     model: LoadedModel
     engine: Engine
     links: Links
+    trust: Trust
     generator: Generator
     started: int
     streams: Callable[[], int]
@@ -51,10 +54,10 @@ class Routes:
             http.PATH_READY: {"GET": self._ready},
             http.PATH_METRICS: {"GET": self._metrics},
             http.PATH_INFO: {"GET": self._info},
-            http.PATH_PEERS: {"PUT": self._owner_only(self._peers)},
-            http.PATH_LINKS: {"GET": self._owner_only(self._links)},
-            http.PATH_DRAIN: {"POST": self._owner_only(self._drain)},
-            http.PATH_RELEASE: {"POST": self._owner_only(self._release)},
+            http.PATH_PEERS: {"PUT": self._peers},
+            http.PATH_LINKS: {"GET": self._links},
+            http.PATH_DRAIN: {"POST": self._drain},
+            http.PATH_RELEASE: {"POST": self._release},
         }
 
     def __call__(self, request: Request, responder: Responder) -> None:
@@ -70,20 +73,12 @@ class Routes:
             raise ApiError(405, f"{request.path} takes {allowed}, not {request.method}")
         handler(request, responder)
 
-    def _owner_only(self, handler: Handler) -> Handler:
-        def checked(request: Request, responder: Responder) -> None:
-            given = request.header("authorization") or ""
-            expected = f"Bearer {self.config.token}"
-            if self.config.token and not hmac.compare_digest(given.encode(), expected.encode()):
-                raise ApiError(401, "the service's bearer token is required", code="unauthorized")
-            handler(request, responder)
-
-        return checked
-
     def _completions(self, request: Request, responder: Responder) -> None:
+        self.trust.check_generation(_authorization(request))
         self.generator.handle("completion", request, responder)
 
     def _chat(self, request: Request, responder: Responder) -> None:
+        self.trust.check_generation(_authorization(request))
         self.generator.handle("chat", request, responder)
 
     def _model_card(self) -> dict[str, Any]:
@@ -147,10 +142,15 @@ class Routes:
         )
 
     def _peers(self, request: Request, responder: Responder) -> None:
+        sender = self.trust.controls(_authorization(request))
         try:
-            table = PeerTable.from_json(parse_json(request.body))
+            value = parse_json(request.body, max_bytes=MAX_PUSH)
+            table = PeerTable.from_json(value)
+            given = value.get("credentials")
+            grant = None if given is None else Grant.from_json(given)
         except WireError as error:
             raise ApiError(400, str(error), code="bad_table") from error
+        self.trust.take(grant, sender)
         try:
             self.links.accept(table)
         except StaleTableError as error:
@@ -159,20 +159,30 @@ class Routes:
         responder.send_json(200, {"version": table.version})
 
     def _links(self, request: Request, responder: Responder) -> None:
-        responder.send_json(200, self.links.report().to_json())
+        self.trust.controls(_authorization(request))
+        report = dataclasses.replace(
+            self.links.report(), credentials=CAPABILITY, grant=self.trust.revision
+        )
+        responder.send_json(200, report.to_json())
 
     def _drain(self, request: Request, responder: Responder) -> None:
+        self.trust.controls(_authorization(request))
         self.engine.draining = True
         report = DrainReport(self.engine.executing, len(self.engine.handoff), self.streams())
         responder.send_json(200, report.to_json())
 
     def _release(self, request: Request, responder: Responder) -> None:
+        self.trust.check_release(_authorization(request))
         body = _json(request)
         request_id = body.get("request_id") if isinstance(body, dict) else None
         if not isinstance(request_id, str):
             raise ApiError(400, "request_id: a string is required", param="request_id")
         self.engine.release(request_id)
         responder.send(204, b"", self.generator.headers())
+
+
+def _authorization(request: Request) -> str:
+    return request.header("authorization") or ""
 
 
 def _json(request: Request) -> Any:

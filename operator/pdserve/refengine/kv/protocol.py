@@ -1,13 +1,16 @@
 """Frames of the tcp transport and their authentication; pure, no sockets.
 
 A frame is `PDKV`, version, kind, a 4-byte big-endian length and that much JSON. Handshake
-(client C opens, server S answers; both prove the service's token without sending it):
+(client C opens, server S answers; both prove one key without sending it):
 
     S -> C  CHALLENGE {id, nonce}
-    C -> S  HELLO     {id, to, nonce, model, numerics, mac}
+    C -> S  HELLO     {id, to, nonce, model, numerics, mac, key?}
     S -> C  WELCOME   {model, numerics, mac}        or  REFUSED {reason}, then S closes
 
-    mac = HMAC-SHA256(token, side | version | S.id | C.id | S.nonce | C.nonce | model)
+    mac = HMAC-SHA256(key, side | scheme | S.id | C.id | S.nonce | C.nonce | model)
+
+The key is the pair key of S and C (scheme `pair`; HELLO names it by its fingerprint in `key`), or
+the token that all instances of the service share (scheme `1`, engines of older versions).
 
 Then, any number of times:  C PING -> S PONG;  C PULL {request} -> S KV {tokens, bytes, crc} and
 the payload, or MISSING {reason};  C DONE {request} after checking it -> S frees it.
@@ -19,11 +22,13 @@ import enum
 import hashlib
 import hmac
 import struct
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import orjson
 
 from pdserve.refengine.kv.transport import TransportError
+from pdserve.wire.credentials import fingerprint
 
 VERSION = 1
 MAX_FRAME = 16 << 10
@@ -78,13 +83,31 @@ def decode(buffer: memoryview) -> tuple[Kind, dict[str, Any], int] | None:
         raise TransportError(f"malformed KV frame: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What an end of a connection proves to know."""
+
+    key: str = field(repr=False)
+    scheme: Literal["pair", "1"] = "pair"
+
+    @property
+    def name(self) -> str | None:
+        """Field `key` of HELLO; None where the scheme names none."""
+        return fingerprint(self.key) if self.scheme == "pair" else None
+
+
+def shared_proof(token: str) -> Proof:
+    """The proof of older engines: the token of all instances of the service."""
+    return Proof(token, "1")
+
+
 def mac(
-    token: str, side: str, *, server: str, client: str, nonces: tuple[str, str], model: str
+    proof: Proof, side: str, *, server: str, client: str, nonces: tuple[str, str], model: str
 ) -> str:
-    """Proof that `side` ("client" or "server") knows the token, for this one handshake."""
-    parts = (side, str(VERSION), server, client, *nonces, model)
+    """What `side` ("client" or "server") sends as its proof, for this one handshake."""
+    parts = (side, proof.scheme, server, client, *nonces, model)
     message = "\x00".join(parts).encode()
-    return hmac.new(token.encode(), message, hashlib.sha256).hexdigest()
+    return hmac.new(proof.key.encode(), message, hashlib.sha256).hexdigest()
 
 
 def same(expected: str, given: object) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.frames import FrameConnection, Landing
-from pdserve.refengine.kv.protocol import Kind
-from pdserve.refengine.kv.transport import Exporter, Link, PeerAddress, TransportError
+from pdserve.refengine.kv.protocol import Kind, Proof
+from pdserve.refengine.kv.transport import Exporter, Keyring, Link, PeerAddress, TransportError
 
 HANDSHAKE_SECONDS = 3.0
 PING_SECONDS = 2.0
@@ -29,7 +29,7 @@ class Identity:
     """Who this process is in handshakes; only equal `model` fingerprints may exchange KV."""
 
     id: str
-    token: str
+    keys: Keyring
     model: str
     numerics: str
 
@@ -40,6 +40,7 @@ class _Server(FrameConnection):
         self._me, self._exporter, self._all = me, exporter, all_open
         self._nonce = secrets.token_hex(16)
         self._peer: str | None = None
+        self._proof: Proof | None = None
         self._sending: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,6 +65,13 @@ class _Server(FrameConnection):
         else:
             raise TransportError(f"unexpected {kind.name}")
 
+    def keys_changed(self) -> None:
+        """Drop a connection whose key counts no more; one that sends is left to its end."""
+        if self._peer is None or self._sending is not None:
+            return
+        if self._proof not in self._me.keys.proofs_from(self._peer):
+            self.abort()
+
     def landed(self, landing: Landing) -> None:
         raise TransportError("payload sent to a server")
 
@@ -80,7 +88,12 @@ class _Server(FrameConnection):
 
     def _hello(self, body: dict[str, Any]) -> None:
         peer, nonce, model = (str(body.get(k)) for k in ("id", "nonce", "model"))
-        if not protocol.same(self._proof("client", peer, nonce, model), body.get("mac")):
+        proof = next(
+            (p for p in self._me.keys.proofs_from(peer) if p.name == body.get("key")), None
+        )
+        if proof is None:
+            self._refuse(f"no such key of {peer!r} is known to {self._me.id}")
+        elif not protocol.same(self._mac(proof, "client", peer, nonce, model), body.get("mac")):
             self._refuse("wrong token")
         elif body.get("to") != self._me.id:
             self._refuse(f"this is {self._me.id}, not {body.get('to')}")
@@ -89,16 +102,16 @@ class _Server(FrameConnection):
         elif (reason := self._exporter.admits(peer)) is not None:
             self._refuse(reason)
         else:
-            self._peer = peer
-            proof = self._proof("server", peer, nonce, model)
+            self._peer, self._proof = peer, proof
+            answer = self._mac(proof, "server", peer, nonce, model)
             self.send(
                 Kind.WELCOME,
-                {"model": self._me.model, "numerics": self._me.numerics, "mac": proof},
+                {"model": self._me.model, "numerics": self._me.numerics, "mac": answer},
             )
 
-    def _proof(self, side: str, peer: str, nonce: str, model: str) -> str:
+    def _mac(self, proof: Proof, side: str, peer: str, nonce: str, model: str) -> str:
         return protocol.mac(
-            self._me.token,
+            proof,
             side,
             server=self._me.id,
             client=peer,
@@ -112,6 +125,13 @@ class _Server(FrameConnection):
             self.transport.close()
 
     def _pull(self, request: str, peer: str) -> None:
+        refusal = self._exporter.admits(peer)
+        if refusal is None and self._proof not in self._me.keys.proofs_from(peer):
+            refusal = f"the key that {peer} proved counts no more"
+        if refusal is not None:
+            # It left the table, or keys were rotated, since its handshake.
+            self.send(Kind.MISSING, {"reason": refusal})
+            return
         payload = self._exporter.export(request, peer)
         if payload is None:
             self.send(Kind.MISSING, {"reason": f"no KV held for request {request!r}"})
@@ -135,6 +155,7 @@ class _Client(FrameConnection):
         self._asked: tuple[int, Sequence[memoryview]] | None = None
         self._checksum = self._size = 0
         self._nonces = ("", secrets.token_hex(16))
+        self._proof: Proof | None = None
         self.numerics = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -169,8 +190,9 @@ class _Client(FrameConnection):
 
     @property
     def usable(self) -> bool:
-        """Neither lost nor in the middle of something."""
-        return self._answer is None and not self._gone.done()
+        """Neither lost, nor in the middle of something, nor verified by a key of yesterday."""
+        idle = self._answer is None and not self._gone.done()
+        return idle and self._proof == self._me.keys.proof_to(self._address.id)
 
     async def answer(self) -> int:
         """Wait for what was asked last; a failed or interrupted wait ruins the connection."""
@@ -188,7 +210,7 @@ class _Client(FrameConnection):
 
     def ask(self, kind: Kind, body: dict[str, Any] | None = None) -> None:
         """Send a question whose answer `answer` returns."""
-        if not self.usable:
+        if self._answer is not None or self._gone.done():
             raise TransportError(f"{self._address.id}: connection is gone")
         self._answer = asyncio.get_running_loop().create_future()
         self.send(kind, body)
@@ -228,29 +250,33 @@ class _Client(FrameConnection):
                 f"{self._address.host}:{self._address.port} is {body.get('id')}, "
                 f"not {self._address.id}"
             )
-        self._nonces = (str(body.get("nonce")), self._nonces[1])
         me = self._me
-        self.send(
-            Kind.HELLO,
-            {
-                "id": me.id,
-                "to": self._address.id,
-                "nonce": self._nonces[1],
-                "model": me.model,
-                "numerics": me.numerics,
-                "mac": self._proof("client"),
-            },
-        )
+        proof = self._proof = me.keys.proof_to(self._address.id)
+        if proof is None:
+            raise TransportError(f"no key for {self._address.id} is known here")
+        self._nonces = (str(body.get("nonce")), self._nonces[1])
+        hello = {
+            "id": me.id,
+            "to": self._address.id,
+            "nonce": self._nonces[1],
+            "model": me.model,
+            "numerics": me.numerics,
+            "mac": self._mac(proof, "client"),
+        }
+        if proof.name is not None:
+            hello["key"] = proof.name
+        self.send(Kind.HELLO, hello)
 
     def _welcomed(self, body: dict[str, Any]) -> None:
-        if not protocol.same(self._proof("server"), body.get("mac")):
-            raise TransportError(f"{self._address.id} does not know the service's token")
+        proof = self._proof
+        if proof is None or not protocol.same(self._mac(proof, "server"), body.get("mac")):
+            raise TransportError(f"{self._address.id} does not know the key")
         self.numerics = str(body.get("numerics"))
         self._done(0)
 
-    def _proof(self, side: str) -> str:
+    def _mac(self, proof: Proof, side: str) -> str:
         return protocol.mac(
-            self._me.token,
+            proof,
             side,
             server=self._address.id,
             client=self._me.id,
@@ -317,6 +343,17 @@ class TcpTransport:
             client.close()
         return size
 
+    def keys_changed(self) -> None:
+        """Drop kept connections whose key is not the one to use, or not accepted, any more."""
+        for peer, clients in self._idle.items():
+            fresh = [client for client in clients if client.usable]
+            for client in clients:
+                if client not in fresh:
+                    client.close()
+            self._idle[peer] = fresh
+        for connection in tuple(self._accepted):
+            connection.keys_changed()
+
     async def stop(self) -> None:
         """Close everything."""
         for clients in self._idle.values():
@@ -343,7 +380,11 @@ class TcpTransport:
                 _, client = await loop.create_connection(
                     lambda: _Client(self._me, peer), peer.host, peer.port
                 )
-                await client.answer()
+                try:
+                    await client.answer()
+                except TransportError:
+                    self._me.keys.pair_refused(peer.id)
+                    raise
                 return client
         except TimeoutError as error:
             raise TransportError(f"{peer.id}: no handshake in {HANDSHAKE_SECONDS:g} s") from error

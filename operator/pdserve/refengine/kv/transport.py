@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pdserve.refengine.kv.protocol import Proof
 
 from pdserve.refengine.kv.payload import Payload
 
@@ -33,6 +36,19 @@ class PeerAddress:
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise TransportError(f"transfer address {transfer!r} of {peer} is not host:port")
         return PeerAddress(peer, host.strip("[]"), int(port))
+
+
+class Keyring(Protocol):
+    """The keys of handshakes, as the transport sees them; they may change at any time."""
+
+    def proof_to(self, peer: str) -> Proof | None:
+        """How to prove this instance to a peer; None where no key is known."""
+
+    def proofs_from(self, peer: str) -> tuple[Proof, ...]:
+        """What a connecting peer may prove; empty for one that nothing is known of."""
+
+    def pair_refused(self, peer: str) -> None:
+        """A handshake with `peer` failed."""
 
 
 class Exporter(Protocol):

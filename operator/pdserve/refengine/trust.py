@@ -1,0 +1,142 @@
+"""Whom this instance believes: control, requests, and the other ends of KV connections.
+
+Starts from the process's own credentials (`EngineConfig`); each push of a peer table may carry a
+grant that adds to them (`wire.credentials`). A table without a grant that was pushed with the
+shared token comes from an operator of an older version: the instance is then `relaxed`, it
+behaves as the engines of that version. Neighbours: `api.routes` asks for every request,
+`kv.tcp` for every handshake; docs/decisions/020 gives the reasons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from pdserve.engines.credentials import Credential
+from pdserve.http.errors import ApiError
+from pdserve.refengine.kv.protocol import Proof, shared_proof
+from pdserve.wire.credentials import Grant, PeerGrant, accepted, digest
+
+Sender = Literal["control", "shared"]
+
+
+class Trust:
+    """The credentials that count now."""
+
+    def __init__(
+        self,
+        shared: str,
+        control: Credential | None = None,
+        request: Credential | None = None,
+        kv_key: str = "",
+    ) -> None:
+        """`shared` is PDSERVE_TOKEN; `kv_key` stands for it between instances where given."""
+        control, request = control or Credential(), request or Credential()
+        self._control, self._request = control, request
+        self._shared = frozenset((digest(shared),)) if shared else frozenset()
+        self._kv = kv_key or shared
+        self._open = not shared and not control.configured and not request.configured
+        self._grant: Grant | None = None
+        self._peers: dict[str, PeerGrant] = {}
+        self._relaxed = False
+        self._pair_refused: set[str] = set()
+        self.changed: Callable[[], None] = lambda: None
+        """Called after every change of the keys."""
+
+    @property
+    def revision(self) -> str:
+        """Of the newest grant; empty before the first, and after an old operator took over."""
+        return "" if self._grant is None or self._relaxed else self._grant.revision
+
+    # --- changes ---------------------------------------------------------------------------
+
+    def take(self, grant: Grant | None, sender: Sender) -> None:
+        """What a push of a peer table by `sender` says about credentials."""
+        if grant is None:
+            # A control credential is a new operator's: it alone cannot bring the old ways back.
+            self._relaxed = self._relaxed or (sender == "shared" and self._grant is not None)
+            return
+        self._peers = {
+            name: dataclasses.replace(peer, legacy=self._legacy(name))
+            if peer.legacy is None
+            else peer
+            for name, peer in grant.peers.items()
+        }
+        self._grant = grant
+        self._relaxed = False
+        self._pair_refused.clear()
+        self.changed()
+
+    def pair_refused(self, peer: str) -> None:
+        """A handshake with `peer` failed: it may have started anew without its pair keys."""
+        if self._relaxed:
+            self._pair_refused.add(peer)
+
+    # --- requests --------------------------------------------------------------------------
+
+    def controls(self, authorization: str) -> Sender:
+        """Who sends a control request; raises ApiError 401."""
+        if self._open:
+            return "control"
+        granted = () if self._grant is None else self._grant.control
+        if accepted(authorization, (*self._control.digests, *granted)):
+            return "control"
+        if self._shared_counts and accepted(authorization, self._shared):
+            return "shared"
+        raise _refusal("the operator's control credential is required")
+
+    def check_generation(self, authorization: str) -> None:
+        """Raise ApiError 401 unless the sender may generate here."""
+        if self._needs_request and not accepted(authorization, self._requests):
+            raise _refusal("a gateway's request credential is required")
+
+    def check_release(self, authorization: str) -> None:
+        """Raise ApiError 401 unless the sender may release KV here."""
+        shared = self._shared if self._shared_counts else ()
+        if not self._open and not accepted(authorization, (*self._requests, *shared)):
+            raise _refusal("a gateway's request credential is required")
+
+    @property
+    def _requests(self) -> tuple[str, ...]:
+        granted = () if self._grant is None else self._grant.request
+        return (*self._request.digests, *granted)
+
+    @property
+    def _needs_request(self) -> bool:
+        if self._relaxed:
+            return False
+        return self._request.configured if self._grant is None else self._grant.required
+
+    @property
+    def _shared_counts(self) -> bool:
+        return self._grant is None or self._grant.shared_token
+
+    # --- KV connections ----------------------------------------------------------------------
+
+    def proof_to(self, peer: str) -> Proof | None:
+        """How to prove this instance to a peer; None where no key is known."""
+        known = self._peers.get(peer)
+        usable = known is not None and not known.legacy and peer not in self._pair_refused
+        if known is not None and usable:
+            return Proof(known.keys[0])
+        return shared_proof(self._kv) if self._shared_for(peer) else None
+
+    def proofs_from(self, peer: str) -> tuple[Proof, ...]:
+        """What a connecting peer may prove; empty for one that nothing is known of."""
+        known = self._peers.get(peer)
+        pairs = () if known is None else tuple(Proof(key) for key in known.keys)
+        return (*pairs, shared_proof(self._kv)) if self._shared_for(peer) else pairs
+
+    def _shared_for(self, peer: str) -> bool:
+        if not self._kv or not self._shared_counts:
+            return False
+        return self._grant is None or self._relaxed or self._legacy(peer)
+
+    def _legacy(self, peer: str) -> bool:
+        known = self._peers.get(peer)
+        return known is not None and bool(known.legacy)
+
+
+def _refusal(message: str) -> ApiError:
+    return ApiError(401, message, code="unauthorized")
