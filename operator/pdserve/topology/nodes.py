@@ -7,6 +7,7 @@ CPU and memory remain the scheduler's business, which still checks them when it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,11 +16,11 @@ from typing import Any
 from pdserve.wire import names
 from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json, shown
 from pdserve.wire.peers import MAX_DEVICE, Device, device_of
+from pdserve.wire.quantity import QuantityError, quantity
 
 MAX_DEVICES = 1024
 """Devices that one node's annotations may name."""
 TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
-_SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -228,9 +229,13 @@ def _extended(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict
         if not is_extended(resource):
             continue
         try:
-            found[resource] = count_of(value)
-        except ValueError:
-            problems.append(f"{resource}: {value!r} is not a whole number of devices")
+            amount = quantity(value)
+        except QuantityError as error:
+            problems.append(f"{resource}: {error}")
+            continue
+        found[resource] = max(0, math.floor(amount))
+        if amount != found[resource]:
+            problems.append(f"{resource}: {shown(value)} is not a whole number of devices")
     return found
 
 
@@ -241,12 +246,14 @@ def is_extended(resource: str) -> bool:
 
 
 def count_of(value: Any) -> int:
-    """A whole-number Kubernetes quantity (`8`, `"8"`, `"1k"`); raises ValueError for others."""
-    text = str(value)
-    for suffix in ("Ki", "Mi", "Gi", "k", "M", "G"):
-        if text.endswith(suffix):
-            return int(text.removesuffix(suffix)) * _SUFFIXES[suffix]
-    return int(text)
+    """Devices that a pod's quantity takes: a part of one is one (as Kubernetes rounds).
+
+    0 for what is not a quantity or is negative: nothing can be counted, and no scheduler binds it.
+    """
+    try:
+        return max(0, math.ceil(quantity(value)))
+    except QuantityError:
+        return 0
 
 
 def _requests(container: Mapping[str, Any]) -> dict[str, int]:

@@ -130,6 +130,33 @@ def test_a_bad_annotation_is_reported_not_raised(annotation: str, text: str, say
     assert view.free(RESOURCE) == 8
 
 
+@pytest.mark.parametrize(
+    ("stated", "held", "offered"),
+    [
+        ("1e3", 1000, 1000), ("1k", 1000, 1000), ("1T", 10**12, 10**12), ("1Ti", 2**40, 2**40),
+        ("4E0", 4, 4), ("8000m", 8, 8), (8, 8, 8), (8.0, 8, 8), ("1e999", 2**63 - 1, 2**63 - 1),
+        # A part of a device is a whole one to its pod, and none to whoever may be given it.
+        ("1500m", 2, 1), ("0.5", 1, 0), ("1u", 1, 0), ("1n", 1, 0),
+        ("-3", 0, 0), ("nonsense", 0, 0), ("", 0, 0), (None, 0, 0), ([8], 0, 0), ({}, 0, 0),
+        (True, 0, 0), ("9" * 5000, 0, 0), ("1e" + "9" * 50, 0, 0),
+    ],
+)  # fmt: skip
+def test_any_quantity_is_counted_or_skipped(stated: Any, held: int, offered: int) -> None:
+    pod = raw_pod(1)
+    pod["spec"]["containers"] = [
+        {"resources": {"limits": {"example.com/x": stated, RESOURCE: "2"}}},
+        {"resources": {"requests": {"example.com/x": stated}}},
+    ]
+    assert pod_devices(pod).get("example.com/x", 0) == 2 * held
+    assert pod_devices(pod)[RESOURCE] == 2
+    amounts = {"example.com/x": stated, RESOURCE: "8"}
+    view = node_view(raw_node(status__capacity=amounts, status__allocatable=amounts), [pod])
+    assert view.allocatable.get("example.com/x", 0) == offered
+    assert view.free(RESOURCE) == 6
+    assert all("example.com/x" in problem and len(problem) < 200 for problem in view.problems)
+    assert bool(view.problems) == (held != offered or offered == 0)
+
+
 def test_sidecars_and_init_containers_count_as_kubernetes_counts_them() -> None:
     def container(count: int, **more: Any) -> dict[str, Any]:
         return {"resources": {"requests": {RESOURCE: count}}, **more}

@@ -8,11 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdserve.kube.resource import Object
+from pdserve.wire.quantity import QuantityError, quantity
 
-_SUFFIXES = {
-    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
-    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40,
-}  # fmt: skip
 _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 
 
@@ -56,20 +53,15 @@ def resource_value(
     if kind not in ("limits", "requests"):
         raise FieldError(f"resourceFieldRef.resource: {ref['resource']!r}")
     given = (container.get("resources") or {}).get(kind) or {}
-    quantity = given.get(name)
-    if quantity is None:
-        quantity = "0" if kind == "requests" else allocatable.get(name, "0")
-    divisor = parse_quantity(str(ref.get("divisor") or "1")) or 1.0
+    stated = given.get(name)
+    if stated is None:
+        stated = "0" if kind == "requests" else allocatable.get(name, "0")
+    try:
+        amount, divisor = quantity(stated), quantity(ref.get("divisor") or "1")
+    except QuantityError as error:
+        raise FieldError(f"resourceFieldRef.resource {ref['resource']}: {error}") from error
     # The kubelet rounds up, so that half a core still counts as one.
-    return str(math.ceil(parse_quantity(str(quantity)) / divisor - 1e-9))
-
-
-def parse_quantity(text: str) -> float:
-    """A Kubernetes quantity as a number; raises FieldError."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([a-zA-Z]*)", text)
-    if match is None or match[2] not in _SUFFIXES:
-        raise FieldError(f"{text!r} is not a quantity")
-    return float(match[1]) * _SUFFIXES[match[2]]
+    return str(math.ceil(amount / (divisor or 1)))
 
 
 def _quoted(value: str) -> str:
