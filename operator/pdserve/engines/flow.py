@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import Any, Literal, Protocol
 
 Endpoint = Literal["chat", "completions"]
+MAX_TOKENS = 1 << 31
+"""More than any context has: a larger count is nonsense."""
 
 
 class FlowError(ValueError):
@@ -69,5 +72,17 @@ class EngineFlow(Protocol):
     def finished_reply(
         self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome
     ) -> FinishedReply:
-        """What the client gets when `outcome.finished`."""
+        """What the client gets when `outcome.finished`; raises FlowError."""
         ...
+
+
+def token_count(value: Any) -> int:
+    """A count from an engine's `usage` (0 when absent).
+
+    Raises ValueError: not a whole number of tokens that an engine can have seen or made.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKENS:
+        raise ValueError(f"a count of tokens is {shown(value)}")
+    return value

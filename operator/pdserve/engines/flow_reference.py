@@ -8,13 +8,17 @@ vLLM 0.32 NixlConnector. Neighbours: `flow` (the protocol); where it stops: no I
 from __future__ import annotations
 
 from collections.abc import Mapping
+from reprlib import repr as shown
 from typing import Any, Literal
 
 import orjson
 
-from pdserve.engines.flow import Endpoint, FinishedReply, FlowError, PrefillOutcome
+from pdserve.engines.flow import Endpoint, FinishedReply, FlowError, PrefillOutcome, token_count
+from pdserve.wire.bounds import parse_json
 from pdserve.wire.http import PARAM_KV
 
+MAX_REPLY = 64 << 20
+"""Bytes of a prefill's reply; logprobs of a long prompt are large."""
 _KEEP_KV: dict[str, Any] = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -47,19 +51,21 @@ class ReferenceFlow:
     def read_prefill(self, body: Mapping[str, Any], reply: bytes) -> PrefillOutcome:
         """See `EngineFlow.read_prefill`."""
         try:
-            value = orjson.loads(reply)
+            value = parse_json(reply, max_bytes=MAX_REPLY)
             choice = value["choices"][0]
             usage = value.get("usage") or {}
             details = usage.get("prompt_tokens_details") or {}
             kv = value.get(PARAM_KV)
             ended = choice.get("finish_reason") not in (None, "length")
-            prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            cached_tokens = int(details.get("cached_tokens") or 0)
+            prompt_tokens = token_count(usage.get("prompt_tokens"))
+            cached_tokens = token_count(details.get("cached_tokens"))
             release_id = None if kv is None else kv.get("remote_request_id")
-        except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
         except AttributeError as error:
             raise FlowError(f"prefill reply: a value has the wrong type: {error}") from error
+        if not isinstance(release_id, str | None):
+            raise FlowError(f"prefill reply: remote_request_id is {shown(release_id)}, not text")
         finished = ended or token_limit(body) == 1
         if kv is None and not finished:
             raise FlowError(f"prefill reply: no {PARAM_KV}, and the request is not finished")
@@ -78,12 +84,15 @@ class ReferenceFlow:
     ) -> FinishedReply:
         """The prefill's own completion, without its P/D parameters, in the client's form."""
         value = {k: v for k, v in outcome.reply.items() if k != PARAM_KV}
-        tokens = int((value.get("usage") or {}).get("completion_tokens") or 1)
-        if not body.get("stream"):
-            return FinishedReply(orjson.dumps(value), "application/json", tokens)
-        options = body.get("stream_options") or {}
-        chunks = _chunks(endpoint, value, bool(options.get("include_usage")))
-        stream = b"".join(b"data: " + orjson.dumps(c) + b"\n\n" for c in chunks)
+        try:
+            tokens = token_count((value.get("usage") or {}).get("completion_tokens")) or 1
+            if not body.get("stream"):
+                return FinishedReply(orjson.dumps(value), "application/json", tokens)
+            options = body.get("stream_options") or {}
+            chunks = _chunks(endpoint, value, bool(options.get("include_usage")))
+            stream = b"".join(b"data: " + orjson.dumps(c) + b"\n\n" for c in chunks)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
         return FinishedReply(stream + b"data: [DONE]\n\n", "text/event-stream", tokens)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from pdserve.engines.credentials import Credential, authorization
-from pdserve.engines.flow import Endpoint, EngineFlow, PrefillOutcome
+from pdserve.engines.flow import Endpoint, EngineFlow, FinishedReply, PrefillOutcome
 from pdserve.forwarding.deadline import PromptSize, admission_deadline, prompt_size
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
@@ -93,6 +93,10 @@ class Held:
 
     leg: Leg
     outcome: PrefillOutcome
+    final: FinishedReply | None
+    """The client's answer when token 1 ended the request."""
+    decode_body: bytes
+    """Body of the decode leg, if there is one."""
     release_id: str
     at: float
 
@@ -112,6 +116,8 @@ class Context:
         self.size: PromptSize = prompt_size(job.body)
         self.predicted = 0.0
         """Expected T_p in seconds; 0 when the route table cannot say."""
+        self.ticket: Ticket | None = None
+        """Its place in the waiting room; `close` gives it up however the request ends."""
         self.held: Held | None = None
         self.rescued = False
         """A fault already gave this request its deadlines anew."""
@@ -164,6 +170,8 @@ class Context:
 
     def close(self) -> None:
         """The request is over: whatever it still has anywhere is given back."""
+        if self.ticket is not None:
+            self.lane.withdraw(self.ticket)
         for leg in self._legs:
             leg.close()
         self.release()

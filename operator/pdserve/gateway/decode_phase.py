@@ -27,7 +27,6 @@ class DecodePhase:
     def __init__(self, context: Context, held: Held) -> None:
         self._c = c = context
         self._held = held
-        self._body = c.flow.decode_body(c.job.body, held.outcome)
         slo = c.lane.scenario.slo
         due = handoff_deadline(c.timeline.arrived, slo.ttft, slo.handoff, held.at)
         self._lease_end = held.at + c.flow.lease_seconds - LEASE_MARGIN
@@ -53,7 +52,11 @@ class DecodePhase:
             pulled = asyncio.get_running_loop().call_later(slo.handoff, self._held.leg.close)
             try:
                 exchange = await c.post(
-                    leg, self._body, self._held.release_id, self._walk.deadline, patience
+                    leg,
+                    self._held.decode_body,
+                    self._held.release_id,
+                    self._walk.deadline,
+                    patience,
                 )
             except UpstreamError as error:
                 leg.failed(error.kind)

@@ -6,27 +6,33 @@ business, whose 4xx answers are passed on unchanged. Raises `ApiError` (400).
 
 from __future__ import annotations
 
+from reprlib import repr as shown
 from typing import Any
-
-import orjson
 
 from pdserve.engines.flow import Endpoint
 from pdserve.gateway.errors import invalid
 from pdserve.http.errors import ApiError
+from pdserve.wire.bounds import WireError, parse_json
+from pdserve.wire.http import PATH_CHAT, PATH_COMPLETIONS
 
 MAX_OUTPUT_TOKENS = 1 << 24
+MAX_DEPTH = 64
+"""Lists and objects inside one another: JSON schemas of tools are the deepest honest ones."""
 
 
 def parse_body(endpoint: Endpoint, raw: bytes) -> dict[str, Any]:
     """The body as a dict that both legs can be made from."""
     try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
+        body = parse_json(raw, max_bytes=len(raw), max_depth=MAX_DEPTH)
+    except WireError as error:
+        raise ApiError(400, f"the body cannot be read: {error}", code="invalid_json") from error
     if not isinstance(body, dict):
         raise invalid(None, f"the body must be a JSON object, not {type(body).__name__}")
     if not isinstance(body.get("model"), str) or not body["model"]:
-        raise invalid("model", f"model must be a non-empty string, not {body.get('model')!r}")
+        raise invalid("model", f"model must be a non-empty string, not {shown(body.get('model'))}")
+    other, belongs = ("prompt", PATH_COMPLETIONS) if endpoint == "chat" else ("messages", PATH_CHAT)
+    if body.get(other) is not None:
+        raise invalid(other, f"{other} belongs to {belongs}")
     if endpoint == "chat":
         _check_messages(body.get("messages"))
     else:
@@ -44,7 +50,7 @@ def _check_messages(messages: Any) -> None:
     for position, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise invalid(
-                f"messages[{position}]", f"must be an object with a role, not {message!r:.80}"
+                f"messages[{position}]", f"must be an object with a role, not {shown(message)}"
             )
 
 
@@ -58,14 +64,16 @@ def _check_prompt(prompt: Any) -> None:
     if len(prompt) > 1:
         raise invalid("prompt", f"one prompt per request, not {len(prompt)}: send them apart")
     if not isinstance(prompt[0], (str, list)):
-        raise invalid("prompt", f"must hold a string or token ids, not {prompt[0]!r:.80}")
+        raise invalid("prompt", f"must hold a string or token ids, not {shown(prompt[0])}")
 
 
 def _check_counts(body: dict[str, Any]) -> None:
     for name in ("n", "best_of"):
         value = body.get(name)
         if value is not None and (value != 1 or isinstance(value, bool)):
-            raise invalid(name, f"{name}={value!r:.80}: one choice per request (its KV moves once)")
+            raise invalid(
+                name, f"{name}={shown(value)}: one choice per request (its KV moves once)"
+            )
     for name in ("max_tokens", "max_completion_tokens"):
         value = body.get(name)
         if value is None:
@@ -75,20 +83,23 @@ def _check_counts(body: dict[str, Any]) -> None:
             or not isinstance(value, int)
             or not (1 <= value <= MAX_OUTPUT_TOKENS)
         ):
-            raise invalid(name, f"{name} must be an integer >= 1, not {value!r:.80}")
-    value = body.get("min_tokens")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise invalid("min_tokens", f"min_tokens must be an integer >= 0, not {value!r:.80}")
+            raise invalid(name, f"{name} must be an integer >= 1, not {shown(value)}")
+    value = body.get("min_tokens", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise invalid("min_tokens", f"min_tokens must be an integer >= 0, not {shown(value)}")
 
 
 def _check_stream(body: dict[str, Any]) -> None:
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
-        raise invalid("stream", f"stream must be true or false, not {stream!r:.80}")
+        raise invalid("stream", f"stream must be true or false, not {shown(stream)}")
     options = body.get("stream_options")
     if options is None:
         return
     if not isinstance(options, dict):
-        raise invalid("stream_options", f"must be an object, not {options!r:.80}")
+        raise invalid("stream_options", f"must be an object, not {shown(options)}")
+    for name, value in options.items():
+        if not isinstance(value, bool | None):
+            raise invalid(f"stream_options.{name:.80}", f"must be true or false: {shown(value)}")
     if not stream:
         raise invalid("stream_options", "stream_options is only allowed with stream: true")

@@ -87,8 +87,12 @@ class Lane:
             raise
         finally:
             self._waiters.pop(ticket, None)
-            self.dispatcher.withdraw(ticket)
-            self.metrics.waiting(self.dispatcher.waiting)
+            self.withdraw(ticket)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """The request is over; harmless when its ticket has left the room already."""
+        self.dispatcher.withdraw(ticket)
+        self.metrics.waiting(self.dispatcher.waiting)
 
     async def changed(self, until: float) -> None:
         """Return when something here changed, at the latest at `until`."""
@@ -113,13 +117,15 @@ class Lane:
         now = time.perf_counter()
         step = self.dispatcher.step(now)
         for send in step.sends:
-            waiter = self._waiters[send.ticket]
-            if waiter.done():
+            waiter = self._waiters.get(send.ticket)
+            if waiter is None or waiter.done():
+                # Nobody waits for it: the others must not suffer for that.
                 send.prefill.abandoned()
             else:
                 waiter.set_result(send)
         for ticket, reason in step.gave_up:
-            if not (waiter := self._waiters[ticket]).done():
+            waiter = self._waiters.get(ticket)
+            if waiter is not None and not waiter.done():
                 waiter.set_exception(ExpiredError(reason))
         self.metrics.waiting(self.dispatcher.waiting)
         if step.wake_at < NEVER:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from pdserve.engines.flow import FinishedReply
 from pdserve.forwarding.deadline import admission_deadline, predict_prefill
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.context import Context, Held, KvLostError
@@ -29,8 +30,10 @@ from pdserve.gateway.prefill_phase import PrefillPhase
 
 async def serve(context: Context) -> None:
     """Serve one request; raises ApiError for the caller to send, and CancelledError."""
+    # The body is made before the request has a place in the room: what fails here hurts nobody.
+    prefill = PrefillPhase(context)
     try:
-        await _serve(context)
+        await _serve(context, prefill)
     except asyncio.CancelledError:
         _client_left(context)
         raise
@@ -45,14 +48,13 @@ async def serve(context: Context) -> None:
             lane.metrics.finish(context.timeline, context.outcome, now, lane.scenario)
 
 
-async def _serve(c: Context) -> None:
-    ticket = _admit(c)
-    prefill = PrefillPhase(c)
+async def _serve(c: Context, prefill: PrefillPhase) -> None:
+    ticket = c.ticket = _admit(c)
     repeated = False
     while True:
         held = c.held = await prefill.run(ticket)
-        if held.outcome.finished:
-            _answer(c, held)
+        if held.final is not None:
+            _answer(c, held, held.final)
             return
         try:
             await DecodePhase(c, held).run()
@@ -94,8 +96,7 @@ def _admit(c: Context) -> Ticket:
     )
 
 
-def _answer(c: Context, held: Held) -> None:
-    final = c.flow.finished_reply(c.job.endpoint, c.job.body, held.outcome)
+def _answer(c: Context, held: Held, final: FinishedReply) -> None:
     c.tell(held.leg, None)
     c.timeline.first = c.timeline.last = time.perf_counter()
     c.timeline.output_tokens = final.completion_tokens

@@ -77,8 +77,10 @@ class PrefillPhase:
                 raise c.relayed_error(exchange, body)
             if answer.kind == "accepted":
                 outcome = c.flow.read_prefill(c.job.body, body)
+                held = self._hold(leg, outcome, name)
                 leg.accepted(exchange)
-                return self._keep(leg, outcome, name)
+                self._learn(held)
+                return held
             message = f"{leg.instance.id} answered {exchange.status}"
         except UpstreamError as error:
             self._lost(leg, error, ticket)
@@ -92,14 +94,23 @@ class PrefillPhase:
             raise c.failed(f"prefill failed: {message}")
         return None
 
-    def _keep(self, leg: Leg, outcome: PrefillOutcome, name: str) -> Held:
-        c, now = self._c, time.perf_counter()
+    def _hold(self, leg: Leg, outcome: PrefillOutcome, name: str) -> Held:
+        """What goes on from here; raises FlowError when nothing can be made of the reply."""
+        c, now, job = self._c, time.perf_counter(), self._c.job
+        final, to_decode = None, b""
+        if outcome.finished:
+            final = c.flow.finished_reply(job.endpoint, job.body, outcome)
+        else:
+            to_decode = c.flow.decode_body(job.body, outcome)
+        return Held(leg, outcome, final, to_decode, outcome.release_id or name, now)
+
+    def _learn(self, held: Held) -> None:
+        c, outcome = self._c, held.outcome
         c.timeline.prompt_tokens = outcome.prompt_tokens
         c.timeline.cached_tokens = outcome.cached_tokens
         c.lane.estimate.learn(c.size, outcome.prompt_tokens)
         if not c.job.streamed:
-            c.timeline.first = now
-        return Held(leg, outcome, outcome.release_id or name, now)
+            c.timeline.first = held.at
 
     def _lost(self, leg: Leg, error: UpstreamError, ticket: Ticket) -> None:
         leg.failed(error.kind)

@@ -6,19 +6,33 @@ from typing import Any
 
 import pytest
 from tests.support.gateway_rig import Rig, eventually, parse_answer
+from tests.support.hostile_bodies import FIRST_LINE, attack
 
 from pdserve.gateway.http_server import Limits
 from pdserve.wire import metrics as names
+from pdserve.wire.routes import Slo
 
 C, M = "/v1/completions", "/v1/chat/completions"
 OK: dict[str, Any] = {"model": "tiny", "prompt": "x"}
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
+"""Targets that a machine meets however busy it is."""
+
+DEEP_FIELD, DEEP_MESSAGE = (FIRST_LINE[i][1].replace(b"%m", b"tiny") for i in (1, 3))
+DEEP_MODEL = b'{"model":' + b"[" * 900 + b"]" * 900 + b"}"
 
 BAD = [
     ("not json", C, b"{nope", 400, "not JSON"),
     ("empty body", C, b"", 400, "not JSON"),
     ("not utf-8", C, b'{"model": "\xff"}', 400, "not JSON"),
     ("too deep", C, b"[" * 5000, 400, "not JSON"),
+    ("deep", C, DEEP_FIELD, 400, "nested deeper than 64"),
+    ("deep in a message", M, DEEP_MESSAGE, 400, "nested deeper than 64"),
+    ("deep where a name is due", C, DEEP_MODEL, 400, "nested deeper than 64"),
+    ("no min_tokens", C, {**OK, "min_tokens": None}, 400, "min_tokens must be an integer >= 0"),
+    ("messages to completions", C, {**OK, "messages": 5}, 400, "belongs to /v1/chat/completions"),
+    ("prompt to chat", M, {**CHAT, "prompt": 5}, 400, "belongs to /v1/completions"),
+    ("messages is a number", M, {**CHAT, "messages": 5}, 400, "non-empty list"),
     ("a list", C, [1], 400, "must be a JSON object, not list"),
     ("no model", C, {"prompt": "x"}, 400, "model must be a non-empty string, not None"),
     ("model is a number", C, {**OK, "model": 3}, 400, "not 3"),
@@ -41,6 +55,7 @@ BAD = [
     ("stream as text", C, {**OK, "stream": "yes"}, 400, "stream must be true or false"),
     ("stream options alone", C, {**OK, "stream_options": {}}, 400, "only allowed with stream"),
     ("bad stream options", C, {**OK, "stream": True, "stream_options": 1}, 400, "an object"),
+    ("odd usage", C, {**OK, "stream": True, "stream_options": {"include_usage": 1}}, 400, "true"),
     ("unknown path", "/v1/embeddings", OK, 404, "no such path: /v1/embeddings"),
     ("too large", C, {**OK, "prompt": "x" * 70_000}, 413, "limit of 65536 bytes"),
 ]
@@ -219,3 +234,56 @@ async def test_a_key_where_a_proxy_keeps_authorization(rig: Rig, tmp_path: Path)
 async def test_a_directory_without_keys_refuses_everyone(rig: Rig, tmp_path: Path) -> None:
     await rig.one_group(keys=tmp_path)
     assert (await rig.complete(headers={"authorization": "Bearer "})).status == 401
+
+
+@pytest.mark.invariant(11)
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_body_hurts_the_gateway_or_another_request(rig: Rig, seed: int) -> None:
+    """500 bodies each: no 5xx, no closed connection; then nothing is held and all is as before."""
+    await rig.one_group(prefills=2, decodes=2, slo=WIDE)
+    tally = await attack("127.0.0.1", rig.port, seed, 500)
+    assert tally.faults == []
+    assert tally.statuses[400] > 200
+    assert tally.statuses[200] > 20
+    lane = rig.gateway.service.lane("tiny", {})[0]
+    assert lane.dispatcher.waiting == 0
+    await eventually(lambda: all(i.used == 0 for i in lane.view.instances()), "slots free")
+    await eventually(lambda: not any(e.used for e in rig.engines.values()), "nothing held")
+    answers = await asyncio.gather(*(rig.complete() for _ in range(20)))
+    assert [a.status for a in answers] == [200] * 20
+
+
+@pytest.mark.invariant(11)
+@pytest.mark.parametrize("fault", ["offer", "prefill", "post"])
+async def test_a_fault_of_our_own_costs_one_request_and_nothing_stays(
+    rig: Rig, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever raises between the offer and the end: the room is empty, no slot is counted."""
+    await rig.one_group(slo=WIDE)
+    lane = rig.gateway.service.lane("tiny", {})[0]
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        if fault == "offer":
+            patch.setattr(lane.dispatcher, "retry_after", broken)
+            patch.setattr(lane, "prefill", broken)
+        elif fault == "prefill":
+            patch.setattr(lane.view, "group", broken)
+        else:
+            patch.setattr(rig.gateway.pool, "post", broken)
+        assert (await rig.complete()).status == 500
+    assert lane.dispatcher.waiting == 0
+    assert all(i.used == 0 for i in lane.view.instances())
+    assert (await rig.complete()).status == 200
+
+
+async def test_a_ticket_that_nobody_waits_for_hurts_no_other_request(rig: Rig) -> None:
+    await rig.one_group(slo=WIDE)
+    lane = rig.gateway.service.lane("tiny", {})[0]
+    for deadline in (0.0, 1e12):
+        assert lane.dispatcher.offer(deadline) is not None
+        assert [(await rig.complete()).status for _ in range(3)] == [200] * 3
+        assert lane.dispatcher.waiting == 0
+        assert all(i.used == 0 for i in lane.view.instances())
