@@ -4,6 +4,7 @@ One TaskGroup, one fate: whatever ends unexpectedly ends the process, and Kubern
 again. Standbys keep their caches warm, so that a fail-over costs no list.
 
     always:  caches, then kopf; health and metrics server, leader election
+    waiting: while the objects are another operator's (`kube.claim`): nothing is written
     leading: reconcilers, linker, resync, ratio loop, event recorder
 """
 
@@ -35,6 +36,7 @@ from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.triggers import Triggers, group_key
 from pdserve.controllers.worker import resync, work
 from pdserve.exposition import Registry
+from pdserve.kube.claim import Claim, ClaimedError
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.events import EventRecorder, Reporter
@@ -51,6 +53,8 @@ log = logging.getLogger(__name__)
 COMPONENT: Final = "pdserve-operator"
 ENV_POD_UID: Final = "POD_UID"
 """Set by the chart: a container that is restarted in place keeps its predecessor's Lease."""
+CLAIM: Final = "pdserve-operator-claim"
+"""Name of the ConfigMap that says whose the objects of a scope are."""
 FIRST_REPORT: Final = 1.0
 WAITING_REPORT: Final = 10.0
 """Seconds until the first, and between further, log lines that say what start-up waits for."""
@@ -187,7 +191,8 @@ async def run(options: Options) -> None:
         resync_seconds=options.resync,
         identity=identity,
     )
-    pages = health_pages(registry, ready=core.waiting_for)
+    claim = make_claim(client, options)
+    pages = health_pages(registry, ready=lambda: core.waiting_for() or claim.waiting)
     server = await serve(pages, options.bind, options.metrics_port)
     log.info("Operator %s starts; health and metrics on port %d", identity, options.metrics_port)
     try:
@@ -195,7 +200,7 @@ async def run(options: Options) -> None:
             tasks.create_task(core.follow())
             tasks.create_task(_watch(core, options.namespace, rng))
             tasks.create_task(_until_signalled())
-            tasks.create_task(_lead(core, options, identity))
+            tasks.create_task(_lead(core, claim, options, identity))
     except* Stopped:
         log.info("Stopped")
     finally:
@@ -219,7 +224,7 @@ async def _until_signalled() -> None:
     raise Stopped
 
 
-async def _lead(core: Core, options: Options, identity: str) -> None:
+async def _lead(core: Core, claim: Claim, options: Options, identity: str) -> None:
     async def act() -> None:
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(
@@ -251,7 +256,36 @@ async def _lead(core: Core, options: Options, identity: str) -> None:
     async def own_connection() -> KubeClient:
         return await connect(options.kubeconfig, user_agent=COMPONENT)
 
-    await LeaseThread(own_connection, elector).run(act)
+    async def lead() -> None:
+        await claim.take()
+        async with asyncio.TaskGroup() as tasks:
+            keeper = tasks.create_task(claim.keep())
+            await act()
+            keeper.cancel()
+
+    while True:
+        await claim.wait_free()
+        try:
+            await LeaseThread(own_connection, elector).run(lead)
+        except ClaimedError as error:
+            log.warning("%s", error)
+        else:
+            return
+
+
+def make_claim(client: KubeClient, options: Options) -> Claim:
+    """Whose the watched objects are. All operators of one release hold the same claim.
+
+    An operator of one namespace claims there; one of all namespaces where every such operator
+    looks.
+    """
+    return Claim(
+        client,
+        options.namespace or options.claim_namespace,
+        CLAIM,
+        f"{options.lease_namespace}/{options.lease_name}",
+        f"namespace {options.namespace}" if options.namespace else "all namespaces",
+    )
 
 
 def loop_settings(options: Options) -> LoopSettings:

@@ -34,6 +34,8 @@ class Options:
     resync: float
     lease_name: str
     lease_namespace: str
+    claim_namespace: str
+    """Where operators of all namespaces say whose the objects are."""
     leader_election: bool
     decisions_log: str | None
     log_format: str
@@ -79,6 +81,11 @@ def parse_options(
     add("--resync", "600", "seconds between looking at everything again", type=_positive)
     add("--lease-name", "pdserve-operator", "Lease of the leader election")
     add("--lease-namespace", "pdserve-system", "namespace of that Lease")
+    add(
+        "--claim-namespace",
+        "kube-system",
+        "where operators of all namespaces say whose the objects are; the same for all of them",
+    )
     add("--decisions-log", None, "file to which every ratio decision is appended as a JSON line")
     add("--log-format", "text", "json or text", choices=("json", "text"))
     add("--log-level", "info", "least severe level", choices=("debug", "info", "warning", "error"))
@@ -103,6 +110,7 @@ def parse_options(
         resync=args.resync,
         lease_name=args.lease_name,
         lease_namespace=args.lease_namespace,
+        claim_namespace=args.claim_namespace,
         leader_election=not args.no_leader_election,
         decisions_log=args.decisions_log or None,
         log_format=args.log_format,

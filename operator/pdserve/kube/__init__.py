@@ -8,7 +8,7 @@ Where to look:
 - `workqueue` turns triggers into deduplicated keys for workers.
 - `ownership` creates and applies objects without ever taking a stranger's.
 - `events` records what happened for people; `lease` elects one active process, from a thread of
-  its own (`lease_thread`).
+  its own (`lease_thread`); `claim` says whose objects they are.
 - `httpd` exposes numbers (of `pdserve.exposition`) and health with the standard library alone.
 
 Nothing is imported here: `import pdserve.kube.httpd` must not load the Kubernetes client.

@@ -1,0 +1,160 @@
+"""Claims against the in-memory API model, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from pdserve.dst.api_net import Faults
+from pdserve.dst.api_server import FakeApi
+from pdserve.dst.virtual_time import virtual_time
+from pdserve.kube.claim import Claim, ClaimedError, ClaimTimes
+from pdserve.kube.client import Request
+from pdserve.kube.resource import CONFIGMAPS, Object, ObjectKey
+
+TIMES = ClaimTimes()
+NAME = ObjectKey("default", "claim")
+
+
+def claim(api: FakeApi, holder: str, faults: Faults | None = None) -> Claim:
+    return Claim(api.client(faults or Faults()), *NAME, holder, "all namespaces", times=TIMES)
+
+
+def stored(api: FakeApi) -> Object:
+    return api.store(CONFIGMAPS).objects[NAME]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+@virtual_time
+async def test_the_second_waits_writes_nothing_and_says_whose_it_is() -> None:
+    api = FakeApi()
+    first, second = claim(api, "a/op"), claim(api, "b/op")
+    await first.wait_free()
+    await first.take()
+    keeper = asyncio.create_task(first.keep())
+    waiter = asyncio.create_task(second.wait_free())
+    await asyncio.sleep(3600)
+    assert not keeper.done()
+    assert not waiter.done()
+    assert "belong to operator 'a/op'" in second.waiting
+    assert "all namespaces" in second.waiting
+    assert first.waiting == ""
+    assert stored(api)["data"]["holder"] == "a/op"
+    with pytest.raises(ClaimedError, match="'a/op'"):
+        await second.take()
+    assert stored(api)["data"]["holder"] == "a/op"
+    await end(keeper)
+    await end(waiter)
+
+
+@virtual_time
+async def test_a_silent_holder_is_succeeded_after_the_duration_and_not_before() -> None:
+    api = FakeApi()
+    await claim(api, "a/op").take()
+    second = claim(api, "b/op")
+    began = now()
+    await second.wait_free()
+    assert TIMES.duration <= now() - began <= TIMES.duration + 2 * TIMES.look
+    await second.take()
+    assert stored(api)["data"]["holder"] == "b/op"
+    # Who was silent finds it taken.
+    with pytest.raises(ClaimedError, match="'b/op'"):
+        await claim(api, "a/op").take()
+
+
+@virtual_time
+async def test_a_successor_of_the_same_holder_goes_on_at_once() -> None:
+    """A Deployment rolls: nobody else gets in between."""
+    api = FakeApi()
+    before = claim(api, "a/op")
+    await before.take()
+    other = asyncio.create_task(claim(api, "b/op").wait_free())
+    await asyncio.sleep(200)
+    began = now()
+    after = claim(api, "a/op")
+    await after.wait_free()
+    await after.take()
+    assert now() == began
+    keeper = asyncio.create_task(after.keep())
+    await asyncio.sleep(3600)
+    assert not other.done()
+    await end(keeper)
+    await end(other)
+
+
+@virtual_time
+async def test_of_two_that_take_at_once_one_wins() -> None:
+    for existing in (False, True):
+        api = FakeApi()
+        if existing:
+            body = {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": NAME.name, "namespace": NAME.namespace},
+            }
+            api.handle(Request("create", CONFIGMAPS, NAME.namespace, body=body))
+        latency = (0.01, 0.02)
+        rivals = [claim(api, f"{i}/op", Faults(seed=i, latency=latency)) for i in range(5)]
+        found = await asyncio.gather(*(r.take() for r in rivals), return_exceptions=True)
+        assert found.count(None) == 1
+        assert sum(isinstance(answer, ClaimedError) for answer in found) == 4
+        assert stored(api)["data"]["holder"] == f"{found.index(None)}/op"
+
+
+@virtual_time
+async def test_a_holder_that_cannot_renew_stops_before_others_may_start() -> None:
+    api = FakeApi()
+    faults = Faults()
+    first = claim(api, "a/op", faults)
+    await first.take()
+    keeper = asyncio.create_task(first.keep())
+    await asyncio.sleep(100)
+    faults.down = True
+    began = now()
+    with pytest.raises(ClaimedError, match="not be renewed"):
+        await keeper
+    assert now() - began < TIMES.duration - TIMES.renew
+
+
+@virtual_time
+async def test_a_short_outage_and_a_deleted_claim_end_nothing() -> None:
+    api = FakeApi()
+    faults = Faults()
+    first = claim(api, "a/op", faults)
+    await first.take()
+    keeper = asyncio.create_task(first.keep())
+    await asyncio.sleep(100)
+    faults.down = True
+    await asyncio.sleep(100)
+    faults.down = False
+    await asyncio.sleep(100)
+    api.handle(Request("delete", CONFIGMAPS, *NAME))
+    await asyncio.sleep(100)
+    assert not keeper.done()
+    assert stored(api)["data"]["holder"] == "a/op"
+    await end(keeper)
+
+
+@virtual_time
+async def test_an_unreadable_claim_is_waited_for() -> None:
+    api = FakeApi()
+    faults = Faults()
+    faults.down = True
+    first = claim(api, "a/op", faults)
+    waiter = asyncio.create_task(first.wait_free())
+    await asyncio.sleep(60)
+    assert "cannot read ConfigMap default/claim" in first.waiting
+    faults.down = False
+    await waiter
+    assert first.waiting == ""
