@@ -74,6 +74,8 @@ class World:
         self.repairs: tuple[t.Repair, ...] = ()
         self.last: t.Plan | None = None
         self.log: list[str] = []
+        self.templates: dict[str, t.Wanted] = {}
+        """What was wanted at each revision: the templates that are kept."""
         self._serial = 0
         self.replaced: set[str] = set()
         self._versions: dict[int, int] = {}
@@ -94,7 +96,15 @@ class World:
             repairs=self.repairs,
             routed=self.routed,
             now=self.now,
-        )
+            former={
+                revision: replace(
+                    self.target, revision=revision, prefill=_as(self.target.prefill, then.prefill),
+                    decode=_as(self.target.decode, then.decode),
+                )
+                for revision, then in self.templates.items()
+                if revision != self.target.revision
+            },
+        )  # fmt: skip
 
     def instances(self) -> tuple[t.InstanceObs, ...]:
         """All pods, read by the real code."""
@@ -145,7 +155,7 @@ class World:
     def write_routes(self) -> None:
         """What the PDService's reconciler does."""
         instances = self.instances()
-        self.routes = routable(instances, self.tables, SLOTS)
+        self.routes = routable(instances, self.tables, {i.revision: SLOTS for i in instances})
         for group in self.routes:
             checks.routed(self, group)
 
@@ -406,7 +416,8 @@ class World:
         return None if machine is None else raw_node(machine)
 
     def want(self, change: Callable[[t.Wanted], t.Wanted]) -> None:
-        """Edit what is wanted."""
+        """Edit what is wanted; the template of the revision before is kept."""
+        self.templates[self.target.revision] = self.target
         self.target = change(self.target)
 
 
@@ -417,6 +428,10 @@ def counts(target: t.Wanted, prefill: int, decode: int) -> t.Wanted:
         prefill=replace(target.prefill, count=prefill),
         decode=replace(target.decode, count=decode),
     )
+
+
+def _as(now: t.RoleWanted, then: t.RoleWanted) -> t.RoleWanted:
+    return replace(then, count=now.count)
 
 
 def _short(action: t.Action) -> str:

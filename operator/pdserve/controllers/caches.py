@@ -20,6 +20,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.prune import keep
 from pdserve.kube.resource import (
     CONFIGMAPS,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     NODES,
     POD_DISRUPTION_BUDGETS,
@@ -123,6 +124,7 @@ class Caches:
     pods: Cache
     nodes: Cache
     config_maps: Cache
+    revisions: Cache
     deployments: Cache
     gateway_services: Cache
     service_accounts: Cache
@@ -173,6 +175,7 @@ def make_caches(client: KubeClient, namespace: str | None, registry: Registry) -
         pods=Cache(client, PODS, prune=_PRUNE_POD, registry=registry),
         nodes=Cache(client, NODES, prune=_PRUNE_NODE, registry=registry),
         config_maps=ours(CONFIGMAPS),
+        revisions=ours(CONTROLLER_REVISIONS),
         deployments=ours(DEPLOYMENTS),
         gateway_services=ours(SERVICES),
         service_accounts=ours(SERVICE_ACCOUNTS),
@@ -185,6 +188,7 @@ def make_caches(client: KubeClient, namespace: str | None, registry: Registry) -
     caches.groups.add_index(BY_DOMAIN, _domain)
     caches.services.add_index(BY_DOMAIN, _domain)
     caches.config_maps.add_index(_BY_OWNER, _owner)
+    caches.revisions.add_index(_BY_OWNER, _owner)
     caches.pods.add_index(_BY_OWNER, _owner)
     caches.pods.add_index(BY_NODE, _node)
     caches.pods.add_index(BY_STATE, _unbound)

@@ -115,7 +115,7 @@ class GroupExecutor:
 
     async def _post(self, new: t.NewPod) -> tuple[Object, bool]:
         """The pod, and whether this call made it."""
-        pod = render_pod(self._view.group, new, self._owner)
+        pod = render_pod(self._view.at(new.revision), new, self._owner)
         client, cache = self._context.client, self._context.caches.pods
         try:
             live = await client.create(PODS, pod, field_manager=names.FIELD_MANAGER)

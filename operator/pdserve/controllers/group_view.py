@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pdserve.api import RoleTemplate, ScenarioGroup, epoch_of, revision_of
 from pdserve.controllers.caches import BY_NODE, BY_STATE, UNBOUND, Caches, owned_by
+from pdserve.controllers.revisions import stored_revisions
 from pdserve.engines.pods import BASE_TOLERATIONS
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import NotOurs, instance_obs
@@ -47,6 +48,12 @@ class GroupView:
     tables: Mapping[int, PeerTable]
     table_objects: Mapping[int, Object]
     """The ConfigMaps of the tables, also unreadable ones."""
+    revisions: Mapping[str, ScenarioGroup]
+    """The ScenarioGroup as it was at each known revision, the present one included."""
+
+    def at(self, revision: str) -> ScenarioGroup:
+        """The ScenarioGroup that renders and limits pods of `revision`; else the present one."""
+        return self.revisions.get(revision, self.group)
 
 
 def view_group(caches: Caches, group: ScenarioGroup, now: float) -> GroupView:
@@ -68,7 +75,21 @@ def view_group(caches: Caches, group: ScenarioGroup, now: float) -> GroupView:
             table = _table(config_map)
             if table is not None:
                 tables[int(index)] = table
-    return GroupView(group, tuple(instances), tables, objects)
+    revisions = {**stored_revisions(caches, group), revision_of(group.spec): group}
+    return GroupView(group, tuple(instances), tables, objects, revisions)
+
+
+def former_wanted(view: GroupView, counts: Counts) -> Mapping[str, Wanted]:
+    """What would be wanted at each other known revision, for the planner's `Observation.former`.
+
+    Those of another RoCEDomain are left out: their nodes are not on the tree planned for.
+    """
+    domain = view.group.spec.fabric.domain_ref
+    return {
+        revision: wanted_of(then, counts)
+        for revision, then in view.revisions.items()
+        if then is not view.group and then.spec.fabric.domain_ref == domain
+    }
 
 
 def wanted_of(group: ScenarioGroup, counts: Counts) -> Wanted:
@@ -89,8 +110,13 @@ def wanted_of(group: ScenarioGroup, counts: Counts) -> Wanted:
     )
 
 
-def slots_of(group: ScenarioGroup) -> Mapping[Role, int]:
-    """b_p and b_d."""
+def slots_of(view: GroupView) -> Mapping[str, Mapping[Role, int]]:
+    """b_p and b_d of every revision that a pod has, by revision."""
+    used = {i.revision for i in view.instances}
+    return {revision: _slots(view.at(revision)) for revision in used}
+
+
+def _slots(group: ScenarioGroup) -> Mapping[Role, int]:
     return {
         "prefill": group.spec.prefill.max_concurrency,
         "decode": group.spec.decode.max_concurrency,

@@ -227,7 +227,7 @@ class _Reconcile:
         groups, predicted = {}, {}
         for scenario, (_, group) in self._groups().items():
             view = view_group(self.context.caches, group, self.context.now())
-            groups[scenario] = routable(view.instances, view.tables, slots_of(group))
+            groups[scenario] = routable(view.instances, view.tables, slots_of(view))
             known_profile = prefill_prediction(cache, group, self._usual_prompt(scenario))
             if known_profile is not None:
                 predicted[scenario] = known_profile

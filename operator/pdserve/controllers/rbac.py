@@ -28,6 +28,7 @@ NAMESPACED: Final[Rules] = {
     ("", "secrets"): _verbs("get create"),
     ("", "serviceaccounts"): _verbs("get list watch create patch"),
     ("", "services"): _verbs("get list watch create patch"),
+    ("apps", "controllerrevisions"): _verbs("list watch create delete"),
     ("apps", "deployments"): _verbs("get list watch create patch"),
     ("rbac.authorization.k8s.io", "roles"): _verbs("get list watch create patch"),
     ("rbac.authorization.k8s.io", "rolebindings"): _verbs("get list watch create patch"),

@@ -28,12 +28,14 @@ from pdserve.controllers.group_status import (
 from pdserve.controllers.group_view import (
     GroupView,
     fabric_of,
+    former_wanted,
     repairs_of,
     slots_of,
     view_group,
     wanted_of,
 )
 from pdserve.controllers.linker import Target
+from pdserve.controllers.revisions import keep_revisions
 from pdserve.controllers.routing import parse_routes, routed_instances
 from pdserve.controllers.service_desired import acting_counts
 from pdserve.controllers.tokens import BadSecret
@@ -51,6 +53,7 @@ from pdserve.groups.types import (
     Plan,
     Wanted,
 )
+from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.ratio.types import Counts
@@ -110,11 +113,13 @@ class _Reconcile:
             await self._write(waiting_status(self.group, unknown, self.now))
             return None
         await self._token()
+        await self._revisions(view)
         # 2
         view = view_group(self.context.caches, self.group, self.now)
-        planned = self._plan(view, wanted, self._fabric(domain), routed)
+        observation = self._observation(view, wanted, former_wanted(view, counts), routed)
+        planned = plan(observation, self._fabric(domain))
         # 3
-        with self.context.promises.held(self.key, promised(planned, wanted)):
+        with self.context.promises.held(self.key, promised(planned, observation)):
             return await self._carry_out(view, planned)
 
     async def _token(self) -> None:
@@ -129,10 +134,28 @@ class _Reconcile:
             # Another group of that service, or its user, made it: pods take it as it is.
             log.debug("ScenarioGroup %s: %s", self.key, error)
 
-    def _plan(
-        self, view: GroupView, wanted: Wanted, fabric: Fabric, routed: frozenset[str]
-    ) -> Plan:
-        observation = Observation(
+    async def _revisions(self, view: GroupView) -> None:
+        """Keep what is needed to render the pods that are there; without it they are served on."""
+        client, caches = self.context.client, self.context.caches
+        used = {i.revision for i in view.instances}
+        try:
+            await keep_revisions(client, caches, self.obj, self.group, used)
+        except NotOursError as error:
+            self.context.metrics.refusals.labels(error.resource.kind).inc()
+            self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
+        except KubeError as error:
+            if not (error.is_forbidden or error.is_invalid):
+                raise
+            self.context.events.event(self.obj, "Warning", reasons.CREATE_FAILED, str(error))
+
+    def _observation(
+        self,
+        view: GroupView,
+        wanted: Wanted,
+        former: Mapping[str, Wanted],
+        routed: frozenset[str],
+    ) -> Observation:
+        return Observation(
             wanted=wanted,
             instances=view.instances,
             tables=view.tables,
@@ -141,8 +164,8 @@ class _Reconcile:
             repairs=repairs_of(self.group),
             routed=routed,
             now=self.now,
+            former=former,
         )
-        return plan(observation, fabric)
 
     async def _carry_out(self, view: GroupView, planned: Plan) -> float | None:
         for reason in planned.reasons:
@@ -238,11 +261,11 @@ class _Reconcile:
         given = (
             next((s.groups for s in routes.scenarios if s.name == scenario), ()) if routes else ()
         )
-        if given != routable(view.instances, view.tables, slots_of(self.group)):
+        if given != routable(view.instances, view.tables, slots_of(view)):
             self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
 
 
-def promised(planned: Plan, wanted: Wanted) -> tuple[Reservation, ...]:
+def promised(planned: Plan, observation: Observation) -> tuple[Reservation, ...]:
     """The devices of the pods that a plan creates."""
     new: list[NewPod] = []
     for action in planned.actions:
@@ -251,7 +274,9 @@ def promised(planned: Plan, wanted: Wanted) -> tuple[Reservation, ...]:
                 new += action.pods
             case CreateInstance():
                 new.append(action.pod)
-    roles = ((pod, wanted.role(pod.role)) for pod in new)
+    roles = (
+        (pod, (observation.at(pod.revision) or observation.wanted).role(pod.role)) for pod in new
+    )
     return tuple(Reservation(p.name, p.node, r.resource, r.devices) for p, r in roles)
 
 

@@ -47,6 +47,7 @@ class Triggers:
         caches.nodes.on_change(self._node)
         for cache in (
             caches.config_maps,
+            caches.revisions,
             caches.deployments,
             caches.gateway_services,
             caches.service_accounts,

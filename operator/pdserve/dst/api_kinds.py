@@ -47,8 +47,8 @@ BUILTIN = (
     *(
         Kind(resource)
         for resource in (
-            known.CONFIGMAPS, known.SECRETS, known.SERVICE_ACCOUNTS, known.NAMESPACES,
-            known.EVENTS, known.LEASES, known.ROLES, known.ROLE_BINDINGS,
+            known.CONFIGMAPS, known.CONTROLLER_REVISIONS, known.SECRETS, known.SERVICE_ACCOUNTS,
+            known.NAMESPACES, known.EVENTS, known.LEASES, known.ROLES, known.ROLE_BINDINGS,
         )
     ),
 )  # fmt: skip

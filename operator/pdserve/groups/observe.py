@@ -81,6 +81,7 @@ def instance_obs(
         linked_container=(linked.get("message") or None)
         if linked.get("status") == "True"
         else None,
+        ever_linked=bool(linked),
         terminating=bool(meta.get("deletionTimestamp")),
         drain_started=timestamp(annotations.get(names.ANNOTATION_DRAIN)),
         replaces=annotations.get(names.ANNOTATION_REPLACES) or None,

@@ -9,7 +9,7 @@ them to others", P/D-Serve 3.3). Ready instances are only given up above one per
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pdserve.groups.naming import free_slots, pod_name
 from pdserve.groups.removal import retire
@@ -39,14 +39,15 @@ class Vacancy:
 
 
 def resize_group(group: GroupView, observation: Observation, draft: Draft) -> None:
-    """Bring one group of the wanted revision to the wanted counts."""
-    wanted = observation.wanted
+    """Bring one group of the wanted revision to the wanted counts; repair one of another."""
+    own = _at_own_revision(group, observation)
     for instance in group.staying:
         if instance.revision != group.revision:
             why = f"it is of revision {instance.revision}, its group is not"
             retire(group, instance, why, observation, draft)
-    if group.revision != wanted.revision and group.staying:
+    if own is None:
         return
+    observation, wanted = own, own.wanted
     members = list(members_of(group))
     unplaced = 0
     for role in ROLES:
@@ -64,6 +65,21 @@ def resize_group(group: GroupView, observation: Observation, draft: Draft) -> No
         return
     if not wanted.paused:
         _shrink(group, observation, draft, growth_blocked=unplaced > 0)
+
+
+def _at_own_revision(group: GroupView, observation: Observation) -> Observation | None:
+    """The observation by which this group is kept up; None: it is left as it is.
+
+    An outdated group that has served gets lost instances back as they were, and no other change:
+    its turn to be replaced comes. One without a template to do so serves while it can; when
+    nothing of it is left, it is made anew.
+    """
+    if group.revision == observation.wanted.revision:
+        return observation
+    own = observation.at(group.revision)
+    if own is None or not group.has_served:
+        return None if group.staying else observation
+    return replace(observation, wanted=replace(own, paused=True))
 
 
 def _vacancies(

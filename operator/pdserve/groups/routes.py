@@ -34,7 +34,7 @@ def peer_entry(instance: InstanceObs, table: PeerTable | None) -> Peer | None:
 def routable(
     instances: Iterable[InstanceObs],
     tables: Mapping[int, PeerTable],
-    slots: Mapping[Role, int],
+    slots: Mapping[str, Mapping[Role, int]],
 ) -> tuple[RouteGroup, ...]:
     """Route groups by index; instances by role, then name.
 
@@ -44,7 +44,7 @@ def routable(
     Args:
         instances: of one ScenarioGroup.
         tables: newest peer table by group index.
-        slots: b_p and b_d.
+        slots: b_p and b_d of every revision among `instances`.
     """
     ready: dict[tuple[int, str], list[InstanceObs]] = {}
     for instance in instances:
@@ -59,7 +59,7 @@ def routable(
         if former is not None and len(former.instances) >= len(members):
             continue
         members.sort(key=lambda i: (ROLES.index(i.role), i.name))
-        routes = tuple(_route(i, tables[index], slots) for i in members)
+        routes = tuple(_route(i, tables[index], slots[revision]) for i in members)
         groups[index] = RouteGroup(index, revision, routes)
     return tuple(groups[index] for index in sorted(groups))
 

@@ -3,13 +3,15 @@
 Group by group (P/D-Serve 3.3, rolling upgrade): at most one group more than wanted, and only
 while a roll needs it. A group that serves is given up for a new revision only when enough others
 serve; a revert is just another target, for which the untouched old groups are current again.
-Outdated groups are neither repaired nor resized, since pods of their revision can no longer be
-rendered: they serve until their turn comes.
+Outdated groups are repaired at their own revision (`resize`) and serve until their turn comes: a
+revision that does not come up costs at most one group, whatever else fails meanwhile.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pdserve.groups.creation import create_group, find_place
 from pdserve.groups.removal import retire
@@ -36,7 +38,7 @@ def scale_groups(
         return tuple(live)
     # 1
     while True:
-        excess = _next_excess(live, observation)
+        excess = _next_excess(live, observation, draft)
         if excess is None:
             break
         live.remove(excess)
@@ -46,9 +48,10 @@ def scale_groups(
     # 2
     used = {g.index for g in groups}
     missing = observation.wanted.replicas - len(live)
-    for _ in range(missing):
+    for made in range(missing):
         blocked = len(draft.blocked)
-        index = create_group(observation, draft, used, "scale up")
+        creation = _creation(live, observation, first=not made)
+        index = create_group(creation, draft, used, "scale up")
         if index is None:
             # A wait ends by itself; without a place, only the roll of another group helps.
             if len(draft.blocked) == blocked or len(live) < len(groups):
@@ -56,14 +59,42 @@ def scale_groups(
             break
         used.add(index)
     # 3
-    made = len(used) - len(groups)
-    if live and len(live) <= observation.wanted.replicas and not made:
+    created = len(used) - len(groups)
+    if live and len(live) <= observation.wanted.replicas and not created:
         rolled = _roll(live, observation, draft, used)
         live = [g for g in live if g is not rolled]
     return tuple(live)
 
 
-def _next_excess(live: Sequence[GroupView], observation: Observation) -> GroupView | None:
+def _creation(live: Sequence[GroupView], observation: Observation, *, first: bool) -> Observation:
+    """What a missing group is made by: the revision wanted, or one that is proven.
+
+    Until a group of the wanted revision serves there is at most one of it. The others are made at
+    the revision that most groups serve with, so that lost ones come back.
+    """
+    current = [g for g in live if not _outdated(g, observation)]
+    if any(g.serving for g in current) or (first and not current):
+        return observation
+    proven = Counter(g.revision for g in live if g.serving and observation.at(g.revision))
+    if not proven:
+        return observation
+    most = min(proven, key=lambda revision: (-proven[revision], revision))
+    return replace(observation, wanted=observation.at(most) or observation.wanted)
+
+
+def _recovering(group: GroupView, observation: Observation, draft: Draft) -> bool:
+    """An outdated group that ordinary repair brings back: it counts as one that serves.
+
+    When a substitute has failed too, its revision may be what is wrong, and it counts no more.
+    """
+    failures = {r.slot: r.failures for r in draft.repairs}
+    once = all(failures.get(i.slot, 0) <= 1 for i in group.members)
+    return group.has_served and observation.at(group.revision) is not None and once
+
+
+def _next_excess(
+    live: Sequence[GroupView], observation: Observation, draft: Draft
+) -> GroupView | None:
     """The next group to give up while there are too many, or None.
 
     Order: outdated ones that do not serve; current ones that do not serve; outdated ones that
@@ -83,7 +114,9 @@ def _next_excess(live: Sequence[GroupView], observation: Observation) -> GroupVi
         old, serves = _outdated(group, observation), group.serving
         if not old and not over:
             continue
-        if old and serves and serving - 1 < wanted.replicas and not over:
+        others = serving - serves
+        kept = serves or _recovering(group, observation, draft)
+        if old and kept and others < wanted.replicas and not over:
             continue
         begun = any(i.drain_started is not None for i in group.members)
         rank = 2 * serves + (not old)
@@ -129,7 +162,7 @@ def _roll(
     if isinstance(fits, NoFit):
         _needs_devices(draft, f"even without group {victim.index}: {fits.message}")
         return None
-    if victim.serving and not others:
+    if not others and (victim.serving or _recovering(victim, observation, draft)):
         _needs_devices(
             draft,
             f"group {victim.index} is the only one that serves, and no spare devices hold a new "

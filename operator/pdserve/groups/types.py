@@ -48,6 +48,8 @@ class InstanceObs:
     """Kubernetes' Ready condition: containers ready and every readiness gate True."""
     linked_container: str | None = None
     """Container id recorded when Linked was last set True; None when not True."""
+    ever_linked: bool = False
+    """It was Linked once: it has served, or could have."""
     terminating: bool = False
     drain_started: float | None = None
     replaces: str | None = None
@@ -245,6 +247,12 @@ class Observation:
     routed: frozenset[str]
     """Pods in the route table that gateways were last given: a drain waits until it left it."""
     now: float
+    former: Mapping[str, Wanted] = field(default_factory=dict)
+    """`wanted` with the template of each other revision that can still be rendered."""
+
+    def at(self, revision: str) -> Wanted | None:
+        """What is wanted of a group of `revision`; None when its template is not known."""
+        return self.wanted if revision == self.wanted.revision else self.former.get(revision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,11 @@ class GroupView:
         return min(counts, key=lambda r: (-counts[r][0], -counts[r][1], r), default="")
 
     @property
+    def has_served(self) -> bool:
+        """Some member was Linked once, or stands in for a lost one."""
+        return any(i.ever_linked or i.replaces is not None for i in self.members)
+
+    @property
     def gone(self) -> bool:
         """The group as a whole is on its way out: a planned drain took every member it had."""
         planned = any(i.drain_started is not None for i in self.members)

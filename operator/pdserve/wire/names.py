@@ -68,6 +68,11 @@ def token_secret_name(service: str) -> str:
     return f"{service}-token"
 
 
+def revision_name(scenario_group: str, revision: str) -> str:
+    """Name of the ControllerRevision that keeps the template of one revision."""
+    return f"{scenario_group}-{revision}"
+
+
 def slot_name(scenario_group: str, group_index: int, role: str, ordinal: int) -> str:
     """A durable place in a P/D group, e.g. `shop-chat-0-p1`; pods come and go in it."""
     return f"{scenario_group}-{group_index}-{role[0]}{ordinal}"

@@ -15,6 +15,7 @@ from pdserve.dst.world_service import NS, service
 from pdserve.kube.client import Request
 from pdserve.kube.resource import (
     CONFIGMAPS,
+    CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     POD_DISRUPTION_BUDGETS,
     PODS,
@@ -283,6 +284,10 @@ async def test_rights_used_and_granted_agree() -> None:
         spec["scenarios"][0]["ratio"]["fixed"]["groups"] = 1
         world.patch(PDSERVICES, NS, "shop", {"spec": spec})
         await world.until(lambda: len(world.instances()) == 2, 200, "one group left")
+        spec["engine"]["image"] = "pdserve/engine:next"
+        world.patch(PDSERVICES, NS, "shop", {"spec": spec})
+        await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 2, 60, "both in use")
+        await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 1, 200, "rolled")
         await asyncio.sleep(5)
     used = set()
     for request in world.recorders[-1].requests:

@@ -496,6 +496,98 @@ def test_an_outdated_group_is_not_resized() -> None:
     assert "CreateInstance" not in kinds(plan)
 
 
+def _bad_rollout(drawing: str, groups: int, devices: int = 8) -> World:
+    """Stuck: the new revision runs, and crashes whenever it does."""
+    w = world(drawing, "1P1D", groups, devices=devices)
+    w.want(lambda x: replace(x, revision="bad"))
+    _crash_the_bad(w, 30)
+    assert {g.revision for g in w.routes} == {"r1"}
+    return w
+
+
+def _crash_the_bad(w: World, rounds: int) -> None:
+    for _ in range(rounds):
+        w.round()
+        for pod in list(w.pods.values()):
+            if pod.new.revision == "bad" and pod.process is not None:
+                w.crash_loop(pod.new.name)
+        w.advance(5)
+
+
+def _serving(w: World) -> set[int]:
+    return {g.index for g in w.routes}
+
+
+# Room for one group more, or for none.
+@pytest.mark.parametrize("drawing", [ROOMY, "p1 a  n1:8 n2:8\np1 b  m1:8 m2:8\np1 c  k1:8 k2:8"])
+@pytest.mark.parametrize("lost", ["prefill", "decode", "both", "restart"])
+def test_a_bad_revision_and_one_fault_per_group_is_no_outage(drawing: str, lost: str) -> None:
+    w = _bad_rollout(drawing, 3)
+    old = sorted(_serving(w))
+    assert len(old) >= 2
+    for index in old:
+        members = [p for p in pods(w, index=index) if p.new.revision == "r1"]
+        for pod in members:
+            if lost == "restart":
+                w.restart(pod.new.name)
+            elif lost in ("both", pod.new.role):
+                w.fail(pod.new.name)
+        _crash_the_bad(w, 20)
+        assert sorted(_serving(w)) == old, "repaired at its own revision"
+        assert {g.revision for g in w.routes} == {"r1"}
+    # The next revision is a good one.
+    w.want(lambda x: replace(x, revision="r3"))
+    w.settle()
+    assert {p.new.revision for p in w.pods.values()} == {"r3"}
+    assert len(_serving(w)) == 3
+
+
+def test_lost_groups_come_back_at_the_revision_that_serves() -> None:
+    w = _bad_rollout(ROOMY, 3)
+    for index in (0, 1):
+        for pod in pods(w, index=index):
+            w.pods.pop(pod.new.name)  # seen by nobody
+        w.tables.pop(index)
+    _crash_the_bad(w, 60)
+    assert len(_serving(w)) == 2, "all but the one that tries the new revision"
+    assert {g.revision for g in w.routes} == {"r1"}
+
+
+def test_a_revision_whose_substitute_fails_too_does_not_hold_up_its_successor() -> None:
+    w = world("p1 a  n1:8 n2:8", "1P1D", devices=8)
+    w.want(lambda x: replace(x, revision="r2"))
+    for _ in range(40):
+        for pod in list(w.pods.values()):
+            if pod.new.revision == "r1" and pod.new.role == "decode" and pod.process is not None:
+                w.crash_loop(pod.new.name)
+        w.round()
+        w.advance(10)
+    w.settle()
+    assert {g.revision for g in w.routes} == {"r2"}
+
+
+@pytest.mark.invariant(7)
+@pytest.mark.parametrize("steps", range(0, 24, 2))
+def test_a_revert_of_a_bad_revision_deletes_no_serving_pod(steps: int) -> None:
+    w = world(ROOMY, "1P1D", 3)
+    w.want(lambda x: replace(x, revision="bad"))
+    _crash_the_bad(w, steps)
+    serving = set(w.routed)
+    w.want(lambda x: replace(x, revision="r1"))
+    w.settle()
+    assert serving <= set(w.pods)
+    assert {p.new.revision for p in w.pods.values()} == {"r1"}
+    assert len(w.pods) == 6
+
+
+def test_without_its_template_an_outdated_group_is_left_as_it_is() -> None:
+    w = _bad_rollout(ROOMY, 2)
+    w.templates.clear()
+    w.fail(pods(w, "decode", 0)[0].new.name)
+    _crash_the_bad(w, 10)
+    assert sorted(_serving(w)) == [1]
+
+
 # --- the scale unit ------------------------------------------------------------------------------
 
 

@@ -16,7 +16,10 @@ from pdserve.groups.view import GroupView
 from pdserve.wire.links import LinkReport
 from pdserve.wire.peers import Peer, PeerTable, Role
 
-SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}
+SLOTS: dict[str, dict[Role, int]] = {
+    "r1": {"prefill": 2, "decode": 4},
+    "r2": {"prefill": 3, "decode": 5},
+}
 
 
 def instance(name: str, **more: object) -> t.InstanceObs:
@@ -146,6 +149,7 @@ def test_one_group_is_routed_in_one_revision() -> None:
     new = [instance(n, revision="r2") for n in ("p1", "p2", "d1")]
     (group,) = routable([*old, *new], {0: table(*old, *new)}, SLOTS)
     assert (group.revision, [i.id for i in group.instances]) == ("r2", ["p1", "p2", "d1"])
+    assert [i.slots for i in group.instances] == [3, 3, 5], "as that revision has them"
 
 
 def test_ipv6_addresses_are_bracketed() -> None:
