@@ -11,6 +11,7 @@ from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import BY_DOMAIN, ROCE_DOMAINS, Caches
 from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Context
+from pdserve.controllers.domain_overlap import overlap
 from pdserve.controllers.group_view import fabric_of
 from pdserve.groups.types import Condition
 from pdserve.kube.resource import ObjectKey
@@ -38,7 +39,10 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
         return None
     promised = context.promises.of(context.caches.pods)
     fabric = fabric_of(context.caches, fabric_spec(domain), promised)
-    status = domain_status(domain, fabric, shapes_in_use(context.caches, key.name), context.now())
+    status = domain_status(
+        domain, fabric, shapes_in_use(context.caches, key.name), overlap(context.caches, obj),
+        context.now(),
+    )  # fmt: skip
     live_status = obj.get("status") or {}
     if covers(live_status, status) and covers(status["free"], live_status.get("free")):
         return None
@@ -69,12 +73,17 @@ def shapes_in_use(caches: Caches, domain: str) -> Mapping[str, tuple[int, int]]:
 
 
 def domain_status(
-    domain: RoCEDomain, fabric: Fabric, shapes: Mapping[str, tuple[int, int]], now: float
+    domain: RoCEDomain,
+    fabric: Fabric,
+    shapes: Mapping[str, tuple[int, int]],
+    shared: Condition | None,
+    now: float,
 ) -> dict[str, Any]:
-    """The status as JSON; `now` in seconds since the epoch."""
+    """The status as JSON; `shared` replaces Ready; `now` in seconds since the epoch."""
     summary = summarise(fabric)
     generation = domain.metadata.generation
-    merged = merge_conditions(domain.status.conditions, _conditions(summary), generation, now)
+    conditions = (*_conditions(summary), *((shared,) if shared is not None else ()))
+    merged = merge_conditions(domain.status.conditions, conditions, generation, now)
     return {
         "observedGeneration": generation,
         "topologyVersion": summary.topology_version,

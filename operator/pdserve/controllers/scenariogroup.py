@@ -18,6 +18,7 @@ from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import SCENARIO_GROUPS
 from pdserve.controllers.compare import controller_uid, covers
 from pdserve.controllers.context import Context
+from pdserve.controllers.domain_overlap import fabric_condition
 from pdserve.controllers.group_actions import CreateRefused, GroupExecutor
 from pdserve.controllers.group_status import (
     not_ready,
@@ -120,7 +121,7 @@ class _Reconcile:
         planned = plan(observation, self._fabric(domain))
         # 3
         with self.context.promises.held(self.key, promised(planned, observation)):
-            return await self._carry_out(view, planned)
+            return await self._carry_out(view, planned, fabric_condition(self.group, domain))
 
     async def _token(self) -> None:
         """A group written by hand has no PDService that makes the Secret its pods need."""
@@ -167,7 +168,9 @@ class _Reconcile:
             former=former,
         )
 
-    async def _carry_out(self, view: GroupView, planned: Plan) -> float | None:
+    async def _carry_out(
+        self, view: GroupView, planned: Plan, fabric: tuple[Condition, ...]
+    ) -> float | None:
         for reason in planned.reasons:
             log.debug("%s: %s", self.key, reason)
         executor = GroupExecutor(self.context, self.obj, view)
@@ -181,7 +184,11 @@ class _Reconcile:
             refused = Condition("Placed", "False", "NameTaken", str(error))
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
-        conditions = (*planned.conditions, *ratio_condition(self._counts(), self._scenario()))
+        conditions = (
+            *planned.conditions,
+            *fabric,
+            *ratio_condition(self._counts(), self._scenario()),
+        )
         if refused is not None:
             conditions = (*(c for c in conditions if c.type != refused.type), refused)
         await self._write(status_of(self.group, planned, conditions, view.instances, self.now))

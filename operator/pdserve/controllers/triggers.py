@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from pdserve.controllers.caches import BY_DOMAIN, Caches
+from pdserve.controllers.domain_overlap import told_of
 from pdserve.kube.cache import Cache, ChangeType
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
@@ -83,7 +84,11 @@ class Triggers:
         name = _any(old, new)["metadata"]["name"]
         self._queue.add(QueueKey(DOMAIN, "", name))
         if old is not None and new is not None and old.get("spec") == new.get("spec"):
+            if told_of(old) != told_of(new):
+                for group in self._caches.groups.by_index(BY_DOMAIN, name):
+                    self._add(GROUP, group)
             return
+        self._domains_later()  # they may share nodes with this one
         for group in self._caches.groups.by_index(BY_DOMAIN, name):
             self._add(GROUP, group)
         for service in self._caches.services.by_index(BY_DOMAIN, name):

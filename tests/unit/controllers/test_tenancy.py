@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst.api_fields import copy
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
@@ -251,3 +251,63 @@ async def test_devices_of_refused_pods_are_free_again() -> None:
         world.api.handle(Request("delete", PDSERVICES, FOREIGN, "first"))
         world.api.handle(Request("delete", NAMESPACES, None, FOREIGN))
         await world.until(world.service_ready, 120)
+
+
+# --- RoCEDomains over the same nodes --------------------------------------------------------------
+
+
+@virtual_time
+async def test_the_younger_of_two_domains_over_the_same_nodes_is_not_ready() -> None:
+    world = World()
+    world.nodes(["a", "b"], per_leaf=2)
+    world.domain("old")
+    await asyncio.sleep(5)
+    world.domain("new")
+    for name, domain in (("first", "old"), ("second", "new")):
+        world.create(PDSERVICES, service(name, fabric={"domainRef": {"name": domain}}, devices=2))
+    async with world.running(), world.operator():
+
+        def ready(domain: str) -> tuple[str, str]:
+            obj = world.get(ROCE_DOMAINS, domain, "") or {}
+            found = [c for c in obj.get("status", {}).get("conditions", ()) if c["type"] == "Ready"]
+            return (found[0]["status"], found[0]["reason"]) if found else ("", "")
+
+        def told(group: str) -> dict[str, Any]:
+            return world.condition(SCENARIO_GROUPS, group, "FabricValid")
+
+        def select(domain: str, leaf: str) -> None:
+            chosen = {"nodeSelector": {"matchLabels": {"fabric/leaf": leaf}}}
+            world.patch(ROCE_DOMAINS, "", domain, {"spec": chosen})
+
+        await world.until(lambda: ready("new") == ("False", "NodesShared"))
+        await world.until(lambda: told("second-chat").get("status") == "False")
+        assert ready("old") == ("True", "NodesReady")
+        assert "older RoCEDomain 'old'" in told("second-chat")["message"]
+        assert told("first-chat") == {}
+        await world.until(lambda: world.service_ready("second"), 120, "what runs goes on")
+        # Other nodes are chosen: it is Ready, and its groups are told.
+        select("new", "b")
+        await asyncio.sleep(5)
+        assert ready("new") == ("False", "NodesShared"), "two nodes are still in both"
+        select("old", "a")
+        await world.until(lambda: ready("new") == ("True", "NodesReady"))
+        await world.until(lambda: told("second-chat").get("status") == "True")
+
+
+@virtual_time
+async def test_when_the_older_domain_goes_the_younger_is_ready() -> None:
+    world = World()
+    world.nodes(["a"], per_leaf=2)
+    world.domain("old")
+    await asyncio.sleep(5)
+    world.domain("new")
+    async with world.running(), world.operator():
+
+        def reason() -> str:
+            obj = world.get(ROCE_DOMAINS, "new", "") or {}
+            conditions = obj.get("status", {}).get("conditions", ())
+            return next((c["reason"] for c in conditions if c["type"] == "Ready"), "")
+
+        await world.until(lambda: reason() == "NodesShared")
+        world.api.handle(Request("delete", ROCE_DOMAINS, None, "old"))
+        await world.until(lambda: reason() == "NodesReady")
