@@ -179,7 +179,7 @@ class ScenarioGroupStatus(Observed):
     repairs: Annotated[tuple[RepairStatus, ...], Items(1024, keys=("slot",))] = ()
     """Slots that had faults lately."""
     conditions: Annotated[tuple[Condition, ...], Items(16, keys=("type",))] = ()
-    """Ready, Linked, Progressing, Placed, RatioInBounds."""
+    """Ready, Linked, Progressing, Placed, RatioInBounds, TemplateValid."""
 
 
 class ScenarioGroup(Resource):

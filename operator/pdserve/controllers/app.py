@@ -35,6 +35,7 @@ from pdserve.controllers.ratio_loop import NoSource, RatioLoop
 from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.triggers import Triggers, group_key
 from pdserve.controllers.worker import resync, work
+from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.kube.claim import Claim, ClaimedError
 from pdserve.kube.client import KubeClient
@@ -84,6 +85,7 @@ class Core:
         workers: int = 4,
         resync_seconds: float = 600.0,
         identity: str = "",
+        rights: Rights | None = None,
     ) -> None:
         self.client = client
         self.registry = registry
@@ -97,6 +99,7 @@ class Core:
         self._rng = rng
         self._resync = resync_seconds
         self._identity = identity
+        self._rights = rights or Rights()
         for kind in ("PDService", "ScenarioGroup", "RoCEDomain"):
             self.metrics.workers.labels(kind).set(workers)
 
@@ -134,6 +137,7 @@ class Core:
             tokens=tokens,
             metrics=self.metrics,
             gateway_image=self._gateway_image,
+            rights=self._rights,
             now=self._now,
         )
         ratio = RatioLoop(context, source, settings, log_line)
@@ -190,6 +194,7 @@ async def run(options: Options) -> None:
         workers=options.workers,
         resync_seconds=options.resync,
         identity=identity,
+        rights=options.rights,
     )
     claim = make_claim(client, options)
     pages = health_pages(registry, ready=lambda: core.waiting_for() or claim.waiting)

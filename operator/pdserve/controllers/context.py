@@ -14,6 +14,7 @@ from pdserve.controllers.linker import Linker
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.promises import Promises
 from pdserve.controllers.tokens import Tokens
+from pdserve.engines.pod_profile import Rights
 from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
 from pdserve.kube.resource import ObjectKey
@@ -42,6 +43,8 @@ class Context:
     tokens: Tokens
     metrics: OperatorMetrics
     gateway_image: str
+    rights: Rights
+    """What pod templates may ask for beyond the restricted Pod Security profile."""
     now: Callable[[], float]
     """Seconds since the epoch."""
     promises: Promises = field(default_factory=Promises)

@@ -19,6 +19,7 @@ from pdserve.controllers.group_view import GroupView
 from pdserve.controllers.objects import owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.engines.pods import render_pod
+from pdserve.engines.pods_template import TemplateError
 from pdserve.groups import types as t
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
@@ -115,7 +116,11 @@ class GroupExecutor:
 
     async def _post(self, new: t.NewPod) -> tuple[Object, bool]:
         """The pod, and whether this call made it."""
-        pod = render_pod(self._view.at(new.revision), new, self._owner)
+        try:
+            group = self._view.at(new.revision)
+            pod = render_pod(group, new, self._owner, self._context.rights)
+        except TemplateError as error:
+            raise CreateRefused(f"pod {new.name}: {error}") from error
         client, cache = self._context.client, self._context.caches.pods
         try:
             live = await client.create(PODS, pod, field_manager=names.FIELD_MANAGER)

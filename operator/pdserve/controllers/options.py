@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pdserve.engines.pod_profile import Allowed, Rights
 from pdserve.wire import names
 
 ENV_PREFIX = "PDSERVE_"
@@ -40,6 +41,8 @@ class Options:
     decisions_log: str | None
     log_format: str
     log_level: str
+    rights: Rights
+    """What pod templates may ask for beyond the restricted Pod Security profile."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,6 +92,17 @@ def parse_options(
     add("--decisions-log", None, "file to which every ratio decision is appended as a JSON line")
     add("--log-format", "text", "json or text", choices=("json", "text"))
     add("--log-level", "info", "least severe level", choices=("debug", "info", "warning", "error"))
+    add(
+        "--allowed-pod-fields", "", "what templates may ask for beyond the restricted Pod Security "
+        "profile: [NAMESPACE:]FIELD[=VALUE], separated by commas", type=_allowed,
+    )  # fmt: skip
+    parser.add_argument(
+        "--authors-checked",
+        action="store_true",
+        default=_truth(given.get(ENV_PREFIX + "AUTHORS_CHECKED", "")),
+        help="the chart's ValidatingAdmissionPolicy is installed: it checks that authors may use "
+        f"the Secrets and service accounts that they name (${ENV_PREFIX}AUTHORS_CHECKED)",
+    )
     parser.add_argument(
         "--no-leader-election",
         action="store_true",
@@ -115,6 +129,7 @@ def parse_options(
         decisions_log=args.decisions_log or None,
         log_format=args.log_format,
         log_level=args.log_level,
+        rights=Rights(args.allowed_pod_fields, args.authors_checked),
     )
 
 
@@ -123,6 +138,13 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: must be a positive number of seconds")
     return value
+
+
+def _allowed(text: str) -> tuple[Allowed, ...]:
+    try:
+        return tuple(Allowed.parse(entry.strip()) for entry in text.split(",") if entry.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _count(text: str) -> int:

@@ -37,7 +37,12 @@ from pdserve.controllers.service_desired import (
     scenario_group,
 )
 from pdserve.controllers.service_status import ServiceSeen, status_of
-from pdserve.controllers.template_check import CONDITION, check_template
+from pdserve.controllers.template_check import (
+    CONDITION,
+    OWN_REASONS,
+    ask_cluster,
+    template_of_service,
+)
 from pdserve.controllers.tokens import BadSecret
 from pdserve.groups.health import condition
 from pdserve.groups.routes import routable
@@ -122,12 +127,18 @@ class _Reconcile:
             self.problems.append(("SecretUnreadable", str(error)))
 
     async def _template(self) -> Condition:
-        for known in self.service.status.conditions:
-            current = known.observed_generation == self.service.metadata.generation
-            if known.type == CONDITION and current and known.status != "Unknown":
-                return Condition(CONDITION, known.status, known.reason, known.message)
-        found = await check_template(self.context.client, self.service, self.owner)
-        if found.status == "False":
+        rights, known = self.context.rights, None
+        for last in self.service.status.conditions:
+            current = last.observed_generation == self.service.metadata.generation
+            if last.type == CONDITION and current and last.status != "Unknown":
+                known = Condition(CONDITION, last.status, last.reason, last.message)
+        found = template_of_service(self.service, self.owner, rights)
+        if found.status == "True":
+            # The cluster is asked once per generation; what we say ourselves can change meanwhile.
+            if known is not None and known.reason not in OWN_REASONS:
+                return known
+            found = await ask_cluster(self.context.client, self.service, self.owner, rights)
+        if found.status == "False" and found != known:
             self.context.events.event(self.obj, "Warning", reasons.TEMPLATE, found.message)
         return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
@@ -39,6 +40,8 @@ from pdserve.controllers.linker import Target
 from pdserve.controllers.revisions import keep_revisions
 from pdserve.controllers.routing import parse_routes, routed_instances
 from pdserve.controllers.service_desired import acting_counts
+from pdserve.controllers.template_check import CONDITION as TEMPLATE_VALID
+from pdserve.controllers.template_check import template_of_group, token_refusal
 from pdserve.controllers.tokens import BadSecret
 from pdserve.controllers.triggers import service_key
 from pdserve.groups.plan import plan
@@ -113,7 +116,10 @@ class _Reconcile:
             unknown = not_ready("UnknownDomain", message)
             await self._write(waiting_status(self.group, unknown, self.now))
             return None
-        await self._token()
+        template = await self._template()
+        if template.status == "False":
+            # No pod of it may be made, so nothing that serves may go for it.
+            wanted = replace(wanted, paused=True)
         await self._revisions(view)
         # 2
         view = view_group(self.context.caches, self.group, self.now)
@@ -121,19 +127,38 @@ class _Reconcile:
         planned = plan(observation, self._fabric(domain))
         # 3
         with self.context.promises.held(self.key, promised(planned, observation)):
-            return await self._carry_out(view, planned, fabric_condition(self.group, domain))
+            found = (template, *fabric_condition(self.group, domain))
+            return await self._carry_out(view, planned, found)
 
-    async def _token(self) -> None:
-        """A group written by hand has no PDService that makes the Secret its pods need."""
+    async def _template(self) -> Condition:
+        """Condition TemplateValid: may pods be made of this ScenarioGroup?"""
+        found = template_of_group(self.group, owner_reference(self.obj), self.context.rights)
+        if found.status == "True" and not self._made_by_service():
+            found = await self._token() or found
+        known = next((c for c in self.group.status.conditions if c.type == found.type), None)
+        if found.status == "False" and (known is None or known.message != found.message):
+            self.context.events.event(self.obj, "Warning", reasons.TEMPLATE, found.message)
+        return found
+
+    def _made_by_service(self) -> bool:
+        """Whether its controller is the PDService that it names; anything else was forged."""
+        service = self.context.caches.services.get(self.group.spec.service, self.key.namespace)
+        return service is not None and controller_uid(self.obj) == service["metadata"]["uid"]
+
+    async def _token(self) -> Condition | None:
+        """A group written by hand has no PDService that makes the Secret its pods need.
+
+        Where somebody else's Secret has that name, its author must have a right to it: the
+        refusal, or None.
+        """
         service, namespace = self.group.spec.service, self.key.namespace
-        made_by_hand = controller_uid(self.obj) is None
-        if not made_by_hand or self.context.caches.services.get(service, namespace) is not None:
-            return
+        if self.context.caches.services.get(service, namespace) is not None:
+            return token_refusal(self.group, self.context.rights)
         try:
             await self.context.tokens.ensure(namespace, service, owner_reference(self.obj))
-        except (NotOursError, BadSecret) as error:
-            # Another group of that service, or its user, made it: pods take it as it is.
-            log.debug("ScenarioGroup %s: %s", self.key, error)
+        except (NotOursError, BadSecret):
+            return token_refusal(self.group, self.context.rights)
+        return None
 
     async def _revisions(self, view: GroupView) -> None:
         """Keep what is needed to render the pods that are there; without it they are served on."""
@@ -169,8 +194,9 @@ class _Reconcile:
         )
 
     async def _carry_out(
-        self, view: GroupView, planned: Plan, fabric: tuple[Condition, ...]
+        self, view: GroupView, planned: Plan, found: tuple[Condition, ...]
     ) -> float | None:
+        """`found` are conditions that hold whatever the plan says."""
         for reason in planned.reasons:
             log.debug("%s: %s", self.key, reason)
         executor = GroupExecutor(self.context, self.obj, view)
@@ -184,13 +210,15 @@ class _Reconcile:
             refused = Condition("Placed", "False", "NameTaken", str(error))
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
-        conditions = (
-            *planned.conditions,
-            *fabric,
-            *ratio_condition(self._counts(), self._scenario()),
-        )
-        if refused is not None:
-            conditions = (*(c for c in conditions if c.type != refused.type), refused)
+        more = [*found, *ratio_condition(self._counts(), self._scenario())]
+        more += [
+            Condition("Progressing", "False", "TemplateInvalid", c.message)
+            for c in found
+            if c.type == TEMPLATE_VALID and c.status == "False"
+        ]
+        more += [refused] if refused is not None else []
+        said = {c.type for c in more}
+        conditions = (*(c for c in planned.conditions if c.type not in said), *more)
         await self._write(status_of(self.group, planned, conditions, view.instances, self.now))
         if refused is None:
             return planned.requeue_after

@@ -1,7 +1,14 @@
-"""Would the API server take the pods of a PDService? Renders one per role and dry-runs its POST.
+"""May these pods be made? What the product says of a template, then what the cluster says.
 
-Admission and defaulting are the cluster's, so only the cluster can say. A rejected template never
-reaches the ScenarioGroups: what serves goes on as it is.
+Two questions, asked before anything that serves is touched:
+
+- Pure, at every look: does the template keep to what its author may ask for? It covers
+  ScenarioGroups written by hand too.
+- Once per generation of a PDService: would the API server take the pods? Admission and defaulting
+  are the cluster's, so one pod per role is POSTed as a dry run.
+
+A rejected template never reaches the ScenarioGroups, and a ScenarioGroup with one makes no pod:
+what serves goes on as it is.
 """
 
 from __future__ import annotations
@@ -11,8 +18,9 @@ from typing import Any
 
 from pdserve.api import PDService, Scenario, ScenarioGroup, revision_of
 from pdserve.controllers.service_desired import scenario_group
+from pdserve.engines.pod_profile import TOKEN_FIELD, Finding, Rights
 from pdserve.engines.pods import render_pod
-from pdserve.engines.pods_template import TemplateError
+from pdserve.engines.pods_template import NotAllowedError, TemplateError
 from pdserve.groups.types import Condition, NewPod
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
@@ -21,32 +29,64 @@ from pdserve.wire import names
 from pdserve.wire.peers import ROLES, Role
 
 CONDITION = "TemplateValid"
+PROTECTED = "ProtectedField"
+NOT_ALLOWED = "NotAllowed"
+OWN_REASONS = frozenset((PROTECTED, NOT_ALLOWED))
+"""Reasons of a refusal that is ours; other ones are the cluster's."""
 _QUOTA = "exceeded quota"
 
 
-async def check_template(
-    client: KubeClient, service: PDService, owner: Mapping[str, Any]
+def template_of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights) -> Condition:
+    """Condition TemplateValid of a ScenarioGroup: may pods be made from it? Pure."""
+    for role in ROLES:
+        try:
+            _sample(group, owner, role, rights)
+        except TemplateError as error:
+            reason = NOT_ALLOWED if isinstance(error, NotAllowedError) else PROTECTED
+            return Condition(CONDITION, "False", reason, f"{role}: {error}")
+    return Condition(CONDITION, "True", "Accepted", "the templates ask for nothing they may not")
+
+
+def token_refusal(group: ScenarioGroup, rights: Rights) -> Condition | None:
+    """Refusal of a ScenarioGroup written by hand whose service's token belongs to somebody else.
+
+    Its pods would be given the Secret by the name of `spec.service`. None where the allow list or
+    the API server says that the author may have it.
+    """
+    secret = names.token_secret_name(group.spec.service)
+    finding = Finding(TOKEN_FIELD, "spec.service", secret, "must be a service of its own")
+    if rights.permits(finding, group.metadata.namespace):
+        return None
+    message = (
+        f"spec.service: {group.spec.service}: Secret {secret} belongs to somebody else; an "
+        f"administrator can allow it with security.allowedPodFields: ['{TOKEN_FIELD}={secret}']"
+    )
+    return Condition(CONDITION, "False", NOT_ALLOWED, message)
+
+
+def template_of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) -> Condition:
+    """The same for the ScenarioGroups that a PDService would make. Pure."""
+    return template_of_group(_group(service, service.spec.scenarios[0], owner), owner, rights)
+
+
+async def ask_cluster(
+    client: KubeClient, service: PDService, owner: Mapping[str, Any], rights: Rights
 ) -> Condition:
-    """Condition TemplateValid for the spec as it is.
+    """Condition TemplateValid by the API server, for a template that `template_of_service` takes.
 
     Raises:
         KubeError: nothing could be said (no answer, server error).
     """
+    group = _group(service, service.spec.scenarios[0], owner)
     for role in ROLES:
-        problem = await _refusal(client, service, owner, role)
+        problem = await _refusal(client, _sample(group, owner, role, rights))
         if problem is not None:
             reason, message = problem
             return Condition(CONDITION, "False", reason, f"{role}: {message}")
     return Condition(CONDITION, "True", "Accepted", "the API server takes the rendered pods")
 
 
-async def _refusal(
-    client: KubeClient, service: PDService, owner: Mapping[str, Any], role: Role
-) -> tuple[str, str] | None:
-    try:
-        pod = _sample(service, service.spec.scenarios[0], owner, role)
-    except TemplateError as error:
-        return "ProtectedField", str(error)
+async def _refusal(client: KubeClient, pod: dict[str, Any]) -> tuple[str, str] | None:
     try:
         await client.create(PODS, pod, field_manager=names.FIELD_MANAGER, dry_run=True)
     except KubeError as error:
@@ -60,10 +100,13 @@ async def _refusal(
     return None
 
 
+def _group(service: PDService, scenario: Scenario, owner: Mapping[str, Any]) -> ScenarioGroup:
+    return ScenarioGroup.parse(scenario_group(service, scenario, owner))
+
+
 def _sample(
-    service: PDService, scenario: Scenario, owner: Mapping[str, Any], role: Role
+    group: ScenarioGroup, owner: Mapping[str, Any], role: Role, rights: Rights
 ) -> dict[str, Any]:
-    group = ScenarioGroup.parse(scenario_group(service, scenario, owner))
     name = f"{names.slot_name(group.metadata.name, 0, role, 0)}-dryrun"
     new = NewPod(
         name=name,
@@ -73,4 +116,4 @@ def _sample(
         revision=revision_of(group.spec),
         node="dry-run",
     )
-    return render_pod(group, new, owner)
+    return render_pod(group, new, owner, rights)

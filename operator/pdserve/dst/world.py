@@ -29,6 +29,7 @@ from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_server import START, FakeApi
 from pdserve.dst.world_engines import Engine, Engines
 from pdserve.dst.world_service import NPU, NS
+from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.resource import (
@@ -109,6 +110,8 @@ class World:
     start_seconds: tuple[float, float] = (0.2, 1.5)
     delay: Callable[[Request], float] = lambda _request: 0.0
     """Seconds that a request of the operator waits, e.g. for a slow admission webhook."""
+    rights: Rights = field(default_factory=Rights)
+    """What the operators let templates ask for."""
     api: FakeApi = field(init=False)
     engines: Engines = field(init=False)
     rng: random.Random = field(init=False)
@@ -526,6 +529,7 @@ class World:
             registry=Registry(),
             now=now,
             rng=random.Random(self.seed),
+            rights=self.rights,
         )
 
         async def engines(_tokens: Tokens) -> EngineApi:

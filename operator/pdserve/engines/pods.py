@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pdserve.api import RoleTemplate, ScenarioGroup
+from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import ENGINE_CONTAINER, apply_template
 from pdserve.wire import http, names
 from pdserve.wire.peers import Role
 
 COMPONENT = "instance"
+NO_RIGHTS = Rights()
 GRACE_AFTER_DRAIN = 15
 """Seconds that a terminating engine gets beyond the drain, to close and exit."""
 BASE_TOLERATIONS: tuple[Mapping[str, str], ...] = tuple(
@@ -76,16 +78,20 @@ def role_template(group: ScenarioGroup, role: Role) -> RoleTemplate:
     return group.spec.prefill if role == "prefill" else group.spec.decode
 
 
-def render_pod(group: ScenarioGroup, new: PodSlot, owner_ref: Mapping[str, Any]) -> dict[str, Any]:
+def render_pod(
+    group: ScenarioGroup, new: PodSlot, owner_ref: Mapping[str, Any], rights: Rights = NO_RIGHTS
+) -> dict[str, Any]:
     """The manifest to POST for one instance.
 
     Args:
         group: the ScenarioGroup it belongs to.
         new: slot, role, node and revision, from the plan.
         owner_ref: controller reference to the ScenarioGroup.
+        rights: what templates may ask for beyond the restricted Pod Security profile.
 
     Raises:
-        TemplateError: the role's template touches a field that is not its own.
+        TemplateError: the role's template touches a field that is not its own, or asks for more
+            than `rights` gives.
     """
     role = role_template(group, new.role)
     pod = {
@@ -102,7 +108,7 @@ def render_pod(group: ScenarioGroup, new: PodSlot, owner_ref: Mapping[str, Any])
     }
     if role.template is None:
         return pod
-    return apply_template(pod, role.template.to_dict(), role.instance.resource)
+    return apply_template(pod, role.template.to_dict(), role.instance.resource, rights)
 
 
 def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:

@@ -5,7 +5,9 @@ key merge by it, `tolerations` are appended, every other list is replaced. The a
 first, the user's patch goes over it, so a site can add volumes, `/dev/shm`, priority classes or
 runtime classes; but placement, identity, readiness and the role's own contract are not the
 user's to change here, and a template that tries is refused with the field that would be right.
-Pure; `pods` renders, `controllers` reports a refusal as condition `TemplateValid`.
+The merged pod keeps to the restricted Pod Security profile (`pod_profile`), unless an
+administrator allowed more. Pure; `pods` renders, `controllers` reports a refusal as condition
+`TemplateValid`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pdserve.engines.pod_profile import FIELDS, Finding, Rights, findings
 from pdserve.wire import names
 
 ENGINE_CONTAINER = "engine"
@@ -32,6 +35,12 @@ _MERGE_KEYS: Mapping[str, tuple[str, ...]] = {
     "resourceClaims": ("name",),
 }
 _APPEND = frozenset({"tolerations"})
+
+_HARDENED: Mapping[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""What containers that a template adds get where it says nothing: the engine has the same."""
 
 _METADATA_ALLOWED = frozenset({"labels", "annotations"})
 _SPEC_PROTECTED: Mapping[str, str] = {
@@ -65,8 +74,25 @@ class TemplateError(ValueError):
         super().__init__(f"{path}: may not be set here: {why}")
 
 
+class NotAllowedError(TemplateError):
+    """A template asks for what its author has no right to.
+
+    Attributes:
+        finding: the field, and what would be accepted.
+    """
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+        what = f"{finding.right} (Pod Security profile restricted)"
+        if FIELDS[finding.field] == "names":
+            what = f"{finding.right}, unless the API server checks the rights of authors"
+        entry = f"{finding.field}={finding.value}" if finding.value else finding.field
+        allow = f"an administrator can allow it with security.allowedPodFields: [{entry!r}]"
+        super().__init__(f"template.{finding.path}", f"{what}; {allow}")
+
+
 def apply_template(
-    pod: Mapping[str, Any], template: Mapping[str, Any], resource: str
+    pod: Mapping[str, Any], template: Mapping[str, Any], resource: str, rights: Rights
 ) -> dict[str, Any]:
     """The rendered pod with the user's patch merged over it.
 
@@ -74,16 +100,38 @@ def apply_template(
         pod: manifest as the adapter rendered it; not changed.
         template: `{metadata?: {labels?, annotations?}, spec?: {...}}`.
         resource: the accelerator resource that the operator counts.
+        rights: what the result may ask for beyond the restricted profile.
 
     Raises:
+        NotAllowedError: the result asks for more than `rights` gives.
         TemplateError: the template touches a protected field, or has the wrong shape.
     """
     check_template(template, resource)
-    return {
+    merged = {
         **pod,
         "metadata": _merge(pod["metadata"], template.get("metadata") or {}),
-        "spec": _merge(pod["spec"], template.get("spec") or {}),
+        "spec": _harden(_merge(pod["spec"], template.get("spec") or {})),
     }
+    refused = rights.refused(merged, pod["metadata"]["namespace"], findings(pod))
+    if refused is not None:
+        raise NotAllowedError(refused)
+    return merged
+
+
+def _harden(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec with what containers of the template leave open filled in."""
+    hardened = dict(spec)
+    for kind in ("containers", "initContainers"):
+        if isinstance(spec.get(kind), list):
+            hardened[kind] = [_hardened(container) for container in spec[kind]]
+    return hardened
+
+
+def _hardened(container: Any) -> Any:
+    context = container.get("securityContext") if isinstance(container, Mapping) else 0
+    if context is not None and not isinstance(context, Mapping):
+        return container  # the API server refuses it
+    return {**container, "securityContext": _merge(_HARDENED, context or {})}
 
 
 def check_template(template: Mapping[str, Any], resource: str) -> None:
@@ -106,7 +154,10 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     for key in sorted(set(metadata) - _METADATA_ALLOWED):
         raise TemplateError(f"template.metadata.{key}", "only labels and annotations can be added")
     for kind in sorted(_METADATA_ALLOWED):
-        for key in sorted(metadata.get(kind) or {}):
+        entries = metadata.get(kind) or {}
+        if not isinstance(entries, Mapping):
+            raise TemplateError(f"template.metadata.{kind}", "it must be an object")
+        for key in sorted(entries):
             prefix = key.split("/")[0]
             if prefix == names.GROUP or prefix.endswith("." + names.GROUP):
                 raise TemplateError(
@@ -127,10 +178,16 @@ def _check_affinity(spec: Mapping[str, Any]) -> None:
 
 def _check_containers(spec: Mapping[str, Any], resource: str) -> None:
     # Also null, which would delete the engine.
-    if "containers" in spec and not isinstance(spec["containers"], list):
-        raise TemplateError("template.spec.containers", "it must be a list, merged by name")
-    for index, container in enumerate(spec.get("containers") or []):
-        path = f"template.spec.containers[{index}]"
+    for kind in ("containers", "initContainers"):
+        given = spec.get(kind, [])
+        if not isinstance(given, list) and (given is not None or kind == "containers"):
+            raise TemplateError(f"template.spec.{kind}", "it must be a list, merged by name")
+    listed = [
+        (f"template.spec.{kind}[{index}]", container)
+        for kind in ("containers", "initContainers")
+        for index, container in enumerate(spec.get(kind) or [])
+    ]
+    for path, container in listed:
         if not isinstance(container, Mapping) or not container.get("name"):
             raise TemplateError(path, "every container needs a name, e.g. name: engine")
         for where, amount in _resource_claims(container):
@@ -139,6 +196,8 @@ def _check_containers(spec: Mapping[str, Any], resource: str) -> None:
                     f"{path}.resources.{where}[{resource}]", "set instance.devicesPerNode"
                 )
         if container["name"] == ENGINE_CONTAINER:
+            if path.startswith("template.spec.initContainers"):
+                raise TemplateError(path, "the name engine is the engine's")
             _check_engine(path, container)
 
 
@@ -146,16 +205,18 @@ def _check_engine(path: str, container: Mapping[str, Any]) -> None:
     for key, why in _CONTAINER_PROTECTED.items():
         if key in container:
             raise TemplateError(f"{path}.{key}", why)
-    for entry in container.get("env") or []:
+    entries = container.get("env")
+    for entry in entries if isinstance(entries, list) else ():
         name = str(entry.get("name", "")) if isinstance(entry, Mapping) else ""
         if name.startswith("PDSERVE_"):
             raise TemplateError(f"{path}.env[{name}]", "PDSERVE_* is the operator's")
 
 
 def _resource_claims(container: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    resources = container.get("resources") or {}
+    resources = container.get("resources")
     for where in ("limits", "requests"):
-        for name in resources.get(where) or {}:
+        amounts = resources.get(where) if isinstance(resources, Mapping) else None
+        for name in amounts if isinstance(amounts, Mapping) else ():
             yield where, name
 
 

@@ -112,6 +112,7 @@ def test_a_flag_wins_over_its_variable_and_a_variable_over_the_default() -> None
         ["--workers", "many"],
         ["--metrics-port", "70000"],
         ["--log-format", "xml"],
+        ["--allowed-pod-fields", "spec.hostPid"],
     ],
 )
 def test_bad_flags_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tests.support.api_objects import edited, scenariogroup
 
 from pdserve.api import ScenarioGroup
+from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import TemplateError, apply_template, check_template
 from pdserve.groups.types import NewPod
@@ -169,7 +170,7 @@ def test_a_template_is_merged_by_the_keys_of_strategic_merge() -> None:
             "priorityClassName": "devices",
             "tolerations": [{"key": "npu", "operator": "Exists"}],
             "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
-            "securityContext": {"runAsUser": 0, "runAsNonRoot": None},
+            "securityContext": {"runAsUser": 1000, "fsGroup": None},
             "containers": [
                 {
                     "name": "engine",
@@ -192,8 +193,12 @@ def test_a_template_is_merged_by_the_keys_of_strategic_merge() -> None:
     assert engine(pod)["resources"]["limits"] == {NPU: "1", "memory": "1Gi"}
     assert env(pod)["EXTRA"] == "1"
     assert "PDSERVE_TOKEN" in env(pod)
-    assert spec["securityContext"]["runAsUser"] == 0
-    assert "runAsNonRoot" not in spec["securityContext"]
+    assert spec["securityContext"]["runAsUser"] == 1000
+    assert "fsGroup" not in spec["securityContext"]
+    assert spec["containers"][1]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }, "what the template leaves open is as the engine's"
     assert pinned_node(pod) == "n7"
 
 
@@ -231,6 +236,12 @@ REFUSED = [
     ({"spec": {"containers": None}}, "template.spec.containers", "must be a list"),
     ({"spec": {"containers": [{"name": "engine", "$patch": "delete"}]}},
      "template.spec.containers[0].$patch", "engine"),
+    ({"spec": {"initContainers": [{"name": "x", "resources": {"limits": {NPU: 8}}}]}},
+     f"template.spec.initContainers[0].resources.limits[{NPU}]", "devicesPerNode"),
+    ({"spec": {"initContainers": [{"name": "engine"}]}}, "template.spec.initContainers[0]",
+     "engine's"),
+    ({"spec": {"initContainers": {}}}, "template.spec.initContainers", "must be a list"),
+    ({"metadata": {"labels": 5}}, "template.metadata.labels", "must be an object"),
     ({"spec": []}, "template.spec", "must be an object"),
     ({"status": {}}, "template.status", "metadata and spec"),
 ]  # fmt: skip
@@ -257,5 +268,5 @@ def test_other_devices_may_be_asked_for() -> None:
 def test_the_rendered_pod_is_not_changed_by_merging() -> None:
     pod = render()
     before = repr(pod)
-    apply_template(pod, {"spec": {"containers": [{"name": "engine", "tty": True}]}}, NPU)
+    apply_template(pod, {"spec": {"containers": [{"name": "engine", "tty": True}]}}, NPU, Rights())
     assert repr(pod) == before
