@@ -233,7 +233,10 @@ async def _lead(core: Core, claim: Claim, options: Options, identity: str) -> No
     async def act() -> None:
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(
-                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256))
+                # The linker bounds requests, per namespace; no instance sets cookies for another.
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+                )
             )
             source = _source(options)
             stack.push_async_callback(source.close)

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import aiohttp
 
@@ -100,10 +101,11 @@ class HttpEngines:
         except (KubeError, BadSecret) as error:
             # The service may be on its way out, its Secret first.
             raise EngineError(f"{method} {path}: no token: {error}") from error
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
         request = self._session.request(
-            method, target.endpoint + path, json=body, headers=headers, timeout=self._timeout
-        )
+            method, target.endpoint + path, json=body, headers=headers, timeout=self._timeout,
+            allow_redirects=False, auto_decompress=False,
+        )  # fmt: skip
         try:
             async with request as reply:
                 if reply.status not in (200, 202, *also):
@@ -115,7 +117,13 @@ class HttpEngines:
 
 
 async def _bounded(reply: aiohttp.ClientResponse) -> bytes:
-    """At most one byte more than an answer may have; its charset and type do not matter."""
+    """At most one byte more than an answer may have; its charset and type do not matter.
+
+    Raises ValueError for a body in another encoding than was asked for.
+    """
+    encoding = reply.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise ValueError(f"the answer is encoded as {encoding[:40]!r}, and nothing was accepted")
     body = b""
     while len(body) <= MAX_BYTES and (part := await reply.content.read(MAX_BYTES + 1 - len(body))):
         body += part
@@ -162,16 +170,19 @@ class Linker:
         *,
         period: float = 0.25,
         max_period: float = 5.0,
-        concurrency: int = 64,
+        concurrency: int = 16,
     ) -> None:
         """`period`: seconds between two polls of one instance, doubled per failure up to
-        `max_period`; `concurrency`: requests under way at once over all instances.
+        `max_period`; `concurrency`: requests under way at once per namespace, so that silent
+        instances of one hold up no other's.
         """
         self._engines = engines
         self._on_change = on_change
         self._period = period
         self._max_period = max_period
-        self._slots = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
+        self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By namespace; the tasks that attend its instances hold it."""
         self._states: dict[ObjectKey, dict[str, _State]] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -235,10 +246,11 @@ class Linker:
             state.task = self._tasks.create_task(self._serve(key, state))
 
     async def _serve(self, key: ObjectKey, state: _State) -> None:
+        slots = self._slots.setdefault(key.namespace, asyncio.Semaphore(self._concurrency))
         while state.needs_attention:
             state.changed.clear()
             try:
-                async with self._slots:
+                async with slots:
                     changed = await self._step(state)
                 state.failures = 0
             except (EngineError, WireError) as error:

@@ -20,7 +20,7 @@ from kubernetes.aio.config.kube_config import list_kube_config_contexts, load_ku
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.ratelimit import TokenBucket
-from pdserve.kube.transport import HttpTransport
+from pdserve.kube.transport import HttpTransport, refuse_redirects
 
 DEFAULT_RATE = 100.0
 DEFAULT_BURST = 200
@@ -74,7 +74,10 @@ async def api_client(
     try:
         await _configure(configuration, kubeconfig, context)
         # As Go's clients: never through a proxy to this machine.
-        configuration.client_session_kwargs = {"trust_env": not _is_loopback(configuration.host)}
+        configuration.client_session_kwargs = {
+            "trust_env": not _is_loopback(configuration.host),
+            "middlewares": (refuse_redirects,),
+        }
         api = ApiClient(configuration)
     except (ConfigException, *_MALFORMED) as error:
         raise ConnectError(f"Kubernetes configuration is not usable: {error}") from error

@@ -44,6 +44,21 @@ _PATCH_TYPES = {
 }
 
 
+async def refuse_redirects(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """A client middleware: an API server redirects nobody, so whoever does is not to be followed.
+
+    Raises:
+        aiohttp.ClientError: the answer is a redirection.
+    """
+    response = await handler(request)
+    if 300 <= response.status < 400:
+        response.close()
+        raise aiohttp.ClientError(f"a redirection (HTTP {response.status}) is not followed")
+    return response
+
+
 class HttpTransport:
     """`client.Transport` over HTTP(S). One per process; closes with `close`."""
 

@@ -31,6 +31,8 @@ from pdserve.telemetry.source import LiveInstances, ScenarioKey
 
 SETTLE_SECONDS = 1.0
 """Longer than a scrape takes. One tick of a gateway is a quarter of a window of four scrapes."""
+MAX_ANSWER = 32 << 20
+"""Bytes of one query's answer. A row of 10,000 pods takes about 250."""
 WINDOW_STEPS = (1.0, 3.0, 10.0)
 """Windows asked for, as multiples of the shortest."""
 
@@ -157,7 +159,7 @@ class PrometheusSource:
         """One client per pool thread: its session is not made for sharing."""
         connection: PrometheusConnect | None = getattr(self._local, "connection", None)
         if connection is None:
-            session = requests.Session()
+            session = _Session()
             session.trust_env = (
                 False  # proxies and netrc are not meant for the cluster's own server
             )
@@ -172,6 +174,34 @@ class PrometheusSource:
             )
             self._local.connection = connection
         return connection
+
+
+class _Session(requests.Session):
+    """Follows no redirection, accepts no encoding, reads a bounded body.
+
+    What answers at the configured address may be anything; it decides neither whom the operator
+    asks next nor how much memory an answer takes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers["Accept-Encoding"] = "identity"
+
+    def send(self, request: requests.PreparedRequest, **settings: Any) -> requests.Response:
+        """As the library's; raises `requests.RequestException` for an answer beyond the bounds."""
+        response = super().send(request, **{**settings, "stream": True, "allow_redirects": False})
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            response.close()
+            raise requests.RequestException(f"the answer is encoded as {encoding[:40]!r}")
+        body = bytearray()
+        while part := response.raw.read(min(65_536, MAX_ANSWER + 1 - len(body))):
+            body += part
+        if len(body) > MAX_ANSWER:
+            response.close()
+            raise requests.RequestException(f"an answer of more than {MAX_ANSWER} bytes")
+        response._content = bytes(body)
+        return response
 
 
 def _first_reason(found: Sequence[Rows | Unknown]) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import functools
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -41,8 +44,11 @@ class Instance:
         self.up: list[str] = []
         self.seen: list[tuple[str, str, str]] = []
         self.answer: Callable[[], web.Response] | None = None
+        self.handle_all: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
 
-    async def handle(self, request: web.Request) -> web.Response:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if self.handle_all is not None:
+            return await self.handle_all(request)
         self.seen.append((request.method, request.path, request.headers["Authorization"]))
         if self.answer is not None:
             return self.answer()
@@ -110,6 +116,69 @@ async def test_a_newer_table_at_the_instance_is_no_error() -> None:
 async def test_bad_answers_are_one_kind_of_error(answer: Callable[[], web.Response]) -> None:
     async with instance() as (served, target, engines):
         served.answer = answer
+        with pytest.raises(EngineError):
+            await engines.get_links(target)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirection_is_followed(status: int) -> None:
+    async with instance() as (other, elsewhere, _), instance() as (served, target, engines):
+        served.answer = lambda: web.Response(
+            status=status, headers={"Location": elsewhere.endpoint + "/internal"}
+        )
+        for ask in (engines.get_links, engines.post_drain):
+            with pytest.raises(EngineError, match=f"HTTP {status}"):
+                await ask(target)
+        with pytest.raises(EngineError, match=f"HTTP {status}"):
+            await engines.put_peers(target, table(3))
+        assert other.seen == []
+
+
+@functools.cache
+def _bomb(encoding: str) -> bytes:
+    """64 MiB of zeros, packed."""
+    packer = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_no_encoded_answer_is_unpacked(encoding: str, status: int) -> None:
+    packed = _bomb(encoding)
+    async with instance() as (served, target, engines):
+        asked: list[str] = []
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            asked.append(request.headers.get("Accept-Encoding", ""))
+            response = web.StreamResponse(status=status, headers={"Content-Encoding": encoding})
+            await response.prepare(request)
+            await response.write(packed)
+            return response
+
+        served.handle_all = answer
+        tracemalloc.start()
+        try:
+            with pytest.raises(EngineError, match="encoded as"):
+                await engines.get_links(target)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert asked == ["identity"]
+        assert peak < 16 << 20
+
+
+async def test_an_endless_answer_is_cut_off() -> None:
+    async with instance() as (served, target, engines):
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            with suppress(ConnectionError):
+                while True:
+                    await response.write(b" " * 65_536)
+            return response
+
+        served.handle_all = answer
         with pytest.raises(EngineError):
             await engines.get_links(target)
 
@@ -282,3 +351,28 @@ async def test_forgetting_a_group_ends_its_tasks() -> None:
         await asyncio.sleep(20)
         assert len(fake.calls) == before
         assert linker.links(KEY) == {}
+
+
+@virtual_time
+async def test_silent_instances_of_one_namespace_hold_up_no_others() -> None:
+    """Each of theirs takes the whole time-out; there are more of them than requests at once."""
+
+    class Silent(Fake):
+        async def get_links(self, target: Target) -> LinkReport:
+            if target.pod.startswith("silent"):
+                await asyncio.sleep(2)
+                raise EngineError("TimeoutError")
+            return await super().get_links(target)
+
+    fake = Silent()
+    changed: list[ObjectKey] = []
+    async with linking(fake, changed) as linker:
+        linker.set_targets(
+            ObjectKey("slow", "shop-chat"),
+            [target(pod=f"silent-{n}", container_id=f"s{n}", poll=True) for n in range(500)],
+        )
+        await asyncio.sleep(10)
+        linker.set_targets(KEY, [target(poll=True)])
+        await asyncio.sleep(0.5)
+        assert linker.links(KEY)
+        assert changed == [KEY]

@@ -1,0 +1,82 @@
+"""What answers as Prometheus decides neither whom we ask nor how much memory it takes."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from pdserve.ratio.types import Unknown
+from pdserve.telemetry import prometheus
+from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
+from pdserve.telemetry.source import LiveInstances, ScenarioKey
+
+KEY = ScenarioKey("ns", "shop", "chat")
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[tuple[str, list[str]]]:
+    """A server's URL, and the `Accept-Encoding` of each request it got."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Accept-Encoding", ""))
+            answer(self)
+
+        def log_message(self, *_args: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def reply(handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+async def reason(url: str) -> str:
+    source = PrometheusSource(PrometheusSettings(url, query_timeout=60, round_timeout=60))
+    (found,) = (await source.sample({KEY: LiveInstances(frozenset({"gw"}))})).values()
+    await source.close()
+    assert isinstance(found, Unknown)
+    return found.reason
+
+
+async def test_no_redirection_is_followed() -> None:
+    with (
+        serving(lambda h: reply(h, 200, b"{}")) as (elsewhere, asked),
+        serving(lambda h: reply(h, 307, b"", Location=elsewhere + "/x")) as (url, _),
+    ):
+        assert "307" in await reason(url)
+        assert asked == []
+
+
+async def test_no_encoded_answer_is_unpacked() -> None:
+    packed = gzip.compress(bytes(64 << 20))
+    with serving(lambda h: reply(h, 200, packed, Content_Encoding="gzip")) as (url, asked):
+        assert "encoded as 'gzip'" in await reason(url)
+    assert set(asked) == {"identity"}
+
+
+async def test_an_answer_beyond_the_bound_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "MAX_ANSWER", 1000)
+    with serving(lambda h: reply(h, 200, b" " * 2000)) as (url, _):
+        assert "more than 1000 bytes" in await reason(url)
