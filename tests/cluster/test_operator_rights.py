@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -243,4 +244,5 @@ def test_a_deleted_service_leaves_nothing_even_without_an_operator(lived: Site) 
     s.until("no operator is left but such as are leaving", lambda: not lived.operators())
     lived.cluster.kubectl("delete", "pds", "--all", "-n", NAMESPACE, "--wait=false")
     namespaces = (NAMESPACE, OPERATOR_NAMESPACE)
-    s.until("nothing is left", lambda: not leftovers(lived.cluster, *namespaces))
+    left = partial(leftovers, lived.cluster, *namespaces)
+    s.until("nothing is left", lambda: not left(), instead=left)

@@ -187,7 +187,8 @@ def leftovers(cluster: s.Cluster, *namespaces: str) -> list[str]:
     """Everything in these namespaces that the product made or was made for it."""
     kinds = (
         "pods,services,endpointslices,deployments,replicasets,configmaps,secrets,serviceaccounts,"
-        "roles,rolebindings,poddisruptionbudgets,leases,pdservices,scenariogroups"
+        "roles,rolebindings,poddisruptionbudgets,leases,pdservices,scenariogroups,"
+        "controllerrevisions"
     )
     left = []
     for namespace in namespaces:

@@ -110,6 +110,14 @@ def wanted_of(group: ScenarioGroup, counts: Counts) -> Wanted:
     )
 
 
+def models_of(view: GroupView) -> Mapping[str, tuple[str, str]]:
+    """Model name and engine type of every known revision."""
+    return {
+        revision: (then.spec.model.name, str(then.spec.engine.type))
+        for revision, then in view.revisions.items()
+    }
+
+
 def slots_of(view: GroupView) -> Mapping[str, Mapping[Role, int]]:
     """b_p and b_d of every revision that a pod has, by revision."""
     used = {i.revision for i in view.instances}

@@ -25,7 +25,7 @@ from pdserve.controllers.caches import BY_SERVICE, PDSERVICES, SCENARIO_GROUPS, 
 from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Attainment, Context
 from pdserve.controllers.counts import REASON_INITIAL, CountsPlan, plan_counts
-from pdserve.controllers.group_view import slots_of, view_group
+from pdserve.controllers.group_view import models_of, slots_of, view_group
 from pdserve.controllers.objects import gateway_objects, owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.profiles import prefill_prediction, profile_of
@@ -235,17 +235,18 @@ class _Reconcile:
         if known is not None and not is_controlled_by(known, meta.uid):
             raise NotOursError(cache.resource, known, meta.uid)
         last = parse_routes(known)
-        groups, predicted = {}, {}
+        groups, predicted, models = {}, {}, {}
         for scenario, (_, group) in self._groups().items():
             view = view_group(self.context.caches, group, self.context.now())
             groups[scenario] = routable(view.instances, view.tables, slots_of(view))
+            models[scenario] = models_of(view)
             known_profile = prefill_prediction(cache, group, self._usual_prompt(scenario))
             if known_profile is not None:
                 predicted[scenario] = known_profile
         domain = self.context.caches.domains.get(self.service.spec.fabric.domain_ref.name)
         table = route_table(
             self.service, None if domain is None else RoCEDomain.parse(domain),
-            groups, predicted, last, version_floor(known),
+            groups, predicted, last, version_floor(known), models,
         )  # fmt: skip
         text = json.dumps(table.to_json(), separators=(",", ":"), sort_keys=True)
         wanted = {

@@ -11,10 +11,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pdserve.api import PDService, RoCEDomain
+from pdserve.api import PDService, RoCEDomain, Scenario
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
-from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Served, Slo, served
+
+Models = Mapping[str, tuple[str, str]]
+"""Model name and engine type of each known revision."""
 
 
 def slo_of(scenario: Any) -> Slo:
@@ -32,6 +35,7 @@ def route_table(
     predicted: Mapping[str, tuple[float, float]],
     last: RouteTable | None,
     floor: int = 0,
+    models: Mapping[str, Models] | None = None,
 ) -> RouteTable:
     """The table that gateways should have now; `last` itself when nothing changed.
 
@@ -42,7 +46,9 @@ def route_table(
         predicted: `a, b` of predicted prefill seconds per scenario name, where known.
         last: the table that gateways have.
         floor: without `last`, a version that no gateway has seen a higher one than.
+        models: what the revisions of each scenario's groups serve, by scenario name.
     """
+    known = models or {}
     table = RouteTable(
         service=service.metadata.name,
         version=floor if last is None else last.version,
@@ -53,7 +59,10 @@ def route_table(
             RouteScenario(
                 name=scenario.name,
                 slo=slo_of(scenario),
-                groups=tuple(groups.get(scenario.name, ())),
+                groups=tuple(
+                    _under_its_name(group, service, scenario, known.get(scenario.name, {}), last)
+                    for group in groups.get(scenario.name, ())
+                ),
                 models=tuple(scenario.match.models),
                 headers={k.lower(): v for k, v in scenario.match.headers.items()},
                 prefill_seconds=predicted.get(scenario.name),
@@ -64,6 +73,51 @@ def route_table(
     if table == last:
         return table
     return dataclasses.replace(table, version=table.version + 1)
+
+
+def unnamed(groups: Sequence[RouteGroup]) -> tuple[RouteGroup, ...]:
+    """Groups without what only the route table adds to them."""
+    return tuple(dataclasses.replace(g, models=(), model="", flow="") for g in groups)
+
+
+def _under_its_name(
+    group: RouteGroup,
+    service: PDService,
+    scenario: Scenario,
+    models: Models,
+    last: RouteTable | None,
+) -> RouteGroup:
+    """The group, with what it serves where that is not what the service asks for now.
+
+    A group of another model keeps the names under which gateways were last told of it.
+    """
+    own = (service.spec.model.name, str(service.spec.engine.type))
+    before = _before(group.revision, scenario.name, last)
+    model, flow = models.get(group.revision) or (
+        own if before is None else (before.model, before.flow)
+    )
+    if (model, flow) == own:
+        return group
+    names_now = tuple(scenario.match.models) or (own[0],)
+    names = tuple(scenario.match.models) or (model,)
+    if before is not None and before.model == model:
+        names = before.names
+    return dataclasses.replace(
+        group,
+        models=() if names == names_now else names,
+        model="" if model == own[0] else model,
+        flow="" if flow == own[1] else flow,
+    )
+
+
+def _before(revision: str, scenario: str, last: RouteTable | None) -> Served | None:
+    """What the last table says that a revision serves."""
+    for told in last.scenarios if last is not None else ():
+        if told.name == scenario:
+            groups = (g for g in told.groups if g.revision == revision)
+            found = next(groups, None)
+            return None if last is None or found is None else served(last, told, found)
+    return None
 
 
 def parse_routes(config_map: Mapping[str, Any] | None) -> RouteTable | None:

@@ -38,7 +38,7 @@ from pdserve.controllers.group_view import (
 )
 from pdserve.controllers.linker import Target
 from pdserve.controllers.revisions import keep_revisions
-from pdserve.controllers.routing import parse_routes, routed_instances
+from pdserve.controllers.routing import parse_routes, routed_instances, unnamed
 from pdserve.controllers.service_desired import acting_counts
 from pdserve.controllers.template_check import CONDITION as TEMPLATE_VALID
 from pdserve.controllers.template_check import template_of_group, token_refusal
@@ -296,7 +296,7 @@ class _Reconcile:
         given = (
             next((s.groups for s in routes.scenarios if s.name == scenario), ()) if routes else ()
         )
-        if given != routable(view.instances, view.tables, slots_of(view)):
+        if unnamed(given) != routable(view.instances, view.tables, slots_of(view)):
             self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
 
 

@@ -1,14 +1,40 @@
-"""Which scenario of a route table a request belongs to.
+"""Which scenario of a route table a request belongs to, and which of its groups may serve it.
 
 The label is made by the client or by an intention service before us: a model name, a header, or
-both (P/D-Serve section 4.1). Neighbour: `wire.routes` holds the table.
+both (P/D-Serve section 4.1). While another model is rolled out the groups of a scenario serve
+different names: it is then divided into parts, and a request belongs to the parts that serve its
+name. Neighbour: `wire.routes` holds the table.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from pdserve.wire.routes import RouteScenario, RouteTable
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Served, served
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The groups of one scenario that serve the same; nearly always all of them."""
+
+    scenario: RouteScenario
+    """With these groups only."""
+    served: Served
+
+
+def parts_of(table: RouteTable, scenario: RouteScenario) -> tuple[Part, ...]:
+    """The parts of a scenario, in the order of their first group; one without any group."""
+    found: dict[Served, list[RouteGroup]] = {}
+    for group in scenario.groups:
+        found.setdefault(served(table, scenario, group), []).append(group)
+    if not found:
+        return (Part(scenario, served(table, scenario)),)
+    return tuple(
+        Part(dataclasses.replace(scenario, groups=tuple(groups)), what)
+        for what, groups in found.items()
+    )
 
 
 def match_scenario(
@@ -25,15 +51,14 @@ def match_scenario(
     name is answered with the known ones instead of being served by accident.
     """
     for scenario in table.scenarios:
-        models = scenario.models or (table.model,)
-        if model in models and _headers_match(scenario, headers):
+        if model in _names(table, scenario) and _headers_match(scenario, headers):
             return scenario
     return None
 
 
 def known_models(table: RouteTable) -> tuple[str, ...]:
     """Every model name that some scenario takes, in table order, each once."""
-    names = (m for s in table.scenarios for m in (s.models or (table.model,)))
+    names = (name for s in table.scenarios for name in _names(table, s))
     return tuple(dict.fromkeys(names))
 
 
@@ -41,10 +66,18 @@ def describe_known(table: RouteTable) -> str:
     """What would have matched, for the error a client reads."""
     parts = []
     for s in table.scenarios:
-        models = " or ".join(repr(m) for m in (s.models or (table.model,)))
+        models = " or ".join(repr(m) for m in _names(table, s))
         headers = "".join(f" with header {k}: {v}" for k, v in sorted(s.headers.items()))
         parts.append(f"{s.name} (model {models}{headers})")
     return "; ".join(parts) or "none yet"
+
+
+def _names(table: RouteTable, scenario: RouteScenario) -> tuple[str, ...]:
+    """Names that clients may use: those that groups serve; those to come while there is none."""
+    if not scenario.groups:
+        return served(table, scenario).names
+    each = (name for g in scenario.groups for name in served(table, scenario, g).names)
+    return tuple(dict.fromkeys(each))
 
 
 def _headers_match(scenario: RouteScenario, headers: Mapping[str, str]) -> bool:

@@ -32,6 +32,8 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = Registry()
+        self.rooms: dict[tuple[str, str], dict[int, int]] = {}
+        """Requests that wait, by scenario and lane: a scenario may have several."""
         self.offered = self._counter(names.GATEWAY_OFFERED, "Logical requests that count.")
         self.outcome = self._counter(names.GATEWAY_OUTCOME, "Offered, by outcome.", "outcome")
         self.slo_met = self._counter(names.GATEWAY_SLO_MET, "Offered that met every target.")
@@ -135,7 +137,11 @@ class ScenarioMetrics:
 
     def waiting(self, requests: int) -> None:
         """So many requests wait for a prefill."""
-        self._waiting.set(requests)
+        rooms = self._f.rooms.setdefault(self._key, {})
+        rooms[id(self)] = requests
+        if not requests:
+            del rooms[id(self)]
+        self._waiting.set(sum(rooms.values()))
 
     def expired(self, stage: Stage) -> None:
         """A deadline passed."""

@@ -1,8 +1,9 @@
-"""The route table at work: one lane per scenario, kept across table versions.
+"""The route table at work: one lane per scenario and model, kept across table versions.
 
 A scenario that stays keeps its lane (waiting room, hints, counters); one that left is closed, and
-its waiting requests run into their deadlines. Neighbours: `routes` brings tables, `app` asks for
-the lane of a request.
+its waiting requests run into their deadlines. While another model is rolled out a scenario has two
+lanes; a name that both serve goes to each by its share of the prefill slots. Neighbours: `routes`
+brings tables, `app` asks for the lane of a request.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from collections.abc import Mapping
 
 from pdserve.engines.flow import EngineFlow
 from pdserve.engines.flow_reference import ReferenceFlow
-from pdserve.forwarding.match import describe_known, known_models, match_scenario
+from pdserve.forwarding.match import (
+    Part,
+    describe_known,
+    known_models,
+    match_scenario,
+    parts_of,
+)
 from pdserve.gateway.http_client import Pool
 from pdserve.gateway.lane import Lane
 from pdserve.gateway.metrics import GatewayMetrics
@@ -37,7 +44,8 @@ class Service:
         self._pool = pool
         self._rng = rng
         self._room_limit = room_limit
-        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._lanes: dict[tuple[str, str, str], Lane] = {}
+        self._parts: dict[str, tuple[tuple[Part, Lane], ...]] = {}
 
     def apply(self, table: RouteTable) -> None:
         """Serve this table from now on."""
@@ -49,14 +57,10 @@ class Service:
             )  # fmt: skip
             return
         old, self._lanes = self._lanes, {}
+        self._parts = {}
         for scenario in table.scenarios:
-            key = (table.service, scenario.name)
-            lane = old.pop(key, None)
-            if lane is None:
-                lane = Lane(table, scenario, self._metrics, self._rng, self._room_limit)
-            else:
-                lane.update(scenario, table.tier_costs)
-            self._lanes[key] = lane
+            able = [p for p in parts_of(table, scenario) if p.served.flow in FLOWS]
+            self._parts[scenario.name] = tuple((p, self._lane_of(table, p, old)) for p in able)
         for lane in old.values():
             lane.retire()
         self.table = table
@@ -66,11 +70,25 @@ class Service:
         )
         logger.info("serving route table version %d of %s", table.version, table.service)
 
+    def _lane_of(
+        self, table: RouteTable, part: Part, old: dict[tuple[str, str, str], Lane]
+    ) -> Lane:
+        key = (table.service, part.scenario.name, part.served.model)
+        lane = old.pop(key, None)
+        if lane is None:
+            lane = Lane(table, part.scenario, self._metrics, self._rng, self._room_limit)
+        else:
+            lane.update(part.scenario, table.tier_costs)
+        self._lanes[key] = lane
+        return lane
+
     def lane(self, model: str, headers: Mapping[str, str]) -> tuple[Lane, EngineFlow, str]:
         """Lane, engine flow and engine-side model name of a request; raises ApiError."""
         table = self.loaded()
         scenario = match_scenario(table, model, headers)
-        if scenario is None:
+        parts = () if scenario is None else self._parts[scenario.name]
+        able = [(part, lane) for part, lane in parts if model in part.served.names]
+        if not able:
             raise ApiError(
                 404,
                 f"no scenario takes model {model!r} with these headers; "
@@ -78,7 +96,10 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
-        return self._lanes[table.service, scenario.name], FLOWS[table.engine], table.model
+        part, lane = able[0]
+        if len(able) > 1:
+            part, lane = self._rng.choices(able, [_prefill_slots(p) for p, _ in able])[0]
+        return lane, FLOWS[part.served.flow], part.served.model
 
     def models(self) -> tuple[str, ...]:
         """Model names that clients may use."""
@@ -100,3 +121,7 @@ class Service:
         """Refresh the per-instance gauges before a scrape."""
         for lane in self._lanes.values():
             lane.show_instances()
+
+
+def _prefill_slots(part: Part) -> int:
+    return sum(i.slots for g in part.scenario.groups for i in g.of_role("prefill"))

@@ -32,11 +32,21 @@ class RouteInstance:
 
 @dataclass(frozen=True, slots=True)
 class RouteGroup:
-    """One P/D group: requests stay inside it from prefill to decode."""
+    """One P/D group: requests stay inside it from prefill to decode.
+
+    The last three say what its revision serves where that differs from the table's own (`served`):
+    while a new model is rolled out, the groups of the former one go on under their own names.
+    """
 
     index: int
     revision: str
     instances: tuple[RouteInstance, ...]
+    models: tuple[str, ...] = ()
+    """Names that clients use for it."""
+    model: str = ""
+    """Name that its engines know."""
+    flow: str = ""
+    """Engine type."""
 
     def of_role(self, role: Role) -> tuple[RouteInstance, ...]:
         """Instances of one role, in table order."""
@@ -57,7 +67,8 @@ class Slo:
 class RouteScenario:
     """One scenario: which requests it takes (first match in table order wins) and its groups.
 
-    A request matches when its `model` is in `models` (if any are named) and every header in
+    A request matches when its `model` is among the names that its groups serve (`models`, or the
+    table's model where none are named; see `served`) and every header in
     `headers` (lower-case names) is equal. `prefill_seconds` predicts T_p as
     `a + b * promptTokens` (None until known).
     """
@@ -112,6 +123,23 @@ class RouteTable:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a P/D group serves: `names` are the clients', `model` is the engines'."""
+
+    names: tuple[str, ...]
+    model: str
+    flow: str
+
+
+def served(table: RouteTable, scenario: RouteScenario, group: RouteGroup | None = None) -> Served:
+    """What one group of a scenario serves; without a group, what a new one would."""
+    names = scenario.models or (table.model,)
+    if group is None:
+        return Served(names, table.model, table.engine)
+    return Served(group.models or names, group.model or table.model, group.flow or table.engine)
+
+
 def _scenario_json(s: RouteScenario) -> dict[str, Any]:
     return {
         "name": s.name,
@@ -137,10 +165,19 @@ def _scenario_json(s: RouteScenario) -> dict[str, Any]:
                     }
                     for i in g.instances
                 ],
+                **_own(g),
             }
             for g in s.groups
         ],
     }
+
+
+def _own(group: RouteGroup) -> dict[str, Any]:
+    """The optional fields of a group; left out where the table's own values hold."""
+    own: dict[str, Any] = {
+        "models": list(group.models), "model": group.model, "flow": group.flow
+    }  # fmt: skip
+    return {key: value for key, value in own.items() if value}
 
 
 def _scenario(scenario: Fields) -> RouteScenario:
@@ -176,6 +213,9 @@ def _group(group: Fields) -> RouteGroup:
         index=group.integer("index"),
         revision=group.text("revision", ""),
         instances=tuple(_instance(i) for i in group.objects("instances")),
+        models=tuple(group.texts("models", [])),
+        model=group.text("model", ""),
+        flow=group.text("flow", ""),
     )
 
 

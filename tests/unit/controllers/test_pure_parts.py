@@ -20,7 +20,7 @@ from pdserve.controllers.routing import parse_routes, route_table, routed_instan
 from pdserve.dst.world_service import service
 from pdserve.ratio.types import Bounds, Counts, Range, Unknown
 from pdserve.wire import names
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteTable
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteTable, served
 
 OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "PDService", "name": "shop", "uid": "u",
          "controller": True}  # fmt: skip
@@ -281,6 +281,46 @@ def test_the_route_table_holds_rules_in_order_of_priority() -> None:
     assert routed_instances(made, "chat") == {"p", "d"}
     assert routed_instances(made, "search") == frozenset()
     assert routed_instances(None, "chat") == frozenset()
+
+
+def test_a_group_of_a_former_model_goes_on_under_its_names() -> None:
+    def told(model: str, aliases: list[str], last: RouteTable | None, **known: Any) -> RouteTable:
+        spec = service(model={"name": model})
+        spec["spec"]["scenarios"][0]["match"] = {"models": aliases} if aliases else {}
+        groups = [dataclasses.replace(GROUP, index=n, revision=r) for n, r in enumerate("ab")]
+        return route_table(PDService.parse(spec), None, {"chat": groups}, {}, last, **known)
+
+    def names_of(table: RouteTable) -> list[tuple[tuple[str, ...], str]]:
+        (chat,) = table.scenarios
+        what = [served(table, chat, g) for g in chat.groups]
+        return [(w.names, w.model) for w in what]
+
+    def models(a: str, b: str) -> dict[str, Any]:
+        return {"models": {"chat": {"a": (a, "Reference"), "b": (b, "Reference")}}}
+
+    # One model: the groups say nothing of their own.
+    first = told("old", [], None, **models("old", "old"))
+    assert "models" not in json.dumps(first.to_json()["scenarios"][0]["groups"])
+    # Renamed: what runs goes on, whether its template is known or only the last table.
+    for known in (models("old", "new"), {"models": {"chat": {"b": ("new", "Reference")}}}):
+        renamed = told("new", [], first, **known)
+        assert names_of(renamed) == [(("old",), "old"), (("new",), "new")]
+        assert RouteTable.from_json(renamed.to_json()) == renamed
+        # ... also when the operator is restarted meanwhile, and with a lost table.
+        assert names_of(told("new", [], renamed, **known)) == names_of(renamed)
+    assert names_of(told("new", [], None, **models("old", "new"))) == names_of(renamed)
+    # Other names for clients: an alias of the same model holds for every group at once.
+    alias = told("old", ["chat"], first, **models("old", "old"))
+    assert names_of(alias) == [(("chat",), "old")] * 2
+    # Model and alias at once: the old groups keep their alias.
+    both = told("new", ["talk"], alias, **models("old", "new"))
+    assert names_of(both) == [(("chat",), "old"), (("talk",), "new")]
+    # The model behind an alias: both serve it.
+    behind = told("new", ["chat"], alias, **models("old", "new"))
+    assert names_of(behind) == [(("chat",), "old"), (("chat",), "new")]
+    # A refused template: the service asks for another model, no group has it.
+    refused = told("new", [], first, **models("old", "old"))
+    assert names_of(refused) == [(("old",), "old")] * 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from pdserve.controllers.revisions import revision_object
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
+from pdserve.forwarding.match import match_scenario, parts_of
 from pdserve.kube.client import Request
 from pdserve.kube.resource import CONTROLLER_REVISIONS, PODS
+from pdserve.wire.routes import RouteTable
 
 BAD = "pdserve/engine:bad"
 GROUPS = {"mode": "Fixed", "fixed": {"groups": 3, "prefill": 1, "decode": 1}}
@@ -159,6 +162,47 @@ async def test_a_strangers_object_in_the_place_of_a_revision_is_left_and_told() 
         assert world.get(CONTROLLER_REVISIONS, name) == theirs
         assert world.events("ObjectRefused")
         assert world.service_ready()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("devices", [2, 8], ids=["room for one group more", "no spare devices"])
+def test_a_rename_serves_the_old_name_until_the_new_one_is_served(
+    devices: int, restarts: bool
+) -> None:
+    """Engines start for 60 s; every moment's route table is asked what a gateway would be."""
+
+    def takes(world: World, model: str) -> bool:
+        table = RouteTable.from_json(world.routes())
+        scenario = match_scenario(table, model, {})
+        if scenario is None:
+            return False
+        parts = [p for p in parts_of(table, scenario) if model in p.served.names]
+        return any(p.scenario.groups and p.served.model == model for p in parts)
+
+    @virtual_time
+    async def run() -> None:
+        world = World(start_seconds=(60.0, 61.0))
+        world.nodes(["a", "b"], per_leaf=2)
+        world.domain()
+        two = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 1, "decode": 1}}
+        world.create(PDSERVICES, service(devices=devices, ratio=two))
+        async with world.running(), AsyncExitStack() as stack:
+            await stack.enter_async_context(world.operator())
+            await world.until(world.service_ready, 200)
+            world.patch(PDSERVICES, NS, "shop", {"spec": {"model": {"name": "next"}}})
+            new_served = False
+            for tick in range(12_000):
+                await asyncio.sleep(0.05)
+                new_served = new_served or takes(world, "next")
+                assert takes(world, "next" if new_served else "tiny")
+                if restarts and tick == 600:
+                    await stack.aclose()
+                    await stack.enter_async_context(world.operator())
+            assert new_served
+            assert world.service_ready()
+            assert not takes(world, "tiny")
+
+    run()
 
 
 def test_what_is_stored_has_the_revision_of_what_it_was_made_from() -> None:

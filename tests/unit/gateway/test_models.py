@@ -1,0 +1,65 @@
+"""Groups of two models behind one scenario: who is asked for which name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tests.support.gateway_rig import SLO, Rig
+from tests.support.stub_engine import StubEngine
+
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
+
+
+async def two_models(rig: Rig, **former: Any) -> dict[str, list[StubEngine]]:
+    """Group 0 serves the former model, group 1 (twice the prefills) the table's own."""
+    old = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
+    new = [await rig.engine("prefill", f"p{i}") for i in (1, 2)]
+    new.append(await rig.engine("decode", "d1"))
+    await rig.start()
+    groups = (
+        RouteGroup(0, "r1", tuple(e.route() for e in old), **former),
+        RouteGroup(1, "r2", tuple(e.route() for e in new)),
+    )
+    scenario = RouteScenario("chat", SLO, groups)
+    await rig.source.push(RouteTable("shop", 1, "tiny", "Reference", (scenario,)))
+    return {"old": old, "new": new}
+
+
+def asked(engines: list[StubEngine]) -> Counter[str]:
+    """Model names of the legs that these engines got."""
+    return Counter(body["model"] for e in engines for body in e.seen)
+
+
+async def test_each_name_reaches_the_groups_that_serve_it(rig: Rig) -> None:
+    engines = await two_models(rig, models=("before",), model="before")
+    for name in ("tiny", "before"):
+        for _ in range(3):
+            assert (await rig.complete(model=name)).status == 200
+    assert asked(engines["old"]) == {"before": 6}
+    assert asked(engines["new"]) == {"tiny": 6}
+    listed = (await rig.request("GET", "/v1/models")).json["data"]
+    assert [m["id"] for m in listed] == ["before", "tiny"]
+    assert (await rig.complete(model="other")).status == 404
+    assert await rig.metric("pdserve_gateway_offered_total", scenario="chat") == 6
+
+
+async def test_a_name_of_both_goes_to_each_by_its_share(rig: Rig) -> None:
+    engines = await two_models(rig, models=("tiny",), model="before")
+    for _ in range(60):
+        assert (await rig.complete()).status == 200
+    # Every leg carries the name that its engine knows.
+    old, new = asked(engines["old"]), asked(engines["new"])
+    assert set(old) == {"before"}
+    assert set(new) == {"tiny"}
+    assert 0 < old["before"] < new["tiny"]
+
+
+async def test_the_former_name_ends_with_its_last_group(rig: Rig) -> None:
+    engines = await two_models(rig, models=("before",), model="before")
+    assert (await rig.complete(model="before")).status == 200
+    group = RouteGroup(1, "r2", tuple(e.route() for e in engines["new"]))
+    scenario = RouteScenario("chat", SLO, (group,))
+    await rig.source.push(RouteTable("shop", 2, "tiny", "Reference", (scenario,)))
+    assert (await rig.complete(model="before")).status == 404
+    assert (await rig.complete()).status == 200
