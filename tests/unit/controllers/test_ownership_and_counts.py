@@ -12,6 +12,7 @@ from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
+from pdserve.engines.pod_profile import Rights
 from pdserve.kube.client import Request
 from pdserve.kube.resource import (
     CONFIGMAPS,
@@ -106,6 +107,7 @@ def test_a_strangers_object_is_refused_and_left_alone(
 @virtual_time
 async def test_a_scenario_group_written_by_hand_is_not_taken_over() -> None:
     world = make()
+    world.rights = Rights(authors_checked=True)  # it names the token of another's service
     group = {
         "apiVersion": "pdserve.io/v1alpha1",
         "kind": "ScenarioGroup",
