@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.support.chart import CHART, NAMESPACE, Json, helm, only, render, temp
 from pdserve import __version__
 from pdserve.controllers import rbac
 from pdserve.controllers.app import ENV_POD_UID
-from pdserve.controllers.options import parse_options
+from pdserve.controllers.options import Options, parse_options
 
 ROOT = CHART.parents[1]
 NAME = "pdserve-operator"
@@ -123,13 +124,29 @@ def test_operator_flags_and_variables_are_ones_the_operator_knows() -> None:
     assert {e["name"] for e in container(documents)["env"]} == {*known, ENV_POD_UID}
 
 
+def test_the_chart_knows_every_flag_of_the_operator() -> None:
+    """An unknown one is refused by the chart, not by a container that starts again and again."""
+    refused = template(operator={"extraArgs": ["--no-such-flag=1"]})
+    assert refused.returncode != 0
+    known = set(re.findall(r"--[a-z-]+", refused.stderr.partition("known: ")[2]))
+    options = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Options)}
+    set_by_chart = set()
+    for flag in sorted(options - known):
+        done = template(operator={"extraArgs": [flag]})
+        if "is the chart's to set" in done.stderr:
+            set_by_chart.add(flag)
+    assert options - known - set_by_chart == {"--leader-election", "--rights"}
+    for flag in ("--no-leader-election", "--allowed-pod-fields", "--authors-checked"):
+        assert "is the chart's to set" in template(operator={"extraArgs": [flag]}).stderr
+
+
 def test_everything_is_named_after_the_release_and_says_where_it_is() -> None:
     for document in render():
         meta = document["metadata"]
         if document["kind"] != "CustomResourceDefinition":
             assert NAME.removesuffix("-operator") in meta["name"]
             assert meta["labels"]["app.kubernetes.io/instance"] == "pdserve"
-        if not document["kind"].startswith(("Cluster", "Custom")):
+        if not document["kind"].startswith(("Cluster", "Custom", "ValidatingAdmission")):
             assert meta["namespace"] == NAMESPACE, "`helm template | kubectl apply` needs it"
 
 
@@ -137,8 +154,8 @@ def test_releases_of_one_name_in_two_namespaces_do_not_meet() -> None:
     names = []
     for namespace in ("team-a", "team-b"):
         done = helm(
-            "template", "pdserve", CHART, "-n", namespace, "--kube-version", "v1.36.3",
-            "--set", f"operator.watchNamespace={namespace},crds.install=false",
+            "template", "pdserve", CHART, "-n", namespace, "--set",
+             f"operator.watchNamespace={namespace},crds.install=false",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         documents = [d for d in yaml.safe_load_all(done.stdout) if d]

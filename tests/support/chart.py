@@ -70,8 +70,6 @@ def _template(values: str, chart: Path, release: str) -> subprocess.CompletedPro
     """The chart does not change while tests run, and many ask for its defaults."""
     return helm(
         "template", release, chart, "--namespace", NAMESPACE, "--values", "-",
-        # A Helm built from source takes the cluster for Kubernetes 1.20 unless told.
-        "--kube-version", binaries.KUBERNETES_VERSION,
         stdin=values,
     )  # fmt: skip
 

@@ -67,9 +67,10 @@ class Rest:
         *,
         content_type: str = "application/json",
         accept: str = "application/json",
+        user: str | None = None,
         **query: str,
     ) -> Answer:
-        """One request; an error status is an answer like any other."""
+        """One request, as `user` where one is given; an error status is an answer like others."""
         reply = self._pool.request(
             method,
             f"{self._server}{path}" + (f"?{urlencode(query)}" if query else ""),
@@ -78,6 +79,7 @@ class Rest:
                 "Authorization": f"Bearer {self._token}",
                 "Content-Type": content_type,
                 "Accept": accept,
+                **({"Impersonate-User": user} if user else {}),
             },
             # A kept connection may have ended meanwhile; what was answered is not asked again.
             retries=urllib3.Retry(1, status=0, redirect=0, respect_retry_after_header=False),

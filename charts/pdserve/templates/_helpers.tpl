@@ -50,12 +50,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if gt (float64 $ratio.fastPeriodSeconds) (float64 $ratio.controlPeriodSeconds) }}
 {{- fail (printf "ratio.fastPeriodSeconds (%v) must not be longer than ratio.controlPeriodSeconds (%v)" $ratio.fastPeriodSeconds $ratio.controlPeriodSeconds) }}
 {{- end }}
-{{- $set := dict "namespace" "operator.watchNamespace" "prometheus-url" "prometheus.url" "gateway-image" "images.gateway" "log-format" "operator.logFormat" "bind" "" "metrics-port" "" "lease-name" "" "lease-namespace" "" "kubeconfig" "" "no-leader-election" "" }}
+{{- /* Not kubeVersion of Chart.yaml: `helm template` without a cluster may take any version for it.
+1.30: `preStop: {sleep: ...}`, by which gateways leave their Service, and admission policies. */ -}}
+{{- if and (.Capabilities.APIVersions.Has "v1/Pod") (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) }}
+{{- fail (printf "Kubernetes is %s: pdserve needs 1.30 or newer" .Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- $free := list "control-period" "fast-period" "metrics-window" "workers" "resync" "decisions-log" "log-level" "claim-namespace" }}
+{{- $set := dict "allowed-pod-fields" "security.allowedPodFields" "authors-checked" "security.admissionPolicy" "namespace" "operator.watchNamespace" "prometheus-url" "prometheus.url" "gateway-image" "images.gateway" "log-format" "operator.logFormat" "bind" "" "metrics-port" "" "lease-name" "" "lease-namespace" "" "kubeconfig" "" "no-leader-election" "" }}
 {{- range $argument := .Values.operator.extraArgs }}
 {{- $flag := regexFind "^--[a-z-]+" $argument | trimPrefix "--" }}
 {{- if hasKey $set $flag }}
 {{- $value := get $set $flag }}
 {{- fail (printf "operator.extraArgs: --%s is the chart's to set; %s" $flag ($value | empty | ternary "leave it out" (printf "set %s instead" $value))) }}
+{{- end }}
+{{- if not (has $flag $free) }}
+{{- fail (printf "operator.extraArgs: --%s is no flag of the operator; known: --%s" $flag (join ", --" $free)) }}
 {{- end }}
 {{- end }}
 {{- end }}
