@@ -1,8 +1,9 @@
 """Bytes of one connection -> complete requests, in order, or a refusal.
 
-Bodies are collected whole: they are JSON and bounded. What breaks a limit or the protocol is
-refused once; nothing after it is kept. A protocol upgrade is refused too: the parser would skip
-the body of such a request, so the offer cannot be ignored.
+Bodies are collected whole: they are JSON and bounded. A body longer than its owner keeps
+(`keeps`) is read to its end but not stored, so that it can be refused in order. What breaks a
+limit or the protocol is refused once; nothing after it is kept. A protocol upgrade is refused
+too: the parser would skip the body of such a request, so the offer cannot be ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from pdserve.http.errors import ApiError
 
 @dataclass(slots=True)
 class Request:
-    """One received request; header names in lower case, `head_at` on `time.perf_counter`."""
+    """One received request; header names in lower case, `head_at` on `time.perf_counter`.
+
+    `size` is the body's length in bytes; `body` is empty where that is more than is kept.
+    """
 
     method: str
     path: str
@@ -27,6 +31,7 @@ class Request:
     head_at: float
     keep_alive: bool
     http_1_1: bool
+    size: int = 0
 
     def header(self, name: str) -> str | None:
         """A header as text, or None."""
@@ -35,7 +40,10 @@ class Request:
 
 
 class Receiver:
-    """Receiving side of one connection; `began` and `awaits_body` are for its owner to extend."""
+    """Receiving side of one connection.
+
+    `began`, `awaits_body`, `keeps` and `complete` are for its owner to extend.
+    """
 
     def __init__(self, max_head: int, max_body: int) -> None:
         """Limits are in bytes; the head counts target, names and values."""
@@ -45,6 +53,7 @@ class Receiver:
         self._max_head, self._max_body = max_head, max_body
         self._parser = httptools.HttpRequestParser(self)
         self._in_head = False
+        self._body, self._body_size = bytearray(), 0
         self._begin()
 
     def receive(self, data: bytes) -> None:
@@ -75,6 +84,13 @@ class Receiver:
     def awaits_body(self) -> None:
         """The client sends its body only after `100 Continue`."""
 
+    def keeps(self, path: str) -> int:
+        """How many bytes of a body sent to `path` to store; longer bodies are dropped."""
+        return self._max_body
+
+    def complete(self) -> None:
+        """A request was added to `received`."""
+
     # --- httptools callbacks ---
 
     def on_message_begin(self) -> None:
@@ -97,6 +113,7 @@ class Receiver:
         """The head is in: this instant is the request's arrival."""
         self._head_at = time.perf_counter()
         self._in_head = False
+        self._kept = self.keeps(self._path())
         length = self._headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body:
             self._too_large()
@@ -108,8 +125,10 @@ class Receiver:
         self._body_size += len(body)
         if self._body_size > self._max_body:
             self._too_large()
+        elif self._body_size > self._kept:
+            self._body.clear()
         elif self.refusal is None:
-            self._body.append(body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         """The request is complete."""
@@ -126,14 +145,17 @@ class Receiver:
         self.received.append(
             Request(
                 method=self._parser.get_method().decode("latin-1"),
-                path=b"".join(self._url).partition(b"?")[0].decode("latin-1"),
+                path=self._path(),
                 headers=self._headers,
-                body=b"".join(self._body),
+                body=bytes(self._body),
                 head_at=self._head_at,
                 keep_alive=self._parser.should_keep_alive(),
                 http_1_1=self._parser.get_http_version() == "1.1",
+                size=self._body_size,
             )
         )
+        self._body = bytearray()
+        self.complete()
 
     # --- internals ---
 
@@ -141,9 +163,13 @@ class Receiver:
         self._url: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
         self._head_size = self._head_bytes = 0
-        self._body: list[bytes] = []
-        self._body_size = 0
+        # One buffer: a list of pieces would cost up to 26 times the bytes.
+        self._body = bytearray()
+        self._body_size = self._kept = 0
         self._head_at = 0.0
+
+    def _path(self) -> str:
+        return b"".join(self._url).partition(b"?")[0].decode("latin-1")
 
     def _count_head(self, size: int) -> None:
         self._head_size += size

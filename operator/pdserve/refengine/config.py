@@ -59,6 +59,8 @@ class EngineConfig:
     lease_seconds: float = 30.0
     transfer_timeout: float = 10.0
     max_body_bytes: int = 4 << 20
+    arrival_seconds: float = 30.0
+    """Until a request that began has arrived, and until a client takes what is written to it."""
     paced: str = ""
     pace_factor: float = 1.0
 
@@ -88,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lease-seconds", type=float, default=30.0, help="how long KV waits for a pull")
     p.add_argument("--transfer-timeout", type=float, default=10.0, help="seconds for one KV pull")
     p.add_argument("--max-body-bytes", type=int, default=4 << 20, help="larger bodies get 413")
+    p.add_argument("--arrival-seconds", type=float, default=30.0, help="slower clients get 408")
     p.add_argument("--paced", default="", metavar="PROFILE", help="preset name or JSON file")
     p.add_argument("--pace-factor", type=float, default=1.0, help="dilates the profile's times")
     return p
@@ -134,6 +137,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         lease_seconds=a.lease_seconds,
         transfer_timeout=a.transfer_timeout,
         max_body_bytes=a.max_body_bytes,
+        arrival_seconds=a.arrival_seconds,
         paced=a.paced,
         pace_factor=a.pace_factor,
     )
@@ -152,6 +156,7 @@ def _check(command: argparse.ArgumentParser, a: argparse.Namespace) -> None:
         ("lease_seconds", 0.1, 3600),
         ("transfer_timeout", 0.1, 600),
         ("max_body_bytes", 1024, 1 << 30),
+        ("arrival_seconds", 0.1, 3600),
         ("pace_factor", 0.01, 1000),
     )
     for name, low, high in limits:

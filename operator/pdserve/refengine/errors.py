@@ -6,7 +6,13 @@ reason in `x-pdserve-reject`, so that a gateway can try elsewhere at once.
 
 from __future__ import annotations
 
+import reprlib
+
 from pdserve.http.errors import ApiError
+
+_SHORT = reprlib.Repr()
+"""Bounded in depth and length: a body's value may be nested deeply, or megabytes long."""
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class RejectedError(ApiError):
@@ -19,7 +25,7 @@ class RejectedError(ApiError):
 
 def field_error(param: str, value: object, want: str) -> ApiError:
     """400 for one body field: path, value and what would be right."""
-    shown = repr(value)
+    shown = _SHORT.repr(value)
     if len(shown) > 80:
         shown = shown[:77] + "..."
     return ApiError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pdserve.refengine.api.generate import Generator
 from pdserve.refengine.api.handover import Sender
-from pdserve.refengine.api.http import HttpConnection
+from pdserve.refengine.api.http import Bounds, HttpConnection
 from pdserve.refengine.api.routes import Routes
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.kv.tcp import Identity, TcpTransport
@@ -22,6 +22,7 @@ from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.pacing import Pacer, load_profile
 from pdserve.refengine.trust import Trust
+from pdserve.wire import http
 
 STOP_SECONDS = 25.0
 """After SIGTERM streams get this long to finish (Kubernetes kills after 30)."""
@@ -70,8 +71,11 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
         int(time.time()),
         lambda: generator.open_replies,
     )
+    prompts = frozenset((http.PATH_COMPLETIONS, http.PATH_CHAT))
+    kept = min(config.max_body_bytes, generator.body_bytes)
+    bounds = Bounds(config.max_body_bytes, kept, prompts, config.arrival_seconds)
     server = await loop.create_server(
-        lambda: HttpConnection(routes, config.max_body_bytes, connections),
+        lambda: HttpConnection(routes, bounds, connections),
         config.bind,
         config.port,
         backlog=1024,
@@ -86,6 +90,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
             connection.close()
         links.close()
         await transport.stop()
+        generator.close()
         engine.stop()
 
 

@@ -18,7 +18,8 @@ class LinkReport:
     `version` is the newest peer table this process was given (0: none yet); `up` the peers whose
     link this process has verified under it; `down` maps the others to the last error.
     `credentials` is `wire.credentials.CAPABILITY` of engines that read grants, and `grant` the
-    revision of the newest one they took; 0 and empty from older engines.
+    revision of the newest one they took; 0 and empty from older engines. `max_prompt_bytes`: no
+    prompt whose text has more UTF-8 bytes fits into the context; 0 where the engine does not say.
     """
 
     version: int
@@ -26,6 +27,7 @@ class LinkReport:
     down: dict[str, str]
     credentials: int = 0
     grant: str = ""
+    max_prompt_bytes: int = 0
 
     @property
     def complete(self) -> bool:
@@ -40,6 +42,7 @@ class LinkReport:
             "down": dict(self.down),
             "credentials": self.credentials,
             "grant": self.grant,
+            **({"maxPromptBytes": self.max_prompt_bytes} if self.max_prompt_bytes else {}),
         }
 
     @staticmethod
@@ -52,6 +55,7 @@ class LinkReport:
             report.text_map("down"),
             report.integer("credentials", 0, high=MAX_CAPABILITY),
             report.text("grant", "", most=MAX_GRANT),
+            report.integer("maxPromptBytes", 0),
         )
 
 

@@ -221,10 +221,10 @@ def test_bad_handover_parameters(case: str, model: Any) -> None:
     }
     for name, value in changes.items():
         (params if name in params else ours)[name] = value
-    limits = openai.Limits("decode", "reference", 2048)
+    limits = openai.Limits("decode", "reference", 2048, 1 << 20)
     raw = orjson.dumps(COMPLETION | {http.PARAM_KV: params})
     with pytest.raises(ApiError, match=message) as raised:
-        openai.parse("completion", raw, "r", None, model, limits)
+        openai.read("completion", raw, model, limits).request("r", None, [])
     assert (raised.value.status, raised.value.param) == (400, param)
 
 

@@ -17,7 +17,7 @@ from pdserve.wire import http
 from pdserve.wire.peers import PeerTable
 
 PATH = "/v1/completions"
-UNGRANTED = {"credentials": 1, "grant": ""}
+UNGRANTED = {"credentials": 1, "grant": "", "maxPromptBytes": 2048 * 32 + 4096}
 """In the report of an engine that was pushed a table alone."""
 BODY: dict[str, Any] = {
     "model": "reference",

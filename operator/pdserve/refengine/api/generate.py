@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from pdserve.http.errors import ApiError
 from pdserve.http.receive import Request as HttpRequest
@@ -13,13 +17,27 @@ from pdserve.refengine.api.http import Responder
 from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.runtime.claims import Claim
 from pdserve.refengine.runtime.engine import Engine
-from pdserve.refengine.runtime.request import Finish, TokenEvent
+from pdserve.refengine.runtime.request import Finish, Request, TokenEvent
 from pdserve.refengine.runtime.sequence import Sequence
 from pdserve.wire import http
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 MAX_ID = 128
+"""Characters of a client's request id."""
+MAX_NAME = MAX_ID + 9
+"""Characters of a request's name: its id, made unique where it is in use already."""
+MAX_BUDGET_MS = 1 << 40
+"""Longer deadlines are as good as none."""
+TOKENISERS = 2
+"""Threads that tokenise beside the event loop; the library gives up the GIL meanwhile."""
+TOKENISE_HERE = 2048
+"""Bytes of text that are tokenised at once on the event loop: 1 ms, less than a thread costs."""
+OTHER_FIELDS = 64 << 10
+"""Bytes of a body for everything but the prompt."""
+
+log = logging.getLogger(__name__)
 
 
 class Generator:
@@ -33,11 +51,14 @@ class Generator:
         sender: Sender,
         ready: Callable[[], bool],
     ) -> None:
-        self._config, self._model, self._engine = config, model, engine
+        self._config, self._model, self.engine = config, model, engine
         self._sender, self._ready = sender, ready
         self.open_replies = 0
         """Accepted generation requests whose answer is not complete."""
-        self._limits = openai.Limits(config.role, config.model_name, engine.context)
+        bound = openai.prompt_bound(engine.context, model.tokenizer.longest_token)
+        self._limits = openai.Limits(config.role, config.model_name, engine.context, bound)
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(TOKENISERS, "tokenise")
 
     def handle(self, kind: openai.Kind, http_request: HttpRequest, responder: Responder) -> None:
         """Answer now (rejections, errors) or when the engine has something to say."""
@@ -48,40 +69,56 @@ class Generator:
 
     def headers(self, error: ApiError | None = None) -> dict[str, str]:
         """Slot hints, and the reason when it is a rejection."""
-        headers = self._engine.hint().headers()
+        headers = self.engine.hint().headers()
         reason = getattr(error, "reason", None)
         if reason is not None:
             headers |= {http.HEADER_REJECT: reason, "retry-after": "0"}
         return headers
 
+    @property
+    def body_bytes(self) -> int:
+        """Bytes above which no body holds a prompt that fits.
+
+        JSON spells a byte of text with at most six, and a token id with fewer than six for each
+        byte of the longest token.
+        """
+        return 6 * self._limits.prompt_bytes + OTHER_FIELDS
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Bytes of UTF-8 above which no prompt text fits (`wire.links`)."""
+        return self._limits.prompt_bytes
+
     def _handle(self, kind: openai.Kind, incoming: HttpRequest, responder: Responder) -> None:
         # Before anything is parsed: a rejection must cost as little as possible.
-        reason = self._engine.refusal() or (None if self._ready() else http.REJECT_NOT_READY)
+        reason = self.engine.refusal() or (None if self._ready() else http.REJECT_NOT_READY)
         if reason is not None:
-            raise self._engine.reject(reason, f"instance: {reason.replace('_', ' ')}")
+            raise self.engine.reject(reason, f"instance: {reason.replace('_', ' ')}")
         budget = _budget(incoming)
         if budget is not None and budget <= 0:
-            raise self._engine.reject(http.REJECT_DEADLINE, "no time is left")
-        request, options = openai.parse(
-            kind, incoming.body, self._request_id(incoming), budget, self._model, self._limits
-        )
-        writer = ReplyWriter(request, options, self._config.model_name, self._model.tokenizer)
-        listener: _Listener
-        if options.stream and not request.hand_over:
-            listener = _Stream(self, responder, writer)
-        else:
-            listener = _Whole(self, responder, writer)
-        sequence = self._engine.admit(request, listener)
-        self.open_replies += 1
-        responder.on_disconnect = lambda: self._gone(sequence)
+            raise self.engine.reject(http.REJECT_DEADLINE, "no time is left")
+        name = self._request_id(incoming)
+        if incoming.size > len(incoming.body):
+            raise openai.too_long(kind, incoming.size, self._limits)
+        draft = openai.read(kind, incoming.body, self._model, self._limits)
+        call = _Call(self, responder, draft, name, budget, _wants_early_head(incoming))
+        call.begin()
 
-    def _gone(self, sequence: Sequence) -> None:
-        self.open_replies -= 1
-        self._engine.cancel(sequence)
+    def tokenised(
+        self, draft: openai.Draft, then: Callable[[Future[list[int]]], None]
+    ) -> Future[list[int]]:
+        """Tokenise beside the event loop; `then` is called on it."""
+        future = self._threads.submit(draft.tokenise)
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(then, done))
+        return future
 
-    def closed(self) -> None:
-        """A listener wrote the last of its answer."""
-        self.open_replies -= 1
+    def close(self) -> None:
+        """End the tokenising threads; what they run is thrown away."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def writer(self, request: Request, options: openai.ReplyOptions) -> ReplyWriter:
+        """Who builds the reply to a request."""
+        return ReplyWriter(request, options, self._config.model_name, self._model.tokenizer)
 
     def _request_id(self, incoming: HttpRequest) -> str:
         """The client's id; made unique where it is in use already."""
@@ -89,7 +126,7 @@ class Generator:
         if len(given) > MAX_ID or not given.isprintable():
             raise ApiError(400, f"{http.HEADER_REQUEST_ID}: at most {MAX_ID} printable characters")
         fresh = given or uuid.uuid4().hex
-        return f"{fresh}-{uuid.uuid4().hex[:8]}" if self._engine.knows(fresh) else fresh
+        return f"{fresh}-{uuid.uuid4().hex[:8]}" if self.engine.knows(fresh) else fresh
 
     def kv_params(self, sequence: Sequence, event: TokenEvent) -> dict[str, object] | None:
         """For a prefill's reply: where the KV is, None when nothing is held."""
@@ -104,17 +141,116 @@ class Generator:
         )
 
 
+class _Call:
+    """One generation request: claimed, tokenised, admitted, answered."""
+
+    def __init__(
+        self,
+        owner: Generator,
+        responder: Responder,
+        draft: openai.Draft,
+        name: str,
+        budget: float | None,
+        early_head: bool,
+    ) -> None:
+        self._owner, self._responder, self._draft = owner, responder, draft
+        self._name, self._budget, self._early_head = name, budget, early_head
+        self._since = time.monotonic()
+        self._claim: Claim | None = None
+        self._sequence: Sequence | None = None
+        self._tokens: Future[list[int]] | None = None
+        self._open = False
+
+    def begin(self) -> None:
+        """Take a slot; tokenise, then admit. Raises ApiError when refused at once."""
+        self._claim = self._owner.engine.claim(self._name, self._released)
+        self._open = True
+        self._owner.open_replies += 1
+        self._responder.on_disconnect = self._gone
+        if self._draft.text_bytes <= TOKENISE_HERE:
+            self._guarded(lambda: self._admit(self._draft.tokenise()))
+        else:
+            self._tokens = self._owner.tokenised(self._draft, self._tokenised)
+
+    def answered(self) -> None:
+        """The last of the answer is about to be written, or nobody is left to read it."""
+        if self._open:
+            self._open = False
+            self._owner.open_replies -= 1
+
+    def unread(self) -> None:
+        """The client left without reading a prefill's reply: nobody can pull."""
+        self._owner.engine.handoff.release(self._name)
+
+    def _tokenised(self, future: Future[list[int]]) -> None:
+        if not self._open or future.cancelled():
+            return  # released, or the client left
+        self._guarded(lambda: self._admit(future.result()))
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except ApiError as error:
+            self._refuse(error)
+        except Exception:
+            log.exception("request %s failed", self._name)
+            self._refuse(ApiError(500, "internal error", kind="server_error"))
+
+    def _refuse(self, error: ApiError) -> None:
+        self._leave()
+        if not self._responder.done:
+            headers = self._owner.headers(error) | {http.HEADER_REQUEST_ID: self._name}
+            self._responder.send_error(error, headers)
+
+    def _admit(self, tokens: list[int]) -> None:
+        owner, claim, left = self._owner, self._claim, self._budget
+        if claim is None:
+            raise ValueError("a call is admitted after it was begun")
+        if left is not None:
+            left -= time.monotonic() - self._since
+        request = self._draft.request(self._name, left, tokens)
+        options = self._draft.options
+        writer = owner.writer(request, options)
+        listener: _Listener
+        if options.stream and not request.hand_over:
+            listener = _Stream(self, owner, self._responder, writer)
+        else:
+            early = self._early_head and request.remote is not None
+            listener = _Whole(self, owner, self._responder, writer, early)
+        sequence = owner.engine.admit(claim, request, listener)
+        self._sequence = sequence
+
+    def _released(self) -> None:
+        self._refuse(ApiError(499, "released", code="released"))
+
+    def _gone(self) -> None:
+        """The client is gone, or this process failed: free everything."""
+        self._leave()
+
+    def _leave(self) -> None:
+        self.answered()
+        self._responder.on_disconnect = None
+        if self._tokens is not None:
+            self._tokens.cancel()
+        if self._claim is not None:
+            self._owner.engine.drop(self._claim)
+        if self._sequence is not None:
+            self._owner.engine.cancel(self._sequence)
+
+
 class _Listener:
     """Common part of both ways to answer."""
 
-    def __init__(self, owner: Generator, responder: Responder, writer: ReplyWriter) -> None:
-        self._owner, self._responder, self._writer = owner, responder, writer
+    def __init__(
+        self, call: _Call, owner: Generator, responder: Responder, writer: ReplyWriter
+    ) -> None:
+        self._call, self._owner, self._responder, self._writer = call, owner, responder, writer
 
     def token(self, sequence: Sequence, event: TokenEvent) -> None:
         raise NotImplementedError
 
     def failed(self, sequence: Sequence, error: ApiError) -> None:
-        self._owner.closed()
+        self._call.answered()
         self._responder.send_error(error, self._reply_headers(sequence, error))
 
     def _reply_headers(self, sequence: Sequence, error: ApiError | None = None) -> dict[str, str]:
@@ -124,20 +260,33 @@ class _Listener:
 class _Whole(_Listener):
     """Answer at the end."""
 
-    def __init__(self, owner: Generator, responder: Responder, writer: ReplyWriter) -> None:
-        super().__init__(owner, responder, writer)
+    def __init__(
+        self,
+        call: _Call,
+        owner: Generator,
+        responder: Responder,
+        writer: ReplyWriter,
+        early_head: bool,
+    ) -> None:
+        """`early_head`: tell with an interim head that the KV is here."""
+        super().__init__(call, owner, responder, writer)
         self._events: list[TokenEvent] = []
+        self._early_head = early_head
 
     def token(self, sequence: Sequence, event: TokenEvent) -> None:
         self._events.append(event)
         if event.finish is None:
+            if self._early_head and len(self._events) == 1:
+                self._responder.interim(102)
             return
         if sequence.request.remote is None:
             self._writer.cached = sequence.cached
         body = self._writer.whole(self._events)
         if sequence.request.hand_over:
             body[http.PARAM_KV] = self._owner.kv_params(sequence, event)
-        self._owner.closed()
+        self._call.answered()
+        if body.get(http.PARAM_KV) is not None:
+            self._responder.on_unread = self._call.unread
         self._responder.send_json(200, body, self._reply_headers(sequence))
 
 
@@ -158,7 +307,7 @@ class _Stream(_Listener):
             self._responder.start(headers, EVENT_STREAM, data)
             data = b""
         if event.finish is not None:
-            self._owner.closed()
+            self._call.answered()
             self._responder.end(data)
         elif data:
             self._responder.write(data)
@@ -167,8 +316,12 @@ class _Stream(_Listener):
         if not self._started:
             super().failed(sequence, error)
         else:
-            self._owner.closed()
+            self._call.answered()
             self._responder.end(error.event())
+
+
+def _wants_early_head(incoming: HttpRequest) -> bool:
+    return incoming.http_1_1 and incoming.header(http.HEADER_EARLY_HEAD) == "1"
 
 
 def _budget(incoming: HttpRequest) -> float | None:
@@ -176,7 +329,7 @@ def _budget(incoming: HttpRequest) -> float | None:
     if value is None:
         return None
     try:
-        return float(int(value)) / 1000
+        return max(-MAX_BUDGET_MS, min(int(value), MAX_BUDGET_MS)) / 1000
     except ValueError as error:
         raise ApiError(
             400, f"{http.HEADER_DEADLINE_MS}: {value!r} is not an integer of milliseconds"

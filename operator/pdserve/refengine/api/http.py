@@ -2,13 +2,19 @@
 
 Gives the application a `Request` and a `Responder`; tells the responder when the client has gone.
 Pipelined requests wait in order. Receiving, limits and framing are `pdserve.http`'s.
+
+What a client does to its connection is bounded: bytes and requests that wait, seconds until a
+request has arrived, seconds without taking what was written. An exception of the application
+becomes a 500 of that request; what the request held is freed like that of a client that left.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import orjson
@@ -19,24 +25,53 @@ from pdserve.http.send import LAST_CHUNK, STATUS_LINES, chunk
 
 JSON = "application/json"
 MAX_HEAD = 64 << 10
+MAX_WAITING = 64
+"""Complete requests of one connection that may wait for the answer to the one before them."""
+RESET_LOOKS = (0.02, 0.2, 0.5)
+"""Seconds between the end of a client's bytes and looks whether it had read its last reply."""
+_TCP_CLOSE = 7
+"""`tcp_info.tcpi_state` of a connection that the peer has reset (linux/tcp_states.h)."""
+
+log = logging.getLogger(__name__)
 
 
 class Responder:
-    """Answers one request: `send` once, or `start`, `write`..., `end`.
+    """Answers one request: `send` once, or `start`, `write`..., `end`; `interim` before either.
 
-    `on_disconnect` is called when the client goes away before the answer is complete.
+    `on_disconnect` is called when the client goes away before the answer is complete, or the
+    application failed; `on_unread` when it goes away without having read the complete answer.
     """
 
-    def __init__(self, connection: HttpConnection, keep_alive: bool) -> None:
-        self._connection, self._keep_alive = connection, keep_alive
+    def __init__(self, connection: HttpConnection, keep_alive: bool, head: bool = False) -> None:
+        """`head`: the request was HEAD, the answer goes without its body."""
+        self._connection, self._keep_alive, self._head_only = connection, keep_alive, head
         self.on_disconnect: Callable[[], None] | None = None
-        self.done = False
+        self.on_unread: Callable[[], None] | None = None
+        self.started = self.done = False
+
+    def interim(self, status: int) -> None:
+        """An interim head (RFC 9110 section 15.2) before the final one."""
+        if not self.started and not self.done:
+            self._connection.write(STATUS_LINES[status] + b"\r\n")
+
+    def fail(self, error: ApiError) -> None:
+        """End the request after a failure of this process: 500, or a cut where a reply began."""
+        leave, self.on_disconnect = self.on_disconnect, None
+        try:
+            if leave is not None:
+                leave()
+        finally:
+            if self.started:
+                self._connection.close()
+            elif not self.done:
+                self.send_error(error)
 
     def send(
         self, status: int, body: bytes, headers: Mapping[str, str] | None = None, kind: str = JSON
     ) -> None:
         """A whole answer."""
-        self._finish(self._head(status, headers, kind, f"content-length: {len(body)}") + body)
+        head = self._head(status, headers, kind, f"content-length: {len(body)}")
+        self._finish(head if self._head_only else head + body)
 
     def send_json(
         self, status: int, value: object, headers: Mapping[str, str] | None = None
@@ -51,6 +86,7 @@ class Responder:
     def start(self, headers: Mapping[str, str], kind: str, first: bytes) -> None:
         """Status 200 and the first piece of a stream, in one write."""
         head = self._head(200, headers, kind, "transfer-encoding: chunked")
+        self.started = True
         self._connection.write(head + chunk(first))
 
     def write(self, data: bytes) -> None:
@@ -75,20 +111,39 @@ class Responder:
         self.done = True
         self.on_disconnect = None
         self._connection.write(data)
-        self._connection.answered(self._keep_alive)
+        self._connection.answered(self._keep_alive, self.on_unread)
 
 
 App = Callable[[Request, Responder], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one connection may cost. Bytes and seconds.
+
+    `kept` bytes of a body sent to one of `paths` are stored, of all others `body`. A request has
+    arrived `arrival` seconds after its first byte, and a client takes what is written to it
+    within the same time.
+    """
+
+    body: int
+    kept: int
+    paths: frozenset[str]
+    arrival: float
+
+
 class HttpConnection(Receiver, asyncio.Protocol):
     """One client connection."""
 
-    def __init__(self, app: App, max_body: int, connections: set[HttpConnection]) -> None:
-        super().__init__(MAX_HEAD, max_body)
-        self._app, self._all = app, connections
+    def __init__(self, app: App, bounds: Bounds, connections: set[HttpConnection]) -> None:
+        super().__init__(MAX_HEAD, bounds.body)
+        self._app, self._bounds, self._all = app, bounds, connections
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._current: Responder | None = None
+        self._unread: Callable[[], None] | None = None
+        self._arriving: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self._serving = self._closing = False
 
     # asyncio
@@ -105,10 +160,14 @@ class HttpConnection(Receiver, asyncio.Protocol):
         """Called by the event loop."""
         self._all.discard(self)
         self._transport = None
+        self._stop_timers()
         self.received.clear()
         current, self._current = self._current, None
+        unread, self._unread = self._unread, None
         if current is not None and current.on_disconnect is not None:
             current.on_disconnect()
+        elif exc is not None and unread is not None:
+            unread()
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -116,18 +175,66 @@ class HttpConnection(Receiver, asyncio.Protocol):
             self.receive(data)
             self._next()
 
+    def eof_received(self) -> bool:
+        """Called by the event loop: the client sends nothing more; usually it is gone.
+
+        Its kernel answers our last bytes with a reset when nobody had read them. Where that
+        matters the connection is kept for a moment to see it.
+        """
+        if self._unread is None:
+            return False
+        self._look_for_reset(0)
+        return True
+
+    def pause_writing(self) -> None:
+        """Called by the event loop: the client does not take what is written."""
+        self._stalled = self._loop.call_later(self._bounds.arrival, self._abort)
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        self._next()
+
     def close(self) -> None:
         """Drop the connection."""
         self._closing = True
+        self._stop_timers()
         self.received.clear()
         if self._transport is not None:
             self._transport.close()
 
     # Receiver
 
+    def began(self) -> None:
+        """A request must arrive in time from its first byte on."""
+        self._stop_arriving()
+        self._arriving = self._loop.call_later(self._bounds.arrival, self._late)
+
     def awaits_body(self) -> None:
         """Ask for the body."""
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def keeps(self, path: str) -> int:
+        """Prompts are bounded more tightly than tables."""
+        bounds = self._bounds
+        return bounds.kept if path in bounds.paths else bounds.body
+
+    def complete(self) -> None:
+        """Serve it, or let it wait if there is room for one more."""
+        self._stop_arriving()
+        self._next()
+        size = sum(len(request.body) for request in self.received)
+        if len(self.received) > MAX_WAITING or size > self._bounds.body:
+            self.refuse(
+                ApiError(
+                    400,
+                    f"more than {MAX_WAITING} requests or {self._bounds.body} bytes wait on this "
+                    "connection; await the answers",
+                    code="too_many_pipelined",
+                )
+            )
 
     # for Responder
 
@@ -136,9 +243,17 @@ class HttpConnection(Receiver, asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def answered(self, keep_alive: bool) -> None:
-        """The answer to the current request is complete."""
+    def answered(self, keep_alive: bool, unread: Callable[[], None] | None) -> None:
+        """The answer to the current request is complete.
+
+        `unread` is called when the client turns out to have left without reading it.
+        """
         self._current = None
+        if self._transport is None or self._transport.is_closing():
+            if unread is not None:
+                unread()
+            return
+        self._unread = unread
         if keep_alive:
             self._next()
         else:
@@ -149,18 +264,73 @@ class HttpConnection(Receiver, asyncio.Protocol):
             return  # answered within the call below: its loop goes on
         self._serving = True
         try:
-            while self._current is None and self.received:
+            while self._current is None and self._stalled is None and self.received:
                 request = self.received.popleft()
-                self._serve(request, Responder(self, request.keep_alive))
+                self._serve(request, Responder(self, request.keep_alive, request.method == "HEAD"))
         finally:
             self._serving = False
         if self._current is None and self.refusal is not None and not self._closing:
+            if self.received:
+                return  # a slow reader: the rest is served when it has read
             # What cannot be read on is answered, and the rest of the connection dropped.
             Responder(self, keep_alive=False).send_error(self.refusal)
 
     def _serve(self, request: Request, responder: Responder) -> None:
         self._current = responder
+        self._unread = None
         try:
             self._app(request, responder)
         except ApiError as error:
             responder.send_error(error)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            responder.fail(ApiError(500, "internal error", kind="server_error"))
+
+    def _late(self) -> None:
+        self._arriving = None
+        self.refuse(
+            ApiError(
+                408,
+                f"the request was not complete {self._bounds.arrival:g} s after its first byte",
+                code="request_timeout",
+            )
+        )
+        self._next()
+
+    def _abort(self) -> None:
+        self._stalled = None
+        if self._transport is not None:
+            log.info("a client took nothing for %g s: dropped", self._bounds.arrival)
+            self._transport.abort()
+
+    def _look_for_reset(self, look: int) -> None:
+        if self._transport is None:
+            return
+        raw = self._transport.get_extra_info("socket")
+        unread = self._unread
+        if unread is not None and raw is not None and _was_reset(raw):
+            self._unread = None
+            unread()
+            self.close()
+        elif look < len(RESET_LOOKS) and unread is not None:
+            self._loop.call_later(RESET_LOOKS[look], self._look_for_reset, look + 1)
+        else:
+            self.close()
+
+    def _stop_arriving(self) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
+
+    def _stop_timers(self) -> None:
+        self._stop_arriving()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+
+def _was_reset(raw: socket.socket) -> bool:
+    try:
+        return raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except OSError:
+        return True

@@ -1,5 +1,8 @@
 """Validate OpenAI completion and chat bodies into a `Request` plus how the reply should look.
 
+Two stages: `read` checks a body in bounded time, `Draft.request` takes the tokens. Between them
+the caller tokenises, off the event loop where the text is long.
+
 What would change the result but is not implemented is refused with its reason (400); fields that
 cannot change it are ignored, as vLLM does. Every message names the field, the value and what
 would be right.
@@ -9,11 +12,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import orjson
 
 from pdserve.http.errors import ApiError
 from pdserve.refengine.api.handover import RemoteLeg, remote_of, wants_hand_over
@@ -24,11 +25,14 @@ from pdserve.refengine.model.sampler import SamplingParams
 from pdserve.refengine.model.tokenizer import ChatMessage
 from pdserve.refengine.runtime.request import Request
 from pdserve.wire import http
+from pdserve.wire.bounds import WireError, parse_json
 
 Kind = Literal["completion", "chat"]
 Body = Mapping[str, Any]
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_STOPS = 16
+TEMPLATE_SLACK = 4096
+"""Bytes allowed beyond the bound of the context, for what a tokenizer may normalise away."""
 NEUTRAL: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("presence_penalty", (0, 0.0), "penalties are not implemented"),
     ("frequency_penalty", (0, 0.0), "penalties are not implemented"),
@@ -59,22 +63,81 @@ class ReplyOptions:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What requests are checked against."""
+    """What requests are checked against.
+
+    `context` in tokens. `prompt_bytes`: UTF-8 bytes of prompt text that `context` tokens can
+    hold at most (`prompt_bound`).
+    """
 
     role: EngineRole
     model_name: str
     context: int
+    prompt_bytes: int
 
 
-def parse(
-    kind: Kind,
-    raw: bytes,
-    request_id: str,
-    budget: float | None,
-    model: LoadedModel,
-    limits: Limits,
-) -> tuple[Request, ReplyOptions]:
-    """Body bytes to a request.
+def prompt_bound(context: int, longest_token: int) -> int:
+    """Bytes of prompt text above which no text fits into `context` tokens."""
+    return context * longest_token + TEMPLATE_SLACK
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A checked body whose prompt is not tokenised yet.
+
+    `tokenise` gives the prompt's tokens and may run on any thread; it takes time in proportion
+    to `text_bytes`, 0 where the tokens are given or are elsewhere.
+    """
+
+    kind: Kind
+    options: ReplyOptions
+    tokenise: Callable[[], list[int]]
+    text_bytes: int
+    _body: Body
+    _hand_over: bool
+    _remote: RemoteLeg | None
+    _eos: tuple[int, ...]
+    _vocab: int
+    _limits: Limits
+
+    @property
+    def hand_over(self) -> bool:
+        """Whether this is a prefill leg."""
+        return self._hand_over
+
+    def request(self, request_id: str, budget: float | None, prompt: list[int]) -> Request:
+        """The request, with what `tokenise` gave; raises ApiError (400)."""
+        body, remote, context = self._body, self._remote, self._limits.context
+        count = remote.tokens if remote else len(prompt)
+        if count + 1 > context:
+            raise ApiError(
+                400,
+                f"the prompt has {count} tokens; with one of output at most {context} fit",
+                param=_prompt_field(self.kind),
+                code="context_length_exceeded",
+            )
+        request = Request(
+            id=request_id,
+            prompt=tuple(prompt),
+            sampling=_sampling(self.kind, body, remote),
+            max_tokens=1 if self._hand_over else _max_tokens(self.kind, body, count, context),
+            min_tokens=_integer(body, "min_tokens", 0, 0, context),
+            ignore_eos=_boolean(body, "ignore_eos"),
+            eos=self._eos,
+            stop_tokens=_stop_tokens(body, self._vocab),
+            stop_strings=_stop_strings(body),
+            hand_over=self._hand_over,
+            remote=remote.kv if remote else None,
+            budget=budget,
+        )
+        if not self._hand_over and request.min_tokens > request.max_tokens:
+            raise field_error(
+                "min_tokens", request.min_tokens, f"at most max_tokens = {request.max_tokens}"
+            )
+        return request
+
+
+def read(kind: Kind, raw: bytes, model: LoadedModel, limits: Limits) -> Draft:
+    """Check a body as far as it goes without its prompt's tokens; bounded work.
 
     Raises:
         ApiError: 400 for a bad field, 404 for another model's name.
@@ -90,38 +153,36 @@ def parse(
     if remote is not None:
         _check_vocabulary(remote, model.config.vocab)
     # Also on a decode leg: a bad prompt is the client's fault wherever it is noticed.
-    prompt = _prompt(kind, body, model)
-    count = remote.tokens if remote else len(prompt)
-    request = Request(
-        id=request_id,
-        # A decode leg has the prompt's KV, not its tokens.
-        prompt=() if remote else tuple(prompt),
-        sampling=_sampling(kind, body, remote),
-        max_tokens=1 if hand_over else _max_tokens(kind, body, count, limits.context),
-        min_tokens=_integer(body, "min_tokens", 0, 0, limits.context),
-        ignore_eos=_boolean(body, "ignore_eos"),
-        eos=model.config.eos,
-        stop_tokens=_stop_tokens(body, model.config.vocab),
-        stop_strings=_stop_strings(body),
-        hand_over=hand_over,
-        remote=remote.kv if remote else None,
-        budget=budget,
-    )
-    if count + 1 > limits.context:
-        raise ApiError(
-            400,
-            f"the prompt has {count} tokens; with one of output at most {limits.context} fit",
-            param="messages" if kind == "chat" else "prompt",
-            code="context_length_exceeded",
-        )
-    if not hand_over and request.min_tokens > request.max_tokens:
-        raise field_error(
-            "min_tokens", request.min_tokens, f"at most max_tokens = {request.max_tokens}"
-        )
+    tokenise, size = _prompt(kind, body, model, limits)
     stream = _boolean(body, "stream")
-    return request, ReplyOptions(
-        kind, stream, _include_usage(body, stream), remote.cached_tokens if remote else None
+    cached = remote.cached_tokens if remote else None
+    return Draft(
+        kind,
+        ReplyOptions(kind, stream, _include_usage(body, stream), cached),
+        # A decode leg has the prompt's KV and needs no tokens.
+        list if remote else tokenise,
+        0 if remote else size,
+        body,
+        hand_over,
+        remote,
+        model.config.eos,
+        model.config.vocab,
+        limits,
     )
+
+
+def too_long(kind: Kind, size: int, limits: Limits) -> ApiError:
+    """400: a prompt of `size` bytes, or a body that cannot hold a shorter one."""
+    return ApiError(
+        400,
+        f"the prompt has {size} bytes; {limits.context} tokens hold at most {limits.prompt_bytes}",
+        param=_prompt_field(kind),
+        code="context_length_exceeded",
+    )
+
+
+def _prompt_field(kind: Kind) -> str:
+    return "messages" if kind == "chat" else "prompt"
 
 
 def _check_vocabulary(remote: RemoteLeg, vocab: int) -> None:
@@ -134,9 +195,11 @@ def _check_vocabulary(remote: RemoteLeg, vocab: int) -> None:
 
 def _object(raw: bytes) -> Body:
     try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"body is not JSON: {error}", code="invalid_json") from error
+        body = parse_json(raw, max_bytes=len(raw))
+    except WireError as error:
+        raise ApiError(
+            400, f"body is not JSON that is read: {error}", code="invalid_json"
+        ) from error
     if not isinstance(body, dict):
         raise ApiError(400, f"body is a JSON {type(body).__name__}, not an object")
     return body
@@ -155,32 +218,57 @@ def _check_model(body: Body, name: str) -> None:
         )
 
 
-def _prompt(kind: Kind, body: Body, model: LoadedModel) -> list[int]:
+def _prompt(
+    kind: Kind, body: Body, model: LoadedModel, limits: Limits
+) -> tuple[Callable[[], list[int]], int]:
+    """How to get the prompt's tokens, and the bytes of text to tokenise."""
+    tokenizer, eos = model.tokenizer, model.config.eos
     if kind == "chat":
-        return model.tokenizer.encode_chat(_messages(body), model.config.eos)
+        messages = _messages(body, limits)
+        size = _bounded(kind, (m.content for m in messages), limits)
+        return lambda: tokenizer.encode_chat(messages, eos), size
     value = body.get("prompt")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
         value = value[0]
     if isinstance(value, str):
-        tokens = model.tokenizer.encode(value)
-    elif isinstance(value, list) and value and all(type(t) is int for t in value):
+        text, size = value, _bounded(kind, (value,), limits)
+
+        def encode() -> list[int]:
+            tokens = tokenizer.encode(text)
+            if not tokens:
+                raise field_error("prompt", text, "at least one token is required")
+            return tokens
+
+        return encode, size
+    if isinstance(value, list) and value and all(type(t) is int for t in value):
         bad = next((t for t in value if not 0 <= t < model.config.vocab), None)
         if bad is not None:
             raise field_error("prompt", bad, f"token ids are 0 to {model.config.vocab - 1}")
-        tokens = value
-    elif isinstance(value, list) and len(value) > 1:
+        return value.copy, 0
+    if isinstance(value, list) and len(value) > 1:
         raise field_error("prompt", value, "one prompt per request; send several requests")
-    else:
-        raise field_error("prompt", value, "a string or a non-empty list of token ids is required")
-    if not tokens:
-        raise field_error("prompt", value, "at least one token is required")
-    return tokens
+    raise field_error("prompt", value, "a string or a non-empty list of token ids is required")
 
 
-def _messages(body: Body) -> list[ChatMessage]:
+def _bounded(kind: Kind, texts: Iterable[str], limits: Limits) -> int:
+    size = sum(len(t) if t.isascii() else len(t.encode()) for t in texts)
+    if size > limits.prompt_bytes:
+        raise too_long(kind, size, limits)
+    return size
+
+
+def _messages(body: Body, limits: Limits) -> list[ChatMessage]:
     value = body.get("messages")
     if not isinstance(value, list) or not value:
         raise field_error("messages", value, "a non-empty list is required")
+    if len(value) >= limits.context:
+        # Each has at least one token.
+        raise ApiError(
+            400,
+            f"{len(value)} messages; the prompt and one token of output fit into {limits.context}",
+            param="messages",
+            code="context_length_exceeded",
+        )
     return [_message(f"messages[{i}]", m) for i, m in enumerate(value)]
 
 

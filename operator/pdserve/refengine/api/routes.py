@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
-
 from pdserve import __version__
 from pdserve.exposition import CONTENT_TYPE
 from pdserve.http.errors import ApiError
 from pdserve.http.receive import Request
-from pdserve.refengine.api.generate import Generator
+from pdserve.refengine.api.generate import MAX_NAME, Generator
 from pdserve.refengine.api.http import Responder
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.links import Links, StaleTableError
@@ -67,7 +65,8 @@ class Routes:
             methods = {"GET": self._one_model}
         if methods is None:
             raise ApiError(404, f"no such path: {request.path}", code="not_found")
-        handler = methods.get(request.method)
+        method = "GET" if request.method == "HEAD" else request.method
+        handler = methods.get(method)
         if handler is None:
             allowed = ", ".join(methods)
             raise ApiError(405, f"{request.path} takes {allowed}, not {request.method}")
@@ -131,6 +130,7 @@ class Routes:
                 "fingerprint": self.model.fingerprint,
                 "numerics": self.model.numerics,
                 "contextTokens": self.engine.context,
+                "maxPromptBytes": self.generator.prompt_bytes,
                 "kvBytesPerToken": self.model.config.kv_bytes_per_token,
                 "slots": c.slots,
                 "prefetch": c.prefetch,
@@ -161,7 +161,10 @@ class Routes:
     def _links(self, request: Request, responder: Responder) -> None:
         self.trust.controls(_authorization(request))
         report = dataclasses.replace(
-            self.links.report(), credentials=CAPABILITY, grant=self.trust.revision
+            self.links.report(),
+            credentials=CAPABILITY,
+            grant=self.trust.revision,
+            max_prompt_bytes=self.generator.prompt_bytes,
         )
         responder.send_json(200, report.to_json())
 
@@ -175,8 +178,10 @@ class Routes:
         self.trust.check_release(_authorization(request))
         body = _json(request)
         request_id = body.get("request_id") if isinstance(body, dict) else None
-        if not isinstance(request_id, str):
-            raise ApiError(400, "request_id: a string is required", param="request_id")
+        if not isinstance(request_id, str) or len(request_id) > MAX_NAME:
+            raise ApiError(
+                400, f"request_id: a string of at most {MAX_NAME} is required", param="request_id"
+            )
         self.engine.release(request_id)
         responder.send(204, b"", self.generator.headers())
 
@@ -187,6 +192,6 @@ def _authorization(request: Request) -> str:
 
 def _json(request: Request) -> Any:
     try:
-        return orjson.loads(request.body)
-    except orjson.JSONDecodeError as error:
+        return parse_json(request.body)
+    except WireError as error:
         raise ApiError(400, f"body is not JSON: {error}", code="invalid_json") from error

@@ -85,6 +85,11 @@ class Tokenizer:
         turns = "".join(f"{m.role}: {m.content}\n" for m in messages)
         return [*tokens, *self._plain(turns + "assistant:")]
 
+    @property
+    def longest_token(self) -> int:
+        """Bytes of the longest token, at least 1."""
+        return max(1, *map(len, self._bytes))
+
     def token_bytes(self, token: int) -> bytes:
         """Bytes of one token; empty for special tokens."""
         return self._bytes[token]
@@ -97,7 +102,8 @@ class Tokenizer:
         return [] if self.bos is None else [self.bos]
 
     def _plain(self, text: str) -> list[int]:
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        # `encode` would keep the GIL, a batch of one gives it up; offsets are not needed.
+        return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 class TextStream:

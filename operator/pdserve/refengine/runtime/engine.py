@@ -1,8 +1,9 @@
 """The engine core: admission, batching and the life of every sequence.
 
-All state belongs to the event loop. The cycle: `admit` takes a slot and blocks or refuses at
-once; `_pump` gives the compute thread the next step when it is free; `_apply` hands out tokens
-and frees what ended. A decode's KV arrives beside running steps (`_pull`) and joins the next one.
+All state belongs to the event loop. The cycle: `claim` takes a slot or refuses at once; `admit`
+makes the claim a sequence with KV blocks; `_pump` gives the compute thread the next step when it
+is free; `_apply` hands out tokens and frees what ended. A decode's KV arrives beside running
+steps (`_fetch`) and joins the next one. `release` ends a request by name wherever it is.
 
 A prefill leg ends with its first token: the KV moves into a payload of its own (`handoff`), the
 blocks stay only as prefix cache, the slot stays taken until the KV is gone.
@@ -11,6 +12,7 @@ blocks stay only as prefix cache, the slot stays taken until the KV is gone.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -27,6 +29,7 @@ from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime import batch as batching
 from pdserve.refengine.runtime import compute
+from pdserve.refengine.runtime.claims import Claim, EarlyReleases
 from pdserve.refengine.runtime.estimates import Estimates
 from pdserve.refengine.runtime.handoff import Handoff
 from pdserve.refengine.runtime.output import Output
@@ -36,6 +39,8 @@ from pdserve.refengine.runtime.sequence import Phase, Sequence, Sink
 from pdserve.refengine.runtime.slots import SlotHint, Slots
 from pdserve.refengine.runtime.worker import Worker
 from pdserve.wire import http
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -59,6 +64,8 @@ class Engine:
         self._memory = new_pool(model.config, blocks + 1)
         self._pool = BlockPool(blocks + 1, config.prefix_cache and config.role != "decode")
         self._slots = Slots(total)
+        self._claims: dict[str, Claim] = {}
+        self._early = EarlyReleases()
         self._active: dict[str, Sequence] = {}
         self._pulls: dict[Sequence, asyncio.Task[None]] = {}
         self._step: batching.Batch | None = None
@@ -90,50 +97,95 @@ class Engine:
         self.metrics.rejected(reason)
         return RejectedError(reason, message, status)
 
-    def admit(self, request: Request, sink: Sink) -> Sequence:
-        """Take a slot and blocks for a request and start it.
+    def claim(self, name: str, released: Callable[[], None]) -> Claim:
+        """Take a slot for a request that is about to be prepared.
+
+        Args:
+            name: of the request; no other request of this name may be known.
+            released: called when `release` ends the claim.
 
         Raises:
-            RejectedError: no slot, no blocks, draining, or it cannot be done in its time.
+            RejectedError: no slot, or draining.
+            ApiError: 409, the name was released before the request came.
         """
         reason = self.refusal()
         if reason is not None:
             raise self.reject(reason, f"instance is {reason.replace('_', ' ')}")
+        if self._early.has(name, self._now()):
+            raise ApiError(409, f"request {name!r} was released before it came", code="released")
+        self._slots.take()
+        claim = self._claims[name] = Claim(name, released)
+        return claim
+
+    def drop(self, claim: Claim) -> None:
+        """Give a claim's slot back; nothing when it is over already."""
+        if claim.open:
+            claim.open = False
+            del self._claims[claim.name]
+            self._slots.give_back()
+
+    def admit(self, claim: Claim, request: Request, sink: Sink) -> Sequence:
+        """Give a claimed request its blocks and start it; when it raises, the claim is dropped.
+
+        Raises:
+            RejectedError: no blocks, or it cannot be done in its time.
+            ApiError: 499, the claim is over.
+        """
+        if not claim.open:
+            raise ApiError(499, "released", code="released")
+        try:
+            sequence = self._sequence(request, sink)
+        except BaseException:
+            self.drop(claim)
+            raise
+        # The slot passes from the claim to the sequence.
+        claim.open = False
+        del self._claims[claim.name]
+        self._active[request.id] = sequence
+        try:
+            if request.remote is not None:
+                self._start_pull(sequence, request.remote)
+            self._pump()
+        except BaseException:
+            if not sequence.ended:
+                self._end(sequence)
+            raise
+        return sequence
+
+    def _sequence(self, request: Request, sink: Sink) -> Sequence:
+        """A sequence with its blocks; nothing is taken when it raises."""
         hashes = prompt_hashes(request.prompt) if self._config.prefix_cache else []
         # At least one prompt token is computed, so that there are logits.
         usable = hashes[: max(0, len(request.prompt) - 1) // BLOCK_TOKENS]
-        cached = self._pool.match(usable)
+        blocks = self._pool.match(usable)
+        cached = len(blocks) * BLOCK_TOKENS
         try:
-            self._check_budget(request, len(cached) * BLOCK_TOKENS)
+            self._check_budget(request, cached)
             total = self._positions(request)
-            blocks = cached + self._pool.allocate(blocks_for(total) - len(cached))
+            blocks = blocks + self._pool.allocate(blocks_for(total) - len(blocks))
+            return Sequence(
+                request,
+                sink,
+                Output(request, self._model.tokenizer.stream(), self.context),
+                blocks,
+                hashes,
+                accepted_at=self._now(),
+                computed=cached,
+                cached=cached,
+            )
         except OutOfBlocksError as error:
-            self._pool.release(cached)
+            self._pool.release(blocks)
             reason = http.REJECT_DECODE_FULL if request.remote else http.REJECT_FULL
             raise self.reject(reason, f"no KV memory: {error}") from error
-        except RejectedError:
-            self._pool.release(cached)
+        except BaseException:
+            self._pool.release(blocks)
             raise
-        self._slots.take()
-        sequence = Sequence(
-            request,
-            sink,
-            Output(request, self._model.tokenizer.stream(), self.context),
-            blocks,
-            hashes,
-            accepted_at=self._now(),
-            computed=len(cached) * BLOCK_TOKENS,
-            cached=len(cached) * BLOCK_TOKENS,
-        )
-        self._active[request.id] = sequence
-        if request.remote is not None:
-            self._start_pull(sequence, request.remote)
-        self._pump()
-        return sequence
 
     def knows(self, request_id: str) -> bool:
-        """Whether an id is in use (running or held)."""
-        return request_id in self._active or request_id in self.handoff
+        """Whether an id is in use (being prepared, running or held)."""
+        return (
+            request_id in self._active or request_id in self._claims or request_id in self.handoff
+        )
 
     def cancel(self, sequence: Sequence) -> None:
         """The client is gone: free slot and KV (blocks in a running step: when it ends)."""
@@ -141,15 +193,24 @@ class Engine:
             self._end(sequence)
 
     def release(self, request_id: str) -> bool:
-        """Free what is held or running for a prefill leg; False when the id is unknown."""
+        """End the request of this name wherever it is: prepared, computed or held.
+
+        Idempotent. An unknown name is remembered for a while and refused when it comes
+        (`EarlyReleases`); returns False then.
+        """
         if self.handoff.release(request_id):
             return True
+        claim = self._claims.get(request_id)
+        if claim is not None:
+            self.drop(claim)
+            claim.released()
+            return True
         sequence = self._active.get(request_id)
-        if sequence is None or not sequence.request.hand_over:
-            return False
-        self._end(sequence)
-        sequence.sink.failed(sequence, ApiError(499, "released", code="released"))
-        return True
+        if sequence is not None:
+            self._fail(sequence, ApiError(499, "released", code="released"))
+            return True
+        self._early.remember(request_id, self._now())
+        return False
 
     # --- what others may know ----------------------------------------------------------------
 
@@ -159,8 +220,8 @@ class Engine:
 
     @property
     def executing(self) -> int:
-        """Sequences that run or wait for their KV here."""
-        return len(self._active)
+        """Requests that are prepared, run, or wait for their KV here."""
+        return len(self._claims) + len(self._active)
 
     def publish_occupancy(self) -> None:
         """Bring the gauges up to date; called when they are about to be read."""
@@ -168,9 +229,9 @@ class Engine:
         running = sum(s.phase is Phase.RUNNING for s in active)
         states = {"total": self._slots.total}
         if self._config.role == "prefill":
-            states |= {"executing": len(active), "holding": len(self.handoff)}
+            states |= {"executing": self.executing, "holding": len(self.handoff)}
         else:
-            states |= {"running": running, "prefetching": len(active) - running}
+            states |= {"running": running, "prefetching": self.executing - running}
         share = self._pool.used / self._pool.total
         self.metrics.occupancy(states, len(active), share)
 
@@ -192,20 +253,21 @@ class Engine:
         )
         if not step.members:
             return
-        self._step = step
-        for member in step.members:
-            member.sequence.in_step = True
         banned = [m.sequence.text.banned() if m.rows.logits else () for m in step.members]
         now = self._now()
         started = now if self.pacer is None else self.pacer.begin(now)
         self._estimates.step_began(step, started)
+        self._step = step
+        for member in step.members:
+            member.sequence.in_step = member.sequence.computing = True
         self._worker.submit(
             lambda: compute.run(step, banned, self._model, self._memory),
             lambda result: self._computed(step, started, result),
-            self._broken,
+            lambda error: self._broken(step, error),
         )
 
     def _computed(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
+        self._blocks_settled(step)
         if self.pacer is None:
             self._apply(step, started, result)
             return
@@ -218,37 +280,57 @@ class Engine:
             self.metrics.paced_valid.set(self.pacer.valid)
         self._apply(step, started, result)
 
+    def _blocks_settled(self, step: batching.Batch) -> None:
+        """Nothing writes into the members' blocks any more: free those of what ended meanwhile."""
+        for member in step.members:
+            sequence = member.sequence
+            if sequence.computing:
+                sequence.computing = False
+                if sequence.ended:
+                    self._pool.release(sequence.blocks)
+
     def _apply(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
         self._step = None
+        for member in step.members:
+            member.sequence.in_step = False
         seconds = self._now() - started
         self._estimates.step_ended(step, seconds)
         self._count_step(step, seconds)
         for index, member in enumerate(step.members):
             sequence, chosen = member.sequence, result.sampled[index]
-            sequence.in_step = False
             if sequence.ended:
-                self._pool.release(sequence.blocks)
                 continue
             sequence.computed = member.end
             if chosen is not None:
-                if member.is_prompt:
-                    self._prompt_done(sequence)
-                self._token(sequence, chosen, result.payloads[index])
+                try:
+                    if member.is_prompt:
+                        self._prompt_done(sequence)
+                    self._token(sequence, chosen, result.payloads[index])
+                except Exception as error:
+                    # One request's fault; its neighbours in the step go on.
+                    log.exception("request %s failed", sequence.request.id)
+                    self._fail(sequence, _internal(error))
         self._pump()
 
-    def _broken(self, error: BaseException) -> None:
+    def _broken(self, step: batching.Batch, error: BaseException) -> None:
         """A step raised: nobody can know what the blocks hold, so every member fails."""
-        step, self._step = self._step, None
-        for member in step.members if step else ():
-            sequence, member.sequence.in_step = member.sequence, False
-            if sequence.ended:
-                self._pool.release(sequence.blocks)
-                continue
-            self._end(sequence)
-            sequence.sink.failed(
-                sequence, ApiError(500, f"computation failed: {error}", kind="server_error")
-            )
+        self._step = None
+        self._blocks_settled(step)
+        for member in step.members:
+            member.sequence.in_step = False
+            self._fail(member.sequence, _internal(error))
         self._pump()
+
+    def _fail(self, sequence: Sequence, error: ApiError) -> None:
+        """End a sequence without a result, whatever state it is in, and tell its sink."""
+        if not sequence.ended:
+            self._end(sequence)
+        elif sequence.request.id in self.handoff and sequence.request.hand_over:
+            self.handoff.release(sequence.request.id)
+        try:
+            sequence.sink.failed(sequence, error)
+        except Exception:
+            log.exception("request %s: its client could not be told", sequence.request.id)
 
     def _prompt_done(self, sequence: Sequence) -> None:
         self._pool.publish(sequence.blocks, sequence.hashes)
@@ -290,13 +372,16 @@ class Engine:
             # Cancelled meanwhile; only now can nothing be written into the blocks any more.
             self._pool.release(sequence.blocks)
         elif task.cancelled() or error is not None:
-            self._end(sequence)
             message = str(error) if error is not None else "instance stops"
-            sequence.sink.failed(sequence, self.reject(http.REJECT_KV_FAILED, message, 502))
+            self._fail(sequence, self.reject(http.REJECT_KV_FAILED, message, 502))
         else:
             sequence.phase = Phase.READY
             sequence.computed = remote.tokens
-            self._token(sequence, remote.first, None)
+            try:
+                self._token(sequence, remote.first, None)
+            except Exception as failure:
+                log.exception("request %s failed", sequence.request.id)
+                self._fail(sequence, _internal(failure))
         self._pump()
 
     async def _fetch(self, sequence: Sequence, remote: RemoteKv) -> None:
@@ -335,12 +420,17 @@ class Engine:
         if task is not None:
             # The pull frees the blocks once nothing can be written into them any more.
             task.cancel()
-        elif not sequence.in_step:
+        elif not sequence.computing:
             self._pool.release(sequence.blocks)
-        if payload is not None:
-            self.handoff.hold(sequence.request.id, payload)
-        else:
+        if payload is None:
             self._slots.give_back()
+            return
+        try:
+            self.handoff.hold(sequence.request.id, payload)
+        except BaseException:
+            if not self.handoff.release(sequence.request.id):
+                self._slots.give_back()
+            raise
 
     def _slot_freed(self) -> None:
         self._slots.give_back()
@@ -396,3 +486,7 @@ class Engine:
         self.metrics.decode_seconds.inc(seconds)
         self.metrics.decode_requests.inc(step.decodes)
         self.metrics.decode_context.inc(step.context)
+
+
+def _internal(error: BaseException) -> ApiError:
+    return ApiError(500, f"computation failed: {error}", kind="server_error")

@@ -49,7 +49,7 @@ class Handoff:
         return self._lease_seconds
 
     def release(self, request_id: str) -> bool:
-        """Somebody says that nobody will pull it; False when nothing was held."""
+        """Release held KV that nobody will pull; False when nothing was held."""
         return self._leases.end(request_id, "released")
 
     def oldest_hold(self) -> float:
@@ -91,6 +91,7 @@ class Handoff:
             self._timer.cancel()
 
     def _ended(self, request_id: str, held: Held, ending: Ending) -> None:
+        self._freed()
         now = time.monotonic()
         self.hold_seconds.add(now - held.since)
         pull = held.first_pull
@@ -99,7 +100,6 @@ class Handoff:
             self._metrics.transfer_seconds.inc(now - pull)
             self._metrics.transfers.inc()
             self._metrics.transfer_bytes.inc(len(held.payload.data))
-        self._freed()
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -51,6 +51,8 @@ class Sequence:
     computed: int = 0
     cached: int = 0
     in_step: bool = False
+    computing: bool = False
+    """The compute thread may write its blocks now."""
     output: list[int] = field(default_factory=list)
     first_token_at: float | None = None
     last_token_at: float = 0.0
