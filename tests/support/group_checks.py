@@ -73,6 +73,9 @@ def needed(world: World, new: t.NewPod, seen: t.Observation) -> None:
 def given_up(world: World, name: str, seen: t.Observation) -> None:
     """Invariants 2, 3 and 7: a sound instance goes only when it is surplus or outdated."""
     me = next(i for i in seen.instances if i.name == name)
+    table = world.tables.get(me.group_index)
+    if name not in world.routed and (table is None or table.peer(name) is None):
+        return  # it never served
     groups = {i.group_index for i in seen.instances if not leaving(i)}
     mine = [
         i

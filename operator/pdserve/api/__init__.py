@@ -75,6 +75,7 @@ from pdserve.api.scenariogroup import (
     ScenarioGroup,
     ScenarioGroupSpec,
     ScenarioGroupStatus,
+    SuspectNode,
 )
 
 KINDS: tuple[type[Resource], ...] = (PDService, ScenarioGroup, RoCEDomain)
@@ -142,6 +143,7 @@ __all__ = [
     "ScenarioStatus",
     "Slo",
     "Summary",
+    "SuspectNode",
     "Uplink",
     "WorstPart",
     "epoch_of",

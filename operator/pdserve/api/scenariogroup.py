@@ -142,6 +142,17 @@ class DecisionRecord(Observed):
     """The rounded numbers it rests on."""
 
 
+class SuspectNode(Observed):
+    """A node that failed a slot lately."""
+
+    node: ObjectName
+    """Its name."""
+    time: Time
+    """Of the newest fault there."""
+    fault: Annotated[str, Text(64, min=0)] = ""
+    """That fault, e.g. `Unschedulable`."""
+
+
 class RepairStatus(Observed):
     """A slot's history of faults, so that a restart of the operator keeps its patience."""
 
@@ -152,7 +163,9 @@ class RepairStatus(Observed):
     last_failure_time: Time
     """When the newest was seen."""
     suspect_node: ObjectName | None = None
-    """Node to avoid."""
+    """Node to avoid: the newest of `suspects`."""
+    suspects: Annotated[tuple[SuspectNode, ...], Items(16)] = ()
+    """Nodes to avoid, each for a while after its newest fault; the newest last."""
     not_before_time: Time | None = None
     """No new pod in this slot before."""
     last_uid: Annotated[str, Text(64)] | None = None

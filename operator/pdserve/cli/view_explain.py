@@ -37,11 +37,15 @@ def _conditions(group: api.ScenarioGroup) -> str:
         for c in group.status.conditions
     ]
     lines += [
-        f"  slot {r.slot}: {r.failures} faults, last {r.last_failure_time}"
-        + (f", avoiding node {r.suspect_node}" if r.suspect_node else "")
+        f"  slot {r.slot}: {r.failures} faults, last {r.last_failure_time}" + _avoiding(r)
         for r in group.status.repairs
     ]
     return "\n".join(lines)
+
+
+def _avoiding(repair: api.RepairStatus) -> str:
+    nodes = [s.node for s in repair.suspects] or [n for n in (repair.suspect_node,) if n]
+    return f", avoiding {'nodes' if len(nodes) > 1 else 'node'} {', '.join(nodes)}" if nodes else ""
 
 
 def _places(group: api.ScenarioGroup) -> str:

@@ -26,6 +26,7 @@ import aiohttp
 
 from pdserve.controllers import event_reasons
 from pdserve.controllers.caches import Caches, make_caches
+from pdserve.controllers.clock import Clock, NodeSilence
 from pdserve.controllers.context import Context
 from pdserve.controllers.kopf_app import run_kopf
 from pdserve.controllers.linker import EngineApi, HttpEngines, Linker
@@ -95,7 +96,12 @@ class Core:
         self.metrics = OperatorMetrics(registry)
         self.synced = False
         self._gateway_image = gateway_image
-        self._now = now
+        steady = asyncio.get_running_loop().time
+        self.clock = Clock(now, steady)
+        self.silence = NodeSilence(steady)
+        self.caches.pods.on_change(self.clock.forget)
+        self.caches.groups.on_change(self.clock.forget)
+        self.caches.nodes.on_change(self.silence.changed)
         self._rng = rng
         self._resync = resync_seconds
         self._identity = identity
@@ -138,7 +144,8 @@ class Core:
             metrics=self.metrics,
             gateway_image=self._gateway_image,
             rights=self._rights,
-            now=self._now,
+            clock=self.clock,
+            silence=self.silence,
         )
         ratio = RatioLoop(context, source, settings, log_line)
         async with asyncio.TaskGroup() as tasks:
@@ -146,6 +153,7 @@ class Core:
             tasks.create_task(events.run())
             tasks.create_task(resync(context, self.triggers, self._resync, self._rng))
             tasks.create_task(ratio.run())
+            tasks.create_task(self.silence.listen(self.client))
             tasks.create_task(work(context))
 
     def waiting_for(self) -> str:

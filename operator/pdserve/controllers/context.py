@@ -6,10 +6,10 @@ be lost at any moment and is found again from the cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pdserve.controllers.caches import Caches
+from pdserve.controllers.clock import Clock, NodeSilence
 from pdserve.controllers.linker import Linker
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.promises import Promises
@@ -45,9 +45,14 @@ class Context:
     gateway_image: str
     rights: Rights
     """What pod templates may ask for beyond the restricted Pod Security profile."""
-    now: Callable[[], float]
-    """Seconds since the epoch."""
+    clock: Clock
+    """Never steps; see the module."""
+    silence: NodeSilence
     promises: Promises = field(default_factory=Promises)
     """Devices of pods that are being created."""
     attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)
     """Per ScenarioGroup."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, on the clock that never steps."""
+        return self.clock.now()

@@ -91,7 +91,9 @@ class GroupExecutor:
         except (CreateRefused, NotOursError):
             # All or nothing: what stands alone would hold devices and serve nobody.
             for pod in made:
-                await self._remove(pod["metadata"]["name"], pod["metadata"]["uid"])
+                meta = pod["metadata"]
+                await self._mark_drain(meta["name"], meta["uid"])
+                await self._remove(meta["name"], meta["uid"])
             raise
         if made:
             roles = [p.role for p in action.pods]
@@ -197,11 +199,15 @@ class GroupExecutor:
         self._context.caches.pods.observe(live)
 
     async def _begin_drain(self, action: t.BeginDrain) -> None:
+        await self._mark_drain(action.name, action.uid)
+        self._event("Normal", reasons.DRAINING, f"{action.name}: {action.reason}")
+
+    async def _mark_drain(self, name: str, uid: str) -> None:
+        """Say that its end is planned: nobody takes it for a loss."""
         stamp = rfc3339(self._context.now())
         # Every instance has annotations (metrics), so the parent of the path exists.
         operation = {"op": "add", "path": _DRAIN_PATH, "value": stamp}
-        await self._patch(action.name, action.uid, operation)
-        self._event("Normal", reasons.DRAINING, f"{action.name}: {action.reason}")
+        await self._patch(name, uid, operation)
 
     async def _move_scale_unit(self, action: t.MoveScaleUnit) -> None:
         operation: Mapping[str, Any] = {"op": "remove", "path": _SCALE_PATH}

@@ -111,6 +111,9 @@ def _repair(repair: Repair) -> dict[str, Any]:
     }
     if repair.suspect_node:
         status["suspectNode"] = repair.suspect_node
+        status["suspects"] = [
+            {"node": s.node, "time": rfc3339(s.time), "fault": s.fault} for s in repair.suspects
+        ]
     if repair.not_before:
         status["notBeforeTime"] = rfc3339(repair.not_before)
     if repair.last_uid:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from pdserve.api import RoleTemplate, ScenarioGroup, epoch_of, revision_of
+from pdserve.api import RepairStatus, RoleTemplate, ScenarioGroup, epoch_of, revision_of
 from pdserve.controllers.caches import BY_NODE, BY_STATE, UNBOUND, Caches, owned_by
+from pdserve.controllers.context import Context
 from pdserve.controllers.revisions import stored_revisions
 from pdserve.engines.pods import BASE_TOLERATIONS
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import NotOurs, instance_obs
-from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Wanted
+from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted
 from pdserve.kube.resource import Object
 from pdserve.ratio.types import Counts
 from pdserve.topology import (
@@ -56,16 +58,21 @@ class GroupView:
         return self.revisions.get(revision, self.group)
 
 
-def view_group(caches: Caches, group: ScenarioGroup, now: float) -> GroupView:
-    """Read one ScenarioGroup's instances and tables; `now` in seconds since the epoch."""
+def view_group(context: Context, group: ScenarioGroup) -> GroupView:
+    """Read one ScenarioGroup's instances and tables."""
+    caches, clock, owner = context.caches, context.clock, group.metadata.uid
+    now = clock.now()
     instances = []
     for pod in owned_by(caches.pods, group.metadata):
         node_name = pod.get("spec", {}).get("nodeName") or pinned_node(pod) or ""
         node = caches.nodes.get(node_name)
         try:
-            instances.append(instance_obs(pod, node, now, _limits(group, pod)))
+            since = partial(clock.since, owner, str(pod["metadata"].get("uid", "")))
+            silent = context.silence.of(node_name)
+            instances.append(instance_obs(pod, node, now, _limits(group, pod), since, silent))
         except NotOurs as error:
             log.warning("Not counted as an instance: %s", error)
+    clock.met(owner)
     tables: dict[int, PeerTable] = {}
     objects: dict[int, Object] = {}
     for config_map in owned_by(caches.config_maps, group.metadata):
@@ -138,13 +145,23 @@ def repairs_of(group: ScenarioGroup) -> tuple[Repair, ...]:
             slot=r.slot,
             failures=r.failures,
             last_failure=epoch_of(r.last_failure_time),
-            suspect_node=r.suspect_node,
+            suspects=_suspects(r),
             not_before=epoch_of(r.not_before_time) if r.not_before_time else 0.0,
             last_uid=r.last_uid,
             fault=r.fault,
         )
         for r in group.status.repairs
     )
+
+
+def _suspects(repair: RepairStatus) -> tuple[Suspect, ...]:
+    if repair.suspects:
+        return tuple(Suspect(s.node, epoch_of(s.time), s.fault) for s in repair.suspects)
+    if repair.suspect_node is None:
+        return ()
+    # Written by an operator that kept only the newest.
+    time = epoch_of(repair.last_failure_time)
+    return (Suspect(repair.suspect_node, time, repair.fault),)
 
 
 def fabric_of(caches: Caches, spec: TreeSpec, promised: Iterable[Reservation]) -> Fabric:

@@ -237,7 +237,7 @@ class _Reconcile:
         last = parse_routes(known)
         groups, predicted, models = {}, {}, {}
         for scenario, (_, group) in self._groups().items():
-            view = view_group(self.context.caches, group, self.context.now())
+            view = view_group(self.context, group)
             groups[scenario] = routable(view.instances, view.tables, slots_of(view))
             models[scenario] = models_of(view)
             known_profile = prefill_prediction(cache, group, self._usual_prompt(scenario))

@@ -194,7 +194,7 @@ class RatioLoop:
             )
         spec = fabric_spec(RoCEDomain.parse(domain))
         fabric = fabric_of(caches, spec, self._context.promises.of(caches.pods))
-        view: GroupView = view_group(caches, subject.group, self._context.now())
+        view: GroupView = view_group(self._context, subject.group)
         return lambda counts: placement_limit(fabric, view, counts)
 
     async def _record(self, subject: Subject, decision: Decision) -> None:
@@ -273,7 +273,7 @@ class RatioLoop:
     def _live(self, subject: Subject) -> LiveInstances:
         """Pods ready for a whole window: the first batches of an instance are not typical."""
         caches, meta = self._context.caches, subject.group.metadata
-        view = view_group(caches, subject.group, self._context.now())
+        view = view_group(self._context, subject.group)
         warm = {pod["metadata"]["name"] for pod in owned_by(caches.pods, meta) if self._warm(pod)}
         gateways = caches.pods.by_index(BY_SERVICE, (meta.namespace, subject.group.spec.service))
         return LiveInstances(

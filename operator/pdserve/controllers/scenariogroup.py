@@ -99,7 +99,7 @@ class _Reconcile:
 
     async def run(self) -> float | None:
         # 1
-        view = view_group(self.context.caches, self.group, self.now)
+        view = view_group(self.context, self.group)
         routes = self._routes()
         routed = routed_instances(routes, self.group.spec.scenario)
         self._attend(view, routed)
@@ -122,7 +122,7 @@ class _Reconcile:
             wanted = replace(wanted, paused=True)
         await self._revisions(view)
         # 2
-        view = view_group(self.context.caches, self.group, self.now)
+        view = view_group(self.context, self.group)
         observation = self._observation(view, wanted, former_wanted(view, counts), routed)
         planned = plan(observation, self._fabric(domain))
         # 3

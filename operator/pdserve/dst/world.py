@@ -122,6 +122,8 @@ class World:
     """Names of pods that the scheduler has found no room for so far: they never ran."""
     _due: dict[str, float] = field(default_factory=dict)
     _ips: int = 0
+    clock_error: float = 0.0
+    """Seconds by which the operators' wall clock is ahead of the API server's."""
     broken_nodes: set[str] = field(default_factory=set)
     crashing: set[str] = field(default_factory=set)
     ready_since: dict[str, str] = field(default_factory=dict)
@@ -280,6 +282,10 @@ class World:
             }
         }
         self.patch(NODES, "", node, body, subresource="status")
+
+    def step_clock(self, seconds: float) -> None:
+        """Somebody sets the operators' wall clock."""
+        self.clock_error += seconds
 
     def delete_pod(self, pod: str) -> None:
         """Somebody deletes the pod."""
@@ -527,7 +533,7 @@ class World:
             namespace=namespace,
             gateway_image="pdserve/gateway:test",
             registry=Registry(),
-            now=now,
+            now=lambda: now() + self.clock_error,
             rng=random.Random(self.seed),
             rights=self.rights,
         )

@@ -7,8 +7,8 @@ substitution), `tables` (gather, publish), `linking` (Linked gate), `scaleunit`,
 (conditions and status). `plan` runs them in that order; `view` derives what they share.
 
 Entry points:
-    observe.instance_obs(pod, node, now, limits=HealthLimits(), lease_silent_since=None)
-    health.classify(pod, node, now, limits, lease_silent_since) -> Verdict
+    observe.instance_obs(pod, node, now, limits=HealthLimits(), since, silent)
+    health.classify(pod, node, now, limits, since, silent) -> Verdict
     plan.plan(observation, fabric) -> Plan
     polls.polls(observation) -> Polls      (whose links to read, whom to tell to drain, push to)
     routes.routable(instances, tables, slots) -> tuple[RouteGroup, ...]

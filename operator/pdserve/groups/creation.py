@@ -30,7 +30,9 @@ def create_group(
     if table is not None and table.instances:
         draft.reasons.append(f"group {index} waits until its former peer table is deleted")
         return None
-    found = find_place(draft.fabric, observation.wanted, suspects(draft.repairs, observation.now))
+    found = find_place(
+        draft.fabric, observation.wanted, suspects(draft.repairs, observation.now, draft.fabric)
+    )
     if isinstance(found, NoFit):
         draft.blocked.append(f"group {index}: {found.message}")
         draft.reasons.append(f"group {index} is not created: {found.message}")

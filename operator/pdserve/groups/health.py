@@ -2,14 +2,18 @@
 
 The operator, not Kubernetes' taint manager, decides this (control.md 5). The rules, first match
 wins: NodeDeleted, PodFailed, NodeLost, DeviceUnhealthy, ImageError, CrashLoop, Unschedulable,
-StartupDeadline. A pod that someone deletes is not faulty, it is leaving. Neighbours: `observe`
-calls this, `repairs` counts the faults, `resize` substitutes.
+StartupDeadline. A pod that is being deleted is leaving, not faulty: only the end of its Node
+counts, because nothing else can end it then. Neighbours: `observe` calls this, `startup` judges
+instances that wait for each other, `repairs` counts the faults, `resize` substitutes.
+
+Times that others wrote (kubelet, scheduler, API server) are of other clocks: `Since` translates
+each to the clock of `now`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +27,23 @@ _PULL_FAILS = frozenset(
 )
 
 
+Since = Callable[[str, float], float]
+"""`since(what, stamp)`: when `what` began on the reader's clock, though `stamp` is another's."""
+
+
+def clamped(now: float) -> Since:
+    """Take stamps as they are, but none later than `now` (seconds since the epoch)."""
+    return lambda _what, stamp: min(stamp, now)
+
+
 @dataclass(frozen=True, slots=True)
 class HealthLimits:
     """Thresholds; times in seconds.
 
     `crash_restarts`: restarts of the engine container after which back-off means a crash loop.
     `image_seconds`: how long image pulls may fail. `startup_deadline`: from the start of the
-    container that runs (or the pod's creation) to Ready.
+    container that runs (or the pod's creation) until the engine answers, and from then on until
+    it is Ready, unless it waits for others (`startup`).
     """
 
     node_suspect: float = 30.0
@@ -53,7 +67,8 @@ def classify(
     node: Mapping[str, Any] | None,
     now: float,
     limits: HealthLimits,
-    lease_silent_since: float | None = None,
+    since: Since | None = None,
+    silent: float | None = None,
 ) -> Verdict:
     """Judge one instance.
 
@@ -62,19 +77,25 @@ def classify(
         node: the raw Node it is bound or pinned to; None when no such Node exists.
         now: seconds since the epoch.
         limits: thresholds.
-        lease_silent_since: when the Node's Lease should last have been renewed; None while it is.
+        since: translates stamps; None: `clamped`.
+        silent: seconds for which the reader itself saw the Node without Ready while the API
+            server answered; None: reckon from the Node's own transition time.
     """
     if node is None:
         return Verdict("NodeDeleted", "its Node no longer exists")
+    began = clamped(now) if since is None else since
+    lost = _node_lost(node, now, limits, began, silent)
+    if pod.get("metadata", {}).get("deletionTimestamp"):
+        return lost
     if pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
         return _pod_ended(pod)
     verdicts = [
-        _node_lost(node, now, limits, lease_silent_since),
+        lost,
         _device(pod, node),
-        _image(pod, now, limits),
+        _image(pod, now, limits, began),
         _crash_loop(pod, limits),
-        _unschedulable(pod, now, limits),
-        _startup(pod, now, limits),
+        _unschedulable(pod, now, limits, began),
+        _startup(pod, now, limits, began),
     ]
     for verdict in verdicts:
         if verdict.fault is not None:
@@ -119,20 +140,16 @@ def _pod_ended(pod: Mapping[str, Any]) -> Verdict:
 
 
 def _node_lost(
-    node: Mapping[str, Any], now: float, limits: HealthLimits, lease_silent_since: float | None
+    node: Mapping[str, Any], now: float, limits: HealthLimits, since: Since, silent: float | None
 ) -> Verdict:
     ready = condition(node, "Ready")
-    since = [] if lease_silent_since is None else [lease_silent_since]
-    if ready.get("status") != "True":
-        changed = timestamp(ready.get("lastTransitionTime"))
-        since.append(now if changed is None else changed)
-    if not since:
+    if ready.get("status") == "True":
         return Verdict()
-    name = node["metadata"]["name"]
-    silent = now - min(since)
+    if silent is None:
+        changed = timestamp(ready.get("lastTransitionTime"))
+        silent = 0.0 if changed is None else now - since("NotReady", changed)
     if silent >= limits.node_suspect:
-        what = "NotReady" if ready.get("status") != "True" else "silent"
-        return Verdict("NodeLost", f"node {name} {what} for {silent:.0f} s")
+        return Verdict("NodeLost", f"node {node['metadata']['name']} NotReady for {silent:.0f} s")
     return Verdict(recheck_after=limits.node_suspect - silent)
 
 
@@ -154,7 +171,7 @@ def _device(pod: Mapping[str, Any], node: Mapping[str, Any]) -> Verdict:
     return Verdict("DeviceUnhealthy", f"device {listed} of node {view.name} is unhealthy")
 
 
-def _image(pod: Mapping[str, Any], now: float, limits: HealthLimits) -> Verdict:
+def _image(pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since) -> Verdict:
     waiting = engine_status(pod).get("state", {}).get("waiting") or {}
     reason = waiting.get("reason")
     message = f"{reason}: {waiting.get('message', '')}".rstrip(": ")
@@ -163,7 +180,7 @@ def _image(pod: Mapping[str, Any], now: float, limits: HealthLimits) -> Verdict:
     if reason not in _PULL_FAILS:
         return Verdict()
     scheduled = timestamp(condition(pod, "PodScheduled").get("lastTransitionTime"))
-    age = now - (scheduled if scheduled is not None else created(pod))
+    age = now - _began(pod, since, "PodScheduled", scheduled)
     if age >= limits.image_seconds:
         return Verdict("ImageError", message)
     return Verdict(recheck_after=limits.image_seconds - age)
@@ -181,37 +198,67 @@ def _crash_loop(pod: Mapping[str, Any], limits: HealthLimits) -> Verdict:
     )
 
 
-def _unschedulable(pod: Mapping[str, Any], now: float, limits: HealthLimits) -> Verdict:
+def _unschedulable(
+    pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since
+) -> Verdict:
     if pod.get("spec", {}).get("nodeName"):
         return Verdict()
     found = condition(pod, "PodScheduled")
     if found.get("status") != "False" or found.get("reason") != "Unschedulable":
         return Verdict()
-    since = timestamp(found.get("lastTransitionTime"))
-    age = now - (since if since is not None else created(pod))
+    told = timestamp(found.get("lastTransitionTime"))
+    age = now - _began(pod, since, "PodScheduled", told)
     if age >= limits.unschedulable_seconds:
         return Verdict("Unschedulable", f"unscheduled for {age:.0f} s: {found.get('message', '')}")
     return Verdict(recheck_after=limits.unschedulable_seconds - age)
 
 
-def _startup(pod: Mapping[str, Any], now: float, limits: HealthLimits) -> Verdict:
-    ready = condition(pod, "Ready")
-    if ready.get("status") == "True":
+def _startup(pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since) -> Verdict:
+    """The engine's own progress: from its start until it answers. `startup` judges the rest."""
+    if condition(pod, "Ready").get("status") == "True" or answers(pod):
         return Verdict()
     running = engine_status(pod).get("state", {}).get("running") or {}
-    starts = [
-        created(pod),
-        timestamp(running.get("startedAt")),
-        timestamp(ready.get("lastTransitionTime")),
-    ]
-    age = now - max(s for s in starts if s is not None)
+    ready = condition(pod, "Ready")
+    age = now - max(
+        _began(pod, since, "created", None),
+        _began(pod, since, "running", timestamp(running.get("startedAt"))),
+        _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime"))),
+    )
     if age >= limits.startup_deadline:
         return Verdict(
             "StartupDeadline",
-            f"not Ready {age:.0f} s after its start, startupDeadlineSeconds is "
+            f"the engine does not answer {age:.0f} s after its start, startupDeadlineSeconds is "
             f"{limits.startup_deadline:.0f}",
         )
     return Verdict(recheck_after=limits.startup_deadline - age)
+
+
+def answers(pod: Mapping[str, Any]) -> bool:
+    """True once the engine passed its startup probe: its process is up and answers."""
+    status = engine_status(pod)
+    return status.get("started") is True and "running" in (status.get("state") or {})
+
+
+def up_since(pod: Mapping[str, Any], since: Since) -> float | None:
+    """When the engine was first seen to answer; None while it does not."""
+    if not answers(pod):
+        return None
+    running = engine_status(pod)["state"]["running"] or {}
+    return _began(pod, since, "started", timestamp(running.get("startedAt")))
+
+
+def unready_since(pod: Mapping[str, Any], since: Since) -> float | None:
+    """When Ready became other than True; None while it is True or nothing was told."""
+    ready = condition(pod, "Ready")
+    if ready.get("status") == "True" or not ready:
+        return None
+    return _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime")))
+
+
+def _began(pod: Mapping[str, Any], since: Since, what: str, stamp: float | None) -> float:
+    """When something of this pod began: nothing of it is older than itself."""
+    birth = since("created", created(pod))
+    return birth if stamp is None else max(birth, since(what, stamp))
 
 
 def created(pod: Mapping[str, Any]) -> float:

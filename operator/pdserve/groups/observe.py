@@ -7,11 +7,15 @@ from typing import Any
 
 from pdserve.groups.health import (
     HealthLimits,
+    Since,
+    clamped,
     classify,
     condition,
     created,
     device_ids,
     engine_status,
+    unready_since,
+    up_since,
 )
 from pdserve.groups.types import InstanceObs
 from pdserve.topology.nodes import node_view, pinned_node, pod_devices, timestamp
@@ -28,7 +32,8 @@ def instance_obs(
     node: Mapping[str, Any] | None,
     now: float,
     limits: HealthLimits | None = None,
-    lease_silent_since: float | None = None,
+    since: Since | None = None,
+    silent: float | None = None,
 ) -> InstanceObs:
     """Read one instance.
 
@@ -37,7 +42,8 @@ def instance_obs(
         node: the raw Node it is bound or pinned to; None when no such Node exists.
         now: seconds since the epoch.
         limits: thresholds of `health` (defaults when None).
-        lease_silent_since: see `health.classify`.
+        since: translates stamps to the clock of `now` (default `health.clamped`).
+        silent: see `health.classify`.
 
     Raises:
         NotOurs: a label is missing or malformed.
@@ -55,7 +61,10 @@ def instance_obs(
         )
     engine = engine_status(pod)
     linked = condition(pod, names.CONDITION_LINKED)
-    verdict = classify(pod, node, now, limits or HealthLimits(), lease_silent_since)
+    since = clamped(now) if since is None else since
+    limits = limits or HealthLimits()
+    verdict = classify(pod, node, now, limits, since, silent)
+    drain = timestamp(annotations.get(names.ANNOTATION_DRAIN))
     bound = spec.get("nodeName")
     return InstanceObs(
         name=meta["name"],
@@ -65,7 +74,7 @@ def instance_obs(
         group_index=int(index),
         revision=str(labels.get(names.LABEL_REVISION, "")),
         node=str(bound or pinned_node(pod) or ""),
-        created=created(pod),
+        created=since("created", created(pod)),
         domains={
             key.removeprefix(names.TOPOLOGY_PREFIX): value
             for key, value in sorted(labels.items())
@@ -83,13 +92,16 @@ def instance_obs(
         else None,
         ever_linked=bool(linked),
         terminating=bool(meta.get("deletionTimestamp")),
-        drain_started=timestamp(annotations.get(names.ANNOTATION_DRAIN)),
+        drain_started=None if drain is None else since("drain", drain),
         replaces=annotations.get(names.ANNOTATION_REPLACES) or None,
         fault=verdict.fault,
         fault_message=verdict.message,
         holds=pod_devices(pod),
         scale_unit=names.LABEL_SCALE_UNIT in labels,
         recheck_after=verdict.recheck_after,
+        up_since=up_since(pod, since),
+        unready_since=unready_since(pod, since),
+        startup_deadline=limits.startup_deadline,
     )
 
 

@@ -1,10 +1,10 @@
 """The group planner: what exists + what is wanted -> actions, status and why.
 
 A pure function, called by the operator, the preview command and the simulation alike. Steps, each
-in its module: 1 count faults; 2 which groups; 3 inside each group; 4 tables; 5 links; 6 the
-scale-unit label; 7 deletions; 8 what to say. Actions come in the order in which they must be
-carried out, and each is safe to repeat: a crash between any two leaves a state that the next
-observation explains.
+in its module: 1 judge late starts, count faults; 2 which groups; 3 inside each group; 4 tables; 5
+links; 6 the scale-unit label; 7 deletions; 8 what to say. Actions come in the order in which they
+must be carried out, and each is safe to repeat: a crash between any two leaves a state that the
+next observation explains.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pdserve.groups.report import conditions, group_status
 from pdserve.groups.resize import resize_group
 from pdserve.groups.scale import scale_groups
 from pdserve.groups.scaleunit import place_scale_unit
+from pdserve.groups.startup import judge_startups
 from pdserve.groups.tables import publish_table
 from pdserve.groups.types import Observation, Plan
 from pdserve.groups.view import Draft, group_views
@@ -25,8 +26,9 @@ from pdserve.topology import Fabric
 def plan(observation: Observation, fabric: Fabric) -> Plan:
     """Plan one ScenarioGroup. Same inputs, same plan, byte for byte (invariant 8)."""
     draft = Draft(fabric)
-    groups = group_views(observation)
     # 1
+    observation = judge_startups(observation)
+    groups = group_views(observation)
     count_faults(observation, draft)
     # 2
     kept = scale_groups(groups, observation, draft)
@@ -43,7 +45,7 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
     drain_deadlines(groups, observation, draft)
     # 8
     waits = [*draft.waits, *(i.recheck_after for i in observation.instances if i.recheck_after)]
-    ends = suspicion_ends(draft.repairs, observation.now)
+    ends = suspicion_ends(draft.repairs, observation.now, fabric)
     if draft.blocked and ends is not None:
         waits.append(ends)
     return Plan(

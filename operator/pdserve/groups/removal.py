@@ -36,6 +36,11 @@ def retire(
             BeginDrain(instance.name, instance.uid, reason), f"drain {instance.name}: {reason}"
         )
     else:
+        # The mark tells this deletion from a loss, whoever plans next.
+        draft.act(
+            BeginDrain(instance.name, instance.uid, reason),
+            f"give up {instance.name}, which never served: {reason}",
+        )
         draft.act(
             DeletePod(instance.name, instance.uid, reason),
             f"delete {instance.name}, which never served: {reason}",

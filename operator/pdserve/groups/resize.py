@@ -187,7 +187,7 @@ def _find_node(
     observation: Observation,
     near: Path | None,
 ) -> InstancePlacement | NoFit:
-    bad = suspects(draft.repairs, observation.now)
+    bad = suspects(draft.repairs, observation.now, draft.fabric)
     request = group_request(observation.wanted, bad.barred | bad.avoided)
     found = place_instance(draft.fabric, request, role, members, near)
     if isinstance(found, NoFit) and bad.avoided:

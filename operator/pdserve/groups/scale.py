@@ -158,7 +158,9 @@ def _roll(
         for i in victim.members
         for resource, count in i.holds.items()
     )
-    fits = find_place(freed, observation.wanted, suspects(draft.repairs, observation.now))
+    fits = find_place(
+        freed, observation.wanted, suspects(draft.repairs, observation.now, draft.fabric)
+    )
     if isinstance(fits, NoFit):
         _needs_devices(draft, f"even without group {victim.index}: {fits.message}")
         return None

@@ -65,6 +65,13 @@ class InstanceObs:
     """Seconds until the observer would judge this instance differently though nothing changes
     (a suspect node's or a starting pod's deadline); None when no deadline runs."""
 
+    up_since: float | None = None
+    """When its engine was first seen to answer its startup probe; None while it does not."""
+    unready_since: float | None = None
+    """When Ready was last seen to change to not True; None while it is True or was never told."""
+    startup_deadline: float = 900.0
+    """Seconds that it may take until it answers, and from then on until it is Ready."""
+
     @property
     def linked(self) -> bool:
         """Linked, for the container that runs now (a restart in place loses it)."""
@@ -108,19 +115,36 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """A node under suspicion after a fault there."""
+
+    node: str
+    time: float
+    """Of the newest fault."""
+    fault: str
+    """Decides whether the node is barred or merely avoided."""
+
+
+@dataclass(frozen=True, slots=True)
 class Repair:
     """A slot's history of faults, kept in ScenarioGroup status `repairs[]`."""
 
     slot: str
     failures: int
     last_failure: float
-    suspect_node: str | None = None
+    suspects: tuple[Suspect, ...] = ()
+    """Nodes that failed this slot lately, the newest last; each is forgotten in its own time."""
     not_before: float = 0.0
     """No new pod in this slot before this time (backoff)."""
     last_uid: str | None = None
     """The pod last counted here: a fault is counted once, and names the pod that replaces it."""
     fault: str = ""
-    """Its fault; decides whether `suspect_node` is barred or merely avoided."""
+    """Its fault."""
+
+    @property
+    def suspect_node(self) -> str | None:
+        """The newest suspect."""
+        return self.suspects[-1].node if self.suspects else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def pod(
     **status: Any,
 ) -> dict[str, Any]:
     engine = {"name": "engine", "state": {"running": {}} if state is None else state}
-    for key in ("restartCount", "lastState", "allocatedResourcesStatus", "containerID"):
+    for key in ("restartCount", "lastState", "allocatedResourcesStatus", "containerID", "started"):
         if key in status:
             engine[key] = status.pop(key)
     return {
@@ -86,6 +86,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, str | None, float 
     ("running and Ready", pod(conditions=READY), node(), None, None),
     ("starting", pod(age=100), node(), None, 200),
     ("started too long ago", pod(age=300), node(), "StartupDeadline", None),
+    ("it answers: the rest is not its own", pod(age=9000, started=True), node(), None, None),
     (
         "restarted in place: its time starts anew",
         pod({"running": {"startedAt": stamp(20)}}, age=9000),
@@ -167,14 +168,45 @@ def test_faults(
 
 
 @pytest.mark.parametrize(
-    ("silent", "not_ready", "fault"), [(31, None, True), (10, 31, True), (10, 20, False)]
+    ("ready", "silent", "fault"),
+    [("Unknown", 31, True), ("Unknown", 29, False), ("True", 9000, False)],
 )
-def test_suspicion_runs_from_the_first_sign(
-    silent: float, not_ready: float | None, fault: bool
-) -> None:
-    machine = node() if not_ready is None else node("Unknown", not_ready)
-    verdict = classify(pod(conditions=READY), machine, NOW, LIMITS, NOW - silent)
+def test_only_silence_that_the_reader_heard_counts(ready: str, silent: float, fault: bool) -> None:
+    """The Node's own stamp is hours old; a Ready Node is cleared whatever was counted."""
+    machine = node(ready, 9000)
+    verdict = classify(pod(conditions=READY), machine, NOW, LIMITS, silent=silent)
     assert (verdict.fault == "NodeLost") is fault
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+def test_deadlines_run_on_the_readers_clock(step: float) -> None:
+    """Stamps of a clock that is an hour off, each first seen 5 s ago by the reader."""
+    raw = [
+        pod({}, [UNSCHEDULED], age=step, node=None),
+        pod(waiting("ErrImagePull"), age=step),
+        pod({"running": {"startedAt": stamp(step)}}, age=step),
+    ]
+    raw[0]["status"]["conditions"][0] = {**UNSCHEDULED, "lastTransitionTime": stamp(step)}
+    for obj in raw:
+        verdict = classify(obj, node(), NOW, LIMITS, since=lambda _what, _stamp: NOW - 5)
+        assert verdict.fault is None
+        assert verdict.recheck_after is not None
+        assert verdict.recheck_after <= 295
+    future = pod({}, [UNSCHEDULED], age=-3600, node=None)
+    future["status"]["conditions"][0] = {**UNSCHEDULED, "lastTransitionTime": stamp(-3600)}
+    assert classify(future, node(), NOW, LIMITS).recheck_after == 15
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [pod(phase="Failed"), pod(phase="Succeeded"), pod(waiting("CrashLoopBackOff"), restartCount=9),
+     pod(age=9000), pod(waiting("ImagePullBackOff"), age=9000)],
+)  # fmt: skip
+def test_a_pod_that_is_being_deleted_has_no_fault_of_its_own(raw: dict[str, Any]) -> None:
+    raw["metadata"]["deletionTimestamp"] = stamp(1)
+    assert classify(raw, node(), NOW, LIMITS).fault is None
+    assert classify(raw, node("Unknown", 31), NOW, LIMITS).fault == "NodeLost"
+    assert classify(raw, None, NOW, LIMITS).fault == "NodeDeleted"
 
 
 def test_messages_say_what_was_seen() -> None:
@@ -209,7 +241,7 @@ def test_an_instance_is_read_whole() -> None:
     )
     raw["metadata"]["labels"][names.LABEL_SCALE_UNIT] = "true"
     raw["metadata"]["annotations"] = {
-        names.ANNOTATION_DRAIN: "2026-01-01T00:00:00Z",
+        names.ANNOTATION_DRAIN: stamp(7),
         names.ANNOTATION_REPLACES: "u0",
     }
     seen = instance_obs(raw, node(), NOW, LIMITS)
@@ -223,7 +255,7 @@ def test_an_instance_is_read_whole() -> None:
     assert seen.devices == (Device(0), Device(1, "10.0.0.2"))
     assert seen.holds == {RESOURCE: 8}
     assert seen.replaces == "u0"
-    assert seen.drain_started == datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert seen.drain_started == NOW - 7
 
 
 def test_linked_is_lost_with_the_container() -> None:

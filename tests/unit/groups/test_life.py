@@ -107,7 +107,7 @@ def test_a_gang_that_lost_its_place_half_way_is_rolled_back() -> None:
     w.pods[pods(w, "prefill")[0].new.name].bound = True
     w.machines[pods(w, "prefill")[0].new.node].foreign = 0
     plan = w.operator()
-    assert kinds(plan) == ["DeletePod"]
+    assert kinds(plan) == ["BeginDrain", "DeletePod"]
     assert "cannot be completed" in plan.reasons[-1]
 
 
@@ -378,7 +378,11 @@ def test_growth_that_never_served_is_given_up_without_a_drain() -> None:
     w.want(lambda x: counts(x, 1, 4))
     w.operator()
     w.want(lambda x: counts(x, 1, 1))
-    assert kinds(w.operator()) == ["DeletePod"] * 3
+    assert kinds(w.operator()) == ["BeginDrain", "DeletePod"] * 3
+    w.want(lambda x: counts(x, 1, 4))
+    made = [a for a in w.operator().actions if isinstance(a, t.CreateInstance)]
+    assert [a.pod.replaces for a in made] == [None] * 3, "own deletions are no losses"
+    w.want(lambda x: counts(x, 1, 1))
     w.settle()
     assert len(w.pods) == 2
 

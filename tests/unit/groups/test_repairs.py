@@ -1,0 +1,94 @@
+"""Counting faults: which nodes are suspect, for how long, and when the next try is due."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.support.builders import LEVELS, draw
+from tests.support.group_world import wanted
+from tests.unit.groups.test_links_and_routes import instance
+
+from pdserve.groups import types as t
+from pdserve.groups.repairs import (
+    BACKOFF_MAX,
+    MAX_SUSPECTS,
+    clamp,
+    count_faults,
+    suspects,
+    suspicion_ends,
+)
+from pdserve.groups.view import Draft
+from pdserve.topology import Fabric, TreeSpec, build_fabric
+
+NOW = 1_000_000.0
+
+
+def fabric(away: str = "") -> Fabric:
+    nodes = [replace(n, ready=n.name != away) for n in draw("p1 a  n1:8 n2:8 n3:8 n4:8")]
+    return build_fabric(TreeSpec("test", LEVELS), nodes)
+
+
+def fail(
+    known: tuple[t.Repair, ...], fault: t.Fault, node: str, now: float, **more: object
+) -> tuple[t.Repair, ...]:
+    """The records after one more fault of slot p0."""
+    lost = instance("p0", fault=fault, node=node, uid=f"uid-{now}", **more)
+    seen = t.Observation(wanted("1P1D"), (lost,), {}, {}, {}, known, frozenset(), now)
+    draft = Draft(fabric())
+    count_faults(seen, draft)
+    return draft.repairs
+
+
+def test_several_nodes_are_suspect_at_once_and_each_is_forgotten_in_its_time() -> None:
+    repairs: tuple[t.Repair, ...] = ()
+    for k, node in enumerate(["n1", "n2", "n3"]):
+        repairs = fail(repairs, "Unschedulable", node, NOW + 60 * k)
+    assert suspects(repairs, NOW + 121, fabric()).barred == {"n1", "n2", "n3"}
+    assert suspects(repairs, NOW + 1201, fabric()).barred == {"n2", "n3"}
+    assert suspicion_ends(repairs, NOW + 1201, fabric()) == pytest.approx(59)
+    assert suspects(repairs, NOW + 1330, fabric()).barred == frozenset()
+
+
+def test_suspects_are_bounded() -> None:
+    repairs: tuple[t.Repair, ...] = ()
+    for k in range(40):
+        repairs = fail(repairs, "Unschedulable", f"n{k}", NOW + k)
+    assert [s.node for s in repairs[0].suspects] == [f"n{k}" for k in range(40 - MAX_SUSPECTS, 40)]
+
+
+@pytest.mark.parametrize("fault", ["NodeLost", "NodeDeleted"])
+def test_a_node_that_is_ready_is_cleared_at_once(fault: t.Fault) -> None:
+    repairs = fail((), fault, "n1", NOW)
+    assert suspects(repairs, NOW + 1, fabric(away="n1")).barred == {"n1"}
+    assert suspects(repairs, NOW + 1, fabric()).barred == frozenset()
+
+
+def test_an_image_error_blames_no_node_however_often() -> None:
+    repairs: tuple[t.Repair, ...] = ()
+    for k in range(4):
+        repairs = fail(repairs, "ImageError", f"n{k}", NOW + 100 * k)
+    assert repairs[0].failures == 4
+    assert repairs[0].suspects == ()
+    assert repairs[0].not_before > NOW + 300
+
+
+@pytest.mark.parametrize(
+    "more", [{"terminating": True}, {"drain_started": NOW - 1}], ids=["deleted", "drained"]
+)
+def test_a_pod_on_its_way_out_is_no_fault_of_its_slot(more: dict[str, object]) -> None:
+    assert fail((), "NodeLost", "n1", NOW, **more) == ()
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3, 20])
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+def test_no_wait_is_above_its_bound_when_the_clock_steps(failures: int, step: float) -> None:
+    bound = {1: 0.0, 2: 10.0, 3: 20.0}.get(failures, BACKOFF_MAX)
+    written = t.Repair(
+        "p0", failures, NOW, (t.Suspect("n1", NOW, "Unschedulable"),), not_before=NOW + bound
+    )
+    now = NOW + step
+    read = clamp(written, now)
+    assert read.not_before - now <= bound + 1
+    assert read.last_failure <= now
+    assert read.suspects[0].time <= now
