@@ -47,6 +47,7 @@ class StubEngine:
         self.prompt_tokens = 7
         self.stop_at_first = False
         self.hints = True
+        self.early_head = True
         self.hint_override: tuple[bytes, bytes] | None = None
         self.script: list[str] = []
         """What happens to the next requests: `ok`, `500`, `400`, `full`, `draining`, `reset`,
@@ -54,7 +55,17 @@ class StubEngine:
         `kv_failed`, `empty`, `forgets` (prefill: it keeps no KV)."""
         self.gate: asyncio.Event | None = None
         """When set, prefill waits for it before it answers."""
+        self.reply_gate: asyncio.Event | None = None
+        """When set, a prefill that holds KV waits for it before it replies."""
+        self.breaks_on = ""
+        """A request with this in its prompt breaks its connection; `mortal`: the whole engine."""
+        self.mortal = False
+        self.whole: bytes | None = None
+        """What a decode answers instead of a whole completion."""
+        self.events_instead: list[bytes] | None = None
+        """What a decode streams instead of its tokens."""
         self.running = 0
+        self._prefills: dict[str, asyncio.Task[None]] = {}
         self.held: set[str] = set()
         self.seen: list[dict[str, Any]] = []
         self.headers: list[dict[bytes, bytes]] = []
@@ -119,6 +130,11 @@ class StubEngine:
         step = self.script.pop(0) if self.script else "ok"
         if step == "reset":
             return  # the server aborts a connection that got no reply
+        if self.breaks_on and self.breaks_on in str(body.get("prompt")):
+            self.events["broken"] += 1
+            if self.mortal:
+                self._death = asyncio.create_task(self.kill())
+            return
         if step == "hang":
             await asyncio.Event().wait()
         if step.isdigit():
@@ -138,7 +154,8 @@ class StubEngine:
         if self.role == "prefill":
             await self._prefill(request, body, chat, reply, keeps=step != "forgets")
         else:
-            await self._decode(body, chat, reply, step)
+            early = request.headers.get(b"x-pdserve-early-head") == b"1" and self.early_head
+            await self._decode(body, chat, reply, step, early=early)
 
     def _reject(self, reply: Reply, reason: bytes, status: int = 503) -> None:
         self.events[f"rejected {reason.decode()}"] += 1
@@ -152,6 +169,9 @@ class StubEngine:
         self.running += 1
         self.max_used = max(self.max_used, self.used)
         request_id = request.headers[b"x-request-id"].decode()
+        task = asyncio.current_task()
+        assert task is not None
+        self._prefills[request_id] = task
         try:
             if self.gate is not None:
                 await self.gate.wait()
@@ -159,6 +179,7 @@ class StubEngine:
                 await asyncio.sleep(self.prefill_seconds)
         finally:
             self.running -= 1
+            del self._prefills[request_id]
         value = _completion(chat, "t0", 1, self.prompt_tokens, "length")
         if self.stop_at_first:
             value["choices"][0]["finish_reason"] = "stop"
@@ -174,6 +195,8 @@ class StubEngine:
                 "pdserve": {"first_token_ids": [0]},
             }
         self.max_used = max(self.max_used, self.used)
+        if self.reply_gate is not None:
+            await self.reply_gate.wait()
         reply.send(200, orjson.dumps(value), "application/json", self._hint())
 
     def _release(self, request: Request, reply: Reply) -> None:
@@ -182,6 +205,8 @@ class StubEngine:
             return
         request_id = orjson.loads(request.body)["request_id"]
         self.released.append(request_id)
+        if request_id in self._prefills:
+            self._prefills[request_id].cancel()
         self.free(request_id)
         reply.send(204, b"", "application/json", self._hint())
 
@@ -193,7 +218,9 @@ class StubEngine:
         self.cluster.holders.pop(request_id, None)
         return True
 
-    async def _decode(self, body: dict[str, Any], chat: bool, reply: Reply, step: str) -> None:
+    async def _decode(
+        self, body: dict[str, Any], chat: bool, reply: Reply, step: str, *, early: bool
+    ) -> None:
         request_id = body["kv_transfer_params"]["remote_request_id"]
         holder = self.cluster.holders.get(request_id)
         if holder is None or not holder.free(request_id):
@@ -201,6 +228,8 @@ class StubEngine:
             return
         self.running += 1
         self.max_used = max(self.max_used, self.used)
+        if early:
+            reply._connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
         try:
             await self._tokens(body, chat, reply, step)
         finally:
@@ -216,9 +245,16 @@ class StubEngine:
                 await self._pace()
             if kind == "cut":
                 return
+            if self.whole is not None:
+                reply.send(200, self.whole, "application/json", self._hint())
+                return
             text = "".join(f"t{i} " for i in range(limit))
             value = _completion(chat, text, limit, self.prompt_tokens, "length")
             reply.send(200, orjson.dumps(value), "application/json", self._hint())
+            return
+        if self.events_instead is not None:
+            reply.start(200, "text/event-stream", b"".join(self.events_instead), self._hint())
+            reply.end()
             return
         for i in range(limit):
             if kind == "cut" and i == int(at):

@@ -6,6 +6,7 @@ The prefill keeps its slot until a decode has pulled, so the walk is short and b
    cost, then random.
 2. Then whichever decode's hint (or one of our own streams ending) says free, until the deadline:
    the earlier of the handoff deadline and the end of the KV lease less two seconds.
+   Without a hint, what is left of the attempts is spread over what is left of the time.
 At most 2M + 4 attempts for M decodes. Two decodes that could not pull the KV mean that the prefill
 lost it: `GiveUp("kv_lost")`. A group without a live decode (all ejected, or the group left the
 routes) while another group has one: `GiveUp("no_decode")`. In both cases a new prefill helps.
@@ -62,6 +63,7 @@ class DecodeWalk:
         self._tried: set[str] = set()
         self._attempts = 0
         self._kv_failures = 0
+        self._not_before = 0.0
         self.deadline = deadline
 
     def next(self, now: float) -> Try | Wait | GiveUp:
@@ -74,16 +76,18 @@ class DecodeWalk:
             return GiveUp("deadline")
         if not _alive(decodes) and self._elsewhere():
             return GiveUp("no_decode")
-        if self._attempts >= 2 * len(decodes) + 4 and decodes:
+        left = 2 * len(decodes) + 4 - self._attempts
+        if left <= 0 and decodes:
             return GiveUp("attempts")
         due = [d for d in decodes if self._worth(d, now)]
         if due:
             chosen = min(due, key=lambda d: self._order(d, now))
             self._tried.add(chosen.id)
             self._attempts += 1
+            self._not_before = now + (self.deadline - now) / left
             chosen.sent(now)
             return Try(chosen)
-        later = min((t for d in decodes if (t := d.next_try(now)) > now), default=NEVER)
+        later = min((t for d in decodes if (t := self._next_try(d, now)) > now), default=NEVER)
         return Wait(min(later, self.deadline))
 
     def kv_failed(self) -> None:
@@ -100,7 +104,12 @@ class DecodeWalk:
     def _worth(self, decode: Instance, now: float) -> bool:
         if decode.id not in self._tried:
             return decode.health.next_try(now) <= now
-        return decode.next_try(now) <= now
+        return self._next_try(decode, now) <= now
+
+    def _next_try(self, decode: Instance, now: float) -> float:
+        """Guesses are spread over the time left: attempts never run out long before it does."""
+        soon = decode.next_try(now)
+        return soon if decode.told else max(soon, self._not_before)
 
     def _order(self, decode: Instance, now: float) -> tuple[bool, bool, float, int, float]:
         return (

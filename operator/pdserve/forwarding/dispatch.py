@@ -12,8 +12,8 @@ Requests wait here, never inside an instance. `step(now)`:
 Order of prefills: known free before merely due; fewest of our own open legs; random. A prefill that
 failed a request is not asked for it again while another one lives, until half of the time that was
 left has passed: a hanging prefill is the one that looks idle. Attempts per request are at most
-2M + 4 for M prefills, and the last four are spread over the time left, so that a request never runs
-out of attempts long before its deadline.
+2M + 4 for M prefills, and the last four, where they are guesses without a hint, are spread over the
+time left, so that a request never runs out of attempts long before its deadline.
 
 The caller sends, and reports every answer to the `Instance` records and back here.
 """
@@ -24,7 +24,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 from typing import Literal
 
 from pdserve.forwarding.instance import NEVER, Instance
@@ -38,20 +38,27 @@ SPREAD_ATTEMPTS = 4
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request on its way to a prefill. `deadline`: latest time of acceptance."""
+    """One request on its way to a prefill.
+
+    `deadline`: latest time of acceptance. `rank`: its turn, the deadline it came with; a rescued
+    request may wait for longer and keeps its turn.
+    """
 
     deadline: float
     seq: int
+    rank: float = 0.0
     attempts: int = 0
     not_before: float = 0.0
     waiting: bool = False
     failed_by: set[str] = field(default_factory=set)
     """Ids of prefills that failed it, to be left alone for it until `shuns_until`."""
     shuns_until: float = 0.0
+    suspect: bool = False
+    """A prefill broke under it: its turn on another must not cost a second suspect's."""
 
     def __lt__(self, other: Ticket) -> bool:
-        """Earliest deadline first, then order of arrival."""
-        return (self.deadline, self.seq) < (other.deadline, other.seq)
+        """Earliest rank first, then order of arrival."""
+        return (self.rank, self.seq) < (other.rank, other.seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,8 @@ class Dispatcher:
         self._room: list[Ticket] = []
         self._seq = count()
         self._accepts: deque[float] = deque(maxlen=64)
+        self._on_trial: dict[Ticket, Instance] = {}
+        """Suspects that are at a prefill now: at most one at each."""
 
     @property
     def waiting(self) -> int:
@@ -97,12 +106,13 @@ class Dispatcher:
         """A new request enters the room; None when the room is full."""
         if len(self._room) >= self._room_limit:
             return None
-        ticket = Ticket(deadline, next(self._seq))
+        ticket = Ticket(deadline, next(self._seq), deadline)
         self._enter(ticket)
         return ticket
 
     def back(self, ticket: Ticket, now: float) -> None:
-        """A refused or failed request returns; it keeps its place by deadline."""
+        """A refused or failed request returns; it keeps its turn."""
+        self.settled(ticket)
         left = self.attempt_limit - ticket.attempts
         if 0 < left <= SPREAD_ATTEMPTS:
             ticket.not_before = now + max(0.0, ticket.deadline - now) / (left + 1)
@@ -114,10 +124,14 @@ class Dispatcher:
         ticket.shuns_until = now + max(0.0, ticket.deadline - now) / 2
 
     def withdraw(self, ticket: Ticket) -> None:
-        """The client went away."""
+        """The request waits no longer."""
         if ticket.waiting:
             ticket.waiting = False
             self._room.remove(ticket)
+
+    def settled(self, ticket: Ticket) -> None:
+        """No prefill computes for it any more."""
+        self._on_trial.pop(ticket, None)
 
     def accepted(self, now: float) -> None:
         """A prefill accepted some request (feeds `retry_after`)."""
@@ -137,44 +151,60 @@ class Dispatcher:
     def step(self, now: float) -> Step:
         """See the module's text."""
         step = Step()
-        if self._room and self._room[0].deadline <= now:
+        late = [t for t in takewhile(lambda t: t.rank <= now, self._room) if t.deadline <= now]
+        if late:
             reason: GaveUp = "no_decode" if self._decodes_block(now) else "deadline"
-            while self._room and self._room[0].deadline <= now:
-                step.gave_up.append((self._leave(0), reason))
+            for ticket in late:
+                self._leave(self._room.index(ticket))
+                step.gave_up.append((ticket, reason))
         place = 0
         while place < len(self._room):
             ticket = self._room[place]
-            if ticket.not_before > now:
-                step.wake_at = min(step.wake_at, ticket.not_before)
-                place += 1
-                continue
             if self.exhausted(ticket):
                 step.gave_up.append((self._leave(place), "attempts"))
                 continue
             shunned = self._shunned(ticket, now)
-            chosen, later = self._choose(now, shunned)
+            early = ticket.not_before > now
+            chosen, later = self._choose(now, shunned, told_only=early)
             if chosen is not None:
                 self._leave(place)
                 ticket.attempts += 1
+                if ticket.suspect:
+                    self._on_trial[ticket] = chosen
                 chosen.sent(now)
                 step.sends.append(Send(ticket, chosen, chosen.group))
                 continue
             step.wake_at = min(step.wake_at, later)
-            if not shunned:
+            if early:
+                step.wake_at = min(step.wake_at, ticket.not_before)
+            elif not shunned:
                 break  # no request after it would find one
-            step.wake_at = min(step.wake_at, ticket.shuns_until)
+            if now < ticket.shuns_until:
+                step.wake_at = min(step.wake_at, ticket.shuns_until)
             place += 1
-        step.wake_at = min(step.wake_at, self._room[0].deadline) if self._room else NEVER
+        step.wake_at = min(step.wake_at, self._next_deadline()) if self._room else NEVER
         return step
+
+    def _next_deadline(self) -> float:
+        first = NEVER
+        for ticket in self._room:
+            if ticket.rank >= first:
+                break
+            first = min(first, ticket.deadline)
+        return first
 
     def _shunned(self, ticket: Ticket, now: float) -> Collection[str]:
         """Prefills that this request must not go to now."""
+        trial = {p.id for p in self._on_trial.values()} if ticket.suspect else set()
         if not ticket.failed_by or now >= ticket.shuns_until:
-            return ()
+            return trial
         others = (p for g in self.view.groups for p in g.prefills if p.id not in ticket.failed_by)
-        return () if all(p.health.ejected for p in others) else ticket.failed_by
+        return trial if all(p.health.ejected for p in others) else ticket.failed_by | trial
 
-    def _choose(self, now: float, shunned: Collection[str]) -> tuple[Instance | None, float]:
+    def _choose(
+        self, now: float, shunned: Collection[str], *, told_only: bool
+    ) -> tuple[Instance | None, float]:
+        """`told_only`: the attempts left are for prefills of which we know, not guess."""
         best: Instance | None = None
         best_key: tuple[bool, int, float] | None = None
         later = NEVER
@@ -184,6 +214,8 @@ class Dispatcher:
                 continue
             later = min(later, self._next_prefill(group, now))
             for prefill in group.prefills:
+                if told_only and not prefill.told:
+                    continue
                 if prefill.next_try(now) <= now and prefill.id not in shunned:
                     key = (prefill.free <= 0, prefill.used, self._random())
                     if best_key is None or key < best_key:

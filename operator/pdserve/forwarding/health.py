@@ -2,8 +2,9 @@
 
 Fed only by traffic (connect errors, lost connections, 5xx, first-byte timeouts); a rejection is a
 sign of life. States: closed -> ejected for a growing time -> half-open, where exactly one request
-may try -> closed or ejected again. Ejection is this process's own belief and lasts seconds; the
-route table decides who belongs to the service.
+may try -> closed or ejected again. A connection lost under a request leads to half-open at once:
+one request must not take an instance from all others. Ejection is this process's own belief and
+lasts seconds; the route table decides who belongs to the service.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Failure = Literal["connect", "lost", "status", "timeout"]
 BASE_SECONDS = 0.5
 MAX_SECONDS = 10.0
 STATUS_LIMIT = 3
-"""Consecutive 5xx or timeouts that eject; a refused or lost connection ejects at once."""
+"""Consecutive 5xx or timeouts that eject; a refused connection ejects at once."""
 
 
 class Health:
@@ -62,10 +63,12 @@ class Health:
         """A request failed there."""
         self._failures += 1
         was_probe, self._probing = self._probing, False
-        at_once = kind in ("connect", "lost")
         if self._until is not None and not was_probe:
             return
-        if at_once or was_probe or self._failures >= STATUS_LIMIT:
+        if kind == "lost" and not was_probe:
+            # The request may have broken it, or only its connection: one request finds out.
+            self._until = now
+        elif kind == "connect" or was_probe or self._failures >= STATUS_LIMIT:
             self._until = now + min(MAX_SECONDS, BASE_SECONDS * 2**self._ejections)
             self._ejections += 1
             self._failures = 0

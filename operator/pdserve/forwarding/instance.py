@@ -26,7 +26,7 @@ class Instance:
 
     __slots__ = (
         "_backoff_until", "_changed", "_epoch", "_free_at", "_hinted_at", "_hold_seconds",
-        "_rejections", "free", "group", "health", "held", "legs", "route", "total",
+        "_rejections", "free", "group", "health", "held", "legs", "route", "told", "total",
     )  # fmt: skip
 
     def __init__(self, route: RouteInstance, group: int) -> None:
@@ -39,6 +39,8 @@ class Instance:
         self.held = 0
         """Prefill: KV it keeps for us. Decode: our streams running there."""
         self.health = Health()
+        self.told = False
+        """`next_try` rests on a hint or on an event of our own, not on a guess."""
         self._epoch = -1
         self._hinted_at = -NEVER
         self._free_at = 0.0
@@ -102,6 +104,16 @@ class Instance:
         if self.free == 0:
             self._free_at = max(self._free_at, now + self._hold_seconds / self.total)
 
+    def taken(self) -> None:
+        """The leg runs there although its answer is not here yet (a reply sent whole)."""
+        self.legs -= 1
+        self.held += 1
+
+    def revoked(self) -> None:
+        """What was believed to be taken is answered otherwise."""
+        self.legs += 1
+        self.held -= 1
+
     def accepted(self, hint: Hint | None, now: float, sent_at: float) -> None:
         """The leg was answered with success; its slot stays in use until `released`."""
         self.legs -= 1
@@ -125,6 +137,7 @@ class Instance:
         elif hint is None or not fresh or hint.free > 0 or hint.free_in <= BACKOFF_FIRST:
             pause = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** (self._rejections - 1))
             self._backoff_until = now + pause
+            self.told = False
 
     def failed(self, kind: Failure, now: float) -> None:
         """The leg ended without a usable answer."""
@@ -150,6 +163,7 @@ class Instance:
         """
         self.held -= 1
         self.free = min(self.free + 1, self.total)
+        self.told = True
         if now is not None and self.route.role == "decode":
             self._learn(now - since)
 
@@ -163,6 +177,7 @@ class Instance:
             return False
         self._epoch = hint.epoch
         self._hinted_at = now
+        self.told = True
         self.total = max(1, hint.total)
         self.free = hint.free
         self._free_at = now + min(hint.free_in, MAX_FREE_IN)

@@ -74,6 +74,11 @@ class View:
         """Every routed instance."""
         return iter(self._instances.values())
 
+    @property
+    def slots(self) -> int:
+        """Slots of all routed instances."""
+        return sum(i.route.slots for i in self._instances.values())
+
     def distance(self, a: Instance, b: Instance) -> int:
         """Hop cost between two instances: the sum over levels at which they differ."""
         ours, theirs = a.route.domains, b.route.domains

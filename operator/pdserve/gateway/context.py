@@ -7,7 +7,7 @@ chapters. No decisions about instances here; those are `forwarding`'s, asked thr
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import orjson
 
 from pdserve.engines.credentials import Credential, authorization
 from pdserve.engines.flow import Endpoint, EngineFlow, FinishedReply, PrefillOutcome
-from pdserve.forwarding.deadline import PromptSize, admission_deadline, prompt_size
+from pdserve.forwarding.deadline import PromptSize, prompt_size
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.errors import upstream
@@ -29,6 +29,7 @@ from pdserve.http.errors import ApiError, Headers
 from pdserve.wire.http import (
     HEADER_DEADLINE_MS,
     HEADER_DECODE,
+    HEADER_EARLY_HEAD,
     HEADER_PREFILL,
     HEADER_REQUEST_ID,
     PATH_CHAT,
@@ -36,6 +37,13 @@ from pdserve.wire.http import (
 )
 
 _PATHS: dict[Endpoint, str] = {"chat": PATH_CHAT, "completions": PATH_COMPLETIONS}
+
+
+MAX_FAULTS = 2
+"""Instances that may fail or lose one request before the client gets 502: a request that breaks
+instances must not be shown to all of them."""
+RESCUE_SECONDS = 30.0
+"""A request that lost an instance waits for another so long: late is better than never."""
 
 
 class KvLostError(Exception):
@@ -119,6 +127,7 @@ class Context:
         self.ticket: Ticket | None = None
         """Its place in the waiting room; `close` gives it up however the request ends."""
         self.held: Held | None = None
+        self._faults = 0
         self.rescued = False
         """A fault already gave this request its deadlines anew."""
         self.invalid = False
@@ -142,8 +151,14 @@ class Context:
         self._legs.append(leg)
         return leg
 
-    async def post(self, leg: Leg, body: bytes, name: str, due: float, patience: float) -> Exchange:
-        """Send a leg that must be done by `due`; raises UpstreamError."""
+    async def post(
+        self, leg: Leg, body: bytes, name: str, due: float, patience: float,
+        on_interim: Callable[[Exchange], None] | None = None,
+    ) -> Exchange:  # fmt: skip
+        """Send a leg that must be done by `due`; raises UpstreamError.
+
+        `on_interim`: ask for an early head, and call this when it comes.
+        """
         left = max(1, int((due - time.perf_counter()) * 1000))
         headers = (
             (HEADER_REQUEST_ID.encode(), name.encode()),
@@ -151,9 +166,11 @@ class Context:
             authorization(self.tools.credential),
             *self.job.trace,
         )
+        if on_interim is not None:
+            headers = (*headers, (HEADER_EARLY_HEAD.encode(), b"1"))
         path = _PATHS[self.job.endpoint]
         return await self.tools.pool.post(
-            leg.instance.route.endpoint, path, body, headers, patience
+            leg.instance.route.endpoint, path, body, headers, patience, on_interim
         )
 
     def done(self, leg: Leg, exchange: Exchange) -> None:
@@ -177,12 +194,17 @@ class Context:
         self.release()
 
     def rescue(self, ticket: Ticket) -> None:
-        """A fault cost the request its time: its deadline starts anew, once."""
-        if not self.rescued:
-            self.rescued = True
-            target = self.lane.scenario.slo.ttft
-            again = admission_deadline(time.perf_counter(), target, self.predicted)
-            ticket.deadline = max(ticket.deadline, again)
+        """A fault cost the request its time: it gets more, once, and keeps its turn."""
+        self.rescued = True
+        if ticket.deadline <= ticket.rank:
+            more = max(RESCUE_SECONDS, self.lane.scenario.slo.ttft)
+            ticket.deadline = max(ticket.deadline, time.perf_counter() + more)
+
+    def fault(self, message: str) -> None:
+        """An instance failed or lost this request; raises ApiError (502) at `MAX_FAULTS`."""
+        self._faults += 1
+        if self._faults >= MAX_FAULTS:
+            raise self.failed(message)
 
     def failed(self, message: str) -> ApiError:
         """Instances failed the request, and it could not be saved."""

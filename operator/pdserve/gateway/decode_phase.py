@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 from pdserve.forwarding.decode import LEASE_MARGIN, DecodeWalk, GiveUp, Wait, handoff_deadline
 from pdserve.gateway.context import Context, Held, KvLostError
@@ -30,7 +31,9 @@ class DecodePhase:
         slo = c.lane.scenario.slo
         due = handoff_deadline(c.timeline.arrived, slo.ttft, slo.handoff, held.at)
         self._lease_end = held.at + c.flow.lease_seconds - LEASE_MARGIN
-        deadline = min(due, self._lease_end)
+        deadline = self._lease_end if c.rescued else min(due, self._lease_end)
+        self._blame = True
+        """KV that nobody can pull is the prefill's fault: no decode died with it."""
         self._walk = DecodeWalk(c.lane.view, held.leg.instance, deadline, c.lane.random)
 
     async def run(self) -> None:
@@ -47,20 +50,18 @@ class DecodePhase:
                 await c.lane.changed(step.until)
                 continue
             leg = c.open(step.decode)
-            # A decode that does not refuse pulls within the handoff target: believe so, or a
-            # reply that is not streamed would seem to hold the prefill's slot until its end.
-            pulled = asyncio.get_running_loop().call_later(slo.handoff, self._held.leg.close)
+            # A decode that sends no early head and does not refuse pulls within the handoff target:
+            # believe so, or a reply that is not streamed would seem to hold the prefill's slot
+            # until its end.
+            pulled = asyncio.get_running_loop().call_later(slo.handoff, self._taken, leg)
             try:
                 exchange = await c.post(
-                    leg,
-                    self._held.decode_body,
-                    self._held.release_id,
-                    self._walk.deadline,
-                    patience,
-                )
+                    leg, self._held.decode_body, self._held.release_id, self._walk.deadline,
+                    patience, None if c.job.streamed else partial(self._pulled, leg),
+                )  # fmt: skip
             except UpstreamError as error:
                 leg.failed(error.kind)
-                self._rescue()
+                self._lost(leg, error)
                 continue
             finally:
                 pulled.cancel()
@@ -96,6 +97,7 @@ class DecodePhase:
             c.lane.metrics.rejected("decode", answer.reason)
         else:
             leg.failed("status")
+            c.fault(f"decode {leg.instance.id} answered {exchange.status}")
         return False
 
     async def _deliver(self, leg: Leg, exchange: Exchange) -> None:
@@ -117,22 +119,37 @@ class DecodePhase:
             message = f"decode {leg.instance.id}: {error}"
             if c.reply.started:
                 raise c.failed(message) from error
+            c.fault(message)
             raise KvLostError(message) from error
         leg.close()
         c.outcome = "completed" if complete else "failed"
 
-    def _rescue(self) -> None:
-        """A decode was lost: the handoff deadline starts anew, once, while the KV is held."""
-        c, slo = self._c, self._c.lane.scenario.slo
-        if not c.rescued:
-            c.rescued = True
-            again = time.perf_counter() + slo.ttft + slo.handoff
-            self._walk.deadline = min(self._lease_end, max(self._walk.deadline, again))
+    def _taken(self, leg: Leg) -> None:
+        leg.taken()
+        self._held.leg.close()
+
+    def _pulled(self, leg: Leg, _: Exchange) -> None:
+        """Early head: the KV is at this decode and nowhere else."""
+        self._taken(leg)
+        self._c.held = None
+
+    def _lost(self, leg: Leg, error: UpstreamError) -> None:
+        """A decode was lost: others have all the time for which the KV is held."""
+        c, message = self._c, f"decode {leg.instance.id}: {error}"
+        if error.kind != "connect":
+            self._blame = False
+            self._walk.kv_failed()  # it may have pulled the KV before it died
+            c.fault(message)
+        if c.held is None:
+            raise KvLostError(message) from error
+        c.rescued = True
+        self._walk.deadline = self._lease_end
 
     def _gave_up(self, step: GiveUp) -> Exception:
         c, prefill = self._c, self._held.leg.instance
         if step.reason == "kv_lost":
-            return KvLostError(f"no decode could pull the KV from {prefill.id}", prefill)
+            message = f"no decode could pull the KV from {prefill.id}"
+            return KvLostError(message, prefill if self._blame else None)
         if step.reason == "no_decode":
             return KvLostError(f"no decode of group {prefill.group} is left")
         if step.reason == "deadline":

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 
-import orjson
-
+from pdserve.engines.flow import token_count
 from pdserve.forwarding.health import Failure
-from pdserve.gateway.http_client import Exchange, UpstreamError
+from pdserve.gateway.http_client import MAX_BODY, Exchange, UpstreamError
 from pdserve.gateway.http_server import Reply
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
+from pdserve.wire.bounds import parse_json
 
 
 class DeliveryError(Exception):
@@ -56,6 +56,10 @@ async def relay(
     reply.on_flow(exchange.pause, exchange.resume)
     try:
         await exchange.relay(sink, silence)
+        if reply.started:
+            meter.finish()
+    except StreamError as error:
+        raise DeliveryError("status", str(error)) from error
     except UpstreamError as error:
         raise DeliveryError(error.kind, str(broken or error)) from error
     finally:
@@ -71,11 +75,13 @@ async def collect(exchange: Exchange, reply: Reply, timeline: Timeline) -> None:
     """Send a reply that is not streamed, once all of it is there."""
     try:
         body = await exchange.read()
-        usage = orjson.loads(body).get("usage") or {}
-        timeline.output_tokens = int(usage.get("completion_tokens") or 0)
+        value = parse_json(body, max_bytes=MAX_BODY)
+        if not isinstance(value["choices"][0], dict):
+            raise TypeError("a choice is no object")
+        timeline.output_tokens = token_count((value.get("usage") or {}).get("completion_tokens"))
     except UpstreamError as error:
         raise DeliveryError(error.kind, str(error)) from error
-    except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise DeliveryError("status", f"not a completion: {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DeliveryError("status", f"not a completion: {error!r:.200}") from error
     timeline.last = time.perf_counter()
     reply.send(200, body, "application/json")

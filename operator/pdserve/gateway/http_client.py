@@ -19,6 +19,9 @@ from pdserve.forwarding.health import Failure
 from pdserve.http.errors import Headers
 
 MAX_BODY = 64 << 20
+MAX_HEAD = 64 << 10
+IDLE_CLOSED = 1.0
+"""A connection lost this many seconds after its last use may have been closed for being idle."""
 MAX_IDLE = 256
 """Kept connections per endpoint."""
 
@@ -39,12 +42,16 @@ class Exchange(asyncio.Protocol):
         self.headers: dict[bytes, bytes] = {}
         self.reusable = False
         self.closed = False
+        self.idle_since = 0.0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._head: asyncio.Future[None] | None = None
         self._end: asyncio.Future[None] | None = None
         self._parts: list[bytes] = []
         self._size = 0
+        self._head_size = 0
+        self._paused = False
+        self._on_interim: Callable[[Exchange], None] | None = None
         self._sink: Callable[[bytes], None] | None = None
         self._complete = False
         self._error: UpstreamError | None = None
@@ -63,10 +70,16 @@ class Exchange(asyncio.Protocol):
             self.abort()
             return
         self._touched = time.perf_counter()
+        if not self.status:
+            self._head_size += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(UpstreamError("lost", f"malformed reply: {error}"))
+            self.abort()
+            return
+        if not self.status and self._head_size > MAX_HEAD:
+            self._fail(UpstreamError("lost", f"the reply's head is larger than {MAX_HEAD} bytes"))
             self.abort()
             return
         self._deliver()
@@ -84,10 +97,12 @@ class Exchange(asyncio.Protocol):
         self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """The reply's head is in (an interim 1xx head is skipped)."""
+        """The reply's head is in (an interim 1xx head is only told)."""
         status = self._parser.get_status_code()
         if status < 200:
             self.headers = {}
+            if status == 102 and self._on_interim is not None:
+                self._on_interim(self)
             return
         self.status = status
         if self._head is not None and not self._head.done():
@@ -106,13 +121,20 @@ class Exchange(asyncio.Protocol):
 
     # --- one request ---
 
-    async def request(self, data: bytes, patience: float) -> None:
-        """Send a request and wait for the reply's head; raises UpstreamError."""
+    async def request(
+        self, data: bytes, patience: float, on_interim: Callable[[Exchange], None] | None = None
+    ) -> None:
+        """Send a request and wait for the reply's head; raises UpstreamError.
+
+        `on_interim` is called for each `102 Processing` before that head.
+        """
         self._parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers = {}
         self._parts = []
-        self._size = 0
+        self._size = self._head_size = 0
+        self._on_interim = on_interim
+        self._paused = False
         self._sink = None
         self._complete = False
         self._error = None
@@ -127,7 +149,7 @@ class Exchange(asyncio.Protocol):
             await self._head
         finally:
             timer.cancel()
-            self._head = None
+            self._head = self._on_interim = None
 
     async def read(self) -> bytes:
         """The whole body; raises UpstreamError when the instance goes away before its end."""
@@ -153,11 +175,13 @@ class Exchange(asyncio.Protocol):
     def pause(self) -> None:
         """Stop reading (the client is slower than the instance)."""
         if self._transport is not None and not self.closed:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Go on reading."""
         if self._transport is not None and not self.closed:
+            self._paused = False
             self._transport.resume_reading()
             self._touched = time.perf_counter()
 
@@ -203,7 +227,8 @@ class Exchange(asyncio.Protocol):
         self.abort()
 
     def _watch(self, timeout: float) -> None:
-        silent = time.perf_counter() - self._touched
+        # While the client reads nothing, the instance is not asked for anything.
+        silent = 0.0 if self._paused else time.perf_counter() - self._touched
         if silent >= timeout:
             self._fail(UpstreamError("timeout", f"stream silent for {silent:.1f} s"))
             self.abort()
@@ -220,8 +245,9 @@ class Pool:
         self._addresses: dict[str, tuple[str, int, bytes]] = {}
 
     async def post(
-        self, endpoint: str, path: str, body: bytes, headers: Headers, patience: float
-    ) -> Exchange:
+        self, endpoint: str, path: str, body: bytes, headers: Headers, patience: float,
+        on_interim: Callable[[Exchange], None] | None = None,
+    ) -> Exchange:  # fmt: skip
         """POST and wait at most `patience` seconds for the reply's head.
 
         Give the exchange back with `done` in every case. Raises UpstreamError.
@@ -233,29 +259,46 @@ class Pool:
             head += (key, b": ", value, b"\r\n")
         head += (b"\r\n", body)
         data = b"".join(head)
-        while True:
-            idle = self._idle.get(endpoint)
-            reused = bool(idle)
-            exchange = idle.pop() if idle else await self._connect(host, port)
-            if exchange.closed:
-                continue
+        idle = self._idle.get(endpoint, [])
+        kept: Exchange | None = None
+        while idle and (kept is None or kept.closed):
+            kept = idle.pop()
+        if kept is not None and not kept.closed:
+            idle_for = time.perf_counter() - kept.idle_since
             try:
-                await exchange.request(data, patience)
+                return await self._on(kept, data, patience, on_interim)
             except UpstreamError as error:
-                if reused and error.kind == "lost":
-                    # Closed by the instance while idle; each turn uses up one kept connection.
-                    continue
-                raise
-            except BaseException:
-                exchange.abort()
-                raise
-            return exchange
+                # Most likely the instance closed it while idle. Once, and on a new connection: the
+                # request may also be what broke it.
+                if error.kind != "lost" or kept.status or idle_for < IDLE_CLOSED:
+                    raise
+                try:
+                    fresh = await self._connect(host, port)
+                except UpstreamError:
+                    raise error from None
+        else:
+            fresh = await self._connect(host, port)
+        return await self._on(fresh, data, patience, on_interim)
+
+    async def _on(
+        self, exchange: Exchange, data: bytes, patience: float,
+        on_interim: Callable[[Exchange], None] | None,
+    ) -> Exchange:  # fmt: skip
+        try:
+            await exchange.request(data, patience, on_interim)
+        except UpstreamError:
+            raise
+        except BaseException:
+            exchange.abort()
+            raise
+        return exchange
 
     def done(self, endpoint: str, exchange: Exchange) -> None:
         """Keep the connection if its reply is complete, else cut it."""
         idle = self._idle.setdefault(endpoint, [])
         if exchange.reusable and not exchange.closed and len(idle) < MAX_IDLE:
             exchange.resume()
+            exchange.idle_since = time.perf_counter()
             idle.append(exchange)
         else:
             exchange.abort()

@@ -35,6 +35,8 @@ class Limits:
     sweep: float = 1.0
 
 
+_STREAMED: Headers = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+"""With every stream: proxies must pass it on as it comes (nginx buffers unless told so)."""
 Handler = Callable[[Request, "Reply"], Awaitable[None]]
 LINGER_SECONDS = 5.0
 """How long a refused client may go on sending before it is cut."""
@@ -46,6 +48,7 @@ class Reply:
     def __init__(self, connection: ClientConnection, request: Request) -> None:
         self._connection = connection
         self._close = not request.keep_alive
+        self._bodiless = request.method == "HEAD"
         self._chunked = request.http_1_1
         self.started = False
         self.ended = False
@@ -55,7 +58,9 @@ class Reply:
     def send(self, status: int, body: bytes, content_type: str, headers: Headers = ()) -> None:
         """A whole reply."""
         length = (b"content-length", str(len(body)).encode())
-        self._write_head(status, content_type, (length, *headers), body)
+        # After a HEAD, a body would be read as the next reply (RFC 9110, 9.3.2).
+        rest = b"" if self._bodiless else body
+        self._write_head(status, content_type, (length, *headers), rest)
         self._finish()
 
     def error(self, error: ApiError) -> None:
@@ -76,7 +81,7 @@ class Reply:
             first = chunk(first)
         else:
             self._close = True
-        self._write_head(status, content_type, (*headers, (b"cache-control", b"no-cache")), first)
+        self._write_head(status, content_type, (*headers, *_STREAMED), first)
 
     def write(self, data: bytes) -> None:
         """Another piece of a started stream."""

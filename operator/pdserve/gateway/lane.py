@@ -48,6 +48,7 @@ class Lane:
         self.random = rng.random
         self.dispatcher = Dispatcher(self.view, rng.random, room_limit)
         self.budget = RetryBudget()
+        self.budget.cover(self.view.slots)
         self.estimate = TokenEstimate()
         self._waiters: dict[Ticket, asyncio.Future[Send]] = {}
         self._changed: set[asyncio.Future[None]] = set()
@@ -62,6 +63,7 @@ class Lane:
     def update(self, scenario: RouteScenario, tier_costs: Mapping[str, int]) -> None:
         """Follow a new route table."""
         self.view.update(scenario, tier_costs)
+        self.budget.cover(self.view.slots)
         self.poke()
 
     async def prefill(self, ticket: Ticket) -> Send:
@@ -87,11 +89,13 @@ class Lane:
             raise
         finally:
             self._waiters.pop(ticket, None)
-            self.withdraw(ticket)
+            self.dispatcher.withdraw(ticket)
+            self.metrics.waiting(self.dispatcher.waiting)
 
     def withdraw(self, ticket: Ticket) -> None:
         """The request is over; harmless when its ticket has left the room already."""
         self.dispatcher.withdraw(ticket)
+        self.dispatcher.settled(ticket)
         self.metrics.waiting(self.dispatcher.waiting)
 
     async def changed(self, until: float) -> None:

@@ -26,6 +26,7 @@ from pdserve.wire.http import (
 )
 
 _REJECT = HEADER_REJECT.encode()
+CLIENT_ERRORS = frozenset({400, 413, 422})
 _NOT_SERVING = (REJECT_DRAINING, REJECT_NOT_READY)
 
 
@@ -40,20 +41,21 @@ class Answer:
 def read_answer(exchange: Exchange) -> Answer:
     """Classify a reply's head.
 
-    503 and 429 are refusals whoever sends them; other 5xx are failures; other 4xx are the
-    client's own mistakes, found by the engine.
+    503 and 429 are refusals whoever sends them. `CLIENT_ERRORS` are the client's own mistakes,
+    found by the engine. Whatever else is no 200 (redirects, missing paths and credentials too) is a
+    fault of the service.
     """
     status = exchange.status
-    if status < 300:
+    if status == 200:
         return Answer("accepted")
     reason = exchange.headers.get(_REJECT, b"").decode("latin-1")
     if reason == REJECT_KV_FAILED:
         return Answer("kv_failed", reason)
     if status in (503, 429):
         return Answer("refused", reason or "status")
-    if status >= 500:
-        return Answer("failed", "status")
-    return Answer("client_error")
+    if status in CLIENT_ERRORS:
+        return Answer("client_error")
+    return Answer("failed", "status")
 
 
 class Leg:
@@ -66,11 +68,20 @@ class Leg:
         self.sent_at = time.perf_counter()
         self._accepted_at = 0.0
         self._lane = lane
-        self._state: Literal["sent", "held", "closed"] = "sent"
+        self._state: Literal["sent", "taken", "held", "closed"] = "sent"
         lane.metrics.attempted(instance.route.role)
+
+    def taken(self) -> None:
+        """The instance has it, as far as we know before its answer."""
+        if self._state == "sent":
+            self._state = "taken"
+            self._accepted_at = time.perf_counter()
+            self.instance.taken()
+            self._lane.poke()
 
     def accepted(self, exchange: Exchange) -> None:
         """The instance took it: a slot is ours until `close`."""
+        self._untake()
         self._state = "held"
         now = self._accepted_at = time.perf_counter()
         self.instance.accepted(parse_hint(exchange.headers), now, self.sent_at)
@@ -80,6 +91,7 @@ class Leg:
 
     def refused(self, exchange: Exchange, reason: str) -> None:
         """The instance did not take it."""
+        self._untake()
         self._state = "closed"
         now, hint = time.perf_counter(), parse_hint(exchange.headers)
         if reason == REJECT_DEADLINE:
@@ -94,6 +106,7 @@ class Leg:
 
     def answered(self) -> None:
         """The instance answered with an error that is not about its slots."""
+        self._untake()
         self._state = "closed"
         self.instance.abandoned()
         self.instance.health.success()
@@ -106,7 +119,7 @@ class Leg:
             self.instance.failed(kind, now)
             reason = "status" if kind == "status" else "connect"
             self._lane.metrics.rejected(self.instance.route.role, reason)
-        elif self._state == "held":
+        elif self._state in ("taken", "held"):
             self.instance.lost(now)
         self._state = "closed"
         self._lane.poke()
@@ -115,9 +128,14 @@ class Leg:
         """The slot is free again, or the leg is given up; harmless when already closed."""
         if self._state == "closed":
             return
-        if self._state == "held":
+        if self._state in ("taken", "held"):
             self.instance.released(time.perf_counter(), self._accepted_at)
         else:
             self.instance.abandoned()
         self._state = "closed"
         self._lane.poke()
+
+    def _untake(self) -> None:
+        if self._state == "taken":
+            self._state = "sent"
+            self.instance.revoked()

@@ -19,9 +19,6 @@ from pdserve.gateway.legs import Leg, read_answer
 from pdserve.http.errors import ApiError
 from pdserve.wire.http import REJECT_DEADLINE
 
-ENGINE_FAILURES = 2
-"""Prefills that may answer one request with 5xx before the client gets 502: a request that
-breaks engines must not be shown to all of them."""
 LATE_ANSWERS = 2
 """Prefills that may refuse one request because it cannot meet its deadline there."""
 LOST_TIME = 0.1
@@ -34,7 +31,6 @@ class PrefillPhase:
     def __init__(self, context: Context) -> None:
         self._c = context
         self._body = context.flow.prefill_body(context.job.endpoint, context.job.body)
-        self._engine_failures = 0
         self._late = 0
 
     async def run(self, ticket: Ticket) -> Held:
@@ -48,18 +44,33 @@ class PrefillPhase:
                 raise self._expired(error) from error
             leg = c.open(send.prefill)
             name = f"{c.job.leg_name}-{ticket.attempts}"
-            due = ticket.deadline + SAFETY * c.predicted
-            try:
-                exchange = await c.post(leg, self._body, name, due, patience)
-            except UpstreamError as error:
-                self._lost(leg, error, ticket)
-                continue
+            held = await self._ask(leg, name, ticket, patience)
+            if held is not None:
+                return held
+
+    async def _ask(self, leg: Leg, name: str, ticket: Ticket, patience: float) -> Held | None:
+        """One leg; None: ask another prefill. What it may hold and we do not use is released."""
+        c = self._c
+        due = ticket.deadline + SAFETY * c.predicted
+        unused = True
+        try:
+            exchange = await c.post(leg, self._body, name, due, patience)
             try:
                 held = await self._read(leg, exchange, name, ticket)
             finally:
                 c.done(leg, exchange)
-            if held is not None:
-                return held
+            unused = held is None and exchange.status == 200
+            return held
+        except UpstreamError as error:
+            unused = error.kind != "connect"
+            self._lost(leg, error, ticket)
+            return None
+        except ApiError:
+            unused = False
+            raise
+        finally:
+            if unused:
+                c.tools.releaser.release(leg.instance, name)
 
     async def _read(self, leg: Leg, exchange: Exchange, name: str, ticket: Ticket) -> Held | None:
         """Interpret a reply; None: ask another prefill."""
@@ -78,20 +89,16 @@ class PrefillPhase:
             if answer.kind == "accepted":
                 outcome = c.flow.read_prefill(c.job.body, body)
                 held = self._hold(leg, outcome, name)
+                c.lane.dispatcher.settled(ticket)
                 leg.accepted(exchange)
                 self._learn(held)
                 return held
             message = f"{leg.instance.id} answered {exchange.status}"
-        except UpstreamError as error:
-            self._lost(leg, error, ticket)
-            return None
         except FlowError as error:
             message = f"{leg.instance.id}: {error}"
         leg.failed("status")
         self._others_first(leg, ticket)
-        self._engine_failures += 1
-        if self._engine_failures >= ENGINE_FAILURES:
-            raise c.failed(f"prefill failed: {message}")
+        c.fault(f"prefill failed: {message}")
         return None
 
     def _hold(self, leg: Leg, outcome: PrefillOutcome, name: str) -> Held:
@@ -117,6 +124,9 @@ class PrefillPhase:
         if time.perf_counter() - leg.sent_at > LOST_TIME:
             self._c.rescue(ticket)
         self._others_first(leg, ticket)
+        if error.kind != "connect":
+            ticket.suspect = True
+            self._c.fault(f"prefill {leg.instance.id}: {error}")
 
     def _too_late_for(self, leg: Leg, ticket: Ticket) -> None:
         """A prefill with room but not the time: two of them saying so is an answer."""

@@ -9,12 +9,16 @@ and it is taken out again when the client did not ask for it. No I/O here.
 
 from __future__ import annotations
 
+from reprlib import repr as shown
 from typing import Any
 
 import orjson
 
+from pdserve.engines.flow import token_count
+
 MAX_EVENT = 8 << 20
 _USAGE = (b'"usage":{', b'"usage": {')
+_DONE = b"data: [DONE]"
 _ERROR = (b'data: {"error"', b'data: {"object":"error"')
 
 
@@ -30,8 +34,12 @@ class StreamMeter:
         self.second_at: float | None = None
         self.last_at: float | None = None
         self.usage: dict[str, Any] | None = None
+        self.tokens = 0
+        """Output tokens that the instance reported."""
         self.failed = False
         """The instance ended the stream with an error event."""
+        self.done = False
+        """The instance said that its stream is complete."""
         self._strip = strip_usage
         self._rest = b""
 
@@ -54,14 +62,16 @@ class StreamMeter:
             ready = self._inspect(ready, now)
         elif ready != b"data: [DONE]\n\n":
             self.last_at = now
+        if ready.rstrip().endswith(_DONE):
+            self.done = True
         if not self.failed and any(mark in ready for mark in _ERROR):
             self.failed = True
         return ready
 
-    @property
-    def tokens(self) -> int:
-        """Output tokens the instance reported; 0 when it reported none."""
-        return int((self.usage or {}).get("completion_tokens") or 0)
+    def finish(self) -> None:
+        """The reply has ended; raises StreamError unless the stream had."""
+        if self._rest or not (self.done or self.failed):
+            raise StreamError("the stream was cut short")
 
     def _inspect(self, events: bytes, now: float) -> bytes:
         separator = b"\r\n\r\n" if b"\r\n\r\n" in events else b"\n\n"
@@ -79,10 +89,13 @@ class StreamMeter:
         choices = value.get("choices")
         usage = value.get("usage")
         if isinstance(usage, dict):
-            self.usage = usage
+            try:
+                self.usage, self.tokens = usage, token_count(usage.get("completion_tokens"))
+            except ValueError as error:
+                raise StreamError(str(error)) from error
             if not choices:
                 return not self._strip
-        if choices and has_content(choices[0]):
+        if choices and has_content(choices):
             self.last_at = now
             if self.first_at is None:
                 self.first_at = now
@@ -91,9 +104,14 @@ class StreamMeter:
         return True
 
 
-def has_content(choice: dict[str, Any]) -> bool:
-    """True when a streamed choice carries something generated."""
+def has_content(choices: Any) -> bool:
+    """True when the first of streamed choices carries something generated; raises StreamError."""
+    choice = choices[0] if isinstance(choices, list) else None
+    if not isinstance(choice, dict):
+        raise StreamError(f"choices are {shown(choices)}")
     delta = choice.get("delta")
     if delta is None:
         return bool(choice.get("text"))
+    if not isinstance(delta, dict):
+        raise StreamError(f"a delta is {shown(delta)}")
     return bool(delta.get("content") or delta.get("tool_calls") or delta.get("reasoning_content"))

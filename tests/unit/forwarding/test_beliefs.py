@@ -183,7 +183,7 @@ def test_lost_connection_ejects_at_once_and_longer_each_time() -> None:
 
 def test_half_open_lets_exactly_one_request_try() -> None:
     health = Health()
-    health.failure("lost", 0.0)
+    health.failure("connect", 0.0)
     assert health.next_try(0.4) == 0.5
     health.attempt()
     assert health.next_try(0.6) == NEVER
@@ -216,7 +216,19 @@ def test_many_legs_lost_together_count_as_one_ejection() -> None:
     health = Health()
     for _ in range(8):
         health.failure("lost", 0.0)
+    assert health.next_try(0.0) == 0.0
+    health.attempt()
+    assert health.next_try(0.0) == NEVER
+    health.failure("connect", 0.0)
     assert health.next_try(0.0) == 0.5
+
+
+def test_one_request_that_breaks_its_connection_takes_the_instance_from_nobody() -> None:
+    health = Health()
+    health.failure("lost", 0.0)
+    health.attempt()
+    health.success()
+    assert not health.ejected
 
 
 # --- budget ---

@@ -148,3 +148,25 @@ def test_a_group_that_left_waits_for_nothing_after_its_deadline() -> None:
 )
 def test_handoff_deadline(first_token: float, want: float) -> None:
     assert handoff_deadline(0.0, 1.0, 0.2, first_token) == pytest.approx(want)
+
+
+def test_without_hints_the_attempts_last_until_the_deadline() -> None:
+    w = walk(view(HERE, HERE), deadline=1.5)
+    now, asked_at = 0.0, []
+    while not isinstance(step := w.next(now), GiveUp):
+        if isinstance(step, Try):
+            asked_at.append(now)
+            step.decode.rejected(None, now)
+        else:
+            now = step.until
+    assert len(asked_at) <= 2 * 2 + 4
+    assert asked_at[:2] == [0.0, 0.0], "every decode at once"
+    assert asked_at[-1] >= 1.2, "the last attempt is near the deadline, not after 0.3 s"
+
+
+def test_a_hint_is_worth_an_attempt_before_its_turn() -> None:
+    w = walk(view(HERE), deadline=10.0)
+    asked(w.next(0.0)).rejected(Hint(0, 4, 0.05, 1), 0.0)
+    step = w.next(0.0)
+    assert isinstance(step, Wait)
+    assert step.until == pytest.approx(0.05)

@@ -1,0 +1,157 @@
+"""What one request may cost the service: two instances at most, and nothing once it is gone."""
+
+import asyncio
+
+import pytest
+from tests.support.gateway_rig import Rig, eventually
+
+from pdserve.wire import metrics as names
+from pdserve.wire.routes import Slo
+
+WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
+POISON = "query of death"
+
+
+async def idle(rig: Rig) -> None:
+    """Wait until neither the gateway nor an engine counts anything."""
+    lane = rig.gateway.service.lane("tiny", {})[0]
+    await eventually(lambda: not any(e.used for e in rig.engines.values()), "engines hold nothing")
+    await eventually(lambda: all(i.used == 0 for i in lane.view.instances()), "accounts balance")
+    assert lane.dispatcher.waiting == 0
+
+
+@pytest.mark.invariant(12)
+@pytest.mark.parametrize("phase", ["waiting", "computing", "replying", "decoding"])
+async def test_a_client_that_leaves_holds_nothing(rig: Rig, phase: str) -> None:
+    """Whatever the moment: the prefill hears the leg's name, and its slot serves the next."""
+    await rig.one_group(slo=WIDE)
+    prefill, decode = rig.engines["p0"], rig.engines["d0"]
+    gate = asyncio.Event()
+    decode.token_seconds = 600.0 if phase == "decoding" else 0.0
+    if phase in ("waiting", "computing"):
+        prefill.gate = gate
+    elif phase == "replying":
+        prefill.reply_gate = gate
+    tasks = [asyncio.create_task(rig.complete(stream=True, max_tokens=3))]
+    if phase == "decoding":
+        await eventually(lambda: decode.running == 1, "decoding")
+    else:
+        await eventually(lambda: prefill.used == 1, "at the prefill")
+    if phase == "waiting":
+        lane = rig.gateway.service.lane("tiny", {})[0]
+        tasks.append(asyncio.create_task(rig.complete()))
+        await eventually(lambda: lane.dispatcher.waiting == 1, "in the room")
+    for task in tasks:
+        task.cancel()
+    await idle(rig)
+    if phase != "decoding":
+        legs = [h[b"x-request-id"].decode() for h in prefill.headers]
+        await eventually(lambda: set(prefill.released) == set(legs), "released by name")
+    gate.set()
+    decode.token_seconds = 0.0
+    assert (await rig.complete()).status == 200
+
+
+@pytest.mark.invariant(12)
+async def test_many_clients_that_leave_at_any_time_leave_nothing(rig: Rig) -> None:
+    await rig.one_group(prefills=2, decodes=2, slo=WIDE)
+    for engine in rig.engines.values():
+        engine.prefill_seconds = engine.token_seconds = 0.002
+    for turn in range(200):
+        task = asyncio.create_task(rig.complete(stream=bool(turn % 2), max_tokens=4))
+        await asyncio.sleep((turn % 23) * 0.0007)
+        task.cancel()
+    await idle(rig)
+    answers = await asyncio.gather(*(rig.complete() for _ in range(20)))
+    assert [a.status for a in answers] == [200] * 20
+
+
+@pytest.mark.invariant(11)
+@pytest.mark.parametrize("mortal", [False, True], ids=["connection", "engine"])
+@pytest.mark.parametrize("turn", range(3))
+async def test_a_query_of_death_costs_two_of_eight_prefills_and_nobody_else(
+    rig: Rig, mortal: bool, turn: int
+) -> None:
+    """Others that were on those prefills are served by the rest."""
+    made = [await rig.engine("prefill", f"p{i}", slots=2) for i in range(8)]
+    made += [await rig.engine("decode", f"d{i}", slots=16) for i in range(2)]
+    await rig.start(seed=turn)
+    await rig.routes(made, slo=WIDE)
+    prefills = made[:8]
+    for prefill in prefills:
+        prefill.breaks_on, prefill.mortal = POISON, mortal
+        prefill.prefill_seconds = 0.02
+    honest = [asyncio.create_task(rig.complete()) for _ in range(24)]
+    await eventually(lambda: sum(p.running for p in prefills) >= 8, "prefills are busy")
+    poisoned = await rig.complete(prompt=POISON)
+    assert (poisoned.status, poisoned.json["error"]["code"]) == (502, "upstream_error")
+    assert sum(p.events["broken"] for p in prefills) == 2
+    assert [a.status for a in await asyncio.gather(*honest)] == [200] * 24
+    after = await asyncio.gather(*(rig.complete() for _ in range(24)))
+    assert [a.status for a in after] == [200] * 24
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 1
+
+
+@pytest.mark.invariant(11)
+async def test_two_lost_together_are_not_shown_to_one_instance(rig: Rig) -> None:
+    """Either may be what broke it: the other must not be lost a second time."""
+    made = [await rig.engine("prefill", "p0", slots=8), await rig.engine("prefill", "p1", slots=8)]
+    made.append(await rig.engine("decode", "d0", slots=16))
+    await rig.start()
+    await rig.routes([made[0], made[2]], slo=WIDE)
+    made[0].gate = asyncio.Event()
+    tasks = [asyncio.create_task(rig.complete()) for _ in range(6)]
+    await eventually(lambda: made[0].running == 6, "all at the first")
+    made[1].gate = asyncio.Event()
+    await rig.routes(made, slo=WIDE)
+    await made[0].kill()
+    await eventually(lambda: made[1].running == 1, "one at the second")
+    newcomers = [asyncio.create_task(rig.complete()) for _ in range(3)]
+    await eventually(lambda: made[1].running == 4, "others are no suspects")
+    made[1].gate.set()
+    answers = await asyncio.gather(*tasks, *newcomers)
+    assert [a.status for a in answers] == [200] * 9
+    assert made[1].max_used >= 4
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["early head", "old engine"])
+async def test_a_killed_decode_costs_none_of_60_whole_replies(rig: Rig, early: bool) -> None:
+    """Before the first byte one lost instance costs no request, whatever its slots."""
+    prefills = [await rig.engine("prefill", f"p{i}", slots=4) for i in range(2)]
+    decodes = [await rig.engine("decode", f"d{i}", slots=64) for i in range(2)]
+    await rig.start()
+    slo = Slo(ttft=2.0, handoff=0.5, tpot=1.0, attainment=0.9)
+    await rig.routes([*prefills, decodes[0]], slo=slo)
+    for decode in decodes:
+        decode.early_head, decode.token_seconds = early, 600.0
+    tasks = []
+    for count in range(1, 61):
+        tasks.append(asyncio.create_task(rig.complete(max_tokens=2)))
+        await eventually(lambda count=count: decodes[0].running == count, "at the first decode")  # type: ignore[misc]
+    await rig.routes([*prefills, *decodes], slo=slo)
+    decodes[1].token_seconds = 0.01
+    await decodes[0].kill()
+    answers = await asyncio.gather(*tasks)
+    assert [a.status for a in answers] == [200] * 60
+
+
+async def test_a_whole_reply_frees_the_prefill_s_slot_when_its_kv_was_pulled(rig: Rig) -> None:
+    """One prefill slot, many whole replies that never end: all of them reach the decode."""
+    made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0", slots=32)]
+    made[1].token_seconds = 600.0
+    await rig.start()
+    await rig.routes(made, slo=WIDE)
+    tasks = [asyncio.create_task(rig.complete()) for _ in range(20)]
+    await eventually(lambda: made[1].running == 20, "all decode at once")
+    for task in tasks:
+        task.cancel()
+    await idle(rig)
+
+
+async def test_a_decode_that_dies_after_its_early_head_means_a_new_prefill(rig: Rig) -> None:
+    await rig.one_group(decodes=2, slo=WIDE)
+    rig.engines["d0"].script = rig.engines["d1"].script = ["cut:0"]
+    answer = await rig.complete()
+    assert answer.text == "t0 t1 t2 t3 "
+    assert rig.engines["p0"].events["attempts"] == 2
+    assert sum(rig.engines[f"d{i}"].events["attempts"] for i in range(2)) == 2

@@ -1,0 +1,151 @@
+"""Odd answers of engines: the service's fault, with the right code and outcome."""
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+from tests.support.gateway_rig import Rig, eventually, parse_answer
+
+from pdserve.gateway.context import Settings
+from pdserve.wire import metrics as names
+from pdserve.wire.routes import Slo
+
+WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
+CHOICE = {"index": 0, "text": "x", "finish_reason": "stop"}
+DONE = b"data: [DONE]\n\n"
+
+
+def event(**value: Any) -> bytes:
+    return b"data: " + orjson.dumps(value) + b"\n\n"
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("status", ["301", "307", "401", "403", "404", "408", "409", "500"])
+async def test_what_is_not_the_client_s_fault_is_502(rig: Rig, role: str, status: str) -> None:
+    await rig.one_group(prefills=2, decodes=2, slo=WIDE)
+    for engine in rig.engines.values():
+        engine.script = [status] * 9 if engine.role == role else []
+    answer = await rig.complete()
+    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_error")
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 1
+    assert sum(e.events["attempts"] for e in rig.engines.values() if e.role == role) == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{}", b'"x"', b"\xff", b"[" * 3000,
+        orjson.dumps({"choices": []}), orjson.dumps({"choices": 5}),
+        orjson.dumps({"choices": {"0": CHOICE}}), orjson.dumps({"choices": ["x"]}),
+        orjson.dumps({"choices": [CHOICE], "usage": 5}),
+        orjson.dumps({"choices": [CHOICE], "usage": {"completion_tokens": "abc"}}),
+        orjson.dumps({"choices": [CHOICE], "usage": {"completion_tokens": -1}}),
+        orjson.dumps({"choices": [CHOICE], "usage": {"completion_tokens": 1e300}}),
+    ],
+)  # fmt: skip
+async def test_a_whole_reply_that_is_no_completion_is_502(rig: Rig, body: bytes) -> None:
+    await rig.one_group(slo=WIDE)
+    rig.engines["d0"].whole = body
+    answer = await rig.complete()
+    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_error")
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 1
+
+
+FIRST = event(choices=[CHOICE])
+
+
+@pytest.mark.parametrize(
+    ("events", "begun"),
+    [
+        ([b"data: {nope}\n\n", DONE], False),
+        ([event(choices=5), DONE], False),
+        ([event(choices=["x"]), DONE], False),
+        ([event(choices=[{"index": 0, "delta": 5}]), DONE], False),
+        ([FIRST], True),
+        ([FIRST, b"data: {"], True),
+        ([FIRST, event(choices=[], usage={"completion_tokens": "abc"}), DONE], False),
+        ([DONE[:8]], False),
+    ],
+)
+async def test_a_stream_that_is_odd_or_cut_short_is_failed(
+    rig: Rig, events: list[bytes], begun: bool
+) -> None:
+    await rig.one_group(slo=WIDE)
+    rig.engines["d0"].events_instead = events
+    answer = await rig.complete(stream=True)
+    if begun:
+        assert answer.status == 200
+        assert "cut short" in answer.events[-1]["error"]["message"]
+    else:
+        assert answer.status == 502
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 1
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="completed") == 0
+
+
+async def test_an_unending_head_is_refused(rig: Rig) -> None:
+    """Nothing of an engine is kept without a bound: its head neither."""
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        try:
+            while True:
+                writer.write(b"x-%d: " % id(writer) + b"y" * 8000 + b"\r\n")
+                await writer.drain()
+        except ConnectionError:
+            cut.set()
+        finally:
+            writer.close()
+
+    cut = asyncio.Event()
+    await rig.one_group(slo=WIDE)
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    rig.engines["p0"]._port, real = port, rig.engines["p0"]._port
+    await rig.routes([rig.engines["p0"], rig.engines["d0"]], slo=WIDE)
+    rig.engines["p0"]._port = real
+    answer = await rig.complete()
+    assert answer.status == 502
+    assert "head is larger" in answer.json["error"]["message"]
+    await asyncio.wait_for(cut.wait(), 60)
+    server.close()
+
+
+async def test_a_stalled_reader_is_the_client_s_fault(rig: Rig) -> None:
+    """The instance it stalls is neither silent nor ejected, and the stream goes on."""
+    await rig.one_group(slo=WIDE, settings=Settings(stream_silence=0.1))
+    body = b'{"model":"tiny","prompt":"x","stream":true,"max_tokens":150000}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1024)
+    writer.write(b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    raw = bytearray(await reader.read(512))
+    await asyncio.sleep(0.5)  # five times the silence that an instance may keep
+    assert rig.engines["d0"].running == 1
+    while piece := await reader.read(65536):
+        raw += piece
+    writer.close()
+    assert raw.endswith(DONE)
+    assert b'"error"' not in raw
+    assert await rig.metric(names.GATEWAY_EJECTED) == 0
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="completed") == 1
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/nowhere", "/v1/completions"])
+async def test_a_reply_to_head_has_no_body(rig: Rig, path: str) -> None:
+    await rig.one_group()
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    head = f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n"
+    writer.write(head.encode() + b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    raw = await reader.read()
+    writer.close()
+    first, _, second = raw.partition(b"\r\n\r\n")
+    assert int(first.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]) > 0
+    assert parse_answer(second).status == 200
+    assert parse_answer(second).body == b"ok\n"
+
+
+async def test_streams_tell_proxies_not_to_buffer(rig: Rig) -> None:
+    await rig.one_group()
+    assert (await rig.complete(stream=True)).headers["x-accel-buffering"] == "no"
+    assert "x-accel-buffering" not in (await rig.complete()).headers
+    await eventually(lambda: rig.engines["d0"].running == 0, "idle")
