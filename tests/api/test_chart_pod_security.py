@@ -35,7 +35,7 @@ def of_deployment(documents: list[Json]) -> Json:
 
 def gateway(**edits: object) -> Json:
     service = PDService.parse(edited(pdservice(), {"metadata.namespace": NAMESPACE} | edits))
-    return of_deployment(list(gateway_objects(service, "pdserve/gateway:test", OWNER)))
+    return of_deployment(list(gateway_objects(service, "pdserve/gateway:test", OWNER, "f1")))
 
 
 def instance(role: str, **edits: object) -> Json:

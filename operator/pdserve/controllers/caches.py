@@ -70,6 +70,8 @@ def _wanted_pod(pod: Object) -> bool:
 _PRUNE_POD = keep(
     f"metadata.annotations[{names.ANNOTATION_DRAIN}]",
     f"metadata.annotations[{names.ANNOTATION_REPLACES}]",
+    f"metadata.annotations[{names.ANNOTATION_CONTROL}]",
+    f"metadata.annotations[{names.ANNOTATION_CREDENTIALS}]",
     "metadata.deletionGracePeriodSeconds",
     "spec.nodeName",
     "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution",

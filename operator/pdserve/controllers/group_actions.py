@@ -18,6 +18,7 @@ from pdserve.controllers.context import Context
 from pdserve.controllers.group_view import GroupView
 from pdserve.controllers.objects import owned_metadata
 from pdserve.controllers.owned import ensure
+from pdserve.controllers.rotation import control_annotation
 from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import TemplateError
 from pdserve.groups import types as t
@@ -118,9 +119,12 @@ class GroupExecutor:
 
     async def _post(self, new: t.NewPod) -> tuple[Object, bool]:
         """The pod, and whether this call made it."""
+        namespace, service = self._namespace, self._view.group.spec.service
+        held = await self._context.tokens.get(f"{namespace}/{service}")
+        control = control_annotation(held, namespace, new.name)
         try:
             group = self._view.at(new.revision)
-            pod = render_pod(group, new, self._owner, self._context.rights)
+            pod = render_pod(group, new, self._owner, self._context.rights, control)
         except TemplateError as error:
             raise CreateRefused(f"pod {new.name}: {error}") from error
         client, cache = self._context.client, self._context.caches.pods

@@ -14,12 +14,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import aiohttp
 
-from pdserve.controllers.tokens import BadSecret
+from pdserve.controllers.credentials import (
+    BadSecret,
+    Held,
+    Terms,
+    control_tokens,
+    grant_of,
+)
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire import http
@@ -29,13 +36,17 @@ from pdserve.wire.peers import PeerTable
 
 log = logging.getLogger(__name__)
 
+MOST_REMEMBERED = 16_384
+"""Containers whose working token is remembered; forgetting costs a request each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """One running instance and what it needs.
 
     `table` is the newest peer table, when it names the instance; `poll` asks for link reports
-    again and again (something in its group is being linked); `drain` asks it to drain.
+    again and again (something in its group is being linked); `drain` asks it to drain. `terms`
+    are of the grant that goes with the table; None: the instance reads none.
     """
 
     pod: str
@@ -45,13 +56,14 @@ class Target:
     table: PeerTable | None = None
     poll: bool = False
     drain: bool = False
+    terms: Terms | None = None
 
 
 class EngineApi(Protocol):
     """What an instance answers on its control paths."""
 
     async def put_peers(self, target: Target, table: PeerTable) -> None:
-        """Give it a peer table (a version it already has is fine)."""
+        """Give it a peer table (a version it already has is fine), and a grant by its terms."""
         ...
 
     async def get_links(self, target: Target) -> LinkReport:
@@ -68,22 +80,30 @@ class EngineError(Exception):
 
 
 class HttpEngines:
-    """`EngineApi` over HTTP with the service's Bearer token."""
+    """`EngineApi` over HTTP with the service's control credentials."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        token: Callable[[str], Awaitable[str]],
+        credentials: Callable[[str], Awaitable[Held]],
         timeout: float = 2.0,
     ) -> None:
-        """`token` gives the token of a service key `namespace/name`; `timeout` in seconds."""
+        """`credentials` gives those of a service key `namespace/name`; `timeout` in seconds."""
         self._session = session
-        self._token = token
+        self._credentials = credentials
+        self._works: dict[str, str] = {}
+        """The token that a container last took, by container id."""
         self._timeout = aiohttp.ClientTimeout(total=timeout)
 
     async def put_peers(self, target: Target, table: PeerTable) -> None:
         """See EngineApi. An instance that holds a newer table keeps it: its report says so."""
-        await self._call("PUT", target, http.PATH_PEERS, table.to_json(), also=(409,))
+        body = table.to_json()
+        if target.terms is not None:
+            held = await self._held(target, f"PUT {http.PATH_PEERS}")
+            namespace = target.service.partition("/")[0]
+            grant = grant_of(held, namespace, target.pod, table, target.terms)
+            body["credentials"] = grant.to_json()
+        await self._call("PUT", target, http.PATH_PEERS, body, also=(409,))
 
     async def get_links(self, target: Target) -> LinkReport:
         """See EngineApi."""
@@ -96,11 +116,39 @@ class HttpEngines:
     async def _call(
         self, method: str, target: Target, path: str, body: Any = None, also: Iterable[int] = ()
     ) -> Any:
+        what = f"{method} {path}"
+        held = await self._held(target, what)
+        known = self._works.get(target.container_id)
+        tokens = control_tokens(held, target.service.partition("/")[0], target.pod)
+        answer = None
+        for token in sorted(tokens, key=lambda t: t != known):
+            answer = await self._ask(method, target, path, token, body)
+            if answer[0] != HTTPStatus.UNAUTHORIZED:
+                self._remember(target.container_id, token)
+                break
+        status, raw = answer or (HTTPStatus.UNAUTHORIZED, b"")
+        if status not in (200, 202, *also):
+            raise EngineError(f"{what}: HTTP {status}: {raw[:200].decode('utf-8', 'replace')}")
         try:
-            token = await self._token(target.service)
+            return None if method == "PUT" else parse_json(raw)
+        except WireError as error:
+            raise EngineError(f"{what}: {error}") from error
+
+    async def _held(self, target: Target, what: str) -> Held:
+        try:
+            return await self._credentials(target.service)
         except (KubeError, BadSecret) as error:
             # The service may be on its way out, its Secret first.
-            raise EngineError(f"{method} {path}: no token: {error}") from error
+            raise EngineError(f"{what}: no credentials: {error}") from error
+
+    def _remember(self, container_id: str, token: str) -> None:
+        if len(self._works) >= MOST_REMEMBERED:
+            self._works.clear()
+        self._works[container_id] = token
+
+    async def _ask(
+        self, method: str, target: Target, path: str, token: str, body: Any
+    ) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
         request = self._session.request(
             method, target.endpoint + path, json=body, headers=headers, timeout=self._timeout,
@@ -108,10 +156,7 @@ class HttpEngines:
         )  # fmt: skip
         try:
             async with request as reply:
-                if reply.status not in (200, 202, *also):
-                    text = (await _bounded(reply))[:200].decode("utf-8", "replace")
-                    raise EngineError(f"{method} {path}: HTTP {reply.status}: {text}")
-                return None if method == "PUT" else parse_json(await _bounded(reply))
+                return reply.status, await _bounded(reply)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EngineError(f"{method} {path}: {type(error).__name__}: {error}") from error
 
@@ -136,6 +181,8 @@ class _State:
     links: LinkReport | None = None
     drain: DrainReport | None = None
     pushed: int = 0
+    granted: Terms | None = None
+    """Of the grant that went with the newest push."""
     failures: int = 0
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -151,9 +198,11 @@ class _State:
 
     @property
     def table_is_old(self) -> bool:
-        """It has not been given the newest table yet."""
-        table = self.target.table
-        return table is not None and self.pushed < table.version
+        """It has not been given the newest table, or not by the present terms."""
+        table, terms = self.target.table, self.target.terms
+        return table is not None and (
+            self.pushed < table.version or (terms is not None and self.granted != terms)
+        )
 
 
 class Linker:
@@ -276,13 +325,18 @@ class Linker:
         if target.drain:
             drain = await self._engines.post_drain(target)
             changed, state.drain = drain != state.drain, drain
-        if target.table is not None and state.table_is_old:
+        push = target.table is not None and state.table_is_old
+        if target.table is not None and push:
             await self._engines.put_peers(target, target.table)
-            state.pushed = target.table.version
-        if target.drain:
+            state.pushed, state.granted = target.table.version, target.terms
+        if target.drain and not (push and target.terms is not None):
             return changed
         links = await self._engines.get_links(target)
-        changed, state.links = links != state.links, links
+        changed, state.links = changed or links != state.links, links
+        terms = target.terms
+        if terms is not None and links.credentials and links.grant != terms.revision:
+            # It started anew, or another operator's push came in between.
+            state.granted = None
         return changed
 
     async def _pause(self, state: _State) -> None:

@@ -21,6 +21,7 @@ from pdserve.wire import names
 
 COMPONENT = "gateway"
 AUTH_DIR = "/etc/pdserve/auth"
+CREDENTIALS_DIR = "/etc/pdserve/credentials"
 STOP_ACCEPTING_AFTER = 5
 """Seconds from a gateway's deletion to SIGTERM. The Service stops sending to it meanwhile: its end
 reaches every node's kube-proxy only after a moment, and until then new connections come in."""
@@ -43,14 +44,17 @@ def url(service: PDService) -> str:
 
 
 def gateway_objects(
-    service: PDService, image: str, owner: Mapping[str, Any]
+    service: PDService, image: str, owner: Mapping[str, Any], credential: str
 ) -> tuple[dict[str, Any], ...]:
-    """All objects of one service's gateway, in the order to create them."""
+    """All objects of one service's gateway, in the order to create them.
+
+    `credential` is the fingerprint of what gateways send to engines: another one rolls them.
+    """
     return (
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(service, owner)},
         _role(service, owner),
         _role_binding(service, owner),
-        _deployment(service, image, owner),
+        _deployment(service, image, owner, credential),
         _disruption_budget(service, owner),
         _service(service, owner),
     )
@@ -115,7 +119,9 @@ def _role_binding(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _deployment(service: PDService, image: str, owner: Mapping[str, Any]) -> dict[str, Any]:
+def _deployment(
+    service: PDService, image: str, owner: Mapping[str, Any], credential: str
+) -> dict[str, Any]:
     labels = gateway_labels(service)
     return {
         "apiVersion": "apps/v1",
@@ -135,6 +141,7 @@ def _deployment(service: PDService, image: str, owner: Mapping[str, Any]) -> dic
                     "annotations": {
                         names.ANNOTATION_METRICS_SCRAPE: "true",
                         names.ANNOTATION_METRICS_PORT: str(names.PORT_HTTP),
+                        names.ANNOTATION_CREDENTIALS: credential,
                     },
                 },
                 "spec": _pod_spec(service, image),
@@ -176,9 +183,11 @@ def _pod_spec(service: PDService, image: str) -> dict[str, Any]:
         spec["imagePullSecrets"] = [
             {"name": ref.name} for ref in service.spec.engine.image_pull_secrets
         ]
+    request = names.request_secret_name(service.metadata.name)
+    spec["volumes"] = [{"name": "credentials", "secret": {"secretName": request}}]
     if service.spec.gateway.auth is not None:
         secret = service.spec.gateway.auth.secret_ref.name
-        spec["volumes"] = [{"name": "auth", "secret": {"secretName": secret}}]
+        spec["volumes"].append({"name": "auth", "secret": {"secretName": secret}})
     return spec
 
 
@@ -195,13 +204,9 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
         "image": image,
         "args": args,
         "env": [
-            {
-                "name": "PDSERVE_TOKEN",
-                "valueFrom": {
-                    "secretKeyRef": {"name": names.token_secret_name(name), "key": "token"}
-                },
-            },
+            {"name": "PDSERVE_REQUEST_TOKEN_FILE", "value": f"{CREDENTIALS_DIR}/request"},
         ],
+        "volumeMounts": [{"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True}],
         "ports": [{"name": "http", "containerPort": names.PORT_HTTP}],
         "readinessProbe": _probe("/readyz", period=2),
         "livenessProbe": _probe("/healthz", period=10),
@@ -215,7 +220,7 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
     }
     if service.spec.gateway.auth is not None:
         container["args"] = [*args, "--auth-dir", AUTH_DIR]
-        container["volumeMounts"] = [{"name": "auth", "mountPath": AUTH_DIR, "readOnly": True}]
+        container["volumeMounts"].append({"name": "auth", "mountPath": AUTH_DIR, "readOnly": True})
     return container
 
 

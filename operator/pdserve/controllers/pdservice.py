@@ -25,11 +25,13 @@ from pdserve.controllers.caches import BY_SERVICE, PDSERVICES, SCENARIO_GROUPS, 
 from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Attainment, Context
 from pdserve.controllers.counts import REASON_INITIAL, CountsPlan, plan_counts
+from pdserve.controllers.credentials import BadSecret
 from pdserve.controllers.group_view import models_of, slots_of, view_group
 from pdserve.controllers.objects import gateway_objects, owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.profiles import prefill_prediction, profile_of
 from pdserve.controllers.ratio_input import first_counts
+from pdserve.controllers.rotation import asked_rotation, rotate
 from pdserve.controllers.routing import parse_routes, route_table, version_floor
 from pdserve.controllers.service_desired import (
     acting_counts,
@@ -43,11 +45,11 @@ from pdserve.controllers.template_check import (
     ask_cluster,
     template_of_service,
 )
-from pdserve.controllers.tokens import BadSecret
 from pdserve.groups.health import condition
 from pdserve.groups.routes import routable
 from pdserve.groups.types import Condition
 from pdserve.kube.cache import Cache
+from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import (
     DEPLOYMENTS,
@@ -96,13 +98,17 @@ class _Reconcile:
         self.service = service
         self.owner = owner_reference(obj)
         self.problems: list[tuple[str, str]] = []
+        self.credential = ""
+        """Fingerprint of what gateways send."""
+        self.rotated: Condition | None = None
 
     async def run(self) -> None:
         # 1
         template = await self._template()
         # 2
         namespace, name = self.service.metadata.namespace, self.service.metadata.name
-        await self._try(self.context.tokens.ensure(namespace, name, self.owner))
+        asked = asked_rotation(self.obj)
+        await self._try(self.context.tokens.ensure(namespace, name, self.owner, asked))
         if template.status == "True":
             for scenario in self.service.spec.scenarios:
                 await self._try(self._scenario(scenario))
@@ -110,7 +116,10 @@ class _Reconcile:
         await self._try(self._routes())
         await self._delete_left_over()
         # 4
-        for wanted in gateway_objects(self.service, self.context.gateway_image, self.owner):
+        await self._try(self._credentials())
+        for wanted in gateway_objects(
+            self.service, self.context.gateway_image, self.owner, self.credential
+        ):
             cache = self.context.caches.of(_KINDS[wanted["kind"]])
             await self._try(ensure(self.context.client, cache, wanted))
         await self._write_status(template)
@@ -125,6 +134,18 @@ class _Reconcile:
 
         except BadSecret as error:
             self.problems.append(("SecretUnreadable", str(error)))
+
+    async def _credentials(self) -> None:
+        """Go on with a rotation, and say how far it is."""
+        meta = self.service.metadata
+        try:
+            self.rotated = await rotate(self.context, self.obj, self.service, self.owner)
+            held = await self.context.tokens.get(f"{meta.namespace}/{meta.name}")
+        except KubeError as error:
+            if not error.is_not_found:
+                raise
+            return  # What kept it from being made is told already.
+        self.credential = held.gateway_fingerprint
 
     async def _template(self) -> Condition:
         rights, known = self.context.rights, None
@@ -271,6 +292,7 @@ class _Reconcile:
             groups=groups,
             used=self._devices_used(groups),
             template=template,
+            rotated=self.rotated,
             problems=self.problems,
             gateway_ready=self._gateways_ready(),
             attainment=self._attainment(groups),

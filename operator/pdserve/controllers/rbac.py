@@ -25,7 +25,7 @@ NAMESPACED: Final[Rules] = {
     ("", "pods"): _verbs("get create patch delete"),
     ("", "pods/status"): _verbs("patch"),
     ("", "configmaps"): _verbs("get list watch create patch delete"),
-    ("", "secrets"): _verbs("get create"),
+    ("", "secrets"): _verbs("get create patch delete"),
     ("", "serviceaccounts"): _verbs("get list watch create patch"),
     ("", "services"): _verbs("get list watch create patch"),
     ("apps", "controllerrevisions"): _verbs("list watch create delete"),
@@ -54,6 +54,10 @@ RARE: Final[Mapping[tuple[str, str, str], str]] = {
     ("pdserve.io", "scenariogroups", "get"): (
         "after a POST that met an object which the cache does not show yet: a predecessor made it "
         "and was killed within the delay of a watch"
+    ),
+    ("", "secrets", "delete"): (
+        "the shared token of a service made by an older operator, after the first rotation that "
+        "no older instance outlived"
     ),
 }
 """(apiGroup, resource, verb) -> when it is used. What a test cannot bring about at will."""

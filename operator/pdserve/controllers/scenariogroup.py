@@ -19,6 +19,7 @@ from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import SCENARIO_GROUPS
 from pdserve.controllers.compare import controller_uid, covers
 from pdserve.controllers.context import Context
+from pdserve.controllers.credentials import BadSecret, Held, Terms
 from pdserve.controllers.domain_overlap import fabric_condition
 from pdserve.controllers.group_actions import CreateRefused, GroupExecutor
 from pdserve.controllers.group_status import (
@@ -38,11 +39,11 @@ from pdserve.controllers.group_view import (
 )
 from pdserve.controllers.linker import Target
 from pdserve.controllers.revisions import keep_revisions
+from pdserve.controllers.rotation import gateways_identify
 from pdserve.controllers.routing import parse_routes, routed_instances, unnamed
 from pdserve.controllers.service_desired import acting_counts
 from pdserve.controllers.template_check import CONDITION as TEMPLATE_VALID
 from pdserve.controllers.template_check import template_of_group, token_refusal
-from pdserve.controllers.tokens import BadSecret
 from pdserve.controllers.triggers import service_key
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
@@ -102,8 +103,9 @@ class _Reconcile:
         view = view_group(self.context, self.group)
         routes = self._routes()
         routed = routed_instances(routes, self.group.spec.scenario)
-        self._attend(view, routed)
-        self._wake_service(view, routes)
+        held = await self._held()
+        self._attend(view, routed, held)
+        self._wake_service(view, routes, held)
         counts = self._counts()
         if counts is None:
             await self._write(waiting_status(self.group, not_ready(*_NO_COUNTS), self.now))
@@ -266,13 +268,47 @@ class _Reconcile:
         name = names.routes_configmap_name(self.group.spec.service)
         return parse_routes(self.context.caches.config_maps.get(name, self.key.namespace))
 
-    def _attend(self, view: GroupView, routed: frozenset[str]) -> None:
+    async def _held(self) -> Held | None:
+        """The service's credentials; None before somebody has made them."""
+        try:
+            return await self.context.tokens.get(self._service_name)
+        except BadSecret:
+            return None
+        except KubeError as error:
+            if error.is_not_found:
+                return None
+            raise
+
+    @property
+    def _service_name(self) -> str:
+        return f"{self.key.namespace}/{self.group.spec.service}"
+
+    def _terms(self, held: Held | None) -> Terms | None:
+        """What the instances that read grants are granted by.
+
+        Gateways of a group that nobody's PDService made are its user's: they may send nothing.
+        """
+        if held is None:
+            return None
+        namespace, service = self.key.namespace, self.group.spec.service
+        managed = self.context.caches.services.get(service, namespace) is not None
+        reports = self.context.linker.links(self.key)
+        return Terms(
+            revision=held.revision,
+            required=managed and gateways_identify(self.context.caches, namespace, service),
+            legacy=frozenset(name for name, r in reports.items() if not r.credentials),
+            known=frozenset(reports),
+        )
+
+    def _attend(self, view: GroupView, routed: frozenset[str], held: Held | None) -> None:
         """Tell the linker whom to push tables to, whom to ask, whom to drain.
 
         Pods that are being deleted are attended while they run: they keep their table entry for
         the KV reads they serve, and newcomers link to everyone in the table.
         """
         asked = polls(view.instances, view.tables, routed)
+        terms = self._terms(held)
+        legacy = frozenset() if terms is None else terms.legacy
         self.context.linker.set_targets(
             self.key,
             [
@@ -280,23 +316,27 @@ class _Reconcile:
                     pod=i.name,
                     container_id=i.container_id,
                     endpoint=endpoint(i.pod_ip),
-                    service=f"{self.key.namespace}/{self.group.spec.service}",
+                    service=self._service_name,
                     table=_table_naming(view, i),
                     poll=i.name in asked.links,
                     drain=i.name in asked.drains,
+                    terms=None if i.name in legacy else terms,
                 )
                 for i in view.instances
                 if i.container_id and i.pod_ip and i.running and not i.fault
             ],
         )
 
-    def _wake_service(self, view: GroupView, routes: RouteTable | None) -> None:
-        """A fault by mere passing of time changes no object that the PDService watches."""
+    def _wake_service(self, view: GroupView, routes: RouteTable | None, held: Held | None) -> None:
+        """A fault by mere passing of time changes no object that the PDService watches; nor does
+        an instance that took the credentials of a rotation, or says that it reads grants.
+        """
         scenario = self.group.spec.scenario
         given = (
             next((s.groups for s in routes.scenarios if s.name == scenario), ()) if routes else ()
         )
-        if unnamed(given) != routable(view.instances, view.tables, slots_of(view)):
+        rotating = held is not None and (held.step != "settled" or (held.shared and held.rotation))
+        if rotating or unnamed(given) != routable(view.instances, view.tables, slots_of(view)):
             self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
 
 

@@ -34,6 +34,8 @@ class ServiceSeen:
     used: Mapping[str, int]
     """Devices that pods of this service hold, by resource."""
     template: Condition
+    rotated: Condition | None
+    """How far a rotation of credentials is; None: never asked for."""
     problems: Sequence[tuple[str, str]]
     """Reason and message of each thing that could not be done."""
     gateway_ready: int
@@ -66,6 +68,7 @@ def _conditions(seen: ServiceSeen) -> tuple[Condition, ...]:
         _slo(seen),
         _advice(seen),
         seen.template,
+        *(() if seen.rotated is None else (seen.rotated,)),
     )
 
 

@@ -471,7 +471,13 @@ class World:
         meta, spec = deployment["metadata"], deployment["spec"]
         for n in range(spec["replicas"]):
             name = f"{meta['name']}-{n}"
-            if self.get(PODS, name, meta["namespace"]) is None:
+            pod = self.get(PODS, name, meta["namespace"])
+            annotations = spec["template"]["metadata"].get("annotations")
+            if pod is not None and pod["metadata"].get("annotations") != annotations:
+                # A rollout, one after the other; of the template only its annotations change here.
+                self.delete_pod(name)
+                return
+            if pod is None:
                 owner = {
                     "apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"],
                     "uid": meta["uid"], "controller": True,

@@ -6,7 +6,9 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
+from pdserve.controllers.credentials import Terms
 from pdserve.controllers.linker import EngineError, Target
+from pdserve.wire.credentials import CAPABILITY
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable
 
@@ -18,6 +20,12 @@ class Engine:
     pod: str
     ip: str
     table: PeerTable | None = None
+    grant: str = ""
+    """Revision of the newest grant."""
+    terms: Terms | None = None
+    """Of the newest grant."""
+    legacy: bool = False
+    """Of a version that reads no grants."""
     linked_once: bool = False
     draining: bool = False
     busy: int = 0
@@ -37,7 +45,7 @@ class Engines:
         """`GET /pdserve/v1/links`."""
         table = engine.table
         if table is None:
-            return LinkReport(0, frozenset(), {})
+            return LinkReport(0, frozenset(), {}, 0 if engine.legacy else CAPABILITY)
         up, down = set(), {}
         for peer in table.opposite(engine.pod):
             other = self.by_ip.get(peer.endpoint.removeprefix("http://").partition(":")[0])
@@ -47,7 +55,9 @@ class Engines:
                 down[peer.id] = "peer does not know us"
             else:
                 up.add(peer.id)
-        return LinkReport(table.version, frozenset(up), down)
+        if engine.legacy:
+            return LinkReport(table.version, frozenset(up), down)
+        return LinkReport(table.version, frozenset(up), down, CAPABILITY, engine.grant)
 
     def ready(self, engine: Engine) -> bool:
         """`/readyz`."""
@@ -72,6 +82,8 @@ class Engines:
             raise EngineError("HTTP 422")
         if engine.table is None or table.version >= engine.table.version:
             engine.table = table
+        if target.terms is not None and not engine.legacy:
+            engine.grant, engine.terms = target.terms.revision, target.terms
 
     async def get_links(self, target: Target) -> LinkReport:
         """`GET /pdserve/v1/links`."""

@@ -79,7 +79,11 @@ def role_template(group: ScenarioGroup, role: Role) -> RoleTemplate:
 
 
 def render_pod(
-    group: ScenarioGroup, new: PodSlot, owner_ref: Mapping[str, Any], rights: Rights = NO_RIGHTS
+    group: ScenarioGroup,
+    new: PodSlot,
+    owner_ref: Mapping[str, Any],
+    rights: Rights = NO_RIGHTS,
+    control: str = "",
 ) -> dict[str, Any]:
     """The manifest to POST for one instance.
 
@@ -88,6 +92,8 @@ def render_pod(
         new: slot, role, node and revision, from the plan.
         owner_ref: controller reference to the ScenarioGroup.
         rights: what templates may ask for beyond the restricted Pod Security profile.
+        control: digests of the control credentials that the engine accepts, one a line; empty
+            only where the pod is not going to run.
 
     Raises:
         TemplateError: the role's template touches a field that is not its own, or asks for more
@@ -101,7 +107,7 @@ def render_pod(
             "name": new.name,
             "namespace": group.metadata.namespace,
             "labels": _labels(group, new),
-            "annotations": _annotations(new),
+            "annotations": {**_annotations(new), names.ANNOTATION_CONTROL: control},
             "ownerReferences": [dict(owner_ref)],
         },
         "spec": _spec(group, new, role),
@@ -224,12 +230,21 @@ def _env(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> list[dict[st
         {"name": "PDSERVE_ROLE", "value": new.role},
         {"name": "PDSERVE_SERVICE", "value": group.spec.service},
         {"name": "PDSERVE_SCENARIO", "value": group.spec.scenario},
+        # From the annotation, so that a container that starts anew reads what is true then.
+        {
+            "name": "PDSERVE_CONTROL_TOKEN",
+            "valueFrom": {
+                "fieldRef": {"fieldPath": f"metadata.annotations['{names.ANNOTATION_CONTROL}']"}
+            },
+        },
+        # Engines and operators of older versions know no other; not there once it was rotated out.
         {
             "name": "PDSERVE_TOKEN",
             "valueFrom": {
                 "secretKeyRef": {
                     "name": names.token_secret_name(group.spec.service),
                     "key": "token",
+                    "optional": True,
                 }
             },
         },

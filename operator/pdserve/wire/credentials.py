@@ -68,6 +68,12 @@ def pair_key(master: str, group: str, prefill: str, decode: str) -> str:
     return hmac.new(master.encode(), message, hashlib.sha256).hexdigest()
 
 
+def control_token(master: str, namespace: str, pod: str) -> str:
+    """What the operator sends one instance, in hex: of no use at another instance."""
+    message = "\x00".join(("pdserve-control", namespace, pod)).encode()
+    return hmac.new(master.encode(), message, hashlib.sha256).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class PeerGrant:
     """How one peer is recognised.

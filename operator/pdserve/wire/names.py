@@ -27,6 +27,12 @@ ANNOTATION_DRAIN = f"{GROUP}/drain-started"
 """On a pod: RFC 3339 UTC time since which it leaves routes and drains; absent otherwise."""
 ANNOTATION_REPLACES = f"{GROUP}/replaces"
 """On a pod: uid of the faulty pod it stands in for."""
+ANNOTATION_CONTROL = f"{GROUP}/control"
+"""On a pod of an instance: digests of the control credentials it accepts, one a line."""
+ANNOTATION_CREDENTIALS = f"{GROUP}/credentials"
+"""On a gateway pod: fingerprint of the request credential it was made with."""
+ANNOTATION_ROTATE = f"{GROUP}/rotate"
+"""On a PDService: a new value asks for new credentials."""
 ANNOTATION_ROCE_DEVICES = f"{GROUP}/roce-devices"
 """On a Node: JSON list `[{"id": 0, "ip": "10.0.0.1"}, ...]`, ordered by device id."""
 ANNOTATION_UNHEALTHY_DEVICES = f"{GROUP}/unhealthy-devices"
@@ -64,13 +70,23 @@ def peers_configmap_name(scenario_group: str, group_index: int) -> str:
 
 
 def token_secret_name(service: str) -> str:
-    """Name of the Secret whose key `token` operator, gateways, engines and KV links share."""
+    """Name of the Secret whose key `token` operators and engines of older versions share."""
     return f"{service}-token"
 
 
 def revision_name(scenario_group: str, revision: str) -> str:
     """Name of the ControllerRevision that keeps the template of one revision."""
     return f"{scenario_group}-{revision}"
+
+
+def credentials_secret_name(service: str) -> str:
+    """Name of the Secret with all credentials of a PDService; only the operator reads it."""
+    return f"{service}-credentials"
+
+
+def request_secret_name(service: str) -> str:
+    """Name of the Secret that gateways mount; its key `request` is what engines know them by."""
+    return f"{service}-request"
 
 
 def slot_name(scenario_group: str, group_index: int, role: str, ordinal: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
+import json
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,15 +16,19 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from pdserve.controllers.credentials import Held, Terms
 from pdserve.controllers.linker import EngineError, HttpEngines, Linker, Target
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire import http
+from pdserve.wire.credentials import Grant, control_token, digest, pair_key
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import Peer, PeerTable
 
 KEY = ObjectKey("prod", "shop-chat")
+HELD = Held(("op",), ("gw",), ("kv",), shared="old")
+TERMS = Terms(HELD.revision, True, frozenset(), frozenset())
 
 
 def table(version: int) -> PeerTable:
@@ -45,11 +51,15 @@ class Instance:
         self.seen: list[tuple[str, str, str]] = []
         self.answer: Callable[[], web.Response] | None = None
         self.handle_all: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+        self.takes = ""
+        """The only credential it takes; empty: any."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self.handle_all is not None:
             return await self.handle_all(request)
         self.seen.append((request.method, request.path, request.headers["Authorization"]))
+        if self.takes and request.headers["Authorization"] != self.takes:
+            return web.Response(status=401)
         if self.answer is not None:
             return self.answer()
         if request.path == http.PATH_PEERS:
@@ -73,28 +83,51 @@ async def instance(seconds: float = 30.0) -> AsyncIterator[tuple[Instance, Targe
     await site.start()
     port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
-    async def token(service: str) -> str:
-        return f"secret of {service}"
+    async def credentials(service: str) -> Held:
+        return HELD
 
     async with aiohttp.ClientSession() as session:
         target = Target("p0", "c1", f"http://127.0.0.1:{port}", "prod/shop", table(3), poll=True)
-        yield served, target, HttpEngines(session, token, seconds)
+        yield served, target, HttpEngines(session, credentials, seconds)
     await runner.cleanup()
 
 
-async def test_requests_carry_the_services_token_and_the_table() -> None:
+async def test_requests_carry_the_instances_token_and_the_table() -> None:
     async with instance() as (served, target, engines):
         await engines.put_peers(target, table(3))
         assert served.table["version"] == 3
         report = await engines.get_links(target)
         assert (report.version, report.complete) == (3, False)
         assert (await engines.post_drain(target)).idle
-        bearer = "Bearer secret of prod/shop"
+        bearer = f"Bearer {control_token('op', 'prod', 'p0')}"
         assert served.seen == [
             ("PUT", http.PATH_PEERS, bearer),
             ("GET", http.PATH_LINKS, bearer),
             ("POST", http.PATH_DRAIN, bearer),
         ]
+
+
+async def test_the_grant_goes_with_the_table_and_holds_what_this_instance_needs() -> None:
+    async with instance() as (served, target, engines):
+        await engines.put_peers(dataclasses.replace(target, terms=TERMS), table(3))
+        grant = Grant.from_json(served.table["credentials"])
+        assert grant.revision == HELD.revision
+        assert grant.control == (digest(control_token("op", "prod", "p0")),)
+        assert grant.request == (digest("gw"),)
+        assert grant.peers["d0"].keys == (pair_key("kv", "prod/shop-chat-0", "p0", "d0"),)
+        assert set(grant.peers) == {"d0"}
+        text = json.dumps(served.table)
+        for secret in (*HELD.control, *HELD.request, HELD.shared):
+            assert f'"{secret}"' not in text
+
+
+async def test_an_older_engine_is_asked_with_the_shared_token_and_that_is_remembered() -> None:
+    async with instance() as (served, target, engines):
+        served.takes = "Bearer old"
+        await engines.get_links(target)
+        await engines.get_links(target)
+        used = [bearer for _, _, bearer in served.seen]
+        assert used == [f"Bearer {control_token('op', 'prod', 'p0')}", "Bearer old", "Bearer old"]
 
 
 async def test_a_newer_table_at_the_instance_is_no_error() -> None:
@@ -184,11 +217,11 @@ async def test_an_endless_answer_is_cut_off() -> None:
 
 
 async def test_a_missing_token_is_the_same_kind_of_error() -> None:
-    async def gone(_: str) -> str:
+    async def gone(_: str) -> Held:
         raise KubeError(404, "NotFound", 'secrets "shop-token" not found')
 
     async with instance() as (_, target, _), aiohttp.ClientSession() as session:
-        with pytest.raises(EngineError, match=r'no token: .*secrets "shop-token" not found'):
+        with pytest.raises(EngineError, match=r'no credentials: .*secrets "shop-token" not found'):
             await HttpEngines(session, gone).get_links(target)
 
 
@@ -279,6 +312,39 @@ async def test_a_newer_table_is_pushed_at_once() -> None:
         linker.set_targets(KEY, [target(poll=False, table=table(2))])
         await asyncio.sleep(0.01)
         assert fake.calls[-2:] == ["put 2", "links"]
+
+
+@virtual_time
+async def test_new_terms_are_pushed_with_the_same_table_and_once() -> None:
+    fake, changed = Fake(), []
+    fake.report = LinkReport(1, frozenset({"d0"}), {}, 1, TERMS.revision)
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target(poll=False, terms=TERMS)])
+        await asyncio.sleep(10)
+        assert fake.calls.count("put 1") == 1
+        other = dataclasses.replace(TERMS, required=False)
+        linker.set_targets(KEY, [target(poll=False, terms=other)])
+        await asyncio.sleep(10)
+        assert fake.calls.count("put 1") == 2
+        legacy = dataclasses.replace(other, known=frozenset({"p0"}))
+        linker.set_targets(KEY, [target(poll=False, terms=legacy)])
+        await asyncio.sleep(10)
+        assert fake.calls.count("put 1") == 2, "that a peer is known changes nothing"
+
+
+@virtual_time
+async def test_an_engine_that_holds_another_grant_gets_the_present_one_again() -> None:
+    fake, changed = Fake(), []
+    fake.report = LinkReport(1, frozenset({"d0"}), {}, 1, "of another operator")
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target(poll=False, terms=TERMS)])
+        await asyncio.sleep(3.5)
+        assert fake.calls.count("put 1") >= 2
+        fake.report = LinkReport(1, frozenset({"d0"}), {}, 1, TERMS.revision)
+        await asyncio.sleep(10)
+        before = len(fake.calls)
+        await asyncio.sleep(100)
+        assert len(fake.calls) == before
 
 
 @virtual_time

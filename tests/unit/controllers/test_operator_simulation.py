@@ -450,7 +450,7 @@ async def test_a_group_written_by_hand_becomes_ready_without_a_service() -> None
         },
     )
     async with world.running(), world.operator():
-        await world.until(lambda: world.get(SECRETS, "shop-token") is not None)
+        await world.until(lambda: world.get(SECRETS, "shop-credentials") is not None)
         await world.until(
             lambda: world.condition(SCENARIO_GROUPS, "mine", "Ready").get("status") == "True"
         )

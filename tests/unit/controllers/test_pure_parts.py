@@ -144,7 +144,7 @@ def test_only_fields_that_we_set_are_compared(live: Any, wanted: Any, same: bool
 
 
 def by_kind(**spec: Any) -> dict[str, dict[str, Any]]:
-    made = gateway_objects(parsed(**spec), "registry/gateway:1", OWNER)
+    made = gateway_objects(parsed(**spec), "registry/gateway:1", OWNER, "f1")
     return {o["kind"]: o for o in made}
 
 
@@ -181,7 +181,17 @@ def test_the_gateways_arguments_are_ones_it_takes() -> None:
     parsed_args = _parse(container["args"])
     assert "default/shop-routes" in container["args"][1]
     assert parsed_args.port == 8000
-    assert {"PDSERVE_TOKEN"} <= {e["name"] for e in container["env"]}
+
+
+def test_a_gateway_sees_the_request_credential_and_no_other() -> None:
+    template = by_kind()["Deployment"]["spec"]["template"]
+    spec = template["spec"]
+    assert [v["secret"]["secretName"] for v in spec["volumes"]] == ["shop-request"]
+    (container,) = spec["containers"]
+    assert "valueFrom" not in str(container["env"])
+    file = next(e["value"] for e in container["env"] if e["name"] == "PDSERVE_REQUEST_TOKEN_FILE")
+    assert file.startswith(container["volumeMounts"][0]["mountPath"] + "/")
+    assert template["metadata"]["annotations"]["pdserve.io/credentials"] == "f1"
 
 
 @pytest.mark.parametrize(("given", "drain"), [(None, 60), (0, 30), (10, 30), (600, 600)])
@@ -225,10 +235,10 @@ def test_the_service_leads_to_the_gateways_named_port() -> None:
 
 def test_api_keys_are_mounted_only_when_wanted() -> None:
     open_pod = by_kind()["Deployment"]["spec"]["template"]["spec"]
-    assert "volumes" not in open_pod
+    assert "auth" not in {v["name"] for v in open_pod["volumes"]}
     closed = by_kind(gateway={"auth": {"secretRef": {"name": "keys"}}, "port": 8080})
     pod = closed["Deployment"]["spec"]["template"]["spec"]
-    assert pod["volumes"] == [{"name": "auth", "secret": {"secretName": "keys"}}]
+    assert {"name": "auth", "secret": {"secretName": "keys"}} in pod["volumes"]
     assert "--auth-dir" in pod["containers"][0]["args"]
     assert closed["Service"]["spec"]["ports"][0]["port"] == 8080
     assert url(parsed(gateway={"port": 8080})) == "http://shop-gateway.default.svc:8080"

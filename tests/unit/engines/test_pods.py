@@ -18,6 +18,7 @@ from pdserve.wire import names
 NPU = "huawei.com/Ascend910"
 OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "ScenarioGroup", "name": "shop-chat",
          "uid": "u1", "controller": True}  # fmt: skip
+CONTROL = "sha256:" + "0" * 64
 NEW = NewPod(
     name="shop-chat-0-p0-abc123",
     slot="shop-chat-0-p0",
@@ -35,7 +36,7 @@ def group(**edits: Any) -> ScenarioGroup:
 
 
 def render(new: NewPod = NEW, **edits: Any) -> dict[str, Any]:
-    return render_pod(group(**edits), new, OWNER)
+    return render_pod(group(**edits), new, OWNER, control=CONTROL)
 
 
 def engine(pod: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +100,11 @@ def test_the_engine_gets_its_arguments_and_environment() -> None:
     found = env(pod)
     assert found["PDSERVE_POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
     assert found["PDSERVE_INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}
-    assert found["PDSERVE_TOKEN"] == {"secretKeyRef": {"name": "shop-token", "key": "token"}}
+    token = {"name": "shop-token", "key": "token", "optional": True}
+    assert found["PDSERVE_TOKEN"] == {"secretKeyRef": token}
+    control = {"fieldPath": "metadata.annotations['pdserve.io/control']"}
+    assert found["PDSERVE_CONTROL_TOKEN"] == {"fieldRef": control}
+    assert pod["metadata"]["annotations"]["pdserve.io/control"] == CONTROL
     assert (found["PDSERVE_SERVICE"], found["PDSERVE_SCENARIO"]) == ("shop", "chat")
     assert found["OMP_NUM_THREADS"] == "1"
     assert "command" not in engine(pod)
