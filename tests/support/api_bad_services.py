@@ -10,7 +10,7 @@ from tests.support.api_objects import GONE, scenario
 
 _S0 = "spec.scenarios.0"
 _P0 = "spec.scenarios[0]"
-_DURATION = "must be a positive duration up to 10m, such as 800ms or 1.5s"
+_DURATION = "must be a positive duration up to 10m, such as 800ms, 1.5s or 1m30s"
 _FIXED = {"groups": 2, "prefill": 2, "decode": 2}
 
 
@@ -26,10 +26,46 @@ BAD_SERVICES = (
     ),
     _service("no model", {"spec.model": GONE}, "spec.model", "Required value"),
     _service(
-        "model name with a space",
-        {"spec.model.name": "llama 3"},
+        "model name that ends with a space",
+        {"spec.model.name": "llama 3 "},
         "spec.model.name",
-        "must be a model name: letters, digits",
+        "must be a model name: printable text",
+    ),
+    _service(
+        "model name with a line break",
+        {"spec.model.name": "llama\n3"},
+        "spec.model.name",
+        "must be a model name: printable text",
+    ),
+    _service(
+        "match of a model name with a control character",
+        {f"{_S0}.match": {"models": ["llama\x7f"]}},
+        f"{_P0}.match.models[0]",
+        "must be a model name: printable text",
+    ),
+    _service(
+        "duration with a space",
+        {f"{_S0}.slo.ttft": "800 ms"},
+        f"{_P0}.slo.ttft",
+        _DURATION,
+    ),
+    _service(
+        "durations that add up to too much",
+        {f"{_S0}.slo.ttft": "9m61s"},
+        f"{_P0}.slo.ttft",
+        _DURATION,
+    ),
+    _service(
+        "no traffic expected",
+        {f"{_S0}.expected.requestsPerSecond": 0},
+        f"{_P0}.expected.requestsPerSecond",
+        "greater than or equal to 0.001",
+    ),
+    _service(
+        "traffic as a string",
+        {f"{_S0}.expected.requestsPerSecond": "0.2"},
+        f"{_P0}.expected.requestsPerSecond",
+        "must be of type number",
     ),
     _service(
         "relative weights path",

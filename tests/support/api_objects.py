@@ -209,6 +209,25 @@ GOOD: Mapping[str, Object] = {
         "mode Fixed": {f"{_S0}.ratio.mode": "Fixed", f"{_S0}.ratio.fixed": _ONE},
         "locality by level": {"spec.fabric.locality": {"mode": "Required", "level": "leaf"}},
         "32 scenarios": {"spec.scenarios": [scenario(f"s{i}") for i in range(32)]},
+        **{
+            f"model name {name!r}": {"spec.model.name": name}
+            for name in (
+                "/model/qwen/Qwen2-VL-7B-Instruct",
+                "999 NVIDIA-Nemotron",
+                "Qwen/Qwen3-8B@v2",
+                "llama+lora",
+                "模型",
+                "gpt-4o:ft#x",
+                "~/m",
+                "-x",
+                "$(HOME)",
+                "'\"\\{}%",
+                "x" * 256,
+            )
+        },
+        "less than one request a second": {f"{_S0}.expected.requestsPerSecond": 0.2},
+        "nearly all": {f"{_S0}.slo.attainmentPercent": 99.9},
+        "a duration of two units": {f"{_S0}.slo.ttft": "1m30s", f"{_S0}.slo.tpot": "2000us"},
         "extreme durations": {f"{_S0}.slo.ttft": "10m", f"{_S0}.slo.tpot": "0.001s"},
         "arguments that begin alike": {"spec.prefill.args": ["--slots-log=9", "--pace", ""]},
         "any pod template": {

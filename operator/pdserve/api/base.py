@@ -1,6 +1,7 @@
 """What every API type is built from: a strict frozen model, bounded fields, and rules.
 
-A field states its bounds once, with a marker (`Text`, `Int`, `Items`, `Entries`); a model states
+A field states its bounds once, with a marker (`Text`, `Int`, `Number`, `Items`,
+`Entries`); a model states
 its cross-field rules once, as `Rule`s with a CEL text and the same test in Python. From both come
 the parser here, the CRD (`schema`, `crd`) and the reference page (`reference`), so none of them
 can disagree. Nothing here knows a kind.
@@ -130,6 +131,34 @@ class Int:
     ) -> dict[str, Any]:
         bounds = {"minimum": self.min, "maximum": self.max}
         return {"type": "integer", "format": f"int{self.bits}", **bounds}
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number from `min` to `max`, whole or not; strings, booleans and NaN are refused.
+
+    A whole number stays one, so that an object is stored as it was written.
+    """
+
+    min: float
+    max: float
+
+    def __get_pydantic_core_schema__(
+        self, _source: Any, _handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        want = f"must be a number from {self.min:g} to {self.max:.0f}"
+
+        def check(value: Any) -> float:
+            if type(value) not in (int, float) or not self.min <= value <= self.max:
+                raise PydanticCustomError("number_range", want)
+            return value  # type: ignore[no-any-return]
+
+        return core_schema.no_info_plain_validator_function(check)
+
+    def __get_pydantic_json_schema__(
+        self, _core: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "number", "format": "double", "minimum": self.min, "maximum": self.max}
 
 
 @dataclass(frozen=True, slots=True)

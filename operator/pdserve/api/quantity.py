@@ -20,6 +20,8 @@ class UnitString(str):
 
     __slots__ = ()
     units: ClassVar[dict[str, float]] = {}
+    repeats: ClassVar[bool] = False
+    """Several numbers with units may stand one after another, and are added up."""
     max_length: ClassVar[int] = 16
     example: ClassVar[str] = ""
     lowest: ClassVar[float] = 0.0
@@ -38,12 +40,12 @@ class UnitString(str):
     @classmethod
     def pattern(cls) -> str:
         """Regular expression of the whole text (RE2 and Python)."""
-        return rf"^[0-9]{{1,6}}(\.[0-9]{{1,3}})?({'|'.join(cls.units)})$"
+        one = rf"[0-9]{{1,6}}(\.[0-9]{{1,3}})?({'|'.join(cls.units)})"
+        return f"^({one})+$" if cls.repeats else f"^{one}$"
 
     def _number(self) -> float:
-        matched = re.fullmatch(r"([0-9.]+)([A-Za-z]+)", self)
-        assert matched is not None, self  # noqa: S101  narrows the type; `__new__` has checked it
-        return float(matched[1]) * self.units[matched[2]]
+        parts = re.findall(r"([0-9.]+)([A-Za-z]+)", self)
+        return sum(float(number) * self.units[unit] for number, unit in parts)
 
     @classmethod
     def __get_pydantic_core_schema__(
@@ -76,11 +78,12 @@ class UnitString(str):
 
 
 class Duration(UnitString):
-    """A positive time up to ten minutes, such as `800ms` or `1.5s`."""
+    """A positive time up to ten minutes, such as `800ms`, `1.5s` or `1m30s`."""
 
     __slots__ = ()
-    units = {"ms": 1e-3, "s": 1.0, "m": 60.0}  # noqa: RUF012  a ClassVar in the base
-    example = "a positive duration up to 10m, such as 800ms or 1.5s"
+    units = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}  # noqa: RUF012  a ClassVar in the base
+    repeats = True
+    example = "a positive duration up to 10m, such as 800ms, 1.5s or 1m30s"
     highest = 600.0
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pdserve.api.base import Entries, Int, Items, Model, Rule, Text
+from pdserve.api.base import Entries, Int, Items, Model, Number, Rule, Text
 from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
 from pdserve.api.quantity import Duration
 from pdserve.api.text import ModelName, ScenarioName
@@ -16,7 +16,7 @@ class Match(Model):
     """Which requests a scenario takes: a named model and every header; nothing named: all."""
 
     models: Annotated[tuple[ModelName, ...], Items(16)] = ()
-    """Values of the OpenAI field `model`; absent: any."""
+    """Values of the OpenAI field `model`; absent: `model.name` of the service."""
     headers: Annotated[
         dict[str, str],
         Entries(
@@ -46,7 +46,7 @@ class Slo(Model):
     """Time between the first token and the second, in which the KV cache moves."""
     tpot: Duration
     """Mean time per further output token."""
-    attainment_percent: Annotated[int, Int(1, 100)]
+    attainment_percent: Annotated[float, Number(1, 100)]
     """Share of offered requests (rejected and expired ones included) that must meet all three."""
 
 
@@ -143,7 +143,7 @@ class Expected(Model):
     """Mean tokens of an answer."""
     prefix_hit_percent: Annotated[int, Int(0, 100)] | None = None
     """Share of prompt tokens found in the prefix cache; absent: 0."""
-    requests_per_second: Annotated[int, Int(1, 1_000_000)]
+    requests_per_second: Annotated[float, Number(0.001, 1_000_000)]
     """Offered requests per second."""
 
 

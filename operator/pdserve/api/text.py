@@ -43,9 +43,9 @@ LabelValue = Annotated[str, LABEL_VALUE]
 ModelName = Annotated[
     str,
     Text(
-        128,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
-        says="a model name: letters, digits and . _ : / -, starting with a letter or digit",
+        256,
+        pattern=r"^[^\x00-\x20\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\x00-\x20\x7f-\x9f])?$",
+        says="a model name: printable text that neither starts nor ends with a space",
     ),
 ]
 Image = Annotated[

@@ -95,7 +95,7 @@ def _scenario_row(
         f"{ready}/{wanted}",
         f"{status.prefill.ready}/{status.prefill.desired}" if status else "-",
         f"{status.decode.ready}/{status.decode.desired}" if status else "-",
-        f"{'-' if attained is None else f'{attained}%'} of {spec.slo.attainment_percent}%",
+        f"{'-' if attained is None else f'{attained}%'} of {spec.slo.attainment_percent:g}%",
         decision_line(group.status.decisions[-1], now) if group and group.status.decisions else "-",
     )
 

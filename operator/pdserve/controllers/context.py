@@ -25,8 +25,8 @@ from pdserve.kube.workqueue import WorkQueue
 class Attainment:
     """What the ratio loop last measured for one scenario."""
 
-    percent: int | None
-    """Share of offered requests that met the SLO; None: unknown."""
+    percent: float | None
+    """Share of offered requests that met the SLO, two decimals, never rounded up; None: unknown."""
     note: str
     """Why it is unknown, or over how many requests it was measured."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -299,13 +300,13 @@ def attainment_of(sample: ScenarioSample | Unknown) -> Attainment:
         return Attainment(None, sample.reason)
     for window in reversed(sample.windows):
         if known(window.offered) and known(window.met) and window.offered > 0:
-            percent = int(100 * min(window.met, window.offered) / window.offered)
+            percent = math.floor(10_000 * min(window.met, window.offered) / window.offered) / 100
             note = f"{window.offered:.0f} requests in {window.seconds:.0f} s"
             return Attainment(percent, note)
     return Attainment(None, "no requests were offered")
 
 
-def _side(found: Attainment, target: int) -> bool | None:
+def _side(found: Attainment, target: float) -> bool | None:
     return None if found.percent is None else found.percent >= target
 
 

@@ -129,8 +129,8 @@ def _slo(seen: ServiceSeen) -> Condition:
             unknown.append(f"{scenario.name}: {found.note if found else 'not measured yet'}")
         elif found.percent < scenario.slo.attainment_percent:
             missed.append(
-                f"{scenario.name}: {found.percent}% of offered requests, "
-                f"target {scenario.slo.attainment_percent}%"
+                f"{scenario.name}: {found.percent:g}% of offered requests, "
+                f"target {scenario.slo.attainment_percent:g}%"
             )
     if missed:
         return Condition("SLOMet", "False", "BelowTarget", "; ".join(missed))
@@ -154,7 +154,7 @@ def _advice(seen: ServiceSeen) -> Condition:
 def _scenario(seen: ServiceSeen, scenario: Scenario) -> ScenarioStatus:
     group = seen.groups.get(scenario.name)
     found = seen.attainment.get(scenario.name)
-    percent = found.percent if found else None
+    percent = None if found is None or found.percent is None else int(found.percent)
     if group is None:
         return ScenarioStatus(name=scenario.name, attainment_percent=percent)
     return ScenarioStatus(

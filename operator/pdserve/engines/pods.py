@@ -215,12 +215,18 @@ def _reference_args(group: ScenarioGroup, role_name: Role, role: RoleTemplate) -
         "--port", str(names.PORT_HTTP),
         "--transfer-port", str(names.PORT_TRANSFER),
         "--slots", str(role.max_concurrency),
-        "--model-name", group.spec.model.name,
+        *_named("--model-name", group.spec.model.name),
     ]  # fmt: skip
     source = group.spec.model.source
     if source is not None and source.path:
         args += ["--weights", source.path]
     return args
+
+
+def _named(flag: str, value: str) -> list[str]:
+    """A flag with any text as its value: `$(X)` is not expanded, a leading `-` is no flag."""
+    text = value.replace("$", "$$")
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
 def _env(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import random
 import secrets
 from dataclasses import dataclass, field
 from itertools import count
+from urllib.parse import unquote
 
 import orjson
 
@@ -179,7 +180,7 @@ class Gateway:
         if path == PATH_MODELS:
             reply.send(200, orjson.dumps({"object": "list", "data": items}), JSON)
             return
-        name = path[len(PATH_MODELS) + 1 :]
+        name = unquote(path[len(PATH_MODELS) + 1 :])
         if name not in names:
             raise ApiError(
                 404,

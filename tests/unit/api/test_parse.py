@@ -50,7 +50,7 @@ def test_the_parser_refuses_what_the_server_refuses_at_the_same_field(case: Bad)
     ("edits", "path", "value", "want"),
     [
         ({"spec.scenarios.0.slo.ttft": "800"}, "spec.scenarios[0].slo.ttft", "'800'",
-         "must be a positive duration up to 10m, such as 800ms or 1.5s"),
+         "must be a positive duration up to 10m, such as 800ms, 1.5s or 1m30s"),
         ({"spec.prefill.maxConcurrency": True}, "spec.prefill.maxConcurrency", "True",
          "must be a whole number from 1 to 4096"),
         ({"spec.prefill.maxConcurrency": GONE}, "spec.prefill.maxConcurrency", "missing",
@@ -183,7 +183,16 @@ def test_long_messages_in_status_are_cut_not_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("800ms", 0.8), ("1.5s", 1.5), ("10m", 600.0), ("0.001s", 0.001)]
+    ("text", "seconds"),
+    [
+        ("800ms", 0.8),
+        ("1.5s", 1.5),
+        ("10m", 600.0),
+        ("0.001s", 0.001),
+        ("1m30s", 90.0),
+        ("1s500ms", 1.5),
+        ("2000us", 0.002),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert Duration(text).seconds == pytest.approx(seconds)
@@ -191,8 +200,26 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "s", "0ms", "-1s", "1h", "11m", "1e3s", "1.2345s", "1s\n"]
-)
+    "text",
+    [
+        "",
+        "5",
+        "s",
+        "0ms",
+        "-1s",
+        "1h",
+        "11m",
+        "1e3s",
+        "1.2345s",
+        "1s\n",
+        "800 ms",
+        "9m61s",
+        "PT1S",
+        "1,5s",
+        "1S",
+        "ms1",
+    ],
+)  # fmt: skip
 def test_bad_durations(text: str) -> None:
     with pytest.raises(ValueError, match="must be a positive duration"):
         Duration(text)
@@ -207,3 +234,16 @@ def test_models_cannot_be_changed_in_place() -> None:
     service = PDService.parse(pdservice())
     with pytest.raises(ValueError, match="frozen"):
         service.spec.gateway.port = 81
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.2", 0, 0.0001, 1e9, None])
+def test_a_number_is_finite_and_within_its_bounds(value: object) -> None:
+    with pytest.raises(ApiError, match=r"must be a number from 0\.001 to 1000000"):
+        PDService.parse(edited(pdservice(), {"spec.scenarios.0.expected.requestsPerSecond": value}))
+
+
+def test_a_whole_number_is_stored_as_it_was_written() -> None:
+    for value in (2, 0.2):
+        made = edited(pdservice(), {"spec.scenarios.0.expected.requestsPerSecond": value})
+        stored = PDService.parse(made).to_dict()["spec"]["scenarios"][0]["expected"]
+        assert repr(stored["requestsPerSecond"]) == repr(value)

@@ -41,9 +41,10 @@ def kind(request: pytest.FixtureRequest) -> type[Resource]:
     return request.param  # type: ignore[no-any-return]
 
 
-def test_no_references_no_floats_no_free_types(kind: type[Resource]) -> None:
+def test_no_references_no_free_types_and_every_number_has_bounds(kind: type[Resource]) -> None:
     for path, node in parts(kind):
-        assert node["type"] in {"object", "array", "string", "integer", "boolean"}, path
+        assert node["type"] in {"object", "array", "string", "integer", "number", "boolean"}, path
+        assert node["type"] != "number" or {"minimum", "maximum"} <= set(node), path
         assert not {"$ref", "anyOf", "allOf", "oneOf", "title", "const"} & node.keys(), path
 
 

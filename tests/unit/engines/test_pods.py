@@ -12,6 +12,7 @@ from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import TemplateError, apply_template, check_template
 from pdserve.groups.types import NewPod
+from pdserve.refengine.config import parser
 from pdserve.topology.nodes import pinned_node, pod_devices
 from pdserve.wire import names
 
@@ -275,3 +276,20 @@ def test_the_rendered_pod_is_not_changed_by_merging() -> None:
     before = repr(pod)
     apply_template(pod, {"spec": {"containers": [{"name": "engine", "tty": True}]}}, NPU, Rights())
     assert repr(pod) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("Qwen/Qwen3-8B@v2", ["--model-name", "Qwen/Qwen3-8B@v2"]),
+        ("999 NVIDIA", ["--model-name", "999 NVIDIA"]),
+        ("$(HOME)$$x", ["--model-name", "$$(HOME)$$$$x"]),  # Kubernetes makes one of two
+        ("-x", ["--model-name=-x"]),
+    ],
+)
+def test_any_model_name_reaches_the_engine_as_it_is(name: str, args: list[str]) -> None:
+    given = render(**{"spec.model.name": name})["spec"]["containers"][0]["args"]
+    at = next(i for i, a in enumerate(given) if a.startswith("--model-name"))
+    assert given[at : at + len(args)] == args
+    read = parser().parse_args(["--role", "prefill", *(a.replace("$$", "$") for a in args)])
+    assert read.model_name == name

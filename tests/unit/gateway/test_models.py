@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from urllib.parse import quote
 
 from tests.support.gateway_rig import SLO, Rig
 from tests.support.stub_engine import StubEngine
@@ -63,3 +64,15 @@ async def test_the_former_name_ends_with_its_last_group(rig: Rig) -> None:
     await rig.source.push(RouteTable("shop", 2, "tiny", "Reference", (scenario,)))
     assert (await rig.complete(model="before")).status == 404
     assert (await rig.complete()).status == 200
+
+
+async def test_a_model_of_any_printable_name_is_listed_and_served(rig: Rig) -> None:
+    engines = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
+    await rig.start()
+    name = "模型/999 NVIDIA@v2+#?"
+    groups = (RouteGroup(0, "r1", tuple(e.route() for e in engines)),)
+    scenario = RouteScenario("chat", SLO, groups)
+    await rig.source.push(RouteTable("shop", 1, name, "Reference", (scenario,)))
+    assert (await rig.complete(model=name)).status == 200
+    one = await rig.request("GET", f"/v1/models/{quote(name, safe='/')}")
+    assert (one.status, one.json["id"]) == (200, name)
