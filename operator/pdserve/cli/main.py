@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pdserve import __version__
 from pdserve.cli.demo import add_parser as add_demo
+from pdserve.cli.dst import add_parser as add_dst
 from pdserve.cli.local import add_parser as add_local
 
 _EXAMPLES = """examples:
@@ -16,6 +17,7 @@ _EXAMPLES = """examples:
   pdserve demo --keep              the same, and leave the cluster up to look around in
   pdserve local up                 only a local cluster with process nodes
   pdserve local down               end it; nothing stays behind
+  pdserve dst --seeds 200          hostile schedules against the operator, simulated
 """
 
 
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_demo(commands)
     add_local(commands)
+    add_dst(commands)
     version = commands.add_parser("version", help="print versions")
     version.set_defaults(run=_version)
     arguments = parser.parse_args(argv)

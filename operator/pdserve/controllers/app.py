@@ -91,7 +91,7 @@ class Core:
         self.client = client
         self.registry = registry
         self.queue = WorkQueue(per_namespace=workers, registry=registry, rng=rng)
-        self.caches: Caches = make_caches(client, namespace, registry)
+        self.caches: Caches = make_caches(client, namespace, registry, rng)
         self.triggers = Triggers(self.caches, self.queue)
         self.metrics = OperatorMetrics(registry)
         self.synced = False

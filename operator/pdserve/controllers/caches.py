@@ -8,6 +8,7 @@ below. Neighbours: `triggers` turns changes into queue keys.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Final
@@ -155,7 +156,9 @@ class Caches:
         raise KeyError(resource.plural)
 
 
-def make_caches(client: KubeClient, namespace: str | None, registry: Registry) -> Caches:
+def make_caches(
+    client: KubeClient, namespace: str | None, registry: Registry, rng: random.Random | None = None
+) -> Caches:
     """Caches with their indexes; nothing runs yet.
 
     Args:
@@ -163,19 +166,25 @@ def make_caches(client: KubeClient, namespace: str | None, registry: Registry) -
         namespace: where our kinds are looked after; None for the whole cluster. Pods, Nodes and
             RoCEDomains are always the whole cluster's.
         registry: where the caches' metrics go.
+        rng: randomness of their waits.
     """
 
     def ours(resource: Resource, selector: str = OURS) -> Cache:
         return Cache(
-            client, resource, namespace=namespace, label_selector=selector, registry=registry
+            client,
+            resource,
+            namespace=namespace,
+            label_selector=selector,
+            registry=registry,
+            rng=rng,
         )
 
     caches = Caches(
         services=ours(PDSERVICES, ""),
         groups=ours(SCENARIO_GROUPS, ""),
-        domains=Cache(client, ROCE_DOMAINS, registry=registry),
-        pods=Cache(client, PODS, prune=_PRUNE_POD, registry=registry),
-        nodes=Cache(client, NODES, prune=_PRUNE_NODE, registry=registry),
+        domains=Cache(client, ROCE_DOMAINS, registry=registry, rng=rng),
+        pods=Cache(client, PODS, prune=_PRUNE_POD, registry=registry, rng=rng),
+        nodes=Cache(client, NODES, prune=_PRUNE_NODE, registry=registry, rng=rng),
         config_maps=ours(CONFIGMAPS),
         revisions=ours(CONTROLLER_REVISIONS),
         deployments=ours(DEPLOYMENTS),

@@ -29,6 +29,7 @@ from pdserve.controllers.credentials import BadSecret
 from pdserve.controllers.group_view import models_of, slots_of, view_group
 from pdserve.controllers.objects import gateway_objects, owned_metadata
 from pdserve.controllers.owned import ensure
+from pdserve.controllers.parsed import parsed
 from pdserve.controllers.profiles import prefill_prediction, profile_of
 from pdserve.controllers.ratio_input import first_counts
 from pdserve.controllers.rotation import asked_rotation, rotate
@@ -83,7 +84,7 @@ async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
     if obj is None or obj["metadata"].get("deletionTimestamp"):
         return None
     try:
-        service = PDService.parse(obj)
+        service = parsed(PDService, obj)
     except ApiError as error:
         context.events.event(obj, "Warning", reasons.INVALID, str(error))
         return None
@@ -170,7 +171,7 @@ class _Reconcile:
         live = await ensure(self.context.client, self.context.caches.groups, wanted, _same_group)
         if live["metadata"].get("deletionTimestamp"):
             return
-        group = ScenarioGroup.parse(live)
+        group = parsed(ScenarioGroup, live)
         applied = decisions.newest_applied(group)
         counts = decisions.live_counts(group)
         initial = Counts(scenario.groups.min, scenario.ratio.prefill.min, scenario.ratio.decode.min)
@@ -222,7 +223,7 @@ class _Reconcile:
         found = {}
         for obj in owned_by(self.context.caches.groups, self.service.metadata):
             if not obj["metadata"].get("deletionTimestamp"):
-                found[obj["spec"]["scenario"]] = (obj, ScenarioGroup.parse(obj))
+                found[obj["spec"]["scenario"]] = (obj, parsed(ScenarioGroup, obj))
         return found
 
     def _others(self) -> dict[str, Counts]:
@@ -266,7 +267,7 @@ class _Reconcile:
                 predicted[scenario] = known_profile
         domain = self.context.caches.domains.get(self.service.spec.fabric.domain_ref.name)
         table = route_table(
-            self.service, None if domain is None else RoCEDomain.parse(domain),
+            self.service, None if domain is None else parsed(RoCEDomain, domain),
             groups, predicted, last, version_floor(known), models,
         )  # fmt: skip
         text = json.dumps(table.to_json(), separators=(",", ":"), sort_keys=True)
@@ -340,6 +341,6 @@ def _same_group(live: Object, wanted: Object) -> bool:
     if not covers(live, wanted):
         return False
     try:
-        return same_spec(ScenarioGroup.parse(live), ScenarioGroup.parse(wanted))
+        return same_spec(parsed(ScenarioGroup, live), ScenarioGroup.parse(wanted))
     except ApiError:
         return False

@@ -22,6 +22,7 @@ from pdserve.controllers.caches import BY_SERVICE, owned_by
 from pdserve.controllers.context import Attainment, Context
 from pdserve.controllers.group_view import GroupView, fabric_of, view_group
 from pdserve.controllers.owned import ensure
+from pdserve.controllers.parsed import parsed
 from pdserve.controllers.profiles import profile_object, stored_state
 from pdserve.controllers.ratio_input import (
     budget_for,
@@ -193,7 +194,7 @@ class RatioLoop:
             return lambda counts: PlacementLimit(
                 counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
             )
-        spec = fabric_spec(RoCEDomain.parse(domain))
+        spec = fabric_spec(parsed(RoCEDomain, domain))
         fabric = fabric_of(caches, spec, self._context.promises.of(caches.pods))
         view: GroupView = view_group(self._context, subject.group)
         return lambda counts: placement_limit(fabric, view, counts)
@@ -249,7 +250,7 @@ class RatioLoop:
         found = []
         for obj in self._context.caches.services.list():
             try:
-                service = PDService.parse(obj)
+                service = parsed(PDService, obj)
                 found += self._of_service(service)
             except ApiError as error:
                 log.warning("Left out of the ratio loop: %s", error)
@@ -259,7 +260,7 @@ class RatioLoop:
         scenarios = {s.name: s for s in service.spec.scenarios}
         found = []
         for obj in owned_by(self._context.caches.groups, service.metadata):
-            group = ScenarioGroup.parse(obj)
+            group = parsed(ScenarioGroup, obj)
             scenario = scenarios.get(group.spec.scenario)
             if scenario is None:
                 continue

@@ -13,6 +13,7 @@ from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Context
 from pdserve.controllers.domain_overlap import overlap
 from pdserve.controllers.group_view import fabric_of
+from pdserve.controllers.parsed import parsed
 from pdserve.groups.types import Condition
 from pdserve.kube.resource import ObjectKey
 from pdserve.placement import Shape, largest_uniform_group
@@ -33,7 +34,7 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
     if obj is None or obj["metadata"].get("deletionTimestamp"):
         return None
     try:
-        domain = RoCEDomain.parse(obj)
+        domain = parsed(RoCEDomain, obj)
     except ApiError as error:
         context.events.event(obj, "Warning", reasons.INVALID, str(error))
         return None

@@ -38,6 +38,7 @@ from pdserve.controllers.group_view import (
     wanted_of,
 )
 from pdserve.controllers.linker import Target
+from pdserve.controllers.parsed import parsed
 from pdserve.controllers.revisions import keep_revisions
 from pdserve.controllers.rotation import gateways_identify
 from pdserve.controllers.routing import parse_routes, routed_instances, unnamed
@@ -83,7 +84,7 @@ async def reconcile_group(context: Context, key: ObjectKey) -> float | None:
         context.linker.set_targets(key, ())
         return None
     try:
-        group = ScenarioGroup.parse(obj)
+        group = parsed(ScenarioGroup, obj)
     except ApiError as error:
         context.events.event(obj, "Warning", reasons.INVALID, str(error))
         return None
@@ -242,7 +243,7 @@ class _Reconcile:
 
     def _domain(self) -> RoCEDomain | None:
         obj = self.context.caches.domains.get(self.group.spec.fabric.domain_ref.name)
-        return None if obj is None else RoCEDomain.parse(obj)
+        return None if obj is None else parsed(RoCEDomain, obj)
 
     def _counts(self) -> Counts | None:
         """The counts to act on: a PDService's decision, or the spec of one written by hand."""
@@ -255,7 +256,7 @@ class _Reconcile:
         if obj is None or controller_uid(self.obj) != obj["metadata"]["uid"]:
             return None
         try:
-            listed = PDService.parse(obj).spec.scenarios
+            listed = parsed(PDService, obj).spec.scenarios
         except ApiError:
             return None  # its own reconciliation tells
         return next((s for s in listed if s.name == self.group.spec.scenario), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,13 @@ from pdserve.dst.api_fields import copy
 from pdserve.dst.api_select import Selection
 from pdserve.kube.client import Request
 from pdserve.kube.errors import UNREACHABLE, KubeError
-from pdserve.kube.resource import Object, key_of
+from pdserve.kube.resource import Object, ObjectKey, key_of
 
 if TYPE_CHECKING:
     from pdserve.dst.api_kinds import Change, Store
     from pdserve.dst.api_server import FakeApi
+
+OnWrite = Callable[[Request, "Object | None", Object], None]
 
 BOOKMARK_SECONDS = 60.0
 CLOCK_STEP = 1e-6
@@ -80,9 +82,11 @@ class Faults:
 class FakeTransport:
     """`client.Transport` into a `FakeApi`."""
 
-    def __init__(self, api: FakeApi, faults: Faults) -> None:
+    def __init__(self, api: FakeApi, faults: Faults, on_write: OnWrite | None = None) -> None:
+        """`on_write` is called with each write that took effect, answered or not."""
         self._api = api
         self.faults = faults
+        self._on_write = on_write
 
     async def send(self, request: Request) -> Object:
         """Answer, refuse, lose or crash."""
@@ -98,13 +102,23 @@ class FakeTransport:
             faults.writes += 1
             if faults.writes == faults.crash_at and not faults.crash_after_effect:
                 self._crash()
-        answer = self._api.handle(request)
+        answer = self._handle(request, write=write)
         if write and faults.writes == faults.crash_at:
             self._crash()
         if write and faults.happens(faults.lose_answer):
             raise _lost("connection reset after the request was sent")
         await asyncio.sleep(faults.between(faults.latency))
         self._check_alive()
+        return answer
+
+    def _handle(self, request: Request, *, write: bool) -> Object:
+        if self._on_write is None or not write or "dryRun" in request.query:
+            return self._api.handle(request)
+        name = request.name or (request.body or {}).get("metadata", {}).get("name", "")
+        key = ObjectKey(request.namespace or "", name)
+        before = self._api.store(request.resource).objects.get(key)
+        answer = self._api.handle(request)
+        self._on_write(request, before, answer)
         return answer
 
     async def stream(self, request: Request) -> AsyncIterator[Object]:

@@ -44,7 +44,7 @@ from pdserve.kube.resource import (
 )
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
-from pdserve.topology.nodes import pinned_node, pod_devices
+from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
 STEP = 0.1
@@ -107,7 +107,10 @@ class World:
     """See the module."""
 
     seed: int = 0
+    namespaces: tuple[str, ...] = (NS,)
     start_seconds: tuple[float, float] = (0.2, 1.5)
+    step: float = STEP
+    """Seconds between two looks of scheduler, kubelets and controllers."""
     delay: Callable[[Request], float] = lambda _request: 0.0
     """Seconds that a request of the operator waits, e.g. for a slow admission webhook."""
     rights: Rights = field(default_factory=Rights)
@@ -115,6 +118,8 @@ class World:
     api: FakeApi = field(init=False)
     engines: Engines = field(init=False)
     rng: random.Random = field(init=False)
+    operator_rng: random.Random = field(init=False)
+    """What operators draw jitter from."""
     recorders: list[Recorder] = field(default_factory=list)
     ever: set[str] = field(default_factory=set)
     """Names of all instance pods that ever were."""
@@ -124,14 +129,20 @@ class World:
     _ips: int = 0
     clock_error: float = 0.0
     """Seconds by which the operators' wall clock is ahead of the API server's."""
+    _waiting: list[Object] = field(default_factory=list)
     broken_nodes: set[str] = field(default_factory=set)
+    broken_images: set[str] = field(default_factory=set)
+    """Engines of these images start, but never answer."""
+    on_write: Callable[[Request, Object | None, Object], None] | None = None
+    """Called with each write of an operator that took effect: request, object before, answer."""
     crashing: set[str] = field(default_factory=set)
     ready_since: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.api = FakeApi(*_our_kinds())
+        self.api = FakeApi(*_our_kinds(), namespaces=self.namespaces)
         self.engines = Engines()
         self.rng = random.Random(self.seed)
+        self.operator_rng = random.Random(self.seed)
 
     # --- users ----------------------------------------------------------------------------
 
@@ -221,9 +232,9 @@ class World:
         """All pods that carry a role, not copied."""
         return [p for p in self.seen(PODS) if names.LABEL_ROLE in p["metadata"].get("labels", {})]
 
-    def condition(self, resource: Any, name: str, kind: str) -> dict[str, Any]:
+    def condition(self, resource: Any, name: str, kind: str, namespace: str = NS) -> dict[str, Any]:
         """One condition of an object; empty where there is none."""
-        obj = self.get(resource, name) or {}
+        obj = self.get(resource, name, namespace) or {}
         for found in obj.get("status", {}).get("conditions", ()):
             if found["type"] == kind:
                 return dict(found)
@@ -233,30 +244,30 @@ class World:
         """Messages of all Events with one reason."""
         return [e["message"] for e in self.api.objects(EVENTS) if e["reason"] == reason]
 
-    def routes(self, service: str = "shop") -> dict[str, Any]:
+    def routes(self, service: str = "shop", namespace: str = NS) -> dict[str, Any]:
         """The route table of a service as JSON; empty before the first."""
-        found = self.get(CONFIGMAPS, names.routes_configmap_name(service))
+        found = self.get(CONFIGMAPS, names.routes_configmap_name(service), namespace)
         return json.loads(found["data"][names.KEY_ROUTES]) if found else {}
 
-    def routed(self, service: str = "shop") -> set[str]:
+    def routed(self, service: str = "shop", namespace: str = NS) -> set[str]:
         """Names of all instances in the route table."""
-        table = self.routes(service)
+        table = self.routes(service, namespace)
         return {
             i["id"] for s in table.get("scenarios", ()) for g in s["groups"] for i in g["instances"]
         }
 
-    def service_ready(self, name: str = "shop") -> bool:
+    def service_ready(self, name: str = "shop", namespace: str = NS) -> bool:
         """Whether Ready is True for the current generation."""
-        found = self.get(PDSERVICES, name)
+        found = self.get(PDSERVICES, name, namespace)
         if found is None:
             return False
-        ready = self.condition(PDSERVICES, name, "Ready")
+        ready = self.condition(PDSERVICES, name, "Ready", namespace)
         current = ready.get("observedGeneration") == found["metadata"]["generation"]
         return ready.get("status") == "True" and current
 
-    def restart(self, pod: str) -> None:
+    def restart(self, pod: str, namespace: str = NS) -> None:
         """The container restarts in place: another process, the same pod and address."""
-        obj = self.get(PODS, pod)
+        obj = self.get(PODS, pod, namespace)
         if obj is None:
             raise KeyError(pod)
         ip = obj["status"]["podIP"]
@@ -339,19 +350,35 @@ class World:
         return "\n".join(lines)
 
     async def _machinery(self) -> None:
-        steps, quiet, seen = 0, 0, -1
+        steps, quiet, seen, state = 0, 0, -1, None
         while True:
             quiet = quiet + 1 if seen == self.api.version else 0
             seen = self.api.version
-            for pod in self.seen(PODS):
+            before, state = state, self._state()
+            changed = before != state
+            # Where nothing changed, only what waits for time to pass can act.
+            pods = self.seen(PODS) if changed else self._waiting
+            self._waiting = []
+            for pod in pods:
                 self._pod(pod)
-            for deployment in self.seen(DEPLOYMENTS):
-                self._deployment(deployment)
+            if changed:
+                for deployment in self.seen(DEPLOYMENTS):
+                    self._deployment(deployment)
             steps += 1
             if steps % 10 == 0:
                 self.api.collect_garbage()
             # Nothing moved for five seconds: nothing here is about to.
-            await asyncio.sleep(STEP if quiet < 50 else 20 * STEP)
+            await asyncio.sleep(self.step if quiet < 50 else 20 * self.step)
+
+    def _state(self) -> Any:
+        """Equal to what it was when no pod would act otherwise than then, but for time."""
+        engines = tuple(
+            (e.table and e.table.version, e.linked_once, e.draining, e.frozen)
+            for e in self.engines.by_ip.values()
+        )
+        return (
+            self.api.version, engines, frozenset(self.crashing), frozenset(self.broken_nodes),
+        )  # fmt: skip
 
     def _pod(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -359,6 +386,8 @@ class World:
             self.ever.add(meta["name"])
         if pod["spec"].get("nodeName") in self.broken_nodes:
             return  # nobody there to act
+        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") != "Running":
+            self._waiting.append(pod)
         if "deletionTimestamp" in meta:
             if self._is_draining(pod):
                 self._probe(pod)
@@ -402,7 +431,7 @@ class World:
         if found is None:
             return True
         bound = [p for p in self.seen(PODS) if p["spec"].get("nodeName") == node]
-        held = sum(pod_devices(p).get(NPU, 0) for p in (*bound, pod))
+        held = sum(_npus(p) for p in (*bound, pod))
         return held <= int(found["status"]["allocatable"][NPU])
 
     def _start(self, pod: Object) -> None:
@@ -410,8 +439,9 @@ class World:
         self._ips += 1
         ip = f"127.1.{self._ips // 250}.{self._ips % 250 + 1}"
         name = pod["spec"]["containers"][0]["name"]
-        if names.LABEL_ROLE in meta["labels"]:
-            self.engines.by_ip[ip] = Engine(meta["name"], ip)
+        if names.LABEL_ROLE in meta.get("labels", {}):
+            broken = pod["spec"]["containers"][0].get("image") in self.broken_images
+            self.engines.by_ip[ip] = Engine(meta["name"], ip, frozen=broken)
         statuses = [
             {
                 "name": name,
@@ -532,7 +562,8 @@ class World:
         namespace: str | None = None,
     ) -> None:
         """Run the real operator until it is cancelled or fails."""
-        recorder = Recorder(FakeTransport(self.api, faults or Faults()), self.delay)
+        transport = FakeTransport(self.api, faults or Faults(), self.on_write)
+        recorder = Recorder(transport, self.delay)
         self.recorders.append(recorder)
         core = Core(
             KubeClient(recorder),
@@ -540,7 +571,7 @@ class World:
             gateway_image="pdserve/gateway:test",
             registry=Registry(),
             now=lambda: now() + self.clock_error,
-            rng=random.Random(self.seed),
+            rng=self.operator_rng,
             rights=self.rights,
         )
 
@@ -552,3 +583,12 @@ class World:
             tasks.create_task(
                 core.act(engines, source or NoSource(), settings or LoopSettings(), log_line)
             )
+
+
+def _npus(pod: Object) -> int:
+    """Devices of `NPU` a pod holds: whole numbers only, as a scheduler counts them."""
+    held = 0
+    for container in pod["spec"].get("containers", ()):
+        value = container.get("resources", {}).get("limits", {}).get(NPU, "0")
+        held += int(value) if str(value).isdigit() else 0
+    return held

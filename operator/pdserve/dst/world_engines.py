@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pdserve.controllers.credentials import Terms
 from pdserve.controllers.linker import EngineError, Target
@@ -30,6 +32,8 @@ class Engine:
     draining: bool = False
     busy: int = 0
     frozen: bool = False
+    lies: Callable[[Any], Any] | None = None
+    """What becomes of its answers; None: it says the truth."""
 
 
 class Engines:
@@ -89,7 +93,8 @@ class Engines:
         """`GET /pdserve/v1/links`."""
         self.calls["links"] += 1
         await asyncio.sleep(0.005)
-        return self.report(self._find(target))
+        engine = self._find(target)
+        return LinkReport.from_json(self._said(engine, self.report(engine).to_json()))
 
     async def post_drain(self, target: Target) -> DrainReport:
         """`POST /pdserve/v1/drain`."""
@@ -98,4 +103,8 @@ class Engines:
         await asyncio.sleep(0.005)
         engine = self._find(target)
         engine.draining = True
-        return DrainReport(engine.busy, 0, 0)
+        return DrainReport.from_json(self._said(engine, DrainReport(engine.busy, 0, 0).to_json()))
+
+    def _said(self, engine: Engine, answer: Any) -> Any:
+        """The answer as it arrives; an engine that lies says something else."""
+        return answer if engine.lies is None else engine.lies(answer)

@@ -22,6 +22,7 @@ def service(
     decode: tuple[int, int] = (1, 4),
     groups: tuple[int, int] = (1, 3),
     ratio: dict[str, Any] | None = None,
+    namespace: str = NS,
     **spec: Any,
 ) -> Object:
     """A PDService; every scenario but the last matches a header."""
@@ -36,7 +37,7 @@ def service(
     return {
         "apiVersion": names.API_VERSION,
         "kind": "PDService",
-        "metadata": {"name": name, "namespace": NS},
+        "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "model": {"name": "tiny"},
             "engine": {"type": "Reference", "image": "pdserve/engine:test"},

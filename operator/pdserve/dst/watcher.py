@@ -1,0 +1,414 @@
+"""Judges every write of the operator, and the cluster once a second, against the invariants.
+
+Numbers are those of docs/architecture.md and of the design's list. The watcher sees the cluster as
+it is (`truth`), which the operator, reading caches over a bad network, does not; so each rule
+grants the operator `LAG` seconds, and none while the API server is out of its reach.
+
+    1  routed instances are linked and healthy      6  nothing scales on lies
+    2, 13  no healthy instance is given up without   7  a revert keeps serving pods
+       a planned change                              9  foreign objects stay untouched
+    3  planned changes keep one P and one D         10  the operator lives, repair is prompt
+    4  one fault replaces one instance              15  nothing crosses a namespace
+    5  drained before deleted
+
+`schedule` checks 8 by running a schedule twice, and that the cluster ends as wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pdserve.api import ApiError, ScenarioGroup, revision_of
+from pdserve.controllers import decisions
+from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.controllers.parsed import parsed
+from pdserve.dst.lookups import group_of, instances_of
+from pdserve.dst.world import World
+from pdserve.dst.world_engines import Engine
+from pdserve.kube.client import Request
+from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Object, ObjectKey
+from pdserve.ratio.types import Counts
+from pdserve.wire import names
+
+LAG = 20.0
+"""Seconds after which the operator must know what happened."""
+ROUTED_LAG = 8.0
+"""Seconds for which a route may still name an instance that just went away."""
+DRAIN_SECONDS = 60.0
+"""recovery.drainSeconds of every service: the API's default."""
+
+ScenarioName = tuple[str, str, str]
+"""Namespace, PDService, scenario."""
+
+
+class Violation(Exception):  # noqa: N818 - an invariant that does not hold, not an error
+    """An invariant was broken; `number` is the invariant's."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"invariant {number}: {message}")
+        self.number = number
+
+
+@dataclass(slots=True)
+class Watcher:
+    """See the module. `found` holds the first violation."""
+
+    world: World
+    found: Violation | None = None
+    active: bool = False
+    harmed: dict[str, float] = field(default_factory=dict)
+    """Pod uids that the schedule broke, and when."""
+    foreign: set[str] = field(default_factory=set)
+    """Uids of objects that strangers made."""
+    lying: bool = False
+    """Metrics lie now."""
+    trouble_until: float = 0.0
+    """The operator cannot be expected to know or do anything before this loop time."""
+    writes: list[str] = field(default_factory=list)
+    """What the operator wrote, in order."""
+    complete_at_start: dict[ScenarioName, Counts] = field(default_factory=dict)
+    made: dict[ScenarioName, int] = field(default_factory=dict)
+    """Pods the operator made since `begin`."""
+    _authority: dict[ScenarioName, list[tuple[float, Counts]]] = field(default_factory=dict)
+    _drained: dict[str, float] = field(default_factory=dict)
+    _routed: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    _gone: dict[tuple[str, str, str], float] = field(default_factory=dict)
+
+    # --- how a schedule uses it --------------------------------------------------------------
+
+    def begin(self) -> None:
+        """From now on everything is judged."""
+        self.note_authority()
+        for group in self.world.seen(SCENARIO_GROUPS):
+            name, wanted = scenario_name(group), self.authority(scenario_name(group))
+            pods = instances_of(self.world, group)
+            if wanted and len(pods) == wanted.total("prefill") + wanted.total("decode"):
+                self.complete_at_start[name] = wanted
+        self._routed = {key: frozenset(ids) for key, ids in self._tables()}
+        self.active = True
+
+    def trouble(self, seconds: float) -> None:
+        """The operator is cut off, dead or confused for so long."""
+        self.trouble_until = max(self.trouble_until, self._time() + seconds)
+
+    def note_authority(self) -> None:
+        """Remember which counts are in force; called after each change of a spec or decision."""
+        for group in self.world.seen(SCENARIO_GROUPS):
+            name = scenario_name(group)
+            counts = counts_in_force(self.world, group)
+            known = self._authority.setdefault(name, [])
+            if counts is not None and (not known or known[-1][1] != counts):
+                known.append((self._time(), counts))
+
+    def authority(self, name: ScenarioName) -> Counts | None:
+        """The counts in force now."""
+        known = self._authority.get(name)
+        return known[-1][1] if known else None
+
+    def tick(self) -> None:
+        """Once a second: what no single write shows."""
+        if not self.active or self._time() < self.trouble_until + LAG:
+            self._gone.clear()
+            return
+        for (namespace, service), ids in self._tables():
+            for name in ids:
+                self._check_still_there(namespace, service, name)
+
+    # --- writes ------------------------------------------------------------------------------
+
+    def wrote(self, request: Request, before: Object | None, answer: Object) -> None:
+        """One write of the operator took effect."""
+        if not self.active or self.found is not None:
+            return
+        self.writes.append(_line(request))
+        try:
+            self._judge(request, before, answer)
+        except Violation as violation:
+            self.found = violation
+
+    def _judge(self, request: Request, before: Object | None, answer: Object) -> None:
+        resource = request.resource
+        if before is not None and before["metadata"].get("uid") in self.foreign:
+            raise Violation(9, f"{_line(request)}: the object is not the operator's")
+        if resource == PODS and request.verb == "create":
+            self._pod_made(answer)
+        elif resource == PODS and before is not None and names.LABEL_ROLE in _labels(before):
+            if request.verb == "delete":
+                self._pod_deleted(before)
+            elif _drain_begins(before, answer):
+                self._drained[before["metadata"]["uid"]] = self._time()
+                self._given_up(before, "drained")
+        elif resource == CONFIGMAPS and request.verb != "delete":
+            self._table_written(answer)
+        elif resource == SCENARIO_GROUPS:
+            if self.lying:
+                self._check_no_decision(before, answer)
+            self.note_authority()
+
+    def _pod_made(self, pod: Object) -> None:
+        group = group_of(self.world, pod)
+        if group is not None:
+            name = scenario_name(group)
+            self.made[name] = self.made.get(name, 0) + 1
+
+    def _pod_deleted(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        drained = self._drained.get(meta["uid"])
+        if drained is None:
+            self._given_up(pod, "deleted")
+        engine = self._engine(pod)
+        if not self._healthy(pod) or engine is None or not engine.busy or drained is None:
+            return
+        if self._time() - drained < DRAIN_SECONDS - 1.0:
+            raise Violation(
+                5, f"pod {meta['name']} deleted {self._time() - drained:.0f} s after its drain "
+                f"began, with {engine.busy} requests running",
+            )  # fmt: skip
+
+    def _given_up(self, pod: Object, how: str) -> None:
+        """A pod leaves service by the operator's will: is that what somebody asked for?"""
+        meta = pod["metadata"]
+        if not self._healthy(pod) or meta["uid"] in self.harmed:
+            return
+        group = group_of(self.world, pod)
+        if group is None or "deletionTimestamp" in group["metadata"]:
+            return
+        name = scenario_name(group)
+        if not self._service_has(name):
+            return
+        revision = _labels(pod).get(names.LABEL_REVISION)
+        if revision == _current_revision(group):
+            self._check_surplus(pod, group, name, how)
+        self._check_others_serve(pod, group, name, how)
+
+    def _check_surplus(self, pod: Object, group: Object, name: ScenarioName, how: str) -> None:
+        since = self._time() - LAG
+        if self.trouble_until > since:
+            since = -1.0
+        in_force = [c for t, c in self._authority.get(name, ()) if t >= since]
+        older = [c for t, c in self._authority.get(name, ()) if t < since]
+        in_force += older[-1:]
+        if any(self._is_surplus(pod, group, counts) for counts in in_force):
+            return
+        wanted = ", ".join(map(str, in_force))
+        raise Violation(
+            13, f"healthy pod {pod['metadata']['name']} {how} although {wanted or 'it'} is wanted"
+        )
+
+    def _is_surplus(self, pod: Object, group: Object, counts: Counts) -> bool:
+        staying = [
+            p for p in instances_of(self.world, group)
+            if "deletionTimestamp" not in p["metadata"]
+            and names.ANNOTATION_DRAIN not in p["metadata"].get("annotations", {})
+        ]  # fmt: skip
+        staying = [p for p in staying if p["metadata"]["uid"] != pod["metadata"]["uid"]] + [pod]
+        indexes = {_labels(p).get(names.LABEL_GROUP_INDEX) for p in staying}
+        current = _current_revision(group)
+        if len(indexes) > counts.groups:
+            outdated = any(
+                _labels(p).get(names.LABEL_REVISION) != current and not self._healthy(p)
+                for p in staying
+            )
+            return not outdated
+        mine = _labels(pod)
+        same = [
+            p for p in staying
+            if _labels(p).get(names.LABEL_GROUP_INDEX) == mine.get(names.LABEL_GROUP_INDEX)
+            and _labels(p).get(names.LABEL_ROLE) == mine.get(names.LABEL_ROLE)
+        ]  # fmt: skip
+        wanted = counts.prefill if mine.get(names.LABEL_ROLE) == "prefill" else counts.decode
+        return len(same) > wanted
+
+    def _check_others_serve(self, pod: Object, group: Object, name: ScenarioName, how: str) -> None:
+        serving = self._serving_groups(group)
+        mine = _labels(pod).get(names.LABEL_GROUP_INDEX)
+        if mine not in serving:
+            return
+        left = self._serving_groups(group, without=pod["metadata"]["uid"])
+        if not left:
+            raise Violation(
+                3, f"pod {pod['metadata']['name']} {how}: no P/D group of {'/'.join(name)} "
+                "serves any more",
+            )  # fmt: skip
+
+    def _serving_groups(self, group: Object, without: str = "") -> set[str]:
+        """Indexes of P/D groups with a healthy, routed prefill and decode of one revision."""
+        namespace, service, _ = scenario_name(group)
+        routed = self.world.routed(service, namespace)
+        roles: dict[tuple[str, str], set[str]] = {}
+        for pod in instances_of(self.world, group):
+            meta, labels = pod["metadata"], _labels(pod)
+            leaving = "deletionTimestamp" in meta or names.ANNOTATION_DRAIN in meta.get(
+                "annotations", {}
+            )
+            if meta["uid"] == without or leaving or meta["name"] not in routed:
+                continue
+            if self._healthy(pod):
+                key = (labels[names.LABEL_GROUP_INDEX], labels.get(names.LABEL_REVISION, ""))
+                roles.setdefault(key, set()).add(labels[names.LABEL_ROLE])
+        return {index for (index, _), found in roles.items() if len(found) == 2}
+
+    def _check_no_decision(self, before: Object | None, after: Object) -> None:
+        old = _applied((before or {}).get("status", {}))
+        new = _applied(after.get("status", {}))
+        if new is not None and new != old and new.get("reason") not in _NOT_MEASURED:
+            raise Violation(
+                6, f"{after['metadata']['name']}: {new.get('reason')} {new.get('from')} -> "
+                f"{new.get('to')} decided on metrics that lie",
+            )  # fmt: skip
+
+    # --- tables ------------------------------------------------------------------------------
+
+    def _table_written(self, table: Object) -> None:
+        data = table.get("data") or {}
+        namespace = table["metadata"].get("namespace", "")
+        if names.KEY_PEERS in data:
+            listed = json.loads(data[names.KEY_PEERS])["instances"]
+            for peer in listed:
+                self._check_own(namespace, peer["id"], table["metadata"]["name"])
+        if names.KEY_ROUTES not in data:
+            return
+        routes = json.loads(data[names.KEY_ROUTES])
+        key = (namespace, routes["service"])
+        ids = frozenset(_ids(routes))
+        for name in sorted(ids):
+            self._check_own(namespace, name, table["metadata"]["name"])
+        for name in sorted(ids - self._routed.get(key, frozenset())):
+            self._check_newly_routed(namespace, name)
+        self._routed[key] = ids
+
+    def _check_own(self, namespace: str, name: str, table: str) -> None:
+        pod = self.world.api.store(PODS).objects.get(ObjectKey(namespace, name))
+        if pod is None:
+            return
+        if pod["metadata"]["uid"] in self.foreign or group_of(self.world, pod) is None:
+            raise Violation(15, f"{namespace}/{table} names the foreign pod {name}")
+
+    def _check_newly_routed(self, namespace: str, name: str) -> None:
+        pod = self.world.api.store(PODS).objects.get(ObjectKey(namespace, name))
+        recent = self._time() - LAG
+        if self.trouble_until > recent:
+            return
+        if pod is None or pod["metadata"]["uid"] in self.harmed:
+            return
+        engine = self._engine(pod)
+        if engine is None or engine.lies is not None:
+            return
+        if not engine.linked_once:
+            raise Violation(1, f"{name} is routed, but has never linked")
+
+    def _check_still_there(self, namespace: str, service: str, name: str) -> None:
+        pod = self.world.api.store(PODS).objects.get(ObjectKey(namespace, name))
+        key = (namespace, service, name)
+        alive = pod is not None and pod.get("status", {}).get("phase") == "Running"
+        if alive:
+            self._gone.pop(key, None)
+            return
+        since = self._gone.setdefault(key, self._time())
+        if self._time() - since > ROUTED_LAG:
+            raise Violation(1, f"{name} is routed {ROUTED_LAG:.0f} s after it ended")
+
+    def _tables(self) -> Iterable[tuple[tuple[str, str], list[str]]]:
+        for service in self.world.seen(PDSERVICES):
+            meta = service["metadata"]
+            key = ObjectKey(meta["namespace"], names.routes_configmap_name(meta["name"]))
+            table = self.world.api.store(CONFIGMAPS).objects.get(key)
+            try:
+                routes = json.loads((table or {})["data"][names.KEY_ROUTES])
+                yield (meta["namespace"], meta["name"]), list(_ids(routes))
+            except (KeyError, TypeError, ValueError, RecursionError):
+                continue  # a stranger's text: the operator writes a new one
+
+    # --- truth -------------------------------------------------------------------------------
+
+    def _healthy(self, pod: Object) -> bool:
+        """Its container runs on a node that is there: nothing but a plan may end it."""
+        meta = pod["metadata"]
+        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") != "Running":
+            return False
+        node = self.world.api.store(NODES).objects.get(ObjectKey("", pod["spec"]["nodeName"]))
+        if node is None or pod["spec"]["nodeName"] in self.world.broken_nodes:
+            return False
+        engine = self._engine(pod)
+        return engine is not None and not engine.frozen and meta["name"] not in self.world.crashing
+
+    def _engine(self, pod: Object) -> Engine | None:
+        return self.world.engines.by_ip.get(pod.get("status", {}).get("podIP", ""))
+
+    def _service_has(self, name: ScenarioName) -> bool:
+        found = self.world.api.store(PDSERVICES).objects.get(ObjectKey(name[0], name[1]))
+        scenarios = (found or {}).get("spec", {}).get("scenarios", ())
+        return any(s["name"] == name[2] for s in scenarios)
+
+    def _time(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+_NOT_MEASURED = ("BoundsChanged", "FixedCounts", "InitialCounts", "ExternalOwner")
+"""Reasons of decisions that no metric led to."""
+
+
+def scenario_name(group: Object) -> ScenarioName:
+    """Namespace, PDService and scenario of a ScenarioGroup."""
+    spec = group["spec"]
+    return group["metadata"]["namespace"], spec["service"], spec["scenario"]
+
+
+def counts_in_force(world: World, group: Object) -> Counts | None:
+    """What whoever owns the counts wants: the PDService's, the newest decision's, or the spec's."""
+    namespace, service, scenario = scenario_name(group)
+    found = world.api.store(PDSERVICES).objects.get(ObjectKey(namespace, service))
+    spec = next((s for s in (found or {}).get("spec", {}).get("scenarios", ())
+                 if s["name"] == scenario), None)  # fmt: skip
+    mode = (spec or {}).get("ratio", {}).get("mode", "External")
+    if spec is not None and mode == "Fixed":
+        fixed = spec["ratio"]["fixed"]
+        return Counts(fixed["groups"], fixed["prefill"], fixed["decode"])
+    try:
+        model = parsed(ScenarioGroup, group)
+    except ApiError:
+        return None
+    if mode == "External":
+        return decisions.live_counts(model)
+    applied = decisions.newest_applied(model)
+    return None if applied is None else decisions.counts_of(applied)
+
+
+def _current_revision(group: Object) -> str:
+    try:
+        return revision_of(parsed(ScenarioGroup, group).spec)
+    except ApiError:
+        return ""
+
+
+def _labels(obj: Object) -> dict[str, str]:
+    return obj["metadata"].get("labels") or {}
+
+
+def _drain_begins(before: Object, after: Object) -> bool:
+    def told(obj: Object) -> bool:
+        return names.ANNOTATION_DRAIN in (obj["metadata"].get("annotations") or {})
+
+    return told(after) and not told(before)
+
+
+def _applied(status: Any) -> dict[str, Any] | None:
+    made = [d for d in status.get("decisions", ()) if d.get("outcome") == "Applied"]
+    return dict(made[-1]) if made else None
+
+
+def _ids(routes: Any) -> Iterable[str]:
+    for scenario in routes["scenarios"]:
+        for group in scenario["groups"]:
+            for instance in group["instances"]:
+                yield instance["id"]
+
+
+def _line(request: Request) -> str:
+    name = request.name or (request.body or {}).get("metadata", {}).get("name", "")
+    part = f"/{request.subresource}" if request.subresource else ""
+    return f"{request.verb} {request.resource.plural}{part} {request.namespace or ''}/{name}"
