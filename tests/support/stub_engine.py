@@ -50,8 +50,9 @@ class StubEngine:
         self.early_head = True
         self.hint_override: tuple[bytes, bytes] | None = None
         self.script: list[str] = []
-        """What happens to the next requests: `ok`, `500`, `400`, `full`, `draining`, `reset`,
-        `hang`, `cut:N` (decode: connection lost after N tokens), `error:N` (error event),
+        """What happens to the next requests: `ok`, `500`, `400`, `full`, `draining`,
+        `deadline`, `reset`, `hang`, `cut:N` (decode: connection lost after N tokens), `error:N`
+        (error event),
         `kv_failed`, `empty`, `forgets` (prefill: it keeps no KV)."""
         self.gate: asyncio.Event | None = None
         """When set, prefill waits for it before it answers."""
@@ -143,6 +144,9 @@ class StubEngine:
             return
         if step == "draining":
             self._reject(reply, b"draining")
+            return
+        if step == "deadline":
+            self._reject(reply, b"deadline")
             return
         if step == "kv_failed":
             self._reject(reply, b"kv_failed", 502)

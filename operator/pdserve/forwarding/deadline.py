@@ -3,19 +3,34 @@
 A request accepted later than `arrival + TTFT target - 1.05 x T_p` would miss its target after
 having cost a prefill, so it is turned away instead (early intervention, P/D-Serve section 3.5).
 T_p is predicted from the prompt length; the gateway has no tokenizer and learns how many tokens
-a byte is worth from the usage that engines report.
+a byte is worth from the usage that engines report, and how long prefills of a length took here. A
+prediction alone refuses nobody: only what prefills of that length have shown does, and now and then
+one refused request is tried all the same, so that what is no longer true is forgotten.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from math import log2
 from typing import Any
 
 SAFETY = 1.05
 """Predictions of T_p are multiplied by this before they are subtracted from a target."""
 
-_START_TOKENS_PER_BYTE = 0.25
-_LEARN = 0.1
+TOKENS_PER_BYTE = (0.05, 2.0)
+TOKENS_PER_MESSAGE = (0.0, 64.0)
+"""What a chat template may add to each message."""
+_START = (0.25, 8.0)
+"""Tokens per byte and per message until some were seen; weighs as much as `_PRIOR`."""
+_PRIOR = (2048.0, 32.0)
+_DECAY = 0.98
+_HEAVIEST = 4096.0
+"""One prompt counts for at most so many bytes or messages together."""
+_SAMPLES = 4
+_PROVEN = 3
+TRIAL_SECONDS = 10.0
+"""How often a request that would be refused as infeasible is tried."""
 
 
 def predict_prefill(coefficients: tuple[float, float] | None, prompt_tokens: float) -> float:
@@ -31,50 +46,102 @@ def admission_deadline(arrived: float, ttft: float, predicted: float) -> float:
 
 
 class TokenEstimate:
-    """Prompt tokens from prompt bytes, learned per scenario (exponential average)."""
+    """Prompt tokens from bytes of text and number of messages, learned per scenario.
 
-    __slots__ = ("tokens_per_byte",)
+    Least squares over what engines reported, older reports weighing less, with a prior: large
+    prompts teach how many tokens a byte is worth, many small messages what the template adds. Both
+    stay in their bounds whatever clients send.
+    """
+
+    __slots__ = ("_bb", "_bm", "_bt", "_mm", "_mt", "per_byte", "per_message")
 
     def __init__(self) -> None:
-        self.tokens_per_byte = _START_TOKENS_PER_BYTE
+        self._bb = self._bm = self._mm = self._bt = self._mt = 0.0
+        self.per_byte, self.per_message = _START
 
     def tokens(self, size: PromptSize) -> float:
         """Expected prompt tokens; exact for prompts given as token ids."""
-        return size.tokens + size.chars * self.tokens_per_byte
+        return size.tokens + size.text * self.per_byte + size.messages * self.per_message
 
     def learn(self, size: PromptSize, prompt_tokens: int) -> None:
         """Take one engine-reported count into account."""
-        if size.chars > 0 and prompt_tokens > size.tokens:
-            seen = (prompt_tokens - size.tokens) / size.chars
-            self.tokens_per_byte += _LEARN * (seen - self.tokens_per_byte)
+        if prompt_tokens <= size.tokens or size.text + size.messages == 0:
+            return
+        # Weighted by size, not by its square.
+        units = size.text + size.messages
+        share = min(units, _HEAVIEST) ** 0.5 / units
+        b, m, t = size.text * share, size.messages * share, (prompt_tokens - size.tokens) * share
+        self._bb = self._bb * _DECAY + b * b
+        self._bm = self._bm * _DECAY + b * m
+        self._mm = self._mm * _DECAY + m * m
+        self._bt = self._bt * _DECAY + b * t
+        self._mt = self._mt * _DECAY + m * t
+        self._solve()
+
+    def _solve(self) -> None:
+        """Normal equations of two unknowns; the prior keeps the determinant above zero."""
+        wb, wm = _PRIOR
+        bb, mm = self._bb + wb, self._mm + wm
+        bt, mt = self._bt + wb * _START[0], self._mt + wm * _START[1]
+        det = bb * mm - self._bm * self._bm
+        self.per_message = _within((bb * mt - self._bm * bt) / det, TOKENS_PER_MESSAGE)
+        # The bound of one is part of what the other is solved for.
+        self.per_byte = _within((bt - self._bm * self.per_message) / bb, TOKENS_PER_BYTE)
+
+
+class PrefillTimes:
+    """How long prefills took here: the least of the last few in each half power of two tokens."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: dict[int, deque[float]] = {}
+
+    def learn(self, tokens: float, seconds: float) -> None:
+        """A prompt with so many tokens to compute took so long."""
+        self._seen.setdefault(_bucket(tokens), deque(maxlen=_SAMPLES)).append(seconds)
+
+    def at_most(self, tokens: float) -> float:
+        """Seconds within which a prompt of at least this length was prefilled; inf: none was."""
+        here = _bucket(tokens)
+        return min((min(s) for b, s in self._seen.items() if b >= here), default=float("inf"))
+
+    def too_long(self, tokens: float, left: float) -> bool:
+        """Prompts of this length or shorter took longer than `left` seconds, every time of late."""
+        here = _bucket(tokens)
+        return any(b <= here and len(s) >= _PROVEN and min(s) > left for b, s in self._seen.items())
 
 
 class PromptSize:
-    """Length of a prompt before tokenisation: characters of text plus ready token ids."""
+    """Length of a prompt before tokenisation: bytes of text, ready token ids, chat messages."""
 
-    __slots__ = ("chars", "tokens")
+    __slots__ = ("messages", "text", "tokens")
 
-    def __init__(self, chars: int = 0, tokens: int = 0) -> None:
-        self.chars = chars
+    def __init__(self, text: int = 0, tokens: int = 0, messages: int = 0) -> None:
+        self.text = text
         self.tokens = tokens
+        self.messages = messages
 
 
 def prompt_size(body: Mapping[str, Any]) -> PromptSize:
     """Length of the prompt in a validated completions or chat body."""
     size = PromptSize()
-    prompt = body.get("prompt")
+    prompt, messages = body.get("prompt"), body.get("messages")
     if isinstance(prompt, str):
-        size.chars += len(prompt)
+        size.text += _bytes(prompt)
     elif isinstance(prompt, list):
         for part in prompt:
             _add_part(size, part)
-    for message in body.get("messages") or ():
+    if not isinstance(messages, list):
+        return size
+    size.messages = len(messages)
+    for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str):
-            size.chars += len(content)
+            size.text += _bytes(content)
         elif isinstance(content, list):
-            size.chars += sum(
-                len(p["text"])
+            size.text += sum(
+                _bytes(p["text"])
                 for p in content
                 if isinstance(p, dict) and isinstance(p.get("text"), str)
             )
@@ -83,8 +150,20 @@ def prompt_size(body: Mapping[str, Any]) -> PromptSize:
 
 def _add_part(size: PromptSize, part: Any) -> None:
     if isinstance(part, str):
-        size.chars += len(part)
+        size.text += _bytes(part)
     elif isinstance(part, list):
         size.tokens += len(part)
     else:
         size.tokens += 1
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _bucket(tokens: float) -> int:
+    return int(2 * log2(max(1.0, tokens)))
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])

@@ -21,7 +21,6 @@ The caller sends, and reports every answer to the `Instance` records and back he
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import count, takewhile
@@ -34,6 +33,7 @@ GaveUp = Literal["deadline", "attempts", "no_decode"]
 """Why a request left the room unserved. `no_decode`: its deadline passed while a prefill would
 have taken it, but no group with such a prefill had decode credit."""
 SPREAD_ATTEMPTS = 4
+MAX_WAIT = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +88,6 @@ class Dispatcher:
         self._room_limit = room_limit
         self._room: list[Ticket] = []
         self._seq = count()
-        self._accepts: deque[float] = deque(maxlen=64)
         self._on_trial: dict[Ticket, Instance] = {}
         """Suspects that are at a prefill now: at most one at each."""
 
@@ -133,16 +132,24 @@ class Dispatcher:
         """No prefill computes for it any more."""
         self._on_trial.pop(ticket, None)
 
-    def accepted(self, now: float) -> None:
-        """A prefill accepted some request (feeds `retry_after`)."""
-        self._accepts.append(now)
+    def wait(self, now: float) -> float:
+        """Expected seconds until a request that came now would be at a prefill (0 to `MAX_WAIT`).
 
-    def retry_after(self, now: float) -> int:
-        """Whole seconds until a place is likely: the room at the measured rate of acceptance."""
-        if len(self._accepts) < 2 or now <= self._accepts[0]:
-            return max(1, round(self.view.scenario.slo.ttft + 0.5))
-        rate = len(self._accepts) / (now - self._accepts[0])
-        return max(1, min(60, round((len(self._room) + 1) / rate + 0.5)))
+        The first slot that frees, then the room ahead at the pace of all slots, then the decodes
+        where they are what is short.
+        """
+        prefills = [p for g in self.view.groups for p in g.prefills]
+        if not prefills:
+            return MAX_WAIT
+        first = min(p.expected_free(now) for p in prefills) - now
+        paces = [p.pace for p in prefills if not p.health.ejected]
+        pace = 1 / sum(1 / p for p in paces) if paces and all(p > 0 for p in paces) else 0.0
+        # Nothing was measured: a target's time is what a prefill may take.
+        wait = first + len(self._room) * pace if pace else self.view.scenario.slo.ttft
+        if self._decodes_block(now):
+            decodes = (d.expected_free(now) for g in self.view.groups for d in g.decodes)
+            wait = max(wait, min(decodes, default=now) - now)
+        return min(max(0.0, wait), MAX_WAIT)
 
     def exhausted(self, ticket: Ticket) -> bool:
         """True when the request has used up its attempts."""

@@ -75,7 +75,7 @@ class Instance:
         """
         if self.next_try(now) > now:
             return 0
-        pace = self._pace()
+        pace = self.pace
         if pace <= 0:
             return max(1, self.free)
         places = max(0, self.total - self.route.slots)
@@ -86,13 +86,21 @@ class Instance:
     def next_credit(self, now: float) -> float:
         """When `credit` may have grown without an event of our own."""
         later = self.next_try(now)
-        pace = self._pace()
+        pace = self.pace
         if later > now or pace <= 0:
             return later if later > now else NEVER
         return self._changed + (int((now - self._changed) / pace) + 1) * pace
 
-    def _pace(self) -> float:
+    @property
+    def pace(self) -> float:
+        """Mean seconds between two slots that free here when all are in use; 0: not known yet."""
         return self._hold_seconds / max(1, self.route.slots)
+
+    def expected_free(self, now: float) -> float:
+        """When a slot is likely to be free, our own legs included."""
+        if self.used < self.total:
+            return max(self.next_try(now), now) if self.next_try(now) < NEVER else now + self.pace
+        return max(now, self._changed + self._hold_seconds, self._free_at)
 
     def sent(self, now: float) -> None:
         """A leg goes out. Without an answer it is taken to be accepted."""

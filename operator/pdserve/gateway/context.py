@@ -15,7 +15,7 @@ import orjson
 
 from pdserve.engines.credentials import Credential, authorization
 from pdserve.engines.flow import Endpoint, EngineFlow, FinishedReply, PrefillOutcome
-from pdserve.forwarding.deadline import PromptSize, prompt_size
+from pdserve.forwarding.deadline import SAFETY, PromptSize, prompt_size
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.errors import upstream
@@ -44,6 +44,10 @@ MAX_FAULTS = 2
 instances must not be shown to all of them."""
 RESCUE_SECONDS = 30.0
 """A request that lost an instance waits for another so long: late is better than never."""
+
+
+MIN_RETRY = 0.05
+"""Seconds; sooner nothing can have changed."""
 
 
 class KvLostError(Exception):
@@ -126,6 +130,8 @@ class Context:
         """Expected T_p in seconds; 0 when the route table cannot say."""
         self.ticket: Ticket | None = None
         """Its place in the waiting room; `close` gives it up however the request ends."""
+        self.trial = False
+        """Believed infeasible and tried: engines are not told of the deadline, and compute it."""
         self.held: Held | None = None
         self._faults = 0
         self.rescued = False
@@ -162,10 +168,11 @@ class Context:
         left = max(1, int((due - time.perf_counter()) * 1000))
         headers = (
             (HEADER_REQUEST_ID.encode(), name.encode()),
-            (HEADER_DEADLINE_MS.encode(), str(left).encode()),
             authorization(self.tools.credential),
             *self.job.trace,
         )
+        if not self.trial:
+            headers = (*headers, (HEADER_DEADLINE_MS.encode(), str(left).encode()))
         if on_interim is not None:
             headers = (*headers, (HEADER_EARLY_HEAD.encode(), b"1"))
         path = _PATHS[self.job.endpoint]
@@ -205,6 +212,11 @@ class Context:
         self._faults += 1
         if self._faults >= MAX_FAULTS:
             raise self.failed(message)
+
+    def retry_in(self, wait: float) -> float:
+        """Seconds after which the same request would be in time, if a prefill is `wait` away."""
+        room = self.lane.scenario.slo.ttft - SAFETY * self.predicted
+        return max(MIN_RETRY, wait - max(0.0, room))
 
     def failed(self, message: str) -> ApiError:
         """Instances failed the request, and it could not be saved."""

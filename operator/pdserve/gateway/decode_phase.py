@@ -12,7 +12,7 @@ import time
 from functools import partial
 
 from pdserve.forwarding.decode import LEASE_MARGIN, DecodeWalk, GiveUp, Wait, handoff_deadline
-from pdserve.gateway.context import Context, Held, KvLostError
+from pdserve.gateway.context import MIN_RETRY, Context, Held, KvLostError
 from pdserve.gateway.delivery import DeliveryError, collect, relay
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.http_client import Exchange, UpstreamError
@@ -155,9 +155,14 @@ class DecodePhase:
         if step.reason == "deadline":
             c.lane.metrics.expired("after_prefill")
         c.outcome = "decode_overload"
+        now, slo = time.perf_counter(), c.lane.scenario.slo
+        group = c.lane.view.group(prefill.group)
+        free = min((d.expected_free(now) for d in group.decodes), default=now) if group else now
         return overloaded(
             "decode_overload",
             f"scenario {c.lane.scenario.name!r}: no decode of group {prefill.group} "
             "had room in time",
-            c.lane.dispatcher.retry_after(time.perf_counter()),
+            max(MIN_RETRY, free - now),
+            free - now,
+            c.timeline.arrived + slo.ttft + slo.handoff - now,
         )

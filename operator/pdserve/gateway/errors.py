@@ -7,6 +7,7 @@ default, which would triple the load exactly then).
 from __future__ import annotations
 
 from pdserve.http.errors import ApiError
+from pdserve.wire.http import HEADER_LEFT_MS, HEADER_NEEDED_MS
 
 
 def invalid(param: str | None, message: str) -> ApiError:
@@ -14,17 +15,31 @@ def invalid(param: str | None, message: str) -> ApiError:
     return ApiError(400, message, code="invalid_value", param=param)
 
 
-def overloaded(code: str, message: str, retry_after: int) -> ApiError:
-    """503: valid, but not servable in time."""
+def overloaded(code: str, message: str, retry: float, needed: float, left: float) -> ApiError:
+    """503: valid, but not servable in time.
+
+    Args:
+        code: the reason, for programs.
+        message: the reason, for people.
+        retry: seconds after which the same request is likely to be taken.
+        needed: seconds that it would have taken from now to token 1.
+        left: seconds that its target left for that.
+    """
+    retry_ms, needed_ms, left_ms = (max(0, round(s * 1000)) for s in (retry, needed, left))
+    details = {"needed_ms": needed_ms, "left_ms": left_ms, "retry_after_ms": retry_ms}
     return ApiError(
         503,
-        message,
+        f"{message}; needed {needed_ms} ms, left {left_ms} ms",
         kind="overloaded_error",
         code=code,
         headers=(
-            (b"retry-after", str(retry_after).encode()),
+            (b"retry-after", b"%d" % max(1, -(-retry_ms // 1000))),
+            (b"retry-after-ms", b"%d" % retry_ms),
+            (HEADER_NEEDED_MS.encode(), b"%d" % needed_ms),
+            (HEADER_LEFT_MS.encode(), b"%d" % left_ms),
             (b"x-should-retry", b"false"),
         ),
+        details=details,
     )
 
 

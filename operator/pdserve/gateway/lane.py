@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 
 from pdserve.forwarding.budget import RetryBudget
-from pdserve.forwarding.deadline import TokenEstimate
+from pdserve.forwarding.deadline import TRIAL_SECONDS, PrefillTimes, TokenEstimate
 from pdserve.forwarding.dispatch import Dispatcher, GaveUp, Send, Ticket
 from pdserve.forwarding.instance import NEVER
 from pdserve.forwarding.view import View
@@ -50,6 +50,9 @@ class Lane:
         self.budget = RetryBudget()
         self.budget.cover(self.view.slots)
         self.estimate = TokenEstimate()
+        self.prefill_times = PrefillTimes()
+        self.next_trial = 0.0
+        """When the next request that seems infeasible is tried all the same."""
         self._waiters: dict[Ticket, asyncio.Future[Send]] = {}
         self._changed: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -91,6 +94,13 @@ class Lane:
             self._waiters.pop(ticket, None)
             self.dispatcher.withdraw(ticket)
             self.metrics.waiting(self.dispatcher.waiting)
+
+    def try_anyway(self, now: float) -> bool:
+        """True now and then: serve a request although it is believed not to be servable."""
+        if now < self.next_trial:
+            return False
+        self.next_trial = now + TRIAL_SECONDS
+        return True
 
     def withdraw(self, ticket: Ticket) -> None:
         """The request is over; harmless when its ticket has left the room already."""

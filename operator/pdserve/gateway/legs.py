@@ -85,8 +85,6 @@ class Leg:
         self._state = "held"
         now = self._accepted_at = time.perf_counter()
         self.instance.accepted(parse_hint(exchange.headers), now, self.sent_at)
-        if self.instance.route.role == "prefill":
-            self._lane.dispatcher.accepted(now)
         self._lane.poke()
 
     def refused(self, exchange: Exchange, reason: str) -> None:

@@ -20,7 +20,7 @@ import asyncio
 import time
 
 from pdserve.engines.flow import FinishedReply
-from pdserve.forwarding.deadline import admission_deadline, predict_prefill
+from pdserve.forwarding.deadline import SAFETY, predict_prefill
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.context import Context, Held, KvLostError
 from pdserve.gateway.decode_phase import DecodePhase
@@ -72,27 +72,37 @@ async def _serve(c: Context, prefill: PrefillPhase) -> None:
 def _admit(c: Context) -> Ticket:
     lane, scenario = c.lane, c.lane.scenario
     tokens = lane.estimate.tokens(c.size)
-    c.predicted = predict_prefill(scenario.prefill_seconds, tokens)
     lane.budget.earn()
-    now = time.perf_counter()
-    deadline = admission_deadline(c.timeline.arrived, scenario.slo.ttft, c.predicted)
-    ticket = lane.dispatcher.offer(deadline) if deadline > now else None
+    now, target = time.perf_counter(), scenario.slo.ttft
+    left = c.timeline.arrived + target - now
+    predicted = predict_prefill(scenario.prefill_seconds, tokens)
+    c.predicted = min(predicted, lane.prefill_times.at_most(tokens))
+    if SAFETY * c.predicted >= left:
+        if lane.prefill_times.too_long(tokens, left) and not lane.try_anyway(now):
+            lane.metrics.expired("arrival")
+            c.outcome = "expired"
+            raise overloaded(
+                "deadline_infeasible",
+                f"scenario {scenario.name!r}: prefill of about {tokens:.0f} tokens takes about "
+                f"{c.predicted:.2f} s, more than the TTFT target of {target:g} s",
+                lane.next_trial - now,
+                SAFETY * c.predicted,
+                left,
+            )
+        # Nothing like it was measured, or not of late: its prefill tells.
+        c.trial, c.predicted = True, 0.0
+    ticket = lane.dispatcher.offer(c.timeline.arrived + target - SAFETY * c.predicted)
     if ticket is not None:
         return ticket
     lane.metrics.expired("arrival")
     c.outcome = "expired"
-    retry_after = lane.dispatcher.retry_after(now)
-    if deadline <= now:
-        raise overloaded(
-            "deadline_infeasible",
-            f"scenario {scenario.name!r}: prefill of about {tokens:.0f} tokens takes about "
-            f"{c.predicted:.2f} s, more than the TTFT target of {scenario.slo.ttft:g} s",
-            retry_after,
-        )
+    wait = lane.dispatcher.wait(now)
     raise overloaded(
         "waiting_room_full",
         f"scenario {scenario.name!r}: {lane.dispatcher.waiting} requests wait already",
-        retry_after,
+        c.retry_in(wait),
+        wait + SAFETY * c.predicted,
+        left,
     )
 
 

@@ -116,6 +116,9 @@ class PrefillPhase:
         c.timeline.prompt_tokens = outcome.prompt_tokens
         c.timeline.cached_tokens = outcome.cached_tokens
         c.lane.estimate.learn(c.size, outcome.prompt_tokens)
+        computed = outcome.prompt_tokens - outcome.cached_tokens
+        if computed > 0:
+            c.lane.prefill_times.learn(computed, held.at - held.leg.sent_at)
         if not c.job.streamed:
             c.timeline.first = held.at
 
@@ -131,6 +134,9 @@ class PrefillPhase:
     def _too_late_for(self, leg: Leg, ticket: Ticket) -> None:
         """A prefill with room but not the time: two of them saying so is an answer."""
         self._late += 1
+        if self._c.lane.try_anyway(time.perf_counter()):
+            self._c.trial = True
+            return
         if self._late >= min(LATE_ANSWERS, self._c.lane.view.prefill_count):
             raise self._expired(ExpiredError("deadline"))
         self._others_first(leg, ticket)
@@ -150,8 +156,12 @@ class PrefillPhase:
             c.outcome, code = "expired", "deadline_exceeded"
             tries = "in time" if error.reason == "deadline" else "in the allowed attempts"
             why = f"no prefill accepted {tries}"
+        now = time.perf_counter()
+        wait = lane.dispatcher.wait(now)
         return overloaded(
             code,
             f"scenario {lane.scenario.name!r}: {why} (TTFT target {lane.scenario.slo.ttft:g} s)",
-            lane.dispatcher.retry_after(time.perf_counter()),
+            c.retry_in(wait),
+            wait + SAFETY * c.predicted,
+            c.timeline.arrived + lane.scenario.slo.ttft - now,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ class ApiError(Exception):
 
     The HTTP status decides which exception an SDK raises. `kind` is OpenAI's `type`, `code` a
     short reason for programs, `param` the body field at fault (dotted path), the message for
-    people; `headers` go with the reply.
+    people; `headers` go with the reply, `details` (more fields for programs) into the object.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         headers: Headers = (),
+        details: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -34,6 +36,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = headers
+        self.details = details or {}
 
     def value(self) -> dict[str, Any]:
         """The OpenAI error object."""
@@ -43,6 +46,7 @@ class ApiError(Exception):
                 "type": self.kind,
                 "param": self.param,
                 "code": self.code,
+                **self.details,
             }
         }
 

@@ -132,7 +132,6 @@ class World:
             hint = device.hint(self.now, next(self._epoch)) if self.hints else None
             prefill.accepted(hint, self.now, sent)
             prefill.released()
-            self.dispatcher.accepted(self.now)
             self.accepted.append((sent, ticket))
 
         self.at(self.now + self.service, answered)
@@ -317,16 +316,38 @@ def test_the_room_is_bounded_and_a_withdrawn_request_leaves_it() -> None:
     assert dispatcher.offer(3.0) is not None
 
 
-def test_retry_after_is_the_room_at_the_measured_rate() -> None:
+def test_the_expected_wait_is_the_room_at_the_pace_of_the_slots() -> None:
     view = View(scenario(([1], [8])), {})
     dispatcher = Dispatcher(view, random.Random(1).random)
-    assert dispatcher.retry_after(0.0) >= 1
-    for i in range(20):
-        dispatcher.accepted(i * 0.5)  # two per second
-    view.update(scenario(([], [8])), {})
+    assert dispatcher.wait(0.0) == SLO.ttft, "nothing is known yet"
+    prefill = view.groups[0].prefills[0]
+    prefill.sent(0.0)
+    prefill.accepted(None, 0.5, 0.0)
+    prefill.released()
+    assert dispatcher.wait(0.5) == 0.0
+    prefill.sent(1.0)
+    assert dispatcher.wait(1.1) == pytest.approx(0.4)
     for _ in range(9):
         dispatcher.offer(100.0)
-    assert dispatcher.retry_after(10.0) in (5, 6)
+    assert dispatcher.wait(1.1) == pytest.approx(0.4 + 9 * 0.5)
+
+
+@pytest.mark.parametrize("backlog", [4, 10, 40])
+def test_a_retry_is_served_when_the_wait_is_over_and_not_much_earlier(backlog: int) -> None:
+    """What a refused client is told: within half of the time at which it would be served."""
+    world = World(View(scenario(([1, 1], [64])), {}), hints=False, service=0.5)
+    for t in (0.0, 0.0):
+        world.arrive(t)
+    world.run()
+    start = world.now
+    for _ in range(backlog):
+        world.arrive(start, deadline=1e6)
+    world.run(start)
+    told = world.dispatcher.wait(start)
+    world.arrive(start, deadline=1e6 + 1)
+    world.run()
+    served = max(sent for sent, _ in world.accepted) - start
+    assert 0.5 * served <= told <= 1.5 * served
 
 
 def test_an_instance_that_left_the_table_is_never_chosen() -> None:

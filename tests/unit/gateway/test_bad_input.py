@@ -267,7 +267,6 @@ async def test_a_fault_of_our_own_costs_one_request_and_nothing_stays(
 
     with monkeypatch.context() as patch:
         if fault == "offer":
-            patch.setattr(lane.dispatcher, "retry_after", broken)
             patch.setattr(lane, "prefill", broken)
         elif fault == "prefill":
             patch.setattr(lane.view, "group", broken)

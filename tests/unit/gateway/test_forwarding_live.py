@@ -57,15 +57,68 @@ async def test_deadline_passed_is_503_with_a_measured_retry_after(rig: Rig) -> N
     assert await rig.metric(names.GATEWAY_OFFERED) == 2
 
 
-async def test_a_prompt_too_long_for_the_target_is_refused_at_once(rig: Rig) -> None:
+async def test_a_prompt_too_long_for_the_target_is_refused_once_that_was_seen(rig: Rig) -> None:
     made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
     await rig.start()
-    await rig.routes(made, prefill_seconds=(0.1, 0.01))
-    assert (await rig.complete(prompt=[1] * 50)).status == 200
+    slo = Slo(ttft=0.2, handoff=60.0, tpot=60.0, attainment=0.9)
+    await rig.routes(made, slo=slo, prefill_seconds=(0.1, 0.01))
+    made[0].prompt_tokens, made[0].prefill_seconds = 102, 0.3
+    for _ in range(4):  # three to be sure, one that is due to be tried
+        assert (await rig.complete(prompt=[1] * 100)).status == 200
     answer = await rig.complete(prompt=[1] * 100)
-    assert (answer.status, answer.json["error"]["code"]) == (503, "deadline_infeasible")
-    assert "prefill of about 100 tokens takes about 1.10 s" in answer.json["error"]["message"]
+    error = answer.json["error"]
+    assert (answer.status, error["code"]) == (503, "deadline_infeasible")
+    assert "prefill of about 100 tokens takes about 0." in error["message"]
+    assert 0 < error["left_ms"] <= 200 < error["needed_ms"] <= 1155
+    assert int(answer.headers["x-pdserve-needed-ms"]) == error["needed_ms"]
+    assert int(answer.headers["x-pdserve-left-ms"]) == error["left_ms"]
+    lane = rig.gateway.service.lane("tiny", {})[0]
+    assert 0 < int(answer.headers["retry-after-ms"]) <= 10_000
+    assert 1 <= int(answer.headers["retry-after"]) <= 10
     assert await rig.metric(names.GATEWAY_EXPIRED, stage="arrival") == 1
+    assert b"x-pdserve-deadline-ms" not in made[0].headers[-1], "it was tried without a deadline"
+    # When the retry is due it is tried, and heals what is no longer true.
+    lane.next_trial, made[0].prefill_seconds = 0.0, 0.0
+    assert [(await rig.complete(prompt=[1] * 100)).status for _ in range(9)] == [200] * 9
+
+
+@pytest.mark.parametrize("factor", [1.0, 100.0], ids=["right", "far too gloomy"])
+async def test_an_idle_service_refuses_no_prompt_that_it_can_serve(rig: Rig, factor: float) -> None:
+    """1,000 prompts of mixed length, right after start, whatever the profile predicts."""
+    made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
+    await rig.start()
+    slo = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.9)
+    await rig.routes(made, slo=slo, prefill_seconds=(0.01 * factor, 0.02 * factor))
+    lengths = [1 + (i * 7919) % 900 for i in range(1000)]
+    statuses = []
+    for length in lengths:
+        made[0].prompt_tokens = length
+        statuses.append((await rig.complete(prompt="word " * length, max_tokens=1)).status)
+    assert statuses == [200] * 1000
+
+
+async def test_odd_chats_do_not_make_other_prompts_too_long(rig: Rig) -> None:
+    made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
+    await rig.start()
+    await rig.routes(made, slo=WIDE, prefill_seconds=(0.0, 0.01))
+    made[0].prompt_tokens = 300 * 15
+    messages = [{"role": "user", "content": "x"}] * 300
+    for _ in range(50):
+        assert (await rig.chat(messages=messages, max_tokens=1)).status == 200
+    lane = rig.gateway.service.lane("tiny", {})[0]
+    assert lane.estimate.per_byte < 0.6
+    made[0].prompt_tokens = 250
+    assert (await rig.complete(prompt="word " * 200, max_tokens=1)).status == 200
+
+
+async def test_an_engine_s_refusal_for_its_deadline_is_tried_now_and_then(rig: Rig) -> None:
+    await rig.one_group(slo=WIDE)
+    rig.engines["p0"].script = ["deadline"]
+    assert (await rig.complete()).status == 200, "asked again without a deadline"
+    rig.engines["p0"].script = ["deadline"]
+    answer = await rig.complete()
+    assert (answer.status, answer.json["error"]["code"]) == (503, "deadline_exceeded")
+    assert {"needed_ms", "left_ms", "retry_after_ms"} <= set(answer.json["error"])
 
 
 async def test_a_full_waiting_room_refuses_newcomers(rig: Rig) -> None:
