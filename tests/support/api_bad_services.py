@@ -59,7 +59,7 @@ BAD_SERVICES = (
         "no traffic expected",
         {f"{_S0}.expected.requestsPerSecond": 0},
         f"{_P0}.expected.requestsPerSecond",
-        "greater than or equal to 0.001",
+        "must be a number from 0.001 to 1000000",
     ),
     _service(
         "traffic as a string",

@@ -9,6 +9,7 @@ can disagree. Nothing here knows a kind.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,11 +147,9 @@ class Number:
     def __get_pydantic_core_schema__(
         self, _source: Any, _handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        want = f"must be a number from {self.min:g} to {self.max:.0f}"
-
         def check(value: Any) -> float:
             if type(value) not in (int, float) or not self.min <= value <= self.max:
-                raise PydanticCustomError("number_range", want)
+                raise PydanticCustomError("number_range", self._want)
             return value  # type: ignore[no-any-return]
 
         return core_schema.no_info_plain_validator_function(check)
@@ -158,7 +157,17 @@ class Number:
     def __get_pydantic_json_schema__(
         self, _core: CoreSchema, _handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"type": "number", "format": "double", "minimum": self.min, "maximum": self.max}
+        whole = math.floor(self.min)
+        schema: dict[str, Any] = {"type": "number", "format": "double"}
+        schema |= {"minimum": whole, "maximum": self.max}
+        if whole != self.min:
+            # The API server cuts `minimum` to a whole number where the value is one.
+            schema[VALIDATIONS] = [validation(f"self >= {self.min}", self._want)]
+        return schema
+
+    @property
+    def _want(self) -> str:
+        return f"must be a number from {self.min:g} to {self.max:.0f}"
 
 
 @dataclass(frozen=True, slots=True)

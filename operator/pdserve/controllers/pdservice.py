@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, Final
 
 from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
 from pdserve.api.ownership import COUNTS_MANAGER, counts_apply, same_spec
@@ -74,6 +74,10 @@ _KINDS = {
 }  # fmt: skip
 
 
+REFUSED_RETRY: Final = 10.0
+"""Seconds until what was refused is tried again: what stood in the way may have gone."""
+
+
 async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
     """Bring one PDService nearer to its spec.
 
@@ -88,8 +92,9 @@ async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
     except ApiError as error:
         context.events.event(obj, "Warning", reasons.INVALID, str(error))
         return None
-    await _Reconcile(context, obj, service).run()
-    return None
+    reconcile = _Reconcile(context, obj, service)
+    await reconcile.run()
+    return REFUSED_RETRY if reconcile.problems else None
 
 
 class _Reconcile:
@@ -167,7 +172,7 @@ class _Reconcile:
     # --- scenarios -------------------------------------------------------------------------
 
     async def _scenario(self, scenario: Scenario) -> None:
-        wanted = scenario_group(self.service, scenario, self.owner)
+        wanted = scenario_group(self.service, scenario, self.owner, self._group_name(scenario))
         live = await ensure(self.context.client, self.context.caches.groups, wanted, _same_group)
         if live["metadata"].get("deletionTimestamp"):
             return
@@ -185,6 +190,22 @@ class _Reconcile:
             pair = (decisions.counts_before(applied), decisions.counts_of(applied))
         plan = plan_counts(counts_observed(scenario, initial, counts, pair))
         await self._apply(live, plan, message)
+
+    def _group_name(self, scenario: Scenario) -> str:
+        """The name that its ScenarioGroup has, or a free one.
+
+        The names of two services' scenarios may be the same when they are put together: who comes
+        second takes one with a hash. Anybody else's object in the place is refused.
+        """
+        service = self.service.metadata
+        mine = self._groups().get(scenario.name)
+        if mine is not None:
+            return mine[1].metadata.name
+        usual = names.scenario_group_name(service.name, scenario.name)
+        held = self.context.caches.groups.get(usual, service.namespace)
+        if held is None or held["spec"]["service"] == service.name:
+            return usual
+        return names.distinct_group_name(service.name, scenario.name)
 
     async def _apply(self, live: Object, plan: CountsPlan, explanation: str) -> None:
         """Record, then apply: what a crash leaves in between, the next look completes."""

@@ -20,11 +20,11 @@ COMPONENT: Final = "scenario-group"
 
 
 def scenario_group(
-    service: PDService, scenario: Scenario, owner: Mapping[str, Any]
+    service: PDService, scenario: Scenario, owner: Mapping[str, Any], name: str = ""
 ) -> dict[str, Any]:
-    """The ScenarioGroup of one scenario, without counts."""
+    """The ScenarioGroup of one scenario, without counts; `name` where it is not the usual one."""
     spec = service.spec
-    name = names.scenario_group_name(service.metadata.name, scenario.name)
+    name = name or names.scenario_group_name(service.metadata.name, scenario.name)
     meta = owned_metadata(name, service.metadata.namespace, service.metadata.name, owner, COMPONENT)
     meta["labels"][names.LABEL_SCENARIO] = scenario.name
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection
 
 from pdserve.wire.names import slot_name
@@ -24,6 +25,14 @@ def pod_name(slot: str, revision: str, replaces: str | None) -> str:
 def slot_range(scenario_group: str, group_index: int, role: Role, count: int) -> tuple[str, ...]:
     """The first `count` slots of one role of a group, whoever holds them."""
     return tuple(slot_name(scenario_group, group_index, role, k) for k in range(count))
+
+
+def is_slot_of(slot: str, scenario_group: str, group_index: int, role: Role) -> bool:
+    """Whether a slot is one of this role of this P/D group."""
+    ordinal = re.search(r"[0-9]{1,4}$", slot)
+    return ordinal is not None and slot == slot_name(
+        scenario_group, group_index, role, int(ordinal[0])
+    )
 
 
 def free_slots(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pdserve.groups.naming import free_slots, pod_name
+from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
 from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
@@ -24,7 +24,6 @@ from pdserve.placement import (
     place_instance,
 )
 from pdserve.topology import Fabric, Path
-from pdserve.wire.names import slot_name
 from pdserve.wire.peers import ROLES, Role
 
 
@@ -117,10 +116,9 @@ def _lost_slots(
             near = _leaf_of(draft.fabric, instance)
             why = f"replaces {instance.name}: {instance.fault or 'deleted from outside'}"
             lost[instance.slot] = Vacancy(instance.slot, instance.uid, near, why)
-    mark = slot_name(wanted.name, group.index, role, 0).removesuffix("0")
     for repair in draft.repairs:
-        number = repair.slot.removeprefix(mark)
-        if repair.slot in present or number == repair.slot or not number.isdigit():
+        ours = is_slot_of(repair.slot, wanted.name, group.index, role)
+        if repair.slot in present or not ours:
             continue
         why = f"its last pod was lost: {repair.fault}"
         lost[repair.slot] = Vacancy(repair.slot, repair.last_uid, None, why)

@@ -3,6 +3,8 @@
 Every string another component or a person may look for on a cluster object is here once.
 """
 
+import hashlib
+
 GROUP = "pdserve.io"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -54,9 +56,22 @@ PORT_TRANSFER = 5600
 PORT_METRICS = 9090
 
 
+MAX_LABEL = 63
+"""Characters of a label value; pod names are labels too."""
+MAX_GROUP = 51
+"""Characters of a ScenarioGroup's name."""
+_POD_HASH = 7
+"""Characters that a pod name adds to its slot."""
+
+
 def scenario_group_name(service: str, scenario: str) -> str:
     """Name of the ScenarioGroup that a PDService makes for one of its scenarios."""
     return f"{service}-{scenario}"
+
+
+def distinct_group_name(service: str, scenario: str) -> str:
+    """Its name where another service's scenario has that one: `a-b` + `c` and `a` + `b-c`."""
+    return _shortened(scenario_group_name(service, scenario), f"{service}/{scenario}", MAX_GROUP)
 
 
 def routes_configmap_name(service: str) -> str:
@@ -90,5 +105,19 @@ def request_secret_name(service: str) -> str:
 
 
 def slot_name(scenario_group: str, group_index: int, role: str, ordinal: int) -> str:
-    """A durable place in a P/D group, e.g. `shop-chat-0-p1`; pods come and go in it."""
-    return f"{scenario_group}-{group_index}-{role[0]}{ordinal}"
+    """A durable place in a P/D group, e.g. `shop-chat-0-p1`; pods come and go in it.
+
+    A ScenarioGroup's name is shortened, with a hash, in those slots alone where a pod's name would
+    not fit a label otherwise.
+    """
+    place = f"-{group_index}-{role[0]}{ordinal}"
+    room = MAX_LABEL - _POD_HASH - len(place)
+    if len(scenario_group) <= room:
+        return scenario_group + place
+    return _shortened(scenario_group, scenario_group, room) + place
+
+
+def _shortened(name: str, whole: str, room: int) -> str:
+    """`name` cut to at most `room` characters, ending in a hash of `whole`."""
+    digest = hashlib.sha256(whole.encode()).hexdigest()[: _POD_HASH - 1]
+    return f"{name[: room - _POD_HASH].rstrip('-')}-{digest}"

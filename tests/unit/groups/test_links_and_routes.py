@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 from tests.support.group_world import wanted
 
+from pdserve.api.common import MAX_INSTANCES
 from pdserve.groups import types as t
 from pdserve.groups.linking import links_missing
-from pdserve.groups.naming import free_slots, pod_name
+from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import endpoint, routable
 from pdserve.groups.view import GroupView
 from pdserve.wire.links import LinkReport
-from pdserve.wire.peers import Peer, PeerTable, Role
+from pdserve.wire.names import slot_name
+from pdserve.wire.peers import ROLES, Peer, PeerTable, Role
 
 SLOTS: dict[str, dict[Role, int]] = {
     "r1": {"prefill": 2, "decode": 4},
@@ -185,6 +187,32 @@ def test_names_are_stable_and_new_for_every_substitute() -> None:
     assert first == pod_name(slot, "r1", None)
     assert first.startswith(slot + "-")
     assert len({first, pod_name(slot, "r2", None), pod_name(slot, "r1", "uid-1")}) == 3
+
+
+LONGEST = "production-recommendations-cha-interactive-assistan"
+
+
+@pytest.mark.parametrize("name", ["shop-chat", LONGEST, LONGEST[:50] + "-", "a" * 51])
+def test_every_pod_name_fits_a_label_and_no_two_are_alike(name: str) -> None:
+    seen: set[str] = set()
+    for index in (*range(12), 63, 64):
+        for role in ROLES:
+            for ordinal in range(MAX_INSTANCES):
+                slot = slot_name(name, index, role, ordinal)
+                usual = f"{name}-{index}-{role[0]}{ordinal}"
+                assert len(pod_name(slot, "r1", None)) <= 63
+                # A name that fits is the one that it always was.
+                assert slot == usual or len(usual) > 63 - 7
+                assert is_slot_of(slot, name, index, role)
+                assert not is_slot_of(slot, name, index + 100, role)
+                assert slot not in seen
+                seen.add(slot)
+
+
+def test_shortened_names_of_different_groups_differ() -> None:
+    other = LONGEST[:-1] + "x"
+    assert slot_name(LONGEST, 10, "prefill", 10) != slot_name(other, 10, "prefill", 10)
+    assert slot_name(LONGEST, 9, "prefill", 9) == f"{LONGEST}-9-p9"
 
 
 def test_slots_are_filled_from_the_lowest() -> None:
