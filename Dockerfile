@@ -14,7 +14,7 @@ COPY hack/images/install.py /tmp/
 RUN ["python3", "/tmp/install.py", "base"]
 ENV PATH=/opt/pdserve/bin:${PATH} \
     HOME=/tmp \
-    PDSERVE_BIND=0.0.0.0 \
+    PDSERVE_BIND=:: \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1

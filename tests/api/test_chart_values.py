@@ -158,6 +158,13 @@ CASES = [
          lambda d: only(d, "ServiceAccount")["metadata"].get("annotations"), {"a": "b"}, None),
     Case("rbac.create", False, kinds("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
          [], ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"]),
+    Case("rbac.aggregate", False,
+         lambda d: sorted(x["metadata"]["name"].rpartition("-")[2] for x in d
+                          if "aggregate-to" in str(x["metadata"]["labels"])),
+         [], ["admin", "edit", "view"]),
+    Case("operator.runAsUser", 1000,
+         lambda d: (pod(d)["securityContext"].get("runAsUser"),
+                    pod(d)["securityContext"].get("runAsGroup")), (1000, 1000), (65532, 65532)),
 ]  # fmt: skip
 
 
@@ -173,6 +180,11 @@ def test_a_value_has_its_effect(case: Case) -> None:
     given = case.given or {}
     assert case.find(render(given)) == case.before
     assert case.find(render(merged(given, nested(case.path, case.value)))) == case.then
+
+
+def test_the_operators_user_is_left_to_the_platform_where_asked() -> None:
+    context = pod(render(operator={"runAsUser": None}))["securityContext"]
+    assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def test_every_value_has_a_case() -> None:
@@ -215,6 +227,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("operator.extraArgs", ["--no-such-flag=1"], "--no-such-flag is no flag of the operator"),
     ("security.allowedPodFields", ["hostPID"], "/security/allowedPodFields/0"),
     ("security.allowedPodFields", ["spec.hostPID,spec.hostIPC"], "/security/allowedPodFields/0"),
+    ("operator.runAsUser", 0, "minimum: got 0, want 1"),
     ("operator.resources", {"limit": {"memory": "1Gi"}}, "'limit' not allowed"),
     ("operator.resources", {"limits": {"memory": "1 GB"}}, "/operator/resources/limits/memory"),
     ("operator.affinity", {"nodeSelectorTerms": []}, "'nodeSelectorTerms' not allowed"),

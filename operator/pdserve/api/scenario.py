@@ -13,7 +13,10 @@ from pdserve.api.text import ModelName, ScenarioName
 
 
 class Match(Model):
-    """Which requests a scenario takes: a named model and every header; nothing named: all."""
+    """Which requests a scenario takes: a named model and every header.
+
+    Nothing named: every request for the model of the service.
+    """
 
     models: Annotated[tuple[ModelName, ...], Items(16)] = ()
     """Values of the OpenAI field `model`; absent: `model.name` of the service."""

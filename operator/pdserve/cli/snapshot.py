@@ -44,6 +44,14 @@ class FabricState:
     pods: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True)
+class NoRight:
+    """The reader may not see the fabric: it belongs to the cluster, not to a namespace."""
+
+    message: str
+    """The API server's."""
+
+
 async def read_services(
     client: KubeClient, namespace: str | None, name: str | None
 ) -> Sequence[Snapshot]:
@@ -85,13 +93,15 @@ def _snapshot(
     )
 
 
-async def read_fabric(client: KubeClient, domain: str) -> FabricState | None:
+async def read_fabric(client: KubeClient, domain: str) -> FabricState | NoRight | None:
     """The named RoCEDomain with nodes and pods; None where it does not exist."""
     try:
         found = api.RoCEDomain.parse(await client.get(DOMAINS, domain))
+        nodes, pods = await asyncio.gather(client.list(NODES), client.list(PODS))
     except KubeError as error:
         if error.is_not_found:
             return None
+        if error.is_forbidden:
+            return NoRight(error.message)
         raise
-    nodes, pods = await asyncio.gather(client.list(NODES), client.list(PODS))
     return FabricState(found, nodes.items, pods.items)

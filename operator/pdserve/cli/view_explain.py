@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pdserve import api
-from pdserve.cli.snapshot import FabricState, Snapshot
+from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.view_status import counts_text, decision_line
 from pdserve.placement import GroupRequest, NoFit, Shape, place
 from pdserve.topology import Fabric, build_fabric, node_view
 
 
-def render(snapshot: Snapshot, scenario: str | None, fabric: FabricState | None, now: float) -> str:
+def render(
+    snapshot: Snapshot, scenario: str | None, fabric: FabricState | NoRight | None, now: float
+) -> str:
     """The explanation of one scenario, or of all."""
     parts = []
     for group in snapshot.groups:
@@ -72,7 +74,12 @@ def _decisions(group: api.ScenarioGroup, now: float) -> str:
     return "\n".join(lines)
 
 
-def _next_group(group: api.ScenarioGroup, state: FabricState | None) -> str:
+def _next_group(group: api.ScenarioGroup, state: FabricState | NoRight | None) -> str:
+    if isinstance(state, NoRight):
+        return (
+            "Where one more P/D group would go: not shown, for it needs the right to list nodes "
+            f"and all pods and to get RoCEDomains ({state.message})"
+        )
     if state is None:
         name = group.spec.fabric.domain_ref.name
         return f"RoCEDomain {name!r} does not exist: nothing can be placed"

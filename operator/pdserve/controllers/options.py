@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pdserve.engines.pod_profile import Allowed, Rights
+from pdserve.http.listen import EVERYWHERE
 from pdserve.wire import names
 
 ENV_PREFIX = "PDSERVE_"
@@ -78,7 +79,7 @@ def parse_options(
     add("--fast-period", "15", "seconds between fast ratio decisions", type=_positive)
     add("--metrics-window", "60", "shortest window of the ratio loop, seconds", type=_positive)
     add("--gateway-image", "pdserve/gateway:latest", "image of the gateways")
-    add("--bind", "0.0.0.0", "address of the metrics and health server")  # noqa: S104 - a pod's own
+    add("--bind", EVERYWHERE, "address of the metrics and health server")
     add("--metrics-port", str(names.PORT_METRICS), "its port", type=_port)
     add("--workers", "4", "objects of one namespace reconciled at once", type=_count)
     add("--resync", "600", "seconds between looking at everything again", type=_positive)

@@ -28,6 +28,9 @@ BASE_TOLERATIONS: tuple[Mapping[str, str], ...] = tuple(
 )
 """The operator decides when an instance is lost; without these Kubernetes would delete healthy
 pods after a five-minute partition."""
+DEFAULT_REQUESTS: Mapping[str, str] = {"cpu": "100m", "memory": "256Mi"}
+"""What an engine asks for beside its devices, where its template says nothing: enough not to be
+the first that a full node evicts, little enough to fit beside others. Not part of the revision."""
 _STARTUP_PERIOD = 2
 _TMP_VOLUME = "pdserve-tmp"
 """A name that no site's template uses by chance: volumes are merged by name."""
@@ -188,7 +191,7 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str,
             {"name": "http", "containerPort": names.PORT_HTTP},
             {"name": "transfer", "containerPort": names.PORT_TRANSFER},
         ],
-        "resources": {"limits": devices, "requests": dict(devices)},
+        "resources": {"limits": devices, "requests": {**DEFAULT_REQUESTS, **devices}},
         "startupProbe": _probe(
             http.PATH_HEALTH,
             period=_STARTUP_PERIOD,

@@ -1,6 +1,7 @@
 """A role's `template`: the user's patch over the rendered pod, and what it may not touch.
 
-Strategic merge as in `kubectl patch`: maps merge deeply, null deletes, lists that have a merge
+Strategic merge as in `kubectl patch`: maps merge deeply, null deletes, `$patch: replace` in a
+securityContext replaces it (`kubectl apply` drops nulls on its way), lists that have a merge
 key merge by it, `tolerations` are appended, every other list is replaced. The adapter renders
 first, the user's patch goes over it, so a site can add volumes, `/dev/shm`, priority classes or
 runtime classes; but placement, identity, readiness and the role's own contract are not the
@@ -36,6 +37,7 @@ _MERGE_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 _APPEND = frozenset({"tolerations"})
 
+_DIRECTIVE = "$patch"
 _HARDENED: Mapping[str, Any] = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -112,10 +114,34 @@ def apply_template(
         "metadata": _merge(pod["metadata"], template.get("metadata") or {}),
         "spec": _harden(_merge(pod["spec"], template.get("spec") or {})),
     }
+    _limits_lead(merged["spec"], template.get("spec") or {})
+    if _devices(merged["spec"], resource) != _devices(pod["spec"], resource):
+        path = f"template.spec.containers[{ENGINE_CONTAINER}].resources"
+        raise TemplateError(path, "set instance.devicesPerNode")
     refused = rights.refused(merged, pod["metadata"]["namespace"], findings(pod))
     if refused is not None:
         raise NotAllowedError(refused)
     return merged
+
+
+def _devices(spec: Mapping[str, Any], resource: str) -> list[Any]:
+    engine = next(c for c in spec["containers"] if c.get("name") == ENGINE_CONTAINER)
+    resources = engine.get("resources") or {}
+    return [(resources.get(kind) or {}).get(resource) for kind in ("limits", "requests")]
+
+
+def _limits_lead(spec: dict[str, Any], patch: Mapping[str, Any]) -> None:
+    """Drop our request where the template limits that resource: Kubernetes makes both equal."""
+    for given in patch.get("containers") or ():
+        resources = given.get("resources")
+        if given["name"] != ENGINE_CONTAINER or not isinstance(resources, Mapping):
+            continue
+        limits, requests = resources.get("limits"), resources.get("requests")
+        stated = set(requests) if isinstance(requests, Mapping) else set()
+        limited = set(limits) - stated if isinstance(limits, Mapping) else set()
+        engine = next(c for c in spec["containers"] if c.get("name") == ENGINE_CONTAINER)
+        kept = engine["resources"].get("requests") or {}
+        engine["resources"]["requests"] = {k: v for k, v in kept.items() if k not in limited}
 
 
 def _harden(spec: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +174,7 @@ def check_template(template: Mapping[str, Any], resource: str) -> None:
             raise TemplateError(f"template.spec.{key}", why)
     _check_affinity(spec)
     _check_containers(spec, resource)
+    _check_directives("template", template)
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
@@ -220,9 +247,28 @@ def _resource_claims(container: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield where, name
 
 
+def _check_directives(path: str, value: Any) -> None:
+    """Directives where they are known; elsewhere they would take away what others rely on."""
+    if isinstance(value, list):
+        for index, entry in enumerate(value):
+            if isinstance(entry, Mapping) and entry.get(_DIRECTIVE) == "delete":
+                continue
+            _check_directives(f"{path}[{index}]", entry)
+    elif isinstance(value, Mapping):
+        replaces = path.endswith(".securityContext") and value.get(_DIRECTIVE) == "replace"
+        if _DIRECTIVE in value and not replaces:
+            right = "delete in an entry of a list, or replace in a securityContext"
+            raise TemplateError(f"{path}.{_DIRECTIVE}", f"it is {right}")
+        for key, below in value.items():
+            _check_directives(f"{path}.{key}", below)
+
+
 def _merge(base: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
-    merged: dict[str, Any] = dict(base) if isinstance(base, Mapping) else {}
+    kept = isinstance(base, Mapping) and patch.get(_DIRECTIVE) != "replace"
+    merged: dict[str, Any] = dict(base) if kept else {}
     for key, value in patch.items():
+        if key == _DIRECTIVE:
+            continue
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, Mapping):
@@ -250,7 +296,7 @@ def _merge_list(base: list[Any], patch: list[Any], keys: tuple[str, ...]) -> lis
             ),
             None,
         )
-        if entry.get("$patch") == "delete":
+        if entry.get(_DIRECTIVE) == "delete":
             if at is not None:
                 del merged[at]
         elif at is None:

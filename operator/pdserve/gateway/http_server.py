@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdserve.http.errors import ApiError, Headers
+from pdserve.http.listen import listening
 from pdserve.http.receive import Receiver, Request
 from pdserve.http.send import LAST_CHUNK, STATUS_LINES, chunk
 
@@ -272,7 +273,7 @@ class HttpServer:
         """Listen; returns the port (useful with port 0)."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: ClientConnection(self), host, port, backlog=2048
+            lambda: ClientConnection(self), **listening(host, port), backlog=2048
         )
         self._sweeper = loop.create_task(self._sweep())
         address: Any = self._server.sockets[0].getsockname()

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pdserve.exposition import CONTENT_TYPE, Registry
+from pdserve.http.listen import listening
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ async def serve(pages: Mapping[str, Handler], host: str, port: int) -> asyncio.S
             with suppress(OSError):
                 await writer.wait_closed()
 
-    return await asyncio.start_server(connected, host, port, limit=MAX_HEAD)
+    return await asyncio.start_server(connected, limit=MAX_HEAD, **listening(host, port))
 
 
 async def _answer(

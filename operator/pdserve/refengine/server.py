@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from pdserve.http.listen import listening
 from pdserve.refengine.api.generate import Generator
 from pdserve.refengine.api.handover import Sender
 from pdserve.refengine.api.http import Bounds, HttpConnection
@@ -76,8 +77,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
     bounds = Bounds(config.max_body_bytes, kept, prompts, config.arrival_seconds)
     server = await loop.create_server(
         lambda: HttpConnection(routes, bounds, connections),
-        config.bind,
-        config.port,
+        **listening(config.bind, config.port),
         backlog=1024,
     )
     try:

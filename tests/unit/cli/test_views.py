@@ -10,7 +10,7 @@ import yaml
 
 from pdserve import api
 from pdserve.cli import view_explain, view_status
-from pdserve.cli.snapshot import FabricState, Snapshot
+from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.tables import age, table
 from pdserve.wire import names
 
@@ -182,3 +182,18 @@ def test_age(seconds: float, want: str) -> None:
 
 def test_table_of_nothing_is_nothing() -> None:
     assert table(("A",), []) == ""
+
+
+def test_explain_without_a_right_to_nodes_shows_the_rest() -> None:
+    """K7.1: the admin of a namespace may not list nodes."""
+    of = service()
+    mine = group(
+        of, "chat",
+        conditions=[{"type": "Ready", "status": "True", "reason": "AllReady", "message": "",
+                     "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}],
+    )  # fmt: skip
+    refused = NoRight('nodes is forbidden: User "lead" cannot list resource "nodes"')
+    text = view_explain.render(Snapshot(of, (mine,), ()), "chat", refused, NOW)
+    assert "Ready=True  AllReady" in text
+    assert "no decision yet" in text
+    assert 'User "lead" cannot list resource "nodes"' in text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from pdserve import __version__
 from pdserve.api import PDService, RoCEDomain
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,6 +22,19 @@ def test_its_service_is_valid_and_names_the_domain_it_applies() -> None:
     service = PDService.parse(yaml.safe_load(text))
     domain = yaml.safe_load((ROOT / "examples" / "demo-rocedomain.yaml").read_text())
     assert service.spec.fabric.domain_ref.name == RoCEDomain.parse(domain).metadata.name
+
+
+def test_it_says_which_images_must_exist_and_what_the_model_is() -> None:
+    """K7.14: a reader who copies the service must not wait for an image or a model in vain."""
+    text = (ROOT / "README.md").read_text()
+    [shown] = blocks("yaml")
+    service = PDService.parse(yaml.safe_load(shown))
+    after = text.partition(shown)[2]
+    for image in (service.spec.engine.image, f"pdserve/operator:{__version__}",
+                  f"pdserve/gateway:{__version__}"):  # fmt: skip
+        assert image in after
+    assert service.spec.model.name == "pdserve-tiny", "the one that the engine's image holds"
+    assert "`pdserve-tiny` is the toy model" in after
 
 
 def test_its_files_and_make_targets_exist() -> None:

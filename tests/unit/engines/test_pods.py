@@ -248,6 +248,11 @@ REFUSED = [
      "engine's"),
     ({"spec": {"initContainers": {}}}, "template.spec.initContainers", "must be a list"),
     ({"metadata": {"labels": 5}}, "template.metadata.labels", "must be an object"),
+    ({"spec": {"$patch": "replace"}}, "template.spec.$patch", "securityContext"),
+    ({"spec": {"affinity": {"$patch": "replace"}}}, "template.spec.affinity.$patch", "in an entry"),
+    ({"metadata": {"labels": {"$patch": "replace"}}}, "template.metadata.labels.$patch", "entry"),
+    ({"spec": {"volumes": [{"$patch": "replace", "name": "v"}]}},
+     "template.spec.volumes[0].$patch", "delete in an entry"),
     ({"spec": []}, "template.spec", "must be an object"),
     ({"status": {}}, "template.status", "metadata and spec"),
 ]  # fmt: skip
@@ -269,6 +274,47 @@ def test_other_devices_may_be_asked_for() -> None:
         {"spec": {"containers": [{"name": "engine", "resources": {"limits": {"rdma/hca": 1}}}]}},
         NPU,
     )
+
+
+@pytest.mark.parametrize("resources", [None, {"limits": None}, {"requests": None}], ids=str)
+def test_its_devices_cannot_be_taken_away(resources: Any) -> None:
+    template = {"spec": {"containers": [{"name": "engine", "resources": resources}]}}
+    with pytest.raises(TemplateError, match="devicesPerNode"):
+        render(**{"spec.prefill.template": template})
+
+
+def test_an_engine_asks_for_cpu_and_memory_and_its_template_for_others() -> None:
+    """K7.13: unless it does, a full node evicts it first and quotas refuse it."""
+    asked = engine(render())["resources"]
+    assert asked == {"requests": {"cpu": "100m", "memory": "256Mi", NPU: "1"}, "limits": {NPU: "1"}}
+
+    def with_resources(**given: Any) -> Any:
+        part = {"containers": [{"name": "engine", "resources": given}]}
+        return engine(render(**{"spec.prefill.template": {"spec": part}}))["resources"]
+
+    more = with_resources(requests={"cpu": "8"})
+    assert more["requests"] == {"cpu": "8", "memory": "256Mi", NPU: "1"}
+    none = with_resources(requests={"cpu": None, "memory": None})
+    assert none["requests"] == {NPU: "1"}
+    less = with_resources(limits={"memory": "128Mi"})
+    assert less["requests"] == {"cpu": "100m", NPU: "1"}, "the API server makes it the limit"
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
+        {"$patch": "replace", "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+    ],
+    ids=["null", "replace"],
+)
+def test_the_user_is_left_to_the_platform_where_asked(context: dict[str, Any]) -> None:
+    """K7.5: OpenShift gives each namespace a range of its own. `kubectl apply` keeps no null."""
+    pod = render(**{"spec.prefill.template": {"spec": {"securityContext": context}}})
+    assert pod["spec"]["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def test_the_rendered_pod_is_not_changed_by_merging() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pdserve.http.listen import listening
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.frames import FrameConnection, Landing
 from pdserve.refengine.kv.protocol import Kind, Proof
@@ -313,7 +314,7 @@ class TcpTransport:
         """Listen; returns the port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: _Server(self._me, self._exporter, self._accepted), host, port
+            lambda: _Server(self._me, self._exporter, self._accepted), **listening(host, port)
         )
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
