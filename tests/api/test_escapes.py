@@ -232,7 +232,8 @@ async def test_without_the_policy_the_operator_makes_no_pod(
 
     client = await connect(control_plane.kubeconfig)
     core = Core(
-        client, namespace=OPEN, gateway_image="pdserve/gateway:test", registry=Registry(),
+        client, namespace=OPEN, gateway_image="pdserve/gateway:test",
+        operator_namespace="pdserve-system", registry=Registry(),
         now=time.time, rng=random.Random(1),
     )  # fmt: skip
     engines = Engines()

@@ -187,6 +187,7 @@ async def running(plane: ControlPlane, rest: Rest) -> AsyncIterator[tuple[KubeCl
         KubeClient(recording),
         namespace=NS,
         gateway_image="pdserve/gateway:test",
+        operator_namespace="pdserve-system",
         registry=Registry(),
         now=time.time,
         rng=random.Random(1),

@@ -367,6 +367,36 @@ BAD_SERVICES = (
         "greater than or equal to 1",
     ),
     _service(
+        "network peer of nothing",
+        {"spec.networkPolicy": {"clients": [{}]}},
+        "spec.networkPolicy.clients[0]",
+        "needs either cidr, or namespaceLabels, podLabels or both",
+    ),
+    _service(
+        "network peer of both kinds",
+        {"spec.networkPolicy": {"metrics": [{"cidr": "10.0.0.0/8", "podLabels": {"a": "b"}}]}},
+        "spec.networkPolicy.metrics[0]",
+        "needs either cidr, or namespaceLabels, podLabels or both",
+    ),
+    _service(
+        "network peer without a prefix",
+        {"spec.networkPolicy": {"clients": [{"cidr": "10.0.0.1"}]}},
+        "spec.networkPolicy.clients[0].cidr",
+        "a block of addresses such as 10.0.0.0/8",
+    ),
+    _service(
+        "network peer with an empty selector",
+        {"spec.networkPolicy": {"clients": [{"podLabels": {}}]}},
+        "spec.networkPolicy.clients[0].podLabels",
+        "at least 1",
+    ),
+    _service(
+        "17 network peers",
+        {"spec.networkPolicy": {"clients": [{"cidr": "10.0.0.0/8"}] * 17}},
+        "spec.networkPolicy.clients",
+        "at most 16 items",
+    ),
+    _service(
         "no gateway", {"spec.gateway": {"replicas": 0}}, "spec.gateway.replicas", "equal to 1"
     ),
     _service(

@@ -137,6 +137,10 @@ FULL: Mapping[str, Object] = {
             "spec.scenarios.0.ratio.fixed": {"groups": 2, "prefill": 3, "decode": 4},
             "spec.scenarios.0.expected.prefixHitPercent": 40,
             "spec.gateway": {"replicas": 2, "port": 8080, "auth": {"secretRef": {"name": "keys"}}},
+            "spec.networkPolicy": {
+                "clients": [{"cidr": "10.0.0.0/8"}, {"namespaceLabels": {"team": "a"}}],
+                "metrics": [{"podLabels": {"app": "prometheus"}}],
+            },
         },
     ),
     "ScenarioGroup": edited(

@@ -64,6 +64,49 @@ def live_through(cluster: s.Cluster, namespace: str, name: str) -> None:
     s.until("the removed scenario is gone", lambda: not s.group(cluster, namespace, removed))
     changed_domain(cluster)
     s.wait_service(cluster, namespace, name)
+    network_policies(cluster, namespace, name, changed)
+    rotated_credentials(cluster, namespace, name)
+    s.wait_service(cluster, namespace, name)
+
+
+def network_policies(cluster: s.Cluster, namespace: str, name: str, document: s.Json) -> None:
+    """Asked for, met without the operator's label, changed, and no longer asked for."""
+    path = f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/{name}-gateway"
+
+    def allowed() -> object:
+        policy = cluster.get(path)
+        return None if policy is None else policy["spec"]["ingress"][0].get("from")
+
+    peer = {"podLabels": {"app": "web"}}
+    document["spec"]["networkPolicy"] = {"clients": [peer]}
+    cluster.apply(document, namespace=namespace)
+    s.until("clients are limited", allowed)
+    label = f"{names.LABEL_MANAGED_BY}-"
+    cluster.kubectl("label", f"networkpolicy/{name}-gateway", "-n", namespace, label)
+
+    def labelled() -> bool:
+        found = (cluster.get(path) or {"metadata": {}})["metadata"].get("labels") or {}
+        return names.LABEL_MANAGED_BY in found
+
+    s.until("the policy's label is back", labelled)
+    document["spec"]["networkPolicy"] = {"clients": []}
+    cluster.apply(document, namespace=namespace)
+    s.until("everyone may call", lambda: allowed() is None and cluster.get(path) is not None)
+    del document["spec"]["networkPolicy"]
+    cluster.apply(document, namespace=namespace)
+    s.until("the policy is gone", lambda: cluster.get(path) is None)
+
+
+def rotated_credentials(cluster: s.Cluster, namespace: str, name: str) -> None:
+    """`pdserve.io/rotate`: Secrets and the annotations of pods are patched."""
+    rotate = f"{names.ANNOTATION_ROTATE}=1"
+    cluster.kubectl("annotate", f"pdservice/{name}", "-n", namespace, "--overwrite", rotate)
+
+    def rotated() -> bool:
+        found = s.condition(s.service(cluster, namespace, name), "CredentialsRotated")
+        return found.get("status") == "True"
+
+    s.until("the credentials were rotated", rotated)
 
 
 def _until_counted(

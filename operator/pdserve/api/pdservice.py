@@ -10,6 +10,7 @@ from pydantic import model_validator
 from pdserve.api.base import Int, Items, Model, Observed, Rule
 from pdserve.api.common import EngineSpec, FabricSpec, ModelSpec, ObjectRef, Recovery, RoleTemplate
 from pdserve.api.meta import Condition, Generation
+from pdserve.api.network import NetworkIsolation
 from pdserve.api.resource import Column, Kind, Resource
 from pdserve.api.scenario import Scenario
 from pdserve.api.scenariogroup import DecisionRecord, RoleCount
@@ -135,6 +136,8 @@ class PDServiceSpec(Model):
     """How patiently instances are given up."""
     gateway: Gateway = Gateway()
     """The OpenAI front door."""
+    network_policy: NetworkIsolation | None = None
+    """Who may connect to this service's pods; absent: no NetworkPolicy is made."""
 
 
 class DeviceUse(Observed):

@@ -80,6 +80,7 @@ class Core:
         *,
         namespace: str | None,
         gateway_image: str,
+        operator_namespace: str,
         registry: Registry,
         now: Callable[[], float],
         rng: random.Random,
@@ -96,6 +97,7 @@ class Core:
         self.metrics = OperatorMetrics(registry)
         self.synced = False
         self._gateway_image = gateway_image
+        self._operator_namespace = operator_namespace
         steady = asyncio.get_running_loop().time
         self.clock = Clock(now, steady)
         self.silence = NodeSilence(steady)
@@ -143,6 +145,7 @@ class Core:
             tokens=tokens,
             metrics=self.metrics,
             gateway_image=self._gateway_image,
+            operator_namespace=self._operator_namespace,
             rights=self._rights,
             clock=self.clock,
             silence=self.silence,
@@ -196,6 +199,7 @@ async def run(options: Options) -> None:
         client,
         namespace=options.namespace,
         gateway_image=options.gateway_image,
+        operator_namespace=options.lease_namespace,
         registry=registry,
         now=time.time,
         rng=rng,

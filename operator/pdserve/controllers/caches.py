@@ -23,6 +23,7 @@ from pdserve.kube.resource import (
     CONFIGMAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    NETWORK_POLICIES,
     NODES,
     POD_DISRUPTION_BUDGETS,
     PODS,
@@ -134,6 +135,7 @@ class Caches:
     roles: Cache
     role_bindings: Cache
     disruption_budgets: Cache
+    network_policies: Cache
 
     def __iter__(self) -> Iterator[Cache]:
         return (getattr(self, f.name) for f in fields(self))
@@ -193,6 +195,7 @@ def make_caches(
         roles=ours(ROLES),
         role_bindings=ours(ROLE_BINDINGS),
         disruption_budgets=ours(POD_DISRUPTION_BUDGETS),
+        network_policies=ours(NETWORK_POLICIES),
     )
     caches.groups.add_index(_BY_OWNER, _owner)
     caches.groups.add_index(BY_SERVICE, _service_of_group)

@@ -43,6 +43,8 @@ class Context:
     tokens: Tokens
     metrics: OperatorMetrics
     gateway_image: str
+    operator_namespace: str
+    """Where operators run."""
     rights: Rights
     """What pod templates may ask for beyond the restricted Pod Security profile."""
     clock: Clock

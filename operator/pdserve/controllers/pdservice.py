@@ -27,6 +27,7 @@ from pdserve.controllers.context import Attainment, Context
 from pdserve.controllers.counts import REASON_INITIAL, CountsPlan, plan_counts
 from pdserve.controllers.credentials import BadSecret
 from pdserve.controllers.group_view import models_of, slots_of, view_group
+from pdserve.controllers.network import network_policies, policy_names
 from pdserve.controllers.objects import gateway_objects, owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.parsed import parsed
@@ -54,6 +55,7 @@ from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import (
     DEPLOYMENTS,
+    NETWORK_POLICIES,
     POD_DISRUPTION_BUDGETS,
     ROLE_BINDINGS,
     ROLES,
@@ -128,6 +130,7 @@ class _Reconcile:
         ):
             cache = self.context.caches.of(_KINDS[wanted["kind"]])
             await self._try(ensure(self.context.client, cache, wanted))
+        await self._network()
         await self._write_status(template)
 
     async def _try(self, step: Awaitable[Any]) -> None:
@@ -152,6 +155,29 @@ class _Reconcile:
                 raise
             return  # What kept it from being made is told already.
         self.credential = held.gateway_fingerprint
+
+    async def _network(self) -> None:
+        """Make the NetworkPolicies that are asked for, delete those that no longer are."""
+        client, cache = self.context.client, self.context.caches.network_policies
+        meta = self.service.metadata
+        wanted = network_policies(self.service, self.owner, self.context.operator_namespace)
+        for policy in wanted:
+            try:
+                await self._try(ensure(client, cache, policy, _same_spec))
+            except KubeError as error:
+                if not error.is_invalid:
+                    raise
+                self.problems.append(("NetworkPolicyRefused", error.message))
+        if wanted:
+            return
+        for name in policy_names(meta.name):
+            found = cache.get(name, meta.namespace)
+            if found is None or not is_controlled_by(found, meta.uid):
+                continue
+            await client.delete(
+                NETWORK_POLICIES, name, namespace=meta.namespace, uid=found["metadata"]["uid"]
+            )
+            cache.observe_gone(found)
 
     async def _template(self) -> Condition:
         rights, known = self.context.rights, None
@@ -355,6 +381,11 @@ class _Reconcile:
             for name, group in groups.items()
         }
         return {name: a for name, a in found.items() if a is not None}
+
+
+def _same_spec(live: Object, wanted: Object) -> bool:
+    """Metadata as wanted, and the spec both ways: a rule taken out is a change."""
+    return covers(live, wanted) and bool(live["spec"] == wanted["spec"])
 
 
 def _same_group(live: Object, wanted: Object) -> bool:

@@ -33,6 +33,7 @@ NAMESPACED: Final[Rules] = {
     ("rbac.authorization.k8s.io", "roles"): _verbs("get list watch create patch"),
     ("rbac.authorization.k8s.io", "rolebindings"): _verbs("get list watch create patch"),
     ("policy", "poddisruptionbudgets"): _verbs("get list watch create patch"),
+    ("networking.k8s.io", "networkpolicies"): _verbs("get list watch create patch delete"),
     ("", "events"): _verbs("create patch"),
 }
 """Needed where PDServices and ScenarioGroups live: a Role with --namespace, else a ClusterRole."""

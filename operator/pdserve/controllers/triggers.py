@@ -55,6 +55,7 @@ class Triggers:
             caches.roles,
             caches.role_bindings,
             caches.disruption_budgets,
+            caches.network_policies,
         ):
             cache.on_change(self._owned)
 

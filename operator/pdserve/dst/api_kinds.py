@@ -48,7 +48,8 @@ BUILTIN = (
         Kind(resource)
         for resource in (
             known.CONFIGMAPS, known.CONTROLLER_REVISIONS, known.SECRETS, known.SERVICE_ACCOUNTS,
-            known.NAMESPACES, known.EVENTS, known.LEASES, known.ROLES, known.ROLE_BINDINGS,
+            known.NAMESPACES, known.EVENTS, known.LEASES, known.NETWORK_POLICIES, known.ROLES,
+            known.ROLE_BINDINGS,
         )
     ),
 )  # fmt: skip

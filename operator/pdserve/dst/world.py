@@ -569,6 +569,7 @@ class World:
             KubeClient(recorder),
             namespace=namespace,
             gateway_image="pdserve/gateway:test",
+            operator_namespace="pdserve-system",
             registry=Registry(),
             now=lambda: now() + self.clock_error,
             rng=self.operator_rng,

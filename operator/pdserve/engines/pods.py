@@ -34,6 +34,8 @@ the first that a full node evicts, little enough to fit beside others. Not part 
 _STARTUP_PERIOD = 2
 _TMP_VOLUME = "pdserve-tmp"
 """A name that no site's template uses by chance: volumes are merged by name."""
+_CONTROL_VOLUME = "pdserve-control"
+_CONTROL_DIR = "/etc/pdserve/control"
 
 
 class PodSlot(Protocol):
@@ -166,7 +168,7 @@ def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, A
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_engine(group, new, role)],
-        "volumes": [{"name": _TMP_VOLUME, "emptyDir": {}}],
+        "volumes": [{"name": _TMP_VOLUME, "emptyDir": {}}, _control_volume()],
     }
     if group.spec.engine.image_pull_secrets:
         spec["imagePullSecrets"] = [
@@ -178,6 +180,13 @@ def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, A
 def _pin(node: str) -> dict[str, Any]:
     terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]
     return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+
+
+def _control_volume() -> dict[str, Any]:
+    """The pod's annotation as a file, so that what the operator writes there reaches the engine."""
+    path = f"metadata.annotations['{names.ANNOTATION_CONTROL}']"
+    items = [{"path": "control", "fieldRef": {"fieldPath": path}}]
+    return {"name": _CONTROL_VOLUME, "downwardAPI": {"items": items}}
 
 
 def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, Any]:
@@ -205,7 +214,10 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": _TMP_VOLUME, "mountPath": "/tmp"}],  # noqa: S108 - the pod's own
+        "volumeMounts": [
+            {"name": _TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108 - the pod's own
+            {"name": _CONTROL_VOLUME, "mountPath": _CONTROL_DIR, "readOnly": True},
+        ],
     }
     if group.spec.engine.image_pull_policy:
         container["imagePullPolicy"] = str(group.spec.engine.image_pull_policy)
@@ -239,13 +251,7 @@ def _env(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> list[dict[st
         {"name": "PDSERVE_ROLE", "value": new.role},
         {"name": "PDSERVE_SERVICE", "value": group.spec.service},
         {"name": "PDSERVE_SCENARIO", "value": group.spec.scenario},
-        # From the annotation, so that a container that starts anew reads what is true then.
-        {
-            "name": "PDSERVE_CONTROL_TOKEN",
-            "valueFrom": {
-                "fieldRef": {"fieldPath": f"metadata.annotations['{names.ANNOTATION_CONTROL}']"}
-            },
-        },
+        {"name": "PDSERVE_CONTROL_TOKEN_FILE", "value": f"{_CONTROL_DIR}/control"},
         # Engines and operators of older versions know no other; not there once it was rotated out.
         {
             "name": "PDSERVE_TOKEN",

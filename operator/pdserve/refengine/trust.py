@@ -41,6 +41,8 @@ class Trust:
         self._peers: dict[str, PeerGrant] = {}
         self._relaxed = False
         self._pair_refused: set[str] = set()
+        self._granted_over: frozenset[str] = frozenset()
+        """The process's own control credentials when the newest grant replaced them."""
         self.changed: Callable[[], None] = lambda: None
         """Called after every change of the keys."""
 
@@ -64,6 +66,7 @@ class Trust:
             for name, peer in grant.peers.items()
         }
         self._grant = grant
+        self._granted_over = self._control.digests
         self._relaxed = False
         self._pair_refused.clear()
         self.changed()
@@ -79,8 +82,7 @@ class Trust:
         """Who sends a control request; raises ApiError 401."""
         if self._open:
             return "control"
-        granted = () if self._grant is None else self._grant.control
-        if accepted(authorization, (*self._control.digests, *granted)):
+        if accepted(authorization, self._controls):
             return "control"
         if self._shared_counts and accepted(authorization, self._shared):
             return "shared"
@@ -96,6 +98,17 @@ class Trust:
         shared = self._shared if self._shared_counts else ()
         if not self._open and not accepted(authorization, (*self._requests, *shared)):
             raise _refusal("a gateway's request credential is required")
+
+    @property
+    def _controls(self) -> frozenset[str]:
+        """The granted ones; and the process's own, where its file changed after the grant: so an
+        operator that lost its secrets finds its way back.
+        """
+        own = self._control.digests
+        if self._grant is None:
+            return own
+        granted = frozenset(self._grant.control)
+        return granted if own == self._granted_over else granted | own
 
     @property
     def _requests(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pdserve.kube.resource import (
     CONFIGMAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    NETWORK_POLICIES,
     POD_DISRUPTION_BUDGETS,
     PODS,
     ROLE_BINDINGS,
@@ -39,6 +40,8 @@ STRANGERS: list[tuple[Resource, str, dict[str, Any]]] = [
     (ROLES, "shop-gateway", {"rules": []}),
     (ROLE_BINDINGS, "shop-gateway", {"roleRef": {"name": "mine"}}),
     (POD_DISRUPTION_BUDGETS, "shop-gateway", {"spec": {"maxUnavailable": 0}}),
+    (NETWORK_POLICIES, "shop-gateway", {"spec": {"podSelector": {}}}),
+    (NETWORK_POLICIES, "shop-instances", {"spec": {"podSelector": {}}}),
 ]
 
 
@@ -84,7 +87,9 @@ def test_a_strangers_object_is_refused_and_left_alone(
                 **content,
             },
         )
-        world.create(PDSERVICES, service())
+        wanted = service()
+        wanted["spec"]["networkPolicy"] = {}
+        world.create(PDSERVICES, wanted)
         async with world.running(), world.operator() as task:
             await world.until(
                 lambda: (
@@ -261,6 +266,7 @@ NOT_SEEN = {
     ("", "services", "get"), ("apps", "deployments", "get"),
     ("rbac.authorization.k8s.io", "roles", "get"),
     ("rbac.authorization.k8s.io", "rolebindings", "get"), ("policy", "poddisruptionbudgets", "get"),
+    ("networking.k8s.io", "networkpolicies", "get"),
     # Only when their content changes with the operator's version.
     ("", "serviceaccounts", "patch"), ("rbac.authorization.k8s.io", "roles", "patch"),
     ("rbac.authorization.k8s.io", "rolebindings", "patch"),
@@ -288,6 +294,7 @@ async def test_rights_used_and_granted_agree() -> None:
         world.patch(PDSERVICES, NS, "shop", {"spec": spec})
         await asyncio.sleep(60)
         spec["scenarios"][0]["ratio"]["fixed"]["groups"] = 1
+        spec["networkPolicy"] = {"clients": [{"podLabels": {"app": "web"}}]}
         annotations = {"annotations": {"pdserve.io/rotate": "1"}}
         world.patch(PDSERVICES, NS, "shop", {"spec": spec, "metadata": annotations})
         await world.until(lambda: len(world.instances()) == 2, 200, "one group left")
@@ -295,7 +302,9 @@ async def test_rights_used_and_granted_agree() -> None:
         world.patch(PDSERVICES, NS, "shop", {"spec": spec})
         await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 2, 60, "both in use")
         await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 1, 200, "rolled")
-        await asyncio.sleep(5)
+        for policy in ({"clients": []}, None):
+            world.patch(PDSERVICES, NS, "shop", {"spec": {"networkPolicy": policy}})
+            await asyncio.sleep(5)
     used = set()
     for request in world.recorders[-1].requests:
         plural = request.resource.plural

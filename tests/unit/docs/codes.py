@@ -27,7 +27,7 @@ _NOT_CODES = {
     "PDService", "ScenarioGroup", "RoCEDomain", "ConfigMap", "ServiceAccount", "RoleBinding",
     "RuntimeDefault", "RollingUpdate", "TemplateValid", "AdviceAvailable", "RatioInBounds",
     "PodScheduled", "CamelCase", "NoSchedule", "NoExecute", "LabelsComplete", "TreeConsistent",
-    "NotReady", "ScheduleAnyway", "PodDisruptionBudget", "AlwaysAllow",
+    "NotReady", "ScheduleAnyway", "PodDisruptionBudget", "AlwaysAllow", "NetworkPolicy",
 }  # fmt: skip
 
 

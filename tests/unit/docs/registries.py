@@ -36,7 +36,8 @@ async def operator() -> Families:
     registry = Registry()
     client = KubeClient(_Nowhere())
     Core(
-        client, namespace=None, gateway_image="", registry=registry, now=lambda: 0.0,
+        client, namespace=None, gateway_image="",
+        operator_namespace="pdserve-system", registry=registry, now=lambda: 0.0,
         rng=random.Random(0),
     )  # fmt: skip
     EventRecorder(client, Reporter("operator", "me"), event_reasons.ALL, registry=registry)

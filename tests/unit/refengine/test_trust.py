@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pdserve.engines.credentials import Credential
@@ -136,6 +138,21 @@ def test_the_transport_hears_of_every_change() -> None:
     trust.take(grant(), "control")
     trust.take(grant(OLD), "control")
     assert len(calls) == 2
+
+
+def test_a_grant_replaces_the_processs_own_until_its_file_changes(tmp_path: Path) -> None:
+    """After a rotation the old one counts no more; an operator that lost its secrets comes back."""
+    file, now = tmp_path / "control", [0.0]
+    file.write_text("first")
+    trust = Trust("", Credential(file=file, clock=lambda: now[0]))
+    assert trust.controls("Bearer first") == "control"
+    trust.take(grant(shared=False), "control")
+    assert refused(trust.controls, "first")
+    assert trust.controls("Bearer op") == "control"
+    file.write_text("made anew")
+    now[0] = 2.0
+    assert trust.controls("Bearer made anew") == "control"
+    assert trust.controls("Bearer op") == "control"
 
 
 @pytest.mark.parametrize("known", ["op-1", "op-2"])
