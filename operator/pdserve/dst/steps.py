@@ -463,7 +463,7 @@ async def poison_table(scene: Scene, rng: random.Random) -> str | None:
 
 
 async def poison_secret(scene: Scene, rng: random.Random) -> str | None:
-    """A token Secret holds odd bytes, or is gone."""
+    """A credentials Secret holds odd bytes for a while, or is gone for good."""
     secrets = scene.world.seen(SECRETS)
     if not secrets:
         return None
@@ -471,9 +471,12 @@ async def poison_secret(scene: Scene, rng: random.Random) -> str | None:
     if rng.random() < 0.3:
         scene.delete(SECRETS, secret)
         return f"Secret {_name(secret)} is deleted"
-    data = dict.fromkeys(secret.get("data") or {"token": ""}, rng.choice(("/////w==", "", "AA==")))
-    scene.patch(secret, {"data": data}, SECRETS)
-    return f"Secret {_name(secret)} holds odd bytes"
+    good = dict(secret.get("data") or {})
+    odd = dict.fromkeys(good or ("token",), rng.choice(("/////w==", "", "AA==")))
+    seconds = rng.uniform(5, 60)
+    scene.patch(secret, {"data": odd}, SECRETS)
+    scene.later(seconds, lambda: scene.patch(secret, {"data": good}, SECRETS))
+    return f"Secret {_name(secret)} holds odd bytes for {seconds:.0f} s"
 
 
 async def poison_status(scene: Scene, rng: random.Random) -> str | None:

@@ -9,6 +9,7 @@ integer are cut to it, and what is finer than a billionth is rounded away from z
 
 from __future__ import annotations
 
+import functools
 import re
 from fractions import Fraction
 from typing import Any, Final
@@ -48,9 +49,18 @@ def quantity(value: Any) -> Fraction:
         raise QuantityError(f"want a quantity such as 8 or 1500m, got {shown(value)}")
     if isinstance(value, int):
         return _cut(Fraction(value))
-    matched = _QUANTITY.fullmatch(str(value))
-    if matched is None:
+    found = _of_text(str(value))
+    if found is None:
         raise QuantityError(f"want a quantity such as 8 or 1500m, got {shown(value)}")
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_text(text: str) -> Fraction | None:
+    """The amount, None for no quantity. Kept: a cluster's objects state few different ones."""
+    matched = _QUANTITY.fullmatch(text)
+    if matched is None:
+        return None
     sign, digits, exponent, suffix = matched.groups()
     amount = Fraction(digits)
     if exponent is None:
