@@ -34,7 +34,7 @@ from pdserve.controllers.parsed import parsed
 from pdserve.controllers.profiles import prefill_prediction, profile_of
 from pdserve.controllers.ratio_input import first_counts
 from pdserve.controllers.rotation import asked_rotation, rotate
-from pdserve.controllers.routing import parse_routes, route_table, version_floor
+from pdserve.controllers.routing import parse_routes, prompt_bytes_of, route_table, version_floor
 from pdserve.controllers.service_desired import (
     acting_counts,
     counts_observed,
@@ -304,18 +304,20 @@ class _Reconcile:
         if known is not None and not is_controlled_by(known, meta.uid):
             raise NotOursError(cache.resource, known, meta.uid)
         last = parse_routes(known)
-        groups, predicted, models = {}, {}, {}
+        groups, predicted, models, prompt_bytes = {}, {}, {}, {}
         for scenario, (_, group) in self._groups().items():
             view = view_group(self.context, group)
             groups[scenario] = routable(view.instances, view.tables, slots_of(view))
             models[scenario] = models_of(view)
+            links = self.context.linker.links(ObjectKey(meta.namespace, group.metadata.name))
+            prompt_bytes[scenario] = prompt_bytes_of(groups[scenario], links)
             known_profile = prefill_prediction(cache, group, self._usual_prompt(scenario))
             if known_profile is not None:
                 predicted[scenario] = known_profile
         domain = self.context.caches.domains.get(self.service.spec.fabric.domain_ref.name)
         table = route_table(
             self.service, None if domain is None else parsed(RoCEDomain, domain),
-            groups, predicted, last, version_floor(known), models,
+            groups, predicted, last, version_floor(known), models, prompt_bytes,
         )  # fmt: skip
         text = json.dumps(table.to_json(), separators=(",", ":"), sort_keys=True)
         wanted = {

@@ -14,6 +14,7 @@ from typing import Any
 from pdserve.api import PDService, RoCEDomain, Scenario
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
+from pdserve.wire.links import LinkReport
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Served, Slo, served
 
 Models = Mapping[str, tuple[str, str]]
@@ -36,6 +37,7 @@ def route_table(
     last: RouteTable | None,
     floor: int = 0,
     models: Mapping[str, Models] | None = None,
+    prompt_bytes: Mapping[str, int] | None = None,
 ) -> RouteTable:
     """The table that gateways should have now; `last` itself when nothing changed.
 
@@ -47,6 +49,8 @@ def route_table(
         last: the table that gateways have.
         floor: without `last`, a version that no gateway has seen a higher one than.
         models: what the revisions of each scenario's groups serve, by scenario name.
+        prompt_bytes: `prompt_bytes_of` each scenario's groups, where known; what gateways were
+            told last stays until an engine says otherwise.
     """
     known = models or {}
     table = RouteTable(
@@ -66,6 +70,8 @@ def route_table(
                 models=tuple(scenario.match.models),
                 headers={k.lower(): v for k, v in scenario.match.headers.items()},
                 prefill_seconds=predicted.get(scenario.name),
+                max_prompt_bytes=(prompt_bytes or {}).get(scenario.name)
+                or _last_prompt_bytes(last, scenario.name),
             )
             for scenario in service.spec.scenarios
         ),
@@ -73,6 +79,22 @@ def route_table(
     if table == last:
         return table
     return dataclasses.replace(table, version=table.version + 1)
+
+
+def prompt_bytes_of(groups: Sequence[RouteGroup], links: Mapping[str, LinkReport]) -> int:
+    """The tightest bound on prompt text that a routed prefill reports; 0 when none does."""
+    said = (
+        links[prefill.id].max_prompt_bytes
+        for group in groups
+        for prefill in group.of_role("prefill")
+        if prefill.id in links
+    )
+    return min((size for size in said if size), default=0)
+
+
+def _last_prompt_bytes(last: RouteTable | None, scenario: str) -> int:
+    scenarios = () if last is None else last.scenarios
+    return next((s.max_prompt_bytes for s in scenarios if s.name == scenario), 0)
 
 
 def unnamed(groups: Sequence[RouteGroup]) -> tuple[RouteGroup, ...]:

@@ -251,6 +251,7 @@ def _env(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> list[dict[st
         {"name": "PDSERVE_ROLE", "value": new.role},
         {"name": "PDSERVE_SERVICE", "value": group.spec.service},
         {"name": "PDSERVE_SCENARIO", "value": group.spec.scenario},
+        {"name": "PDSERVE_DRAIN_SECONDS", "value": str(group.spec.recovery.drain_seconds)},
         {"name": "PDSERVE_CONTROL_TOKEN_FILE", "value": f"{_CONTROL_DIR}/control"},
         # Engines and operators of older versions know no other; not there once it was rotated out.
         {

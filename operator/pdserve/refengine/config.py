@@ -59,6 +59,8 @@ class EngineConfig:
     lease_seconds: float = 30.0
     transfer_timeout: float = 10.0
     max_body_bytes: int = 4 << 20
+    drain_seconds: float = 25.0
+    """After SIGTERM streams get this long to finish; a pod's grace period must be longer."""
     arrival_seconds: float = 30.0
     """Until a request that began has arrived, and until a client takes what is written to it."""
     paced: str = ""
@@ -90,6 +92,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lease-seconds", type=float, default=30.0, help="how long KV waits for a pull")
     p.add_argument("--transfer-timeout", type=float, default=10.0, help="seconds for one KV pull")
     p.add_argument("--max-body-bytes", type=int, default=4 << 20, help="larger bodies get 413")
+    p.add_argument(
+        "--drain-seconds",
+        type=float,
+        help="how long streams may go on after SIGTERM; PDSERVE_DRAIN_SECONDS; 25",
+    )
     p.add_argument("--arrival-seconds", type=float, default=30.0, help="slower clients get 408")
     p.add_argument("--paced", default="", metavar="PROFILE", help="preset name or JSON file")
     p.add_argument("--pace-factor", type=float, default=1.0, help="dilates the profile's times")
@@ -104,6 +111,9 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
     role = a.role or env.get("PDSERVE_ROLE") or "both"
     if role not in ("prefill", "decode", "both"):
         command.error(f"PDSERVE_ROLE: {role!r} is none of prefill, decode, both")
+    if a.drain_seconds is None:
+        # Kubernetes kills after 30 s where nobody says otherwise.
+        a.drain_seconds = _seconds(command, env, "PDSERVE_DRAIN_SECONDS", 25.0)
     _check(command, a)
     control = Credential.of(env, credentials.CONTROL, shared=False)
     if role != "both" and not (env.get(credentials.SHARED) or control.configured):
@@ -137,10 +147,20 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         lease_seconds=a.lease_seconds,
         transfer_timeout=a.transfer_timeout,
         max_body_bytes=a.max_body_bytes,
+        drain_seconds=a.drain_seconds,
         arrival_seconds=a.arrival_seconds,
         paced=a.paced,
         pace_factor=a.pace_factor,
     )
+
+
+def _seconds(
+    command: argparse.ArgumentParser, env: Mapping[str, str], name: str, default: float
+) -> float:
+    try:
+        return float(env.get(name) or default)
+    except ValueError:
+        command.error(f"{name}: {env[name]!r} is not a number of seconds")
 
 
 def _check(command: argparse.ArgumentParser, a: argparse.Namespace) -> None:
@@ -156,6 +176,7 @@ def _check(command: argparse.ArgumentParser, a: argparse.Namespace) -> None:
         ("lease_seconds", 0.1, 3600),
         ("transfer_timeout", 0.1, 600),
         ("max_body_bytes", 1024, 1 << 30),
+        ("drain_seconds", 0, 7200),
         ("arrival_seconds", 0.1, 3600),
         ("pace_factor", 0.01, 1000),
     )

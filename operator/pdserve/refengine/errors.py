@@ -21,6 +21,8 @@ class RejectedError(ApiError):
     def __init__(self, reason: str, message: str, status: int = 503) -> None:
         super().__init__(status, message, code=reason, kind="rejected")
         self.reason = reason
+        self.times: dict[str, str] = {}
+        """Headers with the milliseconds that are needed and left, where it is too late."""
 
 
 def field_error(param: str, value: object, want: str) -> ApiError:

@@ -25,9 +25,6 @@ from pdserve.refengine.runtime.pacing import Pacer, load_profile
 from pdserve.refengine.trust import Trust
 from pdserve.wire import http
 
-STOP_SECONDS = 25.0
-"""After SIGTERM streams get this long to finish (Kubernetes kills after 30)."""
-
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +45,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
     pacer = Pacer(load_profile(config.paced), config.pace_factor) if config.paced else None
     metrics = EngineMetrics(config.model_name, paced=pacer is not None)
     engine = Engine(config, model, metrics, pacer, loop)
+    engine.warm_up()
     links = Links(config.instance, config.role, model.numerics)
     trust = Trust(config.token, config.control, config.request, config.kv_key)
     identity = Identity(config.instance, trust, model.fingerprint, model.numerics)
@@ -83,7 +81,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
     try:
         port = server.sockets[0].getsockname()[1]
         yield Running(port, transfer_port, engine, links)
-        await _drain(engine, generator)
+        await _drain(engine, generator, config.drain_seconds)
     finally:
         server.close()
         for connection in tuple(connections):
@@ -94,10 +92,10 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
         engine.stop()
 
 
-async def _drain(engine: Engine, generator: Generator) -> None:
-    """Refuse new work and let what runs finish, for a bounded time."""
+async def _drain(engine: Engine, generator: Generator, seconds: float) -> None:
+    """Refuse new work and let what runs finish, for at most `seconds`."""
     engine.draining = True
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not (engine.executing or len(engine.handoff) or generator.open_replies):
             return

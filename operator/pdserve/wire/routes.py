@@ -70,7 +70,8 @@ class RouteScenario:
     A request matches when its `model` is among the names that its groups serve (`models`, or the
     table's model where none are named; see `served`) and every header in
     `headers` (lower-case names) is equal. `prefill_seconds` predicts T_p as
-    `a + b * promptTokens` (None until known).
+    `a + b * promptTokens` (None until known). `max_prompt_bytes`: prompts with more bytes of text
+    fit into no engine's context and can be refused unread; 0 while it is unknown.
     """
 
     name: str
@@ -79,6 +80,7 @@ class RouteScenario:
     models: tuple[str, ...] = ()
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prefill_seconds: tuple[float, float] | None = None
+    max_prompt_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ def _scenario_json(s: RouteScenario) -> dict[str, Any]:
             "attainment": s.slo.attainment,
         },
         "prefillSeconds": list(s.prefill_seconds) if s.prefill_seconds else None,
+        **({"maxPromptBytes": s.max_prompt_bytes} if s.max_prompt_bytes else {}),
         "groups": [
             {
                 "index": g.index,
@@ -195,6 +198,7 @@ def _scenario(scenario: Fields) -> RouteScenario:
         models=tuple(match.texts("models", [])),
         headers={k.lower(): v for k, v in match.text_map("headers", {}).items()},
         prefill_seconds=_line(scenario, "prefillSeconds"),
+        max_prompt_bytes=scenario.integer("maxPromptBytes", 0),
     )
 
 

@@ -16,10 +16,16 @@ from pdserve.controllers.decisions import KEPT, appended, entry, is_news
 from pdserve.controllers.objects import gateway_objects, url
 from pdserve.controllers.ratio_input import budget_for, first_counts
 from pdserve.controllers.ratio_loop import attainment_of
-from pdserve.controllers.routing import parse_routes, route_table, routed_instances
+from pdserve.controllers.routing import (
+    parse_routes,
+    prompt_bytes_of,
+    route_table,
+    routed_instances,
+)
 from pdserve.dst.world_service import service
 from pdserve.ratio.types import Bounds, Counts, Range, Unknown
 from pdserve.wire import names
+from pdserve.wire.links import LinkReport
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteTable, served
 
 OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "PDService", "name": "shop", "uid": "u",
@@ -291,6 +297,30 @@ def test_the_route_table_holds_rules_in_order_of_priority() -> None:
     assert routed_instances(made, "chat") == {"p", "d"}
     assert routed_instances(made, "search") == frozenset()
     assert routed_instances(None, "chat") == frozenset()
+
+
+def test_the_tightest_bound_on_prompts_is_routed_and_kept() -> None:
+    wide = dataclasses.replace(GROUP.instances[0], id="wide")
+    groups = (GROUP, dataclasses.replace(GROUP, index=1, instances=(wide,)))
+    links = {
+        name: LinkReport(1, frozenset(), {}, max_prompt_bytes=size)
+        for name, size in (("p", 70_000), ("wide", 90_000), ("d", 5), ("old", 0))
+    }
+    assert prompt_bytes_of(groups, links) == 70_000
+    assert prompt_bytes_of(groups[1:], links) == 90_000
+    assert prompt_bytes_of(groups, {}) == prompt_bytes_of((), links) == 0
+
+    def told(said: int, last: RouteTable | None) -> RouteTable:
+        return route_table(
+            parsed(scenarios=("chat",)), None, {}, {}, last, prompt_bytes={"chat": said}
+        )
+
+    first = told(70_000, None)
+    assert RouteTable.from_json(json.loads(json.dumps(first.to_json()))) == first
+    assert first.scenarios[0].max_prompt_bytes == 70_000
+    assert told(0, first) == first  # an operator that just started knows of no report
+    assert told(90_000, first).scenarios[0].max_prompt_bytes == 90_000
+    assert "maxPromptBytes" not in json.dumps(told(0, None).to_json())
 
 
 def test_a_group_of_a_former_model_goes_on_under_its_names() -> None:

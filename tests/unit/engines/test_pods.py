@@ -9,7 +9,7 @@ from tests.support.api_objects import edited, scenariogroup
 
 from pdserve.api import ScenarioGroup
 from pdserve.engines.pod_profile import Rights
-from pdserve.engines.pods import render_pod
+from pdserve.engines.pods import GRACE_AFTER_DRAIN, render_pod
 from pdserve.engines.pods_template import TemplateError, apply_template, check_template
 from pdserve.groups.types import NewPod
 from pdserve.refengine.config import parser
@@ -110,6 +110,9 @@ def test_the_engine_gets_its_arguments_and_environment() -> None:
     assert {"name": "pdserve-control", "downwardAPI": {"items": items}} in pod["spec"]["volumes"]
     assert pod["metadata"]["annotations"]["pdserve.io/control"] == CONTROL
     assert (found["PDSERVE_SERVICE"], found["PDSERVE_SCENARIO"]) == ("shop", "chat")
+    # It drains as long as the pod is given, and the pod ends later.
+    grace = pod["spec"]["terminationGracePeriodSeconds"]
+    assert 0 < int(found["PDSERVE_DRAIN_SECONDS"]) == grace - GRACE_AFTER_DRAIN
     assert found["OMP_NUM_THREADS"] == "1"
     assert "command" not in engine(pod)
 

@@ -7,6 +7,7 @@ import signal
 import time
 from typing import Any
 
+import aiohttp
 import pytest
 from tests.support.engines import Client, EngineProcess, Group, fresh_host, until
 
@@ -205,18 +206,57 @@ async def test_sigterm_lets_streams_finish(client: Client, start_group: Any) -> 
     assert await asyncio.to_thread(process.wait, 10) == 0
 
 
+@pytest.mark.parametrize(("seconds", "finishes"), [("600", True), ("0.2", False)])
+async def test_streams_finish_within_drain_seconds(
+    seconds: str, finishes: bool, client: Client, start_group: Any
+) -> None:
+    paced = ("--paced", "demo-small", "--pace-factor", "5", "--drain-seconds", seconds)
+    group: Group = await start_group((), paced)
+    long = BODY | {"max_tokens": 20, "stream": True}
+    params = (await group.prefill(PATH, long)).body[http.PARAM_KV]
+    process = group.decodes[0].process
+    assert process is not None
+    text = b""
+    async with client.stream(group.decodes[0].url + PATH, long | {http.PARAM_KV: params}) as stream:
+        process.send_signal(signal.SIGTERM)
+        try:
+            while piece := await stream.content.readany():
+                text += piece
+        except aiohttp.ClientError:
+            assert not finishes
+    assert text.endswith(b"data: [DONE]\n\n") == finishes
+    assert await asyncio.to_thread(process.wait, 60) == 0
+
+
+async def test_an_idle_prefill_takes_prompts_that_it_can_do_in_time(
+    client: Client, start_group: Any
+) -> None:
+    """From the first request on, and after tiny prompts that say nothing of longer ones."""
+    group: Group = await start_group(("--slots", "2", "--no-prefix-cache"))
+    release = group.prefills[0].url + http.PATH_RELEASE
+
+    async def prefill(tokens: int, name: str) -> None:
+        # A tenth of it is enough on an idle core.
+        left = {http.HEADER_DEADLINE_MS: str(1000 + 20 * tokens), http.HEADER_REQUEST_ID: name}
+        reply = await group.prefill(PATH, BODY | {"prompt": [5 + i for i in range(tokens)]}, **left)
+        assert reply.status == 200, reply.body
+        assert (await client.call("POST", release, {"request_id": name})).status == 204
+
+    for number, tokens in enumerate([100, 700, *[1] * 30, 100, 700, 1500, 90]):
+        await prefill(tokens, f"r{number}")
+
+
 async def test_deadline(client: Client, start_group: Any) -> None:
-    group: Group = await start_group(("--no-prefix-cache",))
+    group: Group = await start_group(("--no-prefix-cache", "--slots", "100"))
     long = BODY | {"prompt": [5 + i % 2000 for i in range(1500)]}
-    first = await group.prefill(PATH, long)
-    await client.call(
-        "POST",
-        group.prefills[0].url + http.PATH_RELEASE,
-        {"request_id": first.body[http.PARAM_KV]["remote_request_id"]},
-    )
-    for left in ("0", "-5", "2"):
+    for left in ("2", "0", "-5"):
         late = await group.prefill(PATH, long, **{http.HEADER_DEADLINE_MS: left})
+        while late.status == 200:  # idle, it tries one out in 5 s
+            late = await group.prefill(PATH, long, **{http.HEADER_DEADLINE_MS: left})
         assert (late.status, late.headers[http.HEADER_REJECT]) == (503, http.REJECT_DEADLINE)
+        needed, rest = (int(late.headers[h]) for h in (http.HEADER_NEEDED_MS, http.HEADER_LEFT_MS))
+        assert needed > rest >= 0 and rest <= max(0, int(left))
+        assert f"needs {needed} ms, {rest} ms are left" in late.body["error"]["message"]
     assert (await group.prefill(PATH, long, **{http.HEADER_DEADLINE_MS: "60000"})).status == 200
     bad = await group.prefill(PATH, long, **{http.HEADER_DEADLINE_MS: "soon"})
     assert bad.status == 400

@@ -14,6 +14,7 @@ from pdserve.refengine.config import parse
 from pdserve.refengine.kv.leases import Leases
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, prompt_hashes
+from pdserve.refengine.runtime.estimates import Estimates
 from pdserve.refengine.runtime.pacing import Pacer, ProfileError, load_profile
 from pdserve.refengine.runtime.predict import PrefillTime
 from pdserve.refengine.runtime.slots import Slots
@@ -158,6 +159,14 @@ def test_prefill_time_is_learnt() -> None:
     assert model.seconds(1000) == pytest.approx(0.105, rel=0.02)
 
 
+def test_a_prediction_that_refuses_is_tried_out_now_and_then() -> None:
+    estimates = Estimates(None)
+    assert [estimates.tries_out(t) for t in (0.0, 1.0, 4.9, 5.0, 6.0, 10.0)] == [
+        True, False, False, True, False, True,
+    ]  # fmt: skip
+    assert not Estimates(pacer()).tries_out(0.0)  # a profile is the truth
+
+
 # --- pacing -----------------------------------------------------------------------------------
 
 
@@ -274,9 +283,18 @@ def test_environment_is_the_fallback() -> None:
     assert parse(["--role", "prefill"], ENV).prefetch == 0
 
 
+def test_drain_seconds_come_from_the_operator() -> None:
+    assert parse([], ENV).drain_seconds == 25
+    told = ENV | {"PDSERVE_DRAIN_SECONDS": "90"}
+    assert parse([], told).drain_seconds == 90
+    assert parse(["--drain-seconds", "7"], told).drain_seconds == 7
+
+
 @pytest.mark.parametrize(
     ("argv", "env", "message"),
     [
+        ([], {"PDSERVE_DRAIN_SECONDS": "soon"}, "PDSERVE_DRAIN_SECONDS: 'soon'"),
+        ([], {"PDSERVE_DRAIN_SECONDS": "nan"}, "--drain-seconds nan"),
         (["--slots", "0"], {}, "--slots 0: must be from 1"),
         (["--pace-factor", "2"], {}, "only means something with --paced"),
         (["--lease-seconds", "0"], {}, "--lease-seconds 0.0"),

@@ -42,6 +42,7 @@ ROUTES = RouteTable(
             ("m",),
             {"x-tier": "gold"},
             (0.01, 0.001),
+            70_000,
         ),
     ),
     {"leaf": 1},

@@ -16,6 +16,7 @@ from pdserve.refengine.api.handover import Sender, reply_params
 from pdserve.refengine.api.http import Responder
 from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
+from pdserve.refengine.errors import RejectedError
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.claims import Claim
 from pdserve.refengine.runtime.engine import Engine
@@ -70,9 +71,8 @@ class Generator:
     def headers(self, error: ApiError | None = None) -> dict[str, str]:
         """Slot hints, and the reason when it is a rejection."""
         headers = self.engine.hint().headers()
-        reason = getattr(error, "reason", None)
-        if reason is not None:
-            headers |= {http.HEADER_REJECT: reason, "retry-after": "0"}
+        if isinstance(error, RejectedError):
+            headers |= {http.HEADER_REJECT: error.reason, "retry-after": "0"} | error.times
         return headers
 
     @property
@@ -96,7 +96,7 @@ class Generator:
             raise self.engine.reject(reason, f"instance: {reason.replace('_', ' ')}")
         budget = _budget(incoming)
         if budget is not None and budget <= 0:
-            raise self.engine.reject(http.REJECT_DEADLINE, "no time is left")
+            raise self.engine.too_late(0.0, budget)
         name = self._request_id(incoming)
         if incoming.size > len(incoming.body):
             raise openai.too_long(kind, incoming.size, self._limits)

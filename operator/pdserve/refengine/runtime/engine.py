@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
+
+import numpy as np
 
 from pdserve.http.errors import ApiError
 from pdserve.refengine.config import EngineConfig
@@ -24,7 +27,7 @@ from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, p
 from pdserve.refengine.kv.transport import PeerAddress, Transport, TransportError
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.config import BLOCK_TOKENS
-from pdserve.refengine.model.llama import new_pool
+from pdserve.refengine.model.llama import Rows, new_pool
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime import batch as batching
@@ -39,6 +42,9 @@ from pdserve.refengine.runtime.sequence import Phase, Sequence, Sink
 from pdserve.refengine.runtime.slots import SlotHint, Slots
 from pdserve.refengine.runtime.worker import Worker
 from pdserve.wire import http
+
+WARM_UP_TOKENS = (16, 16, 64, 128, 256)
+"""Lengths of the prompts of a warm-up; the first only brings code and weights into memory."""
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +102,34 @@ class Engine:
         """Count a rejection; the caller raises or sends what this returns."""
         self.metrics.rejected(reason)
         return RejectedError(reason, message, status)
+
+    def too_late(self, needed: float, left: float) -> RejectedError:
+        """Count a rejection for the deadline; both arguments in seconds."""
+        needed_ms, left_ms = max(1, math.ceil(needed * 1000)), max(0, int(left * 1000))
+        error = self.reject(http.REJECT_DEADLINE, f"needs {needed_ms} ms, {left_ms} ms are left")
+        error.times = {http.HEADER_NEEDED_MS: str(needed_ms), http.HEADER_LEFT_MS: str(left_ms)}
+        return error
+
+    def warm_up(self) -> None:
+        """Compute a few prompts of different lengths, so that the first client's is predicted.
+
+        Blocks for some tenths of a second; nothing may run yet. Paced instances know their times,
+        and decodes compute no prompts.
+        """
+        if self.pacer is not None or self._config.role == "decode":
+            return
+        for number, tokens in enumerate(WARM_UP_TOKENS):
+            count = min(tokens, self.context, self._config.chunk_tokens)
+            blocks = self._pool.allocate(min(blocks_for(count), self._pool.total))
+            count = min(count, len(blocks) * BLOCK_TOKENS)
+            try:
+                rows = Rows(np.zeros(count, np.int32), 0, np.asarray(blocks, np.int64), logits=True)
+                begin = time.perf_counter()
+                self._model.llama.step([rows], self._memory)
+                if number:
+                    self._estimates.learn_prefill(count, time.perf_counter() - begin)
+            finally:
+                self._pool.release(blocks)
 
     def claim(self, name: str, released: Callable[[], None]) -> Claim:
         """Take a slot for a request that is about to be prepared.
@@ -456,11 +490,11 @@ class Engine:
             ]
             mine = (cached, request.prompt_tokens)
             expected = self._estimates.prefill_after(self._now(), [*before, mine])
-        if expected > request.budget:
-            raise self.reject(
-                http.REJECT_DEADLINE,
-                f"needs {expected * 1000:.0f} ms, {request.budget * 1000:.0f} ms are left",
-            )
+        if expected <= request.budget:
+            return
+        if request.remote is None and not self._active and self._estimates.tries_out(self._now()):
+            return
+        raise self.too_late(expected, request.budget)
 
     def _free_in(self) -> float:
         now = self._now()

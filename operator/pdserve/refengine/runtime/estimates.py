@@ -2,6 +2,8 @@
 
 With a pacer the profile is the truth; otherwise `predict` learns from finished steps. Used for
 `x-pdserve-free-in-ms` and to reject what cannot meet its deadline; never for admission itself.
+A learned prediction that refuses gets no new measurement and could be wrong for ever, so an idle
+instance tries a refused prompt out once in `TRY_OUT_SECONDS`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from collections.abc import Sequence
 from pdserve.refengine.runtime.batch import Batch
 from pdserve.refengine.runtime.pacing import Pacer
 from pdserve.refengine.runtime.predict import Average, PrefillTime
+
+TRY_OUT_SECONDS = 5.0
 
 Span = tuple[int, int]
 """[computed, total) positions of a prompt that is still to be computed."""
@@ -24,6 +28,7 @@ class Estimates:
         self._prefill = PrefillTime()
         self._step_due = 0.0
         self._step: Batch | None = None
+        self._tried = -TRY_OUT_SECONDS
         self.decode_step = Average()
         self.output_tokens = Average()
         self.transfer = Average()
@@ -42,8 +47,15 @@ class Estimates:
             self.decode_step.add(seconds)
 
     def learn_prefill(self, tokens: int, seconds: float) -> None:
-        """Take in a measurement made outside of steps (warm-up)."""
+        """Take in a measurement made outside of steps (`Engine.warm_up`)."""
         self._prefill.add(tokens, seconds)
+
+    def tries_out(self, now: float) -> bool:
+        """Whether an idle instance computes a prompt although it is predicted to be too late."""
+        if self._pacer is not None or now - self._tried < TRY_OUT_SECONDS:
+            return False
+        self._tried = now
+        return True
 
     def step_left(self, now: float) -> float:
         """Until the running step ends; 0 without one."""
