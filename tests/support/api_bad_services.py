@@ -56,12 +56,6 @@ BAD_SERVICES = (
         _DURATION,
     ),
     _service(
-        "no traffic expected",
-        {f"{_S0}.expected.requestsPerSecond": 0},
-        f"{_P0}.expected.requestsPerSecond",
-        "must be a number from 0.001 to 1000000",
-    ),
-    _service(
         "traffic as a string",
         {f"{_S0}.expected.requestsPerSecond": "0.2"},
         f"{_P0}.expected.requestsPerSecond",
@@ -317,7 +311,7 @@ BAD_SERVICES = (
         "no expected requests",
         {f"{_S0}.expected.requestsPerSecond": 0},
         f"{_P0}.expected.requestsPerSecond",
-        "greater than or equal to 1",
+        "must be a number from 0.001 to 1000000",
     ),
     _service(
         "more instances than a route table holds",

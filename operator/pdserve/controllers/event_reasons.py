@@ -11,6 +11,8 @@ GROWN: Final = "InstanceAdded"
 DRAINING: Final = "InstanceDraining"
 DELETED: Final = "InstanceDeleted"
 REFUSED: Final = "ObjectRefused"
+WRITE_REFUSED: Final = "WriteRefused"
+NO_FIT: Final = "NoFit"
 HAND_EDIT: Final = "CountsPutBack"
 COUNTS: Final = "CountsChanged"
 TEMPLATE: Final = "TemplateInvalid"
@@ -19,7 +21,7 @@ SCENARIO_REMOVED: Final = "ScenarioRemoved"
 
 ALL: Final = frozenset(
     {
-        CREATED, CREATE_FAILED, SUBSTITUTED, GROWN, DRAINING, DELETED, REFUSED, HAND_EDIT,
-        COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED,
+        CREATED, CREATE_FAILED, SUBSTITUTED, GROWN, DRAINING, DELETED, REFUSED, WRITE_REFUSED,
+        NO_FIT, HAND_EDIT, COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED,
     }
 )  # fmt: skip

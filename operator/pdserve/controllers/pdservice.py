@@ -19,7 +19,7 @@ from typing import Any, Final
 from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
 from pdserve.api.ownership import COUNTS_MANAGER, counts_apply, same_spec
 from pdserve.api.scenariogroup import Counts as ApiCounts
-from pdserve.controllers import decisions
+from pdserve.controllers import decisions, troubles
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import BY_SERVICE, PDSERVICES, SCENARIO_GROUPS, owned_by
 from pdserve.controllers.compare import covers
@@ -28,7 +28,7 @@ from pdserve.controllers.counts import REASON_INITIAL, CountsPlan, plan_counts
 from pdserve.controllers.credentials import BadSecret
 from pdserve.controllers.group_view import models_of, slots_of, view_group
 from pdserve.controllers.network import network_policies, policy_names
-from pdserve.controllers.objects import gateway_objects, owned_metadata
+from pdserve.controllers.objects import gateway_name, gateway_objects, owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.profiles import prefill_prediction, profile_of
@@ -43,10 +43,10 @@ from pdserve.controllers.service_desired import (
 from pdserve.controllers.service_status import ServiceSeen, status_of
 from pdserve.controllers.template_check import (
     CONDITION,
-    OWN_REASONS,
     ask_cluster,
     template_of_service,
 )
+from pdserve.controllers.troubles import Trouble
 from pdserve.groups.health import condition
 from pdserve.groups.routes import routable
 from pdserve.groups.types import Condition
@@ -59,6 +59,7 @@ from pdserve.kube.resource import (
     POD_DISRUPTION_BUDGETS,
     ROLE_BINDINGS,
     ROLES,
+    SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Object,
@@ -78,6 +79,8 @@ _KINDS = {
 
 REFUSED_RETRY: Final = 10.0
 """Seconds until what was refused is tried again: what stood in the way may have gone."""
+_REFUSALS: Final = frozenset({400, 403, 413, 422})
+"""HTTP statuses that say "not this": quota, admission, size, an invalid object."""
 
 
 async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
@@ -95,8 +98,9 @@ async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
         context.events.event(obj, "Warning", reasons.INVALID, str(error))
         return None
     reconcile = _Reconcile(context, obj, service)
-    await reconcile.run()
-    return REFUSED_RETRY if reconcile.problems else None
+    template = await reconcile.run()
+    refused = reconcile.problems or template.status == "False"
+    return REFUSED_RETRY if refused else None
 
 
 class _Reconcile:
@@ -110,7 +114,8 @@ class _Reconcile:
         """Fingerprint of what gateways send."""
         self.rotated: Condition | None = None
 
-    async def run(self) -> None:
+    async def run(self) -> Condition:
+        """Do all of it; returns the condition TemplateValid."""
         # 1
         template = await self._template()
         # 2
@@ -132,6 +137,7 @@ class _Reconcile:
             await self._try(ensure(self.context.client, cache, wanted))
         await self._network()
         await self._write_status(template)
+        return template
 
     async def _try(self, step: Awaitable[Any]) -> None:
         try:
@@ -140,9 +146,13 @@ class _Reconcile:
             self.problems.append(("ObjectRefused", str(error)))
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
-
         except BadSecret as error:
             self.problems.append(("SecretUnreadable", str(error)))
+        except KubeError as error:
+            if error.status not in _REFUSALS:
+                raise
+            self.problems.append(("WriteRefused", error.message))
+            self.context.events.event(self.obj, "Warning", reasons.WRITE_REFUSED, error.message)
 
     async def _credentials(self) -> None:
         """Go on with a rotation, and say how far it is."""
@@ -187,8 +197,9 @@ class _Reconcile:
                 known = Condition(CONDITION, last.status, last.reason, last.message)
         found = template_of_service(self.service, self.owner, rights)
         if found.status == "True":
-            # The cluster is asked once per generation; what we say ourselves can change meanwhile.
-            if known is not None and known.reason not in OWN_REASONS:
+            # What the cluster accepted it is not asked again. A refusal may be about an object that
+            # exists by now (a PriorityClass), and what we say ourselves can change.
+            if known is not None and known.status == "True":
                 return known
             found = await ask_cluster(self.context.client, self.service, self.owner, rights)
         if found.status == "False" and found != known:
@@ -346,6 +357,7 @@ class _Reconcile:
             problems=self.problems,
             gateway_ready=self._gateways_ready(),
             attainment=self._attainment(groups),
+            troubles=await self._troubles(groups),
         )
         status = status_of(seen, self.context.now())
         live_status = self.obj.get("status") or {}
@@ -367,14 +379,40 @@ class _Reconcile:
                     used[resource] = used.get(resource, 0) + count
         return used
 
-    def _gateways_ready(self) -> int:
+    def _gateways(self) -> tuple[Object, ...]:
         key = (self.service.metadata.namespace, self.service.metadata.name)
-        pods = self.context.caches.pods.by_index(BY_SERVICE, key)
+        return self.context.caches.pods.by_index(BY_SERVICE, key)
+
+    def _gateways_ready(self) -> int:
         return sum(
             condition(pod, "Ready").get("status") == "True"
             and not pod["metadata"].get("deletionTimestamp")
-            for pod in pods
+            for pod in self._gateways()
         )
+
+    async def _troubles(self, groups: dict[str, ScenarioGroup]) -> list[Trouble]:
+        caches, meta = self.context.caches, self.service.metadata
+        found: list[Trouble] = []
+        for _, group in sorted(groups.items()):
+            found += troubles.of_instances(owned_by(caches.pods, group.metadata))
+            found += troubles.of_repairs(group, self.context.now())
+        deployment = caches.deployments.get(gateway_name(meta.name), meta.namespace)
+        found += troubles.of_gateways(self._gateways(), deployment)
+        auth = self.service.spec.gateway.auth
+        if auth is not None and not self._gateways_ready():
+            # The kubelet says in an Event only that a volume's Secret is not there.
+            found += await self._missing(auth.secret_ref.name)
+        return found
+
+    async def _missing(self, secret: str) -> list[Trouble]:
+        try:
+            await self.context.client.get(SECRETS, secret, self.service.metadata.namespace)
+        except KubeError as error:
+            if not error.is_not_found:
+                raise
+            message = f"gateway.auth.secretRef: there is no Secret {secret!r}"
+            return [Trouble(troubles.SECRET_MISSING, message)]
+        return []
 
     def _attainment(self, groups: dict[str, ScenarioGroup]) -> dict[str, Attainment]:
         namespace = self.service.metadata.namespace

@@ -222,10 +222,20 @@ class _Reconcile:
         more += [refused] if refused is not None else []
         said = {c.type for c in more}
         conditions = (*(c for c in planned.conditions if c.type not in said), *more)
+        self._tell_no_fit(conditions)
         await self._write(status_of(self.group, planned, conditions, view.instances, self.now))
         if refused is None:
             return planned.requeue_after
         return min(REFUSED_RETRY, planned.requeue_after or REFUSED_RETRY)
+
+    def _tell_no_fit(self, conditions: tuple[Condition, ...]) -> None:
+        """An Event when something cannot be placed, and again when the reason is another."""
+        placed = next(c for c in conditions if c.type == "Placed")
+        known = next((c for c in self.group.status.conditions if c.type == "Placed"), None)
+        if placed.reason != reasons.NO_FIT:
+            return
+        if known is None or (known.reason, known.message) != (placed.reason, placed.message):
+            self.context.events.event(self.obj, "Warning", reasons.NO_FIT, placed.message)
 
     async def _write(self, status: Mapping[str, Any]) -> None:
         live_status = self.obj.get("status") or {}

@@ -20,8 +20,11 @@ from pdserve.controllers.context import Attainment
 from pdserve.controllers.decisions import counts_of, newest
 from pdserve.controllers.objects import url
 from pdserve.controllers.service_desired import acting_counts
+from pdserve.controllers.troubles import Trouble
 from pdserve.groups.types import Condition
 from pdserve.wire.peers import Role
+
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class ServiceSeen:
     """Ready gateway pods."""
     attainment: Mapping[str, Attainment]
     """By scenario name."""
+    troubles: Sequence[Trouble] = ()
+    """What keeps pods of this service from running."""
 
 
 def status_of(seen: ServiceSeen, now: float) -> dict[str, Any]:
@@ -118,6 +123,11 @@ def _degraded(seen: ServiceSeen) -> Condition:
         placed = None if group is None else _condition(group, "Placed")
         if placed is not None and placed[0] == "False":
             return Condition("Degraded", "True", placed[1], f"{scenario.name}: {placed[2]}")
+    if seen.troubles:
+        told = list(dict.fromkeys(t.message for t in seen.troubles))
+        more = f" (and {len(told) - _SHOWN} more)" if len(told) > _SHOWN else ""
+        message = "; ".join(told[:_SHOWN]) + more
+        return Condition("Degraded", "True", seen.troubles[0].reason, message)
     return Condition("Degraded", "False", "AsWanted", "")
 
 

@@ -31,8 +31,6 @@ from pdserve.wire.peers import ROLES, Role
 CONDITION = "TemplateValid"
 PROTECTED = "ProtectedField"
 NOT_ALLOWED = "NotAllowed"
-OWN_REASONS = frozenset((PROTECTED, NOT_ALLOWED))
-"""Reasons of a refusal that is ours; other ones are the cluster's."""
 _QUOTA = "exceeded quota"
 
 

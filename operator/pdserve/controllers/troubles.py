@@ -1,0 +1,94 @@
+"""What keeps a pod from running, in the words of whoever refuses it. Pure.
+
+The health rules of `groups` decide when an instance is given up, which takes its time; people want
+to read the cause at once. Also for gateways, which nobody replaces. Neighbours: `pdservice` reads
+the pods, `service_status` makes the condition Degraded of what is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pdserve.api import ScenarioGroup, epoch_of
+
+IMAGE_ERROR: Final = "ImageError"
+CONTAINER_CONFIG: Final = "ContainerConfigError"
+CRASH_LOOP: Final = "CrashLoop"
+UNSCHEDULABLE: Final = "Unschedulable"
+GATEWAY_REFUSED: Final = "GatewayRefused"
+SECRET_MISSING: Final = "SecretMissing"  # noqa: S105 - a reason, no secret
+
+_WAITING: Final[Mapping[str, str]] = {
+    "ErrImagePull": IMAGE_ERROR,
+    "ImagePullBackOff": IMAGE_ERROR,
+    "InvalidImageName": IMAGE_ERROR,
+    "ErrImageNeverPull": IMAGE_ERROR,
+    "ImageInspectError": IMAGE_ERROR,
+    "RegistryUnavailable": IMAGE_ERROR,
+    "CreateContainerConfigError": CONTAINER_CONFIG,
+    "CreateContainerError": CONTAINER_CONFIG,
+    "RunContainerError": CONTAINER_CONFIG,
+    "CrashLoopBackOff": CRASH_LOOP,
+}
+"""Reason of a waiting container (kubelet) -> ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why something that is wanted does not run."""
+
+    reason: str
+    message: str
+
+
+def of_instances(pods: Iterable[Mapping[str, Any]]) -> Iterable[Trouble]:
+    """Troubles of instances: their containers. Where they are placed, `groups` decides."""
+    for pod in _staying(pods):
+        yield from _container(pod)
+
+
+def of_gateways(
+    pods: Iterable[Mapping[str, Any]], deployment: Mapping[str, Any] | None
+) -> Iterable[Trouble]:
+    """Troubles of a service's gateways: pods refused, without a node, or not starting."""
+    for found in ((deployment or {}).get("status") or {}).get("conditions") or ():
+        if found.get("type") == "ReplicaFailure" and found.get("status") == "True":
+            message = f"gateway pods are refused: {found.get('message', '')}"
+            yield Trouble(GATEWAY_REFUSED, message)
+    for pod in _staying(pods):
+        yield from _container(pod)
+        yield from _scheduling(pod)
+
+
+def of_repairs(group: ScenarioGroup, now: float) -> Iterable[Trouble]:
+    """Slots whose next try waits; `now` in seconds since the epoch."""
+    for repair in group.status.repairs:
+        if repair.not_before_time is not None and epoch_of(repair.not_before_time) > now:
+            message = (
+                f"{repair.slot} failed {repair.failures} times ({repair.fault}); "
+                f"next try at {repair.not_before_time}"
+            )
+            yield Trouble(repair.fault, message)
+
+
+def _staying(pods: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    return (p for p in pods if not p["metadata"].get("deletionTimestamp"))
+
+
+def _container(pod: Mapping[str, Any]) -> Iterable[Trouble]:
+    for container in (pod.get("status") or {}).get("containerStatuses") or ():
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = _WAITING.get(str(waiting.get("reason")))
+        if reason is not None:
+            said = ": ".join(str(waiting[k]) for k in ("reason", "message") if waiting.get(k))
+            yield Trouble(reason, f"pod {pod['metadata']['name']}: {said}")
+
+
+def _scheduling(pod: Mapping[str, Any]) -> Iterable[Trouble]:
+    for found in (pod.get("status") or {}).get("conditions") or ():
+        refused = found.get("type") == "PodScheduled" and found.get("status") == "False"
+        if refused and found.get("reason") == UNSCHEDULABLE:
+            message = f"pod {pod['metadata']['name']} has no node: {found.get('message', '')}"
+            yield Trouble(UNSCHEDULABLE, message)
