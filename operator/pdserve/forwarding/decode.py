@@ -6,7 +6,8 @@ The prefill keeps its slot until a decode has pulled, so the walk is short and b
    cost, then random.
 2. Then whichever decode's hint (or one of our own streams ending) says free, until the deadline:
    the earlier of the handoff deadline and the end of the KV lease less two seconds.
-   Without a hint, what is left of the attempts is spread over what is left of the time.
+   Without a hint, what is left of the attempts is spread over what is left of the time, the gaps
+   growing: room that comes soon is found soon.
 At most 2M + 4 attempts for M decodes. Two decodes that could not pull the KV mean that the prefill
 lost it: `GiveUp("kv_lost")`. A group without a live decode (all ejected, or the group left the
 routes) while another group has one: `GiveUp("no_decode")`. In both cases a new prefill helps.
@@ -84,7 +85,7 @@ class DecodeWalk:
             chosen = min(due, key=lambda d: self._order(d, now))
             self._tried.add(chosen.id)
             self._attempts += 1
-            self._not_before = now + (self.deadline - now) / left
+            self._not_before = now + (self.deadline - now) / 2 ** min(left - 1, 10)
             chosen.sent(now)
             return Try(chosen)
         later = min((t for d in decodes if (t := self._next_try(d, now)) > now), default=NEVER)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import random
 import secrets
+import time
 from dataclasses import dataclass, field
 from itertools import count
 from urllib.parse import unquote
@@ -20,11 +21,13 @@ import orjson
 from pdserve.engines.credentials import Credential
 from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
+from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.context import Context, Job, Settings, Tools
+from pdserve.gateway.errors import overloaded
 from pdserve.gateway.http_client import Pool
 from pdserve.gateway.http_server import HttpServer, Limits, Reply
-from pdserve.gateway.intake import parse_body
+from pdserve.gateway.intake import parse_body, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
@@ -79,13 +82,17 @@ class Gateway:
         options: Options,
         keys: KeyRing | None = None,
         rng: random.Random | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
         # Breaks ties between equal instances; nothing secret depends on it.
         rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
         self.metrics = GatewayMetrics()
         self.pool = Pool()
         self.service = Service(self.metrics, self.pool, rng, options.room_limit)
-        self.server = HttpServer(self.handle, options.limits, _report)
+        self.server = HttpServer(
+            self.handle, options.limits, _report, self._screen, takes_body=_GENERATE.keys()
+        )
+        self._log = access_log
         self._source = source
         self._drain_seconds = options.drain_seconds
         self._keys = keys
@@ -109,6 +116,8 @@ class Gateway:
         if cut:
             logger.warning("%d requests were cut at the end of the drain time", cut)
         await self._tools.releaser.settle()
+        if self._log is not None:
+            await self._log.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -124,20 +133,35 @@ class Gateway:
         """Answer one request."""
         request_id = self._request_id(request)
         reply.headers = ((HEADER_REQUEST_ID.encode(), request_id.encode()),)
+        record = Record(request_id, request.path, request.head_at)
         try:
-            await self._route(request, reply, request_id)
+            await self._route(request, reply, record)
         except ApiError as error:
+            record.error = error
             reply.error(error)
+        finally:
+            if self._log is not None and request.path in _GENERATE:
+                self._log.write(record.line(reply.status, time.perf_counter()))
 
-    async def _route(self, request: Request, reply: Reply, request_id: str) -> None:
+    def _screen(
+        self, method: str, path: str, headers: dict[bytes, bytes], address: str
+    ) -> ApiError | None:
+        """Check the key before anything of the body is read."""
+        if self._keys is None or not (path in _GENERATE or _is_models(path)):
+            return None
+        try:
+            self._keys.check(headers.get(b"authorization"), headers.get(_API_KEY), address)
+        except ApiError as error:
+            return error
+        return None
+
+    async def _route(self, request: Request, reply: Reply, record: Record) -> None:
         path, method = request.path, request.method
         if path in _GENERATE:
             _allow(method, "POST")
-            self._authenticate(request)
-            await self._generate(_GENERATE[path], request, reply, request_id)
-        elif path == PATH_MODELS or path.startswith(PATH_MODELS + "/"):
+            await self._generate(_GENERATE[path], request, reply, record)
+        elif _is_models(path):
             _allow(method, "GET")
-            self._authenticate(request)
             self._models(path, reply)
         elif path == PATH_METRICS:
             _allow(method, "GET")
@@ -153,15 +177,13 @@ class Gateway:
             known = ", ".join((*_GENERATE, PATH_MODELS))
             raise ApiError(404, f"no such path: {path:.200} (known: {known})", code="not_found")
 
-    def _authenticate(self, request: Request) -> None:
-        if self._keys is not None:
-            headers = request.headers
-            self._keys.check(headers.get(b"authorization"), headers.get(_API_KEY))
-
     async def _generate(
-        self, endpoint: Endpoint, request: Request, reply: Reply, request_id: str
+        self, endpoint: Endpoint, request: Request, reply: Reply, record: Record
     ) -> None:
+        if not reply.grows(parsed_size(request.body)):
+            raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
         body = parse_body(endpoint, request.body)
+        request.body = b""
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.headers.items()}
         lane, flow, model = self.service.lane(body["model"], headers)
         taken_by = (HEADER_SCENARIO.encode(), lane.scenario.name.encode())
@@ -170,9 +192,10 @@ class Gateway:
         body["model"] = model
         trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
         # The client chooses request_id; what engines hold KV under must be unique.
-        leg_name = f"{request_id}-{self._boot}{next(self._count):x}"
+        leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
         job = Job(endpoint, body, leg_name, trace)
-        await serve(Context(lane, flow, self._tools, job, reply, request.head_at))
+        record.context = Context(lane, flow, self._tools, job, reply, request.head_at)
+        await serve(record.context)
 
     def _models(self, path: str, reply: Reply) -> None:
         names = self.service.models()
@@ -203,6 +226,10 @@ class Gateway:
         if given and len(given) <= _ID_LENGTH and _ID_SAFE.issuperset(given):
             return given.decode()
         return f"req-{secrets.token_hex(12)}"
+
+
+def _is_models(path: str) -> bool:
+    return path == PATH_MODELS or path.startswith(PATH_MODELS + "/")
 
 
 def _allow(method: str, allowed: str) -> None:

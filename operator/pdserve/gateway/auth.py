@@ -1,5 +1,9 @@
 """API keys from a directory of files (a mounted Secret): one key per line, any file name.
 
+A key is 6 to 512 characters of those that RFC 6750 allows in a bearer token (letters, digits and
+`-._~+/=`). Empty lines and lines that begin with `#` are ignored; any other line is no key, and the
+log names its file and number.
+
 Only SHA-256 digests are kept and compared. The directory is read again when it changed, so keys
 are added and revoked without a restart. A directory without keys refuses everyone.
 """
@@ -7,9 +11,16 @@ are added and revoked without a restart. A directory without keys refuses everyo
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
+import time
 from pathlib import Path
 
+from pdserve.gateway.guesses import Guesses
 from pdserve.http.errors import ApiError
+
+logger = logging.getLogger(__name__)
+KEY = re.compile(rb"[A-Za-z0-9._~+/=-]{6,512}")
 
 
 class KeyRing:
@@ -19,6 +30,7 @@ class KeyRing:
         self._directory = directory
         self._seen: tuple[tuple[str, int, int], ...] | None = None
         self._digests: frozenset[bytes] = frozenset()
+        self._guesses = Guesses()
         self.refresh()
 
     def refresh(self) -> None:
@@ -30,20 +42,25 @@ class KeyRing:
             seen = tuple((str(p.resolve()), s.st_mtime_ns, s.st_size) for p, s in stats)
             if seen == self._seen:
                 return
-            lines = [line for p, _ in stats for line in p.read_bytes().splitlines()]
+            keys = [key for p, _ in stats for key in _keys(p)]
         except FileNotFoundError:
             if self._directory.is_dir():
                 return
-            seen, lines = (), []
-        self._digests = frozenset(_digest(k) for line in lines if (k := line.strip()))
+            seen, keys = (), []
+        self._digests = frozenset(map(_digest, keys))
         self._seen = seen
 
-    def check(self, authorization: bytes | None, api_key: bytes | None = None) -> None:
+    def check(
+        self, authorization: bytes | None, api_key: bytes | None = None, address: str = ""
+    ) -> None:
         """Raise 401 unless a header carries an accepted key; `Authorization` counts first.
+
+        Raises 429 when the address has sent too many wrong ones.
 
         Args:
             authorization: `Authorization: Bearer <key>`, as OpenAI clients send it.
             api_key: `x-api-key: <key>`, for paths on which a proxy keeps `Authorization`.
+            address: the client's, by which guesses are counted.
         """
         if authorization is None:
             scheme, key = b"bearer", api_key
@@ -54,8 +71,31 @@ class KeyRing:
                 "no API key given: send the header `Authorization: Bearer <key>` "
                 "(or `x-api-key: <key>`)"
             )
-        if scheme.lower() != b"bearer" or _digest(key.strip()) not in self._digests:
+        digest, now = _digest(key.strip()), time.monotonic()
+        if wait := self._guesses.wait(address, digest, now):
+            raise ApiError(
+                429,
+                "too many wrong API keys from this address",
+                code="too_many_attempts",
+                headers=((b"retry-after", b"%d" % max(1, round(wait + 0.5))),),
+            )
+        if scheme.lower() != b"bearer" or digest not in self._digests:
+            self._guesses.wrong(address, now)
             raise _refusal("incorrect API key provided")
+        self._guesses.right(address, digest, now)
+
+
+def _keys(path: Path) -> list[bytes]:
+    keys = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        text = line.strip()
+        if not text or text.startswith(b"#"):
+            continue
+        if KEY.fullmatch(text):
+            keys.append(text)
+        else:
+            logger.warning("%s, line %d: not a well-formed API key; ignored", path.name, number)
+    return keys
 
 
 def _digest(key: bytes) -> bytes:

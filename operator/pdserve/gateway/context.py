@@ -6,6 +6,7 @@ chapters. No decisions about instances here; those are `forwarding`'s, asked thr
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -134,14 +135,21 @@ class Context:
         """Believed infeasible and tried: engines are not told of the deadline, and compute it."""
         self.held: Held | None = None
         self._faults = 0
+        self.prefill_body = b""
         self.rescued = False
         """A fault already gave this request its deadlines anew."""
         self.invalid = False
         """An engine found the request itself wrong: not offered."""
         self.outcome: Outcome | None = None
         """None: not offered (invalid, or the client left in time)."""
-        self._legs: list[Leg] = []
+        self.legs: list[Leg] = []
         self._headers = reply.headers
+
+    def begun(self) -> None:
+        """The client has bytes: nothing is retried any more, nothing of the body is needed."""
+        self.prefill_body = b""
+        self.job = dataclasses.replace(self.job, body=_ends(self.job.body))
+        self.reply.body_done()
 
     def tell(self, prefill: Leg, decode: Leg | None) -> None:
         """Let the reply name the instances behind it (the last ones, where some were lost)."""
@@ -154,7 +162,7 @@ class Context:
     def open(self, instance: Instance) -> Leg:
         """A leg to an instance that a decision has chosen."""
         leg = Leg(self.lane, instance)
-        self._legs.append(leg)
+        self.legs.append(leg)
         return leg
 
     async def post(
@@ -196,7 +204,7 @@ class Context:
         """The request is over: whatever it still has anywhere is given back."""
         if self.ticket is not None:
             self.lane.withdraw(self.ticket)
-        for leg in self._legs:
+        for leg in self.legs:
             leg.close()
         self.release()
 
@@ -227,6 +235,11 @@ class Context:
         """An engine's 4xx: the client's mistake, in the engine's words; not offered."""
         self.invalid = True
         return _RelayedError(exchange.status, body)
+
+
+def _ends(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a body counts until the reply ends."""
+    return {name: body[name] for name in ("stream", "stream_options") if name in body}
 
 
 class _RelayedError(ApiError):

@@ -78,7 +78,7 @@ class DecodePhase:
         if answer.kind == "accepted":
             leg.accepted(exchange)
             self._held.leg.close()
-            c.held = None
+            c.held, self._held.decode_body = None, b""
             c.tell(self._held.leg, leg)
             await self._deliver(leg, exchange)
             return True
@@ -111,6 +111,7 @@ class DecodePhase:
                     c.timeline,
                     strip_usage=not options.get("include_usage"),
                     silence=c.tools.settings.stream_silence,
+                    begun=c.begun,
                 )
             else:
                 await collect(exchange, c.reply, c.timeline)

@@ -8,6 +8,7 @@ choosing. Raises `DeliveryError` when the instance is lost; whether the client a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from pdserve.engines.flow import token_count
 from pdserve.forwarding.health import Failure
@@ -27,12 +28,19 @@ class DeliveryError(Exception):
 
 
 async def relay(
-    exchange: Exchange, reply: Reply, timeline: Timeline, *, strip_usage: bool, silence: float
+    exchange: Exchange,
+    reply: Reply,
+    timeline: Timeline,
+    *,
+    strip_usage: bool,
+    silence: float,
+    begun: Callable[[], None],
 ) -> bool:
     """Relay an event stream as received, and measure it.
 
     Returns False when the instance itself ended it with an error event. `silence`: seconds
-    without a byte after which the instance is taken for dead.
+    without a byte after which the instance is taken for dead. `begun` is called with the first
+    byte.
     """
     meter = StreamMeter(strip_usage)
     content_type = exchange.headers.get(b"content-type", b"text/event-stream").decode("latin-1")
@@ -52,6 +60,7 @@ async def relay(
             reply.write(ready)
         else:
             reply.start(200, content_type, ready)
+            begun()
 
     reply.on_flow(exchange.pause, exchange.resume)
     try:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +34,39 @@ class Limits:
     write_stall: float = 60.0
     """A client that reads nothing for this long is cut."""
     pipelined: int = 16
+    memory: int = 128 << 20
+    """Bytes of all bodies that are received or served, as they are kept in memory."""
+    small: int = 16 << 10
+    """Bodies up to this size are taken however full the memory is."""
     sweep: float = 1.0
 
 
 _STREAMED: Headers = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """With every stream: proxies must pass it on as it comes (nginx buffers unless told so)."""
 Handler = Callable[[Request, "Reply"], Awaitable[None]]
+Screen = Callable[[str, str, dict[bytes, bytes], str], ApiError | None]
+"""`(method, path, headers, client address)` -> why the request is refused, or None."""
 LINGER_SECONDS = 5.0
 """How long a refused client may go on sending before it is cut."""
+
+
+class Memory:
+    """Bytes that bodies take in this process."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int, *, small: bool) -> bool:
+        """Count `size` bytes if there is room, or if they are part of a small body."""
+        if not small and self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+    def free(self, size: int) -> None:
+        """Bytes that were counted are gone."""
+        self.used -= size
 
 
 class Reply:
@@ -50,6 +76,8 @@ class Reply:
         self._connection = connection
         self._close = not request.keep_alive
         self._bodiless = request.method == "HEAD"
+        self.status = 0
+        """0 until a head was written."""
         self._chunked = request.http_1_1
         self.started = False
         self.ended = False
@@ -96,12 +124,21 @@ class Reply:
             self._connection.send(LAST_CHUNK)
         self._finish()
 
+    def grows(self, size: int) -> bool:
+        """The request takes so many more bytes than its body; False: there is no room."""
+        return self._connection.take(size)
+
+    def body_done(self) -> None:
+        """Nothing of the request's body is kept any more."""
+        self._connection.free_served()
+
     def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """What to call when the client reads too slowly, and when it has caught up."""
         self._connection.set_flow(pause, resume)
 
     def _write_head(self, status: int, content_type: str, headers: Headers, rest: bytes) -> None:
         self.started = True
+        self.status = status
         close = self._close or self._connection.server.draining
         self._close = close
         head = [STATUS_LINES[status], b"content-type: ", content_type.encode(), b"\r\n"]
@@ -128,6 +165,11 @@ class ClientConnection(Receiver, asyncio.Protocol):
         self._reply: Reply | None = None
         self._flow: tuple[Callable[[], None], Callable[[], None]] | None = None
         self._close_after = False
+        self._address = ""
+        self._receiving = 0
+        """Bytes counted for the body that is coming, the bodies that wait, the one served."""
+        self._waiting: deque[int] = deque()
+        self._serving = 0
 
     # --- asyncio.Protocol ---
 
@@ -135,6 +177,8 @@ class ClientConnection(Receiver, asyncio.Protocol):
         """A client connected."""
         self._transport = transport  # type: ignore[assignment]  # TCP gives a Transport
         self.server.connections.add(self)
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if isinstance(peer, tuple) else ""
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; also while a request is in progress (pipelining)."""
@@ -153,6 +197,9 @@ class ClientConnection(Receiver, asyncio.Protocol):
         """The client is gone: cancel what runs for it."""
         self.server.connections.discard(self)
         self._transport = None
+        self.server.memory.free(self._receiving + sum(self._waiting) + self._serving)
+        self._receiving = self._serving = 0
+        self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
 
@@ -180,7 +227,46 @@ class ClientConnection(Receiver, asyncio.Protocol):
         if self._task is None:
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def screened(self, method: str, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
+        """The service's word on the head."""
+        if self.server.screen is None:
+            return None
+        return self.server.screen(method, path, headers, self._address)
+
+    def keeps(self, path: str) -> int:
+        """Bodies are for the paths that take one."""
+        takes = self.server.takes_body
+        return self.server.limits.body if takes is None or path in takes else 0
+
+    def has_room(self, size: int) -> bool:
+        """Count a piece of the body."""
+        small = self._receiving + size <= self.server.limits.small
+        if self._transport is None or not self.server.memory.take(size, small=small):
+            self.server.memory.free(self._receiving)
+            self._receiving = 0
+            return False
+        self._receiving += size
+        return True
+
+    def complete(self) -> None:
+        """The body that was coming waits now."""
+        self._waiting.append(self._receiving)
+        self._receiving = 0
+
     # --- used by Reply and HttpServer ---
+
+    def take(self, size: int) -> bool:
+        """See `Reply.grows`."""
+        small = self._serving + size <= self.server.limits.small
+        if self._transport is None or not self.server.memory.take(size, small=small):
+            return False
+        self._serving += size
+        return True
+
+    def free_served(self) -> None:
+        """See `Reply.body_done`."""
+        self.server.memory.free(self._serving)
+        self._serving = 0
 
     def send(self, data: bytes) -> None:
         """Write to the client, if it is still there."""
@@ -194,6 +280,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
     def finished(self, close: bool) -> None:
         """The reply was written."""
         self._flow = None
+        self.free_served()
         self._close_after = close
 
     @property
@@ -218,6 +305,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
             return
         if self.received:
             request = self.received.popleft()
+            self._serving = self._waiting.popleft()
             self.deadline = float("inf")
             self._reply = Reply(self, request)
             self._task = asyncio.get_running_loop().create_task(self._serve(request, self._reply))
@@ -259,9 +347,18 @@ class HttpServer:
     """Listens, keeps the connections, closes the slow ones, and stops gracefully."""
 
     def __init__(
-        self, handler: Handler, limits: Limits, report: Callable[[Exception], None]
+        self,
+        handler: Handler,
+        limits: Limits,
+        report: Callable[[Exception], None],
+        screen: Screen | None = None,
+        takes_body: Collection[str] | None = None,
     ) -> None:
+        """`screen` refuses a request by its head; `takes_body`: paths, None: all."""
         self.handler = handler
+        self.screen = screen
+        self.takes_body = takes_body
+        self.memory = Memory(limits.memory)
         self.limits = limits
         self.report = report
         self.draining = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pdserve.forwarding.health import Failure
 from pdserve.forwarding.hints import parse_hint
@@ -61,12 +61,14 @@ def read_answer(exchange: Exchange) -> Answer:
 class Leg:
     """A request at `instance`, which the decision to send already counted as sent."""
 
-    __slots__ = ("_accepted_at", "_lane", "_state", "instance", "sent_at")
+    __slots__ = ("_accepted_at", "_ended_at", "_lane", "_result", "_state", "instance", "sent_at")
 
     def __init__(self, lane: Lane, instance: Instance) -> None:
         self.instance = instance
         self.sent_at = time.perf_counter()
         self._accepted_at = 0.0
+        self._ended_at = 0.0
+        self._result = "cancelled"
         self._lane = lane
         self._state: Literal["sent", "taken", "held", "closed"] = "sent"
         lane.metrics.attempted(instance.route.role)
@@ -83,6 +85,7 @@ class Leg:
         """The instance took it: a slot is ours until `close`."""
         self._untake()
         self._state = "held"
+        self._tell("accepted")
         now = self._accepted_at = time.perf_counter()
         self.instance.accepted(parse_hint(exchange.headers), now, self.sent_at)
         self._lane.poke()
@@ -90,6 +93,7 @@ class Leg:
     def refused(self, exchange: Exchange, reason: str) -> None:
         """The instance did not take it."""
         self._untake()
+        self._tell(f"refused: {reason}")
         self._state = "closed"
         now, hint = time.perf_counter(), parse_hint(exchange.headers)
         if reason == REJECT_DEADLINE:
@@ -105,6 +109,7 @@ class Leg:
     def answered(self) -> None:
         """The instance answered with an error that is not about its slots."""
         self._untake()
+        self._tell("error")
         self._state = "closed"
         self.instance.abandoned()
         self.instance.health.success()
@@ -112,6 +117,7 @@ class Leg:
 
     def failed(self, kind: Failure) -> None:
         """The leg broke: no connection, lost, silent, or 5xx."""
+        self._tell(f"failed: {kind}")
         now = time.perf_counter()
         if self._state == "sent":
             self.instance.failed(kind, now)
@@ -132,6 +138,20 @@ class Leg:
             self.instance.abandoned()
         self._state = "closed"
         self._lane.poke()
+
+    def told(self, arrived: float, now: float) -> dict[str, Any]:
+        """This leg for the access log; milliseconds from the request's arrival."""
+        end = self._ended_at or now
+        return {
+            "leg": self.instance.route.role,
+            "instance": self.instance.id,
+            "atMs": round((self.sent_at - arrived) * 1000, 1),
+            "ms": round((end - self.sent_at) * 1000, 1),
+            "result": self._result,
+        }
+
+    def _tell(self, result: str) -> None:
+        self._result, self._ended_at = result, time.perf_counter()
 
     def _untake(self) -> None:
         if self._state == "taken":

@@ -30,7 +30,7 @@ class PrefillPhase:
 
     def __init__(self, context: Context) -> None:
         self._c = context
-        self._body = context.flow.prefill_body(context.job.endpoint, context.job.body)
+        context.prefill_body = context.flow.prefill_body(context.job.endpoint, context.job.body)
         self._late = 0
 
     async def run(self, ticket: Ticket) -> Held:
@@ -54,7 +54,7 @@ class PrefillPhase:
         due = ticket.deadline + SAFETY * c.predicted
         unused = True
         try:
-            exchange = await c.post(leg, self._body, name, due, patience)
+            exchange = await c.post(leg, c.prefill_body, name, due, patience)
             try:
                 held = await self._read(leg, exchange, name, ticket)
             finally:

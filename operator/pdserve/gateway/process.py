@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from pdserve.engines.credentials import REQUEST, Credential
+from pdserve.gateway.access_log import AccessLog
 from pdserve.gateway.app import Gateway, Options
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.http_server import Limits
@@ -51,6 +52,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=PORT_HTTP)
     parser.add_argument("--auth-dir", type=Path, help="directory of files with API keys")
     parser.add_argument("--max-body-bytes", type=int, default=DEFAULT_LIMITS.body)
+    parser.add_argument(
+        "--access-log", choices=("on", "off"), default="on",
+        help="a JSON line per request on standard output",
+    )  # fmt: skip
     parser.add_argument("--room", type=int, default=1024, help="waiting requests per scenario")
     parser.add_argument("--drain-seconds", type=float, default=30.0)
     parser.add_argument(
@@ -74,7 +79,8 @@ async def _serve(args: argparse.Namespace) -> int:
         drain_seconds=args.drain_seconds,
     )
     keys = KeyRing(args.auth_dir) if args.auth_dir else None
-    gateway = Gateway(args.routes, options, keys)
+    log = AccessLog(sys.stdout.buffer) if args.access_log == "on" else None
+    gateway = Gateway(args.routes, options, keys, access_log=log)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

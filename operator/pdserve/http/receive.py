@@ -42,7 +42,8 @@ class Request:
 class Receiver:
     """Receiving side of one connection.
 
-    `began`, `awaits_body`, `keeps` and `complete` are for its owner to extend.
+    `began`, `awaits_body`, `screened`, `keeps`, `has_room` and `complete` are for its owner to
+    extend.
     """
 
     def __init__(self, max_head: int, max_body: int) -> None:
@@ -88,6 +89,14 @@ class Receiver:
         """How many bytes of a body sent to `path` to store; longer bodies are dropped."""
         return self._max_body
 
+    def screened(self, method: str, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
+        """Why a request is refused by its head alone, before its body; None: go on."""
+        return None
+
+    def has_room(self, size: int) -> bool:
+        """So many more bytes of a body may be stored."""
+        return True
+
     def complete(self) -> None:
         """A request was added to `received`."""
 
@@ -113,7 +122,11 @@ class Receiver:
         """The head is in: this instant is the request's arrival."""
         self._head_at = time.perf_counter()
         self._in_head = False
-        self._kept = self.keeps(self._path())
+        method, path = self._parser.get_method().decode("latin-1"), self._path()
+        if self.refusal is None and (error := self.screened(method, path, self._headers)):
+            self.refuse(error)
+            return
+        self._kept = self.keeps(path)
         length = self._headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body:
             self._too_large()
@@ -125,10 +138,21 @@ class Receiver:
         self._body_size += len(body)
         if self._body_size > self._max_body:
             self._too_large()
-        elif self._body_size > self._kept:
+        elif self._body_size > self._kept or self.refusal is not None:
             self._body.clear()
-        elif self.refusal is None:
+        elif self.has_room(len(body)):
             self._body += body
+        else:
+            self._body.clear()
+            self.refuse(
+                ApiError(
+                    503,
+                    "too much is being received at once; send it again in a while",
+                    kind="overloaded_error",
+                    code="receiving_too_much",
+                    headers=((b"retry-after", b"2"), (b"x-should-retry", b"false")),
+                )
+            )
 
     def on_message_complete(self) -> None:
         """The request is complete."""

@@ -161,7 +161,8 @@ def test_without_hints_the_attempts_last_until_the_deadline() -> None:
             now = step.until
     assert len(asked_at) <= 2 * 2 + 4
     assert asked_at[:2] == [0.0, 0.0], "every decode at once"
-    assert asked_at[-1] >= 1.2, "the last attempt is near the deadline, not after 0.3 s"
+    assert asked_at[2] <= 0.05, "again soon"
+    assert asked_at[-1] >= 0.9, "the last attempt is well after 0.3 s"
 
 
 def test_a_hint_is_worth_an_attempt_before_its_turn() -> None:

@@ -286,3 +286,49 @@ async def test_a_ticket_that_nobody_waits_for_hurts_no_other_request(rig: Rig) -
         assert [(await rig.complete()).status for _ in range(3)] == [200] * 3
         assert lane.dispatcher.waiting == 0
         assert all(i.used == 0 for i in lane.view.instances())
+
+
+@pytest.mark.invariant(10)
+async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: Rig) -> None:
+    """Waiting, being received or served: whatever it is counts until it is gone."""
+    await rig.one_group(slo=WIDE, limits=Limits(memory=600_000))
+    prefill = rig.engines["p0"]
+    prefill.gate = asyncio.Event()
+    large = {"prompt": "x" * 100_000}
+    memory = rig.gateway.server.memory
+    waiting = [asyncio.create_task(rig.complete(**large))]
+    await eventually(lambda: prefill.running == 1, "one is served")
+    refused = await rig.complete(**large)
+    assert (refused.status, refused.json["error"]["code"]) == (503, "too_much_at_once")
+    assert int(refused.headers["retry-after"]) >= 1
+    waiting.append(asyncio.create_task(rig.complete()))
+    lane = rig.gateway.service.lane("tiny", {})[0]
+    await eventually(lambda: lane.dispatcher.waiting == 1, "a small one waits in the room")
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\ncontent-length: 300000\r\n\r\n" + b"x" * 290_000
+    )
+    answer = parse_answer(await reader.readuntil(b"}}"))
+    assert (answer.status, answer.json["error"]["code"]) == (503, "receiving_too_much")
+    writer.close()
+    prefill.gate.set()
+    assert [a.status for a in await asyncio.gather(*waiting)] == [200, 200]
+    await eventually(lambda: memory.used == 0, "nothing is counted any more")
+    assert (await rig.complete(**large)).status == 200
+
+
+@pytest.mark.invariant(12)
+async def test_what_a_client_that_left_had_sent_is_not_counted(rig: Rig) -> None:
+    await rig.one_group(limits=Limits())
+    memory = rig.gateway.server.memory
+    _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    head = b"POST /v1/completions HTTP/1.1\r\ncontent-length: 100000\r\n\r\n"
+    writer.write(head + b"x" * 50_000)
+    await eventually(lambda: memory.used > 0, "counted")
+    writer.close()
+    await eventually(lambda: memory.used == 0, "forgotten")
+    stream = asyncio.create_task(rig.complete(stream=True, prompt="y" * 200_000, max_tokens=500))
+    rig.engines["d0"].token_seconds = 600.0
+    await eventually(lambda: rig.engines["d0"].running == 1, "a stream")
+    await eventually(lambda: memory.used == 0, "a stream that has begun keeps no body")
+    stream.cancel()

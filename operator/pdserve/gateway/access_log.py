@@ -1,0 +1,128 @@
+"""Access log: one JSON line per generating request, by its request id.
+
+A line says what came, what became of it, when, and why: every leg with its instance and answer.
+`kubectl pdserve explain --request ID` finds it. Lines are written in pieces by a thread, so that a
+slow reader of standard output holds no request; more than `MAX_BUFFER` bytes unwritten are dropped,
+and the next line says how many were. Neighbours: `app` fills a `Record`, `context` knows the legs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import IO, Any
+
+import orjson
+
+from pdserve.gateway.context import Context
+from pdserve.http.errors import ApiError
+
+FLUSH_SECONDS = 0.2
+MAX_BUFFER = 4 << 20
+MAX_MESSAGE = 300
+CLIENT_GONE = 499
+"""Status of a request whose client left before there was an answer."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one request; `context` is None while it was not admitted."""
+
+    request_id: str
+    path: str
+    arrived: float
+    context: Context | None = None
+    error: ApiError | None = None
+
+    def line(self, status: int, now: float) -> dict[str, Any]:
+        """The log line; milliseconds count from the request's arrival."""
+        line: dict[str, Any] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())}Z",
+            "request": self.request_id,
+            "path": self.path,
+            "status": status or CLIENT_GONE,
+            "ms": _ms(now - self.arrived),
+        }
+        if self.error is not None:
+            line["code"] = self.error.code
+            line["why"] = self.error.message[:MAX_MESSAGE]
+            line.update(self.error.details)
+        c = self.context
+        if c is None:
+            return line
+        timeline = c.timeline
+        line |= {
+            "scenario": c.lane.scenario.name,
+            "streamed": c.job.streamed,
+            "outcome": c.outcome or ("invalid" if c.invalid else "cancelled"),
+            "legs": [leg.told(self.arrived, now) for leg in c.legs],
+            "promptTokens": timeline.prompt_tokens,
+            "outputTokens": timeline.output_tokens,
+            "predictedMs": _ms(c.predicted),
+        }
+        if timeline.ttft is not None:
+            line["ttftMs"] = _ms(timeline.ttft)
+        if timeline.handoff is not None:
+            line["handoffMs"] = _ms(timeline.handoff)
+        if c.rescued:
+            line["rescued"] = True
+        if c.trial:
+            line["tried"] = True
+        return line
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+class AccessLog:
+    """Writes lines to a stream; `close` waits for what is unwritten."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._dropped = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Future[None] | None = None
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add one line; never waits."""
+        if self._size > MAX_BUFFER:
+            self._dropped += 1
+            return
+        if self._dropped:
+            line["droppedBefore"], self._dropped = self._dropped, 0
+        data = orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        self._lines.append(data)
+        self._size += len(data)
+        if self._timer is None and self._writing is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    async def close(self) -> None:
+        """Write what is left; at most a second."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._flush()
+        if self._writing is not None:
+            await asyncio.wait((self._writing,), timeout=1.0)
+
+    def _flush(self) -> None:
+        self._timer = None
+        if not self._lines:
+            return
+        lines, self._lines = self._lines, []
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(None, self._put, b"".join(lines))
+        self._writing.add_done_callback(self._written)
+
+    def _put(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._stream.flush()
+
+    def _written(self, done: asyncio.Future[None]) -> None:
+        done.exception()  # a closed standard output must not stop the service
+        self._writing = None
+        self._size = sum(map(len, self._lines))
+        self._flush()
