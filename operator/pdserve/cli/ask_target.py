@@ -16,6 +16,7 @@ from typing import Any
 from pdserve import api
 from pdserve.controllers.routing import route_table
 from pdserve.forwarding.match import match_scenario
+from pdserve.gateway.auth import keys_of
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,11 @@ def first_key(secret: Mapping[str, Any]) -> str | None:
     """An API key of a Secret as gateways read it (one key per line); None when it holds none."""
     for _, value in sorted((secret.get("data") or {}).items()):
         try:
-            lines = base64.b64decode(value).decode().splitlines()
-        except (binascii.Error, UnicodeDecodeError):
+            keys = keys_of(base64.b64decode(value))
+        except binascii.Error:
             continue
-        for line in lines:
-            if line.strip():
-                return line.strip()
+        if keys:
+            return keys[0].decode()
     return None
 
 

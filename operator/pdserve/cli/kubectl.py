@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pdserve.api import ApiError
-from pdserve.cli import ask, snapshot, view_explain, view_status
+from pdserve.cli import ask, request_log, snapshot, view_explain, view_status
 from pdserve.cli.ask_target import AskError
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect, default_namespace
@@ -27,13 +27,17 @@ _EXAMPLES = """examples:
   kubectl pdserve status -A -o json           all, for scripts
   kubectl pdserve explain shop                why it is placed and sized as it is
   kubectl pdserve explain shop chat           only scenario chat
+  kubectl pdserve explain --request ID        what became of one request, and why
   kubectl pdserve ask shop "Hello there"      an answer as it streams, with TTFT and TPOT
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit status 1: not found or refused, 2: wrong command line."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command == "explain" and arguments.name is None and arguments.request is None:
+        parser.error("explain: name a PDService, or a request with --request ID")
     try:
         if arguments.namespace is None:
             arguments.namespace = default_namespace(arguments.kubeconfig, context=arguments.context)
@@ -81,8 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", parents=[common], help="one screen")
     status.add_argument("name", nargs="?", help="PDService; default: all")
     explain = commands.add_parser("explain", parents=[common], help="why placed, sized or waiting")
-    explain.add_argument("name", help="PDService")
+    explain.add_argument("name", nargs="?", help="PDService")
     explain.add_argument("scenario", nargs="?", help="default: all")
+    explain.add_argument(
+        "--request", metavar="ID", help="what became of one request (x-request-id), and why"
+    )
     ask.add_parser(commands, connection)
     return parser
 
@@ -90,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
 async def _run(arguments: argparse.Namespace) -> str:
     client = await connect(arguments.kubeconfig, context=arguments.context)
     try:
+        if arguments.command == "explain" and arguments.request is not None:
+            return await _explain_request(client, arguments)
         namespace = None if arguments.all_namespaces else arguments.namespace
         found = await snapshot.read_services(client, namespace, arguments.name)
         if arguments.output == "json":
@@ -101,6 +110,16 @@ async def _run(arguments: argparse.Namespace) -> str:
         return "\n\n".join([await _explain(client, s, arguments.scenario) for s in found])
     finally:
         await client.close()
+
+
+async def _explain_request(client: KubeClient, arguments: argparse.Namespace) -> str:
+    found = await request_log.find(
+        client, arguments.request, arguments.namespace, arguments.name,
+        kubeconfig=arguments.kubeconfig, context=arguments.context,
+    )  # fmt: skip
+    if arguments.output == "json":
+        return json.dumps({"gateway": found.pod, **found.line}, indent=2)
+    return request_log.render(found)
 
 
 async def _explain(client: KubeClient, found: snapshot.Snapshot, scenario: str | None) -> str:

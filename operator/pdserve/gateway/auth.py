@@ -1,6 +1,6 @@
 """API keys from a directory of files (a mounted Secret): one key per line, any file name.
 
-A key is 6 to 512 characters of those that RFC 6750 allows in a bearer token (letters, digits and
+A key is 1 to 512 characters of those that RFC 6750 allows in a bearer token (letters, digits and
 `-._~+/=`). Empty lines and lines that begin with `#` are ignored; any other line is no key, and the
 log names its file and number.
 
@@ -20,7 +20,7 @@ from pdserve.gateway.guesses import Guesses
 from pdserve.http.errors import ApiError
 
 logger = logging.getLogger(__name__)
-KEY = re.compile(rb"[A-Za-z0-9._~+/=-]{6,512}")
+KEY = re.compile(rb"[A-Za-z0-9._~+/=-]{1,512}")
 
 
 class KeyRing:
@@ -42,7 +42,7 @@ class KeyRing:
             seen = tuple((str(p.resolve()), s.st_mtime_ns, s.st_size) for p, s in stats)
             if seen == self._seen:
                 return
-            keys = [key for p, _ in stats for key in _keys(p)]
+            keys = [key for p, _ in stats for key in keys_of(p.read_bytes(), p.name)]
         except FileNotFoundError:
             if self._directory.is_dir():
                 return
@@ -85,16 +85,17 @@ class KeyRing:
         self._guesses.right(address, digest, now)
 
 
-def _keys(path: Path) -> list[bytes]:
+def keys_of(content: bytes, name: str = "") -> list[bytes]:
+    """The well-formed keys of one file, in order; with a `name`, other lines are logged."""
     keys = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         text = line.strip()
         if not text or text.startswith(b"#"):
             continue
         if KEY.fullmatch(text):
             keys.append(text)
-        else:
-            logger.warning("%s, line %d: not a well-formed API key; ignored", path.name, number)
+        elif name:
+            logger.warning("%s, line %d: not a well-formed API key; ignored", name, number)
     return keys
 
 

@@ -43,6 +43,8 @@ class FakeApiServer:
 
     def __init__(self) -> None:
         self.objects: dict[str, Json] = {}
+        self.logs: dict[str, list[Json | str]] = {}
+        """Logs of pods by path, line by line."""
         self.refused: dict[str, Json] = {}
         """Paths that are answered by a Status."""
         self.reply: Callable[[Seen], Reply] = lambda seen: Reply(200, events("Hello", " there"))
@@ -90,6 +92,13 @@ class FakeApiServer:
                 path = self.path.split("?")[0]
                 if path in fake.refused:
                     self._whole(fake.refused[path]["code"], fake.refused[path])
+                elif path in fake.logs:
+                    lines = (x if isinstance(x, str) else json.dumps(x) for x in fake.logs[path])
+                    data = "".join(f"{line}\n" for line in lines).encode()
+                    self._head(
+                        200, {"content-type": "text/plain", "content-length": f"{len(data)}"}
+                    )
+                    self.wfile.write(data)
                 elif path in fake.objects:
                     self._whole(200, fake.objects[path])
                 else:

@@ -23,12 +23,12 @@ def status(ring: KeyRing, key: str, address: str = "10.0.0.1") -> int:
 
 def test_only_well_formed_lines_are_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "team").write_text(
-        "# keys of team A, rotate in May\n\nsk-alice-1\n  sk-bob_2==  \nnot a key\nshort\n"
+        "# keys of team A, rotate in May\n\nsk-alice-1\n  sk-bob_2==  \nnot a key\nkey,1\n"
         + "x" * 600 + "\n"
     )  # fmt: skip
     ring = KeyRing(tmp_path)
     assert [status(ring, k) for k in ("sk-alice-1", "sk-bob_2==")] == [200, 200]
-    for line in ("# keys of team A, rotate in May", "not a key", "short", "x" * 600, ""):
+    for line in ("# keys of team A, rotate in May", "not a key", "key,1", "x" * 600, ""):
         assert status(ring, line, address=f"10.0.1.{len(line) % 250}") == 401
     told = [r.getMessage() for r in caplog.records]
     assert [m.split(":")[0] for m in told] == ["team, line 5", "team, line 6", "team, line 7"]
