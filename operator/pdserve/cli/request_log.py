@@ -18,7 +18,7 @@ from pdserve.cli.ask_target import AskError
 from pdserve.controllers.objects import COMPONENT
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import api_client
-from pdserve.kube.errors import KubeError
+from pdserve.kube.errors import UNREACHABLE, KubeError
 from pdserve.kube.resource import PODS
 from pdserve.wire import names
 

@@ -27,7 +27,7 @@ from pdserve.gateway.context import Context, Job, Settings, Tools
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.http_client import Pool
 from pdserve.gateway.http_server import HttpServer, Limits, Reply
-from pdserve.gateway.intake import parse_body, parsed_size
+from pdserve.gateway.intake import check_prompt_bytes, parse_body, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
@@ -194,8 +194,10 @@ class Gateway:
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
         job = Job(endpoint, body, leg_name, trace)
-        record.context = Context(lane, flow, self._tools, job, reply, request.head_at)
-        await serve(record.context)
+        context = Context(lane, flow, self._tools, job, reply, request.head_at)
+        check_prompt_bytes(endpoint, context.size.text, lane.scenario.max_prompt_bytes)
+        record.context = context
+        await serve(context)
 
     def _models(self, path: str, reply: Reply) -> None:
         names = self.service.models()

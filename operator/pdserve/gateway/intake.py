@@ -20,6 +20,17 @@ MAX_DEPTH = 64
 """Lists and objects inside one another: JSON schemas of tools are the deepest honest ones."""
 
 
+def check_prompt_bytes(endpoint: Endpoint, size: int, most: int) -> None:
+    """Raise 400 when a prompt has more bytes of text than fit into any context (0: not known)."""
+    if 0 < most < size:
+        raise ApiError(
+            400,
+            f"the prompt has {size} bytes of text, and at most {most} fit into the context",
+            code="context_length_exceeded",
+            param="messages" if endpoint == "chat" else "prompt",
+        )
+
+
 def parsed_size(raw: bytes) -> int:
     """About how many bytes the legs' bodies and the values of a body take, beside itself.
 
