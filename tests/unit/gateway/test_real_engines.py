@@ -7,6 +7,7 @@ built-in model; the client is the OpenAI SDK, unchanged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteT
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 MODEL = "reference"
+EXECUTING = 'pdserve:slots{state="executing"}'
 RUNNING, HOLDING = 'pdserve:slots{state="running"}', 'pdserve:slots{state="holding"}'
 SLOTS = {"prefill": 2, "decode": 4}
 PROMPTS = [
@@ -174,6 +176,42 @@ async def test_slots_are_free_again_after_cancelled_requests(world: World) -> No
         return sum([await world.group.client.metric(*each) for each in slots]) == 0
 
     await until(idle, "slots free")
+
+
+@pytest.mark.invariant(12)
+async def test_clients_that_leave_at_any_time_leave_no_kv_and_no_slot(world: World) -> None:
+    """Whatever the moment, streamed or whole; then honest requests are all served."""
+    rng = random.Random(3)
+    async with sdk(world.url) as pd:
+
+        async def leave(i: int) -> None:
+            ask = pd.completions.create(
+                model="shop", prompt=f"Number {i} is " * 30, max_tokens=40, stream=i % 2 == 0,
+                extra_body={"ignore_eos": True},
+            )  # fmt: skip
+            with contextlib.suppress(TimeoutError, openai.APITimeoutError):
+                async with asyncio.timeout(rng.random() * 0.4):
+                    answer = await ask
+                    if i % 2 == 0:
+                        async for _ in answer:  # type: ignore[attr-defined]
+                            pass
+
+        for start in range(0, 80, 8):
+            await asyncio.gather(*(leave(i) for i in range(start, start + 8)))
+        prefill, decodes = world.group.prefills[0], world.group.decodes
+
+        async def held() -> bool:
+            slots = [(prefill, HOLDING), (prefill, EXECUTING), *((d, RUNNING) for d in decodes)]
+            return sum([await world.group.client.metric(*each) for each in slots]) == 0
+
+        await until(held, "nothing is held")
+        lane = world.gateway.service.lane("shop", {})[0]
+        assert lane.dispatcher.waiting == 0
+        assert all(i.used == 0 for i in lane.view.instances())
+        answers = await asyncio.gather(
+            *(pd.completions.create(model="shop", prompt="x", max_tokens=3) for _ in range(20))
+        )
+        assert all(a.usage for a in answers)
 
 
 async def test_killed_decode_loses_only_streams_that_had_begun(world: World) -> None:
