@@ -121,6 +121,10 @@ def rss_mib(pid: int) -> float:
     return _rss_mib(Path(f"/proc/{pid}/status").read_text())
 
 
+def _refuse_skips(_obj: Object, where: str, error: Exception) -> None:
+    raise BenchError(f"the cache skipped an event in {where}: {error}")
+
+
 async def event_cpu_us(pod: Object) -> tuple[float, float]:
     """CPU in microseconds per pod event: parsed and taken in by the operator's cache; parsed only.
 
@@ -132,7 +136,7 @@ async def event_cpu_us(pod: Object) -> tuple[float, float]:
         orjson.loads(line)
     parsed = time.process_time() - began
     replay = _Replay(lines)
-    cache = make_caches(KubeClient(replay), None, Registry()).pods
+    cache = make_caches(KubeClient(replay), None, Registry(), _refuse_skips).pods
     seen = 0
 
     def count(*_: object) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ValidationError
 
 from pdserve.api.base import Model
+from pdserve.api.errors import ApiError, problems_of
 from pdserve.api.meta import ObjectMeta
 
 GROUP = "pdserve.io"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
+_ROUNDS = 4
+"""Leaving a part of a status out may show what else is wrong; then all of it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,28 @@ class Resource(Model):
     api_version: Literal["pdserve.io/v1alpha1"] = "pdserve.io/v1alpha1"
     metadata: ObjectMeta = ObjectMeta()
 
+    @classmethod
+    def stored(cls, value: Any) -> Self:
+        """Read an object as the API server holds it: its spec as `parse` does, and of its status
+        what can be read.
+
+        The status is the operator's own word about a world of which it believes nothing, and may be
+        another version's: a part that today's rules refuse is left out and written anew, and never
+        keeps the object from being acted on.
+
+        Raises:
+            ApiError: today's rules refuse something outside of `status`.
+        """
+        for _ in range(_ROUNDS):
+            try:
+                return cls.model_validate(value)
+            except ValidationError as error:
+                wrong = [tuple(e["loc"]) for e in error.errors(include_url=False)]
+                if any(loc[:1] != ("status",) for loc in wrong):
+                    raise ApiError(cls.__name__, problems_of(error)) from None
+                value = {**value, "status": _without(value["status"], wrong)}
+        return cls.parse({k: v for k, v in value.items() if k != "status"})
+
     @property
     def name(self) -> str:
         """`metadata.name`."""
@@ -66,3 +94,23 @@ class Resource(Model):
     def namespace(self) -> str:
         """`metadata.namespace`; empty for cluster-scoped kinds."""
         return self.metadata.namespace
+
+
+def _without(status: Any, wrong: Iterable[tuple[int | str, ...]]) -> Any:
+    """A status without the fields, or items of its lists, at these paths (`status`, field, ...)."""
+    if not isinstance(status, Mapping):
+        return {}
+    items: dict[str, set[int]] = {}
+    kept = dict(status)
+    for _, *path in wrong:
+        if not path:
+            return {}
+        field, index = str(path[0]), path[1] if len(path) > 1 else None
+        if isinstance(index, int) and isinstance(status.get(field), list | tuple):
+            items.setdefault(field, set()).add(index)
+        else:
+            kept.pop(field, None)
+    for field, indexes in items.items():
+        if field in kept:
+            kept[field] = [v for i, v in enumerate(kept[field]) if i not in indexes]
+    return kept

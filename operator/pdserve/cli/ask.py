@@ -152,7 +152,7 @@ async def _look(
             # Says which services there are, or that the kind itself is not known.
             await snapshot.read_services(client, namespace, name)
         raise
-    return api.PDService.parse(found), pods.items
+    return api.PDService.stored(found), pods.items
 
 
 async def _api_key(client: KubeClient, namespace: str, secret: str) -> str:

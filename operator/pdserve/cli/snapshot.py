@@ -61,7 +61,7 @@ async def read_services(
         NotFoundError: `name` is not there.
         KubeError: the API server said no, or nothing.
     """
-    services = [api.PDService.parse(o) for o in (await client.list(SERVICES, namespace)).items]
+    services = [api.PDService.stored(o) for o in (await client.list(SERVICES, namespace)).items]
     if name is not None:
         chosen = [s for s in services if s.metadata.name == name]
         if not chosen:
@@ -70,7 +70,7 @@ async def read_services(
                 f"PDService {name!r} is not in namespace {namespace!r}; there: {there}"
             )
         services = chosen
-    groups = [api.ScenarioGroup.parse(o) for o in (await client.list(GROUPS, namespace)).items]
+    groups = [api.ScenarioGroup.stored(o) for o in (await client.list(GROUPS, namespace)).items]
     pods = (await client.list(PODS, namespace, label_selector=names.LABEL_INSTANCE)).items
     return [_snapshot(s, groups, pods) for s in services]
 
@@ -96,7 +96,7 @@ def _snapshot(
 async def read_fabric(client: KubeClient, domain: str) -> FabricState | NoRight | None:
     """The named RoCEDomain with nodes and pods; None where it does not exist."""
     try:
-        found = api.RoCEDomain.parse(await client.get(DOMAINS, domain))
+        found = api.RoCEDomain.stored(await client.get(DOMAINS, domain))
         nodes, pods = await asyncio.gather(client.list(NODES), client.list(PODS))
     except KubeError as error:
         if error.is_not_found:

@@ -33,6 +33,7 @@ from pdserve.controllers.linker import EngineApi, HttpEngines, Linker
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.options import Options
 from pdserve.controllers.ratio_loop import NoSource, RatioLoop
+from pdserve.controllers.skipped import Skipped
 from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.triggers import Triggers, group_key
 from pdserve.controllers.worker import resync, work
@@ -45,6 +46,7 @@ from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.httpd import health_pages, serve
 from pdserve.kube.lease import LeaseElector
 from pdserve.kube.lease_thread import LeaseThread
+from pdserve.kube.resource import ObjectKey
 from pdserve.kube.workqueue import WorkQueue
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
@@ -92,9 +94,10 @@ class Core:
         self.client = client
         self.registry = registry
         self.queue = WorkQueue(per_namespace=workers, registry=registry, rng=rng)
-        self.caches: Caches = make_caches(client, namespace, registry, rng)
-        self.triggers = Triggers(self.caches, self.queue)
         self.metrics = OperatorMetrics(registry)
+        self.skips = Skipped(self.metrics)
+        self.caches: Caches = make_caches(client, namespace, registry, self.skips, rng)
+        self.triggers = Triggers(self.caches, self.queue)
         self.synced = False
         self._gateway_image = gateway_image
         self._operator_namespace = operator_namespace
@@ -129,7 +132,7 @@ class Core:
         await self.caches.wait_synced()
         tokens = Tokens(self.client, secrets.token_bytes)
         engines = await make_engines(tokens)
-        linker = Linker(engines, lambda key: self.queue.add(group_key(key)))
+        linker = Linker(engines, lambda key: self.queue.add(group_key(key)), self._not_linked)
         events = EventRecorder(
             self.client,
             Reporter(COMPONENT, self._identity),
@@ -149,15 +152,26 @@ class Core:
             rights=self._rights,
             clock=self.clock,
             silence=self.silence,
+            skips=self.skips,
         )
         ratio = RatioLoop(context, source, settings, log_line)
+        with self.skips.told_by(events):
+            await self._tasks(context, ratio)
+
+    async def _tasks(self, context: Context, ratio: RatioLoop) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(linker.run())
-            tasks.create_task(events.run())
+            tasks.create_task(context.linker.run())
+            tasks.create_task(context.events.run())
             tasks.create_task(resync(context, self.triggers, self._resync, self._rng))
             tasks.create_task(ratio.run())
             tasks.create_task(self.silence.listen(self.client))
             tasks.create_task(work(context))
+
+    def _not_linked(self, group: ObjectKey, pod: str, error: Exception) -> None:
+        """An answer of an instance cannot be read: the instance stays unlinked."""
+        obj = self.caches.pods.get(pod, group.namespace)
+        if obj is not None:
+            self.skips(obj, "link", error)
 
     def waiting_for(self) -> str:
         """What is not listed yet, with the reason; "" once everything is."""

@@ -16,9 +16,9 @@ from typing import Final
 from pdserve.api import API_VERSION, KINDS, ObjectMeta
 from pdserve.controllers.compare import controller_uid
 from pdserve.exposition import Registry
-from pdserve.kube.cache import Cache
+from pdserve.kube.cache import Cache, OnSkip
 from pdserve.kube.client import KubeClient
-from pdserve.kube.prune import keep
+from pdserve.kube.prune import Prune, keep, without_managed_fields
 from pdserve.kube.resource import (
     CONFIGMAPS,
     CONTROLLER_REVISIONS,
@@ -136,9 +136,12 @@ class Caches:
     role_bindings: Cache
     disruption_budgets: Cache
     network_policies: Cache
+    skipped: OnSkip
+    """Told of objects that cannot be read."""
 
     def __iter__(self) -> Iterator[Cache]:
-        return (getattr(self, f.name) for f in fields(self))
+        found = (getattr(self, f.name) for f in fields(self))
+        return (cache for cache in found if isinstance(cache, Cache))
 
     @property
     def synced(self) -> bool:
@@ -159,7 +162,11 @@ class Caches:
 
 
 def make_caches(
-    client: KubeClient, namespace: str | None, registry: Registry, rng: random.Random | None = None
+    client: KubeClient,
+    namespace: str | None,
+    registry: Registry,
+    skipped: OnSkip,
+    rng: random.Random | None = None,
 ) -> Caches:
     """Caches with their indexes; nothing runs yet.
 
@@ -168,25 +175,25 @@ def make_caches(
         namespace: where our kinds are looked after; None for the whole cluster. Pods, Nodes and
             RoCEDomains are always the whole cluster's.
         registry: where the caches' metrics go.
+        skipped: told of objects that cannot be read.
         rng: randomness of their waits.
     """
 
     def ours(resource: Resource, selector: str = OURS) -> Cache:
         return Cache(
-            client,
-            resource,
-            namespace=namespace,
-            label_selector=selector,
-            registry=registry,
-            rng=rng,
-        )
+            client, resource, namespace=namespace, label_selector=selector,
+            registry=registry, on_skip=skipped, rng=rng,
+        )  # fmt: skip
+
+    def everyones(resource: Resource, prune: Prune = without_managed_fields) -> Cache:
+        return Cache(client, resource, prune=prune, registry=registry, on_skip=skipped, rng=rng)
 
     caches = Caches(
         services=ours(PDSERVICES, ""),
         groups=ours(SCENARIO_GROUPS, ""),
-        domains=Cache(client, ROCE_DOMAINS, registry=registry, rng=rng),
-        pods=Cache(client, PODS, prune=_PRUNE_POD, registry=registry, rng=rng),
-        nodes=Cache(client, NODES, prune=_PRUNE_NODE, registry=registry, rng=rng),
+        domains=everyones(ROCE_DOMAINS),
+        pods=everyones(PODS, _PRUNE_POD),
+        nodes=everyones(NODES, _PRUNE_NODE),
         config_maps=ours(CONFIGMAPS),
         revisions=ours(CONTROLLER_REVISIONS),
         deployments=ours(DEPLOYMENTS),
@@ -196,9 +203,10 @@ def make_caches(
         role_bindings=ours(ROLE_BINDINGS),
         disruption_budgets=ours(POD_DISRUPTION_BUDGETS),
         network_policies=ours(NETWORK_POLICIES),
+        skipped=skipped,
     )
     caches.groups.add_index(_BY_OWNER, _owner)
-    caches.groups.add_index(BY_SERVICE, _service_of_group)
+    caches.groups.add_index(BY_SERVICE, service_of_group)
     caches.groups.add_index(BY_DOMAIN, _domain)
     caches.services.add_index(BY_DOMAIN, _domain)
     caches.config_maps.add_index(_BY_OWNER, _owner)
@@ -224,8 +232,10 @@ def _owner(obj: Object) -> Iterable[tuple[str, str]]:
     return () if uid is None else ((obj["metadata"].get("namespace", ""), uid),)
 
 
-def _service_of_group(obj: Object) -> Iterable[tuple[str, str]]:
-    return ((obj["metadata"]["namespace"], obj["spec"]["service"]),)
+def service_of_group(obj: Object) -> Iterable[tuple[str, str]]:
+    """`(namespace, name)` of the PDService that a ScenarioGroup names, if it names one."""
+    service = (obj.get("spec") or {}).get("service")
+    return ((obj["metadata"]["namespace"], service),) if isinstance(service, str) else ()
 
 
 def _domain(obj: Object) -> Iterable[str]:

@@ -13,11 +13,12 @@ from pdserve.controllers.clock import Clock, NodeSilence
 from pdserve.controllers.linker import Linker
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.promises import Promises
+from pdserve.controllers.skipped import Skipped
 from pdserve.controllers.tokens import Tokens
 from pdserve.engines.pod_profile import Rights
 from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
-from pdserve.kube.resource import ObjectKey
+from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import WorkQueue
 
 
@@ -50,6 +51,8 @@ class Context:
     clock: Clock
     """Never steps; see the module."""
     silence: NodeSilence
+    skips: Skipped
+    """Counts and tells of objects that could not be read."""
     promises: Promises = field(default_factory=Promises)
     """Devices of pods that are being created."""
     attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)
@@ -58,3 +61,7 @@ class Context:
     def now(self) -> float:
         """Seconds since the epoch, on the clock that never steps."""
         return self.clock.now()
+
+    def skipped(self, obj: Object, where: str, error: Exception) -> None:
+        """Tell that `obj` was left out in `where` (a metric's label) because of `error`."""
+        self.skips(obj, where, error)

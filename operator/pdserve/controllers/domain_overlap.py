@@ -12,6 +12,7 @@ from typing import Any
 
 from pdserve.api import RoCEDomain, ScenarioGroup
 from pdserve.controllers.caches import Caches
+from pdserve.controllers.skipped import read_each
 from pdserve.groups.types import Condition
 from pdserve.kube.resource import Object
 
@@ -27,8 +28,11 @@ def overlap(caches: Caches, domain: Object) -> Condition | None:
     if not older:
         return None
     chosen = _selected(domain, caches.nodes.list())
-    for other in older:
-        shared = [node["metadata"]["name"] for node in _selected(other, chosen)]
+
+    def both(other: Object) -> tuple[Object, list[str]]:
+        return other, [node["metadata"]["name"] for node in _selected(other, chosen)]
+
+    for other, shared in read_each(older, both, caches.skipped, "observe"):
         if shared:
             named = ", ".join(shared[:_NAMED]) + (" and more" if len(shared) > _NAMED else "")
             message = (

@@ -17,11 +17,14 @@ HAND_EDIT: Final = "CountsPutBack"
 COUNTS: Final = "CountsChanged"
 TEMPLATE: Final = "TemplateInvalid"
 INVALID: Final = "ObjectInvalid"
+SKIPPED: Final = "ObjectSkipped"
+API_REFUSED: Final = "RequestRefused"
 SCENARIO_REMOVED: Final = "ScenarioRemoved"
 
 ALL: Final = frozenset(
     {
         CREATED, CREATE_FAILED, SUBSTITUTED, GROWN, DRAINING, DELETED, REFUSED, WRITE_REFUSED,
-        NO_FIT, HAND_EDIT, COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED,
+        NO_FIT, HAND_EDIT, COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED, SKIPPED,
+        API_REFUSED,
     }
 )  # fmt: skip

@@ -8,18 +8,26 @@ the route table.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from pdserve.api import RepairStatus, RoleTemplate, ScenarioGroup, epoch_of, revision_of
+from pdserve.api import (
+    RepairStatus,
+    RoCEDomain,
+    RoleTemplate,
+    ScenarioGroup,
+    epoch_of,
+    revision_of,
+)
 from pdserve.controllers.caches import BY_NODE, BY_STATE, UNBOUND, Caches, owned_by
 from pdserve.controllers.context import Context
+from pdserve.controllers.parsed import parsed
 from pdserve.controllers.revisions import stored_revisions
+from pdserve.controllers.skipped import read_each
 from pdserve.engines.pods import BASE_TOLERATIONS
 from pdserve.groups.health import HealthLimits
-from pdserve.groups.observe import NotOurs, instance_obs
+from pdserve.groups.observe import instance_obs, is_group_index
 from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted
 from pdserve.kube.resource import Object
 from pdserve.ratio.types import Counts
@@ -37,8 +45,6 @@ from pdserve.topology.spec import TreeSpec
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.peers import ROLES, PeerTable, Role
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +68,28 @@ def view_group(context: Context, group: ScenarioGroup) -> GroupView:
     """Read one ScenarioGroup's instances and tables."""
     caches, clock, owner = context.caches, context.clock, group.metadata.uid
     now = clock.now()
-    instances = []
-    for pod in owned_by(caches.pods, group.metadata):
+
+    def observe(pod: Object) -> InstanceObs:
         node_name = pod.get("spec", {}).get("nodeName") or pinned_node(pod) or ""
         node = caches.nodes.get(node_name)
-        try:
-            since = partial(clock.since, owner, str(pod["metadata"].get("uid", "")))
-            silent = context.silence.of(node_name)
-            instances.append(instance_obs(pod, node, now, _limits(group, pod), since, silent))
-        except NotOurs as error:
-            log.warning("Not counted as an instance: %s", error)
+        since = partial(clock.since, owner, str(pod["metadata"].get("uid", "")))
+        silent = context.silence.of(node_name)
+        return instance_obs(pod, node, now, _limits(group, pod), since, silent)
+
+    pods = owned_by(caches.pods, group.metadata)
+    instances = tuple(read_each(pods, observe, caches.skipped, "observe"))
     clock.met(owner)
     tables: dict[int, PeerTable] = {}
     objects: dict[int, Object] = {}
     for config_map in owned_by(caches.config_maps, group.metadata):
-        index = (config_map["metadata"].get("labels") or {}).get(names.LABEL_GROUP_INDEX, "")
-        if index.isdigit():
+        index = (config_map["metadata"].get("labels") or {}).get(names.LABEL_GROUP_INDEX)
+        if is_group_index(index):
             objects[int(index)] = config_map
-            table = _table(config_map)
-            if table is not None:
-                tables[int(index)] = table
+            # Without a readable one the planner writes a new one; instances keep theirs until then.
+            read = read_each((config_map,), _table, caches.skipped, "observe")
+            tables.update((int(index), table) for table in read)
     revisions = {**stored_revisions(caches, group), revision_of(group.spec): group}
-    return GroupView(group, tuple(instances), tables, objects, revisions)
+    return GroupView(group, instances, tables, objects, revisions)
 
 
 def former_wanted(view: GroupView, counts: Counts) -> Mapping[str, Wanted]:
@@ -169,18 +175,30 @@ def fabric_of(caches: Caches, spec: TreeSpec, promised: Iterable[Reservation]) -
 
     Whoever holds it. `promised`: what pods that are being created will hold.
     """
-    nodes: list[NodeView] = []
-    for node in caches.nodes.list():
+
+    def view(node: Object) -> NodeView | None:
         labels = node["metadata"].get("labels") or {}
-        if all(labels.get(k) == v for k, v in spec.selector.items()):
-            pods = caches.pods.by_index(BY_NODE, node["metadata"]["name"])
-            nodes.append(node_view(node, pods))
+        if not all(labels.get(k) == v for k, v in spec.selector.items()):
+            return None
+        return node_view(node, caches.pods.by_index(BY_NODE, node["metadata"]["name"]))
+
+    views = read_each(caches.nodes.list(), view, caches.skipped, "fabric")
+    nodes = [v for v in views if v is not None]
     return build_fabric(spec, nodes, (*reservations(caches), *promised))
 
 
 def reservations(caches: Caches) -> tuple[Reservation, ...]:
     """Devices promised to pinned pods that are not bound yet."""
-    return tuple(r for pod in caches.pods.by_index(BY_STATE, UNBOUND) for r in reservation_of(pod))
+    pods = caches.pods.by_index(BY_STATE, UNBOUND)
+    found = read_each(pods, reservation_of, caches.skipped, "fabric")
+    return tuple(r for of_pod in found for r in of_pod)
+
+
+def domain_of(caches: Caches, name: str) -> RoCEDomain | None:
+    """The RoCEDomain of that name; None where there is none or today's rules refuse it."""
+    obj = caches.domains.get(name)
+    read = partial(parsed, RoCEDomain)
+    return next(read_each(() if obj is None else (obj,), read, caches.skipped, "observe"), None)
 
 
 def _role(role: RoleTemplate, count: int) -> RoleWanted:
@@ -204,11 +222,8 @@ def _limits(group: ScenarioGroup, pod: Object) -> HealthLimits:
     )
 
 
-def _table(config_map: Object) -> PeerTable | None:
-    meta = config_map["metadata"]
-    try:
-        return PeerTable.from_json(parse_json((config_map.get("data") or {})[names.KEY_PEERS]))
-    except (KeyError, WireError) as error:
-        # The planner writes a new one; instances keep the version they hold until then.
-        log.warning("Peer table %s/%s: %s", meta["namespace"], meta["name"], error)
-        return None
+def _table(config_map: Object) -> PeerTable:
+    text = (config_map.get("data") or {}).get(names.KEY_PEERS)
+    if not isinstance(text, str):
+        raise WireError(f"ConfigMap without key {names.KEY_PEERS}")
+    return PeerTable.from_json(parse_json(text))

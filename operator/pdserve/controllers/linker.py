@@ -30,7 +30,7 @@ from pdserve.controllers.credentials import (
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire import http
-from pdserve.wire.bounds import MAX_BYTES, WireError, parse_json
+from pdserve.wire.bounds import MAX_BYTES, parse_json
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable
 
@@ -129,10 +129,7 @@ class HttpEngines:
         status, raw = answer or (HTTPStatus.UNAUTHORIZED, b"")
         if status not in (200, 202, *also):
             raise EngineError(f"{what}: HTTP {status}: {raw[:200].decode('utf-8', 'replace')}")
-        try:
-            return None if method == "PUT" else parse_json(raw)
-        except WireError as error:
-            raise EngineError(f"{what}: {error}") from error
+        return None if method == "PUT" else parse_json(raw)
 
     async def _held(self, target: Target, what: str) -> Held:
         try:
@@ -216,17 +213,26 @@ class Linker:
         self,
         engines: EngineApi,
         on_change: Callable[[ObjectKey], None],
+        on_error: Callable[[ObjectKey, str, Exception], None] = lambda _key, _pod, _error: None,
         *,
         period: float = 0.25,
         max_period: float = 5.0,
         concurrency: int = 16,
     ) -> None:
-        """`period`: seconds between two polls of one instance, doubled per failure up to
-        `max_period`; `concurrency`: requests under way at once per namespace, so that silent
-        instances of one hold up no other's.
+        """Nothing runs until `run`.
+
+        Args:
+            engines: how to reach instances.
+            on_change: called with the ScenarioGroup's key when a report changed.
+            on_error: `on_error(key, pod, error)`: an answer cannot be read.
+            period: seconds between two polls of one instance, doubled per failure.
+            max_period: the longest such time.
+            concurrency: requests under way at once per namespace, so that silent
+                instances of one hold up no other's.
         """
         self._engines = engines
         self._on_change = on_change
+        self._on_error = on_error
         self._period = period
         self._max_period = max_period
         self._concurrency = concurrency
@@ -236,7 +242,7 @@ class Linker:
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
-        """Attend targets until cancelled. A bug in an attending task ends the caller too."""
+        """Attend targets until cancelled. What fails for one is tried again, for that one."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -302,16 +308,18 @@ class Linker:
                 async with slots:
                     changed = await self._step(state)
                 state.failures = 0
-            except (EngineError, WireError) as error:
-                changed = False
+                if changed:
+                    self._on_change(key)
+            except EngineError as error:
                 state.failures += 1
                 log.log(
                     logging.WARNING if state.failures == 5 else logging.DEBUG,
                     "instance %s/%s does not answer the operator: %s",
                     key.namespace, state.target.pod, error,
                 )  # fmt: skip
-            if changed:
-                self._on_change(key)
+            except Exception as error:
+                state.failures += 1
+                self._on_error(key, state.target.pod, error)
             await self._pause(state)
 
     async def _step(self, state: _State) -> bool:

@@ -59,6 +59,13 @@ class OperatorMetrics:
             ("kind",),
         )
 
+        self.skipped = registry.counter(
+            "pdserve_operator_skipped_objects_total",
+            "Objects left out because they could not be read, by kind and by where: filter, index, "
+            "observe, fabric, reconcile, ratio, link.",
+            ("kind", "where"),
+        )
+
     def reconciled(self, controller: str, result: Result, seconds: float) -> None:
         """Count one reconciliation."""
         self.reconciles.labels(controller, result).inc()

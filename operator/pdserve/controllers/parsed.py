@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final, TypeVar
 
-from pdserve.api.base import Model
+from pdserve.api.resource import Resource
 from pdserve.kube.resource import Object
 
-T = TypeVar("T", bound=Model)
+T = TypeVar("T", bound=Resource)
 MAX_KEPT: Final = 4096
 """Models kept; the one made longest ago goes first."""
 
-_kept: OrderedDict[int, tuple[Object, Model]] = OrderedDict()
+_kept: OrderedDict[int, tuple[Object, Resource]] = OrderedDict()
 
 
 def parsed(kind: type[T], obj: Object) -> T:
     """The model of an object that comes from a cache.
 
     Raises:
-        ApiError: as `kind.parse`.
+        ApiError: as `kind.stored`.
     """
-    known: tuple[Any, Model] | None = _kept.get(id(obj))
+    known: tuple[Any, Resource] | None = _kept.get(id(obj))
     # The object is kept with its model, so that its id is not given to another meanwhile.
     if known is not None and known[0] is obj and isinstance(known[1], kind):
         return known[1]
-    model = kind.parse(obj)
+    model = kind.stored(obj)
     _kept[id(obj)] = (obj, model)
     if len(_kept) > MAX_KEPT:
         _kept.popitem(last=False)

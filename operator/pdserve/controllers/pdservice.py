@@ -13,34 +13,42 @@ A stranger's object of a needed name is refused with a condition and an Event; t
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
-from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
+from pdserve.api import ApiError, PDService, Scenario, ScenarioGroup
 from pdserve.api.ownership import COUNTS_MANAGER, counts_apply, same_spec
 from pdserve.api.scenariogroup import Counts as ApiCounts
-from pdserve.controllers import decisions, troubles
+from pdserve.controllers import decisions, refusals, troubles
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import BY_SERVICE, PDSERVICES, SCENARIO_GROUPS, owned_by
 from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Attainment, Context
 from pdserve.controllers.counts import REASON_INITIAL, CountsPlan, plan_counts
 from pdserve.controllers.credentials import BadSecret
-from pdserve.controllers.group_view import models_of, slots_of, view_group
+from pdserve.controllers.group_view import domain_of, models_of, slots_of, view_group
 from pdserve.controllers.network import network_policies, policy_names
 from pdserve.controllers.objects import gateway_name, gateway_objects, owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.profiles import prefill_prediction, profile_of
 from pdserve.controllers.ratio_input import first_counts
+from pdserve.controllers.refusals import InvalidObject
 from pdserve.controllers.rotation import asked_rotation, rotate
-from pdserve.controllers.routing import parse_routes, prompt_bytes_of, route_table, version_floor
+from pdserve.controllers.routing import (
+    parse_routes,
+    prompt_bytes_of,
+    route_table,
+    unnamed,
+    version_floor,
+)
 from pdserve.controllers.service_desired import (
     acting_counts,
     counts_observed,
     scenario_group,
 )
 from pdserve.controllers.service_status import ServiceSeen, status_of
+from pdserve.controllers.skipped import read_each
 from pdserve.controllers.template_check import (
     CONDITION,
     ask_cluster,
@@ -68,6 +76,7 @@ from pdserve.kube.resource import (
 from pdserve.ratio.types import Counts
 from pdserve.topology import pod_devices
 from pdserve.wire import names
+from pdserve.wire.routes import RouteGroup, RouteTable
 
 _KINDS = {
     r.kind: r
@@ -87,6 +96,7 @@ async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
     """Bring one PDService nearer to its spec.
 
     Raises:
+        InvalidObject: today's rules refuse it.
         KubeError: to be retried with backoff.
     """
     obj = context.caches.services.get(key.name, key.namespace)
@@ -95,8 +105,7 @@ async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
     try:
         service = parsed(PDService, obj)
     except ApiError as error:
-        context.events.event(obj, "Warning", reasons.INVALID, str(error))
-        return None
+        raise InvalidObject(str(error)) from error
     reconcile = _Reconcile(context, obj, service)
     template = await reconcile.run()
     refused = reconcile.problems or template.status == "False"
@@ -113,6 +122,7 @@ class _Reconcile:
         self.credential = ""
         """Fingerprint of what gateways send."""
         self.rotated: Condition | None = None
+        self.failure: Exception | None = None
 
     async def run(self) -> Condition:
         """Do all of it; returns the condition TemplateValid."""
@@ -127,7 +137,7 @@ class _Reconcile:
                 await self._try(self._scenario(scenario))
         # 3
         await self._try(self._routes())
-        await self._delete_left_over()
+        await self._try(self._delete_left_over())
         # 4
         await self._try(self._credentials())
         for wanted in gateway_objects(
@@ -135,11 +145,18 @@ class _Reconcile:
         ):
             cache = self.context.caches.of(_KINDS[wanted["kind"]])
             await self._try(ensure(self.context.client, cache, wanted))
-        await self._network()
+        await self._try(self._network())
         await self._write_status(template)
+        if self.failure is not None:
+            raise self.failure
         return template
 
     async def _try(self, step: Awaitable[Any]) -> None:
+        """What is refused, or fails by itself, does not keep the other steps from being done.
+
+        Raises:
+            KubeError: there may be no use in going on: no answer, a conflict, a server's error.
+        """
         try:
             await step
         except NotOursError as error:
@@ -153,6 +170,9 @@ class _Reconcile:
                 raise
             self.problems.append(("WriteRefused", error.message))
             self.context.events.event(self.obj, "Warning", reasons.WRITE_REFUSED, error.message)
+        except Exception as error:
+            self.problems.append((refusals.FAILED, refusals.text_of(error)))
+            self.failure = self.failure or error
 
     async def _credentials(self) -> None:
         """Go on with a rotation, and say how far it is."""
@@ -173,7 +193,7 @@ class _Reconcile:
         wanted = network_policies(self.service, self.owner, self.context.operator_namespace)
         for policy in wanted:
             try:
-                await self._try(ensure(client, cache, policy, _same_spec))
+                await ensure(client, cache, policy, _same_spec)
             except KubeError as error:
                 if not error.is_invalid:
                     raise
@@ -278,11 +298,18 @@ class _Reconcile:
 
     def _groups(self) -> dict[str, tuple[Object, ScenarioGroup]]:
         """Live ScenarioGroups that this PDService controls, by scenario."""
-        found = {}
-        for obj in owned_by(self.context.caches.groups, self.service.metadata):
-            if not obj["metadata"].get("deletionTimestamp"):
-                found[obj["spec"]["scenario"]] = (obj, parsed(ScenarioGroup, obj))
-        return found
+
+        def read(obj: Object) -> tuple[Object, ScenarioGroup]:
+            return obj, parsed(ScenarioGroup, obj)
+
+        caches = self.context.caches
+        live = [
+            obj
+            for obj in owned_by(caches.groups, self.service.metadata)
+            if not obj["metadata"].get("deletionTimestamp")
+        ]
+        found = read_each(live, read, caches.skipped, "observe")
+        return {group.spec.scenario: (obj, group) for obj, group in found}
 
     def _others(self) -> dict[str, Counts]:
         listed = {s.name: s for s in self.service.spec.scenarios}
@@ -315,8 +342,9 @@ class _Reconcile:
         if known is not None and not is_controlled_by(known, meta.uid):
             raise NotOursError(cache.resource, known, meta.uid)
         last = parse_routes(known)
-        groups, predicted, models, prompt_bytes = {}, {}, {}, {}
-        for scenario, (_, group) in self._groups().items():
+        readable, models, prompt_bytes = self._groups(), {}, {}
+        groups, predicted = self._unreadable_routes(last, frozenset(readable)), {}
+        for scenario, (_, group) in readable.items():
             view = view_group(self.context, group)
             groups[scenario] = routable(view.instances, view.tables, slots_of(view))
             models[scenario] = models_of(view)
@@ -325,10 +353,10 @@ class _Reconcile:
             known_profile = prefill_prediction(cache, group, self._usual_prompt(scenario))
             if known_profile is not None:
                 predicted[scenario] = known_profile
-        domain = self.context.caches.domains.get(self.service.spec.fabric.domain_ref.name)
+        domain = domain_of(self.context.caches, self.service.spec.fabric.domain_ref.name)
         table = route_table(
-            self.service, None if domain is None else parsed(RoCEDomain, domain),
-            groups, predicted, last, version_floor(known), models, prompt_bytes,
+            self.service, domain, groups, predicted, last, version_floor(known), models,
+            prompt_bytes,
         )  # fmt: skip
         text = json.dumps(table.to_json(), separators=(",", ":"), sort_keys=True)
         wanted = {
@@ -338,6 +366,16 @@ class _Reconcile:
             "data": {names.KEY_ROUTES: text},
         }
         await ensure(self.context.client, cache, wanted)
+
+    def _unreadable_routes(
+        self, last: RouteTable | None, readable: frozenset[str]
+    ) -> dict[str, Sequence[RouteGroup]]:
+        """What gateways have of scenarios whose ScenarioGroup is there but cannot be read."""
+        owned = owned_by(self.context.caches.groups, self.service.metadata)
+        there = {name for obj in owned if (name := _scenario_of(obj)) is not None}
+        kept = there - readable
+        scenarios = last.scenarios if last else ()
+        return {s.name: unnamed(s.groups) for s in scenarios if s.name in kept}
 
     def _usual_prompt(self, scenario: str) -> float:
         found = (s for s in self.service.spec.scenarios if s.name == scenario)
@@ -426,6 +464,12 @@ class _Reconcile:
 def _same_spec(live: Object, wanted: Object) -> bool:
     """Metadata as wanted, and the spec both ways: a rule taken out is a change."""
     return covers(live, wanted) and bool(live["spec"] == wanted["spec"])
+
+
+def _scenario_of(obj: Object) -> str | None:
+    spec = obj.get("spec")
+    name = spec.get("scenario") if isinstance(spec, dict) else None
+    return name if isinstance(name, str) and "deletionTimestamp" not in obj["metadata"] else None
 
 
 def _same_group(live: Object, wanted: Object) -> bool:

@@ -14,13 +14,14 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup, epoch_of
-from pdserve.controllers import decisions
+from pdserve.api import PDService, Scenario, ScenarioGroup, epoch_of
+from pdserve.controllers import decisions, refusals
 from pdserve.controllers.caches import BY_SERVICE, owned_by
 from pdserve.controllers.context import Attainment, Context
-from pdserve.controllers.group_view import GroupView, fabric_of, view_group
+from pdserve.controllers.group_view import GroupView, domain_of, fabric_of, view_group
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.profiles import profile_object, stored_state
@@ -32,11 +33,13 @@ from pdserve.controllers.ratio_input import (
 )
 from pdserve.controllers.ratio_placement import placement_limit
 from pdserve.controllers.service_desired import acting_counts, bounds_of, fixed_of
-from pdserve.controllers.triggers import service_key
+from pdserve.controllers.skipped import read_each
+from pdserve.controllers.triggers import GROUP, service_key
 from pdserve.groups.health import condition
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
+from pdserve.kube.workqueue import QueueKey
 from pdserve.ratio import learn
 from pdserve.ratio.decide import decide_placed
 from pdserve.ratio.learn import LearnState
@@ -116,31 +119,67 @@ class RatioLoop:
         self._learned: dict[ScenarioKey, LearnState] = {}
         self._saved: dict[ScenarioKey, float] = {}
         self._shown: dict[ScenarioKey, float] = {}
+        self._failures: dict[ScenarioKey, int] = {}
 
     async def run(self) -> None:
         """Tick every fast period until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            await self.tick()
+            try:
+                await self.tick()
+            except Exception:
+                log.exception("A tick of the ratio loop failed; ratios stay as they are")
             elapsed = loop.time() - started
             await asyncio.sleep(max(self._settings.fast_period - elapsed, 0.1))
 
     async def tick(self) -> None:
         """One round over all scenarios."""
         subjects = {s.key: s for s in self._subjects()}
-        for kept in (self._memory, self._learned, self._saved, self._shown):
+        for kept in (self._memory, self._learned, self._saved, self._shown, self._failures):
             for gone in kept.keys() - subjects.keys():
                 del kept[gone]
         if not subjects:
             return
-        samples = await self._source.sample({k: self._live(s) for k, s in subjects.items()})
+        samples = await self._samples(subjects)
         for key, subject in subjects.items():
-            sample = samples.get(key, Unknown("the metrics source gave no answer"))
+            await self._guarded(subject, samples.get(key, Unknown("the metrics source failed")))
+
+    async def _samples(
+        self, subjects: Mapping[ScenarioKey, Subject]
+    ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
+        live: dict[ScenarioKey, LiveInstances] = {}
+        for key, subject in subjects.items():
             try:
-                await self._round(subject, sample)
-            except (KubeError, NotOursError) as error:
-                log.warning("Ratio of %s/%s: %s", key.namespace, subject.group.metadata.name, error)
+                live[key] = self._live(subject)
+            except Exception as error:
+                self._context.skipped(subject.obj, "ratio", error)
+        try:
+            return await self._source.sample(live)
+        except Exception:
+            log.exception("The metrics source failed; nothing scales")
+            return {}
+
+    async def _guarded(self, subject: Subject, sample: ScenarioSample | Unknown) -> None:
+        """One scenario's round; what goes wrong with it becomes its condition Decided."""
+        key = subject.key
+        where = QueueKey(GROUP, key.namespace, subject.group.metadata.name)
+        self._failures[key] = self._failures.get(key, 0) + 1
+        try:
+            await self._round(subject, sample)
+            del self._failures[key]
+            await refusals.went_well(self._context, where, refusals.DECIDED)
+        except KubeError as error:
+            log.warning("Ratio of %s: %s", where, error)
+            if refusals.is_told(error, self._failures[key]):
+                await refusals.refused(self._context, where, error, refusals.DECIDED)
+        except NotOursError as error:
+            await refusals.not_ours(self._context, where, error, refusals.DECIDED)
+        except Exception as error:
+            # What was learned may be what cannot be computed with.
+            self._learned.pop(key, None)
+            self._memory.pop(key, None)
+            await refusals.failed(self._context, where, error, "ratio", refusals.DECIDED)
 
     # --- one scenario ----------------------------------------------------------------------
 
@@ -189,12 +228,12 @@ class RatioLoop:
 
     def _most(self, subject: Subject) -> Callable[[Counts], PlacementLimit | None]:
         caches = self._context.caches
-        domain = caches.domains.get(subject.group.spec.fabric.domain_ref.name)
+        domain = domain_of(caches, subject.group.spec.fabric.domain_ref.name)
         if domain is None:
             return lambda counts: PlacementLimit(
                 counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
             )
-        spec = fabric_spec(parsed(RoCEDomain, domain))
+        spec = fabric_spec(domain)
         fabric = fabric_of(caches, spec, self._context.promises.of(caches.pods))
         view: GroupView = view_group(self._context, subject.group)
         return lambda counts: placement_limit(fabric, view, counts)
@@ -247,27 +286,26 @@ class RatioLoop:
     # --- what there is ---------------------------------------------------------------------
 
     def _subjects(self) -> list[Subject]:
-        found = []
-        for obj in self._context.caches.services.list():
-            try:
-                service = parsed(PDService, obj)
-                found += self._of_service(service)
-            except ApiError as error:
-                log.warning("Left out of the ratio loop: %s", error)
-        return found
+        caches = self._context.caches
+        read = partial(parsed, PDService)
+        services = read_each(caches.services.list(), read, caches.skipped, "ratio")
+        return [subject for service in services for subject in self._of_service(service)]
 
     def _of_service(self, service: PDService) -> list[Subject]:
         scenarios = {s.name: s for s in service.spec.scenarios}
-        found = []
-        for obj in owned_by(self._context.caches.groups, service.metadata):
+
+        def read(obj: Object) -> Subject | None:
             group = parsed(ScenarioGroup, obj)
             scenario = scenarios.get(group.spec.scenario)
-            if scenario is None:
-                continue
-            counts = acting_counts(group, scenario, owned=True)
-            if counts is not None:
-                found.append(Subject(service, scenario, obj, group, counts))
-        return found
+            counts = None if scenario is None else acting_counts(group, scenario, owned=True)
+            if scenario is None or counts is None:
+                return None
+            return Subject(service, scenario, obj, group, counts)
+
+        caches = self._context.caches
+        owned = owned_by(caches.groups, service.metadata)
+        found = read_each(owned, read, caches.skipped, "ratio")
+        return [subject for subject in found if subject is not None]
 
     def _wanted(self, service: PDService) -> dict[str, Counts]:
         return {s.scenario.name: s.counts for s in self._of_service(service)}

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdserve.api import ApiError, RoCEDomain, merge_conditions
-from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import BY_DOMAIN, ROCE_DOMAINS, Caches
 from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Context
 from pdserve.controllers.domain_overlap import overlap
 from pdserve.controllers.group_view import fabric_of
 from pdserve.controllers.parsed import parsed
+from pdserve.controllers.refusals import InvalidObject
+from pdserve.controllers.skipped import read_each
 from pdserve.groups.types import Condition
-from pdserve.kube.resource import ObjectKey
+from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import Shape, largest_uniform_group
 from pdserve.topology import DomainSummary, Fabric, fabric_spec, summarise
 from pdserve.wire import names
@@ -28,6 +29,7 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
     """Write the status of one RoCEDomain if it differs.
 
     Raises:
+        InvalidObject: today's rules refuse it.
         KubeError: to be retried with backoff.
     """
     obj = context.caches.domains.get(key.name)
@@ -36,8 +38,7 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
     try:
         domain = parsed(RoCEDomain, obj)
     except ApiError as error:
-        context.events.event(obj, "Warning", reasons.INVALID, str(error))
-        return None
+        raise InvalidObject(str(error)) from error
     promised = context.promises.of(context.caches.pods)
     fabric = fabric_of(context.caches, fabric_spec(domain), promised)
     status = domain_status(
@@ -64,12 +65,16 @@ def shapes_in_use(caches: Caches, domain: str) -> Mapping[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {}
     if caches.groups.namespace is not None:
         return shapes
-    for group in caches.groups.by_index(BY_DOMAIN, domain):
+
+    def shape(group: Object) -> tuple[str, str, int, int]:
         prefill, decode = (group["spec"][role]["instance"] for role in ("prefill", "decode"))
-        if prefill["resource"] == decode["resource"]:
-            shapes.setdefault(
-                prefill["resource"], (prefill["devicesPerNode"], decode["devicesPerNode"])
-            )
+        devices = int(prefill["devicesPerNode"]), int(decode["devicesPerNode"])
+        return str(prefill["resource"]), str(decode["resource"]), *devices
+
+    groups = caches.groups.by_index(BY_DOMAIN, domain)
+    for resource, other, *devices in read_each(groups, shape, caches.skipped, "observe"):
+        if resource == other:
+            shapes.setdefault(resource, (devices[0], devices[1]))
     return shapes
 
 

@@ -43,7 +43,7 @@ def route_table(
 
     Args:
         service: its scenarios, in order of priority.
-        domain: gives hop costs per level; None while it is unknown.
+        domain: gives hop costs per level; None while it is unknown: they stay as they are.
         groups: routable P/D groups per scenario name.
         predicted: `a, b` of predicted prefill seconds per scenario name, where known.
         last: the table that gateways have.
@@ -58,7 +58,7 @@ def route_table(
         version=floor if last is None else last.version,
         model=service.spec.model.name,
         engine=str(service.spec.engine.type),
-        tier_costs={} if domain is None else {lv.name: lv.hop_cost for lv in domain.spec.levels},
+        tier_costs=_tier_costs(domain, last),
         scenarios=tuple(
             RouteScenario(
                 name=scenario.name,
@@ -140,6 +140,12 @@ def _before(revision: str, scenario: str, last: RouteTable | None) -> Served | N
             found = next(groups, None)
             return None if last is None or found is None else served(last, told, found)
     return None
+
+
+def _tier_costs(domain: RoCEDomain | None, last: RouteTable | None) -> Mapping[str, int]:
+    if domain is not None:
+        return {level.name: level.hop_cost for level in domain.spec.levels}
+    return {} if last is None else last.tier_costs
 
 
 def parse_routes(config_map: Mapping[str, Any] | None) -> RouteTable | None:

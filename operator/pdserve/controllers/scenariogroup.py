@@ -30,6 +30,7 @@ from pdserve.controllers.group_status import (
 )
 from pdserve.controllers.group_view import (
     GroupView,
+    domain_of,
     fabric_of,
     former_wanted,
     repairs_of,
@@ -39,6 +40,7 @@ from pdserve.controllers.group_view import (
 )
 from pdserve.controllers.linker import Target
 from pdserve.controllers.parsed import parsed
+from pdserve.controllers.refusals import InvalidObject
 from pdserve.controllers.revisions import keep_revisions
 from pdserve.controllers.rotation import gateways_identify
 from pdserve.controllers.routing import parse_routes, routed_instances, unnamed
@@ -77,6 +79,7 @@ async def reconcile_group(context: Context, key: ObjectKey) -> float | None:
     """Bring one ScenarioGroup nearer to its spec; seconds until it wants to be looked at again.
 
     Raises:
+        InvalidObject: today's rules refuse it.
         KubeError: to be retried with backoff.
     """
     obj = context.caches.groups.get(key.name, key.namespace)
@@ -86,8 +89,7 @@ async def reconcile_group(context: Context, key: ObjectKey) -> float | None:
     try:
         group = parsed(ScenarioGroup, obj)
     except ApiError as error:
-        context.events.event(obj, "Warning", reasons.INVALID, str(error))
-        return None
+        raise InvalidObject(str(error)) from error
     return await _Reconcile(context, key, obj, group).run()
 
 
@@ -114,10 +116,7 @@ class _Reconcile:
         wanted = wanted_of(self.group, counts)
         domain = self._domain()
         if domain is None:
-            name = self.group.spec.fabric.domain_ref.name
-            message = f"there is no RoCEDomain {name!r}; create it or correct fabric.domainRef.name"
-            unknown = not_ready("UnknownDomain", message)
-            await self._write(waiting_status(self.group, unknown, self.now))
+            await self._write(waiting_status(self.group, self._no_domain(), self.now))
             return None
         template = await self._template()
         if template.status == "False":
@@ -251,9 +250,16 @@ class _Reconcile:
 
     # --- around the plan -------------------------------------------------------------------
 
+    def _no_domain(self) -> tuple[Condition, ...]:
+        name = self.group.spec.fabric.domain_ref.name
+        if self.context.caches.domains.get(name) is not None:
+            message = f"RoCEDomain {name!r} cannot be read: its condition Ready says why"
+            return not_ready("DomainInvalid", message)
+        message = f"there is no RoCEDomain {name!r}; create it or correct fabric.domainRef.name"
+        return not_ready("UnknownDomain", message)
+
     def _domain(self) -> RoCEDomain | None:
-        obj = self.context.caches.domains.get(self.group.spec.fabric.domain_ref.name)
-        return None if obj is None else parsed(RoCEDomain, obj)
+        return domain_of(self.context.caches, self.group.spec.fabric.domain_ref.name)
 
     def _counts(self) -> Counts | None:
         """The counts to act on: a PDService's decision, or the spec of one written by hand."""

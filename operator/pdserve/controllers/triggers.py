@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pdserve.controllers.caches import BY_DOMAIN, Caches
+from pdserve.controllers.caches import BY_DOMAIN, BY_SERVICE, Caches, service_of_group
 from pdserve.controllers.domain_overlap import told_of
+from pdserve.groups.health import condition
 from pdserve.kube.cache import Cache, ChangeType
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
@@ -79,7 +80,8 @@ class Triggers:
         obj = _any(old, new)
         meta = obj["metadata"]
         self._queue.add(QueueKey(GROUP, meta["namespace"], meta["name"]))
-        self._queue.add(service_key(meta["namespace"], obj["spec"]["service"]))
+        for service in service_of_group(obj):
+            self._queue.add(QueueKey(SERVICE, *service))
 
     def _domain(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
         name = _any(old, new)["metadata"]["name"]
@@ -124,9 +126,9 @@ class Triggers:
                 self._queue.add(QueueKey(ref["kind"], meta["namespace"], ref["name"]))
             if ref.get("controller") and ref.get("kind") == SERVICE:
                 # A drain waits until the route table has let go of its instance.
-                for group in self._caches.groups.list(meta["namespace"]):
-                    if group["spec"]["service"] == ref["name"]:
-                        self._add(GROUP, group)
+                name = (meta["namespace"], ref["name"])
+                for group in self._caches.groups.by_index(BY_SERVICE, name):
+                    self._add(GROUP, group)
 
     def _domains_later(self) -> None:
         for domain in self._caches.domains.list():
@@ -135,8 +137,7 @@ class Triggers:
     def _waiting_groups(self) -> None:
         """Devices came free: those who could not be placed look again."""
         for group in self._caches.groups.list():
-            conditions = (group.get("status") or {}).get("conditions") or ()
-            if any(c["type"] == "Placed" and c["status"] != "True" for c in conditions):
+            if condition(group, "Placed").get("status", "True") != "True":
                 self._add(GROUP, group)
 
     def _add(self, kind: str, obj: Object) -> None:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from pdserve.controllers import refusals
 from pdserve.controllers.context import Context
 from pdserve.controllers.pdservice import reconcile_service
 from pdserve.controllers.rocedomain import reconcile_domain
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 Reconciler = Callable[[Context, ObjectKey], Awaitable[float | None]]
 
 SHORTEST_WAIT: Final = 0.05
+"""Seconds."""
+
+TELL_AGAIN: Final = 60.0
 """Seconds."""
 
 RECONCILERS: Final[Mapping[str, Reconciler]] = {
@@ -50,23 +54,41 @@ async def work(context: Context) -> None:
 
 
 async def reconcile(context: Context, key: QueueKey) -> None:
-    """Reconcile one key; failures become retries with backoff."""
+    """Reconcile one key; failures become retries with backoff, refusals become conditions."""
+    try:
+        await _attempt(context, key)
+    except Exception:
+        # Telling failed as well; whoever else has a key must not suffer from it.
+        log.exception("%s: cannot tell what is wrong; again in %.1f s", key, TELL_AGAIN)
+        context.queue.add_after(key, TELL_AGAIN)
+
+
+async def _attempt(context: Context, key: QueueKey) -> None:
     clock = asyncio.get_running_loop().time
     started = clock()
     try:
         after = await RECONCILERS[key.kind](context, ObjectKey(key.namespace, key.name))
+    except refusals.InvalidObject as error:
+        context.queue.forget(key)
+        context.metrics.reconciled(key.kind, "error", clock() - started)
+        await refusals.invalid(context, key, error)
+        return
     except KubeError as error:
         delay = context.queue.retry(key)
         # A conflict only says that the view was old; the next look has a newer one.
         level = logging.INFO if error.is_conflict else logging.WARNING
         log.log(level, "%s: %s; again in %.1f s", key, error, delay)
         context.metrics.reconciled(key.kind, "error", clock() - started)
+        if refusals.is_told(error, context.queue.failures(key)):
+            await refusals.refused(context, key, error)
         return
-    except Exception:
+    except Exception as error:
         delay = context.queue.retry(key)
-        log.exception("%s: reconciliation failed; again in %.1f s", key, delay)
+        log.warning("%s: reconciliation failed; again in %.1f s", key, delay)
         context.metrics.reconciled(key.kind, "error", clock() - started)
+        await refusals.failed(context, key, error, "reconcile")
         return
+    await refusals.went_well(context, key)
     context.queue.forget(key)
     if after is not None:
         # A deadline is over a moment after it, never a moment before: no busy loop on rounding.

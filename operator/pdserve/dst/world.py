@@ -44,7 +44,7 @@ from pdserve.kube.resource import (
 )
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
-from pdserve.topology.nodes import pinned_node
+from pdserve.topology.nodes import node_view, pinned_node
 from pdserve.wire import names
 
 STEP = 0.1
@@ -298,9 +298,9 @@ class World:
         """Somebody sets the operators' wall clock."""
         self.clock_error += seconds
 
-    def delete_pod(self, pod: str) -> None:
+    def delete_pod(self, pod: str, namespace: str = NS) -> None:
         """Somebody deletes the pod."""
-        self.api.handle(Request("delete", PODS, NS, pod))
+        self.api.handle(Request("delete", PODS, namespace, pod))
 
     def kill(self, pod: str) -> None:
         """The pod's process is gone for good."""
@@ -432,7 +432,7 @@ class World:
             return True
         bound = [p for p in self.seen(PODS) if p["spec"].get("nodeName") == node]
         held = sum(_npus(p) for p in (*bound, pod))
-        return held <= int(found["status"]["allocatable"][NPU])
+        return held <= node_view(found).allocatable.get(NPU, 0)
 
     def _start(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -505,7 +505,7 @@ class World:
             annotations = spec["template"]["metadata"].get("annotations")
             if pod is not None and pod["metadata"].get("annotations") != annotations:
                 # A rollout, one after the other; of the template only its annotations change here.
-                self.delete_pod(name)
+                self.delete_pod(name, meta["namespace"])
                 return
             if pod is None:
                 owner = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from pdserve.groups.health import (
     HealthLimits,
@@ -54,8 +55,8 @@ def instance_obs(
     role = labels.get(names.LABEL_ROLE)
     if role not in ROLES:
         raise NotOurs(f"pod {meta['name']}: label {names.LABEL_ROLE} is {role!r}, want {ROLES}")
-    index = str(labels.get(names.LABEL_GROUP_INDEX, ""))
-    if not index.isdigit():
+    index = labels.get(names.LABEL_GROUP_INDEX)
+    if not is_group_index(index):
         raise NotOurs(
             f"pod {meta['name']}: label {names.LABEL_GROUP_INDEX} is {index!r}, want a number"
         )
@@ -103,6 +104,11 @@ def instance_obs(
         unready_since=unready_since(pod, since),
         startup_deadline=limits.startup_deadline,
     )
+
+
+def is_group_index(label: Any) -> TypeGuard[str]:
+    """Whether a label's value is the index of a P/D group, as the operator writes it."""
+    return isinstance(label, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", label) is not None
 
 
 def _devices(pod: Mapping[str, Any], node: Mapping[str, Any] | None) -> tuple[Device, ...]:

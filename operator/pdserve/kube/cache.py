@@ -13,6 +13,9 @@
 back: an object replaces an older version only, and an answer no newer than what the watch has
 already shown is not let in, so that a late answer cannot bring a deleted object back.
 
+An object that the filter or an index function cannot read is reported to `on_skip` and left out:
+the filter keeps what it could read last, the index finds it under no value. Others go on.
+
 Handlers are told of changes that survive pruning. They run inside the cache, must be quick and
 must not raise: they put keys into the work queue, nothing else. Neighbours: `prune`, `workqueue`.
 """
@@ -28,7 +31,7 @@ from typing import Literal
 
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
-from pdserve.kube.errors import SILENT, KubeError
+from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError
 from pdserve.kube.prune import Prune, without_managed_fields
 from pdserve.kube.resource import Object, ObjectKey, Resource, key_of, version_of
 from pdserve.kube.workqueue import Backoff
@@ -39,6 +42,8 @@ ChangeType = Literal["ADDED", "MODIFIED", "DELETED"]
 Handler = Callable[[ChangeType, Object | None, Object | None], None]
 """`handler(event, old, new)`: old is None for ADDED, new is None for DELETED."""
 Index = Callable[[Object], Iterable[Hashable]]
+OnSkip = Callable[[Object, str, Exception], None]
+"""`on_skip(object, where, error)`: `where` is `filter` or `index`."""
 
 RECONNECT = Backoff(base=0.2, cap=15.0, spread=0.3)
 SHORT_WATCH = 1.0
@@ -72,6 +77,7 @@ class Cache:
         field_selector: str = "",
         page_size: int = 500,
         registry: Registry | None = None,
+        on_skip: OnSkip | None = None,
         backoff: Backoff = RECONNECT,
         rng: random.Random | None = None,
     ) -> None:
@@ -86,6 +92,7 @@ class Cache:
             field_selector: server-side filter.
             page_size: objects per page of a list.
             registry: where the metrics go.
+            on_skip: told of objects that cannot be read; default: a line in the log.
             backoff: waits between attempts while the server is away.
             rng: the jitter's randomness.
         """
@@ -94,6 +101,7 @@ class Cache:
         self.synced = asyncio.Event()
         self._client = client
         self._prune = prune
+        self._on_skip = on_skip or self._log_skip
         self._label_selector = label_selector
         self._field_selector = field_selector
         self._page_size = page_size
@@ -148,7 +156,7 @@ class Cache:
 
     def add_index(self, name: str, values: Index) -> None:
         """Keep objects findable by what `values(object)` yields (of the pruned object)."""
-        store = self._indexes[name] = _IndexStore(values)
+        store = self._indexes[name] = _IndexStore(values, self._on_skip)
         for key, obj in self._objects.items():
             store.replace(key, None, obj)
 
@@ -159,10 +167,10 @@ class Cache:
 
         Only for objects that this cache's namespace and selectors include.
         """
-        version = version_of(obj)
-        if version <= self._progress:
+        read = self._read(obj)
+        if read is None or read.version <= self._progress:
             return False
-        return self._store(key_of(obj), version, self._prune(obj))
+        return self._keep(read)
 
     def observe_gone(self, obj: Object) -> bool:
         """Take in that exactly this object (same uid) is gone, e.g. a DELETE answered 404.
@@ -192,6 +200,11 @@ class Cache:
             except KubeError as error:
                 self._failed(error)
                 resume = self._resume_after(error)
+            except Exception as error:
+                # An answer that is no list or event at all; another list may be one.
+                logger.exception("An answer about %s cannot be read", self.resource.plural)
+                self._failed(KubeError(0, UNREACHABLE, f"{type(error).__name__}: {error!s:.200}"))
+                resume = ""
             await asyncio.sleep(self._backoff.delay(self._failures, self._rng))
 
     def _resume_after(self, error: KubeError) -> str:
@@ -210,7 +223,7 @@ class Cache:
             self.resource,
             self.namespace,
             page_size=self._page_size,
-            transform=self._prepare,
+            transform=self._read,
             label_selector=self._label_selector,
             field_selector=self._field_selector,
         )
@@ -222,10 +235,10 @@ class Cache:
             logger.warning("History of %s was rewound; taking the list as is", self.resource.plural)
             self._versions.clear()
         seen = set()
-        for key, item_version, pruned in listing.items:
-            seen.add(key)
-            if pruned is not None or key in self._objects:
-                self._store(key, item_version, pruned)
+        for read in listing.items:
+            seen.add(read.key)
+            if read.kept is not None or read.key in self._objects:
+                self._keep(read)
         for key in sorted(self._objects.keys() - seen):
             if rewound or self._versions.get(key, 0) <= version:
                 self._drop(key)
@@ -234,8 +247,25 @@ class Cache:
         self.synced.set()
         return listing.resource_version
 
-    def _prepare(self, obj: Object) -> tuple[ObjectKey, int, Object | None]:
-        return key_of(obj), version_of(obj), self._prune(obj)
+    def _read(self, obj: Object) -> _Read | None:
+        """Identity and what to keep of an object; None for one that has no identity."""
+        try:
+            key, version = key_of(obj), version_of(obj)
+        except Exception as error:
+            self._on_skip(obj, "filter", error)
+            return None
+        try:
+            return _Read(key, version, self._prune(obj))
+        except Exception as error:
+            self._on_skip(obj, "filter", error)
+            return _Read(key, version, None, readable=False)
+
+    def _keep(self, read: _Read) -> bool:
+        """Take in what was read; what was kept of an object before outlives an unreadable one."""
+        return read.readable and self._store(read.key, read.version, read.kept)
+
+    def _log_skip(self, obj: Object, where: str, error: Exception) -> None:
+        logger.warning("Skipped one of %s in %s: %s", self.resource.plural, where, error)
 
     async def _follow(self, version: str) -> str:
         async for event in self._client.watch(
@@ -256,11 +286,13 @@ class Cache:
         return version
 
     def _apply(self, event: str, obj: Object) -> None:
-        key, version = key_of(obj), version_of(obj)
+        read = self._read(obj)
+        if read is None:
+            return
         if event != "DELETED":
-            self._store(key, version, self._prune(obj))
-        elif version >= self._versions.get(key, 0):
-            self._drop(key)
+            self._keep(read)
+        elif read.version >= self._versions.get(read.key, 0):
+            self._drop(read.key)
 
     def _heard_now(self) -> None:
         self._error = ""
@@ -329,14 +361,25 @@ def _same(old: Object, new: Object) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One object as the filter read it; `kept` is None for one that is not wanted."""
+
+    key: ObjectKey
+    version: int
+    kept: Object | None
+    readable: bool = True
+
+
 class _IndexStore:
-    def __init__(self, values: Index) -> None:
+    def __init__(self, values: Index, on_skip: OnSkip) -> None:
         self._function = values
+        self._on_skip = on_skip
         self._keys: dict[Hashable, set[ObjectKey]] = {}
 
     def replace(self, key: ObjectKey, old: Object | None, new: Object | None) -> None:
-        before = set(self._function(old)) if old is not None else set()
-        after = set(self._function(new)) if new is not None else set()
+        before = self._values(old, tell=False)
+        after = self._values(new, tell=True)
         for value in before - after:
             keys = self._keys[value]
             keys.discard(key)
@@ -344,6 +387,17 @@ class _IndexStore:
                 del self._keys[value]
         for value in after - before:
             self._keys.setdefault(value, set()).add(key)
+
+    def _values(self, obj: Object | None, *, tell: bool) -> set[Hashable]:
+        """Under which values an object is found: the same for equal objects, none on an error."""
+        if obj is None:
+            return set()
+        try:
+            return set(self._function(obj))
+        except Exception as error:
+            if tell:
+                self._on_skip(obj, "index", error)
+            return set()
 
     def keys(self, value: Hashable) -> Iterable[ObjectKey]:
         return self._keys.get(value, ())

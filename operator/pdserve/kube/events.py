@@ -160,6 +160,9 @@ class EventRecorder:
             except KubeError as error:
                 self._dropped.labels("error").inc()
                 logger.info("Event %s was not written: %s", same.reason, error)
+            except Exception:
+                self._dropped.labels("error").inc()
+                logger.exception("Event %s could not be written", same.reason)
 
     def _enqueue(self, same: _Same, now: float) -> None:
         if same in self._pending:

@@ -22,6 +22,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire import http
+from pdserve.wire.bounds import WireError
 from pdserve.wire.credentials import Grant, control_token, digest, pair_key
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import Peer, PeerTable
@@ -142,9 +143,8 @@ async def test_a_newer_table_at_the_instance_is_no_error() -> None:
         lambda: web.Response(status=401, text="wrong token"),
         lambda: web.Response(status=422, text="not in the table"),
         lambda: web.Response(status=500),
-        lambda: web.Response(text="<html>"),
     ],
-    ids=["401", "422", "500", "no JSON"],
+    ids=["401", "422", "500"],
 )
 async def test_bad_answers_are_one_kind_of_error(answer: Callable[[], web.Response]) -> None:
     async with instance() as (served, target, engines):
@@ -212,8 +212,36 @@ async def test_an_endless_answer_is_cut_off() -> None:
             return response
 
         served.handle_all = answer
-        with pytest.raises(EngineError):
+        with pytest.raises(WireError, match="at most"):
             await engines.get_links(target)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: web.Response(text="<html>"),
+        lambda: web.Response(text='{"version":1e999,"up":[],"down":{}}'),
+        lambda: web.Response(text="[" * 200_000),
+        lambda: web.Response(body=b'{"version": 1, "up": ["\xff"], "down": {}}'),
+        lambda: web.Response(text='"x"', content_type="text/plain", charset="utf-7"),
+        lambda: web.Response(
+            body=b"{}", headers={"Content-Type": "application/json; charset=klingon"}
+        ),
+        lambda: web.Response(text=" " * (2 << 20)),
+        lambda: web.json_response({"version": 2**70, "up": [], "down": {}}),
+        lambda: web.json_response({"version": 1, "up": {"a": 1}, "down": {}}),
+        lambda: web.json_response({"version": 1, "up": [[]], "down": {}}),
+    ],
+)
+async def test_answers_that_cannot_be_read_are_wire_errors(
+    answer: Callable[[], web.Response],
+) -> None:
+    async with instance() as (served, target, engines):
+        served.answer = answer
+        with pytest.raises(WireError):
+            await engines.get_links(target)
+        with pytest.raises(WireError):
+            await engines.post_drain(target)
 
 
 async def test_a_missing_token_is_the_same_kind_of_error() -> None:

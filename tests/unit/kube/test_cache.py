@@ -447,3 +447,70 @@ async def _storm(seed: int) -> None:
 def _pruned(obj: Object) -> Object:
     meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     return {**obj, "metadata": meta}
+
+
+@virtual_time
+async def test_what_cannot_be_read_is_skipped_told_and_stops_nothing() -> None:
+    api = FakeApi()
+    for name in ("a", "bad", "worse"):
+        await api.client().create(CONFIGMAPS, config(name, {"x": "1"}))
+    skipped: list[tuple[str, str, str]] = []
+
+    def on_skip(obj: Object, where: str, error: Exception) -> None:
+        skipped.append((obj["metadata"]["name"], where, str(error)))
+
+    def prune(obj: Object) -> Object | None:
+        if obj["data"].get("x") == "poison":
+            raise RecursionError("too deep")
+        return obj
+
+    def values(obj: Object) -> list[str]:
+        if obj["metadata"]["name"] == "worse":
+            raise KeyError("spec")
+        return [obj["data"]["x"]]
+
+    cache = Cache(api.client(), CONFIGMAPS, prune=prune, on_skip=on_skip)
+    cache.add_index("x", values)
+    told = record(cache)
+    async with running(cache):
+        assert skipped == [("worse", "index", "'spec'")]
+        assert [o["metadata"]["name"] for o in cache.by_index("x", "1")] == ["a", "bad"]
+        assert cache.get("worse", "default") is not None, "only the index leaves it out"
+        skipped.clear()
+        await patch(api, "bad", "poison")
+        await patch(api, "a", "2")
+        await settle()
+        assert skipped == [("bad", "filter", "too deep")]
+        kept = cache.get("bad", "default")
+        assert kept is not None
+        assert kept["data"] == {"x": "1"}, "what could be read last is kept"
+        assert [o["metadata"]["name"] for o in cache.by_index("x", "2")] == ["a"]
+        api.expire_history(CONFIGMAPS)
+        api.wake_watches()
+        await asyncio.sleep(60)
+        assert cache.get("bad", "default") == kept, "a list in which it is unreadable keeps it too"
+        await patch(api, "bad", "3")
+        await settle()
+        assert [o["metadata"]["name"] for o in cache.by_index("x", "3")] == ["bad"]
+        await api.client().delete(CONFIGMAPS, "bad", namespace="default")
+        await api.client().delete(CONFIGMAPS, "worse", namespace="default")
+        await settle()
+        assert [e for e, _ in told[-2:]] == ["DELETED", "DELETED"]
+        assert len(cache) == 1
+
+
+@virtual_time
+async def test_an_answer_that_is_no_list_is_asked_for_again() -> None:
+    api = FakeApi()
+    await api.client().create(CONFIGMAPS, config("a"))
+    client = api.client()
+    honest, lies = client._transport.send, [5, {"items": [5]}, {"items": [{"metadata": None}]}, {}]
+
+    async def send(request: Any) -> Any:
+        return lies.pop(0) if lies and request.verb == "list" else await honest(request)
+
+    client._transport.send = send  # type: ignore[method-assign]
+    cache = Cache(client, CONFIGMAPS)
+    async with running(cache):
+        assert lies == []
+        assert len(cache) == 1

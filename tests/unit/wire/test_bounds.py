@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.hostile import VALUES, deep, places, put
 
 from pdserve.wire import bounds
 from pdserve.wire.bounds import Fields, WireError, parse_json
@@ -54,10 +53,7 @@ DOCUMENTS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
                     LinkReport.from_json),
     "drain report": (DrainReport(1, 2, 3).to_json(), DrainReport.from_json),
 }  # fmt: skip
-HOSTILE: list[Any] = [
-    None, True, -1, 0.5, 2**63, 10**400, math.inf, -math.inf, math.nan, 1e308, "", "x" * 100_000,
-    "\x00", [], [[]], {}, {"a": {}}, [1, 2, 3], "http://[::1", "http://x:99999", "ftp://x", b"x",
-]  # fmt: skip
+HOSTILE = (*VALUES, 10**400, b"x", "http://[::1", "http://x:99999", "ftp://x", deep())
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -65,24 +61,6 @@ def test_what_was_written_is_read_back(name: str) -> None:
     value, read = DOCUMENTS[name]
     assert read(parse_json(json.dumps(value))).to_json() == value
     assert read({**value, "addedLater": {"by": ["a", "newer", "version"]}}).to_json() == value
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places(value[key], (*path, key))
-
-
-def put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
-    if not path:
-        return value
-    changed = copy.deepcopy(document)
-    at = changed
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = value
-    return changed
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
