@@ -74,7 +74,7 @@ class StubEngine:
         self.released: list[str] = []
         self.max_used = 0
         self._epoch = 0
-        self._server = HttpServer(self._handle, Limits(), self._bug)
+        self._server = HttpServer(self._handle, Limits(body=8 << 20, memory=1 << 30), self._bug)
         self._port = 0
         self.bugs: list[Exception] = []
 

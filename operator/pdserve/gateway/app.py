@@ -180,7 +180,10 @@ class Gateway:
     async def _generate(
         self, endpoint: Endpoint, request: Request, reply: Reply, record: Record
     ) -> None:
-        if not reply.grows(parsed_size(request.body)):
+        size = parsed_size(request.body)
+        if size + len(request.body) > self.server.memory.limit:
+            raise ApiError(413, "the body holds too many values", code="too_large")
+        if not reply.grows(size):
             raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
         body = parse_body(endpoint, request.body)
         request.body = b""

@@ -57,9 +57,12 @@ class Memory:
         self.limit = limit
         self.used = 0
 
-    def take(self, size: int, *, small: bool) -> bool:
-        """Count `size` bytes if there is room, or if they are part of a small body."""
-        if not small and self.used + size > self.limit:
+    def take(self, size: int, *, small: bool, arriving: bool) -> bool:
+        """Count `size` bytes if there is room, or if they are part of a small body.
+
+        Bodies that are `arriving` fill no more than half: what is complete can be served.
+        """
+        if not small and self.used + size > (self.limit // 2 if arriving else self.limit):
             return False
         self.used += size
         return True
@@ -240,9 +243,9 @@ class ClientConnection(Receiver, asyncio.Protocol):
 
     def has_room(self, size: int) -> bool:
         """Count a piece of the body."""
-        small = self._receiving + size <= self.server.limits.small
-        if self._transport is None or not self.server.memory.take(size, small=small):
-            self.server.memory.free(self._receiving)
+        small, memory = self._receiving + size <= self.server.limits.small, self.server.memory
+        if self._transport is None or not memory.take(size, small=small, arriving=True):
+            memory.free(self._receiving)
             self._receiving = 0
             return False
         self._receiving += size
@@ -257,8 +260,8 @@ class ClientConnection(Receiver, asyncio.Protocol):
 
     def take(self, size: int) -> bool:
         """See `Reply.grows`."""
-        small = self._serving + size <= self.server.limits.small
-        if self._transport is None or not self.server.memory.take(size, small=small):
+        small, memory = self._serving + size <= self.server.limits.small, self.server.memory
+        if self._transport is None or not memory.take(size, small=small, arriving=False):
             return False
         self._serving += size
         return True

@@ -34,9 +34,12 @@ def check_prompt_bytes(endpoint: Endpoint, size: int, most: int) -> None:
 def parsed_size(raw: bytes) -> int:
     """About how many bytes the legs' bodies and the values of a body take, beside itself.
 
-    Text takes as much again for each leg; a list, an object or a number takes more than its JSON.
+    Text takes as much again for each leg, and up to four bytes a character where one is not ASCII;
+    a list, an object or a number takes more than its JSON.
     """
-    return 3 * len(raw) + 64 * (raw.count(b"[") + raw.count(b"{")) + 32 * raw.count(b",")
+    wide = not raw.isascii() or b"\\u" in raw
+    values = 64 * raw.count(b"[") + 240 * raw.count(b"{") + 40 * raw.count(b",")
+    return (7 if wide else 3) * len(raw) + values
 
 
 def parse_body(endpoint: Endpoint, raw: bytes) -> dict[str, Any]:

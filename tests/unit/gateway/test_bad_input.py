@@ -299,7 +299,7 @@ async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: 
     waiting = [asyncio.create_task(rig.complete(**large))]
     await eventually(lambda: prefill.running == 1, "one is served")
     refused = await rig.complete(**large)
-    assert (refused.status, refused.json["error"]["code"]) == (503, "too_much_at_once")
+    assert (refused.status, refused.json["error"]["code"]) == (503, "receiving_too_much")
     assert int(refused.headers["retry-after"]) >= 1
     waiting.append(asyncio.create_task(rig.complete()))
     lane = rig.gateway.service.lane("tiny", {})[0]
@@ -311,6 +311,10 @@ async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: 
     answer = parse_answer(await reader.readuntil(b"}}"))
     assert (answer.status, answer.json["error"]["code"]) == (503, "receiving_too_much")
     writer.close()
+    full = await rig.complete(tools=[[]] * 5000)
+    assert (full.status, full.json["error"]["code"]) == (503, "too_much_at_once")
+    many = await rig.complete(tools=[{}] * 2500)
+    assert (many.status, many.json["error"]["message"]) == (413, "the body holds too many values")
     prefill.gate.set()
     assert [a.status for a in await asyncio.gather(*waiting)] == [200, 200]
     await eventually(lambda: memory.used == 0, "nothing is counted any more")
