@@ -36,7 +36,7 @@ GUARDED, OPEN = "escapes-guarded", "escapes-open"
 TENANT, POD_AUTHOR, READER = "tenant", "pod-author", "reader"
 OPERATOR = f"system:serviceaccount:{OPERATOR_NAMESPACE}:pdserve-operator"
 KINDS = {"PDService": "pdservices", "ScenarioGroup": "scenariogroups"}
-SECRETS = ("payroll", "shop-token", "shop-accept")
+SECRETS = ("payroll", "shop-token")
 Json = dict[str, Any]
 
 WRITE = {"apiGroups": ["pdserve.io"], "resources": ["pdservices", "scenariogroups"],

@@ -95,9 +95,8 @@ class Rig:
         options.setdefault("drain_seconds", 2.0)
         ring = KeyRing(keys) if keys else None
         rng = random.Random(options.pop("seed", 7))
-        self.gateway = Gateway(
-            self.source, Options(credential=Credential(TOKEN), **options), ring, rng
-        )
+        options.setdefault("credential", Credential(TOKEN))
+        self.gateway = Gateway(self.source, Options(**options), ring, rng)
         self.port = await self.gateway.start("127.0.0.1", 0)
 
     async def routes(

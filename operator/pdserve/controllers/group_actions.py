@@ -15,6 +15,7 @@ from typing import Any
 from pdserve.api import rfc3339
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.context import Context
+from pdserve.controllers.credentials import BadSecret
 from pdserve.controllers.group_view import GroupView
 from pdserve.controllers.objects import owned_metadata
 from pdserve.controllers.owned import ensure
@@ -120,7 +121,10 @@ class GroupExecutor:
     async def _post(self, new: t.NewPod) -> tuple[Object, bool]:
         """The pod, and whether this call made it."""
         namespace, service = self._namespace, self._view.group.spec.service
-        held = await self._context.tokens.get(f"{namespace}/{service}")
+        try:
+            held = await self._context.tokens.get(f"{namespace}/{service}")
+        except BadSecret as error:
+            raise CreateRefused(f"pod {new.name}: {error}") from error
         control = control_annotation(held, namespace, new.name)
         try:
             group = self._view.at(new.revision)

@@ -1,10 +1,12 @@
 """A request through prefill and decode, as the client sees it."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from tests.support.gateway_rig import Rig, eventually
 
+from pdserve.engines.credentials import Credential
 from pdserve.wire import metrics as names
 
 
@@ -68,6 +70,21 @@ async def test_one_token_wanted_releases_the_kv(rig: Rig) -> None:
     prefill = rig.engines["p0"]
     await eventually(lambda: len(prefill.released) == 1, "release")
     assert not prefill.held
+
+
+async def test_both_legs_carry_the_gateways_credential_also_after_a_rotation(
+    rig: Rig, tmp_path: Path
+) -> None:
+    now, file = [0.0], tmp_path / "request"
+    file.write_text("first")
+    await rig.one_group(credential=Credential(file=file, clock=lambda: now[0]))
+    await rig.complete(max_tokens=2, headers={"authorization": "Bearer the client's own"})
+    file.write_text("second\nfirst")
+    now[0] = 2.0
+    await rig.complete(max_tokens=2)
+    for engine in rig.engines.values():
+        sent = [h[b"authorization"] for h in engine.headers]
+        assert sent == [b"Bearer first", b"Bearer second"]
 
 
 async def test_request_id_comes_back_and_legs_have_unique_ones(rig: Rig) -> None:
