@@ -3,9 +3,8 @@
 Two stages: `read` checks a body in bounded time, `Draft.request` takes the tokens. Between them
 the caller tokenises, off the event loop where the text is long.
 
-What would change the result but is not implemented is refused with its reason (400); fields that
-cannot change it are ignored, as vLLM does. Every message names the field, the value and what
-would be right.
+What would change the answer but is not implemented is refused with its reason (`parameters`).
+Every message names the field, the value and what would be right. `null` is the same as absence.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pdserve.http.errors import ApiError
+from pdserve.refengine.api import parameters
 from pdserve.refengine.api.handover import RemoteLeg, remote_of, wants_hand_over
 from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
@@ -33,22 +33,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 MAX_STOPS = 16
 TEMPLATE_SLACK = 4096
 """Bytes allowed beyond the bound of the context, for what a tokenizer may normalise away."""
-NEUTRAL: tuple[tuple[str, tuple[object, ...], str], ...] = (
-    ("presence_penalty", (0, 0.0), "penalties are not implemented"),
-    ("frequency_penalty", (0, 0.0), "penalties are not implemented"),
-    ("repetition_penalty", (1, 1.0), "penalties are not implemented"),
-    ("min_p", (0, 0.0), "min_p is not implemented"),
-    ("logit_bias", ({},), "logit_bias is not implemented"),
-    ("best_of", (1,), "one choice per request; send several requests"),
-    ("n", (1,), "one choice per request; send several requests"),
-    ("echo", (False,), "echo is not implemented"),
-    ("suffix", ("",), "suffix is not implemented"),
-    ("prompt_logprobs", (0, False), "prompt_logprobs is not implemented"),
-    ("tools", ([],), "tools are not implemented"),
-    ("functions", ([],), "functions are not implemented"),
-    ("response_format", ({"type": "text"},), "only {'type': 'text'} is implemented"),
-)
-"""Fields that would change the output: (name, values that mean nothing, why others are refused)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +128,7 @@ def read(kind: Kind, raw: bytes, model: LoadedModel, limits: Limits) -> Draft:
     """
     body = _object(raw)
     _check_model(body, limits.model_name)
-    for name, neutral, why in NEUTRAL:
-        value = body.get(name)
-        if value is not None and value not in neutral:
-            raise field_error(name, value, why)
+    parameters.check(body)
     hand_over = wants_hand_over(body, limits.role)
     remote = remote_of(body, limits.role)
     if remote is not None:
@@ -278,6 +259,9 @@ def _message(path: str, value: object) -> ChatMessage:
     role, content = value.get("role"), value.get("content")
     if role not in ("system", "developer", "user", "assistant"):
         raise field_error(f"{path}.role", role, "one of system, developer, user, assistant")
+    parameters.check_message(path, value)
+    if content is None and ("content" in value or role == "assistant"):
+        content = ""
     if isinstance(content, list):
         content = "".join(_part(f"{path}.content[{i}]", p) for i, p in enumerate(content))
     if not isinstance(content, str):
