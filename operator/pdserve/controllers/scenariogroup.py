@@ -44,7 +44,7 @@ from pdserve.controllers.refusals import InvalidObject
 from pdserve.controllers.revisions import keep_revisions
 from pdserve.controllers.rotation import gateways_identify
 from pdserve.controllers.routing import parse_routes, routed_instances, unnamed
-from pdserve.controllers.service_desired import acting_counts
+from pdserve.controllers.service_desired import acting_counts, is_as_asked
 from pdserve.controllers.template_check import CONDITION as TEMPLATE_VALID
 from pdserve.controllers.template_check import template_of_group, token_refusal
 from pdserve.controllers.triggers import service_key
@@ -121,6 +121,10 @@ class _Reconcile:
         template = await self._template()
         if template.status == "False":
             # No pod of it may be made, so nothing that serves may go for it.
+            wanted = replace(wanted, paused=True)
+        service = self._service()
+        if service is not None and not is_as_asked(self.group, service):
+            # An edit by hand: it is about to be put back, so nothing planned is done for it.
             wanted = replace(wanted, paused=True)
         await self._revisions(view)
         # 2
@@ -266,15 +270,20 @@ class _Reconcile:
         owned = controller_uid(self.obj) is not None
         return acting_counts(self.group, self._scenario(), owned=owned)
 
-    def _scenario(self) -> Scenario | None:
-        """The scenario of the PDService that made this ScenarioGroup, if it can be read."""
+    def _service(self) -> PDService | None:
+        """The PDService that made this ScenarioGroup, if it can be read."""
         obj = self.context.caches.services.get(self.group.spec.service, self.key.namespace)
         if obj is None or controller_uid(self.obj) != obj["metadata"]["uid"]:
             return None
         try:
-            listed = parsed(PDService, obj).spec.scenarios
+            return parsed(PDService, obj)
         except ApiError:
             return None  # its own reconciliation tells
+
+    def _scenario(self) -> Scenario | None:
+        """The scenario of that PDService."""
+        service = self._service()
+        listed = () if service is None else service.spec.scenarios
         return next((s for s in listed if s.name == self.group.spec.scenario), None)
 
     def _fabric(self, domain: RoCEDomain) -> Fabric:

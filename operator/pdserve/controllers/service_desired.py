@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pdserve.api import PDService, Scenario, ScenarioGroup
+from pdserve.api.pdservice import PDServiceSpec
+from pdserve.api.scenariogroup import ScenarioGroupSpec
 from pdserve.controllers import decisions
 from pdserve.controllers.counts import CountsObserved, counts_in_force
 from pdserve.controllers.objects import owned_metadata
@@ -42,6 +44,26 @@ def scenario_group(
             "recovery": spec.recovery.to_dict(),
         },
     }
+
+
+def is_as_asked(group: ScenarioGroup, service: PDService) -> bool:
+    """Whether pods of the ScenarioGroup are those that its PDService asks for now.
+
+    True also while the PDService asks for something that is not accepted (yet): the ScenarioGroup
+    then keeps what it was last given.
+    """
+    ours = any(
+        c.type == "TemplateValid" and c.status == "True"
+        and c.observed_generation == service.metadata.generation
+        for c in service.status.conditions
+    )  # fmt: skip
+    return not ours or _of_pods(group.spec) == _of_pods(service.spec)
+
+
+def _of_pods(spec: ScenarioGroupSpec | PDServiceSpec) -> tuple[Any, ...]:
+    roles = (spec.prefill, spec.decode)
+    parts = [r.model_dump(exclude={"replicas", "startup_deadline_seconds"}) for r in roles]
+    return (spec.model, spec.engine, spec.fabric.domain_ref, *parts)
 
 
 def bounds_of(scenario: Scenario) -> Bounds:

@@ -14,6 +14,7 @@ from pdserve.controllers.service_desired import acting_counts
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
+from pdserve.kube.client import Request
 from pdserve.ratio.types import Counts
 
 FIXED = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 1, "decode": 1}}
@@ -25,7 +26,14 @@ def make(**ratio: Any) -> World:
     world.nodes(["a", "b"], per_leaf=2)
     world.domain()
     world.create(PDSERVICES, service(devices=1, groups=(2, 3), ratio=ratio))
+    # What puts an edit back takes its time: until then plans are made from the edited object.
+    world.delay = lambda r: 1.5 if _puts_back(r) else 0.0
     return world
+
+
+def _puts_back(request: Request) -> bool:
+    changes = request.verb == "patch" and request.subresource is None
+    return changes and request.resource == SCENARIO_GROUPS
 
 
 def uids(world: World) -> set[str]:
@@ -85,6 +93,32 @@ async def test_an_edit_while_no_operator_runs_makes_and_deletes_no_pod() -> None
             await asyncio.sleep(60)
             assert uids(world) == before
             assert world.service_ready()
+
+
+@pytest.mark.invariant(13)
+@virtual_time
+async def test_edits_of_the_rest_of_the_spec_roll_and_delete_nothing() -> None:
+    world = make(mode="Auto")
+    async with world.running(), world.operator() as task:
+        await world.until(world.service_ready)
+        before, routed = uids(world), world.routed()
+        edits: list[dict[str, Any]] = [
+            {"engine": {"image": "evil/engine:1"}},
+            {"model": {"name": "other"}},
+            {"prefill": {"maxConcurrency": 1}},
+            {"decode": {"instance": {"devicesPerNode": 8}}},
+            {"fabric": {"domainRef": {"name": "az9"}}},
+        ]
+        for spec in edits * 4:
+            world.patch(SCENARIO_GROUPS, NS, "shop-chat", {"spec": spec})
+            for _ in range(40):
+                await asyncio.sleep(0.05)
+                assert uids(world) == before
+                assert world.routed() == routed
+        await asyncio.sleep(60)
+        assert not task.done()
+        assert len(world.ever) == 4
+        assert world.service_ready()
 
 
 @virtual_time
