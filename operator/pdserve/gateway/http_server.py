@@ -17,7 +17,7 @@ from typing import Any
 
 from pdserve.http.errors import ApiError, Headers
 from pdserve.http.listen import listening
-from pdserve.http.receive import Receiver, Request
+from pdserve.http.receive import Receiver, Request, no_room
 from pdserve.http.send import LAST_CHUNK, STATUS_LINES, chunk
 
 
@@ -46,6 +46,7 @@ _STREAMED: Headers = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"
 Handler = Callable[[Request, "Reply"], Awaitable[None]]
 Screen = Callable[[str, str, dict[bytes, bytes], str], ApiError | None]
 """`(method, path, headers, client address)` -> why the request is refused, or None."""
+SMALL_HEAD = 4 << 10
 LINGER_SECONDS = 5.0
 """How long a refused client may go on sending before it is cut."""
 
@@ -169,8 +170,10 @@ class ClientConnection(Receiver, asyncio.Protocol):
         self._flow: tuple[Callable[[], None], Callable[[], None]] | None = None
         self._close_after = False
         self._address = ""
+        self._head_kept = 0
         self._receiving = 0
-        """Bytes counted for the body that is coming, the bodies that wait, the one served."""
+        """Bytes counted for the head and the body that are coming, the bodies that wait, the one
+        served."""
         self._waiting: deque[int] = deque()
         self._serving = 0
 
@@ -188,6 +191,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
         if self.refusal is not None:
             return  # being answered, or just answered
         self.receive(data)
+        self._count_head_kept()
         if len(self.received) > self.server.limits.pipelined:
             self.refuse(ApiError(400, "too many pipelined requests", code="bad_request"))
         self._next()
@@ -200,8 +204,10 @@ class ClientConnection(Receiver, asyncio.Protocol):
         """The client is gone: cancel what runs for it."""
         self.server.connections.discard(self)
         self._transport = None
-        self.server.memory.free(self._receiving + sum(self._waiting) + self._serving)
-        self._receiving = self._serving = 0
+        self.server.memory.free(
+            self._head_kept + self._receiving + sum(self._waiting) + self._serving
+        )
+        self._head_kept = self._receiving = self._serving = 0
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -302,6 +308,18 @@ class ClientConnection(Receiver, asyncio.Protocol):
             self._transport.abort()
 
     # --- internals ---
+
+    def _count_head_kept(self) -> None:
+        """An unfinished head takes memory like a body, from `SMALL_HEAD` bytes on."""
+        kept, memory = self.unfinished_head, self.server.memory
+        memory.free(self._head_kept)
+        self._head_kept = 0
+        if self._transport is None or not kept:
+            return
+        if memory.take(kept, small=kept <= SMALL_HEAD, arriving=True):
+            self._head_kept = kept
+        else:
+            self.refuse(no_room())
 
     def _next(self) -> None:
         if self._task is not None or self._transport is None:

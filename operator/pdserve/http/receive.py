@@ -39,6 +39,17 @@ class Request:
         return None if value is None else value.decode("latin-1")
 
 
+def no_room() -> ApiError:
+    """503: more is being received than there is memory for."""
+    return ApiError(
+        503,
+        "too much is being received at once; send it again in a while",
+        kind="overloaded_error",
+        code="receiving_too_much",
+        headers=((b"retry-after", b"2"), (b"x-should-retry", b"false")),
+    )
+
+
 class Receiver:
     """Receiving side of one connection.
 
@@ -54,6 +65,8 @@ class Receiver:
         self._max_head, self._max_body = max_head, max_body
         self._parser = httptools.HttpRequestParser(self)
         self._in_head = False
+        self._ended = False
+        """A request ended in the bytes that came last."""
         self._body, self._body_size = bytearray(), 0
         self._begin()
 
@@ -61,18 +74,23 @@ class Receiver:
         """Take bytes as they arrive; `received` and `refusal` may have changed afterwards."""
         if self.refusal is not None:
             return
-        headers = self._headers
+        self._ended = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass  # refused where the message ended
         except httptools.HttpParserError as error:
             self.refuse(ApiError(400, f"malformed HTTP: {error}", code="bad_request"))
-        if self._in_head and headers is self._headers:
-            # Still the same head: the parser keeps an unfinished header to itself.
+        if self._in_head and not self._ended:
+            # All of it is of one head: the parser keeps an unfinished header to itself.
             self._head_bytes += len(data)
             if self._head_bytes > self._max_head:
                 self._head_too_large()
+
+    @property
+    def unfinished_head(self) -> int:
+        """Bytes of a head that has begun and is not complete; 0 when there is none."""
+        return max(self._head_size, self._head_bytes) if self._in_head else 0
 
     def refuse(self, error: ApiError) -> None:
         """Take nothing more; the first refusal stands."""
@@ -144,18 +162,11 @@ class Receiver:
             self._body += body
         else:
             self._body.clear()
-            self.refuse(
-                ApiError(
-                    503,
-                    "too much is being received at once; send it again in a while",
-                    kind="overloaded_error",
-                    code="receiving_too_much",
-                    headers=((b"retry-after", b"2"), (b"x-should-retry", b"false")),
-                )
-            )
+            self.refuse(no_room())
 
     def on_message_complete(self) -> None:
         """The request is complete."""
+        self._ended = True
         if self._parser.should_upgrade():
             self.refuse(
                 ApiError(

@@ -356,3 +356,23 @@ async def test_a_prompt_that_fits_into_no_context_reaches_no_engine(rig: Rig, ki
     assert "1001 bytes of text, and at most 1000" in error["message"]
     assert made[0].events["attempts"] == 1
     assert await rig.metric(names.GATEWAY_OFFERED) == 1
+
+
+@pytest.mark.invariant(10)
+async def test_unfinished_heads_are_bounded_in_bytes_too(rig: Rig) -> None:
+    await rig.one_group(limits=Limits(memory=200_000))
+    memory = rig.gateway.server.memory
+    writers, answers = [], []
+    for _ in range(12):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nx-a: " + b"v" * 20_000)
+        writers.append(writer)
+        answers.append(asyncio.create_task(reader.read()))
+    await eventually(lambda: sum(a.done() for a in answers) >= 7, "most are refused")
+    assert memory.used <= 100_000
+    refused = [parse_answer(a.result()) for a in answers if a.done()]
+    assert {(a.status, a.json["error"]["code"]) for a in refused} == {(503, "receiving_too_much")}
+    assert (await rig.complete()).status == 200
+    for writer in writers:
+        writer.close()
+    await eventually(lambda: memory.used == 0, "nothing is counted any more")
