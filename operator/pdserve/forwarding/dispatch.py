@@ -128,9 +128,9 @@ class Dispatcher:
             ticket.waiting = False
             self._room.remove(ticket)
 
-    def settled(self, ticket: Ticket) -> None:
-        """No prefill computes for it any more."""
-        self._on_trial.pop(ticket, None)
+    def settled(self, ticket: Ticket) -> bool:
+        """No prefill computes for it any more; True when another suspect may have its turn now."""
+        return self._on_trial.pop(ticket, None) is not None
 
     def wait(self, now: float) -> float:
         """Expected seconds until a request that came now would be at a prefill (0 to `MAX_WAIT`).

@@ -105,8 +105,9 @@ class Lane:
     def withdraw(self, ticket: Ticket) -> None:
         """The request is over; harmless when its ticket has left the room already."""
         self.dispatcher.withdraw(ticket)
-        self.dispatcher.settled(ticket)
         self.metrics.waiting(self.dispatcher.waiting)
+        if self.dispatcher.settled(ticket):
+            self.poke()
 
     async def changed(self, until: float) -> None:
         """Return when something here changed, at the latest at `until`."""

@@ -114,6 +114,25 @@ async def test_two_lost_together_are_not_shown_to_one_instance(rig: Rig) -> None
     assert made[1].max_used >= 4
 
 
+@pytest.mark.invariant(11)
+async def test_when_a_suspect_has_had_its_end_the_next_one_goes_at_once(rig: Rig) -> None:
+    first = await rig.engine("prefill", "p0", slots=2)
+    second = await rig.engine("prefill", "p1", slots=2)
+    decode = await rig.engine("decode", "d0", slots=8)
+    await rig.start()
+    await rig.routes([first, decode], slo=WIDE)
+    first.gate = asyncio.Event()
+    second.breaks_on = POISON
+    poisoned = asyncio.create_task(rig.complete(prompt=POISON))
+    await eventually(lambda: first.running == 1, "the poisoned one is first")
+    honest = asyncio.create_task(rig.complete())
+    await eventually(lambda: first.running == 2, "both at the first")
+    await rig.routes([first, second, decode], slo=WIDE)
+    await first.kill()
+    assert (await poisoned).status == 502
+    assert (await honest).status == 200
+
+
 @pytest.mark.parametrize("early", [True, False], ids=["early head", "old engine"])
 async def test_a_killed_decode_costs_none_of_60_whole_replies(rig: Rig, early: bool) -> None:
     """Before the first byte one lost instance costs no request, whatever its slots."""
