@@ -100,6 +100,9 @@ class Instance:
         """When a slot is likely to be free, our own legs included."""
         if self.used < self.total:
             return max(self.next_try(now), now) if self.next_try(now) < NEVER else now + self.pace
+        if not self._hold_seconds:
+            # Nothing has ended here yet: as long again as it has lasted, and a second at least.
+            return now + max(1.0, now - self._changed)
         return max(now, self._changed + self._hold_seconds, self._free_at)
 
     def sent(self, now: float) -> None:

@@ -169,6 +169,20 @@ def test_streams_of_other_gateways_end_unseen_and_credit_returns_with_time() -> 
     assert times == pytest.approx([20.0, 21.0, 22.0])
 
 
+def test_when_a_full_instance_is_likely_to_have_a_slot_again() -> None:
+    d = Instance(RouteInstance("d", "decode", "http://d", 1), 0)
+    for _ in range(d.total):
+        d.sent(10.0)
+        d.accepted(None, 10.0, 10.0)
+    assert d.expected_free(10.0) == 11.0, "nothing is known: a second"
+    assert d.expected_free(16.0) == 22.0, "as long again as it has lasted"
+    d.released(18.0, 10.0)
+    assert d.expected_free(18.0) == 18.0
+    d.sent(18.0)
+    d.accepted(None, 18.0, 18.0)
+    assert d.expected_free(19.0) == 26.0, "streams take 8 s here"
+
+
 # --- health ---
 
 
