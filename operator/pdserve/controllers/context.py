@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pdserve.controllers.caches import Caches
 from pdserve.controllers.clock import Clock, NodeSilence
+from pdserve.controllers.fabrics import Fabrics
 from pdserve.controllers.linker import Linker
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.promises import Promises
@@ -38,6 +39,7 @@ class Context:
 
     client: KubeClient
     caches: Caches
+    fabrics: Fabrics
     queue: WorkQueue
     events: EventRecorder
     linker: Linker

@@ -8,7 +8,7 @@ the route table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from pdserve.api import (
     epoch_of,
     revision_of,
 )
-from pdserve.controllers.caches import BY_NODE, BY_STATE, UNBOUND, Caches, owned_by
+from pdserve.controllers.caches import Caches, owned_by
 from pdserve.controllers.context import Context
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.revisions import stored_revisions
@@ -32,16 +32,9 @@ from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wante
 from pdserve.kube.resource import Object
 from pdserve.ratio.types import Counts
 from pdserve.topology import (
-    Fabric,
-    NodeView,
-    Reservation,
     Toleration,
-    build_fabric,
-    node_view,
-    reservation_of,
 )
 from pdserve.topology.nodes import pinned_node
-from pdserve.topology.spec import TreeSpec
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.peers import ROLES, PeerTable, Role
@@ -168,30 +161,6 @@ def _suspects(repair: RepairStatus) -> tuple[Suspect, ...]:
     # Written by an operator that kept only the newest.
     time = epoch_of(repair.last_failure_time)
     return (Suspect(repair.suspect_node, time, repair.fault),)
-
-
-def fabric_of(caches: Caches, spec: TreeSpec, promised: Iterable[Reservation]) -> Fabric:
-    """The RoCEDomain's tree with every bound, reserved or promised device counted.
-
-    Whoever holds it. `promised`: what pods that are being created will hold.
-    """
-
-    def view(node: Object) -> NodeView | None:
-        labels = node["metadata"].get("labels") or {}
-        if not all(labels.get(k) == v for k, v in spec.selector.items()):
-            return None
-        return node_view(node, caches.pods.by_index(BY_NODE, node["metadata"]["name"]))
-
-    views = read_each(caches.nodes.list(), view, caches.skipped, "fabric")
-    nodes = [v for v in views if v is not None]
-    return build_fabric(spec, nodes, (*reservations(caches), *promised))
-
-
-def reservations(caches: Caches) -> tuple[Reservation, ...]:
-    """Devices promised to pinned pods that are not bound yet."""
-    pods = caches.pods.by_index(BY_STATE, UNBOUND)
-    found = read_each(pods, reservation_of, caches.skipped, "fabric")
-    return tuple(r for of_pod in found for r in of_pod)
 
 
 def domain_of(caches: Caches, name: str) -> RoCEDomain | None:

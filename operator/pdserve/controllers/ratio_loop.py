@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -21,7 +21,7 @@ from pdserve.api import PDService, Scenario, ScenarioGroup, epoch_of
 from pdserve.controllers import decisions, refusals
 from pdserve.controllers.caches import BY_SERVICE, owned_by
 from pdserve.controllers.context import Attainment, Context
-from pdserve.controllers.group_view import GroupView, domain_of, fabric_of, view_group
+from pdserve.controllers.group_view import GroupView, domain_of, view_group
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.profiles import profile_object, stored_state
@@ -134,8 +134,8 @@ class RatioLoop:
             await asyncio.sleep(max(self._settings.fast_period - elapsed, 0.1))
 
     async def tick(self) -> None:
-        """One round over all scenarios."""
-        subjects = {s.key: s for s in self._subjects()}
+        """One round over all scenarios; the event loop runs between any two of them."""
+        subjects = {s.key: s async for s in self._subjects()}
         for kept in (self._memory, self._learned, self._saved, self._shown, self._failures):
             for gone in kept.keys() - subjects.keys():
                 del kept[gone]
@@ -143,6 +143,7 @@ class RatioLoop:
             return
         samples = await self._samples(subjects)
         for key, subject in subjects.items():
+            await asyncio.sleep(0)
             await self._guarded(subject, samples.get(key, Unknown("the metrics source failed")))
 
     async def _samples(
@@ -150,6 +151,7 @@ class RatioLoop:
     ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
         live: dict[ScenarioKey, LiveInstances] = {}
         for key, subject in subjects.items():
+            await asyncio.sleep(0)
             try:
                 live[key] = self._live(subject)
             except Exception as error:
@@ -234,7 +236,7 @@ class RatioLoop:
                 counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
             )
         spec = fabric_spec(domain)
-        fabric = fabric_of(caches, spec, self._context.promises.of(caches.pods))
+        fabric = self._context.fabrics.of(spec, self._context.promises.of(caches.pods))
         view: GroupView = view_group(self._context, subject.group)
         return lambda counts: placement_limit(fabric, view, counts)
 
@@ -285,11 +287,13 @@ class RatioLoop:
 
     # --- what there is ---------------------------------------------------------------------
 
-    def _subjects(self) -> list[Subject]:
+    async def _subjects(self) -> AsyncIterator[Subject]:
         caches = self._context.caches
         read = partial(parsed, PDService)
-        services = read_each(caches.services.list(), read, caches.skipped, "ratio")
-        return [subject for service in services for subject in self._of_service(service)]
+        for service in read_each(caches.services.list(), read, caches.skipped, "ratio"):
+            for subject in self._of_service(service):
+                yield subject
+            await asyncio.sleep(0)
 
     def _of_service(self, service: PDService) -> list[Subject]:
         scenarios = {s.name: s for s in service.spec.scenarios}

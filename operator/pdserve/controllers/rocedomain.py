@@ -11,7 +11,6 @@ from pdserve.controllers.caches import BY_DOMAIN, ROCE_DOMAINS, Caches
 from pdserve.controllers.compare import covers
 from pdserve.controllers.context import Context
 from pdserve.controllers.domain_overlap import overlap
-from pdserve.controllers.group_view import fabric_of
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.refusals import InvalidObject
 from pdserve.controllers.skipped import read_each
@@ -40,7 +39,7 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
     except ApiError as error:
         raise InvalidObject(str(error)) from error
     promised = context.promises.of(context.caches.pods)
-    fabric = fabric_of(context.caches, fabric_spec(domain), promised)
+    fabric = context.fabrics.of(fabric_spec(domain), promised)
     status = domain_status(
         domain, fabric, shapes_in_use(context.caches, key.name), overlap(context.caches, obj),
         context.now(),

@@ -31,7 +31,6 @@ from pdserve.controllers.group_status import (
 from pdserve.controllers.group_view import (
     GroupView,
     domain_of,
-    fabric_of,
     former_wanted,
     repairs_of,
     slots_of,
@@ -287,8 +286,8 @@ class _Reconcile:
         return next((s for s in listed if s.name == self.group.spec.scenario), None)
 
     def _fabric(self, domain: RoCEDomain) -> Fabric:
-        caches = self.context.caches
-        return fabric_of(caches, fabric_spec(domain), self.context.promises.of(caches.pods))
+        promised = self.context.promises.of(self.context.caches.pods)
+        return self.context.fabrics.of(fabric_spec(domain), promised)
 
     def _routes(self) -> RouteTable | None:
         name = names.routes_configmap_name(self.group.spec.service)

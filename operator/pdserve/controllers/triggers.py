@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pdserve.controllers.caches import BY_DOMAIN, BY_SERVICE, Caches, service_of_group
+from pdserve.controllers.caches import (
+    BY_DOMAIN,
+    BY_NODE,
+    BY_SERVICE,
+    BY_STATE,
+    UNBOUND,
+    Caches,
+    service_of_group,
+)
 from pdserve.controllers.domain_overlap import told_of
 from pdserve.groups.health import condition
 from pdserve.kube.cache import Cache, ChangeType
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
 from pdserve.topology import pod_devices
+from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
 SERVICE: Final = "PDService"
@@ -24,6 +33,9 @@ DOMAIN: Final = "RoCEDomain"
 DOMAIN_DELAY: Final = 0.5
 """Seconds over which changes of a RoCEDomain's nodes and devices are gathered: its status is a
 summary, and one rollout changes hundreds of pods."""
+
+SWEEP: Final = 5.0
+"""Seconds over which all ScenarioGroups look at what a node event may mean to them."""
 
 
 def service_key(namespace: str, name: str) -> QueueKey:
@@ -98,9 +110,25 @@ class Triggers:
             self._add(SERVICE, service)
 
     def _node(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+        """Whom it concerns looks at once: who has pods there, who waits for devices.
+
+        Everybody else looks too, spread over `SWEEP`: a node may mean more to a group than is seen
+        here, and hundreds of groups at once would stand before the one that is to be repaired.
+        """
         self._domains_later()
-        for group in self._caches.groups.list():
-            self._add(GROUP, group)
+        name = _any(old, new)["metadata"]["name"]
+        unbound = self._caches.pods.by_index(BY_STATE, UNBOUND)
+        for pod in (
+            *self._caches.pods.by_index(BY_NODE, name),
+            *(p for p in unbound if pinned_node(p) == name),
+        ):
+            self._group_of(pod)
+        self._waiting_groups()
+        groups = self._caches.groups.list()
+        for position, group in enumerate(groups, 1):
+            meta = group["metadata"]
+            key = QueueKey(GROUP, meta["namespace"], meta["name"])
+            self._queue.add_after(key, SWEEP * position / len(groups))
 
     def _pod(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
         meta = _any(old, new)["metadata"]
@@ -109,9 +137,7 @@ class Triggers:
             # Instances and gateways alike: a PDService reports on both.
             if names.LABEL_SERVICE in labels:
                 self._queue.add(service_key(meta["namespace"], labels[names.LABEL_SERVICE]))
-            for ref in meta.get("ownerReferences") or ():
-                if ref.get("controller") and ref.get("kind") == GROUP:
-                    self._queue.add(QueueKey(GROUP, meta["namespace"], ref["name"]))
+            self._group_of(_any(old, new))
         before = {} if old is None else pod_devices(old)
         after = {} if new is None else pod_devices(new)
         if before != after:
@@ -130,12 +156,18 @@ class Triggers:
                 for group in self._caches.groups.by_index(BY_SERVICE, name):
                     self._add(GROUP, group)
 
+    def _group_of(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        for ref in meta.get("ownerReferences") or ():
+            if ref.get("controller") and ref.get("kind") == GROUP:
+                self._queue.add(QueueKey(GROUP, meta["namespace"], ref["name"]))
+
     def _domains_later(self) -> None:
         for domain in self._caches.domains.list():
             self._queue.add_after(QueueKey(DOMAIN, "", domain["metadata"]["name"]), DOMAIN_DELAY)
 
     def _waiting_groups(self) -> None:
-        """Devices came free: those who could not be placed look again."""
+        """Devices may have come free: those who could not be placed look again."""
         for group in self._caches.groups.list():
             if condition(group, "Placed").get("status", "True") != "True":
                 self._add(GROUP, group)

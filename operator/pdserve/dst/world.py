@@ -123,6 +123,8 @@ class World:
     recorders: list[Recorder] = field(default_factory=list)
     ever: set[str] = field(default_factory=set)
     """Names of all instance pods that ever were."""
+    ran: set[str] = field(default_factory=set)
+    """Names of all instance pods whose container ever started."""
     refused: set[str] = field(default_factory=set)
     """Names of pods that the scheduler has found no room for so far: they never ran."""
     _due: dict[str, float] = field(default_factory=dict)
@@ -442,6 +444,7 @@ class World:
         if names.LABEL_ROLE in meta.get("labels", {}):
             broken = pod["spec"]["containers"][0].get("image") in self.broken_images
             self.engines.by_ip[ip] = Engine(meta["name"], ip, frozen=broken)
+            self.ran.add(meta["name"])
         statuses = [
             {
                 "name": name,

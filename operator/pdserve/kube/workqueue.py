@@ -100,6 +100,7 @@ class WorkQueue:
         self._heap: list[tuple[float, int, QueueKey]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._armed_for = 0.0
         self._waiters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._closed = False
         self._metrics = _QueueMetrics(registry or Registry(), self)
@@ -249,10 +250,11 @@ class WorkQueue:
                 return
 
     def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._heap:
+        """See to it that `_fire` runs when the earliest wish is due."""
+        if self._heap and (self._timer is None or self._heap[0][0] < self._armed_for):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._armed_for = self._heap[0][0]
             loop = asyncio.get_running_loop()
             delay = max(0.0, self._heap[0][0] - self._clock())
             self._timer = loop.call_later(delay, self._fire)
