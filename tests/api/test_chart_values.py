@@ -204,7 +204,13 @@ def test_one_pod_monitor_labels_series_as_the_example_job_does() -> None:
     ]
     assert len(wanted) == 4
     for endpoint in spec["podMetricsEndpoints"]:
-        assert endpoint["relabelings"] == wanted
+        one_port, *labels = endpoint["relabelings"]
+        assert labels == wanted
+        assert one_port == {
+            "action": "keepequal",
+            "sourceLabels": ["__meta_kubernetes_pod_container_port_number"],
+            "targetLabel": "__meta_kubernetes_pod_annotation_prometheus_io_port",
+        }
         assert endpoint["honorLabels"] is job["honor_labels"] is False
     assert {e["port"] for e in spec["podMetricsEndpoints"]} == {"http", "metrics"}
     assert spec["namespaceSelector"] == {"any": True}

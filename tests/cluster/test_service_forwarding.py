@@ -16,6 +16,7 @@ from tests.support import scenarios as s
 from tests.support.installed import NAMESPACE, SERVICE, Installed, fetch
 from tests.support.traffic import Outcome, client, stream
 
+from pdserve.wire import names
 from pdserve.wire.metrics import VLLM_WAITING
 
 pytestmark = pytest.mark.cluster
@@ -41,13 +42,15 @@ def test_a_burst_is_rejected_forwarded_and_served(
 ) -> None:
     cluster = installed.cluster
     s.wait_service(cluster, NAMESPACE, SERVICE)
-    urls = [cluster.url(gateway) for gateway in s.wait_gateways(cluster, NAMESPACE, SERVICE, 2)]
+    gateways = s.wait_gateways(cluster, NAMESPACE, SERVICE, 2)
+    urls = [cluster.url(gateway) for gateway in gateways]
+    metrics = [cluster.url(gateway, names.PORT_METRICS) for gateway in gateways]
     prefills = [cluster.url(p) for p in s.pods(cluster, NAMESPACE, role="prefill", scenario="chat")]
     assert len(prefills) == 2
 
     def seen() -> tuple[float, float]:
         """Legs tried and legs rejected by prefills so far, as the gateways count."""
-        pages = [fetch(f"{url}/metrics") for url in urls]
+        pages = [fetch(f"{url}/metrics") for url in metrics]
         of = {"scenario": "chat", "leg": "prefill"}
         return (
             sum(total(page, "pdserve_gateway_attempts_total", **of) for page in pages),

@@ -402,5 +402,42 @@ BAD_SERVICES = (
         "spec.gateway.auth.secretRef.name",
         "must be the name of an object",
     ),
+    _service(
+        "certificate without a Secret",
+        {"spec.gateway": {"tls": {}}},
+        "spec.gateway.tls.secretRef",
+        "Required value",
+    ),
+    _service(
+        "tiny body limit",
+        {"spec.gateway": {"maxBodyBytes": 1}},
+        "spec.gateway.maxBodyBytes",
+        "greater than or equal to 1024",
+    ),
+    _service(
+        "origin with a path",
+        {"spec.gateway": {"cors": {"origins": ["https://a.example/x"]}}},
+        "spec.gateway.cors.origins[0]",
+        "must be * or an origin such as",
+    ),
+    _service(
+        "no origin",
+        {"spec.gateway": {"cors": {"origins": []}}},
+        "spec.gateway.cors.origins",
+        "at least 1 items",
+    ),
+    _service(
+        "an amount that is none",
+        {"spec.gateway": {"resources": {"limits": {"memory": "1 GB"}}}},
+        "spec.gateway.resources.limits[memory]",
+        "must be a quantity such as",
+        parser_field="spec.gateway.resources.limits",
+    ),
+    _service(
+        "a template that is a list",
+        {"spec.gateway": {"template": []}},
+        "spec.gateway.template",
+        "must be of type object",
+    ),
     _service("misspelt field", {"spec.scenario": []}, "spec.scenario", "unknown field", code=400),
 )

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from pdserve.api.base import Int, Items, Model, Observed, Rule
-from pdserve.api.common import EngineSpec, FabricSpec, ModelSpec, ObjectRef, Recovery, RoleTemplate
+from pdserve.api.base import Entries, Int, Items, Model, Observed, Rule, Text
+from pdserve.api.common import (
+    EngineSpec,
+    FabricSpec,
+    ModelSpec,
+    ObjectRef,
+    PodPatch,
+    Recovery,
+    RoleTemplate,
+)
 from pdserve.api.meta import Condition, Generation
 from pdserve.api.network import NetworkIsolation
 from pdserve.api.resource import Column, Kind, Resource
@@ -37,6 +45,58 @@ class GatewayAuth(Model):
     """Secret whose values are the accepted API keys (Bearer tokens), one per key."""
 
 
+class GatewayTls(Model):
+    """The certificate of the clients' port."""
+
+    secret_ref: ObjectRef
+    """Secret of type kubernetes.io/tls (`tls.crt`, `tls.key`). A new certificate is taken up within
+    seconds of reaching the pod."""
+
+
+class GatewayCors(Model):
+    """Which web pages may call the gateway from a browser."""
+
+    origins: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Text(
+                    256,
+                    pattern=r"^([*]|https?://[a-zA-Z0-9.-]+(:[0-9]{1,5})?)$",
+                    says="* or an origin such as https://chat.example.com",
+                ),
+            ],
+            ...,
+        ],
+        Items(32, min=1),
+    ]
+    """Origins that are answered; `*`: all."""
+
+
+_QUANTITIES = Entries(
+    16,
+    key=Text(
+        64,
+        pattern=r"^[a-z0-9]([a-z0-9./-]*[a-z0-9])?$",
+        says="a resource such as cpu or memory",
+    ),
+    value=Text(
+        32,
+        pattern=r"^[0-9]+(\.[0-9]+)?([numkMGTPE]|[KMGTPE]i)?$",
+        says="a quantity such as 500m or 256Mi",
+    ),
+)
+
+
+class GatewayResources(Model):
+    """What one gateway container asks for and is limited to."""
+
+    requests: Annotated[dict[str, str], _QUANTITIES] = Field(default_factory=dict)
+    """Over the operator's own, 100m CPU and 128Mi memory."""
+    limits: Annotated[dict[str, str], _QUANTITIES] = Field(default_factory=dict)
+    """A limit without a request is its request too."""
+
+
 class Gateway(Model):
     """The OpenAI front door of this service."""
 
@@ -46,6 +106,18 @@ class Gateway(Model):
     """Port of the gateway's Service."""
     auth: GatewayAuth | None = None
     """Who may call; absent: everyone who can reach it."""
+    tls: GatewayTls | None = None
+    """Serve HTTPS; absent: HTTP."""
+    max_body_bytes: Annotated[int, Int(1024, 64 << 20)] | None = None
+    """Largest body of a request; absent: 4 MiB. Engines have a bound of their own."""
+    cors: GatewayCors | None = None
+    """Which web pages may call; absent: none from a browser."""
+    resources: GatewayResources | None = None
+    """What one gateway asks for; absent: the operator's choice."""
+    template: PodPatch | None = None
+    """Patch over the gateways' pods: labels, annotations, and of the spec tolerations,
+    nodeSelector, affinity, topologySpreadConstraints, priorityClassName, runtimeClassName,
+    schedulerName, securityContext, dnsPolicy, dnsConfig, hostAliases."""
 
 
 def _smallest(spec: Any, resource: str) -> int:

@@ -26,6 +26,8 @@ class GatewayPod:
     name: str
     ip: str
     """Its address; empty where the pod tells none."""
+    tls: bool = False
+    """Whether it speaks HTTPS."""
 
     @property
     def is_here(self) -> bool:
@@ -91,7 +93,10 @@ def address(service: api.PDService, scenario: str | None) -> Address:
 def gateways(pods: Sequence[Mapping[str, Any]]) -> list[GatewayPod]:
     """The gateway pods that are ready and stay, in order of their names."""
     stay = [p for p in pods if not p["metadata"].get("deletionTimestamp") and _ready(p)]
-    found = (GatewayPod(p["metadata"]["name"], p["status"].get("podIP") or "") for p in stay)
+    found = (
+        GatewayPod(p["metadata"]["name"], p["status"].get("podIP") or "", _speaks_tls(p))
+        for p in stay
+    )
     return sorted(found, key=lambda pod: pod.name)
 
 
@@ -128,6 +133,13 @@ def first_key(secret: Mapping[str, Any]) -> str | None:
         if keys:
             return keys[0].decode()
     return None
+
+
+def _speaks_tls(pod: Mapping[str, Any]) -> bool:
+    """By its probe, which asks what clients ask."""
+    containers = (pod.get("spec") or {}).get("containers") or [{}]
+    probe = (containers[0].get("readinessProbe") or {}).get("httpGet") or {}
+    return bool(probe.get("scheme") == "HTTPS")
 
 
 def _ready(pod: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """The NetworkPolicies of a PDService that asks for them, as manifests. Pure.
 
-    clients, metrics          -> gateways    http
+    clients                   -> gateways    http
+    metrics                   -> gateways    metrics, http
     gateways, operator, metrics -> instances   http
     instances of the service  -> instances   KV transfer
 
@@ -49,7 +50,11 @@ def network_policies(
         "podSelector": {"matchLabels": OPERATOR},
     }
     gateways = {"podSelector": {"matchLabels": gateway_labels(service)}}
-    to_gateways = _allow([*callers, *scrapers] if callers else [], names.PORT_HTTP)
+    to_gateways = (
+        # Scrapers too: gateways of an older operator have their metrics there.
+        _allow([*callers, *scrapers] if callers else [], names.PORT_HTTP),
+        _allow(scrapers, names.PORT_METRICS),
+    )
     to_instances = (
         _allow([gateways, operator, *scrapers], names.PORT_HTTP),
         _allow([{"podSelector": {"matchLabels": instances}}], names.PORT_TRANSFER),
@@ -69,7 +74,7 @@ def network_policies(
         }
 
     return (
-        policy(of_gateways, gateway_labels(service), [to_gateways]),
+        policy(of_gateways, gateway_labels(service), to_gateways),
         policy(of_instances, instances, to_instances),
     )
 

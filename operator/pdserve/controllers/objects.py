@@ -13,13 +13,20 @@ How a gateway leaves without losing a request:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from pdserve.api import PDService
+from pdserve.engines.pod_profile import Rights
+from pdserve.engines.pods_template import apply_gateway_template
 from pdserve.wire import names
 
 COMPONENT = "gateway"
+NO_RIGHTS = Rights()
+TLS_DIR = "/etc/pdserve/tls"
+DEFAULT_REQUESTS: Mapping[str, str] = {"cpu": "100m", "memory": "128Mi"}
 AUTH_DIR = "/etc/pdserve/auth"
 CREDENTIALS_DIR = "/etc/pdserve/credentials"
 STOP_ACCEPTING_AFTER = 5
@@ -39,22 +46,30 @@ def gateway_name(service: str) -> str:
 def url(service: PDService) -> str:
     """Where clients inside the cluster reach the service."""
     host = f"{gateway_name(service.metadata.name)}.{service.metadata.namespace}.svc"
+    scheme, usual = ("https", 443) if service.spec.gateway.tls else ("http", 80)
     port = service.spec.gateway.port
-    return f"http://{host}" if port == 80 else f"http://{host}:{port}"
+    return f"{scheme}://{host}" if port == usual else f"{scheme}://{host}:{port}"
 
 
 def gateway_objects(
-    service: PDService, image: str, owner: Mapping[str, Any], credential: str
+    service: PDService,
+    image: str,
+    owner: Mapping[str, Any],
+    credential: str,
+    rights: Rights = NO_RIGHTS,
 ) -> tuple[dict[str, Any], ...]:
     """All objects of one service's gateway, in the order to create them.
 
     `credential` is the fingerprint of what gateways send to engines: another one rolls them.
+
+    Raises:
+        TemplateError: `gateway.template` asks for what it may not, by `rights`.
     """
     return (
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(service, owner)},
         _role(service, owner),
         _role_binding(service, owner),
-        _deployment(service, image, owner, credential),
+        _deployment(service, image, owner, credential, rights),
         _disruption_budget(service, owner),
         _service(service, owner),
     )
@@ -120,10 +135,10 @@ def _role_binding(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any
 
 
 def _deployment(
-    service: PDService, image: str, owner: Mapping[str, Any], credential: str
+    service: PDService, image: str, owner: Mapping[str, Any], credential: str, rights: Rights
 ) -> dict[str, Any]:
     labels = gateway_labels(service)
-    return {
+    made: dict[str, Any] = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": _meta(service, owner),
@@ -131,23 +146,41 @@ def _deployment(
             "replicas": service.spec.gateway.replicas,
             "selector": {"matchLabels": labels},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
-            "template": {
-                "metadata": {
-                    "labels": {
-                        "app.kubernetes.io/name": "pdserve",
-                        names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
-                        **labels,
-                    },
-                    "annotations": {
-                        names.ANNOTATION_METRICS_SCRAPE: "true",
-                        names.ANNOTATION_METRICS_PORT: str(names.PORT_HTTP),
-                        names.ANNOTATION_CREDENTIALS: credential,
-                    },
-                },
-                "spec": _pod_spec(service, image),
-            },
+            "template": gateway_pod(service, image, credential, rights),
         },
     }
+    # `ensure` does not see that a field is no longer wanted; this changes with any field.
+    text = json.dumps(made["spec"], sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    made["metadata"]["annotations"] = {names.ANNOTATION_SPEC_HASH: digest}
+    return made
+
+
+def gateway_pod(service: PDService, image: str, credential: str, rights: Rights) -> dict[str, Any]:
+    """The gateways' pod template, with the user's patch.
+
+    Raises:
+        TemplateError: `gateway.template` asks for what it may not.
+    """
+    pod = {
+        "metadata": {
+            "labels": {
+                "app.kubernetes.io/name": "pdserve",
+                names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+                **gateway_labels(service),
+            },
+            "annotations": {
+                names.ANNOTATION_METRICS_SCRAPE: "true",
+                names.ANNOTATION_METRICS_PORT: str(names.PORT_METRICS),
+                names.ANNOTATION_CREDENTIALS: credential,
+            },
+        },
+        "spec": _pod_spec(service, image),
+    }
+    template = service.spec.gateway.template
+    if template is None:
+        return pod
+    return apply_gateway_template(pod, template.to_dict(), service.metadata.namespace, rights)
 
 
 def _drain_seconds(service: PDService) -> int:
@@ -188,6 +221,9 @@ def _pod_spec(service: PDService, image: str) -> dict[str, Any]:
     if service.spec.gateway.auth is not None:
         secret = service.spec.gateway.auth.secret_ref.name
         spec["volumes"].append({"name": "auth", "secret": {"secretName": secret}})
+    if service.spec.gateway.tls is not None:
+        secret = service.spec.gateway.tls.secret_ref.name
+        spec["volumes"].append({"name": "tls", "secret": {"secretName": secret}})
     return spec
 
 
@@ -205,13 +241,18 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
         "args": args,
         "env": [
             {"name": "PDSERVE_REQUEST_TOKEN_FILE", "value": f"{CREDENTIALS_DIR}/request"},
+            {"name": "PDSERVE_METRICS_PORT", "value": str(names.PORT_METRICS)},
+            *({"name": name, "value": value} for name, value in _settings(service).items()),
         ],
         "volumeMounts": [{"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True}],
-        "ports": [{"name": "http", "containerPort": names.PORT_HTTP}],
-        "readinessProbe": _probe("/readyz", period=2),
-        "livenessProbe": _probe("/healthz", period=10),
+        "ports": [
+            {"name": "http", "containerPort": names.PORT_HTTP},
+            {"name": "metrics", "containerPort": names.PORT_METRICS},
+        ],
+        "readinessProbe": _probe(service, "/readyz", period=2),
+        "livenessProbe": _probe(service, "/healthz", period=10),
         "lifecycle": {"preStop": {"sleep": {"seconds": STOP_ACCEPTING_AFTER}}},
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+        "resources": _resources(service),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -221,7 +262,33 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
     if service.spec.gateway.auth is not None:
         container["args"] = [*args, "--auth-dir", AUTH_DIR]
         container["volumeMounts"].append({"name": "auth", "mountPath": AUTH_DIR, "readOnly": True})
+    if service.spec.gateway.tls is not None:
+        container["volumeMounts"].append({"name": "tls", "mountPath": TLS_DIR, "readOnly": True})
     return container
+
+
+def _settings(service: PDService) -> dict[str, str]:
+    """What `pdserve.gateway.process` reads of its environment."""
+    gateway, found = service.spec.gateway, {}
+    if gateway.tls is not None:
+        found["PDSERVE_TLS_CERT"] = f"{TLS_DIR}/tls.crt"
+        found["PDSERVE_TLS_KEY"] = f"{TLS_DIR}/tls.key"
+    if gateway.max_body_bytes is not None:
+        found["PDSERVE_MAX_BODY_BYTES"] = str(gateway.max_body_bytes)
+    if gateway.cors is not None:
+        found["PDSERVE_CORS_ORIGINS"] = ",".join(gateway.cors.origins)
+    return found
+
+
+def _resources(service: PDService) -> dict[str, Any]:
+    given = service.spec.gateway.resources
+    if given is None:
+        return {"requests": dict(DEFAULT_REQUESTS)}
+    ours = {k: v for k, v in DEFAULT_REQUESTS.items() if k not in given.limits}
+    made: dict[str, Any] = {"requests": {**ours, **given.requests}}
+    if given.limits:
+        made["limits"] = dict(given.limits)
+    return made
 
 
 def _disruption_budget(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +318,7 @@ def _service(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
             "ports": [
                 {
                     "name": "http",
-                    "appProtocol": "http",
+                    "appProtocol": "https" if service.spec.gateway.tls else "http",
                     "protocol": "TCP",
                     "port": service.spec.gateway.port,
                     "targetPort": "http",
@@ -261,9 +328,10 @@ def _service(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _probe(path: str, period: int) -> dict[str, Any]:
+def _probe(service: PDService, path: str, period: int) -> dict[str, Any]:
+    scheme = {"scheme": "HTTPS"} if service.spec.gateway.tls else {}
     return {
-        "httpGet": {"path": path, "port": names.PORT_HTTP},
+        "httpGet": {"path": path, "port": names.PORT_HTTP, **scheme},
         "periodSeconds": period,
         "timeoutSeconds": 2,
         "failureThreshold": 3,

@@ -55,6 +55,7 @@ from pdserve.controllers.template_check import (
     template_of_service,
 )
 from pdserve.controllers.troubles import Trouble
+from pdserve.engines.pods_template import TemplateError
 from pdserve.groups.health import condition
 from pdserve.groups.routes import routable
 from pdserve.groups.types import Condition
@@ -131,8 +132,9 @@ class _Reconcile:
         # 2
         namespace, name = self.service.metadata.namespace, self.service.metadata.name
         asked = asked_rotation(self.obj)
-        await self._try(self.context.tokens.ensure(namespace, name, self.owner, asked))
-        if template.status == "True":
+        ours = await self._try(self.context.tokens.ensure(namespace, name, self.owner, asked))
+        # Pods are given Secrets by the service's name: never somebody else's.
+        if template.status == "True" and ours:
             for scenario in self.service.spec.scenarios:
                 await self._try(self._scenario(scenario))
         # 3
@@ -140,9 +142,7 @@ class _Reconcile:
         await self._try(self._delete_left_over())
         # 4
         await self._try(self._credentials())
-        for wanted in gateway_objects(
-            self.service, self.context.gateway_image, self.owner, self.credential
-        ):
+        for wanted in self._gateway():
             cache = self.context.caches.of(_KINDS[wanted["kind"]])
             await self._try(ensure(self.context.client, cache, wanted))
         await self._try(self._network())
@@ -151,8 +151,18 @@ class _Reconcile:
             raise self.failure
         return template
 
-    async def _try(self, step: Awaitable[Any]) -> None:
+    def _gateway(self) -> tuple[Object, ...]:
+        """Its objects; none while its template is refused, which TemplateValid tells."""
+        image, rights = self.context.gateway_image, self.context.rights
+        try:
+            return gateway_objects(self.service, image, self.owner, self.credential, rights)
+        except TemplateError:
+            return ()
+
+    async def _try(self, step: Awaitable[Any]) -> bool:
         """What is refused, or fails by itself, does not keep the other steps from being done.
+
+        False where somebody else's object stands in the way.
 
         Raises:
             KubeError: there may be no use in going on: no answer, a conflict, a server's error.
@@ -163,6 +173,7 @@ class _Reconcile:
             self.problems.append(("ObjectRefused", str(error)))
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
+            return False
         except BadSecret as error:
             self.problems.append(("SecretUnreadable", str(error)))
         except KubeError as error:
@@ -173,6 +184,7 @@ class _Reconcile:
         except Exception as error:
             self.problems.append((refusals.FAILED, refusals.text_of(error)))
             self.failure = self.failure or error
+        return True
 
     async def _credentials(self) -> None:
         """Go on with a rotation, and say how far it is."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdserve.api import PDService, Scenario, ScenarioGroup, revision_of
+from pdserve.controllers.objects import gateway_pod
 from pdserve.controllers.service_desired import scenario_group
 from pdserve.engines.pod_profile import TOKEN_FIELD, Finding, Rights
 from pdserve.engines.pods import render_pod
@@ -40,8 +41,7 @@ def template_of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Ri
         try:
             _sample(group, owner, role, rights)
         except TemplateError as error:
-            reason = NOT_ALLOWED if isinstance(error, NotAllowedError) else PROTECTED
-            return Condition(CONDITION, "False", reason, f"{role}: {error}")
+            return _refused(f"{role}: {error}", error)
     return Condition(CONDITION, "True", "Accepted", "the templates ask for nothing they may not")
 
 
@@ -64,7 +64,16 @@ def token_refusal(group: ScenarioGroup, rights: Rights) -> Condition | None:
 
 def template_of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) -> Condition:
     """The same for the ScenarioGroups that a PDService would make. Pure."""
+    try:
+        gateway_pod(service, "", "", rights)
+    except TemplateError as error:
+        return _refused(f"gateway: {error}", error)
     return template_of_group(_group(service, service.spec.scenarios[0], owner), owner, rights)
+
+
+def _refused(message: str, error: TemplateError) -> Condition:
+    reason = NOT_ALLOWED if isinstance(error, NotAllowedError) else PROTECTED
+    return Condition(CONDITION, "False", reason, message)
 
 
 async def ask_cluster(

@@ -45,6 +45,8 @@ _HARDENED: Mapping[str, Any] = {
 """What containers that a template adds get where it says nothing: the engine has the same."""
 
 _METADATA_ALLOWED = frozenset({"labels", "annotations"})
+_OWN_LABELS = frozenset(("app.kubernetes.io/name", names.LABEL_COMPONENT, names.LABEL_MANAGED_BY))
+"""By these Services, budgets and scrapes find pods: an instance must not pass for a gateway."""
 _SPEC_PROTECTED: Mapping[str, str] = {
     "nodeName": "instances are pinned by the placement; choose nodes with the RoCEDomain",
     "nodeSelector": "choose nodes with spec.nodeSelector of the RoCEDomain",
@@ -160,14 +162,46 @@ def _hardened(container: Any) -> Any:
     return {**container, "securityContext": _merge(_HARDENED, context or {})}
 
 
+_GATEWAY_SPEC = frozenset((
+    "tolerations", "nodeSelector", "affinity", "topologySpreadConstraints", "priorityClassName",
+    "runtimeClassName", "schedulerName", "securityContext", "dnsPolicy", "dnsConfig", "hostAliases",
+))  # fmt: skip
+
+
+def apply_gateway_template(
+    pod: Mapping[str, Any], template: Mapping[str, Any], namespace: str, rights: Rights
+) -> dict[str, Any]:
+    """The gateways' pod template with the user's patch merged over it.
+
+    Args:
+        pod: `{metadata, spec}` as the operator rendered it; not changed.
+        template: `{metadata?: {labels?, annotations?}, spec?: {...}}`; of the spec only what says
+            where and as whom a gateway runs, since its container is not the author's.
+        namespace: of the gateways.
+        rights: what the result may ask for beyond the restricted profile.
+
+    Raises:
+        NotAllowedError: the result asks for more than `rights` gives.
+        TemplateError: the template sets another field, or has the wrong shape.
+    """
+    _check_shape(template)
+    for key in sorted(set(template.get("spec") or {}) - _GATEWAY_SPEC):
+        known = ", ".join(sorted(_GATEWAY_SPEC))
+        raise TemplateError(f"template.spec.{key}", f"a gateway's template has {known}")
+    _check_directives("template", template)
+    merged = {
+        "metadata": _merge(pod["metadata"], template.get("metadata") or {}),
+        "spec": _merge(pod["spec"], template.get("spec") or {}),
+    }
+    refused = rights.refused(merged, namespace, findings(pod))
+    if refused is not None:
+        raise NotAllowedError(refused)
+    return merged
+
+
 def check_template(template: Mapping[str, Any], resource: str) -> None:
     """Raise TemplateError for the first protected field (in document order of the rules)."""
-    for key in sorted(set(template) - {"metadata", "spec"}):
-        raise TemplateError(f"template.{key}", "a template holds metadata and spec")
-    for key, value in template.items():
-        if value is not None and not isinstance(value, Mapping):
-            raise TemplateError(f"template.{key}", "it must be an object")
-    _check_metadata(template.get("metadata") or {})
+    _check_shape(template)
     spec = template.get("spec") or {}
     for key, why in _SPEC_PROTECTED.items():
         if key in spec:
@@ -175,6 +209,15 @@ def check_template(template: Mapping[str, Any], resource: str) -> None:
     _check_affinity(spec)
     _check_containers(spec, resource)
     _check_directives("template", template)
+
+
+def _check_shape(template: Mapping[str, Any]) -> None:
+    for key in sorted(set(template) - {"metadata", "spec"}):
+        raise TemplateError(f"template.{key}", "a template holds metadata and spec")
+    for key, value in template.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise TemplateError(f"template.{key}", "it must be an object")
+    _check_metadata(template.get("metadata") or {})
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
@@ -185,6 +228,8 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
         if not isinstance(entries, Mapping):
             raise TemplateError(f"template.metadata.{kind}", "it must be an object")
         for key in sorted(entries):
+            if kind == "labels" and key in _OWN_LABELS:
+                raise TemplateError(f"template.metadata.labels[{key}]", "it is the operator's")
             prefix = key.split("/")[0]
             if prefix == names.GROUP or prefix.endswith("." + names.GROUP):
                 raise TemplateError(

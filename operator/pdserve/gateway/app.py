@@ -25,6 +25,7 @@ from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.context import Context, Job, Settings, Tools
 from pdserve.gateway.errors import overloaded
+from pdserve.gateway.front import Certificate, Front
 from pdserve.gateway.http_client import Pool
 from pdserve.gateway.http_server import HttpServer, Limits, Reply
 from pdserve.gateway.intake import check_prompt_bytes, parse_body, parsed_size
@@ -71,6 +72,8 @@ class Options:
     room_limit: int = 1024
     drain_seconds: float = 30.0
     """On SIGTERM: how long requests in progress may go on."""
+    front: Front = field(default_factory=Front)
+    """Certificate, web pages that may call, port of the metrics."""
 
 
 class Gateway:
@@ -92,6 +95,11 @@ class Gateway:
         self.server = HttpServer(
             self.handle, options.limits, _report, self._screen, takes_body=_GENERATE.keys()
         )
+        self.monitor = HttpServer(self._monitor, Limits(), _report)
+        """Serves the metrics where they have a port of their own."""
+        self.metrics_port = 0
+        """That port, once it is open."""
+        self._front = options.front
         self._log = access_log
         self._source = source
         self._drain_seconds = options.drain_seconds
@@ -108,7 +116,13 @@ class Gateway:
         self._tasks.append(loop.create_task(self._source.run(self.service.apply)))
         if self._keys is not None:
             self._tasks.append(loop.create_task(_refresh(self._keys)))
-        return await self.server.start(host, port)
+        if self._front.metrics_port is not None:
+            self.metrics_port = await self.monitor.start(host, self._front.metrics_port)
+        certificate = self._front.certificate
+        if certificate is None:
+            return await self.server.start(host, port)
+        self._tasks.append(loop.create_task(_renew(certificate)))
+        return await self.server.start(host, port, certificate.context)
 
     async def stop(self) -> None:
         """Stop accepting, finish streams within the drain time, then close everything."""
@@ -118,6 +132,8 @@ class Gateway:
         await self._tools.releaser.settle()
         if self._log is not None:
             await self._log.close()
+        if self._front.metrics_port is not None:
+            await self.monitor.stop(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -132,7 +148,8 @@ class Gateway:
     async def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request."""
         request_id = self._request_id(request)
-        reply.headers = ((HEADER_REQUEST_ID.encode(), request_id.encode()),)
+        allowed = self._front.cors.headers(request.headers.get(b"origin"))
+        reply.headers = ((HEADER_REQUEST_ID.encode(), request_id.encode()), *allowed)
         record = Record(request_id, request.path, request.head_at)
         try:
             await self._route(request, reply, record)
@@ -149,6 +166,8 @@ class Gateway:
         """Check the key before anything of the body is read."""
         if self._keys is None or not (path in _GENERATE or _is_models(path)):
             return None
+        if method == "OPTIONS" and self._front.cors.preflight(headers) is not None:
+            return None  # a browser asks without the key
         try:
             self._keys.check(headers.get(b"authorization"), headers.get(_API_KEY), address)
         except ApiError as error:
@@ -157,16 +176,16 @@ class Gateway:
 
     async def _route(self, request: Request, reply: Reply, record: Record) -> None:
         path, method = request.path, request.method
-        if path in _GENERATE:
+        if method == "OPTIONS" and (answer := self._front.cors.preflight(request.headers)):
+            reply.send(200, b"", TEXT, answer)
+        elif path in _GENERATE:
             _allow(method, "POST")
             await self._generate(_GENERATE[path], request, reply, record)
         elif _is_models(path):
             _allow(method, "GET")
             self._models(path, reply)
-        elif path == PATH_METRICS:
-            _allow(method, "GET")
-            self.service.show_instances()
-            reply.send(200, self.metrics.registry.render().encode(), CONTENT_TYPE)
+        elif path == PATH_METRICS and self._front.metrics_port is None:
+            self._metrics(method, reply)
         elif path in (PATH_HEALTH, "/healthz"):
             _allow(method, "GET")
             reply.send(200, b"ok\n", TEXT)
@@ -176,6 +195,19 @@ class Gateway:
         else:
             known = ", ".join((*_GENERATE, PATH_MODELS))
             raise ApiError(404, f"no such path: {path:.200} (known: {known})", code="not_found")
+
+    async def _monitor(self, request: Request, reply: Reply) -> None:
+        try:
+            if request.path != PATH_METRICS:
+                raise ApiError(404, f"no such path here: {request.path:.200}", code="not_found")
+            self._metrics(request.method, reply)
+        except ApiError as error:
+            reply.error(error)
+
+    def _metrics(self, method: str, reply: Reply) -> None:
+        _allow(method, "GET")
+        self.service.show_instances()
+        reply.send(200, self.metrics.registry.render().encode(), CONTENT_TYPE)
 
     async def _generate(
         self, endpoint: Endpoint, request: Request, reply: Reply, record: Record
@@ -252,6 +284,13 @@ async def _refresh(keys: KeyRing) -> None:
         await asyncio.sleep(KEY_REFRESH_SECONDS)
         with contextlib.suppress(OSError):
             keys.refresh()
+
+
+async def _renew(certificate: Certificate) -> None:
+    while True:
+        await asyncio.sleep(KEY_REFRESH_SECONDS)
+        with contextlib.suppress(OSError):
+            certificate.refresh()
 
 
 def _report(error: Exception) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
@@ -342,7 +343,8 @@ class ClientConnection(Receiver, asyncio.Protocol):
         reads only after it has sent its body, as most do.
         """
         if self._transport is not None:
-            self._transport.write_eof()
+            if self._transport.can_write_eof():  # TLS cannot: there the deadline ends it
+                self._transport.write_eof()
             self.deadline = time.perf_counter() + LINGER_SECONDS
 
     async def _serve(self, request: Request, reply: Reply) -> None:
@@ -387,11 +389,11 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port (useful with port 0)."""
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen, with `tls` by HTTPS; returns the port (useful with port 0)."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: ClientConnection(self), **listening(host, port), backlog=2048
+            lambda: ClientConnection(self), **listening(host, port), backlog=2048, ssl=tls
         )
         self._sweeper = loop.create_task(self._sweep())
         address: Any = self._server.sockets[0].getsockname()

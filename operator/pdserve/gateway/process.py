@@ -20,6 +20,7 @@ from pdserve.engines.credentials import REQUEST, Credential
 from pdserve.gateway.access_log import AccessLog
 from pdserve.gateway.app import Gateway, Options
 from pdserve.gateway.auth import KeyRing
+from pdserve.gateway.front import Front, body_bytes, read_front
 from pdserve.gateway.http_server import Limits
 from pdserve.gateway.routes import RouteSource, parse_source
 from pdserve.wire.names import PORT_HTTP
@@ -30,13 +31,19 @@ DEFAULT_LIMITS = Limits()
 
 def run(argv: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
+    try:
+        body_bytes(os.environ, 0)
+        front = read_front(os.environ)
+    except ValueError as error:
+        sys.stderr.write(f"pdserve-gateway: {error}\n")
+        return 2
     args = _parse(argv)
     logging.basicConfig(
         level=args.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    return int(uvloop.run(_serve(args)))
+    return int(uvloop.run(_serve(args, front)))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -51,7 +58,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--port", type=int, default=PORT_HTTP)
     parser.add_argument("--auth-dir", type=Path, help="directory of files with API keys")
-    parser.add_argument("--max-body-bytes", type=int, default=DEFAULT_LIMITS.body)
+    parser.add_argument(
+        "--max-body-bytes", type=int, default=body_bytes(os.environ, DEFAULT_LIMITS.body),
+        help="larger bodies get 413; PDSERVE_MAX_BODY_BYTES; 4 MiB",
+    )  # fmt: skip
     parser.add_argument(
         "--access-log", choices=("on", "off"), default="on",
         help="a JSON line per request on standard output",
@@ -71,12 +81,13 @@ def _source(text: str) -> RouteSource:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-async def _serve(args: argparse.Namespace) -> int:
+async def _serve(args: argparse.Namespace, front: Front) -> int:
     options = Options(
         credential=Credential.of(os.environ, REQUEST),
         limits=Limits(body=args.max_body_bytes),
         room_limit=args.room,
         drain_seconds=args.drain_seconds,
+        front=front,
     )
     keys = KeyRing(args.auth_dir) if args.auth_dir else None
     log = AccessLog(sys.stdout.buffer) if args.access_log == "on" else None

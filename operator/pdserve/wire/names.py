@@ -39,6 +39,8 @@ ANNOTATION_ROCE_DEVICES = f"{GROUP}/roce-devices"
 """On a Node: JSON list `[{"id": 0, "ip": "10.0.0.1"}, ...]`, ordered by device id."""
 ANNOTATION_UNHEALTHY_DEVICES = f"{GROUP}/unhealthy-devices"
 """On a Node: comma-separated device ids that must not be used."""
+ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
+"""On a Deployment: digest of the spec that the operator wants."""
 ANNOTATION_METRICS_PORT = "prometheus.io/port"
 ANNOTATION_METRICS_SCRAPE = "prometheus.io/scrape"
 

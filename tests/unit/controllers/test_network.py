@@ -42,7 +42,7 @@ def test_none_without_the_field() -> None:
 
 def test_instances_are_reached_by_gateways_operator_and_prometheus_and_their_own_kind() -> None:
     gateways, instances = rules()
-    assert gateways == {8000: None}, "everyone may call"
+    assert gateways == {8000: None, 9090: [PROMETHEUS]}, "everyone may call"
     http = instances[8000]
     assert http is not None
     assert http[0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
@@ -75,6 +75,7 @@ def test_clients_and_scrapers_are_named() -> None:
         {"namespaceSelector": {"matchLabels": {"team": "a"}}},
         scraper,
     ]
+    assert gateways[9090] == [scraper]
     assert (instances[8000] or [])[-1] == scraper
 
 

@@ -22,7 +22,10 @@ from pdserve.controllers.routing import (
     route_table,
     routed_instances,
 )
+from pdserve.controllers.template_check import template_of_service
 from pdserve.dst.world_service import service
+from pdserve.engines.pod_profile import Rights
+from pdserve.engines.pods_template import TemplateError
 from pdserve.ratio.types import Bounds, Counts, Range, Unknown
 from pdserve.wire import names
 from pdserve.wire.links import LinkReport
@@ -212,6 +215,86 @@ def test_a_stopped_gateway_has_time_for_its_streams(given: int | None, drain: in
     assert serves_on >= 2
     assert _parse(container["args"]).drain_seconds == drain
     assert pod["terminationGracePeriodSeconds"] >= serves_on + drain + 5
+
+
+GATEWAY = {
+    "replicas": 2,
+    "port": 443,
+    "auth": {"secretRef": {"name": "keys"}},
+    "tls": {"secretRef": {"name": "cert"}},
+    "maxBodyBytes": 65536,
+    "cors": {"origins": ["https://chat.example.com", "http://localhost:3000"]},
+    "resources": {"requests": {"memory": "512Mi"}, "limits": {"cpu": "2"}},
+    "template": {
+        "metadata": {"labels": {"cost-center": "7"}},
+        "spec": {
+            "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+            "securityContext": {"runAsUser": None, "runAsGroup": None},
+        },
+    },
+}
+
+
+def test_a_gateway_is_as_its_fields_say() -> None:
+    """K7.2: what LimitRanges, label policies, dedicated nodes and OpenShift ask of it."""
+    from pdserve.gateway.front import body_bytes
+
+    made = by_kind(gateway=GATEWAY)
+    template = made["Deployment"]["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert template["metadata"]["labels"]["cost-center"] == "7"
+    assert template["spec"]["tolerations"] == [{"key": "dedicated", "operator": "Exists"}]
+    assert "runAsUser" not in template["spec"]["securityContext"]
+    assert container["resources"] == {"requests": {"memory": "512Mi"}, "limits": {"cpu": "2"}}
+    env = {e["name"]: e["value"] for e in container["env"]}
+    assert body_bytes(env, 0) == 65536
+    assert env["PDSERVE_CORS_ORIGINS"] == "https://chat.example.com,http://localhost:3000"
+    mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    assert env["PDSERVE_TLS_CERT"] == f"{mounts['tls']}/tls.crt"
+    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    assert url(parsed(gateway=GATEWAY)) == "https://shop-gateway.default.svc"
+    assert made["Service"]["spec"]["ports"][0]["appProtocol"] == "https"
+    assert (
+        by_kind()["Deployment"]["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"]
+        == env["PDSERVE_METRICS_PORT"]
+        == "9090"
+    )
+
+
+def test_a_field_taken_out_of_the_gateway_is_a_change() -> None:
+    before, after = by_kind(gateway=GATEWAY), by_kind()
+    assert not covers(before["Deployment"], after["Deployment"])
+    without = {k: v for k, v in GATEWAY.items() if k != "template"}
+    assert not covers(before["Deployment"], by_kind(gateway=without)["Deployment"])
+
+
+@pytest.mark.parametrize(
+    ("template", "path"),
+    [
+        ({"spec": {"containers": [{"name": "side", "image": "x"}]}}, "template.spec.containers"),
+        ({"spec": {"serviceAccountName": "x"}}, "template.spec.serviceAccountName"),
+        ({"spec": {"volumes": []}}, "template.spec.volumes"),
+        ({"spec": {"hostNetwork": True}}, "template.spec.hostNetwork"),
+        ({"spec": {"securityContext": {"runAsUser": 0}}},
+         "template.spec.securityContext.runAsUser"),
+        ({"spec": {"securityContext": {"$patch": "delete"}}},
+         "template.spec.securityContext.$patch"),
+        ({"metadata": {"labels": {"app.kubernetes.io/component": "instance"}}},
+         "template.metadata.labels[app.kubernetes.io/component]"),
+        ({"metadata": {"labels": {"pdserve.io/service": "x"}}},
+         "template.metadata.labels[pdserve.io/service]"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_gateways_template_says_where_and_as_whom_it_runs_and_no_more(
+    template: dict[str, Any], path: str
+) -> None:
+    service = parsed(gateway={"template": template})
+    with pytest.raises(TemplateError) as refused:
+        gateway_objects(service, "i", OWNER, "f1")
+    assert refused.value.path == path
+    found = template_of_service(service, OWNER, Rights())
+    assert (found.status, found.message.partition(" ")[0]) == ("False", "gateway:")
 
 
 def test_gateways_stand_on_different_nodes_where_that_is_possible() -> None:

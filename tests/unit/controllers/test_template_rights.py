@@ -148,6 +148,26 @@ async def test_nor_of_a_secret_that_a_user_made() -> None:
         assert world.instances() == []
 
 
+@pytest.mark.invariant(15)
+@virtual_time
+async def test_nor_a_pdservice_that_is_named_after_it() -> None:
+    """Asking its author would not help: a PDService alone needs no right to Secrets."""
+    world = make(rights=Rights(authors_checked=True))
+    secret = {"metadata": {"name": "payroll-token", "namespace": NS}, "data": {"token": "eA=="}}
+    world.create(SECRETS, secret)
+    world.create(PDSERVICES, service("payroll"))
+    async with world.running(), world.operator():
+        await world.until(
+            lambda: (
+                world.condition(PDSERVICES, "payroll", "Degraded")["reason"] == "ObjectRefused"
+                if world.condition(PDSERVICES, "payroll", "Degraded")
+                else False
+            )
+        )
+        await asyncio.sleep(120)
+        assert world.instances() == []
+
+
 @pytest.mark.parametrize(
     "rights",
     [

@@ -260,6 +260,8 @@ REFUSED = [
     ({"metadata": {"labels": {"$patch": "replace"}}}, "template.metadata.labels.$patch", "entry"),
     ({"spec": {"volumes": [{"$patch": "replace", "name": "v"}]}},
      "template.spec.volumes[0].$patch", "delete in an entry"),
+    ({"metadata": {"labels": {"app.kubernetes.io/component": "gateway"}}},
+     "template.metadata.labels[app.kubernetes.io/component]", "operator's"),
     ({"spec": []}, "template.spec", "must be an object"),
     ({"status": {}}, "template.status", "metadata and spec"),
 ]  # fmt: skip
