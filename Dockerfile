@@ -36,7 +36,7 @@ RUN ["python3", "/build/install.py", "requirements"]
 FROM ${BASE_IMAGE} AS build
 USER 0:0
 COPY hack/images/wheelhouse /build/wheelhouse
-COPY hack/images/install.py hack/constraints.txt /build/
+COPY hack/images/install.py hack/constraints.txt hack/constraints-hashed.txt /build/
 # index, wheelhouse, or auto: the wheelhouse if there are wheels in it.
 ARG WHEELS=auto
 ARG PIP_INDEX_URL
@@ -78,7 +78,7 @@ FROM runtime AS gateway
 COPY --from=gateway-dependencies /opt/pdserve /opt/pdserve
 COPY --from=code /opt/pdserve/app /opt/pdserve/app
 USER 65532:65532
-EXPOSE 8000
+EXPOSE 8000 9090
 ENTRYPOINT ["/opt/pdserve/bin/python", "-m", "pdserve.gateway"]
 CMD []
 ARG BASE_IMAGE

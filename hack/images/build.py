@@ -30,7 +30,14 @@ from pdserve import __version__
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
 OUT = ROOT / "build"
-INPUTS = ("Dockerfile", "LICENSE", "hack/constraints.txt", "hack/images", "operator/pdserve")
+INPUTS = (
+    "Dockerfile",
+    "LICENSE",
+    "hack/constraints.txt",
+    "hack/constraints-hashed.txt",
+    "hack/images",
+    "operator/pdserve",
+)
 PASSED_ON = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 EXAMPLES = """examples:
   hack/images/build.py                                    everything `make kind` needs

@@ -12,7 +12,9 @@ containers have a read-only root and cannot keep what they compile.
 from __future__ import annotations
 
 import compileall
+import hashlib
 import importlib.util
+import json
 import os
 import py_compile
 import re
@@ -108,11 +110,64 @@ def dependencies(image: str) -> None:
 
 
 def _install(what: list[str]) -> None:
+    """Resolve by constraints.txt; install only files that constraints-hashed.txt lists."""
     pip = _pip_install(ROOT / "bin" / "python")
     quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
-    fixed = ["--no-cache-dir", "--no-compile", "--constraint", str(BUILD / "constraints.txt")]
-    if subprocess.run([*pip, *quiet, *fixed, *what], check=False).returncode:
+    fixed = ["--no-cache-dir", "--constraint", BUILD / "constraints.txt"]
+    report, lock = BUILD / "report.json", BUILD / "lock.txt"
+    resolve = ["--dry-run", "--ignore-installed", "--report", report]
+    if subprocess.run([*pip, *quiet, *fixed, *resolve, *what], check=False).returncode:
+        sys.exit("the dependencies could not be resolved (pip says why above)")
+    hashes = read_hashes((BUILD / "constraints-hashed.txt").read_text())
+    lock.write_text("\n".join(locked(json.loads(report.read_text()), hashes)) + "\n")
+    install = ["--no-cache-dir", "--no-compile", "--no-deps", "--require-hashes", "-r", lock]
+    if subprocess.run([*pip, *quiet, *install], check=False).returncode:
         sys.exit("the dependencies could not be installed (pip says why above)")
+
+
+Hashes = Mapping[tuple[str, str], tuple[str, ...]]
+"""(normalised name, version) -> `sha256:...` of each published file."""
+
+
+def read_hashes(text: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    """What constraints-hashed.txt says."""
+    found = {}
+    for block in re.split(r"\n(?=[A-Za-z0-9])", text):
+        head = re.match(r"([\w.-]+)==([^\s;\\]+)", block)
+        if head is not None:
+            found[_normal(head[1]), head[2]] = tuple(re.findall(r"--hash=(\S+)", block))
+    return found
+
+
+def locked(report: Mapping[str, Any], hashes: Hashes) -> list[str]:
+    """pip's report of what it would install, as requirements with hashes; exits where one has
+    none.
+    """
+    lines = []
+    for item in report["install"]:
+        name, version = item["metadata"]["name"], item["metadata"]["version"]
+        known = hashes.get((_normal(name), version))
+        if not known:
+            sys.exit(
+                f"{name}=={version} is not in hack/constraints-hashed.txt: nobody has said which "
+                "files of it are the right ones (hack/hash_constraints.py writes that file)"
+            )
+        lines.append(" ".join([f"{name}=={version}", *(f"--hash={h}" for h in known)]))
+    return lines
+
+
+def _normal(name: str) -> str:
+    """PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def listed_pip(wheels: list[Path], hashes: Hashes) -> Path:
+    """The newest wheel of pip whose hash is listed: it is run before it could check itself."""
+    known = {h for (name, _), files in hashes.items() if name == "pip" for h in files}
+    for wheel in reversed(wheels):
+        if f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" in known:
+            return wheel
+    sys.exit("hack/images/wheelhouse: no wheel of pip in it that constraints-hashed.txt lists")
 
 
 def _pip_install(python: Path) -> list[str | Path]:
@@ -120,10 +175,9 @@ def _pip_install(python: Path) -> list[str | Path]:
     wheels = sorted(WHEELHOUSE.glob("*.whl"))
     source = os.environ["WHEELS"]
     if source == "wheelhouse" or (source == "auto" and wheels):
-        pip = sorted(WHEELHOUSE.glob("pip-*.whl"))
-        if not pip:
-            sys.exit("hack/images/wheelhouse: no wheel of pip in it")
-        return [python, pip[-1] / "pip", "install", "--no-index", "--find-links", WHEELHOUSE]
+        hashes = read_hashes((BUILD / "constraints-hashed.txt").read_text())
+        pip = listed_pip(sorted(WHEELHOUSE.glob("pip-*.whl")), hashes)
+        return [python, pip / "pip", "install", "--no-index", "--find-links", WHEELHOUSE]
     if importlib.util.find_spec("pip") is None:
         sys.exit(
             "the base image has no pip: put wheels, pip's too, into hack/images/wheelhouse\n"

@@ -19,7 +19,7 @@ from pdserve.wire import names
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = {"operator": "pdserve.controllers", "gateway": "pdserve.gateway",
            "engine": "pdserve.refengine"}  # fmt: skip
-PORTS = {"operator": {names.PORT_METRICS}, "gateway": {names.PORT_HTTP},
+PORTS = {"operator": {names.PORT_METRICS}, "gateway": {names.PORT_HTTP, names.PORT_METRICS},
          "engine": {names.PORT_HTTP, names.PORT_TRANSFER}}  # fmt: skip
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
