@@ -42,7 +42,7 @@ def _json(body: bytes) -> dict[str, Any]:
     """An object; an unknown path is answered in plain text."""
     try:
         return dict(json.loads(body))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"message": body.decode(errors="replace")}
 
 
@@ -70,11 +70,14 @@ class Rest:
         user: str | None = None,
         **query: str,
     ) -> Answer:
-        """One request, as `user` where one is given; an error status is an answer like others."""
+        """One request, as `user` where one is given; an error status is an answer like others.
+
+        `body`: a JSON value, or bytes that are sent as they are.
+        """
         reply = self._pool.request(
             method,
             f"{self._server}{path}" + (f"?{urlencode(query)}" if query else ""),
-            body=None if body is None else json.dumps(body).encode(),
+            body=body if body is None or isinstance(body, bytes) else json.dumps(body).encode(),
             headers={
                 "Authorization": f"Bearer {self._token}",
                 "Content-Type": content_type,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -256,7 +256,28 @@ class Entries:
 
 @dataclass(frozen=True, slots=True)
 class Preserved:
-    """An object that keeps fields this API does not describe (a part of another API's type)."""
+    """An object that keeps fields this API does not describe (a part of another API's type).
+
+    At most `depth` lists and objects inside one another: the API server keeps thousands, and
+    whoever copies or compares them has a stack. A schema cannot say so; the operator does.
+    """
+
+    depth: int = 64
+
+    def problem(self, value: dict[str, Any]) -> str | None:
+        """What would be right, or None when `value` is."""
+        level: list[Any] = [value]
+        for _ in range(self.depth):
+            inner = (v for c in level for v in (c.values() if isinstance(c, Mapping) else c))
+            level = [v for v in inner if isinstance(v, Mapping | list | tuple)]
+            if not level:
+                return None
+        return f"must not be nested deeper than {self.depth}"
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return _checked(handler(source), self.problem)
 
     def __get_pydantic_json_schema__(
         self, _core: CoreSchema, _handler: GetJsonSchemaHandler

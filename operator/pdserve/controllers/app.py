@@ -64,6 +64,8 @@ CLAIM: Final = "pdserve-operator-claim"
 FIRST_REPORT: Final = 1.0
 WAITING_REPORT: Final = 10.0
 """Seconds until the first, and between further, log lines that say what start-up waits for."""
+KOPF_AGAIN: Final = 30.0
+"""Seconds until kopf is started again after it failed."""
 
 MakeEngines = Callable[[Tokens], Awaitable[EngineApi]]
 
@@ -249,7 +251,13 @@ async def _watch(core: Core, namespace: str | None, rng: random.Random) -> None:
     # What is held now stays: looking through it for garbage again and again holds everything up
     # for as long (0.2 s at 1,000 nodes).
     gc.freeze()
-    await run_kopf(core.queue, namespace, rng)
+    while True:
+        try:
+            await run_kopf(core.queue, namespace, rng)
+        except Exception:
+            # The caches see the same changes; only kopf has no bound on what it reads.
+            log.exception("kopf ended; it is started again in %.0f s", KOPF_AGAIN)
+        await asyncio.sleep(KOPF_AGAIN)
 
 
 async def _until_signalled() -> None:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
+from pdserve.api import ApiError
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.kube.cache import OnSkip
 from pdserve.kube.events import EventRecorder
 from pdserve.kube.resource import Object
-from pdserve.wire.bounds import shown
+from pdserve.wire.bounds import WireError, shown
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,7 +53,9 @@ class Skipped:
         self._metrics.skipped.labels(kind, where).inc()
         cause = _Cause(kind, name, where, _text(error))
         if cause not in self._seen:
-            log.warning("Skipped %s %s in %s: %s", kind, name, where, cause.text, exc_info=error)
+            # What others wrote wrongly is in the text; anything else may be a defect.
+            stack = None if isinstance(error, WireError | ApiError) else error
+            log.warning("Skipped %s %s in %s: %s", kind, name, where, cause.text, exc_info=stack)
         self._seen[cause] = obj
         self._seen.move_to_end(cause)
         if len(self._seen) > REMEMBERED:

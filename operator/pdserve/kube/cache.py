@@ -352,7 +352,14 @@ class Cache:
 
 
 def _same(old: Object, new: Object) -> bool:
-    """Equal but for the resourceVersion."""
+    """Equal but for the resourceVersion; objects too deep to be compared are not."""
+    try:
+        return _equal(old, new)
+    except RecursionError:
+        return False
+
+
+def _equal(old: Object, new: Object) -> bool:
     old_meta, new_meta = old["metadata"], new["metadata"]
     if len(old) != len(new) or len(old_meta) != len(new_meta):
         return False

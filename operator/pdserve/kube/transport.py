@@ -7,6 +7,7 @@ is asked), `connect` (where and as whom).
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -20,6 +21,7 @@ from kubernetes.aio.client.api_client import ApiClient
 
 from pdserve.exposition import Registry
 from pdserve.kube.client import Request
+from pdserve.kube.deep import without_depths
 from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError
 from pdserve.kube.resource import Object
 
@@ -88,7 +90,7 @@ class HttpTransport:
         self._seconds.labels(request.verb).observe(time.monotonic() - started)
         if response.status >= 400:
             raise _refused(response, body)
-        return _object(body)
+        return await _object(body)
 
     async def stream(self, request: Request) -> AsyncIterator[Object]:
         """A watch: one JSON document per line, however the lines are cut into packets."""
@@ -101,7 +103,7 @@ class HttpTransport:
                 if response.status >= 400:
                     raise _refused(response, await response.read())
                 async for line in _lines(response.content):
-                    yield _object(line)
+                    yield await _object(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(request, error) from error
 
@@ -157,15 +159,22 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
                 yield line
 
 
-def _object(body: bytes) -> Object:
+async def _object(body: bytes) -> Object:
     try:
-        with _collector_paused(len(body)):
-            value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise KubeError(0, UNREACHABLE, f"the answer is not JSON: {error}") from error
+        value = _parsed(body)
+    except orjson.JSONDecodeError:
+        try:
+            value = _parsed(await asyncio.to_thread(without_depths, body))
+        except orjson.JSONDecodeError as error:
+            raise KubeError(0, UNREACHABLE, f"the answer is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise KubeError(0, UNREACHABLE, f"the answer is a {type(value).__name__}, not an object")
     return value
+
+
+def _parsed(body: bytes) -> Any:
+    with _collector_paused(len(body)):
+        return orjson.loads(body)
 
 
 @contextmanager
