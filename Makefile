@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 # Where set (containers often do), each of some hundred processes would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test unit lint format generate bench e2e kind clean
+.PHONY: help demo test unit fuzz lint format generate bench e2e kind clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -52,6 +52,9 @@ format: $(VENV)/.installed ## put the code into its standard form
 
 generate: $(VENV)/.installed ## crds/ and docs/reference/api.md from the models
 	@$(BIN)/python hack/generate.py
+
+fuzz: $(VENV)/.installed ## every parser against a million odd inputs (FUZZ_ARGS="--only wire --seed 7")
+	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 bench: bench-start ## all benches
 

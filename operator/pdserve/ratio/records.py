@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pdserve.ratio.decide import decide
 from pdserve.ratio.types import Decision, DecisionInput
+from pdserve.wire.bounds import WireError, parse_json
 
 T = TypeVar("T")
 
@@ -34,9 +35,9 @@ def to_json(value: Any) -> str:
 def from_json(kind: type[T], text: str) -> T:
     """The value written by `to_json`. Raises `RecordError`."""
     try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"not JSON: {error}") from error
+        raw = parse_json(text)
+    except WireError as error:
+        raise RecordError(str(error)) from error
     return typing.cast(T, decode(raw, kind, kind.__name__))
 
 
@@ -52,9 +53,9 @@ def record(inp: DecisionInput, decision: Decision) -> str:
 def replay(line: str) -> tuple[Decision, Decision, bool]:
     """Decide a recorded input again: (recorded, decided now, equal byte for byte)."""
     try:
-        raw = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"not JSON: {error}") from error
+        raw = parse_json(line)
+    except WireError as error:
+        raise RecordError(str(error)) from error
     if not isinstance(raw, dict) or set(raw) != {"input", "decision"}:
         raise RecordError("record: want an object with keys input and decision")
     recorded = typing.cast(Decision, decode(raw["decision"], Decision, "decision"))

@@ -33,7 +33,7 @@ class PeerAddress:
     def parse(peer: str, transfer: str) -> PeerAddress:
         """From a peer table's `host:port`; raises TransportError."""
         host, _, port = transfer.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
             raise TransportError(f"transfer address {transfer!r} of {peer} is not host:port")
         return PeerAddress(peer, host.strip("[]"), int(port))
 
