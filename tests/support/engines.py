@@ -129,7 +129,8 @@ class Client:
             return False
 
     async def metric(self, engine: EngineProcess, series: str) -> float:
-        text = (await self.call("GET", engine.url + http.PATH_METRICS)).body
+        path = http.PATH_METRICS_VLLM if series.startswith("vllm:") else http.PATH_METRICS
+        text = (await self.call("GET", engine.url + path)).body
         for line in str(text).splitlines():
             if line.startswith(series + " "):
                 return float(line.rsplit(" ", 1)[1])

@@ -1,7 +1,8 @@
 """The engine's metric families: names from `wire.metrics`, kept by the event loop.
 
-vLLM's names carry `model_name` as vLLM does; `pdserve:*` series get their other labels from pod
-labels at scrape time.
+`pdserve_engine_*` series get their labels from pod labels at scrape time. Series under vLLM's names
+carry `model_name` as vLLM does; they have a registry, and a path, of their own, because a colon in
+a name is for recording rules (promlint).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class EngineMetrics:
     """All series of one engine process."""
 
     def __init__(self, model: str, paced: bool) -> None:
-        self.registry = Registry()
+        self.registry, self.vllm = Registry(), Registry()
         self._model = model
         counter, gauge = self._counter, self.registry.gauge
         self.prefill_batches = counter(metrics.PREFILL_BATCHES, "Steps that computed prompt tokens")
@@ -59,10 +60,10 @@ class EngineMetrics:
         )
         self._prompt = self._model_counter(metrics.VLLM_PROMPT_TOKENS, "Prompt tokens processed")
         self._generated = self._model_counter(metrics.VLLM_GENERATION_TOKENS, "Tokens generated")
-        self._success = self.registry.counter(
+        self._success = self.vllm.counter(
             metrics.VLLM_SUCCESS, "Requests completed", ["finished_reason", "model_name"]
         )
-        self._rejected = self.registry.counter(
+        self._rejected = self.vllm.counter(
             metrics.VLLM_REJECTIONS, "Requests refused before queueing", ["reason", "model_name"]
         )
         self._ttft = self._model_histogram(metrics.VLLM_TTFT, "Accept to first token")
@@ -73,13 +74,13 @@ class EngineMetrics:
         return self.registry.counter(name, text).labels()
 
     def _model_counter(self, name: str, text: str) -> CounterSeries:
-        return self.registry.counter(name, text, _MODEL).labels(self._model)
+        return self.vllm.counter(name, text, _MODEL).labels(self._model)
 
     def _model_gauge(self, name: str, text: str) -> GaugeSeries:
-        return self.registry.gauge(name, text, _MODEL).labels(self._model)
+        return self.vllm.gauge(name, text, _MODEL).labels(self._model)
 
     def _model_histogram(self, name: str, text: str) -> HistogramSeries:
-        return self.registry.histogram(name, text, _MODEL).labels(self._model)
+        return self.vllm.histogram(name, text, _MODEL).labels(self._model)
 
     def rejected(self, reason: str) -> None:
         """One request was refused."""

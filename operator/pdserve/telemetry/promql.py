@@ -7,7 +7,7 @@ be left out and two services of one name in two namespaces never mix. Counters a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,7 +121,11 @@ def queries(windows: Iterable[float], matchers: Mapping[str, str]) -> list[Query
 
 def increase(metric: str, matchers: Mapping[str, str], span: str) -> str:
     """Increase of a counter over a span, summed to one value per pod and scenario."""
-    return f"sum by ({LABELS}) (increase({selector(metric, matchers)}[{span}]))"
+
+    def rise(series: str) -> str:
+        return f"increase({series}[{span}])"
+
+    return f"sum by ({LABELS}) ({_either(metric, matchers, rise)})"
 
 
 def selector(metric: str, matchers: Mapping[str, str]) -> str:
@@ -177,4 +181,11 @@ def parse_time(result: Any) -> float:
 
 def _age(metric: str, matchers: Mapping[str, str]) -> str:
     """Seconds since the newest sample of each pod."""
-    return f"time() - max by ({LABELS}) (timestamp({selector(metric, matchers)}))"
+    return f"time() - max by ({LABELS}) ({_either(metric, matchers, 'timestamp({})'.format)})"
+
+
+def _either(metric: str, matchers: Mapping[str, str], function: Callable[[str], str]) -> str:
+    """`function` of a metric's series; of older engines' under the former name."""
+    text = function(selector(metric, matchers))
+    former = metrics.former_name(metric)
+    return text if former is None else f"{text} or {function(selector(former, matchers))}"

@@ -14,6 +14,8 @@ PATH_MODELS = "/v1/models"
 PATH_HEALTH = "/health"
 PATH_READY = "/readyz"
 PATH_METRICS = "/metrics"
+PATH_METRICS_VLLM = "/metrics/vllm"
+"""The engine's series under vLLM's names, for dashboards made for vLLM."""
 
 # Control (Bearer token of the service, `wire.names.token_secret_name`).
 PATH_INFO = "/pdserve/v1/info"

@@ -39,36 +39,36 @@ GATEWAY_EJECTED = "pdserve_gateway_ejected"
 GATEWAY_CLIENT_CANCELLED = "pdserve_gateway_client_cancelled_total"
 GATEWAY_ROUTE_VERSION = "pdserve_gateway_route_version"
 
-# --- engine: pdserve series --------------------------------------------------------------------
-PREFILL_BATCHES = "pdserve:prefill_batches_total"
-PREFILL_REQUESTS = "pdserve:prefill_requests_total"
-PREFILL_COMPUTE_SECONDS = "pdserve:prefill_compute_seconds_total"
+# --- engine ------------------------------------------------------------------------------------
+PREFILL_BATCHES = "pdserve_engine_prefill_batches_total"
+PREFILL_REQUESTS = "pdserve_engine_prefill_requests_total"
+PREFILL_COMPUTE_SECONDS = "pdserve_engine_prefill_compute_seconds_total"
 """Time batches spent computing, by batch (not by request)."""
-PREFILL_TOKENS = "pdserve:prefill_tokens_total"
+PREFILL_TOKENS = "pdserve_engine_prefill_tokens_total"
 """Sum over computed requests of uncached prompt tokens L."""
-PREFILL_TOKENS_SQUARED = "pdserve:prefill_tokens_squared_total"
+PREFILL_TOKENS_SQUARED = "pdserve_engine_prefill_tokens_squared_total"
 """Sum of L^2, the attention term's regressor."""
-KV_WAIT_DECODE_SECONDS = "pdserve:kv_wait_decode_seconds_total"
+KV_WAIT_DECODE_SECONDS = "pdserve_engine_kv_wait_decode_seconds_total"
 """Prefill: time requests held a slot after compute until a decode began to pull. This is decode
 pressure: it must not be counted as prefill time."""
-KV_TRANSFER_SECONDS = "pdserve:kv_transfer_seconds_total"
-KV_TRANSFERS = "pdserve:kv_transfers_total"
-KV_TRANSFER_BYTES = "pdserve:kv_transfer_bytes_total"
-DECODE_STEPS = "pdserve:decode_steps_total"
-DECODE_STEP_SECONDS = "pdserve:decode_step_seconds_total"
-DECODE_STEP_REQUESTS = "pdserve:decode_step_requests_total"
+KV_TRANSFER_SECONDS = "pdserve_engine_kv_transfer_seconds_total"
+KV_TRANSFERS = "pdserve_engine_kv_transfers_total"
+KV_TRANSFER_BYTES = "pdserve_engine_kv_transfer_bytes_total"
+DECODE_STEPS = "pdserve_engine_decode_steps_total"
+DECODE_STEP_SECONDS = "pdserve_engine_decode_step_seconds_total"
+DECODE_STEP_REQUESTS = "pdserve_engine_decode_step_requests_total"
 """Sum over steps of the batch size B."""
-DECODE_STEP_CONTEXT = "pdserve:decode_step_context_tokens_total"
+DECODE_STEP_CONTEXT = "pdserve_engine_decode_step_context_tokens_total"
 """Sum over steps of the context tokens of the whole batch."""
-SLOTS = "pdserve:slots"
+SLOTS = "pdserve_engine_slots"
 """+ label `state`: total, executing, holding (prefill); total, running, prefetching (decode)."""
-REJECTIONS = "pdserve:rejections_total"
+REJECTIONS = "pdserve_engine_rejections_total"
 """+ label `reason`."""
-PACED_VALID = "pdserve:paced_valid"
+PACED_VALID = "pdserve_engine_paced_valid"
 """Paced mode only: 1 while at most 1 % of steps were late, else 0."""
-PACED_LATE = "pdserve:paced_late_steps_total"
+PACED_LATE = "pdserve_engine_paced_late_steps_total"
 
-# --- engine: vLLM's names, same meaning (vLLM 0.32) ---------------------------------------------
+# --- engine: vLLM's names, same meaning (vLLM 0.32), on `http.PATH_METRICS_VLLM` ---------------
 VLLM_RUNNING = "vllm:num_requests_running"
 VLLM_WAITING = "vllm:num_requests_waiting"
 VLLM_KV_USAGE = "vllm:kv_cache_usage_perc"
@@ -79,3 +79,12 @@ VLLM_TTFT = "vllm:time_to_first_token_seconds"
 VLLM_ITL = "vllm:inter_token_latency_seconds"
 VLLM_E2E = "vllm:e2e_request_latency_seconds"
 VLLM_REJECTIONS = "vllm:admission_rejections_total"
+
+
+def former_name(metric: str) -> str | None:
+    """The name under which older engines expose a metric; None where it is the same.
+
+    A colon in a name is for recording rules (promlint).
+    """
+    own = metric.removeprefix("pdserve_engine_")
+    return None if own == metric else f"pdserve:{own}"

@@ -23,15 +23,31 @@ Families = dict[str, tuple[str, tuple[str, ...]]]
 
 def gateway() -> Families:
     """Of a gateway."""
-    return _families(GatewayMetrics().registry)
+    return _families(gateway_registry())
 
 
 def engine() -> Families:
     """Of an instance, paced mode included."""
-    return _families(EngineMetrics("model", paced=True).registry)
+    metrics = engine_metrics()
+    return _families(metrics.registry) | _families(metrics.vllm)
 
 
 async def operator() -> Families:
+    """Of the operator."""
+    return _families(await operator_registry())
+
+
+def gateway_registry() -> Registry:
+    """Of a gateway."""
+    return GatewayMetrics().registry
+
+
+def engine_metrics() -> EngineMetrics:
+    """Of an instance, paced mode included."""
+    return EngineMetrics("model", paced=True)
+
+
+async def operator_registry() -> Registry:
     """Of the operator, made of the same parts as `controllers.app.run` makes it of."""
     registry = Registry()
     client = KubeClient(_Nowhere())
@@ -45,7 +61,7 @@ async def operator() -> Families:
     api = ApiClient()
     HttpTransport(api, registry)
     await api.close()
-    return _families(registry)
+    return registry
 
 
 def _families(registry: Registry) -> Families:

@@ -28,8 +28,8 @@ from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteT
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 MODEL = "reference"
-EXECUTING = 'pdserve:slots{state="executing"}'
-RUNNING, HOLDING = 'pdserve:slots{state="running"}', 'pdserve:slots{state="holding"}'
+EXECUTING = 'pdserve_engine_slots{state="executing"}'
+RUNNING, HOLDING = 'pdserve_engine_slots{state="running"}', 'pdserve_engine_slots{state="holding"}'
 SLOTS = {"prefill": 2, "decode": 4}
 PROMPTS = [
     "The", "Return a new list of names, or raise an error", "x = [1, 2,", "Permission is " * 40,

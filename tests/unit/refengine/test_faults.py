@@ -48,5 +48,6 @@ async def test_a_failing_step_fails_its_requests_and_frees_everything(
         again = await client.call("POST", url, good)
         assert again.body["choices"] == want.body["choices"]
         metrics = (await client.call("GET", f"http://{config.bind}:8000/metrics")).body
+        assert 'pdserve_engine_slots{state="running"} 0\n' in metrics
+        metrics = (await client.call("GET", f"http://{config.bind}:8000/metrics/vllm")).body
         assert 'vllm:kv_cache_usage_perc{model_name="reference"} 0\n' in metrics
-        assert 'pdserve:slots{state="running"} 0\n' in metrics

@@ -97,7 +97,7 @@ async def test_a_release_ends_what_computes(client: Client, start_group: Any) ->
     leg = asyncio.create_task(group.prefill(PATH, BODY, **{http.HEADER_REQUEST_ID: "x"}))
 
     async def executing() -> bool:
-        return bool(await client.metric(prefill, 'pdserve:slots{state="executing"}'))
+        return bool(await client.metric(prefill, 'pdserve_engine_slots{state="executing"}'))
 
     await until(executing, "it computes")
     release = prefill.url + http.PATH_RELEASE

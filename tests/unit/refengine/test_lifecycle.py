@@ -30,7 +30,7 @@ BODY: dict[str, Any] = {
 
 
 async def slots(client: Client, engine: EngineProcess, state: str) -> float:
-    return await client.metric(engine, f'pdserve:slots{{state="{state}"}}')
+    return await client.metric(engine, f'pdserve_engine_slots{{state="{state}"}}')
 
 
 async def is_idle(client: Client, engine: EngineProcess) -> bool:
@@ -56,7 +56,10 @@ async def test_prefill_takes_no_more_than_its_slots(client: Client, start_group:
         assert int(reply.headers[http.HEADER_FREE_IN_MS]) > 0
         assert reply.body["error"]["code"] == "full"
     assert await slots(client, group.prefills[0], "holding") == 3
-    assert await client.metric(group.prefills[0], 'pdserve:rejections_total{reason="full"}') == 17
+    assert (
+        await client.metric(group.prefills[0], 'pdserve_engine_rejections_total{reason="full"}')
+        == 17
+    )
     # A pull frees the slot; the others stay.
     reply = await group.decode(PATH, BODY, accepted[0].body[http.PARAM_KV])
     assert reply.status == 200
@@ -89,7 +92,7 @@ async def test_the_end_of_the_lease_frees_the_slot(client: Client, start_group: 
     first = await group.prefill(PATH, BODY)
     assert first.status == 200
     await until(lambda: is_idle(client, group.prefills[0]), "lease ends")
-    waited = await client.metric(group.prefills[0], "pdserve:kv_wait_decode_seconds_total")
+    waited = await client.metric(group.prefills[0], "pdserve_engine_kv_wait_decode_seconds_total")
     assert 0.3 <= waited < time.monotonic() - begin
     gone = await group.decode(PATH, BODY, first.body[http.PARAM_KV])
     assert gone.headers[http.HEADER_REJECT] == http.REJECT_KV_FAILED

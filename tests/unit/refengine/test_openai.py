@@ -117,7 +117,7 @@ async def test_an_end_at_token_one_holds_nothing(client: Client, start_group: An
     ended = await group.prefill(PATH, body | {"stop": first})
     assert ended.body["choices"][0]["finish_reason"] == "stop"
     assert ended.body[http.PARAM_KV] is None
-    series = 'pdserve:slots{state="holding"}'
+    series = 'pdserve_engine_slots{state="holding"}'
     assert await client.metric(group.prefills[0], series) == 1
 
 
@@ -137,22 +137,22 @@ async def test_figures_say_where_time_went(client: Client, start_group: Any) -> 
     await group.generate(PATH, body)
     prefill, decode = group.prefills[0], group.decodes[0]
     want = {
-        "pdserve:prefill_batches_total": 1,
-        "pdserve:prefill_requests_total": 1,
-        "pdserve:prefill_tokens_total": 70,
-        "pdserve:prefill_tokens_squared_total": 4900,
-        "pdserve:kv_transfers_total": 1,
-        "pdserve:kv_transfer_bytes_total": 3 * 32 * 2048,
+        "pdserve_engine_prefill_batches_total": 1,
+        "pdserve_engine_prefill_requests_total": 1,
+        "pdserve_engine_prefill_tokens_total": 70,
+        "pdserve_engine_prefill_tokens_squared_total": 4900,
+        "pdserve_engine_kv_transfers_total": 1,
+        "pdserve_engine_kv_transfer_bytes_total": 3 * 32 * 2048,
     }
     for series, value in want.items():
         assert await client.metric(prefill, series) == value, series
-    computed = await client.metric(prefill, "pdserve:prefill_compute_seconds_total")
-    transferred = await client.metric(prefill, "pdserve:kv_transfer_seconds_total")
+    computed = await client.metric(prefill, "pdserve_engine_prefill_compute_seconds_total")
+    transferred = await client.metric(prefill, "pdserve_engine_kv_transfer_seconds_total")
     assert computed > 0 and transferred > 0
     assert computed + transferred < time.monotonic() - begin
-    assert await client.metric(decode, "pdserve:decode_steps_total") == 4
-    assert await client.metric(decode, "pdserve:decode_step_requests_total") == 4
-    assert await client.metric(decode, "pdserve:decode_step_context_tokens_total") == sum(
+    assert await client.metric(decode, "pdserve_engine_decode_steps_total") == 4
+    assert await client.metric(decode, "pdserve_engine_decode_step_requests_total") == 4
+    assert await client.metric(decode, "pdserve_engine_decode_step_context_tokens_total") == sum(
         range(71, 75)
     )
     label = '{model_name="reference"}'
@@ -185,7 +185,7 @@ async def test_paced_mode(client: Client, start_group: Any, model: LoadedModel) 
     assert (info["profile"], info["paceFactor"], info["steps"]) == ("demo-small", 2, 5)
     plain_info = (await client.call("GET", plain.decodes[0].url + http.PATH_INFO)).body
     assert plain_info["paced"] is None
-    assert await client.metric(group.decodes[0], "pdserve:paced_valid") in (0, 1)
+    assert await client.metric(group.decodes[0], "pdserve_engine_paced_valid") in (0, 1)
     metrics = (await client.call("GET", plain.decodes[0].url + http.PATH_METRICS)).body
     assert "paced" not in metrics
     # A deadline below the profile's time is refused, one above is not.
@@ -210,7 +210,7 @@ async def test_a_held_slot_of_a_paced_prefill_waits_for_the_paced_transfer(
     begin = time.monotonic()
 
     async def freed() -> bool:
-        return await client.metric(group.prefills[0], 'pdserve:slots{state="holding"}') == 0
+        return await client.metric(group.prefills[0], 'pdserve_engine_slots{state="holding"}') == 0
 
     await until(freed, "slot is freed")
     assert time.monotonic() - begin > 20 * 200 * 2048 / 50e6 * 0.9

@@ -47,6 +47,19 @@ def test_increase_groups_by_who_and_where() -> None:
     )
 
 
+def test_engines_of_before_are_read_under_their_names() -> None:
+    by = "sum by (namespace, service, scenario, pod)"
+    assert increase("pdserve_engine_x_total", {"a": "{}"}, "60s") == (
+        f'{by} (increase(pdserve_engine_x_total{{a="{{}}"}}[60s])'
+        ' or increase(pdserve:x_total{a="{}"}[60s]))'
+    )
+    ages = [q.text for q in queries((60.0,), {}) if q.name == "engine_age"]
+    assert ages == [
+        "time() - max by (namespace, service, scenario, pod) "
+        "(timestamp(pdserve_engine_slots) or timestamp(pdserve:slots))"
+    ]
+
+
 @pytest.mark.parametrize(("seconds", "want"), [(60.0, "60s"), (7.5, "7500ms"), (0.25, "250ms")])
 def test_durations(seconds: float, want: str) -> None:
     assert duration(seconds) == want

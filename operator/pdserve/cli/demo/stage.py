@@ -128,7 +128,7 @@ async def install(stage: Stage, periods: Periods, progress: Progress) -> None:
 
 async def pacing_validity(stage: Stage) -> str:
     """How many paced engines kept their profile's times in the last minutes, in words."""
-    query = "min by (pod) (min_over_time(pdserve:paced_valid[5m]))"
+    query = "min by (pod) (min_over_time(pdserve_engine_paced_valid[5m]))"
     ask = PrometheusConnect(url=stage.prometheus_url).custom_query
     rows = await asyncio.to_thread(ask, query, timeout=5)
     valid = sum(float(row["value"][1]) >= 1 for row in rows)

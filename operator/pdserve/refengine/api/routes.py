@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pdserve import __version__
-from pdserve.exposition import CONTENT_TYPE
+from pdserve.exposition import CONTENT_TYPE, Registry
 from pdserve.http.errors import ApiError
 from pdserve.http.receive import Request
 from pdserve.refengine.api.generate import MAX_NAME, Generator
@@ -51,6 +51,7 @@ class Routes:
             http.PATH_HEALTH: {"GET": self._health},
             http.PATH_READY: {"GET": self._ready},
             http.PATH_METRICS: {"GET": self._metrics},
+            http.PATH_METRICS_VLLM: {"GET": self._metrics_vllm},
             http.PATH_INFO: {"GET": self._info},
             http.PATH_PEERS: {"PUT": self._peers},
             http.PATH_LINKS: {"GET": self._links},
@@ -112,9 +113,14 @@ class Routes:
         responder.send_json(200 if ready else 503, {"ready": ready, "why": "" if ready else why})
 
     def _metrics(self, request: Request, responder: Responder) -> None:
+        self._expose(self.engine.metrics.registry, responder)
+
+    def _metrics_vllm(self, request: Request, responder: Responder) -> None:
+        self._expose(self.engine.metrics.vllm, responder)
+
+    def _expose(self, registry: Registry, responder: Responder) -> None:
         self.engine.publish_occupancy()
-        text = self.engine.metrics.registry.render()
-        responder.send(200, text.encode(), kind=CONTENT_TYPE)
+        responder.send(200, registry.render().encode(), kind=CONTENT_TYPE)
 
     def _info(self, request: Request, responder: Responder) -> None:
         c, pacer = self.config, self.engine.pacer

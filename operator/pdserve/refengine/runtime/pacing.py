@@ -9,7 +9,7 @@ and the KV bytes and link bandwidth for transfers; all times are multiplied by t
 Deadlines chain (a step that follows another at once starts at the other's deadline), so timer
 jitter does not add up. Results count only while valid: at most 1 % of steps were delivered late
 (by more than 3 ms and 5 % of the step), and real compute took at most 70 % of the paced time;
-`/pdserve/v1/info` and `pdserve:paced_valid` say so. Never the default.
+`/pdserve/v1/info` and `pdserve_engine_paced_valid` say so. Never the default.
 """
 
 from __future__ import annotations
