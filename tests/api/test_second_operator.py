@@ -5,6 +5,7 @@ Real processes on a real API server, each with a Lease of its own, as two releas
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -156,3 +157,35 @@ def test_operators_of_two_namespaces_act_side_by_side(
     # A second one for the same namespace does not.
     late = start(releases[0], f"--namespace={made[1]}", "--lease-name=other")
     until(lambda: says(late, releases[1]), "it says whose the objects are")
+
+
+def test_a_stopped_leader_is_replaced_within_a_minute(
+    rest: Rest, start: Callable[..., Operator], releases: tuple[str, str]
+) -> None:
+    """SIGSTOP: neither its Lease's thread nor anything else of it runs."""
+    release, _ = releases
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{release}/leases/pdserve-operator"
+
+    def holder() -> str:
+        return str((rest.get(path).body.get("spec") or {}).get("holderIdentity") or "")
+
+    leader = start(release)
+    until(holder, "it leads")
+    first = holder()
+    standby = start(release)
+    until(lambda: standby.readiness()[0] == 200, "a standby is ready")
+    leader.process.send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: holder() not in ("", first), "another leads")
+    assert time.monotonic() - stopped <= 60
+    second = holder()
+    # Awake again it finds the Lease taken, stands by, and does not take it back.
+    leader.process.send_signal(signal.SIGCONT)
+    until(lambda: says_it_stands_by(leader), "it stands by")
+    assert holder() == second
+
+
+def says_it_stands_by(operator: Operator) -> bool:
+    """Whether its log tells of the lost Lease."""
+    text = operator.log.read_text()
+    return "could not be renewed in time" in text or "Renewal of lease" in text
