@@ -22,8 +22,8 @@ class BrokenError(AssertionError):
 def at_every_moment(world: World) -> None:
     """What must hold at every moment."""
     held: Counter[str] = Counter()
-    for pod in world.pods.values():
-        if pod.bound:
+    for pod in (p for w in world.peers for p in w.pods.values()):
+        if pod.bound and not pod.failed:
             held[pod.new.node] += pod.devices
     for name, devices in held.items():
         machine = world.machines.get(name)

@@ -26,12 +26,21 @@ from tests.support.group_objects import (
 )
 
 from pdserve.groups import types as t
+from pdserve.groups.claims import claim_of, merged, reservations
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import routable
-from pdserve.topology import Fabric, TreeSpec, build_fabric, node_view, reservation_of
+from pdserve.placement import GroupRequest
+from pdserve.topology import (
+    Fabric,
+    TreeSpec,
+    build_fabric,
+    node_view,
+    pod_devices,
+    reservation_of,
+)
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable, Role
 from pdserve.wire.routes import RouteGroup
@@ -72,6 +81,12 @@ class World:
         self.tables: dict[int, PeerTable] = {}
         self.routes: tuple[RouteGroup, ...] = ()
         self.repairs: tuple[t.Repair, ...] = ()
+        self.claims: tuple[t.Claim, ...] = ()
+        """In status."""
+        self.lost: dict[str, t.Claim] = {}
+        """What the operator's memory adds to them."""
+        self.peers: list[World] = [self]
+        """All ScenarioGroups on these machines, by rank: scenario priority, then age."""
         self.last: t.Plan | None = None
         self.log: list[str] = []
         self.templates: dict[str, t.Wanted] = {}
@@ -104,7 +119,19 @@ class World:
                 for revision, then in self.templates.items()
                 if revision != self.target.revision
             },
+            claims=self.all_claims(),
+            ahead=self._ahead(),
         )  # fmt: skip
+
+    def all_claims(self) -> tuple[t.Claim, ...]:
+        """Those in status and those in memory."""
+        return merged(self.claims, tuple(self.lost.values()))
+
+    def _ahead(self) -> tuple[GroupRequest, ...]:
+        before = self.peers[: self.peers.index(self)]
+        return tuple(
+            w.last.blocked_request for w in before if w.last and w.last.blocked_request is not None
+        )
 
     def instances(self) -> tuple[t.InstanceObs, ...]:
         """All pods, read by the real code."""
@@ -115,7 +142,9 @@ class World:
 
     def fabric(self) -> Fabric:
         """The tree with what is free."""
-        raw = [self.raw_pod(p) for p in self.pods.values()]
+        raw = [w.raw_pod(p) for w in self.peers for p in w.pods.values()]
+        holding = {p["metadata"]["name"] for p in raw if pod_devices(p)}
+        left = [c for w in self.peers for c in w.all_claims() if c.pod not in holding]
         views = [
             node_view(
                 self.raw_node(name) or {},
@@ -124,7 +153,9 @@ class World:
             for name, machine in self.machines.items()
         ]
         return build_fabric(
-            TreeSpec("test", LEVELS), views, [r for p in raw for r in reservation_of(p)]
+            TreeSpec("test", LEVELS),
+            views,
+            [*(r for p in raw for r in reservation_of(p)), *reservations(left)],
         )
 
     @property
@@ -144,13 +175,35 @@ class World:
         ):
             raise BrokenError("invariant 8: the same inputs gave another plan")
         self.last = made
+        meanwhile = merged(made.claims, made.spent)
+        if set(meanwhile) - set(self.claims):
+            self.claims = meanwhile
         for k, action in enumerate(made.actions):
             if stop_after is not None and k >= stop_after:
                 self.log.append("operator crashes")
                 return made
             self._execute(action, seen)
-        self.repairs = made.repairs
+        self.repairs, self.claims = made.repairs, made.claims
+        for claim in seen.claims:
+            self.lost.pop(claim.pod, None)
         return made
+
+    def restart_operator(self) -> None:
+        """Another process: its memory is what the peer tables tell."""
+        self.last = None
+        self.lost = {
+            p.id: t.Claim(
+                p.id, p.id, p.id.rpartition("-")[0], p.role, index, p.nodes[0].name, RESOURCE,
+                self.target.role(p.role).devices,
+            )
+            for index, table in self.tables.items()
+            for p in table.instances
+            if p.id not in self.pods
+        }  # fmt: skip
+        for instance in self.instances():
+            claim = None if instance.holds or instance.drain_started else claim_of(instance)
+            if claim is not None:
+                self.lost[claim.pod] = claim
 
     def write_routes(self) -> None:
         """What the PDService's reconciler does."""
@@ -232,7 +285,10 @@ class World:
             self._gone(name)
         elif not pod.bound:
             held = sum(
-                p.devices for p in self.pods.values() if p.new.node == machine.name and p.bound
+                p.devices
+                for w in self.peers
+                for p in w.pods.values()
+                if p.new.node == machine.name and p.bound and not p.failed
             )
             if held + pod.devices + machine.foreign > machine.capacity:
                 return False
@@ -311,6 +367,7 @@ class World:
         """Evicted by its kubelet."""
         self.restart(name)
         if name in self.pods:
+            self._note(self.pods[name])
             self.pods[name].failed = True
 
     def delete_from_outside(self, name: str) -> None:
@@ -379,7 +436,17 @@ class World:
 
     def _gone(self, name: str) -> None:
         self.restart(name)
-        self.pods.pop(name, None)
+        if name in self.pods:
+            self._note(self.pods.pop(name))
+
+    def _note(self, pod: Pod) -> None:
+        """The operator's cache shows that the pod's devices came free."""
+        new = pod.new
+        if not pod.failed and pod.drain_started is None:
+            self.lost[new.name] = t.Claim(
+                new.name, pod.uid, new.slot, new.role, new.group_index, new.node, RESOURCE,
+                pod.devices,
+            )  # fmt: skip
 
     def _answers(self, peer: str, me: str) -> bool:
         pod = self.pods.get(peer)

@@ -66,6 +66,7 @@ from pdserve.api.scenario import (
     Slo,
 )
 from pdserve.api.scenariogroup import (
+    ClaimStatus,
     Counts,
     DecisionRecord,
     GroupRole,
@@ -88,6 +89,7 @@ __all__ = [
     "ApiError",
     "Bandwidth",
     "Budget",
+    "ClaimStatus",
     "Column",
     "Condition",
     "ConditionLike",

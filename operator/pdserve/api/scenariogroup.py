@@ -25,6 +25,7 @@ from pdserve.api.text import (
     ObjectName,
     Paragraph,
     Reason,
+    ResourceName,
     ScenarioName,
     ServiceName,
     Time,
@@ -174,6 +175,27 @@ class RepairStatus(Observed):
     """Its fault, e.g. `CrashLoop`."""
 
 
+class ClaimStatus(Observed):
+    """Devices that a lost instance left to its P/D group, until it is replaced or given up."""
+
+    slot: LabelValue
+    """Durable place in a P/D group, e.g. `shop-chat-0-p1`."""
+    pod: ObjectName
+    """The pod that held them."""
+    uid: Annotated[str, Text(253, min=0)] = ""
+    """Uid of that pod, as far as it is known."""
+    group_index: Annotated[int, Int(0, 1 << 20)]
+    """Index of the P/D group."""
+    role: Literal["prefill", "decode"]
+    """Role of the instance."""
+    node: ObjectName
+    """Where the devices are."""
+    resource: ResourceName
+    """Extended resource that counts the devices."""
+    devices: Annotated[int, Int(0, 1 << 20)]
+    """How many."""
+
+
 class ScenarioGroupStatus(Observed):
     """What was observed."""
 
@@ -191,6 +213,8 @@ class ScenarioGroupStatus(Observed):
     """The last ten, oldest first."""
     repairs: Annotated[tuple[RepairStatus, ...], Items(1024, keys=("slot",))] = ()
     """Slots that had faults lately."""
+    claims: Annotated[tuple[ClaimStatus, ...], Items(1024)] = ()
+    """Devices kept for instances to be replaced: other P/D groups do not get them meanwhile."""
     conditions: Annotated[tuple[Condition, ...], Items(16, keys=("type",))] = ()
     """Ready, Linked, Progressing, Placed, RatioInBounds, TemplateValid."""
 

@@ -27,6 +27,7 @@ import aiohttp
 
 from pdserve.controllers import event_reasons
 from pdserve.controllers.caches import Caches, make_caches
+from pdserve.controllers.claims import Claims
 from pdserve.controllers.clock import Clock, NodeSilence
 from pdserve.controllers.context import Context
 from pdserve.controllers.fabrics import Fabrics
@@ -35,6 +36,7 @@ from pdserve.controllers.linker import EngineApi, HttpEngines, Linker
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.options import Options
 from pdserve.controllers.ratio_loop import NoSource, RatioLoop
+from pdserve.controllers.scenariogroup import recall_claims
 from pdserve.controllers.skipped import Skipped
 from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.triggers import Triggers, group_key
@@ -112,6 +114,9 @@ class Core:
         self.caches.pods.on_change(self.clock.forget)
         self.caches.groups.on_change(self.clock.forget)
         self.caches.nodes.on_change(self.silence.changed)
+        self.claims = Claims()
+        self.caches.pods.on_change(self.claims.pod_changed)
+        self.caches.groups.on_change(self.claims.group_changed)
         self._rng = rng
         self._resync = resync_seconds
         self._identity = identity
@@ -159,7 +164,9 @@ class Core:
             clock=self.clock,
             silence=self.silence,
             skips=self.skips,
+            claims=self.claims,
         )
+        await recall_claims(context)
         ratio = RatioLoop(context, source, settings, log_line)
         with self.skips.told_by(events):
             await self._tasks(context, ratio)

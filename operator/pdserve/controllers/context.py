@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pdserve.api import RoCEDomain
 from pdserve.controllers.caches import Caches
+from pdserve.controllers.claims import Claims
 from pdserve.controllers.clock import Clock, NodeSilence
 from pdserve.controllers.fabrics import Fabrics
 from pdserve.controllers.linker import Linker
@@ -21,6 +23,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import WorkQueue
+from pdserve.topology import Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,16 @@ class Context:
     """Counts and tells of objects that could not be read."""
     promises: Promises = field(default_factory=Promises)
     """Devices of pods that are being created."""
+    claims: Claims = field(default_factory=Claims)
+    """Devices kept for lost instances, and who waits for devices."""
+    domains: dict[str, RoCEDomain] = field(default_factory=dict)
+    """By name, as last read: repair goes on in the last known tree when one is deleted."""
     attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)
     """Per ScenarioGroup."""
+
+    def taken(self) -> tuple[Reservation, ...]:
+        """Devices that no pod in the cache holds, and that are not free."""
+        return (*self.promises.of(self.caches.pods), *self.claims.reserved(self.caches))
 
     def now(self) -> float:
         """Seconds since the epoch, on the clock that never steps."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from pdserve.api import Scenario, ScenarioGroup, merge_conditions, rfc3339
+from pdserve.controllers.claims import to_json
 from pdserve.controllers.service_desired import bounds_of
-from pdserve.groups.types import Condition, GroupStatus, InstanceObs, Plan, Repair
+from pdserve.groups.types import Claim, Condition, GroupStatus, InstanceObs, Plan, Repair
 from pdserve.ratio.types import Counts
 from pdserve.wire import names
 
@@ -39,11 +40,12 @@ def status_of(
     plan: Plan,
     planned: tuple[Condition, ...],
     instances: tuple[InstanceObs, ...],
+    claims: tuple[Claim, ...],
     now: float,
 ) -> dict[str, Any]:
     """The status after a plan, as JSON; equal to the one before when nothing changed.
 
-    `planned` are the plan's conditions and what the executor adds to them.
+    `planned` are the plan's conditions and what the executor adds to them; `claims` those to keep.
     """
     return {
         "observedGeneration": group.metadata.generation,
@@ -52,6 +54,7 @@ def status_of(
         "selector": selector(group),
         "groups": [_group(g) for g in plan.groups],
         "repairs": [_repair(r) for r in plan.repairs],
+        "claims": [to_json(c) for c in claims],
         "conditions": _conditions(group, planned, now),
     }
 

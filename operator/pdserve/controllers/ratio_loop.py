@@ -236,7 +236,7 @@ class RatioLoop:
                 counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
             )
         spec = fabric_spec(domain)
-        fabric = self._context.fabrics.of(spec, self._context.promises.of(caches.pods))
+        fabric = self._context.fabrics.of(spec, self._context.taken())
         view: GroupView = view_group(self._context, subject.group)
         return lambda counts: placement_limit(fabric, view, counts)
 

@@ -38,8 +38,7 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
         domain = parsed(RoCEDomain, obj)
     except ApiError as error:
         raise InvalidObject(str(error)) from error
-    promised = context.promises.of(context.caches.pods)
-    fabric = context.fabrics.of(fabric_spec(domain), promised)
+    fabric = context.fabrics.of(fabric_spec(domain), context.taken())
     status = domain_status(
         domain, fabric, shapes_in_use(context.caches, key.name), overlap(context.caches, obj),
         context.now(),

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any
 from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import SCENARIO_GROUPS
+from pdserve.controllers.claims import Rank, claims_of, to_json
 from pdserve.controllers.compare import controller_uid, covers
 from pdserve.controllers.context import Context
 from pdserve.controllers.credentials import BadSecret, Held, Terms
@@ -46,11 +48,13 @@ from pdserve.controllers.routing import parse_routes, routed_instances, unnamed
 from pdserve.controllers.service_desired import acting_counts, is_as_asked
 from pdserve.controllers.template_check import CONDITION as TEMPLATE_VALID
 from pdserve.controllers.template_check import template_of_group, token_refusal
-from pdserve.controllers.triggers import service_key
+from pdserve.controllers.triggers import group_key, service_key
+from pdserve.groups.claims import merged
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import endpoint, routable
 from pdserve.groups.types import (
+    Claim,
     Condition,
     CreateGroup,
     CreateInstance,
@@ -60,6 +64,7 @@ from pdserve.groups.types import (
     Plan,
     Wanted,
 )
+from pdserve.groups.view import group_request
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
@@ -113,13 +118,16 @@ class _Reconcile:
             await self._write(waiting_status(self.group, not_ready(*_NO_COUNTS), self.now))
             return None
         wanted = wanted_of(self.group, counts)
-        domain = self._domain()
+        domain, deleted = self._domain()
         if domain is None:
+            name = self.group.spec.fabric.domain_ref.name
+            self.context.claims.waits(self.key, name, _rank(self.context, self.obj), None)
             await self._write(waiting_status(self.group, self._no_domain(), self.now))
             return None
         template = await self._template()
-        if template.status == "False":
-            # No pod of it may be made, so nothing that serves may go for it.
+        if template.status == "False" or deleted:
+            # No pod of it may be made, so nothing that serves may go for it. Without its
+            # RoCEDomain repair goes on in the last known tree, and nothing is planned anew.
             wanted = replace(wanted, paused=True)
         service = self._service()
         if service is not None and not is_as_asked(self.group, service):
@@ -130,10 +138,12 @@ class _Reconcile:
         view = view_group(self.context, self.group)
         observation = self._observation(view, wanted, former_wanted(view, counts), routed)
         planned = plan(observation, self._fabric(domain))
+        rank = _rank(self.context, self.obj)
+        self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
         # 3
         with self.context.promises.held(self.key, promised(planned, observation)):
-            found = (template, *fabric_condition(self.group, domain))
-            return await self._carry_out(view, planned, found)
+            found = (template, *fabric_condition(self.group, domain), *deleted)
+            return await self._carry_out(view, planned, found, observation.claims)
 
     async def _template(self) -> Condition:
         """Condition TemplateValid: may pods be made of this ScenarioGroup?"""
@@ -196,16 +206,28 @@ class _Reconcile:
             routed=routed,
             now=self.now,
             former=former,
+            claims=self.context.claims.of(self.group),
+            ahead=self.context.claims.ahead(
+                self.group.spec.fabric.domain_ref.name, _rank(self.context, self.obj)
+            ),
         )
 
     async def _carry_out(
-        self, view: GroupView, planned: Plan, found: tuple[Condition, ...]
+        self,
+        view: GroupView,
+        planned: Plan,
+        found: tuple[Condition, ...],
+        claims: tuple[Claim, ...],
     ) -> float | None:
-        """`found` are conditions that hold whatever the plan says."""
+        """`found` are conditions that hold whatever the plan says; `claims` what it was made on."""
         for reason in planned.reasons:
             log.debug("%s: %s", self.key, reason)
         executor = GroupExecutor(self.context, self.obj, view)
         refused: Condition | None = None
+        # Devices that the plan frees are claimed before it does, those it uses until it did.
+        meanwhile = merged(planned.claims, planned.spent)
+        if set(meanwhile) - set(claims_of(self.group)):
+            await self._write({"claims": [to_json(c) for c in meanwhile]})
         try:
             await executor.execute(planned.actions)
         except CreateRefused as error:
@@ -225,7 +247,13 @@ class _Reconcile:
         said = {c.type for c in more}
         conditions = (*(c for c in planned.conditions if c.type not in said), *more)
         self._tell_no_fit(conditions)
-        await self._write(status_of(self.group, planned, conditions, view.instances, self.now))
+        kept = planned.claims if refused is None else meanwhile
+        status = status_of(self.group, planned, conditions, view.instances, kept, self.now)
+        await self._write(status)
+        self.context.claims.decided(self.group, claims)
+        if set(claims) - set(kept):
+            for key in self.context.claims.waiting():
+                self.context.queue.add(group_key(key))
         if refused is None:
             return planned.requeue_after
         return min(REFUSED_RETRY, planned.requeue_after or REFUSED_RETRY)
@@ -250,6 +278,7 @@ class _Reconcile:
             field_manager=names.FIELD_MANAGER,
         )  # fmt: skip
         self.context.caches.groups.observe(live)
+        self.obj = live
 
     # --- around the plan -------------------------------------------------------------------
 
@@ -261,8 +290,15 @@ class _Reconcile:
         message = f"there is no RoCEDomain {name!r}; create it or correct fabric.domainRef.name"
         return not_ready("UnknownDomain", message)
 
-    def _domain(self) -> RoCEDomain | None:
-        return domain_of(self.context.caches, self.group.spec.fabric.domain_ref.name)
+    def _domain(self) -> tuple[RoCEDomain | None, tuple[Condition, ...]]:
+        """The RoCEDomain, or as it was last known with the condition that says so."""
+        name = self.group.spec.fabric.domain_ref.name
+        found = domain_of(self.context.caches, name)
+        if found is not None:
+            self.context.domains[name] = found
+            return found, ()
+        told = (c for c in self._no_domain() if c.type == "Progressing")
+        return self.context.domains.get(name), tuple(told)
 
     def _counts(self) -> Counts | None:
         """The counts to act on: a PDService's decision, or the spec of one written by hand."""
@@ -286,8 +322,7 @@ class _Reconcile:
         return next((s for s in listed if s.name == self.group.spec.scenario), None)
 
     def _fabric(self, domain: RoCEDomain) -> Fabric:
-        promised = self.context.promises.of(self.context.caches.pods)
-        return self.context.fabrics.of(fabric_spec(domain), promised)
+        return self.context.fabrics.of(fabric_spec(domain), self.context.taken())
 
     def _routes(self) -> RouteTable | None:
         name = names.routes_configmap_name(self.group.spec.service)
@@ -363,6 +398,41 @@ class _Reconcile:
         rotating = held is not None and (held.step != "settled" or (held.shared and held.rotation))
         if rotating or unnamed(given) != routable(view.instances, view.tables, slots_of(view)):
             self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
+
+
+async def recall_claims(context: Context) -> None:
+    """After a start: what instances that vanished meanwhile left, and who waits for devices."""
+    for obj in context.caches.groups.list():
+        await asyncio.sleep(0)
+        try:
+            _recall(context, obj)
+        except Exception as error:
+            context.skips(obj, "claims", error)
+
+
+def _recall(context: Context, obj: Object) -> None:
+    group = parsed(ScenarioGroup, obj)
+    view = view_group(context, group)
+    context.claims.recall(group, view.tables, view.instances)
+    spec = group.spec
+    placed = next((c for c in group.status.conditions if c.type == "Placed"), None)
+    counts = (spec.replicas, spec.prefill.replicas, spec.decode.replicas)
+    if placed is None or placed.reason != "NoFit" or None in counts:
+        return
+    wanted = wanted_of(group, Counts(*(n or 0 for n in counts)))
+    key = ObjectKey(group.metadata.namespace, group.metadata.name)
+    request = group_request(wanted, frozenset())
+    context.claims.waits(key, spec.fabric.domain_ref.name, _rank(context, obj), request)
+
+
+def _rank(context: Context, obj: Object) -> Rank:
+    """Place among ScenarioGroups that wait for devices: priority of the scenario, then age."""
+    meta, spec = obj["metadata"], obj["spec"]
+    service = context.caches.services.get(spec["service"], meta["namespace"]) or {}
+    listed = [s.get("name") for s in service.get("spec", {}).get("scenarios") or ()]
+    priority = listed.index(spec["scenario"]) if spec["scenario"] in listed else 0
+    created = str(meta.get("creationTimestamp", ""))
+    return Rank(priority, created, meta["namespace"], meta["name"])
 
 
 def promised(planned: Plan, observation: Observation) -> tuple[Reservation, ...]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
+from pdserve.groups.claims import after_those_ahead, of_gone_group, with_lifted
 from pdserve.groups.naming import pod_name, slot_range
 from pdserve.groups.repairs import Suspects, suspects
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
-from pdserve.groups.view import Draft, group_request
+from pdserve.groups.view import Draft, GroupView, group_request
 from pdserve.placement import NoFit, Placement, place
 from pdserve.topology import Fabric
 from pdserve.wire.peers import ROLES
 
 
 def create_group(
-    observation: Observation, draft: Draft, used: Collection[int], why: str
+    observation: Observation,
+    draft: Draft,
+    used: Collection[int],
+    why: str,
+    live: Iterable[GroupView],
 ) -> int | None:
     """Create a P/D group under the lowest index without pods; None if it must wait.
+
+    It takes the devices that a group left behind which is gone (not in `live`), else what those
+    leave who wait before it.
 
     What keeps it waiting is noted in the draft: no place, or back-off in one of its slots.
     """
@@ -30,10 +38,15 @@ def create_group(
     if table is not None and table.instances:
         draft.reasons.append(f"group {index} waits until its former peer table is deleted")
         return None
-    found = find_place(
-        draft.fabric, observation.wanted, suspects(draft.repairs, observation.now, draft.fabric)
-    )
+    wanted, bad = observation.wanted, suspects(draft.repairs, observation.now, draft.fabric)
+    found: Placement | NoFit | None = None
+    claims = of_gone_group(live, draft)
+    if claims:
+        found = with_lifted(draft, claims, lambda fabric: find_place(fabric, wanted, bad))
+    if not isinstance(found, Placement):
+        found = find_place(after_those_ahead(draft.fabric, observation), wanted, bad)
     if isinstance(found, NoFit):
+        draft.blocked_request = group_request(wanted, bad.barred)
         draft.blocked.append(f"group {index}: {found.message}")
         draft.reasons.append(f"group {index} is not created: {found.message}")
         return None

@@ -98,6 +98,7 @@ def instance_obs(
         fault=verdict.fault,
         fault_message=verdict.message,
         holds=pod_devices(pod),
+        claimed=next(iter(pod_devices({**pod, "status": {}}).items()), None),
         scale_unit=names.LABEL_SCALE_UNIT in labels,
         recheck_after=verdict.recheck_after,
         up_since=up_since(pod, since),

@@ -9,6 +9,7 @@ next observation explains.
 
 from __future__ import annotations
 
+from pdserve.groups.claims import counted, kept_claims
 from pdserve.groups.linking import update_links
 from pdserve.groups.removal import delete_finished, drain_deadlines
 from pdserve.groups.repairs import count_faults, suspicion_ends
@@ -25,7 +26,7 @@ from pdserve.topology import Fabric
 
 def plan(observation: Observation, fabric: Fabric) -> Plan:
     """Plan one ScenarioGroup. Same inputs, same plan, byte for byte (invariant 8)."""
-    draft = Draft(fabric)
+    draft = Draft(fabric, claims=counted(observation))
     # 1
     observation = judge_startups(observation)
     groups = group_views(observation)
@@ -54,5 +55,8 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
         conditions=conditions(groups, observation, draft),
         repairs=draft.repairs,
         requeue_after=min(waits) if waits else None,
+        claims=kept_claims(groups, kept, observation, draft),
+        spent=draft.spent,
+        blocked_request=draft.blocked_request,
         reasons=tuple(draft.reasons),
     )

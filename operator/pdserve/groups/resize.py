@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pdserve.groups.claims import after_those_ahead, of_instance, with_lifted
 from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
@@ -57,7 +58,7 @@ def resize_group(group: GroupView, observation: Observation, draft: Draft) -> No
                 unplaced += 1
             elif made is not None:
                 members.append(made)
-    if unplaced and _never_served(group):
+    if unplaced and _never_served(group) and not _awaits_devices(group, observation):
         for instance in group.members:
             why = "its group cannot be completed: no devices for the rest"
             retire(group, instance, why, observation, draft)
@@ -94,7 +95,10 @@ def _vacancies(
     growth = free_slots(wanted.name, group.index, role, taken, short - len(found))
     found += [Vacancy(slot, None, None, f"{role} grows") for slot in growth]
     if wanted.paused:
-        found = [v for v in found if v.replaces is not None]
+        # Devices that the group was left stand for instances it had, whoever remembers them.
+        had = sum(c.group_index == group.index for c in draft.claims)
+        lost_ones = [v for v in found if v.replaces is not None]
+        found = lost_ones + [v for v in found if v.replaces is None][:had]
     return tuple(found)
 
 
@@ -122,6 +126,12 @@ def _lost_slots(
             continue
         why = f"its last pod was lost: {repair.fault}"
         lost[repair.slot] = Vacancy(repair.slot, repair.last_uid, None, why)
+    for claim in observation.claims:
+        if (claim.group_index, claim.role) != (group.index, role) or claim.slot in present:
+            continue
+        near = draft.fabric.leaf(claim.node)
+        why = f"its last pod {claim.pod} is gone"
+        lost.setdefault(claim.slot, Vacancy(claim.slot, claim.uid, near, why))
     return {slot: vacancy for slot, vacancy in lost.items() if slot not in held}
 
 
@@ -155,7 +165,7 @@ def _fill(
         # One id must never mean two pods: peers first learn that its former holder is gone.
         draft.reasons.append(f"{name} waits until the peer table has dropped its former holder")
         return None
-    found = _find_node(draft, role, members, observation, vacancy.near)
+    found = _find_node(group, role, vacancy, members, observation, draft)
     if isinstance(found, NoFit):
         draft.blocked.append(f"group {group.index}: {found.message}")
         draft.reasons.append(f"{vacancy.slot} stays empty: {found.message}")
@@ -179,19 +189,32 @@ def _fill(
 
 
 def _find_node(
-    draft: Draft,
+    group: GroupView,
     role: Role,
+    vacancy: Vacancy,
     members: Sequence[Member],
     observation: Observation,
-    near: Path | None,
+    draft: Draft,
 ) -> InstancePlacement | NoFit:
+    """A node: with what the group's lost instances left; growth takes only what others leave."""
     bad = suspects(draft.repairs, observation.now, draft.fabric)
-    request = group_request(observation.wanted, bad.barred | bad.avoided)
-    found = place_instance(draft.fabric, request, role, members, near)
-    if isinstance(found, NoFit) and bad.avoided:
-        request = group_request(observation.wanted, bad.barred)
-        return place_instance(draft.fabric, request, role, members, near)
-    return found
+
+    def find(fabric: Fabric) -> InstancePlacement | NoFit:
+        request = group_request(observation.wanted, bad.barred | bad.avoided)
+        found = place_instance(fabric, request, role, members, vacancy.near)
+        if isinstance(found, NoFit) and bad.avoided:
+            request = group_request(observation.wanted, bad.barred)
+            return place_instance(fabric, request, role, members, vacancy.near)
+        return found
+
+    for lifted in of_instance(group, draft, role):
+        mine = sorted(lifted, key=lambda c: c.slot != vacancy.slot)
+        found = with_lifted(draft, mine, find, one=True)
+        if not isinstance(found, NoFit):
+            return found
+    if vacancy.replaces is not None:
+        return find(draft.fabric)
+    return find(after_those_ahead(draft.fabric, observation))
 
 
 def _shrink(group: GroupView, observation: Observation, draft: Draft, growth_blocked: bool) -> None:
@@ -205,7 +228,12 @@ def _shrink(group: GroupView, observation: Observation, draft: Draft, growth_blo
         chosen = choose_removal(draft.fabric, role, members_of(group), excess, level)
         ready = {m.name for m in members_of(group) if m.ready}
         by_name = {i.name: i for i in group.staying}
-        for name in chosen.names:
+        replaced = {i.replaces for i in group.staying}
+        # Whoever judged it lost, and be it another operator: its successor is there.
+        former = [n for n, i in by_name.items() if i.uid in replaced and i.role == role]
+        names = [n for n in former if n not in ready]
+        names += [n for n in chosen.names if n not in names]
+        for name in names[: len(chosen.names)]:
             if name in ready and not (grown or growth_blocked):
                 draft.reasons.append(f"{name} stays until the other role's growth is ready")
                 continue
@@ -217,6 +245,12 @@ def _never_served(group: GroupView) -> bool:
     if any(i.linked_container is not None or group.named(i) for i in group.members):
         return False
     return not all(group.of_role(role) for role in ROLES)
+
+
+def _awaits_devices(group: GroupView, observation: Observation) -> bool:
+    """Devices of lost members come back to the group, so it can still be completed."""
+    coming = any(_lost(i) and i.holds for i in group.members)
+    return coming or any(c.group_index == group.index for c in observation.claims)
 
 
 def _leaf_of(fabric: Fabric, instance: InstanceObs) -> Path | None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pdserve.groups.claims import reservations
 from pdserve.groups.creation import create_group, find_place
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
@@ -51,7 +52,7 @@ def scale_groups(
     for made in range(missing):
         blocked = len(draft.blocked)
         creation = _creation(live, observation, first=not made)
-        index = create_group(creation, draft, used, "scale up")
+        index = create_group(creation, draft, used, "scale up", live)
         if index is None:
             # A wait ends by itself; without a place, only the roll of another group helps.
             if len(draft.blocked) == blocked or len(live) < len(groups):
@@ -139,14 +140,15 @@ def _roll(
         )
         return None
     victim = min(outdated, key=lambda g: (g.serving, -g.index))
-    attempt = Draft(draft.fabric, draft.repairs)
+    attempt = Draft(draft.fabric, draft.repairs, claims=list(draft.claims))
     index = create_group(
-        observation, attempt, used, f"new revision, before group {victim.index} goes"
+        observation, attempt, used, f"new revision, before group {victim.index} goes", live
     )
     if index is not None:
         draft.actions += attempt.actions
         draft.reasons += attempt.reasons
-        draft.fabric = attempt.fabric
+        draft.fabric, draft.claims = attempt.fabric, attempt.claims
+        draft.spent += attempt.spent
         return None
     if not attempt.blocked:
         draft.reasons += attempt.reasons
@@ -157,7 +159,7 @@ def _roll(
         Reservation(i.name, i.node, resource, count)
         for i in victim.members
         for resource, count in i.holds.items()
-    )
+    ).release(reservations(c for c in draft.claims if c.group_index == victim.index))
     fits = find_place(
         freed, observation.wanted, suspects(draft.repairs, observation.now, draft.fabric)
     )

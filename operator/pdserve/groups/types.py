@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pdserve.placement.types import GroupRequest
 from pdserve.topology.nodes import Toleration
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import Device, PeerTable, Role
@@ -59,6 +60,8 @@ class InstanceObs:
     fault_message: str = ""
     holds: Mapping[str, int] = field(default_factory=dict)
     """Extended resources it takes on its node (what a rollout would get back)."""
+    claimed: tuple[str, int] | None = None
+    """Resource and number of the devices it was made for, whether or not it still holds them."""
     scale_unit: bool = False
     """Carries the label `wire.names.LABEL_SCALE_UNIT`."""
     recheck_after: float | None = None
@@ -145,6 +148,21 @@ class Repair:
     def suspect_node(self) -> str | None:
         """The newest suspect."""
         return self.suspects[-1].node if self.suspects else None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Devices of an instance that is gone or going, kept for its P/D group (`claims`)."""
+
+    pod: str
+    uid: str
+    """Of that pod."""
+    slot: str
+    role: Role
+    group_index: int
+    node: str
+    resource: str
+    devices: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +291,10 @@ class Observation:
     now: float
     former: Mapping[str, Wanted] = field(default_factory=dict)
     """`wanted` with the template of each other revision that can still be rendered."""
+    claims: tuple[Claim, ...] = ()
+    """Devices that lost instances left to their P/D groups; the fabric counts them."""
+    ahead: tuple[GroupRequest, ...] = ()
+    """P/D groups of others that wait for devices and come first, the first one first."""
 
     def at(self, revision: str) -> Wanted | None:
         """What is wanted of a group of `revision`; None when its template is not known."""
@@ -315,5 +337,11 @@ class Plan:
     repairs: tuple[Repair, ...]
     requeue_after: float | None = None
     """Seconds until a deadline or backoff of this plan passes."""
+    claims: tuple[Claim, ...] = ()
+    """Claims to keep, for status."""
+    spent: tuple[Claim, ...] = ()
+    """Claims that the actions use up: they hold until those are carried out."""
+    blocked_request: GroupRequest | None = None
+    """The P/D group that found no place, for `Observation.ahead` of others."""
     reasons: tuple[str, ...] = ()
     """Human sentences: why each action, why not another (for `explain` and events)."""

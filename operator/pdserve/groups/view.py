@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pdserve.groups.routes import is_routable
-from pdserve.groups.types import Action, Condition, InstanceObs, Observation, Repair, Wanted
+from pdserve.groups.types import Action, Claim, Condition, InstanceObs, Observation, Repair, Wanted
 from pdserve.placement import GroupRequest, Member, Shape
 from pdserve.topology import Fabric, Reservation
 from pdserve.wire.peers import ROLES, PeerTable, Role
@@ -100,6 +100,10 @@ class Draft:
 
     fabric: Fabric
     repairs: tuple[Repair, ...] = ()
+    claims: list[Claim] = field(default_factory=list)
+    """Claims that the fabric counts and that no step has spent."""
+    spent: tuple[Claim, ...] = ()
+    blocked_request: GroupRequest | None = None
     actions: list[Action] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)

@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from pdserve.controllers.caches import PDSERVICES
+from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import service
+from pdserve.kube.client import Request
 from pdserve.kube.resource import PODS
 
 
@@ -52,3 +53,29 @@ async def test_a_new_pair_is_routed_while_the_old_one_ends_its_streams(deleted: 
         busy(world, gone, 0)
         await world.until(lambda: not any(world.get(PODS, n) for n in gone), 10, "idle, so gone")
         assert len(world.routed()) == 2
+
+
+@virtual_time
+async def test_repair_goes_on_without_the_rocedomain() -> None:
+    world = World()
+    world.nodes(["a", "b"], per_leaf=2)
+    world.domain()
+    world.create(PDSERVICES, service())
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        world.api.handle(Request("delete", ROCE_DOMAINS, None, "az1"))
+        await asyncio.sleep(5)
+        lost = min(world.routed())
+        world.kill(lost)
+        await world.until(
+            lambda: len(world.routed()) == 2 and lost not in world.routed(), 60, "replaced"
+        )
+        progressing = world.condition(SCENARIO_GROUPS, "shop-chat", "Progressing")
+        assert (progressing["status"], progressing["reason"]) == ("False", "UnknownDomain")
+        world.domain()
+        await world.until(
+            lambda: (
+                world.condition(SCENARIO_GROUPS, "shop-chat", "Progressing")["reason"] == "Complete"
+            ),
+            60,
+        )

@@ -367,7 +367,9 @@ def test_a_pod_that_vanished_unseen_is_made_again() -> None:
     lost = pods(w, "decode")[0]
     w.delete_from_outside(lost.new.name)
     w.kubelet(lost.new.name)
-    assert kinds(w.operator()) == ["PublishTable"], "peers drop the former id first"
+    plan = w.operator()
+    assert kinds(plan) == ["CreateInstance", "PublishTable"]
+    assert next(a for a in plan.actions if isinstance(a, t.CreateInstance)).pod.replaces == lost.uid
     w.settle()
     assert before - uids(w) == {lost.uid}
     assert w.condition("Ready").status == "True"

@@ -1,0 +1,53 @@
+"""Devices freed by a fault, a deletion or a roll belong to their group until it gives them up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.support.contention import cluster, run, settle
+from tests.support.group_world import World, counts, wanted
+
+SCHEDULES = 200
+
+
+@pytest.mark.invariant(13)
+@pytest.mark.parametrize("first", range(0, SCHEDULES, 20))
+def test_no_serving_group_loses_devices_to_a_waiting_one(first: int) -> None:
+    for seed in range(first, first + 20):
+        run(seed)
+
+
+def test_what_is_given_up_goes_to_those_who_wait_by_rank() -> None:
+    """`late` comes before `last`; both fit one after the other as `chat` and `code` shrink."""
+    worlds = {w.target.name: w for w in cluster()}
+    settle(list(worlds.values()))
+    worlds["code"].want(lambda w: replace(w, replicas=1))
+    order = [worlds[n] for n in ("last", "code", "chat", "late")]
+    settle(order)
+    assert len(worlds["late"].pods) == 2
+    assert worlds["last"].pods == {}
+    worlds["chat"].want(lambda w: replace(w, replicas=0))
+    settle(order)
+    assert len(worlds["last"].pods) == 3
+
+
+@pytest.mark.parametrize("change", ["smaller", "gone", "node deleted"])
+def test_a_claim_ends_when_it_is_given_up(change: str) -> None:
+    w = World("p1 a  n1:4 n2:4", wanted("2P2D", devices=2))
+    w.settle()
+    lost = next(p for p in w.pods.values() if p.new.role == "prefill")
+    w.crash_loop(lost.new.name)
+    w.operator()
+    w.write_routes()
+    w.operator()
+    assert [c.pod for c in w.claims] == [lost.new.name], "no room for another beside it"
+    if change == "smaller":
+        w.want(lambda x: counts(x, 1, 2))
+    elif change == "gone":
+        w.want(lambda x: replace(x, replicas=0))
+    else:
+        w.destroy(lost.new.node)
+    for _ in range(8):
+        w.round()
+    assert w.claims == ()
