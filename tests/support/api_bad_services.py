@@ -24,6 +24,17 @@ BAD_SERVICES = (
     _service(
         "name starting with a digit", {"metadata.name": "1a"}, "metadata.name", "starting with a"
     ),
+    _service(
+        "more match text than a route table holds",
+        {
+            "spec.scenarios": [
+                scenario(f"s{n}", match={"models": [f"{n}-{m}-" + "m" * 240 for m in range(16)]})
+                for n in range(5)
+            ]
+        },
+        "spec.scenarios",
+        "at most 16384 characters",
+    ),
     _service("no model", {"spec.model": GONE}, "spec.model", "Required value"),
     _service(
         "model name that ends with a space",

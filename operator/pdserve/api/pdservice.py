@@ -25,6 +25,9 @@ from pdserve.api.scenariogroup import DecisionRecord, RoleCount
 from pdserve.api.text import MAX_SERVICE_NAME, SERVICE_NAME, Line, ResourceName, ScenarioName, Short
 
 MAX_SCENARIOS = 32
+MAX_MATCH_TEXT = 16_384
+"""Characters in which a PDService may say what its scenarios match: so that its route table fits
+one ConfigMap."""
 MAX_SERVICE_INSTANCES = 2048
 """Instances a PDService may reach at its bounds, so that its route table fits one ConfigMap."""
 
@@ -120,6 +123,11 @@ class Gateway(Model):
     schedulerName, securityContext, dnsPolicy, dnsConfig, hostAliases."""
 
 
+def _match_text(scenario: Scenario) -> int:
+    match = scenario.match
+    return sum(map(len, match.models)) + sum(len(k) + len(v) for k, v in match.headers.items())
+
+
 def _smallest(spec: Any, resource: str) -> int:
     return sum(
         s.groups.min * sum(
@@ -165,6 +173,16 @@ class PDServiceSpec(Model):
                 sum(s.groups.max * (s.ratio.prefill.max + s.ratio.decode.max) for s in v.scenarios)
                 <= MAX_SERVICE_INSTANCES
             ),
+            ".scenarios",
+        ),
+        Rule(
+            "self.scenarios.map(s, !has(s.match) ? 0 : (has(s.match.models)"
+            " ? s.match.models.map(m, m.size()).sum() : 0) + (has(s.match.headers)"
+            " ? s.match.headers.map(k, k.size() + s.match.headers[k].size()).sum() : 0)).sum()"
+            f" <= {MAX_MATCH_TEXT}",
+            f"match of all scenarios together must have at most {MAX_MATCH_TEXT} characters in "
+            "models and headers; gateways get all of them in one table",
+            lambda v: sum(_match_text(s) for s in v.scenarios) <= MAX_MATCH_TEXT,
             ".scenarios",
         ),
         Rule(

@@ -8,7 +8,6 @@ from an old view does no harm. Answers enter the cache at once: the next plan re
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -157,9 +156,7 @@ class GroupExecutor:
         )
         meta["labels"][names.LABEL_SCENARIO] = group.spec.scenario
         meta["labels"][names.LABEL_GROUP_INDEX] = str(action.group_index)
-        text = json.dumps(
-            self._newer(action.table).to_json(), separators=(",", ":"), sort_keys=True
-        )
+        text = self._newer(action.table).fitted().encoded()
         wanted = {
             "apiVersion": "v1",
             "kind": "ConfigMap",

@@ -12,7 +12,6 @@ A stranger's object of a needed name is refused with a condition and an Event; t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
@@ -77,7 +76,7 @@ from pdserve.kube.resource import (
 from pdserve.ratio.types import Counts
 from pdserve.topology import pod_devices
 from pdserve.wire import names
-from pdserve.wire.routes import RouteGroup, RouteTable
+from pdserve.wire.routes import RouteGroup, RouteTable, encoded
 
 _KINDS = {
     r.kind: r
@@ -370,7 +369,7 @@ class _Reconcile:
             self.service, domain, groups, predicted, last, version_floor(known), models,
             prompt_bytes,
         )  # fmt: skip
-        text = json.dumps(table.to_json(), separators=(",", ":"), sort_keys=True)
+        text = encoded(table)
         wanted = {
             "apiVersion": "v1",
             "kind": "ConfigMap",

@@ -15,7 +15,15 @@ from pdserve.api import PDService, RoCEDomain, Scenario
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.links import LinkReport
-from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Served, Slo, served
+from pdserve.wire.routes import (
+    RouteGroup,
+    RouteScenario,
+    RouteTable,
+    Served,
+    Slo,
+    fitted,
+    served,
+)
 
 Models = Mapping[str, tuple[str, str]]
 """Model name and engine type of each known revision."""
@@ -76,6 +84,7 @@ def route_table(
             for scenario in service.spec.scenarios
         ),
     )
+    table = fitted(table)
     if table == last:
         return table
     return dataclasses.replace(table, version=table.version + 1)

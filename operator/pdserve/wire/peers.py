@@ -8,6 +8,7 @@ pushes it to every instance. Versions only rise.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,8 @@ Role = Literal["prefill", "decode"]
 ROLES: tuple[Role, Role] = ("prefill", "decode")
 
 SCHEMA_VERSION = 1
+FULL_BYTES = 900_000
+"""A table of up to this many bytes names all devices."""
 MAX_DEVICE = 65_535
 """Largest device id of a node."""
 
@@ -80,6 +83,25 @@ class PeerTable:
         return tuple(
             p for p in self.instances if p.role != me.role and frozenset((p.id, me.id)) not in pairs
         )
+
+    def encoded(self) -> str:
+        """The table as it is stored: one line of JSON in UTF-8, the same for equal tables."""
+        value = self.to_json()
+        return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+    def fitted(self) -> PeerTable:
+        """The table, without the devices of its nodes where they would not fit a ConfigMap.
+
+        They are told for people and other engines; the reference engine links by `transfer`. At
+        the API's bounds, every instance doubled by its substitute, the rest is below 1 MiB.
+        """
+        if len(self.encoded().encode()) <= FULL_BYTES:
+            return self
+        bare = tuple(
+            dataclasses.replace(p, nodes=tuple(PeerNode(n.name) for n in p.nodes))
+            for p in self.instances
+        )
+        return dataclasses.replace(self, instances=bare)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value, keys in camelCase as on the wire."""

@@ -8,6 +8,7 @@ has to judge an instance's life (architecture invariant 1).
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,51 @@ class RouteTable:
             tier_costs=table.integer_map("tierCosts", {}),
             scenarios=tuple(_scenario(s) for s in table.objects("scenarios")),
         )
+
+
+FULL_BYTES = 900_000
+"""A table of up to this many bytes says where its instances are in the fabric's own words."""
+
+
+def encoded(table: RouteTable) -> str:
+    """The table as it is stored: one line of JSON in UTF-8, the same for equal tables."""
+    value = table.to_json()
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def fitted(table: RouteTable) -> RouteTable:
+    """The table, with levels and places numbered where their names would not fit a ConfigMap.
+
+    Gateways compare places and add costs, they show neither: numbers serve as well. At the API's
+    bounds (2,048 instances, 8 levels, names of any allowed length) the result is below 1 MiB.
+    """
+    # Below this many instances not even the longest names come near.
+    if sum(len(g.instances) for s in table.scenarios for g in s.groups) <= FULL_BYTES >> 12:
+        return table
+    if len(encoded(table).encode()) <= FULL_BYTES:
+        return table
+    levels = {level: str(i) for i, level in enumerate(sorted(table.tier_costs))}
+    numbers: dict[tuple[str, str], str] = {}
+
+    def short(instance: RouteInstance) -> RouteInstance:
+        domains = {
+            levels[level]: numbers.setdefault((level, place), str(len(numbers)))
+            for level, place in sorted(instance.domains.items())
+            if level in levels
+        }
+        return dataclasses.replace(instance, domains=domains)
+
+    scenarios = tuple(
+        dataclasses.replace(
+            s,
+            groups=tuple(
+                dataclasses.replace(g, instances=tuple(map(short, g.instances))) for g in s.groups
+            ),
+        )
+        for s in table.scenarios
+    )
+    costs = {levels[level]: cost for level, cost in table.tier_costs.items()}
+    return dataclasses.replace(table, scenarios=scenarios, tier_costs=costs)
 
 
 @dataclass(frozen=True, slots=True)
