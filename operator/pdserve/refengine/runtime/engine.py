@@ -279,8 +279,19 @@ class Engine:
     # --- steps ---------------------------------------------------------------------------------
 
     def _pump(self) -> None:
+        """Start the next step when none runs. A failure ends what should have run in it."""
         if self._step is not None:
             return
+        try:
+            self._start_step()
+        except Exception as error:
+            log.exception("no step could be started")
+            self._step = None
+            for sequence in [s for s in self._active.values() if s.phase is Phase.RUNNING]:
+                sequence.in_step = sequence.computing = False
+                self._fail(sequence, _internal(error))
+
+    def _start_step(self) -> None:
         self._promote()
         step = batching.build(
             self._active.values(), self._config.max_batch_tokens, self._config.chunk_tokens
@@ -302,11 +313,18 @@ class Engine:
 
     def _computed(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
         self._blocks_settled(step)
-        if self.pacer is None:
-            self._apply(step, started, result)
+        try:
+            if self.pacer is not None:
+                seconds = self._estimates.profile_seconds(step)
+                due = self.pacer.end(started, result.seconds, seconds)
+                wait = max(0.0, due - self._now())
+                self._loop.call_later(wait, self._deliver, step, started, result)
+                return
+        except Exception as error:
+            log.exception("a step could not be paced")
+            self._broken(step, error)
             return
-        due = self.pacer.end(started, result.seconds, self._estimates.profile_seconds(step))
-        self._loop.call_later(max(0.0, due - self._now()), self._deliver, step, started, result)
+        self._apply(step, started, result)
 
     def _deliver(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
         if self.pacer is not None:
@@ -328,8 +346,11 @@ class Engine:
         for member in step.members:
             member.sequence.in_step = False
         seconds = self._now() - started
-        self._estimates.step_ended(step, seconds)
-        self._count_step(step, seconds)
+        try:
+            self._estimates.step_ended(step, seconds)
+            self._count_step(step, seconds)
+        except Exception:
+            log.exception("a step was not counted")
         for index, member in enumerate(step.members):
             sequence, chosen = member.sequence, result.sampled[index]
             if sequence.ended:
