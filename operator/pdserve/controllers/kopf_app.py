@@ -60,7 +60,8 @@ def make_settings(rng: random.Random) -> kopf.OperatorSettings:
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
         prefix=f"kopf.{names.GROUP}", v1=False
     )
-    settings.process.ultimate_exiting_timeout = 10.0
+    # kopf would kill this process, and with it everything else that it does.
+    settings.process.ultimate_exiting_timeout = None
     return settings
 
 

@@ -62,3 +62,11 @@ async def test_a_kopf_that_fails_ends_nothing_and_is_started_again(
     for task in (following, watching):
         task.cancel()
     await asyncio.gather(following, watching, return_exceptions=True)
+
+
+def test_kopf_may_not_kill_the_process() -> None:
+    """It reads objects with a recursing parser: one nested 3,000 deep ended its watcher, it did
+    not get out of its own exit, and after 10 s it sent SIGKILL to the operator around it.
+    """
+    settings = kopf_app.make_settings(random.Random(1))
+    assert settings.process.ultimate_exiting_timeout is None
