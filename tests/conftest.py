@@ -67,7 +67,12 @@ def _without_proxies(nodes: str) -> None:
         os.environ.update(no_proxy=direct, NO_PROXY=direct)
 
 
-OWN_CLUSTER = ("test_local_control_plane.py", "test_operator_rights.py", "test_quickstart_page.py")
+OWN_CLUSTER = (
+    "test_local_control_plane.py",
+    "test_operator_rights.py",
+    "test_quickstart_page.py",
+    "test_service_upgrade.py",
+)
 """Files of tests/cluster that make clusters of their own and share none."""
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 import urllib3
 from tests.support import scenarios as s
+from tests.support.following import Following
 from tests.support.installed import Installed, fixed, make_namespace, pdservice, scenario
-from tests.support.traffic import Outcome, client, stream
 
 from pdserve.wire import http, names
 from pdserve.wire.credentials import control_token
@@ -40,56 +38,6 @@ def stored(cluster: s.Cluster) -> dict[str, str]:
     path = f"/api/v1/namespaces/{NAMESPACE}/secrets/{names.credentials_secret_name(NAMESPACE)}"
     data = (cluster.get(path) or {})["data"]
     return {use: base64.b64decode(data[use]).decode() for use in USES}
-
-
-class Following:
-    """Clients that use the gateways that are ready, as a Service's endpoints would have them."""
-
-    def __init__(self, cluster: s.Cluster, workers: int = 2) -> None:
-        self._cluster, self._workers = cluster, workers
-        self._over = threading.Event()
-        self.outcomes: list[Outcome] = []
-        self.urls: tuple[str, ...] = ()
-
-    def __enter__(self) -> Following:
-        self._look()
-        jobs = [self._watch, *[self._work] * self._workers]
-        self._threads = [threading.Thread(target=job, daemon=True) for job in jobs]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(120.0)
-            assert not thread.is_alive(), "a request neither ended nor failed"
-
-    @property
-    def completed(self) -> int:
-        return sum(1 for o in self.outcomes if o.ended is not None and not o.error)
-
-    def wait_more(self, count: int) -> None:
-        before = self.completed
-        s.until(f"{count} more requests", lambda: self.completed >= before + count)
-
-    def _look(self) -> None:
-        found = s.gateways(self._cluster, NAMESPACE, NAMESPACE)
-        urls = [self._cluster.url(p) for p in found if s.is_ready(p) and not s.leaving(p)]
-        self.urls = tuple(urls) or self.urls
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.2):
-            self._look()
-
-    def _work(self) -> None:
-        turn = 0
-        while not self._over.is_set():
-            turn += 1
-            outcome = Outcome(time.monotonic())
-            self.outcomes.append(outcome)
-            api = client(self.urls[turn % len(self.urls)])
-            stream(api, f"Tell me about the sea {turn}", 8, outcome)
 
 
 def answers(cluster: s.Cluster, pod: s.Json, method: str, path: str, token: str | None) -> int:
@@ -131,7 +79,7 @@ def test_all_secrets_are_rotated_under_load(service_cluster: s.Cluster) -> None:
     cluster = service_cluster
     before, alive = stored(cluster), s.pods(cluster, NAMESPACE)
     identities = {s.name_of(p): p["metadata"]["uid"] for p in alive}
-    with Following(cluster) as traffic:
+    with Following(cluster, NAMESPACE, NAMESPACE) as traffic:
         traffic.wait_more(10)
         resource = f"pdservice/{NAMESPACE}"
         rotate = f"{names.ANNOTATION_ROTATE}=1"

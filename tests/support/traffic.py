@@ -86,12 +86,18 @@ class Traffic:
 
 
 def stream(
-    api: OpenAI, prompt: str, max_tokens: int, outcome: Outcome, *, to_the_end: bool = False
+    api: OpenAI,
+    prompt: str,
+    max_tokens: int,
+    outcome: Outcome,
+    *,
+    to_the_end: bool = False,
+    model: str = MODEL,
 ) -> None:
     """One streamed completion, recorded in `outcome`; `to_the_end`: all of `max_tokens`."""
     try:
         chunks = api.completions.create(
-            model=MODEL,
+            model=model,
             prompt=prompt,
             max_tokens=max_tokens,
             stream=True,

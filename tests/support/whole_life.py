@@ -12,6 +12,7 @@ from tests.support import scenarios as s
 from tests.support.installed import fixed, pdservice, scenario
 
 from pdserve.controllers import event_reasons as reasons
+from pdserve.controllers.app import CLAIM
 from pdserve.groups.naming import pod_name
 from pdserve.wire import names
 
@@ -227,7 +228,11 @@ def changed_domain(cluster: s.Cluster) -> None:
 
 
 def leftovers(cluster: s.Cluster, *namespaces: str) -> list[str]:
-    """Everything in these namespaces that the product made or was made for it."""
+    """Everything in these namespaces that the product made or was made for it.
+
+    Not the operator's claim, which says whose the objects are: it is no service's, and outlives an
+    uninstall (docs/install.md).
+    """
     kinds = (
         "pods,services,endpointslices,deployments,replicasets,configmaps,secrets,serviceaccounts,"
         "roles,rolebindings,poddisruptionbudgets,leases,pdservices,scenariogroups,"
@@ -236,11 +241,9 @@ def leftovers(cluster: s.Cluster, *namespaces: str) -> list[str]:
     left = []
     for namespace in namespaces:
         found = json.loads(cluster.kubectl("get", kinds, "-n", namespace, "-o", "json"))["items"]
-        of_kubernetes = ("kube-root-ca.crt", "default", "keys")
+        staying = ("kube-root-ca.crt", "default", "keys", CLAIM)
         left += [
-            f"{o['kind']} {namespace}/{s.name_of(o)}"
-            for o in found
-            if s.name_of(o) not in of_kubernetes
+            f"{o['kind']} {namespace}/{s.name_of(o)}" for o in found if s.name_of(o) not in staying
         ]
     return left
 

@@ -46,6 +46,24 @@ def test_own_images_run_this_checkout(image: str, module: str) -> None:
     assert found.env == {"PDSERVE_BIND": "127.1.2.3"}, "as their real images bind all addresses"
 
 
+def test_tags_name_the_checkouts_of_a_directory_of_releases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def path_of(image: str) -> str | None:
+        return program(image, lambda: Path("/none"), "127.1.2.3").env.get("PYTHONPATH")
+
+    (tmp_path / "first" / "operator").mkdir(parents=True)
+    (tmp_path / "latest").symlink_to("first")
+    first = str((tmp_path / "first" / "operator").resolve())
+    assert path_of("pdserve/engine:first") is None
+    monkeypatch.setenv("PDSERVE_RELEASES", str(tmp_path))
+    assert path_of("pdserve/engine:first") == first
+    assert path_of("registry.example:5000/hub/pdserve/gateway:latest") == first, "not the link"
+    assert path_of("pdserve/engine:other") is None
+    assert path_of("pdserve/engine") is None
+    assert path_of("localhost:5000/pdserve/engine@sha256:first") is None
+
+
 def test_prometheus_is_looked_for_only_when_asked_for() -> None:
     found = program("docker.io/prom/prometheus:v3", lambda: Path("/bin/prom"), "127.1.2.3")
     assert found.entrypoint == ("/bin/prom", "--web.listen-address=127.1.2.3:9090")

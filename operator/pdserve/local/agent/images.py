@@ -3,10 +3,14 @@
 Only images whose programs this machine has are known; any other cannot be pulled, and the pod
 says so, as it would on a node without access to the registry. Real images listen on all addresses
 of their pod; pods here share the machine's, so each program is told its own.
+
+Tags mean nothing unless `PDSERVE_RELEASES` names a directory of checkouts: `pdserve/engine:v1` then
+runs the programs of `DIRECTORY/v1`, if there is one. Several versions run side by side so.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +25,7 @@ OWN_IMAGES: Mapping[str, Entrypoint] = {
 }
 PROMETHEUS_IMAGE = "prom/prometheus"
 PROMETHEUS_PORT = 9090
+ENV_RELEASES = "PDSERVE_RELEASES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,28 @@ def program(image: str, prometheus: Callable[[], Path], pod_ip: str) -> Program:
     # A mirror keeps the last two parts of the name: mirror.example/team/pdserve/engine.
     short = "/".join(name.split("/")[-2:])
     if short in OWN_IMAGES:
-        return Program(OWN_IMAGES[short], {"PDSERVE_BIND": pod_ip})
+        return Program(OWN_IMAGES[short], {"PDSERVE_BIND": pod_ip, **_release_env(image)})
     if short == PROMETHEUS_IMAGE:
         listen = f"--web.listen-address={pod_ip}:{PROMETHEUS_PORT}"
         return Program((str(prometheus()), listen))
     known = ", ".join((*OWN_IMAGES, PROMETHEUS_IMAGE))
     raise ImageError(f'image "{image}": a process node has no programs but those of {known}')
+
+
+def releases() -> dict[str, Path]:
+    """Tags that have a checkout of their own -> its directory.
+
+    Links are followed now: as an image, a running container keeps what it was started from.
+    """
+    directory = os.environ.get(ENV_RELEASES)
+    if not directory or not Path(directory).is_dir():
+        return {}
+    found = {path.name: path.resolve() for path in Path(directory).iterdir()}
+    return {tag: path for tag, path in found.items() if (path / "operator").is_dir()}
+
+
+def _release_env(image: str) -> dict[str, str]:
+    """What makes Python run another checkout's programs; `{}` for this one's."""
+    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+    checkout = releases().get(tag)
+    return {} if checkout is None else {"PYTHONPATH": str(checkout / "operator")}

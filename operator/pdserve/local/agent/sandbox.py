@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.local import processes
+from pdserve.local.agent.images import releases
 from pdserve.local.agent.launch import CANNOT_START
 from pdserve.local.errors import log_tail
 from pdserve.local.paths import cache_dir, checkout
@@ -255,6 +256,7 @@ def _programs() -> tuple[Path, ...]:
     places = {Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[3], cache_dir()}
     if (root := checkout()) is not None:
         places.add(root)
+    places.update(releases().values())
     return tuple(sorted(p for p in places if p.is_dir()))
 
 
