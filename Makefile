@@ -56,10 +56,10 @@ generate: $(VENV)/.installed ## crds/ and docs/reference/api.md from the models
 fuzz: $(VENV)/.installed ## every parser against a million odd inputs (FUZZ_ARGS="--only wire --seed 7")
 	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
-bench: bench-start ## all benches
+bench: bench-start bench-hostile ## benches of the whole: start and recovery, attacks and losses
 
 bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
-	@$(BIN)/python benchmarks/$*.py
+	@$(BIN)/python benchmarks/$*.py $(BENCH_ARGS)
 
 images: $(VENV)/.installed ## container images (TAG=... REGISTRY=... BASE_IMAGE=...): sizes, and build/images.json
 	@$(BIN)/python hack/images/build.py $(if $(TAG),--tag $(TAG)) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))

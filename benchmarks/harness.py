@@ -28,7 +28,8 @@ class Row:
     """One measured figure.
 
     `better` says which side of `floor` is good for the ratio: "lower" (time, cost) or "higher"
-    (throughput). `vs` names what `reference` is.
+    (throughput). `vs` names what `reference` is. `n` counts the repetitions behind `value`, and
+    `spread` is the largest minus the smallest of them, in `unit`.
 
     Raises:
         ValueError: value or reference is no number, or the reference is not above 0.
@@ -41,6 +42,8 @@ class Row:
     reference: float
     floor: float
     better: Literal["lower", "higher"]
+    n: int = 1
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -68,6 +71,8 @@ class Row:
             "ratio": self.ratio,
             "floor": self.floor,
             "ok": self.ok,
+            "n": self.n,
+            "spread": self.spread,
         }
 
 
@@ -114,7 +119,7 @@ def report(name: str, rows: list[Row], out: Path = OUT) -> int:
 
 def table(rows: list[Row]) -> str:
     """The rows for people."""
-    head = ("what", "value", "unit", "vs", "reference", "ratio", "floor", "")
+    head = ("what", "value", "unit", "vs", "reference", "ratio", "floor", "n", "spread", "")
     cells = [
         (
             r.what,
@@ -124,6 +129,8 @@ def table(rows: list[Row]) -> str:
             f"{r.reference:.3g}",
             f"{r.ratio:.2f}",
             f"{'<=' if r.better == 'lower' else '>='} {r.floor:g}",
+            str(r.n),
+            f"{r.spread:.2g}" if r.n > 1 else "-",
             "ok" if r.ok else "FAILED",
         )
         for r in rows

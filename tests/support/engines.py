@@ -64,6 +64,8 @@ class EngineProcess:
     token: str = TOKEN
     """PDSERVE_TOKEN; empty: not set."""
     env: dict[str, str] = field(default_factory=dict)
+    log: Path | None = None
+    """Where its output is appended; None: to the output of this process."""
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +85,19 @@ class EngineProcess:
             env["PDSERVE_TOKEN"] = self.token
         env["PYTHONPATH"] = str(Path(__file__).resolve().parents[2] / "operator")
         command = [sys.executable, "-m", "pdserve.refengine", "--role", self.role]
-        self.process = subprocess.Popen([*command, "--bind", self.host, *self.args], env=env)
+        command += ["--bind", self.host, *self.args]
+        if self.log is None:
+            self.process = subprocess.Popen(command, env=env)
+            return
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    @property
+    def rss(self) -> int:
+        """Resident bytes."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from tests.support.gateway_rig import PATIENCE
-from tests.support.stub_engine import StubEngine
+from tests.support.stub_engine import TOKEN, StubEngine
 
-from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable, Slo
 
 
-def write_routes(path: Path, slo: Slo, *engines: StubEngine, version: int = 1) -> None:
-    """One scenario `chat` over one group of these engines, model `tiny`."""
-    group = RouteGroup(0, "r1", tuple(e.route() for e in engines))
-    table = RouteTable(
-        "shop", version, "tiny", "Reference", (RouteScenario("chat", slo, (group,)),)
-    )
+def write_routes(
+    path: Path,
+    slo: Slo,
+    *engines: StubEngine | RouteInstance,
+    version: int = 1,
+    model: str = "tiny",
+    **scenario: Any,
+) -> None:
+    """One scenario `chat` over one group of these engines; `scenario`: its further fields."""
+    made = tuple(e if isinstance(e, RouteInstance) else e.route() for e in engines)
+    chat = RouteScenario("chat", slo, (RouteGroup(0, "r1", made),), **scenario)
+    table = RouteTable("shop", version, model, "Reference", (chat,))
     path.write_text(json.dumps(table.to_json()))
 
 
 class GatewayProcess:
     """Started with `start`; `lines` holds its access log."""
 
-    def __init__(self, routes: Path, *arguments: str) -> None:
+    def __init__(self, routes: Path, *arguments: str, token: str = TOKEN) -> None:
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith("PDSERVE_")}
+        self._env["PDSERVE_TOKEN"] = token
         self._command = [
             sys.executable, "-m", "pdserve.gateway", "--port", "0",
             "--routes", f"file:{routes}", *arguments,
@@ -39,8 +48,9 @@ class GatewayProcess:
     async def start(self) -> GatewayProcess:
         """Return when it listens and has a route table."""
         self._process = process = await asyncio.create_subprocess_exec(
-            *self._command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
+            *self._command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env=self._env,
+        )  # fmt: skip
         assert process.stderr is not None
         said = b""
         async with asyncio.timeout(PATIENCE):

@@ -45,10 +45,10 @@ _FIELDS = (
 
 
 def bodies(seed: int, model: str = "tiny") -> Iterator[tuple[str, bytes]]:
-    """Endless `(path, body)`; one in 50 is a `FIRST_LINE` body."""
+    """Endless `(path, body)`; one in 25 is a `FIRST_LINE` body."""
     rng = random.Random(seed)
     while True:
-        if rng.random() < 0.02:
+        if rng.random() < 0.04:
             path, raw = rng.choice(FIRST_LINE)
             yield path, raw.replace(b"%m", model.encode())
             continue
@@ -114,6 +114,8 @@ def _dumped(body: dict[str, Any]) -> bytes:
 class Tally:
     """What an attack saw. `faults`: answers that no body may get, with the body."""
 
+    first_line: int = 0
+    """Bodies sent with `min_tokens: null` or nested 260 deep."""
     statuses: Counter[int] = field(default_factory=Counter)
     faults: list[tuple[str, bytes]] = field(default_factory=list)
 
@@ -130,12 +132,14 @@ async def attack(
 ) -> Tally:  # fmt: skip
     """Send `count` bodies over so many connections; `patience`: seconds for one answer."""
     tally, source = Tally(), bodies(seed, model)
+    first = {raw.replace(b"%m", model.encode()) for _, raw in FIRST_LINE[:4]}
     left = iter(range(count))
 
     async def client() -> None:
         reader = writer = None
         for _ in left:
             path, body = next(source)
+            tally.first_line += body in first
             if writer is None:
                 reader, writer = await asyncio.open_connection(host, port)
             writer.write(

@@ -230,7 +230,7 @@ class Gateway:
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
         job = Job(endpoint, body, leg_name, trace)
         context = Context(lane, flow, self._tools, job, reply, request.head_at)
-        check_prompt_bytes(endpoint, context.size.text, lane.scenario.max_prompt_bytes)
+        check_prompt_bytes(endpoint, context.size, lane.scenario.max_prompt_bytes)
         record.context = context
         await serve(context)
 

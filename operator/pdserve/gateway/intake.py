@@ -10,6 +10,7 @@ from reprlib import repr as shown
 from typing import Any
 
 from pdserve.engines.flow import Endpoint
+from pdserve.forwarding.deadline import PromptSize
 from pdserve.gateway.errors import invalid
 from pdserve.http.errors import ApiError
 from pdserve.wire.bounds import WireError, parse_json
@@ -20,12 +21,18 @@ MAX_DEPTH = 64
 """Lists and objects inside one another: JSON schemas of tools are the deepest honest ones."""
 
 
-def check_prompt_bytes(endpoint: Endpoint, size: int, most: int) -> None:
-    """Raise 400 when a prompt has more bytes of text than fit into any context (0: not known)."""
-    if 0 < most < size:
+def check_prompt_bytes(endpoint: Endpoint, size: PromptSize, most: int) -> None:
+    """Raise 400 when a prompt fits into no context of `most` bytes of text (0: not known).
+
+    A token stands for at least one byte and a message has at least one token, so ids and messages
+    count as bytes.
+    """
+    total = size.text + size.tokens + size.messages
+    if 0 < most < total:
         raise ApiError(
             400,
-            f"the prompt has {size} bytes of text, and at most {most} fit into the context",
+            f"the prompt has {total} bytes of text, ids and messages, and at most {most} fit "
+            "into the context",
             code="context_length_exceeded",
             param="messages" if endpoint == "chat" else "prompt",
         )

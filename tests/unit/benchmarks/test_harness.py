@@ -36,6 +36,8 @@ def test_json_has_the_agreed_shape(tmp_path: Path) -> None:
             "ratio": 2.0,
             "floor": 4.0,
             "ok": True,
+            "n": 1,
+            "spread": 0.0,
         }
     ]
 
@@ -88,10 +90,14 @@ def test_a_value_that_is_no_number_is_refused(value: float) -> None:
 
 
 def test_the_table_has_one_line_per_row_and_says_which_side_is_good() -> None:
-    head, first, second = table([row(), row(what="speed", value=5.0, better="higher")]).splitlines()
-    assert head.split() == ["what", "value", "unit", "vs", "reference", "ratio", "floor"]
-    assert first.split() == ["start", "2", "s", "nothing", "1", "2.00", "<=", "4", "ok"]
-    assert second.split()[-3:] == [">=", "4", "ok"]
+    head, first, second = table(
+        [row(), row(what="speed", value=5.0, better="higher", n=5, spread=0.25)]
+    ).splitlines()
+    assert head.split() == [
+        "what", "value", "unit", "vs", "reference", "ratio", "floor", "n", "spread",
+    ]  # fmt: skip
+    assert first.split() == ["start", "2", "s", "nothing", "1", "2.00", "<=", "4", "1", "-", "ok"]
+    assert second.split()[-5:] == [">=", "4", "5", "0.25", "ok"]
 
 
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +107,7 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
     assert said.err.startswith("[") and said.err.endswith("s] half way\n")
 
 
-@pytest.mark.parametrize("bench", ["start"])
+@pytest.mark.parametrize("bench", ["start", "hostile"])
 def test_help_says_what_a_bench_is_about(bench: str) -> None:
     argv = [sys.executable, str(ROOT / "benchmarks" / f"{bench}.py"), "--help"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)

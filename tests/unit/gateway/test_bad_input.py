@@ -338,22 +338,26 @@ async def test_what_a_client_that_left_had_sent_is_not_counted(rig: Rig) -> None
     stream.cancel()
 
 
-@pytest.mark.parametrize("kind", ["complete", "chat"])
+@pytest.mark.parametrize("kind", ["complete", "ids", "messages"])
 async def test_a_prompt_that_fits_into_no_context_reaches_no_engine(rig: Rig, kind: str) -> None:
     made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
     await rig.start()
     await rig.routes(made, max_prompt_bytes=1000)
     fits, long = ("\u00e9" * 500, "\u00e9" * 500 + "x")
-    if kind == "chat":
+    if kind == "ids":
+        answers = [await rig.complete(prompt=[5] * count) for count in (1000, 1001)]
+    elif kind == "messages":
+        # The message itself counts as one.
         answers = [
-            await rig.chat(messages=[{"role": "user", "content": text}]) for text in (fits, long)
+            await rig.chat(messages=[{"role": "user", "content": text}])
+            for text in ("\u00e9" * 499 + "x", fits)
         ]
     else:
         answers = [await rig.complete(prompt=text) for text in (fits, long)]
     assert [a.status for a in answers] == [200, 400]
     error = answers[1].json["error"]
     assert error["code"] == "context_length_exceeded"
-    assert "1001 bytes of text, and at most 1000" in error["message"]
+    assert "1001 bytes of text, ids and messages, and at most 1000 fit" in error["message"]
     assert made[0].events["attempts"] == 1
     assert await rig.metric(names.GATEWAY_OFFERED) == 1
 

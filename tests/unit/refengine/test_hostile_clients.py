@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -28,15 +27,6 @@ def raw_request(body: dict[str, Any], name: str = "", path: str = PATH) -> bytes
     head = f"POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer test-token\r\n"
     head += f"{http.HEADER_REQUEST_ID}: {name}\r\n" if name else ""
     return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
-
-
-def rss(engine: EngineProcess) -> int:
-    """Bytes of resident memory."""
-    assert engine.process is not None
-    for line in Path(f"/proc/{engine.process.pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")
 
 
 # --- aborts -----------------------------------------------------------------------------------
@@ -131,11 +121,11 @@ async def test_a_body_of_4_mib_is_refused_and_costs_nothing(
     body = before + middle * (room // len(middle)) + b" " * (room % len(middle)) + after
     path = http.PATH_CHAT if shape == "messages" else PATH
     await client.call("POST", engine.url + PATH, BODY)
-    base, seen = rss(engine), []
+    base, seen = engine.rss, []
     for _ in range(5):
         reply = await client.call("POST", engine.url + path, body)
         assert (reply.status, reply.body["error"]["code"]) == (400, "context_length_exceeded")
-        seen.append(rss(engine))
+        seen.append(engine.rss)
     assert max(seen) - base <= 50 << 20
     assert (await client.call("POST", engine.url + PATH, BODY)).status == 200
 
