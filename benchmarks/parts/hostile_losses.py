@@ -66,15 +66,15 @@ async def poison(share: float, progress: Progress) -> list[Row]:
             2 / len(prefills), "lower", rounds, max(lost) - min(lost),
         ),
         Row(
-            "... other requests that fail", len(probe.failed), "requests", "sent meanwhile",
-            probe.sent, 0, "lower",
+            "... query of death: other requests that fail", len(probe.failed), "requests",
+            "sent meanwhile", probe.sent, 0, "lower",
         ),
         Row(
-            "... not told 502", sum(status != 502 for status in answers), "requests",
-            "queries of death", rounds, 0, "lower",
+            "... query of death: not told 502", sum(status != 502 for status in answers),
+            "requests", "queries of death", rounds, 0, "lower",
         ),
         Row(
-            "... until all prefills serve again", median(back), "s",
+            "... query of death: until all prefills serve again", median(back), "s",
             "after one prefill was killed", median(usual), 3, "lower",
             rounds, max(back) - min(back),
         ),
@@ -164,8 +164,8 @@ async def gateways(share: float, progress: Progress) -> list[Row]:
             "open streams of it", sum(open_), 1, "lower", rounds, max(lost) - min(lost),
         ),
         Row(
-            "... of the other gateway, or sent again to it", others + again, "requests",
-            "open streams of the killed", sum(open_), 0, "lower",
+            "... gateway killed: lost at the other, or sent again to it", others + again,
+            "requests", "open streams of the killed", sum(open_), 0, "lower",
         ),
     ]  # fmt: skip
 

@@ -85,7 +85,7 @@ async def idle(share: float, progress: Progress) -> list[Row]:
             max(refused) - min(refused),
         ),
         Row(
-            "... their TTFT p99", p99, "s", "target", target, 1, "lower", len(times),
+            "... idle: TTFT p99", p99, "s", "target", target, 1, "lower", len(times),
             max(times, default=0) - min(times, default=0),
         ),
     ]  # fmt: skip

@@ -129,6 +129,8 @@ def prompt_size(body: Mapping[str, Any]) -> PromptSize:
     prompt, messages = body.get("prompt"), body.get("messages")
     if isinstance(prompt, str):
         size.text += _bytes(prompt)
+    elif isinstance(prompt, list) and set(map(type, prompt)) == {int}:
+        size.tokens = len(prompt)
     elif isinstance(prompt, list):
         for part in prompt:
             _add_part(size, part)

@@ -28,7 +28,7 @@ from pdserve.gateway.errors import overloaded
 from pdserve.gateway.front import Certificate, Front
 from pdserve.gateway.http_client import Pool
 from pdserve.gateway.http_server import HttpServer, Limits, Reply
-from pdserve.gateway.intake import check_prompt_bytes, parse_body, parsed_size
+from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parse_body, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
@@ -212,6 +212,7 @@ class Gateway:
     async def _generate(
         self, endpoint: Endpoint, request: Request, reply: Reply, record: Record
     ) -> None:
+        check_body_bytes(endpoint, len(request.body), self.service.largest_body)
         size = parsed_size(request.body)
         if size + len(request.body) > self.server.memory.limit:
             raise ApiError(413, "the body holds too many values", code="too_large")

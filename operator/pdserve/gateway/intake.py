@@ -12,6 +12,7 @@ from typing import Any
 from pdserve.engines.flow import Endpoint
 from pdserve.forwarding.deadline import PromptSize
 from pdserve.gateway.errors import invalid
+from pdserve.http.collector import collector_paused
 from pdserve.http.errors import ApiError
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.http import PATH_CHAT, PATH_COMPLETIONS
@@ -38,6 +39,20 @@ def check_prompt_bytes(endpoint: Endpoint, size: PromptSize, most: int) -> None:
         )
 
 
+def check_body_bytes(endpoint: Endpoint, size: int, most: int) -> None:
+    """Raise 400 when a body of `size` bytes holds no prompt that fits any context (0: not known).
+
+    Engines refuse it as well; here it costs no parsing, which would hold everybody else up.
+    """
+    if 0 < most < size:
+        raise ApiError(
+            400,
+            f"the body has {size} bytes; one with a prompt that fits has at most {most}",
+            code="context_length_exceeded",
+            param="messages" if endpoint == "chat" else "prompt",
+        )
+
+
 def parsed_size(raw: bytes) -> int:
     """About how many bytes the legs' bodies and the values of a body take, beside itself.
 
@@ -52,7 +67,8 @@ def parsed_size(raw: bytes) -> int:
 def parse_body(endpoint: Endpoint, raw: bytes) -> dict[str, Any]:
     """The body as a dict that both legs can be made from."""
     try:
-        body = parse_json(raw, max_bytes=len(raw), max_depth=MAX_DEPTH)
+        with collector_paused(len(raw)):
+            body = parse_json(raw, max_bytes=len(raw), max_depth=MAX_DEPTH)
     except WireError as error:
         raise ApiError(400, f"the body cannot be read: {error}", code="invalid_json") from error
     if not isinstance(body, dict):
@@ -88,7 +104,7 @@ def _check_prompt(prompt: Any) -> None:
         return
     if not isinstance(prompt, list) or not prompt:
         raise invalid("prompt", "prompt must be a string or a non-empty list of token ids")
-    if all(isinstance(p, int) and not isinstance(p, bool) for p in prompt):
+    if set(map(type, prompt)) == {int}:
         return
     if len(prompt) > 1:
         raise invalid("prompt", f"one prompt per request, not {len(prompt)}: send them apart")

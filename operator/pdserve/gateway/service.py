@@ -25,6 +25,7 @@ from pdserve.gateway.http_client import Pool
 from pdserve.gateway.lane import Lane
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.http.errors import ApiError
+from pdserve.wire.links import largest_body
 from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Service:
         self, metrics: GatewayMetrics, pool: Pool, rng: random.Random, room_limit: int = 1024
     ) -> None:
         self.table: RouteTable | None = None
+        self.largest_body = 0
+        """Bytes of a body above which its prompt fits into no context; 0: not known."""
         self._metrics = metrics
         self._pool = pool
         self._rng = rng
@@ -64,6 +67,8 @@ class Service:
         for lane in old.values():
             lane.retire()
         self.table = table
+        bounds = [s.max_prompt_bytes for s in table.scenarios]
+        self.largest_body = largest_body(max(bounds)) if bounds and all(bounds) else 0
         self._metrics.follow(table)
         self._pool.keep_only(
             {i.endpoint for s in table.scenarios for g in s.groups for i in g.instances}

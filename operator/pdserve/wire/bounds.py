@@ -60,6 +60,9 @@ def parse_json(raw: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int =
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise WireError(f"document: not JSON: {error!s:.200}") from None
+    openings = (b"[", b"{") if isinstance(raw, bytes) else ("[", "{")
+    if sum(map(raw.count, openings)) <= max_depth:  # type: ignore[arg-type]
+        return value
     # Level by level: recursion would end where the interpreter's stack does.
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(max_depth):

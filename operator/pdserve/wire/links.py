@@ -9,6 +9,17 @@ from pdserve.wire.bounds import MAX_REPORTED_VERSION, Fields
 
 MAX_CAPABILITY = 1000
 MAX_GRANT = 256
+OTHER_FIELDS = 64 << 10
+"""Bytes of a body for everything but the prompt."""
+
+
+def largest_body(max_prompt_bytes: int) -> int:
+    """Bytes above which no request body holds a prompt that fits; 0 where that is not known.
+
+    JSON spells a byte of text with at most six, and a token id with fewer than six for each byte
+    of the longest token.
+    """
+    return 6 * max_prompt_bytes + OTHER_FIELDS if max_prompt_bytes else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from tests.support.hostile_bodies import FIRST_LINE, attack
 
 from pdserve.gateway.http_server import Limits
 from pdserve.wire import metrics as names
+from pdserve.wire.links import largest_body
 from pdserve.wire.routes import Slo
 
 C, M = "/v1/completions", "/v1/chat/completions"
@@ -360,6 +361,25 @@ async def test_a_prompt_that_fits_into_no_context_reaches_no_engine(rig: Rig, ki
     assert "1001 bytes of text, ids and messages, and at most 1000 fit" in error["message"]
     assert made[0].events["attempts"] == 1
     assert await rig.metric(names.GATEWAY_OFFERED) == 1
+
+
+@pytest.mark.invariant(10)
+async def test_a_body_that_holds_no_prompt_that_fits_is_not_parsed(rig: Rig) -> None:
+    made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
+    await rig.start(limits=Limits())
+    await rig.routes(made, max_prompt_bytes=1000)
+    most = largest_body(1000)
+    small = b'{"model":"tiny","prompt":"x"}'
+    fits = small + b" " * (most - len(small))
+    assert (await rig.request("POST", C, fits)).status == 200
+    for body in (fits + b" ", b"[" * (most + 1)):
+        answer = await rig.request("POST", C, body)
+        assert (answer.status, answer.json["error"]["code"]) == (400, "context_length_exceeded")
+        assert f"{most + 1} bytes; one with a prompt that fits has at most {most}" in str(
+            answer.json
+        )
+    await rig.routes(made)
+    assert (await rig.request("POST", C, fits + b" ")).status == 200, "no bound is known"
 
 
 @pytest.mark.invariant(10)

@@ -23,6 +23,7 @@ from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.request import Finish, Request, TokenEvent
 from pdserve.refengine.runtime.sequence import Sequence
 from pdserve.wire import http
+from pdserve.wire.links import largest_body
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 MAX_ID = 128
@@ -35,8 +36,6 @@ TOKENISERS = 2
 """Threads that tokenise beside the event loop; the library gives up the GIL meanwhile."""
 TOKENISE_HERE = 2048
 """Bytes of text that are tokenised at once on the event loop: 1 ms, less than a thread costs."""
-OTHER_FIELDS = 64 << 10
-"""Bytes of a body for everything but the prompt."""
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +76,8 @@ class Generator:
 
     @property
     def body_bytes(self) -> int:
-        """Bytes above which no body holds a prompt that fits.
-
-        JSON spells a byte of text with at most six, and a token id with fewer than six for each
-        byte of the longest token.
-        """
-        return 6 * self._limits.prompt_bytes + OTHER_FIELDS
+        """Bytes above which no body holds a prompt that fits."""
+        return largest_body(self._limits.prompt_bytes)
 
     @property
     def prompt_bytes(self) -> int:
