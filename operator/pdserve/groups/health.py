@@ -19,6 +19,7 @@ from typing import Any
 
 from pdserve.groups.types import Fault
 from pdserve.topology.nodes import is_extended, node_view, pod_devices, timestamp
+from pdserve.wire import names
 
 ENGINE_CONTAINER = "engine"
 _BAD_IMAGE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
@@ -253,6 +254,14 @@ def unready_since(pod: Mapping[str, Any], since: Since) -> float | None:
     if ready.get("status") == "True" or not ready:
         return None
     return _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime")))
+
+
+def linked_since(pod: Mapping[str, Any], since: Since) -> float | None:
+    """When condition Linked was last seen to be set; None while it is not True."""
+    linked = condition(pod, names.CONDITION_LINKED)
+    if linked.get("status") != "True":
+        return None
+    return _began(pod, since, "Linked", timestamp(linked.get("lastTransitionTime")))
 
 
 def _began(pod: Mapping[str, Any], since: Since, what: str, stamp: float | None) -> float:

@@ -15,6 +15,7 @@ from pdserve.groups.health import (
     created,
     device_ids,
     engine_status,
+    linked_since,
     unready_since,
     up_since,
 )
@@ -103,6 +104,7 @@ def instance_obs(
         recheck_after=verdict.recheck_after,
         up_since=up_since(pod, since),
         unready_since=unready_since(pod, since),
+        linked_since=linked_since(pod, since),
         startup_deadline=limits.startup_deadline,
     )
 

@@ -4,7 +4,7 @@ Ready includes Linked, and a link needs both ends: a decode whose only prefill l
 for an hour is sound. An engine that does not answer at all is judged by `health`. Here, after
 `startup_deadline` seconds in which it and what it links to answered:
 
-    linked, but not Ready               its own readiness fails: lost
+    linked, but not Ready since then    its own readiness fails: lost
     nobody of the other role answers    it waits for others: not lost
     others of the other role are linked everybody else managed to: lost
     nobody is linked                    the one that has not taken over the table, else the
@@ -58,7 +58,10 @@ def _left(instance: InstanceObs, group: GroupView, now: float) -> float | None:
     """Seconds until it is late; None while it waits for somebody else."""
     assert instance.up_since is not None  # noqa: S101 - the caller's filter
     began = max(instance.up_since, instance.unready_since or 0.0)
-    if not instance.linked:
+    if instance.linked:
+        # Ready follows Linked, for which it may have waited long.
+        began = max(began, instance.linked_since or 0.0)
+    else:
         others = [
             i.up_since or 0.0
             for i in _opposite(instance, group)

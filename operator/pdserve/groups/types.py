@@ -72,6 +72,8 @@ class InstanceObs:
     """When its engine was first seen to answer its startup probe; None while it does not."""
     unready_since: float | None = None
     """When Ready was last seen to change to not True; None while it is True or was never told."""
+    linked_since: float | None = None
+    """When condition Linked was last seen to be set; None while it is not True."""
     startup_deadline: float = 900.0
     """Seconds that it may take until it answers, and from then on until it is Ready."""
 

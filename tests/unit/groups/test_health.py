@@ -265,6 +265,18 @@ def test_linked_is_lost_with_the_container() -> None:
     assert seen.linked_container == "containerd://1"
 
 
+def test_since_when_an_instance_is_linked_is_known_while_it_is() -> None:
+    def since(status: str) -> float | None:
+        linked = {
+            "type": names.CONDITION_LINKED, "status": status, "lastTransitionTime": stamp(3),
+        }  # fmt: skip
+        return instance_obs(pod(conditions=[linked]), node(), NOW).linked_since
+
+    assert since("True") == NOW - 3
+    assert since("False") is None
+    assert instance_obs(pod(), node(), NOW).linked_since is None
+
+
 def test_devices_of_a_partial_node_come_from_the_kubelet_or_not_at_all() -> None:
     told = [{"name": RESOURCE, "resources": [{"resourceID": "npu-1", "health": "Healthy"}]}]
     seen = instance_obs(pod(devices=1, allocatedResourcesStatus=told), node(), NOW)

@@ -53,6 +53,12 @@ CASES = [
         {"d0"},
     ),
     (
+        "it waited long for its prefill and was linked a moment ago",
+        [instance("p0"), starting("d0", LATE, linked_container="c-d0", linked_since=EARLY)],
+        "",
+        set(),
+    ),
+    (
         "it was Ready until a moment ago",
         [
             instance("p0"),
