@@ -23,7 +23,7 @@ from tests.support.process_cluster import ProcessCluster
 from pdserve.local.agent.images import ENV_RELEASES
 from pdserve.wire import names
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 ROOT = CHART.parents[1]
 OLD_COMMIT = "c9d43e0"

@@ -1,0 +1,276 @@
+"""What users of the cluster do on an ordinary day costs no instance and no request.
+
+Counts edited by hand, a renamed model, a bad revision that meets a fault, an API server that
+stands still: under load, and each with what may change and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from tests.support import scenarios as s
+from tests.support.following import Following
+from tests.support.installed import (
+    Installed,
+    fixed,
+    image,
+    make_namespace,
+    pdservice,
+    ratio,
+    role,
+    scenario,
+)
+from tests.support.traffic import MODEL
+from urllib3.exceptions import HTTPError
+
+from pdserve.controllers import event_reasons as reasons
+from pdserve.wire import names
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+NAMESPACE = "actions"
+GROUP = names.scenario_group_name(NAMESPACE, "chat")
+EDITS = 5
+"""In each mode."""
+SEED = 9
+OTHER = "pdserve-renamed"
+START_SECONDS = 3
+"""Every instance takes at least so long to start."""
+FROZEN_SECONDS = 20
+"""Longer than a node may be silent here: its grace of 10 s and `nodeSuspectSeconds`."""
+WAIT = 120.0
+
+
+class Service:
+    """PDService actions/actions with one scenario."""
+
+    def __init__(self, cluster: s.Cluster) -> None:
+        self.cluster = cluster
+        sleep = ["sleep", str(START_SECONDS)]
+        slow = {"name": "slow", "image": image("engine"), "command": sleep}
+        template = {"spec": {"initContainers": [slow]}}
+        self.document = pdservice(
+            NAMESPACE,
+            NAMESPACE,
+            scenario("chat", fixed(1, 1, 2)),
+            prefill=role(slots=4) | {"template": template},
+            decode=role(slots=16) | {"template": template},
+            recovery={"drainSeconds": 30, "nodeSuspectSeconds": 5},
+        )
+
+    @property
+    def spec(self) -> s.Json:
+        """What `apply` applies."""
+        spec: s.Json = self.document["spec"]
+        return spec
+
+    def apply(self) -> None:
+        """`kubectl apply`."""
+        self.cluster.apply(self.document, namespace=NAMESPACE)
+
+    def set_ratio(self, chosen: s.Json) -> None:
+        """Another mode or other counts; returns when that is settled."""
+        self.spec["scenarios"][0]["ratio"] = chosen
+        self.apply()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it is Ready, and nothing goes on."""
+        s.wait_service(self.cluster, NAMESPACE, NAMESPACE, WAIT)
+        s.wait_settled(self.cluster, NAMESPACE, GROUP, WAIT)
+
+    def instances(self) -> dict[str, s.Identity]:
+        """Its instances that stay."""
+        found = {s.name_of(p) for p in s.pods(self.cluster, NAMESPACE)}
+        every = s.identities(self.cluster, NAMESPACE)
+        return {name: identity for name, identity in every.items() if name in found}
+
+    def traffic(self, model: str = MODEL) -> Following:
+        """Clients of its gateways."""
+        return Following(self.cluster, NAMESPACE, NAMESPACE, model=model)
+
+
+class Seen:
+    """Every instance that there ever is while the block runs, also one that does not stay."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._over = threading.Event()
+        self.uids: set[str] = set()
+
+    def __enter__(self) -> Seen:
+        self._look()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(WAIT)
+        self._look()
+
+    def _look(self) -> None:
+        found = s.pods(self._service.cluster, NAMESPACE)
+        self.uids |= {pod["metadata"]["uid"] for pod in found}
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            with suppress(HTTPError, AssertionError):
+                self._look()
+
+
+@pytest.fixture(scope="module")
+def service(installed: Installed) -> Iterator[Service]:
+    cluster = installed.cluster
+    make_namespace(cluster, NAMESPACE)
+    made = Service(cluster)
+    made.apply()
+    made.wait()
+    yield made
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+def named_by_decisions(decisions: list[s.Json], since: int) -> tuple[int, int]:
+    """Pods that applied decisions after the first `since` make, and that they delete."""
+    made = deleted = 0
+    for decision in decisions[since:]:
+        if decision["outcome"] == "Applied":
+            old, new = decision["from"], decision["to"]
+            both = min(old["groups"], new["groups"])
+            for each in ("prefill", "decode"):
+                made += both * max(0, new[each] - old[each])
+                made += max(0, new["groups"] - old["groups"]) * new[each]
+                deleted += both * max(0, old[each] - new[each])
+                deleted += max(0, old["groups"] - new["groups"]) * old[each]
+    return made, deleted
+
+
+def counted(cluster: s.Cluster) -> bool:
+    """The ScenarioGroup asks for what the newest applied decision says."""
+    applied = [d for d in s.decisions(cluster, NAMESPACE, GROUP) if d["outcome"] == "Applied"]
+    wanted = tuple(applied[-1]["to"][each] for each in ("groups", "prefill", "decode"))
+    return s.counts(cluster, NAMESPACE, GROUP) == wanted
+
+
+@pytest.mark.parametrize("mode", ["Fixed", "Advise", "Auto"])
+def test_counts_edited_by_hand_make_and_delete_only_what_decisions_name(
+    service: Service, mode: str
+) -> None:
+    """0 groups are among the edits, which come at random times, also while one is undone."""
+    cluster, rng = service.cluster, random.Random(f"{SEED} {mode}")
+    service.set_ratio(fixed(1, 1, 2))
+    if mode != "Fixed":
+        service.set_ratio(ratio(mode))
+    with service.traffic() as traffic:
+        traffic.wait_more(5)
+        before, known = service.instances(), len(s.decisions(cluster, NAMESPACE, GROUP))
+        with Seen(service) as seen:
+            there = set(seen.uids)
+            for number in range(EDITS):
+                edit = {"replicas": 0 if number == 0 else rng.randint(0, 3)}
+                for each in rng.sample(("prefill", "decode"), rng.randint(0, 2)):
+                    edit[each] = {"replicas": rng.randint(1, 3)}  # type: ignore[assignment]
+                patch = json.dumps({"spec": edit})
+                cluster.kubectl("patch", "psg", GROUP, "-n", NAMESPACE, "--type=merge", "-p", patch)
+                traffic.wait_more(rng.randint(1, 6))
+            s.until("counts are as decided", lambda: counted(cluster), WAIT)
+            service.wait()
+            traffic.wait_more(10)
+        decided = s.decisions(cluster, NAMESPACE, GROUP)
+    made, deleted = named_by_decisions(decided, known)
+    change = s.difference(before, service.instances())
+    assert s.events(cluster, NAMESPACE, reasons.HAND_EDIT), "the edits were seen"
+    assert len(seen.uids - there) <= made, decided
+    assert len(change.gone) <= deleted, decided
+    assert change.restarted == set()
+    assert traffic.errors == []
+
+
+def test_a_renamed_model_is_served_under_its_old_name_until_the_new_one_is(
+    service: Service,
+) -> None:
+    service.set_ratio(fixed(1, 1, 1))
+    with service.traffic() as old, service.traffic(OTHER) as new:
+        old.wait_more(10)
+        service.spec["model"]["name"] = OTHER
+        service.apply()
+        new.wait_more(20)
+        service.wait()
+        new.wait_more(20)
+    served = min(o.began for o in new.outcomes if not o.error)
+    lost = [o.error for o in new.outcomes if o.began > served and o.error]
+    assert lost == [], "the new name, once it was served"
+    lost = [o.error for o in old.outcomes if o.ended is not None and o.ended < served and o.error]
+    assert lost == [], "the old name, until the new one was served"
+    assert old.completed >= 10
+    assert all("404" in error or "NotFound" in error for error in (*old.errors, *new.errors))
+    service.spec["model"]["name"] = MODEL
+    service.apply()
+    service.wait()
+
+
+def test_a_bad_revision_and_a_fault_in_each_old_group_leave_them_whole(service: Service) -> None:
+    """Lost instances come back at the revision of their P/D group, not at the bad one."""
+    cluster = service.cluster
+    service.set_ratio(fixed(2, 1, 1))
+    before = service.instances()
+    (revision,) = {_label(pod, names.LABEL_REVISION) for pod in s.pods(cluster, NAMESPACE)}
+    with service.traffic() as traffic:
+        service.spec["engine"]["image"] = "pdserve/no-such-engine:dev"
+        service.apply()
+        s.until(
+            "a group of the bad revision",
+            lambda: len(service.instances()) > len(before),
+            WAIT,
+        )
+        victims = {
+            s.name_of(pod)
+            for role, index in (("decode", "0"), ("prefill", "1"))
+            for pod in s.pods(cluster, NAMESPACE, role=role, group_index=index)
+        }
+        assert len(victims) == 2 and victims < before.keys()
+        cluster.kubectl("delete", "pod", *victims, "-n", NAMESPACE, "--wait=false")
+
+        def whole() -> set[str]:
+            """What is routed, once that is as many as before and no victim."""
+            routed = s.routed(cluster, NAMESPACE, NAMESPACE)
+            return routed if len(routed) == len(before) and not victims & routed else set()
+
+        routed = s.until("the old groups are whole again", whole, WAIT)
+        found = {s.name_of(pod): pod for pod in s.pods(cluster, NAMESPACE)}
+        assert {_label(found[name], names.LABEL_REVISION) for name in routed} == {revision}
+        assert before.keys() - routed == victims
+        traffic.wait_more(20)
+        service.spec["engine"]["image"] = image("engine")
+        service.apply()
+        service.wait()
+    assert traffic.errors == []
+
+
+def _label(pod: s.Json, label: str) -> str:
+    return str(pod["metadata"]["labels"][label])
+
+
+def test_an_api_server_that_stands_still_costs_no_instance(service: Service) -> None:
+    cluster, before = service.cluster, service.instances()
+    with service.traffic() as traffic, Seen(service) as seen:
+        there = set(seen.uids)
+        with cluster.api_frozen():
+            threading.Event().wait(FROZEN_SECONDS)
+            traffic.wait_more(10)
+
+        def all_ready() -> bool:
+            nodes = (cluster.get("/api/v1/nodes") or {})["items"]
+            return all(s.condition(n, "Ready").get("status") == "True" for n in nodes)
+
+        s.until("all nodes are heard again", all_ready, WAIT)
+        service.wait()
+        traffic.wait_more(20)
+    assert seen.uids == there
+    assert s.difference(before, service.instances()) == s.Difference(set(), set(), set())
+    assert traffic.errors == []
