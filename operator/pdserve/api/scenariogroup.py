@@ -173,6 +173,8 @@ class RepairStatus(Observed):
     """Uid of the pod counted last, so that one fault is counted once."""
     fault: Annotated[str, Text(64, min=0)] = ""
     """Its fault, e.g. `CrashLoop`."""
+    message: Paragraph = ""
+    """What was seen of it, e.g. the scheduler's own words."""
 
 
 class ClaimStatus(Observed):

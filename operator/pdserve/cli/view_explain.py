@@ -39,7 +39,9 @@ def _conditions(group: api.ScenarioGroup) -> str:
         for c in group.status.conditions
     ]
     lines += [
-        f"  slot {r.slot}: {r.failures} faults, last {r.last_failure_time}" + _avoiding(r)
+        f"  slot {r.slot}: {r.failures} faults, last {r.last_failure_time}"
+        + _avoiding(r)
+        + _seen(r)
         for r in group.status.repairs
     ]
     return "\n".join(lines)
@@ -48,6 +50,10 @@ def _conditions(group: api.ScenarioGroup) -> str:
 def _avoiding(repair: api.RepairStatus) -> str:
     nodes = [s.node for s in repair.suspects] or [n for n in (repair.suspect_node,) if n]
     return f", avoiding {'nodes' if len(nodes) > 1 else 'node'} {', '.join(nodes)}" if nodes else ""
+
+
+def _seen(repair: api.RepairStatus) -> str:
+    return f": {repair.fault}: {repair.message}" if repair.message else ""
 
 
 def _places(group: api.ScenarioGroup) -> str:

@@ -119,6 +119,8 @@ def _repair(repair: Repair) -> dict[str, Any]:
         ]
     if repair.not_before:
         status["notBeforeTime"] = rfc3339(repair.not_before)
+    if repair.message:
+        status["message"] = repair.message
     if repair.last_uid:
         status["lastUid"] = repair.last_uid
     return status

@@ -148,6 +148,7 @@ def repairs_of(group: ScenarioGroup) -> tuple[Repair, ...]:
             not_before=epoch_of(r.not_before_time) if r.not_before_time else 0.0,
             last_uid=r.last_uid,
             fault=r.fault,
+            message=r.message,
         )
         for r in group.status.repairs
     )

@@ -44,7 +44,7 @@ class Trouble:
 
 
 def of_instances(pods: Iterable[Mapping[str, Any]]) -> Iterable[Trouble]:
-    """Troubles of instances: their containers. Where they are placed, `groups` decides."""
+    """Troubles of instances: their containers. Without a node: the group's condition Placed."""
     for pod in _staying(pods):
         yield from _container(pod)
 

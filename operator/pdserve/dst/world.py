@@ -113,6 +113,8 @@ class World:
     """Seconds between two looks of scheduler, kubelets and controllers."""
     delay: Callable[[Request], float] = lambda _request: 0.0
     """Seconds that a request of the operator waits, e.g. for a slow admission webhook."""
+    unfit: Callable[[str, Object], str | None] = lambda _node, _pod: None
+    """Why the scheduler does not bind a pod to a node, beside devices: CPU, volumes, ports."""
     rights: Rights = field(default_factory=Rights)
     """What the operators let templates ask for."""
     api: FakeApi = field(init=False)
@@ -415,10 +417,15 @@ class World:
 
     def _schedule(self, pod: Object) -> None:
         node = pinned_node(pod) or "anywhere"
-        if not self._has_room(node, pod):
+        why = self.unfit(node, pod)
+        if why is None and not self._has_room(node, pod):
+            why = f"Insufficient {NPU}"
+        if why is not None:
             if pod["metadata"]["name"] not in self.refused:
                 self.refused.add(pod["metadata"]["name"])
-                self._status(pod, {"phase": "Pending"}, [("PodScheduled", "False")], UNSCHEDULABLE)
+                said = f"0/{len(self.seen(NODES))} nodes are available: 1 {why}."
+                refusal = [("PodScheduled", "False")]
+                self._status(pod, {"phase": "Pending"}, refusal, UNSCHEDULABLE, said)
             return
         self.refused.discard(pod["metadata"]["name"])
         store = self.api.store(PODS)
@@ -478,13 +485,24 @@ class World:
             self._status(pod, {}, [("Ready", ready)])
 
     def _status(
-        self, pod: Object, status: Object, conditions: list[tuple[str, str]], reason: str = ""
+        self,
+        pod: Object,
+        status: Object,
+        conditions: list[tuple[str, str]],
+        reason: str = "",
+        message: str = "",
     ) -> None:
         body = {
             "status": {
                 **status,
                 "conditions": [
-                    {"type": kind, "status": value, "reason": reason, "lastTransitionTime": stamp()}
+                    {
+                        "type": kind,
+                        "status": value,
+                        "reason": reason,
+                        "message": message,
+                        "lastTransitionTime": stamp(),
+                    }
                     for kind, value in conditions
                 ],
             }

@@ -199,18 +199,27 @@ def _crash_loop(pod: Mapping[str, Any], limits: HealthLimits) -> Verdict:
     )
 
 
+def unscheduled(pod: Mapping[str, Any]) -> str | None:
+    """The scheduler's words for why it binds the pod to no node; None while it does not refuse."""
+    if pod.get("spec", {}).get("nodeName"):
+        return None
+    found = condition(pod, "PodScheduled")
+    if found.get("status") != "False" or found.get("reason") != "Unschedulable":
+        return None
+    return str(found.get("message") or "the scheduler gives no reason")
+
+
 def _unschedulable(
     pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since
 ) -> Verdict:
-    if pod.get("spec", {}).get("nodeName"):
+    said = unscheduled(pod)
+    if said is None:
         return Verdict()
     found = condition(pod, "PodScheduled")
-    if found.get("status") != "False" or found.get("reason") != "Unschedulable":
-        return Verdict()
     told = timestamp(found.get("lastTransitionTime"))
     age = now - _began(pod, since, "PodScheduled", told)
     if age >= limits.unschedulable_seconds:
-        return Verdict("Unschedulable", f"unscheduled for {age:.0f} s: {found.get('message', '')}")
+        return Verdict("Unschedulable", f"unscheduled for {age:.0f} s: {said}")
     return Verdict(recheck_after=limits.unschedulable_seconds - age)
 
 

@@ -17,6 +17,7 @@ from pdserve.groups.health import (
     engine_status,
     linked_since,
     unready_since,
+    unscheduled,
     up_since,
 )
 from pdserve.groups.types import InstanceObs
@@ -98,6 +99,7 @@ def instance_obs(
         replaces=annotations.get(names.ANNOTATION_REPLACES) or None,
         fault=verdict.fault,
         fault_message=verdict.message,
+        unscheduled=unscheduled(pod) or "",
         holds=pod_devices(pod),
         claimed=next(iter(pod_devices({**pod, "status": {}}).items()), None),
         scale_unit=names.LABEL_SCALE_UNIT in labels,

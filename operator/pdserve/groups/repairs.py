@@ -24,6 +24,8 @@ FORGET_SECONDS = 1800.0
 """A slot without a fault for so long starts afresh."""
 MAX_SUSPECTS = 16
 """Suspects kept per slot; the oldest goes first."""
+MAX_MESSAGE = 512
+"""Characters kept of what was seen of a fault."""
 
 GONE_FAULTS = frozenset({"NodeLost", "NodeDeleted"})
 """The node was away: it is barred until it is Ready again, and cleared at once then."""
@@ -135,6 +137,7 @@ def _entry(instance: InstanceObs, known: Repair | None, now: float) -> Repair:
         not_before=now + _delay(failures),
         last_uid=instance.uid,
         fault=instance.fault,
+        message=instance.fault_message[:MAX_MESSAGE],
     )
 
 

@@ -39,7 +39,7 @@ def conditions(
         ready,
         _linked(groups),
         draft.progressing or _progressing(groups, observation, draft, ready),
-        _placed(draft),
+        _placed(groups, observation.now, draft),
     )
 
 
@@ -112,9 +112,39 @@ def _progressing(
     return Condition("Progressing", "False", "Complete", "what runs is what is wanted")
 
 
-def _placed(draft: Draft) -> Condition:
-    if not draft.blocked:
-        return Condition("Placed", "True", "AllPlaced", "every wanted instance has a node")
-    more = len(draft.blocked) - 1
-    also = f" (and {more} more)" if more else ""
-    return Condition("Placed", "False", "NoFit", draft.blocked[0] + also)
+def _placed(groups: Sequence[GroupView], now: float, draft: Draft) -> Condition:
+    refused = _refused(groups, now, draft)
+    if draft.blocked:
+        told = [_first(draft.blocked), *([_first(refused)] if refused else [])]
+        return Condition("Placed", "False", "NoFit", "; ".join(told))
+    if refused:
+        return Condition("Placed", "False", "Unschedulable", _first(refused))
+    return Condition("Placed", "True", "AllPlaced", "every wanted instance has a node")
+
+
+def _refused(groups: Sequence[GroupView], now: float, draft: Draft) -> list[str]:
+    """Slots whose instance the scheduler binds to no node, by slot, with the scheduler's words.
+
+    A refused instance is given up after a while and tried elsewhere: until the next one is bound
+    or refused itself, the last words count, also when no node is left to try.
+    """
+    staying = {i.slot: i for g in groups for i in g.staying}
+    found = {
+        slot: f"{i.name} has no node: {i.unscheduled}"
+        for slot, i in staying.items()
+        if i.unscheduled
+    }
+    for repair in draft.repairs:
+        holder = staying.get(repair.slot)
+        if holder is None:
+            waits = bool(draft.blocked) or repair.not_before > now
+        else:
+            waits = not holder.bound
+        if repair.fault == "Unschedulable" and waits and repair.slot not in found:
+            found[repair.slot] = f"{repair.slot} had no node: {repair.message}"
+    return [found[slot] for slot in sorted(found)]
+
+
+def _first(told: Sequence[str]) -> str:
+    also = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    return told[0] + also

@@ -58,6 +58,8 @@ class InstanceObs:
     """Set by the observer (`groups.health`) when the instance is lost; None while it is healthy
     or merely starting."""
     fault_message: str = ""
+    unscheduled: str = ""
+    """Why the scheduler binds it to no node, in the scheduler's words; "" where it said nothing."""
     holds: Mapping[str, int] = field(default_factory=dict)
     """Extended resources it takes on its node (what a rollout would get back)."""
     claimed: tuple[str, int] | None = None
@@ -145,6 +147,8 @@ class Repair:
     """The pod last counted here: a fault is counted once, and names the pod that replaces it."""
     fault: str = ""
     """Its fault."""
+    message: str = ""
+    """What was seen of it."""
 
     @property
     def suspect_node(self) -> str | None:

@@ -132,6 +132,31 @@ def unscheduled(world: World) -> None:
     world._schedule = refuse  # type: ignore[method-assign]
 
 
+def placed(world: World) -> tuple[str, str]:
+    found = world.condition(SCENARIO_GROUPS, "shop-chat", "Placed")
+    return (found.get("reason", ""), found.get("message", ""))
+
+
+@virtual_time
+async def test_an_instance_without_a_node_is_told_in_the_words_of_the_scheduler() -> None:
+    world = make()
+    words = "node(s) had volume node affinity conflict"
+    world.unfit = lambda _node, pod: None if is_gateway(pod) else words
+    world.create(PDSERVICES, service(devices=2))
+    async with world.running(), world.operator():
+        await told(world, "Unschedulable", words)
+        assert words in placed(world)[1]
+        # It stays told while further nodes are tried, and while the next try waits.
+        for _ in range(600):
+            await asyncio.sleep(1)
+            assert placed(world)[0] == degraded(world)[0] in ("Unschedulable", "NoFit")
+            assert words in placed(world)[1]
+            assert words in degraded(world)[1]
+        world.unfit = lambda _node, _pod: None
+        await mended(world, 1300)
+        assert placed(world)[0] == "AllPlaced"
+
+
 GATEWAY_STUCK: list[tuple[str, dict[str, str], str]] = [
     ("ImageError", {"reason": "ImagePullBackOff", "message": "Back-off pulling"}, "Back-off"),
     ("ContainerConfigError",
