@@ -115,7 +115,7 @@ def test_operators_stand_on_different_nodes_and_leave_one_at_a_time() -> None:
 def test_operator_flags_and_variables_are_ones_the_operator_knows() -> None:
     documents = render(
         prometheus={"url": "http://prometheus:9090"},
-        operator={"watchNamespace": "team-a", "extraArgs": ["--workers=8", "--log-level=debug"]},
+        operator={"watchNamespace": "team-a", "extraArgs": ["--workers=8", "--resync=300"]},
     )
     known = {"POD_NAMESPACE": "x"}
     args = [re.sub(r"\$\((\w+)\)", lambda m: known[m[1]], a) for a in container(documents)["args"]]

@@ -2,11 +2,12 @@
 
 The newest Applied entry is what the operator wants (`counts`), so it is never pushed out by
 entries that changed nothing. Pure but for `write`, which replaces the whole list under the
-version it was read at.
+version it was read at, and logs the decision.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,12 @@ from pdserve.api import DecisionRecord, ScenarioGroup, rfc3339
 from pdserve.controllers.caches import SCENARIO_GROUPS
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
+from pdserve.kube.lines import say
 from pdserve.kube.resource import Object
 from pdserve.ratio.types import Counts
 from pdserve.wire import names
+
+log = logging.getLogger(__name__)
 
 KEPT = 10
 MAX_MESSAGE = 1024
@@ -106,6 +110,16 @@ async def write(client: KubeClient, cache: Cache, obj: Object, new: Mapping[str,
         resource_version=meta["resourceVersion"], field_manager=names.FIELD_MANAGER,
     )  # fmt: skip
     cache.observe(live)
+    before, to = (_spelled(new[side]) for side in ("from", "to"))
+    say(
+        log, f"Decided {before} -> {to}: {new['message']}",
+        reason=new["reason"], outcome=new["outcome"], namespace=meta["namespace"],
+        name=meta["name"], service=obj["spec"]["service"], scenario=obj["spec"]["scenario"],
+    )  # fmt: skip
+
+
+def _spelled(counts: Mapping[str, int]) -> str:
+    return f"{counts['groups']} x {counts['prefill']}P{counts['decode']}D"
 
 
 def _counts(counts: Counts) -> dict[str, int]:

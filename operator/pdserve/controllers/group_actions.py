@@ -8,6 +8,7 @@ from an old view does no harm. Answers enter the cache at once: the next plan re
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -23,10 +24,13 @@ from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import TemplateError
 from pdserve.groups import types as t
 from pdserve.kube.errors import KubeError
+from pdserve.kube.lines import say
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
+
+log = logging.getLogger(__name__)
 
 _DRAIN_PATH = "/metadata/annotations/" + names.ANNOTATION_DRAIN.replace("/", "~1")
 _SCALE_PATH = "/metadata/labels/" + names.LABEL_SCALE_UNIT.replace("/", "~1")
@@ -95,6 +99,12 @@ class GroupExecutor:
                 meta = pod["metadata"]
                 await self._mark_drain(meta["name"], meta["uid"])
                 await self._remove(meta["name"], meta["uid"])
+                say(
+                    log, f"Deleted {meta['name']}: the rest of its P/D group was refused",
+                    reason=reasons.DELETED, namespace=self._namespace,
+                    name=self._view.group.metadata.name, instance=meta["name"],
+                    index=action.group_index,
+                )  # fmt: skip
             raise
         if made:
             roles = [p.role for p in action.pods]
@@ -103,6 +113,8 @@ class GroupExecutor:
                 reasons.CREATED,
                 f"P/D group {action.group_index}: {roles.count('prefill')} prefill and "
                 f"{roles.count('decode')} decode instances placed",
+                index=action.group_index,
+                nodes=", ".join(sorted({p.node for p in action.pods})),
             )
 
     async def _create_instance(self, action: t.CreateInstance) -> None:
@@ -115,7 +127,9 @@ class GroupExecutor:
             self._context.metrics.faults.labels(spec.service, spec.scenario).inc()
         level = "Warning" if new.replaces else "Normal"
         reason = reasons.SUBSTITUTED if new.replaces else reasons.GROWN
-        self._event(level, reason, f"{new.name} on node {new.node}: {action.reason}")
+        note = f"{new.name} on node {new.node}: {action.reason}"
+        about: dict[str, str | int] = {"index": new.group_index, "node": new.node}
+        self._event(level, reason, note, instance=new.name, **about)
 
     async def _post(self, new: t.NewPod) -> tuple[Object, bool]:
         """The pod, and whether this call made it."""
@@ -144,6 +158,12 @@ class GroupExecutor:
                 raise CreateRefused(f"pod {new.name}: {error.message}") from error
             raise
         cache.observe(live)
+        say(
+            log, f"Created instance {new.name} on node {new.node}",
+            reason="InstanceCreated", namespace=namespace, name=group.metadata.name,
+            service=service, index=new.group_index, instance=new.name, node=new.node,
+            role=new.role, replaces=new.replaces,
+        )  # fmt: skip
         return live, True
 
     # --- tables ----------------------------------------------------------------------------
@@ -205,7 +225,8 @@ class GroupExecutor:
 
     async def _begin_drain(self, action: t.BeginDrain) -> None:
         await self._mark_drain(action.name, action.uid)
-        self._event("Normal", reasons.DRAINING, f"{action.name}: {action.reason}")
+        note = f"{action.name}: {action.reason}"
+        self._event("Normal", reasons.DRAINING, note, **self._instance(action.name))
 
     async def _mark_drain(self, name: str, uid: str) -> None:
         """Say that its end is planned: nobody takes it for a loss."""
@@ -228,8 +249,9 @@ class GroupExecutor:
         self._context.caches.pods.observe(live)
 
     async def _delete_pod(self, action: t.DeletePod) -> None:
+        instance = self._instance(action.name)
         await self._remove(action.name, action.uid, force=action.force)
-        self._event("Normal", reasons.DELETED, f"{action.name}: {action.reason}")
+        self._event("Normal", reasons.DELETED, f"{action.name}: {action.reason}", **instance)
 
     async def _remove(self, name: str, uid: str, *, force: bool = False) -> None:
         cache = self._context.caches.pods
@@ -251,8 +273,16 @@ class GroupExecutor:
     def _namespace(self) -> str:
         return self._view.group.metadata.namespace
 
-    def _event(self, level: Any, reason: str, note: str) -> None:
-        self._context.events.event(self._obj, level, reason, note)
+    def _instance(self, name: str) -> dict[str, str | int]:
+        """Fields of a log line about an instance that there is."""
+        found = next((i for i in self._view.instances if i.name == name), None)
+        where: dict[str, str | int] = {}
+        if found is not None:
+            where = {"index": found.group_index, "node": found.node}
+        return {"instance": name, **where}
+
+    def _event(self, level: Any, reason: str, note: str, **about: str | int) -> None:
+        self._context.events.event(self._obj, level, reason, note, about=about)
 
 
 async def _gone_is_fine(request: Awaitable[Object]) -> None:

@@ -5,16 +5,39 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
+from typing import Any
+
+from pdserve.kube.lines import FIELDS
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
+class TextLines(logging.Formatter):
+    """Time, severity, logger, message; then the fields as `name=value`, quoted where they must be.
+
+    A record is one line, whatever its message and its fields hold; an exception follows it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """See the class."""
+        line = super().formatMessage(record)
+        told = "".join(f" {k}={_value(v)}" for k, v in _fields(record).items())
+        return line.replace("\n", "\\n").replace("\r", "\\r") + told
+
+
 class JsonLines(logging.Formatter):
-    """One JSON object per record: time, severity, logger, message, and the exception if any."""
+    """One JSON object per record: time, severity, logger, message, and the exception if any.
+
+    The fields of a record stand beside these.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """See the class."""
-        line = {
+        line: dict[str, Any] = {
+            **_fields(record),
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "severity": record.levelname,
             "logger": record.name,
@@ -25,10 +48,21 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(record, FIELDS, {})
+    return found
+
+
+def _value(value: Any) -> str:
+    text = str(value)
+    plain = text.isprintable() and not set(text) & set(' "=')
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
 def set_up(log_format: str, level: str) -> None:
     """Configure the root logger of this process."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # kopf tells of every event it hands out; what came of it is in our own logs.
     logging.getLogger("kopf").setLevel(logging.WARNING)

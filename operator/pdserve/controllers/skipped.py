@@ -76,7 +76,7 @@ class Skipped:
     def _tell(self, cause: _Cause, obj: Any) -> None:
         if self._events is not None:
             note = f"left out in {cause.where}: {cause.text}"
-            self._events.event(obj, "Warning", reasons.SKIPPED, note)
+            self._events.event(obj, "Warning", reasons.SKIPPED, note, logged=False)
 
 
 def read_each(

@@ -5,6 +5,9 @@ writes it in the background. Equal events within `WINDOW` become one Event objec
 each object has its own rate limit; what cannot be written is counted and dropped. Reasons come
 from one list given at the start, so that documentation and alerts can name all of them.
 
+The first of equal events is also a log line at INFO, so that the log of the process tells the same
+as `kubectl describe`, for longer than Events are kept.
+
 Core v1 Events are used: they carry a count, and `kubectl describe` shows them.
 Events are not for machines: every actionable error is also a condition.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
@@ -22,6 +25,7 @@ from typing import Literal, NamedTuple
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
+from pdserve.kube.lines import say
 from pdserve.kube.resource import EVENTS, Object
 
 logger = logging.getLogger(__name__)
@@ -109,30 +113,45 @@ class EventRecorder:
             ("why",),
         )
 
-    def event(self, obj: Object, level: Level, reason: str, note: str, *, action: str = "") -> None:
+    def event(
+        self,
+        obj: Object,
+        level: Level,
+        reason: str,
+        note: str,
+        *,
+        action: str = "",
+        about: Mapping[str, str | int] | None = None,
+        logged: bool = True,
+    ) -> None:
         """Note that something happened to `obj` (any object with apiVersion, kind and metadata).
 
         `reason` is one CamelCase word of the list; `note` a sentence for people; `action` what
-        was done or tried (default: the reason).
+        was done or tried (default: the reason); `about` further fields of the log line. With
+        `logged=False` there is no line: the caller has logged it itself.
         """
         try:
-            self._note(obj, level, reason, note, action)
+            new = self._note(obj, level, reason, note, action)
+            if new and logged:
+                _say(obj, reason, note, about or {})
         except Exception:
             # Telling people must never stop the work it tells of.
             logger.exception("Event %s could not be noted", reason)
             self._dropped.labels("error").inc()
 
-    def _note(self, obj: Object, level: Level, reason: str, note: str, action: str) -> None:
+    def _note(self, obj: Object, level: Level, reason: str, note: str, action: str) -> bool:
+        """Whether no equal event was noted lately."""
         if reason not in self._reasons:
             logger.error("Event reason %r is not in the list given to the recorder", reason)
             self._dropped.labels("unknown_reason").inc()
-            return
+            return False
         note = note if len(note) <= MAX_NOTE else note[: MAX_NOTE - 1] + "…"
         now, today = asyncio.get_running_loop().time(), self._wall()
         subject = _reference(obj)
         same = _Same(subject.get("uid", ""), level, reason, note)
         series = self._series.get(same)
-        if series is None or now - series.last_time > WINDOW:
+        new = series is None or now - series.last_time > WINDOW
+        if series is None or new:
             series = self._series[same] = _Series(subject, action or reason, today, today, now)
         series.count += 1
         series.last, series.last_time = today, now
@@ -140,6 +159,7 @@ class EventRecorder:
         if len(self._series) > MAX_REMEMBERED:
             self._series.popitem(last=False)
         self._enqueue(same, now)
+        return new
 
     async def run(self) -> None:
         """Write what was noted, until cancelled."""
@@ -232,6 +252,12 @@ class EventRecorder:
             "reportingComponent": self._reporter.component,
             "reportingInstance": self._reporter.instance or self._reporter.component,
         }
+
+
+def _say(obj: Object, reason: str, note: str, about: Mapping[str, str | int]) -> None:
+    meta = obj["metadata"]
+    where = {"kind": obj.get("kind"), "namespace": meta.get("namespace"), "name": meta["name"]}
+    say(logger, f"{reason}: {note[:MAX_NOTE]}", reason=reason, **where, **about)
 
 
 def _reference(obj: Object) -> Object:
