@@ -34,6 +34,7 @@ from pdserve.controllers.fabrics import Fabrics
 from pdserve.controllers.kopf_app import run_kopf
 from pdserve.controllers.linker import EngineApi, HttpEngines, Linker
 from pdserve.controllers.metrics import OperatorMetrics
+from pdserve.controllers.object_gauges import ObjectGauges
 from pdserve.controllers.options import Options
 from pdserve.controllers.ratio_loop import NoSource, RatioLoop
 from pdserve.controllers.scenariogroup import recall_claims
@@ -105,6 +106,7 @@ class Core:
         self.caches: Caches = make_caches(client, namespace, registry, self.skips, rng)
         self.fabrics = Fabrics(self.caches)
         self.triggers = Triggers(self.caches, self.queue)
+        self._gauges = ObjectGauges(registry, self.caches)
         self.synced = False
         self._gateway_image = gateway_image
         self._operator_namespace = operator_namespace
@@ -168,7 +170,7 @@ class Core:
         )
         await recall_claims(context)
         ratio = RatioLoop(context, source, settings, log_line)
-        with self.skips.told_by(events):
+        with self.skips.told_by(events), self._gauges.told():
             await self._tasks(context, ratio)
 
     async def _tasks(self, context: Context, ratio: RatioLoop) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pdserve import __version__
 from pdserve.exposition import Registry
+from pdserve.exposition.process import tell_process
 
 Result = Literal["success", "requeue", "error"]
 
@@ -18,6 +20,7 @@ class OperatorMetrics:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        tell_process(registry, "operator", __version__)
         self.reconciles = registry.counter(
             "controller_runtime_reconcile_total",
             "Reconciliations by controller and result (success, requeue, error).",

@@ -4,7 +4,8 @@ Operator, gateway and engine all use it, so it stands at the bottom: the standar
 Kubernetes, nothing of P/D. What is counted, and under which name, is with the users
 (`wire.metrics`, or beside the code that counts); `kube.httpd`, the gateway and the engine serve
 `Registry.render`. Where to look: `registry` declares, `families` are the metrics, `series` is what
-hot paths touch, `text` the spelling of names, labels and numbers.
+hot paths touch, `text` the spelling of names, labels and numbers, `process` what
+every process says of itself.
 
 Not thread-safe: one event loop owns a registry. Histograms have fixed buckets, no exemplars, no
 timestamps; that is all a scrape needs.

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pdserve import __version__
 from pdserve.exposition import Counter, Gauge, Histogram, Registry
+from pdserve.exposition.process import tell_process
 from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
 from pdserve.wire import http
 from pdserve.wire import metrics as names
@@ -32,6 +34,7 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = Registry()
+        tell_process(self.registry, "gateway", __version__)
         self.rooms: dict[tuple[str, str], dict[int, int]] = {}
         """Requests that wait, by scenario and lane: a scenario may have several."""
         self.offered = self._counter(names.GATEWAY_OFFERED, "Logical requests that count.")

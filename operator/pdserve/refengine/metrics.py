@@ -7,7 +7,9 @@ a name is for recording rules (promlint).
 
 from __future__ import annotations
 
+from pdserve import __version__
 from pdserve.exposition import CounterSeries, GaugeSeries, HistogramSeries, Registry
+from pdserve.exposition.process import tell_process
 from pdserve.wire import metrics
 
 _MODEL = ("model_name",)
@@ -18,6 +20,7 @@ class EngineMetrics:
 
     def __init__(self, model: str, paced: bool) -> None:
         self.registry, self.vllm = Registry(), Registry()
+        tell_process(self.registry, "engine", __version__)
         self._model = model
         counter, gauge = self._counter, self.registry.gauge
         self.prefill_batches = counter(metrics.PREFILL_BATCHES, "Steps that computed prompt tokens")
