@@ -374,6 +374,7 @@ def _source(options: Options) -> MetricsSource:
             options.prometheus_url,
             window=options.metrics_window,
             stale_after=loop_settings(options).stale_after,
+            access=options.prometheus_access,
         )
     )
 

@@ -139,6 +139,9 @@ class Claims:
                 claim = _of_json(raw)
                 if claim is not None:
                     found[meta["namespace"], claim.pod] = claim
+        # The last pods of a ScenarioGroup may end after it: nobody is left who could come back.
+        for key in [k for k in self._lost if caches.groups.get(k.name, k.namespace) is None]:
+            del self._lost[key]
         for key in sorted(self._lost):
             for claim in self._lost[key].values():
                 found[key.namespace, claim.pod] = claim

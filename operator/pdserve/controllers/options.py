@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pdserve.engines.pod_profile import Allowed, Rights
 from pdserve.http.listen import EVERYWHERE
+from pdserve.telemetry.access import Access
 from pdserve.wire import names
 
 ENV_PREFIX = "PDSERVE_"
@@ -26,6 +27,7 @@ class Options:
     kubeconfig: str | None
     prometheus_url: str | None
     """None: no ratio loop; Auto then keeps the counts it has and says why."""
+    prometheus_access: Access
     control_period: float
     fast_period: float
     metrics_window: float
@@ -75,6 +77,10 @@ def parse_options(
     add("--namespace", None, "look after this namespace only; empty: all")
     add("--kubeconfig", None, "kubeconfig file; empty: in-cluster, $KUBECONFIG or ~/.kube/config")
     add("--prometheus-url", None, "Prometheus that the ratio loop asks; empty: no ratio loop")
+    add("--prometheus-token-file", None, "file with the bearer token for Prometheus")
+    add("--prometheus-username-file", None, "file with the user name for Prometheus")
+    add("--prometheus-password-file", None, "file with the password of that user")
+    add("--prometheus-ca-file", None, "file with the CA bundle that Prometheus is trusted by")
     add("--control-period", "60", "seconds between slow ratio decisions", type=_positive)
     add("--fast-period", "15", "seconds between fast ratio decisions", type=_positive)
     add("--metrics-window", "60", "shortest window of the ratio loop, seconds", type=_positive)
@@ -111,10 +117,20 @@ def parse_options(
         help=f"act at once; only with a single operator (${ENV_PREFIX}NO_LEADER_ELECTION)",
     )
     args = parser.parse_args(argv)
+    if (args.prometheus_username_file is None) != (args.prometheus_password_file is None):
+        parser.error("--prometheus-username-file and --prometheus-password-file go together")
+    if args.prometheus_username_file and args.prometheus_token_file:
+        parser.error("--prometheus-token-file excludes --prometheus-username-file")
     return Options(
         namespace=args.namespace or None,
         kubeconfig=args.kubeconfig or None,
         prometheus_url=args.prometheus_url or None,
+        prometheus_access=Access(
+            args.prometheus_token_file,
+            args.prometheus_username_file,
+            args.prometheus_password_file,
+            args.prometheus_ca_file,
+        ),
         control_period=args.control_period,
         fast_period=args.fast_period,
         metrics_window=args.metrics_window,

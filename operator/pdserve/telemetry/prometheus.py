@@ -24,6 +24,7 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
 from pdserve.ratio.types import ScenarioSample, Unknown
+from pdserve.telemetry.access import Access, AccessError, Shown
 from pdserve.telemetry.assemble import Answers, assemble
 from pdserve.telemetry.breaker import Breaker
 from pdserve.telemetry.promql import Query, Rows, parse, parse_time, queries
@@ -55,9 +56,8 @@ class PrometheusSettings:
     threads: int = 4
     matchers: Mapping[str, str] = field(default_factory=dict)
     """Labels every series must have, for a server shared with others (e.g. cluster)."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """E.g. Authorization."""
-    ca_file: str | None = None
+    access: Access = field(default_factory=Access)
+    """Credentials and CA."""
 
 
 class PrometheusSource:
@@ -149,30 +149,40 @@ class PrometheusSource:
             raise QueryError(f"server refused: {error!s:.200}") from error
         except (KeyError, TypeError, ValueError, RecursionError) as error:  # of JSON, too
             raise QueryError(f"not a Prometheus answer: {error!s:.120}") from error
-        except requests.RequestException as error:
+        except AccessError as error:
+            raise QueryError(str(error)) from error
+        except OSError as error:  # those of requests, too
             raise QueryError(f"{type(error).__name__}: {error!s:.200}") from error
         finally:
             with self._busy_lock:
                 self._busy -= 1
 
     def _connection(self) -> PrometheusConnect:
-        """One client per pool thread: its session is not made for sharing."""
-        connection: PrometheusConnect | None = getattr(self._local, "connection", None)
+        """One client per pool thread: its session is not made for sharing.
+
+        A new one when the files changed: kept connections know the former CA.
+        """
+        shown = self._settings.access.read()
+        known: tuple[Shown, PrometheusConnect] | None = getattr(self._local, "known", None)
+        connection = known[1] if known is not None and known[0] == shown else None
         if connection is None:
+            if known is not None:
+                known[1]._session.close()
             session = _Session()
             session.trust_env = (
                 False  # proxies and netrc are not meant for the cluster's own server
             )
-            if self._settings.ca_file is not None:
-                session.verify = self._settings.ca_file
+            if self._settings.access.ca_file is not None:
+                session.verify = self._settings.access.ca_file
+            shows = {} if shown.authorization is None else {"Authorization": shown.authorization}
             connection = PrometheusConnect(
                 url=self._settings.url,
-                headers=dict(self._settings.headers),
+                headers=shows,
                 session=session,
                 retry=Retry(total=0),
                 timeout=self._settings.query_timeout,
             )
-            self._local.connection = connection
+            self._local.known = shown, connection
         return connection
 
 

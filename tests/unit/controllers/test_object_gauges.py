@@ -74,6 +74,7 @@ def test_k6_8_instances_counts_devices_and_conditions(monkeypatch: pytest.Monkey
             await world.until(lambda: world.get(SCENARIO_GROUPS, "shop-chat") is None)
             await world.until(lambda: 'service="shop"' not in instances(registry()))
             assert 'name="shop"' not in registry().render()
+            await world.until(lambda: of(taken, "az1", NPU) == 32)  # its devices are given back
         assert 'domain="az1"' not in registry().render(), "a standby tells nothing"
 
     run()
