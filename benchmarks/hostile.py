@@ -40,17 +40,21 @@ QUICK = 0.05
 """Share of the requests that `--quick` sends."""
 
 
-async def everything(parts: list[str], share: float) -> list[Row]:
-    """The rows of these parts, one part after another."""
-    progress, rows = Progress(), []
+async def everything(parts: list[str], share: float) -> tuple[list[Row], list[str]]:
+    """The rows of these parts, one part after another; and why a part could not go on."""
+    progress, rows, stopped = Progress(), [], []
     for part in parts:
         progress(f"--- {part}")
-        rows += await PARTS[part](share, progress)
-    return rows
+        try:
+            rows += await PARTS[part](share, progress)
+        except (AssertionError, OSError) as error:
+            stopped.append(f"{part}: {error}")
+            progress(stopped[-1])
+    return rows, stopped
 
 
 def main() -> int:
-    """0: every floor held; 1: one failed, or the bench could not go on; 130: interrupted."""
+    """0: every floor held; 1: one failed, or a part could not go on; 130: interrupted."""
     parser = argparse.ArgumentParser(prog="make bench-hostile", description=__doc__)
     parser.add_argument(
         "--only", action="append", choices=list(PARTS), metavar="ROW",
@@ -62,15 +66,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     (OUT / "hostile-engines.log").unlink(missing_ok=True)
+    parts, share = chosen.only or list(PARTS), QUICK if chosen.quick else 1.0
     try:
-        rows = asyncio.run(everything(chosen.only or list(PARTS), QUICK if chosen.quick else 1.0))
-    except AssertionError as error:
-        print(f"the bench stopped: {error}", file=sys.stderr)
-        return 1
+        rows, stopped = asyncio.run(everything(parts, share))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return report("hostile", rows)
+    status = report("hostile", rows)
+    for reason in stopped:
+        print(f"stopped: {reason}", file=sys.stderr)
+    return 1 if stopped else status
 
 
 if __name__ == "__main__":

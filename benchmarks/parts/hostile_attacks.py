@@ -16,6 +16,7 @@ from benchmarks.harness import Progress, Row
 from benchmarks.parts.hostile_rig import (
     MIB,
     MODEL,
+    PATIENCE,
     Probe,
     Service,
     completion,
@@ -62,7 +63,12 @@ async def _attacked(
         began = time.monotonic()
         async with probing(service.port, PROBES, completion) as probe:
             part = await attack(
-                "127.0.0.1", service.port, 900 + number, count // WINDOWS, model=MODEL
+                "127.0.0.1",
+                service.port,
+                900 + number,
+                count // WINDOWS,
+                model=MODEL,
+                patience=PATIENCE / 2,
             )
         beside.append(probe)
         whole.statuses += part.statuses
@@ -71,7 +77,7 @@ async def _attacked(
         progress(
             f"{over}: {sum(whole.statuses.values())} bodies answered, "
             f"{len(whole.faults)} faults, {time.monotonic() - began:.1f} s, "
-            f"{probe.sent} honest beside them: p50 {probe.p50:.1f} ms"
+            f"{probe.sent} honest beside them: p50 {probe.p50:.1f} ms, {len(probe.failed)} failed"
         )
     progress(f"{over}: {dict(whole.statuses)}, min_tokens null or deep: {whole.first_line}")
     for fault, body in whole.faults[:3]:
@@ -222,11 +228,13 @@ async def _refused(
             for large, body in enumerate((small, SHAPES[number % len(SHAPES)])):
                 ended = asyncio.Event()
                 asked = asyncio.create_task(_ask_health(host, port, ended))
-                took = await asyncio.to_thread(_last_byte, host, port, body)
+                try:
+                    took = await asyncio.to_thread(_last_byte, host, port, body)
+                finally:
+                    ended.set()
+                    healthy[large].extend(await asked)
                 if body is not TOKENISED:
                     refusals[large].append(took)
-                ended.set()
-                healthy[large].extend(await asked)
             if number % 10 == 9:
                 progress(f"{who}: {number + 1} large bodies, last {refusals[1][-1]:.1f} ms")
     worst, usual = max(refusals[1]), median(refusals[0])

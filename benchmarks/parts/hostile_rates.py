@@ -41,7 +41,7 @@ async def whole(share: float, progress: Progress) -> list[Row]:
                 answers = await asyncio.gather(*(outcome(service.port, body) for _ in range(count)))
                 rates[stream].append(count / (time.perf_counter() - began))
                 failed += sum(status != 200 for status, _ in answers)
-            progress(f"whole {rates[False][-1]:.1f}/s, streamed {rates[True][-1]:.1f}/s")
+                progress(f"{'streamed' if stream else 'whole'}: {rates[stream][-1]:.1f}/s")
     if failed:
         raise AssertionError(f"{failed} of {2 * pairs * count} honest requests failed")
     ratios = [a / b for a, b in zip(rates[False], rates[True], strict=True)]
@@ -73,7 +73,11 @@ async def idle(share: float, progress: Progress) -> list[Row]:
         async with over_engines(1, 1, slo=slo) as service:
             lengths = [dice.choice(LENGTHS) for _ in range(each)]
             lengths[:20] = sorted(lengths[:20], reverse=number % 2 == 0)
-            seen = [await _first_token(service, length, dice) for length in lengths]
+            seen = []
+            for length in lengths:
+                seen.append(await _first_token(service, length, dice))
+                if len(seen) % 50 == 0:
+                    progress(f"start {number + 1}: {len(seen)} prompts")
         refused.append(sum(status != 200 for status, _ in seen))
         times += [seconds for status, seconds in seen if status == 200]
         progress(f"start {number + 1}: {refused[-1]} of {each} refused")

@@ -39,7 +39,7 @@ OCCUPIED = {"prefill": ("executing", "holding"), "decode": ("running", "prefetch
 """States in which a slot of a real engine is occupied, by role."""
 LOST = (asyncio.IncompleteReadError, ConnectionError, TimeoutError, OSError)
 """What a client sees instead of an answer."""
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds within which whatever is waited for must have happened."""
 
 
@@ -203,8 +203,8 @@ class Probe:
 
     @property
     def p50(self) -> float:
-        """Milliseconds."""
-        return median(self.times)
+        """Milliseconds; of `PATIENCE` when none was answered."""
+        return median(self.times) if self.times else PATIENCE * 1000
 
     @property
     def sent(self) -> int:

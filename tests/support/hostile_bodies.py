@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+ENOUGH = 20
+"""Faults after which an attack has shown what it can."""
 DEEP = b"[" * 260 + b"]" * 260
 FIRST_LINE: tuple[tuple[str, bytes], ...] = (
     (COMPLETIONS, b'{"model":"%m","prompt":"x","min_tokens":null}'),
@@ -130,7 +132,10 @@ async def attack(
     host: str, port: int, seed: int, count: int, *, model: str = "tiny", connections: int = 4,
     patience: float = 60.0,
 ) -> Tally:  # fmt: skip
-    """Send `count` bodies over so many connections; `patience`: seconds for one answer."""
+    """Send `count` bodies over so many connections; `patience`: seconds for one answer.
+
+    Ends early after `ENOUGH` faults: a service that hangs would otherwise be waited for each time.
+    """
     tally, source = Tally(), bodies(seed, model)
     first = {raw.replace(b"%m", model.encode()) for _, raw in FIRST_LINE[:4]}
     left = iter(range(count))
@@ -138,21 +143,22 @@ async def attack(
     async def client() -> None:
         reader = writer = None
         for _ in left:
+            if len(tally.faults) >= ENOUGH:
+                break
             path, body = next(source)
             tally.first_line += body in first
-            if writer is None:
-                reader, writer = await asyncio.open_connection(host, port)
-            writer.write(
-                f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
-            assert reader is not None
             try:
                 async with asyncio.timeout(patience):
+                    if writer is None:
+                        reader, writer = await asyncio.open_connection(host, port)
+                    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+                    writer.write(head.encode() + body)
+                    assert reader is not None
                     status, reply, close = await read_reply(reader)
             except (asyncio.IncompleteReadError, ConnectionError, TimeoutError) as error:
                 tally.faults.append((type(error).__name__, body))
-                writer.close()
+                if writer is not None:
+                    writer.close()
                 writer = None
                 continue
             tally.add(status, reply, body)
