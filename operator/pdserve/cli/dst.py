@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 from pdserve.dst import runner
+from pdserve.dst.plants import PLANTS
 from pdserve.dst.schedule import Outcome, describe
 
 _EXAMPLES = """examples:
@@ -18,6 +19,7 @@ _EXAMPLES = """examples:
   pdserve dst --seeds 500 --first-seed 7000   other ones
   pdserve dst --replay 7123                   one seed: its steps, and the fewest that still fail
   pdserve dst --seeds 200 -o json             for scripts
+  pdserve dst --plants                        put known faults back: is each of them found?
 """
 
 
@@ -36,6 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="the first one (default 0)")
     parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and explain it")
+    parser.add_argument("--plants", action="store_true", help="look for faults put back on purpose")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at 10 violations")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     parser.set_defaults(run=_run)
@@ -51,6 +54,8 @@ def _count(text: str) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.replay is not None:
         return _replay(arguments.replay, arguments.output)
+    if arguments.plants:
+        return _plants(arguments.output)
     started, shown = time.monotonic(), 0.0
     failed: list[Outcome] = []
     done = 0
@@ -89,6 +94,19 @@ def _report(
         print(f"  invariant {number}: {count}")
     if failed:
         print(f"explain one: pdserve dst --replay {failed[0].seed}")
+
+
+def _plants(output: str) -> int:
+    found = {}
+    for plant in PLANTS:
+        outcome = runner.find(plant)
+        found[plant.name] = None if outcome is None else describe(outcome)
+        if output == "text":
+            shown = "NOT FOUND" if outcome is None else f"seed {outcome.seed}: {outcome.violation}"
+            print(f"{plant.name:24} {plant.fault}\n    {shown}", flush=True)
+    if output == "json":
+        print(json.dumps(found, indent=1))
+    return 1 if None in found.values() else 0
 
 
 def _replay(seed: int, output: str) -> int:

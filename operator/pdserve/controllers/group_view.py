@@ -8,7 +8,7 @@ the route table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,34 +85,30 @@ def view_group(context: Context, group: ScenarioGroup) -> GroupView:
     return GroupView(group, instances, tables, objects, revisions)
 
 
-Reach = Callable[[str, RoleTemplate], frozenset[str] | None]
-"""Namespace and role -> nodes from which the volumes of its instances are reached; None: all."""
-
-
-def former_wanted(view: GroupView, counts: Counts, reach: Reach) -> Mapping[str, Wanted]:
+def former_wanted(view: GroupView, counts: Counts) -> Mapping[str, Wanted]:
     """What would be wanted at each other known revision, for the planner's `Observation.former`.
 
     Those of another RoCEDomain are left out: their nodes are not on the tree planned for.
     """
     domain = view.group.spec.fabric.domain_ref
     return {
-        revision: wanted_of(then, counts, reach)
+        revision: wanted_of(then, counts)
         for revision, then in view.revisions.items()
         if then is not view.group and then.spec.fabric.domain_ref == domain
     }
 
 
-def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
+def wanted_of(group: ScenarioGroup, counts: Counts) -> Wanted:
     """What is wanted of the ScenarioGroup, with the counts in force (`service_desired`)."""
-    spec, namespace = group.spec, group.metadata.namespace
+    spec = group.spec
     return Wanted(
         name=group.metadata.name,
-        namespace=namespace,
+        namespace=group.metadata.namespace,
         service=spec.service,
         scenario=spec.scenario,
         replicas=counts.groups,
-        prefill=_role(spec.prefill, counts.prefill, reach(namespace, spec.prefill)),
-        decode=_role(spec.decode, counts.decode, reach(namespace, spec.decode)),
+        prefill=_role(spec.prefill, counts.prefill),
+        decode=_role(spec.decode, counts.decode),
         revision=revision_of(spec),
         locality_mode=spec.fabric.locality.mode,
         locality_level=spec.fabric.locality.level,
@@ -175,7 +171,7 @@ def domain_of(caches: Caches, name: str) -> RoCEDomain | None:
     return next(read_each(() if obj is None else (obj,), read, caches.skipped, "observe"), None)
 
 
-def _role(role: RoleTemplate, count: int, nodes: frozenset[str] | None) -> RoleWanted:
+def _role(role: RoleTemplate, count: int) -> RoleWanted:
     extra = (role.template.spec or {}).get("tolerations") or () if role.template else ()
     return RoleWanted(
         count=count,
@@ -184,7 +180,6 @@ def _role(role: RoleTemplate, count: int, nodes: frozenset[str] | None) -> RoleW
         slots=role.max_concurrency,
         startup_deadline=float(role.startup_deadline_seconds),
         tolerations=tuple(Toleration.from_json(t) for t in (*BASE_TOLERATIONS, *extra)),
-        nodes=nodes,
     )
 
 

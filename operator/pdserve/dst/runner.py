@@ -11,11 +11,13 @@ import logging
 import os
 import selectors
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import BinaryIO, NoReturn
 
+from pdserve.dst.plants import Plant, planted
 from pdserve.dst.scene import Scene, settled
 from pdserve.dst.schedule import Move, Outcome, draw, run_forked, variant_of
 from pdserve.dst.virtual_time import run_virtual
@@ -41,9 +43,21 @@ def run_many(first: int, count: int, jobs: int) -> Iterator[Outcome]:
                     yield Outcome(**json.loads(line))
                 else:
                     ready.unregister(key.fileobj)
+        endings = [worker.ended_well() for worker in workers]
+        if not all(endings):
+            raise RuntimeError("a process of the simulation failed; its error is above")
     finally:
         for worker in workers:
             worker.end()
+
+
+def find(plant: Plant) -> Outcome | None:
+    """The first seed that shows a planted fault, or None within the plant's budget."""
+    with planted(plant):
+        for outcome in run_many(plant.first, plant.seeds, 1):
+            if outcome.number in plant.numbers:
+                return outcome
+    return None
 
 
 def run_one(seed: int, *, writes: bool = False) -> Outcome:
@@ -104,6 +118,7 @@ class _Worker:
     """A process that runs some seeds and writes one JSON line for each."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
+        self._ended = False
         read, write = os.pipe()
         self.process = os.fork()
         if self.process == 0:
@@ -112,11 +127,17 @@ class _Worker:
         os.close(write)
         self.output: BinaryIO = os.fdopen(read, "rb")
 
+    def ended_well(self) -> bool:
+        """Wait for it; whether it ran all of its seeds."""
+        self._ended = True
+        return os.waitpid(self.process, 0)[1] == 0
+
     def end(self) -> None:
         """Kill it, if it still runs."""
-        with suppress(ProcessLookupError):
-            os.kill(self.process, signal.SIGTERM)
-        os.waitpid(self.process, 0)
+        if not self._ended:
+            with suppress(ProcessLookupError):
+                os.kill(self.process, signal.SIGTERM)
+            os.waitpid(self.process, 0)
         self.output.close()
 
 
@@ -129,8 +150,10 @@ def _work(seeds: Iterable[int], write: int) -> NoReturn:
             by_variant.setdefault(variant_of(seed), []).append(seed)
         for variant, listed in by_variant.items():
             _in_scene(variant, _all(listed, write))
-    finally:
-        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def _all(seeds: Sequence[int], write: int) -> Callable[[Scene], object]:

@@ -26,6 +26,7 @@ from pdserve.dst.world_service import service
 from pdserve.kube.client import Request
 from pdserve.kube.resource import NODES, Object, ObjectKey, Resource, key_of
 from pdserve.ratio.types import LoopSettings
+from pdserve.wire import names
 
 DEVICES = 2
 """Per instance."""
@@ -56,8 +57,12 @@ class Scene:
     crowded: bool
     endings: list[Callable[[], None]] = field(default_factory=list)
     """What undoes the steps that are not over yet."""
+    reverts: list[Callable[[], None]] = field(default_factory=list)
+    """Those of `endings` that take back an image which never answers: groups of the image before
+    must be repaired meanwhile."""
     planned: set[str] = field(default_factory=set)
     """Names of services whose users changed them."""
+    _faulted: set[tuple[str, str]] = field(default_factory=set)
     _operator: asyncio.Task[None] | None = None
 
     # --- the operator ----------------------------------------------------------------------
@@ -151,6 +156,21 @@ class Scene:
         """The schedule broke these instances: replacing them is right."""
         for pod in pods:
             self.watcher.harmed[pod["metadata"]["uid"]] = asyncio.get_running_loop().time()
+
+    def owe(self, pod: Object) -> None:
+        """An instance that was well is lost: its successor must come soon.
+
+        Not asked for where devices are short, where a user changes the service, where nodes or the
+        domain are away, or where its slot had a fault before (it backs off).
+        """
+        meta = pod["metadata"]
+        slot = (meta["namespace"], meta["name"].rpartition("-")[0])
+        service = meta["labels"].get(names.LABEL_SERVICE)
+        known = slot in self._faulted
+        self._faulted.add(slot)
+        calm = not self.endings or self.endings == self.reverts
+        if not (self.crowded or known or self.planned or service is None) and calm:
+            self.watcher.owed[slot] = asyncio.get_running_loop().time()
 
 
 @asynccontextmanager

@@ -36,6 +36,7 @@ async def delete_pod(scene: Scene, rng: random.Random) -> str | None:
     if pod is None:
         return None
     scene.harm([pod])
+    scene.owe(pod)
     scene.delete(PODS, pod)
     return f"delete pod {_name(pod)}"
 
@@ -46,6 +47,7 @@ async def kill_pod(scene: Scene, rng: random.Random) -> str | None:
     if pod is None or pod.get("status", {}).get("phase") != "Running":
         return None
     scene.harm([pod])
+    scene.owe(pod)
     scene.world.kill(_name(pod))
     return f"pod {_name(pod)} fails"
 
@@ -155,7 +157,8 @@ async def slow_starts(scene: Scene, rng: random.Random) -> str | None:
 async def streams(scene: Scene, rng: random.Random) -> str | None:
     """Instances have requests running."""
     pods = [p for p in scene.live_instances() if rng.random() < 0.5]
-    engines = [e for p in pods if (e := scene.world.engines.by_ip.get(_ip(p)))]
+    found = [e for p in pods if (e := scene.world.engines.by_ip.get(_ip(p)))]
+    engines = [e for e in found if e.linked_once and not e.draining]
     for engine in engines:
         engine.busy = 3
 
@@ -297,12 +300,13 @@ async def broken_image(scene: Scene, rng: random.Random) -> str | None:
     if before == BROKEN_IMAGE:
         return None
     scene.world.broken_images.add(BROKEN_IMAGE)
-    _plan(scene, service)
     scene.patch(service, {"spec": {"engine": {"image": BROKEN_IMAGE}}}, PDSERVICES)
 
     def revert() -> None:
+        scene.reverts.remove(revert)
         scene.patch(service, {"spec": {"engine": {"image": before}}}, PDSERVICES)
 
+    scene.reverts.append(revert)
     seconds = rng.uniform(3, 60)
     scene.later(seconds, revert)
     return f"{_name(service)}: an image that never answers, for {seconds:.0f} s"
@@ -523,7 +527,7 @@ STEPS: Final[dict[str, tuple[float, Step]]] = {
     for weight, step in (
         (3.0, delete_pod), (2.0, kill_pod), (1.0, restart_container), (1.0, freeze_engine),
         (1.5, lose_node), (1.5, flap_node), (0.7, break_device), (0.7, cordon), (0.7, slow_starts),
-        (1.0, streams), (2.0, api_away), (1.5, bad_network), (1.5, restart_operator),
+        (2.5, streams), (2.0, api_away), (1.5, bad_network), (1.5, restart_operator),
         (1.5, step_clock), (2.0, edit_counts), (1.0, scale_service), (1.0, new_image),
         (1.0, broken_image), (0.7, rename_model), (0.7, lose_domain), (2.0, poison_pod),
         (1.5, forge_owner), (1.0, poison_node), (1.5, poison_answers), (1.5, poison_table),

@@ -38,6 +38,8 @@ LAG = 20.0
 """Seconds after which the operator must know what happened."""
 ROUTED_LAG = 8.0
 """Seconds for which a route may still name an instance that just went away."""
+REPAIR_LAG = 15.0
+"""Seconds after which an instance that a user deleted or that failed must have a successor."""
 DRAIN_SECONDS = 60.0
 """recovery.drainSeconds of every service: the API's default."""
 
@@ -76,6 +78,8 @@ class Watcher:
     _authority: dict[ScenarioName, list[tuple[float, Counts]]] = field(default_factory=dict)
     _drained: dict[str, float] = field(default_factory=dict)
     _routed: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    owed: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Namespace and slot of instances that must be replaced, and since when."""
     _gone: dict[tuple[str, str, str], float] = field(default_factory=dict)
 
     # --- how a schedule uses it --------------------------------------------------------------
@@ -113,7 +117,13 @@ class Watcher:
         """Once a second: what no single write shows."""
         if not self.active or self._time() < self.trouble_until + LAG:
             self._gone.clear()
+            self.owed.clear()
             return
+        for (namespace, slot), since in self.owed.items():
+            if self._time() - since > REPAIR_LAG:
+                raise Violation(
+                    10, f"{namespace}/{slot} has no successor {REPAIR_LAG:.0f} s after its fault"
+                )
         for (namespace, service), ids in self._tables():
             for name in ids:
                 self._check_still_there(namespace, service, name)
@@ -150,6 +160,8 @@ class Watcher:
             self.note_authority()
 
     def _pod_made(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        self.owed.pop((meta["namespace"], meta["name"].rpartition("-")[0]), None)
         group = group_of(self.world, pod)
         if group is not None:
             name = scenario_name(group)
@@ -161,12 +173,13 @@ class Watcher:
         if drained is None:
             self._given_up(pod, "deleted")
         engine = self._engine(pod)
-        if not self._healthy(pod) or engine is None or not engine.busy or drained is None:
+        if not self._healthy(pod) or engine is None or not engine.busy:
             return
-        if self._time() - drained < DRAIN_SECONDS - 1.0:
+        since = "before" if drained is None else f"{self._time() - drained:.0f} s after"
+        if drained is None or self._time() - drained < DRAIN_SECONDS - 1.0:
             raise Violation(
-                5, f"pod {meta['name']} deleted {self._time() - drained:.0f} s after its drain "
-                f"began, with {engine.busy} requests running",
+                5, f"pod {meta['name']} deleted {since} its drain began, with {engine.busy} "
+                "requests running",
             )  # fmt: skip
 
     def _given_up(self, pod: Object, how: str) -> None:
@@ -224,23 +237,27 @@ class Watcher:
         return len(same) > wanted
 
     def _check_others_serve(self, pod: Object, group: Object, name: ScenarioName, how: str) -> None:
-        serving = self._serving_groups(group)
         mine = _labels(pod).get(names.LABEL_GROUP_INDEX)
-        if mine not in serving:
+        if mine not in self._serving_groups(group, pod):
             return
-        left = self._serving_groups(group, without=pod["metadata"]["uid"])
+        left = self._serving_groups(group, pod, without=pod["metadata"]["uid"])
         if not left:
             raise Violation(
                 3, f"pod {pod['metadata']['name']} {how}: no P/D group of {'/'.join(name)} "
                 "serves any more",
             )  # fmt: skip
 
-    def _serving_groups(self, group: Object, without: str = "") -> set[str]:
-        """Indexes of P/D groups with a healthy, routed prefill and decode of one revision."""
+    def _serving_groups(self, group: Object, was: Object, without: str = "") -> set[str]:
+        """Indexes of P/D groups with a healthy, routed prefill and decode of one revision.
+
+        One pod counts as it `was` before the write that is judged.
+        """
         namespace, service, _ = scenario_name(group)
         routed = self.world.routed(service, namespace)
         roles: dict[tuple[str, str], set[str]] = {}
-        for pod in instances_of(self.world, group):
+        uid = was["metadata"]["uid"]
+        others = (p for p in instances_of(self.world, group) if p["metadata"]["uid"] != uid)
+        for pod in (*others, was):
             meta, labels = pod["metadata"], _labels(pod)
             leaving = "deletionTimestamp" in meta or names.ANNOTATION_DRAIN in meta.get(
                 "annotations", {}

@@ -249,9 +249,13 @@ class World:
         return [e["message"] for e in self.api.objects(EVENTS) if e["reason"] == reason]
 
     def routes(self, service: str = "shop", namespace: str = NS) -> dict[str, Any]:
-        """The route table of a service as JSON; empty before the first."""
+        """The route table of a service as JSON; empty where there is none to be read."""
         found = self.get(CONFIGMAPS, names.routes_configmap_name(service), namespace)
-        return json.loads(found["data"][names.KEY_ROUTES]) if found else {}
+        try:
+            table = json.loads((found or {})["data"][names.KEY_ROUTES])
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return {}  # none yet, or a stranger's text
+        return table if isinstance(table, dict) else {}
 
     def routed(self, service: str = "shop", namespace: str = NS) -> set[str]:
         """Names of all instances in the route table."""
@@ -458,6 +462,7 @@ class World:
                 "containerID": f"sim://{meta['uid']}-{self._ips}",
                 "ready": False,
                 "restartCount": 0,
+                "started": False,
                 "state": {"running": {"startedAt": stamp()}},
             }
         ]
@@ -477,12 +482,21 @@ class World:
             return
         if pod["status"]["phase"] == "Failed":
             return
+        if engine is None or not engine.frozen:
+            self._startup_probe(pod)
         up = engine is None or self.engines.ready(engine)
         held = {c["type"]: c["status"] for c in pod["status"].get("conditions", ())}
         gates = [g["conditionType"] for g in pod["spec"].get("readinessGates", ())]
         ready = "True" if up and all(held.get(g) == "True" for g in gates) else "False"
         if held.get("Ready") != ready:
             self._status(pod, {}, [("Ready", ready)])
+
+    def _startup_probe(self, pod: Object) -> None:
+        """The process answers: its container has started."""
+        statuses = pod["status"].get("containerStatuses") or ()
+        if any(status.get("started") is False for status in statuses):
+            told = [{**status, "started": True} for status in statuses]
+            self._status(pod, {"containerStatuses": told}, [])
 
     def _status(
         self,

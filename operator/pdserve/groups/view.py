@@ -151,4 +151,4 @@ def members_of(group: GroupView) -> tuple[Member, ...]:
 
 def _shape(wanted: Wanted, role: Role) -> Shape:
     part = wanted.role(role)
-    return Shape(part.resource, part.devices, part.tolerations, part.nodes)
+    return Shape(part.resource, part.devices, part.tolerations)

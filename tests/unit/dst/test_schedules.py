@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from pdserve.cli.main import main
 from pdserve.dst import runner, schedule
+from pdserve.dst.plants import PLANTS, Plant, plant_of, planted
 from pdserve.dst.steps import STEPS
 
 
@@ -26,3 +30,41 @@ def test_the_same_seed_makes_the_operator_write_the_same(seed: int) -> None:
 def test_outcomes_of_all_seeds_come_from_all_processes() -> None:
     seeds = {outcome.seed for outcome in runner.run_many(10, 6, 2)}
     assert seeds == set(range(10, 16))
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
+def test_a_planted_fault_is_found(plant: Plant) -> None:
+    outcome = runner.find(plant)
+    assert outcome is not None, plant.fault
+    assert outcome.trace
+
+
+def test_a_plant_is_gone_afterwards() -> None:
+    for plant in PLANTS:
+        before = [vars(owner)[name] for owner, name, _ in plant.changes()]
+        with planted(plant):
+            assert [vars(owner)[name] for owner, name, _ in plant.changes()] != before
+        assert [vars(owner)[name] for owner, name, _ in plant.changes()] == before
+
+
+def test_no_invariant_breaks_in_sixty_schedules() -> None:
+    broken = [f"{o.seed}: {o.violation}" for o in runner.run_many(20_000, 60, 1) if o.violation]
+    assert not broken
+
+
+def test_a_failing_schedule_is_cut_down_and_says_what_was_done() -> None:
+    plant = plant_of("outage-is-silence")
+    with planted(plant):
+        moves, outcome = runner.cut_down(plant.first)
+    assert 0 < len(moves) < len(schedule.draw(plant.first))
+    assert outcome.number == 13
+    assert all(any(move.kind in line for line in outcome.trace) for move in moves)
+
+
+def test_the_command_exits_by_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dst", "--seeds", "2", "--jobs", "1", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schedules"] == 2
+    with planted(plant_of("routes-unlinked")):
+        assert main(["dst", "--replay", "10"]) == 1
+    shown = capsys.readouterr().out
+    assert "invariant 1" in shown and "the same with" in shown

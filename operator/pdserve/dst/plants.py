@@ -1,0 +1,269 @@
+"""Faults put back on purpose: schedules must find each, or they would find no new one either.
+
+A plant replaces a function of the operator while it is `planted`. Most are faults this operator
+once had (the issue that mended them saw them in clusters); `seeds` is how many seeds from `first`
+on must suffice. `pdserve dst --plants` lists them, `--plant NAME` runs schedules with one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+from pdserve.controllers import (
+    caches,
+    claims,
+    clock,
+    decisions,
+    group_view,
+    pdservice,
+    ratio_loop,
+    scenariogroup,
+    worker,
+)
+from pdserve.groups import (
+    health,
+    plan,
+    removal,
+    repairs,
+    resize,
+    routes,
+    scale,
+    tables,
+)
+from pdserve.groups.types import DeletePod
+from pdserve.kube.resource import PODS, ObjectKey
+from pdserve.wire import names
+
+Change = tuple[Any, str, Any]
+"""Module or class, name, and what stands there instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """One fault: what it is, which invariants may show it, and how it is put in."""
+
+    name: str
+    fault: str
+    numbers: tuple[int, ...]
+    changes: Callable[[], tuple[Change, ...]]
+    first: int = 0
+    seeds: int = 40
+
+
+@contextmanager
+def planted(plant: Plant) -> Iterator[None]:
+    """Put the fault in; take it out at the end."""
+    former: list[Change] = []
+    try:
+        for owner, name, value in plant.changes():
+            former.append((owner, name, vars(owner)[name]))
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in reversed(former):
+            setattr(owner, name, value)
+
+
+def _everywhere(name: str, value: Any, *modules: ModuleType) -> tuple[Change, ...]:
+    """One function by its name in all modules that use it."""
+    return tuple((module, name, value) for module in modules)
+
+
+def _owners_by_uid() -> tuple[Change, ...]:
+    def owned_by(cache: Any, owner: Any) -> tuple[Any, ...]:
+        found = [o for o in cache.list() if any(
+            r.get("controller") and r["uid"] == owner.uid
+            for r in o["metadata"].get("ownerReferences") or ())]  # fmt: skip
+        return tuple(found)
+
+    return _everywhere("owned_by", owned_by, group_view, pdservice, ratio_loop)
+
+
+def _counts_by_edit() -> tuple[Change, ...]:
+    def acting_counts(group: Any, _scenario: Any, *, owned: bool) -> Any:
+        return decisions.live_counts(group)
+
+    return _everywhere("acting_counts", acting_counts, scenariogroup)
+
+
+def _outdated_unrepaired() -> tuple[Change, ...]:
+    def stored_revisions(_caches: Any, _group: Any) -> Mapping[str, Any]:
+        return {}
+
+    return _everywhere("stored_revisions", stored_revisions, group_view)
+
+
+def _startup_until_ready() -> tuple[Change, ...]:
+    def startup(pod: Any, now: float, limits: Any, since: Any) -> Any:
+        if health.condition(pod, "Ready").get("status") == "True":
+            return health.Verdict()
+        age = now - health.created(pod)
+        if age >= 20.0:
+            return health.Verdict("StartupDeadline", f"not Ready {age:.0f} s after its creation")
+        return health.Verdict(recheck_after=20.0 - age)
+
+    return ((health, "_startup", startup),)
+
+
+def _outage_is_silence() -> tuple[Change, ...]:
+    def of(self: Any, node: str) -> float | None:
+        since = self._since.get(node)
+        return None if since is None else 3600.0
+
+    return ((clock.NodeSilence, "of", of),)
+
+
+def _drain_unheeded() -> tuple[Change, ...]:
+    def finished(_group: Any, _instance: Any, _observation: Any) -> bool:
+        return True
+
+    return ((removal, "finished", finished), (tables, "finished", finished))
+
+
+def _routes_unlinked() -> tuple[Change, ...]:
+    def is_routable(instance: Any, table: Any) -> bool:
+        return (
+            not instance.terminating and instance.fault is None
+            and routes.peer_entry(instance, table) is not None
+        )  # fmt: skip
+
+    return _everywhere("is_routable", is_routable, routes)
+
+
+def _routes_the_dead() -> tuple[Change, ...]:
+    def is_routable(instance: Any, table: Any) -> bool:
+        return instance.pod_ip is not None and routes.peer_entry(instance, table) is not None
+
+    return _everywhere("is_routable", is_routable, routes)
+
+
+def _no_drain() -> tuple[Change, ...]:
+    def retire(_group: Any, instance: Any, reason: str, _observation: Any, draft: Any) -> None:
+        if not instance.terminating:
+            draft.act(DeletePod(instance.name, instance.uid, reason), reason)
+
+    return _everywhere("retire", retire, removal, scale, resize)
+
+
+def _serving_goes_first() -> tuple[Change, ...]:
+    def next_excess(live: Any, observation: Any, _draft: Any) -> Any:
+        if len(live) <= observation.wanted.replicas:
+            return None
+        return min(live, key=lambda g: (not g.serving, g.index))
+
+    return ((scale, "_next_excess", next_excess),)
+
+
+def _rolls_all_at_once() -> tuple[Change, ...]:
+    original = scale.scale_groups
+
+    def scale_groups(groups: Any, observation: Any, draft: Any) -> Any:
+        revision = observation.wanted.revision
+        for group in groups:
+            if group.revision != revision and not group.gone:
+                for instance in group.members:
+                    removal.retire(group, instance, "outdated", observation, draft)
+        return original(groups, observation, draft)
+
+    return ((plan, "scale_groups", scale_groups),)
+
+
+def _claims_forgotten() -> tuple[Change, ...]:
+    def nothing(*_: Any, **__: Any) -> tuple[Any, ...]:
+        return ()
+
+    return (
+        (plan, "kept_claims", nothing),
+        (claims.Claims, "of", nothing),
+        (claims.Claims, "reserved", nothing),
+        (claims.Claims, "ahead", nothing),
+    )
+
+
+def _slow_repair() -> tuple[Change, ...]:
+    def delay(failures: int) -> float:
+        return 45.0 * failures
+
+    return ((repairs, "_delay", delay),)
+
+
+def _flaps_are_losses() -> tuple[Change, ...]:
+    original = health.HealthLimits
+
+    def limits(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        return dataclasses.replace(made, node_suspect=1.0)
+
+    return _everywhere("HealthLimits", functools.wraps(original)(limits), group_view)
+
+
+def _errors_end_the_operator() -> tuple[Change, ...]:
+    async def reconcile(context: Any, key: Any) -> None:
+        after = await worker.RECONCILERS[key.kind](context, ObjectKey(key.namespace, key.name))
+        if after is not None:
+            context.queue.add_after(key, max(after, worker.SHORTEST_WAIT))
+
+    return ((worker, "reconcile", reconcile),)
+
+
+def _owners_by_label() -> tuple[Change, ...]:
+    original = caches.owned_by
+
+    def owned_by(cache: Any, owner: Any) -> tuple[Any, ...]:
+        if cache.resource != PODS:
+            return tuple(original(cache, owner))
+        return tuple(
+            pod for pod in cache.list() if names.LABEL_ROLE in (pod["metadata"].get("labels") or {})
+            and pod["metadata"]["labels"].get(names.LABEL_SERVICE, "") != ""
+            and owner.name == "-".join((pod["metadata"]["labels"][names.LABEL_SERVICE],
+                                        pod["metadata"]["labels"].get(names.LABEL_SCENARIO, "")))
+        )  # fmt: skip
+
+    return _everywhere("owned_by", owned_by, group_view)
+
+
+PLANTS: Final = (
+    Plant("owners-by-uid", "owner look-ups ignore the namespace", (9, 15, 13, 0, 4),
+          _owners_by_uid, first=68),
+    Plant("counts-by-edit", "an edit of a ScenarioGroup's counts is acted upon", (13, 3, 0),
+          _counts_by_edit, first=34),
+    Plant("outdated-unrepaired", "groups of an old revision are not repaired", (0, 3, 10),
+          _outdated_unrepaired, first=210),
+    Plant("startup-until-ready", "the startup deadline runs until Ready, peers included", (13, 0),
+          _startup_until_ready, first=5),
+    Plant("outage-is-silence", "time without the API server counts as a node's silence", (13,),
+          _outage_is_silence, first=2),
+    Plant("drain-unheeded", "a drained instance is deleted at once", (5,),
+          _drain_unheeded, first=105),
+    Plant("routes-unlinked", "instances are routed before they link", (1,),
+          _routes_unlinked, first=10),
+    Plant("routes-the-dead", "instances that end stay routed", (1,), _routes_the_dead, first=10),
+    Plant("no-drain", "instances are deleted instead of drained", (5,), _no_drain, first=77),
+    Plant("serving-goes-first", "of too many groups the serving one goes", (3, 7, 13),
+          _serving_goes_first, first=20),
+    Plant("rolls-all-at-once", "a new revision drains every old group", (3, 13),
+          _rolls_all_at_once),
+    Plant("claims-forgotten", "devices freed by a repair belong to nobody", (0, 10, 13),
+          _claims_forgotten, first=267),
+    Plant("errors-end-the-operator", "an error of the API server ends the process", (10,),
+          _errors_end_the_operator, first=16),
+    Plant("owners-by-label", "pods are found by their labels", (0, 9, 13, 15),
+          _owners_by_label, first=516),
+    Plant("slow-repair", "the first repair waits 45 s", (10,), _slow_repair, first=18),
+    Plant("flaps-are-losses", "a node NotReady for a second is lost", (13,),
+          _flaps_are_losses, first=2),
+)  # fmt: skip
+
+
+def plant_of(name: str) -> Plant:
+    """By name; KeyError names the known ones."""
+    for plant in PLANTS:
+        if plant.name == name:
+            return plant
+    raise KeyError(f"no plant {name!r}; there are {', '.join(p.name for p in PLANTS)}")
