@@ -41,6 +41,7 @@ from pdserve.controllers.scenariogroup import recall_claims
 from pdserve.controllers.skipped import Skipped
 from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.triggers import Triggers, group_key
+from pdserve.controllers.volumes import Volumes
 from pdserve.controllers.worker import resync, work
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
@@ -116,6 +117,7 @@ class Core:
         self.caches.pods.on_change(self.clock.forget)
         self.caches.groups.on_change(self.clock.forget)
         self.caches.nodes.on_change(self.silence.changed)
+        self.volumes = Volumes(client, self.caches, steady)
         self.claims = Claims()
         self.caches.pods.on_change(self.claims.pod_changed)
         self.caches.groups.on_change(self.claims.group_changed)
@@ -165,6 +167,7 @@ class Core:
             rights=self._rights,
             clock=self.clock,
             silence=self.silence,
+            volumes=self.volumes,
             skips=self.skips,
             claims=self.claims,
         )

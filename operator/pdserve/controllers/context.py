@@ -18,6 +18,7 @@ from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.promises import Promises
 from pdserve.controllers.skipped import Skipped
 from pdserve.controllers.tokens import Tokens
+from pdserve.controllers.volumes import Volumes
 from pdserve.engines.pod_profile import Rights
 from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
@@ -56,6 +57,8 @@ class Context:
     clock: Clock
     """Never steps; see the module."""
     silence: NodeSilence
+    volumes: Volumes
+    """Where the volumes of instances are."""
     skips: Skipped
     """Counts and tells of objects that could not be read."""
     promises: Promises = field(default_factory=Promises)

@@ -8,7 +8,7 @@ the route table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,30 +85,34 @@ def view_group(context: Context, group: ScenarioGroup) -> GroupView:
     return GroupView(group, instances, tables, objects, revisions)
 
 
-def former_wanted(view: GroupView, counts: Counts) -> Mapping[str, Wanted]:
+Reach = Callable[[str, RoleTemplate], frozenset[str] | None]
+"""Namespace and role -> nodes from which the volumes of its instances are reached; None: all."""
+
+
+def former_wanted(view: GroupView, counts: Counts, reach: Reach) -> Mapping[str, Wanted]:
     """What would be wanted at each other known revision, for the planner's `Observation.former`.
 
     Those of another RoCEDomain are left out: their nodes are not on the tree planned for.
     """
     domain = view.group.spec.fabric.domain_ref
     return {
-        revision: wanted_of(then, counts)
+        revision: wanted_of(then, counts, reach)
         for revision, then in view.revisions.items()
         if then is not view.group and then.spec.fabric.domain_ref == domain
     }
 
 
-def wanted_of(group: ScenarioGroup, counts: Counts) -> Wanted:
+def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
     """What is wanted of the ScenarioGroup, with the counts in force (`service_desired`)."""
-    spec = group.spec
+    spec, namespace = group.spec, group.metadata.namespace
     return Wanted(
         name=group.metadata.name,
-        namespace=group.metadata.namespace,
+        namespace=namespace,
         service=spec.service,
         scenario=spec.scenario,
         replicas=counts.groups,
-        prefill=_role(spec.prefill, counts.prefill),
-        decode=_role(spec.decode, counts.decode),
+        prefill=_role(spec.prefill, counts.prefill, reach(namespace, spec.prefill)),
+        decode=_role(spec.decode, counts.decode, reach(namespace, spec.decode)),
         revision=revision_of(spec),
         locality_mode=spec.fabric.locality.mode,
         locality_level=spec.fabric.locality.level,
@@ -171,7 +175,7 @@ def domain_of(caches: Caches, name: str) -> RoCEDomain | None:
     return next(read_each(() if obj is None else (obj,), read, caches.skipped, "observe"), None)
 
 
-def _role(role: RoleTemplate, count: int) -> RoleWanted:
+def _role(role: RoleTemplate, count: int, nodes: frozenset[str] | None) -> RoleWanted:
     extra = (role.template.spec or {}).get("tolerations") or () if role.template else ()
     return RoleWanted(
         count=count,
@@ -180,6 +184,7 @@ def _role(role: RoleTemplate, count: int) -> RoleWanted:
         slots=role.max_concurrency,
         startup_deadline=float(role.startup_deadline_seconds),
         tolerations=tuple(Toleration.from_json(t) for t in (*BASE_TOLERATIONS, *extra)),
+        nodes=nodes,
     )
 
 

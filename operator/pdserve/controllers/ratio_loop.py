@@ -238,7 +238,8 @@ class RatioLoop:
         spec = fabric_spec(domain)
         fabric = self._context.fabrics.of(spec, self._context.taken())
         view: GroupView = view_group(self._context, subject.group)
-        return lambda counts: placement_limit(fabric, view, counts)
+        reach = self._context.volumes.reach
+        return lambda counts: placement_limit(fabric, view, counts, reach)
 
     async def _record(self, subject: Subject, decision: Decision) -> None:
         if decision.outcome == "Applied" and not decision.changes:

@@ -6,7 +6,7 @@ free: its instances are part of the groups asked about.
 
 from __future__ import annotations
 
-from pdserve.controllers.group_view import GroupView, wanted_of
+from pdserve.controllers.group_view import GroupView, Reach, wanted_of
 from pdserve.groups.types import RoleWanted
 from pdserve.placement import GroupRequest, NoFit, Shape, place
 from pdserve.ratio.types import Counts, PlacementLimit
@@ -14,9 +14,11 @@ from pdserve.topology import Fabric, Reservation
 from pdserve.wire.peers import Role
 
 
-def placement_limit(fabric: Fabric, view: GroupView, counts: Counts) -> PlacementLimit | None:
+def placement_limit(
+    fabric: Fabric, view: GroupView, counts: Counts, reach: Reach
+) -> PlacementLimit | None:
     """None when `counts` can be placed, else how many P/D groups of that shape can."""
-    wanted = wanted_of(view.group, counts)
+    wanted = wanted_of(view.group, counts, reach)
     roles: dict[Role, RoleWanted] = {"prefill": wanted.prefill, "decode": wanted.decode}
     held = [
         Reservation(i.name, i.node, roles[i.role].resource, roles[i.role].devices)
@@ -41,4 +43,4 @@ def placement_limit(fabric: Fabric, view: GroupView, counts: Counts) -> Placemen
 
 
 def _shape(role: RoleWanted) -> Shape:
-    return Shape(role.resource, role.devices, role.tolerations)
+    return Shape(role.resource, role.devices, role.tolerations, role.nodes)

@@ -34,6 +34,7 @@ NAMESPACED: Final[Rules] = {
     ("rbac.authorization.k8s.io", "rolebindings"): _verbs("get list watch create patch"),
     ("policy", "poddisruptionbudgets"): _verbs("get list watch create patch delete"),
     ("networking.k8s.io", "networkpolicies"): _verbs("get list watch create patch delete"),
+    ("", "persistentvolumeclaims"): _verbs("get"),
     ("", "events"): _verbs("create patch"),
 }
 """Needed where PDServices and ScenarioGroups live: a Role with --namespace, else a ClusterRole."""
@@ -43,6 +44,8 @@ CLUSTER: Final[Rules] = {
     ("pdserve.io", "rocedomains/status"): _verbs("patch"),
     ("", "nodes"): _verbs("list watch"),
     ("", "pods"): _verbs("list watch"),
+    ("", "persistentvolumes"): _verbs("get list"),
+    ("storage.k8s.io", "storageclasses"): _verbs("get"),
 }
 """Always a ClusterRole: free devices are counted over all pods of the cluster."""
 
@@ -51,11 +54,16 @@ LEASE: Final[Rules] = {
 }
 """A Role in the operator's own namespace (leader election); all but `create` by name."""
 
+_VOLUMES: Final = "where a template mounts a persistentVolumeClaim"
 RARE: Final[Mapping[tuple[str, str, str], str]] = {
     ("pdserve.io", "scenariogroups", "get"): (
         "after a POST that met an object which the cache does not show yet: a predecessor made it "
         "and was killed within the delay of a watch"
     ),
+    ("", "persistentvolumeclaims", "get"): _VOLUMES,
+    ("", "persistentvolumes", "get"): _VOLUMES,
+    ("", "persistentvolumes", "list"): _VOLUMES,
+    ("storage.k8s.io", "storageclasses", "get"): _VOLUMES,
     ("", "secrets", "delete"): (
         "the shared token of a service made by an older operator, after the first rotation that "
         "no older instance outlived"

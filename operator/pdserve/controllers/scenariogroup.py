@@ -69,15 +69,19 @@ from pdserve.groups.view import group_request
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
+from pdserve.placement import GroupRequest
 from pdserve.ratio.types import Counts
 from pdserve.topology import Fabric, Reservation, fabric_spec
 from pdserve.wire import names
+from pdserve.wire.peers import ROLES
 from pdserve.wire.routes import RouteTable
 
 log = logging.getLogger(__name__)
 
 REFUSED_RETRY = 30.0
 """Seconds until refused pods are tried again (quota may have been raised)."""
+VOLUME_RETRY = 30.0
+"""Seconds until a place is looked for again where volumes leave none."""
 
 
 async def reconcile_group(context: Context, key: ObjectKey) -> float | None:
@@ -118,7 +122,9 @@ class _Reconcile:
         if counts is None:
             await self._write(waiting_status(self.group, not_ready(*_NO_COUNTS), self.now))
             return None
-        wanted = wanted_of(self.group, counts)
+        await self.context.volumes.read(view.revisions.values())
+        reach = self.context.volumes.reach
+        wanted = wanted_of(self.group, counts, reach)
         domain, deleted = self._domain()
         if domain is None:
             name = self.group.spec.fabric.domain_ref.name
@@ -137,14 +143,18 @@ class _Reconcile:
         await self._revisions(view)
         # 2
         view = view_group(self.context, self.group)
-        observation = self._observation(view, wanted, former_wanted(view, counts), routed)
+        observation = self._observation(view, wanted, former_wanted(view, counts, reach), routed)
         planned = plan(observation, self._fabric(domain))
         rank = _rank(self.context, self.obj)
         self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
         # 3
         with self.context.promises.held(self.key, promised(planned, observation)):
             found = (template, *fabric_condition(self.group, domain), *deleted)
-            return await self._carry_out(view, planned, found, observation.claims)
+            again = await self._carry_out(view, planned, found, observation.claims)
+        if planned.blocked_request is None or not _restricted(planned.blocked_request):
+            return again
+        # Where a volume is changes without a word to anybody.
+        return min(VOLUME_RETRY, again or VOLUME_RETRY)
 
     async def _template(self) -> Condition:
         """Condition TemplateValid: may pods be made of this ScenarioGroup?"""
@@ -431,7 +441,7 @@ def _recall(context: Context, obj: Object) -> None:
     counts = (spec.replicas, spec.prefill.replicas, spec.decode.replicas)
     if placed is None or placed.reason != "NoFit" or None in counts:
         return
-    wanted = wanted_of(group, Counts(*(n or 0 for n in counts)))
+    wanted = wanted_of(group, Counts(*(n or 0 for n in counts)), context.volumes.reach)
     key = ObjectKey(group.metadata.namespace, group.metadata.name)
     request = group_request(wanted, frozenset())
     context.claims.waits(key, spec.fabric.domain_ref.name, _rank(context, obj), request)
@@ -460,6 +470,10 @@ def promised(planned: Plan, observation: Observation) -> tuple[Reservation, ...]
         (pod, (observation.at(pod.revision) or observation.wanted).role(pod.role)) for pod in new
     )
     return tuple(Reservation(p.name, p.node, r.resource, r.devices) for p, r in roles)
+
+
+def _restricted(request: GroupRequest) -> bool:
+    return any(request.shape(role).nodes is not None for role in ROLES)
 
 
 _NO_COUNTS = (

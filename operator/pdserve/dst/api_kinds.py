@@ -49,7 +49,8 @@ BUILTIN = (
         for resource in (
             known.CONFIGMAPS, known.CONTROLLER_REVISIONS, known.SECRETS, known.SERVICE_ACCOUNTS,
             known.NAMESPACES, known.EVENTS, known.LEASES, known.NETWORK_POLICIES, known.ROLES,
-            known.ROLE_BINDINGS,
+            known.ROLE_BINDINGS, known.PERSISTENT_VOLUME_CLAIMS, known.PERSISTENT_VOLUMES,
+            known.STORAGE_CLASSES,
         )
     ),
 )  # fmt: skip

@@ -96,6 +96,8 @@ class RoleWanted:
     startup_deadline: float = 900.0
     tolerations: tuple[Toleration, ...] = ()
     """Of the rendered pod: placement skips nodes whose taints these do not tolerate."""
+    nodes: frozenset[str] | None = None
+    """Nodes from which its volumes are reached; None: every node."""
 
 
 @dataclass(frozen=True, slots=True)

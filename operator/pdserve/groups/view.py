@@ -166,4 +166,4 @@ def on_closed_nodes(
 
 def _shape(wanted: Wanted, role: Role) -> Shape:
     part = wanted.role(role)
-    return Shape(part.resource, part.devices, part.tolerations)
+    return Shape(part.resource, part.devices, part.tolerations, part.nodes)

@@ -218,6 +218,9 @@ def _out_of_use(fabric: Fabric, request: GroupRequest) -> str:
         reason = fabric.blocked(name, request.prefill_shape.tolerations)
         if reason is None and name in request.exclude:
             reason = "suspect after a fault"
+        shapes = (request.prefill_shape, request.decode_shape)
+        if reason is None and not all(shape.reaches(name) for shape in shapes):
+            reason = "a volume is elsewhere"
         if reason is not None:
             counts[reason] += 1
     if not counts:

@@ -138,11 +138,13 @@ class Rooms:
 
     def _node(self, name: str) -> NodeRoom:
         fabric = self.fabric
-        blocked_p = fabric.blocked(name, self.prefill.tolerations)
-        if self.shared and self.prefill.tolerations == self.decode.tolerations:
+        prefill, decode = self.prefill, self.decode
+        blocked_p = fabric.blocked(name, prefill.tolerations) or not prefill.reaches(name)
+        alike = prefill.tolerations == decode.tolerations and prefill.nodes == decode.nodes
+        if self.shared and alike:
             free = 0 if blocked_p else fabric.free(name, self.prefill.resource)
             return NodeRoom(name, free, free)
-        blocked_d = fabric.blocked(name, self.decode.tolerations)
+        blocked_d = fabric.blocked(name, decode.tolerations) or not decode.reaches(name)
         return NodeRoom(
             name,
             0 if blocked_p else fabric.free(name, self.prefill.resource),

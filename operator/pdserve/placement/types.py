@@ -18,6 +18,12 @@ class Shape:
     resource: str
     devices: int
     tolerations: tuple[Toleration, ...] = ()
+    nodes: frozenset[str] | None = None
+    """Nodes that it may be on; None: every node."""
+
+    def reaches(self, node: str) -> bool:
+        """Whether it may be on that node."""
+        return self.nodes is None or node in self.nodes
 
 
 @dataclass(frozen=True, slots=True)

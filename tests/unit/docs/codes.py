@@ -28,6 +28,7 @@ _NOT_CODES = {
     "RuntimeDefault", "RollingUpdate", "TemplateValid", "AdviceAvailable", "RatioInBounds",
     "PodScheduled", "CamelCase", "NoSchedule", "NoExecute", "LabelsComplete", "TreeConsistent",
     "NotReady", "ScheduleAnyway", "PodDisruptionBudget", "AlwaysAllow", "NetworkPolicy",
+    "WaitForFirstConsumer",
 }  # fmt: skip
 
 

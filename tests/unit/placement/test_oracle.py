@@ -48,14 +48,19 @@ def nodes(draw: st.DrawFn) -> list[NodeView]:
 sizes = st.sampled_from([(8, 8), (4, 4), (2, 2), (4, 2), (1, 4), (3, 2)])
 
 
+NAMES = [f"{pod}{leaf}{k}" for pod in "xy" for leaf in "ab" for k in range(3)]
+reached = st.one_of(st.none(), st.none(), st.frozensets(st.sampled_from(NAMES), min_size=3))
+"""Nodes from which an instance's volumes are reached."""
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> GroupRequest:
     p, d = draw(sizes)
     return GroupRequest(
         draw(st.integers(1, 4)),
         draw(st.integers(1, 4)),
-        Shape(RESOURCE, p),
-        Shape(RESOURCE, d),
+        Shape(RESOURCE, p, nodes=draw(reached)),
+        Shape(RESOURCE, d, nodes=draw(reached)),
         mode=draw(st.sampled_from(["Preferred", "Preferred", "Required"])),
         level=draw(st.sampled_from([None, "pod"])),
         exclude=frozenset(draw(st.sets(st.sampled_from(["xa0", "ya1"])))),
@@ -73,6 +78,8 @@ def node_offers(tree: Fabric, name: str, asked: GroupRequest) -> set[tuple[int, 
         for i in range(asked.prefill + 1)
         for j in range(asked.decode + 1)
         if i * p + j * d <= free
+        and (not i or asked.prefill_shape.reaches(name))
+        and (not j or asked.decode_shape.reaches(name))
     }
 
 
@@ -141,6 +148,7 @@ def test_never_over_allocates_nor_uses_what_is_out_of_use(
         taken[assignment.node] += asked.shape(assignment.role).devices
         assert tree.blocked(assignment.node) is None
         assert assignment.node not in asked.exclude
+        assert asked.shape(assignment.role).reaches(assignment.node)
     assert all(devices <= tree.free(node, RESOURCE) for node, devices in taken.items())
 
 
