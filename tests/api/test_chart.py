@@ -129,7 +129,9 @@ def test_operator_flags_and_variables_are_ones_the_operator_knows() -> None:
 
 
 def test_the_chart_knows_every_flag_of_the_operator() -> None:
-    """An unknown one is refused by the chart, not by a container that starts again and again."""
+    """K7.12.
+
+    An unknown one is refused by the chart, not by a container that starts again and again."""
     refused = template(operator={"extraArgs": ["--no-such-flag=1"]})
     assert refused.returncode != 0
     known = set(re.findall(r"--[a-z-]+", refused.stderr.partition("known: ")[2]))

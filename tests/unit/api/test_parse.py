@@ -196,6 +196,7 @@ def test_long_messages_in_status_are_cut_not_refused() -> None:
     ],
 )
 def test_durations(text: str, seconds: float) -> None:
+    """K7.7."""
     assert Duration(text).seconds == pytest.approx(seconds)
     assert Duration(text) == text
 

@@ -1,4 +1,4 @@
-"""`kubectl pdserve explain --request ID`, from its command line to its output."""
+"""K6.7, K6.10: `kubectl pdserve explain --request ID`, from its command line to its output."""
 
 from __future__ import annotations
 

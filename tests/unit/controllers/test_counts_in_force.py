@@ -123,6 +123,7 @@ async def test_edits_of_the_rest_of_the_spec_roll_and_delete_nothing() -> None:
 
 @virtual_time
 async def test_in_external_the_spec_decides_down_to_no_group() -> None:
+    """K6.4."""
     world = make(mode="External")
     async with world.running(), world.operator():
         await world.until(world.service_ready)

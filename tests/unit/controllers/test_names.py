@@ -1,4 +1,4 @@
-"""Names made of names: long ones, and two services whose scenarios get the same."""
+"""K7.6: Names made of names: long ones, and two services whose scenarios get the same."""
 
 from __future__ import annotations
 

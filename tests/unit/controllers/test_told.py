@@ -85,6 +85,7 @@ async def mended(world: World, seconds: float = 60.0) -> None:
 
 @virtual_time
 async def test_what_cannot_be_placed_is_an_event() -> None:
+    """K6.1."""
     world = make()
     world.create(PDSERVICES, service(devices=8, groups=(4, 4)))
     async with world.running(), world.operator():
@@ -97,6 +98,7 @@ async def test_what_cannot_be_placed_is_an_event() -> None:
 
 @virtual_time
 async def test_an_image_that_cannot_be_pulled_is_told_for_instances() -> None:
+    """K6.3."""
     world = make()
     world.stuck = lambda pod: PULL if image(pod) == NO_IMAGE else None
     world.create(PDSERVICES, service(devices=2))
@@ -169,6 +171,8 @@ GATEWAY_STUCK: list[tuple[str, dict[str, str], str]] = [
 def test_a_gateway_that_cannot_start_is_told(
     reason: str, waiting: dict[str, str], words: str
 ) -> None:
+    """K6.2."""
+
     @virtual_time
     async def run() -> None:
         world = make()
@@ -184,6 +188,7 @@ def test_a_gateway_that_cannot_start_is_told(
 
 @virtual_time
 async def test_a_gateway_without_a_node_is_told() -> None:
+    """K6.2."""
     world = make()
     unscheduled(world)
     world.create(PDSERVICES, service())
@@ -195,6 +200,8 @@ async def test_a_gateway_without_a_node_is_told() -> None:
     "words", ["exceeded quota: small", "minimum memory usage per Container is 256Mi"]
 )
 def test_gateway_pods_that_are_refused_are_told(words: str) -> None:
+    """K6.2."""
+
     @virtual_time
     async def run() -> None:
         world = make()
@@ -217,6 +224,7 @@ def test_gateway_pods_that_are_refused_are_told(words: str) -> None:
 
 @virtual_time
 async def test_a_missing_secret_of_the_gateway_is_told() -> None:
+    """K6.2."""
     world = make()
     creating = {"reason": "ContainerCreating"}
     world.stuck = lambda pod: (
@@ -233,6 +241,7 @@ async def test_a_missing_secret_of_the_gateway_is_told() -> None:
 
 @virtual_time
 async def test_a_template_refused_for_a_missing_priority_class_is_tried_again() -> None:
+    """K6.5."""
     world = make()
     classes: set[str] = set()
 

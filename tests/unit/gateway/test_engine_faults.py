@@ -145,6 +145,7 @@ async def test_a_reply_to_head_has_no_body(rig: Rig, path: str) -> None:
 
 
 async def test_streams_tell_proxies_not_to_buffer(rig: Rig) -> None:
+    """K7.3."""
     await rig.one_group()
     assert (await rig.complete(stream=True)).headers["x-accel-buffering"] == "no"
     assert "x-accel-buffering" not in (await rig.complete()).headers

@@ -393,6 +393,7 @@ def idle(
 
 
 def test_nothing_offered_through_the_dwell_shrinks_to_the_minimum_without_a_profile() -> None:
+    """K7.11."""
     memory = Memory(settled_at=0.0, settled_counts=Counts(2, 4, 6))
     outcomes = []
     for minute in range(6):

@@ -1,4 +1,4 @@
-"""A parameter that would change the answer and is not implemented is refused by name."""
+"""K7.10: A parameter that would change the answer and is not implemented is refused by name."""
 
 from __future__ import annotations
 
