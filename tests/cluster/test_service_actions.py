@@ -1,7 +1,7 @@
 """What users of the cluster do on an ordinary day costs no instance and no request.
 
-Counts edited by hand, a renamed model, a bad revision that meets a fault, an API server that
-stands still: under load, and each with what may change and nothing else.
+Counts edited by hand, a renamed model, a bad revision that meets a fault, nodes drained, an API
+server that stands still: under load, and each with what may change and nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from tests.support.installed import (
     role,
     scenario,
 )
-from tests.support.traffic import MODEL
 from urllib3.exceptions import HTTPError
 
 from pdserve.controllers import event_reasons as reasons
@@ -43,6 +42,8 @@ START_SECONDS = 3
 """Every instance takes at least so long to start."""
 FROZEN_SECONDS = 20
 """Longer than a node may be silent here: its grace of 10 s and `nodeSuspectSeconds`."""
+LONG = 400
+"""Tokens of a stream that outlives an ordinary step."""
 WAIT = 120.0
 
 
@@ -90,9 +91,10 @@ class Service:
         every = s.identities(self.cluster, NAMESPACE)
         return {name: identity for name, identity in every.items() if name in found}
 
-    def traffic(self, model: str = MODEL) -> Following:
-        """Clients of its gateways."""
-        return Following(self.cluster, NAMESPACE, NAMESPACE, model=model)
+    def traffic(self, model: str | None = None, tokens: int = 8) -> Following:
+        """Clients of its gateways; None: of the model's name now."""
+        name = model or self.spec["model"]["name"]
+        return Following(self.cluster, NAMESPACE, NAMESPACE, model=name, tokens=tokens)
 
 
 class Seen:
@@ -209,9 +211,6 @@ def test_a_renamed_model_is_served_under_its_old_name_until_the_new_one_is(
     assert lost == [], "the old name, until the new one was served"
     assert old.completed >= 10
     assert all("404" in error or "NotFound" in error for error in (*old.errors, *new.errors))
-    service.spec["model"]["name"] = MODEL
-    service.apply()
-    service.wait()
 
 
 def test_a_bad_revision_and_a_fault_in_each_old_group_leave_them_whole(service: Service) -> None:
@@ -254,6 +253,38 @@ def test_a_bad_revision_and_a_fault_in_each_old_group_leave_them_whole(service: 
 
 def _label(pod: s.Json, label: str) -> str:
     return str(pod["metadata"]["labels"][label])
+
+
+def test_nodes_drained_in_turn_cut_no_stream(service: Service) -> None:
+    """What is evicted serves on until its streams end, and what comes for it is linked meanwhile.
+
+    Only pods of this service are evicted, as others share the nodes.
+    """
+    cluster = service.cluster
+    service.set_ratio(fixed(1, 1, 2))
+    mine = f"{names.LABEL_SERVICE}={NAMESPACE}"
+    with service.traffic(tokens=LONG) as traffic:
+        for _ in range(2):
+            s.until("streams run", lambda: _running(traffic) == traffic.workers, WAIT)
+            (prefill,) = s.pods(cluster, NAMESPACE, role="prefill")
+            node = prefill["spec"]["nodeName"]
+            try:
+                cluster.kubectl(
+                    "drain", node, f"--pod-selector={mine}", "--delete-emptydir-data", "--force",
+                    "--ignore-daemonsets", "--timeout=240s",
+                )  # fmt: skip
+                service.wait()
+                s.wait_groups(cluster, NAMESPACE, GROUP, WAIT)
+                assert node not in {p["spec"]["nodeName"] for p in s.pods(cluster, NAMESPACE)}
+            finally:
+                cluster.kubectl("uncordon", node)
+        traffic.wait_more(5)
+    assert traffic.errors == []
+
+
+def _running(traffic: Following) -> int:
+    """Streams of which something came, and not yet the end."""
+    return sum(o.first is not None and o.ended is None for o in traffic.outcomes)
 
 
 def test_an_api_server_that_stands_still_costs_no_instance(service: Service) -> None:

@@ -28,7 +28,7 @@ class Following:
 
         `model` may be changed: requests that begin later ask for it.
         """
-        self._cluster, self._workers = cluster, workers
+        self._cluster, self.workers = cluster, workers
         self._of = namespace, service
         self._tokens = tokens
         self.model = model
@@ -38,7 +38,7 @@ class Following:
 
     def __enter__(self) -> Following:
         self._look()
-        jobs = [self._watch, *[self._work] * self._workers]
+        jobs = [self._watch, *[self._work] * self.workers]
         self._threads = [threading.Thread(target=job, daemon=True) for job in jobs]
         for thread in self._threads:
             thread.start()
