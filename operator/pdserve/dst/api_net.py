@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pdserve.dst.api_fields import copy
 from pdserve.dst.api_select import Selection
 from pdserve.kube.client import Request
 from pdserve.kube.errors import UNREACHABLE, KubeError
@@ -224,7 +223,7 @@ class _Watch:
             if document is not None:
                 yield document
                 if faults.happens(faults.watch_repeat):
-                    yield copy(document)
+                    yield document
         if batch:
             self._version = batch[-1].version
 
@@ -244,13 +243,16 @@ class _Watch:
         return order
 
     def _document(self, change: Change) -> Object | None:
-        """As the selection sees the change: entering is ADDED, leaving is DELETED."""
+        """As the selection sees the change: entering is ADDED, leaving is DELETED.
+
+        The object is the stored one: nothing changes an object that a watch delivered.
+        """
         was = change.before is not None and self._selection.includes(change.before)
         now = change.type != "DELETED" and self._selection.includes(change.object)
         if not was and not now:
             return None
         kind = "MODIFIED" if was and now else "ADDED" if now else "DELETED"
-        return {"type": kind, "object": copy(change.object)}
+        return {"type": kind, "object": change.object}
 
     def _bookmark(self) -> Object:
         resource = self._store.kind.resource
