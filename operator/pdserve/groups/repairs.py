@@ -29,7 +29,9 @@ MAX_MESSAGE = 512
 
 GONE_FAULTS = frozenset({"NodeLost", "NodeDeleted"})
 """The node was away: it is barred until it is Ready again, and cleared at once then."""
-NODE_FAULTS = GONE_FAULTS | {"DeviceUnhealthy", "Unschedulable"}
+DEVICE_FAULTS = frozenset({"DeviceUnhealthy"})
+"""A device was unhealthy: the node is barred until all of its devices are well, then avoided."""
+NODE_FAULTS = GONE_FAULTS | DEVICE_FAULTS | {"Unschedulable"}
 """The node's own faults: it is barred. Others make it suspect only when they repeat, and then it
 is avoided while another node has room."""
 IMAGE_FAULTS = frozenset({"ImageError"})
@@ -88,7 +90,7 @@ def suspects(repairs: Iterable[Repair], now: float, fabric: Fabric) -> Suspects:
     avoided: set[str] = set()
     for repair in repairs:
         for suspect in _current(repair, now, fabric):
-            (barred if suspect.fault in NODE_FAULTS else avoided).add(suspect.node)
+            (barred if _is_barred(suspect, fabric) else avoided).add(suspect.node)
     return Suspects(frozenset(barred), frozenset(avoided - barred))
 
 
@@ -105,6 +107,12 @@ def suspicion_ends(repairs: Iterable[Repair], now: float, fabric: Fabric) -> flo
 
 def _current(repair: Repair, now: float, fabric: Fabric) -> list[Suspect]:
     return [s for s in repair.suspects if now - s.time < _lasts(s) and not _is_back(s, fabric)]
+
+
+def _is_barred(suspect: Suspect, fabric: Fabric) -> bool:
+    view = fabric.nodes.get(suspect.node)
+    well = view is not None and view.devices_well
+    return suspect.fault in NODE_FAULTS and not (suspect.fault in DEVICE_FAULTS and well)
 
 
 def _is_back(suspect: Suspect, fabric: Fabric) -> bool:

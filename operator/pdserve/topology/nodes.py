@@ -105,6 +105,12 @@ class NodeView:
         sick = max(0, len(self.unhealthy) - withdrawn)
         return max(0, have - sick - self.used.get(resource, 0))
 
+    @property
+    def devices_well(self) -> bool:
+        """No device is unhealthy, by the annotation or because its plugin took it back."""
+        taken_back = any(self.allocatable.get(r, 0) < count for r, count in self.capacity.items())
+        return not self.unhealthy and not taken_back
+
     def blocked(self, tolerations: Iterable[Toleration] = ()) -> str | None:
         """Why no new pod may go here, or None when one may."""
         if not self.ready:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.support.builders import LEVELS, draw
+from tests.support.builders import LEVELS, RESOURCE, draw
 from tests.support.group_world import wanted
 from tests.unit.groups.test_links_and_routes import instance
 
@@ -13,6 +13,7 @@ from pdserve.groups import types as t
 from pdserve.groups.repairs import (
     BACKOFF_MAX,
     MAX_SUSPECTS,
+    Suspects,
     clamp,
     count_faults,
     suspects,
@@ -62,6 +63,19 @@ def test_a_node_that_is_ready_is_cleared_at_once(fault: t.Fault) -> None:
     repairs = fail((), fault, "n1", NOW)
     assert suspects(repairs, NOW + 1, fabric(away="n1")).barred == {"n1"}
     assert suspects(repairs, NOW + 1, fabric()).barred == frozenset()
+
+
+@pytest.mark.parametrize(
+    "sick", [{"unhealthy": frozenset({3})}, {"allocatable": {RESOURCE: 7}}], ids=["told", "taken"]
+)
+def test_a_node_whose_devices_are_well_again_is_only_avoided(sick: dict[str, object]) -> None:
+    """Else a second fault finds no node where the first one's is long well."""
+    repairs = fail(fail((), "DeviceUnhealthy", "n1", NOW), "NodeLost", "n2", NOW + 100)
+    nodes = draw("p1 a  n1:8 n2:8 n3:8 n4:8")
+    nodes = [replace(n, **sick) if n.name == "n1" else n for n in nodes]
+    lacking = build_fabric(TreeSpec("test", LEVELS), nodes)
+    assert suspects(repairs, NOW + 101, lacking) == Suspects(frozenset({"n1"}), frozenset())
+    assert suspects(repairs, NOW + 101, fabric()) == Suspects(frozenset(), frozenset({"n1"}))
 
 
 def test_an_image_error_blames_no_node_however_often() -> None:
