@@ -17,6 +17,7 @@ from tests.support.installed import NAMESPACE, SERVICE, Installed, fetch
 from tests.support.traffic import Outcome, client, stream
 
 from pdserve.wire import names
+from pdserve.wire.http import PATH_METRICS_VLLM
 from pdserve.wire.metrics import VLLM_WAITING
 
 pytestmark = pytest.mark.cluster
@@ -72,4 +73,6 @@ def test_a_burst_is_rejected_forwarded_and_served(
     assert rejections > 0, "the burst fitted: nothing was shown"
     assert attempts == AT_ONCE + rejections, "each rejected leg was tried again, none twice served"
     for prefill in prefills:
-        assert total(fetch(f"{prefill}/metrics"), VLLM_WAITING) == 0, "nothing waits in an instance"
+        assert total(fetch(prefill + PATH_METRICS_VLLM), VLLM_WAITING) == 0, (
+            "nothing waits in an instance"
+        )

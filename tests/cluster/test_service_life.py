@@ -21,6 +21,7 @@ from tests.support.installed import (
 from tests.support.traffic import Outcome, Traffic, client, stream
 
 from pdserve.wire import names
+from pdserve.wire.http import PATH_METRICS_VLLM
 from pdserve.wire.metrics import VLLM_RUNNING
 
 pytestmark = pytest.mark.cluster
@@ -101,9 +102,8 @@ def test_a_drained_decode_finishes_its_streams(service: Service) -> None:
             for p in s.pods(cluster, NAMESPACE, role="decode")
             if names.ANNOTATION_DRAIN in p["metadata"].get("annotations", {})
         ]
-        running = re.search(
-            rf"^{VLLM_RUNNING}\S* (\S+)$", fetch(f"{urls[s.name_of(draining)]}/metrics"), re.M
-        )
+        told = fetch(urls[s.name_of(draining)] + PATH_METRICS_VLLM)
+        running = re.search(rf"^{VLLM_RUNNING}\S* (\S+)$", told, re.M)
         assert running is not None and float(running[1]) > 0, "nothing was in flight on it"
     assert [o.error for o in streams if o.error] == []
     assert all(o.ended is not None for o in streams)
