@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
 from pdserve.controllers import event_reasons as reasons
-from pdserve.controllers.budgets import keep_budgets, known_budgets
 from pdserve.controllers.caches import SCENARIO_GROUPS
 from pdserve.controllers.claims import Rank, claims_of, to_json
 from pdserve.controllers.compare import controller_uid, covers
@@ -190,17 +189,8 @@ class _Reconcile:
         """Keep what is needed to render the pods that are there; without it they are served on."""
         client, caches = self.context.client, self.context.caches
         used = {i.revision for i in view.instances}
-        await self._unless_refused(keep_revisions(client, caches, self.obj, self.group, used))
-
-    async def _budgets(self, wanted: Mapping[int, int]) -> None:
-        """Say what evictions must leave, before anything that the plan does; it goes on without."""
-        client, caches = self.context.client, self.context.caches
-        await self._unless_refused(keep_budgets(client, caches, self.obj, self.group, wanted))
-
-    async def _unless_refused(self, write: Awaitable[None]) -> None:
-        """Write what instances can do without; a refusal is told in an Event."""
         try:
-            await write
+            await keep_revisions(client, caches, self.obj, self.group, used)
         except NotOursError as error:
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
@@ -227,7 +217,6 @@ class _Reconcile:
             now=self.now,
             former=former,
             claims=self.context.claims.of(self.group),
-            budgets=known_budgets(self.context.caches, self.group),
             ahead=self.context.claims.ahead(
                 self.group.spec.fabric.domain_ref.name, _rank(self.context, self.obj)
             ),
@@ -249,7 +238,6 @@ class _Reconcile:
         meanwhile = merged(planned.claims, planned.spent)
         if set(meanwhile) - set(claims_of(self.group)):
             await self._write({"claims": [to_json(c) for c in meanwhile]})
-        await self._budgets(planned.budgets)
         try:
             await executor.execute(planned.actions)
         except CreateRefused as error:

@@ -99,8 +99,6 @@ class FakeApi:
         store = self.store(request.resource)
         if request.verb == "list":
             return self._list(store, request)
-        if request.verb == "create" and request.subresource == "eviction":
-            return self._evict(store, request)
         if request.verb == "create":
             return copy(self._create(store, request))
         key = ObjectKey(request.namespace or "", request.name or "")
@@ -313,30 +311,6 @@ class FakeApi:
 
     # --- deletion --------------------------------------------------------------------------
 
-    def _evict(self, store: Store, request: Request) -> Object:
-        """Delete a pod if its PodDisruptionBudget allows it now (whole numbers only)."""
-        key = ObjectKey(request.namespace or "", request.name or "")
-        live = store.objects.get(key)
-        if live is None:
-            raise _not_found(store, key)
-        found = [
-            (b, pods)
-            for b in self.objects(known.POD_DISRUPTION_BUDGETS, key.namespace)
-            if key in (pods := _covered(b, store))
-        ]
-        if len(found) > 1:
-            message = "this pod has more than one PodDisruptionBudget"
-            raise KubeError(500, "InternalError", message)
-        for budget, pods in found:
-            spec = budget["spec"]
-            least = spec.get("minAvailable", len(pods) - spec.get("maxUnavailable", 0))
-            healthy = [k for k in pods if _healthy(store.objects[k])]
-            if key in healthy and len(healthy) <= least:
-                message = "Cannot evict pod as it would violate the pod's disruption budget."
-                raise KubeError(429, "TooManyRequests", message)
-        self._delete(store, key, live, Request("delete", known.PODS, key.namespace, key.name))
-        return {"kind": "Status", "status": "Success"}
-
     def _delete(self, store: Store, key: ObjectKey, live: Object, request: Request) -> Object:
         options = request.body or {}
         wanted = options.get("preconditions") or {}
@@ -470,23 +444,6 @@ class FakeApi:
 
 def _loop_calendar() -> datetime:
     return START + timedelta(seconds=asyncio.get_running_loop().time())
-
-
-def _covered(budget: Object, pods: Store) -> set[ObjectKey]:
-    """Pods that the budget selects."""
-    wanted = budget["spec"]["selector"]["matchLabels"].items()
-    return {
-        key
-        for key, pod in pods.objects.items()
-        if key.namespace == budget["metadata"]["namespace"]
-        and wanted <= (pod["metadata"].get("labels") or {}).items()
-    }
-
-
-def _healthy(pod: Object) -> bool:
-    conditions = pod.get("status", {}).get("conditions", ())
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-    return ready and not _terminating(pod)
 
 
 def _terminating(obj: Object) -> bool:

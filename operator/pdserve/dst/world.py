@@ -32,7 +32,6 @@ from pdserve.dst.world_service import NPU, NS
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
-from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,
@@ -310,26 +309,6 @@ class World:
     def delete_pod(self, pod: str, namespace: str = NS) -> None:
         """Somebody deletes the pod."""
         self.api.handle(Request("delete", PODS, namespace, pod))
-
-    def cordon(self, node: str, *, closed: bool = True) -> None:
-        """Somebody closes a node to new pods, or opens it again."""
-        self.patch(NODES, "", node, {"spec": {"unschedulable": closed}})
-
-    async def drain(self, node: str, seconds: float = 600.0) -> None:
-        """Somebody drains a node as `kubectl drain` does: what is refused is tried again after 5 s.
-
-        TimeoutError when instances are left there after `seconds`.
-        """
-        self.cordon(node)
-        async with asyncio.timeout(seconds):
-            while here := [p for p in self.instances() if p["spec"].get("nodeName") == node]:
-                for meta in (p["metadata"] for p in here):
-                    if "deletionTimestamp" in meta:
-                        continue
-                    evict = Request("create", PODS, meta["namespace"], meta["name"], "eviction")
-                    with suppress(KubeError):
-                        self.api.handle(evict)
-                await asyncio.sleep(5)
 
     def kill(self, pod: str) -> None:
         """The pod's process is gone for good."""

@@ -2,14 +2,13 @@
 
 A pure function, called by the operator, the preview command and the simulation alike. Steps, each
 in its module: 1 judge late starts, count faults; 2 which groups; 3 inside each group; 4 tables; 5
-links; 6 the scale-unit label; 7 deletions; 8 what evictions must leave, what to say. Actions come
-in the order in which they must be carried out, and each is safe to repeat: a crash between any two
-leaves a state that the next observation explains.
+links; 6 the scale-unit label; 7 deletions; 8 what to say. Actions come in the order in which they
+must be carried out, and each is safe to repeat: a crash between any two leaves a state that the
+next observation explains.
 """
 
 from __future__ import annotations
 
-from pdserve.groups.budgets import budgets
 from pdserve.groups.claims import counted, kept_claims
 from pdserve.groups.linking import update_links
 from pdserve.groups.removal import delete_finished, drain_deadlines
@@ -59,6 +58,5 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
         claims=kept_claims(groups, kept, observation, draft),
         spent=draft.spent,
         blocked_request=draft.blocked_request,
-        budgets=budgets(groups, observation, draft),
         reasons=tuple(draft.reasons),
     )

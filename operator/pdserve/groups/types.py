@@ -303,8 +303,6 @@ class Observation:
     """Devices that lost instances left to their P/D groups; the fabric counts them."""
     ahead: tuple[GroupRequest, ...] = ()
     """P/D groups of others that wait for devices and come first, the first one first."""
-    budgets: Mapping[int, int] = field(default_factory=dict)
-    """`minAvailable` of the PodDisruptionBudgets that are there, by group index."""
 
     def at(self, revision: str) -> Wanted | None:
         """What is wanted of a group of `revision`; None when its template is not known."""
@@ -353,7 +351,5 @@ class Plan:
     """Claims that the actions use up: they hold until those are carried out."""
     blocked_request: GroupRequest | None = None
     """The P/D group that found no place, for `Observation.ahead` of others."""
-    budgets: Mapping[int, int] = field(default_factory=dict)
-    """`minAvailable` of each P/D group's PodDisruptionBudget; others are to be deleted."""
     reasons: tuple[str, ...] = ()
     """Human sentences: why each action, why not another (for `explain` and events)."""

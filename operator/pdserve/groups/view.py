@@ -6,7 +6,7 @@ making: actions, reasons and the fabric with what was promised so far.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pdserve.groups.routes import is_routable
@@ -39,10 +39,9 @@ class GroupView:
         revision = self.revision
         return tuple(i for i in self.staying if i.role == role and i.revision == revision)
 
-    def ready(self, role: Role, without: Collection[str] = ()) -> int:
-        """How many members of one role, but for these names, can serve now."""
-        here = (i for i in self.of_role(role) if i.name not in without)
-        return sum(1 for i in here if is_routable(i, self.table))
+    def ready(self, role: Role) -> int:
+        """How many members of one role can serve now."""
+        return sum(1 for i in self.of_role(role) if is_routable(i, self.table))
 
     @property
     def serving(self) -> bool:
@@ -147,20 +146,6 @@ def members_of(group: GroupView) -> tuple[Member, ...]:
         Member(i.name, i.role, i.node, is_routable(i, group.table))
         for role in ROLES
         for i in group.of_role(role)
-    )
-
-
-def on_closed_nodes(
-    group: GroupView, observation: Observation, fabric: Fabric
-) -> tuple[InstanceObs, ...]:
-    """Staying members whose node takes no new instance though it is Ready: somebody is
-    about to empty it.
-    """
-    then = observation.at(group.revision) or observation.wanted
-    return tuple(
-        i
-        for i in group.staying
-        if fabric.blocked(i.node, then.role(i.role).tolerations) not in (None, "NotReady")
     )
 
 

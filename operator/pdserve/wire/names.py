@@ -86,11 +86,6 @@ def peers_configmap_name(scenario_group: str, group_index: int) -> str:
     return f"{scenario_group}-{group_index}-peers"
 
 
-def budget_name(scenario_group: str, group_index: int) -> str:
-    """Name of the PodDisruptionBudget of one P/D group."""
-    return f"{scenario_group}-{group_index}"
-
-
 def token_secret_name(service: str) -> str:
     """Name of the Secret whose key `token` operators and engines of older versions share."""
     return f"{service}-token"
