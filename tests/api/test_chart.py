@@ -123,7 +123,7 @@ def test_operator_flags_and_variables_are_ones_the_operator_knows() -> None:
     assert options.prometheus_url == "http://prometheus:9090"
     assert options.namespace == "team-a"
     assert options.gateway_image == f"pdserve/gateway:{__version__}"
-    assert (options.workers, options.log_level) == (8, "debug")
+    assert (options.workers, options.resync) == (8, 300.0)
     assert (options.lease_name, options.lease_namespace) == (NAME, "x")
     assert {e["name"] for e in container(documents)["env"]} == {*known, ENV_POD_UID}
 
@@ -141,7 +141,9 @@ def test_the_chart_knows_every_flag_of_the_operator() -> None:
         done = template(operator={"extraArgs": [flag]})
         if "is the chart's to set" in done.stderr:
             set_by_chart.add(flag)
-    assert options - known - set_by_chart == {"--leader-election", "--rights"}
+    assert options - known - set_by_chart == {
+        "--leader-election", "--rights", "--prometheus-access",
+    }  # fmt: skip
     for flag in ("--no-leader-election", "--allowed-pod-fields", "--authors-checked"):
         assert "is the chart's to set" in template(operator={"extraArgs": [flag]}).stderr
 

@@ -176,7 +176,7 @@ def test_a_rollback_takes_the_kinds_back_too(site: Site, older: Path) -> None:
 
 def test_uninstall_leaves_the_kinds_and_their_objects_and_nothing_else(site: Site) -> None:
     site.done("install")
-    assert len(site.made()) == len(KINDS) + 2, "two of each cluster-wide kind"
+    assert len(site.made()) == len(KINDS) + 2 + 3, "two of each cluster-wide kind, aggregated roles"
     assert site.create("kept").code == 201
     uid = site.uid("kept")
     said = site.done("uninstall")

@@ -96,13 +96,19 @@ def classify(
         _image(pod, now, limits, began),
         _crash_loop(pod, limits),
         _unschedulable(pod, now, limits, began),
-        _startup(pod, now, limits, began),
+        # What a silent node last said of a pod is old: the node's own deadline runs.
+        Verdict() if is_silent(node) else _startup(pod, now, limits, began),
     ]
     for verdict in verdicts:
         if verdict.fault is not None:
             return verdict
     waits = [v.recheck_after for v in verdicts if v.recheck_after is not None]
     return Verdict(recheck_after=min(waits) if waits else None)
+
+
+def is_silent(node: Mapping[str, Any] | None) -> bool:
+    """Whether the Node is gone or not Ready, so that nothing new is known of its pods."""
+    return node is None or not node_view(node).ready
 
 
 def engine_status(pod: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -277,6 +277,18 @@ def test_since_when_an_instance_is_linked_is_known_while_it_is() -> None:
     assert instance_obs(pod(), node(), NOW).linked_since is None
 
 
+def test_the_start_of_a_pod_is_not_judged_while_its_node_is_silent() -> None:
+    """What the node last said is old; its own deadline, the longer one, runs alone."""
+    silent, heard = node("Unknown", since=20), node()
+    late = pod(age=400)
+    assert instance_obs(late, silent, NOW, LIMITS).fault is None
+    assert instance_obs(late, heard, NOW, LIMITS).fault == "StartupDeadline"
+    answered = pod(started=True, age=400)
+    assert instance_obs(answered, silent, NOW, LIMITS).up_since is None
+    assert instance_obs(answered, heard, NOW, LIMITS).up_since is not None
+    assert instance_obs(late, node("Unknown", since=40), NOW, LIMITS).fault == "NodeLost"
+
+
 def test_devices_of_a_partial_node_come_from_the_kubelet_or_not_at_all() -> None:
     told = [{"name": RESOURCE, "resources": [{"resourceID": "npu-1", "health": "Healthy"}]}]
     seen = instance_obs(pod(devices=1, allocatedResourcesStatus=told), node(), NOW)
