@@ -106,7 +106,8 @@ class NodeSilence:
                 async with asyncio.timeout(PROBE_TIMEOUT):
                     await client.get(NODES, silent)
             except KubeError as error:
-                if not error.is_not_found:
+                # A refusal is an answer too; a server that fails, or none, is not.
+                if not 400 <= error.status < 500:
                     return
             except TimeoutError:
                 return

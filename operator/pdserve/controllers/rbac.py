@@ -42,7 +42,7 @@ NAMESPACED: Final[Rules] = {
 CLUSTER: Final[Rules] = {
     ("pdserve.io", "rocedomains"): _verbs("list watch"),
     ("pdserve.io", "rocedomains/status"): _verbs("patch"),
-    ("", "nodes"): _verbs("list watch"),
+    ("", "nodes"): _verbs("get list watch"),
     ("", "pods"): _verbs("list watch"),
     ("", "persistentvolumes"): _verbs("get list"),
     ("storage.k8s.io", "storageclasses"): _verbs("get"),
@@ -60,6 +60,8 @@ RARE: Final[Mapping[tuple[str, str, str], str]] = {
         "after a POST that met an object which the cache does not show yet: a predecessor made it "
         "and was killed within the delay of a watch"
     ),
+    ("", "nodes", "get"): "while a Node is without Ready: time counts as its silence only where "
+    "the API server answers",
     ("", "persistentvolumeclaims", "get"): _VOLUMES,
     ("", "persistentvolumes", "get"): _VOLUMES,
     ("", "persistentvolumes", "list"): _VOLUMES,

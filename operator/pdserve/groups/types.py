@@ -71,8 +71,8 @@ class InstanceObs:
     (a suspect node's or a starting pod's deadline); None when no deadline runs."""
 
     up_since: float | None = None
-    """When its engine was first seen to answer its startup probe; None while it does not, or its node
-    is silent."""
+    """When its engine was first seen to answer its startup probe; None while it does not, or while
+    its node is silent."""
     unready_since: float | None = None
     """When Ready was last seen to change to not True; None while it is True or was never told."""
     linked_since: float | None = None

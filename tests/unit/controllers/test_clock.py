@@ -69,7 +69,24 @@ class Api(KubeClient):
             await asyncio.sleep(3600)
         if self.mode == "refuses":
             raise KubeError(0, UNREACHABLE, "connection refused")
+        if self.mode == "forbids":
+            raise KubeError(403, "Forbidden", "nodes is forbidden")
         return node(False)
+
+
+@virtual_time
+async def test_a_server_that_forbids_answers() -> None:
+    """Else no node would ever be lost where the right to read one is missing."""
+    api, silence = Api(), NodeSilence(asyncio.get_running_loop().time)
+    api.mode = "forbids"
+    task = asyncio.create_task(silence.listen(api))
+    await asyncio.sleep(10)
+    silence.changed("MODIFIED", node(True), node(False))
+    await asyncio.sleep(60)
+    assert silence.of("n1") == pytest.approx(60, abs=1)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize("mode", ["stalls", "refuses"])
