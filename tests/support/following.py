@@ -78,8 +78,9 @@ class Following:
         turn = 0
         while not self._over.is_set():
             turn += 1
-            outcome = Outcome(time.monotonic())
+            url = self.urls[turn % len(self.urls)]
+            outcome = Outcome(time.monotonic(), url=url)
             self.outcomes.append(outcome)
-            api = client(self.urls[turn % len(self.urls)])
+            api = client(url)
             prompt = f"Tell me about the sea {turn}"
             stream(api, prompt, self._tokens, outcome, model=self.model, to_the_end=True)

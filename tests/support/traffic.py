@@ -31,6 +31,8 @@ class Outcome:
     ended: float | None = None
     tokens: int = 0
     error: str = ""
+    url: str = ""
+    """The gateway it was sent to, where that is recorded."""
 
     @property
     def failed_before_stream(self) -> bool:
