@@ -6,9 +6,8 @@ The prefill keeps its slot until a decode has pulled, so the walk is short and b
    cost, then random.
 2. Then whichever decode's hint (or one of our own streams ending) says free, until the deadline:
    the earlier of the handoff deadline and the end of the KV lease less two seconds.
-   Without a hint, what is left of the attempts is spread over what is left of the time, the gaps
-   growing: room that comes soon is found soon.
-At most 2M + 4 attempts for M decodes. Two decodes that could not pull the KV mean that the prefill
+   `pacing` bounds what the walk costs: room that comes soon is found soon.
+Two decodes that could not pull the KV mean that the prefill
 lost it: `GiveUp("kv_lost")`. A group without a live decode (all ejected, or the group left the
 routes) while another group has one: `GiveUp("no_decode")`. In both cases a new prefill helps.
 """
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.pacing import next_attempt
 from pdserve.forwarding.view import View
 
 LEASE_MARGIN = 2.0
@@ -44,7 +44,7 @@ class Wait:
 class GiveUp:
     """No decode took it; the KV must be released."""
 
-    reason: Literal["deadline", "attempts", "kv_lost", "no_decode"]
+    reason: Literal["deadline", "kv_lost", "no_decode"]
 
 
 def handoff_deadline(arrived: float, ttft: float, handoff: float, first_token: float) -> float:
@@ -63,6 +63,7 @@ class DecodeWalk:
         self._random = random
         self._tried: set[str] = set()
         self._attempts = 0
+        self._first = 0.0
         self._kv_failures = 0
         self._not_before = 0.0
         self.deadline = deadline
@@ -77,15 +78,13 @@ class DecodeWalk:
             return GiveUp("deadline")
         if not _alive(decodes) and self._elsewhere():
             return GiveUp("no_decode")
-        left = 2 * len(decodes) + 4 - self._attempts
-        if left <= 0 and decodes:
-            return GiveUp("attempts")
         due = [d for d in decodes if self._worth(d, now)]
         if due:
             chosen = min(due, key=lambda d: self._order(d, now))
             self._tried.add(chosen.id)
+            self._first = self._first if self._attempts else now
             self._attempts += 1
-            self._not_before = now + (self.deadline - now) / 2 ** min(left - 1, 10)
+            self._not_before = next_attempt(self._first, self._attempts, len(decodes), now)
             chosen.sent(now)
             return Try(chosen)
         later = min((t for d in decodes if (t := self._next_try(d, now)) > now), default=NEVER)
@@ -108,9 +107,7 @@ class DecodeWalk:
         return self._next_try(decode, now) <= now
 
     def _next_try(self, decode: Instance, now: float) -> float:
-        """Guesses are spread over the time left: attempts never run out long before it does."""
-        soon = decode.next_try(now)
-        return soon if decode.told else max(soon, self._not_before)
+        return max(decode.next_try(now), self._not_before)
 
     def _order(self, decode: Instance, now: float) -> tuple[bool, bool, float, int, float]:
         return (

@@ -1,7 +1,7 @@
 """The waiting room of one scenario, and the choice of the prefill that is asked next.
 
 Requests wait here, never inside an instance. `step(now)`:
-1. Requests whose deadline passed leave the room (and later those with no attempt left).
+1. Requests whose deadline passed leave the room.
 2. While some prefill is worth asking and its group has decode credit, the request with the
    earliest deadline goes to the best one. A prefill is skipped until its hint says free; when the
    hint's time has come one request probes it while the others stay asleep (own open legs count as
@@ -11,9 +11,8 @@ Requests wait here, never inside an instance. `step(now)`:
 
 Order of prefills: known free before merely due; fewest of our own open legs; random. A prefill that
 failed a request is not asked for it again while another one lives, until half of the time that was
-left has passed: a hanging prefill is the one that looks idle. Attempts per request are at most
-2M + 4 for M prefills, and the last four, where they are guesses without a hint, are spread over the
-time left, so that a request never runs out of attempts long before its deadline.
+left has passed: a hanging prefill is the one that looks idle. A request that was refused keeps its
+turn; `pacing` says when it may ask again, so that it goes on until its deadline at a bounded cost.
 
 The caller sends, and reports every answer to the `Instance` records and back here.
 """
@@ -27,12 +26,12 @@ from itertools import count, takewhile
 from typing import Literal
 
 from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.pacing import next_attempt
 from pdserve.forwarding.view import Group, View
 
-GaveUp = Literal["deadline", "attempts", "no_decode"]
+GaveUp = Literal["deadline", "no_decode"]
 """Why a request left the room unserved. `no_decode`: its deadline passed while a prefill would
 have taken it, but no group with such a prefill had decode credit."""
-SPREAD_ATTEMPTS = 4
 MAX_WAIT = 60.0
 
 
@@ -48,7 +47,10 @@ class Ticket:
     seq: int
     rank: float = 0.0
     attempts: int = 0
+    first_sent: float = 0.0
+    """Time of its first attempt."""
     not_before: float = 0.0
+    """It asks nobody before this time."""
     waiting: bool = False
     failed_by: set[str] = field(default_factory=set)
     """Ids of prefills that failed it, to be left alone for it until `shuns_until`."""
@@ -96,11 +98,6 @@ class Dispatcher:
         """Requests in the room."""
         return len(self._room)
 
-    @property
-    def attempt_limit(self) -> int:
-        """Prefill legs one request may cost, with the present number of prefills."""
-        return 2 * self.view.prefill_count + SPREAD_ATTEMPTS
-
     def offer(self, deadline: float) -> Ticket | None:
         """A new request enters the room; None when the room is full."""
         if len(self._room) >= self._room_limit:
@@ -112,9 +109,9 @@ class Dispatcher:
     def back(self, ticket: Ticket, now: float) -> None:
         """A refused or failed request returns; it keeps its turn."""
         self.settled(ticket)
-        left = self.attempt_limit - ticket.attempts
-        if 0 < left <= SPREAD_ATTEMPTS:
-            ticket.not_before = now + max(0.0, ticket.deadline - now) / (left + 1)
+        if ticket.attempts:
+            count = self.view.prefill_count
+            ticket.not_before = next_attempt(ticket.first_sent, ticket.attempts, count, now)
         self._enter(ticket)
 
     def failed(self, ticket: Ticket, prefill: Instance, now: float) -> None:
@@ -151,10 +148,6 @@ class Dispatcher:
             wait = max(wait, min(decodes, default=now) - now)
         return min(max(0.0, wait), MAX_WAIT)
 
-    def exhausted(self, ticket: Ticket) -> bool:
-        """True when the request has used up its attempts."""
-        return ticket.attempts >= self.attempt_limit
-
     def step(self, now: float) -> Step:
         """See the module's text."""
         step = Step()
@@ -167,14 +160,15 @@ class Dispatcher:
         place = 0
         while place < len(self._room):
             ticket = self._room[place]
-            if self.exhausted(ticket):
-                step.gave_up.append((self._leave(place), "attempts"))
+            if ticket.not_before > now:
+                step.wake_at = min(step.wake_at, ticket.not_before)
+                place += 1
                 continue
             shunned = self._shunned(ticket, now)
-            early = ticket.not_before > now
-            chosen, later = self._choose(now, shunned, told_only=early)
+            chosen, later = self._choose(now, shunned)
             if chosen is not None:
                 self._leave(place)
+                ticket.first_sent = ticket.first_sent if ticket.attempts else now
                 ticket.attempts += 1
                 if ticket.suspect:
                     self._on_trial[ticket] = chosen
@@ -182,9 +176,7 @@ class Dispatcher:
                 step.sends.append(Send(ticket, chosen, chosen.group))
                 continue
             step.wake_at = min(step.wake_at, later)
-            if early:
-                step.wake_at = min(step.wake_at, ticket.not_before)
-            elif not shunned:
+            if not shunned:
                 break  # no request after it would find one
             if now < ticket.shuns_until:
                 step.wake_at = min(step.wake_at, ticket.shuns_until)
@@ -208,10 +200,8 @@ class Dispatcher:
         others = (p for g in self.view.groups for p in g.prefills if p.id not in ticket.failed_by)
         return trial if all(p.health.ejected for p in others) else ticket.failed_by | trial
 
-    def _choose(
-        self, now: float, shunned: Collection[str], *, told_only: bool
-    ) -> tuple[Instance | None, float]:
-        """`told_only`: the attempts left are for prefills of which we know, not guess."""
+    def _choose(self, now: float, shunned: Collection[str]) -> tuple[Instance | None, float]:
+        """The best prefill to ask now, and when another may become worth asking."""
         best: Instance | None = None
         best_key: tuple[bool, int, float] | None = None
         later = NEVER
@@ -221,8 +211,6 @@ class Dispatcher:
                 continue
             later = min(later, self._next_prefill(group, now))
             for prefill in group.prefills:
-                if told_only and not prefill.told:
-                    continue
                 if prefill.next_try(now) <= now and prefill.id not in shunned:
                     key = (prefill.free <= 0, prefill.used, self._random())
                     if best_key is None or key < best_key:

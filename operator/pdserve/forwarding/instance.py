@@ -26,7 +26,7 @@ class Instance:
 
     __slots__ = (
         "_backoff_until", "_changed", "_epoch", "_free_at", "_hinted_at", "_hold_seconds",
-        "_rejections", "free", "group", "health", "held", "legs", "route", "told", "total",
+        "_rejections", "free", "group", "health", "held", "legs", "route", "total",
     )  # fmt: skip
 
     def __init__(self, route: RouteInstance, group: int) -> None:
@@ -39,8 +39,6 @@ class Instance:
         self.held = 0
         """Prefill: KV it keeps for us. Decode: our streams running there."""
         self.health = Health()
-        self.told = False
-        """`next_try` rests on a hint or on an event of our own, not on a guess."""
         self._epoch = -1
         self._hinted_at = -NEVER
         self._free_at = 0.0
@@ -148,7 +146,6 @@ class Instance:
         elif hint is None or not fresh or hint.free > 0 or hint.free_in <= BACKOFF_FIRST:
             pause = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** (self._rejections - 1))
             self._backoff_until = now + pause
-            self.told = False
 
     def failed(self, kind: Failure, now: float) -> None:
         """The leg ended without a usable answer."""
@@ -174,7 +171,6 @@ class Instance:
         """
         self.held -= 1
         self.free = min(self.free + 1, self.total)
-        self.told = True
         if now is not None and self.route.role == "decode":
             self._learn(now - since)
 
@@ -188,7 +184,6 @@ class Instance:
             return False
         self._epoch = hint.epoch
         self._hinted_at = now
-        self.told = True
         self.total = max(1, hint.total)
         self.free = hint.free
         self._free_at = now + min(hint.free_in, MAX_FREE_IN)

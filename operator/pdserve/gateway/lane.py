@@ -73,10 +73,8 @@ class Lane:
         """Wait in the room for a prefill to ask; a refused or failed request comes back here.
 
         Raises:
-            ExpiredError: deadline passed or attempts used up.
+            ExpiredError: its deadline passed.
         """
-        if self.dispatcher.exhausted(ticket):
-            raise ExpiredError("attempts")
         if not ticket.waiting:
             self.dispatcher.back(ticket, time.perf_counter())
         future: asyncio.Future[Send] = self._loop.create_future()

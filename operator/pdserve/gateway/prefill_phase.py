@@ -154,8 +154,7 @@ class PrefillPhase:
             why = "no group had room on its decodes"
         else:
             c.outcome, code = "expired", "deadline_exceeded"
-            tries = "in time" if error.reason == "deadline" else "in the allowed attempts"
-            why = f"no prefill accepted {tries}"
+            why = "no prefill accepted in time"
         now = time.perf_counter()
         wait = lane.dispatcher.wait(now)
         return overloaded(
