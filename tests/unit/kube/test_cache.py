@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from pdserve.dst.api_net import Faults
+from pdserve.dst.api_net import BOOKMARK_SECONDS, Faults
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.cache import RECONNECT, Cache
+from pdserve.kube.client import Request
 from pdserve.kube.errors import KubeError
 from pdserve.kube.prune import keep
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object, Resource
@@ -161,6 +162,19 @@ async def test_bookmarks_keep_a_quiet_watch_resumable_and_young() -> None:
             assert cache.state().age <= 61
         assert registry.value("pdserve_cache_relists_total", "configmaps") <= 8
         assert registry.value("pdserve_cache_failures_total", "configmaps") <= 8
+
+
+@virtual_time
+async def test_a_bookmark_never_passes_a_change_of_the_same_moment() -> None:
+    """Of the API model: a real API server sends a bookmark after what it stands for."""
+    api, loop = FakeApi(), asyncio.get_running_loop()
+    await api.client().create(CONFIGMAPS, config("a"))
+    gone = Request("delete", CONFIGMAPS, "default", "a")
+    cache = Cache(api.client(), CONFIGMAPS)
+    async with running(cache):
+        loop.call_at(loop.time() + BOOKMARK_SECONDS, api.handle, gone)
+        await asyncio.sleep(BOOKMARK_SECONDS + 1)
+        assert cache.list() == ()
 
 
 @virtual_time
