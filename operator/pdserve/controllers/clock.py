@@ -4,7 +4,9 @@ Waits and deadlines are reckoned on the monotonic clock. A wall clock may be set
 stamps in objects are of other machines' clocks (API server, kubelets, scheduler): `since` notes
 when this process first saw each stamp, and reckons from there. What it finds when it first looks
 at an object's owner (after a start or a fail-over) it has no memory of: then the stamp counts, as
-far as it is not in the future.
+far as it is not in the future. `written` reads the stamps of operators (this one, earlier ones,
+other hosts): such a stamp counts, but never lies ahead. No wait is longer than its bound for a
+clock that was set.
 
 `NodeSilence` counts for how long a Node has been without Ready, and only while the API server
 answers: time in which the operator could not read (the server stood still, or this process did)
@@ -57,6 +59,14 @@ class Clock:
             now = self.now()
             known[key] = now if owner in self._met else min(stamp, now)
         return known[key]
+
+    def written(self, uid: str, stamp: float) -> float:
+        """When an operator wrote `stamp` into object `uid`: `stamp`, at most when first seen."""
+        known = self._began.setdefault(uid, {})
+        key = ("written", stamp)
+        if key not in known and stamp > self.now():
+            known[key] = self.now()
+        return known.get(key, stamp)
 
     def met(self, owner: str) -> None:
         """All of `owner`'s objects have been looked at: what is seen from now on is new."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from pdserve.api import PDService, Scenario, ScenarioGroup, epoch_of
+from pdserve.api import DecisionRecord, PDService, Scenario, ScenarioGroup, epoch_of
 from pdserve.controllers import decisions, refusals
 from pdserve.controllers.caches import BY_SERVICE, owned_by
 from pdserve.controllers.context import Attainment, Context
@@ -58,7 +58,6 @@ from pdserve.ratio.types import (
 )
 from pdserve.telemetry.source import LiveInstances, MetricsSource, ScenarioKey
 from pdserve.topology import fabric_spec
-from pdserve.topology.nodes import timestamp
 
 log = logging.getLogger(__name__)
 
@@ -223,10 +222,23 @@ class RatioLoop:
             profile=state.profile(),
             expected=expected_of(scenario),
             budget=budget_for(service, scenario.name, self._wanted(service)),
-            changes=_changes(group),
+            changes=self._changes(subject),
             settings=self._settings,
             memory=self._memory.get(subject.key, Memory()),
         )
+
+    def _changes(self, subject: Subject) -> tuple[PastChange, ...]:
+        return tuple(
+            PastChange(
+                self._written(subject, d), decisions.counts_before(d), decisions.counts_of(d)
+            )
+            for d in subject.group.status.decisions
+            if d.outcome == "Applied" and decisions.counts_before(d) != decisions.counts_of(d)
+        )
+
+    def _written(self, subject: Subject, entry: DecisionRecord) -> float:
+        """When a decision was made, on this process's clock."""
+        return self._context.clock.written(subject.group.metadata.uid, epoch_of(entry.time))
 
     def _most(self, subject: Subject) -> Callable[[Counts], PlacementLimit | None]:
         caches = self._context.caches
@@ -258,7 +270,7 @@ class RatioLoop:
             return
         if old is not None and decision.outcome == "Held" and old.outcome == "Held":
             about_data = "HoldNoData" in (old.reason, new["reason"])
-            if not about_data and decision.time - epoch_of(old.time) < HELD_PERIOD:
+            if not about_data and decision.time - self._written(subject, old) < HELD_PERIOD:
                 return
         await decisions.write(self._context.client, self._context.caches.groups, subject.obj, new)
 
@@ -318,24 +330,18 @@ class RatioLoop:
     def _live(self, subject: Subject) -> LiveInstances:
         """Pods ready for a whole window: the first batches of an instance are not typical."""
         caches, meta = self._context.caches, subject.group.metadata
-        view = view_group(self._context, subject.group)
-        warm = {pod["metadata"]["name"] for pod in owned_by(caches.pods, meta) if self._warm(pod)}
+        since = self._context.now() - self._settings.window
+        warm = [
+            i
+            for i in view_group(self._context, subject.group).instances
+            if i.ready_since is not None and i.ready_since <= since and not i.terminating
+        ]
         gateways = caches.pods.by_index(BY_SERVICE, (meta.namespace, subject.group.spec.service))
         return LiveInstances(
             gateways=frozenset(p["metadata"]["name"] for p in gateways if _is_ready(p)),
-            prefill=frozenset(
-                i.name for i in view.instances if i.role == "prefill" and i.name in warm
-            ),
-            decode=frozenset(
-                i.name for i in view.instances if i.role == "decode" and i.name in warm
-            ),
+            prefill=frozenset(i.name for i in warm if i.role == "prefill"),
+            decode=frozenset(i.name for i in warm if i.role == "decode"),
         )
-
-    def _warm(self, pod: Object) -> bool:
-        since = timestamp(condition(pod, "Ready").get("lastTransitionTime"))
-        if not _is_ready(pod) or since is None:
-            return False
-        return self._context.now() - since >= self._settings.window
 
 
 def attainment_of(sample: ScenarioSample | Unknown) -> Attainment:
@@ -357,11 +363,3 @@ def _side(found: Attainment, target: float) -> bool | None:
 def _is_ready(pod: Object) -> bool:
     ready = condition(pod, "Ready").get("status") == "True"
     return ready and not pod["metadata"].get("deletionTimestamp")
-
-
-def _changes(group: ScenarioGroup) -> tuple[PastChange, ...]:
-    return tuple(
-        PastChange(epoch_of(d.time), decisions.counts_before(d), decisions.counts_of(d))
-        for d in group.status.decisions
-        if d.outcome == "Applied" and decisions.counts_before(d) != decisions.counts_of(d)
-    )

@@ -263,6 +263,14 @@ def up_since(pod: Mapping[str, Any], since: Since) -> float | None:
     return _began(pod, since, "started", timestamp(running.get("startedAt")))
 
 
+def ready_since(pod: Mapping[str, Any], since: Since) -> float | None:
+    """When Ready became True; None while it is not."""
+    ready = condition(pod, "Ready")
+    if ready.get("status") != "True":
+        return None
+    return _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime")))
+
+
 def unready_since(pod: Mapping[str, Any], since: Since) -> float | None:
     """When Ready became other than True; None while it is True or nothing was told."""
     ready = condition(pod, "Ready")

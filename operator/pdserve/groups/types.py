@@ -73,6 +73,8 @@ class InstanceObs:
     up_since: float | None = None
     """When its engine was first seen to answer its startup probe; None while it does not, or while
     its node is silent."""
+    ready_since: float | None = None
+    """When Ready was last seen to change to True; None while it is not."""
     unready_since: float | None = None
     """When Ready was last seen to change to not True; None while it is True or was never told."""
     linked_since: float | None = None

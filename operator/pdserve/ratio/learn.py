@@ -128,10 +128,13 @@ def resume(state: LearnState, fresh: LearnState) -> LearnState:
 
 
 def observe(state: LearnState, sample: ScenarioSample) -> LearnState:
-    """Take one sample in. Returns the state unchanged when there is nothing new in it."""
+    """Take one sample in. Returns the state unchanged when there is nothing new in it.
+
+    A sample from before the last one is new: the server's clock was set back.
+    """
     if not sample.windows:
         return state
-    if state.last_at is not None and sample.at < state.last_at + sample.windows[0].seconds:
+    if state.last_at is not None and 0 <= sample.at - state.last_at < sample.windows[0].seconds:
         return state
     pre, dec = sample.prefill, sample.decode
     prefill = _means(

@@ -51,6 +51,21 @@ def test_after_a_start_stamps_count_but_not_from_the_future() -> None:
     assert clock.now() - clock.since("group", "b", "drain", time.wall + 3600) == 0
 
 
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+def test_what_an_operator_stamped_never_lies_ahead(ahead: float) -> None:
+    """It is as old as it was when first seen, plus the time that has passed since."""
+    time = Time()
+    clock = Clock(lambda: time.wall, lambda: time.steady)
+    stamp = time.wall + ahead
+    for passed in (0, 50, 3600, 3600):
+        time.passes(passed)
+        assert clock.now() - clock.written("group", stamp) == pytest.approx(
+            max(0.0, -ahead) + time.steady - 50
+        )
+    clock.forget("DELETED", {"metadata": {"uid": "group"}}, None)
+    assert clock.written("group", clock.now() + 1) == clock.now()
+
+
 def node(ready: bool) -> Object:
     condition = {"type": "Ready", "status": "True" if ready else "Unknown"}
     return {"metadata": {"name": "n1"}, "status": {"conditions": [condition]}}

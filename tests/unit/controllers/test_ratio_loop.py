@@ -110,6 +110,64 @@ async def test_only_warm_instances_are_asked_about() -> None:
         assert warm.gateways == {"shop-gateway-0"}
 
 
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+@virtual_time
+async def test_the_dwell_stays_in_its_bound_over_a_clock_step_and_a_restart(step: float) -> None:
+    """Decisions are stamped with the wall clock of whichever operator made them."""
+    world, source = make(), Scripted()
+    async with world.running():
+        async with world.operator(source=source, settings=FAST):
+            await world.until(world.service_ready)
+            await asyncio.sleep(300)
+            before = counts(world)
+            source.say = prefill_short
+            await world.until(lambda: counts(world) != before, 180, "a change")
+            source.say = healthy
+            await world.until(world.service_ready, 60, "the new instances serve")
+        world.step_clock(step)
+        grown = counts(world)
+        async with world.operator(source=source, settings=FAST):
+            source.say = prefill_short
+            limit = FAST.grow_dwell + 4 * FAST.window
+            await world.until(lambda: counts(world) != grown, limit, "the next change")
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+@virtual_time
+async def test_a_held_round_is_told_again_over_a_clock_step_and_a_restart(step: float) -> None:
+    world, source = make(), Scripted()
+    async with world.running():
+        async with world.operator(source=source, settings=FAST):
+            await world.until(world.service_ready)
+            await world.until(lambda: decisions(world)[-1]["outcome"] == "Held", 180, "an entry")
+            assert decisions(world)[-1]["reason"] != "ExternalOwner"
+        world.step_clock(step)
+        obj = world.get(PDSERVICES, "shop") or {}
+        scenarios = [
+            {**s, "ratio": {**s["ratio"], "mode": "External"}} for s in obj["spec"]["scenarios"]
+        ]
+        world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": scenarios}})
+        async with world.operator(source=source, settings=FAST):
+            told = lambda: decisions(world)[-1]["reason"] == "ExternalOwner"  # noqa: E731
+            await world.until(told, 180, "who owns the counts now")
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+@virtual_time
+async def test_instances_get_warm_in_a_window_whatever_their_nodes_clocks_say(step: float) -> None:
+    """Ready is stamped by a kubelet, the operator's clock goes on from where it started."""
+    world, source = make(), Scripted()
+    world.step_clock(step)
+    async with world.running(), world.operator(source=source, settings=FAST):
+        await world.until(world.service_ready)
+        source.asked.clear()
+        await asyncio.sleep(FAST.window + 2 * FAST.fast_period)
+        (live,) = source.asked[-1].values()
+        assert live.prefill | live.decode == world.routed()
+        (first,) = source.asked[0].values()
+        assert first.prefill == first.decode == frozenset()
+
+
 @pytest.mark.invariant(6)
 @virtual_time
 async def test_without_data_nothing_scales_and_the_status_says_so_once() -> None:

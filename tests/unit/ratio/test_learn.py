@@ -143,6 +143,14 @@ def test_a_window_is_used_once() -> None:
     assert observe(state, sample(at=160.0)) != state
 
 
+def test_learning_goes_on_when_the_servers_clock_was_set_back() -> None:
+    """Else it would stand still for as long as the step was, over restarts too."""
+    state = observe(start("k", 4, 32, preset=PROFILE), sample(at=3700.0))
+    back = observe(state, sample(at=100.0))
+    assert back.last_at == 100.0
+    assert observe(back, sample(at=115.0)) == back
+
+
 def test_one_role_alone_is_learned() -> None:
     state = observe(
         start("k", 4, 32, preset=PROFILE), sample(decode=decode_window(steps=Unknown("x")))
