@@ -26,6 +26,7 @@ from hack.images.install import IMAGES
 from hack.images.summary import Built, document, table
 
 from pdserve import __version__
+from pdserve.local.binaries import prometheus_tag
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -155,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--no-prometheus", dest="prometheus", action="store_false",
-        help=f"leave out {prometheus.REPOSITORY}:{prometheus.tag()}",
+        help=f"leave out {prometheus.REPOSITORY}:{prometheus_tag()}",
     )  # fmt: skip
     parser.add_argument(
         "--wheels", choices=("auto", "index", "wheelhouse"), default="auto",

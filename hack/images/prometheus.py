@@ -19,12 +19,6 @@ DOCKERFILE = HERE / "Dockerfile.prometheus"
 _PT_INTERP = 3
 
 
-def tag(module: str = binaries.PROMETHEUS_VERSION) -> str:
-    """Tag of the official image: the Go module calls v3.15.0 v0.315.0."""
-    _, minor, patch = module.split(".")
-    return f"v{int(minor) // 100}.{int(minor) % 100}.{patch}"
-
-
 def ensure(
     engine: Containers,
     base: str,
@@ -36,7 +30,7 @@ def ensure(
     Raises:
         ImagesError: it can be neither pulled nor made.
     """
-    name = f"{REPOSITORY}:{tag()}"
+    name = f"{REPOSITORY}:{binaries.prometheus_tag()}"
     if engine.find(name):
         return name, 0.0
     try:
@@ -57,7 +51,7 @@ def ensure(
         (context / "data").mkdir()
         seconds = engine.build(
             name, context, log, dockerfile=DOCKERFILE,
-            arguments={"BASE_IMAGE": stand, "VERSION": tag()},
+            arguments={"BASE_IMAGE": stand, "VERSION": binaries.prometheus_tag()},
         )  # fmt: skip
     return name, seconds
 

@@ -12,6 +12,7 @@ from hack.images import prometheus
 from hack.images.containers import ImagesError, find_engine
 
 from pdserve import __version__
+from pdserve.local.binaries import prometheus_tag
 from pdserve.wire.routes import RouteTable
 
 pytestmark = pytest.mark.e2e
@@ -213,7 +214,7 @@ def test_a_gateway_follows_a_file_and_stops_when_told(containers: Containers) ->
 
 
 def test_prometheus_runs_as_the_example_runs_it(containers: Containers) -> None:
-    name = f"{prometheus.REPOSITORY}:{prometheus.tag()}"
+    name = f"{prometheus.REPOSITORY}:{prometheus_tag()}"
     confined = [part if part != "65532:65532" else "65534" for part in CONFINED]
     started = containers.do(
         "run", "--detach", *confined, "--volume", "/prometheus", name,

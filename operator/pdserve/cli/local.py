@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
     up = actions.add_parser("up", help="start a cluster; brings a running one up to date")
     _add_up(up)
     find = actions.add_parser(
-        "programs", help="find or build what clusters run (Kubernetes, Helm, Prometheus)"
+        "programs", help="find or get what clusters run (Kubernetes, Helm, Prometheus)"
     )
     find.set_defaults(run=_programs)
     status = actions.add_parser("status", help="what runs, where, and how to reach it")

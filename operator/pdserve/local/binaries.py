@@ -1,27 +1,27 @@
 """Finds or makes the programs a local cluster runs: Kubernetes, Helm, Prometheus, kind.
 
 Order, first that works: 1. an environment variable naming them; 2. the cache; 3. `PATH` (Helm
-and kind only: any version will do); 4. a build from Go modules (`gobuild`); 5. for Kubernetes,
-etcd and kind, the official release (`download`). A program made in 4 or 5 is kept in the cache
-under a name that changes with its version and recipe, so it is made once per machine.
+and kind only: any version will do); 4. the official release, if the lock file pins it and its host
+answers (`releases`); 5. a build from Go modules (`gobuild`). A program got by 4 or 5 is kept in
+the cache under a name that changes with its version and recipe, so it is got once per machine.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.local import gobuild
-from pdserve.local.download import download_kind, download_kubernetes
+from pdserve.local import gobuild, releases
 from pdserve.local.errors import LocalError, Progress, quiet
 from pdserve.local.gobuild import Recipe
 from pdserve.local.paths import cache_dir, checkout
+from pdserve.local.releases import Release, Releases
 
 KUBERNETES_VERSION = "v1.36.3"
+ETCD_VERSION = "v3.6.8"
 HELM_VERSION = "v3.22.0"
 PROMETHEUS_VERSION = "v0.315.0"
 KIND_VERSION = "v0.33.0"
@@ -54,65 +54,169 @@ class KubeBinaries:
         return found
 
 
-def kube(progress: Progress = quiet, programs: Iterable[str] = ALL_PROGRAMS) -> KubeBinaries:
-    """The Kubernetes programs named; made if they are nowhere.
+class Finder:
+    """Finds the programs of one run: a host that failed for one program is not asked for another.
 
-    Raises:
-        LocalError: an environment variable names a place without them, or no way to make them
-            worked; the message says what was tried.
+    Args:
+        progress: told what takes long, and why a release is not used.
     """
-    wanted = tuple(programs)
-    if (chosen := _kube_from_env(wanted)) is not None:
-        return chosen
-    cache = cache_dir()
-    source = checkout()
-    tried: list[str] = []
-    if source is not None:
-        recipe = kube_recipe(source / "hack" / "kube")
-        target = cache / recipe.cache_name / "bin"
-        if _has(target, wanted):
-            return KubeBinaries(target, "cache")
+
+    def __init__(self, progress: Progress = quiet) -> None:
+        self._progress = progress
+        self._releases: Releases | None = None
+
+    def kube(self, programs: Iterable[str] = ALL_PROGRAMS) -> KubeBinaries:
+        """The Kubernetes programs named; made if they are nowhere.
+
+        Raises:
+            LocalError: an environment variable names a place without them, or no way to make them
+                worked; the message says what was tried.
+        """
+        wanted = tuple(programs)
+        if (chosen := _kube_from_env(wanted)) is not None:
+            return chosen
+        root = checkout()
+        recipe = kube_recipe(root / "hack" / "kube") if root else None
         try:
-            gobuild.build(recipe, cache, progress)
-        except LocalError as error:
-            tried.append(str(error))
-            progress(f"{error}")
-        else:
-            return KubeBinaries(target, "built from Go modules")
-    target = cache / f"kubernetes-{KUBERNETES_VERSION}-{platform.machine()}" / "bin"
-    if _has(target, wanted):
-        return KubeBinaries(target, "cache")
-    try:
-        download_kubernetes(target, KUBERNETES_VERSION, progress)
-    except LocalError as error:
-        tried.append(str(error))
-        raise LocalError(
-            "no Kubernetes control plane programs on this machine:\n"
-            + "\n".join(f"- {line}" for line in tried)
-            + f"\nInstall Go >= 1.26, or set {ENV_KUBE} to a folder with {', '.join(wanted)}."
-        ) from error
-    return KubeBinaries(target, "official release")
+            found, source = self._got(recipe, kube_release(), wanted)
+        except _NowhereError as error:
+            raise LocalError(
+                f"no Kubernetes control plane programs on this machine:\n{error}\n"
+                f"Install Go >= 1.26, or set {ENV_KUBE} to a folder with {', '.join(wanted)}."
+            ) from error
+        return KubeBinaries(found, source)
+
+    def helm(self) -> Path:
+        """The Helm 3 program; raises LocalError when there is none and none can be made."""
+        return self._single("helm", ENV_HELM, helm_recipe(), helm_release())
+
+    def prometheus(self) -> Path:
+        """The Prometheus server program; raises LocalError as `helm` does.
+
+        Not looked for on PATH: distributions leave out Kubernetes discovery (Debian's does),
+        without which it cannot find the pods.
+        """
+        root = checkout()
+        recipe = prometheus_recipe(root / "hack" / "prometheus") if root else None
+        return self._single(
+            "prometheus", ENV_PROMETHEUS, recipe, prometheus_release(), on_path=False
+        )
+
+    def kind(self) -> Path:
+        """The kind program; raises LocalError as `helm` does."""
+        return self._single("kind", ENV_KIND, kind_recipe(), kind_release())
+
+    def _single(
+        self,
+        name: str,
+        variable: str,
+        recipe: Recipe | None,
+        release: Release,
+        *,
+        on_path: bool = True,
+    ) -> Path:
+        if value := os.environ.get(variable):
+            chosen = Path(value).expanduser()
+            if not os.access(chosen, os.X_OK):
+                raise LocalError(f"{variable}={value}: not a program that can be run")
+            return chosen
+        try:
+            directory, _ = self._got(recipe, release, (name,), on_path=on_path)
+        except _NowhereError as error:
+            raise LocalError(
+                f"no {name} on this machine, and it could not be made:\n{error}\n"
+                f"Install Go, or set {variable} to the {name} program of an official release."
+            ) from error
+        return directory / name
+
+    def _got(
+        self,
+        recipe: Recipe | None,
+        release: Release,
+        wanted: tuple[str, ...],
+        *,
+        on_path: bool = False,
+    ) -> tuple[Path, str]:
+        """Folder with the programs `wanted`, and where they came from; steps 2 to 5 above."""
+        cache = cache_dir()
+        official = self._official()
+        if recipe is not None and (built := gobuild.cached(recipe, cache, wanted)):
+            return built, "cache"
+        if fetched := official.cached(release, cache):
+            return fetched, "cache"
+        if on_path and (found := shutil.which(wanted[0])):
+            return Path(found).parent, "PATH"
+        ways: list[tuple[str, Callable[[], Path]]] = [
+            ("official release", lambda: official.fetch(release, cache, self._progress))
+        ]
+        if recipe is not None:
+            build = recipe
+            ways.append(
+                ("built from Go modules", lambda: gobuild.build(build, cache, self._progress))
+            )
+        tried: list[str] = []
+        for source, way in ways:
+            try:
+                return way(), source
+            except LocalError as error:
+                self._progress(str(error))
+                tried.append(f"- {error}")
+        raise _NowhereError("\n".join(tried))
+
+    def _official(self) -> Releases:
+        if self._releases is None:
+            self._releases = Releases()
+        return self._releases
+
+
+class _NowhereError(LocalError):
+    """No way to get a program worked; the message lists what was tried."""
+
+
+def kube(progress: Progress = quiet, programs: Iterable[str] = ALL_PROGRAMS) -> KubeBinaries:
+    """As `Finder.kube`, in a run of its own."""
+    return Finder(progress).kube(programs)
 
 
 def helm(progress: Progress = quiet) -> Path:
-    """The Helm 3 program; raises LocalError when there is none and none can be built."""
-    return _single("helm", ENV_HELM, helm_recipe(), progress)
+    """As `Finder.helm`, in a run of its own."""
+    return Finder(progress).helm()
 
 
 def prometheus(progress: Progress = quiet) -> Path:
-    """The Prometheus server program; raises LocalError as `helm` does.
-
-    Not looked for on PATH: distributions leave out Kubernetes discovery (Debian's does), without
-    which it cannot find the pods.
-    """
-    root = checkout()
-    recipe = prometheus_recipe(root / "hack" / "prometheus") if root else None
-    return _single("prometheus", ENV_PROMETHEUS, recipe, progress, on_path=False)
+    """As `Finder.prometheus`, in a run of its own."""
+    return Finder(progress).prometheus()
 
 
 def kind(progress: Progress = quiet) -> Path:
-    """The kind program; raises LocalError when it can be neither found, built nor fetched."""
-    return _single("kind", ENV_KIND, kind_recipe(), progress, release=_kind_release)
+    """As `Finder.kind`, in a run of its own."""
+    return Finder(progress).kind()
+
+
+def kube_release(arch: str | None = None) -> Release:
+    """The official release of Kubernetes and etcd; `arch` as releases call it, default: ours."""
+    return releases.kubernetes(KUBERNETES_VERSION, ETCD_VERSION, arch or releases.architecture())
+
+
+def helm_release(arch: str | None = None) -> Release:
+    """The official release of Helm."""
+    return releases.helm(HELM_VERSION, arch or releases.architecture())
+
+
+def prometheus_release(arch: str | None = None) -> Release:
+    """The official release of Prometheus."""
+    return releases.prometheus(prometheus_tag(), arch or releases.architecture())
+
+
+def kind_release(arch: str | None = None) -> Release:
+    """The official release of kind."""
+    return releases.kind(KIND_VERSION, arch or releases.architecture())
+
+
+def prometheus_tag(module: str = PROMETHEUS_VERSION) -> str:
+    """Version of the Prometheus server: its Go module calls v3.15.0 v0.315.0."""
+    _, minor, patch = module.split(".")
+    return f"v{int(minor) // 100}.{int(minor) % 100}.{patch}"
 
 
 def kube_recipe(module: Path) -> Recipe:
@@ -220,54 +324,3 @@ def _links_to(multicall: Path) -> Path:
 
 def _has(directory: Path, wanted: Iterable[str]) -> bool:
     return all((directory / program).exists() for program in wanted)
-
-
-def _single(
-    name: str,
-    variable: str,
-    recipe: Recipe | None,
-    progress: Progress,
-    *,
-    on_path: bool = True,
-    release: Callable[[Progress], Path] | None = None,
-) -> Path:
-    if value := os.environ.get(variable):
-        chosen = Path(value).expanduser()
-        if not os.access(chosen, os.X_OK):
-            raise LocalError(f"{variable}={value}: not a program that can be run")
-        return chosen
-    if recipe is not None:
-        cached = cache_dir() / recipe.cache_name / "bin" / name
-        if cached.exists():
-            return cached
-    if on_path and (found := shutil.which(name)):
-        return Path(found)
-    if recipe is None:
-        raise LocalError(f"no {name}: install it, or set {variable} to the program")
-    tried: list[str] = []
-    try:
-        return gobuild.build(recipe, cache_dir(), progress) / name
-    except LocalError as error:
-        if release is None:
-            raise _nowhere(name, variable, [str(error)]) from error
-        tried.append(str(error))
-        progress(str(error))
-    try:
-        return release(progress)
-    except LocalError as error:
-        raise _nowhere(name, variable, [*tried, str(error)]) from error
-
-
-def _nowhere(name: str, variable: str, tried: list[str]) -> LocalError:
-    failed = "\n".join(f"- {line}" for line in tried)
-    return LocalError(
-        f"no {name} on this machine, and it could not be made:\n{failed}\n"
-        f"Install Go, or set {variable} to the {name} program of an official release."
-    )
-
-
-def _kind_release(progress: Progress) -> Path:
-    target = cache_dir() / f"kind-{KIND_VERSION}-{platform.machine()}-release" / "kind"
-    if not target.exists():
-        download_kind(target, KIND_VERSION, progress)
-    return target

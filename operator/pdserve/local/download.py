@@ -1,113 +1,152 @@
-"""Official Kubernetes, etcd and kind releases, for machines without Go.
+"""Fetches files whose SHA-256 is known, and soon gives up on hosts that do not answer.
 
-Every file is checked against the SHA-256 that the release publishes beside it before anything
-of it is used.
+A machine behind a firewall must not wait for it: a connection is made within `CONNECT_SECONDS`,
+name lookup, proxy and TLS included, and a host that failed once is not asked again in this run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
+import http.client
 import os
-import platform
-import shutil
-import tarfile
-import tempfile
+import ssl
+import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
 
-from pdserve.local.errors import LocalError, Progress
+from pdserve.local.errors import LocalError, Progress, quiet, sparsely
 
-ETCD_VERSION = "v3.6.8"
-KUBERNETES_URL = "https://dl.k8s.io"
-ETCD_URL = "https://github.com/etcd-io/etcd/releases/download"
-KIND_URL = "https://github.com/kubernetes-sigs/kind/releases/download"
-PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+ENV_MIRROR = "PDSERVE_RELEASE_MIRROR"
+"""Where `https://HOST/PATH` is fetched from instead: $PDSERVE_RELEASE_MIRROR/HOST/PATH."""
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_TIMEOUT_SECONDS = 60.0
+CONNECT_SECONDS = 3.0
+STALL_SECONDS = 15.0
+"""A connected host that sends nothing for so long has failed."""
+FILE_SECONDS = 300.0
+"""For one file: what takes longer is built in less time."""
+_SAY_EVERY_SECONDS = 2.0
+_CHUNK = 1 << 18
+_MB = 1e6
 
 
-def download_kubernetes(
-    target: Path,
-    version: str,
-    progress: Progress,
-    kubernetes_url: str = KUBERNETES_URL,
-    etcd_url: str = ETCD_URL,
-) -> None:
-    """Fill `target` with etcd and the Kubernetes programs of `version`.
+class Downloads:
+    """Downloads of one run. It remembers which hosts failed.
 
-    Raises:
-        LocalError: this machine's architecture has no release, a file cannot be fetched, or a
-            checksum does not match. `target` is then left as it was.
+    Args:
+        mirror: replaces `https:/` of every address; default: $PDSERVE_RELEASE_MIRROR, else none.
     """
-    arch = _architecture()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=target.parent))
-    try:
-        for program in PROGRAMS:
-            url = f"{kubernetes_url}/{version}/bin/linux/{arch}/{program}"
-            progress(f"downloading {url}")
-            expected = _get(f"{url}.sha256").decode("ascii", "replace").split()[:1]
-            _install(scratch / program, _checked(url, _get(url), expected))
-        _etcd(scratch, arch, etcd_url, progress)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+    def __init__(self, mirror: str | None = None) -> None:
+        self._mirror = (mirror or os.environ.get(ENV_MIRROR, "")).rstrip("/")
+        self._failed: dict[str, str] = {}
+        self._opener = urllib.request.build_opener(_Http(), _Https())
+
+    def fetch(self, url: str, sha256: str, target: Path, progress: Progress) -> None:
+        """Write the file at `url` to `target`.
+
+        Raises:
+            LocalError: its host does not answer (or did not before), has no such file, or the
+                file's SHA-256 is another than `sha256`. `target` is then of no use.
+        """
+        digest = hashlib.sha256()
+
+        def write(chunk: bytes) -> None:
+            digest.update(chunk)
+            out.write(chunk)
+
+        with target.open("wb") as out:
+            self._get(url, write, progress)
+        if digest.hexdigest() != sha256:
+            raise LocalError(
+                f"{url} is not the pinned file and is not used: "
+                f"its SHA-256 is {digest.hexdigest()}, pinned is {sha256}"
+            )
+
+    def text(self, url: str) -> str:
+        """A small text file; raises LocalError as `fetch` does."""
+        chunks: list[bytes] = []
+        self._get(url, chunks.append, quiet)
+        return b"".join(chunks).decode("utf-8", "replace")
+
+    def _get(self, url: str, write: Callable[[bytes], object], progress: Progress) -> None:
+        address = f"{self._mirror}/{url.partition('://')[2]}" if self._mirror else url
+        host = urlsplit(address).netloc
+        if host in self._failed:
+            raise LocalError(f"cannot download {url}: {host} failed before: {self._failed[host]}")
+        progress(f"downloading {address}")
+        try:
+            self._read(address, write, progress)
+        except urllib.error.HTTPError as error:
+            if error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                self._failed[host] = str(error)
+            raise LocalError(f"cannot download {address}: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            self._failed[host] = str(reason)
+            raise LocalError(f"cannot download {address}: {reason}") from error
+
+    def _read(self, address: str, write: Callable[[bytes], object], progress: Progress) -> None:
+        still = sparsely(progress, _SAY_EVERY_SECONDS)
+        name = address.rpartition("/")[2]
+        end = time.monotonic() + FILE_SECONDS
+        with self._opener.open(address, timeout=CONNECT_SECONDS) as reply:
+            length = int(reply.headers.get("Content-Length") or 0)
+            source: BinaryIO = reply
+            got = 0
+            while chunk := source.read(_CHUNK):
+                write(chunk)
+                got += len(chunk)
+                of = f" of {length / _MB:.0f}" if length else ""
+                still(f"downloading {name}: {got / _MB:.0f}{of} MB")
+                if time.monotonic() > end:
+                    raise TimeoutError(f"only {got / _MB:.0f}{of} MB in {FILE_SECONDS:.0f} s")
+        if got < length:
+            raise ConnectionError(f"the connection ended after {got} of {length} bytes")
 
 
-def download_kind(target: Path, version: str, progress: Progress, base: str = KIND_URL) -> None:
-    """Put the kind program of `version` at `target`; raises LocalError as above."""
-    url = f"{base}/{version}/kind-linux-{_architecture()}"
-    progress(f"downloading {url}")
-    expected = _get(f"{url}.sha256sum").decode("ascii", "replace").split()[:1]
-    content = _checked(url, _get(url), expected)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}-{os.getpid()}")
-    _install(fresh, content)
-    fresh.rename(target)
+class _HttpConnection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        _connect(self, super().connect)
 
 
-def _architecture() -> str:
-    machine = platform.machine()
-    if machine not in _ARCHITECTURES:
-        raise LocalError(f"no official Kubernetes release for {machine!r}")
-    return _ARCHITECTURES[machine]
+class _HttpsConnection(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        _connect(self, super().connect)
 
 
-def _etcd(scratch: Path, arch: str, base: str, progress: Progress) -> None:
-    name = f"etcd-{ETCD_VERSION}-linux-{arch}.tar.gz"
-    url = f"{base}/{ETCD_VERSION}/{name}"
-    progress(f"downloading {url}")
-    sums = _get(f"{base}/{ETCD_VERSION}/SHA256SUMS").decode("ascii", "replace").splitlines()
-    expected = [line.split()[0] for line in sums if line.endswith(name)]
-    archive = _checked(url, _get(url), expected)
-    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-        member = tar.extractfile(f"{name.removesuffix('.tar.gz')}/etcd")
-        if member is None:
-            raise LocalError(f"{url}: no etcd program in the archive")
-        _install(scratch / "etcd", member.read())
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, req)
 
 
-def _checked(url: str, content: bytes, expected: list[str]) -> bytes:
-    actual = hashlib.sha256(content).hexdigest()
-    if expected != [actual]:
-        published = expected[0] if expected else "none published"
-        raise LocalError(f"{url}: SHA-256 is {actual}, the release says {published}")
-    return content
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, req, context=ssl.create_default_context())
 
 
-def _install(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    os.chmod(path, 0o755)  # noqa: S103, PTH101 - a program, to be run by whoever may read it
+def _connect(connection: http.client.HTTPConnection, connect: Callable[[], None]) -> None:
+    """Connect within CONNECT_SECONDS.
 
+    In a thread, because a name lookup has no time limit of its own. What it raises is raised here.
+    """
+    failure: list[BaseException] = []
 
-def _get(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as reply:  # noqa: S310 - https, or a test's loopback server
-            content: bytes = reply.read()
-            return content
-    except (urllib.error.URLError, OSError) as error:
-        raise LocalError(f"cannot download {url}: {error}") from error
+    def attempt() -> None:
+        try:
+            connect()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=attempt, name="connect", daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"no connection in {CONNECT_SECONDS:g} s")
+    if failure:
+        raise failure[0]
+    connection.sock.settimeout(STALL_SECONDS)

@@ -1,26 +1,22 @@
 """Builds a program from Go modules into the cache, once, with somebody watching.
 
-Builds take minutes, so a line every few seconds says what is built, why and for how long. A lock
-file keeps two processes from building the same thing; the one that waits says so. The result
-moves into its place by rename, so an interrupted build leaves no half program.
+Builds take minutes, so a line every few seconds says what is built, why and for how long.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
 import re
 import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdserve.local import store
 from pdserve.local.commands import CommandError, follow
 from pdserve.local.errors import LocalError, Progress, sparsely
 
@@ -57,29 +53,25 @@ class Recipe:
         return f"{self.name}-{self.version}-{platform.machine()}-{digest.hexdigest()[:12]}"
 
 
+def cached(recipe: Recipe, cache: Path, programs: Iterable[str]) -> Path | None:
+    """Folder with `programs`, if `recipe` was built before."""
+    held = store.holds(cache, recipe.cache_name, programs)
+    return cache / recipe.cache_name / "bin" if held else None
+
+
 def build(recipe: Recipe, cache: Path, progress: Progress) -> Path:
     """Make `recipe` unless it is in the cache; returns the folder with the program.
 
     Raises:
         LocalError: Go is missing or too old, or the build failed (with the log's end).
     """
-    target = cache / recipe.cache_name / "bin"
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f"{recipe.cache_name}.lock", recipe.name, progress):
-        if (target / recipe.name).exists():
-            return target
-        go = _go()
-        scratch = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=cache))
-        try:
-            (scratch / "bin").mkdir()
-            _run(recipe, go, scratch, progress)
-            for link in recipe.links:
-                (scratch / "bin" / link).symlink_to(recipe.name)
-            shutil.rmtree(target.parent, ignore_errors=True)
-            scratch.rename(target.parent)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
+
+    def fill(scratch: Path) -> None:
+        _run(recipe, _go(), scratch, progress)
+        for link in recipe.links:
+            (scratch / "bin" / link).symlink_to(recipe.name)
+
+    return store.make(cache, recipe.cache_name, (recipe.name,), fill, progress)
 
 
 def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
@@ -134,14 +126,3 @@ def _go() -> str:
         wanted = ".".join(map(str, MIN_GO))
         raise LocalError(f"Go {wanted} or newer is needed; `go version` says {said.strip()!r}")
     return go
-
-
-@contextmanager
-def _locked(path: Path, name: str, progress: Progress) -> Iterator[None]:
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"waiting: another process is building {name}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

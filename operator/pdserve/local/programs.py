@@ -1,4 +1,4 @@
-"""`pdserve local programs`: find or build everything that local clusters run.
+"""`pdserve local programs`: find or get everything that local clusters run.
 
 Imports nothing but the standard library, so that `make` can run it (`python -m
 pdserve.local.programs`) while the virtual environment is still being made.
@@ -20,11 +20,12 @@ def main() -> int:
         sys.stderr.flush()
 
     try:
-        found = binaries.kube(progress)
+        finder = binaries.Finder(progress)
+        found = finder.kube()
         lines = [
             f"kubernetes  {found.directory} ({found.source})",
-            f"helm        {binaries.helm(progress)}",
-            f"prometheus  {binaries.prometheus(progress)}",
+            f"helm        {finder.helm()}",
+            f"prometheus  {finder.prometheus()}",
         ]
     except LocalError as error:
         sys.stderr.write(f"pdserve local: {error}\n")

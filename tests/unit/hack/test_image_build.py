@@ -12,6 +12,8 @@ from hack.images import build, prometheus
 from hack.images.containers import Image, ImagesError, find_engine
 from hack.images.summary import Built, document, table
 
+from pdserve.local.binaries import prometheus_tag
+
 BASE = Image("python:3.12-slim", "b" * 64, 100 << 20)
 
 
@@ -162,8 +164,8 @@ def test_images_are_read_from_inspect(tmp_path: Path) -> None:
 
 
 def test_prometheus_is_the_version_of_local_clusters() -> None:
-    assert prometheus.tag("v0.315.0") == "v3.15.0"
-    assert prometheus.tag("v0.302.1") == "v3.2.1"
+    assert prometheus_tag("v0.315.0") == "v3.15.0"
+    assert prometheus_tag("v0.302.1") == "v3.2.1"
 
 
 def elf(*types: int, wide: bool = True) -> bytes:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import io
 import platform
-import tarfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pdserve.local import binaries, gobuild
-from pdserve.local.download import ETCD_VERSION, PROGRAMS, download_kind, download_kubernetes
 from pdserve.local.errors import LocalError
+from pdserve.local.releases import ENV_LOCK
 
 VERSION = "v1.36.3"
 
@@ -29,7 +24,10 @@ def program(path: Path, body: str = "exit 0") -> Path:
 
 @pytest.fixture(autouse=True)
 def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No programs named, an empty cache, an empty PATH."""
+    """No programs named, no releases pinned, an empty cache, an empty PATH."""
+    pins = tmp_path / "pins.json"
+    pins.write_text("{}")
+    monkeypatch.setenv(ENV_LOCK, str(pins))
     for name in (
         binaries.ENV_KUBE, binaries.ENV_KUBEBUILDER, binaries.ENV_HELM, binaries.ENV_PROMETHEUS,
         binaries.ENV_KIND,
@@ -96,8 +94,8 @@ def test_a_build_happens_once_and_tells_what_it_does(tmp_path: Path) -> None:
     lines: list[str] = []
     first = binaries.kube(lines.append)
     assert first.source == "built from Go modules"
-    assert "etcd, kube-apiserver" in lines[0]
-    assert "about 4 min, once per machine" in lines[0]
+    assert "etcd, kube-apiserver" in lines[1]
+    assert "about 4 min, once per machine" in lines[1]
     again = binaries.kube(lines.append)
     assert again.source == "cache"
     assert again.directory == first.directory
@@ -119,7 +117,7 @@ def test_concurrent_builds_of_the_same_thing_wait_for_one(
     waits = threading.Event()
 
     def second_says(line: str) -> None:
-        if "another process is building tool" in line:
+        if "another process is making tool-v1" in line:
             waits.set()
             gate.touch()
 
@@ -218,30 +216,11 @@ def test_kind_comes_from_the_environment_the_cache_path_or_go(
     assert binaries.kind() == tmp_path / "mine" / "kind"
 
 
-def test_without_go_kind_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    targets: list[Path] = []
-
-    def download(target: Path, version: str, progress: object) -> None:
-        targets.append(target)
-        program(target)
-
-    monkeypatch.setattr(binaries, "download_kind", download)
-    assert [binaries.kind(), binaries.kind()] == targets * 2
-
-
-def test_without_go_and_network_kind_says_what_was_tried(
+def test_without_go_and_release_kind_says_what_was_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
-
-    def download(target: Path, version: str, progress: object) -> None:
-        raise LocalError("cannot download kind")
-
-    monkeypatch.setattr(binaries, "download_kind", download)
-    with pytest.raises(
-        LocalError, match=r"Go is not installed(?s:.*)cannot download kind"
-    ) as error:
+    with pytest.raises(LocalError, match=r"kind v\S+ is not used(?s:.*)Go is not inst") as error:
         binaries.kind()
     assert "or set PDSERVE_KIND to the kind program" in str(error.value)
 
@@ -252,86 +231,3 @@ def test_the_cache_name_changes_with_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "go.sum").write_text("b")
     assert binaries.kube_recipe(tmp_path).cache_name != one
     assert one.startswith(f"kube-{VERSION}-{platform.machine()}-")
-
-
-@pytest.fixture
-def release(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A web server with a release of tiny programs: (URL, its folder)."""
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
-    root = tmp_path / "www"
-    programs = root / VERSION / "bin" / "linux" / arch
-    programs.mkdir(parents=True)
-    for name in PROGRAMS:
-        content = f"#!/bin/sh\necho {name}\n".encode()
-        (programs / name).write_bytes(content)
-        (programs / f"{name}.sha256").write_text(hashlib.sha256(content).hexdigest())
-    stem = f"etcd-{ETCD_VERSION}-linux-{arch}"
-    etcd = root / ETCD_VERSION
-    etcd.mkdir()
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        info = tarfile.TarInfo(f"{stem}/etcd")
-        info.size = 4
-        tar.addfile(info, io.BytesIO(b"etcd"))
-    (etcd / f"{stem}.tar.gz").write_bytes(packed.getvalue())
-    digest = hashlib.sha256(packed.getvalue()).hexdigest()
-    (etcd / "SHA256SUMS").write_text(f"{digest}  {stem}.tar.gz\n")
-
-    kind = root / binaries.KIND_VERSION
-    kind.mkdir()
-    (kind / f"kind-linux-{arch}").write_bytes(b"kind")
-    digest = hashlib.sha256(b"kind").hexdigest()
-    (kind / f"kind-linux-{arch}.sha256sum").write_text(f"{digest}  kind-linux-{arch}\n")
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: object) -> None:
-            super().__init__(*args, directory=str(root))  # type: ignore[arg-type]
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", root
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_release_is_downloaded_and_checked(tmp_path: Path, release: tuple[str, Path]) -> None:
-    url, _ = release
-    download_kubernetes(tmp_path / "bin", VERSION, lambda _: None, url, url)
-    names = {p.name for p in (tmp_path / "bin").iterdir()}
-    assert names == set(binaries.ALL_PROGRAMS)
-    assert (tmp_path / "bin" / "etcd").stat().st_mode & 0o111
-
-
-def test_a_kind_release_is_downloaded_and_checked(
-    tmp_path: Path, release: tuple[str, Path]
-) -> None:
-    url, root = release
-    target = tmp_path / "bin" / "kind"
-    download_kind(target, binaries.KIND_VERSION, lambda _: None, url)
-    assert target.read_bytes() == b"kind"
-    assert target.stat().st_mode & 0o111
-    next(root.glob("*/kind-linux-*64")).write_bytes(b"evil")
-    with pytest.raises(LocalError, match=r"kind-linux-.*: SHA-256 is .*, the release says"):
-        download_kind(target, binaries.KIND_VERSION, lambda _: None, url)
-    assert [p.name for p in target.parent.iterdir()] == ["kind"]
-    assert target.read_bytes() == b"kind"
-
-
-def test_a_wrong_checksum_keeps_the_whole_release_out(
-    tmp_path: Path, release: tuple[str, Path]
-) -> None:
-    url, root = release
-    next(root.glob("**/kube-scheduler")).write_bytes(b"evil")
-    with pytest.raises(LocalError, match=r"kube-scheduler: SHA-256 is .*, the release says"):
-        download_kubernetes(tmp_path / "bin", VERSION, lambda _: None, url, url)
-    assert not (tmp_path / "bin").exists()
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, release: tuple[str, Path]) -> None:
-    url, root = release
-    next(root.glob("**/SHA256SUMS")).unlink()
-    with pytest.raises(LocalError, match=r"cannot download .*SHA256SUMS.*404"):
-        download_kubernetes(tmp_path / "bin", VERSION, lambda _: None, url, url)
