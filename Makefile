@@ -21,13 +21,13 @@ $(VENV)/.installed: pyproject.toml hack/constraints.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c hack/constraints.txt -e '.[dev]'
 	@touch $@
 
-# On a fresh machine the cluster's programs are built while the virtual environment is made.
+# On a fresh machine the cluster's programs are made while the virtual environment is.
 .PHONY: programs
-programs:
-	@if [ -e $(VENV)/.installed ]; then $(MAKE) -s --no-print-directory $(VENV)/.installed && $(BIN)/pdserve local programs > /dev/null; \
+programs: # PROGRAMS=--kind: kind too, which shares what the others compiled
+	@if [ -e $(VENV)/.installed ]; then $(MAKE) -s --no-print-directory $(VENV)/.installed && $(BIN)/pdserve local programs $(PROGRAMS) > /dev/null; \
 	else trap 'kill $$(jobs -p) 2> /dev/null' EXIT; \
-	  PYTHONPATH=operator $(PYTHON) -m pdserve.local.programs > /dev/null & \
-	  $(MAKE) -s --no-print-directory $(VENV)/.installed && wait; fi
+	  PYTHONPATH=operator $(PYTHON) -m pdserve.local.programs $(PROGRAMS) > /dev/null & \
+	  $(MAKE) -s --no-print-directory $(VENV)/.installed && wait $$!; fi
 
 demo: programs ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up)
 	@$(BIN)/pdserve demo $(if $(KEEP),--keep)
@@ -75,6 +75,7 @@ E2E_TESTS := $(addprefix tests/e2e/test_,images.py quickstart.py) \
   $(addprefix tests/e2e/test_,containers.py operator_handover.py nodes.py upgrade.py kubelet_conformance.py uninstall.py)
 NODES ?= $(if $(KUBECONFIG),kubeconfig,kind)
 
+e2e: PROGRAMS := --kind
 e2e: programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)
 	@$(BIN)/python -m pytest $(E2E_TESTS) --nodes $(NODES) $(if $(KEEP),--keep) --report build/e2e/report.json --verbose -o timeout=600 $(PYTEST_ARGS)
 

@@ -55,6 +55,7 @@ def add_parser(commands: Any) -> None:
     find = actions.add_parser(
         "programs", help="find or get what clusters run (Kubernetes, Helm, Prometheus)"
     )
+    find.add_argument("--kind", action="store_true", help="also the kind program")
     find.set_defaults(run=_programs)
     status = actions.add_parser("status", help="what runs, where, and how to reach it")
     status.add_argument("--kubeconfig", action="store_true", help="print only the kubeconfig path")
@@ -141,8 +142,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _programs(_: argparse.Namespace) -> int:
-    return programs.main()
+def _programs(arguments: argparse.Namespace) -> int:
+    return programs.main(with_kind=arguments.kind)
 
 
 # --- up and down -----------------------------------------------------------------------------

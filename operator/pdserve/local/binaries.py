@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pdserve.local import gobuild, releases
 from pdserve.local.errors import LocalError, Progress, quiet
-from pdserve.local.gobuild import Recipe
+from pdserve.local.gobuild import Builds, Recipe
 from pdserve.local.paths import cache_dir, checkout
 from pdserve.local.releases import Release, Releases
 
@@ -55,7 +55,10 @@ class KubeBinaries:
 
 
 class Finder:
-    """Finds the programs of one run: a host that failed for one program is not asked for another.
+    """Finds the programs of one run, in a `with` block.
+
+    What is learnt or made for one program serves the others: a host that failed is not asked again,
+    and builds share what they compiled, which is removed when the block ends.
 
     Args:
         progress: told what takes long, and why a release is not used.
@@ -64,6 +67,14 @@ class Finder:
     def __init__(self, progress: Progress = quiet) -> None:
         self._progress = progress
         self._releases: Releases | None = None
+        self._builds: Builds | None = None
+
+    def __enter__(self) -> Finder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._builds is not None:
+            self._builds.close()
 
     def kube(self, programs: Iterable[str] = ALL_PROGRAMS) -> KubeBinaries:
         """The Kubernetes programs named; made if they are nowhere.
@@ -151,9 +162,7 @@ class Finder:
         ]
         if recipe is not None:
             build = recipe
-            ways.append(
-                ("built from Go modules", lambda: gobuild.build(build, cache, self._progress))
-            )
+            ways.append(("built from Go modules", lambda: self._building(cache).build(build)))
         tried: list[str] = []
         for source, way in ways:
             try:
@@ -162,6 +171,11 @@ class Finder:
                 self._progress(str(error))
                 tried.append(f"- {error}")
         raise _NowhereError("\n".join(tried))
+
+    def _building(self, cache: Path) -> Builds:
+        if self._builds is None:
+            self._builds = Builds(cache, self._progress)
+        return self._builds
 
     def _official(self) -> Releases:
         if self._releases is None:
@@ -175,22 +189,26 @@ class _NowhereError(LocalError):
 
 def kube(progress: Progress = quiet, programs: Iterable[str] = ALL_PROGRAMS) -> KubeBinaries:
     """As `Finder.kube`, in a run of its own."""
-    return Finder(progress).kube(programs)
+    with Finder(progress) as finder:
+        return finder.kube(programs)
 
 
 def helm(progress: Progress = quiet) -> Path:
     """As `Finder.helm`, in a run of its own."""
-    return Finder(progress).helm()
+    with Finder(progress) as finder:
+        return finder.helm()
 
 
 def prometheus(progress: Progress = quiet) -> Path:
     """As `Finder.prometheus`, in a run of its own."""
-    return Finder(progress).prometheus()
+    with Finder(progress) as finder:
+        return finder.prometheus()
 
 
 def kind(progress: Progress = quiet) -> Path:
     """As `Finder.kind`, in a run of its own."""
-    return Finder(progress).kind()
+    with Finder(progress) as finder:
+        return finder.kind()
 
 
 def kube_release(arch: str | None = None) -> Release:

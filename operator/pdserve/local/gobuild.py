@@ -1,6 +1,8 @@
 """Builds a program from Go modules into the cache, once, with somebody watching.
 
-Builds take minutes, so a line every few seconds says what is built, why and for how long.
+Builds take minutes, so a line every few seconds says what is built, why and for how long. What Go
+keeps of them (gigabytes) is in a temporary folder: the builds of one run share it, and it goes with
+them, unless the user named a place for it or wants it kept.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +28,11 @@ MIN_GO = (1, 21)
 
 MAX_SECONDS = 3600.0
 """For one attempt: a module proxy that hangs must not hang everything for ever."""
+
+ENV_KEEP = "PDSERVE_KEEP_GO_CACHE"
+"""Not empty: builds use Go's own caches in the user's home, and leave there what they made."""
+
+_CACHES = ("GOCACHE", "GOMODCACHE", "GOTMPDIR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +67,69 @@ def cached(recipe: Recipe, cache: Path, programs: Iterable[str]) -> Path | None:
     return cache / recipe.cache_name / "bin" if held else None
 
 
-def build(recipe: Recipe, cache: Path, progress: Progress) -> Path:
-    """Make `recipe` unless it is in the cache; returns the folder with the program.
+class Builds:
+    """The builds of one run; `close` removes the Go caches that they share.
 
-    Raises:
-        LocalError: Go is missing or too old, or the build failed (with the log's end).
+    Args:
+        cache: where programs are kept; the Go caches are there too while they exist.
+        progress: told what is built and for how long.
     """
 
-    def fill(scratch: Path) -> None:
-        _run(recipe, _go(), scratch, progress)
-        for link in recipe.links:
-            (scratch / "bin" / link).symlink_to(recipe.name)
+    def __init__(self, cache: Path, progress: Progress) -> None:
+        self._cache = cache
+        self._progress = progress
+        self._scratch = ExitStack()
+        self._caches: dict[str, str] | None = None
 
-    return store.make(cache, recipe.cache_name, (recipe.name,), fill, progress)
+    def build(self, recipe: Recipe) -> Path:
+        """Make `recipe` unless it is in the cache; returns the folder with the program.
+
+        Raises:
+            LocalError: Go is missing or too old, or the build failed (with the log's end).
+        """
+
+        def fill(scratch: Path) -> None:
+            go = _go()
+            _run(recipe, go, scratch, self._temporary(go), self._progress)
+            for link in recipe.links:
+                (scratch / "bin" / link).symlink_to(recipe.name)
+
+        return store.make(self._cache, recipe.cache_name, (recipe.name,), fill, self._progress)
+
+    def close(self) -> None:
+        """Remove what Go kept. The next build would begin anew."""
+        if self._caches:
+            self._progress("removing what Go kept of the build")
+        self._caches = None
+        self._scratch.close()
+
+    def _temporary(self, go: str) -> dict[str, str]:
+        """The environment that leads Go to caches of this run; made by the first build."""
+        if self._caches is None:
+            free = [] if os.environ.get(ENV_KEEP) else sorted(set(_CACHES) - _chosen(go))
+            self._caches = {}
+            if free:
+                folder = self._scratch.enter_context(store.scratch_folder(self._cache, "go"))
+                for name in free:
+                    (folder / name).mkdir()
+                    self._caches[name] = str(folder / name)
+        return self._caches
 
 
-def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
+def _chosen(go: str) -> set[str]:
+    """Which of Go's caches the user has named a place for, in the environment or by `go env -w`."""
+    file = subprocess.run([go, "env", "GOENV"], capture_output=True, text=True, check=False).stdout
+    try:
+        lines = Path(file.strip()).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    written = {name for name, _, value in (line.partition("=") for line in lines) if value}
+    return {name for name in _CACHES if os.environ.get(name) or name in written}
+
+
+def _run(
+    recipe: Recipe, go: str, scratch: Path, caches: Mapping[str, str], progress: Progress
+) -> None:
     out = scratch / "bin"
     # The linker drops what debuggers read (-s -w): not to make it saved Helm 15 % of CPU time.
     flags = ["-trimpath", "-gcflags=all=-dwarf=false", f"-ldflags={recipe.ldflags}"]
@@ -82,7 +137,7 @@ def _run(recipe: Recipe, go: str, scratch: Path, progress: Progress) -> None:
         flags.append(f"-tags={recipe.tags}")
     # The compiler and linker are short-lived: memory they need not give back saves some time.
     # GOTOOLCHAIN=local, as Go's container images set it, would refuse what `MIN_GO` counts on.
-    env = {"GOGC": "300", **os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "auto"}
+    env = {"GOGC": "300", **os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "auto", **caches}
     if recipe.module is None:
         argv = [go, "install", *flags, recipe.package]
         env["GOBIN"] = str(out)

@@ -2,19 +2,22 @@
 
 A lock file keeps two processes from making the same folder; the one that waits says so. A folder
 is filled under another name and moves into its place by rename, so whoever is interrupted leaves
-no half program.
+no half program. What a killed process left behind, the next one removes.
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pdserve.local.errors import Progress
+
+_OWNER = "owner.lock"
 
 
 def holds(cache: Path, name: str, programs: Iterable[str]) -> bool:
@@ -37,16 +40,54 @@ def make(
     target = cache / name
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{name}.lock", name, progress):
+        for left in cache.glob(f".{name}-*"):
+            remove(left)
         if not holds(cache, name, wanted):
             scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
             try:
                 (scratch / "bin").mkdir()
                 fill(scratch)
-                shutil.rmtree(target, ignore_errors=True)
+                remove(target)
                 scratch.rename(target)
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                remove(scratch)
     return target / "bin"
+
+
+@contextmanager
+def scratch_folder(cache: Path, name: str) -> Iterator[Path]:
+    """A folder below `cache` for as long as the block lasts.
+
+    Its owner holds a lock that ends with its process, so those of killed owners are known: they are
+    removed first.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with (cache / f"{name}.lock").open("w") as one_at_a_time:
+            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+            for left in cache.glob(f".{name}-*"):
+                _remove_unowned(left)
+            folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+            stack.callback(remove, folder)
+            owner = stack.enter_context((folder / _OWNER).open("w"))
+            fcntl.flock(owner, fcntl.LOCK_EX)
+        yield folder
+
+
+def remove(tree: Path) -> None:
+    """Remove a folder and all in it, also what Go made read-only; nothing there is fine."""
+    for folder, _, _ in os.walk(tree):
+        Path(folder).chmod(0o700)
+    shutil.rmtree(tree, ignore_errors=True)
+
+
+def _remove_unowned(folder: Path) -> None:
+    with (folder / _OWNER).open("a") as owner:
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        remove(folder)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pdserve.local.agent.addresses import NodeAddresses
 from pdserve.local.agent.images import OWN_IMAGES, PROMETHEUS_IMAGE
 from pdserve.local.config import LABEL_DEVICES, MAX_DEVICES, MAX_NODES
 from pdserve.local.download import ENV_MIRROR
+from pdserve.local.gobuild import ENV_KEEP
 from pdserve.local.releases import ENV_LOCK
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "local.md").read_text()
@@ -34,6 +35,7 @@ def test_every_image_is_named(image: str) -> None:
     [
         *sorted(v for k, v in vars(binaries).items() if k.startswith("ENV_")),
         "PDSERVE_CACHE",
+        ENV_KEEP,
         ENV_LOCK,
         ENV_MIRROR,
         "PDSERVE_STATE",

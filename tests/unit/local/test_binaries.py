@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pdserve.local import binaries, gobuild
-from pdserve.local.errors import LocalError
+from pdserve.local.errors import LocalError, Progress
 from pdserve.local.releases import ENV_LOCK
 
 VERSION = "v1.36.3"
@@ -42,8 +43,13 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake_go(tmp_path: Path, body: str, version: str = "go1.26.8") -> None:
     program(
         tmp_path / "path" / "go",
-        f'if [ "$1" = version ]; then echo "go version {version} linux/amd64"; exit; fi\n{body}',
+        f'case "$1" in version) echo "go version {version} x"; exit;; env) exit;; esac\n{body}',
     )
+
+
+def build(recipe: gobuild.Recipe, cache: Path, progress: Progress) -> Path:
+    with closing(gobuild.Builds(cache, progress)) as builds:
+        return builds.build(recipe)
 
 
 WRITE_OUTPUT = 'while [ "$1" != -o ]; do shift; done; echo "#!/bin/sh" > "$2"; chmod +x "$2"'
@@ -122,12 +128,10 @@ def test_concurrent_builds_of_the_same_thing_wait_for_one(
             gate.touch()
 
     began = threading.Event()
-    first = threading.Thread(
-        target=gobuild.build, args=(recipe, bare_machine, lambda _: began.set())
-    )
+    first = threading.Thread(target=lambda: build(recipe, bare_machine, lambda _: began.set()))
     first.start()
     assert began.wait(10)
-    built = gobuild.build(recipe, bare_machine, second_says)
+    built = build(recipe, bare_machine, second_says)
     first.join(10)
     assert waits.is_set()
     assert (built / "tool").exists()
@@ -144,7 +148,7 @@ def test_a_build_that_failed_once_is_tried_once_more(tmp_path: Path, bare_machin
     module.mkdir()
     recipe = gobuild.Recipe("tool", "v1", "a tool", 1, module, ".", "-s")
     said: list[str] = []
-    assert (gobuild.build(recipe, bare_machine, said.append) / "tool").exists()
+    assert (build(recipe, bare_machine, said.append) / "tool").exists()
     assert any("once more" in line and "proxy: 502" in line for line in said)
 
 
@@ -156,7 +160,7 @@ def test_a_failing_build_leaves_nothing_and_shows_the_compiler(
     module.mkdir()
     recipe = gobuild.Recipe("tool", "v1", "a tool", 1, module, ".", "-s")
     with pytest.raises(LocalError, match=r"building tool: .*exit 1(?s:.*)undefined: frob"):
-        gobuild.build(recipe, bare_machine, lambda _: None)
+        build(recipe, bare_machine, lambda _: None)
     assert [p.name for p in bare_machine.iterdir() if p.is_dir()] == []
 
 

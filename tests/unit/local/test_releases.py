@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 from tests.support.release_mirror import Mirror, all_releases, mirror
 
-from pdserve.local import binaries, download, releases
+from pdserve.local import binaries, download, programs, releases
 from pdserve.local.download import ENV_MIRROR
 from pdserve.local.errors import LocalError
 from pdserve.local.releases import ENV_LOCK, Releases, read_pins
 
+Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[3]
+SAYS = 'case "$1" in version) echo "go version go1.26.8 x"; exit;; env) exit;; esac'
 BUILD = (
     'echo "$@" >> "$0.log"; if [ -n "$GOBIN" ]; then out="$GOBIN/helm"; else '
     'while [ "$1" != -o ]; do shift; done; out="$2"; fi; echo "#!/bin/sh" > "$out"; chmod +x "$out"'
@@ -61,9 +63,7 @@ def go(tmp_path: Path) -> Path:
     """A Go that builds in no time; the file it returns has one line per build."""
     path = tmp_path / "path" / "go"
     path.parent.mkdir()
-    path.write_text(
-        f'#!/bin/sh\nif [ "$1" = version ]; then echo "go version go1.26.8 x"; exit; fi\n{BUILD}\n'
-    )
+    path.write_text(f"#!/bin/sh\n{SAYS}\n{BUILD}\n")
     path.chmod(0o755)
     return path.with_name("go.log")
 
@@ -107,11 +107,20 @@ def test_every_program_of_a_cold_machine_is_downloaded(published: Mirror) -> Non
     assert "official release" in done.stdout
 
 
+def test_kind_comes_along_where_it_is_asked_for(published: Mirror, capsys: Capture) -> None:
+    assert programs.main() == 0
+    assert "kind " not in capsys.readouterr().out
+    assert programs.main(with_kind=True) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kind ")]
+    assert Path(line.split()[1]).read_bytes() == program("kind")
+    assert len(published.asked) == 8
+
+
 def test_without_a_pin_one_line_says_so_and_nothing_is_asked(go: Path, published: Mirror) -> None:
     published.lock.write_text("{}")
     said: list[str] = []
     assert binaries.helm(said.append).exists()
-    assert "built helm" in said[-1]
+    assert "built helm" in said[-2]
     [line] = [line for line in said if "release" in line]
     assert "helm v3.22.0 is not used: no SHA-256 is pinned for helm on " in line
     assert published.asked == []
@@ -144,9 +153,9 @@ def test_a_file_that_is_missing_is_built_and_its_host_stays_in_use(
 ) -> None:
     etcd = binaries.kube_release().assets[0]
     published.file(etcd.url).unlink()
-    finder = binaries.Finder()
-    assert finder.kube().source == "built from Go modules"
-    assert finder.prometheus().read_bytes() == program("prometheus"), "the same host"
+    with binaries.Finder() as finder:
+        assert finder.kube().source == "built from Go modules"
+        assert finder.prometheus().read_bytes() == program("prometheus"), "the same host"
 
 
 @pytest.mark.parametrize("kind_of_failure", ["refuses", "silent", "stalls", "breaks off"])
@@ -158,10 +167,10 @@ def test_a_host_that_failed_once_is_not_asked_again_in_this_run(
     with BadHost(kind_of_failure) as host:
         monkeypatch.setenv(ENV_MIRROR, host.url)
         said: list[str] = []
-        finder = binaries.Finder(said.append)
-        finder.kube()
-        finder.helm()
-        finder.prometheus()
+        with binaries.Finder(said.append) as finder:
+            finder.kube()
+            finder.helm()
+            finder.prometheus()
         assert host.connections <= 1
     assert len([line for line in said if line.startswith("downloading")]) == 1
     assert len([line for line in said if "failed before" in line]) == 2
@@ -177,9 +186,9 @@ def test_a_name_that_is_looked_up_for_ever_costs_the_time_limit_once(
     monkeypatch.setenv(ENV_MIRROR, "http://releases.example")
     said: list[str] = []
     began = time.monotonic()
-    finder = binaries.Finder(said.append)
-    finder.helm()
-    finder.prometheus()
+    with binaries.Finder(said.append) as finder:
+        finder.helm()
+        finder.prometheus()
     over.set()
     assert time.monotonic() - began < 50
     assert len([line for line in said if "no connection in 0.2 s" in line]) == 2

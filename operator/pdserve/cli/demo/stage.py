@@ -85,10 +85,10 @@ def start_cluster(cluster: LocalCluster, root: Path, progress: Progress, *, keep
 
     Unless `keep`, the cluster ends with this process, even if that is killed.
     """
-    finder = binaries.Finder(progress)
-    finder.kube()
-    finder.helm()
-    finder.prometheus()
+    with binaries.Finder(progress) as finder:
+        finder.kube()
+        finder.helm()
+        finder.prometheus()
     config = load_config(
         root / "examples" / "local" / "nodes-8.yaml", resource=RESOURCE, devices=DEVICES_PER_NODE
     )
