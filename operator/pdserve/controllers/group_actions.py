@@ -16,7 +16,7 @@ from pdserve.api import rfc3339
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.context import Context
 from pdserve.controllers.credentials import BadSecret
-from pdserve.controllers.group_view import GroupView
+from pdserve.controllers.group_view import GroupView, peer_table
 from pdserve.controllers.objects import owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.rotation import control_annotation
@@ -28,6 +28,7 @@ from pdserve.kube.lines import say
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
 from pdserve.wire import names
+from pdserve.wire.bounds import WireError
 from pdserve.wire.peers import PeerTable
 
 log = logging.getLogger(__name__)
@@ -176,14 +177,17 @@ class GroupExecutor:
         )
         meta["labels"][names.LABEL_SCENARIO] = group.spec.scenario
         meta["labels"][names.LABEL_GROUP_INDEX] = str(action.group_index)
-        text = self._newer(action.table).fitted().encoded()
-        wanted = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": meta,
-            "data": {names.KEY_PEERS: text},
-        }
-        await ensure(self._context.client, self._context.caches.config_maps, wanted)
+        table = self._newer(action.table).fitted()
+
+        def holding(table: PeerTable) -> Object:
+            data = {names.KEY_PEERS: table.encoded()}
+            return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
+
+        # One version never has two contents: an instance that took the first keeps it.
+        await ensure(
+            self._context.client, self._context.caches.config_maps, holding(table),
+            rebase=lambda live: holding(_above(table, live)),
+        )  # fmt: skip
 
     def _newer(self, table: PeerTable) -> PeerTable:
         """Instances keep a table of a higher version: after ours was lost (somebody deleted the
@@ -283,6 +287,22 @@ class GroupExecutor:
 
     def _event(self, level: Any, reason: str, note: str, **about: str | int) -> None:
         self._context.events.event(self._obj, level, reason, note, about=about)
+
+
+def _above(table: PeerTable, live: Object) -> PeerTable:
+    """`table` at a version that passes the one in the ConfigMap, unless they are alike."""
+    try:
+        there = peer_table(live)
+    except WireError:
+        return table
+    same = dataclasses.replace(table, version=there.version)
+    if same == there:
+        return there
+    return (
+        table
+        if there.version < table.version
+        else dataclasses.replace(table, version=there.version + 1)
+    )
 
 
 async def _gone_is_fine(request: Awaitable[Object]) -> None:

@@ -79,7 +79,7 @@ def view_group(context: Context, group: ScenarioGroup) -> GroupView:
         if is_group_index(index):
             objects[int(index)] = config_map
             # Without a readable one the planner writes a new one; instances keep theirs until then.
-            read = read_each((config_map,), _table, caches.skipped, "observe")
+            read = read_each((config_map,), peer_table, caches.skipped, "observe")
             tables.update((int(index), table) for table in read)
     revisions = {**stored_revisions(caches, group), revision_of(group.spec): group}
     return GroupView(group, instances, tables, objects, revisions)
@@ -197,7 +197,12 @@ def _limits(group: ScenarioGroup, pod: Object) -> HealthLimits:
     )
 
 
-def _table(config_map: Object) -> PeerTable:
+def peer_table(config_map: Object) -> PeerTable:
+    """The peer table in a ConfigMap.
+
+    Raises:
+        WireError: it holds none.
+    """
     text = (config_map.get("data") or {}).get(names.KEY_PEERS)
     if not isinstance(text, str):
         raise WireError(f"ConfigMap without key {names.KEY_PEERS}")

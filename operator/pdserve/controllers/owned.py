@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pdserve.controllers.compare import covers
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
+from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import controller_of, create_or_apply, is_controlled_by
-from pdserve.kube.resource import Object
+from pdserve.kube.resource import Object, key_of
 from pdserve.wire import names
 
 
@@ -21,15 +22,20 @@ async def ensure(
     cache: Cache,
     wanted: Object,
     same: Callable[[Object, Object], bool] = covers,
+    rebase: Callable[[Object], Object] | None = None,
 ) -> Object:
     """The live object, made or changed to be as `wanted` says.
+
+    With `rebase`, `wanted` follows from what the cache shows: where the object has changed since,
+    nothing is written and the next plan reads the change; onto one that the cache does not show
+    at all goes what `rebase` makes of it.
 
     `same(live, wanted)` says that nothing need be written. The default does not see that an
     optional field is no longer wanted; kinds whose users can take fields out pass their own.
 
     Raises:
         NotOursError: someone else controls an object of that name.
-        KubeError: the API server refused.
+        KubeError: the API server refused; `is_conflict` where the object is not as it was known.
         ValueError: `wanted` names no controller.
     """
     controller = controller_of(wanted)
@@ -39,8 +45,15 @@ async def ensure(
     known = cache.get(meta["name"], meta.get("namespace") or "")
     if known is not None and is_controlled_by(known, controller["uid"]) and same(known, wanted):
         return known
-    written = await create_or_apply(
-        client, cache.resource, wanted, field_manager=names.FIELD_MANAGER, known=known
-    )
+    try:
+        written = await create_or_apply(
+            client, cache.resource, wanted, field_manager=names.FIELD_MANAGER, known=known,
+            rebase=rebase,
+        )  # fmt: skip
+    except KubeError as error:
+        if rebase is not None and error.is_conflict:
+            key = key_of(wanted)
+            cache.observe(await client.get(cache.resource, key.name, key.namespace or None))
+        raise
     cache.observe(written)
     return written

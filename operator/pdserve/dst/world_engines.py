@@ -84,7 +84,7 @@ class Engines:
         engine = self._find(target)
         if table.peer(engine.pod) is None:
             raise EngineError("HTTP 422")
-        if engine.table is None or table.version >= engine.table.version:
+        if engine.table is None or table.version > engine.table.version:
             engine.table = table
         if target.terms is not None and not engine.legacy:
             engine.grant, engine.terms = target.terms.revision, target.terms

@@ -8,7 +8,7 @@ pods are only ever POSTed and patched, never applied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pdserve.kube.client import KubeClient
@@ -66,8 +66,12 @@ async def create_or_apply(
     *,
     field_manager: str,
     known: Object | None,
+    rebase: Callable[[Object], Object] | None = None,
 ) -> Object:
     """Make the cluster's object be as `obj` says, if it is ours or does not exist yet.
+
+    With `rebase`, `obj` follows from what is known, so it is written onto that very state only;
+    onto an object that had to be read first goes what `rebase` makes of it.
 
     1. `known` (what the cache holds, or None) is not there: POST. The name is taken after all:
        read it and go on with that.
@@ -79,7 +83,8 @@ async def create_or_apply(
 
     Raises:
         NotOursError: see 2.
-        KubeError: `is_conflict` when the object was replaced meanwhile: look again.
+        KubeError: `is_conflict` when the object was replaced, or with `rebase` changed,
+            meanwhile: look again.
         ValueError: `obj` names no controller.
     """
     controller = controller_of(obj)
@@ -93,23 +98,31 @@ async def create_or_apply(
                 raise
         key = key_of(obj)
         known = await client.get(resource, key.name, key.namespace or None)
+        if rebase is not None and is_controlled_by(known, controller["uid"]):
+            obj = rebase(known)
     if not is_controlled_by(known, controller["uid"]):
         raise NotOursError(resource, known, controller["uid"])
-    uid = known["metadata"]["uid"]
-    applied = await client.apply(resource, obj, field_manager=field_manager, uid=uid)
-    if not await _take_over_fields(client, resource, applied, field_manager):
-        return applied
-    return await client.apply(resource, obj, field_manager=field_manager, uid=uid)
+
+    async def apply(onto: Object) -> Object:
+        meta = onto["metadata"]
+        version = None if rebase is None else meta["resourceVersion"]
+        return await client.apply(
+            resource, obj, field_manager=field_manager, uid=meta["uid"], resource_version=version
+        )
+
+    applied = await apply(known)
+    taken = await _take_over_fields(client, resource, applied, field_manager)
+    return applied if taken is None else await apply(taken)
 
 
 async def _take_over_fields(
     client: KubeClient, resource: Resource, obj: Object, manager: str
-) -> bool:
-    """Move what `manager` owns by POST or PUT to its apply entry; False if there is nothing."""
+) -> Object | None:
+    """Move what `manager` owns by POST or PUT to its apply entry; None if there is nothing."""
     entries = obj["metadata"].get("managedFields") or []
     updates = [e for e in entries if _is(e, manager, "Update")]
     if not updates:
-        return False
+        return None
     merged: dict[str, Any] = {}
     for entry in updates:
         merged = _union(merged, entry["fieldsV1"])
@@ -120,7 +133,7 @@ async def _take_over_fields(
         elif entry not in updates:
             kept.append(entry)
     meta = obj["metadata"]
-    await client.patch_json(
+    return await client.patch_json(
         resource,
         meta["name"],
         [
@@ -131,7 +144,6 @@ async def _take_over_fields(
         uid=meta["uid"],
         field_manager=manager,
     )
-    return True
 
 
 def _is(entry: Mapping[str, Any], manager: str, operation: str) -> bool:

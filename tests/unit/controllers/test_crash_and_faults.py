@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from pdserve.dst.api_net import Faults
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import service
+from pdserve.kube.client import Request
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,
@@ -22,8 +24,10 @@ from pdserve.kube.resource import (
     SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
+    Object,
     Resource,
 )
+from pdserve.wire import names
 
 FIXED = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 2, "decode": 1}}
 WANTED = 2 * (2 + 1)
@@ -191,3 +195,53 @@ async def test_a_deletion_missed_while_away_is_noticed() -> None:
         async with world.operator():
             await world.until(lambda: is_settled(world), 60, "replaced")
             check_clean(world)
+
+
+@pytest.mark.parametrize("verb", ["create", "patch"])
+@virtual_time
+async def test_one_version_of_a_peer_table_never_has_two_contents(verb: str) -> None:
+    """An instance that took the first would never take the second, and its peers never link.
+
+    What comes in between is a write of another operator, or one of ours whose answer was lost.
+    """
+    world = make(0)
+    texts: dict[tuple[str, int], set[str]] = {}
+    ahead: list[str] = []
+
+    def note(table: Object) -> None:
+        version = json.loads(table["data"][names.KEY_PEERS])["version"]
+        uid = table["metadata"]["uid"]
+        texts.setdefault((uid, version), set()).add(table["data"][names.KEY_PEERS])
+
+    def wrote(request: Request, _before: Object | None, answer: Object) -> None:
+        if request.resource == CONFIGMAPS and names.KEY_PEERS in answer.get("data", {}):
+            note(answer)
+
+    def before_it(request: Request) -> float:
+        data = (request.body or {}).get("data", {}) if isinstance(request.body, dict) else {}
+        if request.resource == CONFIGMAPS and request.verb == verb and names.KEY_PEERS in data:
+            name = request.body["metadata"]["name"]
+            if name not in ahead:
+                ahead.append(name)
+                note(_other_table(world, request.body))
+        return 0.0
+
+    world.on_write, world.delay = wrote, before_it
+    async with world.running(), world.operator():
+        await world.until(lambda: is_settled(world), 60, "all linked")
+        world.delete_pod(world.instances()[0]["metadata"]["name"])
+        await world.until(lambda: not is_settled(world), 60)
+        await world.until(lambda: is_settled(world), 60, "all linked again")
+    assert ahead
+    assert {key: found for key, found in texts.items() if len(found) > 1} == {}
+
+
+def _other_table(world: World, wanted: Object) -> Object:
+    """Write the table before the operator does, without one of its instances."""
+    table = json.loads(wanted["data"][names.KEY_PEERS])
+    table["instances"].pop()
+    data = {names.KEY_PEERS: json.dumps(table)}
+    name, namespace = wanted["metadata"]["name"], wanted["metadata"]["namespace"]
+    if world.get(CONFIGMAPS, name) is None:
+        return world.create(CONFIGMAPS, {**wanted, "data": data})
+    return world.patch(CONFIGMAPS, namespace, name, {"data": data})
