@@ -6,6 +6,7 @@ import hashlib
 import json
 
 from pdserve.api.scenariogroup import GroupRole, ScenarioGroupSpec
+from pdserve.frozen import Memo
 
 _NOT_OF_THE_POD = {"replicas", "startup_deadline_seconds"}
 
@@ -17,6 +18,13 @@ def revision_of(spec: ScenarioGroupSpec) -> str:
     and startup deadline. Fields at their default are left out too, so that an operator which
     knows a new field finds the revision that the one before it wrote.
     """
+    return _known.of(lambda: _revision(spec), spec)
+
+
+_known: Memo[str] = Memo()
+
+
+def _revision(spec: ScenarioGroupSpec) -> str:
     pod = {
         "model": spec.model.model_dump(mode="json", exclude_defaults=True),
         "engine": spec.engine.model_dump(mode="json", exclude_defaults=True),

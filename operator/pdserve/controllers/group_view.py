@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from pdserve.api import (
     RepairStatus,
@@ -21,11 +22,13 @@ from pdserve.api import (
     revision_of,
 )
 from pdserve.controllers.caches import Caches, owned_by
+from pdserve.controllers.clock import Clock
 from pdserve.controllers.context import Context
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.revisions import stored_revisions
 from pdserve.controllers.skipped import read_each
 from pdserve.engines.pods import BASE_TOLERATIONS
+from pdserve.frozen import Frozen, remembered
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs, is_group_index
 from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted
@@ -57,6 +60,19 @@ class GroupView:
         return self.revisions.get(revision, self.group)
 
 
+@dataclass(frozen=True, slots=True)
+class _Steady:
+    """An instance that no passing of time changes, as one version of its pod and node shows it."""
+
+    clock: Clock
+    node: Object | None
+    limits: HealthLimits
+    seen: InstanceObs
+
+    def holds(self, clock: Clock, node: Object | None, limits: HealthLimits) -> bool:
+        return self.clock is clock and self.node is node and self.limits == limits
+
+
 def view_group(context: Context, group: ScenarioGroup) -> GroupView:
     """Read one ScenarioGroup's instances and tables."""
     caches, clock, owner = context.caches, context.clock, group.metadata.uid
@@ -67,7 +83,16 @@ def view_group(context: Context, group: ScenarioGroup) -> GroupView:
         node = caches.nodes.get(node_name)
         since = partial(clock.since, owner, str(pod["metadata"].get("uid", "")))
         silent = context.silence.of(node_name)
-        return instance_obs(pod, node, now, _limits(group, pod), since, silent)
+        limits = _limits(group, pod)
+        if silent is not None or not isinstance(pod, Frozen):
+            return instance_obs(pod, node, now, limits, since, silent)
+        known: _Steady | None = pod.derived.get(_Steady)
+        if known is not None and known.holds(clock, node, limits):
+            return known.seen
+        seen = instance_obs(pod, node, now, limits, since)
+        if seen.fault is None and seen.recheck_after is None:
+            pod.derived[_Steady] = _Steady(clock, node, limits, seen)
+        return seen
 
     pods = owned_by(caches.pods, group.metadata)
     instances = tuple(read_each(pods, observe, caches.skipped, "observe"))
@@ -197,7 +222,8 @@ def _limits(group: ScenarioGroup, pod: Object) -> HealthLimits:
     )
 
 
-def peer_table(config_map: Object) -> PeerTable:
+@remembered
+def peer_table(config_map: Mapping[str, Any]) -> PeerTable:
     """The peer table in a ConfigMap.
 
     Raises:

@@ -21,6 +21,7 @@ from typing import Any
 from pdserve.api import PDService
 from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import apply_gateway_template
+from pdserve.frozen import Memo
 from pdserve.wire import names
 
 COMPONENT = "gateway"
@@ -61,10 +62,25 @@ def gateway_objects(
     """All objects of one service's gateway, in the order to create them.
 
     `credential` is the fingerprint of what gateways send to engines: another one rolls them.
+    The same objects for the same spec, not to be changed.
 
     Raises:
         TemplateError: `gateway.template` asks for what it may not, by `rights`.
     """
+    meta = service.metadata
+    by = (meta.namespace, meta.name, image, credential, *sorted(owner.items()))
+    return _objects.of(
+        lambda: _gateway_objects(service, image, owner, credential, rights),
+        service.spec, rights, by=by,
+    )  # fmt: skip
+
+
+_objects: Memo[tuple[dict[str, Any], ...]] = Memo()
+
+
+def _gateway_objects(
+    service: PDService, image: str, owner: Mapping[str, Any], credential: str, rights: Rights
+) -> tuple[dict[str, Any], ...]:
     return (
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(service, owner)},
         _role(service, owner),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pdserve.controllers.compare import covers
+from pdserve.frozen import Frozen
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
@@ -43,7 +44,8 @@ async def ensure(
         raise ValueError(f"{wanted['kind']} {wanted['metadata']['name']}: no controller named")
     meta = wanted["metadata"]
     known = cache.get(meta["name"], meta.get("namespace") or "")
-    if known is not None and is_controlled_by(known, controller["uid"]) and same(known, wanted):
+    ours = known is not None and is_controlled_by(known, controller["uid"])
+    if known is not None and ours and _is_same(known, wanted, same):
         return known
     try:
         written = await create_or_apply(
@@ -57,3 +59,14 @@ async def ensure(
         raise
     cache.observe(written)
     return written
+
+
+def _is_same(known: Object, wanted: Object, same: Callable[[Object, Object], bool]) -> bool:
+    """`same`, asked once of one version of an object and what is still wanted of it."""
+    if not isinstance(known, Frozen):
+        return same(known, wanted)
+    if known.derived.get(same) is not wanted:
+        if not same(known, wanted):
+            return False
+        known.derived[same] = wanted
+    return True

@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final, TypeVar
 
+from pdserve.api import ApiError
+from pdserve.api.base import Model
 from pdserve.api.resource import Resource
+from pdserve.frozen import Frozen, Memo
 from pdserve.kube.resource import Object
 
 T = TypeVar("T", bound=Resource)
 MAX_KEPT: Final = 4096
 """Models kept; the one made longest ago goes first."""
 
+_specs: Memo[Model] = Memo()
 _kept: OrderedDict[int, tuple[Object, Resource]] = OrderedDict()
 
 
@@ -30,8 +34,27 @@ def parsed(kind: type[T], obj: Object) -> T:
     # The object is kept with its model, so that its id is not given to another meanwhile.
     if known is not None and known[0] is obj and isinstance(known[1], kind):
         return known[1]
-    model = kind.stored(obj)
+    model = _stored(kind, obj)
     _kept[id(obj)] = (obj, model)
     if len(_kept) > MAX_KEPT:
         _kept.popitem(last=False)
     return model
+
+
+def _spec_of(kind: type[Resource]) -> type[Model]:
+    found = kind.model_fields["spec"].annotation
+    if not isinstance(found, type) or not issubclass(found, Model):
+        raise TypeError(f"{kind.__name__} has no spec")
+    return found
+
+
+def _stored(kind: type[T], obj: Object) -> T:
+    """`kind.stored`, with the model of the spec as long as the spec stays as it is."""
+    spec = obj.get("spec")
+    if not isinstance(obj, Frozen) or not isinstance(spec, dict):
+        return kind.stored(obj)
+    try:
+        model = _specs.of(lambda: _spec_of(kind).parse(spec), spec)
+    except ApiError:
+        return kind.stored(obj)  # says where in the object it is wrong
+    return kind.stored({**obj, "spec": model})

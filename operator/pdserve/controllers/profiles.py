@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from pdserve.api import ScenarioGroup
 from pdserve.controllers.objects import owned_metadata
+from pdserve.frozen import remembered
 from pdserve.kube.cache import Cache
 from pdserve.ratio import learn
 from pdserve.ratio.learn import LearnState
@@ -48,14 +49,18 @@ def stored_state(config_maps: Cache, group: ScenarioGroup) -> LearnState:
     fresh = fresh_state(group)
     name = profile_configmap_name(group.metadata.name)
     obj = config_maps.get(name, group.metadata.namespace)
-    text = ((obj or {}).get("data") or {}).get(KEY)
-    if not text:
-        return fresh
     try:
-        return learn.resume(from_json(LearnState, text), fresh)
+        stored = None if obj is None else _stored(obj)
+        return fresh if stored is None else learn.resume(stored, fresh)
     except RecordError as error:
         log.warning("Profile %s/%s is learned anew: %s", group.metadata.namespace, name, error)
         return fresh
+
+
+@remembered
+def _stored(config_map: Mapping[str, Any]) -> LearnState | None:
+    text = (config_map.get("data") or {}).get(KEY)
+    return from_json(LearnState, text) if text else None
 
 
 def profile_of(config_maps: Cache, group: ScenarioGroup) -> Profile | None:

@@ -20,6 +20,7 @@ from pdserve.api import ApiError, ScenarioGroup, revision_of
 from pdserve.api.scenariogroup import GroupRole, ScenarioGroupSpec
 from pdserve.controllers.caches import Caches, owned_by
 from pdserve.controllers.objects import owned_metadata
+from pdserve.frozen import Memo
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
@@ -41,7 +42,7 @@ def stored_revisions(caches: Caches, group: ScenarioGroup) -> Mapping[str, Scena
     found: dict[str, ScenarioGroup] = {}
     for obj in owned_by(caches.revisions, group.metadata):
         try:
-            spec = _former_spec(group.spec, obj.get("data") or {})
+            spec = _former(group.spec, obj.get("data") or {})
         except (ApiError, AttributeError, TypeError, ValueError) as error:
             log.warning("Stored revision %s: %s", obj["metadata"]["name"], error)
             continue
@@ -109,6 +110,13 @@ async def keep_revisions(
         log.info("ControllerRevision %s exists already", wanted["metadata"]["name"])
         return
     caches.revisions.observe(live)
+
+
+_known: Memo[ScenarioGroupSpec] = Memo()
+
+
+def _former(now: ScenarioGroupSpec, data: Mapping[str, Any]) -> ScenarioGroupSpec:
+    return _known.of(lambda: _former_spec(now, data), now, data)
 
 
 def _former_spec(now: ScenarioGroupSpec, data: Mapping[str, Any]) -> ScenarioGroupSpec:

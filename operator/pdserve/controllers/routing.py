@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdserve.api import PDService, RoCEDomain, Scenario
+from pdserve.frozen import remembered
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.links import LinkReport
@@ -162,7 +163,12 @@ def parse_routes(config_map: Mapping[str, Any] | None) -> RouteTable | None:
 
     An unreadable table is replaced; `version_floor` makes up for its lost version.
     """
-    text = ((config_map or {}).get("data") or {}).get(names.KEY_ROUTES)
+    return None if config_map is None else _routes(config_map)
+
+
+@remembered
+def _routes(config_map: Mapping[str, Any]) -> RouteTable | None:
+    text = (config_map.get("data") or {}).get(names.KEY_ROUTES)
     if not text:
         return None
     try:

@@ -15,6 +15,7 @@ from pdserve.api.scenariogroup import ScenarioGroupSpec
 from pdserve.controllers import decisions
 from pdserve.controllers.counts import CountsObserved, counts_in_force
 from pdserve.controllers.objects import owned_metadata
+from pdserve.frozen import Memo
 from pdserve.ratio.types import Bounds, Counts, Range
 from pdserve.wire import names
 
@@ -24,7 +25,23 @@ COMPONENT: Final = "scenario-group"
 def scenario_group(
     service: PDService, scenario: Scenario, owner: Mapping[str, Any], name: str = ""
 ) -> dict[str, Any]:
-    """The ScenarioGroup of one scenario, without counts; `name` where it is not the usual one."""
+    """The ScenarioGroup of one scenario, without counts; `name` where it is not the usual one.
+
+    The same object for the same spec, not to be changed.
+    """
+    meta = service.metadata
+    by = (meta.namespace, meta.name, name, *sorted(owner.items()))
+    return _groups.of(
+        lambda: _scenario_group(service, scenario, owner, name), service.spec, scenario, by=by
+    )
+
+
+_groups: Memo[dict[str, Any]] = Memo()
+
+
+def _scenario_group(
+    service: PDService, scenario: Scenario, owner: Mapping[str, Any], name: str
+) -> dict[str, Any]:
     spec = service.spec
     name = name or names.scenario_group_name(service.metadata.name, scenario.name)
     meta = owned_metadata(name, service.metadata.namespace, service.metadata.name, owner, COMPONENT)
@@ -57,7 +74,14 @@ def is_as_asked(group: ScenarioGroup, service: PDService) -> bool:
         and c.observed_generation == service.metadata.generation
         for c in service.status.conditions
     )  # fmt: skip
-    return not ours or _of_pods(group.spec) == _of_pods(service.spec)
+    return not ours or _same_pods(group.spec, service.spec)
+
+
+_compared: Memo[bool] = Memo()
+
+
+def _same_pods(one: ScenarioGroupSpec, other: PDServiceSpec) -> bool:
+    return _compared.of(lambda: _of_pods(one) == _of_pods(other), one, other)
 
 
 def _of_pods(spec: ScenarioGroupSpec | PDServiceSpec) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from pdserve.controllers.service_desired import scenario_group
 from pdserve.engines.pod_profile import TOKEN_FIELD, Finding, Rights
 from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import NotAllowedError, TemplateError
+from pdserve.frozen import Memo
 from pdserve.groups.types import Condition, NewPod
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
@@ -37,6 +38,14 @@ _QUOTA = "exceeded quota"
 
 def template_of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights) -> Condition:
     """Condition TemplateValid of a ScenarioGroup: may pods be made from it? Pure."""
+    by = (group.metadata.namespace, group.metadata.name)
+    return _found.of(lambda: _of_group(group, owner, rights), group.spec, rights, by=by)
+
+
+_found: Memo[Condition] = Memo()
+
+
+def _of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights) -> Condition:
     for role in ROLES:
         try:
             _sample(group, owner, role, rights)
@@ -64,6 +73,11 @@ def token_refusal(group: ScenarioGroup, rights: Rights) -> Condition | None:
 
 def template_of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) -> Condition:
     """The same for the ScenarioGroups that a PDService would make. Pure."""
+    by = (service.metadata.namespace, service.metadata.name)
+    return _found.of(lambda: _of_service(service, owner, rights), service.spec, rights, by=by)
+
+
+def _of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) -> Condition:
     try:
         gateway_pod(service, "", "", rights)
     except TemplateError as error:

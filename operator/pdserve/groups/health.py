@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pdserve.frozen import remembered
 from pdserve.groups.types import Fault
 from pdserve.topology.nodes import is_extended, node_view, pod_devices, timestamp
 from pdserve.wire import names
@@ -111,6 +112,7 @@ def is_silent(node: Mapping[str, Any] | None) -> bool:
     return node is None or not node_view(node).ready
 
 
+@remembered
 def engine_status(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     """Status of the engine container: the one of that name, else the first; {} before it exists."""
     statuses = pod.get("status", {}).get("containerStatuses") or ()
@@ -122,12 +124,23 @@ def engine_status(pod: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """One condition of a Pod or Node; {} where absent."""
-    for found in pod.get("status", {}).get("conditions") or ():
-        if found.get("type") == kind:
-            return dict(found)
-    return {}
+    return _conditions(pod).get(kind, _NO_CONDITION)
 
 
+_NO_CONDITION: Mapping[str, Any] = {}
+
+
+@remembered
+def _conditions(obj: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """By type; of two with one type, the first counts."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in obj.get("status", {}).get("conditions") or ():
+        if isinstance(entry.get("type"), str):
+            found.setdefault(entry["type"], dict(entry))
+    return found
+
+
+@remembered
 def device_ids(pod: Mapping[str, Any]) -> frozenset[int] | None:
     """Device ids this pod was given (`allocatedResourcesStatus`, KEP-4680); None if not told."""
     found: set[int] = set()

@@ -23,7 +23,13 @@ from pdserve.groups.health import (
     up_since,
 )
 from pdserve.groups.types import InstanceObs
-from pdserve.topology.nodes import node_view, pinned_node, pod_devices, timestamp
+from pdserve.topology.nodes import (
+    node_view,
+    pinned_node,
+    pod_devices,
+    requested_devices,
+    timestamp,
+)
 from pdserve.wire import names
 from pdserve.wire.peers import ROLES, Device
 
@@ -103,7 +109,7 @@ def instance_obs(
         fault_message=verdict.message,
         unscheduled=unscheduled(pod) or "",
         holds=pod_devices(pod),
-        claimed=next(iter(pod_devices({**pod, "status": {}}).items()), None),
+        claimed=next(iter(requested_devices(pod).items()), None),
         scale_unit=names.LABEL_SCALE_UNIT in labels,
         recheck_after=verdict.recheck_after,
         up_since=None if is_silent(node) else up_since(pod, since),

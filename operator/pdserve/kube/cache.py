@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pdserve.exposition import Registry
+from pdserve.frozen import Frozen
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError
 from pdserve.kube.prune import Prune, without_managed_fields
@@ -255,7 +256,8 @@ class Cache:
             self._on_skip(obj, "filter", error)
             return None
         try:
-            return _Read(key, version, self._prune(obj))
+            kept = self._prune(obj)
+            return _Read(key, version, None if kept is None else Frozen(kept))
         except Exception as error:
             self._on_skip(obj, "filter", error)
             return _Read(key, version, None, readable=False)
@@ -311,7 +313,7 @@ class Cache:
 
     # --- the copy --------------------------------------------------------------------------
 
-    def _store(self, key: ObjectKey, version: int, new: Object | None) -> bool:
+    def _store(self, key: ObjectKey, version: int, new: Frozen | None) -> bool:
         if version < self._versions.get(key, 0) or (
             version == self._versions.get(key) and key in self._objects
         ):
@@ -322,6 +324,8 @@ class Cache:
         if old is not None and old["metadata"].get("uid") != new["metadata"].get("uid"):
             self._drop(key)  # the same name, another object: not a modification
             old = None
+        if old is not None:
+            _share_spec(old, new)
         self._objects[key] = new
         self._versions[key] = version
         if old is not None and _same(old, new):
@@ -351,6 +355,20 @@ class Cache:
                 self._metrics.handler_errors.labels(self.resource.plural).inc()
 
 
+def _share_spec(old: Object, new: Frozen) -> None:
+    """Keep one copy of a spec over the versions that have it, so that it is read only once.
+
+    Equal is not the same (1 and True are equal), so the server's count of changes must agree.
+    """
+    if new["metadata"].get("generation") != old["metadata"].get("generation"):
+        return
+    try:
+        if "spec" in new and new["spec"] == old.get("spec"):
+            new["spec"] = old["spec"]
+    except RecursionError:
+        return  # too deep to be compared
+
+
 def _same(old: Object, new: Object) -> bool:
     """Equal but for the resourceVersion; objects too deep to be compared are not."""
     try:
@@ -374,7 +392,7 @@ class _Read:
 
     key: ObjectKey
     version: int
-    kept: Object | None
+    kept: Frozen | None
     readable: bool = True
 
 

@@ -7,12 +7,14 @@ CPU and memory remain the scheduler's business, which still checks them when it 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from pdserve.frozen import remembered
 from pdserve.wire import names
 from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json, shown
 from pdserve.wire.peers import MAX_DEVICE, Device, device_of
@@ -20,6 +22,8 @@ from pdserve.wire.quantity import QuantityError, quantity
 
 MAX_DEVICES = 1024
 """Devices that one node's annotations may name."""
+_LONGEST_TIME = 64
+"""Characters; a time with a zone and any fraction has fewer."""
 TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
 
 
@@ -130,12 +134,17 @@ def node_view(node: Mapping[str, Any], pods: Iterable[Mapping[str, Any]] = ()) -
     A malformed annotation never raises: it is reported in `problems`, and what it would have
     said is left out.
     """
-    meta, spec, status = node.get("metadata", {}), node.get("spec", {}), node.get("status", {})
-    problems: list[str] = []
     used: dict[str, int] = {}
     for pod in pods:
         for resource, count in pod_devices(pod).items():
             used[resource] = used.get(resource, 0) + count
+    return replace(_unused(node), used=used) if used else _unused(node)
+
+
+@remembered
+def _unused(node: Mapping[str, Any]) -> NodeView:
+    meta, spec, status = node.get("metadata", {}), node.get("spec", {}), node.get("status", {})
+    problems: list[str] = []
     annotations = meta.get("annotations") or {}
     ready, since = _readiness(status)
     return NodeView(
@@ -144,7 +153,6 @@ def node_view(node: Mapping[str, Any], pods: Iterable[Mapping[str, Any]] = ()) -
         labels=dict(meta.get("labels") or {}),
         capacity=_extended(status.get("capacity"), problems),
         allocatable=_extended(status.get("allocatable"), problems),
-        used=used,
         ready=ready,
         not_ready_since=since,
         unschedulable=bool(spec.get("unschedulable", False)),
@@ -161,14 +169,20 @@ def node_view(node: Mapping[str, Any], pods: Iterable[Mapping[str, Any]] = ()) -
     )
 
 
-def pod_devices(pod: Mapping[str, Any]) -> dict[str, int]:
-    """Extended resources that a pod holds on its node; none once it has ended.
+def pod_devices(pod: Mapping[str, Any]) -> Mapping[str, int]:
+    """Extended resources that a pod holds on its node; none once it has ended."""
+    if pod.get("status", {}).get("phase") in TERMINAL_PHASES:
+        return {}
+    return requested_devices(pod)
+
+
+@remembered
+def requested_devices(pod: Mapping[str, Any]) -> Mapping[str, int]:
+    """Extended resources that a pod asks for, whether or not it still holds them.
 
     Kubernetes' rule: the greater of all containers together with sidecars, and of any one init
     container beside the sidecars started before it.
     """
-    if pod.get("status", {}).get("phase") in TERMINAL_PHASES:
-        return {}
     spec = pod.get("spec", {})
     running: dict[str, int] = {}
     peak: dict[str, int] = {}
@@ -185,6 +199,7 @@ def pod_devices(pod: Mapping[str, Any]) -> dict[str, int]:
     return {resource: count for resource, count in sorted(peak.items()) if count > 0}
 
 
+@remembered
 def pinned_node(pod: Mapping[str, Any]) -> str | None:
     """The one node that a pod's required affinity names (`metadata.name In [node]`), or None."""
     affinity = (pod.get("spec", {}).get("affinity") or {}).get("nodeAffinity") or {}
@@ -212,11 +227,16 @@ def reservation_of(pod: Mapping[str, Any]) -> tuple[Reservation, ...]:
 
 def timestamp(value: str | None) -> float | None:
     """Seconds since the epoch of an RFC 3339 time; None where absent or malformed."""
-    if not value:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_TIME:
         return None
+    return _epoch(value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _epoch(value: str) -> float | None:
     try:
         return datetime.fromisoformat(value).timestamp()
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, OverflowError):
         return None
 
 
