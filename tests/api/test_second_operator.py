@@ -159,6 +159,36 @@ def test_operators_of_two_namespaces_act_side_by_side(
     until(lambda: says(late, releases[1]), "it says whose the objects are")
 
 
+def test_of_one_of_all_namespaces_and_one_of_a_namespace_the_first_acts(
+    rest: Rest, start: Callable[..., Operator], releases: tuple[str, str]
+) -> None:
+    first, second = releases
+    team, other = (f"team-{uuid.uuid4().hex[:6]}" for _ in range(2))
+    new_service(rest, team)
+    narrow = start(first, f"--namespace={team}")
+    until(lambda: gateway(rest, team), "the first acts")
+    wide = start(second)
+    until(lambda: f"belong to operator '{first}/pdserve" in wide.log.read_text(), "it says whose")
+    new_service(rest, other)
+    until(lambda: gateway(rest, other), "it acts on the rest")
+    assert image(gateway(rest, other)) == f"gateway:{second}"
+    before = gateway(rest, team)
+    time.sleep(5)
+    assert gateway(rest, team)["metadata"]["generation"] == before["metadata"]["generation"]
+    assert image(gateway(rest, team)) == f"gateway:{first}"
+    # Started anew it goes on: its namespace was its own before.
+    narrow.stop()
+    again = start(first, f"--namespace={team}")
+    until(lambda: "are this operator's" in again.log.read_text(), "it goes on")
+    # One that comes later than the other does not act.
+    late = start(first, f"--namespace={other}", "--lease-name=late")
+    until(lambda: says(late, second), "it says whose the objects are")
+    until(lambda: f"{second}/pdserve-operator" in late.readiness()[1], "on its page too")
+    assert late.readiness()[0] == 503
+    claims = f"/api/v1/namespaces/{other}/configmaps/{CLAIM}"
+    assert rest.get(claims).code == 404, "it wrote nothing"
+
+
 def test_a_stopped_leader_is_replaced_within_a_minute(
     rest: Rest, start: Callable[..., Operator], releases: tuple[str, str]
 ) -> None:

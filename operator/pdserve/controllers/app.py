@@ -18,7 +18,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -38,6 +38,7 @@ from pdserve.controllers.object_gauges import ObjectGauges
 from pdserve.controllers.options import Options
 from pdserve.controllers.ratio_loop import NoSource, RatioLoop
 from pdserve.controllers.scenariogroup import recall_claims
+from pdserve.controllers.scope import Scope
 from pdserve.controllers.skipped import Skipped
 from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.triggers import Triggers, group_key
@@ -45,7 +46,7 @@ from pdserve.controllers.volumes import Volumes
 from pdserve.controllers.worker import resync, work
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
-from pdserve.kube.claim import Claim, ClaimedError
+from pdserve.kube.claim import Claim, ClaimedError, Place
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.events import EventRecorder, Reporter
@@ -103,7 +104,8 @@ class Core:
         self.registry = registry
         self.queue = WorkQueue(per_namespace=workers, registry=registry, rng=rng)
         self.metrics = OperatorMetrics(registry)
-        self.skips = Skipped(self.metrics)
+        self.scope = Scope()
+        self.skips = Skipped(self.metrics, self.scope)
         self.caches: Caches = make_caches(client, namespace, registry, self.skips, rng)
         self.fabrics = Fabrics(self.caches)
         self.triggers = Triggers(self.caches, self.queue)
@@ -118,7 +120,7 @@ class Core:
         self.caches.groups.on_change(self.clock.forget)
         self.caches.nodes.on_change(self.silence.changed)
         self.volumes = Volumes(client, self.caches, steady)
-        self.claims = Claims()
+        self.claims = Claims(self.scope)
         self.caches.pods.on_change(self.claims.pod_changed)
         self.caches.groups.on_change(self.claims.group_changed)
         self._rng = rng
@@ -127,6 +129,16 @@ class Core:
         self._rights = rights or Rights()
         for kind in ("PDService", "ScenarioGroup", "RoCEDomain"):
             self.metrics.workers.labels(kind).set(workers)
+
+    def leave(self, left: Mapping[str, str]) -> None:
+        """Leave these namespaces to other operators, by name; take back any other.
+
+        The empty namespace stands for RoCEDomains.
+        """
+        changed = self.scope.leave(left)
+        for key in self.triggers.everything():
+            if key.namespace in changed:
+                self.queue.add(key)
 
     async def follow(self) -> None:
         """Keep the caches; runs on leader and standbys alike."""
@@ -169,11 +181,12 @@ class Core:
             silence=self.silence,
             volumes=self.volumes,
             skips=self.skips,
+            scope=self.scope,
             claims=self.claims,
         )
         await recall_claims(context)
         ratio = RatioLoop(context, source, settings, log_line)
-        with self.skips.told_by(events), self._gauges.told():
+        with self.skips.told_by(events), self._gauges.told(self.scope):
             await self._tasks(context, ratio)
 
     async def _tasks(self, context: Context, ratio: RatioLoop) -> None:
@@ -240,7 +253,7 @@ async def run(options: Options) -> None:
         identity=identity,
         rights=options.rights,
     )
-    claim = make_claim(client, options)
+    claim = make_claim(client, options, core.leave)
     pages = health_pages(registry, ready=lambda: core.waiting_for() or claim.waiting)
     server = await serve(pages, options.bind, options.metrics_port)
     log.info("Operator %s starts; health and metrics on port %d", identity, options.metrics_port)
@@ -334,19 +347,22 @@ async def _lead(core: Core, claim: Claim, options: Options, identity: str) -> No
             return
 
 
-def make_claim(client: KubeClient, options: Options) -> Claim:
+def make_claim(
+    client: KubeClient, options: Options, leave: Callable[[Mapping[str, str]], None]
+) -> Claim:
     """Whose the watched objects are. All operators of one release hold the same claim.
 
     An operator of one namespace claims there; one of all namespaces where every such operator
-    looks.
+    looks. `leave` is told whose objects among the watched ones are another's.
     """
-    return Claim(
-        client,
-        options.namespace or options.claim_namespace,
-        CLAIM,
-        f"{options.lease_namespace}/{options.lease_name}",
-        f"namespace {options.namespace}" if options.namespace else "all namespaces",
-    )
+    holder = f"{options.lease_namespace}/{options.lease_name}"
+    everything = Place(options.claim_namespace, CLAIM, "all namespaces")
+    if options.namespace is None:
+        return Claim(client, everything, holder, narrower=True, on_left=leave)
+    place = Place(options.namespace, CLAIM, f"namespace {options.namespace}")
+    # Of the same place there is one claim.
+    wider = everything if options.namespace != options.claim_namespace else None
+    return Claim(client, place, holder, wider=wider, on_left=leave)
 
 
 def loop_settings(options: Options) -> LoopSettings:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pdserve.api import ScenarioGroup
 from pdserve.controllers.caches import Caches
+from pdserve.controllers.scope import Scope
 from pdserve.groups.claims import claim_of, reservations
 from pdserve.groups.health import condition
 from pdserve.groups.types import Claim, InstanceObs
@@ -41,7 +42,9 @@ class Rank:
 class Claims:
     """Claims of all ScenarioGroups that status does not show yet. One event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope) -> None:
+        """`scope`: groups that are left to another operator have no claims here."""
+        self._scope = scope
         self._lost: dict[ObjectKey, dict[str, Claim]] = {}
         self._waiting: dict[ObjectKey, tuple[str, Rank, GroupRequest]] = {}
 
@@ -140,8 +143,10 @@ class Claims:
                 if claim is not None:
                     found[meta["namespace"], claim.pod] = claim
         # The last pods of a ScenarioGroup may end after it: nobody is left who could come back.
-        for key in [k for k in self._lost if caches.groups.get(k.name, k.namespace) is None]:
-            del self._lost[key]
+        for key in list(self._lost):
+            gone = caches.groups.get(key.name, key.namespace) is None
+            if gone or self._scope.leaves(key.namespace):
+                del self._lost[key]
         for key in sorted(self._lost):
             for claim in self._lost[key].values():
                 found[key.namespace, claim.pod] = claim
@@ -169,7 +174,7 @@ class Claims:
         found = sorted(
             (other, request)
             for where, other, request in self._waiting.values()
-            if where == domain and other < rank
+            if where == domain and other < rank and not self._scope.leaves(other.namespace)
         )
         return tuple(request for _, request in found)
 

@@ -16,6 +16,7 @@ from pdserve.controllers.fabrics import Fabrics
 from pdserve.controllers.linker import Linker
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.promises import Promises
+from pdserve.controllers.scope import Scope
 from pdserve.controllers.skipped import Skipped
 from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.volumes import Volumes
@@ -61,10 +62,12 @@ class Context:
     """Where the volumes of instances are."""
     skips: Skipped
     """Counts and tells of objects that could not be read."""
+    scope: Scope
+    """Which objects are left to other operators."""
+    claims: Claims
+    """Devices kept for lost instances, and who waits for devices."""
     promises: Promises = field(default_factory=Promises)
     """Devices of pods that are being created."""
-    claims: Claims = field(default_factory=Claims)
-    """Devices kept for lost instances, and who waits for devices."""
     domains: dict[str, RoCEDomain] = field(default_factory=dict)
     """By name, as last read: repair goes on in the last known tree when one is deleted."""
     attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)

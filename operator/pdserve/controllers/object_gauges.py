@@ -17,6 +17,7 @@ from pdserve.api import ApiError, PDService, RoCEDomain, ScenarioGroup
 from pdserve.controllers import decisions
 from pdserve.controllers.caches import Caches
 from pdserve.controllers.parsed import parsed
+from pdserve.controllers.scope import Scope
 from pdserve.exposition import Gauge, Registry
 from pdserve.kube.cache import Cache
 
@@ -33,7 +34,7 @@ class ObjectGauges:
 
     def __init__(self, registry: Registry, caches: Caches) -> None:
         self._caches = caches
-        self._leading = False
+        self._scope: Scope | None = None
         self._wanted = registry.gauge(
             "pdserve_operator_instances_wanted",
             "Instances that the counts in force ask for.",
@@ -62,13 +63,13 @@ class ObjectGauges:
         registry.on_collect(self._collect)
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """While inside, this process leads and tells."""
-        self._leading = True
+    def told(self, scope: Scope) -> Iterator[None]:
+        """While inside, this process leads and tells of all that it does not leave to others."""
+        self._scope = scope
         try:
             yield
         finally:
-            self._leading = False
+            self._scope = None
 
     def _collect(self) -> None:
         wanted: Values = {}
@@ -76,7 +77,7 @@ class ObjectGauges:
         counts: Values = {}
         free: Values = {}
         conditions: Values = {}
-        if self._leading:
+        if self._scope is not None:
             for group in self._objects(ScenarioGroup, conditions):
                 of_group(group, wanted, ready, counts)
             for domain in self._objects(RoCEDomain, conditions):
@@ -102,6 +103,8 @@ class ObjectGauges:
             except ApiError:
                 continue
             meta = model.metadata
+            if self._scope is None or self._scope.leaves(meta.namespace or ""):
+                continue
             for held in model.status.conditions:
                 key = (kind.info.name, meta.namespace or "", meta.name, held.type)
                 conditions[key] = _STATUS.get(held.status, -1.0)

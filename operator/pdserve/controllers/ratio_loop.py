@@ -303,7 +303,9 @@ class RatioLoop:
     async def _subjects(self) -> AsyncIterator[Subject]:
         caches = self._context.caches
         read = partial(parsed, PDService)
-        for service in read_each(caches.services.list(), read, caches.skipped, "ratio"):
+        leaves = self._context.scope.leaves
+        services = (s for s in caches.services.list() if not leaves(s["metadata"]["namespace"]))
+        for service in read_each(services, read, caches.skipped, "ratio"):
             for subject in self._of_service(service):
                 yield subject
             await asyncio.sleep(0)

@@ -44,10 +44,12 @@ CLUSTER: Final[Rules] = {
     ("pdserve.io", "rocedomains/status"): _verbs("patch"),
     ("", "nodes"): _verbs("get list watch"),
     ("", "pods"): _verbs("list watch"),
+    ("", "configmaps"): _verbs("get"),
     ("", "persistentvolumes"): _verbs("get list"),
     ("storage.k8s.io", "storageclasses"): _verbs("get"),
 }
-"""Always a ClusterRole: free devices are counted over all pods of the cluster."""
+"""Always a ClusterRole: free devices are counted over all pods of the cluster, and the one
+ConfigMap (by name) says whose all namespaces are."""
 
 LEASE: Final[Rules] = {
     ("coordination.k8s.io", "leases"): _verbs("get create update"),

@@ -414,6 +414,8 @@ async def recall_claims(context: Context) -> None:
     """After a start: what instances that vanished meanwhile left, and who waits for devices."""
     for obj in context.caches.groups.list():
         await asyncio.sleep(0)
+        if context.scope.leaves(obj["metadata"]["namespace"]):
+            continue
         try:
             _recall(context, obj)
         except Exception as error:

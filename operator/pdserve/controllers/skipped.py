@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pdserve.api import ApiError
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.metrics import OperatorMetrics
+from pdserve.controllers.scope import Scope
 from pdserve.kube.cache import OnSkip
 from pdserve.kube.events import EventRecorder
 from pdserve.kube.resource import Object
@@ -42,8 +43,9 @@ class _Cause(NamedTuple):
 class Skipped:
     """Call it with an object, where it was skipped, and why."""
 
-    def __init__(self, metrics: OperatorMetrics) -> None:
+    def __init__(self, metrics: OperatorMetrics, scope: Scope) -> None:
         self._metrics = metrics
+        self._scope = scope
         self._events: EventRecorder | None = None
         self._seen: OrderedDict[_Cause, Any] = OrderedDict()
 
@@ -74,7 +76,7 @@ class Skipped:
             self._events = None
 
     def _tell(self, cause: _Cause, obj: Any) -> None:
-        if self._events is not None:
+        if self._events is not None and not self._scope.leaves(_namespace(obj)):
             note = f"left out in {cause.where}: {cause.text}"
             self._events.event(obj, "Warning", reasons.SKIPPED, note, logged=False)
 
@@ -98,6 +100,11 @@ def _text(error: Exception) -> str:
     except Exception:
         said = "(its message cannot be shown)"
     return f"{type(error).__name__}: {said}"[:MAX_CAUSE]
+
+
+def _namespace(obj: Any) -> str:
+    meta = obj.get("metadata") if isinstance(obj, dict) else None
+    return str(meta.get("namespace") or "") if isinstance(meta, dict) else ""
 
 
 def _identity(obj: Any) -> tuple[str, str]:

@@ -66,6 +66,12 @@ async def reconcile(context: Context, key: QueueKey) -> None:
 async def _attempt(context: Context, key: QueueKey) -> None:
     clock = asyncio.get_running_loop().time
     started = clock()
+    if context.scope.leaves(key.namespace):
+        # Another operator looks after it, and after its instances' links.
+        if key.kind == GROUP:
+            context.linker.set_targets(ObjectKey(key.namespace, key.name), ())
+        context.queue.forget(key)
+        return
     try:
         after = await RECONCILERS[key.kind](context, ObjectKey(key.namespace, key.name))
     except refusals.InvalidObject as error:

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,6 +123,7 @@ class World:
     operator_rng: random.Random = field(init=False)
     """What operators draw jitter from."""
     recorders: list[Recorder] = field(default_factory=list)
+    cores: list[Core] = field(default_factory=list)
     ever: set[str] = field(default_factory=set)
     """Names of all instance pods that ever were."""
     ran: set[str] = field(default_factory=set)
@@ -578,9 +579,12 @@ class World:
         source: MetricsSource | None = None,
         settings: LoopSettings | None = None,
         namespace: str | None = None,
+        left: Mapping[str, str] | None = None,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """The real operator; the task ends with the exception of a crash."""
-        task = asyncio.create_task(self.operate(faults, source, settings, namespace=namespace))
+        task = asyncio.create_task(
+            self.operate(faults, source, settings, namespace=namespace, left=left)
+        )
         try:
             yield task
         finally:
@@ -595,8 +599,12 @@ class World:
         settings: LoopSettings | None = None,
         log_line: Any = lambda _line: None,
         namespace: str | None = None,
+        left: Mapping[str, str] | None = None,
     ) -> None:
-        """Run the real operator until it is cancelled or fails."""
+        """Run the real operator until it is cancelled or fails.
+
+        `left`: what it leaves to others, as `Core.leave` has it.
+        """
         transport = FakeTransport(self.api, faults or Faults(), self.on_write)
         recorder = Recorder(transport, self.delay)
         self.recorders.append(recorder)
@@ -610,6 +618,9 @@ class World:
             rng=self.operator_rng,
             rights=self.rights,
         )
+
+        core.leave(left or {})
+        self.cores.append(core)
 
         async def engines(_tokens: Tokens) -> EngineApi:
             return self.engines

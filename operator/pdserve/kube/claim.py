@@ -2,13 +2,22 @@
 
 A Lease elects one of the processes that know of each other (same Lease). A claim keeps apart those
 that do not: it stands at a place that everybody who would act on the same objects knows, and names
-its holder. It is a ConfigMap with two fields, `holder` and `renewed`.
+its holder. It is a ConfigMap with fields `holder`, `renewed` and `scope`.
 
 - Free when it is not there, is empty, names us, or has not changed for `duration` while we looked
   (monotonic time; the stamp is for people).
 - Taken and renewed on condition of its resourceVersion: of two takers one wins.
 - Not given up on a clean exit: a successor with the same holder goes on at once, and nobody else
   gets in between, as it would while a Deployment rolls.
+
+One scope may include another (all namespaces, one namespace). Both sides write first and look at
+the other's claim then, so of two that start at once at least one sees the other:
+
+- The narrower claim is not taken while the wider one is held; one that was taken before stands.
+- The holder of the wider claim leaves out what narrower ones claim, for as long as they are
+  renewed; it deletes a void one, so that its holder of old finds the scope taken.
+
+So a claim in a namespace acts on that namespace alone, whoever may write it.
 
 Neighbours: `lease` (one process of the holder's acts), the application (which scope, which place).
 """
@@ -17,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -52,17 +61,55 @@ class ClaimTimes:
         return self.duration * 2 / 3
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a claim stands, and what it claims."""
+
+    namespace: str
+    name: str
+    scope: str
+    """In words, e.g. `all namespaces`. Two scopes of the same words are one."""
+
+    def __str__(self) -> str:
+        return f"ConfigMap {self.namespace}/{self.name}"
+
+
+class _Sight:
+    """What one look after the other found at a place."""
+
+    def __init__(self) -> None:
+        self.found: Object | None = None
+        self._version = ""
+        self._changed_at = 0.0
+
+    def note(self, found: Object | None) -> None:
+        """The claim as it is now; None where there is none."""
+        version = "" if found is None else str(found["metadata"]["resourceVersion"])
+        if version != self._version:
+            self._version, self._changed_at = version, _now()
+        self.found = found
+
+    def field(self, name: str) -> str:
+        """A field of the claim, bounded; "" where it is not there."""
+        return str(((self.found or {}).get("data") or {}).get(name) or "")[:253]
+
+    def is_void(self, times: ClaimTimes) -> bool:
+        """Whether it did not change for so long that others may take it."""
+        return _now() - self._changed_at > times.duration
+
+
 class Claim:
     """See the module. One per process and scope."""
 
     def __init__(
         self,
         client: KubeClient,
-        namespace: str,
-        name: str,
+        place: Place,
         holder: str,
-        scope: str,
         *,
+        wider: Place | None = None,
+        narrower: bool = False,
+        on_left: Callable[[Mapping[str, str]], None] = lambda _left: None,
         times: ClaimTimes | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -70,23 +117,27 @@ class Claim:
 
         Args:
             client: its token bucket is bypassed, as for a Lease.
-            namespace: where the claim stands.
-            name: of the claim.
+            place: of the claim.
             holder: who claims; equal for all processes that stand in for one another.
-            scope: what is claimed, in words.
+            wider: the claim on a scope that includes this one.
+            narrower: claims of the same name in other namespaces are on those namespaces.
+            on_left: called while this process holds the claim, with what it must leave alone:
+                operators by namespace; "" stands for what is of no namespace, which belongs to
+                the holder of the wider claim.
             times: see `ClaimTimes`.
             wall: time of day, UTC, for people who read the claim.
         """
         self._client = client.unlimited()
-        self._namespace = namespace
-        self._name = name
+        self._place = place
         self._holder = holder
-        self._scope = scope
+        self._wider = wider
+        self._has_narrower = narrower
+        self._on_left = on_left
         self._times = times or ClaimTimes()
         self._wall = wall
-        self._found: Object | None = None
-        self._version = ""
-        self._changed_at = 0.0
+        self._own = _Sight()
+        self._above = _Sight()
+        self._below: dict[str, _Sight] = {}
         self.waiting = ""
         """Why this process does not act, for its readiness page; "" while it may."""
 
@@ -98,16 +149,16 @@ class Claim:
                 await self._look()
                 self.waiting = self._refusal()
             except KubeError as error:
-                self.waiting = f"cannot read {self._place}: {error}"
+                self.waiting = f"cannot read who acts on {self._place.scope}: {error}"
             if not self.waiting:
                 return
-            if self._now() - said >= REPORT_SECONDS:
-                said = self._now()
+            if _now() - said >= REPORT_SECONDS:
+                said = _now()
                 logger.warning("Not acting: %s", self.waiting)
             await asyncio.sleep(self._times.look)
 
     async def take(self) -> None:
-        """Make the scope ours.
+        """Make the scope ours, and tell what of it is left to others.
 
         Raises:
             ClaimedError: it is somebody else's.
@@ -116,96 +167,155 @@ class Claim:
         await self._look()
         if refusal := self._refusal():
             raise ClaimedError(refusal)
+        stood = self._own.field("holder") == self._holder
         try:
             await self._write()
         except KubeError as error:
             if not (error.is_conflict or error.is_already_exists or error.is_not_found):
                 raise
             raise ClaimedError(f"{self._place} was taken by another in this moment") from error
-        logger.info("%s: the objects of %s are this operator's", self._place, self._scope)
+        await self._survey()
+        if not stood and self._wider_holder():
+            await self._remove(self._own, self._place.namespace)
+            raise ClaimedError(self._refusal_of(self._above, self._wider or self._place))
+        self._on_left(self._left())
+        logger.info("%s: the objects of %s are this operator's", self._place, self._place.scope)
 
     async def keep(self) -> None:
-        """Renew until cancelled.
+        """Renew until cancelled, and tell what of the scope is left to others.
 
         Raises:
             ClaimedError: somebody else took it, or it could not be renewed in time.
         """
-        renewed = self._now()
+        renewed = _now()
         while True:
             await asyncio.sleep(self._times.renew)
-            sent = self._now()
+            sent = _now()
             try:
                 await self._look()
                 if refusal := self._refusal():
                     raise ClaimedError(refusal)
                 await self._write()
+                await self._survey()
+                self._on_left(self._left())
                 renewed = sent
             except KubeError as error:
                 logger.info("Renewal of %s: %s", self._place, error)
-            if self._now() - renewed > self._times.deadline:
+            if _now() - renewed > self._times.deadline:
                 raise ClaimedError(f"{self._place} could not be renewed in time")
 
+    # --- looking ---------------------------------------------------------------------------
+
     async def _look(self) -> None:
+        """At our own claim, and at the wider one."""
+        self._own.note(await self._get(self._place))
+        if self._wider is not None:
+            self._above.note(await self._get(self._wider))
+
+    async def _survey(self) -> None:
+        """At the wider claim and the narrower ones; deletes those of the latter that are void."""
+        if self._wider is not None:
+            self._above.note(await self._get(self._wider))
+        if not self._has_narrower:
+            return
+        listing = await self._client.list(
+            CONFIGMAPS, field_selector=f"metadata.name={self._place.name}"
+        )
+        found = {str(c["metadata"]["namespace"]): c for c in listing.items}
+        found.pop(self._place.namespace, None)
+        self._below = {n: self._below.get(n, _Sight()) for n in found}
+        for namespace, sight in self._below.items():
+            sight.note(found[namespace])
+            if sight.is_void(self._times):
+                await self._remove(sight, namespace)
+
+    async def _get(self, place: Place) -> Object | None:
         try:
-            found: Object | None = await self._client.get(CONFIGMAPS, self._name, self._namespace)
+            return await self._client.get(CONFIGMAPS, place.name, place.namespace)
         except KubeError as error:
             if not error.is_not_found:
                 raise
-            found = None
-        version = "" if found is None else str(found["metadata"]["resourceVersion"])
-        if version != self._version:
-            self._version, self._changed_at = version, self._now()
-        self._found = found
+            return None
+
+    # --- judging ---------------------------------------------------------------------------
 
     def _refusal(self) -> str:
-        data = (self._found or {}).get("data") or {}
-        holder = str(data.get("holder") or "")[:253]
-        silent = self._now() - self._changed_at
-        if holder in ("", self._holder) or silent > self._times.duration:
+        holder = self._own.field("holder")
+        if holder == self._holder:
             return ""
+        if holder and not self._own.is_void(self._times):
+            return self._refusal_of(self._own, self._place)
+        if self._wider is not None and self._wider_holder():
+            return self._refusal_of(self._above, self._wider)
+        return ""
+
+    def _refusal_of(self, sight: _Sight, place: Place) -> str:
         return (
-            f"the objects of {self._scope} belong to operator {holder!r} ({self._place}, renewed "
-            f"{str(data.get('renewed'))[:40]}); uninstall one of the two. A claim that is not "
-            f"renewed for {self._times.duration:g} s is void"
+            f"the objects of {place.scope} belong to operator {sight.field('holder')!r} ({place}, "
+            f"renewed {sight.field('renewed')[:40]}); uninstall one of the two. A claim that is "
+            f"not renewed for {self._times.duration:g} s is void"
         )
+
+    def _wider_holder(self) -> str:
+        """Who else holds the wider claim; "" where nobody does."""
+        holder, above = self._above.field("holder"), self._above
+        scope = above.field("scope")
+        if self._wider is None or holder == self._holder or above.is_void(self._times):
+            return ""
+        # At its place may be the claim of an operator of that one namespace.
+        return holder if scope in ("", self._wider.scope) else ""
+
+    def _left(self) -> Mapping[str, str]:
+        above = self._wider_holder()
+        left = {"": above} if above else {}
+        for namespace, sight in self._below.items():
+            holder = sight.field("holder")
+            if holder not in ("", self._holder) and not sight.is_void(self._times):
+                left[namespace] = holder
+        return left
+
+    # --- writing ---------------------------------------------------------------------------
 
     async def _write(self) -> None:
         stamp = self._wall().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        data = {"holder": self._holder, "renewed": stamp}
-        if self._found is None:
+        data = {"holder": self._holder, "renewed": stamp, "scope": self._place.scope}
+        namespace, name = self._place.namespace, self._place.name
+        if self._own.found is None:
             made = {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
-                "metadata": {"name": self._name, "namespace": self._namespace},
+                "metadata": {"name": name, "namespace": namespace},
                 "data": data,
             }
-            self._note(await self._client.create(CONFIGMAPS, made))
+            self._own.note(await self._client.create(CONFIGMAPS, made))
             return
-        meta = self._found["metadata"]
+        meta = self._own.found["metadata"]
         version = {
             "op": "test",
             "path": "/metadata/resourceVersion",
             "value": meta["resourceVersion"],
         }
-        self._note(
-            await self._client.patch_json(
-                CONFIGMAPS,
-                self._name,
-                [version, {"op": "add", "path": "/data", "value": data}],
-                namespace=self._namespace,
-                uid=meta["uid"],
-            )
+        operations = [version, {"op": "add", "path": "/data", "value": data}]
+        written = await self._client.patch_json(
+            CONFIGMAPS, name, operations, namespace=namespace, uid=meta["uid"]
         )
+        self._own.note(written)
 
-    def _note(self, written: Object) -> None:
-        self._found = written
-        self._version = str(written["metadata"]["resourceVersion"])
-        self._changed_at = self._now()
+    async def _remove(self, sight: _Sight, namespace: str) -> None:
+        """Delete a claim as it was seen; one that changed since stands."""
+        assert sight.found is not None  # noqa: S101 - the callers' choice
+        meta = sight.found["metadata"]
+        try:
+            await self._client.delete(
+                CONFIGMAPS, self._place.name, namespace=namespace,
+                uid=meta["uid"], resource_version=meta["resourceVersion"],
+            )  # fmt: skip
+        except KubeError as error:
+            if not (error.is_conflict or error.is_not_found):
+                raise
+        else:
+            sight.note(None)
 
-    @property
-    def _place(self) -> str:
-        return f"ConfigMap {self._namespace}/{self._name}"
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -306,17 +306,19 @@ class KubeClient:
         *,
         namespace: str | None = None,
         uid: str | None = None,
+        resource_version: str | None = None,
         grace: int | None = None,
         propagation: Propagation | None = None,
     ) -> Object:
-        """Delete, only the object with `uid` if given (else `is_conflict`).
+        """Delete, only the object with `uid` and `resource_version` if given (else `is_conflict`).
 
         The answer is the object as marked (a pod that terminates gracefully) or a Status.
         `grace` in seconds; 0 forces a pod away without its node's word.
         """
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
-        if uid is not None:
-            options["preconditions"] = {"uid": uid}
+        given = {"uid": uid, "resourceVersion": resource_version}
+        if guards := {name: value for name, value in given.items() if value is not None}:
+            options["preconditions"] = guards
         if grace is not None:
             options["gracePeriodSeconds"] = grace
         if propagation is not None:

@@ -10,16 +10,23 @@ import pytest
 from pdserve.dst.api_net import Faults
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.kube.claim import Claim, ClaimedError, ClaimTimes
+from pdserve.kube.claim import Claim, ClaimedError, ClaimTimes, Place
 from pdserve.kube.client import Request
-from pdserve.kube.resource import CONFIGMAPS, Object, ObjectKey
+from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, Object, ObjectKey
 
 TIMES = ClaimTimes()
 NAME = ObjectKey("default", "claim")
+ALL = Place(NAME.namespace, NAME.name, "all namespaces")
+TEAM = "team"
 
 
 def claim(api: FakeApi, holder: str, faults: Faults | None = None) -> Claim:
-    return Claim(api.client(faults or Faults()), *NAME, holder, "all namespaces", times=TIMES)
+    return Claim(api.client(faults or Faults()), ALL, holder, narrower=True, times=TIMES)
+
+
+def narrow(api: FakeApi, holder: str, namespace: str = TEAM, faults: Faults | None = None) -> Claim:
+    place = Place(namespace, NAME.name, f"namespace {namespace}")
+    return Claim(api.client(faults or Faults()), place, holder, wider=ALL, times=TIMES)
 
 
 def stored(api: FakeApi) -> Object:
@@ -154,7 +161,112 @@ async def test_an_unreadable_claim_is_waited_for() -> None:
     first = claim(api, "a/op", faults)
     waiter = asyncio.create_task(first.wait_free())
     await asyncio.sleep(60)
-    assert "cannot read ConfigMap default/claim" in first.waiting
+    assert "cannot read who acts on all namespaces" in first.waiting
     faults.down = False
     await waiter
     assert first.waiting == ""
+
+
+# --- a scope that includes another ---------------------------------------------------------------
+
+
+def two_namespaces() -> FakeApi:
+    api = FakeApi()
+    team = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}}
+    api.handle(Request("create", NAMESPACES, body=team))
+    return api
+
+
+@virtual_time
+async def test_one_of_a_namespace_waits_while_one_of_all_namespaces_acts() -> None:
+    api = two_namespaces()
+    wide, late = claim(api, "a/op"), narrow(api, "b/op")
+    await wide.take()
+    keeper = asyncio.create_task(wide.keep())
+    waiter = asyncio.create_task(late.wait_free())
+    await asyncio.sleep(3600)
+    assert not waiter.done()
+    assert "the objects of all namespaces belong to operator 'a/op'" in late.waiting
+    with pytest.raises(ClaimedError, match="'a/op'"):
+        await late.take()
+    assert list(api.store(CONFIGMAPS).objects) == [NAME]
+    await end(keeper)
+    await asyncio.sleep(TIMES.duration + 2 * TIMES.look)
+    assert waiter.done()
+    await late.take()
+
+
+@virtual_time
+async def test_one_of_all_namespaces_leaves_out_what_others_hold_until_they_are_gone() -> None:
+    api = two_namespaces()
+    first = narrow(api, "a/op")
+    await first.take()
+    keeper = asyncio.create_task(first.keep())
+    left: list[dict[str, str]] = []
+    wide = Claim(
+        api.client(),
+        ALL,
+        "b/op",
+        narrower=True,
+        times=TIMES,
+        on_left=lambda it: left.append({**it}),
+    )
+    await wide.wait_free()
+    await wide.take()
+    assert left == [{TEAM: "a/op"}]
+    wide_keeper = asyncio.create_task(wide.keep())
+    await asyncio.sleep(3600)
+    assert not keeper.done()
+    assert left[-1] == {TEAM: "a/op"}
+    # A successor of the same holder goes on: the wider claim came later.
+    await end(keeper)
+    after = narrow(api, "a/op")
+    await after.wait_free()
+    await after.take()
+    assert left[-1] == {TEAM: "a/op"}
+    # It is gone for good: its namespace is taken over, and it is not let back in.
+    await asyncio.sleep(TIMES.duration + 2 * TIMES.renew + 1)
+    assert left[-1] == {}
+    with pytest.raises(ClaimedError, match="'b/op'"):
+        await narrow(api, "a/op").take()
+    with pytest.raises(ClaimedError, match="'b/op'"):
+        await after.keep()
+    await end(wide_keeper)
+
+
+@virtual_time
+async def test_of_two_that_start_at_once_never_both_act_on_a_namespace() -> None:
+    outcomes: set[tuple[bool, bool]] = set()
+    for seed in range(40):
+        api = two_namespaces()
+        latency = (0.001, 0.05)
+        left: dict[str, str] = {}
+        wide = Claim(
+            api.client(Faults(seed=seed, latency=latency)), ALL, "a/op", narrower=True,
+            times=TIMES, on_left=left.update,
+        )  # fmt: skip
+        other = narrow(api, "b/op", faults=Faults(seed=1000 + seed, latency=latency))
+        found = await asyncio.gather(wide.take(), other.take(), return_exceptions=True)
+        assert found[0] is None
+        assert found[1] is None or isinstance(found[1], ClaimedError)
+        outcomes.add((found[1] is None, bool(left)))
+        stands = ObjectKey(TEAM, NAME.name) in api.store(CONFIGMAPS).objects
+        assert stands == (found[1] is None)
+    # Of the one that acts there the other knows; at times both see each other and both let go.
+    assert outcomes == {(True, True), (False, False), (False, True)}
+
+
+@virtual_time
+async def test_operators_of_two_namespaces_hold_their_claims_side_by_side() -> None:
+    """Also where one of them looks after the namespace in which the wider claim would stand."""
+    api = two_namespaces()
+    here = Place(NAME.namespace, NAME.name, f"namespace {NAME.namespace}")
+    one = Claim(api.client(), here, "a/op", times=TIMES)
+    two = narrow(api, "b/op")
+    await one.take()
+    await two.take()
+    keepers = [asyncio.create_task(c.keep()) for c in (one, two)]
+    await asyncio.sleep(3600)
+    assert not any(k.done() for k in keepers)
+    for keeper in keepers:
+        await end(keeper)
