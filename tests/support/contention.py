@@ -9,6 +9,8 @@ every step no waiting one may have got a pod; when the faults end, the serving o
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
 import sys
 from dataclasses import replace
@@ -18,6 +20,11 @@ from tests.support.group_world import World, wanted
 
 DRAWING = "p1 a  n1:8 n2:8\np1 b  m1:8"
 WAITING = ("late", "last")
+
+
+@functools.cache
+def _settled() -> list[World]:
+    return cluster()
 
 
 def cluster() -> list[World]:
@@ -65,7 +72,7 @@ def run(seed: int) -> None:
         BrokenError: a serving group lost devices to a waiting one, or another invariant broke.
     """
     rng = random.Random(seed)
-    worlds = cluster()
+    worlds = copy.deepcopy(_settled())
     serving = [w for w in worlds if w.target.name not in WAITING]
     for _ in range(rng.randint(5, 40)):
         _step(rng, worlds, serving)

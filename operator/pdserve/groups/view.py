@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pdserve.groups.routes import is_routable
 from pdserve.groups.types import Action, Claim, Condition, InstanceObs, Observation, Repair, Wanted
@@ -21,15 +22,18 @@ def leaving(instance: InstanceObs) -> bool:
     return instance.fault is not None or instance.terminating or instance.drain_started is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GroupView:
-    """One P/D group as observed. `members` are all its pods, by role then name."""
+    """One P/D group as observed. `members` are all its pods, by role then name.
+
+    What is asked again and again is derived once.
+    """
 
     index: int
     members: tuple[InstanceObs, ...]
     table: PeerTable | None
 
-    @property
+    @cached_property
     def staying(self) -> tuple[InstanceObs, ...]:
         """Members that are not on their way out."""
         return tuple(i for i in self.members if not leaving(i))
@@ -43,12 +47,12 @@ class GroupView:
         """How many members of one role can serve now."""
         return sum(1 for i in self.of_role(role) if is_routable(i, self.table))
 
-    @property
+    @cached_property
     def serving(self) -> bool:
         """At least one prefill and one decode can serve now."""
         return all(self.ready(role) for role in ROLES)
 
-    @property
+    @cached_property
     def revision(self) -> str:
         """Revision of the group: a request never passes from one revision to another.
 
