@@ -1,5 +1,7 @@
 """Writes `crds/*.yaml`, the chart's copy of them and `docs/reference/api.md` from `pdserve.api`.
 
+And the picture of README.md, which `picture` draws.
+
 The chart holds a copy and not a link: an archive made by `helm package` has no room for links.
 
 `python hack/generate.py` writes them; `--check` writes nothing, names every file that differs
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from picture import pictures
 
 from pdserve.api import KINDS
 from pdserve.api.crd import crd_manifest
@@ -49,7 +52,7 @@ def generated(root: Path = ROOT) -> dict[str, str]:
             files[f"{folder}/{kind.info.crd_name}.yaml"] = HEADER + text
     examples = {kind: (root / path).read_text() for kind, path in EXAMPLES.items()}
     files["docs/reference/api.md"] = reference_page(KINDS, examples)
-    return files
+    return files | pictures()
 
 
 def drift(root: Path = ROOT) -> dict[str, str]:
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     differing = drift(arguments.root)
     if arguments.check:
         for path, diff in differing.items():
-            print(f"{path}: not what the models say; run `make generate`\n{diff}", file=sys.stderr)
+            print(f"{path}: not as generated; run `make generate`\n{diff}", file=sys.stderr)
         return 1 if differing else 0
     wanted = generated(arguments.root)
     for path in differing:
