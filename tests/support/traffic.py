@@ -49,6 +49,8 @@ class Traffic:
     workers: int = 2
     max_tokens: int = 12
     prompt: str = "Tell me about the sea and the ships. "
+    to_the_end: bool = False
+    """Every request generates all of `max_tokens`."""
     outcomes: list[Outcome] = field(default_factory=list)
 
     def __enter__(self) -> Traffic:
@@ -64,7 +66,7 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(60.0)
+            thread.join(180.0)
             assert not thread.is_alive(), "a request neither ended nor failed"
 
     @property
@@ -84,7 +86,8 @@ class Traffic:
             outcome = Outcome(time.monotonic())
             self.outcomes.append(outcome)
             turn += 1
-            stream(clients[turn % len(clients)], f"{self.prompt}{turn}", self.max_tokens, outcome)
+            api, prompt = clients[turn % len(clients)], f"{self.prompt}{turn}"
+            stream(api, prompt, self.max_tokens, outcome, to_the_end=self.to_the_end)
 
 
 def stream(
