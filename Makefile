@@ -75,8 +75,13 @@ E2E_TESTS := $(addprefix tests/e2e/test_,images.py quickstart.py) \
   $(addprefix tests/e2e/test_,containers.py operator_handover.py nodes.py upgrade.py kubelet_conformance.py uninstall.py)
 NODES ?= $(if $(KUBECONFIG),kubeconfig,kind)
 
+# Asked first: the rest takes minutes. 5 nodes are those of kind-config.yaml.
+.PHONY: kind-room
+kind-room:
+	@$(if $(filter kind,$(NODES)),PYTHONPATH=operator $(PYTHON) -m pdserve.local.kindroom 5 e2e)
+
 e2e: PROGRAMS := --kind
-e2e: programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)
+e2e: kind-room programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)
 	@$(BIN)/python -m pytest $(E2E_TESTS) --nodes $(NODES) $(if $(KEEP),--keep) --report build/e2e/report.json --verbose -o timeout=600 $(PYTEST_ARGS)
 
 clean: ## remove what was built here (the shared cache of binaries and the images stay)

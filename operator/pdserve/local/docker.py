@@ -83,6 +83,20 @@ def node_containers(cluster: str) -> dict[str, NodeContainer]:
     return dict(sorted(found.items()))
 
 
+def running_nodes() -> dict[str, list[str]]:
+    """Names of the nodes of every kind cluster that runs, whoever made it."""
+    template = f'{{{{.Label "{_LABEL_CLUSTER}"}}}}\t{{{{.Names}}}}'
+    listed = answer(
+        ["docker", "ps", "--filter", f"label={_LABEL_CLUSTER}", "--format", template],
+        seconds=_QUICK_SECONDS,
+    )
+    found: dict[str, list[str]] = {}
+    for line in sorted(listed.splitlines()):
+        cluster, name = line.split("\t")
+        found.setdefault(cluster, []).append(name)
+    return found
+
+
 def start(containers: Sequence[str]) -> None:
     """Start containers that were stopped."""
     answer(["docker", "start", *containers], seconds=_QUICK_SECONDS * 2)

@@ -32,7 +32,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import NODES, PODS
-from pdserve.local import binaries, devices, docker, processes
+from pdserve.local import binaries, devices, docker, kindroom, processes
 from pdserve.local.commands import CommandError, answer, follow
 from pdserve.local.errors import LocalError, Progress, quiet, sparsely
 from pdserve.local.kindimages import DEFAULT_IMAGES, load_images
@@ -44,8 +44,6 @@ STATE = "kind.json"
 
 CREATE_TIMEOUT = 900.0
 """Includes pulling the node image, about 400 MB, on a machine's first start."""
-INOTIFY_ENOUGH = 512
-"""What kind's own documentation advises; kubelets that get none of them do not start."""
 _DELETE_SECONDS = 120.0
 _SETTLE_SECONDS = 3.0
 _POLL_SECONDS = 0.25
@@ -168,6 +166,7 @@ class KindCluster(ClusterFiles):
         self._own_directory()
         if self._phase() is not None:
             self._delete(program)  # what an `up` that was killed left
+        kindroom.check(len(plan.document["nodes"]), self.name)
         self._write(_CREATING, plan)
         config = self.state_dir / "kind-config.yaml"
         config.write_text(yaml.safe_dump(_plain(plan.document), sort_keys=False), encoding="utf-8")
@@ -363,21 +362,7 @@ def _create_error(name: str, error: CommandError) -> LocalError:
             f"{error}"
         )
     found = f"cluster {name!r} could not be made, and nothing of it is left: {error}"
-    if "kubeadm" in error.said and (limit := _inotify_limit()) < INOTIFY_ENOUGH:
-        found += (
-            f"\nOften the cause: this machine allows {limit} inotify instances, which suffice for "
-            "one cluster of five nodes. End others (`kind get clusters`), or raise the limit: "
-            f"sysctl fs.inotify.max_user_instances={INOTIFY_ENOUGH}"
-        )
-    return LocalError(found)
-
-
-def _inotify_limit(file: Path = Path("/proc/sys/fs/inotify/max_user_instances")) -> int:
-    """Inotify instances that all nodes share; without limit where the kernel has no such file."""
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return INOTIFY_ENOUGH
+    return LocalError(found + (kindroom.hint() if "kubeadm" in error.said else ""))
 
 
 def _why_not(phase: str | None) -> str:

@@ -62,6 +62,10 @@ if me == "docker":
         if argv[-1] not in state["images"]:
             fail("[]\\nError response from daemon: No such image: " + argv[-1])
         print(state["images"][argv[-1]])
+    elif argv[0] == "ps" and "=" not in option("--filter").partition("label=")[2]:
+        for name, node in state["containers"].items():
+            if node["state"] == "running":
+                print(node["cluster"], name, sep="\\t")
     elif argv[0] == "ps":
         cluster = option("--filter").rpartition("=")[2]
         for name, node in state["containers"].items():
@@ -76,6 +80,10 @@ if me == "docker":
             json.dump(argv[3:], file)
     elif argv[0] == "exec" and argv[2:] == ["containerd", "config", "dump"]:
         print('[plugins."io.containerd.cri.v1.images"]\\nsnapshotter = "native"')
+    elif argv[0] == "exec" and argv[2:4] == ["sh", "-c"] and "inotify" in argv[4]:
+        if state["inotify"] is None:
+            fail("OCI runtime exec failed")
+        print(*state["inotify"], sep="\\n")
     elif argv[0] == "exec" and "import" in argv:
         if state["ctr"] == "old":
             fail("flag provided but not defined: -local")
@@ -132,7 +140,7 @@ class FakeEngine:
         self.folder.mkdir()
         self.set(
             down=False, create="", workers=2, images={}, containers={}, calls=[],
-            containerd=False, ctr="new", late=None,
+            containerd=False, ctr="new", late=None, inotify=[8192, 20],
         )  # fmt: skip
         text = _PROGRAM.format(python=sys.executable, state=str(self._file))
         for name in ("docker", "kind"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pdserve.local import kind
+from pdserve.local import kind, kindroom
 from pdserve.local.agent.images import full_name
 from pdserve.local.commands import CommandError, answer, follow
 from pdserve.local.config import parse_config, read_document
@@ -136,8 +136,7 @@ def test_kubelets_that_do_not_start_hint_at_inotify(
     file = tmp_path / "max_user_instances"
     if limit is not None:
         file.write_text(limit)
-    allowed = kind._inotify_limit(file)
-    monkeypatch.setattr(kind, "_inotify_limit", lambda: allowed)
+    monkeypatch.setattr(kindroom, "LIMIT", file)
     error = kind._create_error("two", CommandError("kind failed", "kubeadm join: timed out"))
     assert ("sysctl fs.inotify.max_user_instances=512" in str(error)) is hinted
     assert "could not be made, and nothing of it is left: kind failed" in str(error)
