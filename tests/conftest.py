@@ -20,7 +20,7 @@ from tests.support.installed import cluster_under_test, installed, shop_service
 
 from pdserve.local.controlplane import ControlPlane
 
-pytest_plugins = ["tests.support.flaky", "tests.support.report"]
+pytest_plugins = ["tests.support.blocked", "tests.support.flaky", "tests.support.report"]
 __all__ = ["cluster_under_test", "installed", "shop_service"]  # fixtures made elsewhere
 
 

@@ -96,9 +96,9 @@ class SecondChance:
         return ["--nodes", nodes] if nodes else []
 
     def _count(self, flaky: list[str]) -> None:
-        """Failures that became flaky leave the counts of failures and errors."""
+        """Failures that became flaky leave the counts of failures, errors and blocked tests."""
         stats = self._reporter().stats
-        for kind in ("failed", "error"):
+        for kind in ("failed", "error", "blocked"):
             moved = [r for r in stats.get(kind, []) if r.nodeid in flaky]
             stats[kind] = [r for r in stats.get(kind, []) if r.nodeid not in flaky]
             stats.setdefault("flaky", []).extend(moved)

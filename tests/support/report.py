@@ -1,8 +1,9 @@
 """`--report FILE`: what each test showed, as JSON for scripts and as a table for people.
 
 `{"scenarios": [{"name", "ok", "seconds", "measured"}]}`: one entry per test, `measured` is what
-it recorded by `record_property`; a test that could not be tried is not `ok` and has `skipped`; one
-that failed and then passed alone is `ok` and has `flaky` (see `flaky`).
+it recorded by `record_property`; a test that could not be tried is not `ok` and has `skipped`, or
+`lacks` and the shared fixture that failed; one that failed and then passed alone is `ok` and has
+`flaky` (see `flaky`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.blocked import LACKS
 from tests.support.flaky import FLAKY
 
 
@@ -46,6 +48,8 @@ class Report:
             entry["measured"] = dict(report.user_properties)
         elif report.failed:
             entry["ok"] = False
+            if fixture := getattr(report, LACKS, None):
+                entry["lacks"] = fixture
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
             entry["skipped"] = str(reason).removeprefix("Skipped: ")
@@ -66,7 +70,8 @@ class Report:
             state = "ok" if entry["ok"] else "skipped" if "skipped" in entry else "FAILED"
             shown = ", ".join(f"{k} {v}" for k, v in entry.get("measured", {}).items())
             line = f"{state:8}{entry['seconds']:7.1f} s  {entry['name']}"
-            terminalreporter.line(f"{line}  {shown or entry.get('skipped', '')}".rstrip())
+            why = f"lacks {entry['lacks']}" if "lacks" in entry else entry.get("skipped", "")
+            terminalreporter.line(f"{line}  {shown or why}".rstrip())
         terminalreporter.line(f"report: {self._file}")
 
 
