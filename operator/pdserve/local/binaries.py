@@ -86,8 +86,8 @@ class Finder:
         wanted = tuple(programs)
         if (chosen := _kube_from_env(wanted)) is not None:
             return chosen
-        root = checkout()
-        recipe = kube_recipe(root / "hack" / "kube") if root else None
+        module = go_module()
+        recipe = kube_recipe(module) if module else None
         try:
             found, source = self._got(recipe, kube_release(), wanted)
         except _NowhereError as error:
@@ -99,7 +99,9 @@ class Finder:
 
     def helm(self) -> Path:
         """The Helm 3 program; raises LocalError when there is none and none can be made."""
-        return self._single("helm", ENV_HELM, helm_recipe(), helm_release())
+        module = go_module()
+        recipe = helm_recipe(module) if module else None
+        return self._single("helm", ENV_HELM, recipe, helm_release())
 
     def prometheus(self) -> Path:
         """The Prometheus server program; raises LocalError as `helm` does.
@@ -107,8 +109,8 @@ class Finder:
         Not looked for on PATH: distributions leave out Kubernetes discovery (Debian's does),
         without which it cannot find the pods.
         """
-        root = checkout()
-        recipe = prometheus_recipe(root / "hack" / "prometheus") if root else None
+        module = go_module()
+        recipe = prometheus_recipe(module) if module else None
         return self._single(
             "prometheus", ENV_PROMETHEUS, recipe, prometheus_release(), on_path=False
         )
@@ -237,8 +239,14 @@ def prometheus_tag(module: str = PROMETHEUS_VERSION) -> str:
     return f"v{int(minor) // 100}.{int(minor) % 100}.{patch}"
 
 
+def go_module() -> Path | None:
+    """The Go module that all programs but kind are built from; None without a checkout."""
+    root = checkout()
+    return root / "hack" / "programs" if root else None
+
+
 def kube_recipe(module: Path) -> Recipe:
-    """How the multi-call Kubernetes binary is built from `hack/kube`."""
+    """How the multi-call Kubernetes binary is built; `module` is `go_module()`."""
     version = "k8s.io/component-base/version"
     minor = KUBERNETES_VERSION.split(".")[1]
     return Recipe(
@@ -256,54 +264,43 @@ def kube_recipe(module: Path) -> Recipe:
     )
 
 
-def helm_recipe() -> Recipe:
-    """How Helm is built, straight from its published module."""
-    return _published(
-        "helm",
-        HELM_VERSION,
-        "the chart installer",
-        typical_seconds=60,
+def helm_recipe(module: Path) -> Recipe:
+    """How Helm is built, after Kubernetes and with its libraries."""
+    return Recipe(
+        name="helm",
+        version=HELM_VERSION,
+        what="the chart installer",
+        typical_seconds=20,
+        module=module,
         package="helm.sh/helm/v3/cmd/helm",
-        ldflags=f" -X helm.sh/helm/v3/internal/version.version={HELM_VERSION}",
+        ldflags=f"-s -w -X helm.sh/helm/v3/internal/version.version={HELM_VERSION}",
+    )
+
+
+def prometheus_recipe(module: Path) -> Recipe:
+    """How Prometheus is built, after Kubernetes and with its libraries."""
+    return Recipe(
+        name="prometheus",
+        version=PROMETHEUS_VERSION,
+        what="the metrics server the ratio loop reads",
+        typical_seconds=20,
+        module=module,
+        package="github.com/prometheus/prometheus/cmd/prometheus",
+        ldflags=f"-s -w -X github.com/prometheus/common/version.Version={PROMETHEUS_VERSION}",
+        tags="remove_all_sd,enable_kubernetes_sd",
     )
 
 
 def kind_recipe() -> Recipe:
     """How kind is built, straight from its published module."""
-    return _published(
-        "kind",
-        KIND_VERSION,
-        "makes clusters of containers",
+    return Recipe(
+        name="kind",
+        version=KIND_VERSION,
+        what="makes clusters of containers",
         typical_seconds=30,
-        package="sigs.k8s.io/kind",
-    )
-
-
-def _published(
-    name: str, version: str, what: str, *, typical_seconds: int, package: str, ldflags: str = ""
-) -> Recipe:
-    return Recipe(
-        name=name,
-        version=version,
-        what=what,
-        typical_seconds=typical_seconds,
         module=None,
-        package=f"{package}@{version}",
-        ldflags=f"-s -w{ldflags}",
-    )
-
-
-def prometheus_recipe(module: Path) -> Recipe:
-    """How Prometheus is built from `hack/prometheus` (its own go.mod cannot be go-installed)."""
-    return Recipe(
-        name="prometheus",
-        version=PROMETHEUS_VERSION,
-        what="the metrics server the ratio loop reads",
-        typical_seconds=110,
-        module=module,
-        package="github.com/prometheus/prometheus/cmd/prometheus",
-        ldflags=f"-s -w -X github.com/prometheus/common/version.Version={PROMETHEUS_VERSION}",
-        tags="remove_all_sd,enable_kubernetes_sd,netgo",
+        package=f"sigs.k8s.io/kind@{KIND_VERSION}",
+        ldflags="-s -w",
     )
 
 

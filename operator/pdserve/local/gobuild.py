@@ -98,7 +98,7 @@ class Builds:
 
     def close(self) -> None:
         """Remove what Go kept. The next build would begin anew."""
-        if self._caches:
+        if self._caches and self._caches.keys() != {"GOTMPDIR"}:
             self._progress("removing what Go kept of the build")
         self._caches = None
         self._scratch.close()

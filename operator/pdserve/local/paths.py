@@ -40,4 +40,4 @@ class ClusterFiles:
 def checkout() -> Path | None:
     """Root of the source checkout this package runs from, or None when installed without it."""
     root = Path(__file__).resolve().parents[3]
-    return root if (root / "hack" / "kube" / "go.mod").is_file() else None
+    return root if (root / "hack" / "programs" / "go.mod").is_file() else None

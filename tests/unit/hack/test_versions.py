@@ -8,7 +8,12 @@ from pathlib import Path
 import yaml
 
 from pdserve import __version__
-from pdserve.local.binaries import PROMETHEUS_VERSION
+from pdserve.local.binaries import (
+    ETCD_VERSION,
+    HELM_VERSION,
+    KUBERNETES_VERSION,
+    PROMETHEUS_VERSION,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGE = re.compile(r"\b((?:pdserve/(?:operator|gateway|engine))|prom/prometheus):([\w.-]+)")
@@ -33,6 +38,26 @@ def test_examples_and_pages_name_images_of_this_version() -> None:
     }
     assert wrong == set()
     assert {"README.md", "examples/demo-pdservice.yaml"} <= named().keys()
+
+
+def test_programs_are_built_in_the_versions_that_releases_have() -> None:
+    text = (ROOT / "hack/programs/go.mod").read_text()
+    required = dict(re.findall(r"^\t(\S+) (v\S+)", text, re.MULTILINE))
+    assert required["k8s.io/kubernetes"] == KUBERNETES_VERSION
+    assert required["go.etcd.io/etcd/server/v3"] == ETCD_VERSION
+    assert required["helm.sh/helm/v3"] == HELM_VERSION
+    assert required["github.com/prometheus/prometheus"] == PROMETHEUS_VERSION
+
+
+def test_every_program_gets_the_kubernetes_libraries_of_the_control_plane() -> None:
+    text = (ROOT / "hack/programs/go.mod").read_text()
+    libraries = set(re.findall(r"^\t(k8s\.io/[\w-]+) v0\.\d+\.\d+(?: //.*)?$", text, re.MULTILINE))
+    replaced = dict(re.findall(r"^\t(k8s\.io/\S+) => k8s\.io/\S+ (\S+)", text, re.MULTILINE))
+    assert {"k8s.io/api", "k8s.io/apimachinery", "k8s.io/client-go", "k8s.io/kubectl"} <= libraries
+    timed = {"k8s.io/kube-openapi", "k8s.io/utils"}  # have no releases
+    assert libraries - timed <= replaced.keys()
+    same = KUBERNETES_VERSION.replace("v1.", "v0.")
+    assert {v for name, v in replaced.items() if name not in timed} == {same}
 
 
 def test_a_plain_helm_install_finds_the_images_of_this_version() -> None:
