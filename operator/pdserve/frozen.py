@@ -30,6 +30,16 @@ class Frozen(dict[str, Any]):
         """Results by the function that found them."""
 
 
+class Light(Frozen):
+    """One of very many: what is read out of it takes more than itself, and is not remembered."""
+
+    __slots__ = ()
+
+    def __init__(self, obj: Mapping[str, Any]) -> None:
+        """Take the members of `obj`, which nobody may change from now on."""
+        dict.__init__(self, obj)
+
+
 def remembered(read: Callable[[Mapping[str, Any]], T]) -> Callable[[Mapping[str, Any]], T]:
     """A pure function of one JSON object: run once per `Frozen` object, each time on others.
 

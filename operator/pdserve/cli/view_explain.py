@@ -13,8 +13,11 @@ from typing import Any
 from pdserve import api
 from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.view_status import counts_text, decision_line
-from pdserve.placement import GroupRequest, NoFit, Shape, place
-from pdserve.topology import Fabric, build_fabric, node_view
+from pdserve.controllers.group_view import wanted_of
+from pdserve.groups.view import group_request
+from pdserve.placement import NoFit, place
+from pdserve.ratio.types import Counts
+from pdserve.topology import Fabric, build_fabric, node_view, reservation_of
 
 
 def render(
@@ -93,29 +96,22 @@ def _next_group(group: api.ScenarioGroup, state: FabricState | NoRight | None) -
     prefill, decode = spec.prefill, spec.decode
     if not prefill.replicas or not decode.replicas:
         return ""
-    answer = place(
-        fabric_of(state),
-        GroupRequest(
-            prefill=prefill.replicas,
-            decode=decode.replicas,
-            prefill_shape=Shape(prefill.instance.resource, prefill.instance.devices_per_node),
-            decode_shape=Shape(decode.instance.resource, decode.instance.devices_per_node),
-            mode=spec.fabric.locality.mode,
-            level=spec.fabric.locality.level,
-        ),
-    )
-    counts = counts_text(api.Counts(groups=1, prefill=prefill.replicas, decode=decode.replicas))
-    head = f"If one more P/D group were placed now ({counts})"
+    counts = Counts(1, prefill.replicas, decode.replicas)
+    # Where volumes are is not asked: that takes rights to read claims.
+    wanted = wanted_of(group, counts, lambda _namespace, _role: None)
+    answer = place(fabric_of(state), group_request(wanted, frozenset()))
+    asked = counts_text(api.Counts(groups=1, prefill=prefill.replicas, decode=decode.replicas))
+    head = f"If one more P/D group were placed now ({asked})"
     if isinstance(answer, NoFit):
         return "\n".join([head, f"  {answer.message}", *(f"  {x}" for x in answer.explanation)])
     return "\n".join([head, *(f"  {line}" for line in answer.explanation)])
 
 
 def fabric_of(state: FabricState) -> Fabric:
-    """The fabric tree with the devices that are free now."""
+    """The fabric tree with what is free now."""
     by_node: Mapping[str, list[dict[str, Any]]] = _by_node(state.pods)
     views = [node_view(n, by_node.get(n["metadata"]["name"], ())) for n in state.nodes]
-    return build_fabric(state.domain, views)
+    return build_fabric(state.domain, views, (r for p in state.pods for r in reservation_of(p)))
 
 
 def _by_node(pods: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

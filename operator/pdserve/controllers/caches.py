@@ -1,9 +1,10 @@
 """The operator's caches: one per kind, what each keeps, and how its objects are found.
 
 Everything a plan reads comes from here, our own kinds included (kopf does not deliver deletions
-that it missed over a re-list). Pods of the whole cluster are watched, because anybody's pod may
-hold a device, but only those with devices and our own are kept, and of them only the fields
-below. Neighbours: `triggers` turns changes into queue keys.
+that it missed over a re-list). Pods of the whole cluster are watched, because any pod takes
+something of its node. Of those with devices and of our own the fields below are kept; of every
+other one, while it is bound, only where it is and what it takes.
+Neighbours: `triggers` turns changes into queue keys.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from sys import intern
 from typing import Final
 
 from pdserve.api import API_VERSION, KINDS, ObjectMeta
 from pdserve.controllers.compare import controller_uid
 from pdserve.exposition import Registry
+from pdserve.frozen import Light
 from pdserve.kube.cache import Cache, OnSkip
 from pdserve.kube.client import KubeClient
 from pdserve.kube.prune import Prune, keep, without_managed_fields
@@ -34,8 +37,8 @@ from pdserve.kube.resource import (
     Object,
     Resource,
 )
-from pdserve.topology import pod_devices
 from pdserve.topology.nodes import pinned_node
+from pdserve.topology.requests import is_extended, pod_requests, spec_taking
 from pdserve.wire import names
 
 _GROUP, _VERSION = API_VERSION.split("/")
@@ -53,7 +56,7 @@ OURS: Final = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
 _BY_OWNER: Final = "owner"
 """`(namespace, controller uid)`; read with `owned_by`."""
 BY_NODE: Final = "node"
-"""Node name of bound pods."""
+"""Node name of bound pods that something owns."""
 BY_STATE: Final = "state"
 """`UNBOUND` pods: reservations."""
 UNBOUND: Final = "unbound"
@@ -63,13 +66,7 @@ BY_DOMAIN: Final = "domain"
 """RoCEDomain name of ScenarioGroups and PDServices."""
 
 
-def _wanted_pod(pod: Object) -> bool:
-    labels = pod["metadata"].get("labels") or {}
-    ours = labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER
-    return ours or bool(pod_devices(pod))
-
-
-_PRUNE_POD = keep(
+_KEPT_OF_PODS = keep(
     f"metadata.annotations[{names.ANNOTATION_DRAIN}]",
     f"metadata.annotations[{names.ANNOTATION_REPLACES}]",
     f"metadata.annotations[{names.ANNOTATION_CONTROL}]",
@@ -78,10 +75,14 @@ _PRUNE_POD = keep(
     "spec.nodeName",
     "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution",
     "spec.tolerations",
-    "spec.containers.name",
-    "spec.containers.resources",
-    "spec.initContainers.name",
-    "spec.initContainers.resources",
+    "spec.hostNetwork",
+    "spec.overhead",
+    "spec.resources",
+    *(
+        f"spec.{kind}.{part}"
+        for kind in ("containers", "initContainers")
+        for part in ("name", "resources", "ports.hostPort", "ports.hostIP", "ports.protocol")
+    ),
     "spec.initContainers.restartPolicy",
     "status.phase",
     "status.reason",
@@ -101,8 +102,27 @@ _PRUNE_POD = keep(
     "status.containerStatuses.state",
     "status.containerStatuses.lastState",
     "status.containerStatuses.allocatedResourcesStatus",
-    where=_wanted_pod,
 )
+
+
+def _prune_pod(pod: Object) -> Object | None:
+    meta, requests = pod["metadata"], pod_requests(pod)
+    labels = meta.get("labels") or {}
+    ours = labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER
+    if ours or any(map(is_extended, requests)):
+        return _KEPT_OF_PODS(pod)
+    node = pod.get("spec", {}).get("nodeName")
+    if not node or not requests:
+        return None
+    # A pod of one container that takes the same. There are a hundred for each of ours.
+    return Light(
+        {
+            "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
+            "spec": {"nodeName": intern(node), **spec_taking(requests)},
+        }
+    )
+
+
 # Without heartbeats and images: a node's periodic update is then no change at all.
 _PRUNE_NODE = keep(
     f"metadata.annotations[{names.ANNOTATION_ROCE_DEVICES}]",
@@ -192,7 +212,7 @@ def make_caches(
         services=ours(PDSERVICES, ""),
         groups=ours(SCENARIO_GROUPS, ""),
         domains=everyones(ROCE_DOMAINS),
-        pods=everyones(PODS, _PRUNE_POD),
+        pods=everyones(PODS, _prune_pod),
         nodes=everyones(NODES, _PRUNE_NODE),
         config_maps=ours(CONFIGMAPS),
         revisions=ours(CONTROLLER_REVISIONS),
@@ -244,7 +264,7 @@ def _domain(obj: Object) -> Iterable[str]:
 
 def _node(pod: Object) -> Iterable[str]:
     node = pod.get("spec", {}).get("nodeName")
-    return (node,) if node else ()
+    return (node,) if node and pod["metadata"].get("ownerReferences") else ()
 
 
 def _unbound(pod: Object) -> Iterable[str]:

@@ -24,19 +24,17 @@ from pdserve.api import (
 from pdserve.controllers.caches import Caches, owned_by
 from pdserve.controllers.clock import Clock
 from pdserve.controllers.context import Context
+from pdserve.controllers.demand import Demand, demand_of
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.revisions import stored_revisions
 from pdserve.controllers.skipped import read_each
-from pdserve.engines.pods import BASE_TOLERATIONS
+from pdserve.engines.pods import role_template
 from pdserve.frozen import Frozen, remembered
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs, is_group_index
 from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted
 from pdserve.kube.resource import Object
 from pdserve.ratio.types import Counts
-from pdserve.topology import (
-    Toleration,
-)
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
@@ -130,15 +128,21 @@ def former_wanted(view: GroupView, counts: Counts, reach: Reach) -> Mapping[str,
 def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
     """What is wanted of the ScenarioGroup, with the counts in force (`service_desired`)."""
     spec, namespace = group.spec, group.metadata.namespace
+    revision = revision_of(spec)
+
+    def role(name: Role, count: int) -> RoleWanted:
+        template = role_template(group, name)
+        return _role(template, count, reach(namespace, template), demand_of(group, name, revision))
+
     return Wanted(
         name=group.metadata.name,
         namespace=namespace,
         service=spec.service,
         scenario=spec.scenario,
         replicas=counts.groups,
-        prefill=_role(spec.prefill, counts.prefill, reach(namespace, spec.prefill)),
-        decode=_role(spec.decode, counts.decode, reach(namespace, spec.decode)),
-        revision=revision_of(spec),
+        prefill=role("prefill", counts.prefill),
+        decode=role("decode", counts.decode),
+        revision=revision,
         locality_mode=spec.fabric.locality.mode,
         locality_level=spec.fabric.locality.level,
         drain_seconds=float(spec.recovery.drain_seconds),
@@ -200,16 +204,18 @@ def domain_of(caches: Caches, name: str) -> RoCEDomain | None:
     return next(read_each(() if obj is None else (obj,), read, caches.skipped, "observe"), None)
 
 
-def _role(role: RoleTemplate, count: int, nodes: frozenset[str] | None) -> RoleWanted:
-    extra = (role.template.spec or {}).get("tolerations") or () if role.template else ()
+def _role(
+    role: RoleTemplate, count: int, nodes: frozenset[str] | None, demand: Demand
+) -> RoleWanted:
     return RoleWanted(
         count=count,
         devices=role.instance.devices_per_node,
         resource=role.instance.resource,
         slots=role.max_concurrency,
         startup_deadline=float(role.startup_deadline_seconds),
-        tolerations=tuple(Toleration.from_json(t) for t in (*BASE_TOLERATIONS, *extra)),
+        tolerations=demand.tolerations,
         nodes=nodes,
+        requests=demand.requests,
     )
 
 

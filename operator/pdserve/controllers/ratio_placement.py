@@ -7,11 +7,9 @@ free: its instances are part of the groups asked about.
 from __future__ import annotations
 
 from pdserve.controllers.group_view import GroupView, Reach, wanted_of
-from pdserve.groups.types import RoleWanted
-from pdserve.placement import GroupRequest, NoFit, Shape, place
+from pdserve.placement import GroupRequest, NoFit, place
 from pdserve.ratio.types import Counts, PlacementLimit
 from pdserve.topology import Fabric, Reservation
-from pdserve.wire.peers import Role
 
 
 def placement_limit(
@@ -19,17 +17,17 @@ def placement_limit(
 ) -> PlacementLimit | None:
     """None when `counts` can be placed, else how many P/D groups of that shape can."""
     wanted = wanted_of(view.group, counts, reach)
-    roles: dict[Role, RoleWanted] = {"prefill": wanted.prefill, "decode": wanted.decode}
     held = [
-        Reservation(i.name, i.node, roles[i.role].resource, roles[i.role].devices)
+        Reservation(i.name, i.node, resource, count)
         for i in view.instances
         if i.fault is None
+        for resource, count in i.holds.items()
     ]
     request = GroupRequest(
         prefill=counts.prefill,
         decode=counts.decode,
-        prefill_shape=_shape(wanted.prefill),
-        decode_shape=_shape(wanted.decode),
+        prefill_shape=wanted.prefill.shape,
+        decode_shape=wanted.decode.shape,
         mode=wanted.locality_mode,
         level=wanted.locality_level,
     )
@@ -40,7 +38,3 @@ def placement_limit(
             return PlacementLimit(counts.prefill, counts.decode, placed, found.message)
         free = free.reserve(found.reservations)
     return None
-
-
-def _shape(role: RoleWanted) -> Shape:
-    return Shape(role.resource, role.devices, role.tolerations, role.nodes)

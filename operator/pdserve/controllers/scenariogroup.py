@@ -459,7 +459,7 @@ def promised(planned: Plan, observation: Observation) -> tuple[Reservation, ...]
     roles = (
         (pod, (observation.at(pod.revision) or observation.wanted).role(pod.role)) for pod in new
     )
-    return tuple(Reservation(p.name, p.node, r.resource, r.devices) for p, r in roles)
+    return tuple(x for pod, role in roles for x in role.shape.reservations(pod.name, pod.node))
 
 
 def _restricted(request: GroupRequest) -> bool:

@@ -6,7 +6,7 @@ until the next resync, so rules err on the side of one key too many; the queue d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pdserve.controllers.caches import (
@@ -23,8 +23,8 @@ from pdserve.groups.health import condition
 from pdserve.kube.cache import Cache, ChangeType
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
-from pdserve.topology import pod_devices
 from pdserve.topology.nodes import pinned_node
+from pdserve.topology.requests import is_extended, pod_requests
 from pdserve.wire import names
 
 SERVICE: Final = "PDService"
@@ -138,12 +138,13 @@ class Triggers:
             if names.LABEL_SERVICE in labels:
                 self._queue.add(service_key(meta["namespace"], labels[names.LABEL_SERVICE]))
             self._group_of(_any(old, new))
-        before = {} if old is None else pod_devices(old)
-        after = {} if new is None else pod_devices(new)
-        if before != after:
+        before, after = _taken(old), _taken(new)
+        if before == after:
+            return
+        if any(is_extended(r) for r in (*before, *after)):
             self._domains_later()
-            if before and not after:
-                self._waiting_groups()
+        if before and not after:
+            self._waiting_groups()
 
     def _owned(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
         meta = _any(old, new)["metadata"]
@@ -167,13 +168,17 @@ class Triggers:
             self._queue.add_after(QueueKey(DOMAIN, "", domain["metadata"]["name"]), DOMAIN_DELAY)
 
     def _waiting_groups(self) -> None:
-        """Devices may have come free: those who could not be placed look again."""
+        """Something came free: those who could not be placed look again."""
         for group in self._caches.groups.list():
             if condition(group, "Placed").get("status", "True") != "True":
                 self._add(GROUP, group)
 
     def _add(self, kind: str, obj: Object) -> None:
         self._queue.add(QueueKey(kind, obj["metadata"]["namespace"], obj["metadata"]["name"]))
+
+
+def _taken(pod: Object | None) -> Mapping[str, int]:
+    return {} if pod is None else pod_requests(pod)
 
 
 def _any(old: Object | None, new: Object | None) -> Object:

@@ -423,6 +423,13 @@ async def poison_node(scene: Scene, rng: random.Random) -> str | None:
     scene.patch(node, body, NODES)
     odd = {"example.com/x": values.quantity(rng), "cpu": values.quantity(rng)}
     scene.patch(node, {"status": {"allocatable": odd, "capacity": odd}}, NODES, "status")
+    cpu = {"cpu": node["status"]["allocatable"]["cpu"]}
+
+    def heal() -> None:
+        """A kubelet states its CPU again; of the odd resource it knows nothing."""
+        scene.patch(node, {"status": {"allocatable": cpu, "capacity": cpu}}, NODES, "status")
+
+    scene.later(30, heal)
     return f"node {_name(node)}: {key} and {odd}"
 
 

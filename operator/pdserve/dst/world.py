@@ -27,6 +27,7 @@ from pdserve.dst.api_fields import copy
 from pdserve.dst.api_kinds import Kind, kind_of_crd
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_server import START, FakeApi
+from pdserve.dst.scheduling import refusal_of
 from pdserve.dst.world_engines import Engine, Engines
 from pdserve.dst.world_service import NPU, NS
 from pdserve.engines.pod_profile import Rights
@@ -44,7 +45,7 @@ from pdserve.kube.resource import (
 )
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
-from pdserve.topology.nodes import node_view, pinned_node
+from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
 STEP = 0.1
@@ -114,7 +115,7 @@ class World:
     delay: Callable[[Request], float] = lambda _request: 0.0
     """Seconds that a request of the operator waits, e.g. for a slow admission webhook."""
     unfit: Callable[[str, Object], str | None] = lambda _node, _pod: None
-    """Why the scheduler does not bind a pod to a node, beside devices: CPU, volumes, ports."""
+    """Why the scheduler does not bind a pod to a node, beside what `scheduling` knows."""
     rights: Rights = field(default_factory=Rights)
     """What the operators let templates ask for."""
     api: FakeApi = field(init=False)
@@ -157,8 +158,9 @@ class World:
             for n in range(per_leaf):
                 self.node(leaf, f"{leaf}-{n}", devices)
 
-    def node(self, leaf: str, name: str, devices: int) -> None:
-        """One node with `devices` NPUs, labelled for `domain`."""
+    def node(self, leaf: str, name: str, devices: int, **more: str) -> None:
+        """One node with `devices` NPUs, labelled for `domain`; `more`: other amounts of it."""
+        amounts = {"cpu": "64", "memory": "512Gi", "pods": "110", NPU: str(devices), **more}
         self.create(
             NODES,
             {
@@ -180,8 +182,8 @@ class World:
             NODES, "", name,
             {
                 "status": {
-                    "capacity": {NPU: str(devices)},
-                    "allocatable": {NPU: str(devices)},
+                    "capacity": amounts,
+                    "allocatable": amounts,
                     "conditions": [
                         {"type": "Ready", "status": "True", "lastTransitionTime": stamp()}
                     ],
@@ -423,8 +425,10 @@ class World:
     def _schedule(self, pod: Object) -> None:
         node = pinned_node(pod) or "anywhere"
         why = self.unfit(node, pod)
-        if why is None and not self._has_room(node, pod):
-            why = f"Insufficient {NPU}"
+        found = self.get(NODES, node, "")
+        if why is None and found is not None:
+            there = [p for p in self.seen(PODS) if p["spec"].get("nodeName") == node]
+            why = refusal_of(pod, found, there)
         if why is not None:
             if pod["metadata"]["name"] not in self.refused:
                 self.refused.add(pod["metadata"]["name"])
@@ -438,15 +442,6 @@ class World:
         bound["spec"]["nodeName"] = node
         self.api._commit(store, key_of(pod), "MODIFIED", pod, bound)
         self._status(pod, {"phase": "Pending"}, [("PodScheduled", "True")])
-
-    def _has_room(self, node: str, pod: Object) -> bool:
-        """Whether the devices that pods bound to the node hold leave enough for this one."""
-        found = self.get(NODES, node, "")
-        if found is None:
-            return True
-        bound = [p for p in self.seen(PODS) if p["spec"].get("nodeName") == node]
-        held = sum(_npus(p) for p in (*bound, pod))
-        return held <= node_view(found).allocatable.get(NPU, 0)
 
     def _start(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -630,12 +625,3 @@ class World:
             tasks.create_task(
                 core.act(engines, source or NoSource(), settings or LoopSettings(), log_line)
             )
-
-
-def _npus(pod: Object) -> int:
-    """Devices of `NPU` a pod holds: whole numbers only, as a scheduler counts them."""
-    held = 0
-    for container in pod["spec"].get("containers", ()):
-        value = container.get("resources", {}).get("limits", {}).get(NPU, "0")
-        held += int(value) if str(value).isdigit() else 0
-    return held

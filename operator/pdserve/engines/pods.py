@@ -87,7 +87,7 @@ def render_pod(
     group: ScenarioGroup,
     new: PodSlot,
     owner_ref: Mapping[str, Any],
-    rights: Rights = NO_RIGHTS,
+    rights: Rights | None = NO_RIGHTS,
     control: str = "",
 ) -> dict[str, Any]:
     """The manifest to POST for one instance.
@@ -96,7 +96,8 @@ def render_pod(
         group: the ScenarioGroup it belongs to.
         new: slot, role, node and revision, from the plan.
         owner_ref: controller reference to the ScenarioGroup.
-        rights: what templates may ask for beyond the restricted Pod Security profile.
+        rights: what templates may ask for beyond the restricted Pod Security profile; None:
+            anything, for a pod that is not going to run.
         control: digests of the control credentials that the engine accepts, one a line; empty
             only where the pod is not going to run.
 

@@ -23,13 +23,8 @@ from pdserve.groups.health import (
     up_since,
 )
 from pdserve.groups.types import InstanceObs
-from pdserve.topology.nodes import (
-    node_view,
-    pinned_node,
-    pod_devices,
-    requested_devices,
-    timestamp,
-)
+from pdserve.topology.nodes import node_view, pinned_node, timestamp
+from pdserve.topology.requests import pod_devices, pod_requests, requested_devices
 from pdserve.wire import names
 from pdserve.wire.peers import ROLES, Device
 
@@ -108,7 +103,7 @@ def instance_obs(
         fault=verdict.fault,
         fault_message=verdict.message,
         unscheduled=unscheduled(pod) or "",
-        holds=pod_devices(pod),
+        holds=pod_requests(pod),
         claimed=next(iter(requested_devices(pod).items()), None),
         scale_unit=names.LABEL_SCALE_UNIT in labels,
         recheck_after=verdict.recheck_after,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pdserve.placement.types import GroupRequest
+from pdserve.placement.types import GroupRequest, Shape
 from pdserve.topology.nodes import Toleration
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import Device, PeerTable, Role
@@ -61,7 +61,7 @@ class InstanceObs:
     unscheduled: str = ""
     """Why the scheduler binds it to no node, in the scheduler's words; "" where it said nothing."""
     holds: Mapping[str, int] = field(default_factory=dict)
-    """Extended resources it takes on its node (what a rollout would get back)."""
+    """What it takes on its node (what a rollout would get back), as `topology.requests` counts."""
     claimed: tuple[str, int] | None = None
     """Resource and number of the devices it was made for, whether or not it still holds them."""
     scale_unit: bool = False
@@ -101,6 +101,13 @@ class RoleWanted:
     """Of the rendered pod: placement skips nodes whose taints these do not tolerate."""
     nodes: frozenset[str] | None = None
     """Nodes from which its volumes are reached; None: every node."""
+    requests: tuple[tuple[str, int], ...] = ()
+    """What each takes beside its devices, as `topology.requests` counts it."""
+
+    @property
+    def shape(self) -> Shape:
+        """One instance as a question to placement."""
+        return Shape(self.resource, self.devices, self.tolerations, self.nodes, self.requests)
 
 
 @dataclass(frozen=True, slots=True)

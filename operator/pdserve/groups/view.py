@@ -12,7 +12,7 @@ from functools import cached_property
 
 from pdserve.groups.routes import is_routable
 from pdserve.groups.types import Action, Claim, Condition, InstanceObs, Observation, Repair, Wanted
-from pdserve.placement import GroupRequest, Member, Shape
+from pdserve.placement import GroupRequest, Member
 from pdserve.topology import Fabric, Reservation
 from pdserve.wire.peers import ROLES, PeerTable, Role
 
@@ -136,8 +136,8 @@ def group_request(wanted: Wanted, exclude: frozenset[str]) -> GroupRequest:
     return GroupRequest(
         prefill=wanted.prefill.count,
         decode=wanted.decode.count,
-        prefill_shape=_shape(wanted, "prefill"),
-        decode_shape=_shape(wanted, "decode"),
+        prefill_shape=wanted.prefill.shape,
+        decode_shape=wanted.decode.shape,
         mode=wanted.locality_mode,
         level=wanted.locality_level,
         exclude=exclude,
@@ -151,8 +151,3 @@ def members_of(group: GroupView) -> tuple[Member, ...]:
         for role in ROLES
         for i in group.of_role(role)
     )
-
-
-def _shape(wanted: Wanted, role: Role) -> Shape:
-    part = wanted.role(role)
-    return Shape(part.resource, part.devices, part.tolerations, part.nodes)

@@ -257,7 +257,9 @@ class Cache:
             return None
         try:
             kept = self._prune(obj)
-            return _Read(key, version, None if kept is None else Frozen(kept))
+            if kept is not None and not isinstance(kept, Frozen):
+                kept = Frozen(kept)
+            return _Read(key, version, kept)
         except Exception as error:
             self._on_skip(obj, "filter", error)
             return _Read(key, version, None, readable=False)

@@ -35,13 +35,12 @@ _TEXTS = frozenset({str, bool})
 _Tree = dict[str, "_Tree | None"]
 
 
-def keep(*paths: str, where: Callable[[Object], bool] | None = None) -> Prune:
+def keep(*paths: str) -> Callable[[Object], Object]:
     """A pruning function that keeps these dotted paths, and identity, labels and owners always.
 
     A path ends at whatever it names, kept whole; lists on the way are walked through:
     `status.conditions.type` keeps the type of every condition. A key with dots in it is written
-    in brackets: `metadata.annotations[pdserve.io/x]`. `where`, given the whole object, says
-    which objects to keep at all.
+    in brackets: `metadata.annotations[pdserve.io/x]`.
 
     Raises:
         ValueError: a malformed path.
@@ -51,9 +50,7 @@ def keep(*paths: str, where: Callable[[Object], bool] | None = None) -> Prune:
     for path in (*_ALWAYS, *paths):
         _plant(tree, _split(path), path)
 
-    def prune(obj: Object) -> Object | None:
-        if where is not None and not where(obj):
-            return None
+    def prune(obj: Object) -> Object:
         kept: Object = _cut(obj, tree, shared)
         return kept
 

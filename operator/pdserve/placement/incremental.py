@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pdserve.placement.cost import Spread, group_slots, traffic, weights
 from pdserve.placement.packing import nodes_in_leaf
-from pdserve.placement.place import level_problem, scopes
+from pdserve.placement.place import free_devices, level_problem, scopes, why_not
 from pdserve.placement.rooms import rooms_for
 from pdserve.placement.types import (
     Cost,
@@ -21,7 +21,7 @@ from pdserve.placement.types import (
     NoFit,
     Removal,
 )
-from pdserve.topology import Fabric, Path, Reservation
+from pdserve.topology import Fabric, Path
 from pdserve.wire.peers import Role
 
 _SHOWN = 5
@@ -69,7 +69,6 @@ def place_instance(
     _, cost, leaf = found[0]
     taken = nodes_in_leaf(rooms, leaf, *one)
     node = (taken[0] + taken[1])[0]
-    shape = request.shape(role)
     return InstancePlacement(
         node,
         leaf,
@@ -78,7 +77,7 @@ def place_instance(
             f"{fabric.label(other)}{_beside(other, near)}: {c}: {'won' if k == 0 else 'lost'}"
             for k, (_, c, other) in enumerate(found[:_SHOWN])
         ),
-        (Reservation(role, node, shape.resource, shape.devices),),
+        request.shape(role).reservations(role, node),
     )
 
 
@@ -162,13 +161,19 @@ def _nowhere(
     fabric: Fabric, request: GroupRequest, role: Role, now: Spread, allowed: Sequence[Path]
 ) -> NoFit:
     shape = request.shape(role)
-    total = rooms_for(fabric, request).together(allowed)
+    rooms = rooms_for(fabric, request)
+    free = free_devices(rooms, allowed)
+    nodes = (n for leaf in allowed for n in fabric.leaves[leaf] if n not in request.exclude)
+    enough = any(
+        fabric.free(n, shape.resource) >= shape.devices for n in nodes if rooms.admits(n, shape)
+    )
+    split = "" if enough else f", none has {shape.devices} together"
     where = "usable nodes"
     if request.mode == "Required" and now:
         where = f"usable nodes of the part the group is in ({fabric.label(min(now))})"
     missing = f"1 {role} instance of {shape.devices} {shape.resource}"
     message = (
-        f"no node for one more {role} ({shape.devices} {shape.resource}): {total.free} devices "
-        f"are free on {where}, none has {shape.devices} together"
+        f"no node for one more {role} ({shape.devices} {shape.resource}): {free} devices "
+        f"are free on {where}{split}{why_not(fabric, request, (role,))}"
     )
     return NoFit(message, missing, None, (), (message,))

@@ -7,7 +7,7 @@ case of `rooms` a small search over the leaf's nodes finds the split that `rooms
 
 from __future__ import annotations
 
-from pdserve.placement.rooms import NodeRoom, Rooms
+from pdserve.placement.rooms import NodeRoom, Rooms, join
 from pdserve.topology import Path
 from pdserve.wire.peers import Role
 
@@ -48,19 +48,18 @@ def _search(
     rooms: Rooms, nodes: tuple[NodeRoom, ...], prefills: int, decodes: int
 ) -> tuple[list[str], list[str]]:
     """Walk back over frontiers of node prefixes, giving each node as few prefills as possible."""
-    p_size, d_size = rooms.prefill.devices, rooms.decode.devices
-    frontiers = [rooms.count(nodes[:k]) for k in range(len(nodes) + 1)]
+    frontiers: list[tuple[int, ...]] = [(0,)]
+    for node in nodes:
+        frontiers.append(join(frontiers[-1], rooms.offers(node)))
     taken_p: list[str] = []
     taken_d: list[str] = []
     for k in range(len(nodes), 0, -1):
-        node = nodes[k - 1]
-        pool = max(node.prefill, node.decode)
-        for mine in range(min(prefills, node.prefill // p_size) + 1):
-            offer = min(node.decode, pool - mine * p_size) // d_size
+        before = frontiers[k - 1]
+        for mine, offer in enumerate(rooms.offers(nodes[k - 1])[: prefills + 1]):
             need = max(0, decodes - offer)
-            if frontiers[k - 1].fits(prefills - mine, need):
-                taken_p += [node.name] * mine
-                taken_d += [node.name] * (decodes - need)
+            if prefills - mine < len(before) and need <= before[prefills - mine]:
+                taken_p += [nodes[k - 1].name] * mine
+                taken_d += [nodes[k - 1].name] * (decodes - need)
                 prefills, decodes = prefills - mine, need
                 break
     assert prefills == decodes == 0, "rooms promised more than the nodes hold"  # noqa: S101 - a bug

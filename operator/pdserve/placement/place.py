@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from pdserve.placement.beside import shortages
 from pdserve.placement.cost import Spread, cost_of, weights
 from pdserve.placement.packing import nodes_in_leaf
 from pdserve.placement.rooms import Room, Rooms, rooms_for
@@ -27,11 +28,15 @@ from pdserve.placement.types import (
     Shape,
     cell_text,
 )
-from pdserve.topology import Fabric, Path, Reservation
-from pdserve.wire.peers import Role
+from pdserve.topology import Fabric, Path
+from pdserve.topology.affinity import term_text
+from pdserve.wire.peers import ROLES, Role
 
 Strategy = Callable[[Rooms, Iterable[Path], GroupRequest], Spread | None]
 _SHOWN = 8
+_SHOWN_REASONS = 3
+_SHOWN_SHORTAGES = 6
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +168,9 @@ def _answer(
         candidates=candidates,
         explanation=tuple(lines),
         reservations=tuple(
-            Reservation(
-                f"{a.role}-{a.ordinal}",
-                a.node,
-                request.shape(a.role).resource,
-                request.shape(a.role).devices,
-            )
+            r
             for a in assignments
+            for r in request.shape(a.role).reservations(f"{a.role}-{a.ordinal}", a.node)
         ),
     )
 
@@ -192,15 +193,15 @@ def _no_fit(fabric: Fabric, rooms: Rooms, request: GroupRequest) -> NoFit:
         if count > placed:
             placed, where = count, fabric.label(path)
     short = request.prefill + request.decode - placed
-    total = rooms.together(fabric.leaves)
+    free = free_devices(rooms, fabric.leaves)
     missing = f"{short} of {request.prefill + request.decode} instances have no node"
     if request.mode == "Required":
         inner = fabric.spec.levels[fabric.spec.leaf_depth - 1].name
         missing += f" inside one {request.level or inner} (most room: {where})"
     fits = f"{largest[0]}P{largest[1]}D" if largest else "none, not even 1P1D"
     message = (
-        f"{wanted} ({shapes}) does not fit: {missing}; {total.free} devices are free on usable "
-        f"nodes; largest P/D group that fits now: {fits}{_out_of_use(fabric, request)}"
+        f"{wanted} ({shapes}) does not fit: {missing}; {free} devices are free on usable "
+        f"nodes; largest P/D group that fits now: {fits}{why_not(fabric, request)}"
     )
     return NoFit(message, missing, largest, (), (message,))
 
@@ -212,21 +213,51 @@ def _shapes(request: GroupRequest) -> str:
     return f"prefill {p.devices} {p.resource}, decode {d.devices} {d.resource}"
 
 
-def _out_of_use(fabric: Fabric, request: GroupRequest) -> str:
+def free_devices(rooms: Rooms, leaves: Iterable[Path]) -> int:
+    """Devices free on nodes that either role may use, whatever else is short there."""
+    nodes = [n for leaf in leaves for n in rooms.fabric.leaves[leaf] if n not in rooms.exclude]
+    found = 0
+    for name in nodes:
+        used = {s.resource for s in (rooms.prefill, rooms.decode) if rooms.admits(name, s)}
+        found += sum(rooms.fabric.free(name, resource) for resource in used)
+    return found
+
+
+def why_not(fabric: Fabric, request: GroupRequest, roles: Sequence[Role] = ROLES) -> str:
+    """Nodes out of use, by reason, and what those in use are short of; "" for neither."""
+    shapes: dict[str, Shape] = {role: request.shape(role) for role in roles}
     counts: Counter[str] = Counter()
-    for name in fabric.nodes:
-        reason = fabric.blocked(name, request.prefill_shape.tolerations)
-        if reason is None and name in request.exclude:
-            reason = "suspect after a fault"
-        shapes = (request.prefill_shape, request.decode_shape)
-        if reason is None and not all(shape.reaches(name) for shape in shapes):
-            reason = "a volume is elsewhere"
-        if reason is not None:
+    usable = []
+    for name in sorted(fabric.nodes):
+        reason = _out_of_use(fabric, request, name, shapes.values())
+        if reason is None:
+            usable.append(name)
+        else:
             counts[reason] += 1
-    if not counts:
-        return ""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:3]
-    return "; nodes out of use: " + ", ".join(f"{count} ({reason})" for reason, count in ordered)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN_REASONS]
+    told = [f"{count} ({reason})" for reason, count in ordered]
+    short = shortages(fabric, usable, shapes)[:_SHOWN_SHORTAGES]
+    return "".join(
+        f"; {line}"
+        for line in (*(["nodes out of use: " + ", ".join(told)] if told else []), *short)
+    )
+
+
+def _out_of_use(
+    fabric: Fabric, request: GroupRequest, node: str, shapes: Iterable[Shape]
+) -> str | None:
+    """Why one of the shapes may not be on a node, whatever is free there."""
+    reason: str | None = None
+    for shape in shapes:
+        reason = reason or fabric.blocked(node, shape.tolerations)
+        if reason is None and node in request.exclude:
+            reason = "suspect after a fault"
+        if reason is None and not shape.reaches(node):
+            reason = "a volume is elsewhere"
+        if reason is None and not shape.selects(fabric.nodes[node]):
+            wanted = " or ".join(sorted(map(term_text, shape.selector or ())))
+            reason = f"the template wants {wanted}"[:_LONGEST_REASON]
+    return reason
 
 
 def _most_placed(room: Room, request: GroupRequest) -> int:

@@ -4,30 +4,41 @@ An instance sits on one node, so room adds up over nodes. Three cases, exact in 
   apart    the roles use different resources: they never compete;
   nested   one resource, one role's size divides the other's: a big one takes the place of `ratio`
            small ones wherever it goes, so two sums say it all;
-  uneven   one resource, sizes like 3 and 2, or nodes that admit one role only: the frontier
-           "most decodes beside p prefills" is computed by dynamic programming over the nodes.
-Neighbours: `strategies` spreads counts over leaves with it, `packing` picks the nodes.
+  uneven   one resource, sizes like 3 and 2, or nodes that admit one role only, or on which
+           something else than devices runs out first: the frontier "most decodes beside p prefills"
+           is computed by dynamic programming over the nodes.
+Neighbours: `beside` counts what is no device, `strategies` spreads counts over leaves, `packing`
+picks the nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
+from pdserve.placement.beside import Beside, Offer
 from pdserve.placement.types import GroupRequest, Shape
 from pdserve.topology import Fabric, Path
 
 _FRONTIER_CAP = 64
 """Frontiers stop here: no leaf is asked for more instances of one role."""
+_SHAPES = 64
+"""Pairs of shapes for which a fabric remembers its room; then it begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRoom:
-    """Devices that one node offers to each role (equal numbers of one pool when shared)."""
+    """Devices that one node offers to each role (equal numbers of one pool when shared).
+
+    Where something else runs out first: as many as can be used.
+    """
 
     name: str
     prefill: int
     decode: int
+    frontier: tuple[int, ...] | None = None
+    """Most decodes beside p prefills, by p, where the devices alone would not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +86,11 @@ class Rooms:
         self.fabric = fabric
         self.prefill, self.decode = request.prefill_shape, request.decode_shape
         self.shared = self.prefill.resource == self.decode.resource
+        self._beside = Beside.of(self.prefill, self.decode)
         self.nodes: dict[Path, tuple[NodeRoom, ...]] = {}
         self.rooms: dict[Path, Room] = {}
         self._parts: dict[Path, Room] = {}
+        self.exclude: frozenset[str] = frozenset()
 
     def copy(self, known: Rooms) -> None:
         """Start from what another one counted for the same shapes."""
@@ -85,7 +98,8 @@ class Rooms:
         self._parts = dict(known._parts)
 
     def fill(self, leaves: Iterable[Path], exclude: frozenset[str] = frozenset()) -> None:
-        """Count these leaves (again)."""
+        """Count these leaves (again), without some nodes."""
+        self.exclude |= exclude
         for leaf in leaves:
             nodes = tuple(self._node(n) for n in self.fabric.leaves[leaf] if n not in exclude)
             self._parts = {p: r for p, r in self._parts.items() if p != leaf[: len(p)]}
@@ -96,16 +110,18 @@ class Rooms:
         """Room that these nodes make together."""
         p, d = self.prefill.devices, self.decode.devices
         prefills = decodes = free = 0
-        lopsided = False
+        uneven = self.shared and not nested(self.prefill, self.decode)
         found = tuple(nodes)
         for node in found:
             prefills += node.prefill // p
             decodes += node.decode // d
             free += max(node.prefill, node.decode) if self.shared else node.prefill + node.decode
-            lopsided = lopsided or (self.shared and node.prefill != node.decode)
+            lopsided = self.shared and node.prefill != node.decode
+            uneven = uneven or lopsided or node.frontier is not None
         frontier = None
-        if self.shared and (lopsided or not nested(self.prefill, self.decode)):
-            frontier = _frontier(found, p, d)
+        if uneven:
+            alone: tuple[int, ...] = (0,)
+            frontier = functools.reduce(join, map(self.offers, found), alone)
         return Room(prefills, decodes, free, p, d, self.shared, frontier)
 
     def together(self, leaves: Iterable[Path]) -> Room:
@@ -125,7 +141,7 @@ class Rooms:
         """Room of two sets of nodes together."""
         frontier = None
         if left.frontier is not None or right.frontier is not None:
-            frontier = _join(_as_frontier(left), _as_frontier(right))
+            frontier = join(_as_frontier(left), _as_frontier(right))
         return Room(
             left.prefills + right.prefills,
             left.decodes + right.decodes,
@@ -136,41 +152,92 @@ class Rooms:
             frontier,
         )
 
+    def offers(self, node: NodeRoom) -> tuple[int, ...]:
+        """Most decodes beside p prefills on one node, by p."""
+        if node.frontier is not None:
+            return node.frontier
+        return self._offer(node.prefill, node.decode).frontier()
+
+    def _offer(self, prefill: int, decode: int) -> Offer:
+        return Offer(prefill, decode, (self.prefill.devices, self.decode.devices), self.shared)
+
     def _node(self, name: str) -> NodeRoom:
         fabric = self.fabric
         prefill, decode = self.prefill, self.decode
-        blocked_p = fabric.blocked(name, prefill.tolerations) or not prefill.reaches(name)
+        free_p = fabric.free(name, prefill.resource) if self.admits(name, prefill) else 0
         alike = prefill.tolerations == decode.tolerations and prefill.nodes == decode.nodes
-        if self.shared and alike:
-            free = 0 if blocked_p else fabric.free(name, self.prefill.resource)
-            return NodeRoom(name, free, free)
-        blocked_d = fabric.blocked(name, decode.tolerations) or not decode.reaches(name)
-        return NodeRoom(
-            name,
-            0 if blocked_p else fabric.free(name, self.prefill.resource),
-            0 if blocked_d else fabric.free(name, self.decode.resource),
-        )
+        if self.shared and alike and prefill.selector == decode.selector:
+            free_d = free_p
+        else:
+            free_d = fabric.free(name, decode.resource) if self.admits(name, decode) else 0
+        offer = self._offer(free_p, free_d)
+        caps = self._beside.caps(fabric, name, offer) if free_p or free_d else None
+        if caps is None:
+            return NodeRoom(name, free_p, free_d)
+        return self._capped(name, caps.frontier(offer.frontier()))
+
+    def admits(self, name: str, shape: Shape) -> bool:
+        """Whether the node may have such an instance, whatever is free there."""
+        if not shape.reaches(name) or self.fabric.blocked(name, shape.tolerations):
+            return False
+        return shape.selects(self.fabric.nodes[name])
+
+    def _capped(self, name: str, frontier: tuple[int, ...]) -> NodeRoom:
+        """The node as if it had only the devices that can be used, if that says it all."""
+        p, d = self.prefill.devices, self.decode.devices
+        if self.shared:
+            used = max((n * p + most * d for n, most in enumerate(frontier)), default=0)
+            plain = self._offer(used, used)
+        else:
+            plain = self._offer((len(frontier) - 1) * p, frontier[0] * d)
+        if plain.frontier() == frontier:
+            return NodeRoom(name, plain.prefill, plain.decode)
+        return NodeRoom(name, (len(frontier) - 1) * p, frontier[0] * d, frontier)
 
 
 def rooms_for(fabric: Fabric, request: GroupRequest) -> Rooms:
     """Count all leaves, reusing what this fabric, or the one it was derived from, knows."""
-    key = ("rooms", request.prefill_shape, request.decode_shape)
-    base: Rooms | None = fabric.memo.get(key)
-    if base is None:
-        base = Rooms(fabric, request)
-        known: Rooms | None = fabric.parent.memo.get(key) if fabric.parent else None
-        if known is None:
-            base.fill(fabric.leaves)
-        else:
-            base.copy(known)
-            base.fill(_leaves_of(fabric, fabric.changed))
-        fabric.memo[key] = base
+    base = _counted(fabric, request)
     if not request.exclude:
         return base
     narrowed = Rooms(fabric, request)
     narrowed.copy(base)
     narrowed.fill(_leaves_of(fabric, request.exclude), request.exclude)
     return narrowed
+
+
+def _counted(fabric: Fabric, request: GroupRequest) -> Rooms:
+    """Phases: 1 look for a fabric that is counted, from this one up to the one first built; 2 count
+    that one if none is; 3 count what changed, down to this one. What is derived from any of them
+    later finds it counted.
+    """
+    key = ("rooms", request.prefill_shape, request.decode_shape)
+    # 1
+    derived: list[Fabric] = []
+    source = fabric
+    while key not in source.memo and source.parent is not None:
+        derived.append(source)
+        source = source.parent
+    # 2
+    known: Rooms | None = source.memo.get(key)
+    if known is None:
+        known = Rooms(source, request)
+        known.fill(source.leaves)
+        _remember(source, key, known)
+    # 3
+    for below in reversed(derived):
+        found = Rooms(below, request)
+        found.copy(known)
+        found.fill(_leaves_of(below, below.changed))
+        _remember(below, key, found)
+        known = found
+    return known
+
+
+def _remember(fabric: Fabric, key: Hashable, rooms: Rooms) -> None:
+    if len(fabric.memo) >= _SHAPES:
+        fabric.memo.clear()
+    fabric.memo[key] = rooms
 
 
 def by_room(rooms: Mapping[Path, Room]) -> list[Path]:
@@ -182,18 +249,8 @@ def _leaves_of(fabric: Fabric, nodes: Iterable[str]) -> list[Path]:
     return sorted({leaf for n in nodes if (leaf := fabric.leaf(n)) is not None})
 
 
-def _frontier(nodes: Iterable[NodeRoom], p: int, d: int) -> tuple[int, ...]:
-    total: tuple[int, ...] = (0,)
-    for node in nodes:
-        pool = max(node.prefill, node.decode)
-        offers = tuple(
-            min(node.decode, pool - count * p) // d for count in range(node.prefill // p + 1)
-        )
-        total = _join(total, offers)
-    return total
-
-
-def _join(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+def join(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    """The frontier of two sets of nodes together."""
     best = [-1] * min(len(left) + len(right) - 1, _FRONTIER_CAP + 1)
     for i, a in enumerate(left):
         for j, b in enumerate(right):

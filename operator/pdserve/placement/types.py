@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pdserve.topology import Fabric, Path, Reservation, Toleration
+from pdserve.topology import Fabric, NodeView, Path, Reservation, Toleration
+from pdserve.topology.affinity import Term, matches
 from pdserve.wire.peers import Role
 
 Mode = Literal["Preferred", "Required"]
@@ -13,17 +14,32 @@ Mode = Literal["Preferred", "Required"]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one instance takes on its node: `devices` of the extended resource `resource`."""
+    """What one instance takes on its node: `devices` of the extended resource `resource`, and
+    whatever else its pod requests.
+    """
 
     resource: str
     devices: int
     tolerations: tuple[Toleration, ...] = ()
     nodes: frozenset[str] | None = None
-    """Nodes that it may be on; None: every node."""
+    """Nodes from which its volumes are reached; None: every node."""
+    requests: tuple[tuple[str, int], ...] = ()
+    """What it takes beside these devices, as `topology.requests` counts it."""
+    selector: frozenset[Term] | None = None
+    """What its pod demands of its node's labels; None: nothing."""
 
     def reaches(self, node: str) -> bool:
-        """Whether it may be on that node."""
+        """Whether its volumes can be used from that node."""
         return self.nodes is None or node in self.nodes
+
+    def selects(self, view: NodeView) -> bool:
+        """Whether the node has the labels that its pod demands."""
+        return self.selector is None or matches(self.selector, view.name, view.labels)
+
+    def reservations(self, pod: str, node: str) -> tuple[Reservation, ...]:
+        """All that it takes there."""
+        beside = (Reservation(pod, node, r, n) for r, n in self.requests)
+        return (Reservation(pod, node, self.resource, self.devices), *beside)
 
 
 @dataclass(frozen=True, slots=True)

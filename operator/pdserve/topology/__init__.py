@@ -1,7 +1,7 @@
 """From RoCEDomain and Nodes to an immutable tree of fabric parts with their free devices.
 
-`nodes` reads raw Kubernetes objects, `spec` the RoCEDomain, `fabric` holds the tree, `summary`
-words it for status. Choosing a place in the tree is `placement`'s work.
+`nodes` and `requests` read raw Kubernetes objects, `spec` the RoCEDomain, `fabric` holds the tree,
+`summary` words it for status. Choosing a place in the tree is `placement`'s work.
 """
 
 from pdserve.topology.fabric import Fabric, LabelProblem, Path, build_fabric
@@ -11,9 +11,9 @@ from pdserve.topology.nodes import (
     Taint,
     Toleration,
     node_view,
-    pod_devices,
     reservation_of,
 )
+from pdserve.topology.requests import pod_devices, pod_requests
 from pdserve.topology.spec import Level, TreeSpec, fabric_spec
 from pdserve.topology.summary import DomainSummary, LevelSummary, summarise
 
@@ -33,6 +33,7 @@ __all__ = [
     "fabric_spec",
     "node_view",
     "pod_devices",
+    "pod_requests",
     "reservation_of",
     "summarise",
 ]

@@ -1,4 +1,4 @@
-"""Which nodes a node selector matches, as volumes state them (`nodeAffinity.required`). Pure.
+"""Which nodes a node selector matches, as volumes and pods state them. Pure.
 
 A term matches a node when all its requirements do, a selector when any of its terms does; a term
 without requirements matches nothing (Kubernetes' own rules). Nodes are looked up by label, so
@@ -43,6 +43,16 @@ def terms_of(selector: Any) -> frozenset[Term]:
         )
         for term in listed
     )
+
+
+def matches(terms: Iterable[Term], node: str, labels: Mapping[str, str]) -> bool:
+    """Whether any of the terms matches this one node."""
+    return bool(NodeIndex({node: labels}).matching(terms))
+
+
+def term_text(term: Term) -> str:
+    """`disk=ssd, zone in (a, b)`."""
+    return ", ".join(_requirement_text(r) for r in term) or "nothing"
 
 
 class NodeIndex:
@@ -91,6 +101,19 @@ class NodeIndex:
                     found.setdefault(value, set()).add(name)
             self._by_key[key] = found
         return self._by_key[key]
+
+
+_SIGNS = {"In": "in", "NotIn": "not in", "Gt": ">", "Lt": "<"}
+
+
+def _requirement_text(need: Requirement) -> str:
+    if need.operator in ("Exists", "DoesNotExist"):
+        return need.key if need.operator == "Exists" else f"!{need.key}"
+    if need.operator == "In" and len(need.values) == 1:
+        return f"{need.key}={need.values[0]}"
+    listed = ", ".join(need.values)
+    values = listed if need.operator in ("Gt", "Lt") else f"({listed})"
+    return f"{need.key} {_SIGNS.get(need.operator, need.operator)} {values}"
 
 
 def _requirement(found: Mapping[str, Any], *, is_field: bool) -> Requirement:

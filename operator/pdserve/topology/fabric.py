@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pdserve.topology.nodes import NodeView, Reservation, Toleration
+from pdserve.topology.requests import port_conflicts
 from pdserve.topology.spec import TreeSpec, fabric_spec
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Fabric:
         """Leaves under every part above them; the empty path is the whole domain."""
         self.parent: Fabric | None = None
         self.changed: frozenset[str] = frozenset()
-        """Nodes whose free devices differ from `parent`'s (after `reserve` or `release`)."""
+        """Nodes on which other amounts are free than in `parent`."""
         self.version = _version(spec, paths)
         self._twins: dict[int, frozenset[str]] = {}
 
@@ -100,6 +101,20 @@ class Fabric:
             return 0
         return max(0, view.free(resource) - self._reserved.get((node, resource), 0))
 
+    def left(self, node: str, resource: str) -> int | None:
+        """The same of a resource that an instance takes beside its devices (`NodeView.left`)."""
+        view = self.nodes.get(node)
+        have = 0 if view is None else view.left(resource)
+        return None if have is None else have - self._reserved.get((node, resource), 0)
+
+    def has_port(self, node: str, key: str) -> bool:
+        """Whether a pod may take the host port that `requests.port_keys` names."""
+        used = self.nodes[node].used
+        return not any(
+            used.get(other, 0) + self._reserved.get((node, other), 0)
+            for other in port_conflicts(key)
+        )
+
     def blocked(self, node: str, tolerations: Iterable[Toleration] = ()) -> str | None:
         """Why a node takes no new instance, or None when it does."""
         view = self.nodes.get(node)
@@ -122,11 +137,11 @@ class Fabric:
         return "/".join(path) if path[-1] in self._twins[depth] else path[-1]
 
     def reserve(self, reservations: Iterable[Reservation]) -> Fabric:
-        """The same tree with more devices promised."""
+        """The same tree with more promised."""
         return self._with(reservations, 1)
 
     def release(self, reservations: Iterable[Reservation]) -> Fabric:
-        """The same tree as if these devices were given back (for what-if questions)."""
+        """The same tree as if this were given back (for what-if questions)."""
         return self._with(reservations, -1)
 
     def _with(self, reservations: Iterable[Reservation], sign: int) -> Fabric:
@@ -136,9 +151,27 @@ class Fabric:
             changed.add(r.node)
             key = (r.node, r.resource)
             reserved[key] = reserved.get(key, 0) + sign * r.devices
+        return self._changed(changed, self.nodes, reserved)
+
+    def renewed(self, views: Iterable[NodeView], reservations: Iterable[Reservation]) -> Fabric:
+        """The same tree with these nodes as they are now, and with these reservations alone.
+
+        `views`: of every node in which anything differs, with the labels that it had.
+        """
+        nodes = {v.name: v for v in views}
+        reserved = _summed(reservations)
+        return self._changed(nodes, {**self.nodes, **nodes}, reserved)
+
+    def _changed(
+        self,
+        changed: Iterable[str],
+        nodes: Mapping[str, NodeView],
+        reserved: Mapping[tuple[str, str], int],
+    ) -> Fabric:
         other = Fabric.__new__(Fabric)
         for slot in Fabric.__slots__:
             setattr(other, slot, getattr(self, slot))
+        other.nodes = nodes
         other._reserved = reserved
         other.memo = {}
         other.parent = self
@@ -182,11 +215,15 @@ def build_fabric(
     # 3
     problems += _several_parents(spec, paths)
     # 4
+    views = {n.name: n for n in chosen}
+    return Fabric(spec, views, paths, excluded, tuple(problems), _summed(reservations))
+
+
+def _summed(reservations: Iterable[Reservation]) -> dict[tuple[str, str], int]:
     reserved: dict[tuple[str, str], int] = {}
     for r in reservations:
         reserved[r.node, r.resource] = reserved.get((r.node, r.resource), 0) + r.devices
-    views = {n.name: n for n in chosen}
-    return Fabric(spec, views, paths, excluded, tuple(problems), reserved)
+    return reserved
 
 
 def _several_parents(spec: TreeSpec, paths: Mapping[str, Path]) -> list[LabelProblem]:

@@ -1,8 +1,8 @@
 """One Kubernetes Node as placement sees it: devices, who uses them, may new pods go there.
 
 Reads raw JSON objects, as the cache holds them, and nothing else: the layer above decides which
-pods to hand in. Only extended resources count (names with a domain that is not Kubernetes' own);
-CPU and memory remain the scheduler's business, which still checks them when it binds.
+pods to hand in. Devices are extended resources (names with a domain that is not Kubernetes' own);
+CPU, memory, host ports and the rest count as the scheduler counts them (`requests`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from pdserve.frozen import remembered
+from pdserve.topology.requests import UNSTATED, is_extended, offered, pod_requests
 from pdserve.wire import names
 from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json, shown
 from pdserve.wire.peers import MAX_DEVICE, Device, device_of
@@ -24,7 +25,6 @@ MAX_DEVICES = 1024
 """Devices that one node's annotations may name."""
 _LONGEST_TIME = 64
 """Characters; a time with a zone and any fraction has fewer."""
-TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,12 +68,13 @@ class Toleration:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Devices promised to a pod that is not bound yet (its pin names the node)."""
+    """An amount promised to a pod that is not bound yet (its pin names the node)."""
 
     pod: str
     node: str
     resource: str
     devices: int
+    """How much of the resource, in the units of `requests`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,9 @@ class NodeView:
     capacity: Mapping[str, int] = field(default_factory=dict)
     allocatable: Mapping[str, int] = field(default_factory=dict)
     used: Mapping[str, int] = field(default_factory=dict)
+    """What its pods take: devices, and all else that `requests` counts."""
+    offers: Mapping[str, int] = field(default_factory=dict)
+    """Allocatable amounts of what is no extended resource, in the units of `requests`."""
     ready: bool = True
     not_ready_since: float | None = None
     unschedulable: bool = False
@@ -109,6 +113,19 @@ class NodeView:
         sick = max(0, len(self.unhealthy) - withdrawn)
         return max(0, have - sick - self.used.get(resource, 0))
 
+    def left(self, resource: str) -> int | None:
+        """What is not used of a resource that an instance takes beside its devices.
+
+        At most 0 where the node has none of it; None where nothing is known of it.
+        """
+        offered = self.allocatable if is_extended(resource) else self.offers
+        have = offered.get(resource)
+        if have is None:
+            if resource in UNSTATED:
+                return None
+            have = 0
+        return have - self.used.get(resource, 0)
+
     @property
     def devices_well(self) -> bool:
         """No device is unhealthy, by the annotation or because its plugin took it back."""
@@ -128,17 +145,21 @@ class NodeView:
         return None
 
 
-def node_view(node: Mapping[str, Any], pods: Iterable[Mapping[str, Any]] = ()) -> NodeView:
-    """Read a Node and the pods bound to it (terminal ones are ignored).
+def node_view(
+    node: Mapping[str, Any],
+    pods: Iterable[Mapping[str, Any]] = (),
+    used: Mapping[str, int] | None = None,
+) -> NodeView:
+    """Read a Node and the pods bound to it (terminal ones are ignored), or what they take (`used`).
 
     A malformed annotation never raises: it is reported in `problems`, and what it would have
     said is left out.
     """
-    used: dict[str, int] = {}
+    taken = dict(used or {})
     for pod in pods:
-        for resource, count in pod_devices(pod).items():
-            used[resource] = used.get(resource, 0) + count
-    return replace(_unused(node), used=used) if used else _unused(node)
+        for resource, count in pod_requests(pod).items():
+            taken[resource] = taken.get(resource, 0) + count
+    return replace(_unused(node), used=taken) if taken else _unused(node)
 
 
 @remembered
@@ -153,6 +174,7 @@ def _unused(node: Mapping[str, Any]) -> NodeView:
         labels=dict(meta.get("labels") or {}),
         capacity=_extended(status.get("capacity"), problems),
         allocatable=_extended(status.get("allocatable"), problems),
+        offers=_plain(status.get("allocatable"), problems),
         ready=ready,
         not_ready_since=since,
         unschedulable=bool(spec.get("unschedulable", False)),
@@ -167,36 +189,6 @@ def _unused(node: Mapping[str, Any]) -> NodeView:
         unhealthy=_unhealthy(annotations.get(names.ANNOTATION_UNHEALTHY_DEVICES), problems),
         problems=tuple(problems),
     )
-
-
-def pod_devices(pod: Mapping[str, Any]) -> Mapping[str, int]:
-    """Extended resources that a pod holds on its node; none once it has ended."""
-    if pod.get("status", {}).get("phase") in TERMINAL_PHASES:
-        return {}
-    return requested_devices(pod)
-
-
-@remembered
-def requested_devices(pod: Mapping[str, Any]) -> Mapping[str, int]:
-    """Extended resources that a pod asks for, whether or not it still holds them.
-
-    Kubernetes' rule: the greater of all containers together with sidecars, and of any one init
-    container beside the sidecars started before it.
-    """
-    spec = pod.get("spec", {})
-    running: dict[str, int] = {}
-    peak: dict[str, int] = {}
-    for container in spec.get("initContainers") or ():
-        request = _requests(container)
-        if container.get("restartPolicy") == "Always":
-            _add(running, request)
-            _raise(peak, running)
-        else:
-            _raise(peak, {r: n + running.get(r, 0) for r, n in request.items()})
-    for container in spec.get("containers") or ():
-        _add(running, _requests(container))
-    _raise(peak, running)
-    return {resource: count for resource, count in sorted(peak.items()) if count > 0}
 
 
 @remembered
@@ -222,7 +214,7 @@ def reservation_of(pod: Mapping[str, Any]) -> tuple[Reservation, ...]:
     if node is None:
         return ()
     name = str(pod["metadata"]["name"])
-    return tuple(Reservation(name, node, r, n) for r, n in pod_devices(pod).items())
+    return tuple(Reservation(name, node, r, n) for r, n in pod_requests(pod).items())
 
 
 def timestamp(value: str | None) -> float | None:
@@ -265,38 +257,16 @@ def _extended(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict
     return found
 
 
-def is_extended(resource: str) -> bool:
-    """True for device-like resources: `vendor.example/thing`, not Kubernetes' own names."""
-    domain, slash, _ = resource.partition("/")
-    return bool(slash) and not domain.endswith("kubernetes.io")
-
-
-def count_of(value: Any) -> int:
-    """Devices that a pod's quantity takes: a part of one is one (as Kubernetes rounds).
-
-    0 for what is not a quantity or is negative: nothing can be counted, and no scheduler binds it.
-    """
-    try:
-        return max(0, math.ceil(quantity(value)))
-    except QuantityError:
-        return 0
-
-
-def _requests(container: Mapping[str, Any]) -> dict[str, int]:
-    resources = container.get("resources") or {}
-    # For extended resources a limit alone implies an equal request.
-    stated = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {r: count_of(v) for r, v in stated.items() if is_extended(r)}
-
-
-def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
-    for resource, count in more.items():
-        total[resource] = total.get(resource, 0) + count
-
-
-def _raise(peak: dict[str, int], level: Mapping[str, int]) -> None:
-    for resource, count in level.items():
-        peak[resource] = max(peak.get(resource, 0), count)
+def _plain(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict[str, int]:
+    """CPU, memory and the like; what cannot be read is told and counts as not stated."""
+    found: dict[str, int] = {}
+    for resource, value in (quantities or {}).items():
+        if not is_extended(resource):
+            try:
+                found[resource] = offered(resource, value)
+            except QuantityError as error:
+                problems.append(f"{resource}: {error}")
+    return found
 
 
 def _roce_devices(text: str | None, problems: list[str]) -> tuple[Device, ...]:

@@ -13,7 +13,8 @@ from pdserve.engines.pods import GRACE_AFTER_DRAIN, render_pod
 from pdserve.engines.pods_template import TemplateError, apply_template, check_template
 from pdserve.groups.types import NewPod
 from pdserve.refengine.config import parser
-from pdserve.topology.nodes import pinned_node, pod_devices
+from pdserve.topology import pod_devices
+from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
 NPU = "huawei.com/Ascend910"

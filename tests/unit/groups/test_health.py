@@ -253,7 +253,7 @@ def test_an_instance_is_read_whole() -> None:
     assert (seen.running, seen.ready, seen.linked, seen.scale_unit) == (True, True, True, True)
     assert seen.domains == {"leaf": "a"}
     assert seen.devices == (Device(0), Device(1, "10.0.0.2"))
-    assert seen.holds == {RESOURCE: 8}
+    assert seen.holds == {RESOURCE: 8, "pods": 1}
     assert seen.replaces == "u0"
     assert seen.drain_started == NOW - 7
 

@@ -284,8 +284,12 @@ async def test_what_pruning_drops_wakes_nobody() -> None:
 @virtual_time
 async def test_objects_come_and_go_as_the_pruning_filter_says() -> None:
     api = FakeApi()
-    mine = keep("data", where=lambda obj: obj["data"].get("x") == "mine")
-    cache = Cache(api.client(), CONFIGMAPS, prune=mine)
+    data = keep("data")
+    cache = Cache(
+        api.client(),
+        CONFIGMAPS,
+        prune=lambda obj: data(obj) if obj["data"].get("x") == "mine" else None,
+    )
     told = record(cache)
     await api.client().create(CONFIGMAPS, config("a", {"x": "not"}))
     async with running(cache):

@@ -48,12 +48,6 @@ def test_a_shorter_path_keeps_all_below_it_in_either_order() -> None:
         assert kept["spec"] == POD["spec"]
 
 
-def test_where_decides_on_the_whole_object() -> None:
-    mine = keep("spec", where=lambda pod: pod["metadata"]["annotations"].get("other") == "y")
-    assert mine(POD) is not None
-    assert mine({**POD, "metadata": {**POD["metadata"], "annotations": {}}}) is None
-
-
 def test_the_source_is_not_changed() -> None:
     before = repr(POD)
     keep("spec")(POD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,15 @@ from pdserve.placement import (
 from pdserve.placement.cost import traffic, weights
 from pdserve.placement.rooms import rooms_for
 from pdserve.topology import Fabric, NodeView, Path, build_fabric
+from pdserve.topology.requests import port_keys
+
+PORT = dict.fromkeys(port_keys("TCP", 80, ""), 1)
+taken = st.sampled_from([{}, {}, {"memory": 2}, {"cpu": 3}, PORT])
+"""What other people's pods take of a node beside devices."""
+beside = st.sampled_from(
+    [(), (), (("memory", 2),), (("cpu", 1), ("memory", 3)), (("cpu", 2),), tuple(PORT.items())]
+)
+"""What an instance takes beside its devices."""
 
 
 @st.composite
@@ -36,7 +46,8 @@ def nodes(draw: st.DrawFn) -> list[NodeView]:
             labels={LABELS[0]: pod, LABELS[1]: f"{pod}-{leaf}"},
             capacity={RESOURCE: 8},
             allocatable={RESOURCE: 8},
-            used={RESOURCE: draw(st.sampled_from([0, 0, 2, 4, 5, 8]))},
+            used={RESOURCE: draw(st.sampled_from([0, 0, 2, 4, 5, 8])), **draw(taken)},
+            offers=draw(st.sampled_from([{}, {}, {"memory": 4}, {"memory": 9, "cpu": 5}])),
             ready=draw(st.sampled_from([True, True, True, False])),
             unschedulable=draw(st.sampled_from([False, False, False, True])),
         )
@@ -59,8 +70,8 @@ def requests(draw: st.DrawFn) -> GroupRequest:
     return GroupRequest(
         draw(st.integers(1, 4)),
         draw(st.integers(1, 4)),
-        Shape(RESOURCE, p, nodes=draw(reached)),
-        Shape(RESOURCE, d, nodes=draw(reached)),
+        Shape(RESOURCE, p, nodes=draw(reached), requests=draw(beside)),
+        Shape(RESOURCE, d, nodes=draw(reached), requests=draw(beside)),
         mode=draw(st.sampled_from(["Preferred", "Preferred", "Required"])),
         level=draw(st.sampled_from([None, "pod"])),
         exclude=frozenset(draw(st.sets(st.sampled_from(["xa0", "ya1"])))),
@@ -80,7 +91,22 @@ def node_offers(tree: Fabric, name: str, asked: GroupRequest) -> set[tuple[int, 
         if i * p + j * d <= free
         and (not i or asked.prefill_shape.reaches(name))
         and (not j or asked.decode_shape.reaches(name))
+        and all(total <= have for total, have in needs(tree, name, asked, i, j))
     }
+
+
+def needs(
+    tree: Fabric, name: str, asked: GroupRequest, prefills: int, decodes: int
+) -> Iterator[tuple[int, int]]:
+    """What so many instances take of a node beside devices, and what it has."""
+    view = tree.nodes[name]
+    p, d = dict(asked.prefill_shape.requests), dict(asked.decode_shape.requests)
+    for resource in {*p, *d}:
+        total = prefills * p.get(resource, 0) + decodes * d.get(resource, 0)
+        if resource in PORT:
+            yield total, 1 - view.used.get(resource, 0)
+        elif resource in view.offers:  # of what a node does not state nothing is known
+            yield total, max(0, view.offers[resource] - view.used.get(resource, 0))
 
 
 def spreads(tree: Fabric, asked: GroupRequest) -> list[dict[Path, tuple[int, int]]]:
@@ -150,6 +176,10 @@ def test_never_over_allocates_nor_uses_what_is_out_of_use(
         assert assignment.node not in asked.exclude
         assert asked.shape(assignment.role).reaches(assignment.node)
     assert all(devices <= tree.free(node, RESOURCE) for node, devices in taken.items())
+    held = Counter((a.role, a.node) for a in found.assignments)
+    for node in taken:
+        counts = held["prefill", node], held["decode", node]
+        assert all(total <= have for total, have in needs(tree, node, asked, *counts))
 
 
 @pytest.mark.invariant(8)
@@ -215,6 +245,8 @@ def test_growth_leaves_the_least_traffic(views: list[NodeView], asked: GroupRequ
         if after.blocked(name) is None
         and name not in asked.exclude
         and after.free(name, RESOURCE) >= asked.decode_shape.devices
+        and asked.decode_shape.reaches(name)
+        and fits_one(after, name, asked.decode_shape)
     ]
     assert isinstance(more, NoFit) == (not room)
     if isinstance(more, InstancePlacement):
@@ -237,6 +269,17 @@ def test_counters_carried_over_equal_counters_made_anew(
     assert (carried.rooms, carried.nodes) == (fresh.rooms, fresh.nodes)
     everything = tuple(tree.leaves)
     assert carried.part((), everything) == fresh.part((), everything)
+
+
+def fits_one(tree: Fabric, name: str, shape: Shape) -> bool:
+    """All that one instance takes beside devices is free."""
+    for resource, amount in shape.requests:
+        if resource in PORT:
+            if not tree.has_port(name, resource):
+                return False
+        elif (have := tree.left(name, resource)) is not None and have < amount:
+            return False
+    return True
 
 
 def views_in(tree: Fabric) -> list[str]:

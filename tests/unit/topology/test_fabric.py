@@ -54,7 +54,7 @@ def raw_pod(devices: int, phase: str = "Running", node: str | None = "n1") -> di
 def test_free_is_allocatable_less_what_pods_that_run_hold() -> None:
     view = node_view(raw_node(), [raw_pod(2), raw_pod(1), raw_pod(4, "Succeeded")])
     assert view.free(RESOURCE) == 5
-    assert view.used == {RESOURCE: 3}
+    assert view.used == {RESOURCE: 3, "cpu": 2000, "pods": 2}
     assert "cpu" not in view.allocatable and "hugepages-2Mi" not in view.allocatable
     assert view.blocked() is None
 
@@ -178,7 +178,11 @@ def test_a_pinned_pod_reserves_until_it_is_bound() -> None:
     pod["spec"]["affinity"] = {
         "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}
     }
-    assert reservation_of(pod) == (Reservation("p2", "n7", RESOURCE, 2),)
+    assert reservation_of(pod) == (
+        Reservation("p2", "n7", "cpu", 1000),
+        Reservation("p2", "n7", RESOURCE, 2),
+        Reservation("p2", "n7", "pods", 1),
+    )
     pod["spec"]["nodeName"] = "n7"
     assert reservation_of(pod) == ()
 

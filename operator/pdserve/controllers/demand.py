@@ -1,0 +1,60 @@
+"""What an instance demands of its node, read from the very pod that would be POSTed. Pure.
+
+Rendering knows what a template adds; the same function reads what pods in the cache take
+(`topology.requests`). So placement reckons with what the scheduler will, but for what the API
+server adds on admission: a LimitRange's defaults, the overhead of a RuntimeClass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pdserve.api import RoleTemplate, ScenarioGroup
+from pdserve.engines.pods import render_pod, role_template
+from pdserve.frozen import Memo
+from pdserve.groups.types import NewPod
+from pdserve.topology import Toleration, pod_requests
+from pdserve.wire.peers import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Of one instance, beside its devices."""
+
+    requests: tuple[tuple[str, int], ...]
+    """By resource, as `topology.requests` counts them."""
+    tolerations: tuple[Toleration, ...]
+
+
+_kept: Memo[Demand] = Memo()
+
+
+def demand_of(group: ScenarioGroup, role: Role, revision: str) -> Demand:
+    """What an instance of `role` demands; `revision` is that of the group's spec. No errors.
+
+    A template of which no pod can be made counts as none: condition TemplateValid tells.
+    """
+    return _kept.of(lambda: _read(group, role, revision), group.spec, by=(role, revision))
+
+
+def _read(group: ScenarioGroup, role: Role, revision: str) -> Demand:
+    template = role_template(group, role)
+    try:
+        return _of(_pod(group, role, revision), template)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        plain = template.model_copy(update={"template": None})
+        spec = group.spec.model_copy(update={role: plain})
+        return _of(_pod(group.model_copy(update={"spec": spec}), role, revision), plain)
+
+
+def _pod(group: ScenarioGroup, role: Role, revision: str) -> dict[str, Any]:
+    return render_pod(group, NewPod("sample", "sample", role, 0, revision, ""), {}, None)
+
+
+def _of(pod: dict[str, Any], template: RoleTemplate) -> Demand:
+    devices = template.instance.resource
+    return Demand(
+        tuple((r, n) for r, n in pod_requests(pod).items() if r != devices),
+        tuple(Toleration.from_json(t) for t in pod["spec"]["tolerations"]),
+    )

@@ -1,0 +1,62 @@
+"""Whether a scheduler would bind a pod to a node: amounts, host ports, labels, taints.
+
+One node at a time and nothing clever, so that it may judge what placement found: everything that
+the pods there take is added up anew for each question. Neighbours: `world` asks it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pdserve.topology.affinity import matches, terms_of
+from pdserve.topology.nodes import Taint, Toleration
+from pdserve.topology.requests import is_port, offered, pod_requests, port_conflicts
+from pdserve.wire.quantity import QuantityError
+
+
+def refusal_of(
+    pod: Mapping[str, Any], node: Mapping[str, Any], bound: Iterable[Mapping[str, Any]]
+) -> str | None:
+    """Why the node does not take the pod, in the scheduler's words; None when it does.
+
+    `bound`: the pods that are there.
+    """
+    spec, labels = pod["spec"], node["metadata"].get("labels") or {}
+    chosen: Mapping[str, str] = spec.get("nodeSelector") or {}
+    if not all(labels.get(k) == v for k, v in chosen.items()) or not _affine(spec, node):
+        return "node(s) didn't match Pod's node affinity/selector"
+    if node.get("spec", {}).get("unschedulable"):
+        return "node(s) were unschedulable"
+    accepted = [Toleration.from_json(t) for t in spec.get("tolerations") or ()]
+    for raw in node.get("spec", {}).get("taints") or ():
+        taint = Taint(raw["key"], raw.get("value", ""), raw["effect"])
+        hard = taint.effect in ("NoSchedule", "NoExecute")
+        if hard and not any(t.tolerates(taint) for t in accepted):
+            return f"node(s) had untolerated taint {{{taint.key}: {taint.value}}}"
+    held: Counter[str] = Counter()
+    for other in bound:
+        held.update(pod_requests(other))
+    stated = node.get("status", {}).get("allocatable") or {}
+    for resource, amount in pod_requests(pod).items():
+        if is_port(resource):
+            if any(held[key] for key in port_conflicts(resource)):
+                return "node(s) didn't have free ports for the requested pod ports"
+        elif held[resource] + amount > _offered(resource, stated):
+            return "Too many pods" if resource == "pods" else f"Insufficient {resource}"
+    return None
+
+
+def _affine(spec: Mapping[str, Any], node: Mapping[str, Any]) -> bool:
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
+    meta = node["metadata"]
+    return required is None or matches(terms_of(required), meta["name"], meta.get("labels") or {})
+
+
+def _offered(resource: str, stated: Mapping[str, Any]) -> int:
+    try:
+        return offered(resource, stated.get(resource, 0))
+    except QuantityError:
+        return 0

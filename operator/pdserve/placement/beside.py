@@ -1,0 +1,148 @@
+"""How many instances one node holds once all that they take beside devices counts. Pure.
+
+Linear resources (CPU, memory, huge pages, other devices, the number of pods) add up; a host port is
+there for one pod. The answer is a frontier, "most decodes beside p prefills"; where devices alone
+would say the same, the neighbours (`rooms`) need not carry it. Nothing here is looked at while no
+node is short of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pdserve.placement.types import Shape
+from pdserve.topology import Fabric
+from pdserve.topology.requests import amount_text, is_port, port_conflicts, port_text
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What instances of two shapes take beside the devices of their roles."""
+
+    amounts: tuple[tuple[str, int, int], ...]
+    """Resource, and how much of it a prefill and a decode take."""
+    ports: tuple[tuple[str, ...], tuple[str, ...]]
+    """Host ports of a prefill and of a decode."""
+    apart: bool
+    """The two roles cannot share a node, for a host port."""
+
+    @staticmethod
+    def of(prefill: Shape, decode: Shape) -> Beside:
+        """What both take."""
+        p, d = dict(prefill.requests), dict(decode.requests)
+        named = [r for r in sorted({*p, *d}) if not is_port(r)]
+        if prefill.resource != decode.resource:
+            # What one role counts as its devices the other may take beside its own.
+            p, d = {**p, prefill.resource: prefill.devices}, {**d, decode.resource: decode.devices}
+        ports = _ports(prefill), _ports(decode)
+        taken = dict(decode.requests)
+        apart = any(other in taken for key in ports[0] for other in port_conflicts(key))
+        return Beside(tuple((r, p.get(r, 0), d.get(r, 0)) for r in named), ports, apart)
+
+    def caps(self, fabric: Fabric, node: str, devices: Offer) -> Caps | None:
+        """What binds on a node that offers these devices; None: nothing beside them."""
+        prefills, decodes = devices.most
+        amounts = []
+        for resource, per_p, per_d in self.amounts:
+            have = fabric.left(node, resource)
+            if have is not None and devices.may_exceed(per_p, per_d, max(0, have)):
+                amounts.append((max(0, have), per_p, per_d))
+        free = [all(fabric.has_port(node, key) for key in keys) for keys in self.ports]
+        most_p = min(prefills, int(free[0])) if self.ports[0] else prefills
+        most_d = min(decodes, int(free[1])) if self.ports[1] else decodes
+        if not amounts and not self.apart and (most_p, most_d) == devices.most:
+            return None
+        return Caps(tuple(amounts), most_p, most_d, self.apart)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Devices of one node for two roles of these sizes; `shared`: of one pool."""
+
+    prefill: int
+    decode: int
+    sizes: tuple[int, int]
+    shared: bool
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """Most prefills, and most decodes, each alone."""
+        return self.prefill // self.sizes[0], self.decode // self.sizes[1]
+
+    def frontier(self) -> tuple[int, ...]:
+        """Most decodes beside p prefills, by p."""
+        prefills, decodes = self.most
+        if not self.shared:
+            return (decodes,) * (prefills + 1)
+        pool = max(self.prefill, self.decode)
+        p, d = self.sizes
+        return tuple(min(self.decode, pool - n * p) // d for n in range(prefills + 1))
+
+    def may_exceed(self, per_prefill: int, per_decode: int, have: int) -> bool:
+        """Whether instances on these devices could take more of a resource than there is.
+
+        True also now and then where none does: for shared devices an upper bound is compared.
+        """
+        prefills, decodes = self.most
+        if not self.shared:
+            return prefills * per_prefill + decodes * per_decode > have
+        pool, (p, d) = max(self.prefill, self.decode), self.sizes
+        return pool * per_prefill > have * p or pool * per_decode > have * d
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What binds on one node."""
+
+    amounts: tuple[tuple[int, int, int], ...]
+    """What is left of a resource, and how much of it a prefill and a decode take."""
+    prefills: int
+    decodes: int
+    apart: bool
+
+    def frontier(self, devices: Sequence[int]) -> tuple[int, ...]:
+        """Most decodes beside p prefills; `devices`: the same by devices alone."""
+        found: list[int] = []
+        for prefills, decodes in enumerate(devices[: self.prefills + 1]):
+            beside = 0 if self.apart and prefills else min(decodes, self.decodes)
+            for have, per_p, per_d in self.amounts:
+                rest = have - prefills * per_p
+                beside = -1 if rest < 0 else min(beside, rest // per_d) if per_d else beside
+                if beside < 0:
+                    return tuple(found)
+            found.append(beside)
+        return tuple(found)
+
+
+def _ports(shape: Shape) -> tuple[str, ...]:
+    return tuple(r for r, _ in shape.requests if is_port(r) and port_conflicts(r))
+
+
+def shortages(fabric: Fabric, nodes: Sequence[str], shapes: Mapping[str, Shape]) -> list[str]:
+    """What keeps an instance off some of these nodes, resource by resource, with numbers.
+
+    `shapes`: by the name of the role that is told where they differ.
+    """
+    told: dict[str, list[str]] = {}
+    for role, shape in shapes.items():
+        for resource, amount in shape.requests:
+            line = _shortage(fabric, nodes, resource, amount)
+            if line:
+                told.setdefault(line, []).append(role)
+    return [
+        line if len(roles) == len(shapes) else f"{line} for a {' or '.join(roles)}"
+        for line, roles in sorted(told.items())
+    ]
+
+
+def _shortage(fabric: Fabric, nodes: Sequence[str], resource: str, amount: int) -> str:
+    if is_port(resource):
+        keys = port_conflicts(resource)
+        taken = sum(not fabric.has_port(n, resource) for n in nodes) if keys else 0
+        told = f"host port {port_text(resource)}: {taken} of {len(nodes)} nodes have it taken"
+        return told if taken else ""
+    left = (fabric.left(n, resource) for n in nodes)
+    lacking = sum(have is not None and have < amount for have in left)
+    told = f"{resource}: {lacking} of {len(nodes)} nodes lack {amount_text(resource, amount)}"
+    return told if lacking else ""
