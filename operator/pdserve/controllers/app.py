@@ -69,7 +69,7 @@ CLAIM: Final = "pdserve-operator-claim"
 FIRST_REPORT: Final = 1.0
 WAITING_REPORT: Final = 10.0
 """Seconds until the first, and between further, log lines that say what start-up waits for."""
-KOPF_AGAIN: Final = 30.0
+KOPF_AGAIN: Final = 10.0
 """Seconds until kopf is started again after it failed."""
 
 MakeEngines = Callable[[Tokens], Awaitable[EngineApi]]

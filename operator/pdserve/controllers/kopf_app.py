@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import kopf
 
+from pdserve.controllers.kopf_session import session_of
 from pdserve.controllers.triggers import DOMAIN, GROUP, SERVICE
 from pdserve.kube.workqueue import QueueKey, WorkQueue
 from pdserve.wire import names
 
 CHUNK: Final = 500
 EXIT_SECONDS: Final = 10.0
+LOGIN_AGAIN: Final = 1.0
+"""Seconds before credentials are read again."""
 _KINDS = {"pdservices": SERVICE, "scenariogroups": GROUP, "rocedomains": DOMAIN}
 _CAP = 30.0
 
@@ -74,7 +77,7 @@ def make_registry(wake: Callable[[QueueKey], None]) -> kopf.OperatorRegistry:
 
     for plural in _KINDS:
         kopf.on.event(names.GROUP, names.VERSION, plural, registry=registry, id="seen")(seen)
-    kopf.on.login(registry=registry, id="login")(_login)
+    kopf.on.login(registry=registry, id="login")(_make_login())
     return registry
 
 
@@ -84,27 +87,34 @@ async def run_kopf(queue: WorkQueue, namespace: str | None, rng: random.Random) 
     kopf gets a thread and an event loop of its own: on its way out it cancels every task of its
     loop that is younger than itself, and ours have a Lease to release.
     """
-    loop = asyncio.get_running_loop()
-    stop = threading.Event()
+    loop, its_loop = asyncio.get_running_loop(), asyncio.new_event_loop()
+    # A flag of kopf's own loop. For one of threads kopf keeps a thread waiting, and on its way out
+    # after a failure it would wait for that thread.
+    stop = asyncio.Event()
 
     def watch() -> None:
-        kopf.run(
-            registry=make_registry(lambda key: _hand_over(loop, queue, key)),
-            settings=make_settings(rng),
-            standalone=True,
-            # Else kopf asks for this user's name, which a container's user need not have.
-            identity=names.FIELD_MANAGER,  # type: ignore[arg-type]  # a str by another name
-            clusterwide=namespace is None,
-            namespaces=() if namespace is None else (namespace,),
-            stop_flag=stop,
-        )
+        try:
+            kopf.run(
+                loop=its_loop,
+                registry=make_registry(lambda key: _hand_over(loop, queue, key)),
+                settings=make_settings(rng),
+                standalone=True,
+                # Else kopf asks for this user's name, which a container's user need not have.
+                identity=names.FIELD_MANAGER,  # type: ignore[arg-type]  # a str by another name
+                clusterwide=namespace is None,
+                namespaces=() if namespace is None else (namespace,),
+                stop_flag=stop,
+            )
+        finally:
+            its_loop.close()
 
     thread = loop.run_in_executor(None, watch)
     try:
         await asyncio.shield(thread)
         raise RuntimeError("kopf ended though nobody stopped it")
     finally:
-        stop.set()
+        with suppress(RuntimeError):  # its loop ended before
+            its_loop.call_soon_threadsafe(stop.set)
         await asyncio.wait((thread,), timeout=EXIT_SECONDS)
 
 
@@ -112,15 +122,34 @@ def _hand_over(loop: asyncio.AbstractEventLoop, queue: WorkQueue, key: QueueKey)
     loop.call_soon_threadsafe(queue.add, key)
 
 
-def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+def _make_login() -> Callable[..., Awaitable[kopf.AiohttpSession | None]]:
+    """Credentials as a session that reads nothing nested too deeply.
+
+    kopf asks again when they are refused, and would give up when it knew them from before; a
+    session is always new to it, so there is a pause.
+    """
+    asked = False
+
+    async def login(**given: Any) -> kopf.AiohttpSession | None:
+        nonlocal asked
+        if asked:
+            await asyncio.sleep(LOGIN_AGAIN)
+        asked = True
+        info = await asyncio.to_thread(_credentials, **given)
+        return None if info is None else session_of(info)
+
+    return login
+
+
+def _credentials(**given: Any) -> kopf.ConnectionInfo | None:
     """The same order as `kube.connect`: $KUBECONFIG, the pod's service account, ~/.kube/config.
 
     kopf reads plain kubeconfigs itself; exec plugins and the like need the official client.
     """
     if os.environ.get("KUBECONFIG"):
-        info = kopf.login_with_kubeconfig(**kwargs)
+        info = kopf.login_with_kubeconfig(**given)
         if info is not None and any(
             (info.token, info.username, info.certificate_path, info.certificate_data)
         ):
             return info
-    return kopf.login_via_client(**kwargs)
+    return kopf.login_via_client(**given)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import json
 import random
 from typing import Any
 
 import kopf
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kopf._cogs.clients import api
 from kopf._core.engines import peering
+from kopf._core.reactor import orchestration
 
 from pdserve.controllers import app, kopf_app
+from pdserve.controllers.kopf_session import session_of
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World, now
 from pdserve.exposition import Registry
@@ -70,3 +76,42 @@ def test_kopf_may_not_kill_the_process() -> None:
     """
     settings = kopf_app.make_settings(random.Random(1))
     assert settings.process.ultimate_exiting_timeout is None
+
+
+async def test_a_failed_kopf_comes_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited for the thread that waited for its stop flag, and was never started again."""
+
+    async def fails(**_: Any) -> None:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(orchestration, "orchestrator", fails)
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
+    with pytest.raises(RecursionError):
+        await asyncio.wait_for(kopf_app.run_kopf(WorkQueue(), "x", random.Random(1)), 60)
+
+
+def line(levels: int) -> bytes:
+    return b'{"n": ' + b"[" * levels + b"]" * levels + b', "end": 1}\n'
+
+
+@pytest.mark.parametrize("size", [7, 1 << 20])
+async def test_kopf_reads_nothing_deep_whatever_its_chunks(size: int) -> None:
+    async def events(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=line(3) + line(9000) + line(4) + line(9000)[:-8])
+
+    async def listing(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=line(9000), content_type="application/json")
+
+    app_ = web.Application()
+    app_.add_routes([web.get("/events", events), web.get("/list", listing)])
+    async with TestServer(app_) as server:
+        made = session_of(kopf.ConnectionInfo(server=str(server.make_url("/"))))
+        async with made.aiohttp_session as session:
+            async with session.get(server.make_url("/events")) as answer:
+                found = [
+                    json.loads(part) async for part in api.iter_jsonlines(answer.content, size)
+                ]
+            async with session.get(server.make_url("/list")) as answer:
+                found.append(await answer.json())
+    assert [f["end"] for f in found] == [1, 1, 1, 1]
+    assert found[0] == {"n": [[[]]], "end": 1}
