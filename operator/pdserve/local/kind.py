@@ -44,7 +44,7 @@ STATE = "kind.json"
 
 CREATE_TIMEOUT = 900.0
 """Includes pulling the node image, about 400 MB, on a machine's first start."""
-_DELETE_SECONDS = 120.0
+_DELETE_SECONDS = 600.0
 _SETTLE_SECONDS = 3.0
 _POLL_SECONDS = 0.25
 _CREATING, _CREATED = "creating", "created"
