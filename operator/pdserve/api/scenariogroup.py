@@ -31,6 +31,9 @@ from pdserve.api.text import (
     Time,
 )
 
+MAX_FABRIC = 1 << 16
+"""Characters of a RoCEDomain's spec as JSON: more than the largest one has."""
+
 
 class GroupRole(RoleTemplate):
     """A role of every P/D group: how its instances are made, and how many there are."""
@@ -198,6 +201,15 @@ class ClaimStatus(Observed):
     """How many."""
 
 
+class KnownFabric(Observed):
+    """A RoCEDomain as it was last read."""
+
+    domain: ObjectName
+    """Its name."""
+    spec: Annotated[str, Text(MAX_FABRIC)]
+    """Its spec, as JSON."""
+
+
 class ScenarioGroupStatus(Observed):
     """What was observed."""
 
@@ -217,6 +229,8 @@ class ScenarioGroupStatus(Observed):
     """Slots that had faults lately."""
     claims: Annotated[tuple[ClaimStatus, ...], Items(1024)] = ()
     """Devices kept for instances to be replaced: other P/D groups do not get them meanwhile."""
+    fabric: KnownFabric | None = None
+    """The RoCEDomain: when it is deleted, instances are replaced in it as it was."""
     conditions: Annotated[tuple[Condition, ...], Items(16, keys=("type",))] = ()
     """Ready, Linked, Progressing, Placed, RatioInBounds, TemplateValid."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pdserve.api import RoCEDomain
 from pdserve.controllers.caches import Caches
 from pdserve.controllers.claims import Claims
 from pdserve.controllers.clock import Clock, NodeSilence
@@ -68,8 +67,6 @@ class Context:
     """Devices kept for lost instances, and who waits for devices."""
     promises: Promises = field(default_factory=Promises)
     """Devices of pods that are being created."""
-    domains: dict[str, RoCEDomain] = field(default_factory=dict)
-    """By name, as last read: repair goes on in the last known tree when one is deleted."""
     attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)
     """Per ScenarioGroup."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pdserve.api import Scenario, ScenarioGroup, merge_conditions, rfc3339
@@ -41,11 +42,13 @@ def status_of(
     planned: tuple[Condition, ...],
     instances: tuple[InstanceObs, ...],
     claims: tuple[Claim, ...],
+    fabric: Mapping[str, str],
     now: float,
 ) -> dict[str, Any]:
     """The status after a plan, as JSON; equal to the one before when nothing changed.
 
-    `planned` are the plan's conditions and what the executor adds to them; `claims` those to keep.
+    `planned` are the plan's conditions and what the executor adds to them; `claims` those to keep;
+    `fabric` the RoCEDomain as it is now, empty where it is not there.
     """
     return {
         "observedGeneration": group.metadata.generation,
@@ -56,6 +59,7 @@ def status_of(
         "repairs": [_repair(r) for r in plan.repairs],
         "claims": [to_json(c) for c in claims],
         "conditions": _conditions(group, planned, now),
+        **({"fabric": dict(fabric)} if fabric else {}),
     }
 
 

@@ -39,6 +39,7 @@ from pdserve.controllers.group_view import (
     view_group,
     wanted_of,
 )
+from pdserve.controllers.known_fabric import known_fabric, recalled_domain
 from pdserve.controllers.linker import Target
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.refusals import InvalidObject
@@ -258,7 +259,8 @@ class _Reconcile:
         conditions = (*(c for c in planned.conditions if c.type not in said), *more)
         self._tell_no_fit(conditions)
         kept = planned.claims if refused is None else meanwhile
-        status = status_of(self.group, planned, conditions, view.instances, kept, self.now)
+        fabric = known_fabric(self.context.caches, self.group)
+        status = status_of(self.group, planned, conditions, view.instances, kept, fabric, self.now)
         await self._write(status)
         self.context.claims.decided(self.group, claims)
         if set(claims) - set(kept):
@@ -305,10 +307,9 @@ class _Reconcile:
         name = self.group.spec.fabric.domain_ref.name
         found = domain_of(self.context.caches, name)
         if found is not None:
-            self.context.domains[name] = found
             return found, ()
         told = (c for c in self._no_domain() if c.type == "Progressing")
-        return self.context.domains.get(name), tuple(told)
+        return recalled_domain(self.group), tuple(told)
 
     def _counts(self) -> Counts | None:
         """The counts to act on: a PDService's decision, or the spec of one written by hand."""
