@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from tests.support.builders import RESOURCE
@@ -56,6 +58,21 @@ class Pod:
     scale_unit: bool = False
     requests: int = 0
     """Requests it works on, or holds KV for."""
+
+    @cached_property
+    def spec(self) -> str:
+        """What never changes of it."""
+        return f"{self.new} {self.uid} {self.created} {self.devices}"
+
+    @property
+    def state(self) -> tuple[Hashable, ...]:
+        """All that `raw_pod` shows, but for its node and the time."""
+        p = self.process
+        shown = None if p is None else (p.container, p.completed, p.draining)
+        return (
+            self.spec, shown, self.bound, self.restarts, self.failed, self.crash_loop,
+            self.terminating, self.drain_started, self.linked_container, self.scale_unit,
+        )  # fmt: skip
 
 
 def raw_pod(pod: Pod, machine: Machine | None, now: float) -> dict[str, Any]:

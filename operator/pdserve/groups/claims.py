@@ -92,7 +92,7 @@ def kept_claims(
     """The claims after this plan, by group and slot.
 
     Phases: 1 groups that stay: as many as instances are missing; 2 groups to be made anew: all
-    of as many groups that are gone.
+    of as many groups that are gone and left something that no step has spent.
     """
     held = {c.pod: c for c in observation.claims}
     spent = {c.pod for c in draft.spent}
@@ -125,8 +125,8 @@ def kept_claims(
     for group in groups:
         if group.index not in staying:
             former.setdefault(group.index, []).extend(claim_of(i) for i in group.members)
-    for index in sorted(former)[: max(0, anew)]:
-        usable = _usable(former[index], spent, draft)
+    left_by = (_usable(former[index], spent, draft) for index in sorted(former))
+    for usable in [claims for claims in left_by if claims][: max(0, anew)]:
         for role in ROLES:
             mine = [c for c in usable if c.role == role]
             found += mine[: observation.wanted.role(role).count]

@@ -8,6 +8,8 @@ import pytest
 from tests.support.contention import cluster, run, settle
 from tests.support.group_world import World, counts, wanted
 
+from pdserve.groups.types import Repair
+
 SCHEDULES = 200
 
 
@@ -51,3 +53,21 @@ def test_a_claim_ends_when_it_is_given_up(change: str) -> None:
     for _ in range(8):
         w.round()
     assert w.claims == ()
+
+
+def test_what_a_group_left_is_kept_though_another_one_is_made_anew() -> None:
+    """All instances of two groups are lost at once; one group is back, the other backs off."""
+    w = World("p1 a  n1:8", wanted("1P1D", 2, devices=2))
+    w.settle()
+    for name in list(w.pods):
+        w.delete_from_outside(name)
+    w.each(w.kubelet)
+    assert w.pods == {}
+    slot = next(c.slot for c in w.all_claims() if c.group_index == 1)
+    w.repairs = (Repair(slot, 3, w.now, (), w.now + 100, "", "PodFailed", ""),)
+    for _ in range(4):
+        w.operator()
+    assert {p.new.group_index for p in w.pods.values()} == {0}
+    assert [c.group_index for c in w.claims] == [1, 1]
+    w.settle()
+    assert len(w.pods) == 4
