@@ -74,16 +74,21 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "workers"), [("kind-config.yaml", 4), ("examples/local/nodes-8.yaml", 8)]
+    ("path", "workers", "racks"),
+    [
+        ("kind-config.yaml", 4, 2),
+        ("examples/local/nodes-8.yaml", 8, 2),
+        ("examples/local/nodes-12.yaml", 12, 3),
+    ],
 )
-def test_our_own_files_describe_two_racks_of_two_leaves(path: str, workers: int) -> None:
+def test_our_own_files_describe_racks_of_two_leaves(path: str, workers: int, racks: int) -> None:
     config = load_config(ROOT / path, resource="huawei.com/Ascend910", devices=8)
     assert len(config.nodes) == workers
     pairs = {
         (n.labels["fabric.pdserve.io/rack"], n.labels["fabric.pdserve.io/leaf"])
         for n in config.nodes
     }
-    assert len(pairs) == 4
-    assert len({rack for rack, _ in pairs}) == 2
+    assert len(pairs) == 2 * racks
+    assert len({rack for rack, _ in pairs}) == racks
     document = yaml.safe_load((ROOT / path).read_text())
     assert [n["role"] for n in document["nodes"]].count("control-plane") == 1

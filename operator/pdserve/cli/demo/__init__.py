@@ -1,13 +1,15 @@
 """`pdserve demo`: from nothing to a service that does its job, in minutes, on one machine.
 
-`stage` sets the cluster up, `steps` shows and measures, `watch` records the cluster meanwhile,
-`report` writes down what came out. Exit status 0 only if every step held.
+`stage` sets the cluster up, `steps` and `shift` show and measure, `fixed` is the service that the
+shift is compared with, `watch` records the cluster meanwhile, `report` writes down what came out.
+Exit status 0 only if every step held.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import platform
 import shutil
 import signal
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pdserve import __version__
-from pdserve.cli.demo import steps
+from pdserve.cli.demo import fixed, shift, steps
 from pdserve.cli.demo.report import Report
 from pdserve.cli.demo.stage import (
     DemoError,
@@ -66,7 +68,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     try:
         cluster.down()
         root = checkout_root()
-        progress("starting a Kubernetes control plane and 8 process nodes (2 racks x 2 leaves)")
+        progress("starting a Kubernetes control plane and 12 process nodes (3 racks x 2 leaves)")
         start_cluster(cluster, root, progress, keep=arguments.keep)
         asyncio.run(_show(cluster, root, report, progress))
         keep = bool(arguments.keep)
@@ -89,9 +91,10 @@ async def _show(cluster: LocalCluster, root: Path, report: Report, progress: Any
     periods = Periods()
     report.settings |= {
         "control period": f"{periods.control:g} s (60 by default)",
-        "fast period": f"{periods.fast:g} s (15 by default)",
-        "metrics window": f"{periods.window:g} s (60 by default)",
-        "engines": "paced to profile demo-small, times x4",
+        "period of quick reactions": f"{periods.fast:g} s (15 by default)",
+        "window of measurements": f"{periods.window:g} s (60 by default)",
+        "engines": "paced to four times the times of profile demo-small",
+        "processor cores": f"{os.cpu_count()}",
     }
     progress("periods: " + ", ".join(f"{k} {v}" for k, v in report.settings.items()))
     client = await connect(cluster.kubeconfig)
@@ -100,10 +103,11 @@ async def _show(cluster: LocalCluster, root: Path, report: Report, progress: Any
         await install(stage, periods, progress)
         progress("step 1: two scenarios come up")
         await steps.come_up(stage, report, progress)
+        await fixed.apply(stage)  # starts while step 2 goes on
         progress("step 2: real prompts, real text")
         await steps.same_text(stage, report, progress)
-        progress("step 3: the traffic mix shifts, the ratio follows")
-        await steps.ratio_follows(stage, periods, report, progress)
+        progress("step 3: the traffic mix shifts, the ratio follows; fixed counts beside it")
+        await shift.ratio_follows(stage, periods, report, progress)
         progress("step 4: a decode instance is killed under load")
         await steps.decode_killed(stage, report, progress)
         report.settings["pacing"] = await pacing_validity(stage)

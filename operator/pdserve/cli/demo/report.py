@@ -1,29 +1,22 @@
 """What the demo showed: a table on screen, `report.json` for scripts, `report.html` for people.
 
-Only writes down what the steps measured; a step that did not hold is shown as such. Plots are
-static SVG inside one HTML file, so that the report can be mailed and opened offline.
+Only writes down what the steps measured; a step that did not hold is shown as such. The page is
+one file without scripts or links to pictures, so that it can be mailed and opened offline; it
+follows the reader's light or dark mode and the width of the screen.
 """
 
 from __future__ import annotations
 
 import html
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("svg")
-from matplotlib import pyplot as plt
-
-INK = "#1f2933"
-MUTED = "#7b8794"
-COLORS = ("#2f6fde", "#d9822b", "#1c8c6c", "#a23bbd", "#c0392b", "#5d6d7e")
+from pdserve.cli.demo.chart import NARROW, WIDE, Figure, drawing, legend
 
 
 @dataclass(frozen=True)
@@ -37,36 +30,51 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Series:
-    """Points of one line; `x` seconds since the step began."""
+class Side:
+    """One service of the comparison: what became of the same requests. Shares from 0 to 1."""
 
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    step: bool = False
+    name: str
+    offered: int
+    """Requests after the shift."""
+    in_time: int
+    """... of them whose first token came in time."""
+    late: int
+    """... answered, but later."""
+    refused: int
+    """... refused, or failed."""
+    end_share: float
+    """Share in time of those offered in the last seconds of the run."""
+    devices_mean: float
+    """Devices held, mean over the whole run."""
+    devices_most: int
+
+    @property
+    def share(self) -> float:
+        """Share of the offered requests whose first token came in time."""
+        return self.in_time / self.offered if self.offered else 0.0
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A time plot; `marks` are (x, label) verticals, `target` a horizontal line."""
+class Comparison:
+    """The same requests to pdserve and to counts that stay as they are, with what to know of it."""
 
-    title: str
-    unit: str
-    series: Sequence[Series]
-    marks: Sequence[tuple[float, str]] = ()
-    target: tuple[float, str] | None = None
-    log: bool = False
-    dots: bool = False
+    own: Side
+    fixed: Side
+    notes: Sequence[str]
 
 
 @dataclass
 class Report:
-    """Collects claims and plots in the order they were made."""
+    """Collects claims and figures in the order they were made."""
 
     versions: dict[str, str]
     settings: dict[str, str]
     claims: list[Claim] = field(default_factory=list)
-    plots: list[Plot] = field(default_factory=list)
+    comparison: Comparison | None = None
+    shift: list[Figure] = field(default_factory=list)
+    """Figures of the shift of load."""
+    loss: list[Figure] = field(default_factory=list)
+    """Figures of the lost instance."""
     seconds: float = 0.0
 
     @property
@@ -74,13 +82,35 @@ class Report:
         """True when at least one claim was made and every claim held."""
         return bool(self.claims) and all(c.ok for c in self.claims)
 
+    @property
+    def headline(self) -> str:
+        """The result in one sentence."""
+        bad = [c.claim for c in self.claims if not c.ok]
+        if bad or not self.claims:
+            return f"Not everything held: {'; '.join(bad) or 'nothing was measured'}."
+        if self.comparison is None:
+            return f"All {len(self.claims)} claims held."
+        own, fixed = self.comparison.own, self.comparison.fixed
+        return (
+            f"When the requests changed, pdserve changed its instances by itself and soon answered"
+            f" {own.end_share:.0%} in time again; the same requests to instances of fixed number"
+            f" ended at {fixed.end_share:.0%}."
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """`{"steps": [{"name", "claim", "measured", "ok"}], "versions", "seconds"}`."""
+        """`{"steps": [{"name", "claim", "measured", "ok"}], "comparison", "versions", ...}`."""
+        sides = (
+            {"own": asdict(self.comparison.own), "fixed": asdict(self.comparison.fixed)}
+            if self.comparison
+            else None
+        )
         return {
+            "headline": self.headline,
             "steps": [
                 {"name": c.name, "claim": c.claim, "measured": c.measured, "ok": c.ok}
                 for c in self.claims
             ],
+            "comparison": sides,
             "versions": self.versions,
             "settings": self.settings,
             "seconds": round(self.seconds, 1),
@@ -91,68 +121,74 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         as_json, as_html = folder / "report.json", folder / "report.html"
         as_json.write_text(json.dumps(self.to_json(), indent=2) + "\n")
-        as_html.write_text(self._html())
+        as_html.write_text(self.to_html())
         return as_json, as_html
 
     def table(self) -> str:
-        """The claims as text, one line each."""
+        """The claims as text, one line each, below the result in one sentence."""
         width = max((len(c.claim) for c in self.claims), default=0)
-        return "\n".join(
+        rows = (
             f"  {'ok    ' if c.ok else 'FAILED'}  {c.claim.ljust(width)}  {c.measured}"
             for c in self.claims
         )
+        return "\n".join([f"  {self.headline}\n", *rows])
 
-    def _html(self) -> str:
-        rows = "".join(
-            f"<tr class='{'ok' if c.ok else 'bad'}'><td>{'held' if c.ok else 'did not hold'}</td>"
-            f"<td>{html.escape(c.claim)}</td><td>{html.escape(c.measured)}</td></tr>"
-            for c in self.claims
-        )
-        facts = "".join(
-            f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>"
-            for k, v in {**self.versions, **self.settings}.items()
-        )
-        plots = "".join(f"<figure>{_svg(p)}</figure>" for p in self.plots)
-        verdict = "Every step held." if self.ok else "Not every step held."
+    def to_html(self) -> str:
+        """The page."""
         page = resources.files(__package__).joinpath("report_page.html").read_text()
         return Template(page).substitute(
-            verdict=verdict, seconds=f"{self.seconds:.0f}", rows=rows, plots=plots, facts=facts
+            headline=html.escape(self.headline),
+            state="ok" if self.ok else "bad",
+            held=f"{sum(c.ok for c in self.claims)} of {len(self.claims)}",
+            seconds=f"{self.seconds:.0f}",
+            comparison=_compared(self.comparison) if self.comparison else "",
+            shift="".join(map(_figure, self.shift)),
+            loss="".join(map(_figure, self.loss)),
+            rows="".join(map(_row, self.claims)),
+            facts="".join(
+                f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>"
+                for k, v in {**self.versions, **self.settings}.items()
+            ),
         )
 
 
-def _svg(plot: Plot) -> str:
-    with mpl.rc_context({"font.size": 10, "svg.fonttype": "none", "axes.edgecolor": MUTED}):
-        figure, axes = plt.subplots(figsize=(9.2, 2.9), layout="constrained")
-        for i, s in enumerate(plot.series):
-            color = COLORS[i % len(COLORS)]
-            if plot.dots:
-                axes.plot(s.x, s.y, ".", ms=4, alpha=0.6, color=color, label=s.label)
-            else:
-                axes.plot(
-                    s.x, s.y, lw=2, color=color, label=s.label,
-                    drawstyle="steps-post" if s.step else "default",
-                )  # fmt: skip
-        if plot.target:
-            axes.axhline(plot.target[0], color=MUTED, ls="--", lw=1, label=plot.target[1])
-        for x, label in plot.marks:
-            axes.axvline(x, color=INK, lw=0.8, alpha=0.5)
-            axes.annotate(
-                label, (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -10),
-                textcoords="offset points", fontsize=8, color=INK,
-            )  # fmt: skip
-        if plot.log:
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(bottom=0)
-        axes.set_title(plot.title, loc="left", color=INK, fontsize=11)
-        axes.set_ylabel(plot.unit, color=MUTED)
-        axes.set_xlabel("seconds", color=MUTED)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.2)
-        if plot.series:
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-        out = io.StringIO()
-        figure.savefig(out, format="svg")
-        plt.close(figure)
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+def _row(claim: Claim) -> str:
+    state, word = ("ok", "held") if claim.ok else ("bad", "did not hold")
+    return (
+        f'<tr class="{state}"><td>{word}</td><td>{html.escape(claim.claim)}</td>'
+        f"<td>{html.escape(claim.measured)}</td></tr>"
+    )
+
+
+def _compared(comparison: Comparison) -> str:
+    """A table with a column per side, and the notes below."""
+    sides = (comparison.own, comparison.fixed)
+    rows = {
+        "requests after the change": [f"{s.offered}" for s in sides],
+        "first token in time": [f"{s.in_time} ({s.share:.0%})" for s in sides],
+        "answered, but later": [f"{s.late}" for s in sides],
+        "refused or failed": [f"{s.refused}" for s in sides],
+        "in time at the end of the run": [f"{s.end_share:.0%}" for s in sides],
+        "devices held, on average": [f"{s.devices_mean:.1f}" for s in sides],
+        "devices held, at most": [f"{s.devices_most}" for s in sides],
+    }
+    heads = "".join(f'<th scope="col">{html.escape(s.name)}</th>' for s in sides)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>'
+        + "".join(f"<td>{html.escape(v)}</td>" for v in values)
+        + "</tr>"
+        for name, values in rows.items()
+    )
+    notes = "".join(f"<li>{html.escape(n)}</li>" for n in comparison.notes)
+    return (
+        f'<table class="sides"><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody>'
+        f'</table><ul class="notes">{notes}</ul>'
+    )
+
+
+def _figure(figure: Figure) -> str:
+    return (
+        f"<figure><figcaption><strong>{html.escape(figure.title)}.</strong> "
+        f"{html.escape(figure.says)}</figcaption>{legend(figure)}"
+        f"{drawing(figure, WIDE)}{drawing(figure, NARROW)}</figure>"
+    )

@@ -26,9 +26,12 @@ from pdserve.local.controlplane import ControlPlaneSettings
 from pdserve.local.errors import Progress
 from pdserve.local.paths import checkout
 from pdserve.local.plan import ClusterPlan
+from pdserve.wire import names
 
 NAMESPACE = "default"
 SERVICE = "demo"
+CHAT = f"{SERVICE}-chat"
+"""ScenarioGroup of scenario chat."""
 RESOURCE = "huawei.com/Ascend910"
 DEVICES_PER_NODE = 8
 NODE_GRACE = 8.0
@@ -71,6 +74,16 @@ class Stage:
         found = await self.client.list(PODS, namespace, label_selector=selector)
         return sorted(found.items, key=lambda p: str(p["metadata"]["name"]))
 
+    async def gateway(self, service: str, namespace: str = NAMESPACE) -> str:
+        """Address of a ready gateway of a PDService; raises DemoError when there is none."""
+        pods = await self.pods(
+            f"{names.LABEL_SERVICE}={service},{names.LABEL_COMPONENT}=gateway", namespace
+        )
+        ready = [p for p in pods if condition(p, "Ready") == "True"]
+        if not ready:
+            raise DemoError(f"no gateway pod of {service} is Ready though the PDService is")
+        return f"http://{ready[0]['status']['podIP']}:{names.PORT_HTTP}"
+
 
 def checkout_root() -> Path:
     """The checkout the demo takes chart and examples from."""
@@ -81,7 +94,7 @@ def checkout_root() -> Path:
 
 
 def start_cluster(cluster: LocalCluster, root: Path, progress: Progress, *, keep: bool) -> None:
-    """Programs, then control plane and eight process nodes.
+    """Programs, then control plane and twelve process nodes.
 
     Unless `keep`, the cluster ends with this process, even if that is killed.
     """
@@ -90,7 +103,7 @@ def start_cluster(cluster: LocalCluster, root: Path, progress: Progress, *, keep
         finder.helm()
         finder.prometheus()
     config = load_config(
-        root / "examples" / "local" / "nodes-8.yaml", resource=RESOURCE, devices=DEVICES_PER_NODE
+        root / "examples" / "local" / "nodes-12.yaml", resource=RESOURCE, devices=DEVICES_PER_NODE
     )
     plan = ClusterPlan(
         cluster.name,
@@ -128,13 +141,13 @@ async def install(stage: Stage, periods: Periods, progress: Progress) -> None:
 
 
 async def pacing_validity(stage: Stage) -> str:
-    """How many paced engines kept their profile's times in the last minutes, in words."""
-    query = "min by (pod) (min_over_time(pdserve_engine_paced_valid[5m]))"
+    """How many paced instances kept their profile's times in the last minutes, in words."""
+    query = "min by (namespace, pod) (min_over_time(pdserve_engine_paced_valid[5m]))"
     ask = PrometheusConnect(url=stage.prometheus_url).custom_query
     rows = await asyncio.to_thread(ask, query, timeout=5)
     valid = sum(float(row["value"][1]) >= 1 for row in rows)
     return (
-        f"{valid} of {len(rows)} engines kept their profile's times throughout"
+        f"{valid} of {len(rows)} instances kept the times of their device profile throughout"
         " (at most 1% of steps late, at most 70% of a core)"
     )
 

@@ -1,8 +1,13 @@
-"""Prompts of the demo: text of any length, cut from a few sentences. Seeded, so runs agree."""
+"""Requests of the demo: prompts of any length, cut from a few sentences. Seeded, so runs agree."""
 
 from __future__ import annotations
 
 import random
+import re
+
+from pdserve.cli.load import Ask
+
+MODEL = "pdserve-tiny"
 
 _SENTENCES = (
     "The prefill instance reads the whole prompt at once and keeps its keys and values.",
@@ -23,3 +28,21 @@ def prompt(words: int, seed: int) -> str:
     while len(out) < words:
         out += rng.choice(_SENTENCES).split()
     return " ".join(out[:words])
+
+
+def chat(i: int, *, words: int, tokens: int) -> Ask:
+    """Request `i` of scenario chat: a prompt of `words` words, an answer of `tokens` tokens."""
+    return Ask(MODEL, prompt(words, i), tokens, label="chat", extra={"ignore_eos": True})
+
+
+def search(i: int) -> Ask:
+    """Request `i` of scenario search: a long prompt, a short answer."""
+    return Ask(
+        MODEL, prompt(110, 1000 + i), 8,
+        label="search", extra={"ignore_eos": True}, headers={"x-scenario": "search"},
+    )  # fmt: skip
+
+
+def in_words(text: str) -> str:
+    """`text` with each `2P4D` written out as `2 prefill + 4 decode`."""
+    return re.sub(r"\b(\d+)P(\d+)D\b", r"\1 prefill + \2 decode", text)

@@ -103,10 +103,10 @@ class Instances:
         return gone, new, restarted
 
 
-async def instances(stage: Stage, scenario: str) -> Instances:
+async def instances(stage: Stage, scenario: str, namespace: str = NAMESPACE) -> Instances:
     """The pods of one scenario now."""
     selector = f"{names.LABEL_SCENARIO}={scenario},{names.LABEL_INSTANCE}"
-    found = await stage.client.list(PODS, NAMESPACE, label_selector=selector)
+    found = await stage.client.list(PODS, namespace, label_selector=selector)
     return Instances(
         {
             p["metadata"]["name"]: (
