@@ -42,6 +42,9 @@ print(json.dumps({
 """
 INDEX = "https://pypi.org/simple"
 
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+"""Architectures of images, as their Pythons and wheels call them."""
+
 
 class Engine(Protocol):
     """What is asked of `containers.Containers` here."""
@@ -100,19 +103,29 @@ def choose(engine: Engine, asked: str | None, default: str, debian: Callable[[bo
     return default
 
 
-def debian_base(tool: str) -> Callable[[bool], str]:
-    """`choose`'s `debian`, for this container tool."""
+def debian_base(tool: str, architecture: str = "") -> Callable[[bool], str]:
+    """`choose`'s `debian`, for this container tool and, if given, another architecture."""
 
     def name(make: bool) -> str:
         argv = [str(SCRIPT), *([] if make else ["--name"])]
         done = subprocess.run(
-            ["env", f"TOOL={tool}", *argv], stdout=subprocess.PIPE, text=True, check=False
-        )
+            ["env", f"TOOL={tool}", f"ARCH={architecture}", *argv],
+            stdout=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
         if done.returncode:
             raise ImagesError(f"{SCRIPT.name} failed (its reason is above)")
         return done.stdout.strip()
 
     return name
+
+
+def elsewhere(base: str, native: Callable[[bool], str], foreign: Callable[[bool], str]) -> str:
+    """The base of another architecture that corresponds to `base`, this machine's.
+
+    A published image has one name for all. One made of Debian packages, as `native` names it, is
+    made once more, by `foreign`.
+    """
+    return foreign(True) if base == native(False) else base
 
 
 def inspect(engine: Engine, base: str, index: str = INDEX) -> Python:

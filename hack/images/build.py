@@ -13,14 +13,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "operator"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hack.images import base, prometheus, wheels
-from hack.images.base import Wheels
+from hack.images.base import MACHINES, Python, Wheels
 from hack.images.containers import Containers, ImagesError, find_engine, say
 from hack.images.install import IMAGES
 from hack.images.summary import Built, document, table
@@ -39,12 +40,18 @@ INPUTS = (
     "hack/images",
     "operator/pdserve",
 )
+INSTALL_EMULATOR = (
+    "An emulator makes it possible (package qemu-user-static, or `docker run --privileged --rm "
+    "tonistiigi/binfmt --install all`, with docker's buildx plugin), or a machine of that kind "
+    "(`docker buildx create --append`)"
+)
 PASSED_ON = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 EXAMPLES = """examples:
   hack/images/build.py                                    everything `make kind` needs
   hack/images/build.py --only engine --no-prometheus
   hack/images/build.py --base-image registry.example.com/python:3.13-slim
   hack/images/build.py --registry registry.example.com/team --tag 0.1.0-test
+  hack/images/build.py --arch amd64,arm64
   make images REGISTRY=registry.example.com/team TAG=0.1.0-test BASE_IMAGE=python:3.13-slim
 """
 
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     try:
         engine = find_engine(arguments.tool)
-        built = build(engine, arguments)
+        built, left_out = build(engine, arguments)
     except ImagesError as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
@@ -66,16 +73,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     OUT.mkdir(exist_ok=True)
     (OUT / "images.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2) if arguments.output == "json" else table(built))
-    return 0
+    return 1 if left_out else 0
 
 
-def build(engine: Containers, arguments: argparse.Namespace) -> list[Built]:
-    """Make what was asked for, in the order of the table."""
-    stand = base.choose(
-        engine, arguments.base_image, base.default_base(DOCKERFILE), base.debian_base(engine.tool)
-    )
-    source = _wheels(engine, stand, arguments.wheels)
-    say(f"base {stand}, wheels from {'an index' if source == 'index' else 'the wheelhouse'}")
+def build(engine: Containers, arguments: argparse.Namespace) -> tuple[list[Built], list[str]]:
+    """Make what was asked for, in the order of the table.
+
+    Also names the architectures asked for that this engine can build nothing for.
+    """
+    debian = base.debian_base(engine.tool)
+    stand = base.choose(engine, arguments.base_image, base.default_base(DOCKERFILE), debian)
+    python = base.inspect(engine, stand, os.environ.get("PIP_INDEX_URL") or base.INDEX)
+    able = engine.architectures() if arguments.arch else [""]
+    built: list[Built] = []
+    left_out = []
+    for arch in arguments.arch or able[:1]:
+        if arch not in able:
+            say(
+                f"{arch}: no images, as nothing here builds or runs programs for it: {engine.tool} "
+                f"does so for {', '.join(able)}. {INSTALL_EMULATOR}"
+            )
+            left_out.append(arch)
+        elif arch == able[0]:
+            built += _built_for(engine, arguments, stand, python)
+        else:
+            foreign = base.debian_base(engine.tool, arch)
+            other = replace(python, machine=MACHINES[arch])
+            there = base.elsewhere(stand, debian, foreign)
+            built += _built_for(engine, arguments, there, other, arch)
+    if arguments.prometheus:
+        name, seconds = prometheus.ensure(engine, stand, OUT / "images" / "prometheus.log")
+        built.append(_built(engine, name, seconds))
+    return built, left_out
+
+
+def _built_for(
+    engine: Containers, arguments: argparse.Namespace, stand: str, python: Python, arch: str = ""
+) -> list[Built]:
+    """Images on the base `stand`; `arch`: another architecture than the engine's own."""
+    source = _wheels(python, arguments.wheels)
+    where = "an index" if source == "index" else "the wheelhouse"
+    say(f"base {stand}{f' for {arch}' if arch else ''}, wheels from {where}")
     settings = {
         "BASE_IMAGE": stand,
         "WHEELS": source,
@@ -84,19 +122,17 @@ def build(engine: Containers, arguments: argparse.Namespace) -> list[Built]:
     }
     built = []
     for target in arguments.only:
-        name = reference(arguments.registry, target, arguments.tag)
+        name = reference(arguments.registry, target, "-".join(filter(None, (arguments.tag, arch))))
         seconds = engine.build(
             name,
             ROOT,
-            OUT / "images" / f"{target}.log",
+            OUT / "images" / f"{'-'.join(filter(None, (target, arch)))}.log",
             dockerfile=DOCKERFILE,
             target=target,
+            architecture=arch,
             arguments=settings,
             passed_on=PASSED_ON,
         )
-        built.append(_built(engine, name, seconds))
-    if arguments.prometheus:
-        name, seconds = prometheus.ensure(engine, stand, OUT / "images" / "prometheus.log")
         built.append(_built(engine, name, seconds))
     return built
 
@@ -106,8 +142,7 @@ def _built(engine: Containers, name: str, seconds: float) -> Built:
     return Built(image, engine.find(image.base) if image.base else None, seconds)
 
 
-def _wheels(engine: Containers, stand: str, asked: str) -> Wheels:
-    python = base.inspect(engine, stand, os.environ.get("PIP_INDEX_URL") or base.INDEX)
+def _wheels(python: Python, asked: str) -> Wheels:
     source = wheels.source(asked, python)
     if source == "wheelhouse":
         wheels.fill(python, ROOT)
@@ -155,6 +190,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"comma-separated: {','.join(IMAGES)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
+        "--arch", type=_architectures, default=(), metavar="ARCHS",
+        help=f"comma-separated: {','.join(MACHINES)} (default: the engine's own); the tags of "
+        "others than the engine's own end in -ARCH",
+    )  # fmt: skip
+    parser.add_argument(
         "--no-prometheus", dest="prometheus", action="store_false",
         help=f"leave out {prometheus.REPOSITORY}:{prometheus_tag()}",
     )  # fmt: skip
@@ -172,9 +212,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _targets(text: str) -> tuple[str, ...]:
-    wanted = tuple(text.split(","))
-    if unknown := [w for w in wanted if w not in IMAGES]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(IMAGES)}")
+    return _chosen(text, IMAGES)
+
+
+def _architectures(text: str) -> tuple[str, ...]:
+    return _chosen(text, MACHINES)
+
+
+def _chosen(text: str, known: Collection[str]) -> tuple[str, ...]:
+    wanted = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [w for w in wanted if w not in known]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(known)}")
     return wanted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ class Image:
     size: int
     base: str = ""
     """Name of what it stands on, where its labels say so."""
+    architecture: str = ""
+    """As Go calls it: amd64, arm64."""
 
 
 class Containers:
@@ -58,6 +61,7 @@ class Containers:
             found["Id"].removeprefix("sha256:"),
             int(found["Size"]),
             labels.get(BASE_LABEL, ""),
+            found.get("Architecture", ""),
         )
 
     def image(self, name: str) -> Image:
@@ -65,6 +69,25 @@ class Containers:
         if (found := self.find(name)) is None:
             raise ImagesError(f"{self.tool} has no image {name} though it was just made")
         return found
+
+    def architectures(self) -> list[str]:
+        """Those it builds images for: its own first, then those of emulators and other builders.
+
+        Raises:
+            ImagesError: it does not say its own.
+        """
+        if self.tool == "docker":
+            own = self._ask("version", "--format", "{{.Server.Arch}}").stdout.strip()
+            # Without the plugin it fails: the older builder builds for its own machine alone.
+            said = self._ask("buildx", "inspect").stdout
+            more = re.findall(r"linux/(\w+)", " ".join(re.findall(r"^Platforms:.*", said, re.M)))
+        else:
+            host = json.loads(self._ask("info", "--format", "json").stdout or "{}").get("host", {})
+            own = host.get("arch", "")
+            more = [name.partition("/")[2] for name in host.get("emulatedArchitectures") or ()]
+        if not own:
+            raise ImagesError(f"{self.tool} does not say which architecture it runs on")
+        return list(dict.fromkeys([own, *more]))
 
     def pull(self, name: str) -> None:
         """Fetch an image from its registry; raises ImagesError with the engine's last word."""
@@ -93,15 +116,22 @@ class Containers:
         *,
         dockerfile: Path,
         target: str = "",
+        architecture: str = "",
         arguments: Mapping[str, str] | None = None,
         passed_on: Iterable[str] = (),
     ) -> float:
         """Build an image; seconds it took. `passed_on` names arguments taken from the environment.
 
+        `architecture`: another than the engine's own, one of `architectures`.
+
         Raises:
             ImagesError: with the end of the log.
         """
         argv = ["build", "--file", str(dockerfile), "--tag", name]
+        if architecture:
+            # A builder elsewhere keeps what it built unless it is told to hand it over.
+            argv = ["buildx", *argv, "--load"] if self.tool == "docker" else argv
+            argv += ["--platform", f"linux/{architecture}"]
         argv += ["--target", target] if target else []
         for key, value in (arguments or {}).items():
             argv += ["--build-arg", f"{key}={value}"]

@@ -7,6 +7,7 @@
 #   hack/images/debian-base.sh --name     only print the name
 #   SUITE=trixie hack/images/debian-base.sh
 #
+# ARCH    amd64, arm64, ...; default: this machine's. Another one needs an emulator (qemu-user-static)
 # SUITE   release to take packages of; default: this machine's, else trixie
 # MIRROR  where from; default: what this machine's apt uses (with its proxies and keys)
 # TOOL    docker (default) or podman
@@ -41,7 +42,7 @@ if [ ${#sources[@]} -eq 0 ]; then
   sources=("deb ${mirror:-http://deb.debian.org/debian} $suite main")
 fi
 tool=${TOOL:-docker}
-name=pdserve/debian-base:$suite-$( { echo "$suite"; cat "$0"; } | sha256sum | cut -c1-12)
+name=pdserve/debian-base:$suite${ARCH:+-$ARCH}-$( { echo "$suite"; cat "$0"; } | sha256sum | cut -c1-12)
 
 case "${1:-}" in
   --name) echo "$name"; exit ;;
@@ -67,7 +68,7 @@ for path in doc/* man/* info/* locale/* lintian/*; do
 done
 left_out+=("--dpkgopt=path-include=/usr/share/doc/*/copyright")
 hooks=$(dirname "$(command -v mmdebstrap)")/../share/mmdebstrap/hooks
-if ! mmdebstrap --quiet --variant=essential \
+if ! mmdebstrap --quiet --variant=essential ${ARCH:+--architectures="$ARCH"} \
   --include=python3,ca-certificates,libstdc++6 "${left_out[@]}" \
   --hook-dir="$hooks/maybe-merged-usr" \
   --customize-hook='rm -rf "$1"/etc/resolv.conf "$1"/etc/hostname "$1"/etc/apt/sources.list*' \
@@ -76,6 +77,6 @@ if ! mmdebstrap --quiet --variant=essential \
   sed 's/^/  | /' "$scratch/log" | tail -n 15 >&2
   fail "mmdebstrap failed (above). Is a Debian mirror reachable? Else set BASE_IMAGE to an image with Python >= 3.11"
 fi
-"$tool" import --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8' \
+"$tool" import ${ARCH:+--platform "linux/$ARCH"} --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8' \
   --change 'CMD ["python3"]' "$scratch/base.tar" "$name" > /dev/null
 echo "$name"

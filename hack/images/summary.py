@@ -56,6 +56,7 @@ def document(built: Sequence[Built], seconds: float) -> dict[str, Any]:
                 "bytes": b.image.size,
                 "own_bytes": b.own,
                 "base": b.base.name if b.base else None,
+                "architecture": b.image.architecture,
                 "seconds": round(b.seconds, 1),
             }
             for b in built

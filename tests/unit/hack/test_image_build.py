@@ -19,7 +19,9 @@ BASE = Image("python:3.12-slim", "b" * 64, 100 << 20)
 
 def built() -> list[Built]:
     return [
-        Built(Image("reg.example/pdserve/engine:0.1.0", "e" * 64, 196 << 20), BASE, 7.25),
+        Built(
+            Image("reg.example/pdserve/engine:0.1.0", "e" * 64, 196 << 20, "", "amd64"), BASE, 7.25
+        ),
         Built(Image("prom/prometheus:v3.15.0", "f" * 64, 70 << 20), None, 0.0),
     ]
 
@@ -37,6 +39,7 @@ def test_scripts_read_the_same_as_json() -> None:
     assert engine == {
         "name": "reg.example/pdserve/engine", "tag": "0.1.0", "id": "e" * 64,
         "bytes": 196 << 20, "own_bytes": 96 << 20, "base": "python:3.12-slim", "seconds": 7.2,
+        "architecture": "amd64",
     }  # fmt: skip
     assert other["base"] is None
     assert document([], 12.34) == {"images": [], "seconds": 12.3}
