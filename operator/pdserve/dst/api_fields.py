@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from pdserve.frozen import Memo
 from pdserve.kube.errors import KubeError
 
 T = TypeVar("T")
@@ -32,6 +33,8 @@ _NOT_OWNED = frozenset(
 
 def copy(value: T) -> T:
     """A deep copy of JSON."""
+    if value is None or value is True or value is False or type(value) is str:
+        return value
     duplicate: T = orjson.loads(orjson.dumps(value))
     return duplicate
 
@@ -140,13 +143,28 @@ def fields_of(value: Any, keys: Keys) -> frozenset[Path]:
 
 def leaves(obj: Any, keys: Keys) -> dict[Path, Any]:
     """Each leaf path with its value; that of a list item itself (".") is True."""
-    return dict(_walk(_ownable(obj), keys, (), ()))
+    found: dict[Path, Any] = {}
+    for at, part in _parts(obj).items():
+        found.update(_part_leaves(part, keys, at))
+    return found
 
 
-def _ownable(obj: Mapping[str, Any]) -> dict[str, Any]:
-    body = {k: v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata")}
-    meta = {k: v for k, v in obj.get("metadata", {}).items() if k not in _NOT_OWNED}
-    return {**body, "metadata": meta} if meta else body
+def _parts(obj: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """What an object sets: each field below it, and each below metadata, by its path."""
+    body = {(k,): v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata")}
+    meta = obj.get("metadata", {}).items()
+    return body | {("metadata", k): v for k, v in meta if k not in _NOT_OWNED}
+
+
+_walked: Memo[dict[Path, Any]] = Memo(most=512)
+
+
+def _part_leaves(part: Any, keys: Keys, at: tuple[str, ...]) -> dict[Path, Any]:
+    def walk() -> dict[Path, Any]:
+        return dict(_walk(part, keys, tuple(f"f:{name}" for name in at), at))
+
+    # Versions of an object share the parts that did not change.
+    return _walked.of(walk, part, keys, by=at) if isinstance(part, dict | list) else walk()
 
 
 def _walk(value: Any, keys: Keys, path: Path, at: tuple[str, ...]) -> Iterator[tuple[Path, Any]]:
@@ -165,14 +183,19 @@ def _walk(value: Any, keys: Keys, path: Path, at: tuple[str, ...]) -> Iterator[t
         yield path, value
 
 
-def changed_fields(old: Any, new: Any, keys: Keys) -> frozenset[Path]:
-    """Leaves of `new` that are absent from `old` or have another value there."""
-    values = leaves(old, keys)
-    return frozenset(
-        path
-        for path, value in leaves(new, keys).items()
-        if path not in values or values[path] != value
-    )
+def difference(old: Any, new: Any, keys: Keys) -> tuple[frozenset[Path], frozenset[Path]]:
+    """Leaves of `new` that are absent from `old` or have another value there; leaves that went."""
+    before, after = _parts(old), _parts(new)
+    changed: set[Path] = set()
+    gone: set[Path] = set()
+    for at in before.keys() | after.keys():
+        if at in before and at in after and before[at] is after[at]:
+            continue
+        was = _part_leaves(before[at], keys, at) if at in before else {}
+        values = _part_leaves(after[at], keys, at) if at in after else {}
+        changed.update(p for p, v in values.items() if p not in was or was[p] != v)
+        gone.update(was.keys() - values.keys())
+    return frozenset(changed), frozenset(gone)
 
 
 def to_fields_v1(paths: Iterable[Path]) -> dict[str, Any]:
@@ -196,6 +219,26 @@ def from_fields_v1(tree: Mapping[str, Any], path: Path = ()) -> frozenset[Path]:
     return frozenset(found)
 
 
+_paths: Memo[frozenset[Path]] = Memo(most=512)
+_trees: Memo[dict[str, Any]] = Memo(most=512)
+
+
+def _paths_of(tree: dict[str, Any]) -> frozenset[Path]:
+    """`from_fields_v1` of a stored tree, which is never changed."""
+    return _paths.of(lambda: from_fields_v1(tree), tree)
+
+
+def _tree_of(paths: frozenset[Path]) -> dict[str, Any]:
+    """`to_fields_v1`, the same tree for the same set."""
+
+    def make() -> dict[str, Any]:
+        tree = to_fields_v1(paths)
+        _paths.of(lambda: paths, tree)
+        return tree
+
+    return _trees.of(make, paths)
+
+
 # --- ownership -------------------------------------------------------------------------------
 
 
@@ -204,7 +247,7 @@ class Ownership:
 
     def __init__(self, managed: Sequence[Mapping[str, Any]]) -> None:
         self.sets = {
-            (entry["manager"], entry["operation"], entry.get("subresource", "")): from_fields_v1(
+            (entry["manager"], entry["operation"], entry.get("subresource", "")): _paths_of(
                 entry["fieldsV1"]
             )
             for entry in managed
@@ -218,7 +261,7 @@ class Ownership:
                 "operation": operation,
                 "apiVersion": api_version,
                 "fieldsType": "FieldsV1",
-                "fieldsV1": to_fields_v1(paths),
+                "fieldsV1": _tree_of(paths),
                 **({"subresource": subresource} if subresource else {}),
             }
             for (manager, operation, subresource), paths in sorted(self.sets.items())
@@ -227,10 +270,10 @@ class Ownership:
 
     def updated(self, manager: str, subresource: str, old: Any, new: Any, keys: Keys) -> None:
         """A write other than apply: what it changed is now its own, and nobody else's."""
-        changed = changed_fields(old, new, keys)
-        present = fields_of(new, keys)
+        changed, gone = difference(old, new, keys)
         for entry, paths in self.sets.items():
-            self.sets[entry] = (paths - changed) & present
+            if not paths.isdisjoint(changed) or not paths.isdisjoint(gone):
+                self.sets[entry] = paths - changed - gone
         if changed:
             entry = (manager, "Update", subresource)
             self.sets[entry] = self.sets.get(entry, frozenset()) | changed
@@ -255,10 +298,14 @@ class Ownership:
         others: set[Path] = set()
         for entry, paths in self.sets.items():
             if entry != mine:
-                self.sets[entry] = paths - differing
+                if not paths.isdisjoint(differing):
+                    self.sets[entry] = paths - differing
                 others |= self.sets[entry]
         dropped = self.sets.get(mine, frozenset()) - wanted.keys() - others
-        self.sets[mine] = frozenset(wanted)
+        if self.sets.get(mine, frozenset()) != wanted.keys():
+            self.sets[mine] = frozenset(wanted)
+        if dropped:
+            merged = copy(merged)  # it shares with `live` what it did not change
         for path in sorted(dropped, key=lambda p: (-len(p), p[-1] == ".", p)):
             _remove(merged, path, keys)
         return merged

@@ -191,7 +191,7 @@ class FakeApi:
         return self._commit(store, key, "ADDED", None, obj)
 
     def _change(self, store: Store, key: ObjectKey, live: Object, request: Request) -> Object:
-        body, base = request.body, copy(live)
+        body, base = request.body, live
         if request.verb == "update":
             changed = copy(body)
             if changed["metadata"].get("uid") not in (None, "", live["metadata"]["uid"]):
@@ -206,7 +206,8 @@ class FakeApi:
                 raise KubeError(415, "UnsupportedMediaType", message)
             changed = fields.strategic_patch(base, body, store.keys)
         if request.subresource and not store.builtin:
-            changed["metadata"]["uid"] = live["metadata"]["uid"]  # custom resources ignore it here
+            uid = live["metadata"]["uid"]  # custom resources ignore it here
+            changed = {**changed, "metadata": {**changed["metadata"], "uid": uid}}
         _check_identity(store, key, live, changed)
         explicit = changed["metadata"].get("managedFields")
         rewritten = explicit != live["metadata"].get("managedFields") and explicit is not None
@@ -251,7 +252,7 @@ class FakeApi:
         ownership = Ownership(live["metadata"].get("managedFields", []))
         force = request.query.get("force") == "true"
         subresource = request.subresource or ""
-        merged = ownership.apply(manager, subresource, copy(live), config, store.keys, force)
+        merged = ownership.apply(manager, subresource, live, config, store.keys, force)
         return self._finish(store, key, live, merged, ownership, request)
 
     def _only(
@@ -264,9 +265,9 @@ class FakeApi:
         applied: bool = False,
     ) -> Object:
         """The part of `changed` that this endpoint may write; the rest as it is in `live`."""
-        new = copy(changed)
+        new = dict(changed)
         if subresource == "status":
-            base = {"metadata": {}} if applied else copy(live)
+            base = {"metadata": {}} if applied else dict(live)
             if "status" in new:
                 base["status"] = new["status"]
             else:
@@ -277,7 +278,7 @@ class FakeApi:
         if store.kind.status:
             new.pop("status", None)
             if not applied and "status" in live:
-                new["status"] = copy(live["status"])
+                new["status"] = live["status"]
         return new
 
     def _finish(
