@@ -9,6 +9,7 @@ can disagree. Nothing here knows a kind.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -31,6 +32,11 @@ from pdserve.api.errors import ApiError, problems_of
 VALIDATIONS = "x-kubernetes-validations"
 MAX_INT64 = (1 << 53) - 1
 """Largest bound the API server reads exactly out of a CRD (it passes through a float)."""
+
+
+_SHORT = 64
+_REMEMBERED = 1024
+"""Texts of up to `_SHORT` characters that each kind of field remembers as right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,21 @@ class Text:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         clipped = core_schema.no_info_after_validator_function(self.clipped, handler(source))
-        return _checked(clipped if self.clip else handler(source), self.problem)
+        return _checked(clipped if self.clip else handler(source), self._problem_once())
+
+    def _problem_once(self) -> Callable[[str], str | None]:
+        """`problem`, with short texts that were right remembered: most come again and again."""
+        right: set[str] = set()
+
+        def problem(value: str) -> str | None:
+            if value in right:
+                return None
+            wrong = self.problem(value)
+            if wrong is None and len(value) <= _SHORT and len(right) < _REMEMBERED:
+                right.add(value)
+            return wrong
+
+        return problem if self.pattern else self.problem
 
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
@@ -186,8 +206,9 @@ class Items:
         if not self.min <= len(value) <= self.max:
             return f"must have {self.min} to {self.max} items"
         if self.keys:
-            items = [item.to_dict() for item in value]
-            seen = ["/".join(str(item.get(key)) for key in self.keys) for item in items]
+            kind: Any = type(value[0]) if value else Model
+            fields = _fields_of(kind, self.keys) if value else ()
+            seen = ["/".join(str(getattr(item, f)) for f in fields) for item in value]
             twice = sorted({key for key in seen if seen.count(key) > 1})
             if twice:
                 return f"items must differ in {', '.join(self.keys)}: {', '.join(twice)} repeats"
@@ -336,6 +357,13 @@ class Observed(Model):
     """Base of status types: written by the operator, so fields of another version are ignored."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+@functools.cache
+def _fields_of(kind: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Attributes by the names that they have outside."""
+    named = {field.alias or name: name for name, field in kind.model_fields.items()}
+    return tuple(named[key] for key in keys)
 
 
 def _checked(inner: CoreSchema, problem: Callable[[Any], str | None]) -> CoreSchema:

@@ -89,6 +89,8 @@ def merge_conditions(
     merged = {c.type: c for c in current}
     for w in wanted:
         old = merged.get(w.type)
+        if old is not None and _is_same(old, w, observed_generation):
+            continue
         changed = old is None or old.status != w.status
         merged[w.type] = Condition(
             type=w.type,
@@ -101,6 +103,12 @@ def merge_conditions(
             observed_generation=observed_generation,
         )
     return tuple(merged[t] for t in sorted(merged))
+
+
+def _is_same(old: Condition, wanted: ConditionLike, observed_generation: int) -> bool:
+    return (old.status, old.reason, old.message, old.observed_generation) == (
+        wanted.status, wanted.reason, wanted.message, observed_generation,
+    )  # fmt: skip
 
 
 def rfc3339(epoch: float) -> str:

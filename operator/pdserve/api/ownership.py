@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from pdserve.api.resource import API_VERSION
-from pdserve.api.scenariogroup import Counts, ScenarioGroup
+from pdserve.api.scenariogroup import Counts, ScenarioGroup, ScenarioGroupSpec
+from pdserve.frozen import Memo
 
 SPEC_MANAGER = "pdserve"
 COUNTS_MANAGER = "pdserve-counts"
@@ -24,16 +25,13 @@ COUNTS_MANAGER = "pdserve-counts"
 
 def spec_apply(group: ScenarioGroup) -> dict[str, Any]:
     """Body that `SPEC_MANAGER` applies: metadata and spec of `group` without counts."""
-    spec = group.spec.to_dict()
-    for holder in (spec, spec["prefill"], spec["decode"]):
-        holder.pop("replicas", None)
     metadata = group.metadata.to_dict()
     kept = ("name", "namespace", "uid", "labels", "annotations", "ownerReferences")
     return {
         "apiVersion": API_VERSION,
         "kind": group.kind,
         "metadata": {key: metadata[key] for key in kept if key in metadata},
-        "spec": spec,
+        "spec": _without_counts(group.spec),
     }
 
 
@@ -58,4 +56,17 @@ def same_spec(live: ScenarioGroup, wanted: ScenarioGroup) -> bool:
 
     Both ways: a field that `wanted` no longer has is a difference too. Counts do not matter.
     """
-    return bool(spec_apply(live)["spec"] == spec_apply(wanted)["spec"])
+    return _without_counts(live.spec) == _without_counts(wanted.spec)
+
+
+_applied: Memo[dict[str, Any]] = Memo(most=1024)
+
+
+def _without_counts(spec: ScenarioGroupSpec) -> dict[str, Any]:
+    def make() -> dict[str, Any]:
+        made = spec.to_dict()
+        for holder in (made, made["prefill"], made["decode"]):
+            holder.pop("replicas", None)
+        return made
+
+    return _applied.of(make, spec)

@@ -10,8 +10,9 @@ Neighbours: `triggers` turns changes into queue keys.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from sys import intern
 from typing import Final
 
@@ -138,7 +139,7 @@ _PRUNE_NODE = keep(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Caches:
     """All caches of the operator."""
 
@@ -160,8 +161,17 @@ class Caches:
     """Told of objects that cannot be read."""
 
     def __iter__(self) -> Iterator[Cache]:
+        return iter(self._all.values())
+
+    @cached_property
+    def _all(self) -> Mapping[Resource, Cache]:
         found = (getattr(self, f.name) for f in fields(self))
-        return (cache for cache in found if isinstance(cache, Cache))
+        return {cache.resource: cache for cache in found if isinstance(cache, Cache)}
+
+    @property
+    def changes(self) -> int:
+        """Counts everything that was taken in: while it stays, so does all that caches show."""
+        return sum(cache.changes for cache in self._all.values())
 
     @property
     def synced(self) -> bool:
@@ -175,10 +185,9 @@ class Caches:
 
     def of(self, resource: Resource) -> Cache:
         """The cache of a kind; KeyError for a kind that is not cached."""
-        for cache in self:
-            if cache.resource == resource:
-                return cache
-        raise KeyError(resource.plural)
+        if resource not in self._all:
+            raise KeyError(resource.plural)
+        return self._all[resource]
 
 
 def make_caches(
@@ -244,7 +253,12 @@ def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
     An owner reference holds a uid but no namespace, and anybody may write one: an object of
     another namespace that names this owner is a forgery and is left out.
     """
-    return cache.by_index(_BY_OWNER, (owner.namespace, owner.uid))
+    return controlled_by(cache, owner.namespace, owner.uid)
+
+
+def controlled_by(cache: Cache, namespace: str, uid: str) -> tuple[Object, ...]:
+    """`owned_by` for an owner of which only namespace and uid are at hand."""
+    return cache.by_index(_BY_OWNER, (namespace, uid))
 
 
 def _owner(obj: Object) -> Iterable[tuple[str, str]]:

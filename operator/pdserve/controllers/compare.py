@@ -12,8 +12,10 @@ from typing import Any
 
 def covers(live: Any, wanted: Any) -> bool:
     """True when every field of `wanted` is in `live` with the same value."""
-    if isinstance(wanted, Mapping):
-        if not isinstance(live, Mapping):
+    if live is wanted:
+        return True
+    if isinstance(wanted, dict):
+        if not isinstance(live, dict):
             return not wanted and live is None
         return all(covers(live.get(key), value) for key, value in wanted.items())
     if isinstance(wanted, list):

@@ -17,8 +17,10 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal, cast, get_args
 
+from pdserve.frozen import Memo
 from pdserve.groups.types import Condition
 from pdserve.wire.credentials import Grant, PeerGrant, control_token, digest, fingerprint, pair_key
 from pdserve.wire.peers import PeerTable
@@ -36,7 +38,7 @@ class BadSecret(Exception):  # noqa: N818 - what a user stored, not a defect
     """A Secret's content cannot be used; the message says why, never the content."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Held:
     """All credentials of one service. The first of a list is sent, all are accepted."""
 
@@ -49,13 +51,13 @@ class Held:
     shared: str = field(default="", repr=False)
     """The token of older operators and engines; empty: none (any more)."""
 
-    @property
+    @cached_property
     def revision(self) -> str:
         """Differs for every state that engines must be told of."""
         parts = (*self.control, "", *self.request, "", *self.kv, self.step, self.shared)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    @property
+    @cached_property
     def gateway_fingerprint(self) -> str:
         """Names what gateways send."""
         return fingerprint(self.request[0])
@@ -134,7 +136,13 @@ def control_tokens(held: Held, namespace: str, pod: str) -> tuple[str, ...]:
 
 def control_digests(held: Held, namespace: str, pod: str) -> tuple[str, ...]:
     """What the instance may know of them."""
-    return tuple(digest(control_token(master, namespace, pod)) for master in held.control)
+    return _digests.of(
+        lambda: tuple(digest(control_token(master, namespace, pod)) for master in held.control),
+        held, by=(namespace, pod),
+    )  # fmt: skip
+
+
+_digests: Memo[tuple[str, ...]] = Memo()
 
 
 def grant_of(held: Held, namespace: str, pod: str, table: PeerTable, terms: Terms) -> Grant:

@@ -55,6 +55,7 @@ from pdserve.controllers.template_check import (
 )
 from pdserve.controllers.troubles import Trouble
 from pdserve.engines.pods_template import TemplateError
+from pdserve.frozen import Memo
 from pdserve.groups.health import condition
 from pdserve.groups.routes import routable
 from pdserve.groups.types import Condition
@@ -123,6 +124,9 @@ class _Reconcile:
         """Fingerprint of what gateways send."""
         self.rotated: Condition | None = None
         self.failure: Exception | None = None
+        self._owned: tuple[Object, ...] = ()
+        self._by_scenario: dict[str, tuple[Object, ScenarioGroup]] = {}
+        """`_groups` as long as `_owned` are its ScenarioGroups."""
 
     async def run(self) -> Condition:
         """Do all of it; returns the condition TemplateValid."""
@@ -314,13 +318,14 @@ class _Reconcile:
             return obj, parsed(ScenarioGroup, obj)
 
         caches = self.context.caches
-        live = [
-            obj
-            for obj in owned_by(caches.groups, self.service.metadata)
-            if not obj["metadata"].get("deletionTimestamp")
-        ]
+        owned = owned_by(caches.groups, self.service.metadata)
+        if owned == self._owned:
+            return self._by_scenario
+        live = [obj for obj in owned if not obj["metadata"].get("deletionTimestamp")]
         found = read_each(live, read, caches.skipped, "observe")
-        return {group.spec.scenario: (obj, group) for obj, group in found}
+        self._owned = owned
+        self._by_scenario = {group.spec.scenario: (obj, group) for obj, group in found}
+        return self._by_scenario
 
     def _others(self) -> dict[str, Counts]:
         listed = {s.name: s for s in self.service.spec.scenarios}
@@ -369,7 +374,7 @@ class _Reconcile:
             self.service, domain, groups, predicted, last, version_floor(known), models,
             prompt_bytes,
         )  # fmt: skip
-        text = encoded(table)
+        text = _texts.of(lambda: encoded(table), table)
         wanted = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -483,11 +488,16 @@ def _scenario_of(obj: Object) -> str | None:
     return name if isinstance(name, str) and "deletionTimestamp" not in obj["metadata"] else None
 
 
+_wanted: Memo[ScenarioGroup] = Memo(most=1024)
+_texts: Memo[str] = Memo(most=256)
+
+
 def _same_group(live: Object, wanted: Object) -> bool:
     """Labels and owner as wanted, and the spec both ways: a field taken out is a change."""
     if not covers(live, wanted):
         return False
     try:
-        return same_spec(parsed(ScenarioGroup, live), ScenarioGroup.parse(wanted))
+        group = _wanted.of(lambda: ScenarioGroup.parse(wanted), wanted)
+        return same_spec(parsed(ScenarioGroup, live), group)
     except ApiError:
         return False

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pdserve.api import ScenarioGroup
+from pdserve.api.scenariogroup import ScenarioGroupSpec
 from pdserve.controllers.objects import owned_metadata
-from pdserve.frozen import remembered
+from pdserve.frozen import Memo, remembered
 from pdserve.kube.cache import Cache
 from pdserve.ratio import learn
 from pdserve.ratio.learn import LearnState
@@ -32,7 +33,15 @@ def profile_configmap_name(group: str) -> str:
 
 def fresh_state(group: ScenarioGroup) -> LearnState:
     """Knowing nothing yet. Its key says what a profile is of: model, image, devices, arguments."""
-    spec = group.spec
+    return _fresh.of(lambda: _start(group.spec), group.spec)
+
+
+_profiles: Memo[Profile | None] = Memo(most=1024)
+_fresh: Memo[LearnState] = Memo(most=1024)
+_resumed: Memo[LearnState] = Memo(most=1024)
+
+
+def _start(spec: ScenarioGroupSpec) -> LearnState:
     roles = (
         f"{r.instance.resource}x{r.instance.devices_per_node}:{' '.join(r.args)}"
         for r in (spec.prefill, spec.decode)
@@ -51,7 +60,9 @@ def stored_state(config_maps: Cache, group: ScenarioGroup) -> LearnState:
     obj = config_maps.get(name, group.metadata.namespace)
     try:
         stored = None if obj is None else _stored(obj)
-        return fresh if stored is None else learn.resume(stored, fresh)
+        if stored is None:
+            return fresh
+        return _resumed.of(lambda: learn.resume(stored, fresh), stored, fresh)
     except RecordError as error:
         log.warning("Profile %s/%s is learned anew: %s", group.metadata.namespace, name, error)
         return fresh
@@ -65,7 +76,8 @@ def _stored(config_map: Mapping[str, Any]) -> LearnState | None:
 
 def profile_of(config_maps: Cache, group: ScenarioGroup) -> Profile | None:
     """The stored profile, if any."""
-    return stored_state(config_maps, group).profile()
+    state = stored_state(config_maps, group)
+    return _profiles.of(state.profile, state)
 
 
 def profile_object(

@@ -9,7 +9,7 @@ cannot be read. Neighbours: `worker` and `ratio_loop` call it; `skipped` counts 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pdserve.api import rfc3339
@@ -17,6 +17,7 @@ from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.controllers.context import Context
 from pdserve.controllers.triggers import DOMAIN, GROUP, SERVICE
+from pdserve.frozen import remembered
 from pdserve.groups.types import Condition
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError
@@ -164,7 +165,7 @@ def _object(context: Context, key: QueueKey) -> Object | None:
 
 
 def _held(obj: Object, kind: str) -> dict[str, Any]:
-    return next((c for c in _conditions(obj) if c["type"] == kind), {})
+    return _by_type(obj).get(kind, {})
 
 
 def _is_old(obj: Object, kind: str, kept: str) -> bool:
@@ -174,7 +175,12 @@ def _is_old(obj: Object, kind: str, kept: str) -> bool:
     return held.get("status") != kept and (not held or observed != generation)
 
 
-def _conditions(obj: Object) -> list[dict[str, Any]]:
+@remembered
+def _by_type(obj: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:
+    return {c["type"]: c for c in reversed(_conditions(obj))}
+
+
+def _conditions(obj: Mapping[str, Any]) -> list[dict[str, Any]]:
     status = obj.get("status")
     found = status.get("conditions") if isinstance(status, dict) else None
     return [

@@ -13,7 +13,7 @@ look. What is stored is believed only when it has the hash that its name says. N
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from pdserve.api import ApiError, ScenarioGroup, revision_of
@@ -39,8 +39,16 @@ def stored_revisions(caches: Caches, group: ScenarioGroup) -> Mapping[str, Scena
 
     What does not change a pod (counts, locality, recovery, startup deadline) is as it is now.
     """
+    stored = owned_by(caches.revisions, group.metadata)
+    return _read.of(lambda: _read_all(group, stored), group, *stored)
+
+
+_read: Memo[Mapping[str, ScenarioGroup]] = Memo(most=1024)
+
+
+def _read_all(group: ScenarioGroup, stored: Iterable[Object]) -> Mapping[str, ScenarioGroup]:
     found: dict[str, ScenarioGroup] = {}
-    for obj in owned_by(caches.revisions, group.metadata):
+    for obj in stored:
         try:
             spec = _former(group.spec, obj.get("data") or {})
         except (ApiError, AttributeError, TypeError, ValueError) as error:
@@ -95,12 +103,13 @@ async def keep_revisions(
             if not error.is_not_found:
                 raise
         caches.revisions.observe_gone(known)
-    wanted = revision_object(group, owner_reference(obj))
-    held = caches.revisions.get(wanted["metadata"]["name"], group.metadata.namespace)
+    name = names.revision_name(group.metadata.name, present)
+    held = caches.revisions.get(name, group.metadata.namespace)
     if held is not None:
         if not is_controlled_by(held, group.metadata.uid):
             raise NotOursError(CONTROLLER_REVISIONS, held, group.metadata.uid)
         return
+    wanted = revision_object(group, owner_reference(obj))
     try:
         live = await client.create(CONTROLLER_REVISIONS, wanted, field_manager=names.FIELD_MANAGER)
     except KubeError as error:

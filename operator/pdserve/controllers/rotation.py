@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pdserve.api import ObjectMeta, PDService
-from pdserve.controllers.caches import BY_SERVICE, Caches, owned_by
+from pdserve.api import PDService
+from pdserve.controllers.caches import BY_SERVICE, Caches, controlled_by
 from pdserve.controllers.context import Context
 from pdserve.controllers.credentials import Held, Seen, advance, control_digests, told
 from pdserve.controllers.triggers import group_key
@@ -71,8 +71,7 @@ def _instances(context: Context, service: PDService) -> Iterator[tuple[Object, L
     namespace = service.metadata.namespace
     for key, group in _groups(context, service):
         reports = context.linker.links(key)
-        owner = ObjectMeta(name=key.name, namespace=namespace, uid=group["metadata"]["uid"])
-        for pod in owned_by(context.caches.pods, owner):
+        for pod in controlled_by(context.caches.pods, namespace, group["metadata"]["uid"]):
             yield pod, reports.get(pod["metadata"]["name"])
 
 

@@ -86,8 +86,8 @@ def route_table(
         ),
     )
     table = fitted(table)
-    if table == last:
-        return table
+    if last is not None and table == last:
+        return last
     return dataclasses.replace(table, version=table.version + 1)
 
 

@@ -112,6 +112,7 @@ class _Reconcile:
 
     async def run(self) -> float | None:
         # 1
+        seen = self.context.caches.changes
         view = view_group(self.context, self.group)
         routes = self._routes()
         routed = routed_instances(routes, self.group.spec.scenario)
@@ -142,7 +143,8 @@ class _Reconcile:
             wanted = replace(wanted, paused=True)
         await self._revisions(view)
         # 2
-        view = view_group(self.context, self.group)
+        if self.context.caches.changes != seen:
+            view = view_group(self.context, self.group)
         observation = self._observation(view, wanted, former_wanted(view, counts, reach), routed)
         planned = plan(observation, self._fabric(domain))
         rank = _rank(self.context, self.obj)

@@ -114,6 +114,13 @@ def acting_counts(group: ScenarioGroup, scenario: Scenario | None, *, owned: boo
         scenario: of the PDService that made it; None while that cannot be read.
         owned: whether a PDService made it. One written by hand follows its own spec.
     """
+    return _acting.of(lambda: _acting_counts(group, scenario, owned), group, scenario, by=owned)
+
+
+_acting: Memo[Counts | None] = Memo(most=1024)
+
+
+def _acting_counts(group: ScenarioGroup, scenario: Scenario | None, owned: bool) -> Counts | None:
     live, last = decisions.live_counts(group), decisions.newest_applied(group)
     applied = None if last is None else decisions.counts_of(last)
     if not owned:

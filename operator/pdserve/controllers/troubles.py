@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pdserve.api import ScenarioGroup, epoch_of
+from pdserve.frozen import remembered
 
 IMAGE_ERROR: Final = "ImageError"
 CONTAINER_CONFIG: Final = "ContainerConfigError"
@@ -77,7 +78,12 @@ def _staying(pods: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     return (p for p in pods if not p["metadata"].get("deletionTimestamp"))
 
 
+@remembered
 def _container(pod: Mapping[str, Any]) -> Iterable[Trouble]:
+    return tuple(_waiting(pod))
+
+
+def _waiting(pod: Mapping[str, Any]) -> Iterable[Trouble]:
     for container in (pod.get("status") or {}).get("containerStatuses") or ():
         waiting = (container.get("state") or {}).get("waiting") or {}
         reason = _WAITING.get(str(waiting.get("reason")))

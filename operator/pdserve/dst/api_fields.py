@@ -7,6 +7,7 @@ Source: KEP-555 and sigs.k8s.io/structured-merge-diff; held to the truth by test
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -130,7 +131,14 @@ def _item(item: Any, key_fields: Sequence[str]) -> str:
     """The fieldsV1 element of a list item."""
     if not key_fields:
         return "v:" + _compact(item)
+    if len(key_fields) == 1 and type(value := item.get(key_fields[0])) is str:
+        return _one_key(key_fields[0], value)
     return "k:" + _compact({field: item[field] for field in sorted(key_fields) if field in item})
+
+
+@functools.lru_cache(maxsize=1024)
+def _one_key(field: str, value: str) -> str:
+    return "k:" + _compact({field: value})
 
 
 # --- field sets ------------------------------------------------------------------------------
@@ -150,10 +158,16 @@ def leaves(obj: Any, keys: Keys) -> dict[Path, Any]:
 
 
 def _parts(obj: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """What an object sets: each field below it, and each below metadata, by its path."""
-    body = {(k,): v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata")}
-    meta = obj.get("metadata", {}).items()
-    return body | {("metadata", k): v for k, v in meta if k not in _NOT_OWNED}
+    """What an object sets: each field below it, of metadata and status each below them."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, value in obj.items():
+        if name == "metadata":
+            found |= {(name, k): v for k, v in value.items() if k not in _NOT_OWNED}
+        elif name == "status" and isinstance(value, dict) and value:
+            found |= {(name, k): v for k, v in value.items()}
+        elif name not in ("apiVersion", "kind"):
+            found[name,] = value
+    return found
 
 
 _walked: Memo[dict[Path, Any]] = Memo(most=512)
@@ -189,7 +203,7 @@ def difference(old: Any, new: Any, keys: Keys) -> tuple[frozenset[Path], frozens
     changed: set[Path] = set()
     gone: set[Path] = set()
     for at in before.keys() | after.keys():
-        if at in before and at in after and before[at] is after[at]:
+        if at in before and at in after and before[at] == after[at]:
             continue
         was = _part_leaves(before[at], keys, at) if at in before else {}
         values = _part_leaves(after[at], keys, at) if at in after else {}
@@ -271,12 +285,14 @@ class Ownership:
     def updated(self, manager: str, subresource: str, old: Any, new: Any, keys: Keys) -> None:
         """A write other than apply: what it changed is now its own, and nobody else's."""
         changed, gone = difference(old, new, keys)
+        mine = (manager, "Update", subresource)
         for entry, paths in self.sets.items():
-            if not paths.isdisjoint(changed) or not paths.isdisjoint(gone):
-                self.sets[entry] = paths - changed - gone
-        if changed:
-            entry = (manager, "Update", subresource)
-            self.sets[entry] = self.sets.get(entry, frozenset()) | changed
+            lost = gone if entry == mine else changed | gone
+            if not paths.isdisjoint(lost):
+                self.sets[entry] = paths - lost
+        before = self.sets.get(mine, frozenset())
+        if not changed <= before:
+            self.sets[mine] = before | changed
 
     def apply(
         self, manager: str, subresource: str, live: Any, config: Any, keys: Keys, force: bool

@@ -95,7 +95,10 @@ class FakeApi:
     # --- requests --------------------------------------------------------------------------
 
     def handle(self, request: Request) -> Object:
-        """Answer one request; raises `KubeError` as the server would refuse."""
+        """Answer one request; raises `KubeError` as the server would refuse.
+
+        A patch or update is answered with the stored object itself: not to be changed.
+        """
         store = self.store(request.resource)
         if request.verb == "list":
             return self._list(store, request)
@@ -104,7 +107,7 @@ class FakeApi:
         key = ObjectKey(request.namespace or "", request.name or "")
         live = store.objects.get(key)
         if request.verb == "patch" and request.patch == "apply":
-            return copy(self._apply(store, key, live, request))
+            return self._apply(store, key, live, request)
         if live is None:
             if request.verb == "update" and request.body["metadata"].get("uid"):
                 message = f'uid mismatch: no {store.kind.resource.plural} "{key.name}" was found'
@@ -118,7 +121,7 @@ class FakeApi:
             request.subresource == "status" and not store.kind.status
         ):
             raise KubeError(404, "NotFound", "the server could not find the requested resource")
-        return copy(self._change(store, key, live, request))
+        return self._change(store, key, live, request)
 
     def _list(self, store: Store, request: Request) -> Object:
         query = request.query

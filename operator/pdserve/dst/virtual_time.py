@@ -29,12 +29,13 @@ class _Jump(selectors.SelectSelector):
         self.skipped = 0.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        ready = super().select(0)
-        if not ready:
-            if timeout is None:
+        if timeout is None:
+            ready = super().select(0)
+            if not ready:
                 raise DeadlockError("every task waits and no timer is set")
-            self.skipped += max(0.0, timeout)
-        return ready
+            return ready
+        self.skipped += max(0.0, timeout)
+        return []
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

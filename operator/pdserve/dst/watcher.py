@@ -332,10 +332,8 @@ class Watcher:
     def _tables(self) -> Iterable[tuple[tuple[str, str], list[str]]]:
         for service in self.world.seen(PDSERVICES):
             meta = service["metadata"]
-            key = ObjectKey(meta["namespace"], names.routes_configmap_name(meta["name"]))
-            table = self.world.api.store(CONFIGMAPS).objects.get(key)
+            routes = self.world.routes(meta["name"], meta["namespace"])
             try:
-                routes = json.loads((table or {})["data"][names.KEY_ROUTES])
                 yield (meta["namespace"], meta["name"]), list(_ids(routes))
             except (KeyError, TypeError, ValueError, RecursionError):
                 continue  # a stranger's text: the operator writes a new one

@@ -32,6 +32,7 @@ from pdserve.dst.world_engines import Engine, Engines
 from pdserve.dst.world_service import NPU, NS
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
+from pdserve.frozen import Memo
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.resource import (
     CONFIGMAPS,
@@ -142,6 +143,9 @@ class World:
     on_write: Callable[[Request, Object | None, Object], None] | None = None
     """Called with each write of an operator that took effect: request, object before, answer."""
     crashing: set[str] = field(default_factory=set)
+    _tables: Memo[dict[str, Any]] = field(default_factory=lambda: Memo(most=64))
+    _collected: int = -1
+    """The API's version when there was nothing left to collect."""
     ready_since: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -253,12 +257,9 @@ class World:
 
     def routes(self, service: str = "shop", namespace: str = NS) -> dict[str, Any]:
         """The route table of a service as JSON; empty where there is none to be read."""
-        found = self.get(CONFIGMAPS, names.routes_configmap_name(service), namespace)
-        try:
-            table = json.loads((found or {})["data"][names.KEY_ROUTES])
-        except (KeyError, TypeError, ValueError, RecursionError):
-            return {}  # none yet, or a stranger's text
-        return table if isinstance(table, dict) else {}
+        key = ObjectKey(namespace, names.routes_configmap_name(service))
+        found = self.api.store(CONFIGMAPS).objects.get(key)
+        return {} if found is None else self._tables.of(lambda: table_in(found), found)
 
     def routed(self, service: str = "shop", namespace: str = NS) -> set[str]:
         """Names of all instances in the route table."""
@@ -376,8 +377,10 @@ class World:
                 for deployment in self.seen(DEPLOYMENTS):
                     self._deployment(deployment)
             steps += 1
-            if steps % 10 == 0:
+            if steps % 10 == 0 and self._collected != self.api.version:
+                before = self.api.version
                 self.api.collect_garbage()
+                self._collected = before if self.api.version == before else -1
             # Nothing moved for five seconds: nothing here is about to.
             await asyncio.sleep(self.step if quiet < 50 else 20 * self.step)
 
@@ -532,7 +535,7 @@ class World:
         meta, spec = deployment["metadata"], deployment["spec"]
         for n in range(spec["replicas"]):
             name = f"{meta['name']}-{n}"
-            pod = self.get(PODS, name, meta["namespace"])
+            pod = self.api.store(PODS).objects.get(ObjectKey(meta["namespace"], name))
             annotations = spec["template"]["metadata"].get("annotations")
             if pod is not None and pod["metadata"].get("annotations") != annotations:
                 # A rollout, one after the other; of the template only its annotations change here.
@@ -625,3 +628,12 @@ class World:
             tasks.create_task(
                 core.act(engines, source or NoSource(), settings or LoopSettings(), log_line)
             )
+
+
+def table_in(config_map: Object) -> dict[str, Any]:
+    """The route table in a ConfigMap as JSON; empty where there is none, or a stranger's text."""
+    try:
+        table = json.loads(config_map["data"][names.KEY_ROUTES])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return table if isinstance(table, dict) else {}

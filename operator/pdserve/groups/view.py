@@ -6,7 +6,7 @@ making: actions, reasons and the fabric with what was promised so far.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -40,8 +40,12 @@ class GroupView:
 
     def of_role(self, role: Role) -> tuple[InstanceObs, ...]:
         """Staying members of one role, of the group's revision."""
-        revision = self.revision
-        return tuple(i for i in self.staying if i.role == role and i.revision == revision)
+        return self._by_role[role]
+
+    @cached_property
+    def _by_role(self) -> Mapping[Role, tuple[InstanceObs, ...]]:
+        own = [i for i in self.staying if i.revision == self.revision]
+        return {role: tuple(i for i in own if i.role == role) for role in ROLES}
 
     def ready(self, role: Role) -> int:
         """How many members of one role can serve now."""

@@ -112,6 +112,8 @@ class Cache:
         self._objects: dict[ObjectKey, Object] = {}
         self._versions: dict[ObjectKey, int] = {}
         self._progress = 0
+        self.changes = 0
+        """Versions taken in and objects dropped so far."""
         self._handlers: list[Handler] = []
         self._indexes: dict[str, _IndexStore] = {}
         self._failures = 0
@@ -328,6 +330,7 @@ class Cache:
             old = None
         if old is not None:
             _share_spec(old, new)
+        self.changes += 1
         self._objects[key] = new
         self._versions[key] = version
         if old is not None and _same(old, new):
@@ -342,6 +345,7 @@ class Cache:
         old = self._objects.pop(key, None)
         if old is None:
             return False
+        self.changes += 1
         for store in self._indexes.values():
             store.replace(key, old, None)
         self._tell("DELETED", old, None)

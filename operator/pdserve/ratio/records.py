@@ -65,13 +65,22 @@ def replay(line: str) -> tuple[Decision, Decision, bool]:
 
 def encode(value: Any, hint: Any) -> Any:
     """Plain JSON data for a value of type `hint`. Raises ValueError for NaN and infinities."""
-    if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)):
+    kind: Any = type(value)
+    if value is None or kind is str or kind is bool:
         return value
+    if kind is float or kind is int:
+        return _number(value, hint)
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, str):
+        return value
     if dataclasses.is_dataclass(value):
-        kind: Any = type(value)
-        return {name: encode(getattr(value, name), part) for name, part in _hints(kind).items()}
+        made: dict[str, Any] = {}
+        for name, part in _hints(kind).items():
+            item = getattr(value, name)
+            plain = item is None or type(item) is str or type(item) is bool
+            made[name] = item if plain else encode(item, part)
+        return made
     if isinstance(value, tuple):
         return [encode(item, kind) for item, kind in zip(value, _items(hint, value), strict=True)]
     if isinstance(value, int | float):
@@ -138,8 +147,12 @@ def _number(value: float, hint: Any) -> float:
     """Floats stay floats even when whole, so that 1 and 1.0 give the same bytes."""
     if not math.isfinite(value):
         raise ValueError(f"{value} has no JSON form; an unmeasured quantity is Unknown")
-    wants_float = hint is float or float in typing.get_args(hint)
-    return float(value) if wants_float else value
+    return float(value) if _wants_float(hint) else value
+
+
+@cache
+def _wants_float(hint: Any) -> bool:
+    return hint is float or float in typing.get_args(hint)
 
 
 def _items(hint: Any, value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ pushes it to every instance. Versions only rise.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Peer:
     nodes: tuple[PeerNode, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PeerTable:
     """All linked-or-linking instances of one P/D group at one version."""
 
@@ -72,7 +73,11 @@ class PeerTable:
 
     def peer(self, instance: str) -> Peer | None:
         """The entry of one instance, or None."""
-        return next((p for p in self.instances if p.id == instance), None)
+        return self._by_id.get(instance)
+
+    @functools.cached_property
+    def _by_id(self) -> Mapping[str, Peer]:
+        return {p.id: p for p in reversed(self.instances)}
 
     def opposite(self, instance: str) -> tuple[Peer, ...]:
         """The peers that `instance` must hold links to: those of the other role."""
