@@ -24,11 +24,12 @@ from pdserve.exposition import CONTENT_TYPE
 from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.context import Context, Job, Settings, Tools
+from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.front import Certificate, Front
 from pdserve.gateway.http_client import Pool
 from pdserve.gateway.http_server import HttpServer, Limits, Reply
-from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parse_body, parsed_size
+from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
@@ -218,7 +219,8 @@ class Gateway:
             raise ApiError(413, "the body holds too many values", code="too_large")
         if not reply.grows(size):
             raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
-        body = parse_body(endpoint, request.body)
+        read = await read_body(endpoint, request.body)
+        body = read.fields
         request.body = b""
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.headers.items()}
         lane, flow, model = self.service.lane(body["model"], headers)
@@ -229,7 +231,7 @@ class Gateway:
         trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
-        job = Job(endpoint, body, leg_name, trace)
+        job = Job(endpoint, body, leg_name, trace, read.ids)
         context = Context(lane, flow, self._tools, job, reply, request.head_at)
         check_prompt_bytes(endpoint, context.size, lane.scenario.max_prompt_bytes)
         record.context = context

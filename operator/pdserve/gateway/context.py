@@ -73,6 +73,8 @@ class Job:
     """Prefix of the request ids that engines see; unique in the service."""
     trace: Headers
     """Headers passed on to both legs (trace context)."""
+    ids: int = 0
+    """Token ids of a long prompt, which `body` holds as bytes."""
 
     @property
     def streamed(self) -> bool:
@@ -126,7 +128,7 @@ class Context:
         self.job = job
         self.reply = reply
         self.timeline = Timeline(arrived, job.streamed)
-        self.size: PromptSize = prompt_size(job.body)
+        self.size = PromptSize(tokens=job.ids) if job.ids else prompt_size(job.body)
         self.predicted = 0.0
         """Expected T_p in seconds; 0 when the route table cannot say."""
         self.ticket: Ticket | None = None
