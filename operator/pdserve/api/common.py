@@ -91,7 +91,7 @@ class EnvVar(Model):
 class PodPatch(Model):
     """A strategic merge patch over the pod that the engine adapter renders.
 
-    For what the adapter does not know: tolerations, priorityClassName, runtimeClassName, volumes.
+    For what the adapter does not know: tolerations, nodeSelector, priorityClassName, volumes.
     The result is checked by a dry-run create, not by this schema.
     """
 

@@ -34,6 +34,7 @@ from pdserve.controllers.fabrics import Fabrics
 from pdserve.controllers.kopf_app import run_kopf
 from pdserve.controllers.linker import EngineApi, HttpEngines, Linker
 from pdserve.controllers.metrics import OperatorMetrics
+from pdserve.controllers.node_changes import NodeChanges
 from pdserve.controllers.object_gauges import ObjectGauges
 from pdserve.controllers.options import Options
 from pdserve.controllers.ratio_loop import NoSource, RatioLoop
@@ -119,6 +120,7 @@ class Core:
         self.caches.pods.on_change(self.clock.forget)
         self.caches.groups.on_change(self.clock.forget)
         self.caches.nodes.on_change(self.silence.changed)
+        self.node_changes = NodeChanges(self.caches, self.clock.now)
         self.volumes = Volumes(client, self.caches, steady)
         self.claims = Claims(self.scope)
         self.caches.pods.on_change(self.claims.pod_changed)
@@ -179,6 +181,7 @@ class Core:
             rights=self._rights,
             clock=self.clock,
             silence=self.silence,
+            node_changes=self.node_changes,
             volumes=self.volumes,
             skips=self.skips,
             scope=self.scope,

@@ -14,6 +14,7 @@ from pdserve.controllers.clock import Clock, NodeSilence
 from pdserve.controllers.fabrics import Fabrics
 from pdserve.controllers.linker import Linker
 from pdserve.controllers.metrics import OperatorMetrics
+from pdserve.controllers.node_changes import NodeChanges
 from pdserve.controllers.promises import Promises
 from pdserve.controllers.scope import Scope
 from pdserve.controllers.skipped import Skipped
@@ -57,6 +58,8 @@ class Context:
     clock: Clock
     """Never steps; see the module."""
     silence: NodeSilence
+    node_changes: NodeChanges
+    """Which nodes may take now what they refused."""
     volumes: Volumes
     """Where the volumes of instances are."""
     skips: Skipped

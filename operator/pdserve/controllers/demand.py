@@ -15,6 +15,7 @@ from pdserve.engines.pods import render_pod, role_template
 from pdserve.frozen import Memo
 from pdserve.groups.types import NewPod
 from pdserve.topology import Toleration, pod_requests
+from pdserve.topology.affinity import Term, demanded
 from pdserve.wire.peers import Role
 
 
@@ -25,6 +26,8 @@ class Demand:
     requests: tuple[tuple[str, int], ...]
     """By resource, as `topology.requests` counts them."""
     tolerations: tuple[Toleration, ...]
+    selector: frozenset[Term] | None
+    """What it demands of its node's labels; None: nothing."""
 
 
 _kept: Memo[Demand] = Memo()
@@ -57,4 +60,5 @@ def _of(pod: dict[str, Any], template: RoleTemplate) -> Demand:
     return Demand(
         tuple((r, n) for r, n in pod_requests(pod).items() if r != devices),
         tuple(Toleration.from_json(t) for t in pod["spec"]["tolerations"]),
+        demanded(pod["spec"]),
     )

@@ -216,6 +216,7 @@ def _role(
         tolerations=demand.tolerations,
         nodes=nodes,
         requests=demand.requests,
+        selector=demand.selector,
     )
 
 

@@ -220,6 +220,7 @@ class _Reconcile:
             now=self.now,
             former=former,
             claims=self.context.claims.of(self.group),
+            bettered=self.context.node_changes.bettered,
             ahead=self.context.claims.ahead(
                 self.group.spec.fabric.domain_ref.name, _rank(self.context, self.obj)
             ),

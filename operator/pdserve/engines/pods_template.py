@@ -37,6 +37,8 @@ _MERGE_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 _APPEND = frozenset({"tolerations"})
 
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+_TERMS = "nodeSelectorTerms"
 _DIRECTIVE = "$patch"
 _HARDENED: Mapping[str, Any] = {
     "allowPrivilegeEscalation": False,
@@ -49,7 +51,6 @@ _OWN_LABELS = frozenset(("app.kubernetes.io/name", names.LABEL_COMPONENT, names.
 """By these Services, budgets and scrapes find pods: an instance must not pass for a gateway."""
 _SPEC_PROTECTED: Mapping[str, str] = {
     "nodeName": "instances are pinned by the placement; choose nodes with the RoCEDomain",
-    "nodeSelector": "choose nodes with spec.nodeSelector of the RoCEDomain",
     "schedulingGates": "instances are created already placed",
     "readinessGates": "the operator owns the readiness gate",
     "restartPolicy": "an engine always restarts in place",
@@ -117,6 +118,7 @@ def apply_template(
         "spec": _harden(_merge(pod["spec"], template.get("spec") or {})),
     }
     _limits_lead(merged["spec"], template.get("spec") or {})
+    _keep_pin(merged["spec"], pod["spec"])
     if _devices(merged["spec"], resource) != _devices(pod["spec"], resource):
         path = f"template.spec.containers[{ENGINE_CONTAINER}].resources"
         raise TemplateError(path, "set instance.devicesPerNode")
@@ -208,7 +210,7 @@ def check_template(template: Mapping[str, Any], resource: str) -> None:
     for key, why in _SPEC_PROTECTED.items():
         if key in spec:
             raise TemplateError(f"template.spec.{key}", why)
-    _check_affinity(spec)
+    _check_nodes(spec)
     _check_containers(spec, resource)
     _check_directives("template", template)
 
@@ -239,15 +241,41 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
                 )
 
 
-def _check_affinity(spec: Mapping[str, Any]) -> None:
+def _check_nodes(spec: Mapping[str, Any]) -> None:
+    """Labels that nodes must have are demanded beside the pin; nothing else is said of nodes."""
+    selector = spec.get("nodeSelector", {})
+    if not isinstance(selector, Mapping) or not all(isinstance(v, str) for v in selector.values()):
+        raise TemplateError("template.spec.nodeSelector", "it must be labels and their values")
     if "affinity" not in spec:
         return
     affinity = spec["affinity"]
-    why = "instances are pinned by the placement; choose nodes with the RoCEDomain"
+    why = "instances are pinned by the placement; demand labels of nodes with"
     if not isinstance(affinity, Mapping):
-        raise TemplateError("template.spec.affinity", why)
-    if "nodeAffinity" in affinity:
-        raise TemplateError("template.spec.affinity.nodeAffinity", why)
+        raise TemplateError("template.spec.affinity", f"{why} nodeSelector")
+    if "nodeAffinity" not in affinity:
+        return
+    path = "template.spec.affinity.nodeAffinity"
+    demanded = affinity["nodeAffinity"]
+    if not isinstance(demanded, Mapping) or set(demanded) != {_REQUIRED}:
+        raise TemplateError(path, f"{why} nodeSelector, or with {_REQUIRED} alone")
+    path = f"{path}.{_REQUIRED}"
+    terms = demanded[_REQUIRED].get(_TERMS) if isinstance(demanded[_REQUIRED], Mapping) else None
+    if not isinstance(terms, list) or not terms:
+        raise TemplateError(path, f"it must be {_TERMS}, a list with at least one term")
+    for index, term in enumerate(terms):
+        listed = term.get("matchExpressions") if isinstance(term, Mapping) else None
+        if not isinstance(listed, list) or not listed or set(term) != {"matchExpressions"}:
+            raise TemplateError(
+                f"{path}.{_TERMS}[{index}]", f"{why} matchExpressions alone, at least one"
+            )
+
+
+def _keep_pin(spec: dict[str, Any], rendered: Mapping[str, Any]) -> None:
+    """Every term of a template's node affinity holds on the pinned node alone."""
+    own, given = (s["affinity"]["nodeAffinity"][_REQUIRED] for s in (rendered, spec))
+    pin = own[_TERMS][0]["matchFields"]
+    if given != own:
+        given[_TERMS] = [{**term, "matchFields": pin} for term in given[_TERMS]]
 
 
 def _check_containers(spec: Mapping[str, Any], resource: str) -> None:

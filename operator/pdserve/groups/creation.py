@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from pdserve.groups.claims import after_those_ahead, of_gone_group, with_lifted
 from pdserve.groups.naming import pod_name, slot_range
-from pdserve.groups.repairs import Suspects, suspects
+from pdserve.groups.repairs import Suspects, suspects, waits_until
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
 from pdserve.groups.view import Draft, GroupView, group_request
 from pdserve.placement import NoFit, Placement, place
@@ -38,7 +38,8 @@ def create_group(
     if table is not None and table.instances:
         draft.reasons.append(f"group {index} waits until its former peer table is deleted")
         return None
-    wanted, bad = observation.wanted, suspects(draft.repairs, observation.now, draft.fabric)
+    wanted = observation.wanted
+    bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
     found: Placement | NoFit | None = None
     claims = of_gone_group(live, draft)
     if claims:
@@ -57,11 +58,8 @@ def create_group(
 
 
 def find_place(fabric: Fabric, wanted: Wanted, bad: Suspects) -> Placement | NoFit:
-    """A place away from every suspect node if there is one, else away from the barred ones."""
-    found = place(fabric, group_request(wanted, bad.barred | bad.avoided))
-    if isinstance(found, NoFit) and bad.avoided:
-        return place(fabric, group_request(wanted, bad.barred))
-    return found
+    """A place as far from suspect nodes as there is one."""
+    return bad.away_from(lambda nodes: place(fabric, group_request(wanted, nodes)))
 
 
 def _pods(
@@ -97,5 +95,7 @@ def _backoff(observation: Observation, draft: Draft, index: int) -> float:
         for role in ROLES
         for slot in slot_range(wanted.name, index, role, wanted.role(role).count)
     }
-    until = max((r.not_before for r in draft.repairs if r.slot in slots), default=0.0)
+    mine = (r for r in draft.repairs if r.slot in slots)
+    due = (waits_until(r, observation.bettered, draft.fabric) for r in mine)
+    until = max(due, default=0.0)
     return until - observation.now

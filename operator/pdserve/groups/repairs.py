@@ -5,13 +5,16 @@ The record lives in ScenarioGroup status, so a restart finds it; losing it costs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pdserve.groups.types import InstanceObs, Observation, Repair, Suspect
 from pdserve.groups.view import Draft
+from pdserve.placement import NoFit
 from pdserve.topology import Fabric
 
+T = TypeVar("T")
 BACKOFF_FIRST = 10.0
 """Seconds before the second replacement in a slot; the first one is immediate."""
 BACKOFF_MAX = 300.0
@@ -19,7 +22,10 @@ SUSPECT_SECONDS = 300.0
 """How long a node stays suspect after a fault."""
 REFUSED_SECONDS = 1200.0
 """How long a node stays suspect to which the scheduler did not bind: longer than the back-off of
-several tries, so that a search over many such nodes does not begin again at the first."""
+several tries, so that a search over many such nodes does not begin again at the first. It is
+avoided, never barred: when all nodes refused, only the back-off is waited for."""
+CURED_SECONDS = 30.0
+"""Longest back-off after a refusal once a node has changed since: it may take what it refused."""
 FORGET_SECONDS = 1800.0
 """A slot without a fault for so long starts afresh."""
 MAX_SUSPECTS = 16
@@ -32,8 +38,9 @@ GONE_FAULTS = frozenset({"NodeLost", "NodeDeleted"})
 DEVICE_FAULTS = frozenset({"DeviceUnhealthy"})
 """A device was unhealthy: the node is barred until all of its devices are well, then avoided."""
 NODE_FAULTS = GONE_FAULTS | DEVICE_FAULTS | {"Unschedulable"}
-"""The node's own faults: it is barred. Others make it suspect only when they repeat, and then it
-is avoided while another node has room."""
+"""The node's own faults: it is suspect from the first on, and barred while it is away or its
+devices are not well. Others make it suspect only when they repeat. It is avoided while another node
+has room."""
 IMAGE_FAULTS = frozenset({"ImageError"})
 """The image's own faults: no node is suspect, however often they repeat."""
 
@@ -43,7 +50,28 @@ class Suspects:
     """Nodes that placement keeps away from: `barred` always, `avoided` while others have room."""
 
     barred: frozenset[str]
-    avoided: frozenset[str]
+    avoided: tuple[str, ...]
+    """The first one is tried again first: what changed since it refused, then the oldest fault."""
+
+    def away_from(self, find: Callable[[frozenset[str]], T | NoFit]) -> T | NoFit:
+        """What `find` finds without these nodes, else with as few avoided ones as it takes.
+
+        `find` is given the nodes to leave out, and finds something whenever it does with more of
+        them left out.
+        """
+        found = find(self.barred.union(self.avoided))
+        if not isinstance(found, NoFit) or not self.avoided:
+            return found
+        found = find(self.barred)
+        few, enough = 1, len(self.avoided)
+        while few < enough and not isinstance(found, NoFit):
+            middle = (few + enough) // 2
+            closer = find(self.barred.union(self.avoided[middle:]))
+            if isinstance(closer, NoFit):
+                few = middle + 1
+            else:
+                found, enough = closer, middle
+        return found
 
 
 def count_faults(observation: Observation, draft: Draft) -> None:
@@ -84,14 +112,31 @@ def clamp(repair: Repair, now: float) -> Repair:
     )
 
 
-def suspects(repairs: Iterable[Repair], now: float, fabric: Fabric) -> Suspects:
-    """Nodes under suspicion now."""
+def suspects(
+    repairs: Iterable[Repair], now: float, fabric: Fabric, bettered: Mapping[str, float]
+) -> Suspects:
+    """Nodes under suspicion now; `bettered` as in `Observation`."""
     barred: set[str] = set()
-    avoided: set[str] = set()
+    avoided: dict[str, float] = {}
     for repair in repairs:
         for suspect in _current(repair, now, fabric):
-            (barred if _is_barred(suspect, fabric) else avoided).add(suspect.node)
-    return Suspects(frozenset(barred), frozenset(avoided - barred))
+            if _is_barred(suspect, fabric):
+                barred.add(suspect.node)
+            avoided[suspect.node] = max(suspect.time, avoided.get(suspect.node, suspect.time))
+
+    def order(node: str) -> tuple[bool, float, str]:
+        return bettered.get(node, 0.0) <= avoided[node], avoided[node], node
+
+    return Suspects(frozenset(barred), tuple(sorted(avoided.keys() - barred, key=order)))
+
+
+def waits_until(repair: Repair, bettered: Mapping[str, float], fabric: Fabric) -> float:
+    """When the next try in a slot is due; `bettered` as in `Observation`."""
+    last = repair.last_failure
+    cured = (time > last for node, time in bettered.items() if node in fabric.nodes)
+    if repair.fault != "Unschedulable" or not any(cured):
+        return repair.not_before
+    return min(repair.not_before, last + CURED_SECONDS)
 
 
 def suspicion_ends(repairs: Iterable[Repair], now: float, fabric: Fabric) -> float | None:
@@ -111,8 +156,8 @@ def _current(repair: Repair, now: float, fabric: Fabric) -> list[Suspect]:
 
 def _is_barred(suspect: Suspect, fabric: Fabric) -> bool:
     view = fabric.nodes.get(suspect.node)
-    well = view is not None and view.devices_well
-    return suspect.fault in NODE_FAULTS and not (suspect.fault in DEVICE_FAULTS and well)
+    sick = view is None or not view.devices_well
+    return suspect.fault in GONE_FAULTS or (suspect.fault in DEVICE_FAULTS and sick)
 
 
 def _is_back(suspect: Suspect, fabric: Fabric) -> bool:

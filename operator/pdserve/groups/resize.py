@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pdserve.groups.claims import after_those_ahead, of_instance, with_lifted
 from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.removal import retire
-from pdserve.groups.repairs import suspects
+from pdserve.groups.repairs import suspects, waits_until
 from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
 from pdserve.groups.view import Draft, GroupView, group_request, members_of
 from pdserve.placement import (
@@ -153,11 +153,11 @@ def _fill(
     """Create the pod; None while back-off runs."""
     wanted, now = observation.wanted, observation.now
     repair = next((r for r in draft.repairs if r.slot == vacancy.slot), None)
-    if repair is not None and now < repair.not_before:
-        draft.wait(repair.not_before - now)
+    due = now if repair is None else waits_until(repair, observation.bettered, draft.fabric)
+    if repair is not None and now < due:
+        draft.wait(due - now)
         draft.reasons.append(
-            f"{vacancy.slot} failed {repair.failures} times: next try in "
-            f"{repair.not_before - now:.0f} s"
+            f"{vacancy.slot} failed {repair.failures} times: next try in {due - now:.0f} s"
         )
         return None
     name = pod_name(vacancy.slot, wanted.revision, vacancy.replaces)
@@ -197,15 +197,14 @@ def _find_node(
     draft: Draft,
 ) -> InstancePlacement | NoFit:
     """A node: with what the group's lost instances left; growth takes only what others leave."""
-    bad = suspects(draft.repairs, observation.now, draft.fabric)
+    bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
 
     def find(fabric: Fabric) -> InstancePlacement | NoFit:
-        request = group_request(observation.wanted, bad.barred | bad.avoided)
-        found = place_instance(fabric, request, role, members, vacancy.near)
-        if isinstance(found, NoFit) and bad.avoided:
-            request = group_request(observation.wanted, bad.barred)
+        def without(nodes: frozenset[str]) -> InstancePlacement | NoFit:
+            request = group_request(observation.wanted, nodes)
             return place_instance(fabric, request, role, members, vacancy.near)
-        return found
+
+        return bad.away_from(without)
 
     for lifted in of_instance(group, draft, role):
         mine = sorted(lifted, key=lambda c: c.slot != vacancy.slot)

@@ -160,9 +160,8 @@ def _roll(
         for i in victim.members
         for resource, count in i.holds.items()
     ).release(reservations(c for c in draft.claims if c.group_index == victim.index))
-    fits = find_place(
-        freed, observation.wanted, suspects(draft.repairs, observation.now, draft.fabric)
-    )
+    bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
+    fits = find_place(freed, observation.wanted, bad)
     if isinstance(fits, NoFit):
         _needs_devices(draft, f"even without group {victim.index}: {fits.message}")
         return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pdserve.placement.types import GroupRequest, Shape
+from pdserve.topology.affinity import Term
 from pdserve.topology.nodes import Toleration
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import Device, PeerTable, Role
@@ -103,11 +104,15 @@ class RoleWanted:
     """Nodes from which its volumes are reached; None: every node."""
     requests: tuple[tuple[str, int], ...] = ()
     """What each takes beside its devices, as `topology.requests` counts it."""
+    selector: frozenset[Term] | None = None
+    """What each demands of its node's labels; None: nothing."""
 
     @property
     def shape(self) -> Shape:
         """One instance as a question to placement."""
-        return Shape(self.resource, self.devices, self.tolerations, self.nodes, self.requests)
+        return Shape(
+            self.resource, self.devices, self.tolerations, self.nodes, self.requests, self.selector
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +318,8 @@ class Observation:
     """Devices that lost instances left to their P/D groups; the fabric counts them."""
     ahead: tuple[GroupRequest, ...] = ()
     """P/D groups of others that wait for devices and come first, the first one first."""
+    bettered: Mapping[str, float] = field(default_factory=dict)
+    """When each node last changed so that it may take what it refused before."""
 
     def at(self, revision: str) -> Wanted | None:
         """What is wanted of a group of `revision`; None when its template is not known."""

@@ -45,6 +45,23 @@ def terms_of(selector: Any) -> frozenset[Term]:
     )
 
 
+def demanded(spec: Mapping[str, Any]) -> frozenset[Term] | None:
+    """What a pod's node selector and required node affinity demand, names of nodes left out.
+
+    None: nothing.
+
+    Raises:
+        ValueError: one of them is malformed.
+    """
+    selector: Mapping[str, str] = spec.get("nodeSelector") or {}
+    chosen = tuple(Requirement(k, "In", (v,)) for k, v in sorted(selector.items()))
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
+    terms = {()} if required is None else terms_of(required)
+    found = frozenset((*chosen, *(r for r in term if r.key != _NAME)) for term in terms)
+    return None if () in found else found
+
+
 def matches(terms: Iterable[Term], node: str, labels: Mapping[str, str]) -> bool:
     """Whether any of the terms matches this one node."""
     return bool(NodeIndex({node: labels}).matching(terms))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pdserve.api import RoCEDomain
+from pdserve.api import RoCEDomain, epoch_of
 from pdserve.cli.snapshot import FabricState
 from pdserve.cli.view_explain import fabric_of
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS, make_caches
 from pdserve.controllers.fabrics import MOST_CHANGED, Fabrics
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import World
+from pdserve.dst.world import World, stamp
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.engines.pod_profile import Allowed, Rights
 from pdserve.exposition import Registry
@@ -125,6 +126,105 @@ async def test_one_host_port_keeps_instances_apart() -> None:
         await world.until(world.service_ready, 60)
         assert sorted(p["spec"]["nodeName"] for p in world.instances()) == ["b-0", "c-0"]
         assert len(world.ever) == 2
+
+
+SSD = [{"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]}]
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        {"nodeSelector": {"disk": "ssd"}},
+        {"affinity": {"nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": SSD}}}},
+    ],
+    ids=["selector", "affinity"],
+)  # fmt: skip
+def test_labels_that_a_template_demands_are_looked_for(demand: Object) -> None:
+    @virtual_time
+    async def run() -> None:
+        world = make()
+        world.create(PDSERVICES, wanting({}, **demand))
+        async with world.running(), world.operator():
+            await world.until(lambda: placed(world).get("reason") == "NoFit", 30)
+            says = "nodes out of use: 3 (the template wants disk=ssd)"
+            assert says in placed(world)["message"]
+            assert not world.ever
+            world.patch(NODES, "", "b-0", {"metadata": {"labels": {"disk": "ssd"}}})
+            await world.until(world.service_ready, 60)
+            assert on(world) == {"b-0"} and len(world.ever) == 2
+
+    run()
+
+
+@pytest.mark.parametrize(
+    "cure",
+    [
+        lambda world: world.api.end_pod(NS, "neighbour"),
+        lambda world: world.patch(NODES, "", HOME, {"metadata": {"labels": {"a": "b"}}}),
+        lambda world: world.patch(NODES, "", HOME, {"spec": {"taints": None}}),
+        lambda world: world.patch(
+            NODES, "", HOME, {"status": {"allocatable": {"cpu": "65"}}}, subresource="status"
+        ),
+    ],
+    ids=["pod left", "label", "taint", "amount"],
+)
+def test_after_all_nodes_refused_a_change_of_one_is_tried_soon(
+    cure: Callable[[World], Any],
+) -> None:
+    """For a reason that placement does not know, such as a pod that wants no neighbours."""
+
+    @virtual_time
+    async def run() -> None:
+        world = make()
+        bystander(world, "neighbour", HOME)
+        soft = [{"key": "old", "value": "", "effect": "PreferNoSchedule"}]
+        world.patch(NODES, "", HOME, {"spec": {"taints": soft}})
+        fits: set[str] = {"anywhere"}
+        world.unfit = lambda node, _pod: None if node in fits else "node(s) didn't match rules"
+        world.create(PDSERVICES, wanting({}))
+        async with world.running(), world.operator():
+            await world.until(lambda: waits(world) > 100, 900, "every node was tried, and more")
+            assert tried(world) == {"a-0", "b-0", "c-0"}
+            fits.add(HOME)
+            cure(world)
+            began = asyncio.get_running_loop().time()
+            await world.until(world.service_ready, 120)
+            assert asyncio.get_running_loop().time() - began < 75
+
+    run()
+
+
+@virtual_time
+async def test_after_all_nodes_refused_they_are_tried_again_within_minutes() -> None:
+    """Nothing that the operator sees changes when the reason goes."""
+    world = make()
+    fits: set[str] = {"anywhere"}
+    world.unfit = lambda node, _pod: None if node in fits else "node(s) didn't match rules"
+    world.create(PDSERVICES, wanting({}))
+    async with world.running(), world.operator():
+        await world.until(lambda: waits(world) > 250, 2400, "the longest back-off")
+        fits |= {"a-0", "b-0", "c-0"}
+        began = asyncio.get_running_loop().time()
+        await world.until(world.service_ready, 600)
+        assert asyncio.get_running_loop().time() - began < 330
+
+
+def repairs(world: World) -> list[Object]:
+    group = world.get(SCENARIO_GROUPS, "shop-chat") or {}
+    return list(group.get("status", {}).get("repairs", ()))
+
+
+def waits(world: World) -> float:
+    """Seconds until the next try in the slot that waits longest."""
+    return max(
+        (epoch_of(r["notBeforeTime"]) - epoch_of(stamp()) for r in repairs(world)
+         if r.get("notBeforeTime")), default=0.0,
+    )  # fmt: skip
+
+
+def tried(world: World) -> set[str]:
+    return {s["node"] for r in repairs(world) for s in r.get("suspects", ())}
 
 
 @virtual_time

@@ -14,6 +14,7 @@ from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.controllers.context import Context
 from pdserve.controllers.fabrics import Fabrics, reservations
 from pdserve.controllers.metrics import OperatorMetrics
+from pdserve.controllers.scope import Scope
 from pdserve.controllers.triggers import Triggers
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World, stamp
@@ -31,6 +32,7 @@ class Bare:
     def __init__(self) -> None:
         self.queue = WorkQueue(per_namespace=4)
         self.metrics = OperatorMetrics(Registry())
+        self.scope = Scope()
 
 
 @pytest.mark.invariant(14)

@@ -14,6 +14,7 @@ from pdserve.engines.pods_template import TemplateError, apply_template, check_t
 from pdserve.groups.types import NewPod
 from pdserve.refengine.config import parser
 from pdserve.topology import pod_devices
+from pdserve.topology.affinity import demanded, terms_of
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
@@ -216,10 +217,52 @@ def test_a_template_is_merged_by_the_keys_of_strategic_merge() -> None:
     assert pinned_node(pod) == "n7"
 
 
+AFFINITY = "template.spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+DISK = {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]}
+ZONE = {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}
+
+
+def affine(terms: Any) -> dict[str, Any]:
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {"spec": {"affinity": {"nodeAffinity": required}}}
+
+
+def test_labels_that_a_template_demands_of_nodes_are_demanded_beside_the_pin() -> None:
+    template = affine([DISK, ZONE])
+    template["spec"]["nodeSelector"] = {"arch": "arm64"}
+    spec = render(**{"spec.prefill.template": template})["spec"]
+    assert spec["nodeSelector"] == {"arch": "arm64"}
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    pin = [{"key": "metadata.name", "operator": "In", "values": ["n7"]}]
+    assert required["nodeSelectorTerms"] == [
+        {**DISK, "matchFields": pin}, {**ZONE, "matchFields": pin}
+    ]  # fmt: skip
+    assert pinned_node({"spec": spec}) == "n7"
+    assert demanded(spec) == terms_of({"nodeSelectorTerms": [
+        {"matchExpressions": [
+            {"key": "arch", "operator": "In", "values": ["arm64"]}, *term["matchExpressions"]
+        ]}
+        for term in (DISK, ZONE)
+    ]})  # fmt: skip
+    assert demanded(render()["spec"]) is None
+
+
 REFUSED = [
     ({"spec": {"nodeName": "n1"}}, "template.spec.nodeName", "RoCEDomain"),
-    ({"spec": {"nodeSelector": {"a": "b"}}}, "template.spec.nodeSelector", "RoCEDomain"),
+    ({"spec": {"nodeSelector": ["a=b"]}}, "template.spec.nodeSelector", "labels and their values"),
+    ({"spec": {"nodeSelector": {"a": 5}}}, "template.spec.nodeSelector", "labels and their values"),
     ({"spec": {"affinity": {"nodeAffinity": {}}}}, "template.spec.affinity.nodeAffinity", "pinned"),
+    ({"spec": {"affinity": {"nodeAffinity": None}}}, "template.spec.affinity.nodeAffinity",
+     "pinned"),
+    ({"spec": {"affinity": {"nodeAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": []}}}},
+     "template.spec.affinity.nodeAffinity", "pinned"),
+    (affine(None), AFFINITY, "at least one term"),
+    (affine([]), AFFINITY, "at least one term"),
+    (affine([{}]), f"{AFFINITY}.nodeSelectorTerms[0]", "matchExpressions alone"),
+    (affine([{"matchExpressions": []}]), f"{AFFINITY}.nodeSelectorTerms[0]", "at least one"),
+    (affine([DISK, {"matchFields": []}]), f"{AFFINITY}.nodeSelectorTerms[1]", "matchExpressions"),
+    (affine([{**DISK, "matchFields": []}]), f"{AFFINITY}.nodeSelectorTerms[0]", "pinned"),
     ({"spec": {"affinity": None}}, "template.spec.affinity", "pinned"),
     ({"spec": {"readinessGates": None}}, "template.spec.readinessGates", "readiness gate"),
     ({"spec": {"restartPolicy": "Never"}}, "template.spec.restartPolicy", "restarts"),

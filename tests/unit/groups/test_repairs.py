@@ -18,8 +18,10 @@ from pdserve.groups.repairs import (
     count_faults,
     suspects,
     suspicion_ends,
+    waits_until,
 )
 from pdserve.groups.view import Draft
+from pdserve.placement import NoFit
 from pdserve.topology import Fabric, TreeSpec, build_fabric
 
 NOW = 1_000_000.0
@@ -45,10 +47,53 @@ def test_several_nodes_are_suspect_at_once_and_each_is_forgotten_in_its_time() -
     repairs: tuple[t.Repair, ...] = ()
     for k, node in enumerate(["n1", "n2", "n3"]):
         repairs = fail(repairs, "Unschedulable", node, NOW + 60 * k)
-    assert suspects(repairs, NOW + 121, fabric()).barred == {"n1", "n2", "n3"}
-    assert suspects(repairs, NOW + 1201, fabric()).barred == {"n2", "n3"}
+    assert suspects(repairs, NOW + 121, fabric(), {}).avoided == ("n1", "n2", "n3")
+    assert suspects(repairs, NOW + 1201, fabric(), {}).avoided == ("n2", "n3")
     assert suspicion_ends(repairs, NOW + 1201, fabric()) == pytest.approx(59)
-    assert suspects(repairs, NOW + 1330, fabric()).barred == frozenset()
+    assert suspects(repairs, NOW + 1330, fabric(), {}) == Suspects(frozenset(), ())
+
+
+def test_nodes_that_refused_are_tried_again_the_changed_first_then_the_oldest() -> None:
+    repairs: tuple[t.Repair, ...] = ()
+    for k, node in enumerate(["n3", "n2", "n4", "n1"]):
+        repairs = fail(repairs, "Unschedulable", node, NOW + 60 * k)
+    assert suspects(repairs, NOW + 200, fabric(), {}).avoided == ("n3", "n2", "n4", "n1")
+    changed = {"n1": NOW + 181, "n4": NOW + 119, "n2": NOW + 61}
+    bad = suspects(repairs, NOW + 200, fabric(), changed)
+    assert bad.avoided == ("n2", "n1", "n3", "n4"), "n4 changed before it refused"
+
+
+@pytest.mark.parametrize(
+    ("free", "want"),
+    [("n1 n5", "n5"), ("n1 n2 n3 n4", "n3"), ("n4 n1", "n1"), ("n4", "n4"), ("n9", None)],
+)
+def test_as_few_suspects_as_it_takes_are_tried_again_in_their_order(
+    free: str, want: str | None
+) -> None:
+    bad = Suspects(frozenset({"n9"}), ("n3", "n2", "n1", "n4"))
+
+    def find(exclude: frozenset[str]) -> str | NoFit:
+        return next((n for n in free.split() if n not in exclude), NoFit("full", "1", None))
+
+    found = bad.away_from(find)
+    assert found == want if want else isinstance(found, NoFit)
+
+
+@pytest.mark.parametrize(
+    ("fault", "changed", "wait"),
+    [
+        ("Unschedulable", {}, 160), ("Unschedulable", {"n1": NOW + 1}, 30),
+        ("Unschedulable", {"elsewhere": NOW + 1}, 160), ("Unschedulable", {"n4": NOW - 1}, 160),
+        ("NodeLost", {"n1": NOW + 1}, 160),
+    ],
+)  # fmt: skip
+def test_a_change_that_may_cure_a_refusal_shortens_the_wait(
+    fault: str, changed: dict[str, float], wait: float
+) -> None:
+    refused = t.Repair("p0", 6, NOW, not_before=NOW + 160, fault=fault)
+    assert waits_until(refused, changed, fabric()) - NOW == wait
+    first = replace(refused, not_before=NOW + 10)
+    assert waits_until(first, changed, fabric()) - NOW == 10, "never a longer one"
 
 
 def test_suspects_are_bounded() -> None:
@@ -61,8 +106,8 @@ def test_suspects_are_bounded() -> None:
 @pytest.mark.parametrize("fault", ["NodeLost", "NodeDeleted"])
 def test_a_node_that_is_ready_is_cleared_at_once(fault: t.Fault) -> None:
     repairs = fail((), fault, "n1", NOW)
-    assert suspects(repairs, NOW + 1, fabric(away="n1")).barred == {"n1"}
-    assert suspects(repairs, NOW + 1, fabric()).barred == frozenset()
+    assert suspects(repairs, NOW + 1, fabric(away="n1"), {}).barred == {"n1"}
+    assert suspects(repairs, NOW + 1, fabric(), {}).barred == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -74,8 +119,8 @@ def test_a_node_whose_devices_are_well_again_is_only_avoided(sick: dict[str, obj
     nodes = draw("p1 a  n1:8 n2:8 n3:8 n4:8")
     nodes = [replace(n, **sick) if n.name == "n1" else n for n in nodes]
     lacking = build_fabric(TreeSpec("test", LEVELS), nodes)
-    assert suspects(repairs, NOW + 101, lacking) == Suspects(frozenset({"n1"}), frozenset())
-    assert suspects(repairs, NOW + 101, fabric()) == Suspects(frozenset(), frozenset({"n1"}))
+    assert suspects(repairs, NOW + 101, lacking, {}) == Suspects(frozenset({"n1"}), ())
+    assert suspects(repairs, NOW + 101, fabric(), {}) == Suspects(frozenset(), ("n1",))
 
 
 def test_an_image_error_blames_no_node_however_often() -> None:
