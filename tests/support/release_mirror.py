@@ -131,6 +131,8 @@ def main(command: list[str]) -> int:
         kept = {name: value for name, value in os.environ.items() if name not in named}
         env = {**kept, **made.environment(), "PDSERVE_CACHE": str(cache)}
         env["PATH"] = _without(env["PATH"], "helm")
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        env["no_proxy"] = env["NO_PROXY"] = f"{direct},127.0.0.1".lstrip(",")
         began = time.monotonic()
         done = subprocess.run(command, env=env, check=False)
         taken = time.monotonic() - began
