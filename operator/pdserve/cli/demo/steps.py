@@ -170,7 +170,7 @@ async def decode_killed(stage: Stage, report: Report, progress: Progress) -> Non
         Claim(
             "nothing-lost",
             "no request fails that had not yet begun to stream",
-            f"{len(failed)} of {len(samples)} failed; {len(cut)} streams were cut in mid-answer"
+            f"{len(failed)} of {len(samples)} failed; streams cut in mid-answer: {len(cut)}"
             + (f"; e.g. {failed[0].status} {failed[0].error}" if failed else ""),
             not failed,
         ),
