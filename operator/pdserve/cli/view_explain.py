@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pdserve import api
@@ -15,9 +16,11 @@ from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.view_status import counts_text, decision_line
 from pdserve.controllers.group_view import wanted_of
 from pdserve.groups.view import group_request
-from pdserve.placement import NoFit, place
+from pdserve.placement import Member, NoFit, Site, place, site_of
 from pdserve.ratio.types import Counts
 from pdserve.topology import Fabric, build_fabric, node_view, reservation_of
+from pdserve.wire import names
+from pdserve.wire.peers import ROLES
 
 
 def render(
@@ -99,12 +102,31 @@ def _next_group(group: api.ScenarioGroup, state: FabricState | NoRight | None) -
     counts = Counts(1, prefill.replicas, decode.replicas)
     # Where volumes are is not asked: that takes rights to read claims.
     wanted = wanted_of(group, counts, lambda _namespace, _role: None)
-    answer = place(fabric_of(state), group_request(wanted, frozenset()))
+    request = replace(group_request(wanted, frozenset()), beside=_sites(group, state.pods))
+    answer = place(fabric_of(state), request)
     asked = counts_text(api.Counts(groups=1, prefill=prefill.replicas, decode=decode.replicas))
     head = f"If one more P/D group were placed now ({asked})"
     if isinstance(answer, NoFit):
         return "\n".join([head, f"  {answer.message}", *(f"  {x}" for x in answer.explanation)])
     return "\n".join([head, *(f"  {line}" for line in answer.explanation)])
+
+
+def _sites(group: api.ScenarioGroup, pods: Iterable[dict[str, Any]]) -> tuple[Site, ...]:
+    """Where the scenario's P/D groups are now."""
+    ours = {
+        names.LABEL_SERVICE: group.spec.service,
+        names.LABEL_SCENARIO: group.spec.scenario,
+    }
+    found: dict[str, list[Member]] = defaultdict(list)
+    for pod in pods:
+        meta, node = pod["metadata"], pod["spec"].get("nodeName", "")
+        labels = meta.get("labels") or {}
+        role = labels.get(names.LABEL_ROLE)
+        mine = meta.get("namespace") == group.metadata.namespace and ours.items() <= labels.items()
+        if mine and node and role in ROLES and "deletionTimestamp" not in meta:
+            index = labels.get(names.LABEL_GROUP_INDEX, "")
+            found[index].append(Member(meta["name"], role, node))
+    return tuple(site_of(found[index]) for index in sorted(found))
 
 
 def fabric_of(state: FabricState) -> Fabric:

@@ -6,6 +6,8 @@ free: its instances are part of the groups asked about.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pdserve.controllers.group_view import GroupView, Reach, wanted_of
 from pdserve.placement import GroupRequest, NoFit, place
 from pdserve.ratio.types import Counts, PlacementLimit
@@ -33,8 +35,10 @@ def placement_limit(
     )
     free = fabric.release(held)
     for placed in range(counts.groups):
+        request = replace(request, more=placed + 1 < counts.groups)
         found = place(free, request)
         if isinstance(found, NoFit):
             return PlacementLimit(counts.prefill, counts.decode, placed, found.message)
         free = free.reserve(found.reservations)
+        request = replace(request, beside=(*request.beside, found.site))
     return None

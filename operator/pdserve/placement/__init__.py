@@ -3,12 +3,15 @@
 Model and algorithm: traffic flows from prefill to decode only, so what matters is that each leaf
 holds both roles in the group's ratio, not that everything sits together. `place` places whole
 groups, `incremental` adds and removes single instances; both judge by `cost`, count with `rooms`
-and pick nodes with `packing`. Every answer explains itself. The tree comes from `topology`.
+and pick nodes with `packing`. `apart` keeps a scenario off a single node. Every answer
+explains itself. The tree comes from `topology`.
 """
 
+from pdserve.placement.apart import place, place_instance
 from pdserve.placement.cost import crossing_percent, traffic, weights
-from pdserve.placement.incremental import choose_removal, place_instance, spread_of
-from pdserve.placement.place import largest_group, largest_uniform_group, place
+from pdserve.placement.incremental import choose_removal, spread_of
+from pdserve.placement.place import largest_group, largest_uniform_group
+from pdserve.placement.sites import fatal_nodes, only_node, site_of
 from pdserve.placement.types import (
     Assignment,
     Candidate,
@@ -22,6 +25,7 @@ from pdserve.placement.types import (
     Placement,
     Removal,
     Shape,
+    Site,
     cell_text,
 )
 
@@ -38,13 +42,17 @@ __all__ = [
     "Placement",
     "Removal",
     "Shape",
+    "Site",
     "cell_text",
     "choose_removal",
     "crossing_percent",
+    "fatal_nodes",
     "largest_group",
     "largest_uniform_group",
+    "only_node",
     "place",
     "place_instance",
+    "site_of",
     "spread_of",
     "traffic",
     "weights",

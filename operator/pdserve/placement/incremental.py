@@ -13,6 +13,7 @@ from pdserve.placement.cost import Spread, group_slots, traffic, weights
 from pdserve.placement.packing import nodes_in_leaf
 from pdserve.placement.place import free_devices, level_problem, scopes, why_not
 from pdserve.placement.rooms import rooms_for
+from pdserve.placement.sites import only_node, site_of
 from pdserve.placement.types import (
     Cost,
     GroupRequest,
@@ -20,6 +21,7 @@ from pdserve.placement.types import (
     Member,
     NoFit,
     Removal,
+    Site,
 )
 from pdserve.topology import Fabric, Path
 from pdserve.wire.peers import Role
@@ -27,14 +29,14 @@ from pdserve.wire.peers import Role
 _SHOWN = 5
 
 
-def place_instance(
+def place_closest_instance(
     fabric: Fabric,
     request: GroupRequest,
     role: Role,
     members: Sequence[Member],
     near: Path | None = None,
 ) -> InstancePlacement | NoFit:
-    """Find a node for one more instance of `role` beside `members`.
+    """Find a node for one more instance of `role` beside `members`, by topology alone.
 
     Order: with `near` (the leaf of the instance replaced) the deepest part shared with it; then
     traffic, slots lost, leaves used, leftover; then the leaf's path. `request` gives shapes,
@@ -62,7 +64,7 @@ def place_instance(
             domains=len(then),
             leftover=room.free - request.shape(role).devices,
         )
-        found.append((-_shared(leaf, near), cost, leaf))
+        found.append((-shared_levels(leaf, near), cost, leaf))
     if not found:
         return _nowhere(fabric, request, role, now, allowed)
     found.sort()
@@ -87,10 +89,12 @@ def choose_removal(
     members: Sequence[Member],
     count: int,
     level: str | None = None,
+    beside: Sequence[Site] = (),
 ) -> Removal:
     """Choose up to `count` instances of `role` to give up, one after another.
 
-    Order: not ready first (nobody uses it); then the least traffic afterwards, the fewest leaves
+    Order: not ready first (nobody uses it); then one that does not leave all of the scenario on
+    one node (`beside`: its other groups); then the least traffic afterwards, the fewest leaves
     used, and the last name. At least one of the role stays, a ready one if there is one.
     """
     left = list(members)
@@ -102,13 +106,15 @@ def choose_removal(
         if len(own) <= 1:
             lines.append(f"the last {role} stays")
             break
-        judged: list[tuple[bool, int, int, Member]] = []
+        judged: list[tuple[bool, bool, int, int, Member]] = []
         for member in own:
-            rest = spread_of(fabric, [m for m in left if m is not member])
-            judged.append((member.ready, traffic(rest, costs), len(rest), member))
-        least = min(entry[:3] for entry in judged)
-        ready, cost, used, chosen = max(
-            (entry for entry in judged if entry[:3] == least), key=lambda entry: entry[3].name
+            others = [m for m in left if m is not member]
+            rest, crowded = spread_of(fabric, others), only_node((*beside, site_of(others)))
+            cost, used = traffic(rest, costs), len(rest)
+            judged.append((member.ready, crowded is not None, cost, used, member))
+        least = min(entry[:4] for entry in judged)
+        ready, _, cost, used, chosen = max(
+            (entry for entry in judged if entry[:4] == least), key=lambda entry: entry[4].name
         )
         lines.append(
             f"{chosen.name}: {'ready' if ready else 'not ready'}, traffic afterwards {cost}, "
@@ -139,7 +145,7 @@ def _allowed(fabric: Fabric, request: GroupRequest, now: Spread) -> tuple[Path, 
     return tuple(leaf for _, leaves in parts for leaf in leaves)
 
 
-def _shared(leaf: Path, near: Path | None) -> int:
+def shared_levels(leaf: Path, near: Path | None) -> int:
     """How many outer levels two leaves have in common."""
     if near is None:
         return 0
@@ -154,7 +160,7 @@ def _shared(leaf: Path, near: Path | None) -> int:
 def _beside(leaf: Path, near: Path | None) -> str:
     if near is None:
         return ""
-    return " (same leaf)" if leaf == near else f" ({_shared(leaf, near)} levels shared)"
+    return " (same leaf)" if leaf == near else f" ({shared_levels(leaf, near)} levels shared)"
 
 
 def _nowhere(

@@ -1,15 +1,18 @@
 """From counts per leaf to nodes: which node of the leaf each instance takes.
 
 Best fit: the fullest node that still has room, by name among equals, so that big holes stay big.
-The larger shape goes first, which is exact where one size divides the other; in the `uneven`
-case of `rooms` a small search over the leaf's nodes finds the split that `rooms` promised.
+The roles take turns, so that several nodes get both; where that does not fit, the larger shape
+goes first, which is exact where one size divides the other. In the `uneven` case of `rooms` a
+small search over the leaf's nodes finds the split that `rooms` promised.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from pdserve.placement.rooms import NodeRoom, Rooms, join
 from pdserve.topology import Path
-from pdserve.wire.peers import Role
+from pdserve.wire.peers import ROLES, Role
 
 
 def nodes_in_leaf(
@@ -25,6 +28,19 @@ def nodes_in_leaf(
         return _search(rooms, nodes, prefills, decodes)
     size: dict[Role, int] = {"prefill": rooms.prefill.devices, "decode": rooms.decode.devices}
     count: dict[Role, int] = {"prefill": prefills, "decode": decodes}
+    every = [(role, (k + 0.5) / count[role]) for role in ROLES for k in range(count[role])]
+    in_turns = [role for role, _ in sorted(every, key=lambda entry: entry[1])]
+    taken = _best_fit(rooms, nodes, size, in_turns)
+    if taken is None:
+        taken = _best_fit(rooms, nodes, size, sorted(in_turns, key=lambda role: -size[role]))
+    assert taken is not None, f"leaf {leaf} has no room for {prefills}P{decodes}D"  # noqa: S101 - a bug
+    return sorted(taken["prefill"]), sorted(taken["decode"])
+
+
+def _best_fit(
+    rooms: Rooms, nodes: tuple[NodeRoom, ...], size: Mapping[Role, int], order: Iterable[Role]
+) -> Mapping[Role, list[str]] | None:
+    """The nodes of instances put down in this order; None when one finds no room."""
     left: dict[Role, dict[str, int]] = {
         "prefill": {n.name: n.prefill for n in nodes},
         "decode": {n.name: n.decode for n in nodes},
@@ -32,16 +48,15 @@ def nodes_in_leaf(
     if rooms.shared:
         left["decode"] = left["prefill"]
     taken: dict[Role, list[str]] = {"prefill": [], "decode": []}
-    order: tuple[Role, Role] = ("prefill", "decode")
-    for role in sorted(order, key=lambda r: -size[r]):
-        for _ in range(count[role]):
-            pool = left[role]
-            fitting = [(free, name) for name, free in pool.items() if free >= size[role]]
-            assert fitting, f"leaf {leaf} has no room for {prefills}P{decodes}D"  # noqa: S101 - a bug
-            _, name = min(fitting)
-            pool[name] -= size[role]
-            taken[role].append(name)
-    return sorted(taken["prefill"]), sorted(taken["decode"])
+    for role in order:
+        pool = left[role]
+        fitting = [(free, name) for name, free in pool.items() if free >= size[role]]
+        if not fitting:
+            return None
+        _, name = min(fitting)
+        pool[name] -= size[role]
+        taken[role].append(name)
+    return taken
 
 
 def _search(

@@ -1,9 +1,10 @@
-"""Place a whole P/D group, or say precisely why not.
+"""Place a whole P/D group by topology alone, or say precisely why not.
 
 Phases: 1 the scope: the whole domain, or with Required each part of the level alone; 2 candidates
 by strategy from the closest to the widest, stopping at the first width that leaves no KV crossing
 a counted uplink; 3 the cheapest by true cost, then in the order generated; 4 nodes.
-Pure and deterministic: same fabric and request, same answer, byte for byte.
+Pure and deterministic: same fabric and request, same answer, byte for byte. `apart` then looks at
+what the loss of one node would do.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class _Option:
     cost: Cost
 
 
-def place(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
-    """Find nodes for all instances of `request`, or none."""
+def place_closest(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
+    """Find nodes for all instances of `request` by topology alone, or none."""
     problem = level_problem(fabric, request)
     if problem:
         return NoFit(problem, problem, None)

@@ -43,6 +43,14 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Site:
+    """The nodes that the instances of one P/D group are on, by role."""
+
+    prefill: frozenset[str] = frozenset()
+    decode: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class GroupRequest:
     """A whole P/D group of `prefill` + `decode` instances, placed together or not at all."""
 
@@ -56,6 +64,10 @@ class GroupRequest:
     parts of inner levels costs nothing (None: every level counts)."""
     exclude: frozenset[str] = frozenset()
     """Suspect nodes: never used."""
+    beside: tuple[Site, ...] = ()
+    """Where the other P/D groups of the scenario are."""
+    more: bool = False
+    """At least one more P/D group like this one is placed next."""
 
     def shape(self, role: Role) -> Shape:
         """The shape of one role."""
@@ -142,6 +154,11 @@ class Placement:
     def on(self, role: Role) -> tuple[str, ...]:
         """Nodes of one role, by ordinal."""
         return tuple(a.node for a in self.assignments if a.role == role)
+
+    @property
+    def site(self) -> Site:
+        """Its nodes by role."""
+        return Site(frozenset(self.on("prefill")), frozenset(self.on("decode")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def on(world: World) -> set[str]:
     ("home", "container", "spec"),
     [
         ({"memory": "2Ti"}, memory("600Gi"), {}),
-        ({"cpu": "128"}, {"resources": {"limits": {"cpu": "63500m"}}}, {}),
+        ({"cpu": "132"}, {"resources": {"limits": {"cpu": "64500m"}}}, {}),
         ({"hugepages-1Gi": "64Gi"},
          {"resources": {"limits": {"hugepages-1Gi": "8Gi", "memory": "1Gi"}}}, {}),
         ({"example.com/nic": "2"}, {"resources": {"limits": {"example.com/nic": "1"}}}, {}),

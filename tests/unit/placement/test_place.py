@@ -59,7 +59,7 @@ CASES = [
     (
         "roles of different size share a node",
         """p1 a  n1:8
-           p1 b  m1:7""",
+           p1 b  m1:1/8""",
         request("1P2D", 4, 2),
         {"a": "1P2D"},
     ),
