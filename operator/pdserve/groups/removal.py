@@ -85,6 +85,8 @@ def delete_finished(groups: Iterable[GroupView], observation: Observation, draft
 def _delete_if_done(
     group: GroupView, instance: InstanceObs, observation: Observation, draft: Draft
 ) -> None:
+    if instance.name in observation.routed or group.named(instance):
+        return
     if instance.terminating:
         if instance.fault == "NodeDeleted":
             why = "its Node is gone, nothing else can end it"
@@ -92,8 +94,6 @@ def _delete_if_done(
                 DeletePod(instance.name, instance.uid, why, force=True),
                 f"force-delete {instance.name}: {why}",
             )
-        return
-    if instance.name in observation.routed or group.named(instance):
         return
     if instance.fault is not None:
         force = instance.fault == "NodeDeleted"
