@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -260,28 +262,86 @@ def _label(pod: s.Json, label: str) -> str:
     return str(pod["metadata"]["labels"][label])
 
 
-def test_nodes_drained_in_turn_cut_no_stream(service: Service) -> None:
-    """What is evicted serves on until its streams end, and what comes for it is linked meanwhile.
+def _drain(cluster: s.Cluster, node: str) -> float:
+    """`kubectl drain` of the instances of this service, as others share the nodes; seconds."""
+    began = time.monotonic()
+    mine = f"{names.LABEL_SERVICE}={NAMESPACE},{names.LABEL_ROLE}"
+    cluster.kubectl(
+        "drain", node, f"--pod-selector={mine}", "--delete-emptydir-data", "--ignore-daemonsets",
+        "--timeout=280s",
+    )  # fmt: skip
+    assert node not in {p["spec"]["nodeName"] for p in s.pods(cluster, NAMESPACE)}
+    return time.monotonic() - began
 
-    Only pods of this service are evicted, as others share the nodes.
-    """
+
+def _nodes(cluster: s.Cluster) -> list[str]:
+    """Every node, those with instances of this service first."""
+    every = [s.name_of(n) for n in (cluster.get("/api/v1/nodes") or {})["items"]]
+    used = {p["spec"]["nodeName"] for p in s.pods(cluster, NAMESPACE)}
+    return sorted(every, key=lambda node: (node not in used, node))
+
+
+def test_no_instance_is_evicted_from_an_open_node(service: Service) -> None:
+    """The disruption controller has counted each group, and allows none."""
     cluster = service.cluster
-    service.set_ratio(fixed(1, 1, 2))
-    mine = f"{names.LABEL_SERVICE}={NAMESPACE}"
+    service.set_ratio(fixed(2, 1, 1))
+    path = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
+
+    def counted() -> bool:
+        found = {
+            s.name_of(b): b for b in (cluster.get(path) or {})["items"]
+            if s.name_of(b).startswith(GROUP)
+        }  # fmt: skip
+        told = {n: b["status"] for n, b in found.items()}
+        return found.keys() == {f"{GROUP}-0", f"{GROUP}-1"} and all(
+            t["observedGeneration"] == found[n]["metadata"]["generation"]
+            and (t["currentHealthy"], t["desiredHealthy"], t["disruptionsAllowed"]) == (2, 2, 0)
+            for n, t in told.items()
+        )
+
+    s.until("both budgets are counted", counted, WAIT)
+    for pod in s.pods(cluster, NAMESPACE):
+        name = s.name_of(pod)
+        eviction = {
+            "apiVersion": "policy/v1", "kind": "Eviction",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+        }  # fmt: skip
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}/eviction"
+        said = cluster.kubectl(
+            "create", "--raw", path, "-f", "-", stdin=json.dumps(eviction), check=False
+        )
+        assert "would violate the pod's disruption budget" in said
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_nodes_drained_in_turn_cut_no_stream(service: Service, groups: int) -> None:
+    """Each node in turn, the next one at once: what is evicted serves on until its streams end."""
+    cluster = service.cluster
+    service.set_ratio(fixed(groups, 1, 1 + (groups == 1)))
     with service.traffic(tokens=LONG) as traffic:
-        for _ in range(2):
+        for node in _nodes(cluster):
             s.until("streams run", lambda: _running(traffic) == traffic.workers, WAIT)
-            (prefill,) = s.pods(cluster, NAMESPACE, role="prefill")
-            node = prefill["spec"]["nodeName"]
             try:
-                cluster.kubectl(
-                    "drain", node, f"--pod-selector={mine}", "--delete-emptydir-data", "--force",
-                    "--ignore-daemonsets", "--timeout=240s",
-                )  # fmt: skip
-                service.wait()
-                s.wait_groups(cluster, NAMESPACE, GROUP, WAIT)
-                assert node not in {p["spec"]["nodeName"] for p in s.pods(cluster, NAMESPACE)}
+                took = _drain(cluster, node)
+                print(f"drained {node} in {took:.1f} s, {traffic.completed} requests")
             finally:
+                cluster.kubectl("uncordon", node)
+        traffic.wait_more(5)
+    assert traffic.errors == []
+
+
+def test_two_nodes_drained_at_once_cut_no_stream(service: Service) -> None:
+    cluster = service.cluster
+    service.set_ratio(fixed(2, 1, 1))
+    with service.traffic(tokens=LONG) as traffic:
+        s.until("streams run", lambda: _running(traffic) == traffic.workers, WAIT)
+        both = _nodes(cluster)[:2]
+        try:
+            with ThreadPoolExecutor() as pool:
+                print(list(pool.map(lambda node: _drain(cluster, node), both)))
+            service.wait()
+        finally:
+            for node in both:
                 cluster.kubectl("uncordon", node)
         traffic.wait_more(5)
     assert traffic.errors == []

@@ -240,6 +240,7 @@ def make_caches(
     caches.services.add_index(BY_DOMAIN, _domain)
     caches.config_maps.add_index(_BY_OWNER, _owner)
     caches.revisions.add_index(_BY_OWNER, _owner)
+    caches.disruption_budgets.add_index(_BY_OWNER, _owner)
     caches.pods.add_index(_BY_OWNER, _owner)
     caches.pods.add_index(BY_NODE, _node)
     caches.pods.add_index(BY_STATE, _unbound)

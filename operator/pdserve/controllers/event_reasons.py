@@ -13,6 +13,7 @@ DELETED: Final = "InstanceDeleted"
 REFUSED: Final = "ObjectRefused"
 WRITE_REFUSED: Final = "WriteRefused"
 NO_FIT: Final = "NoFit"
+UNCOVERED: Final = "EvictionUncovered"
 HAND_EDIT: Final = "CountsPutBack"
 COUNTS: Final = "CountsChanged"
 TEMPLATE: Final = "TemplateInvalid"
@@ -24,7 +25,7 @@ SCENARIO_REMOVED: Final = "ScenarioRemoved"
 ALL: Final = frozenset(
     {
         CREATED, CREATE_FAILED, SUBSTITUTED, GROWN, DRAINING, DELETED, REFUSED, WRITE_REFUSED,
-        NO_FIT, HAND_EDIT, COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED, SKIPPED,
+        NO_FIT, UNCOVERED, HAND_EDIT, COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED, SKIPPED,
         API_REFUSED,
     }
 )  # fmt: skip

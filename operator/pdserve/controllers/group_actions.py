@@ -123,11 +123,12 @@ class GroupExecutor:
         _, is_new = await self._post(new)
         if not is_new:
             return
-        if new.replaces:
+        lost = new.replaces is not None and not action.stands_in
+        if lost:
             spec = self._view.group.spec
             self._context.metrics.faults.labels(spec.service, spec.scenario).inc()
-        level = "Warning" if new.replaces else "Normal"
-        reason = reasons.SUBSTITUTED if new.replaces else reasons.GROWN
+        level = "Warning" if lost else "Normal"
+        reason = reasons.SUBSTITUTED if lost else reasons.GROWN
         note = f"{new.name} on node {new.node}: {action.reason}"
         about: dict[str, str | int] = {"index": new.group_index, "node": new.node}
         self._event(level, reason, note, instance=new.name, **about)

@@ -32,7 +32,7 @@ NAMESPACED: Final[Rules] = {
     ("apps", "deployments"): _verbs("get list watch create patch"),
     ("rbac.authorization.k8s.io", "roles"): _verbs("get list watch create patch"),
     ("rbac.authorization.k8s.io", "rolebindings"): _verbs("get list watch create patch"),
-    ("policy", "poddisruptionbudgets"): _verbs("get list watch create patch"),
+    ("policy", "poddisruptionbudgets"): _verbs("get list watch create patch delete"),
     ("networking.k8s.io", "networkpolicies"): _verbs("get list watch create patch delete"),
     ("", "persistentvolumeclaims"): _verbs("get"),
     ("", "events"): _verbs("create patch"),

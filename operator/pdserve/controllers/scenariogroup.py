@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
 from pdserve.controllers import event_reasons as reasons
+from pdserve.controllers.budgets import keep_budgets, known_budgets
 from pdserve.controllers.caches import SCENARIO_GROUPS
 from pdserve.controllers.claims import Rank, claims_of, to_json
 from pdserve.controllers.compare import controller_uid, covers
@@ -55,6 +56,7 @@ from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import endpoint, routable
 from pdserve.groups.types import (
+    Budget,
     Claim,
     Condition,
     CreateGroup,
@@ -192,8 +194,17 @@ class _Reconcile:
         """Keep what is needed to render the pods that are there; without it they are served on."""
         client, caches = self.context.client, self.context.caches
         used = {i.revision for i in view.instances}
+        await self._unless_refused(keep_revisions(client, caches, self.obj, self.group, used))
+
+    async def _budgets(self, wanted: Mapping[int, Budget]) -> None:
+        """Say what evictions must leave, before anything that the plan does."""
+        client, caches = self.context.client, self.context.caches
+        await self._unless_refused(keep_budgets(client, caches, self.obj, self.group, wanted))
+
+    async def _unless_refused(self, write: Awaitable[None]) -> None:
+        """Write what instances serve without; a refusal is told in an Event."""
         try:
-            await keep_revisions(client, caches, self.obj, self.group, used)
+            await write
         except NotOursError as error:
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
@@ -221,6 +232,7 @@ class _Reconcile:
             former=former,
             claims=self.context.claims.of(self.group),
             bettered=self.context.node_changes.bettered,
+            budgets=known_budgets(self.context.caches, self.group),
             ahead=self.context.claims.ahead(
                 self.group.spec.fabric.domain_ref.name, _rank(self.context, self.obj)
             ),
@@ -242,6 +254,7 @@ class _Reconcile:
         meanwhile = merged(planned.claims, planned.spent)
         if set(meanwhile) - set(claims_of(self.group)):
             await self._write({"claims": [to_json(c) for c in meanwhile]})
+        await self._budgets(planned.budgets)
         try:
             await executor.execute(planned.actions)
         except CreateRefused as error:
@@ -260,7 +273,8 @@ class _Reconcile:
         more += [refused] if refused is not None else []
         said = {c.type for c in more}
         conditions = (*(c for c in planned.conditions if c.type not in said), *more)
-        self._tell_no_fit(conditions)
+        self._tell(conditions, "Placed", reasons.NO_FIT)
+        self._tell(conditions, "Progressing", reasons.UNCOVERED)
         kept = planned.claims if refused is None else meanwhile
         fabric = known_fabric(self.context.caches, self.group)
         status = status_of(self.group, planned, conditions, view.instances, kept, fabric, self.now)
@@ -273,14 +287,14 @@ class _Reconcile:
             return planned.requeue_after
         return min(REFUSED_RETRY, planned.requeue_after or REFUSED_RETRY)
 
-    def _tell_no_fit(self, conditions: tuple[Condition, ...]) -> None:
-        """An Event when something cannot be placed, and again when the reason is another."""
-        placed = next(c for c in conditions if c.type == "Placed")
-        known = next((c for c in self.group.status.conditions if c.type == "Placed"), None)
-        if placed.reason != reasons.NO_FIT:
+    def _tell(self, conditions: tuple[Condition, ...], kind: str, reason: str) -> None:
+        """An Event when a condition gets this reason, and again when its message is another."""
+        now = next(c for c in conditions if c.type == kind)
+        known = next((c for c in self.group.status.conditions if c.type == kind), None)
+        if now.reason != reason:
             return
-        if known is None or (known.reason, known.message) != (placed.reason, placed.message):
-            self.context.events.event(self.obj, "Warning", reasons.NO_FIT, placed.message)
+        if known is None or (known.reason, known.message) != (now.reason, now.message):
+            self.context.events.event(self.obj, "Warning", reason, now.message)
 
     async def _write(self, status: Mapping[str, Any]) -> None:
         live_status = self.obj.get("status") or {}

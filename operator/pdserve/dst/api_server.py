@@ -24,6 +24,7 @@ from pdserve.dst.api_fields import Ownership, copy
 from pdserve.dst.api_kinds import BUILTIN, Change, Kind, Store
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_select import Selection
+from pdserve.dst.disruption import grant
 from pdserve.kube import resource as known
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.errors import KubeError
@@ -102,6 +103,8 @@ class FakeApi:
         store = self.store(request.resource)
         if request.verb == "list":
             return self._list(store, request)
+        if request.verb == "create" and request.subresource == "eviction":
+            return self._evict(store, request)
         if request.verb == "create":
             return copy(self._create(store, request))
         key = ObjectKey(request.namespace or "", request.name or "")
@@ -314,6 +317,27 @@ class FakeApi:
         return self._commit(store, key, "MODIFIED", live, new)
 
     # --- deletion --------------------------------------------------------------------------
+
+    def _evict(self, store: Store, request: Request) -> Object:
+        """Delete a pod if its PodDisruptionBudget allows it now."""
+        key = ObjectKey(request.namespace or "", request.name or "")
+        live = store.objects.get(key)
+        if live is None:
+            raise _not_found(store, key)
+        budgets = self.objects(known.POD_DISRUPTION_BUDGETS, key.namespace)
+        granted = grant(budgets, live, self._stamp())
+        if granted is not None:
+            self.budget_status(*granted)
+        self._delete(store, key, live, Request("delete", known.PODS, key.namespace, key.name))
+        return {"kind": "Status", "status": "Success"}
+
+    def budget_status(self, budget: Object, status: Object) -> None:
+        """Replace a PodDisruptionBudget's status, as the disruption controller does."""
+        meta = budget["metadata"]
+        resource, body = known.POD_DISRUPTION_BUDGETS, {**budget, "status": status}
+        self.handle(
+            Request("update", resource, meta["namespace"], meta["name"], "status", body=body)
+        )
 
     def _delete(self, store: Store, key: ObjectKey, live: Object, request: Request) -> Object:
         options = request.body or {}

@@ -27,6 +27,7 @@ from pdserve.dst.api_fields import copy
 from pdserve.dst.api_kinds import Kind, kind_of_crd
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_server import START, FakeApi
+from pdserve.dst.disruption import status_of
 from pdserve.dst.scheduling import refusal_of
 from pdserve.dst.world_engines import Engine, Engines
 from pdserve.dst.world_service import NPU, NS
@@ -34,11 +35,13 @@ from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.frozen import Memo
 from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,
     EVENTS,
     NODES,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     Object,
     ObjectKey,
@@ -314,6 +317,36 @@ class World:
         """Somebody deletes the pod."""
         self.api.handle(Request("delete", PODS, namespace, pod))
 
+    def cordon(self, node: str, *, closed: bool = True) -> None:
+        """Somebody closes a node to new pods, or opens it again."""
+        self.patch(NODES, "", node, {"spec": {"unschedulable": closed}})
+
+    def evict(self, pod: str, namespace: str = NS) -> bool:
+        """Somebody asks for a pod's eviction; False when its budget refuses it now (429)."""
+        try:
+            self.api.handle(Request("create", PODS, namespace, pod, "eviction"))
+        except KubeError as error:
+            if error.status != 429:
+                raise
+            return False
+        return True
+
+    async def drain(self, node: str, seconds: float = 600.0) -> float:
+        """Somebody drains a node as `kubectl drain` does; the seconds it took.
+
+        Each pod is asked for again every 5 s while that is refused. TimeoutError when instances
+        are left there after `seconds`.
+        """
+        began = asyncio.get_running_loop().time()
+        self.cordon(node)
+        async with asyncio.timeout(seconds):
+            while here := [p for p in self.instances() if p["spec"].get("nodeName") == node]:
+                for meta in (p["metadata"] for p in here):
+                    if "deletionTimestamp" not in meta:
+                        self.evict(meta["name"], meta["namespace"])
+                await asyncio.sleep(5)
+        return asyncio.get_running_loop().time() - began
+
     def kill(self, pod: str) -> None:
         """The pod's process is gone for good."""
         self.crashing.add(pod)
@@ -376,6 +409,7 @@ class World:
             if changed:
                 for deployment in self.seen(DEPLOYMENTS):
                     self._deployment(deployment)
+                self._budgets()
             steps += 1
             if steps % 10 == 0 and self._collected != self.api.version:
                 before = self.api.version
@@ -561,6 +595,24 @@ class World:
                         "spec": copy(template["spec"]),
                     },
                 )
+
+    def _budgets(self) -> None:
+        """The disruption controller looks at every PodDisruptionBudget."""
+        pods = self.seen(PODS)
+        for budget in self.seen(POD_DISRUPTION_BUDGETS):
+            if "selector" not in budget.get("spec", {}):
+                continue  # it selects nothing
+            status = status_of(budget, pods, self._scale, now(), stamp())
+            if status != budget.get("status"):
+                self.api.budget_status(budget, status)
+
+    def _scale(self, owner: Mapping[str, Any], namespace: str) -> int | None:
+        """Replicas of a pod's controller, by its scale subresource."""
+        kinds = {"Deployment": DEPLOYMENTS, "ScenarioGroup": SCENARIO_GROUPS}
+        kind = kinds.get(owner["kind"])
+        found = self.get(kind, owner["name"], namespace) if kind is not None else None
+        replicas = (found or {}).get("spec", {}).get("replicas")
+        return replicas if isinstance(replicas, int) else None
 
     def _after(self, key: str, seconds: float) -> bool:
         """True once `seconds` passed since this was first asked of `key`."""

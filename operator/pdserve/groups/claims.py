@@ -23,7 +23,7 @@ from pdserve.groups.types import (
     InstanceObs,
     Observation,
 )
-from pdserve.groups.view import Draft, GroupView, leaving
+from pdserve.groups.view import Draft, GroupView, leaving, stood_in_for
 from pdserve.placement import NoFit, Placement, place
 from pdserve.topology import Fabric, Reservation
 from pdserve.wire.peers import ROLES, Role
@@ -98,7 +98,9 @@ def kept_claims(
     spent = {c.pod for c in draft.spent}
     found: list[Claim] = []
     made = Counter(
-        (a.pod.group_index, a.pod.role) for a in draft.actions if isinstance(a, CreateInstance)
+        (a.pod.group_index, a.pod.role)
+        for a in draft.actions
+        if isinstance(a, CreateInstance) and not a.stands_in
     )
     # 1
     staying = {g.index for g in kept}
@@ -107,8 +109,10 @@ def kept_claims(
         known = [c for c in held.values() if c.group_index == group.index]
         left = _usable([*known, *(claim_of(i) for i in group.members if leaving(i))], spent, draft)
         short = 0
+        covered = stood_in_for(group, observation, draft.fabric)
         for role in ROLES:
-            missing = wanted.role(role).count - len(group.of_role(role)) - made[group.index, role]
+            here = sum(1 for i in group.of_role(role) if i.name not in covered)
+            missing = wanted.role(role).count - here - made[group.index, role]
             mine = [c for c in left if c.role == role][: max(0, missing)]
             found += mine
             short += max(0, missing) - len(mine)

@@ -9,7 +9,7 @@ from pdserve.groups.naming import pod_name, slot_range
 from pdserve.groups.repairs import Suspects, suspects, waits_until
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
 from pdserve.groups.view import Draft, GroupView, group_request
-from pdserve.placement import NoFit, Placement, place
+from pdserve.placement import Member, NoFit, Placement, Site, place
 from pdserve.topology import Fabric
 from pdserve.wire.peers import ROLES
 
@@ -20,11 +20,13 @@ def create_group(
     used: Collection[int],
     why: str,
     live: Iterable[GroupView],
+    *,
+    more: bool = False,
 ) -> int | None:
     """Create a P/D group under the lowest index without pods; None if it must wait.
 
     It takes the devices that a group left behind which is gone (not in `live`), else what those
-    leave who wait before it.
+    leave who wait before it. `more`: another one is created next.
 
     What keeps it waiting is noted in the draft: no place, or back-off in one of its slots.
     """
@@ -41,25 +43,39 @@ def create_group(
     wanted = observation.wanted
     bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
     found: Placement | NoFit | None = None
+    beside = draft.beside(wanted.revision, index)
+
+    def find(fabric: Fabric) -> Placement | NoFit:
+        return find_place(fabric, wanted, bad, beside, more=more)
+
     claims = of_gone_group(live, draft)
     if claims:
-        found = with_lifted(draft, claims, lambda fabric: find_place(fabric, wanted, bad))
+        found = with_lifted(draft, claims, find)
     if not isinstance(found, Placement):
-        found = find_place(after_those_ahead(draft.fabric, observation), wanted, bad)
+        found = find(after_those_ahead(draft.fabric, observation))
     if isinstance(found, NoFit):
-        draft.blocked_request = group_request(wanted, bad.barred)
+        draft.blocked_request = group_request(wanted, bad.barred, beside)
         draft.blocked.append(f"group {index}: {found.message}")
         draft.reasons.append(f"group {index} is not created: {found.message}")
         return None
     pods = _pods(observation, draft, index, found)
     draft.act(CreateGroup(index, pods), f"create group {index} ({why}): {found.explanation[0]}")
     draft.promise(found.reservations)
+    made = (Member(p.name, p.role, p.node, ready=False) for p in pods)
+    draft.place(index, wanted.revision, made)
     return index
 
 
-def find_place(fabric: Fabric, wanted: Wanted, bad: Suspects) -> Placement | NoFit:
+def find_place(
+    fabric: Fabric,
+    wanted: Wanted,
+    bad: Suspects,
+    beside: tuple[Site, ...] = (),
+    *,
+    more: bool = False,
+) -> Placement | NoFit:
     """A place as far from suspect nodes as there is one."""
-    return bad.away_from(lambda nodes: place(fabric, group_request(wanted, nodes)))
+    return bad.away_from(lambda nodes: place(fabric, group_request(wanted, nodes, beside, more)))
 
 
 def _pods(

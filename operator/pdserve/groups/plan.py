@@ -2,14 +2,15 @@
 
 A pure function, called by the operator, the preview command and the simulation alike. Steps, each
 in its module: 1 judge late starts, count faults; 2 which groups; 3 inside each group; 4 tables; 5
-links; 6 the scale-unit label; 7 deletions; 8 what to say. Actions come in the order in which they
-must be carried out, and each is safe to repeat: a crash between any two leaves a state that the
-next observation explains.
+links; 6 the scale-unit label; 7 deletions; 8 what evictions must leave; 9 what to say. Actions come
+in the order in which they must be carried out, and each is safe to repeat: a crash between any two
+leaves a state that the next observation explains.
 """
 
 from __future__ import annotations
 
 from pdserve.groups.claims import counted, kept_claims
+from pdserve.groups.evictions import decide_evictions
 from pdserve.groups.linking import update_links
 from pdserve.groups.removal import delete_finished, drain_deadlines
 from pdserve.groups.repairs import count_faults, suspicion_ends
@@ -20,7 +21,7 @@ from pdserve.groups.scaleunit import place_scale_unit
 from pdserve.groups.startup import judge_startups
 from pdserve.groups.tables import publish_table
 from pdserve.groups.types import Observation, Plan
-from pdserve.groups.view import Draft, group_views
+from pdserve.groups.view import Draft, group_views, members_of
 from pdserve.topology import Fabric
 
 
@@ -30,6 +31,7 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
     # 1
     observation = judge_startups(observation)
     groups = group_views(observation)
+    draft.members = {g.index: (g.revision, members_of(g)) for g in groups if not g.gone}
     count_faults(observation, draft)
     # 2
     kept = scale_groups(groups, observation, draft)
@@ -45,6 +47,8 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
     delete_finished(groups, observation, draft)
     drain_deadlines(groups, observation, draft)
     # 8
+    budgets = decide_evictions(groups, observation, draft)
+    # 9
     waits = [*draft.waits, *(i.recheck_after for i in observation.instances if i.recheck_after)]
     ends = suspicion_ends(draft.repairs, observation.now, fabric)
     if draft.blocked and ends is not None:
@@ -58,5 +62,6 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
         claims=kept_claims(groups, kept, observation, draft),
         spent=draft.spent,
         blocked_request=draft.blocked_request,
+        budgets=budgets,
         reasons=tuple(draft.reasons),
     )

@@ -16,7 +16,7 @@ from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects, waits_until
 from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
-from pdserve.groups.view import Draft, GroupView, group_request, members_of
+from pdserve.groups.view import Draft, GroupView, group_request, members_of, stood_in_for
 from pdserve.placement import (
     InstancePlacement,
     Member,
@@ -40,7 +40,7 @@ class Vacancy:
 
 def resize_group(group: GroupView, observation: Observation, draft: Draft) -> None:
     """Bring one group of the wanted revision to the wanted counts; repair one of another."""
-    own = _at_own_revision(group, observation)
+    own = at_own_revision(group, observation)
     for instance in group.staying:
         if instance.revision != group.revision:
             why = f"it is of revision {instance.revision}, its group is not"
@@ -49,9 +49,11 @@ def resize_group(group: GroupView, observation: Observation, draft: Draft) -> No
         return
     observation, wanted = own, own.wanted
     members = list(members_of(group))
+    covered = stood_in_for(group, observation, draft.fabric)
     unplaced = 0
     for role in ROLES:
-        short = wanted.role(role).count - len(group.of_role(role))
+        here = sum(1 for i in group.of_role(role) if i.name not in covered)
+        short = wanted.role(role).count - here
         for vacancy in _vacancies(group, role, short, observation, draft):
             made = _fill(group, role, vacancy, members, observation, draft)
             if isinstance(made, NoFit):
@@ -67,7 +69,7 @@ def resize_group(group: GroupView, observation: Observation, draft: Draft) -> No
         _shrink(group, observation, draft, growth_blocked=unplaced > 0)
 
 
-def _at_own_revision(group: GroupView, observation: Observation) -> Observation | None:
+def at_own_revision(group: GroupView, observation: Observation) -> Observation | None:
     """The observation by which this group is kept up; None: it is left as it is.
 
     An outdated group that has served gets lost instances back as they were, and no other change:
@@ -185,7 +187,9 @@ def _fill(
         f"create {pod.name} on {pod.node} ({vacancy.reason}): {found.explanation[0]}",
     )
     draft.promise(found.reservations)
-    return Member(pod.name, role, pod.node, ready=False)
+    made = Member(pod.name, role, pod.node, ready=False)
+    draft.place(group.index, pod.revision, [made])
+    return made
 
 
 def _find_node(
@@ -197,14 +201,9 @@ def _find_node(
     draft: Draft,
 ) -> InstancePlacement | NoFit:
     """A node: with what the group's lost instances left; growth takes only what others leave."""
-    bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
 
     def find(fabric: Fabric) -> InstancePlacement | NoFit:
-        def without(nodes: frozenset[str]) -> InstancePlacement | NoFit:
-            request = group_request(observation.wanted, nodes)
-            return place_instance(fabric, request, role, members, vacancy.near)
-
-        return bad.away_from(without)
+        return _node(fabric, group, role, vacancy.near, members, observation, draft)
 
     for lifted in of_instance(group, draft, role):
         mine = sorted(lifted, key=lambda c: c.slot != vacancy.slot)
@@ -213,18 +212,55 @@ def _find_node(
             return found
     if vacancy.replaces is not None:
         return find(draft.fabric)
-    return find(after_those_ahead(draft.fabric, observation))
+    return spare_node(group, role, vacancy.near, members, observation, draft)
+
+
+def spare_node(
+    group: GroupView,
+    role: Role,
+    near: Path | None,
+    members: Sequence[Member],
+    observation: Observation,
+    draft: Draft,
+) -> InstancePlacement | NoFit:
+    """A node for one more instance among those that groups waiting before it leave."""
+    left = after_those_ahead(draft.fabric, observation)
+    return _node(left, group, role, near, members, observation, draft)
+
+
+def _node(
+    fabric: Fabric,
+    group: GroupView,
+    role: Role,
+    near: Path | None,
+    members: Sequence[Member],
+    observation: Observation,
+    draft: Draft,
+) -> InstancePlacement | NoFit:
+    """A node as far from suspect ones as there is one."""
+    bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
+    beside = draft.beside(observation.wanted.revision, group.index)
+
+    def without(nodes: frozenset[str]) -> InstancePlacement | NoFit:
+        request = group_request(observation.wanted, nodes, beside)
+        return place_instance(fabric, request, role, members, near)
+
+    return bad.away_from(without)
 
 
 def _shrink(group: GroupView, observation: Observation, draft: Draft, growth_blocked: bool) -> None:
     wanted = observation.wanted
     grown = all(group.ready(role) >= wanted.role(role).count for role in ROLES)
+    # Two of one slot count as one: the drain that its stand-in is for ends the other.
+    covered = stood_in_for(group, observation, draft.fabric)
+    members = tuple(m for m in members_of(group) if m.name not in covered)
     for role in ROLES:
-        excess = len(group.of_role(role)) - wanted.role(role).count
+        excess = sum(m.role == role for m in members) - wanted.role(role).count
         if excess <= 0:
             continue
         level = wanted.locality_level if wanted.locality_mode == "Preferred" else None
-        chosen = choose_removal(draft.fabric, role, members_of(group), excess, level)
+        beside = draft.beside(group.revision, group.index)
+        chosen = choose_removal(draft.fabric, role, members, excess, level, beside)
         ready = {m.name for m in members_of(group) if m.ready}
         by_name = {i.name: i for i in group.staying}
         replaced = {i.replaces for i in group.staying}

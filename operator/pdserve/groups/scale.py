@@ -43,6 +43,7 @@ def scale_groups(
         if excess is None:
             break
         live.remove(excess)
+        del draft.members[excess.index]
         why = _why_removed(excess, observation)
         for instance in excess.members:
             retire(excess, instance, why, observation, draft)
@@ -52,7 +53,8 @@ def scale_groups(
     for made in range(missing):
         blocked = len(draft.blocked)
         creation = _creation(live, observation, first=not made)
-        index = create_group(creation, draft, used, "scale up", live)
+        more = made + 1 < missing
+        index = create_group(creation, draft, used, "scale up", live, more=more)
         if index is None:
             # A wait ends by itself; without a place, only the roll of another group helps.
             if len(draft.blocked) == blocked or len(live) < len(groups):
@@ -140,14 +142,17 @@ def _roll(
         )
         return None
     victim = min(outdated, key=lambda g: (g.serving, -g.index))
-    attempt = Draft(draft.fabric, draft.repairs, claims=list(draft.claims))
-    index = create_group(
-        observation, attempt, used, f"new revision, before group {victim.index} goes", live
+    attempt = Draft(
+        draft.fabric, draft.repairs, claims=list(draft.claims), members=dict(draft.members)
     )
+    why = f"new revision, before group {victim.index} goes"
+    more = len(outdated) > 1
+    index = create_group(observation, attempt, used, why, live, more=more)
     if index is not None:
         draft.actions += attempt.actions
         draft.reasons += attempt.reasons
         draft.fabric, draft.claims = attempt.fabric, attempt.claims
+        draft.members = attempt.members
         draft.spent += attempt.spent
         return None
     if not attempt.blocked:

@@ -189,6 +189,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What the PodDisruptionBudget of a P/D group says."""
+
+    least: int
+    """`minAvailable`: Ready members that an eviction must leave."""
+    since: float | None = None
+    """When members were first seen on nodes that take no new instance; None while none is."""
+
+
+@dataclass(frozen=True, slots=True)
 class NewPod:
     """A pod to POST. The engine adapter renders it; the plan fixes who and where."""
 
@@ -217,6 +227,8 @@ class CreateInstance:
 
     pod: NewPod
     reason: str
+    stands_in: bool = False
+    """What it replaces is sound, and on a node that takes no new instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +332,8 @@ class Observation:
     """P/D groups of others that wait for devices and come first, the first one first."""
     bettered: Mapping[str, float] = field(default_factory=dict)
     """When each node last changed so that it may take what it refused before."""
+    budgets: Mapping[int, Budget] = field(default_factory=dict)
+    """The PodDisruptionBudgets that are there, by group index."""
 
     def at(self, revision: str) -> Wanted | None:
         """What is wanted of a group of `revision`; None when its template is not known."""
@@ -368,5 +382,7 @@ class Plan:
     """Claims that the actions use up: they hold until those are carried out."""
     blocked_request: GroupRequest | None = None
     """The P/D group that found no place, for `Observation.ahead` of others."""
+    budgets: Mapping[int, Budget] = field(default_factory=dict)
+    """Each P/D group's PodDisruptionBudget; others are to be deleted."""
     reasons: tuple[str, ...] = ()
     """Human sentences: why each action, why not another (for `explain` and events)."""

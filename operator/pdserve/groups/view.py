@@ -6,13 +6,13 @@ making: actions, reasons and the fabric with what was promised so far.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from pdserve.groups.routes import is_routable
 from pdserve.groups.types import Action, Claim, Condition, InstanceObs, Observation, Repair, Wanted
-from pdserve.placement import GroupRequest, Member
+from pdserve.placement import GroupRequest, Member, Site, site_of
 from pdserve.topology import Fabric, Reservation
 from pdserve.wire.peers import ROLES, PeerTable, Role
 
@@ -47,9 +47,10 @@ class GroupView:
         own = [i for i in self.staying if i.revision == self.revision]
         return {role: tuple(i for i in own if i.role == role) for role in ROLES}
 
-    def ready(self, role: Role) -> int:
-        """How many members of one role can serve now."""
-        return sum(1 for i in self.of_role(role) if is_routable(i, self.table))
+    def ready(self, role: Role, without: Collection[str] = ()) -> int:
+        """How many members of one role, but for these names, can serve now."""
+        here = (i for i in self.of_role(role) if i.name not in without)
+        return sum(1 for i in here if is_routable(i, self.table))
 
     @cached_property
     def serving(self) -> bool:
@@ -120,6 +121,8 @@ class Draft:
     """What could not be placed, for the condition Placed."""
     progressing: Condition | None = None
     """Set by a step that waits for a person or for devices."""
+    members: dict[int, tuple[str, tuple[Member, ...]]] = field(default_factory=dict)
+    """Revision and staying instances, those of this plan included, of each group that stays."""
 
     def act(self, action: Action, reason: str) -> None:
         """Add an action and why."""
@@ -130,12 +133,30 @@ class Draft:
         """Later steps of this plan see these devices taken."""
         self.fabric = self.fabric.reserve(reservations)
 
+    def place(self, index: int, revision: str, members: Iterable[Member]) -> None:
+        """Count the instances that this plan makes among their group's."""
+        _, known = self.members.get(index, (revision, ()))
+        self.members[index] = (revision, (*known, *members))
+
+    def beside(self, revision: str, index: int) -> tuple[Site, ...]:
+        """Where the other groups of this revision are: those of another one will go."""
+        return tuple(
+            site_of(members)
+            for other, (its, members) in sorted(self.members.items())
+            if its == revision and other != index
+        )
+
     def wait(self, seconds: float) -> None:
         """Look again after so long."""
         self.waits.append(max(0.0, seconds))
 
 
-def group_request(wanted: Wanted, exclude: frozenset[str]) -> GroupRequest:
+def group_request(
+    wanted: Wanted,
+    exclude: frozenset[str],
+    beside: tuple[Site, ...] = (),
+    more: bool = False,
+) -> GroupRequest:
     """One P/D group as a question to placement."""
     return GroupRequest(
         prefill=wanted.prefill.count,
@@ -145,6 +166,8 @@ def group_request(wanted: Wanted, exclude: frozenset[str]) -> GroupRequest:
         mode=wanted.locality_mode,
         level=wanted.locality_level,
         exclude=exclude,
+        beside=beside,
+        more=more,
     )
 
 
@@ -155,3 +178,24 @@ def members_of(group: GroupView) -> tuple[Member, ...]:
         for role in ROLES
         for i in group.of_role(role)
     )
+
+
+def closed_members(
+    group: GroupView, observation: Observation, fabric: Fabric
+) -> tuple[InstanceObs, ...]:
+    """Staying members whose node is Ready and takes no new instance: it may be about to be
+    emptied.
+    """
+    then = observation.at(group.revision) or observation.wanted
+    return tuple(
+        i
+        for i in group.staying
+        if fabric.blocked(i.node, then.role(i.role).shape.tolerations) not in (None, "NotReady")
+    )
+
+
+def stood_in_for(group: GroupView, observation: Observation, fabric: Fabric) -> frozenset[str]:
+    """Names of closed members whose stand-in is there: the two count as one."""
+    replaced = {i.replaces for i in group.staying}
+    closed = closed_members(group, observation, fabric)
+    return frozenset(i.name for i in closed if i.uid in replaced)

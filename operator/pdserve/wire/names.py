@@ -33,6 +33,8 @@ ANNOTATION_CONTROL = f"{GROUP}/control"
 """On a pod of an instance: digests of the control credentials it accepts, one a line."""
 ANNOTATION_CREDENTIALS = f"{GROUP}/credentials"
 """On a gateway pod: fingerprint of the request credential it was made with."""
+ANNOTATION_CLOSED_SINCE = f"{GROUP}/closed-since"
+"""On a PodDisruptionBudget: since when members are on nodes that take no new instance."""
 ANNOTATION_ROTATE = f"{GROUP}/rotate"
 """On a PDService: a new value asks for new credentials."""
 ANNOTATION_ROCE_DEVICES = f"{GROUP}/roce-devices"
@@ -84,6 +86,11 @@ def routes_configmap_name(service: str) -> str:
 def peers_configmap_name(scenario_group: str, group_index: int) -> str:
     """Name of the ConfigMap holding the peer table of one P/D group."""
     return f"{scenario_group}-{group_index}-peers"
+
+
+def budget_name(scenario_group: str, group_index: int) -> str:
+    """Name of the PodDisruptionBudget of one P/D group."""
+    return f"{scenario_group}-{group_index}"
 
 
 def token_secret_name(service: str) -> str:

@@ -275,7 +275,6 @@ NOT_SEEN = {
     # Only when their content changes with the operator's version.
     ("", "serviceaccounts", "patch"), ("rbac.authorization.k8s.io", "roles", "patch"),
     ("rbac.authorization.k8s.io", "rolebindings", "patch"),
-    ("policy", "poddisruptionbudgets", "patch"),
 }  # fmt: skip
 
 

@@ -1,0 +1,215 @@
+"""Which members of a P/D group may be evicted: its PodDisruptionBudget, and stand-ins for a drain.
+
+`kubectl drain` closes a node to new pods and then asks for each pod's eviction again and again,
+until the pod's budget lets it go. A member is *closed* when its node takes no new instance.
+
+    no member is closed                         nothing may be evicted
+    what is open serves, or the group does not  closed members may be evicted
+    another group serves on open nodes          the same, one group after the other
+    else                                        held, while stand-ins for one such group start
+
+A stand-in is one more instance in the slot of a closed one, which stays until it is evicted: a node
+may be closed for long without being emptied. No hold lasts for ever: where no stand-in is on its
+way it ends after `drainSeconds`, else after the startup deadline; for the next group once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pdserve.groups.naming import pod_name
+from pdserve.groups.resize import at_own_revision, spare_node
+from pdserve.groups.routes import is_routable
+from pdserve.groups.types import Budget, Condition, CreateInstance, InstanceObs, NewPod, Observation
+from pdserve.groups.view import Draft, GroupView, closed_members, members_of
+from pdserve.placement import Member, NoFit
+from pdserve.wire.peers import ROLES
+
+HELD = "EvictionHeld"
+UNCOVERED = "EvictionUncovered"
+"""Reasons of the condition Progressing."""
+HAND_OVER = 60.0
+"""Seconds after which a group whose closed members may be evicted, and are not, holds up the next
+one no longer: somebody closed its nodes and does not empty them."""
+RETRY = 30.0
+"""Seconds until a place for a stand-in is looked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Closing:
+    """A group with closed members."""
+
+    group: GroupView
+    closed: tuple[InstanceObs, ...]
+    since: float
+
+    @property
+    def nodes(self) -> str:
+        return ", ".join(sorted({i.node for i in self.closed}))
+
+    @property
+    def open_serves(self) -> bool:
+        """Both roles can serve without the closed members."""
+        away = {i.name for i in self.closed}
+        return all(self.group.ready(role, without=away) for role in ROLES)
+
+    @property
+    def open_starts(self) -> bool:
+        """Some other member does not serve yet."""
+        away = {i.name for i in self.closed}
+        group = self.group
+        return any(i.name not in away and not is_routable(i, group.table) for i in group.staying)
+
+
+def decide_evictions(
+    groups: Sequence[GroupView], observation: Observation, draft: Draft
+) -> Mapping[int, Budget]:
+    """The budget of each group that has pods; stand-ins are added to the draft.
+
+    Order of groups with closed members: since when they have some, then the index.
+    """
+    closing = sorted(_closing(groups, observation, draft), key=lambda c: (c.since, c.group.index))
+    by_index = {c.group.index: c for c in closing}
+    serving = [
+        g.index
+        for g in groups
+        if not g.gone and (by_index[g.index].open_serves if g.index in by_index else g.serving)
+    ]
+    returning = [g for g in groups if g.index not in by_index and _comes_back(g, draft)]
+    if not serving and not returning:
+        _stand_in(closing, observation, draft)
+    free: set[int] = set()
+    last: _Closing | None = None
+    for place, this in enumerate(closing):
+        index = this.group.index
+        if not this.group.has_served or (this.open_serves and not this.open_starts):
+            free.add(index)
+        elif set(serving) - {index}:
+            if returning:
+                _hold(this, f"until group {returning[0].index} serves again", draft)
+            elif last is not None and observation.now - last.since < HAND_OVER:
+                draft.wait(HAND_OVER - (observation.now - last.since))
+                _hold(this, f"while those of group {last.group.index} go", draft)
+            else:
+                free.add(index)
+                last = this
+        elif _overdue(this, place, bool(returning), observation, draft):
+            free.add(index)
+    return {g.index: _budget(g, by_index.get(g.index), g.index in free) for g in groups}
+
+
+def _closing(groups: Sequence[GroupView], observation: Observation, draft: Draft) -> list[_Closing]:
+    found = []
+    for group in groups:
+        closed = closed_members(group, observation, draft.fabric)
+        if closed:
+            known = observation.budgets.get(group.index)
+            began = known.since if known is not None and known.since is not None else None
+            since = observation.now if began is None else min(began, observation.now)
+            found.append(_Closing(group, closed, since))
+    return found
+
+
+def _comes_back(group: GroupView, draft: Draft) -> bool:
+    """It does not serve, but its instances start, and none of them has failed twice."""
+    if group.serving or group.gone or not group.has_served:
+        return False
+    _, members = draft.members.get(group.index, ("", ()))
+    failures = {r.slot: r.failures for r in draft.repairs}
+    once = all(failures.get(i.slot, 0) <= 1 for i in group.members)
+    return once and {m.role for m in members} == set(ROLES)
+
+
+def _overdue(
+    this: _Closing, place: int, returning: bool, observation: Observation, draft: Draft
+) -> bool:
+    """Whether a group that alone serves has been held for long enough; says so either way."""
+    wanted = observation.at(this.group.revision) or observation.wanted
+    made = any(a.stands_in for a in draft.actions if isinstance(a, CreateInstance))
+    starts = this.open_starts or made or returning
+    deadline = max(wanted.role(role).startup_deadline for role in ROLES)
+    hold = (deadline if starts else observation.wanted.drain_seconds) * (place + 1)
+    end = this.since + hold
+    if observation.now >= end:
+        message = (
+            f"group {this.group.index} alone serves; its instances on {this.nodes} may be evicted, "
+            f"though after {hold:.0f} s none stands in for them"
+        )
+        _say(draft, UNCOVERED, message)
+        return True
+    draft.wait(min(end - observation.now, RETRY))
+    at = datetime.fromtimestamp(end, UTC).isoformat(timespec="seconds")
+    _hold(this, f"until others stand in for them, at most until {at}: it alone serves", draft)
+    return False
+
+
+def _hold(this: _Closing, why: str, draft: Draft) -> None:
+    message = f"group {this.group.index} keeps its instances on {this.nodes} {why}"
+    _say(draft, HELD, message)
+
+
+def _say(draft: Draft, reason: str, message: str) -> None:
+    draft.reasons.append(message)
+    if draft.progressing is None:
+        draft.progressing = Condition("Progressing", "True", reason, message)
+
+
+def _budget(group: GroupView, closing: _Closing | None, free: bool) -> Budget:
+    """What an eviction must leave. The disruption controller counts members that are Ready.
+
+    One that becomes Ready must give no other one away, so all members count where none may go.
+    """
+    there = [i for i in group.members if not i.terminating]
+    if closing is None:
+        return Budget(len(there))
+    if not free:
+        return Budget(len(there), closing.since)
+    names = {i.name for i in closing.closed}
+    return Budget(sum(i.ready and i.name not in names for i in there), closing.since)
+
+
+def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: Draft) -> None:
+    """Create stand-ins for one group that serves on closed nodes only, as far as there is room."""
+    this = next((c for c in closing if c.group.has_served), None)
+    if this is None or observation.wanted.paused:
+        return
+    group = this.group
+    own = at_own_revision(group, observation)
+    if own is None:
+        return
+    replaced = {i.replaces for i in group.staying}
+    members = list(members_of(group))
+    for instance in this.closed:
+        name = pod_name(instance.slot, group.revision, instance.uid)
+        taken = any(i.name == name for i in group.members)
+        if instance.uid in replaced or instance.revision != group.revision or taken:
+            continue
+        if group.table is not None and group.table.peer(name) is not None:
+            continue  # peers first learn that its former holder is gone
+        repair = next((r for r in draft.repairs if r.slot == instance.slot), None)
+        if repair is not None and observation.now < repair.not_before:
+            draft.wait(repair.not_before - observation.now)
+            continue
+        near = draft.fabric.leaf(instance.node)
+        found = spare_node(group, instance.role, near, members, own, draft)
+        if isinstance(found, NoFit):
+            draft.reasons.append(f"nothing stands in for {instance.name}: {found.message}")
+            continue
+        why = f"stands in for {instance.name}, as {instance.node} takes no new instance"
+        pod = NewPod(
+            name=name,
+            slot=instance.slot,
+            role=instance.role,
+            group_index=group.index,
+            revision=group.revision,
+            node=found.node,
+            domains=dict(draft.fabric.place_of(found.node)),
+            replaces=instance.uid,
+        )
+        draft.act(CreateInstance(pod, why, stands_in=True), f"create {name} on {found.node}: {why}")
+        draft.promise(found.reservations)
+        made = Member(name, pod.role, pod.node, ready=False)
+        members.append(made)
+        draft.place(group.index, group.revision, [made])
