@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pdserve.groups.naming import pod_name
+from pdserve.groups.repairs import waits_until
 from pdserve.groups.resize import at_own_revision, spare_node
 from pdserve.groups.routes import is_routable
 from pdserve.groups.types import Budget, Condition, CreateInstance, InstanceObs, NewPod, Observation
@@ -180,7 +181,8 @@ def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: Draf
     if own is None:
         return
     replaced = {i.replaces for i in group.staying}
-    members = list(members_of(group))
+    away = {i.name for i in this.closed}
+    members = [m for m in members_of(group) if m.name not in away]
     for instance in this.closed:
         name = pod_name(instance.slot, group.revision, instance.uid)
         taken = any(i.name == name for i in group.members)
@@ -189,9 +191,11 @@ def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: Draf
         if group.table is not None and group.table.peer(name) is not None:
             continue  # peers first learn that its former holder is gone
         repair = next((r for r in draft.repairs if r.slot == instance.slot), None)
-        if repair is not None and observation.now < repair.not_before:
-            draft.wait(repair.not_before - observation.now)
-            continue
+        if repair is not None:
+            due = waits_until(repair, observation.bettered, draft.fabric)
+            if observation.now < due:
+                draft.wait(due - observation.now)
+                continue
         near = draft.fabric.leaf(instance.node)
         found = spare_node(group, instance.role, near, members, own, draft)
         if isinstance(found, NoFit):
