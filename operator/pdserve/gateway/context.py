@@ -43,12 +43,21 @@ _PATHS: dict[Endpoint, str] = {"chat": PATH_CHAT, "completions": PATH_COMPLETION
 MAX_FAULTS = 2
 """Instances that may fail or lose one request before the client gets 502: a request that breaks
 instances must not be shown to all of them."""
-RESCUE_SECONDS = 30.0
-"""A request that lost an instance waits for another so long: late is better than never."""
+RESCUE_TARGETS = 10.0
+"""A request that lost an instance waits for another for so many TTFT targets: late is better than
+never, but a client that waits for a first token in a second has no use for one after thirty."""
+RESCUE_SECONDS = (5.0, 30.0)
+"""At least and at most; never less than one TTFT target."""
 
 
 MIN_RETRY = 0.05
 """Seconds; sooner nothing can have changed."""
+
+
+def rescue_seconds(ttft: float) -> float:
+    """How long a request that lost an instance waits for another; `ttft`: its target, seconds."""
+    least, most = RESCUE_SECONDS
+    return max(ttft, min(most, max(least, RESCUE_TARGETS * ttft)))
 
 
 class KvLostError(Exception):
@@ -138,8 +147,9 @@ class Context:
         self.held: Held | None = None
         self._faults = 0
         self.prefill_body = b""
-        self.rescued = False
-        """A fault already gave this request its deadlines anew."""
+        self.rescued_until = 0.0
+        """A fault gave this request its deadlines anew: until then it may wait for another
+        prefill, and for a decode from then on; 0: none did."""
         self.invalid = False
         """An engine found the request itself wrong: not offered."""
         self.outcome: Outcome | None = None
@@ -210,12 +220,23 @@ class Context:
             leg.close()
         self.release()
 
-    def rescue(self, ticket: Ticket) -> None:
-        """A fault cost the request its time: it gets more, once, and keeps its turn."""
-        self.rescued = True
-        if ticket.deadline <= ticket.rank:
-            more = max(RESCUE_SECONDS, self.lane.scenario.slo.ttft)
-            ticket.deadline = max(ticket.deadline, time.perf_counter() + more)
+    @property
+    def rescued(self) -> bool:
+        """A fault gave this request its deadlines anew."""
+        return self.rescued_until > 0
+
+    def rescue(self) -> None:
+        """A fault cost the request its time: it gets more and keeps its turn."""
+        now = time.perf_counter()
+        if now > self.rescued_until:
+            self.rescued_until = now + rescue_seconds(self.lane.scenario.slo.ttft)
+        if self.ticket is not None:
+            self.ticket.deadline = max(self.ticket.deadline, self.rescued_until)
+
+    def rescued_handoff(self, held_at: float) -> float:
+        """Until when a rescued request waits for a decode; its prefill ended at `held_at`."""
+        slo = self.lane.scenario.slo
+        return max(self.rescued_until, held_at + slo.ttft) + slo.handoff
 
     def fault(self, message: str) -> None:
         """An instance failed or lost this request; raises ApiError (502) at `MAX_FAULTS`."""

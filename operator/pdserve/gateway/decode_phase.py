@@ -31,7 +31,7 @@ class DecodePhase:
         slo = c.lane.scenario.slo
         due = handoff_deadline(c.timeline.arrived, slo.ttft, slo.handoff, held.at)
         self._lease_end = held.at + c.flow.lease_seconds - LEASE_MARGIN
-        deadline = self._lease_end if c.rescued else min(due, self._lease_end)
+        deadline = min(c.rescued_handoff(held.at) if c.rescued else due, self._lease_end)
         self._blame = True
         """KV that nobody can pull is the prefill's fault: no decode died with it."""
         self._walk = DecodeWalk(c.lane.view, held.leg.instance, deadline, c.lane.random)
@@ -135,7 +135,7 @@ class DecodePhase:
         self._c.held = None
 
     def _lost(self, leg: Leg, error: UpstreamError) -> None:
-        """A decode was lost: others have all the time for which the KV is held."""
+        """A decode was lost: the request waits for another as one that lost its prefill does."""
         c, message = self._c, f"decode {leg.instance.id}: {error}"
         if error.kind != "connect":
             self._blame = False
@@ -143,8 +143,8 @@ class DecodePhase:
             c.fault(message)
         if c.held is None:
             raise KvLostError(message) from error
-        c.rescued = True
-        self._walk.deadline = self._lease_end
+        c.rescue()
+        self._walk.deadline = min(c.rescued_handoff(self._held.at), self._lease_end)
 
     def _gave_up(self, step: GiveUp) -> Exception:
         c, prefill = self._c, self._held.leg.instance

@@ -64,7 +64,7 @@ async def _serve(c: Context, prefill: PrefillPhase) -> None:
             if repeated or not c.lane.budget.take():
                 raise c.failed(str(error)) from error
             repeated = True
-            c.rescue(ticket)
+            c.rescue()
             if error.prefill is not None:
                 c.lane.dispatcher.failed(ticket, error.prefill, time.perf_counter())
 

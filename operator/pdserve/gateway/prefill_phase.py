@@ -125,7 +125,7 @@ class PrefillPhase:
     def _lost(self, leg: Leg, error: UpstreamError, ticket: Ticket) -> None:
         leg.failed(error.kind)
         if time.perf_counter() - leg.sent_at > LOST_TIME:
-            self._c.rescue(ticket)
+            self._c.rescue()
         self._others_first(leg, ticket)
         if error.kind != "connect":
             ticket.suspect = True

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 from tests.support.gateway_rig import Rig, eventually
 
+from pdserve.gateway.context import rescue_seconds
+from pdserve.gateway.prefill_phase import LOST_TIME
 from pdserve.wire import metrics as names
 from pdserve.wire.routes import Slo
 
@@ -174,3 +176,69 @@ async def test_a_decode_that_dies_after_its_early_head_means_a_new_prefill(rig: 
     assert answer.text == "t0 t1 t2 t3 "
     assert rig.engines["p0"].events["attempts"] == 2
     assert sum(rig.engines[f"d{i}"].events["attempts"] for i in range(2)) == 2
+
+
+@pytest.mark.invariant(11)
+@pytest.mark.parametrize("mortal", [False, True], ids=["connection", "engine"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("deadly", ["decodes", "one prefill and the decodes", "all"])
+async def test_a_query_of_death_costs_two_instances_over_both_roles_together(
+    rig: Rig, mortal: bool, stream: bool, deadly: str
+) -> None:
+    prefills = [await rig.engine("prefill", f"p{i}", slots=2) for i in range(4)]
+    decodes = [await rig.engine("decode", f"d{i}", slots=16) for i in range(4)]
+    breaking = {"decodes": [], "one prefill and the decodes": prefills[:1], "all": prefills}
+    await rig.start()
+    for engine in (*breaking[deadly], *decodes):
+        engine.breaks_on, engine.mortal = POISON, mortal
+    await rig.routes([*prefills, *decodes], slo=WIDE)
+    if deadly == "one prefill and the decodes":
+        for prefill in prefills[1:]:
+            prefill.script = ["full"] * 1000  # so that it meets the one that breaks
+    poisoned = asyncio.create_task(rig.complete(prompt=POISON, stream=stream))
+    if deadly == "one prefill and the decodes":
+        await eventually(lambda: prefills[0].events["broken"] == 1, "the first prefill broke")
+        for prefill in prefills[1:]:
+            prefill.script.clear()
+    answer = await poisoned
+    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_error")
+    broken = {e.name: e.events["broken"] for e in (*prefills, *decodes) if e.events["broken"]}
+    assert sum(broken.values()) == len(broken) == 2, broken
+    roles = {name[0] for name in broken}
+    assert roles == {"decodes": {"d"}, "all": {"p"}}.get(deadly, {"p", "d"})
+    answers = await asyncio.gather(*(rig.complete(stream=stream) for _ in range(12)))
+    assert [a.status for a in answers] == [200] * 12
+
+
+@pytest.mark.parametrize(
+    ("ttft", "seconds"), [(0.01, 5), (0.2, 5), (1, 10), (2.5, 25), (10, 30), (60, 60)]
+)
+def test_a_rescued_request_waits_in_proportion_to_its_target(ttft: float, seconds: float) -> None:
+    assert rescue_seconds(ttft) == seconds
+
+
+@pytest.mark.parametrize("broken", ["prefill", "decode"])
+async def test_a_request_whose_instance_broke_hears_in_time_that_no_other_is_free(
+    rig: Rig, broken: str
+) -> None:
+    """It waited 30 s, whatever its target."""
+    slo = Slo(ttft=0.2, handoff=0.2, tpot=1.0, attainment=0.9)
+    await rig.one_group(prefills=2, decodes=2, slo=slo)
+    dying, other = (rig.engines[f"{broken[0]}{n}"] for n in range(2))
+    other.script = ["full"] * 1000
+    if broken == "decode":
+        dying.script = ["reset", *(["full"] * 1000)]
+    else:
+        dying.gate = asyncio.Event()
+    began = asyncio.get_running_loop().time()
+    task = asyncio.create_task(rig.complete(stream=True))
+    if broken == "prefill":
+        await eventually(lambda: dying.running == 1, "at the one that breaks")
+        # One that broke at once has cost no time: the request keeps its deadline.
+        met = asyncio.get_running_loop().time()
+        await eventually(lambda: asyncio.get_running_loop().time() - met > LOST_TIME, "late")
+        await dying.kill()
+    answer = await task
+    assert answer.status == {"prefill": 502, "decode": 503}[broken]
+    assert dying.events["attempts"] >= 1
+    assert 3 < asyncio.get_running_loop().time() - began < 25
