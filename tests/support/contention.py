@@ -24,7 +24,10 @@ WAITING = ("late", "last")
 
 @functools.cache
 def _settled() -> list[World]:
-    return cluster()
+    worlds = cluster()
+    for world in worlds:
+        world.made = None  # not worth a copy
+    return worlds
 
 
 def cluster() -> list[World]:

@@ -16,11 +16,11 @@ from typing import Any
 from pdserve.api import ScenarioGroup
 from pdserve.controllers.caches import Caches
 from pdserve.controllers.scope import Scope
-from pdserve.groups.claims import claim_of, reservations
+from pdserve.groups.claims import claim_of, newest, reservations
 from pdserve.groups.health import condition
 from pdserve.groups.types import Claim, InstanceObs
 from pdserve.kube.cache import ChangeType
-from pdserve.kube.resource import Object, ObjectKey
+from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.placement import GroupRequest
 from pdserve.topology import Reservation, pod_devices
 from pdserve.topology.nodes import pinned_node
@@ -121,8 +121,8 @@ class Claims:
     def of(self, group: ScenarioGroup) -> tuple[Claim, ...]:
         """All claims of one ScenarioGroup, by slot and pod."""
         key = ObjectKey(group.metadata.namespace, group.metadata.name)
-        found = {c.pod: c for c in (*claims_of(group), *self._lost.get(key, {}).values())}
-        return tuple(sorted(found.values(), key=lambda c: (c.slot, c.pod)))
+        found = newest(claims_of(group), self._lost.get(key, {}).values())
+        return tuple(sorted(found, key=lambda c: (c.slot, c.pod)))
 
     def decided(self, group: ScenarioGroup, seen: Iterable[Claim]) -> None:
         """Status of the group now says what is kept of `seen`."""
@@ -135,25 +135,20 @@ class Claims:
 
     def reserved(self, caches: Caches) -> tuple[Reservation, ...]:
         """What all claims take of the fabric: those whose pods hold nothing."""
-        found: dict[tuple[str, str], Claim] = {}
+        told: dict[ObjectKey, list[Claim]] = {}
         for obj in caches.groups.list():
-            meta, status = obj["metadata"], obj.get("status") or {}
-            for raw in status.get("claims") or ():
-                claim = _of_json(raw)
-                if claim is not None:
-                    found[meta["namespace"], claim.pod] = claim
+            claims = map(_of_json, (obj.get("status") or {}).get("claims") or ())
+            told[key_of(obj)] = [c for c in claims if c is not None]
         # The last pods of a ScenarioGroup may end after it: nobody is left who could come back.
         for key in list(self._lost):
             gone = caches.groups.get(key.name, key.namespace) is None
             if gone or self._scope.leaves(key.namespace):
                 del self._lost[key]
-        for key in sorted(self._lost):
-            for claim in self._lost[key].values():
-                found[key.namespace, claim.pod] = claim
         return reservations(
             claim
-            for (namespace, pod), claim in found.items()
-            if not _holds(caches.pods.get(pod, namespace))
+            for key in sorted(told)
+            for claim in newest(told[key], self._lost.get(key, {}).values())
+            if not _holds(caches.pods.get(claim.pod, key.namespace))
         )
 
     # --- waiting ---------------------------------------------------------------------------

@@ -250,7 +250,8 @@ class Watcher:
     def _serving_groups(self, group: Object, was: Object, without: str = "") -> set[str]:
         """Indexes of P/D groups with a healthy, routed prefill and decode of one revision.
 
-        One pod counts as it `was` before the write that is judged.
+        One pod counts as it `was` before the write that is judged; one that the schedule broke
+        a moment ago counts as healthy still.
         """
         namespace, service, _ = scenario_name(group)
         routed = self.world.routed(service, namespace)
@@ -264,7 +265,7 @@ class Watcher:
             )
             if meta["uid"] == without or leaving or meta["name"] not in routed:
                 continue
-            if self._healthy(pod):
+            if self._healthy(pod) or self._time() < self.harmed.get(meta["uid"], 0.0) + LAG:
                 key = (labels[names.LABEL_GROUP_INDEX], labels.get(names.LABEL_REVISION, ""))
                 roles.setdefault(key, set()).add(labels[names.LABEL_ROLE])
         return {index for (index, _), found in roles.items() if len(found) == 2}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from dataclasses import replace
 
 from pdserve.groups.types import (
     Claim,
@@ -24,11 +24,9 @@ from pdserve.groups.types import (
     Observation,
 )
 from pdserve.groups.view import Draft, GroupView, leaving, stood_in_for
-from pdserve.placement import NoFit, Placement, place
+from pdserve.placement import InstancePlacement, NoFit, Placement, place
 from pdserve.topology import Fabric, Reservation
 from pdserve.wire.peers import ROLES, Role
-
-T = TypeVar("T")
 
 
 def reservations(claims: Iterable[Claim]) -> tuple[Reservation, ...]:
@@ -57,21 +55,43 @@ def of_gone_group(live: Iterable[GroupView], draft: Draft) -> tuple[Claim, ...]:
 
 
 def with_lifted(
-    draft: Draft, lifted: Sequence[Claim], find: Callable[[Fabric], T | NoFit], one: bool = False
-) -> T | NoFit:
-    """Look for a place with `lifted` claims lifted; on success they are spent (`one`: only one).
+    draft: Draft, lifted: Sequence[Claim], find: Callable[[Fabric], Placement | NoFit]
+) -> Placement | NoFit:
+    """Look for a place of a group with `lifted` claims lifted; on success they are spent."""
+    base = draft.fabric.release(reservations(lifted))
+    found = find(base)
+    if not isinstance(found, NoFit):
+        draft.claims = [c for c in draft.claims if c not in lifted]
+        draft.spent += tuple(lifted)
+        draft.fabric = base
+    return found
 
-    Claims that are not spent are counted again.
+
+def with_one_lifted(
+    draft: Draft, lifted: Sequence[Claim], find: Callable[[Fabric], InstancePlacement | NoFit]
+) -> InstancePlacement | NoFit:
+    """Look for a place of one instance with `lifted` claims lifted; on success the first is spent.
+
+    Where the place is another one's, the two change places first: each group has the devices that
+    it had, and each slot one claim. The others are counted again.
     """
     base = draft.fabric.release(reservations(lifted))
     found = find(base)
     if isinstance(found, NoFit):
         return found
-    spent = tuple(lifted[:1] if one else lifted)
-    draft.claims = [c for c in draft.claims if c not in spent]
-    draft.spent += spent
-    draft.fabric = base.reserve(reservations(c for c in lifted if c not in spent))
+    mine, others = lifted[0], list(lifted[1:])
+    other = next((c for c in others if c.node == found.node), None)
+    if mine.node != found.node and other is not None:
+        others[others.index(other)] = _at_place_of(other, mine)
+        mine = _at_place_of(mine, other)
+    draft.claims = [c for c in draft.claims if c not in lifted] + others
+    draft.spent += (mine,)
+    draft.fabric = base.reserve(reservations(others))
     return found
+
+
+def _at_place_of(claim: Claim, other: Claim) -> Claim:
+    return replace(claim, node=other.node, resource=other.resource, devices=other.devices)
 
 
 def after_those_ahead(fabric: Fabric, observation: Observation) -> Fabric:
@@ -94,7 +114,7 @@ def kept_claims(
     Phases: 1 groups that stay: as many as instances are missing; 2 groups to be made anew: all
     of as many groups that are gone and left something that no step has spent.
     """
-    held = {c.pod: c for c in observation.claims}
+    held = {c.pod: c for c in (*observation.claims, *draft.claims)}
     spent = {c.pod for c in draft.spent}
     found: list[Claim] = []
     made = Counter(
@@ -107,7 +127,8 @@ def kept_claims(
     for group in kept:
         wanted = observation.at(group.revision) or observation.wanted
         known = [c for c in held.values() if c.group_index == group.index]
-        left = _usable([*known, *(claim_of(i) for i in group.members if leaving(i))], spent, draft)
+        new = (claim_of(i) for i in group.members if leaving(i))
+        left = _usable(newest(known, (c for c in new if c is not None)), spent, draft)
         short = 0
         covered = stood_in_for(group, observation, draft.fabric)
         for role in ROLES:
@@ -122,13 +143,11 @@ def kept_claims(
     # 2
     anew = observation.wanted.replicas - len(kept)
     anew -= sum(isinstance(a, CreateGroup) for a in draft.actions)
-    former: dict[int, list[Claim | None]] = {}
-    for claim in held.values():
-        if claim.group_index not in staying:
-            former.setdefault(claim.group_index, []).append(claim)
-    for group in groups:
-        if group.index not in staying:
-            former.setdefault(group.index, []).extend(claim_of(i) for i in group.members)
+    members = (claim_of(i) for g in groups if g.index not in staying for i in g.members)
+    gone = (c for c in held.values() if c.group_index not in staying)
+    former: dict[int, list[Claim]] = {}
+    for claim in newest(gone, (c for c in members if c is not None)):
+        former.setdefault(claim.group_index, []).append(claim)
     left_by = (_usable(former[index], spent, draft) for index in sorted(former))
     for usable in [claims for claims in left_by if claims][: max(0, anew)]:
         for role in ROLES:
@@ -143,6 +162,17 @@ def merged(first: tuple[Claim, ...], more: tuple[Claim, ...]) -> tuple[Claim, ..
     return tuple(sorted(found.values(), key=lambda c: (c.group_index, c.slot, c.pod)))
 
 
+def newest(known: Iterable[Claim], seen: Iterable[Claim]) -> list[Claim]:
+    """All claims, each pod's once: as it is known, unless another pod of that name was seen."""
+    found = {c.pod: c for c in known}
+    for claim in seen:
+        before = found.get(claim.pod)
+        if before is None or claim.uid not in (before.uid, claim.pod):
+            # A table names no uid: what it tells of a pod is never newer.
+            found[claim.pod] = claim
+    return list(found.values())
+
+
 def claim_of(instance: InstanceObs) -> Claim | None:
     """The claim that an instance leaves behind; None for one that was refused its devices."""
     if instance.claimed is None or not instance.node or instance.fault == "Unschedulable":
@@ -154,10 +184,10 @@ def claim_of(instance: InstanceObs) -> Claim | None:
     )  # fmt: skip
 
 
-def _usable(found: Iterable[Claim | None], spent: set[str], draft: Draft) -> list[Claim]:
+def _usable(found: Iterable[Claim], spent: set[str], draft: Draft) -> list[Claim]:
     """Each pod's claim once, each slot's newest only, none on a node that is gone."""
     slots: dict[str, Claim] = {}
     for claim in found:
-        if claim is not None and claim.pod not in spent and claim.node in draft.fabric.nodes:
+        if claim.pod not in spent and claim.node in draft.fabric.nodes:
             slots[claim.slot] = claim
     return [slots[slot] for slot in sorted(slots)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pdserve.groups.claims import after_those_ahead, of_instance, with_lifted
+from pdserve.groups.claims import after_those_ahead, of_instance, with_one_lifted
 from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects, waits_until
@@ -207,7 +207,7 @@ def _find_node(
 
     for lifted in of_instance(group, draft, role):
         mine = sorted(lifted, key=lambda c: c.slot != vacancy.slot)
-        found = with_lifted(draft, mine, find, one=True)
+        found = with_one_lifted(draft, mine, find)
         if not isinstance(found, NoFit):
             return found
     if vacancy.replaces is not None:

@@ -8,7 +8,7 @@ import pytest
 from tests.support.contention import cluster, run, settle
 from tests.support.group_world import World, counts, wanted
 
-from pdserve.groups.types import Repair
+from pdserve.groups.types import Repair, Suspect
 
 SCHEDULES = 200
 
@@ -71,3 +71,26 @@ def test_what_a_group_left_is_kept_though_another_one_is_made_anew() -> None:
     assert [c.group_index for c in w.claims] == [1, 1]
     w.settle()
     assert len(w.pods) == 4
+
+
+def test_one_that_takes_anothers_place_leaves_its_own_to_it() -> None:
+    """Two prefills are lost. One may not go back to its node, and the other backs off."""
+    w = World("p1 a  n1:2 n2:2 n3:2", wanted("2P1D", devices=2))
+    w.settle()
+    first, second = [p for p in w.pods.values() if p.new.role == "prefill"]
+    for pod in (first, second):
+        w.delete_from_outside(pod.new.name)
+        w.kubelet(pod.new.name)
+    barred = Suspect(first.new.node, w.now, "Unschedulable")
+    w.repairs = (
+        Repair(first.new.slot, 1, w.now, (barred,), w.now, first.uid, "Unschedulable"),
+        Repair(second.new.slot, 3, w.now, (), w.now + 100, second.uid, "PodFailed"),
+    )
+    w.operator()
+    w.operator()
+    new = next(p for p in w.pods.values() if p.new.slot == first.new.slot)
+    assert new.new.node == second.new.node
+    assert [(c.slot, c.node) for c in w.claims] == [(second.new.slot, first.new.node)]
+    w.restart_operator()
+    w.settle()
+    assert len(w.pods) == 3
