@@ -26,7 +26,7 @@ from tests.support.group_objects import (
 )
 
 from pdserve.groups import types as t
-from pdserve.groups.claims import claim_of, merged, newest, reservations
+from pdserve.groups.claims import claim_of, newest, reservations
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs
 from pdserve.groups.plan import plan
@@ -197,9 +197,8 @@ class World:
         seen, tree = self.observation(), self.fabric()
         made = self._plan(seen, tree)
         self.last = made
-        meanwhile = merged(made.claims, made.spent)
-        if set(meanwhile) - set(self.claims):
-            self.claims = meanwhile
+        if set(made.claims) - set(self.claims):
+            self.claims = made.claims
         for k, action in enumerate(made.actions):
             if stop_after is not None and k >= stop_after:
                 self.log.append("operator crashes")

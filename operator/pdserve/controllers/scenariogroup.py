@@ -250,10 +250,9 @@ class _Reconcile:
             log.debug("%s: %s", self.key, reason)
         executor = GroupExecutor(self.context, self.obj, view)
         refused: Condition | None = None
-        # Devices that the plan frees are claimed before it does, those it uses until it did.
-        meanwhile = merged(planned.claims, planned.spent)
-        if set(meanwhile) - set(claims_of(self.group)):
-            await self._write({"claims": [to_json(c) for c in meanwhile]})
+        # Devices that the plan frees are claimed before it does.
+        if set(planned.claims) - set(claims_of(self.group)):
+            await self._write({"claims": [to_json(c) for c in planned.claims]})
         await self._budgets(planned.budgets)
         try:
             await executor.execute(planned.actions)
@@ -275,7 +274,10 @@ class _Reconcile:
         conditions = (*(c for c in planned.conditions if c.type not in said), *more)
         self._tell(conditions, "Placed", reasons.NO_FIT)
         self._tell(conditions, "Progressing", reasons.UNCOVERED)
-        kept = planned.claims if refused is None else meanwhile
+        kept = planned.claims
+        if refused is not None:
+            made = set(planned.inherited)
+            kept = merged(tuple(c for c in kept if c not in made), planned.spent)
         fabric = known_fabric(self.context.caches, self.group)
         status = status_of(self.group, planned, conditions, view.instances, kept, fabric, self.now)
         await self._write(status)

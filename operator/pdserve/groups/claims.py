@@ -5,6 +5,7 @@ waiting group takes them from a serving one for good. Claims live in ScenarioGro
 everybody's placement counts them like pods. A claim ends when its slot is filled again, wherever;
 when the group is resized or given up; and when its node left the fabric.
 
+    a claim is spent by a new pod            that pod has one until a peer table names it
     a claim's pod still holds its devices    the pod counts, not the claim
     an instance of the group is placed       with the claims of its role, else of its group, lifted
     a group is made anew (delete first)      with the claims of one group that is gone lifted
@@ -13,7 +14,7 @@ when the group is resized or given up; and when its node left the fabric.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pdserve.groups.types import (
@@ -21,7 +22,9 @@ from pdserve.groups.types import (
     CreateGroup,
     CreateInstance,
     InstanceObs,
+    NewPod,
     Observation,
+    Wanted,
 )
 from pdserve.groups.view import Draft, GroupView, leaving, stood_in_for
 from pdserve.placement import InstancePlacement, NoFit, Placement, place
@@ -127,33 +130,51 @@ def kept_claims(
     for group in kept:
         wanted = observation.at(group.revision) or observation.wanted
         known = [c for c in held.values() if c.group_index == group.index]
-        new = (claim_of(i) for i in group.members if leaving(i))
-        left = _usable(newest(known, (c for c in new if c is not None)), spent, draft)
-        short = 0
+        usable = _usable(newest(known, _left_by(group.members)), spent, draft)
         covered = stood_in_for(group, observation, draft.fabric)
+        missing: dict[Role, int] = {}
         for role in ROLES:
             here = sum(1 for i in group.of_role(role) if i.name not in covered)
-            missing = wanted.role(role).count - here - made[group.index, role]
-            mine = [c for c in left if c.role == role][: max(0, missing)]
-            found += mine
-            short += max(0, missing) - len(mine)
-            left = [c for c in left if c not in mine]
-        # A substitute that took another role's devices leaves its own to that role.
-        found += left[:short]
+            missing[role] = wanted.role(role).count - here - made[group.index, role]
+        filled = {i.slot for i in group.staying}
+        # Until a table names it, nothing else would tell of a newcomer that vanished unseen.
+        new = {i.name for i in group.staying if not group.named(i)}
+        found += [c for c in known if c.pod in new]
+        usable = [c for c in usable if c.pod not in new]
+        found += _kept(sorted(usable, key=lambda c: c.slot in filled), missing)
     # 2
     anew = observation.wanted.replicas - len(kept)
     anew -= sum(isinstance(a, CreateGroup) for a in draft.actions)
-    members = (claim_of(i) for g in groups if g.index not in staying for i in g.members)
-    gone = (c for c in held.values() if c.group_index not in staying)
+    gone = [c for c in held.values() if c.group_index not in staying]
+    members = [i for g in groups if g.index not in staying for i in g.members]
     former: dict[int, list[Claim]] = {}
-    for claim in newest(gone, (c for c in members if c is not None)):
+    for claim in newest(gone, _left_by(members, all_of_them=True)):
         former.setdefault(claim.group_index, []).append(claim)
+    counts = {role: observation.wanted.role(role).count for role in ROLES}
     left_by = (_usable(former[index], spent, draft) for index in sorted(former))
     for usable in [claims for claims in left_by if claims][: max(0, anew)]:
-        for role in ROLES:
-            mine = [c for c in usable if c.role == role]
-            found += mine[: observation.wanted.role(role).count]
+        found += _kept(usable, counts)
+    found += draft.inherited
     return tuple(sorted(found, key=lambda c: (c.group_index, c.slot, c.pod)))
+
+
+def _kept(usable: Sequence[Claim], missing: Mapping[Role, int]) -> list[Claim]:
+    """As many as instances are missing, of their role where there are, the first ones first.
+
+    A substitute that took another role's devices leaves its own to that role.
+    """
+    found: list[Claim] = []
+    for role in ROLES:
+        found += [c for c in usable if c.role == role][: max(0, missing[role])]
+    wanted = sum(max(0, count) for count in missing.values())
+    return found + [c for c in usable if c not in found][: wanted - len(found)]
+
+
+def _left_by(members: Iterable[InstanceObs], *, all_of_them: bool = False) -> list[Claim]:
+    """What members leave behind that are on their way out, or all of them; the oldest first."""
+    out = (i for i in members if all_of_them or leaving(i))
+    left = (claim_of(i) for i in sorted(out, key=lambda i: (i.created, i.name)))
+    return [c for c in left if c is not None]
 
 
 def merged(first: tuple[Claim, ...], more: tuple[Claim, ...]) -> tuple[Claim, ...]:
@@ -173,6 +194,15 @@ def newest(known: Iterable[Claim], seen: Iterable[Claim]) -> list[Claim]:
     return list(found.values())
 
 
+def claim_of_new(pod: NewPod, wanted: Wanted) -> Claim:
+    """The claim of a pod to be created; its uid is that of the pod it replaces, or empty."""
+    role = wanted.role(pod.role)
+    return Claim(
+        pod.name, pod.replaces or "", pod.slot, pod.role, pod.group_index, pod.node,
+        role.resource, role.devices,
+    )  # fmt: skip
+
+
 def claim_of(instance: InstanceObs) -> Claim | None:
     """The claim that an instance leaves behind; None for one that was refused its devices."""
     if instance.claimed is None or not instance.node or instance.fault == "Unschedulable":
@@ -185,9 +215,12 @@ def claim_of(instance: InstanceObs) -> Claim | None:
 
 
 def _usable(found: Iterable[Claim], spent: set[str], draft: Draft) -> list[Claim]:
-    """Each pod's claim once, each slot's newest only, none on a node that is gone."""
-    slots: dict[str, Claim] = {}
-    for claim in found:
-        if claim.pod not in spent and claim.node in draft.fabric.nodes:
-            slots[claim.slot] = claim
-    return [slots[slot] for slot in sorted(slots)]
+    """Those not spent and on nodes that are there: each slot's newest by slot, then older ones.
+
+    A slot has two while both of its pods hold devices: the older one fails, and its successor was
+    given those of another lost instance. A table may also tell of one whose devices the successor
+    has: so the older ones come last.
+    """
+    usable = [c for c in found if c.pod not in spent and c.node in draft.fabric.nodes]
+    last = {c.slot: c.pod for c in usable}
+    return sorted(usable, key=lambda c: (last[c.slot] != c.pod, c.slot, c.pod))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from pdserve.groups.claims import after_those_ahead, of_gone_group, with_lifted
+from pdserve.groups.claims import after_those_ahead, claim_of_new, of_gone_group, with_lifted
 from pdserve.groups.naming import pod_name, slot_range
 from pdserve.groups.repairs import Suspects, suspects, waits_until
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
@@ -48,7 +48,7 @@ def create_group(
     def find(fabric: Fabric) -> Placement | NoFit:
         return find_place(fabric, wanted, bad, beside, more=more)
 
-    claims = of_gone_group(live, draft)
+    claims, before = of_gone_group(live, draft), draft.spent
     if claims:
         found = with_lifted(draft, claims, find)
     if not isinstance(found, Placement):
@@ -63,6 +63,8 @@ def create_group(
     draft.promise(found.reservations)
     made = (Member(p.name, p.role, p.node, ready=False) for p in pods)
     draft.place(index, wanted.revision, made)
+    if draft.spent != before:
+        draft.inherited += tuple(claim_of_new(pod, wanted) for pod in pods)
     return index
 
 

@@ -61,6 +61,7 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
         requeue_after=min(waits) if waits else None,
         claims=kept_claims(groups, kept, observation, draft),
         spent=draft.spent,
+        inherited=draft.inherited,
         blocked_request=draft.blocked_request,
         budgets=budgets,
         reasons=tuple(draft.reasons),

@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pdserve.groups.claims import after_those_ahead, of_instance, with_one_lifted
+from pdserve.groups.claims import (
+    after_those_ahead,
+    claim_of_new,
+    counted,
+    of_instance,
+    with_one_lifted,
+)
 from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects, waits_until
@@ -133,7 +139,7 @@ def _lost_slots(
             continue
         near = draft.fabric.leaf(claim.node)
         why = f"its last pod {claim.pod} is gone"
-        lost.setdefault(claim.slot, Vacancy(claim.slot, claim.uid, near, why))
+        lost.setdefault(claim.slot, Vacancy(claim.slot, claim.uid or None, near, why))
     return {slot: vacancy for slot, vacancy in lost.items() if slot not in held}
 
 
@@ -167,6 +173,7 @@ def _fill(
         # One id must never mean two pods: peers first learn that its former holder is gone.
         draft.reasons.append(f"{name} waits until the peer table has dropped its former holder")
         return None
+    before = draft.spent
     found = _find_node(group, role, vacancy, members, observation, draft)
     if isinstance(found, NoFit):
         draft.blocked.append(f"group {group.index}: {found.message}")
@@ -187,6 +194,8 @@ def _fill(
         f"create {pod.name} on {pod.node} ({vacancy.reason}): {found.explanation[0]}",
     )
     draft.promise(found.reservations)
+    if draft.spent != before:
+        draft.inherited += (claim_of_new(pod, wanted),)
     made = Member(pod.name, role, pod.node, ready=False)
     draft.place(group.index, pod.revision, [made])
     return made
@@ -285,7 +294,7 @@ def _never_served(group: GroupView) -> bool:
 def _awaits_devices(group: GroupView, observation: Observation) -> bool:
     """Devices of lost members come back to the group, so it can still be completed."""
     coming = any(_lost(i) and i.holds for i in group.members)
-    return coming or any(c.group_index == group.index for c in observation.claims)
+    return coming or any(c.group_index == group.index for c in counted(observation))
 
 
 def _leaf_of(fabric: Fabric, instance: InstanceObs) -> Path | None:

@@ -154,6 +154,7 @@ def _roll(
         draft.fabric, draft.claims = attempt.fabric, attempt.claims
         draft.members = attempt.members
         draft.spent += attempt.spent
+        draft.inherited += attempt.inherited
         return None
     if not attempt.blocked:
         draft.reasons += attempt.reasons

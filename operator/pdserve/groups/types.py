@@ -379,7 +379,9 @@ class Plan:
     claims: tuple[Claim, ...] = ()
     """Claims to keep, for status."""
     spent: tuple[Claim, ...] = ()
-    """Claims that the actions use up: they hold until those are carried out."""
+    """Claims that the actions use up: they come back where pods are refused."""
+    inherited: tuple[Claim, ...] = ()
+    """Those of `claims` that stand for pods to be created in the place of spent ones."""
     blocked_request: GroupRequest | None = None
     """The P/D group that found no place, for `Observation.ahead` of others."""
     budgets: Mapping[int, Budget] = field(default_factory=dict)

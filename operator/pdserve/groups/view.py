@@ -112,6 +112,8 @@ class Draft:
     claims: list[Claim] = field(default_factory=list)
     """Claims that the fabric counts and that no step has spent."""
     spent: tuple[Claim, ...] = ()
+    inherited: tuple[Claim, ...] = ()
+    """Claims of pods to be created that take the place of spent ones."""
     blocked_request: GroupRequest | None = None
     actions: list[Action] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)

@@ -68,7 +68,7 @@ def test_what_a_group_left_is_kept_though_another_one_is_made_anew() -> None:
     for _ in range(4):
         w.operator()
     assert {p.new.group_index for p in w.pods.values()} == {0}
-    assert [c.group_index for c in w.claims] == [1, 1]
+    assert [c.group_index for c in w.claims if c.pod not in w.pods] == [1, 1]
     w.settle()
     assert len(w.pods) == 4
 
@@ -90,7 +90,49 @@ def test_one_that_takes_anothers_place_leaves_its_own_to_it() -> None:
     w.operator()
     new = next(p for p in w.pods.values() if p.new.slot == first.new.slot)
     assert new.new.node == second.new.node
-    assert [(c.slot, c.node) for c in w.claims] == [(second.new.slot, first.new.node)]
+    left = [(c.slot, c.node) for c in w.claims if c.pod not in w.pods]
+    assert left == [(second.new.slot, first.new.node)]
     w.restart_operator()
     w.settle()
     assert len(w.pods) == 3
+
+
+def test_a_newcomer_that_vanishes_unseen_leaves_its_devices_to_its_group() -> None:
+    """It was created in the place of a lost one, and gone before a table named it."""
+    w = World("p1 a  n1:4", wanted("1P1D", devices=2))
+    w.settle()
+    lost = next(p.new for p in w.pods.values() if p.new.role == "decode")
+    w.fail(lost.name)
+    w.operator()
+    new = next(p.new.name for p in w.pods.values() if p.new.replaces is not None)
+    w.delete_from_outside(new)
+    w.kubelet(new)
+    w.restart_operator()
+    assert new not in w.pods
+    assert [(c.slot, c.node) for c in w.all_claims() if c.pod not in w.pods] == [
+        (lost.slot, lost.node)
+    ]
+    w.settle()
+    assert len(w.pods) == 2
+    assert w.claims == ()
+
+
+def test_two_that_failed_in_one_slot_leave_the_devices_of_both() -> None:
+    """A failing one still holds its devices: its successor was given another lost one's."""
+    w = World("p1 a  n1:4", wanted("1P1D", devices=2))
+    w.settle()
+    prefill, decode = sorted(w.pods, key=lambda name: w.pods[name].new.role == "decode")
+    w.delete_from_outside(decode)
+    w.kubelet(decode)
+    w.crash_loop(prefill)
+    w.operator()
+    assert prefill in w.pods
+    successor = next(p.new.name for p in w.pods.values() if p.new.replaces is not None)
+    w.crash_loop(successor)
+    w.operator()
+    assert [c.pod for c in w.claims] == sorted([prefill, successor])
+    for name in (prefill, successor):
+        w.delete_from_outside(name)
+        w.kubelet(name)
+    w.settle()
+    assert len(w.pods) == 2
