@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,32 @@ def test_explain_runs_the_planner_on_what_is_free() -> None:
     assert "TTFT attainment is 71 %" in fits and "attainment=0.71" in fits
     short = view_explain.render(found, "chat", fabric(1), NOW)
     assert "1P1D" in short, "the largest P/D group that fits is named"
+
+
+def test_explain_counts_what_the_template_requests_and_demands() -> None:
+    spec = {
+        "nodeSelector": {"disk": "ssd"},
+        "containers": [{"name": "engine", "resources": {"requests": {"memory": "64Gi"}}}],
+    }
+    value = yaml.safe_load((EXAMPLES / "demo-pdservice.yaml").read_text())
+    for role in ("prefill", "decode"):
+        value["spec"][role]["template"] = {"spec": spec}
+    found = Snapshot(service(), (group(api.PDService.parse(value), "chat"),), ())
+    state = fabric(16)
+    first, second = state.nodes
+    for each in (first, second):
+        each["status"]["allocatable"]["memory"] = "256Gi"
+    said = view_explain.render(found, "chat", state, NOW)
+    assert "nodes out of use: 2 (the template wants disk=ssd)" in said
+    first["metadata"]["labels"]["disk"] = "ssd"
+    assert "won" in view_explain.render(found, "chat", state, NOW)
+    requests = {"requests": {"memory": "200Gi"}}
+    others = {
+        "metadata": {"name": "other", "namespace": "prod"},
+        "spec": {"nodeName": "n1", "containers": [{"resources": requests}]},
+    }
+    said = view_explain.render(found, "chat", replace(state, pods=(others,)), NOW)
+    assert "memory: 1 of 1 nodes lack 64Gi" in said
 
 
 def test_explain_names_what_is_missing() -> None:
