@@ -96,7 +96,7 @@ class Settings:
     """Bounds of one request, in seconds."""
 
     stream_silence: float = 60.0
-    """A stream without any byte for this long is taken for dead."""
+    """A reply that has begun and brings no byte for this long is taken for dead."""
     whole_reply: float = 600.0
     """Wait for the head of a reply that is not streamed."""
 

@@ -73,7 +73,7 @@ class DecodePhase:
 
     async def _read(self, leg: Leg, exchange: Exchange) -> bool:
         """Interpret a reply and deliver it; False: ask another decode."""
-        c = self._c
+        c, patience = self._c, self._c.tools.settings.stream_silence
         answer = read_answer(exchange)
         if answer.kind == "accepted":
             leg.accepted(exchange)
@@ -88,7 +88,7 @@ class DecodePhase:
         if answer.kind == "client_error":
             leg.answered()
             try:
-                raise c.relayed_error(exchange, await exchange.read())
+                raise c.relayed_error(exchange, await exchange.read(patience))
             except UpstreamError as error:
                 raise c.failed(f"decode {leg.instance.id}: {error}") from error
         self._walk.kv_failed()
@@ -114,9 +114,10 @@ class DecodePhase:
                     begun=c.begun,
                 )
             else:
-                await collect(exchange, c.reply, c.timeline)
+                await collect(exchange, c.reply, c.timeline, c.tools.settings.stream_silence)
         except DeliveryError as error:
             leg.failed(error.kind)
+            self._doubt()
             message = f"decode {leg.instance.id}: {error}"
             if c.reply.started:
                 raise c.failed(message) from error
@@ -134,9 +135,15 @@ class DecodePhase:
         self._taken(leg)
         self._c.held = None
 
+    def _doubt(self) -> None:
+        """A decode that said it had pulled the KV broke off: it may not have."""
+        self._c.tools.releaser.release(self._held.leg.instance, self._held.release_id)
+
     def _lost(self, leg: Leg, error: UpstreamError) -> None:
         """A decode was lost: the request waits for another as one that lost its prefill does."""
         c, message = self._c, f"decode {leg.instance.id}: {error}"
+        if c.held is None:
+            self._doubt()
         if error.kind != "connect":
             self._blame = False
             self._walk.kv_failed()  # it may have pulled the KV before it died

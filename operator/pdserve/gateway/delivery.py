@@ -80,10 +80,10 @@ async def relay(
     return not meter.failed
 
 
-async def collect(exchange: Exchange, reply: Reply, timeline: Timeline) -> None:
-    """Send a reply that is not streamed, once all of it is there."""
+async def collect(exchange: Exchange, reply: Reply, timeline: Timeline, silence: float) -> None:
+    """Send a reply that is not streamed, once all of it is there; `silence` as for `relay`."""
     try:
-        body = await exchange.read()
+        body = await exchange.read(silence)
         value = parse_json(body, max_bytes=MAX_BODY)
         if not isinstance(value["choices"][0], dict):
             raise TypeError("a choice is no object")

@@ -74,7 +74,8 @@ class Exchange(asyncio.Protocol):
             self._head_size += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            # Nobody asked for an upgrade: what follows it is no reply.
             self._fail(UpstreamError("lost", f"malformed reply: {error}"))
             self.abort()
             return
@@ -151,9 +152,13 @@ class Exchange(asyncio.Protocol):
             timer.cancel()
             self._head = self._on_interim = None
 
-    async def read(self) -> bytes:
-        """The whole body; raises UpstreamError when the instance goes away before its end."""
-        await self._ended()
+    async def read(self, idle_timeout: float) -> bytes:
+        """The whole body.
+
+        Raises UpstreamError when the instance goes away, or says nothing for `idle_timeout`
+        seconds.
+        """
+        await self._watched(idle_timeout)
         return b"".join(self._parts)
 
     async def relay(self, sink: Callable[[bytes], None], idle_timeout: float) -> None:
@@ -163,13 +168,9 @@ class Exchange(asyncio.Protocol):
         """
         self._sink = sink
         self._deliver()
-        self._touched = time.perf_counter()
-        timer = self._loop.call_later(idle_timeout, self._watch, idle_timeout)
-        self._timer = timer
         try:
-            await self._ended()
+            await self._watched(idle_timeout)
         finally:
-            self._timer.cancel()
             self._sink = None
 
     def pause(self) -> None:
@@ -192,6 +193,15 @@ class Exchange(asyncio.Protocol):
             self._transport.abort()
 
     # --- internals ---
+
+    async def _watched(self, idle_timeout: float) -> None:
+        """Wait for the end of the reply; raises UpstreamError."""
+        self._touched = time.perf_counter()
+        self._timer = self._loop.call_later(idle_timeout, self._watch, idle_timeout)
+        try:
+            await self._ended()
+        finally:
+            self._timer.cancel()
 
     async def _ended(self) -> None:
         if self._complete:
@@ -230,7 +240,8 @@ class Exchange(asyncio.Protocol):
         # While the client reads nothing, the instance is not asked for anything.
         silent = 0.0 if self._paused else time.perf_counter() - self._touched
         if silent >= timeout:
-            self._fail(UpstreamError("timeout", f"stream silent for {silent:.1f} s"))
+            what = "reply" if self._sink is None else "stream"
+            self._fail(UpstreamError("timeout", f"{what} silent for {silent:.1f} s"))
             self.abort()
         else:
             self._timer = self._loop.call_later(timeout - silent, self._watch, timeout)

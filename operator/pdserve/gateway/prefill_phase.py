@@ -56,7 +56,7 @@ class PrefillPhase:
         try:
             exchange = await c.post(leg, c.prefill_body, name, due, patience)
             try:
-                held = await self._read(leg, exchange, name, ticket)
+                held = await self._read(leg, exchange, name, ticket, patience)
             finally:
                 c.done(leg, exchange)
             unused = held is None and exchange.status == 200
@@ -72,7 +72,9 @@ class PrefillPhase:
             if unused:
                 c.tools.releaser.release(leg.instance, name)
 
-    async def _read(self, leg: Leg, exchange: Exchange, name: str, ticket: Ticket) -> Held | None:
+    async def _read(
+        self, leg: Leg, exchange: Exchange, name: str, ticket: Ticket, patience: float
+    ) -> Held | None:
         """Interpret a reply; None: ask another prefill."""
         c = self._c
         answer = read_answer(exchange)
@@ -82,7 +84,7 @@ class PrefillPhase:
                 self._too_late_for(leg, ticket)
             return None
         try:
-            body = await exchange.read()
+            body = await exchange.read(min(patience, c.tools.settings.stream_silence))
             if answer.kind == "client_error":
                 leg.answered()
                 raise c.relayed_error(exchange, body)

@@ -48,7 +48,7 @@ class Releaser:
         except UpstreamError:
             return  # the lease frees it
         try:
-            await exchange.read()
+            await exchange.read(PATIENCE)
             prefill.hinted(parse_hint(exchange.headers), time.perf_counter())
         except UpstreamError:
             return

@@ -1,12 +1,15 @@
 """Odd answers of engines: the service's fault, with the right code and outcome."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
 import pytest
-from tests.support.gateway_rig import Rig, eventually, parse_answer
+from tests.support.gateway_rig import PATIENCE, Rig, eventually, parse_answer
 
+from pdserve.gateway import release
 from pdserve.gateway.context import Settings
 from pdserve.wire import metrics as names
 from pdserve.wire.routes import Slo
@@ -150,3 +153,76 @@ async def test_streams_tell_proxies_not_to_buffer(rig: Rig) -> None:
     assert (await rig.complete(stream=True)).headers["x-accel-buffering"] == "no"
     assert "x-accel-buffering" not in (await rig.complete()).headers
     await eventually(lambda: rig.engines["d0"].running == 0, "idle")
+
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def standing_in(rig: Rig, name: str, answer: Answer) -> AsyncIterator[None]:
+    """Another server answers in place of a stub, to whatever it is sent."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    stub = rig.engines[name]
+    stub._port, real = server.sockets[0].getsockname()[1], stub._port
+    try:
+        await rig.routes(list(rig.engines.values()), slo=WIDE)
+        yield
+    finally:
+        stub._port = real
+        server.close()
+
+
+@pytest.mark.parametrize("head", [b"200 OK", b"400 Bad Request", b"500 Oops"])
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_reply_that_stops_within_its_body_holds_nobody(
+    rig: Rig, role: str, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An instance that froze there keeps neither its request nor the gateway's end."""
+
+    async def stops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(1 << 16))
+        writer.write(b"HTTP/1.1 " + head + b"\r\ncontent-length: 99\r\n\r\n{")
+        await reader.read()
+        writer.close()
+
+    seen: list[bytes] = []
+    monkeypatch.setattr(release, "PATIENCE", 0.2)
+    await rig.one_group(slo=WIDE, settings=Settings(stream_silence=0.2))
+    async with standing_in(rig, "p0" if role == "prefill" else "d0", stops):
+        answer = await asyncio.wait_for(rig.complete(), PATIENCE)
+    assert seen
+    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_error")
+    assert await rig.metric(names.GATEWAY_INFLIGHT) == 0
+
+
+@pytest.mark.parametrize("status", [b"101 Switching Protocols", b"200 OK"])
+async def test_an_upgrade_that_nobody_asked_for_is_a_fault_of_its_instance(
+    rig: Rig, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def upgrades(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 16)
+        writer.write(b"HTTP/1.1 " + status + b"\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n\x81")
+        writer.close()
+
+    await rig.one_group(slo=WIDE)
+    async with standing_in(rig, "p0", upgrades):
+        answer = await rig.complete()
+    assert answer.status == 502
+    assert not [r for r in caplog.records if r.exc_info], "an error of the client's own"
+
+
+@pytest.mark.parametrize("said", [b"102 Processing", b"200 OK\r\ncontent-length: 9"])
+async def test_kv_is_free_although_a_broken_decode_said_that_it_had_pulled_it(
+    rig: Rig, said: bytes
+) -> None:
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 16)
+        writer.write(b"HTTP/1.1 " + said + b"\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    await rig.one_group(slo=WIDE)
+    async with standing_in(rig, "d0", breaks):
+        answer = await asyncio.wait_for(rig.complete(), PATIENCE)
+    assert answer.status == 502
+    await eventually(lambda: not rig.engines["p0"].held, "the prefill holds nothing")
