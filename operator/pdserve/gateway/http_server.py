@@ -332,7 +332,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
             self._reply = Reply(self, request)
             self._task = asyncio.get_running_loop().create_task(self._serve(request, self._reply))
         elif self.refusal is not None:
-            request = Request("", "", {}, b"", 0.0, keep_alive=False, http_1_1=True)
+            request = Request(self.method, "", {}, b"", 0.0, keep_alive=False, http_1_1=True)
             Reply(self, request).error(self.refusal)
             self._linger()
 

@@ -93,10 +93,10 @@ def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
         raise invalid("messages", "messages must be a non-empty list of {role, content} objects")
     for position, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise invalid(
-                f"messages[{position}]", f"must be an object with a role, not {shown(message)}"
-            )
+        known = isinstance(message, dict)
+        if not known or not isinstance(message.get("role"), str):
+            path = f"messages[{position}]" + (".role" if known else "")
+            raise invalid(path, f"must be an object with a role, not {shown(message)}")
 
 
 def _check_prompt(prompt: Any) -> None:

@@ -128,20 +128,25 @@ class Receiver:
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
+        self.method = self._parser.get_method().decode("latin-1")
         self._url.append(url)
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; of repeated ones the last wins."""
-        self._headers[name.lower()] = value
+        """One header, of repeated ones the last wins; or a trailer, which nothing reads.
+
+        Trailers come after the head was screened, so they must not change it (RFC 9110, 6.5.1).
+        """
+        if self._in_head:
+            self._headers[name.lower()] = value
         self._count_head(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
         """The head is in: this instant is the request's arrival."""
         self._head_at = time.perf_counter()
         self._in_head = False
-        method, path = self._parser.get_method().decode("latin-1"), self._path()
-        if self.refusal is None and (error := self.screened(method, path, self._headers)):
+        path = self._path()
+        if self.refusal is None and (error := self.screened(self.method, path, self._headers)):
             self.refuse(error)
             return
         self._kept = self.keeps(path)
@@ -179,7 +184,7 @@ class Receiver:
             return
         self.received.append(
             Request(
-                method=self._parser.get_method().decode("latin-1"),
+                method=self.method,
                 path=self._path(),
                 headers=self._headers,
                 body=bytes(self._body),
@@ -195,6 +200,8 @@ class Receiver:
     # --- internals ---
 
     def _begin(self) -> None:
+        self.method = ""
+        """Of the request that is coming, or was refused; empty until its target begins."""
         self._url: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
         self._head_size = self._head_bytes = 0
@@ -204,7 +211,12 @@ class Receiver:
         self._head_at = 0.0
 
     def _path(self) -> str:
-        return b"".join(self._url).partition(b"?")[0].decode("latin-1")
+        target = b"".join(self._url)
+        if not target.startswith(b"/") and b"://" in target:
+            # As proxies are sent it; every server must take it (RFC 9112, 3.2.2).
+            _, slash, rest = target.partition(b"://")[2].partition(b"/")
+            target = b"/" + rest if slash else b"/"
+        return target.partition(b"?")[0].decode("latin-1")
 
     def _count_head(self, size: int) -> None:
         self._head_size += size

@@ -21,6 +21,8 @@ from pdserve.engines.credentials import Credential
 from pdserve.wire import names
 
 EngineRole = Literal["prefill", "decode", "both"]
+MAX_BODY_BYTES = (4 << 20) + (64 << 10)
+"""A gateway takes bodies of 4 MiB from clients, and its legs add their parameters to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class EngineConfig:
     prefix_cache: bool = True
     lease_seconds: float = 30.0
     transfer_timeout: float = 10.0
-    max_body_bytes: int = 4 << 20
+    max_body_bytes: int = MAX_BODY_BYTES
     drain_seconds: float = 25.0
     """After SIGTERM streams get this long to finish; a pod's grace period must be longer."""
     arrival_seconds: float = 30.0
@@ -91,7 +93,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-prefix-cache", action="store_true", help="recompute every prompt")
     p.add_argument("--lease-seconds", type=float, default=30.0, help="how long KV waits for a pull")
     p.add_argument("--transfer-timeout", type=float, default=10.0, help="seconds for one KV pull")
-    p.add_argument("--max-body-bytes", type=int, default=4 << 20, help="larger bodies get 413")
+    p.add_argument(
+        "--max-body-bytes", type=int, default=MAX_BODY_BYTES, help="larger bodies get 413"
+    )
     p.add_argument(
         "--drain-seconds",
         type=float,

@@ -400,3 +400,18 @@ async def test_unfinished_heads_are_bounded_in_bytes_too(rig: Rig) -> None:
     for writer in writers:
         writer.close()
     await eventually(lambda: memory.used == 0, "nothing is counted any more")
+
+
+async def test_a_refused_head_has_no_body(rig: Rig) -> None:
+    """Not even where the head itself was refused: after HEAD a body is the next reply."""
+    await rig.one_group()
+    answer = await rig.request("HEAD", "/health", headers={"x": "y" * 70_000})
+    assert (answer.status, answer.body) == (431, b"")
+    assert int(answer.headers["content-length"]) > 0
+
+
+async def test_a_message_s_role_is_named(rig: Rig) -> None:
+    await rig.one_group()
+    for role in (None, 5, {}, []):
+        answer = await rig.chat(messages=[{"role": "user", "content": "x"}, {"role": role}])
+        assert (answer.status, answer.json["error"]["param"]) == (400, "messages[1].role")

@@ -127,3 +127,39 @@ def test_nothing_is_taken_after_a_refusal() -> None:
     owner.receive(b"\x00 not HTTP")
     assert owner.refusal is first
     assert not owner.received
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"http://gateway.example:8080/v1/completions?x=1", "/v1/completions"),
+        (b"HTTPS://[::1]/v1/models", "/v1/models"),
+        (b"http://gateway", "/"),
+        (b"/v1/models/http://a/b", "/v1/models/http://a/b"),
+        (b"*", "*"),
+    ],
+)
+def test_the_path_of_a_target_with_or_without_its_host(target: bytes, path: str) -> None:
+    owner = Owner()
+    method = b"OPTIONS" if target == b"*" else b"GET"
+    owner.receive(method + b" " + target + b" HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert [r.path for r in owner.received] == [path]
+
+
+def test_trailers_change_nothing_and_are_bounded() -> None:
+    head = b"POST / HTTP/1.1\r\nx-api-key: mine\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
+    owner = Owner()
+    owner.receive(head + b"x-api-key: other\r\nx-request-id: r\r\n\r\n")
+    assert owner.received[0].header("x-api-key") == "mine"
+    assert owner.received[0].header("x-request-id") is None
+    owner.receive(head + b"x: y\r\n" * 600 + b"\r\n")
+    assert owner.refusal is not None and owner.refusal.status == 431
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_the_method_of_what_is_refused_is_known(size: int) -> None:
+    owner, data = Owner(), POST + b"HEAD / HTTP/1.1\r\na: " + b"x" * 3000
+    for start in range(0, len(data), size):
+        owner.receive(data[start : start + size])
+    assert owner.refusal is not None
+    assert owner.method == "HEAD"

@@ -183,6 +183,18 @@ async def test_half_a_request_times_out(quick: EngineProcess) -> None:
         assert data.startswith(b"HTTP/1.1 408")
 
 
+async def test_a_refusal_arrives_although_more_was_sent(quick: EngineProcess) -> None:
+    """Closed with unread bytes, the connection would be reset and the reply lost."""
+    for sent in (
+        b"GET /" + b"a" * (6 << 20),
+        b"POST /v1/completions HTTP/1.1\r\ncontent-length: 99999999\r\n\r\n" + b"x" * (6 << 20),
+        b"\0" * (6 << 20),
+    ):
+        data = await asyncio.to_thread(exchange, quick, sent)
+        assert data.startswith(b"HTTP/1.1 4"), data[:99]
+        assert data.endswith(b"}")
+
+
 async def test_a_reply_to_head_has_no_body(quick: EngineProcess) -> None:
     for path in (b"/health", b"/v1/models", b"/nothing", b"/v1/completions"):
         sent = (

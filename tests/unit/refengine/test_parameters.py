@@ -37,7 +37,7 @@ CHANGES: dict[str, Any] = {
     "temprature": 0.1, "max_token": 1, "Temperature": 1, "repetition_penalty": 1.2,
     "verbosity": "low", "thinking": {"type": "enabled"}, "logits_processors": ["x"],
     "return_token_ids": True, "n": 2, "response_format": {"type": "json_object"},
-    "function_call": {"name": "f"},
+    "function_call": {"name": "f"}, "prompt_logprobs": 0,
 }  # fmt: skip
 
 
@@ -45,6 +45,18 @@ CHANGES: dict[str, Any] = {
 def test_refused_by_name(name: str, model: LoadedModel) -> None:
     with pytest.raises(ApiError) as raised:
         read(model, **{name: CHANGES[name]})
+    assert (raised.value.status, raised.value.param) == (400, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("presence_penalty", False), ("repetition_penalty", True), ("n", True), ("early_stopping", 0)],
+)
+def test_a_value_of_another_type_is_not_the_neutral_one(
+    name: str, value: object, model: LoadedModel
+) -> None:
+    with pytest.raises(ApiError) as raised:
+        read(model, **{name: value})
     assert (raised.value.status, raised.value.param) == (400, name)
 
 

@@ -29,6 +29,8 @@ MAX_WAITING = 64
 """Complete requests of one connection that may wait for the answer to the one before them."""
 RESET_LOOKS = (0.02, 0.2, 0.5)
 """Seconds between the end of a client's bytes and looks whether it had read its last reply."""
+LINGER_SECONDS = 5.0
+"""How long a refused client may go on sending before it is cut."""
 _TCP_CLOSE = 7
 """`tcp_info.tcpi_state` of a connection that the peer has reset (linux/tcp_states.h)."""
 
@@ -144,6 +146,7 @@ class HttpConnection(Receiver, asyncio.Protocol):
         self._unread: Callable[[], None] | None = None
         self._arriving: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._serving = self._closing = False
 
     # asyncio
@@ -256,6 +259,8 @@ class HttpConnection(Receiver, asyncio.Protocol):
         self._unread = unread
         if keep_alive:
             self._next()
+        elif self.refusal is not None:
+            self._linger()
         else:
             self.close()
 
@@ -273,7 +278,7 @@ class HttpConnection(Receiver, asyncio.Protocol):
             if self.received:
                 return  # a slow reader: the rest is served when it has read
             # What cannot be read on is answered, and the rest of the connection dropped.
-            Responder(self, keep_alive=False).send_error(self.refusal)
+            Responder(self, keep_alive=False, head=self.method == "HEAD").send_error(self.refusal)
 
     def _serve(self, request: Request, responder: Responder) -> None:
         self._current = responder
@@ -303,6 +308,19 @@ class HttpConnection(Receiver, asyncio.Protocol):
             log.info("a client took nothing for %g s: dropped", self._bounds.arrival)
             self._transport.abort()
 
+    def _linger(self) -> None:
+        """Close after a refusal, but go on reading (and dropping) what the client still sends.
+
+        A socket closed with unread bytes is reset, and a reset destroys the reply that a client
+        reads only after it has sent its request, as most do.
+        """
+        self._closing = True
+        self._stop_timers()
+        self.received.clear()
+        if self._transport is not None:
+            self._transport.write_eof()
+            self._lingering = self._loop.call_later(LINGER_SECONDS, self._transport.abort)
+
     def _look_for_reset(self, look: int) -> None:
         if self._transport is None:
             return
@@ -324,9 +342,10 @@ class HttpConnection(Receiver, asyncio.Protocol):
 
     def _stop_timers(self) -> None:
         self._stop_arriving()
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
+        for timer in (self._stalled, self._lingering):
+            if timer is not None:
+                timer.cancel()
+        self._stalled = self._lingering = None
 
 
 def _was_reset(raw: socket.socket) -> bool:

@@ -54,7 +54,7 @@ REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
     "n": ((1,), _CHOICES),
     "echo": ((False,), "echo is not implemented"),
     "suffix": (("",), "suffix is not implemented"),
-    "prompt_logprobs": ((0, False), "prompt_logprobs is not implemented"),
+    "prompt_logprobs": ((), "prompt_logprobs is not implemented"),
     "tools": (([],), _TOOLS),
     "tool_choice": (("none", "auto"), _TOOLS),
     "functions": (([],), "functions are not implemented"),
@@ -122,11 +122,16 @@ def check(body: Mapping[str, Any]) -> None:
         known = REFUSED.get(name)
         if known is not None:
             neutral, why = known
-            if value not in neutral:
+            if not any(_same(value, each) for each in neutral):
                 raise field_error(name, value, why)
             continue
         unknown += 1
         _check_unknown(name, value, unknown)
+
+
+def _same(value: object, neutral: object) -> bool:
+    """Python takes False for 0 and True for 1; JSON does not."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def check_message(path: str, message: Mapping[str, Any]) -> None:
