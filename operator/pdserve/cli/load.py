@@ -246,7 +246,8 @@ class _Run:
             sample.status = exchange.status
             sample.request_id = exchange.headers.get(HEADER_REQUEST_ID.encode(), b"").decode()
             if exchange.status != 200:
-                sample.error = _error_code(await exchange.read()) or f"status_{exchange.status}"
+                body = await exchange.read(self._options.patience)
+                sample.error = _error_code(body) or f"status_{exchange.status}"
             elif ask.stream:
                 await self._stream(exchange, sample, timeline)
             else:
@@ -281,7 +282,7 @@ class _Run:
             sample.text = stream_text(b"".join(kept))
 
     async def _whole(self, exchange: Exchange, sample: Sample, timeline: Timeline) -> None:
-        value = orjson.loads(await exchange.read())
+        value = orjson.loads(await exchange.read(self._options.patience))
         usage = value.get("usage") or {}
         timeline.output_tokens = int(usage.get("completion_tokens") or 0)
         sample.prompt_tokens = int(usage.get("prompt_tokens") or 0)
