@@ -220,7 +220,7 @@ def _exchange(data: bytes) -> object:
             exchange.data_received(data[start : start + 1500])
         exchange.connection_lost(None)
         await task
-        return await exchange.read()
+        return await exchange.read(5.0)
 
     return _loop().run_until_complete(feed())
 
