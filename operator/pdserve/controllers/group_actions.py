@@ -28,7 +28,7 @@ from pdserve.kube.lines import say
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
 from pdserve.wire import names
-from pdserve.wire.bounds import WireError
+from pdserve.wire.bounds import MAX_PASSED_VERSION, WireError
 from pdserve.wire.peers import PeerTable
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,8 @@ class GroupExecutor:
         """
         key = ObjectKey(self._namespace, self._view.group.metadata.name)
         reports = self._context.linker.links(key)
-        held = max((r.version for p in table.instances if (r := reports.get(p.id))), default=0)
+        said = (r.version for p in table.instances if (r := reports.get(p.id)))
+        held = max((v for v in said if v <= MAX_PASSED_VERSION), default=0)
         return table if held < table.version else dataclasses.replace(table, version=held + 1)
 
     async def _delete_table(self, action: t.DeleteTable) -> None:

@@ -7,6 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
+from pdserve.controllers.log_limits import Sparing
 from pdserve.kube.lines import FIELDS
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -63,6 +64,7 @@ def set_up(log_format: str, level: str) -> None:
     """Configure the root logger of this process."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
+    handler.addFilter(Sparing())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # kopf tells of every event it hands out; what came of it is in our own logs.
     logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 RELEASE_SECONDS = 2.0
 """How long a clean exit tries to free the Lease."""
+LONGEST_TERM = 300.0
+"""Seconds; a Lease that claims a longer one, which no release sets, is taken all the same."""
+MAX_TRANSITIONS = 2**31 - 1
+"""What the API stores; beyond it the server refuses the whole Lease."""
 
 
 class LeadershipLostError(Exception):
@@ -127,7 +131,7 @@ class LeaseElector:
     @property
     def holder(self) -> str:
         """Who held the Lease when last looked at; "" if free or never seen."""
-        return (self._lease or {}).get("spec", {}).get("holderIdentity") or ""
+        return self._holder_of(self._lease or {})
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
         """Stand by; while leading, run `work`; after losing the Lease, stand by again.
@@ -191,7 +195,8 @@ class LeaseElector:
     def _expiry(self) -> float:
         """When the Lease last looked at may be taken, if it does not change any more."""
         spec = (self._lease or {}).get("spec") or {}
-        return self._seen_at + float(spec.get("leaseDurationSeconds") or self._times.duration)
+        claimed = float(spec.get("leaseDurationSeconds") or self._times.duration)
+        return self._seen_at + min(claimed, max(LONGEST_TERM, self._times.duration))
 
     def _until_next_look(self) -> float:
         left = self._expiry() - self._now()
@@ -201,7 +206,7 @@ class LeaseElector:
 
     @staticmethod
     def _holder_of(lease: Object) -> str:
-        return lease.get("spec", {}).get("holderIdentity") or ""
+        return (lease.get("spec") or {}).get("holderIdentity") or ""
 
     def _took(self, lease: Object, sent: float) -> bool:
         self._lease, self._renewed_at = lease, sent
@@ -302,7 +307,8 @@ class LeaseElector:
         stamp = self._stamp()
         if spec.get("holderIdentity") != self.identity:
             spec["acquireTime"] = stamp
-            spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + 1
+            changes = int(spec.get("leaseTransitions") or 0)
+            spec["leaseTransitions"] = min(changes + 1, MAX_TRANSITIONS)
         spec |= self._term(stamp)
         return {**lease, "spec": spec}
 

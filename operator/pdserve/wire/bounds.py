@@ -22,10 +22,12 @@ MAX_TEXT: Final = 1024
 """Characters of one string."""
 MAX_ITEMS: Final = 16_384
 """Entries of one list or object."""
-MAX_VERSION: Final = 2**63 - 1
-"""Of a table; Kubernetes' own resourceVersions are signed 64-bit integers."""
-MAX_REPORTED_VERSION: Final = 2**53 - 1
-"""Of the table that an instance says it holds: the next version must pass it and stay legal."""
+MAX_VERSION: Final = 2**52
+"""Of a table. Versions rise by one: what claims a higher one was forged, and no reader follows it
+to where no next version would be left."""
+MAX_PASSED_VERSION: Final = MAX_VERSION // 2
+"""Of the table that an instance says it holds: above it the operator does not believe it, because
+its next version must pass that one and have successors."""
 
 _ENDPOINT = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?(?:/[!-~]{0,256})?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.wire.bounds import MAX_REPORTED_VERSION, Fields
+from pdserve.wire.bounds import MAX_VERSION, Fields
 
 MAX_CAPABILITY = 1000
 MAX_GRANT = 256
@@ -61,7 +61,7 @@ class LinkReport:
         """Parse `to_json`'s value; raises WireError."""
         report = Fields(value, "link report")
         return LinkReport(
-            report.integer("version", high=MAX_REPORTED_VERSION),
+            report.integer("version", high=MAX_VERSION),
             frozenset(report.texts("up")),
             report.text_map("down"),
             report.integer("credentials", 0, high=MAX_CAPABILITY),

@@ -16,7 +16,13 @@ from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
-from pdserve.kube.lease import LeadershipLostError, LeaseElector, LeaseTimes
+from pdserve.kube.lease import (
+    LONGEST_TERM,
+    MAX_TRANSITIONS,
+    LeadershipLostError,
+    LeaseElector,
+    LeaseTimes,
+)
 from pdserve.kube.ratelimit import TokenBucket
 from pdserve.kube.resource import LEASES, Object
 
@@ -251,6 +257,29 @@ async def test_a_deleted_lease_ends_leadership_and_is_made_anew() -> None:
         await until(lambda: len(one.spans) == 2)
         assert one.working
         assert len(one.spans[0]) == 2, "the first term ended before the second began"
+
+
+@pytest.mark.parametrize(
+    ("spec", "seconds"),
+    [
+        (None, 5), ({}, 5), ({"holderIdentity": None, "leaseTransitions": None}, 5),
+        ({"holderIdentity": "", "leaseTransitions": MAX_TRANSITIONS}, 5),
+        ({"holderIdentity": "gone", "leaseDurationSeconds": 2**31 - 1}, LONGEST_TERM + 5),
+        ({"holderIdentity": "gone", "renewTime": "9999-12-31T23:59:59.999999Z"}, 20),
+        ({"holderIdentity": "gone", "acquireTime": "0001-01-01T00:00:00.000000Z"}, 20),
+    ],
+)  # fmt: skip
+@virtual_time
+async def test_no_stored_lease_keeps_everybody_from_leading(
+    spec: Object | None, seconds: float
+) -> None:
+    api = FakeApi()
+    body: Object = {"metadata": {"name": "boss", "namespace": "default"}}
+    await api.client().create(LEASES, body if spec is None else {**body, "spec": spec})
+    one = Candidate(api, "one")
+    with ending(one):
+        assert await until(lambda: one.working, seconds) <= seconds
+        assert (await lease(api))["spec"]["leaseTransitions"] <= MAX_TRANSITIONS
 
 
 @virtual_time

@@ -13,7 +13,7 @@ from pdserve.api.rocedomain import MAX_LEVELS
 from pdserve.controllers.routing import route_table
 from pdserve.dst.world_service import service
 from pdserve.forwarding.view import View
-from pdserve.wire.bounds import MAX_BYTES, parse_json
+from pdserve.wire.bounds import MAX_BYTES, MAX_VERSION, parse_json
 from pdserve.wire.peers import Device, Peer, PeerNode, PeerTable, Role
 from pdserve.wire.routes import (
     FULL_BYTES,
@@ -72,7 +72,7 @@ def widest(per_group: int = 2, letter: str = "\U0001f980") -> RouteTable:
         for n in range(32)
     )
     costs = {name: 1 + level for level, name in enumerate(LEVELS)}
-    return RouteTable("s" * 30, 2**63 - 2, letter * 256, "Reference", scenarios, costs)
+    return RouteTable("s" * 30, MAX_VERSION - 1, letter * 256, "Reference", scenarios, costs)
 
 
 @pytest.mark.parametrize("letter", ["\U0001f980", '"', "\\", "é"])
@@ -132,7 +132,7 @@ def test_the_largest_peer_table_fits(devices: int) -> None:
         for role in roles
         for n in range(2 * MAX_INSTANCES)
     )  # fmt: skip
-    table = PeerTable("g" * 60, 2**63 - 1, peers, dict.fromkeys(LEVELS, 1_000_000))
+    table = PeerTable("g" * 60, MAX_VERSION, peers, dict.fromkeys(LEVELS, 1_000_000))
     assert len(table.encoded().encode()) > MAX_BYTES
     small = table.fitted()
     assert len(small.encoded().encode()) < MAX_BYTES
