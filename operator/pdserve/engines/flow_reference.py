@@ -7,6 +7,7 @@ vLLM 0.32 NixlConnector. Neighbours: `flow` (the protocol); where it stops: no I
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from reprlib import repr as shown
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from pdserve.wire.http import PARAM_KV
 
 MAX_REPLY = 64 << 20
 """Bytes of a prefill's reply; logprobs of a long prompt are large."""
+_ID = re.compile(r"[!-~]{1,256}")
 _KEEP_KV: dict[str, Any] = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -64,8 +66,8 @@ class ReferenceFlow:
             raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
         except AttributeError as error:
             raise FlowError(f"prefill reply: a value has the wrong type: {error}") from error
-        if not isinstance(release_id, str | None):
-            raise FlowError(f"prefill reply: remote_request_id is {shown(release_id)}, not text")
+        if release_id is not None and not _is_id(release_id):
+            raise FlowError(f"prefill reply: remote_request_id is {shown(release_id)}, no id")
         finished = ended or token_limit(body) == 1
         if kv is None and not finished:
             raise FlowError(f"prefill reply: no {PARAM_KV}, and the request is not finished")
@@ -94,6 +96,11 @@ class ReferenceFlow:
         except (AttributeError, TypeError, ValueError) as error:
             raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
         return FinishedReply(stream + b"data: [DONE]\n\n", "text/event-stream", tokens)
+
+
+def _is_id(value: object) -> bool:
+    """It is sent on as a header: with a line end in it, it would be a request of its own."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def token_limit(body: Mapping[str, Any]) -> int | None:

@@ -85,6 +85,16 @@ def test_a_reply_off_contract_is_an_error(body: bytes, says: str) -> None:
         FLOW.read_prefill({"model": "m"}, body)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", "a b", "\x00", "r\r\nx: y\r\n\r\nPOST /pdserve/v1/drain", "r\n", "é", "r" * 257, 5, []],
+)
+def test_an_id_that_would_not_stay_one_header_is_off_contract(name: object) -> None:
+    """The decode leg carries it as a header: an instance must not write the gateway's requests."""
+    with pytest.raises(FlowError, match="remote_request_id"):
+        FLOW.read_prefill({"model": "m"}, reply(kv_transfer_params={"remote_request_id": name}))
+
+
 def test_finished_reply_in_the_client_s_form() -> None:
     outcome = FLOW.read_prefill({"max_tokens": 1}, reply())
     whole = FLOW.finished_reply("completions", {"max_tokens": 1}, outcome)
