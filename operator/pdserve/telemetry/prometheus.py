@@ -34,6 +34,8 @@ SETTLE_SECONDS = 1.0
 """Longer than a scrape takes. One tick of a gateway is a quarter of a window of four scrapes."""
 MAX_ANSWER = 32 << 20
 """Bytes of one query's answer. A row of 10,000 pods takes about 250."""
+ANSWER_SECONDS = 30.0
+"""Seconds for the body of one query's answer."""
 WINDOW_STEPS = (1.0, 3.0, 10.0)
 """Windows asked for, as multiples of the shortest."""
 
@@ -199,14 +201,19 @@ class _Session(requests.Session):
 
     def send(self, request: requests.PreparedRequest, **settings: Any) -> requests.Response:
         """As the library's; raises `requests.RequestException` for an answer beyond the bounds."""
+        deadline = time.monotonic() + ANSWER_SECONDS
         response = super().send(request, **{**settings, "stream": True, "allow_redirects": False})
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             response.close()
             raise requests.RequestException(f"the answer is encoded as {encoding[:40]!r}")
         body = bytearray()
-        while part := response.raw.read(min(65_536, MAX_ANSWER + 1 - len(body))):
+        # What has come so far, and no wait for more: a server that drips holds no thread for ever.
+        while part := response.raw.read1(min(65_536, MAX_ANSWER + 1 - len(body))):
             body += part
+            if time.monotonic() > deadline:
+                response.close()
+                raise requests.RequestException(f"not answered within {ANSWER_SECONDS:g} s")
         if len(body) > MAX_ANSWER:
             response.close()
             raise requests.RequestException(f"an answer of more than {MAX_ANSWER} bytes")

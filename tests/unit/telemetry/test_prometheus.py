@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -80,3 +80,23 @@ async def test_an_answer_beyond_the_bound_is_cut_off(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(prometheus, "MAX_ANSWER", 1000)
     with serving(lambda h: reply(h, 200, b" " * 2000)) as (url, _):
         assert "more than 1000 bytes" in await reason(url)
+
+
+async def test_an_answer_that_drips_holds_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, the answer never does."""
+    monkeypatch.setattr(prometheus, "ANSWER_SECONDS", 0.5)
+    ended = Event()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        with suppress(OSError):
+            while not ended.wait(0.05):
+                handler.wfile.write(b" ")
+
+    with serving(drip) as (url, _):
+        try:
+            assert "not answered within 0.5 s" in await reason(url)
+        finally:
+            ended.set()
