@@ -2,8 +2,8 @@
 
 Bodies are collected whole: they are JSON and bounded. A body longer than its owner keeps
 (`keeps`) is read to its end but not stored, so that it can be refused in order. What breaks a
-limit or the protocol is refused once; nothing after it is kept. A protocol upgrade is refused
-too: the parser would skip the body of such a request, so the offer cannot be ignored.
+limit or the protocol is refused once; nothing after it is kept. The offer of another protocol is
+ignored, as a server may: some clients (Java's, `curl --http2`) make it with every first request.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import httptools
 
 from pdserve.http.errors import ApiError
+
+_OFFER = (b"upgrade", b"http2-settings", b"connection", b"expect")
+"""Headers of an offer to speak another protocol; a body that was asked for is on its way."""
 
 
 @dataclass(slots=True)
@@ -75,10 +78,10 @@ class Receiver:
         if self.refusal is not None:
             return
         self._ended = False
+        rest: memoryview | None = memoryview(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # refused where the message ended
+            while rest is not None:
+                rest = self._feed(rest)
         except httptools.HttpParserError as error:
             self.refuse(ApiError(400, f"malformed HTTP: {error}", code="bad_request"))
         if self._in_head and not self._ended:
@@ -172,15 +175,9 @@ class Receiver:
     def on_message_complete(self) -> None:
         """The request is complete."""
         self._ended = True
-        if self._parser.should_upgrade():
-            self.refuse(
-                ApiError(
-                    400,
-                    "send the request without an Upgrade header: only HTTP/1.1 is spoken here",
-                    code="bad_request",
-                )
-            )
-        if self.refusal is not None:
+        if self.method == "CONNECT":
+            self.refuse(ApiError(400, "this is no proxy for CONNECT", code="bad_request"))
+        if self.refusal is not None or self._parser.should_upgrade():
             return
         self.received.append(
             Request(
@@ -198,6 +195,32 @@ class Receiver:
         self.complete()
 
     # --- internals ---
+
+    def _feed(self, data: memoryview) -> memoryview | None:
+        """Parse; what follows a head that offered another protocol, or None."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if self.refusal is None:
+                self._decline()
+                return data[offer.args[0] :]
+        return None
+
+    def _decline(self) -> None:
+        """Read a request that offers another protocol as if it did not (RFC 9110, 7.8).
+
+        The parser stops behind such a head, so another one reads the head without the offer, and
+        what follows it.
+        """
+        kept = {k: v for k, v in self._headers.items() if k not in _OFFER}
+        options = self._headers.get(b"connection", b"").lower()
+        if b"close" in options:
+            kept[b"connection"] = b"close"
+        version = self._parser.get_http_version()
+        lines = [f"{self.method} ".encode() + b"".join(self._url) + f" HTTP/{version}".encode()]
+        lines += [b"%b: %b" % header for header in kept.items()]
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(b"\r\n".join((*lines, b"\r\n")))
 
     def _begin(self) -> None:
         self.method = ""

@@ -85,11 +85,7 @@ REFUSED = {
         400,
         "malformed HTTP",
     ),
-    "upgrade": (
-        b"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: 2\r\n\r\nok",
-        400,
-        "without an Upgrade header",
-    ),
+    "tunnel": (b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n", 400, "no proxy"),
 }
 
 
@@ -163,3 +159,36 @@ def test_the_method_of_what_is_refused_is_known(size: int) -> None:
         owner.receive(data[start : start + size])
     assert owner.refusal is not None
     assert owner.method == "HEAD"
+
+
+OFFER = (
+    b"POST /a?b HTTP/1.1\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nx: y\r\n"
+    b"http2-settings: AAA\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\nhello"
+)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+def test_an_offer_of_another_protocol_is_ignored(size: int) -> None:
+    owner, data = Owner(), (OFFER + POST) * 2000
+    for start in range(0, len(data), size):
+        owner.receive(data[start : start + size])
+    assert owner.refusal is None
+    assert [(r.method, r.body, r.keep_alive) for r in owner.received] == [
+        ("POST", b"hello", True)
+    ] * 4000
+    assert owner.received[0].path == "/a"
+    assert owner.received[0].header("x") == "y"
+    assert owner.told.count("awaits body") == 2000
+
+
+def test_an_offer_with_close_closes() -> None:
+    owner = Owner()
+    owner.receive(OFFER.replace(b"Upgrade, ", b"close, upgrade, "))
+    assert not owner.received[0].keep_alive
+
+
+def test_a_chunked_body_behind_an_offer() -> None:
+    owner = Owner()
+    head = OFFER.partition(b"content-length")[0]
+    owner.receive(head + b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" + GET)
+    assert [r.body for r in owner.received] == [b"ok", b""]
