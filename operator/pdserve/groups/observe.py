@@ -107,6 +107,7 @@ def instance_obs(
         claimed=next(iter(requested_devices(pod).items()), None),
         scale_unit=names.LABEL_SCALE_UNIT in labels,
         recheck_after=verdict.recheck_after,
+        silent=is_silent(node),
         up_since=None if is_silent(node) else up_since(pod, since),
         ready_since=ready_since(pod, since),
         unready_since=unready_since(pod, since),

@@ -71,6 +71,8 @@ class InstanceObs:
     """Seconds until the observer would judge this instance differently though nothing changes
     (a suspect node's or a starting pod's deadline); None when no deadline runs."""
 
+    silent: bool = False
+    """Its node is gone or not Ready: nothing new is known of it."""
     up_since: float | None = None
     """When its engine was first seen to answer its startup probe; None while it does not, or while
     its node is silent."""

@@ -58,6 +58,15 @@ class GroupView:
         return all(self.ready(role) for role in ROLES)
 
     @cached_property
+    def serving_for_sure(self) -> bool:
+        """`serving`, and their nodes have lately said so: planned changes may lean on it."""
+        heard = {
+            i.role for i in self.staying
+            if not i.silent and i.revision == self.revision and is_routable(i, self.table)
+        }  # fmt: skip
+        return len(heard) == len(ROLES)
+
+    @cached_property
     def revision(self) -> str:
         """Revision of the group: a request never passes from one revision to another.
 

@@ -9,6 +9,7 @@ from tests.support.group_objects import Pod
 from tests.support.group_world import World, counts, wanted
 
 from pdserve.groups import types as t
+from pdserve.groups.plan import plan
 
 ROOMY = """p1 a  n1:8 n2:8 n3:8 n4:8
            p1 b  m1:8 m2:8 m3:8 m4:8
@@ -428,13 +429,26 @@ def test_it_deletes_first_where_another_group_serves() -> None:
 
 
 @pytest.mark.invariant(3)
+def test_a_roll_does_not_lean_on_a_group_whose_node_is_silent() -> None:
+    w = world("p1 a  n1:8 n2:8\np1 b  m1:8 m2:8", "1P1D", 2, devices=8)
+    w.want(lambda x: replace(x, revision="r2"))
+    seen = w.observation()
+    of_group_0 = [i.name for i in seen.instances if i.group_index == 0]
+    for name in of_group_0:
+        silent = tuple(replace(i, silent=i.name == name) for i in seen.instances)
+        held = plan(replace(seen, instances=silent), w.fabric())
+        assert "BeginDrain" not in kinds(held)
+    assert kinds(w.operator()) == ["BeginDrain", "BeginDrain"]
+
+
+@pytest.mark.invariant(3)
 def test_the_only_group_is_not_given_up_and_the_wait_is_explained() -> None:
     w = world("p1 a  n1:8 n2:8", "1P1D", devices=8)
     w.want(lambda x: replace(x, revision="r2"))
     assert w.settle().actions == ()
     progressing = w.condition("Progressing")
     assert (progressing.status, progressing.reason) == ("False", "NeedsDevices")
-    assert "group 0 is the only one that serves" in progressing.message
+    assert "group 0 is the only one that surely serves" in progressing.message
     assert "2 of 2 instances have no node" in progressing.message
     assert len(w.routed) == 2
 
