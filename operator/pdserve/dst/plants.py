@@ -174,6 +174,17 @@ def _rolls_all_at_once() -> tuple[Change, ...]:
     return ((plan, "scale_groups", scale_groups),)
 
 
+def _replaced_twice() -> tuple[Change, ...]:
+    original = resize._vacancies
+
+    def vacancies(group: Any, role: Any, short: int, observation: Any, draft: Any) -> Any:
+        found = original(group, role, short, observation, draft)
+        lost = any(vacancy.replaces is not None for vacancy in found)
+        return original(group, role, short + 1, observation, draft) if lost else found
+
+    return ((resize, "_vacancies", vacancies),)
+
+
 def _claims_forgotten() -> tuple[Change, ...]:
     def nothing(*_: Any, **__: Any) -> tuple[Any, ...]:
         return ()
@@ -231,7 +242,7 @@ def _owners_by_label() -> tuple[Change, ...]:
 PLANTS: Final = (
     Plant("owners-by-uid", "owner look-ups ignore the namespace", (9, 15, 13, 0, 4),
           _owners_by_uid, first=68),
-    Plant("counts-by-edit", "an edit of a ScenarioGroup's counts is acted upon", (13, 3, 0),
+    Plant("counts-by-edit", "an edit of a ScenarioGroup's counts is acted upon", (13, 3, 4, 0),
           _counts_by_edit, first=34),
     Plant("outdated-unrepaired", "groups of an old revision are not repaired", (0, 3, 10),
           _outdated_unrepaired, first=210),
@@ -255,6 +266,8 @@ PLANTS: Final = (
           _errors_end_the_operator, first=16),
     Plant("owners-by-label", "pods are found by their labels", (0, 9, 13, 15),
           _owners_by_label, first=516),
+    Plant("replaced-twice", "a lost instance gets two successors, one is given up again", (4,),
+          _replaced_twice),
     Plant("slow-repair", "the first repair waits 45 s", (10,), _slow_repair, first=18),
     Plant("flaps-are-losses", "a node NotReady for a second is lost", (13,),
           _flaps_are_losses, first=2),

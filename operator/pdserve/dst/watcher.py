@@ -27,11 +27,12 @@ from pdserve.controllers import decisions
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.controllers.parsed import parsed
 from pdserve.dst.lookups import group_of, instances_of
-from pdserve.dst.world import World
+from pdserve.dst.world import World, now
 from pdserve.dst.world_engines import Engine
 from pdserve.kube.client import Request
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Object, ObjectKey
 from pdserve.ratio.types import Counts
+from pdserve.topology.nodes import pinned_node, timestamp
 from pdserve.wire import names
 
 LAG = 20.0
@@ -40,6 +41,9 @@ ROUTED_LAG = 8.0
 """Seconds for which a route may still name an instance that just went away."""
 REPAIR_LAG = 15.0
 """Seconds after which an instance that a user deleted or that failed must have a successor."""
+STARTS = 10.0
+"""Seconds for which a pod that was made counts as one that will run; then its node may be at
+fault."""
 DRAIN_SECONDS = 60.0
 """recovery.drainSeconds of every service: the API's default."""
 
@@ -166,6 +170,30 @@ class Watcher:
         if group is not None:
             name = scenario_name(group)
             self.made[name] = self.made.get(name, 0) + 1
+            self._check_missing(pod, group, name)
+
+    def _check_missing(self, pod: Object, group: Object, name: ScenarioName) -> None:
+        """A new pod stands for a missing one: of its role and group, as many as are wanted are not
+        well or about to be. Those on cordoned nodes may have stand-ins.
+        """
+        in_force = self._in_force(name)
+        if self.trouble_until > self._time() - LAG or not in_force or not self._service_has(name):
+            return
+        place = _place(pod)
+        others = [
+            p["metadata"]["name"] for p in instances_of(self.world, group)
+            if _place(p) == place and p["metadata"]["uid"] != pod["metadata"]["uid"]
+            and (self._healthy(p) or self._starts(p)) and p["metadata"]["uid"] not in self.harmed
+            and not self._is_cordoned(p)
+            and names.ANNOTATION_DRAIN not in p["metadata"].get("annotations", {})
+        ]  # fmt: skip
+        role = _labels(pod)[names.LABEL_ROLE]
+        wanted = max(c.prefill if role == "prefill" else c.decode for c in in_force)
+        if len(others) >= wanted:
+            raise Violation(
+                4, f"pod {pod['metadata']['name']} made although {', '.join(others)} "
+                f"are there and {wanted} {role} wanted",
+            )  # fmt: skip
 
     def _pod_deleted(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -199,18 +227,22 @@ class Watcher:
         self._check_others_serve(pod, group, name, how)
 
     def _check_surplus(self, pod: Object, group: Object, name: ScenarioName, how: str) -> None:
-        since = self._time() - LAG
-        if self.trouble_until > since:
-            since = -1.0
-        in_force = [c for t, c in self._authority.get(name, ()) if t >= since]
-        older = [c for t, c in self._authority.get(name, ()) if t < since]
-        in_force += older[-1:]
+        in_force = self._in_force(name)
         if any(self._is_surplus(pod, group, counts) for counts in in_force):
             return
         wanted = ", ".join(map(str, in_force))
         raise Violation(
             13, f"healthy pod {pod['metadata']['name']} {how} although {wanted or 'it'} is wanted"
         )
+
+    def _in_force(self, name: ScenarioName) -> list[Counts]:
+        """The counts that the operator may act on: those in force now, or lately."""
+        since = self._time() - LAG
+        if self.trouble_until > since:
+            since = -1.0
+        known = self._authority.get(name, ())
+        older = [counts for time, counts in known if time < since]
+        return [counts for time, counts in known if time >= since] + older[-1:]
 
     def _is_surplus(self, pod: Object, group: Object, counts: Counts) -> bool:
         staying = [
@@ -352,6 +384,21 @@ class Watcher:
         engine = self._engine(pod)
         return engine is not None and not engine.frozen and meta["name"] not in self.world.crashing
 
+    def _starts(self, pod: Object) -> bool:
+        """It was made a moment ago, and nothing keeps it from starting."""
+        meta = pod["metadata"]
+        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") != "Pending":
+            return False
+        node = pod["spec"].get("nodeName") or pinned_node(pod)
+        lost = node in self.world.broken_nodes or meta["name"] in self.world.refused
+        age = now() - (timestamp(meta["creationTimestamp"]) or 0.0)
+        return not lost and age < STARTS
+
+    def _is_cordoned(self, pod: Object) -> bool:
+        name = pod["spec"].get("nodeName") or pinned_node(pod) or ""
+        node = self.world.api.store(NODES).objects.get(ObjectKey("", name))
+        return node is not None and bool(node["spec"].get("unschedulable"))
+
     def _engine(self, pod: Object) -> Engine | None:
         return self.world.engines.by_ip.get(pod.get("status", {}).get("podIP", ""))
 
@@ -399,6 +446,12 @@ def _current_revision(group: Object) -> str:
         return revision_of(parsed(ScenarioGroup, group).spec)
     except ApiError:
         return ""
+
+
+def _place(pod: Object) -> tuple[str | None, ...]:
+    """P/D group, role and revision."""
+    keys = (names.LABEL_GROUP_INDEX, names.LABEL_ROLE, names.LABEL_REVISION)
+    return tuple(map(_labels(pod).get, keys))
 
 
 def _labels(obj: Object) -> dict[str, str]:
