@@ -48,6 +48,25 @@ def refusal_of(
     return None
 
 
+def is_admitted(
+    pod: Mapping[str, Any], node: Mapping[str, Any], bound: Iterable[Mapping[str, Any]]
+) -> bool:
+    """Whether the node's kubelet runs a pod that is bound to it past the scheduler.
+
+    It reckons with what it knows: an extended resource that the node does not state is not looked
+    at. `bound`: the pods that are there.
+    """
+    held: Counter[str] = Counter()
+    for other in bound:
+        held.update(pod_requests(other))
+    stated = node.get("status", {}).get("allocatable") or {}
+    return all(
+        held[resource] + amount <= _offered(resource, stated)
+        for resource, amount in pod_requests(pod).items()
+        if not is_port(resource) and (resource in stated or "/" not in resource)
+    )
+
+
 def _affine(spec: Mapping[str, Any], node: Mapping[str, Any]) -> bool:
     affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")

@@ -19,6 +19,7 @@ from pdserve.dst import metrics, values
 from pdserve.dst.api_fields import copy
 from pdserve.dst.api_net import Faults
 from pdserve.dst.scene import BROKEN_IMAGE, SUSPECT_SECONDS, Scene, domain_object
+from pdserve.dst.scheduling import is_admitted
 from pdserve.dst.world import stamp
 from pdserve.dst.world_service import NPU
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, SECRETS, Object, ObjectKey
@@ -564,7 +565,20 @@ def _foreign(scene: Scene, resource: Any, obj: Object) -> None:
         scene.watcher.foreign.add(made["metadata"]["uid"])
         if resource == PODS:
             status = {"phase": "Running", "podIP": "127.9.9.9", "startTime": stamp()}
+            if not _admitted(scene, made):
+                status = {"phase": "Failed", "reason": "OutOfcpu", "startTime": stamp()}
             scene.patch(made, {"status": status}, PODS, "status")
+
+
+def _admitted(scene: Scene, pod: Object) -> bool:
+    """Whether the kubelet of the node that a stranger names takes the pod."""
+    node = pod["spec"]["nodeName"]
+    others = [
+        p for p in scene.world.seen(PODS)
+        if p["spec"].get("nodeName") == node and p["metadata"]["uid"] != pod["metadata"]["uid"]
+    ]  # fmt: skip
+    found = scene.world.get(NODES, node, "")
+    return found is not None and is_admitted(pod, found, others)
 
 
 def _some_labels(scene: Scene, group: Object) -> dict[str, str]:

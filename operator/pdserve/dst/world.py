@@ -444,6 +444,8 @@ class World:
                 self.api.end_pod(meta["namespace"], meta["name"])
         elif not pod["spec"].get("nodeName"):
             self._schedule(pod)
+        elif pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
+            return  # for good
         elif pod.get("status", {}).get("phase") != "Running":
             if self._after(meta["uid"], self.rng.uniform(*self.start_seconds)):
                 self._start(pod)
