@@ -15,6 +15,7 @@ from pdserve.controllers.caches import Caches, owned_by
 from pdserve.controllers.compare import covers
 from pdserve.controllers.objects import owned_metadata
 from pdserve.controllers.owned import ensure
+from pdserve.frozen import Memo
 from pdserve.groups.observe import is_group_index
 from pdserve.groups.types import Budget
 from pdserve.kube.client import KubeClient
@@ -88,7 +89,15 @@ def _since(budget: Object) -> str | None:
     return found
 
 
+_made: Memo[Object] = Memo(most=1024)
+
+
 def _budget(obj: Object, group: ScenarioGroup, index: int, wanted: Budget) -> Object:
+    by = (group.metadata.namespace, group.metadata.name, group.metadata.uid, index, wanted)
+    return _made.of(lambda: _render(obj, group, index, wanted), group.spec, by=by)
+
+
+def _render(obj: Object, group: ScenarioGroup, index: int, wanted: Budget) -> Object:
     """Needs whole numbers: percentages and `maxUnavailable` need a controller with a scale whose
     count is that of pods; a ScenarioGroup's is that of P/D groups.
     """

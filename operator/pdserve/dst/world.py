@@ -612,7 +612,9 @@ class World:
         """Replicas of a pod's controller, by its scale subresource."""
         kinds = {"Deployment": DEPLOYMENTS, "ScenarioGroup": SCENARIO_GROUPS}
         kind = kinds.get(owner["kind"])
-        found = self.get(kind, owner["name"], namespace) if kind is not None else None
+        if kind is None:
+            return None
+        found = self.api.store(kind).objects.get(ObjectKey(namespace, owner["name"]))
         replicas = (found or {}).get("spec", {}).get("replicas")
         return replicas if isinstance(replicas, int) else None
 
