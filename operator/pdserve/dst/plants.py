@@ -248,7 +248,7 @@ PLANTS: Final = (
           _outdated_unrepaired, first=210),
     Plant("startup-until-ready", "the startup deadline runs until Ready, peers included", (13, 0),
           _startup_until_ready, first=5),
-    Plant("outage-is-silence", "time without the API server counts as a node's silence", (13,),
+    Plant("outage-is-silence", "time without the API server counts as a node's silence", (4, 13),
           _outage_is_silence, first=2),
     Plant("drain-unheeded", "a drained instance is deleted at once", (5,),
           _drain_unheeded, first=105),
@@ -269,7 +269,7 @@ PLANTS: Final = (
     Plant("replaced-twice", "a lost instance gets two successors, one is given up again", (4,),
           _replaced_twice),
     Plant("slow-repair", "the first repair waits 45 s", (10,), _slow_repair, first=18),
-    Plant("flaps-are-losses", "a node NotReady for a second is lost", (13,),
+    Plant("flaps-are-losses", "a node NotReady for a second is lost", (4, 13),
           _flaps_are_losses, first=2),
 )  # fmt: skip
 

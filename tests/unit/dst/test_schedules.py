@@ -57,7 +57,7 @@ def test_a_failing_schedule_is_cut_down_and_says_what_was_done() -> None:
     with planted(plant):
         moves, outcome = runner.cut_down(plant.first)
     assert 0 < len(moves) < len(schedule.draw(plant.first))
-    assert outcome.number == 13
+    assert outcome.number in plant.numbers
     assert all(any(move.kind in line for line in outcome.trace) for move in moves)
 
 
