@@ -3,8 +3,10 @@
 Waits and deadlines are reckoned on the monotonic clock. A wall clock may be set by hours, and the
 stamps in objects are of other machines' clocks (API server, kubelets, scheduler): `since` notes
 when this process first saw each stamp, and reckons from there. What it finds when it first looks
-at an object's owner (after a start or a fail-over) it has no memory of: then the stamp counts, as
-far as it is not in the future. `written` reads the stamps of operators (this one, earlier ones,
+at an object's owner (after a start or a fail-over) it has no memory of: then the stamp counts, but
+not from before this process started. A clock that was set before the start would otherwise make
+an instance of five seconds an hour old, and have it deleted; the price is that a deadline begins
+anew with each operator. `written` reads the stamps of operators (this one, earlier ones,
 other hosts): such a stamp counts, but never lies ahead. No wait is longer than its bound for a
 clock that was set.
 
@@ -43,7 +45,8 @@ class Clock:
     def __init__(self, wall: Callable[[], float], steady: Callable[[], float]) -> None:
         """`wall`: seconds since the epoch, may step; `steady`: monotonic seconds."""
         self._steady = steady
-        self._origin = wall() - steady()
+        self._started = wall()
+        self._origin = self._started - steady()
         self._began: dict[str, dict[tuple[str, float], float]] = {}
         self._met: set[str] = set()
 
@@ -57,7 +60,7 @@ class Clock:
         key = (what, stamp)
         if key not in known:
             now = self.now()
-            known[key] = now if owner in self._met else min(stamp, now)
+            known[key] = now if owner in self._met else max(min(stamp, now), self._started)
         return known[key]
 
     def written(self, uid: str, stamp: float) -> float:
