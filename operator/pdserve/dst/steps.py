@@ -69,7 +69,7 @@ async def freeze_engine(scene: Scene, rng: random.Random) -> str | None:
     if pod is None or engine is None or engine.frozen:
         return None
     seconds = rng.uniform(1, 40)
-    engine.frozen = True
+    engine.frozen, engine.stopped_at = True, asyncio.get_running_loop().time()
 
     def thaw() -> None:
         engine.frozen = False
@@ -466,10 +466,14 @@ async def poison_table(scene: Scene, rng: random.Random) -> str | None:
         return None
     table = rng.choice(tables)
     key = names.KEY_PEERS if names.KEY_PEERS in table["data"] else names.KEY_ROUTES
-    if rng.random() < 0.5:
+    try:
+        before = json.loads(table["data"][key])
+    except (ValueError, RecursionError):
+        before = None  # it was overwritten before
+    if rng.random() < 0.5 or before is None:
         text = values.text(rng)
     else:
-        text = json.dumps(values.spoiled(json.loads(table["data"][key]), rng))
+        text = json.dumps(values.spoiled(before, rng))
     scene.patch(table, {"data": {key: text}}, CONFIGMAPS)
     return f"{_name(table)}: {text[:60]!r}"
 

@@ -297,7 +297,9 @@ class Watcher:
             )
             if meta["uid"] == without or leaving or meta["name"] not in routed:
                 continue
-            if self._healthy(pod) or self._time() < self.harmed.get(meta["uid"], 0.0) + LAG:
+            engine = self._engine(pod)
+            broke = max(self.harmed.get(meta["uid"], 0.0), engine.stopped_at if engine else 0.0)
+            if self._healthy(pod) or self._time() < broke + LAG:
                 key = (labels[names.LABEL_GROUP_INDEX], labels.get(names.LABEL_REVISION, ""))
                 roles.setdefault(key, set()).add(labels[names.LABEL_ROLE])
         return {index for (index, _), found in roles.items() if len(found) == 2}

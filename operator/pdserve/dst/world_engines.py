@@ -32,6 +32,8 @@ class Engine:
     draining: bool = False
     busy: int = 0
     frozen: bool = False
+    stopped_at: float = 0.0
+    """Loop time at which it last stopped to answer, alone, on a node that is well."""
     lies: Callable[[Any], Any] | None = None
     """What becomes of its answers; None: it says the truth."""
 

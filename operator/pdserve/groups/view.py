@@ -57,14 +57,16 @@ class GroupView:
         """At least one prefill and one decode can serve now."""
         return all(self.ready(role) for role in ROLES)
 
-    @cached_property
-    def serving_for_sure(self) -> bool:
-        """`serving`, and their nodes have lately said so: planned changes may lean on it."""
-        heard = {
+    def surely_serving(self, routed: Collection[str]) -> bool:
+        """`serving`, their nodes have lately said so, and gateways know them (`routed`, where there
+        are any): planned changes may lean on it.
+        """
+        sure = {
             i.role for i in self.staying
             if not i.silent and i.revision == self.revision and is_routable(i, self.table)
+            and (not routed or i.name in routed)
         }  # fmt: skip
-        return len(heard) == len(ROLES)
+        return len(sure) == len(ROLES)
 
     @cached_property
     def revision(self) -> str:
