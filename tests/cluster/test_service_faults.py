@@ -15,6 +15,7 @@ from tests.support.installed import (
     pdservice,
     role,
     scenario,
+    shop,
 )
 from tests.support.traffic import Traffic
 
@@ -89,9 +90,15 @@ def test_a_killed_prefill_restarts_in_place_and_is_not_routed_until_linked(
 
 
 @pytest.fixture(scope="module")
-def wide(installed: Installed) -> Iterator[s.Cluster]:
-    """1P1D of instances that take all devices of a node each."""
+def wide(installed: Installed, shop_service: Mapping[str, float]) -> Iterator[s.Cluster]:
+    """1P1D of instances that take all devices of a node each.
+
+    A substitute needs a third whole node, and the shop holds two of the four that kind has: it is
+    away meanwhile.
+    """
     cluster = installed.cluster
+    cluster.kubectl("delete", "pdservice", SERVICE, "-n", NAMESPACE)
+    s.until("the shop is away", lambda: not s.pods(cluster, NAMESPACE, service=SERVICE))
     make_namespace(cluster, WIDE)
     whole = role(slots=4, devices=8)
     service = pdservice(
@@ -107,6 +114,8 @@ def wide(installed: Installed) -> Iterator[s.Cluster]:
     s.wait_service(cluster, WIDE, WIDE)
     yield cluster
     cluster.kubectl("delete", "namespace", WIDE, "--wait=false")
+    cluster.apply(shop(), namespace=NAMESPACE)
+    s.wait_service(cluster, NAMESPACE, SERVICE)
 
 
 def one(cluster: s.Cluster, role_name: str) -> s.Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -41,8 +42,15 @@ def test_pods_run_where_they_were_planned_linked_and_labelled(
         for level in ("rack", "leaf"):
             at_node = node["metadata"]["labels"][f"fabric.pdserve.io/{level}"]
             assert pod["metadata"]["labels"][f"{names.TOPOLOGY_PREFIX}{level}"] == at_node
+    nodes = {p["spec"]["nodeName"] for p in found}
+    assert len(nodes) > 1, "not all of a scenario is lost with one node"
+    leaf = "fabric.pdserve.io/leaf"
+    workers = cluster.get(f"/api/v1/nodes?labelSelector={leaf}")
+    assert workers is not None
+    sizes = Counter(node["metadata"]["labels"][leaf] for node in workers["items"])
     leaves = {p["metadata"]["labels"][f"{names.TOPOLOGY_PREFIX}leaf"] for p in found}
-    assert len(leaves) == 1, "a P/D group that fits one leaf stays in it"
+    least = 1 if max(sizes.values()) > 1 else 2
+    assert len(leaves) == least, "no more leaves than two nodes need"
 
 
 @pytest.mark.invariant(1)
