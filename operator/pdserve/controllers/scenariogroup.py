@@ -82,6 +82,8 @@ log = logging.getLogger(__name__)
 
 REFUSED_RETRY = 30.0
 """Seconds until refused pods are tried again (quota may have been raised)."""
+BLIND_RETRY = 1.0
+"""Seconds until the next look while the watch of pods is broken."""
 VOLUME_RETRY = 30.0
 """Seconds until a place is looked for again where volumes leave none."""
 
@@ -143,6 +145,10 @@ class _Reconcile:
         if service is not None and not is_as_asked(self.group, service):
             # An edit by hand: it is about to be put back, so nothing planned is done for it.
             wanted = replace(wanted, paused=True)
+        blind = not self.context.caches.pods.state().connected
+        if blind:
+            # Pods that are gone may still be shown: none that serves may go in their favour.
+            wanted = replace(wanted, paused=True)
         await self._revisions(view)
         # 2
         if self.context.caches.changes != seen:
@@ -155,6 +161,8 @@ class _Reconcile:
         with self.context.promises.held(self.key, promised(planned, observation)):
             found = (template, *fabric_condition(self.group, domain), *deleted)
             again = await self._carry_out(view, planned, found, observation.claims)
+        if blind:
+            again = min(BLIND_RETRY, again or BLIND_RETRY)
         if planned.blocked_request is None or not _restricted(planned.blocked_request):
             return again
         # Where a volume is changes without a word to anybody.

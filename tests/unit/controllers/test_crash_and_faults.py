@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.api_net import Faults
 from pdserve.dst.virtual_time import run_virtual, virtual_time
-from pdserve.dst.world import World
-from pdserve.dst.world_service import service
+from pdserve.dst.world import Recorder, World
+from pdserve.dst.world_service import NS, service
 from pdserve.kube.client import Request
+from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,
@@ -245,3 +247,39 @@ def _other_table(world: World, wanted: Object) -> Object:
     if world.get(CONFIGMAPS, name) is None:
         return world.create(CONFIGMAPS, {**wanted, "data": data})
     return world.patch(CONFIGMAPS, namespace, name, {"data": data})
+
+
+@virtual_time
+async def test_no_planned_change_rests_on_pods_that_may_be_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After an outage the watch of the counts is back before that of pods (seed 200348)."""
+    world, faults, late = make(0), Faults(), False
+    inner = Recorder.stream
+
+    def stream(recorder: Recorder, request: Request) -> AsyncIterator[Object]:
+        if late and request.resource is PODS:
+            raise KubeError(503, "ServiceUnavailable", "not yet")
+        return inner(recorder, request)
+
+    monkeypatch.setattr(Recorder, "stream", stream)
+    async with world.running(), world.operator(faults):
+        await world.until(lambda: is_settled(world))
+        gone, kept = (
+            p["metadata"]["name"] for p in world.instances() if "-chat-0-p" in p["metadata"]["name"]
+        )
+        faults.down = late = True
+        world.api.wake_watches()
+        world.api.handle(Request("delete", PODS, NS, gone))
+        fewer = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 1, "decode": 1}}
+        world.patch(PDSERVICES, NS, "shop", {"spec": service(ratio=fewer)["spec"]})
+        await asyncio.sleep(5)
+        faults.down = False
+        for _ in range(40):
+            await asyncio.sleep(0.5)
+            pod = world.get(PODS, kept)
+            assert pod is not None
+            assert names.ANNOTATION_DRAIN not in pod["metadata"].get("annotations", {})
+        late = False
+        await world.until(lambda: len(world.instances()) == 4, 120, "fewer prefills")
+        assert kept in world.routed()
