@@ -27,7 +27,7 @@ NOT_IN = {
     "gateway": {"kopf", "prometheus-api-client", "numpy", "tokenizers"},
     "engine": {"kopf", "kubernetes", "pydantic", "aiohttp", "requests", "huggingface-hub"},
 }
-IN_NONE = {"pip", "setuptools", "wheel", "pytest", "matplotlib"}
+IN_NONE = {"pip", "setuptools", "wheel", "pytest"}
 
 
 class Containers:
