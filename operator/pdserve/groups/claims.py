@@ -51,10 +51,11 @@ def of_instance(group: GroupView, draft: Draft, role: Role) -> tuple[tuple[Claim
 
 
 def of_gone_group(live: Iterable[GroupView], draft: Draft) -> tuple[Claim, ...]:
-    """Claims to lift for a new group: those of one group that is not there any more."""
+    """Claims to lift for a new group: of the group that left most of those that are not there."""
     present = {g.index for g in live}
-    gone = sorted({c.group_index for c in draft.claims} - present)
-    return tuple(c for c in draft.claims if gone and c.group_index == gone[0])
+    left = Counter(c.group_index for c in draft.claims if c.group_index not in present)
+    fullest = min(left, key=lambda index: (-left[index], index), default=None)
+    return tuple(c for c in draft.claims if c.group_index == fullest)
 
 
 def with_lifted(
@@ -115,7 +116,7 @@ def kept_claims(
     """The claims after this plan, by group and slot.
 
     Phases: 1 groups that stay: as many as instances are missing; 2 groups to be made anew: all
-    of as many groups that are gone and left something that no step has spent.
+    of as many groups that are gone, those first that left most that no step has spent.
     """
     held = {c.pod: c for c in (*observation.claims, *draft.claims)}
     spent = {c.pod for c in draft.spent}
@@ -151,9 +152,10 @@ def kept_claims(
     for claim in newest(gone, _left_by(members, all_of_them=True)):
         former.setdefault(claim.group_index, []).append(claim)
     counts = {role: observation.wanted.role(role).count for role in ROLES}
-    left_by = (_usable(former[index], spent, draft) for index in sorted(former))
-    for usable in [claims for claims in left_by if claims][: max(0, anew)]:
-        found += _kept(usable, counts)
+    left_by = (_kept(_usable(former[index], spent, draft), counts) for index in sorted(former))
+    # A group that was rolled twice left two: what remains of the older one is not enough.
+    for left in sorted(filter(None, left_by), key=len, reverse=True)[: max(0, anew)]:
+        found += left
     found += draft.inherited
     return tuple(sorted(found, key=lambda c: (c.group_index, c.slot, c.pod)))
 
