@@ -270,14 +270,14 @@ def _drain(cluster: s.Cluster, node: str) -> float:
         "drain", node, f"--pod-selector={mine}", "--delete-emptydir-data", "--ignore-daemonsets",
         "--timeout=280s",
     )  # fmt: skip
-    assert node not in {p["spec"]["nodeName"] for p in s.pods(cluster, NAMESPACE)}
+    assert node not in {p["spec"].get("nodeName") for p in s.pods(cluster, NAMESPACE)}
     return time.monotonic() - began
 
 
 def _nodes(cluster: s.Cluster) -> list[str]:
     """Every node, those with instances of this service first."""
     every = [s.name_of(n) for n in (cluster.get("/api/v1/nodes") or {})["items"]]
-    used = {p["spec"]["nodeName"] for p in s.pods(cluster, NAMESPACE)}
+    used = {p["spec"].get("nodeName") for p in s.pods(cluster, NAMESPACE)}
     return sorted(every, key=lambda node: (node not in used, node))
 
 

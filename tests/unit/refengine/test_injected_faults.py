@@ -80,6 +80,7 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.timeout(900)  # one request per place where it may break, each traced line by line
 @pytest.mark.parametrize("case", BODIES)
 async def test_no_fault_loses_a_slot_or_kv(
     case: str, model: LoadedModel, client: Client, caplog: pytest.LogCaptureFixture
