@@ -46,7 +46,7 @@ class Vacancy:
 
 def resize_group(group: GroupView, observation: Observation, draft: Draft) -> None:
     """Bring one group of the wanted revision to the wanted counts; repair one of another."""
-    own = at_own_revision(group, observation)
+    own, paused = at_own_revision(group, observation), observation.wanted.paused
     for instance in group.staying:
         if instance.revision != group.revision:
             why = f"it is of revision {instance.revision}, its group is not"
@@ -73,6 +73,8 @@ def resize_group(group: GroupView, observation: Observation, draft: Draft) -> No
         return
     if not wanted.paused:
         _shrink(group, observation, draft, growth_blocked=unplaced > 0)
+    elif not paused:
+        _end_stand_ins(group, observation, draft)
 
 
 def at_own_revision(group: GroupView, observation: Observation) -> Observation | None:
@@ -282,6 +284,20 @@ def _shrink(group: GroupView, observation: Observation, draft: Draft, growth_blo
                 draft.reasons.append(f"{name} stays until the other role's growth is ready")
                 continue
             retire(group, by_name[name], f"{role} shrinks", observation, draft)
+
+
+def _end_stand_ins(group: GroupView, observation: Observation, draft: Draft) -> None:
+    """In an outdated group, which does not shrink: of two in one slot one goes when the node of the
+    first takes instances again. Their devices may be what its successor waits for.
+    """
+    covered = stood_in_for(group, observation, draft.fabric)
+    first = {i.uid: i for i in group.staying if i.name not in covered}
+    for instance in group.staying:
+        former = first.get(instance.replaces or "")
+        if former is not None:
+            leaves = instance if instance.ready <= former.ready else former
+            why = f"{former.node} takes instances again: one is enough in {instance.slot}"
+            retire(group, leaves, why, observation, draft)
 
 
 def _never_served(group: GroupView) -> bool:

@@ -48,7 +48,11 @@ def instances(group: int, text: str) -> list[t.InstanceObs]:
 def planned(
     tree: str, *groups: str, since: Mapping[int, float] | None = None, **changes: object
 ) -> t.Plan:
-    """The plan for these groups; `since`: seconds for which they have members on closed nodes."""
+    """The plan for these groups; `since`: seconds for which they have members on closed nodes.
+
+    `outdated`: another revision is wanted.
+    """
+    outdated = changes.pop("outdated", False)
     members = [i for k, text in enumerate(groups) for i in instances(k, text)]
     tables = {
         k: PeerTable(
@@ -71,7 +75,8 @@ def planned(
     budgets = {k: t.Budget(9, NOW - ago) for k, ago in (since or {}).items()}
     routed = frozenset(i.name for i in members if i.ready)
     seen = t.Observation(
-        target, tuple(members), tables, {}, {}, (), routed, NOW, budgets=budgets
+        replace(target, revision="r2") if outdated else target, tuple(members), tables, {}, {}, (),
+        routed, NOW, budgets=budgets, former={"r1": target},
     )  # fmt: skip
     return plan(seen, fabric(tree))
 
@@ -180,6 +185,17 @@ def test_a_stand_in_is_no_growth_and_its_pair_is_no_surplus() -> None:
     assert len([a for a in opened.actions if isinstance(a, t.BeginDrain)]) == 2
     gone = planned(CLOSED, "~P:n1 ~D:n1 P:n2>P0 D:n3>D1", counts="1P1D")
     assert not [a for a in gone.actions if isinstance(a, t.CreateInstance | t.BeginDrain)]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_stand_ins_of_an_outdated_group_end_when_its_nodes_open(paused: bool) -> None:
+    """Their devices are what its successor waits for (seed 400726 of the simulation)."""
+    tree = "p1 a  n1:0/8 n2:0/8 n3:0/8"
+    opened = planned(
+        tree, "P:n1 D:n1 P:n2>P0 d:n3>D1", counts="1P1D", outdated=True, paused=paused
+    )  # fmt: skip
+    gone = [a.name for a in opened.actions if isinstance(a, t.BeginDrain | t.DeletePod)]
+    assert gone == ([] if paused else ["shop-chat-0-p2-aaaaaa", "shop-chat-0-d3-aaaaaa"])
 
 
 def test_a_count_that_falls_meanwhile_is_kept_to() -> None:
