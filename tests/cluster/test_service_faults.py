@@ -113,7 +113,7 @@ def wide(installed: Installed, shop_service: Mapping[str, float]) -> Iterator[s.
     cluster.apply(service, namespace=WIDE)
     s.wait_service(cluster, WIDE, WIDE)
     yield cluster
-    cluster.kubectl("delete", "namespace", WIDE, "--wait=false")
+    cluster.kubectl("delete", "namespace", WIDE)  # its whole nodes are to be free again
     cluster.apply(shop(), namespace=NAMESPACE)
     s.wait_service(cluster, NAMESPACE, SERVICE)
 

@@ -203,8 +203,20 @@ def closed_members(
     return tuple(
         i
         for i in group.staying
-        if fabric.blocked(i.node, then.role(i.role).shape.tolerations) not in (None, "NotReady")
+        if closes(fabric.blocked(i.node, then.role(i.role).shape.tolerations))
     )
+
+
+def closes(blocked: str | None) -> bool:
+    """Whether what keeps new instances off a node may mean that it is about to be emptied.
+
+    Kubernetes' own taints only tell of its state, some for a moment after that is well again. (A
+    cordon has a field of its own.)
+    """
+    return blocked not in (None, "NotReady") and not blocked.startswith(_OF_NODE_STATE)
+
+
+_OF_NODE_STATE = "Taint node.kubernetes.io/"
 
 
 def stood_in_for(group: GroupView, observation: Observation, fabric: Fabric) -> frozenset[str]:
