@@ -1,4 +1,4 @@
-"""JSON objects that nobody changes any more, with what was worked out from them.
+"""JSON objects that no code changes any more, with what was worked out from them.
 
 A cache never changes an object that it holds: a new version is a new object. What a function reads
 out of one version is therefore right for as long as that version is meant, and whoever looks at
@@ -24,7 +24,7 @@ class Frozen(dict[str, Any]):
     __slots__ = ("derived",)
 
     def __init__(self, obj: Mapping[str, Any]) -> None:
-        """Take the members of `obj`, which nobody may change from now on."""
+        """Take the members of `obj`, which no code may change from now on."""
         super().__init__(obj)
         self.derived: dict[Hashable, Any] = {}
         """Results by the function that found them."""
@@ -36,7 +36,7 @@ class Light(Frozen):
     __slots__ = ()
 
     def __init__(self, obj: Mapping[str, Any]) -> None:
-        """Take the members of `obj`, which nobody may change from now on."""
+        """Take the members of `obj`, which no code may change from now on."""
         dict.__init__(self, obj)
 
 

@@ -22,7 +22,7 @@ MOST: Final = 64
 
 
 def session_of(info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
-    """A session with these credentials, on the running event loop; whoever gets it closes it."""
+    """A session with these credentials, on the running event loop; the caller closes it."""
     return kopf.AiohttpSession(
         server=info.server,
         default_namespace=info.default_namespace,

@@ -50,7 +50,7 @@ class Ticket:
     first_sent: float = 0.0
     """Time of its first attempt."""
     not_before: float = 0.0
-    """It asks nobody before this time."""
+    """Earliest time of its next attempt (see `pacing`)."""
     waiting: bool = False
     failed_by: set[str] = field(default_factory=set)
     """Ids of prefills that failed it, to be left alone for it until `shuns_until`."""

@@ -75,7 +75,7 @@ class Exchange(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            # Nobody asked for an upgrade: what follows it is no reply.
+            # No request asks for an upgrade, so what follows is no reply.
             self._fail(UpstreamError("lost", f"malformed reply: {error}"))
             self.abort()
             return

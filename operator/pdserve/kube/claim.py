@@ -257,7 +257,7 @@ class Claim:
         )
 
     def _wider_holder(self) -> str:
-        """Who else holds the wider claim; "" where nobody does."""
+        """The other holder of the wider claim; "" where there is none."""
         holder, above = self._above.field("holder"), self._above
         scope = above.field("scope")
         if self._wider is None or holder == self._holder or above.is_void(self._times):
