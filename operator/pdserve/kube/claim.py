@@ -15,7 +15,8 @@ the other's claim then, so of two that start at once at least one sees the other
 
 - The narrower claim is not taken while the wider one is held; one that was taken before stands.
 - The holder of the wider claim leaves out what narrower ones claim, for as long as they are
-  renewed; it deletes a void one, so that its holder of old finds the scope taken.
+  renewed; it deletes a void one, so that its holder of old finds the scope taken. One that a
+  finalizer keeps is emptied. One that may not be deleted stands, void or not, and is logged.
 
 So a claim in a namespace acts on that namespace alone, whoever may write it.
 
@@ -29,6 +30,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
@@ -138,6 +140,7 @@ class Claim:
         self._own = _Sight()
         self._above = _Sight()
         self._below: dict[str, _Sight] = {}
+        self._warned = -REPORT_SECONDS
         self.waiting = ""
         """Why this process does not act, for its readiness page; "" while it may."""
 
@@ -176,7 +179,7 @@ class Claim:
             raise ClaimedError(f"{self._place} was taken by another in this moment") from error
         await self._survey()
         if not stood and self._wider_holder():
-            await self._remove(self._own, self._place.namespace)
+            await self._give_up(self._own, self._place.namespace)
             raise ClaimedError(self._refusal_of(self._above, self._wider or self._place))
         self._on_left(self._left())
         logger.info("%s: the objects of %s are this operator's", self._place, self._place.scope)
@@ -196,9 +199,9 @@ class Claim:
                 if refusal := self._refusal():
                     raise ClaimedError(refusal)
                 await self._write()
+                renewed = sent
                 await self._survey()
                 self._on_left(self._left())
-                renewed = sent
             except KubeError as error:
                 logger.info("Renewal of %s: %s", self._place, error)
             if _now() - renewed > self._times.deadline:
@@ -213,7 +216,7 @@ class Claim:
             self._above.note(await self._get(self._wider))
 
     async def _survey(self) -> None:
-        """At the wider claim and the narrower ones; deletes those of the latter that are void."""
+        """At the wider claim and the narrower ones; gives up those of the latter that are void."""
         if self._wider is not None:
             self._above.note(await self._get(self._wider))
         if not self._has_narrower:
@@ -224,10 +227,21 @@ class Claim:
         found = {str(c["metadata"]["namespace"]): c for c in listing.items}
         found.pop(self._place.namespace, None)
         self._below = {n: self._below.get(n, _Sight()) for n in found}
+        stuck: list[str] = []
         for namespace, sight in self._below.items():
             sight.note(found[namespace])
-            if sight.is_void(self._times):
-                await self._remove(sight, namespace)
+            if not sight.field("holder") or not sight.is_void(self._times):
+                continue
+            try:
+                await self._give_up(sight, namespace)
+            except KubeError as error:
+                stuck.append(f"{namespace}: {error}")
+        if stuck and _now() - self._warned >= REPORT_SECONDS:
+            self._warned = _now()
+            logger.warning(
+                "ConfigMap %s is void and cannot be deleted in %d namespaces, which are left to "
+                "its holders: %s", self._place.name, len(stuck), "; ".join(stuck)[:2000],
+            )  # fmt: skip
 
     async def _get(self, place: Place) -> Object | None:
         try:
@@ -269,8 +283,9 @@ class Claim:
         above = self._wider_holder()
         left = {"": above} if above else {}
         for namespace, sight in self._below.items():
+            # A void one that stands: its holder of old would take itself for the holder still.
             holder = sight.field("holder")
-            if holder not in ("", self._holder) and not sight.is_void(self._times):
+            if holder not in ("", self._holder):
                 left[namespace] = holder
         return left
 
@@ -290,31 +305,48 @@ class Claim:
             self._own.note(await self._client.create(CONFIGMAPS, made))
             return
         meta = self._own.found["metadata"]
-        version = {
-            "op": "test",
-            "path": "/metadata/resourceVersion",
-            "value": meta["resourceVersion"],
-        }
-        operations = [version, {"op": "add", "path": "/data", "value": data}]
+        operations = [_as_seen(meta), {"op": "add", "path": "/data", "value": data}]
         written = await self._client.patch_json(
             CONFIGMAPS, name, operations, namespace=namespace, uid=meta["uid"]
         )
         self._own.note(written)
 
-    async def _remove(self, sight: _Sight, namespace: str) -> None:
-        """Delete a claim as it was seen; one that changed since stands."""
+    async def _give_up(self, sight: _Sight, namespace: str) -> None:
+        """Delete a claim as it was seen, or empty it where a finalizer keeps it.
+
+        One that changed since stands.
+
+        Raises:
+            KubeError: it may not be changed.
+        """
         assert sight.found is not None  # noqa: S101 - the callers' choice
         meta = sight.found["metadata"]
+        name = self._place.name
         try:
-            await self._client.delete(
-                CONFIGMAPS, self._place.name, namespace=namespace,
-                uid=meta["uid"], resource_version=meta["resourceVersion"],
+            if "deletionTimestamp" not in meta:
+                answer = await self._client.delete(
+                    CONFIGMAPS, name, namespace=namespace,
+                    uid=meta["uid"], resource_version=meta["resourceVersion"],
+                )  # fmt: skip
+                kept = answer.get("metadata") or {}
+                if answer.get("kind") != "ConfigMap" or "deletionTimestamp" not in kept:
+                    sight.note(None)
+                    return
+                meta = kept
+            emptied = await self._client.patch_json(
+                CONFIGMAPS, name, [_as_seen(meta), {"op": "add", "path": "/data", "value": {}}],
+                namespace=namespace, uid=meta["uid"],
             )  # fmt: skip
+            sight.note(emptied)
         except KubeError as error:
             if not (error.is_conflict or error.is_not_found):
                 raise
-        else:
-            sight.note(None)
+
+
+def _as_seen(meta: Mapping[str, Any]) -> Object:
+    """The operation of a JSON patch that holds it to the version that was seen."""
+    version = meta["resourceVersion"]
+    return {"op": "test", "path": "/metadata/resourceVersion", "value": version}
 
 
 def _now() -> float:

@@ -7,11 +7,12 @@ from contextlib import suppress
 
 import pytest
 
-from pdserve.dst.api_net import Faults
+from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.kube.claim import Claim, ClaimedError, ClaimTimes, Place
-from pdserve.kube.client import Request
+from pdserve.kube.claim import REPORT_SECONDS, Claim, ClaimedError, ClaimTimes, Place
+from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, Object, ObjectKey
 
 TIMES = ClaimTimes()
@@ -232,6 +233,69 @@ async def test_one_of_all_namespaces_leaves_out_what_others_hold_until_they_are_
     with pytest.raises(ClaimedError, match="'b/op'"):
         await after.keep()
     await end(wide_keeper)
+
+
+class Refusing(FakeTransport):
+    """A policy of namespace TEAM forbids to delete claims there."""
+
+    async def send(self, request: Request) -> Object:
+        if request.verb == "delete" and request.namespace == TEAM:
+            raise KubeError(403, "Forbidden", "a policy keeps this ConfigMap")
+        return await super().send(request)
+
+
+@virtual_time
+async def test_a_void_claim_that_may_not_be_deleted_costs_its_namespace_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api = two_namespaces()
+    other = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}}
+    api.handle(Request("create", NAMESPACES, body=other))
+    await narrow(api, "a/op").take()
+    await narrow(api, "c/op", "other").take()
+    left: list[dict[str, str]] = []
+    wide = Claim(
+        KubeClient(Refusing(api, Faults())), ALL, "b/op", narrower=True, times=TIMES,
+        on_left=lambda it: left.append({**it}),
+    )  # fmt: skip
+    await wide.take()
+    keeper = asyncio.create_task(wide.keep())
+    await asyncio.sleep(3600)
+    assert not keeper.done(), "its own claim is renewed"
+    assert left[0] == {TEAM: "a/op", "other": "c/op"}
+    assert left[-1] == {TEAM: "a/op"}, "who claimed it could come back and act"
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "1 namespaces" in said[0] and "a policy keeps this ConfigMap" in said[0]
+    assert len(said) <= 3600 / REPORT_SECONDS
+    await end(keeper)
+
+
+@virtual_time
+async def test_a_void_claim_that_a_finalizer_keeps_is_void_once_and_for_all() -> None:
+    api = two_namespaces()
+    before = narrow(api, "a/op")
+    await before.take()
+    finalizers = {"metadata": {"finalizers": ["example.com/keep"]}}
+    api.handle(Request("patch", CONFIGMAPS, TEAM, NAME.name, body=finalizers, patch="merge"))
+    left: list[dict[str, str]] = []
+    wide = Claim(
+        api.client(), ALL, "b/op", narrower=True, times=TIMES,
+        on_left=lambda it: left.append({**it}),
+    )  # fmt: skip
+    await wide.take()
+    keeper = asyncio.create_task(wide.keep())
+    await asyncio.sleep(TIMES.duration + 2 * TIMES.renew)
+    assert left[-1] == {}
+    since, version = len(left), api.version
+    await asyncio.sleep(3600)
+    assert left[since:] and not any(left[since:])
+    assert api.version - version <= len(left[since:]) + 1, "nothing but renewals is written"
+    # Its holder of old does not take itself for the holder still.
+    with pytest.raises(ClaimedError, match="'b/op'"):
+        await before.keep()
+    with pytest.raises(ClaimedError, match="'b/op'"):
+        await narrow(api, "a/op").take()
+    await end(keeper)
 
 
 @virtual_time
