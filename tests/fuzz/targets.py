@@ -19,7 +19,7 @@ from pdserve.api.quantity import Duration
 from pdserve.controllers.routing import parse_routes
 from pdserve.dst.world_service import service
 from pdserve.engines.flow import FlowError
-from pdserve.engines.flow_reference import ReferenceFlow
+from pdserve.engines.pull_flow import PullFlow
 from pdserve.forwarding.hints import parse_hint
 from pdserve.gateway.http_client import Exchange, UpstreamError
 from pdserve.gateway.intake import parse_body
@@ -228,9 +228,7 @@ def _exchange(data: bytes) -> object:
 def _hint(data: bytes) -> object:
     slots, _, rest = data.partition(b"|")
     free_in, _, epoch = rest.partition(b"|")
-    return parse_hint(
-        {b"x-pdserve-slots": slots, b"x-pdserve-free-in-ms": free_in, b"x-pdserve-epoch": epoch}
-    )
+    return parse_hint(slots, free_in, epoch)
 
 
 def _stream(data: bytes) -> object:
@@ -264,7 +262,7 @@ def _engine_body(kind: openai.Kind, role: str) -> Callable[[bytes], object]:
 
 
 def _prefill_reply(data: bytes) -> object:
-    return ReferenceFlow().read_prefill({"model": "m", "prompt": "x"}, data)
+    return PullFlow().read_prefill({"model": "m", "prompt": "x"}, data)
 
 
 def _requests_seeds() -> tuple[bytes, ...]:

@@ -1,7 +1,11 @@
-"""One adapter per engine type: all that pdserve knows about a particular engine.
+"""Engine types: all that pdserve knows about a particular engine is in one folder per type.
 
-Two faces that never meet. `flow` is the request path (bodies of the prefill and decode legs, what
-a prefill reply means) and needs only `wire`; the gateway uses it. `pods` is the cluster side
-(container, probes, ports, environment) and needs `api`; the controllers use it. This module
-imports neither, so that the gateway never loads the operator's models.
+A type is a package with up to four modules, its faces:
+
+- `flow` (`FLOW`): the request path, used by the gateway. See `engines.flow`.
+
+`registry` finds the types: the folders here, and what other distributions announce under the entry
+point group `pdserve.engines`. The modules beside the folders are shared by all types: `pull_flow`
+is the flow of engines whose decode pulls the KV, `pods` renders the pod of an instance. This
+module imports none of them, so that the gateway never loads the operator's models.
 """

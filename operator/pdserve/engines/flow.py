@@ -1,9 +1,21 @@
-"""How one engine type wants a request split into a prefill leg and a decode leg.
+"""How one engine type serves a request: what is sent to prefill and decode, what replies mean.
 
-The gateway owns time, retries and streams; a flow owns bodies: what is sent to prefill, what its
-reply means, what is sent to decode, and what the client gets when token 1 already ended the
-request. Pure functions over JSON values. Neighbours: `flow_reference` implements vLLM's contract
-(the Reference engine speaks it too); `wire.http` names the headers around these bodies.
+The gateway owns time, retries, choice and streams; a flow owns everything that is particular to an
+engine: paths, headers, bodies, reasons of refusals, slot hints, and the order of the legs. Flows
+are pure functions over bytes and JSON values and hold no state.
+
+Order of the legs (`EngineFlow.order`):
+
+- `prefill_first`: prefill answers, its reply is made into the decode leg, a decode pulls the KV
+  (vLLM's NIXL connector, vllm-ascend, MindIE, the Reference engine).
+- `together`: one prefill and one decode of a group get the request at once and find each other by
+  what both legs carry (SGLang: host and port of the prefill, and a room number). The decode's
+  reply is the client's; the prefill's counts only where it refuses or fails, and then the decode
+  leg is cut. A room number must be the same in both legs of one attempt and new in the next:
+  derive it from `LegAttempt.request_id`.
+
+The client's reply is always an OpenAI completion or an SSE stream of its chunks, whatever the
+paths. Neighbours: `registry` finds flows; `pull_flow` is one to start from.
 """
 
 from __future__ import annotations
@@ -11,15 +23,68 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import repr as shown
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from pdserve.forwarding.hints import Hint
+from pdserve.wire.routes import RouteInstance
 
 Endpoint = Literal["chat", "completions"]
+HeaderLines = tuple[tuple[bytes, bytes], ...]
+"""Headers of a request in order, names in lower case."""
 MAX_TOKENS = 1 << 31
 """More than any context has: a larger count is nonsense."""
 
 
 class FlowError(ValueError):
     """An engine's reply does not follow its contract; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegAttempt:
+    """One sending of one leg.
+
+    `decode` is None on the prefill leg of a flow whose order is `prefill_first`: it is not chosen
+    yet. `number` counts the request's attempts of this leg from 1. `passed_on` are the client's
+    headers that every leg carries (trace context).
+    """
+
+    endpoint: Endpoint
+    request_id: str
+    """Names the request at the engines, at most 128 characters: new in every attempt of a prefill,
+    and the same in the decode legs that follow it."""
+    number: int
+    prefill: RouteInstance
+    decode: RouteInstance | None
+    passed_on: HeaderLines
+    deadline_ms: int | None
+    """Milliseconds that are left for this leg; None: compute it however long it takes."""
+    early_head: bool
+    """The decode may say `102 Processing` once it has the KV: its reply comes whole, and late."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegRequest:
+    """A POST to an instance. The gateway adds host, content headers and its credential."""
+
+    path: str
+    body: bytes
+    headers: HeaderLines = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAnswer:
+    """What the head of a reply says.
+
+    - `accepted`: the body is the answer.
+    - `refused`: not taken, another instance may take it. `reason` is `wire.http.REJECT_FULL`,
+      `REJECT_DECODE_FULL`, `REJECT_DRAINING`, `REJECT_NOT_READY`, `REJECT_DEADLINE`, or `status`.
+    - `kv_failed`: a decode could not get the KV; another one may.
+    - `client_error`: the request itself is wrong; the body tells the client why.
+    - `failed`: a fault of the instance.
+    """
+
+    kind: Literal["accepted", "refused", "kv_failed", "client_error", "failed"]
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +114,62 @@ class FinishedReply:
     completion_tokens: int
 
 
+@runtime_checkable
 class EngineFlow(Protocol):
-    """Request path of one engine type. Implementations hold no state."""
+    """Request path of one engine type. Implementations hold no state.
 
-    first_token: Literal["prefill", "decode"]
-    """Which leg samples token 1. The decode leg delivers it to the client in both cases."""
-    lease_seconds: float
-    """How long a prefill keeps KV that nobody pulled, counted from its reply."""
+    Each leg is made in two steps: `prepare_*` once, whatever is tried how often, and `*_leg` for
+    each attempt. `body` is the client's, checked, with the model name that engines know.
+    """
 
-    def prefill_body(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
-        """Body of the prefill leg: one token, not streamed, KV kept for a remote decode."""
-        ...
+    @property
+    def order(self) -> Literal["prefill_first", "together"]:
+        """When the decode leg is sent; see the module's text."""
+
+    @property
+    def first_token(self) -> Literal["prefill", "decode"]:
+        """Which leg samples token 1. The decode leg delivers it to the client in both cases; the
+        reply of a prefill that samples none is no first token in the gateway's times.
+        """
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a prefill keeps KV that no decode pulled, counted from its reply."""
+
+    def prepare_prefill(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
+        """What all prefill legs of a request share."""
+
+    def prefill_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
+        """One prefill leg."""
 
     def read_prefill(self, body: Mapping[str, Any], reply: bytes) -> PrefillOutcome:
-        """Interpret a 200 reply of the prefill leg to the client's `body`; raises FlowError."""
-        ...
+        """Interpret an accepted prefill leg's reply to the client's `body`; raises FlowError."""
 
-    def decode_body(self, body: Mapping[str, Any], outcome: PrefillOutcome) -> bytes:
-        """Body of the decode leg. A stream always asks for the final usage chunk."""
-        ...
+    def prepare_decode(
+        self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome | None
+    ) -> bytes:
+        """What all decode legs after one prefill share; `outcome` is None for `together`.
+
+        A stream must end with a chunk of the usage; the gateway takes it out again for clients
+        that did not ask for it. Raises FlowError.
+        """
+
+    def decode_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
+        """One decode leg."""
 
     def finished_reply(
         self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome
     ) -> FinishedReply:
         """What the client gets when `outcome.finished`; raises FlowError."""
-        ...
+
+    def release_leg(self, request_id: str) -> LegRequest | None:
+        """Tells a prefill that no decode will pull; None: only the lease frees KV there."""
+
+    def read_head(self, status: int, headers: Mapping[bytes, bytes]) -> EngineAnswer:
+        """Classify a reply by its head; header names are in lower case. Never raises."""
+
+    def read_hint(self, headers: Mapping[bytes, bytes]) -> Hint | None:
+        """What a reply's head says of free slots; None when nothing. Never raises."""
 
 
 def token_count(value: Any) -> int:

@@ -9,16 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdserve.wire.http import HEADER_EPOCH, HEADER_FREE_IN_MS, HEADER_SLOTS
-
 RESTART_AFTER = 1.0
 """Seconds after which a lower epoch is a restarted process rather than a late reply."""
 MAX_FREE_IN = 2.0
 """A hint holds a candidate back at most this many seconds: a wrong one must not starve it."""
-
-_SLOTS = HEADER_SLOTS.encode()
-_FREE_IN = HEADER_FREE_IN_MS.encode()
-_EPOCH = HEADER_EPOCH.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +25,19 @@ class Hint:
     epoch: int
 
 
-def parse_hint(headers: dict[bytes, bytes]) -> Hint | None:
-    """The hint in reply headers (names in lower case); None when absent or malformed.
+def parse_hint(slots: bytes, free_in_ms: bytes = b"0", epoch: bytes = b"0") -> Hint | None:
+    """The hint in the values of reply headers; None when malformed.
 
-    A malformed hint is ignored, not an error: a request never fails because of a hint.
+    `slots` is `free/total`. A malformed hint is ignored, not an error: a request never fails
+    because of a hint.
     """
-    slots = headers.get(_SLOTS)
-    if slots is None:
-        return None
     try:
         free, _, total = slots.partition(b"/")
         hint = Hint(
             free=int(free),
             total=int(total),
-            free_in=float(headers.get(_FREE_IN, b"0")) / 1000.0,
-            epoch=int(headers.get(_EPOCH, b"0")),
+            free_in=float(free_in_ms) / 1000.0,
+            epoch=int(epoch),
         )
     except ValueError:
         return None

@@ -15,7 +15,14 @@ from typing import Any
 import orjson
 
 from pdserve.engines.credentials import Credential, authorization
-from pdserve.engines.flow import Endpoint, EngineFlow, FinishedReply, PrefillOutcome
+from pdserve.engines.flow import (
+    Endpoint,
+    EngineFlow,
+    FinishedReply,
+    LegAttempt,
+    LegRequest,
+    PrefillOutcome,
+)
 from pdserve.forwarding.deadline import SAFETY, PromptSize, prompt_size
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
@@ -27,18 +34,8 @@ from pdserve.gateway.legs import Leg
 from pdserve.gateway.measure import Outcome, Timeline
 from pdserve.gateway.release import Releaser
 from pdserve.http.errors import ApiError, Headers
-from pdserve.wire.http import (
-    HEADER_DEADLINE_MS,
-    HEADER_DECODE,
-    HEADER_EARLY_HEAD,
-    HEADER_PREFILL,
-    HEADER_REQUEST_ID,
-    PATH_CHAT,
-    PATH_COMPLETIONS,
-)
-
-_PATHS: dict[Endpoint, str] = {"chat": PATH_CHAT, "completions": PATH_COMPLETIONS}
-
+from pdserve.wire.http import HEADER_DECODE, HEADER_PREFILL
+from pdserve.wire.routes import RouteInstance
 
 MAX_FAULTS = 2
 """Instances that may fail or lose one request before the client gets 502: a request that breaks
@@ -120,7 +117,7 @@ class Held:
     final: FinishedReply | None
     """The client's answer when token 1 ended the request."""
     decode_body: bytes
-    """Body of the decode leg, if there is one."""
+    """What the decode legs share, if there are any."""
     release_id: str
     at: float
 
@@ -147,6 +144,7 @@ class Context:
         self.held: Held | None = None
         self._faults = 0
         self.prefill_body = b""
+        """What the prefill legs share."""
         self.rescued_until = 0.0
         """A fault gave this request its deadlines anew: until then it may wait for another
         prefill, and for a decode from then on; 0: none did."""
@@ -173,31 +171,29 @@ class Context:
 
     def open(self, instance: Instance) -> Leg:
         """A leg to an instance that a decision has chosen."""
-        leg = Leg(self.lane, instance)
+        leg = Leg(self.lane, self.flow, instance)
         self.legs.append(leg)
         return leg
 
+    def attempt(
+        self, name: str, number: int, due: float,
+        prefill: RouteInstance, decode: RouteInstance | None = None, *, early_head: bool = False,
+    ) -> LegAttempt:  # fmt: skip
+        """A leg that must be done by `due`, as the engine's flow wants to know it."""
+        left = max(1, int((due - time.perf_counter()) * 1000))
+        return LegAttempt(
+            self.job.endpoint, name, number, prefill, decode, self.job.trace,
+            None if self.trial else left, early_head,
+        )  # fmt: skip
+
     async def post(
-        self, leg: Leg, body: bytes, name: str, due: float, patience: float,
+        self, leg: Leg, request: LegRequest, patience: float,
         on_interim: Callable[[Exchange], None] | None = None,
     ) -> Exchange:  # fmt: skip
-        """Send a leg that must be done by `due`; raises UpstreamError.
-
-        `on_interim`: ask for an early head, and call this when it comes.
-        """
-        left = max(1, int((due - time.perf_counter()) * 1000))
-        headers = (
-            (HEADER_REQUEST_ID.encode(), name.encode()),
-            authorization(self.tools.credential),
-            *self.job.trace,
-        )
-        if not self.trial:
-            headers = (*headers, (HEADER_DEADLINE_MS.encode(), str(left).encode()))
-        if on_interim is not None:
-            headers = (*headers, (HEADER_EARLY_HEAD.encode(), b"1"))
-        path = _PATHS[self.job.endpoint]
+        """Send a leg; raises UpstreamError. `on_interim` is called when an early head comes."""
+        headers = (*request.headers, authorization(self.tools.credential))
         return await self.tools.pool.post(
-            leg.instance.route.endpoint, path, body, headers, patience, on_interim
+            leg.instance.route.endpoint, request.path, request.body, headers, patience, on_interim
         )
 
     def done(self, leg: Leg, exchange: Exchange) -> None:
@@ -210,7 +206,7 @@ class Context:
         if held is not None:
             held.leg.close()
             if held.outcome.kv is not None:
-                self.tools.releaser.release(held.leg.instance, held.release_id)
+                self.tools.releaser.release(self.flow, held.leg.instance, held.release_id)
 
     def close(self) -> None:
         """The request is over: whatever it still has anywhere is given back."""

@@ -11,12 +11,13 @@ import asyncio
 import time
 from functools import partial
 
+from pdserve.engines.flow import LegRequest
 from pdserve.forwarding.decode import LEASE_MARGIN, DecodeWalk, GiveUp, Wait, handoff_deadline
 from pdserve.gateway.context import MIN_RETRY, Context, Held, KvLostError
 from pdserve.gateway.delivery import DeliveryError, collect, relay
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.http_client import Exchange, UpstreamError
-from pdserve.gateway.legs import Leg, read_answer
+from pdserve.gateway.legs import Leg
 
 SILENCE = 2.0
 """Least seconds without a reply's head after which a streaming decode is taken for dead."""
@@ -34,6 +35,7 @@ class DecodePhase:
         deadline = min(c.rescued_handoff(held.at) if c.rescued else due, self._lease_end)
         self._blame = True
         """KV that nobody can pull is the prefill's fault: no decode died with it."""
+        self._attempts = 0
         self._walk = DecodeWalk(c.lane.view, held.leg.instance, deadline, c.lane.random)
 
     async def run(self) -> None:
@@ -56,8 +58,8 @@ class DecodePhase:
             pulled = asyncio.get_running_loop().call_later(slo.handoff, self._taken, leg)
             try:
                 exchange = await c.post(
-                    leg, self._held.decode_body, self._held.release_id, self._walk.deadline,
-                    patience, None if c.job.streamed else partial(self._pulled, leg),
+                    leg, self._request(leg), patience,
+                    None if c.job.streamed else partial(self._pulled, leg),
                 )  # fmt: skip
             except UpstreamError as error:
                 leg.failed(error.kind)
@@ -71,10 +73,19 @@ class DecodePhase:
             finally:
                 c.done(leg, exchange)
 
+    def _request(self, leg: Leg) -> LegRequest:
+        c, held = self._c, self._held
+        self._attempts += 1
+        attempt = c.attempt(
+            held.release_id, self._attempts, self._walk.deadline,
+            held.leg.instance.route, leg.instance.route, early_head=not c.job.streamed,
+        )  # fmt: skip
+        return c.flow.decode_leg(attempt, held.decode_body)
+
     async def _read(self, leg: Leg, exchange: Exchange) -> bool:
         """Interpret a reply and deliver it; False: ask another decode."""
         c, patience = self._c, self._c.tools.settings.stream_silence
-        answer = read_answer(exchange)
+        answer = c.flow.read_head(exchange.status, exchange.headers)
         if answer.kind == "accepted":
             leg.accepted(exchange)
             self._held.leg.close()
@@ -137,7 +148,8 @@ class DecodePhase:
 
     def _doubt(self) -> None:
         """A decode that said it had pulled the KV broke off: it may not have."""
-        self._c.tools.releaser.release(self._held.leg.instance, self._held.release_id)
+        c, held = self._c, self._held
+        c.tools.releaser.release(c.flow, held.leg.instance, held.release_id)
 
     def _lost(self, leg: Leg, error: UpstreamError) -> None:
         """A decode was lost: the request waits for another as one that lost its prefill does."""

@@ -9,67 +9,33 @@ record, `pipeline` owns the legs of a request, `http_client` brings the reply.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from pdserve.engines.flow import EngineFlow
 from pdserve.forwarding.health import Failure
-from pdserve.forwarding.hints import parse_hint
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.http_client import Exchange
 from pdserve.gateway.lane import Lane
-from pdserve.wire.http import (
-    HEADER_REJECT,
-    REJECT_DEADLINE,
-    REJECT_DRAINING,
-    REJECT_KV_FAILED,
-    REJECT_NOT_READY,
-)
+from pdserve.wire.http import REJECT_DEADLINE, REJECT_DRAINING, REJECT_NOT_READY
 
-_REJECT = HEADER_REJECT.encode()
-CLIENT_ERRORS = frozenset({400, 413, 422})
 _NOT_SERVING = (REJECT_DRAINING, REJECT_NOT_READY)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a reply's head says. `refused`: not taken (`reason`), another instance may take it."""
-
-    kind: Literal["accepted", "refused", "kv_failed", "client_error", "failed"]
-    reason: str = ""
-
-
-def read_answer(exchange: Exchange) -> Answer:
-    """Classify a reply's head.
-
-    503 and 429 are refusals whoever sends them. `CLIENT_ERRORS` are the client's own mistakes,
-    found by the engine. Whatever else is no 200 (redirects, missing paths and credentials too) is a
-    fault of the service.
-    """
-    status = exchange.status
-    if status == 200:
-        return Answer("accepted")
-    reason = exchange.headers.get(_REJECT, b"").decode("latin-1")
-    if reason == REJECT_KV_FAILED:
-        return Answer("kv_failed", reason)
-    if status in (503, 429):
-        return Answer("refused", reason or "status")
-    if status in CLIENT_ERRORS:
-        return Answer("client_error")
-    return Answer("failed", "status")
 
 
 class Leg:
     """A request at `instance`, which the decision to send already counted as sent."""
 
-    __slots__ = ("_accepted_at", "_ended_at", "_lane", "_result", "_state", "instance", "sent_at")
+    __slots__ = (
+        "_accepted_at", "_ended_at", "_flow", "_lane", "_result", "_state", "instance", "sent_at",
+    )  # fmt: skip
 
-    def __init__(self, lane: Lane, instance: Instance) -> None:
+    def __init__(self, lane: Lane, flow: EngineFlow, instance: Instance) -> None:
         self.instance = instance
         self.sent_at = time.perf_counter()
         self._accepted_at = 0.0
         self._ended_at = 0.0
         self._result = "cancelled"
         self._lane = lane
+        self._flow = flow
         self._state: Literal["sent", "taken", "held", "closed"] = "sent"
         lane.metrics.attempted(instance.route.role)
 
@@ -87,7 +53,7 @@ class Leg:
         self._state = "held"
         self._tell("accepted")
         now = self._accepted_at = time.perf_counter()
-        self.instance.accepted(parse_hint(exchange.headers), now, self.sent_at)
+        self.instance.accepted(self._flow.read_hint(exchange.headers), now, self.sent_at)
         self._lane.poke()
 
     def refused(self, exchange: Exchange, reason: str) -> None:
@@ -95,7 +61,7 @@ class Leg:
         self._untake()
         self._tell(f"refused: {reason}")
         self._state = "closed"
-        now, hint = time.perf_counter(), parse_hint(exchange.headers)
+        now, hint = time.perf_counter(), self._flow.read_hint(exchange.headers)
         if reason == REJECT_DEADLINE:
             # It had room, only not for this request: others may go there at once.
             self.instance.abandoned()

@@ -15,7 +15,7 @@ from pdserve.gateway.context import Context, Held
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.http_client import Exchange, UpstreamError
 from pdserve.gateway.lane import ExpiredError
-from pdserve.gateway.legs import Leg, read_answer
+from pdserve.gateway.legs import Leg
 from pdserve.http.errors import ApiError
 from pdserve.wire.http import REJECT_DEADLINE
 
@@ -30,7 +30,8 @@ class PrefillPhase:
 
     def __init__(self, context: Context) -> None:
         self._c = context
-        context.prefill_body = context.flow.prefill_body(context.job.endpoint, context.job.body)
+        job = context.job
+        context.prefill_body = context.flow.prepare_prefill(job.endpoint, job.body)
         self._late = 0
 
     async def run(self, ticket: Ticket) -> Held:
@@ -52,9 +53,11 @@ class PrefillPhase:
         """One leg; None: ask another prefill. What it may hold and we do not use is released."""
         c = self._c
         due = ticket.deadline + SAFETY * c.predicted
+        attempt = c.attempt(name, ticket.attempts, due, leg.instance.route)
+        request = c.flow.prefill_leg(attempt, c.prefill_body)
         unused = True
         try:
-            exchange = await c.post(leg, c.prefill_body, name, due, patience)
+            exchange = await c.post(leg, request, patience)
             try:
                 held = await self._read(leg, exchange, name, ticket, patience)
             finally:
@@ -70,14 +73,14 @@ class PrefillPhase:
             raise
         finally:
             if unused:
-                c.tools.releaser.release(leg.instance, name)
+                c.tools.releaser.release(c.flow, leg.instance, name)
 
     async def _read(
         self, leg: Leg, exchange: Exchange, name: str, ticket: Ticket, patience: float
     ) -> Held | None:
         """Interpret a reply; None: ask another prefill."""
         c = self._c
-        answer = read_answer(exchange)
+        answer = c.flow.read_head(exchange.status, exchange.headers)
         if answer.kind == "refused":
             leg.refused(exchange, answer.reason)
             if answer.reason == REJECT_DEADLINE:
@@ -110,7 +113,7 @@ class PrefillPhase:
         if outcome.finished:
             final = c.flow.finished_reply(job.endpoint, job.body, outcome)
         else:
-            to_decode = c.flow.decode_body(job.body, outcome)
+            to_decode = c.flow.prepare_decode(job.endpoint, job.body, outcome)
         return Held(leg, outcome, final, to_decode, outcome.release_id or name, now)
 
     def _learn(self, held: Held) -> None:
@@ -121,7 +124,7 @@ class PrefillPhase:
         computed = outcome.prompt_tokens - outcome.cached_tokens
         if computed > 0:
             c.lane.prefill_times.learn(computed, held.at - held.leg.sent_at)
-        if not c.job.streamed:
+        if not c.job.streamed and c.flow.first_token == "prefill":  # noqa: S105 (a model token)
             c.timeline.first = held.at
 
     def _lost(self, leg: Leg, error: UpstreamError, ticket: Ticket) -> None:

@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-import orjson
-
 from pdserve.engines.credentials import Credential, authorization
-from pdserve.forwarding.hints import parse_hint
+from pdserve.engines.flow import EngineFlow, LegRequest
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.http_client import Pool, UpstreamError
-from pdserve.wire.http import PATH_RELEASE
 
 PATIENCE = 2.0
 
@@ -28,9 +25,12 @@ class Releaser:
         self._credential = credential
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def release(self, prefill: Instance, request_id: str) -> None:
-        """Start telling `prefill`."""
-        task = asyncio.get_running_loop().create_task(self._send(prefill, request_id))
+    def release(self, flow: EngineFlow, prefill: Instance, request_id: str) -> None:
+        """Start telling `prefill`, where its engine can be told."""
+        request = flow.release_leg(request_id)
+        if request is None:
+            return
+        task = asyncio.get_running_loop().create_task(self._send(flow, prefill, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -39,17 +39,18 @@ class Releaser:
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _send(self, prefill: Instance, request_id: str) -> None:
+    async def _send(self, flow: EngineFlow, prefill: Instance, request: LegRequest) -> None:
         endpoint = prefill.route.endpoint
-        body = orjson.dumps({"request_id": request_id})
-        headers = (authorization(self._credential),)
+        headers = (*request.headers, authorization(self._credential))
         try:
-            exchange = await self._pool.post(endpoint, PATH_RELEASE, body, headers, PATIENCE)
+            exchange = await self._pool.post(
+                endpoint, request.path, request.body, headers, PATIENCE
+            )
         except UpstreamError:
             return  # the lease frees it
         try:
             await exchange.read(PATIENCE)
-            prefill.hinted(parse_hint(exchange.headers), time.perf_counter())
+            prefill.hinted(flow.read_hint(exchange.headers), time.perf_counter())
         except UpstreamError:
             return
         finally:

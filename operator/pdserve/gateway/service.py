@@ -12,8 +12,9 @@ import logging
 import random
 from collections.abc import Mapping
 
+from pdserve.engines import registry
 from pdserve.engines.flow import EngineFlow
-from pdserve.engines.flow_reference import ReferenceFlow
+from pdserve.engines.registry import EngineTypeError
 from pdserve.forwarding.match import (
     Part,
     describe_known,
@@ -29,9 +30,6 @@ from pdserve.wire.links import largest_body
 from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)
-
-FLOWS: Mapping[str, EngineFlow] = {"Reference": ReferenceFlow()}
-"""Request flow per engine type of the route table."""
 
 
 class Service:
@@ -52,17 +50,15 @@ class Service:
 
     def apply(self, table: RouteTable) -> None:
         """Serve this table from now on."""
-        if table.engine not in FLOWS:
-            known = ", ".join(sorted(FLOWS))
-            logger.error(
-                "route table %d: engine %r is not known to this gateway (known: %s); "
-                "keeping the last good table", table.version, table.engine, known,
-            )  # fmt: skip
+        try:
+            registry.flow(table.engine)
+        except EngineTypeError as error:
+            logger.error("route table %d: %s; keeping the last good table", table.version, error)
             return
         old, self._lanes = self._lanes, {}
         self._parts = {}
         for scenario in table.scenarios:
-            able = [p for p in parts_of(table, scenario) if p.served.flow in FLOWS]
+            able = [p for p in parts_of(table, scenario) if _can_serve(p)]
             self._parts[scenario.name] = tuple((p, self._lane_of(table, p, old)) for p in able)
         for lane in old.values():
             lane.retire()
@@ -104,7 +100,7 @@ class Service:
         part, lane = able[0]
         if len(able) > 1:
             part, lane = self._rng.choices(able, [_prefill_slots(p) for p, _ in able])[0]
-        return lane, FLOWS[part.served.flow], part.served.model
+        return lane, registry.flow(part.served.flow), part.served.model
 
     def models(self) -> tuple[str, ...]:
         """Model names that clients may use."""
@@ -126,6 +122,15 @@ class Service:
         """Refresh the per-instance gauges before a scrape."""
         for lane in self._lanes.values():
             lane.show_instances()
+
+
+def _can_serve(part: Part) -> bool:
+    try:
+        registry.flow(part.served.flow)
+    except EngineTypeError as error:
+        logger.error("scenario %s: %s; those groups get no requests", part.scenario.name, error)
+        return False
+    return True
 
 
 def _prefill_slots(part: Part) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pdserve.engines.flow_reference import ReferenceFlow
+from pdserve.engines.pull_flow import PullFlow
 from pdserve.gateway import dense, intake
 from pdserve.gateway.dense import PIECE, read_body
 from pdserve.http.errors import ApiError
@@ -42,7 +42,7 @@ async def test_a_long_list_of_ids_reaches_both_legs_as_it_is(raw: bytes) -> None
     prompt = want["prompt"]
     assert found.ids == len(prompt[0] if isinstance(prompt[0], list) else prompt)
     assert orjson.loads(orjson.dumps(found.fields)) == want
-    leg = orjson.loads(ReferenceFlow().prefill_body("completions", found.fields))
+    leg = orjson.loads(PullFlow().prepare_prefill("completions", found.fields))
     assert leg["prompt"] == prompt
 
 

@@ -1,22 +1,39 @@
-"""Request flow of the Reference engine: vLLM's P/D contract, token 1 sampled by prefill.
+"""Flow of engines whose decode pulls the KV: vLLM's P/D bodies under OpenAI's paths.
 
-Sequential: prefill answers with `kv_transfer_params` (opaque here), decode gets the client's body
-plus that object unchanged and delivers every token, the first included. Facts of the contract:
-vLLM 0.32 NixlConnector. Neighbours: `flow` (the protocol); where it stops: no I/O, no time.
+Prefill answers with `kv_transfer_params` (opaque here), decode gets the client's body plus that
+object unchanged and delivers every token, the first included. Facts of the bodies: vLLM 0.32
+NixlConnector. Headers are pdserve's own (`wire.http`). An engine with other names makes a
+`PullFlow` with its own `FlowNames`; one with other bodies derives from it. Neighbours: `flow` (the
+protocol); where it stops: no I/O, no time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from reprlib import repr as shown
 from typing import Any, Literal
 
 import orjson
 
-from pdserve.engines.flow import Endpoint, FinishedReply, FlowError, PrefillOutcome, token_count
+from pdserve.engines.flow import (
+    Endpoint,
+    EngineAnswer,
+    FinishedReply,
+    FlowError,
+    HeaderLines,
+    LegAttempt,
+    LegRequest,
+    PrefillOutcome,
+    token_count,
+)
+from pdserve.forwarding.hints import Hint, parse_hint
+from pdserve.wire import http
 from pdserve.wire.bounds import parse_json
 from pdserve.wire.http import PARAM_KV
+
+CLIENT_ERRORS = frozenset({400, 413, 422})
 
 MAX_REPLY = 64 << 20
 """Bytes of a prefill's reply; logprobs of a long prompt are large."""
@@ -31,13 +48,32 @@ _KEEP_KV: dict[str, Any] = {
 }
 
 
-class ReferenceFlow:
-    """`EngineFlow` of the Reference engine."""
+@dataclass(frozen=True, slots=True)
+class FlowNames:
+    """Paths and headers of one engine type, headers in lower case."""
 
+    completions: str = http.PATH_COMPLETIONS
+    chat: str = http.PATH_CHAT
+    release: str = http.PATH_RELEASE
+    request_id: bytes = http.HEADER_REQUEST_ID.encode()
+    deadline_ms: bytes = http.HEADER_DEADLINE_MS.encode()
+    early_head: bytes = http.HEADER_EARLY_HEAD.encode()
+    reject: bytes = http.HEADER_REJECT.encode()
+    slots: bytes = http.HEADER_SLOTS.encode()
+    free_in_ms: bytes = http.HEADER_FREE_IN_MS.encode()
+    epoch: bytes = http.HEADER_EPOCH.encode()
+
+
+@dataclass(frozen=True)
+class PullFlow:
+    """`EngineFlow` in which a decode pulls the KV that a prefill holds."""
+
+    names: FlowNames = field(default_factory=FlowNames)
+    lease_seconds: float = 30.0
     first_token: Literal["prefill", "decode"] = "prefill"  # noqa: S105 (a model token)
-    lease_seconds = 30.0
+    order: Literal["prefill_first"] = "prefill_first"
 
-    def prefill_body(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
+    def prepare_prefill(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
         """Client body, capped to one token under both names, without streaming."""
         leg = dict(body)
         leg.pop("stream_options", None)
@@ -49,6 +85,10 @@ class ReferenceFlow:
             leg["min_tokens"] = min(1, int(leg["min_tokens"]))
         leg[PARAM_KV] = _KEEP_KV
         return orjson.dumps(leg)
+
+    def prefill_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
+        """The body as it was prepared."""
+        return LegRequest(self._path(attempt), prepared, self._headers(attempt))
 
     def read_prefill(self, body: Mapping[str, Any], reply: bytes) -> PrefillOutcome:
         """See `EngineFlow.read_prefill`."""
@@ -73,13 +113,21 @@ class ReferenceFlow:
             raise FlowError(f"prefill reply: no {PARAM_KV}, and the request is not finished")
         return PrefillOutcome(finished, kv, release_id, prompt_tokens, cached_tokens, value)
 
-    def decode_body(self, body: Mapping[str, Any], outcome: PrefillOutcome) -> bytes:
+    def prepare_decode(
+        self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome | None
+    ) -> bytes:
         """Client body plus the prefill's parameters; asks for usage when streaming."""
+        if outcome is None:
+            raise FlowError("a decode has nothing to pull before its prefill answered")
         leg = dict(body)
         if leg.get("stream"):
             leg["stream_options"] = {**(leg.get("stream_options") or {}), "include_usage": True}
         leg[PARAM_KV] = outcome.kv
         return orjson.dumps(leg)
+
+    def decode_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
+        """The body as it was prepared."""
+        return LegRequest(self._path(attempt), prepared, self._headers(attempt))
 
     def finished_reply(
         self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome
@@ -96,6 +144,52 @@ class ReferenceFlow:
         except (AttributeError, TypeError, ValueError) as error:
             raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
         return FinishedReply(stream + b"data: [DONE]\n\n", "text/event-stream", tokens)
+
+    def release_leg(self, request_id: str) -> LegRequest:
+        """`{"request_id": ...}`."""
+        return LegRequest(self.names.release, orjson.dumps({"request_id": request_id}))
+
+    def read_head(self, status: int, headers: Mapping[bytes, bytes]) -> EngineAnswer:
+        """Classify a reply's head.
+
+        503 and 429 are refusals whoever sends them. `CLIENT_ERRORS` are the client's own mistakes,
+        found by the engine. Whatever else is no 200 (redirects, missing paths and credentials too)
+        is a fault of the service.
+        """
+        if status == 200:
+            return EngineAnswer("accepted")
+        reason = headers.get(self.names.reject, b"").decode("latin-1")
+        if reason == http.REJECT_KV_FAILED:
+            return EngineAnswer("kv_failed", reason)
+        if status in (503, 429):
+            return EngineAnswer("refused", reason or "status")
+        if status in CLIENT_ERRORS:
+            return EngineAnswer("client_error")
+        return EngineAnswer("failed", "status")
+
+    def read_hint(self, headers: Mapping[bytes, bytes]) -> Hint | None:
+        """Slots, milliseconds until one is free, and an epoch."""
+        names = self.names
+        slots = headers.get(names.slots)
+        if slots is None:
+            return None
+        return parse_hint(
+            slots,
+            headers.get(names.free_in_ms, b"0"),
+            headers.get(names.epoch, b"0"),
+        )
+
+    def _path(self, attempt: LegAttempt) -> str:
+        return self.names.chat if attempt.endpoint == "chat" else self.names.completions
+
+    def _headers(self, attempt: LegAttempt) -> HeaderLines:
+        names = self.names
+        lines = [(names.request_id, attempt.request_id.encode()), *attempt.passed_on]
+        if attempt.deadline_ms is not None:
+            lines.append((names.deadline_ms, b"%d" % attempt.deadline_ms))
+        if attempt.early_head:
+            lines.append((names.early_head, b"1"))
+        return tuple(lines)
 
 
 def _is_id(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The Reference flow's bodies, as vLLM's P/D contract wants them."""
+"""The pull flow's bodies, as vLLM's P/D contract wants them."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import orjson
 import pytest
 
 from pdserve.engines.flow import FlowError
-from pdserve.engines.flow_reference import ReferenceFlow
+from pdserve.engines.pull_flow import PullFlow
 
-FLOW = ReferenceFlow()
+FLOW = PullFlow()
 CHAT: dict[str, Any] = {
     "model": "m", "messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 50,
     "stream": True, "stream_options": {"include_usage": True, "other": 1}, "min_tokens": 5,
@@ -29,24 +29,24 @@ def reply(**fields: Any) -> bytes:
 
 
 def test_prefill_body_is_capped_under_both_names_and_not_streamed() -> None:
-    leg = orjson.loads(FLOW.prefill_body("chat", CHAT))
+    leg = orjson.loads(FLOW.prepare_prefill("chat", CHAT))
     assert (leg["max_tokens"], leg["max_completion_tokens"], leg["min_tokens"]) == (1, 1, 1)
     assert leg["stream"] is False
     assert "stream_options" not in leg
     assert leg["kv_transfer_params"]["do_remote_decode"] is True
     assert leg["kv_transfer_params"]["do_remote_prefill"] is False
     assert (leg["seed"], leg["stop"]) == (7, ["a"])
-    plain = orjson.loads(FLOW.prefill_body("completions", {"model": "m", "prompt": "x"}))
+    plain = orjson.loads(FLOW.prepare_prefill("completions", {"model": "m", "prompt": "x"}))
     assert "max_completion_tokens" not in plain
 
 
 def test_decode_body_is_the_client_s_with_the_prefill_s_parameters_unchanged() -> None:
     outcome = FLOW.read_prefill(CHAT, reply())
-    leg = orjson.loads(FLOW.decode_body(CHAT, outcome))
+    leg = orjson.loads(FLOW.prepare_decode("chat", CHAT, outcome))
     assert leg["kv_transfer_params"] == KV
     assert leg["stream_options"] == {"include_usage": True, "other": 1}
     assert leg["max_completion_tokens"] == 50
-    whole = orjson.loads(FLOW.decode_body({"model": "m", "prompt": "x"}, outcome))
+    whole = orjson.loads(FLOW.prepare_decode("chat", {"model": "m", "prompt": "x"}, outcome))
     assert "stream_options" not in whole
 
 

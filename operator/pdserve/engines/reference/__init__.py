@@ -1,0 +1,3 @@
+"""The Reference engine: `pdserve.refengine`, a small Llama computed with numpy."""
+
+TYPE = "Reference"
