@@ -3,7 +3,7 @@
 # explains. By hand:  docker build --target engine -t pdserve/engine:0.1.0 .
 #
 # Every step is a Python program without a shell, so that bases without one do as well. What ends
-# up in an image: the base less its installers, one virtual environment, pdserve.
+# up in an image: the base less its installers, one virtual environment, its parts of pdserve.
 
 ARG BASE_IMAGE=python:3.12-slim
 
@@ -25,7 +25,6 @@ USER 0:0
 COPY hack/images/install.py /build/
 COPY operator/pdserve /opt/pdserve/app/pdserve
 COPY LICENSE /opt/pdserve/app/
-RUN ["python3", "/build/install.py", "code"]
 
 # Only what pyproject.toml says of dependencies, so that its other lines do not void the cache.
 FROM ${BASE_IMAGE} AS requirements
@@ -48,13 +47,16 @@ ENV WHEELS=${WHEELS} \
     PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL} \
     PIP_TRUSTED_HOST=${PIP_TRUSTED_HOST}
 
+FROM code AS operator-code
+RUN ["python3", "/build/install.py", "code", "operator"]
+
 FROM build AS operator-dependencies
 COPY --from=requirements /build/operator.txt /build/
 RUN ["python3", "/build/install.py", "dependencies", "operator"]
 
 FROM runtime AS operator
 COPY --from=operator-dependencies /opt/pdserve /opt/pdserve
-COPY --from=code /opt/pdserve/app /opt/pdserve/app
+COPY --from=operator-code /opt/pdserve/app /opt/pdserve/app
 USER 65532:65532
 EXPOSE 9090
 ENTRYPOINT ["/opt/pdserve/bin/python", "-m", "pdserve.controllers"]
@@ -69,6 +71,9 @@ LABEL org.opencontainers.image.title="pdserve operator" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
+FROM code AS gateway-code
+RUN ["python3", "/build/install.py", "code", "gateway"]
+
 FROM build AS gateway-dependencies
 COPY --from=requirements /build/gateway.txt /build/
 RUN ["python3", "/build/install.py", "dependencies", "gateway"]
@@ -76,7 +81,7 @@ RUN ["python3", "/build/install.py", "dependencies", "gateway"]
 # Also holds the load generator: python -m pdserve.cli.load
 FROM runtime AS gateway
 COPY --from=gateway-dependencies /opt/pdserve /opt/pdserve
-COPY --from=code /opt/pdserve/app /opt/pdserve/app
+COPY --from=gateway-code /opt/pdserve/app /opt/pdserve/app
 USER 65532:65532
 EXPOSE 8000 9090
 ENTRYPOINT ["/opt/pdserve/bin/python", "-m", "pdserve.gateway"]
@@ -91,6 +96,9 @@ LABEL org.opencontainers.image.title="pdserve gateway" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
+FROM code AS engine-code
+RUN ["python3", "/build/install.py", "code", "engine"]
+
 FROM build AS engine-dependencies
 COPY --from=requirements /build/engine.txt /build/
 RUN ["python3", "/build/install.py", "dependencies", "engine"]
@@ -98,7 +106,7 @@ RUN ["python3", "/build/install.py", "dependencies", "engine"]
 # The built-in weights are part of the package.
 FROM runtime AS engine
 COPY --from=engine-dependencies /opt/pdserve /opt/pdserve
-COPY --from=code /opt/pdserve/app /opt/pdserve/app
+COPY --from=engine-code /opt/pdserve/app /opt/pdserve/app
 USER 65532:65532
 EXPOSE 8000 5600
 ENTRYPOINT ["/opt/pdserve/bin/python", "-m", "pdserve.refengine"]

@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml hack/constraints.txt
 programs: # PROGRAMS=--kind: kind too, which shares what the others compiled
 	@if [ -e $(VENV)/.installed ]; then $(MAKE) -s --no-print-directory $(VENV)/.installed && $(BIN)/pdserve local programs $(PROGRAMS) > /dev/null; \
 	else trap 'kill $$(jobs -p) 2> /dev/null' EXIT; \
-	  PYTHONPATH=operator $(PYTHON) -m pdserve.local.programs $(PROGRAMS) > /dev/null & \
+	  PYTHONPATH=operator $(PYTHON) -m localcluster.programs $(PROGRAMS) > /dev/null & \
 	  $(MAKE) -s --no-print-directory $(VENV)/.installed && wait $$!; fi
 
 demo: programs ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up)
@@ -78,7 +78,7 @@ NODES ?= $(if $(KUBECONFIG),kubeconfig,kind)
 # Asked first: the rest takes minutes. 5 nodes are those of kind-config.yaml.
 .PHONY: kind-room
 kind-room:
-	@$(if $(filter kind,$(NODES)),PYTHONPATH=operator $(PYTHON) -m pdserve.local.kindroom 5 e2e)
+	@$(if $(filter kind,$(NODES)),PYTHONPATH=operator $(PYTHON) -m localcluster.kindroom 5 e2e)
 
 e2e: PROGRAMS := --kind
 e2e: kind-room programs images ## end-to-end tests on a kind cluster, or the one of $$KUBECONFIG (KEEP=1 leaves it up)

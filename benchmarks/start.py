@@ -38,15 +38,15 @@ from benchmarks.parts.cluster import (
     start_cluster,
 )
 
+from localcluster import binaries
+from localcluster.cluster import LocalCluster
+from localcluster.controlplane import Components, ControlPlane
+from localcluster.errors import LocalError
 from pdserve.cli.load import Ask, Planned, run_load
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import DEPLOYMENTS, PODS
-from pdserve.local import binaries
-from pdserve.local.cluster import LocalCluster
-from pdserve.local.controlplane import Components, ControlPlane
-from pdserve.local.errors import LocalError
 from pdserve.wire import names
 
 TRIES = 3

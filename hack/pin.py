@@ -1,7 +1,7 @@
 """Writes the SHA-256 of every official release that local clusters may use into the lock file.
 
 Run it where the network has the releases, after a change of versions in
-`operator/pdserve/local/binaries.py`, and look at the difference before it is committed. Sums are
+`operator/localcluster/binaries.py`, and look at the difference before it is committed. Sums are
 those that each publisher names beside the release. What cannot be reached keeps its entry, if it
 had one; entries of files that are no longer wanted go. Exit status 1: some file has no entry.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "operator"))
 
-from pdserve.local import binaries, releases
-from pdserve.local.download import Downloads
-from pdserve.local.errors import LocalError
-from pdserve.local.releases import ARCHITECTURES, Asset
+from localcluster import binaries, releases
+from localcluster.download import Downloads
+from localcluster.errors import LocalError
+from localcluster.releases import ARCHITECTURES, Asset
 
 
 def wanted() -> Iterator[Asset]:

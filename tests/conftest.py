@@ -18,7 +18,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from tests.support.cluster import ClusterAccess, Json, running_cluster, running_control_plane
 from tests.support.installed import cluster_under_test, installed, shop_service
 
-from pdserve.local.controlplane import ControlPlane
+from localcluster.controlplane import ControlPlane
 
 pytest_plugins = ["tests.support.blocked", "tests.support.flaky", "tests.support.report"]
 __all__ = ["cluster_under_test", "installed", "shop_service"]  # fixtures made elsewhere

@@ -15,18 +15,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from localcluster import binaries
+from localcluster.agent.host import AgentSettings
+from localcluster.cluster import LocalCluster
+from localcluster.config import load_config
+from localcluster.controlplane import ControlPlaneSettings
+from localcluster.errors import Progress
+from localcluster.plan import ClusterPlan
 from pdserve import __version__
 from pdserve.controllers.objects import gateway_name
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import DEPLOYMENTS, PODS, Object, Resource
-from pdserve.local import binaries
-from pdserve.local.agent.host import AgentSettings
-from pdserve.local.cluster import LocalCluster
-from pdserve.local.config import load_config
-from pdserve.local.controlplane import ControlPlaneSettings
-from pdserve.local.errors import Progress
-from pdserve.local.plan import ClusterPlan
 from pdserve.wire import names
 
 NAMESPACE = "default"

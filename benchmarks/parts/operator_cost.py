@@ -22,13 +22,13 @@ from pathlib import Path
 import orjson
 from benchmarks.parts.cluster import NAMESPACE, BenchError, until
 
+from localcluster import processes
+from localcluster.controlplane import LOOPBACK, free_port
 from pdserve import __version__
 from pdserve.controllers.caches import SCENARIO_GROUPS, make_caches
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.resource import Object
-from pdserve.local import processes
-from pdserve.local.controlplane import LOOPBACK, free_port
 
 LOOK_EVERY = 0.05
 WINDOW = 6.0

@@ -26,8 +26,8 @@ from hack.images.containers import Containers, ImagesError, find_engine, say
 from hack.images.install import IMAGES
 from hack.images.summary import Built, document, table
 
+from localcluster.binaries import prometheus_tag
 from pdserve import __version__
-from pdserve.local.binaries import prometheus_tag
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "Dockerfile"

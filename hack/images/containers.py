@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.local.commands import CommandError, follow
-from pdserve.local.errors import sparsely
+from localcluster.commands import CommandError, follow
+from localcluster.errors import sparsely
 
 TOOLS = ("docker", "podman")
 BASE_LABEL = "org.opencontainers.image.base.name"

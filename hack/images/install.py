@@ -1,7 +1,7 @@
 """What the Dockerfile runs inside its builds: one step per command, the standard library alone.
 
     base                   take installers out of the base, compile what of Python is not
-    code                   compile /opt/pdserve/app
+    code NAME              leave in /opt/pdserve/app what image NAME runs, and compile it
     requirements           pyproject.toml -> one file of requirements per image
     dependencies NAME      a virtual environment with what NAME.txt says
 
@@ -24,7 +24,7 @@ import sys
 import sysconfig
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,20 @@ ROOT = Path("/opt/pdserve")
 APP = ROOT / "app"
 WHEELHOUSE = BUILD / "wheelhouse"
 IMAGES = ("operator", "gateway", "engine")
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "operator": (
+        "api", "controllers", "engines", "exposition", "frozen", "groups", "http", "kube",
+        "placement", "ratio", "telemetry", "topology", "wire",
+    ),
+    "gateway": (
+        "cli.load", "engines", "exposition", "forwarding", "frozen", "gateway", "http", "kube",
+        "wire",
+    ),
+    "engine": ("engines", "exposition", "http", "refengine", "wire"),
+}  # fmt: skip
+"""Packages and modules of pdserve in each image: what its process imports, and the gateway's load
+generator; tests/unit/hack compares. Simulations and other commands are in none."""
 
 INSTALLERS = ("pip", "setuptools", "wheel", "ensurepip", "pkg_resources", "_distutils_hack")
 NEVER_RUN = ("test", "tests", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo")
@@ -64,11 +78,23 @@ def base() -> None:
     Path(__file__).unlink()
 
 
-def code() -> None:
-    """Make pdserve readable by every user, whatever the checkout's modes, and compile it."""
+def code(image: str) -> None:
+    """Leave one image's parts, readable by every user whatever the checkout's modes; compile."""
+    keep(APP / "pdserve", PARTS[image])
     for path in [APP, *APP.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     _compile(APP)
+
+
+def keep(package: Path, parts: Collection[str]) -> None:
+    """Delete all of `package` but these modules and packages, and what leads to them."""
+    kept = {package.joinpath(*part.split(".")) for part in parts}
+    leading = {package, *(path.parent for path in kept)}
+    for path in sorted(package.rglob("*"), reverse=True):
+        own = {path.with_suffix(""), *path.parents} & kept
+        leads = path.parent in leading and path.name in ("__init__.py", "py.typed")
+        if not own and not leads and path not in leading:
+            _remove(path)
 
 
 def requirements() -> None:
@@ -224,8 +250,8 @@ def main(argv: list[str]) -> None:
     match argv:
         case ["base"]:
             base()
-        case ["code"]:
-            code()
+        case ["code", image]:
+            code(image)
         case ["requirements"]:
             requirements()
         case ["dependencies", image]:

@@ -11,8 +11,8 @@ from typing import Literal
 from hack.images.base import HERE
 from hack.images.containers import Containers, ImagesError, say
 
-from pdserve.local import binaries
-from pdserve.local.errors import LocalError
+from localcluster import binaries
+from localcluster.errors import LocalError
 
 REPOSITORY = "prom/prometheus"
 DOCKERFILE = HERE / "Dockerfile.prometheus"

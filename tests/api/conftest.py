@@ -6,7 +6,7 @@ import pytest
 from tests.support.crds import install
 from tests.support.rest import Rest
 
-from pdserve.local.controlplane import ControlPlane
+from localcluster.controlplane import ControlPlane
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from tests.support.cluster import eventually, running_control_plane
 from tests.support.crds import collection
 from tests.support.rest import Answer, Rest
 
-from pdserve.local import processes
-from pdserve.local.controlplane import ControlPlane
+from localcluster import processes
+from localcluster.controlplane import ControlPlane
 
 pytestmark = pytest.mark.api
 

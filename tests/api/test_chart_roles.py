@@ -8,9 +8,9 @@ import pytest
 from tests.support.chart import render
 from tests.support.rest import Rest
 
+from localcluster.controlplane import ControlPlane
 from pdserve.cli import snapshot
 from pdserve.kube.connect import connect
-from pdserve.local.controlplane import ControlPlane
 
 pytestmark = pytest.mark.api
 

@@ -20,6 +20,7 @@ from tests.support.chart import render
 from tests.support.escapes import ESCAPES, Escape
 from tests.support.rest import Answer, Rest
 
+from localcluster.controlplane import ControlPlane
 from pdserve.controllers.app import Core
 from pdserve.controllers.linker import EngineApi
 from pdserve.controllers.ratio_loop import NoSource
@@ -27,7 +28,6 @@ from pdserve.controllers.tokens import Tokens
 from pdserve.dst.world_engines import Engines
 from pdserve.exposition import Registry
 from pdserve.kube.connect import connect
-from pdserve.local.controlplane import ControlPlane
 from pdserve.ratio.types import LoopSettings
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(240), pytest.mark.invariant(15)]

@@ -20,8 +20,8 @@ import yaml
 from tests.support.gateway_rig import Rig, eventually
 from tests.support.rest import Rest
 
+from localcluster.controlplane import ControlPlane
 from pdserve.gateway.routes import ConfigMapSource, parse_source
-from pdserve.local.controlplane import ControlPlane
 from pdserve.wire.names import KEY_ROUTES
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
 

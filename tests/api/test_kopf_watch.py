@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from tests.support.rest import Rest
 
+from localcluster.controlplane import ControlPlane
 from pdserve.controllers.kopf_app import run_kopf
 from pdserve.controllers.triggers import SERVICE
 from pdserve.dst.world_service import service
 from pdserve.exposition import Registry
 from pdserve.kube.workqueue import QueueKey, WorkQueue
-from pdserve.local.controlplane import ControlPlane
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(240)]
 SECONDS = 30.0

@@ -17,6 +17,8 @@ import pytest_asyncio
 import yaml
 from tests.support.cluster import running_control_plane
 
+from localcluster import binaries
+from localcluster.controlplane import ControlPlane
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
@@ -24,8 +26,6 @@ from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import CONFIGMAPS, Object
 from pdserve.kube.workqueue import Backoff
-from pdserve.local import binaries
-from pdserve.local.controlplane import ControlPlane
 
 pytestmark = pytest.mark.api
 

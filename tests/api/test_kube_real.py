@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from localcluster.controlplane import ControlPlane
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient, WatchEvent
@@ -22,7 +23,6 @@ from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.lease import LeaseElector, LeaseTimes
 from pdserve.kube.ownership import NotOursError, create_or_apply, owner_reference
 from pdserve.kube.resource import CONFIGMAPS, EVENTS, LEASES, NAMESPACES, NODES, PODS, Object
-from pdserve.local.controlplane import ControlPlane
 
 pytestmark = pytest.mark.api
 

@@ -19,10 +19,10 @@ from tests.support.operator_on_api import (
 )
 from tests.support.rest import Rest
 
+from localcluster.controlplane import ControlPlane
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS
 from pdserve.dst.world_service import service
 from pdserve.kube.resource import NODES
-from pdserve.local.controlplane import ControlPlane
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(240)]
 NS = "operator"

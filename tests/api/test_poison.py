@@ -22,11 +22,11 @@ from tests.support.operator_on_api import (
 )
 from tests.support.rest import Rest
 
+from localcluster.controlplane import ControlPlane
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS
 from pdserve.controllers.linker import EngineApi, Target
 from pdserve.dst.world_service import service
 from pdserve.kube.resource import CONFIGMAPS, EVENTS, NODES, PODS, Object
-from pdserve.local.controlplane import ControlPlane
 from pdserve.ratio.types import ScenarioSample, Unknown
 from pdserve.telemetry.assemble import Answers, assemble
 from pdserve.telemetry.promql import SeriesKey, queries

@@ -21,7 +21,7 @@ import yaml
 from tests.support.prometheus import Exposition, eventually, exposition, running_prometheus
 from tests.support.rest import Rest
 
-from pdserve.local.controlplane import ControlPlane
+from localcluster.controlplane import ControlPlane
 from pdserve.ratio.types import Quantity, ScenarioSample
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
 from pdserve.telemetry.promql import DECODE, GATEWAY_SHORTEST, PREFILL, WINDOWED

@@ -21,9 +21,9 @@ import pytest
 from tests.support.engines import fresh_host
 from tests.support.rest import Rest
 
+from localcluster.controlplane import ControlPlane
 from pdserve.controllers.app import CLAIM
 from pdserve.dst.world_service import service
-from pdserve.local.controlplane import ControlPlane
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(240)]
 LIMIT = 90.0

@@ -22,12 +22,12 @@ from tests.support.cluster import (
     is_ready,
 )
 
-from pdserve.local import processes
-from pdserve.local.agent.addresses import ClusterNumber
-from pdserve.local.cluster import LocalCluster
-from pdserve.local.config import ClusterConfig, NodeSpec
-from pdserve.local.errors import LocalError
-from pdserve.local.plan import ClusterPlan
+from localcluster import processes
+from localcluster.agent.addresses import ClusterNumber
+from localcluster.cluster import LocalCluster
+from localcluster.config import ClusterConfig, NodeSpec
+from localcluster.errors import LocalError
+from localcluster.plan import ClusterPlan
 
 pytestmark = pytest.mark.cluster
 own_cluster = pytest.mark.timeout(400)
@@ -270,7 +270,7 @@ def test_an_owned_cluster_ends_with_its_owner(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, threading\n"
         "from tests.cluster.test_local_cluster import small_plan\n"
-        "from pdserve.local.cluster import LocalCluster\n"
+        "from localcluster.cluster import LocalCluster\n"
         "LocalCluster('owned', pathlib.Path(sys.argv[1])).up(small_plan('owned'), owned=True)\n"
         "print('up', flush=True)\n"
         "threading.Event().wait()\n"

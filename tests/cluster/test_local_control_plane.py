@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from tests.support.cluster import eventually, running_control_plane
 
-from pdserve.local import binaries, processes
-from pdserve.local.controlplane import Components, ControlPlane, ControlPlaneSettings
-from pdserve.local.errors import LocalError
+from localcluster import binaries, processes
+from localcluster.controlplane import Components, ControlPlane, ControlPlaneSettings
+from localcluster.errors import LocalError
 
 # Most tests start control planes themselves.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -77,7 +77,7 @@ def test_strangers_are_refused_and_secrets_are_private(control_plane: ControlPla
 def test_sigkill_of_the_parent_takes_the_children_with_it(tmp_path: Path) -> None:
     code = (
         "import sys, threading, pathlib, json\n"
-        "from pdserve.local.controlplane import *\n"
+        "from localcluster.controlplane import *\n"
         "p = ControlPlane(pathlib.Path(sys.argv[1]), components=Components.FULL)\n"
         # started from a thread that ends: the children must live on, until the process dies
         "t = threading.Thread(target=p.start); t.start(); t.join()\n"

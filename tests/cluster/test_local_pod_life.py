@@ -13,7 +13,7 @@ from tests.support.cluster import ClusterAccess, Json, condition, container, eve
 from tests.support.pods import IMAGE, POD_IP, SERVER, fetch, pod, python
 from tests.support.scenarios import stopwatch
 
-from pdserve.local import processes
+from localcluster import processes
 
 pytestmark = pytest.mark.cluster
 

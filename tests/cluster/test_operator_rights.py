@@ -22,8 +22,8 @@ from tests.support.installed import EXAMPLES, LEASE, OPERATOR_NAMESPACE, fixed
 from tests.support.process_cluster import ProcessCluster
 from tests.support.whole_life import finalized, leftovers, life, live_through
 
+from localcluster.controlplane import AUDIT_LOG
 from pdserve.controllers import rbac
-from pdserve.local.controlplane import AUDIT_LOG
 from pdserve.wire import names
 
 pytestmark = pytest.mark.cluster

@@ -20,7 +20,7 @@ from tests.support.following import Following
 from tests.support.installed import EXAMPLES, OPERATOR_NAMESPACE, fixed, pdservice, scenario
 from tests.support.process_cluster import ProcessCluster
 
-from pdserve.local.agent.images import ENV_RELEASES
+from localcluster.agent.images import ENV_RELEASES
 from pdserve.wire import names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from hack.images import prometheus
+from hack.images import install, prometheus
 from hack.images.containers import ImagesError, find_engine
 
+from localcluster.binaries import prometheus_tag
 from pdserve import __version__
-from pdserve.local.binaries import prometheus_tag
 from pdserve.wire.routes import RouteTable
 
 pytestmark = pytest.mark.e2e
@@ -122,6 +122,9 @@ print(json.dumps({
     "checked": [str(m) for m, c in zip(modules, caches)
                 if not c.exists() or c.read_bytes()[4:8] != bytes([1, 0, 0, 0])],
     "licence": pathlib.Path("/opt/pdserve/app/LICENSE").exists(),
+    "code": sorted(p.name for p in pathlib.Path("/opt/pdserve/app").iterdir()),
+    "parts": sorted(p.stem for p in pathlib.Path("/opt/pdserve/app/pdserve").iterdir()
+                    if not p.name.startswith("__") and p.name != "py.typed"),
 }))
 """
 
@@ -138,6 +141,8 @@ def test_an_image_holds_what_its_process_needs(containers: Containers, image: st
     assert {"orjson", "pyyaml"} <= distributions
     assert distributions & (IN_NONE | NOT_IN[image]) == set()
     assert found["licence"] is True
+    assert found["code"] == ["LICENSE", "pdserve"]
+    assert found["parts"] == sorted({part.split(".")[0] for part in install.PARTS[image]})
     assert found["modules"] > 200
     # A read-only root cannot keep what Python compiles; PEP 552's unchecked hashes need no look.
     assert found["checked"] == []

@@ -26,8 +26,8 @@ from tests.support import scenarios as s
 from tests.support.cluster import running_cluster
 from tests.support.installed import image
 
-from pdserve.local import binaries
-from pdserve.local.agent.host import AgentSettings
+from localcluster import binaries
+from localcluster.agent.host import AgentSettings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

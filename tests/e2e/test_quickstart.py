@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tests.support import quickstart
 
-from pdserve.local import binaries, docker
-from pdserve.local.commands import answer
-from pdserve.local.errors import LocalError
+from localcluster import binaries, docker
+from localcluster.commands import answer
+from localcluster.errors import LocalError
 
 pytestmark = pytest.mark.e2e
 

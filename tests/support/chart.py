@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pdserve.local import binaries
+from localcluster import binaries
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "pdserve"
 OLDEST = (3, 18)

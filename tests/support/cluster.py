@@ -13,12 +13,12 @@ import yaml
 from tests.support.kubectl import Kubectl
 from tests.support.rest import Rest
 
-from pdserve.local import processes
-from pdserve.local.agent.host import AgentSettings
-from pdserve.local.cluster import LocalCluster
-from pdserve.local.config import load_config
-from pdserve.local.controlplane import Components, ControlPlane, ControlPlaneSettings
-from pdserve.local.plan import ClusterPlan
+from localcluster import processes
+from localcluster.agent.host import AgentSettings
+from localcluster.cluster import LocalCluster
+from localcluster.config import load_config
+from localcluster.controlplane import Components, ControlPlane, ControlPlaneSettings
+from localcluster.plan import ClusterPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES_8 = ROOT / "examples" / "local" / "nodes-8.yaml"

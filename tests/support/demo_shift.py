@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pdserve.cli.demo.judge import BEFORE, END, Measured
-from pdserve.cli.demo.watch import Sight, Watch
+from localcluster.demo.judge import BEFORE, END, Measured
+from localcluster.demo.watch import Sight, Watch
 from pdserve.cli.load import Sample
 
 GROWS_AT, READY_AT = 50.0, 54.0

@@ -21,8 +21,8 @@ from tests.support.process_cluster import ProcessCluster
 from tests.support.real_cluster import real_cluster
 from tests.support.traffic import KEY, MODEL, SEARCH
 
+from localcluster import binaries
 from pdserve import __version__
-from pdserve.local import binaries
 from pdserve.wire import names
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import yaml
 
-from pdserve.local import binaries
+from localcluster import binaries
 
 
 class Kubectl:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.support.rest import Rest
 
+from localcluster.controlplane import ControlPlane
 from pdserve.api import rfc3339
 from pdserve.controllers.app import Core
 from pdserve.controllers.caches import OURS
@@ -27,7 +28,6 @@ from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, Request
 from pdserve.kube.connect import connect
 from pdserve.kube.resource import PODS, Object
-from pdserve.local.controlplane import ControlPlane
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
 from pdserve.topology.nodes import pinned_node

@@ -24,8 +24,8 @@ from pathlib import Path
 from tests.support.engines import fresh_host
 from tests.support.scenarios import READY_SECONDS, until
 
+from localcluster import processes
 from pdserve import __version__
-from pdserve.local import processes
 from pdserve.wire import names
 
 ROOT = Path(__file__).resolve().parents[2]

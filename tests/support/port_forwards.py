@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from threading import Lock, Thread
 
-from pdserve.local import binaries
+from localcluster import binaries
 
 _SAID = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from tests.support.engines import fresh_host
 
-from pdserve.local import binaries
+from localcluster import binaries
 
 T = TypeVar("T")
 

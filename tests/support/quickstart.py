@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.page import Ran, Step, Terminal, steps
 
-from pdserve.local import binaries
+from localcluster import binaries
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "quickstart.md"

@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pdserve.local import binaries
-from pdserve.local.binaries import ENV_KIND, ENV_KUBE, ENV_KUBEBUILDER
-from pdserve.local.download import ENV_MIRROR
-from pdserve.local.releases import ENV_LOCK, Asset, Release
+from localcluster import binaries
+from localcluster.binaries import ENV_KIND, ENV_KUBE, ENV_KUBEBUILDER
+from localcluster.download import ENV_MIRROR
+from localcluster.releases import ENV_LOCK, Asset, Release
 
 
 def all_releases() -> tuple[Release, ...]:

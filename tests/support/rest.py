@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from pdserve.local.controlplane import ControlPlane
+from localcluster.controlplane import ControlPlane
 
 PATCH = {
     "apply": "application/apply-patch+yaml",

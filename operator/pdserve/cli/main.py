@@ -1,4 +1,8 @@
-"""`pdserve`: the command of someone trying pdserve out or developing it."""
+"""`pdserve`: the command of someone trying pdserve out or developing it.
+
+Commands of other packages are plug-ins: an entry point of the group `pdserve.commands` names a
+function that adds one. `local` and `demo` come so from `localcluster`, which images leave out.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import argparse
 import platform
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from pdserve import __version__
-from pdserve.cli.demo import add_parser as add_demo
 from pdserve.cli.dst import add_parser as add_dst
-from pdserve.cli.local import add_parser as add_local
+
+PLUGINS = "pdserve.commands"
+"""Group of entry points: name of the command -> `add_parser(commands)`."""
 
 _EXAMPLES = """examples:
   pdserve demo                     start a local cluster, watch pdserve do its job, read the report
@@ -23,6 +30,15 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (2: the command line was wrong)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pdserve",
         description="LLM serving with prefill and decode apart, on Kubernetes.",
@@ -30,17 +46,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_demo(commands)
-    add_local(commands)
+    for plugin in sorted(entry_points(group=PLUGINS), key=lambda plugin: plugin.name):
+        _add_plugin(commands, plugin)
     add_dst(commands)
     version = commands.add_parser("version", help="print versions")
     version.set_defaults(run=_version)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _add_plugin(commands: Any, plugin: EntryPoint) -> None:
+    """Add the command; where its package or a dependency is absent, one that says so."""
     try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        add = plugin.load()
+    except ImportError as error:
+        reason = str(error)
+
+        def run(_: argparse.Namespace) -> int:
+            print(
+                f"pdserve {plugin.name}: not installed here ({reason}); "
+                "pip install 'pdserve[local]' brings it",
+                file=sys.stderr,
+            )
+            return 1
+
+        absent = commands.add_parser(
+            plugin.name, help="not installed here", add_help=False, prefix_chars="\0"
+        )  # no option is known, so each word is taken as it is
+        absent.add_argument("words", nargs="*")
+        absent.set_defaults(run=run)
+    else:
+        add(commands)
 
 
 def _version(_: argparse.Namespace) -> int:

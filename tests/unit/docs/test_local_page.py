@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.cli import local
-from pdserve.local import binaries
-from pdserve.local.admin import Admin
-from pdserve.local.agent.addresses import NodeAddresses
-from pdserve.local.agent.images import OWN_IMAGES, PROMETHEUS_IMAGE
-from pdserve.local.config import LABEL_DEVICES, MAX_DEVICES, MAX_NODES
-from pdserve.local.download import ENV_MIRROR
-from pdserve.local.gobuild import ENV_KEEP
-from pdserve.local.releases import ENV_LOCK
+from localcluster import binaries, cli
+from localcluster.admin import Admin
+from localcluster.agent.addresses import NodeAddresses
+from localcluster.agent.images import OWN_IMAGES, PROMETHEUS_IMAGE
+from localcluster.config import LABEL_DEVICES, MAX_DEVICES, MAX_NODES
+from localcluster.download import ENV_MIRROR
+from localcluster.gobuild import ENV_KEEP
+from localcluster.releases import ENV_LOCK
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "local.md").read_text()
 
@@ -53,7 +52,7 @@ def test_limits_are_those_of_the_code() -> None:
 
 def test_every_option_of_up_is_named() -> None:
     commands = argparse.ArgumentParser().add_subparsers()
-    local.add_parser(commands)
+    cli.add_parser(commands)
     found = commands.choices["local"]._actions
     actions = next(a for a in found if isinstance(a, argparse._SubParsersAction))
     options = set(actions.choices["up"]._option_string_actions) - {"-h", "--help"}

@@ -66,9 +66,10 @@ def test_an_image_runs_its_process_as_nobody(image: str) -> None:
 @pytest.mark.parametrize("image", install.IMAGES)
 def test_an_image_holds_its_own_dependencies(image: str) -> None:
     sources = [line.split()[0] for line in values(image, "COPY")]
-    assert sources == [f"--from={image}-dependencies", "--from=code"]
-    [run] = values(f"{image}-dependencies", "RUN")
-    assert json.loads(run)[-2:] == ["dependencies", image]
+    assert sources == [f"--from={image}-dependencies", f"--from={image}-code"]
+    for step in ("dependencies", "code"):
+        [run] = values(f"{image}-{step}", "RUN")
+        assert json.loads(run)[-2:] == [step, image]
     wanted = install.wanted(PROJECT, image)
     assert wanted == [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][image]]
     assert any(r.startswith("orjson") for r in wanted)

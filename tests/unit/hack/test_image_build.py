@@ -12,7 +12,7 @@ from hack.images import build, prometheus
 from hack.images.containers import Image, ImagesError, find_engine
 from hack.images.summary import Built, document, table
 
-from pdserve.local.binaries import prometheus_tag
+from localcluster.binaries import prometheus_tag
 
 BASE = Image("python:3.12-slim", "b" * 64, 100 << 20)
 

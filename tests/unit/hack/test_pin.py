@@ -10,10 +10,10 @@ import pytest
 from hack import pin
 from tests.support.release_mirror import Mirror, mirror
 
-from pdserve.local import releases
-from pdserve.local.download import ENV_MIRROR, Downloads
-from pdserve.local.errors import LocalError
-from pdserve.local.releases import Asset, read_pins
+from localcluster import releases
+from localcluster.download import ENV_MIRROR, Downloads
+from localcluster.errors import LocalError
+from localcluster.releases import Asset, read_pins
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from pdserve import __version__
-from pdserve.local.binaries import (
+from localcluster.binaries import (
     ETCD_VERSION,
     HELM_VERSION,
     KUBERNETES_VERSION,
     PROMETHEUS_VERSION,
 )
+from pdserve import __version__
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGE = re.compile(r"\b((?:pdserve/(?:operator|gateway|engine))|prom/prometheus):([\w.-]+)")

@@ -1,0 +1,78 @@
+"""Which directories and files of this machine a container sees where: volumes, and what it gets
+besides. `volumes` fills them, `sandbox` mounts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from localcluster.agent.environment import expand
+from localcluster.agent.sandbox import Mount
+from localcluster.agent.volumes import host_path, volumes_of
+from pdserve.kube.resource import Object
+
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+_LIVE = ("configMap", "secret", "downwardAPI", "projected")
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerMounts:
+    """All of one run. What the program writes to `termination_log` is its last word."""
+
+    mounts: tuple[Mount, ...]
+    termination_log: Path
+    workdir: str
+
+
+def container_mounts(
+    container: Mapping[str, Any],
+    pod: Object,
+    directory: Path,
+    root: Path,
+    env: Mapping[str, str],
+) -> ContainerMounts:
+    """Make ready what `container` sees; its volumes are below `root`, the rest in `directory`."""
+    volumes = {v["name"]: v for v in volumes_of(pod)}
+    mounts = [
+        _mount(mount, volumes[mount["name"]], root, env)
+        for mount in container.get("volumeMounts") or ()
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    last_word = directory / "termination-log"
+    last_word.write_bytes(b"")
+    last_word.chmod(0o666)
+    shown_at = container.get("terminationMessagePath") or DEFAULT_TERMINATION_LOG
+    workdir = str(container.get("workingDir") or "/")
+    mounts += _missing(workdir, mounts, directory / "workdir")
+    mounts.append(Mount(last_word, shown_at, read_only=False))
+    return ContainerMounts(tuple(mounts), last_word, workdir)
+
+
+def _mount(
+    mount: Mapping[str, Any], volume: Mapping[str, Any], root: Path, env: Mapping[str, str]
+) -> Mount:
+    source = host_path(volume, root)
+    below = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
+    if below:
+        source = source / below
+        if "emptyDir" in volume:
+            source.mkdir(parents=True, exist_ok=True)
+    live = any(kind in volume for kind in _LIVE)
+    return Mount(source, mount["mountPath"], bool(mount.get("readOnly")) or live)
+
+
+def _missing(workdir: str, mounts: Sequence[Mount], spare: Path) -> list[Mount]:
+    """What gives a container its working directory where nothing else does, as a runtime would."""
+    for mount in sorted(mounts, key=lambda m: len(m.target), reverse=True):
+        if PurePath(workdir).is_relative_to(mount.target):
+            if mount.source.is_dir() and not mount.read_only:
+                inside = mount.source / PurePath(workdir).relative_to(mount.target)
+                inside.mkdir(parents=True, exist_ok=True)
+            return []
+    if Path(workdir).exists():
+        return []
+    spare.mkdir(parents=True, exist_ok=True)
+    return [Mount(spare, workdir, read_only=False)]

@@ -1,0 +1,29 @@
+"""Finds out what the cluster of a name is: process nodes, kind, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localcluster.cluster import LocalCluster
+from localcluster.errors import LocalError
+from localcluster.kind import KindCluster
+from localcluster.plan import PLAN
+
+
+def find(name: str, state_dir: Path | None = None) -> LocalCluster | KindCluster | None:
+    """The cluster that `up` made under this name, running or not; None when there is none."""
+    kind = KindCluster(name, state_dir)
+    if kind.exists:
+        return kind
+    process = LocalCluster(name, state_dir)
+    return process if (process.state_dir / PLAN).is_file() else None
+
+
+def refuse_other(name: str, state_dir: Path | None, wanted: type) -> None:
+    """Raise LocalError when `name` is a cluster of another sort than `wanted`."""
+    found = find(name, state_dir)
+    if found is not None and not isinstance(found, wanted):
+        sort = "kind" if isinstance(found, KindCluster) else "process"
+        raise LocalError(
+            f"cluster {name!r} has {sort} nodes; end it first (down), or choose another --name"
+        )

@@ -1,0 +1,101 @@
+"""The cache of programs: each folder is made once per machine, whole or not at all.
+
+A lock file keeps two processes from making the same folder; the one that waits says so. A folder
+is filled under another name and moves into its place by rename, so whoever is interrupted leaves
+no half program. What a killed process left behind, the next one removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from localcluster.errors import Progress
+
+_OWNER = "owner.lock"
+
+
+def holds(cache: Path, name: str, programs: Iterable[str]) -> bool:
+    """Whether the cache has folder `name` with all of `programs` in its `bin`."""
+    return all((cache / name / "bin" / program).exists() for program in programs)
+
+
+def make(
+    cache: Path,
+    name: str,
+    programs: Iterable[str],
+    fill: Callable[[Path], None],
+    progress: Progress,
+) -> Path:
+    """The `bin` of folder `name`; `fill` makes it unless all of `programs` are there.
+
+    `fill` gets an empty folder with an empty `bin`. What it raises is raised, and nothing is left.
+    """
+    wanted = tuple(programs)
+    target = cache / name
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f"{name}.lock", name, progress):
+        for left in cache.glob(f".{name}-*"):
+            remove(left)
+        if not holds(cache, name, wanted):
+            scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+            try:
+                (scratch / "bin").mkdir()
+                fill(scratch)
+                remove(target)
+                scratch.rename(target)
+            finally:
+                remove(scratch)
+    return target / "bin"
+
+
+@contextmanager
+def scratch_folder(cache: Path, name: str) -> Iterator[Path]:
+    """A folder below `cache` for as long as the block lasts.
+
+    Its owner holds a lock that ends with its process, so those of killed owners are known: they are
+    removed first.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with (cache / f"{name}.lock").open("w") as one_at_a_time:
+            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+            for left in cache.glob(f".{name}-*"):
+                _remove_unowned(left)
+            folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+            stack.callback(remove, folder)
+            owner = stack.enter_context((folder / _OWNER).open("w"))
+            fcntl.flock(owner, fcntl.LOCK_EX)
+        yield folder
+
+
+def remove(tree: Path) -> None:
+    """Remove a folder and all in it, also what Go made read-only; nothing there is fine."""
+    for folder, _, _ in os.walk(tree):
+        Path(folder).chmod(0o700)
+    shutil.rmtree(tree, ignore_errors=True)
+
+
+def _remove_unowned(folder: Path) -> None:
+    with (folder / _OWNER).open("a") as owner:
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        remove(folder)
+
+
+@contextmanager
+def _locked(path: Path, name: str, progress: Progress) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting: another process is making {name}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
