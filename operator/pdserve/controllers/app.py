@@ -65,6 +65,8 @@ log = logging.getLogger(__name__)
 COMPONENT: Final = "pdserve-operator"
 ENV_POD_UID: Final = "POD_UID"
 """Set by the chart: a container that is restarted in place keeps its predecessor's Lease."""
+SPACING: Final = 0.02
+"""Seconds between two reconciliations of one object: a change comes with others close by."""
 CLAIM: Final = "pdserve-operator-claim"
 """Name of the ConfigMap that says whose the objects of a scope are."""
 FIRST_REPORT: Final = 1.0
@@ -103,7 +105,7 @@ class Core:
     ) -> None:
         self.client = client
         self.registry = registry
-        self.queue = WorkQueue(per_namespace=workers, registry=registry, rng=rng)
+        self.queue = WorkQueue(per_namespace=workers, spacing=SPACING, registry=registry, rng=rng)
         self.metrics = OperatorMetrics(registry)
         self.scope = Scope()
         self.skips = Skipped(self.metrics, self.scope)

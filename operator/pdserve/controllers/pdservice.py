@@ -13,6 +13,7 @@ A stranger's object of a needed name is refused with a condition and an Event; t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from pdserve.api import ApiError, PDService, Scenario, ScenarioGroup
@@ -53,6 +54,7 @@ from pdserve.controllers.template_check import (
     ask_cluster,
     template_of_service,
 )
+from pdserve.controllers.triggers import service_key
 from pdserve.controllers.troubles import Trouble
 from pdserve.engines.pods_template import TemplateError
 from pdserve.frozen import Memo
@@ -87,6 +89,8 @@ _KINDS = {
 }  # fmt: skip
 
 
+_USERS: Final = ("generation", "annotations", "labels", "deletionTimestamp", "uid")
+"""Fields of the metadata that change with what a user changes."""
 REFUSED_RETRY: Final = 10.0
 """Seconds until what was refused is tried again: what stood in the way may have gone."""
 _REFUSALS: Final = frozenset({400, 403, 413, 422})
@@ -423,7 +427,15 @@ class _Reconcile:
             PDSERVICES, meta.name, status,
             namespace=meta.namespace, uid=meta.uid, field_manager=names.FIELD_MANAGER,
         )  # fmt: skip
-        self.context.caches.services.observe(live)
+        with self._unless_only_status(live):
+            self.context.caches.services.observe(live)
+
+    def _unless_only_status(self, live: Object) -> AbstractContextManager[None]:
+        """No second look at what this one wrote, unless a change of the user came with it."""
+        before, after = self.obj["metadata"], live["metadata"]
+        if any(before.get(field) != after.get(field) for field in _USERS):
+            return nullcontext()
+        return self.context.queue.ignoring(service_key(after["namespace"], after["name"]))
 
     def _devices_used(self, groups: dict[str, ScenarioGroup]) -> dict[str, int]:
         used: dict[str, int] = {}

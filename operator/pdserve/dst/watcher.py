@@ -80,6 +80,8 @@ class Watcher:
     made: dict[ScenarioName, int] = field(default_factory=dict)
     """Pods the operator made since `begin`."""
     _authority: dict[ScenarioName, list[tuple[float, Counts]]] = field(default_factory=dict)
+    _revisions: dict[ScenarioName, tuple[float, str]] = field(default_factory=dict)
+    """The revision that the spec asks for, and since when: before `begin` since 0."""
     _drained: dict[str, float] = field(default_factory=dict)
     _routed: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     owed: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -104,9 +106,12 @@ class Watcher:
         self.trouble_until = max(self.trouble_until, self._time() + seconds)
 
     def note_authority(self) -> None:
-        """Remember which counts are in force; called after each change of a spec or decision."""
+        """Remember which counts and revision are in force; called after each change of them."""
         for group in self.world.seen(SCENARIO_GROUPS):
             name = scenario_name(group)
+            revision = _current_revision(group)
+            if self._revisions.get(name, (0.0, ""))[1] != revision:
+                self._revisions[name] = (self._time() if self.active else 0.0, revision)
             counts = counts_in_force(self.world, group)
             known = self._authority.setdefault(name, [])
             if counts is not None and (not known or known[-1][1] != counts):
@@ -221,8 +226,9 @@ class Watcher:
         name = scenario_name(group)
         if not self._service_has(name):
             return
-        revision = _labels(pod).get(names.LABEL_REVISION)
-        if revision == _current_revision(group):
+        since, revision = self._revisions.get(name, (0.0, _current_revision(group)))
+        asked_again = self._time() - since < LAG  # the roll that is taken back may still act
+        if _labels(pod).get(names.LABEL_REVISION) == revision and not asked_again:
             self._check_surplus(pod, group, name, how)
         self._check_others_serve(pod, group, name, how)
 

@@ -17,7 +17,8 @@ import heapq
 import itertools
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,6 +72,7 @@ class WorkQueue:
         self,
         *,
         per_namespace: int | None = None,
+        spacing: float = 0.0,
         registry: Registry | None = None,
         backoff: Backoff | None = None,
         rng: random.Random | None = None,
@@ -81,12 +83,15 @@ class WorkQueue:
         Args:
             per_namespace: keys of one namespace in work at once; None: no bound. Keys without a
                 namespace count as one more namespace.
+            spacing: least seconds between the end of work on a key and the next work on it. One
+                change of an object usually comes with others: the next work sees them all.
             registry: where the metrics go.
             backoff: for `retry`.
             rng: the jitter's randomness; seed it in tests.
             clock: monotonic seconds; default: the event loop's.
         """
         self._per_namespace = per_namespace
+        self._spacing = spacing
         self._backoff = backoff or Backoff()
         # Spreads retries over time; nothing secret depends on it.
         self._rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
@@ -95,6 +100,8 @@ class WorkQueue:
         self._working: dict[QueueKey, float] = {}
         self._busy: Counter[str] = Counter()
         self._dirty: set[QueueKey] = set()
+        self._ignored: QueueKey | None = None
+        self._rests_until: OrderedDict[QueueKey, float] = OrderedDict()
         self._failures: dict[QueueKey, int] = {}
         self._due: dict[QueueKey, float] = {}
         self._heap: list[tuple[float, int, QueueKey]] = []
@@ -111,16 +118,31 @@ class WorkQueue:
 
     def add(self, key: QueueKey) -> None:
         """Want work on `key` as soon as possible."""
-        if self._closed:
+        if self._closed or key == self._ignored:
             return
         if key in self._working:
             if key not in self._dirty:
                 self._dirty.add(key)
                 self._metrics.adds.labels(key.kind, key.kind).inc()
             return
-        if self._offer(key):
+        rest = self._rest_of(key)
+        if rest > 0:
+            self.add_after(key, rest)
+        elif self._offer(key):
             self._metrics.adds.labels(key.kind, key.kind).inc()
             self._wake()
+
+    @contextmanager
+    def ignoring(self, key: QueueKey) -> Iterator[None]:
+        """Drop what is added for `key` meanwhile: what its own work writes tells it nothing new.
+
+        Only around code that does not wait.
+        """
+        self._ignored = key
+        try:
+            yield
+        finally:
+            self._ignored = None
 
     def add_after(self, key: QueueKey, delay: float) -> None:
         """Want work on `key` in `delay` seconds; of several such wishes the earliest counts."""
@@ -181,15 +203,21 @@ class WorkQueue:
         return key
 
     def done(self, key: QueueKey) -> None:
-        """Work on `key` ended, well or not; it runs again at once if it was added meanwhile."""
+        """Work on `key` ended, well or not.
+
+        It runs again, after the spacing, if it was added meanwhile.
+        """
         started = self._working.pop(key)
         self._busy[key.namespace] -= 1
         if not self._busy[key.namespace]:
             del self._busy[key.namespace]
         self._metrics.work_seconds.labels(key.kind, key.kind).observe(self._clock() - started)
+        self._begin_rest(key)
         if key in self._dirty:
             self._dirty.discard(key)
-            if not self._closed:
+            if self._spacing:
+                self.add_after(key, self._spacing)
+            elif not self._closed:
                 self._offer(key)
         if self._ready or self._closed:
             self._wake()  # a key of this namespace may have waited for its turn
@@ -215,6 +243,21 @@ class WorkQueue:
         """Keys in work and for how many seconds."""
         now = self._clock()
         return {key: now - started for key, started in self._working.items()}
+
+    def _rest_of(self, key: QueueKey) -> float:
+        """Seconds until `key` may be worked on again; 0: now."""
+        rest = self._rests_until.get(key, 0.0) - self._clock()
+        # `_fire` comes up to a clock step early; what it adds must not wait for the rest of it.
+        return rest if rest > 2 * _CLOCK_STEP else 0.0
+
+    def _begin_rest(self, key: QueueKey) -> None:
+        if not self._spacing:
+            return
+        now = self._clock()
+        while self._rests_until and next(iter(self._rests_until.values())) <= now:
+            self._rests_until.popitem(last=False)
+        self._rests_until[key] = now + self._spacing
+        self._rests_until.move_to_end(key)
 
     def _offer(self, key: QueueKey) -> bool:
         """Make `key` ready; False if it was."""

@@ -258,3 +258,56 @@ async def test_workers_and_writers_at_random_lose_nothing() -> None:
         task.cancel()
     assert all(worked[item] >= at for item, at in added.items())
     assert len(queue) == 0
+
+
+@virtual_time
+async def test_one_key_rests_between_two_works_and_others_do_not_wait() -> None:
+    queue = WorkQueue(spacing=0.5)
+    queue.add(key("a"))
+    first = await queue.get()
+    queue.add(key("a"))  # while it is in work
+    queue.done(first)
+    began = now()
+    queue.add(key("b"))
+    assert await queue.get() == key("b")
+    assert now() == began
+    assert await queue.get() == key("a")
+    assert now() - began == pytest.approx(0.5, abs=1e-3)
+
+
+@virtual_time
+async def test_changes_during_a_rest_are_one_work() -> None:
+    queue = WorkQueue(spacing=0.5)
+    queue.add(key("a"))
+    queue.done(await queue.get())
+    for _ in range(4):
+        await asyncio.sleep(0.1)
+        queue.add(key("a"))
+    queue.done(await queue.get())
+    await asyncio.sleep(5)
+    assert len(queue) == 0
+
+
+@virtual_time
+async def test_a_key_that_rested_is_worked_on_at_once() -> None:
+    queue = WorkQueue(spacing=0.5)
+    for _ in range(3):
+        queue.add(key("a"))
+        began = now()
+        queue.done(await queue.get())
+        assert now() == began
+        await asyncio.sleep(0.6)
+
+
+@virtual_time
+async def test_what_its_own_work_writes_is_no_reason_for_more() -> None:
+    queue = WorkQueue()
+    queue.add(key("a"))
+    mine = await queue.get()
+    with queue.ignoring(mine):
+        queue.add(key("a"))
+        queue.add(key("b"))
+    queue.done(mine)
+    assert await drain(queue) == ["b"]
+    queue.add(key("a"))
+    assert await drain(queue) == ["a"]
