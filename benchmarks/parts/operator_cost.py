@@ -27,7 +27,7 @@ from localcluster.controlplane import LOOPBACK, free_port
 from pdserve import __version__
 from pdserve.controllers.caches import SCENARIO_GROUPS, make_caches
 from pdserve.exposition import Registry
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.resource import Object
 
 LOOK_EVERY = 0.05
@@ -168,10 +168,10 @@ class _Replay:
         self._lines = lines
         self.ended = asyncio.Event()
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         return {"metadata": {"resourceVersion": "0"}, "items": []}
 
-    async def stream(self, request: Request) -> AsyncIterator[Object]:
+    async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         for line in self._lines:
             yield orjson.loads(line)
         self.ended.set()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.ownership import create_or_apply
 from pdserve.kube.resource import (
     CONFIGMAPS,
@@ -644,7 +644,7 @@ CASES: dict[str, list[Step]] = {
         Step(listed(CONFIGMAPS, field_selector="metadata.name=b"), see={"names": ["b"]}),
         Step(
             lambda s: s.client._send(
-                Request("list", CONFIGMAPS, s.namespace, query={"limit": "1", "continue": "no"})
+                KubeRequest("list", CONFIGMAPS, s.namespace, query={"limit": "1", "continue": "no"})
             ),
             "400 BadRequest",
         ),

@@ -14,7 +14,7 @@ from tests.support.chart import CHART, NAMESPACE, Json, helm, only, render, temp
 from pdserve import __version__
 from pdserve.controllers import rbac
 from pdserve.controllers.app import ENV_POD_UID
-from pdserve.controllers.options import Options, parse_options
+from pdserve.controllers.options import OperatorOptions, parse_options
 
 ROOT = CHART.parents[1]
 NAME = "pdserve-operator"
@@ -135,7 +135,7 @@ def test_the_chart_knows_every_flag_of_the_operator() -> None:
     refused = template(operator={"extraArgs": ["--no-such-flag=1"]})
     assert refused.returncode != 0
     known = set(re.findall(r"--[a-z-]+", refused.stderr.partition("known: ")[2]))
-    options = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Options)}
+    options = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(OperatorOptions)}
     set_by_chart = set()
     for flag in sorted(options - known):
         done = template(operator={"extraArgs": [flag]})

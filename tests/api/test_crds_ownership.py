@@ -13,7 +13,7 @@ from tests.support.api_objects import edited, scenariogroup
 from tests.support.crds import collection
 from tests.support.rest import Answer, Rest
 
-from pdserve.api import Counts, ScenarioGroup
+from pdserve.api import DecisionCounts, ScenarioGroup
 from pdserve.api.ownership import COUNTS_MANAGER, SPEC_MANAGER, counts_apply, same_spec, spec_apply
 
 pytestmark = pytest.mark.api
@@ -38,7 +38,7 @@ class Played:
         return self.rest.apply(self.path, spec_apply(group), SPEC_MANAGER)
 
     def operator_applies_counts(self, groups: int, prefill: int, decode: int) -> Answer:
-        counts = Counts(groups=groups, prefill=prefill, decode=decode)
+        counts = DecisionCounts(groups=groups, prefill=prefill, decode=decode)
         body = counts_apply("shop-chat", self.namespace, self.uid, counts)
         return self.rest.apply(self.path, body, COUNTS_MANAGER)
 
@@ -153,7 +153,7 @@ def test_a_hand_edit_in_auto_is_undone_by_the_next_apply(group: Played) -> None:
 
 def test_a_second_applier_is_told_about_the_owner(group: Played) -> None:
     group.operator_applies_counts(2, 3, 4)
-    counts = Counts(groups=9, prefill=3, decode=4)
+    counts = DecisionCounts(groups=9, prefill=3, decode=4)
     body = counts_apply("shop-chat", group.namespace, group.uid, counts)
     answer = group.rest.apply(group.path, body, "gitops", force=False)
     assert answer.code == 409
@@ -174,7 +174,7 @@ def test_applying_the_same_counts_again_writes_nothing(group: Played) -> None:
 
 def test_counts_are_never_applied_to_a_namesake(group: Played) -> None:
     body = counts_apply("shop-chat", group.namespace, "another-uid",
-                        Counts(groups=9, prefill=9, decode=9))  # fmt: skip
+                        DecisionCounts(groups=9, prefill=9, decode=9))  # fmt: skip
     answer = group.rest.apply(group.path, body, COUNTS_MANAGER)
     assert answer.code in (409, 422)
     assert group.counts == (None, None, None)

@@ -13,7 +13,7 @@ from tests.support.api_objects import BASES, FULL, GOOD, edited, mutants, pdserv
 from tests.support.crds import collection
 from tests.support.rest import Rest
 
-from pdserve.api import KINDS, ApiError
+from pdserve.api import KINDS, InvalidObjectError
 
 pytestmark = pytest.mark.api
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -94,7 +94,7 @@ def test_server_and_parser_agree_on_random_changes(rest: Rest, kind: str) -> Non
         try:
             parse(obj)
             parsed = ""
-        except ApiError as error:
+        except InvalidObjectError as error:
             parsed = str(error)
         accepted = answer.code == 201
         assert accepted == (not parsed), f"{change}: server {answer.body}, parser {parsed!r}"

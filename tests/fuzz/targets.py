@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import yaml
 
-from pdserve.api import ApiError as CrError
+from pdserve.api import InvalidObjectError as CrError
 from pdserve.api import PDService, RoCEDomain, ScenarioGroup
 from pdserve.api.quantity import Duration
 from pdserve.controllers.routing import parse_routes
@@ -253,7 +253,7 @@ def _model() -> Any:
 
 def _engine_body(kind: openai.Kind, role: str) -> Callable[[bytes], object]:
     def parse(data: bytes) -> object:
-        limits = openai.Limits(role, "pdserve-tiny", 512, 8192)  # type: ignore[arg-type]
+        limits = openai.RequestLimits(role, "pdserve-tiny", 512, 8192)  # type: ignore[arg-type]
         draft = openai.read(kind, data, _model(), limits)
         prompt = draft.tokenise() if draft.text_bytes < 2000 else [1]
         return draft.request("r", None, prompt)
@@ -282,7 +282,7 @@ def targets() -> tuple[Target, ...]:
     shop = service(ratio={"mode": "Fixed", "fixed": {"groups": 1, "prefill": 1, "decode": 1}})
     domain = yaml.safe_load((EXAMPLES / "demo-rocedomain.yaml").read_text())
     wire = (WireError,)
-    frame = protocol.encode(protocol.Kind.HELLO, {"id": "d0", "nonce": "ab", "mac": "cd"})
+    frame = protocol.encode(protocol.FrameKind.HELLO, {"id": "d0", "nonce": "ab", "mac": "cd"})
     event = b"data: " + _json(_CHUNK) + b"\n\n"
     reply = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-pdserve-slots: 1/4\r\n\r\n{}"
     return (

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdserve.placement import GroupRequest, Mode, Placement, Shape
-from pdserve.topology import Fabric, Level, NodeView, Taint, TreeSpec, build_fabric
+from pdserve.topology import Fabric, FabricLevel, NodeView, Taint, TreeSpec, build_fabric
 
 RESOURCE = "example.com/npu"
 LABELS = ("example.com/pod", "example.com/leaf")
-LEVELS = (Level("pod", LABELS[0], 3), Level("leaf", LABELS[1], 1))
+LEVELS = (FabricLevel("pod", LABELS[0], 3), FabricLevel("leaf", LABELS[1], 1))
 SPEC = TreeSpec("test", LEVELS)
 
 

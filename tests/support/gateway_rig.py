@@ -13,10 +13,10 @@ import orjson
 from tests.support.stub_engine import TOKEN, Cluster, StubEngine
 
 from pdserve.engines.credentials import Credential
-from pdserve.gateway.app import Gateway, Options
+from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.context import Settings
-from pdserve.gateway.http_server import Limits
+from pdserve.gateway.http_server import ClientLimits
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
 
 SLO = Slo(ttft=1.0, handoff=0.5, tpot=0.1, attainment=0.99)
@@ -81,7 +81,7 @@ class Rig:
         self.cluster = Cluster()
         self.engines: dict[str, StubEngine] = {}
         self.source = PushSource()
-        self.gateway: Gateway = None  # type: ignore[assignment]
+        self.gateway: GatewayServer = None  # type: ignore[assignment]
         self.port = 0
         self.version = 0
 
@@ -91,12 +91,12 @@ class Rig:
 
     async def start(self, keys: Path | None = None, **options: Any) -> None:
         options.setdefault("settings", Settings(stream_silence=2.0))
-        options.setdefault("limits", Limits(body=64 << 10))
+        options.setdefault("limits", ClientLimits(body=64 << 10))
         options.setdefault("drain_seconds", 2.0)
         ring = KeyRing(keys) if keys else None
         rng = random.Random(options.pop("seed", 7))
         options.setdefault("credential", Credential(TOKEN))
-        self.gateway = Gateway(self.source, Options(**options), ring, rng)
+        self.gateway = GatewayServer(self.source, GatewayOptions(**options), ring, rng)
         self.port = await self.gateway.start("127.0.0.1", 0)
 
     async def routes(

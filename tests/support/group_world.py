@@ -86,9 +86,9 @@ class World:
         self.tables: dict[int, PeerTable] = {}
         self.routes: tuple[RouteGroup, ...] = ()
         self.repairs: tuple[t.Repair, ...] = ()
-        self.claims: tuple[t.Claim, ...] = ()
+        self.claims: tuple[t.DeviceClaim, ...] = ()
         """In status."""
-        self.lost: dict[str, t.Claim] = {}
+        self.lost: dict[str, t.DeviceClaim] = {}
         """What the operator's memory adds to them."""
         self.peers: list[World] = [self]
         """All ScenarioGroups on these machines, by rank: scenario priority, then age."""
@@ -131,7 +131,7 @@ class World:
             ahead=self._ahead(),
         )  # fmt: skip
 
-    def all_claims(self) -> tuple[t.Claim, ...]:
+    def all_claims(self) -> tuple[t.DeviceClaim, ...]:
         """Those in status and those in memory."""
         found = newest(self.claims, self.lost.values())
         return tuple(sorted(found, key=lambda c: (c.group_index, c.slot, c.pod)))
@@ -168,7 +168,7 @@ class World:
             _TREES[key] = self._tree(pods, claims)
         return _TREES[key]
 
-    def _tree(self, pods: list[Pod], claims: list[t.Claim]) -> Fabric:
+    def _tree(self, pods: list[Pod], claims: list[t.DeviceClaim]) -> Fabric:
         raw = [self.raw_pod(p) for p in pods]
         holding = {p["metadata"]["name"] for p in raw if pod_devices(p)}
         left = [c for c in claims if c.pod not in holding]
@@ -226,7 +226,7 @@ class World:
         """Another process: its memory is what the peer tables tell."""
         self.last = None
         self.lost = {
-            p.id: t.Claim(
+            p.id: t.DeviceClaim(
                 p.id, p.id, p.id.rpartition("-")[0], p.role, index, p.nodes[0].name, RESOURCE,
                 self.target.role(p.role).devices,
             )
@@ -460,7 +460,7 @@ class World:
 
     # --- questions -------------------------------------------------------------------------
 
-    def condition(self, kind: str) -> t.Condition:
+    def condition(self, kind: str) -> t.ConditionState:
         """A condition of the last plan."""
         assert self.last is not None
         return next(c for c in self.last.conditions if c.type == kind)
@@ -477,7 +477,7 @@ class World:
         """The operator's cache shows that the pod's devices came free."""
         new = pod.new
         if not pod.failed and pod.drain_started is None:
-            self.lost[new.name] = t.Claim(
+            self.lost[new.name] = t.DeviceClaim(
                 new.name, pod.uid, new.slot, new.role, new.group_index, new.node, RESOURCE,
                 pod.devices,
             )  # fmt: skip

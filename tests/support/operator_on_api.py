@@ -22,10 +22,10 @@ from pdserve.controllers.caches import OURS
 from pdserve.controllers.linker import EngineApi
 from pdserve.controllers.ratio_loop import NoSource
 from pdserve.controllers.tokens import Tokens
-from pdserve.dst.world_engines import Engine, Engines
+from pdserve.dst.world_engines import Engines, SimulatedEngine
 from pdserve.dst.world_service import NPU
 from pdserve.exposition import Registry
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.connect import connect
 from pdserve.kube.resource import PODS, Object
 from pdserve.ratio.types import LoopSettings
@@ -39,14 +39,14 @@ class Recording:
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self.requests: list[Request] = []
+        self.requests: list[KubeRequest] = []
         self.unanswered = 0
 
     @property
-    def writes(self) -> list[Request]:
+    def writes(self) -> list[KubeRequest]:
         return [r for r in self.requests if r.verb not in ("get", "list", "watch")]
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         self.requests.append(request)
         self.unanswered += 1
         try:
@@ -55,7 +55,7 @@ class Recording:
             self.unanswered -= 1
         return answer
 
-    def stream(self, request: Request) -> AsyncIterator[Object]:
+    def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         self.requests.append(request)
         found: AsyncIterator[Object] = self.inner.stream(request)
         return found
@@ -99,7 +99,7 @@ class Kubelets:
         elif status.get("phase") != "Running":
             self.started += 1
             ip = f"127.9.{self.started // 250}.{self.started % 250 + 1}"
-            self.engines.by_ip[ip] = Engine(name, ip)
+            self.engines.by_ip[ip] = SimulatedEngine(name, ip)
             running = {
                 "name": "engine", "image": "x", "imageID": "", "ready": True, "restartCount": 0,
                 "containerID": f"test://{pod['metadata']['uid']}",

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pdserve.ratio.types import (
     Counts,
     DecodeWindow,
+    PerformanceProfile,
     PrefillWindow,
-    Profile,
     RequestWindow,
     ScenarioSample,
     Slo,
@@ -92,7 +92,7 @@ class Plant:
 
     def __init__(
         self,
-        profile: Profile,
+        profile: PerformanceProfile,
         slo: Slo,
         counts: Counts,
         rate: Rate,

@@ -11,7 +11,7 @@ from pdserve.ratio.types import (
     Counts,
     DecisionInput,
     DecodeWindow,
-    Memory,
+    LoopMemory,
     PrefillWindow,
     Range,
     RequestWindow,
@@ -117,6 +117,6 @@ def decision_input(current: Counts = TODAY, **over: Any) -> DecisionInput:
         prefill_devices=NPU,
         decode_devices=NPU,
         profile=PROFILE,
-        memory=Memory(settled_at=now - 1000.0, settled_counts=current),
+        memory=LoopMemory(settled_at=now - 1000.0, settled_counts=current),
     )
     return replace(values, **over)

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
-from pdserve.gateway.http_server import HttpServer, Limits, Reply
+from pdserve.gateway.http_server import ClientLimits, HttpServer, Reply
 from pdserve.http.errors import ApiError
-from pdserve.http.receive import Request
+from pdserve.http.receive import HttpRequest
 from pdserve.wire.peers import Role
 from pdserve.wire.routes import RouteInstance
 
@@ -74,7 +74,9 @@ class StubEngine:
         self.released: list[str] = []
         self.max_used = 0
         self._epoch = 0
-        self._server = HttpServer(self._handle, Limits(body=8 << 20, memory=1 << 30), self._bug)
+        self._server = HttpServer(
+            self._handle, ClientLimits(body=8 << 20, memory=1 << 30), self._bug
+        )
         self._port = 0
         self.bugs: list[Exception] = []
 
@@ -120,7 +122,7 @@ class StubEngine:
             (b"x-pdserve-epoch", str(self._epoch).encode()),
         )
 
-    async def _handle(self, request: Request, reply: Reply) -> None:
+    async def _handle(self, request: HttpRequest, reply: Reply) -> None:
         if request.path == "/pdserve/v1/release":
             self._release(request, reply)
             return
@@ -168,7 +170,7 @@ class StubEngine:
         reply.send(status, error.body(), "application/json", headers)
 
     async def _prefill(
-        self, request: Request, body: dict[str, Any], chat: bool, reply: Reply, *, keeps: bool
+        self, request: HttpRequest, body: dict[str, Any], chat: bool, reply: Reply, *, keeps: bool
     ) -> None:
         self.running += 1
         self.max_used = max(self.max_used, self.used)
@@ -203,7 +205,7 @@ class StubEngine:
             await self.reply_gate.wait()
         reply.send(200, orjson.dumps(value), "application/json", self._hint())
 
-    def _release(self, request: Request, reply: Reply) -> None:
+    def _release(self, request: HttpRequest, reply: Reply) -> None:
         if request.headers.get(b"authorization") != f"Bearer {TOKEN}".encode():
             reply.send(401, b"{}", "application/json")
             return

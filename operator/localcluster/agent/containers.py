@@ -18,9 +18,9 @@ from localcluster.agent.backoff import RestartBackoff
 from localcluster.agent.environment import ConfigError
 from localcluster.agent.host import Host, log_event, monotonic, timestamp
 from localcluster.agent.images import ImageError
-from localcluster.agent.probes import ProbeSpec, ProbeTarget, Verdict
+from localcluster.agent.probes import ProbeSpec, ProbeTarget, ProbeVerdict
 from localcluster.agent.sandbox import Launch, RunningContainer
-from localcluster.agent.status import ContainerView, Running, Terminated, Waiting
+from localcluster.agent.status import ContainerView, RunningState, TerminatedState, WaitingState
 from localcluster.agent.volumes import VolumeError
 from localcluster.errors import LocalError
 from pdserve.kube.errors import KubeError
@@ -73,7 +73,7 @@ class ContainerRunner:
         self._told = asyncio.Event()
         """The view says how the last run ended."""
         self._view = ContainerView(
-            str(spec["name"]), str(spec["image"]), Waiting(around.first_state)
+            str(spec["name"]), str(spec["image"]), WaitingState(around.first_state)
         )
         self._target = self._probe_target()
 
@@ -89,7 +89,7 @@ class ContainerRunner:
 
     def waiting(self, reason: str, message: str = "") -> None:
         """Say why it does not start yet."""
-        self._show(state=Waiting(reason, message))
+        self._show(state=WaitingState(reason, message))
 
     async def run(self) -> None:
         """Run until it ended and is not to be started again, or `stop` was called."""
@@ -121,7 +121,7 @@ class ContainerRunner:
                 ran = monotonic() - began
                 delay = self._backoff.after_run(ran, by_probe=self._ended_by_probe)
             if ended.reason == _START_ERROR:
-                waits = Waiting("RunContainerError", ended.message)
+                waits = WaitingState("RunContainerError", ended.message)
                 self._show(state=waits, last=ended, restarts=restarts, ready=False, started=False)
             else:
                 self._show(state=ended, ready=False, started=False)
@@ -168,7 +168,7 @@ class ContainerRunner:
             await self._pause(self._around.host.settings.retry)
         return None
 
-    async def _once(self, launch: Launch, restarts: int) -> Terminated:
+    async def _once(self, launch: Launch, restarts: int) -> TerminatedState:
         """One run, from start to end."""
         container_id = f"process://{secrets.token_hex(32)}"
         started_at = timestamp()
@@ -192,17 +192,19 @@ class ContainerRunner:
         restarts: int,
         started_at: str,
         container_id: str,
-    ) -> Terminated:
+    ) -> TerminatedState:
         """Probes and hooks of one run, until it has ended."""
         self._target = self._probe_target()
         if not self._around.up.is_set():
             running.kill()
         if (problem := await running.not_started()) is not None:
             return _not_started(problem, container_id)
-        last = self._view.state if isinstance(self._view.state, Terminated) else self._view.last
+        last = (
+            self._view.state if isinstance(self._view.state, TerminatedState) else self._view.last
+        )
         now_runs = dataclasses.replace(
             self._view,
-            state=Running(started_at, container_id),
+            state=RunningState(started_at, container_id),
             last=last,
             restarts=restarts,
             ready=False,
@@ -219,13 +221,13 @@ class ContainerRunner:
         message = _last_word(self._spec, launch, code)
         return _terminated(code, started_at, container_id, message)
 
-    async def _back_off(self, ended: Terminated, delay: float) -> None:
+    async def _back_off(self, ended: TerminatedState, delay: float) -> None:
         namespace, _, pod = self._around.pod_name.partition("/")
         message = (
             f"back-off {go_duration(delay)} restarting failed container={self._view.name} "
             f"pod={pod}_{namespace}({self._around.pod_uid})"
         )
-        self._show(state=Waiting("CrashLoopBackOff", message), last=ended)
+        self._show(state=WaitingState("CrashLoopBackOff", message), last=ended)
         await self._pause(delay)
 
     async def _watch(self, running: RunningContainer, now_runs: ContainerView) -> None:
@@ -255,7 +257,7 @@ class ContainerRunner:
     async def _probe(self, kind: str, running: RunningContainer) -> None:
         """Ask until the run ends (a startup probe: until it succeeds) and act on verdicts."""
         spec = ProbeSpec.of(self._spec[kind])
-        verdict = Verdict(spec)
+        verdict = ProbeVerdict(spec)
         await asyncio.sleep(spec.initial_delay)
         while True:
             ok, said = await self._target.ask(spec.raw, spec.timeout)
@@ -358,15 +360,15 @@ class ContainerRunner:
 _START_ERROR = "StartError"
 
 
-def _not_started(message: str, container_id: str) -> Terminated:
-    return Terminated(128, _START_ERROR, _EPOCH, timestamp(), container_id, message)
+def _not_started(message: str, container_id: str) -> TerminatedState:
+    return TerminatedState(128, _START_ERROR, _EPOCH, timestamp(), container_id, message)
 
 
-def _terminated(code: int, started_at: str, container_id: str, message: str) -> Terminated:
+def _terminated(code: int, started_at: str, container_id: str, message: str) -> TerminatedState:
     """`code` as a Popen gives it: negative for a signal."""
     exit_code = 128 - code if code < 0 else code
     reason = "Completed" if exit_code == 0 else "Error"
-    return Terminated(exit_code, reason, started_at, timestamp(), container_id, message)
+    return TerminatedState(exit_code, reason, started_at, timestamp(), container_id, message)
 
 
 def _last_word(spec: Mapping[str, Any], launch: Launch, code: int) -> str:

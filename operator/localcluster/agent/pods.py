@@ -35,7 +35,7 @@ from localcluster.agent.mounts import container_mounts
 from localcluster.agent.nodes import ProcessNode
 from localcluster.agent.objects import PodObjects
 from localcluster.agent.sandbox import Launch
-from localcluster.agent.status import PodView, Waiting, pod_status
+from localcluster.agent.status import PodView, WaitingState, pod_status
 from localcluster.agent.volumes import (
     VolumeError,
     VolumeInputs,
@@ -332,7 +332,7 @@ class PodWorker:
             except (VolumeError, KubeError) as error:
                 for runner in self.containers():
                     # One that already ran says how it ended instead.
-                    if isinstance(runner.view.state, Waiting):
+                    if isinstance(runner.view.state, WaitingState):
                         runner.waiting(runner.view.state.reason, str(error))
                 await asyncio.sleep(self._host.settings.retry)
 

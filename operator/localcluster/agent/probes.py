@@ -1,7 +1,7 @@
 """Probes: one question to a container, and what a row of answers means.
 
-`ask` does the I/O; `Verdict` counts answers against thresholds and is pure. gRPC probes are not
-supported and count as failures that say so.
+`ask` does the I/O; `ProbeVerdict` counts answers against thresholds and is pure. gRPC probes are
+not supported and count as failures that say so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ProbeSpec:
 
 
 @dataclass(slots=True)
-class Verdict:
+class ProbeVerdict:
     """Turns single answers into a state that changes only after enough equal ones in a row."""
 
     spec: ProbeSpec

@@ -14,7 +14,7 @@ from pdserve.kube.resource import Object
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingState:
     """Not running yet, or between two runs."""
 
     reason: str
@@ -22,7 +22,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningState:
     """A process runs; `started_at` is RFC 3339."""
 
     started_at: str
@@ -30,7 +30,7 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
-class Terminated:
+class TerminatedState:
     """A run that ended; `exit_code` is 128 + signal when a signal ended it."""
 
     exit_code: int
@@ -41,7 +41,7 @@ class Terminated:
     message: str = ""
 
 
-State = Waiting | Running | Terminated
+State = WaitingState | RunningState | TerminatedState
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ContainerView:
     name: str
     image: str
     state: State
-    last: Terminated | None = None
+    last: TerminatedState | None = None
     restarts: int = 0
     ready: bool = False
     started: bool = False
@@ -126,7 +126,7 @@ def phase(pod: Object, view: PodView) -> str:
         return "Pending"
     if all(c.final for c in view.containers):
         return "Failed" if any(_exit(c) != 0 for c in view.containers) else "Succeeded"
-    if any(isinstance(c.state, Waiting) and c.last is None for c in view.containers):
+    if any(isinstance(c.state, WaitingState) and c.last is None for c in view.containers):
         return "Pending"
     return "Running"
 
@@ -137,7 +137,7 @@ def initialized(view: PodView) -> bool:
 
 
 def _exit(container: ContainerView) -> int:
-    return container.state.exit_code if isinstance(container.state, Terminated) else -1
+    return container.state.exit_code if isinstance(container.state, TerminatedState) else -1
 
 
 def _conditions(
@@ -146,7 +146,7 @@ def _conditions(
     at_end = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase(pod, view))
     # A failed pod's last containers may still be on their way out.
     ended = at_end is not None and not any(
-        isinstance(c.state, Running) for c in (*view.containers, *view.init)
+        isinstance(c.state, RunningState) for c in (*view.containers, *view.init)
     )
     ready, problem = _readiness(pod, view, old)
     unready = [c.name for c in view.containers if not c.ready]
@@ -237,10 +237,10 @@ def _container_status(view: ContainerView, *, init: bool) -> dict[str, Any]:
 
 
 def _state(state: State) -> dict[str, Any]:
-    if isinstance(state, Waiting):
+    if isinstance(state, WaitingState):
         body = {"reason": state.reason}
         return {"waiting": body | ({"message": state.message} if state.message else {})}
-    if isinstance(state, Running):
+    if isinstance(state, RunningState):
         return {"running": {"startedAt": state.started_at}}
     ended: dict[str, Any] = {
         "exitCode": state.exit_code,

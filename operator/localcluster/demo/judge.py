@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from localcluster.demo.report import Claim, Comparison, Side
+from localcluster.demo.report import Comparison, ResultLine, Side
 from localcluster.demo.text import in_words
 from localcluster.demo.watch import Watch
 from pdserve.cli.load import Sample
@@ -43,7 +43,7 @@ class Measured:
     """In words: how many instances kept the times of their device profile."""
 
 
-def claims(m: Measured) -> list[Claim]:
+def claims(m: Measured) -> list[ResultLine]:
     """What is claimed of the shift, in the order of the report."""
     own, other = _sides(m)
     return [_direction(m), _recovery(m), _better(own, other, stayed=m.beside_stayed)]
@@ -106,7 +106,7 @@ def _side(name: str, samples: Sequence[Sample], held: Sequence[tuple[float, int]
     )
 
 
-def _direction(m: Measured) -> Claim:
+def _direction(m: Measured) -> ResultLine:
     p0, d0 = m.watch.counts_at(BEFORE)
     p1, d1 = m.watch.counts_at(END)
     first = next(
@@ -118,7 +118,7 @@ def _direction(m: Measured) -> Claim:
         if first
         else ""
     )
-    return Claim(
+    return ResultLine(
         "ratio-direction",
         f"after the shift the share of prefill grows within {PERIODS_LIMIT} control periods",
         changed,
@@ -126,11 +126,11 @@ def _direction(m: Measured) -> Claim:
     )
 
 
-def _recovery(m: Measured) -> Claim:
+def _recovery(m: Measured) -> ResultLine:
     calm = attainment([s for s in m.own if s.at < BEFORE])
     shift = attainment([s for s in m.own if BEFORE <= s.at < BEFORE + _LAST])
     end = attainment(_last(m.own))
-    return Claim(
+    return ResultLine(
         "ttft-recovers",
         f"the first token is in time for {TARGET:.0%} of all offered requests again",
         f"before {calm:.0%}, just after the shift {shift:.0%}, at the end {end:.0%}",
@@ -138,8 +138,8 @@ def _recovery(m: Measured) -> Claim:
     )
 
 
-def _better(own: Side, other: Side, *, stayed: bool) -> Claim:
-    return Claim(
+def _better(own: Side, other: Side, *, stayed: bool) -> ResultLine:
+    return ResultLine(
         "better-than-fixed",
         "after the shift more requests are in time than with fixed numbers of instances",
         f"{own.share:.0%} against {other.share:.0%}, at the end {own.end_share:.0%} against "

@@ -20,7 +20,7 @@ from localcluster.demo.chart import NARROW, WIDE, Figure, drawing, legend
 
 
 @dataclass(frozen=True)
-class Claim:
+class ResultLine:
     """One line of the result: what was claimed, what was measured, and whether it held."""
 
     name: str
@@ -69,7 +69,7 @@ class Report:
 
     versions: dict[str, str]
     settings: dict[str, str]
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[ResultLine] = field(default_factory=list)
     comparison: Comparison | None = None
     shift: list[Figure] = field(default_factory=list)
     """Figures of the shift of load."""
@@ -152,7 +152,7 @@ class Report:
         )
 
 
-def _row(claim: Claim) -> str:
+def _row(claim: ResultLine) -> str:
     state, word = ("ok", "held") if claim.ok else ("bad", "did not hold")
     return (
         f'<tr class="{state}"><td>{word}</td><td>{html.escape(claim.claim)}</td>'

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from localcluster.demo import figures
-from localcluster.demo.report import Claim, Report
+from localcluster.demo.report import Report, ResultLine
 from localcluster.demo.stage import (
     CHAT,
     NAMESPACE,
@@ -48,7 +48,7 @@ async def come_up(stage: Stage, report: Report, progress: Progress) -> None:
     took = time.monotonic() - began
     progress(f"PDService demo is Ready {took:.1f} s after apply")
     report.claims.append(
-        Claim(
+        ResultLine(
             "ready",
             f"two scenarios are ready within {READY_LIMIT:g} s of kubectl apply",
             f"{took:.1f} s",
@@ -67,13 +67,13 @@ async def come_up(stage: Stage, report: Report, progress: Progress) -> None:
     }
     crossing = [s["crossLeafPercent"] for g in groups for s in g["status"].get("groups", ())]
     report.claims += [
-        Claim(
+        ResultLine(
             "planned-nodes",
             "every pod runs on the node that its plan named",
             f"{len(pods) - len(astray)} of {len(pods)}" + (f"; not: {astray}" if astray else ""),
             bool(pods) and not astray,
         ),
-        Claim(
+        ResultLine(
             "balanced-cells",
             "nothing has to cross leaves: a group is under one, or has its ratio under each",
             in_words("; ".join(f"{k}: {v}" for k, v in cells.items())),
@@ -111,7 +111,7 @@ async def same_text(stage: Stage, report: Report, progress: Progress) -> None:
     progress(f"asked: {asks[2].prompt[:60]}...")
     progress(f"answer: {(split[2].text or '').strip()[:90]!r}")
     report.claims.append(
-        Claim(
+        ResultLine(
             "equal-text",
             "text from prefill and decode equals that of one engine, greedy and sampled",
             f"{equal} of {len(asks)} answers equal",
@@ -155,19 +155,19 @@ async def decode_killed(stage: Stage, report: Report, progress: Progress) -> Non
     failed = [s for s in samples if not s.ok and not s.started_streaming]
     cut = [s for s in samples if not s.ok and s.started_streaming]
     report.claims += [
-        Claim(
+        ResultLine(
             "recovery",
             f"a killed decode instance is replaced and ready within {RECOVERY_LIMIT:g} s",
             f"{took:.1f} s",
             took <= RECOVERY_LIMIT,
         ),
-        Claim(
+        ResultLine(
             "one-replacement",
             "one fault replaces one instance, and nothing else restarts",
             f"{len(gone)} gone, {len(new)} new, {len(restarted)} restarted",
             len(gone) == len(new) == 1 and not restarted,
         ),
-        Claim(
+        ResultLine(
             "nothing-lost",
             "no request fails that had not yet begun to stream",
             f"{len(failed)} of {len(samples)} failed; streams cut in mid-answer: {len(cut)}"

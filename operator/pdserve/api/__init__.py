@@ -5,7 +5,7 @@ cluster access. Neighbours: `wire` holds what processes tell each other; this pa
 people and the operator write into objects.
 """
 
-from pdserve.api.base import Model, Rule
+from pdserve.api.base import ApiModel, Rule
 from pdserve.api.common import (
     EngineSpec,
     EnvVar,
@@ -19,7 +19,7 @@ from pdserve.api.common import (
     Recovery,
     RoleTemplate,
 )
-from pdserve.api.errors import ApiError, Problem
+from pdserve.api.errors import InvalidObjectError, Problem
 from pdserve.api.meta import (
     Condition,
     ConditionLike,
@@ -40,7 +40,7 @@ from pdserve.api.pdservice import (
     Summary,
 )
 from pdserve.api.quantity import Bandwidth, Duration
-from pdserve.api.resource import API_VERSION, GROUP, VERSION, Column, Kind, Resource
+from pdserve.api.resource import API_VERSION, GROUP, VERSION, Column, CustomResource, KindInfo
 from pdserve.api.revision import revision_of
 from pdserve.api.rocedomain import (
     FreeDevices,
@@ -63,11 +63,11 @@ from pdserve.api.scenario import (
     Match,
     Ratio,
     Scenario,
-    Slo,
+    SloTargets,
 )
 from pdserve.api.scenariogroup import (
     ClaimStatus,
-    Counts,
+    DecisionCounts,
     DecisionRecord,
     GroupRole,
     GroupStatus,
@@ -80,21 +80,22 @@ from pdserve.api.scenariogroup import (
     SuspectNode,
 )
 
-KINDS: tuple[type[Resource], ...] = (PDService, ScenarioGroup, RoCEDomain)
+KINDS: tuple[type[CustomResource], ...] = (PDService, ScenarioGroup, RoCEDomain)
 
 __all__ = [
     "API_VERSION",
     "GROUP",
     "KINDS",
     "VERSION",
-    "ApiError",
+    "ApiModel",
     "Bandwidth",
     "Budget",
     "ClaimStatus",
     "Column",
     "Condition",
     "ConditionLike",
-    "Counts",
+    "CustomResource",
+    "DecisionCounts",
     "DecisionRecord",
     "DeviceUse",
     "Duration",
@@ -111,13 +112,13 @@ __all__ = [
     "GroupStatus",
     "InstanceBounds",
     "InstanceShape",
-    "Kind",
+    "InvalidObjectError",
+    "KindInfo",
     "KnownFabric",
     "Level",
     "LevelStatus",
     "Locality",
     "Match",
-    "Model",
     "ModelSource",
     "ModelSpec",
     "NodeCounts",
@@ -133,7 +134,6 @@ __all__ = [
     "Ratio",
     "Recovery",
     "RepairStatus",
-    "Resource",
     "RoCEDomain",
     "RoCEDomainSpec",
     "RoCEDomainStatus",
@@ -145,7 +145,7 @@ __all__ = [
     "ScenarioGroupSpec",
     "ScenarioGroupStatus",
     "ScenarioStatus",
-    "Slo",
+    "SloTargets",
     "Summary",
     "SuspectNode",
     "Uplink",

@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from pdserve.api.errors import ApiError, problems_of
+from pdserve.api.errors import InvalidObjectError, problems_of
 
 VALIDATIONS = "x-kubernetes-validations"
 MAX_INT64 = (1 << 53) - 1
@@ -206,7 +206,7 @@ class Items:
         if not self.min <= len(value) <= self.max:
             return f"must have {self.min} to {self.max} items"
         if self.keys:
-            kind: Any = type(value[0]) if value else Model
+            kind: Any = type(value[0]) if value else ApiModel
             fields = _fields_of(kind, self.keys) if value else ()
             seen = ["/".join(str(getattr(item, f)) for f in fields) for item in value]
             twice = sorted({key for key in seen if seen.count(key) > 1})
@@ -306,7 +306,7 @@ class Preserved:
         return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
-class Model(BaseModel):
+class ApiModel(BaseModel):
     """Base of every API type: immutable, camelCase outside, unknown fields refused."""
 
     model_config = ConfigDict(
@@ -350,10 +350,10 @@ class Model(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise ApiError(subject or cls.__name__, problems_of(error)) from None
+            raise InvalidObjectError(subject or cls.__name__, problems_of(error)) from None
 
 
-class Observed(Model):
+class Observed(ApiModel):
     """Base of status types: written by the operator, so fields of another version are ignored."""
 
     model_config = ConfigDict(extra="ignore")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pdserve.api.base import Int, Items, Model, Preserved, Rule, Text
+from pdserve.api.base import ApiModel, Int, Items, Preserved, Rule, Text
 from pdserve.api.text import Image, LevelName, ModelName, ObjectName, ResourceName
 
 MAX_GROUPS = 64
@@ -16,14 +16,14 @@ OWNED_FLAGS = ("role", "bind", "port", "transfer-port", "slots", "model-name")
 _OWNED_FLAG = rf"^--({'|'.join(OWNED_FLAGS)})(=.*)?$"
 
 
-class ObjectRef(Model):
+class ObjectRef(ApiModel):
     """The name of another object in the same place."""
 
     name: ObjectName
     """Name of the object."""
 
 
-class ModelSource(Model):
+class ModelSource(ApiModel):
     """Where the engine finds the weights."""
 
     path: Annotated[
@@ -32,7 +32,7 @@ class ModelSource(Model):
     """Absolute path inside the engine's container; a volume from `template` may hold it."""
 
 
-class ModelSpec(Model):
+class ModelSpec(ApiModel):
     """The model that is served."""
 
     name: ModelName
@@ -41,7 +41,7 @@ class ModelSpec(Model):
     """Weights; absent: the engine's own default model."""
 
 
-class EngineSpec(Model):
+class EngineSpec(ApiModel):
     """The inference engine that every instance runs."""
 
     type: Literal["Reference"]
@@ -54,7 +54,7 @@ class EngineSpec(Model):
     """Secrets of the namespace that hold registry credentials."""
 
 
-class InstanceShape(Model):
+class InstanceShape(ApiModel):
     """What one instance takes on its node."""
 
     devices_per_node: Annotated[int, Int(1, 64)]
@@ -63,7 +63,7 @@ class InstanceShape(Model):
     """Extended resource that counts the devices."""
 
 
-class EnvVar(Model):
+class EnvVar(ApiModel):
     """An environment variable of the engine's container."""
 
     rules = (
@@ -88,7 +88,7 @@ class EnvVar(Model):
     """Its value, taken literally."""
 
 
-class PodPatch(Model):
+class PodPatch(ApiModel):
     """A strategic merge patch over the pod that the engine adapter renders.
 
     For what the adapter does not know: tolerations, nodeSelector, priorityClassName, volumes.
@@ -101,7 +101,7 @@ class PodPatch(Model):
     """Pod spec fields; containers are merged by name (`engine` is the adapter's)."""
 
 
-class RoleTemplate(Model):
+class RoleTemplate(ApiModel):
     """How the instances of one role (prefill or decode) are made."""
 
     rules = (
@@ -133,7 +133,7 @@ class RoleTemplate(Model):
     """Patch over the rendered pod."""
 
 
-class Locality(Model):
+class Locality(ApiModel):
     """How close together the instances of one P/D group are placed."""
 
     rules = (
@@ -151,7 +151,7 @@ class Locality(Model):
     fits."""
 
 
-class FabricSpec(Model):
+class FabricSpec(ApiModel):
     """Which fabric the instances run on."""
 
     domain_ref: ObjectRef
@@ -160,7 +160,7 @@ class FabricSpec(Model):
     """How close together the instances of one P/D group are placed."""
 
 
-class Recovery(Model):
+class Recovery(ApiModel):
     """How patiently instances are given up."""
 
     drain_seconds: Annotated[int, Int(0, 3600)] = 60

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdserve.api.base import VALIDATIONS, Model, validation
-from pdserve.api.resource import GROUP, VERSION, Column, Kind, Resource
+from pdserve.api.base import VALIDATIONS, ApiModel, validation
+from pdserve.api.resource import GROUP, VERSION, Column, CustomResource, KindInfo
 from pdserve.api.schema import structural_schema
 
 CATEGORY = "pdserve"
 
 
-def crd_manifest(kind: type[Resource]) -> dict[str, Any]:
+def crd_manifest(kind: type[CustomResource]) -> dict[str, Any]:
     """The manifest to apply for one kind."""
     info = kind.info
     return {
@@ -43,17 +43,17 @@ def crd_manifest(kind: type[Resource]) -> dict[str, Any]:
     }
 
 
-def spec_and_status(kind: type[Resource]) -> tuple[type[Model], type[Model]]:
+def spec_and_status(kind: type[CustomResource]) -> tuple[type[ApiModel], type[ApiModel]]:
     """The two types that a kind consists of."""
     spec, status = (kind.model_fields[part].annotation for part in ("spec", "status"))
-    if not (isinstance(spec, type) and issubclass(spec, Model)):
+    if not (isinstance(spec, type) and issubclass(spec, ApiModel)):
         raise TypeError(f"{kind.__name__}.spec is not a Model")
-    if not (isinstance(status, type) and issubclass(status, Model)):
+    if not (isinstance(status, type) and issubclass(status, ApiModel)):
         raise TypeError(f"{kind.__name__}.status is not a Model")
     return spec, status
 
 
-def root_schema(kind: type[Resource]) -> dict[str, Any]:
+def root_schema(kind: type[CustomResource]) -> dict[str, Any]:
     """Schema of a whole object of this kind."""
     spec, status = spec_and_status(kind)
     schema: dict[str, Any] = {
@@ -74,7 +74,7 @@ def root_schema(kind: type[Resource]) -> dict[str, Any]:
     return schema
 
 
-def _subresources(info: Kind) -> dict[str, Any]:
+def _subresources(info: KindInfo) -> dict[str, Any]:
     subresources: dict[str, Any] = {"status": {}}
     if info.scale is not None:
         subresources["scale"] = {

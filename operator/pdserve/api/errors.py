@@ -27,7 +27,7 @@ class Problem:
         return f"{self.path}: {self.value}: {self.want}"
 
 
-class ApiError(ValueError):
+class InvalidObjectError(ValueError):
     """An object is not valid; `problems` lists everything found, in document order."""
 
     def __init__(self, subject: str, problems: Iterable[Problem]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pdserve.api.base import Entries, Items, Model, Rule, Text
+from pdserve.api.base import ApiModel, Entries, Items, Rule, Text
 from pdserve.api.text import LABEL_KEY, LABEL_VALUE
 
 Cidr = Annotated[
@@ -19,7 +19,7 @@ Cidr = Annotated[
 Labels = Annotated[dict[str, str], Entries(16, key=LABEL_KEY, value=LABEL_VALUE, min=1)]
 
 
-class NetworkPeer(Model):
+class NetworkPeer(ApiModel):
     """Pods or addresses that connections may come from."""
 
     rules = (
@@ -38,7 +38,7 @@ class NetworkPeer(Model):
     """Addresses outside the cluster's pods."""
 
 
-class NetworkIsolation(Model):
+class NetworkIsolation(ApiModel):
     """NetworkPolicies that the operator keeps for this service. What they do not name cannot
     connect, where the cluster's network enforces them.
     """

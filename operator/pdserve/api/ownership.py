@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from pdserve.api.resource import API_VERSION
-from pdserve.api.scenariogroup import Counts, ScenarioGroup, ScenarioGroupSpec
+from pdserve.api.scenariogroup import DecisionCounts, ScenarioGroup, ScenarioGroupSpec
 from pdserve.frozen import Memo
 
 SPEC_MANAGER = "pdserve"
@@ -35,7 +35,7 @@ def spec_apply(group: ScenarioGroup) -> dict[str, Any]:
     }
 
 
-def counts_apply(name: str, namespace: str, uid: str, counts: Counts) -> dict[str, Any]:
+def counts_apply(name: str, namespace: str, uid: str, counts: DecisionCounts) -> dict[str, Any]:
     """Body that `COUNTS_MANAGER` applies to an existing ScenarioGroup; `uid` guards against a
     namesake.
     """

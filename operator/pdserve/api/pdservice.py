@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pdserve.api.base import Entries, Int, Items, Model, Observed, Rule, Text
+from pdserve.api.base import ApiModel, Entries, Int, Items, Observed, Rule, Text
 from pdserve.api.common import (
     EngineSpec,
     FabricSpec,
@@ -19,7 +19,7 @@ from pdserve.api.common import (
 )
 from pdserve.api.meta import Condition, Generation
 from pdserve.api.network import NetworkIsolation
-from pdserve.api.resource import Column, Kind, Resource
+from pdserve.api.resource import Column, CustomResource, KindInfo
 from pdserve.api.scenario import Scenario
 from pdserve.api.scenariogroup import DecisionRecord, RoleCount
 from pdserve.api.text import MAX_SERVICE_NAME, SERVICE_NAME, Line, ResourceName, ScenarioName, Short
@@ -32,7 +32,7 @@ MAX_SERVICE_INSTANCES = 2048
 """Instances a PDService may reach at its bounds, so that its route table fits one ConfigMap."""
 
 
-class Budget(Model):
+class Budget(ApiModel):
     """The most devices of one resource that all scenarios may use together."""
 
     resource: ResourceName
@@ -41,14 +41,14 @@ class Budget(Model):
     """Most devices."""
 
 
-class GatewayAuth(Model):
+class GatewayAuth(ApiModel):
     """Who may call the gateway."""
 
     secret_ref: ObjectRef
     """Secret whose values are the accepted API keys (Bearer tokens), one per key."""
 
 
-class GatewayTls(Model):
+class GatewayTls(ApiModel):
     """The certificate of the clients' port."""
 
     secret_ref: ObjectRef
@@ -56,7 +56,7 @@ class GatewayTls(Model):
     seconds of reaching the pod."""
 
 
-class GatewayCors(Model):
+class GatewayCors(ApiModel):
     """Which web pages may call the gateway from a browser."""
 
     origins: Annotated[
@@ -91,7 +91,7 @@ _QUANTITIES = Entries(
 )
 
 
-class GatewayResources(Model):
+class GatewayResources(ApiModel):
     """What one gateway container asks for and is limited to."""
 
     requests: Annotated[dict[str, str], _QUANTITIES] = Field(default_factory=dict)
@@ -100,7 +100,7 @@ class GatewayResources(Model):
     """A limit without a request is its request too."""
 
 
-class Gateway(Model):
+class Gateway(ApiModel):
     """The OpenAI front door of this service."""
 
     replicas: Annotated[int, Int(1, 64)] = 1
@@ -144,7 +144,7 @@ def _distinct(items: Iterable[Any]) -> bool:
     return all(a != b for i, a in enumerate(listed) for b in listed[i + 1 :])
 
 
-class PDServiceSpec(Model):
+class PDServiceSpec(ApiModel):
     """One model, served with prefill and decode on separate instances."""
 
     rules = (
@@ -322,7 +322,7 @@ def _devices(devices: tuple[DeviceUse, ...]) -> str:
     return ", ".join(shown) or "0"
 
 
-class PDService(Resource):
+class PDService(CustomResource):
     """A model served over the OpenAI API with prefill and decode on separate instances."""
 
     rules = (
@@ -335,7 +335,7 @@ class PDService(Resource):
             ".metadata.name",
         ),
     )
-    info: ClassVar[Kind] = Kind(
+    info: ClassVar[KindInfo] = KindInfo(
         name="PDService",
         plural="pdservices",
         short="pds",

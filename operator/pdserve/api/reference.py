@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from pdserve.api.base import VALIDATIONS, Model, validation
+from pdserve.api.base import VALIDATIONS, ApiModel, validation
 from pdserve.api.crd import spec_and_status
-from pdserve.api.resource import API_VERSION, Kind, Resource
+from pdserve.api.resource import API_VERSION, CustomResource, KindInfo
 from pdserve.api.schema import structural_schema
 
 _HEAD = f"""\
@@ -27,10 +27,10 @@ path of the field and the text given here.
 """
 
 
-def reference_page(kinds: Sequence[type[Resource]], examples: Mapping[str, str]) -> str:
+def reference_page(kinds: Sequence[type[CustomResource]], examples: Mapping[str, str]) -> str:
     """Markdown of the page; `examples` maps a kind's name to a YAML document."""
     parts = [_HEAD, _contents(kinds)]
-    told: set[type[Model]] = set()
+    told: set[type[ApiModel]] = set()
     for kind in kinds:
         parts.append(_kind(kind, examples[kind.info.name]))
         for part in spec_and_status(kind):
@@ -41,7 +41,7 @@ def reference_page(kinds: Sequence[type[Resource]], examples: Mapping[str, str])
     return "\n".join(parts)
 
 
-def _contents(kinds: Sequence[type[Resource]]) -> str:
+def _contents(kinds: Sequence[type[CustomResource]]) -> str:
     lines = ["| Kind | Short name | Scope | For |", "|---|---|---|---|"]
     for kind in kinds:
         i = kind.info
@@ -51,7 +51,7 @@ def _contents(kinds: Sequence[type[Resource]]) -> str:
     return "\n".join(lines)
 
 
-def _kind(kind: type[Resource], example: str) -> str:
+def _kind(kind: type[CustomResource], example: str) -> str:
     info = kind.info
     lines = [f"## {info.name}", "", _paragraphs(kind), ""]
     lines += _rules([validation(r.cel, r.message, r.field) for r in kind.rules], "the object")
@@ -67,12 +67,12 @@ def _kind(kind: type[Resource], example: str) -> str:
     return "\n".join(lines)
 
 
-def _columns(info: Kind) -> str:
+def _columns(info: KindInfo) -> str:
     shown = ", ".join(f"{c.name.upper()}{' (wide)' if c.wide else ''}" for c in info.columns)
     return f"`kubectl get {info.short}` shows NAME, {shown}."
 
 
-def _model(model: type[Model], *, written: bool) -> str:
+def _model(model: type[ApiModel], *, written: bool) -> str:
     schema = structural_schema(model, written=written)
     lines = [f"### {model.__name__}", "", _paragraphs(model), ""]
     lines += [
@@ -147,11 +147,11 @@ def _type(field: FieldInfo, node: Mapping[str, Any]) -> str:
     return str(node["type"])
 
 
-def _reachable(model: type[Model]) -> Iterator[type[Model]]:
+def _reachable(model: type[ApiModel]) -> Iterator[type[ApiModel]]:
     """`model` and every type below it, in document order, each once."""
-    seen: set[type[Model]] = set()
+    seen: set[type[ApiModel]] = set()
 
-    def visit(current: type[Model]) -> Iterator[type[Model]]:
+    def visit(current: type[ApiModel]) -> Iterator[type[ApiModel]]:
         if current in seen:
             return
         seen.add(current)
@@ -163,23 +163,23 @@ def _reachable(model: type[Model]) -> Iterator[type[Model]]:
     yield from visit(model)
 
 
-def _models_in(annotation: Any) -> Iterator[type[Model]]:
+def _models_in(annotation: Any) -> Iterator[type[ApiModel]]:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        if issubclass(annotation, Model):
+        if issubclass(annotation, ApiModel):
             yield annotation
         return
     for argument in typing.get_args(annotation):
         yield from _models_in(argument)
 
 
-def _link(model: type[Model]) -> str:
+def _link(model: type[ApiModel]) -> str:
     return f"[{model.__name__}](#{model.__name__.lower()})"
 
 
-def _paragraphs(model: type[Model]) -> str:
+def _paragraphs(model: type[ApiModel]) -> str:
     paragraphs = (model.__doc__ or "").strip().split("\n\n")
     return "\n\n".join(" ".join(p.split()) for p in paragraphs)
 
 
-def _first_paragraph(model: type[Model]) -> str:
+def _first_paragraph(model: type[ApiModel]) -> str:
     return " ".join((model.__doc__ or "").split("\n\n")[0].split())

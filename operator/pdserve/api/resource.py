@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationError
 
-from pdserve.api.base import Model
-from pdserve.api.errors import ApiError, problems_of
+from pdserve.api.base import ApiModel
+from pdserve.api.errors import InvalidObjectError, problems_of
 from pdserve.api.meta import ObjectMeta
 
 GROUP = "pdserve.io"
@@ -40,7 +40,7 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class KindInfo:
     """How a kind is called and shown."""
 
     name: str
@@ -56,10 +56,10 @@ class Kind:
         return f"{self.plural}.{GROUP}"
 
 
-class Resource(Model):
+class CustomResource(ApiModel):
     """Base of the kinds. Subclasses add `spec` and `status`."""
 
-    info: ClassVar[Kind]
+    info: ClassVar[KindInfo]
     api_version: Literal["pdserve.io/v1alpha1"] = "pdserve.io/v1alpha1"
     metadata: ObjectMeta = ObjectMeta()
 
@@ -81,7 +81,7 @@ class Resource(Model):
             except ValidationError as error:
                 wrong = [tuple(e["loc"]) for e in error.errors(include_url=False)]
                 if any(loc[:1] != ("status",) for loc in wrong):
-                    raise ApiError(cls.__name__, problems_of(error)) from None
+                    raise InvalidObjectError(cls.__name__, problems_of(error)) from None
                 value = {**value, "status": _without(value["status"], wrong)}
         return cls.parse({k: v for k, v in value.items() if k != "status"})
 

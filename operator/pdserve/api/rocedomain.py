@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import StrictBool
 
-from pdserve.api.base import Entries, Int, Items, Model, Observed, Rule
+from pdserve.api.base import ApiModel, Entries, Int, Items, Observed, Rule
 from pdserve.api.meta import Condition, Generation
 from pdserve.api.quantity import Bandwidth
-from pdserve.api.resource import Column, Kind, Resource
+from pdserve.api.resource import Column, CustomResource, KindInfo
 from pdserve.api.text import (
     LABEL_KEY,
     LABEL_VALUE,
@@ -25,21 +25,21 @@ MAX_LEVELS = 8
 HOSTNAME = "kubernetes.io/hostname"
 
 
-class NodeSelector(Model):
+class NodeSelector(ApiModel):
     """Which nodes belong to the fabric."""
 
     match_labels: Annotated[dict[str, str], Entries(16, key=LABEL_KEY, value=LABEL_VALUE, min=1)]
     """Labels that a node must all have."""
 
 
-class Uplink(Model):
+class Uplink(ApiModel):
     """The links from one part of a level to the level above it."""
 
     bandwidth: Bandwidth
     """Their sum, in one direction."""
 
 
-class Level(Model):
+class Level(ApiModel):
     """One level of the network's tree, named by a node label."""
 
     name: LevelName
@@ -53,7 +53,7 @@ class Level(Model):
     """Links of each part to the level above; absent: never a bottleneck."""
 
 
-class Override(Model):
+class Override(ApiModel):
     """An exception for one part of a level."""
 
     level: LevelName
@@ -64,7 +64,7 @@ class Override(Model):
     """True: nothing new is placed there; what runs stays."""
 
 
-class RoCEDomainSpec(Model):
+class RoCEDomainSpec(ApiModel):
     """A fabric as a tree of levels over labelled nodes."""
 
     rules = (
@@ -176,10 +176,10 @@ class RoCEDomainStatus(Observed):
     """LabelsComplete, TreeConsistent, Ready."""
 
 
-class RoCEDomain(Resource):
+class RoCEDomain(CustomResource):
     """A RoCE fabric: which nodes belong to it and how far apart they are."""
 
-    info: ClassVar[Kind] = Kind(
+    info: ClassVar[KindInfo] = KindInfo(
         name="RoCEDomain",
         plural="rocedomains",
         short="rdom",

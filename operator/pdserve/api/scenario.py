@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pdserve.api.base import Entries, Int, Items, Model, Number, Rule, Text
+from pdserve.api.base import ApiModel, Entries, Int, Items, Number, Rule, Text
 from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
 from pdserve.api.quantity import Duration
 from pdserve.api.text import ModelName, ScenarioName
 
 
-class Match(Model):
+class Match(ApiModel):
     """Which requests a scenario takes: a named model and every header.
 
     Nothing named: every request for the model of the service.
@@ -40,7 +40,7 @@ class Match(Model):
         return not self.models and not self.headers
 
 
-class Slo(Model):
+class SloTargets(ApiModel):
     """Targets, and the share of all offered requests that must meet them."""
 
     ttft: Duration
@@ -53,7 +53,7 @@ class Slo(Model):
     """Share of offered requests (rejected and expired ones included) that must meet all three."""
 
 
-class GroupBounds(Model):
+class GroupBounds(ApiModel):
     """How many P/D groups a scenario may have."""
 
     rules = (
@@ -71,7 +71,7 @@ class GroupBounds(Model):
     """Most P/D groups."""
 
 
-class InstanceBounds(Model):
+class InstanceBounds(ApiModel):
     """How many instances of one role a P/D group may have."""
 
     rules = (
@@ -89,7 +89,7 @@ class InstanceBounds(Model):
     """Most instances."""
 
 
-class FixedCounts(Model):
+class FixedCounts(ApiModel):
     """The three counts of mode Fixed."""
 
     groups: Annotated[int, Int(1, MAX_GROUPS)]
@@ -100,7 +100,7 @@ class FixedCounts(Model):
     """Decode instances in each."""
 
 
-class Ratio(Model):
+class Ratio(ApiModel):
     """Who sets the counts, and within which bounds."""
 
     rules = (
@@ -137,7 +137,7 @@ class Ratio(Model):
     """Counts for mode Fixed; kept unused in the other modes."""
 
 
-class Expected(Model):
+class Expected(ApiModel):
     """The traffic to size for until it is measured."""
 
     prompt_tokens: Annotated[int, Int(1, 10_000_000)]
@@ -150,7 +150,7 @@ class Expected(Model):
     """Offered requests per second."""
 
 
-class Scenario(Model):
+class Scenario(ApiModel):
     """One kind of requests with its own SLO, served by its own P/D groups."""
 
     rules = (
@@ -167,7 +167,7 @@ class Scenario(Model):
     """Name, unique in the PDService; part of pod names and labels."""
     match: Match = Match()
     """Which requests it takes; only the last scenario may take all."""
-    slo: Slo
+    slo: SloTargets
     """The promise."""
     groups: GroupBounds
     """How many P/D groups."""

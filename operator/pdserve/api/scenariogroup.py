@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pdserve.api.base import MAX_INT64, Entries, Int, Items, Model, Observed, Rule, Text
+from pdserve.api.base import MAX_INT64, ApiModel, Entries, Int, Items, Observed, Rule, Text
 from pdserve.api.common import (
     MAX_GROUPS,
     MAX_INSTANCES,
@@ -17,7 +17,7 @@ from pdserve.api.common import (
     RoleTemplate,
 )
 from pdserve.api.meta import Condition, Generation
-from pdserve.api.resource import Column, Kind, Resource, Scale
+from pdserve.api.resource import Column, CustomResource, KindInfo, Scale
 from pdserve.api.text import (
     GROUP_NAME,
     LabelValue,
@@ -43,7 +43,7 @@ class GroupRole(RoleTemplate):
     writes it."""
 
 
-class ScenarioGroupSpec(Model):
+class ScenarioGroupSpec(ApiModel):
     """The wanted P/D groups of one scenario."""
 
     rules = (
@@ -109,7 +109,7 @@ class GroupStatus(Observed):
     """Version of its newest peer table."""
 
 
-class Counts(Observed):
+class DecisionCounts(Observed):
     """The three counts that one decision sets together."""
 
     groups: Annotated[int, Int(0, MAX_GROUPS)]
@@ -125,9 +125,9 @@ class DecisionRecord(Observed):
 
     time: Time
     """When."""
-    from_: Annotated[Counts, Field(alias="from")]
+    from_: Annotated[DecisionCounts, Field(alias="from")]
     """Counts before."""
-    to: Counts
+    to: DecisionCounts
     """Counts decided."""
     outcome: Literal["Applied", "Advised", "Blocked", "Held"]
     """What became of it: Held changes nothing, Advised and Blocked did not act."""
@@ -235,7 +235,7 @@ class ScenarioGroupStatus(Observed):
     """Ready, Linked, Progressing, Placed, RatioInBounds, TemplateValid."""
 
 
-class ScenarioGroup(Resource):
+class ScenarioGroup(CustomResource):
     """The P/D groups of one scenario: `replicas` groups of prefill and decode instances.
 
     Where it was made from a PDService, field manager `pdserve` owns the spec, except the three
@@ -254,7 +254,7 @@ class ScenarioGroup(Resource):
             ".metadata.name",
         ),
     )
-    info: ClassVar[Kind] = Kind(
+    info: ClassVar[KindInfo] = KindInfo(
         name="ScenarioGroup",
         plural="scenariogroups",
         short="psg",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdserve.api.base import VALIDATIONS, Model
+from pdserve.api.base import VALIDATIONS, ApiModel
 
 _COPIED = (
     "type",
@@ -29,7 +29,7 @@ _COPIED = (
 )
 
 
-def structural_schema(model: type[Model], *, written: bool = True) -> dict[str, Any]:
+def structural_schema(model: type[ApiModel], *, written: bool = True) -> dict[str, Any]:
     """Schema of `model`, nested types inline.
 
     `written=False` is for status, which people do not write: no defaults, which would invent

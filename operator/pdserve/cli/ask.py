@@ -18,7 +18,7 @@ from typing import Any
 from pdserve import api
 from pdserve.cli import snapshot
 from pdserve.cli.ask_stream import (
-    Answer,
+    AskResult,
     PodProxy,
     Question,
     pod_proxy,
@@ -229,7 +229,7 @@ async def _ask_one_of(
     pods: Sequence[GatewayPod],
     question: Question,
     screen: _Screen,
-) -> Answer:
+) -> AskResult:
     """The first gateway that can be reached answers: nothing has begun on those that cannot."""
     namespace = service.metadata.namespace
     problems = []
@@ -266,7 +266,7 @@ def _port_forward(service: api.PDService) -> str:
     )
 
 
-def _refused(service: api.PDService, answer: Answer) -> str:
+def _refused(service: api.PDService, answer: AskResult) -> str:
     """The gateway's error, and what to do about it."""
     meta = service.metadata
     message = f"gateway {answer.gateway} answered {answer.status} {_worded(answer.error)}"
@@ -293,7 +293,7 @@ def _worded(error: Mapping[str, Any]) -> str:
     return ": ".join(str(part) for part in parts if part)
 
 
-def _facts(service: api.PDService, target: Address, answer: Answer) -> dict[str, Any]:
+def _facts(service: api.PDService, target: Address, answer: AskResult) -> dict[str, Any]:
     """What `-o json` gives beside the text; None: not known."""
     timeline = answer.timeline
     return {

@@ -46,7 +46,7 @@ class Question:
 
 
 @dataclass
-class Answer:
+class AskResult:
     """What came of it. Times by this machine's clock, from the moment the request was sent."""
 
     gateway: str
@@ -73,7 +73,7 @@ class PodProxy:
 
     async def ask(
         self, namespace: str, pod: GatewayPod, question: Question, show: Callable[[str], None]
-    ) -> Answer:
+    ) -> AskResult:
         """Send `question` to a gateway pod; `show` gets each piece of text when it is there.
 
         Raises:
@@ -84,7 +84,7 @@ class PodProxy:
         try:
             async with self._post(namespace, pod, question) as reply:
                 headers = {k.lower(): v for k, v in reply.headers.items()}
-                answer = Answer(pod.name, reply.status, headers, timeline)
+                answer = AskResult(pod.name, reply.status, headers, timeline)
                 if reply.status == 200:
                     await _stream(reply.content, answer, show)
                 else:
@@ -152,7 +152,7 @@ def _host(ip: str) -> str:
 
 
 async def _stream(
-    content: aiohttp.StreamReader, answer: Answer, show: Callable[[str], None]
+    content: aiohttp.StreamReader, answer: AskResult, show: Callable[[str], None]
 ) -> None:
     """Read server-sent events to their end; raises aiohttp's errors."""
     meter = StreamMeter(strip_usage=False)
@@ -176,7 +176,7 @@ def _events(ready: bytes) -> list[str]:
     return [line[5:].strip() for line in lines if line.startswith("data:")]
 
 
-def _take(data: str, answer: Answer, show: Callable[[str], None]) -> None:
+def _take(data: str, answer: AskResult, show: Callable[[str], None]) -> None:
     if data == "[DONE]":
         answer.complete = True
         return
@@ -204,11 +204,11 @@ def _refusal(status: int, body: bytes) -> Mapping[str, Any]:
     return {"code": f"status_{status}", "message": body.decode("utf-8", "replace").strip()[:300]}
 
 
-def told(answer: Answer, header: str) -> str:
+def told(answer: AskResult, header: str) -> str:
     """A header of the answer; empty when the gateway does not send it."""
     return answer.headers.get(header, "")
 
 
-def request_id(answer: Answer) -> str:
+def request_id(answer: AskResult) -> str:
     """By which the request is found in logs."""
     return told(answer, HEADER_REQUEST_ID)

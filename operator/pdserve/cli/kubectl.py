@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pdserve.api import ApiError
+from pdserve.api import InvalidObjectError
 from pdserve.cli import ask, request_log, snapshot, view_explain, view_status
 from pdserve.cli.ask_target import AskError
 from pdserve.kube.client import KubeClient
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "ask":
             return asyncio.run(ask.run(arguments))
         print(asyncio.run(_run(arguments)))
-    except (AskError, snapshot.NotFoundError, ConnectError, ApiError) as error:
+    except (AskError, snapshot.NotFoundError, ConnectError, InvalidObjectError) as error:
         return _fail(str(error))
     except KubeError as error:
         if error.is_not_found:

@@ -16,7 +16,7 @@ from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.view_status import counts_text, decision_line
 from pdserve.controllers.group_view import wanted_of
 from pdserve.groups.view import group_request
-from pdserve.placement import Member, NoFit, Site, place, site_of
+from pdserve.placement import NoFit, PlacedInstance, Site, place, site_of
 from pdserve.ratio.types import Counts
 from pdserve.topology import Fabric, build_fabric, node_view, reservation_of
 from pdserve.wire import names
@@ -104,7 +104,9 @@ def _next_group(group: api.ScenarioGroup, state: FabricState | NoRight | None) -
     wanted = wanted_of(group, counts, lambda _namespace, _role: None)
     request = replace(group_request(wanted, frozenset()), beside=_sites(group, state.pods))
     answer = place(fabric_of(state), request)
-    asked = counts_text(api.Counts(groups=1, prefill=prefill.replicas, decode=decode.replicas))
+    asked = counts_text(
+        api.DecisionCounts(groups=1, prefill=prefill.replicas, decode=decode.replicas)
+    )
     head = f"If one more P/D group were placed now ({asked})"
     if isinstance(answer, NoFit):
         return "\n".join([head, f"  {answer.message}", *(f"  {x}" for x in answer.explanation)])
@@ -117,7 +119,7 @@ def _sites(group: api.ScenarioGroup, pods: Iterable[dict[str, Any]]) -> tuple[Si
         names.LABEL_SERVICE: group.spec.service,
         names.LABEL_SCENARIO: group.spec.scenario,
     }
-    found: dict[str, list[Member]] = defaultdict(list)
+    found: dict[str, list[PlacedInstance]] = defaultdict(list)
     for pod in pods:
         meta, node = pod["metadata"], pod["spec"].get("nodeName", "")
         labels = meta.get("labels") or {}
@@ -125,7 +127,7 @@ def _sites(group: api.ScenarioGroup, pods: Iterable[dict[str, Any]]) -> tuple[Si
         mine = meta.get("namespace") == group.metadata.namespace and ours.items() <= labels.items()
         if mine and node and role in ROLES and "deletionTimestamp" not in meta:
             index = labels.get(names.LABEL_GROUP_INDEX, "")
-            found[index].append(Member(meta["name"], role, node))
+            found[index].append(PlacedInstance(meta["name"], role, node))
     return tuple(site_of(found[index]) for index in sorted(found))
 
 

@@ -107,7 +107,7 @@ def decision_line(d: api.DecisionRecord, now: float) -> str:
     return f"{ago} ago {d.outcome} {d.reason}{change}"
 
 
-def counts_text(c: api.Counts) -> str:
+def counts_text(c: api.DecisionCounts) -> str:
     """`1 x 2P4D`: groups times instances per group."""
     return f"{c.groups} x {c.prefill}P{c.decode}D"
 

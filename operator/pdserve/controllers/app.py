@@ -29,14 +29,14 @@ from pdserve.controllers import event_reasons
 from pdserve.controllers.caches import Caches, make_caches
 from pdserve.controllers.claims import Claims
 from pdserve.controllers.clock import Clock, NodeSilence
-from pdserve.controllers.context import Context
+from pdserve.controllers.context import OperatorContext
 from pdserve.controllers.fabrics import Fabrics
 from pdserve.controllers.kopf_app import run_kopf
 from pdserve.controllers.linker import EngineApi, HttpEngines, Linker
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.node_changes import NodeChanges
 from pdserve.controllers.object_gauges import ObjectGauges
-from pdserve.controllers.options import Options
+from pdserve.controllers.options import OperatorOptions
 from pdserve.controllers.ratio_loop import NoSource, RatioLoop
 from pdserve.controllers.scenariogroup import recall_claims
 from pdserve.controllers.scope import Scope
@@ -47,7 +47,7 @@ from pdserve.controllers.volumes import Volumes
 from pdserve.controllers.worker import resync, work
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
-from pdserve.kube.claim import Claim, ClaimedError, Place
+from pdserve.kube.claim import ClaimedError, Place, ScopeClaim
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.events import EventRecorder, Reporter
@@ -169,7 +169,7 @@ class Core:
             event_reasons.ALL,
             registry=self.registry,
         )
-        context = Context(
+        context = OperatorContext(
             client=self.client,
             caches=self.caches,
             fabrics=self.fabrics,
@@ -194,7 +194,7 @@ class Core:
         with self.skips.told_by(events), self._gauges.told(self.scope):
             await self._tasks(context, ratio)
 
-    async def _tasks(self, context: Context, ratio: RatioLoop) -> None:
+    async def _tasks(self, context: OperatorContext, ratio: RatioLoop) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(context.linker.run())
             tasks.create_task(context.events.run())
@@ -231,7 +231,7 @@ class Core:
         log.info("All caches are filled")
 
 
-async def run(options: Options) -> None:
+async def run(options: OperatorOptions) -> None:
     """Run the operator until a signal ends it.
 
     Raises:
@@ -300,7 +300,7 @@ async def _until_signalled() -> None:
     raise Stopped
 
 
-async def _lead(core: Core, claim: Claim, options: Options, identity: str) -> None:
+async def _lead(core: Core, claim: ScopeClaim, options: OperatorOptions, identity: str) -> None:
     async def act() -> None:
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(
@@ -353,8 +353,8 @@ async def _lead(core: Core, claim: Claim, options: Options, identity: str) -> No
 
 
 def make_claim(
-    client: KubeClient, options: Options, leave: Callable[[Mapping[str, str]], None]
-) -> Claim:
+    client: KubeClient, options: OperatorOptions, leave: Callable[[Mapping[str, str]], None]
+) -> ScopeClaim:
     """Whose the watched objects are. All operators of one release hold the same claim.
 
     An operator of one namespace claims there; one of all namespaces where every such operator
@@ -363,14 +363,14 @@ def make_claim(
     holder = f"{options.lease_namespace}/{options.lease_name}"
     everything = Place(options.claim_namespace, CLAIM, "all namespaces")
     if options.namespace is None:
-        return Claim(client, everything, holder, narrower=True, on_left=leave)
+        return ScopeClaim(client, everything, holder, narrower=True, on_left=leave)
     place = Place(options.namespace, CLAIM, f"namespace {options.namespace}")
     # Of the same place there is one claim.
     wider = everything if options.namespace != options.claim_namespace else None
-    return Claim(client, place, holder, wider=wider, on_left=leave)
+    return ScopeClaim(client, place, holder, wider=wider, on_left=leave)
 
 
-def loop_settings(options: Options) -> LoopSettings:
+def loop_settings(options: OperatorOptions) -> LoopSettings:
     """The ratio loop's settings: its other times shrink with the control period, as one factor."""
     factor = options.control_period / 60.0
     default = LoopSettings()
@@ -386,7 +386,7 @@ def loop_settings(options: Options) -> LoopSettings:
     )
 
 
-def _source(options: Options) -> MetricsSource:
+def _source(options: OperatorOptions) -> MetricsSource:
     if options.prometheus_url is None:
         log.warning("No --prometheus-url: ratios stay as they are in mode Auto")
         return NoSource()
@@ -400,7 +400,7 @@ def _source(options: Options) -> MetricsSource:
     )
 
 
-def _decision_log(options: Options) -> Callable[[str], None]:
+def _decision_log(options: OperatorOptions) -> Callable[[str], None]:
     if options.decisions_log is None:
         return lambda _line: None
     path = Path(options.decisions_log)

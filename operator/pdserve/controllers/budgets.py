@@ -17,7 +17,7 @@ from pdserve.controllers.objects import owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.frozen import Memo
 from pdserve.groups.observe import is_group_index
-from pdserve.groups.types import Budget
+from pdserve.groups.types import DisruptionBudget
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import owner_reference
@@ -26,10 +26,10 @@ from pdserve.topology.nodes import timestamp
 from pdserve.wire import names
 
 
-def known_budgets(caches: Caches, group: ScenarioGroup) -> Mapping[int, Budget]:
+def known_budgets(caches: Caches, group: ScenarioGroup) -> Mapping[int, DisruptionBudget]:
     """The budgets that are there, by group index."""
     return {
-        index: Budget(least, timestamp(_since(obj)))
+        index: DisruptionBudget(least, timestamp(_since(obj)))
         for index, obj in _live(caches, group).items()
         if isinstance(least := obj.get("spec", {}).get("minAvailable"), int)
     }
@@ -40,7 +40,7 @@ async def keep_budgets(
     caches: Caches,
     obj: Object,
     group: ScenarioGroup,
-    wanted: Mapping[int, Budget],
+    wanted: Mapping[int, DisruptionBudget],
 ) -> None:
     """Make the budgets as wanted, those that grow first, and delete those of no group.
 
@@ -92,12 +92,12 @@ def _since(budget: Object) -> str | None:
 _made: Memo[Object] = Memo(most=1024)
 
 
-def _budget(obj: Object, group: ScenarioGroup, index: int, wanted: Budget) -> Object:
+def _budget(obj: Object, group: ScenarioGroup, index: int, wanted: DisruptionBudget) -> Object:
     by = (group.metadata.namespace, group.metadata.name, group.metadata.uid, index, wanted)
     return _made.of(lambda: _render(obj, group, index, wanted), group.spec, by=by)
 
 
-def _render(obj: Object, group: ScenarioGroup, index: int, wanted: Budget) -> Object:
+def _render(obj: Object, group: ScenarioGroup, index: int, wanted: DisruptionBudget) -> Object:
     """Needs whole numbers: percentages and `maxUnavailable` need a controller with a scale whose
     count is that of pods; a ScenarioGroup's is that of P/D groups.
     """

@@ -18,7 +18,7 @@ from pdserve.controllers.caches import Caches
 from pdserve.controllers.scope import Scope
 from pdserve.groups.claims import claim_of, newest, reservations
 from pdserve.groups.health import condition
-from pdserve.groups.types import Claim, InstanceObs
+from pdserve.groups.types import DeviceClaim, InstanceObs
 from pdserve.kube.cache import ChangeType
 from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.placement import GroupRequest
@@ -45,7 +45,7 @@ class Claims:
     def __init__(self, scope: Scope) -> None:
         """`scope`: groups that are left to another operator have no claims here."""
         self._scope = scope
-        self._lost: dict[ObjectKey, dict[str, Claim]] = {}
+        self._lost: dict[ObjectKey, dict[str, DeviceClaim]] = {}
         self._waiting: dict[ObjectKey, tuple[str, Rank, GroupRequest]] = {}
 
     # --- noticing --------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Claims:
                     group.spec.prefill if peer.role == "prefill" else group.spec.decode
                 ).instance
                 slot = peer.id.rpartition("-")[0]
-                claim = Claim(
+                claim = DeviceClaim(
                     peer.id, peer.id, slot, peer.role, index, peer.nodes[0].name,
                     shape.resource, shape.devices_per_node,
                 )  # fmt: skip
@@ -109,7 +109,7 @@ class Claims:
         if role not in ROLES or not index.isdigit() or not node:
             return
         resource, devices = next(iter(pod_devices(pod).items()))
-        claim = Claim(
+        claim = DeviceClaim(
             meta["name"], str(meta["uid"]), meta["name"].rpartition("-")[0], role, int(index),
             node, resource, devices,
         )  # fmt: skip
@@ -118,13 +118,13 @@ class Claims:
 
     # --- asking ----------------------------------------------------------------------------
 
-    def of(self, group: ScenarioGroup) -> tuple[Claim, ...]:
+    def of(self, group: ScenarioGroup) -> tuple[DeviceClaim, ...]:
         """All claims of one ScenarioGroup, by slot and pod."""
         key = ObjectKey(group.metadata.namespace, group.metadata.name)
         found = newest(claims_of(group), self._lost.get(key, {}).values())
         return tuple(sorted(found, key=lambda c: (c.slot, c.pod)))
 
-    def decided(self, group: ScenarioGroup, seen: Iterable[Claim]) -> None:
+    def decided(self, group: ScenarioGroup, seen: Iterable[DeviceClaim]) -> None:
         """Status of the group now says what is kept of `seen`."""
         key = ObjectKey(group.metadata.namespace, group.metadata.name)
         left = self._lost.get(key, {})
@@ -135,7 +135,7 @@ class Claims:
 
     def reserved(self, caches: Caches) -> tuple[Reservation, ...]:
         """What all claims take of the fabric: those whose pods hold nothing."""
-        told: dict[ObjectKey, list[Claim]] = {}
+        told: dict[ObjectKey, list[DeviceClaim]] = {}
         for obj in caches.groups.list():
             claims = map(_of_json, (obj.get("status") or {}).get("claims") or ())
             told[key_of(obj)] = [c for c in claims if c is not None]
@@ -174,15 +174,15 @@ class Claims:
         return tuple(request for _, request in found)
 
 
-def claims_of(group: ScenarioGroup) -> tuple[Claim, ...]:
+def claims_of(group: ScenarioGroup) -> tuple[DeviceClaim, ...]:
     """The claims in status."""
     return tuple(
-        Claim(c.pod, c.uid, c.slot, c.role, c.group_index, c.node, c.resource, c.devices)
+        DeviceClaim(c.pod, c.uid, c.slot, c.role, c.group_index, c.node, c.resource, c.devices)
         for c in group.status.claims
     )
 
 
-def to_json(claim: Claim) -> dict[str, Any]:
+def to_json(claim: DeviceClaim) -> dict[str, Any]:
     """An entry of status."""
     return {
         "slot": claim.slot,
@@ -196,10 +196,10 @@ def to_json(claim: Claim) -> dict[str, Any]:
     }
 
 
-def _of_json(raw: Mapping[str, Any]) -> Claim | None:
+def _of_json(raw: Mapping[str, Any]) -> DeviceClaim | None:
     try:
         role: Role = "decode" if raw["role"] == "decode" else "prefill"
-        return Claim(
+        return DeviceClaim(
             str(raw["pod"]), str(raw["uid"]), str(raw["slot"]), role, int(raw["groupIndex"]),
             str(raw["node"]), str(raw["resource"]), min(max(0, int(raw["devices"])), 1 << 20),
         )  # fmt: skip

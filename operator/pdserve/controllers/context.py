@@ -39,7 +39,7 @@ class Attainment:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class OperatorContext:
     """Tools of the reconcilers."""
 
     client: KubeClient

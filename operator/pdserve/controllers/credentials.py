@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, cast, get_args
 
 from pdserve.frozen import Memo
-from pdserve.groups.types import Condition
+from pdserve.groups.types import ConditionState
 from pdserve.wire.credentials import Grant, PeerGrant, control_token, digest, fingerprint, pair_key
 from pdserve.wire.peers import PeerTable
 
@@ -39,7 +39,7 @@ class BadSecret(Exception):  # noqa: N818 - what a user stored, not a defect
 
 
 @dataclass(frozen=True)
-class Held:
+class ServiceCredentials:
     """All credentials of one service. The first of a list is sent, all are accepted."""
 
     control: tuple[str, ...] = field(repr=False)
@@ -63,29 +63,29 @@ class Held:
         return fingerprint(self.request[0])
 
 
-def fresh(random_bytes: Callable[[int], bytes], rotation: str = "") -> Held:
+def fresh(random_bytes: Callable[[int], bytes], rotation: str = "") -> ServiceCredentials:
     """The first credentials of a service."""
     control, request, kv = ((random_bytes(VALUE_BYTES).hex(),) for _ in USES)
-    return Held(control, request, kv, rotation=rotation)
+    return ServiceCredentials(control, request, kv, rotation=rotation)
 
 
 # --- stored form --------------------------------------------------------------------------------
 
 
-def to_data(held: Held) -> dict[str, str]:
+def to_data(held: ServiceCredentials) -> dict[str, str]:
     """`data` of the Secret that the operator alone reads."""
     texts = {use: "\n".join(getattr(held, use)) for use in USES}
     return encode({**texts, "step": held.step, "rotation": held.rotation})
 
 
-def from_data(name: str, data: Any) -> Held:
+def from_data(name: str, data: Any) -> ServiceCredentials:
     """`to_data`'s value, without the shared token; raises BadSecret."""
     step = text_of(name, data, "step", ("settled",))[0]
     if step not in get_args(Step):
         raise BadSecret(f"Secret {name}: key 'step' is none of {', '.join(get_args(Step))}")
     control, request, kv = (text_of(name, data, use) for use in USES)
     rotation = text_of(name, data, "rotation", ("",))[0]
-    return Held(control, request, kv, cast(Step, step), rotation)
+    return ServiceCredentials(control, request, kv, cast(Step, step), rotation)
 
 
 def encode(texts: Mapping[str, str]) -> dict[str, str]:
@@ -118,8 +118,8 @@ def text_of(
 class Terms:
     """Under which terms the instances of a group are granted credentials.
 
-    `revision` is `Held.revision`; `required`: generation needs a request credential; `legacy`:
-    peers that read no grants; `known`: peers that said whether they do.
+    `revision` is `ServiceCredentials.revision`; `required`: generation needs a request credential;
+    `legacy`: peers that read no grants; `known`: peers that said whether they do.
     """
 
     revision: str
@@ -128,13 +128,13 @@ class Terms:
     known: frozenset[str] = field(compare=False)
 
 
-def control_tokens(held: Held, namespace: str, pod: str) -> tuple[str, ...]:
+def control_tokens(held: ServiceCredentials, namespace: str, pod: str) -> tuple[str, ...]:
     """What to send an instance, in the order to try; the last are for older engines."""
     own = tuple(control_token(master, namespace, pod) for master in held.control)
     return (*own, held.shared) if held.shared else own
 
 
-def control_digests(held: Held, namespace: str, pod: str) -> tuple[str, ...]:
+def control_digests(held: ServiceCredentials, namespace: str, pod: str) -> tuple[str, ...]:
     """What the instance may know of them."""
     return _digests.of(
         lambda: tuple(digest(control_token(master, namespace, pod)) for master in held.control),
@@ -145,7 +145,9 @@ def control_digests(held: Held, namespace: str, pod: str) -> tuple[str, ...]:
 _digests: Memo[tuple[str, ...]] = Memo()
 
 
-def grant_of(held: Held, namespace: str, pod: str, table: PeerTable, terms: Terms) -> Grant:
+def grant_of(
+    held: ServiceCredentials, namespace: str, pod: str, table: PeerTable, terms: Terms
+) -> Grant:
     """The grant that goes to `pod` with its peer table."""
     group = f"{namespace}/{table.group}"
     me = table.peer(pod)
@@ -181,8 +183,8 @@ class Seen:
 
 
 def advance(
-    held: Held, asked: str, seen: Seen, random_bytes: Callable[[int], bytes]
-) -> Held | None:
+    held: ServiceCredentials, asked: str, seen: Seen, random_bytes: Callable[[int], bytes]
+) -> ServiceCredentials | None:
     """The next state, or None while somebody is waited for or nothing is to do.
 
     `asked` is the fingerprint of the wanted rotation, empty where none is.
@@ -222,7 +224,7 @@ def advance(
     )
 
 
-def told(held: Held, asked: str, seen: Seen) -> Condition | None:
+def told(held: ServiceCredentials, asked: str, seen: Seen) -> ConditionState | None:
     """Condition CredentialsRotated; None where no rotation was ever asked for."""
     if held.step == "spread":
         return _condition("False", "Spreading", f"step 1 of 3: {_waits(seen.engines)}")
@@ -238,8 +240,8 @@ def told(held: Held, asked: str, seen: Seen) -> Condition | None:
     return _condition("True", "Rotated", message)
 
 
-def _condition(status: Literal["True", "False"], reason: str, message: str) -> Condition:
-    return Condition(CONDITION, status, reason, message)
+def _condition(status: Literal["True", "False"], reason: str, message: str) -> ConditionState:
+    return ConditionState(CONDITION, status, reason, message)
 
 
 def _waits(names: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ from pdserve.wire.peers import Role
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class PodDemand:
     """Of one instance, beside its devices."""
 
     requests: tuple[tuple[str, int], ...]
@@ -30,10 +30,10 @@ class Demand:
     """What it demands of its node's labels; None: nothing."""
 
 
-_kept: Memo[Demand] = Memo()
+_kept: Memo[PodDemand] = Memo()
 
 
-def demand_of(group: ScenarioGroup, role: Role, revision: str) -> Demand:
+def demand_of(group: ScenarioGroup, role: Role, revision: str) -> PodDemand:
     """What an instance of `role` demands; `revision` is that of the group's spec. No errors.
 
     A template of which no pod can be made counts as none: condition TemplateValid tells.
@@ -41,7 +41,7 @@ def demand_of(group: ScenarioGroup, role: Role, revision: str) -> Demand:
     return _kept.of(lambda: _read(group, role, revision), group.spec, by=(role, revision))
 
 
-def _read(group: ScenarioGroup, role: Role, revision: str) -> Demand:
+def _read(group: ScenarioGroup, role: Role, revision: str) -> PodDemand:
     template = role_template(group, role)
     try:
         return _of(_pod(group, role, revision), template)
@@ -55,9 +55,9 @@ def _pod(group: ScenarioGroup, role: Role, revision: str) -> dict[str, Any]:
     return render_pod(group, NewPod("sample", "sample", role, 0, revision, ""), {}, None)
 
 
-def _of(pod: dict[str, Any], template: RoleTemplate) -> Demand:
+def _of(pod: dict[str, Any], template: RoleTemplate) -> PodDemand:
     devices = template.instance.resource
-    return Demand(
+    return PodDemand(
         tuple((r, n) for r, n in pod_requests(pod).items() if r != devices),
         tuple(Toleration.from_json(t) for t in pod["spec"]["tolerations"]),
         demanded(pod["spec"]),

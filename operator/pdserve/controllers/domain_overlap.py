@@ -13,7 +13,7 @@ from typing import Any
 from pdserve.api import RoCEDomain, ScenarioGroup
 from pdserve.controllers.caches import Caches
 from pdserve.controllers.skipped import read_each
-from pdserve.groups.types import Condition
+from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import Object
 
 REASON = "NodesShared"
@@ -22,7 +22,7 @@ CONDITION = "FabricValid"
 _NAMED = 3
 
 
-def overlap(caches: Caches, domain: Object) -> Condition | None:
+def overlap(caches: Caches, domain: Object) -> ConditionState | None:
     """Ready=False when an older RoCEDomain selects nodes that `domain` selects too."""
     older = sorted((d for d in caches.domains.list() if _age(d) < _age(domain)), key=_age)
     if not older:
@@ -39,7 +39,7 @@ def overlap(caches: Caches, domain: Object) -> Condition | None:
                 f"{len(shared)} nodes ({named}) belong to the older RoCEDomain "
                 f"{other['metadata']['name']!r} too: correct spec.nodeSelector of one of the two"
             )
-            return Condition("Ready", "False", REASON, message)
+            return ConditionState("Ready", "False", REASON, message)
     return None
 
 
@@ -51,14 +51,14 @@ def told_of(domain: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def fabric_condition(group: ScenarioGroup, domain: RoCEDomain) -> tuple[Condition, ...]:
+def fabric_condition(group: ScenarioGroup, domain: RoCEDomain) -> tuple[ConditionState, ...]:
     """What a ScenarioGroup says of its RoCEDomain's nodes; none while there was nothing to say."""
     for condition in domain.status.conditions:
         if condition.type == "Ready" and condition.reason == REASON:
             message = f"RoCEDomain {domain.metadata.name!r}: {condition.message}"
-            return (Condition(CONDITION, "False", REASON, message),)
+            return (ConditionState(CONDITION, "False", REASON, message),)
     if any(c.type == CONDITION for c in group.status.conditions):
-        return (Condition(CONDITION, "True", "NodesOwn", ""),)
+        return (ConditionState(CONDITION, "True", "NodesOwn", ""),)
     return ()
 
 

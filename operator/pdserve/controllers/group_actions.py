@@ -14,9 +14,9 @@ from typing import Any
 
 from pdserve.api import rfc3339
 from pdserve.controllers import event_reasons as reasons
-from pdserve.controllers.context import Context
+from pdserve.controllers.context import OperatorContext
 from pdserve.controllers.credentials import BadSecret
-from pdserve.controllers.group_view import GroupView, peer_table
+from pdserve.controllers.group_view import ScenarioGroupView, peer_table
 from pdserve.controllers.objects import owned_metadata
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.rotation import control_annotation
@@ -44,7 +44,7 @@ class CreateRefused(Exception):  # noqa: N818 - the cluster's answer, not a defe
 class GroupExecutor:
     """Executes the plan of one ScenarioGroup."""
 
-    def __init__(self, context: Context, obj: Object, view: GroupView) -> None:
+    def __init__(self, context: OperatorContext, obj: Object, view: ScenarioGroupView) -> None:
         """`obj` is the live ScenarioGroup, `view` what the plan was made from."""
         self._context = context
         self._obj = obj

@@ -11,7 +11,14 @@ from typing import Any
 from pdserve.api import Scenario, ScenarioGroup, merge_conditions, rfc3339
 from pdserve.controllers.claims import to_json
 from pdserve.controllers.service_desired import bounds_of
-from pdserve.groups.types import Claim, Condition, GroupStatus, InstanceObs, Plan, Repair
+from pdserve.groups.types import (
+    ConditionState,
+    DeviceClaim,
+    GroupSummary,
+    InstanceObs,
+    Plan,
+    Repair,
+)
 from pdserve.ratio.types import Counts
 from pdserve.wire import names
 
@@ -25,23 +32,25 @@ def selector(group: ScenarioGroup) -> str:
     )
 
 
-def ratio_condition(counts: Counts | None, scenario: Scenario | None) -> tuple[Condition, ...]:
+def ratio_condition(counts: Counts | None, scenario: Scenario | None) -> tuple[ConditionState, ...]:
     """Condition RatioInBounds by the PDService's scenario; none for one written by hand."""
     if scenario is None or counts is None:
         return ()
     bounds = bounds_of(scenario)
     if bounds.clamp(counts) == counts:
-        return (Condition("RatioInBounds", "True", "InBounds", f"{counts} is within the bounds"),)
+        return (
+            ConditionState("RatioInBounds", "True", "InBounds", f"{counts} is within the bounds"),
+        )
     message = f"{counts} is outside the bounds; the nearest inside is {bounds.clamp(counts)}"
-    return (Condition("RatioInBounds", "False", "OutOfBounds", message),)
+    return (ConditionState("RatioInBounds", "False", "OutOfBounds", message),)
 
 
 def status_of(
     group: ScenarioGroup,
     plan: Plan,
-    planned: tuple[Condition, ...],
+    planned: tuple[ConditionState, ...],
     instances: tuple[InstanceObs, ...],
-    claims: tuple[Claim, ...],
+    claims: tuple[DeviceClaim, ...],
     fabric: Mapping[str, str],
     now: float,
 ) -> dict[str, Any]:
@@ -64,7 +73,7 @@ def status_of(
 
 
 def waiting_status(
-    group: ScenarioGroup, conditions: tuple[Condition, ...], now: float
+    group: ScenarioGroup, conditions: tuple[ConditionState, ...], now: float
 ) -> dict[str, Any]:
     """The status while no plan can be made: the groups last seen stay, the conditions say why."""
     return {
@@ -74,30 +83,30 @@ def waiting_status(
     }
 
 
-def not_ready(reason: str, message: str) -> tuple[Condition, ...]:
+def not_ready(reason: str, message: str) -> tuple[ConditionState, ...]:
     """Conditions of a ScenarioGroup for which no plan can be made."""
     return (
-        Condition("Placed", "False", reason, message),
-        Condition("Progressing", "False", reason, message),
-        Condition("Ready", "False", reason, message),
+        ConditionState("Placed", "False", reason, message),
+        ConditionState("Progressing", "False", reason, message),
+        ConditionState("Ready", "False", reason, message),
     )
 
 
 def _conditions(
-    group: ScenarioGroup, planned: tuple[Condition, ...], now: float
+    group: ScenarioGroup, planned: tuple[ConditionState, ...], now: float
 ) -> list[dict[str, Any]]:
     merged = merge_conditions(group.status.conditions, planned, group.metadata.generation, now)
     return [c.to_dict() for c in merged]
 
 
-def _complete(group: GroupStatus) -> bool:
+def _complete(group: GroupSummary) -> bool:
     return (
         group.prefill_ready >= group.prefill_desired > 0
         and group.decode_ready >= group.decode_desired > 0
     )
 
 
-def _group(group: GroupStatus) -> dict[str, Any]:
+def _group(group: GroupSummary) -> dict[str, Any]:
     return {
         "index": group.index,
         "revision": group.revision,

@@ -23,8 +23,8 @@ from pdserve.api import (
 )
 from pdserve.controllers.caches import Caches, owned_by
 from pdserve.controllers.clock import Clock
-from pdserve.controllers.context import Context
-from pdserve.controllers.demand import Demand, demand_of
+from pdserve.controllers.context import OperatorContext
+from pdserve.controllers.demand import PodDemand, demand_of
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.revisions import stored_revisions
 from pdserve.controllers.skipped import read_each
@@ -42,7 +42,7 @@ from pdserve.wire.peers import ROLES, PeerTable, Role
 
 
 @dataclass(frozen=True, slots=True)
-class GroupView:
+class ScenarioGroupView:
     """Instances and peer tables of one ScenarioGroup."""
 
     group: ScenarioGroup
@@ -71,7 +71,7 @@ class _Steady:
         return self.clock is clock and self.node is node and self.limits == limits
 
 
-def view_group(context: Context, group: ScenarioGroup) -> GroupView:
+def view_group(context: OperatorContext, group: ScenarioGroup) -> ScenarioGroupView:
     """Read one ScenarioGroup's instances and tables."""
     caches, clock, owner = context.caches, context.clock, group.metadata.uid
     now = clock.now()
@@ -105,14 +105,14 @@ def view_group(context: Context, group: ScenarioGroup) -> GroupView:
             read = read_each((config_map,), peer_table, caches.skipped, "observe")
             tables.update((int(index), table) for table in read)
     revisions = {**stored_revisions(caches, group), revision_of(group.spec): group}
-    return GroupView(group, instances, tables, objects, revisions)
+    return ScenarioGroupView(group, instances, tables, objects, revisions)
 
 
 Reach = Callable[[str, RoleTemplate], frozenset[str] | None]
 """Namespace and role -> nodes from which the volumes of its instances are reached; None: all."""
 
 
-def former_wanted(view: GroupView, counts: Counts, reach: Reach) -> Mapping[str, Wanted]:
+def former_wanted(view: ScenarioGroupView, counts: Counts, reach: Reach) -> Mapping[str, Wanted]:
     """What would be wanted at each other known revision, for the planner's `Observation.former`.
 
     Those of another RoCEDomain are left out: their nodes are not on the tree planned for.
@@ -149,7 +149,7 @@ def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
     )
 
 
-def models_of(view: GroupView) -> Mapping[str, tuple[str, str]]:
+def models_of(view: ScenarioGroupView) -> Mapping[str, tuple[str, str]]:
     """Model name and engine type of every known revision."""
     return {
         revision: (then.spec.model.name, str(then.spec.engine.type))
@@ -157,7 +157,7 @@ def models_of(view: GroupView) -> Mapping[str, tuple[str, str]]:
     }
 
 
-def slots_of(view: GroupView) -> Mapping[str, Mapping[Role, int]]:
+def slots_of(view: ScenarioGroupView) -> Mapping[str, Mapping[Role, int]]:
     """b_p and b_d of every revision that a pod has, by revision."""
     used = {i.revision for i in view.instances}
     return {revision: _slots(view.at(revision)) for revision in used}
@@ -205,7 +205,7 @@ def domain_of(caches: Caches, name: str) -> RoCEDomain | None:
 
 
 def _role(
-    role: RoleTemplate, count: int, nodes: frozenset[str] | None, demand: Demand
+    role: RoleTemplate, count: int, nodes: frozenset[str] | None, demand: PodDemand
 ) -> RoleWanted:
     return RoleWanted(
         count=count,

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 
-from pdserve.api import ApiError, RoCEDomain, ScenarioGroup
+from pdserve.api import InvalidObjectError, RoCEDomain, ScenarioGroup
 from pdserve.api.scenariogroup import MAX_FABRIC
 from pdserve.controllers.caches import Caches
 from pdserve.controllers.group_view import domain_of
@@ -37,7 +37,7 @@ def recalled_domain(group: ScenarioGroup) -> RoCEDomain | None:
     try:
         spec = parse_json(known.spec, max_bytes=4 * MAX_FABRIC)
         return RoCEDomain.stored({"metadata": {"name": name}, "spec": spec})
-    except (WireError, ApiError) as error:
+    except (WireError, InvalidObjectError) as error:
         meta = group.metadata
         log.warning("status.fabric of %s/%s: %s", meta.namespace, meta.name, error)
         return None

@@ -22,7 +22,7 @@ import aiohttp
 
 from pdserve.controllers.credentials import (
     BadSecret,
-    Held,
+    ServiceCredentials,
     Terms,
     control_tokens,
     grant_of,
@@ -85,7 +85,7 @@ class HttpEngines:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        credentials: Callable[[str], Awaitable[Held]],
+        credentials: Callable[[str], Awaitable[ServiceCredentials]],
         timeout: float = 2.0,
     ) -> None:
         """`credentials` gives those of a service key `namespace/name`; `timeout` in seconds."""
@@ -131,7 +131,7 @@ class HttpEngines:
             raise EngineError(f"{what}: HTTP {status}: {raw[:200].decode('utf-8', 'replace')}")
         return None if method == "PUT" else parse_json(raw)
 
-    async def _held(self, target: Target, what: str) -> Held:
+    async def _held(self, target: Target, what: str) -> ServiceCredentials:
         try:
             return await self._credentials(target.service)
         except (KubeError, BadSecret) as error:

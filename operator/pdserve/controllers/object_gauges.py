@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from pdserve.api import ApiError, PDService, RoCEDomain, ScenarioGroup
+from pdserve.api import InvalidObjectError, PDService, RoCEDomain, ScenarioGroup
 from pdserve.controllers import decisions
 from pdserve.controllers.caches import Caches
 from pdserve.controllers.parsed import parsed
@@ -100,7 +100,7 @@ class ObjectGauges:
         for obj in caches[kind.info.name].list():
             try:
                 model = parsed(kind, obj)
-            except ApiError:
+            except InvalidObjectError:
                 continue
             meta = model.metadata
             if self._scope is None or self._scope.leaves(meta.namespace or ""):

@@ -19,7 +19,7 @@ ENV_PREFIX = "PDSERVE_"
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class OperatorOptions:
     """Settings of one operator process; times in seconds."""
 
     namespace: str | None
@@ -69,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_options(
     argv: Sequence[str] | None = None, env: Mapping[str, str] | None = None
-) -> Options:
+) -> OperatorOptions:
     """Read flags and environment; a bad value ends the process with usage and status 2."""
     given = os.environ if env is None else env
     parser = _Parser(given)
@@ -121,7 +121,7 @@ def parse_options(
         parser.error("--prometheus-username-file and --prometheus-password-file go together")
     if args.prometheus_username_file and args.prometheus_token_file:
         parser.error("--prometheus-token-file excludes --prometheus-username-file")
-    return Options(
+    return OperatorOptions(
         namespace=args.namespace or None,
         kubeconfig=args.kubeconfig or None,
         prometheus_url=args.prometheus_url or None,

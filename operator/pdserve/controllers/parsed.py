@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final, TypeVar
 
-from pdserve.api import ApiError
-from pdserve.api.base import Model
-from pdserve.api.resource import Resource
+from pdserve.api import InvalidObjectError
+from pdserve.api.base import ApiModel
+from pdserve.api.resource import CustomResource
 from pdserve.frozen import Frozen, Memo
 from pdserve.kube.resource import Object
 
-T = TypeVar("T", bound=Resource)
+T = TypeVar("T", bound=CustomResource)
 MAX_KEPT: Final = 4096
 """Models kept; the one made longest ago goes first."""
 
-_specs: Memo[Model] = Memo()
-_kept: OrderedDict[int, tuple[Object, Resource]] = OrderedDict()
+_specs: Memo[ApiModel] = Memo()
+_kept: OrderedDict[int, tuple[Object, CustomResource]] = OrderedDict()
 
 
 def parsed(kind: type[T], obj: Object) -> T:
@@ -30,7 +30,7 @@ def parsed(kind: type[T], obj: Object) -> T:
     Raises:
         ApiError: as `kind.stored`.
     """
-    known: tuple[Any, Resource] | None = _kept.get(id(obj))
+    known: tuple[Any, CustomResource] | None = _kept.get(id(obj))
     # The object is kept with its model, so that its id is not given to another meanwhile.
     if known is not None and known[0] is obj and isinstance(known[1], kind):
         return known[1]
@@ -41,9 +41,9 @@ def parsed(kind: type[T], obj: Object) -> T:
     return model
 
 
-def _spec_of(kind: type[Resource]) -> type[Model]:
+def _spec_of(kind: type[CustomResource]) -> type[ApiModel]:
     found = kind.model_fields["spec"].annotation
-    if not isinstance(found, type) or not issubclass(found, Model):
+    if not isinstance(found, type) or not issubclass(found, ApiModel):
         raise TypeError(f"{kind.__name__} has no spec")
     return found
 
@@ -55,6 +55,6 @@ def _stored(kind: type[T], obj: Object) -> T:
         return kind.stored(obj)
     try:
         model = _specs.of(lambda: _spec_of(kind).parse(spec), spec)
-    except ApiError:
+    except InvalidObjectError:
         return kind.stored(obj)  # says where in the object it is wrong
     return kind.stored({**obj, "spec": model})

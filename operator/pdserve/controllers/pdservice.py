@@ -16,14 +16,14 @@ from collections.abc import Awaitable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
-from pdserve.api import ApiError, PDService, Scenario, ScenarioGroup
+from pdserve.api import InvalidObjectError, PDService, Scenario, ScenarioGroup
 from pdserve.api.ownership import COUNTS_MANAGER, counts_apply, same_spec
-from pdserve.api.scenariogroup import Counts as ApiCounts
+from pdserve.api.scenariogroup import DecisionCounts as ApiCounts
 from pdserve.controllers import decisions, refusals, troubles
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import BY_SERVICE, PDSERVICES, SCENARIO_GROUPS, owned_by
 from pdserve.controllers.compare import covers
-from pdserve.controllers.context import Attainment, Context
+from pdserve.controllers.context import Attainment, OperatorContext
 from pdserve.controllers.counts import REASON_INITIAL, CountsPlan, plan_counts
 from pdserve.controllers.credentials import BadSecret
 from pdserve.controllers.group_view import domain_of, models_of, slots_of, view_group
@@ -60,7 +60,7 @@ from pdserve.engines.pods_template import TemplateError
 from pdserve.frozen import Memo
 from pdserve.groups.health import condition
 from pdserve.groups.routes import routable
-from pdserve.groups.types import Condition
+from pdserve.groups.types import ConditionState
 from pdserve.kube.cache import Cache
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
@@ -97,7 +97,7 @@ _REFUSALS: Final = frozenset({400, 403, 413, 422})
 """HTTP statuses that say "not this": quota, admission, size, an invalid object."""
 
 
-async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
+async def reconcile_service(context: OperatorContext, key: ObjectKey) -> float | None:
     """Bring one PDService nearer to its spec.
 
     Raises:
@@ -109,7 +109,7 @@ async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
         return None
     try:
         service = parsed(PDService, obj)
-    except ApiError as error:
+    except InvalidObjectError as error:
         raise InvalidObject(str(error)) from error
     reconcile = _Reconcile(context, obj, service)
     template = await reconcile.run()
@@ -118,7 +118,7 @@ async def reconcile_service(context: Context, key: ObjectKey) -> float | None:
 
 
 class _Reconcile:
-    def __init__(self, context: Context, obj: Object, service: PDService) -> None:
+    def __init__(self, context: OperatorContext, obj: Object, service: PDService) -> None:
         self.context = context
         self.obj = obj
         self.service = service
@@ -126,13 +126,13 @@ class _Reconcile:
         self.problems: list[tuple[str, str]] = []
         self.credential = ""
         """Fingerprint of what gateways send."""
-        self.rotated: Condition | None = None
+        self.rotated: ConditionState | None = None
         self.failure: Exception | None = None
         self._owned: tuple[Object, ...] = ()
         self._by_scenario: dict[str, tuple[Object, ScenarioGroup]] = {}
         """`_groups` as long as `_owned` are its ScenarioGroups."""
 
-    async def run(self) -> Condition:
+    async def run(self) -> ConditionState:
         """Do all of it; returns the condition TemplateValid."""
         # 1
         template = await self._template()
@@ -228,12 +228,12 @@ class _Reconcile:
             )
             cache.observe_gone(found)
 
-    async def _template(self) -> Condition:
+    async def _template(self) -> ConditionState:
         rights, known = self.context.rights, None
         for last in self.service.status.conditions:
             current = last.observed_generation == self.service.metadata.generation
             if last.type == CONDITION and current and last.status != "Unknown":
-                known = Condition(CONDITION, last.status, last.reason, last.message)
+                known = ConditionState(CONDITION, last.status, last.reason, last.message)
         found = template_of_service(self.service, self.owner, rights)
         if found.status == "True":
             # What the cluster accepted it is not asked again. A refusal may be about an object that
@@ -403,7 +403,7 @@ class _Reconcile:
 
     # --- status ----------------------------------------------------------------------------
 
-    async def _write_status(self, template: Condition) -> None:
+    async def _write_status(self, template: ConditionState) -> None:
         meta = self.service.metadata
         groups = {name: group for name, (_, group) in self._groups().items()}
         seen = ServiceSeen(
@@ -511,5 +511,5 @@ def _same_group(live: Object, wanted: Object) -> bool:
     try:
         group = _wanted.of(lambda: ScenarioGroup.parse(wanted), wanted)
         return same_spec(parsed(ScenarioGroup, live), group)
-    except ApiError:
+    except InvalidObjectError:
         return False

@@ -17,7 +17,7 @@ from pdserve.kube.cache import Cache
 from pdserve.ratio import learn
 from pdserve.ratio.learn import LearnState
 from pdserve.ratio.records import RecordError, from_json, to_json
-from pdserve.ratio.types import Profile
+from pdserve.ratio.types import PerformanceProfile
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def fresh_state(group: ScenarioGroup) -> LearnState:
     return _fresh.of(lambda: _start(group.spec), group.spec)
 
 
-_profiles: Memo[Profile | None] = Memo(most=1024)
+_profiles: Memo[PerformanceProfile | None] = Memo(most=1024)
 _fresh: Memo[LearnState] = Memo(most=1024)
 _resumed: Memo[LearnState] = Memo(most=1024)
 
@@ -74,7 +74,7 @@ def _stored(config_map: Mapping[str, Any]) -> LearnState | None:
     return from_json(LearnState, text) if text else None
 
 
-def profile_of(config_maps: Cache, group: ScenarioGroup) -> Profile | None:
+def profile_of(config_maps: Cache, group: ScenarioGroup) -> PerformanceProfile | None:
     """The stored profile, if any."""
     state = stored_state(config_maps, group)
     return _profiles.of(state.profile, state)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from pdserve.api import PDService, RoleTemplate, Scenario
 from pdserve.controllers.routing import slo_of
 from pdserve.controllers.service_desired import bounds_of
-from pdserve.ratio.choose import Limits
+from pdserve.ratio.choose import CountLimits
 from pdserve.ratio.initial import Sizing, initial_counts
 from pdserve.ratio.types import (
     BudgetLimit,
     Counts,
-    Expected,
-    Profile,
+    ExpectedTraffic,
+    PerformanceProfile,
     RoleDevices,
     Slo,
 )
@@ -25,10 +25,10 @@ def ratio_slo(scenario: Scenario) -> Slo:
     return Slo(slo.ttft, slo.handoff, slo.tpot, slo.attainment)
 
 
-def expected_of(scenario: Scenario) -> Expected:
+def expected_of(scenario: Scenario) -> ExpectedTraffic:
     """The traffic to size for until it is measured."""
     expected = scenario.expected
-    return Expected(
+    return ExpectedTraffic(
         prompt_tokens=float(expected.prompt_tokens),
         output_tokens=float(expected.output_tokens),
         requests_per_second=float(expected.requests_per_second),
@@ -72,10 +72,10 @@ def first_counts(
     service: PDService,
     scenario: Scenario,
     wanted: Mapping[str, Counts],
-    profile: Profile | None,
+    profile: PerformanceProfile | None,
 ) -> Sizing:
     """The counts a scenario starts with."""
-    limits = Limits(
+    limits = CountLimits(
         bounds=bounds_of(scenario),
         prefill=role_devices(service.spec.prefill),
         decode=role_devices(service.spec.decode),

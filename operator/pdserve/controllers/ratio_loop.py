@@ -4,7 +4,7 @@ A tick: 1 ask the metrics source about every scenario that has counts; 2 learn a
 `pdserve.ratio`); 3 append the input and the decision to the log; 4 write news into
 `ScenarioGroup.status.decisions`. Applying is the PDService reconciler's: an Applied entry *is*
 what it wants. With the source away nothing scales, and the list says so once, not every tick.
-What is kept between ticks (`Memory`, learning) may be lost: a restart costs one slow round.
+What is kept between ticks (`LoopMemory`, learning) may be lost: a restart costs one slow round.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Final
 from pdserve.api import DecisionRecord, PDService, Scenario, ScenarioGroup, epoch_of
 from pdserve.controllers import decisions, refusals
 from pdserve.controllers.caches import BY_SERVICE, owned_by
-from pdserve.controllers.context import Attainment, Context
-from pdserve.controllers.group_view import GroupView, domain_of, view_group
+from pdserve.controllers.context import Attainment, OperatorContext
+from pdserve.controllers.group_view import ScenarioGroupView, domain_of, view_group
 from pdserve.controllers.owned import ensure
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.profiles import profile_object, stored_state
@@ -48,8 +48,8 @@ from pdserve.ratio.types import (
     Counts,
     Decision,
     DecisionInput,
+    LoopMemory,
     LoopSettings,
-    Memory,
     PastChange,
     PlacementLimit,
     ScenarioSample,
@@ -104,7 +104,7 @@ class RatioLoop:
 
     def __init__(
         self,
-        context: Context,
+        context: OperatorContext,
         source: MetricsSource,
         settings: LoopSettings,
         log_line: Callable[[str], None] = lambda _line: None,
@@ -114,7 +114,7 @@ class RatioLoop:
         self._source = source
         self._settings = settings
         self._log_line = log_line
-        self._memory: dict[ScenarioKey, Memory] = {}
+        self._memory: dict[ScenarioKey, LoopMemory] = {}
         self._learned: dict[ScenarioKey, LearnState] = {}
         self._saved: dict[ScenarioKey, float] = {}
         self._shown: dict[ScenarioKey, float] = {}
@@ -224,7 +224,7 @@ class RatioLoop:
             budget=budget_for(service, scenario.name, self._wanted(service)),
             changes=self._changes(subject),
             settings=self._settings,
-            memory=self._memory.get(subject.key, Memory()),
+            memory=self._memory.get(subject.key, LoopMemory()),
         )
 
     def _changes(self, subject: Subject) -> tuple[PastChange, ...]:
@@ -249,7 +249,7 @@ class RatioLoop:
             )
         spec = fabric_spec(domain)
         fabric = self._context.fabrics.of(spec, self._context.taken())
-        view: GroupView = view_group(self._context, subject.group)
+        view: ScenarioGroupView = view_group(self._context, subject.group)
         reach = self._context.volumes.reach
         return lambda counts: placement_limit(fabric, view, counts, reach)
 

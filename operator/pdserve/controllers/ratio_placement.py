@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pdserve.controllers.group_view import GroupView, Reach, wanted_of
+from pdserve.controllers.group_view import Reach, ScenarioGroupView, wanted_of
 from pdserve.placement import GroupRequest, NoFit, place
 from pdserve.ratio.types import Counts, PlacementLimit
 from pdserve.topology import Fabric, Reservation
 
 
 def placement_limit(
-    fabric: Fabric, view: GroupView, counts: Counts, reach: Reach
+    fabric: Fabric, view: ScenarioGroupView, counts: Counts, reach: Reach
 ) -> PlacementLimit | None:
     """None when `counts` can be placed, else how many P/D groups of that shape can."""
     wanted = wanted_of(view.group, counts, reach)

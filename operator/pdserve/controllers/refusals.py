@@ -15,10 +15,10 @@ from typing import Any, Final
 from pdserve.api import rfc3339
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
-from pdserve.controllers.context import Context
+from pdserve.controllers.context import OperatorContext
 from pdserve.controllers.triggers import DOMAIN, GROUP, SERVICE
 from pdserve.frozen import remembered
-from pdserve.groups.types import Condition
+from pdserve.groups.types import ConditionState
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError
 from pdserve.kube.resource import Object
@@ -56,7 +56,7 @@ def text_of(error: Exception) -> str:
     return f"a value that cannot be read, or a defect: {type(error).__name__}: {error!s:.1500}"
 
 
-async def invalid(context: Context, key: QueueKey, error: Exception) -> None:
+async def invalid(context: OperatorContext, key: QueueKey, error: Exception) -> None:
     """Tell that an object of ours is not acted on because today's rules refuse it."""
     obj = _object(context, key)
     if obj is not None:
@@ -65,7 +65,7 @@ async def invalid(context: Context, key: QueueKey, error: Exception) -> None:
 
 
 async def refused(
-    context: Context, key: QueueKey, error: KubeError, condition: str = RECONCILED
+    context: OperatorContext, key: QueueKey, error: KubeError, condition: str = RECONCILED
 ) -> None:
     """Tell that the API server refuses what an object of ours needs."""
     obj = _object(context, key)
@@ -76,7 +76,7 @@ async def refused(
 
 
 async def not_ours(
-    context: Context, key: QueueKey, error: NotOursError, condition: str = RECONCILED
+    context: OperatorContext, key: QueueKey, error: NotOursError, condition: str = RECONCILED
 ) -> None:
     """Tell that someone else's object has a name that an object of ours needs."""
     obj = _object(context, key)
@@ -87,7 +87,11 @@ async def not_ours(
 
 
 async def failed(
-    context: Context, key: QueueKey, error: Exception, where: str, condition: str = RECONCILED
+    context: OperatorContext,
+    key: QueueKey,
+    error: Exception,
+    where: str,
+    condition: str = RECONCILED,
 ) -> None:
     """Tell that acting on an object of ours ended with an error that nothing expects."""
     obj = _object(context, key)
@@ -96,16 +100,16 @@ async def failed(
         await _tell(context, key, obj, condition, FAILED, text_of(error))
 
 
-async def went_well(context: Context, key: QueueKey, condition: str = RECONCILED) -> None:
+async def went_well(context: OperatorContext, key: QueueKey, condition: str = RECONCILED) -> None:
     """Take a refusal back."""
     obj = _object(context, key)
     if obj is not None and _held(obj, condition).get("status") == "False":
-        good = Condition(condition, "True", "Resumed", "the last attempt went well")
+        good = ConditionState(condition, "True", "Resumed", "the last attempt went well")
         await _write(context, key, obj, (good,))
 
 
 def with_conditions(
-    obj: Object, wanted: Iterable[Condition], now: float
+    obj: Object, wanted: Iterable[ConditionState], now: float
 ) -> list[dict[str, Any]] | None:
     """The conditions of a raw object with `wanted` put in; None when it has them already.
 
@@ -130,19 +134,21 @@ def with_conditions(
 
 
 async def _tell(
-    context: Context, key: QueueKey, obj: Object, condition: str, reason: str, message: str
+    context: OperatorContext, key: QueueKey, obj: Object, condition: str, reason: str, message: str
 ) -> None:
-    found = [Condition(condition, "False", reason, message)]
+    found = [ConditionState(condition, "False", reason, message)]
     if condition == RECONCILED:
         # A reconciler that failed late has said more of both, and what serves goes on serving.
         if key.kind == SERVICE and _is_old(obj, "Degraded", "True"):
-            found.append(Condition("Degraded", "True", reason, message))
+            found.append(ConditionState("Degraded", "True", reason, message))
         if key.kind == DOMAIN or _is_old(obj, "Ready", "True"):
-            found.append(Condition("Ready", "False", reason, message))
+            found.append(ConditionState("Ready", "False", reason, message))
     await _write(context, key, obj, found)
 
 
-async def _write(context: Context, key: QueueKey, obj: Object, wanted: Iterable[Condition]) -> None:
+async def _write(
+    context: OperatorContext, key: QueueKey, obj: Object, wanted: Iterable[ConditionState]
+) -> None:
     conditions = with_conditions(obj, wanted, context.now())
     if conditions is None:
         return
@@ -160,7 +166,7 @@ async def _write(context: Context, key: QueueKey, obj: Object, wanted: Iterable[
     context.caches.of(resource).observe(live)
 
 
-def _object(context: Context, key: QueueKey) -> Object | None:
+def _object(context: OperatorContext, key: QueueKey) -> Object | None:
     return context.caches.of(_RESOURCES[key.kind]).get(key.name, key.namespace)
 
 

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
-from pdserve.api import ApiError, ScenarioGroup, revision_of
+from pdserve.api import InvalidObjectError, ScenarioGroup, revision_of
 from pdserve.api.scenariogroup import GroupRole, ScenarioGroupSpec
 from pdserve.controllers.caches import Caches, owned_by
 from pdserve.controllers.objects import owned_metadata
@@ -51,7 +51,7 @@ def _read_all(group: ScenarioGroup, stored: Iterable[Object]) -> Mapping[str, Sc
     for obj in stored:
         try:
             spec = _former(group.spec, obj.get("data") or {})
-        except (ApiError, AttributeError, TypeError, ValueError) as error:
+        except (InvalidObjectError, AttributeError, TypeError, ValueError) as error:
             log.warning("Stored revision %s: %s", obj["metadata"]["name"], error)
             continue
         if names.revision_name(group.metadata.name, revision_of(spec)) == obj["metadata"]["name"]:

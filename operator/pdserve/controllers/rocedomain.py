@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pdserve.api import ApiError, RoCEDomain, merge_conditions
+from pdserve.api import InvalidObjectError, RoCEDomain, merge_conditions
 from pdserve.controllers.caches import BY_DOMAIN, ROCE_DOMAINS, Caches
 from pdserve.controllers.compare import covers
-from pdserve.controllers.context import Context
+from pdserve.controllers.context import OperatorContext
 from pdserve.controllers.domain_overlap import overlap
 from pdserve.controllers.parsed import parsed
 from pdserve.controllers.refusals import InvalidObject
 from pdserve.controllers.skipped import read_each
-from pdserve.groups.types import Condition
+from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import Shape, largest_uniform_group
 from pdserve.topology import DomainSummary, Fabric, fabric_spec, summarise
@@ -24,7 +24,7 @@ MAX_WORST = 10
 MAX_LINE = 256
 
 
-async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
+async def reconcile_domain(context: OperatorContext, key: ObjectKey) -> float | None:
     """Write the status of one RoCEDomain if it differs.
 
     Raises:
@@ -36,7 +36,7 @@ async def reconcile_domain(context: Context, key: ObjectKey) -> float | None:
         return None
     try:
         domain = parsed(RoCEDomain, obj)
-    except ApiError as error:
+    except InvalidObjectError as error:
         raise InvalidObject(str(error)) from error
     fabric = context.fabrics.of(fabric_spec(domain), context.taken())
     status = domain_status(
@@ -80,7 +80,7 @@ def domain_status(
     domain: RoCEDomain,
     fabric: Fabric,
     shapes: Mapping[str, tuple[int, int]],
-    shared: Condition | None,
+    shared: ConditionState | None,
     now: float,
 ) -> dict[str, Any]:
     """The status as JSON; `shared` replaces Ready; `now` in seconds since the epoch."""
@@ -115,21 +115,21 @@ def _largest(
     return {} if found is None else {"largestGroup": f"{found[0]}P{found[1]}D"}
 
 
-def _conditions(summary: DomainSummary) -> tuple[Condition, ...]:
+def _conditions(summary: DomainSummary) -> tuple[ConditionState, ...]:
     labels = "; ".join(summary.labels_complete)
     tree = "; ".join(summary.tree_consistent)
     notes = "; ".join(summary.node_problems)
     ready = summary.nodes_ready > 0
     return (
-        Condition(
+        ConditionState(
             "LabelsComplete", "False" if labels else "True",
             "LabelMissing" if labels else "Complete", labels,
         ),
-        Condition(
+        ConditionState(
             "TreeConsistent", "False" if tree else "True",
             "SeveralParents" if tree else "Consistent", tree,
         ),
-        Condition(
+        ConditionState(
             "Ready", "True" if ready else "False",
             "NodesReady" if ready else "NoReadyNode",
             notes if ready else _no_node(summary),

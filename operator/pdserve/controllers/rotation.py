@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from pdserve.api import PDService
 from pdserve.controllers.caches import BY_SERVICE, Caches, controlled_by
-from pdserve.controllers.context import Context
-from pdserve.controllers.credentials import Held, Seen, advance, control_digests, told
+from pdserve.controllers.context import OperatorContext
+from pdserve.controllers.credentials import Seen, ServiceCredentials, advance, control_digests, told
 from pdserve.controllers.triggers import group_key
 from pdserve.groups.health import condition
-from pdserve.groups.types import Condition
+from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import PODS, Object, ObjectKey
 from pdserve.wire import names
 from pdserve.wire.credentials import fingerprint
@@ -37,8 +37,8 @@ def gateways_identify(caches: Caches, namespace: str, service: str) -> bool:
 
 
 async def rotate(
-    context: Context, obj: Object, service: PDService, owner: Mapping[str, Any]
-) -> Condition | None:
+    context: OperatorContext, obj: Object, service: PDService, owner: Mapping[str, Any]
+) -> ConditionState | None:
     """Go on with a rotation; the condition that tells of it, None where none was asked for.
 
     Raises:
@@ -60,13 +60,15 @@ async def rotate(
     return told(held, asked, seen)
 
 
-def _groups(context: Context, service: PDService) -> Iterator[tuple[ObjectKey, Object]]:
+def _groups(context: OperatorContext, service: PDService) -> Iterator[tuple[ObjectKey, Object]]:
     key = (service.metadata.namespace, service.metadata.name)
     for group in context.caches.groups.by_index(BY_SERVICE, key):
         yield ObjectKey(key[0], group["metadata"]["name"]), group
 
 
-def _instances(context: Context, service: PDService) -> Iterator[tuple[Object, LinkReport | None]]:
+def _instances(
+    context: OperatorContext, service: PDService
+) -> Iterator[tuple[Object, LinkReport | None]]:
     """Pods of the service's P/D groups, with what their process last reported."""
     namespace = service.metadata.namespace
     for key, group in _groups(context, service):
@@ -75,7 +77,7 @@ def _instances(context: Context, service: PDService) -> Iterator[tuple[Object, L
             yield pod, reports.get(pod["metadata"]["name"])
 
 
-def _look(context: Context, service: PDService, held: Held) -> Seen:
+def _look(context: OperatorContext, service: PDService, held: ServiceCredentials) -> Seen:
     engines, legacy = [], []
     for pod, report in _instances(context, service):
         name = pod["metadata"]["name"]
@@ -96,7 +98,7 @@ def _look(context: Context, service: PDService, held: Held) -> Seen:
     return Seen(tuple(sorted(engines)), tuple(sorted(gateways)), tuple(sorted(legacy)))
 
 
-async def _annotate(context: Context, service: PDService, held: Held) -> None:
+async def _annotate(context: OperatorContext, service: PDService, held: ServiceCredentials) -> None:
     """A container that starts anew reads from its pod whom to take for its operator."""
     namespace = service.metadata.namespace
     for pod, _ in list(_instances(context, service)):
@@ -112,7 +114,7 @@ async def _annotate(context: Context, service: PDService, held: Held) -> None:
         context.caches.pods.observe(live)
 
 
-def control_annotation(held: Held, namespace: str, pod: str) -> str:
+def control_annotation(held: ServiceCredentials, namespace: str, pod: str) -> str:
     """Annotation `pdserve.io/control` of an instance: digests, one a line."""
     return "\n".join(control_digests(held, namespace, pod))
 

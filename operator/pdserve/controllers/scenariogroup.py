@@ -15,14 +15,14 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pdserve.api import ApiError, PDService, RoCEDomain, Scenario, ScenarioGroup
+from pdserve.api import InvalidObjectError, PDService, RoCEDomain, Scenario, ScenarioGroup
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.budgets import keep_budgets, known_budgets
 from pdserve.controllers.caches import SCENARIO_GROUPS
 from pdserve.controllers.claims import Rank, claims_of, to_json
 from pdserve.controllers.compare import controller_uid, covers
-from pdserve.controllers.context import Context
-from pdserve.controllers.credentials import BadSecret, Held, Terms
+from pdserve.controllers.context import OperatorContext
+from pdserve.controllers.credentials import BadSecret, ServiceCredentials, Terms
 from pdserve.controllers.domain_overlap import fabric_condition
 from pdserve.controllers.group_actions import CreateRefused, GroupExecutor
 from pdserve.controllers.group_status import (
@@ -32,7 +32,7 @@ from pdserve.controllers.group_status import (
     waiting_status,
 )
 from pdserve.controllers.group_view import (
-    GroupView,
+    ScenarioGroupView,
     domain_of,
     former_wanted,
     repairs_of,
@@ -56,11 +56,11 @@ from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import endpoint, routable
 from pdserve.groups.types import (
-    Budget,
-    Claim,
-    Condition,
+    ConditionState,
     CreateGroup,
     CreateInstance,
+    DeviceClaim,
+    DisruptionBudget,
     InstanceObs,
     NewPod,
     Observation,
@@ -88,7 +88,7 @@ VOLUME_RETRY = 30.0
 """Seconds until a place is looked for again where volumes leave none."""
 
 
-async def reconcile_group(context: Context, key: ObjectKey) -> float | None:
+async def reconcile_group(context: OperatorContext, key: ObjectKey) -> float | None:
     """Bring one ScenarioGroup nearer to its spec; seconds until it wants to be looked at again.
 
     Raises:
@@ -101,13 +101,15 @@ async def reconcile_group(context: Context, key: ObjectKey) -> float | None:
         return None
     try:
         group = parsed(ScenarioGroup, obj)
-    except ApiError as error:
+    except InvalidObjectError as error:
         raise InvalidObject(str(error)) from error
     return await _Reconcile(context, key, obj, group).run()
 
 
 class _Reconcile:
-    def __init__(self, context: Context, key: ObjectKey, obj: Object, group: ScenarioGroup) -> None:
+    def __init__(
+        self, context: OperatorContext, key: ObjectKey, obj: Object, group: ScenarioGroup
+    ) -> None:
         self.context = context
         self.key = key
         self.obj = obj
@@ -168,7 +170,7 @@ class _Reconcile:
         # Where a volume is changes without a word to anybody.
         return min(VOLUME_RETRY, again or VOLUME_RETRY)
 
-    async def _template(self) -> Condition:
+    async def _template(self) -> ConditionState:
         """Condition TemplateValid: may pods be made of this ScenarioGroup?"""
         found = template_of_group(self.group, owner_reference(self.obj), self.context.rights)
         if found.status == "True" and not self._made_by_service():
@@ -183,7 +185,7 @@ class _Reconcile:
         service = self.context.caches.services.get(self.group.spec.service, self.key.namespace)
         return service is not None and controller_uid(self.obj) == service["metadata"]["uid"]
 
-    async def _token(self) -> Condition | None:
+    async def _token(self) -> ConditionState | None:
         """A group written by hand has no PDService that makes the Secret its pods need.
 
         Where somebody else's Secret has that name, its author must have a right to it: the
@@ -198,13 +200,13 @@ class _Reconcile:
             return token_refusal(self.group, self.context.rights)
         return None
 
-    async def _revisions(self, view: GroupView) -> None:
+    async def _revisions(self, view: ScenarioGroupView) -> None:
         """Keep what is needed to render the pods that are there; without it they are served on."""
         client, caches = self.context.client, self.context.caches
         used = {i.revision for i in view.instances}
         await self._unless_refused(keep_revisions(client, caches, self.obj, self.group, used))
 
-    async def _budgets(self, wanted: Mapping[int, Budget]) -> None:
+    async def _budgets(self, wanted: Mapping[int, DisruptionBudget]) -> None:
         """Say what evictions must leave, before anything that the plan does."""
         client, caches = self.context.client, self.context.caches
         await self._unless_refused(keep_budgets(client, caches, self.obj, self.group, wanted))
@@ -223,7 +225,7 @@ class _Reconcile:
 
     def _observation(
         self,
-        view: GroupView,
+        view: ScenarioGroupView,
         wanted: Wanted,
         former: Mapping[str, Wanted],
         routed: frozenset[str],
@@ -248,16 +250,16 @@ class _Reconcile:
 
     async def _carry_out(
         self,
-        view: GroupView,
+        view: ScenarioGroupView,
         planned: Plan,
-        found: tuple[Condition, ...],
-        claims: tuple[Claim, ...],
+        found: tuple[ConditionState, ...],
+        claims: tuple[DeviceClaim, ...],
     ) -> float | None:
         """`found` are conditions that hold whatever the plan says; `claims` what it was made on."""
         for reason in planned.reasons:
             log.debug("%s: %s", self.key, reason)
         executor = GroupExecutor(self.context, self.obj, view)
-        refused: Condition | None = None
+        refused: ConditionState | None = None
         # Devices that the plan frees are claimed before it does.
         if set(planned.claims) - set(claims_of(self.group)):
             await self._write({"claims": [to_json(c) for c in planned.claims]})
@@ -265,15 +267,15 @@ class _Reconcile:
         try:
             await executor.execute(planned.actions)
         except CreateRefused as error:
-            refused = Condition("Placed", "False", "CreateRefused", str(error))
+            refused = ConditionState("Placed", "False", "CreateRefused", str(error))
             self.context.events.event(self.obj, "Warning", reasons.CREATE_FAILED, str(error))
         except NotOursError as error:
-            refused = Condition("Placed", "False", "NameTaken", str(error))
+            refused = ConditionState("Placed", "False", "NameTaken", str(error))
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
         more = [*found, *ratio_condition(self._counts(), self._scenario())]
         more += [
-            Condition("Progressing", "False", "TemplateInvalid", c.message)
+            ConditionState("Progressing", "False", "TemplateInvalid", c.message)
             for c in found
             if c.type == TEMPLATE_VALID and c.status == "False"
         ]
@@ -297,7 +299,7 @@ class _Reconcile:
             return planned.requeue_after
         return min(REFUSED_RETRY, planned.requeue_after or REFUSED_RETRY)
 
-    def _tell(self, conditions: tuple[Condition, ...], kind: str, reason: str) -> None:
+    def _tell(self, conditions: tuple[ConditionState, ...], kind: str, reason: str) -> None:
         """An Event when a condition gets this reason, and again when its message is another."""
         now = next(c for c in conditions if c.type == kind)
         known = next((c for c in self.group.status.conditions if c.type == kind), None)
@@ -321,7 +323,7 @@ class _Reconcile:
 
     # --- around the plan -------------------------------------------------------------------
 
-    def _no_domain(self) -> tuple[Condition, ...]:
+    def _no_domain(self) -> tuple[ConditionState, ...]:
         name = self.group.spec.fabric.domain_ref.name
         if self.context.caches.domains.get(name) is not None:
             message = f"RoCEDomain {name!r} cannot be read: its condition Ready says why"
@@ -329,7 +331,7 @@ class _Reconcile:
         message = f"there is no RoCEDomain {name!r}; create it or correct fabric.domainRef.name"
         return not_ready("UnknownDomain", message)
 
-    def _domain(self) -> tuple[RoCEDomain | None, tuple[Condition, ...]]:
+    def _domain(self) -> tuple[RoCEDomain | None, tuple[ConditionState, ...]]:
         """The RoCEDomain, or as it was last known with the condition that says so."""
         name = self.group.spec.fabric.domain_ref.name
         found = domain_of(self.context.caches, name)
@@ -350,7 +352,7 @@ class _Reconcile:
             return None
         try:
             return parsed(PDService, obj)
-        except ApiError:
+        except InvalidObjectError:
             return None  # its own reconciliation tells
 
     def _scenario(self) -> Scenario | None:
@@ -366,7 +368,7 @@ class _Reconcile:
         name = names.routes_configmap_name(self.group.spec.service)
         return parse_routes(self.context.caches.config_maps.get(name, self.key.namespace))
 
-    async def _held(self) -> Held | None:
+    async def _held(self) -> ServiceCredentials | None:
         """The service's credentials; None before somebody has made them."""
         try:
             return await self.context.tokens.get(self._service_name)
@@ -381,7 +383,7 @@ class _Reconcile:
     def _service_name(self) -> str:
         return f"{self.key.namespace}/{self.group.spec.service}"
 
-    def _terms(self, held: Held | None) -> Terms | None:
+    def _terms(self, held: ServiceCredentials | None) -> Terms | None:
         """What the instances that read grants are granted by.
 
         Gateways of a group that nobody's PDService made are its user's: they may send nothing.
@@ -398,7 +400,9 @@ class _Reconcile:
             known=frozenset(reports),
         )
 
-    def _attend(self, view: GroupView, routed: frozenset[str], held: Held | None) -> None:
+    def _attend(
+        self, view: ScenarioGroupView, routed: frozenset[str], held: ServiceCredentials | None
+    ) -> None:
         """Tell the linker whom to push tables to, whom to ask, whom to drain.
 
         Pods that are being deleted are attended while they run: they keep their table entry for
@@ -425,7 +429,9 @@ class _Reconcile:
             ],
         )
 
-    def _wake_service(self, view: GroupView, routes: RouteTable | None, held: Held | None) -> None:
+    def _wake_service(
+        self, view: ScenarioGroupView, routes: RouteTable | None, held: ServiceCredentials | None
+    ) -> None:
         """A fault by mere passing of time changes no object that the PDService watches; nor does
         an instance that took the credentials of a rotation, or says that it reads grants.
         """
@@ -438,7 +444,7 @@ class _Reconcile:
             self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
 
 
-async def recall_claims(context: Context) -> None:
+async def recall_claims(context: OperatorContext) -> None:
     """After a start: what instances that vanished meanwhile left, and who waits for devices."""
     for obj in context.caches.groups.list():
         await asyncio.sleep(0)
@@ -450,7 +456,7 @@ async def recall_claims(context: Context) -> None:
             context.skips(obj, "claims", error)
 
 
-def _recall(context: Context, obj: Object) -> None:
+def _recall(context: OperatorContext, obj: Object) -> None:
     group = parsed(ScenarioGroup, obj)
     view = view_group(context, group)
     context.claims.recall(group, view.tables, view.instances)
@@ -465,7 +471,7 @@ def _recall(context: Context, obj: Object) -> None:
     context.claims.waits(key, spec.fabric.domain_ref.name, _rank(context, obj), request)
 
 
-def _rank(context: Context, obj: Object) -> Rank:
+def _rank(context: OperatorContext, obj: Object) -> Rank:
     """Place among ScenarioGroups that wait for devices: priority of the scenario, then age."""
     meta, spec = obj["metadata"], obj["spec"]
     service = context.caches.services.get(spec["service"], meta["namespace"]) or {}
@@ -501,6 +507,6 @@ _NO_COUNTS = (
 )
 
 
-def _table_naming(view: GroupView, instance: InstanceObs) -> Any:
+def _table_naming(view: ScenarioGroupView, instance: InstanceObs) -> Any:
     table = view.tables.get(instance.group_index)
     return table if table is not None and table.peer(instance.name) is not None else None

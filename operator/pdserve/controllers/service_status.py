@@ -21,7 +21,7 @@ from pdserve.controllers.decisions import counts_of, newest
 from pdserve.controllers.objects import url
 from pdserve.controllers.service_desired import acting_counts
 from pdserve.controllers.troubles import Trouble
-from pdserve.groups.types import Condition
+from pdserve.groups.types import ConditionState
 from pdserve.wire.peers import Role
 
 _SHOWN = 3
@@ -36,8 +36,8 @@ class ServiceSeen:
     """By scenario name; those that exist and are ours."""
     used: Mapping[str, int]
     """Devices that pods of this service hold, by resource."""
-    template: Condition
-    rotated: Condition | None
+    template: ConditionState
+    rotated: ConditionState | None
     """How far a rotation of credentials is; None: never asked for."""
     problems: Sequence[tuple[str, str]]
     """Reason and message of each thing that could not be done."""
@@ -65,7 +65,7 @@ def status_of(seen: ServiceSeen, now: float) -> dict[str, Any]:
     return status.to_dict()
 
 
-def _conditions(seen: ServiceSeen) -> tuple[Condition, ...]:
+def _conditions(seen: ServiceSeen) -> tuple[ConditionState, ...]:
     return (
         _ready(seen),
         _progressing(seen),
@@ -77,7 +77,7 @@ def _conditions(seen: ServiceSeen) -> tuple[Condition, ...]:
     )
 
 
-def _ready(seen: ServiceSeen) -> Condition:
+def _ready(seen: ServiceSeen) -> ConditionState:
     waiting = []
     for scenario in seen.service.spec.scenarios:
         group = seen.groups.get(scenario.name)
@@ -88,50 +88,52 @@ def _ready(seen: ServiceSeen) -> Condition:
             waiting.append((scenario.name, state[1], state[2]))
     if waiting:
         message = "; ".join(f"{name}: {why}" for name, _, why in waiting)
-        return Condition("Ready", "False", waiting[0][1], message)
+        return ConditionState("Ready", "False", waiting[0][1], message)
     if seen.gateway_ready == 0:
-        return Condition("Ready", "False", "GatewayNotReady", "no gateway pod is ready")
-    return Condition(
+        return ConditionState("Ready", "False", "GatewayNotReady", "no gateway pod is ready")
+    return ConditionState(
         "Ready", "True", "Serving", "every scenario has ready P/D groups and a gateway"
     )
 
 
-def _progressing(seen: ServiceSeen) -> Condition:
+def _progressing(seen: ServiceSeen) -> ConditionState:
     for scenario in seen.service.spec.scenarios:
         group = seen.groups.get(scenario.name)
         state = None if group is None else _condition(group, "Progressing")
         if state is None or state[0] == "True":
             why = "" if state is None else state[2]
             reason = "Creating" if state is None else state[1]
-            return Condition("Progressing", "True", reason, f"{scenario.name}: {why}".rstrip(": "))
+            return ConditionState(
+                "Progressing", "True", reason, f"{scenario.name}: {why}".rstrip(": ")
+            )
     if seen.gateway_ready < seen.service.spec.gateway.replicas:
         ready, wanted = seen.gateway_ready, seen.service.spec.gateway.replicas
-        return Condition(
+        return ConditionState(
             "Progressing", "True", "GatewayRollout", f"{ready} of {wanted} gateway pods are ready"
         )
-    return Condition("Progressing", "False", "Settled", "nothing is being changed")
+    return ConditionState("Progressing", "False", "Settled", "nothing is being changed")
 
 
-def _degraded(seen: ServiceSeen) -> Condition:
+def _degraded(seen: ServiceSeen) -> ConditionState:
     if seen.template.status == "False":
-        return Condition("Degraded", "True", "TemplateInvalid", seen.template.message)
+        return ConditionState("Degraded", "True", "TemplateInvalid", seen.template.message)
     if seen.problems:
         message = "; ".join(m for _, m in seen.problems)
-        return Condition("Degraded", "True", seen.problems[0][0], message)
+        return ConditionState("Degraded", "True", seen.problems[0][0], message)
     for scenario in seen.service.spec.scenarios:
         group = seen.groups.get(scenario.name)
         placed = None if group is None else _condition(group, "Placed")
         if placed is not None and placed[0] == "False":
-            return Condition("Degraded", "True", placed[1], f"{scenario.name}: {placed[2]}")
+            return ConditionState("Degraded", "True", placed[1], f"{scenario.name}: {placed[2]}")
     if seen.troubles:
         told = list(dict.fromkeys(t.message for t in seen.troubles))
         more = f" (and {len(told) - _SHOWN} more)" if len(told) > _SHOWN else ""
         message = "; ".join(told[:_SHOWN]) + more
-        return Condition("Degraded", "True", seen.troubles[0].reason, message)
-    return Condition("Degraded", "False", "AsWanted", "")
+        return ConditionState("Degraded", "True", seen.troubles[0].reason, message)
+    return ConditionState("Degraded", "False", "AsWanted", "")
 
 
-def _slo(seen: ServiceSeen) -> Condition:
+def _slo(seen: ServiceSeen) -> ConditionState:
     missed, unknown = [], []
     for scenario in seen.service.spec.scenarios:
         found = seen.attainment.get(scenario.name)
@@ -143,13 +145,13 @@ def _slo(seen: ServiceSeen) -> Condition:
                 f"target {scenario.slo.attainment_percent:g}%"
             )
     if missed:
-        return Condition("SLOMet", "False", "BelowTarget", "; ".join(missed))
+        return ConditionState("SLOMet", "False", "BelowTarget", "; ".join(missed))
     if unknown:
-        return Condition("SLOMet", "Unknown", "NotMeasured", "; ".join(unknown))
-    return Condition("SLOMet", "True", "AtTarget", "every scenario reaches its target")
+        return ConditionState("SLOMet", "Unknown", "NotMeasured", "; ".join(unknown))
+    return ConditionState("SLOMet", "True", "AtTarget", "every scenario reaches its target")
 
 
-def _advice(seen: ServiceSeen) -> Condition:
+def _advice(seen: ServiceSeen) -> ConditionState:
     for scenario in seen.service.spec.scenarios:
         group = seen.groups.get(scenario.name)
         last = None if group is None else newest(group)
@@ -157,8 +159,8 @@ def _advice(seen: ServiceSeen) -> Condition:
             continue
         if counts_of(last) != acting_counts(group, scenario, owned=True):
             message = f"{scenario.name}: {counts_of(last)} is advised: {last.message}"
-            return Condition("AdviceAvailable", "True", last.reason, message)
-    return Condition("AdviceAvailable", "False", "NoAdvice", "")
+            return ConditionState("AdviceAvailable", "True", last.reason, message)
+    return ConditionState("AdviceAvailable", "False", "NoAdvice", "")
 
 
 def _scenario(seen: ServiceSeen, scenario: Scenario) -> ScenarioStatus:

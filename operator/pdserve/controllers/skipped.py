@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pdserve.api import ApiError
+from pdserve.api import InvalidObjectError
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.scope import Scope
@@ -56,7 +56,7 @@ class Skipped:
         cause = _Cause(kind, name, where, _text(error))
         if cause not in self._seen:
             # What others wrote wrongly is in the text; anything else may be a defect.
-            stack = None if isinstance(error, WireError | ApiError) else error
+            stack = None if isinstance(error, WireError | InvalidObjectError) else error
             log.warning("Skipped %s %s in %s: %s", kind, name, where, cause.text, exc_info=stack)
         self._seen[cause] = obj
         self._seen.move_to_end(cause)

@@ -23,7 +23,7 @@ from pdserve.engines.pod_profile import TOKEN_FIELD, Finding, Rights
 from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import NotAllowedError, TemplateError
 from pdserve.frozen import Memo
-from pdserve.groups.types import Condition, NewPod
+from pdserve.groups.types import ConditionState, NewPod
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS
@@ -36,25 +36,29 @@ NOT_ALLOWED = "NotAllowed"
 _QUOTA = "exceeded quota"
 
 
-def template_of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights) -> Condition:
+def template_of_group(
+    group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights
+) -> ConditionState:
     """Condition TemplateValid of a ScenarioGroup: may pods be made from it? Pure."""
     by = (group.metadata.namespace, group.metadata.name)
     return _found.of(lambda: _of_group(group, owner, rights), group.spec, rights, by=by)
 
 
-_found: Memo[Condition] = Memo()
+_found: Memo[ConditionState] = Memo()
 
 
-def _of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights) -> Condition:
+def _of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights) -> ConditionState:
     for role in ROLES:
         try:
             _sample(group, owner, role, rights)
         except TemplateError as error:
             return _refused(f"{role}: {error}", error)
-    return Condition(CONDITION, "True", "Accepted", "the templates ask for nothing they may not")
+    return ConditionState(
+        CONDITION, "True", "Accepted", "the templates ask for nothing they may not"
+    )
 
 
-def token_refusal(group: ScenarioGroup, rights: Rights) -> Condition | None:
+def token_refusal(group: ScenarioGroup, rights: Rights) -> ConditionState | None:
     """Refusal of a ScenarioGroup written by hand whose service's token belongs to somebody else.
 
     Its pods would be given the Secret by the name of `spec.service`. None where the allow list or
@@ -68,16 +72,18 @@ def token_refusal(group: ScenarioGroup, rights: Rights) -> Condition | None:
         f"spec.service: {group.spec.service}: Secret {secret} belongs to somebody else; an "
         f"administrator can allow it with security.allowedPodFields: ['{TOKEN_FIELD}={secret}']"
     )
-    return Condition(CONDITION, "False", NOT_ALLOWED, message)
+    return ConditionState(CONDITION, "False", NOT_ALLOWED, message)
 
 
-def template_of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) -> Condition:
+def template_of_service(
+    service: PDService, owner: Mapping[str, Any], rights: Rights
+) -> ConditionState:
     """The same for the ScenarioGroups that a PDService would make. Pure."""
     by = (service.metadata.namespace, service.metadata.name)
     return _found.of(lambda: _of_service(service, owner, rights), service.spec, rights, by=by)
 
 
-def _of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) -> Condition:
+def _of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) -> ConditionState:
     try:
         gateway_pod(service, "", "", rights)
     except TemplateError as error:
@@ -85,14 +91,14 @@ def _of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) ->
     return template_of_group(_group(service, service.spec.scenarios[0], owner), owner, rights)
 
 
-def _refused(message: str, error: TemplateError) -> Condition:
+def _refused(message: str, error: TemplateError) -> ConditionState:
     reason = NOT_ALLOWED if isinstance(error, NotAllowedError) else PROTECTED
-    return Condition(CONDITION, "False", reason, message)
+    return ConditionState(CONDITION, "False", reason, message)
 
 
 async def ask_cluster(
     client: KubeClient, service: PDService, owner: Mapping[str, Any], rights: Rights
-) -> Condition:
+) -> ConditionState:
     """Condition TemplateValid by the API server, for a template that `template_of_service` takes.
 
     Raises:
@@ -103,8 +109,8 @@ async def ask_cluster(
         problem = await _refusal(client, _sample(group, owner, role, rights))
         if problem is not None:
             reason, message = problem
-            return Condition(CONDITION, "False", reason, f"{role}: {message}")
-    return Condition(CONDITION, "True", "Accepted", "the API server takes the rendered pods")
+            return ConditionState(CONDITION, "False", reason, f"{role}: {message}")
+    return ConditionState(CONDITION, "True", "Accepted", "the API server takes the rendered pods")
 
 
 async def _refusal(client: KubeClient, pod: dict[str, Any]) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pdserve.controllers.credentials import (
-    Held,
+    ServiceCredentials,
     encode,
     fresh,
     from_data,
@@ -36,13 +36,13 @@ class Tokens:
         """`random_bytes(n)` gives n bytes that nobody can guess."""
         self._client = client
         self.random_bytes = random_bytes
-        self._held: dict[str, Held] = {}
-        self._lost: dict[str, Held] = {}
+        self._held: dict[str, ServiceCredentials] = {}
+        self._lost: dict[str, ServiceCredentials] = {}
         """What was known before `forget`: a deleted Secret is written again from it."""
         self._verified: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
 
-    async def get(self, service: str) -> Held:
+    async def get(self, service: str) -> ServiceCredentials:
         """The credentials of a service key `namespace/name`; raises KubeError, BadSecret."""
         if service not in self._held:
             namespace, _, name = service.partition("/")
@@ -53,7 +53,7 @@ class Tokens:
 
     async def ensure(
         self, namespace: str, service: str, owner: Mapping[str, Any], rotation: str = ""
-    ) -> Held:
+    ) -> ServiceCredentials:
         """Make the Secrets that are not there, and put right what gateways mount.
 
         `rotation`: what new credentials already count as the answer to.
@@ -83,7 +83,7 @@ class Tokens:
             return held
 
     async def change(
-        self, namespace: str, service: str, owner: Mapping[str, Any], new: Held
+        self, namespace: str, service: str, owner: Mapping[str, Any], new: ServiceCredentials
     ) -> None:
         """Store the next state; what a crash leaves undone, `ensure` completes.
 
@@ -117,7 +117,7 @@ class Tokens:
         self._verified.clear()
 
     async def _give(
-        self, namespace: str, service: str, owner: Mapping[str, Any], held: Held
+        self, namespace: str, service: str, owner: Mapping[str, Any], held: ServiceCredentials
     ) -> None:
         """The Secret that gateways mount."""
         name = names.request_secret_name(service)
@@ -169,9 +169,9 @@ class Tokens:
         )  # fmt: skip
 
 
-def _read(secret: Object, token: Object | None) -> Held:
+def _read(secret: Object, token: Object | None) -> ServiceCredentials:
     held = from_data(secret["metadata"]["name"], secret.get("data"))
     if token is None:
         return held
     shared = text_of(token["metadata"]["name"], token.get("data"), SHARED_KEY)[0]
-    return Held(held.control, held.request, held.kv, held.step, held.rotation, shared)
+    return ServiceCredentials(held.control, held.request, held.kv, held.step, held.rotation, shared)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from pdserve.controllers import refusals
-from pdserve.controllers.context import Context
+from pdserve.controllers.context import OperatorContext
 from pdserve.controllers.pdservice import reconcile_service
 from pdserve.controllers.rocedomain import reconcile_domain
 from pdserve.controllers.scenariogroup import reconcile_group
@@ -22,7 +22,7 @@ from pdserve.kube.workqueue import QueueKey
 
 log = logging.getLogger(__name__)
 
-Reconciler = Callable[[Context, ObjectKey], Awaitable[float | None]]
+Reconciler = Callable[[OperatorContext, ObjectKey], Awaitable[float | None]]
 
 SHORTEST_WAIT: Final = 0.05
 """Seconds."""
@@ -37,7 +37,7 @@ RECONCILERS: Final[Mapping[str, Reconciler]] = {
 }
 
 
-async def work(context: Context) -> None:
+async def work(context: OperatorContext) -> None:
     """Reconcile keys until cancelled, each in a task of its own.
 
     The queue bounds how many keys of one namespace are in work; nothing bounds all of them
@@ -53,7 +53,7 @@ async def work(context: Context) -> None:
             await asyncio.sleep(0)
 
 
-async def reconcile(context: Context, key: QueueKey) -> None:
+async def reconcile(context: OperatorContext, key: QueueKey) -> None:
     """Reconcile one key; failures become retries with backoff, refusals become conditions."""
     try:
         await _attempt(context, key)
@@ -63,7 +63,7 @@ async def reconcile(context: Context, key: QueueKey) -> None:
         context.queue.add_after(key, TELL_AGAIN)
 
 
-async def _attempt(context: Context, key: QueueKey) -> None:
+async def _attempt(context: OperatorContext, key: QueueKey) -> None:
     clock = asyncio.get_running_loop().time
     started = clock()
     if context.scope.leaves(key.namespace):
@@ -104,7 +104,9 @@ async def _attempt(context: Context, key: QueueKey) -> None:
     )
 
 
-async def resync(context: Context, triggers: Triggers, every: float, rng: random.Random) -> None:
+async def resync(
+    context: OperatorContext, triggers: Triggers, every: float, rng: random.Random
+) -> None:
     """Look at everything now, and again every `every` seconds (jittered) until cancelled."""
     while True:
         for key in triggers.everything():

@@ -13,7 +13,7 @@ from pdserve.kube.resource import Object, ObjectKey, Resource
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class StoredKind:
     """How one kind behaves."""
 
     resource: Resource
@@ -39,13 +39,18 @@ _POD_SPEC_LISTS: Keys = {("spec", *path): key for path, key in _CONTAINER_LISTS.
 _CONDITIONS: Keys = {("status", "conditions"): ("type",)}
 
 BUILTIN = (
-    Kind(known.PODS, status=True, generation=True, lists={**_POD_SPEC_LISTS, **_CONDITIONS}),
-    Kind(known.NODES, status=True, lists=_CONDITIONS),
-    Kind(known.DEPLOYMENTS, status=True, generation=True, lists={**_POD_SPEC_LISTS, **_CONDITIONS}),
-    Kind(known.SERVICES, status=True, lists={("spec", "ports"): ("port", "protocol")}),
-    Kind(known.POD_DISRUPTION_BUDGETS, status=True, generation=True, lists=_CONDITIONS),
+    StoredKind(known.PODS, status=True, generation=True, lists={**_POD_SPEC_LISTS, **_CONDITIONS}),
+    StoredKind(known.NODES, status=True, lists=_CONDITIONS),
+    StoredKind(
+        known.DEPLOYMENTS,
+        status=True,
+        generation=True,
+        lists={**_POD_SPEC_LISTS, **_CONDITIONS},
+    ),
+    StoredKind(known.SERVICES, status=True, lists={("spec", "ports"): ("port", "protocol")}),
+    StoredKind(known.POD_DISRUPTION_BUDGETS, status=True, generation=True, lists=_CONDITIONS),
     *(
-        Kind(resource)
+        StoredKind(resource)
         for resource in (
             known.CONFIGMAPS, known.CONTROLLER_REVISIONS, known.SECRETS, known.SERVICE_ACCOUNTS,
             known.NAMESPACES, known.EVENTS, known.LEASES, known.NETWORK_POLICIES, known.ROLES,
@@ -56,14 +61,14 @@ BUILTIN = (
 )  # fmt: skip
 
 
-def kind_of_crd(crd: Mapping[str, Any], version: str | None = None) -> Kind:
-    """A `Kind` from a CustomResourceDefinition: scope, subresources, list types."""
+def kind_of_crd(crd: Mapping[str, Any], version: str | None = None) -> StoredKind:
+    """A `StoredKind` from a CustomResourceDefinition: scope, subresources, list types."""
     spec = crd["spec"]
     served = next(v for v in spec["versions"] if version is None or v["name"] == version)
     names = spec["names"]
     lists: dict[tuple[str, ...], tuple[str, ...]] = {}
     _list_types(served.get("schema", {}).get("openAPIV3Schema", {}), (), lists)
-    return Kind(
+    return StoredKind(
         Resource(
             spec["group"], served["name"], names["plural"], names["kind"],
             namespaced=spec["scope"] == "Namespaced",
@@ -103,7 +108,7 @@ class Change:
 class Store:
     """All objects of one kind, and their history since `compacted`."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: StoredKind) -> None:
         self.kind = kind
         self.builtin = kind in BUILTIN
         self.keys: Keys = {**COMMON_KEYS, **kind.lists}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pdserve.dst.api_select import Selection
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import UNREACHABLE, KubeError
 from pdserve.kube.resource import Object, ObjectKey, key_of
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pdserve.dst.api_kinds import Change, Store
     from pdserve.dst.api_server import FakeApi
 
-OnWrite = Callable[[Request, "Object | None", Object], None]
+OnWrite = Callable[[KubeRequest, "Object | None", Object], None]
 
 BOOKMARK_SECONDS = 60.0
 CLOCK_STEP = 1e-6
@@ -87,7 +87,7 @@ class FakeTransport:
         self.faults = faults
         self._on_write = on_write
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         """Answer, refuse, lose or crash."""
         faults = self.faults
         await asyncio.sleep(faults.between(faults.latency))
@@ -110,7 +110,7 @@ class FakeTransport:
         self._check_alive()
         return answer
 
-    def _handle(self, request: Request, *, write: bool) -> Object:
+    def _handle(self, request: KubeRequest, *, write: bool) -> Object:
         if self._on_write is None or not write or "dryRun" in request.query:
             return self._api.handle(request)
         name = request.name or (request.body or {}).get("metadata", {}).get("name", "")
@@ -120,7 +120,7 @@ class FakeTransport:
         self._on_write(request, before, answer)
         return answer
 
-    async def stream(self, request: Request) -> AsyncIterator[Object]:
+    async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         """A watch, as the client's faults let it through."""
         await asyncio.sleep(self.faults.between(self.faults.latency))
         self._check_alive()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import Object
 
 
@@ -19,7 +19,7 @@ class Selection:
     fields: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: Request) -> Selection:
+    def of(cls, request: KubeRequest) -> Selection:
         """As the request asks. Supported: `a=b`, `a!=b`, `a`, `!a`; field selectors with `=`."""
         labels = request.query.get("labelSelector", "")
         field_terms = request.query.get("fieldSelector", "")

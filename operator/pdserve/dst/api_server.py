@@ -21,12 +21,12 @@ from datetime import UTC, datetime, timedelta
 
 from pdserve.dst import api_fields as fields
 from pdserve.dst.api_fields import Ownership, copy
-from pdserve.dst.api_kinds import BUILTIN, Change, Kind, Store
+from pdserve.dst.api_kinds import BUILTIN, Change, Store, StoredKind
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_select import Selection
 from pdserve.dst.disruption import grant
 from pdserve.kube import resource as known
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import Object, ObjectKey, Resource, key_of
 
@@ -39,7 +39,7 @@ class FakeApi:
 
     def __init__(
         self,
-        *kinds: Kind,
+        *kinds: StoredKind,
         now: Callable[[], datetime] | None = None,
         namespaces: tuple[str, ...] = ("default",),
     ) -> None:
@@ -95,7 +95,7 @@ class FakeApi:
 
     # --- requests --------------------------------------------------------------------------
 
-    def handle(self, request: Request) -> Object:
+    def handle(self, request: KubeRequest) -> Object:
         """Answer one request; raises `KubeError` as the server would refuse.
 
         A patch or update is answered with the stored object itself: not to be changed.
@@ -126,7 +126,7 @@ class FakeApi:
             raise KubeError(404, "NotFound", "the server could not find the requested resource")
         return self._change(store, key, live, request)
 
-    def _list(self, store: Store, request: Request) -> Object:
+    def _list(self, store: Store, request: KubeRequest) -> Object:
         query = request.query
         limit = int(query.get("limit", "0"))
         token = query.get("continue")
@@ -149,7 +149,7 @@ class FakeApi:
             self._pages[meta["continue"]] = (version, rest)
         return {"kind": "List", "metadata": meta, "items": copy(page)}
 
-    def _create(self, store: Store, request: Request) -> Object:
+    def _create(self, store: Store, request: KubeRequest) -> Object:
         obj = copy(request.body)
         meta = obj["metadata"]
         resource = store.kind.resource
@@ -173,7 +173,7 @@ class FakeApi:
         return self._insert(store, key, obj, uid, request)
 
     def _insert(
-        self, store: Store, key: ObjectKey, obj: Object, uid: str, request: Request
+        self, store: Store, key: ObjectKey, obj: Object, uid: str, request: KubeRequest
     ) -> Object:
         meta = obj["metadata"]
         resource = store.kind.resource
@@ -196,7 +196,7 @@ class FakeApi:
             return obj
         return self._commit(store, key, "ADDED", None, obj)
 
-    def _change(self, store: Store, key: ObjectKey, live: Object, request: Request) -> Object:
+    def _change(self, store: Store, key: ObjectKey, live: Object, request: KubeRequest) -> Object:
         body, base = request.body, live
         if request.verb == "update":
             changed = copy(body)
@@ -224,7 +224,9 @@ class FakeApi:
         ownership.updated(manager, request.subresource or "", live, new, store.keys)
         return self._finish(store, key, live, new, ownership, request)
 
-    def _apply(self, store: Store, key: ObjectKey, live: Object | None, request: Request) -> Object:
+    def _apply(
+        self, store: Store, key: ObjectKey, live: Object | None, request: KubeRequest
+    ) -> Object:
         config = copy(request.body)
         wanted_uid = config["metadata"].pop("uid", None)
         manager = request.query["fieldManager"]
@@ -294,7 +296,7 @@ class FakeApi:
         live: Object,
         new: Object,
         ownership: Ownership,
-        request: Request,
+        request: KubeRequest,
     ) -> Object:
         resource = store.kind.resource
         old_meta = live["metadata"]
@@ -318,7 +320,7 @@ class FakeApi:
 
     # --- deletion --------------------------------------------------------------------------
 
-    def _evict(self, store: Store, request: Request) -> Object:
+    def _evict(self, store: Store, request: KubeRequest) -> Object:
         """Delete a pod if its PodDisruptionBudget allows it now."""
         key = ObjectKey(request.namespace or "", request.name or "")
         live = store.objects.get(key)
@@ -328,7 +330,7 @@ class FakeApi:
         granted = grant(budgets, live, self._stamp())
         if granted is not None:
             self.budget_status(*granted)
-        self._delete(store, key, live, Request("delete", known.PODS, key.namespace, key.name))
+        self._delete(store, key, live, KubeRequest("delete", known.PODS, key.namespace, key.name))
         return {"kind": "Status", "status": "Success"}
 
     def budget_status(self, budget: Object, status: Object) -> None:
@@ -336,10 +338,10 @@ class FakeApi:
         meta = budget["metadata"]
         resource, body = known.POD_DISRUPTION_BUDGETS, {**budget, "status": status}
         self.handle(
-            Request("update", resource, meta["namespace"], meta["name"], "status", body=body)
+            KubeRequest("update", resource, meta["namespace"], meta["name"], "status", body=body)
         )
 
-    def _delete(self, store: Store, key: ObjectKey, live: Object, request: Request) -> Object:
+    def _delete(self, store: Store, key: ObjectKey, live: Object, request: KubeRequest) -> Object:
         options = request.body or {}
         wanted = options.get("preconditions") or {}
         meta = live["metadata"]
@@ -408,7 +410,7 @@ class FakeApi:
                 owners = obj["metadata"].get("ownerReferences") or []
                 if owners and not any(owner["uid"] in live for owner in owners):
                     acted += not _terminating(obj)
-                    self._delete(store, key, obj, Request("delete", store.kind.resource))
+                    self._delete(store, key, obj, KubeRequest("delete", store.kind.resource))
                 elif _terminating(obj):
                     acted += self._settle(store, key, obj)
         return acted
@@ -430,7 +432,7 @@ class FakeApi:
                 self._commit(other, place, "MODIFIED", dependent, kept)
             else:
                 resource = other.kind.resource
-                self._delete(other, place, dependent, Request("delete", resource))
+                self._delete(other, place, dependent, KubeRequest("delete", resource))
                 waiting |= place in other.objects
         if waiting:
             return 0

@@ -102,11 +102,13 @@ def _outdated_unrepaired() -> tuple[Change, ...]:
 def _startup_until_ready() -> tuple[Change, ...]:
     def startup(pod: Any, now: float, limits: Any, since: Any) -> Any:
         if health.condition(pod, "Ready").get("status") == "True":
-            return health.Verdict()
+            return health.HealthVerdict()
         age = now - health.created(pod)
         if age >= 20.0:
-            return health.Verdict("StartupDeadline", f"not Ready {age:.0f} s after its creation")
-        return health.Verdict(recheck_after=20.0 - age)
+            return health.HealthVerdict(
+                "StartupDeadline", f"not Ready {age:.0f} s after its creation"
+            )
+        return health.HealthVerdict(recheck_after=20.0 - age)
 
     return ((health, "_startup", startup),)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pdserve.api import PDService, RoCEDomain, ScenarioGroup
-from pdserve.api.base import Model
+from pdserve.api.base import ApiModel
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst.api_fields import copy, merge_patch
 from pdserve.dst.api_net import Faults
@@ -23,7 +23,7 @@ from pdserve.dst.metrics import SimulatedMetrics
 from pdserve.dst.watcher import Watcher
 from pdserve.dst.world import World, now, stamp
 from pdserve.dst.world_service import service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import NODES, Object, ObjectKey, Resource, key_of
 from pdserve.ratio.types import LoopSettings
 from pdserve.wire import names
@@ -38,7 +38,7 @@ SETTINGS = LoopSettings(
 )
 SUSPECT_SECONDS = 30.0
 """recovery.nodeSuspectSeconds of every service: the API's default."""
-_OUR_KINDS: dict[Resource, type[Model]] = {
+_OUR_KINDS: dict[Resource, type[ApiModel]] = {
     PDSERVICES: PDService,
     SCENARIO_GROUPS: ScenarioGroup,
     ROCE_DOMAINS: RoCEDomain,
@@ -136,7 +136,9 @@ class Scene:
         """DELETE as a user; nothing happens if it is gone."""
         meta = obj["metadata"]
         with suppress(Exception):
-            self.world.api.handle(Request("delete", resource, meta.get("namespace"), meta["name"]))
+            self.world.api.handle(
+                KubeRequest("delete", resource, meta.get("namespace"), meta["name"])
+            )
 
     def node_ready(self, name: str, status: str) -> None:
         """Set a node's Ready condition."""

@@ -22,14 +22,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdserve.api import ApiError, ScenarioGroup, revision_of
+from pdserve.api import InvalidObjectError, ScenarioGroup, revision_of
 from pdserve.controllers import decisions
 from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.controllers.parsed import parsed
 from pdserve.dst.lookups import group_of, instances_of
 from pdserve.dst.world import World, now
-from pdserve.dst.world_engines import Engine
-from pdserve.kube.client import Request
+from pdserve.dst.world_engines import SimulatedEngine
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Object, ObjectKey
 from pdserve.ratio.types import Counts
 from pdserve.topology.nodes import pinned_node, timestamp
@@ -139,7 +139,7 @@ class Watcher:
 
     # --- writes ------------------------------------------------------------------------------
 
-    def wrote(self, request: Request, before: Object | None, answer: Object) -> None:
+    def wrote(self, request: KubeRequest, before: Object | None, answer: Object) -> None:
         """One write of the operator took effect."""
         if not self.active or self.found is not None:
             return
@@ -149,7 +149,7 @@ class Watcher:
         except Violation as violation:
             self.found = violation
 
-    def _judge(self, request: Request, before: Object | None, answer: Object) -> None:
+    def _judge(self, request: KubeRequest, before: Object | None, answer: Object) -> None:
         resource = request.resource
         if before is not None and before["metadata"].get("uid") in self.foreign:
             raise Violation(9, f"{_line(request)}: the object is not the operator's")
@@ -407,7 +407,7 @@ class Watcher:
         node = self.world.api.store(NODES).objects.get(ObjectKey("", name))
         return node is not None and bool(node["spec"].get("unschedulable"))
 
-    def _engine(self, pod: Object) -> Engine | None:
+    def _engine(self, pod: Object) -> SimulatedEngine | None:
         return self.world.engines.by_ip.get(pod.get("status", {}).get("podIP", ""))
 
     def _service_has(self, name: ScenarioName) -> bool:
@@ -441,7 +441,7 @@ def counts_in_force(world: World, group: Object) -> Counts | None:
         return Counts(fixed["groups"], fixed["prefill"], fixed["decode"])
     try:
         model = parsed(ScenarioGroup, group)
-    except ApiError:
+    except InvalidObjectError:
         return None
     if mode == "External":
         return decisions.live_counts(model)
@@ -452,7 +452,7 @@ def counts_in_force(world: World, group: Object) -> Counts | None:
 def _current_revision(group: Object) -> str:
     try:
         return revision_of(parsed(ScenarioGroup, group).spec)
-    except ApiError:
+    except InvalidObjectError:
         return ""
 
 
@@ -485,7 +485,7 @@ def _ids(routes: Any) -> Iterable[str]:
                 yield instance["id"]
 
 
-def _line(request: Request) -> str:
+def _line(request: KubeRequest) -> str:
     name = request.name or (request.body or {}).get("metadata", {}).get("name", "")
     part = f"/{request.subresource}" if request.subresource else ""
     return f"{request.verb} {request.resource.plural}{part} {request.namespace or ''}/{name}"

@@ -24,17 +24,17 @@ from pdserve.controllers.linker import EngineApi
 from pdserve.controllers.ratio_loop import NoSource
 from pdserve.controllers.tokens import Tokens
 from pdserve.dst.api_fields import copy
-from pdserve.dst.api_kinds import Kind, kind_of_crd
+from pdserve.dst.api_kinds import StoredKind, kind_of_crd
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_server import START, FakeApi
 from pdserve.dst.disruption import status_of
 from pdserve.dst.scheduling import refusal_of
-from pdserve.dst.world_engines import Engine, Engines
+from pdserve.dst.world_engines import Engines, SimulatedEngine
 from pdserve.dst.world_service import NPU, NS
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.frozen import Memo
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import (
     CONFIGMAPS,
@@ -58,7 +58,7 @@ UNSCHEDULABLE = "Unschedulable"
 
 
 @functools.cache
-def _our_kinds() -> tuple[Kind, ...]:
+def _our_kinds() -> tuple[StoredKind, ...]:
     """Made once: it takes longer than many a simulated life."""
     return tuple(kind_of_crd(crd_manifest(kind)) for kind in KINDS)
 
@@ -76,20 +76,20 @@ def stamp() -> str:
 class Recorder:
     """A transport that notes what is asked of the API server, and delays some of it."""
 
-    def __init__(self, inner: FakeTransport, delay: Callable[[Request], float]) -> None:
+    def __init__(self, inner: FakeTransport, delay: Callable[[KubeRequest], float]) -> None:
         """`delay`: seconds before a request reaches the server."""
         self.inner = inner
         self.delay = delay
-        self.requests: list[Request] = []
+        self.requests: list[KubeRequest] = []
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         """Note and pass on one request."""
         self.requests.append(request)
         if (seconds := self.delay(request)) > 0:
             await asyncio.sleep(seconds)
         return await self.inner.send(request)
 
-    def stream(self, request: Request) -> AsyncIterator[Object]:
+    def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         """Note and pass on a watch."""
         self.requests.append(request)
         return self.inner.stream(request)
@@ -98,7 +98,7 @@ class Recorder:
         """Close the inner transport."""
         await self.inner.close()
 
-    def writes(self) -> list[Request]:
+    def writes(self) -> list[KubeRequest]:
         """The requests that may have changed something."""
         return [
             r
@@ -116,7 +116,7 @@ class World:
     start_seconds: tuple[float, float] = (0.2, 1.5)
     step: float = STEP
     """Seconds between two looks of scheduler, kubelets and controllers."""
-    delay: Callable[[Request], float] = lambda _request: 0.0
+    delay: Callable[[KubeRequest], float] = lambda _request: 0.0
     """Seconds that a request of the operator waits, e.g. for a slow admission webhook."""
     unfit: Callable[[str, Object], str | None] = lambda _node, _pod: None
     """Why the scheduler does not bind a pod to a node, beside what `scheduling` knows."""
@@ -143,7 +143,7 @@ class World:
     broken_nodes: set[str] = field(default_factory=set)
     broken_images: set[str] = field(default_factory=set)
     """Engines of these images start, but never answer."""
-    on_write: Callable[[Request, Object | None, Object], None] | None = None
+    on_write: Callable[[KubeRequest, Object | None, Object], None] | None = None
     """Called with each write of an operator that took effect: request, object before, answer."""
     crashing: set[str] = field(default_factory=set)
     _tables: Memo[dict[str, Any]] = field(default_factory=lambda: Memo(most=64))
@@ -222,14 +222,14 @@ class World:
     def create(self, resource: Any, obj: Object) -> Object:
         """POST an object as a user would."""
         namespace = obj["metadata"].get("namespace")
-        return self.api.handle(Request("create", resource, namespace, body=obj))
+        return self.api.handle(KubeRequest("create", resource, namespace, body=obj))
 
     def patch(
         self, resource: Any, namespace: str, name: str, body: Any, *, subresource: str | None = None
     ) -> Object:
         """Merge-patch an object as a user would."""
         return self.api.handle(
-            Request("patch", resource, namespace, name, subresource, body=body, patch="merge")
+            KubeRequest("patch", resource, namespace, name, subresource, body=body, patch="merge")
         )
 
     def get(self, resource: Any, name: str, namespace: str = NS) -> Object | None:
@@ -286,7 +286,7 @@ class World:
         if obj is None:
             raise KeyError(pod)
         ip = obj["status"]["podIP"]
-        self.engines.by_ip[ip] = Engine(pod, ip)
+        self.engines.by_ip[ip] = SimulatedEngine(pod, ip)
         self._ips += 1
         statuses = [
             {
@@ -315,7 +315,7 @@ class World:
 
     def delete_pod(self, pod: str, namespace: str = NS) -> None:
         """Somebody deletes the pod."""
-        self.api.handle(Request("delete", PODS, namespace, pod))
+        self.api.handle(KubeRequest("delete", PODS, namespace, pod))
 
     def cordon(self, node: str, *, closed: bool = True) -> None:
         """Somebody closes a node to new pods, or opens it again."""
@@ -324,7 +324,7 @@ class World:
     def evict(self, pod: str, namespace: str = NS) -> bool:
         """Somebody asks for a pod's eviction; False when its budget refuses it now (429)."""
         try:
-            self.api.handle(Request("create", PODS, namespace, pod, "eviction"))
+            self.api.handle(KubeRequest("create", PODS, namespace, pod, "eviction"))
         except KubeError as error:
             if error.status != 429:
                 raise
@@ -489,7 +489,7 @@ class World:
         name = pod["spec"]["containers"][0]["name"]
         if names.LABEL_ROLE in meta.get("labels", {}):
             broken = pod["spec"]["containers"][0].get("image") in self.broken_images
-            self.engines.by_ip[ip] = Engine(meta["name"], ip, frozen=broken)
+            self.engines.by_ip[ip] = SimulatedEngine(meta["name"], ip, frozen=broken)
             self.ran.add(meta["name"])
         statuses = [
             {
@@ -558,7 +558,7 @@ class World:
         }
         meta = pod["metadata"]
         self.api.handle(
-            Request(
+            KubeRequest(
                 "patch", PODS, meta["namespace"], meta["name"], "status",
                 body=body, patch="strategic",
             )

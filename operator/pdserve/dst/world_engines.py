@@ -16,7 +16,7 @@ from pdserve.wire.peers import PeerTable
 
 
 @dataclass(slots=True)
-class Engine:
+class SimulatedEngine:
     """One engine process (a container)."""
 
     pod: str
@@ -42,12 +42,12 @@ class Engines:
     """All engine processes by address; answers the linker as real ones would."""
 
     def __init__(self) -> None:
-        self.by_ip: dict[str, Engine] = {}
+        self.by_ip: dict[str, SimulatedEngine] = {}
         self.calls: Counter[str] = Counter()
         self.drained: list[str] = []
         """Pods in the order in which they were told to drain, repeats included."""
 
-    def report(self, engine: Engine) -> LinkReport:
+    def report(self, engine: SimulatedEngine) -> LinkReport:
         """`GET /pdserve/v1/links`."""
         table = engine.table
         if table is None:
@@ -65,7 +65,7 @@ class Engines:
             return LinkReport(table.version, frozenset(up), down)
         return LinkReport(table.version, frozenset(up), down, CAPABILITY, engine.grant)
 
-    def ready(self, engine: Engine) -> bool:
+    def ready(self, engine: SimulatedEngine) -> bool:
         """`/readyz`."""
         report = self.report(engine)
         # A decode or prefill whose table names no opposite has nothing to verify yet.
@@ -73,7 +73,7 @@ class Engines:
             engine.linked_once = True
         return engine.linked_once and not engine.draining and not engine.frozen
 
-    def _find(self, target: Target) -> Engine:
+    def _find(self, target: Target) -> SimulatedEngine:
         engine = self.by_ip.get(target.endpoint.removeprefix("http://").partition(":")[0])
         if engine is None or engine.frozen:
             raise EngineError("connection refused")
@@ -107,6 +107,6 @@ class Engines:
         engine.draining = True
         return DrainReport.from_json(self._said(engine, DrainReport(engine.busy, 0, 0).to_json()))
 
-    def _said(self, engine: Engine, answer: Any) -> Any:
+    def _said(self, engine: SimulatedEngine, answer: Any) -> Any:
         """The answer as it arrives; an engine that lies says something else."""
         return answer if engine.lies is None else engine.lies(answer)

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import orjson
 
-from pdserve.gateway.context import Context
+from pdserve.gateway.context import RequestContext
 from pdserve.http.errors import ApiError
 
 FLUSH_SECONDS = 0.2
@@ -32,7 +32,7 @@ class Record:
     request_id: str
     path: str
     arrived: float
-    context: Context | None = None
+    context: RequestContext | None = None
     error: ApiError | None = None
 
     def line(self, status: int, now: float) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
 from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import KeyRing
-from pdserve.gateway.context import Context, Job, Settings, Tools
+from pdserve.gateway.context import Job, RequestContext, Settings, Tools
 from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.front import Certificate, Front
 from pdserve.gateway.http_client import Pool
-from pdserve.gateway.http_server import HttpServer, Limits, Reply
+from pdserve.gateway.http_server import ClientLimits, HttpServer, Reply
 from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
@@ -36,7 +36,7 @@ from pdserve.gateway.release import Releaser
 from pdserve.gateway.routes import RouteSource
 from pdserve.gateway.service import Service
 from pdserve.http.errors import ApiError
-from pdserve.http.receive import Request
+from pdserve.http.receive import HttpRequest
 from pdserve.wire.http import (
     HEADER_API_KEY,
     HEADER_REQUEST_ID,
@@ -63,12 +63,12 @@ KEY_REFRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class GatewayOptions:
     """How one gateway process runs."""
 
     credential: Credential = field(default_factory=Credential)
     """What engines know this gateway by."""
-    limits: Limits = field(default_factory=Limits)
+    limits: ClientLimits = field(default_factory=ClientLimits)
     settings: Settings = field(default_factory=Settings)
     room_limit: int = 1024
     drain_seconds: float = 30.0
@@ -77,13 +77,13 @@ class Options:
     """Certificate, web pages that may call, port of the metrics."""
 
 
-class Gateway:
+class GatewayServer:
     """One gateway process."""
 
     def __init__(
         self,
         source: RouteSource,
-        options: Options,
+        options: GatewayOptions,
         keys: KeyRing | None = None,
         rng: random.Random | None = None,
         access_log: AccessLog | None = None,
@@ -96,7 +96,7 @@ class Gateway:
         self.server = HttpServer(
             self.handle, options.limits, _report, self._screen, takes_body=_GENERATE.keys()
         )
-        self.monitor = HttpServer(self._monitor, Limits(), _report)
+        self.monitor = HttpServer(self._monitor, ClientLimits(), _report)
         """Serves the metrics where they have a port of their own."""
         self.metrics_port = 0
         """That port, once it is open."""
@@ -146,7 +146,7 @@ class Gateway:
         for task in done:
             task.result()
 
-    async def handle(self, request: Request, reply: Reply) -> None:
+    async def handle(self, request: HttpRequest, reply: Reply) -> None:
         """Answer one request."""
         request_id = self._request_id(request)
         allowed = self._front.cors.headers(request.headers.get(b"origin"))
@@ -175,7 +175,7 @@ class Gateway:
             return error
         return None
 
-    async def _route(self, request: Request, reply: Reply, record: Record) -> None:
+    async def _route(self, request: HttpRequest, reply: Reply, record: Record) -> None:
         path, method = request.path, request.method
         if method == "OPTIONS" and (answer := self._front.cors.preflight(request.headers)):
             reply.send(200, b"", TEXT, answer)
@@ -197,7 +197,7 @@ class Gateway:
             known = ", ".join((*_GENERATE, PATH_MODELS))
             raise ApiError(404, f"no such path: {path:.200} (known: {known})", code="not_found")
 
-    async def _monitor(self, request: Request, reply: Reply) -> None:
+    async def _monitor(self, request: HttpRequest, reply: Reply) -> None:
         try:
             if request.path != PATH_METRICS:
                 raise ApiError(404, f"no such path here: {request.path:.200}", code="not_found")
@@ -211,7 +211,7 @@ class Gateway:
         reply.send(200, self.metrics.registry.render().encode(), CONTENT_TYPE)
 
     async def _generate(
-        self, endpoint: Endpoint, request: Request, reply: Reply, record: Record
+        self, endpoint: Endpoint, request: HttpRequest, reply: Reply, record: Record
     ) -> None:
         check_body_bytes(endpoint, len(request.body), self.service.largest_body)
         size = parsed_size(request.body)
@@ -232,7 +232,7 @@ class Gateway:
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
         job = Job(endpoint, body, leg_name, trace, read.ids)
-        context = Context(lane, flow, self._tools, job, reply, request.head_at)
+        context = RequestContext(lane, flow, self._tools, job, reply, request.head_at)
         check_prompt_bytes(endpoint, context.size, lane.scenario.max_prompt_bytes)
         record.context = context
         await serve(context)
@@ -261,7 +261,7 @@ class Gateway:
         else:
             reply.send(200, b"ok\n", TEXT)
 
-    def _request_id(self, request: Request) -> str:
+    def _request_id(self, request: HttpRequest) -> str:
         given = request.headers.get(HEADER_REQUEST_ID.encode(), b"")
         if given and len(given) <= _ID_LENGTH and _ID_SAFE.issuperset(given):
             return given.decode()

@@ -109,7 +109,7 @@ class Tools:
 
 
 @dataclass(slots=True)
-class Held:
+class FinishedPrefill:
     """A finished prefill: its leg keeps a slot until the KV is pulled or released."""
 
     leg: Leg
@@ -122,7 +122,7 @@ class Held:
     at: float
 
 
-class Context:
+class RequestContext:
     """State of one request."""
 
     def __init__(
@@ -141,7 +141,7 @@ class Context:
         """Its place in the waiting room; `close` gives it up however the request ends."""
         self.trial = False
         """Believed infeasible and tried: engines are not told of the deadline, and compute it."""
-        self.held: Held | None = None
+        self.held: FinishedPrefill | None = None
         self._faults = 0
         self.prefill_body = b""
         """What the prefill legs share."""

@@ -13,7 +13,7 @@ from functools import partial
 
 from pdserve.engines.flow import LegRequest
 from pdserve.forwarding.decode import LEASE_MARGIN, DecodeWalk, GiveUp, Wait, handoff_deadline
-from pdserve.gateway.context import MIN_RETRY, Context, Held, KvLostError
+from pdserve.gateway.context import MIN_RETRY, FinishedPrefill, KvLostError, RequestContext
 from pdserve.gateway.delivery import DeliveryError, collect, relay
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.http_client import Exchange, UpstreamError
@@ -26,7 +26,7 @@ SILENCE = 2.0
 class DecodePhase:
     """The decode legs that follow one prefill."""
 
-    def __init__(self, context: Context, held: Held) -> None:
+    def __init__(self, context: RequestContext, held: FinishedPrefill) -> None:
         self._c = c = context
         self._held = held
         slo = c.lane.scenario.slo

@@ -18,12 +18,12 @@ from typing import Any
 
 from pdserve.http.errors import ApiError, Headers
 from pdserve.http.listen import listening
-from pdserve.http.receive import Receiver, Request, no_room
+from pdserve.http.receive import HttpRequest, Receiver, no_room
 from pdserve.http.send import LAST_CHUNK, STATUS_LINES, chunk
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ClientLimits:
     """Bounds on one client connection; sizes in bytes, times in seconds."""
 
     body: int = 4 << 20
@@ -44,7 +44,7 @@ class Limits:
 
 _STREAMED: Headers = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """With every stream: proxies must pass it on as it comes (nginx buffers unless told so)."""
-Handler = Callable[[Request, "Reply"], Awaitable[None]]
+Handler = Callable[[HttpRequest, "Reply"], Awaitable[None]]
 Screen = Callable[[str, str, dict[bytes, bytes], str], ApiError | None]
 """`(method, path, headers, client address)` -> why the request is refused, or None."""
 SMALL_HEAD = 4 << 10
@@ -52,7 +52,7 @@ LINGER_SECONDS = 5.0
 """How long a refused client may go on sending before it is cut."""
 
 
-class Memory:
+class BodyMemory:
     """Bytes that bodies take in this process."""
 
     def __init__(self, limit: int) -> None:
@@ -77,7 +77,7 @@ class Memory:
 class Reply:
     """The answer to one request: `send` once, or `start`, `write`..., `end`."""
 
-    def __init__(self, connection: ClientConnection, request: Request) -> None:
+    def __init__(self, connection: ClientConnection, request: HttpRequest) -> None:
         self._connection = connection
         self._close = not request.keep_alive
         self._bodiless = request.method == "HEAD"
@@ -332,7 +332,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
             self._reply = Reply(self, request)
             self._task = asyncio.get_running_loop().create_task(self._serve(request, self._reply))
         elif self.refusal is not None:
-            request = Request(self.method, "", {}, b"", 0.0, keep_alive=False, http_1_1=True)
+            request = HttpRequest(self.method, "", {}, b"", 0.0, keep_alive=False, http_1_1=True)
             Reply(self, request).error(self.refusal)
             self._linger()
 
@@ -347,7 +347,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
                 self._transport.write_eof()
             self.deadline = time.perf_counter() + LINGER_SECONDS
 
-    async def _serve(self, request: Request, reply: Reply) -> None:
+    async def _serve(self, request: HttpRequest, reply: Reply) -> None:
         try:
             await self.server.handler(request, reply)
         except Exception as error:
@@ -372,7 +372,7 @@ class HttpServer:
     def __init__(
         self,
         handler: Handler,
-        limits: Limits,
+        limits: ClientLimits,
         report: Callable[[Exception], None],
         screen: Screen | None = None,
         takes_body: Collection[str] | None = None,
@@ -381,7 +381,7 @@ class HttpServer:
         self.handler = handler
         self.screen = screen
         self.takes_body = takes_body
-        self.memory = Memory(limits.memory)
+        self.memory = BodyMemory(limits.memory)
         self.limits = limits
         self.report = report
         self.draining = False

@@ -54,7 +54,7 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SloVerdict:
     """Which targets an offered request met; `all` is what attainment counts."""
 
     ttft: bool
@@ -63,7 +63,7 @@ class Verdict:
     all: bool
 
 
-def judge(timeline: Timeline, outcome: Outcome, slo: Slo) -> Verdict:
+def judge(timeline: Timeline, outcome: Outcome, slo: Slo) -> SloVerdict:
     """Compare with the targets.
 
     A phase that a completed request did not have (one token: no handoff) counts as met; in any
@@ -77,4 +77,4 @@ def judge(timeline: Timeline, outcome: Outcome, slo: Slo) -> Verdict:
     ttft = met(timeline.ttft, slo.ttft)
     handoff = met(timeline.handoff, slo.handoff)
     tpot = met(timeline.tpot, slo.tpot)
-    return Verdict(ttft, handoff, tpot, completed and ttft and handoff and tpot)
+    return SloVerdict(ttft, handoff, tpot, completed and ttft and handoff and tpot)

@@ -22,13 +22,13 @@ import time
 from pdserve.engines.flow import FinishedReply
 from pdserve.forwarding.deadline import SAFETY, predict_prefill
 from pdserve.forwarding.dispatch import Ticket
-from pdserve.gateway.context import Context, Held, KvLostError
+from pdserve.gateway.context import FinishedPrefill, KvLostError, RequestContext
 from pdserve.gateway.decode_phase import DecodePhase
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.prefill_phase import PrefillPhase
 
 
-async def serve(context: Context) -> None:
+async def serve(context: RequestContext) -> None:
     """Serve one request; raises ApiError for the caller to send, and CancelledError."""
     # The body is made before the request has a place in the room: what fails here hurts nobody.
     prefill = PrefillPhase(context)
@@ -48,7 +48,7 @@ async def serve(context: Context) -> None:
             lane.metrics.finish(context.timeline, context.outcome, now, lane.scenario)
 
 
-async def _serve(c: Context, prefill: PrefillPhase) -> None:
+async def _serve(c: RequestContext, prefill: PrefillPhase) -> None:
     ticket = c.ticket = _admit(c)
     repeated = False
     while True:
@@ -69,7 +69,7 @@ async def _serve(c: Context, prefill: PrefillPhase) -> None:
                 c.lane.dispatcher.failed(ticket, error.prefill, time.perf_counter())
 
 
-def _admit(c: Context) -> Ticket:
+def _admit(c: RequestContext) -> Ticket:
     lane, scenario = c.lane, c.lane.scenario
     tokens = lane.estimate.tokens(c.size)
     lane.budget.earn()
@@ -106,7 +106,7 @@ def _admit(c: Context) -> Ticket:
     )
 
 
-def _answer(c: Context, held: Held, final: FinishedReply) -> None:
+def _answer(c: RequestContext, held: FinishedPrefill, final: FinishedReply) -> None:
     c.tell(held.leg, None)
     c.timeline.first = c.timeline.last = time.perf_counter()
     c.timeline.output_tokens = final.completion_tokens
@@ -118,7 +118,7 @@ def _answer(c: Context, held: Held, final: FinishedReply) -> None:
     c.outcome = "completed"
 
 
-def _client_left(c: Context) -> None:
+def _client_left(c: RequestContext) -> None:
     """The client closed its connection: in time (not offered), or after a missed target."""
     if c.outcome is not None:
         return

@@ -1,7 +1,7 @@
 """First half of a request: wait in the lane, ask whom it names, until one has prefilled.
 
 A refusal, a lost connection or a silent instance sends the request back to the lane, within its
-deadline. Neighbours: `pipeline` calls `run`, `decode_phase` goes on with the `Held`.
+deadline. Neighbours: `pipeline` calls `run`, `decode_phase` goes on with the `FinishedPrefill`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from pdserve.engines.flow import FlowError, PrefillOutcome
 from pdserve.forwarding.deadline import SAFETY
 from pdserve.forwarding.dispatch import Ticket
-from pdserve.gateway.context import Context, Held
+from pdserve.gateway.context import FinishedPrefill, RequestContext
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.http_client import Exchange, UpstreamError
 from pdserve.gateway.lane import ExpiredError
@@ -28,13 +28,13 @@ LOST_TIME = 0.1
 class PrefillPhase:
     """The prefill legs of one request (a second `run` counts on)."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: RequestContext) -> None:
         self._c = context
         job = context.job
         context.prefill_body = context.flow.prepare_prefill(job.endpoint, job.body)
         self._late = 0
 
-    async def run(self, ticket: Ticket) -> Held:
+    async def run(self, ticket: Ticket) -> FinishedPrefill:
         """The finished prefill; raises ApiError when there is none in time."""
         c = self._c
         patience = max(3 * c.lane.scenario.slo.ttft, 4 * c.predicted) + 1.0
@@ -49,7 +49,9 @@ class PrefillPhase:
             if held is not None:
                 return held
 
-    async def _ask(self, leg: Leg, name: str, ticket: Ticket, patience: float) -> Held | None:
+    async def _ask(
+        self, leg: Leg, name: str, ticket: Ticket, patience: float
+    ) -> FinishedPrefill | None:
         """One leg; None: ask another prefill. What it may hold and we do not use is released."""
         c = self._c
         due = ticket.deadline + SAFETY * c.predicted
@@ -77,7 +79,7 @@ class PrefillPhase:
 
     async def _read(
         self, leg: Leg, exchange: Exchange, name: str, ticket: Ticket, patience: float
-    ) -> Held | None:
+    ) -> FinishedPrefill | None:
         """Interpret a reply; None: ask another prefill."""
         c = self._c
         answer = c.flow.read_head(exchange.status, exchange.headers)
@@ -106,7 +108,7 @@ class PrefillPhase:
         c.fault(f"prefill failed: {message}")
         return None
 
-    def _hold(self, leg: Leg, outcome: PrefillOutcome, name: str) -> Held:
+    def _hold(self, leg: Leg, outcome: PrefillOutcome, name: str) -> FinishedPrefill:
         """What goes on from here; raises FlowError when nothing can be made of the reply."""
         c, now, job = self._c, time.perf_counter(), self._c.job
         final, to_decode = None, b""
@@ -114,9 +116,9 @@ class PrefillPhase:
             final = c.flow.finished_reply(job.endpoint, job.body, outcome)
         else:
             to_decode = c.flow.prepare_decode(job.endpoint, job.body, outcome)
-        return Held(leg, outcome, final, to_decode, outcome.release_id or name, now)
+        return FinishedPrefill(leg, outcome, final, to_decode, outcome.release_id or name, now)
 
-    def _learn(self, held: Held) -> None:
+    def _learn(self, held: FinishedPrefill) -> None:
         c, outcome = self._c, held.outcome
         c.timeline.prompt_tokens = outcome.prompt_tokens
         c.timeline.cached_tokens = outcome.cached_tokens

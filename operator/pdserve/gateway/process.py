@@ -18,15 +18,15 @@ import uvloop
 
 from pdserve.engines.credentials import REQUEST, Credential
 from pdserve.gateway.access_log import AccessLog
-from pdserve.gateway.app import Gateway, Options
+from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.front import Front, body_bytes, read_front
-from pdserve.gateway.http_server import Limits
+from pdserve.gateway.http_server import ClientLimits
 from pdserve.gateway.routes import RouteSource, parse_source
 from pdserve.wire.names import PORT_HTTP
 
 logger = logging.getLogger("pdserve.gateway")
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = ClientLimits()
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -82,16 +82,16 @@ def _source(text: str) -> RouteSource:
 
 
 async def _serve(args: argparse.Namespace, front: Front) -> int:
-    options = Options(
+    options = GatewayOptions(
         credential=Credential.of(os.environ, REQUEST),
-        limits=Limits(body=args.max_body_bytes),
+        limits=ClientLimits(body=args.max_body_bytes),
         room_limit=args.room,
         drain_seconds=args.drain_seconds,
         front=front,
     )
     keys = KeyRing(args.auth_dir) if args.auth_dir else None
     log = AccessLog(sys.stdout.buffer) if args.access_log == "on" else None
-    gateway = Gateway(args.routes, options, keys, access_log=log)
+    gateway = GatewayServer(args.routes, options, keys, access_log=log)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,39 +18,41 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pdserve.groups.types import (
-    Claim,
     CreateGroup,
     CreateInstance,
+    DeviceClaim,
     InstanceObs,
     NewPod,
     Observation,
     Wanted,
 )
-from pdserve.groups.view import Draft, GroupView, leaving, stood_in_for
+from pdserve.groups.view import GroupView, PlanDraft, leaving, stood_in_for
 from pdserve.placement import InstancePlacement, NoFit, Placement, place
 from pdserve.topology import Fabric, Reservation
 from pdserve.wire.peers import ROLES, Role
 
 
-def reservations(claims: Iterable[Claim]) -> tuple[Reservation, ...]:
+def reservations(claims: Iterable[DeviceClaim]) -> tuple[Reservation, ...]:
     """What claims take of the fabric."""
     return tuple(Reservation(c.pod, c.node, c.resource, c.devices) for c in claims)
 
 
-def counted(observation: Observation) -> list[Claim]:
+def counted(observation: Observation) -> list[DeviceClaim]:
     """The claims whose pods hold nothing any more: those that the fabric counts."""
     holding = {i.name for i in observation.instances if i.holds}
     return [c for c in observation.claims if c.pod not in holding]
 
 
-def of_instance(group: GroupView, draft: Draft, role: Role) -> tuple[tuple[Claim, ...], ...]:
+def of_instance(
+    group: GroupView, draft: PlanDraft, role: Role
+) -> tuple[tuple[DeviceClaim, ...], ...]:
     """Claims to lift for one more instance of a group: of its role, then all of the group."""
     own = tuple(c for c in draft.claims if c.group_index == group.index)
     same = tuple(c for c in own if c.role == role)
     return tuple(dict.fromkeys(x for x in (same, own) if x))
 
 
-def of_gone_group(live: Iterable[GroupView], draft: Draft) -> tuple[Claim, ...]:
+def of_gone_group(live: Iterable[GroupView], draft: PlanDraft) -> tuple[DeviceClaim, ...]:
     """Claims to lift for a new group: of the group that left most of those that are not there."""
     present = {g.index for g in live}
     left = Counter(c.group_index for c in draft.claims if c.group_index not in present)
@@ -59,7 +61,7 @@ def of_gone_group(live: Iterable[GroupView], draft: Draft) -> tuple[Claim, ...]:
 
 
 def with_lifted(
-    draft: Draft, lifted: Sequence[Claim], find: Callable[[Fabric], Placement | NoFit]
+    draft: PlanDraft, lifted: Sequence[DeviceClaim], find: Callable[[Fabric], Placement | NoFit]
 ) -> Placement | NoFit:
     """Look for a place of a group with `lifted` claims lifted; on success they are spent."""
     base = draft.fabric.release(reservations(lifted))
@@ -72,7 +74,9 @@ def with_lifted(
 
 
 def with_one_lifted(
-    draft: Draft, lifted: Sequence[Claim], find: Callable[[Fabric], InstancePlacement | NoFit]
+    draft: PlanDraft,
+    lifted: Sequence[DeviceClaim],
+    find: Callable[[Fabric], InstancePlacement | NoFit],
 ) -> InstancePlacement | NoFit:
     """Look for a place of one instance with `lifted` claims lifted; on success the first is spent.
 
@@ -94,7 +98,7 @@ def with_one_lifted(
     return found
 
 
-def _at_place_of(claim: Claim, other: Claim) -> Claim:
+def _at_place_of(claim: DeviceClaim, other: DeviceClaim) -> DeviceClaim:
     return replace(claim, node=other.node, resource=other.resource, devices=other.devices)
 
 
@@ -111,8 +115,11 @@ def after_those_ahead(fabric: Fabric, observation: Observation) -> Fabric:
 
 
 def kept_claims(
-    groups: Sequence[GroupView], kept: Sequence[GroupView], observation: Observation, draft: Draft
-) -> tuple[Claim, ...]:
+    groups: Sequence[GroupView],
+    kept: Sequence[GroupView],
+    observation: Observation,
+    draft: PlanDraft,
+) -> tuple[DeviceClaim, ...]:
     """The claims after this plan, by group and slot.
 
     Phases: 1 groups that stay: as many as instances are missing; 2 groups to be made anew: all
@@ -120,7 +127,7 @@ def kept_claims(
     """
     held = {c.pod: c for c in (*observation.claims, *draft.claims)}
     spent = {c.pod for c in draft.spent}
-    found: list[Claim] = []
+    found: list[DeviceClaim] = []
     made = Counter(
         (a.pod.group_index, a.pod.role)
         for a in draft.actions
@@ -148,7 +155,7 @@ def kept_claims(
     anew -= sum(isinstance(a, CreateGroup) for a in draft.actions)
     gone = [c for c in held.values() if c.group_index not in staying]
     members = [i for g in groups if g.index not in staying for i in g.members]
-    former: dict[int, list[Claim]] = {}
+    former: dict[int, list[DeviceClaim]] = {}
     for claim in newest(gone, _left_by(members, all_of_them=True)):
         former.setdefault(claim.group_index, []).append(claim)
     counts = {role: observation.wanted.role(role).count for role in ROLES}
@@ -160,32 +167,34 @@ def kept_claims(
     return tuple(sorted(found, key=lambda c: (c.group_index, c.slot, c.pod)))
 
 
-def _kept(usable: Sequence[Claim], missing: Mapping[Role, int]) -> list[Claim]:
+def _kept(usable: Sequence[DeviceClaim], missing: Mapping[Role, int]) -> list[DeviceClaim]:
     """As many as instances are missing, of their role where there are, the first ones first.
 
     A substitute that took another role's devices leaves its own to that role.
     """
-    found: list[Claim] = []
+    found: list[DeviceClaim] = []
     for role in ROLES:
         found += [c for c in usable if c.role == role][: max(0, missing[role])]
     wanted = sum(max(0, count) for count in missing.values())
     return found + [c for c in usable if c not in found][: wanted - len(found)]
 
 
-def _left_by(members: Iterable[InstanceObs], *, all_of_them: bool = False) -> list[Claim]:
+def _left_by(members: Iterable[InstanceObs], *, all_of_them: bool = False) -> list[DeviceClaim]:
     """What members leave behind that are on their way out, or all of them; the oldest first."""
     out = (i for i in members if all_of_them or leaving(i))
     left = (claim_of(i) for i in sorted(out, key=lambda i: (i.created, i.name)))
     return [c for c in left if c is not None]
 
 
-def merged(first: tuple[Claim, ...], more: tuple[Claim, ...]) -> tuple[Claim, ...]:
+def merged(
+    first: tuple[DeviceClaim, ...], more: tuple[DeviceClaim, ...]
+) -> tuple[DeviceClaim, ...]:
     """Both, each pod's claim once, by group and slot."""
     found = {c.pod: c for c in (*more, *first)}
     return tuple(sorted(found.values(), key=lambda c: (c.group_index, c.slot, c.pod)))
 
 
-def newest(known: Iterable[Claim], seen: Iterable[Claim]) -> list[Claim]:
+def newest(known: Iterable[DeviceClaim], seen: Iterable[DeviceClaim]) -> list[DeviceClaim]:
     """All claims, each pod's once: as it is known, unless another pod of that name was seen."""
     found = {c.pod: c for c in known}
     for claim in seen:
@@ -196,27 +205,27 @@ def newest(known: Iterable[Claim], seen: Iterable[Claim]) -> list[Claim]:
     return list(found.values())
 
 
-def claim_of_new(pod: NewPod, wanted: Wanted) -> Claim:
+def claim_of_new(pod: NewPod, wanted: Wanted) -> DeviceClaim:
     """The claim of a pod to be created; its uid is that of the pod it replaces, or empty."""
     role = wanted.role(pod.role)
-    return Claim(
+    return DeviceClaim(
         pod.name, pod.replaces or "", pod.slot, pod.role, pod.group_index, pod.node,
         role.resource, role.devices,
     )  # fmt: skip
 
 
-def claim_of(instance: InstanceObs) -> Claim | None:
+def claim_of(instance: InstanceObs) -> DeviceClaim | None:
     """The claim that an instance leaves behind; None for one that was refused its devices."""
     if instance.claimed is None or not instance.node or instance.fault == "Unschedulable":
         return None
     resource, devices = instance.claimed
-    return Claim(
+    return DeviceClaim(
         instance.name, instance.uid, instance.slot, instance.role, instance.group_index,
         instance.node, resource, devices,
     )  # fmt: skip
 
 
-def _usable(found: Iterable[Claim], spent: set[str], draft: Draft) -> list[Claim]:
+def _usable(found: Iterable[DeviceClaim], spent: set[str], draft: PlanDraft) -> list[DeviceClaim]:
     """Those not spent and on nodes that are there: each slot's newest by slot, then older ones.
 
     A slot has two while both of its pods hold devices: the older one fails, and its successor was

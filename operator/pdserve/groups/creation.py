@@ -8,15 +8,15 @@ from pdserve.groups.claims import after_those_ahead, claim_of_new, of_gone_group
 from pdserve.groups.naming import pod_name, slot_range
 from pdserve.groups.repairs import Suspects, suspects, waits_until
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
-from pdserve.groups.view import Draft, GroupView, group_request
-from pdserve.placement import Member, NoFit, Placement, Site, place
+from pdserve.groups.view import GroupView, PlanDraft, group_request
+from pdserve.placement import NoFit, PlacedInstance, Placement, Site, place
 from pdserve.topology import Fabric
 from pdserve.wire.peers import ROLES
 
 
 def create_group(
     observation: Observation,
-    draft: Draft,
+    draft: PlanDraft,
     used: Collection[int],
     why: str,
     live: Iterable[GroupView],
@@ -61,7 +61,7 @@ def create_group(
     pods = _pods(observation, draft, index, found)
     draft.act(CreateGroup(index, pods), f"create group {index} ({why}): {found.explanation[0]}")
     draft.promise(found.reservations)
-    made = (Member(p.name, p.role, p.node, ready=False) for p in pods)
+    made = (PlacedInstance(p.name, p.role, p.node, ready=False) for p in pods)
     draft.place(index, wanted.revision, made)
     if draft.spent != before:
         draft.inherited += tuple(claim_of_new(pod, wanted) for pod in pods)
@@ -81,7 +81,7 @@ def find_place(
 
 
 def _pods(
-    observation: Observation, draft: Draft, index: int, found: Placement
+    observation: Observation, draft: PlanDraft, index: int, found: Placement
 ) -> tuple[NewPod, ...]:
     wanted = observation.wanted
     last = {r.slot: r.last_uid for r in draft.repairs}
@@ -106,7 +106,7 @@ def _pods(
     return tuple(pods)
 
 
-def _backoff(observation: Observation, draft: Draft, index: int) -> float:
+def _backoff(observation: Observation, draft: PlanDraft, index: int) -> float:
     wanted = observation.wanted
     slots = {
         slot

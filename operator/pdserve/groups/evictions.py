@@ -23,9 +23,16 @@ from pdserve.groups.naming import pod_name
 from pdserve.groups.repairs import waits_until
 from pdserve.groups.resize import at_own_revision, spare_node
 from pdserve.groups.routes import is_routable
-from pdserve.groups.types import Budget, Condition, CreateInstance, InstanceObs, NewPod, Observation
-from pdserve.groups.view import Draft, GroupView, closed_members, members_of
-from pdserve.placement import Member, NoFit
+from pdserve.groups.types import (
+    ConditionState,
+    CreateInstance,
+    DisruptionBudget,
+    InstanceObs,
+    NewPod,
+    Observation,
+)
+from pdserve.groups.view import GroupView, PlanDraft, closed_members, members_of
+from pdserve.placement import NoFit, PlacedInstance
 from pdserve.wire.peers import ROLES
 
 HELD = "EvictionHeld"
@@ -65,8 +72,8 @@ class _Closing:
 
 
 def decide_evictions(
-    groups: Sequence[GroupView], observation: Observation, draft: Draft
-) -> Mapping[int, Budget]:
+    groups: Sequence[GroupView], observation: Observation, draft: PlanDraft
+) -> Mapping[int, DisruptionBudget]:
     """The budget of each group that has pods; stand-ins are added to the draft.
 
     Order of groups with closed members: since when they have some, then the index.
@@ -101,7 +108,9 @@ def decide_evictions(
     return {g.index: _budget(g, by_index.get(g.index), g.index in free) for g in groups}
 
 
-def _closing(groups: Sequence[GroupView], observation: Observation, draft: Draft) -> list[_Closing]:
+def _closing(
+    groups: Sequence[GroupView], observation: Observation, draft: PlanDraft
+) -> list[_Closing]:
     found = []
     for group in groups:
         closed = closed_members(group, observation, draft.fabric)
@@ -113,7 +122,7 @@ def _closing(groups: Sequence[GroupView], observation: Observation, draft: Draft
     return found
 
 
-def _comes_back(group: GroupView, draft: Draft) -> bool:
+def _comes_back(group: GroupView, draft: PlanDraft) -> bool:
     """It does not serve, but its instances start, and none of them has failed twice."""
     if group.serving or group.gone or not group.has_served:
         return False
@@ -124,7 +133,7 @@ def _comes_back(group: GroupView, draft: Draft) -> bool:
 
 
 def _overdue(
-    this: _Closing, place: int, returning: bool, observation: Observation, draft: Draft
+    this: _Closing, place: int, returning: bool, observation: Observation, draft: PlanDraft
 ) -> bool:
     """Whether a group that alone serves has been held for long enough; says so either way."""
     wanted = observation.at(this.group.revision) or observation.wanted
@@ -146,32 +155,32 @@ def _overdue(
     return False
 
 
-def _hold(this: _Closing, why: str, draft: Draft) -> None:
+def _hold(this: _Closing, why: str, draft: PlanDraft) -> None:
     message = f"group {this.group.index} keeps its instances on {this.nodes} {why}"
     _say(draft, HELD, message)
 
 
-def _say(draft: Draft, reason: str, message: str) -> None:
+def _say(draft: PlanDraft, reason: str, message: str) -> None:
     draft.reasons.append(message)
     if draft.progressing is None:
-        draft.progressing = Condition("Progressing", "True", reason, message)
+        draft.progressing = ConditionState("Progressing", "True", reason, message)
 
 
-def _budget(group: GroupView, closing: _Closing | None, free: bool) -> Budget:
+def _budget(group: GroupView, closing: _Closing | None, free: bool) -> DisruptionBudget:
     """What an eviction must leave. The disruption controller counts members that are Ready.
 
     One that becomes Ready must give no other one away, so all members count where none may go.
     """
     there = [i for i in group.members if not i.terminating]
     if closing is None:
-        return Budget(len(there))
+        return DisruptionBudget(len(there))
     if not free:
-        return Budget(len(there), closing.since)
+        return DisruptionBudget(len(there), closing.since)
     names = {i.name for i in closing.closed}
-    return Budget(sum(i.ready and i.name not in names for i in there), closing.since)
+    return DisruptionBudget(sum(i.ready and i.name not in names for i in there), closing.since)
 
 
-def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: Draft) -> None:
+def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: PlanDraft) -> None:
     """Create stand-ins for one group that serves on closed nodes only, as far as there is room."""
     this = next((c for c in closing if c.group.has_served), None)
     if this is None or observation.wanted.paused:
@@ -214,6 +223,6 @@ def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: Draf
         )
         draft.act(CreateInstance(pod, why, stands_in=True), f"create {name} on {found.node}: {why}")
         draft.promise(found.reservations)
-        made = Member(name, pod.role, pod.node, ready=False)
+        made = PlacedInstance(name, pod.role, pod.node, ready=False)
         members.append(made)
         draft.place(group.index, group.revision, [made])

@@ -57,7 +57,7 @@ class HealthLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HealthVerdict:
     """The fault, if any, in words; and seconds until a running deadline would change it."""
 
     fault: Fault | None = None
@@ -72,7 +72,7 @@ def classify(
     limits: HealthLimits,
     since: Since | None = None,
     silent: float | None = None,
-) -> Verdict:
+) -> HealthVerdict:
     """Judge one instance.
 
     Args:
@@ -85,7 +85,7 @@ def classify(
             server answered; None: reckon from the Node's own transition time.
     """
     if node is None:
-        return Verdict("NodeDeleted", "its Node no longer exists")
+        return HealthVerdict("NodeDeleted", "its Node no longer exists")
     began = clamped(now) if since is None else since
     lost = _node_lost(node, now, limits, began, silent)
     if pod.get("metadata", {}).get("deletionTimestamp"):
@@ -99,13 +99,13 @@ def classify(
         _crash_loop(pod, limits),
         _unschedulable(pod, now, limits, began),
         # What a silent node last said of a pod is old: the node's own deadline runs.
-        Verdict() if is_silent(node) else _startup(pod, now, limits, began),
+        HealthVerdict() if is_silent(node) else _startup(pod, now, limits, began),
     ]
     for verdict in verdicts:
         if verdict.fault is not None:
             return verdict
     waits = [v.recheck_after for v in verdicts if v.recheck_after is not None]
-    return Verdict(recheck_after=min(waits) if waits else None)
+    return HealthVerdict(recheck_after=min(waits) if waits else None)
 
 
 def is_silent(node: Mapping[str, Any] | None) -> bool:
@@ -154,67 +154,71 @@ def device_ids(pod: Mapping[str, Any]) -> frozenset[int] | None:
     return frozenset(found) if told else None
 
 
-def _pod_ended(pod: Mapping[str, Any]) -> Verdict:
+def _pod_ended(pod: Mapping[str, Any]) -> HealthVerdict:
     status = pod["status"]
     why = ": ".join(str(status[k]) for k in ("reason", "message") if status.get(k))
-    return Verdict("PodFailed", f"pod phase {status['phase']}" + (f" ({why})" if why else ""))
+    return HealthVerdict("PodFailed", f"pod phase {status['phase']}" + (f" ({why})" if why else ""))
 
 
 def _node_lost(
     node: Mapping[str, Any], now: float, limits: HealthLimits, since: Since, silent: float | None
-) -> Verdict:
+) -> HealthVerdict:
     ready = condition(node, "Ready")
     if ready.get("status") == "True":
-        return Verdict()
+        return HealthVerdict()
     if silent is None:
         changed = timestamp(ready.get("lastTransitionTime"))
         silent = 0.0 if changed is None else now - since("NotReady", changed)
     if silent >= limits.node_suspect:
-        return Verdict("NodeLost", f"node {node['metadata']['name']} NotReady for {silent:.0f} s")
-    return Verdict(recheck_after=limits.node_suspect - silent)
+        return HealthVerdict(
+            "NodeLost", f"node {node['metadata']['name']} NotReady for {silent:.0f} s"
+        )
+    return HealthVerdict(recheck_after=limits.node_suspect - silent)
 
 
-def _device(pod: Mapping[str, Any], node: Mapping[str, Any]) -> Verdict:
+def _device(pod: Mapping[str, Any], node: Mapping[str, Any]) -> HealthVerdict:
     """Unhealthy for sure: told so by the kubelet, named by id, or the pod holds all devices."""
     for resource, entry in _allocated(pod):
         if entry.get("health") == "Unhealthy":
-            return Verdict("DeviceUnhealthy", f"{resource} {entry.get('resourceID')} is unhealthy")
+            return HealthVerdict(
+                "DeviceUnhealthy", f"{resource} {entry.get('resourceID')} is unhealthy"
+            )
     view = node_view(node)
     if not view.unhealthy:
-        return Verdict()
+        return HealthVerdict()
     ids = device_ids(pod)
     held = pod_devices(pod)
     whole = any(count >= view.capacity.get(r, 1 << 30) for r, count in held.items())
     sick = view.unhealthy if ids is None and whole else (ids or frozenset()) & view.unhealthy
     if not sick:
-        return Verdict()
+        return HealthVerdict()
     listed = ", ".join(str(i) for i in sorted(sick))
-    return Verdict("DeviceUnhealthy", f"device {listed} of node {view.name} is unhealthy")
+    return HealthVerdict("DeviceUnhealthy", f"device {listed} of node {view.name} is unhealthy")
 
 
-def _image(pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since) -> Verdict:
+def _image(pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
     waiting = engine_status(pod).get("state", {}).get("waiting") or {}
     reason = waiting.get("reason")
     message = f"{reason}: {waiting.get('message', '')}".rstrip(": ")
     if reason in _BAD_IMAGE:
-        return Verdict("ImageError", message)
+        return HealthVerdict("ImageError", message)
     if reason not in _PULL_FAILS:
-        return Verdict()
+        return HealthVerdict()
     scheduled = timestamp(condition(pod, "PodScheduled").get("lastTransitionTime"))
     age = now - _began(pod, since, "PodScheduled", scheduled)
     if age >= limits.image_seconds:
-        return Verdict("ImageError", message)
-    return Verdict(recheck_after=limits.image_seconds - age)
+        return HealthVerdict("ImageError", message)
+    return HealthVerdict(recheck_after=limits.image_seconds - age)
 
 
-def _crash_loop(pod: Mapping[str, Any], limits: HealthLimits) -> Verdict:
+def _crash_loop(pod: Mapping[str, Any], limits: HealthLimits) -> HealthVerdict:
     status = engine_status(pod)
     waiting = status.get("state", {}).get("waiting") or {}
     restarts = int(status.get("restartCount") or 0)
     if waiting.get("reason") != "CrashLoopBackOff" or restarts < limits.crash_restarts:
-        return Verdict()
+        return HealthVerdict()
     last = status.get("lastState", {}).get("terminated") or {}
-    return Verdict(
+    return HealthVerdict(
         "CrashLoop", f"engine restarted {restarts} times, last exit code {last.get('exitCode')}"
     )
 
@@ -231,22 +235,24 @@ def unscheduled(pod: Mapping[str, Any]) -> str | None:
 
 def _unschedulable(
     pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since
-) -> Verdict:
+) -> HealthVerdict:
     said = unscheduled(pod)
     if said is None:
-        return Verdict()
+        return HealthVerdict()
     found = condition(pod, "PodScheduled")
     told = timestamp(found.get("lastTransitionTime"))
     age = now - _began(pod, since, "PodScheduled", told)
     if age >= limits.unschedulable_seconds:
-        return Verdict("Unschedulable", f"unscheduled for {age:.0f} s: {said}")
-    return Verdict(recheck_after=limits.unschedulable_seconds - age)
+        return HealthVerdict("Unschedulable", f"unscheduled for {age:.0f} s: {said}")
+    return HealthVerdict(recheck_after=limits.unschedulable_seconds - age)
 
 
-def _startup(pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since) -> Verdict:
+def _startup(
+    pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since
+) -> HealthVerdict:
     """The engine's own progress: from its start until it answers. `startup` judges the rest."""
     if condition(pod, "Ready").get("status") == "True" or answers(pod):
-        return Verdict()
+        return HealthVerdict()
     running = engine_status(pod).get("state", {}).get("running") or {}
     ready = condition(pod, "Ready")
     age = now - max(
@@ -255,12 +261,12 @@ def _startup(pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Si
         _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime"))),
     )
     if age >= limits.startup_deadline:
-        return Verdict(
+        return HealthVerdict(
             "StartupDeadline",
             f"the engine does not answer {age:.0f} s after its start, startupDeadlineSeconds is "
             f"{limits.startup_deadline:.0f}",
         )
-    return Verdict(recheck_after=limits.startup_deadline - age)
+    return HealthVerdict(recheck_after=limits.startup_deadline - age)
 
 
 def answers(pod: Mapping[str, Any]) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from pdserve.groups.routes import peer_entry
 from pdserve.groups.types import InstanceObs, MarkLinked, MarkUnlinked, Observation
-from pdserve.groups.view import Draft, GroupView
+from pdserve.groups.view import GroupView, PlanDraft
 
 
-def update_links(group: GroupView, observation: Observation, draft: Draft) -> None:
+def update_links(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
     """Mark what became linked, and unmark what lost its links by restarting in place."""
     for instance in group.staying:
         if instance.linked_container is not None:

@@ -21,13 +21,13 @@ from pdserve.groups.scaleunit import place_scale_unit
 from pdserve.groups.startup import judge_startups
 from pdserve.groups.tables import publish_table
 from pdserve.groups.types import Observation, Plan
-from pdserve.groups.view import Draft, group_views, members_of
+from pdserve.groups.view import PlanDraft, group_views, members_of
 from pdserve.topology import Fabric
 
 
 def plan(observation: Observation, fabric: Fabric) -> Plan:
     """Plan one ScenarioGroup. Same inputs, same plan, byte for byte (invariant 8)."""
-    draft = Draft(fabric, claims=counted(observation))
+    draft = PlanDraft(fabric, claims=counted(observation))
     # 1
     observation = judge_startups(observation)
     groups = group_views(observation)

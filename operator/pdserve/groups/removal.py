@@ -19,11 +19,11 @@ from pdserve.groups.types import (
     InstanceObs,
     Observation,
 )
-from pdserve.groups.view import Draft, GroupView, leaving
+from pdserve.groups.view import GroupView, PlanDraft, leaving
 
 
 def retire(
-    group: GroupView, instance: InstanceObs, reason: str, observation: Observation, draft: Draft
+    group: GroupView, instance: InstanceObs, reason: str, observation: Observation, draft: PlanDraft
 ) -> None:
     """Start the way out of one instance that a plan gives up, unless it is on it.
 
@@ -70,7 +70,9 @@ def finished(group: GroupView, instance: InstanceObs, observation: Observation) 
     return asked and report is not None and report.idle
 
 
-def delete_finished(groups: Iterable[GroupView], observation: Observation, draft: Draft) -> None:
+def delete_finished(
+    groups: Iterable[GroupView], observation: Observation, draft: PlanDraft
+) -> None:
     """Last step but status: delete pods whose way out has ended, and tables of empty groups."""
     present: set[int] = set()
     for group in groups:
@@ -83,7 +85,7 @@ def delete_finished(groups: Iterable[GroupView], observation: Observation, draft
 
 
 def _delete_if_done(
-    group: GroupView, instance: InstanceObs, observation: Observation, draft: Draft
+    group: GroupView, instance: InstanceObs, observation: Observation, draft: PlanDraft
 ) -> None:
     if instance.name in observation.routed or group.named(instance):
         return
@@ -107,7 +109,9 @@ def _delete_if_done(
         )
 
 
-def drain_deadlines(groups: Iterable[GroupView], observation: Observation, draft: Draft) -> None:
+def drain_deadlines(
+    groups: Iterable[GroupView], observation: Observation, draft: PlanDraft
+) -> None:
     """Ask to be called when the next drain deadline passes."""
     for group in groups:
         for instance in group.members:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pdserve.groups.types import InstanceObs, Observation, Repair, Suspect
-from pdserve.groups.view import Draft
+from pdserve.groups.view import PlanDraft
 from pdserve.placement import NoFit
 from pdserve.topology import Fabric
 
@@ -74,7 +74,7 @@ class Suspects:
         return found
 
 
-def count_faults(observation: Observation, draft: Draft) -> None:
+def count_faults(observation: Observation, draft: PlanDraft) -> None:
     """Step 1: enter new faults, drop what is long past. A pod is counted once, by its uid."""
     now = observation.now
     clamped = (clamp(r, now) for r in observation.repairs)

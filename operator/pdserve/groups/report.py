@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pdserve.groups.types import BeginDrain, Condition, DeletePod, GroupStatus, Observation
-from pdserve.groups.view import Draft, GroupView, members_of
+from pdserve.groups.types import BeginDrain, ConditionState, DeletePod, GroupSummary, Observation
+from pdserve.groups.view import GroupView, PlanDraft, members_of
 from pdserve.placement import Cell, cell_text, crossing_percent, spread_of
 from pdserve.topology import Fabric
 from pdserve.wire.peers import ROLES
@@ -13,11 +13,11 @@ from pdserve.wire.peers import ROLES
 _SHOWN = 3
 
 
-def group_status(group: GroupView, observation: Observation, fabric: Fabric) -> GroupStatus:
+def group_status(group: GroupView, observation: Observation, fabric: Fabric) -> GroupSummary:
     """Status of one group. A group on its way out wants nothing any more."""
     spread = spread_of(fabric, members_of(group))
     wanted = observation.wanted
-    return GroupStatus(
+    return GroupSummary(
         index=group.index,
         revision=group.revision,
         prefill_desired=0 if group.gone else wanted.prefill.count,
@@ -31,8 +31,8 @@ def group_status(group: GroupView, observation: Observation, fabric: Fabric) -> 
 
 
 def conditions(
-    groups: Sequence[GroupView], observation: Observation, draft: Draft
-) -> tuple[Condition, ...]:
+    groups: Sequence[GroupView], observation: Observation, draft: PlanDraft
+) -> tuple[ConditionState, ...]:
     """Ready, Linked, Progressing, Placed, in this order."""
     ready = _ready(groups, observation, draft)
     return (
@@ -48,16 +48,18 @@ def complete(group: GroupView, observation: Observation) -> bool:
     return all(group.ready(role) >= observation.wanted.role(role).count for role in ROLES)
 
 
-def _ready(groups: Sequence[GroupView], observation: Observation, draft: Draft) -> Condition:
+def _ready(
+    groups: Sequence[GroupView], observation: Observation, draft: PlanDraft
+) -> ConditionState:
     wanted = observation.wanted
     if wanted.replicas == 0:
         message = "no P/D group is wanted, so every request is answered 503"
-        return Condition("Ready", "False", "ScaledToZero", message)
+        return ConditionState("Ready", "False", "ScaledToZero", message)
     live = [g for g in groups if not g.gone]
     done = [g for g in live if complete(g, observation)]
     said = f"{min(len(done), wanted.replicas)}/{wanted.replicas} P/D groups ready"
     if len(done) >= wanted.replicas:
-        return Condition("Ready", "True", "AllReady", said)
+        return ConditionState("Ready", "True", "AllReady", said)
     short = [
         f"group {g.index} has "
         + ", ".join(f"{g.ready(role)}/{wanted.role(role).count} {role}" for role in ROLES)
@@ -66,19 +68,19 @@ def _ready(groups: Sequence[GroupView], observation: Observation, draft: Draft) 
     ]
     message = "; ".join([said, *short[:_SHOWN]])
     if any(g.serving for g in live):
-        return Condition("Ready", "False", "Degraded", message)
-    return Condition("Ready", "False", "NotPlaced" if draft.blocked else "Starting", message)
+        return ConditionState("Ready", "False", "Degraded", message)
+    return ConditionState("Ready", "False", "NotPlaced" if draft.blocked else "Starting", message)
 
 
-def _linked(groups: Sequence[GroupView]) -> Condition:
+def _linked(groups: Sequence[GroupView]) -> ConditionState:
     staying = [i for g in groups for i in g.staying]
     unlinked = [i.name for i in staying if not i.linked]
     if not staying:
-        return Condition("Linked", "False", "NoInstances", "there is no instance to link")
+        return ConditionState("Linked", "False", "NoInstances", "there is no instance to link")
     if not unlinked:
-        return Condition("Linked", "True", "AllLinked", f"{len(staying)} instances are linked")
+        return ConditionState("Linked", "True", "AllLinked", f"{len(staying)} instances are linked")
     more = f" and {len(unlinked) - _SHOWN} more" if len(unlinked) > _SHOWN else ""
-    return Condition(
+    return ConditionState(
         "Linked",
         "False",
         "Linking",
@@ -88,41 +90,45 @@ def _linked(groups: Sequence[GroupView]) -> Condition:
 
 
 def _progressing(
-    groups: Sequence[GroupView], observation: Observation, draft: Draft, ready: Condition
-) -> Condition:
+    groups: Sequence[GroupView], observation: Observation, draft: PlanDraft, ready: ConditionState
+) -> ConditionState:
     going = [i for g in groups for i in g.members if i not in g.staying]
     old = [g for g in groups if not g.gone and g.revision != observation.wanted.revision]
     lost = [i for i in going if i.fault is not None]
     if old:
         left = ", ".join(str(g.index) for g in old)
-        return Condition("Progressing", "True", "RollingOut", f"groups of an old revision: {left}")
+        return ConditionState(
+            "Progressing", "True", "RollingOut", f"groups of an old revision: {left}"
+        )
     if lost:
         names = ", ".join(f"{i.name} ({i.fault})" for i in lost[:_SHOWN])
-        return Condition("Progressing", "True", "Repairing", f"lost: {names}")
+        return ConditionState("Progressing", "True", "Repairing", f"lost: {names}")
     # Those this very plan sends away count too: a status that calls the present generation Complete
     # must not be written before its pods have gone.
     sent = {a.name for a in draft.actions if isinstance(a, BeginDrain | DeletePod)}
     if going or sent:
         count = len(sent | {i.name for i in going})
-        return Condition("Progressing", "True", "Draining", f"{count} instances are leaving")
+        return ConditionState("Progressing", "True", "Draining", f"{count} instances are leaving")
     if ready.status != "True" and ready.reason != "ScaledToZero":
         if draft.blocked and not draft.actions:
-            return Condition("Progressing", "False", "NeedsDevices", draft.blocked[0])
-        return Condition("Progressing", "True", "Starting", "instances are being created or linked")
-    return Condition("Progressing", "False", "Complete", "what runs is what is wanted")
+            return ConditionState("Progressing", "False", "NeedsDevices", draft.blocked[0])
+        return ConditionState(
+            "Progressing", "True", "Starting", "instances are being created or linked"
+        )
+    return ConditionState("Progressing", "False", "Complete", "what runs is what is wanted")
 
 
-def _placed(groups: Sequence[GroupView], now: float, draft: Draft) -> Condition:
+def _placed(groups: Sequence[GroupView], now: float, draft: PlanDraft) -> ConditionState:
     refused = _refused(groups, now, draft)
     if draft.blocked:
         told = [_first(draft.blocked), *([_first(refused)] if refused else [])]
-        return Condition("Placed", "False", "NoFit", "; ".join(told))
+        return ConditionState("Placed", "False", "NoFit", "; ".join(told))
     if refused:
-        return Condition("Placed", "False", "Unschedulable", _first(refused))
-    return Condition("Placed", "True", "AllPlaced", "every wanted instance has a node")
+        return ConditionState("Placed", "False", "Unschedulable", _first(refused))
+    return ConditionState("Placed", "True", "AllPlaced", "every wanted instance has a node")
 
 
-def _refused(groups: Sequence[GroupView], now: float, draft: Draft) -> list[str]:
+def _refused(groups: Sequence[GroupView], now: float, draft: PlanDraft) -> list[str]:
     """Slots whose instance the scheduler binds to no node, by slot, with the scheduler's words.
 
     A refused instance is given up after a while and tried elsewhere: until the next one is bound

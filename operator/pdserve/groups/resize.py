@@ -22,11 +22,11 @@ from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects, waits_until
 from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
-from pdserve.groups.view import Draft, GroupView, group_request, members_of, stood_in_for
+from pdserve.groups.view import GroupView, PlanDraft, group_request, members_of, stood_in_for
 from pdserve.placement import (
     InstancePlacement,
-    Member,
     NoFit,
+    PlacedInstance,
     choose_removal,
     place_instance,
 )
@@ -44,7 +44,7 @@ class Vacancy:
     reason: str
 
 
-def resize_group(group: GroupView, observation: Observation, draft: Draft) -> None:
+def resize_group(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
     """Bring one group of the wanted revision to the wanted counts; repair one of another."""
     own, paused = at_own_revision(group, observation), observation.wanted.paused
     for instance in group.staying:
@@ -93,7 +93,7 @@ def at_own_revision(group: GroupView, observation: Observation) -> Observation |
 
 
 def _vacancies(
-    group: GroupView, role: Role, short: int, observation: Observation, draft: Draft
+    group: GroupView, role: Role, short: int, observation: Observation, draft: PlanDraft
 ) -> tuple[Vacancy, ...]:
     """Slots to fill, at most `short`: lost ones by slot, then free ones for growth."""
     if short <= 0:
@@ -113,7 +113,7 @@ def _vacancies(
 
 
 def _lost_slots(
-    group: GroupView, role: Role, observation: Observation, draft: Draft
+    group: GroupView, role: Role, observation: Observation, draft: PlanDraft
 ) -> dict[str, Vacancy]:
     """Slots whose last pod was lost and that nobody holds now.
 
@@ -156,10 +156,10 @@ def _fill(
     group: GroupView,
     role: Role,
     vacancy: Vacancy,
-    members: Sequence[Member],
+    members: Sequence[PlacedInstance],
     observation: Observation,
-    draft: Draft,
-) -> Member | NoFit | None:
+    draft: PlanDraft,
+) -> PlacedInstance | NoFit | None:
     """Create the pod; None while back-off runs."""
     wanted, now = observation.wanted, observation.now
     repair = next((r for r in draft.repairs if r.slot == vacancy.slot), None)
@@ -198,7 +198,7 @@ def _fill(
     draft.promise(found.reservations)
     if draft.spent != before:
         draft.inherited += (claim_of_new(pod, wanted),)
-    made = Member(pod.name, role, pod.node, ready=False)
+    made = PlacedInstance(pod.name, role, pod.node, ready=False)
     draft.place(group.index, pod.revision, [made])
     return made
 
@@ -207,9 +207,9 @@ def _find_node(
     group: GroupView,
     role: Role,
     vacancy: Vacancy,
-    members: Sequence[Member],
+    members: Sequence[PlacedInstance],
     observation: Observation,
-    draft: Draft,
+    draft: PlanDraft,
 ) -> InstancePlacement | NoFit:
     """A node: with what the group's lost instances left; growth takes only what others leave."""
 
@@ -230,9 +230,9 @@ def spare_node(
     group: GroupView,
     role: Role,
     near: Path | None,
-    members: Sequence[Member],
+    members: Sequence[PlacedInstance],
     observation: Observation,
-    draft: Draft,
+    draft: PlanDraft,
 ) -> InstancePlacement | NoFit:
     """A node for one more instance among those that groups waiting before it leave."""
     left = after_those_ahead(draft.fabric, observation)
@@ -244,9 +244,9 @@ def _node(
     group: GroupView,
     role: Role,
     near: Path | None,
-    members: Sequence[Member],
+    members: Sequence[PlacedInstance],
     observation: Observation,
-    draft: Draft,
+    draft: PlanDraft,
 ) -> InstancePlacement | NoFit:
     """A node as far from suspect ones as there is one."""
     bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
@@ -259,7 +259,9 @@ def _node(
     return bad.away_from(without)
 
 
-def _shrink(group: GroupView, observation: Observation, draft: Draft, growth_blocked: bool) -> None:
+def _shrink(
+    group: GroupView, observation: Observation, draft: PlanDraft, growth_blocked: bool
+) -> None:
     wanted = observation.wanted
     grown = all(group.ready(role) >= wanted.role(role).count for role in ROLES)
     # Two of one slot count as one: the drain that its stand-in is for ends the other.
@@ -286,7 +288,7 @@ def _shrink(group: GroupView, observation: Observation, draft: Draft, growth_blo
             retire(group, by_name[name], f"{role} shrinks", observation, draft)
 
 
-def _end_stand_ins(group: GroupView, observation: Observation, draft: Draft) -> None:
+def _end_stand_ins(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
     """In an outdated group, which does not shrink: of two in one slot one goes when the node of the
     first takes instances again. Their devices may be what its successor waits for.
     """

@@ -17,14 +17,14 @@ from pdserve.groups.claims import reservations
 from pdserve.groups.creation import create_group, find_place
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
-from pdserve.groups.types import Condition, Observation
-from pdserve.groups.view import Draft, GroupView
+from pdserve.groups.types import ConditionState, Observation
+from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.placement import NoFit
 from pdserve.topology import Reservation
 
 
 def scale_groups(
-    groups: Sequence[GroupView], observation: Observation, draft: Draft
+    groups: Sequence[GroupView], observation: Observation, draft: PlanDraft
 ) -> tuple[GroupView, ...]:
     """Phases: 1 give up what is too much; 2 create what is missing; 3 roll one outdated group.
 
@@ -33,7 +33,7 @@ def scale_groups(
     """
     live = [g for g in groups if not g.gone]
     if observation.wanted.paused:
-        draft.progressing = Condition(
+        draft.progressing = ConditionState(
             "Progressing", "False", "Paused", "planned changes are paused"
         )
         return tuple(live)
@@ -85,7 +85,7 @@ def _creation(live: Sequence[GroupView], observation: Observation, *, first: boo
     return replace(observation, wanted=observation.at(most) or observation.wanted)
 
 
-def _recovering(group: GroupView, observation: Observation, draft: Draft) -> bool:
+def _recovering(group: GroupView, observation: Observation, draft: PlanDraft) -> bool:
     """An outdated group that ordinary repair brings back: it counts as one that serves.
 
     When a substitute has failed too, its revision may be what is wrong, and it counts no more.
@@ -96,7 +96,7 @@ def _recovering(group: GroupView, observation: Observation, draft: Draft) -> boo
 
 
 def _next_excess(
-    live: Sequence[GroupView], observation: Observation, draft: Draft
+    live: Sequence[GroupView], observation: Observation, draft: PlanDraft
 ) -> GroupView | None:
     """The next group to give up while there are too many, or None.
 
@@ -129,7 +129,7 @@ def _next_excess(
 
 
 def _roll(
-    live: Sequence[GroupView], observation: Observation, draft: Draft, used: set[int]
+    live: Sequence[GroupView], observation: Observation, draft: PlanDraft, used: set[int]
 ) -> GroupView | None:
     """Replace one outdated group; returns it if it is given up now (delete first)."""
     outdated = [g for g in live if _outdated(g, observation)]
@@ -142,7 +142,7 @@ def _roll(
         )
         return None
     victim = min(outdated, key=lambda g: (g.serving, -g.index))
-    attempt = Draft(
+    attempt = PlanDraft(
         draft.fabric, draft.repairs, claims=list(draft.claims), members=dict(draft.members)
     )
     why = f"new revision, before group {victim.index} goes"
@@ -183,8 +183,8 @@ def _roll(
     return victim
 
 
-def _needs_devices(draft: Draft, why: str) -> None:
-    draft.progressing = Condition(
+def _needs_devices(draft: PlanDraft, why: str) -> None:
+    draft.progressing = ConditionState(
         "Progressing", "False", "NeedsDevices", f"the new revision waits: {why}"
     )
     draft.reasons.append(f"rollout waits: {why}")

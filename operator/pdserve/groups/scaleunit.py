@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pdserve.groups.types import MoveScaleUnit
-from pdserve.groups.view import Draft, GroupView
+from pdserve.groups.view import GroupView, PlanDraft
 
 
-def place_scale_unit(group: GroupView, draft: Draft) -> None:
+def place_scale_unit(group: GroupView, draft: PlanDraft) -> None:
     """Keep it where it is while that pod stays; else move it to the first one that stays.
 
     It is taken off before it is put on: for a moment none is better than two, which would make an

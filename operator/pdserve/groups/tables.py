@@ -10,12 +10,12 @@ from __future__ import annotations
 from pdserve.groups.removal import finished
 from pdserve.groups.routes import endpoint, host
 from pdserve.groups.types import InstanceObs, Observation, PublishTable
-from pdserve.groups.view import Draft, GroupView, leaving
+from pdserve.groups.view import GroupView, PlanDraft, leaving
 from pdserve.wire.names import PORT_TRANSFER
 from pdserve.wire.peers import ROLES, Peer, PeerNode, PeerTable
 
 
-def publish_table(group: GroupView, observation: Observation, draft: Draft) -> None:
+def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
     """Publish the next version if members or tier costs changed."""
     old = group.table
     by_name = {i.name: i for i in group.members}
@@ -59,7 +59,7 @@ def _stays(
     return not (leaving(instance) and finished(group, instance, observation))
 
 
-def _peer(instance: InstanceObs, draft: Draft) -> Peer:
+def _peer(instance: InstanceObs, draft: PlanDraft) -> Peer:
     assert instance.pod_ip is not None  # noqa: S101 - the caller's filter
     return Peer(
         id=instance.name,

@@ -176,7 +176,7 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class DeviceClaim:
     """Devices of an instance that is gone or going, kept for its P/D group (`claims`)."""
 
     pod: str
@@ -191,7 +191,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class DisruptionBudget:
     """What the PodDisruptionBudget of a P/D group says."""
 
     least: int
@@ -328,13 +328,13 @@ class Observation:
     now: float
     former: Mapping[str, Wanted] = field(default_factory=dict)
     """`wanted` with the template of each other revision that can still be rendered."""
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[DeviceClaim, ...] = ()
     """Devices that lost instances left to their P/D groups; the fabric counts them."""
     ahead: tuple[GroupRequest, ...] = ()
     """P/D groups of others that wait for devices and come first, the first one first."""
     bettered: Mapping[str, float] = field(default_factory=dict)
     """When each node last changed so that it may take what it refused before."""
-    budgets: Mapping[int, Budget] = field(default_factory=dict)
+    budgets: Mapping[int, DisruptionBudget] = field(default_factory=dict)
     """The PodDisruptionBudgets that are there, by group index."""
 
     def at(self, revision: str) -> Wanted | None:
@@ -343,7 +343,7 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupStatus:
+class GroupSummary:
     """One P/D group in status."""
 
     index: int
@@ -359,7 +359,7 @@ class GroupStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class ConditionState:
     """A Kubernetes condition without its times: those change only with the status."""
 
     type: str
@@ -373,20 +373,20 @@ class Plan:
     """What to do now, what to say, and when to look again though nothing changed."""
 
     actions: tuple[Action, ...]
-    groups: tuple[GroupStatus, ...]
-    conditions: tuple[Condition, ...]
+    groups: tuple[GroupSummary, ...]
+    conditions: tuple[ConditionState, ...]
     repairs: tuple[Repair, ...]
     requeue_after: float | None = None
     """Seconds until a deadline or backoff of this plan passes."""
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[DeviceClaim, ...] = ()
     """Claims to keep, for status."""
-    spent: tuple[Claim, ...] = ()
+    spent: tuple[DeviceClaim, ...] = ()
     """Claims that the actions use up: they come back where pods are refused."""
-    inherited: tuple[Claim, ...] = ()
+    inherited: tuple[DeviceClaim, ...] = ()
     """Those of `claims` that stand for pods to be created in the place of spent ones."""
     blocked_request: GroupRequest | None = None
     """The P/D group that found no place, for `Observation.ahead` of others."""
-    budgets: Mapping[int, Budget] = field(default_factory=dict)
+    budgets: Mapping[int, DisruptionBudget] = field(default_factory=dict)
     """Each P/D group's PodDisruptionBudget; others are to be deleted."""
     reasons: tuple[str, ...] = ()
     """Human sentences: why each action, why not another (for `explain` and events)."""

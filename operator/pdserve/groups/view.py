@@ -1,7 +1,7 @@
 """What the planner's steps share: instances sorted into groups, and each one's stage of life.
 
-Derived from the Observation alone; no step keeps anything of its own. `Draft` is the plan in the
-making: actions, reasons and the fabric with what was promised so far.
+Derived from the Observation alone; no step keeps anything of its own. `PlanDraft` is the plan in
+the making: actions, reasons and the fabric with what was promised so far.
 """
 
 from __future__ import annotations
@@ -11,8 +11,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pdserve.groups.routes import is_routable
-from pdserve.groups.types import Action, Claim, Condition, InstanceObs, Observation, Repair, Wanted
-from pdserve.placement import GroupRequest, Member, Site, site_of
+from pdserve.groups.types import (
+    Action,
+    ConditionState,
+    DeviceClaim,
+    InstanceObs,
+    Observation,
+    Repair,
+    Wanted,
+)
+from pdserve.placement import GroupRequest, PlacedInstance, Site, site_of
 from pdserve.topology import Fabric, Reservation
 from pdserve.wire.peers import ROLES, PeerTable, Role
 
@@ -115,15 +123,15 @@ def group_views(observation: Observation) -> tuple[GroupView, ...]:
 
 
 @dataclass(slots=True)
-class Draft:
+class PlanDraft:
     """A plan in the making. Steps append; nothing is taken back."""
 
     fabric: Fabric
     repairs: tuple[Repair, ...] = ()
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[DeviceClaim] = field(default_factory=list)
     """Claims that the fabric counts and that no step has spent."""
-    spent: tuple[Claim, ...] = ()
-    inherited: tuple[Claim, ...] = ()
+    spent: tuple[DeviceClaim, ...] = ()
+    inherited: tuple[DeviceClaim, ...] = ()
     """Claims of pods to be created that take the place of spent ones."""
     blocked_request: GroupRequest | None = None
     actions: list[Action] = field(default_factory=list)
@@ -132,9 +140,9 @@ class Draft:
     """Seconds until something of this plan changes by time alone."""
     blocked: list[str] = field(default_factory=list)
     """What could not be placed, for the condition Placed."""
-    progressing: Condition | None = None
+    progressing: ConditionState | None = None
     """Set by a step that waits for a person or for devices."""
-    members: dict[int, tuple[str, tuple[Member, ...]]] = field(default_factory=dict)
+    members: dict[int, tuple[str, tuple[PlacedInstance, ...]]] = field(default_factory=dict)
     """Revision and staying instances, those of this plan included, of each group that stays."""
 
     def act(self, action: Action, reason: str) -> None:
@@ -146,7 +154,7 @@ class Draft:
         """Later steps of this plan see these devices taken."""
         self.fabric = self.fabric.reserve(reservations)
 
-    def place(self, index: int, revision: str, members: Iterable[Member]) -> None:
+    def place(self, index: int, revision: str, members: Iterable[PlacedInstance]) -> None:
         """Count the instances that this plan makes among their group's."""
         _, known = self.members.get(index, (revision, ()))
         self.members[index] = (revision, (*known, *members))
@@ -184,10 +192,10 @@ def group_request(
     )
 
 
-def members_of(group: GroupView) -> tuple[Member, ...]:
+def members_of(group: GroupView) -> tuple[PlacedInstance, ...]:
     """Staying instances of the group's revision as placement wants them."""
     return tuple(
-        Member(i.name, i.role, i.node, is_routable(i, group.table))
+        PlacedInstance(i.name, i.role, i.node, is_routable(i, group.table))
         for role in ROLES
         for i in group.of_role(role)
     )

@@ -21,7 +21,7 @@ _OFFER = (b"upgrade", b"http2-settings", b"connection", b"expect")
 
 
 @dataclass(slots=True)
-class Request:
+class HttpRequest:
     """One received request; header names in lower case, `head_at` on `time.perf_counter`.
 
     `size` is the body's length in bytes; `body` is empty where that is more than is kept.
@@ -62,7 +62,7 @@ class Receiver:
 
     def __init__(self, max_head: int, max_body: int) -> None:
         """Limits are in bytes; the head counts target, names and values."""
-        self.received: deque[Request] = deque()
+        self.received: deque[HttpRequest] = deque()
         self.refusal: ApiError | None = None
         """Set once; to be answered after the requests received before it."""
         self._max_head, self._max_body = max_head, max_body
@@ -180,7 +180,7 @@ class Receiver:
         if self.refusal is not None or self._parser.should_upgrade():
             return
         self.received.append(
-            Request(
+            HttpRequest(
                 method=self.method,
                 path=self._path(),
                 headers=self._headers,

@@ -100,7 +100,7 @@ class _Sight:
         return _now() - self._changed_at > times.duration
 
 
-class Claim:
+class ScopeClaim:
     """See the module. One per process and scope."""
 
     def __init__(

@@ -33,7 +33,7 @@ LONGEST_RETRY_AFTER = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class KubeRequest:
     """One request before it is bytes. `body` is JSON; `patch` says how a PATCH is to be read."""
 
     verb: Literal["get", "list", "watch", "create", "update", "patch", "delete"]
@@ -47,14 +47,14 @@ class Request:
     timeout: float = REQUEST_TIMEOUT
 
 
-class Transport(Protocol):
+class KubeTransport(Protocol):
     """Carries requests. Both calls raise `KubeError`, never a library's own exceptions."""
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         """The answer's JSON."""
         ...
 
-    def stream(self, request: Request) -> AsyncIterator[Object]:
+    def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         """A watch's `{"type", "object"}` documents, until the server ends it."""
         ...
 
@@ -82,7 +82,7 @@ class WatchEvent:
 class KubeClient:
     """Asynchronous access to one API server. All methods raise `KubeError`."""
 
-    def __init__(self, transport: Transport, *, bucket: TokenBucket | None = None) -> None:
+    def __init__(self, transport: KubeTransport, *, bucket: TokenBucket | None = None) -> None:
         self._transport = transport
         self._bucket = bucket
 
@@ -98,7 +98,7 @@ class KubeClient:
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Object:
         """One object, as of now."""
-        return await self._send(Request("get", resource, namespace, name))
+        return await self._send(KubeRequest("get", resource, namespace, name))
 
     async def list(
         self,
@@ -140,7 +140,7 @@ class KubeClient:
                 paged["limit"] = str(page_size)
             if token:
                 paged["continue"] = token
-            page = await self._send(Request("list", resource, namespace, query=paged))
+            page = await self._send(KubeRequest("list", resource, namespace, query=paged))
             for item in page.get("items") or ():
                 # Items of a list carry neither; everything downstream relies on them.
                 item.setdefault("apiVersion", resource.api_version)
@@ -176,7 +176,7 @@ class KubeClient:
             "timeoutSeconds": str(seconds),
         }
         await self._take()
-        stream = self._transport.stream(Request("watch", resource, namespace, query=query))
+        stream = self._transport.stream(KubeRequest("watch", resource, namespace, query=query))
         async for document in stream:
             kind, obj = document["type"], document["object"]
             if kind == "ERROR":
@@ -196,14 +196,14 @@ class KubeClient:
         """POST; `is_already_exists` tells that the name is taken. The answer is the new object."""
         namespace = obj["metadata"].get("namespace")
         query = _write_query(field_manager, dry_run)
-        return await self._send(Request("create", resource, namespace, query=query, body=obj))
+        return await self._send(KubeRequest("create", resource, namespace, query=query, body=obj))
 
     async def create_in(
         self, resource: Resource, name: str, subresource: str, body: Object, *, namespace: str
     ) -> Object:
         """POST to a subresource of `name`: a service account's `token`, a pod's `eviction`."""
         return await self._send(
-            Request("create", resource, namespace, name, subresource, body=body)
+            KubeRequest("create", resource, namespace, name, subresource, body=body)
         )
 
     async def apply(
@@ -256,7 +256,7 @@ class KubeClient:
         body = [dict(operation) for operation in operations]
         if uid is not None:
             body.insert(0, {"op": "test", "path": "/metadata/uid", "value": uid})
-        request = Request(
+        request = KubeRequest(
             "patch", resource, namespace, name, subresource,
             query=_write_query(field_manager, False), body=body, patch="json",
         )  # fmt: skip
@@ -292,7 +292,7 @@ class KubeClient:
         guards = {"uid": uid, "resourceVersion": resource_version}
         if any(guards.values()):
             body["metadata"] = {key: value for key, value in guards.items() if value}
-        request = Request(
+        request = KubeRequest(
             "patch", resource, namespace, name, "status",
             query=_write_query(field_manager, False),
             body=body, patch="strategic" if strategic else "merge",
@@ -323,11 +323,11 @@ class KubeClient:
             options["gracePeriodSeconds"] = grace
         if propagation is not None:
             options["propagationPolicy"] = propagation
-        return await self._send(Request("delete", resource, namespace, name, body=options))
+        return await self._send(KubeRequest("delete", resource, namespace, name, body=options))
 
     # --- sending ---------------------------------------------------------------------------
 
-    async def _send_guarded(self, request: Request, uid: str | None) -> Object:
+    async def _send_guarded(self, request: KubeRequest, uid: str | None) -> Object:
         """Send a write meant for the object with that uid; anything else is a conflict."""
         try:
             answer = await self._send(request)
@@ -342,7 +342,7 @@ class KubeClient:
         if self._bucket is not None:
             await self._bucket.take()
 
-    async def _send(self, request: Request) -> Object:
+    async def _send(self, request: KubeRequest) -> Object:
         for attempt in range(MAX_RETRY_AFTER + 1):
             await self._take()
             try:
@@ -374,9 +374,9 @@ def _named(
     query: Mapping[str, str] | None = None,
     body: Object,
     patch: PatchType | None = None,
-) -> Request:
+) -> KubeRequest:
     meta = obj["metadata"]
-    return Request(
+    return KubeRequest(
         verb, resource, meta.get("namespace"), meta["name"], subresource,
         query=query or {}, body=body, patch=patch,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from kubernetes.aio.client.api_client import ApiClient
 
 from pdserve.exposition import Registry
 from pdserve.http.collector import collector_paused
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.deep import without_depths
 from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError
 from pdserve.kube.resource import Object
@@ -76,7 +76,7 @@ class HttpTransport:
             ("verb",),
         )
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         """Send one request; the whole answer within `request.timeout`."""
         started = time.monotonic()
         limits = aiohttp.ClientTimeout(total=request.timeout, sock_connect=CONNECT_SECONDS)
@@ -91,7 +91,7 @@ class HttpTransport:
             raise _refused(response, body)
         return await _object(body)
 
-    async def stream(self, request: Request) -> AsyncIterator[Object]:
+    async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         """A watch: one JSON document per line, however the lines are cut into packets."""
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_SECONDS, sock_read=INACTIVITY_SECONDS
@@ -111,7 +111,7 @@ class HttpTransport:
         await self._api.close()
 
     async def _open(
-        self, request: Request, limits: aiohttp.ClientTimeout
+        self, request: KubeRequest, limits: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         headers: dict[str, str] = {**_HEADERS, **self._api.default_headers}
         if request.patch is not None:
@@ -131,7 +131,7 @@ class HttpTransport:
         self._requests.labels(str(response.status), method).inc()
         return response
 
-    def _unreachable(self, request: Request, error: Exception) -> KubeError:
+    def _unreachable(self, request: KubeRequest, error: Exception) -> KubeError:
         self._requests.labels("<error>", _METHODS[request.verb]).inc()
         if request.verb == "watch" and isinstance(error, aiohttp.SocketTimeoutError):
             message = f"watch of {request.resource.plural} was silent for {INACTIVITY_SECONDS:g} s"

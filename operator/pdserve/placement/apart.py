@@ -23,13 +23,13 @@ from pdserve.placement.rooms import rooms_for
 from pdserve.placement.sites import fatal_nodes, only_node, site_of
 from pdserve.placement.types import (
     Assignment,
-    Candidate,
     Cell,
     GroupRequest,
     InstancePlacement,
-    Member,
     NoFit,
+    PlacedInstance,
     Placement,
+    PlacementCandidate,
     Site,
     cell_text,
 )
@@ -67,7 +67,7 @@ def place_instance(
     fabric: Fabric,
     request: GroupRequest,
     role: Role,
-    members: Sequence[Member],
+    members: Sequence[PlacedInstance],
     near: Path | None = None,
 ) -> InstancePlacement | NoFit:
     """Find a node for one more instance of `role`, in view of the other groups of the scenario.
@@ -80,7 +80,7 @@ def place_instance(
         return found
 
     def sites(option: InstancePlacement) -> tuple[Site, ...]:
-        return *request.beside, site_of([*members, Member("", role, option.node)])
+        return *request.beside, site_of([*members, PlacedInstance("", role, option.node)])
 
     bad = fatal_nodes(sites(found))
     if not bad:
@@ -128,7 +128,7 @@ def _with_moved(
 ) -> dict[Role, list[str]] | None:
     """Nodes by role when so many of each role leave `node`; None when none finds another."""
     nodes = {role: [node] * (request.count(role) - way.get(role, 0)) for role in ROLES}
-    members = [Member("", role, node) for role in ROLES for _ in nodes[role]]
+    members = [PlacedInstance("", role, node) for role in ROLES for _ in nodes[role]]
     fabric = fabric.reserve(_reservations(request, nodes))
     asked = replace(request, exclude=request.exclude | {node})
     moved = False
@@ -138,7 +138,7 @@ def _with_moved(
             there = node if isinstance(other, NoFit) else other.node
             moved = moved or there != node
             nodes[role].append(there)
-            members.append(Member("", role, there))
+            members.append(PlacedInstance("", role, there))
             fabric = fabric.reserve(_reservations(request, {role: [there]}))
     return nodes if moved else None
 
@@ -153,7 +153,7 @@ def _as_placement(
     assignments = tuple(
         Assignment(role, k, name) for role in ROLES for k, name in enumerate(sorted(nodes[role]))
     )
-    spread = spread_of(fabric, [Member("", a.role, a.node) for a in assignments])
+    spread = spread_of(fabric, [PlacedInstance("", a.role, a.node) for a in assignments])
     costs = weights(fabric, request.level if request.mode == "Preferred" else None)
     cost = cost_of(spread, rooms_for(fabric, request), request, costs)
     cells = tuple(Cell(leaf, *spread[leaf]) for leaf in sorted(spread))
@@ -170,7 +170,7 @@ def _as_placement(
         assignments=assignments,
         cells=cells,
         cost=cost,
-        candidates=(Candidate(kind, cells, cost, "won"), *others),
+        candidates=(PlacementCandidate(kind, cells, cost, "won"), *others),
         explanation=(f"{kind} [{told}]: {cost}: won", lost, *found.explanation[1:]),
         reservations=_reservations(request, {r: sorted(nodes[r]) for r in ROLES}),
     )

@@ -18,8 +18,8 @@ from pdserve.placement.types import (
     Cost,
     GroupRequest,
     InstancePlacement,
-    Member,
     NoFit,
+    PlacedInstance,
     Removal,
     Site,
 )
@@ -33,7 +33,7 @@ def place_closest_instance(
     fabric: Fabric,
     request: GroupRequest,
     role: Role,
-    members: Sequence[Member],
+    members: Sequence[PlacedInstance],
     near: Path | None = None,
 ) -> InstancePlacement | NoFit:
     """Find a node for one more instance of `role` beside `members`, by topology alone.
@@ -86,7 +86,7 @@ def place_closest_instance(
 def choose_removal(
     fabric: Fabric,
     role: Role,
-    members: Sequence[Member],
+    members: Sequence[PlacedInstance],
     count: int,
     level: str | None = None,
     beside: Sequence[Site] = (),
@@ -106,7 +106,7 @@ def choose_removal(
         if len(own) <= 1:
             lines.append(f"the last {role} stays")
             break
-        judged: list[tuple[bool, bool, int, int, Member]] = []
+        judged: list[tuple[bool, bool, int, int, PlacedInstance]] = []
         for member in own:
             others = [m for m in left if m is not member]
             rest, crowded = spread_of(fabric, others), only_node((*beside, site_of(others)))
@@ -125,7 +125,7 @@ def choose_removal(
     return Removal(tuple(names), tuple(lines))
 
 
-def spread_of(fabric: Fabric, members: Sequence[Member]) -> Spread:
+def spread_of(fabric: Fabric, members: Sequence[PlacedInstance]) -> Spread:
     """Counts per leaf of instances that exist; those outside the tree are left out."""
     spread: dict[Path, tuple[int, int]] = {}
     for member in members:

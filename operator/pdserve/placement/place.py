@@ -20,12 +20,12 @@ from pdserve.placement.rooms import Room, Rooms, rooms_for
 from pdserve.placement.strategies import balanced_cells, by_leaf_room, improve, one_leaf, packed
 from pdserve.placement.types import (
     Assignment,
-    Candidate,
     Cell,
     Cost,
     GroupRequest,
     NoFit,
     Placement,
+    PlacementCandidate,
     Shape,
     cell_text,
 )
@@ -147,7 +147,7 @@ def _answer(
         Assignment(role, k, name) for role, names in nodes.items() for k, name in enumerate(names)
     )
     candidates = tuple(
-        Candidate(
+        PlacementCandidate(
             option.kind,
             tuple(Cell(leaf, p, d) for leaf, (p, d) in sorted(option.spread.items())),
             option.cost,

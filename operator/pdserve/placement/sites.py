@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import reduce
 
-from pdserve.placement.types import Member, Site
+from pdserve.placement.types import PlacedInstance, Site
 from pdserve.wire.peers import ROLES, Role
 
 
-def site_of(members: Iterable[Member]) -> Site:
+def site_of(members: Iterable[PlacedInstance]) -> Site:
     """Where the instances of one group are."""
     nodes: dict[Role, set[str]] = {role: set() for role in ROLES}
     for member in members:

@@ -79,7 +79,7 @@ class GroupRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class PlacedInstance:
     """An instance that exists, for growth, substitution and removal."""
 
     name: str
@@ -122,7 +122,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class PlacementCandidate:
     """One way that was considered, and why it lost (`won` for the winner)."""
 
     kind: str
@@ -147,7 +147,7 @@ class Placement:
     assignments: tuple[Assignment, ...]
     cells: tuple[Cell, ...]
     cost: Cost
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[PlacementCandidate, ...]
     explanation: tuple[str, ...]
     reservations: tuple[Reservation, ...]
 
@@ -169,7 +169,7 @@ class NoFit:
     missing: str
     largest: tuple[int, int] | None
     """Largest P/D group, not above the one asked for, that fits now; None when none does."""
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[PlacementCandidate, ...] = ()
     explanation: tuple[str, ...] = ()
 
 

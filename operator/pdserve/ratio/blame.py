@@ -19,8 +19,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdserve.ratio.model import Model
-from pdserve.ratio.types import Counts, Memory, Profile, Quantity, ScenarioSample, known
+from pdserve.ratio.model import PerformanceModel
+from pdserve.ratio.types import (
+    Counts,
+    LoopMemory,
+    PerformanceProfile,
+    Quantity,
+    ScenarioSample,
+    known,
+)
 from pdserve.wire.peers import Role
 
 FULL = 0.85
@@ -88,7 +95,7 @@ class Blame:
     why: str
 
 
-def read_signals(sample: ScenarioSample, profile: Profile | None) -> Signals:
+def read_signals(sample: ScenarioSample, profile: PerformanceProfile | None) -> Signals:
     """Reduce a sample to what the rules look at."""
     shortest = sample.windows[0]
     pre, dec = sample.prefill, sample.decode
@@ -117,7 +124,9 @@ def read_signals(sample: ScenarioSample, profile: Profile | None) -> Signals:
     )
 
 
-def blame(signals: Signals, memory: Memory, model: Model | None, current: Counts) -> Blame:
+def blame(
+    signals: Signals, memory: LoopMemory, model: PerformanceModel | None, current: Counts
+) -> Blame:
     """The role to grow; see the module's rules 1-5."""
     streams, first = signals.late_streams, signals.late_first
     if streams is not None and first is not None and streams > first:
@@ -139,7 +148,7 @@ def blame(signals: Signals, memory: Memory, model: Model | None, current: Counts
     return _by_model(model, current)
 
 
-def _by_shares(signals: Signals, memory: Memory) -> Blame | None:
+def _by_shares(signals: Signals, memory: LoopMemory) -> Blame | None:
     """Rule 3, with its veto."""
     share, compute = signals.share, signals.compute
     if share is None or compute is None or not memory.base_share or not memory.base_compute:
@@ -155,7 +164,7 @@ def _by_shares(signals: Signals, memory: Memory) -> Blame | None:
     return Blame("decode", f"{what} {moved:+.0%}")
 
 
-def _by_model(model: Model | None, current: Counts) -> Blame:
+def _by_model(model: PerformanceModel | None, current: Counts) -> Blame:
     if model is None:
         return Blame("prefill", "first tokens came late and nothing points to decode")
     prefill = model.prefill.utilisation(current.total("prefill"), model.felt("prefill"))

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from pdserve.ratio.model import Model
+from pdserve.ratio.model import PerformanceModel
 from pdserve.ratio.types import (
     Bounds,
     BudgetLimit,
-    Candidate,
     Counts,
+    CountsCandidate,
     PlacementLimit,
     Range,
     RoleDevices,
@@ -27,7 +27,7 @@ NEGLIGIBLE = 5e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CountLimits:
     """Everything that forbids counts, whatever the traffic."""
 
     bounds: Bounds
@@ -63,7 +63,7 @@ class Limits:
 class Predictor:
     """Predictions by total instances, each computed once per decision."""
 
-    model: Model
+    model: PerformanceModel
     _misses: dict[tuple[Role, int, float], float] = field(default_factory=dict)
     _late: dict[tuple[Role, int], float] = field(default_factory=dict)
 
@@ -103,9 +103,11 @@ class Predictor:
                 low = middle + 1
         return low
 
-    def candidate(self, counts: Counts, limits: Limits, note: str = "") -> Candidate:
+    def candidate(self, counts: Counts, limits: CountLimits, note: str = "") -> CountsCandidate:
         """The counts with what they cost and promise, rounded for the record."""
-        return Candidate(counts, limits.devices(counts), round(self.attainment(counts), 4), note)
+        return CountsCandidate(
+            counts, limits.devices(counts), round(self.attainment(counts), 4), note
+        )
 
 
 def churn(before: Counts, after: Counts) -> tuple[int, int]:
@@ -118,7 +120,7 @@ def churn(before: Counts, after: Counts) -> tuple[int, int]:
     return destroyed, created
 
 
-def growth_order(current: Counts, limits: Limits) -> Callable[[Counts], tuple[object, ...]]:
+def growth_order(current: Counts, limits: CountLimits) -> Callable[[Counts], tuple[object, ...]]:
     """Order among counts that hold the target, best first.
 
     1. fewest devices beyond today's (so a role moves before anything grows); 2. fewest instances
@@ -137,7 +139,10 @@ def growth_order(current: Counts, limits: Limits) -> Callable[[Counts], tuple[ob
 
 
 def grow(
-    current: Counts, limits: Limits, accepts: Callable[[Counts], bool], needs: Callable[[Role], int]
+    current: Counts,
+    limits: CountLimits,
+    accepts: Callable[[Counts], bool],
+    needs: Callable[[Role], int],
 ) -> Counts | None:
     """The best counts that `accepts` allows, in `growth_order`; None when there are none.
 
@@ -152,7 +157,7 @@ def grow(
     return None if best is None else best[1]
 
 
-def best_effort(current: Counts, limits: Limits, predict: Predictor) -> Counts:
+def best_effort(current: Counts, limits: CountLimits, predict: Predictor) -> Counts:
     """The counts with the highest predicted attainment (to 0.1 %), then `growth_order`.
 
     For when nothing within the limits holds the target; may be `current` itself.
@@ -183,7 +188,7 @@ def _ratio(counts: Counts) -> Fraction:
     return Fraction(counts.prefill, max(counts.decode, 1))
 
 
-def _shapes(current: Counts, limits: Limits, needs: Callable[[Role], int]) -> Iterator[Counts]:
+def _shapes(current: Counts, limits: CountLimits, needs: Callable[[Role], int]) -> Iterator[Counts]:
     """Counts with at least the instances needed, up to a little above need or today."""
     need_p, need_d = needs("prefill"), needs("decode")
     for groups in _span(limits.bounds.groups):
@@ -203,7 +208,7 @@ def _from(allowed: Range, need: int, groups: int, today: int) -> range:
     return range(least, min(allowed.max, max(least + 3, today + 1)) + 1)
 
 
-def _frontier(current: Counts, limits: Limits, predict: Predictor) -> Iterator[Counts]:
+def _frontier(current: Counts, limits: CountLimits, predict: Predictor) -> Iterator[Counts]:
     """Counts within the bounds, per role up to where one more instance changes nothing."""
     for groups in _span(limits.bounds.groups):
         prefills = _useful("prefill", groups, limits.bounds.prefill, current, predict)

@@ -10,7 +10,8 @@ Order of a round; the first step with an answer ends it:
 5. slow loop, once per control period: the model's floor -> grow; else, after a surplus lasted,
    one step down that the model accepts with margin.
 
-Pure: no clock, no state but `Memory`, which goes in and comes out. Reason codes: `types.Reason`.
+Pure: no clock, no state but `LoopMemory`, which goes in and comes out. Reason codes:
+`types.Reason`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pdserve.ratio.types import (
     Counts,
     Decision,
     DecisionInput,
-    Memory,
+    LoopMemory,
     Outcome,
     PlacementLimit,
     Reason,
@@ -96,7 +97,7 @@ def _owner(inp: DecisionInput) -> Decision | None:
     return None
 
 
-def _with_data(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> Decision:
+def _with_data(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -> Decision:
     """Steps 3 to 5."""
     waiting = _in_flight(inp, memory)
     now = open_round(inp, sample, memory)
@@ -121,7 +122,7 @@ def _with_data(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> De
     return _shrunk(inp, memory, now)
 
 
-def _in_flight(inp: DecisionInput, memory: Memory) -> str | None:
+def _in_flight(inp: DecisionInput, memory: LoopMemory) -> str | None:
     """Step 3: what is still on its way, for as long as that may block."""
     if memory.unready_since is None:
         return None
@@ -134,7 +135,7 @@ def _in_flight(inp: DecisionInput, memory: Memory) -> str | None:
     )
 
 
-def _grown(inp: DecisionInput, proposal: Proposal, memory: Memory, now: Round) -> Decision:
+def _grown(inp: DecisionInput, proposal: Proposal, memory: LoopMemory, now: Round) -> Decision:
     memory = replace(memory, surplus_since=None)
     if proposal.blocked:
         return _result(inp, proposal, memory, now)
@@ -145,7 +146,7 @@ def _grown(inp: DecisionInput, proposal: Proposal, memory: Memory, now: Round) -
     return _result(inp, proposal, memory, now)
 
 
-def _shrunk(inp: DecisionInput, memory: Memory, now: Round) -> Decision:
+def _shrunk(inp: DecisionInput, memory: LoopMemory, now: Round) -> Decision:
     proposal = propose_surplus(now)
     if proposal is None:
         memory = replace(memory, surplus_since=None)
@@ -166,7 +167,7 @@ def _dwell_left(inp: DecisionInput, dwell: float) -> float:
 
 
 def _held(
-    inp: DecisionInput, reason: Reason, message: str, memory: Memory, now: Round | None = None
+    inp: DecisionInput, reason: Reason, message: str, memory: LoopMemory, now: Round | None = None
 ) -> Decision:
     inputs = () if now is None else now.inputs()
     candidates = () if now is None else now.candidates(inp.current)
@@ -176,7 +177,7 @@ def _held(
 
 
 def _result(
-    inp: DecisionInput, proposal: Proposal, memory: Memory, now: Round | None = None
+    inp: DecisionInput, proposal: Proposal, memory: LoopMemory, now: Round | None = None
 ) -> Decision:
     outcome: Outcome = "Applied" if inp.mode != "Advise" else "Advised"
     if proposal.blocked:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pdserve.ratio.types import (
     Demand,
-    Expected,
+    ExpectedTraffic,
     LoopSettings,
     PrefillWindow,
     RequestWindow,
@@ -78,7 +78,7 @@ def estimate_rate(windows: Sequence[RequestWindow], settings: LoopSettings) -> R
 
 
 def estimate_demand(
-    sample: ScenarioSample, expected: Expected | None, rate: float
+    sample: ScenarioSample, expected: ExpectedTraffic | None, rate: float
 ) -> Demand | None:
     """Token counts per request at `rate`; from `expected` before anything completed."""
     for window in _by_preference(sample.windows):
@@ -91,7 +91,7 @@ def estimate_demand(
     return None if expected is None else expected_demand(expected, rate)
 
 
-def expected_demand(expected: Expected, rate: float | None = None) -> Demand:
+def expected_demand(expected: ExpectedTraffic, rate: float | None = None) -> Demand:
     """The demand the owner of the model announced, at its own rate unless another is given."""
     return _demand(
         expected.requests_per_second if rate is None else rate,

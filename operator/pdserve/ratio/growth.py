@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pdserve.ratio.blame import Blame, blame, read_signals
-from pdserve.ratio.choose import Limits, Predictor, best_effort, grow
+from pdserve.ratio.choose import CountLimits, Predictor, best_effort, grow
 from pdserve.ratio.memory import MAX_PRESSURE
-from pdserve.ratio.model import Model
+from pdserve.ratio.model import PerformanceModel
 from pdserve.ratio.round import Proposal, Round
-from pdserve.ratio.types import Counts, Memory, Reason
+from pdserve.ratio.types import Counts, LoopMemory, Reason
 from pdserve.wire.peers import ROLES, Role
 
 MAX_STRESS = 2.0
@@ -24,7 +24,7 @@ WORTH_CHANGING = 0.01
 """A change that cannot reach the target must promise at least this much attainment."""
 
 
-def for_evidence(now: Round) -> tuple[Proposal, Memory]:
+def for_evidence(now: Round) -> tuple[Proposal, LoopMemory]:
     """The target is surely missed: grow the role that is short, sized by the model."""
     signals = read_signals(now.sample, now.inp.profile)
     fault = blame(signals, now.memory, now.model, now.inp.current)
@@ -110,7 +110,7 @@ def _one_more(now: Round, fault: Blame, reason: Reason, lead: str) -> Proposal:
     return Proposal(current, limit, f"{lead}; {_named(limit, now)} allows no more", blocked=True)
 
 
-def _stressed(now: Round, model: Model, role: Role) -> Model:
+def _stressed(now: Round, model: PerformanceModel, role: Role) -> PerformanceModel:
     """Raise the load the role feels until the model explains the measured attainment."""
     if now.evidence is None:
         return model
@@ -144,7 +144,7 @@ def _may_give(now: Round, predict: Predictor, counts: Counts) -> bool:
     )
 
 
-def _unreachable(now: Round, model: Model) -> Proposal | None:
+def _unreachable(now: Round, model: PerformanceModel) -> Proposal | None:
     """No number of instances helps a request that misses its target on an idle one."""
     for role in ROLES:
         part = model.role(role)
@@ -163,7 +163,7 @@ def _fine(now: Round) -> bool:
     return now.evidence is not None and now.evidence.attainment >= now.inp.slo.attainment
 
 
-def _binding(current: Counts, limits: Limits) -> Reason:
+def _binding(current: Counts, limits: CountLimits) -> Reason:
     """Which limit forbids the smallest growth of either role: placement, budget or bounds."""
     steps = [
         Counts(current.groups + 1, current.prefill, current.decode),

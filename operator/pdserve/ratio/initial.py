@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdserve.ratio.choose import Limits, Predictor, best_effort, grow
+from pdserve.ratio.choose import CountLimits, Predictor, best_effort, grow
 from pdserve.ratio.demand import expected_demand
 from pdserve.ratio.model import build
-from pdserve.ratio.types import Counts, Expected, Profile, Slo
+from pdserve.ratio.types import Counts, ExpectedTraffic, PerformanceProfile, Slo
 from pdserve.wire.peers import Role
 
 
@@ -20,10 +20,10 @@ class Sizing:
 
 
 def initial_counts(
-    limits: Limits,
+    limits: CountLimits,
     slo: Slo,
-    expected: Expected | None,
-    profile: Profile | None,
+    expected: ExpectedTraffic | None,
+    profile: PerformanceProfile | None,
     fixed: Counts | None = None,
 ) -> Sizing:
     """Fewest devices that hold the announced traffic; the lower bounds when nothing is known.
@@ -58,7 +58,9 @@ def initial_counts(
     )
 
 
-def _explained(counts: Counts, predict: Predictor, expected: Expected, profile: Profile) -> str:
+def _explained(
+    counts: Counts, predict: Predictor, expected: ExpectedTraffic, profile: PerformanceProfile
+) -> str:
     return (
         f"{counts} for {expected.requests_per_second:g} requests/s of {expected.prompt_tokens:g} + "
         f"{expected.output_tokens:g} tokens (profile {profile.source}): predicted "

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 from pdserve.ratio.types import (
     DecodeProfile,
+    PerformanceProfile,
     PrefillProfile,
-    Profile,
     Quantity,
     ScenarioSample,
     known,
@@ -78,13 +78,13 @@ class LearnState:
     last_at: float | None = None
     """End of the last window used."""
 
-    def profile(self) -> Profile | None:
+    def profile(self) -> PerformanceProfile | None:
         """What is known now; None until both roles have a seed or a window."""
         if self.prefill is None or self.decode is None:
             return None
         learned = min(self.prefill.weight, self.decode.weight) > 0.0
         confidence = min(self.prefill.confidence(), self.decode.confidence())
-        return Profile(
+        return PerformanceProfile(
             PrefillProfile(*self.prefill.coefficients()),
             DecodeProfile(*self.decode.coefficients()),
             self.prefill_slots,
@@ -100,7 +100,7 @@ def start(
     prefill_slots: int,
     decode_slots: int,
     prefetch: int = 2,
-    preset: Profile | None = None,
+    preset: PerformanceProfile | None = None,
 ) -> LearnState:
     """Begin from a preset profile, or from nothing. Slots are the spec's `maxConcurrency`."""
     state = LearnState(key, prefill_slots, decode_slots, prefetch, "none")

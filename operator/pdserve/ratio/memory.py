@@ -1,4 +1,4 @@
-"""What one round of the loop hands to the next: pure updates of `Memory`.
+"""What one round of the loop hands to the next: pure updates of `LoopMemory`.
 
 Kept small on purpose: whatever the cluster already says (counts, past changes) is not repeated
 here, and losing all of it delays a decision by about one window.
@@ -10,14 +10,14 @@ import math
 from dataclasses import replace
 
 from pdserve.ratio.blame import Signals
-from pdserve.ratio.types import DecisionInput, LoopSettings, Memory
+from pdserve.ratio.types import DecisionInput, LoopMemory, LoopSettings
 
 SMOOTHING = 0.2
 """Weight of the newest healthy round in the remembered compute share."""
 MAX_PRESSURE = 4.0
 
 
-def observe_readiness(inp: DecisionInput) -> Memory:
+def observe_readiness(inp: DecisionInput) -> LoopMemory:
     """Track since when every wanted instance is ready, and let proven pressure fade."""
     memory, now = _fade(inp.memory, inp.now, inp.settings), inp.now
     complete = inp.ready_prefill == inp.current.total(
@@ -31,7 +31,7 @@ def observe_readiness(inp: DecisionInput) -> Memory:
     return replace(memory, unready_since=None)
 
 
-def remember_health(memory: Memory, signals: Signals) -> Memory:
+def remember_health(memory: LoopMemory, signals: Signals) -> LoopMemory:
     """Blend the compute share of a round that met its target into the healthy one."""
     share, compute = signals.share, signals.compute
     if share is None or compute is None:
@@ -45,7 +45,7 @@ def remember_health(memory: Memory, signals: Signals) -> Memory:
     )
 
 
-def _fade(memory: Memory, now: float, settings: LoopSettings) -> Memory:
+def _fade(memory: LoopMemory, now: float, settings: LoopSettings) -> LoopMemory:
     if memory.pressure_at is None:
         return replace(memory, pressure_at=now)
     keep = math.exp(-max(now - memory.pressure_at, 0.0) / settings.pressure_fade)

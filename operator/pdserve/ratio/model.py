@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from pdserve.ratio.queueing import late_share, wait_exceeds
-from pdserve.ratio.types import Demand, Profile, Slo
+from pdserve.ratio.types import Demand, PerformanceProfile, Slo
 from pdserve.wire.peers import Role
 
 OUTPUT_CV2 = 1.0
@@ -21,7 +21,7 @@ OUTPUT_CV2 = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class OperatingPoint:
     """One way to run an instance: `batch` slots, each busy for `seconds` per request."""
 
     batch: int
@@ -40,7 +40,7 @@ class RoleModel:
     """What one role does with one demand, whatever the number of instances."""
 
     role: Role
-    options: tuple[Running, ...]
+    options: tuple[OperatingPoint, ...]
     """Empty when a single request alone on an idle instance misses its target."""
     alone: float
     """That single request's T_p, or its TPOT, in seconds."""
@@ -78,7 +78,7 @@ class RoleModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class PerformanceModel:
     """Both roles under one demand, with the load each role has proved to feel."""
 
     prefill: RoleModel
@@ -97,24 +97,26 @@ class Model:
         return self.rate * pressure * stress
 
 
-def build(profile: Profile, demand: Demand, slo: Slo) -> Model:
+def build(profile: PerformanceProfile, demand: Demand, slo: Slo) -> PerformanceModel:
     """The model of both roles for one demand."""
-    return Model(_prefill(profile, demand, slo), _decode(profile, demand, slo), demand.rate)
+    return PerformanceModel(
+        _prefill(profile, demand, slo), _decode(profile, demand, slo), demand.rate
+    )
 
 
-def _prefill(profile: Profile, demand: Demand, slo: Slo) -> RoleModel:
+def _prefill(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel:
     """`mu_p = max over b <= b_p of b/T_p(b)`, over the batches that leave time to wait."""
     options = []
     for batch in _ladder(profile.prefill_slots):
         seconds = _prefill_seconds(profile, demand, batch)
         if seconds <= slo.ttft:
-            options.append(Running(batch, seconds, slo.ttft - seconds))
+            options.append(OperatingPoint(batch, seconds, slo.ttft - seconds))
     return RoleModel(
         "prefill", tuple(options), _prefill_seconds(profile, demand, 1), slo.ttft, _spread(demand)
     )
 
 
-def _decode(profile: Profile, demand: Demand, slo: Slo) -> RoleModel:
+def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel:
     """`mu_d = b*/T_d(b*)`, b* the largest batch whose step time meets TPOT."""
     steps = max(demand.output_tokens - 1.0, 0.0)  # token 1 is prefill's
     alone = profile.decode.step_seconds(1, demand.context_tokens)
@@ -124,10 +126,12 @@ def _decode(profile: Profile, demand: Demand, slo: Slo) -> RoleModel:
     seconds = max(steps * profile.decode.step_seconds(batch, demand.context_tokens), 1e-6)
     # Above b* nobody waits: the batch grows and every stream misses TPOT. At b_d they do wait.
     slack = slo.handoff if batch == profile.decode_slots else 0.0
-    return RoleModel("decode", (Running(batch, seconds, slack),), alone, slo.tpot, OUTPUT_CV2)
+    return RoleModel(
+        "decode", (OperatingPoint(batch, seconds, slack),), alone, slo.tpot, OUTPUT_CV2
+    )
 
 
-def largest_decode_batch(profile: Profile, demand: Demand, slo: Slo) -> int:
+def largest_decode_batch(profile: PerformanceProfile, demand: Demand, slo: Slo) -> int:
     """b*: the largest batch within b_d whose step takes at most TPOT; 0 when none does."""
     low, high = 0, profile.decode_slots
     while low < high:
@@ -139,7 +143,7 @@ def largest_decode_batch(profile: Profile, demand: Demand, slo: Slo) -> int:
     return low
 
 
-def _prefill_seconds(profile: Profile, demand: Demand, batch: int) -> float:
+def _prefill_seconds(profile: PerformanceProfile, demand: Demand, batch: int) -> float:
     seconds = profile.prefill.batch_seconds(batch, demand.uncached_tokens, demand.uncached_squared)
     return max(seconds, 1e-6)
 

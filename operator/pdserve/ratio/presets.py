@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pdserve.ratio.types import DecodeProfile, PrefillProfile, Profile
+from pdserve.ratio.types import DecodeProfile, PerformanceProfile, PrefillProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,19 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(name: str, prefill_slots: int, decode_slots: int, prefetch: int = 2) -> Profile:
+def preset(
+    name: str, prefill_slots: int, decode_slots: int, prefetch: int = 2
+) -> PerformanceProfile:
     """The named profile with the spec's slots. Raises KeyError naming the known ones."""
     if name not in PRESETS:
         raise KeyError(f"profile preset {name!r}: want one of {', '.join(sorted(PRESETS))}")
     found = PRESETS[name]
-    return Profile(
+    return PerformanceProfile(
         found.prefill, found.decode, prefill_slots, decode_slots, prefetch, f"preset:{name}"
     )
 
 
-def dilated(profile: Profile, factor: float) -> Profile:
+def dilated(profile: PerformanceProfile, factor: float) -> PerformanceProfile:
     """All times multiplied, as the reference engine's paced mode does with its pace factor."""
     pre, dec = profile.prefill, profile.decode
     return replace(

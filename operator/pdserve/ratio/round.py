@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pdserve.ratio.choose import Limits, Predictor
+from pdserve.ratio.choose import CountLimits, Predictor
 from pdserve.ratio.demand import RateEstimate, covered, estimate_demand, estimate_rate
 from pdserve.ratio.evidence import Evidence, weigh
-from pdserve.ratio.model import Model, build
+from pdserve.ratio.model import PerformanceModel, build
 from pdserve.ratio.types import (
-    Candidate,
     Counts,
+    CountsCandidate,
     DecisionInput,
     Demand,
-    Memory,
+    LoopMemory,
     Reason,
     ScenarioSample,
     known,
@@ -45,11 +45,11 @@ class Round:
 
     inp: DecisionInput
     sample: ScenarioSample
-    memory: Memory
-    limits: Limits
+    memory: LoopMemory
+    limits: CountLimits
     rate: RateEstimate | None
     demand: Demand | None
-    model: Model | None
+    model: PerformanceModel | None
     """None without a profile, or before anything is known about request lengths."""
     predict: Predictor | None
     evidence: Evidence | None
@@ -95,7 +95,7 @@ class Round:
         rate, d = self.demand.rate, self.demand
         return f"{rate:.2f} requests/s of {d.prompt_tokens:.0f} + {d.output_tokens:.0f} tokens"
 
-    def candidates(self, to: Counts) -> tuple[Candidate, ...]:
+    def candidates(self, to: Counts) -> tuple[CountsCandidate, ...]:
         """Today's counts and the chosen ones, with prediction and cost."""
         if self.predict is None:
             return ()
@@ -138,7 +138,7 @@ class Round:
         if known(kv_wait) and known(requests) and requests > 0:
             values["kvWait"] = f"{kv_wait / requests:.3f}s"
 
-    def _put_model(self, values: dict[str, str], model: Model) -> None:
+    def _put_model(self, values: dict[str, str], model: PerformanceModel) -> None:
         current = self.inp.current
         values["profile"] = self.inp.profile.source if self.inp.profile else "none"
         values["capacityPrefill"] = f"{model.prefill.capacity:.3f}"
@@ -150,12 +150,14 @@ class Round:
         values["pressureDecode"] = f"{model.pressure_decode:.2f}"
 
 
-def limits_of(inp: DecisionInput) -> Limits:
+def limits_of(inp: DecisionInput) -> CountLimits:
     """The hard limits of an input."""
-    return Limits(inp.bounds, inp.prefill_devices, inp.decode_devices, inp.budget, inp.placement)
+    return CountLimits(
+        inp.bounds, inp.prefill_devices, inp.decode_devices, inp.budget, inp.placement
+    )
 
 
-def open_round(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> Round:
+def open_round(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -> Round:
     """Derive demand, model and evidence."""
     limits = limits_of(inp)
     sample = replace(sample, windows=covered(sample.windows))
@@ -173,16 +175,16 @@ def open_round(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> Ro
     return Round(inp, sample, memory, limits, rate, demand, model, predict, evidence, failing)
 
 
-def _model(inp: DecisionInput, demand: Demand, memory: Memory) -> Model | None:
+def _model(inp: DecisionInput, demand: Demand, memory: LoopMemory) -> PerformanceModel | None:
     if inp.profile is None:
         return None
     model = build(inp.profile, demand, inp.slo)
-    return Model(
+    return PerformanceModel(
         model.prefill, model.decode, model.rate, memory.pressure_prefill, memory.pressure_decode
     )
 
 
-def _usable(inp: DecisionInput, sample: ScenarioSample, memory: Memory) -> float:
+def _usable(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -> float:
     """Seconds for which the present counts had been in effect when the windows ended."""
     since = memory.settled_at if memory.settled_at is not None else memory.unready_since
     return 0.0 if since is None else inp.now - sample.lag - since

@@ -1,9 +1,9 @@
 """Values the ratio loop reads and writes; no decisions here.
 
-`telemetry` fills a `ScenarioSample`, `ratio.learn` keeps the `Profile`, the controller adds what
-the cluster says, and `ratio.decide.decide` turns the resulting `DecisionInput` into a `Decision`.
-Every type is a frozen dataclass that `ratio.records` writes to JSON and reads back, so that a
-recorded input can be decided again byte for byte. Times are seconds since the epoch (UTC),
+`telemetry` fills a `ScenarioSample`, `ratio.learn` keeps the `PerformanceProfile`, the controller
+adds what the cluster says, and `ratio.decide.decide` turns the resulting `DecisionInput` into a
+`Decision`. Every type is a frozen dataclass that `ratio.records` writes to JSON and reads back, so
+that a recorded input can be decided again byte for byte. Times are seconds since the epoch (UTC),
 durations are seconds, token counts are means per request unless a name says otherwise.
 Definitions of the quantities: docs/architecture.md and dataplane terms in docs/concepts.md.
 """
@@ -152,7 +152,7 @@ class DecodeProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class PerformanceProfile:
     """What one instance of each role can do, for one model on one device type."""
 
     prefill: PrefillProfile
@@ -189,7 +189,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedTraffic:
     """`scenarios[].expected` of the API: used until traffic was measured."""
 
     prompt_tokens: float
@@ -343,7 +343,7 @@ class PlacementLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class LoopMemory:
     """What one round tells the next. Losing it (operator restart) costs one slow round."""
 
     last_slow: float | None = None
@@ -363,7 +363,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CountsCandidate:
     """Counts that were considered."""
 
     counts: Counts
@@ -385,8 +385,8 @@ class Decision:
     reason: Reason
     message: str
     inputs: tuple[tuple[str, str], ...] = ()
-    candidates: tuple[Candidate, ...] = ()
-    memory: Memory = field(default_factory=Memory)
+    candidates: tuple[CountsCandidate, ...] = ()
+    memory: LoopMemory = field(default_factory=LoopMemory)
 
     @property
     def changes(self) -> bool:
@@ -422,11 +422,11 @@ class DecisionInput:
     prefill_devices: RoleDevices
     decode_devices: RoleDevices
     fixed: Counts | None = None
-    profile: Profile | None = None
-    expected: Expected | None = None
+    profile: PerformanceProfile | None = None
+    expected: ExpectedTraffic | None = None
     budget: tuple[BudgetLimit, ...] = ()
     placement: tuple[PlacementLimit, ...] = ()
     """Shapes already known not to fit more often; others count as placeable."""
     changes: tuple[PastChange, ...] = ()
     settings: LoopSettings = field(default_factory=LoopSettings)
-    memory: Memory = field(default_factory=Memory)
+    memory: LoopMemory = field(default_factory=LoopMemory)

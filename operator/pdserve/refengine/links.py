@@ -12,7 +12,7 @@ import asyncio
 import logging
 
 from pdserve.http.errors import ApiError
-from pdserve.refengine.kv.transport import PeerAddress, Transport, TransportError
+from pdserve.refengine.kv.transport import KvTransport, PeerAddress, TransportError
 from pdserve.wire.links import LinkReport
 from pdserve.wire.peers import Peer, PeerTable
 
@@ -30,7 +30,7 @@ class Links:
         self._table: PeerTable | None = None
         self._tasks: dict[PeerAddress, asyncio.Task[None]] = {}
         self._down: dict[str, str] = {}
-        self.transport: Transport | None = None
+        self.transport: KvTransport | None = None
         self.ready = role == "both"
 
     def accept(self, table: PeerTable) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pdserve.http.listen import listening
 from pdserve.refengine.api.generate import Generator
 from pdserve.refengine.api.handover import Sender
-from pdserve.refengine.api.http import Bounds, HttpConnection
+from pdserve.refengine.api.http import ConnectionLimits, HttpConnection
 from pdserve.refengine.api.routes import Routes
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.kv.tcp import Identity, TcpTransport
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class StartedInstance:
     """A started instance: where it listens, and its parts for tests and benches."""
 
     port: int
@@ -39,7 +39,7 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Running]:
+async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[StartedInstance]:
     """Listen and serve inside the `async with` block."""
     loop = asyncio.get_running_loop()
     pacer = Pacer(load_profile(config.paced), config.pace_factor) if config.paced else None
@@ -72,7 +72,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
     )
     prompts = frozenset((http.PATH_COMPLETIONS, http.PATH_CHAT))
     kept = min(config.max_body_bytes, generator.body_bytes)
-    bounds = Bounds(config.max_body_bytes, kept, prompts, config.arrival_seconds)
+    bounds = ConnectionLimits(config.max_body_bytes, kept, prompts, config.arrival_seconds)
     server = await loop.create_server(
         lambda: HttpConnection(routes, bounds, connections),
         **listening(config.bind, config.port),
@@ -80,7 +80,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Run
     )
     try:
         port = server.sockets[0].getsockname()[1]
-        yield Running(port, transfer_port, engine, links)
+        yield StartedInstance(port, transfer_port, engine, links)
         await _drain(engine, generator, config.drain_seconds)
     finally:
         server.close()

@@ -14,14 +14,14 @@ from pdserve.topology.nodes import (
     reservation_of,
 )
 from pdserve.topology.requests import pod_devices, pod_requests
-from pdserve.topology.spec import Level, TreeSpec, fabric_spec
+from pdserve.topology.spec import FabricLevel, TreeSpec, fabric_spec
 from pdserve.topology.summary import DomainSummary, LevelSummary, summarise
 
 __all__ = [
     "DomainSummary",
     "Fabric",
+    "FabricLevel",
     "LabelProblem",
-    "Level",
     "LevelSummary",
     "NodeView",
     "Path",

@@ -13,7 +13,7 @@ HOSTNAME_LABEL = "kubernetes.io/hostname"
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class FabricLevel:
     """One level of the fabric, e.g. leaf; crossing the uplink of a part costs `hop_cost`.
 
     Two nodes that differ at several levels cross the uplinks of all of them: costs add up, as in
@@ -30,7 +30,7 @@ class TreeSpec:
     """What the platform engineer declared. `levels` run from the outermost to the innermost."""
 
     name: str
-    levels: tuple[Level, ...]
+    levels: tuple[FabricLevel, ...]
     selector: Mapping[str, str] = field(default_factory=dict)
     cordoned: frozenset[tuple[str, str]] = frozenset()
     """Pairs (level, value) that take no new instance."""
@@ -62,7 +62,7 @@ def fabric_spec(domain: RoCEDomain) -> TreeSpec:
     spec = domain.spec
     return TreeSpec(
         name=str(domain.metadata.name),
-        levels=tuple(Level(v.name, v.node_label, int(v.hop_cost)) for v in spec.levels),
+        levels=tuple(FabricLevel(v.name, v.node_label, int(v.hop_cost)) for v in spec.levels),
         selector=dict(spec.node_selector.match_labels),
         cordoned=frozenset((o.level, o.value) for o in spec.overrides if o.cordoned),
         missing="UnknownDomain" if spec.missing_label_policy == "UnknownDomain" else "Exclude",

@@ -23,9 +23,9 @@ from tests.support.hostile import VALUES, deep, places, put
 
 from pdserve.api import (
     KINDS,
-    ApiError,
     Bandwidth,
     Duration,
+    InvalidObjectError,
     PDService,
     PDServiceStatus,
     RoCEDomain,
@@ -39,7 +39,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 @pytest.mark.parametrize("case", BAD, ids=lambda c: f"{c.kind}: {c.name}")
 def test_the_parser_refuses_what_the_server_refuses_at_the_same_field(case: Bad) -> None:
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(InvalidObjectError) as caught:
         BY_NAME[case.kind].parse(case.object)
     problems = caught.value.problems
     assert {p.path for p in problems} == {case.parser_field or case.field}, problems
@@ -70,7 +70,7 @@ def test_the_parser_refuses_what_the_server_refuses_at_the_same_field(case: Bad)
 def test_errors_say_path_value_and_what_would_be_right(
     edits: dict[str, Any], path: str, value: str | None, want: str | None
 ) -> None:
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(InvalidObjectError) as caught:
         PDService.parse(edited(pdservice(), edits))
     (problem,) = caught.value.problems
     assert problem.path == path
@@ -80,7 +80,7 @@ def test_errors_say_path_value_and_what_would_be_right(
 
 def test_every_problem_is_told_at_once() -> None:
     bad = edited(pdservice(), {"spec.prefill.maxConcurrency": 0, "spec.engine.image": ""})
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(InvalidObjectError) as caught:
         PDService.parse(bad, subject="PDService default/shop")
     assert [p.path for p in caught.value.problems] == [
         "spec.engine.image",
@@ -91,12 +91,12 @@ def test_every_problem_is_told_at_once() -> None:
 
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_what_is_no_object_is_refused(value: Any) -> None:
-    with pytest.raises(ApiError):
+    with pytest.raises(InvalidObjectError):
         PDService.parse(value)
 
 
 def test_long_values_are_shortened_in_errors() -> None:
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(InvalidObjectError) as caught:
         PDService.parse(edited(pdservice(), {"spec.engine.image": "x" * 600}))
     assert len(caught.value.problems[0].value) == 80
 
@@ -240,7 +240,7 @@ def test_models_cannot_be_changed_in_place() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.2", 0, 0.0001, 1e9, None])
 def test_a_number_is_finite_and_within_its_bounds(value: object) -> None:
-    with pytest.raises(ApiError, match=r"must be a number from 0\.001 to 1000000"):
+    with pytest.raises(InvalidObjectError, match=r"must be a number from 0\.001 to 1000000"):
         PDService.parse(edited(pdservice(), {"spec.scenarios.0.expected.requestsPerSecond": value}))
 
 
@@ -286,7 +286,7 @@ def test_a_part_of_a_status_that_cannot_be_read_is_left_out(kind: str) -> None:
             if path and path[0] != "conditions":
                 assert read.status.conditions == honest.status.conditions
     for value in VALUES:
-        with pytest.raises(ApiError, match="spec"):
+        with pytest.raises(InvalidObjectError, match="spec"):
             model.stored({**whole, "spec": value, "status": value})
 
 
@@ -295,7 +295,9 @@ def test_a_template_is_bounded_in_depth() -> None:
     for levels in (65, 900, 3000):
         template = {"spec": {"x": deep(levels)}}
         value["spec"]["prefill"]["template"] = template
-        with pytest.raises(ApiError, match=r"template\.spec: .* must not be nested deeper than 64"):
+        with pytest.raises(
+            InvalidObjectError, match=r"template\.spec: .* must not be nested deeper than 64"
+        ):
             ScenarioGroup.parse(value)
     value["spec"]["prefill"]["template"] = {"spec": {"x": deep(63)}}
     ScenarioGroup.parse(value)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.api import KINDS, Resource
+from pdserve.api import KINDS, CustomResource
 from pdserve.api.crd import crd_manifest, root_schema, spec_and_status
 
 ROOT = Path(__file__).parents[3]
@@ -29,7 +29,7 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
         yield from nodes(schema["additionalProperties"], f"{path}{{}}")
 
 
-def parts(kind: type[Resource]) -> Iterator[tuple[str, dict[str, Any]]]:
+def parts(kind: type[CustomResource]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Nodes of spec and status."""
     properties = root_schema(kind)["properties"]
     for part in ("spec", "status"):
@@ -37,18 +37,20 @@ def parts(kind: type[Resource]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.fixture(params=KINDS, ids=lambda k: k.info.name)
-def kind(request: pytest.FixtureRequest) -> type[Resource]:
+def kind(request: pytest.FixtureRequest) -> type[CustomResource]:
     return request.param  # type: ignore[no-any-return]
 
 
-def test_no_references_no_free_types_and_every_number_has_bounds(kind: type[Resource]) -> None:
+def test_no_references_no_free_types_and_every_number_has_bounds(
+    kind: type[CustomResource],
+) -> None:
     for path, node in parts(kind):
         assert node["type"] in {"object", "array", "string", "integer", "number", "boolean"}, path
         assert node["type"] != "number" or {"minimum", "maximum"} <= set(node), path
         assert not {"$ref", "anyOf", "allOf", "oneOf", "title", "const"} & node.keys(), path
 
 
-def test_every_list_string_number_and_map_is_bounded(kind: type[Resource]) -> None:
+def test_every_list_string_number_and_map_is_bounded(kind: type[CustomResource]) -> None:
     for path, node in parts(kind):
         if node["type"] == "string":
             assert "maxLength" in node or "enum" in node, path
@@ -61,25 +63,25 @@ def test_every_list_string_number_and_map_is_bounded(kind: type[Resource]) -> No
             assert "maxProperties" in node, path
 
 
-def test_keys_of_list_maps_are_required(kind: type[Resource]) -> None:
+def test_keys_of_list_maps_are_required(kind: type[CustomResource]) -> None:
     for path, node in parts(kind):
         keys = node.get("x-kubernetes-list-map-keys", [])
         assert set(keys) <= set(node.get("items", {}).get("required", [])), path
 
 
-def test_unknown_fields_are_kept_only_in_pod_templates(kind: type[Resource]) -> None:
+def test_unknown_fields_are_kept_only_in_pod_templates(kind: type[CustomResource]) -> None:
     for path, node in parts(kind):
         if "x-kubernetes-preserve-unknown-fields" in node:
             assert path.endswith((".template.metadata", ".template.spec")), path
 
 
-def test_every_field_is_described(kind: type[Resource]) -> None:
+def test_every_field_is_described(kind: type[CustomResource]) -> None:
     for path, node in parts(kind):
         if not path.endswith(("[]", "{}")):
             assert node.get("description"), path
 
 
-def test_status_has_no_defaults_and_no_rules(kind: type[Resource]) -> None:
+def test_status_has_no_defaults_and_no_rules(kind: type[CustomResource]) -> None:
     for path, node in nodes(root_schema(kind)["properties"]["status"], "status"):
         assert "default" not in node, path
         assert "x-kubernetes-validations" not in node, path
@@ -93,14 +95,14 @@ def test_counts_of_a_scenario_group_have_no_default() -> None:
         assert "replicas" not in holder["required"]
 
 
-def test_every_rule_of_a_written_type_says_what_would_be_right(kind: type[Resource]) -> None:
+def test_every_rule_of_a_written_type_says_what_would_be_right(kind: type[CustomResource]) -> None:
     for path, node in [("", root_schema(kind)), *parts(kind)]:
         for rule in node.get("x-kubernetes-validations", []):
             words = rule["message"].split()
             assert {"must", "needs", "is"} & set(words), (path, rule["message"])
 
 
-def test_required_and_defaults_agree_with_the_models(kind: type[Resource]) -> None:
+def test_required_and_defaults_agree_with_the_models(kind: type[CustomResource]) -> None:
     spec_type, _ = spec_and_status(kind)
     schema = root_schema(kind)["properties"]["spec"]
     for field in spec_type.model_fields.values():
@@ -108,7 +110,7 @@ def test_required_and_defaults_agree_with_the_models(kind: type[Resource]) -> No
         assert required == field.is_required(), field.alias
 
 
-def test_names_and_subresources(kind: type[Resource]) -> None:
+def test_names_and_subresources(kind: type[CustomResource]) -> None:
     spec = crd_manifest(kind)["spec"]
     assert spec["names"]["shortNames"] == [
         {"PDService": "pds", "ScenarioGroup": "psg", "RoCEDomain": "rdom"}[kind.info.name]

@@ -14,7 +14,7 @@ from pdserve.controllers.service_desired import acting_counts
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.ratio.types import Counts
 
 FIXED = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 1, "decode": 1}}
@@ -31,7 +31,7 @@ def make(**ratio: Any) -> World:
     return world
 
 
-def _puts_back(request: Request) -> bool:
+def _puts_back(request: KubeRequest) -> bool:
     changes = request.verb == "patch" and request.subresource is None
     return changes and request.resource == SCENARIO_GROUPS
 

@@ -14,7 +14,7 @@ from pdserve.dst.api_net import Faults
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.dst.world import Recorder, World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import (
     CONFIGMAPS,
@@ -215,11 +215,11 @@ async def test_one_version_of_a_peer_table_never_has_two_contents(verb: str) -> 
         uid = table["metadata"]["uid"]
         texts.setdefault((uid, version), set()).add(table["data"][names.KEY_PEERS])
 
-    def wrote(request: Request, _before: Object | None, answer: Object) -> None:
+    def wrote(request: KubeRequest, _before: Object | None, answer: Object) -> None:
         if request.resource == CONFIGMAPS and names.KEY_PEERS in answer.get("data", {}):
             note(answer)
 
-    def before_it(request: Request) -> float:
+    def before_it(request: KubeRequest) -> float:
         data = (request.body or {}).get("data", {}) if isinstance(request.body, dict) else {}
         if request.resource == CONFIGMAPS and request.verb == verb and names.KEY_PEERS in data:
             name = request.body["metadata"]["name"]
@@ -257,7 +257,7 @@ async def test_no_planned_change_rests_on_pods_that_may_be_gone(
     world, faults, late = make(0), Faults(), False
     inner = Recorder.stream
 
-    def stream(recorder: Recorder, request: Request) -> AsyncIterator[Object]:
+    def stream(recorder: Recorder, request: KubeRequest) -> AsyncIterator[Object]:
         if late and request.resource is PODS:
             raise KubeError(503, "ServiceUnavailable", "not yet")
         return inner(recorder, request)
@@ -270,7 +270,7 @@ async def test_no_planned_change_rests_on_pods_that_may_be_gone(
         )
         faults.down = late = True
         world.api.wake_watches()
-        world.api.handle(Request("delete", PODS, NS, gone))
+        world.api.handle(KubeRequest("delete", PODS, NS, gone))
         fewer = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 1, "decode": 1}}
         world.patch(PDSERVICES, NS, "shop", {"spec": service(ratio=fewer)["spec"]})
         await asyncio.sleep(5)

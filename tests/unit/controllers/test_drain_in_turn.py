@@ -12,7 +12,7 @@ from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import NODES, POD_DISRUPTION_BUDGETS
 from pdserve.wire import names
 
@@ -217,7 +217,7 @@ async def test_budgets_come_and_go_with_their_groups() -> None:
         await world.until(lambda: least(world) == {"shop-chat-0": 2, "shop-chat-1": 2}, 10)
         before = {p["metadata"]["uid"] for p in world.instances()}
         for name in least(world):
-            world.api.handle(Request("delete", POD_DISRUPTION_BUDGETS, NS, name))
+            world.api.handle(KubeRequest("delete", POD_DISRUPTION_BUDGETS, NS, name))
         await world.until(lambda: len(least(world)) == 2, 10, "made again")
         await asyncio.sleep(60)
         assert {p["metadata"]["uid"] for p in world.instances()} == before

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from pdserve.controllers.credentials import Held, Terms
+from pdserve.controllers.credentials import ServiceCredentials, Terms
 from pdserve.controllers.linker import EngineError, HttpEngines, Linker, Target
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.errors import KubeError
@@ -28,7 +28,7 @@ from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import Peer, PeerTable
 
 KEY = ObjectKey("prod", "shop-chat")
-HELD = Held(("op",), ("gw",), ("kv",), shared="old")
+HELD = ServiceCredentials(("op",), ("gw",), ("kv",), shared="old")
 TERMS = Terms(HELD.revision, True, frozenset(), frozenset())
 
 
@@ -84,7 +84,7 @@ async def instance(seconds: float = 30.0) -> AsyncIterator[tuple[Instance, Targe
     await site.start()
     port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
-    async def credentials(service: str) -> Held:
+    async def credentials(service: str) -> ServiceCredentials:
         return HELD
 
     async with aiohttp.ClientSession() as session:
@@ -245,7 +245,7 @@ async def test_answers_that_cannot_be_read_are_wire_errors(
 
 
 async def test_a_missing_token_is_the_same_kind_of_error() -> None:
-    async def gone(_: str) -> Held:
+    async def gone(_: str) -> ServiceCredentials:
         raise KubeError(404, "NotFound", 'secrets "shop-token" not found')
 
     async with instance() as (_, target, _), aiohttp.ClientSession() as session:

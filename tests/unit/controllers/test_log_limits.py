@@ -14,7 +14,7 @@ from pdserve.controllers.log_limits import PLACE_BURST, PLACE_REFILL, SAME_BURST
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.lines import say
 
@@ -86,7 +86,7 @@ async def test_a_status_that_is_refused_for_ever_is_a_bounded_number_of_lines(
     world.create(PDSERVICES, service())
     refuses = False
 
-    def delay(request: Request) -> float:
+    def delay(request: KubeRequest) -> float:
         theirs = request.subresource == "status" and request.resource.plural == plural
         if refuses and theirs:
             raise KubeError(status, "Refused", "no status today")

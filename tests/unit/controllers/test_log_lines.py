@@ -21,7 +21,7 @@ from pdserve.controllers.logs import JsonLines, TextLines, set_up
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.lines import say
 from pdserve.kube.resource import PODS, SECRETS, Object
@@ -152,7 +152,7 @@ async def test_k6_6_a_refusal_is_one_line_however_often_it_is_tried() -> None:
     world = make()
     handle = world.api.handle
 
-    def guarded(request: Request) -> Object:
+    def guarded(request: KubeRequest) -> Object:
         made = request.verb == "create" and request.resource == PODS and request.body is not None
         if made and "dryRun" not in request.query and is_instance(request.body or {}):
             raise KubeError(403, "Forbidden", "exceeded quota: small")

@@ -9,7 +9,7 @@ from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 
 
 def make() -> World:
@@ -60,7 +60,7 @@ async def test_two_services_whose_scenarios_get_one_name_both_serve() -> None:
             assert both["a", "b-c"].startswith("a-b-c-")
             assert world.condition(PDSERVICES, "a", "Degraded")["status"] == "False"
         # A restart keeps the names, also when the first of them has gone.
-        world.api.handle(Request("delete", PDSERVICES, NS, "a-b"))
+        world.api.handle(KubeRequest("delete", PDSERVICES, NS, "a-b"))
         pods = {p["metadata"]["uid"] for p in world.instances() if "b-c" in _scenario(p)}
         async with world.operator():
             await asyncio.sleep(60)

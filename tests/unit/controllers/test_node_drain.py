@@ -14,7 +14,7 @@ from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import PODS, Object
 
 
@@ -70,7 +70,7 @@ async def test_repair_goes_on_without_the_rocedomain(restart: str) -> None:
     async with world.running():
         async with world.operator() as first:
             await world.until(world.service_ready)
-            world.api.handle(Request("delete", ROCE_DOMAINS, None, "az1"))
+            world.api.handle(KubeRequest("delete", ROCE_DOMAINS, None, "az1"))
             await asyncio.sleep(5)
             if restart == "before the fault":
                 first.cancel()
@@ -113,7 +113,7 @@ async def test_a_remembered_tree_that_cannot_be_read_is_none(fabric: Object) -> 
     async with world.running():
         async with world.operator():
             await world.until(world.service_ready)
-        world.api.handle(Request("delete", ROCE_DOMAINS, None, "az1"))
+        world.api.handle(KubeRequest("delete", ROCE_DOMAINS, None, "az1"))
         patch = {"status": {"fabric": fabric}}
         world.patch(SCENARIO_GROUPS, NS, "shop-chat", patch, subresource="status")
         async with world.operator():

@@ -19,7 +19,7 @@ from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.exposition import Registry
 from pdserve.exposition.process import tell_process
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 
 SCENARIO = (NS, "shop", "chat")
 
@@ -70,7 +70,7 @@ def test_k6_8_instances_counts_devices_and_conditions(monkeypatch: pytest.Monkey
             registry().render()
             assert len(world.recorders[-1].writes()) == writes
 
-            world.api.handle(Request("delete", PDSERVICES, NS, "shop"))
+            world.api.handle(KubeRequest("delete", PDSERVICES, NS, "shop"))
             await world.until(lambda: world.get(SCENARIO_GROUPS, "shop-chat") is None)
             await world.until(lambda: 'service="shop"' not in instances(registry()))
             assert 'name="shop"' not in registry().render()

@@ -11,7 +11,7 @@ from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, NODES, PODS, SECRETS
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
@@ -313,7 +313,7 @@ async def test_deleting_the_service_leaves_nothing() -> None:
     world.create(PDSERVICES, service())
     async with world.running(), world.operator():
         await world.until(world.service_ready)
-        world.api.handle(Request("delete", PDSERVICES, NS, "shop"))
+        world.api.handle(KubeRequest("delete", PDSERVICES, NS, "shop"))
         await world.until(lambda: not world.api.objects(PODS), 120, "pods gone")
         await asyncio.sleep(30)
         assert world.api.objects(CONFIGMAPS) == []
@@ -423,7 +423,7 @@ async def test_tables_that_somebody_deletes_or_breaks_come_back_higher() -> None
         world.patch(CONFIGMAPS, NS, "shop-routes", {"data": {names.KEY_ROUTES: "{broken"}})
         await world.until(lambda: "{broken" not in str(world.get(CONFIGMAPS, "shop-routes")), 10)
         assert world.routes()["version"] > before
-        world.api.handle(Request("delete", CONFIGMAPS, NS, "shop-chat-0-peers"))
+        world.api.handle(KubeRequest("delete", CONFIGMAPS, NS, "shop-chat-0-peers"))
         await world.until(lambda: world.get(CONFIGMAPS, "shop-chat-0-peers") is not None, 10)
         _fix(world, 1, 2, 2)
         await world.until(lambda: len(world.routed()) == 4, 60, "linked despite the loss")

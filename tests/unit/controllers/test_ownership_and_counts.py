@@ -13,7 +13,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.engines.pod_profile import Rights
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import (
     CONFIGMAPS,
     CONTROLLER_REVISIONS,
@@ -103,7 +103,7 @@ def test_a_strangers_object_is_refused_and_left_alone(
             assert world.events("ObjectRefused")
             assert world.get(resource, name) == theirs
             # It goes away: the next look makes ours.
-            world.api.handle(Request("delete", resource, NS, name))
+            world.api.handle(KubeRequest("delete", resource, NS, name))
             world.patch(PDSERVICES, NS, "shop", {"metadata": {"labels": {"wake": "up"}}})
             await world.until(world.service_ready, 60, "after the stranger left")
 

@@ -26,7 +26,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World, now
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.exposition import Registry
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, NODES, PODS, Object
 from pdserve.ratio.types import LoopSettings, ScenarioSample, Unknown
@@ -68,13 +68,13 @@ class Liar:
             return dict(without(obj, path))
         return dict(put(obj, path, self.rng.choice(HOSTILE)))
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         answer = await self.inner.send(request)
         if request.verb == "list":
             return {**answer, "items": [self.lie(item) for item in answer["items"]]}
         return self.lie(answer) if "metadata" in answer else answer
 
-    async def stream(self, request: Request) -> AsyncIterator[Object]:
+    async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         async for event in self.inner.stream(request):
             yield {**event, "object": self.lie(event["object"])}
 
@@ -342,7 +342,7 @@ class Refusing(World):
         self.first: float | None = None
         self.text = f"no {verb} of {plural} today"
 
-        def delay(request: Request) -> float:
+        def delay(request: KubeRequest) -> float:
             wanted = (request.verb, request.resource.plural) == (verb, plural)
             if self.refuses and wanted and "dryRun" not in request.query:
                 self.first = self.first or asyncio.get_running_loop().time()

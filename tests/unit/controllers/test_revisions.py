@@ -16,7 +16,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.forwarding.match import match_scenario, parts_of
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import CONTROLLER_REVISIONS, PODS
 from pdserve.wire.routes import RouteTable
 
@@ -111,7 +111,9 @@ async def test_a_group_of_an_older_operator_gets_its_first_revision_and_is_not_r
         async with world.operator():
             await world.until(world.service_ready)
         for obj in list(world.seen(CONTROLLER_REVISIONS)):
-            world.api.handle(Request("delete", CONTROLLER_REVISIONS, NS, obj["metadata"]["name"]))
+            world.api.handle(
+                KubeRequest("delete", CONTROLLER_REVISIONS, NS, obj["metadata"]["name"])
+            )
         before = {p["metadata"]["uid"] for p in world.instances()}
         async with world.operator():
             await world.until(lambda: len(stored(world)) == 1, 20)
@@ -146,7 +148,7 @@ async def test_a_strangers_object_in_the_place_of_a_revision_is_left_and_told() 
     async with world.running(), world.operator():
         await world.until(world.service_ready)
         (name,) = stored(world)
-        world.api.handle(Request("delete", CONTROLLER_REVISIONS, NS, name))
+        world.api.handle(KubeRequest("delete", CONTROLLER_REVISIONS, NS, name))
         theirs = {
             "apiVersion": "apps/v1",
             "kind": "ControllerRevision",

@@ -13,8 +13,8 @@ from tests.unit.controllers.test_ownership_and_counts import make
 
 from pdserve.controllers.caches import PDSERVICES
 from pdserve.controllers.credentials import (
-    Held,
     Seen,
+    ServiceCredentials,
     Terms,
     advance,
     control_digests,
@@ -29,7 +29,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import NS, World
 from pdserve.dst.world_service import service
 from pdserve.kube.resource import DEPLOYMENTS, PODS, SECRETS
-from pdserve.kube.transport import Request
+from pdserve.kube.transport import KubeRequest
 from pdserve.wire.credentials import fingerprint
 from pdserve.wire.peers import Peer, PeerTable
 
@@ -104,7 +104,7 @@ def test_the_shared_token_ends_with_the_first_rotation_that_leaves_nobody_behind
 
 
 def test_what_is_stored_is_what_is_read() -> None:
-    held = Held(("a", "b"), ("c", "d"), ("e", "f"), "switch", "r1")
+    held = ServiceCredentials(("a", "b"), ("c", "d"), ("e", "f"), "switch", "r1")
     assert from_data("s", to_data(held)) == held
     assert "shared" not in to_data(dataclasses.replace(held, shared="x"))
     for secret in "abcdef":
@@ -123,7 +123,7 @@ TERMS = Terms("r", True, frozenset({"d1"}), frozenset({"d0", "d1"}))
 
 
 def test_both_ends_of_a_pair_get_the_same_key_and_nobody_else_does() -> None:
-    held = Held(("op",), ("gw",), ("kv", "kv-old"))
+    held = ServiceCredentials(("op",), ("gw",), ("kv", "kv-old"))
     grants = {p.id: grant_of(held, NS, p.id, TABLE, TERMS) for p in TABLE.instances}
     assert grants["p0"].peers["d0"].keys == grants["d0"].peers["p0"].keys
     assert len(grants["p0"].peers["d0"].keys) == 2
@@ -138,7 +138,7 @@ def test_both_ends_of_a_pair_get_the_same_key_and_nobody_else_does() -> None:
 
 
 def test_a_control_token_is_of_one_instance() -> None:
-    held = Held(("op",), ("gw",), ("kv",), shared="old")
+    held = ServiceCredentials(("op",), ("gw",), ("kv",), shared="old")
     assert control_tokens(held, NS, "p0")[0] != control_tokens(held, NS, "p1")[0]
     assert control_tokens(held, NS, "p0")[-1] == "old", "tried last"
     assert control_digests(held, NS, "p0") == grant_of(held, NS, "p0", TABLE, TERMS).control
@@ -254,7 +254,7 @@ async def test_a_deleted_secret_is_written_again_as_it_was() -> None:
         names = ("shop-credentials", "shop-request")
         before = [secret(world, name) for name in names]
         for name in names:
-            world.api.handle(Request("delete", SECRETS, NS, name))
+            world.api.handle(KubeRequest("delete", SECRETS, NS, name))
         await world.until(lambda: [secret(world, n) for n in names] == before, 1500)
 
 

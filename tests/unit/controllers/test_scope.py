@@ -8,7 +8,7 @@ from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import Recorder, World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import NAMESPACES, Object
 
 TEAM = "team-b"
@@ -89,7 +89,7 @@ async def test_an_operator_that_leaves_a_namespace_keeps_no_devices_for_it() -> 
         for pod in theirs:
             world.delete_pod(pod["metadata"]["name"], TEAM)
         await asyncio.sleep(300)
-        requests: list[Request] = recorder.writes()[before:]
+        requests: list[KubeRequest] = recorder.writes()[before:]
         assert [r for r in requests if r.namespace == TEAM] == []
         free = world.get(ROCE_DOMAINS, "az1", "")["status"]["free"]
         assert free[0]["devices"] == 32 - 2 * 2

@@ -11,7 +11,7 @@ import pytest
 from pdserve.api import RoCEDomain
 from pdserve.controllers import triggers, worker
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS, make_caches
-from pdserve.controllers.context import Context
+from pdserve.controllers.context import OperatorContext
 from pdserve.controllers.fabrics import Fabrics, reservations
 from pdserve.controllers.metrics import OperatorMetrics
 from pdserve.controllers.scope import Scope
@@ -20,14 +20,14 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World, stamp
 from pdserve.dst.world_service import NS, service
 from pdserve.exposition import Registry
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import NODES, PODS, Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
 from pdserve.topology import Fabric, build_fabric, fabric_spec, node_view
 
 
 class Bare:
-    """As much of a `Context` as the worker uses."""
+    """As much of an `OperatorContext` as the worker uses."""
 
     def __init__(self) -> None:
         self.queue = WorkQueue(per_namespace=4)
@@ -59,7 +59,7 @@ async def test_the_event_loop_runs_between_any_two_reconciliations(
     for number in range(300):
         context.queue.add(QueueKey("Test", f"ns{number % 30}", str(number)))
     ticking = asyncio.create_task(tick())
-    working = asyncio.create_task(worker.work(cast("Context", context)))
+    working = asyncio.create_task(worker.work(cast(OperatorContext, context)))
     await asyncio.sleep(1)
     assert len(set(seen)) == 300, "at most one in each round of the loop"
     working.cancel()
@@ -219,4 +219,4 @@ def _change(world: World, rng: random.Random) -> None:
             name = rng.choice(nodes)
             gone = world.get(NODES, name, "")
             if gone is not None and rng.random() < 0.3 and len(nodes) > 10:
-                world.api.handle(Request("delete", NODES, None, name))
+                world.api.handle(KubeRequest("delete", NODES, None, name))

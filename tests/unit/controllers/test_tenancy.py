@@ -13,7 +13,7 @@ from pdserve.dst.api_fields import copy
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.ownership import owner_reference
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, PODS, Object
 from pdserve.wire import names
@@ -135,7 +135,7 @@ async def test_instances_of_a_forged_owner_are_not_attended() -> None:
         fake["metadata"]["labels"][names.LABEL_ROLE] = "decode"
         world.create(PODS, fake)
         world.api.handle(
-            Request(
+            KubeRequest(
                 "patch", PODS, FOREIGN, "shop-chat-0-d7-abcdef", "status",
                 body={"status": copy(pod["status"]) | {"podIP": "203.0.113.9"}}, patch="merge",
             )
@@ -158,7 +158,7 @@ async def test_instances_of_a_forged_owner_are_not_attended() -> None:
 # --- slow answers in one namespace ----------------------------------------------------------------
 
 
-def slow_pods(request: Request) -> float:
+def slow_pods(request: KubeRequest) -> float:
     """POSTs of pods in `FOREIGN` take 10 s, as behind a slow admission webhook."""
     slow = request.verb == "create" and request.resource == PODS and request.namespace == FOREIGN
     return 10.0 if slow else 0.0
@@ -248,8 +248,8 @@ async def test_devices_of_refused_pods_are_free_again() -> None:
         world.create(PDSERVICES, service())
         await asyncio.sleep(1)
         # Before its pods are made, the first service goes: they find no namespace to be in.
-        world.api.handle(Request("delete", PDSERVICES, FOREIGN, "first"))
-        world.api.handle(Request("delete", NAMESPACES, None, FOREIGN))
+        world.api.handle(KubeRequest("delete", PDSERVICES, FOREIGN, "first"))
+        world.api.handle(KubeRequest("delete", NAMESPACES, None, FOREIGN))
         await world.until(world.service_ready, 120)
 
 
@@ -309,5 +309,5 @@ async def test_when_the_older_domain_goes_the_younger_is_ready() -> None:
             return next((c["reason"] for c in conditions if c["type"] == "Ready"), "")
 
         await world.until(lambda: reason() == "NodesShared")
-        world.api.handle(Request("delete", ROCE_DOMAINS, None, "old"))
+        world.api.handle(KubeRequest("delete", ROCE_DOMAINS, None, "old"))
         await world.until(lambda: reason() == "NodesReady")

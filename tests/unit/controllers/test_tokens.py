@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from pdserve.controllers.credentials import MAX_VALUE, BadSecret, Held, encode, fresh, to_data
+from pdserve.controllers.credentials import (
+    MAX_VALUE,
+    BadSecret,
+    ServiceCredentials,
+    encode,
+    fresh,
+    to_data,
+)
 from pdserve.controllers.tokens import Tokens
 from pdserve.kube.errors import KubeError
 
@@ -61,6 +68,6 @@ async def test_missing_credentials_are_a_bad_secret(data: Any) -> None:
 
 
 async def test_credentials_are_read() -> None:
-    held = Held(("a", "b"), ("c",), ("d",), "spread", "r", "s3cret")
+    held = ServiceCredentials(("a", "b"), ("c",), ("d",), "spread", "r", "s3cret")
     assert await tokens(to_data(held), encode({"token": "s3cret"})).get("prod/shop") == held
     assert (await tokens(to_data(held)).get("prod/shop")).shared == ""

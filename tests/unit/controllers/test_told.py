@@ -12,7 +12,7 @@ from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import CONFIGMAPS, DEPLOYMENTS, PODS, SECRETS, Object
 
@@ -27,13 +27,13 @@ class KubeletWorld(World):
 
     stuck: Callable[[Object], dict[str, str] | None] = staticmethod(lambda _pod: None)
     """What a container waits for; None: it starts."""
-    refuse: Callable[[Request], KubeError | None] = staticmethod(lambda _request: None)
+    refuse: Callable[[KubeRequest], KubeError | None] = staticmethod(lambda _request: None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         handle = self.api.handle
 
-        def guarded(request: Request) -> Object:
+        def guarded(request: KubeRequest) -> Object:
             error = self.refuse(request)
             if error is not None:
                 raise error
@@ -126,7 +126,7 @@ def unscheduled(world: World) -> None:
             body = {"status": {"phase": "Pending", "conditions": [condition]}}
             name = pod["metadata"]["name"]
             world.api.handle(
-                Request("patch", PODS, NS, name, "status", body=body, patch="strategic")
+                KubeRequest("patch", PODS, NS, name, "status", body=body, patch="strategic")
             )
         else:
             schedule(pod)
@@ -245,7 +245,7 @@ async def test_a_template_refused_for_a_missing_priority_class_is_tried_again() 
     world = make()
     classes: set[str] = set()
 
-    def refuse(request: Request) -> KubeError | None:
+    def refuse(request: KubeRequest) -> KubeError | None:
         if request.verb != "create" or request.resource != PODS or request.body is None:
             return None
         wanted = request.body["spec"].get("priorityClassName")
@@ -272,7 +272,7 @@ async def test_an_object_that_the_api_server_refuses_is_told_and_tried_again() -
     world = make()
     full = True
 
-    def refuse(request: Request) -> KubeError | None:
+    def refuse(request: KubeRequest) -> KubeError | None:
         made = request.verb == "create" and request.resource == CONFIGMAPS
         if not made or not full:
             return None

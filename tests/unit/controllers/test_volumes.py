@@ -12,7 +12,7 @@ from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import (
     PERSISTENT_VOLUME_CLAIMS,
@@ -210,7 +210,7 @@ def test_without_the_rights_or_an_answer_pods_are_made_as_before(status: int) ->
         bound(world)
         handle = world.api.handle
 
-        def guarded(request: Request) -> Object:
+        def guarded(request: KubeRequest) -> Object:
             if request.resource in VOLUME_KINDS and request.verb in ("get", "list"):
                 raise KubeError(status, "Forbidden" if status == 403 else "InternalError", "no")
             return handle(request)

@@ -66,13 +66,13 @@ def _strings(node: ast.AST) -> Iterator[str]:
 
 
 def _condition_reasons(tree: ast.AST) -> Iterator[str]:
-    """The third argument of `Condition(...)`, the first of `not_ready(...)`, and words in what
+    """The third argument of `ConditionState(...)`, the first of `not_ready(...)`, and words in what
     functions return as tuples, or assign to `reason`: they end up in one of these places.
     """
     for node in ast.walk(tree):
         places: list[ast.expr] = []
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id == "Condition":
+            if node.func.id == "ConditionState":
                 places = node.args[2:3]
             elif node.func.id == "not_ready":
                 places = node.args[:1]

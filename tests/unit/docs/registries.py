@@ -11,7 +11,7 @@ from pdserve.controllers import event_reasons
 from pdserve.controllers.app import Core
 from pdserve.exposition import Registry
 from pdserve.gateway.metrics import GatewayMetrics
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.lease import LeaseElector
 from pdserve.kube.resource import Object
@@ -71,10 +71,10 @@ def _families(registry: Registry) -> Families:
 class _Nowhere:
     """A transport that is never used."""
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         raise AssertionError(request)
 
-    def stream(self, request: Request) -> AsyncIterator[Object]:
+    def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         raise AssertionError(request)
 
     async def close(self) -> None:

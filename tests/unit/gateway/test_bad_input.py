@@ -8,7 +8,7 @@ import pytest
 from tests.support.gateway_rig import Rig, eventually, parse_answer
 from tests.support.hostile_bodies import FIRST_LINE, attack
 
-from pdserve.gateway.http_server import Limits
+from pdserve.gateway.http_server import ClientLimits
 from pdserve.wire import metrics as names
 from pdserve.wire.links import largest_body
 from pdserve.wire.routes import Slo
@@ -154,7 +154,7 @@ async def test_expect_continue_is_honoured(rig: Rig) -> None:
 
 
 async def test_a_request_that_never_completes_is_cut(rig: Rig) -> None:
-    await rig.one_group(limits=Limits(receive=0.05, sweep=0.02))
+    await rig.one_group(limits=ClientLimits(receive=0.05, sweep=0.02))
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\ncontent-le")
     with pytest.raises(ConnectionError):
@@ -292,7 +292,7 @@ async def test_a_ticket_that_nobody_waits_for_hurts_no_other_request(rig: Rig) -
 @pytest.mark.invariant(10)
 async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: Rig) -> None:
     """Waiting, being received or served: whatever it is counts until it is gone."""
-    await rig.one_group(slo=WIDE, limits=Limits(memory=600_000))
+    await rig.one_group(slo=WIDE, limits=ClientLimits(memory=600_000))
     prefill = rig.engines["p0"]
     prefill.gate = asyncio.Event()
     large = {"prompt": "x" * 100_000}
@@ -324,7 +324,7 @@ async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: 
 
 @pytest.mark.invariant(12)
 async def test_what_a_client_that_left_had_sent_is_not_counted(rig: Rig) -> None:
-    await rig.one_group(limits=Limits())
+    await rig.one_group(limits=ClientLimits())
     memory = rig.gateway.server.memory
     _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     head = b"POST /v1/completions HTTP/1.1\r\ncontent-length: 100000\r\n\r\n"
@@ -366,7 +366,7 @@ async def test_a_prompt_that_fits_into_no_context_reaches_no_engine(rig: Rig, ki
 @pytest.mark.invariant(10)
 async def test_a_body_that_holds_no_prompt_that_fits_is_not_parsed(rig: Rig) -> None:
     made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
-    await rig.start(limits=Limits())
+    await rig.start(limits=ClientLimits())
     await rig.routes(made, max_prompt_bytes=1000)
     most = largest_body(1000)
     small = b'{"model":"tiny","prompt":"x"}'
@@ -384,7 +384,7 @@ async def test_a_body_that_holds_no_prompt_that_fits_is_not_parsed(rig: Rig) -> 
 
 @pytest.mark.invariant(10)
 async def test_unfinished_heads_are_bounded_in_bytes_too(rig: Rig) -> None:
-    await rig.one_group(limits=Limits(memory=200_000))
+    await rig.one_group(limits=ClientLimits(memory=200_000))
     memory = rig.gateway.server.memory
     writers, answers = [], []
     for _ in range(12):

@@ -9,7 +9,7 @@ from tests.support.gateway_rig import Rig, parse_answer
 
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.guesses import BURST, MAX_ADDRESSES, Guesses
-from pdserve.gateway.http_server import Limits
+from pdserve.gateway.http_server import ClientLimits
 from pdserve.http.errors import ApiError
 
 
@@ -64,7 +64,7 @@ def test_guesses_come_back_with_time_in_bounded_memory() -> None:
 
 async def test_no_body_is_read_before_the_key_is_checked(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "k").write_text("sk-alice-1\n")
-    await rig.one_group(keys=tmp_path, limits=Limits())
+    await rig.one_group(keys=tmp_path, limits=ClientLimits())
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n")
     began = time.perf_counter()

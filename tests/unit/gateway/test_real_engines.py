@@ -21,7 +21,7 @@ from tests.support.gateway_rig import PushSource, metric_values
 
 from pdserve.cli.load import Ask, poisson, run_load
 from pdserve.engines.credentials import Credential
-from pdserve.gateway.app import Gateway, Options
+from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.wire import metrics as names
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable, Slo
 
@@ -42,7 +42,7 @@ class World:
 
     group: Group
     both: EngineProcess
-    gateway: Gateway
+    gateway: GatewayServer
     source: PushSource
     url: str
     version: int = 0
@@ -69,8 +69,10 @@ async def world() -> AsyncIterator[World]:
     both = EngineProcess("both", ("--slots", "4"))
     started = [prefill, *decodes, both]
     source = PushSource()
-    gateway = Gateway(
-        source, Options(credential=Credential(TOKEN), drain_seconds=1.0), rng=random.Random(1)
+    gateway = GatewayServer(
+        source,
+        GatewayOptions(credential=Credential(TOKEN), drain_seconds=1.0),
+        rng=random.Random(1),
     )
     try:
         for engine in started:

@@ -10,8 +10,8 @@ from tests.support.contention import cluster, run, settle
 from tests.support.group_world import World, counts, wanted
 
 from pdserve.groups.claims import of_gone_group
-from pdserve.groups.types import Claim, Repair, Suspect
-from pdserve.groups.view import Draft
+from pdserve.groups.types import DeviceClaim, Repair, Suspect
+from pdserve.groups.view import PlanDraft
 from pdserve.wire.peers import Role
 
 SCHEDULES = 200
@@ -145,7 +145,7 @@ def test_two_that_failed_in_one_slot_leave_the_devices_of_both() -> None:
 def test_a_group_rolled_twice_gets_the_devices_of_the_fuller_one_back() -> None:
     """Taken back in mid-roll, it leaves some of the old group and all of the new one."""
     world = World("p1 a  n1:8", wanted("1P2D", devices=2))
-    draft = Draft(world.fabric(), claims=[_claim(0, "p0"), *map(partial(_claim, 1), SLOTS)])
+    draft = PlanDraft(world.fabric(), claims=[_claim(0, "p0"), *map(partial(_claim, 1), SLOTS)])
     assert [c.pod for c in of_gone_group((), draft)] == ["g1-p0", "g1-d0", "g1-d1"]
     run(700597)
 
@@ -153,6 +153,6 @@ def test_a_group_rolled_twice_gets_the_devices_of_the_fuller_one_back() -> None:
 SLOTS = ("p0", "d0", "d1")
 
 
-def _claim(group: int, slot: str) -> Claim:
+def _claim(group: int, slot: str) -> DeviceClaim:
     role: Role = "prefill" if slot.startswith("p") else "decode"
-    return Claim(f"g{group}-{slot}", slot, slot, role, group, "n1", "example.com/npu", 2)
+    return DeviceClaim(f"g{group}-{slot}", slot, slot, role, group, "n1", "example.com/npu", 2)

@@ -73,7 +73,7 @@ def planned(
         wanted(str(changes.pop("counts", counts)), len(groups), devices=1),
         revision="r1", drain_seconds=DRAIN, **changes,
     )  # fmt: skip
-    budgets = {k: t.Budget(9, NOW - ago) for k, ago in (since or {}).items()}
+    budgets = {k: t.DisruptionBudget(9, NOW - ago) for k, ago in (since or {}).items()}
     routed = frozenset(i.name for i in members if i.ready)
     seen = t.Observation(
         replace(target, revision="r2") if outdated else target, tuple(members), tables, {}, {}, (),

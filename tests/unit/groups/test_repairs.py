@@ -20,7 +20,7 @@ from pdserve.groups.repairs import (
     suspicion_ends,
     waits_until,
 )
-from pdserve.groups.view import Draft
+from pdserve.groups.view import PlanDraft
 from pdserve.placement import NoFit
 from pdserve.topology import Fabric, TreeSpec, build_fabric
 
@@ -38,7 +38,7 @@ def fail(
     """The records after one more fault of slot p0."""
     lost = instance("p0", fault=fault, node=node, uid=f"uid-{now}", **more)
     seen = t.Observation(wanted("1P1D"), (lost,), {}, {}, {}, known, frozenset(), now)
-    draft = Draft(fabric())
+    draft = PlanDraft(fabric())
     count_faults(seen, draft)
     return draft.repairs
 

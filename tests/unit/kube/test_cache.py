@@ -15,7 +15,7 @@ from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.cache import RECONNECT, Cache
-from pdserve.kube.client import Request
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.prune import keep
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object, Resource
@@ -169,7 +169,7 @@ async def test_a_bookmark_never_passes_a_change_of_the_same_moment() -> None:
     """Of the API model: a real API server sends a bookmark after what it stands for."""
     api, loop = FakeApi(), asyncio.get_running_loop()
     await api.client().create(CONFIGMAPS, config("a"))
-    gone = Request("delete", CONFIGMAPS, "default", "a")
+    gone = KubeRequest("delete", CONFIGMAPS, "default", "a")
     cache = Cache(api.client(), CONFIGMAPS)
     async with running(cache):
         loop.call_at(loop.time() + BOOKMARK_SECONDS, api.handle, gone)

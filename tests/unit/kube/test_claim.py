@@ -10,8 +10,8 @@ import pytest
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.kube.claim import REPORT_SECONDS, Claim, ClaimedError, ClaimTimes, Place
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.claim import REPORT_SECONDS, ClaimedError, ClaimTimes, Place, ScopeClaim
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, Object, ObjectKey
 
@@ -21,13 +21,15 @@ ALL = Place(NAME.namespace, NAME.name, "all namespaces")
 TEAM = "team"
 
 
-def claim(api: FakeApi, holder: str, faults: Faults | None = None) -> Claim:
-    return Claim(api.client(faults or Faults()), ALL, holder, narrower=True, times=TIMES)
+def claim(api: FakeApi, holder: str, faults: Faults | None = None) -> ScopeClaim:
+    return ScopeClaim(api.client(faults or Faults()), ALL, holder, narrower=True, times=TIMES)
 
 
-def narrow(api: FakeApi, holder: str, namespace: str = TEAM, faults: Faults | None = None) -> Claim:
+def narrow(
+    api: FakeApi, holder: str, namespace: str = TEAM, faults: Faults | None = None
+) -> ScopeClaim:
     place = Place(namespace, NAME.name, f"namespace {namespace}")
-    return Claim(api.client(faults or Faults()), place, holder, wider=ALL, times=TIMES)
+    return ScopeClaim(api.client(faults or Faults()), place, holder, wider=ALL, times=TIMES)
 
 
 def stored(api: FakeApi) -> Object:
@@ -111,7 +113,7 @@ async def test_of_two_that_take_at_once_one_wins() -> None:
                 "kind": "ConfigMap",
                 "metadata": {"name": NAME.name, "namespace": NAME.namespace},
             }
-            api.handle(Request("create", CONFIGMAPS, NAME.namespace, body=body))
+            api.handle(KubeRequest("create", CONFIGMAPS, NAME.namespace, body=body))
         latency = (0.01, 0.02)
         rivals = [claim(api, f"{i}/op", Faults(seed=i, latency=latency)) for i in range(5)]
         found = await asyncio.gather(*(r.take() for r in rivals), return_exceptions=True)
@@ -147,7 +149,7 @@ async def test_a_short_outage_and_a_deleted_claim_end_nothing() -> None:
     await asyncio.sleep(100)
     faults.down = False
     await asyncio.sleep(100)
-    api.handle(Request("delete", CONFIGMAPS, *NAME))
+    api.handle(KubeRequest("delete", CONFIGMAPS, *NAME))
     await asyncio.sleep(100)
     assert not keeper.done()
     assert stored(api)["data"]["holder"] == "a/op"
@@ -174,7 +176,7 @@ async def test_an_unreadable_claim_is_waited_for() -> None:
 def two_namespaces() -> FakeApi:
     api = FakeApi()
     team = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}}
-    api.handle(Request("create", NAMESPACES, body=team))
+    api.handle(KubeRequest("create", NAMESPACES, body=team))
     return api
 
 
@@ -204,7 +206,7 @@ async def test_one_of_all_namespaces_leaves_out_what_others_hold_until_they_are_
     await first.take()
     keeper = asyncio.create_task(first.keep())
     left: list[dict[str, str]] = []
-    wide = Claim(
+    wide = ScopeClaim(
         api.client(),
         ALL,
         "b/op",
@@ -238,7 +240,7 @@ async def test_one_of_all_namespaces_leaves_out_what_others_hold_until_they_are_
 class Refusing(FakeTransport):
     """A policy of namespace TEAM forbids to delete claims there."""
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         if request.verb == "delete" and request.namespace == TEAM:
             raise KubeError(403, "Forbidden", "a policy keeps this ConfigMap")
         return await super().send(request)
@@ -250,11 +252,11 @@ async def test_a_void_claim_that_may_not_be_deleted_costs_its_namespace_alone(
 ) -> None:
     api = two_namespaces()
     other = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}}
-    api.handle(Request("create", NAMESPACES, body=other))
+    api.handle(KubeRequest("create", NAMESPACES, body=other))
     await narrow(api, "a/op").take()
     await narrow(api, "c/op", "other").take()
     left: list[dict[str, str]] = []
-    wide = Claim(
+    wide = ScopeClaim(
         KubeClient(Refusing(api, Faults())), ALL, "b/op", narrower=True, times=TIMES,
         on_left=lambda it: left.append({**it}),
     )  # fmt: skip
@@ -276,9 +278,9 @@ async def test_a_void_claim_that_a_finalizer_keeps_is_void_once_and_for_all() ->
     before = narrow(api, "a/op")
     await before.take()
     finalizers = {"metadata": {"finalizers": ["example.com/keep"]}}
-    api.handle(Request("patch", CONFIGMAPS, TEAM, NAME.name, body=finalizers, patch="merge"))
+    api.handle(KubeRequest("patch", CONFIGMAPS, TEAM, NAME.name, body=finalizers, patch="merge"))
     left: list[dict[str, str]] = []
-    wide = Claim(
+    wide = ScopeClaim(
         api.client(), ALL, "b/op", narrower=True, times=TIMES,
         on_left=lambda it: left.append({**it}),
     )  # fmt: skip
@@ -305,7 +307,7 @@ async def test_of_two_that_start_at_once_never_both_act_on_a_namespace() -> None
         api = two_namespaces()
         latency = (0.001, 0.05)
         left: dict[str, str] = {}
-        wide = Claim(
+        wide = ScopeClaim(
             api.client(Faults(seed=seed, latency=latency)), ALL, "a/op", narrower=True,
             times=TIMES, on_left=left.update,
         )  # fmt: skip
@@ -325,7 +327,7 @@ async def test_operators_of_two_namespaces_hold_their_claims_side_by_side() -> N
     """Also where one of them looks after the namespace in which the wider claim would stand."""
     api = two_namespaces()
     here = Place(NAME.namespace, NAME.name, f"namespace {NAME.namespace}")
-    one = Claim(api.client(), here, "a/op", times=TIMES)
+    one = ScopeClaim(api.client(), here, "a/op", times=TIMES)
     two = narrow(api, "b/op")
     await one.take()
     await two.take()

@@ -10,7 +10,7 @@ import pytest
 from pdserve.dst.api_net import Faults, SimulatedCrash
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, create_or_apply, owner_reference
 from pdserve.kube.ratelimit import TokenBucket
@@ -26,16 +26,16 @@ class Scripted:
 
     def __init__(self, *answers: Object | KubeError) -> None:
         self.answers = list(answers)
-        self.asked: list[Request] = []
+        self.asked: list[KubeRequest] = []
 
-    async def send(self, request: Request) -> Object:
+    async def send(self, request: KubeRequest) -> Object:
         self.asked.append(request)
         answer = self.answers.pop(0)
         if isinstance(answer, KubeError):
             raise answer
         return answer
 
-    async def stream(self, request: Request) -> AsyncIterator[Object]:
+    async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         self.asked.append(request)
         for answer in self.answers:
             assert isinstance(answer, dict)

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from pdserve.dst.api_server import FakeApi
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.lease import LeadershipLostError, LeaseElector, LeaseTimes
 from pdserve.kube.lease_thread import LeaseThread, Pulse
 from pdserve.kube.resource import LEASES, Object, ObjectKey
@@ -133,7 +133,7 @@ async def test_work_that_ends_when_the_lease_is_lost_ends_nothing_else() -> None
         taken = {**lease, "spec": {**lease["spec"], "holderIdentity": "somebody"}}
         taken["metadata"] = {**lease["metadata"]}
         taken["metadata"].pop("resourceVersion")
-        site.api.handle(Request("update", LEASES, "default", "boss", body=taken))
+        site.api.handle(KubeRequest("update", LEASES, "default", "boss", body=taken))
         try:
             await asyncio.Event().wait()
         finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pdserve.dst.api_server import FakeApi
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.resource import NODES
 
 _PROGRAM = """#!{python} -IS
@@ -175,9 +175,9 @@ class FakeEngine:
         for name, container in self.nodes.items():
             if name not in known:
                 node = _node(name, container["role"])
-                self.api.handle(Request("create", NODES, body=node))
+                self.api.handle(KubeRequest("create", NODES, body=node))
                 self.api.handle(
-                    Request("patch", NODES, None, name, "status", body=node, patch="merge")
+                    KubeRequest("patch", NODES, None, name, "status", body=node, patch="merge")
                 )
         return self.api.client()
 

@@ -11,7 +11,7 @@ from localcluster.agent.addresses import FIRST_POD, LAST_POD, NodeAddresses
 from localcluster.agent.backoff import RestartBackoff
 from localcluster.agent.devices import Devices, NoDevices
 from localcluster.agent.images import ImageError, program, repository
-from localcluster.agent.probes import ProbeSpec, Verdict
+from localcluster.agent.probes import ProbeSpec, ProbeVerdict
 from localcluster.agent.sandbox import Mount, uncovered, without_mounts
 
 
@@ -149,12 +149,12 @@ def test_after_a_probe_ended_it_the_run_before_counts(ran: float, want: list[flo
     ],
 )
 def test_verdicts_need_enough_equal_answers_in_a_row(answers: str, want: list[bool | None]) -> None:
-    verdict = Verdict(ProbeSpec.of({"failureThreshold": 3}))
+    verdict = ProbeVerdict(ProbeSpec.of({"failureThreshold": 3}))
     assert [verdict.add(a == "+") for a in answers] == want
 
 
 def test_success_threshold() -> None:
-    verdict = Verdict(ProbeSpec.of({"successThreshold": 2}))
+    verdict = ProbeVerdict(ProbeSpec.of({"successThreshold": 2}))
     assert [verdict.add(a) for a in (True, False, True, True)] == [None, None, None, True]
 
 

@@ -9,20 +9,20 @@ import pytest
 from localcluster.agent.status import (
     ContainerView,
     PodView,
-    Running,
+    RunningState,
     State,
-    Terminated,
-    Waiting,
+    TerminatedState,
+    WaitingState,
     pod_status,
 )
 
 OLD, NOW = "2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z"
-CREATING = Waiting("ContainerCreating")
-RUNS = Running(OLD, "process://1")
+CREATING = WaitingState("ContainerCreating")
+RUNS = RunningState(OLD, "process://1")
 
 
-def ended(code: int) -> Terminated:
-    return Terminated(code, "Error" if code else "Completed", OLD, NOW, "process://0")
+def ended(code: int) -> TerminatedState:
+    return TerminatedState(code, "Error" if code else "Completed", OLD, NOW, "process://0")
 
 
 def view(state: State, **more: Any) -> ContainerView:
@@ -65,7 +65,7 @@ READY = view(RUNS, ready=True, started=True)
         ("init failed for good", [view(CREATING)], [BAD], "Failed"),
         ("init done", [READY], [DONE], "Running"),
         ("between restarts", [view(ended(3))], [], "Running"),
-        ("back-off", [view(Waiting("CrashLoopBackOff"), last=ended(3))], [], "Running"),
+        ("back-off", [view(WaitingState("CrashLoopBackOff"), last=ended(3))], [], "Running"),
         ("all ended well", [DONE, DONE], [], "Succeeded"),
         ("one ended badly", [DONE, BAD], [], "Failed"),
         ("one ended, one runs", [DONE, READY], [], "Running"),
@@ -169,7 +169,7 @@ def test_a_rejected_pod_is_failed_with_the_reason() -> None:
 
 
 def test_container_statuses() -> None:
-    waiting = view(Waiting("CrashLoopBackOff", "back-off"), last=ended(3), restarts=2)
+    waiting = view(WaitingState("CrashLoopBackOff", "back-off"), last=ended(3), restarts=2)
     report = status(READY, waiting, init=(view(ended(0), name="init", final=True),))
     first, second = report["containerStatuses"]
     assert first["state"] == {"running": {"startedAt": OLD}}

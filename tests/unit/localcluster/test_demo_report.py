@@ -14,7 +14,7 @@ from tests.support.demo_shift import measured, watch
 
 from localcluster.demo import figures, judge
 from localcluster.demo.chart import NARROW, WIDE, Figure, Layer, Panel, drawing, legend, ticks
-from localcluster.demo.report import Claim, Report
+from localcluster.demo.report import Report, ResultLine
 
 SOURCES = Path(figures.__file__).parent
 SVG = "{http://www.w3.org/2000/svg}"
@@ -126,7 +126,7 @@ def test_a_legend_names_each_sign_once() -> None:
 
 
 def test_labels_are_escaped() -> None:
-    page = Report({"a<b": "c&d"}, {}, [Claim("n", "x < y", "<script>", ok=True)]).to_html()
+    page = Report({"a<b": "c&d"}, {}, [ResultLine("n", "x < y", "<script>", ok=True)]).to_html()
     assert "<script>" not in page
     assert "x &lt; y" in page
 
@@ -184,7 +184,7 @@ def test_no_claim_or_figure_is_written_with_abbreviations() -> None:
     for path in SOURCES.glob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
             name = getattr(getattr(call, "func", None), "id", "")
-            if isinstance(call, ast.Call) and name in {"Claim", "Figure", "Panel", "Layer"}:
+            if isinstance(call, ast.Call) and name in {"ResultLine", "Figure", "Panel", "Layer"}:
                 words = [n.value for n in ast.walk(call) if isinstance(n, ast.Constant)]
                 found += [w for w in words if isinstance(w, str) and SHORT.search(w)]
     assert found == []

@@ -10,7 +10,7 @@ import pytest
 from localcluster.devices import ANNOTATION_FAKE, lacks, plan_devices, set_health, set_up
 from localcluster.errors import LocalError
 from pdserve.dst.api_server import FakeApi
-from pdserve.kube.client import KubeClient, Request
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.resource import NODES, Object
 
 NPU = "huawei.com/Ascend910"
@@ -36,8 +36,8 @@ def server(*nodes: Object) -> FakeApi:
     api = FakeApi()
     for obj in nodes:
         name = obj["metadata"]["name"]
-        api.handle(Request("create", NODES, body=obj))
-        api.handle(Request("patch", NODES, None, name, "status", body=obj, patch="merge"))
+        api.handle(KubeRequest("create", NODES, body=obj))
+        api.handle(KubeRequest("patch", NODES, None, name, "status", body=obj, patch="merge"))
     return api
 
 
@@ -76,7 +76,7 @@ async def test_what_a_kubelet_reset_comes_back() -> None:
     await set_up(api.client(), NPU, 8)
     zero = {"status": {"capacity": {NPU: "0"}, "allocatable": {NPU: "0"}}}
     assert not lacks(by_name(api)["w1"], NPU, 8)
-    api.handle(Request("patch", NODES, None, "w1", "status", body=zero, patch="merge"))
+    api.handle(KubeRequest("patch", NODES, None, "w1", "status", body=zero, patch="merge"))
     assert lacks(by_name(api)["w1"], NPU, 8)
     await set_up(api.client(), NPU, 8)
     assert by_name(api)["w1"]["status"]["allocatable"][NPU] == "8"
@@ -93,7 +93,7 @@ async def test_addresses_stay_when_nodes_come_and_go() -> None:
     api = server(node("b"), node("c"))
     await set_up(api.client(), NPU, 8)
     before = {name: first_ip(obj) for name, obj in by_name(api).items()}
-    api.handle(Request("create", NODES, body=node("a")))
+    api.handle(KubeRequest("create", NODES, body=node("a")))
     await set_up(api.client(), NPU, 4)
     after = {name: first_ip(obj) for name, obj in by_name(api).items()}
     assert {name: after[name] for name in before} == before

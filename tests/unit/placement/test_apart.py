@@ -10,7 +10,7 @@ from tests.support.builders import fabric, request
 from pdserve.placement import (
     GroupRequest,
     InstancePlacement,
-    Member,
+    PlacedInstance,
     Placement,
     Site,
     choose_removal,
@@ -21,11 +21,11 @@ from pdserve.placement import (
 )
 
 
-def members(text: str) -> list[Member]:
+def members(text: str) -> list[PlacedInstance]:
     """`members("P:n1 D:n2")`."""
     parts = [part.split(":") for part in text.split()]
     roles = {"P": "prefill", "D": "decode"}
-    return [Member(f"{roles[r]}-{k}", roles[r], node) for k, (r, node) in enumerate(parts)]  # type: ignore[arg-type]
+    return [PlacedInstance(f"{roles[r]}-{k}", roles[r], node) for k, (r, node) in enumerate(parts)]  # type: ignore[arg-type]
 
 
 def site(text: str) -> Site:

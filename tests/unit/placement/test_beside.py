@@ -10,8 +10,8 @@ from tests.support.builders import LABELS, RESOURCE, SPEC
 from pdserve.placement import (
     GroupRequest,
     InstancePlacement,
-    Member,
     NoFit,
+    PlacedInstance,
     Placement,
     Shape,
     place,
@@ -147,7 +147,7 @@ def test_what_is_placed_is_taken_from_what_comes_after() -> None:
     first = place(fabric, ask(2, 1, SMALL))
     assert isinstance(first, Placement)
     after = fabric.reserve(first.reservations)
-    members = [Member(f"{a.role}{a.ordinal}", a.role, a.node) for a in first.assignments]
+    members = [PlacedInstance(f"{a.role}{a.ordinal}", a.role, a.node) for a in first.assignments]
     more = place_instance(after, ask(2, 1, SMALL), "prefill", members)
     assert isinstance(more, InstancePlacement)
     assert sorted([more.node, *(a.node for a in first.assignments)]) == ["n1", "n1", "n1", "n2"]

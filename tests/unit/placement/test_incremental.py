@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from tests.support.builders import fabric, request
 
-from pdserve.placement import InstancePlacement, Member, NoFit, choose_removal, place_instance
+from pdserve.placement import (
+    InstancePlacement,
+    NoFit,
+    PlacedInstance,
+    choose_removal,
+    place_instance,
+)
 
 TREE = """p1 a  n1:0/8 n2:0/8 n3:8
           p1 b  m1:0/8 m2:8
           p2 c  k1:8 k2:8"""
 
 
-def members(text: str) -> list[Member]:
+def members(text: str) -> list[PlacedInstance]:
     """`members("P:n1 D:n2 d:m1")`; lower case: not ready."""
-    found: list[Member] = []
+    found: list[PlacedInstance] = []
     for k, part in enumerate(text.split()):
         letter, node = part.split(":")
         role = "prefill" if letter in "Pp" else "decode"
-        found.append(Member(f"{role}-{k}", role, node, letter.isupper()))
+        found.append(PlacedInstance(f"{role}-{k}", role, node, letter.isupper()))
     return found
 
 

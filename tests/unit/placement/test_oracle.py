@@ -15,8 +15,8 @@ from tests.support.builders import LABELS, RESOURCE, SPEC
 from pdserve.placement import (
     GroupRequest,
     InstancePlacement,
-    Member,
     NoFit,
+    PlacedInstance,
     Placement,
     Shape,
     place,
@@ -231,12 +231,12 @@ def test_growth_leaves_the_least_traffic(views: list[NodeView], asked: GroupRequ
     found = place(tree, asked)
     if isinstance(found, NoFit):
         return
-    members = [Member(f"{a.role}{a.ordinal}", a.role, a.node) for a in found.assignments]
+    members = [PlacedInstance(f"{a.role}{a.ordinal}", a.role, a.node) for a in found.assignments]
     after = tree.reserve(found.reservations)
     more = place_instance(after, asked, "decode", members)
 
     def then(node: str) -> int:
-        grown = [*members, Member("new", "decode", node)]
+        grown = [*members, PlacedInstance("new", "decode", node)]
         return traffic(spread_of(after, grown), weights(after))
 
     room = [

@@ -16,13 +16,13 @@ from tests.support.ratio_values import (
 
 from pdserve.ratio.blame import Signals, blame, read_signals
 from pdserve.ratio.model import build
-from pdserve.ratio.types import Counts, Demand, Memory, ScenarioSample, Unknown
+from pdserve.ratio.types import Counts, Demand, LoopMemory, ScenarioSample, Unknown
 
 MODEL = build(PROFILE, Demand(4.0, 1500.0, 1500.0, 1500.0**2 * 1.2, 200.0), SLO)
 HEALTHY = read_signals(sample(), PROFILE)
-BASE = Memory(base_share=HEALTHY.share, base_compute=HEALTHY.compute)
+BASE = LoopMemory(base_share=HEALTHY.share, base_compute=HEALTHY.compute)
 _SHORT = read_signals(sample((window(output=10.0),)), PROFILE)
-SHORT = Memory(base_share=_SHORT.share, base_compute=_SHORT.compute)
+SHORT = LoopMemory(base_share=_SHORT.share, base_compute=_SHORT.compute)
 """Healthy times of a scenario with answers of 10 tokens."""
 LATE = (window(attainment=0.7),)
 """30 % of first tokens late, nothing else missed."""
@@ -32,12 +32,12 @@ def failing(**over: Any) -> ScenarioSample:
     return sample(LATE, **over)
 
 
-CASES: dict[str, tuple[ScenarioSample, Memory, str, str]] = {
+CASES: dict[str, tuple[ScenarioSample, LoopMemory, str, str]] = {
     "streams miss TPOT": (
-        sample((window(attainment=0.7, ttft_attainment=0.98),)), Memory(), "decode", "TPOT",
+        sample((window(attainment=0.7, ttft_attainment=0.98),)), LoopMemory(), "decode", "TPOT",
     ),
     "full decodes turned requests away": (
-        failing(decode_overload=60.0), Memory(), "decode", "found no decode",
+        failing(decode_overload=60.0), LoopMemory(), "decode", "found no decode",
     ),
     "KV waits for a decode, prefill slots look busy": (
         failing(prefill=prefill_window(kv_wait_seconds=240 * 0.9)), BASE, "decode", "KV waited",
@@ -67,7 +67,7 @@ CASES: dict[str, tuple[ScenarioSample, Memory, str, str]] = {
     "no decode numbers, prefill busy": (
         failing(
             prefill=prefill_window(requests=440.0), decode=decode_window(steps=Unknown("x")),
-        ), Memory(), "prefill", "computing",
+        ), LoopMemory(), "prefill", "computing",
     ),
     "no engine numbers at all": (
         failing(
@@ -88,7 +88,7 @@ def test_blame(name: str) -> None:
 
 def test_without_model_or_numbers_the_first_token_decides() -> None:
     nothing = Signals(None, None, None, None, None, None, None, None, None)
-    assert blame(nothing, Memory(), None, Counts(1, 1, 1)).role == "prefill"
+    assert blame(nothing, LoopMemory(), None, Counts(1, 1, 1)).role == "prefill"
 
 
 def test_kv_wait_is_never_prefill_time() -> None:

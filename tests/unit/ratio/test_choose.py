@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.ratio_values import PROFILE, SLO
 
-from pdserve.ratio.choose import Limits, Predictor, best_effort, churn, grow, growth_order, smaller
+from pdserve.ratio.choose import (
+    CountLimits,
+    Predictor,
+    best_effort,
+    churn,
+    grow,
+    growth_order,
+    smaller,
+)
 from pdserve.ratio.model import build
 from pdserve.ratio.types import (
     Bounds,
@@ -24,7 +32,7 @@ from pdserve.ratio.types import (
 from pdserve.wire.peers import Role
 
 BOUNDS = Bounds(Range(1, 3), Range(1, 4), Range(1, 4))
-LIMITS = Limits(BOUNDS, RoleDevices("npu", 8), RoleDevices("npu", 8))
+LIMITS = CountLimits(BOUNDS, RoleDevices("npu", 8), RoleDevices("npu", 8))
 
 
 def predictor(rate: float = 6.0, prompt: float = 1500.0, output: float = 200.0) -> Predictor:
@@ -32,7 +40,7 @@ def predictor(rate: float = 6.0, prompt: float = 1500.0, output: float = 200.0) 
 
 
 def search(
-    current: Counts, limits: Limits, predict: Predictor, allowed: float = 0.05
+    current: Counts, limits: CountLimits, predict: Predictor, allowed: float = 0.05
 ) -> Counts | None:
     most = limits.bounds.groups.max * 4
 
@@ -93,7 +101,9 @@ def test_budget_and_placement_forbid() -> None:
 
 
 def test_budget_is_per_resource() -> None:
-    mixed = Limits(BOUNDS, RoleDevices("npu", 4), RoleDevices("gpu", 2), (BudgetLimit("gpu", 6),))
+    mixed = CountLimits(
+        BOUNDS, RoleDevices("npu", 4), RoleDevices("gpu", 2), (BudgetLimit("gpu", 6),)
+    )
     assert mixed.within_budget(Counts(1, 4, 3))
     assert not mixed.within_budget(Counts(2, 1, 2))
     assert mixed.devices(Counts(2, 1, 2)) == 16

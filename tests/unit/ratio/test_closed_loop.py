@@ -17,7 +17,7 @@ from tests.support.plant import Lengths, Plant, Rate, lengths, steady
 from tests.support.ratio_values import NPU, PROFILE, SLO
 
 from pdserve.ratio import learn
-from pdserve.ratio.choose import Limits
+from pdserve.ratio.choose import CountLimits
 from pdserve.ratio.decide import decide
 from pdserve.ratio.presets import dilated
 from pdserve.ratio.records import record, replay
@@ -26,10 +26,10 @@ from pdserve.ratio.types import (
     Counts,
     Decision,
     DecisionInput,
+    LoopMemory,
     LoopSettings,
-    Memory,
     PastChange,
-    Profile,
+    PerformanceProfile,
     Range,
     Reason,
     RequestWindow,
@@ -82,7 +82,7 @@ def run(
     until: float,
     start: Counts,
     *,
-    truth: Profile = PROFILE,
+    truth: PerformanceProfile = PROFILE,
     seed: int = 1,
     cold_start: float = 60.0,
     bounds: Bounds = BOUNDS,
@@ -92,7 +92,7 @@ def run(
 ) -> Run:
     plant = Plant(truth, SLO, start, rate, draw, seed=seed, cold_start=cold_start, scrape=scrape)
     done = Run(plant)
-    state, memory = learn.start("k", 4, 32, preset=PROFILE), Memory()
+    state, memory = learn.start("k", 4, 32, preset=PROFILE), LoopMemory()
     past: tuple[PastChange, ...] = ()
     now = 0.0
     while now < until:
@@ -152,7 +152,7 @@ def _finite(sample: ScenarioSample) -> bool:
 
 
 def devices(counts: Counts) -> int:
-    return Limits(BOUNDS, NPU, NPU).devices(counts)
+    return CountLimits(BOUNDS, NPU, NPU).devices(counts)
 
 
 def step(before: float, after: float, when: float) -> Rate:
@@ -173,7 +173,7 @@ TRUTHS = pytest.mark.parametrize(
 
 
 @TRUTHS
-def test_a_steady_load_finds_its_size_and_stays(truth: Profile) -> None:
+def test_a_steady_load_finds_its_size_and_stays(truth: PerformanceProfile) -> None:
     done = run(steady(5.0), CHAT, 3600, Counts(1, 1, 1), truth=truth)
     assert done.plant.attainment_since(600) >= SLO.attainment
     assert done.turns("prefill") <= 2
@@ -183,7 +183,9 @@ def test_a_steady_load_finds_its_size_and_stays(truth: Profile) -> None:
 
 @pytest.mark.invariant(3)
 @TRUTHS
-def test_a_step_is_answered_in_the_right_direction_within_three_periods(truth: Profile) -> None:
+def test_a_step_is_answered_in_the_right_direction_within_three_periods(
+    truth: PerformanceProfile,
+) -> None:
     done = run(step(4.0, 9.0, 1200), CHAT, 3600, Counts(1, 2, 4), truth=truth)
     first = done.between(1200, 1200 + 3 * SETTINGS.control_period)
     assert first
@@ -195,7 +197,7 @@ def test_a_step_is_answered_in_the_right_direction_within_three_periods(truth: P
 
 
 @TRUTHS
-def test_a_mix_shift_moves_the_ratio_the_right_way(truth: Profile) -> None:
+def test_a_mix_shift_moves_the_ratio_the_right_way(truth: PerformanceProfile) -> None:
     """Same request rate: prompts get long and answers short, so prefill must grow."""
     done = run(steady(6.0), shift(CHAT, LONG_PROMPTS, 1200), 3600, Counts(1, 2, 4), truth=truth)
     before, after = done.at(1190), done.at(1200 + 3 * SETTINGS.control_period)
@@ -205,7 +207,7 @@ def test_a_mix_shift_moves_the_ratio_the_right_way(truth: Profile) -> None:
 
 
 @TRUTHS
-def test_longer_answers_grow_decode_and_not_prefill(truth: Profile) -> None:
+def test_longer_answers_grow_decode_and_not_prefill(truth: PerformanceProfile) -> None:
     done = run(steady(3.0), shift(CHAT, LONG_ANSWERS, 1200), 3600, Counts(1, 2, 3), truth=truth)
     before, after = done.at(1190), done.at(1800)
     assert after.total("decode") > before.total("decode")

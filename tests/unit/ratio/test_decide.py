@@ -23,8 +23,8 @@ from pdserve.ratio.types import (
     BudgetLimit,
     Counts,
     DecisionInput,
-    Expected,
-    Memory,
+    ExpectedTraffic,
+    LoopMemory,
     PastChange,
     PlacementLimit,
     Range,
@@ -103,7 +103,9 @@ BAD: dict[str, tuple[ScenarioSample | Unknown, str]] = {
 @pytest.mark.parametrize("current", [Counts(1, 1, 1), Counts(4, 6, 6)])
 def test_nothing_scales_on_data_that_cannot_be_trusted(name: str, current: Counts) -> None:
     measured, word = BAD[name]
-    waited_long = Memory(settled_at=0.0, settled_counts=current, surplus_since=1.0, last_slow=1.0)
+    waited_long = LoopMemory(
+        settled_at=0.0, settled_counts=current, surplus_since=1.0, last_slow=1.0
+    )
     got = decide(decision_input(current, sample=measured, memory=waited_long))
     assert (got.outcome, got.reason, got.to) == ("Held", Reason.HOLD_NO_DATA, current)
     assert word in got.message
@@ -136,7 +138,7 @@ def test_a_change_in_flight_blocks_the_next_and_is_named() -> None:
 
 
 def test_instances_that_never_come_do_not_block_for_ever() -> None:
-    stuck = Memory(unready_since=4000.0)
+    stuck = LoopMemory(unready_since=4000.0)
     got = decide(failing(ready_decode=2, memory=stuck))
     assert got.outcome == "Applied"
 
@@ -153,7 +155,7 @@ def test_growth_keeps_a_distance_to_the_last_change() -> None:
 
 
 def test_what_was_measured_before_the_counts_took_effect_is_no_evidence() -> None:
-    fresh = Memory(settled_at=4980.0, settled_counts=Counts(1, 1, 3), last_slow=4990.0)
+    fresh = LoopMemory(settled_at=4980.0, settled_counts=Counts(1, 1, 3), last_slow=4990.0)
     got = decide(failing(memory=fresh))
     assert (got.outcome, got.reason) == ("Held", Reason.STEADY)
     assert "no window yet covers" in got.message
@@ -161,7 +163,7 @@ def test_what_was_measured_before_the_counts_took_effect_is_no_evidence() -> Non
 
 @pytest.mark.parametrize(("lag", "outcome"), [(0.0, "Applied"), (1.0, "Held")])
 def test_a_window_that_ended_a_while_ago_began_earlier_too(lag: float, outcome: str) -> None:
-    filled = Memory(settled_at=4939.5, settled_counts=Counts(1, 1, 3), last_slow=4990.0)
+    filled = LoopMemory(settled_at=4939.5, settled_counts=Counts(1, 1, 3), last_slow=4990.0)
     inp = failing(memory=filled)
     assert isinstance(inp.sample, ScenarioSample)
     assert decide(replace(inp, sample=replace(inp.sample, lag=lag))).outcome == outcome
@@ -190,7 +192,7 @@ def test_decode_pressure_never_grows_prefill() -> None:
 
 
 def test_the_fast_loop_does_not_wait_for_the_slow_one() -> None:
-    just_now = Memory(settled_at=0.0, settled_counts=Counts(1, 1, 3), last_slow=4999.0)
+    just_now = LoopMemory(settled_at=0.0, settled_counts=Counts(1, 1, 3), last_slow=4999.0)
     assert decide(failing(memory=just_now)).outcome == "Applied"
 
 
@@ -225,7 +227,9 @@ def test_without_a_profile_one_step_at_a_time() -> None:
 
 def test_expected_lengths_serve_until_something_completed() -> None:
     nothing = tuple(window(s, 9.0, 0.0, completed=0.0) for s in (60.0, 180.0, 600.0))
-    got = decide(decision_input(sample=sample(nothing), expected=Expected(1500.0, 200.0, 4.0, 0.0)))
+    got = decide(
+        decision_input(sample=sample(nothing), expected=ExpectedTraffic(1500.0, 200.0, 4.0, 0.0))
+    )
     assert got.outcome == "Applied"
 
 
@@ -326,7 +330,7 @@ def test_an_slo_no_instance_can_meet_is_said_not_chased() -> None:
 
 def surplus(now: float = 5000.0, since: float | None = None, **over: Any) -> DecisionInput:
     current = Counts(1, 4, 6)
-    memory = Memory(settled_at=0.0, settled_counts=current, surplus_since=since)
+    memory = LoopMemory(settled_at=0.0, settled_counts=current, surplus_since=since)
     return decision_input(current, now=now, memory=memory, **over)
 
 
@@ -377,7 +381,9 @@ def test_a_surplus_with_proven_pressure_is_kept() -> None:
 
 def test_an_idle_scenario_with_announced_traffic_shrinks_to_its_bounds() -> None:
     idle = tuple(window(s, 0.0) for s in (60.0, 180.0, 600.0))
-    got = decide(surplus(since=0.0, sample=sample(idle), expected=Expected(1000.0, 100.0, 4.0)))
+    got = decide(
+        surplus(since=0.0, sample=sample(idle), expected=ExpectedTraffic(1000.0, 100.0, 4.0))
+    )
     assert (got.outcome, got.reason) == ("Applied", Reason.SURPLUS)
 
 
@@ -385,7 +391,7 @@ def test_an_idle_scenario_with_announced_traffic_shrinks_to_its_bounds() -> None
 
 
 def idle(
-    now: float, memory: Memory, offered: tuple[float, ...] = (0, 0, 0), **over: Any
+    now: float, memory: LoopMemory, offered: tuple[float, ...] = (0, 0, 0), **over: Any
 ) -> DecisionInput:
     windows = tuple(window(s, rate) for s, rate in zip((60.0, 180.0, 600.0), offered, strict=True))
     inp = decision_input(Counts(2, 4, 6), now=now, sample=sample(windows), **over)
@@ -394,10 +400,12 @@ def idle(
 
 def test_nothing_offered_through_the_dwell_shrinks_to_the_minimum_without_a_profile() -> None:
     """K7.11."""
-    memory = Memory(settled_at=0.0, settled_counts=Counts(2, 4, 6))
+    memory = LoopMemory(settled_at=0.0, settled_counts=Counts(2, 4, 6))
     outcomes = []
     for minute in range(6):
-        got = decide(idle(5000.0 + 60 * minute, memory, expected=Expected(200.0, 60.0, 40.0)))
+        got = decide(
+            idle(5000.0 + 60 * minute, memory, expected=ExpectedTraffic(200.0, 60.0, 40.0))
+        )
         memory = got.memory
         outcomes.append((got.outcome, got.to))
     assert outcomes[:5] == [("Held", Counts(2, 4, 6))] * 5
@@ -407,7 +415,7 @@ def test_nothing_offered_through_the_dwell_shrinks_to_the_minimum_without_a_prof
 
 
 def test_one_request_in_the_dwell_keeps_the_counts_that_no_profile_judges() -> None:
-    memory = Memory(settled_at=0.0, settled_counts=Counts(2, 4, 6), surplus_since=0.0)
+    memory = LoopMemory(settled_at=0.0, settled_counts=Counts(2, 4, 6), surplus_since=0.0)
     for offered in ((0.1, 0.1, 0.1), (0.0, 0.1, 0.1)):
         got = decide(idle(5000.0, memory, offered))
         assert got.outcome == "Held"
@@ -417,7 +425,7 @@ def test_one_request_in_the_dwell_keeps_the_counts_that_no_profile_judges() -> N
 
 
 def test_an_idle_scenario_at_its_minimum_stays() -> None:
-    got = decide(replace(idle(5000.0, Memory(surplus_since=0.0)), current=Counts(1, 1, 1)))
+    got = decide(replace(idle(5000.0, LoopMemory(surplus_since=0.0)), current=Counts(1, 1, 1)))
     assert (got.outcome, got.to) == ("Held", Counts(1, 1, 1))
 
 

@@ -8,10 +8,10 @@ import pytest
 from tests.support.ratio_values import prefill_window, sample, window
 
 from pdserve.ratio.demand import covered, estimate_demand, estimate_rate, expected_demand
-from pdserve.ratio.types import Expected, LoopSettings, RequestWindow, Unknown
+from pdserve.ratio.types import ExpectedTraffic, LoopSettings, RequestWindow, Unknown
 
 SETTINGS = LoopSettings()
-EXPECTED = Expected(2000.0, 300.0, 12.0, prefix_hit=0.4)
+EXPECTED = ExpectedTraffic(2000.0, 300.0, 12.0, prefix_hit=0.4)
 
 
 def counts(*offered: float) -> list[RequestWindow]:

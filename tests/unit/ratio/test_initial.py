@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from tests.support.ratio_values import BOUNDS, NPU, PROFILE, SLO, decision_input, sample
 
-from pdserve.ratio.choose import Limits
+from pdserve.ratio.choose import CountLimits
 from pdserve.ratio.decide import decide
 from pdserve.ratio.explain import MEANING, describe, sentence
 from pdserve.ratio.initial import initial_counts
 from pdserve.ratio.presets import dilated, preset
-from pdserve.ratio.types import BudgetLimit, Counts, Expected, Reason
+from pdserve.ratio.types import BudgetLimit, Counts, ExpectedTraffic, Reason
 
-LIMITS = Limits(BOUNDS, NPU, NPU)
-EXPECTED = Expected(prompt_tokens=3000.0, output_tokens=60.0, requests_per_second=6.0)
+LIMITS = CountLimits(BOUNDS, NPU, NPU)
+EXPECTED = ExpectedTraffic(prompt_tokens=3000.0, output_tokens=60.0, requests_per_second=6.0)
 
 
 def test_announced_traffic_sizes_the_scenario() -> None:

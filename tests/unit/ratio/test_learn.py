@@ -11,10 +11,12 @@ from tests.support.ratio_values import PROFILE, decode_window, prefill_window, s
 from pdserve.ratio.learn import LearnState, observe, resume, start
 from pdserve.ratio.presets import dilated
 from pdserve.ratio.records import from_json, to_json
-from pdserve.ratio.types import Profile, ScenarioSample, Unknown
+from pdserve.ratio.types import PerformanceProfile, ScenarioSample, Unknown
 
 
-def measured(truth: Profile, at: float, rng: random.Random, noise: float = 0.05) -> ScenarioSample:
+def measured(
+    truth: PerformanceProfile, at: float, rng: random.Random, noise: float = 0.05
+) -> ScenarioSample:
     """One window of an instance of the given profile under changing traffic."""
     prompt, batch = rng.uniform(300, 4000), rng.uniform(2, 30)
     per_batch = rng.uniform(1, 4)
@@ -35,14 +37,16 @@ def measured(truth: Profile, at: float, rng: random.Random, noise: float = 0.05)
     )  # fmt: skip
 
 
-def learned(state: LearnState, truth: Profile, windows: int, seed: int = 1) -> LearnState:
+def learned(
+    state: LearnState, truth: PerformanceProfile, windows: int, seed: int = 1
+) -> LearnState:
     rng = random.Random(seed)
     for i in range(windows):
         state = observe(state, measured(truth, 60.0 * (i + 1), rng))
     return state
 
 
-def predictions(profile: Profile) -> list[float]:
+def predictions(profile: PerformanceProfile) -> list[float]:
     return [
         *(profile.prefill.batch_seconds(b, p, p * p) for b in (1, 4) for p in (500, 1500, 4000)),
         *(profile.decode.step_seconds(b, c) for b in (1, 16, 32) for c in (500, 3000)),

@@ -8,7 +8,7 @@ import pytest
 from tests.support.ratio_values import PROFILE, SLO
 
 from pdserve.ratio.model import build, largest_decode_batch
-from pdserve.ratio.types import DecodeProfile, Demand, PrefillProfile, Profile
+from pdserve.ratio.types import DecodeProfile, Demand, PerformanceProfile, PrefillProfile
 
 DEMAND = Demand(4.0, 1500.0, 1500.0, 1500.0**2 * 1.1, 200.0)
 
@@ -17,8 +17,8 @@ def profile(
     prefill: tuple[float, float, float] = (0.0, 1e-4, 0.0),
     decode: tuple[float, float, float] = (0.03, 0.0, 0.0),
     slots: tuple[int, int] = (4, 32),
-) -> Profile:
-    return Profile(PrefillProfile(*prefill), DecodeProfile(*decode), *slots)
+) -> PerformanceProfile:
+    return PerformanceProfile(PrefillProfile(*prefill), DecodeProfile(*decode), *slots)
 
 
 def test_prefill_capacity_is_read_at_the_best_batch_not_at_batch_1() -> None:
@@ -54,7 +54,9 @@ def test_decode_waits_only_when_slots_are_the_limit() -> None:
     ("bad", "role"),
     [(profile(prefill=(0.0, 1e-3, 0.0)), "prefill"), (profile(decode=(0.05, 0.0, 0.0)), "decode")],
 )
-def test_a_target_missed_by_a_single_request_leaves_no_option(bad: Profile, role: str) -> None:
+def test_a_target_missed_by_a_single_request_leaves_no_option(
+    bad: PerformanceProfile, role: str
+) -> None:
     part = build(bad, DEMAND, SLO).role("prefill" if role == "prefill" else "decode")
     assert part.options == ()
     assert part.capacity == 0.0

@@ -17,7 +17,7 @@ from pdserve.ratio.types import (
     Counts,
     Decision,
     DecisionInput,
-    Expected,
+    ExpectedTraffic,
     PastChange,
     PlacementLimit,
     RequestWindow,
@@ -26,7 +26,7 @@ from pdserve.ratio.types import (
 
 FULL = decision_input(
     fixed=Counts(1, 2, 3),
-    expected=Expected(1000.0, 100.0, 3.0),
+    expected=ExpectedTraffic(1000.0, 100.0, 3.0),
     budget=(BudgetLimit("npu", 64),),
     placement=(PlacementLimit(3, 3, 1, "leaf-a has 2 free nodes"),),
     changes=(PastChange(10.0, Counts(1, 1, 1), Counts(1, 1, 2)),),

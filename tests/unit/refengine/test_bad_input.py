@@ -221,7 +221,7 @@ def test_bad_handover_parameters(case: str, model: Any) -> None:
     }
     for name, value in changes.items():
         (params if name in params else ours)[name] = value
-    limits = openai.Limits("decode", "reference", 2048, 1 << 20)
+    limits = openai.RequestLimits("decode", "reference", 2048, 1 << 20)
     raw = orjson.dumps(COMPLETION | {http.PARAM_KV: params})
     with pytest.raises(ApiError, match=message) as raised:
         openai.read("completion", raw, model, limits).request("r", None, [])

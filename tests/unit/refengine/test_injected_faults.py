@@ -19,7 +19,7 @@ from tests.support.engines import Client, fresh_host
 
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.load import LoadedModel
-from pdserve.refengine.server import Running, running
+from pdserve.refengine.server import StartedInstance, running
 
 REQUEST_PATH = ("refengine/api/", "refengine/runtime/", "refengine/kv/pool", "refengine/kv/leases")
 GIVES_BACK = frozenset(
@@ -64,7 +64,7 @@ class Injector:
             raise InjectedError(self.where)
 
 
-async def settled(instance: Running) -> bool:
+async def settled(instance: StartedInstance) -> bool:
     engine = instance.engine
     for _ in range(3000):
         if not (engine.executing or len(engine.handoff) or engine._slots.used or engine._pool.used):

@@ -17,7 +17,7 @@ from tests.unit.refengine.test_transport import DATA, Pair, Store
 
 from pdserve.engines.credentials import Credential
 from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.protocol import Kind, Proof, shared_proof
+from pdserve.refengine.kv.protocol import FrameKind, Proof, shared_proof
 from pdserve.refengine.kv.tcp import Identity
 from pdserve.refengine.kv.transport import TransportError
 from pdserve.refengine.trust import Trust
@@ -138,10 +138,10 @@ class Raw:
     async def to(engine: EngineProcess) -> tuple[Raw, dict[str, Any]]:
         raw = Raw(*await asyncio.open_connection(engine.host, 5600))
         kind, challenge = await raw.read()
-        assert kind is Kind.CHALLENGE
+        assert kind is FrameKind.CHALLENGE
         return raw, challenge
 
-    async def read(self) -> tuple[Kind, dict[str, Any]]:
+    async def read(self) -> tuple[FrameKind, dict[str, Any]]:
         async with asyncio.timeout(60):
             head = await self.reader.readexactly(protocol.HEAD.size)
             body = await self.reader.readexactly(protocol.HEAD.unpack(head)[3])
@@ -149,7 +149,7 @@ class Raw:
         assert found is not None
         return found[0], found[1]
 
-    async def say(self, kind: Kind, body: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
+    async def say(self, kind: FrameKind, body: dict[str, Any]) -> tuple[FrameKind, dict[str, Any]]:
         self.writer.write(protocol.encode(kind, body))
         return await self.read()
 
@@ -185,23 +185,23 @@ async def test_real_engines_serve_by_grants_and_refuse_every_other_way(modern: G
     model = (await client.call("GET", prefill.url + http.PATH_INFO)).body["fingerprint"]
     true_key = Proof(pair_key(MASTER, GROUP, "p0", "d0"))
 
-    async def attempt(proof: Proof, me: str = "d0") -> tuple[Kind, dict[str, Any]]:
+    async def attempt(proof: Proof, me: str = "d0") -> tuple[FrameKind, dict[str, Any]]:
         raw, challenge = await Raw.to(prefill)
-        return await raw.say(Kind.HELLO, hello(proof, me, "p0", challenge["nonce"], model))
+        return await raw.say(FrameKind.HELLO, hello(proof, me, "p0", challenge["nonce"], model))
 
     for stolen in ("gw", "op", digest("op"), "", pair_key(MASTER, GROUP, "p0", "d1")):
         for proof in (Proof(stolen), shared_proof(stolen)):
             kind, _ = await attempt(proof)
-            assert kind is Kind.REFUSED, proof
-    assert (await attempt(true_key, me="d1"))[0] is Kind.REFUSED, "another id"
+            assert kind is FrameKind.REFUSED, proof
+    assert (await attempt(true_key, me="d1"))[0] is FrameKind.REFUSED, "another id"
 
     raw, challenge = await Raw.to(prefill)
     recorded = hello(true_key, "d0", "p0", challenge["nonce"], model)
-    assert (await raw.say(Kind.HELLO, recorded))[0] is Kind.WELCOME
+    assert (await raw.say(FrameKind.HELLO, recorded))[0] is FrameKind.WELCOME
     again, _ = await Raw.to(prefill)
-    assert (await again.say(Kind.HELLO, recorded))[0] is Kind.REFUSED, "a recording"
+    assert (await again.say(FrameKind.HELLO, recorded))[0] is FrameKind.REFUSED, "a recording"
     before, _ = await Raw.to(prefill)
-    before.writer.write(protocol.encode(Kind.PULL, {"request": params["remote_request_id"]}))
+    before.writer.write(protocol.encode(FrameKind.PULL, {"request": params["remote_request_id"]}))
     with pytest.raises(asyncio.IncompleteReadError):
         await before.read()
 

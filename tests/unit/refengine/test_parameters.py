@@ -15,10 +15,10 @@ from pdserve.refengine.model.load import LoadedModel
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "parameters.md"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-LIMITS = openai.Limits("both", "m", 2048, 1 << 20)
+LIMITS = openai.RequestLimits("both", "m", 2048, 1 << 20)
 
 
-def read(model: LoadedModel, **fields: Any) -> openai.Draft:
+def read(model: LoadedModel, **fields: Any) -> openai.RequestDraft:
     draft = openai.read("chat", orjson.dumps(CHAT | fields), model, LIMITS)
     draft.request("r", None, draft.tokenise())
     return draft

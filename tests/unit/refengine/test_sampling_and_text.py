@@ -12,7 +12,7 @@ from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.model.sampler import Sampled, SamplingParams, sample, uniform
 from pdserve.refengine.model.tokenizer import ChatMessage
 from pdserve.refengine.runtime.output import Output
-from pdserve.refengine.runtime.request import Finish, Request
+from pdserve.refengine.runtime.request import Finish, GenerationRequest
 
 LOGITS = np.asarray([0.5, 2.0, 2.0, -1.0, 1.9], np.float32)
 
@@ -95,7 +95,7 @@ def test_chat_template(model: LoadedModel) -> None:
 
 
 def output(model: LoadedModel, **changes: Any) -> Output:
-    request = Request("r", (5,), SamplingParams(), max_tokens=100, eos=model.config.eos)
+    request = GenerationRequest("r", (5,), SamplingParams(), max_tokens=100, eos=model.config.eos)
     return Output(replace(request, **changes), model.tokenizer.stream(), 2048)
 
 

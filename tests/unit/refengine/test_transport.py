@@ -12,7 +12,7 @@ from tests.support.engines import fresh_host
 
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.payload import Payload
-from pdserve.refengine.kv.protocol import Kind
+from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.refengine.kv.tcp import Identity, TcpTransport
 from pdserve.refengine.kv.transport import PeerAddress, TransportError
 from pdserve.refengine.trust import Trust
@@ -146,7 +146,7 @@ async def raw_server(
     return PeerAddress("p0", host, port)
 
 
-async def _read(reader: asyncio.StreamReader) -> tuple[Kind, dict[str, object]]:
+async def _read(reader: asyncio.StreamReader) -> tuple[FrameKind, dict[str, object]]:
     head = await reader.readexactly(protocol.HEAD.size)
     body = await reader.readexactly(protocol.HEAD.unpack(head)[3])
     found = protocol.decode(memoryview(head + body))
@@ -155,7 +155,7 @@ async def _read(reader: asyncio.StreamReader) -> tuple[Kind, dict[str, object]]:
 
 
 async def _welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(protocol.encode(Kind.CHALLENGE, {"id": "p0", "nonce": "n"}))
+    writer.write(protocol.encode(FrameKind.CHALLENGE, {"id": "p0", "nonce": "n"}))
     _, hello = await _read(reader)
     proof = protocol.mac(
         protocol.shared_proof("secret"),
@@ -165,14 +165,14 @@ async def _welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         nonces=("n", str(hello["nonce"])),
         model="model-1",
     )
-    writer.write(protocol.encode(Kind.WELCOME, {"numerics": "bits", "mac": proof}))
+    writer.write(protocol.encode(FrameKind.WELCOME, {"numerics": "bits", "mac": proof}))
 
 
 async def test_an_impostor_server_is_noticed() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(protocol.encode(Kind.CHALLENGE, {"id": "p0", "nonce": "n"}))
+        writer.write(protocol.encode(FrameKind.CHALLENGE, {"id": "p0", "nonce": "n"}))
         await _read(reader)
-        writer.write(protocol.encode(Kind.WELCOME, {"numerics": "bits", "mac": "00"}))
+        writer.write(protocol.encode(FrameKind.WELCOME, {"numerics": "bits", "mac": "00"}))
 
     transport = TcpTransport(RECEIVER, Store(), 5)
     with pytest.raises(TransportError, match="does not know the key"):
@@ -181,7 +181,9 @@ async def test_an_impostor_server_is_noticed() -> None:
 
 async def test_another_protocol_version_is_refused() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(protocol.HEAD.pack(b"PDKV", protocol.VERSION + 1, Kind.CHALLENGE, 2) + b"{}")
+        writer.write(
+            protocol.HEAD.pack(b"PDKV", protocol.VERSION + 1, FrameKind.CHALLENGE, 2) + b"{}"
+        )
 
     transport = TcpTransport(RECEIVER, Store(), 5)
     with pytest.raises(TransportError, match=f"speaks KV protocol {protocol.VERSION + 1}"):
@@ -201,9 +203,9 @@ async def test_another_protocol_is_refused() -> None:
 async def test_a_sender_that_dies_in_the_middle(sent: int) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _welcome(reader, writer)
-        assert (await _read(reader))[0] is Kind.PULL
+        assert (await _read(reader))[0] is FrameKind.PULL
         head = {"tokens": 64, "bytes": len(DATA), "crc": zlib.crc32(DATA)}
-        writer.write(protocol.encode(Kind.KV, head) + DATA[:sent])
+        writer.write(protocol.encode(FrameKind.KV, head) + DATA[:sent])
         await writer.drain()
         writer.close()
 
@@ -227,7 +229,7 @@ async def test_pull_before_the_handshake_closes_the_connection() -> None:
     async with Pair(Store()) as pair:
         reader, writer = await asyncio.open_connection(pair.address.host, pair.address.port)
         await _read(reader)
-        writer.write(protocol.encode(Kind.PULL, {"request": "r1"}))
+        writer.write(protocol.encode(FrameKind.PULL, {"request": "r1"}))
         assert await reader.read() == b""
         writer.close()
 
@@ -243,10 +245,10 @@ async def test_the_loss_of_a_link_is_noticed() -> None:
 
 
 FRAMES: dict[str, bytes] = {
-    "not json": protocol.HEAD.pack(b"PDKV", protocol.VERSION, Kind.PING, 3) + b"{x}",
-    "not an object": protocol.HEAD.pack(b"PDKV", protocol.VERSION, Kind.PING, 2) + b"[]",
+    "not json": protocol.HEAD.pack(b"PDKV", protocol.VERSION, FrameKind.PING, 3) + b"{x}",
+    "not an object": protocol.HEAD.pack(b"PDKV", protocol.VERSION, FrameKind.PING, 2) + b"[]",
     "unknown kind": protocol.HEAD.pack(b"PDKV", protocol.VERSION, 99, 2) + b"{}",
-    "huge": protocol.HEAD.pack(b"PDKV", protocol.VERSION, Kind.PING, 1 << 30),
+    "huge": protocol.HEAD.pack(b"PDKV", protocol.VERSION, FrameKind.PING, 1 << 30),
 }
 
 
@@ -257,7 +259,11 @@ def test_malformed_frames_raise(case: str) -> None:
 
 
 def test_incomplete_frames_wait() -> None:
-    frame = protocol.encode(Kind.PULL, {"request": "r1"})
+    frame = protocol.encode(FrameKind.PULL, {"request": "r1"})
     for size in range(len(frame)):
         assert protocol.decode(memoryview(frame[:size])) is None
-    assert protocol.decode(memoryview(frame + b"x")) == (Kind.PULL, {"request": "r1"}, len(frame))
+    assert protocol.decode(memoryview(frame + b"x")) == (
+        FrameKind.PULL,
+        {"request": "r1"},
+        len(frame),
+    )

@@ -8,7 +8,7 @@ import pytest
 from tests.support.builders import LABELS, LEVELS, RESOURCE, fabric
 
 from pdserve.topology import (
-    Level,
+    FabricLevel,
     NodeView,
     Reservation,
     Taint,
@@ -240,7 +240,7 @@ def test_version_follows_the_topology_not_the_load() -> None:
     one = fabric("p1 a  n1:8 n2:8")
     assert fabric("p1 a  n2:0/8 n1:3/8").version == one.version
     assert fabric("p1 a  n1:8\np1 b  n2:8").version != one.version
-    dearer = TreeSpec("test", (LEVELS[0], Level("leaf", LABELS[1], 2)))
+    dearer = TreeSpec("test", (LEVELS[0], FabricLevel("leaf", LABELS[1], 2)))
     assert build_fabric(dearer, []).version != build_fabric(TreeSpec("test", LEVELS), []).version
 
 
@@ -253,7 +253,7 @@ def test_reserve_leaves_the_first_view_as_it_was() -> None:
 
 
 def test_a_hostname_level_is_below_the_leaf() -> None:
-    levels = (*LEVELS, Level("node", "kubernetes.io/hostname", 0))
+    levels = (*LEVELS, FabricLevel("node", "kubernetes.io/hostname", 0))
     labels = {LABELS[0]: "p", LABELS[1]: "a", "kubernetes.io/hostname": "n1"}
     tree = build_fabric(TreeSpec("d", levels), [NodeView("n1", labels=labels)])
     assert list(tree.leaves) == [("p", "a")]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pdserve.http.errors import ApiError
-from pdserve.http.receive import Request as HttpRequest
+from pdserve.http.receive import HttpRequest as HttpRequest
 from pdserve.refengine.api import openai
 from pdserve.refengine.api.handover import Sender, reply_params
 from pdserve.refengine.api.http import Responder
@@ -18,9 +18,9 @@ from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.errors import RejectedError
 from pdserve.refengine.model.load import LoadedModel
-from pdserve.refengine.runtime.claims import Claim
+from pdserve.refengine.runtime.claims import SlotClaim
 from pdserve.refengine.runtime.engine import Engine
-from pdserve.refengine.runtime.request import Finish, Request, TokenEvent
+from pdserve.refengine.runtime.request import Finish, GenerationRequest, TokenEvent
 from pdserve.refengine.runtime.sequence import Sequence
 from pdserve.wire import http
 from pdserve.wire.links import largest_body
@@ -56,7 +56,7 @@ class Generator:
         self.open_replies = 0
         """Accepted generation requests whose answer is not complete."""
         bound = openai.prompt_bound(engine.context, model.tokenizer.longest_token)
-        self._limits = openai.Limits(config.role, config.model_name, engine.context, bound)
+        self._limits = openai.RequestLimits(config.role, config.model_name, engine.context, bound)
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(TOKENISERS, "tokenise")
 
@@ -100,7 +100,7 @@ class Generator:
         call.begin()
 
     def tokenised(
-        self, draft: openai.Draft, then: Callable[[Future[list[int]]], None]
+        self, draft: openai.RequestDraft, then: Callable[[Future[list[int]]], None]
     ) -> Future[list[int]]:
         """Tokenise beside the event loop; `then` is called on it."""
         future = self._threads.submit(draft.tokenise)
@@ -111,7 +111,7 @@ class Generator:
         """End the tokenising threads; what they run is thrown away."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def writer(self, request: Request, options: openai.ReplyOptions) -> ReplyWriter:
+    def writer(self, request: GenerationRequest, options: openai.ReplyOptions) -> ReplyWriter:
         """Who builds the reply to a request."""
         return ReplyWriter(request, options, self._config.model_name, self._model.tokenizer)
 
@@ -143,7 +143,7 @@ class _Call:
         self,
         owner: Generator,
         responder: Responder,
-        draft: openai.Draft,
+        draft: openai.RequestDraft,
         name: str,
         budget: float | None,
         early_head: bool,
@@ -151,7 +151,7 @@ class _Call:
         self._owner, self._responder, self._draft = owner, responder, draft
         self._name, self._budget, self._early_head = name, budget, early_head
         self._since = time.monotonic()
-        self._claim: Claim | None = None
+        self._claim: SlotClaim | None = None
         self._sequence: Sequence | None = None
         self._tokens: Future[list[int]] | None = None
         self._open = False

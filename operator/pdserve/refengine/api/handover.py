@@ -16,7 +16,7 @@ from pdserve.http.errors import ApiError
 from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.sampler import Sampled
-from pdserve.refengine.runtime.request import RemoteKv, Request
+from pdserve.refengine.runtime.request import GenerationRequest, RemoteKv
 from pdserve.wire.http import PARAM_KV
 
 
@@ -78,7 +78,7 @@ def remote_of(body: Mapping[str, Any], role: EngineRole) -> RemoteLeg | None:
 
 
 def reply_params(
-    request: Request, first: Sampled, cached: int, lease: float, sender: Sender
+    request: GenerationRequest, first: Sampled, cached: int, lease: float, sender: Sender
 ) -> dict[str, Any]:
     """`kv_transfer_params` of a prefill's reply."""
     return {

@@ -1,7 +1,7 @@
 """HTTP/1.1 server side without tasks: one object per connection, one request at a time.
 
-Gives the application a `Request` and a `Responder`; tells the responder when the client has gone.
-Pipelined requests wait in order. Receiving, limits and framing are `pdserve.http`'s.
+Gives the application an `HttpRequest` and a `Responder`; tells the responder when the client has
+gone. Pipelined requests wait in order. Receiving, limits and framing are `pdserve.http`'s.
 
 What a client does to its connection is bounded: bytes and requests that wait, seconds until a
 request has arrived, seconds without taking what was written. An exception of the application
@@ -20,7 +20,7 @@ from typing import cast
 import orjson
 
 from pdserve.http.errors import ApiError
-from pdserve.http.receive import Receiver, Request
+from pdserve.http.receive import HttpRequest, Receiver
 from pdserve.http.send import LAST_CHUNK, STATUS_LINES, chunk
 
 JSON = "application/json"
@@ -116,11 +116,11 @@ class Responder:
         self._connection.answered(self._keep_alive, self.on_unread)
 
 
-App = Callable[[Request, Responder], None]
+App = Callable[[HttpRequest, Responder], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ConnectionLimits:
     """What one connection may cost. Bytes and seconds.
 
     `kept` bytes of a body sent to one of `paths` are stored, of all others `body`. A request has
@@ -137,7 +137,9 @@ class Bounds:
 class HttpConnection(Receiver, asyncio.Protocol):
     """One client connection."""
 
-    def __init__(self, app: App, bounds: Bounds, connections: set[HttpConnection]) -> None:
+    def __init__(
+        self, app: App, bounds: ConnectionLimits, connections: set[HttpConnection]
+    ) -> None:
         super().__init__(MAX_HEAD, bounds.body)
         self._app, self._bounds, self._all = app, bounds, connections
         self._loop = asyncio.get_running_loop()
@@ -280,7 +282,7 @@ class HttpConnection(Receiver, asyncio.Protocol):
             # What cannot be read on is answered, and the rest of the connection dropped.
             Responder(self, keep_alive=False, head=self.method == "HEAD").send_error(self.refusal)
 
-    def _serve(self, request: Request, responder: Responder) -> None:
+    def _serve(self, request: HttpRequest, responder: Responder) -> None:
         self._current = responder
         self._unread = None
         try:

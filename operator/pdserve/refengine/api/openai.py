@@ -1,7 +1,7 @@
-"""Validate OpenAI completion and chat bodies into a `Request` plus how the reply should look.
+"""Validate OpenAI completion and chat bodies into a `GenerationRequest` and the form of its reply.
 
-Two stages: `read` checks a body in bounded time, `Draft.request` takes the tokens. Between them
-the caller tokenises, off the event loop where the text is long.
+Two stages: `read` checks a body in bounded time, `RequestDraft.request` takes the tokens. Between
+them the caller tokenises, off the event loop where the text is long.
 
 What would change the answer but is not implemented is refused with its reason (`parameters`).
 Every message names the field, the value and what would be right. `null` is the same as absence.
@@ -23,7 +23,7 @@ from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
 from pdserve.refengine.model.tokenizer import ChatMessage
-from pdserve.refengine.runtime.request import Request
+from pdserve.refengine.runtime.request import GenerationRequest
 from pdserve.wire import http
 from pdserve.wire.bounds import WireError, parse_json
 
@@ -46,7 +46,7 @@ class ReplyOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What requests are checked against.
 
     `context` in tokens. `prompt_bytes`: UTF-8 bytes of prompt text that `context` tokens can
@@ -65,7 +65,7 @@ def prompt_bound(context: int, longest_token: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class RequestDraft:
     """A checked body whose prompt is not tokenised yet.
 
     `tokenise` gives the prompt's tokens and may run on any thread; it takes time in proportion
@@ -81,14 +81,16 @@ class Draft:
     _remote: RemoteLeg | None
     _eos: tuple[int, ...]
     _vocab: int
-    _limits: Limits
+    _limits: RequestLimits
 
     @property
     def hand_over(self) -> bool:
         """Whether this is a prefill leg."""
         return self._hand_over
 
-    def request(self, request_id: str, budget: float | None, prompt: list[int]) -> Request:
+    def request(
+        self, request_id: str, budget: float | None, prompt: list[int]
+    ) -> GenerationRequest:
         """The request, with what `tokenise` gave; raises ApiError (400)."""
         body, remote, context = self._body, self._remote, self._limits.context
         count = remote.tokens if remote else len(prompt)
@@ -99,7 +101,7 @@ class Draft:
                 param=_prompt_field(self.kind),
                 code="context_length_exceeded",
             )
-        request = Request(
+        request = GenerationRequest(
             id=request_id,
             prompt=tuple(prompt),
             sampling=_sampling(self.kind, body, remote),
@@ -120,7 +122,7 @@ class Draft:
         return request
 
 
-def read(kind: Kind, raw: bytes, model: LoadedModel, limits: Limits) -> Draft:
+def read(kind: Kind, raw: bytes, model: LoadedModel, limits: RequestLimits) -> RequestDraft:
     """Check a body as far as it goes without its prompt's tokens; bounded work.
 
     Raises:
@@ -137,7 +139,7 @@ def read(kind: Kind, raw: bytes, model: LoadedModel, limits: Limits) -> Draft:
     tokenise, size = _prompt(kind, body, model, limits)
     stream = _boolean(body, "stream")
     cached = remote.cached_tokens if remote else None
-    return Draft(
+    return RequestDraft(
         kind,
         ReplyOptions(kind, stream, _include_usage(body, stream), cached),
         # A decode leg has the prompt's KV and needs no tokens.
@@ -152,7 +154,7 @@ def read(kind: Kind, raw: bytes, model: LoadedModel, limits: Limits) -> Draft:
     )
 
 
-def too_long(kind: Kind, size: int, limits: Limits) -> ApiError:
+def too_long(kind: Kind, size: int, limits: RequestLimits) -> ApiError:
     """400: a prompt of `size` bytes, or a body that cannot hold a shorter one."""
     return ApiError(
         400,
@@ -200,7 +202,7 @@ def _check_model(body: Body, name: str) -> None:
 
 
 def _prompt(
-    kind: Kind, body: Body, model: LoadedModel, limits: Limits
+    kind: Kind, body: Body, model: LoadedModel, limits: RequestLimits
 ) -> tuple[Callable[[], list[int]], int]:
     """How to get the prompt's tokens, and the bytes of text to tokenise."""
     tokenizer, eos = model.tokenizer, model.config.eos
@@ -231,14 +233,14 @@ def _prompt(
     raise field_error("prompt", value, "a string or a non-empty list of token ids is required")
 
 
-def _bounded(kind: Kind, texts: Iterable[str], limits: Limits) -> int:
+def _bounded(kind: Kind, texts: Iterable[str], limits: RequestLimits) -> int:
     size = sum(len(t) if t.isascii() else len(t.encode()) for t in texts)
     if size > limits.prompt_bytes:
         raise too_long(kind, size, limits)
     return size
 
 
-def _messages(body: Body, limits: Limits) -> list[ChatMessage]:
+def _messages(body: Body, limits: RequestLimits) -> list[ChatMessage]:
     value = body.get("messages")
     if not isinstance(value, list) or not value:
         raise field_error("messages", value, "a non-empty list is required")

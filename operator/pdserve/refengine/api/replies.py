@@ -14,7 +14,7 @@ import orjson
 from pdserve.refengine.api.openai import ReplyOptions
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.model.tokenizer import Tokenizer
-from pdserve.refengine.runtime.request import Request, TokenEvent
+from pdserve.refengine.runtime.request import GenerationRequest, TokenEvent
 
 DONE = b"data: [DONE]\n\n"
 
@@ -28,7 +28,11 @@ class ReplyWriter:
     """Builds the JSON of one request's answer."""
 
     def __init__(
-        self, request: Request, options: ReplyOptions, model_name: str, tokenizer: Tokenizer
+        self,
+        request: GenerationRequest,
+        options: ReplyOptions,
+        model_name: str,
+        tokenizer: Tokenizer,
     ) -> None:
         self._request, self._options, self._tokenizer = request, options, tokenizer
         self._chat = options.kind == "chat"

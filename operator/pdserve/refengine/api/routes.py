@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from pdserve import __version__
 from pdserve.exposition import CONTENT_TYPE, Registry
 from pdserve.http.errors import ApiError
-from pdserve.http.receive import Request
+from pdserve.http.receive import HttpRequest
 from pdserve.refengine.api.generate import MAX_NAME, Generator
 from pdserve.refengine.api.http import Responder
 from pdserve.refengine.config import EngineConfig
@@ -25,7 +25,7 @@ from pdserve.wire.credentials import CAPABILITY, MAX_PUSH, Grant
 from pdserve.wire.links import DrainReport
 from pdserve.wire.peers import PeerTable
 
-Handler = Callable[[Request, Responder], None]
+Handler = Callable[[HttpRequest, Responder], None]
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Routes:
             http.PATH_RELEASE: {"POST": self._release},
         }
 
-    def __call__(self, request: Request, responder: Responder) -> None:
+    def __call__(self, request: HttpRequest, responder: Responder) -> None:
         """Answer one request; ApiError becomes its reply."""
         methods = self._table.get(request.path)
         if methods is None and request.path.startswith(http.PATH_MODELS + "/"):
@@ -73,11 +73,11 @@ class Routes:
             raise ApiError(405, f"{request.path} takes {allowed}, not {request.method}")
         handler(request, responder)
 
-    def _completions(self, request: Request, responder: Responder) -> None:
+    def _completions(self, request: HttpRequest, responder: Responder) -> None:
         self.trust.check_generation(_authorization(request))
         self.generator.handle("completion", request, responder)
 
-    def _chat(self, request: Request, responder: Responder) -> None:
+    def _chat(self, request: HttpRequest, responder: Responder) -> None:
         self.trust.check_generation(_authorization(request))
         self.generator.handle("chat", request, responder)
 
@@ -90,10 +90,10 @@ class Routes:
             "max_model_len": self.engine.context,
         }
 
-    def _models(self, request: Request, responder: Responder) -> None:
+    def _models(self, request: HttpRequest, responder: Responder) -> None:
         responder.send_json(200, {"object": "list", "data": [self._model_card()]})
 
-    def _one_model(self, request: Request, responder: Responder) -> None:
+    def _one_model(self, request: HttpRequest, responder: Responder) -> None:
         name = unquote(request.path.removeprefix(http.PATH_MODELS + "/"))
         if name != self.config.model_name:
             raise ApiError(
@@ -104,25 +104,25 @@ class Routes:
             )
         responder.send_json(200, self._model_card())
 
-    def _health(self, request: Request, responder: Responder) -> None:
+    def _health(self, request: HttpRequest, responder: Responder) -> None:
         responder.send_json(200, {"status": "ok"})
 
-    def _ready(self, request: Request, responder: Responder) -> None:
+    def _ready(self, request: HttpRequest, responder: Responder) -> None:
         why = "draining" if self.engine.draining else "links of no peer table were complete yet"
         ready = self.links.ready and not self.engine.draining
         responder.send_json(200 if ready else 503, {"ready": ready, "why": "" if ready else why})
 
-    def _metrics(self, request: Request, responder: Responder) -> None:
+    def _metrics(self, request: HttpRequest, responder: Responder) -> None:
         self._expose(self.engine.metrics.registry, responder)
 
-    def _metrics_vllm(self, request: Request, responder: Responder) -> None:
+    def _metrics_vllm(self, request: HttpRequest, responder: Responder) -> None:
         self._expose(self.engine.metrics.vllm, responder)
 
     def _expose(self, registry: Registry, responder: Responder) -> None:
         self.engine.publish_occupancy()
         responder.send(200, registry.render().encode(), kind=CONTENT_TYPE)
 
-    def _info(self, request: Request, responder: Responder) -> None:
+    def _info(self, request: HttpRequest, responder: Responder) -> None:
         c, pacer = self.config, self.engine.pacer
         responder.send_json(
             200,
@@ -147,7 +147,7 @@ class Routes:
             },
         )
 
-    def _peers(self, request: Request, responder: Responder) -> None:
+    def _peers(self, request: HttpRequest, responder: Responder) -> None:
         sender = self.trust.controls(_authorization(request))
         try:
             value = parse_json(request.body, max_bytes=MAX_PUSH)
@@ -164,7 +164,7 @@ class Routes:
             return
         responder.send_json(200, {"version": table.version})
 
-    def _links(self, request: Request, responder: Responder) -> None:
+    def _links(self, request: HttpRequest, responder: Responder) -> None:
         self.trust.controls(_authorization(request))
         report = dataclasses.replace(
             self.links.report(),
@@ -174,13 +174,13 @@ class Routes:
         )
         responder.send_json(200, report.to_json())
 
-    def _drain(self, request: Request, responder: Responder) -> None:
+    def _drain(self, request: HttpRequest, responder: Responder) -> None:
         self.trust.controls(_authorization(request))
         self.engine.draining = True
         report = DrainReport(self.engine.executing, len(self.engine.handoff), self.streams())
         responder.send_json(200, report.to_json())
 
-    def _release(self, request: Request, responder: Responder) -> None:
+    def _release(self, request: HttpRequest, responder: Responder) -> None:
         self.trust.check_release(_authorization(request))
         body = _json(request)
         request_id = body.get("request_id") if isinstance(body, dict) else None
@@ -192,11 +192,11 @@ class Routes:
         responder.send(204, b"", self.generator.headers())
 
 
-def _authorization(request: Request) -> str:
+def _authorization(request: HttpRequest) -> str:
     return request.header("authorization") or ""
 
 
-def _json(request: Request) -> Any:
+def _json(request: HttpRequest) -> Any:
     try:
         return parse_json(request.body)
     except WireError as error:

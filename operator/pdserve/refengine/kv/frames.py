@@ -63,7 +63,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         self._landing: Landing | None = None
         self.transport: asyncio.Transport | None = None
 
-    def frame(self, kind: protocol.Kind, body: dict[str, Any]) -> None:
+    def frame(self, kind: protocol.FrameKind, body: dict[str, Any]) -> None:
         """A frame arrived; TransportError closes the connection."""
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         """The connection is gone."""
         raise NotImplementedError
 
-    def send(self, kind: protocol.Kind, body: dict[str, Any] | None = None) -> None:
+    def send(self, kind: protocol.FrameKind, body: dict[str, Any] | None = None) -> None:
         """Write one frame; nothing when the connection is gone."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(protocol.encode(kind, body))

@@ -17,7 +17,7 @@ Ending = Literal["pulled", "released", "expired"]
 
 
 @dataclass(slots=True)
-class Held:
+class HeldKv:
     """One request's KV. Times are of the owner's monotonic clock, in seconds."""
 
     payload: Payload
@@ -31,10 +31,10 @@ class Leases:
     """All KV that this prefill keeps for decodes."""
 
     def __init__(
-        self, seconds: float, grace: float, ended: Callable[[str, Held, Ending], None]
+        self, seconds: float, grace: float, ended: Callable[[str, HeldKv, Ending], None]
     ) -> None:
         self._seconds, self._grace, self._ended = seconds, grace, ended
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, HeldKv] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -42,7 +42,7 @@ class Leases:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._held
 
-    def get(self, request_id: str) -> Held | None:
+    def get(self, request_id: str) -> HeldKv | None:
         """What is held for a request."""
         return self._held.get(request_id)
 
@@ -50,11 +50,11 @@ class Leases:
         """When the longest-held KV was ready."""
         return min((h.since for h in self._held.values()), default=None)
 
-    def hold(self, request_id: str, payload: Payload, now: float) -> Held:
+    def hold(self, request_id: str, payload: Payload, now: float) -> HeldKv:
         """Keep a payload from now on; raises ValueError for an id that is held already."""
         if request_id in self._held:
             raise ValueError(f"KV of request {request_id!r} is held already")
-        held = self._held[request_id] = Held(payload, now, now + self._seconds)
+        held = self._held[request_id] = HeldKv(payload, now, now + self._seconds)
         return held
 
     def begin_pull(self, request_id: str, now: float) -> Payload | None:
@@ -91,7 +91,7 @@ class Leases:
         """Earliest time at which `expire` may have something to do."""
         return min((self._limit(h) for h in self._held.values()), default=None)
 
-    def _limit(self, held: Held) -> float:
+    def _limit(self, held: HeldKv) -> float:
         if held.pulling_since is None:
             return held.expires
         return max(held.expires, held.pulling_since + self._grace)

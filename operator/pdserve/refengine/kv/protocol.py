@@ -36,7 +36,7 @@ HEAD = struct.Struct("!4sBBI")
 _MAGIC = b"PDKV"
 
 
-class Kind(enum.IntEnum):
+class FrameKind(enum.IntEnum):
     """Frame kinds."""
 
     CHALLENGE = 1
@@ -51,13 +51,13 @@ class Kind(enum.IntEnum):
     DONE = 10
 
 
-def encode(kind: Kind, body: dict[str, Any] | None = None) -> bytes:
+def encode(kind: FrameKind, body: dict[str, Any] | None = None) -> bytes:
     """One frame."""
     data = orjson.dumps(body or {})
     return HEAD.pack(_MAGIC, VERSION, kind, len(data)) + data
 
 
-def decode(buffer: memoryview) -> tuple[Kind, dict[str, Any], int] | None:
+def decode(buffer: memoryview) -> tuple[FrameKind, dict[str, Any], int] | None:
     """First frame of `buffer` and its size, or None when more bytes are needed.
 
     Raises:
@@ -78,7 +78,7 @@ def decode(buffer: memoryview) -> tuple[Kind, dict[str, Any], int] | None:
         body = orjson.loads(buffer[HEAD.size : HEAD.size + size])
         if not isinstance(body, dict):
             raise TypeError(f"body is {type(body).__name__}")
-        return Kind(kind), body, HEAD.size + size
+        return FrameKind(kind), body, HEAD.size + size
     except (ValueError, TypeError) as error:
         raise TransportError(f"malformed KV frame: {error}") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 from pdserve.http.listen import listening
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.frames import FrameConnection, Landing
-from pdserve.refengine.kv.protocol import Kind, Proof
+from pdserve.refengine.kv.protocol import FrameKind, Proof
 from pdserve.refengine.kv.transport import Exporter, Keyring, Link, PeerAddress, TransportError
 
 HANDSHAKE_SECONDS = 3.0
@@ -48,19 +48,19 @@ class _Server(FrameConnection):
         super().connection_made(transport)
         _no_delay(transport)
         self._all.add(self)
-        self.send(Kind.CHALLENGE, {"id": self._me.id, "nonce": self._nonce})
+        self.send(FrameKind.CHALLENGE, {"id": self._me.id, "nonce": self._nonce})
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self._silent)
 
-    def frame(self, kind: Kind, body: dict[str, Any]) -> None:
-        if kind is Kind.HELLO and self._peer is None:
+    def frame(self, kind: FrameKind, body: dict[str, Any]) -> None:
+        if kind is FrameKind.HELLO and self._peer is None:
             self._hello(body)
         elif self._peer is None:
             raise TransportError(f"{kind.name} before the handshake")
-        elif kind is Kind.PING:
-            self.send(Kind.PONG)
-        elif kind is Kind.PULL:
+        elif kind is FrameKind.PING:
+            self.send(FrameKind.PONG)
+        elif kind is FrameKind.PULL:
             self._pull(str(body.get("request")), self._peer)
-        elif kind is Kind.DONE:
+        elif kind is FrameKind.DONE:
             self._sending = None
             self._exporter.pulled(str(body.get("request")), self._peer)
         else:
@@ -106,7 +106,7 @@ class _Server(FrameConnection):
             self._peer, self._proof = peer, proof
             answer = self._mac(proof, "server", peer, nonce, model)
             self.send(
-                Kind.WELCOME,
+                FrameKind.WELCOME,
                 {"model": self._me.model, "numerics": self._me.numerics, "mac": answer},
             )
 
@@ -121,7 +121,7 @@ class _Server(FrameConnection):
         )
 
     def _refuse(self, reason: str) -> None:
-        self.send(Kind.REFUSED, {"reason": reason})
+        self.send(FrameKind.REFUSED, {"reason": reason})
         if self.transport is not None:
             self.transport.close()
 
@@ -131,15 +131,15 @@ class _Server(FrameConnection):
             refusal = f"the key that {peer} proved counts no more"
         if refusal is not None:
             # It left the table, or keys were rotated, since its handshake.
-            self.send(Kind.MISSING, {"reason": refusal})
+            self.send(FrameKind.MISSING, {"reason": refusal})
             return
         payload = self._exporter.export(request, peer)
         if payload is None:
-            self.send(Kind.MISSING, {"reason": f"no KV held for request {request!r}"})
+            self.send(FrameKind.MISSING, {"reason": f"no KV held for request {request!r}"})
             return
         self._sending = request
         head = {"tokens": payload.tokens, "bytes": len(payload.data), "crc": payload.checksum}
-        self.send(Kind.KV, head)
+        self.send(FrameKind.KV, head)
         if self.transport is not None:
             self.transport.write(payload.data)
 
@@ -163,16 +163,16 @@ class _Client(FrameConnection):
         super().connection_made(transport)
         _no_delay(transport)
 
-    def frame(self, kind: Kind, body: dict[str, Any]) -> None:
-        if kind is Kind.CHALLENGE:
+    def frame(self, kind: FrameKind, body: dict[str, Any]) -> None:
+        if kind is FrameKind.CHALLENGE:
             self._challenged(body)
-        elif kind is Kind.WELCOME:
+        elif kind is FrameKind.WELCOME:
             self._welcomed(body)
-        elif kind in (Kind.REFUSED, Kind.MISSING):
+        elif kind in (FrameKind.REFUSED, FrameKind.MISSING):
             self._fail(TransportError(f"{self._address.id} refused: {body.get('reason')}"))
-        elif kind is Kind.PONG:
+        elif kind is FrameKind.PONG:
             self._done(0)
-        elif kind is Kind.KV and self._asked is not None:
+        elif kind is FrameKind.KV and self._asked is not None:
             self._arriving(body, *self._asked)
         else:
             raise TransportError(f"unexpected {kind.name}")
@@ -209,7 +209,7 @@ class _Client(FrameConnection):
             self._answer = None
             self._asked = None
 
-    def ask(self, kind: Kind, body: dict[str, Any] | None = None) -> None:
+    def ask(self, kind: FrameKind, body: dict[str, Any] | None = None) -> None:
         """Send a question whose answer `answer` returns."""
         if self._answer is not None or self._gone.done():
             raise TransportError(f"{self._address.id}: connection is gone")
@@ -219,9 +219,9 @@ class _Client(FrameConnection):
     async def pull(self, request: str, tokens: int, landing: Sequence[memoryview]) -> int:
         """Fill `landing`, check it, confirm it."""
         self._asked = (tokens, landing)
-        self.ask(Kind.PULL, {"request": request})
+        self.ask(FrameKind.PULL, {"request": request})
         size = await self.answer()
-        self.send(Kind.DONE, {"request": request})
+        self.send(FrameKind.DONE, {"request": request})
         return size
 
     async def lost(self) -> str:
@@ -233,7 +233,7 @@ class _Client(FrameConnection):
             except TimeoutError:
                 pass
             try:
-                self.ask(Kind.PING)
+                self.ask(FrameKind.PING)
                 async with asyncio.timeout(PING_SECONDS):
                     await self.answer()
             except TimeoutError:
@@ -266,7 +266,7 @@ class _Client(FrameConnection):
         }
         if proof.name is not None:
             hello["key"] = proof.name
-        self.send(Kind.HELLO, hello)
+        self.send(FrameKind.HELLO, hello)
 
     def _welcomed(self, body: dict[str, Any]) -> None:
         proof = self._proof

@@ -80,7 +80,7 @@ class Link(Protocol):
         """Give it up."""
 
 
-class Transport(Protocol):
+class KvTransport(Protocol):
     """Move KV between instances."""
 
     async def start(self, host: str, port: int) -> int:

@@ -18,7 +18,7 @@ from pdserve.refengine.runtime.sequence import Phase, Sequence
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class BatchMember:
     """One sequence's part in a step; `samples` when its logits choose a token."""
 
     sequence: Sequence
@@ -39,7 +39,7 @@ class Member:
 class Batch:
     """The members of one step, decodes first."""
 
-    members: tuple[Member, ...]
+    members: tuple[BatchMember, ...]
 
     @property
     def chunks(self) -> tuple[tuple[int, int], ...]:
@@ -75,9 +75,9 @@ def build(sequences: Iterable[Sequence], budget: int, chunk: int) -> Batch:
     return Batch(tuple(members))
 
 
-def _member(sequence: Sequence, limit: int) -> Member:
+def _member(sequence: Sequence, limit: int) -> BatchMember:
     tokens = sequence.pending(limit)
     end = sequence.computed + len(tokens)
     table = np.asarray(sequence.blocks[: blocks_for(end)], np.int64)
     wants = end >= sequence.request.prompt_tokens
-    return Member(sequence, Rows(tokens, sequence.computed, table, wants))
+    return BatchMember(sequence, Rows(tokens, sequence.computed, table, wants))

@@ -17,7 +17,7 @@ MOST_REMEMBERED = 4096
 
 
 @dataclass(slots=True, eq=False)
-class Claim:
+class SlotClaim:
     """One slot taken for a request that is being prepared.
 
     `released` is called when somebody releases the name meanwhile. `open` until it became a

@@ -24,7 +24,7 @@ from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.errors import RejectedError
 from pdserve.refengine.kv.payload import Payload, landing
 from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, prompt_hashes
-from pdserve.refengine.kv.transport import PeerAddress, Transport, TransportError
+from pdserve.refengine.kv.transport import KvTransport, PeerAddress, TransportError
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.config import BLOCK_TOKENS
 from pdserve.refengine.model.llama import Rows, new_pool
@@ -32,12 +32,12 @@ from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime import batch as batching
 from pdserve.refengine.runtime import compute
-from pdserve.refengine.runtime.claims import Claim, EarlyReleases
+from pdserve.refengine.runtime.claims import EarlyReleases, SlotClaim
 from pdserve.refengine.runtime.estimates import Estimates
 from pdserve.refengine.runtime.handoff import Handoff
 from pdserve.refengine.runtime.output import Output
 from pdserve.refengine.runtime.pacing import Pacer
-from pdserve.refengine.runtime.request import Finish, RemoteKv, Request
+from pdserve.refengine.runtime.request import Finish, GenerationRequest, RemoteKv
 from pdserve.refengine.runtime.sequence import Phase, Sequence, Sink
 from pdserve.refengine.runtime.slots import SlotHint, Slots
 from pdserve.refengine.runtime.worker import Worker
@@ -70,7 +70,7 @@ class Engine:
         self._memory = new_pool(model.config, blocks + 1)
         self._pool = BlockPool(blocks + 1, config.prefix_cache and config.role != "decode")
         self._slots = Slots(total)
-        self._claims: dict[str, Claim] = {}
+        self._claims: dict[str, SlotClaim] = {}
         self._early = EarlyReleases()
         self._active: dict[str, Sequence] = {}
         self._pulls: dict[Sequence, asyncio.Task[None]] = {}
@@ -85,7 +85,7 @@ class Engine:
             self._slot_freed,
         )
         self.draining = False
-        self.transport: Transport | None = None
+        self.transport: KvTransport | None = None
         self.peer_address: Callable[[str], PeerAddress | None] = lambda peer: None
 
     # --- admission -------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Engine:
             finally:
                 self._pool.release(blocks)
 
-    def claim(self, name: str, released: Callable[[], None]) -> Claim:
+    def claim(self, name: str, released: Callable[[], None]) -> SlotClaim:
         """Take a slot for a request that is about to be prepared.
 
         Args:
@@ -148,17 +148,17 @@ class Engine:
         if self._early.has(name, self._now()):
             raise ApiError(409, f"request {name!r} was released before it came", code="released")
         self._slots.take()
-        claim = self._claims[name] = Claim(name, released)
+        claim = self._claims[name] = SlotClaim(name, released)
         return claim
 
-    def drop(self, claim: Claim) -> None:
+    def drop(self, claim: SlotClaim) -> None:
         """Give a claim's slot back; nothing when it is over already."""
         if claim.open:
             claim.open = False
             del self._claims[claim.name]
             self._slots.give_back()
 
-    def admit(self, claim: Claim, request: Request, sink: Sink) -> Sequence:
+    def admit(self, claim: SlotClaim, request: GenerationRequest, sink: Sink) -> Sequence:
         """Give a claimed request its blocks and start it; when it raises, the claim is dropped.
 
         Raises:
@@ -186,7 +186,7 @@ class Engine:
             raise
         return sequence
 
-    def _sequence(self, request: Request, sink: Sink) -> Sequence:
+    def _sequence(self, request: GenerationRequest, sink: Sink) -> Sequence:
         """A sequence with its blocks; nothing is taken when it raises."""
         hashes = prompt_hashes(request.prompt) if self._config.prefix_cache else []
         # At least one prompt token is computed, so that there are logits.
@@ -492,13 +492,13 @@ class Engine:
 
     # --- figures ---------------------------------------------------------------------------
 
-    def _positions(self, request: Request) -> int:
+    def _positions(self, request: GenerationRequest) -> int:
         if request.hand_over:
             return request.prompt_tokens
         # The last token is never fed back.
         return min(request.prompt_tokens + request.max_tokens - 1, self.context)
 
-    def _check_budget(self, request: Request, cached: int) -> None:
+    def _check_budget(self, request: GenerationRequest, cached: int) -> None:
         if request.budget is None:
             return
         if request.remote is not None:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from pdserve.refengine.kv.leases import Ending, Held, Leases
+from pdserve.refengine.kv.leases import Ending, HeldKv, Leases
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.runtime.pacing import Pacer
@@ -76,7 +76,7 @@ class Handoff:
         due = self._pacer.transfer_end(time.monotonic(), held.payload.tokens)
         self._loop.call_later(due - time.monotonic(), self._end_pulled, request_id, held)
 
-    def _end_pulled(self, request_id: str, held: Held) -> None:
+    def _end_pulled(self, request_id: str, held: HeldKv) -> None:
         # Released meanwhile, the id may stand for another request by now.
         if self._leases.get(request_id) is held:
             self._leases.end(request_id, "pulled")
@@ -90,7 +90,7 @@ class Handoff:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _ended(self, request_id: str, held: Held, ending: Ending) -> None:
+    def _ended(self, request_id: str, held: HeldKv, ending: Ending) -> None:
         self._freed()
         now = time.monotonic()
         self.hold_seconds.add(now - held.since)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.model.tokenizer import TextStream
-from pdserve.refengine.runtime.request import Finish, Request, TokenEvent
+from pdserve.refengine.runtime.request import Finish, GenerationRequest, TokenEvent
 
 
 class Output:
@@ -17,7 +17,7 @@ class Output:
     Text that may be the beginning of a stop string is held back until the next tokens decide.
     """
 
-    def __init__(self, request: Request, text: TextStream, context: int) -> None:
+    def __init__(self, request: GenerationRequest, text: TextStream, context: int) -> None:
         self._request, self._text = request, text
         self._limit = min(request.max_tokens, context - request.prompt_tokens)
         self._held = ""

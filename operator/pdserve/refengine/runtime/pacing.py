@@ -34,7 +34,7 @@ class ProfileError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class PacingProfile:
     """Times of one accelerator instance; seconds, tokens, bytes, bytes per second."""
 
     name: str
@@ -64,7 +64,7 @@ class Profile:
         return tokens * self.kv_bytes_per_token / self.link_bytes_per_second
 
 
-def load_profile(name: str) -> Profile:
+def load_profile(name: str) -> PacingProfile:
     """A preset by name, or a JSON file by path.
 
     Raises:
@@ -86,7 +86,7 @@ def load_profile(name: str) -> Profile:
     return _profile(name, document)
 
 
-def _profile(name: str, document: Any) -> Profile:
+def _profile(name: str, document: Any) -> PacingProfile:
     def number(section: str, key: str) -> float:
         try:
             value = float(document[section][key])
@@ -96,7 +96,7 @@ def _profile(name: str, document: Any) -> Profile:
             raise ProfileError(f"profile {name!r}: {section}.{key} = {value}, must be >= 0")
         return value
 
-    profile = Profile(
+    profile = PacingProfile(
         name=str(document.get("name", name)) if isinstance(document, dict) else name,
         source=str(document.get("source", "")) if isinstance(document, dict) else "",
         **{k: number("prefill", k) for k in "abc"},
@@ -115,7 +115,7 @@ class Pacer:
     Times come from the caller's monotonic clock.
     """
 
-    def __init__(self, profile: Profile, factor: float) -> None:
+    def __init__(self, profile: PacingProfile, factor: float) -> None:
         self.profile, self.factor = profile, factor
         self._deadline = self._link_free = float("-inf")
         self._tolerance = MIN_TOLERANCE

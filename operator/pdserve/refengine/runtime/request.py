@@ -19,7 +19,7 @@ class RemoteKv:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class GenerationRequest:
     """A validated generation request.
 
     `prompt` is empty on a decode leg (the KV comes from `remote`). `hand_over` marks a prefill

@@ -1,7 +1,7 @@
 """One request on its way through the engine, and who hears about it.
 
-A `Sequence` is the running state of a `Request`: blocks, how many positions have KV, tokens
-chosen so far. Only the event loop changes it.
+A `Sequence` is the running state of a `GenerationRequest`: blocks, how many positions have KV,
+tokens chosen so far. Only the event loop changes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pdserve.http.errors import ApiError
 from pdserve.refengine.runtime.output import Output
-from pdserve.refengine.runtime.request import Request, TokenEvent
+from pdserve.refengine.runtime.request import GenerationRequest, TokenEvent
 
 
 class Sink(Protocol):
@@ -41,7 +41,7 @@ class Phase(enum.Enum):
 class Sequence:
     """Running state of one request. Times are of the engine's monotonic clock, in seconds."""
 
-    request: Request
+    request: GenerationRequest
     sink: Sink
     text: Output
     blocks: list[int]
