@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-import requests
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
@@ -27,15 +27,14 @@ from pdserve.ratio.types import ScenarioSample, Unknown
 from pdserve.telemetry.access import Access, AccessError, Shown
 from pdserve.telemetry.assemble import Answers, assemble
 from pdserve.telemetry.breaker import Breaker
-from pdserve.telemetry.promql import Query, Rows, parse, parse_time, queries
+from pdserve.telemetry.promql import Query, Rows, SeriesKey, parse, parse_time, queries
+from pdserve.telemetry.session import BoundedSession
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
+
+T = TypeVar("T")
 
 SETTLE_SECONDS = 1.0
 """Longer than a scrape takes. One tick of a gateway is a quarter of a window of four scrapes."""
-MAX_ANSWER = 32 << 20
-"""Bytes of one query's answer. A row of 10,000 pods takes about 250."""
-ANSWER_SECONDS = 30.0
-"""Seconds for the body of one query's answer."""
 WINDOW_STEPS = (1.0, 3.0, 10.0)
 """Windows asked for, as multiples of the shortest."""
 
@@ -84,7 +83,7 @@ class PrometheusSource:
         """See `MetricsSource.sample`."""
         if not live:
             return {}
-        answers = await self._ask_all()
+        answers = await self._ask_all(frozenset(_series(live)))
         if isinstance(answers, Unknown):
             return dict.fromkeys(live, answers)
         return {key: assemble(key, instances, answers) for key, instances in live.items()}
@@ -93,7 +92,7 @@ class PrometheusSource:
         """Give threads up; those inside a query end with its timeout."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _ask_all(self) -> Answers | Unknown:
+    async def _ask_all(self, wanted: frozenset[SeriesKey]) -> Answers | Unknown:
         refusal = self._breaker.refusal()
         if refusal is None and self._busy >= self._settings.threads:
             refusal = "queries of an earlier round still hang"
@@ -101,7 +100,7 @@ class PrometheusSource:
             return Unknown(f"{self._settings.url}: {refusal}")
         try:
             async with asyncio.timeout(self._settings.round_timeout):
-                answers = await self._round()
+                answers = await self._round(wanted)
         except TimeoutError:
             return self._failed(f"no answer within {self._settings.round_timeout:g} s")
         except QueryError as error:
@@ -113,40 +112,41 @@ class PrometheusSource:
         self._breaker.failed(error)
         return Unknown(f"{self._settings.url}: {error}")
 
-    async def _round(self) -> Answers:
+    async def _round(self, wanted: frozenset[SeriesKey]) -> Answers:
         """Ask the time, then everything as of a little before it.
 
         Raises QueryError if nothing works.
         """
-        try:
-            at = parse_time(await self._run("vector(time())", None)) - SETTLE_SECONDS
-        except ValueError as error:
-            raise QueryError(str(error)) from error
-        found = await asyncio.gather(*(self._rows(query, at) for query in self._queries))
+        at = await self._run("vector(time())", None, parse_time) - SETTLE_SECONDS
+        asked = (self._rows(query, at, wanted) for query in self._queries)
+        found = await asyncio.gather(*asked)
         rows = {query.name: answer for query, answer in zip(self._queries, found, strict=True)}
         if all(isinstance(answer, Unknown) for answer in found):
             raise QueryError(_first_reason(found))
         return Answers(at, SETTLE_SECONDS, self._windows, self._settings.stale_after, rows)
 
-    async def _rows(self, query: Query, at: float) -> Rows | Unknown:
+    async def _rows(self, query: Query, at: float, wanted: frozenset[SeriesKey]) -> Rows | Unknown:
         try:
-            return parse(await self._run(query.text, at))
-        except (QueryError, ValueError) as error:
+            return await self._run(query.text, at, partial(parse, wanted=wanted))
+        except QueryError as error:
             return Unknown(f"query {query.name}: {error}")
 
-    async def _run(self, text: str, at: float | None) -> Any:
+    async def _run(self, text: str, at: float | None, read: Callable[[Any], T]) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._query, text, at)
+        return await loop.run_in_executor(self._pool, self._query, text, at, read)
 
-    def _query(self, text: str, at: float | None) -> Any:
-        """In a pool thread: one query, its failures as QueryError."""
+    def _query(self, text: str, at: float | None, read: Callable[[Any], T]) -> T:
+        """In a pool thread: what `read` makes of one query's result; failures as QueryError."""
         with self._busy_lock:
             self._busy += 1
         try:
             params = {} if at is None else {"time": f"{at:.3f}"}
-            return self._connection().custom_query(
+            connection, session = self._connection()
+            session.read = read
+            found: T = connection.custom_query(
                 text, params=params, timeout=self._settings.query_timeout
             )
+            return found
         except PrometheusApiClientException as error:
             raise QueryError(f"server refused: {error!s:.200}") from error
         except (KeyError, TypeError, ValueError, RecursionError) as error:  # of JSON, too
@@ -159,66 +159,48 @@ class PrometheusSource:
             with self._busy_lock:
                 self._busy -= 1
 
-    def _connection(self) -> PrometheusConnect:
-        """One client per pool thread: its session is not made for sharing.
+    def _connection(self) -> tuple[PrometheusConnect, BoundedSession]:
+        """One client per pool thread, with its session, which is not made for sharing.
 
         A new one when the files changed: kept connections know the former CA.
         """
         shown = self._settings.access.read()
-        known: tuple[Shown, PrometheusConnect] | None = getattr(self._local, "known", None)
-        connection = known[1] if known is not None and known[0] == shown else None
-        if connection is None:
-            if known is not None:
-                known[1]._session.close()
-            session = _Session()
-            session.trust_env = (
-                False  # proxies and netrc are not meant for the cluster's own server
-            )
-            if self._settings.access.ca_file is not None:
-                session.verify = self._settings.access.ca_file
-            shows = {} if shown.authorization is None else {"Authorization": shown.authorization}
-            connection = PrometheusConnect(
-                url=self._settings.url,
-                headers=shows,
-                session=session,
-                retry=Retry(total=0),
-                timeout=self._settings.query_timeout,
-            )
-            self._local.known = shown, connection
-        return connection
+        known: _Known | None = getattr(self._local, "known", None)
+        if known is not None and known.shown == shown:
+            return known.connection, known.session
+        if known is not None:
+            known.session.close()
+        session = BoundedSession()
+        session.trust_env = False  # proxies and netrc are not meant for the cluster's own server
+        if self._settings.access.ca_file is not None:
+            session.verify = self._settings.access.ca_file
+        shows = {} if shown.authorization is None else {"Authorization": shown.authorization}
+        connection = PrometheusConnect(
+            url=self._settings.url,
+            headers=shows,
+            session=session,
+            retry=Retry(total=0),
+            timeout=self._settings.query_timeout,
+        )
+        session.bound(self._settings.url)
+        self._local.known = _Known(shown, connection, session)
+        return connection, session
 
 
-class _Session(requests.Session):
-    """Follows no redirection, accepts no encoding, reads a bounded body.
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What one pool thread asks with."""
 
-    What answers at the configured address may be anything; it decides neither whom the operator
-    asks next nor how much memory an answer takes.
-    """
+    shown: Shown
+    connection: PrometheusConnect
+    session: BoundedSession
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.headers["Accept-Encoding"] = "identity"
 
-    def send(self, request: requests.PreparedRequest, **settings: Any) -> requests.Response:
-        """As the library's; raises `requests.RequestException` for an answer beyond the bounds."""
-        deadline = time.monotonic() + ANSWER_SECONDS
-        response = super().send(request, **{**settings, "stream": True, "allow_redirects": False})
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            response.close()
-            raise requests.RequestException(f"the answer is encoded as {encoding[:40]!r}")
-        body = bytearray()
-        # What has come so far, and no wait for more: a server that drips holds no thread for ever.
-        while part := response.raw.read1(min(65_536, MAX_ANSWER + 1 - len(body))):
-            body += part
-            if time.monotonic() > deadline:
-                response.close()
-                raise requests.RequestException(f"not answered within {ANSWER_SECONDS:g} s")
-        if len(body) > MAX_ANSWER:
-            response.close()
-            raise requests.RequestException(f"an answer of more than {MAX_ANSWER} bytes")
-        response._content = bytes(body)
-        return response
+def _series(live: Mapping[ScenarioKey, LiveInstances]) -> Iterator[SeriesKey]:
+    """Whose rows count."""
+    for key, instances in live.items():
+        for pod in instances.gateways | instances.prefill | instances.decode:
+            yield SeriesKey(*key, pod)
 
 
 def _first_reason(found: Sequence[Rows | Unknown]) -> str:

@@ -7,7 +7,7 @@ be left out and two services of one name in two namespaces never mix. Counters a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -147,11 +147,11 @@ def duration(seconds: float) -> str:
     return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
 
 
-def parse(result: Any) -> Rows:
+def parse(result: Any, wanted: Container[SeriesKey] | None = None) -> Rows:
     """Rows of an instant vector. NaN and infinities stay what they are; see `assemble`.
 
-    Rows without one of the four labels are not ours and are skipped. Raises ValueError when the
-    answer is not an instant vector.
+    Rows without one of the four labels are not ours and are skipped, and so are those that are not
+    `wanted` (None: all are). Raises ValueError when the answer is not an instant vector.
     """
     if not isinstance(result, list):
         raise ValueError(f"want an instant vector, got {type(result).__name__}")
@@ -163,7 +163,7 @@ def parse(result: Any) -> Rows:
             value = float(text)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a row of an instant vector: {shown(row)}") from error
-        if all(key):
+        if all(key) and (wanted is None or key in wanted):
             rows[key] = value
     return rows
 

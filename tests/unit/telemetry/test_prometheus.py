@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pdserve.ratio.types import Unknown
-from pdserve.telemetry import prometheus
+from pdserve.ratio.types import ScenarioSample, Unknown
+from pdserve.telemetry import session
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
 
@@ -77,14 +79,14 @@ async def test_no_encoded_answer_is_unpacked() -> None:
 
 
 async def test_an_answer_beyond_the_bound_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "MAX_ANSWER", 1000)
+    monkeypatch.setattr(session, "MAX_ANSWER", 1000)
     with serving(lambda h: reply(h, 200, b" " * 2000)) as (url, _):
         assert "more than 1000 bytes" in await reason(url)
 
 
 async def test_an_answer_that_drips_holds_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, the answer never does."""
-    monkeypatch.setattr(prometheus, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 0.5)
     ended = Event()
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -100,3 +102,81 @@ async def test_an_answer_that_drips_holds_no_thread(monkeypatch: pytest.MonkeyPa
             assert "not answered within 0.5 s" in await reason(url)
         finally:
             ended.set()
+
+
+@pytest.mark.parametrize(
+    ("part", "drop"),
+    [
+        (b"HTTP/1.1 200 OK ", b"a"),
+        (b"HTTP/1.1 200 OK\r\nA: ", b"a"),
+        (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+    ],
+    ids=["status line", "one header", "headers"],
+)
+async def test_a_head_that_drips_holds_no_thread(
+    part: bytes, drop: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 0.5)
+    ended = Event()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        with suppress(OSError):
+            handler.wfile.write(part)
+            while not ended.wait(0.05):
+                handler.wfile.write(drop)
+
+    with serving(drip) as (url, _):
+        try:
+            assert "no head of an answer within 0.5 s" in await reason(url)
+        finally:
+            ended.set()
+
+
+@pytest.mark.parametrize("row", [b"{}", b"[]", b'{"metric":{},"value":[1,"1"]}'])
+async def test_an_answer_of_too_many_values_is_not_parsed(
+    row: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MAX_VALUES", 1000)
+    body = b'{"data":{"result":[' + b",".join([row] * 1000) + b"]}}"
+    with serving(lambda handler: reply(handler, 200, body)) as (url, _):
+        assert "more than 1000 values" in await reason(url)
+
+
+@pytest.mark.invariant(14)
+async def test_of_a_shared_servers_rows_only_our_pods_are_kept() -> None:
+    """3,000 pods of others in every answer; no collection of garbage meets them, which would stop
+    the event loop for longer than they take to be parsed.
+    """
+
+    def row(pod: str) -> dict[str, object]:
+        return {"metric": {**KEY._asdict(), "pod": pod}, "value": [1, "1"]}
+
+    everything = vector([*(row(f"p{n}" + "x" * 80) for n in range(3000)), row("gw")])
+    the_time = vector([{"metric": {}, "value": [1, "1"]}])
+    met: list[int] = []
+
+    def note(phase: str, _info: object) -> None:
+        if phase == "start":
+            met.append(sum(isinstance(o, dict) and "metric" in o for o in gc.get_objects()))
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        reply(handler, 200, the_time if "vector" in handler.path else everything)
+
+    with serving(answer) as (url, _):
+        source = PrometheusSource(PrometheusSettings(url, query_timeout=60, round_timeout=60))
+        gc.callbacks.append(note)
+        try:
+            (found,) = (await source.sample({KEY: LiveInstances(frozenset({"gw"}))})).values()
+            gc.collect()
+        finally:
+            gc.callbacks.remove(note)
+        await source.close()
+    assert isinstance(found, ScenarioSample)
+    assert found.windows[0].offered == 1
+    assert found.live == 1 and found.missing == ()
+    assert met and max(met) < 100
+
+
+def vector(rows: list[dict[str, object]]) -> bytes:
+    data = {"resultType": "vector", "result": rows}
+    return json.dumps({"status": "success", "data": data}).encode()

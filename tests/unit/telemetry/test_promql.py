@@ -91,6 +91,11 @@ def test_rows_without_our_labels_are_skipped() -> None:
     assert parse([row("1", scenario=""), {"metric": {}, "value": [0, "1"]}]) == {}
 
 
+def test_rows_of_others_are_skipped() -> None:
+    rows = [row("1"), row("2", pod="another"), row("3", namespace="elsewhere")]
+    assert parse(rows, wanted={KEY}) == {KEY: 1.0}
+
+
 @pytest.mark.parametrize(
     "bad",
     [
