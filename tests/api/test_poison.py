@@ -26,6 +26,7 @@ from localcluster.controlplane import ControlPlane
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS
 from pdserve.controllers.linker import EngineApi, Target
 from pdserve.dst.world_service import service
+from pdserve.engines import registry
 from pdserve.kube.resource import CONFIGMAPS, EVENTS, NODES, PODS, Object
 from pdserve.ratio.types import ScenarioSample, Unknown
 from pdserve.telemetry.assemble import Answers, assemble
@@ -95,7 +96,10 @@ class HugeSeries:
             everyone = sorted(pods.gateways | pods.prefill | pods.decode)
             row = {SeriesKey(*key, pod): 1e308 for pod in everyone}
             ages = {SeriesKey(*key, pod): 1.0 for pod in everyone}
-            rows = {q.name: ages if q.name.endswith("_age") else row for q in queries(windows, {})}
+            rows = {
+                q.name: ages if q.name.endswith("_age") else row
+                for q in queries(windows, {}, registry.series())
+            }
             found[key] = assemble(key, pods, Answers(time.time(), 1.0, windows, 60.0, rows))
         return found
 

@@ -22,9 +22,10 @@ from tests.support.prometheus import Exposition, eventually, exposition, running
 from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
+from pdserve.engines import registry
 from pdserve.ratio.types import Quantity, ScenarioSample
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
-from pdserve.telemetry.promql import DECODE, GATEWAY_SHORTEST, PREFILL, WINDOWED
+from pdserve.telemetry.promql import GATEWAY_SHORTEST, WINDOWED
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
 from pdserve.wire import metrics, names
 
@@ -141,7 +142,10 @@ async def test_discovered_pods_give_a_whole_sample(
 ) -> None:
     running("gw-1", gateway_page(), service="shop")
     running("gw-2", gateway_page(), service="shop")
-    for role, quantities in (("prefill", PREFILL), ("decode", DECODE)):
+    for role, quantities in (
+        ("prefill", metrics.PREFILL_SERIES),
+        ("decode", metrics.DECODE_SERIES),
+    ):
         running(
             f"shop-chat-0-{role[0]}0", engine_page(quantities),
             service="shop", scenario="chat", role=role,
@@ -152,7 +156,10 @@ async def test_discovered_pods_give_a_whole_sample(
         frozenset({"gw-1", "gw-2"}), frozenset({"shop-chat-0-p0"}), frozenset({"shop-chat-0-d0"})
     )
     with running_prometheus(tmp_path, scrape_jobs(control_plane.kubeconfig, namespace)) as server:
-        source = PrometheusSource(PrometheusSettings(server.url, window=4.0, stale_after=3.0))
+        series = registry.series()
+        source = PrometheusSource(
+            PrometheusSettings(server.url, series, window=4.0, stale_after=3.0)
+        )
 
         def whole(sample: object) -> bool:
             return (

@@ -21,13 +21,12 @@ from tests.support.prometheus import (
 )
 from tests.support.ratio_values import decision_input
 
+from pdserve.engines import registry
 from pdserve.ratio.decide import decide
 from pdserve.ratio.types import Quantity, Reason, RequestWindow, ScenarioSample, Unknown
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
 from pdserve.telemetry.promql import (
-    DECODE,
     GATEWAY_SHORTEST,
-    PREFILL,
     WINDOWED,
     queries,
 )
@@ -83,7 +82,9 @@ class Pods:
         elif name.startswith("gw"):
             values = self.gateway(ticks)
         else:
-            values = self.engine(ticks, PREFILL if name == "p-1" else DECODE)
+            values = self.engine(
+                ticks, metrics.PREFILL_SERIES if name == "p-1" else metrics.DECODE_SERIES
+            )
         if not spoiled:
             return exposition(values)
         return None if instead is None else exposition(dict.fromkeys(values, instead))
@@ -189,7 +190,7 @@ def prometheus(pods: Pods, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def source(url: str, **over: Any) -> PrometheusSource:
     settings = {"window": WINDOW, "stale_after": 3.0, "query_timeout": 5.0, **over}
-    return PrometheusSource(PrometheusSettings(url, **settings))
+    return PrometheusSource(PrometheusSettings(url, registry.series(), **settings))
 
 
 async def ask(
@@ -249,10 +250,10 @@ def check_shortest(got: ScenarioSample) -> None:
     """The same, of what is counted over the shortest window only."""
     per_step = number(got.windows[0].offered)
     prefill = number(got.prefill.batches) / 50
-    for i, name in enumerate(PREFILL):
+    for i, name in enumerate(metrics.PREFILL_SERIES):
         assert getattr(got.prefill, name) == pytest.approx((i + 50) * prefill, rel=EXACT), name
     decode = number(got.decode.steps) / 50
-    for i, name in enumerate(DECODE):
+    for i, name in enumerate(metrics.DECODE_SERIES):
         assert getattr(got.decode, name) == pytest.approx((i + 50) * decode, rel=EXACT), name
     order = list(GATEWAY_SHORTEST)
     for name in ("rejected_prefill", "rejected_decode", "decode_overload", "expired", "failed"):
@@ -426,7 +427,7 @@ async def test_every_query_is_understood_by_the_server(prometheus: Prometheus) -
     asked = source(prometheus.url)
     answers = await asked._round()
     assert [name for name, rows in answers.rows.items() if isinstance(rows, Unknown)] == []
-    assert len(answers.rows) == len(queries((1.0, 2.0, 3.0), {}))
+    assert len(answers.rows) == len(queries((1.0, 2.0, 3.0), {}, registry.series()))
     await asked.close()
 
 
@@ -437,7 +438,7 @@ async def test_every_query_is_understood_by_the_server(prometheus: Prometheus) -
 async def test_a_server_that_dies_is_unknown_left_alone_and_found_again(tmp_path: Path) -> None:
     now = [0.0]
     with running_prometheus(tmp_path, []) as server:
-        settings = PrometheusSettings(server.url, window=WINDOW)
+        settings = PrometheusSettings(server.url, registry.series(), window=WINDOW)
         asked = PrometheusSource(settings, clock=lambda: now[0])
         await eventually(lambda: ask(asked), lambda s: isinstance(s, ScenarioSample))
         server.stop()

@@ -16,9 +16,8 @@ from tests.support import scenarios as s
 from tests.support.installed import NAMESPACE, SERVICE, Installed, fetch
 from tests.support.traffic import Outcome, client, stream
 
+from pdserve.engines.reference.metrics import PATH_VLLM, VLLM_WAITING
 from pdserve.wire import names
-from pdserve.wire.http import PATH_METRICS_VLLM
-from pdserve.wire.metrics import VLLM_WAITING
 
 pytestmark = pytest.mark.cluster
 
@@ -73,6 +72,4 @@ def test_a_burst_is_rejected_forwarded_and_served(
     assert rejections > 0, "the burst fitted: nothing was shown"
     assert attempts == AT_ONCE + rejections, "each rejected leg was tried again, none twice served"
     for prefill in prefills:
-        assert total(fetch(prefill + PATH_METRICS_VLLM), VLLM_WAITING) == 0, (
-            "nothing waits in an instance"
-        )
+        assert total(fetch(prefill + PATH_VLLM), VLLM_WAITING) == 0, "nothing waits in an instance"

@@ -18,9 +18,8 @@ from tests.support.installed import (
 )
 from tests.support.traffic import Traffic
 
+from pdserve.engines.reference.metrics import PATH_VLLM, VLLM_RUNNING
 from pdserve.wire import names
-from pdserve.wire.http import PATH_METRICS_VLLM
-from pdserve.wire.metrics import VLLM_RUNNING
 
 pytestmark = pytest.mark.cluster
 
@@ -95,7 +94,7 @@ def test_a_drained_decode_finishes_its_streams(service: Service) -> None:
         service.apply()
         s.until("one decode drains", draining)
         (decode,) = draining()
-        told = fetch(urls[decode] + PATH_METRICS_VLLM)
+        told = fetch(urls[decode] + PATH_VLLM)
         running = re.search(rf"^{VLLM_RUNNING}\S* (\S+)$", told, re.M)
         assert running is not None and float(running[1]) > 0, "nothing was in flight on it"
     assert [o.error for o in traffic.outcomes if o.error] == []

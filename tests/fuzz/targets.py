@@ -20,7 +20,6 @@ from pdserve.controllers.routing import parse_routes
 from pdserve.dst.world_service import service
 from pdserve.engines.flow import FlowError
 from pdserve.engines.pull_flow import PullFlow
-from pdserve.forwarding.hints import parse_hint
 from pdserve.gateway.http_client import Exchange, UpstreamError
 from pdserve.gateway.intake import parse_body
 from pdserve.gateway.sse import StreamError, StreamMeter
@@ -37,6 +36,7 @@ from pdserve.telemetry import promql
 from pdserve.topology import node_view, pod_devices
 from pdserve.wire import credentials
 from pdserve.wire.bounds import WireError, parse_json
+from pdserve.wire.hints import parse_hint
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable
 from pdserve.wire.quantity import QuantityError, quantity

@@ -21,6 +21,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from pdserve.engines.reference.metrics import PATH_VLLM
 from pdserve.wire import http
 from pdserve.wire.credentials import Grant
 from pdserve.wire.peers import Peer, PeerTable
@@ -143,7 +144,7 @@ class Client:
             return False
 
     async def metric(self, engine: EngineProcess, series: str) -> float:
-        path = http.PATH_METRICS_VLLM if series.startswith("vllm:") else http.PATH_METRICS
+        path = PATH_VLLM if series.startswith("vllm:") else http.PATH_METRICS
         text = (await self.call("GET", engine.url + path)).body
         for line in str(text).splitlines():
             if line.startswith(series + " "):

@@ -45,6 +45,7 @@ from pdserve.controllers.tokens import Tokens
 from pdserve.controllers.triggers import Triggers, group_key
 from pdserve.controllers.volumes import Volumes
 from pdserve.controllers.worker import resync, work
+from pdserve.engines import registry as engine_types
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.kube.claim import ClaimedError, Place, ScopeClaim
@@ -393,6 +394,7 @@ def _source(options: OperatorOptions) -> MetricsSource:
     return PrometheusSource(
         PrometheusSettings(
             options.prometheus_url,
+            engines=engine_types.series(),
             window=options.metrics_window,
             stale_after=loop_settings(options).stale_after,
             access=options.prometheus_access,

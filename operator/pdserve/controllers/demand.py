@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdserve.api import RoleTemplate, ScenarioGroup
-from pdserve.engines.pods import render_pod, role_template
+from pdserve.engines.pods import EngineUnusableError, render_pod, role_template
 from pdserve.frozen import Memo
 from pdserve.groups.types import NewPod
 from pdserve.topology import Toleration, pod_requests
@@ -45,6 +45,8 @@ def _read(group: ScenarioGroup, role: Role, revision: str) -> PodDemand:
     template = role_template(group, role)
     try:
         return _of(_pod(group, role, revision), template)
+    except EngineUnusableError:
+        return PodDemand((), (), None)
     except (AttributeError, KeyError, TypeError, ValueError):
         plain = template.model_copy(update={"template": None})
         spec = group.spec.model_copy(update={role: plain})

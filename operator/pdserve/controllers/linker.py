@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -27,10 +27,12 @@ from pdserve.controllers.credentials import (
     control_tokens,
     grant_of,
 )
+from pdserve.engines import registry as engine_types
+from pdserve.engines.control import ControlRequest, EngineControl
+from pdserve.engines.registry import EngineTypeError
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
-from pdserve.wire import http
-from pdserve.wire.bounds import MAX_BYTES, parse_json
+from pdserve.wire.bounds import MAX_BYTES
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable
 
@@ -53,6 +55,8 @@ class Target:
     container_id: str
     endpoint: str
     service: str
+    engine: str
+    """Its engine type."""
     table: PeerTable | None = None
     poll: bool = False
     drain: bool = False
@@ -97,39 +101,40 @@ class HttpEngines:
 
     async def put_peers(self, target: Target, table: PeerTable) -> None:
         """See EngineApi. An instance that holds a newer table keeps it: its report says so."""
+        control = _control(target)
         body = table.to_json()
         if target.terms is not None:
-            held = await self._held(target, f"PUT {http.PATH_PEERS}")
+            held = await self._held(target, "PUT peers")
             namespace = target.service.partition("/")[0]
             grant = grant_of(held, namespace, target.pod, table, target.terms)
             body["credentials"] = grant.to_json()
-        await self._call("PUT", target, http.PATH_PEERS, body, also=(409,))
+        await self._call(target, control.put_peers(body))
 
     async def get_links(self, target: Target) -> LinkReport:
         """See EngineApi."""
-        return LinkReport.from_json(await self._call("GET", target, http.PATH_LINKS))
+        control = _control(target)
+        return control.read_links(await self._call(target, control.get_links()))
 
     async def post_drain(self, target: Target) -> DrainReport:
         """See EngineApi."""
-        return DrainReport.from_json(await self._call("POST", target, http.PATH_DRAIN))
+        control = _control(target)
+        return control.read_drain(await self._call(target, control.post_drain()))
 
-    async def _call(
-        self, method: str, target: Target, path: str, body: Any = None, also: Iterable[int] = ()
-    ) -> Any:
-        what = f"{method} {path}"
+    async def _call(self, target: Target, request: ControlRequest) -> bytes:
+        what = f"{request.method} {request.path}"
         held = await self._held(target, what)
         known = self._works.get(target.container_id)
         tokens = control_tokens(held, target.service.partition("/")[0], target.pod)
         answer = None
         for token in sorted(tokens, key=lambda t: t != known):
-            answer = await self._ask(method, target, path, token, body)
+            answer = await self._ask(target, request, token)
             if answer[0] != HTTPStatus.UNAUTHORIZED:
                 self._remember(target.container_id, token)
                 break
         status, raw = answer or (HTTPStatus.UNAUTHORIZED, b"")
-        if status not in (200, 202, *also):
+        if status not in request.accepts:
             raise EngineError(f"{what}: HTTP {status}: {raw[:200].decode('utf-8', 'replace')}")
-        return None if method == "PUT" else parse_json(raw)
+        return raw
 
     async def _held(self, target: Target, what: str) -> ServiceCredentials:
         try:
@@ -143,19 +148,25 @@ class HttpEngines:
             self._works.clear()
         self._works[container_id] = token
 
-    async def _ask(
-        self, method: str, target: Target, path: str, token: str, body: Any
-    ) -> tuple[int, bytes]:
+    async def _ask(self, target: Target, request: ControlRequest, token: str) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
-        request = self._session.request(
-            method, target.endpoint + path, json=body, headers=headers, timeout=self._timeout,
-            allow_redirects=False, auto_decompress=False,
+        sent = self._session.request(
+            request.method, target.endpoint + request.path, json=request.body, headers=headers,
+            timeout=self._timeout, allow_redirects=False, auto_decompress=False,
         )  # fmt: skip
         try:
-            async with request as reply:
+            async with sent as reply:
                 return reply.status, await _bounded(reply)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EngineError(f"{method} {path}: {type(error).__name__}: {error}") from error
+            what = f"{request.method} {request.path}"
+            raise EngineError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _control(target: Target) -> EngineControl:
+    try:
+        return engine_types.control(target.engine)
+    except EngineTypeError as error:
+        raise EngineError(str(error)) from error
 
 
 async def _bounded(reply: aiohttp.ClientResponse) -> bytes:

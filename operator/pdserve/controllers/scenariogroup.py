@@ -419,6 +419,7 @@ class _Reconcile:
                     container_id=i.container_id,
                     endpoint=endpoint(i.pod_ip),
                     service=self._service_name,
+                    engine=view.at(i.revision).spec.engine.type,
                     table=_table_naming(view, i),
                     poll=i.name in asked.links,
                     drain=i.name in asked.drains,

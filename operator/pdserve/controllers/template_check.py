@@ -20,8 +20,9 @@ from pdserve.api import PDService, Scenario, ScenarioGroup, revision_of
 from pdserve.controllers.objects import gateway_pod
 from pdserve.controllers.service_desired import scenario_group
 from pdserve.engines.pod_profile import TOKEN_FIELD, Finding, Rights
-from pdserve.engines.pods import render_pod
+from pdserve.engines.pods import EngineUnusableError, render_pod
 from pdserve.engines.pods_template import NotAllowedError, TemplateError
+from pdserve.engines.registry import UnknownEngineError
 from pdserve.frozen import Memo
 from pdserve.groups.types import ConditionState, NewPod
 from pdserve.kube.client import KubeClient
@@ -33,6 +34,8 @@ from pdserve.wire.peers import ROLES, Role
 CONDITION = "TemplateValid"
 PROTECTED = "ProtectedField"
 NOT_ALLOWED = "NotAllowed"
+UNKNOWN_ENGINE = "UnknownEngine"
+BROKEN_ENGINE = "BrokenEngine"
 _QUOTA = "exceeded quota"
 
 
@@ -92,6 +95,10 @@ def _of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) ->
 
 
 def _refused(message: str, error: TemplateError) -> ConditionState:
+    if isinstance(error, EngineUnusableError):
+        unknown = isinstance(error.cause, UnknownEngineError)
+        reason = UNKNOWN_ENGINE if unknown else BROKEN_ENGINE
+        return ConditionState(CONDITION, "False", reason, message)
     reason = NOT_ALLOWED if isinstance(error, NotAllowedError) else PROTECTED
     return ConditionState(CONDITION, "False", reason, message)
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from reprlib import repr as shown
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from pdserve.forwarding.hints import Hint
+from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteInstance
 
 Endpoint = Literal["chat", "completions"]

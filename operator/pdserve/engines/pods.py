@@ -1,8 +1,9 @@
-"""Renders the pod of one instance: what an engine type needs, and what the operator relies on.
+"""Renders the pod of one instance: what its engine type adds, and what the operator relies on.
 
-`groups` decides who and where (a slot pinned to a node); this module turns that into a manifest;
-`controllers` POSTs it. Everything another component relies on (labels, readiness gate, ports,
-the PDSERVE_* variables) is set here and protected from the user's template (`pods_template`).
+`pod_parts` says what an engine type gives. `groups` decides who and where (a slot pinned to a
+node); this module turns that into a manifest; `controllers` POSTs it. Everything another component
+relies on (labels, readiness gate, ports, the PDSERVE_* variables) is set here and protected from
+the user's template (`pods_template`).
 Imports `api`, so the gateway must not import it (`engines.flow` is the gateway's side).
 """
 
@@ -13,8 +14,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pdserve.api import RoleTemplate, ScenarioGroup
+from pdserve.engines import registry
+from pdserve.engines.pod_parts import InstanceFacts, PodParts
 from pdserve.engines.pod_profile import Rights
-from pdserve.engines.pods_template import ENGINE_CONTAINER, apply_template
+from pdserve.engines.pods_template import ENGINE_CONTAINER, TemplateError, apply_template, hardened
+from pdserve.engines.registry import BrokenEngineError, EngineTypeError
 from pdserve.wire import http, names
 from pdserve.wire.peers import Role
 
@@ -36,6 +40,19 @@ _TMP_VOLUME = "pdserve-tmp"
 """A name that no site's template uses by chance: volumes are merged by name."""
 _CONTROL_VOLUME = "pdserve-control"
 _CONTROL_DIR = "/etc/pdserve/control"
+
+
+class EngineUnusableError(TemplateError):
+    """No pod can be made for the spec's engine type.
+
+    Attributes:
+        cause: why.
+    """
+
+    def __init__(self, cause: EngineTypeError) -> None:
+        self.cause = cause
+        self.path = "engine.type"
+        ValueError.__init__(self, f"engine.type: {cause}")
 
 
 class PodSlot(Protocol):
@@ -102,10 +119,12 @@ def render_pod(
             only where the pod is not going to run.
 
     Raises:
+        EngineUnusableError: there is no adapter for the engine's type, or it fails.
         TemplateError: the role's template touches a field that is not its own, or asks for more
             than `rights` gives.
     """
     role = role_template(group, new.role)
+    parts = _parts(group, new.role, role)
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -113,10 +132,10 @@ def render_pod(
             "name": new.name,
             "namespace": group.metadata.namespace,
             "labels": _labels(group, new),
-            "annotations": {**_annotations(new), names.ANNOTATION_CONTROL: control},
+            "annotations": {**_annotations(new, parts), names.ANNOTATION_CONTROL: control},
             "ownerReferences": [dict(owner_ref)],
         },
-        "spec": _spec(group, new, role),
+        "spec": _spec(group, new, role, parts),
     }
     if role.template is None:
         return pod
@@ -141,17 +160,40 @@ def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
     return labels
 
 
-def _annotations(new: PodSlot) -> dict[str, str]:
+def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate) -> PodParts:
+    """What the engine's adapter gives; raises EngineUnusableError, whatever the adapter raises."""
+    source = group.spec.model.source
+    facts = InstanceFacts(
+        role=name,
+        slots=role.max_concurrency,
+        devices=role.instance.devices_per_node,
+        model=group.spec.model.name,
+        weights=source.path if source is not None and source.path else "",
+    )
+    try:
+        return registry.pod(group.spec.engine.type).parts(facts)
+    except EngineTypeError as error:
+        raise EngineUnusableError(error) from error
+    except Exception as error:  # code of others
+        broken = BrokenEngineError(f"{group.spec.engine.type!r}: {type(error).__name__}: {error}")
+        raise EngineUnusableError(broken) from error
+
+
+def _annotations(new: PodSlot, parts: PodParts) -> dict[str, str]:
     annotations = {
         names.ANNOTATION_METRICS_SCRAPE: "true",
         names.ANNOTATION_METRICS_PORT: str(names.PORT_HTTP),
     }
+    if parts.metrics_path != http.PATH_METRICS:
+        annotations[names.ANNOTATION_METRICS_PATH] = parts.metrics_path
     if new.replaces:
         annotations[names.ANNOTATION_REPLACES] = new.replaces
     return annotations
 
 
-def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, Any]:
+def _spec(
+    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts
+) -> dict[str, Any]:
     drain = group.spec.recovery.drain_seconds
     spec: dict[str, Any] = {
         "tolerations": [dict(t) for t in BASE_TOLERATIONS],
@@ -168,8 +210,12 @@ def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, A
             "fsGroup": 65532,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_engine(group, new, role)],
-        "volumes": [{"name": _TMP_VOLUME, "emptyDir": {}}, _control_volume()],
+        "containers": [_engine(group, new, role, parts), *map(hardened, parts.containers)],
+        "volumes": [
+            {"name": _TMP_VOLUME, "emptyDir": {}},
+            _control_volume(),
+            *map(dict, parts.volumes),
+        ],
     }
     if group.spec.engine.image_pull_secrets:
         spec["imagePullSecrets"] = [
@@ -190,25 +236,27 @@ def _control_volume() -> dict[str, Any]:
     return {"name": _CONTROL_VOLUME, "downwardAPI": {"items": items}}
 
 
-def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str, Any]:
+def _engine(
+    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts
+) -> dict[str, Any]:
     devices = {role.instance.resource: str(role.instance.devices_per_node)}
     container: dict[str, Any] = {
         "name": ENGINE_CONTAINER,
         "image": group.spec.engine.image,
-        "args": [*_reference_args(group, new.role, role), *role.args],
-        "env": _env(group, new, role),
+        "args": [*parts.args, *role.args],
+        "env": _env(group, new, role, parts),
         "ports": [
             {"name": "http", "containerPort": names.PORT_HTTP},
             {"name": "transfer", "containerPort": names.PORT_TRANSFER},
         ],
         "resources": {"limits": devices, "requests": {**DEFAULT_REQUESTS, **devices}},
         "startupProbe": _probe(
-            http.PATH_HEALTH,
+            parts.health_path,
             period=_STARTUP_PERIOD,
             failures=math.ceil(role.startup_deadline_seconds / _STARTUP_PERIOD),
         ),
-        "livenessProbe": _probe(http.PATH_HEALTH, period=10, failures=3),
-        "readinessProbe": _probe(http.PATH_READY, period=2, failures=2),
+        "livenessProbe": _probe(parts.health_path, period=10, failures=3),
+        "readinessProbe": _probe(parts.ready_path, period=2, failures=2),
         # An engine that writes elsewhere gets `readOnlyRootFilesystem: false` by its template.
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -218,34 +266,19 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> dict[str,
         "volumeMounts": [
             {"name": _TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108 - the pod's own
             {"name": _CONTROL_VOLUME, "mountPath": _CONTROL_DIR, "readOnly": True},
+            *map(dict, parts.mounts),
         ],
     }
+    if parts.command:
+        container["command"] = list(parts.command)
     if group.spec.engine.image_pull_policy:
         container["imagePullPolicy"] = str(group.spec.engine.image_pull_policy)
     return container
 
 
-def _reference_args(group: ScenarioGroup, role_name: Role, role: RoleTemplate) -> list[str]:
-    args = [
-        "--role", role_name,
-        "--port", str(names.PORT_HTTP),
-        "--transfer-port", str(names.PORT_TRANSFER),
-        "--slots", str(role.max_concurrency),
-        *_named("--model-name", group.spec.model.name),
-    ]  # fmt: skip
-    source = group.spec.model.source
-    if source is not None and source.path:
-        args += ["--weights", source.path]
-    return args
-
-
-def _named(flag: str, value: str) -> list[str]:
-    """A flag with any text as its value: `$(X)` is not expanded, a leading `-` is no flag."""
-    text = value.replace("$", "$$")
-    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
-
-
-def _env(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> list[dict[str, Any]]:
+def _env(
+    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts
+) -> list[dict[str, Any]]:
     return [
         {"name": "PDSERVE_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "PDSERVE_INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -265,6 +298,7 @@ def _env(group: ScenarioGroup, new: PodSlot, role: RoleTemplate) -> list[dict[st
                 }
             },
         },
+        *({"name": name, "value": value} for name, value in parts.env.items()),
         *({"name": e.name, "value": e.value} for e in role.env),
     ]
 

@@ -152,14 +152,15 @@ def _limits_lead(spec: dict[str, Any], patch: Mapping[str, Any]) -> None:
 
 def _harden(spec: dict[str, Any]) -> dict[str, Any]:
     """The spec with what containers of the template leave open filled in."""
-    hardened = dict(spec)
+    made = dict(spec)
     for kind in ("containers", "initContainers"):
         if isinstance(spec.get(kind), list):
-            hardened[kind] = [_hardened(container) for container in spec[kind]]
-    return hardened
+            made[kind] = [hardened(container) for container in spec[kind]]
+    return made
 
 
-def _hardened(container: Any) -> Any:
+def hardened(container: Any) -> Any:
+    """The container with what it leaves open of its security context filled in."""
     context = container.get("securityContext") if isinstance(container, Mapping) else 0
     if context is not None and not isinstance(context, Mapping):
         return container  # the API server refuses it

@@ -28,9 +28,9 @@ from pdserve.engines.flow import (
     PrefillOutcome,
     token_count,
 )
-from pdserve.forwarding.hints import Hint, parse_hint
 from pdserve.wire import http
 from pdserve.wire.bounds import parse_json
+from pdserve.wire.hints import Hint, parse_hint
 from pdserve.wire.http import PARAM_KV
 
 CLIENT_ERRORS = frozenset({400, 413, 422})

@@ -25,7 +25,10 @@ from importlib import metadata
 from typing import TypeVar
 
 from pdserve import engines
+from pdserve.engines.control import EngineControl
 from pdserve.engines.flow import EngineFlow
+from pdserve.engines.pod_parts import EnginePod
+from pdserve.engines.series import EngineSeries
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,34 @@ def known() -> tuple[str, ...]:
 def flow(type_name: str) -> EngineFlow:
     """The request path of a type; raises EngineTypeError."""
     return _face(type_name, "flow", "FLOW", EngineFlow)  # type: ignore[type-abstract]
+
+
+def pod(type_name: str) -> EnginePod:
+    """What a type adds to pods; raises EngineTypeError."""
+    return _face(type_name, "pod", "POD", EnginePod)  # type: ignore[type-abstract]
+
+
+def control(type_name: str) -> EngineControl:
+    """How instances of a type are controlled; raises EngineTypeError."""
+    return _face(type_name, "control", "CONTROL", EngineControl)  # type: ignore[type-abstract]
+
+
+def metrics(type_name: str) -> EngineSeries:
+    """Names of a type's series; raises EngineTypeError."""
+    return _face(type_name, "metrics", "METRICS", EngineSeries)
+
+
+def series() -> Mapping[str, tuple[str, ...]]:
+    """Names of series by quantity, of all types that can be used, each name once."""
+    found: dict[str, dict[str, None]] = {}
+    for type_name in known():
+        try:
+            names = metrics(type_name).names
+        except EngineTypeError:
+            continue  # said when it was loaded
+        for quantity, wanted in names.items():
+            found.setdefault(quantity, {}).update(dict.fromkeys(wanted))
+    return {quantity: tuple(names) for quantity, names in found.items()}
 
 
 def forget() -> None:

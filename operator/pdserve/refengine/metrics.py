@@ -8,6 +8,7 @@ a name is for recording rules (promlint).
 from __future__ import annotations
 
 from pdserve import __version__
+from pdserve.engines.reference import metrics as vllm
 from pdserve.exposition import CounterSeries, GaugeSeries, HistogramSeries, Registry
 from pdserve.exposition.process import tell_process
 from pdserve.wire import metrics
@@ -54,24 +55,20 @@ class EngineMetrics:
             ).labels()
             self.paced_valid.set(1)
             self.paced_late = counter(metrics.PACED_LATE, "Steps delivered after their time")
-        self._running = self._model_gauge(
-            metrics.VLLM_RUNNING, "Requests accepted and not finished"
-        )
-        self._model_gauge(metrics.VLLM_WAITING, "Always 0: requests are rejected instead")
-        self._kv_usage = self._model_gauge(
-            metrics.VLLM_KV_USAGE, "Share of KV blocks in use, 0 to 1"
-        )
-        self._prompt = self._model_counter(metrics.VLLM_PROMPT_TOKENS, "Prompt tokens processed")
-        self._generated = self._model_counter(metrics.VLLM_GENERATION_TOKENS, "Tokens generated")
+        self._running = self._model_gauge(vllm.VLLM_RUNNING, "Requests accepted and not finished")
+        self._model_gauge(vllm.VLLM_WAITING, "Always 0: requests are rejected instead")
+        self._kv_usage = self._model_gauge(vllm.VLLM_KV_USAGE, "Share of KV blocks in use, 0 to 1")
+        self._prompt = self._model_counter(vllm.VLLM_PROMPT_TOKENS, "Prompt tokens processed")
+        self._generated = self._model_counter(vllm.VLLM_GENERATION_TOKENS, "Tokens generated")
         self._success = self.vllm.counter(
-            metrics.VLLM_SUCCESS, "Requests completed", ["finished_reason", "model_name"]
+            vllm.VLLM_SUCCESS, "Requests completed", ["finished_reason", "model_name"]
         )
         self._rejected = self.vllm.counter(
-            metrics.VLLM_REJECTIONS, "Requests refused before queueing", ["reason", "model_name"]
+            vllm.VLLM_REJECTIONS, "Requests refused before queueing", ["reason", "model_name"]
         )
-        self._ttft = self._model_histogram(metrics.VLLM_TTFT, "Accept to first token")
-        self._itl = self._model_histogram(metrics.VLLM_ITL, "Between two tokens")
-        self._e2e = self._model_histogram(metrics.VLLM_E2E, "Accept to last token")
+        self._ttft = self._model_histogram(vllm.VLLM_TTFT, "Accept to first token")
+        self._itl = self._model_histogram(vllm.VLLM_ITL, "Between two tokens")
+        self._e2e = self._model_histogram(vllm.VLLM_E2E, "Accept to last token")
 
     def _counter(self, name: str, text: str) -> CounterSeries:
         return self.registry.counter(name, text).labels()

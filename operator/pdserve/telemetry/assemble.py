@@ -22,8 +22,9 @@ from pdserve.ratio.types import (
     ScenarioSample,
     Unknown,
 )
-from pdserve.telemetry.promql import DECODE, PREFILL, WINDOWED, Rows, SeriesKey
+from pdserve.telemetry.promql import WINDOWED, Rows, SeriesKey
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
+from pdserve.wire.metrics import DECODE_QUANTITIES, PREFILL_QUANTITIES
 
 NAMED_MISSING = 10
 MAX_COUNT = 1e18
@@ -90,9 +91,11 @@ def assemble(key: ScenarioKey, live: LiveInstances, answers: Answers) -> Scenari
         age=_oldest(answers, key, live.gateways),
         windows=windows,
         prefill=PrefillWindow(
-            len(prefill), *(answers.total(name, key, prefill) for name in PREFILL)
+            len(prefill), *(answers.total(name, key, prefill) for name in PREFILL_QUANTITIES)
         ),
-        decode=DecodeWindow(len(decode), *(answers.total(name, key, decode) for name in DECODE)),
+        decode=DecodeWindow(
+            len(decode), *(answers.total(name, key, decode) for name in DECODE_QUANTITIES)
+        ),
         rejected_prefill=gateway("rejected_prefill"),
         rejected_decode=gateway("rejected_decode"),
         decode_overload=gateway("decode_overload"),

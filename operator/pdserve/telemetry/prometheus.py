@@ -27,7 +27,7 @@ from pdserve.ratio.types import ScenarioSample, Unknown
 from pdserve.telemetry.access import Access, AccessError, Shown
 from pdserve.telemetry.assemble import Answers, assemble
 from pdserve.telemetry.breaker import Breaker
-from pdserve.telemetry.promql import Query, Rows, SeriesKey, parse, parse_time, queries
+from pdserve.telemetry.promql import Query, Rows, Series, SeriesKey, parse, parse_time, queries
 from pdserve.telemetry.session import BoundedSession
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
 
@@ -48,6 +48,8 @@ class PrometheusSettings:
     """How to reach and read one server."""
 
     url: str
+    engines: Series
+    """Names of engines' series by quantity."""
     window: float = 60.0
     """Shortest window, seconds: at least 4 scrape intervals."""
     stale_after: float = 60.0
@@ -70,7 +72,7 @@ class PrometheusSource:
         """`clock`: monotonic seconds, for the breaker."""
         self._settings = settings
         self._windows = tuple(settings.window * step for step in WINDOW_STEPS)
-        self._queries = queries(self._windows, settings.matchers)
+        self._queries = queries(self._windows, settings.matchers, settings.engines)
         self._breaker = Breaker(clock)
         self._pool = ThreadPoolExecutor(settings.threads, "pdserve-prometheus")
         self._local = threading.local()

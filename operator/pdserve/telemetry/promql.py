@@ -7,7 +7,7 @@ be left out and two services of one name in two namespaces never mix. Counters a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,30 +71,19 @@ GATEWAY_SHORTEST = {
 }
 """Gateway counters read over the shortest window."""
 
-PREFILL = {
-    "batches": metrics.PREFILL_BATCHES,
-    "requests": metrics.PREFILL_REQUESTS,
-    "compute_seconds": metrics.PREFILL_COMPUTE_SECONDS,
-    "tokens": metrics.PREFILL_TOKENS,
-    "tokens_squared": metrics.PREFILL_TOKENS_SQUARED,
-    "kv_wait_seconds": metrics.KV_WAIT_DECODE_SECONDS,
-    "kv_transfer_seconds": metrics.KV_TRANSFER_SECONDS,
-    "kv_transfers": metrics.KV_TRANSFERS,
-}
-DECODE = {
-    "steps": metrics.DECODE_STEPS,
-    "step_seconds": metrics.DECODE_STEP_SECONDS,
-    "step_requests": metrics.DECODE_STEP_REQUESTS,
-    "step_context": metrics.DECODE_STEP_CONTEXT,
-}
+Series = Mapping[str, Sequence[str]]
+"""Names of engines' series by quantity (`wire.metrics.ENGINE_SERIES`), of all engine types."""
 
 
-def queries(windows: Iterable[float], matchers: Mapping[str, str]) -> list[Query]:
-    """Everything one round asks, in a fixed order. `matchers` narrow every selector."""
+def queries(windows: Iterable[float], matchers: Mapping[str, str], engines: Series) -> list[Query]:
+    """Everything one round asks, in a fixed order.
+
+    `matchers` narrow every selector; `engines` has a name for every quantity.
+    """
     sizes = sorted(windows)
     found = [
-        Query("gateway_age", _age(metrics.GATEWAY_OFFERED, matchers)),
-        Query("engine_age", _age(metrics.SLOTS, matchers)),
+        Query("gateway_age", _age((metrics.GATEWAY_OFFERED,), matchers)),
+        Query("engine_age", _age(engines[metrics.ALIVE], matchers)),
         Query("waiting", f"sum by ({LABELS}) ({selector(metrics.GATEWAY_WAITING, matchers)})"),
     ]
     for index, seconds in enumerate(sizes):
@@ -104,28 +93,31 @@ def queries(windows: Iterable[float], matchers: Mapping[str, str]) -> list[Query
             Query(f"scrapes@{index}", f"max by ({LABELS}) (count_over_time({offered}[{span}]))")
         )
         found += [
-            Query(f"{name}@{index}", increase(metric, matchers, span))
+            Query(f"{name}@{index}", increase((metric,), matchers, span))
             for name, metric in WINDOWED.items()
         ]
     span = duration(sizes[0])
     found += [
-        Query(name, increase(metric, {**matchers, **extra}, span))
+        Query(name, increase((metric,), {**matchers, **extra}, span))
         for name, (metric, extra) in GATEWAY_SHORTEST.items()
     ]
     found += [
-        Query(name, increase(metric, matchers, span))
-        for name, metric in {**PREFILL, **DECODE}.items()
+        Query(name, increase(engines[name], matchers, span))
+        for name in (*metrics.PREFILL_QUANTITIES, *metrics.DECODE_QUANTITIES)
     ]
     return found
 
 
-def increase(metric: str, matchers: Mapping[str, str], span: str) -> str:
-    """Increase of a counter over a span, summed to one value per pod and scenario."""
+def increase(series: Sequence[str], matchers: Mapping[str, str], span: str) -> str:
+    """Increase of a counter over a span, summed to one value per pod and scenario.
 
-    def rise(series: str) -> str:
-        return f"increase({series}[{span}])"
+    `series` are its names; what a pod exposes under the first of them counts.
+    """
 
-    return f"sum by ({LABELS}) ({_either(metric, matchers, rise)})"
+    def rise(selected: str) -> str:
+        return f"increase({selected}[{span}])"
+
+    return f"sum by ({LABELS}) ({_either(series, matchers, rise)})"
 
 
 def selector(metric: str, matchers: Mapping[str, str]) -> str:
@@ -179,13 +171,13 @@ def parse_time(result: Any) -> float:
     return value
 
 
-def _age(metric: str, matchers: Mapping[str, str]) -> str:
+def _age(series: Sequence[str], matchers: Mapping[str, str]) -> str:
     """Seconds since the newest sample of each pod."""
-    return f"time() - max by ({LABELS}) ({_either(metric, matchers, 'timestamp({})'.format)})"
+    return f"time() - max by ({LABELS}) ({_either(series, matchers, 'timestamp({})'.format)})"
 
 
-def _either(metric: str, matchers: Mapping[str, str], function: Callable[[str], str]) -> str:
-    """`function` of a metric's series; of older engines' under the former name."""
-    text = function(selector(metric, matchers))
-    former = metrics.former_name(metric)
-    return text if former is None else f"{text} or {function(selector(former, matchers))}"
+def _either(
+    series: Sequence[str], matchers: Mapping[str, str], function: Callable[[str], str]
+) -> str:
+    """`function` of the first of these series that a pod exposes."""
+    return " or ".join(function(selector(name, matchers)) for name in series)

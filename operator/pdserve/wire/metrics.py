@@ -68,23 +68,26 @@ PACED_VALID = "pdserve_engine_paced_valid"
 """Paced mode only: 1 while at most 1 % of steps were late, else 0."""
 PACED_LATE = "pdserve_engine_paced_late_steps_total"
 
-# --- engine: vLLM's names, same meaning (vLLM 0.32), on `http.PATH_METRICS_VLLM` ---------------
-VLLM_RUNNING = "vllm:num_requests_running"
-VLLM_WAITING = "vllm:num_requests_waiting"
-VLLM_KV_USAGE = "vllm:kv_cache_usage_perc"
-VLLM_PROMPT_TOKENS = "vllm:prompt_tokens_total"
-VLLM_GENERATION_TOKENS = "vllm:generation_tokens_total"
-VLLM_SUCCESS = "vllm:request_success_total"
-VLLM_TTFT = "vllm:time_to_first_token_seconds"
-VLLM_ITL = "vllm:inter_token_latency_seconds"
-VLLM_E2E = "vllm:e2e_request_latency_seconds"
-VLLM_REJECTIONS = "vllm:admission_rejections_total"
-
-
-def former_name(metric: str) -> str | None:
-    """The name under which older engines expose a metric; None where it is the same.
-
-    A colon in a name is for recording rules (promlint).
-    """
-    own = metric.removeprefix("pdserve_engine_")
-    return None if own == metric else f"pdserve:{own}"
+# --- engine: what the ratio loop reads, by quantity ---------------------------------------------
+ALIVE = "alive"
+"""Quantity: any series that a running instance always exposes; its age is the instance's."""
+PREFILL_SERIES = {
+    "batches": PREFILL_BATCHES,
+    "requests": PREFILL_REQUESTS,
+    "compute_seconds": PREFILL_COMPUTE_SECONDS,
+    "tokens": PREFILL_TOKENS,
+    "tokens_squared": PREFILL_TOKENS_SQUARED,
+    "kv_wait_seconds": KV_WAIT_DECODE_SECONDS,
+    "kv_transfer_seconds": KV_TRANSFER_SECONDS,
+    "kv_transfers": KV_TRANSFERS,
+}
+DECODE_SERIES = {
+    "steps": DECODE_STEPS,
+    "step_seconds": DECODE_STEP_SECONDS,
+    "step_requests": DECODE_STEP_REQUESTS,
+    "step_context": DECODE_STEP_CONTEXT,
+}
+PREFILL_QUANTITIES = tuple(PREFILL_SERIES)
+DECODE_QUANTITIES = tuple(DECODE_SERIES)
+ENGINE_SERIES = {ALIVE: SLOTS, **PREFILL_SERIES, **DECODE_SERIES}
+"""pdserve's own name of each quantity; an engine type may have others (`engines.series`)."""

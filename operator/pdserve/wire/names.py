@@ -44,6 +44,8 @@ ANNOTATION_UNHEALTHY_DEVICES = f"{GROUP}/unhealthy-devices"
 ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 """On a Deployment: digest of the spec that the operator wants."""
 ANNOTATION_METRICS_PORT = "prometheus.io/port"
+ANNOTATION_METRICS_PATH = "prometheus.io/path"
+"""On a pod: absent where the metrics are under `/metrics`."""
 ANNOTATION_METRICS_SCRAPE = "prometheus.io/scrape"
 
 # Readiness gate: set True by the operator once links of the running container are verified;

@@ -88,7 +88,9 @@ async def instance(seconds: float = 30.0) -> AsyncIterator[tuple[Instance, Targe
         return HELD
 
     async with aiohttp.ClientSession() as session:
-        target = Target("p0", "c1", f"http://127.0.0.1:{port}", "prod/shop", table(3), poll=True)
+        target = Target(
+            "p0", "c1", f"http://127.0.0.1:{port}", "prod/shop", "Reference", table(3), poll=True
+        )
         yield served, target, HttpEngines(session, credentials, seconds)
     await runner.cleanup()
 
@@ -260,7 +262,7 @@ async def test_a_silent_instance_times_out() -> None:
     server = await asyncio.start_server(never, "127.0.0.1", 0)
     async with instance(seconds=0.5) as (_, target, engines):
         port = server.sockets[0].getsockname()[1]
-        away = Target("p0", "c1", f"http://127.0.0.1:{port}", target.service)
+        away = Target("p0", "c1", f"http://127.0.0.1:{port}", target.service, target.engine)
         with pytest.raises(EngineError, match="Timeout"):
             await engines.get_links(away)
     server.close()
@@ -307,7 +309,7 @@ async def linking(fake: Fake, changed: list[ObjectKey]) -> AsyncIterator[Linker]
 def target(**over: Any) -> Target:
     return Target(**{
         "pod": "p0", "container_id": "c1", "endpoint": "http://x", "service": "prod/shop",
-        "table": table(1), "poll": True, **over,
+        "engine": "Reference", "table": table(1), "poll": True, **over,
     })  # fmt: skip
 
 

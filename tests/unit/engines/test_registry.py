@@ -1,6 +1,7 @@
 """Engine types are found by folder and by entry point, and a broken one is broken alone."""
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,12 @@ import pytest
 from tests.support import engine_types as e
 
 from pdserve.engines import registry
+from pdserve.engines.control import EngineControl
 from pdserve.engines.flow import EngineFlow
+from pdserve.engines.pod_parts import EnginePod
 from pdserve.engines.registry import BrokenEngineError, UnknownEngineError
+from pdserve.engines.series import EngineSeries
+from pdserve.wire.metrics import ENGINE_SERIES
 
 GOOD = "from pdserve.engines.pull_flow import PullFlow\nFLOW = PullFlow()\n"
 BUILT_IN = registry.known()
@@ -109,3 +114,53 @@ def test_a_gateway_that_asks_for_flows_loads_nothing_of_the_operator() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+FACES = {
+    "flow": GOOD,
+    "pod": (
+        "from pdserve.engines.pod_parts import PodParts\n"
+        "class Pod:\n    def parts(self, facts): return PodParts(args=(facts.role,))\nPOD = Pod()\n"
+    ),
+    "control": "from pdserve.engines.control import JsonControl\nCONTROL = JsonControl()\n",
+    "metrics": (
+        "from pdserve.engines.series import EngineSeries\n"
+        "METRICS = EngineSeries({'alive': ('acme_up',), 'steps': ('acme_steps_total',)})\n"
+    ),
+}
+
+
+def test_the_four_faces_of_every_built_in_type() -> None:
+    for name in BUILT_IN:
+        assert isinstance(registry.pod(name), EnginePod)
+        assert isinstance(registry.control(name), EngineControl)
+        assert set(registry.metrics(name).names) == set(ENGINE_SERIES)
+
+
+def test_series_of_all_types_are_asked_for_and_those_of_a_broken_one_are_not(site: Path) -> None:
+    before = registry.series()
+    e.package(site, "acme_engine", **FACES)
+    e.package(site, "bad_engine", metrics=FACES["metrics"].replace("acme_up", "up{} or vector"))
+    e.announce(site, {"Acme": "acme_engine", "Bad": "bad_engine"})
+    registry.forget()
+    names = registry.series()
+    assert names["alive"] == ("acme_up", *before["alive"])
+    assert names["steps"] == ("acme_steps_total", *before["steps"])
+    assert {k: v for k, v in names.items() if k not in ("alive", "steps")} == {
+        k: v for k, v in before.items() if k not in ("alive", "steps")
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"stepz": ("a",)}, "no quantity is called 'stepz'"),
+        ({"steps": ("a", "")}, "steps: '' is no name of a series"),
+        ({"steps": ("a-b",)}, "'a-b' is no name"),
+        ({"steps": ("a[5m]) or increase(b",)}, "is no name"),
+        ({"steps": ("a" * 129,)}, "is no name"),
+    ],
+)
+def test_names_of_series_are_names(names: dict[str, tuple[str, ...]], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        EngineSeries(names)

@@ -14,9 +14,9 @@ from pdserve.forwarding.deadline import (
     prompt_size,
 )
 from pdserve.forwarding.health import MAX_SECONDS, Health
-from pdserve.forwarding.hints import Hint, parse_hint
 from pdserve.forwarding.instance import NEVER, Instance
 from pdserve.forwarding.match import describe_known, known_models, match_scenario
+from pdserve.wire.hints import Hint, parse_hint
 from pdserve.wire.routes import RouteInstance, RouteScenario, RouteTable, Slo
 
 SLO = Slo(1.0, 0.2, 0.05, 0.99)

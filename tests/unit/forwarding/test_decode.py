@@ -6,9 +6,9 @@ import random
 import pytest
 
 from pdserve.forwarding.decode import DecodeWalk, GiveUp, Try, Wait, handoff_deadline
-from pdserve.forwarding.hints import Hint
 from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.view import View
+from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, Slo
 
 SLO = Slo(1.0, 0.2, 0.05, 0.99)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pdserve.controllers.options import parse_options
+from pdserve.engines import registry
 from pdserve.ratio.types import Unknown
 from pdserve.telemetry.access import MAX_SECRET, Access, AccessError
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
@@ -76,7 +77,7 @@ def certificate(folder: Path, name: str) -> Path:
 
 
 def settings(url: str, access: Access) -> PrometheusSettings:
-    made = PrometheusSettings(url, query_timeout=60, round_timeout=120)
+    made = PrometheusSettings(url, registry.series(), query_timeout=60, round_timeout=120)
     return replace(made, access=access, threads=1)
 
 

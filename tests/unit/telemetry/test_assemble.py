@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.support.ratio_values import decision_input
 
+from pdserve.engines import registry
 from pdserve.ratio.decide import decide
 from pdserve.ratio.types import Reason, ScenarioSample, Unknown
 from pdserve.telemetry.assemble import Answers, assemble
@@ -23,7 +24,7 @@ GATEWAYS, ENGINES = ("gw-1", "gw-2"), ("p-1", "d-1", "d-2")
 def answers(**over: Rows | Unknown) -> Answers:
     """Each gateway 100 of everything, each engine 10, all fresh, 12 scrapes."""
     rows: dict[str, Rows | Unknown] = {}
-    for query in queries(WINDOWS, {}):
+    for query in queries(WINDOWS, {}, registry.series()):
         rows[query.name] = at(100.0, *GATEWAYS) | at(10.0, *ENGINES)
     rows["gateway_age"] = at(2.0, *GATEWAYS)
     rows["engine_age"] = at(3.0, *ENGINES)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pdserve.engines import registry
 from pdserve.ratio.types import ScenarioSample, Unknown
 from pdserve.telemetry import session
 from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
@@ -55,7 +56,8 @@ def reply(handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: 
 
 
 async def reason(url: str) -> str:
-    source = PrometheusSource(PrometheusSettings(url, query_timeout=60, round_timeout=60))
+    series = registry.series()
+    source = PrometheusSource(PrometheusSettings(url, series, query_timeout=60, round_timeout=60))
     (found,) = (await source.sample({KEY: LiveInstances(frozenset({"gw"}))})).values()
     await source.close()
     assert isinstance(found, Unknown)
@@ -163,7 +165,10 @@ async def test_of_a_shared_servers_rows_only_our_pods_are_kept() -> None:
         reply(handler, 200, the_time if "vector" in handler.path else everything)
 
     with serving(answer) as (url, _):
-        source = PrometheusSource(PrometheusSettings(url, query_timeout=60, round_timeout=60))
+        series = registry.series()
+        source = PrometheusSource(
+            PrometheusSettings(url, series, query_timeout=60, round_timeout=60)
+        )
         gc.callbacks.append(note)
         try:
             (found,) = (await source.sample({KEY: LiveInstances(frozenset({"gw"}))})).values()

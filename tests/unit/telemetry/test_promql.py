@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pdserve.engines import registry
 from pdserve.telemetry.promql import (
     SeriesKey,
     duration,
@@ -42,18 +43,18 @@ def test_values_cannot_leave_their_quotes(value: str, want: str) -> None:
 
 
 def test_increase_groups_by_who_and_where() -> None:
-    assert increase("x_total", {"b": "2", "a": "1"}, "60s") == (
+    assert increase(("x_total",), {"b": "2", "a": "1"}, "60s") == (
         'sum by (namespace, service, scenario, pod) (increase(x_total{a="1",b="2"}[60s]))'
     )
 
 
 def test_engines_of_before_are_read_under_their_names() -> None:
     by = "sum by (namespace, service, scenario, pod)"
-    assert increase("pdserve_engine_x_total", {"a": "{}"}, "60s") == (
+    assert increase(("pdserve_engine_x_total", "pdserve:x_total"), {"a": "{}"}, "60s") == (
         f'{by} (increase(pdserve_engine_x_total{{a="{{}}"}}[60s])'
         ' or increase(pdserve:x_total{a="{}"}[60s]))'
     )
-    ages = [q.text for q in queries((60.0,), {}) if q.name == "engine_age"]
+    ages = [q.text for q in queries((60.0,), {}, registry.series()) if q.name == "engine_age"]
     assert ages == [
         "time() - max by (namespace, service, scenario, pod) "
         "(timestamp(pdserve_engine_slots) or timestamp(pdserve:slots))"
@@ -72,11 +73,11 @@ def test_no_window_is_refused(seconds: float) -> None:
 
 
 def test_one_query_per_quantity_whatever_the_number_of_scenarios() -> None:
-    asked = queries((60.0, 180.0, 600.0), {})
+    asked = queries((60.0, 180.0, 600.0), {}, registry.series())
     names = [query.name for query in asked]
     assert len(names) == len(set(names)) == 3 + 3 * 10 + 9 + 12
     assert all("service=" not in query.text for query in asked)
-    shared = queries((60.0,), {"cluster": "a"})
+    shared = queries((60.0,), {"cluster": "a"}, registry.series())
     assert all('cluster="a"' in query.text for query in shared)
 
 

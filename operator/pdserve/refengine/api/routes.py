@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pdserve import __version__
+from pdserve.engines.reference.metrics import PATH_VLLM
 from pdserve.exposition import CONTENT_TYPE, Registry
 from pdserve.http.errors import ApiError
 from pdserve.http.receive import HttpRequest
@@ -51,7 +52,7 @@ class Routes:
             http.PATH_HEALTH: {"GET": self._health},
             http.PATH_READY: {"GET": self._ready},
             http.PATH_METRICS: {"GET": self._metrics},
-            http.PATH_METRICS_VLLM: {"GET": self._metrics_vllm},
+            PATH_VLLM: {"GET": self._metrics_vllm},
             http.PATH_INFO: {"GET": self._info},
             http.PATH_PEERS: {"PUT": self._peers},
             http.PATH_LINKS: {"GET": self._links},

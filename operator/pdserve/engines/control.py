@@ -1,0 +1,80 @@
+"""How the operator talks to an instance of one engine type: peer tables, links, drain.
+
+The operator decides when (`groups`), and its linker sends; a control face says which request that
+is and what the answer means. Every request carries the service's control credential as a bearer
+token. An engine without such paths gets them from a proxy container in its pod
+(`PodParts.containers`). Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from pdserve.wire import http
+from pdserve.wire.bounds import parse_json
+from pdserve.wire.links import DrainReport, LinkReport
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRequest:
+    """A request to an instance; `body` is a JSON value, None without one."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    accepts: frozenset[int] = frozenset({200, 202})
+    """Statuses that are no error."""
+
+
+@runtime_checkable
+class EngineControl(Protocol):
+    """Control paths of one engine type."""
+
+    def put_peers(self, table: Mapping[str, Any]) -> ControlRequest:
+        """Gives a peer table in its wire form (`wire.peers`), with a grant under `credentials`.
+
+        An instance that holds a newer table keeps it, and its link report says so.
+        """
+
+    def get_links(self) -> ControlRequest:
+        """Asks for a link report."""
+
+    def read_links(self, answer: bytes) -> LinkReport:
+        """The report; raises WireError."""
+
+    def post_drain(self) -> ControlRequest:
+        """Starts a drain, or asks how far it is: an instance that drains takes no new request."""
+
+    def read_drain(self, answer: bytes) -> DrainReport:
+        """What still runs there; raises WireError."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonControl:
+    """`EngineControl` in pdserve's own JSON, under any paths."""
+
+    peers: str = http.PATH_PEERS
+    links: str = http.PATH_LINKS
+    drain: str = http.PATH_DRAIN
+
+    def put_peers(self, table: Mapping[str, Any]) -> ControlRequest:
+        """409 says that it holds a newer one."""
+        return ControlRequest("PUT", self.peers, table, frozenset({200, 202, 409}))
+
+    def get_links(self) -> ControlRequest:
+        """See EngineControl."""
+        return ControlRequest("GET", self.links)
+
+    def read_links(self, answer: bytes) -> LinkReport:
+        """See EngineControl."""
+        return LinkReport.from_json(parse_json(answer))
+
+    def post_drain(self) -> ControlRequest:
+        """See EngineControl."""
+        return ControlRequest("POST", self.drain)
+
+    def read_drain(self, answer: bytes) -> DrainReport:
+        """See EngineControl."""
+        return DrainReport.from_json(parse_json(answer))

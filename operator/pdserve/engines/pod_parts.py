@@ -1,0 +1,66 @@
+"""What one engine type adds to the pod of an instance.
+
+`pods.render_pod` makes what all instances have (labels, pin, readiness gate, ports, devices,
+credentials, the PDSERVE_* variables, the restricted security context); an `EnginePod` gives the
+rest. Where an instance listens is pdserve's own and equal for all types: HTTP on
+`names.PORT_HTTP`, KV on `names.PORT_TRANSFER`. Needs no models of the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from pdserve.wire import http
+from pdserve.wire.peers import Role
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFacts:
+    """What a spec says of an instance."""
+
+    role: Role
+    slots: int
+    """Requests it executes at once: b_p or b_d."""
+    devices: int
+    """Devices on its node."""
+    model: str
+    """What clients call the model; the gateway sends it in every leg's body."""
+    weights: str
+    """Absolute path inside the container; empty: the engine's own default."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodParts:
+    """What a pod has for its engine; the spec's own `args` and `env` come after these."""
+
+    args: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    """Instead of the image's entrypoint; empty: the image's."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    health_path: str = http.PATH_HEALTH
+    """200 while the process is up."""
+    ready_path: str = http.PATH_READY
+    """200 once the links of a peer table that names the instance are verified, until it drains."""
+    metrics_path: str = http.PATH_METRICS
+    mounts: tuple[Mapping[str, Any], ...] = ()
+    """Further volumeMounts of the engine's container."""
+    volumes: tuple[Mapping[str, Any], ...] = ()
+    """Further volumes of the pod, e.g. shared memory."""
+    containers: tuple[Mapping[str, Any], ...] = ()
+    """Further containers, e.g. a proxy that gives an engine pdserve's control paths."""
+
+
+@runtime_checkable
+class EnginePod(Protocol):
+    """The pods of one engine type. Pure: equal facts give equal parts."""
+
+    def parts(self, facts: InstanceFacts) -> PodParts:
+        """What an instance with these facts needs."""
+
+
+def text_flag(flag: str, value: str) -> tuple[str, ...]:
+    """A flag with any text as its value: `$(X)` is not expanded, a leading `-` is no flag."""
+    text = value.replace("$", "$$")
+    return (f"{flag}={text}",) if text.startswith("-") else (flag, text)
