@@ -39,12 +39,13 @@ test: programs ## unit, API and cluster tests, on a real control plane
 unit: $(VENV)/.installed ## only the tests that need no cluster
 	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed ## style, types, layers, and drift of generated files
+lint: $(VENV)/.installed ## style, types, layers, unique class names, and drift of generated files
 	@$(BIN)/ruff check operator tests hack benchmarks
 	@$(BIN)/ruff format --check operator tests hack benchmarks
 	@$(BIN)/mypy
 	@PYTHONPATH=operator $(BIN)/lint-imports --no-logo
 	@$(BIN)/python hack/generate.py --check
+	@$(BIN)/python hack/check_names.py operator
 
 format: $(VENV)/.installed ## put the code into its standard form
 	@$(BIN)/ruff format operator tests hack benchmarks

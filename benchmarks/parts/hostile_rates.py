@@ -18,7 +18,7 @@ from benchmarks.parts.hostile_rig import (
     request,
 )
 
-from pdserve.wire.routes import Slo
+from pdserve.terms import Slo
 
 WORDS = ("permission", "denied", "file", "return", "list", "a", "of", "names")
 LENGTHS = (1, 5, 20, 60, 60, 120, 200)

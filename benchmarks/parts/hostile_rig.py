@@ -25,9 +25,9 @@ from tests.support.gateway_process import GatewayProcess, write_routes
 from tests.support.gateway_rig import metric_values
 from tests.support.hostile_bodies import COMPLETIONS, read_reply
 
+from pdserve.terms import Role, Slo
 from pdserve.wire import metrics as names
-from pdserve.wire.peers import Role
-from pdserve.wire.routes import RouteInstance, Slo
+from pdserve.wire.routes import RouteInstance
 
 MIB = 1 << 20
 WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)

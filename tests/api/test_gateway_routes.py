@@ -22,8 +22,9 @@ from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
 from pdserve.gateway.routes import ConfigMapSource, parse_source
+from pdserve.terms import Slo
 from pdserve.wire.names import KEY_ROUTES
-from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 pytestmark = pytest.mark.api
 

@@ -15,7 +15,7 @@ import yaml
 
 from pdserve.api import InvalidObjectError as CrError
 from pdserve.api import PDService, RoCEDomain, ScenarioGroup
-from pdserve.api.quantity import Duration
+from pdserve.api.units import Duration
 from pdserve.controllers.routing import parse_routes
 from pdserve.dst.world_service import service
 from pdserve.engines.flow import FlowError
@@ -33,13 +33,13 @@ from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.transport import TransportError
 from pdserve.refengine.model.load import load_model
 from pdserve.telemetry import promql
+from pdserve.terms.quantity import QuantityError, quantity
 from pdserve.topology import node_view, pod_devices
 from pdserve.wire import credentials
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.hints import parse_hint
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable
-from pdserve.wire.quantity import QuantityError, quantity
 from pdserve.wire.routes import RouteTable
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -291,7 +291,7 @@ def targets() -> tuple[Target, ...]:
         Target("wire.links", _wire(LinkReport.from_json), wire, (_json(_LINKS),)),
         Target("wire.drain", _wire(DrainReport.from_json), wire, (_json(_DRAIN),)),
         Target("wire.credentials", _wire(credentials.Grant.from_json), wire, (_json(_GRANT),)),
-        Target("wire.quantity", _quantity, (QuantityError,),
+        Target("terms.quantity", _quantity, (QuantityError,),
                (b"8", b"1500m", b"1e3", b"1.5Gi", b"+2Ti", b"12E-1")),
         Target("controllers.routes", _table, (), (_json(_ROUTES),)),
         Target("api.pdservice", _object(PDService.parse), (CrError,), (_json(shop),)),

@@ -12,7 +12,8 @@ from typing import Any
 from tests.support.gateway_rig import PATIENCE
 from tests.support.stub_engine import TOKEN, StubEngine
 
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable, Slo
+from pdserve.terms import Slo
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable
 
 
 def write_routes(

@@ -17,7 +17,8 @@ from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.context import Settings
 from pdserve.gateway.http_server import ClientLimits
-from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Slo
+from pdserve.terms import Slo
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 SLO = Slo(ttft=1.0, handoff=0.5, tpot=0.1, attainment=0.99)
 DEADLINE = 10.0

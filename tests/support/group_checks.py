@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pdserve.groups import types as t
 from pdserve.groups.routes import is_routable
 from pdserve.groups.view import leaving
-from pdserve.wire.peers import ROLES
+from pdserve.terms import ROLES
 from pdserve.wire.routes import RouteGroup
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import routable
 from pdserve.placement import GroupRequest
+from pdserve.terms import Role
 from pdserve.topology import (
     Fabric,
     TreeSpec,
@@ -42,7 +43,7 @@ from pdserve.topology import (
     reservation_of,
 )
 from pdserve.wire.links import DrainReport, LinkReport
-from pdserve.wire.peers import PeerTable, Role
+from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteGroup
 
 SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}

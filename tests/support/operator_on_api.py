@@ -16,7 +16,6 @@ from typing import Any
 from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
-from pdserve.api import rfc3339
 from pdserve.controllers.app import Core
 from pdserve.controllers.caches import OURS
 from pdserve.controllers.linker import EngineApi
@@ -30,6 +29,7 @@ from pdserve.kube.connect import connect
 from pdserve.kube.resource import PODS, Object
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
+from pdserve.terms.times import rfc3339
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 

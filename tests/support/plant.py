@@ -24,8 +24,8 @@ from pdserve.ratio.types import (
     PrefillWindow,
     RequestWindow,
     ScenarioSample,
-    Slo,
 )
+from pdserve.terms import Slo
 
 Rate = Callable[[float], float]
 Lengths = Callable[[float, random.Random], tuple[int, int]]

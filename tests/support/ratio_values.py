@@ -17,8 +17,8 @@ from pdserve.ratio.types import (
     RequestWindow,
     RoleDevices,
     ScenarioSample,
-    Slo,
 )
+from pdserve.terms import Slo
 
 SLO = Slo(ttft=1.0, handoff=0.2, tpot=0.045, attainment=0.95)
 PROFILE = preset("llama2-70b-h100x8", prefill_slots=4, decode_slots=32)

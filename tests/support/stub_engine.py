@@ -17,7 +17,7 @@ import orjson
 from pdserve.gateway.http_server import ClientLimits, HttpServer, Reply
 from pdserve.http.errors import ApiError
 from pdserve.http.receive import HttpRequest
-from pdserve.wire.peers import Role
+from pdserve.terms import Role
 from pdserve.wire.routes import RouteInstance
 
 TOKEN = "stub-token"

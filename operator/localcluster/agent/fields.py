@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdserve.kube.resource import Object
-from pdserve.wire.quantity import QuantityError, quantity
+from pdserve.terms.quantity import QuantityError, quantity
 
 _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 

@@ -24,9 +24,7 @@ from pdserve.api.meta import (
     Condition,
     ConditionLike,
     ObjectMeta,
-    epoch_of,
     merge_conditions,
-    rfc3339,
 )
 from pdserve.api.pdservice import (
     Budget,
@@ -39,7 +37,6 @@ from pdserve.api.pdservice import (
     ScenarioStatus,
     Summary,
 )
-from pdserve.api.quantity import Bandwidth, Duration
 from pdserve.api.resource import API_VERSION, GROUP, VERSION, Column, CustomResource, KindInfo
 from pdserve.api.revision import revision_of
 from pdserve.api.rocedomain import (
@@ -79,6 +76,7 @@ from pdserve.api.scenariogroup import (
     ScenarioGroupStatus,
     SuspectNode,
 )
+from pdserve.api.units import Bandwidth, Duration
 
 KINDS: tuple[type[CustomResource], ...] = (PDService, ScenarioGroup, RoCEDomain)
 
@@ -150,8 +148,6 @@ __all__ = [
     "SuspectNode",
     "Uplink",
     "WorstPart",
-    "epoch_of",
     "merge_conditions",
     "revision_of",
-    "rfc3339",
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pdserve.api.base import MAX_INT64, Int, Observed, Text
 from pdserve.api.text import Time
+from pdserve.terms.times import rfc3339
 
 Generation = Annotated[int, Int(0, MAX_INT64, bits=64)]
 
@@ -109,20 +109,3 @@ def _is_same(old: Condition, wanted: ConditionLike, observed_generation: int) ->
     return (old.status, old.reason, old.message, old.observed_generation) == (
         wanted.status, wanted.reason, wanted.message, observed_generation,
     )  # fmt: skip
-
-
-def rfc3339(epoch: float) -> str:
-    """UTC time to the second, e.g. `2026-01-31T08:15:00Z`; `epoch` in seconds."""
-    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def epoch_of(time: str) -> float:
-    """Seconds since the epoch of an RFC 3339 time.
-
-    Raises:
-        ValueError: `time` is not such a time.
-    """
-    moment = datetime.fromisoformat(time)
-    if moment.tzinfo is None:
-        raise ValueError(f"time {time!r}: must end in Z or an offset")
-    return moment.timestamp()

@@ -8,7 +8,6 @@ from pydantic import StrictBool
 
 from pdserve.api.base import ApiModel, Entries, Int, Items, Observed, Rule
 from pdserve.api.meta import Condition, Generation
-from pdserve.api.quantity import Bandwidth
 from pdserve.api.resource import Column, CustomResource, KindInfo
 from pdserve.api.text import (
     LABEL_KEY,
@@ -20,6 +19,7 @@ from pdserve.api.text import (
     ResourceName,
     Short,
 )
+from pdserve.api.units import Bandwidth
 
 MAX_LEVELS = 8
 HOSTNAME = "kubernetes.io/hostname"

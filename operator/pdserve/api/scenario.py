@@ -8,8 +8,9 @@ from pydantic import Field
 
 from pdserve.api.base import ApiModel, Entries, Int, Items, Number, Rule, Text
 from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
-from pdserve.api.quantity import Duration
 from pdserve.api.text import ModelName, ScenarioName
+from pdserve.api.units import Duration
+from pdserve.terms import Slo
 
 
 class Match(ApiModel):
@@ -51,6 +52,16 @@ class SloTargets(ApiModel):
     """Mean time per further output token."""
     attainment_percent: Annotated[float, Number(1, 100)]
     """Share of offered requests (rejected and expired ones included) that must meet all three."""
+
+    @property
+    def value(self) -> Slo:
+        """The targets in seconds, and the share as a fraction."""
+        return Slo(
+            self.ttft.seconds,
+            self.handoff.seconds,
+            self.tpot.seconds,
+            self.attainment_percent / 100.0,
+        )
 
 
 class GroupBounds(ApiModel):

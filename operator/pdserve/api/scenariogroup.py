@@ -30,6 +30,7 @@ from pdserve.api.text import (
     ServiceName,
     Time,
 )
+from pdserve.terms import Role
 
 MAX_FABRIC = 1 << 16
 """Characters of a RoCEDomain's spec as JSON: more than the largest one has."""
@@ -191,7 +192,7 @@ class ClaimStatus(Observed):
     """Uid of that pod, as far as it is known."""
     group_index: Annotated[int, Int(0, 1 << 20)]
     """Index of the P/D group."""
-    role: Literal["prefill", "decode"]
+    role: Role
     """Role of the instance."""
     node: ObjectName
     """Where the devices are."""

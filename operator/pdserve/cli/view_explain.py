@@ -18,9 +18,9 @@ from pdserve.controllers.group_view import wanted_of
 from pdserve.groups.view import group_request
 from pdserve.placement import NoFit, PlacedInstance, Site, place, site_of
 from pdserve.ratio.types import Counts
+from pdserve.terms import ROLES
 from pdserve.topology import Fabric, build_fabric, node_view, reservation_of
 from pdserve.wire import names
-from pdserve.wire.peers import ROLES
 
 
 def render(

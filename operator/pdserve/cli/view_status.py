@@ -7,6 +7,7 @@ from pdserve.cli.snapshot import Snapshot
 from pdserve.cli.tables import age, table
 from pdserve.groups.observe import NotOurs, instance_obs
 from pdserve.groups.types import InstanceObs
+from pdserve.terms.times import epoch_of
 
 
 def render(snapshot: Snapshot, now: float) -> str:
@@ -102,7 +103,7 @@ def _scenario_row(
 
 def decision_line(d: api.DecisionRecord, now: float) -> str:
     """One decision in one line: age, outcome, reason, and the counts where they change."""
-    ago = age(now - api.epoch_of(d.time))
+    ago = age(now - epoch_of(d.time))
     change = "" if d.from_ == d.to else f": {counts_text(d.from_)} -> {counts_text(d.to)}"
     return f"{ago} ago {d.outcome} {d.reason}{change}"
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pdserve.api import ScenarioGroup
-from pdserve.api.meta import rfc3339
 from pdserve.controllers.caches import Caches, owned_by
 from pdserve.controllers.compare import covers
 from pdserve.controllers.objects import owned_metadata
@@ -22,7 +21,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import owner_reference
 from pdserve.kube.resource import POD_DISRUPTION_BUDGETS, Object
-from pdserve.topology.nodes import timestamp
+from pdserve.terms.times import rfc3339, timestamp
 from pdserve.wire import names
 
 

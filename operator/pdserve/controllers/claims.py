@@ -22,10 +22,11 @@ from pdserve.groups.types import DeviceClaim, InstanceObs
 from pdserve.kube.cache import ChangeType
 from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.placement import GroupRequest
+from pdserve.terms import ROLES, Role
 from pdserve.topology import Reservation, pod_devices
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
-from pdserve.wire.peers import ROLES, PeerTable, Role
+from pdserve.wire.peers import PeerTable
 
 
 @dataclass(frozen=True, slots=True, order=True)

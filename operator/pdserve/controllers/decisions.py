@@ -11,13 +11,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pdserve.api import DecisionRecord, ScenarioGroup, rfc3339
+from pdserve.api import DecisionRecord, ScenarioGroup
 from pdserve.controllers.caches import SCENARIO_GROUPS
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
 from pdserve.kube.lines import say
 from pdserve.kube.resource import Object
 from pdserve.ratio.types import Counts
+from pdserve.terms.times import rfc3339
 from pdserve.wire import names
 
 log = logging.getLogger(__name__)

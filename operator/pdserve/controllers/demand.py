@@ -14,9 +14,9 @@ from pdserve.api import RoleTemplate, ScenarioGroup
 from pdserve.engines.pods import EngineUnusableError, render_pod, role_template
 from pdserve.frozen import Memo
 from pdserve.groups.types import NewPod
+from pdserve.terms import Role
 from pdserve.topology import Toleration, pod_requests
 from pdserve.topology.affinity import Term, demanded
-from pdserve.wire.peers import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from pdserve.api import rfc3339
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.context import OperatorContext
 from pdserve.controllers.credentials import BadSecret
@@ -27,6 +26,7 @@ from pdserve.kube.errors import KubeError
 from pdserve.kube.lines import say
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
+from pdserve.terms.times import rfc3339
 from pdserve.wire import names
 from pdserve.wire.bounds import MAX_PASSED_VERSION, WireError
 from pdserve.wire.peers import PeerTable

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pdserve.api import Scenario, ScenarioGroup, merge_conditions, rfc3339
+from pdserve.api import Scenario, ScenarioGroup, merge_conditions
 from pdserve.controllers.claims import to_json
 from pdserve.controllers.service_desired import bounds_of
 from pdserve.groups.types import (
@@ -20,6 +20,7 @@ from pdserve.groups.types import (
     Repair,
 )
 from pdserve.ratio.types import Counts
+from pdserve.terms.times import rfc3339
 from pdserve.wire import names
 
 

@@ -13,14 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pdserve.api import (
-    RepairStatus,
-    RoCEDomain,
-    RoleTemplate,
-    ScenarioGroup,
-    epoch_of,
-    revision_of,
-)
+from pdserve.api import RepairStatus, RoCEDomain, RoleTemplate, ScenarioGroup, revision_of
 from pdserve.controllers.caches import Caches, owned_by
 from pdserve.controllers.clock import Clock
 from pdserve.controllers.context import OperatorContext
@@ -35,10 +28,12 @@ from pdserve.groups.observe import instance_obs, is_group_index
 from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted
 from pdserve.kube.resource import Object
 from pdserve.ratio.types import Counts
+from pdserve.terms import ROLES, Role
+from pdserve.terms.times import epoch_of
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
-from pdserve.wire.peers import ROLES, PeerTable, Role
+from pdserve.wire.peers import PeerTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pdserve.api import PDService, RoleTemplate, Scenario
-from pdserve.controllers.routing import slo_of
 from pdserve.controllers.service_desired import bounds_of
 from pdserve.ratio.choose import CountLimits
 from pdserve.ratio.initial import Sizing, initial_counts
@@ -15,14 +14,7 @@ from pdserve.ratio.types import (
     ExpectedTraffic,
     PerformanceProfile,
     RoleDevices,
-    Slo,
 )
-
-
-def ratio_slo(scenario: Scenario) -> Slo:
-    """Targets of one scenario."""
-    slo = slo_of(scenario)
-    return Slo(slo.ttft, slo.handoff, slo.tpot, slo.attainment)
 
 
 def expected_of(scenario: Scenario) -> ExpectedTraffic:
@@ -81,7 +73,7 @@ def first_counts(
         decode=role_devices(service.spec.decode),
         budget=budget_for(service, scenario.name, wanted),
     )
-    return initial_counts(limits, ratio_slo(scenario), expected_of(scenario), profile)
+    return initial_counts(limits, scenario.slo.value, expected_of(scenario), profile)
 
 
 def _wanted_or_least(scenario: Scenario, wanted: Mapping[str, Counts]) -> Counts:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from pdserve.api import DecisionRecord, PDService, Scenario, ScenarioGroup, epoch_of
+from pdserve.api import DecisionRecord, PDService, Scenario, ScenarioGroup
 from pdserve.controllers import decisions, refusals
 from pdserve.controllers.caches import BY_SERVICE, owned_by
 from pdserve.controllers.context import Attainment, OperatorContext
@@ -28,7 +28,6 @@ from pdserve.controllers.profiles import profile_object, stored_state
 from pdserve.controllers.ratio_input import (
     budget_for,
     expected_of,
-    ratio_slo,
     role_devices,
 )
 from pdserve.controllers.ratio_placement import placement_limit
@@ -57,6 +56,7 @@ from pdserve.ratio.types import (
     known,
 )
 from pdserve.telemetry.source import LiveInstances, MetricsSource, ScenarioKey
+from pdserve.terms.times import epoch_of
 from pdserve.topology import fabric_spec
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class RatioLoop:
             scenario=scenario.name,
             mode=scenario.ratio.mode,
             bounds=bounds_of(scenario),
-            slo=ratio_slo(scenario),
+            slo=scenario.slo.value,
             current=subject.counts,
             ready_prefill=sum(g.prefill.ready for g in group.status.groups),
             ready_decode=sum(g.decode.ready for g in group.status.groups),

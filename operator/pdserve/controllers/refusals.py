@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pdserve.api import rfc3339
 from pdserve.controllers import event_reasons as reasons
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.controllers.context import OperatorContext
@@ -23,6 +22,7 @@ from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError
 from pdserve.kube.resource import Object
 from pdserve.kube.workqueue import QueueKey
+from pdserve.terms.times import rfc3339
 from pdserve.wire import names
 
 log = logging.getLogger(__name__)

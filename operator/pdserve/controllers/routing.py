@@ -21,21 +21,12 @@ from pdserve.wire.routes import (
     RouteScenario,
     RouteTable,
     Served,
-    Slo,
     fitted,
     served,
 )
 
 Models = Mapping[str, tuple[str, str]]
 """Model name and engine type of each known revision."""
-
-
-def slo_of(scenario: Any) -> Slo:
-    """Targets of one scenario of the API, in seconds and as a fraction."""
-    slo = scenario.slo
-    return Slo(
-        slo.ttft.seconds, slo.handoff.seconds, slo.tpot.seconds, slo.attainment_percent / 100.0
-    )
 
 
 def route_table(
@@ -71,7 +62,7 @@ def route_table(
         scenarios=tuple(
             RouteScenario(
                 name=scenario.name,
-                slo=slo_of(scenario),
+                slo=scenario.slo.value,
                 groups=tuple(
                     _under_its_name(group, service, scenario, known.get(scenario.name, {}), last)
                     for group in groups.get(scenario.name, ())

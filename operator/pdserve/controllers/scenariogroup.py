@@ -73,9 +73,9 @@ from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import GroupRequest
 from pdserve.ratio.types import Counts
+from pdserve.terms import ROLES
 from pdserve.topology import Fabric, Reservation, fabric_spec
 from pdserve.wire import names
-from pdserve.wire.peers import ROLES
 from pdserve.wire.routes import RouteTable
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from pdserve.controllers.objects import url
 from pdserve.controllers.service_desired import acting_counts
 from pdserve.controllers.troubles import Trouble
 from pdserve.groups.types import ConditionState
-from pdserve.wire.peers import Role
+from pdserve.terms import Role
 
 _SHOWN = 3
 

@@ -22,7 +22,8 @@ from pdserve.controllers.scope import Scope
 from pdserve.kube.cache import OnSkip
 from pdserve.kube.events import EventRecorder
 from pdserve.kube.resource import Object
-from pdserve.wire.bounds import WireError, shown
+from pdserve.terms.shown import shown
+from pdserve.wire.bounds import WireError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

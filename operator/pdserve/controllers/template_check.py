@@ -28,8 +28,8 @@ from pdserve.groups.types import ConditionState, NewPod
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS
+from pdserve.terms import ROLES, Role
 from pdserve.wire import names
-from pdserve.wire.peers import ROLES, Role
 
 CONDITION = "TemplateValid"
 PROTECTED = "ProtectedField"

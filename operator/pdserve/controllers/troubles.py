@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pdserve.api import ScenarioGroup, epoch_of
+from pdserve.api import ScenarioGroup
 from pdserve.frozen import remembered
+from pdserve.terms.times import epoch_of
 
 IMAGE_ERROR: Final = "ImageError"
 CONTAINER_CONFIG: Final = "ContainerConfigError"

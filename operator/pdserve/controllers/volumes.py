@@ -24,8 +24,8 @@ from pdserve.kube.resource import (
     Object,
     ObjectKey,
 )
+from pdserve.terms.quantity import quantity
 from pdserve.topology.affinity import NodeIndex, Term, terms_of
-from pdserve.wire.quantity import quantity
 
 FRESH: Final = 10.0
 """Seconds for which what was read counts. A refused pod is given up after 15 s: the next try knows

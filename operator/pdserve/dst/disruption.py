@@ -19,9 +19,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pdserve.api.meta import epoch_of
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import Object
+from pdserve.terms.times import epoch_of
 
 GRANT_SECONDS = 120.0
 """A granted eviction counts for so long while the pod is still there."""

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pdserve.terms.quantity import QuantityError
 from pdserve.topology.affinity import matches, terms_of
 from pdserve.topology.nodes import Taint, Toleration
 from pdserve.topology.requests import is_port, offered, pod_requests, port_conflicts
-from pdserve.wire.quantity import QuantityError
 
 
 def refusal_of(

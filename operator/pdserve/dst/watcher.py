@@ -32,7 +32,8 @@ from pdserve.dst.world_engines import SimulatedEngine
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Object, ObjectKey
 from pdserve.ratio.types import Counts
-from pdserve.topology.nodes import pinned_node, timestamp
+from pdserve.terms.times import timestamp
+from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
 LAG = 20.0

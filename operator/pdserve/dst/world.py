@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdserve.api import KINDS, rfc3339
+from pdserve.api import KINDS
 from pdserve.api.crd import crd_manifest
 from pdserve.controllers.app import Core
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
@@ -49,6 +49,7 @@ from pdserve.kube.resource import (
 )
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
+from pdserve.terms.times import rfc3339
 from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 

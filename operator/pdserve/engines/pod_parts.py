@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from pdserve.terms import Role
 from pdserve.wire import http
-from pdserve.wire.peers import Role
 
 
 @dataclass(frozen=True, slots=True)

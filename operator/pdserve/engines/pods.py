@@ -19,8 +19,8 @@ from pdserve.engines.pod_parts import InstanceFacts, PodParts
 from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import ENGINE_CONTAINER, TemplateError, apply_template, hardened
 from pdserve.engines.registry import BrokenEngineError, EngineTypeError
+from pdserve.terms import Role
 from pdserve.wire import http, names
-from pdserve.wire.peers import Role
 
 COMPONENT = "instance"
 NO_RIGHTS = Rights()

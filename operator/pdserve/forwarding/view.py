@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pdserve.forwarding.instance import NEVER, Instance
-from pdserve.wire.peers import Role
+from pdserve.terms import Role
 from pdserve.wire.routes import RouteScenario
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pdserve.wire.routes import Slo
+from pdserve.terms import Slo
 
 Outcome = Literal["completed", "expired", "decode_overload", "failed", "cancelled_late"]
 OUTCOMES: tuple[Outcome, ...] = (

@@ -14,10 +14,10 @@ from pdserve import __version__
 from pdserve.exposition import Counter, Gauge, Histogram, Registry
 from pdserve.exposition.process import tell_process
 from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
+from pdserve.terms import ROLES, Role, Slo
 from pdserve.wire import http
 from pdserve.wire import metrics as names
-from pdserve.wire.peers import ROLES, Role
-from pdserve.wire.routes import RouteScenario, RouteTable, Slo
+from pdserve.wire.routes import RouteScenario, RouteTable
 
 Stage = Literal["arrival", "before_prefill", "after_prefill"]
 STAGES: tuple[Stage, ...] = ("arrival", "before_prefill", "after_prefill")

@@ -28,8 +28,8 @@ from pdserve.groups.types import (
 )
 from pdserve.groups.view import GroupView, PlanDraft, leaving, stood_in_for
 from pdserve.placement import InstancePlacement, NoFit, Placement, place
+from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Reservation
-from pdserve.wire.peers import ROLES, Role
 
 
 def reservations(claims: Iterable[DeviceClaim]) -> tuple[Reservation, ...]:

@@ -10,8 +10,8 @@ from pdserve.groups.repairs import Suspects, suspects, waits_until
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
 from pdserve.groups.view import GroupView, PlanDraft, group_request
 from pdserve.placement import NoFit, PlacedInstance, Placement, Site, place
+from pdserve.terms import ROLES
 from pdserve.topology import Fabric
-from pdserve.wire.peers import ROLES
 
 
 def create_group(

@@ -33,7 +33,7 @@ from pdserve.groups.types import (
 )
 from pdserve.groups.view import GroupView, PlanDraft, closed_members, members_of
 from pdserve.placement import NoFit, PlacedInstance
-from pdserve.wire.peers import ROLES
+from pdserve.terms import ROLES
 
 HELD = "EvictionHeld"
 UNCOVERED = "EvictionUncovered"

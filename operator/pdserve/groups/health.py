@@ -19,7 +19,8 @@ from typing import Any
 
 from pdserve.frozen import remembered
 from pdserve.groups.types import Fault
-from pdserve.topology.nodes import node_view, timestamp
+from pdserve.terms.times import timestamp
+from pdserve.topology.nodes import node_view
 from pdserve.topology.requests import is_extended, pod_devices
 from pdserve.wire import names
 

@@ -6,8 +6,8 @@ import hashlib
 import re
 from collections.abc import Collection
 
+from pdserve.terms import Role
 from pdserve.wire.names import slot_name
-from pdserve.wire.peers import Role
 
 FIRST = "first"
 

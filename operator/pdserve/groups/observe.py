@@ -23,10 +23,11 @@ from pdserve.groups.health import (
     up_since,
 )
 from pdserve.groups.types import InstanceObs
-from pdserve.topology.nodes import node_view, pinned_node, timestamp
+from pdserve.terms import ROLES, Device
+from pdserve.terms.times import timestamp
+from pdserve.topology.nodes import node_view, pinned_node
 from pdserve.topology.requests import pod_devices, pod_requests, requested_devices
 from pdserve.wire import names
-from pdserve.wire.peers import ROLES, Device
 
 
 class NotOurs(ValueError):  # noqa: N818 - a fact about the pod, not a failure of this program

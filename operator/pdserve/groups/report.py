@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pdserve.groups.types import BeginDrain, ConditionState, DeletePod, GroupSummary, Observation
 from pdserve.groups.view import GroupView, PlanDraft, members_of
 from pdserve.placement import Cell, cell_text, crossing_percent, spread_of
+from pdserve.terms import ROLES
 from pdserve.topology import Fabric
-from pdserve.wire.peers import ROLES
 
 _SHOWN = 3
 

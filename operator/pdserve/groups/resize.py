@@ -30,8 +30,8 @@ from pdserve.placement import (
     choose_removal,
     place_instance,
 )
+from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Path
-from pdserve.wire.peers import ROLES, Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pdserve.groups.types import InstanceObs
+from pdserve.terms import ROLES, Role
 from pdserve.wire.names import PORT_HTTP
-from pdserve.wire.peers import ROLES, Peer, PeerTable, Role
+from pdserve.wire.peers import Peer, PeerTable
 from pdserve.wire.routes import RouteGroup, RouteInstance
 
 

@@ -11,8 +11,9 @@ from pdserve.groups.removal import finished
 from pdserve.groups.routes import endpoint, host
 from pdserve.groups.types import InstanceObs, Observation, PublishTable
 from pdserve.groups.view import GroupView, PlanDraft, leaving
+from pdserve.terms import ROLES
 from pdserve.wire.names import PORT_TRANSFER
-from pdserve.wire.peers import ROLES, Peer, PeerNode, PeerTable
+from pdserve.wire.peers import Peer, PeerNode, PeerTable
 
 
 def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) -> None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pdserve.placement.types import GroupRequest, Shape
+from pdserve.terms import Device, Role
 from pdserve.topology.affinity import Term
 from pdserve.topology.nodes import Toleration
 from pdserve.wire.links import DrainReport, LinkReport
-from pdserve.wire.peers import Device, PeerTable, Role
+from pdserve.wire.peers import PeerTable
 
 Fault = Literal[
     "PodFailed", "CrashLoop", "NodeLost", "NodeDeleted", "DeviceUnhealthy",

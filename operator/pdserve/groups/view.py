@@ -21,8 +21,9 @@ from pdserve.groups.types import (
     Wanted,
 )
 from pdserve.placement import GroupRequest, PlacedInstance, Site, site_of
+from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Reservation
-from pdserve.wire.peers import ROLES, PeerTable, Role
+from pdserve.wire.peers import PeerTable
 
 
 def leaving(instance: InstanceObs) -> bool:

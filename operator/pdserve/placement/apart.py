@@ -33,8 +33,8 @@ from pdserve.placement.types import (
     Site,
     cell_text,
 )
+from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Path, Reservation
-from pdserve.wire.peers import ROLES, Role
 
 
 def place(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:

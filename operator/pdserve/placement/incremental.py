@@ -23,8 +23,8 @@ from pdserve.placement.types import (
     Removal,
     Site,
 )
+from pdserve.terms import Role
 from pdserve.topology import Fabric, Path
-from pdserve.wire.peers import Role
 
 _SHOWN = 5
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pdserve.placement.rooms import NodeRoom, Rooms, join
+from pdserve.terms import ROLES, Role
 from pdserve.topology import Path
-from pdserve.wire.peers import ROLES, Role
 
 
 def nodes_in_leaf(

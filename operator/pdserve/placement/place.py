@@ -29,9 +29,9 @@ from pdserve.placement.types import (
     Shape,
     cell_text,
 )
+from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Path
 from pdserve.topology.affinity import term_text
-from pdserve.wire.peers import ROLES, Role
 
 Strategy = Callable[[Rooms, Iterable[Path], GroupRequest], Spread | None]
 _SHOWN = 8

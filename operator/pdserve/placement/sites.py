@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import reduce
 
 from pdserve.placement.types import PlacedInstance, Site
-from pdserve.wire.peers import ROLES, Role
+from pdserve.terms import ROLES, Role
 
 
 def site_of(members: Iterable[PlacedInstance]) -> Site:

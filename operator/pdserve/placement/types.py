@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pdserve.terms import Role
 from pdserve.topology import Fabric, NodeView, Path, Reservation, Toleration
 from pdserve.topology.affinity import Term, matches
-from pdserve.wire.peers import Role
 
 Mode = Literal["Preferred", "Required"]
 

@@ -28,7 +28,7 @@ from pdserve.ratio.types import (
     ScenarioSample,
     known,
 )
-from pdserve.wire.peers import Role
+from pdserve.terms import Role
 
 FULL = 0.85
 """Share of decode slots in use from which on a decode counts as full."""

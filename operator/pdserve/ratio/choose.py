@@ -20,7 +20,7 @@ from pdserve.ratio.types import (
     Range,
     RoleDevices,
 )
-from pdserve.wire.peers import Role
+from pdserve.terms import Role
 
 NEGLIGIBLE = 5e-4
 """Predicted misses below this round to none."""

@@ -16,7 +16,7 @@ from pdserve.ratio.memory import MAX_PRESSURE
 from pdserve.ratio.model import PerformanceModel
 from pdserve.ratio.round import Proposal, Round
 from pdserve.ratio.types import Counts, LoopMemory, Reason
-from pdserve.wire.peers import ROLES, Role
+from pdserve.terms import ROLES, Role
 
 MAX_STRESS = 2.0
 """Most by which one decision raises the load a role is believed to feel."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pdserve.ratio.choose import CountLimits, Predictor, best_effort, grow
 from pdserve.ratio.demand import expected_demand
 from pdserve.ratio.model import build
-from pdserve.ratio.types import Counts, ExpectedTraffic, PerformanceProfile, Slo
-from pdserve.wire.peers import Role
+from pdserve.ratio.types import Counts, ExpectedTraffic, PerformanceProfile
+from pdserve.terms import Role, Slo
 
 
 @dataclass(frozen=True, slots=True)

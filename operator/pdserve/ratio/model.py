@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from pdserve.ratio.queueing import late_share, wait_exceeds
-from pdserve.ratio.types import Demand, PerformanceProfile, Slo
-from pdserve.wire.peers import Role
+from pdserve.ratio.types import Demand, PerformanceProfile
+from pdserve.terms import Role, Slo
 
 OUTPUT_CV2 = 1.0
 """Output lengths are taken as exponential: their spread is not measured."""

@@ -22,7 +22,7 @@ from pdserve.ratio.types import (
     ScenarioSample,
     known,
 )
-from pdserve.wire.peers import ROLES
+from pdserve.terms import ROLES
 
 SURE_AT_ONCE = 0.99
 """Posterior from which on the shortest window alone is a hard signal, so that a long healthy past

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeGuard
 
-from pdserve.wire.peers import Role
+from pdserve.terms import Role, Slo
 
 Mode = Literal["Auto", "Advise", "Fixed", "External"]
 Outcome = Literal["Applied", "Advised", "Blocked", "Held"]
@@ -105,17 +105,6 @@ class Bounds:
             self.prefill.clamp(counts.prefill),
             self.decode.clamp(counts.decode),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """Targets in seconds, and the share of **offered** requests that must meet all of them."""
-
-    ttft: float
-    handoff: float
-    tpot: float
-    attainment: float
-    """0..1, e.g. 0.99."""
 
 
 @dataclass(frozen=True, slots=True)

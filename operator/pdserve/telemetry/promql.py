@@ -11,8 +11,8 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pdserve.terms.shown import shown
 from pdserve.wire import metrics
-from pdserve.wire.bounds import shown
 
 LABELS = "namespace, service, scenario, pod"
 """`namespace` and `pod` are the scrape target's, put on by the scrape job (as the Prometheus

@@ -7,24 +7,23 @@ CPU, memory, host ports and the rest count as the scheduler counts them (`reques
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from pdserve.frozen import remembered
+from pdserve.terms import Device
+from pdserve.terms.quantity import QuantityError, quantity
+from pdserve.terms.shown import shown
+from pdserve.terms.times import timestamp
 from pdserve.topology.requests import UNSTATED, is_extended, offered, pod_requests
 from pdserve.wire import names
-from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json, shown
-from pdserve.wire.peers import MAX_DEVICE, Device, device_of
-from pdserve.wire.quantity import QuantityError, quantity
+from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json
+from pdserve.wire.peers import MAX_DEVICE, device_of
 
 MAX_DEVICES = 1024
 """Devices that one node's annotations may name."""
-_LONGEST_TIME = 64
-"""Characters; a time with a zone and any fraction has fewer."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -215,21 +214,6 @@ def reservation_of(pod: Mapping[str, Any]) -> tuple[Reservation, ...]:
         return ()
     name = str(pod["metadata"]["name"])
     return tuple(Reservation(name, node, r, n) for r, n in pod_requests(pod).items())
-
-
-def timestamp(value: str | None) -> float | None:
-    """Seconds since the epoch of an RFC 3339 time; None where absent or malformed."""
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_TIME:
-        return None
-    return _epoch(value)
-
-
-@functools.lru_cache(maxsize=4096)
-def _epoch(value: str) -> float | None:
-    try:
-        return datetime.fromisoformat(value).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _readiness(status: Mapping[str, Any]) -> tuple[bool, float | None]:

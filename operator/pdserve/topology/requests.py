@@ -21,7 +21,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from pdserve.frozen import remembered
-from pdserve.wire.quantity import QuantityError, quantity
+from pdserve.terms.quantity import QuantityError, quantity
 
 TERMINAL_PHASES: Final = frozenset({"Succeeded", "Failed"})
 PODS: Final = "pods"

@@ -14,6 +14,8 @@ from typing import Any, Final, TypeVar, overload
 
 import orjson
 
+from pdserve.terms.shown import shown
+
 MAX_BYTES: Final = 1 << 20
 """Bytes of one document: what a ConfigMap can hold."""
 MAX_DEPTH: Final = 32
@@ -32,7 +34,6 @@ its next version must pass that one and have successors."""
 _ENDPOINT = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?(?:/[!-~]{0,256})?"
 )
-_SHOWN = 60
 
 T = TypeVar("T")
 
@@ -124,19 +125,6 @@ def endpoint(value: Any, path: str) -> str:
     if matched is None or (matched[1] is not None and not 0 < int(matched[1]) < 65536):
         raise WireError(f"{path}: want a URL such as http://10.0.0.1:8000, got {shown(value)}")
     return url
-
-
-def shown(value: Any) -> str:
-    """A short form of any value for messages: its start, or its type where it is large."""
-    if isinstance(value, dict | list | tuple | set | frozenset):
-        return f"{type(value).__name__} of {len(value)}"
-    if isinstance(value, str | bytes):
-        return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
-    if value is None or isinstance(value, bool | int | float):
-        return str(value)
-    return type(value).__name__
 
 
 class Fields:

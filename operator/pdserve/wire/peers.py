@@ -12,27 +12,17 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from pdserve.terms import ROLES, Device, Role
 from pdserve.wire import bounds
 from pdserve.wire.bounds import Fields, WireError
-
-Role = Literal["prefill", "decode"]
-ROLES: tuple[Role, Role] = ("prefill", "decode")
 
 SCHEMA_VERSION = 1
 FULL_BYTES = 900_000
 """A table of up to this many bytes names all devices."""
 MAX_DEVICE = 65_535
 """Largest device id of a node."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One accelerator: its index on the node and its RoCE address (None where unknown)."""
-
-    id: int
-    ip: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

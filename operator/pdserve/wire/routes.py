@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pdserve.terms import ROLES, Role, Slo
 from pdserve.wire import bounds
 from pdserve.wire.bounds import Fields, WireError
-from pdserve.wire.peers import ROLES, Role
 
 SCHEMA_VERSION = 1
 
@@ -52,16 +52,6 @@ class RouteGroup:
     def of_role(self, role: Role) -> tuple[RouteInstance, ...]:
         """Instances of one role, in table order."""
         return tuple(i for i in self.instances if i.role == role)
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """Targets of a scenario; times in seconds, attainment as a fraction in (0, 1]."""
-
-    ttft: float
-    handoff: float
-    tpot: float
-    attainment: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import pytest
-
-from pdserve.api import Condition, epoch_of, merge_conditions, rfc3339
+from pdserve.api import Condition, merge_conditions
+from pdserve.terms.times import rfc3339
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,3 @@ def test_conditions_are_sorted_and_unnamed_ones_kept() -> None:
 def test_long_messages_are_cut() -> None:
     (ready,) = merge_conditions((), [Want("Ready", "True", message="x" * 9000)], 1, START)
     assert len(ready.message) == 4096
-
-
-@pytest.mark.parametrize("epoch", [0.0, START, START + 0.9])
-def test_times_round_trip_to_the_second(epoch: float) -> None:
-    assert epoch_of(rfc3339(epoch)) == float(int(epoch))
-
-
-def test_fractions_and_offsets_are_read() -> None:
-    assert epoch_of("2027-01-15T08:00:00.250000Z") == START + 0.25
-    assert epoch_of("2027-01-15T09:00:00+01:00") == START
-
-
-@pytest.mark.parametrize("text", ["", "yesterday", "2027-01-15T08:00:00"])
-def test_bad_times(text: str) -> None:
-    with pytest.raises(ValueError):
-        epoch_of(text)

@@ -13,10 +13,11 @@ from pdserve import api
 from pdserve.cli import view_explain, view_status
 from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.tables import age, table
+from pdserve.terms.times import epoch_of
 from pdserve.wire import names
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-NOW = api.epoch_of("2026-01-01T00:10:00Z")
+NOW = epoch_of("2026-01-01T00:10:00Z")
 DEVICE = "huawei.com/Ascend910"
 
 

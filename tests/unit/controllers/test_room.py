@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.api import RoCEDomain, epoch_of
+from pdserve.api import RoCEDomain
 from pdserve.cli.snapshot import FabricState
 from pdserve.cli.view_explain import fabric_of
 from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS, make_caches
@@ -20,6 +20,7 @@ from pdserve.dst.world_service import NPU, NS, service
 from pdserve.engines.pod_profile import Allowed, Rights
 from pdserve.exposition import Registry
 from pdserve.kube.resource import NODES, PODS, Object
+from pdserve.terms.times import epoch_of
 from pdserve.topology import fabric_spec
 
 HOME = "c-0"

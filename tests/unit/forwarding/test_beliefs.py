@@ -16,8 +16,9 @@ from pdserve.forwarding.deadline import (
 from pdserve.forwarding.health import MAX_SECONDS, Health
 from pdserve.forwarding.instance import NEVER, Instance
 from pdserve.forwarding.match import describe_known, known_models, match_scenario
+from pdserve.terms import Slo
 from pdserve.wire.hints import Hint, parse_hint
-from pdserve.wire.routes import RouteInstance, RouteScenario, RouteTable, Slo
+from pdserve.wire.routes import RouteInstance, RouteScenario, RouteTable
 
 SLO = Slo(1.0, 0.2, 0.05, 0.99)
 

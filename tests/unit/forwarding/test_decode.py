@@ -8,8 +8,9 @@ import pytest
 from pdserve.forwarding.decode import DecodeWalk, GiveUp, Try, Wait, handoff_deadline
 from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.view import View
+from pdserve.terms import Slo
 from pdserve.wire.hints import Hint
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, Slo
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario
 
 SLO = Slo(1.0, 0.2, 0.05, 0.99)
 HERE = {"leaf": "a", "node": "n1"}

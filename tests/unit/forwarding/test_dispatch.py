@@ -19,8 +19,9 @@ import pytest
 from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
 from pdserve.forwarding.instance import NEVER
 from pdserve.forwarding.view import View
+from pdserve.terms import Slo
 from pdserve.wire.hints import Hint
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, Slo
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario
 
 SLO = Slo(ttft=1.0, handoff=0.2, tpot=0.05, attainment=0.99)
 

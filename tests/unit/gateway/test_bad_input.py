@@ -9,9 +9,9 @@ from tests.support.gateway_rig import Rig, eventually, parse_answer
 from tests.support.hostile_bodies import FIRST_LINE, attack
 
 from pdserve.gateway.http_server import ClientLimits
+from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 from pdserve.wire.links import largest_body
-from pdserve.wire.routes import Slo
 
 C, M = "/v1/completions", "/v1/chat/completions"
 OK: dict[str, Any] = {"model": "tiny", "prompt": "x"}

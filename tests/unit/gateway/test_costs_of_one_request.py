@@ -7,8 +7,8 @@ from tests.support.gateway_rig import Rig, eventually
 
 from pdserve.gateway.context import rescue_seconds
 from pdserve.gateway.prefill_phase import LOST_TIME
+from pdserve.terms import Slo
 from pdserve.wire import metrics as names
-from pdserve.wire.routes import Slo
 
 WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
 POISON = "query of death"

@@ -11,8 +11,8 @@ from tests.support.gateway_rig import PATIENCE, Rig, eventually, parse_answer
 
 from pdserve.gateway import release
 from pdserve.gateway.context import Settings
+from pdserve.terms import Slo
 from pdserve.wire import metrics as names
-from pdserve.wire.routes import Slo
 
 WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
 CHOICE = {"index": 0, "text": "x", "finish_reason": "stop"}

@@ -9,8 +9,9 @@ import pytest
 from tests.support.gateway_rig import Rig, eventually
 
 from pdserve.gateway.context import Settings
+from pdserve.terms import Slo
 from pdserve.wire import metrics as names
-from pdserve.wire.routes import RouteGroup, Slo
+from pdserve.wire.routes import RouteGroup
 
 WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
 """Targets that a machine meets however busy it is."""

@@ -11,7 +11,7 @@ from tests.support.gateway_process import GatewayProcess, write_routes
 from tests.support.gateway_rig import Rig, eventually
 from tests.support.hostile_bodies import read_reply
 
-from pdserve.wire.routes import Slo
+from pdserve.terms import Slo
 
 WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
 MIB = 1 << 20

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from tests.support.gateway_rig import Rig
 
-from pdserve.wire.routes import Slo
+from pdserve.terms import Slo
 
 
 @pytest_asyncio.fixture

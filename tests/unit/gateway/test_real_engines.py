@@ -22,8 +22,9 @@ from tests.support.gateway_rig import PushSource, metric_values
 from pdserve.cli.load import Ask, poisson, run_load
 from pdserve.engines.credentials import Credential
 from pdserve.gateway.app import GatewayOptions, GatewayServer
+from pdserve.terms import Slo
 from pdserve.wire import metrics as names
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable, Slo
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 

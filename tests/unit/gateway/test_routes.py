@@ -8,7 +8,8 @@ import pytest
 from tests.support.gateway_rig import Rig, eventually
 
 from pdserve.gateway.routes import ConfigMapSource, FileSource, TableGate, parse_source
-from pdserve.wire.routes import RouteScenario, RouteTable, Slo
+from pdserve.terms import Slo
+from pdserve.wire.routes import RouteScenario, RouteTable
 
 
 def document(version: int, service: str = "shop") -> bytes:

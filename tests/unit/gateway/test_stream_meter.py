@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pdserve.gateway.measure import Timeline, judge
 from pdserve.gateway.sse import StreamError, StreamMeter
-from pdserve.wire.routes import Slo
+from pdserve.terms import Slo
 
 HEAD = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n'

@@ -12,7 +12,7 @@ from tests.support.group_world import World, counts, wanted
 from pdserve.groups.claims import of_gone_group
 from pdserve.groups.types import DeviceClaim, Repair, Suspect
 from pdserve.groups.view import PlanDraft
-from pdserve.wire.peers import Role
+from pdserve.terms import Role
 
 SCHEDULES = 200
 

@@ -13,7 +13,8 @@ from pdserve.groups import types as t
 from pdserve.groups.plan import plan
 from pdserve.groups.routes import endpoint
 from pdserve.groups.view import closes
-from pdserve.wire.peers import Peer, PeerTable, Role
+from pdserve.terms import Role
+from pdserve.wire.peers import Peer, PeerTable
 
 NOW = 1000.0
 DEADLINE, DRAIN = 900.0, 60.0

@@ -10,8 +10,8 @@ from tests.support.builders import RESOURCE
 
 from pdserve.groups.health import HealthLimits, classify
 from pdserve.groups.observe import NotOurs, instance_obs
+from pdserve.terms import Device
 from pdserve.wire import names
-from pdserve.wire.peers import Device
 
 NOW = 1_000_000.0
 LIMITS = HealthLimits(node_suspect=30, startup_deadline=300, unschedulable_seconds=15)

@@ -14,9 +14,10 @@ from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import endpoint, routable
 from pdserve.groups.view import GroupView
+from pdserve.terms import ROLES, Role
 from pdserve.wire.links import LinkReport
 from pdserve.wire.names import slot_name
-from pdserve.wire.peers import ROLES, Peer, PeerTable, Role
+from pdserve.wire.peers import Peer, PeerTable
 
 SLOTS: dict[str, dict[Role, int]] = {
     "r1": {"prefill": 2, "decode": 4},

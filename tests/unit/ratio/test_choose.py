@@ -29,7 +29,7 @@ from pdserve.ratio.types import (
     Range,
     RoleDevices,
 )
-from pdserve.wire.peers import Role
+from pdserve.terms import Role
 
 BOUNDS = Bounds(Range(1, 3), Range(1, 4), Range(1, 4))
 LIMITS = CountLimits(BOUNDS, RoleDevices("npu", 8), RoleDevices("npu", 8))

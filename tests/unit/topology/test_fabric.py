@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.builders import LABELS, LEVELS, RESOURCE, fabric
 
+from pdserve.terms import Device
 from pdserve.topology import (
     FabricLevel,
     NodeView,
@@ -21,7 +22,6 @@ from pdserve.topology import (
     summarise,
 )
 from pdserve.wire import names
-from pdserve.wire.peers import Device
 
 
 def raw_node(**changes: Any) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tests.support.builders import RESOURCE
 
+from pdserve.terms.quantity import QuantityError
 from pdserve.topology import pod_requests
 from pdserve.topology.requests import amount_text, offered, spec_taking
-from pdserve.wire.quantity import QuantityError
 
 MI = 2**20
 

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.hostile import VALUES, deep, places, put
 
+from pdserve.terms import Device, Slo
+from pdserve.terms.shown import shown
 from pdserve.wire import bounds
 from pdserve.wire.bounds import MAX_PASSED_VERSION, MAX_VERSION, Fields, WireError, parse_json
 from pdserve.wire.links import DrainReport, LinkReport
-from pdserve.wire.peers import Device, Peer, PeerNode, PeerTable
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable, Slo
+from pdserve.wire.peers import Peer, PeerNode, PeerTable
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable
 
 PEERS = PeerTable(
     "g-0",
@@ -144,7 +146,7 @@ def test_any_value_is_read_or_a_wire_error(value: Any, name: str) -> None:
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_messages_show_any_value_shortly(value: Any) -> None:
-    assert len(bounds.shown(value)) < 100
+    assert len(shown(value)) < 100
 
 
 def test_nobody_claims_a_version_that_leaves_no_room_for_the_next() -> None:

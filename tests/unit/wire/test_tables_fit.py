@@ -13,15 +13,15 @@ from pdserve.api.rocedomain import MAX_LEVELS
 from pdserve.controllers.routing import route_table
 from pdserve.dst.world_service import service
 from pdserve.forwarding.view import View
+from pdserve.terms import Device, Role, Slo
 from pdserve.wire.bounds import MAX_BYTES, MAX_VERSION, parse_json
-from pdserve.wire.peers import Device, Peer, PeerNode, PeerTable, Role
+from pdserve.wire.peers import Peer, PeerNode, PeerTable
 from pdserve.wire.routes import (
     FULL_BYTES,
     RouteGroup,
     RouteInstance,
     RouteScenario,
     RouteTable,
-    Slo,
     encoded,
     fitted,
 )

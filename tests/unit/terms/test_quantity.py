@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdserve.wire.quantity import FINEST, HIGHEST, QuantityError, quantity
+from pdserve.terms.quantity import FINEST, HIGHEST, QuantityError, quantity
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import re
 from fractions import Fraction
 from typing import Any, Final
 
-from pdserve.wire.bounds import shown
+from pdserve.terms.shown import shown
 
 HIGHEST: Final = 2**63 - 1
 FINEST: Final = 10**9
