@@ -78,8 +78,27 @@ BAD_SERVICES = (
         "spec.model.source.path",
         "must be an absolute path such as /models/llama",
     ),
+    *(
+        _service(
+            f"engine type: {what}",
+            {"spec.engine.type": name},
+            "spec.engine.type",
+            "must be letters, digits and '-', starting with a letter",
+        )
+        for what, name in (
+            ("a space", "My Engine"),
+            ("a digit first", "2Fast"),
+            ("a path", "../engines"),
+            ("a module", "os.path"),
+            ("a line end", "Mine\n"),
+        )
+    ),
+    _service("no engine type", {"spec.engine.type": ""}, "spec.engine.type", "at least 1 chars"),
     _service(
-        "unknown engine", {"spec.engine.type": "VLLM"}, "spec.engine.type", 'values: "Reference"'
+        "long engine type", {"spec.engine.type": "E" * 64}, "spec.engine.type", "may not be more"
+    ),
+    _service(
+        "engine type as a number", {"spec.engine.type": 7}, "spec.engine.type", "of type string"
     ),
     _service("empty image", {"spec.engine.image": ""}, "spec.engine.image", "at least 1 chars"),
     _service(

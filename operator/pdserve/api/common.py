@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pdserve.api.base import ApiModel, Int, Items, Preserved, Rule, Text
-from pdserve.api.text import Image, LevelName, ModelName, ObjectName, ResourceName
+from pdserve.api.text import EngineType, Image, LevelName, ModelName, ObjectName, ResourceName
 
 MAX_GROUPS = 64
 """P/D groups of one scenario."""
@@ -44,8 +44,10 @@ class ModelSpec(ApiModel):
 class EngineSpec(ApiModel):
     """The inference engine that every instance runs."""
 
-    type: Literal["Reference"]
-    """Which adapter renders, links and calls the instances."""
+    type: EngineType
+    """Which adapter renders, links and calls the instances. The operator's image has some and may
+    be given others (docs/engines.md); a name that it does not know is told by condition
+    TemplateValid, with the names that it knows."""
     image: Image
     """Container image of the engine."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None

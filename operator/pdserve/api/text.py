@@ -48,6 +48,14 @@ ModelName = Annotated[
         says="a model name: printable text that neither starts nor ends with a space",
     ),
 ]
+EngineType = Annotated[
+    str,
+    Text(
+        63,
+        pattern=r"^[A-Za-z][A-Za-z0-9-]*$",
+        says="letters, digits and '-', starting with a letter",
+    ),
+]
 Image = Annotated[
     str,
     Text(

@@ -1,9 +1,10 @@
-"""The route table at work: one lane per scenario and model, kept across table versions.
+"""The route table at work: one lane per scenario, model and engine type, kept across versions.
 
 A scenario that stays keeps its lane (waiting room, hints, counters); one that left is closed, and
-its waiting requests run into their deadlines. While another model is rolled out a scenario has two
-lanes; a name that both serve goes to each by its share of the prefill slots. Neighbours: `routes`
-brings tables, `app` asks for the lane of a request.
+its waiting requests run into their deadlines. While another model or engine is rolled out a
+scenario has two lanes; a name that both serve goes to each by its share of the prefill slots.
+Groups of an engine type that this gateway cannot use get no requests. Neighbours: `routes` brings
+tables, `app` asks for the lane of a request.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)
 
+LaneKey = tuple[str, str, str, str]
+"""Service, scenario, model and engine type."""
+
 
 class Service:
     """What this gateway serves now; `table` is None until the first one came."""
@@ -45,21 +49,21 @@ class Service:
         self._pool = pool
         self._rng = rng
         self._room_limit = room_limit
-        self._lanes: dict[tuple[str, str, str], Lane] = {}
+        self._lanes: dict[LaneKey, Lane] = {}
         self._parts: dict[str, tuple[tuple[Part, Lane], ...]] = {}
 
     def apply(self, table: RouteTable) -> None:
         """Serve this table from now on."""
-        try:
-            registry.flow(table.engine)
-        except EngineTypeError as error:
-            logger.error("route table %d: %s; keeping the last good table", table.version, error)
+        parts = {s.name: parts_of(table, s) for s in table.scenarios}
+        able = {name: [p for p in every if _can_serve(p)] for name, every in parts.items()}
+        if any(parts.values()) and not any(able.values()):
+            logger.error("route table %d: keeping the last good table", table.version)
             return
         old, self._lanes = self._lanes, {}
-        self._parts = {}
-        for scenario in table.scenarios:
-            able = [p for p in parts_of(table, scenario) if _can_serve(p)]
-            self._parts[scenario.name] = tuple((p, self._lane_of(table, p, old)) for p in able)
+        self._parts = {
+            name: tuple((p, self._lane_of(table, p, old)) for p in every)
+            for name, every in able.items()
+        }
         for lane in old.values():
             lane.retire()
         self.table = table
@@ -71,10 +75,8 @@ class Service:
         )
         logger.info("serving route table version %d of %s", table.version, table.service)
 
-    def _lane_of(
-        self, table: RouteTable, part: Part, old: dict[tuple[str, str, str], Lane]
-    ) -> Lane:
-        key = (table.service, part.scenario.name, part.served.model)
+    def _lane_of(self, table: RouteTable, part: Part, old: dict[LaneKey, Lane]) -> Lane:
+        key = (table.service, part.scenario.name, part.served.model, part.served.flow)
         lane = old.pop(key, None)
         if lane is None:
             lane = Lane(table, part.scenario, self._metrics, self._rng, self._room_limit)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+from tests.support import engine_types as e
 from tests.support.gateway_rig import SLO, Rig
 from tests.support.stub_engine import StubEngine
 
@@ -76,3 +79,56 @@ async def test_a_model_of_any_printable_name_is_listed_and_served(rig: Rig) -> N
     assert (await rig.complete(model=name)).status == 200
     one = await rig.request("GET", f"/v1/models/{quote(name, safe='/')}")
     assert (one.status, one.json["id"]) == (200, name)
+
+
+async def test_groups_of_an_unknown_engine_get_no_requests_and_stop_no_others(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A spec may name what no adapter here serves: the table still moves with the old groups."""
+    engines = await two_models(rig, flow="Nothing")
+    for _ in range(4):
+        assert (await rig.complete()).status == 200
+    assert asked(engines["old"]) == {}
+    assert asked(engines["new"]) == {"tiny": 8}
+    assert "engine type 'Nothing' is not known here (known: " in caplog.text
+    # The table's own type is the unknown one, and group 0 goes on under its own.
+    groups = tuple(
+        RouteGroup(i, "r", tuple(e.route() for e in engines[name]), flow=flow)
+        for i, (name, flow) in enumerate((("old", "Reference"), ("new", "")))
+    )
+    scenario = RouteScenario("chat", SLO, groups)
+    await rig.source.push(RouteTable("shop", 2, "tiny", "Nothing", (scenario,)))
+    assert (await rig.complete()).status == 200
+    assert asked(engines["old"]) == {"tiny": 2}
+
+
+async def test_a_table_of_unknown_engines_alone_is_not_taken(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rig.one_group()
+    rig.gateway.service.apply(RouteTable("shop", 9, "tiny", "Nothing", (
+        RouteScenario("chat", SLO, ()),
+    )))  # fmt: skip
+    assert (await rig.complete()).status == 200
+    assert "route table 9: keeping the last good table" in caplog.text
+
+
+async def test_two_engines_of_one_model_share_its_requests_and_keep_their_lanes(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = "from pdserve.engines.pull_flow import PullFlow\nFLOW = PullFlow(lease_seconds=5.0)\n"
+    e.package(tmp_path, "acme_twin", flow=flow)
+    e.install(monkeypatch, e.announce(tmp_path, {"Twin": "acme_twin"}))
+    try:
+        engines = await two_models(rig, flow="Twin")
+        for _ in range(60):
+            assert (await rig.complete()).status == 200
+        assert set(asked(engines["old"])) == set(asked(engines["new"])) == {"tiny"}
+        service = rig.gateway.service
+        lanes = [lane for _, lane in service._parts["chat"]]
+        assert len(set(lanes)) == 2
+        table = service.loaded()
+        service.apply(table)
+        assert [lane for _, lane in service._parts["chat"]] == lanes
+    finally:
+        e.uninstall(tmp_path)
