@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import Progress, Row, report
 
-from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import run_virtual
 from pdserve.dst.world import World, stamp

@@ -23,7 +23,7 @@ from localcluster.controlplane import ControlPlaneSettings
 from localcluster.errors import Progress
 from localcluster.plan import ClusterPlan
 from pdserve import __version__
-from pdserve.controllers.objects import gateway_name
+from pdserve.desired.objects import gateway_name
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import DEPLOYMENTS, PODS, Object, Resource

@@ -25,7 +25,7 @@ from benchmarks.parts.cluster import NAMESPACE, BenchError, until
 from localcluster import processes
 from localcluster.controlplane import LOOPBACK, free_port
 from pdserve import __version__
-from pdserve.controllers.caches import SCENARIO_GROUPS, make_caches
+from pdserve.controllers.shared.caches import SCENARIO_GROUPS, make_caches
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.resource import Object

@@ -16,7 +16,7 @@ from tests.support.chart import Json, only, render
 from tests.support.rest import Answer, Rest
 
 from pdserve.api import PDService, ScenarioGroup
-from pdserve.controllers.objects import gateway_objects
+from pdserve.desired.objects import gateway_objects
 from pdserve.engines.pods import render_pod
 from pdserve.groups.types import NewPod
 

@@ -22,9 +22,9 @@ from tests.support.rest import Answer, Rest
 
 from localcluster.controlplane import ControlPlane
 from pdserve.controllers.app import Core
-from pdserve.controllers.linker import EngineApi
-from pdserve.controllers.ratio_loop import NoSource
-from pdserve.controllers.tokens import Tokens
+from pdserve.controllers.ratio.ratio_loop import NoSource
+from pdserve.controllers.shared.linker import EngineApi
+from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.world_engines import Engines
 from pdserve.exposition import Registry
 from pdserve.kube.connect import connect

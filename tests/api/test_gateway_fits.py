@@ -11,7 +11,7 @@ from tests.support.api_objects import edited, pdservice
 from tests.support.rest import Answer, Rest
 
 from pdserve.api import PDService
-from pdserve.controllers.objects import gateway_pod
+from pdserve.desired.objects import gateway_pod
 from pdserve.engines.pod_profile import Rights
 
 pytestmark = pytest.mark.api

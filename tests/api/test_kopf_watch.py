@@ -15,7 +15,7 @@ from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
 from pdserve.controllers.kopf_app import run_kopf
-from pdserve.controllers.triggers import SERVICE
+from pdserve.controllers.shared.triggers import SERVICE
 from pdserve.dst.world_service import service
 from pdserve.exposition import Registry
 from pdserve.kube.workqueue import QueueKey, WorkQueue

@@ -20,7 +20,7 @@ from tests.support.operator_on_api import (
 from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
-from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS
+from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS
 from pdserve.dst.world_service import service
 from pdserve.kube.resource import NODES
 

@@ -23,8 +23,8 @@ from tests.support.operator_on_api import (
 from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
-from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS
-from pdserve.controllers.linker import EngineApi, Target
+from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS
+from pdserve.controllers.shared.linker import EngineApi, Target
 from pdserve.dst.world_service import service
 from pdserve.engines import registry
 from pdserve.kube.resource import CONFIGMAPS, EVENTS, NODES, PODS, Object

@@ -29,7 +29,7 @@ from tests.support.installed import (
 )
 from urllib3.exceptions import HTTPError
 
-from pdserve.controllers import event_reasons as reasons
+from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.wire import names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

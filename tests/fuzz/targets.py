@@ -16,7 +16,7 @@ import yaml
 from pdserve.api import InvalidObjectError as CrError
 from pdserve.api import PDService, RoCEDomain, ScenarioGroup
 from pdserve.api.units import Duration
-from pdserve.controllers.routing import parse_routes
+from pdserve.desired.routing import parse_routes
 from pdserve.dst.world_service import service
 from pdserve.engines.flow import FlowError
 from pdserve.engines.pull_flow import PullFlow
@@ -293,7 +293,7 @@ def targets() -> tuple[Target, ...]:
         Target("wire.credentials", _wire(credentials.Grant.from_json), wire, (_json(_GRANT),)),
         Target("terms.quantity", _quantity, (QuantityError,),
                (b"8", b"1500m", b"1e3", b"1.5Gi", b"+2Ti", b"12E-1")),
-        Target("controllers.routes", _table, (), (_json(_ROUTES),)),
+        Target("desired.routes", _table, (), (_json(_ROUTES),)),
         Target("api.pdservice", _object(PDService.parse), (CrError,), (_json(shop),)),
         Target("api.scenariogroup", _object(ScenarioGroup.parse), (CrError,), (_group(),)),
         Target("api.rocedomain", _object(RoCEDomain.parse), (CrError,), (_json(domain),)),

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from pdserve.controllers.caches import PDSERVICES
+from pdserve.controllers.shared.caches import PDSERVICES
 from pdserve.dst.api_fields import copy
 from pdserve.dst.api_net import Faults
 from pdserve.dst.runner import quiet_logs

@@ -17,10 +17,10 @@ from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
 from pdserve.controllers.app import Core
-from pdserve.controllers.caches import OURS
-from pdserve.controllers.linker import EngineApi
-from pdserve.controllers.ratio_loop import NoSource
-from pdserve.controllers.tokens import Tokens
+from pdserve.controllers.ratio.ratio_loop import NoSource
+from pdserve.controllers.shared.caches import OURS
+from pdserve.controllers.shared.linker import EngineApi
+from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.world_engines import Engines, SimulatedEngine
 from pdserve.dst.world_service import NPU
 from pdserve.exposition import Registry

@@ -35,7 +35,7 @@ from pdserve.cli.ask_target import (
     no_gateway,
     readiness,
 )
-from pdserve.controllers.objects import COMPONENT, gateway_name
+from pdserve.desired.objects import COMPONENT, gateway_name
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError

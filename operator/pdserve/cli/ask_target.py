@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pdserve import api
-from pdserve.controllers.routing import route_table
+from pdserve.desired.routing import route_table
 from pdserve.forwarding.match import match_scenario
 from pdserve.gateway.auth import keys_of
 

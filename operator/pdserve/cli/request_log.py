@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from pdserve.cli.ask_target import AskError
-from pdserve.controllers.objects import COMPONENT
+from pdserve.desired.objects import COMPONENT
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import api_client
 from pdserve.kube.errors import UNREACHABLE, KubeError

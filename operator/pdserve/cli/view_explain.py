@@ -14,7 +14,7 @@ from typing import Any
 from pdserve import api
 from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.view_status import counts_text, decision_line
-from pdserve.controllers.group_view import wanted_of
+from pdserve.desired.group_wanted import wanted_of
 from pdserve.groups.view import group_request
 from pdserve.placement import NoFit, PlacedInstance, Site, place, site_of
 from pdserve.ratio.types import Counts

@@ -25,25 +25,25 @@ from typing import Final
 
 import aiohttp
 
-from pdserve.controllers import event_reasons
-from pdserve.controllers.caches import Caches, make_caches
-from pdserve.controllers.claims import Claims
-from pdserve.controllers.clock import Clock, NodeSilence
-from pdserve.controllers.context import OperatorContext
-from pdserve.controllers.fabrics import Fabrics
+from pdserve.controllers.group.scenariogroup import recall_claims
 from pdserve.controllers.kopf_app import run_kopf
-from pdserve.controllers.linker import EngineApi, HttpEngines, Linker
-from pdserve.controllers.metrics import OperatorMetrics
-from pdserve.controllers.node_changes import NodeChanges
 from pdserve.controllers.object_gauges import ObjectGauges
 from pdserve.controllers.options import OperatorOptions
-from pdserve.controllers.ratio_loop import NoSource, RatioLoop
-from pdserve.controllers.scenariogroup import recall_claims
-from pdserve.controllers.scope import Scope
-from pdserve.controllers.skipped import Skipped
-from pdserve.controllers.tokens import Tokens
-from pdserve.controllers.triggers import Triggers, group_key
-from pdserve.controllers.volumes import Volumes
+from pdserve.controllers.ratio.ratio_loop import NoSource, RatioLoop
+from pdserve.controllers.shared import event_reasons
+from pdserve.controllers.shared.caches import Caches, make_caches
+from pdserve.controllers.shared.claims import Claims
+from pdserve.controllers.shared.clock import Clock, NodeSilence
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.fabrics import Fabrics
+from pdserve.controllers.shared.linker import EngineApi, HttpEngines, Linker
+from pdserve.controllers.shared.metrics import OperatorMetrics
+from pdserve.controllers.shared.node_changes import NodeChanges
+from pdserve.controllers.shared.scope import Scope
+from pdserve.controllers.shared.skipped import Skipped
+from pdserve.controllers.shared.tokens import Tokens
+from pdserve.controllers.shared.triggers import Triggers, group_key
+from pdserve.controllers.shared.volumes import Volumes
 from pdserve.controllers.worker import resync, work
 from pdserve.engines import registry as engine_types
 from pdserve.engines.pod_profile import Rights

@@ -17,7 +17,7 @@ from typing import Any, Final
 import kopf
 
 from pdserve.controllers.kopf_session import session_of
-from pdserve.controllers.triggers import DOMAIN, GROUP, SERVICE
+from pdserve.controllers.shared.triggers import DOMAIN, GROUP, SERVICE
 from pdserve.kube.workqueue import QueueKey, WorkQueue
 from pdserve.wire import names
 

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from pdserve.api import InvalidObjectError, PDService, RoCEDomain, ScenarioGroup
-from pdserve.controllers import decisions
-from pdserve.controllers.caches import Caches
-from pdserve.controllers.parsed import parsed
-from pdserve.controllers.scope import Scope
+from pdserve.controllers.shared.caches import Caches
+from pdserve.controllers.shared.parsed import parsed
+from pdserve.controllers.shared.scope import Scope
+from pdserve.desired import decisions
 from pdserve.exposition import Gauge, Registry
 from pdserve.kube.cache import Cache
 

@@ -10,12 +10,12 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from pdserve.controllers import refusals
-from pdserve.controllers.context import OperatorContext
-from pdserve.controllers.pdservice import reconcile_service
-from pdserve.controllers.rocedomain import reconcile_domain
-from pdserve.controllers.scenariogroup import reconcile_group
-from pdserve.controllers.triggers import DOMAIN, GROUP, SERVICE, Triggers
+from pdserve.controllers.domain.rocedomain import reconcile_domain
+from pdserve.controllers.group.scenariogroup import reconcile_group
+from pdserve.controllers.service.pdservice import reconcile_service
+from pdserve.controllers.shared import refusals
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.triggers import DOMAIN, GROUP, SERVICE, Triggers
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey
 from pdserve.kube.workqueue import QueueKey

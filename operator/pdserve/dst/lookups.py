@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdserve.controllers.caches import SCENARIO_GROUPS
+from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.world import World
 from pdserve.kube.resource import PODS, Object
 from pdserve.wire import names

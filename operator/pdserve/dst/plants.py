@@ -15,17 +15,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
-from pdserve.controllers import (
-    caches,
-    claims,
-    clock,
-    decisions,
-    group_view,
-    pdservice,
-    ratio_loop,
-    scenariogroup,
-    worker,
-)
+from pdserve.controllers import worker
+from pdserve.controllers.group import scenariogroup
+from pdserve.controllers.ratio import ratio_loop
+from pdserve.controllers.service import pdservice
+from pdserve.controllers.shared import caches, claims, clock, group_view
+from pdserve.desired import decisions
 from pdserve.groups import (
     health,
     plan,

@@ -16,7 +16,7 @@ from typing import Any
 
 from pdserve.api import PDService, RoCEDomain, ScenarioGroup
 from pdserve.api.base import ApiModel
-from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst.api_fields import copy, merge_patch
 from pdserve.dst.api_net import Faults
 from pdserve.dst.metrics import SimulatedMetrics

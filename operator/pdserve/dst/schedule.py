@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
-from pdserve.controllers.caches import SCENARIO_GROUPS
+from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.lookups import instances_of
 from pdserve.dst.scene import VARIANTS, Scene, reseed
 from pdserve.dst.steps import STEPS

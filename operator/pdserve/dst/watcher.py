@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pdserve.api import InvalidObjectError, ScenarioGroup, revision_of
-from pdserve.controllers import decisions
-from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
-from pdserve.controllers.parsed import parsed
+from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.controllers.shared.parsed import parsed
+from pdserve.desired import decisions
 from pdserve.dst.lookups import group_of, instances_of
 from pdserve.dst.world import World, now
 from pdserve.dst.world_engines import SimulatedEngine

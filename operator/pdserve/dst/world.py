@@ -19,10 +19,10 @@ from typing import Any
 from pdserve.api import KINDS
 from pdserve.api.crd import crd_manifest
 from pdserve.controllers.app import Core
-from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
-from pdserve.controllers.linker import EngineApi
-from pdserve.controllers.ratio_loop import NoSource
-from pdserve.controllers.tokens import Tokens
+from pdserve.controllers.ratio.ratio_loop import NoSource
+from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.controllers.shared.linker import EngineApi
+from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.api_fields import copy
 from pdserve.dst.api_kinds import StoredKind, kind_of_crd
 from pdserve.dst.api_net import FakeTransport, Faults

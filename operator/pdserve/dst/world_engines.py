@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.controllers.credentials import Terms
-from pdserve.controllers.linker import EngineError, Target
+from pdserve.controllers.shared.linker import EngineError, Target
+from pdserve.desired.credentials import Terms
 from pdserve.wire.credentials import CAPABILITY
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable

@@ -10,7 +10,7 @@ Two classes of fields:
 
 `findings` reads a pod as it is sent to the API server, so a merge cannot hide anything from it.
 Values that the API server cannot decode are left to it. Pure. Neighbours: `pods_template` asks
-for findings after it merged a template, `controllers.template_check` reports them.
+for findings after it merged a template, `desired.templates` reports them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tests.unit.cli.fake_apiserver import FakeApiServer, Json, Reply, Seen, delt
 from pdserve.api import PDService
 from pdserve.cli import ask, kubectl
 from pdserve.cli.ask_target import AskError, address, gateways
-from pdserve.controllers.objects import gateway_labels
+from pdserve.desired.objects import gateway_labels
 from pdserve.wire import names
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.api_net import Faults
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.dst.world import Recorder, World

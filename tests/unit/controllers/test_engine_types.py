@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.support import engine_types as e
 
-from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from pdserve.controllers.caches import PDSERVICES
 from pdserve.controllers.log_limits import PLACE_BURST, PLACE_REFILL, SAME_BURST, Sparing
+from pdserve.controllers.shared.caches import PDSERVICES
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import service

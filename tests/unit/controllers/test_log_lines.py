@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from pdserve.controllers.caches import PDSERVICES
 from pdserve.controllers.logs import JsonLines, TextLines, set_up
+from pdserve.controllers.shared.caches import PDSERVICES
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service

@@ -12,8 +12,8 @@ from tests.unit.docs import registries
 
 from pdserve import __version__
 from pdserve.controllers import app
-from pdserve.controllers.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.controllers.object_gauges import ObjectGauges
+from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service

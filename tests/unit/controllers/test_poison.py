@@ -18,9 +18,9 @@ from tests.support.hostile import VALUES, deep, places, put, without
 from tests.support.ratio_values import sample
 
 from pdserve.controllers.app import Core
-from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
-from pdserve.controllers.linker import EngineApi, Target
-from pdserve.controllers.tokens import Tokens
+from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.controllers.shared.linker import EngineApi, Target
+from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World, now

@@ -10,19 +10,19 @@ import pytest
 import yaml
 
 from pdserve.api import DecisionRecord, PDService, RoCEDomain
-from pdserve.controllers.compare import covers
-from pdserve.controllers.counts import CountsObserved, plan_counts
-from pdserve.controllers.decisions import KEPT, appended, entry, is_news
-from pdserve.controllers.objects import gateway_objects, url
-from pdserve.controllers.ratio_input import budget_for, first_counts
-from pdserve.controllers.ratio_loop import attainment_of
-from pdserve.controllers.routing import (
+from pdserve.controllers.ratio.ratio_loop import attainment_of
+from pdserve.desired.compare import covers
+from pdserve.desired.counts import CountsObserved, plan_counts
+from pdserve.desired.decisions import KEPT, appended, entry, is_news
+from pdserve.desired.objects import gateway_objects, url
+from pdserve.desired.ratio_input import budget_for, first_counts
+from pdserve.desired.routing import (
     parse_routes,
     prompt_bytes_of,
     route_table,
     routed_instances,
 )
-from pdserve.controllers.template_check import template_of_service
+from pdserve.desired.templates import template_of_service
 from pdserve.dst.world_service import service
 from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import TemplateError

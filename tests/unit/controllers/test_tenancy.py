@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.controllers.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst.api_fields import copy
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World

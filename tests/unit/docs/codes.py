@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from pdserve.controllers import event_reasons
+from pdserve.controllers.shared import event_reasons
 from pdserve.groups.types import Fault
 from pdserve.ratio.types import Outcome, Reason
 from pdserve.wire import http
@@ -37,7 +37,7 @@ def reasons() -> frozenset[str]:
     """Reasons of conditions, Events and decisions, faults and outcomes."""
     found = {str(r) for r in Reason} | set(event_reasons.ALL)
     found |= set(get_args(Fault)) | set(get_args(Outcome))
-    for path in _files("controllers", "groups"):
+    for path in _files("controllers", "desired", "groups"):
         tree = ast.parse(path.read_text())
         found |= set(_condition_reasons(tree))
         found |= {w for w in _strings(tree) if _CAMEL.match(w)}

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 from kubernetes.aio.client.api_client import ApiClient
 
-from pdserve.controllers import event_reasons
 from pdserve.controllers.app import Core
+from pdserve.controllers.shared import event_reasons
 from pdserve.exposition import Registry
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.kube.client import KubeClient, KubeRequest

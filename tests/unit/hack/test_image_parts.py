@@ -24,7 +24,7 @@ NOT_IN = {
     "gateway": {"refengine", "controllers", "dst", "cli.main", "cli.kubectl"},
     "engine": {"controllers", "gateway", "dst", "cli"},
 }
-GRAPH = grimp.build_graph("pdserve")
+GRAPH = grimp.build_graph("pdserve", cache_dir=None)
 FACES = {"operator": {"pod", "control", "metrics"}, "gateway": {"flow"}, "engine": set[str]()}
 """What each process loads of every engine type, by name."""
 PROJECT = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text())

@@ -10,7 +10,7 @@ from pdserve.api import PDService
 from pdserve.api.common import MAX_INSTANCES
 from pdserve.api.pdservice import MAX_MATCH_TEXT, MAX_SERVICE_INSTANCES
 from pdserve.api.rocedomain import MAX_LEVELS
-from pdserve.controllers.routing import route_table
+from pdserve.desired.routing import route_table
 from pdserve.dst.world_service import service
 from pdserve.forwarding.view import View
 from pdserve.terms import Device, Role, Slo

@@ -1,0 +1,1 @@
+"""Reconciles RoCEDomains: their statuses."""

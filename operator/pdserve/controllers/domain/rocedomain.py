@@ -1,0 +1,165 @@
+"""Reconciles one RoCEDomain: its status is a summary of the tree. It changes nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from pdserve.api import InvalidObjectError, RoCEDomain, merge_conditions
+from pdserve.controllers.shared.caches import BY_DOMAIN, ROCE_DOMAINS, Caches
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.domain_overlap import overlap
+from pdserve.controllers.shared.parsed import parsed
+from pdserve.controllers.shared.refusals import InvalidObject
+from pdserve.controllers.shared.skipped import read_each
+from pdserve.desired.compare import covers
+from pdserve.groups.types import ConditionState
+from pdserve.kube.resource import Object, ObjectKey
+from pdserve.placement import Shape, largest_uniform_group
+from pdserve.topology import DomainSummary, Fabric, fabric_spec, summarise
+from pdserve.wire import names
+
+MAX_WORST = 10
+MAX_LINE = 256
+
+
+async def reconcile_domain(context: OperatorContext, key: ObjectKey) -> float | None:
+    """Write the status of one RoCEDomain if it differs.
+
+    Raises:
+        InvalidObject: today's rules refuse it.
+        KubeError: to be retried with backoff.
+    """
+    obj = context.caches.domains.get(key.name)
+    if obj is None or obj["metadata"].get("deletionTimestamp"):
+        return None
+    try:
+        domain = parsed(RoCEDomain, obj)
+    except InvalidObjectError as error:
+        raise InvalidObject(str(error)) from error
+    fabric = context.fabrics.of(fabric_spec(domain), context.taken())
+    status = domain_status(
+        domain, fabric, shapes_in_use(context.caches, key.name), overlap(context.caches, obj),
+        context.now(),
+    )  # fmt: skip
+    live_status = obj.get("status") or {}
+    if covers(live_status, status) and covers(status["free"], live_status.get("free")):
+        return None
+    live = await context.client.patch_status(
+        ROCE_DOMAINS, key.name, status, uid=domain.metadata.uid, field_manager=names.FIELD_MANAGER
+    )
+    context.caches.domains.observe(live)
+    return None
+
+
+def shapes_in_use(caches: Caches, domain: str) -> Mapping[str, tuple[int, int]]:
+    """Devices of a prefill and a decode instance per resource, as the first ScenarioGroup (by
+    namespace and name) of the domain has them: what "the largest P/D group" is measured in.
+
+    None for an operator of one namespace: there may be another beside it, who sees other
+    ScenarioGroups and writes the same status. All see the same nodes and pods.
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    if caches.groups.namespace is not None:
+        return shapes
+
+    def shape(group: Object) -> tuple[str, str, int, int]:
+        prefill, decode = (group["spec"][role]["instance"] for role in ("prefill", "decode"))
+        devices = int(prefill["devicesPerNode"]), int(decode["devicesPerNode"])
+        return str(prefill["resource"]), str(decode["resource"]), *devices
+
+    groups = caches.groups.by_index(BY_DOMAIN, domain)
+    for resource, other, *devices in read_each(groups, shape, caches.skipped, "observe"):
+        if resource == other:
+            shapes.setdefault(resource, (devices[0], devices[1]))
+    return shapes
+
+
+def domain_status(
+    domain: RoCEDomain,
+    fabric: Fabric,
+    shapes: Mapping[str, tuple[int, int]],
+    shared: ConditionState | None,
+    now: float,
+) -> dict[str, Any]:
+    """The status as JSON; `shared` replaces Ready; `now` in seconds since the epoch."""
+    summary = summarise(fabric)
+    generation = domain.metadata.generation
+    conditions = (*_conditions(summary), *((shared,) if shared is not None else ()))
+    merged = merge_conditions(domain.status.conditions, conditions, generation, now)
+    return {
+        "observedGeneration": generation,
+        "topologyVersion": summary.topology_version,
+        "nodes": {
+            "total": summary.nodes_total,
+            "ready": summary.nodes_ready,
+            "excluded": summary.nodes_excluded,
+            "unhealthyDevices": summary.unhealthy_devices,
+        },
+        "levels": [{"name": level.name, "domains": level.domains} for level in summary.levels],
+        "free": [
+            {"resource": resource, "devices": free, **_largest(fabric, resource, shapes)}
+            for resource, free in summary.free
+        ],
+        "worst": _worst(fabric),
+        "conditions": [c.to_dict() for c in merged],
+    }
+
+
+def _largest(
+    fabric: Fabric, resource: str, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
+    prefill, decode = shapes.get(resource, (1, 1))
+    found = largest_uniform_group(fabric, Shape(resource, prefill), Shape(resource, decode))
+    return {} if found is None else {"largestGroup": f"{found[0]}P{found[1]}D"}
+
+
+def _conditions(summary: DomainSummary) -> tuple[ConditionState, ...]:
+    labels = "; ".join(summary.labels_complete)
+    tree = "; ".join(summary.tree_consistent)
+    notes = "; ".join(summary.node_problems)
+    ready = summary.nodes_ready > 0
+    return (
+        ConditionState(
+            "LabelsComplete", "False" if labels else "True",
+            "LabelMissing" if labels else "Complete", labels,
+        ),
+        ConditionState(
+            "TreeConsistent", "False" if tree else "True",
+            "SeveralParents" if tree else "Consistent", tree,
+        ),
+        ConditionState(
+            "Ready", "True" if ready else "False",
+            "NodesReady" if ready else "NoReadyNode",
+            notes if ready else _no_node(summary),
+        ),
+    )  # fmt: skip
+
+
+def _no_node(summary: DomainSummary) -> str:
+    if summary.nodes_total == 0:
+        return "spec.nodeSelector matches no node: label nodes or correct the selector"
+    return (
+        f"none of {summary.nodes_total} nodes is usable "
+        f"({summary.nodes_excluded} excluded, the others not ready)"
+    )
+
+
+def _worst(fabric: Fabric) -> list[dict[str, str]]:
+    """Leaves by what is wrong in them, most first, then by name."""
+    sick: Counter[tuple[str, ...]] = Counter()
+    texts: dict[tuple[str, ...], str] = {}
+    for leaf, nodes in fabric.leaves.items():
+        views = [fabric.nodes[n] for n in nodes]
+        away = [v.name for v in views if not v.ready]
+        devices = sum(len(v.unhealthy) for v in views)
+        if away or devices:
+            sick[leaf] = len(away) + devices
+            shown = ", ".join(away[:3]) + (" and more" if len(away) > 3 else "")
+            parts = [f"{len(away)} nodes not ready ({shown})"] if away else []
+            parts += [f"{devices} unhealthy devices"] if devices else []
+            texts[leaf] = ", ".join(parts)[:MAX_LINE]
+    level = fabric.spec.levels[fabric.spec.leaf_depth - 1].name
+    order = sorted(sick, key=lambda leaf: (-sick[leaf], leaf))[:MAX_WORST]
+    return [{"level": level, "value": leaf[-1], "message": texts[leaf]} for leaf in order]

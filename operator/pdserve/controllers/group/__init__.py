@@ -1,0 +1,1 @@
+"""Reconciles ScenarioGroups: observe, plan, carry out, report."""

@@ -1,0 +1,315 @@
+"""Carries out a group plan, action by action, in order. No decisions here.
+
+Every action is guarded: a POST answers 409 for a pod that exists, patches and deletes test the
+uid. So a crash between any two leaves a state that the next observation explains, and a plan made
+from an old view does no harm. Answers enter the cache at once: the next plan reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from pdserve.controllers.shared import event_reasons as reasons
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.owned import ensure
+from pdserve.controllers.shared.rotation import control_annotation
+from pdserve.desired.credentials import BadSecret
+from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
+from pdserve.desired.objects import owned_metadata
+from pdserve.engines.pods import render_pod
+from pdserve.engines.pods_template import TemplateError
+from pdserve.groups import types as t
+from pdserve.kube.errors import KubeError
+from pdserve.kube.lines import say
+from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
+from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
+from pdserve.terms.times import rfc3339
+from pdserve.wire import names
+from pdserve.wire.bounds import MAX_PASSED_VERSION, WireError
+from pdserve.wire.peers import PeerTable
+
+log = logging.getLogger(__name__)
+
+_DRAIN_PATH = "/metadata/annotations/" + names.ANNOTATION_DRAIN.replace("/", "~1")
+_SCALE_PATH = "/metadata/labels/" + names.LABEL_SCALE_UNIT.replace("/", "~1")
+
+
+class CreateRefused(Exception):  # noqa: N818 - the cluster's answer, not a defect
+    """The API server will not have these pods (quota, admission, a bad template)."""
+
+
+class GroupExecutor:
+    """Executes the plan of one ScenarioGroup."""
+
+    def __init__(self, context: OperatorContext, obj: Object, view: ScenarioGroupView) -> None:
+        """`obj` is the live ScenarioGroup, `view` what the plan was made from."""
+        self._context = context
+        self._obj = obj
+        self._view = view
+        self._owner = owner_reference(obj)
+
+    async def execute(self, actions: tuple[t.Action, ...]) -> None:
+        """Do all of `actions` in order; stops at the first that fails.
+
+        Raises:
+            CreateRefused: pods were refused; what this action had made is deleted again.
+            NotOursError: a stranger's object has a name that is needed.
+            KubeError: anything else; conflicts mean that the view was old.
+        """
+        for action in actions:
+            self._context.metrics.actions.labels(type(action).__name__).inc()
+            await self._run(action)
+
+    async def _run(self, action: t.Action) -> None:
+        match action:
+            case t.CreateGroup():
+                await self._create_group(action)
+            case t.CreateInstance():
+                await self._create_instance(action)
+            case t.PublishTable():
+                await self._publish(action)
+            case t.DeleteTable():
+                await self._delete_table(action)
+            case t.MarkLinked():
+                message = action.container_id
+                await self._mark(action.name, action.uid, "True", "LinksVerified", message)
+            case t.MarkUnlinked():
+                await self._mark(action.name, action.uid, "False", "LinksLost", action.reason)
+            case t.BeginDrain():
+                await self._begin_drain(action)
+            case t.DeletePod():
+                await self._delete_pod(action)
+            case t.MoveScaleUnit():
+                await self._move_scale_unit(action)
+
+    # --- creating --------------------------------------------------------------------------
+
+    async def _create_group(self, action: t.CreateGroup) -> None:
+        made: list[Object] = []
+        try:
+            for new in action.pods:
+                pod, is_new = await self._post(new)
+                if is_new:
+                    made.append(pod)
+        except (CreateRefused, NotOursError):
+            # All or nothing: what stands alone would hold devices and serve nobody.
+            for pod in made:
+                meta = pod["metadata"]
+                await self._mark_drain(meta["name"], meta["uid"])
+                await self._remove(meta["name"], meta["uid"])
+                say(
+                    log, f"Deleted {meta['name']}: the rest of its P/D group was refused",
+                    reason=reasons.DELETED, namespace=self._namespace,
+                    name=self._view.group.metadata.name, instance=meta["name"],
+                    index=action.group_index,
+                )  # fmt: skip
+            raise
+        if made:
+            roles = [p.role for p in action.pods]
+            self._event(
+                "Normal",
+                reasons.CREATED,
+                f"P/D group {action.group_index}: {roles.count('prefill')} prefill and "
+                f"{roles.count('decode')} decode instances placed",
+                index=action.group_index,
+                nodes=", ".join(sorted({p.node for p in action.pods})),
+            )
+
+    async def _create_instance(self, action: t.CreateInstance) -> None:
+        new = action.pod
+        _, is_new = await self._post(new)
+        if not is_new:
+            return
+        lost = new.replaces is not None and not action.stands_in
+        if lost:
+            spec = self._view.group.spec
+            self._context.metrics.faults.labels(spec.service, spec.scenario).inc()
+        level = "Warning" if lost else "Normal"
+        reason = reasons.SUBSTITUTED if lost else reasons.GROWN
+        note = f"{new.name} on node {new.node}: {action.reason}"
+        about: dict[str, str | int] = {"index": new.group_index, "node": new.node}
+        self._event(level, reason, note, instance=new.name, **about)
+
+    async def _post(self, new: t.NewPod) -> tuple[Object, bool]:
+        """The pod, and whether this call made it."""
+        namespace, service = self._namespace, self._view.group.spec.service
+        try:
+            held = await self._context.tokens.get(f"{namespace}/{service}")
+        except BadSecret as error:
+            raise CreateRefused(f"pod {new.name}: {error}") from error
+        control = control_annotation(held, namespace, new.name)
+        try:
+            group = self._view.at(new.revision)
+            pod = render_pod(group, new, self._owner, self._context.rights, control)
+        except TemplateError as error:
+            raise CreateRefused(f"pod {new.name}: {error}") from error
+        client, cache = self._context.client, self._context.caches.pods
+        try:
+            live = await client.create(PODS, pod, field_manager=names.FIELD_MANAGER)
+        except KubeError as error:
+            if error.is_already_exists:
+                live = await client.get(PODS, new.name, pod["metadata"]["namespace"])
+                if not is_controlled_by(live, self._owner["uid"]):
+                    raise NotOursError(PODS, live, self._owner["uid"]) from error
+                cache.observe(live)
+                return live, False
+            if error.is_forbidden or error.is_invalid:
+                raise CreateRefused(f"pod {new.name}: {error.message}") from error
+            raise
+        cache.observe(live)
+        say(
+            log, f"Created instance {new.name} on node {new.node}",
+            reason="InstanceCreated", namespace=namespace, name=group.metadata.name,
+            service=service, index=new.group_index, instance=new.name, node=new.node,
+            role=new.role, replaces=new.replaces,
+        )  # fmt: skip
+        return live, True
+
+    # --- tables ----------------------------------------------------------------------------
+
+    async def _publish(self, action: t.PublishTable) -> None:
+        group = self._view.group
+        name = names.peers_configmap_name(group.metadata.name, action.group_index)
+        meta = owned_metadata(
+            name, group.metadata.namespace, group.spec.service, self._owner, "peer-table"
+        )
+        meta["labels"][names.LABEL_SCENARIO] = group.spec.scenario
+        meta["labels"][names.LABEL_GROUP_INDEX] = str(action.group_index)
+        table = self._newer(action.table).fitted()
+
+        def holding(table: PeerTable) -> Object:
+            data = {names.KEY_PEERS: table.encoded()}
+            return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
+
+        # One version never has two contents: an instance that took the first keeps it.
+        await ensure(
+            self._context.client, self._context.caches.config_maps, holding(table),
+            rebase=lambda live: holding(_above(table, live)),
+        )  # fmt: skip
+
+    def _newer(self, table: PeerTable) -> PeerTable:
+        """Instances keep a table of a higher version: after ours was lost (somebody deleted the
+        ConfigMap), the next one must pass what they hold.
+        """
+        key = ObjectKey(self._namespace, self._view.group.metadata.name)
+        reports = self._context.linker.links(key)
+        said = (r.version for p in table.instances if (r := reports.get(p.id)))
+        held = max((v for v in said if v <= MAX_PASSED_VERSION), default=0)
+        return table if held < table.version else dataclasses.replace(table, version=held + 1)
+
+    async def _delete_table(self, action: t.DeleteTable) -> None:
+        obj = self._view.table_objects.get(action.group_index)
+        if obj is None:
+            return
+        meta = obj["metadata"]
+        await _gone_is_fine(
+            self._context.client.delete(
+                CONFIGMAPS, meta["name"], namespace=meta["namespace"], uid=meta["uid"]
+            )
+        )
+        self._context.caches.config_maps.observe_gone(obj)
+
+    # --- running pods ----------------------------------------------------------------------
+
+    async def _mark(self, name: str, uid: str, status: str, reason: str, message: str) -> None:
+        condition = {
+            "type": names.CONDITION_LINKED,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": rfc3339(self._context.now()),
+        }
+        # A strategic merge sets this one condition; the kubelet writes the others meanwhile.
+        live = await self._context.client.patch_status(
+            PODS, name, {"conditions": [condition]},
+            namespace=self._namespace, uid=uid, strategic=True, field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
+        self._context.caches.pods.observe(live)
+
+    async def _begin_drain(self, action: t.BeginDrain) -> None:
+        await self._mark_drain(action.name, action.uid)
+        note = f"{action.name}: {action.reason}"
+        self._event("Normal", reasons.DRAINING, note, **self._instance(action.name))
+
+    async def _mark_drain(self, name: str, uid: str) -> None:
+        """Say that its end is planned: nobody takes it for a loss."""
+        stamp = rfc3339(self._context.now())
+        # Every instance has annotations (metrics), so the parent of the path exists.
+        operation = {"op": "add", "path": _DRAIN_PATH, "value": stamp}
+        await self._patch(name, uid, operation)
+
+    async def _move_scale_unit(self, action: t.MoveScaleUnit) -> None:
+        operation: Mapping[str, Any] = {"op": "remove", "path": _SCALE_PATH}
+        if action.present:
+            operation = {"op": "add", "path": _SCALE_PATH, "value": "true"}
+        await self._patch(action.name, action.uid, operation)
+
+    async def _patch(self, name: str, uid: str, operation: Mapping[str, Any]) -> None:
+        live = await self._context.client.patch_json(
+            PODS, name, [operation],
+            namespace=self._namespace, uid=uid, field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
+        self._context.caches.pods.observe(live)
+
+    async def _delete_pod(self, action: t.DeletePod) -> None:
+        instance = self._instance(action.name)
+        await self._remove(action.name, action.uid, force=action.force)
+        self._event("Normal", reasons.DELETED, f"{action.name}: {action.reason}", **instance)
+
+    async def _remove(self, name: str, uid: str, *, force: bool = False) -> None:
+        cache = self._context.caches.pods
+        try:
+            answer = await self._context.client.delete(
+                PODS, name, namespace=self._namespace, uid=uid, grace=0 if force else None
+            )
+        except KubeError as error:
+            if not error.is_not_found:
+                raise
+            held = cache.get(name, self._namespace)
+            if held is not None and held["metadata"]["uid"] == uid:
+                cache.observe_gone(held)
+            return
+        if answer.get("kind") == "Pod" and answer["metadata"].get("deletionTimestamp"):
+            cache.observe(answer)
+
+    @property
+    def _namespace(self) -> str:
+        return self._view.group.metadata.namespace
+
+    def _instance(self, name: str) -> dict[str, str | int]:
+        """Fields of a log line about an instance that there is."""
+        found = next((i for i in self._view.instances if i.name == name), None)
+        where: dict[str, str | int] = {}
+        if found is not None:
+            where = {"index": found.group_index, "node": found.node}
+        return {"instance": name, **where}
+
+    def _event(self, level: Any, reason: str, note: str, **about: str | int) -> None:
+        self._context.events.event(self._obj, level, reason, note, about=about)
+
+
+def _above(table: PeerTable, live: Object) -> PeerTable:
+    """`table` at a version that passes the one in the ConfigMap, unless they are alike."""
+    try:
+        there = peer_table(live)
+    except WireError:
+        return table
+    same = dataclasses.replace(table, version=there.version)
+    if same == there:
+        return there
+    return (
+        table
+        if there.version < table.version
+        else dataclasses.replace(table, version=there.version + 1)
+    )
+
+
+async def _gone_is_fine(request: Awaitable[Object]) -> None:
+    try:
+        await request
+    except KubeError as error:
+        if not error.is_not_found:
+            raise

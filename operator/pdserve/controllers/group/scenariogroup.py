@@ -1,0 +1,513 @@
+"""Reconciles one ScenarioGroup: observe (caches only), plan (pure), execute, report.
+
+1. Read the object, its RoCEDomain, its pods and tables; tell the linker whom to attend.
+2. Plan, and promise the devices of pods to be created (`promises`), without a pause between the
+   look at the caches and the promise: two reconciliations never book one device.
+3. Execute in order, however long the API server takes, then write the status if it differs.
+4. Wake the PDService when what may be routed differs from what gateways were given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pdserve.api import InvalidObjectError, PDService, RoCEDomain, Scenario, ScenarioGroup
+from pdserve.controllers.group.budgets import keep_budgets, known_budgets
+from pdserve.controllers.group.group_actions import CreateRefused, GroupExecutor
+from pdserve.controllers.group.known_fabric import known_fabric, recalled_domain
+from pdserve.controllers.shared import event_reasons as reasons
+from pdserve.controllers.shared.caches import SCENARIO_GROUPS
+from pdserve.controllers.shared.claims import Rank
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.domain_overlap import fabric_condition
+from pdserve.controllers.shared.group_view import domain_of, view_group
+from pdserve.controllers.shared.linker import Target
+from pdserve.controllers.shared.parsed import parsed
+from pdserve.controllers.shared.refusals import InvalidObject
+from pdserve.controllers.shared.revisions import keep_revisions
+from pdserve.controllers.shared.rotation import gateways_identify
+from pdserve.controllers.shared.triggers import group_key, service_key
+from pdserve.desired.claim_entries import claims_of, to_json
+from pdserve.desired.compare import controller_uid, covers
+from pdserve.desired.credentials import BadSecret, ServiceCredentials, Terms
+from pdserve.desired.group_status import (
+    not_ready,
+    ratio_condition,
+    status_of,
+    waiting_status,
+)
+from pdserve.desired.group_wanted import (
+    ScenarioGroupView,
+    former_wanted,
+    repairs_of,
+    slots_of,
+    wanted_of,
+)
+from pdserve.desired.routing import parse_routes, routed_instances, unnamed
+from pdserve.desired.service_desired import acting_counts, is_as_asked
+from pdserve.desired.templates import CONDITION as TEMPLATE_VALID
+from pdserve.desired.templates import template_of_group, token_refusal
+from pdserve.groups.claims import merged
+from pdserve.groups.plan import plan
+from pdserve.groups.polls import polls
+from pdserve.groups.routes import endpoint, routable
+from pdserve.groups.types import (
+    ConditionState,
+    CreateGroup,
+    CreateInstance,
+    DeviceClaim,
+    DisruptionBudget,
+    InstanceObs,
+    NewPod,
+    Observation,
+    Plan,
+    Wanted,
+)
+from pdserve.groups.view import group_request
+from pdserve.kube.errors import KubeError
+from pdserve.kube.ownership import NotOursError, owner_reference
+from pdserve.kube.resource import Object, ObjectKey
+from pdserve.placement import GroupRequest
+from pdserve.ratio.types import Counts
+from pdserve.terms import ROLES
+from pdserve.topology import Fabric, Reservation, fabric_spec
+from pdserve.wire import names
+from pdserve.wire.routes import RouteTable
+
+log = logging.getLogger(__name__)
+
+REFUSED_RETRY = 30.0
+"""Seconds until refused pods are tried again (quota may have been raised)."""
+BLIND_RETRY = 1.0
+"""Seconds until the next look while the watch of pods is broken."""
+VOLUME_RETRY = 30.0
+"""Seconds until a place is looked for again where volumes leave none."""
+
+
+async def reconcile_group(context: OperatorContext, key: ObjectKey) -> float | None:
+    """Bring one ScenarioGroup nearer to its spec; seconds until it wants to be looked at again.
+
+    Raises:
+        InvalidObject: today's rules refuse it.
+        KubeError: to be retried with backoff.
+    """
+    obj = context.caches.groups.get(key.name, key.namespace)
+    if obj is None or obj["metadata"].get("deletionTimestamp"):
+        context.linker.set_targets(key, ())
+        return None
+    try:
+        group = parsed(ScenarioGroup, obj)
+    except InvalidObjectError as error:
+        raise InvalidObject(str(error)) from error
+    return await _Reconcile(context, key, obj, group).run()
+
+
+class _Reconcile:
+    def __init__(
+        self, context: OperatorContext, key: ObjectKey, obj: Object, group: ScenarioGroup
+    ) -> None:
+        self.context = context
+        self.key = key
+        self.obj = obj
+        self.group = group
+        self.now = context.now()
+
+    async def run(self) -> float | None:
+        # 1
+        seen = self.context.caches.changes
+        view = view_group(self.context, self.group)
+        routes = self._routes()
+        routed = routed_instances(routes, self.group.spec.scenario)
+        held = await self._held()
+        self._attend(view, routed, held)
+        self._wake_service(view, routes, held)
+        counts = self._counts()
+        if counts is None:
+            await self._write(waiting_status(self.group, not_ready(*_NO_COUNTS), self.now))
+            return None
+        await self.context.volumes.read(view.revisions.values())
+        reach = self.context.volumes.reach
+        wanted = wanted_of(self.group, counts, reach)
+        domain, deleted = self._domain()
+        if domain is None:
+            name = self.group.spec.fabric.domain_ref.name
+            self.context.claims.waits(self.key, name, _rank(self.context, self.obj), None)
+            await self._write(waiting_status(self.group, self._no_domain(), self.now))
+            return None
+        template = await self._template()
+        if template.status == "False" or deleted:
+            # No pod of it may be made, so nothing that serves may go for it. Without its
+            # RoCEDomain repair goes on in the last known tree, and nothing is planned anew.
+            wanted = replace(wanted, paused=True)
+        service = self._service()
+        if service is not None and not is_as_asked(self.group, service):
+            # An edit by hand: it is about to be put back, so nothing planned is done for it.
+            wanted = replace(wanted, paused=True)
+        blind = not self.context.caches.pods.state().connected
+        if blind:
+            # Pods that are gone may still be shown: none that serves may go in their favour.
+            wanted = replace(wanted, paused=True)
+        await self._revisions(view)
+        # 2
+        if self.context.caches.changes != seen:
+            view = view_group(self.context, self.group)
+        observation = self._observation(view, wanted, former_wanted(view, counts, reach), routed)
+        planned = plan(observation, self._fabric(domain))
+        rank = _rank(self.context, self.obj)
+        self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
+        # 3
+        with self.context.promises.held(self.key, promised(planned, observation)):
+            found = (template, *fabric_condition(self.group, domain), *deleted)
+            again = await self._carry_out(view, planned, found, observation.claims)
+        if blind:
+            again = min(BLIND_RETRY, again or BLIND_RETRY)
+        if planned.blocked_request is None or not _restricted(planned.blocked_request):
+            return again
+        # Where a volume is changes without a word to anybody.
+        return min(VOLUME_RETRY, again or VOLUME_RETRY)
+
+    async def _template(self) -> ConditionState:
+        """Condition TemplateValid: may pods be made of this ScenarioGroup?"""
+        found = template_of_group(self.group, owner_reference(self.obj), self.context.rights)
+        if found.status == "True" and not self._made_by_service():
+            found = await self._token() or found
+        known = next((c for c in self.group.status.conditions if c.type == found.type), None)
+        if found.status == "False" and (known is None or known.message != found.message):
+            self.context.events.event(self.obj, "Warning", reasons.TEMPLATE, found.message)
+        return found
+
+    def _made_by_service(self) -> bool:
+        """Whether its controller is the PDService that it names; anything else was forged."""
+        service = self.context.caches.services.get(self.group.spec.service, self.key.namespace)
+        return service is not None and controller_uid(self.obj) == service["metadata"]["uid"]
+
+    async def _token(self) -> ConditionState | None:
+        """A group written by hand has no PDService that makes the Secret its pods need.
+
+        Where somebody else's Secret has that name, its author must have a right to it: the
+        refusal, or None.
+        """
+        service, namespace = self.group.spec.service, self.key.namespace
+        if self.context.caches.services.get(service, namespace) is not None:
+            return token_refusal(self.group, self.context.rights)
+        try:
+            await self.context.tokens.ensure(namespace, service, owner_reference(self.obj))
+        except (NotOursError, BadSecret):
+            return token_refusal(self.group, self.context.rights)
+        return None
+
+    async def _revisions(self, view: ScenarioGroupView) -> None:
+        """Keep what is needed to render the pods that are there; without it they are served on."""
+        client, caches = self.context.client, self.context.caches
+        used = {i.revision for i in view.instances}
+        await self._unless_refused(keep_revisions(client, caches, self.obj, self.group, used))
+
+    async def _budgets(self, wanted: Mapping[int, DisruptionBudget]) -> None:
+        """Say what evictions must leave, before anything that the plan does."""
+        client, caches = self.context.client, self.context.caches
+        await self._unless_refused(keep_budgets(client, caches, self.obj, self.group, wanted))
+
+    async def _unless_refused(self, write: Awaitable[None]) -> None:
+        """Write what instances serve without; a refusal is told in an Event."""
+        try:
+            await write
+        except NotOursError as error:
+            self.context.metrics.refusals.labels(error.resource.kind).inc()
+            self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
+        except KubeError as error:
+            if not (error.is_forbidden or error.is_invalid):
+                raise
+            self.context.events.event(self.obj, "Warning", reasons.CREATE_FAILED, str(error))
+
+    def _observation(
+        self,
+        view: ScenarioGroupView,
+        wanted: Wanted,
+        former: Mapping[str, Wanted],
+        routed: frozenset[str],
+    ) -> Observation:
+        return Observation(
+            wanted=wanted,
+            instances=view.instances,
+            tables=view.tables,
+            links=self.context.linker.links(self.key),
+            drains=self.context.linker.drains(self.key),
+            repairs=repairs_of(self.group),
+            routed=routed,
+            now=self.now,
+            former=former,
+            claims=self.context.claims.of(self.group),
+            bettered=self.context.node_changes.bettered,
+            budgets=known_budgets(self.context.caches, self.group),
+            ahead=self.context.claims.ahead(
+                self.group.spec.fabric.domain_ref.name, _rank(self.context, self.obj)
+            ),
+        )
+
+    async def _carry_out(
+        self,
+        view: ScenarioGroupView,
+        planned: Plan,
+        found: tuple[ConditionState, ...],
+        claims: tuple[DeviceClaim, ...],
+    ) -> float | None:
+        """`found` are conditions that hold whatever the plan says; `claims` what it was made on."""
+        for reason in planned.reasons:
+            log.debug("%s: %s", self.key, reason)
+        executor = GroupExecutor(self.context, self.obj, view)
+        refused: ConditionState | None = None
+        # Devices that the plan frees are claimed before it does.
+        if set(planned.claims) - set(claims_of(self.group)):
+            await self._write({"claims": [to_json(c) for c in planned.claims]})
+        await self._budgets(planned.budgets)
+        try:
+            await executor.execute(planned.actions)
+        except CreateRefused as error:
+            refused = ConditionState("Placed", "False", "CreateRefused", str(error))
+            self.context.events.event(self.obj, "Warning", reasons.CREATE_FAILED, str(error))
+        except NotOursError as error:
+            refused = ConditionState("Placed", "False", "NameTaken", str(error))
+            self.context.metrics.refusals.labels(error.resource.kind).inc()
+            self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
+        more = [*found, *ratio_condition(self._counts(), self._scenario())]
+        more += [
+            ConditionState("Progressing", "False", "TemplateInvalid", c.message)
+            for c in found
+            if c.type == TEMPLATE_VALID and c.status == "False"
+        ]
+        more += [refused] if refused is not None else []
+        said = {c.type for c in more}
+        conditions = (*(c for c in planned.conditions if c.type not in said), *more)
+        self._tell(conditions, "Placed", reasons.NO_FIT)
+        self._tell(conditions, "Progressing", reasons.UNCOVERED)
+        kept = planned.claims
+        if refused is not None:
+            made = set(planned.inherited)
+            kept = merged(tuple(c for c in kept if c not in made), planned.spent)
+        fabric = known_fabric(self.context.caches, self.group)
+        status = status_of(self.group, planned, conditions, view.instances, kept, fabric, self.now)
+        await self._write(status)
+        self.context.claims.decided(self.group, claims)
+        if set(claims) - set(kept):
+            for key in self.context.claims.waiting():
+                self.context.queue.add(group_key(key))
+        if refused is None:
+            return planned.requeue_after
+        return min(REFUSED_RETRY, planned.requeue_after or REFUSED_RETRY)
+
+    def _tell(self, conditions: tuple[ConditionState, ...], kind: str, reason: str) -> None:
+        """An Event when a condition gets this reason, and again when its message is another."""
+        now = next(c for c in conditions if c.type == kind)
+        known = next((c for c in self.group.status.conditions if c.type == kind), None)
+        if now.reason != reason:
+            return
+        if known is None or (known.reason, known.message) != (now.reason, now.message):
+            self.context.events.event(self.obj, "Warning", reason, now.message)
+
+    async def _write(self, status: Mapping[str, Any]) -> None:
+        live_status = self.obj.get("status") or {}
+        same_repairs = covers(status.get("repairs"), live_status.get("repairs", []))
+        if covers(live_status, status) and ("repairs" not in status or same_repairs):
+            return
+        live = await self.context.client.patch_status(
+            SCENARIO_GROUPS, self.key.name, status,
+            namespace=self.key.namespace, uid=self.group.metadata.uid,
+            field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
+        self.context.caches.groups.observe(live)
+        self.obj = live
+
+    # --- around the plan -------------------------------------------------------------------
+
+    def _no_domain(self) -> tuple[ConditionState, ...]:
+        name = self.group.spec.fabric.domain_ref.name
+        if self.context.caches.domains.get(name) is not None:
+            message = f"RoCEDomain {name!r} cannot be read: its condition Ready says why"
+            return not_ready("DomainInvalid", message)
+        message = f"there is no RoCEDomain {name!r}; create it or correct fabric.domainRef.name"
+        return not_ready("UnknownDomain", message)
+
+    def _domain(self) -> tuple[RoCEDomain | None, tuple[ConditionState, ...]]:
+        """The RoCEDomain, or as it was last known with the condition that says so."""
+        name = self.group.spec.fabric.domain_ref.name
+        found = domain_of(self.context.caches, name)
+        if found is not None:
+            return found, ()
+        told = (c for c in self._no_domain() if c.type == "Progressing")
+        return recalled_domain(self.group), tuple(told)
+
+    def _counts(self) -> Counts | None:
+        """The counts to act on: a PDService's decision, or the spec of one written by hand."""
+        owned = controller_uid(self.obj) is not None
+        return acting_counts(self.group, self._scenario(), owned=owned)
+
+    def _service(self) -> PDService | None:
+        """The PDService that made this ScenarioGroup, if it can be read."""
+        obj = self.context.caches.services.get(self.group.spec.service, self.key.namespace)
+        if obj is None or controller_uid(self.obj) != obj["metadata"]["uid"]:
+            return None
+        try:
+            return parsed(PDService, obj)
+        except InvalidObjectError:
+            return None  # its own reconciliation tells
+
+    def _scenario(self) -> Scenario | None:
+        """The scenario of that PDService."""
+        service = self._service()
+        listed = () if service is None else service.spec.scenarios
+        return next((s for s in listed if s.name == self.group.spec.scenario), None)
+
+    def _fabric(self, domain: RoCEDomain) -> Fabric:
+        return self.context.fabrics.of(fabric_spec(domain), self.context.taken())
+
+    def _routes(self) -> RouteTable | None:
+        name = names.routes_configmap_name(self.group.spec.service)
+        return parse_routes(self.context.caches.config_maps.get(name, self.key.namespace))
+
+    async def _held(self) -> ServiceCredentials | None:
+        """The service's credentials; None before somebody has made them."""
+        try:
+            return await self.context.tokens.get(self._service_name)
+        except BadSecret:
+            return None
+        except KubeError as error:
+            if error.is_not_found:
+                return None
+            raise
+
+    @property
+    def _service_name(self) -> str:
+        return f"{self.key.namespace}/{self.group.spec.service}"
+
+    def _terms(self, held: ServiceCredentials | None) -> Terms | None:
+        """What the instances that read grants are granted by.
+
+        Gateways of a group that nobody's PDService made are its user's: they may send nothing.
+        """
+        if held is None:
+            return None
+        namespace, service = self.key.namespace, self.group.spec.service
+        managed = self.context.caches.services.get(service, namespace) is not None
+        reports = self.context.linker.links(self.key)
+        return Terms(
+            revision=held.revision,
+            required=managed and gateways_identify(self.context.caches, namespace, service),
+            legacy=frozenset(name for name, r in reports.items() if not r.credentials),
+            known=frozenset(reports),
+        )
+
+    def _attend(
+        self, view: ScenarioGroupView, routed: frozenset[str], held: ServiceCredentials | None
+    ) -> None:
+        """Tell the linker whom to push tables to, whom to ask, whom to drain.
+
+        Pods that are being deleted are attended while they run: they keep their table entry for
+        the KV reads they serve, and newcomers link to everyone in the table.
+        """
+        asked = polls(view.instances, view.tables, routed)
+        terms = self._terms(held)
+        legacy = frozenset() if terms is None else terms.legacy
+        self.context.linker.set_targets(
+            self.key,
+            [
+                Target(
+                    pod=i.name,
+                    container_id=i.container_id,
+                    endpoint=endpoint(i.pod_ip),
+                    service=self._service_name,
+                    engine=view.at(i.revision).spec.engine.type,
+                    table=_table_naming(view, i),
+                    poll=i.name in asked.links,
+                    drain=i.name in asked.drains,
+                    terms=None if i.name in legacy else terms,
+                )
+                for i in view.instances
+                if i.container_id and i.pod_ip and i.running and not i.fault
+            ],
+        )
+
+    def _wake_service(
+        self, view: ScenarioGroupView, routes: RouteTable | None, held: ServiceCredentials | None
+    ) -> None:
+        """A fault by mere passing of time changes no object that the PDService watches; nor does
+        an instance that took the credentials of a rotation, or says that it reads grants.
+        """
+        scenario = self.group.spec.scenario
+        given = (
+            next((s.groups for s in routes.scenarios if s.name == scenario), ()) if routes else ()
+        )
+        rotating = held is not None and (held.step != "settled" or (held.shared and held.rotation))
+        if rotating or unnamed(given) != routable(view.instances, view.tables, slots_of(view)):
+            self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
+
+
+async def recall_claims(context: OperatorContext) -> None:
+    """After a start: what instances that vanished meanwhile left, and who waits for devices."""
+    for obj in context.caches.groups.list():
+        await asyncio.sleep(0)
+        if context.scope.leaves(obj["metadata"]["namespace"]):
+            continue
+        try:
+            _recall(context, obj)
+        except Exception as error:
+            context.skips(obj, "claims", error)
+
+
+def _recall(context: OperatorContext, obj: Object) -> None:
+    group = parsed(ScenarioGroup, obj)
+    view = view_group(context, group)
+    context.claims.recall(group, view.tables, view.instances)
+    spec = group.spec
+    placed = next((c for c in group.status.conditions if c.type == "Placed"), None)
+    counts = (spec.replicas, spec.prefill.replicas, spec.decode.replicas)
+    if placed is None or placed.reason != "NoFit" or None in counts:
+        return
+    wanted = wanted_of(group, Counts(*(n or 0 for n in counts)), context.volumes.reach)
+    key = ObjectKey(group.metadata.namespace, group.metadata.name)
+    request = group_request(wanted, frozenset())
+    context.claims.waits(key, spec.fabric.domain_ref.name, _rank(context, obj), request)
+
+
+def _rank(context: OperatorContext, obj: Object) -> Rank:
+    """Place among ScenarioGroups that wait for devices: priority of the scenario, then age."""
+    meta, spec = obj["metadata"], obj["spec"]
+    service = context.caches.services.get(spec["service"], meta["namespace"]) or {}
+    listed = [s.get("name") for s in service.get("spec", {}).get("scenarios") or ()]
+    priority = listed.index(spec["scenario"]) if spec["scenario"] in listed else 0
+    created = str(meta.get("creationTimestamp", ""))
+    return Rank(priority, created, meta["namespace"], meta["name"])
+
+
+def promised(planned: Plan, observation: Observation) -> tuple[Reservation, ...]:
+    """The devices of the pods that a plan creates."""
+    new: list[NewPod] = []
+    for action in planned.actions:
+        match action:
+            case CreateGroup():
+                new += action.pods
+            case CreateInstance():
+                new.append(action.pod)
+    roles = (
+        (pod, (observation.at(pod.revision) or observation.wanted).role(pod.role)) for pod in new
+    )
+    return tuple(x for pod, role in roles for x in role.shape.reservations(pod.name, pod.node))
+
+
+def _restricted(request: GroupRequest) -> bool:
+    return any(request.shape(role).nodes is not None for role in ROLES)
+
+
+_NO_COUNTS = (
+    "CountsMissing",
+    "spec.replicas, spec.prefill.replicas and spec.decode.replicas must all be set; the ratio "
+    "mode's owner sets them",
+)
+
+
+def _table_naming(view: ScenarioGroupView, instance: InstanceObs) -> Any:
+    table = view.tables.get(instance.group_index)
+    return table if table is not None and table.peer(instance.name) is not None else None

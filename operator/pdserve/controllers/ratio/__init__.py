@@ -1,0 +1,1 @@
+"""The ratio loop: measures scenarios and decides their counts."""

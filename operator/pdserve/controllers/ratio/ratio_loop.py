@@ -1,0 +1,371 @@
+"""The ratio loop: measure all scenarios at once, decide each, record, and let the rest apply.
+
+A tick: 1 ask the metrics source about every scenario that has counts; 2 learn and decide (pure,
+`pdserve.ratio`); 3 append the input and the decision to the log; 4 write news into
+`ScenarioGroup.status.decisions`. Applying is the PDService reconciler's: an Applied entry *is*
+what it wants. With the source away nothing scales, and the list says so once, not every tick.
+What is kept between ticks (`LoopMemory`, learning) may be lost: a restart costs one slow round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from pdserve.api import DecisionRecord, PDService, Scenario, ScenarioGroup
+from pdserve.controllers.shared import refusals
+from pdserve.controllers.shared.caches import BY_SERVICE, owned_by
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.decision_writer import write_decision
+from pdserve.controllers.shared.group_view import domain_of, view_group
+from pdserve.controllers.shared.owned import ensure
+from pdserve.controllers.shared.parsed import parsed
+from pdserve.controllers.shared.profiles import profile_object, stored_state
+from pdserve.controllers.shared.skipped import read_each
+from pdserve.controllers.shared.triggers import GROUP, service_key
+from pdserve.desired import decisions
+from pdserve.desired.group_wanted import ScenarioGroupView
+from pdserve.desired.ratio_input import (
+    budget_for,
+    expected_of,
+    role_devices,
+)
+from pdserve.desired.ratio_placement import placement_limit
+from pdserve.desired.service_desired import acting_counts, bounds_of, fixed_of
+from pdserve.desired.service_status import Attainment
+from pdserve.groups.health import condition
+from pdserve.kube.errors import KubeError
+from pdserve.kube.ownership import NotOursError, owner_reference
+from pdserve.kube.resource import Object, ObjectKey
+from pdserve.kube.workqueue import QueueKey
+from pdserve.ratio import learn
+from pdserve.ratio.decide import decide_placed
+from pdserve.ratio.learn import LearnState
+from pdserve.ratio.records import record
+from pdserve.ratio.types import (
+    Counts,
+    Decision,
+    DecisionInput,
+    LoopMemory,
+    LoopSettings,
+    PastChange,
+    PlacementLimit,
+    ScenarioSample,
+    Unknown,
+    known,
+)
+from pdserve.telemetry.source import LiveInstances, MetricsSource, ScenarioKey
+from pdserve.terms.times import epoch_of
+from pdserve.topology import fabric_spec
+
+log = logging.getLogger(__name__)
+
+PROFILE_PERIOD: Final = 60.0
+"""Seconds between two writes of one learned profile."""
+ATTAINMENT_PERIOD: Final = 60.0
+"""Seconds between two updates of the attainment shown in status."""
+HELD_PERIOD: Final = 60.0
+"""Seconds between two entries that changed nothing, unless their reason is about data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One scenario whose counts are in question."""
+
+    service: PDService
+    scenario: Scenario
+    obj: Object
+    group: ScenarioGroup
+    counts: Counts
+
+    @property
+    def key(self) -> ScenarioKey:
+        """How the metrics source calls it."""
+        meta = self.group.metadata
+        return ScenarioKey(meta.namespace, self.group.spec.service, self.group.spec.scenario)
+
+
+class NoSource:
+    """Stands where no Prometheus is configured: everything is unknown, and says why."""
+
+    async def sample(
+        self, live: Mapping[ScenarioKey, LiveInstances]
+    ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
+        """Unknown for every scenario."""
+        return {key: Unknown("no Prometheus is configured (--prometheus-url)") for key in live}
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+
+class RatioLoop:
+    """Runs while this process leads."""
+
+    def __init__(
+        self,
+        context: OperatorContext,
+        source: MetricsSource,
+        settings: LoopSettings,
+        log_line: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """`log_line` takes each decision with its input as one JSON line."""
+        self._context = context
+        self._source = source
+        self._settings = settings
+        self._log_line = log_line
+        self._memory: dict[ScenarioKey, LoopMemory] = {}
+        self._learned: dict[ScenarioKey, LearnState] = {}
+        self._saved: dict[ScenarioKey, float] = {}
+        self._shown: dict[ScenarioKey, float] = {}
+        self._failures: dict[ScenarioKey, int] = {}
+
+    async def run(self) -> None:
+        """Tick every fast period until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            try:
+                await self.tick()
+            except Exception:
+                log.exception("A tick of the ratio loop failed; ratios stay as they are")
+            elapsed = loop.time() - started
+            await asyncio.sleep(max(self._settings.fast_period - elapsed, 0.1))
+
+    async def tick(self) -> None:
+        """One round over all scenarios; the event loop runs between any two of them."""
+        subjects = {s.key: s async for s in self._subjects()}
+        for kept in (self._memory, self._learned, self._saved, self._shown, self._failures):
+            for gone in kept.keys() - subjects.keys():
+                del kept[gone]
+        if not subjects:
+            return
+        samples = await self._samples(subjects)
+        for key, subject in subjects.items():
+            await asyncio.sleep(0)
+            await self._guarded(subject, samples.get(key, Unknown("the metrics source failed")))
+
+    async def _samples(
+        self, subjects: Mapping[ScenarioKey, Subject]
+    ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
+        live: dict[ScenarioKey, LiveInstances] = {}
+        for key, subject in subjects.items():
+            await asyncio.sleep(0)
+            try:
+                live[key] = self._live(subject)
+            except Exception as error:
+                self._context.skipped(subject.obj, "ratio", error)
+        try:
+            return await self._source.sample(live)
+        except Exception:
+            log.exception("The metrics source failed; nothing scales")
+            return {}
+
+    async def _guarded(self, subject: Subject, sample: ScenarioSample | Unknown) -> None:
+        """One scenario's round; what goes wrong with it becomes its condition Decided."""
+        key = subject.key
+        where = QueueKey(GROUP, key.namespace, subject.group.metadata.name)
+        self._failures[key] = self._failures.get(key, 0) + 1
+        try:
+            await self._round(subject, sample)
+            del self._failures[key]
+            await refusals.went_well(self._context, where, refusals.DECIDED)
+        except KubeError as error:
+            log.warning("Ratio of %s: %s", where, error)
+            if refusals.is_told(error, self._failures[key]):
+                await refusals.refused(self._context, where, error, refusals.DECIDED)
+        except NotOursError as error:
+            await refusals.not_ours(self._context, where, error, refusals.DECIDED)
+        except Exception as error:
+            # What was learned may be what cannot be computed with.
+            self._learned.pop(key, None)
+            self._memory.pop(key, None)
+            await refusals.failed(self._context, where, error, "ratio", refusals.DECIDED)
+
+    # --- one scenario ----------------------------------------------------------------------
+
+    async def _round(self, subject: Subject, sample: ScenarioSample | Unknown) -> None:
+        key = subject.key
+        self._show_attainment(subject, sample)
+        state = self._learned.get(key) or stored_state(
+            self._context.caches.config_maps, subject.group
+        )
+        if isinstance(sample, ScenarioSample):
+            state = learn.observe(state, sample)
+        self._learned[key] = state
+        inp, decision = decide_placed(self._input(subject, sample, state), self._most(subject))
+        self._log_line(record(inp, decision))
+        labels = (key.service, key.scenario, decision.outcome, str(decision.reason))
+        self._context.metrics.decisions.labels(*labels).inc()
+        await self._record(subject, decision)
+        self._memory[key] = decision.memory
+        await self._save_profile(subject, state)
+
+    def _input(
+        self, subject: Subject, sample: ScenarioSample | Unknown, state: LearnState
+    ) -> DecisionInput:
+        service, scenario, group = subject.service, subject.scenario, subject.group
+        return DecisionInput(
+            now=self._context.now(),
+            service=service.metadata.name,
+            scenario=scenario.name,
+            mode=scenario.ratio.mode,
+            bounds=bounds_of(scenario),
+            slo=scenario.slo.value,
+            current=subject.counts,
+            ready_prefill=sum(g.prefill.ready for g in group.status.groups),
+            ready_decode=sum(g.decode.ready for g in group.status.groups),
+            sample=sample,
+            prefill_devices=role_devices(service.spec.prefill),
+            decode_devices=role_devices(service.spec.decode),
+            fixed=fixed_of(scenario),
+            profile=state.profile(),
+            expected=expected_of(scenario),
+            budget=budget_for(service, scenario.name, self._wanted(service)),
+            changes=self._changes(subject),
+            settings=self._settings,
+            memory=self._memory.get(subject.key, LoopMemory()),
+        )
+
+    def _changes(self, subject: Subject) -> tuple[PastChange, ...]:
+        return tuple(
+            PastChange(
+                self._written(subject, d), decisions.counts_before(d), decisions.counts_of(d)
+            )
+            for d in subject.group.status.decisions
+            if d.outcome == "Applied" and decisions.counts_before(d) != decisions.counts_of(d)
+        )
+
+    def _written(self, subject: Subject, entry: DecisionRecord) -> float:
+        """When a decision was made, on this process's clock."""
+        return self._context.clock.written(subject.group.metadata.uid, epoch_of(entry.time))
+
+    def _most(self, subject: Subject) -> Callable[[Counts], PlacementLimit | None]:
+        caches = self._context.caches
+        domain = domain_of(caches, subject.group.spec.fabric.domain_ref.name)
+        if domain is None:
+            return lambda counts: PlacementLimit(
+                counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
+            )
+        spec = fabric_spec(domain)
+        fabric = self._context.fabrics.of(spec, self._context.taken())
+        view: ScenarioGroupView = view_group(self._context, subject.group)
+        reach = self._context.volumes.reach
+        return lambda counts: placement_limit(fabric, view, counts, reach)
+
+    async def _record(self, subject: Subject, decision: Decision) -> None:
+        if decision.outcome == "Applied" and not decision.changes:
+            return
+        new = decisions.entry(
+            time=decision.time,
+            before=decision.before,
+            to=decision.to,
+            outcome=decision.outcome,
+            reason=str(decision.reason),
+            message=decision.message,
+            inputs=dict(decision.inputs),
+        )
+        old = decisions.newest(subject.group)
+        if not decisions.is_news(old, new):
+            return
+        if old is not None and decision.outcome == "Held" and old.outcome == "Held":
+            about_data = "HoldNoData" in (old.reason, new["reason"])
+            if not about_data and decision.time - self._written(subject, old) < HELD_PERIOD:
+                return
+        await write_decision(self._context.client, self._context.caches.groups, subject.obj, new)
+
+    async def _save_profile(self, subject: Subject, state: LearnState) -> None:
+        now = self._context.now()
+        due = now - self._saved.get(subject.key, 0.0) >= PROFILE_PERIOD
+        if state.last_at is None or not due:
+            return
+        wanted = profile_object(subject.group, state, owner_reference(subject.obj))
+        await ensure(self._context.client, self._context.caches.config_maps, wanted)
+        self._saved[subject.key] = now
+
+    def _show_attainment(self, subject: Subject, sample: ScenarioSample | Unknown) -> None:
+        found = attainment_of(sample)
+        meta = subject.group.metadata
+        where = ObjectKey(meta.namespace, meta.name)
+        now = self._context.now()
+        before = self._context.attainment.get(where)
+        target = subject.scenario.slo.attainment_percent
+        crossed = before is None or _side(before, target) != _side(found, target)
+        if not crossed and now - self._shown.get(subject.key, 0.0) < ATTAINMENT_PERIOD:
+            return
+        self._context.attainment[where] = found
+        self._shown[subject.key] = now
+        if before is None or before.percent != found.percent:
+            self._context.queue.add(service_key(meta.namespace, subject.service.metadata.name))
+
+    # --- what there is ---------------------------------------------------------------------
+
+    async def _subjects(self) -> AsyncIterator[Subject]:
+        caches = self._context.caches
+        read = partial(parsed, PDService)
+        leaves = self._context.scope.leaves
+        services = (s for s in caches.services.list() if not leaves(s["metadata"]["namespace"]))
+        for service in read_each(services, read, caches.skipped, "ratio"):
+            for subject in self._of_service(service):
+                yield subject
+            await asyncio.sleep(0)
+
+    def _of_service(self, service: PDService) -> list[Subject]:
+        scenarios = {s.name: s for s in service.spec.scenarios}
+
+        def read(obj: Object) -> Subject | None:
+            group = parsed(ScenarioGroup, obj)
+            scenario = scenarios.get(group.spec.scenario)
+            counts = None if scenario is None else acting_counts(group, scenario, owned=True)
+            if scenario is None or counts is None:
+                return None
+            return Subject(service, scenario, obj, group, counts)
+
+        caches = self._context.caches
+        owned = owned_by(caches.groups, service.metadata)
+        found = read_each(owned, read, caches.skipped, "ratio")
+        return [subject for subject in found if subject is not None]
+
+    def _wanted(self, service: PDService) -> dict[str, Counts]:
+        return {s.scenario.name: s.counts for s in self._of_service(service)}
+
+    def _live(self, subject: Subject) -> LiveInstances:
+        """Pods ready for a whole window: the first batches of an instance are not typical."""
+        caches, meta = self._context.caches, subject.group.metadata
+        since = self._context.now() - self._settings.window
+        warm = [
+            i
+            for i in view_group(self._context, subject.group).instances
+            if i.ready_since is not None and i.ready_since <= since and not i.terminating
+        ]
+        gateways = caches.pods.by_index(BY_SERVICE, (meta.namespace, subject.group.spec.service))
+        return LiveInstances(
+            gateways=frozenset(p["metadata"]["name"] for p in gateways if _is_ready(p)),
+            prefill=frozenset(i.name for i in warm if i.role == "prefill"),
+            decode=frozenset(i.name for i in warm if i.role == "decode"),
+        )
+
+
+def attainment_of(sample: ScenarioSample | Unknown) -> Attainment:
+    """Share of offered requests that met the SLO, over the longest window that was measured."""
+    if isinstance(sample, Unknown):
+        return Attainment(None, sample.reason)
+    for window in reversed(sample.windows):
+        if known(window.offered) and known(window.met) and window.offered > 0:
+            percent = math.floor(10_000 * min(window.met, window.offered) / window.offered) / 100
+            note = f"{window.offered:.0f} requests in {window.seconds:.0f} s"
+            return Attainment(percent, note)
+    return Attainment(None, "no requests were offered")
+
+
+def _side(found: Attainment, target: float) -> bool | None:
+    return None if found.percent is None else found.percent >= target
+
+
+def _is_ready(pod: Object) -> bool:
+    ready = condition(pod, "Ready").get("status") == "True"
+    return ready and not pod["metadata"].get("deletionTimestamp")

@@ -1,0 +1,1 @@
+"""Reconciles PDServices: their ScenarioGroups, gateways, credentials and route tables."""

@@ -1,0 +1,179 @@
+"""Devices that instances left to their P/D groups, between a pod's end and the group's status.
+
+`groups.claims` decides what a group keeps, and status remembers it. But a pod may vanish before
+its group was reconciled, or while no operator ran: until the next reconciliation of its group the
+claim is held here, noted when the cache drops the pod, and after a start found in the peer tables,
+which name every instance that served. Every placement counts both, so nobody is quicker than the
+group itself. Who is waiting for devices is noted here too, for the order among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pdserve.api import ScenarioGroup
+from pdserve.controllers.shared.caches import Caches
+from pdserve.controllers.shared.scope import Scope
+from pdserve.desired.claim_entries import claims_of, from_json
+from pdserve.groups.claims import claim_of, newest, reservations
+from pdserve.groups.health import condition
+from pdserve.groups.types import DeviceClaim, InstanceObs
+from pdserve.kube.cache import ChangeType
+from pdserve.kube.resource import Object, ObjectKey, key_of
+from pdserve.placement import GroupRequest
+from pdserve.terms import ROLES
+from pdserve.topology import Reservation, pod_devices
+from pdserve.topology.nodes import pinned_node
+from pdserve.wire import names
+from pdserve.wire.peers import PeerTable
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rank:
+    """Order among groups that wait for devices: the smaller comes first."""
+
+    priority: int
+    """Position of its scenario in its PDService."""
+    created: str
+    namespace: str
+    name: str
+
+
+class Claims:
+    """Claims of all ScenarioGroups that status does not show yet. One event loop."""
+
+    def __init__(self, scope: Scope) -> None:
+        """`scope`: groups that are left to another operator have no claims here."""
+        self._scope = scope
+        self._lost: dict[ObjectKey, dict[str, DeviceClaim]] = {}
+        self._waiting: dict[ObjectKey, tuple[str, Rank, GroupRequest]] = {}
+
+    # --- noticing --------------------------------------------------------------------------
+
+    def pod_changed(self, event: ChangeType, old: Object | None, new: Object | None) -> None:
+        """Cache handler of Pods: note the devices of an instance that holds them no more."""
+        if old is None or not pod_devices(old):
+            return
+        if event == "DELETED" or (new is not None and not pod_devices(new)):
+            self._note(old)
+
+    def group_changed(self, event: ChangeType, old: Object | None, _new: Object | None) -> None:
+        """Cache handler of ScenarioGroups: forget one that is gone."""
+        if event == "DELETED" and old is not None:
+            key = ObjectKey(old["metadata"]["namespace"], old["metadata"]["name"])
+            self._lost.pop(key, None)
+            self._waiting.pop(key, None)
+
+    def recall(
+        self,
+        group: ScenarioGroup,
+        tables: Mapping[int, PeerTable],
+        instances: Iterable[InstanceObs],
+    ) -> None:
+        """Note what instances left that ended, or that a table names and that are gone.
+
+        Called after a start, before anything is planned.
+        """
+        key = ObjectKey(group.metadata.namespace, group.metadata.name)
+        present = {i.name for i in instances}
+        for instance in instances:
+            claim = None if instance.holds or instance.drain_started else claim_of(instance)
+            if claim is not None:
+                self._lost.setdefault(key, {})[claim.pod] = claim
+        for index, table in tables.items():
+            for peer in table.instances:
+                if peer.id in present or not peer.nodes:
+                    continue
+                shape = (
+                    group.spec.prefill if peer.role == "prefill" else group.spec.decode
+                ).instance
+                slot = peer.id.rpartition("-")[0]
+                claim = DeviceClaim(
+                    peer.id, peer.id, slot, peer.role, index, peer.nodes[0].name,
+                    shape.resource, shape.devices_per_node,
+                )  # fmt: skip
+                self._lost.setdefault(key, {}).setdefault(peer.id, claim)
+
+    def _note(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        labels = meta.get("labels") or {}
+        role, index = labels.get(names.LABEL_ROLE), str(labels.get(names.LABEL_GROUP_INDEX, ""))
+        node = pod.get("spec", {}).get("nodeName") or pinned_node(pod)
+        owner = next((r for r in meta.get("ownerReferences") or () if r.get("controller")), None)
+        if owner is None or owner.get("kind") != "ScenarioGroup":
+            return
+        if names.ANNOTATION_DRAIN in (meta.get("annotations") or {}):
+            return  # planned: who planned it claimed what is to be kept
+        if condition(pod, "PodScheduled").get("reason") == "Unschedulable":
+            return  # it never got them
+        if role not in ROLES or not index.isdigit() or not node:
+            return
+        resource, devices = next(iter(pod_devices(pod).items()))
+        claim = DeviceClaim(
+            meta["name"], str(meta["uid"]), meta["name"].rpartition("-")[0], role, int(index),
+            node, resource, devices,
+        )  # fmt: skip
+        key = ObjectKey(meta["namespace"], owner["name"])
+        self._lost.setdefault(key, {})[claim.pod] = claim
+
+    # --- asking ----------------------------------------------------------------------------
+
+    def of(self, group: ScenarioGroup) -> tuple[DeviceClaim, ...]:
+        """All claims of one ScenarioGroup, by slot and pod."""
+        key = ObjectKey(group.metadata.namespace, group.metadata.name)
+        found = newest(claims_of(group), self._lost.get(key, {}).values())
+        return tuple(sorted(found, key=lambda c: (c.slot, c.pod)))
+
+    def decided(self, group: ScenarioGroup, seen: Iterable[DeviceClaim]) -> None:
+        """Status of the group now says what is kept of `seen`."""
+        key = ObjectKey(group.metadata.namespace, group.metadata.name)
+        left = self._lost.get(key, {})
+        for claim in seen:
+            left.pop(claim.pod, None)
+        if not left:
+            self._lost.pop(key, None)
+
+    def reserved(self, caches: Caches) -> tuple[Reservation, ...]:
+        """What all claims take of the fabric: those whose pods hold nothing."""
+        told: dict[ObjectKey, list[DeviceClaim]] = {}
+        for obj in caches.groups.list():
+            claims = map(from_json, (obj.get("status") or {}).get("claims") or ())
+            told[key_of(obj)] = [c for c in claims if c is not None]
+        # The last pods of a ScenarioGroup may end after it: nobody is left who could come back.
+        for key in list(self._lost):
+            gone = caches.groups.get(key.name, key.namespace) is None
+            if gone or self._scope.leaves(key.namespace):
+                del self._lost[key]
+        return reservations(
+            claim
+            for key in sorted(told)
+            for claim in newest(told[key], self._lost.get(key, {}).values())
+            if not _holds(caches.pods.get(claim.pod, key.namespace))
+        )
+
+    # --- waiting ---------------------------------------------------------------------------
+
+    def waits(self, key: ObjectKey, domain: str, rank: Rank, request: GroupRequest | None) -> None:
+        """A ScenarioGroup waits for a place for `request`, or (None) waits no more."""
+        if request is None:
+            self._waiting.pop(key, None)
+        else:
+            self._waiting[key] = (domain, rank, request)
+
+    def waiting(self) -> tuple[ObjectKey, ...]:
+        """Who waits, the first one first."""
+        return tuple(sorted(self._waiting, key=lambda key: self._waiting[key][1]))
+
+    def ahead(self, domain: str, rank: Rank) -> tuple[GroupRequest, ...]:
+        """What those wait for who come before `rank`, the first one first."""
+        found = sorted(
+            (other, request)
+            for where, other, request in self._waiting.values()
+            if where == domain and other < rank and not self._scope.leaves(other.namespace)
+        )
+        return tuple(request for _, request in found)
+
+
+def _holds(pod: Object | None) -> bool:
+    return pod is not None and bool(pod_devices(pod))

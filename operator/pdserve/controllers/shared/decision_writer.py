@@ -1,0 +1,44 @@
+"""Writes a decision to `ScenarioGroup.status.decisions`, and logs it.
+
+The whole list is replaced under the version it was read at; `desired.decisions` makes the entries.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pdserve.controllers.shared.caches import SCENARIO_GROUPS
+from pdserve.desired.decisions import appended
+from pdserve.kube.cache import Cache
+from pdserve.kube.client import KubeClient
+from pdserve.kube.lines import say
+from pdserve.kube.resource import Object
+from pdserve.wire import names
+
+log = logging.getLogger(__name__)
+
+
+async def write_decision(
+    client: KubeClient, cache: Cache, obj: Object, new: Mapping[str, Any]
+) -> None:
+    """Append `new` to the live object's list; KubeError `is_conflict` if it changed meanwhile."""
+    meta = obj["metadata"]
+    old = (obj.get("status") or {}).get("decisions") or []
+    live = await client.patch_status(
+        SCENARIO_GROUPS, meta["name"], {"decisions": appended(old, new)},
+        namespace=meta["namespace"], uid=meta["uid"],
+        resource_version=meta["resourceVersion"], field_manager=names.FIELD_MANAGER,
+    )  # fmt: skip
+    cache.observe(live)
+    before, to = (_spelled(new[side]) for side in ("from", "to"))
+    say(
+        log, f"Decided {before} -> {to}: {new['message']}",
+        reason=new["reason"], outcome=new["outcome"], namespace=meta["namespace"],
+        name=meta["name"], service=obj["spec"]["service"], scenario=obj["spec"]["scenario"],
+    )  # fmt: skip
+
+
+def _spelled(counts: Mapping[str, int]) -> str:
+    return f"{counts['groups']} x {counts['prefill']}P{counts['decode']}D"

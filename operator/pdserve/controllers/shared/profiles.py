@@ -1,0 +1,116 @@
+"""Learned performance profiles: one ConfigMap per ScenarioGroup, read by whoever predicts.
+
+Losing one costs relearning from the seed. Written at most once a minute (`ratio_loop`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pdserve.api import ScenarioGroup
+from pdserve.api.scenariogroup import ScenarioGroupSpec
+from pdserve.desired.objects import owned_metadata
+from pdserve.frozen import Memo, remembered
+from pdserve.kube.cache import Cache
+from pdserve.ratio import learn
+from pdserve.ratio.learn import LearnState
+from pdserve.ratio.records import RecordError, from_json, to_json
+from pdserve.ratio.types import PerformanceProfile
+
+log = logging.getLogger(__name__)
+
+KEY: Final = "profile.json"
+TRUSTED: Final = 0.3
+"""Confidence from which gateways are told to predict with the profile."""
+
+
+def profile_configmap_name(group: str) -> str:
+    """Name of the ConfigMap that holds the profile of a ScenarioGroup."""
+    return f"{group}-profile"
+
+
+def fresh_state(group: ScenarioGroup) -> LearnState:
+    """Knowing nothing yet. Its key says what a profile is of: model, image, devices, arguments."""
+    return _fresh.of(lambda: _start(group.spec), group.spec)
+
+
+_profiles: Memo[PerformanceProfile | None] = Memo(most=1024)
+_fresh: Memo[LearnState] = Memo(most=1024)
+_resumed: Memo[LearnState] = Memo(most=1024)
+
+
+def _start(spec: ScenarioGroupSpec) -> LearnState:
+    roles = (
+        f"{r.instance.resource}x{r.instance.devices_per_node}:{' '.join(r.args)}"
+        for r in (spec.prefill, spec.decode)
+    )
+    return learn.start(
+        "|".join((spec.model.name, spec.engine.image, *roles)),
+        spec.prefill.max_concurrency,
+        spec.decode.max_concurrency,
+    )
+
+
+def stored_state(config_maps: Cache, group: ScenarioGroup) -> LearnState:
+    """What was learned before, as far as it is of the same thing."""
+    fresh = fresh_state(group)
+    name = profile_configmap_name(group.metadata.name)
+    obj = config_maps.get(name, group.metadata.namespace)
+    try:
+        stored = None if obj is None else _stored(obj)
+        if stored is None:
+            return fresh
+        return _resumed.of(lambda: learn.resume(stored, fresh), stored, fresh)
+    except RecordError as error:
+        log.warning("Profile %s/%s is learned anew: %s", group.metadata.namespace, name, error)
+        return fresh
+
+
+@remembered
+def _stored(config_map: Mapping[str, Any]) -> LearnState | None:
+    text = (config_map.get("data") or {}).get(KEY)
+    return from_json(LearnState, text) if text else None
+
+
+def profile_of(config_maps: Cache, group: ScenarioGroup) -> PerformanceProfile | None:
+    """The stored profile, if any."""
+    state = stored_state(config_maps, group)
+    return _profiles.of(state.profile, state)
+
+
+def profile_object(
+    group: ScenarioGroup, state: LearnState, owner: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The ConfigMap that stores `state`."""
+    meta = owned_metadata(
+        profile_configmap_name(group.metadata.name),
+        group.metadata.namespace,
+        group.spec.service,
+        owner,
+        "profile",
+    )
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": meta,
+        "data": {KEY: to_json(state)},
+    }
+
+
+def prefill_prediction(
+    config_maps: Cache, group: ScenarioGroup, prompt_tokens: float
+) -> tuple[float, float] | None:
+    """`a, b` of T_p ~ a + b * tokens near `prompt_tokens`, in seconds; None until trusted.
+
+    Two significant digits, so that small changes of the profile do not change the route table.
+    """
+    profile = profile_of(config_maps, group)
+    if profile is None or profile.confidence < TRUSTED:
+        return None
+    prefill = profile.prefill
+    # Tangent of a + b*L + c*L^2 at the usual prompt length.
+    slope = prefill.per_token + 2 * prefill.per_token_squared * prompt_tokens
+    base = max(0.0, prefill.base - prefill.per_token_squared * prompt_tokens**2)
+    return float(f"{base:.2g}"), float(f"{slope:.2g}")

@@ -1,0 +1,123 @@
+"""Rotates one PDService's credentials: sees how far everyone is, and goes one step on.
+
+Asked for by annotation `pdserve.io/rotate`. `credentials.advance` decides; here are its eyes and
+hands. Called with every reconcile of the PDService; all state is in the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from pdserve.api import PDService
+from pdserve.controllers.shared.caches import BY_SERVICE, Caches, controlled_by
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.triggers import group_key
+from pdserve.desired.credentials import Seen, ServiceCredentials, advance, control_digests, told
+from pdserve.groups.health import condition
+from pdserve.groups.types import ConditionState
+from pdserve.kube.resource import PODS, Object, ObjectKey
+from pdserve.wire import names
+from pdserve.wire.credentials import fingerprint
+from pdserve.wire.links import LinkReport
+
+_CONTROL_PATH: Final = "/metadata/annotations/" + names.ANNOTATION_CONTROL.replace("/", "~1")
+
+
+def asked_rotation(obj: Object) -> str:
+    """Fingerprint of the wanted rotation of a PDService; empty where none was asked for."""
+    value = (obj["metadata"].get("annotations") or {}).get(names.ANNOTATION_ROTATE, "")
+    return fingerprint(str(value)) if value else ""
+
+
+def gateways_identify(caches: Caches, namespace: str, service: str) -> bool:
+    """Whether every gateway pod of a service sends a request credential."""
+    pods = caches.pods.by_index(BY_SERVICE, (namespace, service))
+    return all(_annotation(pod, names.ANNOTATION_CREDENTIALS) for pod in pods)
+
+
+async def rotate(
+    context: OperatorContext, obj: Object, service: PDService, owner: Mapping[str, Any]
+) -> ConditionState | None:
+    """Go on with a rotation; the condition that tells of it, None where none was asked for.
+
+    Raises:
+        KubeError: to be retried.
+        BadSecret: the stored credentials cannot be used.
+    """
+    meta = service.metadata
+    asked = asked_rotation(obj)
+    held = await context.tokens.get(f"{meta.namespace}/{meta.name}")
+    await _annotate(context, service, held)
+    seen = _look(context, service, held)
+    new = advance(held, asked, seen, context.tokens.random_bytes)
+    if new is not None:
+        await context.tokens.change(meta.namespace, meta.name, owner, new)
+        await _annotate(context, service, new)
+        for key, _ in _groups(context, service):
+            context.queue.add(group_key(key))
+        held, seen = new, _look(context, service, new)
+    return told(held, asked, seen)
+
+
+def _groups(context: OperatorContext, service: PDService) -> Iterator[tuple[ObjectKey, Object]]:
+    key = (service.metadata.namespace, service.metadata.name)
+    for group in context.caches.groups.by_index(BY_SERVICE, key):
+        yield ObjectKey(key[0], group["metadata"]["name"]), group
+
+
+def _instances(
+    context: OperatorContext, service: PDService
+) -> Iterator[tuple[Object, LinkReport | None]]:
+    """Pods of the service's P/D groups, with what their process last reported."""
+    namespace = service.metadata.namespace
+    for key, group in _groups(context, service):
+        reports = context.linker.links(key)
+        for pod in controlled_by(context.caches.pods, namespace, group["metadata"]["uid"]):
+            yield pod, reports.get(pod["metadata"]["name"])
+
+
+def _look(context: OperatorContext, service: PDService, held: ServiceCredentials) -> Seen:
+    engines, legacy = [], []
+    for pod, report in _instances(context, service):
+        name = pod["metadata"]["name"]
+        if report is None or not report.credentials:
+            legacy.append(name)
+        linked = condition(pod, names.CONDITION_LINKED).get("status") == "True"
+        behind = report is None or (report.credentials > 0 and report.grant != held.revision)
+        if linked and behind:
+            engines.append(name)
+    gateways = []
+    key = (service.metadata.namespace, service.metadata.name)
+    for pod in context.caches.pods.by_index(BY_SERVICE, key):
+        sends = _annotation(pod, names.ANNOTATION_CREDENTIALS)
+        if sends != held.gateway_fingerprint:
+            gateways.append(pod["metadata"]["name"])
+        if not sends:
+            legacy.append(pod["metadata"]["name"])
+    return Seen(tuple(sorted(engines)), tuple(sorted(gateways)), tuple(sorted(legacy)))
+
+
+async def _annotate(context: OperatorContext, service: PDService, held: ServiceCredentials) -> None:
+    """A container that starts anew reads from its pod whom to take for its operator."""
+    namespace = service.metadata.namespace
+    for pod, _ in list(_instances(context, service)):
+        meta = pod["metadata"]
+        wanted = control_annotation(held, namespace, meta["name"])
+        present = _annotation(pod, names.ANNOTATION_CONTROL)
+        if not present or present == wanted or meta.get("deletionTimestamp"):
+            continue
+        live = await context.client.patch_json(
+            PODS, meta["name"], [{"op": "replace", "path": _CONTROL_PATH, "value": wanted}],
+            namespace=namespace, uid=meta["uid"], field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
+        context.caches.pods.observe(live)
+
+
+def control_annotation(held: ServiceCredentials, namespace: str, pod: str) -> str:
+    """Annotation `pdserve.io/control` of an instance: digests, one a line."""
+    return "\n".join(control_digests(held, namespace, pod))
+
+
+def _annotation(pod: Object, name: str) -> str:
+    return str((pod["metadata"].get("annotations") or {}).get(name, ""))

@@ -1,0 +1,188 @@
+"""Which objects to look at again when something changed: change -> queue keys.
+
+Level-triggered: a key says only "look", never what happened. Missing a trigger would delay work
+until the next resync, so rules err on the side of one key too many; the queue deduplicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from pdserve.controllers.shared.caches import (
+    BY_DOMAIN,
+    BY_NODE,
+    BY_SERVICE,
+    BY_STATE,
+    UNBOUND,
+    Caches,
+    service_of_group,
+)
+from pdserve.controllers.shared.domain_overlap import told_of
+from pdserve.groups.health import condition
+from pdserve.kube.cache import Cache, ChangeType
+from pdserve.kube.resource import Object, ObjectKey
+from pdserve.kube.workqueue import QueueKey, WorkQueue
+from pdserve.topology.nodes import pinned_node
+from pdserve.topology.requests import is_extended, pod_requests
+from pdserve.wire import names
+
+SERVICE: Final = "PDService"
+GROUP: Final = "ScenarioGroup"
+DOMAIN: Final = "RoCEDomain"
+DOMAIN_DELAY: Final = 0.5
+"""Seconds over which changes of a RoCEDomain's nodes and devices are gathered: its status is a
+summary, and one rollout changes hundreds of pods."""
+
+SWEEP: Final = 5.0
+"""Seconds over which all ScenarioGroups look at what a node event may mean to them."""
+
+
+def service_key(namespace: str, name: str) -> QueueKey:
+    """Key of a PDService."""
+    return QueueKey(SERVICE, namespace, name)
+
+
+def group_key(key: ObjectKey) -> QueueKey:
+    """Key of a ScenarioGroup."""
+    return QueueKey(GROUP, key.namespace, key.name)
+
+
+class Triggers:
+    """Connects caches to the queue. Make one per set of caches."""
+
+    def __init__(self, caches: Caches, queue: WorkQueue) -> None:
+        self._caches = caches
+        self._queue = queue
+        caches.services.on_change(self._service)
+        caches.groups.on_change(self._group)
+        caches.domains.on_change(self._domain)
+        caches.pods.on_change(self._pod)
+        caches.nodes.on_change(self._node)
+        for cache in (
+            caches.config_maps,
+            caches.revisions,
+            caches.deployments,
+            caches.gateway_services,
+            caches.service_accounts,
+            caches.roles,
+            caches.role_bindings,
+            caches.disruption_budgets,
+            caches.network_policies,
+        ):
+            cache.on_change(self._owned)
+
+    def everything(self) -> Iterator[QueueKey]:
+        """Keys of all our objects, for resync and for taking over leadership."""
+        kinds: tuple[tuple[str, Cache], ...] = (
+            (DOMAIN, self._caches.domains),
+            (SERVICE, self._caches.services),
+            (GROUP, self._caches.groups),
+        )
+        for kind, cache in kinds:
+            for obj in cache.list():
+                meta = obj["metadata"]
+                yield QueueKey(kind, meta.get("namespace") or "", meta["name"])
+
+    def _service(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+        meta = _any(old, new)["metadata"]
+        self._queue.add(service_key(meta["namespace"], meta["name"]))
+
+    def _group(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+        obj = _any(old, new)
+        meta = obj["metadata"]
+        self._queue.add(QueueKey(GROUP, meta["namespace"], meta["name"]))
+        for service in service_of_group(obj):
+            self._queue.add(QueueKey(SERVICE, *service))
+
+    def _domain(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+        name = _any(old, new)["metadata"]["name"]
+        self._queue.add(QueueKey(DOMAIN, "", name))
+        if old is not None and new is not None and old.get("spec") == new.get("spec"):
+            if told_of(old) != told_of(new):
+                for group in self._caches.groups.by_index(BY_DOMAIN, name):
+                    self._add(GROUP, group)
+            return
+        self._domains_later()  # they may share nodes with this one
+        for group in self._caches.groups.by_index(BY_DOMAIN, name):
+            self._add(GROUP, group)
+        for service in self._caches.services.by_index(BY_DOMAIN, name):
+            self._add(SERVICE, service)
+
+    def _node(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+        """Whom it concerns looks at once: who has pods there, who waits for devices.
+
+        Everybody else looks too, spread over `SWEEP`: a node may mean more to a group than is seen
+        here, and hundreds of groups at once would stand before the one that is to be repaired.
+        """
+        self._domains_later()
+        name = _any(old, new)["metadata"]["name"]
+        unbound = self._caches.pods.by_index(BY_STATE, UNBOUND)
+        for pod in (
+            *self._caches.pods.by_index(BY_NODE, name),
+            *(p for p in unbound if pinned_node(p) == name),
+        ):
+            self._group_of(pod)
+        self._waiting_groups()
+        groups = self._caches.groups.list()
+        for position, group in enumerate(groups, 1):
+            meta = group["metadata"]
+            key = QueueKey(GROUP, meta["namespace"], meta["name"])
+            self._queue.add_after(key, SWEEP * position / len(groups))
+
+    def _pod(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+        meta = _any(old, new)["metadata"]
+        labels = meta.get("labels") or {}
+        if labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER:
+            # Instances and gateways alike: a PDService reports on both.
+            if names.LABEL_SERVICE in labels:
+                self._queue.add(service_key(meta["namespace"], labels[names.LABEL_SERVICE]))
+            self._group_of(_any(old, new))
+        before, after = _taken(old), _taken(new)
+        if before == after:
+            return
+        if any(is_extended(r) for r in (*before, *after)):
+            self._domains_later()
+        if before and not after:
+            self._waiting_groups()
+
+    def _owned(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+        meta = _any(old, new)["metadata"]
+        for ref in meta.get("ownerReferences") or ():
+            if ref.get("controller") and ref.get("kind") in (GROUP, SERVICE):
+                self._queue.add(QueueKey(ref["kind"], meta["namespace"], ref["name"]))
+            if ref.get("controller") and ref.get("kind") == SERVICE:
+                # A drain waits until the route table has let go of its instance.
+                name = (meta["namespace"], ref["name"])
+                for group in self._caches.groups.by_index(BY_SERVICE, name):
+                    self._add(GROUP, group)
+
+    def _group_of(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        for ref in meta.get("ownerReferences") or ():
+            if ref.get("controller") and ref.get("kind") == GROUP:
+                self._queue.add(QueueKey(GROUP, meta["namespace"], ref["name"]))
+
+    def _domains_later(self) -> None:
+        for domain in self._caches.domains.list():
+            self._queue.add_after(QueueKey(DOMAIN, "", domain["metadata"]["name"]), DOMAIN_DELAY)
+
+    def _waiting_groups(self) -> None:
+        """Something came free: those who could not be placed look again."""
+        for group in self._caches.groups.list():
+            if condition(group, "Placed").get("status", "True") != "True":
+                self._add(GROUP, group)
+
+    def _add(self, kind: str, obj: Object) -> None:
+        self._queue.add(QueueKey(kind, obj["metadata"]["namespace"], obj["metadata"]["name"]))
+
+
+def _taken(pod: Object | None) -> Mapping[str, int]:
+    return {} if pod is None else pod_requests(pod)
+
+
+def _any(old: Object | None, new: Object | None) -> Object:
+    found = new if new is not None else old
+    if found is None:
+        raise ValueError("a change without an object")
+    return found

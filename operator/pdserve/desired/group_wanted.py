@@ -1,0 +1,157 @@
+"""What a ScenarioGroup wants, as the group planner takes it. Pure.
+
+`controllers.shared.group_view` reads the caches into a `ScenarioGroupView`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pdserve.api import RepairStatus, RoleTemplate, ScenarioGroup, revision_of
+from pdserve.desired.demand import PodDemand, demand_of
+from pdserve.engines.pods import role_template
+from pdserve.frozen import remembered
+from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted
+from pdserve.ratio.types import Counts
+from pdserve.terms import Role
+from pdserve.terms.times import epoch_of
+from pdserve.wire import names
+from pdserve.wire.bounds import WireError, parse_json
+from pdserve.wire.peers import PeerTable
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioGroupView:
+    """Instances and peer tables of one ScenarioGroup."""
+
+    group: ScenarioGroup
+    instances: tuple[InstanceObs, ...]
+    tables: Mapping[int, PeerTable]
+    table_objects: Mapping[int, dict[str, Any]]
+    """The ConfigMaps of the tables, also unreadable ones."""
+    revisions: Mapping[str, ScenarioGroup]
+    """The ScenarioGroup as it was at each known revision, the present one included."""
+
+    def at(self, revision: str) -> ScenarioGroup:
+        """The ScenarioGroup that renders and limits pods of `revision`; else the present one."""
+        return self.revisions.get(revision, self.group)
+
+
+Reach = Callable[[str, RoleTemplate], frozenset[str] | None]
+"""Namespace and role -> nodes from which the volumes of its instances are reached; None: all."""
+
+
+def former_wanted(view: ScenarioGroupView, counts: Counts, reach: Reach) -> Mapping[str, Wanted]:
+    """What would be wanted at each other known revision, for the planner's `Observation.former`.
+
+    Those of another RoCEDomain are left out: their nodes are not on the tree planned for.
+    """
+    domain = view.group.spec.fabric.domain_ref
+    return {
+        revision: wanted_of(then, counts, reach)
+        for revision, then in view.revisions.items()
+        if then is not view.group and then.spec.fabric.domain_ref == domain
+    }
+
+
+def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
+    """What is wanted of the ScenarioGroup, with the counts in force (`service_desired`)."""
+    spec, namespace = group.spec, group.metadata.namespace
+    revision = revision_of(spec)
+
+    def role(name: Role, count: int) -> RoleWanted:
+        template = role_template(group, name)
+        return _role(template, count, reach(namespace, template), demand_of(group, name, revision))
+
+    return Wanted(
+        name=group.metadata.name,
+        namespace=namespace,
+        service=spec.service,
+        scenario=spec.scenario,
+        replicas=counts.groups,
+        prefill=role("prefill", counts.prefill),
+        decode=role("decode", counts.decode),
+        revision=revision,
+        locality_mode=spec.fabric.locality.mode,
+        locality_level=spec.fabric.locality.level,
+        drain_seconds=float(spec.recovery.drain_seconds),
+    )
+
+
+def models_of(view: ScenarioGroupView) -> Mapping[str, tuple[str, str]]:
+    """Model name and engine type of every known revision."""
+    return {
+        revision: (then.spec.model.name, str(then.spec.engine.type))
+        for revision, then in view.revisions.items()
+    }
+
+
+def slots_of(view: ScenarioGroupView) -> Mapping[str, Mapping[Role, int]]:
+    """b_p and b_d of every revision that a pod has, by revision."""
+    used = {i.revision for i in view.instances}
+    return {revision: _slots(view.at(revision)) for revision in used}
+
+
+def _slots(group: ScenarioGroup) -> Mapping[Role, int]:
+    return {
+        "prefill": group.spec.prefill.max_concurrency,
+        "decode": group.spec.decode.max_concurrency,
+    }
+
+
+def repairs_of(group: ScenarioGroup) -> tuple[Repair, ...]:
+    """The slots' fault histories that status remembers."""
+    return tuple(
+        Repair(
+            slot=r.slot,
+            failures=r.failures,
+            last_failure=epoch_of(r.last_failure_time),
+            suspects=_suspects(r),
+            not_before=epoch_of(r.not_before_time) if r.not_before_time else 0.0,
+            last_uid=r.last_uid,
+            fault=r.fault,
+            message=r.message,
+        )
+        for r in group.status.repairs
+    )
+
+
+def _suspects(repair: RepairStatus) -> tuple[Suspect, ...]:
+    if repair.suspects:
+        return tuple(Suspect(s.node, epoch_of(s.time), s.fault) for s in repair.suspects)
+    if repair.suspect_node is None:
+        return ()
+    # Written by an operator that kept only the newest.
+    time = epoch_of(repair.last_failure_time)
+    return (Suspect(repair.suspect_node, time, repair.fault),)
+
+
+def _role(
+    role: RoleTemplate, count: int, nodes: frozenset[str] | None, demand: PodDemand
+) -> RoleWanted:
+    return RoleWanted(
+        count=count,
+        devices=role.instance.devices_per_node,
+        resource=role.instance.resource,
+        slots=role.max_concurrency,
+        startup_deadline=float(role.startup_deadline_seconds),
+        tolerations=demand.tolerations,
+        nodes=nodes,
+        requests=demand.requests,
+        selector=demand.selector,
+    )
+
+
+@remembered
+def peer_table(config_map: Mapping[str, Any]) -> PeerTable:
+    """The peer table in a ConfigMap.
+
+    Raises:
+        WireError: it holds none.
+    """
+    text = (config_map.get("data") or {}).get(names.KEY_PEERS)
+    if not isinstance(text, str):
+        raise WireError(f"ConfigMap without key {names.KEY_PEERS}")
+    return PeerTable.from_json(parse_json(text))

@@ -1,0 +1,44 @@
+"""Asks placement how many P/D groups of a shape can stand, for the ratio loop. Pure.
+
+The loop must not ask for what cannot be placed. What the scenario itself holds now counts as
+free: its instances are part of the groups asked about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pdserve.desired.group_wanted import Reach, ScenarioGroupView, wanted_of
+from pdserve.placement import GroupRequest, NoFit, place
+from pdserve.ratio.types import Counts, PlacementLimit
+from pdserve.topology import Fabric, Reservation
+
+
+def placement_limit(
+    fabric: Fabric, view: ScenarioGroupView, counts: Counts, reach: Reach
+) -> PlacementLimit | None:
+    """None when `counts` can be placed, else how many P/D groups of that shape can."""
+    wanted = wanted_of(view.group, counts, reach)
+    held = [
+        Reservation(i.name, i.node, resource, count)
+        for i in view.instances
+        if i.fault is None
+        for resource, count in i.holds.items()
+    ]
+    request = GroupRequest(
+        prefill=counts.prefill,
+        decode=counts.decode,
+        prefill_shape=wanted.prefill.shape,
+        decode_shape=wanted.decode.shape,
+        mode=wanted.locality_mode,
+        level=wanted.locality_level,
+    )
+    free = fabric.release(held)
+    for placed in range(counts.groups):
+        request = replace(request, more=placed + 1 < counts.groups)
+        found = place(free, request)
+        if isinstance(found, NoFit):
+            return PlacementLimit(counts.prefill, counts.decode, placed, found.message)
+        free = free.reserve(found.reservations)
+        request = replace(request, beside=(*request.beside, found.site))
+    return None
