@@ -67,7 +67,6 @@ def _node(pod: str, leaf: str, cell: str) -> NodeView:
     whole = int(capacity or free)
     return NodeView(
         name=name,
-        uid=f"uid-{name}",
         labels={LABELS[0]: pod, LABELS[1]: leaf},
         capacity={RESOURCE: whole},
         allocatable={RESOURCE: whole},

@@ -11,12 +11,12 @@ GROWS_AT, READY_AT = 50.0, 54.0
 
 def watch(prefill: int = 4) -> Watch:
     """2 prefill + 4 decode; from `GROWS_AT` on `prefill` are wanted, at `READY_AT` ready."""
-    seen = Watch("demo-chat")
+    seen = Watch()
     for half in range(int(2 * END) + 4):
         at = half / 2
         wanted = prefill if at >= GROWS_AT else 2
         ready = prefill if at >= READY_AT else 2
-        seen.sights.append(Sight(at, wanted, 4, ready, 4, wanted == ready))
+        seen.sights.append(Sight(at, wanted, 4, ready, 4))
     return seen
 
 

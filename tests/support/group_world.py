@@ -62,12 +62,9 @@ def wanted(
     p, d = counts.removesuffix("D").split("P")
     return t.Wanted(
         name="shop-chat",
-        namespace="default",
-        service="shop",
-        scenario="chat",
         replicas=replicas,
-        prefill=t.RoleWanted(int(p), devices, RESOURCE, SLOTS["prefill"]),
-        decode=t.RoleWanted(int(d), devices, RESOURCE, SLOTS["decode"]),
+        prefill=t.RoleWanted(int(p), devices, RESOURCE),
+        decode=t.RoleWanted(int(d), devices, RESOURCE),
         revision=revision,
         **more,
     )

@@ -28,6 +28,8 @@ from pdserve.ratio.types import (
 from pdserve.terms import Slo
 
 Rate = Callable[[float], float]
+PREFETCH = 2
+"""KV caches a decode instance fetches ahead of a free slot."""
 Lengths = Callable[[float, random.Random], tuple[int, int]]
 
 
@@ -202,7 +204,7 @@ class Plant:
             self.totals[name] += amount
 
     def _credit(self, group: int) -> int:
-        most = self.profile.decode_slots + self.profile.prefetch
+        most = self.profile.decode_slots + PREFETCH
         return sum(
             most - d.reserved
             for d in self.decodes
@@ -255,7 +257,7 @@ class Plant:
             self.totals[f"{kind}@{name}"] += amount
 
     def _hand_over(self, source: Prefill, request: Request) -> bool:
-        most = self.profile.decode_slots + self.profile.prefetch
+        most = self.profile.decode_slots + PREFETCH
         able = [
             d
             for d in self.decodes
@@ -354,10 +356,9 @@ class Plant:
         tpot_met = per_token <= self.slo.tpot
         handoff_met = request.decode_from - request.first + per_token <= self.slo.handoff
         self._count(
-            offered=1, completed=1, ttft_met=ttft_met, tpot_met=tpot_met, handoff_met=handoff_met,
+            offered=1, completed=1, ttft_met=ttft_met,
             met=ttft_met and tpot_met and handoff_met, prompt=request.prompt,
             output=request.output, ttft=request.first - request.arrived,
-            e2e=self.now - request.arrived,
         )  # fmt: skip
 
     # --- metrics ----------------------------------------------------------------------------------
@@ -390,14 +391,11 @@ class Plant:
                 len(dec), *short.over(dec, "steps", "step_seconds", "step_requests",
                 "step_context"),
             ),
-            rejected_prefill=0.0,
-            rejected_decode=0.0,
             decode_overload=short["decode_overload"],
             expired=short["expired"],
             failed=0.0,
             waiting=float(len(self.waiting)),
             ttft_seconds=short["ttft"] / max(short["completed"], 1.0),
-            e2e_seconds=short["e2e"] / max(short["completed"], 1.0),
             live=1 + len(pre) + len(dec),
         )  # fmt: skip
 
@@ -431,8 +429,6 @@ def _request_window(increase: _Increase, seconds: float) -> RequestWindow:
         "offered",
         "met",
         "ttft_met",
-        "handoff_met",
-        "tpot_met",
         "completed",
         "prompt",
         "output",

@@ -43,8 +43,6 @@ def window(
         offered=offered,
         met=offered * attainment,
         ttft_met=first,
-        handoff_met=offered * attainment,
-        tpot_met=offered * attainment,
         completed=offered,
         prompt_tokens=offered * prompt,
         output_tokens=offered * output,
@@ -84,14 +82,11 @@ def sample(
         windows=windows,
         prefill=prefill_window(),
         decode=decode_window(),
-        rejected_prefill=0.0,
-        rejected_decode=0.0,
         decode_overload=0.0,
         expired=0.0,
         failed=0.0,
         waiting=0.0,
         ttft_seconds=0.2,
-        e2e_seconds=8.0,
         live=3,
     )
     return replace(values, **over)

@@ -26,14 +26,12 @@ class Sight:
     decode: int
     prefill_ready: int
     decode_ready: int
-    ready: bool
 
 
 @dataclass
 class Watch:
     """Sights of one ScenarioGroup in time order, and its newest decisions."""
 
-    group: str
     began: float = field(default_factory=time.monotonic)
     sights: list[Sight] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
@@ -51,7 +49,7 @@ class Watch:
 @asynccontextmanager
 async def watching(stage: Stage, group: str) -> AsyncIterator[Watch]:
     """Watch a ScenarioGroup for the length of a `with` block."""
-    watch = Watch(group)
+    watch = Watch()
 
     async def look() -> None:
         while True:
@@ -77,9 +75,6 @@ def _note(watch: Watch, obj: dict[str, Any]) -> None:
             int(spec["decode"].get("replicas") or 0),
             sum(int(g.get("prefill", {}).get("ready", 0)) for g in groups),
             sum(int(g.get("decode", {}).get("ready", 0)) for g in groups),
-            any(
-                c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ())
-            ),
         )
     )
     watch.decisions = list(status.get("decisions", ()))

@@ -109,7 +109,7 @@ def _next_group(group: api.ScenarioGroup, state: FabricState | NoRight | None) -
     )
     head = f"If one more P/D group were placed now ({asked})"
     if isinstance(answer, NoFit):
-        return "\n".join([head, f"  {answer.message}", *(f"  {x}" for x in answer.explanation)])
+        return f"{head}\n  {answer.message}"
     return "\n".join([head, *(f"  {line}" for line in answer.explanation)])
 
 

@@ -67,9 +67,6 @@ def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
 
     return Wanted(
         name=group.metadata.name,
-        namespace=namespace,
-        service=spec.service,
-        scenario=spec.scenario,
         replicas=counts.groups,
         prefill=role("prefill", counts.prefill),
         decode=role("decode", counts.decode),
@@ -135,7 +132,6 @@ def _role(
         count=count,
         devices=role.instance.devices_per_node,
         resource=role.instance.resource,
-        slots=role.max_concurrency,
         startup_deadline=float(role.startup_deadline_seconds),
         tolerations=demand.tolerations,
         nodes=nodes,

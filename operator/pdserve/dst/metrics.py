@@ -55,14 +55,11 @@ def healthy_sample(at: float) -> ScenarioSample:
         windows=windows,
         prefill=PrefillWindow(1, n, n, n * 0.05, n * 100, n * 100**2, 0.0, n * 0.02, n),
         decode=DecodeWindow(1, 3000.0, 60.0, 6000.0, 6000.0 * 125),
-        rejected_prefill=0.0,
-        rejected_decode=0.0,
         decode_overload=0.0,
         expired=0.0,
         failed=0.0,
         waiting=0.0,
         ttft_seconds=0.1,
-        e2e_seconds=1.5,
         live=3,
     )
 
@@ -92,8 +89,6 @@ def _window(seconds: float) -> RequestWindow:
         offered=n,
         met=n,
         ttft_met=n,
-        handoff_met=n,
-        tpot_met=n,
         completed=n,
         prompt_tokens=n * 100,
         output_tokens=n * 50,

@@ -69,7 +69,6 @@ class Send:
 
     ticket: Ticket
     prefill: Instance
-    group: int
 
 
 @dataclass(slots=True)
@@ -173,7 +172,7 @@ class Dispatcher:
                 if ticket.suspect:
                     self._on_trial[ticket] = chosen
                 chosen.sent(now)
-                step.sends.append(Send(ticket, chosen, chosen.group))
+                step.sends.append(Send(ticket, chosen))
                 continue
             step.wake_at = min(step.wake_at, later)
             if not shunned:

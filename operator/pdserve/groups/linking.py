@@ -27,9 +27,7 @@ def update_links(group: GroupView, observation: Observation, draft: PlanDraft) -
             missing = links_missing(group, instance, observation)
             if missing is None:
                 draft.act(
-                    MarkLinked(
-                        instance.name, instance.uid, instance.container_id, group.table.version
-                    ),
+                    MarkLinked(instance.name, instance.uid, instance.container_id),
                     f"{instance.name} is linked at table {group.table.version}",
                 )
             elif peer_entry(instance, group.table) is not None:

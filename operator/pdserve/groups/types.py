@@ -99,7 +99,6 @@ class RoleWanted:
     count: int
     devices: int
     resource: str
-    slots: int
     startup_deadline: float = 900.0
     tolerations: tuple[Toleration, ...] = ()
     """Of the rendered pod: placement skips nodes whose taints these do not tolerate."""
@@ -123,9 +122,6 @@ class Wanted:
     """What the ScenarioGroup asks for."""
 
     name: str
-    namespace: str
-    service: str
-    scenario: str
     replicas: int
     prefill: RoleWanted
     decode: RoleWanted
@@ -249,7 +245,6 @@ class MarkLinked:
     name: str
     uid: str
     container_id: str
-    table_version: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def place_closest_instance(
     """
     problem = level_problem(fabric, request)
     if problem:
-        return NoFit(problem, problem, None)
+        return NoFit(problem)
     rooms = rooms_for(fabric, request)
     costs = weights(fabric, request.level if request.mode == "Preferred" else None)
     one = (1, 0) if role == "prefill" else (0, 1)
@@ -177,9 +177,8 @@ def _nowhere(
     where = "usable nodes"
     if request.mode == "Required" and now:
         where = f"usable nodes of the part the group is in ({fabric.label(min(now))})"
-    missing = f"1 {role} instance of {shape.devices} {shape.resource}"
     message = (
         f"no node for one more {role} ({shape.devices} {shape.resource}): {free} devices "
         f"are free on {where}{split}{why_not(fabric, request, (role,))}"
     )
-    return NoFit(message, missing, None, (), (message,))
+    return NoFit(message)

@@ -51,7 +51,7 @@ def place_closest(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
     """Find nodes for all instances of `request` by topology alone, or none."""
     problem = level_problem(fabric, request)
     if problem:
-        return NoFit(problem, problem, None)
+        return NoFit(problem)
     rooms = rooms_for(fabric, request)
     costs = weights(fabric, request.level if request.mode == "Preferred" else None)
     options = _options(fabric, rooms, request, costs)
@@ -204,7 +204,7 @@ def _no_fit(fabric: Fabric, rooms: Rooms, request: GroupRequest) -> NoFit:
         f"{wanted} ({shapes}) does not fit: {missing}; {free} devices are free on usable "
         f"nodes; largest P/D group that fits now: {fits}{why_not(fabric, request)}"
     )
-    return NoFit(message, missing, largest, (), (message,))
+    return NoFit(message)
 
 
 def _shapes(request: GroupRequest) -> str:

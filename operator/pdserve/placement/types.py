@@ -166,11 +166,6 @@ class NoFit:
     """No place. `message` is one sentence for a condition: why, what is missing, what fits."""
 
     message: str
-    missing: str
-    largest: tuple[int, int] | None
-    """Largest P/D group, not above the one asked for, that fits now; None when none does."""
-    candidates: tuple[PlacementCandidate, ...] = ()
-    explanation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

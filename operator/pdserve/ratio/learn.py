@@ -89,7 +89,6 @@ class LearnState:
             DecodeProfile(*self.decode.coefficients()),
             self.prefill_slots,
             self.decode_slots,
-            self.prefetch,
             "learned" if learned else self.seed_source,
             round(confidence, 4),
         )

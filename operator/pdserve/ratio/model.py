@@ -39,7 +39,6 @@ class OperatingPoint:
 class RoleModel:
     """What one role does with one demand, whatever the number of instances."""
 
-    role: Role
     options: tuple[OperatingPoint, ...]
     """Empty when a single request alone on an idle instance misses its target."""
     alone: float
@@ -111,9 +110,8 @@ def _prefill(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel
         seconds = _prefill_seconds(profile, demand, batch)
         if seconds <= slo.ttft:
             options.append(OperatingPoint(batch, seconds, slo.ttft - seconds))
-    return RoleModel(
-        "prefill", tuple(options), _prefill_seconds(profile, demand, 1), slo.ttft, _spread(demand)
-    )
+    alone = _prefill_seconds(profile, demand, 1)
+    return RoleModel(tuple(options), alone, slo.ttft, _spread(demand))
 
 
 def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel:
@@ -122,13 +120,11 @@ def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel:
     alone = profile.decode.step_seconds(1, demand.context_tokens)
     batch = largest_decode_batch(profile, demand, slo)
     if batch == 0:
-        return RoleModel("decode", (), alone, slo.tpot, OUTPUT_CV2)
+        return RoleModel((), alone, slo.tpot, OUTPUT_CV2)
     seconds = max(steps * profile.decode.step_seconds(batch, demand.context_tokens), 1e-6)
     # Above b* nobody waits: the batch grows and every stream misses TPOT. At b_d they do wait.
     slack = slo.handoff if batch == profile.decode_slots else 0.0
-    return RoleModel(
-        "decode", (OperatingPoint(batch, seconds, slack),), alone, slo.tpot, OUTPUT_CV2
-    )
+    return RoleModel((OperatingPoint(batch, seconds, slack),), alone, slo.tpot, OUTPUT_CV2)
 
 
 def largest_decode_batch(profile: PerformanceProfile, demand: Demand, slo: Slo) -> int:

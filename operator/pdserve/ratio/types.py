@@ -150,8 +150,6 @@ class PerformanceProfile:
     """b_p: requests a prefill instance accepts at once."""
     decode_slots: int
     """b_d: requests a decode instance runs at once."""
-    prefetch: int = 2
-    """q_d: KV caches a decode instance may fetch ahead of a free slot."""
     source: str = "seed"
     """Where the coefficients come from: `preset:NAME`, `learned`, ..."""
     confidence: float = 0.0
@@ -199,8 +197,6 @@ class RequestWindow:
     met: Quantity
     """Met TTFT, handoff and TPOT, and completed."""
     ttft_met: Quantity
-    handoff_met: Quantity
-    tpot_met: Quantity
     completed: Quantity
     prompt_tokens: Quantity
     """Sum over completed requests; likewise the next two."""
@@ -250,8 +246,6 @@ class ScenarioSample:
     """The same counts over growing windows, shortest first."""
     prefill: PrefillWindow
     decode: DecodeWindow
-    rejected_prefill: Quantity
-    rejected_decode: Quantity
     decode_overload: Quantity
     """Requests that failed because no decode took them in time."""
     expired: Quantity
@@ -261,8 +255,7 @@ class ScenarioSample:
     waiting: Quantity
     """Requests in the gateways' waiting rooms now."""
     ttft_seconds: Quantity
-    """Mean over the shortest window; likewise E2E."""
-    e2e_seconds: Quantity
+    """Mean over the shortest window."""
     live: int
     """Gateways and warm instances that ought to report."""
     missing: tuple[str, ...] = ()
@@ -388,8 +381,6 @@ class PastChange:
     """A change made earlier (from status `decisions[]`, outcome Applied)."""
 
     time: float
-    before: Counts
-    to: Counts
 
 
 @dataclass(frozen=True, slots=True)

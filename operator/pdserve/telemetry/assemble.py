@@ -96,14 +96,11 @@ def assemble(key: ScenarioKey, live: LiveInstances, answers: Answers) -> Scenari
         decode=DecodeWindow(
             len(decode), *(answers.total(name, key, decode) for name in DECODE_QUANTITIES)
         ),
-        rejected_prefill=gateway("rejected_prefill"),
-        rejected_decode=gateway("rejected_decode"),
         decode_overload=gateway("decode_overload"),
         expired=gateway("expired"),
         failed=gateway("failed"),
         waiting=gateway("waiting"),
         ttft_seconds=_mean(gateway("ttft_sum"), gateway("ttft_count")),
-        e2e_seconds=_mean(gateway("e2e_sum"), gateway("e2e_count")),
         live=len(expected),
         missing=tuple(missing[:NAMED_MISSING]),
         missing_count=len(missing),

@@ -49,8 +49,6 @@ WINDOWED = {
     "offered": metrics.GATEWAY_OFFERED,
     "met": metrics.GATEWAY_SLO_MET,
     "ttft_met": metrics.GATEWAY_TTFT_MET,
-    "handoff_met": metrics.GATEWAY_HANDOFF_MET,
-    "tpot_met": metrics.GATEWAY_TPOT_MET,
     "completed": metrics.GATEWAY_COMPLETED,
     "prompt_tokens": metrics.GATEWAY_PROMPT_TOKENS,
     "output_tokens": metrics.GATEWAY_OUTPUT_TOKENS,
@@ -59,15 +57,11 @@ WINDOWED = {
 """Gateway counters read over every window."""
 
 GATEWAY_SHORTEST = {
-    "rejected_prefill": (metrics.GATEWAY_REJECTIONS, {"leg": "prefill"}),
-    "rejected_decode": (metrics.GATEWAY_REJECTIONS, {"leg": "decode"}),
     "decode_overload": (metrics.GATEWAY_OUTCOME, {"outcome": "decode_overload"}),
     "expired": (metrics.GATEWAY_OUTCOME, {"outcome": "expired"}),
     "failed": (metrics.GATEWAY_OUTCOME, {"outcome": "failed"}),
     "ttft_sum": (f"{metrics.GATEWAY_TTFT}_sum", {}),
     "ttft_count": (f"{metrics.GATEWAY_TTFT}_count", {}),
-    "e2e_sum": (f"{metrics.GATEWAY_E2E}_sum", {}),
-    "e2e_count": (f"{metrics.GATEWAY_E2E}_count", {}),
 }
 """Gateway counters read over the shortest window."""
 

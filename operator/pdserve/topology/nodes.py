@@ -81,7 +81,6 @@ class NodeView:
     """One Node. Device counts are per extended resource name."""
 
     name: str
-    uid: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     capacity: Mapping[str, int] = field(default_factory=dict)
     allocatable: Mapping[str, int] = field(default_factory=dict)
@@ -90,7 +89,6 @@ class NodeView:
     offers: Mapping[str, int] = field(default_factory=dict)
     """Allocatable amounts of what is no extended resource, in the units of `requests`."""
     ready: bool = True
-    not_ready_since: float | None = None
     unschedulable: bool = False
     taints: tuple[Taint, ...] = ()
     devices: tuple[Device, ...] = ()
@@ -166,16 +164,13 @@ def _unused(node: Mapping[str, Any]) -> NodeView:
     meta, spec, status = node.get("metadata", {}), node.get("spec", {}), node.get("status", {})
     problems: list[str] = []
     annotations = meta.get("annotations") or {}
-    ready, since = _readiness(status)
     return NodeView(
         name=str(meta["name"]),
-        uid=str(meta.get("uid", "")),
         labels=dict(meta.get("labels") or {}),
         capacity=_extended(status.get("capacity"), problems),
         allocatable=_extended(status.get("allocatable"), problems),
         offers=_plain(status.get("allocatable"), problems),
-        ready=ready,
-        not_ready_since=since,
+        ready=_is_ready(status),
         unschedulable=bool(spec.get("unschedulable", False)),
         taints=tuple(
             sorted(
@@ -216,13 +211,11 @@ def reservation_of(pod: Mapping[str, Any]) -> tuple[Reservation, ...]:
     return tuple(Reservation(name, node, r, n) for r, n in pod_requests(pod).items())
 
 
-def _readiness(status: Mapping[str, Any]) -> tuple[bool, float | None]:
+def _is_ready(status: Mapping[str, Any]) -> bool:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "Ready":
-            if condition.get("status") == "True":
-                return True, None
-            return False, timestamp(condition.get("lastTransitionTime"))
-    return False, None
+            return bool(condition.get("status") == "True")
+    return False
 
 
 def _extended(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict[str, int]:

@@ -122,7 +122,7 @@ class LyingSource:
         if key.namespace != EVIL:
             return sample(at=now(), rate=2.0)
         bad: Any = self.rng.choice((1e308, float("nan"), "many", None, -1.0, 10**400))
-        return sample(at=now(), rate=2.0, rejected_prefill=bad, expired=bad, ttft_seconds=bad)
+        return sample(at=now(), rate=2.0, expired=bad, ttft_seconds=bad)
 
     async def close(self) -> None:
         pass

@@ -73,7 +73,7 @@ def test_as_few_suspects_as_it_takes_are_tried_again_in_their_order(
     bad = Suspects(frozenset({"n9"}), ("n3", "n2", "n1", "n4"))
 
     def find(exclude: frozenset[str]) -> str | NoFit:
-        return next((n for n in free.split() if n not in exclude), NoFit("full", "1", None))
+        return next((n for n in free.split() if n not in exclude), NoFit("full"))
 
     found = bad.away_from(find)
     assert found == want if want else isinstance(found, NoFit)

@@ -139,7 +139,7 @@ def test_memory_is_counted_over_the_whole_group() -> None:
     assert isinstance(place(tree(*views), ask(3, 2, SMALL)), Placement)
     refused = place(tree(*views), ask(3, 3, SMALL))
     assert isinstance(refused, NoFit)
-    assert refused.largest == (3, 2)
+    assert "largest P/D group that fits now: 3P2D" in refused.message
 
 
 def test_what_is_placed_is_taken_from_what_comes_after() -> None:

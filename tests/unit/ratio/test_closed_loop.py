@@ -127,7 +127,7 @@ def run(
         done.counts.append((now, decision.to if decision.changes else plant.counts))
         done.inputs.append(inp)
         if decision.changes:
-            past = (*past, PastChange(now, decision.before, decision.to))
+            past = (*past, PastChange(now))
             plant.apply(decision.to)
     return done
 

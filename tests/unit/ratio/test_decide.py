@@ -148,7 +148,7 @@ def test_a_draining_surplus_instance_is_in_flight_too() -> None:
 
 
 def test_growth_keeps_a_distance_to_the_last_change() -> None:
-    change = PastChange(4990.0, Counts(1, 1, 2), Counts(1, 1, 3))
+    change = PastChange(4990.0)
     got = decide(failing(changes=(change,)))
     assert got.reason is Reason.DWELL
     assert "next change in 50 s" in got.message
@@ -344,7 +344,7 @@ def test_a_surplus_is_confirmed_before_one_step_down() -> None:
 
 
 def test_no_step_down_soon_after_a_change() -> None:
-    change = PastChange(4900.0, Counts(1, 3, 6), Counts(1, 4, 6))
+    change = PastChange(4900.0)
     got = decide(surplus(since=0.0, changes=(change,)))
     assert got.reason is Reason.CONFIRMING_SURPLUS
 

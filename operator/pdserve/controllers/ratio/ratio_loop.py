@@ -233,9 +233,7 @@ class RatioLoop:
 
     def _changes(self, subject: Subject) -> tuple[PastChange, ...]:
         return tuple(
-            PastChange(
-                self._written(subject, d), decisions.counts_before(d), decisions.counts_of(d)
-            )
+            PastChange(self._written(subject, d))
             for d in subject.group.status.decisions
             if d.outcome == "Applied" and decisions.counts_before(d) != decisions.counts_of(d)
         )

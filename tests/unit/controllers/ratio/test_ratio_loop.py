@@ -49,7 +49,7 @@ def prefill_short() -> ScenarioSample:
     """Many miss their first token: prefill rejects, decode has room."""
     windows = tuple(window(s, 12.0, 0.5) for s in (60.0, 180.0, 600.0))
     busy = prefill_window(requests=720.0)
-    return sample(windows, at=now(), rejected_prefill=400.0, expired=300.0, prefill=busy)
+    return sample(windows, at=now(), expired=300.0, prefill=busy)
 
 
 def make(**spec: Any) -> World:
