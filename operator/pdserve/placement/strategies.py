@@ -21,19 +21,12 @@ _IMPROVE_LEAVES = 12
 
 
 def one_leaf(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
-    """The leaf that loses the fewest whole-group slots, then the tightest one, then by path."""
-    best: tuple[int, int, Path] | None = None
-    for leaf in leaves:
-        room = rooms.rooms[leaf]
-        if not room.fits(request.prefill, request.decode):
-            continue
-        lost = group_slots(room, request) - group_slots(
-            room, request, request.prefill, request.decode
-        )
-        key = (lost, room.free, leaf)
-        if best is None or key < best:
-            best = key
-    return None if best is None else {best[2]: (request.prefill, request.decode)}
+    """The tightest leaf that holds all, of equal ones the first by path."""
+    fitting = [leaf for leaf in leaves if rooms.rooms[leaf].fits(request.prefill, request.decode)]
+    if not fitting:
+        return None
+    best = min(fitting, key=lambda leaf: (rooms.rooms[leaf].free, leaf))
+    return {best: (request.prefill, request.decode)}
 
 
 def balanced_cells(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
@@ -150,8 +143,8 @@ def _moves(
 
 
 def _matched(room: Room, left: tuple[int, int], request: GroupRequest) -> tuple[int, int]:
-    """The most of the group's KV that can stay in this leaf, with the least unmatched beside it."""
-    best, counts = (0, 0), (0, 0)
+    """The most of the group's KV that can stay in this leaf, with the fewest prefills for it."""
+    best, counts = 0, (0, 0)
     for p in range(1, min(left[0], room.prefills) + 1):
         # More decodes than their share of these prefills would only be unmatched.
         fair = -(-p * request.decode // request.prefill)
@@ -159,9 +152,8 @@ def _matched(room: Room, left: tuple[int, int], request: GroupRequest) -> tuple[
         if d < 0:
             break
         matched = min(p * request.decode, d * request.prefill)
-        key = (matched, -abs(p * request.decode - d * request.prefill))
-        if matched and key > best:
-            best, counts = key, (p, d)
+        if matched > best:
+            best, counts = matched, (p, d)
     return counts
 
 

@@ -16,7 +16,6 @@ from pdserve.frozen import remembered
 from pdserve.terms import Device
 from pdserve.terms.quantity import QuantityError, quantity
 from pdserve.terms.shown import shown
-from pdserve.terms.times import timestamp
 from pdserve.topology.requests import UNSTATED, is_extended, offered, pod_requests
 from pdserve.wire import names
 from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json

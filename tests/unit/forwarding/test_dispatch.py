@@ -289,7 +289,7 @@ def test_only_groups_with_decode_credit_are_offered_work() -> None:
     for _ in range(5):
         dispatcher.offer(1.0)
         sends += dispatcher.step(0.0).sends
-    assert {s.group for s in sends} == {open_.index}
+    assert {s.prefill.group for s in sends} == {open_.index}
     assert len(sends) == 3, "one slot and two prefetch credits; no more is promised"
     assert dispatcher.waiting == 2
     assert dispatcher.step(0.0).wake_at == pytest.approx(0.4)

@@ -153,6 +153,10 @@ def test_one_group_is_routed_in_one_revision() -> None:
     (group,) = routable([*old, *new], {0: table(*old, *new)}, SLOTS)
     assert (group.revision, [i.id for i in group.instances]) == ("r2", ["p1", "p2", "d1"])
     assert [i.slots for i in group.instances] == [3, 3, 5], "as that revision has them"
+    fuller = [*old, instance("p3")]
+    for members in ([*fuller, *new[1:]], [*fuller, *new]):
+        (group,) = routable(members, {0: table(*members)}, SLOTS)
+        assert group.revision == "r1", "the fuller one; of equal ones the first by name"
 
 
 def test_ipv6_addresses_are_bracketed() -> None:

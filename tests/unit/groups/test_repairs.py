@@ -139,6 +139,16 @@ def test_a_pod_on_its_way_out_is_no_fault_of_its_slot(more: dict[str, object]) -
     assert fail((), "NodeLost", "n1", NOW, **more) == ()
 
 
+@pytest.mark.parametrize(
+    ("failures", "want"),
+    [(1, 0.0), (2, 10.0), (3, 20.0), (6, 160.0), (7, BACKOFF_MAX), (20, 300.0), (5000, 300.0)],
+)
+def test_the_back_off_doubles_up_to_its_bound(failures: int, want: float) -> None:
+    known = (t.Repair("p0", failures - 1, NOW - 60.0),) if failures > 1 else ()
+    (repair,) = fail(known, "CrashLoop", "n1", NOW)
+    assert (repair.failures, repair.not_before - NOW) == (failures, want)
+
+
 @pytest.mark.parametrize("failures", [1, 2, 3, 20])
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
 def test_no_wait_is_above_its_bound_when_the_clock_steps(failures: int, step: float) -> None:
