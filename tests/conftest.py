@@ -72,6 +72,7 @@ OWN_CLUSTER = (
     "test_operator_rights.py",
     "test_quickstart_page.py",
     "test_service_upgrade.py",
+    "test_toy_engine.py",
 )
 """Files of tests/cluster that make clusters of their own and share none."""
 

@@ -87,8 +87,11 @@ def _pod_name(holder: str) -> str:
     return holder.rpartition("_")[0]
 
 
-def install(cluster: s.Cluster) -> Installed:
-    """Prometheus, the RoCEDomain of the demo, and the chart; returns when the operator is ready."""
+def install(cluster: s.Cluster, values: Mapping[str, str] | None = None) -> Installed:
+    """Prometheus, the RoCEDomain of the demo, and the chart; returns when the operator is ready.
+
+    `values`: further ones of the chart, by path.
+    """
     make_namespace(cluster, OPERATOR_NAMESPACE)
     cluster.kubectl("apply", "-f", str(EXAMPLES / "local" / "prometheus.yaml"))
     before = Installed(cluster, "")
@@ -96,7 +99,7 @@ def install(cluster: s.Cluster) -> Installed:
     real = cluster.nodes != "process"
     # Process nodes route no Services, and have one operator: restarts are what is tested there.
     url = PROMETHEUS_SERVICE if real else cluster.url(pod, 9090)
-    values = {
+    own = {
         "images.registry": REGISTRY,
         "operator.replicas": "2" if real else "1",
         "prometheus.url": url,
@@ -104,7 +107,7 @@ def install(cluster: s.Cluster) -> Installed:
         "ratio.fastPeriodSeconds": "1",
         "operator.extraArgs": "{--metrics-window=6}",
     }
-    helm("install", cluster, *_settings(values))
+    helm("install", cluster, *_settings({**own, **(values or {})}))
     cluster.kubectl("apply", "-f", str(EXAMPLES / "demo-rocedomain.yaml"))
     return Installed(cluster, url)
 
