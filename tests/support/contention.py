@@ -14,23 +14,30 @@ import functools
 import random
 import sys
 from dataclasses import replace
+from typing import Literal
 
 from tests.support.group_checks import BrokenError, at_every_moment
 from tests.support.group_world import World, wanted
+
+from pdserve.groups.types import Wanted
 
 DRAWING = "p1 a  n1:8 n2:8\np1 b  m1:8"
 WAITING = ("late", "last")
 
 
+Scarce = Literal["devices", "memory"]
+"""What all pods together take all of."""
+
+
 @functools.cache
-def _settled() -> list[World]:
-    worlds = cluster()
+def _settled(scarce: Scarce) -> list[World]:
+    worlds = cluster(scarce)
     for world in worlds:
         world.made = None  # not worth a copy
     return worlds
 
 
-def cluster() -> list[World]:
+def cluster(scarce: Scarce = "devices") -> list[World]:
     """By rank: a waiting one comes before the serving ones, another after them."""
     worlds = [
         World(DRAWING, replace(wanted(counts, groups, devices=2), name=name))
@@ -44,10 +51,22 @@ def cluster() -> list[World]:
     machines = worlds[0].machines
     # 16 devices for the serving ones; somebody else holds the other 8.
     machines["m1"].foreign = 8
+    for machine in machines.values() if scarce == "memory" else ():
+        machine.memory = machine.capacity
     for world in worlds:
+        if scarce == "memory":
+            world.want(_with_memory)
         world.machines, world.peers = machines, worlds
     settle([w for w in worlds if w.target.name not in WAITING])
     return worlds
+
+
+def _with_memory(target: Wanted) -> Wanted:
+    requests = (("memory", 2),)
+    return replace(
+        target, prefill=replace(target.prefill, requests=requests),
+        decode=replace(target.decode, requests=requests),
+    )  # fmt: skip
 
 
 def settle(worlds: list[World], limit: int = 400) -> None:
@@ -68,14 +87,14 @@ def settle(worlds: list[World], limit: int = 400) -> None:
     raise BrokenError("no rest:\n" + "\n".join(x for w in worlds for x in w.log[-12:]))
 
 
-def run(seed: int) -> None:
+def run(seed: int, scarce: Scarce = "devices") -> None:
     """One schedule.
 
     Raises:
         BrokenError: a serving group lost devices to a waiting one, or another invariant broke.
     """
     rng = random.Random(seed)
-    worlds = copy.deepcopy(_settled())
+    worlds = copy.deepcopy(_settled(scarce))
     serving = [w for w in worlds if w.target.name not in WAITING]
     for _ in range(rng.randint(5, 40)):
         _step(rng, worlds, serving)

@@ -21,7 +21,7 @@ from pdserve.dst.api_net import Faults
 from pdserve.dst.runner import quiet_logs
 from pdserve.dst.virtual_time import run_virtual
 from pdserve.dst.world import World
-from pdserve.dst.world_service import NS, service
+from pdserve.dst.world_service import NPU, NS, service
 from pdserve.kube.resource import Object
 
 IMAGES = ("pdserve/engine:test", "pdserve/engine:next")
@@ -36,7 +36,12 @@ WHOLE_SECONDS = 1500.0
 class Competition:
     """One world and its operator."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, scarce: str = NPU, plenty: str = "") -> None:
+        """`scarce`: the resource that all pods together take all of; `plenty`: one that they take
+        too, and of which there is enough.
+        """
+        self.scarce = scarce
+        self.takes = {r: n for r, n in ((scarce, "2"), (plenty, "1")) if r not in ("", NPU)}
         self.rng = random.Random(seed)
         self.world = World(seed=seed, step=0.25)
         self.faults = Faults(seed=seed)
@@ -80,18 +85,20 @@ class Competition:
 
     async def _set_up(self) -> None:
         world = self.world
-        world.nodes(["a", "b"], per_leaf=2, devices=4)
+        for name in ("a-0", "a-1", "b-0", "b-1"):
+            more = {r: "4" if r == self.scarce else "100" for r in self.takes}
+            world.node(name[0], name, 4 if self.scarce == NPU else 16, **more)
         world.domain()
-        shop = _service("shop", (2, 1, 1))
+        shop = self._service("shop", (2, 1, 1))
         world.create(PDSERVICES, shop)
-        world.create(PDSERVICES, _service("mart", (1, 2, 2)))
+        world.create(PDSERVICES, self._service("mart", (1, 2, 2)))
         await world.until(self.whole, 300, "all serve")
         scenarios = copy(shop["spec"]["scenarios"])
         late = copy(scenarios[0])
         late["name"], late["match"] = "late", {"headers": {"x-scenario": "late"}}
         late["ratio"]["fixed"]["groups"] = 1
         world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": [late, *scenarios]}})
-        world.create(PDSERVICES, _service("last", (1, 1, 1)))
+        world.create(PDSERVICES, self._service("last", (1, 1, 1)))
         await asyncio.sleep(60)
         self.check()
 
@@ -149,6 +156,16 @@ class Competition:
         self.faults.latency = self.faults.watch_delay = (0.0, 0.0)
         self.faults.refuse = self.faults.lose_answer = 0.0
 
+    def _service(self, name: str, counts: tuple[int, int, int]) -> Object:
+        groups, prefill, decode = counts
+        fixed = {"groups": groups, "prefill": prefill, "decode": decode}
+        ratio: dict[str, Any] = {"mode": "Fixed", "fixed": fixed}
+        made = service(name, devices=2, ratio=ratio)
+        engine = {"name": "engine", "resources": {"limits": self.takes}}
+        for role in ("prefill", "decode") if self.takes else ():
+            made["spec"][role]["template"] = {"spec": {"containers": [engine]}}
+        return made
+
     def _start(self) -> None:
         self._operator = asyncio.create_task(self.world.operate(self.faults))
 
@@ -158,13 +175,6 @@ class Competition:
             with suppress(BaseException):
                 await self._operator
         self._operator = None
-
-
-def _service(name: str, counts: tuple[int, int, int]) -> Object:
-    groups, prefill, decode = counts
-    fixed = {"groups": groups, "prefill": prefill, "decode": decode}
-    ratio: dict[str, Any] = {"mode": "Fixed", "fixed": fixed}
-    return service(name, devices=2, ratio=ratio)
 
 
 def main(first: int, count: int, episodes: int) -> int:

@@ -26,6 +26,8 @@ class Machine:
     """Devices that somebody else's pods hold."""
     silent_since: float | None = None
     unhealthy: bool = False
+    memory: int | None = None
+    """As much as so many devices' pods take, on a node that has more devices than it needs."""
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Pod:
     uid: str
     created: float
     devices: int
+    memory: int = 0
     bound: bool = False
     process: Process | None = None
     restarts: int = 0
@@ -62,7 +65,13 @@ class Pod:
     @cached_property
     def spec(self) -> str:
         """What never changes of it."""
-        return f"{self.new} {self.uid} {self.created} {self.devices}"
+        return f"{self.new} {self.uid} {self.created} {self.takes}"
+
+    @cached_property
+    def takes(self) -> tuple[tuple[str, int], ...]:
+        """What its container requests."""
+        takes = {RESOURCE: self.devices, **({"memory": self.memory} if self.memory else {})}
+        return tuple(sorted(takes.items()))
 
     @property
     def state(self) -> tuple[Hashable, ...]:
@@ -128,7 +137,7 @@ def raw_pod(pod: Pod, machine: Machine | None, now: float) -> dict[str, Any]:
                 }
             },
             "containers": [
-                {"name": "engine", "resources": {"limits": {RESOURCE: str(pod.devices)}}}
+                {"name": "engine", "resources": {"limits": {r: str(n) for r, n in pod.takes}}}
             ],
         },
         "status": {
@@ -154,6 +163,8 @@ def raw_node(machine: Machine) -> dict[str, Any]:
         since = stamp(machine.silent_since)
         ready = {"type": "Ready", "status": "Unknown", "lastTransitionTime": since}
     amounts = {RESOURCE: str(machine.capacity)}
+    if machine.memory is not None:
+        amounts = {RESOURCE: str(2 * machine.capacity), "memory": str(machine.memory)}
     annotations = {}
     if machine.unhealthy:
         ids = ",".join(str(k) for k in range(machine.capacity))
@@ -167,7 +178,8 @@ def raw_node(machine: Machine) -> dict[str, Any]:
 
 def foreign_pods(machine: Machine) -> list[dict[str, Any]]:
     """Somebody else's pods on a node."""
-    limits = {"limits": {RESOURCE: str(machine.foreign)}}
+    resource = RESOURCE if machine.memory is None else "memory"
+    limits = {"limits": {resource: str(machine.foreign)}}
     return [{"spec": {"containers": [{"resources": limits}]}}] if machine.foreign else []
 
 

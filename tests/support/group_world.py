@@ -225,8 +225,8 @@ class World:
         self.last = None
         self.lost = {
             p.id: t.DeviceClaim(
-                p.id, p.id, p.id.rpartition("-")[0], p.role, index, p.nodes[0].name, RESOURCE,
-                self.target.role(p.role).devices,
+                p.id, p.id, p.id.rpartition("-")[0], p.role, index, p.nodes[0].name,
+                self.target.role(p.role).takes,
             )
             for index, table in self.tables.items()
             for p in table.instances
@@ -287,7 +287,8 @@ class World:
             return  # 409: it exists
         self._serial += 1
         role = self.target.role(new.role)
-        self.pods[new.name] = Pod(new, f"uid-{self._serial}", self.now, role.devices)
+        beside = dict(role.requests).get("memory", 0)
+        self.pods[new.name] = Pod(new, f"uid-{self._serial}", self.now, role.devices, beside)
         self.pods[new.name].scale_unit = new.scale_unit
 
     def _publish(self, action: t.PublishTable) -> None:
@@ -476,8 +477,7 @@ class World:
         new = pod.new
         if not pod.failed and pod.drain_started is None:
             self.lost[new.name] = t.DeviceClaim(
-                new.name, pod.uid, new.slot, new.role, new.group_index, new.node, RESOURCE,
-                pod.devices,
+                new.name, pod.uid, new.slot, new.role, new.group_index, new.node, pod.takes,
             )  # fmt: skip
 
     def _answers(self, peer: str, me: str) -> bool:

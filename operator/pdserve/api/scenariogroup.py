@@ -32,6 +32,8 @@ from pdserve.api.text import (
 )
 from pdserve.terms import Role
 
+MAX_BESIDE = 24
+"""Resources that a claim names beside its devices."""
 MAX_FABRIC = 1 << 16
 """Characters of a RoCEDomain's spec as JSON: more than the largest one has."""
 
@@ -181,6 +183,15 @@ class RepairStatus(Observed):
     """What was seen of it, e.g. the scheduler's own words."""
 
 
+class TakenAmount(Observed):
+    """How much of one resource a pod took on its node."""
+
+    resource: Annotated[str, Text(128)]
+    """E.g. `memory`, or `hostport:9000:TCP` for a port of the node."""
+    amount: Annotated[int, Int(0, MAX_INT64, bits=64)]
+    """CPU in thousandths of a core, memory in bytes, anything else in whole units."""
+
+
 class ClaimStatus(Observed):
     """Devices that a lost instance left to its P/D group, until it is replaced or given up."""
 
@@ -197,9 +208,11 @@ class ClaimStatus(Observed):
     node: ObjectName
     """Where the devices are."""
     resource: ResourceName
-    """Extended resource that counts the devices."""
+    """Extended resource that counts the devices; where the pod took several, the first by name."""
     devices: Annotated[int, Int(0, 1 << 20)]
     """How many."""
+    beside: Annotated[tuple[TakenAmount, ...], Items(MAX_BESIDE, keys=("resource",))] = ()
+    """What else the pod took there."""
 
 
 class KnownFabric(Observed):

@@ -21,10 +21,12 @@ from pdserve.topology.affinity import Term, demanded
 
 @dataclass(frozen=True, slots=True)
 class PodDemand:
-    """Of one instance, beside its devices."""
+    """Of one instance."""
 
+    takes: tuple[tuple[str, int], ...]
+    """Its devices and all else, by resource, as `topology.requests` counts them."""
     requests: tuple[tuple[str, int], ...]
-    """By resource, as `topology.requests` counts them."""
+    """The same without the devices of the role."""
     tolerations: tuple[Toleration, ...]
     selector: frozenset[Term] | None
     """What it demands of its node's labels; None: nothing."""
@@ -46,7 +48,8 @@ def _read(group: ScenarioGroup, role: Role, revision: str) -> PodDemand:
     try:
         return _of(_pod(group, role, revision), template)
     except EngineUnusableError:
-        return PodDemand((), (), None)
+        devices = template.instance.resource, template.instance.devices_per_node
+        return PodDemand((devices,), (), (), None)
     except (AttributeError, KeyError, TypeError, ValueError):
         plain = template.model_copy(update={"template": None})
         spec = group.spec.model_copy(update={role: plain})
@@ -58,9 +61,10 @@ def _pod(group: ScenarioGroup, role: Role, revision: str) -> dict[str, Any]:
 
 
 def _of(pod: dict[str, Any], template: RoleTemplate) -> PodDemand:
-    devices = template.instance.resource
+    takes = tuple(pod_requests(pod).items())
     return PodDemand(
-        tuple((r, n) for r, n in pod_requests(pod).items() if r != devices),
+        takes,
+        tuple((r, n) for r, n in takes if r != template.instance.resource),
         tuple(Toleration.from_json(t) for t in pod["spec"]["tolerations"]),
         demanded(pod["spec"]),
     )

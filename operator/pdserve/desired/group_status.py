@@ -67,7 +67,7 @@ def status_of(
         "selector": selector(group),
         "groups": [_group(g) for g in plan.groups],
         "repairs": [_repair(r) for r in plan.repairs],
-        "claims": [to_json(c) for c in claims],
+        "claims": to_json(claims),
         "conditions": _conditions(group, planned, now),
         **({"fabric": dict(fabric)} if fabric else {}),
     }

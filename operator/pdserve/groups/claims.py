@@ -1,9 +1,10 @@
-"""Claims: devices that an instance held, kept for its P/D group until it is replaced or given up.
+"""Claims: what an instance took, kept for its P/D group until it is replaced or given up.
 
-Between the end of a pod and the start of its successor nobody holds its devices; without a claim a
-waiting group takes them from a serving one for good. Claims live in ScenarioGroup status, and
-everybody's placement counts them like pods. A claim ends when its slot is filled again, wherever;
-when the group is resized or given up; and when its node left the fabric.
+Between the end of a pod and the start of its successor nobody holds its devices, nor the memory
+and whatever else it took beside them; without a claim a waiting group takes them from a serving one
+for good. Claims live in ScenarioGroup status, and every placement counts them like pods. A claim
+ends when its slot is filled again, wherever; when the group is resized or given up; and when its
+node left the fabric.
 
     a claim is spent by a new pod            that pod has one until a peer table names it
     a claim's pod still holds its devices    the pod counts, not the claim
@@ -34,7 +35,7 @@ from pdserve.topology import Fabric, Reservation
 
 def reservations(claims: Iterable[DeviceClaim]) -> tuple[Reservation, ...]:
     """What claims take of the fabric."""
-    return tuple(Reservation(c.pod, c.node, c.resource, c.devices) for c in claims)
+    return tuple(Reservation(c.pod, c.node, r, n) for c in claims for r, n in c.takes)
 
 
 def counted(observation: Observation) -> list[DeviceClaim]:
@@ -99,7 +100,7 @@ def with_one_lifted(
 
 
 def _at_place_of(claim: DeviceClaim, other: DeviceClaim) -> DeviceClaim:
-    return replace(claim, node=other.node, resource=other.resource, devices=other.devices)
+    return replace(claim, node=other.node, takes=other.takes)
 
 
 def after_those_ahead(fabric: Fabric, observation: Observation) -> Fabric:
@@ -207,21 +208,19 @@ def newest(known: Iterable[DeviceClaim], seen: Iterable[DeviceClaim]) -> list[De
 
 def claim_of_new(pod: NewPod, wanted: Wanted) -> DeviceClaim:
     """The claim of a pod to be created; its uid is that of the pod it replaces, or empty."""
-    role = wanted.role(pod.role)
     return DeviceClaim(
         pod.name, pod.replaces or "", pod.slot, pod.role, pod.group_index, pod.node,
-        role.resource, role.devices,
+        wanted.role(pod.role).takes,
     )  # fmt: skip
 
 
 def claim_of(instance: InstanceObs) -> DeviceClaim | None:
     """The claim that an instance leaves behind; None for one that was refused its devices."""
-    if instance.claimed is None or not instance.node or instance.fault == "Unschedulable":
+    if not instance.claimed or not instance.node or instance.fault == "Unschedulable":
         return None
-    resource, devices = instance.claimed
     return DeviceClaim(
         instance.name, instance.uid, instance.slot, instance.role, instance.group_index,
-        instance.node, resource, devices,
+        instance.node, instance.claimed,
     )  # fmt: skip
 
 

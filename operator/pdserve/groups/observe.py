@@ -26,7 +26,7 @@ from pdserve.groups.types import InstanceObs
 from pdserve.terms import ROLES, Device
 from pdserve.terms.times import timestamp
 from pdserve.topology.nodes import node_view, pinned_node
-from pdserve.topology.requests import pod_devices, pod_requests, requested_devices
+from pdserve.topology.requests import pod_devices, pod_requests, requested, requested_devices
 from pdserve.wire import names
 
 
@@ -105,7 +105,7 @@ def instance_obs(
         fault_message=verdict.message,
         unscheduled=unscheduled(pod) or "",
         holds=pod_requests(pod),
-        claimed=next(iter(requested_devices(pod).items()), None),
+        claimed=tuple(requested(pod).items()) if requested_devices(pod) else (),
         scale_unit=names.LABEL_SCALE_UNIT in labels,
         recheck_after=verdict.recheck_after,
         silent=is_silent(node),

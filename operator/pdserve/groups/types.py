@@ -64,8 +64,8 @@ class InstanceObs:
     """Why the scheduler binds it to no node, in the scheduler's words; "" where it said nothing."""
     holds: Mapping[str, int] = field(default_factory=dict)
     """What it takes on its node (what a rollout would get back), as `topology.requests` counts."""
-    claimed: tuple[str, int] | None = None
-    """Resource and number of the devices it was made for, whether or not it still holds them."""
+    claimed: tuple[tuple[str, int], ...] = ()
+    """What it was made for, whether or not it still holds it, as `topology.requests` counts it."""
     scale_unit: bool = False
     """Carries the label `wire.names.LABEL_SCALE_UNIT`."""
     recheck_after: float | None = None
@@ -108,6 +108,11 @@ class RoleWanted:
     """What each takes beside its devices, as `topology.requests` counts it."""
     selector: frozenset[Term] | None = None
     """What each demands of its node's labels; None: nothing."""
+
+    @property
+    def takes(self) -> tuple[tuple[str, int], ...]:
+        """All that one instance takes on its node, ordered by resource."""
+        return tuple(sorted({**dict(self.requests), self.resource: self.devices}.items()))
 
     @property
     def shape(self) -> Shape:
@@ -174,7 +179,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class DeviceClaim:
-    """Devices of an instance that is gone or going, kept for its P/D group (`claims`)."""
+    """What an instance that is gone or going took, kept for its P/D group (`claims`)."""
 
     pod: str
     uid: str
@@ -183,8 +188,8 @@ class DeviceClaim:
     role: Role
     group_index: int
     node: str
-    resource: str
-    devices: int
+    takes: tuple[tuple[str, int], ...]
+    """All that the pod took there, ordered by resource, as `topology.requests` counts it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from tests.support.contention import cluster, run, settle
+from tests.support.contention import Scarce, cluster, run, settle
 from tests.support.group_world import World, counts, wanted
 
 from pdserve.groups.claims import of_gone_group
@@ -18,10 +18,11 @@ SCHEDULES = 200
 
 
 @pytest.mark.invariant(13)
+@pytest.mark.parametrize("scarce", ["devices", "memory"])
 @pytest.mark.parametrize("first", range(0, SCHEDULES, 20))
-def test_no_serving_group_loses_devices_to_a_waiting_one(first: int) -> None:
-    for seed in range(first, first + 20):
-        run(seed)
+def test_no_serving_group_loses_devices_to_a_waiting_one(first: int, scarce: Scarce) -> None:
+    for seed in range(first, first + (20 if scarce == "devices" else 10)):
+        run(seed, scarce)
 
 
 def test_what_is_given_up_goes_to_those_who_wait_by_rank() -> None:
@@ -151,8 +152,9 @@ def test_a_group_rolled_twice_gets_the_devices_of_the_fuller_one_back() -> None:
 
 
 SLOTS = ("p0", "d0", "d1")
+TAKES = (("example.com/npu", 2),)
 
 
 def _claim(group: int, slot: str) -> DeviceClaim:
     role: Role = "prefill" if slot.startswith("p") else "decode"
-    return DeviceClaim(f"g{group}-{slot}", slot, slot, role, group, "n1", "example.com/npu", 2)
+    return DeviceClaim(f"g{group}-{slot}", slot, slot, role, group, "n1", TAKES)

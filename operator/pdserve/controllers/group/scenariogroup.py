@@ -262,7 +262,7 @@ class _Reconcile:
         refused: ConditionState | None = None
         # Devices that the plan frees are claimed before it does.
         if set(planned.claims) - set(claims_of(self.group)):
-            await self._write({"claims": [to_json(c) for c in planned.claims]})
+            await self._write({"claims": to_json(planned.claims)})
         await self._budgets(planned.budgets)
         try:
             await executor.execute(planned.actions)

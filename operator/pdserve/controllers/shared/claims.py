@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pdserve.api import ScenarioGroup
+from pdserve.api import ScenarioGroup, revision_of
 from pdserve.controllers.shared.caches import Caches
 from pdserve.controllers.shared.scope import Scope
 from pdserve.desired.claim_entries import claims_of, from_json
+from pdserve.desired.demand import demand_of
 from pdserve.groups.claims import claim_of, newest, reservations
 from pdserve.groups.health import condition
 from pdserve.groups.types import DeviceClaim, InstanceObs
@@ -25,6 +26,7 @@ from pdserve.placement import GroupRequest
 from pdserve.terms import ROLES
 from pdserve.topology import Reservation, pod_devices
 from pdserve.topology.nodes import pinned_node
+from pdserve.topology.requests import requested
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
 
@@ -77,6 +79,8 @@ class Claims:
         """
         key = ObjectKey(group.metadata.namespace, group.metadata.name)
         present = {i.name for i in instances}
+        revision = revision_of(group.spec)
+        takes = {role: demand_of(group, role, revision).takes for role in ROLES}
         for instance in instances:
             claim = None if instance.holds or instance.drain_started else claim_of(instance)
             if claim is not None:
@@ -85,14 +89,10 @@ class Claims:
             for peer in table.instances:
                 if peer.id in present or not peer.nodes:
                     continue
-                shape = (
-                    group.spec.prefill if peer.role == "prefill" else group.spec.decode
-                ).instance
                 slot = peer.id.rpartition("-")[0]
                 claim = DeviceClaim(
-                    peer.id, peer.id, slot, peer.role, index, peer.nodes[0].name,
-                    shape.resource, shape.devices_per_node,
-                )  # fmt: skip
+                    peer.id, peer.id, slot, peer.role, index, peer.nodes[0].name, takes[peer.role]
+                )
                 self._lost.setdefault(key, {}).setdefault(peer.id, claim)
 
     def _note(self, pod: Object) -> None:
@@ -109,10 +109,9 @@ class Claims:
             return  # it never got them
         if role not in ROLES or not index.isdigit() or not node:
             return
-        resource, devices = next(iter(pod_devices(pod).items()))
         claim = DeviceClaim(
             meta["name"], str(meta["uid"]), meta["name"].rpartition("-")[0], role, int(index),
-            node, resource, devices,
+            node, tuple(requested(pod).items()),
         )  # fmt: skip
         key = ObjectKey(meta["namespace"], owner["name"])
         self._lost.setdefault(key, {})[claim.pod] = claim

@@ -1,0 +1,61 @@
+"""Claims as ScenarioGroup status keeps them."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.api_objects import scenariogroup
+
+from pdserve.api import ScenarioGroup
+from pdserve.api.scenariogroup import MAX_BESIDE
+from pdserve.controllers.shared.parsed import parsed
+from pdserve.desired.claim_entries import MOST_BESIDE, claims_of, from_json, to_json
+from pdserve.frozen import Frozen
+from pdserve.groups.types import DeviceClaim
+from pdserve.kube.resource import Object
+
+NPU = "huawei.com/Ascend910"
+
+
+def claim(number: int = 0, **amounts: int) -> DeviceClaim:
+    takes = {NPU: 4, **{name.replace("_", "/"): n for name, n in amounts.items()}}
+    pod, slot = f"shop-chat-0-p{number}-abcdef", f"shop-chat-0-p{number}"
+    return DeviceClaim(pod, "uid", slot, "prefill", 0, "node-1", tuple(sorted(takes.items())))
+
+
+def stored(*claims: DeviceClaim) -> ScenarioGroup:
+    obj: Object = scenariogroup()
+    obj["status"] = {"claims": to_json(claims)}
+    return parsed(ScenarioGroup, Frozen(obj))
+
+
+@pytest.mark.parametrize(
+    "kept", [claim(), claim(cpu=500, memory=2**40, pods=1), claim(memory=1, **{"a.example_nic": 8})]
+)
+def test_status_keeps_all_that_a_pod_took(kept: DeviceClaim) -> None:
+    assert claims_of(stored(kept)) == (kept,)
+    assert [from_json(raw) for raw in to_json([kept])] == [kept]
+
+
+def test_a_claim_of_an_operator_before_keeps_its_devices() -> None:
+    (raw,) = to_json([claim(memory=5)])
+    del raw["beside"]
+    assert from_json(raw) == claim()
+
+
+@pytest.mark.parametrize(
+    "beside", [5, "many", [None], [{}], [{"resource": "memory", "amount": "1Gi"}], [["memory", 1]]]
+)
+def test_what_nobody_wrote_is_no_claim(beside: object) -> None:
+    (raw,) = to_json([claim()])
+    assert from_json({**raw, "beside": beside}) is None
+
+
+def test_status_has_room_for_the_devices_of_every_claim() -> None:
+    """However many other resources a template names."""
+    wide = {f"x{n:03}.example_{'a' * 60}": 1 for n in range(MAX_BESIDE + 10)}
+    claims = [claim(n, **wide) for n in range(MOST_BESIDE // MAX_BESIDE + 50)]
+    found = to_json(claims)
+    assert len(found) == len(claims)
+    assert sum(len(raw["beside"]) for raw in found) == MOST_BESIDE
+    assert all(len(raw["beside"]) <= MAX_BESIDE for raw in found)
+    assert len(claims_of(stored(*claims))) == len(claims)
