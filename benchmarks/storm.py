@@ -27,8 +27,9 @@ from benchmarks.harness import Progress, Row, report
 
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.api_server import FakeApi
+from pdserve.dst.moments import stamp
 from pdserve.dst.virtual_time import run_virtual
-from pdserve.dst.world import World, stamp
+from pdserve.dst.world import World
 from pdserve.dst.world_service import service
 from pdserve.kube.client import KubeClient
 from pdserve.kube.lease import LeaseElector

@@ -16,21 +16,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from pdserve.dst import api_fields as fields
+from pdserve.dst.api_checks import (
+    check_identity,
+    check_pod_spec,
+    immutable_uid,
+    is_terminating,
+    not_found,
+    substance,
+)
+from pdserve.dst.api_deletion import Deletion
 from pdserve.dst.api_fields import Ownership, copy
 from pdserve.dst.api_kinds import BUILTIN, Change, Store, StoredKind
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_select import Selection
-from pdserve.dst.disruption import grant
 from pdserve.kube import resource as known
 from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import Object, ObjectKey, Resource, key_of
 
-DEFAULT_GRACE = 30
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -47,15 +54,16 @@ class FakeApi:
 
         `now` defaults to a calendar that runs with the event loop's clock.
         """
-        self._stores = {kind.resource: Store(kind) for kind in (*BUILTIN, *kinds)}
+        self.stores = {kind.resource: Store(kind) for kind in (*BUILTIN, *kinds)}
         self._uids = itertools.count(1)
         self.version = 1
+        self._deletion = Deletion(self)
         self._now = now or _loop_calendar
         self._pages: dict[str, tuple[int, list[Object]]] = {}
         for name in namespaces:
             meta = {"name": name, "uid": f"namespace-{name}", "resourceVersion": "1"}
             namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": meta}
-            self._stores[known.NAMESPACES].objects[ObjectKey("", name)] = namespace
+            self.stores[known.NAMESPACES].objects[ObjectKey("", name)] = namespace
 
     # --- for tests -------------------------------------------------------------------------
 
@@ -65,7 +73,7 @@ class FakeApi:
 
     def store(self, resource: Resource) -> Store:
         """The objects of a kind. Raises 404 for an unknown kind, as the server does."""
-        store = self._stores.get(resource)
+        store = self.stores.get(resource)
         if store is None:
             raise KubeError(404, "NotFound", "404 page not found")
         return store
@@ -86,12 +94,12 @@ class FakeApi:
 
     def wake_watches(self) -> None:
         """Let every open watch look again, e.g. after a client's `faults.down` was set."""
-        for store in self._stores.values():
+        for store in self.stores.values():
             store.wake()
 
     def end_pod(self, namespace: str, name: str) -> None:
         """The kubelet's last word on a terminating pod: its containers are gone."""
-        self._remove(self.store(known.PODS), ObjectKey(namespace, name))
+        self.remove(self.store(known.PODS), ObjectKey(namespace, name))
 
     # --- requests --------------------------------------------------------------------------
 
@@ -104,7 +112,7 @@ class FakeApi:
         if request.verb == "list":
             return self._list(store, request)
         if request.verb == "create" and request.subresource == "eviction":
-            return self._evict(store, request)
+            return self._deletion.evict(store, request)
         if request.verb == "create":
             return copy(self._create(store, request))
         key = ObjectKey(request.namespace or "", request.name or "")
@@ -115,11 +123,11 @@ class FakeApi:
             if request.verb == "update" and request.body["metadata"].get("uid"):
                 message = f'uid mismatch: no {store.kind.resource.plural} "{key.name}" was found'
                 raise KubeError(409, "Conflict", message)
-            raise _not_found(store, key)
+            raise not_found(store, key)
         if request.verb == "get":
             return copy(live)
         if request.verb == "delete":
-            return copy(self._delete(store, key, live, request))
+            return copy(self._deletion.delete(store, key, live, request))
         if request.subresource not in (None, "status") or (
             request.subresource == "status" and not store.kind.status
         ):
@@ -165,7 +173,7 @@ class FakeApi:
         key = ObjectKey(request.namespace or "", meta["name"])
         taken = store.objects.get(key)
         if taken is not None:
-            prefix = "object is being deleted: " if _terminating(taken) else ""
+            prefix = "object is being deleted: " if is_terminating(taken) else ""
             message = f'{prefix}{resource.plural} "{key.name}" already exists'
             raise KubeError(409, "AlreadyExists", message)
         if store.kind.status:
@@ -187,14 +195,14 @@ class FakeApi:
         meta["managedFields"] = ownership.managed_fields(resource.api_version)
         if request.namespace:
             meta["namespace"] = request.namespace
-        meta |= {"uid": uid, "creationTimestamp": self._stamp()}
+        meta |= {"uid": uid, "creationTimestamp": self.stamp()}
         for owned_by_server in ("deletionTimestamp", "deletionGracePeriodSeconds"):
             meta.pop(owned_by_server, None)
         if store.kind.generation:
             meta["generation"] = 1
         if "dryRun" in request.query:
             return obj
-        return self._commit(store, key, "ADDED", None, obj)
+        return self.commit(store, key, "ADDED", None, obj)
 
     def _change(self, store: Store, key: ObjectKey, live: Object, request: KubeRequest) -> Object:
         body, base = request.body, live
@@ -214,7 +222,7 @@ class FakeApi:
         if request.subresource and not store.builtin:
             uid = live["metadata"]["uid"]  # custom resources ignore it here
             changed = {**changed, "metadata": {**changed["metadata"], "uid": uid}}
-        _check_identity(store, key, live, changed)
+        check_identity(store, key, live, changed)
         explicit = changed["metadata"].get("managedFields")
         rewritten = explicit != live["metadata"].get("managedFields") and explicit is not None
         managed = explicit if rewritten else live["metadata"].get("managedFields", [])
@@ -236,7 +244,7 @@ class FakeApi:
         if live is None:
             self._check_namespace(resource, request.namespace)
             if request.subresource:
-                raise _not_found(store, key)
+                raise not_found(store, key)
             if wanted_uid is not None:
                 message = f"uid mismatch: {wanted_uid}, and no existing object was found"
                 raise KubeError(409, "Conflict", message)
@@ -249,7 +257,7 @@ class FakeApi:
             return self._insert(store, key, config, uid, request)
         guarded = not request.subresource or store.builtin
         if guarded and wanted_uid not in (None, live["metadata"]["uid"]):
-            raise _immutable_uid(store, key, wanted_uid)
+            raise immutable_uid(store, key, wanted_uid)
         if config["metadata"].pop("resourceVersion", None) not in (
             None,
             live["metadata"]["resourceVersion"],
@@ -307,31 +315,20 @@ class FakeApi:
         meta["managedFields"] = ownership.managed_fields(resource.api_version)
         new = {**new, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": meta}
         if resource == known.PODS and request.subresource is None:
-            _check_pod_spec(key, live["spec"], new["spec"])
-        if store.kind.generation and _substance(live) != _substance(new):
+            check_pod_spec(key, live["spec"], new["spec"])
+        if store.kind.generation and substance(live) != substance(new):
             meta["generation"] = old_meta.get("generation", 0) + 1
         if new == live:
             return live
         if "dryRun" in request.query:
             return new
-        if _terminating(new) and not meta.get("finalizers") and resource != known.PODS:
-            return self._remove(store, key, new)
-        return self._commit(store, key, "MODIFIED", live, new)
+        if is_terminating(new) and not meta.get("finalizers") and resource != known.PODS:
+            return self.remove(store, key, new)
+        return self.commit(store, key, "MODIFIED", live, new)
 
-    # --- deletion --------------------------------------------------------------------------
-
-    def _evict(self, store: Store, request: KubeRequest) -> Object:
-        """Delete a pod if its PodDisruptionBudget allows it now."""
-        key = ObjectKey(request.namespace or "", request.name or "")
-        live = store.objects.get(key)
-        if live is None:
-            raise _not_found(store, key)
-        budgets = self.objects(known.POD_DISRUPTION_BUDGETS, key.namespace)
-        granted = grant(budgets, live, self._stamp())
-        if granted is not None:
-            self.budget_status(*granted)
-        self._delete(store, key, live, KubeRequest("delete", known.PODS, key.namespace, key.name))
-        return {"kind": "Status", "status": "Success"}
+    def collect_garbage(self) -> int:
+        """One round of the garbage collector; returns how many objects it acted on."""
+        return self._deletion.collect_garbage()
 
     def budget_status(self, budget: Object, status: Object) -> None:
         """Replace a PodDisruptionBudget's status, as the disruption controller does."""
@@ -341,49 +338,20 @@ class FakeApi:
             KubeRequest("update", resource, meta["namespace"], meta["name"], "status", body=body)
         )
 
-    def _delete(self, store: Store, key: ObjectKey, live: Object, request: KubeRequest) -> Object:
-        options = request.body or {}
-        wanted = options.get("preconditions") or {}
-        meta = live["metadata"]
-        for guard in ("uid", "resourceVersion"):
-            if guard in wanted and wanted[guard] != meta[guard]:
-                message = f"the {guard} in the precondition ({wanted[guard]}) does not match"
-                raise KubeError(409, "Conflict", message)
-        finalizers = list(meta.get("finalizers") or [])
-        hold = {"Orphan": "orphan", "Foreground": "foregroundDeletion"}
-        policy = options.get("propagationPolicy")
-        if policy in hold and hold[policy] not in finalizers and not _terminating(live):
-            finalizers.append(hold[policy])
-        grace = self._grace(store, live, options.get("gracePeriodSeconds"))
-        if grace == 0 and not finalizers:
-            gone = copy(live)
-            if store.kind.resource == known.PODS:
-                gone["metadata"] |= self._mark(0)
-            return self._deleted(store, self._remove(store, key, gone))
-        if _terminating(live) and grace >= meta.get("deletionGracePeriodSeconds", 0):
-            return live
-        marked = copy(live)
-        marked["metadata"] |= self._mark(grace)
-        if finalizers:
-            marked["metadata"]["finalizers"] = finalizers
-        if store.kind.generation:
-            marked["metadata"]["generation"] = meta.get("generation", 0) + 1
-        return self._commit(store, key, "MODIFIED", live, marked)
+    # --- the rest --------------------------------------------------------------------------
 
-    @staticmethod
-    def _grace(store: Store, live: Object, asked: int | None) -> int:
-        """Only a pod that some node may run ends gracefully."""
-        if store.kind.resource != known.PODS or not live["spec"].get("nodeName"):
-            return 0
-        if live.get("status", {}).get("phase") in ("Succeeded", "Failed"):
-            return 0
-        default = live["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE)
-        return int(default if asked is None else asked)
+    def commit(
+        self, store: Store, key: ObjectKey, event: str, before: Object | None, obj: Object
+    ) -> Object:
+        """Store an object as a new version, and tell the watches."""
+        self.version += 1
+        obj["metadata"]["resourceVersion"] = str(self.version)
+        store.objects[key] = obj
+        store.record(Change(self.version, event, obj, before))
+        return obj
 
-    def _mark(self, grace: int) -> Object:
-        return {"deletionTimestamp": self._stamp(grace), "deletionGracePeriodSeconds": grace}
-
-    def _remove(self, store: Store, key: ObjectKey, last: Object | None = None) -> Object:
+    def remove(self, store: Store, key: ObjectKey, last: Object | None = None) -> Object:
+        """Take an object out for good; `last` is how watches see it."""
         live = store.objects.pop(key)
         gone = copy(last or live)
         self.version += 1
@@ -391,130 +359,15 @@ class FakeApi:
         store.record(Change(self.version, "DELETED", gone, live))
         return gone
 
-    @staticmethod
-    def _deleted(store: Store, gone: Object) -> Object:
-        """What DELETE answers when the object is gone at once."""
-        if store.kind.resource == known.PODS:
-            return gone
-        meta, plural = gone["metadata"], store.kind.resource.plural
-        details = {"name": meta["name"], "kind": plural, "uid": meta["uid"]}
-        return {"kind": "Status", "metadata": {}, "status": "Success", "details": details}
-
-    def collect_garbage(self) -> int:
-        """One round of the garbage collector; returns how many objects it acted on."""
-        live = {o["metadata"]["uid"] for s in self._stores.values() for o in s.objects.values()}
-        acted = 0
-        for store in self._stores.values():
-            for key in sorted(store.objects):
-                obj = store.objects[key]
-                owners = obj["metadata"].get("ownerReferences") or []
-                if owners and not any(owner["uid"] in live for owner in owners):
-                    acted += not _terminating(obj)
-                    self._delete(store, key, obj, KubeRequest("delete", store.kind.resource))
-                elif _terminating(obj):
-                    acted += self._settle(store, key, obj)
-        return acted
-
-    def _settle(self, store: Store, key: ObjectKey, obj: Object) -> int:
-        """Orphan or delete the dependents of an owner that waits for it, then let it go."""
-        finalizers = obj["metadata"].get("finalizers") or []
-        orphan = "orphan" in finalizers
-        if not orphan and "foregroundDeletion" not in finalizers:
-            return 0
-        waiting = False
-        for other, place, dependent in self._dependents(obj["metadata"]["uid"]):
-            if orphan:
-                kept = copy(dependent)
-                references = kept["metadata"].pop("ownerReferences")
-                left = [r for r in references if r["uid"] != obj["metadata"]["uid"]]
-                if left:
-                    kept["metadata"]["ownerReferences"] = left
-                self._commit(other, place, "MODIFIED", dependent, kept)
-            else:
-                resource = other.kind.resource
-                self._delete(other, place, dependent, KubeRequest("delete", resource))
-                waiting |= place in other.objects
-        if waiting:
-            return 0
-        freed = copy(obj)
-        left_over = [f for f in finalizers if f not in ("orphan", "foregroundDeletion")]
-        freed["metadata"]["finalizers"] = left_over
-        if left_over:
-            self._commit(store, key, "MODIFIED", obj, freed)
-        else:
-            self._remove(store, key, freed)
-        return 1
-
-    def _dependents(self, uid: str) -> Iterator[tuple[Store, ObjectKey, Object]]:
-        for store in self._stores.values():
-            for key in sorted(store.objects):
-                owners = store.objects[key]["metadata"].get("ownerReferences") or []
-                if any(owner["uid"] == uid for owner in owners):
-                    yield store, key, store.objects[key]
-
-    # --- the rest --------------------------------------------------------------------------
-
-    def _commit(
-        self, store: Store, key: ObjectKey, event: str, before: Object | None, obj: Object
-    ) -> Object:
-        self.version += 1
-        obj["metadata"]["resourceVersion"] = str(self.version)
-        store.objects[key] = obj
-        store.record(Change(self.version, event, obj, before))
-        return obj
-
     def _check_namespace(self, resource: Resource, namespace: str | None) -> None:
-        namespaces = self._stores[known.NAMESPACES].objects
+        namespaces = self.stores[known.NAMESPACES].objects
         if resource.namespaced and ObjectKey("", namespace or "") not in namespaces:
             raise KubeError(404, "NotFound", f'namespaces "{namespace}" not found')
 
-    def _stamp(self, after: float = 0) -> str:
+    def stamp(self, after: float = 0) -> str:
+        """The time `after` seconds from now, as objects carry it."""
         return (self._now() + timedelta(seconds=after)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _loop_calendar() -> datetime:
     return START + timedelta(seconds=asyncio.get_running_loop().time())
-
-
-def _terminating(obj: Object) -> bool:
-    return "deletionTimestamp" in obj["metadata"]
-
-
-def _substance(obj: Object) -> Object:
-    return {k: v for k, v in obj.items() if k not in ("metadata", "status", "apiVersion", "kind")}
-
-
-def _not_found(store: Store, key: ObjectKey) -> KubeError:
-    return KubeError(404, "NotFound", f'{store.kind.resource.plural} "{key.name}" not found')
-
-
-def _immutable_uid(store: Store, key: ObjectKey, uid: str) -> KubeError:
-    message = f'{store.kind.resource.kind} "{key.name}" is invalid: metadata.uid: {uid!r}'
-    cause = {"reason": "FieldValueInvalid", "field": "metadata.uid", "message": "immutable"}
-    return KubeError(422, "Invalid", message, causes=(cause,))
-
-
-def _check_identity(store: Store, key: ObjectKey, live: Object, changed: Object) -> None:
-    meta, old = changed["metadata"], live["metadata"]
-    version = meta.get("resourceVersion")
-    if version not in (None, "", old["resourceVersion"]):
-        message = f'{store.kind.resource.plural} "{key.name}": the object has been modified'
-        raise KubeError(409, "Conflict", message)
-    if meta.get("uid") not in (None, "", old["uid"]):
-        raise _immutable_uid(store, key, meta["uid"])
-
-
-def _check_pod_spec(key: ObjectKey, old: Object, new: Object) -> None:
-    """A pod's spec is fixed but for images, added tolerations and removed scheduling gates."""
-
-    def fixed(spec: Object) -> Object:
-        rest = {k: v for k, v in spec.items() if k not in ("tolerations", "schedulingGates")}
-        containers = [{**c, "image": ""} for c in spec.get("containers", ())]
-        return {**rest, "containers": containers}
-
-    added_only = all(t in new.get("tolerations", ()) for t in old.get("tolerations", ()))
-    gates_removed = all(g in old.get("schedulingGates", ()) for g in new.get("schedulingGates", ()))
-    if fixed(old) != fixed(new) or not added_only or not gates_removed:
-        cause = {"reason": "FieldValueForbidden", "field": "spec", "message": "may not change"}
-        message = f'Pod "{key.name}" is invalid: spec: Forbidden: pod updates may not change fields'
-        raise KubeError(422, "Invalid", message, causes=(cause,))

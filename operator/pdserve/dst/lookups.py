@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.world import World
+from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import PODS, Object
 from pdserve.wire import names
 
@@ -29,3 +33,44 @@ def instances_of(world: World, group: Object) -> list[Object]:
         and pod["metadata"].get("namespace") == group["metadata"]["namespace"]
         and any(o["uid"] == uid for o in pod["metadata"].get("ownerReferences", ()))
     ]
+
+
+def place_of(pod: Object) -> tuple[str | None, ...]:
+    """P/D group, role and revision."""
+    keys = (names.LABEL_GROUP_INDEX, names.LABEL_ROLE, names.LABEL_REVISION)
+    return tuple(map(labels_of(pod).get, keys))
+
+
+def labels_of(obj: Object) -> dict[str, str]:
+    """Labels of an object; empty where it has none."""
+    return obj["metadata"].get("labels") or {}
+
+
+def drain_begins(before: Object, after: Object) -> bool:
+    """Whether this change of a pod is the one that drains it."""
+
+    def told(obj: Object) -> bool:
+        return names.ANNOTATION_DRAIN in (obj["metadata"].get("annotations") or {})
+
+    return told(after) and not told(before)
+
+
+def newest_applied_in(status: Any) -> dict[str, Any] | None:
+    """The newest applied decision of a ScenarioGroup's status; None where there is none."""
+    made = [d for d in status.get("decisions", ()) if d.get("outcome") == "Applied"]
+    return dict(made[-1]) if made else None
+
+
+def routed_ids(routes: Any) -> Iterable[str]:
+    """Ids of the instances of a route table."""
+    for scenario in routes["scenarios"]:
+        for group in scenario["groups"]:
+            for instance in group["instances"]:
+                yield instance["id"]
+
+
+def line_of(request: KubeRequest) -> str:
+    """A request as text."""
+    name = request.name or (request.body or {}).get("metadata", {}).get("name", "")
+    part = f"/{request.subresource}" if request.subresource else ""
+    return f"{request.verb} {request.resource.plural}{part} {request.namespace or ''}/{name}"

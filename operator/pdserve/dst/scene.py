@@ -20,8 +20,9 @@ from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO
 from pdserve.dst.api_fields import copy, merge_patch
 from pdserve.dst.api_net import Faults
 from pdserve.dst.metrics import SimulatedMetrics
+from pdserve.dst.moments import now, stamp
 from pdserve.dst.watcher import Watcher
-from pdserve.dst.world import World, now, stamp
+from pdserve.dst.world import World
 from pdserve.dst.world_service import service
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import NODES, Object, ObjectKey, Resource, key_of

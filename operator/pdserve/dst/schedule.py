@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
+from pdserve.dst.asked import counts_in_force, scenario_name
 from pdserve.dst.lookups import instances_of
 from pdserve.dst.scene import VARIANTS, Scene, reseed
 from pdserve.dst.steps import STEPS
-from pdserve.dst.watcher import Violation, counts_in_force, scenario_name
+from pdserve.dst.violation import Violation
 from pdserve.kube.resource import Object
 from pdserve.wire import names
 

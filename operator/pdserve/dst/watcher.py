@@ -20,14 +20,22 @@ import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from pdserve.api import InvalidObjectError, ScenarioGroup, revision_of
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
-from pdserve.controllers.shared.parsed import parsed
-from pdserve.desired import decisions
-from pdserve.dst.lookups import group_of, instances_of
-from pdserve.dst.world import World, now
+from pdserve.dst.asked import Asked, ScenarioName, current_revision, scenario_name
+from pdserve.dst.lookups import (
+    drain_begins,
+    group_of,
+    instances_of,
+    labels_of,
+    line_of,
+    newest_applied_in,
+    place_of,
+    routed_ids,
+)
+from pdserve.dst.moments import now
+from pdserve.dst.violation import Violation
+from pdserve.dst.world import World
 from pdserve.dst.world_engines import SimulatedEngine
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Object, ObjectKey
@@ -47,17 +55,6 @@ STARTS = 10.0
 fault."""
 DRAIN_SECONDS = 60.0
 """recovery.drainSeconds of every service: the API's default."""
-
-ScenarioName = tuple[str, str, str]
-"""Namespace, PDService, scenario."""
-
-
-class Violation(Exception):  # noqa: N818 - an invariant that does not hold, not an error
-    """An invariant was broken; `number` is the invariant's."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(f"invariant {number}: {message}")
-        self.number = number
 
 
 @dataclass(slots=True)
@@ -80,22 +77,24 @@ class Watcher:
     complete_at_start: dict[ScenarioName, Counts] = field(default_factory=dict)
     made: dict[ScenarioName, int] = field(default_factory=dict)
     """Pods the operator made since `begin`."""
-    _authority: dict[ScenarioName, list[tuple[float, Counts]]] = field(default_factory=dict)
-    _revisions: dict[ScenarioName, tuple[float, str]] = field(default_factory=dict)
-    """The revision that the spec asks for, and since when: before `begin` since 0."""
+    asked: Asked = field(init=False)
+    """Counts and revisions that are in force."""
     _drained: dict[str, float] = field(default_factory=dict)
     _routed: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     owed: dict[tuple[str, str], float] = field(default_factory=dict)
     """Namespace and slot of instances that must be replaced, and since when."""
     _gone: dict[tuple[str, str, str], float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.asked = Asked(self.world)
+
     # --- how a schedule uses it --------------------------------------------------------------
 
     def begin(self) -> None:
         """From now on everything is judged."""
-        self.note_authority()
+        self.asked.note(judged=False)
         for group in self.world.seen(SCENARIO_GROUPS):
-            name, wanted = scenario_name(group), self.authority(scenario_name(group))
+            name, wanted = scenario_name(group), self.asked.counts(scenario_name(group))
             pods = instances_of(self.world, group)
             if wanted and len(pods) == wanted.total("prefill") + wanted.total("decode"):
                 self.complete_at_start[name] = wanted
@@ -105,23 +104,6 @@ class Watcher:
     def trouble(self, seconds: float) -> None:
         """The operator is cut off, dead or confused for so long."""
         self.trouble_until = max(self.trouble_until, self._time() + seconds)
-
-    def note_authority(self) -> None:
-        """Remember which counts and revision are in force; called after each change of them."""
-        for group in self.world.seen(SCENARIO_GROUPS):
-            name = scenario_name(group)
-            revision = _current_revision(group)
-            if self._revisions.get(name, (0.0, ""))[1] != revision:
-                self._revisions[name] = (self._time() if self.active else 0.0, revision)
-            counts = counts_in_force(self.world, group)
-            known = self._authority.setdefault(name, [])
-            if counts is not None and (not known or known[-1][1] != counts):
-                known.append((self._time(), counts))
-
-    def authority(self, name: ScenarioName) -> Counts | None:
-        """The counts in force now."""
-        known = self._authority.get(name)
-        return known[-1][1] if known else None
 
     def tick(self) -> None:
         """Once a second: what no single write shows."""
@@ -144,7 +126,7 @@ class Watcher:
         """One write of the operator took effect."""
         if not self.active or self.found is not None:
             return
-        self.writes.append(_line(request))
+        self.writes.append(line_of(request))
         try:
             self._judge(request, before, answer)
         except Violation as violation:
@@ -153,13 +135,13 @@ class Watcher:
     def _judge(self, request: KubeRequest, before: Object | None, answer: Object) -> None:
         resource = request.resource
         if before is not None and before["metadata"].get("uid") in self.foreign:
-            raise Violation(9, f"{_line(request)}: the object is not the operator's")
+            raise Violation(9, f"{line_of(request)}: the object is not the operator's")
         if resource == PODS and request.verb == "create":
             self._pod_made(answer)
-        elif resource == PODS and before is not None and names.LABEL_ROLE in _labels(before):
+        elif resource == PODS and before is not None and names.LABEL_ROLE in labels_of(before):
             if request.verb == "delete":
                 self._pod_deleted(before)
-            elif _drain_begins(before, answer):
+            elif drain_begins(before, answer):
                 self._drained[before["metadata"]["uid"]] = self._time()
                 self._given_up(before, "drained")
         elif resource == CONFIGMAPS and request.verb != "delete":
@@ -167,7 +149,7 @@ class Watcher:
         elif resource == SCENARIO_GROUPS:
             if self.lying:
                 self._check_no_decision(before, answer)
-            self.note_authority()
+            self.asked.note()
 
     def _pod_made(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -182,18 +164,18 @@ class Watcher:
         """A new pod stands for a missing one: of its role and group, as many as are wanted are not
         well or about to be. Those on cordoned nodes may have stand-ins.
         """
-        in_force = self._in_force(name)
+        in_force = self.asked.lately(name, self._lag_since())
         if self.trouble_until > self._time() - LAG or not in_force or not self._service_has(name):
             return
-        place = _place(pod)
+        place = place_of(pod)
         others = [
             p["metadata"]["name"] for p in instances_of(self.world, group)
-            if _place(p) == place and p["metadata"]["uid"] != pod["metadata"]["uid"]
+            if place_of(p) == place and p["metadata"]["uid"] != pod["metadata"]["uid"]
             and (self._healthy(p) or self._starts(p)) and p["metadata"]["uid"] not in self.harmed
             and not self._is_cordoned(p)
             and names.ANNOTATION_DRAIN not in p["metadata"].get("annotations", {})
         ]  # fmt: skip
-        role = _labels(pod)[names.LABEL_ROLE]
+        role = labels_of(pod)[names.LABEL_ROLE]
         wanted = max(c.prefill if role == "prefill" else c.decode for c in in_force)
         if len(others) >= wanted:
             raise Violation(
@@ -227,14 +209,14 @@ class Watcher:
         name = scenario_name(group)
         if not self._service_has(name):
             return
-        since, revision = self._revisions.get(name, (0.0, _current_revision(group)))
-        asked_again = self._time() - since < LAG  # the roll that is taken back may still act
-        if _labels(pod).get(names.LABEL_REVISION) == revision and not asked_again:
+        # What the operator began before a roll was taken back may still be seen.
+        settled = self.asked.revision_since(name) <= self._time() - LAG
+        if settled and labels_of(pod).get(names.LABEL_REVISION) == current_revision(group):
             self._check_surplus(pod, group, name, how)
         self._check_others_serve(pod, group, name, how)
 
     def _check_surplus(self, pod: Object, group: Object, name: ScenarioName, how: str) -> None:
-        in_force = self._in_force(name)
+        in_force = self.asked.lately(name, self._lag_since())
         if any(self._is_surplus(pod, group, counts) for counts in in_force):
             return
         wanted = ", ".join(map(str, in_force))
@@ -242,14 +224,10 @@ class Watcher:
             13, f"healthy pod {pod['metadata']['name']} {how} although {wanted or 'it'} is wanted"
         )
 
-    def _in_force(self, name: ScenarioName) -> list[Counts]:
-        """The counts that the operator may act on: those in force now, or lately."""
+    def _lag_since(self) -> float:
+        """The operator may still act on what was in force after this moment; -1: at any time."""
         since = self._time() - LAG
-        if self.trouble_until > since:
-            since = -1.0
-        known = self._authority.get(name, ())
-        older = [counts for time, counts in known if time < since]
-        return [counts for time, counts in known if time >= since] + older[-1:]
+        return -1.0 if self.trouble_until > since else since
 
     def _is_surplus(self, pod: Object, group: Object, counts: Counts) -> bool:
         staying = [
@@ -258,25 +236,25 @@ class Watcher:
             and names.ANNOTATION_DRAIN not in p["metadata"].get("annotations", {})
         ]  # fmt: skip
         staying = [p for p in staying if p["metadata"]["uid"] != pod["metadata"]["uid"]] + [pod]
-        indexes = {_labels(p).get(names.LABEL_GROUP_INDEX) for p in staying}
-        current = _current_revision(group)
+        indexes = {labels_of(p).get(names.LABEL_GROUP_INDEX) for p in staying}
+        current = current_revision(group)
         if len(indexes) > counts.groups:
             outdated = any(
-                _labels(p).get(names.LABEL_REVISION) != current and not self._healthy(p)
+                labels_of(p).get(names.LABEL_REVISION) != current and not self._healthy(p)
                 for p in staying
             )
             return not outdated
-        mine = _labels(pod)
+        mine = labels_of(pod)
         same = [
             p for p in staying
-            if _labels(p).get(names.LABEL_GROUP_INDEX) == mine.get(names.LABEL_GROUP_INDEX)
-            and _labels(p).get(names.LABEL_ROLE) == mine.get(names.LABEL_ROLE)
+            if labels_of(p).get(names.LABEL_GROUP_INDEX) == mine.get(names.LABEL_GROUP_INDEX)
+            and labels_of(p).get(names.LABEL_ROLE) == mine.get(names.LABEL_ROLE)
         ]  # fmt: skip
         wanted = counts.prefill if mine.get(names.LABEL_ROLE) == "prefill" else counts.decode
         return len(same) > wanted
 
     def _check_others_serve(self, pod: Object, group: Object, name: ScenarioName, how: str) -> None:
-        mine = _labels(pod).get(names.LABEL_GROUP_INDEX)
+        mine = labels_of(pod).get(names.LABEL_GROUP_INDEX)
         if mine not in self._serving_groups(group, pod):
             return
         left = self._serving_groups(group, pod, without=pod["metadata"]["uid"])
@@ -298,7 +276,7 @@ class Watcher:
         uid = was["metadata"]["uid"]
         others = (p for p in instances_of(self.world, group) if p["metadata"]["uid"] != uid)
         for pod in (*others, was):
-            meta, labels = pod["metadata"], _labels(pod)
+            meta, labels = pod["metadata"], labels_of(pod)
             leaving = "deletionTimestamp" in meta or names.ANNOTATION_DRAIN in meta.get(
                 "annotations", {}
             )
@@ -312,8 +290,8 @@ class Watcher:
         return {index for (index, _), found in roles.items() if len(found) == 2}
 
     def _check_no_decision(self, before: Object | None, after: Object) -> None:
-        old = _applied((before or {}).get("status", {}))
-        new = _applied(after.get("status", {}))
+        old = newest_applied_in((before or {}).get("status", {}))
+        new = newest_applied_in(after.get("status", {}))
         if new is not None and new != old and new.get("reason") not in _NOT_MEASURED:
             raise Violation(
                 6, f"{after['metadata']['name']}: {new.get('reason')} {new.get('from')} -> "
@@ -333,7 +311,7 @@ class Watcher:
             return
         routes = json.loads(data[names.KEY_ROUTES])
         key = (namespace, routes["service"])
-        ids = frozenset(_ids(routes))
+        ids = frozenset(routed_ids(routes))
         for name in sorted(ids):
             self._check_own(namespace, name, table["metadata"]["name"])
         for name in sorted(ids - self._routed.get(key, frozenset())):
@@ -376,7 +354,7 @@ class Watcher:
             meta = service["metadata"]
             routes = self.world.routes(meta["name"], meta["namespace"])
             try:
-                yield (meta["namespace"], meta["name"]), list(_ids(routes))
+                yield (meta["namespace"], meta["name"]), list(routed_ids(routes))
             except (KeyError, TypeError, ValueError, RecursionError):
                 continue  # a stranger's text: the operator writes a new one
 
@@ -422,71 +400,3 @@ class Watcher:
 
 _NOT_MEASURED = ("BoundsChanged", "FixedCounts", "InitialCounts", "ExternalOwner")
 """Reasons of decisions that no metric led to."""
-
-
-def scenario_name(group: Object) -> ScenarioName:
-    """Namespace, PDService and scenario of a ScenarioGroup."""
-    spec = group["spec"]
-    return group["metadata"]["namespace"], spec["service"], spec["scenario"]
-
-
-def counts_in_force(world: World, group: Object) -> Counts | None:
-    """What whoever owns the counts wants: the PDService's, the newest decision's, or the spec's."""
-    namespace, service, scenario = scenario_name(group)
-    found = world.api.store(PDSERVICES).objects.get(ObjectKey(namespace, service))
-    spec = next((s for s in (found or {}).get("spec", {}).get("scenarios", ())
-                 if s["name"] == scenario), None)  # fmt: skip
-    mode = (spec or {}).get("ratio", {}).get("mode", "External")
-    if spec is not None and mode == "Fixed":
-        fixed = spec["ratio"]["fixed"]
-        return Counts(fixed["groups"], fixed["prefill"], fixed["decode"])
-    try:
-        model = parsed(ScenarioGroup, group)
-    except InvalidObjectError:
-        return None
-    if mode == "External":
-        return decisions.live_counts(model)
-    applied = decisions.newest_applied(model)
-    return None if applied is None else decisions.counts_of(applied)
-
-
-def _current_revision(group: Object) -> str:
-    try:
-        return revision_of(parsed(ScenarioGroup, group).spec)
-    except InvalidObjectError:
-        return ""
-
-
-def _place(pod: Object) -> tuple[str | None, ...]:
-    """P/D group, role and revision."""
-    keys = (names.LABEL_GROUP_INDEX, names.LABEL_ROLE, names.LABEL_REVISION)
-    return tuple(map(_labels(pod).get, keys))
-
-
-def _labels(obj: Object) -> dict[str, str]:
-    return obj["metadata"].get("labels") or {}
-
-
-def _drain_begins(before: Object, after: Object) -> bool:
-    def told(obj: Object) -> bool:
-        return names.ANNOTATION_DRAIN in (obj["metadata"].get("annotations") or {})
-
-    return told(after) and not told(before)
-
-
-def _applied(status: Any) -> dict[str, Any] | None:
-    made = [d for d in status.get("decisions", ()) if d.get("outcome") == "Applied"]
-    return dict(made[-1]) if made else None
-
-
-def _ids(routes: Any) -> Iterable[str]:
-    for scenario in routes["scenarios"]:
-        for group in scenario["groups"]:
-            for instance in group["instances"]:
-                yield instance["id"]
-
-
-def _line(request: KubeRequest) -> str:
-    name = request.name or (request.body or {}).get("metadata", {}).get("name", "")
-    part = f"/{request.subresource}" if request.subresource else ""
-    return f"{request.verb} {request.resource.plural}{part} {request.namespace or ''}/{name}"

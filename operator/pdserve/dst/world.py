@@ -26,10 +26,11 @@ from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.api_fields import copy
 from pdserve.dst.api_kinds import StoredKind, kind_of_crd
 from pdserve.dst.api_net import FakeTransport, Faults
-from pdserve.dst.api_server import START, FakeApi
-from pdserve.dst.disruption import status_of
-from pdserve.dst.scheduling import refusal_of
-from pdserve.dst.world_engines import Engines, SimulatedEngine
+from pdserve.dst.api_server import FakeApi
+from pdserve.dst.machinery import Machinery
+from pdserve.dst.moments import now, stamp
+from pdserve.dst.recorder import Recorder
+from pdserve.dst.world_engines import Engines
 from pdserve.dst.world_service import NPU, NS
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
@@ -38,74 +39,23 @@ from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import (
     CONFIGMAPS,
-    DEPLOYMENTS,
     EVENTS,
     NODES,
-    POD_DISRUPTION_BUDGETS,
     PODS,
     Object,
     ObjectKey,
-    key_of,
 )
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
-from pdserve.terms.times import rfc3339
-from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 
 STEP = 0.1
-UNSCHEDULABLE = "Unschedulable"
-"""Reason of the scheduler's condition."""
 
 
 @functools.cache
 def _our_kinds() -> tuple[StoredKind, ...]:
     """Made once: it takes longer than many a simulated life."""
     return tuple(kind_of_crd(crd_manifest(kind)) for kind in KINDS)
-
-
-def now() -> float:
-    """Seconds since the epoch, as the API model stamps objects."""
-    return START.timestamp() + asyncio.get_running_loop().time()
-
-
-def stamp() -> str:
-    """`now` as Kubernetes writes times."""
-    return rfc3339(now())
-
-
-class Recorder:
-    """A transport that notes what is asked of the API server, and delays some of it."""
-
-    def __init__(self, inner: FakeTransport, delay: Callable[[KubeRequest], float]) -> None:
-        """`delay`: seconds before a request reaches the server."""
-        self.inner = inner
-        self.delay = delay
-        self.requests: list[KubeRequest] = []
-
-    async def send(self, request: KubeRequest) -> Object:
-        """Note and pass on one request."""
-        self.requests.append(request)
-        if (seconds := self.delay(request)) > 0:
-            await asyncio.sleep(seconds)
-        return await self.inner.send(request)
-
-    def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
-        """Note and pass on a watch."""
-        self.requests.append(request)
-        return self.inner.stream(request)
-
-    async def close(self) -> None:
-        """Close the inner transport."""
-        await self.inner.close()
-
-    def writes(self) -> list[KubeRequest]:
-        """The requests that may have changed something."""
-        return [
-            r
-            for r in self.requests
-            if r.verb not in ("get", "list", "watch") and "dryRun" not in r.query
-        ]
 
 
 @dataclass(slots=True)
@@ -125,6 +75,7 @@ class World:
     """What the operators let templates ask for."""
     api: FakeApi = field(init=False)
     engines: Engines = field(init=False)
+    machinery: Machinery = field(init=False)
     rng: random.Random = field(init=False)
     operator_rng: random.Random = field(init=False)
     """What operators draw jitter from."""
@@ -136,11 +87,8 @@ class World:
     """Names of all instance pods whose container ever started."""
     refused: set[str] = field(default_factory=set)
     """Names of pods that the scheduler has found no room for so far: they never ran."""
-    _due: dict[str, float] = field(default_factory=dict)
-    _ips: int = 0
     clock_error: float = 0.0
     """Seconds by which the operators' wall clock is ahead of the API server's."""
-    _waiting: list[Object] = field(default_factory=list)
     broken_nodes: set[str] = field(default_factory=set)
     broken_images: set[str] = field(default_factory=set)
     """Engines of these images start, but never answer."""
@@ -148,13 +96,12 @@ class World:
     """Called with each write of an operator that took effect: request, object before, answer."""
     crashing: set[str] = field(default_factory=set)
     _tables: Memo[dict[str, Any]] = field(default_factory=lambda: Memo(most=64))
-    _collected: int = -1
-    """The API's version when there was nothing left to collect."""
     ready_since: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.api = FakeApi(*_our_kinds(), namespaces=self.namespaces)
         self.engines = Engines()
+        self.machinery = Machinery(self)
         self.rng = random.Random(self.seed)
         self.operator_rng = random.Random(self.seed)
 
@@ -281,23 +228,6 @@ class World:
         current = ready.get("observedGeneration") == found["metadata"]["generation"]
         return ready.get("status") == "True" and current
 
-    def restart(self, pod: str, namespace: str = NS) -> None:
-        """The container restarts in place: another process, the same pod and address."""
-        obj = self.get(PODS, pod, namespace)
-        if obj is None:
-            raise KeyError(pod)
-        ip = obj["status"]["podIP"]
-        self.engines.by_ip[ip] = SimulatedEngine(pod, ip)
-        self._ips += 1
-        statuses = [
-            {
-                **obj["status"]["containerStatuses"][0],
-                "containerID": f"sim://{obj['metadata']['uid']}-{self._ips}",
-                "restartCount": 1,
-            }
-        ]
-        self._status(obj, {"containerStatuses": statuses}, [("Ready", "False")])
-
     def lose_node(self, node: str) -> None:
         """The node is cut off: its pods go on in silence, its Ready condition turns Unknown."""
         self.broken_nodes.add(node)
@@ -357,7 +287,7 @@ class World:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Scheduler, kubelets, deployments and garbage collection run inside."""
-        task = asyncio.create_task(self._machinery())
+        task = asyncio.create_task(self.machinery.run())
         try:
             yield
         finally:
@@ -394,236 +324,6 @@ class World:
                 f"{'terminating' if 'deletionTimestamp' in pod['metadata'] else ''}"
             )
         return "\n".join(lines)
-
-    async def _machinery(self) -> None:
-        steps, quiet, seen, state = 0, 0, -1, None
-        while True:
-            quiet = quiet + 1 if seen == self.api.version else 0
-            seen = self.api.version
-            before, state = state, self._state()
-            changed = before != state
-            # Where nothing changed, only what waits for time to pass can act.
-            pods = self.seen(PODS) if changed else self._waiting
-            self._waiting = []
-            for pod in pods:
-                self._pod(pod)
-            if changed:
-                for deployment in self.seen(DEPLOYMENTS):
-                    self._deployment(deployment)
-                self._budgets()
-            steps += 1
-            if steps % 10 == 0 and self._collected != self.api.version:
-                before = self.api.version
-                self.api.collect_garbage()
-                self._collected = before if self.api.version == before else -1
-            # Nothing moved for five seconds: nothing here is about to.
-            await asyncio.sleep(self.step if quiet < 50 else 20 * self.step)
-
-    def _state(self) -> Any:
-        """Equal to what it was when no pod would act otherwise than then, but for time."""
-        engines = tuple(
-            (e.table and e.table.version, e.linked_once, e.draining, e.frozen)
-            for e in self.engines.by_ip.values()
-        )
-        return (
-            self.api.version, engines, frozenset(self.crashing), frozenset(self.broken_nodes),
-        )  # fmt: skip
-
-    def _pod(self, pod: Object) -> None:
-        meta = pod["metadata"]
-        if names.LABEL_ROLE in meta.get("labels", {}):
-            self.ever.add(meta["name"])
-        if pod["spec"].get("nodeName") in self.broken_nodes:
-            return  # nobody there to act
-        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") != "Running":
-            self._waiting.append(pod)
-        if "deletionTimestamp" in meta:
-            if self._is_draining(pod):
-                self._probe(pod)
-            elif self._after(meta["uid"] + "-end", 0.5):
-                self._forget(pod)
-                self.api.end_pod(meta["namespace"], meta["name"])
-        elif not pod["spec"].get("nodeName"):
-            self._schedule(pod)
-        elif pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
-            return  # for good
-        elif pod.get("status", {}).get("phase") != "Running":
-            if self._after(meta["uid"], self.rng.uniform(*self.start_seconds)):
-                self._start(pod)
-        else:
-            self._probe(pod)
-
-    def _is_draining(self, pod: Object) -> bool:
-        """A deleted engine goes on with what it has begun, for the grace period at most."""
-        engine = self.engines.by_ip.get(pod.get("status", {}).get("podIP", ""))
-        if engine is None or not engine.busy:
-            return False
-        engine.draining = True
-        grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
-        return not self._after(pod["metadata"]["uid"] + "-grace", grace)
-
-    def _schedule(self, pod: Object) -> None:
-        node = pinned_node(pod) or "anywhere"
-        why = self.unfit(node, pod)
-        found = self.get(NODES, node, "")
-        if why is None and found is not None:
-            there = [p for p in self.seen(PODS) if p["spec"].get("nodeName") == node]
-            why = refusal_of(pod, found, there)
-        if why is not None:
-            if pod["metadata"]["name"] not in self.refused:
-                self.refused.add(pod["metadata"]["name"])
-                said = f"0/{len(self.seen(NODES))} nodes are available: 1 {why}."
-                refusal = [("PodScheduled", "False")]
-                self._status(pod, {"phase": "Pending"}, refusal, UNSCHEDULABLE, said)
-            return
-        self.refused.discard(pod["metadata"]["name"])
-        store = self.api.store(PODS)
-        bound = copy(pod)
-        bound["spec"]["nodeName"] = node
-        self.api._commit(store, key_of(pod), "MODIFIED", pod, bound)
-        self._status(pod, {"phase": "Pending"}, [("PodScheduled", "True")])
-
-    def _start(self, pod: Object) -> None:
-        meta = pod["metadata"]
-        self._ips += 1
-        ip = f"127.1.{self._ips // 250}.{self._ips % 250 + 1}"
-        name = pod["spec"]["containers"][0]["name"]
-        if names.LABEL_ROLE in meta.get("labels", {}):
-            broken = pod["spec"]["containers"][0].get("image") in self.broken_images
-            self.engines.by_ip[ip] = SimulatedEngine(meta["name"], ip, frozen=broken)
-            self.ran.add(meta["name"])
-        statuses = [
-            {
-                "name": name,
-                "containerID": f"sim://{meta['uid']}-{self._ips}",
-                "ready": False,
-                "restartCount": 0,
-                "started": False,
-                "state": {"running": {"startedAt": stamp()}},
-            }
-        ]
-        self._status(
-            pod,
-            {"phase": "Running", "podIP": ip, "containerStatuses": statuses},
-            [("PodScheduled", "True"), ("Ready", "False")],
-        )
-
-    def _probe(self, pod: Object) -> None:
-        meta = pod["metadata"]
-        engine = self.engines.by_ip.get(pod["status"].get("podIP", ""))
-        if meta["name"] in self.crashing:
-            self._forget(pod)
-            self._status(pod, {"phase": "Failed", "reason": "Evicted"}, [("Ready", "False")])
-            self.crashing.discard(meta["name"])
-            return
-        if pod["status"]["phase"] == "Failed":
-            return
-        if engine is None or not engine.frozen:
-            self._startup_probe(pod)
-        up = engine is None or self.engines.ready(engine)
-        held = {c["type"]: c["status"] for c in pod["status"].get("conditions", ())}
-        gates = [g["conditionType"] for g in pod["spec"].get("readinessGates", ())]
-        ready = "True" if up and all(held.get(g) == "True" for g in gates) else "False"
-        if held.get("Ready") != ready:
-            self._status(pod, {}, [("Ready", ready)])
-
-    def _startup_probe(self, pod: Object) -> None:
-        """The process answers: its container has started."""
-        statuses = pod["status"].get("containerStatuses") or ()
-        if any(status.get("started") is False for status in statuses):
-            told = [{**status, "started": True} for status in statuses]
-            self._status(pod, {"containerStatuses": told}, [])
-
-    def _status(
-        self,
-        pod: Object,
-        status: Object,
-        conditions: list[tuple[str, str]],
-        reason: str = "",
-        message: str = "",
-    ) -> None:
-        body = {
-            "status": {
-                **status,
-                "conditions": [
-                    {
-                        "type": kind,
-                        "status": value,
-                        "reason": reason,
-                        "message": message,
-                        "lastTransitionTime": stamp(),
-                    }
-                    for kind, value in conditions
-                ],
-            }
-        }
-        meta = pod["metadata"]
-        self.api.handle(
-            KubeRequest(
-                "patch", PODS, meta["namespace"], meta["name"], "status",
-                body=body, patch="strategic",
-            )
-        )  # fmt: skip
-
-    def _forget(self, pod: Object) -> None:
-        self.engines.by_ip.pop(pod.get("status", {}).get("podIP", ""), None)
-
-    def _deployment(self, deployment: Object) -> None:
-        meta, spec = deployment["metadata"], deployment["spec"]
-        for n in range(spec["replicas"]):
-            name = f"{meta['name']}-{n}"
-            pod = self.api.store(PODS).objects.get(ObjectKey(meta["namespace"], name))
-            annotations = spec["template"]["metadata"].get("annotations")
-            if pod is not None and pod["metadata"].get("annotations") != annotations:
-                # A rollout, one after the other; of the template only its annotations change here.
-                self.delete_pod(name, meta["namespace"])
-                return
-            if pod is None:
-                owner = {
-                    "apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"],
-                    "uid": meta["uid"], "controller": True,
-                }  # fmt: skip
-                template = spec["template"]
-                self.create(
-                    PODS,
-                    {
-                        "apiVersion": "v1",
-                        "kind": "Pod",
-                        "metadata": {
-                            **copy(template["metadata"]),
-                            "name": name,
-                            "namespace": meta["namespace"],
-                            "ownerReferences": [owner],
-                        },
-                        "spec": copy(template["spec"]),
-                    },
-                )
-
-    def _budgets(self) -> None:
-        """The disruption controller looks at every PodDisruptionBudget."""
-        pods = self.seen(PODS)
-        for budget in self.seen(POD_DISRUPTION_BUDGETS):
-            if "selector" not in budget.get("spec", {}):
-                continue  # it selects nothing
-            status = status_of(budget, pods, self._scale, now(), stamp())
-            if status != budget.get("status"):
-                self.api.budget_status(budget, status)
-
-    def _scale(self, owner: Mapping[str, Any], namespace: str) -> int | None:
-        """Replicas of a pod's controller, by its scale subresource."""
-        kinds = {"Deployment": DEPLOYMENTS, "ScenarioGroup": SCENARIO_GROUPS}
-        kind = kinds.get(owner["kind"])
-        if kind is None:
-            return None
-        found = self.api.store(kind).objects.get(ObjectKey(namespace, owner["name"]))
-        replicas = (found or {}).get("spec", {}).get("replicas")
-        return replicas if isinstance(replicas, int) else None
-
-    def _after(self, key: str, seconds: float) -> bool:
-        """True once `seconds` passed since this was first asked of `key`."""
-        moment = asyncio.get_running_loop().time()
-        due = self._due.setdefault(key, moment + seconds)
-        return moment >= due
 
     # --- the operator ----------------------------------------------------------------------
 

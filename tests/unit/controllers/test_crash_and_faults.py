@@ -11,8 +11,9 @@ import pytest
 
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.api_net import Faults
+from pdserve.dst.recorder import Recorder
 from pdserve.dst.virtual_time import run_virtual, virtual_time
-from pdserve.dst.world import Recorder, World
+from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError

@@ -18,8 +18,9 @@ from kopf._core.reactor import orchestration
 
 from pdserve.controllers import app, kopf_app
 from pdserve.controllers.kopf_session import session_of
+from pdserve.dst.moments import now
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import World, now
+from pdserve.dst.world import World
 from pdserve.exposition import Registry
 from pdserve.kube.workqueue import WorkQueue
 

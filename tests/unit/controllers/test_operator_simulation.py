@@ -180,7 +180,7 @@ async def test_a_container_that_restarts_in_place_is_unrouted_until_it_is_linked
             p for p in world.instances() if p["metadata"]["labels"][names.LABEL_ROLE] == "decode"
         )
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
-        world.restart(name)
+        world.machinery.restart(name, NS)
         # Kubernetes leaves the gate True: only the container id tells.
         await world.until(lambda: name not in world.routed(), 5, "unrouted")
         await world.until(lambda: name in world.routed(), 30, "linked again")

@@ -22,8 +22,9 @@ from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO
 from pdserve.controllers.shared.linker import EngineApi, Target
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.api_net import FakeTransport, Faults
+from pdserve.dst.moments import now
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import World, now
+from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, KubeRequest
@@ -283,7 +284,7 @@ def change_domain(world: World, name: str, levels: Any) -> None:
     before = store.objects[key]
     spec = {**before["spec"], "levels": levels}
     meta = {**before["metadata"], "generation": before["metadata"]["generation"] + 1}
-    world.api._commit(store, key, "MODIFIED", before, {**before, "spec": spec, "metadata": meta})
+    world.api.commit(store, key, "MODIFIED", before, {**before, "spec": spec, "metadata": meta})
 
 
 async def condition(

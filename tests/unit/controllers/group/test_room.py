@@ -14,8 +14,9 @@ from pdserve.cli.snapshot import FabricState
 from pdserve.cli.view_explain import fabric_of
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS, make_caches
 from pdserve.controllers.shared.fabrics import MOST_CHANGED, Fabrics
+from pdserve.dst.moments import stamp
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import World, stamp
+from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.engines.pod_profile import Allowed, Rights
 from pdserve.exposition import Registry

@@ -11,8 +11,9 @@ import pytest
 from tests.support.ratio_values import prefill_window, sample, window
 
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.dst.moments import now
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import World, now
+from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.kube.resource import CONFIGMAPS
 from pdserve.ratio.records import replay

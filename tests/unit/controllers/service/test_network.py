@@ -11,8 +11,8 @@ from pdserve.api import PDService
 from pdserve.controllers.shared.caches import PDSERVICES
 from pdserve.desired.network import network_policies
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import NS, World
-from pdserve.dst.world_service import service
+from pdserve.dst.world import World
+from pdserve.dst.world_service import NS, service
 from pdserve.kube.resource import NETWORK_POLICIES, PODS
 
 OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "PDService", "name": "shop", "uid": "u"}

@@ -26,8 +26,8 @@ from pdserve.desired.credentials import (
     told,
 )
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import NS, World
-from pdserve.dst.world_service import service
+from pdserve.dst.world import World
+from pdserve.dst.world_service import NS, service
 from pdserve.kube.resource import DEPLOYMENTS, PODS, SECRETS
 from pdserve.kube.transport import KubeRequest
 from pdserve.wire.credentials import fingerprint

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.dst.recorder import Recorder
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import Recorder, World
+from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import NAMESPACES, Object

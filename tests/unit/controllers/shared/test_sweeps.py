@@ -17,8 +17,9 @@ from pdserve.controllers.shared.fabrics import Fabrics, reservations
 from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.scope import Scope
 from pdserve.controllers.shared.triggers import Triggers
+from pdserve.dst.moments import stamp
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.dst.world import World, stamp
+from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeRequest

@@ -1,0 +1,299 @@
+"""What every cluster runs: scheduler, kubelets, Deployments, disruption and garbage collection.
+
+Only what the operator can see of them. Time is the event loop's, chance the world's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pdserve.controllers.shared.caches import SCENARIO_GROUPS
+from pdserve.dst.api_fields import copy
+from pdserve.dst.disruption import status_of
+from pdserve.dst.moments import now, stamp
+from pdserve.dst.scheduling import refusal_of
+from pdserve.dst.world_engines import SimulatedEngine
+from pdserve.kube.client import KubeRequest
+from pdserve.kube.resource import (
+    DEPLOYMENTS,
+    NODES,
+    POD_DISRUPTION_BUDGETS,
+    PODS,
+    Object,
+    ObjectKey,
+    key_of,
+)
+from pdserve.topology.nodes import pinned_node
+from pdserve.wire import names
+
+if TYPE_CHECKING:
+    from pdserve.dst.world import World
+
+UNSCHEDULABLE = "Unschedulable"
+"""Reason of the scheduler's condition."""
+
+
+class Machinery:
+    """See the module. One per world."""
+
+    def __init__(self, world: World) -> None:
+        """`world`: whose objects and engines it acts on."""
+        self.world = world
+        self._due: dict[str, float] = {}
+        self._ips = 0
+        self._waiting: list[Object] = []
+        self._collected = -1
+        """The API's version when there was nothing left to collect."""
+
+    async def run(self) -> None:
+        """Act until cancelled."""
+        steps, quiet, seen, state = 0, 0, -1, None
+        while True:
+            quiet = quiet + 1 if seen == self.world.api.version else 0
+            seen = self.world.api.version
+            before, state = state, self._state()
+            changed = before != state
+            # Where nothing changed, only what waits for time to pass can act.
+            pods = self.world.seen(PODS) if changed else self._waiting
+            self._waiting = []
+            for pod in pods:
+                self._pod(pod)
+            if changed:
+                for deployment in self.world.seen(DEPLOYMENTS):
+                    self._deployment(deployment)
+                self._budgets()
+            steps += 1
+            if steps % 10 == 0 and self._collected != self.world.api.version:
+                before = self.world.api.version
+                self.world.api.collect_garbage()
+                self._collected = before if self.world.api.version == before else -1
+            # Nothing moved for five seconds: nothing here is about to.
+            await asyncio.sleep(self.world.step if quiet < 50 else 20 * self.world.step)
+
+    def restart(self, pod: str, namespace: str) -> None:
+        """The container restarts in place: another process, the same pod and address."""
+        obj = self.world.get(PODS, pod, namespace)
+        if obj is None:
+            raise KeyError(pod)
+        ip = obj["status"]["podIP"]
+        self.world.engines.by_ip[ip] = SimulatedEngine(pod, ip)
+        self._ips += 1
+        statuses = [
+            {
+                **obj["status"]["containerStatuses"][0],
+                "containerID": f"sim://{obj['metadata']['uid']}-{self._ips}",
+                "restartCount": 1,
+            }
+        ]
+        self._status(obj, {"containerStatuses": statuses}, [("Ready", "False")])
+
+    def _state(self) -> Any:
+        """Equal to what it was when no pod would act otherwise than then, but for time."""
+        engines = tuple(
+            (e.table and e.table.version, e.linked_once, e.draining, e.frozen)
+            for e in self.world.engines.by_ip.values()
+        )
+        return (
+            self.world.api.version,
+            engines,
+            frozenset(self.world.crashing),
+            frozenset(self.world.broken_nodes),
+        )
+
+    def _pod(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        if names.LABEL_ROLE in meta.get("labels", {}):
+            self.world.ever.add(meta["name"])
+        if pod["spec"].get("nodeName") in self.world.broken_nodes:
+            return  # nobody there to act
+        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") != "Running":
+            self._waiting.append(pod)
+        if "deletionTimestamp" in meta:
+            if self._is_draining(pod):
+                self._probe(pod)
+            elif self._after(meta["uid"] + "-end", 0.5):
+                self._forget(pod)
+                self.world.api.end_pod(meta["namespace"], meta["name"])
+        elif not pod["spec"].get("nodeName"):
+            self._schedule(pod)
+        elif pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
+            return  # for good
+        elif pod.get("status", {}).get("phase") != "Running":
+            if self._after(meta["uid"], self.world.rng.uniform(*self.world.start_seconds)):
+                self._start(pod)
+        else:
+            self._probe(pod)
+
+    def _is_draining(self, pod: Object) -> bool:
+        """A deleted engine goes on with what it has begun, for the grace period at most."""
+        engine = self.world.engines.by_ip.get(pod.get("status", {}).get("podIP", ""))
+        if engine is None or not engine.busy:
+            return False
+        engine.draining = True
+        grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
+        return not self._after(pod["metadata"]["uid"] + "-grace", grace)
+
+    def _schedule(self, pod: Object) -> None:
+        node = pinned_node(pod) or "anywhere"
+        why = self.world.unfit(node, pod)
+        found = self.world.get(NODES, node, "")
+        if why is None and found is not None:
+            there = [p for p in self.world.seen(PODS) if p["spec"].get("nodeName") == node]
+            why = refusal_of(pod, found, there)
+        if why is not None:
+            if pod["metadata"]["name"] not in self.world.refused:
+                self.world.refused.add(pod["metadata"]["name"])
+                said = f"0/{len(self.world.seen(NODES))} nodes are available: 1 {why}."
+                refusal = [("PodScheduled", "False")]
+                self._status(pod, {"phase": "Pending"}, refusal, UNSCHEDULABLE, said)
+            return
+        self.world.refused.discard(pod["metadata"]["name"])
+        store = self.world.api.store(PODS)
+        bound = copy(pod)
+        bound["spec"]["nodeName"] = node
+        self.world.api.commit(store, key_of(pod), "MODIFIED", pod, bound)
+        self._status(pod, {"phase": "Pending"}, [("PodScheduled", "True")])
+
+    def _start(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        self._ips += 1
+        ip = f"127.1.{self._ips // 250}.{self._ips % 250 + 1}"
+        name = pod["spec"]["containers"][0]["name"]
+        if names.LABEL_ROLE in meta.get("labels", {}):
+            broken = pod["spec"]["containers"][0].get("image") in self.world.broken_images
+            self.world.engines.by_ip[ip] = SimulatedEngine(meta["name"], ip, frozen=broken)
+            self.world.ran.add(meta["name"])
+        statuses = [
+            {
+                "name": name,
+                "containerID": f"sim://{meta['uid']}-{self._ips}",
+                "ready": False,
+                "restartCount": 0,
+                "started": False,
+                "state": {"running": {"startedAt": stamp()}},
+            }
+        ]
+        self._status(
+            pod,
+            {"phase": "Running", "podIP": ip, "containerStatuses": statuses},
+            [("PodScheduled", "True"), ("Ready", "False")],
+        )
+
+    def _probe(self, pod: Object) -> None:
+        meta = pod["metadata"]
+        engine = self.world.engines.by_ip.get(pod["status"].get("podIP", ""))
+        if meta["name"] in self.world.crashing:
+            self._forget(pod)
+            self._status(pod, {"phase": "Failed", "reason": "Evicted"}, [("Ready", "False")])
+            self.world.crashing.discard(meta["name"])
+            return
+        if pod["status"]["phase"] == "Failed":
+            return
+        if engine is None or not engine.frozen:
+            self._startup_probe(pod)
+        up = engine is None or self.world.engines.ready(engine)
+        held = {c["type"]: c["status"] for c in pod["status"].get("conditions", ())}
+        gates = [g["conditionType"] for g in pod["spec"].get("readinessGates", ())]
+        ready = "True" if up and all(held.get(g) == "True" for g in gates) else "False"
+        if held.get("Ready") != ready:
+            self._status(pod, {}, [("Ready", ready)])
+
+    def _startup_probe(self, pod: Object) -> None:
+        """The process answers: its container has started."""
+        statuses = pod["status"].get("containerStatuses") or ()
+        if any(status.get("started") is False for status in statuses):
+            told = [{**status, "started": True} for status in statuses]
+            self._status(pod, {"containerStatuses": told}, [])
+
+    def _status(
+        self,
+        pod: Object,
+        status: Object,
+        conditions: list[tuple[str, str]],
+        reason: str = "",
+        message: str = "",
+    ) -> None:
+        body = {
+            "status": {
+                **status,
+                "conditions": [
+                    {
+                        "type": kind,
+                        "status": value,
+                        "reason": reason,
+                        "message": message,
+                        "lastTransitionTime": stamp(),
+                    }
+                    for kind, value in conditions
+                ],
+            }
+        }
+        meta = pod["metadata"]
+        self.world.api.handle(
+            KubeRequest(
+                "patch", PODS, meta["namespace"], meta["name"], "status",
+                body=body, patch="strategic",
+            )
+        )  # fmt: skip
+
+    def _forget(self, pod: Object) -> None:
+        self.world.engines.by_ip.pop(pod.get("status", {}).get("podIP", ""), None)
+
+    def _deployment(self, deployment: Object) -> None:
+        meta, spec = deployment["metadata"], deployment["spec"]
+        for n in range(spec["replicas"]):
+            name = f"{meta['name']}-{n}"
+            pod = self.world.api.store(PODS).objects.get(ObjectKey(meta["namespace"], name))
+            annotations = spec["template"]["metadata"].get("annotations")
+            if pod is not None and pod["metadata"].get("annotations") != annotations:
+                # A rollout, one after the other; of the template only its annotations change here.
+                self.world.delete_pod(name, meta["namespace"])
+                return
+            if pod is None:
+                owner = {
+                    "apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"],
+                    "uid": meta["uid"], "controller": True,
+                }  # fmt: skip
+                template = spec["template"]
+                self.world.create(
+                    PODS,
+                    {
+                        "apiVersion": "v1",
+                        "kind": "Pod",
+                        "metadata": {
+                            **copy(template["metadata"]),
+                            "name": name,
+                            "namespace": meta["namespace"],
+                            "ownerReferences": [owner],
+                        },
+                        "spec": copy(template["spec"]),
+                    },
+                )
+
+    def _budgets(self) -> None:
+        """The disruption controller looks at every PodDisruptionBudget."""
+        pods = self.world.seen(PODS)
+        for budget in self.world.seen(POD_DISRUPTION_BUDGETS):
+            if "selector" not in budget.get("spec", {}):
+                continue  # it selects nothing
+            status = status_of(budget, pods, self._scale, now(), stamp())
+            if status != budget.get("status"):
+                self.world.api.budget_status(budget, status)
+
+    def _scale(self, owner: Mapping[str, Any], namespace: str) -> int | None:
+        """Replicas of a pod's controller, by its scale subresource."""
+        kinds = {"Deployment": DEPLOYMENTS, "ScenarioGroup": SCENARIO_GROUPS}
+        kind = kinds.get(owner["kind"])
+        if kind is None:
+            return None
+        found = self.world.api.store(kind).objects.get(ObjectKey(namespace, owner["name"]))
+        replicas = (found or {}).get("spec", {}).get("replicas")
+        return replicas if isinstance(replicas, int) else None
+
+    def _after(self, key: str, seconds: float) -> bool:
+        """True once `seconds` passed since this was first asked of `key`."""
+        moment = asyncio.get_running_loop().time()
+        due = self._due.setdefault(key, moment + seconds)
+        return moment >= due
