@@ -165,7 +165,7 @@ def _unused(node: Mapping[str, Any]) -> NodeView:
     annotations = meta.get("annotations") or {}
     return NodeView(
         name=str(meta["name"]),
-        labels=dict(meta.get("labels") or {}),
+        labels=_labels(meta.get("labels"), problems),
         capacity=_extended(status.get("capacity"), problems),
         allocatable=_extended(status.get("allocatable"), problems),
         offers=_plain(status.get("allocatable"), problems),
@@ -215,6 +215,19 @@ def _is_ready(status: Mapping[str, Any]) -> bool:
         if condition.get("type") == "Ready":
             return bool(condition.get("status") == "True")
     return False
+
+
+def _labels(labels: Mapping[str, Any] | None, problems: list[str]) -> dict[str, str]:
+    """Labels whose values are text. Others are told and count as missing: a tree's parts are
+    made of these values, and one node's must not keep the tree from being built.
+    """
+    found = {key: value for key, value in (labels or {}).items() if isinstance(value, str)}
+    problems += [
+        f"label {key}: {shown(value)} is not text"
+        for key, value in sorted((labels or {}).items())
+        if key not in found
+    ]
+    return found
 
 
 def _extended(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict[str, int]:

@@ -264,3 +264,16 @@ def test_cordoned_parts_say_so() -> None:
     tree = fabric("p1 a  n1:8\np1 b  m1:8", cordoned=[("leaf", "a")])
     assert tree.blocked("n1") == "Cordoned leaf a"
     assert summarise(tree).free == ((RESOURCE, 8),)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, ["x"], 5, None, True])
+def test_a_label_that_is_not_text_costs_its_node_a_level_and_the_others_nothing(
+    value: Any,
+) -> None:
+    labels = {LABELS[0]: "p", LABELS[1]: "l"}
+    good = node_view(raw_node(metadata__labels=labels))
+    odd = node_view(raw_node(metadata__name="n2", metadata__labels={**labels, LABELS[1]: value}))
+    tree = build_fabric(TreeSpec("d", LEVELS), [good, odd])
+    assert tree.blocked("n1") is None
+    assert tree.excluded == {"n2": f"label {LABELS[1]} missing"}
+    assert any(f"label {LABELS[1]}:" in problem for problem in odd.problems)
