@@ -186,7 +186,7 @@ class StubEngine:
         finally:
             self.running -= 1
             del self._prefills[request_id]
-        value = _completion(chat, "t0", 1, self.prompt_tokens, "length")
+        value = completion(chat, "t0", 1, self.prompt_tokens, "length")
         if self.stop_at_first:
             value["choices"][0]["finish_reason"] = "stop"
             value["kv_transfer_params"] = None
@@ -255,7 +255,7 @@ class StubEngine:
                 reply.send(200, self.whole, "application/json", self._hint())
                 return
             text = "".join(f"t{i} " for i in range(limit))
-            value = _completion(chat, text, limit, self.prompt_tokens, "length")
+            value = completion(chat, text, limit, self.prompt_tokens, "length")
             reply.send(200, orjson.dumps(value), "application/json", self._hint())
             return
         if self.events_instead is not None:
@@ -305,7 +305,7 @@ def _usage(tokens: int, prompt_tokens: int) -> dict[str, Any]:
     }
 
 
-def _completion(
+def completion(
     chat: bool, text: str, tokens: int, prompt_tokens: int, reason: str
 ) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}

@@ -175,6 +175,10 @@ class RequestContext:
         self.legs.append(leg)
         return leg
 
+    def leg_name(self, ticket: Ticket) -> str:
+        """The id that engines see in the ticket's present attempt."""
+        return f"{self.job.leg_name}-{ticket.attempts}"
+
     def attempt(
         self, name: str, number: int, due: float,
         prefill: RouteInstance, decode: RouteInstance | None = None, *, early_head: bool = False,

@@ -87,11 +87,7 @@ class DecodePhase:
         c, patience = self._c, self._c.tools.settings.stream_silence
         answer = c.flow.read_head(exchange.status, exchange.headers)
         if answer.kind == "accepted":
-            leg.accepted(exchange)
-            self._held.leg.close()
-            c.held, self._held.decode_body = None, b""
-            c.tell(self._held.leg, leg)
-            await self._deliver(leg, exchange)
+            await self.deliver(leg, exchange)
             return True
         if answer.kind == "refused":
             leg.refused(exchange, answer.reason)
@@ -110,6 +106,15 @@ class DecodePhase:
             leg.failed("status")
             c.fault(f"decode {leg.instance.id} answered {exchange.status}")
         return False
+
+    async def deliver(self, leg: Leg, exchange: Exchange) -> None:
+        """Pass an accepted leg's reply on to the client; raises ApiError or KvLostError."""
+        c = self._c
+        leg.accepted(exchange)
+        self._held.leg.close()
+        c.held, self._held.decode_body = None, b""
+        c.tell(self._held.leg, leg)
+        await self._deliver(leg, exchange)
 
     async def _deliver(self, leg: Leg, exchange: Exchange) -> None:
         c, complete = self._c, True

@@ -6,6 +6,9 @@
 4. Decode (`decode_phase`): a decode of the same group pulls the KV; its stream is relayed as
    received and measured, or its reply collected and sent whole.
 
+An engine whose legs go out together (`engines.flow`) has one phase instead of steps 2 to 4:
+`together_phase`.
+
 A fault before the first byte to the client is repaired: another prefill, another decode, or once a
 new prefill (within the retry budget). The request then gets its deadlines again, as if it had
 just arrived: it has missed its target through no fault of its own, and a late answer is better
@@ -26,14 +29,16 @@ from pdserve.gateway.context import FinishedPrefill, KvLostError, RequestContext
 from pdserve.gateway.decode_phase import DecodePhase
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.prefill_phase import PrefillPhase
+from pdserve.gateway.together_phase import TogetherPhase
 
 
 async def serve(context: RequestContext) -> None:
     """Serve one request; raises ApiError for the caller to send, and CancelledError."""
     # The body is made before the request has a place in the room: what fails here hurts nobody.
-    prefill = PrefillPhase(context)
+    together = context.flow.order == "together"
+    phase = TogetherPhase(context) if together else _PrefillFirst(context)
     try:
-        await _serve(context, prefill)
+        await _serve(context, phase)
     except asyncio.CancelledError:
         _client_left(context)
         raise
@@ -48,16 +53,28 @@ async def serve(context: RequestContext) -> None:
             lane.metrics.finish(context.timeline, context.outcome, now, lane.scenario)
 
 
-async def _serve(c: RequestContext, prefill: PrefillPhase) -> None:
+class _PrefillFirst:
+    """Legs one after the other: a decode is chosen when a prefill has answered."""
+
+    def __init__(self, context: RequestContext) -> None:
+        self._c = context
+        self._prefill = PrefillPhase(context)
+
+    async def run(self, ticket: Ticket) -> None:
+        """Deliver the answer; raises ApiError or KvLostError."""
+        held = self._c.held = await self._prefill.run(ticket)
+        if held.final is not None:
+            _answer(self._c, held, held.final)
+        else:
+            await DecodePhase(self._c, held).run()
+
+
+async def _serve(c: RequestContext, phase: _PrefillFirst | TogetherPhase) -> None:
     ticket = c.ticket = _admit(c)
     repeated = False
     while True:
-        held = c.held = await prefill.run(ticket)
-        if held.final is not None:
-            _answer(c, held, held.final)
-            return
         try:
-            await DecodePhase(c, held).run()
+            await phase.run(ticket)
             return
         except KvLostError as error:
             c.release()

@@ -1,7 +1,8 @@
 """First half of a request: wait in the lane, ask whom it names, until one has prefilled.
 
 A refusal, a lost connection or a silent instance sends the request back to the lane, within its
-deadline. Neighbours: `pipeline` calls `run`, `decode_phase` goes on with the `FinishedPrefill`.
+deadline. Neighbours: `pipeline` calls `run` and `decode_phase` goes on with the `FinishedPrefill`;
+`together_phase` sends single legs by `next` and `ask`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pdserve.gateway.lane import ExpiredError
 from pdserve.gateway.legs import Leg
 from pdserve.http.errors import ApiError
 from pdserve.wire.http import REJECT_DEADLINE
+from pdserve.wire.routes import RouteInstance
 
 LATE_ANSWERS = 2
 """Prefills that may refuse one request because it cannot meet its deadline there."""
@@ -36,26 +38,38 @@ class PrefillPhase:
 
     async def run(self, ticket: Ticket) -> FinishedPrefill:
         """The finished prefill; raises ApiError when there is none in time."""
-        c = self._c
-        patience = max(3 * c.lane.scenario.slo.ttft, 4 * c.predicted) + 1.0
         while True:
-            try:
-                send = await c.lane.prefill(ticket)
-            except ExpiredError as error:
-                raise self._expired(error) from error
-            leg = c.open(send.prefill)
-            name = f"{c.job.leg_name}-{ticket.attempts}"
-            held = await self._ask(leg, name, ticket, patience)
+            held = await self.ask(await self.next(ticket), ticket)
             if held is not None:
                 return held
 
-    async def _ask(
-        self, leg: Leg, name: str, ticket: Ticket, patience: float
+    async def next(self, ticket: Ticket) -> Leg:
+        """The next leg, not sent yet; raises ApiError when no prefill can be asked in time."""
+        try:
+            send = await self._c.lane.prefill(ticket)
+        except ExpiredError as error:
+            raise self._expired(error) from error
+        return self._c.open(send.prefill)
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for the head of a prefill's reply."""
+        return max(3 * self._c.lane.scenario.slo.ttft, 4 * self._c.predicted) + 1.0
+
+    def due(self, ticket: Ticket) -> float:
+        """When a prefill must have ended."""
+        return ticket.deadline + SAFETY * self._c.predicted
+
+    async def ask(
+        self, leg: Leg, ticket: Ticket, decode: RouteInstance | None = None
     ) -> FinishedPrefill | None:
-        """One leg; None: ask another prefill. What it may hold and we do not use is released."""
-        c = self._c
-        due = ticket.deadline + SAFETY * c.predicted
-        attempt = c.attempt(name, ticket.attempts, due, leg.instance.route)
+        """Send a leg; None: ask another prefill. What it may hold and we do not use is released.
+
+        `decode`: the one that gets the request at the same time.
+        """
+        c, patience = self._c, self.patience
+        name = c.leg_name(ticket)
+        attempt = c.attempt(name, ticket.attempts, self.due(ticket), leg.instance.route, decode)
         request = c.flow.prefill_leg(attempt, c.prefill_body)
         unused = True
         try:
@@ -112,7 +126,9 @@ class PrefillPhase:
         """What goes on from here; raises FlowError when nothing can be made of the reply."""
         c, now, job = self._c, time.perf_counter(), self._c.job
         final, to_decode = None, b""
-        if outcome.finished:
+        if c.flow.order == "together":
+            pass  # the decode has the request already
+        elif outcome.finished:
             final = c.flow.finished_reply(job.endpoint, job.body, outcome)
         else:
             to_decode = c.flow.prepare_decode(job.endpoint, job.body, outcome)

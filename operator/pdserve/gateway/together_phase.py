@@ -1,0 +1,132 @@
+"""Both legs of a request at once, for engines whose prefill and decode find each other themselves.
+
+1. The lane chooses a prefill as ever, and a decode of its group is chosen with it.
+2. Both get the request. A leg that refuses, fails or falls silent ends the attempt: the other leg
+   is cut, which tells its instance, and the request goes back to the lane within its deadline.
+3. When the prefill has answered and the decode has begun its reply, that reply is the client's.
+
+The prefill's answer says that its KV has gone over, so its slot is free from then on. Neighbours:
+`prefill_phase` sends and reads the prefill leg, `decode_phase` delivers the reply, `pipeline`
+calls `run` again for a reply that broke off before its first byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from pdserve.forwarding.decode import DecodeWalk, Try
+from pdserve.forwarding.dispatch import Ticket
+from pdserve.gateway.context import FinishedPrefill, RequestContext
+from pdserve.gateway.decode_phase import DecodePhase
+from pdserve.gateway.http_client import Exchange, UpstreamError
+from pdserve.gateway.legs import Leg
+from pdserve.gateway.prefill_phase import PrefillPhase
+
+
+class TogetherPhase:
+    """The pairs of legs of one request (a second `run` counts on)."""
+
+    def __init__(self, context: RequestContext) -> None:
+        self._c = context
+        self._prefill = PrefillPhase(context)
+        job = context.job
+        self._body = context.flow.prepare_decode(job.endpoint, job.body, None)
+
+    async def run(self, ticket: Ticket) -> None:
+        """Deliver the answer; raises ApiError or KvLostError."""
+        while not await self._pair(await self._prefill.next(ticket), ticket):
+            pass  # the lane paces the attempts
+
+    async def _pair(self, prefill: Leg, ticket: Ticket) -> bool:
+        """One attempt; False: try other instances."""
+        decode = self._choose(prefill, ticket)
+        if decode is None:
+            prefill.close()
+            return False
+        asked = asyncio.create_task(self._ask(prefill, decode, ticket))
+        head = asyncio.create_task(self._head(prefill, decode, ticket))
+        try:
+            await asyncio.wait((asked, head), return_when=asyncio.FIRST_COMPLETED)
+            if any(leg.done() and leg.result() is None for leg in (asked, head)):
+                return False
+            held, exchange = await asyncio.gather(asked, head)
+            if held is None or exchange is None:
+                return False
+            await DecodePhase(self._c, held).deliver(decode, exchange)
+            return True
+        finally:
+            await self._end(asked, head, prefill, decode)
+
+    def _choose(self, prefill: Leg, ticket: Ticket) -> Leg | None:
+        """A decode of the prefill's group, if one can be asked now."""
+        lane = self._c.lane
+        walk = DecodeWalk(lane.view, prefill.instance, self._prefill.due(ticket), lane.random)
+        step = walk.next(time.perf_counter())
+        return self._c.open(step.decode) if isinstance(step, Try) else None
+
+    async def _ask(self, prefill: Leg, decode: Leg, ticket: Ticket) -> FinishedPrefill | None:
+        held = await self._prefill.ask(prefill, ticket, decode.instance.route)
+        if held is not None:
+            prefill.close()
+        return held
+
+    async def _head(self, prefill: Leg, decode: Leg, ticket: Ticket) -> Exchange | None:
+        """The decode's reply once it has begun; None: not taken."""
+        c, handoff = self._c, self._c.lane.scenario.slo.handoff
+        attempt = c.attempt(
+            c.leg_name(ticket), ticket.attempts, self._prefill.due(ticket) + handoff,
+            prefill.instance.route, decode.instance.route,
+        )  # fmt: skip
+        patience = self._prefill.patience + 4 * handoff
+        if not c.job.streamed:
+            patience = c.tools.settings.whole_reply
+        try:
+            exchange = await c.post(decode, c.flow.decode_leg(attempt, self._body), patience)
+        except UpstreamError as error:
+            decode.failed(error.kind)
+            c.rescue()
+            if error.kind != "connect":
+                c.fault(f"decode {decode.instance.id}: {error}")
+            return None
+        if c.flow.read_head(exchange.status, exchange.headers).kind == "accepted":
+            return exchange
+        try:
+            await self._refused(decode, exchange)
+        finally:
+            c.done(decode, exchange)
+        return None
+
+    async def _refused(self, decode: Leg, exchange: Exchange) -> None:
+        """Count a reply that is no answer; raises ApiError where no other attempt helps."""
+        c, name = self._c, decode.instance.id
+        answer = c.flow.read_head(exchange.status, exchange.headers)
+        if answer.kind == "refused":
+            decode.refused(exchange, answer.reason)
+        elif answer.kind == "client_error":
+            decode.answered()
+            try:
+                body = await exchange.read(c.tools.settings.stream_silence)
+            except UpstreamError as error:
+                raise c.failed(f"decode {name}: {error}") from error
+            raise c.relayed_error(exchange, body)
+        elif answer.kind == "kv_failed":
+            decode.answered()
+            c.lane.metrics.rejected("decode", answer.reason)
+            c.fault(f"decode {name} could not get the KV")
+        else:
+            decode.failed("status")
+            c.fault(f"decode {name} answered {exchange.status}")
+
+    async def _end(
+        self, asked: asyncio.Task[FinishedPrefill | None],
+        head: asyncio.Task[Exchange | None], prefill: Leg, decode: Leg,
+    ) -> None:  # fmt: skip
+        """Cut what still runs of an attempt, and give back what it had."""
+        asked.cancel()
+        head.cancel()
+        _, exchange = await asyncio.gather(asked, head, return_exceptions=True)
+        if isinstance(exchange, Exchange):
+            self._c.done(decode, exchange)
+        prefill.close()
+        decode.close()
