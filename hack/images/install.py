@@ -36,14 +36,14 @@ IMAGES = ("operator", "gateway", "engine")
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "operator": (
-        "api", "controllers", "desired", "engines", "exposition", "frozen", "groups", "http",
+        "api", "controllers", "desired", "engines", "exposition", "frozen", "groups", "http1",
         "kube", "placement", "ratio", "telemetry", "terms", "topology", "wire",
     ),
     "gateway": (
-        "cli.load", "engines", "exposition", "forwarding", "frozen", "gateway", "http", "kube",
+        "cli.load", "engines", "exposition", "forwarding", "frozen", "gateway", "http1", "kube",
         "terms", "wire",
     ),
-    "engine": ("engines", "exposition", "http", "refengine", "terms", "wire"),
+    "engine": ("engines", "exposition", "http1", "refengine", "terms", "wire"),
 }  # fmt: skip
 """Packages and modules of pdserve in each image: what its process imports, and the gateway's load
 generator; tests/unit/hack compares. Simulations and other commands are in none."""

@@ -20,12 +20,12 @@ from pdserve.desired.routing import parse_routes
 from pdserve.dst.world_service import service
 from pdserve.engines.flow import FlowError
 from pdserve.engines.pull_flow import PullFlow
-from pdserve.gateway.http_client import Exchange, UpstreamError
 from pdserve.gateway.intake import parse_body
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.groups.observe import NotOurs, instance_obs
-from pdserve.http.errors import ApiError
-from pdserve.http.receive import Receiver
+from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.errors import ApiError
+from pdserve.http1.receive import Receiver
 from pdserve.ratio.learn import LearnState
 from pdserve.ratio.records import RecordError, from_json
 from pdserve.refengine.api import openai

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
-from pdserve.gateway.http_server import ClientLimits, HttpServer, Reply
-from pdserve.http.errors import ApiError
-from pdserve.http.receive import HttpRequest
+from pdserve.http1.errors import ApiError
+from pdserve.http1.receive import HttpRequest
+from pdserve.http1.server import ClientLimits, HttpServer, Reply
 from pdserve.terms import Role
 from pdserve.wire.routes import RouteInstance
 

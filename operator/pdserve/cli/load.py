@@ -28,9 +28,9 @@ from typing import Any
 import orjson
 import uvloop
 
-from pdserve.gateway.http_client import Exchange, Pool, UpstreamError
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
+from pdserve.http1.client import Exchange, Pool, UpstreamError
 from pdserve.wire.http import HEADER_REQUEST_ID, PATH_CHAT, PATH_COMPLETIONS
 
 

@@ -48,11 +48,11 @@ from pdserve.controllers.worker import resync, work
 from pdserve.engines import registry as engine_types
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
+from pdserve.http1.pages import health_pages, page_server
 from pdserve.kube.claim import ClaimedError, Place, ScopeClaim
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.events import EventRecorder, Reporter
-from pdserve.kube.httpd import health_pages, serve
 from pdserve.kube.lease import LeaseElector
 from pdserve.kube.lease_thread import LeaseThread
 from pdserve.kube.resource import ObjectKey
@@ -261,7 +261,8 @@ async def run(options: OperatorOptions) -> None:
     )
     claim = make_claim(client, options, core.leave)
     pages = health_pages(registry, ready=lambda: core.waiting_for() or claim.waiting)
-    server = await serve(pages, options.bind, options.metrics_port)
+    server = page_server(pages)
+    await server.start(options.bind, options.metrics_port)
     log.info("Operator %s starts; health and metrics on port %d", identity, options.metrics_port)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -272,7 +273,7 @@ async def run(options: OperatorOptions) -> None:
     except* Stopped:
         log.info("Stopped")
     finally:
-        server.close()
+        await server.stop(grace=0.0)
         await client.close()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pdserve.engines.pod_profile import Allowed, Rights
-from pdserve.http.listen import EVERYWHERE
+from pdserve.http1.listen import EVERYWHERE
 from pdserve.telemetry.access import Access
 from pdserve.wire import names
 

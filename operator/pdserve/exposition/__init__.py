@@ -2,7 +2,7 @@
 
 Operator, gateway and engine all use it, so it stands at the bottom: the standard library alone, no
 Kubernetes, nothing of P/D. What is counted, and under which name, is with the users
-(`wire.metrics`, or beside the code that counts); `kube.httpd`, the gateway and the engine serve
+(`wire.metrics`, or beside the code that counts); `http1.pages`, the gateway and the engine serve
 `Registry.render`. Where to look: `registry` declares, `families` are the metrics, `series` is what
 hot paths touch, `text` the spelling of names, labels and numbers, `process` what
 every process says of itself.

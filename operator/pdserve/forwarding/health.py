@@ -9,9 +9,7 @@ lasts seconds; the route table decides who belongs to the service.
 
 from __future__ import annotations
 
-from typing import Literal
-
-Failure = Literal["connect", "lost", "status", "timeout"]
+from pdserve.terms.failures import Failure
 
 BASE_SECONDS = 0.5
 MAX_SECONDS = 10.0

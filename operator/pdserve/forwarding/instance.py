@@ -7,8 +7,9 @@ decode its `credit`. Neighbours: `view` groups these; `dispatch` and `decode` ch
 
 from __future__ import annotations
 
-from pdserve.forwarding.health import Failure, Health
+from pdserve.forwarding.health import Health
 from pdserve.forwarding.hints import MAX_FREE_IN, supersedes
+from pdserve.terms.failures import Failure
 from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteInstance
 

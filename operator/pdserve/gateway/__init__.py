@@ -2,7 +2,7 @@
 
 Protocol-level asyncio, no web framework on the hot path:
 
-- `http_server`, `http_client`: HTTP/1.1, bytes in and out. `errors`: overload and its like.
+- `errors`: overload and its like.
 - `app`: paths, keys (`auth`), request ids; `intake` checks a body; `process` is the process.
 - `routes` follows the route table; `service` keeps one `lane` per scenario, which drives the
   decisions of `forwarding` with a clock.
@@ -11,6 +11,6 @@ Protocol-level asyncio, no web framework on the hot path:
   measure the stream.
 - `measure` says what a request amounted to, `metrics` counts every offered one.
 
-Needs `wire`, `http`, `exposition`, `forwarding`, `engines.flow*` and `kube`, nothing of the
+Needs `wire`, `http1`, `exposition`, `forwarding`, `engines.flow*` and `kube`, nothing of the
 operator.
 """

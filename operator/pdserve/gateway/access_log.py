@@ -16,7 +16,7 @@ from typing import IO, Any
 import orjson
 
 from pdserve.gateway.context import RequestContext
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 
 FLUSH_SECONDS = 0.2
 MAX_BUFFER = 4 << 20

@@ -1,6 +1,6 @@
 """The gateway as one object: paths to handlers, keys, request ids, start and stop.
 
-Neighbours: `http_server` calls `handle` for every request; `pipeline` serves the two generating
+Neighbours: `http1.server` calls `handle` for every request; `pipeline` serves the two generating
 endpoints; `__main__` is the process around it.
 """
 
@@ -27,16 +27,16 @@ from pdserve.gateway.context import Job, RequestContext, Settings, Tools
 from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.front import Certificate, Front
-from pdserve.gateway.http_client import Pool
-from pdserve.gateway.http_server import ClientLimits, HttpServer, Reply
 from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.routes import RouteSource
 from pdserve.gateway.service import Service
-from pdserve.http.errors import ApiError
-from pdserve.http.receive import HttpRequest
+from pdserve.http1.client import Pool
+from pdserve.http1.errors import ApiError
+from pdserve.http1.receive import HttpRequest
+from pdserve.http1.server import ClientLimits, HttpServer, Reply
 from pdserve.wire.http import (
     HEADER_API_KEY,
     HEADER_REQUEST_ID,

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from pdserve.gateway.guesses import Guesses
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 
 logger = logging.getLogger(__name__)
 KEY = re.compile(rb"[A-Za-z0-9._~+/=-]{1,512}")

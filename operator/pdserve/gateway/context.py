@@ -27,13 +27,13 @@ from pdserve.forwarding.deadline import SAFETY, PromptSize, prompt_size
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.errors import upstream
-from pdserve.gateway.http_client import Exchange, Pool
-from pdserve.gateway.http_server import Reply
 from pdserve.gateway.lane import Lane
 from pdserve.gateway.legs import Leg
 from pdserve.gateway.measure import Outcome, Timeline
 from pdserve.gateway.release import Releaser
-from pdserve.http.errors import ApiError, Headers
+from pdserve.http1.client import Exchange, Pool
+from pdserve.http1.errors import ApiError, Headers
+from pdserve.http1.server import Reply
 from pdserve.wire.http import HEADER_DECODE, HEADER_PREFILL
 from pdserve.wire.routes import RouteInstance
 

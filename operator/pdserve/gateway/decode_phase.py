@@ -16,8 +16,8 @@ from pdserve.forwarding.decode import LEASE_MARGIN, DecodeWalk, GiveUp, Wait, ha
 from pdserve.gateway.context import MIN_RETRY, FinishedPrefill, KvLostError, RequestContext
 from pdserve.gateway.delivery import DeliveryError, collect, relay
 from pdserve.gateway.errors import overloaded
-from pdserve.gateway.http_client import Exchange, UpstreamError
 from pdserve.gateway.legs import Leg
+from pdserve.http1.client import Exchange, UpstreamError
 
 SILENCE = 2.0
 """Least seconds without a reply's head after which a streaming decode is taken for dead."""

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 
 from pdserve.engines.flow import token_count
-from pdserve.forwarding.health import Failure
-from pdserve.gateway.http_client import MAX_BODY, Exchange, UpstreamError
-from pdserve.gateway.http_server import Reply
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
+from pdserve.http1.client import MAX_BODY, Exchange, UpstreamError
+from pdserve.http1.server import Reply
+from pdserve.terms.failures import Failure
 from pdserve.wire.bounds import parse_json
 
 

@@ -20,7 +20,7 @@ import orjson
 from pdserve.engines.flow import Endpoint
 from pdserve.gateway.errors import invalid
 from pdserve.gateway.intake import parse_body
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 
 PIECE: Final = 64 * 1024
 """Bytes looked at in one go. A list of ids is found from two of them on."""

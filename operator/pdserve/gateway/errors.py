@@ -6,7 +6,7 @@ default, which would triple the load exactly then).
 
 from __future__ import annotations
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.wire.http import HEADER_LEFT_MS, HEADER_NEEDED_MS
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pdserve.http.errors import Headers
+from pdserve.http1.errors import Headers
 
 logger = logging.getLogger(__name__)
 

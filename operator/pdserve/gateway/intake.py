@@ -12,8 +12,8 @@ from typing import Any
 from pdserve.engines.flow import Endpoint
 from pdserve.forwarding.deadline import PromptSize
 from pdserve.gateway.errors import invalid
-from pdserve.http.collector import collector_paused
-from pdserve.http.errors import ApiError
+from pdserve.http1.collector import collector_paused
+from pdserve.http1.errors import ApiError
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.http import PATH_CHAT, PATH_COMPLETIONS
 

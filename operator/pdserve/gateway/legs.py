@@ -3,7 +3,7 @@
 A leg is sent, then answered (accepted, refused, failed) or abandoned; an accepted one occupies a
 slot until it is closed. Whatever happens to the request, `close` leaves the instance's record
 right, and the lane looks again at who can be served. Neighbours: `forwarding.instance` keeps the
-record, `pipeline` owns the legs of a request, `http_client` brings the reply.
+record, `pipeline` owns the legs of a request, `http1.client` brings the reply.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import time
 from typing import Any, Literal
 
 from pdserve.engines.flow import EngineFlow
-from pdserve.forwarding.health import Failure
 from pdserve.forwarding.instance import Instance
-from pdserve.gateway.http_client import Exchange
 from pdserve.gateway.lane import Lane
+from pdserve.http1.client import Exchange
+from pdserve.terms.failures import Failure
 from pdserve.wire.http import REJECT_DEADLINE, REJECT_DRAINING, REJECT_NOT_READY
 
 _NOT_SERVING = (REJECT_DRAINING, REJECT_NOT_READY)

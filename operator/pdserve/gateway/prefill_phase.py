@@ -14,10 +14,10 @@ from pdserve.forwarding.deadline import SAFETY
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.context import FinishedPrefill, RequestContext
 from pdserve.gateway.errors import overloaded
-from pdserve.gateway.http_client import Exchange, UpstreamError
 from pdserve.gateway.lane import ExpiredError
 from pdserve.gateway.legs import Leg
-from pdserve.http.errors import ApiError
+from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.errors import ApiError
 from pdserve.wire.http import REJECT_DEADLINE
 from pdserve.wire.routes import RouteInstance
 

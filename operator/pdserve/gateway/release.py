@@ -12,7 +12,7 @@ import time
 from pdserve.engines.credentials import Credential, authorization
 from pdserve.engines.flow import EngineFlow, LegRequest
 from pdserve.forwarding.instance import Instance
-from pdserve.gateway.http_client import Pool, UpstreamError
+from pdserve.http1.client import Pool, UpstreamError
 
 PATIENCE = 2.0
 

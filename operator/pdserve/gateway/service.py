@@ -23,10 +23,10 @@ from pdserve.forwarding.match import (
     match_scenario,
     parts_of,
 )
-from pdserve.gateway.http_client import Pool
 from pdserve.gateway.lane import Lane
 from pdserve.gateway.metrics import GatewayMetrics
-from pdserve.http.errors import ApiError
+from pdserve.http1.client import Pool
+from pdserve.http1.errors import ApiError
 from pdserve.wire.links import largest_body
 from pdserve.wire.routes import RouteTable
 

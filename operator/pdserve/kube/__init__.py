@@ -9,7 +9,6 @@ Where to look:
 - `ownership` creates and applies objects without ever taking a stranger's.
 - `events` records what happened for people; `lease` elects one active process, from a thread of
   its own (`lease_thread`); `claim` says whose objects they are.
-- `httpd` exposes numbers (of `pdserve.exposition`) and health with the standard library alone.
 
-Nothing is imported here: `import pdserve.kube.httpd` must not load the Kubernetes client.
+Nothing is imported here: `import pdserve.http1.pages` must not load the Kubernetes client.
 """

@@ -18,7 +18,7 @@ import orjson
 from kubernetes.aio.client.api_client import ApiClient
 
 from pdserve.exposition import Registry
-from pdserve.http.collector import collector_paused
+from pdserve.http1.collector import collector_paused
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.deep import without_depths
 from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError

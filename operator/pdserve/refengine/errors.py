@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 
 _SHORT = reprlib.Repr()
 """Bounded in depth and length: a body's value may be nested deeply, or megabytes long."""

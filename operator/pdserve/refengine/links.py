@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.refengine.kv.transport import KvTransport, PeerAddress, TransportError
 from pdserve.wire.links import LinkReport
 from pdserve.wire.peers import Peer, PeerTable

@@ -10,10 +10,10 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from pdserve.http.listen import listening
+from pdserve.http1.listen import listening
+from pdserve.refengine.api.connection import ConnectionLimits, HttpConnection
 from pdserve.refengine.api.generate import Generator
 from pdserve.refengine.api.handover import Sender
-from pdserve.refengine.api.http import ConnectionLimits, HttpConnection
 from pdserve.refengine.api.routes import Routes
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.kv.tcp import Identity, TcpTransport

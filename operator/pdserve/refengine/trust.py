@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from pdserve.engines.credentials import Credential
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.refengine.kv.protocol import Proof, shared_proof
 from pdserve.wire.credentials import Grant, PeerGrant, accepted, digest
 

@@ -22,7 +22,7 @@ from urllib3.exceptions import ProtocolError
 from urllib3.response import HTTPResponse
 from urllib3.util.retry import Retry
 
-from pdserve.http.collector import collector_paused
+from pdserve.http1.collector import collector_paused
 
 MAX_ANSWER = 16 << 20
 """Bytes of one query's answer. A row of 10,000 pods takes about 250."""

@@ -2,6 +2,7 @@
 
 - `roles`: what an instance does; `slo`: what a scenario promises; `devices`: one accelerator.
 - `times`: RFC 3339 texts <-> seconds since the epoch; `quantity`: Kubernetes' amounts.
+- `failures`: how a request to an instance fails.
 - `shown`: any value, short enough for a message.
 
 One value has one form here, so no package copies another's field by field. How such a value is

@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 from tests.support.stub_engine import Cluster, StubEngine, completion
 
-from pdserve.gateway.http_server import Reply
-from pdserve.http.receive import HttpRequest
+from pdserve.http1.receive import HttpRequest
+from pdserve.http1.server import Reply
 
 
 @dataclass

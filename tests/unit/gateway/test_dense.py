@@ -13,7 +13,7 @@ import pytest
 from pdserve.engines.pull_flow import PullFlow
 from pdserve.gateway import dense, intake
 from pdserve.gateway.dense import PIECE, read_body
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 
 MANY = 200_000
 

@@ -207,7 +207,7 @@ DECODE_CASES: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("case", DECODE_CASES)
 def test_bad_handover_parameters(case: str, model: Any) -> None:
-    from pdserve.http.errors import ApiError
+    from pdserve.http1.errors import ApiError
     from pdserve.refengine.api import openai
 
     changes, param, message = DECODE_CASES[case]

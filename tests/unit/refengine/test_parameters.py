@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.refengine.api import openai, parameters
 from pdserve.refengine.model.load import LoadedModel
 

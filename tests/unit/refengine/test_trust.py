@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.engines.credentials import Credential
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.refengine.kv.protocol import Proof, shared_proof
 from pdserve.refengine.trust import Trust
 from pdserve.wire.credentials import Grant, PeerGrant, digest

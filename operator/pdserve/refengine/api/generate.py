@@ -9,11 +9,11 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pdserve.http.errors import ApiError
-from pdserve.http.receive import HttpRequest as HttpRequest
+from pdserve.http1.errors import ApiError
+from pdserve.http1.receive import HttpRequest as HttpRequest
 from pdserve.refengine.api import openai
+from pdserve.refengine.api.connection import Responder
 from pdserve.refengine.api.handover import Sender, reply_params
-from pdserve.refengine.api.http import Responder
 from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.errors import RejectedError

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.sampler import Sampled

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.refengine.api import parameters
 from pdserve.refengine.api.handover import RemoteLeg, remote_of, wants_hand_over
 from pdserve.refengine.config import EngineRole

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 from pdserve import __version__
 from pdserve.engines.reference.metrics import PATH_VLLM
 from pdserve.exposition import CONTENT_TYPE, Registry
-from pdserve.http.errors import ApiError
-from pdserve.http.receive import HttpRequest
+from pdserve.http1.errors import ApiError
+from pdserve.http1.receive import HttpRequest
+from pdserve.refengine.api.connection import Responder
 from pdserve.refengine.api.generate import MAX_NAME, Generator
-from pdserve.refengine.api.http import Responder
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.links import Links, StaleTableError
 from pdserve.refengine.model.load import LoadedModel

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.http.listen import listening
+from pdserve.http1.listen import listening
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.frames import FrameConnection, Landing
 from pdserve.refengine.kv.protocol import FrameKind, Proof

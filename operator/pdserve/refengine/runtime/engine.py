@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.errors import RejectedError
 from pdserve.refengine.kv.payload import Payload, landing

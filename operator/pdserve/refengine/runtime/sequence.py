@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 from pdserve.refengine.runtime.output import Output
 from pdserve.refengine.runtime.request import GenerationRequest, TokenEvent
 

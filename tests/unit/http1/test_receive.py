@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pdserve.http.receive import Receiver
+from pdserve.http1.receive import Receiver
 
 POST = (
     b"POST /v1/completions?x=1 HTTP/1.1\r\nHost: a\r\nX-Request-ID: r-1\r\n"

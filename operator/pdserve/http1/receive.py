@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import httptools
 
-from pdserve.http.errors import ApiError
+from pdserve.http1.errors import ApiError
 
 _OFFER = (b"upgrade", b"http2-settings", b"connection", b"expect")
 """Headers of an offer to speak another protocol; a body that was asked for is on its way."""

@@ -9,8 +9,8 @@ import pytest
 
 from pdserve.controllers.options import parse_options
 from pdserve.exposition import Registry
-from pdserve.http.listen import EVERYWHERE, listening
-from pdserve.kube.httpd import health_pages, serve
+from pdserve.http1.listen import EVERYWHERE, listening
+from pdserve.http1.pages import health_pages, page_server
 
 
 def has(host: str, family: socket.AddressFamily) -> bool:
@@ -33,13 +33,13 @@ async def ask(host: str, port: int) -> bytes:
 
 @pytest.mark.skipif(not has("::1", socket.AF_INET6), reason="this machine has no IPv6")
 async def test_everywhere_answers_both_families() -> None:
-    server = await serve(health_pages(Registry()), EVERYWHERE, 0)
-    port = server.sockets[0].getsockname()[1]
+    server = page_server(health_pages(Registry()))
+    port = await server.start(EVERYWHERE, 0)
     try:
         for host in ("127.0.0.1", "::1"):
             assert b"200" in await ask(host, port)
     finally:
-        server.close()
+        await server.stop(0.0)
 
 
 async def test_without_ipv6_it_is_every_ipv4_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """HTTP/1.1 server side without tasks: one object per connection, one request at a time.
 
 Gives the application an `HttpRequest` and a `Responder`; tells the responder when the client has
-gone. Pipelined requests wait in order. Receiving, limits and framing are `pdserve.http`'s.
+gone. Pipelined requests wait in order. Receiving, limits and framing are `pdserve.http1`'s.
 
 What a client does to its connection is bounded: bytes and requests that wait, seconds until a
 request has arrived, seconds without taking what was written. An exception of the application
@@ -19,9 +19,9 @@ from typing import cast
 
 import orjson
 
-from pdserve.http.errors import ApiError
-from pdserve.http.receive import HttpRequest, Receiver
-from pdserve.http.send import LAST_CHUNK, STATUS_LINES, chunk
+from pdserve.http1.errors import ApiError
+from pdserve.http1.receive import HttpRequest, Receiver
+from pdserve.http1.send import LAST_CHUNK, STATUS_LINES, chunk
 
 JSON = "application/json"
 MAX_HEAD = 64 << 10

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from pdserve.http.errors import ApiError
-from pdserve.http.send import STATUS_LINES, chunk
+from pdserve.http1.errors import ApiError
+from pdserve.http1.send import STATUS_LINES, chunk
 
 ERROR = ApiError(400, "temperature: 'hot' is no number", param="temperature", code="invalid_value")
 VALUE = {

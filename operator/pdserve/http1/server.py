@@ -1,8 +1,8 @@
 """HTTP/1.1 server side at protocol level: one task per request, `Reply` to bytes.
 
 A client that goes away cancels its task. Replies are sent whole or streamed in chunks with
-back-pressure. Knows nothing of OpenAI or P/D. Neighbours: `pdserve.http` receives and frames,
-`http_client` is the other side, `app` the handler.
+back-pressure. Knows nothing of OpenAI or P/D. Neighbours: `receive` and `send` read and frame,
+`client` is the other side, the gateway's `app` a handler.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pdserve.http.errors import ApiError, Headers
-from pdserve.http.listen import listening
-from pdserve.http.receive import HttpRequest, Receiver, no_room
-from pdserve.http.send import LAST_CHUNK, STATUS_LINES, chunk
+from pdserve.http1.errors import ApiError, Headers
+from pdserve.http1.listen import listening
+from pdserve.http1.receive import HttpRequest, Receiver, no_room
+from pdserve.http1.send import LAST_CHUNK, STATUS_LINES, chunk
 
 
 @dataclass(frozen=True, slots=True)

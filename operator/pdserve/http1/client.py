@@ -3,7 +3,7 @@
 A reply's head and body come apart, so that a rejection costs one round trip and a stream can be
 relayed piece by piece as it arrives. A reused connection that the instance had closed meanwhile is
 replaced once, silently; every other failure is an `UpstreamError` with its kind. Neighbours:
-`http_server` is the other side; `legs` decides what a reply means.
+`server` is the other side; the gateway's `legs` decide what a reply means.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from pdserve.forwarding.health import Failure
-from pdserve.http.errors import Headers
+from pdserve.http1.errors import Headers
+from pdserve.terms.failures import Failure
 
 MAX_BODY = 64 << 20
 MAX_HEAD = 64 << 10
