@@ -216,7 +216,7 @@ class ControlPlane:
             f"--v={self.settings.verbosity}",
         ]
         if self.components is Components.API:
-            # Nobody makes the service accounts that this plugin insists on.
+            # No controller makes the service accounts that this plugin insists on.
             argv.append("--disable-admission-plugins=ServiceAccount")
         if self.settings.audit:
             argv += ["--audit-policy-file=audit-policy.yaml", f"--audit-log-path={AUDIT_LOG}"]
@@ -318,7 +318,7 @@ class ControlPlane:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """A TCP port of 127.0.0.1 on which no process listens now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]

@@ -1,7 +1,7 @@
 """The process that is a local cluster: control plane children and the node agent, until told.
 
 Started by `cluster` as `python -m localcluster.daemon STATE_DIR`. It holds a lock on a file there
-as long as it lives, which is how others know (a process id could be somebody else's by now).
+as long as it lives, which is how others know (its process id may be another process's by now).
 SIGTERM ends it in order; if it is killed, the kernel kills its children (`processes`).
 """
 
@@ -147,7 +147,7 @@ class _Cluster:
 
 def _say(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):
-        print(f"# {line}", flush=True)  # noqa: T201 - lines for whoever waits in `up`
+        print(f"# {line}", flush=True)  # noqa: T201 - lines for the waiting `up`
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def node_containers(cluster: str) -> dict[str, NodeContainer]:
 
 
 def running_nodes() -> dict[str, list[str]]:
-    """Names of the nodes of every kind cluster that runs, whoever made it."""
+    """Names of the nodes of every kind cluster that runs, also of those made elsewhere."""
     template = f'{{{{.Label "{_LABEL_CLUSTER}"}}}}\t{{{{.Names}}}}'
     listed = answer(
         ["docker", "ps", "--filter", f"label={_LABEL_CLUSTER}", "--format", template],

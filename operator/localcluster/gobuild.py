@@ -1,4 +1,4 @@
-"""Builds a program from Go modules into the cache, once, with somebody watching.
+"""Builds a program from Go modules into the cache, once, and shows its progress.
 
 Builds take minutes, so a line every few seconds says what is built, why and for how long. What Go
 keeps of them (gigabytes) is in a temporary folder: the builds of one run share it, and it goes with

@@ -1,7 +1,7 @@
 """Clusters of real kubelets and containers, made by the kind program on a Docker engine.
 
 One cluster is one state directory (as for process nodes, see `cluster`) with its kubeconfig, which
-nobody else's is mixed with, and a note of what was made. The order of `up`:
+no other cluster's is mixed with, and a note of what was made. The order of `up`:
 
 1. `kind create cluster`, unless it runs; stopped nodes are started again.
 2. Fake devices for the workers (`devices`).
@@ -92,7 +92,8 @@ class KindCluster(ClusterFiles):
         """Make it, or bring the running one up to date, and return when it can take pods.
 
         Raises:
-            LocalError: no engine, no node image, the name is somebody else's, it runs with another
+            LocalError: no engine, no node image, the name is taken by another cluster, it runs with
+            another
                 configuration, or it did not get ready; the message says what to do.
         """
         docker.check()
@@ -343,7 +344,7 @@ class KindCluster(ClusterFiles):
                 except BlockingIOError:
                     progress(f"waiting: another process is making or ending {self.name!r}")
                     fcntl.flock(lock, fcntl.LOCK_EX)
-                # Whoever held it before may have been `down`, which takes the file away.
+                # Its former holder may have been `down`, which takes the file away.
                 if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
                     yield
                     return

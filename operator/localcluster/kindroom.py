@@ -33,7 +33,7 @@ _ASK = f"cat {LIMIT}; find /proc/[0-9]*/fd -lname anon_inode:inotify 2> /dev/nul
 def check(nodes: int, name: str) -> None:
     """Whether `nodes` more have room beside the nodes of other clusters than `name`.
 
-    A first cluster always has: there is nobody to ask. Nor is one refused that cannot be judged.
+    A first cluster always has: there is no node to ask. Nor is one refused that cannot be judged.
 
     Raises:
         LocalError: they have no room; says which clusters run and what to do.

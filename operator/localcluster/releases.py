@@ -186,4 +186,4 @@ def _install(asset: Asset, file: Path, program: Path) -> None:
         file.unlink()
     else:
         file.rename(program)
-    os.chmod(program, 0o755)  # noqa: S103, PTH101 - a program, to be run by whoever may read it
+    os.chmod(program, 0o755)  # noqa: S103, PTH101 - a program, to be run by every user who may read it

@@ -1,7 +1,7 @@
 """The cache of programs: each folder is made once per machine, whole or not at all.
 
 A lock file keeps two processes from making the same folder; the one that waits says so. A folder
-is filled under another name and moves into its place by rename, so whoever is interrupted leaves
+is filled under another name and moves into its place by rename, so an interrupted process leaves
 no half program. What a killed process left behind, the next one removes.
 """
 

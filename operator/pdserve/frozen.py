@@ -1,7 +1,7 @@
 """JSON objects that no code changes any more, with what was worked out from them.
 
 A cache never changes an object that it holds: a new version is a new object. What a function reads
-out of one version is therefore right for as long as that version is meant, and whoever looks at
+out of one version is therefore right for as long as that version is meant, and a reader of
 hundreds of unchanged pods and nodes again and again need not read them again. Only objects of type
 `Frozen` remember; any other dict is read anew each time. Neighbours: `kube.cache` holds `Frozen`
 objects, readers of raw objects (`topology.nodes`, `groups.health`) are `remembered`.

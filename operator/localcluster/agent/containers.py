@@ -144,7 +144,7 @@ class ContainerRunner:
             await self._told.wait()
 
     def lose_power(self) -> None:
-        """Its node is down: it is gone at once, and nobody is told."""
+        """Its node is down: it ends at once, and no status is reported."""
         if self._running is not None:
             self._running.kill()
 
@@ -180,7 +180,7 @@ class ContainerRunner:
         try:
             return await self._attend(running, launch, restarts, started_at, container_id)
         except asyncio.CancelledError:
-            running.kill()  # nobody will know of it any more
+            running.kill()  # no record of it is kept
             raise
         finally:
             self._running = None

@@ -113,7 +113,7 @@ class PodWorker:
             self._hurry.set()
 
     def removed(self) -> None:
-        """The object is gone (force-deleted): end at once and tell nobody."""
+        """The object is gone (force-deleted): end at once, without a status."""
         self._gone = True
         self._deleted.set()
         self._hurry.set()

@@ -134,7 +134,7 @@ class RunningContainer:
         """SIGKILL to everything in the container, as soon as its first process is known.
 
         Its launcher is left to end by itself: killed at the wrong moment it would leave behind a
-        container that nobody knows of.
+        container without a record.
         """
         self._killed = True
         if self._ended.done() or self._pid is None:

@@ -2,8 +2,8 @@
 
 Colours are CSS variables of the page (`--own`, `--other`, `--quiet`, `--ink`, `--muted`, `--line`),
 so that one drawing serves light and dark. What lies behind is an area or a bar beside another bar,
-never a line under a line. A `Figure` says in words what it shows (`alt`): whoever cannot see it
-reads the same. Knows nothing of pdserve.
+never a line under a line. A `Figure` says in words what it shows (`alt`): a reader who cannot see
+it reads the same. Knows nothing of pdserve.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ class Preserved:
     """An object that keeps fields this API does not describe (a part of another API's type).
 
     At most `depth` lists and objects inside one another: the API server keeps thousands, and
-    whoever copies or compares them has a stack. A schema cannot say so; the operator does.
+    what copies or compares them has a stack. A schema cannot say so; the operator does.
     """
 
     depth: int = 64
@@ -345,7 +345,7 @@ class ApiModel(BaseModel):
         """Read a JSON value.
 
         Raises:
-            ApiError: with path, value and what would be right, for every problem found.
+            InvalidObjectError: with path, value and what would be right, for every problem found.
         """
         try:
             return cls.model_validate(value)

@@ -68,12 +68,12 @@ class CustomResource(ApiModel):
         """Read an object as the API server holds it: its spec as `parse` does, and of its status
         what can be read.
 
-        The status is the operator's own word about a world of which it believes nothing, and may be
-        another version's: a part that today's rules refuse is left out and written anew, and never
-        keeps the object from being acted on.
+        The status was written by the operator, perhaps by another version of it: a part that
+        today's rules refuse is left out and written anew, and never keeps the object from being
+        acted on.
 
         Raises:
-            ApiError: today's rules refuse something outside of `status`.
+            InvalidObjectError: today's rules refuse something outside of `status`.
         """
         for _ in range(_ROUNDS):
             try:

@@ -143,7 +143,7 @@ def render(found: Found) -> str:
     if get("rescued"):
         told.append("  an instance was lost under it; it was tried on another")
     if get("tried"):
-        told.append("  its prefill was believed to take too long, and tried all the same")
+        told.append("  its prefill was predicted to take too long, and tried all the same")
     legs: Sequence[Mapping[str, Any]] = get("legs") or ()
     if legs:
         told.append("  legs:")

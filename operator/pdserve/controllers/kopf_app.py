@@ -111,7 +111,7 @@ async def run_kopf(queue: WorkQueue, namespace: str | None, rng: random.Random) 
     thread = loop.run_in_executor(None, watch)
     try:
         await asyncio.shield(thread)
-        raise RuntimeError("kopf ended though nobody stopped it")
+        raise RuntimeError("kopf ended without being stopped")
     finally:
         with suppress(RuntimeError):  # its loop ended before
             its_loop.call_soon_threadsafe(stop.set)

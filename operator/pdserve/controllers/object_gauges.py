@@ -1,6 +1,6 @@
 """Gauges of the objects the operator looks after: instances, counts, free devices, conditions.
 
-Computed from the caches when somebody scrapes, in one pass over our three kinds and without a
+Computed from the caches at each scrape, in one pass over our three kinds and without a
 request; series of what is gone go with it. Only the leader tells them, so that a sum over the
 operator's pods counts each object once. Objects that cannot be read have no series: `skipped`
 tells of them.

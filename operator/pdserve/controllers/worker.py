@@ -58,7 +58,7 @@ async def reconcile(context: OperatorContext, key: QueueKey) -> None:
     try:
         await _attempt(context, key)
     except Exception:
-        # Telling failed as well; whoever else has a key must not suffer from it.
+        # Telling failed as well; the other keys are worked on all the same.
         log.exception("%s: cannot tell what is wrong; again in %.1f s", key, TELL_AGAIN)
         context.queue.add_after(key, TELL_AGAIN)
 

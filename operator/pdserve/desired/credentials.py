@@ -185,7 +185,7 @@ class Seen:
 def advance(
     held: ServiceCredentials, asked: str, seen: Seen, random_bytes: Callable[[int], bytes]
 ) -> ServiceCredentials | None:
-    """The next state, or None while somebody is waited for or nothing is to do.
+    """The next state, or None while an instance or gateway is waited for, or nothing is to do.
 
     `asked` is the fingerprint of the wanted rotation, empty where none is.
     """

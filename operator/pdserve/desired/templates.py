@@ -52,7 +52,7 @@ def _of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights) ->
 
 
 def token_refusal(group: ScenarioGroup, rights: Rights) -> ConditionState | None:
-    """Refusal of a ScenarioGroup written by hand whose service's token belongs to somebody else.
+    """Refusal of a ScenarioGroup written by hand whose service's token belongs to another owner.
 
     Its pods would be given the Secret by the name of `spec.service`. None where the allow list or
     the API server says that the author may have it.
@@ -62,7 +62,7 @@ def token_refusal(group: ScenarioGroup, rights: Rights) -> ConditionState | None
     if rights.permits(finding, group.metadata.namespace):
         return None
     message = (
-        f"spec.service: {group.spec.service}: Secret {secret} belongs to somebody else; an "
+        f"spec.service: {group.spec.service}: Secret {secret} belongs to another owner; an "
         f"administrator can allow it with security.allowedPodFields: ['{TOKEN_FIELD}={secret}']"
     )
     return ConditionState(CONDITION, "False", NOT_ALLOWED, message)

@@ -1,8 +1,8 @@
-"""What keeps a pod from running, in the words of whoever refuses it. Pure.
+"""What keeps a pod from running, in the words of the component that refuses it. Pure.
 
 The health rules of `groups` decide when an instance is given up, which takes its time; people want
-to read the cause at once. Also for gateways, which nobody replaces. Neighbours: `pdservice` reads
-the pods, `service_status` makes the condition Degraded of what is found here.
+to read the cause at once. Also for gateways, which the operator does not replace. Neighbours:
+`pdservice` reads the pods, `service_status` makes the condition Degraded of what is found here.
 """
 
 from __future__ import annotations

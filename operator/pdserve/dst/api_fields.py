@@ -283,7 +283,7 @@ class Ownership:
         ]
 
     def updated(self, manager: str, subresource: str, old: Any, new: Any, keys: Keys) -> None:
-        """A write other than apply: what it changed is now its own, and nobody else's."""
+        """A write other than apply: what it changed is now owned by its manager alone."""
         changed, gone = difference(old, new, keys)
         mine = (manager, "Update", subresource)
         for entry, paths in self.sets.items():
@@ -354,7 +354,7 @@ def _merge(live: Any, config: Any, keys: Keys, at: tuple[str, ...]) -> Any:
 def _remove(value: Any, path: Path, keys: Keys, at: tuple[str, ...] = ()) -> None:
     """Take one owned leaf out of `value`.
 
-    A list item goes when it was owned as such (`.`) and nobody else's field is left in it; its
+    A list item goes when it was owned as such (`.`) and no other manager's field is left in it; its
     key fields never go alone. A list or map that becomes empty goes too.
     """
     element, rest = path[0], path[1:]

@@ -1,7 +1,7 @@
 """PodDisruptionBudgets as Kubernetes 1.36 keeps them: the disruption controller, and evictions.
 
 What is modelled, because a budget that looks right can let nothing through for ever:
-  - the controller computes `status` some time after a change; the eviction API believes only a
+  - the controller computes `status` some time after a change; the eviction API uses only a
     status of the present generation, and answers 429 otherwise;
   - healthy is a pod that is Ready, is not being deleted, and was not granted an eviction in the
     last two minutes;

@@ -257,7 +257,7 @@ PLANTS: Final = (
           _serving_goes_first, first=20),
     Plant("rolls-all-at-once", "a new revision drains every old group", (3, 13),
           _rolls_all_at_once),
-    Plant("claims-forgotten", "devices freed by a repair belong to nobody", (0, 10, 13),
+    Plant("claims-forgotten", "devices freed by a repair belong to no group", (0, 10, 13),
           _claims_forgotten, first=267),
     Plant("errors-end-the-operator", "an error of the API server ends the process", (10,),
           _errors_end_the_operator, first=16),

@@ -125,7 +125,7 @@ class Scene:
         return self.world.api.store(resource).objects[key_of(obj)]
 
     def live_instances(self) -> list[Object]:
-        """Instances that nobody deletes, in the order of their names."""
+        """Instances that are not being deleted, in the order of their names."""
         pods = (p for p in self.world.instances() if "deletionTimestamp" not in p["metadata"])
         return [p for p in pods if p["metadata"]["uid"] not in self.watcher.foreign]
 

@@ -1,4 +1,4 @@
-"""Values that nobody sends on purpose: wrong, huge, deep, non-finite, foreign or missing.
+"""Values that no client sends on purpose: wrong, huge, deep, non-finite, foreign or missing.
 
 Each function draws one value. All of them are values that the API server, an engine or Prometheus
 could really hand over: quantities are valid Kubernetes quantities, annotations and ConfigMap data

@@ -199,7 +199,7 @@ class Watcher:
             )  # fmt: skip
 
     def _given_up(self, pod: Object, how: str) -> None:
-        """A pod leaves service by the operator's will: is that what somebody asked for?"""
+        """A pod leaves service by the operator's will: is that what a plan or a user asked for?"""
         meta = pod["metadata"]
         if not self._healthy(pod) or meta["uid"] in self.harmed:
             return

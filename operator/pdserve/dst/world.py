@@ -241,19 +241,19 @@ class World:
         self.patch(NODES, "", node, body, subresource="status")
 
     def step_clock(self, seconds: float) -> None:
-        """Somebody sets the operators' wall clock."""
+        """Set the operators' wall clock."""
         self.clock_error += seconds
 
     def delete_pod(self, pod: str, namespace: str = NS) -> None:
-        """Somebody deletes the pod."""
+        """A user deletes the pod."""
         self.api.handle(KubeRequest("delete", PODS, namespace, pod))
 
     def cordon(self, node: str, *, closed: bool = True) -> None:
-        """Somebody closes a node to new pods, or opens it again."""
+        """A user closes a node to new pods, or opens it again."""
         self.patch(NODES, "", node, {"spec": {"unschedulable": closed}})
 
     def evict(self, pod: str, namespace: str = NS) -> bool:
-        """Somebody asks for a pod's eviction; False when its budget refuses it now (429)."""
+        """A user asks for a pod's eviction; False when its budget refuses it now (429)."""
         try:
             self.api.handle(KubeRequest("create", PODS, namespace, pod, "eviction"))
         except KubeError as error:
@@ -263,7 +263,7 @@ class World:
         return True
 
     async def drain(self, node: str, seconds: float = 600.0) -> float:
-        """Somebody drains a node as `kubectl drain` does; the seconds it took.
+        """A user drains a node as `kubectl drain` does; the seconds it took.
 
         Each pod is asked for again every 5 s while that is refused. TimeoutError when instances
         are left there after `seconds`.

@@ -4,7 +4,7 @@ Two classes of fields:
 
 - profile: whatever the Pod Security profile `restricted` forbids (Kubernetes, "Pod Security
   Standards"), e.g. `spec.hostPID`. Only an administrator's allow list permits them.
-- names: whatever lends the pod somebody else's identity or data: a Secret, a service account, an
+- names: whatever lends the pod another owner's identity or data: a Secret, a service account, an
   inline CSI volume. Where the chart's ValidatingAdmissionPolicy is installed, the API server has
   asked whether the author may use them; elsewhere the allow list decides on them too.
 

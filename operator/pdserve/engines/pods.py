@@ -88,7 +88,7 @@ class PodSlot(Protocol):
 
     @property
     def replaces(self) -> str | None:
-        """Name of the pod whose place it takes; None for a new place."""
+        """Uid of the pod whose place it takes; None for a new place."""
 
     @property
     def scale_unit(self) -> bool:

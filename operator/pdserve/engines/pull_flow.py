@@ -152,9 +152,9 @@ class PullFlow:
     def read_head(self, status: int, headers: Mapping[bytes, bytes]) -> EngineAnswer:
         """Classify a reply's head.
 
-        503 and 429 are refusals whoever sends them. `CLIENT_ERRORS` are the client's own mistakes,
-        found by the engine. Whatever else is no 200 (redirects, missing paths and credentials too)
-        is a fault of the service.
+        503 and 429 are refusals, from an engine or from a proxy before it. `CLIENT_ERRORS` are the
+        client's own mistakes, found by the engine. Whatever else is no 200 (redirects, missing
+        paths and credentials too) is a fault of the service.
         """
         if status == 200:
             return EngineAnswer("accepted")

@@ -8,7 +8,7 @@ whose value is its package:
 
 The folders of this package are types too, announced or not: an image or a source tree may have no
 metadata of distributions. They win over announcements of the same name. A type that cannot be
-loaded, whatever its code raises, is an error for those who ask for it and for nobody else; it is
+loaded, whatever its code raises, is an error for those who ask for it alone; it is
 logged once. What was found stays for the life of the process. `docs/engines.md` shows how to add
 a type, and `testing` checks one.
 """
@@ -155,7 +155,7 @@ def _load(type_name: str, module: str, attribute: str, protocol: type[T]) -> T |
             return found
         error = BrokenEngineError(f"{what}.{attribute} is no {protocol.__name__}")
     except (Exception, SystemExit) as raised:
-        # Code of others: whatever it raises while it is loaded ends nobody else's service.
+        # Code of others: whatever it raises while it is loaded ends no other service.
         error = BrokenEngineError(f"{what}: {type(raised).__name__}: {raised!s:.200}")
     logger.error("%s", error)
     return error

@@ -1,6 +1,6 @@
 """A metric name with its series, one per combination of label values.
 
-`labels` looks a series up or makes it at zero; whoever counts often keeps what it returns. A
+`labels` looks a series up or makes it at zero; a caller that counts often keeps what it returns. A
 metric without labels has one series, reached by `labels()` or by the methods of the family.
 """
 

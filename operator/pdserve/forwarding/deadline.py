@@ -4,8 +4,8 @@ A request accepted later than `arrival + TTFT target - 1.05 x T_p` would miss it
 having cost a prefill, so it is turned away instead (early intervention, P/D-Serve section 3.5).
 T_p is predicted from the prompt length; the gateway has no tokenizer and learns how many tokens
 a byte is worth from the usage that engines report, and how long prefills of a length took here. A
-prediction alone refuses nobody: only what prefills of that length have shown does, and now and then
-one refused request is tried all the same, so that what is no longer true is forgotten.
+prediction alone refuses no request: only what prefills of that length have shown does, and now and
+then one refused request is tried all the same, so that what is no longer true is forgotten.
 """
 
 from __future__ import annotations

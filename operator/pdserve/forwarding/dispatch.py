@@ -39,7 +39,7 @@ MAX_WAIT = 60.0
 class Ticket:
     """One request on its way to a prefill.
 
-    `deadline`: latest time of acceptance. `rank`: its turn, the deadline it came with; a rescued
+    `deadline`: latest time of acceptance. `rank`: its turn, the deadline it came with; a retried
     request may wait for longer and keeps its turn.
     """
 
@@ -53,8 +53,8 @@ class Ticket:
     """Earliest time of its next attempt (see `pacing`)."""
     waiting: bool = False
     failed_by: set[str] = field(default_factory=set)
-    """Ids of prefills that failed it, to be left alone for it until `shuns_until`."""
-    shuns_until: float = 0.0
+    """Ids of prefills that failed it, to be left alone for it until `excluded_until`."""
+    excluded_until: float = 0.0
     suspect: bool = False
     """A prefill broke under it: its turn on another must not cost a second suspect's."""
 
@@ -116,7 +116,7 @@ class Dispatcher:
     def failed(self, ticket: Ticket, prefill: Instance, now: float) -> None:
         """`prefill` did not do what this request needs: others go first."""
         ticket.failed_by.add(prefill.id)
-        ticket.shuns_until = now + max(0.0, ticket.deadline - now) / 2
+        ticket.excluded_until = now + max(0.0, ticket.deadline - now) / 2
 
     def withdraw(self, ticket: Ticket) -> None:
         """The request waits no longer."""
@@ -163,8 +163,8 @@ class Dispatcher:
                 step.wake_at = min(step.wake_at, ticket.not_before)
                 place += 1
                 continue
-            shunned = self._shunned(ticket, now)
-            chosen, later = self._choose(now, shunned)
+            excluded = self._excluded(ticket, now)
+            chosen, later = self._choose(now, excluded)
             if chosen is not None:
                 self._leave(place)
                 ticket.first_sent = ticket.first_sent if ticket.attempts else now
@@ -175,10 +175,10 @@ class Dispatcher:
                 step.sends.append(Send(ticket, chosen))
                 continue
             step.wake_at = min(step.wake_at, later)
-            if not shunned:
+            if not excluded:
                 break  # no request after it would find one
-            if now < ticket.shuns_until:
-                step.wake_at = min(step.wake_at, ticket.shuns_until)
+            if now < ticket.excluded_until:
+                step.wake_at = min(step.wake_at, ticket.excluded_until)
             place += 1
         step.wake_at = min(step.wake_at, self._next_deadline()) if self._room else NEVER
         return step
@@ -191,15 +191,15 @@ class Dispatcher:
             first = min(first, ticket.deadline)
         return first
 
-    def _shunned(self, ticket: Ticket, now: float) -> Collection[str]:
+    def _excluded(self, ticket: Ticket, now: float) -> Collection[str]:
         """Prefills that this request must not go to now."""
         trial = {p.id for p in self._on_trial.values()} if ticket.suspect else set()
-        if not ticket.failed_by or now >= ticket.shuns_until:
+        if not ticket.failed_by or now >= ticket.excluded_until:
             return trial
         others = (p for g in self.view.groups for p in g.prefills if p.id not in ticket.failed_by)
         return trial if all(p.health.ejected for p in others) else ticket.failed_by | trial
 
-    def _choose(self, now: float, shunned: Collection[str]) -> tuple[Instance | None, float]:
+    def _choose(self, now: float, excluded: Collection[str]) -> tuple[Instance | None, float]:
         """The best prefill to ask now, and when another may become worth asking."""
         best: Instance | None = None
         best_key: tuple[bool, int, float] | None = None
@@ -210,7 +210,7 @@ class Dispatcher:
                 continue
             later = min(later, self._next_prefill(group, now))
             for prefill in group.prefills:
-                if prefill.next_try(now) <= now and prefill.id not in shunned:
+                if prefill.next_try(now) <= now and prefill.id not in excluded:
                     key = (prefill.free <= 0, prefill.used, self._random())
                     if best_key is None or key < best_key:
                         best, best_key = prefill, key

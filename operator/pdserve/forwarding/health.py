@@ -3,7 +3,7 @@
 Fed only by traffic (connect errors, lost connections, 5xx, first-byte timeouts); a rejection is a
 sign of life. States: closed -> ejected for a growing time -> half-open, where exactly one request
 may try -> closed or ejected again. A connection lost under a request leads to half-open at once:
-one request must not take an instance from all others. Ejection is this process's own belief and
+one request must not take an instance from all others. Ejection is this process's own estimate and
 lasts seconds; the route table decides who belongs to the service.
 """
 
@@ -18,7 +18,7 @@ STATUS_LIMIT = 3
 
 
 class Health:
-    """State of one instance as one gateway process believes it."""
+    """State of one instance as one gateway process sees it."""
 
     __slots__ = ("_ejections", "_failures", "_probing", "_until")
 

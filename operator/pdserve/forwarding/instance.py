@@ -1,8 +1,9 @@
 """What one gateway process knows of one instance: its own open legs, hints, health.
 
-`used` is exact for this process; `free` is belief: the last hint, corrected by what this process
-did since. From both follow `next_try`, the earliest time at which asking makes sense, and for a
-decode its `credit`. Neighbours: `view` groups these; `dispatch` and `decode` choose among them.
+`used` is exact for this process; `free` is an estimate: the last hint, corrected by what this
+process did since. From both follow `next_try`, the earliest time at which asking makes sense, and
+for a decode its `credit`. Neighbours: `view` groups these; `dispatch` and `decode` choose among
+them.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Instance:
 
         A request that arrives while all slots run waits in a prefetch place until a stream ends,
         once per (stream time / slots); places where it would wait longer do not count. Streams of
-        other gateways end unseen, so belief in free places grows at the same pace.
+        other gateways end unseen, so the estimate of free places grows at the same pace.
         """
         if self.next_try(now) > now:
             return 0
@@ -121,7 +122,7 @@ class Instance:
         self.held += 1
 
     def revoked(self) -> None:
-        """What was believed to be taken is answered otherwise."""
+        """Correct the estimate: an answer contradicts it."""
         self.legs += 1
         self.held -= 1
 

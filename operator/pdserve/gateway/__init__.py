@@ -4,7 +4,7 @@ Protocol-level asyncio, no web framework on the hot path:
 
 - `errors`: overload and its like.
 - `app`: paths, keys (`auth`), request ids; `intake` checks a body; `process` is the process.
-- `routes` follows the route table; `service` keeps one `lane` per scenario, which drives the
+- `routes` follows the route table; `service` keeps one `scheduler` per scenario, which drives the
   decisions of `forwarding` with a clock.
 - `pipeline` carries one request through `prefill_phase` and `decode_phase`, which share a
   `context`, account in `legs` and give up KV through `release`; `delivery` and `sse` relay and

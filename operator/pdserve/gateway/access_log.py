@@ -53,7 +53,7 @@ class Record:
             return line
         timeline = c.timeline
         line |= {
-            "scenario": c.lane.scenario.name,
+            "scenario": c.scheduler.scenario.name,
             "streamed": c.job.streamed,
             "outcome": c.outcome or ("invalid" if c.invalid else "cancelled"),
             "legs": [leg.told(self.arrived, now) for leg in c.legs],
@@ -65,7 +65,7 @@ class Record:
             line["ttftMs"] = _ms(timeline.ttft)
         if timeline.handoff is not None:
             line["handoffMs"] = _ms(timeline.handoff)
-        if c.rescued:
+        if c.has_grace:
             line["rescued"] = True
         if c.trial:
             line["tried"] = True

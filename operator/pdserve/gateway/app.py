@@ -223,8 +223,8 @@ class GatewayServer:
         body = read.fields
         request.body = b""
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.headers.items()}
-        lane, flow, model = self.service.lane(body["model"], headers)
-        taken_by = (HEADER_SCENARIO.encode(), lane.scenario.name.encode())
+        scheduler, flow, model = self.service.scheduler(body["model"], headers)
+        taken_by = (HEADER_SCENARIO.encode(), scheduler.scenario.name.encode())
         reply.headers = (*reply.headers, taken_by)
         # Clients may name a scenario by its own model name; engines serve one model.
         body["model"] = model
@@ -232,8 +232,8 @@ class GatewayServer:
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
         job = Job(endpoint, body, leg_name, trace, read.ids)
-        context = RequestContext(lane, flow, self._tools, job, reply, request.head_at)
-        check_prompt_bytes(endpoint, context.size, lane.scenario.max_prompt_bytes)
+        context = RequestContext(scheduler, flow, self._tools, job, reply, request.head_at)
+        check_prompt_bytes(endpoint, context.size, scheduler.scenario.max_prompt_bytes)
         record.context = context
         await serve(context)
 

@@ -1,7 +1,8 @@
-"""What the phases of one request share: its parts, its legs, its outcome, and its one rescue.
+"""What the phases of one request share: its parts, its legs, its outcome, and the time
+that it gets after a fault.
 
-Neighbours: `pipeline` tells the story, `prefill_phase` and `decode_phase` are its two long
-chapters. No decisions about instances here; those are `forwarding`'s, asked through the lane.
+Neighbours: `pipeline` runs the request, `prefill_phase` and `decode_phase` are its two long phases.
+No decisions about instances here; those are `forwarding`'s, asked through the scheduler.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from pdserve.forwarding.deadline import SAFETY, PromptSize, prompt_size
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.errors import upstream
-from pdserve.gateway.lane import Lane
 from pdserve.gateway.legs import Leg
 from pdserve.gateway.measure import Outcome, Timeline
 from pdserve.gateway.release import Releaser
+from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Exchange, Pool
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.http1.server import Reply
@@ -40,10 +41,10 @@ from pdserve.wire.routes import RouteInstance
 MAX_FAULTS = 2
 """Instances that may fail or lose one request before the client gets 502: a request that breaks
 instances must not be shown to all of them."""
-RESCUE_TARGETS = 10.0
+GRACE_TARGETS = 10.0
 """A request that lost an instance waits for another for so many TTFT targets: late is better than
 never, but a client that waits for a first token in a second has no use for one after thirty."""
-RESCUE_SECONDS = (5.0, 30.0)
+GRACE_SECONDS = (5.0, 30.0)
 """At least and at most; never less than one TTFT target."""
 
 
@@ -51,10 +52,10 @@ MIN_RETRY = 0.05
 """Seconds; sooner nothing can have changed."""
 
 
-def rescue_seconds(ttft: float) -> float:
+def grace_seconds(ttft: float) -> float:
     """How long a request that lost an instance waits for another; `ttft`: its target, seconds."""
-    least, most = RESCUE_SECONDS
-    return max(ttft, min(most, max(least, RESCUE_TARGETS * ttft)))
+    least, most = GRACE_SECONDS
+    return max(ttft, min(most, max(least, GRACE_TARGETS * ttft)))
 
 
 class KvLostError(Exception):
@@ -126,9 +127,15 @@ class RequestContext:
     """State of one request."""
 
     def __init__(
-        self, lane: Lane, flow: EngineFlow, tools: Tools, job: Job, reply: Reply, arrived: float
+        self,
+        scheduler: ScenarioScheduler,
+        flow: EngineFlow,
+        tools: Tools,
+        job: Job,
+        reply: Reply,
+        arrived: float,
     ) -> None:
-        self.lane = lane
+        self.scheduler = scheduler
         self.flow = flow
         self.tools = tools
         self.job = job
@@ -140,12 +147,12 @@ class RequestContext:
         self.ticket: Ticket | None = None
         """Its place in the waiting room; `close` gives it up however the request ends."""
         self.trial = False
-        """Believed infeasible and tried: engines are not told of the deadline, and compute it."""
+        """Predicted to be late and tried: engines are not told of the deadline, and compute it."""
         self.held: FinishedPrefill | None = None
         self._faults = 0
         self.prefill_body = b""
         """What the prefill legs share."""
-        self.rescued_until = 0.0
+        self.grace_until = 0.0
         """A fault gave this request its deadlines anew: until then it may wait for another
         prefill, and for a decode from then on; 0: none did."""
         self.invalid = False
@@ -171,7 +178,7 @@ class RequestContext:
 
     def open(self, instance: Instance) -> Leg:
         """A leg to an instance that a decision has chosen."""
-        leg = Leg(self.lane, self.flow, instance)
+        leg = Leg(self.scheduler, self.flow, instance)
         self.legs.append(leg)
         return leg
 
@@ -215,28 +222,28 @@ class RequestContext:
     def close(self) -> None:
         """The request is over: whatever it still has anywhere is given back."""
         if self.ticket is not None:
-            self.lane.withdraw(self.ticket)
+            self.scheduler.withdraw(self.ticket)
         for leg in self.legs:
             leg.close()
         self.release()
 
     @property
-    def rescued(self) -> bool:
+    def has_grace(self) -> bool:
         """A fault gave this request its deadlines anew."""
-        return self.rescued_until > 0
+        return self.grace_until > 0
 
-    def rescue(self) -> None:
+    def grant_grace(self) -> None:
         """A fault cost the request its time: it gets more and keeps its turn."""
         now = time.perf_counter()
-        if now > self.rescued_until:
-            self.rescued_until = now + rescue_seconds(self.lane.scenario.slo.ttft)
+        if now > self.grace_until:
+            self.grace_until = now + grace_seconds(self.scheduler.scenario.slo.ttft)
         if self.ticket is not None:
-            self.ticket.deadline = max(self.ticket.deadline, self.rescued_until)
+            self.ticket.deadline = max(self.ticket.deadline, self.grace_until)
 
-    def rescued_handoff(self, held_at: float) -> float:
-        """Until when a rescued request waits for a decode; its prefill ended at `held_at`."""
-        slo = self.lane.scenario.slo
-        return max(self.rescued_until, held_at + slo.ttft) + slo.handoff
+    def grace_handoff(self, held_at: float) -> float:
+        """Until when a request with grace waits for a decode; its prefill ended at `held_at`."""
+        slo = self.scheduler.scenario.slo
+        return max(self.grace_until, held_at + slo.ttft) + slo.handoff
 
     def fault(self, message: str) -> None:
         """An instance failed or lost this request; raises ApiError (502) at `MAX_FAULTS`."""
@@ -246,7 +253,7 @@ class RequestContext:
 
     def retry_in(self, wait: float) -> float:
         """Seconds after which the same request would be in time, if a prefill is `wait` away."""
-        room = self.lane.scenario.slo.ttft - SAFETY * self.predicted
+        room = self.scheduler.scenario.slo.ttft - SAFETY * self.predicted
         return max(MIN_RETRY, wait - max(0.0, room))
 
     def failed(self, message: str) -> ApiError:

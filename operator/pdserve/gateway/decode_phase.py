@@ -29,18 +29,18 @@ class DecodePhase:
     def __init__(self, context: RequestContext, held: FinishedPrefill) -> None:
         self._c = c = context
         self._held = held
-        slo = c.lane.scenario.slo
+        slo = c.scheduler.scenario.slo
         due = handoff_deadline(c.timeline.arrived, slo.ttft, slo.handoff, held.at)
         self._lease_end = held.at + c.flow.lease_seconds - LEASE_MARGIN
-        deadline = min(c.rescued_handoff(held.at) if c.rescued else due, self._lease_end)
+        deadline = min(c.grace_handoff(held.at) if c.has_grace else due, self._lease_end)
         self._blame = True
-        """KV that nobody can pull is the prefill's fault: no decode died with it."""
+        """KV that cannot be pulled is the prefill's fault: no decode failed with it."""
         self._attempts = 0
-        self._walk = DecodeWalk(c.lane.view, held.leg.instance, deadline, c.lane.random)
+        self._walk = DecodeWalk(c.scheduler.view, held.leg.instance, deadline, c.scheduler.random)
 
     async def run(self) -> None:
         """Deliver the answer; raises ApiError or KvLostError."""
-        c, slo = self._c, self._c.lane.scenario.slo
+        c, slo = self._c, self._c.scheduler.scenario.slo
         patience = c.tools.settings.whole_reply
         if c.job.streamed:
             patience = max(SILENCE, 4 * slo.handoff)
@@ -49,11 +49,11 @@ class DecodePhase:
             if isinstance(step, GiveUp):
                 raise self._gave_up(step)
             if isinstance(step, Wait):
-                await c.lane.changed(step.until)
+                await c.scheduler.changed(step.until)
                 continue
             leg = c.open(step.decode)
             # A decode that sends no early head and does not refuse pulls within the handoff target:
-            # believe so, or a reply that is not streamed would seem to hold the prefill's slot
+            # assume so, or a reply that is not streamed would seem to hold the prefill's slot
             # until its end.
             pulled = asyncio.get_running_loop().call_later(slo.handoff, self._taken, leg)
             try:
@@ -101,7 +101,7 @@ class DecodePhase:
         self._walk.kv_failed()
         if answer.kind == "kv_failed":
             leg.answered()
-            c.lane.metrics.rejected("decode", answer.reason)
+            c.scheduler.metrics.rejected("decode", answer.reason)
         else:
             leg.failed("status")
             c.fault(f"decode {leg.instance.id} answered {exchange.status}")
@@ -167,8 +167,8 @@ class DecodePhase:
             c.fault(message)
         if c.held is None:
             raise KvLostError(message) from error
-        c.rescue()
-        self._walk.deadline = min(c.rescued_handoff(self._held.at), self._lease_end)
+        c.grant_grace()
+        self._walk.deadline = min(c.grace_handoff(self._held.at), self._lease_end)
 
     def _gave_up(self, step: GiveUp) -> Exception:
         c, prefill = self._c, self._held.leg.instance
@@ -178,14 +178,14 @@ class DecodePhase:
         if step.reason == "no_decode":
             return KvLostError(f"no decode of group {prefill.group} is left")
         if step.reason == "deadline":
-            c.lane.metrics.expired("after_prefill")
+            c.scheduler.metrics.expired("after_prefill")
         c.outcome = "decode_overload"
-        now, slo = time.perf_counter(), c.lane.scenario.slo
-        group = c.lane.view.group(prefill.group)
+        now, slo = time.perf_counter(), c.scheduler.scenario.slo
+        group = c.scheduler.view.group(prefill.group)
         free = min((d.expected_free(now) for d in group.decodes), default=now) if group else now
         return overloaded(
             "decode_overload",
-            f"scenario {c.lane.scenario.name!r}: no decode of group {prefill.group} "
+            f"scenario {c.scheduler.scenario.name!r}: no decode of group {prefill.group} "
             "had room in time",
             max(MIN_RETRY, free - now),
             free - now,

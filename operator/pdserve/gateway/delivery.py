@@ -1,6 +1,6 @@
 """Delivering a decode's reply to the client: as a stream, or whole.
 
-The second half of `pipeline`'s story, apart because it is about bytes and no longer about
+The last phase of `pipeline`, apart because it is about bytes and no longer about
 choosing. Raises `DeliveryError` when the instance is lost; whether the client already has bytes
 (`reply.started`) decides what can still be done.
 """

@@ -1,4 +1,4 @@
-"""Slows down whoever guesses API keys, by client address, in bounded memory.
+"""Slows down guessing of API keys, by client address, in bounded memory.
 
 An address has a number of wrong keys that comes back with time. When it is used up, only keys that
 were accepted from this address before are looked at; for others the answer is 429. So an address

@@ -42,7 +42,7 @@ def check_prompt_bytes(endpoint: Endpoint, size: PromptSize, most: int) -> None:
 def check_body_bytes(endpoint: Endpoint, size: int, most: int) -> None:
     """Raise 400 when a body of `size` bytes holds no prompt that fits any context (0: not known).
 
-    Engines refuse it as well; here it costs no parsing, which would hold everybody else up.
+    Engines refuse it as well; here it costs no parsing, which would delay all other requests.
     """
     if 0 < most < size:
         raise ApiError(

@@ -2,7 +2,7 @@
 
 A leg is sent, then answered (accepted, refused, failed) or abandoned; an accepted one occupies a
 slot until it is closed. Whatever happens to the request, `close` leaves the instance's record
-right, and the lane looks again at who can be served. Neighbours: `forwarding.instance` keeps the
+right, and the scheduler runs again. Neighbours: `forwarding.instance` keeps the
 record, `pipeline` owns the legs of a request, `http1.client` brings the reply.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pdserve.engines.flow import EngineFlow
 from pdserve.forwarding.instance import Instance
-from pdserve.gateway.lane import Lane
+from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Exchange
 from pdserve.terms.failures import Failure
 from pdserve.wire.http import REJECT_DEADLINE, REJECT_DRAINING, REJECT_NOT_READY
@@ -25,19 +25,26 @@ class Leg:
     """A request at `instance`, which the decision to send already counted as sent."""
 
     __slots__ = (
-        "_accepted_at", "_ended_at", "_flow", "_lane", "_result", "_state", "instance", "sent_at",
+        "_accepted_at",
+        "_ended_at",
+        "_flow",
+        "_result",
+        "_scheduler",
+        "_state",
+        "instance",
+        "sent_at",
     )  # fmt: skip
 
-    def __init__(self, lane: Lane, flow: EngineFlow, instance: Instance) -> None:
+    def __init__(self, scheduler: ScenarioScheduler, flow: EngineFlow, instance: Instance) -> None:
         self.instance = instance
         self.sent_at = time.perf_counter()
         self._accepted_at = 0.0
         self._ended_at = 0.0
         self._result = "cancelled"
-        self._lane = lane
+        self._scheduler = scheduler
         self._flow = flow
         self._state: Literal["sent", "taken", "held", "closed"] = "sent"
-        lane.metrics.attempted(instance.route.role)
+        scheduler.metrics.attempted(instance.route.role)
 
     def taken(self) -> None:
         """The instance has it, as far as we know before its answer."""
@@ -45,7 +52,7 @@ class Leg:
             self._state = "taken"
             self._accepted_at = time.perf_counter()
             self.instance.taken()
-            self._lane.poke()
+            self._scheduler.reschedule()
 
     def accepted(self, exchange: Exchange) -> None:
         """The instance took it: a slot is ours until `close`."""
@@ -54,7 +61,7 @@ class Leg:
         self._tell("accepted")
         now = self._accepted_at = time.perf_counter()
         self.instance.accepted(self._flow.read_hint(exchange.headers), now, self.sent_at)
-        self._lane.poke()
+        self._scheduler.reschedule()
 
     def refused(self, exchange: Exchange, reason: str) -> None:
         """The instance did not take it."""
@@ -69,8 +76,8 @@ class Leg:
             self.instance.hinted(hint, now)
         else:
             self.instance.rejected(hint, now, serving=reason not in _NOT_SERVING)
-        self._lane.metrics.rejected(self.instance.route.role, reason)
-        self._lane.poke()
+        self._scheduler.metrics.rejected(self.instance.route.role, reason)
+        self._scheduler.reschedule()
 
     def answered(self) -> None:
         """The instance answered with an error that is not about its slots."""
@@ -79,7 +86,7 @@ class Leg:
         self._state = "closed"
         self.instance.abandoned()
         self.instance.health.success()
-        self._lane.poke()
+        self._scheduler.reschedule()
 
     def failed(self, kind: Failure) -> None:
         """The leg broke: no connection, lost, silent, or 5xx."""
@@ -88,11 +95,11 @@ class Leg:
         if self._state == "sent":
             self.instance.failed(kind, now)
             reason = "status" if kind == "status" else "connect"
-            self._lane.metrics.rejected(self.instance.route.role, reason)
+            self._scheduler.metrics.rejected(self.instance.route.role, reason)
         elif self._state in ("taken", "held"):
             self.instance.lost(now)
         self._state = "closed"
-        self._lane.poke()
+        self._scheduler.reschedule()
 
     def close(self) -> None:
         """The slot is free again, or the leg is given up; harmless when already closed."""
@@ -103,7 +110,7 @@ class Leg:
         else:
             self.instance.abandoned()
         self._state = "closed"
-        self._lane.poke()
+        self._scheduler.reschedule()
 
     def told(self, arrived: float, now: float) -> dict[str, Any]:
         """This leg for the access log; milliseconds from the request's arrival."""

@@ -36,7 +36,7 @@ class GatewayMetrics:
         self.registry = Registry()
         tell_process(self.registry, "gateway", __version__)
         self.rooms: dict[tuple[str, str], dict[int, int]] = {}
-        """Requests that wait, by scenario and lane: a scenario may have several."""
+        """Requests that wait, by scenario and scheduler: a scenario may have several."""
         self.offered = self._counter(names.GATEWAY_OFFERED, "Logical requests that count.")
         self.outcome = self._counter(names.GATEWAY_OUTCOME, "Offered, by outcome.", "outcome")
         self.slo_met = self._counter(names.GATEWAY_SLO_MET, "Offered that met every target.")

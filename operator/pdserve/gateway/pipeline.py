@@ -1,7 +1,7 @@
-"""One request through prefill and decode: the gateway's only story with a beginning and an end.
+"""Request lifecycle: admit, prefill, decode, deliver.
 
 1. Admit: the latest time at which a prefill may accept (infeasible: refused at once).
-2. Prefill (`prefill_phase`): wait in the lane until a prefill has accepted and answered.
+2. Prefill (`prefill_phase`): wait in the scheduler until a prefill has accepted and answered.
 3. If token 1 ended the request, answer from the prefill's reply.
 4. Decode (`decode_phase`): a decode of the same group pulls the KV; its stream is relayed as
    received and measured, or its reply collected and sent whole.
@@ -34,7 +34,8 @@ from pdserve.gateway.together_phase import TogetherPhase
 
 async def serve(context: RequestContext) -> None:
     """Serve one request; raises ApiError for the caller to send, and CancelledError."""
-    # The body is made before the request has a place in the room: what fails here hurts nobody.
+    # The body is made before the request has a place in the room: what fails here costs no other
+    # request.
     together = context.flow.order == "together"
     phase = TogetherPhase(context) if together else _PrefillFirst(context)
     try:
@@ -49,8 +50,8 @@ async def serve(context: RequestContext) -> None:
     finally:
         context.close()
         if context.outcome is not None:
-            lane, now = context.lane, time.perf_counter()
-            lane.metrics.finish(context.timeline, context.outcome, now, lane.scenario)
+            scheduler, now = context.scheduler, time.perf_counter()
+            scheduler.metrics.finish(context.timeline, context.outcome, now, scheduler.scenario)
 
 
 class _PrefillFirst:
@@ -78,45 +79,45 @@ async def _serve(c: RequestContext, phase: _PrefillFirst | TogetherPhase) -> Non
             return
         except KvLostError as error:
             c.release()
-            if repeated or not c.lane.budget.take():
+            if repeated or not c.scheduler.budget.take():
                 raise c.failed(str(error)) from error
             repeated = True
-            c.rescue()
+            c.grant_grace()
             if error.prefill is not None:
-                c.lane.dispatcher.failed(ticket, error.prefill, time.perf_counter())
+                c.scheduler.dispatcher.failed(ticket, error.prefill, time.perf_counter())
 
 
 def _admit(c: RequestContext) -> Ticket:
-    lane, scenario = c.lane, c.lane.scenario
-    tokens = lane.estimate.tokens(c.size)
-    lane.budget.earn()
+    scheduler, scenario = c.scheduler, c.scheduler.scenario
+    tokens = scheduler.estimate.tokens(c.size)
+    scheduler.budget.earn()
     now, target = time.perf_counter(), scenario.slo.ttft
     left = c.timeline.arrived + target - now
     predicted = predict_prefill(scenario.prefill_seconds, tokens)
-    c.predicted = min(predicted, lane.prefill_times.at_most(tokens))
+    c.predicted = min(predicted, scheduler.prefill_times.at_most(tokens))
     if SAFETY * c.predicted >= left:
-        if lane.prefill_times.too_long(tokens, left) and not lane.try_anyway(now):
-            lane.metrics.expired("arrival")
+        if scheduler.prefill_times.too_long(tokens, left) and not scheduler.try_anyway(now):
+            scheduler.metrics.expired("arrival")
             c.outcome = "expired"
             raise overloaded(
                 "deadline_infeasible",
                 f"scenario {scenario.name!r}: prefill of about {tokens:.0f} tokens takes about "
                 f"{c.predicted:.2f} s, more than the TTFT target of {target:g} s",
-                lane.next_trial - now,
+                scheduler.next_trial - now,
                 SAFETY * c.predicted,
                 left,
             )
         # Nothing like it was measured, or not of late: its prefill tells.
         c.trial, c.predicted = True, 0.0
-    ticket = lane.dispatcher.offer(c.timeline.arrived + target - SAFETY * c.predicted)
+    ticket = scheduler.dispatcher.offer(c.timeline.arrived + target - SAFETY * c.predicted)
     if ticket is not None:
         return ticket
-    lane.metrics.expired("arrival")
+    scheduler.metrics.expired("arrival")
     c.outcome = "expired"
-    wait = lane.dispatcher.wait(now)
+    wait = scheduler.dispatcher.wait(now)
     raise overloaded(
         "waiting_room_full",
-        f"scenario {scenario.name!r}: {lane.dispatcher.waiting} requests wait already",
+        f"scenario {scenario.name!r}: {scheduler.dispatcher.waiting} requests wait already",
         c.retry_in(wait),
         wait + SAFETY * c.predicted,
         left,
@@ -140,7 +141,7 @@ def _client_left(c: RequestContext) -> None:
     if c.outcome is not None:
         return
     shown = time.perf_counter() if c.timeline.first is None else c.timeline.first
-    if shown - c.timeline.arrived > c.lane.scenario.slo.ttft:
+    if shown - c.timeline.arrived > c.scheduler.scenario.slo.ttft:
         c.outcome = "cancelled_late"
     else:
-        c.lane.metrics.client_cancelled()
+        c.scheduler.metrics.client_cancelled()

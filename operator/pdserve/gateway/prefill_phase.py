@@ -1,8 +1,8 @@
-"""First half of a request: wait in the lane, ask whom it names, until one has prefilled.
+"""First half of a request: wait in the scheduler and ask the prefills it names, one by one.
 
-A refusal, a lost connection or a silent instance sends the request back to the lane, within its
-deadline. Neighbours: `pipeline` calls `run` and `decode_phase` goes on with the `FinishedPrefill`;
-`together_phase` sends single legs by `next` and `ask`.
+A refusal, a lost connection or a silent instance sends the request back to the scheduler, within
+its deadline. Neighbours: `pipeline` calls `run` and `decode_phase` goes on with the
+`FinishedPrefill`; `together_phase` sends single legs by `next` and `ask`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pdserve.forwarding.deadline import SAFETY
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.context import FinishedPrefill, RequestContext
 from pdserve.gateway.errors import overloaded
-from pdserve.gateway.lane import ExpiredError
 from pdserve.gateway.legs import Leg
+from pdserve.gateway.scenario_scheduler import ExpiredError
 from pdserve.http1.client import Exchange, UpstreamError
 from pdserve.http1.errors import ApiError
 from pdserve.wire.http import REJECT_DEADLINE
@@ -46,7 +46,7 @@ class PrefillPhase:
     async def next(self, ticket: Ticket) -> Leg:
         """The next leg, not sent yet; raises ApiError when no prefill can be asked in time."""
         try:
-            send = await self._c.lane.prefill(ticket)
+            send = await self._c.scheduler.prefill(ticket)
         except ExpiredError as error:
             raise self._expired(error) from error
         return self._c.open(send.prefill)
@@ -54,7 +54,7 @@ class PrefillPhase:
     @property
     def patience(self) -> float:
         """Seconds to wait for the head of a prefill's reply."""
-        return max(3 * self._c.lane.scenario.slo.ttft, 4 * self._c.predicted) + 1.0
+        return max(3 * self._c.scheduler.scenario.slo.ttft, 4 * self._c.predicted) + 1.0
 
     def due(self, ticket: Ticket) -> float:
         """When a prefill must have ended."""
@@ -110,7 +110,7 @@ class PrefillPhase:
             if answer.kind == "accepted":
                 outcome = c.flow.read_prefill(c.job.body, body)
                 held = self._hold(leg, outcome, name)
-                c.lane.dispatcher.settled(ticket)
+                c.scheduler.dispatcher.settled(ticket)
                 leg.accepted(exchange)
                 self._learn(held)
                 return held
@@ -138,17 +138,17 @@ class PrefillPhase:
         c, outcome = self._c, held.outcome
         c.timeline.prompt_tokens = outcome.prompt_tokens
         c.timeline.cached_tokens = outcome.cached_tokens
-        c.lane.estimate.learn(c.size, outcome.prompt_tokens)
+        c.scheduler.estimate.learn(c.size, outcome.prompt_tokens)
         computed = outcome.prompt_tokens - outcome.cached_tokens
         if computed > 0:
-            c.lane.prefill_times.learn(computed, held.at - held.leg.sent_at)
+            c.scheduler.prefill_times.learn(computed, held.at - held.leg.sent_at)
         if not c.job.streamed and c.flow.first_token == "prefill":  # noqa: S105 (a model token)
             c.timeline.first = held.at
 
     def _lost(self, leg: Leg, error: UpstreamError, ticket: Ticket) -> None:
         leg.failed(error.kind)
         if time.perf_counter() - leg.sent_at > LOST_TIME:
-            self._c.rescue()
+            self._c.grant_grace()
         self._others_first(leg, ticket)
         if error.kind != "connect":
             ticket.suspect = True
@@ -157,21 +157,21 @@ class PrefillPhase:
     def _too_late_for(self, leg: Leg, ticket: Ticket) -> None:
         """A prefill with room but not the time: two of them saying so is an answer."""
         self._late += 1
-        if self._c.lane.try_anyway(time.perf_counter()):
+        if self._c.scheduler.try_anyway(time.perf_counter()):
             self._c.trial = True
             return
-        if self._late >= min(LATE_ANSWERS, self._c.lane.view.prefill_count):
+        if self._late >= min(LATE_ANSWERS, self._c.scheduler.view.prefill_count):
             raise self._expired(ExpiredError("deadline"))
         self._others_first(leg, ticket)
 
     def _others_first(self, leg: Leg, ticket: Ticket) -> None:
-        self._c.lane.dispatcher.failed(ticket, leg.instance, time.perf_counter())
+        self._c.scheduler.dispatcher.failed(ticket, leg.instance, time.perf_counter())
 
     def _expired(self, error: ExpiredError) -> ApiError:
-        c, lane = self._c, self._c.lane
-        if c.rescued:
+        c, scheduler = self._c, self._c.scheduler
+        if c.has_grace:
             return c.failed("an instance was lost and no other prefill took over in time")
-        lane.metrics.expired("before_prefill")
+        scheduler.metrics.expired("before_prefill")
         if error.reason == "no_decode":
             c.outcome, code = "decode_overload", "decode_overload"
             why = "no group had room on its decodes"
@@ -179,11 +179,12 @@ class PrefillPhase:
             c.outcome, code = "expired", "deadline_exceeded"
             why = "no prefill accepted in time"
         now = time.perf_counter()
-        wait = lane.dispatcher.wait(now)
+        wait = scheduler.dispatcher.wait(now)
         return overloaded(
             code,
-            f"scenario {lane.scenario.name!r}: {why} (TTFT target {lane.scenario.slo.ttft:g} s)",
+            f"scenario {scheduler.scenario.name!r}: {why} "
+            f"(TTFT target {scheduler.scenario.slo.ttft:g} s)",
             c.retry_in(wait),
             wait + SAFETY * c.predicted,
-            c.timeline.arrived + lane.scenario.slo.ttft - now,
+            c.timeline.arrived + scheduler.scenario.slo.ttft - now,
         )

@@ -1,10 +1,10 @@
-"""The route table at work: one lane per scenario, model and engine type, kept across versions.
+"""The route table at work: one scheduler per scenario, model and engine type, kept across versions.
 
-A scenario that stays keeps its lane (waiting room, hints, counters); one that left is closed, and
-its waiting requests run into their deadlines. While another model or engine is rolled out a
-scenario has two lanes; a name that both serve goes to each by its share of the prefill slots.
+A scenario that stays keeps its scheduler (waiting room, hints, counters); one that left is closed,
+and its waiting requests run into their deadlines. While another model or engine is rolled out a
+scenario has two schedulers; a name that both serve goes to each by its share of the prefill slots.
 Groups of an engine type that this gateway cannot use get no requests. Neighbours: `routes` brings
-tables, `app` asks for the lane of a request.
+tables, `app` asks for the scheduler of a request.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pdserve.forwarding.match import (
     match_scenario,
     parts_of,
 )
-from pdserve.gateway.lane import Lane
 from pdserve.gateway.metrics import GatewayMetrics
+from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Pool
 from pdserve.http1.errors import ApiError
 from pdserve.wire.links import largest_body
@@ -49,8 +49,8 @@ class Service:
         self._pool = pool
         self._rng = rng
         self._room_limit = room_limit
-        self._lanes: dict[LaneKey, Lane] = {}
-        self._parts: dict[str, tuple[tuple[Part, Lane], ...]] = {}
+        self._schedulers: dict[LaneKey, ScenarioScheduler] = {}
+        self._parts: dict[str, tuple[tuple[Part, ScenarioScheduler], ...]] = {}
 
     def apply(self, table: RouteTable) -> None:
         """Serve this table from now on."""
@@ -59,13 +59,13 @@ class Service:
         if any(parts.values()) and not any(able.values()):
             logger.error("route table %d: keeping the last good table", table.version)
             return
-        old, self._lanes = self._lanes, {}
+        old, self._schedulers = self._schedulers, {}
         self._parts = {
             name: tuple((p, self._lane_of(table, p, old)) for p in every)
             for name, every in able.items()
         }
-        for lane in old.values():
-            lane.retire()
+        for scheduler in old.values():
+            scheduler.retire()
         self.table = table
         bounds = [s.max_prompt_bytes for s in table.scenarios]
         self.largest_body = largest_body(max(bounds)) if bounds and all(bounds) else 0
@@ -75,22 +75,28 @@ class Service:
         )
         logger.info("serving route table version %d of %s", table.version, table.service)
 
-    def _lane_of(self, table: RouteTable, part: Part, old: dict[LaneKey, Lane]) -> Lane:
+    def _lane_of(
+        self, table: RouteTable, part: Part, old: dict[LaneKey, ScenarioScheduler]
+    ) -> ScenarioScheduler:
         key = (table.service, part.scenario.name, part.served.model, part.served.flow)
-        lane = old.pop(key, None)
-        if lane is None:
-            lane = Lane(table, part.scenario, self._metrics, self._rng, self._room_limit)
+        scheduler = old.pop(key, None)
+        if scheduler is None:
+            scheduler = ScenarioScheduler(
+                table, part.scenario, self._metrics, self._rng, self._room_limit
+            )
         else:
-            lane.update(part.scenario, table.tier_costs)
-        self._lanes[key] = lane
-        return lane
+            scheduler.update(part.scenario, table.tier_costs)
+        self._schedulers[key] = scheduler
+        return scheduler
 
-    def lane(self, model: str, headers: Mapping[str, str]) -> tuple[Lane, EngineFlow, str]:
-        """Lane, engine flow and engine-side model name of a request; raises ApiError."""
+    def scheduler(
+        self, model: str, headers: Mapping[str, str]
+    ) -> tuple[ScenarioScheduler, EngineFlow, str]:
+        """Scheduler, engine flow and engine-side model name of a request; raises ApiError."""
         table = self.loaded()
         scenario = match_scenario(table, model, headers)
         parts = () if scenario is None else self._parts[scenario.name]
-        able = [(part, lane) for part, lane in parts if model in part.served.names]
+        able = [(part, scheduler) for part, scheduler in parts if model in part.served.names]
         if not able:
             raise ApiError(
                 404,
@@ -99,10 +105,10 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
-        part, lane = able[0]
+        part, scheduler = able[0]
         if len(able) > 1:
-            part, lane = self._rng.choices(able, [_prefill_slots(p) for p, _ in able])[0]
-        return lane, registry.flow(part.served.flow), part.served.model
+            part, scheduler = self._rng.choices(able, [_prefill_slots(p) for p, _ in able])[0]
+        return scheduler, registry.flow(part.served.flow), part.served.model
 
     def models(self) -> tuple[str, ...]:
         """Model names that clients may use."""
@@ -122,8 +128,8 @@ class Service:
 
     def show_instances(self) -> None:
         """Refresh the per-instance gauges before a scrape."""
-        for lane in self._lanes.values():
-            lane.show_instances()
+        for scheduler in self._schedulers.values():
+            scheduler.show_instances()
 
 
 def _can_serve(part: Part) -> bool:

@@ -1,8 +1,8 @@
 """Both legs of a request at once, for engines whose prefill and decode find each other themselves.
 
-1. The lane chooses a prefill as ever, and a decode of its group is chosen with it.
+1. The scheduler chooses a prefill as ever, and a decode of its group is chosen with it.
 2. Both get the request. A leg that refuses, fails or falls silent ends the attempt: the other leg
-   is cut, which tells its instance, and the request goes back to the lane within its deadline.
+   is cut, which tells its instance, and the request goes back to the scheduler within its deadline.
 3. When the prefill has answered and the decode has begun its reply, that reply is the client's.
 
 The prefill's answer says that its KV has gone over, so its slot is free from then on. Neighbours:
@@ -36,7 +36,7 @@ class TogetherPhase:
     async def run(self, ticket: Ticket) -> None:
         """Deliver the answer; raises ApiError or KvLostError."""
         while not await self._pair(await self._prefill.next(ticket), ticket):
-            pass  # the lane paces the attempts
+            pass  # the scheduler paces the attempts
 
     async def _pair(self, prefill: Leg, ticket: Ticket) -> bool:
         """One attempt; False: try other instances."""
@@ -60,8 +60,10 @@ class TogetherPhase:
 
     def _choose(self, prefill: Leg, ticket: Ticket) -> Leg | None:
         """A decode of the prefill's group, if one can be asked now."""
-        lane = self._c.lane
-        walk = DecodeWalk(lane.view, prefill.instance, self._prefill.due(ticket), lane.random)
+        scheduler = self._c.scheduler
+        walk = DecodeWalk(
+            scheduler.view, prefill.instance, self._prefill.due(ticket), scheduler.random
+        )
         step = walk.next(time.perf_counter())
         return self._c.open(step.decode) if isinstance(step, Try) else None
 
@@ -73,7 +75,7 @@ class TogetherPhase:
 
     async def _head(self, prefill: Leg, decode: Leg, ticket: Ticket) -> Exchange | None:
         """The decode's reply once it has begun; None: not taken."""
-        c, handoff = self._c, self._c.lane.scenario.slo.handoff
+        c, handoff = self._c, self._c.scheduler.scenario.slo.handoff
         attempt = c.attempt(
             c.leg_name(ticket), ticket.attempts, self._prefill.due(ticket) + handoff,
             prefill.instance.route, decode.instance.route,
@@ -85,7 +87,7 @@ class TogetherPhase:
             exchange = await c.post(decode, c.flow.decode_leg(attempt, self._body), patience)
         except UpstreamError as error:
             decode.failed(error.kind)
-            c.rescue()
+            c.grant_grace()
             if error.kind != "connect":
                 c.fault(f"decode {decode.instance.id}: {error}")
             return None
@@ -112,7 +114,7 @@ class TogetherPhase:
             raise c.relayed_error(exchange, body)
         elif answer.kind == "kv_failed":
             decode.answered()
-            c.lane.metrics.rejected("decode", answer.reason)
+            c.scheduler.metrics.rejected("decode", answer.reason)
             c.fault(f"decode {name} could not get the KV")
         else:
             decode.failed("status")

@@ -106,7 +106,7 @@ def _at_place_of(claim: DeviceClaim, other: DeviceClaim) -> DeviceClaim:
 def after_those_ahead(fabric: Fabric, observation: Observation) -> Fabric:
     """The fabric as it is left by waiting groups that come first (priority, then age).
 
-    One that does not fit now takes nothing: whoever fits goes on.
+    One that does not fit now takes nothing: those that fit go on.
     """
     for request in observation.ahead:
         found = place(fabric, request)

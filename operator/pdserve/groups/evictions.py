@@ -40,7 +40,7 @@ UNCOVERED = "EvictionUncovered"
 """Reasons of the condition Progressing."""
 HAND_OVER = 60.0
 """Seconds after which a group whose closed members may be evicted, and are not, holds up the next
-one no longer: somebody closed its nodes and does not empty them."""
+one no longer: its nodes were closed and are not being emptied."""
 RETRY = 30.0
 """Seconds until a place for a stand-in is looked for again."""
 

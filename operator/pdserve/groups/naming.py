@@ -23,7 +23,7 @@ def pod_name(slot: str, revision: str, replaces: str | None) -> str:
 
 
 def slot_range(scenario_group: str, group_index: int, role: Role, count: int) -> tuple[str, ...]:
-    """The first `count` slots of one role of a group, whoever holds them."""
+    """The first `count` slots of one role of a group, filled or not."""
     return tuple(slot_name(scenario_group, group_index, role, k) for k in range(count))
 
 

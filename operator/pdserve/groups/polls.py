@@ -54,7 +54,7 @@ def may_drain(
     named: Iterable[str],
     routed: frozenset[str],
 ) -> bool:
-    """True once a draining instance may be told so: nobody sends it new work any more."""
+    """True once a draining instance may be told so: no gateway sends it new work any more."""
     if instance.drain_started is None or not instance.running or instance.terminating:
         return False
     if instance.name in routed:

@@ -27,7 +27,7 @@ def retire(
 ) -> None:
     """Start the way out of one instance that a plan gives up, unless it is on it.
 
-    One that was never in a table or route serves nobody: it needs no drain.
+    One that was never in a table or route serves no request: it needs no drain.
     """
     if leaving(instance):
         return
@@ -36,7 +36,7 @@ def retire(
             BeginDrain(instance.name, instance.uid, reason), f"drain {instance.name}: {reason}"
         )
     else:
-        # The mark tells this deletion from a loss, whoever plans next.
+        # The mark tells this deletion from a loss in every later plan.
         draft.act(
             BeginDrain(instance.name, instance.uid, reason),
             f"give up {instance.name}, which never served: {reason}",
@@ -51,7 +51,7 @@ def finished(group: GroupView, instance: InstanceObs, observation: Observation) 
     """May the peer table drop this instance now? Only meaningful for one that leaves.
 
     A faulty one at once. A draining one after it left the routes, when it is idle, cannot run
-    anything, or its deadline has passed. One that somebody else deletes when it stopped running:
+    anything, or its deadline has passed. One deleted from outside when it stopped running:
     until then its preStop hook lets the KV reads it serves end.
     """
     if instance.fault is not None:

@@ -80,14 +80,14 @@ def count_faults(observation: Observation, draft: PlanDraft) -> None:
     clamped = (clamp(r, now) for r in observation.repairs)
     repairs = {r.slot: r for r in clamped if now - r.last_failure < FORGET_SECONDS}
     for instance in sorted(observation.instances, key=lambda i: (i.created, i.name)):
-        # A pod that a plan took away already (scale-down, roll), or that somebody deletes, is not
+        # A pod that a plan took away already (scale-down, roll), or that a user deletes, is not
         # a failure of its slot.
         if instance.fault is None or instance.drain_started is not None or instance.terminating:
             continue
         known = repairs.get(instance.slot)
         if known is not None and known.last_uid == instance.uid:
             continue
-        if _stood_in_for(instance, observation.instances):
+        if _has_replacement(instance, observation.instances):
             continue
         repairs[instance.slot] = _entry(instance, known, now)
         draft.reasons.append(
@@ -194,6 +194,6 @@ def _entry(instance: InstanceObs, known: Repair | None, now: float) -> Repair:
     )
 
 
-def _stood_in_for(instance: InstanceObs, instances: Iterable[InstanceObs]) -> bool:
+def _has_replacement(instance: InstanceObs, instances: Iterable[InstanceObs]) -> bool:
     """An older pod of the slot whose successor exists: counted when the successor was made."""
     return any(i.replaces == instance.uid for i in instances)

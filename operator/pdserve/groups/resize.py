@@ -36,7 +36,7 @@ from pdserve.topology import Fabric, Path
 
 @dataclass(frozen=True, slots=True)
 class Vacancy:
-    """A slot to fill: who was in it (None: nobody, it is growth) and where."""
+    """A slot to fill: the pod that it replaces, by uid (None: it is growth), and where it was."""
 
     slot: str
     replaces: str | None
@@ -105,7 +105,8 @@ def _vacancies(
     growth = free_slots(wanted.name, group.index, role, taken, short - len(found))
     found += [Vacancy(slot, None, None, f"{role} grows") for slot in growth]
     if wanted.paused:
-        # Devices that the group was left stand for instances it had, whoever remembers them.
+        # Devices that the group was left stand for instances it had, even where no record names
+        # them.
         had = sum(c.group_index == group.index for c in draft.claims)
         lost_ones = [v for v in found if v.replaces is not None]
         found = lost_ones + [v for v in found if v.replaces is None][:had]
@@ -115,7 +116,7 @@ def _vacancies(
 def _lost_slots(
     group: GroupView, role: Role, observation: Observation, draft: PlanDraft
 ) -> dict[str, Vacancy]:
-    """Slots whose last pod was lost and that nobody holds now.
+    """Slots whose last pod was lost and that are empty now.
 
     The predecessor is the newest lost pod of the slot; the repair record knows it when it is
     already gone from the cluster.
@@ -146,7 +147,7 @@ def _lost_slots(
 
 
 def _lost(instance: InstanceObs) -> bool:
-    """Lost without a plan: faulty, or deleted by somebody else."""
+    """Lost without a plan: faulty, or deleted from outside."""
     if instance.drain_started is not None:
         return False
     return instance.fault is not None or instance.terminating
@@ -277,7 +278,7 @@ def _shrink(
         ready = {m.name for m in members_of(group) if m.ready}
         by_name = {i.name: i for i in group.staying}
         replaced = {i.replaces for i in group.staying}
-        # Whoever judged it lost, and be it another operator: its successor is there.
+        # Some operator judged it lost, perhaps another one: its successor is there.
         former = [n for n, i in by_name.items() if i.uid in replaced and i.role == role]
         names = [n for n in former if n not in ready]
         names += [n for n in chosen.names if n not in names]

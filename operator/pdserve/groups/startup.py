@@ -1,13 +1,13 @@
-"""Which instance that answers, but is not Ready after its deadline, is itself to blame.
+"""Which instance that answers, but is not Ready after its deadline, is itself at fault.
 
 Ready includes Linked, and a link needs both ends: a decode whose only prefill loads its weights
 for an hour is sound. An engine that does not answer at all is judged by `health`. Here, after
 `startup_deadline` seconds in which it and what it links to answered:
 
     linked, but not Ready since then    its own readiness fails: lost
-    nobody of the other role answers    it waits for others: not lost
-    others of the other role are linked everybody else managed to: lost
-    nobody is linked                    the one that has not taken over the table, else the
+    none of the other role answers      it waits for others: not lost
+    others of the other role are linked all others managed to: lost
+    none is linked                      the one that has not taken over the table, else the
                                         youngest: one at a time, the others get another deadline
 """
 
@@ -55,7 +55,7 @@ def judge_startups(observation: Observation) -> Observation:
 
 
 def _left(instance: InstanceObs, group: GroupView, now: float) -> float | None:
-    """Seconds until it is late; None while it waits for somebody else."""
+    """Seconds until it is late; None while it waits for another instance."""
     assert instance.up_since is not None  # noqa: S101 - the caller's filter
     began = max(instance.up_since, instance.unready_since or 0.0)
     if instance.linked:
@@ -82,7 +82,7 @@ def _to_blame(
     behind = [i for i in rest if not _has_table(i, group, observation)]
     if behind:
         return blamed + behind
-    # Nobody is linked and each has done its part: one goes, the youngest.
+    # None is linked and each has done its part: the youngest goes.
     doubtful = [i for i in rest if all(o in late for o in _opposite(i, group) if o.up_since)]
     return blamed + sorted(doubtful, key=lambda i: (-i.created, i.name))[:1]
 

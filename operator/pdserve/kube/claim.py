@@ -1,13 +1,13 @@
 """Whose objects these are: a claim on a scope, held by the processes of one release.
 
 A Lease elects one of the processes that know of each other (same Lease). A claim keeps apart those
-that do not: it stands at a place that everybody who would act on the same objects knows, and names
+that do not: it stands at a place that every operator of the same objects knows, and names
 its holder. It is a ConfigMap with fields `holder`, `renewed` and `scope`.
 
 - Free when it is not there, is empty, names us, or has not changed for `duration` while we looked
   (monotonic time; the stamp is for people).
 - Taken and renewed on condition of its resourceVersion: of two takers one wins.
-- Not given up on a clean exit: a successor with the same holder goes on at once, and nobody else
+- Not given up on a clean exit: a successor with the same holder goes on at once, and no other
   gets in between, as it would while a Deployment rolls.
 
 One scope may include another (all namespaces, one namespace). Both sides write first and look at
@@ -18,7 +18,7 @@ the other's claim then, so of two that start at once at least one sees the other
   renewed; it deletes a void one, so that its holder of old finds the scope taken. One that a
   finalizer keeps is emptied. One that may not be deleted stands, void or not, and is logged.
 
-So a claim in a namespace acts on that namespace alone, whoever may write it.
+So a claim in a namespace acts on that namespace alone, by any writer.
 
 Neighbours: `lease` (one process of the holder's acts), the application (which scope, which place).
 """
@@ -43,7 +43,7 @@ REPORT_SECONDS = 60.0
 
 
 class ClaimedError(Exception):
-    """The scope is somebody else's; the message says whose."""
+    """The scope is another operator's; the message says whose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class ScopeClaim:
         """Make the scope ours, and tell what of it is left to others.
 
         Raises:
-            ClaimedError: it is somebody else's.
+            ClaimedError: it is another operator's.
             KubeError: the API server refused.
         """
         await self._look()
@@ -188,7 +188,7 @@ class ScopeClaim:
         """Renew until cancelled, and tell what of the scope is left to others.
 
         Raises:
-            ClaimedError: somebody else took it, or it could not be renewed in time.
+            ClaimedError: another operator took it, or it could not be renewed in time.
         """
         renewed = _now()
         while True:

@@ -1,7 +1,7 @@
 """Documents nested too deeply for the parser: what is too deep is cut out, the rest is read.
 
 The API server stores 10,000 levels in a field that keeps unknown content; the parser takes 1,000.
-So one object could hide every list that holds it: the whole kind, from everybody. Neighbour:
+So one object could hide every list that holds it: the whole kind, from every client. Neighbour:
 `transport`, which comes here only when the parser has refused.
 """
 

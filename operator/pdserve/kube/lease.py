@@ -123,7 +123,7 @@ class LeaseElector:
 
     @property
     def leading(self) -> bool:
-        """True only while nobody else can hold the Lease (checked against the clock now)."""
+        """True only while no other process can hold the Lease (checked against the clock now)."""
         if not self._leading or self._renewed_at is None:
             return False
         return self._now() - self._renewed_at < self._times.renew_deadline

@@ -17,7 +17,7 @@ from pdserve.kube.resource import Object, Resource, key_of
 
 
 class NotOursError(Exception):
-    """An object of the wanted name exists and someone else controls it (or nobody does)."""
+    """An object of the wanted name exists and another owner controls it (or none does)."""
 
     def __init__(self, resource: Resource, obj: Object, wanted_owner: str) -> None:
         owner = controller_of(obj)

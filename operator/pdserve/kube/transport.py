@@ -48,7 +48,7 @@ _PATCH_TYPES = {
 async def refuse_redirects(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """A client middleware: an API server redirects nobody, so whoever does is not to be followed.
+    """A client middleware: an API server redirects no request, so a redirect is not followed.
 
     Raises:
         aiohttp.ClientError: the answer is a redirection.

@@ -2,7 +2,7 @@
 
 Model and algorithm: traffic flows from prefill to decode only, so what matters is that each leaf
 holds both roles in the group's ratio, not that everything sits together. `place` places whole
-groups, `incremental` adds and removes single instances; both judge by `cost`, count with `rooms`
+groups, `incremental` adds and removes single instances; both judge by `cost`, count with `capacity`
 and pick nodes with `packing`. `apart` keeps a scenario off a single node. Every answer
 explains itself. The tree comes from `topology`.
 """

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pdserve.placement.capacity import capacity_for
 from pdserve.placement.cost import cost_of, weights
 from pdserve.placement.incremental import place_closest_instance, shared_levels, spread_of
 from pdserve.placement.place import place_closest
-from pdserve.placement.rooms import rooms_for
 from pdserve.placement.sites import fatal_nodes, only_node, site_of
 from pdserve.placement.types import (
     Assignment,
@@ -155,7 +155,7 @@ def _as_placement(
     )
     spread = spread_of(fabric, [PlacedInstance("", a.role, a.node) for a in assignments])
     costs = weights(fabric, request.level if request.mode == "Preferred" else None)
-    cost = cost_of(spread, rooms_for(fabric, request), request, costs)
+    cost = cost_of(spread, capacity_for(fabric, request), request, costs)
     cells = tuple(Cell(leaf, *spread[leaf]) for leaf in sorted(spread))
     kind = f"apart from {node}"
     others = tuple(

@@ -2,8 +2,8 @@
 
 Linear resources (CPU, memory, huge pages, other devices, the number of pods) add up; a host port is
 there for one pod. The answer is a frontier, "most decodes beside p prefills"; where devices alone
-would say the same, the neighbours (`rooms`) need not carry it. Nothing here is looked at while no
-node is short of anything.
+would say the same, the neighbours (`capacity`) need not carry it. Nothing here is looked at while
+no node is short of anything.
 """
 
 from __future__ import annotations

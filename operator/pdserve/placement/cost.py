@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pdserve.placement.rooms import Room, Rooms
+from pdserve.placement.capacity import Capacity, Room
 from pdserve.placement.types import Cost, GroupRequest
 from pdserve.topology import Fabric, Path
 
@@ -67,13 +67,15 @@ def group_slots(room: Room, request: GroupRequest, prefills: int = 0, decodes: i
     return low
 
 
-def cost_of(spread: Spread, rooms: Rooms, request: GroupRequest, costs: tuple[int, ...]) -> Cost:
+def cost_of(
+    spread: Spread, capacity: Capacity, request: GroupRequest, costs: tuple[int, ...]
+) -> Cost:
     """Judge one way to place `request`."""
     placed = sum(p + d for p, d in spread.values())
     used = {leaf: counts for leaf, counts in spread.items() if any(counts)}
     lost = leftover = 0
     for leaf, (p, d) in used.items():
-        room = rooms.rooms[leaf]
+        room = capacity.leaves[leaf]
         lost += group_slots(room, request) - group_slots(room, request, p, d)
         leftover += room.free - p * room.prefill_size - d * room.decode_size
     return Cost(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pdserve.placement.capacity import capacity_for
 from pdserve.placement.cost import Spread, group_slots, traffic, weights
 from pdserve.placement.packing import nodes_in_leaf
 from pdserve.placement.place import free_devices, level_problem, scopes, why_not
-from pdserve.placement.rooms import rooms_for
 from pdserve.placement.sites import only_node, site_of
 from pdserve.placement.types import (
     Cost,
@@ -45,14 +45,14 @@ def place_closest_instance(
     problem = level_problem(fabric, request)
     if problem:
         return NoFit(problem)
-    rooms = rooms_for(fabric, request)
+    capacity = capacity_for(fabric, request)
     costs = weights(fabric, request.level if request.mode == "Preferred" else None)
     one = (1, 0) if role == "prefill" else (0, 1)
     now = spread_of(fabric, members)
     allowed = _allowed(fabric, request, now)
     found: list[tuple[int, Cost, Path]] = []
     for leaf in allowed:
-        room = rooms.rooms[leaf]
+        room = capacity.leaves[leaf]
         if not room.fits(*one):
             continue
         p, d = now.get(leaf, (0, 0))
@@ -69,7 +69,7 @@ def place_closest_instance(
         return _nowhere(fabric, request, role, now, allowed)
     found.sort()
     _, cost, leaf = found[0]
-    taken = nodes_in_leaf(rooms, leaf, *one)
+    taken = nodes_in_leaf(capacity, leaf, *one)
     node = (taken[0] + taken[1])[0]
     return InstancePlacement(
         node,
@@ -93,8 +93,8 @@ def choose_removal(
 ) -> Removal:
     """Choose up to `count` instances of `role` to give up, one after another.
 
-    Order: not ready first (nobody uses it); then one that does not leave all of the scenario on
-    one node (`beside`: its other groups); then the least traffic afterwards, the fewest leaves
+    Order: not ready first (it serves no request); then one that does not leave all of the scenario
+    on one node (`beside`: its other groups); then the least traffic afterwards, the fewest leaves
     used, and the last name. At least one of the role stays, a ready one if there is one.
     """
     left = list(members)
@@ -167,11 +167,11 @@ def _nowhere(
     fabric: Fabric, request: GroupRequest, role: Role, now: Spread, allowed: Sequence[Path]
 ) -> NoFit:
     shape = request.shape(role)
-    rooms = rooms_for(fabric, request)
-    free = free_devices(rooms, allowed)
+    capacity = capacity_for(fabric, request)
+    free = free_devices(capacity, allowed)
     nodes = (n for leaf in allowed for n in fabric.leaves[leaf] if n not in request.exclude)
     enough = any(
-        fabric.free(n, shape.resource) >= shape.devices for n in nodes if rooms.admits(n, shape)
+        fabric.free(n, shape.resource) >= shape.devices for n in nodes if capacity.admits(n, shape)
     )
     split = "" if enough else f", none has {shape.devices} together"
     where = "usable nodes"

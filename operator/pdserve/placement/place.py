@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pdserve.placement.beside import shortages
+from pdserve.placement.capacity import Capacity, Room, capacity_for
 from pdserve.placement.cost import Spread, cost_of, weights
 from pdserve.placement.packing import nodes_in_leaf
-from pdserve.placement.rooms import Room, Rooms, rooms_for
 from pdserve.placement.strategies import balanced_cells, by_leaf_room, improve, one_leaf, packed
 from pdserve.placement.types import (
     Assignment,
@@ -33,7 +33,7 @@ from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Path
 from pdserve.topology.affinity import term_text
 
-Strategy = Callable[[Rooms, Iterable[Path], GroupRequest], Spread | None]
+Strategy = Callable[[Capacity, Iterable[Path], GroupRequest], Spread | None]
 _SHOWN = 8
 _SHOWN_REASONS = 3
 _SHOWN_SHORTAGES = 6
@@ -52,13 +52,13 @@ def place_closest(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
     problem = level_problem(fabric, request)
     if problem:
         return NoFit(problem)
-    rooms = rooms_for(fabric, request)
+    capacity = capacity_for(fabric, request)
     costs = weights(fabric, request.level if request.mode == "Preferred" else None)
-    options = _options(fabric, rooms, request, costs)
+    options = _options(fabric, capacity, request, costs)
     if not options:
-        return _no_fit(fabric, rooms, request)
+        return _no_fit(fabric, capacity, request)
     best = min(range(len(options)), key=lambda k: (options[k].cost, k))
-    return _answer(fabric, rooms, request, options, best)
+    return _answer(fabric, capacity, request, options, best)
 
 
 def largest_group(fabric: Fabric, request: GroupRequest) -> tuple[int, int] | None:
@@ -69,7 +69,7 @@ def largest_group(fabric: Fabric, request: GroupRequest) -> tuple[int, int] | No
     """
     if level_problem(fabric, request):
         return None
-    return _largest(fabric, rooms_for(fabric, request), request)
+    return _largest(fabric, capacity_for(fabric, request), request)
 
 
 def largest_uniform_group(
@@ -102,17 +102,17 @@ def scopes(fabric: Fabric, request: GroupRequest) -> tuple[tuple[Path, tuple[Pat
 
 
 def _options(
-    fabric: Fabric, rooms: Rooms, request: GroupRequest, costs: tuple[int, ...]
+    fabric: Fabric, capacity: Capacity, request: GroupRequest, costs: tuple[int, ...]
 ) -> list[_Option]:
     found: list[_Option] = []
 
     def add(kind: str, strategy: Strategy, leaves: Sequence[Path], better: bool = False) -> None:
-        spread = strategy(rooms, leaves, request)
+        spread = strategy(capacity, leaves, request)
         if spread is None:
             return
         if better:
-            spread = improve(spread, rooms, leaves, costs)
-        found.append(_Option(kind, spread, cost_of(spread, rooms, request, costs)))
+            spread = improve(spread, capacity, leaves, costs)
+        found.append(_Option(kind, spread, cost_of(spread, capacity, request, costs)))
 
     allowed = scopes(fabric, request)
     floor = 0 if request.mode == "Preferred" else max((len(p) for p, _ in allowed), default=0)
@@ -121,7 +121,7 @@ def _options(
         if any(option.cost.traffic == 0 for option in found):
             break
         parts = [(p, leaves) for p, leaves in fabric.parts.items() if len(p) == depth]
-        fitting = [x for x in parts if rooms.part(*x).fits(request.prefill, request.decode)]
+        fitting = [x for x in parts if capacity.part(*x).fits(request.prefill, request.decode)]
         for path, leaves in fitting:
             add(f"balanced cells in {fabric.label(path)}", balanced_cells, leaves)
         if any(option.cost.traffic == 0 for option in found):
@@ -134,13 +134,13 @@ def _options(
 
 
 def _answer(
-    fabric: Fabric, rooms: Rooms, request: GroupRequest, options: Sequence[_Option], best: int
+    fabric: Fabric, capacity: Capacity, request: GroupRequest, options: Sequence[_Option], best: int
 ) -> Placement:
     chosen = options[best]
     cells = tuple(Cell(leaf, p, d) for leaf, (p, d) in sorted(chosen.spread.items()))
     nodes: dict[Role, list[str]] = {"prefill": [], "decode": []}
     for cell in cells:
-        prefills, decodes = nodes_in_leaf(rooms, cell.leaf, cell.prefill, cell.decode)
+        prefills, decodes = nodes_in_leaf(capacity, cell.leaf, cell.prefill, cell.decode)
         nodes["prefill"] += prefills
         nodes["decode"] += decodes
     assignments = tuple(
@@ -184,17 +184,17 @@ def _why_lost(cost: Cost, winner: Cost) -> str:
     return "lost: equal cost, generated later"
 
 
-def _no_fit(fabric: Fabric, rooms: Rooms, request: GroupRequest) -> NoFit:
-    largest = _largest(fabric, rooms, request)
+def _no_fit(fabric: Fabric, capacity: Capacity, request: GroupRequest) -> NoFit:
+    largest = _largest(fabric, capacity, request)
     wanted = f"{request.prefill}P{request.decode}D"
     shapes = _shapes(request)
     placed, where = 0, "the whole domain"
     for path, leaves in scopes(fabric, request):
-        count = _most_placed(rooms.part(path, leaves), request)
+        count = _most_placed(capacity.part(path, leaves), request)
         if count > placed:
             placed, where = count, fabric.label(path)
     short = request.prefill + request.decode - placed
-    free = free_devices(rooms, fabric.leaves)
+    free = free_devices(capacity, fabric.leaves)
     missing = f"{short} of {request.prefill + request.decode} instances have no node"
     if request.mode == "Required":
         inner = fabric.spec.levels[fabric.spec.leaf_depth - 1].name
@@ -214,13 +214,15 @@ def _shapes(request: GroupRequest) -> str:
     return f"prefill {p.devices} {p.resource}, decode {d.devices} {d.resource}"
 
 
-def free_devices(rooms: Rooms, leaves: Iterable[Path]) -> int:
+def free_devices(capacity: Capacity, leaves: Iterable[Path]) -> int:
     """Devices free on nodes that either role may use, whatever else is short there."""
-    nodes = [n for leaf in leaves for n in rooms.fabric.leaves[leaf] if n not in rooms.exclude]
+    nodes = [
+        n for leaf in leaves for n in capacity.fabric.leaves[leaf] if n not in capacity.exclude
+    ]
     found = 0
     for name in nodes:
-        used = {s.resource for s in (rooms.prefill, rooms.decode) if rooms.admits(name, s)}
-        found += sum(rooms.fabric.free(name, resource) for resource in used)
+        used = {s.resource for s in (capacity.prefill, capacity.decode) if capacity.admits(name, s)}
+        found += sum(capacity.fabric.free(name, resource) for resource in used)
     return found
 
 
@@ -272,10 +274,10 @@ def _most_placed(room: Room, request: GroupRequest) -> int:
     return best
 
 
-def _largest(fabric: Fabric, rooms: Rooms, request: GroupRequest) -> tuple[int, int] | None:
+def _largest(fabric: Fabric, capacity: Capacity, request: GroupRequest) -> tuple[int, int] | None:
     best: tuple[int, int, int, int] | None = None
     for path, leaves in scopes(fabric, request):
-        room = rooms.part(path, leaves)
+        room = capacity.part(path, leaves)
         for p in range(1, request.prefill + 1):
             d = min(request.decode, room.most_decodes(p))
             if d < 1:

@@ -3,7 +3,7 @@
 `place` runs them from the closest to the widest and judges each by its true cost (`cost`):
 one leaf, best fit; balanced cells, i.e. the same P:D ratio in every leaf used, inside one upper
 part; leaves by room inside one upper part; and `packed`, which ignores locality and therefore
-finds a place whenever there is one. All are deterministic: leaves in `rooms.by_room` order.
+finds a place whenever there is one. All are deterministic: leaves in `capacity.by_room` order.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import gcd
 
+from pdserve.placement.capacity import Capacity, Room, by_room
 from pdserve.placement.cost import Spread, group_slots, traffic
-from pdserve.placement.rooms import Room, Rooms, by_room
 from pdserve.placement.types import GroupRequest
 from pdserve.topology import Path
 
@@ -20,23 +20,27 @@ _IMPROVE_ROUNDS = 64
 _IMPROVE_LEAVES = 12
 
 
-def one_leaf(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
+def one_leaf(capacity: Capacity, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
     """The tightest leaf that holds all, of equal ones the first by path."""
-    fitting = [leaf for leaf in leaves if rooms.rooms[leaf].fits(request.prefill, request.decode)]
+    fitting = [
+        leaf for leaf in leaves if capacity.leaves[leaf].fits(request.prefill, request.decode)
+    ]
     if not fitting:
         return None
-    best = min(fitting, key=lambda leaf: (rooms.rooms[leaf].free, leaf))
+    best = min(fitting, key=lambda leaf: (capacity.leaves[leaf].free, leaf))
     return {best: (request.prefill, request.decode)}
 
 
-def balanced_cells(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
+def balanced_cells(
+    capacity: Capacity, leaves: Iterable[Path], request: GroupRequest
+) -> Spread | None:
     """Whole cells of the smallest equal ratio over as few leaves as possible; the last best fit."""
     cells = gcd(request.prefill, request.decode)
     if cells < 2:
         return None
     p, d = request.prefill // cells, request.decode // cells
     cell = GroupRequest(p, d, request.prefill_shape, request.decode_shape)
-    held = {leaf: min(cells, group_slots(rooms.rooms[leaf], cell)) for leaf in leaves}
+    held = {leaf: min(cells, group_slots(capacity.leaves[leaf], cell)) for leaf in leaves}
     spread: dict[Path, tuple[int, int]] = {}
     left = cells
     order = sorted((leaf for leaf in held if held[leaf]), key=lambda u: (-held[u], u))
@@ -44,7 +48,7 @@ def balanced_cells(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) 
         enough = [u for u in order if held[u] >= left]
         # Best fit for what remains, else the leaf that takes most of it.
         chosen = (
-            min(enough, key=lambda u: (held[u], rooms.rooms[u].free, u)) if enough else order[0]
+            min(enough, key=lambda u: (held[u], capacity.leaves[u].free, u)) if enough else order[0]
         )
         taken = min(left, held[chosen])
         spread[chosen] = (taken * p, taken * d)
@@ -53,9 +57,11 @@ def balanced_cells(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) 
     return None if left else spread
 
 
-def by_leaf_room(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
+def by_leaf_room(
+    capacity: Capacity, leaves: Iterable[Path], request: GroupRequest
+) -> Spread | None:
     """From the roomiest leaf on: as much matched P:D as fits in each, then the rest anywhere."""
-    chosen = {leaf: rooms.rooms[leaf] for leaf in leaves}
+    chosen = {leaf: capacity.leaves[leaf] for leaf in leaves}
     spread: dict[Path, tuple[int, int]] = {}
     left = (request.prefill, request.decode)
     order = by_room(chosen)
@@ -76,19 +82,19 @@ def by_leaf_room(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) ->
     return None if any(left) else {leaf: counts for leaf, counts in spread.items() if any(counts)}
 
 
-def packed(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
+def packed(capacity: Capacity, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
     """Places everything whenever it fits at all: a leaf's share keeps the rest of them feasible."""
     order = sorted(leaves)
-    behind: list[Room] = [rooms.together(())]
+    behind: list[Room] = [capacity.together(())]
     for leaf in reversed(order):
-        behind.append(rooms.join(behind[-1], rooms.rooms[leaf]))
+        behind.append(capacity.join(behind[-1], capacity.leaves[leaf]))
     behind.reverse()
     if not behind[0].fits(request.prefill, request.decode):
         return None
     spread: dict[Path, tuple[int, int]] = {}
     p, d = request.prefill, request.decode
     for k, leaf in enumerate(order):
-        room, rest = rooms.rooms[leaf], behind[k + 1]
+        room, rest = capacity.leaves[leaf], behind[k + 1]
         for mine in range(min(p, room.prefills), -1, -1):
             most = min(d, room.most_decodes(mine))
             if most >= 0 and rest.fits(p - mine, d - most):
@@ -98,20 +104,22 @@ def packed(rooms: Rooms, leaves: Iterable[Path], request: GroupRequest) -> Sprea
     return {leaf: counts for leaf, counts in spread.items() if any(counts)}
 
 
-def improve(spread: Spread, rooms: Rooms, leaves: Iterable[Path], costs: tuple[int, ...]) -> Spread:
+def improve(
+    spread: Spread, capacity: Capacity, leaves: Iterable[Path], costs: tuple[int, ...]
+) -> Spread:
     """Local search: move one instance, or swap two, while that lowers the traffic.
 
     Bounded: the leaves used and the roomiest others, at most `_IMPROVE_ROUNDS` steps; each step
     takes the best move, the first in order among equals.
     """
-    order = by_room({leaf: rooms.rooms[leaf] for leaf in leaves})
+    order = by_room({leaf: capacity.leaves[leaf] for leaf in leaves})
     around = sorted({*spread, *order[:_IMPROVE_LEAVES]})
     best, cost = dict(spread), traffic(spread, costs)
     for _ in range(_IMPROVE_ROUNDS):
         if not cost:
             break
         options = [
-            (traffic(new, costs), k, new) for k, new in enumerate(_moves(best, around, rooms))
+            (traffic(new, costs), k, new) for k, new in enumerate(_moves(best, around, capacity))
         ]
         if not options:
             break
@@ -127,7 +135,7 @@ _STEPS = ((1, 0), (0, 1), (1, -1), (-1, 1))
 
 
 def _moves(
-    spread: dict[Path, tuple[int, int]], around: list[Path], rooms: Rooms
+    spread: dict[Path, tuple[int, int]], around: list[Path], capacity: Capacity
 ) -> Iterable[dict[Path, tuple[int, int]]]:
     for u in sorted(spread):
         for v in around:
@@ -138,7 +146,7 @@ def _moves(
                 mine, theirs = (pu - p, du - d), (pv + p, dv + d)
                 if min(*mine, *theirs) < 0:
                     continue
-                if rooms.rooms[u].fits(*mine) and rooms.rooms[v].fits(*theirs):
+                if capacity.leaves[u].fits(*mine) and capacity.leaves[v].fits(*theirs):
                     yield {**spread, u: mine, v: theirs}
 
 

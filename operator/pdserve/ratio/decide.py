@@ -3,10 +3,10 @@
 Order of a round; the first step with an answer ends it:
 
 1. who owns the counts (Fixed, External), and whether they lie inside the bounds;
-2. trust: without fresh, complete numbers nothing scales (`ratio.trust`);
+2. trust: without fresh, complete numbers nothing scales (`ratio.rejection`);
 3. one change at a time: a change whose instances are not all ready blocks the next;
 4. fast loop, every round: sure evidence that the target is missed -> grow the role that is short
-   (`ratio.blame`) by what the model says, the load raised until it explains the measurement;
+   (`ratio.bottleneck`) by what the model says, the load raised until it explains the measurement;
 5. slow loop, once per control period: the model's floor -> grow; else, after a surplus lasted,
    one step down that the model accepts with margin.
 
@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pdserve.ratio.blame import read_signals
+from pdserve.ratio.bottleneck import read_signals
 from pdserve.ratio.growth import for_evidence, for_floor
 from pdserve.ratio.memory import observe_readiness, remember_health
+from pdserve.ratio.rejection import rejection_reason
 from pdserve.ratio.round import Proposal, Round, open_round
 from pdserve.ratio.surplus import propose_surplus
-from pdserve.ratio.trust import distrust
 from pdserve.ratio.types import (
     Counts,
     Decision,
@@ -47,7 +47,7 @@ def decide(inp: DecisionInput) -> Decision:
     if owned is not None:
         return owned
     sample = inp.sample
-    doubt = distrust(sample, inp.settings)
+    doubt = rejection_reason(sample, inp.settings)
     memory = observe_readiness(inp)
     if isinstance(sample, Unknown) or doubt is not None:
         memory = replace(memory, surplus_since=None)
@@ -100,26 +100,26 @@ def _owner(inp: DecisionInput) -> Decision | None:
 def _with_data(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -> Decision:
     """Steps 3 to 5."""
     waiting = _in_flight(inp, memory)
-    now = open_round(inp, sample, memory)
+    round_ = open_round(inp, sample, memory)
     if waiting is not None:
-        return _held(inp, Reason.IN_FLIGHT, waiting, memory, now)
-    failures = now.failures() if now.failing else None
+        return _held(inp, Reason.IN_FLIGHT, waiting, memory, round_)
+    failures = round_.failures() if round_.failing else None
     if failures is not None:
-        return _held(inp, Reason.REQUESTS_FAIL, failures, memory, now)
-    if now.failing:
-        proposal, memory = for_evidence(now)
-        return _grown(inp, proposal, memory, now)
-    if now.evidence is not None:
+        return _held(inp, Reason.REQUESTS_FAIL, failures, memory, round_)
+    if round_.failing:
+        proposal, memory = for_evidence(round_)
+        return _grown(inp, proposal, memory, round_)
+    if round_.evidence is not None:
         memory = remember_health(memory, read_signals(sample, inp.profile))
     since = inp.memory.last_slow
     jitter = inp.settings.fast_period / 2
     if since is not None and inp.now - since < inp.settings.control_period - jitter:
-        return _held(inp, Reason.STEADY, now.summary(), memory, now)
+        return _held(inp, Reason.STEADY, round_.summary(), memory, round_)
     memory = replace(memory, last_slow=inp.now)
-    floor = for_floor(now)
+    floor = for_floor(round_)
     if floor is not None:
-        return _grown(inp, floor, replace(memory, surplus_since=None), now)
-    return _shrunk(inp, memory, now)
+        return _grown(inp, floor, replace(memory, surplus_since=None), round_)
+    return _shrunk(inp, memory, round_)
 
 
 def _in_flight(inp: DecisionInput, memory: LoopMemory) -> str | None:
@@ -135,30 +135,30 @@ def _in_flight(inp: DecisionInput, memory: LoopMemory) -> str | None:
     )
 
 
-def _grown(inp: DecisionInput, proposal: Proposal, memory: LoopMemory, now: Round) -> Decision:
+def _grown(inp: DecisionInput, proposal: Proposal, memory: LoopMemory, round_: Round) -> Decision:
     memory = replace(memory, surplus_since=None)
     if proposal.blocked:
-        return _result(inp, proposal, memory, now)
+        return _result(inp, proposal, memory, round_)
     wait = _dwell_left(inp, inp.settings.grow_dwell)
     if wait > 0:
         message = f"{proposal.message}; next change in {wait:.0f} s at the earliest"
-        return _held(inp, Reason.DWELL, message, memory, now)
-    return _result(inp, proposal, memory, now)
+        return _held(inp, Reason.DWELL, message, memory, round_)
+    return _result(inp, proposal, memory, round_)
 
 
-def _shrunk(inp: DecisionInput, memory: LoopMemory, now: Round) -> Decision:
-    proposal = propose_surplus(now)
+def _shrunk(inp: DecisionInput, memory: LoopMemory, round_: Round) -> Decision:
+    proposal = propose_surplus(round_)
     if proposal is None:
         memory = replace(memory, surplus_since=None)
-        return _held(inp, Reason.STEADY, now.summary(), memory, now)
+        return _held(inp, Reason.STEADY, round_.summary(), memory, round_)
     since = inp.now if memory.surplus_since is None else memory.surplus_since
     memory = replace(memory, surplus_since=since)
     dwell = inp.settings.shrink_dwell
     wait = max(_dwell_left(inp, dwell), since + dwell - inp.now)
     if wait > 0:
         message = f"{proposal.message}; confirming for another {wait:.0f} s"
-        return _held(inp, Reason.CONFIRMING_SURPLUS, message, memory, now)
-    return _result(inp, proposal, replace(memory, surplus_since=None), now)
+        return _held(inp, Reason.CONFIRMING_SURPLUS, message, memory, round_)
+    return _result(inp, proposal, replace(memory, surplus_since=None), round_)
 
 
 def _dwell_left(inp: DecisionInput, dwell: float) -> float:
@@ -167,17 +167,21 @@ def _dwell_left(inp: DecisionInput, dwell: float) -> float:
 
 
 def _held(
-    inp: DecisionInput, reason: Reason, message: str, memory: LoopMemory, now: Round | None = None
+    inp: DecisionInput,
+    reason: Reason,
+    message: str,
+    memory: LoopMemory,
+    round_: Round | None = None,
 ) -> Decision:
-    inputs = () if now is None else now.inputs()
-    candidates = () if now is None else now.candidates(inp.current)
+    inputs = () if round_ is None else round_.inputs()
+    candidates = () if round_ is None else round_.candidates(inp.current)
     return Decision(
         inp.now, inp.current, inp.current, "Held", reason, message, inputs, candidates, memory
     )
 
 
 def _result(
-    inp: DecisionInput, proposal: Proposal, memory: LoopMemory, now: Round | None = None
+    inp: DecisionInput, proposal: Proposal, memory: LoopMemory, round_: Round | None = None
 ) -> Decision:
     outcome: Outcome = "Applied" if inp.mode != "Advise" else "Advised"
     if proposal.blocked:
@@ -189,7 +193,7 @@ def _result(
         outcome,
         proposal.reason,
         proposal.message,
-        () if now is None else now.inputs(),
-        () if now is None else now.candidates(proposal.to),
+        () if round_ is None else round_.inputs(),
+        () if round_ is None else round_.candidates(proposal.to),
         memory,
     )

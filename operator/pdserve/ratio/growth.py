@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pdserve.ratio.blame import Blame, blame, read_signals
+from pdserve.ratio.bottleneck import Bottleneck, bottleneck, read_signals
 from pdserve.ratio.choose import CountLimits, Predictor, best_effort, grow
 from pdserve.ratio.memory import MAX_PRESSURE
 from pdserve.ratio.model import PerformanceModel
@@ -19,45 +19,47 @@ from pdserve.ratio.types import Counts, LoopMemory, Reason
 from pdserve.terms import ROLES, Role
 
 MAX_STRESS = 2.0
-"""Most by which one decision raises the load a role is believed to feel."""
+"""Most by which one decision raises the load that a role is sized for (a factor)."""
 WORTH_CHANGING = 0.01
 """A change that cannot reach the target must promise at least this much attainment."""
 
 
-def for_evidence(now: Round) -> tuple[Proposal, LoopMemory]:
+def for_evidence(round_: Round) -> tuple[Proposal, LoopMemory]:
     """The target is surely missed: grow the role that is short, sized by the model."""
-    signals = read_signals(now.sample, now.inp.profile)
-    fault = blame(signals, now.memory, now.model, now.inp.current)
+    signals = read_signals(round_.sample, round_.inp.profile)
+    fault = bottleneck(signals, round_.memory, round_.model, round_.inp.current)
     reason = Reason.PREFILL_SHORTAGE if fault.role == "prefill" else Reason.DECODE_SHORTAGE
-    lead = f"{now.summary()}; {fault.role} is short: {fault.why}"
-    if now.model is None:
-        return _one_more(now, fault, reason, lead), now.memory
-    unreachable = _unreachable(now, now.model)
+    lead = f"{round_.summary()}; {fault.role} is short: {fault.why}"
+    if round_.model is None:
+        return _one_more(round_, fault, reason, lead), round_.memory
+    unreachable = _unreachable(round_, round_.model)
     if unreachable is not None:
-        return unreachable, now.memory
-    model = _stressed(now, now.model, fault.role)
+        return unreachable, round_.memory
+    model = _stressed(round_, round_.model, fault.role)
     memory = replace(
-        now.memory, pressure_prefill=model.pressure_prefill, pressure_decode=model.pressure_decode
+        round_.memory,
+        pressure_prefill=model.pressure_prefill,
+        pressure_decode=model.pressure_decode,
     )
-    return _search(now, Predictor(model), fault.role, reason, lead), memory
+    return _search(round_, Predictor(model), fault.role, reason, lead), memory
 
 
-def for_floor(now: Round) -> Proposal | None:
+def for_floor(round_: Round) -> Proposal | None:
     """The model's floor: None when today's counts hold the predicted load."""
-    predict, current = now.predict, now.inp.current
-    if predict is None or now.model is None or predict.holds(current, now.allowed):
+    predict, current = round_.predict, round_.inp.current
+    if predict is None or round_.model is None or predict.holds(current, round_.allowed):
         return None
-    unreachable = _unreachable(now, now.model)
+    unreachable = _unreachable(round_, round_.model)
     if unreachable is not None:
-        return None if _fine(now) else unreachable
+        return None if _fine(round_) else unreachable
     worse: Role = max(ROLES, key=lambda role: predict.misses(role, current.total(role)))
-    lead = f"{now.summary()}; predicted attainment {predict.attainment(current):.1%}"
-    return _search(now, predict, worse, Reason.MODEL_FLOOR, lead)
+    lead = f"{round_.summary()}; predicted attainment {predict.attainment(current):.1%}"
+    return _search(round_, predict, worse, Reason.MODEL_FLOOR, lead)
 
 
-def _search(now: Round, predict: Predictor, short: Role, reason: Reason, lead: str) -> Proposal:
+def _search(round_: Round, predict: Predictor, short: Role, reason: Reason, lead: str) -> Proposal:
     """The best counts with more of the role that is short."""
-    current, allowed, limits = now.inp.current, now.allowed, now.limits
+    current, allowed, limits = round_.inp.current, round_.allowed, round_.limits
     bounds = limits.bounds
     most = {
         "prefill": bounds.groups.max * bounds.prefill.max,
@@ -72,30 +74,32 @@ def _search(now: Round, predict: Predictor, short: Role, reason: Reason, lead: s
         return (
             counts.total(short) > current.total(short)
             and predict.holds(counts, allowed)
-            and _may_give(now, predict, counts)
+            and _may_give(round_, predict, counts)
         )
 
     found = grow(current, limits, accepts, needs)
     if found is not None:
-        return Proposal(found, reason, f"{lead}; {_becomes(now, predict, found)}")
-    return _within_limits(now, predict, reason, lead)
+        return Proposal(found, reason, f"{lead}; {_becomes(round_, predict, found)}")
+    return _within_limits(round_, predict, reason, lead)
 
 
-def _within_limits(now: Round, predict: Predictor, reason: Reason, lead: str) -> Proposal:
+def _within_limits(round_: Round, predict: Predictor, reason: Reason, lead: str) -> Proposal:
     """Nothing holds the target: the best the limits allow, or blocked by which of them."""
-    current = now.inp.current
-    found = best_effort(current, now.limits, predict)
+    current = round_.inp.current
+    found = best_effort(current, round_.limits, predict)
     gain = predict.attainment(found) - predict.attainment(current)
-    limit = _binding(current, now.limits)
+    limit = _binding(current, round_.limits)
     if found != current and gain >= WORTH_CHANGING:
-        best = f"{_becomes(now, predict, found)}, the most that {_named(limit, now)} allows"
+        best = f"{_becomes(round_, predict, found)}, the most that {_named(limit, round_)} allows"
         return Proposal(found, reason, f"{lead}; {best}")
-    return Proposal(current, limit, f"{lead}; {_named(limit, now)} allows no better", blocked=True)
+    return Proposal(
+        current, limit, f"{lead}; {_named(limit, round_)} allows no better", blocked=True
+    )
 
 
-def _one_more(now: Round, fault: Blame, reason: Reason, lead: str) -> Proposal:
+def _one_more(round_: Round, fault: Bottleneck, reason: Reason, lead: str) -> Proposal:
     """Without a model: one step of the role that is short (P/D-Serve 3.3, 'step by step')."""
-    current = now.inp.current
+    current = round_.inp.current
 
     def needs(role: Role) -> int:
         return current.total(role) + (1 if role == fault.role else 0)
@@ -103,18 +107,18 @@ def _one_more(now: Round, fault: Blame, reason: Reason, lead: str) -> Proposal:
     def accepts(counts: Counts) -> bool:
         return all(counts.total(role) >= needs(role) for role in ROLES)
 
-    found = grow(current, now.limits, accepts, needs)
+    found = grow(current, round_.limits, accepts, needs)
     if found is not None:
         return Proposal(found, reason, f"{lead}; no profile yet, one step to {found}")
-    limit = _binding(current, now.limits)
-    return Proposal(current, limit, f"{lead}; {_named(limit, now)} allows no more", blocked=True)
+    limit = _binding(current, round_.limits)
+    return Proposal(current, limit, f"{lead}; {_named(limit, round_)} allows no more", blocked=True)
 
 
-def _stressed(now: Round, model: PerformanceModel, role: Role) -> PerformanceModel:
+def _stressed(round_: Round, model: PerformanceModel, role: Role) -> PerformanceModel:
     """Raise the load the role feels until the model explains the measured attainment."""
-    if now.evidence is None:
+    if round_.evidence is None:
         return model
-    instances, measured = now.inp.current.total(role), now.evidence.attainment
+    instances, measured = round_.inp.current.total(role), round_.evidence.attainment
     part, felt = model.role(role), model.felt(role)
     low, high = 1.0, MAX_STRESS
     for _ in range(30):
@@ -128,23 +132,23 @@ def _stressed(now: Round, model: PerformanceModel, role: Role) -> PerformanceMod
     return replace(model, pressure_decode=min(model.pressure_decode * low, MAX_PRESSURE))
 
 
-def _may_give(now: Round, predict: Predictor, counts: Counts) -> bool:
+def _may_give(round_: Round, predict: Predictor, counts: Counts) -> bool:
     """Whether every role that loses instances holds the load, margin included, without them.
 
-    While the load rises nobody gives: how far it goes is not known yet.
+    While the load rises no role gives instances: how far it goes is not known yet.
     """
-    rising = now.rate is None or now.rate.rising
+    rising = round_.rate is None or round_.rate.rising
     return all(
-        counts.total(role) >= now.inp.current.total(role)
+        counts.total(role) >= round_.inp.current.total(role)
         or (
             not rising
-            and predict.misses(role, counts.total(role), now.shrink_stress) <= now.allowed / 2
+            and predict.misses(role, counts.total(role), round_.shrink_stress) <= round_.allowed / 2
         )
         for role in ROLES
     )
 
 
-def _unreachable(now: Round, model: PerformanceModel) -> Proposal | None:
+def _unreachable(round_: Round, model: PerformanceModel) -> Proposal | None:
     """No number of instances helps a request that misses its target on an idle one."""
     for role in ROLES:
         part = model.role(role)
@@ -154,13 +158,13 @@ def _unreachable(now: Round, model: PerformanceModel) -> Proposal | None:
                 f"{what} of a single request on an idle {role} instance is {part.alone:.3f} s, "
                 f"above its target of {part.target:.3f} s: more instances do not help"
             )
-            return Proposal(now.inp.current, Reason.SLO_UNREACHABLE, message, blocked=True)
+            return Proposal(round_.inp.current, Reason.SLO_UNREACHABLE, message, blocked=True)
     return None
 
 
-def _fine(now: Round) -> bool:
-    """Whether measurement contradicts a gloomy model."""
-    return now.evidence is not None and now.evidence.attainment >= now.inp.slo.attainment
+def _fine(round_: Round) -> bool:
+    """Whether measured attainment meets the target although the model predicts a miss."""
+    return round_.evidence is not None and round_.evidence.attainment >= round_.inp.slo.attainment
 
 
 def _binding(current: Counts, limits: CountLimits) -> Reason:
@@ -181,17 +185,17 @@ def _binding(current: Counts, limits: CountLimits) -> Reason:
     return Reason.AT_MAXIMUM
 
 
-def _named(limit: Reason, now: Round) -> str:
+def _named(limit: Reason, round_: Round) -> str:
     """The limit in words, with its numbers."""
-    bounds = now.limits.bounds
+    bounds = round_.limits.bounds
     if limit is Reason.BUDGET_EXHAUSTED:
-        parts = ", ".join(f"{b.devices} {b.resource}" for b in now.limits.budget)
+        parts = ", ".join(f"{b.devices} {b.resource}" for b in round_.limits.budget)
         return f"the device budget ({parts})"
     if limit is Reason.PLACEMENT_INFEASIBLE:
         parts = ", ".join(
             f"at most {p.groups} P/D groups of {p.prefill}P{p.decode}D"
             + (f": {p.detail}" if p.detail else "")
-            for p in now.limits.placement
+            for p in round_.limits.placement
         )
         return f"placement ({parts})"
     return (
@@ -200,8 +204,7 @@ def _named(limit: Reason, now: Round) -> str:
     )
 
 
-def _becomes(now: Round, predict: Predictor, to: Counts) -> str:
-    devices = now.limits.devices(to) - now.limits.devices(now.inp.current)
-    return (
-        f"{now.inp.current} -> {to}, predicted {predict.attainment(to):.1%}, {devices:+d} devices"
-    )
+def _becomes(round_: Round, predict: Predictor, to: Counts) -> str:
+    devices = round_.limits.devices(to) - round_.limits.devices(round_.inp.current)
+    change = f"{round_.inp.current} -> {to}"
+    return f"{change}, predicted {predict.attainment(to):.1%}, {devices:+d} devices"

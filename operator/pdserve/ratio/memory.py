@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from pdserve.ratio.blame import Signals
+from pdserve.ratio.bottleneck import Signals
 from pdserve.ratio.types import DecisionInput, LoopMemory, LoopSettings
 
 SMOOTHING = 0.2

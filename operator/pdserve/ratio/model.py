@@ -52,7 +52,7 @@ class RoleModel:
         return max((option.rate for option in self.options), default=0.0)
 
     def misses(self, instances: int, rate: float) -> float:
-        """Share of requests late for want of this role, if nobody gave up (for sizing)."""
+        """Share of requests late for want of this role, if no request gave up (for sizing)."""
         return min(
             (
                 wait_exceeds(o.batch * instances, rate * o.seconds, o.slack / o.seconds, self.cv2)
@@ -122,7 +122,7 @@ def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel:
     if batch == 0:
         return RoleModel((), alone, slo.tpot, OUTPUT_CV2)
     seconds = max(steps * profile.decode.step_seconds(batch, demand.context_tokens), 1e-6)
-    # Above b* nobody waits: the batch grows and every stream misses TPOT. At b_d they do wait.
+    # Above b* no request waits: the batch grows and every stream misses TPOT. At b_d they wait.
     slack = slo.handoff if batch == profile.decode_slots else 0.0
     return RoleModel((OperatingPoint(batch, seconds, slack),), alone, slo.tpot, OUTPUT_CV2)
 

@@ -2,8 +2,8 @@
 
 Two views of the same slots, both with Poisson arrivals and mean slot time T:
 
-- `wait_exceeds` (Erlang-C, nobody gives up) sizes: it never accepts load 1, and it reproduces the
-  table of utilisations for P(wait > T) <= 1 % (0.17, 0.42, 0.64, 0.79, 0.94 at 2, 4, 8, 16, 64
+- `wait_exceeds` (Erlang-C, no request gives up) sizes: it never accepts load 1, and it reproduces
+  the table of utilisations for P(wait > T) <= 1 % (0.17, 0.42, 0.64, 0.79, 0.94 at 2, 4, 8, 16, 64
   slots).
 - `late_share` (M/M/n+D, requests leave at their deadline; Baccelli and Hebuterne 1981) predicts
   what is measured: gateways shed requests whose deadline passed, so it is right under overload.

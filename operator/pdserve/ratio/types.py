@@ -23,7 +23,7 @@ Outcome = Literal["Applied", "Advised", "Blocked", "Held"]
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A quantity nobody could measure, and why. Never treated as zero."""
+    """A quantity that could not be measured, and why. Never treated as zero."""
 
     reason: str
 

@@ -116,7 +116,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
     if role not in ("prefill", "decode", "both"):
         command.error(f"PDSERVE_ROLE: {role!r} is none of prefill, decode, both")
     if a.drain_seconds is None:
-        # Kubernetes kills after 30 s where nobody says otherwise.
+        # Kubernetes kills after 30 s by default.
         a.drain_seconds = _seconds(command, env, "PDSERVE_DRAIN_SECONDS", 25.0)
     _check(command, a)
     control = Credential.of(env, credentials.CONTROL, shared=False)

@@ -1,4 +1,4 @@
-"""Whom this instance believes: control, requests, and the other ends of KV connections.
+"""Which credentials this instance accepts: for control, requests and KV connections.
 
 Starts from the process's own credentials (`EngineConfig`); each push of a peer table may carry a
 grant that adds to them (`wire.credentials`). A table without a grant that was pushed with the

@@ -1,4 +1,4 @@
-"""How the operator shows a Prometheus who it is, and whom it believes: files of mounted Secrets.
+"""Credentials for Prometheus, and the CA that must have signed its certificate: mounted Secrets.
 
 A bearer token, a user name with a password, a CA bundle. Files are read before each query, so a
 rotated Secret is used without a restart. What cannot be used is an `AccessError` that names the

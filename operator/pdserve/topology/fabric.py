@@ -42,8 +42,19 @@ class Fabric:
     """
 
     __slots__ = (
-        "_paths", "_reserved", "_twins", "changed", "excluded", "leaves", "memo", "nodes",
-        "parent", "parts", "problems", "spec", "version",
+        "_ambiguous_names",
+        "_paths",
+        "_reserved",
+        "changed",
+        "excluded",
+        "leaves",
+        "memo",
+        "nodes",
+        "parent",
+        "parts",
+        "problems",
+        "spec",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -78,7 +89,7 @@ class Fabric:
         self.changed: frozenset[str] = frozenset()
         """Nodes on which other amounts are free than in `parent`."""
         self.version = _version(spec, paths)
-        self._twins: dict[int, frozenset[str]] = {}
+        self._ambiguous_names: dict[int, frozenset[str]] = {}
 
     def path(self, node: str) -> Path | None:
         """Full path of a node, or None when it is not in the tree."""
@@ -131,10 +142,12 @@ class Fabric:
         if not path:
             return "the whole domain"
         depth = len(path)
-        if depth not in self._twins:
+        if depth not in self._ambiguous_names:
             seen = Counter(p[-1] for p in {p[:depth] for p in self._paths.values()})
-            self._twins[depth] = frozenset(value for value, count in seen.items() if count > 1)
-        return "/".join(path) if path[-1] in self._twins[depth] else path[-1]
+            self._ambiguous_names[depth] = frozenset(
+                value for value, count in seen.items() if count > 1
+            )
+        return "/".join(path) if path[-1] in self._ambiguous_names[depth] else path[-1]
 
     def reserve(self, reservations: Iterable[Reservation]) -> Fabric:
         """The same tree with more promised."""

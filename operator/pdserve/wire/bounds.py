@@ -1,7 +1,7 @@
 """Bounded reading of JSON that another process wrote.
 
-Whoever reads bytes of another process (an engine's answer, a table in a ConfigMap, an annotation)
-parses them with `parse_json` and takes the values out with the checks below. Each check bounds a
+Readers of another process's bytes (an engine's answer, a table in a ConfigMap, an annotation)
+parse them with `parse_json` and take the values out with the checks below. Each check bounds a
 value and raises `WireError` with the path of the field, and no other exception, whatever the value
 is. Unknown fields are ignored, so that newer writers may add some. Pure; no I/O.
 """
@@ -28,7 +28,7 @@ MAX_VERSION: Final = 2**52
 """Of a table. Versions rise by one: what claims a higher one was forged, and no reader follows it
 to where no next version would be left."""
 MAX_PASSED_VERSION: Final = MAX_VERSION // 2
-"""Of the table that an instance says it holds: above it the operator does not believe it, because
+"""Of the table that an instance says it holds: above it the operator ignores it, because
 its next version must pass that one and have successors."""
 
 _ENDPOINT = re.compile(

@@ -246,9 +246,9 @@ async def test_no_body_hurts_the_gateway_or_another_request(rig: Rig, seed: int)
     assert tally.faults == []
     assert tally.statuses[400] > 200
     assert tally.statuses[200] > 20
-    lane = rig.gateway.service.lane("tiny", {})[0]
-    assert lane.dispatcher.waiting == 0
-    await eventually(lambda: all(i.used == 0 for i in lane.view.instances()), "slots free")
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
+    assert scheduler.dispatcher.waiting == 0
+    await eventually(lambda: all(i.used == 0 for i in scheduler.view.instances()), "slots free")
     await eventually(lambda: not any(e.used for e in rig.engines.values()), "nothing held")
     answers = await asyncio.gather(*(rig.complete() for _ in range(20)))
     assert [a.status for a in answers] == [200] * 20
@@ -261,32 +261,32 @@ async def test_a_fault_of_our_own_costs_one_request_and_nothing_stays(
 ) -> None:
     """Whatever raises between the offer and the end: the room is empty, no slot is counted."""
     await rig.one_group(slo=WIDE)
-    lane = rig.gateway.service.lane("tiny", {})[0]
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
         if fault == "offer":
-            patch.setattr(lane, "prefill", broken)
+            patch.setattr(scheduler, "prefill", broken)
         elif fault == "prefill":
-            patch.setattr(lane.view, "group", broken)
+            patch.setattr(scheduler.view, "group", broken)
         else:
             patch.setattr(rig.gateway.pool, "post", broken)
         assert (await rig.complete()).status == 500
-    assert lane.dispatcher.waiting == 0
-    assert all(i.used == 0 for i in lane.view.instances())
+    assert scheduler.dispatcher.waiting == 0
+    assert all(i.used == 0 for i in scheduler.view.instances())
     assert (await rig.complete()).status == 200
 
 
 async def test_a_ticket_that_nobody_waits_for_hurts_no_other_request(rig: Rig) -> None:
     await rig.one_group(slo=WIDE)
-    lane = rig.gateway.service.lane("tiny", {})[0]
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
     for deadline in (0.0, 1e12):
-        assert lane.dispatcher.offer(deadline) is not None
+        assert scheduler.dispatcher.offer(deadline) is not None
         assert [(await rig.complete()).status for _ in range(3)] == [200] * 3
-        assert lane.dispatcher.waiting == 0
-        assert all(i.used == 0 for i in lane.view.instances())
+        assert scheduler.dispatcher.waiting == 0
+        assert all(i.used == 0 for i in scheduler.view.instances())
 
 
 @pytest.mark.invariant(10)
@@ -303,8 +303,8 @@ async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: 
     assert (refused.status, refused.json["error"]["code"]) == (503, "receiving_too_much")
     assert int(refused.headers["retry-after"]) >= 1
     waiting.append(asyncio.create_task(rig.complete()))
-    lane = rig.gateway.service.lane("tiny", {})[0]
-    await eventually(lambda: lane.dispatcher.waiting == 1, "a small one waits in the room")
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
+    await eventually(lambda: scheduler.dispatcher.waiting == 1, "a small one waits in the room")
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(
         b"POST /v1/completions HTTP/1.1\r\ncontent-length: 300000\r\n\r\n" + b"x" * 290_000

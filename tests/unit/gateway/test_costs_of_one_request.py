@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from tests.support.gateway_rig import Rig, eventually
 
-from pdserve.gateway.context import rescue_seconds
+from pdserve.gateway.context import grace_seconds
 from pdserve.gateway.prefill_phase import LOST_TIME
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
@@ -16,10 +16,12 @@ POISON = "query of death"
 
 async def idle(rig: Rig) -> None:
     """Wait until neither the gateway nor an engine counts anything."""
-    lane = rig.gateway.service.lane("tiny", {})[0]
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
     await eventually(lambda: not any(e.used for e in rig.engines.values()), "engines hold nothing")
-    await eventually(lambda: all(i.used == 0 for i in lane.view.instances()), "accounts balance")
-    assert lane.dispatcher.waiting == 0
+    await eventually(
+        lambda: all(i.used == 0 for i in scheduler.view.instances()), "accounts balance"
+    )
+    assert scheduler.dispatcher.waiting == 0
 
 
 @pytest.mark.invariant(12)
@@ -40,9 +42,9 @@ async def test_a_client_that_leaves_holds_nothing(rig: Rig, phase: str) -> None:
     else:
         await eventually(lambda: prefill.used == 1, "at the prefill")
     if phase == "waiting":
-        lane = rig.gateway.service.lane("tiny", {})[0]
+        scheduler = rig.gateway.service.scheduler("tiny", {})[0]
         tasks.append(asyncio.create_task(rig.complete()))
-        await eventually(lambda: lane.dispatcher.waiting == 1, "in the room")
+        await eventually(lambda: scheduler.dispatcher.waiting == 1, "in the room")
     for task in tasks:
         task.cancel()
     await idle(rig)
@@ -213,8 +215,10 @@ async def test_a_query_of_death_costs_two_instances_over_both_roles_together(
 @pytest.mark.parametrize(
     ("ttft", "seconds"), [(0.01, 5), (0.2, 5), (1, 10), (2.5, 25), (10, 30), (60, 60)]
 )
-def test_a_rescued_request_waits_in_proportion_to_its_target(ttft: float, seconds: float) -> None:
-    assert rescue_seconds(ttft) == seconds
+def test_a_request_with_grace_waits_in_proportion_to_its_target(
+    ttft: float, seconds: float
+) -> None:
+    assert grace_seconds(ttft) == seconds
 
 
 @pytest.mark.parametrize("broken", ["prefill", "decode"])

@@ -73,13 +73,13 @@ async def test_a_prompt_too_long_for_the_target_is_refused_once_that_was_seen(ri
     assert 0 < error["left_ms"] <= 200 < error["needed_ms"] <= 1155
     assert int(answer.headers["x-pdserve-needed-ms"]) == error["needed_ms"]
     assert int(answer.headers["x-pdserve-left-ms"]) == error["left_ms"]
-    lane = rig.gateway.service.lane("tiny", {})[0]
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
     assert 0 < int(answer.headers["retry-after-ms"]) <= 10_000
     assert 1 <= int(answer.headers["retry-after"]) <= 10
     assert await rig.metric(names.GATEWAY_EXPIRED, stage="arrival") == 1
     assert b"x-pdserve-deadline-ms" not in made[0].headers[-1], "it was tried without a deadline"
     # When the retry is due it is tried, and heals what is no longer true.
-    lane.next_trial, made[0].prefill_seconds = 0.0, 0.0
+    scheduler.next_trial, made[0].prefill_seconds = 0.0, 0.0
     assert [(await rig.complete(prompt=[1] * 100)).status for _ in range(9)] == [200] * 9
 
 
@@ -106,8 +106,8 @@ async def test_odd_chats_do_not_make_other_prompts_too_long(rig: Rig) -> None:
     messages = [{"role": "user", "content": "x"}] * 300
     for _ in range(50):
         assert (await rig.chat(messages=messages, max_tokens=1)).status == 200
-    lane = rig.gateway.service.lane("tiny", {})[0]
-    assert lane.estimate.per_byte < 0.6
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
+    assert scheduler.estimate.per_byte < 0.6
     made[0].prompt_tokens = 250
     assert (await rig.complete(prompt="word " * 200, max_tokens=1)).status == 200
 
@@ -129,8 +129,8 @@ async def test_a_full_waiting_room_refuses_newcomers(rig: Rig) -> None:
     busy = [asyncio.create_task(rig.complete())]
     await eventually(lambda: prefill.running == 1, "prefill busy")
     busy.append(asyncio.create_task(rig.complete()))
-    lane = rig.gateway.service.lane("tiny", {})[0]
-    await eventually(lambda: lane.dispatcher.waiting == 1, "room full")
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
+    await eventually(lambda: scheduler.dispatcher.waiting == 1, "room full")
     answer = await rig.complete()
     assert (answer.status, answer.json["error"]["code"]) == (503, "waiting_room_full")
     prefill.gate.set()
@@ -232,8 +232,8 @@ async def test_prefill_that_lost_the_kv_is_repeated_once_within_the_budget(rig: 
     assert answer.text == "t0 t1 t2 t3 "
     prefill = rig.engines["p0"]
     assert len(prefill.seen) - prefill.events["rejected full"] == 2
-    lane = rig.gateway.service.lane("tiny", {})[0]
-    while lane.budget.take():
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
+    while scheduler.budget.take():
         pass
     rig.engines["d0"].script = ["kv_failed"]
     rig.engines["d1"].script = ["kv_failed"]

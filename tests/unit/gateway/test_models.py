@@ -125,10 +125,10 @@ async def test_two_engines_of_one_model_share_its_requests_and_keep_their_lanes(
             assert (await rig.complete()).status == 200
         assert set(asked(engines["old"])) == set(asked(engines["new"])) == {"tiny"}
         service = rig.gateway.service
-        lanes = [lane for _, lane in service._parts["chat"]]
-        assert len(set(lanes)) == 2
+        schedulers = [scheduler for _, scheduler in service._parts["chat"]]
+        assert len(set(schedulers)) == 2
         table = service.loaded()
         service.apply(table)
-        assert [lane for _, lane in service._parts["chat"]] == lanes
+        assert [scheduler for _, scheduler in service._parts["chat"]] == schedulers
     finally:
         e.uninstall(tmp_path)

@@ -208,9 +208,9 @@ async def test_clients_that_leave_at_any_time_leave_no_kv_and_no_slot(world: Wor
             return sum([await world.group.client.metric(*each) for each in slots]) == 0
 
         await until(held, "nothing is held")
-        lane = world.gateway.service.lane("shop", {})[0]
-        assert lane.dispatcher.waiting == 0
-        assert all(i.used == 0 for i in lane.view.instances())
+        scheduler = world.gateway.service.scheduler("shop", {})[0]
+        assert scheduler.dispatcher.waiting == 0
+        assert all(i.used == 0 for i in scheduler.view.instances())
         answers = await asyncio.gather(
             *(pd.completions.create(model="shop", prompt="x", max_tokens=3) for _ in range(20))
         )

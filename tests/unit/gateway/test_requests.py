@@ -145,7 +145,7 @@ async def test_a_client_that_leaves_frees_both_legs(rig: Rig) -> None:
     await reader.readuntil(b"t1 ")
     writer.close()
     await eventually(lambda: decode.running == 0, "decode slot freed")
-    view = rig.gateway.service.lane("tiny", {})[0].view
+    view = rig.gateway.service.scheduler("tiny", {})[0].view
     await eventually(lambda: all(i.used == 0 for i in view.instances()), "accounts balance")
     assert await rig.metric(names.GATEWAY_CLIENT_CANCELLED) == 1
     assert await rig.metric(names.GATEWAY_OFFERED) == 0
@@ -159,7 +159,7 @@ async def test_a_client_that_leaves_during_prefill_frees_the_slot(rig: Rig) -> N
     await eventually(lambda: prefill.running == 1, "prefill accepted")
     task.cancel()
     await eventually(lambda: prefill.running == 0, "prefill slot freed")
-    view = rig.gateway.service.lane("tiny", {})[0].view
+    view = rig.gateway.service.scheduler("tiny", {})[0].view
     await eventually(lambda: all(i.used == 0 for i in view.instances()), "accounts balance")
 
 

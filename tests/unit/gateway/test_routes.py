@@ -93,8 +93,8 @@ async def test_requests_of_a_scenario_that_left_are_answered(rig: Rig) -> None:
     busy = asyncio.create_task(rig.complete())
     await eventually(lambda: rig.engines["p0"].running == 1, "busy")
     waiting = asyncio.create_task(rig.complete())
-    lane = rig.gateway.service.lane("tiny", {})[0]
-    await eventually(lambda: lane.dispatcher.waiting == 1, "waiting")
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
+    await eventually(lambda: scheduler.dispatcher.waiting == 1, "waiting")
     rig.gateway.service.apply(RouteTable("shop", 9, "tiny", "Reference", ()))
     assert (await waiting).status == 503
     assert (await rig.complete()).status == 404

@@ -43,8 +43,8 @@ class Pairs:
         """Nothing runs at any engine, and the gateway counts no leg."""
 
         def idle() -> bool:
-            lane = self.rig.gateway.service.lane("tiny", {})[0]
-            ours = [i.used for i in lane.view.instances()]
+            scheduler = self.rig.gateway.service.scheduler("tiny", {})[0]
+            ours = [i.used for i in scheduler.view.instances()]
             return not any([*ours, *(x.running for x in self.engines.values())])
 
         await eventually(idle, "all slots are free")

@@ -23,8 +23,8 @@ from pdserve.placement import (
     place_instance,
     spread_of,
 )
+from pdserve.placement.capacity import capacity_for
 from pdserve.placement.cost import traffic, weights
-from pdserve.placement.rooms import rooms_for
 from pdserve.topology import Fabric, NodeView, Path, build_fabric
 from pdserve.topology.requests import port_keys
 
@@ -268,9 +268,9 @@ def test_counters_carried_over_equal_counters_made_anew(
     found = place(tree, asked)
     if isinstance(found, NoFit):
         return
-    carried = rooms_for(tree.reserve(found.reservations), asked)
-    fresh = rooms_for(build_fabric(SPEC, views, found.reservations), asked)
-    assert (carried.rooms, carried.nodes) == (fresh.rooms, fresh.nodes)
+    carried = capacity_for(tree.reserve(found.reservations), asked)
+    fresh = capacity_for(build_fabric(SPEC, views, found.reservations), asked)
+    assert (carried.leaves, carried.nodes) == (fresh.leaves, fresh.nodes)
     everything = tuple(tree.leaves)
     assert carried.part((), everything) == fresh.part((), everything)
 

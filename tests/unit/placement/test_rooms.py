@@ -6,7 +6,7 @@ import pytest
 from tests.support.builders import RESOURCE, fabric, request
 
 from pdserve.placement import InstancePlacement, NoFit, PlacedInstance, place, place_instance
-from pdserve.placement.rooms import rooms_for
+from pdserve.placement.capacity import capacity_for
 from pdserve.placement.strategies import by_leaf_room, one_leaf
 from pdserve.topology import Fabric, Path, Reservation
 
@@ -22,10 +22,10 @@ def leaves_of(tree: Fabric, part: Path) -> tuple[Path, ...]:
 @pytest.mark.parametrize(("part", "want"), [((), (5, 4)), (("p1",), (3, 2)), (("p2",), (2, 2))])
 def test_the_room_of_a_part_follows_what_is_taken_in_it(part: Path, want: tuple[int, int]) -> None:
     asked, tree = request("1P1D"), fabric(TREE)
-    before = rooms_for(tree, asked)
+    before = capacity_for(tree, asked)
     assert before.part(part, leaves_of(tree, part)).prefills == want[0]
     taken = tree.reserve([Reservation("x", "n1", RESOURCE, 8)])
-    after = rooms_for(taken, asked)
+    after = capacity_for(taken, asked)
     assert after.part(part, leaves_of(taken, part)).prefills == want[1]
     assert before.part(part, leaves_of(tree, part)).prefills == want[0]
 
@@ -33,9 +33,9 @@ def test_the_room_of_a_part_follows_what_is_taken_in_it(part: Path, want: tuple[
 def test_the_room_of_other_parts_is_remembered() -> None:
     asked, tree = request("1P1D"), fabric(TREE)
     other = leaves_of(tree, ("p2",))
-    known = rooms_for(tree, asked).part(("p2",), other)
+    known = capacity_for(tree, asked).part(("p2",), other)
     taken = tree.reserve([Reservation("x", "n1", RESOURCE, 8)])
-    assert rooms_for(taken, asked).part(("p2",), other) is known
+    assert capacity_for(taken, asked).part(("p2",), other) is known
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_room_of_other_parts_is_remembered() -> None:
 def test_one_leaf_is_the_tightest(drawing: str, want: str | None) -> None:
     tree = fabric(drawing)
     for leaves in (tuple(tree.leaves), tuple(tree.leaves)[::-1]):
-        found = one_leaf(rooms_for(tree, request("1P1D")), leaves, request("1P1D"))
+        found = one_leaf(capacity_for(tree, request("1P1D")), leaves, request("1P1D"))
         assert (None if found is None else next(iter(found))[-1]) == want
 
 
@@ -72,7 +72,7 @@ def test_the_roomiest_leaf_first_takes_what_matches_with_the_fewest_prefills(
     here = " ".join(f"n{k}:8" for k in range(nodes))
     there = " ".join(f"m{k}:8" for k in range(rest))
     tree, asked = fabric(f"p1 a  {here}\np1 b  {there}"), request(counts)
-    spread = by_leaf_room(rooms_for(tree, asked), tree.leaves, asked)
+    spread = by_leaf_room(capacity_for(tree, asked), tree.leaves, asked)
     assert (None if spread is None else {leaf[-1]: x for leaf, x in spread.items()}) == want
 
 

@@ -95,7 +95,7 @@ class GroupExecutor:
                 if is_new:
                     made.append(pod)
         except (CreateRefused, NotOursError):
-            # All or nothing: what stands alone would hold devices and serve nobody.
+            # All or nothing: what stands alone would hold devices and serve no request.
             for pod in made:
                 meta = pod["metadata"]
                 await self._mark_drain(meta["name"], meta["uid"])
@@ -191,7 +191,7 @@ class GroupExecutor:
         )  # fmt: skip
 
     def _newer(self, table: PeerTable) -> PeerTable:
-        """Instances keep a table of a higher version: after ours was lost (somebody deleted the
+        """Instances keep a table of a higher version: after ours was lost (a user deleted the
         ConfigMap), the next one must pass what they hold.
         """
         key = ObjectKey(self._namespace, self._view.group.metadata.name)
@@ -235,7 +235,7 @@ class GroupExecutor:
         self._event("Normal", reasons.DRAINING, note, **self._instance(action.name))
 
     async def _mark_drain(self, name: str, uid: str) -> None:
-        """Say that its end is planned: nobody takes it for a loss."""
+        """Mark its end as planned, so that it is not counted as a loss."""
         stamp = rfc3339(self._context.now())
         # Every instance has annotations (metrics), so the parent of the path exists.
         operation = {"op": "add", "path": _DRAIN_PATH, "value": stamp}

@@ -167,7 +167,7 @@ class _Reconcile:
             again = min(BLIND_RETRY, again or BLIND_RETRY)
         if planned.blocked_request is None or not _restricted(planned.blocked_request):
             return again
-        # Where a volume is changes without a word to anybody.
+        # Where a volume is changes without an event.
         return min(VOLUME_RETRY, again or VOLUME_RETRY)
 
     async def _template(self) -> ConditionState:
@@ -188,7 +188,7 @@ class _Reconcile:
     async def _token(self) -> ConditionState | None:
         """A group written by hand has no PDService that makes the Secret its pods need.
 
-        Where somebody else's Secret has that name, its author must have a right to it: the
+        Where a Secret of another owner has that name, its author must have a right to it: the
         refusal, or None.
         """
         service, namespace = self.group.spec.service, self.key.namespace
@@ -369,7 +369,7 @@ class _Reconcile:
         return parse_routes(self.context.caches.config_maps.get(name, self.key.namespace))
 
     async def _held(self) -> ServiceCredentials | None:
-        """The service's credentials; None before somebody has made them."""
+        """The service's credentials; None before they are made."""
         try:
             return await self.context.tokens.get(self._service_name)
         except BadSecret:
@@ -386,7 +386,7 @@ class _Reconcile:
     def _terms(self, held: ServiceCredentials | None) -> Terms | None:
         """What the instances that read grants are granted by.
 
-        Gateways of a group that nobody's PDService made are its user's: they may send nothing.
+        Gateways of a group that no PDService made are its user's: they may send nothing.
         """
         if held is None:
             return None

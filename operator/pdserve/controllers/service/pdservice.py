@@ -140,7 +140,7 @@ class _Reconcile:
         namespace, name = self.service.metadata.namespace, self.service.metadata.name
         asked = asked_rotation(self.obj)
         ours = await self._try(self.context.tokens.ensure(namespace, name, self.owner, asked))
-        # Pods are given Secrets by the service's name: never somebody else's.
+        # Pods are given Secrets by the service's name: never those of another owner.
         if template.status == "True" and ours:
             for scenario in self.service.spec.scenarios:
                 await self._try(self._scenario(scenario))
@@ -169,7 +169,7 @@ class _Reconcile:
     async def _try(self, step: Awaitable[Any]) -> bool:
         """What is refused, or fails by itself, does not keep the other steps from being done.
 
-        False where somebody else's object stands in the way.
+        False where an object of another owner has the name.
 
         Raises:
             KubeError: there may be no use in going on: no answer, a conflict, a server's error.

@@ -251,7 +251,7 @@ def make_caches(
 def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
     """Objects of the owner's namespace that name it as their controller, ordered by name.
 
-    An owner reference holds a uid but no namespace, and anybody may write one: an object of
+    An owner reference holds a uid but no namespace, and any user may write one: an object of
     another namespace that names this owner is a forgery and is left out.
     """
     return controlled_by(cache, owner.namespace, owner.uid)

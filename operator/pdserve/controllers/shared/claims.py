@@ -3,8 +3,8 @@
 `groups.claims` decides what a group keeps, and status remembers it. But a pod may vanish before
 its group was reconciled, or while no operator ran: until the next reconciliation of its group the
 claim is held here, noted when the cache drops the pod, and after a start found in the peer tables,
-which name every instance that served. Every placement counts both, so nobody is quicker than the
-group itself. Who is waiting for devices is noted here too, for the order among them.
+which name every instance that served. Every placement counts both, so no other group is quicker
+than the group itself. Who is waiting for devices is noted here too, for the order among them.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Claims:
         for obj in caches.groups.list():
             claims = map(from_json, (obj.get("status") or {}).get("claims") or ())
             told[key_of(obj)] = [c for c in claims if c is not None]
-        # The last pods of a ScenarioGroup may end after it: nobody is left who could come back.
+        # The last pods of a ScenarioGroup may end after it: no instance is left to come back.
         for key in list(self._lost):
             gone = caches.groups.get(key.name, key.namespace) is None
             if gone or self._scope.leaves(key.namespace):

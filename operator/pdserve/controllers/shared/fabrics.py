@@ -64,7 +64,7 @@ class Fabrics:
         """The RoCEDomain's tree with everything counted that pods take, have reserved or were
         promised.
 
-        Whoever holds it. `promised`: what pods that are being created will take.
+        Of any owner. `promised`: what pods that are being created will take.
         """
         built = self._built.get(spec.name)
         if built is None or built.revision != self._revision or built.spec != spec:

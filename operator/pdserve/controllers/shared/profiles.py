@@ -1,4 +1,4 @@
-"""Learned performance profiles: one ConfigMap per ScenarioGroup, read by whoever predicts.
+"""Learned performance profiles: one ConfigMap per ScenarioGroup, read for every prediction.
 
 Losing one costs relearning from the seed. Written at most once a minute (`ratio_loop`).
 """

@@ -6,7 +6,7 @@ into an outage. As a StatefulSet does, the operator therefore keeps one Controll
 revision with pods, owned by the ScenarioGroup and deleted when no pod has it any more.
 
 A ScenarioGroup that was there before its operator knew of this gets its first one at the next
-look. What is stored is believed only when it has the hash that its name says. Neighbours:
+look. What is stored is used only when it has the hash that its name says. Neighbours:
 `group_view` shows the stored revisions to the planner, `group_actions` renders from them.
 """
 

@@ -33,7 +33,7 @@ class Tokens:
     """Credentials by service, read on demand."""
 
     def __init__(self, client: KubeClient, random_bytes: Callable[[int], bytes]) -> None:
-        """`random_bytes(n)` gives n bytes that nobody can guess."""
+        """`random_bytes(n)` gives n bytes that cannot be guessed."""
         self._client = client
         self.random_bytes = random_bytes
         self._held: dict[str, ServiceCredentials] = {}

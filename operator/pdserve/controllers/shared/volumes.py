@@ -108,7 +108,9 @@ class Volumes:
     # --- reading ---------------------------------------------------------------------------
 
     async def _terms(self, key: ObjectKey, known: Terms) -> Terms:
-        """Where the claim's volume is or can be; what was known when nobody answers."""
+        """Where the claim's volume is or can be; what was known last when the API server does not
+        answer.
+        """
         try:
             claim = await self._client.get(PERSISTENT_VOLUME_CLAIMS, key.name, key.namespace)
         except KubeError as error:

@@ -183,7 +183,7 @@ class HttpConnection(Receiver, asyncio.Protocol):
     def eof_received(self) -> bool:
         """Called by the event loop: the client sends nothing more; usually it is gone.
 
-        Its kernel answers our last bytes with a reset when nobody had read them. Where that
+        Its kernel answers our last bytes with a reset when the client had not read them. Where that
         matters the connection is kept for a moment to see it.
         """
         if self._unread is None:

@@ -168,13 +168,13 @@ class _Call:
             self._tokens = self._owner.tokenised(self._draft, self._tokenised)
 
     def answered(self) -> None:
-        """The last of the answer is about to be written, or nobody is left to read it."""
+        """The last of the answer is about to be written, or the client has left."""
         if self._open:
             self._open = False
             self._owner.open_replies -= 1
 
     def unread(self) -> None:
-        """The client left without reading a prefill's reply: nobody can pull."""
+        """The client left without reading a prefill's reply: its KV cannot be pulled."""
         self._owner.engine.handoff.release(self._name)
 
     def _tokenised(self, future: Future[list[int]]) -> None:

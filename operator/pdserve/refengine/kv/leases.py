@@ -1,4 +1,4 @@
-"""KV of finished prefills, kept until a decode has it, somebody releases it, or its lease ends.
+"""KV of finished prefills, kept until a decode has it, it is released, or its lease ends.
 
 Pure bookkeeping: the clock is an argument, the owner is told through callbacks. While a pull is
 under way the lease does not end (up to `grace` seconds), and a failed pull leaves the KV for
@@ -82,7 +82,7 @@ class Leases:
         return True
 
     def expire(self, now: float) -> None:
-        """End what nobody came for."""
+        """Expire overdue leases."""
         for request_id, held in list(self._held.items()):
             if now >= self._limit(held):
                 self.end(request_id, "expired")

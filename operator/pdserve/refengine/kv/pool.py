@@ -55,7 +55,7 @@ class BlockPool:
 
     @property
     def used(self) -> int:
-        """Blocks that somebody holds."""
+        """Blocks in use."""
         return self.total - self.available
 
     def allocate(self, count: int) -> list[int]:

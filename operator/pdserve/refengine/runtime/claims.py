@@ -3,7 +3,7 @@
 A claim takes a slot when a request is accepted and keeps it while its prompt is tokenised; it
 ends as a running sequence or is dropped. A release may overtake its request on another
 connection: its name is remembered for `REMEMBER_SECONDS`, so that the late request is refused
-instead of computing KV that nobody pulls. Pure bookkeeping; the clock is an argument.
+instead of computing KV that is never pulled. Pure bookkeeping; the clock is an argument.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_REMEMBERED = 4096
 class SlotClaim:
     """One slot taken for a request that is being prepared.
 
-    `released` is called when somebody releases the name meanwhile. `open` until it became a
+    `released` is called when the name is released meanwhile. `open` until it became a
     sequence or was dropped.
     """
 

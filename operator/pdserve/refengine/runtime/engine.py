@@ -368,7 +368,7 @@ class Engine:
         self._pump()
 
     def _broken(self, step: batching.Batch, error: BaseException) -> None:
-        """A step raised: nobody can know what the blocks hold, so every member fails."""
+        """A step raised: what the blocks hold is unknown, so every member fails."""
         self._step = None
         self._blocks_settled(step)
         for member in step.members:

@@ -49,7 +49,7 @@ class Handoff:
         return self._lease_seconds
 
     def release(self, request_id: str) -> bool:
-        """Release held KV that nobody will pull; False when nothing was held."""
+        """Release held KV; False when nothing was held."""
         return self._leases.end(request_id, "released")
 
     def oldest_hold(self) -> float:

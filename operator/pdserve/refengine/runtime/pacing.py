@@ -156,7 +156,7 @@ class Pacer:
 
     @property
     def valid(self) -> bool:
-        """Whether figures measured so far may be believed (module docstring)."""
+        """Whether figures measured so far are valid (module docstring)."""
         late_ok = self.late <= max(1.0, LATE_SHARE * self.steps)
         return late_ok and self.busy <= BUSY_SHARE * max(self.paced, 1e-9)
 

@@ -54,7 +54,7 @@ class Slots:
     def give_back(self) -> None:
         """Return one; raises ValueError when none was taken."""
         if self.used <= 0:
-            raise ValueError("a slot was returned that nobody took")
+            raise ValueError("a slot was returned that was not taken")
         self.used -= 1
         self.epoch += 1
 

@@ -1,9 +1,9 @@
 """One scenario at work: drives the pure decisions of `forwarding` with a clock and futures.
 
-A lane owns the scenario's view, waiting room and metrics. Whoever changes what is known of an
-instance calls `poke`; the lane then steps the room at once, hands sends to the requests that wait
-for them, and sets one timer for the next moment worth looking. Neighbours: `legs` and `pipeline`
-act on it, `service` makes one per scenario of the route table.
+A scheduler owns the scenario's view, waiting room and metrics. A caller that changes what is known
+of an instance calls `reschedule`; the scheduler then steps the room at once, hands sends to the
+requests that wait for them, and sets one timer for the next moment worth looking. Neighbours:
+`legs` and `pipeline` act on it, `service` makes one per scenario of the route table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ExpiredError(Exception):
         self.reason = reason
 
 
-class Lane:
+class ScenarioScheduler:
     """Live state of one scenario in this process."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Lane:
         """Follow a new route table."""
         self.view.update(scenario, tier_costs)
         self.budget.cover(self.view.slots)
-        self.poke()
+        self.reschedule()
 
     async def prefill(self, ticket: Ticket) -> Send:
         """Wait in the room for a prefill to ask; a refused or failed request comes back here.
@@ -79,7 +79,7 @@ class Lane:
             self.dispatcher.back(ticket, time.perf_counter())
         future: asyncio.Future[Send] = self._loop.create_future()
         self._waiters[ticket] = future
-        self.poke()
+        self.reschedule()
         try:
             return await future
         except asyncio.CancelledError:
@@ -94,7 +94,7 @@ class Lane:
             self.metrics.waiting(self.dispatcher.waiting)
 
     def try_anyway(self, now: float) -> bool:
-        """True now and then: serve a request although it is believed not to be servable."""
+        """True now and then: serve a request although its deadline is predicted to be missed."""
         if now < self.next_trial:
             return False
         self.next_trial = now + TRIAL_SECONDS
@@ -105,7 +105,7 @@ class Lane:
         self.dispatcher.withdraw(ticket)
         self.metrics.waiting(self.dispatcher.waiting)
         if self.dispatcher.settled(ticket):
-            self.poke()
+            self.reschedule()
 
     async def changed(self, until: float) -> None:
         """Return when something here changed, at the latest at `until`."""
@@ -118,7 +118,7 @@ class Lane:
             timer.cancel()
             self._changed.discard(future)
 
-    def poke(self) -> None:
+    def reschedule(self) -> None:
         """Something changed: decide again."""
         for future in self._changed:
             _wake(future)
@@ -132,7 +132,7 @@ class Lane:
         for send in step.sends:
             waiter = self._waiters.get(send.ticket)
             if waiter is None or waiter.done():
-                # Nobody waits for it: the others must not suffer for that.
+                # Its request ended meanwhile: give the place back, and go on with the others.
                 send.prefill.abandoned()
             else:
                 waiter.set_result(send)
@@ -143,7 +143,7 @@ class Lane:
         self.metrics.waiting(self.dispatcher.waiting)
         if step.wake_at < NEVER:
             # Timers of the loop have millisecond steps; half of one late is early enough.
-            self._timer = self._loop.call_later(max(0.0005, step.wake_at - now), self.poke)
+            self._timer = self._loop.call_later(max(0.0005, step.wake_at - now), self.reschedule)
 
     def show_instances(self) -> None:
         """Publish legs in progress and ejections, per routed instance."""

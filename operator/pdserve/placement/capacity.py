@@ -79,7 +79,7 @@ def nested(prefill: Shape, decode: Shape) -> bool:
     return big % small == 0
 
 
-class Rooms:
+class Capacity:
     """Room of every leaf for one pair of shapes, and its nodes."""
 
     def __init__(self, fabric: Fabric, request: GroupRequest) -> None:
@@ -88,13 +88,13 @@ class Rooms:
         self.shared = self.prefill.resource == self.decode.resource
         self._beside = Beside.of(self.prefill, self.decode)
         self.nodes: dict[Path, tuple[NodeRoom, ...]] = {}
-        self.rooms: dict[Path, Room] = {}
+        self.leaves: dict[Path, Room] = {}
         self._parts: dict[Path, Room] = {}
         self.exclude: frozenset[str] = frozenset()
 
-    def copy(self, known: Rooms) -> None:
+    def copy(self, known: Capacity) -> None:
         """Start from what another one counted for the same shapes."""
-        self.nodes, self.rooms = dict(known.nodes), dict(known.rooms)
+        self.nodes, self.leaves = dict(known.nodes), dict(known.leaves)
         self._parts = dict(known._parts)
 
     def fill(self, leaves: Iterable[Path], exclude: frozenset[str] = frozenset()) -> None:
@@ -104,7 +104,7 @@ class Rooms:
             nodes = tuple(self._node(n) for n in self.fabric.leaves[leaf] if n not in exclude)
             self._parts = {p: r for p, r in self._parts.items() if p != leaf[: len(p)]}
             self.nodes[leaf] = tuple(n for n in nodes if n.prefill or n.decode)
-            self.rooms[leaf] = self.count(self.nodes[leaf])
+            self.leaves[leaf] = self.count(self.nodes[leaf])
 
     def count(self, nodes: Iterable[NodeRoom]) -> Room:
         """Room that these nodes make together."""
@@ -128,7 +128,7 @@ class Rooms:
         """Room of several leaves as one."""
         total = self.count(())
         for leaf in leaves:
-            total = self.join(total, self.rooms[leaf])
+            total = self.join(total, self.leaves[leaf])
         return total
 
     def part(self, path: Path, leaves: Iterable[Path]) -> Room:
@@ -195,23 +195,23 @@ class Rooms:
         return NodeRoom(name, (len(frontier) - 1) * p, frontier[0] * d, frontier)
 
 
-def rooms_for(fabric: Fabric, request: GroupRequest) -> Rooms:
+def capacity_for(fabric: Fabric, request: GroupRequest) -> Capacity:
     """Count all leaves, reusing what this fabric, or the one it was derived from, knows."""
     base = _counted(fabric, request)
     if not request.exclude:
         return base
-    narrowed = Rooms(fabric, request)
+    narrowed = Capacity(fabric, request)
     narrowed.copy(base)
     narrowed.fill(_leaves_of(fabric, request.exclude), request.exclude)
     return narrowed
 
 
-def _counted(fabric: Fabric, request: GroupRequest) -> Rooms:
+def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
     """Phases: 1 look for a fabric that is counted, from this one up to the one first built; 2 count
     that one if none is; 3 count what changed, down to this one. What is derived from any of them
     later finds it counted.
     """
-    key = ("rooms", request.prefill_shape, request.decode_shape)
+    key = ("capacity", request.prefill_shape, request.decode_shape)
     # 1
     derived: list[Fabric] = []
     source = fabric
@@ -219,14 +219,14 @@ def _counted(fabric: Fabric, request: GroupRequest) -> Rooms:
         derived.append(source)
         source = source.parent
     # 2
-    known: Rooms | None = source.memo.get(key)
+    known: Capacity | None = source.memo.get(key)
     if known is None:
-        known = Rooms(source, request)
+        known = Capacity(source, request)
         known.fill(source.leaves)
         _remember(source, key, known)
     # 3
     for below in reversed(derived):
-        found = Rooms(below, request)
+        found = Capacity(below, request)
         found.copy(known)
         found.fill(_leaves_of(below, below.changed))
         _remember(below, key, found)
@@ -234,15 +234,15 @@ def _counted(fabric: Fabric, request: GroupRequest) -> Rooms:
     return known
 
 
-def _remember(fabric: Fabric, key: Hashable, rooms: Rooms) -> None:
+def _remember(fabric: Fabric, key: Hashable, capacity: Capacity) -> None:
     if len(fabric.memo) >= _SHAPES:
         fabric.memo.clear()
-    fabric.memo[key] = rooms
+    fabric.memo[key] = capacity
 
 
-def by_room(rooms: Mapping[Path, Room]) -> list[Path]:
+def by_room(leaves: Mapping[Path, Room]) -> list[Path]:
     """Leaves from the roomiest; equal ones by path."""
-    return sorted(rooms, key=lambda leaf: (-rooms[leaf].prefills - rooms[leaf].decodes, leaf))
+    return sorted(leaves, key=lambda leaf: (-leaves[leaf].prefills - leaves[leaf].decodes, leaf))
 
 
 def _leaves_of(fabric: Fabric, nodes: Iterable[str]) -> list[Path]:

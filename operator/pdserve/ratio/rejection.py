@@ -9,7 +9,7 @@ from __future__ import annotations
 from pdserve.ratio.types import LoopSettings, Quantity, ScenarioSample, Unknown, known
 
 
-def distrust(sample: ScenarioSample | Unknown, settings: LoopSettings) -> str | None:
+def rejection_reason(sample: ScenarioSample | Unknown, settings: LoopSettings) -> str | None:
     """Why the sample must not be used; None when it may."""
     if isinstance(sample, Unknown):
         return f"metrics unavailable: {sample.reason}"

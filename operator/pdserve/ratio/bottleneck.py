@@ -2,7 +2,7 @@
 
 P/D-Serve section 3.3 reads it from prefill's share of a request's compute: compute up and share up
 -> prefill; up and share down -> decode. Compute shares say nothing about queues, and a decode
-shortage makes prefill *slots* look busy (they hold KV that nobody fetches), so each verdict is
+shortage makes prefill *slots* look busy (they hold KV that is not fetched), so each verdict is
 vetoed while the other role's wait dominates. Rules in order, the first that speaks wins:
 
 1. streams miss TPOT or handoff more than first tokens come late, or most late ones were turned
@@ -88,7 +88,7 @@ class Signals:
 
 
 @dataclass(frozen=True, slots=True)
-class Blame:
+class Bottleneck:
     """The role that is short, and why in words."""
 
     role: Role
@@ -124,31 +124,37 @@ def read_signals(sample: ScenarioSample, profile: PerformanceProfile | None) -> 
     )
 
 
-def blame(
+def bottleneck(
     signals: Signals, memory: LoopMemory, model: PerformanceModel | None, current: Counts
-) -> Blame:
+) -> Bottleneck:
     """The role to grow; see the module's rules 1-5."""
     streams, first = signals.late_streams, signals.late_first
     if streams is not None and first is not None and streams > first:
-        return Blame("decode", f"{streams:.0f} streams missed TPOT or handoff, {first:.0f} TTFT")
+        return Bottleneck(
+            "decode", f"{streams:.0f} streams missed TPOT or handoff, {first:.0f} TTFT"
+        )
     if signals.turned_away and signals.turned_away > (first or 0.0) / 2:
-        return Blame("decode", f"{signals.turned_away:.0f} requests found no decode in time")
+        return Bottleneck("decode", f"{signals.turned_away:.0f} requests found no decode in time")
     if signals.decode_waits_longer:
-        return Blame("decode", f"KV waited {signals.decode_wait:.2f} s per request for a decode")
+        return Bottleneck(
+            "decode", f"KV waited {signals.decode_wait:.2f} s per request for a decode"
+        )
     full, busy = signals.decode_full, signals.prefill_busy
     if full is not None and busy is not None and full >= FULL and busy < BUSY:
-        return Blame("decode", f"decode slots {full:.0%} full, prefill computing {busy:.0%}")
+        return Bottleneck("decode", f"decode slots {full:.0%} full, prefill computing {busy:.0%}")
     by_share = _by_shares(signals, memory)
     if by_share is not None:
         return by_share
     if signals.decode_has_room:
-        return Blame("prefill", f"first tokens came late while decode slots were {full:.0%} full")
+        return Bottleneck(
+            "prefill", f"first tokens came late while decode slots were {full:.0%} full"
+        )
     if busy is not None and busy >= BUSY:
-        return Blame("prefill", f"prefill computing {busy:.0%} of the time")
+        return Bottleneck("prefill", f"prefill computing {busy:.0%} of the time")
     return _by_model(model, current)
 
 
-def _by_shares(signals: Signals, memory: LoopMemory) -> Blame | None:
+def _by_shares(signals: Signals, memory: LoopMemory) -> Bottleneck | None:
     """Rule 3, with its veto."""
     share, compute = signals.share, signals.compute
     if share is None or compute is None or not memory.base_share or not memory.base_compute:
@@ -158,19 +164,19 @@ def _by_shares(signals: Signals, memory: LoopMemory) -> Blame | None:
         return None
     what = f"compute per request {compute / memory.base_compute - 1.0:+.0%}, prefill's share"
     if moved > 0:
-        return Blame("prefill", f"{what} {moved:+.0%}")
+        return Bottleneck("prefill", f"{what} {moved:+.0%}")
     if signals.decode_has_room:
         return None  # vetoed: what is late waits for prefill, not for decode
-    return Blame("decode", f"{what} {moved:+.0%}")
+    return Bottleneck("decode", f"{what} {moved:+.0%}")
 
 
-def _by_model(model: PerformanceModel | None, current: Counts) -> Blame:
+def _by_model(model: PerformanceModel | None, current: Counts) -> Bottleneck:
     if model is None:
-        return Blame("prefill", "first tokens came late and nothing points to decode")
+        return Bottleneck("prefill", "first tokens came late and nothing points to decode")
     prefill = model.prefill.utilisation(current.total("prefill"), model.felt("prefill"))
     decode = model.decode.utilisation(current.total("decode"), model.felt("decode"))
     role: Role = "prefill" if prefill >= decode else "decode"
-    return Blame(role, f"predicted load prefill {prefill:.0%}, decode {decode:.0%}")
+    return Bottleneck(role, f"predicted load prefill {prefill:.0%}, decode {decode:.0%}")
 
 
 def _per(total: Quantity, count: Quantity) -> float | None:

@@ -14,7 +14,7 @@ from tests.support.ratio_values import (
     window,
 )
 
-from pdserve.ratio.blame import Signals, blame, read_signals
+from pdserve.ratio.bottleneck import Signals, bottleneck, read_signals
 from pdserve.ratio.model import build
 from pdserve.ratio.types import Counts, Demand, LoopMemory, ScenarioSample, Unknown
 
@@ -81,14 +81,14 @@ CASES: dict[str, tuple[ScenarioSample, LoopMemory, str, str]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_blame(name: str) -> None:
     measured, memory, role, word = CASES[name]
-    found = blame(read_signals(measured, PROFILE), memory, MODEL, Counts(1, 1, 1))
+    found = bottleneck(read_signals(measured, PROFILE), memory, MODEL, Counts(1, 1, 1))
     assert found.role == role, found.why
     assert word in found.why
 
 
 def test_without_model_or_numbers_the_first_token_decides() -> None:
     nothing = Signals(None, None, None, None, None, None, None, None, None)
-    assert blame(nothing, LoopMemory(), None, Counts(1, 1, 1)).role == "prefill"
+    assert bottleneck(nothing, LoopMemory(), None, Counts(1, 1, 1)).role == "prefill"
 
 
 def test_kv_wait_is_never_prefill_time() -> None:
