@@ -30,8 +30,8 @@ from pdserve.kube.resource import PODS, Object
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
 from pdserve.terms.times import rfc3339
-from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
+from pdserve.wire.pin import pinned_node
 
 
 class Recording:

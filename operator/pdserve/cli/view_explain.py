@@ -15,7 +15,6 @@ from pdserve import api
 from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.view_status import counts_text, decision_line
 from pdserve.desired.group_wanted import wanted_of
-from pdserve.groups.view import group_request
 from pdserve.placement import NoFit, PlacedInstance, Site, place, site_of
 from pdserve.ratio.types import Counts
 from pdserve.terms import ROLES
@@ -102,7 +101,7 @@ def _next_group(group: api.ScenarioGroup, state: FabricState | NoRight | None) -
     counts = Counts(1, prefill.replicas, decode.replicas)
     # Where volumes are is not asked: that takes rights to read claims.
     wanted = wanted_of(group, counts, lambda _namespace, _role: None)
-    request = replace(group_request(wanted, frozenset()), beside=_sites(group, state.pods))
+    request = replace(wanted.group_request(), beside=_sites(group, state.pods))
     answer = place(fabric_of(state), request)
     asked = counts_text(
         api.DecisionCounts(groups=1, prefill=prefill.replicas, decode=decode.replicas)

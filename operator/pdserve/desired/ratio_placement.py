@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pdserve.desired.group_wanted import Reach, ScenarioGroupView, wanted_of
-from pdserve.placement import GroupRequest, NoFit, place
+from pdserve.placement import NoFit, place
 from pdserve.ratio.types import Counts, PlacementLimit
 from pdserve.topology import Fabric, Reservation
 
@@ -25,14 +25,7 @@ def placement_limit(
         if i.fault is None
         for resource, count in i.holds.items()
     ]
-    request = GroupRequest(
-        prefill=counts.prefill,
-        decode=counts.decode,
-        prefill_shape=wanted.prefill.shape,
-        decode_shape=wanted.decode.shape,
-        mode=wanted.locality_mode,
-        level=wanted.locality_level,
-    )
+    request = wanted.group_request()
     free = fabric.release(held)
     for placed in range(counts.groups):
         request = replace(request, more=placed + 1 < counts.groups)

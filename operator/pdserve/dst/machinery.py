@@ -25,8 +25,8 @@ from pdserve.kube.resource import (
     ObjectKey,
     key_of,
 )
-from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
+from pdserve.wire.pin import pinned_node
 
 if TYPE_CHECKING:
     from pdserve.dst.world import World

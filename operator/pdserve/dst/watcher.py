@@ -41,8 +41,8 @@ from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Object, ObjectKey
 from pdserve.ratio.types import Counts
 from pdserve.terms.times import timestamp
-from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
+from pdserve.wire.pin import pinned_node
 
 LAG = 20.0
 """Seconds after which the operator must know what happened."""

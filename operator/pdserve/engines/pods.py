@@ -21,6 +21,7 @@ from pdserve.engines.pods_template import ENGINE_CONTAINER, TemplateError, apply
 from pdserve.engines.registry import BrokenEngineError, EngineTypeError
 from pdserve.terms import Role
 from pdserve.wire import http, names
+from pdserve.wire.pin import pin_to
 
 COMPONENT = "instance"
 NO_RIGHTS = Rights()
@@ -197,7 +198,7 @@ def _spec(
     drain = group.spec.recovery.drain_seconds
     spec: dict[str, Any] = {
         "tolerations": [dict(t) for t in BASE_TOLERATIONS],
-        "affinity": {"nodeAffinity": _pin(new.node)},
+        "affinity": {"nodeAffinity": pin_to(new.node)},
         "readinessGates": [{"conditionType": names.CONDITION_LINKED}],
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": drain + GRACE_AFTER_DRAIN,
@@ -222,11 +223,6 @@ def _spec(
             {"name": ref.name} for ref in group.spec.engine.image_pull_secrets
         ]
     return spec
-
-
-def _pin(node: str) -> dict[str, Any]:
-    terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]
-    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
 
 
 def _control_volume() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from pdserve.engines.pod_profile import FIELDS, Finding, Rights, findings
 from pdserve.wire import names
+from pdserve.wire.pin import REQUIRED, TERMS, keep_pin
 
 ENGINE_CONTAINER = "engine"
 
@@ -37,8 +38,6 @@ _MERGE_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 _APPEND = frozenset({"tolerations"})
 
-_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-_TERMS = "nodeSelectorTerms"
 _DIRECTIVE = "$patch"
 _HARDENED: Mapping[str, Any] = {
     "allowPrivilegeEscalation": False,
@@ -257,26 +256,25 @@ def _check_nodes(spec: Mapping[str, Any]) -> None:
         return
     path = "template.spec.affinity.nodeAffinity"
     demanded = affinity["nodeAffinity"]
-    if not isinstance(demanded, Mapping) or set(demanded) != {_REQUIRED}:
-        raise TemplateError(path, f"{why} nodeSelector, or with {_REQUIRED} alone")
-    path = f"{path}.{_REQUIRED}"
-    terms = demanded[_REQUIRED].get(_TERMS) if isinstance(demanded[_REQUIRED], Mapping) else None
+    if not isinstance(demanded, Mapping) or set(demanded) != {REQUIRED}:
+        raise TemplateError(path, f"{why} nodeSelector, or with {REQUIRED} alone")
+    path = f"{path}.{REQUIRED}"
+    terms = demanded[REQUIRED].get(TERMS) if isinstance(demanded[REQUIRED], Mapping) else None
     if not isinstance(terms, list) or not terms:
-        raise TemplateError(path, f"it must be {_TERMS}, a list with at least one term")
+        raise TemplateError(path, f"it must be {TERMS}, a list with at least one term")
     for index, term in enumerate(terms):
         listed = term.get("matchExpressions") if isinstance(term, Mapping) else None
         if not isinstance(listed, list) or not listed or set(term) != {"matchExpressions"}:
             raise TemplateError(
-                f"{path}.{_TERMS}[{index}]", f"{why} matchExpressions alone, at least one"
+                f"{path}.{TERMS}[{index}]", f"{why} matchExpressions alone, at least one"
             )
 
 
 def _keep_pin(spec: dict[str, Any], rendered: Mapping[str, Any]) -> None:
     """Every term of a template's node affinity holds on the pinned node alone."""
-    own, given = (s["affinity"]["nodeAffinity"][_REQUIRED] for s in (rendered, spec))
-    pin = own[_TERMS][0]["matchFields"]
-    if given != own:
-        given[_TERMS] = [{**term, "matchFields": pin} for term in given[_TERMS]]
+    own, given = (s["affinity"]["nodeAffinity"] for s in (rendered, spec))
+    if given[REQUIRED] != own[REQUIRED]:
+        given[REQUIRED][TERMS] = keep_pin(given[REQUIRED][TERMS], own)
 
 
 def _check_containers(spec: Mapping[str, Any], resource: str) -> None:

@@ -8,7 +8,7 @@ from pdserve.groups.claims import after_those_ahead, claim_of_new, of_gone_group
 from pdserve.groups.naming import pod_name, slot_range
 from pdserve.groups.repairs import Suspects, suspects, waits_until
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
-from pdserve.groups.view import GroupView, PlanDraft, group_request
+from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.placement import NoFit, PlacedInstance, Placement, Site, place
 from pdserve.terms import ROLES
 from pdserve.topology import Fabric
@@ -54,7 +54,7 @@ def create_group(
     if not isinstance(found, Placement):
         found = find(after_those_ahead(draft.fabric, observation))
     if isinstance(found, NoFit):
-        draft.blocked_request = group_request(wanted, bad.barred, beside)
+        draft.blocked_request = wanted.group_request(bad.barred, beside)
         draft.blocked.append(f"group {index}: {found.message}")
         draft.reasons.append(f"group {index} is not created: {found.message}")
         return None
@@ -77,7 +77,9 @@ def find_place(
     more: bool = False,
 ) -> Placement | NoFit:
     """A place as far from suspect nodes as there is one."""
-    return bad.away_from(lambda nodes: place(fabric, group_request(wanted, nodes, beside, more)))
+    return bad.away_from(
+        lambda nodes: place(fabric, wanted.group_request(nodes, beside, more=more))
+    )
 
 
 def _pods(

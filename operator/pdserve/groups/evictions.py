@@ -21,8 +21,9 @@ from datetime import UTC, datetime
 
 from pdserve.groups.naming import pod_name
 from pdserve.groups.repairs import waits_until
-from pdserve.groups.resize import at_own_revision, spare_node
+from pdserve.groups.resize import at_own_revision
 from pdserve.groups.routes import is_routable
+from pdserve.groups.search import InstanceSearch
 from pdserve.groups.types import (
     ConditionState,
     CreateInstance,
@@ -206,7 +207,7 @@ def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: Plan
                 draft.wait(due - observation.now)
                 continue
         near = draft.fabric.leaf(instance.node)
-        found = spare_node(group, instance.role, near, members, own, draft)
+        found = InstanceSearch(group, instance.role, near, members, own, draft).spare()
         if isinstance(found, NoFit):
             draft.reasons.append(f"nothing stands in for {instance.name}: {found.message}")
             continue

@@ -25,9 +25,10 @@ from pdserve.groups.health import (
 from pdserve.groups.types import InstanceObs
 from pdserve.terms import ROLES, Device
 from pdserve.terms.times import timestamp
-from pdserve.topology.nodes import node_view, pinned_node
+from pdserve.topology.nodes import node_view
 from pdserve.topology.requests import pod_devices, pod_requests, requested, requested_devices
 from pdserve.wire import names
+from pdserve.wire.pin import pinned_node
 
 
 class NotOurs(ValueError):  # noqa: N818 - a fact about the pod, not a failure of this program

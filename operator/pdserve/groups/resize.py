@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pdserve.groups.claims import (
-    after_those_ahead,
     claim_of_new,
     counted,
     of_instance,
@@ -20,15 +19,15 @@ from pdserve.groups.claims import (
 )
 from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.removal import retire
-from pdserve.groups.repairs import suspects, waits_until
+from pdserve.groups.repairs import waits_until
+from pdserve.groups.search import InstanceSearch
 from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
-from pdserve.groups.view import GroupView, PlanDraft, group_request, members_of, stood_in_for
+from pdserve.groups.view import GroupView, PlanDraft, members_of, stood_in_for
 from pdserve.placement import (
     InstancePlacement,
     NoFit,
     PlacedInstance,
     choose_removal,
-    place_instance,
 )
 from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Path
@@ -213,51 +212,15 @@ def _find_node(
     draft: PlanDraft,
 ) -> InstancePlacement | NoFit:
     """A node: with what the group's lost instances left; growth takes only what others leave."""
-
-    def find(fabric: Fabric) -> InstancePlacement | NoFit:
-        return _node(fabric, group, role, vacancy.near, members, observation, draft)
-
+    search = InstanceSearch(group, role, vacancy.near, members, observation, draft)
     for lifted in of_instance(group, draft, role):
         mine = sorted(lifted, key=lambda c: c.slot != vacancy.slot)
-        found = with_one_lifted(draft, mine, find)
+        found = with_one_lifted(draft, mine, search.on)
         if not isinstance(found, NoFit):
             return found
     if vacancy.replaces is not None:
-        return find(draft.fabric)
-    return spare_node(group, role, vacancy.near, members, observation, draft)
-
-
-def spare_node(
-    group: GroupView,
-    role: Role,
-    near: Path | None,
-    members: Sequence[PlacedInstance],
-    observation: Observation,
-    draft: PlanDraft,
-) -> InstancePlacement | NoFit:
-    """A node for one more instance among those that groups waiting before it leave."""
-    left = after_those_ahead(draft.fabric, observation)
-    return _node(left, group, role, near, members, observation, draft)
-
-
-def _node(
-    fabric: Fabric,
-    group: GroupView,
-    role: Role,
-    near: Path | None,
-    members: Sequence[PlacedInstance],
-    observation: Observation,
-    draft: PlanDraft,
-) -> InstancePlacement | NoFit:
-    """A node as far from suspect ones as there is one."""
-    bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
-    beside = draft.beside(observation.wanted.revision, group.index)
-
-    def without(nodes: frozenset[str]) -> InstancePlacement | NoFit:
-        request = group_request(observation.wanted, nodes, beside)
-        return place_instance(fabric, request, role, members, near)
-
-    return bad.away_from(without)
+        return search.on(draft.fabric)
+    return search.spare()
 
 
 def _shrink(

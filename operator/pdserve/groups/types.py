@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pdserve.placement.types import GroupRequest, Shape
+from pdserve.placement.types import GroupRequest, Shape, Site
 from pdserve.terms import Device, Role
 from pdserve.topology.affinity import Term
 from pdserve.topology.nodes import Toleration
@@ -140,6 +140,26 @@ class Wanted:
     def role(self, role: Role) -> RoleWanted:
         """The part for one role."""
         return self.prefill if role == "prefill" else self.decode
+
+    def group_request(
+        self,
+        exclude: frozenset[str] = frozenset(),
+        beside: tuple[Site, ...] = (),
+        *,
+        more: bool = False,
+    ) -> GroupRequest:
+        """One of its P/D groups as a question to placement; arguments as in `GroupRequest`."""
+        return GroupRequest(
+            prefill=self.prefill.count,
+            decode=self.decode.count,
+            prefill_shape=self.prefill.shape,
+            decode_shape=self.decode.shape,
+            mode=self.locality_mode,
+            level=self.locality_level,
+            exclude=exclude,
+            beside=beside,
+            more=more,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from pdserve.groups.types import (
     InstanceObs,
     Observation,
     Repair,
-    Wanted,
 )
 from pdserve.placement import GroupRequest, PlacedInstance, Site, site_of
 from pdserve.terms import ROLES, Role
@@ -173,26 +172,6 @@ class PlanDraft:
         self.waits.append(max(0.0, seconds))
 
 
-def group_request(
-    wanted: Wanted,
-    exclude: frozenset[str],
-    beside: tuple[Site, ...] = (),
-    more: bool = False,
-) -> GroupRequest:
-    """One P/D group as a question to placement."""
-    return GroupRequest(
-        prefill=wanted.prefill.count,
-        decode=wanted.decode.count,
-        prefill_shape=wanted.prefill.shape,
-        decode_shape=wanted.decode.shape,
-        mode=wanted.locality_mode,
-        level=wanted.locality_level,
-        exclude=exclude,
-        beside=beside,
-        more=more,
-    )
-
-
 def members_of(group: GroupView) -> tuple[PlacedInstance, ...]:
     """Staying instances of the group's revision as placement wants them."""
     return tuple(
@@ -209,23 +188,12 @@ def closed_members(
     emptied.
     """
     then = observation.at(group.revision) or observation.wanted
-    return tuple(
-        i
-        for i in group.staying
-        if closes(fabric.blocked(i.node, then.role(i.role).shape.tolerations))
-    )
 
+    def closed(instance: InstanceObs) -> bool:
+        obstacle = fabric.blocked(instance.node, then.role(instance.role).shape.tolerations)
+        return obstacle is not None and obstacle.may_empty
 
-def closes(blocked: str | None) -> bool:
-    """Whether what keeps new instances off a node may mean that it is about to be emptied.
-
-    Kubernetes' own taints only tell of its state, some for a moment after that is well again. (A
-    cordon has a field of its own.)
-    """
-    return blocked not in (None, "NotReady") and not blocked.startswith(_OF_NODE_STATE)
-
-
-_OF_NODE_STATE = "Taint node.kubernetes.io/"
+    return tuple(i for i in group.staying if closed(i))
 
 
 def stood_in_for(group: GroupView, observation: Observation, fabric: Fabric) -> frozenset[str]:

@@ -252,7 +252,9 @@ def _out_of_use(
     """Why one of the shapes may not be on a node, whatever is free there."""
     reason: str | None = None
     for shape in shapes:
-        reason = reason or fabric.blocked(node, shape.tolerations)
+        obstacle = fabric.blocked(node, shape.tolerations)
+        if reason is None and obstacle is not None:
+            reason = obstacle.text
         if reason is None and node in request.exclude:
             reason = "suspect after a fault"
         if reason is None and not shape.reaches(node):

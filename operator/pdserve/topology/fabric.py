@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pdserve.topology.nodes import NodeView, Reservation, Toleration
+from pdserve.topology.obstacle import Obstacle
 from pdserve.topology.requests import port_conflicts
 from pdserve.topology.spec import TreeSpec, fabric_spec
 
@@ -126,15 +127,15 @@ class Fabric:
             for other in port_conflicts(key)
         )
 
-    def blocked(self, node: str, tolerations: Iterable[Toleration] = ()) -> str | None:
+    def blocked(self, node: str, tolerations: Iterable[Toleration] = ()) -> Obstacle | None:
         """Why a node takes no new instance, or None when it does."""
         view = self.nodes.get(node)
         path = self._paths.get(node)
         if view is None or path is None:
-            return self.excluded.get(node, "not in the RoCEDomain")
+            return Obstacle("outside", self.excluded.get(node, "not in the RoCEDomain"))
         for level, value in zip(self.spec.levels, path, strict=True):
             if (level.name, value) in self.spec.cordoned:
-                return f"Cordoned {level.name} {value}"
+                return Obstacle("cordoned", f"Cordoned {level.name} {value}")
         return view.blocked(tolerations)
 
     def label(self, path: Path) -> str:

@@ -16,13 +16,18 @@ from pdserve.frozen import remembered
 from pdserve.terms import Device
 from pdserve.terms.quantity import QuantityError, quantity
 from pdserve.terms.shown import shown
+from pdserve.topology.obstacle import Obstacle, ObstacleKind
 from pdserve.topology.requests import UNSTATED, is_extended, offered, pod_requests
 from pdserve.wire import names
 from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json
 from pdserve.wire.peers import MAX_DEVICE, device_of
+from pdserve.wire.pin import pinned_node
 
 MAX_DEVICES = 1024
 """Devices that one node's annotations may name."""
+
+_OF_STATE = "node.kubernetes.io/"
+"""Of the keys of taints that Kubernetes itself sets by a node's state."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -128,16 +133,17 @@ class NodeView:
         taken_back = any(self.allocatable.get(r, 0) < count for r, count in self.capacity.items())
         return not self.unhealthy and not taken_back
 
-    def blocked(self, tolerations: Iterable[Toleration] = ()) -> str | None:
+    def blocked(self, tolerations: Iterable[Toleration] = ()) -> Obstacle | None:
         """Why no new pod may go here, or None when one may."""
         if not self.ready:
-            return "NotReady"
+            return Obstacle("not-ready", "NotReady")
         if self.unschedulable:
-            return "Unschedulable"
+            return Obstacle("unschedulable", "Unschedulable")
         accepted = tuple(tolerations)
         for taint in self.taints:
             if not any(t.tolerates(taint) for t in accepted):
-                return f"Taint {taint.key}:{taint.effect}"
+                kind: ObstacleKind = "state-taint" if taint.key.startswith(_OF_STATE) else "taint"
+                return Obstacle(kind, f"Taint {taint.key}:{taint.effect}")
         return None
 
 
@@ -182,21 +188,6 @@ def _unused(node: Mapping[str, Any]) -> NodeView:
         unhealthy=_unhealthy(annotations.get(names.ANNOTATION_UNHEALTHY_DEVICES), problems),
         problems=tuple(problems),
     )
-
-
-@remembered
-def pinned_node(pod: Mapping[str, Any]) -> str | None:
-    """The one node that a pod's required affinity names (`metadata.name In [node]`), or None."""
-    affinity = (pod.get("spec", {}).get("affinity") or {}).get("nodeAffinity") or {}
-    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
-    pins = {
-        str(value)
-        for term in required.get("nodeSelectorTerms") or ()
-        for match in term.get("matchFields") or ()
-        if match.get("key") == "metadata.name" and match.get("operator") == "In"
-        for value in match.get("values") or ()
-    }
-    return pins.pop() if len(pins) == 1 else None
 
 
 def reservation_of(pod: Mapping[str, Any]) -> tuple[Reservation, ...]:

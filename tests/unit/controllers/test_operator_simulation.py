@@ -13,8 +13,8 @@ from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, NODES, PODS, SECRETS
-from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
+from pdserve.wire.pin import pinned_node
 
 
 def make(seed: int = 0) -> World:

@@ -15,8 +15,8 @@ from pdserve.groups.types import NewPod
 from pdserve.refengine.config import parser
 from pdserve.topology import pod_devices
 from pdserve.topology.affinity import demanded, terms_of
-from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
+from pdserve.wire.pin import pinned_node
 
 NPU = "huawei.com/Ascend910"
 OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "ScenarioGroup", "name": "shop-chat",

@@ -12,7 +12,6 @@ from tests.support.group_world import wanted
 from pdserve.groups import types as t
 from pdserve.groups.plan import plan
 from pdserve.groups.routes import endpoint
-from pdserve.groups.view import closes
 from pdserve.terms import Role
 from pdserve.wire.peers import Peer, PeerTable
 
@@ -230,19 +229,3 @@ def test_it_says_what_is_held_and_what_goes_without() -> None:
         "EvictionHeld", "group 1 keeps its instances on n2 while those of group 0 go"
     )  # fmt: skip
     assert two.requeue_after is not None and two.requeue_after <= 60
-
-
-@pytest.mark.parametrize(
-    ("blocked", "want"),
-    [
-        (None, False),
-        ("NotReady", False),
-        ("Taint node.kubernetes.io/unreachable:NoSchedule", False),
-        ("Taint node.kubernetes.io/not-ready:NoExecute", False),
-        ("Unschedulable", True),
-        ("Cordoned leaf a1", True),
-        ("Taint maintenance:NoSchedule", True),
-    ],
-)
-def test_only_what_somebody_asked_for_closes_a_node(blocked: str | None, want: bool) -> None:
-    assert closes(blocked) == want

@@ -21,6 +21,7 @@ from pdserve.topology import (
     reservation_of,
     summarise,
 )
+from pdserve.topology.obstacle import Obstacle, ObstacleKind
 from pdserve.wire import names
 
 
@@ -59,6 +60,10 @@ def test_free_is_allocatable_less_what_pods_that_run_hold() -> None:
     assert view.blocked() is None
 
 
+def taint(key: str, effect: str) -> dict[str, str]:
+    return {"key": key, "effect": effect}
+
+
 @pytest.mark.parametrize(
     ("allocatable", "want"),
     [("8", 6), ("7", 6), ("6", 6), ("5", 5)],
@@ -82,7 +87,29 @@ def test_unhealthy_devices_are_not_counted_twice(allocatable: str, want: int) ->
     ],
 )
 def test_what_blocks_a_node(changes: dict[str, Any], want: str | None) -> None:
-    assert node_view(raw_node(**changes)).blocked() == want
+    obstacle = node_view(raw_node(**changes)).blocked()
+    assert (obstacle and obstacle.text) == want
+
+
+@pytest.mark.parametrize(
+    ("changes", "want"),
+    [
+        ({"status__conditions": []}, False),
+        ({"spec__taints": [taint("node.kubernetes.io/unreachable", "NoSchedule")]}, False),
+        ({"spec__taints": [taint("node.kubernetes.io/not-ready", "NoExecute")]}, False),
+        ({"spec__unschedulable": True}, True),
+        ({"spec__taints": [taint("maintenance", "NoSchedule")]}, True),
+    ],
+)
+def test_only_what_a_user_asked_for_may_empty_a_node(changes: dict[str, Any], want: bool) -> None:
+    obstacle = node_view(raw_node(**changes)).blocked()
+    assert obstacle is not None
+    assert obstacle.may_empty == want
+
+
+@pytest.mark.parametrize("kind", ["outside", "cordoned"])
+def test_a_node_that_left_its_part_of_the_fabric_may_be_emptied(kind: ObstacleKind) -> None:
+    assert Obstacle(kind, "").may_empty
 
 
 @pytest.mark.parametrize(
@@ -211,7 +238,7 @@ def test_nodes_without_labels_are_excluded_and_named() -> None:
     tree = build_fabric(TreeSpec("d", LEVELS), unlabelled())
     assert tree.excluded == {"n2": f"label {LABELS[1]} missing"}
     assert tree.free("n2", RESOURCE) == 0
-    assert tree.blocked("n2") == f"label {LABELS[1]} missing"
+    assert tree.blocked("n2") == Obstacle("outside", f"label {LABELS[1]} missing")
     summary = summarise(tree)
     assert summary.labels_complete == (f"label {LABELS[1]} missing on n2",)
     assert (summary.nodes_total, summary.nodes_ready, summary.nodes_excluded) == (2, 1, 1)
@@ -233,7 +260,7 @@ def test_only_selected_nodes_belong() -> None:
     chosen = NodeView("n1", labels={LABELS[0]: "p", LABELS[1]: "a", "pool": "npu"})
     tree = build_fabric(spec, [chosen, NodeView("n2", labels={LABELS[0]: "p", LABELS[1]: "a"})])
     assert list(tree.nodes) == ["n1"]
-    assert tree.blocked("n2") == "not in the RoCEDomain"
+    assert tree.blocked("n2") == Obstacle("outside", "not in the RoCEDomain")
 
 
 def test_version_follows_the_topology_not_the_load() -> None:
@@ -262,7 +289,7 @@ def test_a_hostname_level_is_below_the_leaf() -> None:
 
 def test_cordoned_parts_say_so() -> None:
     tree = fabric("p1 a  n1:8\np1 b  m1:8", cordoned=[("leaf", "a")])
-    assert tree.blocked("n1") == "Cordoned leaf a"
+    assert tree.blocked("n1") == Obstacle("cordoned", "Cordoned leaf a")
     assert summarise(tree).free == ((RESOURCE, 8),)
 
 

@@ -67,7 +67,6 @@ from pdserve.groups.types import (
     Plan,
     Wanted,
 )
-from pdserve.groups.view import group_request
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
@@ -468,7 +467,7 @@ def _recall(context: OperatorContext, obj: Object) -> None:
         return
     wanted = wanted_of(group, Counts(*(n or 0 for n in counts)), context.volumes.reach)
     key = ObjectKey(group.metadata.namespace, group.metadata.name)
-    request = group_request(wanted, frozenset())
+    request = wanted.group_request()
     context.claims.waits(key, spec.fabric.domain_ref.name, _rank(context, obj), request)
 
 

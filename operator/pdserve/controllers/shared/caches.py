@@ -38,9 +38,9 @@ from pdserve.kube.resource import (
     Object,
     Resource,
 )
-from pdserve.topology.nodes import pinned_node
 from pdserve.topology.requests import is_extended, pod_requests, spec_taking
 from pdserve.wire import names
+from pdserve.wire.pin import pinned_node
 
 _GROUP, _VERSION = API_VERSION.split("/")
 _PLURALS = {kind.info.name: kind.info.plural for kind in KINDS}

@@ -25,10 +25,10 @@ from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.placement import GroupRequest
 from pdserve.terms import ROLES
 from pdserve.topology import Reservation, pod_devices
-from pdserve.topology.nodes import pinned_node
 from pdserve.topology.requests import requested
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
+from pdserve.wire.pin import pinned_node
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -27,8 +27,8 @@ from pdserve.topology import (
     pod_requests,
     reservation_of,
 )
-from pdserve.topology.nodes import pinned_node
 from pdserve.topology.spec import TreeSpec
+from pdserve.wire.pin import pinned_node
 
 MOST_CHANGED: Final = 64
 """Nodes put anew into a tree before it is built again."""

@@ -25,9 +25,9 @@ from pdserve.groups.observe import instance_obs, is_group_index
 from pdserve.groups.types import InstanceObs
 from pdserve.kube.resource import Object
 from pdserve.terms import ROLES
-from pdserve.topology.nodes import pinned_node
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
+from pdserve.wire.pin import pinned_node
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from pdserve.groups.health import condition
 from pdserve.kube.cache import Cache, ChangeType
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
-from pdserve.topology.nodes import pinned_node
 from pdserve.topology.requests import is_extended, pod_requests
 from pdserve.wire import names
+from pdserve.wire.pin import pinned_node
 
 SERVICE: Final = "PDService"
 GROUP: Final = "ScenarioGroup"

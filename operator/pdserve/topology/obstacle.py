@@ -1,0 +1,28 @@
+"""Why a node takes no new instance, as a kind for decisions and as words for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ObstacleKind = Literal["outside", "cordoned", "not-ready", "unschedulable", "state-taint", "taint"]
+"""`outside`: not in the RoCEDomain, or left out of it. `cordoned`: its part of the fabric is.
+`unschedulable`: `kubectl cordon`. `state-taint`: Kubernetes' own taint for a state of the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What keeps new instances off a node."""
+
+    kind: ObstacleKind
+    text: str
+    """One phrase for a condition, e.g. `Taint maintenance:NoSchedule`."""
+
+    @property
+    def may_empty(self) -> bool:
+        """Whether the node may be about to be emptied: a user, or a controller of one, closed it.
+
+        Kubernetes' own taints only tell of a node's state, some for a moment after that is well
+        again.
+        """
+        return self.kind not in ("not-ready", "state-taint")
