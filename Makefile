@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 # Where set (containers often do), each of some hundred processes would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test unit fuzz lint format generate bench e2e kind clean
+.PHONY: help demo test unit fuzz lint fields mutate format generate bench e2e kind clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -39,13 +39,20 @@ test: programs ## unit, API and cluster tests, on a real control plane
 unit: $(VENV)/.installed ## only the tests that need no cluster
 	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed ## style, types, layers, unique class names, and drift of generated files
+lint: $(VENV)/.installed ## style, types, layers, names, and drift of generated files
 	@$(BIN)/ruff check operator tests hack benchmarks
 	@$(BIN)/ruff format --check operator tests hack benchmarks
 	@$(BIN)/mypy
 	@PYTHONPATH=operator $(BIN)/lint-imports --no-logo
 	@$(BIN)/python hack/generate.py --check
 	@$(BIN)/python hack/check_names.py operator
+	@$(BIN)/python hack/references.py
+
+fields: $(VENV)/.installed ## fields that are written and never read, or read and never set
+	@$(BIN)/python hack/unread_fields.py
+
+mutate: $(VENV)/.installed ## do tests fail when the code is changed a little? (MUTATE_ARGS="--mutants 200 --seed 1")
+	@PYTHONPATH=operator:. $(BIN)/python hack/mutate.py $(MUTATE_ARGS)
 
 format: $(VENV)/.installed ## put the code into its standard form
 	@$(BIN)/ruff format operator tests hack benchmarks

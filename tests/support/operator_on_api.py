@@ -99,7 +99,7 @@ class Kubelets:
         elif status.get("phase") != "Running":
             self.started += 1
             ip = f"127.9.{self.started // 250}.{self.started % 250 + 1}"
-            self.engines.by_ip[ip] = SimulatedEngine(name, ip)
+            self.engines.by_ip[ip] = SimulatedEngine(name)
             running = {
                 "name": "engine", "image": "x", "imageID": "", "ready": True, "restartCount": 0,
                 "containerID": f"test://{pod['metadata']['uid']}",

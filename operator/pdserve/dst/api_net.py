@@ -79,7 +79,7 @@ class Faults:
 
 
 class FakeTransport:
-    """`client.Transport` into a `FakeApi`."""
+    """`client.KubeTransport` into a `FakeApi`."""
 
     def __init__(self, api: FakeApi, faults: Faults, on_write: OnWrite | None = None) -> None:
         """`on_write` is called with each write that took effect, answered or not."""

@@ -78,7 +78,7 @@ class Machinery:
         if obj is None:
             raise KeyError(pod)
         ip = obj["status"]["podIP"]
-        self.world.engines.by_ip[ip] = SimulatedEngine(pod, ip)
+        self.world.engines.by_ip[ip] = SimulatedEngine(pod)
         self._ips += 1
         statuses = [
             {
@@ -163,7 +163,7 @@ class Machinery:
         name = pod["spec"]["containers"][0]["name"]
         if names.LABEL_ROLE in meta.get("labels", {}):
             broken = pod["spec"]["containers"][0].get("image") in self.world.broken_images
-            self.world.engines.by_ip[ip] = SimulatedEngine(meta["name"], ip, frozen=broken)
+            self.world.engines.by_ip[ip] = SimulatedEngine(meta["name"], frozen=broken)
             self.world.ran.add(meta["name"])
         statuses = [
             {

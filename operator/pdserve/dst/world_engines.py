@@ -20,7 +20,6 @@ class SimulatedEngine:
     """One engine process (a container)."""
 
     pod: str
-    ip: str
     table: PeerTable | None = None
     grant: str = ""
     """Revision of the newest grant."""

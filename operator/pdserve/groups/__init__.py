@@ -1,6 +1,6 @@
 """The life of P/D groups: what exists + what is wanted -> a list of actions and what to say.
 
-Pure: `controllers` observes, calls, executes; the preview command and the tests call the same
+Pure: `controllers` observes, calls, executes; `explain`, simulations and tests call the same
 functions. Steps, one module each: `repairs` (count faults, suspects, backoff), `removal` (drain,
 delete), `scale` (which groups to add, roll or remove), `resize` (instances inside a group,
 substitution), `tables` (gather, publish), `linking` (Linked gate), `scaleunit`, `report`

@@ -1,6 +1,6 @@
 """Is an instance lost, and since when would it be? One fault per instance, from its pod and node.
 
-The operator, not Kubernetes' taint manager, decides this (control.md 5). The rules, first match
+The operator, not Kubernetes' taint manager, decides this. The rules, first match
 wins: NodeDeleted, PodFailed, NodeLost, DeviceUnhealthy, ImageError, CrashLoop, Unschedulable,
 StartupDeadline. A pod that is being deleted is leaving, not faulty: only the end of its Node
 counts, because nothing else can end it then. Neighbours: `observe` calls this, `startup` judges

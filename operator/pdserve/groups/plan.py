@@ -1,6 +1,6 @@
 """The group planner: what exists + what is wanted -> actions, status and why.
 
-A pure function, called by the operator, the preview command and the simulation alike. Steps, each
+A pure function, called by the operator and the simulations alike. Steps, each
 in its module: 1 judge late starts, count faults; 2 which groups; 3 inside each group; 4 tables; 5
 links; 6 the scale-unit label; 7 deletions; 8 what evictions must leave; 9 what to say. Actions come
 in the order in which they must be carried out, and each is safe to repeat: a crash between any two

@@ -245,11 +245,14 @@ def _shrink(
         former = [n for n, i in by_name.items() if i.uid in replaced and i.role == role]
         names = [n for n in former if n not in ready]
         names += [n for n in chosen.names if n not in names]
+        begun = len(draft.actions)
         for name in names[: len(chosen.names)]:
             if name in ready and not (grown or growth_blocked):
                 draft.reasons.append(f"{name} stays until the other role's growth is ready")
                 continue
             retire(group, by_name[name], f"{role} shrinks", observation, draft)
+        if len(draft.actions) > begun:
+            draft.reasons += [f"{role} shrinks: {line}" for line in chosen.explanation]
 
 
 def _end_stand_ins(group: GroupView, observation: Observation, draft: PlanDraft) -> None:

@@ -61,7 +61,7 @@ async def refuse_redirects(
 
 
 class HttpTransport:
-    """`client.Transport` over HTTP(S). One per process; closes with `close`."""
+    """`client.KubeTransport` over HTTP(S). One per process; closes with `close`."""
 
     def __init__(self, api: ApiClient, registry: Registry) -> None:
         self._api = api

@@ -29,7 +29,7 @@ def traffic(spread: Spread, costs: tuple[int, ...]) -> int:
     """Hop-weighted KV across uplinks under local-first forwarding, times n_p * n_d.
 
     The group's whole KV rate is 1, prefill share a_u = p_u / n_p, decode share b_u = d_u / n_d:
-    the uplink of part u carries max(0, a_u - b_u) upwards (topology.md 3.3).
+    the uplink of part u carries max(0, a_u - b_u) upwards.
     """
     prefills = sum(p for p, _ in spread.values())
     decodes = sum(d for _, d in spread.values())

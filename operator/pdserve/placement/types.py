@@ -94,7 +94,7 @@ class Cost:
 
     `unplaced`: instances without a node. `traffic`: KV that crosses uplinks under a local-first
     gateway, sum over parts u of hop_cost(u) * max(0, a_u - b_u), scaled by n_p * n_d so that it
-    is an integer (topology.md 3.3). `slots_lost`: one-leaf places for a whole group like this
+    is an integer. `slots_lost`: one-leaf places for a whole group like this
     that are no longer there afterwards. `domains`: leaves used. `leftover`: free devices that
     stay in the leaves used (best fit).
     """

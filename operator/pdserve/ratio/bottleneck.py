@@ -8,7 +8,7 @@ vetoed while the other role's wait dominates. Rules in order, the first that spe
 1. streams miss TPOT or handoff more than first tokens come late, or most late ones were turned
    away by full decodes -> decode;
 2. KV waits for a decode longer than requests wait for prefill, or decode batches are full while
-   prefill computes little -> decode (`kv_wait_decode` is decode pressure, never prefill time);
+   prefill computes little -> decode (`kv_wait_seconds` is decode pressure, never prefill time);
 3. compute shares against healthy times; "decode" is vetoed while decodes have room, since a first
    token can only be late for want of prefill or of a decode to take it;
 4. decodes have room, or prefill computes most of the time -> prefill;

@@ -2,8 +2,8 @@
 
 Also says which pods are strangers (named or labelled like ours, but not owned by this
 ScenarioGroup): they are never touched (architecture invariant 9). Neighbours: `groups` plans on
-the observation, `scenariogroup` carries the plan out, `service_view` reads the same instances for
-the route table.
+the observation, `scenariogroup` carries the plan out, `desired.routing` makes the route
+table from the same instances.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 One call of `Llama.step` advances several sequences at once: prompt chunks of any length and
 single decode tokens mixed. New K and V are written into the sequences' blocks first, then every
-new position attends over its own sequence's blocks. Weights: `weights.py`; kernels and why they
+new position attends over its own sequence's blocks. Weights: `load.py`; kernels and why they
 are shaped so: `kernels.py`.
 """
 

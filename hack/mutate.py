@@ -1,0 +1,424 @@
+"""Mutation test: does some unit test fail when the code is changed a little?
+
+    python hack/mutate.py --mutants 200 --seed 1            a sample over all strata
+    python hack/mutate.py --mutants 40 --only ratio         of one of them
+
+Mutants are drawn by a printed seed, from each module its share (`mutants.drawn`). Phases:
+
+1. pytest collects the unit tests of the strata's folders, once.
+2. A fork runs them all and notes which functions each test calls, and for how long it runs.
+3. Each mutant is a fork of its own, as fresh as the first one: it runs the tests that call the
+   changed function (of the same folder first, quick ones first) until one fails. A change inside a
+   function swaps the code of the function objects that exist; any other change is put in place of
+   the module before the tests are imported, in a process of its own.
+4. Score with its 95 % interval (Wilson), and the survivors.
+
+A mutant is killed when a test fails or its time on the CPU is over (an endless loop). Survivors
+that `mutate.accepted` names with a reason (no input tells them from the original) do not count.
+Ends with 1 when the lower end of the interval is below `--floor`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mutants import Mutant, drawn, mutants, mutated
+
+ROOT = Path(__file__).resolve().parent.parent
+ACCEPTED = Path(__file__).with_name("mutate.accepted")
+FOLDERS = ("placement", "ratio", "forwarding", "groups", "topology")
+MOST_TESTS = 400
+"""Tests run against one mutant; the quickest of those that call its function."""
+_KILLED, _SURVIVED, _UNFIT = 1, 0, 3
+
+
+Note = Callable[[Mutant, int, int], None]
+"""Told of each mutant: what became of it, and how many tests call its function."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is mutated and what runs: paths below `root`."""
+
+    root: Path
+    sources: tuple[str, ...]
+    tests: tuple[str, ...]
+    cpu_seconds: int = 20
+    """More than this, and ten times as much as the tests took unchanged, is an endless loop."""
+
+    def files(self) -> list[str]:
+        """Modules, by path."""
+        found = (p for folder in self.sources for p in (self.root / folder).rglob("*.py"))
+        return sorted(str(p.relative_to(self.root)) for p in found)
+
+    def home(self, path: str) -> str:
+        """The folder of tests that belongs to a module."""
+        return next(
+            t for s, t in zip(self.sources, self.tests, strict=True) if path.startswith(f"{s}/")
+        )
+
+
+@dataclass
+class Tally:
+    """How it went."""
+
+    killed: int = 0
+    survived: list[Mutant] = field(default_factory=list)
+    accepted: int = 0
+    unfit: int = 0
+    """Changes that could not be made; they do not count."""
+
+    @property
+    def judged(self) -> int:
+        return self.killed + len(self.survived)
+
+    def line(self, name: str) -> str:
+        """One row of the table."""
+        low, high = wilson(self.killed, self.judged)
+        share = 100 * self.killed / self.judged if self.judged else 0.0
+        return (
+            f"{name:12} {self.judged:6} {self.killed:7} {self.accepted:9} "
+            f"{share:6.1f} %  {100 * low:5.1f} .. {100 * high:5.1f} %"
+        )
+
+
+def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), ends between 0 and 1; all of it without a sample."""
+    if not total:
+        return 0.0, 1.0
+    share, square = hits / total, z * z
+    middle = share + square / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    low, high = (middle - spread, middle + spread)
+    whole = 1 + square / total
+    return max(0.0, low / whole), min(1.0, high / whole)
+
+
+def accepted(text: str) -> dict[str, str]:
+    """Reason by name of the mutant: lines `name  # reason`."""
+    found = {}
+    for line in text.splitlines():
+        name, _, reason = line.partition("  # ")
+        if name.strip() and not name.startswith("#"):
+            if not reason.strip():
+                raise SystemExit(f"{ACCEPTED.name}: no reason: {line}")
+            found[name.strip()] = reason.strip()
+    return found
+
+
+class Runner:
+    """A pytest plugin that runs mutants instead of tests."""
+
+    def __init__(self, plan: Plan, chosen: Sequence[Mutant], jobs: int, note: Note) -> None:
+        self.plan, self.chosen, self.jobs, self.note = plan, chosen, jobs, note
+        self.tally: dict[str, Tally] = {source: Tally() for source in plan.sources}
+        self.sources = {path: (plan.root / path).read_text() for path in plan.files()}
+        self.calls: dict[str, list[str]] = {}
+        self.seconds: dict[str, float] = {}
+        self.items: dict[str, pytest.Item] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Phases 2 and 3."""
+        self.items = {item.nodeid: item for item in session.items}
+        plugins = session.config.pluginmanager
+        plugins.unregister(plugins.getplugin("terminalreporter"))
+        self._trace()
+        running: dict[int, tuple[Mutant, int]] = {}
+        for mutant in self.chosen:
+            if len(running) >= self.jobs:
+                self._reap(running)
+            ids = self._matter(mutant)
+            pid = os.fork()
+            if not pid:
+                os._exit(self._judge(mutant, ids))
+            running[pid] = (mutant, len(ids))
+        while running:
+            self._reap(running)
+        return True
+
+    def _reap(self, running: dict[int, tuple[Mutant, int]]) -> None:
+        pid, status = os.wait()
+        if pid not in running:
+            return
+        mutant, ran = running.pop(pid)
+        code = os.waitstatus_to_exitcode(status)
+        tally = self.tally[next(s for s in self.plan.sources if mutant.path.startswith(f"{s}/"))]
+        if code == _UNFIT:
+            tally.unfit += 1
+        elif code != _SURVIVED:
+            tally.killed += 1
+        else:
+            tally.survived.append(mutant)
+        self.note(mutant, code, ran)
+
+    def _matter(self, mutant: Mutant) -> list[str]:
+        """Tests that call the function, those of its folder first, then the quickest."""
+        if not mutant.function:
+            return []
+        home = self.plan.home(mutant.path)
+        key = f"{mutant.path}:{mutant.function}"
+        ids = [test for test, called in self.calls.items() if key in called]
+        ids.sort(key=lambda t: (not t.startswith(f"{home}/"), self.seconds.get(t, 0.0), t))
+        return ids[:MOST_TESTS]
+
+    def _judge(self, mutant: Mutant, ids: list[str]) -> int:
+        """In a fork: what becomes of the mutant."""
+        _silence()
+        if not mutant.function:
+            return self._afresh(mutant)
+        if not ids:
+            return _SURVIVED
+        code = compile(mutated(self.sources[mutant.path], mutant), self._file(mutant), "exec")
+        if not _swap(self._file(mutant), mutant.function, code):
+            return _UNFIT
+        usual = sum(self.seconds.get(test, 0.0) for test in ids)
+        _limit(max(self.plan.cpu_seconds, 10 * usual))
+        return _KILLED if _fails([self.items[i] for i in ids]) else _SURVIVED
+
+    def _afresh(self, mutant: Mutant) -> int:
+        """A change outside functions: in a new process, which imports the changed module."""
+        command = [sys.executable, __file__, "--run-one", json.dumps(_plain(mutant))]
+        command += ["--root", str(self.plan.root), "--cpu-seconds", str(self.plan.cpu_seconds)]
+        for source, tests in zip(self.plan.sources, self.plan.tests, strict=True):
+            command += ["--pair", source, tests]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.run(command, check=False, **quiet).returncode  # type: ignore[call-overload, no-any-return]
+
+    def _file(self, mutant: Mutant) -> str:
+        return str(self.plan.root / mutant.path)
+
+    def _trace(self) -> None:
+        """Phase 2, in a fork: it must leave no trace in what the others start from."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(reader)
+            _silence()
+            with os.fdopen(writer, "w") as out:
+                json.dump(self._traced(), out)
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as answer:
+            text = answer.read()
+        os.waitpid(pid, 0)
+        found = json.loads(text or '{"failed": ["the tests ended this process"]}')
+        if found["failed"]:
+            raise SystemExit(f"tests fail without any change: {found['failed'][:5]}")
+        self.calls, self.seconds = found["calls"], found["seconds"]
+
+    def _traced(self) -> dict[str, Any]:
+        known = {str(self.plan.root / path): path for path in self.sources}
+        calls, seconds, failed = {}, {}, []
+        for test, item in self.items.items():
+            called: set[types.CodeType] = set()
+
+            def profile(
+                frame: types.FrameType, event: str, _arg: object, into: Any = called
+            ) -> None:
+                if event == "call":
+                    into.add(frame.f_code)
+
+            began = time.process_time()
+            sys.setprofile(profile)
+            bad = _fails([item])
+            sys.setprofile(None)
+            seconds[test] = time.process_time() - began
+            if bad:
+                failed.append(test)
+            names = {
+                f"{known[c.co_filename]}:{c.co_qualname.partition('.<locals>')[0]}"
+                for c in called
+                if c.co_filename in known
+            }
+            calls[test] = sorted(names)
+        return {"calls": calls, "seconds": seconds, "failed": failed}
+
+
+def _swap(file: str, function: str, module: types.CodeType) -> bool:
+    """Give the function objects of that name the code of the changed one; False: it cannot be."""
+    new = next((c for c in _codes(module) if c.co_qualname == function), None)
+    if new is None:
+        return False
+    objects = (o for o in gc.get_objects() if isinstance(o, types.FunctionType))
+    old = [
+        o for o in objects if o.__code__.co_filename == file and o.__code__.co_qualname == function
+    ]
+    if any(len(o.__code__.co_freevars) != len(new.co_freevars) for o in old):
+        return False
+    for one in old:
+        one.__code__ = new
+    return bool(old)
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield const
+            yield from _codes(const)
+
+
+class _Failures:
+    def __init__(self) -> None:
+        self.any = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note what failed, fixtures included."""
+        self.any = self.any or report.failed
+
+
+def _fails(items: Sequence[pytest.Item]) -> bool:
+    """Whether one of the tests fails; stops at the first that does."""
+    hooks, seen = items[0].config.hook, _Failures()
+    items[0].config.pluginmanager.register(seen)
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        hooks.pytest_runtest_protocol(item=item, nextitem=following)
+        if seen.any:
+            break
+    items[0].config.pluginmanager.unregister(seen)
+    return seen.any
+
+
+def _silence() -> None:
+    """What tests of this process print goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def _limit(seconds: float) -> None:
+    """End this process after so much time on the CPU, however busy the machine is."""
+    used = time.process_time()
+    most = math.ceil(used + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
+
+
+def _arguments(plan: Plan, tests: Sequence[str]) -> list[str]:
+    """Quiet, without what would make two runs differ."""
+    return [
+        *(str(plan.root / t) for t in tests), "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
+        "-s", "--rootdir", str(plan.root), "-o", "timeout=0",
+    ]  # fmt: skip
+
+
+def _quiet_hypothesis() -> None:
+    """The same examples each time, none kept, and no search for a smaller one that fails."""
+    from hypothesis import HealthCheck, Phase, settings
+
+    settings.register_profile(
+        "mutate", derandomize=True, database=None, deadline=None,
+        phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    settings.load_profile("mutate")
+
+
+class _Finder:
+    """Loads one module from a changed tree."""
+
+    def __init__(self, file: Path, tree: Any) -> None:
+        self.file, self.tree = file, tree
+
+    def install(self) -> None:
+        """Change how this file becomes code, whoever imports it under whatever name."""
+        from importlib.machinery import SourceFileLoader
+
+        usual, file, tree = SourceFileLoader.get_code, str(self.file), self.tree
+
+        def get_code(loader: SourceFileLoader, fullname: str) -> Any:
+            if loader.path == file:
+                return compile(tree, file, "exec")
+            return usual(loader, fullname)
+
+        SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
+
+
+def run_one(plan: Plan, mutant: Mutant) -> int:
+    """Phase 3 for a change outside functions: pytest from the start, on the module's folder."""
+    source = (plan.root / mutant.path).read_text()
+    _Finder(plan.root / mutant.path, mutated(source, mutant)).install()
+    _quiet_hypothesis()
+    _limit(10 * plan.cpu_seconds)
+    tests = [plan.home(mutant.path)]
+    ended = pytest.main([*_arguments(plan, tests), "-x"])
+    return _SURVIVED if ended in (0, 5) else _KILLED
+
+
+def _plain(mutant: Mutant) -> dict[str, Any]:
+    return {name: getattr(mutant, name) for name in Mutant.__slots__}
+
+
+def choose(plan: Plan, count: int, seed: int, known: dict[str, str]) -> tuple[list[Mutant], int]:
+    """The sample without accepted ones, in an order of chance, and how many those were."""
+    by_path = {path: mutants(path, (plan.root / path).read_text()) for path in plan.files()}
+    sample = drawn(by_path, count, seed)
+    chosen = [m for m in sample if m.name not in known]
+    random.Random(seed).shuffle(chosen)
+    return chosen, len(sample) - len(chosen)
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mutants", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", choices=FOLDERS, action="append")
+    parser.add_argument("--floor", type=float, default=0.8, help="least lower end of the interval")
+    parser.add_argument("--cpu-seconds", type=int, default=Plan.cpu_seconds)
+    parser.add_argument("--root", type=Path, default=ROOT)
+    parser.add_argument("--pair", nargs=2, action="append", metavar=("SOURCES", "TESTS"))
+    parser.add_argument("--run-one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    pairs = args.pair or [
+        (f"operator/pdserve/{f}", f"tests/unit/{f}") for f in args.only or FOLDERS
+    ]
+    plan = Plan(args.root, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), args.cpu_seconds)
+    if args.run_one:
+        return run_one(plan, Mutant(**json.loads(args.run_one)))
+    chosen, passed = choose(plan, args.mutants, args.seed, accepted(ACCEPTED.read_text()))
+    print(f"seed {args.seed}: {len(chosen)} mutants of {', '.join(plan.sources)}", flush=True)
+    _quiet_hypothesis()
+    runner = Runner(plan, chosen, args.jobs, _said)
+    began = time.monotonic()
+    ended = pytest.main(_arguments(plan, plan.tests), plugins=[runner])
+    if ended != 0:
+        return int(ended)
+    return report(runner.tally, passed, args.floor, time.monotonic() - began)
+
+
+def _said(mutant: Mutant, code: int, ran: int) -> None:
+    if code == _SURVIVED:
+        print(f"survived ({ran} tests call it): line {mutant.line} of {mutant.name}", flush=True)
+
+
+def report(tally: dict[str, Tally], passed: int, floor: float, seconds: float) -> int:
+    """Print the table; 1 where the lower end of the whole is below `floor`."""
+    whole = Tally(accepted=passed)
+    print(f"{'':12} {'judged':>6} {'killed':>7} {'accepted':>9} {'score':>8}   95 %")
+    for source, one in tally.items():
+        print(one.line(Path(source).name))
+        whole.killed += one.killed
+        whole.survived += one.survived
+        whole.unfit += one.unfit
+    print(whole.line("all"))
+    print(f"{whole.unfit} could not be made; {seconds:.0f} s")
+    return int(wilson(whole.killed, whole.judged)[0] < floor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Mutants, their sample, and a run over a small package whose tests are known to be weak."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "hack"))
+
+from mutants import Mutant, drawn, mutants, mutated  # noqa: E402
+from mutate import accepted, wilson  # noqa: E402
+
+CHANGES = [
+    ("a < b", ["a <= b"]),
+    ("a is None", ["a is not None"]),
+    ("a + b", ["a - b"]),
+    ("a and b", ["a or b", "b", "a"]),
+    ("not a", ["a"]),
+    ("-a", ["a"]),
+    ("a if b else c", ["a", "c"]),
+    ("True", ["False"]),
+    ("3", ["4"]),
+    ("0.5", ["1.5"]),
+    ("min(a, b)", ["max(a, b)"]),
+    ("sorted(a, key=b)", ["list(a)", "sorted(a)"]),
+    ("replace(a, b=c, d=e)", ["replace(a, d=e)", "replace(a, b=c)"]),
+    ("'text'", []),
+    ("f'{1 + 2}'", []),
+    ("'%s' % a", []),
+]
+
+
+@pytest.mark.parametrize(("code", "want"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_what_becomes_of_an_expression(code: str, want: list[str]) -> None:
+    found = mutants("m.py", f"def f(a, b, c, d, e):\n    return {code}\n")
+    assert [m.after for m in found if m.before == ast.unparse(ast.parse(code))] == want
+
+
+def test_text_types_and_errors_are_left_alone() -> None:
+    source = '''"""Doc."""
+from typing import Literal
+Kind = Literal["a", "b"]
+@decorated(1)
+def f(x: int | None = None) -> "int | str":
+    """Doc."""
+    assert x is not None
+    if x: raise ValueError(f"{x + 1}", 2 + 3)
+'''
+    assert [m.before for m in mutants("m.py", source)] == [
+        "if x: raise ValueError(f'{x + 1}', 2 + 3)"
+    ]
+
+
+def test_a_mutant_says_where_it_is_and_is_made_there() -> None:
+    source = (
+        "X = 1\nclass A:\n    def f(self, a=2):\n        def g(): return a < 3\n        return g\n"
+    )
+    where = {m.before: m.function for m in mutants("m.py", source)}
+    assert where == {"1": "", "2": "", "a < 3": "A.f", "3": "A.f"}
+    (wanted,) = (m for m in mutants("m.py", source) if m.before == "a < 3")
+    changed = ast.unparse(mutated(source, wanted))
+    assert changed == ast.unparse(ast.parse(source.replace("a < 3", "a <= 3")))
+
+
+def test_each_module_has_its_share_of_the_sample_whatever_the_seed() -> None:
+    by_path = {
+        path: [Mutant(path, "", k, k, 0, "a", "b") for k in range(count)]
+        for path, count in (("a.py", 60), ("b.py", 30), ("c.py", 10), ("d.py", 0))
+    }
+    for seed in range(20):
+        sample = drawn(by_path, 20, seed)
+        counts = [sum(m.path == path for m in sample) for path in by_path]
+        assert counts == [12, 6, 2, 0]
+        assert len(set(sample)) == 20
+        assert sample == drawn(by_path, 20, seed)
+    assert drawn(by_path, 20, 1) != drawn(by_path, 20, 2)
+    assert len(drawn(by_path, 1000, 1)) == 100
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "want"),
+    [
+        (0, 0, (0.0, 1.0)),
+        (0, 10, (0.0, 0.2775)),
+        (10, 10, (0.7225, 1.0)),
+        (81, 263, (0.2553, 0.3662)),  # Newcombe 1998, table I
+    ],
+)
+def test_the_interval_is_wilsons(hits: int, total: int, want: tuple[float, float]) -> None:
+    assert wilson(hits, total) == pytest.approx(want, abs=1e-4)
+
+
+def test_an_accepted_mutant_has_a_reason() -> None:
+    text = "# head\na.py f: 1 -> 2  # the bound is never reached\n"
+    assert accepted(text) == {"a.py f: 1 -> 2": "the bound is never reached"}
+    with pytest.raises(SystemExit, match="no reason"):
+        accepted("a.py f: 1 -> 2\n")
+
+
+SOURCE = """
+LIMIT = 3
+
+def over(x):
+    return x > LIMIT
+
+def unheld(x):
+    return x + 1
+
+def endless(n):
+    while n > 0:
+        n -= 1
+    return n
+
+def nowhere_called():
+    return 7
+"""
+TESTS = """
+from pkg import code
+
+def test_over():
+    assert [code.over(x) for x in (3, 4)] == [False, True]
+
+def test_unheld():
+    code.unheld(1)
+
+def test_endless():
+    assert code.endless(2) == 0
+"""
+
+
+def test_a_run_tells_what_tests_hold(tmp_path: Path) -> None:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "code.py").write_text(SOURCE)
+    (tmp_path / "pkg" / "__init__.py").touch()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_code.py").write_text(TESTS)
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')
+    command = [sys.executable, str(ROOT / "hack" / "mutate.py"), "--root", str(tmp_path)]
+    command += ["--pair", "pkg", "tests", "--seed", "1", "--jobs", "2", "--cpu-seconds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    survived = sorted(
+        line.partition(": line ")[2].partition(" of ")[2]
+        for line in done.stdout.splitlines()
+        if line.startswith("survived")
+    )
+    want = [
+        "pkg/code.py endless: 1 -> 2",
+        "pkg/code.py nowhere_called: 7 -> 8",
+        "pkg/code.py unheld: 1 -> 2",
+        "pkg/code.py unheld: x + 1 -> x - 1",
+    ]
+    assert survived == want, done.stdout + done.stderr
+    assert done.returncode == 1, "below the floor"
+    assert "seed 1: " in done.stdout
