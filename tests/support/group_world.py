@@ -26,7 +26,7 @@ from tests.support.group_objects import (
 )
 
 from pdserve.groups import types as t
-from pdserve.groups.claims import claim_of, newest, reservations
+from pdserve.groups.claims import claims_for, newest, reservations
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs
 from pdserve.groups.plan import plan
@@ -233,9 +233,10 @@ class World:
             if p.id not in self.pods
         }  # fmt: skip
         for instance in self.instances():
-            claim = None if instance.holds or instance.drain_started else claim_of(instance)
-            if claim is not None:
-                self.lost[claim.pod] = claim
+            holding = {m.pod for m in instance.members if m.holds}
+            for claim in () if instance.drain_started else claims_for(instance):
+                if claim.pod not in holding:
+                    self.lost[claim.pod] = claim
 
     def write_routes(self) -> None:
         """What the PDService's reconciler does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pdserve import api
 from pdserve.cli.snapshot import Snapshot
 from pdserve.cli.tables import age, table
-from pdserve.groups.observe import NotOurs, instance_obs
+from pdserve.groups.observe import NotOurs, instance_obs, joined
 from pdserve.groups.types import InstanceObs
 from pdserve.terms.times import epoch_of
 
@@ -24,21 +24,22 @@ def render(snapshot: Snapshot, now: float) -> str:
 
 def instances(snapshot: Snapshot, now: float) -> list[InstanceObs]:
     """The service's instances by scenario order, then group, prefill first, then name."""
-    found: list[tuple[str, InstanceObs]] = []
+    parts: list[InstanceObs] = []
+    scenarios: dict[str, str] = {}
     for pod in snapshot.pods:
         try:
-            scenario = pod["metadata"]["labels"].get("pdserve.io/scenario", "")
-            found.append((scenario, instance_obs(pod, None, now)))
+            part = instance_obs(pod, None, now)
         except NotOurs:
             continue
+        scenarios[part.name] = pod["metadata"]["labels"].get("pdserve.io/scenario", "")
+        parts.append(part)
     order = {s: i for i, s in enumerate(_names(snapshot.service))}
-    return [
-        i
-        for _, i in sorted(
-            found,
-            key=lambda p: (order.get(p[0], 99), p[1].group_index, p[1].role[0] != "p", p[1].name),
-        )
-    ]
+    return sorted(
+        joined(parts),
+        key=lambda i: (
+            order.get(scenarios[i.name], 99), i.group_index, i.role[0] != "p", i.name
+        ),
+    )  # fmt: skip
 
 
 def state_of(instance: InstanceObs) -> str:
@@ -129,4 +130,5 @@ def _group_rows(group: api.ScenarioGroup) -> list[tuple[str, ...]]:
 
 
 def _instance_row(i: InstanceObs, now: float) -> tuple[str, ...]:
-    return (i.name, i.role, i.node or "-", state_of(i), str(i.restarts), age(now - i.created))
+    nodes = ", ".join(filter(None, i.nodes)) or "-"
+    return (i.name, i.role, nodes, state_of(i), str(i.restarts), age(now - i.created))

@@ -20,10 +20,11 @@ def placement_limit(
     """None when `counts` can be placed, else how many P/D groups of that shape can."""
     wanted = wanted_of(view.group, counts, reach)
     held = [
-        Reservation(i.name, i.node, resource, count)
+        Reservation(m.pod, m.node, resource, count)
         for i in view.instances
         if i.fault is None
-        for resource, count in i.holds.items()
+        for m in i.members
+        for resource, count in m.holds.items()
     ]
     request = wanted.group_request()
     free = fabric.release(held)

@@ -167,7 +167,7 @@ class Scene:
         domain are away, or where its slot had a fault before (it backs off).
         """
         meta = pod["metadata"]
-        slot = (meta["namespace"], meta["name"].rpartition("-")[0])
+        slot = (meta["namespace"], names.slot_of(meta["name"]))
         service = meta["labels"].get(names.LABEL_SERVICE)
         known = slot in self._faulted
         self._faulted.add(slot)

@@ -153,7 +153,7 @@ class Watcher:
 
     def _pod_made(self, pod: Object) -> None:
         meta = pod["metadata"]
-        self.owed.pop((meta["namespace"], meta["name"].rpartition("-")[0]), None)
+        self.owed.pop((meta["namespace"], names.slot_of(meta["name"])), None)
         group = group_of(self.world, pod)
         if group is not None:
             name = scenario_name(group)

@@ -100,7 +100,7 @@ class Engines:
     async def post_drain(self, target: Target) -> DrainReport:
         """`POST /pdserve/v1/drain`."""
         self.calls["drain"] += 1
-        self.drained.append(target.pod)
+        self.drained.append(target.instance)
         await asyncio.sleep(0.005)
         engine = self._find(target)
         engine.draining = True

@@ -10,6 +10,8 @@ node left the fabric.
     a claim's pod still holds its devices    the pod counts, not the claim
     an instance of the group is placed       with the claims of its role, else of its group, lifted
     a group is made anew (delete first)      with the claims of one group that is gone lifted
+
+Each member of an instance leaves a claim; those of one instance are kept, and spent, together.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def reservations(claims: Iterable[DeviceClaim]) -> tuple[Reservation, ...]:
 
 def counted(observation: Observation) -> list[DeviceClaim]:
     """The claims whose pods hold nothing any more: those that the fabric counts."""
-    holding = {i.name for i in observation.instances if i.holds}
+    holding = {m.pod for i in observation.instances for m in i.members if m.holds}
     return [c for c in observation.claims if c.pod not in holding]
 
 
@@ -79,24 +81,40 @@ def with_one_lifted(
     lifted: Sequence[DeviceClaim],
     find: Callable[[Fabric], InstancePlacement | NoFit],
 ) -> InstancePlacement | NoFit:
-    """Look for a place of one instance with `lifted` claims lifted; on success the first is spent.
+    """Look for a place of one instance with `lifted` claims lifted.
 
-    Where the place is another one's, the two change places first: each group has the devices that
-    it had, and each slot one claim. The others are counted again.
+    On success the claims of the first one's instance are spent. Where the place is another one's,
+    the two change places first: each group has the devices that it had, and each slot its claims.
+    The others are counted again.
     """
     base = draft.fabric.release(reservations(lifted))
     found = find(base)
     if isinstance(found, NoFit):
         return found
-    mine, others = lifted[0], list(lifted[1:])
-    other = next((c for c in others if c.node == found.node), None)
-    if mine.node != found.node and other is not None:
-        others[others.index(other)] = _at_place_of(other, mine)
-        mine = _at_place_of(mine, other)
+    mine = [c for c in lifted if c.instance == lifted[0].instance]
+    others = [c for c in lifted if c not in mine]
+    _exchange(mine, others, (found.node,))
     draft.claims = [c for c in draft.claims if c not in lifted] + others
-    draft.spent += (mine,)
+    draft.spent += tuple(mine)
     draft.fabric = base.reserve(reservations(others))
     return found
+
+
+def _exchange(mine: list[DeviceClaim], others: list[DeviceClaim], nodes: Sequence[str]) -> None:
+    """Let claims change places, so that `mine` has those on `nodes`."""
+    taken = list(nodes)
+    away: list[int] = []
+    for k, claim in enumerate(mine):
+        if claim.node in taken:
+            taken.remove(claim.node)
+        else:
+            away.append(k)
+    for k in away:
+        at = next((n for n, other in enumerate(others) if other.node in taken), None)
+        if at is None:
+            return
+        taken.remove(others[at].node)
+        mine[k], others[at] = _at_place_of(mine[k], others[at]), _at_place_of(others[at], mine[k])
 
 
 def _at_place_of(claim: DeviceClaim, other: DeviceClaim) -> DeviceClaim:
@@ -148,8 +166,8 @@ def kept_claims(
         filled = {i.slot for i in group.staying}
         # Until a table names it, nothing else would tell of a newcomer that vanished unseen.
         new = {i.name for i in group.staying if not group.named(i)}
-        found += [c for c in known if c.pod in new]
-        usable = [c for c in usable if c.pod not in new]
+        found += [c for c in known if c.instance in new]
+        usable = [c for c in usable if c.instance not in new]
         found += _kept(sorted(usable, key=lambda c: c.slot in filled), missing)
     # 2
     anew = observation.wanted.replicas - len(kept)
@@ -169,22 +187,25 @@ def kept_claims(
 
 
 def _kept(usable: Sequence[DeviceClaim], missing: Mapping[Role, int]) -> list[DeviceClaim]:
-    """As many as instances are missing, of their role where there are, the first ones first.
+    """Those of as many instances as are missing, of their role where there are, the first first.
 
     A substitute that took another role's devices leaves its own to that role.
     """
-    found: list[DeviceClaim] = []
+    left: dict[str, list[DeviceClaim]] = {}
+    for claim in usable:
+        left.setdefault(claim.instance, []).append(claim)
+    found: list[str] = []
     for role in ROLES:
-        found += [c for c in usable if c.role == role][: max(0, missing[role])]
+        found += [name for name in left if left[name][0].role == role][: max(0, missing[role])]
     wanted = sum(max(0, count) for count in missing.values())
-    return found + [c for c in usable if c not in found][: wanted - len(found)]
+    found += [name for name in left if name not in found][: wanted - len(found)]
+    return [claim for name in found for claim in left[name]]
 
 
 def _left_by(members: Iterable[InstanceObs], *, all_of_them: bool = False) -> list[DeviceClaim]:
     """What members leave behind that are on their way out, or all of them; the oldest first."""
     out = (i for i in members if all_of_them or leaving(i))
-    left = (claim_of(i) for i in sorted(out, key=lambda i: (i.created, i.name)))
-    return [c for c in left if c is not None]
+    return [c for i in sorted(out, key=lambda i: (i.created, i.name)) for c in claims_for(i)]
 
 
 def merged(
@@ -200,27 +221,29 @@ def newest(known: Iterable[DeviceClaim], seen: Iterable[DeviceClaim]) -> list[De
     found = {c.pod: c for c in known}
     for claim in seen:
         before = found.get(claim.pod)
-        if before is None or claim.uid not in (before.uid, claim.pod):
+        if before is None or claim.uid not in (before.uid, claim.instance):
             # A table names no uid: what it tells of a pod is never newer.
             found[claim.pod] = claim
     return list(found.values())
 
 
 def claim_of_new(pod: NewPod, wanted: Wanted) -> DeviceClaim:
-    """The claim of a pod to be created; its uid is that of the pod it replaces, or empty."""
+    """The claim of a pod to be created; its uid is that of the instance replaced, or empty."""
     return DeviceClaim(
         pod.name, pod.replaces or "", pod.slot, pod.role, pod.group_index, pod.node,
         wanted.role(pod.role).takes,
     )  # fmt: skip
 
 
-def claim_of(instance: InstanceObs) -> DeviceClaim | None:
-    """The claim that an instance leaves behind; None for one that was refused its devices."""
-    if not instance.claimed or not instance.node or instance.fault == "Unschedulable":
-        return None
-    return DeviceClaim(
-        instance.name, instance.uid, instance.slot, instance.role, instance.group_index,
-        instance.node, instance.claimed,
+def claims_for(instance: InstanceObs) -> tuple[DeviceClaim, ...]:
+    """The claims that an instance leaves behind; none for a member that was refused its devices."""
+    return tuple(
+        DeviceClaim(
+            m.pod, instance.uid, instance.slot, instance.role, instance.group_index, m.node,
+            m.claimed,
+        )
+        for m in instance.members
+        if m.claimed and m.node and m.fault != "Unschedulable"
     )  # fmt: skip
 
 
@@ -232,5 +255,5 @@ def _usable(found: Iterable[DeviceClaim], spent: set[str], draft: PlanDraft) -> 
     has: so the older ones come last.
     """
     usable = [c for c in found if c.pod not in spent and c.node in draft.fabric.nodes]
-    last = {c.slot: c.pod for c in usable}
-    return sorted(usable, key=lambda c: (last[c.slot] != c.pod, c.slot, c.pod))
+    last = {c.slot: c.instance for c in usable}
+    return sorted(usable, key=lambda c: (last[c.slot] != c.instance, c.slot, c.pod))

@@ -56,7 +56,7 @@ class _Closing:
 
     @property
     def nodes(self) -> str:
-        return ", ".join(sorted({i.node for i in self.closed}))
+        return ", ".join(sorted({n for i in self.closed for n in i.nodes}))
 
     @property
     def open_serves(self) -> bool:
@@ -168,17 +168,19 @@ def _say(draft: PlanDraft, reason: str, message: str) -> None:
 
 
 def _budget(group: GroupView, closing: _Closing | None, free: bool) -> DisruptionBudget:
-    """What an eviction must leave. The disruption controller counts members that are Ready.
+    """What an eviction must leave. The disruption controller counts pods that are Ready.
 
-    One that becomes Ready must give no other one away, so all members count where none may go.
+    One that becomes Ready must give no other one away, so all pods count where none may go.
     """
     there = [i for i in group.members if not i.terminating]
+    every = sum(len(i.members) for i in there)
     if closing is None:
-        return DisruptionBudget(len(there))
+        return DisruptionBudget(every)
     if not free:
-        return DisruptionBudget(len(there), closing.since)
+        return DisruptionBudget(every, closing.since)
     names = {i.name for i in closing.closed}
-    return DisruptionBudget(sum(i.ready and i.name not in names for i in there), closing.since)
+    stay = (m for i in there if i.name not in names for m in i.members)
+    return DisruptionBudget(sum(m.ready for m in stay), closing.since)
 
 
 def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: PlanDraft) -> None:

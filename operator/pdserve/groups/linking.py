@@ -3,7 +3,8 @@
 Needed opposite peers are those already linked (they serve, so every pair of serving instances must
 have its link); while none is, all live ones of the table. An instance is linked when its process
 has the newest table and reports each needed peer up, and each of them, also at the newest table,
-reports it up. A broken newcomer therefore never holds back a sound one.
+reports it up. A broken newcomer therefore never holds back a sound one. The leader answers for all
+members; each has a readiness gate of its own, for its own container.
 """
 
 from __future__ import annotations
@@ -16,22 +17,35 @@ from pdserve.groups.view import GroupView, PlanDraft
 def update_links(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
     """Mark what became linked, and unmark what lost its links by restarting in place."""
     for instance in group.staying:
-        if instance.linked_container is not None:
-            reason = _lost_links(group, instance)
-            if reason is not None:
+        marked = [m for m in instance.members if m.linked_container is not None]
+        reason = _lost_links(group, instance) if marked else None
+        if reason is not None:
+            for member in marked:
                 draft.act(
-                    MarkUnlinked(instance.name, instance.uid, reason),
-                    f"{instance.name} is no longer linked: {reason}",
+                    MarkUnlinked(member.pod, member.uid, reason),
+                    f"{member.pod} is no longer linked: {reason}",
                 )
-        elif instance.running and instance.container_id is not None and group.table is not None:
-            missing = links_missing(group, instance, observation)
-            if missing is None:
-                draft.act(
-                    MarkLinked(instance.name, instance.uid, instance.container_id),
-                    f"{instance.name} is linked at table {group.table.version}",
-                )
-            elif peer_entry(instance, group.table) is not None:
-                draft.reasons.append(f"{instance.name} is not linked yet: {missing}")
+        elif len(marked) < len(instance.members) and instance.running:
+            _link(group, instance, observation, draft)
+
+
+def _link(
+    group: GroupView, instance: InstanceObs, observation: Observation, draft: PlanDraft
+) -> None:
+    """Mark the members of an instance that are not marked yet, if it is linked."""
+    if group.table is None:
+        return
+    missing = links_missing(group, instance, observation)
+    if missing is not None:
+        if peer_entry(instance, group.table) is not None:
+            draft.reasons.append(f"{instance.name} is not linked yet: {missing}")
+        return
+    for member in instance.members:
+        if member.linked_container is None and member.container_id is not None:
+            draft.act(
+                MarkLinked(member.pod, member.uid, member.container_id),
+                f"{member.pod} is linked at table {group.table.version}",
+            )
 
 
 def links_missing(group: GroupView, instance: InstanceObs, observation: Observation) -> str | None:
@@ -63,8 +77,11 @@ def _needed(group: GroupView, instance: InstanceObs) -> tuple[InstanceObs, ...]:
 
 
 def _lost_links(group: GroupView, instance: InstanceObs) -> str | None:
-    if instance.container_id is not None and not instance.linked:
-        return "its container restarted"
+    for member in instance.members:
+        if member.linked_container is None or member.container_id is None:
+            continue
+        if member.linked_container != member.container_id:
+            return "its container restarted"
     if not group.named(instance):
         return "the peer table does not name it"
     return None

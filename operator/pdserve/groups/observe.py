@@ -1,9 +1,13 @@
-"""Raw pod and node dicts -> `InstanceObs`. The only place in `groups` that knows their layout."""
+"""Raw pod and node dicts -> `InstanceObs`. The only place in `groups` that knows their layout.
+
+`instance_obs` reads one pod; `joined` puts the pods of one instance together.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 from pdserve.groups.health import (
@@ -22,7 +26,7 @@ from pdserve.groups.health import (
     unscheduled,
     up_since,
 )
-from pdserve.groups.types import InstanceObs
+from pdserve.groups.types import Fault, InstanceObs, MemberObs
 from pdserve.terms import ROLES, Device
 from pdserve.terms.times import timestamp
 from pdserve.topology.nodes import node_view
@@ -43,7 +47,7 @@ def instance_obs(
     since: Since | None = None,
     silent: float | None = None,
 ) -> InstanceObs:
-    """Read one instance.
+    """Read an instance as one of its pods shows it.
 
     Args:
         pod: the raw Pod of an instance.
@@ -67,6 +71,10 @@ def instance_obs(
         raise NotOurs(
             f"pod {meta['name']}: label {names.LABEL_GROUP_INDEX} is {index!r}, want a number"
         )
+    member = labels.get(names.LABEL_MEMBER, "0")
+    size = annotations.get(names.ANNOTATION_MEMBERS, "1")
+    if not is_group_index(member) or not is_group_index(size):
+        raise NotOurs(f"pod {meta['name']}: it is member {member!r} of {size!r}, want numbers")
     engine = engine_status(pod)
     linked = condition(pod, names.CONDITION_LINKED)
     since = clamped(now) if since is None else since
@@ -75,29 +83,44 @@ def instance_obs(
     drain = timestamp(annotations.get(names.ANNOTATION_DRAIN))
     bound = spec.get("nodeName")
     return InstanceObs(
-        name=meta["name"],
-        uid=str(meta.get("uid", "")),
-        slot=str(meta["name"]).rpartition("-")[0],
+        name=names.instance_name(meta["name"]),
+        uid=str(annotations.get(names.ANNOTATION_LEADER) or meta.get("uid", "")),
+        slot=names.slot_of(meta["name"]),
         role=role,
         group_index=int(index),
         revision=str(labels.get(names.LABEL_REVISION, "")),
-        node=str(bound or pinned_node(pod) or ""),
         created=since("created", created(pod)),
+        members=(
+            MemberObs(
+                pod=meta["name"],
+                uid=str(meta.get("uid", "")),
+                node=str(bound or pinned_node(pod) or ""),
+                index=int(member),
+                devices=_devices(pod, node),
+                pod_ip=status.get("podIP") or None,
+                container_id=engine.get("containerID") or None,
+                linked_container=(linked.get("message") or None)
+                if linked.get("status") == "True"
+                else None,
+                ready=condition(pod, "Ready").get("status") == "True",
+                terminating=bool(meta.get("deletionTimestamp")),
+                draining=drain is not None,
+                scale_unit=names.LABEL_SCALE_UNIT in labels,
+                fault=verdict.fault,
+                holds=pod_requests(pod),
+                claimed=tuple(requested(pod).items()) if requested_devices(pod) else (),
+            ),
+        ),
+        size=int(size),
         domains={
             key.removeprefix(names.TOPOLOGY_PREFIX): value
             for key, value in sorted(labels.items())
             if key.startswith(names.TOPOLOGY_PREFIX)
         },
-        devices=_devices(pod, node),
-        pod_ip=status.get("podIP") or None,
         bound=bool(bound),
         running=engine.get("state", {}).get("running") is not None,
-        container_id=engine.get("containerID") or None,
         restarts=int(engine.get("restartCount") or 0),
         ready=condition(pod, "Ready").get("status") == "True",
-        linked_container=(linked.get("message") or None)
-        if linked.get("status") == "True"
-        else None,
         ever_linked=bool(linked),
         terminating=bool(meta.get("deletionTimestamp")),
         drain_started=None if drain is None else since("drain", drain),
@@ -105,9 +128,6 @@ def instance_obs(
         fault=verdict.fault,
         fault_message=verdict.message,
         unscheduled=unscheduled(pod) or "",
-        holds=pod_requests(pod),
-        claimed=tuple(requested(pod).items()) if requested_devices(pod) else (),
-        scale_unit=names.LABEL_SCALE_UNIT in labels,
         recheck_after=verdict.recheck_after,
         silent=is_silent(node),
         up_since=None if is_silent(node) else up_since(pod, since),
@@ -116,6 +136,68 @@ def instance_obs(
         linked_since=linked_since(pod, since),
         startup_deadline=limits.startup_deadline,
     )
+
+
+def joined(parts: Iterable[InstanceObs]) -> tuple[InstanceObs, ...]:
+    """The instances that these pods make, each of them read by `instance_obs`."""
+    found: dict[str, list[InstanceObs]] = {}
+    for part in parts:
+        found.setdefault(part.name, []).append(part)
+    return tuple(p[0] if p[0].size == 1 else _together(p) for p in found.values())
+
+
+def _together(parts: Sequence[InstanceObs]) -> InstanceObs:
+    """One instance of the members that are there; without some of them it is lost."""
+    here = sorted(parts, key=lambda p: p.members[0].index)
+    whole = len(here) == here[0].size
+    fault, message = _worst(here)
+    drains = [p.drain_started for p in here if p.drain_started is not None]
+    return replace(
+        here[0],
+        created=min(p.created for p in here),
+        members=tuple(m for p in here for m in p.members),
+        bound=whole and all(p.bound for p in here),
+        running=whole and all(p.running for p in here),
+        restarts=sum(p.restarts for p in here),
+        ready=whole and all(p.ready for p in here),
+        ever_linked=any(p.ever_linked for p in here),
+        terminating=any(p.terminating for p in here),
+        drain_started=min(drains, default=None),
+        fault=fault,
+        fault_message=message,
+        unscheduled=next((p.unscheduled for p in here if p.unscheduled), ""),
+        recheck_after=min((p.recheck_after for p in here if p.recheck_after), default=None),
+        silent=any(p.silent for p in here),
+        up_since=_last([p.up_since for p in here]),
+        ready_since=_last([p.ready_since for p in here]),
+        unready_since=max((p.unready_since for p in here if p.unready_since), default=None),
+        linked_since=_last([p.linked_since for p in here]),
+    )
+
+
+_FAULTS: tuple[Fault, ...] = (
+    "NodeDeleted", "PodFailed", "NodeLost", "DeviceUnhealthy", "ImageError", "CrashLoop",
+    "Unschedulable", "StartupDeadline",
+)  # fmt: skip
+"""The worst one first, in the order in which `health` looks for them."""
+
+
+def _worst(here: Sequence[InstanceObs]) -> tuple[Fault | None, str]:
+    """The fault of the worst member, with its name; one whose members go is leaving, not lost."""
+    for fault in _FAULTS:
+        for part in here:
+            if part.fault == fault:
+                return fault, f"{part.members[0].pod}: {part.fault_message}"
+    missing = here[0].size - len(here)
+    if not missing or any(p.terminating for p in here):
+        return None, ""
+    return "MemberLost", f"{missing} of its {here[0].size} pods are gone"
+
+
+def _last(times: Sequence[float | None]) -> float | None:
+    """The last of them; None while one has not happened."""
+    known = [t for t in times if t is not None]
+    return max(known) if len(known) == len(times) else None
 
 
 def is_group_index(label: Any) -> TypeGuard[str]:

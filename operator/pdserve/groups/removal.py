@@ -3,7 +3,8 @@
     leaving    drain: annotate -> not routed -> idle or deadline -> table without it -> delete
                faulty: not routed and not in the table -> delete at once
 Routes are recomputed from the same observation, so a pod leaves them before anything else
-happens to it. `tables` drops what `finished` allows; this module starts drains and deletes.
+happens to it. `tables` drops what `finished` allows; this module starts drains and deletes. The
+members of an instance go together: whatever begins for one of them begins for all.
 """
 
 from __future__ import annotations
@@ -31,19 +32,15 @@ def retire(
     """
     if leaving(instance):
         return
-    if group.named(instance) or instance.name in observation.routed:
-        draft.act(
-            BeginDrain(instance.name, instance.uid, reason), f"drain {instance.name}: {reason}"
-        )
-    else:
+    served = group.named(instance) or instance.name in observation.routed
+    for member in instance.members:
         # The mark tells this deletion from a loss in every later plan.
+        said = f"drain {member.pod}" if served else f"give up {member.pod}, which never served"
+        draft.act(BeginDrain(member.pod, member.uid, reason), f"{said}: {reason}")
+    for member in () if served else instance.members:
         draft.act(
-            BeginDrain(instance.name, instance.uid, reason),
-            f"give up {instance.name}, which never served: {reason}",
-        )
-        draft.act(
-            DeletePod(instance.name, instance.uid, reason),
-            f"delete {instance.name}, which never served: {reason}",
+            DeletePod(member.pod, member.uid, reason),
+            f"delete {member.pod}, which never served: {reason}",
         )
 
 
@@ -89,33 +86,40 @@ def _delete_if_done(
 ) -> None:
     if instance.name in observation.routed or group.named(instance):
         return
-    if instance.terminating:
-        if instance.fault == "NodeDeleted":
-            why = "its Node is gone, nothing else can end it"
-            draft.act(
-                DeletePod(instance.name, instance.uid, why, force=True),
-                f"force-delete {instance.name}: {why}",
-            )
-        return
-    if instance.fault is not None:
-        force = instance.fault == "NodeDeleted"
+    for member in instance.members:
+        # Nothing else can end it.
+        force = member.fault == "NodeDeleted"
+        if member.terminating:
+            if force:
+                why = "its Node is gone, nothing else can end it"
+                draft.act(
+                    DeletePod(member.pod, member.uid, why, force=True),
+                    f"force-delete {member.pod}: {why}",
+                )
+            continue
+        if instance.terminating:
+            why = "another member is being deleted"
+        elif instance.fault is not None:
+            why = instance.fault
+        elif instance.drain_started is not None and finished(group, instance, observation):
+            why = "drained"
+        else:
+            continue
         draft.act(
-            DeletePod(instance.name, instance.uid, instance.fault, force=force),
-            f"delete {instance.name}: {instance.fault}",
-        )
-    elif instance.drain_started is not None and finished(group, instance, observation):
-        draft.act(
-            DeletePod(instance.name, instance.uid, "drained"), f"delete {instance.name}: drained"
+            DeletePod(member.pod, member.uid, why, force=force), f"delete {member.pod}: {why}"
         )
 
 
 def drain_deadlines(
     groups: Iterable[GroupView], observation: Observation, draft: PlanDraft
 ) -> None:
-    """Ask to be called when the next drain deadline passes."""
+    """Ask to be called when the next drain deadline passes; mark members that missed the drain."""
     for group in groups:
         for instance in group.members:
             if instance.drain_started is not None and not instance.terminating:
+                for member in (m for m in instance.members if not m.draining):
+                    why = "another member drains"
+                    draft.act(BeginDrain(member.pod, member.uid, why), f"drain {member.pod}: {why}")
                 end = instance.drain_started + observation.wanted.drain_seconds
                 if end > observation.now:
                     draft.wait(end - observation.now)

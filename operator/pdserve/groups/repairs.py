@@ -179,9 +179,9 @@ def _entry(instance: InstanceObs, known: Repair | None, now: float) -> Repair:
     assert instance.fault is not None  # noqa: S101 - the caller's filter
     found = [s for s in known.suspects if now - s.time < _lasts(s)] if known is not None else []
     at_fault = instance.fault in NODE_FAULTS or failures > 1
-    if at_fault and instance.node and instance.fault not in IMAGE_FAULTS:
-        found = [s for s in found if s.node != instance.node]
-        found.append(Suspect(instance.node, now, instance.fault))
+    for node in _nodes_at_fault(instance) if at_fault else ():
+        found = [s for s in found if s.node != node]
+        found.append(Suspect(node, now, instance.fault))
     return Repair(
         slot=instance.slot,
         failures=failures,
@@ -194,6 +194,14 @@ def _entry(instance: InstanceObs, known: Repair | None, now: float) -> Repair:
     )
 
 
+def _nodes_at_fault(instance: InstanceObs) -> tuple[str, ...]:
+    """The nodes of the members that failed; of all where only the instance as a whole did."""
+    if instance.fault in IMAGE_FAULTS:
+        return ()
+    own = [m.node for m in instance.members if m.fault == instance.fault]
+    return tuple(dict.fromkeys(n for n in own or instance.nodes if n))
+
+
 def _has_replacement(instance: InstanceObs, instances: Iterable[InstanceObs]) -> bool:
-    """An older pod of the slot whose successor exists: counted when the successor was made."""
+    """An older instance of the slot whose successor exists: counted when the successor was made."""
     return any(i.replaces == instance.uid for i in instances)

@@ -265,20 +265,22 @@ def _end_stand_ins(group: GroupView, observation: Observation, draft: PlanDraft)
         former = first.get(instance.replaces or "")
         if former is not None:
             leaves = instance if instance.ready <= former.ready else former
-            why = f"{former.node} takes instances again: one is enough in {instance.slot}"
+            where = ", ".join(dict.fromkeys(former.nodes))
+            why = f"{where} takes instances again: one is enough in {instance.slot}"
             retire(group, leaves, why, observation, draft)
 
 
 def _never_served(group: GroupView) -> bool:
     """No instance was ever linked, and a whole role is missing."""
-    if any(i.linked_container is not None or group.named(i) for i in group.members):
+    marked = any(m.linked_container is not None for i in group.members for m in i.members)
+    if marked or any(group.named(i) for i in group.members):
         return False
     return not all(group.of_role(role) for role in ROLES)
 
 
 def _awaits_devices(group: GroupView, observation: Observation) -> bool:
     """Devices of lost members come back to the group, so it can still be completed."""
-    coming = any(_lost(i) and i.holds for i in group.members)
+    coming = any(_lost(i) and any(m.holds for m in i.members) for i in group.members)
     return coming or any(c.group_index == group.index for c in counted(observation))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from pdserve.groups.types import InstanceObs
 from pdserve.terms import ROLES, Role
-from pdserve.wire.names import PORT_HTTP
+from pdserve.wire.names import PORT_HTTP, PORT_TRANSFER
 from pdserve.wire.peers import Peer, PeerTable
 from pdserve.wire.routes import RouteGroup, RouteInstance
 
@@ -25,11 +25,23 @@ def is_routable(instance: InstanceObs, table: PeerTable | None) -> bool:
 
 
 def peer_entry(instance: InstanceObs, table: PeerTable | None) -> Peer | None:
-    """The table's entry for this very pod: same name and address."""
+    """The table's entry for this very instance: same name, same address of each member."""
     entry = table.peer(instance.name) if table is not None else None
-    if entry is None or instance.pod_ip is None:
+    return entry if entry is not None and addresses(instance) == addresses_in(entry) else None
+
+
+def addresses(instance: InstanceObs) -> tuple[str, ...] | None:
+    """Its endpoint, then where the other members' KV is; None while one is not known."""
+    members = instance.members
+    if instance.pod_ip is None or len(members) < instance.size:
         return None
-    return entry if entry.endpoint == endpoint(instance.pod_ip) else None
+    others = [transfer(m.pod_ip) for m in members[1:] if m.pod_ip is not None]
+    return (endpoint(instance.pod_ip), *others) if len(others) == len(members) - 1 else None
+
+
+def addresses_in(entry: Peer) -> tuple[str, ...]:
+    """The same as an entry of a table says it."""
+    return entry.endpoint, *(node.transfer for node in entry.nodes[1:])
 
 
 def routable(
@@ -68,6 +80,11 @@ def routable(
 def endpoint(pod_ip: str) -> str:
     """HTTP URL of an instance (IPv6 in brackets)."""
     return f"http://{host(pod_ip)}:{PORT_HTTP}"
+
+
+def transfer(pod_ip: str) -> str:
+    """`host:port` of a member's KV transport."""
+    return f"{host(pod_ip)}:{PORT_TRANSFER}"
 
 
 def host(pod_ip: str) -> str:

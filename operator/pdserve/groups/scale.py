@@ -162,9 +162,10 @@ def _roll(
         return None
     others = sum(1 for g in live if g is not victim and g.surely_serving(observation.routed))
     freed = draft.fabric.release(
-        Reservation(i.name, i.node, resource, count)
+        Reservation(m.pod, m.node, resource, count)
         for i in victim.members
-        for resource, count in i.holds.items()
+        for m in i.members
+        for resource, count in m.holds.items()
     ).release(reservations(c for c in draft.claims if c.group_index == victim.index))
     bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
     fits = find_place(freed, observation.wanted, bad)

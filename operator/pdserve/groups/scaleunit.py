@@ -17,13 +17,15 @@ def place_scale_unit(group: GroupView, draft: PlanDraft) -> None:
         return
     carrier = next((i for i in staying if i.scale_unit), staying[0])
     for instance in group.members:
-        if instance.scale_unit and instance is not carrier:
-            draft.act(
-                MoveScaleUnit(instance.name, instance.uid, present=False),
-                f"{instance.name} no longer stands for group {group.index}",
-            )
+        for member in instance.members:
+            if member.scale_unit and instance is not carrier:
+                draft.act(
+                    MoveScaleUnit(member.pod, member.uid, present=False),
+                    f"{member.pod} no longer stands for group {group.index}",
+                )
     if not carrier.scale_unit:
+        leader = carrier.members[0]
         draft.act(
-            MoveScaleUnit(carrier.name, carrier.uid, present=True),
-            f"{carrier.name} stands for group {group.index}",
+            MoveScaleUnit(leader.pod, leader.uid, present=True),
+            f"{leader.pod} stands for group {group.index}",
         )

@@ -1,18 +1,18 @@
 """Gather and publish: the peer table of a group, version by version (P/D-Serve 3.1, 3.2).
 
-An instance enters once it runs and its address is known, and leaves when `removal.finished` says
-so. Entries of the others are carried over untouched: an instance that is restarted in place or
-not ready keeps its entry. The first table waits for both roles, as links need two ends.
+An instance enters once it runs and the addresses of its members are known, and leaves when
+`removal.finished` says so. Entries of the others are carried over untouched: an instance that is
+restarted in place or not ready keeps its entry. The first table waits for both roles, as links need
+two ends.
 """
 
 from __future__ import annotations
 
 from pdserve.groups.removal import finished
-from pdserve.groups.routes import endpoint, host
+from pdserve.groups.routes import addresses, addresses_in, endpoint, transfer
 from pdserve.groups.types import InstanceObs, Observation, PublishTable
 from pdserve.groups.view import GroupView, PlanDraft, leaving
 from pdserve.terms import ROLES
-from pdserve.wire.names import PORT_TRANSFER
 from pdserve.wire.peers import Peer, PeerNode, PeerTable
 
 
@@ -28,7 +28,7 @@ def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) 
         i
         for i in group.staying
         if i.running
-        and i.pod_ip is not None
+        and addresses(i) is not None
         and i.name not in names
         and i.revision == group.revision
     ]
@@ -55,19 +55,23 @@ def _stays(
     instance = by_name.get(peer.id)
     if instance is None:
         return False
-    if instance.pod_ip is not None and peer.endpoint != endpoint(instance.pod_ip):
+    if addresses(instance) not in (None, addresses_in(peer)):
         return False
     return not (leaving(instance) and finished(group, instance, observation))
 
 
 def _peer(instance: InstanceObs, draft: PlanDraft) -> Peer:
     assert instance.pod_ip is not None  # noqa: S101 - the caller's filter
+    leader, *others = instance.members
     return Peer(
         id=instance.name,
         role=instance.role,
         endpoint=endpoint(instance.pod_ip),
-        transfer=f"{host(instance.pod_ip)}:{PORT_TRANSFER}",
+        transfer=transfer(instance.pod_ip),
         revision=instance.revision,
         domains=dict(instance.domains or draft.fabric.place_of(instance.node)),
-        nodes=(PeerNode(instance.node, instance.devices),),
+        nodes=(
+            PeerNode(leader.node, leader.devices),
+            *(PeerNode(m.node, m.devices, transfer(m.pod_ip or "")) for m in others),
+        ),
     )

@@ -17,63 +17,92 @@ from pdserve.terms import Device, Role
 from pdserve.topology.affinity import Term
 from pdserve.topology.nodes import Toleration
 from pdserve.wire.links import DrainReport, LinkReport
+from pdserve.wire.names import instance_name
 from pdserve.wire.peers import PeerTable
 
 Fault = Literal[
     "PodFailed", "CrashLoop", "NodeLost", "NodeDeleted", "DeviceUnhealthy",
-    "StartupDeadline", "Unschedulable", "ImageError",
+    "StartupDeadline", "Unschedulable", "ImageError", "MemberLost",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
+class MemberObs:
+    """One member of an instance as the cache shows it: a pod, its node and its devices there."""
+
+    pod: str
+    uid: str
+    node: str
+    """Where it is pinned (and, once bound, runs)."""
+    index: int = 0
+    """Among the members; 0 is the leader, whose address is the instance's endpoint."""
+    devices: tuple[Device, ...] = ()
+    pod_ip: str | None = None
+    container_id: str | None = None
+    linked_container: str | None = None
+    """Container id recorded when Linked was last set True; None when not True."""
+    ready: bool = False
+    """Kubernetes' Ready condition: containers ready and every readiness gate True."""
+    terminating: bool = False
+    draining: bool = False
+    """Carries the annotation `wire.names.ANNOTATION_DRAIN`."""
+    scale_unit: bool = False
+    """Carries the label `wire.names.LABEL_SCALE_UNIT`."""
+    fault: Fault | None = None
+    """Its own, as `groups.health` judges its pod and node."""
+    holds: Mapping[str, int] = field(default_factory=dict)
+    """What it takes on its node (what a rollout would get back), as `topology.requests` counts."""
+    claimed: tuple[tuple[str, int], ...] = ()
+    """What it was made for, whether or not it still holds it, as `topology.requests` counts it."""
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceObs:
-    """One instance's pod as the cache shows it. Times are seconds since the epoch (UTC)."""
+    """One instance as the cache shows it: `members` together. Times: seconds since the epoch (UTC).
+
+    Its health is that of its worst member, and it runs, is bound and is Ready when all are.
+    """
 
     name: str
+    """Also the name of its leader's pod, and its id in tables and routes."""
     uid: str
+    """Of its leader's pod: it tells an instance from a former one of the same name."""
     slot: str
-    """Durable place, `wire.names.slot_name`; the pod name is the slot plus a short hash."""
+    """Durable place, `wire.names.slot_name`; the name is the slot plus a short hash."""
     role: Role
     group_index: int
     revision: str
-    node: str
-    """Where it is pinned (and, once bound, runs)."""
     created: float
+    members: tuple[MemberObs, ...]
+    """Those that are there, by index; at least one."""
+    size: int = 1
+    """How many members it was made with."""
     domains: Mapping[str, str] = field(default_factory=dict)
-    devices: tuple[Device, ...] = ()
-    pod_ip: str | None = None
+    """Level -> part of the fabric that its leader is in."""
     bound: bool = False
     running: bool = False
-    """Its engine container runs."""
-    container_id: str | None = None
+    """The engine containers run."""
     restarts: int = 0
     ready: bool = False
-    """Kubernetes' Ready condition: containers ready and every readiness gate True."""
-    linked_container: str | None = None
-    """Container id recorded when Linked was last set True; None when not True."""
     ever_linked: bool = False
     """It was Linked once: it has served, or could have."""
     terminating: bool = False
+    """Some member is being deleted."""
     drain_started: float | None = None
     replaces: str | None = None
+    """`uid` of the instance whose place it took."""
     fault: Fault | None = None
     """Set by the observer (`groups.health`) when the instance is lost; None while it is healthy
     or merely starting."""
     fault_message: str = ""
     unscheduled: str = ""
     """Why the scheduler binds it to no node, in the scheduler's words; "" where it said nothing."""
-    holds: Mapping[str, int] = field(default_factory=dict)
-    """What it takes on its node (what a rollout would get back), as `topology.requests` counts."""
-    claimed: tuple[tuple[str, int], ...] = ()
-    """What it was made for, whether or not it still holds it, as `topology.requests` counts it."""
-    scale_unit: bool = False
-    """Carries the label `wire.names.LABEL_SCALE_UNIT`."""
     recheck_after: float | None = None
     """Seconds until the observer would judge this instance differently though nothing changes
     (a suspect node's or a starting pod's deadline); None when no deadline runs."""
 
     silent: bool = False
-    """Its node is gone or not Ready: nothing new is known of it."""
+    """A node of it is gone or not Ready: nothing new is known of it."""
     up_since: float | None = None
     """When its engine was first seen to answer its startup probe; None while it does not, or while
     its node is silent."""
@@ -87,9 +116,42 @@ class InstanceObs:
     """Seconds that it may take until it answers, and from then on until it is Ready."""
 
     @property
+    def node(self) -> str:
+        """The leader's node: where the instance counts as being."""
+        return self.members[0].node
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The node of each member."""
+        return tuple(m.node for m in self.members)
+
+    @property
+    def leader(self) -> MemberObs | None:
+        """The member that has the endpoint; None when its pod is gone."""
+        return self.members[0] if self.members[0].index == 0 else None
+
+    @property
+    def pod_ip(self) -> str | None:
+        """The leader's address; None while it has none."""
+        return self.leader.pod_ip if self.leader is not None else None
+
+    @property
+    def container_id(self) -> str | None:
+        """The leader's container, which answers for the instance; None while there is none."""
+        return self.leader.container_id if self.leader is not None else None
+
+    @property
     def linked(self) -> bool:
-        """Linked, for the container that runs now (a restart in place loses it)."""
-        return self.linked_container is not None and self.linked_container == self.container_id
+        """Linked, for the containers that run now (a restart in place loses it)."""
+        return all(
+            m.linked_container is not None and m.linked_container == m.container_id
+            for m in self.members
+        )
+
+    @property
+    def scale_unit(self) -> bool:
+        """Some member carries the label `wire.names.LABEL_SCALE_UNIT`."""
+        return any(m.scale_unit for m in self.members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +261,11 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class DeviceClaim:
-    """What an instance that is gone or going took, kept for its P/D group (`claims`)."""
+    """What a member of a gone or going instance took, kept for its P/D group (`claims`)."""
 
     pod: str
     uid: str
-    """Of that pod."""
+    """Of its instance."""
     slot: str
     role: Role
     group_index: int
@@ -211,13 +273,18 @@ class DeviceClaim:
     takes: tuple[tuple[str, int], ...]
     """All that the pod took there, ordered by resource, as `topology.requests` counts it."""
 
+    @property
+    def instance(self) -> str:
+        """Name of the instance that the pod was a member of."""
+        return instance_name(self.pod)
+
 
 @dataclass(frozen=True, slots=True)
 class DisruptionBudget:
     """What the PodDisruptionBudget of a P/D group says."""
 
     least: int
-    """`minAvailable`: Ready members that an eviction must leave."""
+    """`minAvailable`: Ready pods that an eviction must leave."""
     since: float | None = None
     """When members were first seen on nodes that take no new instance; None while none is."""
 

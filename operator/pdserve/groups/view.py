@@ -32,7 +32,7 @@ def leaving(instance: InstanceObs) -> bool:
 
 @dataclass(frozen=True)
 class GroupView:
-    """One P/D group as observed. `members` are all its pods, by role then name.
+    """One P/D group as observed. `members` are all its instances, by role then name.
 
     What is asked again and again is derived once.
     """
@@ -103,12 +103,12 @@ class GroupView:
         return planned and not self.staying
 
     def named(self, instance: InstanceObs) -> bool:
-        """The peer table names this pod."""
+        """The peer table names this instance."""
         return self.table is not None and self.table.peer(instance.name) is not None
 
 
 def group_views(observation: Observation) -> tuple[GroupView, ...]:
-    """Groups that have pods, by index."""
+    """Groups that have instances, by index."""
     found: dict[int, list[InstanceObs]] = {}
     for instance in observation.instances:
         found.setdefault(instance.group_index, []).append(instance)
@@ -184,16 +184,16 @@ def members_of(group: GroupView) -> tuple[PlacedInstance, ...]:
 def closed_members(
     group: GroupView, observation: Observation, fabric: Fabric
 ) -> tuple[InstanceObs, ...]:
-    """Staying members whose node is Ready and takes no new instance: it may be about to be
+    """Staying instances of which a node is Ready and takes no new one: it may be about to be
     emptied.
     """
     then = observation.at(group.revision) or observation.wanted
 
-    def closed(instance: InstanceObs) -> bool:
-        obstacle = fabric.blocked(instance.node, then.role(instance.role).shape.tolerations)
+    def closed(node: str, role: Role) -> bool:
+        obstacle = fabric.blocked(node, then.role(role).tolerations)
         return obstacle is not None and obstacle.may_empty
 
-    return tuple(i for i in group.staying if closed(i))
+    return tuple(i for i in group.staying if any(closed(n, i.role) for n in i.nodes))
 
 
 def stood_in_for(group: GroupView, observation: Observation, fabric: Fabric) -> frozenset[str]:

@@ -4,6 +4,7 @@ Every string another component or a person may look for on a cluster object is h
 """
 
 import hashlib
+import re
 
 GROUP = "pdserve.io"
 VERSION = "v1alpha1"
@@ -16,6 +17,8 @@ LABEL_SCENARIO = f"{GROUP}/scenario"
 LABEL_GROUP_INDEX = f"{GROUP}/group-index"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_INSTANCE = f"{GROUP}/instance"
+LABEL_MEMBER = f"{GROUP}/member"
+"""On the pods of an instance of several members: which of them, from 0; absent at one member."""
 LABEL_REVISION = f"{GROUP}/revision"
 LABEL_SCALE_UNIT = f"{GROUP}/scale-unit"
 """On exactly one pod per P/D group, so that an HPA on `/scale` counts P/D groups, not pods."""
@@ -29,6 +32,10 @@ ANNOTATION_DRAIN = f"{GROUP}/drain-started"
 """On a pod: RFC 3339 UTC time since which it leaves routes and drains; absent otherwise."""
 ANNOTATION_REPLACES = f"{GROUP}/replaces"
 """On a pod: uid of the faulty pod it stands in for."""
+ANNOTATION_MEMBERS = f"{GROUP}/members"
+"""On the pods of an instance of several members: how many it has; absent at one member."""
+ANNOTATION_LEADER = f"{GROUP}/leader"
+"""On the members of an instance but the first: uid of the first one's pod."""
 ANNOTATION_CONTROL = f"{GROUP}/control"
 """On a pod of an instance: digests of the control credentials it accepts, one a line."""
 ANNOTATION_CREDENTIALS = f"{GROUP}/credentials"
@@ -67,7 +74,8 @@ MAX_LABEL = 63
 MAX_GROUP = 51
 """Characters of a ScenarioGroup's name."""
 _POD_HASH = 7
-"""Characters that a pod name adds to its slot."""
+"""Characters that an instance's name adds to its slot."""
+_MEMBER = re.compile(r"-m[1-9][0-9]*$")
 
 
 def scenario_group_name(service: str, scenario: str) -> str:
@@ -115,17 +123,37 @@ def request_secret_name(service: str) -> str:
     return f"{service}-request"
 
 
-def slot_name(scenario_group: str, group_index: int, role: str, ordinal: int) -> str:
-    """A durable place in a P/D group, e.g. `shop-chat-0-p1`; pods come and go in it.
+def slot_name(
+    scenario_group: str, group_index: int, role: str, ordinal: int, members: int = 1
+) -> str:
+    """A durable place in a P/D group, e.g. `shop-chat-0-p1`; instances come and go in it.
 
-    A ScenarioGroup's name is shortened, with a hash, in those slots alone where a pod's name would
-    not fit a label otherwise.
+    A ScenarioGroup's name is shortened, with a hash, in those slots alone where the name of a pod
+    of an instance of so many members would not fit a label otherwise.
     """
     place = f"-{group_index}-{role[0]}{ordinal}"
-    room = MAX_LABEL - _POD_HASH - len(place)
+    room = MAX_LABEL - _POD_HASH - len(place) - len(member_name("", members - 1))
     if len(scenario_group) <= room:
         return scenario_group + place
     return _shortened(scenario_group, scenario_group, room) + place
+
+
+def member_name(instance: str, member: int) -> str:
+    """Name of the pod of one member, counted from 0; the first one has the instance's name."""
+    return f"{instance}-m{member}" if member else instance
+
+
+def instance_name(pod: str) -> str:
+    """Name of the instance that a pod is a member of, by the pod's name.
+
+    The name of an instance ends in a hash of six hexadecimal digits, hence never like a member's.
+    """
+    return _MEMBER.sub("", pod)
+
+
+def slot_of(pod: str) -> str:
+    """The slot that a pod's instance holds, by the pod's name."""
+    return instance_name(pod).rpartition("-")[0]
 
 
 def _shortened(name: str, whole: str, room: int) -> str:

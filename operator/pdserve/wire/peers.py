@@ -31,14 +31,17 @@ class PeerNode:
 
     name: str
     devices: tuple[Device, ...] = ()
+    transfer: str = ""
+    """`host:port` of the KV transport there; empty for the leader, whose `Peer.transfer` it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     """One instance as its peers see it.
 
-    `endpoint` is an http URL without trailing slash; `transfer` is `host:port` of the KV
-    transport; `domains` maps RoCEDomain level names to the values where it runs.
+    Both of its leader: `endpoint`, an http URL without trailing slash, and `transfer`, `host:port`
+    of the KV transport. `nodes`: those of its members, the leader's first. `domains` maps
+    RoCEDomain level names to the values where it runs.
     """
 
     id: str
@@ -93,7 +96,7 @@ class PeerTable:
         if len(self.encoded().encode()) <= FULL_BYTES:
             return self
         bare = tuple(
-            dataclasses.replace(p, nodes=tuple(PeerNode(n.name) for n in p.nodes))
+            dataclasses.replace(p, nodes=tuple(dataclasses.replace(n, devices=()) for n in p.nodes))
             for p in self.instances
         )
         return dataclasses.replace(self, instances=bare)
@@ -112,10 +115,7 @@ class PeerTable:
                     "transfer": p.transfer,
                     "revision": p.revision,
                     "domains": dict(p.domains),
-                    "nodes": [
-                        {"name": n.name, "devices": [{"id": d.id, "ip": d.ip} for d in n.devices]}
-                        for n in p.nodes
-                    ],
+                    "nodes": [_node_json(n) for n in p.nodes],
                 }
                 for p in self.instances
             ],
@@ -149,6 +149,14 @@ def _pair(table: Fields, index: int) -> tuple[str, str]:
     return bounds.text(pair[0], path), bounds.text(pair[1], path)
 
 
+def _node_json(node: PeerNode) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "devices": [{"id": d.id, "ip": d.ip} for d in node.devices],
+        **({"transfer": node.transfer} if node.transfer else {}),
+    }
+
+
 def _peer(peer: Fields) -> Peer:
     return Peer(
         id=peer.text("id"),
@@ -161,6 +169,7 @@ def _peer(peer: Fields) -> Peer:
             PeerNode(
                 name=node.text("name"),
                 devices=tuple(device_of(d) for d in node.objects("devices", [])),
+                transfer=node.text("transfer", ""),
             )
             for node in peer.objects("nodes", [])
         ),

@@ -157,7 +157,7 @@ async def test_an_instance_leaves_the_routes_before_it_is_told_to_drain() -> Non
     tell = world.engines.post_drain
 
     async def post_drain(target):  # type: ignore[no-untyped-def]
-        seen.append((target.pod, target.pod in world.routed()))
+        seen.append((target.instance, target.instance in world.routed()))
         return await tell(target)
 
     world.engines.post_drain = post_drain  # type: ignore[method-assign]

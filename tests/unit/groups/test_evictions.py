@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from tests.support.builders import fabric
 from tests.support.group_world import wanted
+from tests.support.instances import observed
 
 from pdserve.groups import types as t
 from pdserve.groups.plan import plan
@@ -35,8 +36,8 @@ def instances(group: int, text: str) -> list[t.InstanceObs]:
         name = f"shop-chat-{group}-{letter.lower()}{k}-aaaaaa"
         up = letter.isupper()
         found.append(
-            t.InstanceObs(
-                name=name, uid=f"{group}{role[0].upper()}{k}", slot=name.rpartition("-")[0],
+            observed(
+                name, uid=f"{group}{role[0].upper()}{k}", slot=name.rpartition("-")[0],
                 role=role, group_index=group, revision="r1", node=node, created=0.0,
                 pod_ip=f"10.0.{group}.{k}", bound=True, running=True, container_id=name, ready=up,
                 linked_container=name if up else None, ever_linked=up, terminating=going,

@@ -252,8 +252,10 @@ def test_an_instance_is_read_whole() -> None:
     )
     assert (seen.running, seen.ready, seen.linked, seen.scale_unit) == (True, True, True, True)
     assert seen.domains == {"leaf": "a"}
-    assert seen.devices == (Device(0), Device(1, "10.0.0.2"))
-    assert seen.holds == {RESOURCE: 8, "pods": 1}
+    (member,) = seen.members
+    assert (member.pod, member.uid, member.node) == ("shop-chat-0-p0-abc123", "u1", "n1")
+    assert member.devices == (Device(0), Device(1, "10.0.0.2"))
+    assert member.holds == {RESOURCE: 8, "pods": 1}
     assert seen.replaces == "u0"
     assert seen.drain_started == NOW - 7
 
@@ -262,7 +264,7 @@ def test_linked_is_lost_with_the_container() -> None:
     linked = {"type": names.CONDITION_LINKED, "status": "True", "message": "containerd://1"}
     seen = instance_obs(pod(conditions=[linked], containerID="containerd://2"), node(), NOW)
     assert not seen.linked
-    assert seen.linked_container == "containerd://1"
+    assert seen.members[0].linked_container == "containerd://1"
 
 
 def test_since_when_an_instance_is_linked_is_known_while_it_is() -> None:
@@ -292,8 +294,8 @@ def test_the_start_of_a_pod_is_not_judged_while_its_node_is_silent() -> None:
 def test_devices_of_a_partial_node_come_from_the_kubelet_or_not_at_all() -> None:
     told = [{"name": RESOURCE, "resources": [{"resourceID": "npu-1", "health": "Healthy"}]}]
     seen = instance_obs(pod(devices=1, allocatedResourcesStatus=told), node(), NOW)
-    assert seen.devices == (Device(1, "10.0.0.2"),)
-    assert instance_obs(pod(devices=1), node(), NOW).devices == ()
+    assert seen.members[0].devices == (Device(1, "10.0.0.2"),)
+    assert instance_obs(pod(devices=1), node(), NOW).members[0].devices == ()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from tests.support.group_world import wanted
+from tests.support.instances import changed, observed
 
 from pdserve.api.common import MAX_INSTANCES
 from pdserve.groups import types as t
@@ -28,8 +27,8 @@ SLOTS: dict[str, dict[Role, int]] = {
 def instance(name: str, **more: object) -> t.InstanceObs:
     """`p0`, `d1`: linked and Ready unless said otherwise."""
     role: Role = "prefill" if name.startswith("p") else "decode"
-    base = t.InstanceObs(
-        name=name,
+    base = observed(
+        name,
         uid=f"uid-{name}",
         slot=name,
         role=role,
@@ -44,7 +43,7 @@ def instance(name: str, **more: object) -> t.InstanceObs:
         ready=True,
         linked_container=f"c-{name}",
     )
-    return replace(base, **more)  # type: ignore[arg-type]
+    return changed(base, **more)
 
 
 def table(*instances: t.InstanceObs, version: int = 3) -> PeerTable:
@@ -137,7 +136,7 @@ def test_what_is_never_routed(change: dict[str, object]) -> None:
     sound = routable(members, {0: tab}, SLOTS)
     assert [i.id for i in sound[0].instances] == ["p0", "p1", "d0"]
     assert [i.slots for i in sound[0].instances] == [2, 2, 4]
-    found = routable([replace(members[0], **change), *members[1:]], {0: tab}, SLOTS)  # type: ignore[arg-type]
+    found = routable([changed(members[0], **change), *members[1:]], {0: tab}, SLOTS)
     assert [i.id for i in found[0].instances] == ["p1", "d0"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,3 +164,29 @@ def test_fields_name_the_path() -> None:
     with pytest.raises(WireError, match=r"doc\.list\[1\]\.n: want a whole number of 0 to 9"):
         for entry in Fields({"list": [{"n": 1}, {"n": 10}]}, "doc").objects("list"):
             entry.integer("n", high=9)
+
+
+RECORDED = (
+    '{"group":"g-0","instances":[{"domains":{"leaf":"a"},"endpoint":"http://10.0.0.1:8000",'
+    '"id":"p0","nodes":[{"devices":[{"id":0,"ip":"10.1.0.1"},{"id":1,"ip":null}],"name":"n1"}],'
+    '"revision":"r1","role":"prefill","transfer":"10.0.0.1:5600"},{"domains":{},'
+    '"endpoint":"http://[fd00::1]:8000","id":"d0","nodes":[],"revision":"r1","role":"decode",'
+    '"transfer":"[fd00::1]:5600"}],"schemaVersion":1,"tierCosts":{"leaf":1},'
+    '"unreachable":[["p0","d0"]],"version":7}'
+)
+"""As the release before instances had members wrote it."""
+
+
+def test_a_table_of_one_member_instances_is_written_as_ever() -> None:
+    assert PEERS.encoded() == RECORDED
+    assert PeerTable.from_json(parse_json(RECORDED)) == PEERS
+
+
+def test_other_members_are_told_in_fields_that_older_readers_skip() -> None:
+    leader, *rest = PEERS.instances
+    other = PeerNode("n2", (Device(0, "10.1.0.2"),), "10.0.0.2:5600")
+    table = PeerTable("g-0", 7, (replace(leader, nodes=(*leader.nodes, other)), *rest))
+    first, second = table.to_json()["instances"][0]["nodes"]
+    assert set(first) == {"name", "devices"}
+    assert second["transfer"] == "10.0.0.2:5600"
+    assert PeerTable.from_json(table.to_json()) == table

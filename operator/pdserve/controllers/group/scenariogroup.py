@@ -414,7 +414,7 @@ class _Reconcile:
             self.key,
             [
                 Target(
-                    pod=i.name,
+                    instance=i.name,
                     container_id=i.container_id,
                     endpoint=endpoint(i.pod_ip),
                     service=self._service_name,

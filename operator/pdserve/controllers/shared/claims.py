@@ -17,7 +17,7 @@ from pdserve.controllers.shared.caches import Caches
 from pdserve.controllers.shared.scope import Scope
 from pdserve.desired.claim_entries import claims_of, from_json
 from pdserve.desired.demand import demand_of
-from pdserve.groups.claims import claim_of, newest, reservations
+from pdserve.groups.claims import claims_for, newest, reservations
 from pdserve.groups.health import condition
 from pdserve.groups.types import DeviceClaim, InstanceObs
 from pdserve.kube.cache import ChangeType
@@ -78,22 +78,23 @@ class Claims:
         Called after a start, before anything is planned.
         """
         key = ObjectKey(group.metadata.namespace, group.metadata.name)
-        present = {i.name for i in instances}
+        present = {m.pod for i in instances for m in i.members}
         revision = revision_of(group.spec)
         takes = {role: demand_of(group, role, revision).takes for role in ROLES}
         for instance in instances:
-            claim = None if instance.holds or instance.drain_started else claim_of(instance)
-            if claim is not None:
-                self._lost.setdefault(key, {})[claim.pod] = claim
+            holding = {m.pod for m in instance.members if m.holds}
+            for claim in () if instance.drain_started else claims_for(instance):
+                if claim.pod not in holding:
+                    self._lost.setdefault(key, {})[claim.pod] = claim
         for index, table in tables.items():
             for peer in table.instances:
-                if peer.id in present or not peer.nodes:
-                    continue
-                slot = peer.id.rpartition("-")[0]
-                claim = DeviceClaim(
-                    peer.id, peer.id, slot, peer.role, index, peer.nodes[0].name, takes[peer.role]
-                )
-                self._lost.setdefault(key, {}).setdefault(peer.id, claim)
+                for k, node in enumerate(peer.nodes):
+                    claim = DeviceClaim(
+                        names.member_name(peer.id, k), peer.id, names.slot_of(peer.id), peer.role,
+                        index, node.name, takes[peer.role],
+                    )  # fmt: skip
+                    if claim.pod not in present:
+                        self._lost.setdefault(key, {}).setdefault(claim.pod, claim)
 
     def _note(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -103,15 +104,17 @@ class Claims:
         owner = next((r for r in meta.get("ownerReferences") or () if r.get("controller")), None)
         if owner is None or owner.get("kind") != "ScenarioGroup":
             return
-        if names.ANNOTATION_DRAIN in (meta.get("annotations") or {}):
+        annotations = meta.get("annotations") or {}
+        if names.ANNOTATION_DRAIN in annotations:
             return  # planned: who planned it claimed what is to be kept
         if condition(pod, "PodScheduled").get("reason") == "Unschedulable":
             return  # it never got them
         if role not in ROLES or not index.isdigit() or not node:
             return
+        uid = str(annotations.get(names.ANNOTATION_LEADER) or meta["uid"])
         claim = DeviceClaim(
-            meta["name"], str(meta["uid"]), meta["name"].rpartition("-")[0], role, int(index),
-            node, tuple(requested(pod).items()),
+            meta["name"], uid, names.slot_of(meta["name"]), role, int(index), node,
+            tuple(requested(pod).items()),
         )  # fmt: skip
         key = ObjectKey(meta["namespace"], owner["name"])
         self._lost.setdefault(key, {})[claim.pod] = claim

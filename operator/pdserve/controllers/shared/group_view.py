@@ -21,7 +21,7 @@ from pdserve.controllers.shared.skipped import read_each
 from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
 from pdserve.frozen import Frozen
 from pdserve.groups.health import HealthLimits
-from pdserve.groups.observe import instance_obs, is_group_index
+from pdserve.groups.observe import instance_obs, is_group_index, joined
 from pdserve.groups.types import InstanceObs
 from pdserve.kube.resource import Object
 from pdserve.terms import ROLES
@@ -32,7 +32,7 @@ from pdserve.wire.pin import pinned_node
 
 @dataclass(frozen=True, slots=True)
 class _Steady:
-    """An instance that no passing of time changes, as one version of its pod and node shows it."""
+    """A pod's instance that no passing of time changes, as one version of pod and node shows it."""
 
     clock: Clock
     node: Object | None
@@ -65,7 +65,7 @@ def view_group(context: OperatorContext, group: ScenarioGroup) -> ScenarioGroupV
         return seen
 
     pods = owned_by(caches.pods, group.metadata)
-    instances = tuple(read_each(pods, observe, caches.skipped, "observe"))
+    instances = joined(read_each(pods, observe, caches.skipped, "observe"))
     clock.met(owner)
     tables: dict[int, PeerTable] = {}
     objects: dict[int, Object] = {}

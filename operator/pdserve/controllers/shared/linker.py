@@ -44,14 +44,14 @@ MOST_REMEMBERED = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One running instance and what it needs.
+    """One running instance and what it needs: its leader answers for all of its members.
 
     `table` is the newest peer table, when it names the instance; `poll` asks for link reports
     again and again (something in its group is being linked); `drain` asks it to drain. `terms`
     are of the grant that goes with the table; None: the instance reads none.
     """
 
-    pod: str
+    instance: str
     container_id: str
     endpoint: str
     service: str
@@ -106,7 +106,7 @@ class HttpEngines:
         if target.terms is not None:
             held = await self._held(target, "PUT peers")
             namespace = target.service.partition("/")[0]
-            grant = grant_of(held, namespace, target.pod, table, target.terms)
+            grant = grant_of(held, namespace, target.instance, table, target.terms)
             body["credentials"] = grant.to_json()
         await self._call(target, control.put_peers(body))
 
@@ -124,7 +124,7 @@ class HttpEngines:
         what = f"{request.method} {request.path}"
         held = await self._held(target, what)
         known = self._works.get(target.container_id)
-        tokens = control_tokens(held, target.service.partition("/")[0], target.pod)
+        tokens = control_tokens(held, target.service.partition("/")[0], target.instance)
         answer = None
         for token in sorted(tokens, key=lambda t: t != known):
             answer = await self._ask(target, request, token)
@@ -224,7 +224,7 @@ class Linker:
         self,
         engines: EngineApi,
         on_change: Callable[[ObjectKey], None],
-        on_error: Callable[[ObjectKey, str, Exception], None] = lambda _key, _pod, _error: None,
+        on_error: Callable[[ObjectKey, str, Exception], None] = lambda *_about: None,
         *,
         period: float = 0.25,
         max_period: float = 5.0,
@@ -235,7 +235,7 @@ class Linker:
         Args:
             engines: how to reach instances.
             on_change: called with the ScenarioGroup's key when a report changed.
-            on_error: `on_error(key, pod, error)`: an answer cannot be read.
+            on_error: `on_error(key, instance, error)`: an answer cannot be read.
             period: seconds between two polls of one instance, doubled per failure.
             max_period: the longest such time.
             concurrency: requests under way at once per namespace, so that silent
@@ -269,7 +269,7 @@ class Linker:
         old = self._states.get(key, {})
         new: dict[str, _State] = {}
         for target in targets:
-            state = old.pop(target.pod, None)
+            state = old.pop(target.instance, None)
             if state is not None and state.target.container_id != target.container_id:
                 _cancel(state)
                 state = None
@@ -279,7 +279,7 @@ class Linker:
                 state.target = target
                 state.failures = 0
                 state.changed.set()
-            new[target.pod] = state
+            new[target.instance] = state
         for state in old.values():
             _cancel(state)
         if new:
@@ -290,12 +290,12 @@ class Linker:
             self._attend(key, state)
 
     def links(self, key: ObjectKey) -> Mapping[str, LinkReport]:
-        """Newest link report per pod, only of containers that run now."""
-        return {p: s.links for p, s in self._states.get(key, {}).items() if s.links is not None}
+        """Newest link report per instance, only of containers that run now."""
+        return {i: s.links for i, s in self._states.get(key, {}).items() if s.links is not None}
 
     def drains(self, key: ObjectKey) -> Mapping[str, DrainReport]:
-        """Newest drain report per pod."""
-        return {p: s.drain for p, s in self._states.get(key, {}).items() if s.drain is not None}
+        """Newest drain report per instance."""
+        return {i: s.drain for i, s in self._states.get(key, {}).items() if s.drain is not None}
 
     @property
     def attended(self) -> int:
@@ -326,11 +326,11 @@ class Linker:
                 log.log(
                     logging.WARNING if state.failures == 5 else logging.DEBUG,
                     "instance %s/%s does not answer the operator: %s",
-                    key.namespace, state.target.pod, error,
+                    key.namespace, state.target.instance, error,
                 )  # fmt: skip
             except Exception as error:
                 state.failures += 1
-                self._on_error(key, state.target.pod, error)
+                self._on_error(key, state.target.instance, error)
             await self._pause(state)
 
     async def _step(self, state: _State) -> bool:

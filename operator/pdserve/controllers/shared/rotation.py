@@ -69,12 +69,12 @@ def _groups(context: OperatorContext, service: PDService) -> Iterator[tuple[Obje
 def _instances(
     context: OperatorContext, service: PDService
 ) -> Iterator[tuple[Object, LinkReport | None]]:
-    """Pods of the service's P/D groups, with what their process last reported."""
+    """Pods of the service's P/D groups, with what their instance's leader last reported."""
     namespace = service.metadata.namespace
     for key, group in _groups(context, service):
         reports = context.linker.links(key)
         for pod in controlled_by(context.caches.pods, namespace, group["metadata"]["uid"]):
-            yield pod, reports.get(pod["metadata"]["name"])
+            yield pod, reports.get(names.instance_name(pod["metadata"]["name"]))
 
 
 def _look(context: OperatorContext, service: PDService, held: ServiceCredentials) -> Seen:

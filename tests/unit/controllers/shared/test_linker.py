@@ -308,7 +308,7 @@ async def linking(fake: Fake, changed: list[ObjectKey]) -> AsyncIterator[Linker]
 
 def target(**over: Any) -> Target:
     return Target(**{
-        "pod": "p0", "container_id": "c1", "endpoint": "http://x", "service": "prod/shop",
+        "instance": "p0", "container_id": "c1", "endpoint": "http://x", "service": "prod/shop",
         "engine": "Reference", "table": table(1), "poll": True, **over,
     })  # fmt: skip
 
@@ -455,7 +455,7 @@ async def test_silent_instances_of_one_namespace_hold_up_no_others() -> None:
 
     class Silent(Fake):
         async def get_links(self, target: Target) -> LinkReport:
-            if target.pod.startswith("silent"):
+            if target.instance.startswith("silent"):
                 await asyncio.sleep(2)
                 raise EngineError("TimeoutError")
             return await super().get_links(target)
@@ -465,7 +465,7 @@ async def test_silent_instances_of_one_namespace_hold_up_no_others() -> None:
     async with linking(fake, changed) as linker:
         linker.set_targets(
             ObjectKey("slow", "shop-chat"),
-            [target(pod=f"silent-{n}", container_id=f"s{n}", poll=True) for n in range(500)],
+            [target(instance=f"silent-{n}", container_id=f"s{n}", poll=True) for n in range(500)],
         )
         await asyncio.sleep(10)
         linker.set_targets(KEY, [target(poll=True)])
