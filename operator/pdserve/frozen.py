@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, TypeVar
+
+from pdserve.terms.json import JsonMap, JsonObject
 
 T = TypeVar("T")
 MAX_KEPT: Final = 4096
 
 
-class Frozen(dict[str, Any]):
+class Frozen(JsonObject):
     """A JSON object that stays as it is; a changed copy (`{**obj}`) is a plain dict again."""
 
     __slots__ = ("derived",)
 
-    def __init__(self, obj: Mapping[str, Any]) -> None:
+    def __init__(self, obj: JsonMap) -> None:
         """Take the members of `obj`, which no code may change from now on."""
         super().__init__(obj)
         self.derived: dict[Hashable, Any] = {}
@@ -35,19 +37,19 @@ class Light(Frozen):
 
     __slots__ = ()
 
-    def __init__(self, obj: Mapping[str, Any]) -> None:
+    def __init__(self, obj: JsonMap) -> None:
         """Take the members of `obj`, which no code may change from now on."""
         dict.__init__(self, obj)
 
 
-def remembered(read: Callable[[Mapping[str, Any]], T]) -> Callable[[Mapping[str, Any]], T]:
+def remembered(read: Callable[[JsonMap], T]) -> Callable[[JsonMap], T]:
     """A pure function of one JSON object: run once per `Frozen` object, each time on others.
 
     Its result is shared and must not be changed. An error is not remembered.
     """
 
     @functools.wraps(read)
-    def known(obj: Mapping[str, Any]) -> T:
+    def known(obj: JsonMap) -> T:
         if type(obj) is not Frozen:
             return read(obj)
         derived = obj.derived
@@ -65,9 +67,9 @@ class Memo(Generic[T]):
     def __init__(self, most: int = MAX_KEPT) -> None:
         """Keep `most` results; the one made longest ago goes first."""
         self._most = most
-        self._kept: OrderedDict[Hashable, tuple[tuple[Any, ...], T]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[tuple[object, ...], T]] = OrderedDict()
 
-    def of(self, make: Callable[[], T], *things: Any, by: Hashable = ()) -> T:
+    def of(self, make: Callable[[], T], *things: object, by: Hashable = ()) -> T:
         """`make()`, which reads nothing but `things` and `by`: called once as long as it is kept.
 
         The things are kept with the result, so that their ids are not given to others meanwhile;

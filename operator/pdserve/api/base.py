@@ -28,6 +28,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pdserve.api.errors import InvalidObjectError, problems_of
+from pdserve.terms.json import JsonObject
 
 VALIDATIONS = "x-kubernetes-validations"
 MAX_INT64 = (1 << 53) - 1
@@ -90,9 +91,9 @@ class Text:
         too_long = self.clip and len(value) > self.max
         return value[: self.max - 3] + "..." if too_long else value
 
-    def schema(self) -> dict[str, Any]:
+    def schema(self) -> JsonObject:
         """OpenAPI of the string. A CEL rule, not `pattern`, because it can say what is right."""
-        schema: dict[str, Any] = {"type": "string", "maxLength": self.max}
+        schema: JsonObject = {"type": "string", "maxLength": self.max}
         if self.min:
             schema["minLength"] = self.min
         if self.pattern:
@@ -102,7 +103,7 @@ class Text:
         return schema
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         clipped = core_schema.no_info_after_validator_function(self.clipped, handler(source))
         return _checked(clipped if self.clip else handler(source), self._problem_once())
@@ -123,7 +124,7 @@ class Text:
 
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return handler(core) | self.schema()
 
 
@@ -136,7 +137,7 @@ class Int:
     bits: int = 32
 
     def __get_pydantic_core_schema__(
-        self, _source: Any, _handler: GetCoreSchemaHandler
+        self, _source: object, _handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         want = f"must be a whole number from {self.min} to {self.max}"
 
@@ -149,7 +150,7 @@ class Int:
 
     def __get_pydantic_json_schema__(
         self, _core: CoreSchema, _handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         bounds = {"minimum": self.min, "maximum": self.max}
         return {"type": "integer", "format": f"int{self.bits}", **bounds}
 
@@ -165,7 +166,7 @@ class Number:
     max: float
 
     def __get_pydantic_core_schema__(
-        self, _source: Any, _handler: GetCoreSchemaHandler
+        self, _source: object, _handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         def check(value: Any) -> float:
             if type(value) not in (int, float) or not self.min <= value <= self.max:
@@ -176,9 +177,9 @@ class Number:
 
     def __get_pydantic_json_schema__(
         self, _core: CoreSchema, _handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         whole = math.floor(self.min)
-        schema: dict[str, Any] = {"type": "number", "format": "double"}
+        schema: JsonObject = {"type": "number", "format": "double"}
         schema |= {"minimum": whole, "maximum": self.max}
         if whole != self.min:
             # The API server cuts `minimum` to a whole number where the value is one.
@@ -201,7 +202,7 @@ class Items:
     min: int = 0
     keys: tuple[str, ...] = ()
 
-    def problem(self, value: tuple[Any, ...]) -> str | None:
+    def problem(self, value: tuple[object, ...]) -> str | None:
         """What would be right, or None when `value` is."""
         if not self.min <= len(value) <= self.max:
             return f"must have {self.min} to {self.max} items"
@@ -215,13 +216,13 @@ class Items:
         return None
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return _checked(handler(source), self.problem)
 
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         schema = handler(core) | {"maxItems": self.max}
         if self.min:
             schema["minItems"] = self.min
@@ -252,13 +253,13 @@ class Entries:
         return None
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return _checked(handler(source), self.problem)
 
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         schema = handler(core) | {
             "maxProperties": self.max,
             "additionalProperties": self.value.schema(),
@@ -285,7 +286,7 @@ class Preserved:
 
     depth: int = 64
 
-    def problem(self, value: dict[str, Any]) -> str | None:
+    def problem(self, value: JsonObject) -> str | None:
         """What would be right, or None when `value` is."""
         level: list[Any] = [value]
         for _ in range(self.depth):
@@ -296,13 +297,13 @@ class Preserved:
         return f"must not be nested deeper than {self.depth}"
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return _checked(handler(source), self.problem)
 
     def __get_pydantic_json_schema__(
         self, _core: CoreSchema, _handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
@@ -330,18 +331,18 @@ class ApiModel(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         schema = handler.resolve_ref_schema(handler(core))
         if cls.rules:
             schema[VALIDATIONS] = [validation(r.cel, r.message, r.field) for r in cls.rules]
         return schema
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The object as JSON values with camelCase keys; absent optional fields left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     @classmethod
-    def parse(cls, value: Any, subject: str = "") -> Self:
+    def parse(cls, value: object, subject: str = "") -> Self:
         """Read a JSON value.
 
         Raises:
@@ -367,7 +368,7 @@ def _fields_of(kind: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _checked(inner: CoreSchema, problem: Callable[[Any], str | None]) -> CoreSchema:
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if wrong := problem(value):
             raise PydanticCustomError("bounds", "{want}", {"want": wrong})
         return value

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pdserve.api.base import ApiModel, Int, Items, Preserved, Rule, Text
 from pdserve.api.text import EngineType, Image, LevelName, ModelName, ObjectName, ResourceName
+from pdserve.terms.json import JsonObject
 
 MAX_GROUPS = 64
 """P/D groups of one scenario."""
@@ -97,9 +98,9 @@ class PodPatch(ApiModel):
     The result is checked by a dry-run create, not by this schema.
     """
 
-    metadata: Annotated[dict[str, Any], Preserved()] | None = None
+    metadata: Annotated[JsonObject, Preserved()] | None = None
     """Labels and annotations to add; those of pdserve win."""
-    spec: Annotated[dict[str, Any], Preserved()] | None = None
+    spec: Annotated[JsonObject, Preserved()] | None = None
     """Pod spec fields; containers are merged by name (`engine` is the adapter's)."""
 
 

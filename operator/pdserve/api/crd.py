@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pdserve.api.base import VALIDATIONS, ApiModel, validation
 from pdserve.api.resource import GROUP, VERSION, Column, CustomResource, KindInfo
 from pdserve.api.schema import structural_schema
+from pdserve.terms.json import JsonObject
 
 CATEGORY = "pdserve"
 
 
-def crd_manifest(kind: type[CustomResource]) -> dict[str, Any]:
+def crd_manifest(kind: type[CustomResource]) -> JsonObject:
     """The manifest to apply for one kind."""
     info = kind.info
     return {
@@ -53,10 +52,10 @@ def spec_and_status(kind: type[CustomResource]) -> tuple[type[ApiModel], type[Ap
     return spec, status
 
 
-def root_schema(kind: type[CustomResource]) -> dict[str, Any]:
+def root_schema(kind: type[CustomResource]) -> JsonObject:
     """Schema of a whole object of this kind."""
     spec, status = spec_and_status(kind)
-    schema: dict[str, Any] = {
+    schema: JsonObject = {
         "description": " ".join((kind.__doc__ or "").split()),
         "type": "object",
         "required": ["spec"],
@@ -74,8 +73,8 @@ def root_schema(kind: type[CustomResource]) -> dict[str, Any]:
     return schema
 
 
-def _subresources(info: KindInfo) -> dict[str, Any]:
-    subresources: dict[str, Any] = {"status": {}}
+def _subresources(info: KindInfo) -> JsonObject:
+    subresources: JsonObject = {"status": {}}
     if info.scale is not None:
         subresources["scale"] = {
             "specReplicasPath": info.scale.spec_replicas,
@@ -85,8 +84,8 @@ def _subresources(info: KindInfo) -> dict[str, Any]:
     return subresources
 
 
-def _column(column: Column) -> dict[str, Any]:
-    shown: dict[str, Any] = {"name": column.name, "type": column.type, "jsonPath": column.path}
+def _column(column: Column) -> JsonObject:
+    shown: JsonObject = {"name": column.name, "type": column.type, "jsonPath": column.path}
     if column.description:
         shown["description"] = column.description
     if column.wide:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import ValidationError
+
+from pdserve.terms.json import JsonObject
 
 MAX_VALUE_CHARS = 80
 
@@ -41,7 +42,7 @@ def problems_of(error: ValidationError) -> tuple[Problem, ...]:
     return tuple(_problem(dict(e)) for e in error.errors(include_url=False))
 
 
-def _problem(error: dict[str, Any]) -> Problem:
+def _problem(error: JsonObject) -> Problem:
     context = error.get("ctx") or {}
     path = (_path(error["loc"]) + str(context.get("field", ""))).lstrip(".") or "object"
     kind = error["type"]
@@ -64,13 +65,13 @@ def _path(loc: Iterable[str | int]) -> str:
     return path
 
 
-def _at(value: Any, field: str) -> Any:
+def _at(value: object, field: str) -> object:
     for part in field.strip(".").split("."):
         value = value.get(part) if isinstance(value, dict) else value
     return value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, a number of too many digits

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pdserve.api.base import MAX_INT64, Int, Observed, Text
 from pdserve.api.text import Time
+from pdserve.terms.json import JsonObject
 from pdserve.terms.times import rfc3339
 
 Generation = Annotated[int, Int(0, MAX_INT64, bits=64)]
@@ -26,10 +27,10 @@ class ObjectMeta(Observed):
     annotations: dict[str, str] = Field(default_factory=dict)
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
-    owner_references: tuple[dict[str, Any], ...] = ()
+    owner_references: tuple[JsonObject, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> JsonObject:
         # An empty uid or resourceVersion is a precondition to the API server, not an absent one.
         return {k: v for k, v in handler(self).items() if v}
 

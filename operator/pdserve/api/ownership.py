@@ -13,17 +13,16 @@ apply, leaving them out in External would delete them (Kubernetes server-side ap
 
 from __future__ import annotations
 
-from typing import Any
-
 from pdserve.api.resource import API_VERSION
 from pdserve.api.scenariogroup import DecisionCounts, ScenarioGroup, ScenarioGroupSpec
 from pdserve.frozen import Memo
+from pdserve.terms.json import JsonObject
 
 SPEC_MANAGER = "pdserve"
 COUNTS_MANAGER = "pdserve-counts"
 
 
-def spec_apply(group: ScenarioGroup) -> dict[str, Any]:
+def spec_apply(group: ScenarioGroup) -> JsonObject:
     """Body that `SPEC_MANAGER` applies: metadata and spec of `group` without counts."""
     metadata = group.metadata.to_dict()
     kept = ("name", "namespace", "uid", "labels", "annotations", "ownerReferences")
@@ -35,7 +34,7 @@ def spec_apply(group: ScenarioGroup) -> dict[str, Any]:
     }
 
 
-def counts_apply(name: str, namespace: str, uid: str, counts: DecisionCounts) -> dict[str, Any]:
+def counts_apply(name: str, namespace: str, uid: str, counts: DecisionCounts) -> JsonObject:
     """Body that `COUNTS_MANAGER` applies to an existing ScenarioGroup; `uid` guards against a
     namesake.
     """
@@ -59,11 +58,11 @@ def same_spec(live: ScenarioGroup, wanted: ScenarioGroup) -> bool:
     return _without_counts(live.spec) == _without_counts(wanted.spec)
 
 
-_applied: Memo[dict[str, Any]] = Memo(most=1024)
+_applied: Memo[JsonObject] = Memo(most=1024)
 
 
-def _without_counts(spec: ScenarioGroupSpec) -> dict[str, Any]:
-    def make() -> dict[str, Any]:
+def _without_counts(spec: ScenarioGroupSpec) -> JsonObject:
+    def make() -> JsonObject:
         made = spec.to_dict()
         for holder in (made, made["prefill"], made["decode"]):
             holder.pop("replicas", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -128,7 +128,7 @@ def _match_text(scenario: Scenario) -> int:
     return sum(map(len, match.models)) + sum(len(k) + len(v) for k, v in match.headers.items())
 
 
-def _smallest(spec: Any, resource: str) -> int:
+def _smallest(spec: PDServiceSpec, resource: str) -> int:
     return sum(
         s.groups.min * sum(
             bounds.min * role.instance.devices_per_node
@@ -139,7 +139,7 @@ def _smallest(spec: Any, resource: str) -> int:
     )  # fmt: skip
 
 
-def _distinct(items: Iterable[Any]) -> bool:
+def _distinct(items: Iterable[object]) -> bool:
     listed = list(items)
     return all(a != b for i, a in enumerate(listed) for b in listed[i + 1 :])
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pdserve.api.base import ApiModel
 from pdserve.api.errors import InvalidObjectError, problems_of
 from pdserve.api.meta import ObjectMeta
+from pdserve.terms.json import JsonMap
 
 GROUP = "pdserve.io"
 VERSION = "v1alpha1"
@@ -64,7 +65,7 @@ class CustomResource(ApiModel):
     metadata: ObjectMeta = ObjectMeta()
 
     @classmethod
-    def stored(cls, value: Any) -> Self:
+    def stored(cls, value: JsonMap) -> Self:
         """Read an object as the API server holds it: its spec as `parse` does, and of its status
         what can be read.
 

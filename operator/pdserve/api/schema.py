@@ -6,9 +6,8 @@ inline, bounded, and without those. Neighbour: `crd` puts a kind's schemas into 
 
 from __future__ import annotations
 
-from typing import Any
-
 from pdserve.api.base import VALIDATIONS, ApiModel
+from pdserve.terms.json import JsonObject
 
 _COPIED = (
     "type",
@@ -29,7 +28,7 @@ _COPIED = (
 )
 
 
-def structural_schema(model: type[ApiModel], *, written: bool = True) -> dict[str, Any]:
+def structural_schema(model: type[ApiModel], *, written: bool = True) -> JsonObject:
     """Schema of `model`, nested types inline.
 
     `written=False` is for status, which people do not write: no defaults, which would invent
@@ -39,9 +38,9 @@ def structural_schema(model: type[ApiModel], *, written: bool = True) -> dict[st
     return _convert(raw, raw.get("$defs", {}), written)
 
 
-def _convert(node: dict[str, Any], defs: dict[str, Any], written: bool) -> dict[str, Any]:
+def _convert(node: JsonObject, defs: JsonObject, written: bool) -> JsonObject:
     node = _resolved(node, defs)
-    schema: dict[str, Any] = {}
+    schema: JsonObject = {}
     if "description" in node:
         schema["description"] = " ".join(node["description"].split())
     schema |= {key: node[key] for key in _COPIED if key in node}
@@ -62,14 +61,14 @@ def _convert(node: dict[str, Any], defs: dict[str, Any], written: bool) -> dict[
     return schema
 
 
-def _default(value: Any) -> Any:
+def _default(value: object) -> object:
     """Default for the server to fill in; empty ones are left to the parser, to store less."""
     if isinstance(value, dict):
         value = {k: d for k, v in value.items() if (d := _default(v)) is not None}
     return None if value in (None, "", [], {}) else value
 
 
-def _resolved(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+def _resolved(node: JsonObject, defs: JsonObject) -> JsonObject:
     """Follow references and optional types; what stands nearer to the field wins."""
     while True:
         if "$ref" in node:

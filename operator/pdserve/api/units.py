@@ -9,6 +9,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pdserve.api.base import VALIDATIONS, cel_string, validation
+from pdserve.terms.json import JsonObject
 
 
 class UnitString(str):
@@ -49,7 +50,7 @@ class UnitString(str):
 
     @classmethod
     def __get_pydantic_core_schema__(
-        cls, _source: Any, _handler: GetCoreSchemaHandler
+        cls, _source: object, _handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         def read(value: Any) -> UnitString:
             try:
@@ -64,7 +65,7 @@ class UnitString(str):
     @classmethod
     def __get_pydantic_json_schema__(
         cls, _core: CoreSchema, _handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return {
             "type": "string",
             "maxLength": cls.max_length,

@@ -40,6 +40,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS, SECRETS, Object
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 from pdserve.wire.http import (
     HEADER_API_KEY,
@@ -184,7 +185,7 @@ async def _api_key(client: KubeClient, namespace: str, secret: str) -> str:
 def _question(
     target: Address, headers: Mapping[str, str], prompt: str, max_tokens: int, chat: bool
 ) -> Question:
-    body: dict[str, Any] = {
+    body: JsonObject = {
         "model": target.model,
         "max_tokens": max_tokens,
         "stream": True,
@@ -288,12 +289,12 @@ def _refused(service: api.PDService, answer: AskResult) -> str:
     return message
 
 
-def _worded(error: Mapping[str, Any]) -> str:
+def _worded(error: JsonMap) -> str:
     parts = (error.get("code") or error.get("type"), error.get("message"))
     return ": ".join(str(part) for part in parts if part)
 
 
-def _facts(service: api.PDService, target: Address, answer: AskResult) -> dict[str, Any]:
+def _facts(service: api.PDService, target: Address, answer: AskResult) -> JsonObject:
     """What `-o json` gives beside the text; None: not known."""
     timeline = answer.timeline
     return {
@@ -317,7 +318,7 @@ def _facts(service: api.PDService, target: Address, answer: AskResult) -> dict[s
     }
 
 
-def _line(facts: Mapping[str, Any]) -> str:
+def _line(facts: JsonMap) -> str:
     """The facts in one line."""
     usage = facts["usage"] or {}
     parts = [f"scenario {facts['scenario']}"]

@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
@@ -28,6 +27,7 @@ from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.kube.connect import api_client
 from pdserve.kube.errors import UNREACHABLE, KubeError
 from pdserve.kube.resource import PODS
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 from pdserve.wire.http import HEADER_REQUEST_ID
 
@@ -41,7 +41,7 @@ class Question:
     """A request for one of the two generating endpoints."""
 
     path: str
-    body: Mapping[str, Any]
+    body: JsonMap
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -55,9 +55,9 @@ class AskResult:
     headers: Mapping[str, str]
     """Names in lower case."""
     timeline: Timeline
-    error: Mapping[str, Any] = field(default_factory=dict)
+    error: JsonMap = field(default_factory=dict)
     """The OpenAI error object of a refusal, or of a stream that broke; `{}` without one."""
-    usage: Mapping[str, Any] = field(default_factory=dict)
+    usage: JsonMap = field(default_factory=dict)
     finish_reason: str = ""
     complete: bool = False
     """The stream came to its proper end."""
@@ -190,7 +190,7 @@ def _take(data: str, answer: AskResult, show: Callable[[str], None]) -> None:
         answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
 
 
-def _refusal(status: int, body: bytes) -> Mapping[str, Any]:
+def _refusal(status: int, body: bytes) -> JsonMap:
     """The gateway's error object; raises KubeError when it was the API server that refused."""
     try:
         value = json.loads(body)
@@ -199,7 +199,7 @@ def _refusal(status: int, body: bytes) -> Mapping[str, Any]:
     if isinstance(value, dict) and value.get("kind") == "Status":
         raise KubeError.from_status(status, value)
     if isinstance(value, dict) and isinstance(value.get("error"), dict):
-        error: Mapping[str, Any] = value["error"]
+        error: JsonMap = value["error"]
         return error
     return {"code": f"status_{status}", "message": body.decode("utf-8", "replace").strip()[:300]}
 

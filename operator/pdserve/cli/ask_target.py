@@ -11,12 +11,12 @@ import binascii
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pdserve import api
 from pdserve.desired.routing import route_table
 from pdserve.forwarding.match import match_scenario
 from pdserve.gateway.auth import keys_of
+from pdserve.terms.json import JsonMap
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def address(service: api.PDService, scenario: str | None) -> Address:
     )
 
 
-def gateways(pods: Sequence[Mapping[str, Any]]) -> list[GatewayPod]:
+def gateways(pods: Sequence[JsonMap]) -> list[GatewayPod]:
     """The gateway pods that are ready and stay, in order of their names."""
     stay = [p for p in pods if not p["metadata"].get("deletionTimestamp") and _ready(p)]
     found = (
@@ -100,7 +100,7 @@ def gateways(pods: Sequence[Mapping[str, Any]]) -> list[GatewayPod]:
     return sorted(found, key=lambda pod: pod.name)
 
 
-def no_gateway(service: api.PDService, pods: Sequence[Mapping[str, Any]]) -> str:
+def no_gateway(service: api.PDService, pods: Sequence[JsonMap]) -> str:
     """What to tell when `gateways` finds none."""
     name, namespace = service.metadata.name, service.metadata.namespace
     there = "no gateway pod of it is ready" if pods else "it has no gateway pod"
@@ -123,7 +123,7 @@ def readiness(service: api.PDService) -> str:
     return f"Ready={ready.status} {ready.reason}: {ready.message}".rstrip(": ")
 
 
-def first_key(secret: Mapping[str, Any]) -> str | None:
+def first_key(secret: JsonMap) -> str | None:
     """An API key of a Secret as gateways read it (one key per line); None when it holds none."""
     for _, value in sorted((secret.get("data") or {}).items()):
         try:
@@ -135,13 +135,13 @@ def first_key(secret: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _speaks_tls(pod: Mapping[str, Any]) -> bool:
+def _speaks_tls(pod: JsonMap) -> bool:
     """By its probe, which asks what clients ask."""
     containers = (pod.get("spec") or {}).get("containers") or [{}]
     probe = (containers[0].get("readinessProbe") or {}).get("httpGet") or {}
     return bool(probe.get("scheme") == "HTTPS")
 
 
-def _ready(pod: Mapping[str, Any]) -> bool:
+def _ready(pod: JsonMap) -> bool:
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

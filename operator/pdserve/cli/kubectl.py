@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from pdserve.api import InvalidObjectError
 from pdserve.cli import ask, request_log, snapshot, view_explain, view_status
@@ -20,6 +19,7 @@ from pdserve.cli.ask_target import AskError
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect, default_namespace
 from pdserve.kube.errors import KubeError
+from pdserve.terms.json import JsonObject
 
 _EXAMPLES = """examples:
   kubectl pdserve status                      every PDService of the context's namespace
@@ -127,7 +127,7 @@ async def _explain(client: KubeClient, found: snapshot.Snapshot, scenario: str |
     return view_explain.render(found, scenario, state, time.time())
 
 
-def _as_json(found: snapshot.Snapshot) -> dict[str, Any]:
+def _as_json(found: snapshot.Snapshot) -> JsonObject:
     return {
         "service": found.service.to_dict(),
         "scenarioGroups": [g.to_dict() for g in found.groups],

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 import uvloop
@@ -31,6 +30,7 @@ import uvloop
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.http1.client import Exchange, Pool, UpstreamError
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.http import HEADER_REQUEST_ID, PATH_CHAT, PATH_COMPLETIONS
 
 
@@ -45,13 +45,13 @@ class Ask:
     stream: bool = True
     label: str = ""
     """Free text copied to the sample, e.g. the scenario's name."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: JsonMap = field(default_factory=dict)
     """More body fields, e.g. `{"seed": 1, "temperature": 0}`."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> bytes:
         """The request body."""
-        body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, **self.extra}
+        body: JsonObject = {"model": self.model, "max_tokens": self.max_tokens, **self.extra}
         if self.chat:
             body["messages"] = [{"role": "user", "content": self.prompt}]
         else:
@@ -147,7 +147,7 @@ def merge(*schedules: Iterable[Planned]) -> list[Planned]:
     return sorted((p for s in schedules for p in s), key=lambda p: p.at)
 
 
-def summary(samples: Iterable[Sample]) -> dict[str, Any]:
+def summary(samples: Iterable[Sample]) -> JsonObject:
     """Counts and percentiles over a run (percentiles of completed requests only)."""
     everyone = list(samples)
     done = [s for s in everyone if s.ok]

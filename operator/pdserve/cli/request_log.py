@@ -8,7 +8,7 @@ tells the line in words: the outcome, every leg with its instance and answer, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import api_client
 from pdserve.kube.errors import UNREACHABLE, KubeError
 from pdserve.kube.resource import PODS
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
 TAIL_LINES = 100_000
@@ -32,7 +33,7 @@ class Found:
     """A request in the log of gateway pod `pod`."""
 
     pod: str
-    line: Mapping[str, Any]
+    line: JsonMap
 
 
 async def find(
@@ -77,7 +78,7 @@ async def find(
     )
 
 
-async def _search(api: Any, path: str, request_id: str) -> dict[str, Any] | None:
+async def _search(api: Any, path: str, request_id: str) -> JsonObject | None:
     """The last matching line of one log."""
     headers: dict[str, str] = {**api.default_headers, "Accept": "*/*"}
     await api.update_params_for_auth(
@@ -101,7 +102,7 @@ async def _search(api: Any, path: str, request_id: str) -> dict[str, Any] | None
         raise KubeError(0, UNREACHABLE, f"{path.partition('?')[0]}: {why}") from error
 
 
-async def _lines(content: aiohttp.StreamReader) -> Any:
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     rest = b""
     while piece := await content.readany():
         *whole, rest = (rest + piece).split(b"\n")
@@ -110,7 +111,7 @@ async def _lines(content: aiohttp.StreamReader) -> Any:
     yield rest
 
 
-def match(raw: bytes, request_id: str) -> dict[str, Any] | None:
+def match(raw: bytes, request_id: str) -> JsonObject | None:
     """The access log line if it is this request's."""
     if request_id.encode() not in raw:
         return None
@@ -144,7 +145,7 @@ def render(found: Found) -> str:
         told.append("  an instance was lost under it; it was tried on another")
     if get("tried"):
         told.append("  its prefill was predicted to take too long, and tried all the same")
-    legs: Sequence[Mapping[str, Any]] = get("legs") or ()
+    legs: Sequence[JsonMap] = get("legs") or ()
     if legs:
         told.append("  legs:")
     told += [

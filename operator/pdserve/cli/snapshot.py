@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve import api
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import NODES, PODS, Resource
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
 SERVICES = Resource(names.GROUP, names.VERSION, "pdservices", "PDService")
@@ -32,7 +32,7 @@ class Snapshot:
 
     service: api.PDService
     groups: tuple[api.ScenarioGroup, ...]
-    pods: tuple[dict[str, Any], ...]
+    pods: tuple[JsonObject, ...]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class FabricState:
     """What placement would look at now: raw Nodes and all their pods."""
 
     domain: api.RoCEDomain
-    nodes: tuple[dict[str, Any], ...]
-    pods: tuple[dict[str, Any], ...]
+    nodes: tuple[JsonObject, ...]
+    pods: tuple[JsonObject, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ async def read_services(
 
 
 def _snapshot(
-    service: api.PDService, groups: Sequence[api.ScenarioGroup], pods: Sequence[dict[str, Any]]
+    service: api.PDService, groups: Sequence[api.ScenarioGroup], pods: Sequence[JsonObject]
 ) -> Snapshot:
     namespace, name = service.metadata.namespace, service.metadata.name
     order = {s.name: i for i, s in enumerate(service.spec.scenarios)}

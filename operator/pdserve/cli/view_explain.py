@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from pdserve import api
 from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
@@ -18,6 +17,7 @@ from pdserve.desired.group_wanted import wanted_of
 from pdserve.placement import NoFit, PlacedInstance, Site, place, site_of
 from pdserve.ratio.types import Counts
 from pdserve.terms import ROLES
+from pdserve.terms.json import JsonObject
 from pdserve.topology import Fabric, build_fabric, node_view, reservation_of
 from pdserve.wire import names
 
@@ -112,7 +112,7 @@ def _next_group(group: api.ScenarioGroup, state: FabricState | NoRight | None) -
     return "\n".join([head, *(f"  {line}" for line in answer.explanation)])
 
 
-def _sites(group: api.ScenarioGroup, pods: Iterable[dict[str, Any]]) -> tuple[Site, ...]:
+def _sites(group: api.ScenarioGroup, pods: Iterable[JsonObject]) -> tuple[Site, ...]:
     """Where the scenario's P/D groups are now."""
     ours = {
         names.LABEL_SERVICE: group.spec.service,
@@ -132,13 +132,13 @@ def _sites(group: api.ScenarioGroup, pods: Iterable[dict[str, Any]]) -> tuple[Si
 
 def fabric_of(state: FabricState) -> Fabric:
     """The fabric tree with what is free now."""
-    by_node: Mapping[str, list[dict[str, Any]]] = _by_node(state.pods)
+    by_node: Mapping[str, list[JsonObject]] = _by_node(state.pods)
     views = [node_view(n, by_node.get(n["metadata"]["name"], ())) for n in state.nodes]
     return build_fabric(state.domain, views, (r for p in state.pods for r in reservation_of(p)))
 
 
-def _by_node(pods: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _by_node(pods: Iterable[JsonObject]) -> dict[str, list[JsonObject]]:
+    found: dict[str, list[JsonObject]] = defaultdict(list)
     for pod in pods:
         found[pod["spec"].get("nodeName", "")].append(pod)
     return found

@@ -72,7 +72,7 @@ def make_registry(wake: Callable[[QueueKey], None]) -> kopf.OperatorRegistry:
     """Handlers of our kinds, which tell `wake` what to look at."""
     registry = kopf.OperatorRegistry()
 
-    async def seen(resource: kopf.Resource, name: str, namespace: str | None, **_: Any) -> None:
+    async def seen(resource: kopf.Resource, name: str, namespace: str | None, **_: object) -> None:
         wake(QueueKey(_KINDS[resource.plural], namespace or "", name))
 
     for plural in _KINDS:

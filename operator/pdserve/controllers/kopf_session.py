@@ -57,7 +57,7 @@ class _ShallowLines:
     def __init__(self, inner: aiohttp.StreamReader) -> None:
         self._inner = inner
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
@@ -69,5 +69,5 @@ class _ShallowLines:
                 yield b"".join(without_depths(line, MOST) + b"\n" for line in lines)
 
 
-def _loads(text: str) -> Any:
+def _loads(text: str) -> object:
     return json.loads(without_depths(text.encode(), MOST))

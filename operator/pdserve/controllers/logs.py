@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
-from typing import Any
 
 from pdserve.controllers.log_limits import Sparing
 from pdserve.kube.lines import FIELDS
+from pdserve.terms.json import JsonObject
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
@@ -37,7 +37,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See the class."""
-        line: dict[str, Any] = {
+        line: JsonObject = {
             **_fields(record),
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "severity": record.levelname,
@@ -49,12 +49,12 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(record, FIELDS, {})
+def _fields(record: logging.LogRecord) -> JsonObject:
+    found: JsonObject = getattr(record, FIELDS, {})
     return found
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     text = str(value)
     plain = text.isprintable() and not set(text) & set(' "=')
     return text if plain else json.dumps(text, ensure_ascii=False)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from pdserve.api import ScenarioGroup
 from pdserve.api.base import MAX_INT64
 from pdserve.api.scenariogroup import MAX_BESIDE
 from pdserve.groups.types import DeviceClaim
 from pdserve.terms import Role
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.topology.requests import is_extended
 
 MOST_BESIDE: Final = 4096
@@ -29,7 +30,7 @@ def claims_of(group: ScenarioGroup) -> tuple[DeviceClaim, ...]:
     )  # fmt: skip
 
 
-def to_json(claims: Iterable[DeviceClaim]) -> list[dict[str, Any]]:
+def to_json(claims: Iterable[DeviceClaim]) -> list[JsonObject]:
     """The entries of status.
 
     Devices are kept of all; of what is beside them, no more than a status has room for.
@@ -56,7 +57,7 @@ def to_json(claims: Iterable[DeviceClaim]) -> list[dict[str, Any]]:
     return found
 
 
-def from_json(raw: Mapping[str, Any]) -> DeviceClaim | None:
+def from_json(raw: JsonMap) -> DeviceClaim | None:
     """The claim of an entry; None where it cannot be read."""
     try:
         role: Role = "decode" if raw["role"] == "decode" else "prefill"

@@ -6,11 +6,10 @@ by entry, because the API server keeps the order of the lists that we write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from pdserve.terms.json import JsonMap
 
 
-def covers(live: Any, wanted: Any) -> bool:
+def covers(live: object, wanted: object) -> bool:
     """True when every field of `wanted` is in `live` with the same value."""
     if live is wanted:
         return True
@@ -25,7 +24,7 @@ def covers(live: Any, wanted: Any) -> bool:
     return bool(live == wanted)
 
 
-def controller_uid(obj: Mapping[str, Any]) -> str | None:
+def controller_uid(obj: JsonMap) -> str | None:
     """Uid of the object's controller owner, or None."""
     for ref in obj.get("metadata", {}).get("ownerReferences") or ():
         if ref.get("controller"):

@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
 from pdserve.frozen import Memo
 from pdserve.groups.types import ConditionState
@@ -78,7 +78,7 @@ def to_data(held: ServiceCredentials) -> dict[str, str]:
     return encode({**texts, "step": held.step, "rotation": held.rotation})
 
 
-def from_data(name: str, data: Any) -> ServiceCredentials:
+def from_data(name: str, data: object) -> ServiceCredentials:
     """`to_data`'s value, without the shared token; raises BadSecret."""
     step = text_of(name, data, "step", ("settled",))[0]
     if step not in get_args(Step):
@@ -94,7 +94,7 @@ def encode(texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def text_of(
-    name: str, data: Any, key: str, default: tuple[str, ...] | None = None
+    name: str, data: object, key: str, default: tuple[str, ...] | None = None
 ) -> tuple[str, ...]:
     """The lines of one key of a Secret, each what a header can carry; raises BadSecret."""
     value = data.get(key) if isinstance(data, Mapping) else None

@@ -7,10 +7,10 @@ entries that changed nothing. `controllers.shared.decision_writer` writes the li
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pdserve.api import DecisionRecord, ScenarioGroup
 from pdserve.ratio.types import Counts
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.terms.times import rfc3339
 
 KEPT = 10
@@ -55,7 +55,7 @@ def entry(
     reason: str,
     message: str,
     inputs: Mapping[str, str],
-) -> dict[str, Any]:
+) -> JsonObject:
     """One list entry as JSON; `time` in seconds since the epoch."""
     return {
         "time": rfc3339(time),
@@ -68,7 +68,7 @@ def entry(
     }
 
 
-def is_news(old: DecisionRecord | None, new: Mapping[str, Any]) -> bool:
+def is_news(old: DecisionRecord | None, new: JsonMap) -> bool:
     """Whether an entry says anything that the newest one does not.
 
     Applied ones always do; the rest only when outcome, reason or target differ: a service that is
@@ -80,7 +80,7 @@ def is_news(old: DecisionRecord | None, new: Mapping[str, Any]) -> bool:
     return seen != (new["outcome"], new["reason"], new["to"])
 
 
-def appended(old: Sequence[Mapping[str, Any]], new: Mapping[str, Any]) -> list[dict[str, Any]]:
+def appended(old: Sequence[JsonMap], new: JsonMap) -> list[JsonObject]:
     """The list with `new` at its end, trimmed to `KEPT` without losing the newest Applied one."""
     entries = [dict(e) for e in (*old, new)]
     applied = [i for i, e in enumerate(entries) if e["outcome"] == "Applied"]

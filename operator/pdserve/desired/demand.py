@@ -8,13 +8,13 @@ server adds on admission: a LimitRange's defaults, the overhead of a RuntimeClas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.api import RoleTemplate, ScenarioGroup
 from pdserve.engines.pods import EngineUnusableError, render_pod, role_template
 from pdserve.frozen import Memo
 from pdserve.groups.types import NewPod
 from pdserve.terms import Role
+from pdserve.terms.json import JsonObject
 from pdserve.topology import Toleration, pod_requests
 from pdserve.topology.affinity import Term, demanded
 
@@ -56,11 +56,11 @@ def _read(group: ScenarioGroup, role: Role, revision: str) -> PodDemand:
         return _of(_pod(group.model_copy(update={"spec": spec}), role, revision), plain)
 
 
-def _pod(group: ScenarioGroup, role: Role, revision: str) -> dict[str, Any]:
+def _pod(group: ScenarioGroup, role: Role, revision: str) -> JsonObject:
     return render_pod(group, NewPod("sample", "sample", role, 0, revision, ""), {}, None)
 
 
-def _of(pod: dict[str, Any], template: RoleTemplate) -> PodDemand:
+def _of(pod: JsonObject, template: RoleTemplate) -> PodDemand:
     takes = tuple(pod_requests(pod).items())
     return PodDemand(
         takes,

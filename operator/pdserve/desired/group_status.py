@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pdserve.api import Scenario, ScenarioGroup, merge_conditions
 from pdserve.desired.claim_entries import to_json
@@ -20,6 +19,7 @@ from pdserve.groups.types import (
     Repair,
 )
 from pdserve.ratio.types import Counts
+from pdserve.terms.json import JsonObject
 from pdserve.terms.times import rfc3339
 from pdserve.wire import names
 
@@ -54,7 +54,7 @@ def status_of(
     claims: tuple[DeviceClaim, ...],
     fabric: Mapping[str, str],
     now: float,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The status after a plan, as JSON; equal to the one before when nothing changed.
 
     `planned` are the plan's conditions and what the executor adds to them; `claims` those to keep;
@@ -75,7 +75,7 @@ def status_of(
 
 def waiting_status(
     group: ScenarioGroup, conditions: tuple[ConditionState, ...], now: float
-) -> dict[str, Any]:
+) -> JsonObject:
     """The status while no plan can be made: the groups last seen stay, the conditions say why."""
     return {
         "observedGeneration": group.metadata.generation,
@@ -95,7 +95,7 @@ def not_ready(reason: str, message: str) -> tuple[ConditionState, ...]:
 
 def _conditions(
     group: ScenarioGroup, planned: tuple[ConditionState, ...], now: float
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     merged = merge_conditions(group.status.conditions, planned, group.metadata.generation, now)
     return [c.to_dict() for c in merged]
 
@@ -107,7 +107,7 @@ def _complete(group: GroupSummary) -> bool:
     )
 
 
-def _group(group: GroupSummary) -> dict[str, Any]:
+def _group(group: GroupSummary) -> JsonObject:
     return {
         "index": group.index,
         "revision": group.revision,
@@ -119,8 +119,8 @@ def _group(group: GroupSummary) -> dict[str, Any]:
     }
 
 
-def _repair(repair: Repair) -> dict[str, Any]:
-    status: dict[str, Any] = {
+def _repair(repair: Repair) -> JsonObject:
+    status: JsonObject = {
         "slot": repair.slot,
         "failures": repair.failures,
         "lastFailureTime": rfc3339(repair.last_failure),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.api import RepairStatus, RoleTemplate, ScenarioGroup, revision_of
 from pdserve.desired.demand import PodDemand, demand_of
@@ -16,6 +15,7 @@ from pdserve.frozen import remembered
 from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted
 from pdserve.ratio.types import Counts
 from pdserve.terms import Role
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.terms.times import epoch_of
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
@@ -29,7 +29,7 @@ class ScenarioGroupView:
     group: ScenarioGroup
     instances: tuple[InstanceObs, ...]
     tables: Mapping[int, PeerTable]
-    table_objects: Mapping[int, dict[str, Any]]
+    table_objects: Mapping[int, JsonObject]
     """The ConfigMaps of the tables, also unreadable ones."""
     revisions: Mapping[str, ScenarioGroup]
     """The ScenarioGroup as it was at each known revision, the present one included."""
@@ -141,7 +141,7 @@ def _role(
 
 
 @remembered
-def peer_table(config_map: Mapping[str, Any]) -> PeerTable:
+def peer_table(config_map: JsonMap) -> PeerTable:
     """The peer table in a ConfigMap.
 
     Raises:

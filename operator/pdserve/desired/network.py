@@ -12,19 +12,20 @@ site's. Probes come from the node itself, which policies do not stop.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from pdserve.api import PDService
 from pdserve.api.network import NetworkPeer
 from pdserve.desired.objects import gateway_labels, gateway_name, owned_metadata
 from pdserve.engines.pods import COMPONENT as INSTANCE
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
 COMPONENT: Final = "network-policy"
 OPERATOR: Final = {"app.kubernetes.io/name": "pdserve", names.LABEL_COMPONENT: "operator"}
 NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 PROMETHEUS: Final = NetworkPeer(pod_labels={"app.kubernetes.io/name": "prometheus"})
-Json = dict[str, Any]
+Json = JsonObject
 
 
 def policy_names(service: str) -> tuple[str, str]:
@@ -33,7 +34,7 @@ def policy_names(service: str) -> tuple[str, str]:
 
 
 def network_policies(
-    service: PDService, owner: Mapping[str, Any], operator_namespace: str
+    service: PDService, owner: JsonMap, operator_namespace: str
 ) -> tuple[Json, ...]:
     """Both policies, or none where the service does not ask for them."""
     wanted = service.spec.network_policy

@@ -16,12 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from pdserve.api import PDService
 from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import apply_gateway_template
 from pdserve.frozen import Memo
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
 COMPONENT = "gateway"
@@ -55,10 +55,10 @@ def url(service: PDService) -> str:
 def gateway_objects(
     service: PDService,
     image: str,
-    owner: Mapping[str, Any],
+    owner: JsonMap,
     credential: str,
     rights: Rights = NO_RIGHTS,
-) -> tuple[dict[str, Any], ...]:
+) -> tuple[JsonObject, ...]:
     """All objects of one service's gateway, in the order to create them.
 
     `credential` is the fingerprint of what gateways send to engines: another one rolls them.
@@ -75,12 +75,12 @@ def gateway_objects(
     )  # fmt: skip
 
 
-_objects: Memo[tuple[dict[str, Any], ...]] = Memo()
+_objects: Memo[tuple[JsonObject, ...]] = Memo()
 
 
 def _gateway_objects(
-    service: PDService, image: str, owner: Mapping[str, Any], credential: str, rights: Rights
-) -> tuple[dict[str, Any], ...]:
+    service: PDService, image: str, owner: JsonMap, credential: str, rights: Rights
+) -> tuple[JsonObject, ...]:
     return (
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(service, owner)},
         _role(service, owner),
@@ -100,8 +100,8 @@ def gateway_labels(service: PDService) -> dict[str, str]:
 
 
 def owned_metadata(
-    name: str, namespace: str, service: str, owner: Mapping[str, Any], component: str
-) -> dict[str, Any]:
+    name: str, namespace: str, service: str, owner: JsonMap, component: str
+) -> JsonObject:
     """Metadata of an object that the operator makes for a PDService or ScenarioGroup."""
     return {
         "name": name,
@@ -116,12 +116,12 @@ def owned_metadata(
     }
 
 
-def _meta(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+def _meta(service: PDService, owner: JsonMap) -> JsonObject:
     name = service.metadata.name
     return owned_metadata(gateway_name(name), service.metadata.namespace, name, owner, COMPONENT)
 
 
-def _role(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+def _role(service: PDService, owner: JsonMap) -> JsonObject:
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
@@ -137,7 +137,7 @@ def _role(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _role_binding(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+def _role_binding(service: PDService, owner: JsonMap) -> JsonObject:
     name = gateway_name(service.metadata.name)
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -151,10 +151,10 @@ def _role_binding(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any
 
 
 def _deployment(
-    service: PDService, image: str, owner: Mapping[str, Any], credential: str, rights: Rights
-) -> dict[str, Any]:
+    service: PDService, image: str, owner: JsonMap, credential: str, rights: Rights
+) -> JsonObject:
     labels = gateway_labels(service)
-    made: dict[str, Any] = {
+    made: JsonObject = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": _meta(service, owner),
@@ -172,7 +172,7 @@ def _deployment(
     return made
 
 
-def gateway_pod(service: PDService, image: str, credential: str, rights: Rights) -> dict[str, Any]:
+def gateway_pod(service: PDService, image: str, credential: str, rights: Rights) -> JsonObject:
     """The gateways' pod template, with the user's patch.
 
     Raises:
@@ -204,9 +204,9 @@ def _drain_seconds(service: PDService) -> int:
     return max(SHORTEST_DRAIN, service.spec.recovery.drain_seconds)
 
 
-def _pod_spec(service: PDService, image: str) -> dict[str, Any]:
+def _pod_spec(service: PDService, image: str) -> JsonObject:
     grace = STOP_ACCEPTING_AFTER + _drain_seconds(service) + GRACE_AFTER_DRAIN
-    spec: dict[str, Any] = {
+    spec: JsonObject = {
         "serviceAccountName": gateway_name(service.metadata.name),
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
@@ -243,7 +243,7 @@ def _pod_spec(service: PDService, image: str) -> dict[str, Any]:
     return spec
 
 
-def _container(service: PDService, image: str) -> dict[str, Any]:
+def _container(service: PDService, image: str) -> JsonObject:
     name = service.metadata.name
     routes = f"configmap:{service.metadata.namespace}/{names.routes_configmap_name(name)}"
     args = [
@@ -251,7 +251,7 @@ def _container(service: PDService, image: str) -> dict[str, Any]:
         "--port", str(names.PORT_HTTP),
         "--drain-seconds", str(_drain_seconds(service)),
     ]  # fmt: skip
-    container: dict[str, Any] = {
+    container: JsonObject = {
         "name": "gateway",
         "image": image,
         "args": args,
@@ -296,18 +296,18 @@ def _settings(service: PDService) -> dict[str, str]:
     return found
 
 
-def _resources(service: PDService) -> dict[str, Any]:
+def _resources(service: PDService) -> JsonObject:
     given = service.spec.gateway.resources
     if given is None:
         return {"requests": dict(DEFAULT_REQUESTS)}
     ours = {k: v for k, v in DEFAULT_REQUESTS.items() if k not in given.limits}
-    made: dict[str, Any] = {"requests": {**ours, **given.requests}}
+    made: JsonObject = {"requests": {**ours, **given.requests}}
     if given.limits:
         made["limits"] = dict(given.limits)
     return made
 
 
-def _disruption_budget(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+def _disruption_budget(service: PDService, owner: JsonMap) -> JsonObject:
     """Drains of nodes take one gateway at a time; one that stands alone never holds a drain up."""
     return {
         "apiVersion": "policy/v1",
@@ -321,7 +321,7 @@ def _disruption_budget(service: PDService, owner: Mapping[str, Any]) -> dict[str
     }
 
 
-def _service(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
+def _service(service: PDService, owner: JsonMap) -> JsonObject:
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -329,7 +329,7 @@ def _service(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
         "spec": {
             "type": "ClusterIP",
             "selector": gateway_labels(service),
-            # Any gateway serves any request; balancing by client would only make it uneven.
+            # Each gateway serves every request; balancing by client would only make it uneven.
             "sessionAffinity": "None",
             "ports": [
                 {
@@ -344,7 +344,7 @@ def _service(service: PDService, owner: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _probe(service: PDService, path: str, period: int) -> dict[str, Any]:
+def _probe(service: PDService, path: str, period: int) -> JsonObject:
     scheme = {"scheme": "HTTPS"} if service.spec.gateway.tls else {}
     return {
         "httpGet": {"path": path, "port": names.PORT_HTTP, **scheme},

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pdserve.api import PDService, RoCEDomain, Scenario
 from pdserve.frozen import remembered
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.links import LinkReport
@@ -149,7 +149,7 @@ def _tier_costs(domain: RoCEDomain | None, last: RouteTable | None) -> Mapping[s
     return {} if last is None else last.tier_costs
 
 
-def parse_routes(config_map: Mapping[str, Any] | None) -> RouteTable | None:
+def parse_routes(config_map: JsonMap | None) -> RouteTable | None:
     """The route table in a ConfigMap; None when there is none or it cannot be read.
 
     An unreadable table is replaced; `version_floor` makes up for its lost version.
@@ -158,7 +158,7 @@ def parse_routes(config_map: Mapping[str, Any] | None) -> RouteTable | None:
 
 
 @remembered
-def _routes(config_map: Mapping[str, Any]) -> RouteTable | None:
+def _routes(config_map: JsonMap) -> RouteTable | None:
     text = (config_map.get("data") or {}).get(names.KEY_ROUTES)
     if not text:
         return None
@@ -168,7 +168,7 @@ def _routes(config_map: Mapping[str, Any]) -> RouteTable | None:
         return None
 
 
-def version_floor(config_map: Mapping[str, Any] | None) -> int:
+def version_floor(config_map: JsonMap | None) -> int:
     """A version at least as high as any this object ever held: its resourceVersion, which rises
     with every write. A new object starts at 0: gateways tell by its uid.
     """

@@ -6,8 +6,7 @@ counts, which `counts` decides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from pdserve.api import PDService, Scenario, ScenarioGroup
 from pdserve.api.pdservice import PDServiceSpec
@@ -17,14 +16,15 @@ from pdserve.desired.counts import CountsObserved, counts_in_force
 from pdserve.desired.objects import owned_metadata
 from pdserve.frozen import Memo
 from pdserve.ratio.types import Bounds, Counts, Range
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
 COMPONENT: Final = "scenario-group"
 
 
 def scenario_group(
-    service: PDService, scenario: Scenario, owner: Mapping[str, Any], name: str = ""
-) -> dict[str, Any]:
+    service: PDService, scenario: Scenario, owner: JsonMap, name: str = ""
+) -> JsonObject:
     """The ScenarioGroup of one scenario, without counts; `name` where it is not the usual one.
 
     The same object for the same spec, not to be changed.
@@ -36,12 +36,12 @@ def scenario_group(
     )
 
 
-_groups: Memo[dict[str, Any]] = Memo()
+_groups: Memo[JsonObject] = Memo()
 
 
 def _scenario_group(
-    service: PDService, scenario: Scenario, owner: Mapping[str, Any], name: str
-) -> dict[str, Any]:
+    service: PDService, scenario: Scenario, owner: JsonMap, name: str
+) -> JsonObject:
     spec = service.spec
     name = name or names.scenario_group_name(service.metadata.name, scenario.name)
     meta = owned_metadata(name, service.metadata.namespace, service.metadata.name, owner, COMPONENT)
@@ -84,7 +84,7 @@ def _same_pods(one: ScenarioGroupSpec, other: PDServiceSpec) -> bool:
     return _compared.of(lambda: _of_pods(one) == _of_pods(other), one, other)
 
 
-def _of_pods(spec: ScenarioGroupSpec | PDServiceSpec) -> tuple[Any, ...]:
+def _of_pods(spec: ScenarioGroupSpec | PDServiceSpec) -> tuple[object, ...]:
     roles = (spec.prefill, spec.decode)
     parts = [r.model_dump(exclude={"replicas", "startup_deadline_seconds"}) for r in roles]
     return (spec.model, spec.engine, spec.fabric.domain_ref, *parts)

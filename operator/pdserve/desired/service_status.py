@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.api import (
     DeviceUse,
@@ -22,6 +21,7 @@ from pdserve.desired.service_desired import acting_counts
 from pdserve.desired.troubles import Trouble
 from pdserve.groups.types import ConditionState
 from pdserve.terms import Role
+from pdserve.terms.json import JsonObject
 
 _SHOWN = 3
 
@@ -58,7 +58,7 @@ class ServiceSeen:
     """What keeps pods of this service from running."""
 
 
-def status_of(seen: ServiceSeen, now: float) -> dict[str, Any]:
+def status_of(seen: ServiceSeen, now: float) -> JsonObject:
     """The status as JSON; `now` in seconds since the epoch."""
     service = seen.service
     conditions = merge_conditions(

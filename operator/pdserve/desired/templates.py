@@ -7,9 +7,6 @@ pod: what serves goes on as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pdserve.api import PDService, Scenario, ScenarioGroup, revision_of
 from pdserve.desired.objects import gateway_pod
 from pdserve.desired.service_desired import scenario_group
@@ -20,6 +17,7 @@ from pdserve.engines.registry import UnknownEngineError
 from pdserve.frozen import Memo
 from pdserve.groups.types import ConditionState, NewPod
 from pdserve.terms import ROLES, Role
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
 CONDITION = "TemplateValid"
@@ -29,9 +27,7 @@ UNKNOWN_ENGINE = "UnknownEngine"
 BROKEN_ENGINE = "BrokenEngine"
 
 
-def template_of_group(
-    group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights
-) -> ConditionState:
+def template_of_group(group: ScenarioGroup, owner: JsonMap, rights: Rights) -> ConditionState:
     """Condition TemplateValid of a ScenarioGroup: may pods be made from it? Pure."""
     by = (group.metadata.namespace, group.metadata.name)
     return _found.of(lambda: _of_group(group, owner, rights), group.spec, rights, by=by)
@@ -40,7 +36,7 @@ def template_of_group(
 _found: Memo[ConditionState] = Memo()
 
 
-def _of_group(group: ScenarioGroup, owner: Mapping[str, Any], rights: Rights) -> ConditionState:
+def _of_group(group: ScenarioGroup, owner: JsonMap, rights: Rights) -> ConditionState:
     for role in ROLES:
         try:
             sample_pod(group, owner, role, rights)
@@ -68,15 +64,13 @@ def token_refusal(group: ScenarioGroup, rights: Rights) -> ConditionState | None
     return ConditionState(CONDITION, "False", NOT_ALLOWED, message)
 
 
-def template_of_service(
-    service: PDService, owner: Mapping[str, Any], rights: Rights
-) -> ConditionState:
+def template_of_service(service: PDService, owner: JsonMap, rights: Rights) -> ConditionState:
     """The same for the ScenarioGroups that a PDService would make. Pure."""
     by = (service.metadata.namespace, service.metadata.name)
     return _found.of(lambda: _of_service(service, owner, rights), service.spec, rights, by=by)
 
 
-def _of_service(service: PDService, owner: Mapping[str, Any], rights: Rights) -> ConditionState:
+def _of_service(service: PDService, owner: JsonMap, rights: Rights) -> ConditionState:
     try:
         gateway_pod(service, "", "", rights)
     except TemplateError as error:
@@ -93,14 +87,12 @@ def _refused(message: str, error: TemplateError) -> ConditionState:
     return ConditionState(CONDITION, "False", reason, message)
 
 
-def sample_group(service: PDService, scenario: Scenario, owner: Mapping[str, Any]) -> ScenarioGroup:
+def sample_group(service: PDService, scenario: Scenario, owner: JsonMap) -> ScenarioGroup:
     """The ScenarioGroup that a PDService would make for `scenario`."""
     return ScenarioGroup.parse(scenario_group(service, scenario, owner))
 
 
-def sample_pod(
-    group: ScenarioGroup, owner: Mapping[str, Any], role: Role, rights: Rights
-) -> dict[str, Any]:
+def sample_pod(group: ScenarioGroup, owner: JsonMap, role: Role, rights: Rights) -> JsonObject:
     """A pod of `role` as it would be made.
 
     Raises:

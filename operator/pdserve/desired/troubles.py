@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pdserve.api import ScenarioGroup
 from pdserve.frozen import remembered
+from pdserve.terms.json import JsonMap
 from pdserve.terms.times import epoch_of
 
 IMAGE_ERROR: Final = "ImageError"
@@ -45,15 +46,13 @@ class Trouble:
     message: str
 
 
-def of_instances(pods: Iterable[Mapping[str, Any]]) -> Iterable[Trouble]:
+def of_instances(pods: Iterable[JsonMap]) -> Iterable[Trouble]:
     """Troubles of instances: their containers. Without a node: the group's condition Placed."""
     for pod in _staying(pods):
         yield from _container(pod)
 
 
-def of_gateways(
-    pods: Iterable[Mapping[str, Any]], deployment: Mapping[str, Any] | None
-) -> Iterable[Trouble]:
+def of_gateways(pods: Iterable[JsonMap], deployment: JsonMap | None) -> Iterable[Trouble]:
     """Troubles of a service's gateways: pods refused, without a node, or not starting."""
     for found in ((deployment or {}).get("status") or {}).get("conditions") or ():
         if found.get("type") == "ReplicaFailure" and found.get("status") == "True":
@@ -75,16 +74,16 @@ def of_repairs(group: ScenarioGroup, now: float) -> Iterable[Trouble]:
             yield Trouble(repair.fault, message)
 
 
-def _staying(pods: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def _staying(pods: Iterable[JsonMap]) -> Iterable[JsonMap]:
     return (p for p in pods if not p["metadata"].get("deletionTimestamp"))
 
 
 @remembered
-def _container(pod: Mapping[str, Any]) -> Iterable[Trouble]:
+def _container(pod: JsonMap) -> Iterable[Trouble]:
     return tuple(_waiting(pod))
 
 
-def _waiting(pod: Mapping[str, Any]) -> Iterable[Trouble]:
+def _waiting(pod: JsonMap) -> Iterable[Trouble]:
     for container in (pod.get("status") or {}).get("containerStatuses") or ():
         waiting = (container.get("state") or {}).get("waiting") or {}
         reason = _WAITING.get(str(waiting.get("reason")))
@@ -93,7 +92,7 @@ def _waiting(pod: Mapping[str, Any]) -> Iterable[Trouble]:
             yield Trouble(reason, f"pod {pod['metadata']['name']}: {said}")
 
 
-def _scheduling(pod: Mapping[str, Any]) -> Iterable[Trouble]:
+def _scheduling(pod: JsonMap) -> Iterable[Trouble]:
     for found in (pod.get("status") or {}).get("conditions") or ():
         refused = found.get("type") == "PodScheduled" and found.get("status") == "False"
         if refused and found.get("reason") == UNSCHEDULABLE:

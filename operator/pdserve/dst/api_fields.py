@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import orjson
 
 from pdserve.frozen import Memo
 from pdserve.kube.errors import KubeError
+from pdserve.terms.json import JsonMap, JsonObject
 
 T = TypeVar("T")
 Keys = Mapping[tuple[str, ...], tuple[str, ...]]
@@ -43,7 +44,7 @@ def copy(value: T) -> T:
 # --- patches ---------------------------------------------------------------------------------
 
 
-def json_patch(target: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
+def json_patch(target: object, operations: Sequence[JsonMap]) -> object:
     """RFC 6902, of which controllers use add, remove, replace and test."""
     document = copy(target)
     for operation in operations:
@@ -56,7 +57,7 @@ def json_patch(target: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
     return document
 
 
-def _operate(document: Any, parts: list[str], operation: Mapping[str, Any]) -> None:
+def _operate(document: Any, parts: list[str], operation: JsonMap) -> None:
     for part in parts[:-1]:
         document = document[int(part)] if isinstance(document, list) else document[part]
     kind, last = operation["op"], parts[-1]
@@ -79,7 +80,7 @@ def _operate(document: Any, parts: list[str], operation: Mapping[str, Any]) -> N
         raise ValueError(f"operation {kind!r} is not modelled")
 
 
-def merge_patch(target: Any, patch: Any) -> Any:
+def merge_patch(target: object, patch: object) -> object:
     """RFC 7386."""
     if not isinstance(patch, dict):
         return copy(patch)
@@ -127,7 +128,7 @@ def _merge_lists(old: list[Any], new: list[Any], keys: Keys, path: Path, merge: 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def _item(item: Any, key_fields: Sequence[str]) -> str:
+def _item(item: JsonMap, key_fields: Sequence[str]) -> str:
     """The fieldsV1 element of a list item."""
     if not key_fields:
         return "v:" + _compact(item)
@@ -144,22 +145,22 @@ def _one_key(field: str, value: str) -> str:
 # --- field sets ------------------------------------------------------------------------------
 
 
-def fields_of(value: Any, keys: Keys) -> frozenset[Path]:
+def fields_of(value: JsonMap, keys: Keys) -> frozenset[Path]:
     """Leaf paths of what an object sets, identity and server-owned metadata left out."""
     return frozenset(leaves(value, keys))
 
 
-def leaves(obj: Any, keys: Keys) -> dict[Path, Any]:
+def leaves(obj: JsonMap, keys: Keys) -> dict[Path, object]:
     """Each leaf path with its value; that of a list item itself (".") is True."""
-    found: dict[Path, Any] = {}
+    found: dict[Path, object] = {}
     for at, part in _parts(obj).items():
         found.update(_part_leaves(part, keys, at))
     return found
 
 
-def _parts(obj: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def _parts(obj: JsonMap) -> dict[tuple[str, ...], object]:
     """What an object sets: each field below it, of metadata and status each below them."""
-    found: dict[tuple[str, ...], Any] = {}
+    found: dict[tuple[str, ...], object] = {}
     for name, value in obj.items():
         if name == "metadata":
             found |= {(name, k): v for k, v in value.items() if k not in _NOT_OWNED}
@@ -170,18 +171,20 @@ def _parts(obj: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     return found
 
 
-_walked: Memo[dict[Path, Any]] = Memo(most=512)
+_walked: Memo[dict[Path, object]] = Memo(most=512)
 
 
-def _part_leaves(part: Any, keys: Keys, at: tuple[str, ...]) -> dict[Path, Any]:
-    def walk() -> dict[Path, Any]:
+def _part_leaves(part: object, keys: Keys, at: tuple[str, ...]) -> dict[Path, object]:
+    def walk() -> dict[Path, object]:
         return dict(_walk(part, keys, tuple(f"f:{name}" for name in at), at))
 
     # Versions of an object share the parts that did not change.
     return _walked.of(walk, part, keys, by=at) if isinstance(part, dict | list) else walk()
 
 
-def _walk(value: Any, keys: Keys, path: Path, at: tuple[str, ...]) -> Iterator[tuple[Path, Any]]:
+def _walk(
+    value: object, keys: Keys, path: Path, at: tuple[str, ...]
+) -> Iterator[tuple[Path, object]]:
     if isinstance(value, dict) and value and at not in ATOMIC_ITEMS:
         for key, child in value.items():
             yield from _walk(child, keys, (*path, f"f:{key}"), (*at, key))
@@ -197,7 +200,7 @@ def _walk(value: Any, keys: Keys, path: Path, at: tuple[str, ...]) -> Iterator[t
         yield path, value
 
 
-def difference(old: Any, new: Any, keys: Keys) -> tuple[frozenset[Path], frozenset[Path]]:
+def difference(old: JsonMap, new: JsonMap, keys: Keys) -> tuple[frozenset[Path], frozenset[Path]]:
     """Leaves of `new` that are absent from `old` or have another value there; leaves that went."""
     before, after = _parts(old), _parts(new)
     changed: set[Path] = set()
@@ -212,9 +215,9 @@ def difference(old: Any, new: Any, keys: Keys) -> tuple[frozenset[Path], frozens
     return frozenset(changed), frozenset(gone)
 
 
-def to_fields_v1(paths: Iterable[Path]) -> dict[str, Any]:
+def to_fields_v1(paths: Iterable[Path]) -> JsonObject:
     """The nested form of `managedFields[].fieldsV1`."""
-    tree: dict[str, Any] = {}
+    tree: JsonObject = {}
     for path in sorted(paths):
         node = tree
         for element in path:
@@ -222,7 +225,7 @@ def to_fields_v1(paths: Iterable[Path]) -> dict[str, Any]:
     return tree
 
 
-def from_fields_v1(tree: Mapping[str, Any], path: Path = ()) -> frozenset[Path]:
+def from_fields_v1(tree: JsonMap, path: Path = ()) -> frozenset[Path]:
     """Leaf paths of `fieldsV1`."""
     found: set[Path] = set()
     for element, child in tree.items():
@@ -234,18 +237,18 @@ def from_fields_v1(tree: Mapping[str, Any], path: Path = ()) -> frozenset[Path]:
 
 
 _paths: Memo[frozenset[Path]] = Memo(most=512)
-_trees: Memo[dict[str, Any]] = Memo(most=512)
+_trees: Memo[JsonObject] = Memo(most=512)
 
 
-def _paths_of(tree: dict[str, Any]) -> frozenset[Path]:
+def _paths_of(tree: JsonObject) -> frozenset[Path]:
     """`from_fields_v1` of a stored tree, which is never changed."""
     return _paths.of(lambda: from_fields_v1(tree), tree)
 
 
-def _tree_of(paths: frozenset[Path]) -> dict[str, Any]:
+def _tree_of(paths: frozenset[Path]) -> JsonObject:
     """`to_fields_v1`, the same tree for the same set."""
 
-    def make() -> dict[str, Any]:
+    def make() -> JsonObject:
         tree = to_fields_v1(paths)
         _paths.of(lambda: paths, tree)
         return tree
@@ -259,7 +262,7 @@ def _tree_of(paths: frozenset[Path]) -> dict[str, Any]:
 class Ownership:
     """Who owns which fields of one object; an entry per manager, operation and subresource."""
 
-    def __init__(self, managed: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, managed: Sequence[JsonMap]) -> None:
         self.sets = {
             (entry["manager"], entry["operation"], entry.get("subresource", "")): _paths_of(
                 entry["fieldsV1"]
@@ -267,7 +270,7 @@ class Ownership:
             for entry in managed
         }
 
-    def managed_fields(self, api_version: str) -> list[dict[str, Any]]:
+    def managed_fields(self, api_version: str) -> list[JsonObject]:
         """The list to store; entries that own nothing are gone."""
         return [
             {
@@ -282,7 +285,9 @@ class Ownership:
             if paths
         ]
 
-    def updated(self, manager: str, subresource: str, old: Any, new: Any, keys: Keys) -> None:
+    def updated(
+        self, manager: str, subresource: str, old: JsonMap, new: JsonMap, keys: Keys
+    ) -> None:
         """A write other than apply: what it changed is now owned by its manager alone."""
         changed, gone = difference(old, new, keys)
         mine = (manager, "Update", subresource)
@@ -295,8 +300,14 @@ class Ownership:
             self.sets[mine] = before | changed
 
     def apply(
-        self, manager: str, subresource: str, live: Any, config: Any, keys: Keys, force: bool
-    ) -> Any:
+        self,
+        manager: str,
+        subresource: str,
+        live: JsonMap,
+        config: JsonMap,
+        keys: Keys,
+        force: bool,
+    ) -> JsonObject:
         """Server-side apply; returns the merged object. Raises 409 on conflicts without force."""
         wanted = leaves(config, keys)
         current = leaves(live, keys)
@@ -324,7 +335,7 @@ class Ownership:
             merged = copy(merged)  # it shares with `live` what it did not change
         for path in sorted(dropped, key=lambda p: (-len(p), p[-1] == ".", p)):
             _remove(merged, path, keys)
-        return merged
+        return cast(JsonObject, merged)
 
 
 def _apply_conflict(conflicts: Mapping[Path, str]) -> KubeError:
@@ -340,7 +351,7 @@ def _apply_conflict(conflicts: Mapping[Path, str]) -> KubeError:
     return KubeError(409, "Conflict", message, causes=tuple(causes))
 
 
-def _merge(live: Any, config: Any, keys: Keys, at: tuple[str, ...]) -> Any:
+def _merge(live: object, config: object, keys: Keys, at: tuple[str, ...]) -> object:
     if isinstance(config, list) and at in keys and isinstance(live, list):
         return _merge_lists(live, config, keys, at, lambda a, b, p: _merge(a, b, keys, p))
     if not isinstance(config, dict) or not isinstance(live, dict) or at in ATOMIC_ITEMS:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pdserve.dst.api_fields import COMMON_KEYS, Keys
 from pdserve.kube import resource as known
 from pdserve.kube.resource import Object, ObjectKey, Resource
+from pdserve.terms.json import JsonMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ BUILTIN = (
 )  # fmt: skip
 
 
-def kind_of_crd(crd: Mapping[str, Any], version: str | None = None) -> StoredKind:
+def kind_of_crd(crd: JsonMap, version: str | None = None) -> StoredKind:
     """A `StoredKind` from a CustomResourceDefinition: scope, subresources, list types."""
     spec = crd["spec"]
     served = next(v for v in spec["versions"] if version is None or v["name"] == version)
@@ -80,7 +79,7 @@ def kind_of_crd(crd: Mapping[str, Any], version: str | None = None) -> StoredKin
 
 
 def _list_types(
-    schema: Mapping[str, Any],
+    schema: JsonMap,
     at: tuple[str, ...],
     found: dict[tuple[str, ...], tuple[str, ...]],
 ) -> None:

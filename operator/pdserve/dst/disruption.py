@@ -16,17 +16,17 @@ Source: kubernetes/pkg/controller/disruption and pkg/registry/core/pod/storage/e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.terms.times import epoch_of
 
 GRANT_SECONDS = 120.0
 """A granted eviction counts for so long while the pod is still there."""
 
-ScaleOf = Callable[[Mapping[str, Any], str], int | None]
+ScaleOf = Callable[[JsonMap, str], int | None]
 """Controller reference and namespace -> replicas of its scale; None: it has none."""
 
 
@@ -41,7 +41,7 @@ def covers(budget: Object, pod: Object) -> bool:
 
 def status_of(
     budget: Object, pods: Iterable[Object], scale: ScaleOf, now: float, stamp: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """The status that the disruption controller writes."""
     spec, known = budget.get("spec", {}), budget.get("status", {})
     mine = [p for p in pods if covers(budget, p)]
@@ -54,7 +54,7 @@ def status_of(
         and now - epoch_of(at) < GRANT_SECONDS
     }
     healthy = sum(is_ready(p) and p["metadata"]["name"] not in granted for p in mine)
-    status: dict[str, Any] = {
+    status: JsonObject = {
         "observedGeneration": budget["metadata"]["generation"],
         "currentHealthy": healthy,
         "disruptedPods": granted,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.world import World
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import PODS, Object
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
 
@@ -55,13 +55,13 @@ def drain_begins(before: Object, after: Object) -> bool:
     return told(after) and not told(before)
 
 
-def newest_applied_in(status: Any) -> dict[str, Any] | None:
+def newest_applied_in(status: JsonMap) -> JsonObject | None:
     """The newest applied decision of a ScenarioGroup's status; None where there is none."""
     made = [d for d in status.get("decisions", ()) if d.get("outcome") == "Applied"]
     return dict(made[-1]) if made else None
 
 
-def routed_ids(routes: Any) -> Iterable[str]:
+def routed_ids(routes: JsonMap) -> Iterable[str]:
     """Ids of the instances of a route table."""
     for scenario in routes["scenarios"]:
         for group in scenario["groups"]:

@@ -6,8 +6,7 @@ Only what the operator can see of them. Time is the event loop's, chance the wor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.api_fields import copy
@@ -25,6 +24,7 @@ from pdserve.kube.resource import (
     ObjectKey,
     key_of,
 )
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 from pdserve.wire.pin import pinned_node
 
@@ -89,7 +89,7 @@ class Machinery:
         ]
         self._status(obj, {"containerStatuses": statuses}, [("Ready", "False")])
 
-    def _state(self) -> Any:
+    def _state(self) -> object:
         """Equal to what it was when no pod would act otherwise than then, but for time."""
         engines = tuple(
             (e.table and e.table.version, e.linked_once, e.draining, e.frozen)
@@ -282,7 +282,7 @@ class Machinery:
             if status != budget.get("status"):
                 self.world.api.budget_status(budget, status)
 
-    def _scale(self, owner: Mapping[str, Any], namespace: str) -> int | None:
+    def _scale(self, owner: JsonMap, namespace: str) -> int | None:
         """Replicas of a pod's controller, by its scale subresource."""
         kinds = {"Deployment": DEPLOYMENTS, "ScenarioGroup": SCENARIO_GROUPS}
         kind = kinds.get(owner["kind"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from pdserve.dst import values
 from pdserve.ratio.types import (
@@ -20,6 +19,7 @@ from pdserve.ratio.types import (
     Unknown,
 )
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
+from pdserve.terms.json import JsonObject
 
 RATE = 2.0
 """Requests per second that every scenario has."""
@@ -75,7 +75,7 @@ def lie(rng: random.Random) -> Callable[[ScenarioSample], ScenarioSample | Unkno
               if rng.random() < 0.6] or ["offered"]  # fmt: skip
 
     def changed(sample: ScenarioSample) -> ScenarioSample:
-        over: dict[str, Any] = dict.fromkeys(fields, broken)
+        over: JsonObject = dict.fromkeys(fields, broken)
         return replace(sample, windows=tuple(replace(w, **over) for w in sample.windows))
 
     return changed

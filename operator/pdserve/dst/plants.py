@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
+from pdserve.api import ObjectMeta, ScenarioGroup
 from pdserve.controllers import worker
 from pdserve.controllers.group import scenariogroup
 from pdserve.controllers.ratio import ratio_loop
 from pdserve.controllers.service import pdservice
 from pdserve.controllers.shared import caches, claims, clock, group_view
+from pdserve.controllers.shared.context import OperatorContext
 from pdserve.desired import decisions
 from pdserve.groups import (
     health,
@@ -31,11 +33,18 @@ from pdserve.groups import (
     scale,
     tables,
 )
-from pdserve.groups.types import DeletePod
-from pdserve.kube.resource import PODS, ObjectKey
+from pdserve.groups.types import DeletePod, InstanceObs, Observation
+from pdserve.groups.view import GroupView, PlanDraft
+from pdserve.kube.cache import Cache
+from pdserve.kube.resource import PODS, Object, ObjectKey
+from pdserve.kube.workqueue import QueueKey
+from pdserve.ratio.types import Counts
+from pdserve.terms import Role
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
+from pdserve.wire.peers import PeerTable
 
-Change = tuple[Any, str, Any]
+Change = tuple[object, str, object]
 """Module or class, name, and what stands there instead."""
 
 
@@ -65,13 +74,13 @@ def planted(plant: Plant) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _everywhere(name: str, value: Any, *modules: ModuleType) -> tuple[Change, ...]:
+def _everywhere(name: str, value: object, *modules: ModuleType) -> tuple[Change, ...]:
     """One function by its name in all modules that use it."""
     return tuple((module, name, value) for module in modules)
 
 
 def _owners_by_uid() -> tuple[Change, ...]:
-    def owned_by(cache: Any, owner: Any) -> tuple[Any, ...]:
+    def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
         found = [o for o in cache.list() if any(
             r.get("controller") and r["uid"] == owner.uid
             for r in o["metadata"].get("ownerReferences") or ())]  # fmt: skip
@@ -81,21 +90,21 @@ def _owners_by_uid() -> tuple[Change, ...]:
 
 
 def _counts_by_edit() -> tuple[Change, ...]:
-    def acting_counts(group: Any, _scenario: Any, *, owned: bool) -> Any:
+    def acting_counts(group: ScenarioGroup, _scenario: object, *, owned: bool) -> Counts | None:
         return decisions.live_counts(group)
 
     return _everywhere("acting_counts", acting_counts, scenariogroup)
 
 
 def _outdated_unrepaired() -> tuple[Change, ...]:
-    def stored_revisions(_caches: Any, _group: Any) -> Mapping[str, Any]:
+    def stored_revisions(_caches: object, _group: object) -> JsonMap:
         return {}
 
     return _everywhere("stored_revisions", stored_revisions, group_view)
 
 
 def _startup_until_ready() -> tuple[Change, ...]:
-    def startup(pod: Any, now: float, limits: Any, since: Any) -> Any:
+    def startup(pod: JsonMap, now: float, limits: object, since: object) -> health.HealthVerdict:
         if health.condition(pod, "Ready").get("status") == "True":
             return health.HealthVerdict()
         age = now - health.created(pod)
@@ -109,7 +118,7 @@ def _startup_until_ready() -> tuple[Change, ...]:
 
 
 def _outage_is_silence() -> tuple[Change, ...]:
-    def of(self: Any, node: str) -> float | None:
+    def of(self: clock.NodeSilence, node: str) -> float | None:
         since = self._since.get(node)
         return None if since is None else 3600.0
 
@@ -117,14 +126,14 @@ def _outage_is_silence() -> tuple[Change, ...]:
 
 
 def _drain_unheeded() -> tuple[Change, ...]:
-    def finished(_group: Any, _instance: Any, _observation: Any) -> bool:
+    def finished(_group: object, _instance: object, _observation: object) -> bool:
         return True
 
     return ((removal, "finished", finished), (tables, "finished", finished))
 
 
 def _routes_unlinked() -> tuple[Change, ...]:
-    def is_routable(instance: Any, table: Any) -> bool:
+    def is_routable(instance: InstanceObs, table: PeerTable | None) -> bool:
         return (
             not instance.terminating and instance.fault is None
             and routes.peer_entry(instance, table) is not None
@@ -134,14 +143,16 @@ def _routes_unlinked() -> tuple[Change, ...]:
 
 
 def _routes_the_dead() -> tuple[Change, ...]:
-    def is_routable(instance: Any, table: Any) -> bool:
+    def is_routable(instance: InstanceObs, table: PeerTable | None) -> bool:
         return instance.pod_ip is not None and routes.peer_entry(instance, table) is not None
 
     return _everywhere("is_routable", is_routable, routes)
 
 
 def _no_drain() -> tuple[Change, ...]:
-    def retire(_group: Any, instance: Any, reason: str, _observation: Any, draft: Any) -> None:
+    def retire(
+        _group: object, instance: InstanceObs, reason: str, _observation: object, draft: PlanDraft
+    ) -> None:
         if not instance.terminating:
             draft.act(DeletePod(instance.name, instance.uid, reason), reason)
 
@@ -149,7 +160,9 @@ def _no_drain() -> tuple[Change, ...]:
 
 
 def _serving_goes_first() -> tuple[Change, ...]:
-    def next_excess(live: Any, observation: Any, _draft: Any) -> Any:
+    def next_excess(
+        live: Sequence[GroupView], observation: Observation, _draft: object
+    ) -> GroupView | None:
         if len(live) <= observation.wanted.replicas:
             return None
         return min(live, key=lambda g: (not g.serving, g.index))
@@ -160,7 +173,9 @@ def _serving_goes_first() -> tuple[Change, ...]:
 def _rolls_all_at_once() -> tuple[Change, ...]:
     original = scale.scale_groups
 
-    def scale_groups(groups: Any, observation: Any, draft: Any) -> Any:
+    def scale_groups(
+        groups: Sequence[GroupView], observation: Observation, draft: PlanDraft
+    ) -> tuple[GroupView, ...]:
         revision = observation.wanted.revision
         for group in groups:
             if group.revision != revision and not group.gone:
@@ -174,7 +189,9 @@ def _rolls_all_at_once() -> tuple[Change, ...]:
 def _replaced_twice() -> tuple[Change, ...]:
     original = resize._vacancies
 
-    def vacancies(group: Any, role: Any, short: int, observation: Any, draft: Any) -> Any:
+    def vacancies(
+        group: GroupView, role: Role, short: int, observation: Observation, draft: PlanDraft
+    ) -> tuple[resize.Vacancy, ...]:
         found = original(group, role, short, observation, draft)
         lost = any(vacancy.replaces is not None for vacancy in found)
         return original(group, role, short + 1, observation, draft) if lost else found
@@ -183,7 +200,7 @@ def _replaced_twice() -> tuple[Change, ...]:
 
 
 def _claims_forgotten() -> tuple[Change, ...]:
-    def nothing(*_: Any, **__: Any) -> tuple[Any, ...]:
+    def nothing(*_: object, **__: object) -> tuple[object, ...]:
         return ()
 
     return (
@@ -204,7 +221,7 @@ def _slow_repair() -> tuple[Change, ...]:
 def _flaps_are_losses() -> tuple[Change, ...]:
     original = health.HealthLimits
 
-    def limits(*args: Any, **kwargs: Any) -> Any:
+    def limits(*args: Any, **kwargs: Any) -> health.HealthLimits:
         made = original(*args, **kwargs)
         return dataclasses.replace(made, node_suspect=1.0)
 
@@ -212,7 +229,7 @@ def _flaps_are_losses() -> tuple[Change, ...]:
 
 
 def _errors_end_the_operator() -> tuple[Change, ...]:
-    async def reconcile(context: Any, key: Any) -> None:
+    async def reconcile(context: OperatorContext, key: QueueKey) -> None:
         after = await worker.RECONCILERS[key.kind](context, ObjectKey(key.namespace, key.name))
         if after is not None:
             context.queue.add_after(key, max(after, worker.SHORTEST_WAIT))
@@ -223,7 +240,7 @@ def _errors_end_the_operator() -> tuple[Change, ...]:
 def _owners_by_label() -> tuple[Change, ...]:
     original = caches.owned_by
 
-    def owned_by(cache: Any, owner: Any) -> tuple[Any, ...]:
+    def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
         if cache.resource != PODS:
             return tuple(original(cache, owner))
         return tuple(

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from pdserve.api import PDService, RoCEDomain, ScenarioGroup
 from pdserve.api.base import ApiModel
@@ -27,6 +26,7 @@ from pdserve.dst.world_service import service
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.resource import NODES, Object, ObjectKey, Resource, key_of
 from pdserve.ratio.types import LoopSettings
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
 DEVICES = 2
@@ -109,7 +109,7 @@ class Scene:
     # --- objects ---------------------------------------------------------------------------
 
     def patch(
-        self, obj: Object, body: Any, resource: Resource, subresource: str | None = None
+        self, obj: Object, body: object, resource: Resource, subresource: str | None = None
     ) -> None:
         """Merge-patch an object as a user would; nothing happens if it is gone or invalid."""
         meta = obj["metadata"]
@@ -217,7 +217,7 @@ def domain_object(scene: Scene) -> Object:
 
 
 def _services() -> tuple[Object, Object, Object]:
-    def fixed(groups: int, prefill: int, decode: int) -> dict[str, Any]:
+    def fixed(groups: int, prefill: int, decode: int) -> JsonObject:
         counts = {"groups": groups, "prefill": prefill, "decode": decode}
         return {"mode": "Fixed", "fixed": counts}
 

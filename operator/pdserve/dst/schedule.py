@@ -17,7 +17,7 @@ import signal
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.asked import counts_in_force, scenario_name
@@ -26,6 +26,7 @@ from pdserve.dst.scene import VARIANTS, Scene, reseed
 from pdserve.dst.steps import STEPS
 from pdserve.dst.violation import Violation
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
 REST_SECONDS = 1500.0
@@ -239,7 +240,7 @@ def _ours(group: Object) -> bool:
     return bool(labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER)
 
 
-def describe(outcome: Outcome) -> dict[str, Any]:
+def describe(outcome: Outcome) -> JsonObject:
     """An outcome for `-o json`."""
     return {"seed": outcome.seed, "number": outcome.number, "violation": outcome.violation,
             "trace": outcome.trace}  # fmt: skip

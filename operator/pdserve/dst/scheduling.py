@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+from pdserve.terms.json import JsonMap
 from pdserve.terms.quantity import QuantityError
 from pdserve.topology.affinity import matches, terms_of
 from pdserve.topology.nodes import Taint, Toleration
 from pdserve.topology.requests import is_port, offered, pod_requests, port_conflicts
 
 
-def refusal_of(
-    pod: Mapping[str, Any], node: Mapping[str, Any], bound: Iterable[Mapping[str, Any]]
-) -> str | None:
+def refusal_of(pod: JsonMap, node: JsonMap, bound: Iterable[JsonMap]) -> str | None:
     """Why the node does not take the pod, in the scheduler's words; None when it does.
 
     `bound`: the pods that are there.
@@ -48,9 +46,7 @@ def refusal_of(
     return None
 
 
-def is_admitted(
-    pod: Mapping[str, Any], node: Mapping[str, Any], bound: Iterable[Mapping[str, Any]]
-) -> bool:
+def is_admitted(pod: JsonMap, node: JsonMap, bound: Iterable[JsonMap]) -> bool:
     """Whether the node's kubelet runs a pod that is bound to it past the scheduler.
 
     It reckons with what it knows: an extended resource that the node does not state is not looked
@@ -67,14 +63,14 @@ def is_admitted(
     )
 
 
-def _affine(spec: Mapping[str, Any], node: Mapping[str, Any]) -> bool:
+def _affine(spec: JsonMap, node: JsonMap) -> bool:
     affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     meta = node["metadata"]
     return required is None or matches(terms_of(required), meta["name"], meta.get("labels") or {})
 
 
-def _offered(resource: str, stated: Mapping[str, Any]) -> int:
+def _offered(resource: str, stated: JsonMap) -> int:
     try:
         return offered(resource, stated.get(resource, 0))
     except QuantityError:

@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.dst import metrics, values
@@ -22,10 +22,11 @@ from pdserve.dst.scene import BROKEN_IMAGE, SUSPECT_SECONDS, Scene, domain_objec
 from pdserve.dst.scheduling import is_admitted
 from pdserve.dst.world import stamp
 from pdserve.dst.world_service import NPU
-from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, SECRETS, Object, ObjectKey
+from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, SECRETS, Object, ObjectKey, Resource
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
-Step = Callable[[Scene, random.Random], Coroutine[Any, Any, str | None]]
+Step = Callable[[Scene, random.Random], Coroutine[object, object, str | None]]
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ async def bad_network(scene: Scene, rng: random.Random) -> str | None:
     faults, healthy = scene.faults, Faults()
     seconds = rng.uniform(5, 60)
     scene.watcher.trouble(seconds)
-    drawn: dict[str, Any] = {
+    drawn: JsonObject = {
         "latency": (0.0, rng.choice((0.05, 1.0))), "refuse": rng.choice((0.0, 0.3)),
         "lose_answer": rng.choice((0.0, 0.3)), "watch_delay": (0.0, rng.choice((0.3, 3.0))),
         "watch_break": rng.choice((0.0, 0.1)), "watch_repeat": rng.choice((0.0, 0.3)),
@@ -383,7 +384,7 @@ async def forge_owner(scene: Scene, rng: random.Random) -> str | None:
     group = rng.choice(scene.world.seen(SCENARIO_GROUPS))
     elsewhere = "team" if group["metadata"]["namespace"] == "default" else "default"
     kind = rng.choice(("pod", "table", "group"))
-    meta: dict[str, Any] = {
+    meta: JsonObject = {
         "name": f"forged-{rng.randrange(10**6)}",
         "namespace": elsewhere,
         "labels": copy(_some_labels(scene, group)),
@@ -503,11 +504,11 @@ async def poison_status(scene: Scene, rng: random.Random) -> str | None:
             return None
         old = {c["type"]: c for c in pod.get("status", {}).get("conditions", ())}
         changed = [{**c, "lastTransitionTime": values.when(rng)} for c in old.values()]
-        body: dict[str, Any] = {"status": {"startTime": values.when(rng), "conditions": changed}}
+        body: JsonObject = {"status": {"startTime": values.when(rng), "conditions": changed}}
         scene.patch(pod, body, PODS, "status")
         return f"times of pod {_name(pod)}"
     group = rng.choice(scene.world.seen(SCENARIO_GROUPS))
-    repairs: list[dict[str, Any]] = [
+    repairs: list[JsonObject] = [
         {"slot": f"{_name(group)}-0-p0", "failures": rng.choice((1, 30, 2**31 - 1)),
          "lastFailureTime": values.when(rng), "notBeforeTime": values.when(rng),
          "suspectNode": rng.choice(("a-0", "nowhere")), "fault": "PodFailed"}
@@ -563,7 +564,7 @@ def _plan(scene: Scene, service: Object) -> None:
     scene.planned.add(_name(service))
 
 
-def _foreign(scene: Scene, resource: Any, obj: Object) -> None:
+def _foreign(scene: Scene, resource: Resource, obj: Object) -> None:
     with suppress(Exception):
         made = scene.world.create(resource, obj)
         scene.watcher.foreign.add(made["metadata"]["uid"])

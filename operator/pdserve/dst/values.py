@@ -8,7 +8,6 @@ are any text, engine answers are any JSON.
 from __future__ import annotations
 
 import random
-from typing import Any
 
 QUANTITIES = (
     "1e3", "1E6", "1T", "1Ti", "1Pi", "2Ei", "100m", "1500m", "0.5", "1.5Gi", "0", "7k", "12e-1",
@@ -37,7 +36,7 @@ def quantity(rng: random.Random) -> str:
 
 
 def text(rng: random.Random) -> str:
-    """Any text."""
+    """Object text."""
     return rng.choice(TEXTS)
 
 
@@ -51,9 +50,9 @@ def number(rng: random.Random) -> float:
     return rng.choice(NUMBERS)
 
 
-def json_value(rng: random.Random) -> Any:
-    """Any JSON value, also of extreme size or depth."""
-    deep: Any = []
+def json_value(rng: random.Random) -> object:
+    """Object JSON value, also of extreme size or depth."""
+    deep: object = []
     for _ in range(rng.choice((1, 30, 900))):
         deep = [deep] if rng.random() < 0.5 else {"a": deep}
     return rng.choice(
@@ -62,7 +61,7 @@ def json_value(rng: random.Random) -> Any:
     )  # fmt: skip
 
 
-def spoiled(value: Any, rng: random.Random) -> Any:
+def spoiled(value: object, rng: random.Random) -> object:
     """A copy of a JSON value with one part replaced, removed or added."""
     if isinstance(value, dict) and value and rng.random() < 0.8:
         key = rng.choice(sorted(value))

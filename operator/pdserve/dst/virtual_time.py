@@ -50,13 +50,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return 1000.0 + self._jump.skipped
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+def run_virtual(main: Coroutine[object, object, T]) -> T:
     """`asyncio.run` on a `VirtualLoop`."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
 
 
-def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+def virtual_time(test: Callable[P, Coroutine[object, object, T]]) -> Callable[P, T]:
     """Run an async test function in virtual time."""
 
     @functools.wraps(test)

@@ -14,7 +14,6 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from pdserve.api import KINDS
 from pdserve.api.crd import crd_manifest
@@ -44,9 +43,11 @@ from pdserve.kube.resource import (
     PODS,
     Object,
     ObjectKey,
+    Resource,
 )
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
 STEP = 0.1
@@ -95,7 +96,7 @@ class World:
     on_write: Callable[[KubeRequest, Object | None, Object], None] | None = None
     """Called with each write of an operator that took effect: request, object before, answer."""
     crashing: set[str] = field(default_factory=set)
-    _tables: Memo[dict[str, Any]] = field(default_factory=lambda: Memo(most=64))
+    _tables: Memo[JsonObject] = field(default_factory=lambda: Memo(most=64))
     ready_since: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -167,25 +168,31 @@ class World:
             },
         )
 
-    def create(self, resource: Any, obj: Object) -> Object:
+    def create(self, resource: Resource, obj: Object) -> Object:
         """POST an object as a user would."""
         namespace = obj["metadata"].get("namespace")
         return self.api.handle(KubeRequest("create", resource, namespace, body=obj))
 
     def patch(
-        self, resource: Any, namespace: str, name: str, body: Any, *, subresource: str | None = None
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        body: object,
+        *,
+        subresource: str | None = None,
     ) -> Object:
         """Merge-patch an object as a user would."""
         return self.api.handle(
             KubeRequest("patch", resource, namespace, name, subresource, body=body, patch="merge")
         )
 
-    def get(self, resource: Any, name: str, namespace: str = NS) -> Object | None:
+    def get(self, resource: Resource, name: str, namespace: str = NS) -> Object | None:
         """A copy of the object, free to be changed."""
         found = self.api.store(resource).objects.get(ObjectKey(namespace, name))
         return None if found is None else copy(found)
 
-    def seen(self, resource: Any) -> list[Object]:
+    def seen(self, resource: Resource) -> list[Object]:
         """All objects of a kind, not copied: not to be changed."""
         objects = self.api.store(resource).objects
         return [objects[key] for key in sorted(objects)]
@@ -194,7 +201,9 @@ class World:
         """All pods that carry a role, not copied."""
         return [p for p in self.seen(PODS) if names.LABEL_ROLE in p["metadata"].get("labels", {})]
 
-    def condition(self, resource: Any, name: str, kind: str, namespace: str = NS) -> dict[str, Any]:
+    def condition(
+        self, resource: Resource, name: str, kind: str, namespace: str = NS
+    ) -> JsonObject:
         """One condition of an object; empty where there is none."""
         obj = self.get(resource, name, namespace) or {}
         for found in obj.get("status", {}).get("conditions", ()):
@@ -206,7 +215,7 @@ class World:
         """Messages of all Events with one reason."""
         return [e["message"] for e in self.api.objects(EVENTS) if e["reason"] == reason]
 
-    def routes(self, service: str = "shop", namespace: str = NS) -> dict[str, Any]:
+    def routes(self, service: str = "shop", namespace: str = NS) -> JsonObject:
         """The route table of a service as JSON; empty where there is none to be read."""
         key = ObjectKey(namespace, names.routes_configmap_name(service))
         found = self.api.store(CONFIGMAPS).objects.get(key)
@@ -295,7 +304,9 @@ class World:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def until(self, check: Any, seconds: float = 120.0, what: str = "") -> float:
+    async def until(
+        self, check: Callable[[], object], seconds: float = 120.0, what: str = ""
+    ) -> float:
         """Wait (virtually) until `check()`; returns how long it took."""
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -352,7 +363,7 @@ class World:
         faults: Faults | None = None,
         source: MetricsSource | None = None,
         settings: LoopSettings | None = None,
-        log_line: Any = lambda _line: None,
+        log_line: Callable[[str], None] = lambda _line: None,
         namespace: str | None = None,
         left: Mapping[str, str] | None = None,
     ) -> None:
@@ -387,7 +398,7 @@ class World:
             )
 
 
-def table_in(config_map: Object) -> dict[str, Any]:
+def table_in(config_map: Object) -> JsonObject:
     """The route table in a ConfigMap as JSON; empty where there is none, or a stranger's text."""
     try:
         table = json.loads(config_map["data"][names.KEY_ROUTES])

@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.controllers.shared.linker import EngineError, Target
 from pdserve.desired.credentials import Terms
@@ -33,7 +32,7 @@ class SimulatedEngine:
     frozen: bool = False
     stopped_at: float = 0.0
     """Loop time at which it last stopped to answer, alone, on a node that is well."""
-    lies: Callable[[Any], Any] | None = None
+    lies: Callable[[object], object] | None = None
     """What becomes of its answers; None: it says the truth."""
 
 
@@ -106,6 +105,6 @@ class Engines:
         engine.draining = True
         return DrainReport.from_json(self._said(engine, DrainReport(engine.busy, 0, 0).to_json()))
 
-    def _said(self, engine: SimulatedEngine, answer: Any) -> Any:
+    def _said(self, engine: SimulatedEngine, answer: object) -> object:
         """The answer as it arrives; an engine that lies says something else."""
         return answer if engine.lies is None else engine.lies(answer)

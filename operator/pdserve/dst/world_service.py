@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from pdserve.dst.api_fields import copy
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
 NPU = "huawei.com/Ascend910"
@@ -21,9 +21,9 @@ def service(
     prefill: tuple[int, int] = (1, 4),
     decode: tuple[int, int] = (1, 4),
     groups: tuple[int, int] = (1, 3),
-    ratio: dict[str, Any] | None = None,
+    ratio: JsonObject | None = None,
     namespace: str = NS,
-    **spec: Any,
+    **spec: object,
 ) -> Object:
     """A PDService; every scenario but the last matches a header."""
     listed = list(scenarios)

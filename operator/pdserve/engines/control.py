@@ -8,10 +8,10 @@ token. An engine without such paths gets them from a proxy container in its pod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from pdserve.terms.json import JsonMap
 from pdserve.wire import http
 from pdserve.wire.bounds import parse_json
 from pdserve.wire.links import DrainReport, LinkReport
@@ -23,7 +23,7 @@ class ControlRequest:
 
     method: str
     path: str
-    body: Mapping[str, Any] | None = None
+    body: JsonMap | None = None
     accepts: frozenset[int] = frozenset({200, 202})
     """Statuses that are no error."""
 
@@ -32,7 +32,7 @@ class ControlRequest:
 class EngineControl(Protocol):
     """Control paths of one engine type."""
 
-    def put_peers(self, table: Mapping[str, Any]) -> ControlRequest:
+    def put_peers(self, table: JsonMap) -> ControlRequest:
         """Gives a peer table in its wire form (`wire.peers`), with a grant under `credentials`.
 
         An instance that holds a newer table keeps it, and its link report says so.
@@ -59,7 +59,7 @@ class JsonControl:
     links: str = http.PATH_LINKS
     drain: str = http.PATH_DRAIN
 
-    def put_peers(self, table: Mapping[str, Any]) -> ControlRequest:
+    def put_peers(self, table: JsonMap) -> ControlRequest:
         """409 says that it holds a newer one."""
         return ControlRequest("PUT", self.peers, table, frozenset({200, 202, 409}))
 

@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import repr as shown
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
+from pdserve.terms.json import JsonMap
 from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteInstance
 
@@ -97,11 +98,11 @@ class PrefillOutcome:
     """
 
     finished: bool
-    kv: Mapping[str, Any] | None
+    kv: JsonMap | None
     release_id: str | None
     prompt_tokens: int
     cached_tokens: int
-    reply: Mapping[str, Any]
+    reply: JsonMap
     """The whole reply, for `finished_reply`."""
 
 
@@ -136,17 +137,17 @@ class EngineFlow(Protocol):
     def lease_seconds(self) -> float:
         """How long a prefill keeps KV that no decode pulled, counted from its reply."""
 
-    def prepare_prefill(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
+    def prepare_prefill(self, endpoint: Endpoint, body: JsonMap) -> bytes:
         """What all prefill legs of a request share."""
 
     def prefill_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
         """One prefill leg."""
 
-    def read_prefill(self, body: Mapping[str, Any], reply: bytes) -> PrefillOutcome:
+    def read_prefill(self, body: JsonMap, reply: bytes) -> PrefillOutcome:
         """Interpret an accepted prefill leg's reply to the client's `body`; raises FlowError."""
 
     def prepare_decode(
-        self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome | None
+        self, endpoint: Endpoint, body: JsonMap, outcome: PrefillOutcome | None
     ) -> bytes:
         """What all decode legs after one prefill share; `outcome` is None for `together`.
 
@@ -158,7 +159,7 @@ class EngineFlow(Protocol):
         """One decode leg."""
 
     def finished_reply(
-        self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome
+        self, endpoint: Endpoint, body: JsonMap, outcome: PrefillOutcome
     ) -> FinishedReply:
         """What the client gets when `outcome.finished`; raises FlowError."""
 
@@ -172,7 +173,7 @@ class EngineFlow(Protocol):
         """What a reply's head says of free slots; None when nothing. Never raises."""
 
 
-def token_count(value: Any) -> int:
+def token_count(value: object) -> int:
     """A count from an engine's `usage` (0 when absent).
 
     Raises ValueError: not a whole number of tokens that an engine can have seen or made.

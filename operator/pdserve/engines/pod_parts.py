@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from pdserve.terms import Role
+from pdserve.terms.json import JsonMap
 from pdserve.wire import http
 
 
@@ -44,11 +45,11 @@ class PodParts:
     ready_path: str = http.PATH_READY
     """200 once the links of a peer table that names the instance are verified, until it drains."""
     metrics_path: str = http.PATH_METRICS
-    mounts: tuple[Mapping[str, Any], ...] = ()
+    mounts: tuple[JsonMap, ...] = ()
     """Further volumeMounts of the engine's container."""
-    volumes: tuple[Mapping[str, Any], ...] = ()
+    volumes: tuple[JsonMap, ...] = ()
     """Further volumes of the pod, e.g. shared memory."""
-    containers: tuple[Mapping[str, Any], ...] = ()
+    containers: tuple[JsonMap, ...] = ()
     """Further containers, e.g. a proxy that gives an engine pdserve's control paths."""
 
 

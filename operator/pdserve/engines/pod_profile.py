@@ -18,7 +18,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
+
+from pdserve.terms.json import JsonMap
 
 Class = Literal["profile", "names"]
 
@@ -139,9 +141,7 @@ class Rights:
     """The chart's ValidatingAdmissionPolicy is installed: the API server checked that authors may
     use the Secrets and service accounts that they name."""
 
-    def refused(
-        self, pod: Mapping[str, Any], namespace: str, own: Iterable[Finding] = ()
-    ) -> Finding | None:
+    def refused(self, pod: JsonMap, namespace: str, own: Iterable[Finding] = ()) -> Finding | None:
         """The first finding that nothing permits, or None. `own` are the operator's findings."""
         known = {(f.field, f.value) for f in own}
         for finding in findings(pod):
@@ -157,7 +157,7 @@ class Rights:
         return any(entry.permits(finding, namespace) for entry in self.allowed)
 
 
-def findings(pod: Mapping[str, Any]) -> tuple[Finding, ...]:
+def findings(pod: JsonMap) -> tuple[Finding, ...]:
     """Every field of a pod manifest (or of a pod template) that needs a right.
 
     Order: metadata, pod, volumes, containers, init containers.
@@ -176,7 +176,7 @@ def findings(pod: Mapping[str, Any]) -> tuple[Finding, ...]:
     )
 
 
-def _annotations(metadata: Mapping[str, Any]) -> Iterator[Finding]:
+def _annotations(metadata: JsonMap) -> Iterator[Finding]:
     for key, value in _map(metadata.get("annotations")).items():
         if str(key).startswith(_APPARMOR) and not _confined(value):
             yield Finding(
@@ -191,7 +191,7 @@ def _confined(value: object) -> bool:
     )
 
 
-def _pod(spec: Mapping[str, Any]) -> Iterator[Finding]:
+def _pod(spec: JsonMap) -> Iterator[Finding]:
     for key in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(key) not in (None, False):
             yield _same(f"spec.{key}", spec[key], "must be false")
@@ -214,7 +214,7 @@ def _pod(spec: Mapping[str, Any]) -> Iterator[Finding]:
         yield _same("spec.imagePullSecrets", _map(secret).get("name"), "spec.engine has them")
 
 
-def _volume(at: str, volume: Mapping[str, Any]) -> Iterator[Finding]:
+def _volume(at: str, volume: JsonMap) -> Iterator[Finding]:
     for kind in sorted(set(volume) - {"name"}):
         source = volume[kind]
         if source is None:
@@ -240,7 +240,7 @@ def _volume(at: str, volume: Mapping[str, Any]) -> Iterator[Finding]:
 _SECRETS = "no Secret of others"
 
 
-def _projected(at: str, sources: list[Any]) -> Iterator[Finding]:
+def _projected(at: str, sources: list[object]) -> Iterator[Finding]:
     for index, source in enumerate(sources):
         for kind, value in _map(source).items():
             field = f"spec.volumes[*].projected.sources[*].{kind}"
@@ -249,9 +249,7 @@ def _projected(at: str, sources: list[Any]) -> Iterator[Finding]:
                 yield Finding(field, f"{at}.sources[{index}].{kind}", name, _SECRETS)
 
 
-def _container(
-    kind: str, at: str, container: Mapping[str, Any], pod: Mapping[str, Any]
-) -> Iterator[Finding]:
+def _container(kind: str, at: str, container: JsonMap, pod: JsonMap) -> Iterator[Finding]:
     field = f"spec.{kind}[*]"
     context = _map(container.get("securityContext"))
     yield from _security(f"{field}.securityContext", f"{at}.securityContext", context)
@@ -277,9 +275,7 @@ def _container(
             yield Finding(f"{field}.{_SECRET_ENV[1]}", path, name, _SECRETS)
 
 
-def _hardened(
-    field: str, at: str, context: Mapping[str, Any], pod: Mapping[str, Any]
-) -> Iterator[Finding]:
+def _hardened(field: str, at: str, context: JsonMap, pod: JsonMap) -> Iterator[Finding]:
     """What a container must say, itself or by its pod."""
     capabilities = _map(context.get("capabilities"))
     rules: tuple[tuple[str, object, bool, str], ...] = (
@@ -306,7 +302,7 @@ def _hardened(
         yield _below(field, at, "seccompProfile.type", None, right)
 
 
-def _security(field: str, at: str, context: Mapping[str, Any]) -> Iterator[Finding]:
+def _security(field: str, at: str, context: JsonMap) -> Iterator[Finding]:
     """What pod and container say alike."""
     seccomp, armor = _map(context.get("seccompProfile")), _map(context.get("appArmorProfile"))
     selinux = _map(context.get("seLinuxOptions"))
@@ -315,7 +311,7 @@ def _security(field: str, at: str, context: Mapping[str, Any]) -> Iterator[Findi
     user = context.get("runAsUser")
     if user is not None and (type(user) is not int or user <= 0):
         yield _below(field, at, "runAsUser", user, "must not be 0")
-    checks: tuple[tuple[str, object, Callable[[Any], bool], str], ...] = (
+    checks: tuple[tuple[str, object, Callable[[object], bool], str], ...] = (
         ("seccompProfile.type", seccomp.get("type", None if not seccomp else ""),
          _PROFILES.__contains__, "must be RuntimeDefault or Localhost"),
         ("appArmorProfile.type", armor.get("type"), _PROFILES.__contains__,
@@ -331,7 +327,7 @@ def _security(field: str, at: str, context: Mapping[str, Any]) -> Iterator[Findi
             yield _below(field, at, key, value, right)
 
 
-def _hosts(field: str, at: str, container: Mapping[str, Any]) -> Iterator[Finding]:
+def _hosts(field: str, at: str, container: JsonMap) -> Iterator[Finding]:
     """Probes and hooks ask the pod, not a host of their author's choice."""
     lifecycle = _map(container.get("lifecycle"))
     handlers = {
@@ -362,17 +358,15 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)[:_VALUE_LIMIT]
 
 
-def _map(value: object) -> Mapping[str, Any]:
+def _map(value: object) -> JsonMap:
     return value if isinstance(value, Mapping) else {}
 
 
-def _list(value: object) -> list[Any]:
+def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _named(
-    spec: Mapping[str, Any], key: str, prefix: str
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _named(spec: JsonMap, key: str, prefix: str) -> Iterator[tuple[str, JsonMap]]:
     for index, entry in enumerate(_list(spec.get(key))):
         item = _map(entry)
         yield f"{prefix}.{key}[{item.get('name', index)}]", item

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from pdserve.api import RoleTemplate, ScenarioGroup
 from pdserve.engines import registry
@@ -20,6 +20,7 @@ from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import ENGINE_CONTAINER, TemplateError, apply_template, hardened
 from pdserve.engines.registry import BrokenEngineError, EngineTypeError
 from pdserve.terms import Role
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import http, names
 from pdserve.wire.pin import pin_to
 
@@ -104,10 +105,10 @@ def role_template(group: ScenarioGroup, role: Role) -> RoleTemplate:
 def render_pod(
     group: ScenarioGroup,
     new: PodSlot,
-    owner_ref: Mapping[str, Any],
+    owner_ref: JsonMap,
     rights: Rights | None = NO_RIGHTS,
     control: str = "",
-) -> dict[str, Any]:
+) -> JsonObject:
     """The manifest to POST for one instance.
 
     Args:
@@ -192,11 +193,9 @@ def _annotations(new: PodSlot, parts: PodParts) -> dict[str, str]:
     return annotations
 
 
-def _spec(
-    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts
-) -> dict[str, Any]:
+def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts) -> JsonObject:
     drain = group.spec.recovery.drain_seconds
-    spec: dict[str, Any] = {
+    spec: JsonObject = {
         "tolerations": [dict(t) for t in BASE_TOLERATIONS],
         "affinity": {"nodeAffinity": pin_to(new.node)},
         "readinessGates": [{"conditionType": names.CONDITION_LINKED}],
@@ -225,18 +224,16 @@ def _spec(
     return spec
 
 
-def _control_volume() -> dict[str, Any]:
+def _control_volume() -> JsonObject:
     """The pod's annotation as a file, so that what the operator writes there reaches the engine."""
     path = f"metadata.annotations['{names.ANNOTATION_CONTROL}']"
     items = [{"path": "control", "fieldRef": {"fieldPath": path}}]
     return {"name": _CONTROL_VOLUME, "downwardAPI": {"items": items}}
 
 
-def _engine(
-    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts
-) -> dict[str, Any]:
+def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts) -> JsonObject:
     devices = {role.instance.resource: str(role.instance.devices_per_node)}
-    container: dict[str, Any] = {
+    container: JsonObject = {
         "name": ENGINE_CONTAINER,
         "image": group.spec.engine.image,
         "args": [*parts.args, *role.args],
@@ -274,7 +271,7 @@ def _engine(
 
 def _env(
     group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     return [
         {"name": "PDSERVE_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "PDSERVE_INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -299,7 +296,7 @@ def _env(
     ]
 
 
-def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
+def _probe(path: str, period: int, failures: int) -> JsonObject:
     return {
         "httpGet": {"path": path, "port": names.PORT_HTTP},
         "periodSeconds": period,

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pdserve.engines.pod_profile import FIELDS, Finding, Rights, findings
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 from pdserve.wire.pin import REQUIRED, TERMS, keep_pin
 
@@ -39,7 +40,7 @@ _MERGE_KEYS: Mapping[str, tuple[str, ...]] = {
 _APPEND = frozenset({"tolerations"})
 
 _DIRECTIVE = "$patch"
-_HARDENED: Mapping[str, Any] = {
+_HARDENED: JsonMap = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
 }
@@ -96,8 +97,8 @@ class NotAllowedError(TemplateError):
 
 
 def apply_template(
-    pod: Mapping[str, Any], template: Mapping[str, Any], resource: str, rights: Rights | None
-) -> dict[str, Any]:
+    pod: JsonMap, template: JsonMap, resource: str, rights: Rights | None
+) -> JsonObject:
     """The rendered pod with the user's patch merged over it.
 
     Args:
@@ -129,13 +130,13 @@ def apply_template(
     return merged
 
 
-def _devices(spec: Mapping[str, Any], resource: str) -> list[Any]:
+def _devices(spec: JsonMap, resource: str) -> list[object]:
     engine = next(c for c in spec["containers"] if c.get("name") == ENGINE_CONTAINER)
     resources = engine.get("resources") or {}
     return [(resources.get(kind) or {}).get(resource) for kind in ("limits", "requests")]
 
 
-def _limits_lead(spec: dict[str, Any], patch: Mapping[str, Any]) -> None:
+def _limits_lead(spec: JsonObject, patch: JsonMap) -> None:
     """Drop our request where the template limits that resource: Kubernetes makes both equal."""
     for given in patch.get("containers") or ():
         resources = given.get("resources")
@@ -149,7 +150,7 @@ def _limits_lead(spec: dict[str, Any], patch: Mapping[str, Any]) -> None:
         engine["resources"]["requests"] = {k: v for k, v in kept.items() if k not in limited}
 
 
-def _harden(spec: dict[str, Any]) -> dict[str, Any]:
+def _harden(spec: JsonObject) -> JsonObject:
     """The spec with what containers of the template leave open filled in."""
     made = dict(spec)
     for kind in ("containers", "initContainers"):
@@ -173,8 +174,8 @@ _GATEWAY_SPEC = frozenset((
 
 
 def apply_gateway_template(
-    pod: Mapping[str, Any], template: Mapping[str, Any], namespace: str, rights: Rights
-) -> dict[str, Any]:
+    pod: JsonMap, template: JsonMap, namespace: str, rights: Rights
+) -> JsonObject:
     """The gateways' pod template with the user's patch merged over it.
 
     Args:
@@ -203,7 +204,7 @@ def apply_gateway_template(
     return merged
 
 
-def check_template(template: Mapping[str, Any], resource: str) -> None:
+def check_template(template: JsonMap, resource: str) -> None:
     """Raise TemplateError for the first protected field (in document order of the rules)."""
     _check_shape(template)
     spec = template.get("spec") or {}
@@ -215,7 +216,7 @@ def check_template(template: Mapping[str, Any], resource: str) -> None:
     _check_directives("template", template)
 
 
-def _check_shape(template: Mapping[str, Any]) -> None:
+def _check_shape(template: JsonMap) -> None:
     for key in sorted(set(template) - {"metadata", "spec"}):
         raise TemplateError(f"template.{key}", "a template holds metadata and spec")
     for key, value in template.items():
@@ -224,7 +225,7 @@ def _check_shape(template: Mapping[str, Any]) -> None:
     _check_metadata(template.get("metadata") or {})
 
 
-def _check_metadata(metadata: Mapping[str, Any]) -> None:
+def _check_metadata(metadata: JsonMap) -> None:
     for key in sorted(set(metadata) - _METADATA_ALLOWED):
         raise TemplateError(f"template.metadata.{key}", "only labels and annotations can be added")
     for kind in sorted(_METADATA_ALLOWED):
@@ -241,7 +242,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
                 )
 
 
-def _check_nodes(spec: Mapping[str, Any]) -> None:
+def _check_nodes(spec: JsonMap) -> None:
     """Labels that nodes must have are demanded beside the pin; nothing else is said of nodes."""
     selector = spec.get("nodeSelector", {})
     if not isinstance(selector, Mapping) or not all(isinstance(v, str) for v in selector.values()):
@@ -270,14 +271,14 @@ def _check_nodes(spec: Mapping[str, Any]) -> None:
             )
 
 
-def _keep_pin(spec: dict[str, Any], rendered: Mapping[str, Any]) -> None:
+def _keep_pin(spec: JsonObject, rendered: JsonMap) -> None:
     """Every term of a template's node affinity holds on the pinned node alone."""
     own, given = (s["affinity"]["nodeAffinity"] for s in (rendered, spec))
     if given[REQUIRED] != own[REQUIRED]:
         given[REQUIRED][TERMS] = keep_pin(given[REQUIRED][TERMS], own)
 
 
-def _check_containers(spec: Mapping[str, Any], resource: str) -> None:
+def _check_containers(spec: JsonMap, resource: str) -> None:
     # Also null, which would delete the engine.
     for kind in ("containers", "initContainers"):
         given = spec.get(kind, [])
@@ -302,7 +303,7 @@ def _check_containers(spec: Mapping[str, Any], resource: str) -> None:
             _check_engine(path, container)
 
 
-def _check_engine(path: str, container: Mapping[str, Any]) -> None:
+def _check_engine(path: str, container: JsonMap) -> None:
     for key, why in _CONTAINER_PROTECTED.items():
         if key in container:
             raise TemplateError(f"{path}.{key}", why)
@@ -313,7 +314,7 @@ def _check_engine(path: str, container: Mapping[str, Any]) -> None:
             raise TemplateError(f"{path}.env[{name}]", "PDSERVE_* is the operator's")
 
 
-def _resource_claims(container: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _resource_claims(container: JsonMap) -> Iterator[tuple[str, str]]:
     resources = container.get("resources")
     for where in ("limits", "requests"):
         amounts = resources.get(where) if isinstance(resources, Mapping) else None
@@ -321,7 +322,7 @@ def _resource_claims(container: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield where, name
 
 
-def _check_directives(path: str, value: Any) -> None:
+def _check_directives(path: str, value: object) -> None:
     """Directives where they are known; elsewhere they would take away what others rely on."""
     if isinstance(value, list):
         for index, entry in enumerate(value):
@@ -337,9 +338,9 @@ def _check_directives(path: str, value: Any) -> None:
             _check_directives(f"{path}.{key}", below)
 
 
-def _merge(base: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Any, patch: JsonMap) -> JsonObject:
     kept = isinstance(base, Mapping) and patch.get(_DIRECTIVE) != "replace"
-    merged: dict[str, Any] = dict(base) if kept else {}
+    merged: JsonObject = dict(base) if kept else {}
     for key, value in patch.items():
         if key == _DIRECTIVE:
             continue
@@ -356,7 +357,7 @@ def _merge(base: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _merge_list(base: list[Any], patch: list[Any], keys: tuple[str, ...]) -> list[Any]:
+def _merge_list(base: list[object], patch: list[object], keys: tuple[str, ...]) -> list[object]:
     merged = list(base)
     for entry in patch:
         if not isinstance(entry, Mapping):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from reprlib import repr as shown
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
@@ -28,6 +28,7 @@ from pdserve.engines.flow import (
     PrefillOutcome,
     token_count,
 )
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import http
 from pdserve.wire.bounds import parse_json
 from pdserve.wire.hints import Hint, parse_hint
@@ -38,7 +39,7 @@ CLIENT_ERRORS = frozenset({400, 413, 422})
 MAX_REPLY = 64 << 20
 """Bytes of a prefill's reply; logprobs of a long prompt are large."""
 _ID = re.compile(r"[!-~]{1,256}")
-_KEEP_KV: dict[str, Any] = {
+_KEEP_KV: JsonObject = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
     "remote_engine_id": None,
@@ -73,7 +74,7 @@ class PullFlow:
     first_token: Literal["prefill", "decode"] = "prefill"  # noqa: S105 (a model token)
     order: Literal["prefill_first"] = "prefill_first"
 
-    def prepare_prefill(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
+    def prepare_prefill(self, endpoint: Endpoint, body: JsonMap) -> bytes:
         """Client body, capped to one token under both names, without streaming."""
         leg = dict(body)
         leg.pop("stream_options", None)
@@ -90,7 +91,7 @@ class PullFlow:
         """The body as it was prepared."""
         return LegRequest(self._path(attempt), prepared, self._headers(attempt))
 
-    def read_prefill(self, body: Mapping[str, Any], reply: bytes) -> PrefillOutcome:
+    def read_prefill(self, body: JsonMap, reply: bytes) -> PrefillOutcome:
         """See `EngineFlow.read_prefill`."""
         try:
             value = parse_json(reply, max_bytes=MAX_REPLY)
@@ -114,7 +115,7 @@ class PullFlow:
         return PrefillOutcome(finished, kv, release_id, prompt_tokens, cached_tokens, value)
 
     def prepare_decode(
-        self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome | None
+        self, endpoint: Endpoint, body: JsonMap, outcome: PrefillOutcome | None
     ) -> bytes:
         """Client body plus the prefill's parameters; asks for usage when streaming."""
         if outcome is None:
@@ -130,7 +131,7 @@ class PullFlow:
         return LegRequest(self._path(attempt), prepared, self._headers(attempt))
 
     def finished_reply(
-        self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome
+        self, endpoint: Endpoint, body: JsonMap, outcome: PrefillOutcome
     ) -> FinishedReply:
         """The prefill's own completion, without its P/D parameters, in the client's form."""
         value = {k: v for k, v in outcome.reply.items() if k != PARAM_KV}
@@ -197,13 +198,13 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-def token_limit(body: Mapping[str, Any]) -> int | None:
+def token_limit(body: JsonMap) -> int | None:
     """The client's cap on output tokens, under either name; None when it set none."""
     limit = body.get("max_completion_tokens")
     return limit if limit is not None else body.get("max_tokens")
 
 
-def _chunks(endpoint: Endpoint, value: Mapping[str, Any], usage: bool) -> list[dict[str, Any]]:
+def _chunks(endpoint: Endpoint, value: JsonMap, usage: bool) -> list[JsonObject]:
     """The SSE chunks that say the same as one non-streamed reply."""
     head = {k: value[k] for k in ("id", "created", "model") if k in value}
     choice = value["choices"][0]

@@ -11,9 +11,9 @@ then one refused request is tried all the same, so that what is no longer true i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from math import log2
-from typing import Any
+
+from pdserve.terms.json import JsonMap
 
 SAFETY = 1.05
 """Predictions of T_p are multiplied by this before they are subtracted from a target."""
@@ -123,7 +123,7 @@ class PromptSize:
         self.messages = messages
 
 
-def prompt_size(body: Mapping[str, Any]) -> PromptSize:
+def prompt_size(body: JsonMap) -> PromptSize:
     """Length of the prompt in a validated completions or chat body."""
     size = PromptSize()
     prompt, messages = body.get("prompt"), body.get("messages")
@@ -150,7 +150,7 @@ def prompt_size(body: Mapping[str, Any]) -> PromptSize:
     return size
 
 
-def _add_part(size: PromptSize, part: Any) -> None:
+def _add_part(size: PromptSize, part: object) -> None:
     if isinstance(part, str):
         size.text += _bytes(part)
     elif isinstance(part, list):

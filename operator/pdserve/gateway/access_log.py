@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import orjson
 
 from pdserve.gateway.context import RequestContext
 from pdserve.http1.errors import ApiError
+from pdserve.terms.json import JsonObject
 
 FLUSH_SECONDS = 0.2
 MAX_BUFFER = 4 << 20
@@ -35,9 +36,9 @@ class Record:
     context: RequestContext | None = None
     error: ApiError | None = None
 
-    def line(self, status: int, now: float) -> dict[str, Any]:
+    def line(self, status: int, now: float) -> JsonObject:
         """The log line; milliseconds count from the request's arrival."""
-        line: dict[str, Any] = {
+        line: JsonObject = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())}Z",
             "request": self.request_id,
             "path": self.path,
@@ -87,7 +88,7 @@ class AccessLog:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
 
-    def write(self, line: dict[str, Any]) -> None:
+    def write(self, line: JsonObject) -> None:
         """Add one line; never waits."""
         if self._size > MAX_BUFFER:
             self._dropped += 1

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
@@ -35,6 +34,7 @@ from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Exchange, Pool
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.http1.server import Reply
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.http import HEADER_DECODE, HEADER_PREFILL
 from pdserve.wire.routes import RouteInstance
 
@@ -74,7 +74,7 @@ class Job:
     """What a request is, before anything was done for it."""
 
     endpoint: Endpoint
-    body: Mapping[str, Any]
+    body: JsonMap
     """Checked, and with the model name the engines serve."""
     leg_name: str
     """Prefix of the request ids that engines see; unique in the service."""
@@ -267,7 +267,7 @@ class RequestContext:
         return _RelayedError(exchange.status, body)
 
 
-def _ends(body: Mapping[str, Any]) -> dict[str, Any]:
+def _ends(body: JsonMap) -> JsonObject:
     """What of a body counts until the reply ends."""
     return {name: body[name] for name in ("stream", "stream_options") if name in body}
 

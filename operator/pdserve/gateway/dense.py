@@ -13,7 +13,7 @@ import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -21,6 +21,7 @@ from pdserve.engines.flow import Endpoint
 from pdserve.gateway.errors import invalid
 from pdserve.gateway.intake import parse_body
 from pdserve.http1.errors import ApiError
+from pdserve.terms.json import JsonObject
 
 PIECE: Final = 64 * 1024
 """Bytes looked at in one go. A list of ids is found from two of them on."""
@@ -37,7 +38,7 @@ _MARK: Final = f"ids-{secrets.token_hex(16)}"
 class Body:
     """A request body that both legs can be made from."""
 
-    fields: dict[str, Any]
+    fields: JsonObject
     """`prompt` is an `orjson.Fragment`, or a list of one, where it was a long list of ids."""
     ids: int = 0
     """Token ids in that list."""
@@ -88,7 +89,7 @@ async def _count_ids(ids: bytes) -> int:
     count, at = 0, 1
     while at < len(ids):
         end = ids.rfind(b",", at, at + PIECE) if len(ids) - at > PIECE else len(ids) - 1
-        piece: list[Any] = []
+        piece: list[object] = []
         with suppress(orjson.JSONDecodeError):
             piece = orjson.loads(b"[%b]" % ids[at:end])
         if end < at or not piece or set(map(type, piece)) != {int}:

@@ -7,13 +7,13 @@ business, whose 4xx answers are passed on unchanged. Raises `ApiError` (400).
 from __future__ import annotations
 
 from reprlib import repr as shown
-from typing import Any
 
 from pdserve.engines.flow import Endpoint
 from pdserve.forwarding.deadline import PromptSize
 from pdserve.gateway.errors import invalid
 from pdserve.http1.collector import collector_paused
 from pdserve.http1.errors import ApiError
+from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.http import PATH_CHAT, PATH_COMPLETIONS
 
@@ -64,7 +64,7 @@ def parsed_size(raw: bytes) -> int:
     return (7 if wide else 3) * len(raw) + values
 
 
-def parse_body(endpoint: Endpoint, raw: bytes) -> dict[str, Any]:
+def parse_body(endpoint: Endpoint, raw: bytes) -> JsonObject:
     """The body as a dict that both legs can be made from."""
     try:
         with collector_paused(len(raw)):
@@ -89,7 +89,7 @@ def parse_body(endpoint: Endpoint, raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _check_messages(messages: Any) -> None:
+def _check_messages(messages: object) -> None:
     if not isinstance(messages, list) or not messages:
         raise invalid("messages", "messages must be a non-empty list of {role, content} objects")
     for position, message in enumerate(messages):
@@ -99,7 +99,7 @@ def _check_messages(messages: Any) -> None:
             raise invalid(path, f"must be an object with a role, not {shown(message)}")
 
 
-def _check_prompt(prompt: Any) -> None:
+def _check_prompt(prompt: object) -> None:
     if isinstance(prompt, str):
         return
     if not isinstance(prompt, list) or not prompt:
@@ -112,7 +112,7 @@ def _check_prompt(prompt: Any) -> None:
         raise invalid("prompt", f"must hold a string or token ids, not {shown(prompt[0])}")
 
 
-def _check_counts(body: dict[str, Any]) -> None:
+def _check_counts(body: JsonObject) -> None:
     for name in ("n", "best_of"):
         value = body.get(name)
         if value is not None and (value != 1 or isinstance(value, bool)):
@@ -134,7 +134,7 @@ def _check_counts(body: dict[str, Any]) -> None:
         raise invalid("min_tokens", f"min_tokens must be an integer >= 0, not {shown(value)}")
 
 
-def _check_stream(body: dict[str, Any]) -> None:
+def _check_stream(body: JsonObject) -> None:
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise invalid("stream", f"stream must be true or false, not {shown(stream)}")

@@ -9,13 +9,14 @@ record, `pipeline` owns the legs of a request, `http1.client` brings the reply.
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Literal
 
 from pdserve.engines.flow import EngineFlow
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Exchange
 from pdserve.terms.failures import Failure
+from pdserve.terms.json import JsonObject
 from pdserve.wire.http import REJECT_DEADLINE, REJECT_DRAINING, REJECT_NOT_READY
 
 _NOT_SERVING = (REJECT_DRAINING, REJECT_NOT_READY)
@@ -112,7 +113,7 @@ class Leg:
         self._state = "closed"
         self._scheduler.reschedule()
 
-    def told(self, arrived: float, now: float) -> dict[str, Any]:
+    def told(self, arrived: float, now: float) -> JsonObject:
         """This leg for the access log; milliseconds from the request's arrival."""
         end = self._ended_at or now
         return {

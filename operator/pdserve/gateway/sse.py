@@ -10,11 +10,11 @@ and it is taken out again when the client did not ask for it. No I/O here.
 from __future__ import annotations
 
 from reprlib import repr as shown
-from typing import Any
 
 import orjson
 
 from pdserve.engines.flow import token_count
+from pdserve.terms.json import JsonObject
 
 MAX_EVENT = 8 << 20
 _USAGE = (b'"usage":{', b'"usage": {')
@@ -33,7 +33,7 @@ class StreamMeter:
         self.first_at: float | None = None
         self.second_at: float | None = None
         self.last_at: float | None = None
-        self.usage: dict[str, Any] | None = None
+        self.usage: JsonObject | None = None
         self.tokens = 0
         """Output tokens that the instance reported."""
         self.failed = False
@@ -104,7 +104,7 @@ class StreamMeter:
         return True
 
 
-def has_content(choices: Any) -> bool:
+def has_content(choices: object) -> bool:
     """True when the first of streamed choices carries something generated; raises StreamError."""
     choice = choices[0] if isinstance(choices, list) else None
     if not isinstance(choice, dict):

@@ -15,10 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.frozen import remembered
 from pdserve.groups.types import Fault
+from pdserve.terms.json import JsonMap
 from pdserve.terms.times import timestamp
 from pdserve.topology.nodes import node_view
 from pdserve.topology.requests import is_extended, pod_devices
@@ -67,8 +67,8 @@ class HealthVerdict:
 
 
 def classify(
-    pod: Mapping[str, Any],
-    node: Mapping[str, Any] | None,
+    pod: JsonMap,
+    node: JsonMap | None,
     now: float,
     limits: HealthLimits,
     since: Since | None = None,
@@ -109,13 +109,13 @@ def classify(
     return HealthVerdict(recheck_after=min(waits) if waits else None)
 
 
-def is_silent(node: Mapping[str, Any] | None) -> bool:
+def is_silent(node: JsonMap | None) -> bool:
     """Whether the Node is gone or not Ready, so that nothing new is known of its pods."""
     return node is None or not node_view(node).ready
 
 
 @remembered
-def engine_status(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+def engine_status(pod: JsonMap) -> JsonMap:
     """Status of the engine container: the one of that name, else the first; {} before it exists."""
     statuses = pod.get("status", {}).get("containerStatuses") or ()
     for status in statuses:
@@ -124,18 +124,18 @@ def engine_status(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(statuses[0]) if statuses else {}
 
 
-def condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+def condition(pod: JsonMap, kind: str) -> JsonMap:
     """One condition of a Pod or Node; {} where absent."""
     return _conditions(pod).get(kind, _NO_CONDITION)
 
 
-_NO_CONDITION: Mapping[str, Any] = {}
+_NO_CONDITION: JsonMap = {}
 
 
 @remembered
-def _conditions(obj: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+def _conditions(obj: JsonMap) -> Mapping[str, JsonMap]:
     """By type; of two with one type, the first counts."""
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, JsonMap] = {}
     for entry in obj.get("status", {}).get("conditions") or ():
         if isinstance(entry.get("type"), str):
             found.setdefault(entry["type"], dict(entry))
@@ -143,7 +143,7 @@ def _conditions(obj: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
 
 
 @remembered
-def device_ids(pod: Mapping[str, Any]) -> frozenset[int] | None:
+def device_ids(pod: JsonMap) -> frozenset[int] | None:
     """Device ids this pod was given (`allocatedResourcesStatus`, KEP-4680); None if not told."""
     found: set[int] = set()
     told = False
@@ -155,14 +155,14 @@ def device_ids(pod: Mapping[str, Any]) -> frozenset[int] | None:
     return frozenset(found) if told else None
 
 
-def _pod_ended(pod: Mapping[str, Any]) -> HealthVerdict:
+def _pod_ended(pod: JsonMap) -> HealthVerdict:
     status = pod["status"]
     why = ": ".join(str(status[k]) for k in ("reason", "message") if status.get(k))
     return HealthVerdict("PodFailed", f"pod phase {status['phase']}" + (f" ({why})" if why else ""))
 
 
 def _node_lost(
-    node: Mapping[str, Any], now: float, limits: HealthLimits, since: Since, silent: float | None
+    node: JsonMap, now: float, limits: HealthLimits, since: Since, silent: float | None
 ) -> HealthVerdict:
     ready = condition(node, "Ready")
     if ready.get("status") == "True":
@@ -177,7 +177,7 @@ def _node_lost(
     return HealthVerdict(recheck_after=limits.node_suspect - silent)
 
 
-def _device(pod: Mapping[str, Any], node: Mapping[str, Any]) -> HealthVerdict:
+def _device(pod: JsonMap, node: JsonMap) -> HealthVerdict:
     """Unhealthy for sure: told so by the kubelet, named by id, or the pod holds all devices."""
     for resource, entry in _allocated(pod):
         if entry.get("health") == "Unhealthy":
@@ -197,7 +197,7 @@ def _device(pod: Mapping[str, Any], node: Mapping[str, Any]) -> HealthVerdict:
     return HealthVerdict("DeviceUnhealthy", f"device {listed} of node {view.name} is unhealthy")
 
 
-def _image(pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
+def _image(pod: JsonMap, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
     waiting = engine_status(pod).get("state", {}).get("waiting") or {}
     reason = waiting.get("reason")
     message = f"{reason}: {waiting.get('message', '')}".rstrip(": ")
@@ -212,7 +212,7 @@ def _image(pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Sinc
     return HealthVerdict(recheck_after=limits.image_seconds - age)
 
 
-def _crash_loop(pod: Mapping[str, Any], limits: HealthLimits) -> HealthVerdict:
+def _crash_loop(pod: JsonMap, limits: HealthLimits) -> HealthVerdict:
     status = engine_status(pod)
     waiting = status.get("state", {}).get("waiting") or {}
     restarts = int(status.get("restartCount") or 0)
@@ -224,7 +224,7 @@ def _crash_loop(pod: Mapping[str, Any], limits: HealthLimits) -> HealthVerdict:
     )
 
 
-def unscheduled(pod: Mapping[str, Any]) -> str | None:
+def unscheduled(pod: JsonMap) -> str | None:
     """The scheduler's words for why it binds the pod to no node; None while it does not refuse."""
     if pod.get("spec", {}).get("nodeName"):
         return None
@@ -234,9 +234,7 @@ def unscheduled(pod: Mapping[str, Any]) -> str | None:
     return str(found.get("message") or "the scheduler gives no reason")
 
 
-def _unschedulable(
-    pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since
-) -> HealthVerdict:
+def _unschedulable(pod: JsonMap, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
     said = unscheduled(pod)
     if said is None:
         return HealthVerdict()
@@ -248,9 +246,7 @@ def _unschedulable(
     return HealthVerdict(recheck_after=limits.unschedulable_seconds - age)
 
 
-def _startup(
-    pod: Mapping[str, Any], now: float, limits: HealthLimits, since: Since
-) -> HealthVerdict:
+def _startup(pod: JsonMap, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
     """The engine's own progress: from its start until it answers. `startup` judges the rest."""
     if condition(pod, "Ready").get("status") == "True" or answers(pod):
         return HealthVerdict()
@@ -270,13 +266,13 @@ def _startup(
     return HealthVerdict(recheck_after=limits.startup_deadline - age)
 
 
-def answers(pod: Mapping[str, Any]) -> bool:
+def answers(pod: JsonMap) -> bool:
     """True once the engine passed its startup probe: its process is up and answers."""
     status = engine_status(pod)
     return status.get("started") is True and "running" in (status.get("state") or {})
 
 
-def up_since(pod: Mapping[str, Any], since: Since) -> float | None:
+def up_since(pod: JsonMap, since: Since) -> float | None:
     """When the engine was first seen to answer; None while it does not."""
     if not answers(pod):
         return None
@@ -284,7 +280,7 @@ def up_since(pod: Mapping[str, Any], since: Since) -> float | None:
     return _began(pod, since, "started", timestamp(running.get("startedAt")))
 
 
-def ready_since(pod: Mapping[str, Any], since: Since) -> float | None:
+def ready_since(pod: JsonMap, since: Since) -> float | None:
     """When Ready became True; None while it is not."""
     ready = condition(pod, "Ready")
     if ready.get("status") != "True":
@@ -292,7 +288,7 @@ def ready_since(pod: Mapping[str, Any], since: Since) -> float | None:
     return _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime")))
 
 
-def unready_since(pod: Mapping[str, Any], since: Since) -> float | None:
+def unready_since(pod: JsonMap, since: Since) -> float | None:
     """When Ready became other than True; None while it is True or nothing was told."""
     ready = condition(pod, "Ready")
     if ready.get("status") == "True" or not ready:
@@ -300,7 +296,7 @@ def unready_since(pod: Mapping[str, Any], since: Since) -> float | None:
     return _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime")))
 
 
-def linked_since(pod: Mapping[str, Any], since: Since) -> float | None:
+def linked_since(pod: JsonMap, since: Since) -> float | None:
     """When condition Linked was last seen to be set; None while it is not True."""
     linked = condition(pod, names.CONDITION_LINKED)
     if linked.get("status") != "True":
@@ -308,18 +304,18 @@ def linked_since(pod: Mapping[str, Any], since: Since) -> float | None:
     return _began(pod, since, "Linked", timestamp(linked.get("lastTransitionTime")))
 
 
-def _began(pod: Mapping[str, Any], since: Since, what: str, stamp: float | None) -> float:
+def _began(pod: JsonMap, since: Since, what: str, stamp: float | None) -> float:
     """When something of this pod began: nothing of it is older than itself."""
     birth = since("created", created(pod))
     return birth if stamp is None else max(birth, since(what, stamp))
 
 
-def created(pod: Mapping[str, Any]) -> float:
+def created(pod: JsonMap) -> float:
     """Creation time of an object, seconds since the epoch (0 where absent)."""
     return timestamp(pod.get("metadata", {}).get("creationTimestamp")) or 0.0
 
 
-def _allocated(pod: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _allocated(pod: JsonMap) -> Iterable[tuple[str, JsonMap]]:
     for resource in engine_status(pod).get("allocatedResourcesStatus") or ():
         for entry in resource.get("resources") or ():
             yield str(resource.get("name", "")), entry

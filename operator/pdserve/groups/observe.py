@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
 
@@ -28,6 +28,7 @@ from pdserve.groups.health import (
 )
 from pdserve.groups.types import Fault, InstanceObs, MemberObs
 from pdserve.terms import ROLES, Device
+from pdserve.terms.json import JsonMap
 from pdserve.terms.times import timestamp
 from pdserve.topology.nodes import node_view
 from pdserve.topology.requests import pod_devices, pod_requests, requested, requested_devices
@@ -40,8 +41,8 @@ class NotOurs(ValueError):  # noqa: N818 - a fact about the pod, not a failure o
 
 
 def instance_obs(
-    pod: Mapping[str, Any],
-    node: Mapping[str, Any] | None,
+    pod: JsonMap,
+    node: JsonMap | None,
     now: float,
     limits: HealthLimits | None = None,
     since: Since | None = None,
@@ -205,7 +206,7 @@ def is_group_index(label: Any) -> TypeGuard[str]:
     return isinstance(label, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", label) is not None
 
 
-def _devices(pod: Mapping[str, Any], node: Mapping[str, Any] | None) -> tuple[Device, ...]:
+def _devices(pod: JsonMap, node: JsonMap | None) -> tuple[Device, ...]:
     """The node's devices that this pod holds: those told, or all if it holds all, else unknown."""
     if node is None:
         return ()

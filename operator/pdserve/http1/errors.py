@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import orjson
+
+from pdserve.terms.json import JsonObject
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -38,7 +39,7 @@ class ApiError(Exception):
         self.headers = headers
         self.details = details or {}
 
-    def value(self) -> dict[str, Any]:
+    def value(self) -> JsonObject:
         """The OpenAI error object."""
         return {
             "error": {

@@ -8,12 +8,14 @@ address of the machine, whatever families it has.
 from __future__ import annotations
 
 import socket
-from typing import Any, Final
+from typing import Final
+
+from pdserve.terms.json import JsonObject
 
 EVERYWHERE: Final = "::"
 
 
-def listening(host: str, port: int) -> dict[str, Any]:
+def listening(host: str, port: int) -> JsonObject:
     """Arguments of `create_server` for an address; `::` answers both families.
 
     Raises:

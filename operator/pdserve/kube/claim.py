@@ -30,7 +30,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
@@ -343,7 +342,7 @@ class ScopeClaim:
                 raise
 
 
-def _as_seen(meta: Mapping[str, Any]) -> Object:
+def _as_seen(meta: Mapping[str, object]) -> Object:
     """The operation of a JSON patch that holds it to the version that was seen."""
     version = meta["resourceVersion"]
     return {"op": "test", "path": "/metadata/resourceVersion", "value": version}

@@ -108,7 +108,7 @@ class KubeClient:
         label_selector: str = "",
         field_selector: str = "",
         page_size: int = PAGE_SIZE,
-        transform: Callable[[Object], Any] | None = None,
+        transform: Callable[[Object], object] | None = None,
     ) -> Listing:
         """Everything of a kind (in one namespace), page by page, consistent at one version.
 
@@ -130,7 +130,7 @@ class KubeClient:
         namespace: str | None,
         query: Mapping[str, str],
         page_size: int,
-        transform: Callable[[Object], Any] | None,
+        transform: Callable[[Object], object] | None,
     ) -> Listing:
         items: list[Any] = []
         token = ""
@@ -245,7 +245,7 @@ class KubeClient:
         self,
         resource: Resource,
         name: str,
-        operations: Sequence[Mapping[str, Any]],
+        operations: Sequence[Mapping[str, object]],
         *,
         namespace: str | None = None,
         uid: str | None = None,
@@ -273,7 +273,7 @@ class KubeClient:
         self,
         resource: Resource,
         name: str,
-        status: Mapping[str, Any],
+        status: Mapping[str, object],
         *,
         namespace: str | None = None,
         uid: str | None = None,

@@ -7,7 +7,8 @@ retrying is the work queue's business. It stops at telling the cases apart.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from pdserve.kube.resource import Object
 
 UNREACHABLE = "Unreachable"
 """Reason when no answer came: refused, reset, timed out. The request may have been carried out."""
@@ -35,7 +36,7 @@ class KubeError(Exception):
         message: str,
         *,
         retry_after: float | None = None,
-        causes: tuple[Mapping[str, Any], ...] = (),
+        causes: tuple[Mapping[str, object], ...] = (),
     ) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
@@ -45,9 +46,7 @@ class KubeError(Exception):
         self.causes = causes
 
     @classmethod
-    def from_status(
-        cls, code: int, body: Mapping[str, Any], *, retry_after: float | None = None
-    ) -> KubeError:
+    def from_status(cls, code: int, body: Object, *, retry_after: float | None = None) -> KubeError:
         """From a `metav1.Status` object (an answer's body, or the object of an ERROR event)."""
         details = body.get("details") or {}
         if retry_after is None and details.get("retryAfterSeconds"):

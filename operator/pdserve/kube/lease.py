@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
-from typing import Any
 
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
@@ -321,7 +320,7 @@ class LeaseElector:
             "spec": {"acquireTime": stamp, "leaseTransitions": 0, **self._term(stamp)},
         }
 
-    def _term(self, stamp: str) -> dict[str, Any]:
+    def _term(self, stamp: str) -> Object:
         return {
             "holderIdentity": self.identity,
             "leaseDurationSeconds": ceil(self._times.duration),

@@ -9,7 +9,6 @@ pods are only ever POSTed and patched, never applied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
@@ -123,7 +122,7 @@ async def _take_over_fields(
     updates = [e for e in entries if _is(e, manager, "Update")]
     if not updates:
         return None
-    merged: dict[str, Any] = {}
+    merged: Object = {}
     for entry in updates:
         merged = _union(merged, entry["fieldsV1"])
     kept = []
@@ -146,7 +145,7 @@ async def _take_over_fields(
     )
 
 
-def _is(entry: Mapping[str, Any], manager: str, operation: str) -> bool:
+def _is(entry: Mapping[str, object], manager: str, operation: str) -> bool:
     return (
         entry.get("manager") == manager
         and entry.get("operation") == operation
@@ -154,7 +153,7 @@ def _is(entry: Mapping[str, Any], manager: str, operation: str) -> bool:
     )
 
 
-def _union(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def _union(one: Object, other: Object) -> Object:
     both = dict(one)
     for key, value in other.items():
         both[key] = _union(both[key], value) if key in both else value

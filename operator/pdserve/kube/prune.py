@@ -104,9 +104,9 @@ class _Shared:
 
     def __init__(self, capacity: int = 4096) -> None:
         self._capacity = capacity
-        self._parts: dict[Hashable, Any] = {}
+        self._parts: dict[Hashable, object] = {}
 
-    def part(self, value: Any) -> Any:
+    def part(self, value: object) -> object:
         """The one value that stands for all equal ones: short strings, flat objects of strings."""
         key: Hashable
         if type(value) is str:
@@ -137,7 +137,7 @@ def _cut(value: Any, tree: _Tree, shared: _Shared) -> Any:
     return kept
 
 
-def _whole(value: Any, shared: _Shared) -> Any:
+def _whole(value: object, shared: _Shared) -> object:
     if type(value) is dict:
         return shared.part({key: _whole(item, shared) for key, item in value.items()})
     if type(value) is list:

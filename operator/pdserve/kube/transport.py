@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
@@ -171,7 +170,7 @@ async def _object(body: bytes) -> Object:
     return value
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes) -> object:
     with collector_paused(len(body)):
         return orjson.loads(body)
 
@@ -179,7 +178,7 @@ def _parsed(body: bytes) -> Any:
 def _refused(response: aiohttp.ClientResponse, body: bytes) -> KubeError:
     retry_after = _seconds(response.headers)
     try:
-        status: Any = orjson.loads(body)
+        status: object = orjson.loads(body)
     except orjson.JSONDecodeError:
         status = None
     if isinstance(status, dict) and status.get("kind") == "Status":

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pdserve.ratio.decide import decide
 from pdserve.ratio.types import Decision, DecisionInput
+from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import WireError, parse_json
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ class RecordError(ValueError):
     """A record does not have the expected shape; the message names the field path and value."""
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """One line of JSON for a dataclass of this package."""
     return json.dumps(encode(value, type(value)), sort_keys=True, separators=(",", ":"))
 
@@ -75,7 +76,7 @@ def encode(value: Any, hint: Any) -> Any:
     if isinstance(value, str):
         return value
     if dataclasses.is_dataclass(value):
-        made: dict[str, Any] = {}
+        made: JsonObject = {}
         for name, part in _hints(kind).items():
             item = getattr(value, name)
             plain = item is None or type(item) is str or type(item) is bool
@@ -127,7 +128,7 @@ def _decode_object(raw: Any, kind: Any, path: str) -> Any:
     return kind(**{name: decode(raw[name], hint, f"{path}.{name}") for name, hint in hints.items()})
 
 
-def _decode_union(raw: Any, kinds: tuple[Any, ...], path: str) -> Any:
+def _decode_union(raw: object, kinds: tuple[object, ...], path: str) -> object:
     """The first alternative whose JSON form this is; objects are told apart by their fields."""
     if raw is None:
         return _expect(type(None) in kinds, raw, path, "a value")
@@ -143,7 +144,7 @@ def _decode_union(raw: Any, kinds: tuple[Any, ...], path: str) -> Any:
     raise RecordError(f"{path}: {raw!r:.80}: want {names}")
 
 
-def _number(value: float, hint: Any) -> float:
+def _number(value: float, hint: object) -> float:
     """Floats stay floats even when whole, so that 1 and 1.0 give the same bytes."""
     if not math.isfinite(value):
         raise ValueError(f"{value} has no JSON form; an unmeasured quantity is Unknown")
@@ -151,7 +152,7 @@ def _number(value: float, hint: Any) -> float:
 
 
 @cache
-def _wants_float(hint: Any) -> bool:
+def _wants_float(hint: object) -> bool:
     return hint is float or float in typing.get_args(hint)
 
 
@@ -171,5 +172,5 @@ def _expect(good: bool, raw: Any, path: str, want: str) -> Any:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _hints(kind: object) -> JsonObject:
     return typing.get_type_hints(kind)

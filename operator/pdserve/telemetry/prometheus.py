@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
@@ -133,11 +133,11 @@ class PrometheusSource:
         except QueryError as error:
             return Unknown(f"query {query.name}: {error}")
 
-    async def _run(self, text: str, at: float | None, read: Callable[[Any], T]) -> T:
+    async def _run(self, text: str, at: float | None, read: Callable[[object], T]) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._query, text, at, read)
 
-    def _query(self, text: str, at: float | None, read: Callable[[Any], T]) -> T:
+    def _query(self, text: str, at: float | None, read: Callable[[object], T]) -> T:
         """In a pool thread: what `read` makes of one query's result; failures as QueryError."""
         with self._busy_lock:
             self._busy += 1

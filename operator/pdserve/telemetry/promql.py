@@ -133,7 +133,7 @@ def duration(seconds: float) -> str:
     return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
 
 
-def parse(result: Any, wanted: Container[SeriesKey] | None = None) -> Rows:
+def parse(result: object, wanted: Container[SeriesKey] | None = None) -> Rows:
     """Rows of an instant vector. NaN and infinities stay what they are; see `assemble`.
 
     Rows without one of the four labels are not ours and are skipped, and so are those that are not

@@ -42,14 +42,14 @@ class BoundedSession(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.headers["Accept-Encoding"] = "identity"
-        self.read: Callable[[Any], Any] = lambda result: result
+        self.read: Callable[[object], object] = lambda result: result
         """What to make of a query's result before anybody gets it."""
 
     def bound(self, url: str) -> None:
         """Give the heads of answers from `url` a deadline, whatever was mounted there before."""
         self.mount(url, _Adapter(max_retries=Retry(total=0)))
 
-    def send(self, request: requests.PreparedRequest, **settings: Any) -> requests.Response:
+    def send(self, request: requests.PreparedRequest, **settings: object) -> requests.Response:
         """As the library's; raises `requests.RequestException` for an answer beyond the bounds."""
         response = super().send(request, **{**settings, "stream": True, "allow_redirects": False})
         deadline = time.monotonic() + ANSWER_SECONDS
@@ -76,14 +76,14 @@ class _Answer(requests.Response):
     """A response whose body was read, and that is parsed without harm to other threads."""
 
     def __init__(
-        self, response: requests.Response, body: bytes, read: Callable[[Any], Any]
+        self, response: requests.Response, body: bytes, read: Callable[[object], object]
     ) -> None:
         super().__init__()
         self.__dict__.update(response.__dict__)
         self._content = body
         self._read = read
 
-    def json(self, **_settings: Any) -> Any:
+    def json(self, **_settings: object) -> object:
         """The value, with what `read` made of the query's result in its place.
 
         Of a large answer nothing but that outlives this call: a garbage collection that meets all

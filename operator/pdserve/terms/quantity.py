@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
 from pdserve.terms.shown import shown
 
@@ -37,7 +37,7 @@ class QuantityError(ValueError):
     """A value is not a Kubernetes quantity; the message shows it."""
 
 
-def quantity(value: Any) -> Fraction:
+def quantity(value: object) -> Fraction:
     """The amount that a quantity states, as a string or a JSON number (the API takes both).
 
     At most `HIGHEST` and at least minus that; a multiple of 1 / `FINEST`.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from pdserve.terms.json import JsonMap
 
 _NAME = "metadata.name"
 
@@ -26,7 +27,7 @@ class Requirement:
 Term = tuple[Requirement, ...]
 
 
-def terms_of(selector: Any) -> frozenset[Term]:
+def terms_of(selector: object) -> frozenset[Term]:
     """The terms of a `NodeSelector`.
 
     Raises:
@@ -45,7 +46,7 @@ def terms_of(selector: Any) -> frozenset[Term]:
     )
 
 
-def demanded(spec: Mapping[str, Any]) -> frozenset[Term] | None:
+def demanded(spec: JsonMap) -> frozenset[Term] | None:
     """What a pod's node selector and required node affinity demand, names of nodes left out.
 
     None: nothing.
@@ -133,7 +134,7 @@ def _requirement_text(need: Requirement) -> str:
     return f"{need.key} {_SIGNS.get(need.operator, need.operator)} {values}"
 
 
-def _requirement(found: Mapping[str, Any], *, is_field: bool) -> Requirement:
+def _requirement(found: JsonMap, *, is_field: bool) -> Requirement:
     key, operator, values = found.get("key"), found.get("operator"), found.get("values") or ()
     if not isinstance(key, str) or not isinstance(operator, str):
         raise ValueError("a requirement needs a key and an operator")
@@ -144,7 +145,7 @@ def _requirement(found: Mapping[str, Any], *, is_field: bool) -> Requirement:
     return Requirement(key, operator, tuple(values))
 
 
-def _objects(value: Any) -> list[Mapping[str, Any]]:
+def _objects(value: list[JsonMap] | None) -> list[JsonMap]:
     found = value or []
     if not isinstance(found, list) or not all(isinstance(x, Mapping) for x in found):
         raise ValueError("a node selector must be lists of objects")

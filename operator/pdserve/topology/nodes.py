@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from pdserve.frozen import remembered
 from pdserve.terms import Device
+from pdserve.terms.json import JsonMap
 from pdserve.terms.quantity import QuantityError, quantity
 from pdserve.terms.shown import shown
 from pdserve.topology.obstacle import Obstacle, ObstacleKind
@@ -59,7 +59,7 @@ class Toleration:
         return bool(self.key) and self.value == taint.value
 
     @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Toleration:
+    def from_json(value: JsonMap) -> Toleration:
         """Read one entry of a pod's `spec.tolerations`."""
         return Toleration(
             str(value.get("key") or ""),
@@ -148,8 +148,8 @@ class NodeView:
 
 
 def node_view(
-    node: Mapping[str, Any],
-    pods: Iterable[Mapping[str, Any]] = (),
+    node: JsonMap,
+    pods: Iterable[JsonMap] = (),
     used: Mapping[str, int] | None = None,
 ) -> NodeView:
     """Read a Node and the pods bound to it (terminal ones are ignored), or what they take (`used`).
@@ -165,7 +165,7 @@ def node_view(
 
 
 @remembered
-def _unused(node: Mapping[str, Any]) -> NodeView:
+def _unused(node: JsonMap) -> NodeView:
     meta, spec, status = node.get("metadata", {}), node.get("spec", {}), node.get("status", {})
     problems: list[str] = []
     annotations = meta.get("annotations") or {}
@@ -190,7 +190,7 @@ def _unused(node: Mapping[str, Any]) -> NodeView:
     )
 
 
-def reservation_of(pod: Mapping[str, Any]) -> tuple[Reservation, ...]:
+def reservation_of(pod: JsonMap) -> tuple[Reservation, ...]:
     """What a pinned pod that is not bound yet reserves; nothing for any other pod."""
     if pod.get("spec", {}).get("nodeName"):
         return ()
@@ -201,14 +201,14 @@ def reservation_of(pod: Mapping[str, Any]) -> tuple[Reservation, ...]:
     return tuple(Reservation(name, node, r, n) for r, n in pod_requests(pod).items())
 
 
-def _is_ready(status: Mapping[str, Any]) -> bool:
+def _is_ready(status: JsonMap) -> bool:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "Ready":
             return bool(condition.get("status") == "True")
     return False
 
 
-def _labels(labels: Mapping[str, Any] | None, problems: list[str]) -> dict[str, str]:
+def _labels(labels: JsonMap | None, problems: list[str]) -> dict[str, str]:
     """Labels whose values are text. Others are told and count as missing: a tree's parts are
     made of these values, and one node's must not keep the tree from being built.
     """
@@ -221,7 +221,7 @@ def _labels(labels: Mapping[str, Any] | None, problems: list[str]) -> dict[str, 
     return found
 
 
-def _extended(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict[str, int]:
+def _extended(quantities: JsonMap | None, problems: list[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for resource, value in sorted((quantities or {}).items()):
         if not is_extended(resource):
@@ -237,7 +237,7 @@ def _extended(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict
     return found
 
 
-def _plain(quantities: Mapping[str, Any] | None, problems: list[str]) -> dict[str, int]:
+def _plain(quantities: JsonMap | None, problems: list[str]) -> dict[str, int]:
     """CPU, memory and the like; what cannot be read is told and counts as not stated."""
     found: dict[str, int] = {}
     for resource, value in (quantities or {}).items():
@@ -269,7 +269,7 @@ def _unhealthy(text: str | None, problems: list[str]) -> frozenset[int]:
         return frozenset()
     try:
         ids = items(text.split(","), "list", most=MAX_DEVICES)
-        return frozenset(integer(int(part[:20]), "id", high=MAX_DEVICE) for part in ids)
+        return frozenset(integer(int(str(part)[:20]), "id", high=MAX_DEVICE) for part in ids)
     except ValueError:
         problems.append(
             f"annotation {names.ANNOTATION_UNHEALTHY_DEVICES}: want comma-separated device ids "

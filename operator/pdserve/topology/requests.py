@@ -18,9 +18,10 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
 from pdserve.frozen import remembered
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.terms.quantity import QuantityError, quantity
 
 TERMINAL_PHASES: Final = frozenset({"Succeeded", "Failed"})
@@ -36,7 +37,7 @@ _SHORT: Final = 32
 _BINARY: Final = (("Ei", 2**60), ("Pi", 2**50), ("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20))
 
 
-def pod_requests(pod: Mapping[str, Any]) -> Mapping[str, int]:
+def pod_requests(pod: JsonMap) -> Mapping[str, int]:
     """Amounts by resource, in the order of their names; {} for a pod that has ended."""
     if pod.get("status", {}).get("phase") in TERMINAL_PHASES:
         return {}
@@ -44,7 +45,7 @@ def pod_requests(pod: Mapping[str, Any]) -> Mapping[str, int]:
 
 
 @remembered
-def requested(pod: Mapping[str, Any]) -> Mapping[str, int]:
+def requested(pod: JsonMap) -> Mapping[str, int]:
     """What a pod asks for, whether or not it still takes it."""
     spec = pod.get("spec", {})
     running: dict[str, int] = {}
@@ -83,7 +84,7 @@ def is_port(resource: str) -> bool:
     return resource.startswith(_HOST_PORT)
 
 
-def pod_devices(pod: Mapping[str, Any]) -> Mapping[str, int]:
+def pod_devices(pod: JsonMap) -> Mapping[str, int]:
     """Extended resources that a pod takes on its node; none once it has ended."""
     if pod.get("status", {}).get("phase") in TERMINAL_PHASES:
         return {}
@@ -91,12 +92,12 @@ def pod_devices(pod: Mapping[str, Any]) -> Mapping[str, int]:
 
 
 @remembered
-def requested_devices(pod: Mapping[str, Any]) -> Mapping[str, int]:
+def requested_devices(pod: JsonMap) -> Mapping[str, int]:
     """Extended resources that a pod asks for, whether or not it still holds them."""
     return {r: n for r, n in requested(pod).items() if is_extended(r)}
 
 
-def amount_of(resource: str, value: Any) -> int:
+def amount_of(resource: str, value: object) -> int:
     """What a pod's quantity of a resource takes.
 
     0 for what is not a quantity or is negative: nothing can be counted, and no scheduler binds it.
@@ -107,7 +108,7 @@ def amount_of(resource: str, value: Any) -> int:
         return 0
 
 
-def offered(resource: str, value: Any) -> int:
+def offered(resource: str, value: object) -> int:
     """What a node's quantity of a resource holds; at least 0.
 
     Raises:
@@ -154,7 +155,7 @@ def port_text(key: str) -> str:
     return port if address in ("", EVERY_ADDRESS) else f"{port} of {address}"
 
 
-def _ports(container: Mapping[str, Any], on_host: bool) -> Iterator[str]:
+def _ports(container: JsonMap, on_host: bool) -> Iterator[str]:
     for port in container.get("ports") or ():
         number = port.get("hostPort") or (port.get("containerPort") if on_host else None)
         if isinstance(number, int) and number > 0:
@@ -165,17 +166,17 @@ def _ports(container: Mapping[str, Any], on_host: bool) -> Iterator[str]:
 # --- the same in few words -----------------------------------------------------------------------
 
 
-def spec_taking(requests: Mapping[str, int]) -> Mapping[str, Any]:
+def spec_taking(requests: Mapping[str, int]) -> JsonMap:
     """A pod's spec of one container that takes the same; one object for all equal ones."""
     return _spec_taking(tuple(requests.items()))
 
 
 @functools.lru_cache(maxsize=4096)
-def _spec_taking(requests: Iterable[tuple[str, int]]) -> Mapping[str, Any]:
+def _spec_taking(requests: Iterable[tuple[str, int]]) -> JsonMap:
     amounts = {
         r: f"{n}m" if r == "cpu" else str(n) for r, n in requests if r != PODS and not is_port(r)
     }
-    container: dict[str, Any] = {"resources": {"requests": amounts}} if amounts else {}
+    container: JsonObject = {"resources": {"requests": amounts}} if amounts else {}
     ports = []
     for key, _ in requests:
         port, at, address = key.removeprefix(_HOST_PORT).partition("@")
@@ -187,7 +188,7 @@ def _spec_taking(requests: Iterable[tuple[str, int]]) -> Mapping[str, Any]:
     return {"containers": [container]} if container else {}
 
 
-def _scaled(value: Any, thousandths: bool) -> Fraction | int:
+def _scaled(value: object, thousandths: bool) -> Fraction | int:
     if type(value) is str and len(value) <= _SHORT:
         return _read(value, thousandths)
     return quantity(value) * (1000 if thousandths else 1)
@@ -203,7 +204,7 @@ def _read(text: str, thousandths: bool) -> Fraction | int:
 # --- adding up -----------------------------------------------------------------------------------
 
 
-def _stated(resources: Mapping[str, Any] | None) -> dict[str, int]:
+def _stated(resources: JsonMap | None) -> dict[str, int]:
     if not resources:
         return {}
     limits, requests = resources.get("limits"), resources.get("requests")
@@ -211,7 +212,7 @@ def _stated(resources: Mapping[str, Any] | None) -> dict[str, int]:
     return {r: amount_of(r, v) for r, v in stated.items()}
 
 
-def _of_the_pod(peak: dict[str, int], resources: Mapping[str, Any]) -> None:
+def _of_the_pod(peak: dict[str, int], resources: JsonMap) -> None:
     requests = resources.get("requests") or {}
     for r, v in {**(resources.get("limits") or {}), **requests}.items():
         if r.startswith(_OF_THE_POD) and (r in requests or r not in peak):

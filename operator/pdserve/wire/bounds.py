@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar, overload
 
 import orjson
 
+from pdserve.terms.json import JsonMap
 from pdserve.terms.shown import shown
 
 MAX_BYTES: Final = 1 << 20
@@ -82,7 +83,7 @@ def parse_json(raw: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int =
     return value
 
 
-def text(value: Any, path: str, *, most: int = MAX_TEXT) -> str:
+def text(value: object, path: str, *, most: int = MAX_TEXT) -> str:
     """`value` if it is a string of at most `most` characters; raises WireError."""
     if not isinstance(value, str):
         raise WireError(f"{path}: want a string, got {shown(value)}")
@@ -91,22 +92,22 @@ def text(value: Any, path: str, *, most: int = MAX_TEXT) -> str:
     return value
 
 
-def integer(value: Any, path: str, *, low: int = 0, high: int = 2**31 - 1) -> int:
+def integer(value: object, path: str, *, low: int = 0, high: int = 2**31 - 1) -> int:
     """`value` if it is a whole number in [low, high]; raises WireError."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise WireError(f"{path}: want a whole number of {low} to {high}, got {shown(value)}")
     return value
 
 
-def number(value: Any, path: str, *, low: float = 0.0, high: float = 1e9) -> float:
+def number(value: object, path: str, *, low: float = 0.0, high: float = 1e9) -> float:
     """`value` as a float if it is a finite number in [low, high]; raises WireError."""
-    wrong = not isinstance(value, int | float) or isinstance(value, bool)
-    if wrong or not low <= value <= high:  # false for NaN
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        # also for NaN
         raise WireError(f"{path}: want a number of {low:g} to {high:g}, got {shown(value)}")
     return float(value)
 
 
-def items(value: Any, path: str, *, most: int = MAX_ITEMS) -> list[Any]:
+def items(value: object, path: str, *, most: int = MAX_ITEMS) -> list[object]:
     """`value` if it is a list of at most `most` entries; raises WireError."""
     if not isinstance(value, list):
         raise WireError(f"{path}: want a list, got {shown(value)}")
@@ -115,7 +116,7 @@ def items(value: Any, path: str, *, most: int = MAX_ITEMS) -> list[Any]:
     return value
 
 
-def endpoint(value: Any, path: str) -> str:
+def endpoint(value: object, path: str) -> str:
     """`value` without trailing slashes if it is an http(s) URL of host, port and path.
 
     Raises WireError.
@@ -135,7 +136,7 @@ class Fields:
 
     __slots__ = ("_values", "path")
 
-    def __init__(self, value: Any, path: str) -> None:
+    def __init__(self, value: object, path: str) -> None:
         """Raises WireError unless `value` is an object of at most MAX_ITEMS fields."""
         if not isinstance(value, Mapping):
             raise WireError(f"{path}: want an object, got {shown(value)}")
@@ -158,7 +159,7 @@ class Fields:
     def text(self, key: str, *, most: int = ...) -> str: ...
     @overload
     def text(self, key: str, default: T, *, most: int = ...) -> str | T: ...
-    def text(self, key: str, default: Any = REQUIRED, *, most: int = MAX_TEXT) -> Any:
+    def text(self, key: str, default: object = REQUIRED, *, most: int = MAX_TEXT) -> object:
         """A string; see `text`."""
         value = self._values.get(key)
         if value is None:
@@ -170,7 +171,7 @@ class Fields:
     @overload
     def integer(self, key: str, default: T, *, low: int = ..., high: int = ...) -> int | T: ...
     def integer(
-        self, key: str, default: Any = REQUIRED, *, low: int = 0, high: int = 2**31 - 1
+        self, key: str, default: object = REQUIRED, *, low: int = 0, high: int = 2**31 - 1
     ) -> Any:
         """A whole number; see `integer`."""
         value = self._values.get(key)
@@ -197,30 +198,30 @@ class Fields:
         )
 
     def items(
-        self, key: str, default: list[Any] | _Required = REQUIRED, *, most: int = MAX_ITEMS
-    ) -> list[Any]:
+        self, key: str, default: list[object] | _Required = REQUIRED, *, most: int = MAX_ITEMS
+    ) -> list[object]:
         """A list of anything; see `items`."""
         value = self._values.get(key)
         if value is None:
-            found: list[Any] = self._absent(key, default)
+            found: list[object] = self._absent(key, default)
             return found
         return items(value, f"{self.path}.{key}", most=most)
 
     def objects(
-        self, key: str, default: list[Any] | _Required = REQUIRED, *, most: int = MAX_ITEMS
+        self, key: str, default: list[object] | _Required = REQUIRED, *, most: int = MAX_ITEMS
     ) -> list[Fields]:
         """A list of objects."""
         found = self.items(key, default, most=most)
         return [Fields(v, f"{self.path}.{key}[{i}]") for i, v in enumerate(found)]
 
     def texts(
-        self, key: str, default: list[Any] | _Required = REQUIRED, *, most: int = MAX_ITEMS
+        self, key: str, default: list[object] | _Required = REQUIRED, *, most: int = MAX_ITEMS
     ) -> list[str]:
         """A list of strings."""
         found = self.items(key, default, most=most)
         return [text(v, f"{self.path}.{key}[{i}]") for i, v in enumerate(found)]
 
-    def object(self, key: str, default: Mapping[str, Any] | _Required = REQUIRED) -> Fields:
+    def object(self, key: str, default: JsonMap | _Required = REQUIRED) -> Fields:
         """An object."""
         value = self._values.get(key)
         if value is None:

@@ -11,8 +11,8 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.bounds import WireError
 
 CAPABILITY = 1
@@ -102,7 +102,7 @@ class Grant:
     shared_token: bool
     peers: Mapping[str, PeerGrant]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain JSON value."""
         return {
             "revision": self.revision,
@@ -117,7 +117,7 @@ class Grant:
         }
 
     @staticmethod
-    def from_json(value: Any) -> Grant:
+    def from_json(value: object) -> Grant:
         """Parse `to_json`'s value.
 
         Raises:
@@ -138,7 +138,7 @@ class Grant:
         )
 
 
-def _peer(name: str, value: Any) -> PeerGrant:
+def _peer(name: str, value: object) -> PeerGrant:
     path = f"peers.{name}"
     if not isinstance(value, Mapping):
         raise WireError(f"credentials.{path}: an object is required")
@@ -152,7 +152,7 @@ def _peer(name: str, value: Any) -> PeerGrant:
     return PeerGrant(keys, legacy)
 
 
-def _digests(value: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def _digests(value: JsonMap, name: str) -> tuple[str, ...]:
     found = _texts(value, name, name)
     for entry in found:
         digits = entry.removeprefix(DIGEST_PREFIX)
@@ -161,20 +161,20 @@ def _digests(value: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return found
 
 
-def _texts(value: Mapping[str, Any], name: str, path: str) -> tuple[str, ...]:
+def _texts(value: JsonMap, name: str, path: str) -> tuple[str, ...]:
     found = value.get(name)
     if not isinstance(found, list) or not 1 <= len(found) <= MAX_VALUES:
         raise WireError(f"credentials.{path}: a list of 1 to {MAX_VALUES} is required")
     return tuple(_text(entry, path) for entry in found)
 
 
-def _text(value: Any, path: str) -> str:
+def _text(value: object, path: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 256:
         raise WireError(f"credentials.{path}: text of 1 to 256 characters is required")
     return value
 
 
-def _flag(value: Mapping[str, Any], name: str) -> bool:
+def _flag(value: JsonMap, name: str) -> bool:
     found = value.get(name)
     if not isinstance(found, bool):
         raise WireError(f"credentials.{name}: true or false is required")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import MAX_VERSION, Fields
 
 MAX_CAPABILITY = 1000
@@ -45,7 +45,7 @@ class LinkReport:
         """True when a table was given and every link it demands is verified."""
         return self.version > 0 and not self.down
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain JSON value."""
         return {
             "version": self.version,
@@ -57,7 +57,7 @@ class LinkReport:
         }
 
     @staticmethod
-    def from_json(value: Any) -> LinkReport:
+    def from_json(value: object) -> LinkReport:
         """Parse `to_json`'s value; raises WireError."""
         report = Fields(value, "link report")
         return LinkReport(
@@ -86,12 +86,12 @@ class DrainReport:
         """Nothing left: the instance can go."""
         return self.executing == self.holding == self.streams == 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain JSON value."""
         return {"executing": self.executing, "holding": self.holding, "streams": self.streams}
 
     @staticmethod
-    def from_json(value: Any) -> DrainReport:
+    def from_json(value: object) -> DrainReport:
         """Parse `to_json`'s value; raises WireError."""
         report = Fields(value, "drain report")
         return DrainReport(

@@ -12,9 +12,9 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.terms import ROLES, Device, Role
+from pdserve.terms.json import JsonObject
 from pdserve.wire import bounds
 from pdserve.wire.bounds import Fields, WireError
 
@@ -101,7 +101,7 @@ class PeerTable:
         )
         return dataclasses.replace(self, instances=bare)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain JSON value, keys in camelCase as on the wire."""
         return {
             "schemaVersion": SCHEMA_VERSION,
@@ -124,7 +124,7 @@ class PeerTable:
         }
 
     @staticmethod
-    def from_json(value: Any) -> PeerTable:
+    def from_json(value: object) -> PeerTable:
         """Parse `to_json`'s value.
 
         Raises:
@@ -149,7 +149,7 @@ def _pair(table: Fields, index: int) -> tuple[str, str]:
     return bounds.text(pair[0], path), bounds.text(pair[1], path)
 
 
-def _node_json(node: PeerNode) -> dict[str, Any]:
+def _node_json(node: PeerNode) -> JsonObject:
     return {
         "name": node.name,
         "devices": [{"id": d.id, "ip": d.ip} for d in node.devices],

@@ -5,10 +5,11 @@ Written by `engines`, read by `topology` and by whatever counts what pods will t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from pdserve.frozen import remembered
+from pdserve.terms.json import JsonMap, JsonObject
 
 REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
 TERMS: Final = "nodeSelectorTerms"
@@ -16,13 +17,13 @@ _FIELDS: Final = "matchFields"
 _NAME: Final = "metadata.name"
 
 
-def pin_to(node: str) -> dict[str, Any]:
+def pin_to(node: str) -> JsonObject:
     """`nodeAffinity` that only this node meets."""
     pin = {"key": _NAME, "operator": "In", "values": [node]}
     return {REQUIRED: {TERMS: [{_FIELDS: [pin]}]}}
 
 
-def keep_pin(terms: Iterable[Mapping[str, Any]], pinned: Mapping[str, Any]) -> list[dict[str, Any]]:
+def keep_pin(terms: Iterable[JsonMap], pinned: JsonMap) -> list[JsonObject]:
     """The terms, each with the pin of `pinned`, a `nodeAffinity` of `pin_to`.
 
     Terms are alternatives, so each of them needs the pin.
@@ -32,7 +33,7 @@ def keep_pin(terms: Iterable[Mapping[str, Any]], pinned: Mapping[str, Any]) -> l
 
 
 @remembered
-def pinned_node(pod: Mapping[str, Any]) -> str | None:
+def pinned_node(pod: JsonMap) -> str | None:
     """The one node that a pod's required affinity names (`metadata.name In [node]`), or None."""
     affinity = (pod.get("spec", {}).get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get(REQUIRED) or {}

@@ -11,9 +11,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.terms import ROLES, Role, Slo
+from pdserve.terms.json import JsonObject
 from pdserve.wire import bounds
 from pdserve.wire.bounds import Fields, WireError
 
@@ -85,7 +85,7 @@ class RouteTable:
     scenarios: tuple[RouteScenario, ...]
     tier_costs: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain JSON value, keys in camelCase as on the wire."""
         return {
             "schemaVersion": SCHEMA_VERSION,
@@ -98,7 +98,7 @@ class RouteTable:
         }
 
     @staticmethod
-    def from_json(value: Any) -> RouteTable:
+    def from_json(value: object) -> RouteTable:
         """Parse `to_json`'s value.
 
         Raises:
@@ -178,7 +178,7 @@ def served(table: RouteTable, scenario: RouteScenario, group: RouteGroup | None 
     return Served(group.models or names, group.model or table.model, group.flow or table.engine)
 
 
-def _scenario_json(s: RouteScenario) -> dict[str, Any]:
+def _scenario_json(s: RouteScenario) -> JsonObject:
     return {
         "name": s.name,
         "match": {"models": list(s.models), "headers": dict(s.headers)},
@@ -211,9 +211,9 @@ def _scenario_json(s: RouteScenario) -> dict[str, Any]:
     }
 
 
-def _own(group: RouteGroup) -> dict[str, Any]:
+def _own(group: RouteGroup) -> JsonObject:
     """The optional fields of a group; left out where the table's own values hold."""
-    own: dict[str, Any] = {
+    own: JsonObject = {
         "models": list(group.models), "model": group.model, "flow": group.flow
     }  # fmt: skip
     return {key: value for key, value in own.items() if value}

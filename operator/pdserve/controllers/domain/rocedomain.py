@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from pdserve.api import InvalidObjectError, RoCEDomain, merge_conditions
 from pdserve.controllers.shared.caches import BY_DOMAIN, ROCE_DOMAINS, Caches
@@ -17,6 +16,7 @@ from pdserve.desired.compare import covers
 from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import Shape, largest_uniform_group
+from pdserve.terms.json import JsonObject
 from pdserve.topology import DomainSummary, Fabric, fabric_spec, summarise
 from pdserve.wire import names
 
@@ -82,7 +82,7 @@ def domain_status(
     shapes: Mapping[str, tuple[int, int]],
     shared: ConditionState | None,
     now: float,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The status as JSON; `shared` replaces Ready; `now` in seconds since the epoch."""
     summary = summarise(fabric)
     generation = domain.metadata.generation

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from collections.abc import Awaitable
 
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.context import OperatorContext
@@ -23,9 +22,11 @@ from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import TemplateError
 from pdserve.groups import types as t
 from pdserve.kube.errors import KubeError
+from pdserve.kube.events import Level
 from pdserve.kube.lines import say
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
+from pdserve.terms.json import JsonMap
 from pdserve.terms.times import rfc3339
 from pdserve.wire import names
 from pdserve.wire.bounds import MAX_PASSED_VERSION, WireError
@@ -127,7 +128,7 @@ class GroupExecutor:
         if lost:
             spec = self._view.group.spec
             self._context.metrics.faults.labels(spec.service, spec.scenario).inc()
-        level = "Warning" if lost else "Normal"
+        level: Level = "Warning" if lost else "Normal"
         reason = reasons.SUBSTITUTED if lost else reasons.GROWN
         note = f"{new.name} on node {new.node}: {action.reason}"
         about: dict[str, str | int] = {"index": new.group_index, "node": new.node}
@@ -242,12 +243,12 @@ class GroupExecutor:
         await self._patch(name, uid, operation)
 
     async def _move_scale_unit(self, action: t.MoveScaleUnit) -> None:
-        operation: Mapping[str, Any] = {"op": "remove", "path": _SCALE_PATH}
+        operation: JsonMap = {"op": "remove", "path": _SCALE_PATH}
         if action.present:
             operation = {"op": "add", "path": _SCALE_PATH, "value": "true"}
         await self._patch(action.name, action.uid, operation)
 
-    async def _patch(self, name: str, uid: str, operation: Mapping[str, Any]) -> None:
+    async def _patch(self, name: str, uid: str, operation: JsonMap) -> None:
         live = await self._context.client.patch_json(
             PODS, name, [operation],
             namespace=self._namespace, uid=uid, field_manager=names.FIELD_MANAGER,
@@ -287,7 +288,7 @@ class GroupExecutor:
             where = {"index": found.group_index, "node": found.node}
         return {"instance": name, **where}
 
-    def _event(self, level: Any, reason: str, note: str, **about: str | int) -> None:
+    def _event(self, level: Level, reason: str, note: str, **about: str | int) -> None:
         self._context.events.event(self._obj, level, reason, note, about=about)
 
 

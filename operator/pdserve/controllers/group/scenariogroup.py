@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from pdserve.api import InvalidObjectError, PDService, RoCEDomain, Scenario, ScenarioGroup
 from pdserve.controllers.group.budgets import keep_budgets, known_budgets
@@ -73,8 +72,10 @@ from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import GroupRequest
 from pdserve.ratio.types import Counts
 from pdserve.terms import ROLES
+from pdserve.terms.json import JsonMap
 from pdserve.topology import Fabric, Reservation, fabric_spec
 from pdserve.wire import names
+from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteTable
 
 log = logging.getLogger(__name__)
@@ -307,7 +308,7 @@ class _Reconcile:
         if known is None or (known.reason, known.message) != (now.reason, now.message):
             self.context.events.event(self.obj, "Warning", reason, now.message)
 
-    async def _write(self, status: Mapping[str, Any]) -> None:
+    async def _write(self, status: JsonMap) -> None:
         live_status = self.obj.get("status") or {}
         same_repairs = covers(status.get("repairs"), live_status.get("repairs", []))
         if covers(live_status, status) and ("repairs" not in status or same_repairs):
@@ -507,6 +508,6 @@ _NO_COUNTS = (
 )
 
 
-def _table_naming(view: ScenarioGroupView, instance: InstanceObs) -> Any:
+def _table_naming(view: ScenarioGroupView, instance: InstanceObs) -> PeerTable | None:
     table = view.tables.get(instance.group_index)
     return table if table is not None and table.peer(instance.name) is not None else None

@@ -6,9 +6,6 @@ Admission and defaulting are the cluster's, so one pod per role is POSTed as a d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pdserve.api import PDService
 from pdserve.desired.templates import CONDITION, sample_group, sample_pod
 from pdserve.engines.pod_profile import Rights
@@ -17,13 +14,14 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS
 from pdserve.terms import ROLES
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
 _QUOTA = "exceeded quota"
 
 
 async def ask_cluster(
-    client: KubeClient, service: PDService, owner: Mapping[str, Any], rights: Rights
+    client: KubeClient, service: PDService, owner: JsonMap, rights: Rights
 ) -> ConditionState:
     """Condition TemplateValid by the API server, for a template that `template_of_service` takes.
 
@@ -39,7 +37,7 @@ async def ask_cluster(
     return ConditionState(CONDITION, "True", "Accepted", "the API server takes the rendered pods")
 
 
-async def _refusal(client: KubeClient, pod: dict[str, Any]) -> tuple[str, str] | None:
+async def _refusal(client: KubeClient, pod: JsonObject) -> tuple[str, str] | None:
     try:
         await client.create(PODS, pod, field_manager=names.FIELD_MANAGER, dry_run=True)
     except KubeError as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Final
 
 from pdserve.api import InvalidObjectError, PDService, Scenario, ScenarioGroup
 from pdserve.api.ownership import COUNTS_MANAGER, counts_apply, same_spec
@@ -166,7 +166,7 @@ class _Reconcile:
         except TemplateError:
             return ()
 
-    async def _try(self, step: Awaitable[Any]) -> bool:
+    async def _try(self, step: Awaitable[object]) -> bool:
         """What is refused, or fails by itself, does not keep the other steps from being done.
 
         False where an object of another owner has the name.

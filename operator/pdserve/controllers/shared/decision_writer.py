@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.desired.decisions import appended
@@ -15,14 +14,13 @@ from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
 from pdserve.kube.lines import say
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 
 log = logging.getLogger(__name__)
 
 
-async def write_decision(
-    client: KubeClient, cache: Cache, obj: Object, new: Mapping[str, Any]
-) -> None:
+async def write_decision(client: KubeClient, cache: Cache, obj: Object, new: JsonMap) -> None:
     """Append `new` to the live object's list; KubeError `is_conflict` if it changed meanwhile."""
     meta = obj["metadata"]
     old = (obj.get("status") or {}).get("decisions") or []

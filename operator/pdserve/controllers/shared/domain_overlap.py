@@ -7,14 +7,14 @@ goes on: devices are counted by node, whatever domain placed them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from pdserve.api import RoCEDomain, ScenarioGroup
 from pdserve.controllers.shared.caches import Caches
 from pdserve.controllers.shared.skipped import read_each
 from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap
 
 REASON = "NodesShared"
 CONDITION = "FabricValid"
@@ -43,7 +43,7 @@ def overlap(caches: Caches, domain: Object) -> ConditionState | None:
     return None
 
 
-def told_of(domain: Mapping[str, Any] | None) -> str:
+def told_of(domain: JsonMap | None) -> str:
     """What the status of a RoCEDomain says of shared nodes; "" if nothing."""
     for condition in ((domain or {}).get("status") or {}).get("conditions") or ():
         if condition.get("type") == "Ready" and condition.get("reason") == REASON:

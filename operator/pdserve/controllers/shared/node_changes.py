@@ -9,7 +9,6 @@ its course. Neighbours: `groups.repairs` decides what follows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pdserve.controllers.shared.caches import Caches
 from pdserve.kube.cache import ChangeType
@@ -47,7 +46,7 @@ class NodeChanges:
             self._bettered[node] = self._now()
 
 
-def _stated(node: Object) -> tuple[Any, ...]:
+def _stated(node: Object) -> tuple[object, ...]:
     spec, status = node.get("spec", {}), node.get("status", {})
     labels, taints = node["metadata"].get("labels"), spec.get("taints")
     return labels, taints, spec.get("unschedulable"), status.get("allocatable")

@@ -8,7 +8,7 @@ again and again need not validate it again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from pdserve.api import InvalidObjectError
 from pdserve.api.base import ApiModel
@@ -30,7 +30,7 @@ def parsed(kind: type[T], obj: Object) -> T:
     Raises:
         ApiError: as `kind.stored`.
     """
-    known: tuple[Any, CustomResource] | None = _kept.get(id(obj))
+    known: tuple[object, CustomResource] | None = _kept.get(id(obj))
     # The object is kept with its model, so that its id is not given to another meanwhile.
     if known is not None and known[0] is obj and isinstance(known[1], kind):
         return known[1]

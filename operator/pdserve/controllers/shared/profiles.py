@@ -6,8 +6,7 @@ Losing one costs relearning from the seed. Written at most once a minute (`ratio
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from pdserve.api import ScenarioGroup
 from pdserve.api.scenariogroup import ScenarioGroupSpec
@@ -18,6 +17,7 @@ from pdserve.ratio import learn
 from pdserve.ratio.learn import LearnState
 from pdserve.ratio.records import RecordError, from_json, to_json
 from pdserve.ratio.types import PerformanceProfile
+from pdserve.terms.json import JsonMap, JsonObject
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def stored_state(config_maps: Cache, group: ScenarioGroup) -> LearnState:
 
 
 @remembered
-def _stored(config_map: Mapping[str, Any]) -> LearnState | None:
+def _stored(config_map: JsonMap) -> LearnState | None:
     text = (config_map.get("data") or {}).get(KEY)
     return from_json(LearnState, text) if text else None
 
@@ -80,9 +80,7 @@ def profile_of(config_maps: Cache, group: ScenarioGroup) -> PerformanceProfile |
     return _profiles.of(state.profile, state)
 
 
-def profile_object(
-    group: ScenarioGroup, state: LearnState, owner: Mapping[str, Any]
-) -> dict[str, Any]:
+def profile_object(group: ScenarioGroup, state: LearnState, owner: JsonMap) -> JsonObject:
     """The ConfigMap that stores `state`."""
     meta = owned_metadata(
         profile_configmap_name(group.metadata.name),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
@@ -22,6 +22,7 @@ from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError
 from pdserve.kube.resource import Object
 from pdserve.kube.workqueue import QueueKey
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.terms.times import rfc3339
 from pdserve.wire import names
 
@@ -110,7 +111,7 @@ async def went_well(context: OperatorContext, key: QueueKey, condition: str = RE
 
 def with_conditions(
     obj: Object, wanted: Iterable[ConditionState], now: float
-) -> list[dict[str, Any]] | None:
+) -> list[JsonObject] | None:
     """The conditions of a raw object with `wanted` put in; None when it has them already.
 
     `now`: seconds since the epoch. Entries that are no conditions are left out.
@@ -170,7 +171,7 @@ def _object(context: OperatorContext, key: QueueKey) -> Object | None:
     return context.caches.of(_RESOURCES[key.kind]).get(key.name, key.namespace)
 
 
-def _held(obj: Object, kind: str) -> dict[str, Any]:
+def _held(obj: Object, kind: str) -> JsonObject:
     return _by_type(obj).get(kind, {})
 
 
@@ -182,11 +183,11 @@ def _is_old(obj: Object, kind: str, kept: str) -> bool:
 
 
 @remembered
-def _by_type(obj: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:
+def _by_type(obj: JsonMap) -> Mapping[str, JsonObject]:
     return {c["type"]: c for c in reversed(_conditions(obj))}
 
 
-def _conditions(obj: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _conditions(obj: JsonMap) -> list[JsonObject]:
     status = obj.get("status")
     found = status.get("conditions") if isinstance(status, dict) else None
     return [

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from pdserve.api import InvalidObjectError, ScenarioGroup, revision_of
 from pdserve.api.scenariogroup import GroupRole, ScenarioGroupSpec
@@ -25,6 +25,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import CONTROLLER_REVISIONS, Object
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _read_all(group: ScenarioGroup, stored: Iterable[Object]) -> Mapping[str, Sc
     return found
 
 
-def revision_object(group: ScenarioGroup, owner: Mapping[str, Any]) -> Object:
+def revision_object(group: ScenarioGroup, owner: JsonMap) -> Object:
     """The ControllerRevision of the ScenarioGroup's present spec."""
     spec = group.spec.to_dict()
     kept = {part: spec[part] for part in _PARTS}
@@ -124,11 +125,11 @@ async def keep_revisions(
 _known: Memo[ScenarioGroupSpec] = Memo()
 
 
-def _former(now: ScenarioGroupSpec, data: Mapping[str, Any]) -> ScenarioGroupSpec:
+def _former(now: ScenarioGroupSpec, data: JsonMap) -> ScenarioGroupSpec:
     return _known.of(lambda: _former_spec(now, data), now, data)
 
 
-def _former_spec(now: ScenarioGroupSpec, data: Mapping[str, Any]) -> ScenarioGroupSpec:
+def _former_spec(now: ScenarioGroupSpec, data: JsonMap) -> ScenarioGroupSpec:
     fabric = {**now.fabric.to_dict(), "domainRef": data["fabric"]["domainRef"]}
     recovery = now.recovery.to_dict()
     then = ScenarioGroupSpec.parse({**data, "fabric": fabric, "recovery": recovery})

@@ -6,8 +6,8 @@ hands. Called with every reconcile of the PDService; all state is in the cluster
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from pdserve.api import PDService
 from pdserve.controllers.shared.caches import BY_SERVICE, Caches, controlled_by
@@ -17,6 +17,7 @@ from pdserve.desired.credentials import Seen, ServiceCredentials, advance, contr
 from pdserve.groups.health import condition
 from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import PODS, Object, ObjectKey
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 from pdserve.wire.credentials import fingerprint
 from pdserve.wire.links import LinkReport
@@ -37,7 +38,7 @@ def gateways_identify(caches: Caches, namespace: str, service: str) -> bool:
 
 
 async def rotate(
-    context: OperatorContext, obj: Object, service: PDService, owner: Mapping[str, Any]
+    context: OperatorContext, obj: Object, service: PDService, owner: JsonMap
 ) -> ConditionState | None:
     """Go on with a rotation; the condition that tells of it, None where none was asked for.
 

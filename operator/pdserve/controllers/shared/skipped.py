@@ -13,7 +13,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from pdserve.api import InvalidObjectError
 from pdserve.controllers.shared import event_reasons as reasons
@@ -48,9 +48,9 @@ class Skipped:
         self._metrics = metrics
         self._scope = scope
         self._events: EventRecorder | None = None
-        self._seen: OrderedDict[_Cause, Any] = OrderedDict()
+        self._seen: OrderedDict[_Cause, object] = OrderedDict()
 
-    def __call__(self, obj: Any, where: str, error: Exception) -> None:
+    def __call__(self, obj: object, where: str, error: Exception) -> None:
         """Count, log and tell that `obj` was left out in `where` because of `error`. No errors."""
         kind, name = _identity(obj)
         self._metrics.skipped.labels(kind, where).inc()
@@ -76,8 +76,10 @@ class Skipped:
         finally:
             self._events = None
 
-    def _tell(self, cause: _Cause, obj: Any) -> None:
-        if self._events is not None and not self._scope.leaves(_namespace(obj)):
+    def _tell(self, cause: _Cause, obj: object) -> None:
+        if self._events is None or not isinstance(obj, dict):
+            return
+        if not self._scope.leaves(_namespace(obj)):
             note = f"left out in {cause.where}: {cause.text}"
             self._events.event(obj, "Warning", reasons.SKIPPED, note, logged=False)
 
@@ -103,12 +105,12 @@ def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {said}"[:MAX_CAUSE]
 
 
-def _namespace(obj: Any) -> str:
+def _namespace(obj: object) -> str:
     meta = obj.get("metadata") if isinstance(obj, dict) else None
     return str(meta.get("namespace") or "") if isinstance(meta, dict) else ""
 
 
-def _identity(obj: Any) -> tuple[str, str]:
+def _identity(obj: object) -> tuple[str, str]:
     """Kind (for a metric's label: bounded) and `namespace/name` of anything."""
     if not isinstance(obj, dict):
         return "unknown", shown(obj)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pdserve.desired.credentials import (
     ServiceCredentials,
@@ -23,6 +22,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by
 from pdserve.kube.resource import SECRETS, Object
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 
 SHARED_KEY = "token"
@@ -52,7 +52,7 @@ class Tokens:
         return self._held[service]
 
     async def ensure(
-        self, namespace: str, service: str, owner: Mapping[str, Any], rotation: str = ""
+        self, namespace: str, service: str, owner: JsonMap, rotation: str = ""
     ) -> ServiceCredentials:
         """Make the Secrets that are not there, and put right what gateways mount.
 
@@ -83,7 +83,7 @@ class Tokens:
             return held
 
     async def change(
-        self, namespace: str, service: str, owner: Mapping[str, Any], new: ServiceCredentials
+        self, namespace: str, service: str, owner: JsonMap, new: ServiceCredentials
     ) -> None:
         """Store the next state; what a crash leaves undone, `ensure` completes.
 
@@ -117,7 +117,7 @@ class Tokens:
         self._verified.clear()
 
     async def _give(
-        self, namespace: str, service: str, owner: Mapping[str, Any], held: ServiceCredentials
+        self, namespace: str, service: str, owner: JsonMap, held: ServiceCredentials
     ) -> None:
         """The Secret that gateways mount."""
         name = names.request_secret_name(service)
@@ -144,7 +144,7 @@ class Tokens:
         name: str,
         namespace: str,
         service: str,
-        owner: Mapping[str, Any],
+        owner: JsonMap,
         component: str,
         data: Mapping[str, str],
     ) -> Object:
@@ -157,9 +157,9 @@ class Tokens:
         }
         return await self._client.create(SECRETS, secret, field_manager=names.FIELD_MANAGER)
 
-    async def _replace(self, secret: Object, old: Any, new: Mapping[str, str]) -> None:
+    async def _replace(self, secret: Object, old: object, new: Mapping[str, str]) -> None:
         meta = secret["metadata"]
-        operations = [
+        operations: list[JsonMap] = [
             {"op": "test", "path": "/data", "value": old},
             {"op": "add", "path": "/data", "value": dict(new)},
         ]

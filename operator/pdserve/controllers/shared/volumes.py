@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pdserve.api import RoleTemplate, ScenarioGroup
 from pdserve.controllers.shared.caches import Caches
@@ -24,6 +24,7 @@ from pdserve.kube.resource import (
     Object,
     ObjectKey,
 )
+from pdserve.terms.json import JsonMap
 from pdserve.terms.quantity import quantity
 from pdserve.topology.affinity import NodeIndex, Term, terms_of
 
@@ -216,5 +217,5 @@ def _affinity(volume: Object) -> Terms:
     return None if required is None else terms_of(required)
 
 
-def _labels(node: Mapping[str, Any]) -> Mapping[str, str]:
+def _labels(node: JsonMap) -> Mapping[str, str]:
     return node["metadata"].get("labels") or {}

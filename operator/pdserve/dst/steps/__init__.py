@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Final
 
 from pdserve.dst.scene import Scene
 from pdserve.dst.steps.changes import (
@@ -44,7 +44,7 @@ from pdserve.dst.steps.odd_values import (
     poison_table,
 )
 
-Step = Callable[[Scene, random.Random], Coroutine[Any, Any, str | None]]
+Step = Callable[[Scene, random.Random], Coroutine[object, object, str | None]]
 
 STEPS: Final[dict[str, tuple[float, Step]]] = {
     step.__name__: (weight, step)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
 
 from pdserve.dst.api_net import Faults
 from pdserve.dst.scene import Scene
 from pdserve.dst.steps.picks import name_of
+from pdserve.terms.json import JsonObject
 
 
 async def api_away(scene: Scene, rng: random.Random) -> str | None:
@@ -48,7 +48,7 @@ async def bad_network(scene: Scene, rng: random.Random) -> str | None:
     faults, healthy = scene.faults, Faults()
     seconds = rng.uniform(5, 60)
     scene.watcher.trouble(seconds)
-    drawn: dict[str, Any] = {
+    drawn: JsonObject = {
         "latency": (0.0, rng.choice((0.05, 1.0))), "refuse": rng.choice((0.0, 0.3)),
         "lose_answer": rng.choice((0.0, 0.3)), "watch_delay": (0.0, rng.choice((0.3, 3.0))),
         "watch_break": rng.choice((0.0, 0.1)), "watch_repeat": rng.choice((0.0, 0.3)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from contextlib import suppress
-from typing import Any
 
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst import metrics, values
@@ -21,6 +20,7 @@ from pdserve.dst.steps.picks import (
 )
 from pdserve.dst.world_service import NPU
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, SECRETS, Object, ObjectKey
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
 
@@ -63,7 +63,7 @@ async def forge_owner(scene: Scene, rng: random.Random) -> str | None:
     group = rng.choice(scene.world.seen(SCENARIO_GROUPS))
     elsewhere = "team" if group["metadata"]["namespace"] == "default" else "default"
     kind = rng.choice(("pod", "table", "group"))
-    meta: dict[str, Any] = {
+    meta: JsonObject = {
         "name": f"forged-{rng.randrange(10**6)}",
         "namespace": elsewhere,
         "labels": copy(some_labels(scene, group)),
@@ -185,11 +185,11 @@ async def poison_status(scene: Scene, rng: random.Random) -> str | None:
             return None
         old = {c["type"]: c for c in pod.get("status", {}).get("conditions", ())}
         changed = [{**c, "lastTransitionTime": values.when(rng)} for c in old.values()]
-        body: dict[str, Any] = {"status": {"startTime": values.when(rng), "conditions": changed}}
+        body: JsonObject = {"status": {"startTime": values.when(rng), "conditions": changed}}
         scene.patch(pod, body, PODS, "status")
         return f"times of pod {name_of(pod)}"
     group = rng.choice(scene.world.seen(SCENARIO_GROUPS))
-    repairs: list[dict[str, Any]] = [
+    repairs: list[JsonObject] = [
         {"slot": f"{name_of(group)}-0-p0", "failures": rng.choice((1, 30, 2**31 - 1)),
          "lastFailureTime": values.when(rng), "notBeforeTime": values.when(rng),
          "suspectNode": rng.choice(("a-0", "nowhere")), "fault": "PodFailed"}

@@ -8,15 +8,14 @@ sampler and its position.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime.request import GenerationRequest, RemoteKv
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.http import PARAM_KV
 
 
@@ -43,7 +42,7 @@ class Sender:
     port: int
 
 
-def wants_hand_over(body: Mapping[str, Any], role: EngineRole) -> bool:
+def wants_hand_over(body: JsonMap, role: EngineRole) -> bool:
     """Whether this is a prefill leg; raises ApiError where the role does not fit."""
     params = _params(body)
     asked = bool(params.get("do_remote_decode"))
@@ -59,7 +58,7 @@ def wants_hand_over(body: Mapping[str, Any], role: EngineRole) -> bool:
     return asked
 
 
-def remote_of(body: Mapping[str, Any], role: EngineRole) -> RemoteLeg | None:
+def remote_of(body: JsonMap, role: EngineRole) -> RemoteLeg | None:
     """The prefill's results on a decode leg, else None; raises ApiError."""
     params = _params(body)
     asked = bool(params.get("do_remote_prefill"))
@@ -79,7 +78,7 @@ def remote_of(body: Mapping[str, Any], role: EngineRole) -> RemoteLeg | None:
 
 def reply_params(
     request: GenerationRequest, first: Sampled, cached: int, lease: float, sender: Sender
-) -> dict[str, Any]:
+) -> JsonObject:
     """`kv_transfer_params` of a prefill's reply."""
     return {
         "do_remote_prefill": True,
@@ -102,7 +101,7 @@ def reply_params(
     }
 
 
-def _params(body: Mapping[str, Any]) -> Mapping[str, Any]:
+def _params(body: JsonMap) -> JsonMap:
     value = body.get(PARAM_KV)
     if value is None:
         return {}
@@ -111,7 +110,7 @@ def _params(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
-def _remote_leg(params: Mapping[str, Any]) -> RemoteLeg:
+def _remote_leg(params: JsonMap) -> RemoteLeg:
     ours = params.get("pdserve")
     if not isinstance(ours, dict):
         raise field_error(f"{PARAM_KV}.pdserve", ours, "the object of the prefill's reply")
@@ -146,14 +145,14 @@ def _remote_leg(params: Mapping[str, Any]) -> RemoteLeg:
     return RemoteLeg(kv, seed, _whole(ours, "cached_tokens", f"{PARAM_KV}.pdserve", 0))
 
 
-def _whole(value: Mapping[str, Any], name: str, path: str, low: int) -> int:
+def _whole(value: JsonMap, name: str, path: str, low: int) -> int:
     number = value.get(name)
     if type(number) is not int or not low <= number < 1 << 31:
         raise field_error(f"{path}.{name}", number, f"an integer >= {low} is required")
     return number
 
 
-def _text(params: Mapping[str, Any], name: str) -> str:
+def _text(params: JsonMap, name: str) -> str:
     value = params.get(name)
     if not isinstance(value, str) or not value:
         raise field_error(f"{PARAM_KV}.{name}", value, "a non-empty string is required")

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.api import parameters
@@ -24,11 +24,12 @@ from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
 from pdserve.refengine.model.tokenizer import ChatMessage
 from pdserve.refengine.runtime.request import GenerationRequest
+from pdserve.terms.json import JsonMap
 from pdserve.wire import http
 from pdserve.wire.bounds import WireError, parse_json
 
 Kind = Literal["completion", "chat"]
-Body = Mapping[str, Any]
+Body = JsonMap
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_STOPS = 16
 TEMPLATE_SLACK = 4096

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from pdserve.refengine.errors import field_error
+from pdserve.terms.json import JsonMap
 from pdserve.wire.http import PARAM_KV
 
 USED: Final = frozenset(
@@ -113,7 +114,7 @@ _MESSAGE_REFUSED: Final = ("tool_calls", "function_call", "audio")
 _MATTER: Final = tuple(sorted(USED | set(REFUSED)))
 
 
-def check(body: Mapping[str, Any]) -> None:
+def check(body: JsonMap) -> None:
     """Refuse what would change the answer; raises ApiError 400 with the field's name."""
     unknown = 0
     for name, value in body.items():
@@ -134,7 +135,7 @@ def _same(value: object, neutral: object) -> bool:
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def check_message(path: str, message: Mapping[str, Any]) -> None:
+def check_message(path: str, message: JsonMap) -> None:
     """Refuse parts of a chat message that would be lost; raises ApiError 400."""
     for name in _MESSAGE_REFUSED:
         if message.get(name):

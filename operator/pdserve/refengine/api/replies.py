@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
 
@@ -15,6 +14,7 @@ from pdserve.refengine.api.openai import ReplyOptions
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.model.tokenizer import Tokenizer
 from pdserve.refengine.runtime.request import GenerationRequest, TokenEvent
+from pdserve.terms.json import JsonObject
 
 DONE = b"data: [DONE]\n\n"
 
@@ -45,12 +45,12 @@ class ReplyWriter:
         self.count = 0
         self.cached = options.cached_tokens or 0
 
-    def whole(self, events: Sequence[TokenEvent]) -> dict[str, Any]:
+    def whole(self, events: Sequence[TokenEvent]) -> JsonObject:
         """A non-streaming answer."""
         self.count = len(events)
         text = "".join(e.text for e in events)
         finish = events[-1].finish
-        choice: dict[str, Any] = {
+        choice: JsonObject = {
             "index": 0,
             "finish_reason": None if finish is None else finish.value,
             "logprobs": self._logprobs(events),
@@ -69,13 +69,13 @@ class ReplyWriter:
         shows = event.text or event.finish or self._request.sampling.logprobs is not None
         if not shows and not first:
             return None
-        choice: dict[str, Any] = {
+        choice: JsonObject = {
             "index": 0,
             "finish_reason": None if event.finish is None else event.finish.value,
             "logprobs": self._logprobs([event]),
         }
         if self._chat:
-            delta: dict[str, Any] = {"role": "assistant"} if first else {}
+            delta: JsonObject = {"role": "assistant"} if first else {}
             choice["delta"] = delta | {"content": event.text}
         else:
             choice["text"] = event.text
@@ -87,7 +87,7 @@ class ReplyWriter:
             return DONE
         return sse(self._stream_object([]) | {"usage": self.usage()}) + DONE
 
-    def usage(self) -> dict[str, Any]:
+    def usage(self) -> JsonObject:
         """Token counts so far."""
         prompt = self._request.prompt_tokens
         return {
@@ -97,12 +97,12 @@ class ReplyWriter:
             "prompt_tokens_details": {"cached_tokens": self.cached},
         }
 
-    def _stream_object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _stream_object(self, choices: list[JsonObject]) -> JsonObject:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         base = self._base | {"object": kind, "choices": choices}
         return base | {"usage": None} if self._options.include_usage else base
 
-    def _logprobs(self, events: Sequence[TokenEvent]) -> dict[str, Any] | None:
+    def _logprobs(self, events: Sequence[TokenEvent]) -> JsonObject | None:
         if self._request.sampling.logprobs is None:
             return None
         chosen = [e.sampled for e in events]
@@ -119,11 +119,11 @@ class ReplyWriter:
             "text_offset": offsets,
         }
 
-    def _chat_logprob(self, sampled: Sampled) -> dict[str, Any]:
+    def _chat_logprob(self, sampled: Sampled) -> JsonObject:
         top = [self._entry(token, logprob) for token, logprob in sampled.top]
         return self._entry(sampled.token, sampled.logprob) | {"top_logprobs": top}
 
-    def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
+    def _entry(self, token: int, logprob: float | None) -> JsonObject:
         raw = self._tokenizer.token_bytes(token)
         return {"token": self._text(token), "logprob": logprob, "bytes": list(raw)}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import unquote
 
 from pdserve import __version__
@@ -20,6 +19,7 @@ from pdserve.refengine.links import Links, StaleTableError
 from pdserve.refengine.model.load import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.trust import Trust
+from pdserve.terms.json import JsonObject
 from pdserve.wire import http
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.credentials import CAPABILITY, MAX_PUSH, Grant
@@ -82,7 +82,7 @@ class Routes:
         self.trust.check_generation(_authorization(request))
         self.generator.handle("chat", request, responder)
 
-    def _model_card(self) -> dict[str, Any]:
+    def _model_card(self) -> JsonObject:
         return {
             "id": self.config.model_name,
             "object": "model",
@@ -197,7 +197,7 @@ def _authorization(request: HttpRequest) -> str:
     return request.header("authorization") or ""
 
 
-def _json(request: HttpRequest) -> Any:
+def _json(request: HttpRequest) -> object:
     try:
         return parse_json(request.body)
     except WireError as error:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.transport import TransportError
+from pdserve.terms.json import JsonObject
 
 
 class Landing:
@@ -63,7 +64,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         self._landing: Landing | None = None
         self.transport: asyncio.Transport | None = None
 
-    def frame(self, kind: protocol.FrameKind, body: dict[str, Any]) -> None:
+    def frame(self, kind: protocol.FrameKind, body: JsonObject) -> None:
         """A frame arrived; TransportError closes the connection."""
         raise NotImplementedError
 
@@ -75,7 +76,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         """The connection is gone."""
         raise NotImplementedError
 
-    def send(self, kind: protocol.FrameKind, body: dict[str, Any] | None = None) -> None:
+    def send(self, kind: protocol.FrameKind, body: JsonObject | None = None) -> None:
         """Write one frame; nothing when the connection is gone."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(protocol.encode(kind, body))

@@ -23,11 +23,12 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
 from pdserve.refengine.kv.transport import TransportError
+from pdserve.terms.json import JsonObject
 from pdserve.wire.credentials import fingerprint
 
 VERSION = 1
@@ -51,13 +52,13 @@ class FrameKind(enum.IntEnum):
     DONE = 10
 
 
-def encode(kind: FrameKind, body: dict[str, Any] | None = None) -> bytes:
+def encode(kind: FrameKind, body: JsonObject | None = None) -> bytes:
     """One frame."""
     data = orjson.dumps(body or {})
     return HEAD.pack(_MAGIC, VERSION, kind, len(data)) + data
 
 
-def decode(buffer: memoryview) -> tuple[FrameKind, dict[str, Any], int] | None:
+def decode(buffer: memoryview) -> tuple[FrameKind, JsonObject, int] | None:
     """First frame of `buffer` and its size, or None when more bytes are needed.
 
     Raises:

@@ -12,13 +12,13 @@ import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pdserve.http1.listen import listening
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.frames import FrameConnection, Landing
 from pdserve.refengine.kv.protocol import FrameKind, Proof
 from pdserve.refengine.kv.transport import Exporter, Keyring, Link, PeerAddress, TransportError
+from pdserve.terms.json import JsonObject
 
 HANDSHAKE_SECONDS = 3.0
 PING_SECONDS = 2.0
@@ -51,7 +51,7 @@ class _Server(FrameConnection):
         self.send(FrameKind.CHALLENGE, {"id": self._me.id, "nonce": self._nonce})
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self._silent)
 
-    def frame(self, kind: FrameKind, body: dict[str, Any]) -> None:
+    def frame(self, kind: FrameKind, body: JsonObject) -> None:
         if kind is FrameKind.HELLO and self._peer is None:
             self._hello(body)
         elif self._peer is None:
@@ -87,7 +87,7 @@ class _Server(FrameConnection):
         if self._peer is None:
             self.abort()
 
-    def _hello(self, body: dict[str, Any]) -> None:
+    def _hello(self, body: JsonObject) -> None:
         peer, nonce, model = (str(body.get(k)) for k in ("id", "nonce", "model"))
         proof = next(
             (p for p in self._me.keys.proofs_from(peer) if p.name == body.get("key")), None
@@ -163,7 +163,7 @@ class _Client(FrameConnection):
         super().connection_made(transport)
         _no_delay(transport)
 
-    def frame(self, kind: FrameKind, body: dict[str, Any]) -> None:
+    def frame(self, kind: FrameKind, body: JsonObject) -> None:
         if kind is FrameKind.CHALLENGE:
             self._challenged(body)
         elif kind is FrameKind.WELCOME:
@@ -209,7 +209,7 @@ class _Client(FrameConnection):
             self._answer = None
             self._asked = None
 
-    def ask(self, kind: FrameKind, body: dict[str, Any] | None = None) -> None:
+    def ask(self, kind: FrameKind, body: JsonObject | None = None) -> None:
         """Send a question whose answer `answer` returns."""
         if self._answer is not None or self._gone.done():
             raise TransportError(f"{self._address.id}: connection is gone")
@@ -245,7 +245,7 @@ class _Client(FrameConnection):
         """Give the connection up."""
         self.abort()
 
-    def _challenged(self, body: dict[str, Any]) -> None:
+    def _challenged(self, body: JsonObject) -> None:
         if body.get("id") != self._address.id:
             raise TransportError(
                 f"{self._address.host}:{self._address.port} is {body.get('id')}, "
@@ -268,7 +268,7 @@ class _Client(FrameConnection):
             hello["key"] = proof.name
         self.send(FrameKind.HELLO, hello)
 
-    def _welcomed(self, body: dict[str, Any]) -> None:
+    def _welcomed(self, body: JsonObject) -> None:
         proof = self._proof
         if proof is None or not protocol.same(self._mac(proof, "server"), body.get("mac")):
             raise TransportError(f"{self._address.id} does not know the key")
@@ -285,7 +285,7 @@ class _Client(FrameConnection):
             model=self._me.model,
         )
 
-    def _arriving(self, body: dict[str, Any], tokens: int, landing: Sequence[memoryview]) -> None:
+    def _arriving(self, body: JsonObject, tokens: int, landing: Sequence[memoryview]) -> None:
         size, crc = body.get("bytes"), body.get("crc")
         if body.get("tokens") != tokens or not isinstance(size, int) or not isinstance(crc, int):
             raise TransportError(f"KV of {body.get('tokens')} tokens announced, {tokens} expected")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pdserve.refengine.model.tensors import WeightsError
+from pdserve.terms.json import JsonObject
 
 BLOCK_TOKENS = 32
 """Tokens per KV block. Part of exact mode: attention sums block by block, so it is a constant."""
@@ -50,7 +50,7 @@ class LlamaConfig:
 def load_config(path: Path) -> LlamaConfig:
     """Parse `config.json`; raises WeightsError for anything but a plain Llama."""
     try:
-        c: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        c: JsonObject = json.loads(path.read_text(encoding="utf-8"))
         if c.get("model_type") != "llama":
             raise WeightsError(f"{path}: model_type {c.get('model_type')!r}; only 'llama' is known")
         for key in ("rope_scaling", "attention_bias", "mlp_bias"):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pdserve.terms.json import JsonObject
 
 Array = npt.NDArray[np.float32]
 MAX_HEADER = 100 << 20
@@ -33,7 +34,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     if len(data) < 8 or size > min(MAX_HEADER, len(data) - 8):
         raise WeightsError(f"{path}: not a safetensors file (header of {size} bytes)")
     try:
-        header: dict[str, Any] = json.loads(data[8 : 8 + size])
+        header: JsonObject = json.loads(data[8 : 8 + size])
     except ValueError as error:
         raise WeightsError(f"{path}: header is not JSON: {error}") from error
     header.pop("__metadata__", None)
@@ -41,7 +42,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     return {name: _tensor(path, name, entry, body) for name, entry in header.items()}
 
 
-def _tensor(path: Path, name: str, entry: dict[str, Any], body: memoryview) -> Array:
+def _tensor(path: Path, name: str, entry: JsonObject, body: memoryview) -> Array:
     dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
     begin, end = (int(n) for n in entry["data_offsets"])
     width = {"F32": 4, "F16": 2, "BF16": 2}.get(dtype)

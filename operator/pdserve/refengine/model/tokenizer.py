@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from pdserve.refengine.model.tensors import WeightsError
+from pdserve.terms.json import JsonObject
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -39,7 +39,7 @@ class Tokenizer:
 
     def __init__(self, path: Path, bos: int | None, vocab_size: int) -> None:
         try:
-            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            document: JsonObject = json.loads(path.read_text(encoding="utf-8"))
             self._backend = Backend.from_str(json.dumps(document))
         except OSError as error:
             raise WeightsError(f"{path}: {error.strerror}") from error

@@ -19,7 +19,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pdserve.terms.json import JsonMap, JsonObject
 
 LATE_SHARE = 0.01
 BUSY_SHARE = 0.70
@@ -73,7 +74,7 @@ def load_profile(name: str) -> PacingProfile:
     presets = importlib.resources.files("pdserve.refengine") / "profiles"
     try:
         if name.endswith(".json"):
-            document: Any = json.loads(Path(name).read_text(encoding="utf-8"))
+            document: JsonMap = json.loads(Path(name).read_text(encoding="utf-8"))
         else:
             document = json.loads((presets / f"{name}.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -86,7 +87,7 @@ def load_profile(name: str) -> PacingProfile:
     return _profile(name, document)
 
 
-def _profile(name: str, document: Any) -> PacingProfile:
+def _profile(name: str, document: JsonMap) -> PacingProfile:
     def number(section: str, key: str) -> float:
         try:
             value = float(document[section][key])
@@ -160,7 +161,7 @@ class Pacer:
         late_ok = self.late <= max(1.0, LATE_SHARE * self.steps)
         return late_ok and self.busy <= BUSY_SHARE * max(self.paced, 1e-9)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> JsonObject:
         """For `/pdserve/v1/info`."""
         return {
             "profile": self.profile.name,

@@ -1,0 +1,16 @@
+"""Names for JSON objects of which nothing is checked yet.
+
+A value of one of these types may be anything that JSON can say. Code that reads one checks what it
+takes (`wire.bounds`, `api`), or reads a field that the API server's own schema guarantees
+(`terms.cluster`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+JsonMap = Mapping[str, Any]
+"""A JSON object as it was read; not to be changed."""
+JsonObject = dict[str, Any]
+"""A JSON object that is being built, or belongs to its reader."""
