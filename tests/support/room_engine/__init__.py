@@ -27,19 +27,19 @@ class Room:
 
 
 @dataclass
-class Capacity(Cluster):
-    """All capacity, by number."""
+class Rooms(Cluster):
+    """All rooms, by number."""
 
-    capacity: dict[int, Room] = field(default_factory=dict)
+    rooms: dict[int, Room] = field(default_factory=dict)
 
     def room(self, body: dict[str, Any]) -> Room:
-        return self.leaves.setdefault(body["bootstrap_room"], Room())
+        return self.rooms.setdefault(body["bootstrap_room"], Room())
 
 
 class RoomEngine(StubEngine):
     """One instance; scripted as its base is."""
 
-    cluster: Capacity
+    cluster: Rooms
 
     async def _prefill(
         self, request: HttpRequest, body: dict[str, Any], chat: bool, reply: Reply, *, keeps: bool
