@@ -9,6 +9,7 @@ from pdserve.groups import types as t
 from pdserve.groups.routes import is_routable
 from pdserve.groups.view import leaving
 from pdserve.terms import ROLES
+from pdserve.wire.names import instance_name
 from pdserve.wire.routes import RouteGroup
 
 if TYPE_CHECKING:
@@ -39,14 +40,17 @@ def at_every_moment(world: World) -> None:
 def routed(world: World, group: RouteGroup) -> None:
     """Invariant 1, and never two revisions in one group."""
     for route in group.instances:
-        pod = world.pods[route.id]
-        process = pod.process
-        if process is None or not process.completed or pod.failed or pod.terminating:
-            raise BrokenError(f"invariant 1: {route.id} is routed but cannot serve")
-        if pod.drain_started is not None:
-            raise BrokenError(f"invariant 1: {route.id} is routed but drains")
-        if pod.linked_container != process.container:
-            raise BrokenError(f"invariant 1: {route.id} is routed by a former process's links")
+        pods = [p for p in world.pods.values() if p.new.instance == route.id]
+        if len(pods) != pods[0].new.members:
+            raise BrokenError(f"invariant 1: {route.id} is routed without some of its pods")
+        for pod in pods:
+            process = pod.process
+            if process is None or not process.completed or pod.failed or pod.terminating:
+                raise BrokenError(f"invariant 1: {route.id} is routed but cannot serve")
+            if pod.drain_started is not None:
+                raise BrokenError(f"invariant 1: {route.id} is routed but drains")
+            if pod.linked_container != process.container:
+                raise BrokenError(f"invariant 1: {route.id} is routed by a former process's links")
     if len({world.pods[r.id].new.revision for r in group.instances}) > 1:
         raise BrokenError("a group of two revisions is routed")
 
@@ -70,8 +74,9 @@ def needed(world: World, new: t.NewPod, seen: t.Observation) -> None:
         world.replaced.add(new.replaces)
 
 
-def given_up(world: World, name: str, seen: t.Observation) -> None:
+def given_up(world: World, pod: str, seen: t.Observation) -> None:
     """Invariants 2, 3 and 7: a sound instance goes only when it is surplus or outdated."""
+    name = instance_name(pod)
     me = next(i for i in seen.instances if i.name == name)
     table = world.tables.get(me.group_index)
     if name not in world.routed and (table is None or table.peer(name) is None):
@@ -86,9 +91,10 @@ def given_up(world: World, name: str, seen: t.Observation) -> None:
     if not surplus and me.revision == world.target.revision:
         raise BrokenError(f"invariant 2 or 7: {name} is sound, wanted, and drained")
     if world.target.replicas and serving_without(world, frozenset()):
-        others = {n for n, p in world.pods.items() if p.drain_started is not None} | {name}
+        going = {p.new.instance for p in world.pods.values() if p.drain_started is not None}
+        others = going | {name}
         doomed = {
-            a.name
+            instance_name(a.name)
             for a in (world.last.actions if world.last else ())
             if isinstance(a, t.BeginDrain)
         }
@@ -99,10 +105,11 @@ def given_up(world: World, name: str, seen: t.Observation) -> None:
 def deletion(world: World, name: str, seen: t.Observation) -> None:
     """Invariants 1 and 5: out of routes and table, and idle or past its deadline."""
     pod = world.pods[name]
+    name = instance_name(name)
     me = next(i for i in seen.instances if i.name == name)
     if name in world.routed:
         raise BrokenError(f"invariant 1: {name} is deleted while routed")
-    if me.fault is None and not pod.terminating:
+    if me.fault is None and not me.terminating and not pod.terminating:
         if pod.drain_started is None:
             table = world.tables.get(pod.new.group_index)
             if table is not None and table.peer(name) is not None:

@@ -99,6 +99,10 @@ def raw_pod(pod: Pod, machine: Machine | None, now: float) -> dict[str, Any]:
     if pod.scale_unit:
         labels[names.LABEL_SCALE_UNIT] = "true"
     annotations = {}
+    if new.members > 1:
+        labels[names.LABEL_MEMBER] = str(new.member)
+        annotations[names.ANNOTATION_MEMBERS] = str(new.members)
+        annotations[names.ANNOTATION_LEADER] = new.leader_uid
     if pod.drain_started is not None:
         annotations[names.ANNOTATION_DRAIN] = stamp(pod.drain_started)
     if new.replaces:

@@ -28,7 +28,7 @@ from tests.support.group_objects import (
 from pdserve.groups import types as t
 from pdserve.groups.claims import claims_for, newest, reservations
 from pdserve.groups.health import HealthLimits
-from pdserve.groups.observe import instance_obs
+from pdserve.groups.observe import instance_obs, joined
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routes import routable
@@ -42,6 +42,7 @@ from pdserve.topology import (
     pod_devices,
     reservation_of,
 )
+from pdserve.wire import names
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteGroup
@@ -56,15 +57,20 @@ LIMITS = HealthLimits(node_suspect=30, startup_deadline=300, unschedulable_secon
 
 
 def wanted(
-    counts: str, replicas: int = 1, devices: int = 8, revision: str = "r1", **more: Any
+    counts: str,
+    replicas: int = 1,
+    devices: int = 8,
+    revision: str = "r1",
+    members: int = 1,
+    **more: Any,
 ) -> t.Wanted:
-    """`wanted("2P1D", 2)`: 2 P/D groups of 2 prefills and 1 decode."""
+    """`wanted("2P1D", 2)`: 2 P/D groups of 2 prefills and 1 decode, each of so many `members`."""
     p, d = counts.removesuffix("D").split("P")
     return t.Wanted(
         name="shop-chat",
         replicas=replicas,
-        prefill=t.RoleWanted(int(p), devices, RESOURCE),
-        decode=t.RoleWanted(int(d), devices, RESOURCE),
+        prefill=t.RoleWanted(int(p), devices, RESOURCE, members=members),
+        decode=t.RoleWanted(int(d), devices, RESOURCE, members=members),
         revision=revision,
         **more,
     )
@@ -142,7 +148,7 @@ class World:
 
     def instances(self) -> tuple[t.InstanceObs, ...]:
         """All pods, read by the real code."""
-        return tuple(self._instance(pod) for pod in self.pods.values())
+        return joined(self._instance(pod) for pod in self.pods.values())
 
     def _instance(self, pod: Pod) -> t.InstanceObs:
         machine = self.machines.get(pod.new.node)
@@ -224,13 +230,14 @@ class World:
         """Another process: its memory is what the peer tables tell."""
         self.last = None
         self.lost = {
-            p.id: t.DeviceClaim(
-                p.id, p.id, p.id.rpartition("-")[0], p.role, index, p.nodes[0].name,
+            pod: t.DeviceClaim(
+                pod, p.id, names.slot_of(pod), p.role, index, node.name,
                 self.target.role(p.role).takes,
             )
             for index, table in self.tables.items()
             for p in table.instances
-            if p.id not in self.pods
+            for k, node in enumerate(p.nodes)
+            if (pod := names.member_name(p.id, k)) not in self.pods
         }  # fmt: skip
         for instance in self.instances():
             holding = {m.pod for m in instance.members if m.holds}
@@ -251,9 +258,10 @@ class World:
             case t.CreateGroup(pods=pods):
                 for new in pods:
                     self._post(new)
-            case t.CreateInstance(pod=new):
-                checks.needed(self, new, seen)
-                self._post(new)
+            case t.CreateInstance(pods=pods):
+                checks.needed(self, pods[0], seen)
+                for new in pods:
+                    self._post(new)
             case t.PublishTable():
                 self._publish(action)
             case t.DeleteTable(group_index=index):
@@ -288,6 +296,8 @@ class World:
             return  # 409: it exists
         self._serial += 1
         role = self.target.role(new.role)
+        if new.member:
+            new = replace(new, leader_uid=self.pods[new.instance].uid)
         beside = dict(role.requests).get("memory", 0)
         self.pods[new.name] = Pod(new, f"uid-{self._serial}", self.now, role.devices, beside)
         self.pods[new.name].scale_unit = new.scale_unit
@@ -338,7 +348,8 @@ class World:
         """The operator's linker gives every sound running member the newest table."""
         changed = False
         for instance in self.instances():
-            process = self.pods[instance.name].process
+            leader = self.pods.get(instance.name)
+            process = None if leader is None else leader.process
             table = self.tables.get(instance.group_index)
             if process is None or table is None or table.peer(instance.name) is None:
                 continue
@@ -351,6 +362,8 @@ class World:
     def link(self, name: str) -> bool:
         """One engine verifies what links it can: the other end runs and its table names it."""
         pod = self.pods.get(name)
+        if pod is not None and pod.process is not None and pod.new.member:
+            return self._follow(pod.process, self.pods.get(pod.new.instance))
         if pod is None or pod.process is None or pod.process.table is None:
             return False
         process = pod.process
@@ -359,6 +372,12 @@ class World:
         process.up = {p for p in wanted_peers if self._answers(p, name)}
         process.completed = process.completed or process.up == wanted_peers
         return before != (process.up, process.completed)
+
+    def _follow(self, process: Process, leader: Pod | None) -> bool:
+        """Another member is well once its leader is."""
+        well = leader is not None and leader.process is not None and leader.process.completed
+        changed, process.completed = well and not process.completed, process.completed or well
+        return changed
 
     def request(self) -> None:
         """One request arrives at every routed instance."""
@@ -478,7 +497,8 @@ class World:
         new = pod.new
         if not pod.failed and pod.drain_started is None:
             self.lost[new.name] = t.DeviceClaim(
-                new.name, pod.uid, new.slot, new.role, new.group_index, new.node, pod.takes,
+                new.name, new.leader_uid or pod.uid, new.slot, new.role, new.group_index, new.node,
+                pod.takes,
             )  # fmt: skip
 
     def _answers(self, peer: str, me: str) -> bool:

@@ -16,7 +16,7 @@ from pdserve.cli.view_status import counts_text, decision_line
 from pdserve.desired.group_wanted import wanted_of
 from pdserve.placement import NoFit, PlacedInstance, Site, place, site_of
 from pdserve.ratio.types import Counts
-from pdserve.terms import ROLES
+from pdserve.terms import ROLES, Role
 from pdserve.terms.json import JsonObject
 from pdserve.topology import Fabric, build_fabric, node_view, reservation_of
 from pdserve.wire import names
@@ -118,7 +118,7 @@ def _sites(group: api.ScenarioGroup, pods: Iterable[JsonObject]) -> tuple[Site, 
         names.LABEL_SERVICE: group.spec.service,
         names.LABEL_SCENARIO: group.spec.scenario,
     }
-    found: dict[str, list[PlacedInstance]] = defaultdict(list)
+    nodes: dict[tuple[str, Role, str], list[str]] = defaultdict(list)
     for pod in pods:
         meta, node = pod["metadata"], pod["spec"].get("nodeName", "")
         labels = meta.get("labels") or {}
@@ -126,7 +126,10 @@ def _sites(group: api.ScenarioGroup, pods: Iterable[JsonObject]) -> tuple[Site, 
         mine = meta.get("namespace") == group.metadata.namespace and ours.items() <= labels.items()
         if mine and node and role in ROLES and "deletionTimestamp" not in meta:
             index = labels.get(names.LABEL_GROUP_INDEX, "")
-            found[index].append(PlacedInstance(meta["name"], role, node))
+            nodes[index, role, names.instance_name(meta["name"])].append(node)
+    found: dict[str, list[PlacedInstance]] = defaultdict(list)
+    for (index, role, name), its in nodes.items():
+        found[index].append(PlacedInstance(name, role, tuple(its)))
     return tuple(site_of(found[index]) for index in sorted(found))
 
 

@@ -90,11 +90,27 @@ class PodSlot(Protocol):
 
     @property
     def replaces(self) -> str | None:
-        """Uid of the pod whose place it takes; None for a new place."""
+        """Uid of the instance whose place it takes; None for a new place."""
 
     @property
     def scale_unit(self) -> bool:
         """Whether it stands for its group in the scale subresource."""
+
+    @property
+    def instance(self) -> str:
+        """Name of the instance that it is a member of."""
+
+    @property
+    def member(self) -> int:
+        """Which member it is; 0 is the leader."""
+
+    @property
+    def members(self) -> int:
+        """How many the instance has."""
+
+    @property
+    def leader_uid(self) -> str:
+        """Uid of the leader's pod; empty for the leader itself."""
 
 
 def role_template(group: ScenarioGroup, role: Role) -> RoleTemplate:
@@ -153,12 +169,14 @@ def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
         names.LABEL_SCENARIO: group.spec.scenario,
         names.LABEL_GROUP_INDEX: str(new.group_index),
         names.LABEL_ROLE: new.role,
-        names.LABEL_INSTANCE: new.name,
+        names.LABEL_INSTANCE: new.instance,
         names.LABEL_REVISION: new.revision,
         **{names.TOPOLOGY_PREFIX + level: value for level, value in new.domains.items()},
     }
     if new.scale_unit:
         labels[names.LABEL_SCALE_UNIT] = "true"
+    if new.members > 1:
+        labels[names.LABEL_MEMBER] = str(new.member)
     return labels
 
 
@@ -190,6 +208,10 @@ def _annotations(new: PodSlot, parts: PodParts) -> dict[str, str]:
         annotations[names.ANNOTATION_METRICS_PATH] = parts.metrics_path
     if new.replaces:
         annotations[names.ANNOTATION_REPLACES] = new.replaces
+    if new.members > 1:
+        annotations[names.ANNOTATION_MEMBERS] = str(new.members)
+    if new.leader_uid:
+        annotations[names.ANNOTATION_LEADER] = new.leader_uid
     return annotations
 
 
@@ -272,9 +294,11 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodPa
 def _env(
     group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts
 ) -> list[JsonObject]:
+    # The leader's pod has the instance's name.
+    instance = f"metadata.labels['{names.LABEL_INSTANCE}']" if new.member else "metadata.name"
     return [
         {"name": "PDSERVE_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-        {"name": "PDSERVE_INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "PDSERVE_INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": instance}}},
         {"name": "PDSERVE_ROLE", "value": new.role},
         {"name": "PDSERVE_SERVICE", "value": group.spec.service},
         {"name": "PDSERVE_SCENARIO", "value": group.spec.scenario},

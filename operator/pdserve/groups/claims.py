@@ -93,7 +93,7 @@ def with_one_lifted(
         return found
     mine = [c for c in lifted if c.instance == lifted[0].instance]
     others = [c for c in lifted if c not in mine]
-    _exchange(mine, others, (found.node,))
+    _exchange(mine, others, found.nodes)
     draft.claims = [c for c in draft.claims if c not in lifted] + others
     draft.spent += tuple(mine)
     draft.fabric = base.reserve(reservations(others))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from pdserve.groups.claims import after_those_ahead, claim_of_new, of_gone_group, with_lifted
-from pdserve.groups.naming import pod_name, slot_range
+from pdserve.groups.naming import new_pods, slot_range
 from pdserve.groups.repairs import Suspects, suspects, waits_until
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
 from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.placement import NoFit, PlacedInstance, Placement, Site, place
-from pdserve.terms import ROLES
+from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric
 
 
@@ -61,8 +61,7 @@ def create_group(
     pods = _pods(observation, draft, index, found)
     draft.act(CreateGroup(index, pods), f"create group {index} ({why}): {found.explanation[0]}")
     draft.promise(found.reservations)
-    made = (PlacedInstance(p.name, p.role, p.node, ready=False) for p in pods)
-    draft.place(index, wanted.revision, made)
+    draft.place(index, wanted.revision, placed(pods))
     if draft.spent != before:
         draft.inherited += tuple(claim_of_new(pod, wanted) for pod in pods)
     return index
@@ -82,6 +81,17 @@ def find_place(
     )
 
 
+def placed(pods: Iterable[NewPod]) -> tuple[PlacedInstance, ...]:
+    """Instances to be made as placement wants them, by their pods."""
+    nodes: dict[tuple[str, Role], list[str]] = {}
+    for pod in pods:
+        nodes.setdefault((pod.instance, pod.role), []).append(pod.node)
+    return tuple(
+        PlacedInstance(name, role, tuple(found), ready=False)
+        for (name, role), found in nodes.items()
+    )
+
+
 def _pods(
     observation: Observation, draft: PlanDraft, index: int, found: Placement
 ) -> tuple[NewPod, ...]:
@@ -89,32 +99,17 @@ def _pods(
     last = {r.slot: r.last_uid for r in draft.repairs}
     pods: list[NewPod] = []
     for role in ROLES:
-        nodes = found.on(role)
-        slots = slot_range(wanted.name, index, role, len(nodes))
-        for slot, node in zip(slots, nodes, strict=True):
-            pods.append(
-                NewPod(
-                    name=pod_name(slot, wanted.revision, last.get(slot)),
-                    slot=slot,
-                    role=role,
-                    group_index=index,
-                    revision=wanted.revision,
-                    node=node,
-                    domains=dict(draft.fabric.place_of(node)),
-                    replaces=last.get(slot),
-                    scale_unit=not pods,
-                )
-            )
+        for slot, nodes in zip(slot_range(wanted, index, role), found.on(role), strict=True):
+            pods += new_pods(
+                slot, role, index, wanted.revision, nodes, draft.fabric, last.get(slot),
+                scale_unit=not pods,
+            )  # fmt: skip
     return tuple(pods)
 
 
 def _backoff(observation: Observation, draft: PlanDraft, index: int) -> float:
     wanted = observation.wanted
-    slots = {
-        slot
-        for role in ROLES
-        for slot in slot_range(wanted.name, index, role, wanted.role(role).count)
-    }
+    slots = {slot for role in ROLES for slot in slot_range(wanted, index, role)}
     mine = (r for r in draft.repairs if r.slot in slots)
     due = (waits_until(r, observation.bettered, draft.fabric) for r in mine)
     until = max(due, default=0.0)

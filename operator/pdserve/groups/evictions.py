@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pdserve.groups.naming import pod_name
+from pdserve.groups.creation import placed
+from pdserve.groups.naming import new_pods, pod_name
 from pdserve.groups.repairs import waits_until
 from pdserve.groups.resize import at_own_revision
 from pdserve.groups.routes import is_routable
@@ -29,11 +30,10 @@ from pdserve.groups.types import (
     CreateInstance,
     DisruptionBudget,
     InstanceObs,
-    NewPod,
     Observation,
 )
-from pdserve.groups.view import GroupView, PlanDraft, closed_members, members_of
-from pdserve.placement import NoFit, PlacedInstance
+from pdserve.groups.view import GroupView, PlanDraft, closed_members, closed_nodes, members_of
+from pdserve.placement import NoFit
 from pdserve.terms import ROLES
 
 HELD = "EvictionHeld"
@@ -213,19 +213,15 @@ def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: Plan
         if isinstance(found, NoFit):
             draft.reasons.append(f"nothing stands in for {instance.name}: {found.message}")
             continue
-        why = f"stands in for {instance.name}, as {instance.node} takes no new instance"
-        pod = NewPod(
-            name=name,
-            slot=instance.slot,
-            role=instance.role,
-            group_index=group.index,
-            revision=group.revision,
-            node=found.node,
-            domains=dict(draft.fabric.place_of(found.node)),
-            replaces=instance.uid,
-        )
-        draft.act(CreateInstance(pod, why, stands_in=True), f"create {name} on {found.node}: {why}")
+        closed = ", ".join(closed_nodes(instance, own, draft.fabric))
+        why = f"stands in for {instance.name}, as {closed} takes no new instance"
+        pods = new_pods(
+            instance.slot, instance.role, group.index, group.revision, found.nodes, draft.fabric,
+            instance.uid,
+        )  # fmt: skip
+        where = ", ".join(dict.fromkeys(found.nodes))
+        draft.act(CreateInstance(pods, why, stands_in=True), f"create {name} on {where}: {why}")
         draft.promise(found.reservations)
-        made = PlacedInstance(name, pod.role, pod.node, ready=False)
+        (made,) = placed(pods)
         members.append(made)
         draft.place(group.index, group.revision, [made])

@@ -9,6 +9,7 @@ from pdserve.groups.view import GroupView, PlanDraft, members_of
 from pdserve.placement import Cell, cell_text, crossing_percent, spread_of
 from pdserve.terms import ROLES
 from pdserve.topology import Fabric
+from pdserve.wire.names import instance_name
 
 _SHOWN = 3
 
@@ -105,7 +106,7 @@ def _progressing(
         return ConditionState("Progressing", "True", "Repairing", f"lost: {names}")
     # Those this very plan sends away count too: a status that calls the present generation Complete
     # must not be written before its pods have gone.
-    sent = {a.name for a in draft.actions if isinstance(a, BeginDrain | DeletePod)}
+    sent = {instance_name(a.name) for a in draft.actions if isinstance(a, BeginDrain | DeletePod)}
     if going or sent:
         count = len(sent | {i.name for i in going})
         return ConditionState("Progressing", "True", "Draining", f"{count} instances are leaving")

@@ -17,11 +17,12 @@ from pdserve.groups.claims import (
     of_instance,
     with_one_lifted,
 )
-from pdserve.groups.naming import free_slots, is_slot_of, pod_name
+from pdserve.groups.creation import placed
+from pdserve.groups.naming import free_slots, is_slot_of, new_pods, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import waits_until
 from pdserve.groups.search import InstanceSearch
-from pdserve.groups.types import CreateInstance, InstanceObs, NewPod, Observation
+from pdserve.groups.types import CreateInstance, InstanceObs, Observation
 from pdserve.groups.view import GroupView, PlanDraft, members_of, stood_in_for
 from pdserve.placement import (
     InstancePlacement,
@@ -101,7 +102,7 @@ def _vacancies(
     lost = _lost_slots(group, role, observation, draft)
     found = [lost[slot] for slot in sorted(lost)][:short]
     taken = {i.slot for i in group.members} | set(lost)
-    growth = free_slots(wanted.name, group.index, role, taken, short - len(found))
+    growth = free_slots(wanted, group.index, role, taken, short - len(found))
     found += [Vacancy(slot, None, None, f"{role} grows") for slot in growth]
     if wanted.paused:
         # Devices that the group was left stand for instances it had, even where no record names
@@ -131,7 +132,7 @@ def _lost_slots(
             why = f"replaces {instance.name}: {instance.fault or 'deleted from outside'}"
             lost[instance.slot] = Vacancy(instance.slot, instance.uid, near, why)
     for repair in draft.repairs:
-        ours = is_slot_of(repair.slot, wanted.name, group.index, role)
+        ours = is_slot_of(repair.slot, wanted, group.index, role)
         if repair.slot in present or not ours:
             continue
         why = f"its last pod was lost: {repair.fault}"
@@ -160,7 +161,7 @@ def _fill(
     observation: Observation,
     draft: PlanDraft,
 ) -> PlacedInstance | NoFit | None:
-    """Create the pod; None while back-off runs."""
+    """Create the instance; None while back-off runs."""
     wanted, now = observation.wanted, observation.now
     repair = next((r for r in draft.repairs if r.slot == vacancy.slot), None)
     due = now if repair is None else waits_until(repair, observation.bettered, draft.fabric)
@@ -181,25 +182,20 @@ def _fill(
         draft.blocked.append(f"group {group.index}: {found.message}")
         draft.reasons.append(f"{vacancy.slot} stays empty: {found.message}")
         return found
-    pod = NewPod(
-        name=name,
-        slot=vacancy.slot,
-        role=role,
-        group_index=group.index,
-        revision=wanted.revision,
-        node=found.node,
-        domains=dict(draft.fabric.place_of(found.node)),
-        replaces=vacancy.replaces,
-    )
+    pods = new_pods(
+        vacancy.slot, role, group.index, wanted.revision, found.nodes, draft.fabric,
+        vacancy.replaces,
+    )  # fmt: skip
+    where = ", ".join(dict.fromkeys(found.nodes))
     draft.act(
-        CreateInstance(pod, vacancy.reason),
-        f"create {pod.name} on {pod.node} ({vacancy.reason}): {found.explanation[0]}",
+        CreateInstance(pods, vacancy.reason),
+        f"create {name} on {where} ({vacancy.reason}): {found.explanation[0]}",
     )
     draft.promise(found.reservations)
     if draft.spent != before:
-        draft.inherited += (claim_of_new(pod, wanted),)
-    made = PlacedInstance(pod.name, role, pod.node, ready=False)
-    draft.place(group.index, pod.revision, [made])
+        draft.inherited += tuple(claim_of_new(pod, wanted) for pod in pods)
+    (made,) = placed(pods)
+    draft.place(group.index, wanted.revision, [made])
     return made
 
 

@@ -170,18 +170,21 @@ class RoleWanted:
     """What each takes beside its devices, as `topology.requests` counts it."""
     selector: frozenset[Term] | None = None
     """What each demands of its node's labels; None: nothing."""
+    members: int = 1
+    """Pods of each instance; all of the above is per pod."""
 
     @property
     def takes(self) -> tuple[tuple[str, int], ...]:
-        """All that one instance takes on its node, ordered by resource."""
+        """All that one pod takes on its node, ordered by resource."""
         return tuple(sorted({**dict(self.requests), self.resource: self.devices}.items()))
 
     @property
     def shape(self) -> Shape:
         """One instance as a question to placement."""
         return Shape(
-            self.resource, self.devices, self.tolerations, self.nodes, self.requests, self.selector
-        )
+            self.resource, self.devices, self.tolerations, self.nodes, self.requests,
+            self.selector, self.members,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +294,10 @@ class DisruptionBudget:
 
 @dataclass(frozen=True, slots=True)
 class NewPod:
-    """A pod to POST. The engine adapter renders it; the plan fixes who and where."""
+    """A pod to POST: one member of an instance.
+
+    The engine adapter renders it; the plan fixes who and where.
+    """
 
     name: str
     slot: str
@@ -301,12 +307,27 @@ class NewPod:
     node: str
     domains: Mapping[str, str] = field(default_factory=dict)
     replaces: str | None = None
+    """`uid` of the instance whose place it takes."""
     scale_unit: bool = False
+    member: int = 0
+    """Which member it is; 0 is the leader."""
+    members: int = 1
+    """How many the instance has."""
+    leader_uid: str = ""
+    """Uid of the leader's pod, once that was made; empty for the leader itself."""
+
+    @property
+    def instance(self) -> str:
+        """Name of its instance."""
+        return instance_name(self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class CreateGroup:
-    """Create all pods of a new P/D group (gang). Partial failure: delete what was made."""
+    """Create all pods of a new P/D group (gang), each leader before its instance's other members.
+
+    Partial failure: delete what was made.
+    """
 
     group_index: int
     pods: tuple[NewPod, ...]
@@ -314,12 +335,18 @@ class CreateGroup:
 
 @dataclass(frozen=True, slots=True)
 class CreateInstance:
-    """Create one pod: growth of a running group, or substitution of a faulty instance."""
+    """Create one instance: growth of a running group, or substitution of a faulty one."""
 
-    pod: NewPod
+    pods: tuple[NewPod, ...]
+    """Its members, the leader first; all or nothing."""
     reason: str
     stands_in: bool = False
     """What it replaces is sound, and on a node that takes no new instance."""
+
+    @property
+    def pod(self) -> NewPod:
+        """The leader's."""
+        return self.pods[0]
 
 
 @dataclass(frozen=True, slots=True)

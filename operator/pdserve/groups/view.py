@@ -18,6 +18,7 @@ from pdserve.groups.types import (
     InstanceObs,
     Observation,
     Repair,
+    RoleWanted,
 )
 from pdserve.placement import GroupRequest, PlacedInstance, Site, site_of
 from pdserve.terms import ROLES, Role
@@ -175,7 +176,7 @@ class PlanDraft:
 def members_of(group: GroupView) -> tuple[PlacedInstance, ...]:
     """Staying instances of the group's revision as placement wants them."""
     return tuple(
-        PlacedInstance(i.name, i.role, i.node, is_routable(i, group.table))
+        PlacedInstance(i.name, i.role, i.nodes, is_routable(i, group.table))
         for role in ROLES
         for i in group.of_role(role)
     )
@@ -188,12 +189,22 @@ def closed_members(
     emptied.
     """
     then = observation.at(group.revision) or observation.wanted
+    return tuple(
+        i for i in group.staying if any(_is_closed(n, then.role(i.role), fabric) for n in i.nodes)
+    )
 
-    def closed(node: str, role: Role) -> bool:
-        obstacle = fabric.blocked(node, then.role(role).tolerations)
-        return obstacle is not None and obstacle.may_empty
 
-    return tuple(i for i in group.staying if any(closed(n, i.role) for n in i.nodes))
+def closed_nodes(
+    instance: InstanceObs, observation: Observation, fabric: Fabric
+) -> tuple[str, ...]:
+    """Those nodes of an instance, by name, that are Ready and take no new one."""
+    then = (observation.at(instance.revision) or observation.wanted).role(instance.role)
+    return tuple(sorted({n for n in instance.nodes if _is_closed(n, then, fabric)}))
+
+
+def _is_closed(node: str, then: RoleWanted, fabric: Fabric) -> bool:
+    obstacle = fabric.blocked(node, then.tolerations)
+    return obstacle is not None and obstacle.may_empty
 
 
 def stood_in_for(group: GroupView, observation: Observation, fabric: Fabric) -> frozenset[str]:

@@ -26,6 +26,7 @@ from pdserve.placement.types import (
     Cell,
     GroupRequest,
     InstancePlacement,
+    Nodes,
     NoFit,
     PlacedInstance,
     Placement,
@@ -80,7 +81,7 @@ def place_instance(
         return found
 
     def sites(option: InstancePlacement) -> tuple[Site, ...]:
-        return *request.beside, site_of([*members, PlacedInstance("", role, option.node)])
+        return *request.beside, site_of([*members, PlacedInstance("", role, option.nodes)])
 
     bad = fatal_nodes(sites(found))
     if not bad:
@@ -117,26 +118,27 @@ def _moved(fabric: Fabric, request: GroupRequest, found: Placement, node: str) -
     half: dict[Role, int] = {role: request.count(role) // 2 for role in ROLES}
     ways: list[dict[Role, int]] = [half, {"decode": 1}, {"prefill": 1}]
     for way in ways:
-        nodes = _with_moved(fabric, request, node, way)
+        nodes = _with_moved(fabric, request, found, node, way)
         if nodes is not None:
             return _as_placement(fabric, request, found, node, nodes)
     return None
 
 
 def _with_moved(
-    fabric: Fabric, request: GroupRequest, node: str, way: dict[Role, int]
-) -> dict[Role, list[str]] | None:
+    fabric: Fabric, request: GroupRequest, found: Placement, node: str, way: dict[Role, int]
+) -> dict[Role, list[Nodes]] | None:
     """Nodes by role when so many of each role leave `node`; None when none finds another."""
-    nodes = {role: [node] * (request.count(role) - way.get(role, 0)) for role in ROLES}
-    members = [PlacedInstance("", role, node) for role in ROLES for _ in nodes[role]]
+    stay = {role: request.count(role) - way.get(role, 0) for role in ROLES}
+    nodes = {role: list(found.on(role)[: stay[role]]) for role in ROLES}
+    members = [PlacedInstance("", role, its) for role in ROLES for its in nodes[role]]
     fabric = fabric.reserve(_reservations(request, nodes))
     asked = replace(request, exclude=request.exclude | {node})
     moved = False
     for role in ROLES:
-        for _ in range(way.get(role, 0)):
+        for before in found.on(role)[stay[role] :]:
             other = place_closest_instance(fabric, asked, role, members)
-            there = node if isinstance(other, NoFit) else other.node
-            moved = moved or there != node
+            there = before if isinstance(other, NoFit) else other.nodes
+            moved = moved or there != before
             nodes[role].append(there)
             members.append(PlacedInstance("", role, there))
             fabric = fabric.reserve(_reservations(request, {role: [there]}))
@@ -148,12 +150,12 @@ def _as_placement(
     request: GroupRequest,
     found: Placement,
     node: str,
-    nodes: dict[Role, list[str]],
+    nodes: dict[Role, list[Nodes]],
 ) -> Placement:
     assignments = tuple(
-        Assignment(role, k, name) for role in ROLES for k, name in enumerate(sorted(nodes[role]))
+        Assignment(role, k, its) for role in ROLES for k, its in enumerate(sorted(nodes[role]))
     )
-    spread = spread_of(fabric, [PlacedInstance("", a.role, a.node) for a in assignments])
+    spread = spread_of(fabric, [PlacedInstance("", a.role, a.nodes) for a in assignments])
     costs = weights(fabric, request.level if request.mode == "Preferred" else None)
     cost = cost_of(spread, capacity_for(fabric, request), request, costs)
     cells = tuple(Cell(leaf, *spread[leaf]) for leaf in sorted(spread))
@@ -176,7 +178,7 @@ def _as_placement(
     )
 
 
-def _reservations(request: GroupRequest, nodes: dict[Role, list[str]]) -> tuple[Reservation, ...]:
+def _reservations(request: GroupRequest, nodes: dict[Role, list[Nodes]]) -> tuple[Reservation, ...]:
     return tuple(
         reservation
         for role, names in nodes.items()

@@ -1,6 +1,8 @@
 """Room for instances: how many prefills and decodes of given shapes fit a leaf, in O(1).
 
-An instance sits on one node, so room adds up over nodes. Three cases, exact in each:
+A member of an instance sits on one node, so room for members adds up over the nodes of a leaf. An
+instance sits in one leaf, so room for instances of several members is counted leaf by leaf, from
+that for members, and adds up over leaves. Three cases for members, exact in each:
   apart    the roles use different resources: they never compete;
   nested   one resource, one role's size divides the other's: a big one takes the place of `ratio`
            small ones wherever it goes, so two sums say it all;
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pdserve.placement.beside import Beside, Offer
 from pdserve.placement.types import GroupRequest, Shape
@@ -43,7 +45,10 @@ class NodeRoom:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What fits a leaf, or several. `prefills` and `decodes` are the most of each alone."""
+    """What fits a leaf, or several. `prefills` and `decodes` are the most of each alone.
+
+    Counts are of instances, sizes of whole ones.
+    """
 
     prefills: int
     decodes: int
@@ -107,7 +112,27 @@ class Capacity:
             self.leaves[leaf] = self.count(self.nodes[leaf])
 
     def count(self, nodes: Iterable[NodeRoom]) -> Room:
-        """Room that these nodes make together."""
+        """Room for instances that these nodes of one leaf make together."""
+        room = self.count_members(nodes)
+        p, d = self.prefill.members, self.decode.members
+        if p == d == 1:
+            return room
+        frontier = tuple(
+            most // d
+            for n in range(min(room.prefills // p, _FRONTIER_CAP) + 1)
+            if (most := room.most_decodes(n * p)) >= 0
+        )
+        return replace(
+            room,
+            prefills=len(frontier) - 1,
+            decodes=room.decodes // d,
+            prefill_size=self.prefill.total,
+            decode_size=self.decode.total,
+            frontier=frontier,
+        )
+
+    def count_members(self, nodes: Iterable[NodeRoom]) -> Room:
+        """Room for members of instances that these nodes make together."""
         p, d = self.prefill.devices, self.decode.devices
         prefills = decodes = free = 0
         uneven = self.shared and not nested(self.prefill, self.decode)
@@ -123,6 +148,12 @@ class Capacity:
             alone: tuple[int, ...] = (0,)
             frontier = functools.reduce(join, map(self.offers, found), alone)
         return Room(prefills, decodes, free, p, d, self.shared, frontier)
+
+    def uneven(self, leaf: Path) -> bool:
+        """Whether sums do not say what members fit the leaf, so that its nodes are searched."""
+        one = self.prefill.members == self.decode.members == 1
+        room = self.leaves[leaf] if one else self.count_members(self.nodes[leaf])
+        return room.frontier is not None
 
     def together(self, leaves: Iterable[Path]) -> Room:
         """Room of several leaves as one."""
@@ -146,14 +177,14 @@ class Capacity:
             left.prefills + right.prefills,
             left.decodes + right.decodes,
             left.free + right.free,
-            self.prefill.devices,
-            self.decode.devices,
+            self.prefill.total,
+            self.decode.total,
             self.shared,
             frontier,
         )
 
     def offers(self, node: NodeRoom) -> tuple[int, ...]:
-        """Most decodes beside p prefills on one node, by p."""
+        """Most members of decodes beside p members of prefills on one node, by p."""
         if node.frontier is not None:
             return node.frontier
         return self._offer(node.prefill, node.decode).frontier()

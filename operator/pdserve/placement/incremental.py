@@ -62,7 +62,7 @@ def place_closest_instance(
             traffic=traffic(then, costs),
             slots_lost=group_slots(room, request) - group_slots(room, request, *one),
             domains=len(then),
-            leftover=room.free - request.shape(role).devices,
+            leftover=room.free - request.shape(role).total,
         )
         found.append((-shared_levels(leaf, near), cost, leaf))
     if not found:
@@ -70,16 +70,16 @@ def place_closest_instance(
     found.sort()
     _, cost, leaf = found[0]
     taken = nodes_in_leaf(capacity, leaf, *one)
-    node = (taken[0] + taken[1])[0]
+    nodes = (taken[0] + taken[1])[0]
     return InstancePlacement(
-        node,
+        nodes,
         leaf,
         cost,
         tuple(
             f"{fabric.label(other)}{_beside(other, near)}: {c}: {'won' if k == 0 else 'lost'}"
             for k, (_, c, other) in enumerate(found[:_SHOWN])
         ),
-        request.shape(role).reservations(role, node),
+        request.shape(role).reservations(role, nodes),
     )
 
 
@@ -129,7 +129,7 @@ def spread_of(fabric: Fabric, members: Sequence[PlacedInstance]) -> Spread:
     """Counts per leaf of instances that exist; those outside the tree are left out."""
     spread: dict[Path, tuple[int, int]] = {}
     for member in members:
-        leaf = fabric.leaf(member.node)
+        leaf = fabric.leaf(member.nodes[0])
         if leaf is not None:
             p, d = spread.get(leaf, (0, 0))
             spread[leaf] = (p + 1, d) if member.role == "prefill" else (p, d + 1)
@@ -178,7 +178,7 @@ def _nowhere(
     if request.mode == "Required" and now:
         where = f"usable nodes of the part the group is in ({fabric.label(min(now))})"
     message = (
-        f"no node for one more {role} ({shape.devices} {shape.resource}): {free} devices "
+        f"no node for one more {role} ({shape.devices_text}): {free} devices "
         f"are free on {where}{split}{why_not(fabric, request, (role,))}"
     )
     return NoFit(message)

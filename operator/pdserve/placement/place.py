@@ -23,6 +23,7 @@ from pdserve.placement.types import (
     Cell,
     Cost,
     GroupRequest,
+    Nodes,
     NoFit,
     Placement,
     PlacementCandidate,
@@ -138,13 +139,13 @@ def _answer(
 ) -> Placement:
     chosen = options[best]
     cells = tuple(Cell(leaf, p, d) for leaf, (p, d) in sorted(chosen.spread.items()))
-    nodes: dict[Role, list[str]] = {"prefill": [], "decode": []}
+    nodes: dict[Role, list[Nodes]] = {"prefill": [], "decode": []}
     for cell in cells:
         prefills, decodes = nodes_in_leaf(capacity, cell.leaf, cell.prefill, cell.decode)
         nodes["prefill"] += prefills
         nodes["decode"] += decodes
     assignments = tuple(
-        Assignment(role, k, name) for role, names in nodes.items() for k, name in enumerate(names)
+        Assignment(role, k, its) for role, found in nodes.items() for k, its in enumerate(found)
     )
     candidates = tuple(
         PlacementCandidate(
@@ -171,7 +172,7 @@ def _answer(
         reservations=tuple(
             r
             for a in assignments
-            for r in request.shape(a.role).reservations(f"{a.role}-{a.ordinal}", a.node)
+            for r in request.shape(a.role).reservations(f"{a.role}-{a.ordinal}", a.nodes)
         ),
     )
 
@@ -209,9 +210,9 @@ def _no_fit(fabric: Fabric, capacity: Capacity, request: GroupRequest) -> NoFit:
 
 def _shapes(request: GroupRequest) -> str:
     p, d = request.prefill_shape, request.decode_shape
-    if (p.resource, p.devices) == (d.resource, d.devices):
-        return f"{p.devices} {p.resource} each"
-    return f"prefill {p.devices} {p.resource}, decode {d.devices} {d.resource}"
+    if p.devices_text == d.devices_text:
+        return f"{p.devices_text} each"
+    return f"prefill {p.devices_text}, decode {d.devices_text}"
 
 
 def free_devices(capacity: Capacity, leaves: Iterable[Path]) -> int:

@@ -11,25 +11,23 @@ from pdserve.terms import ROLES, Role
 
 def site_of(members: Iterable[PlacedInstance]) -> Site:
     """Where the instances of one group are."""
-    nodes: dict[Role, set[str]] = {role: set() for role in ROLES}
+    nodes: dict[Role, set[frozenset[str]]] = {role: set() for role in ROLES}
     for member in members:
-        nodes[member.role].add(member.node)
+        nodes[member.role].add(frozenset(member.nodes))
     return Site(frozenset(nodes["prefill"]), frozenset(nodes["decode"]))
 
 
 def only_node(sites: Iterable[Site]) -> str | None:
-    """The node that all instances are on, of both roles; None when there are several."""
+    """A node that all instances have a member on, of both roles; None when there is none."""
     found = tuple(sites)
-    prefill: frozenset[str] = frozenset().union(*(s.prefill for s in found))
-    decode: frozenset[str] = frozenset().union(*(s.decode for s in found))
-    return next(iter(prefill)) if prefill == decode and len(prefill) == 1 else None
+    prefill, decode = ([n for s in found for n in getattr(s, role)] for role in ROLES)
+    if not prefill or not decode:
+        return None
+    return min(frozenset.intersection(*prefill, *decode), default=None)
 
 
 def fatal_nodes(sites: Iterable[Site]) -> frozenset[str]:
     """Nodes whose loss leaves no group with both roles; none while no group has both."""
     complete = [s for s in sites if s.prefill and s.decode]
-    own = (
-        frozenset(n for nodes in (s.prefill, s.decode) if len(nodes) == 1 for n in nodes)
-        for s in complete
-    )
+    own = (frozenset.intersection(*s.prefill) | frozenset.intersection(*s.decode) for s in complete)
     return reduce(frozenset.intersection, own) if complete else frozenset()

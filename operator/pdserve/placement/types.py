@@ -10,12 +10,14 @@ from pdserve.topology import Fabric, NodeView, Path, Reservation, Toleration
 from pdserve.topology.affinity import Term, matches
 
 Mode = Literal["Preferred", "Required"]
+Nodes = tuple[str, ...]
+"""The node of each member of one instance, the leader's first; all of one leaf."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one instance takes on its node: `devices` of the extended resource `resource`, and
-    whatever else its pod requests.
+    """What each member of an instance takes on its node: `devices` of the extended resource
+    `resource`, and whatever else its pod requests.
     """
 
     resource: str
@@ -27,6 +29,19 @@ class Shape:
     """What it takes beside these devices, as `topology.requests` counts it."""
     selector: frozenset[Term] | None = None
     """What its pod demands of its node's labels; None: nothing."""
+    members: int = 1
+    """How many there are: on one node if one has room, else on nodes of one leaf."""
+
+    @property
+    def total(self) -> int:
+        """Devices of the whole instance."""
+        return self.devices * self.members
+
+    @property
+    def devices_text(self) -> str:
+        """`8 example.com/npu`, and how many times where an instance has several members."""
+        one = f"{self.devices} {self.resource}"
+        return one if self.members == 1 else f"{self.members} x {one}"
 
     def reaches(self, node: str) -> bool:
         """Whether its volumes can be used from that node."""
@@ -36,18 +51,18 @@ class Shape:
         """Whether the node has the labels that its pod demands."""
         return self.selector is None or matches(self.selector, view.name, view.labels)
 
-    def reservations(self, pod: str, node: str) -> tuple[Reservation, ...]:
-        """All that it takes there."""
-        beside = (Reservation(pod, node, r, n) for r, n in self.requests)
-        return (Reservation(pod, node, self.resource, self.devices), *beside)
+    def reservations(self, pod: str, nodes: Nodes) -> tuple[Reservation, ...]:
+        """All that a member takes on each of these nodes."""
+        takes = ((self.resource, self.devices), *self.requests)
+        return tuple(Reservation(pod, node, r, n) for node in nodes for r, n in takes)
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The nodes that the instances of one P/D group are on, by role."""
+    """The nodes of each instance of one P/D group, by role."""
 
-    prefill: frozenset[str] = frozenset()
-    decode: frozenset[str] = frozenset()
+    prefill: frozenset[frozenset[str]] = frozenset()
+    decode: frozenset[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,7 @@ class PlacedInstance:
 
     name: str
     role: Role
-    node: str
+    nodes: Nodes
     ready: bool = True
 
 
@@ -133,16 +148,16 @@ class PlacementCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One instance of the group: its ordinal within the role, and its node."""
+    """One instance of the group: its ordinal within the role, and its nodes."""
 
     role: Role
     ordinal: int
-    node: str
+    nodes: Nodes
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A node for every instance; `explanation` has a line per candidate."""
+    """Nodes for every instance; `explanation` has a line per candidate."""
 
     assignments: tuple[Assignment, ...]
     cells: tuple[Cell, ...]
@@ -151,14 +166,17 @@ class Placement:
     explanation: tuple[str, ...]
     reservations: tuple[Reservation, ...]
 
-    def on(self, role: Role) -> tuple[str, ...]:
-        """Nodes of one role, by ordinal."""
-        return tuple(a.node for a in self.assignments if a.role == role)
+    def on(self, role: Role) -> tuple[Nodes, ...]:
+        """Nodes of each instance of one role, by ordinal."""
+        return tuple(a.nodes for a in self.assignments if a.role == role)
 
     @property
     def site(self) -> Site:
         """Its nodes by role."""
-        return Site(frozenset(self.on("prefill")), frozenset(self.on("decode")))
+        return Site(
+            frozenset(map(frozenset, self.on("prefill"))),
+            frozenset(map(frozenset, self.on("decode"))),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +188,9 @@ class NoFit:
 
 @dataclass(frozen=True, slots=True)
 class InstancePlacement:
-    """A node for one more instance."""
+    """Nodes for one more instance."""
 
-    node: str
+    nodes: Nodes
     leaf: Path
     cost: Cost
     explanation: tuple[str, ...]

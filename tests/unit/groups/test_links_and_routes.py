@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.support.group_world import wanted
 from tests.support.instances import changed, observed
@@ -199,6 +201,7 @@ LONGEST = "production-recommendations-cha-interactive-assistan"
 @pytest.mark.parametrize("name", ["shop-chat", LONGEST, LONGEST[:50] + "-", "a" * 51])
 def test_every_pod_name_fits_a_label_and_no_two_are_alike(name: str) -> None:
     seen: set[str] = set()
+    target = replace(wanted("1P1D"), name=name)
     for index in (*range(12), 63, 64):
         for role in ROLES:
             for ordinal in range(MAX_INSTANCES):
@@ -207,8 +210,8 @@ def test_every_pod_name_fits_a_label_and_no_two_are_alike(name: str) -> None:
                 assert len(pod_name(slot, "r1", None)) <= 63
                 # A name that fits is the one that it always was.
                 assert slot == usual or len(usual) > 63 - 7
-                assert is_slot_of(slot, name, index, role)
-                assert not is_slot_of(slot, name, index + 100, role)
+                assert is_slot_of(slot, target, index, role)
+                assert not is_slot_of(slot, target, index + 100, role)
                 assert slot not in seen
                 seen.add(slot)
 
@@ -220,7 +223,7 @@ def test_shortened_names_of_different_groups_differ() -> None:
 
 
 def test_slots_are_filled_from_the_lowest() -> None:
-    assert free_slots("shop-chat", 0, "decode", {"shop-chat-0-d1"}, 3) == (
+    assert free_slots(wanted("1P1D"), 0, "decode", {"shop-chat-0-d1"}, 3) == (
         "shop-chat-0-d0",
         "shop-chat-0-d2",
         "shop-chat-0-d3",

@@ -29,8 +29,9 @@ def check_rest(world: World) -> None:
     assert (ready.status == "True", ready.reason) == (target.replicas > 0, reason), world.last
     assert world.condition("Placed").status == "True", world.last
     assert world.condition("Progressing").reason == "Complete", world.last
-    assert len(world.pods) == target.replicas * (target.prefill.count + target.decode.count)
-    assert world.routed == frozenset(world.pods)
+    pods = sum(role.count * role.members for role in (target.prefill, target.decode))
+    assert len(world.pods) == target.replicas * pods
+    assert world.routed == frozenset(p.new.instance for p in world.pods.values())
     assert {p.new.revision for p in world.pods.values()} <= {target.revision}
     assert set(world.tables) == {p.new.group_index for p in world.pods.values()}
     assert sum(p.scale_unit for p in world.pods.values()) == target.replicas
@@ -40,9 +41,11 @@ def check_rest(world: World) -> None:
 class GroupLife(RuleBasedStateMachine):
     """Single steps of the operator, the cluster and its users, in any order."""
 
+    MEMBERS = 1
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(DRAWING, wanted("1P1D", 1, devices=4))
+        self.world = World(DRAWING, wanted("1P1D", 1, devices=4, members=self.MEMBERS))
         self.world.settle()
 
     def _name(self, pick: int) -> str:
@@ -148,6 +151,18 @@ GroupLife.TestCase.settings = settings(
 for _number in (1, 2, 3, 4, 5, 7, 8):
     pytest.mark.invariant(_number)(GroupLife.TestCase)
 TestGroupLife = GroupLife.TestCase
+
+
+class TwoMembers(GroupLife):
+    """The same of instances of two pods each."""
+
+    MEMBERS = 2
+
+
+TwoMembers.TestCase.settings = settings(GroupLife.TestCase.settings, max_examples=20)
+for _number in (1, 2, 3, 4, 5, 7, 8):
+    pytest.mark.invariant(_number)(TwoMembers.TestCase)
+TestTwoMembers = TwoMembers.TestCase
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -18,6 +18,7 @@ from pdserve.placement import (
     only_node,
     place,
     place_instance,
+    site_of,
 )
 
 
@@ -25,22 +26,20 @@ def members(text: str) -> list[PlacedInstance]:
     """`members("P:n1 D:n2")`."""
     parts = [part.split(":") for part in text.split()]
     roles = {"P": "prefill", "D": "decode"}
-    return [PlacedInstance(f"{roles[r]}-{k}", roles[r], node) for k, (r, node) in enumerate(parts)]  # type: ignore[arg-type]
+    return [
+        PlacedInstance(f"{roles[r]}-{k}", roles[r], (node,)) for k, (r, node) in enumerate(parts)
+    ]  # type: ignore[arg-type]
 
 
 def site(text: str) -> Site:
     """`site("P:n1 D:n2")`."""
-    found = members(text)
-    return Site(
-        frozenset(m.node for m in found if m.role == "prefill"),
-        frozenset(m.node for m in found if m.role == "decode"),
-    )
+    return site_of(members(text))
 
 
 def where(found: object) -> str:
     """`P:n1 D:n2`, prefills first, as `members` reads it."""
     assert isinstance(found, Placement), found
-    return " ".join(f"{a.role[0].upper()}:{a.node}" for a in found.assignments)
+    return " ".join(f"{a.role[0].upper()}:{a.nodes[0]}" for a in found.assignments)
 
 
 TWO_LEAVES = """p1 a  n1:4 n2:0/4
@@ -142,7 +141,7 @@ def test_a_decode_more_is_kept_apart(
     tree = fabric(drawing)
     found = place_instance(tree, asked, "decode", members(group), tree.leaf("n1"))
     assert isinstance(found, InstancePlacement)
-    assert found.node == want
+    assert found.nodes[0] == want
 
 
 def test_giving_up_one_leaves_two_nodes() -> None:

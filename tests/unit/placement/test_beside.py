@@ -106,9 +106,9 @@ def test_only_nodes_with_all_that_is_requested_are_taken(
 ) -> None:
     found = place(tree(*views), ask(1, 1, wanted))
     assert isinstance(found, Placement), found
-    assert sorted({a.node for a in found.assignments}) == on.split()
+    assert sorted({a.nodes[0] for a in found.assignments}) == on.split()
     one = place_instance(tree(*views), ask(1, 1, wanted), "decode", [])
-    assert isinstance(one, InstancePlacement) and one.node in on.split()
+    assert isinstance(one, InstancePlacement) and one.nodes[0] in on.split()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_roles_with_one_host_port_do_not_share_a_node(
     assert isinstance(place(tree(node("n1")), asked), Placement) is together
     found = place(tree(node("n1"), node("n2")), asked)
     assert isinstance(found, Placement)
-    assert together or len({a.node for a in found.assignments}) == 2
+    assert together or len({a.nodes[0] for a in found.assignments}) == 2
 
 
 def test_other_ports_do_not_conflict() -> None:
@@ -147,10 +147,15 @@ def test_what_is_placed_is_taken_from_what_comes_after() -> None:
     first = place(fabric, ask(2, 1, SMALL))
     assert isinstance(first, Placement)
     after = fabric.reserve(first.reservations)
-    members = [PlacedInstance(f"{a.role}{a.ordinal}", a.role, a.node) for a in first.assignments]
+    members = [PlacedInstance(f"{a.role}{a.ordinal}", a.role, a.nodes) for a in first.assignments]
     more = place_instance(after, ask(2, 1, SMALL), "prefill", members)
     assert isinstance(more, InstancePlacement)
-    assert sorted([more.node, *(a.node for a in first.assignments)]) == ["n1", "n1", "n1", "n2"]
+    assert sorted([more.nodes[0], *(a.nodes[0] for a in first.assignments)]) == [
+        "n1",
+        "n1",
+        "n1",
+        "n2",
+    ]
     full = after.reserve(more.reservations)
     assert isinstance(place_instance(full, ask(2, 1, SMALL), "prefill", members), NoFit)
     assert isinstance(place(full.release(first.reservations), ask(2, 1, SMALL)), Placement)
@@ -167,7 +172,7 @@ def test_a_demanded_label_is_found_and_told() -> None:
     wanted = Shape(RESOURCE, 1, selector=terms)
     found = place(tree(*map(node, NODES)), ask(1, 1, wanted))
     assert isinstance(found, Placement)
-    assert {a.node for a in found.assignments} == {"n2"}
+    assert {a.nodes[0] for a in found.assignments} == {"n2"}
     refused = place(tree(node("n1"), node("n3")), ask(1, 1, wanted))
     assert isinstance(refused, NoFit)
     assert "nodes out of use: 2 (the template wants disk=n2)" in refused.message

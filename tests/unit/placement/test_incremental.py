@@ -23,7 +23,7 @@ def members(text: str) -> list[PlacedInstance]:
     for k, part in enumerate(text.split()):
         letter, node = part.split(":")
         role = "prefill" if letter in "Pp" else "decode"
-        found.append(PlacedInstance(f"{role}-{k}", role, node, letter.isupper()))
+        found.append(PlacedInstance(f"{role}-{k}", role, (node,), letter.isupper()))
     return found
 
 

@@ -171,12 +171,12 @@ def test_never_over_allocates_nor_uses_what_is_out_of_use(
         return
     taken: Counter[str] = Counter()
     for assignment in found.assignments:
-        taken[assignment.node] += asked.shape(assignment.role).devices
-        assert tree.blocked(assignment.node) is None
-        assert assignment.node not in asked.exclude
-        assert asked.shape(assignment.role).reaches(assignment.node)
+        taken[assignment.nodes[0]] += asked.shape(assignment.role).devices
+        assert tree.blocked(assignment.nodes[0]) is None
+        assert assignment.nodes[0] not in asked.exclude
+        assert asked.shape(assignment.role).reaches(assignment.nodes[0])
     assert all(devices <= tree.free(node, RESOURCE) for node, devices in taken.items())
-    held = Counter((a.role, a.node) for a in found.assignments)
+    held = Counter((a.role, a.nodes) for a in found.assignments)
     for node in taken:
         counts = held["prefill", node], held["decode", node]
         assert all(total <= have for total, have in needs(tree, node, asked, *counts))
@@ -235,12 +235,12 @@ def test_growth_leaves_the_least_traffic(views: list[NodeView], asked: GroupRequ
     found = place(tree, asked)
     if isinstance(found, NoFit):
         return
-    members = [PlacedInstance(f"{a.role}{a.ordinal}", a.role, a.node) for a in found.assignments]
+    members = [PlacedInstance(f"{a.role}{a.ordinal}", a.role, a.nodes) for a in found.assignments]
     after = tree.reserve(found.reservations)
     more = place_instance(after, asked, "decode", members)
 
     def then(node: str) -> int:
-        grown = [*members, PlacedInstance("new", "decode", node)]
+        grown = [*members, PlacedInstance("new", "decode", (node,))]
         return traffic(spread_of(after, grown), weights(after))
 
     room = [
@@ -254,8 +254,8 @@ def test_growth_leaves_the_least_traffic(views: list[NodeView], asked: GroupRequ
     ]
     assert isinstance(more, NoFit) == (not room)
     if isinstance(more, InstancePlacement):
-        assert more.node in room
-        assert then(more.node) == more.cost.traffic == min(then(name) for name in room)
+        assert more.nodes[0] in room
+        assert then(more.nodes[0]) == more.cost.traffic == min(then(name) for name in room)
 
 
 @settings(max_examples=100)

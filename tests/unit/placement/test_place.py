@@ -156,7 +156,7 @@ def test_roles_on_different_resources_do_not_compete() -> None:
     asked = GroupRequest(1, 2, Shape(RESOURCE, 8), Shape("example.com/gpu", 2))
     found = place(build_fabric(SPEC, views), asked)
     assert isinstance(found, Placement)
-    assert (found.on("prefill"), found.on("decode")) == (("n1",), ("n2", "n2"))
+    assert (found.on("prefill"), found.on("decode")) == ((("n1",),), (("n2",), ("n2",)))
     more = GroupRequest(1, 3, Shape(RESOURCE, 8), Shape("example.com/gpu", 2))
     refused = place(build_fabric(SPEC, views), more)
     assert isinstance(refused, NoFit)

@@ -89,27 +89,9 @@ class GroupExecutor:
     # --- creating --------------------------------------------------------------------------
 
     async def _create_group(self, action: t.CreateGroup) -> None:
-        made: list[Object] = []
-        try:
-            for new in action.pods:
-                pod, is_new = await self._post(new)
-                if is_new:
-                    made.append(pod)
-        except (CreateRefused, NotOursError):
-            # All or nothing: what stands alone would hold devices and serve no request.
-            for pod in made:
-                meta = pod["metadata"]
-                await self._mark_drain(meta["name"], meta["uid"])
-                await self._remove(meta["name"], meta["uid"])
-                say(
-                    log, f"Deleted {meta['name']}: the rest of its P/D group was refused",
-                    reason=reasons.DELETED, namespace=self._namespace,
-                    name=self._view.group.metadata.name, instance=meta["name"],
-                    index=action.group_index,
-                )  # fmt: skip
-            raise
+        made = await self._post_all(action.pods, "P/D group")
         if made:
-            roles = [p.role for p in action.pods]
+            roles = [p.role for p in action.pods if p.member == 0]
             self._event(
                 "Normal",
                 reasons.CREATED,
@@ -121,8 +103,7 @@ class GroupExecutor:
 
     async def _create_instance(self, action: t.CreateInstance) -> None:
         new = action.pod
-        _, is_new = await self._post(new)
-        if not is_new:
+        if not await self._post_all(action.pods, "instance"):
             return
         lost = new.replaces is not None and not action.stands_in
         if lost:
@@ -130,9 +111,38 @@ class GroupExecutor:
             self._context.metrics.faults.labels(spec.service, spec.scenario).inc()
         level: Level = "Warning" if lost else "Normal"
         reason = reasons.SUBSTITUTED if lost else reasons.GROWN
-        note = f"{new.name} on node {new.node}: {action.reason}"
+        nodes = ", ".join(dict.fromkeys(p.node for p in action.pods))
+        note = f"{new.name} on node {nodes}: {action.reason}"
         about: dict[str, str | int] = {"index": new.group_index, "node": new.node}
         self._event(level, reason, note, instance=new.name, **about)
+
+    async def _post_all(self, pods: tuple[t.NewPod, ...], whole: str) -> list[Object]:
+        """POST pods that only serve together; returns those that this call made.
+
+        All or nothing: what stands alone would hold devices and serve nobody.
+        """
+        made: list[Object] = []
+        leaders: dict[str, str] = {}
+        try:
+            for new in pods:
+                leader = leaders.get(new.instance, "")
+                pod, is_new = await self._post(dataclasses.replace(new, leader_uid=leader))
+                leaders.setdefault(new.instance, pod["metadata"]["uid"])
+                if is_new:
+                    made.append(pod)
+        except (CreateRefused, NotOursError):
+            for pod in made:
+                meta = pod["metadata"]
+                await self._mark_drain(meta["name"], meta["uid"])
+                await self._remove(meta["name"], meta["uid"])
+                say(
+                    log, f"Deleted {meta['name']}: the rest of its {whole} was refused",
+                    reason=reasons.DELETED, namespace=self._namespace,
+                    name=self._view.group.metadata.name, instance=meta["name"],
+                    index=pods[0].group_index,
+                )  # fmt: skip
+            raise
+        return made
 
     async def _post(self, new: t.NewPod) -> tuple[Object, bool]:
         """The pod, and whether this call made it."""
@@ -281,12 +291,13 @@ class GroupExecutor:
         return self._view.group.metadata.namespace
 
     def _instance(self, name: str) -> dict[str, str | int]:
-        """Fields of a log line about an instance that there is."""
-        found = next((i for i in self._view.instances if i.name == name), None)
+        """Fields of a log line about a pod of an instance that there is."""
+        of_pod = {m.pod: (i, m) for i in self._view.instances for m in i.members}
         where: dict[str, str | int] = {}
-        if found is not None:
-            where = {"index": found.group_index, "node": found.node}
-        return {"instance": name, **where}
+        if name in of_pod:
+            found, member = of_pod[name]
+            where = {"index": found.group_index, "node": member.node}
+        return {"instance": names.instance_name(name), **where}
 
     def _event(self, level: Level, reason: str, note: str, **about: str | int) -> None:
         self._context.events.event(self._obj, level, reason, note, about=about)

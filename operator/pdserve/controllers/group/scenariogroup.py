@@ -490,11 +490,11 @@ def promised(planned: Plan, observation: Observation) -> tuple[Reservation, ...]
             case CreateGroup():
                 new += action.pods
             case CreateInstance():
-                new.append(action.pod)
+                new += action.pods
     roles = (
         (pod, (observation.at(pod.revision) or observation.wanted).role(pod.role)) for pod in new
     )
-    return tuple(x for pod, role in roles for x in role.shape.reservations(pod.name, pod.node))
+    return tuple(x for pod, role in roles for x in role.shape.reservations(pod.name, (pod.node,)))
 
 
 def _restricted(request: GroupRequest) -> bool:
