@@ -91,7 +91,7 @@ GROWTH = [
     ("drawing", "want"), [row[1:] for row in GROWTH], ids=[row[0] for row in GROWTH]
 )
 def test_where_one_more_decode_goes_when_the_traffic_is_the_same(drawing: str, want: str) -> None:
-    there = [PlacedInstance("prefill-0", "prefill", "z1")]
+    there = [PlacedInstance("prefill-0", "prefill", ("z1",))]
     found = place_instance(fabric(drawing), request("1P1D"), "decode", there)
     assert isinstance(found, InstancePlacement)
     assert found.leaf[-1] == want
@@ -100,8 +100,8 @@ def test_where_one_more_decode_goes_when_the_traffic_is_the_same(drawing: str, w
 def test_growth_stays_in_the_leaves_used_when_crossing_them_is_free() -> None:
     tree = fabric("p1 a  n1:8\np1 b  m1:0/8 m2:0/8 m3:8 m4:8")
     there = [
-        PlacedInstance("prefill-0", "prefill", "m1"),
-        PlacedInstance("decode-0", "decode", "m2"),
+        PlacedInstance("prefill-0", "prefill", ("m1",)),
+        PlacedInstance("decode-0", "decode", ("m2",)),
     ]
     found = place_instance(tree, request("3P3D", level="pod"), "decode", there)
     assert isinstance(found, InstancePlacement)
