@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pdserve.api import ScenarioGroup
 from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods import GRACE_AFTER_DRAIN, render_pod
 from pdserve.engines.pods_template import TemplateError, apply_template, check_template
+from pdserve.groups.observe import instance_obs
 from pdserve.groups.types import NewPod
 from pdserve.refengine.config import parser
 from pdserve.topology import pod_devices
@@ -392,3 +394,26 @@ def test_any_model_name_reaches_the_engine_as_it_is(name: str, args: list[str]) 
     assert given[at : at + len(args)] == args
     read = parser().parse_args(["--role", "prefill", *(a.replace("$$", "$") for a in args)])
     assert read.model_name == name
+
+
+def test_members_of_one_instance_know_it_and_each_other() -> None:
+    leader = render(replace(NEW, members=2))
+    other = render(replace(NEW, name=f"{NEW.name}-m1", members=2, member=1, leader_uid="u7"))
+    for pod, member in ((leader, "0"), (other, "1")):
+        labels, annotations = pod["metadata"]["labels"], pod["metadata"]["annotations"]
+        assert labels["pdserve.io/instance"] == NEW.name
+        assert labels["pdserve.io/member"] == member
+        assert annotations["pdserve.io/members"] == "2"
+    assert "pdserve.io/leader" not in leader["metadata"]["annotations"]
+    assert other["metadata"]["annotations"]["pdserve.io/leader"] == "u7"
+    assert env(leader)["PDSERVE_INSTANCE"]["fieldRef"]["fieldPath"] == "metadata.name"
+    path = "metadata.labels['pdserve.io/instance']"
+    assert env(other)["PDSERVE_INSTANCE"]["fieldRef"]["fieldPath"] == path
+    (first, second), size = (instance_obs(p, None, 0.0) for p in (leader, other)), 2
+    assert (first.name, first.size) == (second.name, second.size) == (NEW.name, size)
+    assert (second.uid, second.members[0].index) == ("u7", 1)
+
+
+def test_a_pod_of_one_member_shows_nothing_of_members() -> None:
+    shown = str(render()["metadata"])
+    assert "pdserve.io/member" not in shown and "pdserve.io/leader" not in shown

@@ -70,6 +70,8 @@ BY_DOMAIN: Final = "domain"
 _KEPT_OF_PODS = keep(
     f"metadata.annotations[{names.ANNOTATION_DRAIN}]",
     f"metadata.annotations[{names.ANNOTATION_REPLACES}]",
+    f"metadata.annotations[{names.ANNOTATION_MEMBERS}]",
+    f"metadata.annotations[{names.ANNOTATION_LEADER}]",
     f"metadata.annotations[{names.ANNOTATION_CONTROL}]",
     f"metadata.annotations[{names.ANNOTATION_CREDENTIALS}]",
     "metadata.deletionGracePeriodSeconds",
