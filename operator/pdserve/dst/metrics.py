@@ -70,7 +70,8 @@ def lie(rng: random.Random) -> Callable[[ScenarioSample], ScenarioSample | Unkno
         return lambda _sample: Unknown("no answer")
     if rng.random() < 0.2:
         return lambda sample: replace(sample, age=3600.0, at=sample.at - 3600.0)
-    broken = values.number(rng)
+    # A count between 0 and 1 reads as none at all, which may well be true.
+    broken = rng.choice([number for number in values.NUMBERS if not 0 <= number < 1])
     fields = [f for f in ("offered", "met", "ttft_met", "completed", "prompt_tokens")
               if rng.random() < 0.6] or ["offered"]  # fmt: skip
 

@@ -164,7 +164,7 @@ class Scene:
         """An instance that was well is lost: its successor must come soon.
 
         Not asked for where devices are short, where a user changes the service, where nodes or the
-        domain are away, or where its slot had a fault before (it backs off).
+        domain are away, where its slot had a fault before (it backs off), or where it was leaving.
         """
         meta = pod["metadata"]
         slot = (meta["namespace"], names.slot_of(meta["name"]))
@@ -172,7 +172,8 @@ class Scene:
         known = slot in self._faulted
         self._faulted.add(slot)
         calm = not self.endings or self.endings == self.reverts
-        if not (self.crowded or known or self.planned or service is None) and calm:
+        leaves = names.ANNOTATION_DRAIN in meta.get("annotations", {})
+        if not (self.crowded or known or self.planned or service is None or leaves) and calm:
             self.watcher.owed[slot] = asyncio.get_running_loop().time()
 
 

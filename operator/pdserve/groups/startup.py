@@ -7,8 +7,9 @@ for an hour is sound. An engine that does not answer at all is judged by `health
     linked, but not Ready since then    its own readiness fails: lost
     none of the other role answers      it waits for others: not lost
     others of the other role are linked all others managed to: lost
-    none is linked                      the one that has not taken over the table, else the
-                                        youngest: one at a time, the others get another deadline
+    none is linked                      the one that the table no longer names, else the one that
+                                        has not taken over the table, else the youngest: one at a
+                                        time, the others get another deadline
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def _to_blame(
     """Of the late ones those that fail by themselves."""
     blamed = [i for i in late if i.linked or any(o.linked for o in _opposite(i, group))]
     rest = [i for i in late if i not in blamed]
-    behind = [i for i in rest if not _has_table(i, group, observation)]
+    # The table was taken from it for this already: the blame must not pass to another now.
+    dropped = [i for i in rest if group.table is not None and not group.named(i)]
+    behind = dropped or [i for i in rest if not _has_table(i, group, observation)]
     if behind:
         return blamed + behind
     # None is linked and each has done its part: the youngest goes.

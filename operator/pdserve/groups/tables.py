@@ -8,16 +8,21 @@ two ends.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pdserve.groups.removal import finished
 from pdserve.groups.routes import addresses, addresses_in, endpoint, transfer
 from pdserve.groups.types import InstanceObs, Observation, PublishTable
 from pdserve.groups.view import GroupView, PlanDraft, leaving
 from pdserve.terms import ROLES
+from pdserve.wire.bounds import MAX_PASSED_VERSION
 from pdserve.wire.peers import Peer, PeerNode, PeerTable
 
 
 def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
-    """Publish the next version if members or tier costs changed."""
+    """Publish the next version if members or tier costs changed, or if an instance holds a higher
+    one.
+    """
     old = group.table
     by_name = {i.name: i for i in group.members}
     kept = tuple(
@@ -36,17 +41,42 @@ def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) 
     if (old is None or not old.instances) and {p.role for p in entries} != set(ROLES):
         return
     costs = draft.fabric.spec.tier_costs
-    if old is not None and entries == old.instances and dict(old.tier_costs) == costs:
+    held = _held(entries, observation)
+    passed = old is not None and held > old.version
+    same = old is not None and entries == old.instances and dict(old.tier_costs) == costs
+    if same and not passed:
         return
-    version = old.version + 1 if old is not None else 1
+    version = 1 + max(held, old.version if old is not None else _lost(group, observation))
     table = PeerTable(f"{observation.wanted.name}-{group.index}", version, entries, costs)
     gone = sorted({p.id for p in (old.instances if old else ())} - {p.id for p in entries})
     came = [i.name for i in gathered]
     told = [f"{word} {', '.join(x)}" for word, x in (("adds", came), ("drops", gone)) if x]
+    if passed:
+        told.append("passes the version that instances hold")
     draft.act(
         PublishTable(group.index, table),
         f"group {group.index} table {version} {' and '.join(told) or 'has new tier costs'}",
     )
+
+
+def _held(entries: Iterable[Peer], observation: Observation) -> int:
+    """The highest version that an instance of the table says it holds; 0 where none says one.
+
+    An instance takes no table of a lower version. It may hold a higher one where ours was lost
+    (its ConfigMap was deleted or overwritten) and the instance could not be asked at the time.
+    """
+    reports = (observation.links.get(peer.id) for peer in entries)
+    said = (report.version for report in reports if report is not None)
+    return max((version for version in said if version <= MAX_PASSED_VERSION), default=0)
+
+
+def _lost(group: GroupView, observation: Observation) -> int:
+    """The version that a lost table may have had: 0 for a group whose first one this is.
+
+    What was linked once had a table. Its version is at most the number of seconds until now, as
+    no group ever had one table a second for its whole life.
+    """
+    return int(observation.now) if any(i.ever_linked for i in group.members) else 0
 
 
 def _stays(

@@ -85,3 +85,18 @@ def test_only_its_own_failure_costs_an_instance(
 def test_a_running_deadline_is_looked_at_when_it_ends() -> None:
     _, checks = judge(starting("p0", EARLY), starting("d0", LATE))
     assert checks == {"p0": pytest.approx(800.0), "d0": pytest.approx(800.0)}
+
+
+@pytest.mark.invariant(13)
+def test_the_blame_stays_with_the_one_that_lost_its_table_entry() -> None:
+    """Without it two instances took turns: each plan put one into the table and took out the
+    other, for ever.
+    """
+    behind, other = starting("p0", LATE), starting("d0", LATE)
+    links = {"p0": up(version=9), "d0": up(version=2)}
+    seen = t.Observation(
+        wanted("1P1D"), (behind, other), {0: table(other, version=3)}, links, {}, (), frozenset(),
+        NOW,
+    )  # fmt: skip
+    lost = {i.name for i in judge_startups(seen).instances if i.fault == "StartupDeadline"}
+    assert lost == {"p0"}
