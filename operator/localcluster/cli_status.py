@@ -9,7 +9,7 @@ from typing import Any
 
 from localcluster.cluster import ClusterStatus, LocalCluster
 from localcluster.kind import KindCluster, KindStatus
-from pdserve.cli.tables import table
+from pdserve.cli.columns import table
 
 
 def print_status(cluster: LocalCluster | KindCluster, *, as_json: bool) -> int:

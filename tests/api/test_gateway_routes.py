@@ -21,7 +21,7 @@ from tests.support.gateway_rig import Rig, eventually
 from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
-from pdserve.gateway.routes import ConfigMapSource, parse_source
+from pdserve.gateway.route_source import ConfigMapSource, parse_source
 from pdserve.terms import Slo
 from pdserve.wire.names import KEY_ROUTES
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable

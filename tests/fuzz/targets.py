@@ -30,8 +30,8 @@ from pdserve.ratio.learn import LearnState
 from pdserve.ratio.records import RecordError, from_json
 from pdserve.refengine.api import openai
 from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.transport import TransportError
-from pdserve.refengine.model.load import load_model
+from pdserve.refengine.kv.kv_transport import TransportError
+from pdserve.refengine.model.loader import load_model
 from pdserve.telemetry import promql
 from pdserve.terms.quantity import QuantityError, quantity
 from pdserve.topology import node_view, pod_devices

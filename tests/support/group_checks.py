@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pdserve.groups import types as t
-from pdserve.groups.routes import is_routable
+from pdserve.groups.routable import is_routable
 from pdserve.groups.view import leaving
 from pdserve.terms import ROLES
 from pdserve.wire.names import instance_name

@@ -31,7 +31,7 @@ from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs, joined
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
-from pdserve.groups.routes import routable
+from pdserve.groups.routable import routable
 from pdserve.placement import GroupRequest
 from pdserve.terms import Role
 from pdserve.topology import (

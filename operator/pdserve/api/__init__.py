@@ -19,6 +19,14 @@ from pdserve.api.common import (
     Recovery,
     RoleTemplate,
 )
+from pdserve.api.custom_resource import (
+    API_VERSION,
+    GROUP,
+    VERSION,
+    Column,
+    CustomResource,
+    KindInfo,
+)
 from pdserve.api.errors import InvalidObjectError, Problem
 from pdserve.api.meta import (
     Condition,
@@ -37,7 +45,6 @@ from pdserve.api.pdservice import (
     ScenarioStatus,
     Summary,
 )
-from pdserve.api.resource import API_VERSION, GROUP, VERSION, Column, CustomResource, KindInfo
 from pdserve.api.revision import revision_of
 from pdserve.api.rocedomain import (
     FreeDevices,

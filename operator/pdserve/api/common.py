@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pdserve.api.base import ApiModel, Int, Items, Preserved, Rule, Text
-from pdserve.api.text import EngineType, Image, LevelName, ModelName, ObjectName, ResourceName
+from pdserve.api.strings import EngineType, Image, LevelName, ModelName, ObjectName, ResourceName
 from pdserve.terms.json import JsonObject
 
 MAX_GROUPS = 64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pdserve.api.base import VALIDATIONS, ApiModel, validation
-from pdserve.api.resource import GROUP, VERSION, Column, CustomResource, KindInfo
+from pdserve.api.custom_resource import GROUP, VERSION, Column, CustomResource, KindInfo
 from pdserve.api.schema import structural_schema
 from pdserve.terms.json import JsonObject
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pdserve.api.base import MAX_INT64, Int, Observed, Text
-from pdserve.api.text import Time
+from pdserve.api.strings import Time
 from pdserve.terms.json import JsonObject
 from pdserve.terms.times import rfc3339
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pdserve.api.base import ApiModel, Entries, Items, Rule, Text
-from pdserve.api.text import LABEL_KEY, LABEL_VALUE
+from pdserve.api.strings import LABEL_KEY, LABEL_VALUE
 
 Cidr = Annotated[
     str,

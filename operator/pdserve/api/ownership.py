@@ -13,7 +13,7 @@ apply, leaving them out in External would delete them (Kubernetes server-side ap
 
 from __future__ import annotations
 
-from pdserve.api.resource import API_VERSION
+from pdserve.api.custom_resource import API_VERSION
 from pdserve.api.scenariogroup import DecisionCounts, ScenarioGroup, ScenarioGroupSpec
 from pdserve.frozen import Memo
 from pdserve.terms.json import JsonObject

@@ -17,12 +17,19 @@ from pdserve.api.common import (
     Recovery,
     RoleTemplate,
 )
+from pdserve.api.custom_resource import Column, CustomResource, KindInfo
 from pdserve.api.meta import Condition, Generation
 from pdserve.api.network import NetworkIsolation
-from pdserve.api.resource import Column, CustomResource, KindInfo
 from pdserve.api.scenario import Scenario
 from pdserve.api.scenariogroup import DecisionRecord, RoleCount
-from pdserve.api.text import MAX_SERVICE_NAME, SERVICE_NAME, Line, ResourceName, ScenarioName, Short
+from pdserve.api.strings import (
+    MAX_SERVICE_NAME,
+    SERVICE_NAME,
+    Line,
+    ResourceName,
+    ScenarioName,
+    Short,
+)
 
 MAX_SCENARIOS = 32
 MAX_MATCH_TEXT = 16_384

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from pdserve.api.base import VALIDATIONS, ApiModel, validation
 from pdserve.api.crd import spec_and_status
-from pdserve.api.resource import API_VERSION, CustomResource, KindInfo
+from pdserve.api.custom_resource import API_VERSION, CustomResource, KindInfo
 from pdserve.api.schema import structural_schema
 from pdserve.terms.json import JsonMap
 

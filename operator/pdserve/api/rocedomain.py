@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import StrictBool
 
 from pdserve.api.base import ApiModel, Entries, Int, Items, Observed, Rule
+from pdserve.api.custom_resource import Column, CustomResource, KindInfo
 from pdserve.api.meta import Condition, Generation
-from pdserve.api.resource import Column, CustomResource, KindInfo
-from pdserve.api.text import (
+from pdserve.api.strings import (
     LABEL_KEY,
     LABEL_VALUE,
     LabelKey,

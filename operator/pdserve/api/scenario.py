@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pdserve.api.base import ApiModel, Entries, Int, Items, Number, Rule, Text
 from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
-from pdserve.api.text import ModelName, ScenarioName
+from pdserve.api.strings import ModelName, ScenarioName
 from pdserve.api.units import Duration
 from pdserve.terms import Slo
 

@@ -16,9 +16,9 @@ from pdserve.api.common import (
     Recovery,
     RoleTemplate,
 )
+from pdserve.api.custom_resource import Column, CustomResource, KindInfo, Scale
 from pdserve.api.meta import Condition, Generation
-from pdserve.api.resource import Column, CustomResource, KindInfo, Scale
-from pdserve.api.text import (
+from pdserve.api.strings import (
     GROUP_NAME,
     LabelValue,
     Line,

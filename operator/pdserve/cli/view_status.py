@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pdserve import api
+from pdserve.cli.columns import age, table
 from pdserve.cli.snapshot import Snapshot
-from pdserve.cli.tables import age, table
 from pdserve.groups.observe import NotOurs, instance_obs, joined
 from pdserve.groups.types import InstanceObs
 from pdserve.terms.times import epoch_of

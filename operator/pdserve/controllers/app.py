@@ -32,9 +32,9 @@ from pdserve.controllers.options import OperatorOptions
 from pdserve.controllers.ratio.ratio_loop import NoSource, RatioLoop
 from pdserve.controllers.shared import event_reasons
 from pdserve.controllers.shared.caches import Caches, make_caches
-from pdserve.controllers.shared.claims import Claims
 from pdserve.controllers.shared.clock import Clock, NodeSilence
 from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.device_claims import Claims
 from pdserve.controllers.shared.fabrics import Fabrics
 from pdserve.controllers.shared.linker import EngineApi, HttpEngines, Linker
 from pdserve.controllers.shared.metrics import OperatorMetrics

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pdserve.api import RepairStatus, RoleTemplate, ScenarioGroup, revision_of
-from pdserve.desired.demand import PodDemand, demand_of
+from pdserve.desired.pod_demand import PodDemand, demand_of
 from pdserve.engines.pods import role_template
 from pdserve.frozen import remembered
 from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted

@@ -1,6 +1,6 @@
 """Builds the route table of one PDService from what is linked and ready. Pure.
 
-Which instances may be routed to is decided by `groups.routes` (architecture invariant 1); here
+Which instances may be routed to is decided by `groups.routable` (architecture invariant 1); here
 they are put beside the scenarios' rules and targets. The version rises only when the content
 changes, so an unchanged service costs no write and gateways see no event.
 """

@@ -20,7 +20,7 @@ from pdserve.controllers import worker
 from pdserve.controllers.group import scenariogroup
 from pdserve.controllers.ratio import ratio_loop
 from pdserve.controllers.service import pdservice
-from pdserve.controllers.shared import caches, claims, clock, group_view
+from pdserve.controllers.shared import caches, clock, device_claims, group_view
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.desired import decisions
 from pdserve.groups import (
@@ -29,7 +29,7 @@ from pdserve.groups import (
     removal,
     repairs,
     resize,
-    routes,
+    routable,
     scale,
     tables,
 )
@@ -136,17 +136,17 @@ def _routes_unlinked() -> tuple[Change, ...]:
     def is_routable(instance: InstanceObs, table: PeerTable | None) -> bool:
         return (
             not instance.terminating and instance.fault is None
-            and routes.peer_entry(instance, table) is not None
+            and routable.peer_entry(instance, table) is not None
         )  # fmt: skip
 
-    return _everywhere("is_routable", is_routable, routes)
+    return _everywhere("is_routable", is_routable, routable)
 
 
 def _routes_the_dead() -> tuple[Change, ...]:
     def is_routable(instance: InstanceObs, table: PeerTable | None) -> bool:
-        return instance.pod_ip is not None and routes.peer_entry(instance, table) is not None
+        return instance.pod_ip is not None and routable.peer_entry(instance, table) is not None
 
-    return _everywhere("is_routable", is_routable, routes)
+    return _everywhere("is_routable", is_routable, routable)
 
 
 def _no_drain() -> tuple[Change, ...]:
@@ -205,9 +205,9 @@ def _claims_forgotten() -> tuple[Change, ...]:
 
     return (
         (plan, "kept_claims", nothing),
-        (claims.Claims, "of", nothing),
-        (claims.Claims, "reserved", nothing),
-        (claims.Claims, "ahead", nothing),
+        (device_claims.Claims, "of", nothing),
+        (device_claims.Claims, "reserved", nothing),
+        (device_claims.Claims, "ahead", nothing),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pdserve.controllers.shared.linker import EngineError, Target
-from pdserve.desired.credentials import Terms
+from pdserve.desired.service_credentials import Terms
 from pdserve.wire.credentials import CAPABILITY
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable

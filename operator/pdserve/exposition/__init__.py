@@ -4,17 +4,17 @@ Operator, gateway and engine all use it, so it stands at the bottom: the standar
 Kubernetes, nothing of P/D. What is counted, and under which name, is with the users
 (`wire.metrics`, or beside the code that counts); `http1.pages`, the gateway and the engine serve
 `Registry.render`. Where to look: `registry` declares, `families` are the metrics, `series` is what
-hot paths touch, `text` the spelling of names, labels and numbers, `process` what
+hot paths touch, `exposition_text` the spelling of names, labels and numbers, `process_metrics` what
 every process says of itself.
 
 Not thread-safe: one event loop owns a registry. Histograms have fixed buckets, no exemplars, no
 timestamps; that is all a scrape needs.
 """
 
+from pdserve.exposition.exposition_text import CONTENT_TYPE, MetricError
 from pdserve.exposition.families import SECONDS_BUCKETS, Counter, Gauge, Histogram
 from pdserve.exposition.registry import Registry
 from pdserve.exposition.series import CounterSeries, GaugeSeries, HistogramSeries
-from pdserve.exposition.text import CONTENT_TYPE, MetricError
 
 __all__ = [
     "CONTENT_TYPE",

@@ -11,9 +11,9 @@ from itertools import pairwise
 from math import inf
 from typing import ClassVar, Generic, TypeVar
 
-from pdserve.exposition import text
+from pdserve.exposition import exposition_text
+from pdserve.exposition.exposition_text import MetricError
 from pdserve.exposition.series import CounterSeries, GaugeSeries, HistogramSeries
-from pdserve.exposition.text import MetricError
 
 SECONDS_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75),
@@ -30,7 +30,7 @@ class Family(Generic[S]):
     kind: ClassVar[str]
 
     def __init__(self, name: str, help_text: str, labels: Sequence[str]) -> None:
-        text.check_names(name, help_text, labels)
+        exposition_text.check_names(name, help_text, labels)
         self.name = name
         self.help = help_text
         self.label_names = tuple(labels)
@@ -63,7 +63,7 @@ class Family(Generic[S]):
 
     def lines(self) -> list[str]:
         """This metric's part of the exposition, series sorted by label values."""
-        lines = [*text.head(self.name, self.help, self.kind)]
+        lines = [*exposition_text.head(self.name, self.help, self.kind)]
         for values in sorted(self._series):
             lines += self._series[values].lines()
         return lines
@@ -75,7 +75,7 @@ class Family(Generic[S]):
     def _pairs(self, values: tuple[str, ...]) -> str:
         if len(values) != len(self.label_names):
             raise MetricError(f"{self.name}: {len(values)} values for {self.label_names}")
-        return text.pairs(self.label_names, values)
+        return exposition_text.pairs(self.label_names, values)
 
     def _new(self, pairs: str) -> S:
         raise NotImplementedError  # each kind of family makes its own series

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
+from pdserve.exposition.exposition_text import MetricError
 from pdserve.exposition.families import SECONDS_BUCKETS, Counter, Gauge, Histogram
-from pdserve.exposition.text import MetricError
 
 F = TypeVar("F", Counter, Gauge, Histogram)
 

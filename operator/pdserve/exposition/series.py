@@ -8,8 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from math import inf
 
-from pdserve.exposition import text
-from pdserve.exposition.text import MetricError
+from pdserve.exposition import exposition_text
+from pdserve.exposition.exposition_text import MetricError
 
 
 class CounterSeries:
@@ -29,7 +29,7 @@ class CounterSeries:
 
     def lines(self) -> list[str]:
         """The sample."""
-        return [self._prefix + text.number(self.value)]
+        return [self._prefix + exposition_text.number(self.value)]
 
 
 class GaugeSeries:
@@ -47,7 +47,7 @@ class GaugeSeries:
 
     def lines(self) -> list[str]:
         """The sample."""
-        return [self._prefix + text.number(self.value)]
+        return [self._prefix + exposition_text.number(self.value)]
 
 
 class HistogramSeries:
@@ -57,7 +57,7 @@ class HistogramSeries:
 
     def __init__(self, name: str, pairs: str, bounds: tuple[float, ...]) -> None:
         start = f"{name}_bucket{{{pairs}{',' if pairs else ''}le="
-        self._buckets = [f'{start}"{text.bound(b)}"}} ' for b in (*bounds, inf)]
+        self._buckets = [f'{start}"{exposition_text.bound(b)}"}} ' for b in (*bounds, inf)]
         self._sum = _prefix(f"{name}_sum", pairs)
         self._count = _prefix(f"{name}_count", pairs)
         self.bounds = bounds
@@ -82,7 +82,7 @@ class HistogramSeries:
         for prefix, count in zip(self._buckets, self.counts, strict=True):
             total += count
             lines.append(f"{prefix}{total}")
-        lines.append(self._sum + text.number(self.sum))
+        lines.append(self._sum + exposition_text.number(self.sum))
         lines.append(f"{self._count}{total}")
         return lines
 

@@ -5,8 +5,8 @@ request stays with the gateway until its deadline. This package decides; it neve
 randomness are arguments, so the gateway, the simulator and the tests run the same code.
 
 - `match`: which scenario a request belongs to. `deadline`: until when a prefill may accept it.
-- `hints`, `health`, `instance`: what one gateway process knows and estimates of an instance.
-- `view`: the instances of a scenario, their groups and decode credit.
+- `hints`, `ejection`, `instance`: what one gateway process knows and estimates of an instance.
+- `scenario_view`: the instances of a scenario, their groups and decode credit.
 - `dispatch`: the waiting room and the choice of a prefill. `decode`: the choice of a decode.
 - `budget`: how many second prefills the process may spend.
 

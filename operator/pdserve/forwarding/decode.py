@@ -6,7 +6,7 @@ The prefill keeps its slot until a decode has pulled, so the walk is short and b
    cost, then random.
 2. Then whichever decode's hint (or one of our own streams ending) says free, until the deadline:
    the earlier of the handoff deadline and the end of the KV lease less two seconds.
-   `pacing` bounds what the walk costs: room that comes soon is found soon.
+   `attempt_pacing` bounds what the walk costs: room that comes soon is found soon.
 Two decodes that could not pull the KV mean that the prefill
 lost it: `GiveUp("kv_lost")`. A group without a live decode (all ejected, or the group left the
 routes) while another group has one: `GiveUp("no_decode")`. In both cases a new prefill helps.
@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pdserve.forwarding.attempt_pacing import next_attempt
 from pdserve.forwarding.instance import NEVER, Instance
-from pdserve.forwarding.pacing import next_attempt
-from pdserve.forwarding.view import View
+from pdserve.forwarding.scenario_view import View
 
 LEASE_MARGIN = 2.0
 KV_FAILURES = 2

@@ -12,7 +12,8 @@ Requests wait here, never inside an instance. `step(now)`:
 Order of prefills: known free before merely due; fewest of our own open legs; random. A prefill that
 failed a request is not asked for it again while another one lives, until half of the time that was
 left has passed: a hanging prefill is the one that looks idle. A request that was refused keeps its
-turn; `pacing` says when it may ask again, so that it goes on until its deadline at a bounded cost.
+turn; `attempt_pacing` says when it may ask again, so that it goes on until its deadline at a
+bounded cost.
 
 The caller sends, and reports every answer to the `Instance` records and back here.
 """
@@ -25,9 +26,9 @@ from dataclasses import dataclass, field
 from itertools import count, takewhile
 from typing import Literal
 
+from pdserve.forwarding.attempt_pacing import next_attempt
 from pdserve.forwarding.instance import NEVER, Instance
-from pdserve.forwarding.pacing import next_attempt
-from pdserve.forwarding.view import Group, View
+from pdserve.forwarding.scenario_view import Group, View
 
 GaveUp = Literal["deadline", "no_decode"]
 """Why a request left the room unserved. `no_decode`: its deadline passed while a prefill would

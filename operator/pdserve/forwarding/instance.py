@@ -2,13 +2,13 @@
 
 `used` is exact for this process; `free` is an estimate: the last hint, corrected by what this
 process did since. From both follow `next_try`, the earliest time at which asking makes sense, and
-for a decode its `credit`. Neighbours: `view` groups these; `dispatch` and `decode` choose among
-them.
+for a decode its `credit`. Neighbours: `scenario_view` groups these; `dispatch` and `decode` choose
+among them.
 """
 
 from __future__ import annotations
 
-from pdserve.forwarding.health import Health
+from pdserve.forwarding.ejection import Health
 from pdserve.forwarding.hints import MAX_FREE_IN, supersedes
 from pdserve.terms.failures import Failure
 from pdserve.wire.hints import Hint

@@ -4,11 +4,11 @@ Protocol-level asyncio, no web framework on the hot path:
 
 - `errors`: overload and its like.
 - `app`: paths, keys (`auth`), request ids; `intake` checks a body; `process` is the process.
-- `routes` follows the route table; `service` keeps one `scheduler` per scenario, which drives the
-  decisions of `forwarding` with a clock.
+- `route_source` follows the route table; `service` keeps one `scenario_scheduler` per scenario,
+  which drives the decisions of `forwarding` with a clock.
 - `pipeline` carries one request through `prefill_phase` and `decode_phase`, which share a
-  `context`, account in `legs` and give up KV through `release`; `delivery` and `sse` relay and
-  measure the stream.
+  `request_context`, account in `legs` and give up KV through `release`; `delivery` and `sse` relay
+  and measure the stream.
 - `measure` says what a request amounted to, `metrics` counts every offered one.
 
 Needs `wire`, `http1`, `exposition`, `forwarding`, `engines.flow*` and `kube`, nothing of the

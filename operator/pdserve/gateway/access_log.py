@@ -3,7 +3,8 @@
 A line says what came, what became of it, when, and why: every leg with its instance and answer.
 `kubectl pdserve explain --request ID` finds it. Lines are written in pieces by a thread, so that a
 slow reader of standard output holds no request; more than `MAX_BUFFER` bytes unwritten are dropped,
-and the next line says how many were. Neighbours: `app` fills a `Record`, `context` knows the legs.
+and the next line says how many were. Neighbours: `app` fills a `Record`, `request_context` knows
+the legs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import IO
 
 import orjson
 
-from pdserve.gateway.context import RequestContext
+from pdserve.gateway.request_context import RequestContext
 from pdserve.http1.errors import ApiError
 from pdserve.terms.json import JsonObject
 

@@ -23,7 +23,6 @@ from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
 from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import KeyRing
-from pdserve.gateway.context import Job, RequestContext, Settings, Tools
 from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.front import Certificate, Front
@@ -31,7 +30,8 @@ from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
-from pdserve.gateway.routes import RouteSource
+from pdserve.gateway.request_context import Job, RequestContext, Settings, Tools
+from pdserve.gateway.route_source import RouteSource
 from pdserve.gateway.service import Service
 from pdserve.http1.client import Pool
 from pdserve.http1.errors import ApiError

@@ -13,10 +13,10 @@ from functools import partial
 
 from pdserve.engines.flow import LegRequest
 from pdserve.forwarding.decode import LEASE_MARGIN, DecodeWalk, GiveUp, Wait, handoff_deadline
-from pdserve.gateway.context import MIN_RETRY, FinishedPrefill, KvLostError, RequestContext
 from pdserve.gateway.delivery import DeliveryError, collect, relay
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.legs import Leg
+from pdserve.gateway.request_context import MIN_RETRY, FinishedPrefill, KvLostError, RequestContext
 from pdserve.http1.client import Exchange, UpstreamError
 
 SILENCE = 2.0

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pdserve import __version__
 from pdserve.exposition import Counter, Gauge, Histogram, Registry
-from pdserve.exposition.process import tell_process
+from pdserve.exposition.process_metrics import tell_process
 from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
 from pdserve.terms import ROLES, Role, Slo
 from pdserve.wire import http

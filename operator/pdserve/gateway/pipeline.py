@@ -25,10 +25,10 @@ import time
 from pdserve.engines.flow import FinishedReply
 from pdserve.forwarding.deadline import SAFETY, predict_prefill
 from pdserve.forwarding.dispatch import Ticket
-from pdserve.gateway.context import FinishedPrefill, KvLostError, RequestContext
 from pdserve.gateway.decode_phase import DecodePhase
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.prefill_phase import PrefillPhase
+from pdserve.gateway.request_context import FinishedPrefill, KvLostError, RequestContext
 from pdserve.gateway.together_phase import TogetherPhase
 
 

@@ -12,9 +12,9 @@ import time
 from pdserve.engines.flow import FlowError, PrefillOutcome
 from pdserve.forwarding.deadline import SAFETY
 from pdserve.forwarding.dispatch import Ticket
-from pdserve.gateway.context import FinishedPrefill, RequestContext
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.legs import Leg
+from pdserve.gateway.request_context import FinishedPrefill, RequestContext
 from pdserve.gateway.scenario_scheduler import ExpiredError
 from pdserve.http1.client import Exchange, UpstreamError
 from pdserve.http1.errors import ApiError

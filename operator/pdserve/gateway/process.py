@@ -21,7 +21,7 @@ from pdserve.gateway.access_log import AccessLog
 from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.front import Front, body_bytes, read_front
-from pdserve.gateway.routes import RouteSource, parse_source
+from pdserve.gateway.route_source import RouteSource, parse_source
 from pdserve.http1.server import ClientLimits
 from pdserve.wire.names import PORT_HTTP
 

@@ -3,8 +3,8 @@
 A scenario that stays keeps its scheduler (waiting room, hints, counters); one that left is closed,
 and its waiting requests run into their deadlines. While another model or engine is rolled out a
 scenario has two schedulers; a name that both serve goes to each by its share of the prefill slots.
-Groups of an engine type that this gateway cannot use get no requests. Neighbours: `routes` brings
-tables, `app` asks for the scheduler of a request.
+Groups of an engine type that this gateway cannot use get no requests. Neighbours: `route_source`
+brings tables, `app` asks for the scheduler of a request.
 """
 
 from __future__ import annotations

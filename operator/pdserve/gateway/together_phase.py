@@ -17,10 +17,10 @@ import time
 
 from pdserve.forwarding.decode import DecodeWalk, Try
 from pdserve.forwarding.dispatch import Ticket
-from pdserve.gateway.context import FinishedPrefill, RequestContext
 from pdserve.gateway.decode_phase import DecodePhase
 from pdserve.gateway.legs import Leg
 from pdserve.gateway.prefill_phase import PrefillPhase
+from pdserve.gateway.request_context import FinishedPrefill, RequestContext
 from pdserve.http1.client import Exchange, UpstreamError
 
 

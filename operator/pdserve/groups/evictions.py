@@ -23,7 +23,7 @@ from pdserve.groups.creation import placed
 from pdserve.groups.naming import new_pods, pod_name
 from pdserve.groups.repairs import waits_until
 from pdserve.groups.resize import at_own_revision
-from pdserve.groups.routes import is_routable
+from pdserve.groups.routable import is_routable
 from pdserve.groups.search import InstanceSearch
 from pdserve.groups.types import (
     ConditionState,

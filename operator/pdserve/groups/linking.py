@@ -9,7 +9,7 @@ members; each has a readiness gate of its own, for its own container.
 
 from __future__ import annotations
 
-from pdserve.groups.routes import peer_entry
+from pdserve.groups.routable import peer_entry
 from pdserve.groups.types import InstanceObs, MarkLinked, MarkUnlinked, Observation
 from pdserve.groups.view import GroupView, PlanDraft
 

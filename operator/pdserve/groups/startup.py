@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pdserve.groups.routes import peer_entry
+from pdserve.groups.routable import peer_entry
 from pdserve.groups.types import InstanceObs, Observation
 from pdserve.groups.view import GroupView, group_views, leaving
 

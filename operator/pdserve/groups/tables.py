@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pdserve.groups.removal import finished
-from pdserve.groups.routes import addresses, addresses_in, endpoint, transfer
+from pdserve.groups.routable import addresses, addresses_in, endpoint, transfer
 from pdserve.groups.types import InstanceObs, Observation, PublishTable
 from pdserve.groups.view import GroupView, PlanDraft, leaving
 from pdserve.terms import ROLES

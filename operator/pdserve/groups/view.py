@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pdserve.groups.routes import is_routable
+from pdserve.groups.routable import is_routable
 from pdserve.groups.types import (
     Action,
     ConditionState,

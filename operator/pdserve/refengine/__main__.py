@@ -36,8 +36,8 @@ def main() -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     config = parse()
-    from pdserve.refengine.kv.transport import TransportError
-    from pdserve.refengine.model.load import load_model
+    from pdserve.refengine.kv.kv_transport import TransportError
+    from pdserve.refengine.model.loader import load_model
     from pdserve.refengine.model.selftest import NotExactError
     from pdserve.refengine.model.tensors import WeightsError
     from pdserve.refengine.runtime.pacing import ProfileError

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pdserve import __version__
 from pdserve.engines.reference import metrics as vllm
 from pdserve.exposition import CounterSeries, GaugeSeries, HistogramSeries, Registry
-from pdserve.exposition.process import tell_process
+from pdserve.exposition.process_metrics import tell_process
 from pdserve.wire import metrics
 
 _MODEL = ("model_name",)

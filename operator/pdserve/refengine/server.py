@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pdserve.http1.listen import listening
 from pdserve.refengine.api.connection import ConnectionLimits, HttpConnection
 from pdserve.refengine.api.generate import Generator
+from pdserve.refengine.api.handlers import Routes
 from pdserve.refengine.api.handover import Sender
-from pdserve.refengine.api.routes import Routes
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.kv.tcp import Identity, TcpTransport
-from pdserve.refengine.links import Links
 from pdserve.refengine.metrics import EngineMetrics
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
+from pdserve.refengine.peer_links import Links
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.pacing import Pacer, load_profile
 from pdserve.refengine.trust import Trust

@@ -11,8 +11,8 @@ import yaml
 
 from pdserve import api
 from pdserve.cli import view_explain, view_status
+from pdserve.cli.columns import age, table
 from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
-from pdserve.cli.tables import age, table
 from pdserve.terms.times import epoch_of
 from pdserve.wire import names
 

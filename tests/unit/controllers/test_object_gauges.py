@@ -18,7 +18,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.exposition import Registry
-from pdserve.exposition.process import tell_process
+from pdserve.exposition.process_metrics import tell_process
 from pdserve.kube.client import KubeRequest
 
 SCENARIO = (NS, "shop", "chat")

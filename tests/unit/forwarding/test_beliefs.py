@@ -13,7 +13,7 @@ from pdserve.forwarding.deadline import (
     predict_prefill,
     prompt_size,
 )
-from pdserve.forwarding.health import MAX_SECONDS, Health
+from pdserve.forwarding.ejection import MAX_SECONDS, Health
 from pdserve.forwarding.instance import NEVER, Instance
 from pdserve.forwarding.match import describe_known, known_models, match_scenario
 from pdserve.terms import Slo

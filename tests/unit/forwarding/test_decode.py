@@ -7,7 +7,7 @@ import pytest
 
 from pdserve.forwarding.decode import DecodeWalk, GiveUp, Try, Wait, handoff_deadline
 from pdserve.forwarding.instance import Instance
-from pdserve.forwarding.view import View
+from pdserve.forwarding.scenario_view import View
 from pdserve.terms import Slo
 from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario

@@ -18,7 +18,7 @@ import pytest
 
 from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
 from pdserve.forwarding.instance import NEVER
-from pdserve.forwarding.view import View
+from pdserve.forwarding.scenario_view import View
 from pdserve.terms import Slo
 from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario

@@ -8,7 +8,7 @@ import pytest
 
 from pdserve.forwarding.budget import LEAST_RESERVE, RetryBudget
 from pdserve.forwarding.instance import BACKOFF_MAX, Instance
-from pdserve.forwarding.view import View
+from pdserve.forwarding.scenario_view import View
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, Slo
 
 P0 = RouteInstance("p0", "prefill", "http://10.0.0.1:8000", 2)

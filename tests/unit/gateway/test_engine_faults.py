@@ -10,7 +10,7 @@ import pytest
 from tests.support.gateway_rig import PATIENCE, Rig, eventually, parse_answer
 
 from pdserve.gateway import release
-from pdserve.gateway.context import Settings
+from pdserve.gateway.request_context import Settings
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 

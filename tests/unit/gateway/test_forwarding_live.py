@@ -8,7 +8,7 @@ import time
 import pytest
 from tests.support.gateway_rig import Rig, eventually
 
-from pdserve.gateway.context import Settings
+from pdserve.gateway.request_context import Settings
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 from pdserve.wire.routes import RouteGroup

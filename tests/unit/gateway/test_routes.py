@@ -7,7 +7,7 @@ import orjson
 import pytest
 from tests.support.gateway_rig import Rig, eventually
 
-from pdserve.gateway.routes import ConfigMapSource, FileSource, TableGate, parse_source
+from pdserve.gateway.route_source import ConfigMapSource, FileSource, TableGate, parse_source
 from pdserve.terms import Slo
 from pdserve.wire.routes import RouteScenario, RouteTable
 

@@ -12,7 +12,7 @@ from tests.support.instances import observed
 
 from pdserve.groups import types as t
 from pdserve.groups.plan import plan
-from pdserve.groups.routes import endpoint
+from pdserve.groups.routable import endpoint
 from pdserve.terms import Role
 from pdserve.wire.peers import Peer, PeerTable
 

@@ -13,7 +13,7 @@ from pdserve.groups import types as t
 from pdserve.groups.linking import links_missing
 from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.polls import polls
-from pdserve.groups.routes import endpoint, routable
+from pdserve.groups.routable import endpoint, routable
 from pdserve.groups.view import GroupView
 from pdserve.terms import ROLES, Role
 from pdserve.wire.links import LinkReport

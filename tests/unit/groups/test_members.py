@@ -10,7 +10,7 @@ from tests.support.instances import observed
 
 from pdserve.groups import types as t
 from pdserve.groups.observe import joined
-from pdserve.groups.routes import addresses
+from pdserve.groups.routable import addresses
 from pdserve.wire import names
 
 NAME = "shop-chat-0-p0-abc123"

@@ -10,7 +10,7 @@ import pytest_asyncio
 from tests.support.engines import Client, EngineProcess, Group, until
 
 if TYPE_CHECKING:
-    from pdserve.refengine.model.load import LoadedModel
+    from pdserve.refengine.model.loader import LoadedModel
 
 Start = Callable[[EngineProcess], Awaitable[EngineProcess]]
 StartGroup = Callable[..., Awaitable[Group]]
@@ -19,7 +19,7 @@ StartGroup = Callable[..., Awaitable[Group]]
 @pytest.fixture(scope="session")
 def model() -> LoadedModel:
     """The built-in model."""
-    from pdserve.refengine.model.load import load_model
+    from pdserve.refengine.model.loader import load_model
 
     return load_model(None)
 

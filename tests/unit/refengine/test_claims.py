@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdserve.refengine.runtime.claims import MOST_REMEMBERED, REMEMBER_SECONDS, EarlyReleases
+from pdserve.refengine.runtime.slot_claims import MOST_REMEMBERED, REMEMBER_SECONDS, EarlyReleases
 
 
 def test_a_name_is_remembered_for_a_while() -> None:

@@ -10,7 +10,7 @@ from tests.support.engines import Client, fresh_host
 
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.llama import Llama, Rows
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.tensors import Array
 from pdserve.refengine.server import running
 

@@ -18,7 +18,7 @@ import pytest
 from tests.support.engines import Client, fresh_host
 
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.server import StartedInstance, running
 
 REQUEST_PATH = ("refengine/api/", "refengine/runtime/", "refengine/kv/pool", "refengine/kv/leases")

@@ -9,10 +9,10 @@ import pytest
 
 from pdserve.refengine.kv.payload import gather, landing
 from pdserve.refengine.kv.pool import blocks_for
-from pdserve.refengine.model.config import BLOCK_TOKENS
 from pdserve.refengine.model.kernels import MAX_PRODUCT, TiledLinear, pad_tiles
 from pdserve.refengine.model.llama import Rows, new_pool
-from pdserve.refengine.model.load import BUILT_IN, LoadedModel
+from pdserve.refengine.model.loader import BUILT_IN, LoadedModel
+from pdserve.refengine.model.model_config import BLOCK_TOKENS
 from pdserve.refengine.model.selftest import NotExactError, numerics_digest
 from pdserve.refengine.model.tensors import read_safetensors
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from tests.support.engines import Client, EngineProcess, Group, until
 
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
 from pdserve.wire import http
 
 PATH = http.PATH_COMPLETIONS

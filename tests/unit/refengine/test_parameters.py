@@ -11,7 +11,7 @@ import pytest
 
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.api import openai, parameters
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "parameters.md"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import Sampled, SamplingParams, sample, uniform
 from pdserve.refengine.model.tokenizer import ChatMessage
 from pdserve.refengine.runtime.output import Output

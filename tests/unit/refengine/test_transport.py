@@ -11,10 +11,10 @@ import pytest
 from tests.support.engines import fresh_host
 
 from pdserve.refengine.kv import protocol
+from pdserve.refengine.kv.kv_transport import PeerAddress, TransportError
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.refengine.kv.tcp import Identity, TcpTransport
-from pdserve.refengine.kv.transport import PeerAddress, TransportError
 from pdserve.refengine.trust import Trust
 
 SENDER = Identity("p0", Trust("secret"), "model-1", "bits")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pdserve.refengine.model.llama import Rows, new_pool
-from pdserve.refengine.model.load import BUILT_IN, LoadedModel, load_model
+from pdserve.refengine.model.loader import BUILT_IN, LoadedModel, load_model
 from pdserve.refengine.model.tensors import WeightsError, read_safetensors
 
 

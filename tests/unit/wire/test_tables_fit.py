@@ -12,7 +12,7 @@ from pdserve.api.pdservice import MAX_MATCH_TEXT, MAX_SERVICE_INSTANCES
 from pdserve.api.rocedomain import MAX_LEVELS
 from pdserve.desired.routing import route_table
 from pdserve.dst.world_service import service
-from pdserve.forwarding.view import View
+from pdserve.forwarding.scenario_view import View
 from pdserve.terms import Device, Role, Slo
 from pdserve.wire.bounds import MAX_BYTES, MAX_VERSION, parse_json
 from pdserve.wire.peers import Peer, PeerNode, PeerTable

@@ -15,9 +15,9 @@ from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.owned import ensure
 from pdserve.controllers.shared.rotation import control_annotation
-from pdserve.desired.credentials import BadSecret
 from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
 from pdserve.desired.objects import owned_metadata
+from pdserve.desired.service_credentials import BadSecret
 from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import TemplateError
 from pdserve.groups import types as t

@@ -20,8 +20,8 @@ from pdserve.controllers.group.group_actions import CreateRefused, GroupExecutor
 from pdserve.controllers.group.known_fabric import known_fabric, recalled_domain
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
-from pdserve.controllers.shared.claims import Rank
 from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.device_claims import Rank
 from pdserve.controllers.shared.domain_overlap import fabric_condition
 from pdserve.controllers.shared.group_view import domain_of, view_group
 from pdserve.controllers.shared.linker import Target
@@ -32,7 +32,6 @@ from pdserve.controllers.shared.rotation import gateways_identify
 from pdserve.controllers.shared.triggers import group_key, service_key
 from pdserve.desired.claim_entries import claims_of, to_json
 from pdserve.desired.compare import controller_uid, covers
-from pdserve.desired.credentials import BadSecret, ServiceCredentials, Terms
 from pdserve.desired.group_status import (
     not_ready,
     ratio_condition,
@@ -47,13 +46,14 @@ from pdserve.desired.group_wanted import (
     wanted_of,
 )
 from pdserve.desired.routing import parse_routes, routed_instances, unnamed
+from pdserve.desired.service_credentials import BadSecret, ServiceCredentials, Terms
 from pdserve.desired.service_desired import acting_counts, is_as_asked
 from pdserve.desired.templates import CONDITION as TEMPLATE_VALID
 from pdserve.desired.templates import template_of_group, token_refusal
 from pdserve.groups.claims import merged
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
-from pdserve.groups.routes import endpoint, routable
+from pdserve.groups.routable import endpoint, routable
 from pdserve.groups.types import (
     ConditionState,
     CreateGroup,

@@ -36,9 +36,8 @@ from pdserve.controllers.shared.triggers import service_key
 from pdserve.desired import decisions, troubles
 from pdserve.desired.compare import covers
 from pdserve.desired.counts import REASON_INITIAL, CountsPlan, plan_counts
-from pdserve.desired.credentials import BadSecret
 from pdserve.desired.group_wanted import models_of, slots_of
-from pdserve.desired.network import network_policies, policy_names
+from pdserve.desired.network_policy import network_policies, policy_names
 from pdserve.desired.objects import gateway_name, gateway_objects, owned_metadata
 from pdserve.desired.ratio_input import first_counts
 from pdserve.desired.routing import (
@@ -48,6 +47,7 @@ from pdserve.desired.routing import (
     unnamed,
     version_floor,
 )
+from pdserve.desired.service_credentials import BadSecret
 from pdserve.desired.service_desired import (
     acting_counts,
     counts_observed,
@@ -59,7 +59,7 @@ from pdserve.desired.troubles import Trouble
 from pdserve.engines.pods_template import TemplateError
 from pdserve.frozen import Memo
 from pdserve.groups.health import condition
-from pdserve.groups.routes import routable
+from pdserve.groups.routable import routable
 from pdserve.groups.types import ConditionState
 from pdserve.kube.cache import Cache
 from pdserve.kube.errors import KubeError

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pdserve.controllers.shared.caches import Caches
-from pdserve.controllers.shared.claims import Claims
 from pdserve.controllers.shared.clock import Clock, NodeSilence
+from pdserve.controllers.shared.device_claims import Claims
 from pdserve.controllers.shared.fabrics import Fabrics
 from pdserve.controllers.shared.linker import Linker
 from pdserve.controllers.shared.metrics import OperatorMetrics

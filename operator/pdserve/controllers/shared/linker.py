@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 
 import aiohttp
 
-from pdserve.desired.credentials import (
+from pdserve.desired.service_credentials import (
     BadSecret,
     ServiceCredentials,
     Terms,

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pdserve import __version__
 from pdserve.exposition import Registry
-from pdserve.exposition.process import tell_process
+from pdserve.exposition.process_metrics import tell_process
 
 Result = Literal["success", "requeue", "error"]
 

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from pdserve.api import InvalidObjectError
 from pdserve.api.base import ApiModel
-from pdserve.api.resource import CustomResource
+from pdserve.api.custom_resource import CustomResource
 from pdserve.frozen import Frozen, Memo
 from pdserve.kube.resource import Object
 

@@ -13,7 +13,13 @@ from pdserve.api import PDService
 from pdserve.controllers.shared.caches import BY_SERVICE, Caches, controlled_by
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.triggers import group_key
-from pdserve.desired.credentials import Seen, ServiceCredentials, advance, control_digests, told
+from pdserve.desired.service_credentials import (
+    Seen,
+    ServiceCredentials,
+    advance,
+    control_digests,
+    told,
+)
 from pdserve.groups.health import condition
 from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import PODS, Object, ObjectKey

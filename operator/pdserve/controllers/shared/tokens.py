@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from pdserve.desired.credentials import (
+from pdserve.desired.objects import owned_metadata
+from pdserve.desired.service_credentials import (
     ServiceCredentials,
     encode,
     fresh,
@@ -17,7 +18,6 @@ from pdserve.desired.credentials import (
     text_of,
     to_data,
 )
-from pdserve.desired.objects import owned_metadata
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, is_controlled_by

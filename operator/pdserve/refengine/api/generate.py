@@ -17,11 +17,11 @@ from pdserve.refengine.api.handover import Sender, reply_params
 from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.errors import RejectedError
-from pdserve.refengine.model.load import LoadedModel
-from pdserve.refengine.runtime.claims import SlotClaim
+from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.request import Finish, GenerationRequest, TokenEvent
 from pdserve.refengine.runtime.sequence import Sequence
+from pdserve.refengine.runtime.slot_claims import SlotClaim
 from pdserve.wire import http
 from pdserve.wire.links import largest_body
 

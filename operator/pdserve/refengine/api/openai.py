@@ -20,7 +20,7 @@ from pdserve.refengine.api import parameters
 from pdserve.refengine.api.handover import RemoteLeg, remote_of, wants_hand_over
 from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
 from pdserve.refengine.model.tokenizer import ChatMessage
 from pdserve.refengine.runtime.request import GenerationRequest

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.transport import TransportError
+from pdserve.refengine.kv.kv_transport import TransportError
 from pdserve.terms.json import JsonObject
 
 

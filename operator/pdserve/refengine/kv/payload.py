@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pdserve.refengine.kv.pool import blocks_for
-from pdserve.refengine.model.config import BLOCK_TOKENS, LlamaConfig
+from pdserve.refengine.model.model_config import BLOCK_TOKENS, LlamaConfig
 from pdserve.refengine.model.tensors import Array
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdserve.refengine.model.config import BLOCK_TOKENS
+from pdserve.refengine.model.model_config import BLOCK_TOKENS
 
 
 class OutOfBlocksError(RuntimeError):

@@ -27,7 +27,7 @@ from typing import Literal
 
 import orjson
 
-from pdserve.refengine.kv.transport import TransportError
+from pdserve.refengine.kv.kv_transport import TransportError
 from pdserve.terms.json import JsonObject
 from pdserve.wire.credentials import fingerprint
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pdserve.http1.listen import listening
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.frames import FrameConnection, Landing
+from pdserve.refengine.kv.kv_transport import Exporter, Keyring, Link, PeerAddress, TransportError
 from pdserve.refengine.kv.protocol import FrameKind, Proof
-from pdserve.refengine.kv.transport import Exporter, Keyring, Link, PeerAddress, TransportError
 from pdserve.terms.json import JsonObject
 
 HANDSHAKE_SECONDS = 3.0

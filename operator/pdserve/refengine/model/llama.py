@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pdserve.refengine.model import kernels
-from pdserve.refengine.model.config import BLOCK_TOKENS, LlamaConfig
 from pdserve.refengine.model.kernels import TILE, Ints, TiledLinear
+from pdserve.refengine.model.model_config import BLOCK_TOKENS, LlamaConfig
 from pdserve.refengine.model.tensors import Array, WeightsError
 
 QUERIES = 64

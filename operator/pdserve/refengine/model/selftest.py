@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from pdserve.refengine.model.config import BLOCK_TOKENS, LlamaConfig
 from pdserve.refengine.model.kernels import TILE, silu
+from pdserve.refengine.model.model_config import BLOCK_TOKENS, LlamaConfig
 from pdserve.refengine.model.tensors import Array
 
 Product = Callable[[Array, Array], Array]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdserve.refengine.kv.payload import Payload, gather
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import Sampled, sample
 from pdserve.refengine.model.tensors import Array
 from pdserve.refengine.runtime.batch import Batch

@@ -22,25 +22,25 @@ import numpy as np
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.errors import RejectedError
+from pdserve.refengine.kv.kv_transport import KvTransport, PeerAddress, TransportError
 from pdserve.refengine.kv.payload import Payload, landing
 from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, prompt_hashes
-from pdserve.refengine.kv.transport import KvTransport, PeerAddress, TransportError
 from pdserve.refengine.metrics import EngineMetrics
-from pdserve.refengine.model.config import BLOCK_TOKENS
 from pdserve.refengine.model.llama import Rows, new_pool
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
+from pdserve.refengine.model.model_config import BLOCK_TOKENS
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime import batch as batching
 from pdserve.refengine.runtime import compute
-from pdserve.refengine.runtime.claims import EarlyReleases, SlotClaim
 from pdserve.refengine.runtime.estimates import Estimates
 from pdserve.refengine.runtime.handoff import Handoff
 from pdserve.refengine.runtime.output import Output
 from pdserve.refengine.runtime.pacing import Pacer
 from pdserve.refengine.runtime.request import Finish, GenerationRequest, RemoteKv
 from pdserve.refengine.runtime.sequence import Phase, Sequence, Sink
+from pdserve.refengine.runtime.slot_claims import EarlyReleases, SlotClaim
 from pdserve.refengine.runtime.slots import SlotHint, Slots
-from pdserve.refengine.runtime.worker import Worker
+from pdserve.refengine.runtime.step_worker import Worker
 from pdserve.wire import http
 
 WARM_UP_TOKENS = (16, 16, 64, 128, 256)

@@ -9,7 +9,7 @@ from tests.unit.controllers.test_ownership_and_counts import make
 
 from pdserve.api import PDService
 from pdserve.controllers.shared.caches import PDSERVICES
-from pdserve.desired.network import network_policies
+from pdserve.desired.network_policy import network_policies
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service

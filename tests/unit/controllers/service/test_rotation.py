@@ -12,7 +12,7 @@ import pytest
 from tests.unit.controllers.test_ownership_and_counts import make
 
 from pdserve.controllers.shared.caches import PDSERVICES
-from pdserve.desired.credentials import (
+from pdserve.desired.service_credentials import (
     Seen,
     ServiceCredentials,
     Terms,

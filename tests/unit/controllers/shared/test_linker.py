@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from pdserve.controllers.shared.linker import EngineError, HttpEngines, Linker, Target
-from pdserve.desired.credentials import ServiceCredentials, Terms
+from pdserve.desired.service_credentials import ServiceCredentials, Terms
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import ObjectKey

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pdserve.controllers.shared.tokens import Tokens
-from pdserve.desired.credentials import (
+from pdserve.desired.service_credentials import (
     MAX_VALUE,
     BadSecret,
     ServiceCredentials,

@@ -12,7 +12,7 @@ import asyncio
 import logging
 
 from pdserve.http1.errors import ApiError
-from pdserve.refengine.kv.transport import KvTransport, PeerAddress, TransportError
+from pdserve.refengine.kv.kv_transport import KvTransport, PeerAddress, TransportError
 from pdserve.wire.links import LinkReport
 from pdserve.wire.peers import Peer, PeerTable
 

@@ -16,7 +16,7 @@ from pdserve.api import ScenarioGroup, revision_of
 from pdserve.controllers.shared.caches import Caches
 from pdserve.controllers.shared.scope import Scope
 from pdserve.desired.claim_entries import claims_of, from_json
-from pdserve.desired.demand import demand_of
+from pdserve.desired.pod_demand import demand_of
 from pdserve.groups.claims import claims_for, newest, reservations
 from pdserve.groups.health import condition
 from pdserve.groups.types import DeviceClaim, InstanceObs

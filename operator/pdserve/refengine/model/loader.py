@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.refengine.model.config import LlamaConfig, load_config
 from pdserve.refengine.model.llama import Llama
+from pdserve.refengine.model.model_config import LlamaConfig, load_config
 from pdserve.refengine.model.selftest import numerics_digest
 from pdserve.refengine.model.tensors import Array, WeightsError, read_safetensors
 from pdserve.refengine.model.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ from pdserve.http1.receive import HttpRequest
 from pdserve.refengine.api.connection import Responder
 from pdserve.refengine.api.generate import MAX_NAME, Generator
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.links import Links, StaleTableError
-from pdserve.refengine.model.load import LoadedModel
+from pdserve.refengine.model.loader import LoadedModel
+from pdserve.refengine.peer_links import Links, StaleTableError
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.trust import Trust
 from pdserve.terms.json import JsonObject
