@@ -16,7 +16,7 @@ from pdserve.engines.credentials import Credential
 from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.request_context import Settings
-from pdserve.http1.server import ClientLimits
+from pdserve.http1.limits import ClientLimits
 from pdserve.terms import Slo
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 

@@ -15,8 +15,9 @@ from typing import Any
 import orjson
 
 from pdserve.http1.errors import ApiError
+from pdserve.http1.limits import ClientLimits
 from pdserve.http1.receive import HttpRequest
-from pdserve.http1.server import ClientLimits, HttpServer, Reply
+from pdserve.http1.server import HttpServer, Reply
 from pdserve.terms import Role
 from pdserve.wire.routes import RouteInstance
 

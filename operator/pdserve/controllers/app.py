@@ -20,16 +20,16 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Final
 
 import aiohttp
 
-from pdserve.controllers.group.scenariogroup import recall_claims
+from pdserve.controllers.from_options import decision_log, loop_settings, make_claim, metrics_source
+from pdserve.controllers.group.waiting import recall_claims
 from pdserve.controllers.kopf_app import run_kopf
 from pdserve.controllers.object_gauges import ObjectGauges
 from pdserve.controllers.options import OperatorOptions
-from pdserve.controllers.ratio.ratio_loop import NoSource, RatioLoop
+from pdserve.controllers.ratio.ratio_loop import RatioLoop
 from pdserve.controllers.shared import event_reasons
 from pdserve.controllers.shared.caches import Caches, make_caches
 from pdserve.controllers.shared.clock import Clock, NodeSilence
@@ -45,11 +45,10 @@ from pdserve.controllers.shared.tokens import Tokens
 from pdserve.controllers.shared.triggers import Triggers, group_key
 from pdserve.controllers.shared.volumes import Volumes
 from pdserve.controllers.worker import resync, work
-from pdserve.engines import registry as engine_types
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.http1.pages import health_pages, page_server
-from pdserve.kube.claim import ClaimedError, Place, ScopeClaim
+from pdserve.kube.claim import ClaimedError, ScopeClaim
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import connect
 from pdserve.kube.events import EventRecorder, Reporter
@@ -58,7 +57,6 @@ from pdserve.kube.lease_thread import LeaseThread
 from pdserve.kube.resource import ObjectKey
 from pdserve.kube.workqueue import WorkQueue
 from pdserve.ratio.types import LoopSettings
-from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
 from pdserve.telemetry.source import MetricsSource
 
 log = logging.getLogger(__name__)
@@ -68,8 +66,6 @@ ENV_POD_UID: Final = "POD_UID"
 """Set by the chart: a container that is restarted in place keeps its predecessor's Lease."""
 SPACING: Final = 0.02
 """Seconds between two reconciliations of one object: a change comes with others close by."""
-CLAIM: Final = "pdserve-operator-claim"
-"""Name of the ConfigMap that says whose the objects of a scope are."""
 FIRST_REPORT: Final = 1.0
 WAITING_REPORT: Final = 10.0
 """Seconds until the first, and between further, log lines that say what start-up waits for."""
@@ -311,13 +307,13 @@ async def _lead(core: Core, claim: ScopeClaim, options: OperatorOptions, identit
                     connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
                 )
             )
-            source = _source(options)
+            source = metrics_source(options)
             stack.push_async_callback(source.close)
 
             async def engines(tokens: Tokens) -> EngineApi:
                 return HttpEngines(session, tokens.get)
 
-            await core.act(engines, source, loop_settings(options), _decision_log(options))
+            await core.act(engines, source, loop_settings(options), decision_log(options))
 
     if not options.leader_election:
         await act()
@@ -352,64 +348,3 @@ async def _lead(core: Core, claim: ScopeClaim, options: OperatorOptions, identit
             log.warning("%s", error)
         else:
             return
-
-
-def make_claim(
-    client: KubeClient, options: OperatorOptions, leave: Callable[[Mapping[str, str]], None]
-) -> ScopeClaim:
-    """Whose the watched objects are. All operators of one release hold the same claim.
-
-    An operator of one namespace claims there; one of all namespaces where every such operator
-    looks. `leave` is told whose objects among the watched ones are another's.
-    """
-    holder = f"{options.lease_namespace}/{options.lease_name}"
-    everything = Place(options.claim_namespace, CLAIM, "all namespaces")
-    if options.namespace is None:
-        return ScopeClaim(client, everything, holder, narrower=True, on_left=leave)
-    place = Place(options.namespace, CLAIM, f"namespace {options.namespace}")
-    # Of the same place there is one claim.
-    wider = everything if options.namespace != options.claim_namespace else None
-    return ScopeClaim(client, place, holder, wider=wider, on_left=leave)
-
-
-def loop_settings(options: OperatorOptions) -> LoopSettings:
-    """The ratio loop's settings: its other times shrink with the control period, as one factor."""
-    factor = options.control_period / 60.0
-    default = LoopSettings()
-    return LoopSettings(
-        control_period=options.control_period,
-        fast_period=options.fast_period,
-        window=options.metrics_window,
-        cold_start=default.cold_start * factor,
-        grow_dwell=default.grow_dwell * factor,
-        shrink_dwell=default.shrink_dwell * factor,
-        in_flight_limit=default.in_flight_limit * factor,
-        stale_after=default.stale_after * factor,
-    )
-
-
-def _source(options: OperatorOptions) -> MetricsSource:
-    if options.prometheus_url is None:
-        log.warning("No --prometheus-url: ratios stay as they are in mode Auto")
-        return NoSource()
-    return PrometheusSource(
-        PrometheusSettings(
-            options.prometheus_url,
-            engines=engine_types.series(),
-            window=options.metrics_window,
-            stale_after=loop_settings(options).stale_after,
-            access=options.prometheus_access,
-        )
-    )
-
-
-def _decision_log(options: OperatorOptions) -> Callable[[str], None]:
-    if options.decisions_log is None:
-        return lambda _line: None
-    path = Path(options.decisions_log)
-
-    def append(line: str) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    return append

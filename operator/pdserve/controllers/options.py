@@ -73,6 +73,16 @@ def parse_options(
     """Read flags and environment; a bad value ends the process with usage and status 2."""
     given = os.environ if env is None else env
     parser = _Parser(given)
+    _declare(parser, given)
+    args = parser.parse_args(argv)
+    if (args.prometheus_username_file is None) != (args.prometheus_password_file is None):
+        parser.error("--prometheus-username-file and --prometheus-password-file go together")
+    if args.prometheus_username_file and args.prometheus_token_file:
+        parser.error("--prometheus-token-file excludes --prometheus-username-file")
+    return _options(args)
+
+
+def _declare(parser: _Parser, given: Mapping[str, str]) -> None:
     add = parser.setting
     add("--namespace", None, "look after this namespace only; empty: all")
     add("--kubeconfig", None, "kubeconfig file; empty: in-cluster, $KUBECONFIG or ~/.kube/config")
@@ -116,11 +126,9 @@ def parse_options(
         default=_truth(given.get(ENV_PREFIX + "NO_LEADER_ELECTION", "")),
         help=f"act at once; only with a single operator (${ENV_PREFIX}NO_LEADER_ELECTION)",
     )
-    args = parser.parse_args(argv)
-    if (args.prometheus_username_file is None) != (args.prometheus_password_file is None):
-        parser.error("--prometheus-username-file and --prometheus-password-file go together")
-    if args.prometheus_username_file and args.prometheus_token_file:
-        parser.error("--prometheus-token-file excludes --prometheus-username-file")
+
+
+def _options(args: argparse.Namespace) -> OperatorOptions:
     return OperatorOptions(
         namespace=args.namespace or None,
         kubeconfig=args.kubeconfig or None,

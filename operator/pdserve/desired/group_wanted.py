@@ -12,11 +12,23 @@ from pdserve.api import RepairStatus, RoleTemplate, ScenarioGroup, revision_of
 from pdserve.desired.pod_demand import PodDemand, demand_of
 from pdserve.engines.pods import role_template
 from pdserve.frozen import remembered
-from pdserve.groups.types import InstanceObs, Repair, RoleWanted, Suspect, Wanted
+from pdserve.groups.types import (
+    CreateGroup,
+    CreateInstance,
+    InstanceObs,
+    NewPod,
+    Observation,
+    Plan,
+    Repair,
+    RoleWanted,
+    Suspect,
+    Wanted,
+)
 from pdserve.ratio.types import Counts
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.terms.times import epoch_of
+from pdserve.topology import Reservation
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.peers import PeerTable
@@ -151,3 +163,18 @@ def peer_table(config_map: JsonMap) -> PeerTable:
     if not isinstance(text, str):
         raise WireError(f"ConfigMap without key {names.KEY_PEERS}")
     return PeerTable.from_json(parse_json(text))
+
+
+def promised(planned: Plan, observation: Observation) -> tuple[Reservation, ...]:
+    """The devices of the pods that a plan creates."""
+    new: list[NewPod] = []
+    for action in planned.actions:
+        match action:
+            case CreateGroup():
+                new += action.pods
+            case CreateInstance():
+                new += action.pods
+    roles = (
+        (pod, (observation.at(pod.revision) or observation.wanted).role(pod.role)) for pod in new
+    )
+    return tuple(x for pod, role in roles for x in role.shape.reservations(pod.name, (pod.node,)))

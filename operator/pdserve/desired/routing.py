@@ -16,14 +16,7 @@ from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.links import LinkReport
-from pdserve.wire.routes import (
-    RouteGroup,
-    RouteScenario,
-    RouteTable,
-    Served,
-    fitted,
-    served,
-)
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Served, fitted, served
 
 Models = Mapping[str, tuple[str, str]]
 """Model name and engine type of each known revision."""

@@ -19,7 +19,7 @@ from pdserve.api import ObjectMeta, ScenarioGroup
 from pdserve.controllers import worker
 from pdserve.controllers.group import scenariogroup
 from pdserve.controllers.ratio import ratio_loop
-from pdserve.controllers.service import pdservice
+from pdserve.controllers.service import pdservice, route_writer, seen
 from pdserve.controllers.shared import caches, clock, device_claims, group_view
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.desired import decisions
@@ -86,7 +86,7 @@ def _owners_by_uid() -> tuple[Change, ...]:
             for r in o["metadata"].get("ownerReferences") or ())]  # fmt: skip
         return tuple(found)
 
-    return _everywhere("owned_by", owned_by, group_view, pdservice, ratio_loop)
+    return _everywhere("owned_by", owned_by, group_view, pdservice, route_writer, seen, ratio_loop)
 
 
 def _counts_by_edit() -> tuple[Change, ...]:

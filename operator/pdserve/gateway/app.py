@@ -35,8 +35,9 @@ from pdserve.gateway.route_source import RouteSource
 from pdserve.gateway.service import Service
 from pdserve.http1.client import Pool
 from pdserve.http1.errors import ApiError
+from pdserve.http1.limits import ClientLimits
 from pdserve.http1.receive import HttpRequest
-from pdserve.http1.server import ClientLimits, HttpServer, Reply
+from pdserve.http1.server import HttpServer, Reply
 from pdserve.wire.http import (
     HEADER_API_KEY,
     HEADER_REQUEST_ID,

@@ -22,7 +22,7 @@ from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.front import Front, body_bytes, read_front
 from pdserve.gateway.route_source import RouteSource, parse_source
-from pdserve.http1.server import ClientLimits
+from pdserve.http1.limits import ClientLimits
 from pdserve.wire.names import PORT_HTTP
 
 logger = logging.getLogger("pdserve.gateway")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from pdserve.exposition import CONTENT_TYPE, Registry
+from pdserve.http1.limits import ClientLimits
 from pdserve.http1.receive import HttpRequest
-from pdserve.http1.server import ClientLimits, HttpServer, Reply
+from pdserve.http1.server import HttpServer, Reply
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tests.support.engines import fresh_host
 
-from pdserve.controllers.app import loop_settings
+from pdserve.controllers.from_options import loop_settings
 from pdserve.controllers.options import parse_options
 
 KUBECONFIG = """

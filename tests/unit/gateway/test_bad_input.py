@@ -8,7 +8,7 @@ import pytest
 from tests.support.gateway_rig import Rig, eventually, parse_answer
 from tests.support.hostile_bodies import FIRST_LINE, attack
 
-from pdserve.http1.server import ClientLimits
+from pdserve.http1.limits import ClientLimits
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 from pdserve.wire.links import largest_body

@@ -10,7 +10,7 @@ from tests.support.gateway_rig import Rig, parse_answer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.guesses import BURST, MAX_ADDRESSES, Guesses
 from pdserve.http1.errors import ApiError
-from pdserve.http1.server import ClientLimits
+from pdserve.http1.limits import ClientLimits
 
 
 def status(ring: KeyRing, key: str, address: str = "10.0.0.1") -> int:

@@ -9,59 +9,46 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 
 from pdserve.api import InvalidObjectError, PDService, RoCEDomain, Scenario, ScenarioGroup
+from pdserve.controllers.group.attending import attend, service_name, wake_service
 from pdserve.controllers.group.budgets import keep_budgets, known_budgets
 from pdserve.controllers.group.group_actions import CreateRefused, GroupExecutor
 from pdserve.controllers.group.known_fabric import known_fabric, recalled_domain
+from pdserve.controllers.group.waiting import rank_of
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.controllers.shared.context import OperatorContext
-from pdserve.controllers.shared.device_claims import Rank
 from pdserve.controllers.shared.domain_overlap import fabric_condition
 from pdserve.controllers.shared.group_view import domain_of, view_group
-from pdserve.controllers.shared.linker import Target
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.refusals import InvalidObject
 from pdserve.controllers.shared.revisions import keep_revisions
-from pdserve.controllers.shared.rotation import gateways_identify
-from pdserve.controllers.shared.triggers import group_key, service_key
+from pdserve.controllers.shared.triggers import group_key
 from pdserve.desired.claim_entries import claims_of, to_json
 from pdserve.desired.compare import controller_uid, covers
-from pdserve.desired.group_status import (
-    not_ready,
-    ratio_condition,
-    status_of,
-    waiting_status,
-)
+from pdserve.desired.group_status import not_ready, ratio_condition, status_of, waiting_status
 from pdserve.desired.group_wanted import (
     ScenarioGroupView,
     former_wanted,
+    promised,
     repairs_of,
-    slots_of,
     wanted_of,
 )
-from pdserve.desired.routing import parse_routes, routed_instances, unnamed
-from pdserve.desired.service_credentials import BadSecret, ServiceCredentials, Terms
+from pdserve.desired.routing import parse_routes, routed_instances
+from pdserve.desired.service_credentials import BadSecret, ServiceCredentials
 from pdserve.desired.service_desired import acting_counts, is_as_asked
 from pdserve.desired.templates import CONDITION as TEMPLATE_VALID
 from pdserve.desired.templates import template_of_group, token_refusal
 from pdserve.groups.claims import merged
 from pdserve.groups.plan import plan
-from pdserve.groups.polls import polls
-from pdserve.groups.routable import endpoint, routable
 from pdserve.groups.types import (
     ConditionState,
-    CreateGroup,
-    CreateInstance,
     DeviceClaim,
     DisruptionBudget,
-    InstanceObs,
-    NewPod,
     Observation,
     Plan,
     Wanted,
@@ -73,9 +60,8 @@ from pdserve.placement import GroupRequest
 from pdserve.ratio.types import Counts
 from pdserve.terms import ROLES
 from pdserve.terms.json import JsonMap
-from pdserve.topology import Fabric, Reservation, fabric_spec
+from pdserve.topology import Fabric, fabric_spec
 from pdserve.wire import names
-from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteTable
 
 log = logging.getLogger(__name__)
@@ -123,8 +109,8 @@ class _Reconcile:
         routes = self._routes()
         routed = routed_instances(routes, self.group.spec.scenario)
         held = await self._held()
-        self._attend(view, routed, held)
-        self._wake_service(view, routes, held)
+        attend(self.context, self.key, self.group, view, routed, held)
+        wake_service(self.context, self.key, self.group, view, routes, held)
         counts = self._counts()
         if counts is None:
             await self._write(waiting_status(self.group, not_ready(*_NO_COUNTS), self.now))
@@ -135,7 +121,7 @@ class _Reconcile:
         domain, deleted = self._domain()
         if domain is None:
             name = self.group.spec.fabric.domain_ref.name
-            self.context.claims.waits(self.key, name, _rank(self.context, self.obj), None)
+            self.context.claims.waits(self.key, name, rank_of(self.context, self.obj), None)
             await self._write(waiting_status(self.group, self._no_domain(), self.now))
             return None
         template = await self._template()
@@ -157,7 +143,7 @@ class _Reconcile:
             view = view_group(self.context, self.group)
         observation = self._observation(view, wanted, former_wanted(view, counts, reach), routed)
         planned = plan(observation, self._fabric(domain))
-        rank = _rank(self.context, self.obj)
+        rank = rank_of(self.context, self.obj)
         self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
         # 3
         with self.context.promises.held(self.key, promised(planned, observation)):
@@ -244,7 +230,7 @@ class _Reconcile:
             bettered=self.context.node_changes.bettered,
             budgets=known_budgets(self.context.caches, self.group),
             ahead=self.context.claims.ahead(
-                self.group.spec.fabric.domain_ref.name, _rank(self.context, self.obj)
+                self.group.spec.fabric.domain_ref.name, rank_of(self.context, self.obj)
             ),
         )
 
@@ -371,130 +357,13 @@ class _Reconcile:
     async def _held(self) -> ServiceCredentials | None:
         """The service's credentials; None before they are made."""
         try:
-            return await self.context.tokens.get(self._service_name)
+            return await self.context.tokens.get(service_name(self.key, self.group))
         except BadSecret:
             return None
         except KubeError as error:
             if error.is_not_found:
                 return None
             raise
-
-    @property
-    def _service_name(self) -> str:
-        return f"{self.key.namespace}/{self.group.spec.service}"
-
-    def _terms(self, held: ServiceCredentials | None) -> Terms | None:
-        """What the instances that read grants are granted by.
-
-        Gateways of a group that no PDService made are its user's: they may send nothing.
-        """
-        if held is None:
-            return None
-        namespace, service = self.key.namespace, self.group.spec.service
-        managed = self.context.caches.services.get(service, namespace) is not None
-        reports = self.context.linker.links(self.key)
-        return Terms(
-            revision=held.revision,
-            required=managed and gateways_identify(self.context.caches, namespace, service),
-            legacy=frozenset(name for name, r in reports.items() if not r.credentials),
-            known=frozenset(reports),
-        )
-
-    def _attend(
-        self, view: ScenarioGroupView, routed: frozenset[str], held: ServiceCredentials | None
-    ) -> None:
-        """Tell the linker whom to push tables to, whom to ask, whom to drain.
-
-        Pods that are being deleted are attended while they run: they keep their table entry for
-        the KV reads they serve, and newcomers link to everyone in the table.
-        """
-        asked = polls(view.instances, view.tables, routed)
-        terms = self._terms(held)
-        legacy = frozenset() if terms is None else terms.legacy
-        self.context.linker.set_targets(
-            self.key,
-            [
-                Target(
-                    instance=i.name,
-                    container_id=i.container_id,
-                    endpoint=endpoint(i.pod_ip),
-                    service=self._service_name,
-                    engine=view.at(i.revision).spec.engine.type,
-                    table=_table_naming(view, i),
-                    poll=i.name in asked.links,
-                    drain=i.name in asked.drains,
-                    terms=None if i.name in legacy else terms,
-                )
-                for i in view.instances
-                if i.container_id and i.pod_ip and i.running and not i.fault
-            ],
-        )
-
-    def _wake_service(
-        self, view: ScenarioGroupView, routes: RouteTable | None, held: ServiceCredentials | None
-    ) -> None:
-        """A fault by mere passing of time changes no object that the PDService watches; nor does
-        an instance that took the credentials of a rotation, or says that it reads grants.
-        """
-        scenario = self.group.spec.scenario
-        given = (
-            next((s.groups for s in routes.scenarios if s.name == scenario), ()) if routes else ()
-        )
-        rotating = held is not None and (held.step != "settled" or (held.shared and held.rotation))
-        if rotating or unnamed(given) != routable(view.instances, view.tables, slots_of(view)):
-            self.context.queue.add(service_key(self.key.namespace, self.group.spec.service))
-
-
-async def recall_claims(context: OperatorContext) -> None:
-    """After a start: what instances that vanished meanwhile left, and who waits for devices."""
-    for obj in context.caches.groups.list():
-        await asyncio.sleep(0)
-        if context.scope.leaves(obj["metadata"]["namespace"]):
-            continue
-        try:
-            _recall(context, obj)
-        except Exception as error:
-            context.skips(obj, "claims", error)
-
-
-def _recall(context: OperatorContext, obj: Object) -> None:
-    group = parsed(ScenarioGroup, obj)
-    view = view_group(context, group)
-    context.claims.recall(group, view.tables, view.instances)
-    spec = group.spec
-    placed = next((c for c in group.status.conditions if c.type == "Placed"), None)
-    counts = (spec.replicas, spec.prefill.replicas, spec.decode.replicas)
-    if placed is None or placed.reason != "NoFit" or None in counts:
-        return
-    wanted = wanted_of(group, Counts(*(n or 0 for n in counts)), context.volumes.reach)
-    key = ObjectKey(group.metadata.namespace, group.metadata.name)
-    request = wanted.group_request()
-    context.claims.waits(key, spec.fabric.domain_ref.name, _rank(context, obj), request)
-
-
-def _rank(context: OperatorContext, obj: Object) -> Rank:
-    """Place among ScenarioGroups that wait for devices: priority of the scenario, then age."""
-    meta, spec = obj["metadata"], obj["spec"]
-    service = context.caches.services.get(spec["service"], meta["namespace"]) or {}
-    listed = [s.get("name") for s in service.get("spec", {}).get("scenarios") or ()]
-    priority = listed.index(spec["scenario"]) if spec["scenario"] in listed else 0
-    created = str(meta.get("creationTimestamp", ""))
-    return Rank(priority, created, meta["namespace"], meta["name"])
-
-
-def promised(planned: Plan, observation: Observation) -> tuple[Reservation, ...]:
-    """The devices of the pods that a plan creates."""
-    new: list[NewPod] = []
-    for action in planned.actions:
-        match action:
-            case CreateGroup():
-                new += action.pods
-            case CreateInstance():
-                new += action.pods
-    roles = (
-        (pod, (observation.at(pod.revision) or observation.wanted).role(pod.role)) for pod in new
-    )
-    return tuple(x for pod, role in roles for x in role.shape.reservations(pod.name, (pod.node,)))
 
 
 def _restricted(request: GroupRequest) -> bool:
@@ -506,8 +375,3 @@ _NO_COUNTS = (
     "spec.replicas, spec.prefill.replicas and spec.decode.replicas must all be set; the ratio "
     "mode's owner sets them",
 )
-
-
-def _table_naming(view: ScenarioGroupView, instance: InstanceObs) -> PeerTable | None:
-    table = view.tables.get(instance.group_index)
-    return table if table is not None and table.peer(instance.name) is not None else None

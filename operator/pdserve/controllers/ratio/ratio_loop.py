@@ -30,11 +30,7 @@ from pdserve.controllers.shared.skipped import read_each
 from pdserve.controllers.shared.triggers import GROUP, service_key
 from pdserve.desired import decisions
 from pdserve.desired.group_wanted import ScenarioGroupView
-from pdserve.desired.ratio_input import (
-    budget_for,
-    expected_of,
-    role_devices,
-)
+from pdserve.desired.ratio_input import budget_for, expected_of, role_devices
 from pdserve.desired.ratio_placement import placement_limit
 from pdserve.desired.service_desired import acting_counts, bounds_of, fixed_of
 from pdserve.desired.service_status import Attainment

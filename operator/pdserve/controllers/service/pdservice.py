@@ -12,7 +12,7 @@ A stranger's object of a needed name is refused with a condition and an Event; t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -20,66 +20,52 @@ from pdserve.api import InvalidObjectError, PDService, Scenario, ScenarioGroup
 from pdserve.api.ownership import COUNTS_MANAGER, counts_apply, same_spec
 from pdserve.api.scenariogroup import DecisionCounts as ApiCounts
 from pdserve.controllers.service.admission import ask_cluster
+from pdserve.controllers.service.policies import keep_policies
+from pdserve.controllers.service.route_writer import write_routes
+from pdserve.controllers.service.seen import (
+    attainment_by_scenario,
+    devices_used,
+    gateways_ready,
+    troubles_of,
+)
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared import refusals
-from pdserve.controllers.shared.caches import BY_SERVICE, PDSERVICES, SCENARIO_GROUPS, owned_by
+from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS, owned_by
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.decision_writer import write_decision
-from pdserve.controllers.shared.group_view import domain_of, view_group
 from pdserve.controllers.shared.owned import ensure
 from pdserve.controllers.shared.parsed import parsed
-from pdserve.controllers.shared.profiles import prefill_prediction, profile_of
+from pdserve.controllers.shared.profiles import profile_of
 from pdserve.controllers.shared.refusals import InvalidObject
 from pdserve.controllers.shared.rotation import asked_rotation, rotate
 from pdserve.controllers.shared.skipped import read_each
 from pdserve.controllers.shared.triggers import service_key
-from pdserve.desired import decisions, troubles
+from pdserve.desired import decisions
 from pdserve.desired.compare import covers
 from pdserve.desired.counts import REASON_INITIAL, CountsPlan, plan_counts
-from pdserve.desired.group_wanted import models_of, slots_of
-from pdserve.desired.network_policy import network_policies, policy_names
-from pdserve.desired.objects import gateway_name, gateway_objects, owned_metadata
+from pdserve.desired.objects import gateway_objects
 from pdserve.desired.ratio_input import first_counts
-from pdserve.desired.routing import (
-    parse_routes,
-    prompt_bytes_of,
-    route_table,
-    unnamed,
-    version_floor,
-)
 from pdserve.desired.service_credentials import BadSecret
-from pdserve.desired.service_desired import (
-    acting_counts,
-    counts_observed,
-    scenario_group,
-)
-from pdserve.desired.service_status import Attainment, ServiceSeen, status_of
+from pdserve.desired.service_desired import acting_counts, counts_observed, scenario_group
+from pdserve.desired.service_status import ServiceSeen, status_of
 from pdserve.desired.templates import CONDITION, template_of_service
-from pdserve.desired.troubles import Trouble
 from pdserve.engines.pods_template import TemplateError
 from pdserve.frozen import Memo
-from pdserve.groups.health import condition
-from pdserve.groups.routable import routable
 from pdserve.groups.types import ConditionState
-from pdserve.kube.cache import Cache
 from pdserve.kube.errors import KubeError
-from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
+from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import (
     DEPLOYMENTS,
-    NETWORK_POLICIES,
     POD_DISRUPTION_BUDGETS,
     ROLE_BINDINGS,
     ROLES,
-    SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Object,
     ObjectKey,
 )
 from pdserve.ratio.types import Counts
-from pdserve.topology import pod_devices
 from pdserve.wire import names
-from pdserve.wire.routes import RouteGroup, RouteTable, encoded
 
 _KINDS = {
     r.kind: r
@@ -152,7 +138,7 @@ class _Reconcile:
         for wanted in self._gateway():
             cache = self.context.caches.of(_KINDS[wanted["kind"]])
             await self._try(ensure(self.context.client, cache, wanted))
-        await self._try(self._network())
+        await self._try(self._policies())
         await self._write_status(template)
         if self.failure is not None:
             raise self.failure
@@ -205,28 +191,11 @@ class _Reconcile:
             return  # What kept it from being made is told already.
         self.credential = held.gateway_fingerprint
 
-    async def _network(self) -> None:
-        """Make the NetworkPolicies that are asked for, delete those that no longer are."""
-        client, cache = self.context.client, self.context.caches.network_policies
-        meta = self.service.metadata
-        wanted = network_policies(self.service, self.owner, self.context.operator_namespace)
-        for policy in wanted:
-            try:
-                await ensure(client, cache, policy, _same_spec)
-            except KubeError as error:
-                if not error.is_invalid:
-                    raise
-                self.problems.append(("NetworkPolicyRefused", error.message))
-        if wanted:
-            return
-        for name in policy_names(meta.name):
-            found = cache.get(name, meta.namespace)
-            if found is None or not is_controlled_by(found, meta.uid):
-                continue
-            await client.delete(
-                NETWORK_POLICIES, name, namespace=meta.namespace, uid=found["metadata"]["uid"]
-            )
-            cache.observe_gone(found)
+    async def _routes(self) -> None:
+        await write_routes(self.context, self.service, self.owner, self._readable())
+
+    async def _policies(self) -> None:
+        self.problems += await keep_policies(self.context, self.service, self.owner)
 
     async def _template(self) -> ConditionState:
         rights, known = self.context.rights, None
@@ -331,6 +300,9 @@ class _Reconcile:
         self._by_scenario = {group.spec.scenario: (obj, group) for obj, group in found}
         return self._by_scenario
 
+    def _readable(self) -> dict[str, ScenarioGroup]:
+        return {name: group for name, (_, group) in self._groups().items()}
+
     def _others(self) -> dict[str, Counts]:
         listed = {s.name: s for s in self.service.spec.scenarios}
         counts = {
@@ -352,70 +324,21 @@ class _Reconcile:
             note = f"scenario {name} is no longer in spec.scenarios: its P/D groups are deleted"
             self.context.events.event(self.obj, "Normal", reasons.SCENARIO_REMOVED, note)
 
-    # --- routes ----------------------------------------------------------------------------
-
-    async def _routes(self) -> None:
-        meta = self.service.metadata
-        name = names.routes_configmap_name(meta.name)
-        cache: Cache = self.context.caches.config_maps
-        known = cache.get(name, meta.namespace)
-        if known is not None and not is_controlled_by(known, meta.uid):
-            raise NotOursError(cache.resource, known, meta.uid)
-        last = parse_routes(known)
-        readable, models, prompt_bytes = self._groups(), {}, {}
-        groups, predicted = self._unreadable_routes(last, frozenset(readable)), {}
-        for scenario, (_, group) in readable.items():
-            view = view_group(self.context, group)
-            groups[scenario] = routable(view.instances, view.tables, slots_of(view))
-            models[scenario] = models_of(view)
-            links = self.context.linker.links(ObjectKey(meta.namespace, group.metadata.name))
-            prompt_bytes[scenario] = prompt_bytes_of(groups[scenario], links)
-            known_profile = prefill_prediction(cache, group, self._usual_prompt(scenario))
-            if known_profile is not None:
-                predicted[scenario] = known_profile
-        domain = domain_of(self.context.caches, self.service.spec.fabric.domain_ref.name)
-        table = route_table(
-            self.service, domain, groups, predicted, last, version_floor(known), models,
-            prompt_bytes,
-        )  # fmt: skip
-        text = _texts.of(lambda: encoded(table), table)
-        wanted = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": owned_metadata(name, meta.namespace, meta.name, self.owner, "route-table"),
-            "data": {names.KEY_ROUTES: text},
-        }
-        await ensure(self.context.client, cache, wanted)
-
-    def _unreadable_routes(
-        self, last: RouteTable | None, readable: frozenset[str]
-    ) -> dict[str, Sequence[RouteGroup]]:
-        """What gateways have of scenarios whose ScenarioGroup is there but cannot be read."""
-        owned = owned_by(self.context.caches.groups, self.service.metadata)
-        there = {name for obj in owned if (name := _scenario_of(obj)) is not None}
-        kept = there - readable
-        scenarios = last.scenarios if last else ()
-        return {s.name: unnamed(s.groups) for s in scenarios if s.name in kept}
-
-    def _usual_prompt(self, scenario: str) -> float:
-        found = (s for s in self.service.spec.scenarios if s.name == scenario)
-        return next((float(s.expected.prompt_tokens) for s in found), 1.0)
-
     # --- status ----------------------------------------------------------------------------
 
     async def _write_status(self, template: ConditionState) -> None:
         meta = self.service.metadata
-        groups = {name: group for name, (_, group) in self._groups().items()}
+        groups = self._readable()
         seen = ServiceSeen(
             service=self.service,
             groups=groups,
-            used=self._devices_used(groups),
+            used=devices_used(self.context, groups),
             template=template,
             rotated=self.rotated,
             problems=self.problems,
-            gateway_ready=self._gateways_ready(),
-            attainment=self._attainment(groups),
-            troubles=await self._troubles(groups),
+            gateway_ready=gateways_ready(self.context, self.service),
+            attainment=attainment_by_scenario(self.context, self.service, groups),
+            troubles=await troubles_of(self.context, self.service, groups),
         )
         status = status_of(seen, self.context.now())
         live_status = self.obj.get("status") or {}
@@ -437,71 +360,8 @@ class _Reconcile:
             return nullcontext()
         return self.context.queue.ignoring(service_key(after["namespace"], after["name"]))
 
-    def _devices_used(self, groups: dict[str, ScenarioGroup]) -> dict[str, int]:
-        used: dict[str, int] = {}
-        for group in groups.values():
-            for pod in owned_by(self.context.caches.pods, group.metadata):
-                for resource, count in pod_devices(pod).items():
-                    used[resource] = used.get(resource, 0) + count
-        return used
-
-    def _gateways(self) -> tuple[Object, ...]:
-        key = (self.service.metadata.namespace, self.service.metadata.name)
-        return self.context.caches.pods.by_index(BY_SERVICE, key)
-
-    def _gateways_ready(self) -> int:
-        return sum(
-            condition(pod, "Ready").get("status") == "True"
-            and not pod["metadata"].get("deletionTimestamp")
-            for pod in self._gateways()
-        )
-
-    async def _troubles(self, groups: dict[str, ScenarioGroup]) -> list[Trouble]:
-        caches, meta = self.context.caches, self.service.metadata
-        found: list[Trouble] = []
-        for _, group in sorted(groups.items()):
-            found += troubles.of_instances(owned_by(caches.pods, group.metadata))
-            found += troubles.of_repairs(group, self.context.now())
-        deployment = caches.deployments.get(gateway_name(meta.name), meta.namespace)
-        found += troubles.of_gateways(self._gateways(), deployment)
-        auth = self.service.spec.gateway.auth
-        if auth is not None and not self._gateways_ready():
-            # The kubelet says in an Event only that a volume's Secret is not there.
-            found += await self._missing(auth.secret_ref.name)
-        return found
-
-    async def _missing(self, secret: str) -> list[Trouble]:
-        try:
-            await self.context.client.get(SECRETS, secret, self.service.metadata.namespace)
-        except KubeError as error:
-            if not error.is_not_found:
-                raise
-            message = f"gateway.auth.secretRef: there is no Secret {secret!r}"
-            return [Trouble(troubles.SECRET_MISSING, message)]
-        return []
-
-    def _attainment(self, groups: dict[str, ScenarioGroup]) -> dict[str, Attainment]:
-        namespace = self.service.metadata.namespace
-        found = {
-            name: self.context.attainment.get(ObjectKey(namespace, group.metadata.name))
-            for name, group in groups.items()
-        }
-        return {name: a for name, a in found.items() if a is not None}
-
-
-def _same_spec(live: Object, wanted: Object) -> bool:
-    """Metadata as wanted, and the spec both ways: a rule taken out is a change."""
-    return covers(live, wanted) and bool(live["spec"] == wanted["spec"])
-
-
-def _scenario_of(obj: Object) -> str | None:
-    spec = obj.get("spec")
-    name = spec.get("scenario") if isinstance(spec, dict) else None
-    return name if isinstance(name, str) and "deletionTimestamp" not in obj["metadata"] else None
-
 
 _wanted: Memo[ScenarioGroup] = Memo(most=1024)
-_texts: Memo[str] = Memo(most=256)
 
 
 def _same_group(live: Object, wanted: Object) -> bool:

@@ -1,0 +1,104 @@
+"""Tells the linker which instances of a ScenarioGroup to attend, and wakes its PDService."""
+
+from __future__ import annotations
+
+from pdserve.api import ScenarioGroup
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.linker import Target
+from pdserve.controllers.shared.rotation import gateways_identify
+from pdserve.controllers.shared.triggers import service_key
+from pdserve.desired.group_wanted import ScenarioGroupView, slots_of
+from pdserve.desired.routing import unnamed
+from pdserve.desired.service_credentials import ServiceCredentials, Terms
+from pdserve.groups.polls import polls
+from pdserve.groups.routable import endpoint, routable
+from pdserve.groups.types import InstanceObs
+from pdserve.kube.resource import ObjectKey
+from pdserve.wire.peers import PeerTable
+from pdserve.wire.routes import RouteTable
+
+
+def service_name(key: ObjectKey, group: ScenarioGroup) -> str:
+    """`NAMESPACE/NAME` of the PDService that the ScenarioGroup names."""
+    return f"{key.namespace}/{group.spec.service}"
+
+
+def attend(
+    context: OperatorContext,
+    key: ObjectKey,
+    group: ScenarioGroup,
+    view: ScenarioGroupView,
+    routed: frozenset[str],
+    held: ServiceCredentials | None,
+) -> None:
+    """Tell the linker whom to push tables to, whom to ask, whom to drain.
+
+    Pods that are being deleted are attended while they run: they keep their table entry for
+    the KV reads they serve, and newcomers link to everyone in the table.
+    """
+    asked = polls(view.instances, view.tables, routed)
+    terms = _terms(context, key, group, held)
+    legacy = frozenset() if terms is None else terms.legacy
+    context.linker.set_targets(
+        key,
+        [
+            Target(
+                instance=i.name,
+                container_id=i.container_id,
+                endpoint=endpoint(i.pod_ip),
+                service=service_name(key, group),
+                engine=view.at(i.revision).spec.engine.type,
+                table=_table_naming(view, i),
+                poll=i.name in asked.links,
+                drain=i.name in asked.drains,
+                terms=None if i.name in legacy else terms,
+            )
+            for i in view.instances
+            if i.container_id and i.pod_ip and i.running and not i.fault
+        ],
+    )
+
+
+def _terms(
+    context: OperatorContext, key: ObjectKey, group: ScenarioGroup, held: ServiceCredentials | None
+) -> Terms | None:
+    """What the instances that read grants are granted by.
+
+    Gateways of a group that no PDService made are its user's: they may send nothing.
+    """
+    if held is None:
+        return None
+    namespace, service = key.namespace, group.spec.service
+    managed = context.caches.services.get(service, namespace) is not None
+    reports = context.linker.links(key)
+    return Terms(
+        revision=held.revision,
+        required=managed and gateways_identify(context.caches, namespace, service),
+        legacy=frozenset(name for name, r in reports.items() if not r.credentials),
+        known=frozenset(reports),
+    )
+
+
+def wake_service(
+    context: OperatorContext,
+    key: ObjectKey,
+    group: ScenarioGroup,
+    view: ScenarioGroupView,
+    routes: RouteTable | None,
+    held: ServiceCredentials | None,
+) -> None:
+    """Queue the PDService when what may be routed differs from what gateways were given.
+
+    A fault by mere passing of time changes no object that the PDService watches; nor does
+    an instance that took the credentials of a rotation, or says that it reads grants.
+    """
+    scenario = group.spec.scenario
+    given = next((s.groups for s in routes.scenarios if s.name == scenario), ()) if routes else ()
+    rotating = held is not None and (held.step != "settled" or (held.shared and held.rotation))
+    if rotating or unnamed(given) != routable(view.instances, view.tables, slots_of(view)):
+        context.queue.add(service_key(key.namespace, group.spec.service))
+
+
+def _table_naming(view: ScenarioGroupView, instance: InstanceObs) -> PeerTable | None:
+    table = view.tables.get(instance.group_index)
+    return table if table is not None and table.peer(instance.name) is not None else None

@@ -1,0 +1,55 @@
+"""Keeps the NetworkPolicies of one PDService: those that it asks for, and no others of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pdserve.api import PDService
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.controllers.shared.owned import ensure
+from pdserve.desired.compare import covers
+from pdserve.desired.network_policy import network_policies, policy_names
+from pdserve.kube.errors import KubeError
+from pdserve.kube.ownership import is_controlled_by
+from pdserve.kube.resource import NETWORK_POLICIES, Object
+
+
+async def keep_policies(
+    context: OperatorContext, service: PDService, owner: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Make the NetworkPolicies that are asked for, delete those that no longer are.
+
+    Returns reason and message of each that the API server finds invalid.
+
+    Raises:
+        NotOursError: a stranger's NetworkPolicy has the name of one.
+        KubeError: the API server refused otherwise.
+    """
+    client, cache = context.client, context.caches.network_policies
+    meta = service.metadata
+    problems: list[tuple[str, str]] = []
+    wanted = network_policies(service, owner, context.operator_namespace)
+    for policy in wanted:
+        try:
+            await ensure(client, cache, policy, _same_spec)
+        except KubeError as error:
+            if not error.is_invalid:
+                raise
+            problems.append(("NetworkPolicyRefused", error.message))
+    if wanted:
+        return problems
+    for name in policy_names(meta.name):
+        found = cache.get(name, meta.namespace)
+        if found is None or not is_controlled_by(found, meta.uid):
+            continue
+        await client.delete(
+            NETWORK_POLICIES, name, namespace=meta.namespace, uid=found["metadata"]["uid"]
+        )
+        cache.observe_gone(found)
+    return problems
+
+
+def _same_spec(live: Object, wanted: Object) -> bool:
+    """Metadata as wanted, and the spec both ways: a rule taken out is a change."""
+    return covers(live, wanted) and bool(live["spec"] == wanted["spec"])
