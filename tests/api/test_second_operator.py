@@ -22,7 +22,7 @@ from tests.support.engines import fresh_host
 from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
-from pdserve.controllers.app import CLAIM
+from pdserve.controllers.from_options import CLAIM
 from pdserve.dst.world_service import service
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(240)]

@@ -11,7 +11,7 @@ import json
 from tests.support import scenarios as s
 from tests.support.installed import fixed, pdservice, scenario
 
-from pdserve.controllers.app import CLAIM
+from pdserve.controllers.from_options import CLAIM
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.groups.naming import pod_name
 from pdserve.wire import names

@@ -36,7 +36,9 @@ UNSCHEDULABLE = "Unschedulable"
 
 
 class Machinery:
-    """See the module. One per world."""
+    """See the module. One per world; `schedule`, `start`, `probe`
+    are for tests to extend.
+    """
 
     def __init__(self, world: World) -> None:
         """`world`: whose objects and engines it acts on."""
@@ -87,7 +89,7 @@ class Machinery:
                 "restartCount": 1,
             }
         ]
-        self._status(obj, {"containerStatuses": statuses}, [("Ready", "False")])
+        self.set_status(obj, {"containerStatuses": statuses}, [("Ready", "False")])
 
     def _state(self) -> object:
         """Equal to what it was when no pod would act otherwise than then, but for time."""
@@ -112,19 +114,19 @@ class Machinery:
             self._waiting.append(pod)
         if "deletionTimestamp" in meta:
             if self._is_draining(pod):
-                self._probe(pod)
+                self.probe(pod)
             elif self._after(meta["uid"] + "-end", 0.5):
                 self._forget(pod)
                 self.world.api.end_pod(meta["namespace"], meta["name"])
         elif not pod["spec"].get("nodeName"):
-            self._schedule(pod)
+            self.schedule(pod)
         elif pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
             return  # for good
         elif pod.get("status", {}).get("phase") != "Running":
             if self._after(meta["uid"], self.world.rng.uniform(*self.world.start_seconds)):
-                self._start(pod)
+                self.start(pod)
         else:
-            self._probe(pod)
+            self.probe(pod)
 
     def _is_draining(self, pod: Object) -> bool:
         """A deleted engine goes on with what it has begun, for the grace period at most."""
@@ -135,7 +137,8 @@ class Machinery:
         grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
         return not self._after(pod["metadata"]["uid"] + "-grace", grace)
 
-    def _schedule(self, pod: Object) -> None:
+    def schedule(self, pod: Object) -> None:
+        """The scheduler binds a pod to its pinned node, or says why not."""
         node = pinned_node(pod) or "anywhere"
         why = self.world.unfit(node, pod)
         found = self.world.get(NODES, node, "")
@@ -147,16 +150,17 @@ class Machinery:
                 self.world.refused.add(pod["metadata"]["name"])
                 said = f"0/{len(self.world.seen(NODES))} nodes are available: 1 {why}."
                 refusal = [("PodScheduled", "False")]
-                self._status(pod, {"phase": "Pending"}, refusal, UNSCHEDULABLE, said)
+                self.set_status(pod, {"phase": "Pending"}, refusal, UNSCHEDULABLE, said)
             return
         self.world.refused.discard(pod["metadata"]["name"])
         store = self.world.api.store(PODS)
         bound = copy(pod)
         bound["spec"]["nodeName"] = node
         self.world.api.commit(store, key_of(pod), "MODIFIED", pod, bound)
-        self._status(pod, {"phase": "Pending"}, [("PodScheduled", "True")])
+        self.set_status(pod, {"phase": "Pending"}, [("PodScheduled", "True")])
 
-    def _start(self, pod: Object) -> None:
+    def start(self, pod: Object) -> None:
+        """The kubelet starts the containers of a bound pod."""
         meta = pod["metadata"]
         self._ips += 1
         ip = f"127.1.{self._ips // 250}.{self._ips % 250 + 1}"
@@ -175,18 +179,19 @@ class Machinery:
                 "state": {"running": {"startedAt": stamp()}},
             }
         ]
-        self._status(
+        self.set_status(
             pod,
             {"phase": "Running", "podIP": ip, "containerStatuses": statuses},
             [("PodScheduled", "True"), ("Ready", "False")],
         )
 
-    def _probe(self, pod: Object) -> None:
+    def probe(self, pod: Object) -> None:
+        """The kubelet looks whether a started pod is ready, or has crashed."""
         meta = pod["metadata"]
         engine = self.world.engines.by_ip.get(pod["status"].get("podIP", ""))
         if meta["name"] in self.world.crashing:
             self._forget(pod)
-            self._status(pod, {"phase": "Failed", "reason": "Evicted"}, [("Ready", "False")])
+            self.set_status(pod, {"phase": "Failed", "reason": "Evicted"}, [("Ready", "False")])
             self.world.crashing.discard(meta["name"])
             return
         if pod["status"]["phase"] == "Failed":
@@ -198,16 +203,16 @@ class Machinery:
         gates = [g["conditionType"] for g in pod["spec"].get("readinessGates", ())]
         ready = "True" if up and all(held.get(g) == "True" for g in gates) else "False"
         if held.get("Ready") != ready:
-            self._status(pod, {}, [("Ready", ready)])
+            self.set_status(pod, {}, [("Ready", ready)])
 
     def _startup_probe(self, pod: Object) -> None:
         """The process answers: its container has started."""
         statuses = pod["status"].get("containerStatuses") or ()
         if any(status.get("started") is False for status in statuses):
             told = [{**status, "started": True} for status in statuses]
-            self._status(pod, {"containerStatuses": told}, [])
+            self.set_status(pod, {"containerStatuses": told}, [])
 
-    def _status(
+    def set_status(
         self,
         pod: Object,
         status: Object,
@@ -215,6 +220,7 @@ class Machinery:
         reason: str = "",
         message: str = "",
     ) -> None:
+        """Write fields of a pod's status, and conditions as (type, status)."""
         body = {
             "status": {
                 **status,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pdserve.api import PDService
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.owned import ensure
@@ -13,10 +10,11 @@ from pdserve.desired.network_policy import network_policies, policy_names
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import is_controlled_by
 from pdserve.kube.resource import NETWORK_POLICIES, Object
+from pdserve.terms.json import JsonMap
 
 
 async def keep_policies(
-    context: OperatorContext, service: PDService, owner: Mapping[str, Any]
+    context: OperatorContext, service: PDService, owner: JsonMap
 ) -> list[tuple[str, str]]:
     """Make the NetworkPolicies that are asked for, delete those that no longer are.
 

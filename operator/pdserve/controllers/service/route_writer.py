@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pdserve.api import PDService, ScenarioGroup
 from pdserve.controllers.shared.caches import owned_by
@@ -25,6 +24,7 @@ from pdserve.groups.routable import routable
 from pdserve.kube.cache import Cache
 from pdserve.kube.ownership import NotOursError, is_controlled_by
 from pdserve.kube.resource import Object, ObjectKey
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 from pdserve.wire.routes import RouteGroup, RouteTable, encoded
 
@@ -34,7 +34,7 @@ _texts: Memo[str] = Memo(most=256)
 async def write_routes(
     context: OperatorContext,
     service: PDService,
-    owner: Mapping[str, Any],
+    owner: JsonMap,
     readable: Mapping[str, ScenarioGroup],
 ) -> None:
     """Write the route table where its content changed; `readable`: ScenarioGroups by scenario.
@@ -51,7 +51,7 @@ async def write_routes(
         raise NotOursError(cache.resource, known, meta.uid)
     last = parse_routes(known)
     models: dict[str, Mapping[str, tuple[str, str]]] = {}
-    prompt_bytes: dict[str, Any] = {}
+    prompt_bytes = {}
     groups, predicted = _unreadable_routes(context, service, last, frozenset(readable)), {}
     for scenario, group in readable.items():
         view = view_group(context, group)

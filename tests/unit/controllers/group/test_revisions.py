@@ -12,6 +12,7 @@ import pytest
 from pdserve.api import ScenarioGroup, revision_of
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.controllers.shared.revisions import revision_object
+from pdserve.dst.machinery import Machinery
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
@@ -24,13 +25,13 @@ BAD = "pdserve/engine:bad"
 GROUPS = {"mode": "Fixed", "fixed": {"groups": 3, "prefill": 1, "decode": 1}}
 
 
-class BadImageWorld(World):
+class BadImageMachinery(Machinery):
     """Pods of the bad image end as soon as they run."""
 
-    def _probe(self, pod: dict[str, Any]) -> None:
+    def probe(self, pod: dict[str, Any]) -> None:
         if image(pod) == BAD:
-            self.crashing.add(pod["metadata"]["name"])
-        super()._probe(pod)
+            self.world.crashing.add(pod["metadata"]["name"])
+        super().probe(pod)
 
 
 def image(pod: dict[str, Any]) -> str:
@@ -38,7 +39,8 @@ def image(pod: dict[str, Any]) -> str:
 
 
 def make(**spec: Any) -> World:
-    world = BadImageWorld()
+    world = World()
+    world.machinery = BadImageMachinery(world)
     world.nodes(["a", "b"], per_leaf=2)
     world.domain()
     world.create(PDSERVICES, service(devices=2, ratio=GROUPS, **spec))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
+from pdserve.dst.machinery import Machinery
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
@@ -40,16 +41,23 @@ class KubeletWorld(World):
             return handle(request)
 
         self.api.handle = guarded  # type: ignore[method-assign]
+        self.machinery = KubeletMachinery(self)
 
-    def _start(self, pod: Object) -> None:
-        waiting = self.stuck(pod)
+
+class KubeletMachinery(Machinery):
+    """Containers that are `stuck` wait."""
+
+    world: KubeletWorld
+
+    def start(self, pod: Object) -> None:
+        waiting = self.world.stuck(pod)
         if waiting is None:
-            super()._start(pod)
+            super().start(pod)
             return
         name = pod["spec"]["containers"][0]["name"]
         statuses = [{"name": name, "ready": False, "restartCount": 0,
                      "state": {"waiting": waiting}}]  # fmt: skip
-        self._status(pod, {"phase": "Pending", "containerStatuses": statuses}, [])
+        self.set_status(pod, {"phase": "Pending", "containerStatuses": statuses}, [])
 
 
 def make() -> KubeletWorld:
@@ -116,7 +124,7 @@ async def test_an_image_that_cannot_be_pulled_is_told_for_instances() -> None:
 
 def unscheduled(world: World) -> None:
     """No node takes gateways: every one is tainted."""
-    schedule = world._schedule
+    schedule = world.machinery.schedule
 
     def refuse(pod: Object) -> None:
         if is_gateway(pod):
@@ -131,7 +139,7 @@ def unscheduled(world: World) -> None:
         else:
             schedule(pod)
 
-    world._schedule = refuse  # type: ignore[method-assign]
+    world.machinery.schedule = refuse  # type: ignore[method-assign]
 
 
 def placed(world: World) -> tuple[str, str]:
