@@ -442,6 +442,43 @@ def test_a_roll_does_not_lean_on_a_group_whose_node_is_silent() -> None:
 
 
 @pytest.mark.invariant(3)
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_roll_does_not_lean_on_a_group_that_gateways_do_not_know(role: str) -> None:
+    """Deleting first, group 1 would go in favour of group 0."""
+    w = world("p1 a  n1:8 n2:8\np1 b  m1:8 m2:8", "1P1D", 2, devices=8)
+    w.want(lambda x: replace(x, revision="r2"))
+    seen = w.observation()
+    unknown = {i.name for i in seen.instances if i.group_index == 0 and i.role == role}
+    held = plan(replace(seen, routed=seen.routed - unknown), w.fabric())
+    assert "BeginDrain" not in kinds(held)
+    assert kinds(plan(seen, w.fabric())) == ["BeginDrain", "BeginDrain"]
+    # Where no gateway was ever told anything there is none that would not know it.
+    assert "BeginDrain" in kinds(plan(replace(seen, routed=frozenset()), w.fabric()))
+
+
+@pytest.mark.invariant(3)
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_an_outdated_group_stays_until_gateways_know_its_successor(role: str) -> None:
+    w = world("p1 a  n1:8 n2:8\np1 b  m1:8 m2:8", "1P1D", devices=8)
+    w.want(lambda x: replace(x, revision="r2"))
+    for _ in range(50):
+        seen, tree = w.observation(), w.fabric()
+        if "BeginDrain" in kinds(plan(seen, tree)):
+            break
+        w.operator()
+        w.each(w.kubelet)
+        w.push_tables()
+        w.each(w.link)
+        w.write_routes()
+    else:
+        raise AssertionError("the outdated group never went")
+    successor = {i.name for i in seen.instances if i.revision == "r2" and i.role == role}
+    assert successor and successor <= seen.routed
+    held = plan(replace(seen, routed=seen.routed - successor), tree)
+    assert "BeginDrain" not in kinds(held)
+
+
+@pytest.mark.invariant(3)
 def test_the_only_group_is_not_given_up_and_the_wait_is_explained() -> None:
     w = world("p1 a  n1:8 n2:8", "1P1D", devices=8)
     w.want(lambda x: replace(x, revision="r2"))
