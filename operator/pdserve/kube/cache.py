@@ -5,7 +5,8 @@
 1. **List** page by page, pruning as pages arrive; diff against what is held, so that deletions
    missed while away come out as DELETED.
 2. **Watch** from the list's version; bookmarks move the version on. A watch that ends or breaks is
-   resumed; one whose version is too old (410) goes back to 1, at once after whatever outage.
+   resumed; one whose version is too old (410) goes back to 1, at once after whatever outage. So
+   does one that cannot be read, or that ends at once time and again: lists stand in for it.
 3. An unreachable server is waited for with capped, jittered backoff without end; meanwhile reads
    go on from the copy, and `age` says how old it may be.
 
@@ -32,7 +33,7 @@ from typing import Literal
 from pdserve.exposition import Registry
 from pdserve.frozen import Frozen
 from pdserve.kube.client import KubeClient
-from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError
+from pdserve.kube.errors import SILENT, UNREADABLE, KubeError
 from pdserve.kube.prune import Prune, without_managed_fields
 from pdserve.kube.resource import Object, ObjectKey, Resource, key_of, version_of
 from pdserve.kube.workqueue import Backoff
@@ -47,6 +48,8 @@ OnSkip = Callable[[Object, str, Exception], None]
 """`on_skip(object, where, error)`: `where` is `filter` or `index`."""
 
 RECONNECT = Backoff(base=0.2, cap=15.0, spread=0.3)
+EMPTY_WATCHES = 3
+"""So many short watches in a row without an event, and there is another list."""
 SHORT_WATCH = 1.0
 """Seconds; a watch that the server ends sooner counts as a failed attempt."""
 
@@ -194,26 +197,35 @@ class Cache:
         loop = asyncio.get_running_loop()
         resume = ""
         while True:
-            started = loop.time()
             try:
-                resume = await self._follow(resume or await self._relist())
+                version = resume or await self._relist()
+                started = loop.time()
+                resume = await self._follow(version)
                 if loop.time() - started > SHORT_WATCH:
                     continue
-                self._failures += 1  # a server that hangs up at once is not to be hammered
+                # A server that hangs up at once is not to be hammered. One that does so time and
+                # again may have nothing to tell, or no watch to give: lists say which.
+                if self._failures >= EMPTY_WATCHES:
+                    self._failed(KubeError(0, UNREADABLE, "the server ends each watch at once"))
+                    resume = ""
+                else:
+                    self._failures += 1
             except KubeError as error:
                 self._failed(error)
                 resume = self._resume_after(error)
             except Exception as error:
                 # An answer that is no list or event at all; another list may be one.
                 logger.exception("An answer about %s cannot be read", self.resource.plural)
-                self._failed(KubeError(0, UNREACHABLE, f"{type(error).__name__}: {error!s:.200}"))
+                self._failed(KubeError(0, UNREADABLE, f"{type(error).__name__}: {error!s:.200}"))
                 resume = ""
             await asyncio.sleep(self._backoff.delay(self._failures, self._rng))
 
     def _resume_after(self, error: KubeError) -> str:
         """From which version to watch on; "" to list again."""
-        # Silence may mean that the server waits for a version it will never reach (restored etcd).
-        if not self.synced.is_set() or error.is_gone or error.reason == SILENT:
+        # Silence may mean that the server waits for a version it will never reach (restored etcd);
+        # where a watch cannot be read, lists may be.
+        again = (SILENT, UNREADABLE)
+        if not self.synced.is_set() or error.is_gone or error.reason in again:
             return ""
         if error.is_unreachable or error.status == 429:
             return str(self._progress)

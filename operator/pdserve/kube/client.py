@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
-from pdserve.kube.errors import TEST_FAILED, KubeError
+from pdserve.kube.errors import TEST_FAILED, UNREADABLE, KubeError
 from pdserve.kube.ratelimit import TokenBucket
 from pdserve.kube.resource import Object, Resource
 
@@ -23,6 +23,7 @@ EventType = Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
 PatchType = Literal["json", "merge", "strategic", "apply"]
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
+_EVENTS: frozenset[object] = frozenset(get_args(EventType))
 PAGE_SIZE = 500
 REQUEST_TIMEOUT = 30.0
 WATCH_SECONDS = 300
@@ -141,16 +142,20 @@ class KubeClient:
             if token:
                 paged["continue"] = token
             page = await self._send(KubeRequest("list", resource, namespace, query=paged))
-            for item in page.get("items") or ():
-                # Items of a list carry neither; everything downstream relies on them.
-                item.setdefault("apiVersion", resource.api_version)
-                item.setdefault("kind", resource.kind)
+            meta, found = page.get("metadata"), page.get("items") or []
+            if not isinstance(meta, dict) or not isinstance(found, list):
+                raise KubeError(0, UNREADABLE, f"the answer is no list of {resource.plural}")
+            for item in found:
+                if isinstance(item, dict):
+                    # Items of a list carry neither; everything downstream relies on them.
+                    item.setdefault("apiVersion", resource.api_version)
+                    item.setdefault("kind", resource.kind)
                 kept = item if transform is None else transform(item)
                 if kept is not None:
                     items.append(kept)
-            token = page["metadata"].get("continue") or ""
+            token = str(meta.get("continue") or "")
             if not token:
-                return Listing(tuple(items), page["metadata"].get("resourceVersion") or "")
+                return Listing(tuple(items), str(meta.get("resourceVersion") or ""))
 
     async def watch(
         self,
@@ -178,10 +183,7 @@ class KubeClient:
         await self._take()
         stream = self._transport.stream(KubeRequest("watch", resource, namespace, query=query))
         async for document in stream:
-            kind, obj = document["type"], document["object"]
-            if kind == "ERROR":
-                raise KubeError.from_status(500, obj)
-            yield WatchEvent(kind, obj)
+            yield _event(document, resource)
 
     # --- writing ---------------------------------------------------------------------------
 
@@ -333,7 +335,10 @@ class KubeClient:
             answer = await self._send(request)
         except KubeError as error:
             raise _uid_conflict(error, uid) from error
-        met = answer["metadata"].get("uid")
+        meta = answer.get("metadata")
+        if not isinstance(meta, dict):
+            raise KubeError(0, UNREADABLE, f"the answer is no {request.resource.kind}")
+        met = meta.get("uid")
         if uid is not None and met != uid:
             raise KubeError(409, "Conflict", f"the object has uid {met}, not {uid}")
         return answer
@@ -353,6 +358,22 @@ class KubeClient:
                     raise
                 await asyncio.sleep(min(error.retry_after or 0.0, LONGEST_RETRY_AFTER))
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _event(document: Object, resource: Resource) -> WatchEvent:
+    """One document of a watch.
+
+    Raises:
+        KubeError: it is an ERROR, or none that an API server sends.
+    """
+    kind, obj = document.get("type"), document.get("object")
+    if kind == "ERROR" and isinstance(obj, dict):
+        raise KubeError.from_status(500, obj)
+    meta = obj.get("metadata") if isinstance(obj, dict) else None
+    version = meta.get("resourceVersion") if isinstance(meta, dict) else None
+    if kind not in _EVENTS or not isinstance(version, str) or not version.isdecimal():
+        raise KubeError(0, UNREADABLE, f"a watch of {resource.plural} sent what is no event")
+    return WatchEvent(kind, obj)  # type: ignore[arg-type]  # a dict, as its metadata showed
 
 
 def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:

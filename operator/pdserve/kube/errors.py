@@ -14,8 +14,14 @@ UNREACHABLE = "Unreachable"
 """Reason when no answer came: refused, reset, timed out. The request may have been carried out."""
 SILENT = "Silent"
 """Reason when a watch that was open carried nothing for longer than its bookmarks allow."""
+UNREADABLE = "Unreadable"
+"""Reason when an answer came that no API server gives: HTML, another shape, half a document."""
 TEST_FAILED = "TestFailed"
 """Reason given by `KubeClient.patch_json` when a `test` (the uid, usually) did not hold."""
+
+
+MAX_AFTER = 3600
+"""Seconds; a longer wait that a server asks for counts as this."""
 
 
 class KubeError(Exception):
@@ -48,15 +54,17 @@ class KubeError(Exception):
     @classmethod
     def from_status(cls, code: int, body: Object, *, retry_after: float | None = None) -> KubeError:
         """From a `metav1.Status` object (an answer's body, or the object of an ERROR event)."""
-        details = body.get("details") or {}
-        if retry_after is None and details.get("retryAfterSeconds"):
-            retry_after = float(details["retryAfterSeconds"])
+        details = _mapping(body.get("details"))
+        after = details.get("retryAfterSeconds")
+        if retry_after is None and isinstance(after, int) and after > 0:
+            retry_after = float(min(after, MAX_AFTER))
+        said, causes = body.get("code"), details.get("causes")
         return cls(
-            int(body.get("code") or code),
+            said if isinstance(said, int) and 400 <= said <= 599 else code,
             str(body.get("reason") or "Unknown"),
             str(body.get("message") or ""),
             retry_after=retry_after,
-            causes=tuple(details.get("causes") or ()),
+            causes=tuple(map(_mapping, causes)) if isinstance(causes, list) else (),
         )
 
     @property
@@ -95,5 +103,9 @@ class KubeError(Exception):
 
     @property
     def is_unreachable(self) -> bool:
-        """No answer; whether the request was carried out is unknown."""
+        """No answer that can be read; whether the request was carried out is unknown."""
         return self.status == 0
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}

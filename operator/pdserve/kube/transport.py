@@ -20,7 +20,7 @@ from pdserve.exposition import Registry
 from pdserve.http1.collector import collector_paused
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.deep import without_depths
-from pdserve.kube.errors import SILENT, UNREACHABLE, KubeError
+from pdserve.kube.errors import SILENT, UNREACHABLE, UNREADABLE, KubeError
 from pdserve.kube.resource import Object
 
 INACTIVITY_SECONDS = 90.0
@@ -164,9 +164,9 @@ async def _object(body: bytes) -> Object:
         try:
             value = _parsed(await asyncio.to_thread(without_depths, body))
         except orjson.JSONDecodeError as error:
-            raise KubeError(0, UNREACHABLE, f"the answer is not JSON: {error}") from error
+            raise KubeError(0, UNREADABLE, f"the answer is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise KubeError(0, UNREACHABLE, f"the answer is a {type(value).__name__}, not an object")
+        raise KubeError(0, UNREADABLE, f"the answer is a {type(value).__name__}, not an object")
     return value
 
 
@@ -191,4 +191,4 @@ def _refused(response: aiohttp.ClientResponse, body: bytes) -> KubeError:
 
 def _seconds(headers: Mapping[str, str]) -> float | None:
     value = headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else None
+    return float(value) if value.isascii() and value.isdecimal() and len(value) < 10 else None

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from pdserve.dst.api_net import BOOKMARK_SECONDS, Faults
+from pdserve.dst.api_net import BOOKMARK_SECONDS, FakeTransport, Faults
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.cache import RECONNECT, Cache
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.client import KubeClient, KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.prune import keep
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object, Resource
@@ -130,6 +130,60 @@ async def test_a_server_that_keeps_saying_410_is_not_hammered() -> None:
         # Ten attempts until the wait is the cap, then at most one per shortest capped wait.
         most = 10 + 600 / (RECONNECT.cap * (1 - RECONNECT.spread))
         assert 30 < registry.value("pdserve_cache_relists_total", "configmaps") < most
+
+
+class NoWatch(FakeTransport):
+    """A server, or something before it, that answers lists but has no watch to give."""
+
+    def __init__(self, api: FakeApi, documents: tuple[Any, ...]) -> None:
+        super().__init__(api, Faults())
+        self.documents = documents
+        self.asked = 0
+
+    async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
+        self.asked += 1
+        for document in self.documents:
+            yield document
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        (),
+        ({},),
+        ({"type": "ADDED"},),
+        ({"type": 5, "object": {}},),
+        ({"type": "ADDED", "object": "<html>"},),
+        ({"type": "MODIFIED", "object": {"metadata": {"resourceVersion": "many"}}},),
+        ({"type": "BOOKMARK", "object": {}},),
+        ({"type": "ERROR", "object": {"kind": "Status", "code": "x", "details": 5}},),
+        ({"type": "ERROR", "object": {"code": 410}},),
+    ],
+    ids=str,
+)
+def test_where_no_watch_can_be_read_lists_stand_in_for_it(documents: tuple[Any, ...]) -> None:
+    @virtual_time
+    async def run() -> None:
+        api, registry = FakeApi(), Registry()
+        transport = NoWatch(api, documents)
+        cache = Cache(KubeClient(transport), CONFIGMAPS, registry=registry)
+        told = record(cache)
+        async with running(cache):
+            await asyncio.sleep(60)
+            await api.client().create(CONFIGMAPS, config("a"))
+            await asyncio.sleep(RECONNECT.cap * (1 + RECONNECT.spread) + 1)
+            assert told == [("ADDED", "a")]
+            api.handle(KubeRequest("delete", CONFIGMAPS, "default", "a"))
+            blind = 0
+            for _ in range(600):
+                await asyncio.sleep(1)
+                blind += not cache.state().connected
+            assert told[1:] == [("DELETED", "a")]
+            # What is seen may be old: nothing planned may lean on it.
+            assert blind > 500
+            assert transport.asked < 10 + 700 / (RECONNECT.cap * (1 - RECONNECT.spread))
+
+    run()
 
 
 @virtual_time
