@@ -26,7 +26,7 @@ from tests.support.group_objects import (
 )
 
 from pdserve.groups import types as t
-from pdserve.groups.claims import claims_for, newest, reservations
+from pdserve.groups.claims import claims_for, must_be_told_first, newest, reservations
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.observe import instance_obs, joined
 from pdserve.groups.plan import plan
@@ -201,7 +201,7 @@ class World:
         seen, tree = self.observation(), self.fabric()
         made = self._plan(seen, tree)
         self.last = made
-        if set(made.claims) - set(self.claims):
+        if must_be_told_first(made, self.claims):
             self.claims = made.claims
         for k, action in enumerate(made.actions):
             if stop_after is not None and k >= stop_after:

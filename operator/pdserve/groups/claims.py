@@ -27,6 +27,7 @@ from pdserve.groups.types import (
     InstanceObs,
     NewPod,
     Observation,
+    Plan,
     Wanted,
 )
 from pdserve.groups.view import GroupView, PlanDraft, leaving, stood_in_for
@@ -214,6 +215,18 @@ def merged(
     """Both, each pod's claim once, by group and slot."""
     found = {c.pod: c for c in (*more, *first)}
     return tuple(sorted(found.values(), key=lambda c: (c.group_index, c.slot, c.pod)))
+
+
+def must_be_told_first(planned: Plan, told: Iterable[DeviceClaim]) -> bool:
+    """Whether status has to name the plan's claims before the plan is carried out.
+
+    So it is where the plan frees devices, or takes the place of a claim that status (`told`) does
+    not name. A new pod's own claim waits: until it is written, the one whose place it takes
+    stands, which also holds when the pod is refused. Each refusal would else change status twice.
+    """
+    named = set(told)
+    new = set(planned.claims) - set(planned.inherited) - named
+    return bool(new or set(planned.spent) - named)
 
 
 def newest(known: Iterable[DeviceClaim], seen: Iterable[DeviceClaim]) -> list[DeviceClaim]:

@@ -43,7 +43,7 @@ from pdserve.desired.service_credentials import BadSecret, ServiceCredentials
 from pdserve.desired.service_desired import acting_counts, is_as_asked
 from pdserve.desired.templates import CONDITION as TEMPLATE_VALID
 from pdserve.desired.templates import template_of_group, token_refusal
-from pdserve.groups.claims import merged
+from pdserve.groups.claims import merged, must_be_told_first
 from pdserve.groups.plan import plan
 from pdserve.groups.types import (
     ConditionState,
@@ -246,8 +246,7 @@ class _Reconcile:
             log.debug("%s: %s", self.key, reason)
         executor = GroupExecutor(self.context, self.obj, view)
         refused: ConditionState | None = None
-        # Devices that the plan frees are claimed before it does.
-        if set(planned.claims) - set(claims_of(self.group)):
+        if must_be_told_first(planned, claims_of(self.group)):
             await self._write({"claims": to_json(planned.claims)})
         await self._budgets(planned.budgets)
         try:
