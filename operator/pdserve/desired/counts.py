@@ -70,18 +70,18 @@ def plan_counts(seen: CountsObserved) -> CountsPlan:
 def counts_in_force(seen: CountsObserved) -> Counts | None:
     """The counts that may be acted on; None before there are any.
 
-    In Auto, Advise and Fixed these are the newest Applied decision's, whatever the spec says: a
-    value that someone else wrote there is no decision, and it makes or deletes no pod in the
-    moment before it is put back. Until a decision is recorded (first look, lost status) they are
-    the ones found, inside the bounds, as `plan_counts` will record them.
+    In Auto and Advise these are the newest Applied decision's, whatever the spec says: a value that
+    someone else wrote there is no decision, and it makes or deletes no pod in the moment before it
+    is put back. Until a decision is recorded (first look, lost status) they are the ones found. A
+    decision outside the bounds, made before these were changed or written by someone else, counts
+    as `plan_counts` will record it: as the nearest inside. In Fixed the PDService alone says them.
     """
     if seen.mode == "External":
         return seen.live
-    if seen.applied is not None:
-        return seen.applied
     if seen.mode == "Fixed" and seen.fixed is not None:
         return seen.fixed
-    return None if seen.live is None else seen.bounds.clamp(seen.live)
+    found = seen.applied or seen.live
+    return None if found is None else seen.bounds.clamp(found)
 
 
 def _wanted(seen: CountsObserved) -> tuple[Counts, str, str]:

@@ -21,6 +21,8 @@ CONTAINER_CONFIG: Final = "ContainerConfigError"
 CRASH_LOOP: Final = "CrashLoop"
 UNSCHEDULABLE: Final = "Unschedulable"
 GATEWAY_REFUSED: Final = "GatewayRefused"
+UNKNOWN_FAULT: Final = "PodFailed"
+"""Of a slot whose history does not say."""
 SECRET_MISSING: Final = "SecretMissing"  # noqa: S105 - a reason, no secret
 
 _WAITING: Final[Mapping[str, str]] = {
@@ -71,7 +73,7 @@ def of_repairs(group: ScenarioGroup, now: float) -> Iterable[Trouble]:
                 f"{repair.slot} failed {repair.failures} times ({repair.fault}); "
                 f"next try at {repair.not_before_time}"
             )
-            yield Trouble(repair.fault, message)
+            yield Trouble(repair.fault or UNKNOWN_FAULT, message)
 
 
 def _staying(pods: Iterable[JsonMap]) -> Iterable[JsonMap]:

@@ -165,6 +165,7 @@ class GroupExecutor:
                 live = await client.get(PODS, new.name, pod["metadata"]["namespace"])
                 if not is_controlled_by(live, self._owner["uid"]):
                     raise NotOursError(PODS, live, self._owner["uid"]) from error
+                live = await self._relabelled(live, pod)
                 cache.observe(live)
                 return live, False
             if error.is_forbidden or error.is_invalid:
@@ -178,6 +179,30 @@ class GroupExecutor:
             role=new.role, replaces=new.replaces,
         )  # fmt: skip
         return live, True
+
+    async def _relabelled(self, live: Object, wanted: Object) -> Object:
+        """A pod of ours, with the labels put back that say what it is, if it has lost them.
+
+        The plan does not see such a pod: it asks for one of the same name, which means for the same
+        slot and revision. What depends on its node is left as it is.
+        """
+        meta = live["metadata"]
+        labels = meta.get("labels") or {}
+        lost = {
+            key: value
+            for key, value in wanted["metadata"]["labels"].items()
+            if key not in labels
+            and key != names.LABEL_SCALE_UNIT
+            and not key.startswith(names.TOPOLOGY_PREFIX)
+        }
+        if names.LABEL_ROLE not in lost and names.LABEL_GROUP_INDEX not in lost:
+            return live
+        operation = {"op": "add", "path": "/metadata/labels", "value": {**labels, **lost}}
+        log.warning("Pod %s/%s lost its labels; put back", self._namespace, meta["name"])
+        return await self._context.client.patch_json(
+            PODS, meta["name"], [operation],
+            namespace=self._namespace, uid=meta["uid"], field_manager=names.FIELD_MANAGER,
+        )  # fmt: skip
 
     # --- tables ----------------------------------------------------------------------------
 
