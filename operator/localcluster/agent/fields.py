@@ -17,6 +17,10 @@ class FieldError(ValueError):
     """A field reference that does not lead to a value."""
 
 
+DEFAULT_GRACE = 30.0
+"""Kubernetes' default of `terminationGracePeriodSeconds`."""
+
+
 def field_value(pod: Object, pod_ip: str, node_ip: str, path: str) -> str:
     """Value of `fieldRef.fieldPath` as text.
 
@@ -66,3 +70,15 @@ def resource_value(
 
 def _quoted(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def grace_seconds(pod: Object) -> float:
+    """Seconds between SIGTERM and SIGKILL: as its deletion says, else its spec."""
+    meta, spec = pod["metadata"], pod["spec"]
+    for value in (
+        meta.get("deletionGracePeriodSeconds"),
+        spec.get("terminationGracePeriodSeconds"),
+    ):
+        if value is not None:
+            return float(value)
+    return DEFAULT_GRACE

@@ -24,12 +24,8 @@ from typing import Any
 from localcluster.agent import images
 from localcluster.agent.containers import ContainerRunner, Surroundings
 from localcluster.agent.devices import NoDevices
-from localcluster.agent.environment import (
-    PodFacts,
-    build_argv,
-    build_env,
-    env_sources,
-)
+from localcluster.agent.environment import PodFacts, build_argv, build_env, env_sources
+from localcluster.agent.fields import DEFAULT_GRACE, grace_seconds
 from localcluster.agent.host import Host, log_event, timestamp
 from localcluster.agent.mounts import container_mounts
 from localcluster.agent.nodes import ProcessNode
@@ -46,7 +42,6 @@ from localcluster.agent.volumes import (
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS, Object, version_of
 
-DEFAULT_GRACE = 30.0
 DEADLINE_EXCEEDED = (
     "DeadlineExceeded",
     "Pod was active on the node longer than the specified deadline",
@@ -257,16 +252,7 @@ class PodWorker:
                 await asyncio.sleep(self._host.settings.retry)
 
     def _grace(self) -> float:
-        if self._gone:
-            return 0.0
-        meta, spec = self.pod["metadata"], self.pod["spec"]
-        for value in (
-            meta.get("deletionGracePeriodSeconds"),
-            spec.get("terminationGracePeriodSeconds"),
-        ):
-            if value is not None:
-                return float(value)
-        return DEFAULT_GRACE
+        return 0.0 if self._gone else grace_seconds(self.pod)
 
     async def _node_reachable(self) -> None:
         """Wait out a cut of the node, unless the object is gone anyway."""
