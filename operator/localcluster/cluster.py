@@ -95,7 +95,7 @@ class LocalCluster(ClusterFiles):
 
     def down(self) -> bool:
         """End it and remove all it left; False if there was nothing."""
-        if not self.state_dir.is_dir() or self._strangers():
+        if not self.state_dir.is_dir() or self._foreign_entries():
             return False
         existed = (self.state_dir / PLAN).exists()
         self._end()
@@ -123,13 +123,13 @@ class LocalCluster(ClusterFiles):
     def _own_directory(self) -> None:
         """Refuse a directory that holds anything but a cluster: `down` would delete it."""
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if strangers := self._strangers():
+        if foreign := self._foreign_entries():
             raise LocalError(
-                f"{self.state_dir} holds other things ({', '.join(strangers[:3])}); "
+                f"{self.state_dir} holds other things ({', '.join(foreign[:3])}); "
                 "choose an empty directory for a cluster's state"
             )
 
-    def _strangers(self) -> list[str]:
+    def _foreign_entries(self) -> list[str]:
         """What a directory that no cluster made holds; it must not be touched."""
         names = {entry.name for entry in self.state_dir.iterdir()}
         return [] if PLAN in names else sorted(names - {"up.lock", LOCK, "logs"})

@@ -299,10 +299,10 @@ class KindCluster(ClusterFiles):
     def _own_directory(self) -> None:
         """Refuse a directory that holds anything else: `down` would delete it."""
         known = {STATE, "up.lock", "logs"}
-        strangers = sorted({entry.name for entry in self.state_dir.iterdir()} - known)
-        if strangers and not self.exists:
+        foreign = sorted({entry.name for entry in self.state_dir.iterdir()} - known)
+        if foreign and not self.exists:
             raise LocalError(
-                f"{self.state_dir} holds other things ({', '.join(strangers[:3])}); "
+                f"{self.state_dir} holds other things ({', '.join(foreign[:3])}); "
                 "choose an empty directory for a cluster's state"
             )
 

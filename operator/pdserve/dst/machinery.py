@@ -109,7 +109,7 @@ class Machinery:
         if names.LABEL_ROLE in meta.get("labels", {}):
             self.world.ever.add(meta["name"])
         if pod["spec"].get("nodeName") in self.world.broken_nodes:
-            return  # nobody there to act
+            return  # no node agent to act
         if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") != "Running":
             self._waiting.append(pod)
         if "deletionTimestamp" in meta:

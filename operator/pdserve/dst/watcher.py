@@ -67,7 +67,7 @@ class Watcher:
     harmed: dict[str, float] = field(default_factory=dict)
     """Pod uids that the schedule broke, and when."""
     foreign: set[str] = field(default_factory=set)
-    """Uids of objects that strangers made."""
+    """Uids of foreign objects."""
     lying: bool = False
     """Metrics lie now."""
     trouble_until: float = 0.0
@@ -356,7 +356,7 @@ class Watcher:
             try:
                 yield (meta["namespace"], meta["name"]), list(routed_ids(routes))
             except (KeyError, TypeError, ValueError, RecursionError):
-                continue  # a stranger's text: the operator writes a new one
+                continue  # a foreign text: the operator writes a new one
 
     # --- truth -------------------------------------------------------------------------------
 

@@ -399,7 +399,7 @@ class World:
 
 
 def table_in(config_map: Object) -> JsonObject:
-    """The route table in a ConfigMap as JSON; empty where there is none, or a stranger's text."""
+    """The route table in a ConfigMap as JSON; empty where there is none, or a foreign text."""
     try:
         table = json.loads(config_map["data"][names.KEY_ROUTES])
     except (KeyError, TypeError, ValueError, RecursionError):

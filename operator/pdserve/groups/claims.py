@@ -1,6 +1,6 @@
 """Claims: what an instance took, kept for its P/D group until it is replaced or given up.
 
-Between the end of a pod and the start of its successor nobody holds its devices, nor the memory
+Between the end of a pod and the start of its successor no pod holds its devices, nor the memory
 and whatever else it took beside them; without a claim a waiting group takes them from a serving one
 for good. Claims live in ScenarioGroup status, and every placement counts them like pods. A claim
 ends when its slot is filled again, wherever; when the group is resized or given up; and when its

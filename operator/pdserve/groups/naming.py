@@ -58,7 +58,7 @@ def new_pods(
 
 
 def slot_range(wanted: Wanted, group_index: int, role: Role) -> tuple[str, ...]:
-    """The slots of one role of a group of the wanted size, whoever holds them."""
+    """The slots of one role of a group of the wanted size, filled or not."""
     its = wanted.role(role)
     return tuple(
         slot_name(wanted.name, group_index, role, k, its.members) for k in range(its.count)

@@ -6,7 +6,7 @@ Where to look:
   `errors` is what a refused request raises.
 - `cache` keeps a pruned, always-listed copy of one kind; `prune` says what is kept of an object.
 - `workqueue` turns triggers into deduplicated keys for workers.
-- `ownership` creates and applies objects without ever taking a stranger's.
+- `ownership` creates and applies objects without ever taking a foreign one.
 - `events` records what happened for people; `lease` elects one active process, from a thread of
   its own (`lease_thread`); `claim` says whose objects they are.
 

@@ -223,7 +223,7 @@ class KubeClient:
         """Server-side apply: `obj` names every field that `field_manager` wants to own.
 
         With `uid`, only that very object is changed: another of its name, or none, is a
-        conflict. Without it, an absent object is created and a stranger's is merged into: prefer
+        conflict. Without it, an absent object is created and a foreign one is merged into: prefer
         `ownership.create_or_apply`. With `resource_version`, only that state of it.
 
         Custom resources ignore `uid` on their status subresource: there it is compared with the

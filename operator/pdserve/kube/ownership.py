@@ -1,4 +1,4 @@
-"""Create and apply objects that belong to one of ours, and never take a stranger's.
+"""Create and apply objects that belong to one of ours, and never take a foreign one.
 
 Server-side apply onto an existing object of that name succeeds, merges, and would add our
 ownerReference to it, so that garbage collection later deletes what a user made. Hence: POST, and

@@ -65,7 +65,7 @@ class Links:
         return LinkReport(self._table.version, frozenset(peers - set(self._down)), dict(self._down))
 
     def address(self, peer: str) -> PeerAddress | None:
-        """Where a peer of the current table listens; None for strangers."""
+        """Where a peer of the current table listens; None for others."""
         found = self._opposite(peer)
         return None if found is None else PeerAddress.parse(found.id, found.transfer)
 

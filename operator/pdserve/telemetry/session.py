@@ -43,7 +43,7 @@ class BoundedSession(requests.Session):
         super().__init__()
         self.headers["Accept-Encoding"] = "identity"
         self.read: Callable[[object], object] = lambda result: result
-        """What to make of a query's result before anybody gets it."""
+        """What to make of a query's result before it is returned."""
 
     def bound(self, url: str) -> None:
         """Give the heads of answers from `url` a deadline, whatever was mounted there before."""

@@ -44,7 +44,7 @@ async def keep_budgets(
     """Make the budgets as wanted, those that grow first, and delete those of no group.
 
     Raises:
-        NotOursError: a stranger's object has a name that is needed.
+        NotOursError: a foreign object has a name that is needed.
         KubeError: the API server refused.
     """
     known = {index: budget.least for index, budget in known_budgets(caches, group).items()}

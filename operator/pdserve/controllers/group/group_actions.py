@@ -57,7 +57,7 @@ class GroupExecutor:
 
         Raises:
             CreateRefused: pods were refused; what this action had made is deleted again.
-            NotOursError: a stranger's object has a name that is needed.
+            NotOursError: a foreign object has a name that is needed.
             KubeError: anything else; conflicts mean that the view was old.
         """
         for action in actions:
@@ -119,7 +119,7 @@ class GroupExecutor:
     async def _post_all(self, pods: tuple[t.NewPod, ...], whole: str) -> list[Object]:
         """POST pods that only serve together; returns those that this call made.
 
-        All or nothing: what stands alone would hold devices and serve nobody.
+        All or nothing: what stands alone would hold devices and serve no request.
         """
         made: list[Object] = []
         leaders: dict[str, str] = {}

@@ -7,7 +7,7 @@
    of scenarios that are no longer in the spec are deleted: gateways have let go of them.
 4. Gateway objects, and the status.
 
-A stranger's object of a needed name is refused with a condition and an Event; the rest goes on.
+A foreign object of a needed name is refused with a condition and an Event; the rest goes on.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class _Reconcile:
         """The name that its ScenarioGroup has, or a free one.
 
         The names of two services' scenarios may be the same when they are put together: who comes
-        second takes one with a hash. Anybody else's object in the place is refused.
+        second takes one with a hash. An object of any other owner in the place is refused.
         """
         service = self.service.metadata
         mine = self._groups().get(scenario.name)

@@ -21,7 +21,7 @@ async def keep_policies(
     Returns reason and message of each that the API server finds invalid.
 
     Raises:
-        NotOursError: a stranger's NetworkPolicy has the name of one.
+        NotOursError: a foreign NetworkPolicy has the name of one.
         KubeError: the API server refused otherwise.
     """
     client, cache = context.client, context.caches.network_policies

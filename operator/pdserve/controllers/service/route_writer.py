@@ -40,7 +40,7 @@ async def write_routes(
     """Write the route table where its content changed; `readable`: ScenarioGroups by scenario.
 
     Raises:
-        NotOursError: a stranger's ConfigMap has its name.
+        NotOursError: a foreign ConfigMap has its name.
         KubeError: the API server refused.
     """
     meta = service.metadata

@@ -1,6 +1,6 @@
 """What the group planner is shown: one ScenarioGroup read from the caches. No I/O, no writes.
 
-Also says which pods are strangers (named or labelled like ours, but not owned by this
+Also says which pods are foreign (named or labelled like ours, but not owned by this
 ScenarioGroup): they are never touched (architecture invariant 9). Neighbours: `groups` plans on
 the observation, `scenariogroup` carries the plan out, `desired.routing` makes the route
 table from the same instances.

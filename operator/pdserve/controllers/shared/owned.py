@@ -1,7 +1,7 @@
 """Writes an object that belongs to one of ours, on difference only.
 
 The read is the cache's; an object that is as wanted costs no request. `kube.ownership` refuses to
-take over a stranger's; the answer of a write enters the cache before the next plan reads it.
+take over a foreign one; the answer of a write enters the cache before the next plan reads it.
 """
 
 from __future__ import annotations

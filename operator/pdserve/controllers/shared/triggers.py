@@ -112,8 +112,9 @@ class Triggers:
     def _node(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
         """Whom it concerns looks at once: who has pods there, who waits for devices.
 
-        Everybody else looks too, spread over `SWEEP`: a node may mean more to a group than is seen
-        here, and hundreds of groups at once would stand before the one that is to be repaired.
+        All other groups are looked at too, spread over `SWEEP`: a node may mean more to a group
+        than is seen here, and hundreds of groups at once would stand before the one that is to be
+        repaired.
         """
         self._domains_later()
         name = _any(old, new)["metadata"]["name"]

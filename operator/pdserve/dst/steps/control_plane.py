@@ -12,7 +12,7 @@ from pdserve.terms.json import JsonObject
 
 
 async def api_away(scene: Scene, rng: random.Random) -> str | None:
-    """The API server answers nobody; kubelets cannot renew their leases either."""
+    """The API server answers no request; kubelets cannot renew their leases either."""
     faults = scene.faults
     if faults.down:
         return None

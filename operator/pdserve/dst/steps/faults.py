@@ -43,7 +43,7 @@ async def restart_container(scene: Scene, rng: random.Random) -> str | None:
 
 
 async def freeze_engine(scene: Scene, rng: random.Random) -> str | None:
-    """An engine answers nobody for a while."""
+    """An engine answers no request for a while."""
     pod = an_instance(scene, rng)
     engine = None if pod is None else scene.world.engines.by_ip.get(ip_of(pod))
     if pod is None or engine is None or engine.frozen:

@@ -25,7 +25,7 @@ from pdserve.wire import names
 
 
 async def poison_pod(scene: Scene, rng: random.Random) -> str | None:
-    """A stranger's pod asks for odd quantities, and may look like ours."""
+    """A foreign pod asks for odd quantities, and may look like ours."""
     node = name_of(rng.choice(scene.nodes()))
     limits = {"cpu": values.quantity(rng), rng.choice(("example.com/x", NPU)): "0"}
     limits[rng.choice(("example.com/x", "hugepages-2Mi"))] = values.quantity(rng)
@@ -55,11 +55,11 @@ async def poison_pod(scene: Scene, rng: random.Random) -> str | None:
         },
     }
     make_foreign(scene, PODS, pod)
-    return f"a stranger's pod with {limits} and labels {sorted(labels)}"
+    return f"a foreign pod with {limits} and labels {sorted(labels)}"
 
 
 async def forge_owner(scene: Scene, rng: random.Random) -> str | None:
-    """Somebody in one namespace makes a pod, table or group that claims another's owner."""
+    """A user of one namespace makes a pod, table or group that claims another's owner."""
     group = rng.choice(scene.world.seen(SCENARIO_GROUPS))
     elsewhere = "team" if group["metadata"]["namespace"] == "default" else "default"
     kind = rng.choice(("pod", "table", "group"))
@@ -138,7 +138,7 @@ async def poison_answers(scene: Scene, rng: random.Random) -> str | None:
 
 
 async def poison_table(scene: Scene, rng: random.Random) -> str | None:
-    """Somebody overwrites a peer or route table."""
+    """A user overwrites a peer or route table."""
     tables = [
         c for c in scene.world.seen(CONFIGMAPS)
         if {names.KEY_PEERS, names.KEY_ROUTES} & set(c.get("data") or {})
