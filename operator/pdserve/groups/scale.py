@@ -101,10 +101,10 @@ def _next_excess(
     """The next group to give up while there are too many, or None.
 
     Order: outdated ones that do not serve; current ones that do not serve; outdated ones that
-    serve; current ones. Among equals one whose drain has begun, then, of those that do not serve,
-    the one with the fewest sound instances, then the highest index. While a roll is on, one group
-    too many is the new one, and a serving outdated one goes only when as many as wanted serve
-    without it.
+    serve; current ones. Among equals one whose drain has begun, then one that does not surely
+    serve, then, of those that do not serve, the one with the fewest sound instances, then the
+    highest index. While a roll is on, one group too many is the new one, and a serving outdated
+    one goes only when as many as wanted serve without it.
     """
     wanted = observation.wanted
     if len(live) <= wanted.replicas:
@@ -112,20 +112,21 @@ def _next_excess(
     sure = sum(1 for g in live if g.surely_serving(observation.routed))
     surge = 1 if any(_outdated(g, observation) for g in live) else 0
     over = len(live) > wanted.replicas + (surge if wanted.replicas else 0)
-    allowed: list[tuple[int, bool, int, int, GroupView]] = []
+    allowed: list[tuple[int, bool, bool, int, int, GroupView]] = []
     for group in live:
         old, serves = _outdated(group, observation), group.serving
         if not old and not over:
             continue
-        others = sure - group.surely_serving(observation.routed)
+        surely = group.surely_serving(observation.routed)
+        others = sure - surely
         kept = serves or _recovering(group, observation, draft)
         if old and kept and others < wanted.replicas and not over:
             continue
         begun = any(i.drain_started is not None for i in group.members)
         rank = 2 * serves + (not old)
         sound = 0 if serves else len(group.staying)
-        allowed.append((rank, not begun, sound, -group.index, group))
-    return min(allowed, key=lambda entry: entry[:4])[4] if allowed else None
+        allowed.append((rank, not begun, surely, sound, -group.index, group))
+    return min(allowed, key=lambda entry: entry[:5])[5] if allowed else None
 
 
 def _roll(

@@ -479,6 +479,18 @@ def test_an_outdated_group_stays_until_gateways_know_its_successor(role: str) ->
 
 
 @pytest.mark.invariant(3)
+@pytest.mark.parametrize("silent_group", [0, 1])
+def test_of_two_serving_groups_the_one_whose_node_is_silent_is_given_up(silent_group: int) -> None:
+    w = world("p1 a  n1:8 n2:8\np1 b  m1:8 m2:8", "1P1D", 2, devices=8)
+    w.want(lambda x: replace(x, replicas=1))
+    seen = w.observation()
+    name = next(i.name for i in seen.instances if i.group_index == silent_group)
+    silent = tuple(replace(i, silent=i.name == name) for i in seen.instances)
+    given_up = plan(replace(seen, instances=silent), w.fabric())
+    assert {w.pods[a.name].new.group_index for a in given_up.actions} == {silent_group}
+
+
+@pytest.mark.invariant(3)
 def test_the_only_group_is_not_given_up_and_the_wait_is_explained() -> None:
     w = world("p1 a  n1:8 n2:8", "1P1D", devices=8)
     w.want(lambda x: replace(x, revision="r2"))
