@@ -31,7 +31,7 @@ from pdserve.groups.types import (
     Wanted,
 )
 from pdserve.groups.view import GroupView, PlanDraft, leaving, stood_in_for
-from pdserve.placement import InstancePlacement, NoFit, Placement, place
+from pdserve.placement import GroupRequest, InstancePlacement, NoFit, Placement, place
 from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Reservation
 
@@ -125,12 +125,18 @@ def _at_place_of(claim: DeviceClaim, other: DeviceClaim) -> DeviceClaim:
 def after_those_ahead(fabric: Fabric, observation: Observation) -> Fabric:
     """The fabric as it is left by waiting groups that come first (priority, then age).
 
-    One that does not fit now takes nothing: those that fit go on.
+    One that does not fit now takes nothing: those that fit go on. What did not fit fits no better
+    once more is taken, so equal ones are looked for once.
     """
+    unfit: set[GroupRequest] = set()
     for request in observation.ahead:
+        if request in unfit:
+            continue
         found = place(fabric, request)
         if isinstance(found, Placement):
             fabric = fabric.reserve(found.reservations)
+        else:
+            unfit.add(request)
     return fabric
 
 

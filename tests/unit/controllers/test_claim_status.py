@@ -7,11 +7,15 @@ from tests.support.api_objects import scenariogroup
 
 from pdserve.api import ScenarioGroup
 from pdserve.api.scenariogroup import MAX_BESIDE
+from pdserve.controllers.shared.device_claims import Claims, Rank
 from pdserve.controllers.shared.parsed import parsed
+from pdserve.controllers.shared.scope import Scope
 from pdserve.desired.claim_entries import MOST_BESIDE, claims_of, from_json, to_json
 from pdserve.frozen import Frozen
 from pdserve.groups.types import DeviceClaim
-from pdserve.kube.resource import Object
+from pdserve.kube.resource import Object, ObjectKey
+from pdserve.placement import GroupRequest
+from pdserve.placement.types import Shape
 
 NPU = "huawei.com/Ascend910"
 
@@ -59,3 +63,18 @@ def test_status_has_room_for_the_devices_of_every_claim() -> None:
     assert sum(len(raw["beside"]) for raw in found) == MOST_BESIDE
     assert all(len(raw["beside"]) <= MAX_BESIDE for raw in found)
     assert len(claims_of(stored(*claims))) == len(claims)
+
+
+def test_a_plan_looks_for_places_of_the_first_hundred_that_wait() -> None:
+    claims = Claims(Scope())
+    for n in range(150):
+        rank = Rank(0, f"{150 - n:03}", "team", f"g{n}")
+        claims.waits(ObjectKey("team", f"g{n}"), "az1", rank, request(n + 1))
+    last = Rank(1, "", "default", "late")
+    assert claims.ahead("az1", last) == tuple(request(n + 1) for n in range(149, 49, -1))
+    assert claims.ahead("another", last) == ()
+
+
+def request(devices: int) -> GroupRequest:
+    shape = Shape(NPU, devices)
+    return GroupRequest(1, 1, shape, shape)

@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from tests.support.builders import RESOURCE
 from tests.support.contention import Scarce, cluster, run, settle
 from tests.support.group_world import World, counts, wanted
 
-from pdserve.groups.claims import of_gone_group
+from pdserve.groups.claims import after_those_ahead, of_gone_group
 from pdserve.groups.types import DeviceClaim, Repair, Suspect
 from pdserve.groups.view import PlanDraft
+from pdserve.placement import NoFit, place
 from pdserve.terms import Role
 
 SCHEDULES = 200
@@ -149,6 +151,21 @@ def test_a_group_rolled_twice_gets_the_devices_of_the_fuller_one_back() -> None:
     draft = PlanDraft(world.fabric(), claims=[_claim(0, "p0"), *map(partial(_claim, 1), SLOTS)])
     assert [c.pod for c in of_gone_group((), draft)] == ["g1-p0", "g1-d0", "g1-d1"]
     run(700597)
+
+
+def test_of_equal_ones_that_come_first_each_takes_what_it_would_take_alone() -> None:
+    """Those that do not fit are looked for once: a tenant may have thousands of them."""
+    world = World("p1 a  n1:8 n2:8", wanted("1P1D", devices=2))
+    small, large = (wanted("1P1D", devices=n).group_request() for n in (2, 16))
+    ahead = (large, small, large, small, large, small)
+    left = after_those_ahead(world.fabric(), replace(world.observation(), ahead=ahead))
+    tree = world.fabric()
+    for request in ahead:
+        found = place(tree, request)
+        tree = tree if isinstance(found, NoFit) else tree.reserve(found.reservations)
+    free = [left.free(n, RESOURCE) for n in ("n1", "n2")]
+    assert free == [tree.free(n, RESOURCE) for n in ("n1", "n2")]
+    assert sum(free) == 16 - 3 * 4
 
 
 SLOTS = ("p0", "d0", "d1")

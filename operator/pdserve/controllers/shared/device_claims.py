@@ -9,8 +9,10 @@ than the group itself. Who is waiting for devices is noted here too, for the ord
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from pdserve.api import ScenarioGroup, revision_of
 from pdserve.controllers.shared.caches import Caches
@@ -29,6 +31,9 @@ from pdserve.topology.requests import requested
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
 from pdserve.wire.pin import pinned_node
+
+MOST_AHEAD: Final = 100
+"""Waiting ScenarioGroups for which a plan looks for a place before its own."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -140,8 +145,9 @@ class Claims:
         """What all claims take of the fabric: those whose pods hold nothing."""
         told: dict[ObjectKey, list[DeviceClaim]] = {}
         for obj in caches.groups.list():
-            claims = map(from_json, (obj.get("status") or {}).get("claims") or ())
-            told[key_of(obj)] = [c for c in claims if c is not None]
+            # Of thousands, few have any.
+            if listed := (obj.get("status") or {}).get("claims"):
+                told[key_of(obj)] = [c for c in map(from_json, listed) if c is not None]
         # The last pods of a ScenarioGroup may end after it: no instance is left to come back.
         for key in list(self._lost):
             gone = caches.groups.get(key.name, key.namespace) is None
@@ -149,8 +155,8 @@ class Claims:
                 del self._lost[key]
         return reservations(
             claim
-            for key in sorted(told)
-            for claim in newest(told[key], self._lost.get(key, {}).values())
+            for key in sorted({*told, *self._lost})
+            for claim in newest(told.get(key, ()), self._lost.get(key, {}).values())
             if not _holds(caches.pods.get(claim.pod, key.namespace))
         )
 
@@ -168,13 +174,14 @@ class Claims:
         return tuple(sorted(self._waiting, key=lambda key: self._waiting[key][1]))
 
     def ahead(self, domain: str, rank: Rank) -> tuple[GroupRequest, ...]:
-        """What those wait for who come before `rank`, the first one first."""
-        found = sorted(
+        """What those wait for who come before `rank`, the first one first: `MOST_AHEAD` at most."""
+        found = (
             (other, request)
             for where, other, request in self._waiting.values()
             if where == domain and other < rank and not self._scope.leaves(other.namespace)
         )
-        return tuple(request for _, request in found)
+        first = heapq.nsmallest(MOST_AHEAD, found, key=lambda entry: entry[0])
+        return tuple(request for _, request in first)
 
 
 def _holds(pod: Object | None) -> bool:
