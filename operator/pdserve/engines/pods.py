@@ -65,10 +65,6 @@ class PodSlot(Protocol):
         """Of the pod."""
 
     @property
-    def slot(self) -> str:
-        """Which instance of its group it is, whatever pod has that place."""
-
-    @property
     def role(self) -> Role:
         """Prefill or decode."""
 

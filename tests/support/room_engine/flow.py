@@ -8,8 +8,16 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from pdserve.engines.flow import Endpoint, LegAttempt, LegRequest, PrefillOutcome
+from pdserve.engines.flow import (
+    Endpoint,
+    FlowError,
+    LegAttempt,
+    LegRequest,
+    PrefillOutcome,
+    token_count,
+)
 from pdserve.engines.pull_flow import PullFlow
+from pdserve.wire.bounds import parse_json
 
 PORT = 8998
 
@@ -22,13 +30,13 @@ class RoomFlow(PullFlow):
 
     def prepare_prefill(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
         """The client's body; the prefill ends with token 1 by itself."""
-        return orjson.dumps(dict(body))
+        return orjson.dumps(_of_client(body))
 
     def prepare_decode(
         self, endpoint: Endpoint, body: Mapping[str, Any], outcome: PrefillOutcome | None
     ) -> bytes:
         """The same, with usage at a stream's end."""
-        leg = dict(body)
+        leg = _of_client(body)
         if leg.get("stream"):
             leg["stream_options"] = {**(leg.get("stream_options") or {}), "include_usage": True}
         return orjson.dumps(leg)
@@ -43,11 +51,21 @@ class RoomFlow(PullFlow):
 
     def read_prefill(self, body: Mapping[str, Any], reply: bytes) -> PrefillOutcome:
         """It holds nothing: its KV has gone over."""
-        usage = orjson.loads(reply)["usage"]
-        return PrefillOutcome(False, None, None, usage["prompt_tokens"], 0, {})
+        try:
+            tokens = token_count(parse_json(reply)["usage"]["prompt_tokens"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
+        return PrefillOutcome(False, None, None, tokens, 0, {})
 
     def release_leg(self, request_id: str) -> None:  # type: ignore[override]
         """A cut connection tells it."""
+
+
+_FIELDS = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
+
+
+def _of_client(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name not in _FIELDS}
 
 
 def _with_room(attempt: LegAttempt, prepared: bytes) -> bytes:
