@@ -43,6 +43,7 @@ lint: $(VENV)/.installed ## style, types, layers, names, and drift of generated 
 	@$(BIN)/ruff check operator tests hack benchmarks
 	@$(BIN)/ruff format --check operator tests hack benchmarks
 	@$(BIN)/mypy
+	@$(BIN)/mypy --config-file tests/mypy.ini --cache-dir .mypy_cache/tests
 	@PYTHONPATH=operator $(BIN)/lint-imports --no-logo
 	@$(BIN)/python hack/generate.py --check
 	@$(BIN)/python hack/check_names.py operator

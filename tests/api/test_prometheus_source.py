@@ -425,7 +425,7 @@ async def test_matchers_narrow_a_shared_server(prometheus: Prometheus) -> None:
 
 async def test_every_query_is_understood_by_the_server(prometheus: Prometheus) -> None:
     asked = source(prometheus.url)
-    answers = await asked._round()
+    answers = await asked._round(frozenset())
     assert [name for name, rows in answers.rows.items() if isinstance(rows, Unknown)] == []
     assert len(answers.rows) == len(queries((1.0, 2.0, 3.0), {}, registry.series()))
     await asked.close()

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,7 @@ def ask(
 
 
 def test_an_answer_streams_and_tells_who_gave_it(
-    shop: s.Cluster, record_property: pytest.RecordProperty
+    shop: s.Cluster, record_property: Callable[[str, object], None]
 ) -> None:
     done, line = ask(shop.kubeconfig, "How do I open a file?")
     assert done.returncode == 0, done.stderr

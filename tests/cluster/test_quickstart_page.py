@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.mark.timeout(400)
-def test_the_page_does_what_it_says(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_the_page_does_what_it_says(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     found = quickstart.page_steps("process")
     with quickstart.reader(tmp_path) as terminal:
         for ran in quickstart.read(terminal, found, timeout=200):

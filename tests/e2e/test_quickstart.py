@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def engine(pytestconfig: pytest.Config) -> None:
 
 @pytest.mark.timeout(1800)
 def test_from_nothing_to_the_first_token_and_away(
-    engine: None, tmp_path: Path, record_property: pytest.RecordProperty
+    engine: None, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     found = quickstart.page_steps("kind")
     commands = quickstart.first_token(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 Object = dict[str, Any]
 GONE = object()
@@ -209,7 +209,7 @@ _S0 = "spec.scenarios.0"
 _ONE = {"groups": 1, "prefill": 1, "decode": 1}
 
 GOOD: Mapping[str, Object] = {
-    name: edited(pdservice(), edits)
+    name: edited(pdservice(), cast("Mapping[str, Any]", edits))
     for name, edits in {
         "longest names": {"metadata.name": "a" * 30, f"{_S0}.name": "s" * 20},
         "one catch-all scenario": {"spec.scenarios": [scenario("all", match={})]},

@@ -119,7 +119,7 @@ class World:
             instances=instances,
             tables=dict(self.tables),
             links={n: r for n in asked.links if (r := self._link_report(by_name[n])) is not None},
-            drains={n: r for n in asked.drains if (r := self._drain(by_name[n])) is not None},
+            drains={n: d for n in asked.drains if (d := self._drain(by_name[n])) is not None},
             repairs=self.repairs,
             routed=self.routed,
             now=self.now,
@@ -366,9 +366,9 @@ class World:
             return self._follow(pod.process, self.pods.get(pod.new.instance))
         if pod is None or pod.process is None or pod.process.table is None:
             return False
-        process = pod.process
+        process, table = pod.process, pod.process.table
         before = (set(process.up), process.completed)
-        wanted_peers = {p.id for p in process.table.opposite(name)}
+        wanted_peers = {p.id for p in table.opposite(name)}
         process.up = {p for p in wanted_peers if self._answers(p, name)}
         process.completed = process.completed or process.up == wanted_peers
         return before != (process.up, process.completed)

@@ -22,7 +22,7 @@ class Kubectl:
     def following(self, *args: str) -> Iterator[IO[str]]:
         """Output of a kubectl as it comes; it must end well when the block does."""
         program = binaries.kube(programs=("kubectl",)).path("kubectl")
-        command = [program, "--kubeconfig", self.kubeconfig, *args]
+        command = [str(program), "--kubeconfig", str(self.kubeconfig), *args]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -115,7 +115,7 @@ class Plant:
         self.draining = False
         self.waiting: list[Request] = []
         self.stuck: list[tuple[Prefill, Request]] = []
-        self.totals: Counter[str] = Counter()
+        self.totals: defaultdict[str, float] = defaultdict(float)
         self.scrapes: list[tuple[float, dict[str, float]]] = []
         self.device_seconds = 0.0
         self._names = itertools.count()
@@ -170,7 +170,8 @@ class Plant:
             return
         self.prefills = [p for p in self.prefills if not (p.draining and not p.held)]
         self.decodes = [d for d in self.decodes if not (d.draining and not d.reserved)]
-        self.draining = any(i.draining for i in (*self.prefills, *self.decodes))
+        self.draining = any(p.draining for p in self.prefills)
+        self.draining = self.draining or any(d.draining for d in self.decodes)
 
     def ready(self) -> tuple[int, int]:
         return (
@@ -425,12 +426,8 @@ class _Increase:
 
 
 def _request_window(increase: _Increase, seconds: float) -> RequestWindow:
-    names = (
-        "offered",
-        "met",
-        "ttft_met",
-        "completed",
-        "prompt",
-        "output",
+    names = ("offered", "met", "ttft_met", "completed", "prompt", "output")
+    offered, met, ttft_met, completed, prompt, output = (increase[name] for name in names)
+    return RequestWindow(
+        seconds, increase.count, offered, met, ttft_met, completed, prompt, output, 0.0
     )
-    return RequestWindow(seconds, increase.count, *(increase[name] for name in names), 0.0)

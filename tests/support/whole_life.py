@@ -6,6 +6,7 @@ the operator in it and the RoCEDomain `demo`.
 
 from __future__ import annotations
 
+import functools
 import json
 
 from tests.support import scenarios as s
@@ -179,7 +180,7 @@ def hand_edited_counts(cluster: s.Cluster, namespace: str, name: str) -> None:
         patch = json.dumps({"spec": {"replicas": 2}})
         cluster.kubectl("patch", "psg", chat, "-n", namespace, "--type=merge", "-p", patch)
         s.until("the counts are put back", lambda: s.counts(cluster, namespace, chat)[0] == 1)
-        s.until(f"it is noted {count} times", lambda n=count: noted(n))
+        s.until(f"it is noted {count} times", functools.partial(noted, count))
 
 
 def hand_edited_gateway(cluster: s.Cluster, namespace: str, name: str) -> None:

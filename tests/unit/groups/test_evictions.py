@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.support.builders import fabric
@@ -48,7 +49,7 @@ def instances(group: int, text: str) -> list[t.InstanceObs]:
 
 
 def planned(
-    tree: str, *groups: str, since: Mapping[int, float] | None = None, **changes: object
+    tree: str, *groups: str, since: Mapping[int, float] | None = None, **changes: Any
 ) -> t.Plan:
     """The plan for these groups; `since`: seconds for which they have members on closed nodes.
 

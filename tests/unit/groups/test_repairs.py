@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.support.builders import LEVELS, RESOURCE, draw
@@ -113,7 +114,7 @@ def test_a_node_that_is_ready_is_cleared_at_once(fault: t.Fault) -> None:
 @pytest.mark.parametrize(
     "sick", [{"unhealthy": frozenset({3})}, {"allocatable": {RESOURCE: 7}}], ids=["told", "taken"]
 )
-def test_a_node_whose_devices_are_well_again_is_only_avoided(sick: dict[str, object]) -> None:
+def test_a_node_whose_devices_are_well_again_is_only_avoided(sick: dict[str, Any]) -> None:
     """Else a second fault finds no node where the first one's is long well."""
     repairs = fail(fail((), "DeviceUnhealthy", "n1", NOW), "NodeLost", "n2", NOW + 100)
     nodes = draw("p1 a  n1:8 n2:8 n3:8 n4:8")

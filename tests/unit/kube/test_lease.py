@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -341,7 +342,7 @@ def test_never_two_at_once_on_a_bad_network(seed: int) -> None:
     async def scenario() -> None:
         rng = random.Random(seed)
         api = FakeApi()
-        network = {"refuse": 0.15, "lose_answer": 0.15}
+        network: dict[str, Any] = {"refuse": 0.15, "lose_answer": 0.15}
         three = [Candidate(api, f"c{i}", seed * 10 + i, **network) for i in range(3)]
         with ending(*three):
             for _ in range(12):

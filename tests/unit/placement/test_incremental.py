@@ -11,6 +11,7 @@ from pdserve.placement import (
     choose_removal,
     place_instance,
 )
+from pdserve.terms import Role
 
 TREE = """p1 a  n1:0/8 n2:0/8 n3:8
           p1 b  m1:0/8 m2:8
@@ -22,7 +23,7 @@ def members(text: str) -> list[PlacedInstance]:
     found: list[PlacedInstance] = []
     for k, part in enumerate(text.split()):
         letter, node = part.split(":")
-        role = "prefill" if letter in "Pp" else "decode"
+        role: Role = "prefill" if letter in "Pp" else "decode"
         found.append(PlacedInstance(f"{role}-{k}", role, (node,), letter.isupper()))
     return found
 

@@ -26,6 +26,7 @@ from pdserve.placement import (
 from pdserve.placement.capacity import capacity_for
 from pdserve.placement.cost import traffic, weights
 from pdserve.topology import Fabric, NodeView, Path, build_fabric
+from pdserve.topology import Path as Leaf
 from pdserve.topology.requests import port_keys
 
 PORT = dict.fromkeys(port_keys("TCP", 80, ""), 1)
@@ -222,7 +223,9 @@ def test_relabelling_parts_keeps_the_cost(views: list[NodeView], asked: GroupReq
 def test_balanced_cells_cross_nothing(
     cells: dict[tuple[str, str], int], prefill: int, decode: int
 ) -> None:
-    spread = {leaf: (n * prefill, n * decode) for leaf, n in cells.items()}
+    spread: dict[Leaf, tuple[int, int]] = {
+        leaf: (n * prefill, n * decode) for leaf, n in cells.items()
+    }
     assert traffic(spread, (3, 1)) == 0
 
 

@@ -72,7 +72,7 @@ def test_replay_shows_a_difference() -> None:
 
 def test_whole_floats_and_integers_give_the_same_bytes() -> None:
     one = RequestWindow(60, 12, 1, 1, 1, 1, 1, 1, 0)
-    assert to_json(one) == to_json(RequestWindow(60.0, 12.0, *[1.0] * 6, 0.0))
+    assert to_json(one) == to_json(RequestWindow(60.0, 12.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0))
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

@@ -83,7 +83,8 @@ def test_null_is_absence(name: str, model: LoadedModel) -> None:
 
 
 def test_parts_of_a_message(model: LoadedModel) -> None:
-    for content in (None, "", []):
+    empty: list[Any] = [None, "", []]
+    for content in empty:
         read(model, messages=[{"role": "user", "content": content}])
     read(model, messages=[{"role": "assistant", "tool_calls": []}, *CHAT["messages"]])
     for part in ("tool_calls", "function_call", "audio"):

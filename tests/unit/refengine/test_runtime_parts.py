@@ -190,9 +190,9 @@ def test_h100_preset_is_near_its_source() -> None:
     profile = load_profile("h100-llama2-70b-tp8")
     for tokens, ms in ((512, 53), (1024, 78), (2048, 137), (4096, 390), (8192, 845)):
         assert profile.prefill_seconds([(0, tokens)]) * 1000 == pytest.approx(ms, rel=0.16)
-    for batch, ms in ((1, 29.8), (8, 32.5), (32, 38.6), (64, 50.2)):
+    for batch, expected in ((1, 29.8), (8, 32.5), (32, 38.6), (64, 50.2)):
         got = profile.decode_seconds(batch, 512 * batch) * 1000
-        assert got == pytest.approx(ms, rel=0.03)
+        assert got == pytest.approx(expected, rel=0.03)
 
 
 def test_steps_that_follow_at_once_do_not_drift() -> None:

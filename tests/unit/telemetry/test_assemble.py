@@ -75,7 +75,7 @@ def test_deleted_and_cold_pods_and_other_scenarios_do_not_count() -> None:
     ],
 )
 def test_partial_targets_are_named_and_nothing_scales(
-    over: dict[str, Rows], missing: tuple[str, ...]
+    over: dict[str, Any], missing: tuple[str, ...]
 ) -> None:
     got = sample(**over)
     assert got.missing == missing
