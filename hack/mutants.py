@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -41,21 +42,30 @@ class Mutant:
     variant: int
     before: str
     after: str
+    turn: int = 1
+    """Which one it is of those of its function that read alike."""
 
     @property
     def name(self) -> str:
-        """The same while the code around it changes."""
-        return f"{self.path} {self.function or '-'}: {self.before} -> {self.after}"
+        """The same while the code around its function changes."""
+        again = f" ({self.turn})" if self.turn > 1 else ""
+        return f"{self.path} {self.function or '-'}: {self.before} -> {self.after}{again}"
 
 
 def mutants(path: str, source: str) -> list[Mutant]:
     """Every mutant of a module, in the order of its lines."""
     found = []
+    seen: Counter[tuple[str, str, str]] = Counter()
     for number, (node, function) in enumerate(_sites(ast.parse(source))):
         for variant, changed in enumerate(_variants(node)):
             before, after = _shown(node), _shown(changed)
-            if before != after:
-                found.append(Mutant(path, function, node.lineno, number, variant, before, after))
+            if before == after:
+                continue
+            key = (function, before, after)
+            seen[key] += 1
+            found.append(
+                Mutant(path, function, node.lineno, number, variant, before, after, seen[key])
+            )
     return found
 
 

@@ -1,8 +1,8 @@
 """The in-memory API model answers as a real kube-apiserver does.
 
-One table of requests and expected answers (`kube_steps`), run against both. Whatever a simulation
-relies on belongs there: a row that holds on one side only is a fault of the model (or of our
-belief).
+Tables of requests and expected answers (`kube_cases`, `kube_apply_cases`), run against both.
+Whatever a simulation relies on belongs there: a row that holds on one side only is a fault of the
+model, or of what we expect.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.api.kube_apply_cases import APPLY_CASES
+from tests.api.kube_cases import CASES
 from tests.api.kube_steps import (
     ABSENT,
-    CASES,
     NEW,
     PRESENT,
     SAME,
@@ -37,6 +38,7 @@ from pdserve.kube.ownership import owner_reference
 from pdserve.kube.resource import CONFIGMAPS, CRDS, NAMESPACES, Object
 
 pytestmark = pytest.mark.api
+ALL = CASES | APPLY_CASES
 
 
 @pytest_asyncio.fixture(params=["model", "real"])
@@ -70,9 +72,9 @@ async def _install(client: KubeClient) -> None:
                 await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 async def test_same_answers(session: Session, name: str) -> None:
-    for number, step in enumerate(CASES[name], 1):
+    for number, step in enumerate(ALL[name], 1):
         where = f"{name}, step {number}"
         try:
             answer = await step.call(session)

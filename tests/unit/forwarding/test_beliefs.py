@@ -5,14 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.forwarding.budget import RetryBudget
-from pdserve.forwarding.deadline import (
-    PrefillTimes,
-    PromptSize,
-    TokenEstimate,
-    admission_deadline,
-    predict_prefill,
-    prompt_size,
-)
 from pdserve.forwarding.ejection import MAX_SECONDS, Health
 from pdserve.forwarding.instance import NEVER, Instance
 from pdserve.forwarding.match import describe_known, known_models, match_scenario
@@ -280,83 +272,3 @@ def test_first_matching_scenario_wins() -> None:
         "code (model 'shop-code' or 'shop-sql'); rest (model 'tiny')"
     )
     assert describe_known(table()) == "none yet"
-
-
-# --- deadlines ---
-
-
-def test_admission_deadline_leaves_time_for_prefill() -> None:
-    predicted = predict_prefill((0.1, 0.001), 400)
-    assert predicted == pytest.approx(0.5)
-    assert admission_deadline(10.0, 1.0, predicted) == pytest.approx(10.475)
-    assert admission_deadline(10.0, 1.0, predict_prefill(None, 400)) == 11.0
-
-
-def test_tokens_per_byte_are_learned_and_ids_are_exact() -> None:
-    estimate = TokenEstimate()
-    text = prompt_size({"prompt": "x" * 1000})
-    for _ in range(60):
-        estimate.learn(text, 500)
-    assert estimate.tokens(text) == pytest.approx(500, rel=0.05)
-    assert estimate.tokens(prompt_size({"prompt": [1, 2, 3]})) == 3
-    chat = prompt_size(
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "abcd"}]},
-                      {"role": "user", "content": "ef"}, {"role": "assistant", "content": None}]}
-    )  # fmt: skip
-    assert (chat.text, chat.messages) == (6, 3)
-    assert prompt_size({"prompt": "\u00e9\U0001f600"}).text == 6
-
-
-def test_many_empty_messages_teach_what_a_message_costs_and_not_what_a_byte_does() -> None:
-    estimate = TokenEstimate()
-    for _ in range(30):
-        estimate.learn(PromptSize(4000), 1000)
-    for _ in range(200):
-        estimate.learn(PromptSize(300, messages=300), 300 * 13)
-    assert estimate.tokens(PromptSize(4000)) == pytest.approx(1000, rel=0.3)
-    assert estimate.tokens(PromptSize(300, messages=300)) == pytest.approx(3900, rel=0.2)
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 2**22), st.integers(0, 10**5), st.integers(0, 10**5),
-            st.integers(0, 2**31),
-        ),
-        max_size=40,
-    )
-)  # fmt: skip
-def test_estimates_stay_in_their_bounds_whatever_is_seen(
-    seen: list[tuple[int, int, int, int]],
-) -> None:
-    estimate = TokenEstimate()
-    for text, ids, messages, tokens in seen:
-        estimate.learn(PromptSize(text, ids, messages), tokens)
-        assert 0.05 <= estimate.per_byte <= 2.0
-        assert 0.0 <= estimate.per_message <= 64.0
-
-
-def test_what_was_wrongly_learned_is_forgotten() -> None:
-    estimate = TokenEstimate()
-    for _ in range(500):
-        estimate.learn(PromptSize(4000), 8000)
-    assert estimate.per_byte > 1.8
-    for _ in range(250):
-        estimate.learn(PromptSize(1000), 250)
-    assert estimate.per_byte < 0.5
-
-
-def test_only_what_was_measured_refuses_a_length() -> None:
-    times = PrefillTimes()
-    assert not times.too_long(10_000, 0.5)
-    for seconds in (9.0, 2.0, 2.0):
-        assert not times.too_long(10_000, 0.5), "once or twice may have been a cold start"
-        times.learn(10_000, seconds)
-    assert times.too_long(10_000, 0.5)
-    assert times.too_long(40_000, 0.5)
-    assert not times.too_long(4_000, 0.5)
-    assert not times.too_long(10_000, 2.5)
-    times.learn(10_000, 0.3)
-    assert not times.too_long(10_000, 0.5), "one that was fast enough is enough"
-    assert times.at_most(10_000) == times.at_most(100) == 0.3
-    assert times.at_most(20_000) == float("inf")

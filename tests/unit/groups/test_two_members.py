@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.support.builders import RESOURCE, fabric
@@ -36,8 +37,9 @@ def uids(found: list[Pod]) -> set[str]:
     return {p.uid for p in found}
 
 
-def made_by(made: t.Plan, kind: type) -> list[str]:
-    return [a.name for a in made.actions if isinstance(a, kind)]
+def made_by(made: t.Plan, kind: type[Any]) -> list[str]:
+    found: list[Any] = [a for a in made.actions if isinstance(a, kind)]
+    return [a.name for a in found]
 
 
 # --- set-up --------------------------------------------------------------------------------------

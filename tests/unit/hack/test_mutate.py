@@ -67,6 +67,12 @@ def test_a_mutant_says_where_it_is_and_is_made_there() -> None:
     assert changed == ast.unparse(ast.parse(source.replace("a < 3", "a <= 3")))
 
 
+def test_mutants_of_one_function_that_read_alike_have_names_of_their_own() -> None:
+    source = "def f(a): return a + 1 < 1\ndef g(): return 1\n"
+    ones = [m.name for m in mutants("m.py", source) if m.before == "1"]
+    assert ones == ["m.py f: 1 -> 2", "m.py f: 1 -> 2 (2)", "m.py g: 1 -> 2"]
+
+
 def test_each_module_has_its_share_of_the_sample_whatever_the_seed() -> None:
     by_path = {
         path: [Mutant(path, "", k, k, 0, "a", "b") for k in range(count)]

@@ -20,15 +20,16 @@ from pdserve.placement import (
     place_instance,
     site_of,
 )
+from pdserve.terms import Role
 
 
 def members(text: str) -> list[PlacedInstance]:
     """`members("P:n1 D:n2")`."""
     parts = [part.split(":") for part in text.split()]
-    roles = {"P": "prefill", "D": "decode"}
+    roles: dict[str, Role] = {"P": "prefill", "D": "decode"}
     return [
         PlacedInstance(f"{roles[r]}-{k}", roles[r], (node,)) for k, (r, node) in enumerate(parts)
-    ]  # type: ignore[arg-type]
+    ]
 
 
 def site(text: str) -> Site:

@@ -179,7 +179,7 @@ def test_never_over_allocates_nor_uses_what_is_out_of_use(
     assert all(devices <= tree.free(node, RESOURCE) for node, devices in taken.items())
     held = Counter((a.role, a.nodes) for a in found.assignments)
     for node in taken:
-        counts = held["prefill", node], held["decode", node]
+        counts = held["prefill", (node,)], held["decode", (node,)]
         assert all(total <= have for total, have in needs(tree, node, asked, *counts))
 
 
