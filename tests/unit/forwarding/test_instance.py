@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pdserve.forwarding.view import View
 
 from pdserve.forwarding.deadline import PromptSize, TokenEstimate, prompt_size
 from pdserve.forwarding.decode import DecodeWalk, GiveUp, Wait
 from pdserve.forwarding.dispatch import Dispatcher
 from pdserve.forwarding.hints import MAX_FREE_IN
 from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.scenario_view import View
 from pdserve.terms import Slo
 from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario
