@@ -23,6 +23,7 @@ from pdserve.controllers.service.admission import ask_cluster
 from pdserve.controllers.service.policies import keep_policies
 from pdserve.controllers.service.route_writer import write_routes
 from pdserve.controllers.service.seen import (
+    all_gateways_ready,
     attainment_by_scenario,
     devices_used,
     gateways_ready,
@@ -125,6 +126,9 @@ class _Reconcile:
         # 2
         namespace, name = self.service.metadata.namespace, self.service.metadata.name
         asked = asked_rotation(self.obj)
+        if not all_gateways_ready(self.context, self.service):
+            # They may wait for a Secret that somebody deleted: nobody watches Secrets.
+            self.context.tokens.look_again(f"{namespace}/{name}", self.service.metadata.uid)
         ours = await self._try(self.context.tokens.ensure(namespace, name, self.owner, asked))
         # Pods are given Secrets by the service's name: never those of another owner.
         if template.status == "True" and ours:

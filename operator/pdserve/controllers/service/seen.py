@@ -32,6 +32,11 @@ def _gateways(context: OperatorContext, service: PDService) -> tuple[Object, ...
     return context.caches.pods.by_index(BY_SERVICE, key)
 
 
+def all_gateways_ready(context: OperatorContext, service: PDService) -> bool:
+    """Whether no gateway pod of the service is on its way up or down."""
+    return gateways_ready(context, service) == len(_gateways(context, service))
+
+
 def gateways_ready(context: OperatorContext, service: PDService) -> int:
     """How many gateway pods are ready and stay."""
     return sum(

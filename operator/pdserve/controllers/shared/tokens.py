@@ -110,6 +110,15 @@ class Tokens:
             self._held[key] = new
             self._verified.add(uid)
 
+    def look_again(self, service: str, owner: str) -> None:
+        """Let `ensure` look for the Secrets of service key `namespace/name`, whose uid is `owner`.
+
+        A deleted one is written again from what is known.
+        """
+        if service in self._held:
+            self._lost[service] = self._held[service]
+        self._verified.discard(owner)
+
     def forget(self) -> None:
         """Read everything anew at the next use (a Secret may have been deleted)."""
         self._lost |= self._held
