@@ -155,7 +155,6 @@ def _together(parts: Sequence[InstanceObs]) -> InstanceObs:
     drains = [p.drain_started for p in here if p.drain_started is not None]
     return replace(
         here[0],
-        created=min(p.created for p in here),
         members=tuple(m for p in here for m in p.members),
         bound=whole and all(p.bound for p in here),
         running=whole and all(p.running for p in here),

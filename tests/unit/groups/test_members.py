@@ -6,11 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.support.builders import fabric
+from tests.support.group_world import wanted
 from tests.support.instances import observed
 
 from pdserve.groups import types as t
 from pdserve.groups.observe import joined
+from pdserve.groups.repairs import count_faults
 from pdserve.groups.routable import addresses
+from pdserve.groups.view import PlanDraft
 from pdserve.wire import names
 
 NAME = "shop-chat-0-p0-abc123"
@@ -118,3 +122,21 @@ def test_names_of_members_fit_a_label_and_lead_back_to_instance_and_slot() -> No
             assert names.instance_name(pod) == f"{slot}-abc123"
             assert names.slot_of(pod) == slot
     assert names.slot_name("shop-chat", 0, "prefill", 1, 2) == "shop-chat-0-p1"
+
+
+@pytest.mark.parametrize(
+    ("own", "want"),
+    [((None, None), ["n0", "n1"]), ((None, "CrashLoop"), ["n1"]), (("CrashLoop", None), ["n0"])],
+    ids=["the instance as a whole", "its other member", "its leader"],
+)
+def test_which_nodes_a_repeated_fault_makes_suspect(
+    own: tuple[t.Fault | None, t.Fault | None], want: list[str]
+) -> None:
+    lost = replace(both({"fault": own[0]}, {"fault": own[1]}), fault="CrashLoop")
+    before = t.Repair(lost.slot, 1, 900.0, last_uid="former")
+    seen = t.Observation(
+        wanted("1P1D", members=2), (lost,), {}, {}, {}, (before,), frozenset(), 1000.0
+    )
+    draft = PlanDraft(fabric("p1 a  n0:8 n1:8"))
+    count_faults(seen, draft)
+    assert [s.node for s in draft.repairs[0].suspects] == want
