@@ -225,3 +225,19 @@ def test_explain_without_a_right_to_nodes_shows_the_rest() -> None:
     assert "Ready=True  AllReady" in text
     assert "no decision yet" in text
     assert 'User "lead" cannot list resource "nodes"' in text
+
+
+def test_status_shows_an_instance_of_two_pods_once_with_its_worst_state() -> None:
+    pods = (
+        pod("demo-chat-0-p0-abc123", "prefill", "n1", True),
+        pod("demo-chat-0-p0-abc123-m1", "prefill", "n2", False),
+    )
+    for member, shown in enumerate(pods):
+        meta = shown["metadata"]
+        meta["labels"] |= {names.LABEL_MEMBER: str(member)}
+        meta["annotations"] = {names.ANNOTATION_MEMBERS: "2", names.ANNOTATION_LEADER: "u"}
+    (row,) = view_status.instances(Snapshot(service(), (), pods), NOW)
+    assert (row.name, row.nodes) == ("demo-chat-0-p0-abc123", ("n1", "n2"))
+    assert view_status.state_of(row) == "Linking"
+    text = view_status.render(Snapshot(service(), (), pods), NOW)
+    assert "n1, n2" in text and "-m1" not in text

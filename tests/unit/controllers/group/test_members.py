@@ -21,6 +21,7 @@ from pdserve.groups.types import Wanted
 from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS, Object
+from pdserve.wire import names
 from pdserve.wire.names import instance_name
 
 FIXED = {"mode": "Fixed", "fixed": {"groups": 1, "prefill": 1, "decode": 1}}
@@ -151,5 +152,26 @@ def test_a_scale_down_drains_and_deletes_both_members() -> None:
             assert {instance_name(name) for name in world.engines.drained} == set(
                 world.engines.drained
             )
+
+    run_virtual(run())
+
+
+def test_credentials_rotate_although_only_leaders_report() -> None:
+    async def run() -> None:
+        world = make()
+        async with world.running(), world.operator():
+            await world.until(lambda: whole(world))
+            before = {p["metadata"]["uid"] for p in world.instances()}
+            asked = {"metadata": {"annotations": {names.ANNOTATION_ROTATE: "1"}}}
+            world.patch(PDSERVICES, NS, "shop", asked)
+            await world.until(
+                lambda: (
+                    world.condition(PDSERVICES, "shop", "CredentialsRotated").get("status")
+                    == "True"
+                ),
+                600,
+            )
+            await world.until(lambda: whole(world))
+            assert {p["metadata"]["uid"] for p in world.instances()} == before
 
     run_virtual(run())
