@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 # Where set (containers often do), each of some hundred processes would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test unit fuzz lint fields mutate format generate bench e2e kind clean
+.PHONY: help demo test unit fuzz lint mutate format generate bench e2e kind clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -48,8 +48,6 @@ lint: $(VENV)/.installed ## style, types, layers, names, and drift of generated 
 	@$(BIN)/python hack/generate.py --check
 	@$(BIN)/python hack/check_names.py operator
 	@$(BIN)/python hack/references.py
-
-fields: $(VENV)/.installed ## fields that are written and never read, or read and never set
 	@$(BIN)/python hack/unread_fields.py
 
 mutate: $(VENV)/.installed ## do tests fail when the code is changed a little? (MUTATE_ARGS="--mutants 200 --seed 1")
