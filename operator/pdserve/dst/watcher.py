@@ -66,6 +66,8 @@ class Watcher:
     active: bool = False
     harmed: dict[str, float] = field(default_factory=dict)
     """Pod uids that the schedule broke, and when."""
+    deleted: dict[str, tuple[float, Object]] = field(default_factory=dict)
+    """By uid, pods that a user deleted and when: a decision made before may still take effect."""
     foreign: set[str] = field(default_factory=set)
     """Uids of foreign objects."""
     lying: bool = False
@@ -268,23 +270,32 @@ class Watcher:
         """Indexes of P/D groups with a healthy, routed prefill and decode of one revision.
 
         One pod counts as it `was` before the write that is judged; one that the schedule broke
-        a moment ago counts as healthy still.
+        or a user deleted a moment ago counts as healthy still.
         """
         namespace, service, _ = scenario_name(group)
         routed = self.world.routed(service, namespace)
         roles: dict[tuple[str, str], set[str]] = {}
         uid = was["metadata"]["uid"]
-        others = (p for p in instances_of(self.world, group) if p["metadata"]["uid"] != uid)
-        for pod in (*others, was):
+        lately = {
+            uid: pod for uid, (moment, pod) in self.deleted.items()
+            if self._time() < moment + LAG and group_of(self.world, pod) == group
+        }  # fmt: skip
+        others = (
+            p for p in instances_of(self.world, group)
+            if p["metadata"]["uid"] != uid and p["metadata"]["uid"] not in lately
+        )  # fmt: skip
+        for pod in (*others, was, *lately.values()):
             meta, labels = pod["metadata"], labels_of(pod)
             leaving = "deletionTimestamp" in meta or names.ANNOTATION_DRAIN in meta.get(
                 "annotations", {}
             )
-            if meta["uid"] == without or leaving or meta["name"] not in routed:
+            if meta["uid"] == without or leaving:
+                continue
+            if meta["name"] not in routed and meta["uid"] not in lately:
                 continue
             engine = self._engine(pod)
             broke = max(self.harmed.get(meta["uid"], 0.0), engine.stopped_at if engine else 0.0)
-            if self._healthy(pod) or self._time() < broke + LAG:
+            if meta["uid"] in lately or self._healthy(pod) or self._time() < broke + LAG:
                 key = (labels[names.LABEL_GROUP_INDEX], labels.get(names.LABEL_REVISION, ""))
                 roles.setdefault(key, set()).add(labels[names.LABEL_ROLE])
         return {index for (index, _), found in roles.items() if len(found) == 2}

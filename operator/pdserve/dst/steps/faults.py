@@ -18,6 +18,7 @@ async def delete_pod(scene: Scene, rng: random.Random) -> str | None:
         return None
     scene.harm([pod])
     scene.owe(pod)
+    scene.watcher.deleted[pod["metadata"]["uid"]] = (asyncio.get_running_loop().time(), pod)
     scene.delete(PODS, pod)
     return f"delete pod {name_of(pod)}"
 
