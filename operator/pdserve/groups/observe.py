@@ -27,7 +27,7 @@ from pdserve.groups.health import (
     up_since,
 )
 from pdserve.groups.types import Fault, InstanceObs, MemberObs
-from pdserve.terms import ROLES, Device
+from pdserve.terms import ROLES, Device, Role
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import timestamp
 from pdserve.topology.nodes import node_view
@@ -61,23 +61,11 @@ def instance_obs(
     Raises:
         NotOurs: a label is missing or malformed.
     """
-    meta, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
+    meta, spec = pod["metadata"], pod.get("spec", {})
     labels = meta.get("labels") or {}
     annotations = meta.get("annotations") or {}
-    role = labels.get(names.LABEL_ROLE)
-    if role not in ROLES:
-        raise NotOurs(f"pod {meta['name']}: label {names.LABEL_ROLE} is {role!r}, want {ROLES}")
-    index = labels.get(names.LABEL_GROUP_INDEX)
-    if not is_group_index(index):
-        raise NotOurs(
-            f"pod {meta['name']}: label {names.LABEL_GROUP_INDEX} is {index!r}, want a number"
-        )
-    member = labels.get(names.LABEL_MEMBER, "0")
-    size = annotations.get(names.ANNOTATION_MEMBERS, "1")
-    if not is_group_index(member) or not is_group_index(size):
-        raise NotOurs(f"pod {meta['name']}: it is member {member!r} of {size!r}, want numbers")
+    role, index, member, size = _identity(meta["name"], labels, annotations)
     engine = engine_status(pod)
-    linked = condition(pod, names.CONDITION_LINKED)
     since = clamped(now) if since is None else since
     limits = limits or HealthLimits()
     verdict = classify(pod, node, now, limits, since, silent)
@@ -88,31 +76,11 @@ def instance_obs(
         uid=str(annotations.get(names.ANNOTATION_LEADER) or meta.get("uid", "")),
         slot=names.slot_of(meta["name"]),
         role=role,
-        group_index=int(index),
+        group_index=index,
         revision=str(labels.get(names.LABEL_REVISION, "")),
         created=since("created", created(pod)),
-        members=(
-            MemberObs(
-                pod=meta["name"],
-                uid=str(meta.get("uid", "")),
-                node=str(bound or pinned_node(pod) or ""),
-                index=int(member),
-                devices=_devices(pod, node),
-                pod_ip=status.get("podIP") or None,
-                container_id=engine.get("containerID") or None,
-                linked_container=(linked.get("message") or None)
-                if linked.get("status") == "True"
-                else None,
-                ready=condition(pod, "Ready").get("status") == "True",
-                terminating=bool(meta.get("deletionTimestamp")),
-                draining=drain is not None,
-                scale_unit=names.LABEL_SCALE_UNIT in labels,
-                fault=verdict.fault,
-                holds=pod_requests(pod),
-                claimed=tuple(requested(pod).items()) if requested_devices(pod) else (),
-            ),
-        ),
-        size=int(size),
+        members=(_member(pod, node, member, verdict.fault),),
+        size=size,
         domains={
             key.removeprefix(names.TOPOLOGY_PREFIX): value
             for key, value in sorted(labels.items())
@@ -122,7 +90,7 @@ def instance_obs(
         running=engine.get("state", {}).get("running") is not None,
         restarts=int(engine.get("restartCount") or 0),
         ready=condition(pod, "Ready").get("status") == "True",
-        ever_linked=bool(linked),
+        ever_linked=bool(condition(pod, names.CONDITION_LINKED)),
         terminating=bool(meta.get("deletionTimestamp")),
         drain_started=None if drain is None else since("drain", drain),
         replaces=annotations.get(names.ANNOTATION_REPLACES) or None,
@@ -136,6 +104,45 @@ def instance_obs(
         unready_since=unready_since(pod, since),
         linked_since=linked_since(pod, since),
         startup_deadline=limits.startup_deadline,
+    )
+
+
+def _identity(name: str, labels: JsonMap, annotations: JsonMap) -> tuple[Role, int, int, int]:
+    """Role, group index, member index and number of members."""
+    role = labels.get(names.LABEL_ROLE)
+    if role not in ROLES:
+        raise NotOurs(f"pod {name}: label {names.LABEL_ROLE} is {role!r}, want {ROLES}")
+    index = labels.get(names.LABEL_GROUP_INDEX)
+    if not is_group_index(index):
+        raise NotOurs(f"pod {name}: label {names.LABEL_GROUP_INDEX} is {index!r}, want a number")
+    member = labels.get(names.LABEL_MEMBER, "0")
+    size = annotations.get(names.ANNOTATION_MEMBERS, "1")
+    if not is_group_index(member) or not is_group_index(size):
+        raise NotOurs(f"pod {name}: it is member {member!r} of {size!r}, want numbers")
+    return role, int(index), int(member), int(size)
+
+
+def _member(pod: JsonMap, node: JsonMap | None, index: int, fault: Fault | None) -> MemberObs:
+    meta, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
+    linked = condition(pod, names.CONDITION_LINKED)
+    return MemberObs(
+        pod=meta["name"],
+        uid=str(meta.get("uid", "")),
+        node=str(spec.get("nodeName") or pinned_node(pod) or ""),
+        index=index,
+        devices=_devices(pod, node),
+        pod_ip=status.get("podIP") or None,
+        container_id=engine_status(pod).get("containerID") or None,
+        linked_container=(linked.get("message") or None)
+        if linked.get("status") == "True"
+        else None,
+        ready=condition(pod, "Ready").get("status") == "True",
+        terminating=bool(meta.get("deletionTimestamp")),
+        draining=timestamp((meta.get("annotations") or {}).get(names.ANNOTATION_DRAIN)) is not None,
+        scale_unit=names.LABEL_SCALE_UNIT in (meta.get("labels") or {}),
+        fault=fault,
+        holds=pod_requests(pod),
+        claimed=tuple(requested(pod).items()) if requested_devices(pod) else (),
     )
 
 
