@@ -38,7 +38,7 @@ async def test_it_runs_as_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(getpass, "getuser", nameless)
     monkeypatch.setattr(kopf, "run", run)
-    with pytest.raises(RuntimeError, match="nobody stopped it"):
+    with pytest.raises(RuntimeError, match="ended without being stopped"):
         await asyncio.wait_for(kopf_app.run_kopf(WorkQueue(), None, random.Random(1)), 5)
     assert asked == ["pdserve"]
 

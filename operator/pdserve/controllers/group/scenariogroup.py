@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from pdserve.api import InvalidObjectError, PDService, RoCEDomain, Scenario, ScenarioGroup
@@ -60,7 +61,7 @@ from pdserve.placement import GroupRequest
 from pdserve.ratio.types import Counts
 from pdserve.terms import ROLES
 from pdserve.terms.json import JsonMap
-from pdserve.topology import Fabric, fabric_spec
+from pdserve.topology import Fabric, Reservation, fabric_spec
 from pdserve.wire import names
 from pdserve.wire.routes import RouteTable
 
@@ -146,7 +147,7 @@ class _Reconcile:
         rank = rank_of(self.context, self.obj)
         self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
         # 3
-        with self.context.promises.held(self.key, promised(planned, observation)):
+        with self._promising(promised(planned, observation)):
             found = (template, *fabric_condition(self.group, domain), *deleted)
             again = await self._carry_out(view, planned, found, observation.claims)
         if blind:
@@ -155,6 +156,23 @@ class _Reconcile:
             return again
         # Where a volume is changes without an event.
         return min(VOLUME_RETRY, again or VOLUME_RETRY)
+
+    @contextmanager
+    def _promising(self, reservations: Iterable[Reservation]) -> Iterator[None]:
+        """Promise the devices of pods to be created; what none of them took is told to who waits.
+
+        No event of an object tells that a POST failed. Not at once: of two groups that are refused
+        each would wake the other for ever.
+        """
+        asked = tuple(reservations)
+        try:
+            with self.context.promises.held(self.key, asked):
+                yield
+        finally:
+            pods = self.context.caches.pods
+            if any(pods.get(r.pod, self.key.namespace) is None for r in asked):
+                for key in self.context.claims.waiting():
+                    self.context.queue.add_after(group_key(key), REFUSED_RETRY)
 
     async def _template(self) -> ConditionState:
         """Condition TemplateValid: may pods be made of this ScenarioGroup?"""
