@@ -41,11 +41,9 @@ def check_rest(world: World) -> None:
 class GroupLife(RuleBasedStateMachine):
     """Single steps of the operator, the cluster and its users, in any order."""
 
-    MEMBERS = 1
-
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(DRAWING, wanted("1P1D", 1, devices=4, members=self.MEMBERS))
+        self.world = World(DRAWING, wanted("1P1D", 1, devices=4))
         self.world.settle()
 
     def _name(self, pick: int) -> str:
@@ -151,18 +149,6 @@ GroupLife.TestCase.settings = settings(
 for _number in (1, 2, 3, 4, 5, 7, 8):
     pytest.mark.invariant(_number)(GroupLife.TestCase)
 TestGroupLife = GroupLife.TestCase
-
-
-class TwoMembers(GroupLife):
-    """The same of instances of two pods each."""
-
-    MEMBERS = 2
-
-
-TwoMembers.TestCase.settings = settings(GroupLife.TestCase.settings, max_examples=20)
-for _number in (1, 2, 3, 4, 5, 7, 8):
-    pytest.mark.invariant(_number)(TwoMembers.TestCase)
-TestTwoMembers = TwoMembers.TestCase
 
 
 @pytest.mark.parametrize("seed", range(50))
