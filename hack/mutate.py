@@ -334,7 +334,7 @@ class _Finder:
         self.file, self.tree = file, tree
 
     def install(self) -> None:
-        """Change how this file becomes code, whoever imports it under whatever name."""
+        """Change how this file becomes code, under every name it is imported by."""
         from importlib.machinery import SourceFileLoader
 
         usual, file, tree = SourceFileLoader.get_code, str(self.file), self.tree

@@ -93,7 +93,7 @@ def placed(world: World) -> str:
 def test_in_a_namespace_that_is_being_deleted_little_is_tried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its content goes in any order, and it may stay for long (somebody's finalizer)."""
+    """Its content goes in any order; it may stay for long (another controller's finalizer)."""
 
     @virtual_time
     async def run() -> None:

@@ -227,7 +227,7 @@ def test_lost_groups_come_back_at_the_revision_that_serves() -> None:
     w = _bad_rollout(ROOMY, 3)
     for index in (0, 1):
         for pod in pods(w, index=index):
-            w.pods.pop(pod.new.name)  # seen by nobody
+            w.pods.pop(pod.new.name)  # before any observation shows it
         w.tables.pop(index)
     _crash_the_bad(w, 60)
     assert len(_serving(w)) == 2, "all but the one that tries the new revision"

@@ -76,7 +76,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-_USERS: Final = ("generation", "annotations", "labels", "deletionTimestamp", "uid")
+_USER_FIELDS: Final = ("generation", "annotations", "labels", "deletionTimestamp", "uid")
 """Fields of the metadata that change with what a user changes."""
 REFUSED_RETRY: Final = 10.0
 """Seconds until what was refused is tried again: what stood in the way may have gone."""
@@ -127,7 +127,7 @@ class _Reconcile:
         namespace, name = self.service.metadata.namespace, self.service.metadata.name
         asked = asked_rotation(self.obj)
         if not all_gateways_ready(self.context, self.service):
-            # They may wait for a Secret that somebody deleted: nobody watches Secrets.
+            # They may wait for a deleted Secret; Secrets are not watched.
             self.context.tokens.look_again(f"{namespace}/{name}", self.service.metadata.uid)
         ours = await self._try(self.context.tokens.ensure(namespace, name, self.owner, asked))
         # Pods are given Secrets by the service's name: never those of another owner.
@@ -358,9 +358,13 @@ class _Reconcile:
             self.context.caches.services.observe(live)
 
     def _unless_only_status(self, live: Object) -> AbstractContextManager[None]:
-        """No second look at what this one wrote, unless a change of the user came with it."""
+        """Suppress the pass that this status write would cause.
+
+        Not where the answer carries a change by a user that the watch has not told yet: the watch
+        event of that version finds the object in the cache and is told to no handler.
+        """
         before, after = self.obj["metadata"], live["metadata"]
-        if any(before.get(field) != after.get(field) for field in _USERS):
+        if any(before.get(field) != after.get(field) for field in _USER_FIELDS):
             return nullcontext()
         return self.context.queue.ignoring(service_key(after["namespace"], after["name"]))
 

@@ -1,4 +1,4 @@
-"""What somebody changes by hand in objects of ours is put back, and costs no sound instance."""
+"""Edits by hand of objects of pdserve are undone, and cost no sound instance."""
 
 from __future__ import annotations
 
@@ -94,6 +94,6 @@ READS = ("get", "list", "watch")
 
 
 def pods(world: World) -> set[str]:
-    """Uids of the instances, by what nobody edits here: their names."""
+    """Uids of the instances by name; no test here edits names."""
     found = [p["metadata"] for p in world.seen(PODS) if p["metadata"]["name"].startswith(GROUP)]
     return {meta["uid"] for meta in found if "deletionTimestamp" not in meta}
