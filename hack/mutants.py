@@ -27,6 +27,8 @@ _COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitAnd: ast.BitOr,
 }  # fmt: skip
 _CALLED = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list"}
+_WIDTH = 120
+"""Most characters of a change that its name shows."""
 _SKIPPED = (ast.Assert, ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)
 
 
@@ -58,7 +60,7 @@ def mutants(path: str, source: str) -> list[Mutant]:
     seen: Counter[tuple[str, str, str]] = Counter()
     for number, (node, function) in enumerate(_sites(ast.parse(source))):
         for variant, changed in enumerate(_variants(node)):
-            before, after = _shown(node), _shown(changed)
+            before, after = _shown(ast.unparse(node), ast.unparse(changed))
             if before == after:
                 continue
             key = (function, before, after)
@@ -215,8 +217,13 @@ def _is_string(node: ast.expr) -> bool:
     )
 
 
-def _shown(node: ast.AST) -> str:
-    return " ".join(ast.unparse(node).split())[:120]
+def _shown(before: str, after: str) -> tuple[str, str]:
+    """Both in one line each, and at most `_WIDTH` characters of it around the first difference."""
+    before, after = " ".join(before.split()), " ".join(after.split())
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((k for k, (a, b) in pairs if a != b), min(len(before), len(after)))
+    start = 0 if same < _WIDTH else same - _WIDTH // 3
+    return before[start : start + _WIDTH], after[start : start + _WIDTH]
 
 
 class _Replace(ast.NodeTransformer):

@@ -5,33 +5,40 @@
 
 Mutants are drawn by a printed seed, from each module its share (`mutants.drawn`). Phases:
 
-1. pytest collects the unit tests of the strata's folders, once.
+1. pytest collects the unit tests of the strata's folders, once, and the functions that imports call
+   are noted.
 2. A fork runs them all and notes which functions each test calls, and for how long it runs.
 3. Each mutant is a fork of its own, as fresh as the first one: it runs the tests that call the
    changed function (of the same folder first, quick ones first) until one fails. A change inside a
-   function swaps the code of the function objects that exist; any other change is put in place of
-   the module before the tests are imported, in a process of its own.
-4. Score with its 95 % interval (Wilson), and the survivors.
+   function swaps the code of the function objects that exist. Any other change is put in place of
+   the module before the tests are imported, in a process of its own that runs the folder's tests;
+   so is one that survived in a function that imports call, for its results may be older than it.
+4. Score with its 95 % interval (Wilson), and the survivors: how many tests call the function, and
+   the mutant's name alone on the line below, as `mutate.accepted` wants it. A function that no test
+   calls has mutants that survive.
 
 A mutant is killed when a test fails or its time on the CPU is over (an endless loop). Survivors
-that `mutate.accepted` names with a reason (no input tells them from the original) do not count.
+that `mutate.accepted` names with a reason (no input tells them from the original) do not count; a
+name there that no mutant has any more is an error (`--check-accepted`, part of `make lint`).
 Ends with 1 when the lower end of the interval is below `--floor`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import math
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,9 +51,12 @@ ACCEPTED = Path(__file__).with_name("mutate.accepted")
 FOLDERS = ("placement", "ratio", "forwarding", "groups", "topology")
 MOST_TESTS = 400
 """Tests run against one mutant; the quickest of those that call its function."""
+MOST_MEMORY = 4 * 2**30
+"""Bytes that one mutant may allocate; a loop that only collects ends there."""
 _KILLED, _SURVIVED, _UNFIT = 1, 0, 3
 
-
+Functions = dict[tuple[str, str], list[types.FunctionType]]
+"""By file and qualified name."""
 Note = Callable[[Mutant, int, int], None]
 """Told of each mutant: what became of it, and how many tests call its function."""
 
@@ -121,6 +131,32 @@ def accepted(text: str) -> dict[str, str]:
     return found
 
 
+class Calls:
+    """Which functions of the sources run between `start` and `stop`, as `path:name`."""
+
+    def __init__(self, root: Path, paths: Iterable[str]) -> None:
+        self._known = {str(root / path): path for path in paths}
+        self._codes: set[types.CodeType] = set()
+
+    def start(self) -> None:
+        """Note calls of this thread from now on, and forget those of before."""
+        self._codes = set()
+        sys.setprofile(self._note)
+
+    def stop(self) -> set[str]:
+        """Note no more; those noted. A nested function counts as the outermost one around it."""
+        sys.setprofile(None)
+        return {
+            f"{self._known[c.co_filename]}:{c.co_qualname.partition('.<locals>')[0]}"
+            for c in self._codes
+            if c.co_filename in self._known
+        }
+
+    def _note(self, frame: types.FrameType, event: str, _arg: object) -> None:
+        if event == "call":
+            self._codes.add(frame.f_code)
+
+
 class Runner:
     """A pytest plugin that runs mutants instead of tests."""
 
@@ -128,6 +164,11 @@ class Runner:
         self.plan, self.chosen, self.jobs, self.note = plan, chosen, jobs, note
         self.tally: dict[str, Tally] = {source: Tally() for source in plan.sources}
         self.sources = {path: (plan.root / path).read_text() for path in plan.files()}
+        self.noted = Calls(plan.root, self.sources)
+        self.imported: set[str] = set()
+        """Functions that ran before any test did."""
+        self.functions: Functions = {}
+        self.caches: list[Any] = []
         self.calls: dict[str, list[str]] = {}
         self.seconds: dict[str, float] = {}
         self.items: dict[str, pytest.Item] = {}
@@ -135,9 +176,12 @@ class Runner:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Phases 2 and 3."""
+        self.imported = self.noted.stop()
         self.items = {item.nodeid: item for item in session.items}
         plugins = session.config.pluginmanager
         plugins.unregister(plugins.getplugin("terminalreporter"))
+        self.functions, self.caches = _functions(), _caches()
+        gc.freeze()  # what stands now is never looked at again, so that forks share its memory
         self._trace()
         running: dict[int, tuple[Mutant, int]] = {}
         for mutant in self.chosen:
@@ -182,19 +226,28 @@ class Runner:
         _silence()
         if not mutant.function:
             return self._afresh(mutant)
+        early = f"{mutant.path}:{mutant.function}" in self.imported
         if not ids:
-            return _SURVIVED
+            return self._afresh(mutant) if early else _SURVIVED
         code = compile(mutated(self.sources[mutant.path], mutant), self._file(mutant), "exec")
-        if not _swap(self._file(mutant), mutant.function, code):
+        if not self._swap(self._file(mutant), mutant.function, code):
             return _UNFIT
+        _limit(self._allowed(ids))
+        if _fails([self.items[i] for i in ids]):
+            return _KILLED
+        return self._afresh(mutant) if early else _SURVIVED
+
+    def _allowed(self, ids: Iterable[str]) -> int:
+        """Seconds on the CPU after which these tests are in an endless loop."""
         usual = sum(self.seconds.get(test, 0.0) for test in ids)
-        _limit(max(self.plan.cpu_seconds, 10 * usual))
-        return _KILLED if _fails([self.items[i] for i in ids]) else _SURVIVED
+        return math.ceil(max(self.plan.cpu_seconds, 10 * usual))
 
     def _afresh(self, mutant: Mutant) -> int:
         """A change outside functions: in a new process, which imports the changed module."""
+        home = self.plan.home(mutant.path)
+        seconds = self._allowed(t for t in self.items if t.startswith(f"{home}/"))
         command = [sys.executable, __file__, "--run-one", json.dumps(_plain(mutant))]
-        command += ["--root", str(self.plan.root), "--cpu-seconds", str(self.plan.cpu_seconds)]
+        command += ["--root", str(self.plan.root), "--cpu-seconds", str(seconds)]
         for source, tests in zip(self.plan.sources, self.plan.tests, strict=True):
             command += ["--pair", source, tests]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -223,47 +276,48 @@ class Runner:
         self.calls, self.seconds = found["calls"], found["seconds"]
 
     def _traced(self) -> dict[str, Any]:
-        known = {str(self.plan.root / path): path for path in self.sources}
         calls, seconds, failed = {}, {}, []
         for test, item in self.items.items():
-            called: set[types.CodeType] = set()
-
-            def profile(
-                frame: types.FrameType, event: str, _arg: object, into: Any = called
-            ) -> None:
-                if event == "call":
-                    into.add(frame.f_code)
-
+            self._forget()
             began = time.process_time()
-            sys.setprofile(profile)
+            self.noted.start()
             bad = _fails([item])
-            sys.setprofile(None)
+            calls[test] = sorted(self.noted.stop())
             seconds[test] = time.process_time() - began
             if bad:
                 failed.append(test)
-            names = {
-                f"{known[c.co_filename]}:{c.co_qualname.partition('.<locals>')[0]}"
-                for c in called
-                if c.co_filename in known
-            }
-            calls[test] = sorted(names)
         return {"calls": calls, "seconds": seconds, "failed": failed}
 
+    def _swap(self, file: str, function: str, module: types.CodeType) -> bool:
+        """Give the function objects of that name the code of the changed one; False: cannot be."""
+        new = next((c for c in _codes(module) if c.co_qualname == function), None)
+        old = self.functions.get((file, function)) or _functions().get((file, function), [])
+        if new is None or any(len(o.__code__.co_freevars) != len(new.co_freevars) for o in old):
+            return False
+        for one in old:
+            one.__code__ = new
+        self._forget()
+        return bool(old)
 
-def _swap(file: str, function: str, module: types.CodeType) -> bool:
-    """Give the function objects of that name the code of the changed one; False: it cannot be."""
-    new = next((c for c in _codes(module) if c.co_qualname == function), None)
-    if new is None:
-        return False
-    objects = (o for o in gc.get_objects() if isinstance(o, types.FunctionType))
-    old = [
-        o for o in objects if o.__code__.co_filename == file and o.__code__.co_qualname == function
-    ]
-    if any(len(o.__code__.co_freevars) != len(new.co_freevars) for o in old):
-        return False
-    for one in old:
-        one.__code__ = new
-    return bool(old)
+    def _forget(self) -> None:
+        """Let each test call what an earlier one, or an import, has had cached."""
+        for cache in self.caches:
+            cache.cache_clear()
+
+
+def _functions() -> Functions:
+    """Function objects that exist and are not frozen."""
+    found: Functions = {}
+    for one in gc.get_objects():
+        if isinstance(one, types.FunctionType):
+            code = one.__code__
+            found.setdefault((code.co_filename, code.co_qualname), []).append(one)
+    return found
+
+
+def _caches() -> list[Any]:
+    """Functions that exist under `functools.cache` or `lru_cache`."""
+    return [one for one in gc.get_objects() if isinstance(one, functools._lru_cache_wrapper)]
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -301,11 +355,15 @@ def _silence() -> None:
     os.dup2(nowhere, 2)
 
 
-def _limit(seconds: float) -> None:
-    """End this process after so much time on the CPU, however busy the machine is."""
-    used = time.process_time()
-    most = math.ceil(used + seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
+def _limit(seconds: int) -> None:
+    """End this process after so much time on the CPU, however busy the machine is.
+
+    Also when it waits for what never comes: after twenty times as long by the clock.
+    """
+    most = math.ceil(time.process_time()) + seconds
+    for what, limit in ((resource.RLIMIT_CPU, most), (resource.RLIMIT_DATA, MOST_MEMORY)):
+        resource.setrlimit(what, (limit, resource.getrlimit(what)[1]))
+    signal.alarm(20 * seconds)
 
 
 def _arguments(plan: Plan, tests: Sequence[str]) -> list[str]:
@@ -348,11 +406,11 @@ class _Finder:
 
 
 def run_one(plan: Plan, mutant: Mutant) -> int:
-    """Phase 3 for a change outside functions: pytest from the start, on the module's folder."""
+    """Phase 3 for what is afresh: pytest from the start, on the module's folder."""
     source = (plan.root / mutant.path).read_text()
     _Finder(plan.root / mutant.path, mutated(source, mutant)).install()
     _quiet_hypothesis()
-    _limit(10 * plan.cpu_seconds)
+    _limit(plan.cpu_seconds + 30)
     tests = [plan.home(mutant.path)]
     ended = pytest.main([*_arguments(plan, tests), "-x"])
     return _SURVIVED if ended in (0, 5) else _KILLED
@@ -362,9 +420,21 @@ def _plain(mutant: Mutant) -> dict[str, Any]:
     return {name: getattr(mutant, name) for name in Mutant.__slots__}
 
 
-def choose(plan: Plan, count: int, seed: int, known: dict[str, str]) -> tuple[list[Mutant], int]:
+def every(plan: Plan) -> dict[str, list[Mutant]]:
+    """All mutants of the sources, by module."""
+    return {path: mutants(path, (plan.root / path).read_text()) for path in plan.files()}
+
+
+def stale(by_path: dict[str, list[Mutant]], known: Iterable[str]) -> list[str]:
+    """Accepted names of these modules, or of modules that are gone, that no mutant has any more."""
+    there = {m.name for found in by_path.values() for m in found}
+    return [name for name in known if name not in there]
+
+
+def choose(
+    by_path: dict[str, list[Mutant]], count: int, seed: int, known: dict[str, str]
+) -> tuple[list[Mutant], int]:
     """The sample without accepted ones, in an order of chance, and how many those were."""
-    by_path = {path: mutants(path, (plan.root / path).read_text()) for path in plan.files()}
     sample = drawn(by_path, count, seed)
     chosen = [m for m in sample if m.name not in known]
     random.Random(seed).shuffle(chosen)
@@ -382,6 +452,7 @@ def main() -> int:
     parser.add_argument("--cpu-seconds", type=int, default=Plan.cpu_seconds)
     parser.add_argument("--root", type=Path, default=ROOT)
     parser.add_argument("--pair", nargs=2, action="append", metavar=("SOURCES", "TESTS"))
+    parser.add_argument("--check-accepted", action="store_true", help=f"only read {ACCEPTED.name}")
     parser.add_argument("--run-one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     pairs = args.pair or [
@@ -390,11 +461,18 @@ def main() -> int:
     plan = Plan(args.root, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), args.cpu_seconds)
     if args.run_one:
         return run_one(plan, Mutant(**json.loads(args.run_one)))
-    chosen, passed = choose(plan, args.mutants, args.seed, accepted(ACCEPTED.read_text()))
+    known, by_path = accepted(ACCEPTED.read_text()), every(plan)
+    if args.check_accepted:
+        gone = stale(by_path, known)
+        for name in gone:
+            print(f"{ACCEPTED.name}: no mutant has this name: {name}")
+        return int(bool(gone))
+    chosen, passed = choose(by_path, args.mutants, args.seed, known)
     print(f"seed {args.seed}: {len(chosen)} mutants of {', '.join(plan.sources)}", flush=True)
     _quiet_hypothesis()
     runner = Runner(plan, chosen, args.jobs, _said)
     began = time.monotonic()
+    runner.noted.start()
     ended = pytest.main(_arguments(plan, plan.tests), plugins=[runner])
     if ended != 0:
         return int(ended)
@@ -403,7 +481,8 @@ def main() -> int:
 
 def _said(mutant: Mutant, code: int, ran: int) -> None:
     if code == _SURVIVED:
-        print(f"survived ({ran} tests call it): line {mutant.line} of {mutant.name}", flush=True)
+        tests = f"{ran} tests call it" if mutant.function else "all tests of its folder"
+        print(f"survived ({tests}): line {mutant.line}\n{mutant.name}", flush=True)
 
 
 def report(tally: dict[str, Tally], passed: int, floor: float, seconds: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "hack"))
 
 from mutants import Mutant, drawn, mutants, mutated  # noqa: E402
-from mutate import accepted, wilson  # noqa: E402
+from mutate import accepted, stale, wilson  # noqa: E402
 
 CHANGES = [
     ("a < b", ["a <= b"]),
@@ -101,6 +102,20 @@ def test_the_interval_is_wilsons(hits: int, total: int, want: tuple[float, float
     assert wilson(hits, total) == pytest.approx(want, abs=1e-4)
 
 
+def test_a_change_behind_a_long_text_is_shown_where_it_is() -> None:
+    source = f"def f(a):\n    return a == {'x' * 200!r} and a < 1\n"
+    (shown,) = (m for m in mutants("m.py", source) if m.after.endswith(" or a < 1"))
+    assert shown.before.endswith("x' and a < 1")
+    assert len(shown.before) <= 120
+
+
+def test_an_accepted_name_that_no_mutant_has_is_told() -> None:
+    by_path = {"m.py": mutants("m.py", "def f(a): return a < 1\n")}
+    names = [m.name for m in by_path["m.py"]]
+    gone = ["m.py f: a < 2 -> a <= 2", "gone.py f: 1 -> 2"]
+    assert stale(by_path, [*names, *gone]) == gone
+
+
 def test_an_accepted_mutant_has_a_reason() -> None:
     text = "# head\na.py f: 1 -> 2  # the bound is never reached\n"
     assert accepted(text) == {"a.py f: 1 -> 2": "the bound is never reached"}
@@ -109,7 +124,18 @@ def test_an_accepted_mutant_has_a_reason() -> None:
 
 
 SOURCE = """
+import functools
+
 LIMIT = 3
+
+def limits():
+    return (LIMIT, 5)
+
+LIMITS = limits()
+
+@functools.cache
+def halved(x):
+    return x // 2
 
 def over(x):
     return x > LIMIT
@@ -127,6 +153,15 @@ def nowhere_called():
 """
 TESTS = """
 from pkg import code
+
+def test_limits_are_made_at_import():
+    assert code.LIMITS == (3, 5)
+
+def test_halved_for_the_first_time():
+    code.halved(9)
+
+def test_halved_once_more():
+    assert code.halved(9) == 4
 
 def test_over():
     assert [code.over(x) for x in (3, 4)] == [False, True]
@@ -150,9 +185,7 @@ def test_a_run_tells_what_tests_hold(tmp_path: Path) -> None:
     command += ["--pair", "pkg", "tests", "--seed", "1", "--jobs", "2", "--cpu-seconds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     survived = sorted(
-        line.partition(": line ")[2].partition(" of ")[2]
-        for line in done.stdout.splitlines()
-        if line.startswith("survived")
+        name for line, name in pairwise(done.stdout.splitlines()) if line.startswith("survived")
     )
     want = [
         "pkg/code.py endless: 1 -> 2",
