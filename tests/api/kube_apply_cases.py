@@ -210,7 +210,7 @@ APPLY_CASES: dict[str, list[Step]] = {
         Step(listed(CONFIGMAPS, label_selector="l"), see={"names": ["a"]}),
         Step(listed(CONFIGMAPS, field_selector="metadata.name=b"), see={"names": ["b"]}),
         Step(
-            lambda s: s.client._send(
+            lambda s: s.transport.send(
                 KubeRequest("list", CONFIGMAPS, s.namespace, query={"limit": "1", "continue": "no"})
             ),
             "400 BadRequest",

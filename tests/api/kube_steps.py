@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdserve.kube.client import KubeClient
+from pdserve.kube.client import KubeClient, KubeTransport
 from pdserve.kube.ownership import create_or_apply
 from pdserve.kube.resource import (
     CONFIGMAPS,
@@ -95,9 +95,13 @@ NO_KIND = Resource("conformance.test", "v1", "gadgets", "Gadget")
 class Session:
     """One side of the comparison: a client, a namespace of its own, and what was last answered."""
 
-    client: KubeClient
+    transport: KubeTransport
     namespace: str
     last: dict[str, Object] = field(default_factory=dict)
+    client: KubeClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = KubeClient(self.transport)
 
     def obj(self, resource: Resource, name: str, meta: Object | None = None, **body: Any) -> Object:
         place = {"namespace": self.namespace} if resource.namespaced else {}

@@ -19,6 +19,7 @@ from pdserve.api import PDService, ScenarioGroup
 from pdserve.desired.objects import gateway_objects
 from pdserve.engines.pods import render_pod
 from pdserve.groups.types import NewPod
+from pdserve.terms import Role
 
 pytestmark = pytest.mark.api
 
@@ -38,7 +39,7 @@ def gateway(**edits: object) -> Json:
     return of_deployment(list(gateway_objects(service, "pdserve/gateway:test", OWNER, "f1")))
 
 
-def instance(role: str, **edits: object) -> Json:
+def instance(role: Role, **edits: object) -> Json:
     group = ScenarioGroup.parse(edited(scenariogroup(), {"metadata.namespace": NAMESPACE} | edits))
     new = NewPod(
         name=f"shop-chat-0-{role[0]}0-abc123", slot=f"shop-chat-0-{role[0]}0",

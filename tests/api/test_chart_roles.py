@@ -10,7 +10,10 @@ from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
 from pdserve.cli import snapshot
-from pdserve.kube.connect import connect
+from pdserve.exposition import Registry
+from pdserve.kube.client import KubeClient
+from pdserve.kube.connect import api_client
+from pdserve.kube.transport import HttpTransport
 
 pytestmark = pytest.mark.api
 
@@ -90,8 +93,9 @@ def test_nobody_may_write_status(rest: Rest) -> None:
 
 
 async def test_explain_tells_what_it_may_not_see(control_plane: ControlPlane, rest: Rest) -> None:
-    client = await connect(control_plane.kubeconfig)
-    client._transport._api.set_default_header("Impersonate-User", "the-admin")
+    api = await api_client(control_plane.kubeconfig)
+    api.set_default_header("Impersonate-User", "the-admin")
+    client = KubeClient(HttpTransport(api, Registry()))
     try:
         found = await snapshot.read_fabric(client, "any")
     finally:

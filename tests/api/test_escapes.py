@@ -249,7 +249,7 @@ async def test_without_the_policy_the_operator_makes_no_pod(
     def verdict(kind: str, name: str) -> tuple[str, str]:
         live = rest.get(path(kind, OPEN, name)).body
         listed = live.get("status", {}).get("conditions", ())
-        found = next((c for c in listed if c["type"] == "TemplateValid"), {})
+        found: dict[str, str] = next((c for c in listed if c["type"] == "TemplateValid"), {})
         return found.get("status", ""), found.get("reason", "")
 
     task = asyncio.create_task(everything())

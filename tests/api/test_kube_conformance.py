@@ -30,12 +30,15 @@ from tests.api.kube_steps import (
 )
 
 from pdserve.dst.api_kinds import kind_of_crd
+from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_server import FakeApi
+from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
-from pdserve.kube.connect import connect
+from pdserve.kube.connect import api_client
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import owner_reference
 from pdserve.kube.resource import CONFIGMAPS, CRDS, NAMESPACES, Object
+from pdserve.kube.transport import HttpTransport
 
 pytestmark = pytest.mark.api
 ALL = CASES | APPLY_CASES
@@ -45,14 +48,16 @@ ALL = CASES | APPLY_CASES
 async def session(request: pytest.FixtureRequest) -> AsyncIterator[Session]:
     if request.param == "model":
         crd = kind_of_crd(WIDGET_CRD)
-        yield Session(FakeApi(crd, namespaces=("default", "conformance")).client(), "conformance")
+        api = FakeApi(crd, namespaces=("default", "conformance"))
+        yield Session(FakeTransport(api, Faults()), "conformance")
         return
     plane = request.getfixturevalue("control_plane")
-    client = await connect(plane.kubeconfig)
+    transport = HttpTransport(await api_client(plane.kubeconfig), Registry())
+    client = KubeClient(transport)
     try:
         await _install(client)
         created = await client.create(NAMESPACES, {"metadata": {"generateName": "conformance-"}})
-        yield Session(client, created["metadata"]["name"])
+        yield Session(transport, created["metadata"]["name"])
     finally:
         await client.close()
 
@@ -115,8 +120,8 @@ def _check(where: str, want: Any, found: list[Any], before: Object, path: str) -
 
 
 async def test_a_watch_shows_the_same_changes(session: Session) -> None:
-    async def changes(version: str) -> list[tuple[str, str, str]]:
-        seen = []
+    async def changes(version: str) -> list[tuple[str, str, str | None]]:
+        seen: list[tuple[str, str, str | None]] = []
         async with asyncio.timeout(20):
             async for event in session.client.watch(
                 CONFIGMAPS, session.namespace, resource_version=version, label_selector="in=yes"

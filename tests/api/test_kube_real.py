@@ -16,13 +16,14 @@ import yaml
 from localcluster.controlplane import ControlPlane
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
-from pdserve.kube.client import KubeClient, WatchEvent
-from pdserve.kube.connect import ConnectError, connect
+from pdserve.kube.client import KubeClient, KubeRequest, WatchEvent
+from pdserve.kube.connect import ConnectError, api_client, connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.lease import LeaseElector, LeaseTimes
 from pdserve.kube.ownership import NotOursError, create_or_apply, owner_reference
 from pdserve.kube.resource import CONFIGMAPS, EVENTS, LEASES, NAMESPACES, NODES, PODS, Object
+from pdserve.kube.transport import HttpTransport
 
 pytestmark = pytest.mark.api
 
@@ -209,6 +210,17 @@ SOON = 9.0
 HANDED_OVER = ["one works", "one ended", "two works"]
 
 
+class Mortal(HttpTransport):
+    """A connection whose process can be declared dead: nothing is sent any more."""
+
+    dead = False
+
+    async def send(self, request: KubeRequest) -> Object:
+        if self.dead:
+            raise KubeError(0, "Unreachable", "killed")
+        return await super().send(request)
+
+
 class Candidate:
     def __init__(self, client: KubeClient, namespace: str, name: str, seen: list[str]) -> None:
         self.name, self.seen = name, seen
@@ -248,18 +260,15 @@ async def test_two_electors_hand_over_on_a_clean_exit(client: KubeClient, namesp
 async def test_two_electors_hand_over_after_a_kill(
     client: KubeClient, namespace: str, control_plane: ControlPlane
 ) -> None:
-    doomed = await connect(control_plane.kubeconfig)
+    transport = Mortal(await api_client(control_plane.kubeconfig), Registry())
+    doomed = KubeClient(transport)
     seen: list[str] = []
     one = Candidate(doomed, namespace, "one", seen)
     await until(lambda: one.working)
     two = Candidate(client, namespace, "two", seen)
     await until(lambda: bool(two.elector.holder))
 
-    async def dead(*_: object) -> Object:
-        raise KubeError(0, "Unreachable", "killed")
-
-    doomed._transport.send = dead  # type: ignore[method-assign]
-    one.elector._client._transport.send = dead  # type: ignore[method-assign]
+    transport.dead = True
     await until(lambda: not one.working)
     assert await until(lambda: two.working) < SOON
     assert seen == HANDED_OVER, "the old leader ends first"

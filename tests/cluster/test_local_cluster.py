@@ -125,7 +125,7 @@ def test_a_node_that_was_down_starts_its_containers_again_elsewhere(
 ) -> None:
     """As seen on kind: the same pod, a restart whose cause is unknown, another address."""
     node, gate = "pdserve-worker5", "example.test/Linked"
-    pods = {
+    pods: dict[str, dict[str, Any]] = {
         "stays": {"readinessGates": [{"conditionType": gate}]},
         "ends": {"restartPolicy": "Never"},
     }

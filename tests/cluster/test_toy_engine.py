@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from tests.support import scenarios as s
 from tests.support.cluster import running_cluster
@@ -96,10 +97,9 @@ def test_it_serves_prefill_and_decode_apart(site: Site, stream: bool) -> None:
         model=MODEL, prompt="Once upon a time", max_tokens=12, temperature=0, stream=stream
     )
     answer = raw.parse()
-    text = "".join(c.choices[0].text for c in answer if c.choices) if stream else (
-        answer.choices[0].text  # type: ignore[union-attr]
-    )  # fmt: skip
-    assert text.strip()
+    assert isinstance(answer, openai.Stream) == stream
+    parts = answer if isinstance(answer, openai.Stream) else [answer]
+    assert "".join(part.choices[0].text for part in parts if part.choices).strip()
     roles = {
         role: {s.name_of(p) for p in s.pods(site.cluster, NAMESPACE, role=role)}
         for role in ("prefill", "decode")

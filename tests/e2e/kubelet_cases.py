@@ -210,7 +210,7 @@ def _sees() -> Json:
         {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}},
         {"path": "cpu", "resourceFieldRef": cpu},
     ]
-    volumes = {
+    volumes: dict[str, Json] = {
         "cm": {"configMap": config},
         "secret": {"secret": secret},
         "items": {"configMap": {**config, "items": [item]}},

@@ -63,8 +63,10 @@ Kill = Callable[[str, str], None]
 class Cluster(Protocol):
     """What is used of both."""
 
-    kubeconfig: Path
-    kubectl: Callable[..., str]
+    @property
+    def kubeconfig(self) -> Path: ...
+
+    def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str: ...
 
 
 @dataclass

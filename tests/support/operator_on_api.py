@@ -25,8 +25,9 @@ from pdserve.dst.world_engines import Engines, SimulatedEngine
 from pdserve.dst.world_service import NPU
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient, KubeRequest
-from pdserve.kube.connect import connect
+from pdserve.kube.connect import api_client, connect
 from pdserve.kube.resource import PODS, Object
+from pdserve.kube.transport import HttpTransport
 from pdserve.ratio.types import LoopSettings
 from pdserve.telemetry.source import MetricsSource
 from pdserve.terms.times import rfc3339
@@ -196,7 +197,7 @@ async def operating(
 ) -> AsyncIterator[Operating]:
     """The real operator of `watched` (None: the whole cluster), with kubelets of `namespaces`."""
     admin = await connect(plane.kubeconfig)
-    recording = Recording((await connect(plane.kubeconfig))._transport)
+    recording = Recording(HttpTransport(await api_client(plane.kubeconfig), Registry()))
     engines, registry = Engines(), Registry()
     core = Core(
         KubeClient(recording),

@@ -192,6 +192,17 @@ class World:
         found = self.api.store(resource).objects.get(ObjectKey(namespace, name))
         return None if found is None else copy(found)
 
+    def existing(self, resource: Resource, name: str, namespace: str = NS) -> Object:
+        """A copy of the object, free to be changed.
+
+        Raises:
+            LookupError: there is no such object.
+        """
+        found = self.get(resource, name, namespace)
+        if found is None:
+            raise LookupError(f"no {resource.plural} {namespace}/{name}")
+        return found
+
     def seen(self, resource: Resource) -> list[Object]:
         """All objects of a kind, not copied: not to be changed."""
         objects = self.api.store(resource).objects

@@ -83,7 +83,7 @@ async def test_a_type_that_cannot_be_used_changes_nothing_that_serves(
         assert message in said(world)[1]
         await asyncio.sleep(60)
         assert uids(world) == before
-        assert world.get(SCENARIO_GROUPS, "shop-chat")["spec"]["engine"]["type"] == "Reference"
+        assert world.existing(SCENARIO_GROUPS, "shop-chat")["spec"]["engine"]["type"] == "Reference"
         served = [{**g, "flow": ""} for s in world.routes()["scenarios"] for g in s["groups"]]
         assert served == [{**g, "flow": ""} for s in routes for g in s["groups"]]
         world.patch(PDSERVICES, NS, "shop", {"spec": of_type("Reference")})

@@ -172,7 +172,12 @@ async def test_k6_6_a_refusal_is_one_line_however_often_it_is_tried() -> None:
 def record(message: str, **fields: str | int | None) -> logging.LogRecord:
     kept: list[logging.LogRecord] = []
     log = logging.Logger("pdserve.test")
-    log.addFilter(lambda made: kept.append(made) is not None)
+
+    def keep(made: logging.LogRecord) -> bool:
+        kept.append(made)
+        return True
+
+    log.addFilter(keep)
     say(log, message, **fields)
     return kept[0]
 

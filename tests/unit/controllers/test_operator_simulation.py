@@ -44,7 +44,7 @@ async def test_from_apply_to_ready() -> None:
     assert len(pods) == 6
     assert all(p["spec"]["nodeName"] == pinned_node(p) for p in pods)
     assert world.routed() == names_of(world)
-    status = world.get(PDSERVICES, "shop")["status"]
+    status = world.existing(PDSERVICES, "shop")["status"]
     assert status["url"] == "http://shop-gateway.default.svc"
     assert status["summary"]["prefill"] == "4/4"
     assert status["devices"] == [{"resource": NPU, "used": 24}]
@@ -92,7 +92,7 @@ async def test_one_fault_replaces_one_instance() -> None:
         await world.until(world.service_ready)
         before = uids_of(world)
         victim = next(n for n in sorted(names_of(world)) if "-d" in n)
-        lost = world.get(PODS, victim)["metadata"]["uid"]
+        lost = world.existing(PODS, victim)["metadata"]["uid"]
         world.kill(victim)
         await world.until(lambda: victim not in world.routed(), 5, "out of the routes")
         await world.until(
@@ -142,7 +142,7 @@ async def test_growing_adds_and_shrinking_drains_only_the_difference() -> None:
 
 def _fix(world: World, groups: int, prefill: int, decode: int) -> None:
     ratio = {"fixed": {"groups": groups, "prefill": prefill, "decode": decode}}
-    spec = world.get(PDSERVICES, "shop")["spec"]
+    spec = world.existing(PDSERVICES, "shop")["spec"]
     spec["scenarios"][0]["ratio"] |= ratio
     world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": spec["scenarios"]}})
 
@@ -184,7 +184,7 @@ async def test_a_container_that_restarts_in_place_is_unrouted_until_it_is_linked
         # Kubernetes leaves the gate True: only the container id tells.
         await world.until(lambda: name not in world.routed(), 5, "unrouted")
         await world.until(lambda: name in world.routed(), 30, "linked again")
-        assert world.get(PODS, name)["metadata"]["uid"] == uid
+        assert world.existing(PODS, name)["metadata"]["uid"] == uid
         assert len(world.ever) == 2
 
 
@@ -237,7 +237,7 @@ async def test_the_domain_status_counts_nodes_and_free_devices() -> None:
     async with world.running(), world.operator():
         await world.until(world.service_ready)
         await asyncio.sleep(2)
-        status = world.get(ROCE_DOMAINS, "az1", "")["status"]
+        status = world.existing(ROCE_DOMAINS, "az1", "")["status"]
         assert status["nodes"] == {"total": 4, "ready": 4, "excluded": 0, "unhealthyDevices": 0}
         # Three whole nodes are free for instances of 4 devices: 6 of them.
         assert status["free"] == [{"resource": NPU, "devices": 24, "largestGroup": "3P3D"}]
@@ -257,7 +257,7 @@ async def test_operators_of_one_namespace_each_agree_on_the_domain_they_share() 
         world.create(PDSERVICES, theirs)
         await world.until(lambda: len(world.instances()) == 4, 60, "both have")
         await asyncio.sleep(90)
-        settled = world.get(ROCE_DOMAINS, "az1", "")
+        settled = world.existing(ROCE_DOMAINS, "az1", "")
         assert settled["status"]["free"] == [
             {"resource": NPU, "devices": 20, "largestGroup": "10P10D"}
         ]
@@ -299,7 +299,9 @@ async def test_a_removed_scenario_is_unrouted_and_deleted() -> None:
     async with world.running(), world.operator():
         await world.until(world.service_ready)
         left = [
-            s for s in world.get(PDSERVICES, "shop")["spec"]["scenarios"] if s["name"] == "chat"
+            s
+            for s in world.existing(PDSERVICES, "shop")["spec"]["scenarios"]
+            if s["name"] == "chat"
         ]
         world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": left}})
         await world.until(lambda: len(world.instances()) == 2, 60, "pods of search gone")
@@ -327,7 +329,7 @@ async def test_a_template_that_touches_a_protected_field_changes_nothing_that_se
     async with world.running(), world.operator():
         await world.until(world.service_ready)
         before = uids_of(world)
-        prefill = world.get(PDSERVICES, "shop")["spec"]["prefill"]
+        prefill = world.existing(PDSERVICES, "shop")["spec"]["prefill"]
         prefill["template"] = {"spec": {"nodeName": "elsewhere"}}
         world.patch(PDSERVICES, NS, "shop", {"spec": {"prefill": prefill}})
         await world.until(
@@ -337,7 +339,7 @@ async def test_a_template_that_touches_a_protected_field_changes_nothing_that_se
         assert message.startswith("prefill: template.spec.nodeName")
         await asyncio.sleep(60)
         assert uids_of(world) == before
-        group = world.get(SCENARIO_GROUPS, "shop-chat")
+        group = world.existing(SCENARIO_GROUPS, "shop-chat")
         assert "template" not in group["spec"]["prefill"]
 
 
@@ -377,7 +379,7 @@ async def test_peer_tables_and_routes_only_rise() -> None:
 
 
 def _versions(world: World, key: str) -> list[int]:
-    found = []
+    found: list[int] = []
     for change in world.api.store(CONFIGMAPS).history:
         text = (change.object.get("data") or {}).get(key)
         if text and change.type != "DELETED":

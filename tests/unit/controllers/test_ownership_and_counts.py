@@ -26,6 +26,7 @@ from pdserve.kube.resource import (
     SECRETS,
     SERVICE_ACCOUNTS,
     SERVICES,
+    Object,
     Resource,
 )
 
@@ -53,7 +54,7 @@ def make() -> World:
 
 
 def counts(world: World) -> tuple[int, int, int]:
-    spec = world.get(SCENARIO_GROUPS, "shop-chat")["spec"]
+    spec = world.existing(SCENARIO_GROUPS, "shop-chat")["spec"]
     return spec["replicas"], spec["prefill"]["replicas"], spec["decode"]["replicas"]
 
 
@@ -63,7 +64,7 @@ def decisions(world: World) -> list[dict[str, Any]]:
 
 
 def set_mode(world: World, **ratio: Any) -> None:
-    scenarios = world.get(PDSERVICES, "shop")["spec"]["scenarios"]
+    scenarios = world.existing(PDSERVICES, "shop")["spec"]["scenarios"]
     scenarios[0]["ratio"] |= ratio
     world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": scenarios}})
 
@@ -115,7 +116,7 @@ def test_a_strangers_object_is_refused_and_left_alone(
 async def test_a_scenario_group_written_by_hand_is_not_taken_over() -> None:
     world = make()
     world.rights = Rights(authors_checked=True)  # it names the token of another's service
-    group = {
+    group: Object = {
         "apiVersion": "pdserve.io/v1alpha1",
         "kind": "ScenarioGroup",
         "metadata": {"name": "shop-chat", "namespace": NS},
@@ -133,7 +134,7 @@ async def test_a_scenario_group_written_by_hand_is_not_taken_over() -> None:
             lambda: world.condition(PDSERVICES, "shop", "Degraded").get("reason") == "ObjectRefused"
         )
         await asyncio.sleep(30)
-        live = world.get(SCENARIO_GROUPS, "shop-chat")
+        live = world.existing(SCENARIO_GROUPS, "shop-chat")
         assert "ownerReferences" not in live["metadata"]
         assert live["spec"] == group["spec"]
         assert world.condition(SCENARIO_GROUPS, "shop-chat", "Placed")["reason"] == "CountsMissing"
@@ -216,7 +217,7 @@ async def test_counts_survive_every_switch_of_mode() -> None:
         world.patch(SCENARIO_GROUPS, NS, "shop-chat", {"spec": {"replicas": 1}})
         await world.until(lambda: counts(world) == (3, 1, 2), 10, "put back")
         # Narrower bounds
-        scenarios = world.get(PDSERVICES, "shop")["spec"]["scenarios"]
+        scenarios = world.existing(PDSERVICES, "shop")["spec"]["scenarios"]
         scenarios[0]["groups"] = {"min": 1, "max": 2}
         world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": scenarios}})
         await world.until(lambda: counts(world) == (2, 1, 2), 10, "within the bounds")
@@ -248,7 +249,7 @@ async def test_the_scale_selector_counts_groups_not_pods() -> None:
     )
     async with world.running(), world.operator():
         await world.until(world.service_ready)
-        status = world.get(SCENARIO_GROUPS, "shop-chat")["status"]
+        status = world.existing(SCENARIO_GROUPS, "shop-chat")["status"]
         assert status["replicas"] == status["readyReplicas"] == 2
         wanted = dict(term.split("=") for term in status["selector"].split(","))
         matching = [
@@ -290,7 +291,7 @@ async def test_rights_used_and_granted_agree() -> None:
         for n in range(3):  # an Event whose count rises
             world.patch(SCENARIO_GROUPS, NS, "shop-chat", {"spec": {"replicas": 2 + n % 2}})
             await asyncio.sleep(5)
-        spec = world.get(PDSERVICES, "shop")["spec"]
+        spec = world.existing(PDSERVICES, "shop")["spec"]
         spec["gateway"] = {"replicas": 2, "port": 8080}
         spec["scenarios"] = spec["scenarios"][1:]
         spec["scenarios"][0]["ratio"]["fixed"]["prefill"] = 1
@@ -306,7 +307,8 @@ async def test_rights_used_and_granted_agree() -> None:
         world.patch(PDSERVICES, NS, "shop", {"spec": spec})
         await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 2, 60, "both in use")
         await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 1, 200, "rolled")
-        for policy in ({"clients": []}, None):
+        policies: tuple[Object | None, ...] = ({"clients": []}, None)
+        for policy in policies:
             world.patch(PDSERVICES, NS, "shop", {"spec": {"networkPolicy": policy}})
             await asyncio.sleep(5)
     used = set()

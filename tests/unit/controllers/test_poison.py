@@ -11,11 +11,13 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 from tests.support.hostile import VALUES, deep, places, put, without
 from tests.support.ratio_values import sample
+from tests.support.world_state import routes_count, unrouted
 
 from pdserve.controllers.app import Core
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
@@ -216,9 +218,9 @@ def test_lies_about_others_neither_stop_the_operator_nor_delay_an_honest_repair(
                         victim = next(fresh)
                         killed.add(victim[:-7])
                         world.kill(victim)
-                        await world.until(lambda v=victim: v not in world.routed(), 5, victim)
+                        await world.until(partial(unrouted, world, victim), 5, victim)
                         size = len(routed_wanted(world))
-                        took = await world.until(lambda s=size: len(world.routed()) == s, 5)
+                        took = await world.until(partial(routes_count, world, size), 5)
                         assert took <= 5, f"{victim} was replaced after {took:.1f} s"
                 assert liar.lies > 500
                 skipped = "pdserve_operator_skipped_objects_total"
@@ -264,7 +266,7 @@ async def test_a_stored_domain_that_todays_rules_refuse_says_so_and_stops_nobody
         # Corrected, it is taken up again, and the refusal is taken back.
         repair_domain(world, "old")
         await world.until(lambda: world.service_ready("lost"), 60, "after the correction")
-        again = world.get(ROCE_DOMAINS, "old", "")["status"]["conditions"]
+        again = world.existing(ROCE_DOMAINS, "old", "")["status"]["conditions"]
         assert {c["type"]: c["status"] for c in again}["Reconciled"] == "True"
 
 
@@ -388,6 +390,12 @@ async def test_a_forged_table_of_any_version_leaves_a_version_for_the_next(
         assert not task.done()
 
 
+def newer(version: int, said: object) -> object:
+    """A report whose table is at least of `version`."""
+    assert isinstance(said, dict)
+    return {**said, "version": max(version, said["version"])}
+
+
 @pytest.mark.invariant(10)
 @pytest.mark.parametrize("version", [2**51, 2**51 + 1, MAX_VERSION])
 @virtual_time
@@ -399,7 +407,7 @@ async def test_an_instance_that_says_any_version_leaves_one_for_the_next(version
     async with world.running(), world.operator() as task:
         await world.until(world.service_ready, 60)
         (decode,) = (e for e in world.engines.by_ip.values() if "-d0-" in e.pod)
-        decode.lies = lambda said: {**said, "version": max(version, said["version"])}
+        decode.lies = partial(newer, version)
         for n in (0, 1):  # each publishes tables, and the lie is heard after the first
             await repaired(world, next(p for p in sorted(world.routed()) if f"-p{n}-" in p))
             await asyncio.sleep(20)

@@ -94,7 +94,7 @@ def test_roles_are_found_by_their_bindings() -> None:
     subject = {"kind": "ServiceAccount", "namespace": "system", "name": "operator"}
     rule = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}
     api = "/apis/rbac.authorization.k8s.io/v1"
-    site = {
+    site: dict[str, Any] = {
         f"{api}/clusterrolebindings": {
             "items": [
                 {"metadata": {}, "subjects": [subject],

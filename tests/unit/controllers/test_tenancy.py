@@ -52,15 +52,15 @@ def pods(world: World, namespace: str) -> list[Object]:
 
 def told(world: World) -> Object:
     """What the PDService's status counts."""
-    status = world.get(PDSERVICES, "shop")["status"]
+    status = world.existing(PDSERVICES, "shop")["status"]
     listed = [{k: v for k, v in s.items() if k != "lastDecision"} for s in status["scenarios"]]
     return {**{k: v for k, v in status.items() if k != "conditions"}, "scenarios": listed}
 
 
 def forge_everything(world: World) -> None:
     """In `FOREIGN`: a group for the same scenario, one for an unknown one, pods, peer tables."""
-    shop = world.get(PDSERVICES, "shop")
-    group = world.get(SCENARIO_GROUPS, "shop-chat")
+    shop = world.existing(PDSERVICES, "shop")
+    group = world.existing(SCENARIO_GROUPS, "shop-chat")
     for name, scenario in (("zz-chat", "chat"), ("zz-old", "old")):
         fake = forged(group, name, shop)
         fake["spec"]["scenario"] = scenario
@@ -69,7 +69,7 @@ def forge_everything(world: World) -> None:
         fake = forged(pod, pod["metadata"]["name"], group)
         fake["metadata"]["name"] = pod["metadata"]["name"][:-6] + "forged"
         world.create(PODS, fake)
-    table = world.get(CONFIGMAPS, names.peers_configmap_name("shop-chat", 0))
+    table = world.existing(CONFIGMAPS, names.peers_configmap_name("shop-chat", 0))
     text = table["data"][names.KEY_PEERS]
     content = json.loads(text)
     content["version"] = 10_000
@@ -100,7 +100,7 @@ async def test_forged_owners_of_another_namespace_change_nothing() -> None:
         assert world.get(CONFIGMAPS, names.peers_configmap_name("shop-chat", 0)) == peers
         assert told(world) == seen
         # Counts:
-        spec = world.get(SCENARIO_GROUPS, "shop-chat")["spec"]
+        spec = world.existing(SCENARIO_GROUPS, "shop-chat")["spec"]
         assert (spec["replicas"], spec["prefill"]["replicas"], spec["decode"]["replicas"]) == (
             1, 1, 1,
         )  # fmt: skip
@@ -129,7 +129,7 @@ async def test_instances_of_a_forged_owner_are_not_attended() -> None:
     world = make()
     async with world.running(), world.operator():
         await world.until(world.service_ready)
-        group = world.get(SCENARIO_GROUPS, "shop-chat")
+        group = world.existing(SCENARIO_GROUPS, "shop-chat")
         pod = next(p for p in world.instances() if p["metadata"]["namespace"] == NS)
         fake = forged(pod, "shop-chat-0-d7-abcdef", group)
         fake["metadata"]["labels"][names.LABEL_ROLE] = "decode"

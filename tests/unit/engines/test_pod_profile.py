@@ -123,7 +123,8 @@ def test_an_entry_that_allows_nothing_is_refused(entry: str, says: str) -> None:
 def test_odd_values_are_findings_or_the_api_servers_and_never_an_error() -> None:
     pod = render(None)
     for path in ("hostPID", "securityContext", "volumes", "containers", "imagePullSecrets"):
-        for value in (5, "x", [5], {"a": 5}, [[]], [None], 1e308, True):
+        values: tuple[object, ...] = (5, "x", [5], {"a": 5}, [[]], [None], 1e308, True)
+        for value in values:
             odd = copy.deepcopy(pod)
             odd["spec"][path] = value
             findings(odd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,8 +41,8 @@ def group(**edits: Any) -> ScenarioGroup:
     return ScenarioGroup.parse(base)
 
 
-def render(new: NewPod = NEW, **edits: Any) -> dict[str, Any]:
-    return render_pod(group(**edits), new, OWNER, control=CONTROL)
+def render(edits: Mapping[str, Any] | None = None, new: NewPod = NEW) -> dict[str, Any]:
+    return render_pod(group(**(edits or {})), new, OWNER, control=CONTROL)
 
 
 def engine(pod: dict[str, Any]) -> dict[str, Any]:
@@ -84,16 +85,14 @@ def test_the_operator_not_the_taint_manager_decides_when_it_is_lost() -> None:
 
 
 def test_scale_unit_and_replaced_pod_are_marked() -> None:
-    import dataclasses
-
-    pod = render(dataclasses.replace(NEW, scale_unit=True, replaces="uid-of-the-dead"))
+    pod = render(new=replace(NEW, scale_unit=True, replaces="uid-of-the-dead"))
     assert pod["metadata"]["labels"][names.LABEL_SCALE_UNIT] == "true"
     assert pod["metadata"]["annotations"][names.ANNOTATION_REPLACES] == "uid-of-the-dead"
     assert names.LABEL_SCALE_UNIT not in render()["metadata"]["labels"]
 
 
 def test_the_engine_gets_its_arguments_and_environment() -> None:
-    pod = render(**{
+    pod = render({
         "spec.prefill.args": ["--paced", "x"],
         "spec.prefill.env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
         "spec.model.source": {"path": "/models/x"},
@@ -134,12 +133,12 @@ def test_the_arguments_are_ones_the_reference_engine_takes() -> None:
 
 
 def test_the_startup_probe_covers_the_deadline() -> None:
-    probe = engine(render(**{"spec.prefill.startupDeadlineSeconds": 901}))["startupProbe"]
+    probe = engine(render({"spec.prefill.startupDeadlineSeconds": 901}))["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 901
 
 
 def test_termination_leaves_time_for_the_drain() -> None:
-    spec = render(**{"spec.recovery": {"drainSeconds": 100}})["spec"]
+    spec = render({"spec.recovery": {"drainSeconds": 100}})["spec"]
     assert spec["terminationGracePeriodSeconds"] > 100
 
 
@@ -164,7 +163,7 @@ def test_an_engine_that_writes_elsewhere_says_so_in_its_template() -> None:
             ],
         }
     }
-    found = engine(render(**{"spec.prefill.template": template}))
+    found = engine(render({"spec.prefill.template": template}))
     assert found["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": False,
@@ -199,7 +198,7 @@ def test_a_template_is_merged_by_the_keys_of_strategic_merge() -> None:
             ],
         },
     }
-    pod = render(**{"spec.prefill.template": template})
+    pod = render({"spec.prefill.template": template})
     spec = pod["spec"]
     assert pod["metadata"]["labels"]["team"] == "search"
     assert pod["metadata"]["labels"]["pdserve.io/role"] == "prefill"
@@ -232,7 +231,7 @@ def affine(terms: Any) -> dict[str, Any]:
 def test_labels_that_a_template_demands_of_nodes_are_demanded_beside_the_pin() -> None:
     template = affine([DISK, ZONE])
     template["spec"]["nodeSelector"] = {"arch": "arm64"}
-    spec = render(**{"spec.prefill.template": template})["spec"]
+    spec = render({"spec.prefill.template": template})["spec"]
     assert spec["nodeSelector"] == {"arch": "arm64"}
     required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     pin = [{"key": "metadata.name", "operator": "In", "values": ["n7"]}]
@@ -335,7 +334,7 @@ def test_other_devices_may_be_asked_for() -> None:
 def test_its_devices_cannot_be_taken_away(resources: Any) -> None:
     template = {"spec": {"containers": [{"name": "engine", "resources": resources}]}}
     with pytest.raises(TemplateError, match="devicesPerNode"):
-        render(**{"spec.prefill.template": template})
+        render({"spec.prefill.template": template})
 
 
 def test_an_engine_asks_for_cpu_and_memory_and_its_template_for_others() -> None:
@@ -345,7 +344,7 @@ def test_an_engine_asks_for_cpu_and_memory_and_its_template_for_others() -> None
 
     def with_resources(**given: Any) -> Any:
         part = {"containers": [{"name": "engine", "resources": given}]}
-        return engine(render(**{"spec.prefill.template": {"spec": part}}))["resources"]
+        return engine(render({"spec.prefill.template": {"spec": part}}))["resources"]
 
     more = with_resources(requests={"cpu": "8"})
     assert more["requests"] == {"cpu": "8", "memory": "256Mi", NPU: "1"}
@@ -365,7 +364,7 @@ def test_an_engine_asks_for_cpu_and_memory_and_its_template_for_others() -> None
 )
 def test_the_user_is_left_to_the_platform_where_asked(context: dict[str, Any]) -> None:
     """K7.5: OpenShift gives each namespace a range of its own. `kubectl apply` keeps no null."""
-    pod = render(**{"spec.prefill.template": {"spec": {"securityContext": context}}})
+    pod = render({"spec.prefill.template": {"spec": {"securityContext": context}}})
     assert pod["spec"]["securityContext"] == {
         "runAsNonRoot": True,
         "seccompProfile": {"type": "RuntimeDefault"},
@@ -389,7 +388,7 @@ def test_the_rendered_pod_is_not_changed_by_merging() -> None:
     ],
 )
 def test_any_model_name_reaches_the_engine_as_it_is(name: str, args: list[str]) -> None:
-    given = render(**{"spec.model.name": name})["spec"]["containers"][0]["args"]
+    given = render({"spec.model.name": name})["spec"]["containers"][0]["args"]
     at = next(i for i, a in enumerate(given) if a.startswith("--model-name"))
     assert given[at : at + len(args)] == args
     read = parser().parse_args(["--role", "prefill", *(a.replace("$$", "$") for a in args)])
@@ -397,8 +396,8 @@ def test_any_model_name_reaches_the_engine_as_it_is(name: str, args: list[str]) 
 
 
 def test_members_of_one_instance_know_it_and_each_other() -> None:
-    leader = render(replace(NEW, members=2))
-    other = render(replace(NEW, name=f"{NEW.name}-m1", members=2, member=1, leader_uid="u7"))
+    leader = render(new=replace(NEW, members=2))
+    other = render(new=replace(NEW, name=f"{NEW.name}-m1", members=2, member=1, leader_uid="u7"))
     for pod, member in ((leader, "0"), (other, "1")):
         labels, annotations = pod["metadata"]["labels"], pod["metadata"]["annotations"]
         assert labels["pdserve.io/instance"] == NEW.name

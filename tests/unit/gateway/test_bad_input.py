@@ -295,11 +295,11 @@ async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: 
     await rig.one_group(slo=WIDE, limits=ClientLimits(memory=600_000))
     prefill = rig.engines["p0"]
     prefill.gate = asyncio.Event()
-    large = {"prompt": "x" * 100_000}
+    large = "x" * 100_000
     memory = rig.gateway.server.memory
-    waiting = [asyncio.create_task(rig.complete(**large))]
+    waiting = [asyncio.create_task(rig.complete(prompt=large))]
     await eventually(lambda: prefill.running == 1, "one is served")
-    refused = await rig.complete(**large)
+    refused = await rig.complete(prompt=large)
     assert (refused.status, refused.json["error"]["code"]) == (503, "receiving_too_much")
     assert int(refused.headers["retry-after"]) >= 1
     waiting.append(asyncio.create_task(rig.complete()))
@@ -319,7 +319,7 @@ async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: 
     prefill.gate.set()
     assert [a.status for a in await asyncio.gather(*waiting)] == [200, 200]
     await eventually(lambda: memory.used == 0, "nothing is counted any more")
-    assert (await rig.complete(**large)).status == 200
+    assert (await rig.complete(prompt=large)).status == 200
 
 
 @pytest.mark.invariant(12)
@@ -412,6 +412,7 @@ async def test_a_refused_head_has_no_body(rig: Rig) -> None:
 
 async def test_a_message_s_role_is_named(rig: Rig) -> None:
     await rig.one_group()
-    for role in (None, 5, {}, []):
+    roles: tuple[object, ...] = (None, 5, {}, [])
+    for role in roles:
         answer = await rig.chat(messages=[{"role": "user", "content": "x"}, {"role": role}])
         assert (answer.status, answer.json["error"]["param"]) == (400, "messages[1].role")

@@ -364,7 +364,8 @@ async def test_metrics_cover_every_offered_request(rig: Rig) -> None:
     )
 
     rig.engines["d0"].token_seconds = 0.03
-    lasted, tpots = [], []
+    lasted: list[float] = []
+    tpots: list[float] = []
     for stream in (True, False):
         began = time.perf_counter()
         await rig.complete(stream=stream, max_tokens=6)

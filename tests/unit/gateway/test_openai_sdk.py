@@ -6,6 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 import pytest_asyncio
+from openai.types.chat import ChatCompletionMessageParam
 from tests.support.gateway_rig import Rig
 
 from pdserve.terms import Slo
@@ -32,15 +33,19 @@ async def test_completions(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_chat(client: openai.AsyncOpenAI) -> None:
-    ask = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
-    whole = await client.chat.completions.create(**ask, max_completion_tokens=5)
+    said: list[ChatCompletionMessageParam] = [{"role": "user", "content": "x"}]
+    whole = await client.chat.completions.create(
+        model="tiny", messages=said, max_completion_tokens=5
+    )
     assert whole.choices[0].message.content == "t0 t1 t2 t3 t4 "
     stream = await client.chat.completions.create(
-        **ask, max_tokens=5, stream=True, stream_options={"include_usage": True}
-    )
+        model="tiny", messages=said, max_tokens=5, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
     chunks = [chunk async for chunk in stream]
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 5
 
 

@@ -15,7 +15,7 @@ from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.cache import RECONNECT, Cache
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient, KubeRequest, KubeTransport
 from pdserve.kube.errors import KubeError
 from pdserve.kube.prune import keep
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object, Resource
@@ -412,18 +412,34 @@ async def test_a_missing_kind_or_right_does_not_end_the_cache() -> None:
     task.cancel()
 
 
+class Switched:
+    """A connection behind whose address the server can be exchanged for another."""
+
+    def __init__(self, inner: KubeTransport) -> None:
+        self.inner = inner
+
+    async def send(self, request: KubeRequest) -> Object:
+        return await self.inner.send(request)
+
+    def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
+        return self.inner.stream(request)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
 @virtual_time
 async def test_a_server_restored_from_a_backup_is_believed() -> None:
     api, faults = FakeApi(), Faults()
     for index in range(50):
         await api.client().create(CONFIGMAPS, config(f"c{index}"))
-    client = api.client(faults)
-    cache = Cache(client, CONFIGMAPS)
+    transport = Switched(FakeTransport(api, faults))
+    cache = Cache(KubeClient(transport), CONFIGMAPS)
     async with running(cache):
         restored = FakeApi()
         await restored.client().create(CONFIGMAPS, config("c1"))
         await restored.client().create(CONFIGMAPS, config("restored"))
-        client._transport._api = restored  # type: ignore[attr-defined]
+        transport.inner = FakeTransport(restored, faults)
         faults.down = True
         api.wake_watches()
         await asyncio.sleep(1)
@@ -462,8 +478,9 @@ async def _storm(seed: int) -> None:
         seed=seed, latency=(0, 0.2), refuse=0.1, lose_answer=0.1, watch_delay=(0, 0.5),
         watch_break=0.1, watch_repeat=0.1, watch_swap=0.2, expire=0.3,
     )  # fmt: skip
-    api = FakeApi()
-    cache = Cache(api.client(faults), CONFIGMAPS, rng=random.Random(seed), page_size=3)
+    api, registry = FakeApi(), Registry()
+    rng_of_cache = random.Random(seed)
+    cache = Cache(api.client(faults), CONFIGMAPS, registry=registry, rng=rng_of_cache, page_size=3)
     held: dict[str, tuple[str, int]] = {}
 
     def check(event: str, old: Object | None, new: Object | None) -> None:
@@ -482,7 +499,6 @@ async def _storm(seed: int) -> None:
         held[name] = (uid, version)
 
     cache.on_change(check)
-    registry_errors = cache._metrics.handler_errors
     ours = api.client(faults)
 
     async def write() -> None:
@@ -510,7 +526,8 @@ async def _storm(seed: int) -> None:
     await asyncio.sleep(120)
     assert not task.done()
     task.cancel()
-    assert registry_errors.labels("configmaps").value == 0, f"seed {seed}: see the log"
+    errors = registry.value("pdserve_cache_handler_errors_total", "configmaps")
+    assert errors == 0, f"seed {seed}: see the log"
     want = {o["metadata"]["name"]: _pruned(o) for o in api.objects(CONFIGMAPS)}
     assert {o["metadata"]["name"]: o for o in cache.list()} == want, f"seed {seed}"
     assert set(held) == set(want)
@@ -571,18 +588,26 @@ async def test_what_cannot_be_read_is_skipped_told_and_stops_nothing() -> None:
         assert len(cache) == 1
 
 
+class LyingLists(FakeTransport):
+    """Its first answers to lists are none."""
+
+    def __init__(self, api: FakeApi, faults: Faults) -> None:
+        super().__init__(api, faults)
+        self.lies: list[Any] = [5, {"items": [5]}, {"items": [{"metadata": None}]}, {}]
+
+    async def send(self, request: KubeRequest) -> Object:
+        if self.lies and request.verb == "list":
+            lie: Object = self.lies.pop(0)
+            return lie
+        return await super().send(request)
+
+
 @virtual_time
 async def test_an_answer_that_is_no_list_is_asked_for_again() -> None:
     api = FakeApi()
     await api.client().create(CONFIGMAPS, config("a"))
-    client = api.client()
-    honest, lies = client._transport.send, [5, {"items": [5]}, {"items": [{"metadata": None}]}, {}]
-
-    async def send(request: Any) -> Any:
-        return lies.pop(0) if lies and request.verb == "list" else await honest(request)
-
-    client._transport.send = send  # type: ignore[method-assign]
-    cache = Cache(client, CONFIGMAPS)
+    transport = LyingLists(api, Faults())
+    cache = Cache(KubeClient(transport), CONFIGMAPS)
     async with running(cache):
-        assert lies == []
+        assert transport.lies == []
         assert len(cache) == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.dst.api_net import Faults, SimulatedCrash
+from pdserve.dst.api_net import FakeTransport, Faults, SimulatedCrash
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.exposition import Registry
@@ -326,7 +326,7 @@ async def test_work_that_does_not_stop_ends_the_process_and_keeps_the_lease() ->
 @virtual_time
 async def test_the_token_bucket_does_not_delay_renewals() -> None:
     api = FakeApi()
-    slow = KubeClient(api.client()._transport, bucket=TokenBucket(0.01, 1))
+    slow = KubeClient(FakeTransport(api, Faults()), bucket=TokenBucket(0.01, 1))
     await slow.list(LEASES)
     elector = LeaseElector(slow, "default", "boss", "one")
     task = asyncio.create_task(elector.run(asyncio.Event().wait))  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_edits_of_the_counts_make_and_delete_no_pod(ratio: dict[str, Any], field
             assert not task.done()
             assert uids(world) == before
             assert len(world.ever) == 4
-            applied = world.get(SCENARIO_GROUPS, "shop-chat")["status"]["decisions"]
+            applied = world.existing(SCENARIO_GROUPS, "shop-chat")["status"]["decisions"]
             assert {d["to"]["groups"] for d in applied if d["outcome"] == "Applied"} == {2}
 
     run()

@@ -224,11 +224,11 @@ async def test_budgets_come_and_go_with_their_groups() -> None:
         writes = len(world.recorders[0].writes())
         await asyncio.sleep(60)
         assert [r for r in world.recorders[0].writes()[writes:] if r.resource.kind != "Lease"] == []
-        uid = world.get(SCENARIO_GROUPS, "shop-chat")["metadata"]["uid"]
+        uid = world.existing(SCENARIO_GROUPS, "shop-chat")["metadata"]["uid"]
         for budget in world.seen(POD_DISRUPTION_BUDGETS):
             if budget["metadata"]["name"] in least(world):
                 assert [o["uid"] for o in budget["metadata"]["ownerReferences"]] == [uid]
-        spec = world.get(PDSERVICES, "shop")["spec"]
+        spec = world.existing(PDSERVICES, "shop")["spec"]
         spec["scenarios"][0]["ratio"]["fixed"]["groups"] = 1
         world.patch(PDSERVICES, NS, "shop", {"spec": spec})
         await world.until(lambda: least(world) == {"shop-chat-0": 2}, 200, "one group left")

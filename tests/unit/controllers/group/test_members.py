@@ -105,7 +105,7 @@ def test_an_instance_of_two_pods_is_served_repaired_and_kept(member: int, restar
             leader = before[min(before)]["metadata"]["uid"]
             assert {p["metadata"]["annotations"]["pdserve.io/replaces"] for p in after} == {leader}
             assert {p["metadata"]["uid"] for p in pods(world, "decode").values()} == others
-            assert world.get(SCENARIO_GROUPS, "shop-chat")["status"].get("claims", []) == []
+            assert world.existing(SCENARIO_GROUPS, "shop-chat")["status"].get("claims", []) == []
 
     run_virtual(run())
 

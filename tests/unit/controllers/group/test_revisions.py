@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
+from tests.support.world_state import unrouted
 
 from pdserve.api import ScenarioGroup, revision_of
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
@@ -85,12 +87,12 @@ def test_old_groups_are_repaired_at_their_revision_while_a_bad_one_is_tried(
             if name not in world.routed():
                 continue
             world.kill(name)
-            await world.until(lambda n=name: n not in world.routed(), 20)
+            await world.until(partial(unrouted, world, name), 20)
             await world.until(lambda: len(world.routed()) == 6, 60, f"after the loss of {name}")
         mended = {p["metadata"]["name"] for p in world.instances() if image(p) != BAD}
         assert not mended & good
         assert {g["revision"] for s in world.routes()["scenarios"] for g in s["groups"]} == {old}
-        assert {image(world.get(PODS, n)) for n in world.routed()} == {"pdserve/engine:test"}
+        assert {image(world.existing(PODS, n)) for n in world.routed()} == {"pdserve/engine:test"}
         # A good one ends it, and nothing is kept that no pod needs.
         roll_to(world, "pdserve/engine:good")
         await world.until(
@@ -133,7 +135,7 @@ async def test_a_revision_is_believed_only_when_it_has_the_hash_of_its_name() ->
             await world.until(lambda: len(stored(world)) == 2, 20)
         group = ScenarioGroup.parse(world.get(SCENARIO_GROUPS, "shop-chat"))
         former = f"shop-chat-{(revisions(world) - {revision_of(group.spec)}).pop()}"
-        data = json.loads(json.dumps(world.get(CONTROLLER_REVISIONS, former)["data"]))
+        data = json.loads(json.dumps(world.existing(CONTROLLER_REVISIONS, former)["data"]))
         data["engine"]["image"] = "evil/engine:1"
         world.patch(CONTROLLER_REVISIONS, NS, former, {"data": data})
         async with world.operator() as task:

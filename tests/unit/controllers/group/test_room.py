@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -28,11 +28,11 @@ HOME = "c-0"
 """The last of three nodes; the others come first among equals."""
 
 
-def make(rights: Rights | None = None, **home: str) -> World:
+def make(rights: Rights | None = None, home: Mapping[str, str] | None = None) -> World:
     """Three nodes in a leaf each; HOME has more of something."""
     world = World(rights=rights or Rights())
     for leaf in "abc":
-        world.node(leaf, f"{leaf}-0", 8, **(home if f"{leaf}-0" == HOME else {}))
+        world.node(leaf, f"{leaf}-0", 8, **(home if home and f"{leaf}-0" == HOME else {}))
     world.domain()
     return world
 
@@ -82,7 +82,7 @@ def test_the_one_node_with_room_is_found_at_the_first_try(
 ) -> None:
     @virtual_time
     async def run() -> None:
-        world = make(**home)
+        world = make(home=home)
         world.create(PDSERVICES, wanting(container, **spec))
         async with world.running(), world.operator():
             await world.until(world.service_ready, 60)

@@ -67,7 +67,7 @@ def decisions(world: World) -> list[dict[str, Any]]:
 
 
 def counts(world: World) -> tuple[int, int, int]:
-    spec = world.get(SCENARIO_GROUPS, "shop-chat")["spec"]
+    spec = world.existing(SCENARIO_GROUPS, "shop-chat")["spec"]
     return spec["replicas"], spec["prefill"]["replicas"], spec["decode"]["replicas"]
 
 
@@ -232,7 +232,7 @@ async def test_the_slo_condition_and_the_printed_attainment_follow_the_measureme
         await world.until(
             lambda: world.condition(PDSERVICES, "shop", "SLOMet").get("status") == "False", 60
         )
-        status = world.get(PDSERVICES, "shop")["status"]
+        status = world.existing(PDSERVICES, "shop")["status"]
         assert status["scenarios"][0]["attainmentPercent"] == 50
         assert status["summary"]["slo"] == "50%"
         message = world.condition(PDSERVICES, "shop", "SLOMet")["message"]
@@ -251,12 +251,11 @@ async def test_a_restart_keeps_the_decided_counts_and_the_profile() -> None:
             source.say = healthy
             await asyncio.sleep(200)
         decided = counts(world)
-        profile = world.get(CONFIGMAPS, "shop-chat-profile")
-        assert profile is not None
+        profile = world.existing(CONFIGMAPS, "shop-chat-profile")
         async with world.operator(source=source, settings=FAST):
             await asyncio.sleep(30)
             assert counts(world) == decided
-            kept = world.get(CONFIGMAPS, "shop-chat-profile")
+            kept = world.existing(CONFIGMAPS, "shop-chat-profile")
             assert kept["metadata"]["uid"] == profile["metadata"]["uid"]
 
 

@@ -184,10 +184,10 @@ async def test_the_operator_rotates_on_its_own_and_restarts_no_instance() -> Non
             assert "\n" not in after[use], "the old one is gone"
         assert secret(world, "shop-request") == {"request": after["request"]}
         assert _uids(world) == uids
-        template = world.get(DEPLOYMENTS, "shop-gateway")["spec"]["template"]  # type: ignore[index]
+        template = world.existing(DEPLOYMENTS, "shop-gateway")["spec"]["template"]
         annotations = template["metadata"]["annotations"]
         assert annotations["pdserve.io/credentials"] == fingerprint(after["request"])
-        held = from_data("s", world.get(SECRETS, "shop-credentials")["data"])  # type: ignore[index]
+        held = from_data("s", world.existing(SECRETS, "shop-credentials")["data"])
         for pod in world.instances():
             name = pod["metadata"]["name"]
             want = "\n".join(control_digests(held, NS, name))
@@ -263,7 +263,7 @@ async def test_a_deleted_secret_is_written_again_as_it_was() -> None:
 
 def old_token(world: World) -> None:
     """As the operator of c9d43e0 makes it."""
-    owner = world.get(PDSERVICES, "shop")["metadata"]["uid"]  # type: ignore[index]
+    owner = world.existing(PDSERVICES, "shop")["metadata"]["uid"]
     reference = {
         "apiVersion": "pdserve.io/v1alpha1", "kind": "PDService", "name": "shop", "uid": owner,
         "controller": True, "blockOwnerDeletion": True,

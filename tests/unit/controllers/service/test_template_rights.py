@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,18 +26,22 @@ def make(**fields: Any) -> World:
     return world
 
 
+def ready(world: World, name: str) -> bool:
+    return world.condition(SCENARIO_GROUPS, name, "Ready").get("status") == "True"
+
+
 def by_hand(name: str, scenario: str = "chat", owners: Any = None, **spec: Any) -> Object:
     shared = {k: v for k, v in service()["spec"].items()
               if k in ("model", "engine", "prefill", "decode", "fabric")}  # fmt: skip
-    group = {
+    whole = {**shared, "service": "shop", "scenario": scenario, "replicas": 1, **spec}
+    for role in ("prefill", "decode"):
+        whole[role] = {**whole[role], "replicas": 1}
+    return {
         "apiVersion": "pdserve.io/v1alpha1",
         "kind": "ScenarioGroup",
         "metadata": {"name": name, "namespace": NS, "ownerReferences": owners or []},
-        "spec": {**shared, "service": "shop", "scenario": scenario, "replicas": 1, **spec},
+        "spec": whole,
     }
-    for role in ("prefill", "decode"):
-        group["spec"][role] = {**group["spec"][role], "replicas": 1}
-    return group
 
 
 def template(world: World, resource: Any, name: str) -> tuple[str, str]:
@@ -184,11 +189,7 @@ async def test_it_gets_it_where_its_author_may_have_it(rights: Rights) -> None:
     world.create(SCENARIO_GROUPS, by_hand("second", "other"))
     async with world.running(), world.operator():
         for name in ("first", "second"):
-            await world.until(
-                lambda name=name: (
-                    world.condition(SCENARIO_GROUPS, name, "Ready").get("status") == "True"
-                )
-            )
+            await world.until(partial(ready, world, name))
 
 
 def test_the_flags() -> None:

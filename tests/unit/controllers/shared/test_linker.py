@@ -268,6 +268,10 @@ async def test_a_silent_instance_times_out() -> None:
     server.close()
 
 
+Changed = list[ObjectKey]
+"""Groups whose links or drains changed, in order."""
+
+
 class Fake:
     """An EngineApi that needs no network, for virtual time."""
 
@@ -295,7 +299,7 @@ class Fake:
 
 
 @asynccontextmanager
-async def linking(fake: Fake, changed: list[ObjectKey]) -> AsyncIterator[Linker]:
+async def linking(fake: Fake, changed: Changed) -> AsyncIterator[Linker]:
     linker = Linker(fake, changed.append, period=1.0, max_period=8.0)
     task = asyncio.create_task(linker.run())
     try:
@@ -315,7 +319,8 @@ def target(**over: Any) -> Target:
 
 @virtual_time
 async def test_one_push_then_polls_until_settled_then_silence() -> None:
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target()])
         await asyncio.sleep(3.5)
@@ -335,7 +340,8 @@ async def test_one_push_then_polls_until_settled_then_silence() -> None:
 
 @virtual_time
 async def test_a_newer_table_is_pushed_at_once() -> None:
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target(poll=False)])
         await asyncio.sleep(10)
@@ -346,7 +352,8 @@ async def test_a_newer_table_is_pushed_at_once() -> None:
 
 @virtual_time
 async def test_new_terms_are_pushed_with_the_same_table_and_once() -> None:
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     fake.report = LinkReport(1, frozenset({"d0"}), {}, 1, TERMS.revision)
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target(poll=False, terms=TERMS)])
@@ -364,7 +371,8 @@ async def test_new_terms_are_pushed_with_the_same_table_and_once() -> None:
 
 @virtual_time
 async def test_an_engine_that_holds_another_grant_gets_the_present_one_again() -> None:
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     fake.report = LinkReport(1, frozenset({"d0"}), {}, 1, "of another operator")
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target(poll=False, terms=TERMS)])
@@ -379,7 +387,8 @@ async def test_an_engine_that_holds_another_grant_gets_the_present_one_again() -
 
 @virtual_time
 async def test_a_report_belongs_to_one_container() -> None:
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target()])
         await asyncio.sleep(1)
@@ -392,7 +401,8 @@ async def test_a_report_belongs_to_one_container() -> None:
 
 @virtual_time
 async def test_an_instance_that_does_not_answer_is_asked_less_and_less() -> None:
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     fake.failing = True
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target()])
@@ -406,7 +416,8 @@ async def test_an_instance_that_does_not_answer_is_asked_less_and_less() -> None
 
 @virtual_time
 async def test_a_drain_is_asked_until_idle() -> None:
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target(drain=True, poll=False)])
         await asyncio.sleep(2.5)
@@ -422,7 +433,8 @@ async def test_a_drain_is_asked_until_idle() -> None:
 @virtual_time
 async def test_a_draining_instance_is_given_new_tables() -> None:
     """Newcomers name it in theirs: until it knows them, their links to it stay down."""
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target(drain=True)])
         await asyncio.sleep(2.5)
@@ -438,7 +450,8 @@ async def test_a_draining_instance_is_given_new_tables() -> None:
 
 @virtual_time
 async def test_forgetting_a_group_ends_its_tasks() -> None:
-    fake, changed = Fake(), []
+    fake = Fake()
+    changed: Changed = []
     async with linking(fake, changed) as linker:
         linker.set_targets(KEY, [target()])
         await asyncio.sleep(1)

@@ -92,5 +92,5 @@ async def test_an_operator_that_leaves_a_namespace_keeps_no_devices_for_it() -> 
         await asyncio.sleep(300)
         requests: list[KubeRequest] = recorder.writes()[before:]
         assert [r for r in requests if r.namespace == TEAM] == []
-        free = world.get(ROCE_DOMAINS, "az1", "")["status"]["free"]
+        free = world.existing(ROCE_DOMAINS, "az1", "")["status"]["free"]
         assert free[0]["devices"] == 32 - 2 * 2

@@ -207,11 +207,11 @@ def _change(world: World, rng: random.Random) -> None:
     pods: list[Object] = world.instances()
     match rng.randrange(5):
         case 0:
-            body = {"metadata": {"labels": {"fabric/leaf": rng.choice("abcd")}}}
-            world.patch(NODES, "", rng.choice(nodes), body)
+            moved = {"metadata": {"labels": {"fabric/leaf": rng.choice("abcd")}}}
+            world.patch(NODES, "", rng.choice(nodes), moved)
         case 1:
-            body = {"spec": {"unschedulable": rng.random() < 0.5}}
-            world.patch(NODES, "", rng.choice(nodes), body)
+            cordoned = {"spec": {"unschedulable": rng.random() < 0.5}}
+            world.patch(NODES, "", rng.choice(nodes), cordoned)
         case 2 if pods:
             world.delete_pod(rng.choice(pods)["metadata"]["name"])
         case 3 if pods:
