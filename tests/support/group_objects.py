@@ -119,6 +119,8 @@ def raw_pod(pod: Pod, machine: Machine | None, now: float) -> dict[str, Any]:
     state: dict[str, Any] = {}
     if process is not None:
         state = {"running": {}}
+    elif pod.failed:
+        state = {"terminated": {"exitCode": 137}}
     elif pod.crash_loop:
         state = {"waiting": {"reason": "CrashLoopBackOff"}}
     conditions = [{"type": "Ready", "status": str(bool(ready))}]

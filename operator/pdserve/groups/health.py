@@ -1,10 +1,11 @@
 """Is an instance lost, and since when would it be? One fault per instance, from its pod and node.
 
-The operator, not Kubernetes' taint manager, decides this. The rules, first match
-wins: NodeDeleted, PodFailed, NodeLost, DeviceUnhealthy, ImageError, CrashLoop, Unschedulable,
-StartupDeadline. A pod that is being deleted is leaving, not faulty: only the end of its Node
-counts, because nothing else can end it then. Neighbours: `observe` calls this, `startup` judges
-instances that wait for each other, `repairs` counts the faults, `resize` substitutes.
+The operator, not Kubernetes' taint manager, decides this. The rules, first match wins:
+NodeDeleted, NodeRefused, PodFailed, NodeLost, DeviceUnhealthy, ImageError, CrashLoop,
+Unschedulable, StartupDeadline. A pod that is being deleted is leaving, not faulty: only the end
+of its Node counts, because nothing else can end it then. Neighbours: `observe` calls this,
+`startup` judges instances that wait for each other, `repairs` counts the faults, `resize`
+substitutes.
 
 Times that others wrote (kubelet, scheduler, API server) are of other clocks: `Since` translates
 each to the clock of `now`.
@@ -158,7 +159,18 @@ def device_ids(pod: JsonMap) -> frozenset[int] | None:
 def _pod_ended(pod: JsonMap) -> HealthVerdict:
     status = pod["status"]
     why = ": ".join(str(status[k]) for k in ("reason", "message") if status.get(k))
-    return HealthVerdict("PodFailed", f"pod phase {status['phase']}" + (f" ({why})" if why else ""))
+    told = f"pod phase {status['phase']}" + (f" ({why})" if why else "")
+    if status["phase"] == "Failed" and not _ever_ran(status):
+        return HealthVerdict("NodeRefused", told)
+    return HealthVerdict("PodFailed", told)
+
+
+def _ever_ran(status: JsonMap) -> bool:
+    """Whether a container of the pod was started; a pod that a kubelet rejects has none."""
+    kinds = ("initContainerStatuses", "containerStatuses")
+    listed = (s for kind in kinds for s in status.get(kind) or ())
+    states = (s.get(key) or {} for s in listed for key in ("state", "lastState"))
+    return any("running" in state or "terminated" in state for state in states)
 
 
 def _node_lost(

@@ -183,8 +183,8 @@ def _together(parts: Sequence[InstanceObs]) -> InstanceObs:
 
 
 _FAULTS: tuple[Fault, ...] = (
-    "NodeDeleted", "PodFailed", "NodeLost", "DeviceUnhealthy", "ImageError", "CrashLoop",
-    "Unschedulable", "StartupDeadline",
+    "NodeDeleted", "NodeRefused", "PodFailed", "NodeLost", "DeviceUnhealthy", "ImageError",
+    "CrashLoop", "Unschedulable", "StartupDeadline",
 )  # fmt: skip
 """The worst one first, in the order in which `health` looks for them."""
 

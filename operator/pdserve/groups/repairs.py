@@ -17,6 +17,9 @@ from pdserve.topology import Fabric
 T = TypeVar("T")
 BACKOFF_FIRST = 10.0
 """Seconds before the second replacement in a slot; the first one is immediate."""
+ADMISSION_FIRST = 1.0
+"""The same after a node refused the pod at admission: no container ran, so a try costs little, and
+a kubelet frees the devices of a pod that was deleted by force within a second or so."""
 BACKOFF_MAX = 300.0
 SUSPECT_SECONDS = 300.0
 """How long a node stays suspect after a fault."""
@@ -37,7 +40,9 @@ GONE_FAULTS = frozenset({"NodeLost", "NodeDeleted"})
 """The node was away: it is barred until it is Ready again, and cleared at once then."""
 DEVICE_FAULTS = frozenset({"DeviceUnhealthy"})
 """A device was unhealthy: the node is barred until all of its devices are well, then avoided."""
-NODE_FAULTS = GONE_FAULTS | DEVICE_FAULTS | {"Unschedulable"}
+REFUSALS = frozenset({"Unschedulable", "NodeRefused"})
+"""The node did not take the pod: scheduler or kubelet said no. It may take it after a change."""
+NODE_FAULTS = GONE_FAULTS | DEVICE_FAULTS | REFUSALS
 """The node's own faults: it is suspect from the first on, and barred while it is away or its
 devices are not well. Others make it suspect only when they repeat. It is avoided while another node
 has room."""
@@ -107,7 +112,7 @@ def clamp(repair: Repair, now: float) -> Repair:
     return replace(
         repair,
         last_failure=last,
-        not_before=min(repair.not_before, last + _delay(repair.failures) + 1.0),
+        not_before=min(repair.not_before, last + _delay(repair.failures, repair.fault) + 1.0),
         suspects=tuple(replace(s, time=min(s.time, now)) for s in repair.suspects),
     )
 
@@ -134,7 +139,7 @@ def waits_until(repair: Repair, bettered: Mapping[str, float], fabric: Fabric) -
     """When the next try in a slot is due; `bettered` as in `Observation`."""
     last = repair.last_failure
     cured = (time > last for node, time in bettered.items() if node in fabric.nodes)
-    if repair.fault != "Unschedulable" or not any(cured):
+    if repair.fault not in REFUSALS or not any(cured):
         return repair.not_before
     return min(repair.not_before, last + CURED_SECONDS)
 
@@ -169,9 +174,10 @@ def _lasts(suspect: Suspect) -> float:
     return REFUSED_SECONDS if suspect.fault == "Unschedulable" else SUSPECT_SECONDS
 
 
-def _delay(failures: int) -> float:
-    """Back-off after so many failures in a row, in seconds."""
-    return 0.0 if failures <= 1 else min(BACKOFF_MAX, BACKOFF_FIRST * 2.0 ** min(failures - 2, 10))
+def _delay(failures: int, fault: str) -> float:
+    """Back-off after so many failures in a row, the last of them `fault`, in seconds."""
+    first = ADMISSION_FIRST if fault == "NodeRefused" else BACKOFF_FIRST
+    return 0.0 if failures <= 1 else min(BACKOFF_MAX, first * 2.0 ** min(failures - 2, 10))
 
 
 def _entry(instance: InstanceObs, known: Repair | None, now: float) -> Repair:
@@ -187,7 +193,7 @@ def _entry(instance: InstanceObs, known: Repair | None, now: float) -> Repair:
         failures=failures,
         last_failure=now,
         suspects=tuple(found[-MAX_SUSPECTS:]),
-        not_before=now + _delay(failures),
+        not_before=now + _delay(failures, instance.fault),
         last_uid=instance.uid,
         fault=instance.fault,
         message=instance.fault_message[:MAX_MESSAGE],

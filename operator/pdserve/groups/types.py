@@ -22,7 +22,7 @@ from pdserve.wire.peers import PeerTable
 
 Fault = Literal[
     "PodFailed", "CrashLoop", "NodeLost", "NodeDeleted", "DeviceUnhealthy",
-    "StartupDeadline", "Unschedulable", "ImageError", "MemberLost",
+    "StartupDeadline", "Unschedulable", "NodeRefused", "ImageError", "MemberLost",
 ]  # fmt: skip
 
 

@@ -109,6 +109,31 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, str | None, float 
     ("node NotReady for too long", pod(conditions=READY), node("False", 30), "NodeLost", None),
     ("evicted", pod(phase="Failed", reason="Evicted"), node(), "PodFailed", None),
     ("ended by itself", pod(phase="Succeeded"), node(), "PodFailed", None),
+    (
+        "rejected at admission: no container ever ran",
+        pod(phase="Failed", reason="UnexpectedAdmissionError", containerStatuses=[]),
+        node(),
+        "NodeRefused",
+        None,
+    ),
+    (
+        "rejected, told with containers that wait",
+        pod({"waiting": {"reason": "ContainerCreating"}}, phase="Failed", reason="OutOfcpu"),
+        node(),
+        "NodeRefused",
+        None,
+    ),
+    (
+        "only an init container ran",
+        pod(
+            phase="Failed",
+            containerStatuses=[],
+            initContainerStatuses=[{"name": "fetch", "state": {"terminated": {"exitCode": 1}}}],
+        ),
+        node(),
+        "PodFailed",
+        None,
+    ),
     ("all devices held, one unhealthy", pod(), node(unhealthy="3"), "DeviceUnhealthy", None),
     ("some devices held, unknown which", pod(devices=2), node(unhealthy="3"), None, 290),
     (

@@ -84,6 +84,7 @@ def test_as_few_suspects_as_it_takes_are_tried_again_in_their_order(
     ("fault", "changed", "wait"),
     [
         ("Unschedulable", {}, 160), ("Unschedulable", {"n1": NOW + 1}, 30),
+        ("NodeRefused", {}, 160), ("NodeRefused", {"n1": NOW + 1}, 30),
         ("Unschedulable", {"elsewhere": NOW + 1}, 160), ("Unschedulable", {"n4": NOW - 1}, 160),
         ("NodeLost", {"n1": NOW + 1}, 160),
     ],
@@ -148,6 +149,20 @@ def test_the_back_off_doubles_up_to_its_bound(failures: int, want: float) -> Non
     known = (t.Repair("p0", failures - 1, NOW - 60.0),) if failures > 1 else ()
     (repair,) = fail(known, "CrashLoop", "n1", NOW)
     assert (repair.failures, repair.not_before - NOW) == (failures, want)
+
+
+def test_a_node_that_refuses_at_admission_is_avoided_from_the_first_time_on() -> None:
+    """The pod never ran: the node is at fault, and the next try costs little."""
+    lost = fail((), "PodFailed", "n1", NOW)
+    refused = fail(lost, "NodeRefused", "n1", NOW + 1)
+    assert suspects(refused, NOW + 1, fabric(), {}).avoided == ("n1",)
+    assert refused[0].not_before - (NOW + 1) == 1.0
+    again = fail(refused, "NodeRefused", "n2", NOW + 3)
+    assert suspects(again, NOW + 3, fabric(), {}) == Suspects(frozenset(), ("n1", "n2"))
+    assert again[0].not_before - (NOW + 3) == 2.0
+    for k in range(4, 40):
+        again = fail(again, "NodeRefused", "n2", NOW + k)
+    assert again[0].not_before - (NOW + 39) == BACKOFF_MAX
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3, 20])
