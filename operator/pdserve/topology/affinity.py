@@ -7,12 +7,15 @@ that thousands of volumes of one node each cost no pass over all nodes each.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pdserve.terms.json import JsonMap
 
 _NAME = "metadata.name"
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,100}", re.ASCII)
+"""No label is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +156,6 @@ def _objects(value: list[JsonMap] | None) -> list[JsonMap]:
 
 
 def _integer(text: str) -> int | None:
-    """A label's number; None where it is none."""
-    try:
-        return int(text) if len(text) < 20 else None
-    except ValueError:
-        return None
+    """A label's number; None where it is none, as for Kubernetes (decimal, of 64 bits)."""
+    number = int(text) if _DECIMAL.fullmatch(text) else 2**63
+    return number if -(2**63) <= number < 2**63 else None

@@ -108,10 +108,9 @@ class Fabric:
 
     def free(self, node: str, resource: str) -> int:
         """Devices of `resource` on `node` that are neither used nor reserved."""
-        view = self.nodes.get(node)
-        if view is None or node not in self._paths:
+        if node not in self._paths:
             return 0
-        return max(0, view.free(resource) - self._reserved.get((node, resource), 0))
+        return max(0, self.nodes[node].free(resource) - self._reserved.get((node, resource), 0))
 
     def left(self, node: str, resource: str) -> int | None:
         """The same of a resource that an instance takes beside its devices (`NodeView.left`)."""
@@ -129,14 +128,13 @@ class Fabric:
 
     def blocked(self, node: str, tolerations: Iterable[Toleration] = ()) -> Obstacle | None:
         """Why a node takes no new instance, or None when it does."""
-        view = self.nodes.get(node)
         path = self._paths.get(node)
-        if view is None or path is None:
+        if path is None:
             return Obstacle("outside", self.excluded.get(node, "not in the RoCEDomain"))
         for level, value in zip(self.spec.levels, path, strict=True):
             if (level.name, value) in self.spec.cordoned:
                 return Obstacle("cordoned", f"Cordoned {level.name} {value}")
-        return view.blocked(tolerations)
+        return self.nodes[node].blocked(tolerations)
 
     def label(self, path: Path) -> str:
         """Shortest unambiguous name of a part: its own value, or the joined path."""

@@ -54,9 +54,9 @@ class Toleration:
             return False
         if self.key and self.key != taint.key:
             return False
-        if self.operator == "Exists":
-            return True
-        return bool(self.key) and self.value == taint.value
+        if self.operator == "Equal":
+            return self.value == taint.value
+        return self.operator == "Exists"
 
     @staticmethod
     def from_json(value: JsonMap) -> Toleration:

@@ -122,6 +122,9 @@ def test_a_node_that_left_its_part_of_the_fabric_may_be_emptied(kind: ObstacleKi
         (Toleration("k", "Equal", "other"), False),
         (Toleration("k", "Exists", effect="NoExecute"), False),
         (Toleration("other", "Exists"), False),
+        (Toleration("other", "Equal", "v"), False),
+        (Toleration("", "Equal", "v"), True),
+        (Toleration("k", "Near", "v"), False),
         (Toleration(), False),
     ],
 )

@@ -26,7 +26,7 @@ def sidecar(container: dict[str, Any]) -> dict[str, Any]:
     return {**container, "restartPolicy": "Always"}
 
 
-def port(number: int, **more: Any) -> dict[str, Any]:
+def port(number: Any, **more: Any) -> dict[str, Any]:
     return {"ports": [{"containerPort": 80, "hostPort": number, **more}]}
 
 
@@ -71,11 +71,19 @@ def key(number: str, address: str = "0.0.0.0") -> dict[str, int]:
          {"cpu": 1000, "memory": 5 * MI}),
         ({"containers": [takes(**{RESOURCE: 1})], "resources": {"requests": {RESOURCE: 5}}},
          {RESOURCE: 1}),
+        ({"containers": [takes(cpu="1")],
+          "resources": {"limits": {"cpu": "5"}, "requests": {"cpu": "2"}}}, {"cpu": 2000}),
+        ({"containers": [takes(**{"hugepages-2Mi": "4Mi"})],
+          "resources": {"requests": {"hugepages-2Mi": "8Mi", "memory": "1Mi"}}},
+         {"hugepages-2Mi": 8 * MI, "memory": MI}),
         # Host ports, sidecars' too; those of other init containers are never held.
         ({"containers": [port(8080)]}, key("8080:TCP")),
         ({"containers": [port(53, protocol="UDP", hostIP="10.0.0.1")]}, key("53:UDP", "10.0.0.1")),
         ({"containers": [], "initContainers": [sidecar(port(1)), port(2)]}, key("1:TCP")),
         ({"containers": [{"ports": [{"containerPort": 80}]}]}, {}),
+        ({"containers": [port(0), port(-1), port("80")]}, {}),
+        ({"containers": [port(1, protocol=None, hostIP=None)]}, key("1:TCP")),
+        ({"containers": [port(1), port(2)]}, key("1:TCP") | key("2:TCP")),
         ({"containers": [{"ports": [{"containerPort": 80}]}], "hostNetwork": True}, key("80:TCP")),
         ({"containers": [takes(cpu="-1", memory="much", **{RESOURCE: None})]}, {}),
         ({}, {}),
@@ -102,6 +110,9 @@ def test_a_pod_that_has_ended_takes_nothing(phase: str) -> None:
         ("cpu", "1500m", 1500, "1500m"), ("cpu", 4, 4000, "4"), ("cpu", "0.0019", 1, "1m"),
         ("memory", "64Gi", 64 * 1024 * MI, "64Gi"), ("memory", "1G", 10**9, "1000000000"),
         ("memory", "1536Mi", 1536 * MI, "1536Mi"), ("pods", "110", 110, "110"),
+        ("memory", "5Ei", 5 * 1024**6, "5Ei"), ("memory", "1Pi", 1024**5, "1Pi"),
+        ("memory", "3Ti", 3 * 1024**4, "3Ti"), ("memory", "1023", 1023, "1023"),
+        ("memory", "1Mi", MI, "1Mi"), ("memory", "1025Mi", 1025 * MI, "1025Mi"),
         ("memory", "-1", 0, "0"), ("example.com/nic", "2Mi", 2 * MI, str(2 * MI)),
     ],
 )  # fmt: skip
