@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import aiohttp
 import orjson
 
 from pdserve.engines.reference.metrics import PATH_VLLM
+from pdserve.terms import Device
 from pdserve.wire import http
 from pdserve.wire.credentials import Grant
-from pdserve.wire.peers import Peer, PeerTable
+from pdserve.wire.peers import Peer, PeerNode, PeerTable
 
 TOKEN = "test-token"
 _numbers = itertools.count(1)
@@ -65,6 +66,8 @@ class EngineProcess:
     token: str = TOKEN
     """PDSERVE_TOKEN; empty: not set."""
     env: dict[str, str] = field(default_factory=dict)
+    devices: Sequence[str | None] = ()
+    """Addresses of its devices, as the peer table names them."""
     log: Path | None = None
     """Where its output is appended; None: to the output of this process."""
     process: subprocess.Popen[bytes] | None = None
@@ -77,7 +80,10 @@ class EngineProcess:
         return f"http://{self.host}:8000"
 
     def peer(self, role: str | None = None) -> Peer:
-        return Peer(self.name, role or self.role, self.url, f"{self.host}:5600", "r1")  # type: ignore[arg-type]
+        devices = tuple(Device(i, ip) for i, ip in enumerate(self.devices))
+        nodes = (PeerNode("n1", devices),) if devices else ()
+        peer = Peer(self.name, role or self.role, self.url, f"{self.host}:5600", "r1")  # type: ignore[arg-type]
+        return replace(peer, nodes=nodes)
 
     def start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PDSERVE_")}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
 
+from pdserve.groups.devices import devices_of
 from pdserve.groups.health import (
     HealthLimits,
     Since,
@@ -17,7 +18,6 @@ from pdserve.groups.health import (
     classify,
     condition,
     created,
-    device_ids,
     engine_status,
     is_silent,
     linked_since,
@@ -27,11 +27,10 @@ from pdserve.groups.health import (
     up_since,
 )
 from pdserve.groups.types import Fault, InstanceObs, MemberObs
-from pdserve.terms import ROLES, Device, Role
+from pdserve.terms import ROLES, Role
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import timestamp
-from pdserve.topology.nodes import node_view
-from pdserve.topology.requests import pod_devices, pod_requests, requested, requested_devices
+from pdserve.topology.requests import pod_requests, requested, requested_devices
 from pdserve.wire import names
 from pdserve.wire.pin import pinned_node
 
@@ -130,7 +129,7 @@ def _member(pod: JsonMap, node: JsonMap | None, index: int, fault: Fault | None)
         uid=str(meta.get("uid", "")),
         node=str(spec.get("nodeName") or pinned_node(pod) or ""),
         index=index,
-        devices=_devices(pod, node),
+        devices=devices_of(pod, node),
         pod_ip=status.get("podIP") or None,
         container_id=engine_status(pod).get("containerID") or None,
         linked_container=(linked.get("message") or None)
@@ -210,17 +209,3 @@ def _last(times: Sequence[float | None]) -> float | None:
 def is_group_index(label: Any) -> TypeGuard[str]:
     """Whether a label's value is the index of a P/D group, as the operator writes it."""
     return isinstance(label, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", label) is not None
-
-
-def _devices(pod: JsonMap, node: JsonMap | None) -> tuple[Device, ...]:
-    """The node's devices that this pod holds: those told, or all if it holds all, else unknown."""
-    if node is None:
-        return ()
-    view = node_view(node)
-    ids = device_ids(pod)
-    if ids is not None:
-        known = {d.id: d for d in view.devices}
-        return tuple(known.get(i, Device(i)) for i in sorted(ids))
-    held = pod_devices(pod)
-    whole = any(count >= view.capacity.get(r, 1 << 30) for r, count in held.items())
-    return view.devices if whole else ()

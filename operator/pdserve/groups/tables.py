@@ -1,13 +1,14 @@
 """Gather and publish: the peer table of a group, version by version (P/D-Serve 3.1, 3.2).
 
 An instance enters once it runs and the addresses of its members are known, and leaves when
-`removal.finished` says so. Entries of the others are carried over untouched: an instance that is
-restarted in place or not ready keeps its entry. The first table waits for both roles, as links need
-two ends.
+`removal.finished` says so. Entries of the others are carried over, with the addresses of devices
+that became known since: an instance that is restarted in place or not ready keeps its entry. The
+first table waits for both roles, as links need two ends.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from pdserve.groups.removal import finished
@@ -26,7 +27,9 @@ def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) 
     old = group.table
     by_name = {i.name: i for i in group.members}
     kept = tuple(
-        p for p in (old.instances if old else ()) if _stays(p, by_name, group, observation)
+        _with_devices(p, by_name[p.id])
+        for p in (old.instances if old else ())
+        if _stays(p, by_name, group, observation)
     )
     names = {p.id for p in kept}
     gathered = [
@@ -43,8 +46,8 @@ def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) 
     costs = draft.fabric.spec.tier_costs
     held = _held(entries, observation)
     passed = old is not None and held > old.version
-    same = old is not None and entries == old.instances and dict(old.tier_costs) == costs
-    if same and not passed:
+    moved = old is not None and not _same(entries, old)
+    if old is not None and not (moved or passed or dict(old.tier_costs) != costs):
         return
     version = 1 + max(held, old.version if old is not None else _lost(group, observation))
     table = PeerTable(f"{observation.wanted.name}-{group.index}", version, entries, costs)
@@ -55,8 +58,29 @@ def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) 
         told.append("passes the version that instances hold")
     draft.act(
         PublishTable(group.index, table),
-        f"group {group.index} table {version} {' and '.join(told) or 'has new tier costs'}",
+        f"group {group.index} table {version} {' and '.join(told) or _other_news(moved)}",
     )
+
+
+def _other_news(moved: bool) -> str:
+    return "has new addresses of devices" if moved else "has new tier costs"
+
+
+def _same(entries: tuple[Peer, ...], old: PeerTable) -> bool:
+    """Whether entries are those of a table, which may have left out devices to fit its object."""
+    return entries == old.instances or (
+        dataclasses.replace(old, instances=entries).fitted().instances == old.instances
+    )
+
+
+def _with_devices(peer: Peer, instance: InstanceObs) -> Peer:
+    """The entry with the devices that are known now: a node agent may tell addresses late.
+
+    What is not known at the moment (the node was deleted, say) stays as it was told.
+    """
+    known = {m.node: m.devices for m in instance.members if any(d.ip for d in m.devices)}
+    nodes = tuple(dataclasses.replace(n, devices=known.get(n.name, n.devices)) for n in peer.nodes)
+    return peer if nodes == peer.nodes else dataclasses.replace(peer, nodes=nodes)
 
 
 def _held(entries: Iterable[Peer], observation: Observation) -> int:

@@ -39,6 +39,12 @@ class EngineMetrics:
         self.transfer_seconds = counter(metrics.KV_TRANSFER_SECONDS, "Time of KV transfers")
         self.transfers = counter(metrics.KV_TRANSFERS, "KV transfers")
         self.transfer_bytes = counter(metrics.KV_TRANSFER_BYTES, "KV bytes transferred")
+        self._pulls = self.registry.counter(
+            metrics.KV_PULLS, "KV pulls of a decode, by address", ["path", "reason"]
+        )
+        self._device_addresses = gauge(
+            metrics.KV_DEVICE_ADDRESSES, "Addresses of own devices in the peer table", ["state"]
+        )
         self.decode_steps = counter(metrics.DECODE_STEPS, "Steps without prompt tokens")
         self.decode_seconds = counter(metrics.DECODE_STEP_SECONDS, "Time of these steps")
         self.decode_requests = counter(metrics.DECODE_STEP_REQUESTS, "Requests in these steps")
@@ -86,6 +92,15 @@ class EngineMetrics:
         """One request was refused."""
         self._rejections.labels(reason).inc()
         self._rejected.labels(reason, self._model).inc()
+
+    def kv_pulled(self, path: str, reason: str) -> None:
+        """A decode pulled KV from a peer's `device` or `pod`; `reason`: why not from a device."""
+        self._pulls.labels(path, reason).inc()
+
+    def device_addresses(self, listening: int, missing: int) -> None:
+        """KV is listened for at so many addresses of devices, and cannot be at so many."""
+        self._device_addresses.labels("listening").set(listening)
+        self._device_addresses.labels("missing").set(missing)
 
     def occupancy(self, states: dict[str, int], running: int, kv_usage: float) -> None:
         """Slots, running requests and KV use as they are now."""

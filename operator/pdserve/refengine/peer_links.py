@@ -1,8 +1,9 @@
 """Peer table and the links to every peer of the other role.
 
 The operator pushes tables; versions only rise. For each peer that a table demands, one task
-connects, verifies both sides, and then keeps the connection to notice its loss; on any failure
-it tries again with growing pauses. An instance is ready once the links of some table were
+connects to the peer's pod, verifies both sides, and then keeps the connection to notice its loss;
+on any failure it tries again with growing pauses. Which address KV is pulled from is decided in
+`kv.paths`, which gets each table from here. An instance is ready once the links of some table were
 complete; a newer table being linked does not unready it (its old links still work).
 """
 
@@ -12,7 +13,9 @@ import asyncio
 import logging
 
 from pdserve.http1.errors import ApiError
+from pdserve.refengine.kv.device_addresses import usable_addresses
 from pdserve.refengine.kv.kv_transport import KvTransport, PeerAddress, TransportError
+from pdserve.refengine.kv.paths import KvPaths, PeerDevices
 from pdserve.wire.links import LinkReport
 from pdserve.wire.peers import Peer, PeerTable
 
@@ -25,12 +28,14 @@ log = logging.getLogger(__name__)
 class Links:
     """State of this instance in its P/D group."""
 
-    def __init__(self, instance: str, role: str, numerics: str) -> None:
-        self._me, self._role, self._numerics = instance, role, numerics
+    def __init__(self, instance: str, role: str, numerics: str, host: str) -> None:
+        """`host`: where peers reach this instance's pod."""
+        self._me, self._role, self._numerics, self._host = instance, role, numerics, host
         self._table: PeerTable | None = None
         self._tasks: dict[PeerAddress, asyncio.Task[None]] = {}
         self._down: dict[str, str] = {}
         self.transport: KvTransport | None = None
+        self.paths: KvPaths | None = None
         self.ready = role == "both"
 
     def accept(self, table: PeerTable) -> None:
@@ -55,7 +60,7 @@ class Links:
                 code="wrong_role",
             )
         if table != current:
-            self._switch(table)
+            self._switch(table, me)
 
     def report(self) -> LinkReport:
         """What the operator asks for."""
@@ -63,11 +68,6 @@ class Links:
             return LinkReport(0, frozenset(), {})
         peers = {p.id for p in self._table.opposite(self._me)}
         return LinkReport(self._table.version, frozenset(peers - set(self._down)), dict(self._down))
-
-    def address(self, peer: str) -> PeerAddress | None:
-        """Where a peer of the current table listens; None for others."""
-        found = self._opposite(peer)
-        return None if found is None else PeerAddress.parse(found.id, found.transfer)
 
     def admits(self, peer: str) -> str | None:
         """None when `peer` may link to this instance, else why not."""
@@ -81,20 +81,28 @@ class Links:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        if self.paths is not None:
+            self.paths.close()
 
     def _opposite(self, peer: str) -> Peer | None:
         peers = self._table.opposite(self._me) if self._table else ()
         return next((p for p in peers if p.id == peer), None)
 
-    def _switch(self, table: PeerTable) -> None:
+    def _switch(self, table: PeerTable, me: Peer) -> None:
         self._table = table
         wanted: dict[PeerAddress, str] = {}
+        devices: dict[PeerAddress, PeerDevices] = {}
         down: dict[str, str] = {}
         for peer in table.opposite(self._me):
             try:
-                wanted[PeerAddress.parse(peer.id, peer.transfer)] = peer.id
+                address = PeerAddress.parse(peer.id, peer.transfer)
             except TransportError as error:
                 down[peer.id] = str(error)
+                continue
+            wanted[address] = peer.id
+            devices[address] = _devices(peer, address.host)
+        if self.paths is not None:
+            self.paths.switch(_devices(me, self._host).addresses, devices)
         for address in [a for a in self._tasks if a not in wanted]:
             self._tasks.pop(address).cancel()
         for address, peer_id in wanted.items():
@@ -132,6 +140,12 @@ class Links:
     def _check_ready(self) -> None:
         if self._table is not None and not self._down:
             self.ready = True
+
+
+def _devices(peer: Peer, host: str) -> PeerDevices:
+    """Of its first member, whose pod listens at `host`: the reference engine has no other."""
+    devices = peer.nodes[0].devices if peer.nodes else ()
+    return PeerDevices(usable_addresses(devices, host), any(d.ip for d in devices))
 
 
 class StaleTableError(ApiError):

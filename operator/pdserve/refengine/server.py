@@ -16,7 +16,9 @@ from pdserve.refengine.api.generate import Generator
 from pdserve.refengine.api.handlers import Routes
 from pdserve.refengine.api.handover import Sender
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.kv.tcp import Identity, TcpTransport
+from pdserve.refengine.kv.kv_transport import Identity
+from pdserve.refengine.kv.paths import KvPaths
+from pdserve.refengine.kv.tcp import TcpTransport
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.peer_links import Links
@@ -46,18 +48,22 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
     metrics = EngineMetrics(config.model_name, paced=pacer is not None)
     engine = Engine(config, model, metrics, pacer, loop)
     engine.warm_up()
-    links = Links(config.instance, config.role, model.numerics)
+    host = config.advertise or config.bind
+    links = Links(config.instance, config.role, model.numerics, host)
     trust = Trust(config.token, config.control, config.request, config.kv_key)
     identity = Identity(config.instance, trust, model.fingerprint, model.numerics)
     transport = TcpTransport(identity, engine.handoff, config.transfer_timeout)
     trust.changed = transport.keys_changed
-    engine.transport = links.transport = transport
-    engine.peer_address = links.address
+    transport.listeners.changed = metrics.device_addresses
+    links.transport = transport
+    links.paths = engine.kv_source = KvPaths(
+        transport, transport.listeners, config.role == "decode", metrics.kv_pulled
+    )
     engine.handoff.admits_peer = links.admits
     transfer_port = 0
     if config.role != "both":
         transfer_port = await transport.start(config.bind, config.transfer_port)
-    sender = Sender(config.instance, config.advertise or config.bind, transfer_port)
+    sender = Sender(config.instance, host, transfer_port)
     generator = Generator(config, model, engine, sender, lambda: links.ready)
     connections: set[HttpConnection] = set()
     routes = Routes(

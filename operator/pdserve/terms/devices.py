@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 
@@ -11,3 +12,12 @@ class Device:
 
     id: int
     ip: str | None = None
+
+
+def is_ip(text: str) -> bool:
+    """Whether a text is a literal IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

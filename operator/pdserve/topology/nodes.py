@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from pdserve.frozen import remembered
 from pdserve.terms import Device
+from pdserve.terms.devices import is_ip
 from pdserve.terms.json import JsonMap
 from pdserve.terms.quantity import QuantityError, quantity
 from pdserve.terms.shown import shown
@@ -26,6 +27,8 @@ from pdserve.wire.pin import pinned_node
 MAX_DEVICES = 1024
 """Devices that one node's annotations may name."""
 
+_TOLD = 4
+"""Odd addresses of one node that are named."""
 _OF_STATE = "node.kubernetes.io/"
 """Of the keys of taints that Kubernetes itself sets by a node's state."""
 
@@ -261,7 +264,12 @@ def _roce_devices(text: str | None, problems: list[str]) -> tuple[Device, ...]:
             f'[{{"id": 0, "ip": "10.0.0.1"}}], got {shown(text)}: {error}'
         )
         return ()
-    return tuple(sorted(entries, key=lambda d: d.id))
+    odd = [d for d in entries if d.ip is not None and not is_ip(d.ip)]
+    if odd:
+        told = ", ".join(f"{shown(d.ip)} of device {d.id}" for d in odd[:_TOLD])
+        problems.append(f"annotation {names.ANNOTATION_ROCE_DEVICES}: no IP address: {told}")
+    known = (d if d.ip is None or is_ip(d.ip) else replace(d, ip=None) for d in entries)
+    return tuple(sorted(known, key=lambda d: d.id))
 
 
 def _unhealthy(text: str | None, problems: list[str]) -> frozenset[int]:

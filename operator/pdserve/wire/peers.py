@@ -90,8 +90,8 @@ class PeerTable:
     def fitted(self) -> PeerTable:
         """The table, without the devices of its nodes where they would not fit a ConfigMap.
 
-        They are told for people and other engines; the reference engine links by `transfer`. At
-        the API's bounds, every instance doubled by its substitute, the rest is below 1 MiB.
+        Instances reach each other by `transfer` then, devices or not. At the API's bounds, every
+        instance doubled by its substitute, the rest is below 1 MiB.
         """
         if len(self.encoded().encode()) <= FULL_BYTES:
             return self

@@ -17,9 +17,8 @@ from tests.unit.refengine.test_transport import DATA, Pair, Store
 
 from pdserve.engines.credentials import Credential
 from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.kv_transport import TransportError
+from pdserve.refengine.kv.kv_transport import Identity, TransportError
 from pdserve.refengine.kv.protocol import FrameKind, Proof, shared_proof
-from pdserve.refengine.kv.tcp import Identity
 from pdserve.refengine.trust import Trust
 from pdserve.wire import http
 from pdserve.wire.credentials import Grant, PeerGrant, digest, pair_key

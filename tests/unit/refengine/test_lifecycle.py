@@ -11,8 +11,9 @@ import aiohttp
 import pytest
 from tests.support.engines import Client, EngineProcess, Group, fresh_host, until
 
+from pdserve.refengine.kv.kv_transport import Identity
 from pdserve.refengine.kv.payload import Payload
-from pdserve.refengine.kv.tcp import Identity, TcpTransport
+from pdserve.refengine.kv.tcp import TcpTransport
 from pdserve.refengine.trust import Trust
 from pdserve.wire import http
 from pdserve.wire.peers import PeerTable

@@ -11,10 +11,10 @@ import pytest
 from tests.support.engines import fresh_host
 
 from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.kv_transport import PeerAddress, TransportError
+from pdserve.refengine.kv.kv_transport import Identity, PeerAddress, TransportError
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.protocol import FrameKind
-from pdserve.refengine.kv.tcp import Identity, TcpTransport
+from pdserve.refengine.kv.tcp import TcpTransport
 from pdserve.refengine.trust import Trust
 
 SENDER = Identity("p0", Trust("secret"), "model-1", "bits")
@@ -146,7 +146,8 @@ async def raw_server(
     return PeerAddress("p0", host, port)
 
 
-async def _read(reader: asyncio.StreamReader) -> tuple[FrameKind, dict[str, object]]:
+async def read_frame(reader: asyncio.StreamReader) -> tuple[FrameKind, dict[str, object]]:
+    """The next frame of a connection."""
     head = await reader.readexactly(protocol.HEAD.size)
     body = await reader.readexactly(protocol.HEAD.unpack(head)[3])
     found = protocol.decode(memoryview(head + body))
@@ -156,7 +157,7 @@ async def _read(reader: asyncio.StreamReader) -> tuple[FrameKind, dict[str, obje
 
 async def _welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(protocol.encode(FrameKind.CHALLENGE, {"id": "p0", "nonce": "n"}))
-    _, hello = await _read(reader)
+    _, hello = await read_frame(reader)
     proof = protocol.mac(
         protocol.shared_proof("secret"),
         "server",
@@ -171,7 +172,7 @@ async def _welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 async def test_an_impostor_server_is_noticed() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(protocol.encode(FrameKind.CHALLENGE, {"id": "p0", "nonce": "n"}))
-        await _read(reader)
+        await read_frame(reader)
         writer.write(protocol.encode(FrameKind.WELCOME, {"numerics": "bits", "mac": "00"}))
 
     transport = TcpTransport(RECEIVER, Store(), 5)
@@ -203,7 +204,7 @@ async def test_another_protocol_is_refused() -> None:
 async def test_a_sender_that_dies_in_the_middle(sent: int) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _welcome(reader, writer)
-        assert (await _read(reader))[0] is FrameKind.PULL
+        assert (await read_frame(reader))[0] is FrameKind.PULL
         head = {"tokens": 64, "bytes": len(DATA), "crc": zlib.crc32(DATA)}
         writer.write(protocol.encode(FrameKind.KV, head) + DATA[:sent])
         await writer.drain()
@@ -228,7 +229,7 @@ async def test_a_sender_that_stalls_runs_into_the_timeout() -> None:
 async def test_pull_before_the_handshake_closes_the_connection() -> None:
     async with Pair(Store()) as pair:
         reader, writer = await asyncio.open_connection(pair.address.host, pair.address.port)
-        await _read(reader)
+        await read_frame(reader)
         writer.write(protocol.encode(FrameKind.PULL, {"request": "r1"}))
         assert await reader.read() == b""
         writer.close()

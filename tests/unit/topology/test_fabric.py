@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -136,6 +137,18 @@ def test_roce_devices_come_in_device_order() -> None:
     text = '[{"id": 1, "ip": "10.0.0.2"}, {"id": 0, "ip": "10.0.0.1"}]'
     view = node_view(raw_node(metadata__annotations={names.ANNOTATION_ROCE_DEVICES: text}))
     assert view.devices == (Device(0, "10.0.0.1"), Device(1, "10.0.0.2"))
+
+
+@pytest.mark.parametrize(
+    "ip", ["host.example", "10.1", "10.0.0.1:5600", "fd00::1/64", "", "0" * 50]
+)
+def test_what_is_no_ip_address_is_told_and_taken_for_unknown(ip: str) -> None:
+    text = json.dumps([{"id": 1, "ip": "fd00::2"}, {"id": 0, "ip": ip}])
+    view = node_view(raw_node(metadata__annotations={names.ANNOTATION_ROCE_DEVICES: text}))
+    assert view.devices == (Device(0), Device(1, "fd00::2"))
+    assert view.problems == (
+        f"annotation {names.ANNOTATION_ROCE_DEVICES}: no IP address: {ip!r} of device 0",
+    )
 
 
 @pytest.mark.parametrize(

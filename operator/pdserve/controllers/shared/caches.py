@@ -74,6 +74,7 @@ _KEPT_OF_PODS = keep(
     f"metadata.annotations[{names.ANNOTATION_LEADER}]",
     f"metadata.annotations[{names.ANNOTATION_CONTROL}]",
     f"metadata.annotations[{names.ANNOTATION_CREDENTIALS}]",
+    f"metadata.annotations[{names.ANNOTATION_NETWORK_STATUS}]",
     "metadata.deletionGracePeriodSeconds",
     "spec.nodeName",
     "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution",

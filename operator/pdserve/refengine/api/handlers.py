@@ -124,7 +124,7 @@ class Routes:
         responder.send(200, registry.render().encode(), kind=CONTENT_TYPE)
 
     def _info(self, request: HttpRequest, responder: Responder) -> None:
-        c, pacer = self.config, self.engine.pacer
+        c, pacer, paths = self.config, self.engine.pacer, self.links.paths
         responder.send_json(
             200,
             {
@@ -142,6 +142,7 @@ class Routes:
                 "slots": c.slots,
                 "prefetch": c.prefetch,
                 "leaseSeconds": c.lease_seconds,
+                "kvDevices": None if paths is None else paths.listeners.report(),
                 "ready": self.links.ready and not self.engine.draining,
                 "draining": self.engine.draining,
                 "paced": None if pacer is None else pacer.report(),

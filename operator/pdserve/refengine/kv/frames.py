@@ -7,6 +7,7 @@ on each piece while it is still in cache.
 from __future__ import annotations
 
 import asyncio
+import socket
 import zlib
 from collections.abc import Sequence
 from typing import cast
@@ -94,6 +95,9 @@ class FrameConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         self.transport = cast(asyncio.Transport, transport)
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""

@@ -16,18 +16,34 @@ if TYPE_CHECKING:
 
 from pdserve.refengine.kv.payload import Payload
 
+HANDSHAKE_SECONDS = 3.0
+
 
 class TransportError(Exception):
     """A link or a pull failed; the message is what an operator should read."""
 
 
+class PathError(TransportError):
+    """No connection could be made, or it broke: another address of the peer may do."""
+
+
+class PullTimeoutError(TransportError):
+    """A pull did not end in its time."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """Whom to reach: the peer's id (verified in the handshake) and where it listens."""
+    """Whom to reach: the peer's id (verified in the handshake) and where it listens.
+
+    `device`: the address is that of one of the peer's devices, not its pod's. `source`: the
+    address of this instance that a connection starts from; empty: the system chooses.
+    """
 
     id: str
     host: str
     port: int
+    device: bool = False
+    source: str = ""
 
     @staticmethod
     def parse(peer: str, transfer: str) -> PeerAddress:
@@ -49,6 +65,16 @@ class Keyring(Protocol):
 
     def pair_refused(self, peer: str) -> None:
         """A handshake with `peer` failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this process is in handshakes; only equal `model` fingerprints may exchange KV."""
+
+    id: str
+    keys: Keyring
+    model: str
+    numerics: str
 
 
 class Exporter(Protocol):
@@ -80,11 +106,31 @@ class Link(Protocol):
         """Give it up."""
 
 
+class KvSource(Protocol):
+    """Where a decode gets KV from, whatever way it takes."""
+
+    async def pull(
+        self, peer: str, request_id: str, tokens: int, landing: Sequence[memoryview]
+    ) -> int:
+        """Fill `landing` with a request's KV held by `peer`; returns bytes.
+
+        Raises:
+            TransportError: no KV; what `landing` holds must not be used.
+        """
+
+
 class KvTransport(Protocol):
     """Move KV between instances."""
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port."""
+
+    async def verify(self, peer: PeerAddress) -> tuple[str, ...]:
+        """Connect and verify both sides, keep the connection for pulls.
+
+        Returns the addresses of its devices at which the peer says that it listens; raises
+        TransportError.
+        """
 
     async def link(self, peer: PeerAddress) -> Link:
         """Connect and verify both sides; raises TransportError."""

@@ -5,7 +5,9 @@ A frame is `PDKV`, version, kind, a 4-byte big-endian length and that much JSON.
 
     S -> C  CHALLENGE {id, nonce}
     C -> S  HELLO     {id, to, nonce, model, numerics, mac, key?}
-    S -> C  WELCOME   {model, numerics, mac}        or  REFUSED {reason}, then S closes
+    S -> C  WELCOME   {model, numerics, mac, devices?}  or  REFUSED {reason}, then S closes
+
+`devices`: addresses of S's devices at which it listens too; engines of older versions name none.
 
     mac = HMAC-SHA256(key, side | scheme | S.id | C.id | S.nonce | C.nonce | model)
 

@@ -22,7 +22,7 @@ import numpy as np
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.errors import RejectedError
-from pdserve.refengine.kv.kv_transport import KvTransport, PeerAddress, TransportError
+from pdserve.refengine.kv.kv_transport import KvSource, TransportError
 from pdserve.refengine.kv.payload import Payload, landing
 from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, prompt_hashes
 from pdserve.refengine.metrics import EngineMetrics
@@ -85,8 +85,7 @@ class Engine:
             self._slot_freed,
         )
         self.draining = False
-        self.transport: KvTransport | None = None
-        self.peer_address: Callable[[str], PeerAddress | None] = lambda peer: None
+        self.kv_source: KvSource | None = None
 
     # --- admission -------------------------------------------------------------------------
 
@@ -440,12 +439,11 @@ class Engine:
         self._pump()
 
     async def _fetch(self, sequence: Sequence, remote: RemoteKv) -> None:
-        address, tokens = self.peer_address(remote.engine), remote.tokens
-        if address is None or self.transport is None:
-            raise TransportError(f"{remote.engine!r} is not in this instance's peer table")
-        started = self._now()
+        if self.kv_source is None:
+            raise TransportError("this instance pulls no KV")
+        tokens, started = remote.tokens, self._now()
         buffers = landing(self._memory, sequence.blocks, tokens)
-        size = await self.transport.pull(address, remote.request, tokens, buffers)
+        size = await self.kv_source.pull(remote.engine, remote.request, tokens, buffers)
         if self.pacer is not None:
             due = self.pacer.transfer_end(started, tokens)
             await asyncio.sleep(max(0.0, due - self._now()))

@@ -1,0 +1,177 @@
+"""The end that opens a KV connection: it verifies the peer, and lands what it pulls."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+from pdserve.refengine.kv import protocol
+from pdserve.refengine.kv.device_addresses import MAX_DEVICES
+from pdserve.refengine.kv.frames import FrameConnection, Landing
+from pdserve.refengine.kv.kv_transport import Identity, PathError, PeerAddress, TransportError
+from pdserve.refengine.kv.protocol import FrameKind, Proof
+from pdserve.terms.json import JsonObject
+
+PING_SECONDS = 2.0
+
+
+class PullingEnd(FrameConnection):
+    """One connection to a peer; one question at a time."""
+
+    def __init__(self, me: Identity, peer: PeerAddress) -> None:
+        super().__init__()
+        loop = asyncio.get_running_loop()
+        self._me, self._address = me, peer
+        self._answer: asyncio.Future[int] | None = loop.create_future()
+        self._gone: asyncio.Future[str] = loop.create_future()
+        self._asked: tuple[int, Sequence[memoryview]] | None = None
+        self._checksum = self._size = 0
+        self._nonces = ("", secrets.token_hex(16))
+        self._proof: Proof | None = None
+        self.numerics = ""
+        self.devices: tuple[str, ...] = ()
+        """Addresses of its devices at which the peer says that it listens."""
+
+    def frame(self, kind: FrameKind, body: JsonObject) -> None:
+        """An answer of the peer."""
+        if kind is FrameKind.CHALLENGE:
+            self._challenged(body)
+        elif kind is FrameKind.WELCOME:
+            self._welcomed(body)
+        elif kind in (FrameKind.REFUSED, FrameKind.MISSING):
+            self._fail(TransportError(f"{self._address.id} refused: {body.get('reason')}"))
+        elif kind is FrameKind.PONG:
+            self._done(0)
+        elif kind is FrameKind.KV and self._asked is not None:
+            self._arriving(body, *self._asked)
+        else:
+            raise TransportError(f"unexpected {kind.name}")
+
+    def landed(self, landing: Landing) -> None:
+        """The payload is here: check it."""
+        if landing.checksum != self._checksum:
+            raise TransportError(
+                f"KV payload is corrupt: CRC {landing.checksum:08x}, announced {self._checksum:08x}"
+            )
+        self._done(self._size)
+
+    def closed(self, reason: str) -> None:
+        """What waits for an answer fails."""
+        if not self._gone.done():
+            self._gone.set_result(reason)
+        self._fail(PathError(f"{self._address.id}: {reason}"))
+
+    @property
+    def usable(self) -> bool:
+        """Neither lost, nor in the middle of something, nor verified by a key of yesterday."""
+        idle = self._answer is None and not self._gone.done()
+        return idle and self._proof == self._me.keys.proof_to(self._address.id)
+
+    async def answer(self) -> int:
+        """Wait for what was asked last; a failed or interrupted wait ruins the connection."""
+        future = self._answer
+        if future is None:
+            raise TransportError("nothing was asked")
+        try:
+            return await future
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._answer = None
+            self._asked = None
+
+    def ask(self, kind: FrameKind, body: JsonObject | None = None) -> None:
+        """Send a question whose answer `answer` returns."""
+        if self._answer is not None or self._gone.done():
+            raise PathError(f"{self._address.id}: connection is gone")
+        self._answer = asyncio.get_running_loop().create_future()
+        self.send(kind, body)
+
+    async def pull(self, request: str, tokens: int, landing: Sequence[memoryview]) -> int:
+        """Fill `landing`, check it, confirm it."""
+        self._asked = (tokens, landing)
+        self.ask(FrameKind.PULL, {"request": request})
+        size = await self.answer()
+        self.send(FrameKind.DONE, {"request": request})
+        return size
+
+    async def lost(self) -> str:
+        """Wait for the loss of the connection, asking the peer for life signs."""
+        while True:
+            try:
+                async with asyncio.timeout(PING_SECONDS):
+                    return await asyncio.shield(self._gone)
+            except TimeoutError:
+                pass
+            try:
+                self.ask(FrameKind.PING)
+                async with asyncio.timeout(PING_SECONDS):
+                    await self.answer()
+            except TimeoutError:
+                return f"no life sign for {PING_SECONDS:g} s"
+            except TransportError as error:
+                return str(error)
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self.abort()
+
+    def _challenged(self, body: JsonObject) -> None:
+        if body.get("id") != self._address.id:
+            raise TransportError(
+                f"{self._address.host}:{self._address.port} is {body.get('id')}, "
+                f"not {self._address.id}"
+            )
+        me = self._me
+        proof = self._proof = me.keys.proof_to(self._address.id)
+        if proof is None:
+            raise TransportError(f"no key for {self._address.id} is known here")
+        self._nonces = (str(body.get("nonce")), self._nonces[1])
+        hello = {
+            "id": me.id,
+            "to": self._address.id,
+            "nonce": self._nonces[1],
+            "model": me.model,
+            "numerics": me.numerics,
+            "mac": self._mac(proof, "client"),
+        }
+        if proof.name is not None:
+            hello["key"] = proof.name
+        self.send(FrameKind.HELLO, hello)
+
+    def _welcomed(self, body: JsonObject) -> None:
+        proof = self._proof
+        if proof is None or not protocol.same(self._mac(proof, "server"), body.get("mac")):
+            raise TransportError(f"{self._address.id} does not know the key")
+        self.numerics = str(body.get("numerics"))
+        devices = body.get("devices")  # engines of older versions name none
+        if isinstance(devices, list):
+            self.devices = tuple(d for d in devices[:MAX_DEVICES] if isinstance(d, str))
+        self._done(0)
+
+    def _mac(self, proof: Proof, side: str) -> str:
+        return protocol.mac(
+            proof,
+            side,
+            server=self._address.id,
+            client=self._me.id,
+            nonces=self._nonces,
+            model=self._me.model,
+        )
+
+    def _arriving(self, body: JsonObject, tokens: int, landing: Sequence[memoryview]) -> None:
+        size, crc = body.get("bytes"), body.get("crc")
+        if body.get("tokens") != tokens or not isinstance(size, int) or not isinstance(crc, int):
+            raise TransportError(f"KV of {body.get('tokens')} tokens announced, {tokens} expected")
+        self._checksum, self._size = crc, size
+        self.expect(Landing(landing, size))
+
+    def _done(self, value: int) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(value)
+
+    def _fail(self, error: TransportError) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)

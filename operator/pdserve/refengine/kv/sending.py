@@ -1,0 +1,141 @@
+"""The end that accepts a KV connection: it proves who it is, and sends what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+from pdserve.refengine.kv import protocol
+from pdserve.refengine.kv.frames import FrameConnection, Landing
+from pdserve.refengine.kv.kv_transport import HANDSHAKE_SECONDS, Exporter, Identity, TransportError
+from pdserve.refengine.kv.protocol import FrameKind, Proof
+from pdserve.terms.json import JsonObject
+
+
+class SendingEnd(FrameConnection):
+    """One accepted connection: proves this instance, then sends what its peer may pull."""
+
+    def __init__(
+        self,
+        me: Identity,
+        exporter: Exporter,
+        all_open: set[SendingEnd],
+        devices: Callable[[], tuple[str, ...]],
+    ) -> None:
+        """`devices` tells at which of its devices' addresses this instance listens."""
+        super().__init__()
+        self._devices = devices
+        self._me, self._exporter, self._all = me, exporter, all_open
+        self._nonce = secrets.token_hex(16)
+        self._peer: str | None = None
+        self._proof: Proof | None = None
+        self._sending: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Challenge the peer, and wait for its proof."""
+        super().connection_made(transport)
+        self._all.add(self)
+        self.send(FrameKind.CHALLENGE, {"id": self._me.id, "nonce": self._nonce})
+        self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self._silent)
+
+    def frame(self, kind: FrameKind, body: JsonObject) -> None:
+        """A question of the peer."""
+        if kind is FrameKind.HELLO and self._peer is None:
+            self._hello(body)
+        elif self._peer is None:
+            raise TransportError(f"{kind.name} before the handshake")
+        elif kind is FrameKind.PING:
+            self.send(FrameKind.PONG)
+        elif kind is FrameKind.PULL:
+            self._pull(str(body.get("request")), self._peer)
+        elif kind is FrameKind.DONE:
+            self._sending = None
+            self._exporter.pulled(str(body.get("request")), self._peer)
+        else:
+            raise TransportError(f"unexpected {kind.name}")
+
+    def keys_changed(self) -> None:
+        """Drop a connection whose key counts no more; one that sends is left to its end."""
+        if self._peer is None or self._sending is not None:
+            return
+        if self._proof not in self._me.keys.proofs_from(self._peer):
+            self.abort()
+
+    def landed(self, landing: Landing) -> None:
+        """Nothing lands here: raises TransportError."""
+        raise TransportError("payload sent to a server")
+
+    def closed(self, reason: str) -> None:
+        """The KV that was being sent stays for another pull."""
+        self._timer.cancel()
+        self._all.discard(self)
+        if self._sending is not None and self._peer is not None:
+            self._exporter.pull_failed(self._sending, self._peer)
+            self._sending = None
+
+    def _silent(self) -> None:
+        if self._peer is None:
+            self.abort()
+
+    def _hello(self, body: JsonObject) -> None:
+        peer, nonce, model = (str(body.get(k)) for k in ("id", "nonce", "model"))
+        proof = next(
+            (p for p in self._me.keys.proofs_from(peer) if p.name == body.get("key")), None
+        )
+        if proof is None:
+            self._refuse(f"no such key of {peer!r} is known to {self._me.id}")
+        elif not protocol.same(self._mac(proof, "client", peer, nonce, model), body.get("mac")):
+            self._refuse("wrong token")
+        elif body.get("to") != self._me.id:
+            self._refuse(f"this is {self._me.id}, not {body.get('to')}")
+        elif model != self._me.model:
+            self._refuse(f"model {self._me.model} here, {model} there")
+        elif (reason := self._exporter.admits(peer)) is not None:
+            self._refuse(reason)
+        else:
+            self._peer, self._proof = peer, proof
+            answer = self._mac(proof, "server", peer, nonce, model)
+            devices = self._devices()
+            self.send(
+                FrameKind.WELCOME,
+                {
+                    "model": self._me.model,
+                    "numerics": self._me.numerics,
+                    "mac": answer,
+                    **({"devices": devices} if devices else {}),
+                },
+            )
+
+    def _mac(self, proof: Proof, side: str, peer: str, nonce: str, model: str) -> str:
+        return protocol.mac(
+            proof,
+            side,
+            server=self._me.id,
+            client=peer,
+            nonces=(self._nonce, nonce),
+            model=model,
+        )
+
+    def _refuse(self, reason: str) -> None:
+        self.send(FrameKind.REFUSED, {"reason": reason})
+        if self.transport is not None:
+            self.transport.close()
+
+    def _pull(self, request: str, peer: str) -> None:
+        refusal = self._exporter.admits(peer)
+        if refusal is None and self._proof not in self._me.keys.proofs_from(peer):
+            refusal = f"the key that {peer} proved counts no more"
+        if refusal is not None:
+            # It left the table, or keys were rotated, since its handshake.
+            self.send(FrameKind.MISSING, {"reason": refusal})
+            return
+        payload = self._exporter.export(request, peer)
+        if payload is None:
+            self.send(FrameKind.MISSING, {"reason": f"no KV held for request {request!r}"})
+            return
+        self._sending = request
+        head = {"tokens": payload.tokens, "bytes": len(payload.data), "crc": payload.checksum}
+        self.send(FrameKind.KV, head)
+        if self.transport is not None:
+            self.transport.write(payload.data)
