@@ -113,7 +113,7 @@ class DecodeWalk:
         return (
             decode.id in self._tried,
             decode.next_try(now) > now,
-            (decode.total - max(0, decode.free)) / decode.total,
+            (decode.total - decode.free) / decode.total,
             self._view.distance(self._prefill, decode),
             self._random(),
         )

@@ -69,4 +69,3 @@ class Health:
         elif kind == "connect" or was_probe or self._failures >= STATUS_LIMIT:
             self._until = now + min(MAX_SECONDS, BASE_SECONDS * 2**self._ejections)
             self._ejections += 1
-            self._failures = 0

@@ -100,7 +100,8 @@ class Instance:
     def expected_free(self, now: float) -> float:
         """When a slot is likely to be free, our own legs included."""
         if self.used < self.total:
-            return max(self.next_try(now), now) if self.next_try(now) < NEVER else now + self.pace
+            later = self.next_try(now)
+            return later if later < NEVER else now + self.pace
         if not self._hold_seconds:
             # Nothing has ended here yet: as long again as it has lasted, and a second at least.
             return now + max(1.0, now - self._changed)

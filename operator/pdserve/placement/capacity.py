@@ -217,7 +217,7 @@ class Capacity:
         """The node as if it had only the devices that can be used, if that says it all."""
         p, d = self.prefill.devices, self.decode.devices
         if self.shared:
-            used = max((n * p + most * d for n, most in enumerate(frontier)), default=0)
+            used = max(n * p + most * d for n, most in enumerate(frontier))
             plain = self._offer(used, used)
         else:
             plain = self._offer((len(frontier) - 1) * p, frontier[0] * d)

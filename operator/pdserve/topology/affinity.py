@@ -157,5 +157,7 @@ def _objects(value: list[JsonMap] | None) -> list[JsonMap]:
 
 def _integer(text: str) -> int | None:
     """A label's number; None where it is none, as for Kubernetes (decimal, of 64 bits)."""
-    number = int(text) if _DECIMAL.fullmatch(text) else 2**63
+    if not _DECIMAL.fullmatch(text):
+        return None
+    number = int(text)
     return number if -(2**63) <= number < 2**63 else None

@@ -56,7 +56,6 @@ def requested(pod: JsonMap) -> Mapping[str, int]:
         request = _stated(container.get("resources"))
         if container.get("restartPolicy") == "Always":
             _add(running, request)
-            _raise(peak, running)
             ports += _ports(container, on_host)
         else:
             _raise(peak, {r: n + running.get(r, 0) for r, n in request.items()})

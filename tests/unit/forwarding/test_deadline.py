@@ -89,3 +89,33 @@ def test_only_what_was_measured_refuses_a_length() -> None:
     assert not times.too_long(10_000, 0.5), "one that was fast enough is enough"
     assert times.at_most(10_000) == times.at_most(100) == 0.3
     assert times.at_most(20_000) == float("inf")
+
+
+TIMES = [
+    ("the same length", 1024, 1024, True),
+    ("less than the root of two longer", 1024, 1400, True),
+    ("more than it longer", 1024, 1500, False),
+    ("shorter", 1024, 100, True),
+    ("one token and none", 1, 0, True),
+    ("two tokens are more than one", 1, 2, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "known"), [t[1:] for t in TIMES], ids=[t[0] for t in TIMES]
+)
+def test_prefills_of_a_length_tell_of_shorter_ones(seen: float, asked: float, known: bool) -> None:
+    times = PrefillTimes()
+    times.learn(seen, 0.5)
+    assert times.at_most(asked) == (0.5 if known else float("inf"))
+
+
+def test_what_is_forgotten_of_prefill_times_and_what_refuses_a_length() -> None:
+    times = PrefillTimes()
+    for seconds in (0.1, 1.0, 1.0, 1.0):
+        times.learn(1024, seconds)
+    assert not times.too_long(1024, 0.5), "one of the last four was faster"
+    times.learn(1024, 1.0)
+    assert times.too_long(1024, 0.5)
+    assert not times.too_long(1024, 1.0), "as long as there is"
+    assert times.at_most(1024) == 1.0

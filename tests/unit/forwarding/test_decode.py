@@ -48,6 +48,23 @@ def test_least_loaded_first_then_nearest() -> None:
     assert order == ["d2", "d0", "d1"]
 
 
+DECODES = [
+    ("one with a free place before one without", (0, "a"), (1, "b"), "d1"),
+    ("the greater share of its places free", (2, "a"), (3, "b"), "d1"),
+    ("as great: the nearest", (2, "b"), (2, "a"), "d1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "want"), [d[1:] for d in DECODES], ids=[d[0] for d in DECODES]
+)
+def test_which_decode_is_asked(first: tuple[int, str], second: tuple[int, str], want: str) -> None:
+    v = view(*({"leaf": leaf} for _, leaf in (first, second)))
+    for one, (free, _) in zip(v.groups[0].decodes, (first, second), strict=True):
+        one.hinted(Hint(free, 4, 0.0, 1), 0.0)
+    assert asked(walk(v).next(0.0)).id == want
+
+
 def test_hop_cost_is_the_sum_over_levels_that_differ() -> None:
     v = view({"leaf": "b", "node": "n9", "pod": "z"}, HERE)
     prefill = v.groups[0].prefills[0]

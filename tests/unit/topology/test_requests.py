@@ -82,6 +82,7 @@ def key(number: str, address: str = "0.0.0.0") -> dict[str, int]:
         ({"containers": [], "initContainers": [sidecar(port(1)), port(2)]}, key("1:TCP")),
         ({"containers": [{"ports": [{"containerPort": 80}]}]}, {}),
         ({"containers": [port(0), port(-1), port("80")]}, {}),
+        ({"containers": [{"ports": [{"containerPort": 0}]}], "hostNetwork": True}, {}),
         ({"containers": [port(1, protocol=None, hostIP=None)]}, key("1:TCP")),
         ({"containers": [port(1), port(2)]}, key("1:TCP") | key("2:TCP")),
         ({"containers": [{"ports": [{"containerPort": 80}]}], "hostNetwork": True}, key("80:TCP")),

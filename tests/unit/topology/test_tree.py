@@ -180,7 +180,8 @@ def test_of_many_nodes_without_a_label_five_are_named(count: int, want: str) -> 
 
 def test_every_label_that_is_missing_is_told_in_order() -> None:
     nodes = [NodeView("n1"), NodeView("n2", labels={LABELS[0]: "p"}), NodeView("n3")]
-    tree = build_fabric(SPEC, nodes)
+    tree = build_fabric(SPEC, nodes[::-1])
+    assert list(tree.nodes) == ["n1", "n2", "n3"]
     assert [p.message for p in tree.problems] == [
         f"label {LABELS[1]} missing on n1, n2, n3",
         f"label {LABELS[0]} missing on n1, n3",
