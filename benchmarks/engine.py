@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ async def server_rows() -> list[Row]:
     try:
         for engine in (decode, plain):
             engine.start()
-            await until(lambda e=engine: client.up(e), f"{engine.name} listens")
+            await until(partial(client.up, engine), f"{engine.name} listens")
         group = Group(client, [prefill], [decode])
         await group.push()
         prompt = [5 + i % 2000 for i in range(256)]
@@ -201,35 +202,16 @@ async def server_rows() -> list[Row]:
             lambda: group.prefill(PATH, body),
             lambda: client.call("GET", prefill.url + "/health"),
         )
+        # fmt: off
         return [
-            Row(
-                "process start to listening",
-                start_ms,
-                "ms",
-                "its imports alone",
-                imports_ms,
-                5,
-                "lower",
-            ),
-            Row(
-                "2 tokens through P/D, cached prompt",
-                both_legs,
-                "ms",
-                "aggregated",
-                aggregated,
-                6,
-                "lower",
-            ),
-            Row(
-                "rejection with a 256-token body",
-                rejection,
-                "ms",
-                "GET /health",
-                health,
-                2,
-                "lower",
-            ),
+            Row("process start to listening",
+                start_ms, "ms", "its imports alone", imports_ms, 5, "lower"),
+            Row("2 tokens through P/D, cached prompt",
+                both_legs, "ms", "aggregated", aggregated, 6, "lower"),
+            Row("rejection with a 256-token body",
+                rejection, "ms", "GET /health", health, 2, "lower"),
         ]
+        # fmt: on
     finally:
         for engine in (prefill, decode, plain):
             engine.kill()

@@ -76,8 +76,8 @@ def mutated(source: str, mutant: Mutant) -> ast.Module:
     tree = ast.parse(source)
     node = next(n for k, (n, _) in enumerate(_sites(tree)) if k == mutant.number)
     changed = list(_variants(node))[mutant.variant]
-    new = _Replace(node, ast.copy_location(changed, node)).visit(tree)
-    return ast.fix_missing_locations(new)  # type: ignore[no-any-return]
+    _Replace(node, ast.copy_location(changed, node)).visit(tree)
+    return ast.fix_missing_locations(tree)
 
 
 def drawn(by_path: dict[str, list[Mutant]], count: int, seed: int) -> list[Mutant]:

@@ -26,7 +26,6 @@ Ends with 1 when the lower end of the interval is below `--floor`.
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import json
 import math
@@ -38,25 +37,23 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from live_functions import Calls, Functions, codes_of, live_caches, live_functions
 from mutants import Mutant, drawn, mutants, mutated
+from mutation_score import ACCEPTED, Tally, accepted, report, stale
 
 ROOT = Path(__file__).resolve().parent.parent
-ACCEPTED = Path(__file__).with_name("mutate.accepted")
 FOLDERS = ("placement", "ratio", "forwarding", "groups", "topology")
 MOST_TESTS = 400
 """Tests run against one mutant; the quickest of those that call its function."""
 MOST_MEMORY = 4 * 2**30
 """Bytes that one mutant may allocate; a loop that only collects ends there."""
 _KILLED, _SURVIVED, _UNFIT = 1, 0, 3
-
-Functions = dict[tuple[str, str], list[types.FunctionType]]
-"""By file and qualified name."""
 Note = Callable[[Mutant, int, int], None]
 """Told of each mutant: what became of it, and how many tests call its function."""
 
@@ -83,80 +80,6 @@ class Plan:
         )
 
 
-@dataclass
-class Tally:
-    """How it went."""
-
-    killed: int = 0
-    survived: list[Mutant] = field(default_factory=list)
-    accepted: int = 0
-    unfit: int = 0
-    """Changes that could not be made; they do not count."""
-
-    @property
-    def judged(self) -> int:
-        return self.killed + len(self.survived)
-
-    def line(self, name: str) -> str:
-        """One row of the table."""
-        low, high = wilson(self.killed, self.judged)
-        share = 100 * self.killed / self.judged if self.judged else 0.0
-        return (
-            f"{name:12} {self.judged:6} {self.killed:7} {self.accepted:9} "
-            f"{share:6.1f} %  {100 * low:5.1f} .. {100 * high:5.1f} %"
-        )
-
-
-def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), ends between 0 and 1; all of it without a sample."""
-    if not total:
-        return 0.0, 1.0
-    share, square = hits / total, z * z
-    middle = share + square / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    low, high = (middle - spread, middle + spread)
-    whole = 1 + square / total
-    return max(0.0, low / whole), min(1.0, high / whole)
-
-
-def accepted(text: str) -> dict[str, str]:
-    """Reason by name of the mutant: lines `name  # reason`."""
-    found = {}
-    for line in text.splitlines():
-        name, _, reason = line.partition("  # ")
-        if name.strip() and not name.startswith("#"):
-            if not reason.strip():
-                raise SystemExit(f"{ACCEPTED.name}: no reason: {line}")
-            found[name.strip()] = reason.strip()
-    return found
-
-
-class Calls:
-    """Which functions of the sources run between `start` and `stop`, as `path:name`."""
-
-    def __init__(self, root: Path, paths: Iterable[str]) -> None:
-        self._known = {str(root / path): path for path in paths}
-        self._codes: set[types.CodeType] = set()
-
-    def start(self) -> None:
-        """Note calls of this thread from now on, and forget those of before."""
-        self._codes = set()
-        sys.setprofile(self._note)
-
-    def stop(self) -> set[str]:
-        """Note no more; those noted. A nested function counts as the outermost one around it."""
-        sys.setprofile(None)
-        return {
-            f"{self._known[c.co_filename]}:{c.co_qualname.partition('.<locals>')[0]}"
-            for c in self._codes
-            if c.co_filename in self._known
-        }
-
-    def _note(self, frame: types.FrameType, event: str, _arg: object) -> None:
-        if event == "call":
-            self._codes.add(frame.f_code)
-
-
 class Runner:
     """A pytest plugin that runs mutants instead of tests."""
 
@@ -180,7 +103,7 @@ class Runner:
         self.items = {item.nodeid: item for item in session.items}
         plugins = session.config.pluginmanager
         plugins.unregister(plugins.getplugin("terminalreporter"))
-        self.functions, self.caches = _functions(), _caches()
+        self.functions, self.caches = live_functions(), live_caches()
         gc.freeze()  # what stands now is never looked at again, so that forks share its memory
         self._trace()
         running: dict[int, tuple[Mutant, int]] = {}
@@ -250,8 +173,8 @@ class Runner:
         command += ["--root", str(self.plan.root), "--cpu-seconds", str(seconds)]
         for source, tests in zip(self.plan.sources, self.plan.tests, strict=True):
             command += ["--pair", source, tests]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.run(command, check=False, **quiet).returncode  # type: ignore[call-overload, no-any-return]
+        nowhere = subprocess.DEVNULL
+        return subprocess.run(command, check=False, stdout=nowhere, stderr=nowhere).returncode
 
     def _file(self, mutant: Mutant) -> str:
         return str(self.plan.root / mutant.path)
@@ -290,8 +213,8 @@ class Runner:
 
     def _swap(self, file: str, function: str, module: types.CodeType) -> bool:
         """Give the function objects of that name the code of the changed one; False: cannot be."""
-        new = next((c for c in _codes(module) if c.co_qualname == function), None)
-        old = self.functions.get((file, function)) or _functions().get((file, function), [])
+        new = next((c for c in codes_of(module) if c.co_qualname == function), None)
+        old = self.functions.get((file, function)) or live_functions().get((file, function), [])
         if new is None or any(len(o.__code__.co_freevars) != len(new.co_freevars) for o in old):
             return False
         for one in old:
@@ -303,28 +226,6 @@ class Runner:
         """Let each test call what an earlier one, or an import, has had cached."""
         for cache in self.caches:
             cache.cache_clear()
-
-
-def _functions() -> Functions:
-    """Function objects that exist and are not frozen."""
-    found: Functions = {}
-    for one in gc.get_objects():
-        if isinstance(one, types.FunctionType):
-            code = one.__code__
-            found.setdefault((code.co_filename, code.co_qualname), []).append(one)
-    return found
-
-
-def _caches() -> list[Any]:
-    """Functions that exist under `functools.cache` or `lru_cache`."""
-    return [one for one in gc.get_objects() if isinstance(one, functools._lru_cache_wrapper)]
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield const
-            yield from _codes(const)
 
 
 class _Failures:
@@ -402,6 +303,7 @@ class _Finder:
                 return compile(tree, file, "exec")
             return usual(loader, fullname)
 
+        # mypy asks that methods stay as they are; this process lives for one changed module.
         SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
 
 
@@ -423,12 +325,6 @@ def _plain(mutant: Mutant) -> dict[str, Any]:
 def every(plan: Plan) -> dict[str, list[Mutant]]:
     """All mutants of the sources, by module."""
     return {path: mutants(path, (plan.root / path).read_text()) for path in plan.files()}
-
-
-def stale(by_path: dict[str, list[Mutant]], known: Iterable[str]) -> list[str]:
-    """Accepted names of these modules, or of modules that are gone, that no mutant has any more."""
-    there = {m.name for found in by_path.values() for m in found}
-    return [name for name in known if name not in there]
 
 
 def choose(
@@ -483,20 +379,6 @@ def _said(mutant: Mutant, code: int, ran: int) -> None:
     if code == _SURVIVED:
         tests = f"{ran} tests call it" if mutant.function else "all tests of its folder"
         print(f"survived ({tests}): line {mutant.line}\n{mutant.name}", flush=True)
-
-
-def report(tally: dict[str, Tally], passed: int, floor: float, seconds: float) -> int:
-    """Print the table; 1 where the lower end of the whole is below `floor`."""
-    whole = Tally(accepted=passed)
-    print(f"{'':12} {'judged':>6} {'killed':>7} {'accepted':>9} {'score':>8}   95 %")
-    for source, one in tally.items():
-        print(one.line(Path(source).name))
-        whole.killed += one.killed
-        whole.survived += one.survived
-        whole.unfit += one.unfit
-    print(whole.line("all"))
-    print(f"{whole.unfit} could not be made; {seconds:.0f} s")
-    return int(wilson(whole.killed, whole.judged)[0] < floor)
 
 
 if __name__ == "__main__":

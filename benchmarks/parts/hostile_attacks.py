@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -297,7 +298,7 @@ async def memory(share: float, progress: Progress) -> list[Row]:
             head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\n{_FRAMING[framing]}\r\n\r\n"
             sent = half if framing == "length" else b"2\r\nxx\r\n" * (64 << 10)
             writers: list[Any] = []
-            async with watching(lambda s=service: s.gateways[0].rss) as seen:  # type: ignore[misc]
+            async with watching(partial(getattr, service.gateways[0], "rss")) as seen:
                 for _ in range(count):
                     _, writer = await asyncio.open_connection("127.0.0.1", service.port)
                     writers.append(writer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from statistics import median
 
 from benchmarks.harness import Progress, Row
@@ -140,9 +141,9 @@ async def gateways(share: float, progress: Progress) -> list[Row]:
                 each.prefill_seconds, each.token_seconds = 0.02, 0.02
             dead, alive = service.gateways
             body = completion(max_tokens=100, stream=True)
-            async with probing(alive.port, 40, lambda b=body: b) as beside:  # type: ignore[misc]
+            async with probing(alive.port, 40, partial(bytes, body)) as beside:
                 own = [asyncio.create_task(outcome(dead.port, body)) for _ in range(60)]
-                await eventually("the streams are open", lambda s=service: _streaming(s, 60))  # type: ignore[misc]
+                await eventually("the streams are open", partial(_streaming, service, 60))
                 running = sum(not ask.done() for ask in own)
                 await dead.kill()
                 ends = await asyncio.gather(*own)
@@ -153,7 +154,7 @@ async def gateways(share: float, progress: Progress) -> list[Row]:
             lost.append(sum(status != 200 for status, _ in ends))
             others += len(beside.failed)
             again += sum(status != 200 for status, _ in retried)
-            await eventually("nothing is left behind", lambda s=service: _idle(s))  # type: ignore[misc]
+            await eventually("nothing is left behind", partial(_idle, service))
             progress(
                 f"gateway killed with {running} open streams: {lost[-1]} lost, "
                 f"{len(beside.failed)} of {beside.sent} of the other gateway"

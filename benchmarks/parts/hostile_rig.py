@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -125,9 +126,10 @@ async def over_engines(
             stack.callback(each.kill)
             each.start()
         for each in members:
-            await until(lambda e=each: service.client.up(e), f"{each.name} listens", PATIENCE)  # type: ignore[misc]
+            await until(partial(service.client.up, each), f"{each.name} listens", PATIENCE)
         await group.push()
         routed = (
+            # An engine may also be of both roles; these have one each.
             RouteInstance(e.name, e.role, e.url, slots[e.role == "decode"])  # type: ignore[arg-type]
             for e in members
         )

@@ -27,7 +27,8 @@ from localcluster.controlplane import LOOPBACK, free_port
 from pdserve import __version__
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS, make_caches
 from pdserve.exposition import Registry
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import Object
 
 LOOK_EVERY = 0.05
@@ -121,7 +122,7 @@ def rss_mib(pid: int) -> float:
     return _rss_mib(Path(f"/proc/{pid}/status").read_text())
 
 
-def _refuse_skips(_obj: Object, where: str, error: Exception) -> None:
+def _refuse_skips(_obj: object, where: str, error: Exception) -> None:
     raise BenchError(f"the cache skipped an event in {where}: {error}")
 
 

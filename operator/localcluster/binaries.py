@@ -266,28 +266,42 @@ def kube_recipe(module: Path) -> Recipe:
 
 def helm_recipe(module: Path) -> Recipe:
     """How Helm is built, after Kubernetes and with its libraries."""
-    return Recipe(
+    return _beside_kubernetes(
+        module,
         name="helm",
         version=HELM_VERSION,
         what="the chart installer",
-        typical_seconds=20,
-        module=module,
         package="helm.sh/helm/v3/cmd/helm",
-        ldflags=f"-s -w -X helm.sh/helm/v3/internal/version.version={HELM_VERSION}",
+        variable="helm.sh/helm/v3/internal/version.version",
     )
 
 
 def prometheus_recipe(module: Path) -> Recipe:
     """How Prometheus is built, after Kubernetes and with its libraries."""
-    return Recipe(
+    return _beside_kubernetes(
+        module,
         name="prometheus",
         version=PROMETHEUS_VERSION,
         what="the metrics server the ratio loop reads",
+        package="github.com/prometheus/prometheus/cmd/prometheus",
+        variable="github.com/prometheus/common/version.Version",
+        tags="remove_all_sd,enable_kubernetes_sd",
+    )
+
+
+def _beside_kubernetes(
+    module: Path, *, name: str, version: str, what: str, package: str, variable: str, tags: str = ""
+) -> Recipe:
+    """A program of the one Go module, whose version stands in `variable`."""
+    return Recipe(
+        name=name,
+        version=version,
+        what=what,
         typical_seconds=20,
         module=module,
-        package="github.com/prometheus/prometheus/cmd/prometheus",
-        ldflags=f"-s -w -X github.com/prometheus/common/version.Version={PROMETHEUS_VERSION}",
-        tags="remove_all_sd,enable_kubernetes_sd",
+        package=package,
+        ldflags=f"-s -w -X {variable}={version}",
+        tags=tags,
     )
 
 

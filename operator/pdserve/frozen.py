@@ -54,7 +54,8 @@ def remembered(read: Callable[[JsonMap], T]) -> Callable[[JsonMap], T]:
             return read(obj)
         derived = obj.derived
         if known in derived:
-            return derived[known]  # type: ignore[no-any-return]
+            found: T = derived[known]
+            return found
         result = derived[known] = read(obj)
         return result
 

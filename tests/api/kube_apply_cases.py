@@ -22,7 +22,7 @@ from tests.api.kube_steps import (
     post,
 )
 
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import (
     CONFIGMAPS,
     NODES,

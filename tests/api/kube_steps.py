@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdserve.kube.client import KubeClient, KubeTransport
+from pdserve.kube.client import KubeClient
 from pdserve.kube.ownership import create_or_apply
+from pdserve.kube.request import KubeTransport
 from pdserve.kube.resource import (
     CONFIGMAPS,
     PODS,

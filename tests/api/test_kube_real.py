@@ -16,12 +16,13 @@ import yaml
 from localcluster.controlplane import ControlPlane
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
-from pdserve.kube.client import KubeClient, KubeRequest, WatchEvent
+from pdserve.kube.client import KubeClient, WatchEvent
 from pdserve.kube.connect import ConnectError, api_client, connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.lease import LeaseElector, LeaseTimes
 from pdserve.kube.ownership import NotOursError, create_or_apply, owner_reference
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, EVENTS, LEASES, NAMESPACES, NODES, PODS, Object
 from pdserve.kube.transport import HttpTransport
 

@@ -28,6 +28,7 @@ from tests.support.group_objects import (
 from pdserve.groups import types as t
 from pdserve.groups.claims import claims_for, must_be_told_first, newest, reservations
 from pdserve.groups.health import HealthLimits
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.observe import instance_obs, joined
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
@@ -49,7 +50,7 @@ from pdserve.wire.routes import RouteGroup
 
 SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}
 MOST_READ = 10_000
-_READ: dict[Hashable, t.InstanceObs] = {}
+_READ: dict[Hashable, InstanceObs] = {}
 """What the real code reads of a pod, by the pod's state; thousands of schedules meet the same."""
 _TREES: dict[str, Fabric] = {}
 """The tree, by all that it depends on."""
@@ -146,11 +147,11 @@ class World:
             w.last.blocked_request for w in before if w.last and w.last.blocked_request is not None
         )
 
-    def instances(self) -> tuple[t.InstanceObs, ...]:
+    def instances(self) -> tuple[InstanceObs, ...]:
         """All pods, read by the real code."""
         return joined(self._instance(pod) for pod in self.pods.values())
 
-    def _instance(self, pod: Pod) -> t.InstanceObs:
+    def _instance(self, pod: Pod) -> InstanceObs:
         machine = self.machines.get(pod.new.node)
         key = (pod.state, str(machine), self.now)
         if key not in _READ:
@@ -506,7 +507,7 @@ class World:
         table = pod.process.table if pod is not None and pod.process is not None else None
         return table is not None and table.peer(me) is not None
 
-    def _link_report(self, instance: t.InstanceObs) -> LinkReport | None:
+    def _link_report(self, instance: InstanceObs) -> LinkReport | None:
         process = self.pods[instance.name].process
         if process is None:
             return None
@@ -517,7 +518,7 @@ class World:
             process.table.version, frozenset(process.up), dict.fromkeys(sorted(down), "no answer")
         )
 
-    def _drain(self, instance: t.InstanceObs) -> DrainReport | None:
+    def _drain(self, instance: InstanceObs) -> DrainReport | None:
         pod = self.pods[instance.name]
         if pod.process is None:
             return None

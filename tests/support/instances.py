@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from pdserve.groups.types import InstanceObs, MemberObs
+from pdserve.groups.instances import InstanceObs, MemberObs
 
 _OF_MEMBER = {f.name for f in fields(MemberObs)}
 _OF_INSTANCE = {f.name for f in fields(InstanceObs)}

@@ -24,8 +24,9 @@ from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.world_engines import Engines, SimulatedEngine
 from pdserve.dst.world_service import NPU
 from pdserve.exposition import Registry
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import api_client, connect
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import PODS, Object
 from pdserve.kube.transport import HttpTransport
 from pdserve.ratio.types import LoopSettings

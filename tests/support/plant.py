@@ -17,14 +17,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from pdserve.ratio.types import (
-    Counts,
-    DecodeWindow,
-    PerformanceProfile,
-    PrefillWindow,
-    RequestWindow,
-    ScenarioSample,
-)
+from pdserve.ratio.profile import PerformanceProfile
+from pdserve.ratio.types import Counts, DecodeWindow, PrefillWindow, RequestWindow, ScenarioSample
 from pdserve.terms import Slo
 
 Rate = Callable[[float], float]

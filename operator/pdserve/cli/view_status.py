@@ -5,8 +5,8 @@ from __future__ import annotations
 from pdserve import api
 from pdserve.cli.columns import age, table
 from pdserve.cli.snapshot import Snapshot
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.observe import NotOurs, instance_obs, joined
-from pdserve.groups.types import InstanceObs
 from pdserve.terms.times import epoch_of
 
 

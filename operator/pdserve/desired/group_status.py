@@ -10,14 +10,8 @@ from collections.abc import Mapping
 from pdserve.api import Scenario, ScenarioGroup, merge_conditions
 from pdserve.desired.claim_entries import to_json
 from pdserve.desired.service_desired import bounds_of
-from pdserve.groups.types import (
-    ConditionState,
-    DeviceClaim,
-    GroupSummary,
-    InstanceObs,
-    Plan,
-    Repair,
-)
+from pdserve.groups.instances import InstanceObs
+from pdserve.groups.types import ConditionState, DeviceClaim, GroupSummary, Plan, Repair
 from pdserve.ratio.types import Counts
 from pdserve.terms.json import JsonObject
 from pdserve.terms.times import rfc3339

@@ -12,10 +12,10 @@ from pdserve.api import RepairStatus, RoleTemplate, ScenarioGroup, revision_of
 from pdserve.desired.pod_demand import PodDemand, demand_of
 from pdserve.engines.pods import role_template
 from pdserve.frozen import remembered
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.types import (
     CreateGroup,
     CreateInstance,
-    InstanceObs,
     NewPod,
     Observation,
     Plan,

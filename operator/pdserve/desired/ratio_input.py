@@ -8,13 +8,8 @@ from pdserve.api import PDService, RoleTemplate, Scenario
 from pdserve.desired.service_desired import bounds_of
 from pdserve.ratio.choose import CountLimits
 from pdserve.ratio.initial import Sizing, initial_counts
-from pdserve.ratio.types import (
-    BudgetLimit,
-    Counts,
-    ExpectedTraffic,
-    PerformanceProfile,
-    RoleDevices,
-)
+from pdserve.ratio.profile import PerformanceProfile
+from pdserve.ratio.types import BudgetLimit, Counts, ExpectedTraffic, RoleDevices
 
 
 def expected_of(scenario: Scenario) -> ExpectedTraffic:

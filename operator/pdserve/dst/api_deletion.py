@@ -10,8 +10,8 @@ from pdserve.dst.api_fields import copy
 from pdserve.dst.api_kinds import Store
 from pdserve.dst.disruption import grant
 from pdserve.kube import resource as known
-from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import Object, ObjectKey
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pdserve.dst.api_select import Selection
-from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import UNREACHABLE, KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import Object, ObjectKey, key_of
 
 if TYPE_CHECKING:

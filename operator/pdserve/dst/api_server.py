@@ -34,8 +34,9 @@ from pdserve.dst.api_kinds import BUILTIN, Change, Store, StoredKind
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_select import Selection
 from pdserve.kube import resource as known
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import Object, ObjectKey, Resource, key_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

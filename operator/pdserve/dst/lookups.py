@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.world import World
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import PODS, Object
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names

@@ -14,7 +14,7 @@ from pdserve.dst.disruption import status_of
 from pdserve.dst.moments import now, stamp
 from pdserve.dst.scheduling import refusal_of
 from pdserve.dst.world_engines import SimulatedEngine
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import (
     DEPLOYMENTS,
     NODES,

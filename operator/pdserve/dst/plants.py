@@ -33,7 +33,8 @@ from pdserve.groups import (
     scale,
     tables,
 )
-from pdserve.groups.types import DeletePod, InstanceObs, Observation
+from pdserve.groups.instances import InstanceObs
+from pdserve.groups.types import DeletePod, Observation
 from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.kube.cache import Cache
 from pdserve.kube.resource import PODS, Object, ObjectKey

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from pdserve.dst.api_net import FakeTransport
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import Object
 
 

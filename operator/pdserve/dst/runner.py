@@ -12,7 +12,7 @@ import os
 import selectors
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import BinaryIO, NoReturn
@@ -38,6 +38,7 @@ def run_many(first: int, count: int, jobs: int) -> Iterator[Outcome]:
     try:
         while ready.get_map():
             for key, _ in ready.select():
+                # Outputs of processes were registered, where a selector takes any file.
                 line = key.fileobj.readline()  # type: ignore[union-attr]
                 if line:
                     yield Outcome(**json.loads(line))
@@ -94,10 +95,10 @@ def cut_down(seed: int) -> tuple[tuple[Move, ...], Outcome]:
     return tuple(kept), best[0]
 
 
-def _in_scene(variant: str, go: Callable[[Scene], object]) -> None:
+def _in_scene(variant: str, go: Callable[[Scene], Awaitable[object]]) -> None:
     async def main() -> None:
         async with settled(variant) as scene:
-            await go(scene)  # type: ignore[misc]
+            await go(scene)
 
     with quiet_logs():
         run_virtual(main())
@@ -156,7 +157,7 @@ def _work(seeds: Iterable[int], write: int) -> NoReturn:
     os._exit(0)
 
 
-def _all(seeds: Sequence[int], write: int) -> Callable[[Scene], object]:
+def _all(seeds: Sequence[int], write: int) -> Callable[[Scene], Awaitable[None]]:
     async def go(scene: Scene) -> None:
         for seed in seeds:
             outcome = await run_forked(scene, seed, draw(seed))

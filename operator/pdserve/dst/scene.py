@@ -23,7 +23,7 @@ from pdserve.dst.moments import now, stamp
 from pdserve.dst.watcher import Watcher
 from pdserve.dst.world import World
 from pdserve.dst.world_service import service
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import NODES, Object, ObjectKey, Resource, key_of
 from pdserve.ratio.types import LoopSettings
 from pdserve.terms.json import JsonObject

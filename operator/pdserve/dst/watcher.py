@@ -33,16 +33,13 @@ from pdserve.dst.lookups import (
     place_of,
     routed_ids,
 )
-from pdserve.dst.moments import now
+from pdserve.dst.truth import engine_of, healthy, is_cordoned, starts
 from pdserve.dst.violation import Violation
 from pdserve.dst.world import World
-from pdserve.dst.world_engines import SimulatedEngine
-from pdserve.kube.client import KubeRequest
-from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Object, ObjectKey
+from pdserve.kube.request import KubeRequest
+from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
 from pdserve.ratio.types import Counts
-from pdserve.terms.times import timestamp
 from pdserve.wire import names
-from pdserve.wire.pin import pinned_node
 
 LAG = 20.0
 """Seconds after which the operator must know what happened."""
@@ -50,9 +47,6 @@ ROUTED_LAG = 8.0
 """Seconds for which a route may still name an instance that just went away."""
 REPAIR_LAG = 15.0
 """Seconds after which an instance that a user deleted or that failed must have a successor."""
-STARTS = 10.0
-"""Seconds for which a pod that was made counts as one that will run; then its node may be at
-fault."""
 DRAIN_SECONDS = 60.0
 """recovery.drainSeconds of every service: the API's default."""
 
@@ -173,8 +167,9 @@ class Watcher:
         others = [
             p["metadata"]["name"] for p in instances_of(self.world, group)
             if place_of(p) == place and p["metadata"]["uid"] != pod["metadata"]["uid"]
-            and (self._healthy(p) or self._starts(p)) and p["metadata"]["uid"] not in self.harmed
-            and not self._is_cordoned(p)
+            and (healthy(self.world, p) or starts(self.world, p))
+            and p["metadata"]["uid"] not in self.harmed
+            and not is_cordoned(self.world, p)
             and names.ANNOTATION_DRAIN not in p["metadata"].get("annotations", {})
         ]  # fmt: skip
         role = labels_of(pod)[names.LABEL_ROLE]
@@ -190,8 +185,8 @@ class Watcher:
         drained = self._drained.get(meta["uid"])
         if drained is None:
             self._given_up(pod, "deleted")
-        engine = self._engine(pod)
-        if not self._healthy(pod) or engine is None or not engine.busy:
+        engine = engine_of(self.world, pod)
+        if not healthy(self.world, pod) or engine is None or not engine.busy:
             return
         since = "before" if drained is None else f"{self._time() - drained:.0f} s after"
         if drained is None or self._time() - drained < DRAIN_SECONDS - 1.0:
@@ -203,7 +198,7 @@ class Watcher:
     def _given_up(self, pod: Object, how: str) -> None:
         """A pod leaves service by the operator's will: is that what a plan or a user asked for?"""
         meta = pod["metadata"]
-        if not self._healthy(pod) or meta["uid"] in self.harmed:
+        if not healthy(self.world, pod) or meta["uid"] in self.harmed:
             return
         group = group_of(self.world, pod)
         if group is None or "deletionTimestamp" in group["metadata"]:
@@ -242,7 +237,7 @@ class Watcher:
         current = current_revision(group)
         if len(indexes) > counts.groups:
             outdated = any(
-                labels_of(p).get(names.LABEL_REVISION) != current and not self._healthy(p)
+                labels_of(p).get(names.LABEL_REVISION) != current and not healthy(self.world, p)
                 for p in staying
             )
             return not outdated
@@ -293,9 +288,9 @@ class Watcher:
                 continue
             if meta["name"] not in routed and meta["uid"] not in lately:
                 continue
-            engine = self._engine(pod)
+            engine = engine_of(self.world, pod)
             broke = max(self.harmed.get(meta["uid"], 0.0), engine.stopped_at if engine else 0.0)
-            if meta["uid"] in lately or self._healthy(pod) or self._time() < broke + LAG:
+            if meta["uid"] in lately or healthy(self.world, pod) or self._time() < broke + LAG:
                 key = (labels[names.LABEL_GROUP_INDEX], labels.get(names.LABEL_REVISION, ""))
                 roles.setdefault(key, set()).add(labels[names.LABEL_ROLE])
         return {index for (index, _), found in roles.items() if len(found) == 2}
@@ -343,7 +338,7 @@ class Watcher:
             return
         if pod is None or pod["metadata"]["uid"] in self.harmed:
             return
-        engine = self._engine(pod)
+        engine = engine_of(self.world, pod)
         if engine is None or engine.lies is not None:
             return
         if not engine.linked_once:
@@ -368,37 +363,6 @@ class Watcher:
                 yield (meta["namespace"], meta["name"]), list(routed_ids(routes))
             except (KeyError, TypeError, ValueError, RecursionError):
                 continue  # a foreign text: the operator writes a new one
-
-    # --- truth -------------------------------------------------------------------------------
-
-    def _healthy(self, pod: Object) -> bool:
-        """Its container runs on a node that is there: nothing but a plan may end it."""
-        meta = pod["metadata"]
-        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") != "Running":
-            return False
-        node = self.world.api.store(NODES).objects.get(ObjectKey("", pod["spec"]["nodeName"]))
-        if node is None or pod["spec"]["nodeName"] in self.world.broken_nodes:
-            return False
-        engine = self._engine(pod)
-        return engine is not None and not engine.frozen and meta["name"] not in self.world.crashing
-
-    def _starts(self, pod: Object) -> bool:
-        """It was made a moment ago, and nothing keeps it from starting."""
-        meta = pod["metadata"]
-        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") != "Pending":
-            return False
-        node = pod["spec"].get("nodeName") or pinned_node(pod)
-        lost = node in self.world.broken_nodes or meta["name"] in self.world.refused
-        age = now() - (timestamp(meta["creationTimestamp"]) or 0.0)
-        return not lost and age < STARTS
-
-    def _is_cordoned(self, pod: Object) -> bool:
-        name = pod["spec"].get("nodeName") or pinned_node(pod) or ""
-        node = self.world.api.store(NODES).objects.get(ObjectKey("", name))
-        return node is not None and bool(node["spec"].get("unschedulable"))
-
-    def _engine(self, pod: Object) -> SimulatedEngine | None:
-        return self.world.engines.by_ip.get(pod.get("status", {}).get("podIP", ""))
 
     def _service_has(self, name: ScenarioName) -> bool:
         found = self.world.api.store(PDSERVICES).objects.get(ObjectKey(name[0], name[1]))

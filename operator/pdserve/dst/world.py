@@ -30,12 +30,14 @@ from pdserve.dst.machinery import Machinery
 from pdserve.dst.moments import now, stamp
 from pdserve.dst.recorder import Recorder
 from pdserve.dst.world_engines import Engines
+from pdserve.dst.world_fabric import domain_object, node_object
 from pdserve.dst.world_service import NPU, NS
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.frozen import Memo
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import (
     CONFIGMAPS,
     EVENTS,
@@ -117,56 +119,15 @@ class World:
     def node(self, leaf: str, name: str, devices: int, **more: str) -> None:
         """One node with `devices` NPUs, labelled for `domain`; `more`: other amounts of it."""
         amounts = {"cpu": "64", "memory": "512Gi", "pods": "110", NPU: str(devices), **more}
-        self.create(
-            NODES,
-            {
-                "apiVersion": "v1",
-                "kind": "Node",
-                "metadata": {
-                    "name": name,
-                    "labels": {
-                        "accelerator": "npu",
-                        "fabric/leaf": leaf,
-                        "kubernetes.io/hostname": name,
-                    },
-                },
-                "spec": {},
-            },
-        )
+        self.create(NODES, node_object(name, leaf))
         self.ready_since[name] = stamp()
-        self.patch(
-            NODES, "", name,
-            {
-                "status": {
-                    "capacity": amounts,
-                    "allocatable": amounts,
-                    "conditions": [
-                        {"type": "Ready", "status": "True", "lastTransitionTime": stamp()}
-                    ],
-                }
-            },
-            subresource="status",
-        )  # fmt: skip
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": stamp()}
+        status = {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}
+        self.patch(NODES, "", name, {"status": status}, subresource="status")
 
     def domain(self, name: str = "az1") -> None:
         """A RoCEDomain of two levels, leaf and node."""
-        self.create(
-            ROCE_DOMAINS,
-            {
-                "apiVersion": names.API_VERSION,
-                "kind": "RoCEDomain",
-                "metadata": {"name": name},
-                "spec": {
-                    "nodeSelector": {"matchLabels": {"accelerator": "npu"}},
-                    "levels": [
-                        {"name": "leaf", "nodeLabel": "fabric/leaf", "hopCost": 10},
-                        {"name": "node", "nodeLabel": "kubernetes.io/hostname", "hopCost": 1},
-                    ],
-                    "missingLabelPolicy": "Exclude",
-                    "addressSource": "NodeAnnotation",
-                },
-            },
-        )
+        self.create(ROCE_DOMAINS, domain_object(name))
 
     def create(self, resource: Resource, obj: Object) -> Object:
         """POST an object as a user would."""

@@ -58,17 +58,17 @@ def known() -> tuple[str, ...]:
 
 def flow(type_name: str) -> EngineFlow:
     """The request path of a type; raises EngineTypeError."""
-    return _face(type_name, "flow", "FLOW", EngineFlow)  # type: ignore[type-abstract]
+    return _face(type_name, "flow", "FLOW", EngineFlow)  # type: ignore[type-abstract]  # a name only
 
 
 def pod(type_name: str) -> EnginePod:
     """What a type adds to pods; raises EngineTypeError."""
-    return _face(type_name, "pod", "POD", EnginePod)  # type: ignore[type-abstract]
+    return _face(type_name, "pod", "POD", EnginePod)  # type: ignore[type-abstract]  # a name only
 
 
 def control(type_name: str) -> EngineControl:
     """How instances of a type are controlled; raises EngineTypeError."""
-    return _face(type_name, "control", "CONTROL", EngineControl)  # type: ignore[type-abstract]
+    return _face(type_name, "control", "CONTROL", EngineControl)  # type: ignore[type-abstract]  # a name only
 
 
 def metrics(type_name: str) -> EngineSeries:

@@ -20,11 +20,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.types import (
     CreateGroup,
     CreateInstance,
     DeviceClaim,
-    InstanceObs,
     NewPod,
     Observation,
     Plan,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pdserve.frozen import remembered
-from pdserve.groups.types import Fault
+from pdserve.groups.instances import Fault
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import timestamp
 from pdserve.topology.nodes import node_view

@@ -9,8 +9,9 @@ members; each has a readiness gate of its own, for its own container.
 
 from __future__ import annotations
 
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.routable import peer_entry
-from pdserve.groups.types import InstanceObs, MarkLinked, MarkUnlinked, Observation
+from pdserve.groups.types import MarkLinked, MarkUnlinked, Observation
 from pdserve.groups.view import GroupView, PlanDraft
 
 

@@ -26,7 +26,7 @@ from pdserve.groups.health import (
     unscheduled,
     up_since,
 )
-from pdserve.groups.types import Fault, InstanceObs, MemberObs
+from pdserve.groups.instances import Fault, InstanceObs, MemberObs
 from pdserve.terms import ROLES, Role
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import timestamp

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pdserve.groups.types import InstanceObs
+from pdserve.groups.instances import InstanceObs
 from pdserve.wire.peers import PeerTable
 
 

@@ -11,15 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.polls import may_drain
-from pdserve.groups.types import (
-    BeginDrain,
-    CreateGroup,
-    DeletePod,
-    DeleteTable,
-    InstanceObs,
-    Observation,
-)
+from pdserve.groups.types import BeginDrain, CreateGroup, DeletePod, DeleteTable, Observation
 from pdserve.groups.view import GroupView, PlanDraft, leaving
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pdserve.groups.types import InstanceObs, Observation, Repair, Suspect
+from pdserve.groups.instances import InstanceObs
+from pdserve.groups.types import Observation, Repair, Suspect
 from pdserve.groups.view import PlanDraft
 from pdserve.placement import NoFit
 from pdserve.topology import Fabric

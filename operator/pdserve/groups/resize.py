@@ -18,11 +18,12 @@ from pdserve.groups.claims import (
     with_one_lifted,
 )
 from pdserve.groups.creation import placed
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.naming import free_slots, is_slot_of, new_pods, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import waits_until
 from pdserve.groups.search import InstanceSearch
-from pdserve.groups.types import CreateInstance, InstanceObs, Observation
+from pdserve.groups.types import CreateInstance, Observation
 from pdserve.groups.view import GroupView, PlanDraft, members_of, stood_in_for
 from pdserve.placement import (
     InstancePlacement,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pdserve.groups.types import InstanceObs
+from pdserve.groups.instances import InstanceObs
 from pdserve.terms import ROLES, Role
 from pdserve.wire.names import PORT_HTTP, PORT_TRANSFER
 from pdserve.wire.peers import Peer, PeerTable

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.routable import peer_entry
-from pdserve.groups.types import InstanceObs, Observation
+from pdserve.groups.types import Observation
 from pdserve.groups.view import GroupView, group_views, leaving
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.removal import finished
 from pdserve.groups.routable import addresses, addresses_in, endpoint, transfer
-from pdserve.groups.types import InstanceObs, Observation, PublishTable
+from pdserve.groups.types import Observation, PublishTable
 from pdserve.groups.view import GroupView, PlanDraft, leaving
 from pdserve.terms import ROLES
 from pdserve.wire.bounds import MAX_PASSED_VERSION

@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.routable import is_routable
 from pdserve.groups.types import (
     Action,
     ConditionState,
     DeviceClaim,
-    InstanceObs,
     Observation,
     Repair,
     RoleWanted,

@@ -26,26 +26,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, TypedDict, Unpack
 
 from pdserve.exposition import Registry
 from pdserve.frozen import Frozen
+from pdserve.kube.cache_metrics import CacheMetrics, CacheState
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import SILENT, UNREADABLE, KubeError
+from pdserve.kube.held import Handler, HeldObjects, Index, K, OnSkip, uid_of
 from pdserve.kube.prune import Prune, without_managed_fields
 from pdserve.kube.resource import Object, ObjectKey, Resource, key_of, version_of
 from pdserve.kube.workqueue import Backoff
 
 logger = logging.getLogger(__name__)
-
-ChangeType = Literal["ADDED", "MODIFIED", "DELETED"]
-Handler = Callable[[ChangeType, Object | None, Object | None], None]
-"""`handler(event, old, new)`: old is None for ADDED, new is None for DELETED."""
-Index = Callable[[Object], Iterable[Hashable]]
-OnSkip = Callable[[Object, str, Exception], None]
-"""`on_skip(object, where, error)`: `where` is `filter` or `index`."""
 
 RECONNECT = Backoff(base=0.2, cap=15.0, spread=0.3)
 EMPTY_WATCHES = 3
@@ -54,98 +49,94 @@ SHORT_WATCH = 1.0
 """Seconds; a watch that the server ends sooner counts as a failed attempt."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheState:
-    """How far a cache may be trusted."""
+class CacheOptions(TypedDict, total=False):
+    """What is followed of a kind, and how; each may be left out."""
 
-    synced: bool
-    connected: bool
-    """The last request was answered."""
-    age: float
-    """Seconds since the server was last heard (at most about 60 on a quiet, healthy watch)."""
-    error: str
-    """Why it is not connected; "" when it is."""
+    namespace: str | None
+    """Only this one; None for the whole cluster."""
+    label_selector: str
+    """Server-side filter."""
+    field_selector: str
+    """Server-side filter."""
+    page_size: int
+    """Objects per page of a list."""
+    registry: Registry | None
+    """Where the metrics go."""
+    on_skip: OnSkip | None
+    """Told of objects that cannot be read; default: a line in the log."""
+    backoff: Backoff
+    """Waits between attempts while the server is away."""
+    rng: random.Random | None
+    """The jitter's randomness."""
 
 
-class Cache:
+class ViewCache(Generic[K]):
     """See the module. One event loop; reads are synchronous and never block."""
 
     def __init__(
         self,
         client: KubeClient,
         resource: Resource,
-        *,
-        namespace: str | None = None,
-        prune: Prune = without_managed_fields,
-        label_selector: str = "",
-        field_selector: str = "",
-        page_size: int = 500,
-        registry: Registry | None = None,
-        on_skip: OnSkip | None = None,
-        backoff: Backoff = RECONNECT,
-        rng: random.Random | None = None,
+        kept: Callable[[Object], K | None],
+        **options: Unpack[CacheOptions],
     ) -> None:
         """Make a cache; nothing happens until `run`.
 
         Args:
             client: how to reach the API server.
             resource: the kind.
-            namespace: only this one; None for the whole cluster.
-            prune: what to keep of each object.
-            label_selector: server-side filter.
-            field_selector: server-side filter.
-            page_size: objects per page of a list.
-            registry: where the metrics go.
-            on_skip: told of objects that cannot be read; default: a line in the log.
-            backoff: waits between attempts while the server is away.
-            rng: the jitter's randomness.
+            kept: what to keep of an object; None to keep nothing, as if it did not exist.
+            options: see `CacheOptions`.
         """
         self.resource = resource
-        self.namespace = namespace
+        self.namespace = options.get("namespace")
         self.synced = asyncio.Event()
         self._client = client
-        self._prune = prune
-        self._on_skip = on_skip or self._log_skip
-        self._label_selector = label_selector
-        self._field_selector = field_selector
-        self._page_size = page_size
-        self._backoff = backoff
+        self._kept = kept
+        self._on_skip = options.get("on_skip") or self._log_skip
+        self._label_selector = options.get("label_selector", "")
+        self._field_selector = options.get("field_selector", "")
+        self._page_size = options.get("page_size", 500)
+        self._backoff = options.get("backoff", RECONNECT)
         # Spreads reconnects over time; nothing secret depends on it.
-        self._rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
-        self._objects: dict[ObjectKey, Object] = {}
-        self._versions: dict[ObjectKey, int] = {}
+        self._rng = options.get("rng") or random.Random()  # noqa: S311 - jitter and schedules, no secrets
         self._progress = 0
-        self.changes = 0
-        """Versions taken in and objects dropped so far."""
-        self._handlers: list[Handler] = []
-        self._indexes: dict[str, _IndexStore] = {}
         self._failures = 0
         self._expired = False
         self._error = "not started"
         self._heard: float | None = None
-        self._metrics = _CacheMetrics(registry or Registry(), self)
+        plural = resource.plural
+        registry = options.get("registry") or Registry()
+        self._metrics = CacheMetrics(registry, plural, self._figures)
+        self._held: HeldObjects[K] = HeldObjects(plural, self._on_skip, self._handler_failed)
 
     # --- reading ---------------------------------------------------------------------------
 
+    @property
+    def changes(self) -> int:
+        """Versions taken in and objects dropped so far."""
+        return self._held.changes
+
     def __len__(self) -> int:
-        return len(self._objects)
+        return len(self._held.objects)
 
-    def get(self, name: str, namespace: str = "") -> Object | None:
+    def get(self, name: str, namespace: str = "") -> K | None:
         """The object, or None. Not to be changed by the reader."""
-        return self._objects.get(ObjectKey(namespace, name))
+        return self._held.objects.get(ObjectKey(namespace, name))
 
-    def list(self, namespace: str | None = None) -> tuple[Object, ...]:
+    def list(self, namespace: str | None = None) -> tuple[K, ...]:
         """All objects (of one namespace), ordered by namespace and name."""
-        keys = sorted(k for k in self._objects if namespace is None or k.namespace == namespace)
-        return tuple(self._objects[key] for key in keys)
+        objects = self._held.objects
+        keys = sorted(k for k in objects if namespace is None or k.namespace == namespace)
+        return tuple(objects[key] for key in keys)
 
-    def by_index(self, index: str, value: Hashable) -> tuple[Object, ...]:
+    def by_index(self, index: str, value: Hashable) -> tuple[K, ...]:
         """Objects for which the index function yielded `value`, ordered by namespace and name."""
-        return tuple(self._objects[key] for key in sorted(self._indexes[index].keys(value)))
+        return self._held.by_index(index, value)
 
     def index_values(self, index: str) -> frozenset[Hashable]:
         """Values with at least one object."""
-        return self._indexes[index].values()
+        return self._held.index_values(index)
 
     def state(self) -> CacheState:
         """Whether and how well this cache follows the server."""
@@ -156,15 +147,13 @@ class Cache:
 
     # --- setting up ------------------------------------------------------------------------
 
-    def on_change(self, handler: Handler) -> None:
+    def on_change(self, handler: Handler[K]) -> None:
         """Call `handler` for every change from now on, the first list's ADDED included."""
-        self._handlers.append(handler)
+        self._held.on_change(handler)
 
-    def add_index(self, name: str, values: Index) -> None:
-        """Keep objects findable by what `values(object)` yields (of the pruned object)."""
-        store = self._indexes[name] = _IndexStore(values, self._on_skip)
-        for key, obj in self._objects.items():
-            store.replace(key, None, obj)
+    def add_index(self, name: str, values: Index[K]) -> None:
+        """Keep objects findable by what `values(object)` yields, of what is kept of the object."""
+        self._held.add_index(name, values)
 
     # --- writing through -------------------------------------------------------------------
 
@@ -184,11 +173,10 @@ class Cache:
         An event still on its way may show it once more before its end.
         """
         key = key_of(obj)
-        held = self._objects.get(key)
-        if held is None or held["metadata"].get("uid") != obj["metadata"].get("uid"):
+        held = self._held.objects.get(key)
+        if held is None or uid_of(held) != obj["metadata"].get("uid"):
             return False
-        self._drop(key)
-        return True
+        return self._held.drop(key)
 
     # --- following the server --------------------------------------------------------------
 
@@ -248,21 +236,21 @@ class Cache:
         if rewound:
             # Only a server restored from a backup counts backwards: nothing held is comparable.
             logger.warning("History of %s was rewound; taking the list as is", self.resource.plural)
-            self._versions.clear()
+            self._held.versions.clear()
         seen = set()
         for read in listing.items:
             seen.add(read.key)
-            if read.kept is not None or read.key in self._objects:
+            if read.kept is not None or read.key in self._held.objects:
                 self._keep(read)
-        for key in sorted(self._objects.keys() - seen):
-            if rewound or self._versions.get(key, 0) <= version:
-                self._drop(key)
+        for key in sorted(self._held.objects.keys() - seen):
+            if rewound or self._held.versions.get(key, 0) <= version:
+                self._held.drop(key)
         self._progress = version
         self._metrics.relists.labels(self.resource.plural).inc()
         self.synced.set()
         return listing.resource_version
 
-    def _read(self, obj: Object) -> _Read | None:
+    def _read(self, obj: Object) -> _Read[K] | None:
         """Identity and what to keep of an object; None for one that has no identity."""
         try:
             key, version = key_of(obj), version_of(obj)
@@ -270,19 +258,16 @@ class Cache:
             self._on_skip(obj, "filter", error)
             return None
         try:
-            kept = self._prune(obj)
-            if kept is not None and not isinstance(kept, Frozen):
-                kept = Frozen(kept)
-            return _Read(key, version, kept)
+            return _Read(key, version, self._kept(obj))
         except Exception as error:
             self._on_skip(obj, "filter", error)
             return _Read(key, version, None, readable=False)
 
-    def _keep(self, read: _Read) -> bool:
+    def _keep(self, read: _Read[K]) -> bool:
         """Take in what was read; what was kept of an object before outlives an unreadable one."""
-        return read.readable and self._store(read.key, read.version, read.kept)
+        return read.readable and self._held.store(read.key, read.version, read.kept)
 
-    def _log_skip(self, obj: Object, where: str, error: Exception) -> None:
+    def _log_skip(self, _obj: object, where: str, error: Exception) -> None:
         logger.warning("Skipped one of %s in %s: %s", self.resource.plural, where, error)
 
     async def _follow(self, version: str) -> str:
@@ -309,8 +294,8 @@ class Cache:
             return
         if event != "DELETED":
             self._keep(read)
-        elif read.version >= self._versions.get(read.key, 0):
-            self._drop(read.key)
+        elif read.version >= self._held.versions.get(read.key, 0):
+            self._held.drop(read.key)
 
     def _heard_now(self) -> None:
         self._error = ""
@@ -327,154 +312,38 @@ class Cache:
         self._error = str(error)
         self._metrics.failures.labels(self.resource.plural).inc()
 
-    # --- the copy --------------------------------------------------------------------------
+    def _handler_failed(self) -> None:
+        self._metrics.handler_errors.labels(self.resource.plural).inc()
 
-    def _store(self, key: ObjectKey, version: int, new: Frozen | None) -> bool:
-        if version < self._versions.get(key, 0) or (
-            version == self._versions.get(key) and key in self._objects
-        ):
-            return False
-        if new is None:
-            return self._drop(key)
-        old = self._objects.get(key)
-        if old is not None and old["metadata"].get("uid") != new["metadata"].get("uid"):
-            self._drop(key)  # the same name, another object: not a modification
-            old = None
-        if old is not None:
-            _share_spec(old, new)
-        self.changes += 1
-        self._objects[key] = new
-        self._versions[key] = version
-        if old is not None and _same(old, new):
-            return True
-        for store in self._indexes.values():
-            store.replace(key, old, new)
-        self._tell("ADDED" if old is None else "MODIFIED", old, new)
-        return True
-
-    def _drop(self, key: ObjectKey) -> bool:
-        self._versions.pop(key, None)
-        old = self._objects.pop(key, None)
-        if old is None:
-            return False
-        self.changes += 1
-        for store in self._indexes.values():
-            store.replace(key, old, None)
-        self._tell("DELETED", old, None)
-        return True
-
-    def _tell(self, event: ChangeType, old: Object | None, new: Object | None) -> None:
-        for handler in self._handlers:
-            try:
-                handler(event, old, new)
-            except Exception:
-                # One bad handler must not blind the others, nor end the watch for good.
-                logger.exception("Handler of %s failed", self.resource.plural)
-                self._metrics.handler_errors.labels(self.resource.plural).inc()
+    def _figures(self) -> tuple[int, CacheState]:
+        return len(self), self.state()
 
 
-def _share_spec(old: Object, new: Frozen) -> None:
-    """Keep one copy of a spec over the versions that have it, so that it is read only once.
+class Cache(ViewCache[Object]):
+    """A cache that keeps objects as JSON, pruned."""
 
-    Equal is not the same (1 and True are equal), so the server's count of changes must agree.
-    """
-    if new["metadata"].get("generation") != old["metadata"].get("generation"):
-        return
-    try:
-        if "spec" in new and new["spec"] == old.get("spec"):
-            new["spec"] = old["spec"]
-    except RecursionError:
-        return  # too deep to be compared
+    def __init__(
+        self,
+        client: KubeClient,
+        resource: Resource,
+        *,
+        prune: Prune = without_managed_fields,
+        **options: Unpack[CacheOptions],
+    ) -> None:
+        """As for `ViewCache`; `prune`: what to keep of each object."""
 
+        def kept(obj: Object) -> Object | None:
+            found = prune(obj)
+            return found if found is None or isinstance(found, Frozen) else Frozen(found)
 
-def _same(old: Object, new: Object) -> bool:
-    """Equal but for the resourceVersion; objects too deep to be compared are not."""
-    try:
-        return _equal(old, new)
-    except RecursionError:
-        return False
-
-
-def _equal(old: Object, new: Object) -> bool:
-    old_meta, new_meta = old["metadata"], new["metadata"]
-    if len(old) != len(new) or len(old_meta) != len(new_meta):
-        return False
-    return all(old.get(k) == v for k, v in new.items() if k != "metadata") and all(
-        old_meta.get(k) == v for k, v in new_meta.items() if k != "resourceVersion"
-    )
+        super().__init__(client, resource, kept, **options)
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _Read(Generic[K]):
     """One object as the filter read it; `kept` is None for one that is not wanted."""
 
     key: ObjectKey
     version: int
-    kept: Frozen | None
+    kept: K | None
     readable: bool = True
-
-
-class _IndexStore:
-    def __init__(self, values: Index, on_skip: OnSkip) -> None:
-        self._function = values
-        self._on_skip = on_skip
-        self._keys: dict[Hashable, set[ObjectKey]] = {}
-
-    def replace(self, key: ObjectKey, old: Object | None, new: Object | None) -> None:
-        before = self._values(old, tell=False)
-        after = self._values(new, tell=True)
-        for value in before - after:
-            keys = self._keys[value]
-            keys.discard(key)
-            if not keys:
-                del self._keys[value]
-        for value in after - before:
-            self._keys.setdefault(value, set()).add(key)
-
-    def _values(self, obj: Object | None, *, tell: bool) -> set[Hashable]:
-        """Under which values an object is found: the same for equal objects, none on an error."""
-        if obj is None:
-            return set()
-        try:
-            return set(self._function(obj))
-        except Exception as error:
-            if tell:
-                self._on_skip(obj, "index", error)
-            return set()
-
-    def keys(self, value: Hashable) -> Iterable[ObjectKey]:
-        return self._keys.get(value, ())
-
-    def values(self) -> frozenset[Hashable]:
-        return frozenset(self._keys)
-
-
-class _CacheMetrics:
-    def __init__(self, registry: Registry, cache: Cache) -> None:
-        label = ("resource",)
-        self.events = registry.counter(
-            "pdserve_cache_events_total", "Watch events received, bookmarks not counted.", label
-        )
-        self.relists = registry.counter(
-            "pdserve_cache_relists_total", "Full lists taken; more than one means lost watches.",
-            label,
-        )  # fmt: skip
-        self.failures = registry.counter(
-            "pdserve_cache_failures_total", "Lists and watches that failed or broke.", label
-        )
-        self.handler_errors = registry.counter(
-            "pdserve_cache_handler_errors_total", "Change handlers that raised: a defect.", label
-        )
-        objects = registry.gauge("pdserve_cache_objects", "Objects held.", label)
-        age = registry.gauge(
-            "pdserve_cache_age_seconds", "Seconds since the API server was last heard.", label
-        )
-        synced = registry.gauge("pdserve_cache_synced", "1 once listed.", label)
-
-        def collect() -> None:
-            plural, state = cache.resource.plural, cache.state()
-            objects.labels(plural).set(len(cache))
-            age.labels(plural).set(state.age)
-            synced.labels(plural).set(state.synced)
-
-        registry.on_collect(collect)

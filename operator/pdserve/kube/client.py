@@ -12,56 +12,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from pdserve.kube.errors import TEST_FAILED, UNREADABLE, KubeError
 from pdserve.kube.ratelimit import TokenBucket
+from pdserve.kube.request import KubeRequest, KubeTransport, PatchType
 from pdserve.kube.resource import Object, Resource
 
 EventType = Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
-PatchType = Literal["json", "merge", "strategic", "apply"]
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
 _EVENTS: frozenset[object] = frozenset(get_args(EventType))
 PAGE_SIZE = 500
-REQUEST_TIMEOUT = 30.0
 WATCH_SECONDS = 300
 """How long the server is asked to keep a watch open; it is then resumed from its bookmark."""
 MAX_RETRY_AFTER = 3
 """How often one request waits out a 429 (the server did not start it) before it is an error."""
 LONGEST_RETRY_AFTER = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class KubeRequest:
-    """One request before it is bytes. `body` is JSON; `patch` says how a PATCH is to be read."""
-
-    verb: Literal["get", "list", "watch", "create", "update", "patch", "delete"]
-    resource: Resource
-    namespace: str | None = None
-    name: str | None = None
-    subresource: str | None = None
-    query: Mapping[str, str] = field(default_factory=dict)
-    body: Any = None
-    patch: PatchType | None = None
-    timeout: float = REQUEST_TIMEOUT
-
-
-class KubeTransport(Protocol):
-    """Carries requests. Both calls raise `KubeError`, never a library's own exceptions."""
-
-    async def send(self, request: KubeRequest) -> Object:
-        """The answer's JSON."""
-        ...
-
-    def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
-        """A watch's `{"type", "object"}` documents, until the server ends it."""
-        ...
-
-    async def close(self) -> None:
-        """Release connections."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

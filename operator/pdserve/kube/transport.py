@@ -18,9 +18,9 @@ from kubernetes.aio.client.api_client import ApiClient
 
 from pdserve.exposition import Registry
 from pdserve.http1.collector import collector_paused
-from pdserve.kube.client import KubeRequest
 from pdserve.kube.deep import without_depths
 from pdserve.kube.errors import SILENT, UNREACHABLE, UNREADABLE, KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import Object
 
 INACTIVITY_SECONDS = 90.0

@@ -20,14 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pdserve.ratio.model import PerformanceModel
-from pdserve.ratio.types import (
-    Counts,
-    LoopMemory,
-    PerformanceProfile,
-    Quantity,
-    ScenarioSample,
-    known,
-)
+from pdserve.ratio.profile import PerformanceProfile
+from pdserve.ratio.types import Counts, LoopMemory, Quantity, ScenarioSample, known
 from pdserve.terms import Role
 
 FULL = 0.85

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pdserve.ratio.choose import CountLimits, Predictor, best_effort, grow
 from pdserve.ratio.demand import expected_demand
 from pdserve.ratio.model import build
-from pdserve.ratio.types import Counts, ExpectedTraffic, PerformanceProfile
+from pdserve.ratio.profile import PerformanceProfile
+from pdserve.ratio.types import Counts, ExpectedTraffic
 from pdserve.terms import Role, Slo
 
 

@@ -16,14 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pdserve.ratio.types import (
-    DecodeProfile,
-    PerformanceProfile,
-    PrefillProfile,
-    Quantity,
-    ScenarioSample,
-    known,
-)
+from pdserve.ratio.profile import DecodeProfile, PerformanceProfile, PrefillProfile
+from pdserve.ratio.types import Quantity, ScenarioSample, known
 
 Triple = tuple[float, float, float]
 

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
+from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.queueing import late_share, wait_exceeds
-from pdserve.ratio.types import Demand, PerformanceProfile
+from pdserve.ratio.types import Demand
 from pdserve.terms import Role, Slo
 
 OUTPUT_CV2 = 1.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pdserve.ratio.types import DecodeProfile, PerformanceProfile, PrefillProfile
+from pdserve.ratio.profile import DecodeProfile, PerformanceProfile, PrefillProfile
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from pdserve.dst.recorder import Recorder
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import (
     CONFIGMAPS,
     DEPLOYMENTS,

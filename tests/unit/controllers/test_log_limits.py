@@ -14,9 +14,9 @@ from pdserve.controllers.shared.caches import PDSERVICES
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import service
-from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
 from pdserve.kube.lines import say
+from pdserve.kube.request import KubeRequest
 
 LOG = logging.getLogger("pdserve.limits")
 

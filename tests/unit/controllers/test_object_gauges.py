@@ -19,7 +19,7 @@ from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.exposition import Registry
 from pdserve.exposition.process_metrics import tell_process
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 
 SCENARIO = (NS, "shop", "chat")
 

@@ -11,7 +11,7 @@ from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, NODES, PODS, SECRETS
 from pdserve.wire import names
 from pdserve.wire.pin import pinned_node

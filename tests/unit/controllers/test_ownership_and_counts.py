@@ -13,7 +13,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.engines.pod_profile import Rights
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import (
     CONFIGMAPS,
     CONTROLLER_REVISIONS,

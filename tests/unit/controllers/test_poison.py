@@ -29,8 +29,9 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.exposition import Registry
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, NODES, PODS, Object
 from pdserve.ratio.types import LoopSettings, ScenarioSample, Unknown
 from pdserve.telemetry.source import LiveInstances, ScenarioKey

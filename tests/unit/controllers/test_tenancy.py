@@ -13,8 +13,8 @@ from pdserve.dst.api_fields import copy
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import KubeRequest
 from pdserve.kube.ownership import owner_reference
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, PODS, Object
 from pdserve.wire import names
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from pdserve.controllers.shared import event_reasons
-from pdserve.groups.types import Fault
+from pdserve.groups.instances import Fault
 from pdserve.ratio.types import Outcome, Reason
 from pdserve.wire import http
 

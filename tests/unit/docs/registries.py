@@ -11,9 +11,10 @@ from pdserve.controllers.app import Core
 from pdserve.controllers.shared import event_reasons
 from pdserve.exposition import Registry
 from pdserve.gateway.metrics import GatewayMetrics
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.lease import LeaseElector
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import Object
 from pdserve.kube.transport import HttpTransport
 from pdserve.refengine.metrics import EngineMetrics

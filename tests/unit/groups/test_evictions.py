@@ -12,6 +12,7 @@ from tests.support.group_world import wanted
 from tests.support.instances import observed
 
 from pdserve.groups import types as t
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.plan import plan
 from pdserve.groups.routable import endpoint
 from pdserve.terms import Role
@@ -26,9 +27,9 @@ FULL = "p1 a  n1:8!Unschedulable n2:0/8 n3:0/8"
 NOWHERE = "p1 a  n1:8!Unschedulable n2:8!Unschedulable n3:0/8"
 
 
-def instances(group: int, text: str) -> list[t.InstanceObs]:
+def instances(group: int, text: str) -> list[InstanceObs]:
     """`P:n1 d:n2 ~D:n3 D:n2>D0`: lower case starts, `~` is being deleted, `>` stands in for."""
-    found: list[t.InstanceObs] = []
+    found: list[InstanceObs] = []
     for k, part in enumerate(text.split()):
         going, part = part.startswith("~"), part.removeprefix("~")
         part, _, former = part.partition(">")

@@ -10,6 +10,7 @@ from tests.support.instances import changed, observed
 
 from pdserve.api.common import MAX_INSTANCES
 from pdserve.groups import types as t
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.linking import links_missing
 from pdserve.groups.naming import free_slots, is_slot_of, pod_name
 from pdserve.groups.polls import polls
@@ -26,7 +27,7 @@ SLOTS: dict[str, dict[Role, int]] = {
 }
 
 
-def instance(name: str, **more: object) -> t.InstanceObs:
+def instance(name: str, **more: object) -> InstanceObs:
     """`p0`, `d1`: linked and Ready unless said otherwise."""
     role: Role = "prefill" if name.startswith("p") else "decode"
     base = observed(
@@ -48,7 +49,7 @@ def instance(name: str, **more: object) -> t.InstanceObs:
     return changed(base, **more)
 
 
-def table(*instances: t.InstanceObs, version: int = 3) -> PeerTable:
+def table(*instances: InstanceObs, version: int = 3) -> PeerTable:
     peers = tuple(
         Peer(i.name, i.role, endpoint(i.pod_ip or ""), f"{i.pod_ip}:5600", i.revision)
         for i in instances
@@ -61,7 +62,7 @@ def up(*peers: str, version: int = 3, down: str = "") -> LinkReport:
 
 
 def missing(
-    name: str, members: list[t.InstanceObs], links: dict[str, LinkReport], named: list[str]
+    name: str, members: list[InstanceObs], links: dict[str, LinkReport], named: list[str]
 ) -> str | None:
     by_name = {i.name: i for i in members}
     tab = table(*(by_name[n] for n in named))

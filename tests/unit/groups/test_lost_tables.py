@@ -8,6 +8,7 @@ from tests.support.group_world import wanted
 from tests.unit.groups.test_links_and_routes import instance, table, up
 
 from pdserve.groups import types as t
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.tables import publish_table
 from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.wire.bounds import MAX_PASSED_VERSION
@@ -18,7 +19,7 @@ NOW = 1_700_000_000.0
 
 
 def published(
-    members: tuple[t.InstanceObs, ...], held: PeerTable | None, links: dict[str, LinkReport]
+    members: tuple[InstanceObs, ...], held: PeerTable | None, links: dict[str, LinkReport]
 ) -> int | None:
     """Version of the table that is published; None where there is none."""
     tables = {} if held is None else {0: held}

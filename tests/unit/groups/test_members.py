@@ -11,6 +11,7 @@ from tests.support.group_world import wanted
 from tests.support.instances import observed
 
 from pdserve.groups import types as t
+from pdserve.groups.instances import Fault, InstanceObs
 from pdserve.groups.observe import joined
 from pdserve.groups.repairs import count_faults
 from pdserve.groups.routable import addresses
@@ -21,7 +22,7 @@ NAME = "shop-chat-0-p0-abc123"
 RUNS = {"bound": True, "running": True, "ready": True, "silent": False}
 
 
-def part(index: int, **values: Any) -> t.InstanceObs:
+def part(index: int, **values: Any) -> InstanceObs:
     """What one pod shows of an instance of two members that runs."""
     base: dict[str, Any] = {
         "uid": "u0", "slot": "shop-chat-0-p0", "role": "prefill", "group_index": 0,
@@ -35,9 +36,7 @@ def part(index: int, **values: Any) -> t.InstanceObs:
     return replace(made, members=(replace(made.members[0], pod=pod, uid=f"u{index}"),))
 
 
-def both(
-    leader: dict[str, Any] | None = None, other: dict[str, Any] | None = None
-) -> t.InstanceObs:
+def both(leader: dict[str, Any] | None = None, other: dict[str, Any] | None = None) -> InstanceObs:
     """Both pods together, the other one seen first."""
     (found,) = joined([part(1, **(other or {})), part(0, **(leader or {}))])
     return found
@@ -130,7 +129,7 @@ def test_names_of_members_fit_a_label_and_lead_back_to_instance_and_slot() -> No
     ids=["the instance as a whole", "its other member", "its leader"],
 )
 def test_which_nodes_a_repeated_fault_makes_suspect(
-    own: tuple[t.Fault | None, t.Fault | None], want: list[str]
+    own: tuple[Fault | None, Fault | None], want: list[str]
 ) -> None:
     lost = replace(both({"fault": own[0]}, {"fault": own[1]}), fault="CrashLoop")
     before = t.Repair(lost.slot, 1, 900.0, last_uid="former")

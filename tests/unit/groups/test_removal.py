@@ -9,6 +9,7 @@ from tests.support.group_world import World, wanted
 from tests.unit.groups.test_links_and_routes import instance, table
 
 from pdserve.groups import types as t
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.removal import finished
 from pdserve.groups.view import GroupView
 from pdserve.wire.links import DrainReport
@@ -61,8 +62,8 @@ def test_a_decode_outlasts_the_prefills_of_its_group(named: bool, want: bool) ->
 
 
 def _finished(
-    leaves: t.InstanceObs,
-    others: list[t.InstanceObs],
+    leaves: InstanceObs,
+    others: list[InstanceObs],
     reports: dict[str, DrainReport | None],
     *,
     routed: bool = False,

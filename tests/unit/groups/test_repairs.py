@@ -11,6 +11,7 @@ from tests.support.group_world import wanted
 from tests.unit.groups.test_links_and_routes import instance
 
 from pdserve.groups import types as t
+from pdserve.groups.instances import Fault
 from pdserve.groups.repairs import (
     BACKOFF_MAX,
     MAX_SUSPECTS,
@@ -34,7 +35,7 @@ def fabric(away: str = "") -> Fabric:
 
 
 def fail(
-    known: tuple[t.Repair, ...], fault: t.Fault, node: str, now: float, **more: object
+    known: tuple[t.Repair, ...], fault: Fault, node: str, now: float, **more: object
 ) -> tuple[t.Repair, ...]:
     """The records after one more fault of slot p0."""
     lost = instance("p0", fault=fault, node=node, uid=f"uid-{now}", **more)
@@ -106,7 +107,7 @@ def test_suspects_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("fault", ["NodeLost", "NodeDeleted"])
-def test_a_node_that_is_ready_is_cleared_at_once(fault: t.Fault) -> None:
+def test_a_node_that_is_ready_is_cleared_at_once(fault: Fault) -> None:
     repairs = fail((), fault, "n1", NOW)
     assert suspects(repairs, NOW + 1, fabric(away="n1"), {}).barred == {"n1"}
     assert suspects(repairs, NOW + 1, fabric(), {}).barred == frozenset()

@@ -9,6 +9,7 @@ from tests.support.group_world import wanted
 from tests.unit.groups.test_links_and_routes import instance, table, up
 
 from pdserve.groups import types as t
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.startup import judge_startups
 
 NOW = 10_000.0
@@ -16,13 +17,13 @@ DEADLINE = 900.0
 LATE, EARLY = NOW - 901.0, NOW - 100.0
 
 
-def starting(name: str, answers_since: float | None, **more: object) -> t.InstanceObs:
+def starting(name: str, answers_since: float | None, **more: object) -> InstanceObs:
     """An instance that is not linked; None: its engine does not answer yet."""
     given: dict[str, object] = {"ready": False, "linked_container": None, **more}
     return replace(instance(name, **given), up_since=answers_since, startup_deadline=DEADLINE)
 
 
-def judge(*instances: t.InstanceObs, behind: str = "") -> tuple[set[str], dict[str, float | None]]:
+def judge(*instances: InstanceObs, behind: str = "") -> tuple[set[str], dict[str, float | None]]:
     """Names lost to StartupDeadline, and when each other wants to be looked at again."""
     links = {i.name: up(version=2 if i.name == behind else 3) for i in instances}
     seen = t.Observation(
@@ -77,7 +78,7 @@ CASES = [
     ("instances", "behind", "lost"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
 )
 def test_only_its_own_failure_costs_an_instance(
-    instances: list[t.InstanceObs], behind: str, lost: set[str]
+    instances: list[InstanceObs], behind: str, lost: set[str]
 ) -> None:
     assert judge(*instances, behind=behind)[0] == lost
 

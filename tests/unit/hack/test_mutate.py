@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "hack"))
 
 from mutants import Mutant, drawn, mutants, mutated  # noqa: E402
-from mutate import accepted, stale, wilson  # noqa: E402
+from mutation_score import accepted, stale, wilson  # noqa: E402
 
 CHANGES = [
     ("a < b", ["a <= b"]),

@@ -15,9 +15,10 @@ from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import run_virtual, virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.cache import RECONNECT, Cache
-from pdserve.kube.client import KubeClient, KubeRequest, KubeTransport
+from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.prune import keep
+from pdserve.kube.request import KubeRequest, KubeTransport
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object, Resource
 
 Told = list[tuple[str, str]]
@@ -545,7 +546,8 @@ async def test_what_cannot_be_read_is_skipped_told_and_stops_nothing() -> None:
         await api.client().create(CONFIGMAPS, config(name, {"x": "1"}))
     skipped: list[tuple[str, str, str]] = []
 
-    def on_skip(obj: Object, where: str, error: Exception) -> None:
+    def on_skip(obj: object, where: str, error: Exception) -> None:
+        assert isinstance(obj, dict)
         skipped.append((obj["metadata"]["name"], where, str(error)))
 
     def prune(obj: Object) -> Object | None:

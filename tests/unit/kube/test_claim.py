@@ -11,8 +11,9 @@ from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.claim import REPORT_SECONDS, ClaimedError, ClaimTimes, Place, ScopeClaim
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, Object, ObjectKey
 
 TIMES = ClaimTimes()

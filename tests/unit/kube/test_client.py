@@ -10,10 +10,11 @@ import pytest
 from pdserve.dst.api_net import Faults, SimulatedCrash
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import virtual_time
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, create_or_apply, owner_reference
 from pdserve.kube.ratelimit import TokenBucket
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Object, Resource
 
 

@@ -11,9 +11,10 @@ from contextlib import suppress
 import pytest
 
 from pdserve.dst.api_server import FakeApi
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
 from pdserve.kube.lease import LeadershipLostError, LeaseElector, LeaseTimes
 from pdserve.kube.lease_thread import LeaseThread, Pulse
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import LEASES, Object, ObjectKey
 
 LIMIT = 60.0

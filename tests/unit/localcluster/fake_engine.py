@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pdserve.dst.api_server import FakeApi
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import NODES
 
 _PROGRAM = """#!{python} -IS

@@ -10,7 +10,8 @@ import pytest
 from localcluster.devices import ANNOTATION_FAKE, lacks, plan_devices, set_health, set_up
 from localcluster.errors import LocalError
 from pdserve.dst.api_server import FakeApi
-from pdserve.kube.client import KubeClient, KubeRequest
+from pdserve.kube.client import KubeClient
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import NODES, Object
 
 NPU = "huawei.com/Ascend910"

@@ -20,6 +20,7 @@ from pdserve.ratio import learn
 from pdserve.ratio.choose import CountLimits
 from pdserve.ratio.decide import decide
 from pdserve.ratio.presets import dilated
+from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.records import record, replay
 from pdserve.ratio.types import (
     Bounds,
@@ -29,7 +30,6 @@ from pdserve.ratio.types import (
     LoopMemory,
     LoopSettings,
     PastChange,
-    PerformanceProfile,
     Range,
     Reason,
     RequestWindow,

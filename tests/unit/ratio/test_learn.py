@@ -10,8 +10,9 @@ from tests.support.ratio_values import PROFILE, decode_window, prefill_window, s
 
 from pdserve.ratio.learn import LearnState, observe, resume, start
 from pdserve.ratio.presets import dilated
+from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.records import from_json, to_json
-from pdserve.ratio.types import PerformanceProfile, ScenarioSample, Unknown
+from pdserve.ratio.types import ScenarioSample, Unknown
 
 
 def measured(

@@ -8,7 +8,8 @@ import pytest
 from tests.support.ratio_values import PROFILE, SLO
 
 from pdserve.ratio.model import build, largest_decode_batch
-from pdserve.ratio.types import DecodeProfile, Demand, PerformanceProfile, PrefillProfile
+from pdserve.ratio.profile import DecodeProfile, PerformanceProfile, PrefillProfile
+from pdserve.ratio.types import Demand
 
 DEMAND = Demand(4.0, 1500.0, 1500.0, 1500.0**2 * 1.1, 200.0)
 

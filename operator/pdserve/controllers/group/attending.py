@@ -10,9 +10,9 @@ from pdserve.controllers.shared.triggers import service_key
 from pdserve.desired.group_wanted import ScenarioGroupView, slots_of
 from pdserve.desired.routing import unnamed
 from pdserve.desired.service_credentials import ServiceCredentials, Terms
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.polls import polls
 from pdserve.groups.routable import endpoint, routable
-from pdserve.groups.types import InstanceObs
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteTable

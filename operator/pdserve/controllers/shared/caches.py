@@ -20,8 +20,9 @@ from pdserve.api import API_VERSION, KINDS, ObjectMeta
 from pdserve.desired.compare import controller_uid
 from pdserve.exposition import Registry
 from pdserve.frozen import Light
-from pdserve.kube.cache import Cache, OnSkip
+from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient
+from pdserve.kube.held import OnSkip
 from pdserve.kube.prune import Prune, keep, without_managed_fields
 from pdserve.kube.resource import (
     CONFIGMAPS,

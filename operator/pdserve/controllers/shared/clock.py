@@ -22,9 +22,9 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from pdserve.kube.cache import ChangeType
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
+from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import NODES, Object
 
 log = logging.getLogger(__name__)

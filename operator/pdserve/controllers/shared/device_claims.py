@@ -21,8 +21,9 @@ from pdserve.desired.claim_entries import claims_of, from_json
 from pdserve.desired.pod_demand import demand_of
 from pdserve.groups.claims import claims_for, newest, reservations
 from pdserve.groups.health import condition
-from pdserve.groups.types import DeviceClaim, InstanceObs
-from pdserve.kube.cache import ChangeType
+from pdserve.groups.instances import InstanceObs
+from pdserve.groups.types import DeviceClaim
+from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.placement import GroupRequest
 from pdserve.terms import ROLES

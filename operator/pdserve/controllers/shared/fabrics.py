@@ -16,7 +16,7 @@ from typing import Final
 
 from pdserve.controllers.shared.caches import BY_STATE, UNBOUND, Caches
 from pdserve.controllers.shared.skipped import read_each
-from pdserve.kube.cache import ChangeType
+from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object
 from pdserve.topology import (
     Fabric,

@@ -21,8 +21,8 @@ from pdserve.controllers.shared.skipped import read_each
 from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
 from pdserve.frozen import Frozen
 from pdserve.groups.health import HealthLimits
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.observe import instance_obs, is_group_index, joined
-from pdserve.groups.types import InstanceObs
 from pdserve.kube.resource import Object
 from pdserve.terms import ROLES
 from pdserve.wire import names

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pdserve.controllers.shared.caches import Caches
-from pdserve.kube.cache import ChangeType
+from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object
 from pdserve.topology import pod_requests
 

@@ -15,8 +15,8 @@ from pdserve.frozen import Memo, remembered
 from pdserve.kube.cache import Cache
 from pdserve.ratio import learn
 from pdserve.ratio.learn import LearnState
+from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.records import RecordError, from_json, to_json
-from pdserve.ratio.types import PerformanceProfile
 from pdserve.terms.json import JsonMap, JsonObject
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from pdserve.api import InvalidObjectError
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.scope import Scope
-from pdserve.kube.cache import OnSkip
 from pdserve.kube.events import EventRecorder
+from pdserve.kube.held import OnSkip
 from pdserve.kube.resource import Object
 from pdserve.terms.shown import shown
 from pdserve.wire.bounds import WireError

@@ -20,7 +20,8 @@ from pdserve.controllers.shared.caches import (
 )
 from pdserve.controllers.shared.domain_overlap import told_of
 from pdserve.groups.health import condition
-from pdserve.kube.cache import Cache, ChangeType
+from pdserve.kube.cache import Cache
+from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
 from pdserve.topology.requests import is_extended, pod_requests

@@ -44,13 +44,7 @@ async def scale_service(scene: Scene, rng: random.Random) -> str | None:
 
 async def new_image(scene: Scene, rng: random.Random) -> str | None:
     """A user rolls out another engine image."""
-    service = a_service(scene, rng)
-    if service is None:
-        return None
-    image = rng.choice(("pdserve/engine:test", "pdserve/engine:next"))
-    mark_planned(scene, service)
-    scene.patch(service, {"spec": {"engine": {"image": image}}}, PDSERVICES)
-    return f"{name_of(service)}: image {image}"
+    return _planned(scene, rng, "engine", "image", ("pdserve/engine:test", "pdserve/engine:next"))
 
 
 async def broken_image(scene: Scene, rng: random.Random) -> str | None:
@@ -76,13 +70,20 @@ async def broken_image(scene: Scene, rng: random.Random) -> str | None:
 
 async def rename_model(scene: Scene, rng: random.Random) -> str | None:
     """A user renames the model."""
+    return _planned(scene, rng, "model", "name", ("tiny", "tiny-2"))
+
+
+def _planned(
+    scene: Scene, rng: random.Random, part: str, field: str, values: tuple[str, ...]
+) -> str | None:
+    """A user sets a field of a service's spec to one of the values, which rolls its groups."""
     service = a_service(scene, rng)
     if service is None:
         return None
-    name = rng.choice(("tiny", "tiny-2"))
+    value = rng.choice(values)
     mark_planned(scene, service)
-    scene.patch(service, {"spec": {"model": {"name": name}}}, PDSERVICES)
-    return f"{name_of(service)}: model {name}"
+    scene.patch(service, {"spec": {part: {field: value}}}, PDSERVICES)
+    return f"{name_of(service)}: {part} {field} {value}"
 
 
 async def lose_domain(scene: Scene, rng: random.Random) -> str | None:

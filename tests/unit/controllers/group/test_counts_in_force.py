@@ -14,7 +14,7 @@ from pdserve.desired.service_desired import acting_counts
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.ratio.types import Counts
 
 FIXED = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 1, "decode": 1}}

@@ -18,8 +18,8 @@ from pdserve.dst.world import World
 from pdserve.dst.world_engines import Engines, SimulatedEngine
 from pdserve.dst.world_service import NS, service
 from pdserve.groups.types import Wanted
-from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import PODS, Object
 from pdserve.wire import names
 from pdserve.wire.names import instance_name

@@ -19,7 +19,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.forwarding.match import match_scenario, parts_of
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONTROLLER_REVISIONS, PODS
 from pdserve.wire.routes import RouteTable
 

@@ -10,7 +10,7 @@ from pdserve.controllers.shared.caches import PDSERVICES
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import SECRETS
 from pdserve.wire import names
 

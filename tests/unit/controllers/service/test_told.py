@@ -13,8 +13,8 @@ from pdserve.dst.machinery import Machinery
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import KubeRequest
 from pdserve.kube.errors import KubeError
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, DEPLOYMENTS, PODS, SECRETS, Object
 
 TOLD = 10.0

@@ -9,7 +9,7 @@ from pdserve.dst.recorder import Recorder
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import NAMESPACES, Object
 
 TEAM = "team-b"

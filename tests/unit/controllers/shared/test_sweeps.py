@@ -22,7 +22,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
 from pdserve.exposition import Registry
-from pdserve.kube.client import KubeRequest
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import NODES, PODS, Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
 from pdserve.topology import Fabric, build_fabric, fabric_spec, node_view
