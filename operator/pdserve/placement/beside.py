@@ -116,7 +116,7 @@ class Caps:
 
 
 def _ports(shape: Shape) -> tuple[str, ...]:
-    return tuple(r for r, _ in shape.requests if is_port(r) and port_conflicts(r))
+    return tuple(r for r, _ in shape.requests if is_port(r))
 
 
 def shortages(fabric: Fabric, nodes: Sequence[str], shapes: Mapping[str, Shape]) -> list[str]:
@@ -138,8 +138,7 @@ def shortages(fabric: Fabric, nodes: Sequence[str], shapes: Mapping[str, Shape])
 
 def _shortage(fabric: Fabric, nodes: Sequence[str], resource: str, amount: int) -> str:
     if is_port(resource):
-        keys = port_conflicts(resource)
-        taken = sum(not fabric.has_port(n, resource) for n in nodes) if keys else 0
+        taken = sum(not fabric.has_port(n, resource) for n in nodes)
         told = f"host port {port_text(resource)}: {taken} of {len(nodes)} nodes have it taken"
         return told if taken else ""
     left = (fabric.left(n, resource) for n in nodes)

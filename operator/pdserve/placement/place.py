@@ -116,7 +116,7 @@ def _options(
         found.append(_Option(kind, spread, cost_of(spread, capacity, request, costs)))
 
     allowed = scopes(fabric, request)
-    floor = 0 if request.mode == "Preferred" else max((len(p) for p, _ in allowed), default=0)
+    floor = len(allowed[0][0]) if allowed else 0
     add("one leaf", one_leaf, tuple(leaf for _, leaves in allowed for leaf in leaves))
     for depth in range(fabric.spec.leaf_depth - 1, floor - 1, -1):
         if any(option.cost.traffic == 0 for option in found):

@@ -97,6 +97,16 @@ def test_where_one_more_decode_goes_when_the_traffic_is_the_same(drawing: str, w
     assert found.leaf[-1] == want
 
 
+def test_growth_inside_a_required_part_goes_where_the_least_crosses_leaves() -> None:
+    """Though that takes the room of a whole group there and none in the other leaf."""
+    tree = fabric("p1 a  n1:8\np1 b  m1:0/8 m2:8 m3:8")
+    there = [PlacedInstance("prefill-0", "prefill", ("m1",))]
+    asked = request("1P1D", mode="Required", level="pod")
+    found = place_instance(tree, asked, "decode", there)
+    assert isinstance(found, InstancePlacement)
+    assert found.leaf[-1] == "b"
+
+
 def test_growth_stays_in_the_leaves_used_when_crossing_them_is_free() -> None:
     tree = fabric("p1 a  n1:8\np1 b  m1:0/8 m2:0/8 m3:8 m4:8")
     there = [

@@ -96,6 +96,8 @@ ROOM: list[tuple[str, str, GroupRequest, Spread | None]] = [
      request("1P3D", 8, 4), {"a": (1, 2), "b": (0, 1)}),
     ("the rest into the leaves used already", drawn(a="8 8 8 8 8", b="8"), request("1P4D"),
      {"a": (1, 4)}),
+    ("what matches in a leaf goes there before the rest", drawn(a="4 4 4 4 4 4 4", b="8 8"),
+     request("1P1D", 4, 8), {"b": (1, 1)}),
     ("what only `packed` finds", drawn(a="4 4", b="8"), request("2P1D", 4, 8), None),
     ("too little", drawn(a="8 8", b="4"), request("2P1D"), None),
 ]  # fmt: skip

@@ -17,7 +17,10 @@ from pdserve.placement import (
     largest_uniform_group,
     place,
     place_instance,
+    traffic,
 )
+from pdserve.placement.capacity import capacity_for
+from pdserve.placement.strategies import improve
 from pdserve.topology import NodeView, Reservation, Toleration, build_fabric
 from pdserve.topology.affinity import Requirement
 
@@ -93,6 +96,20 @@ def test_a_required_part_is_searched_for_the_least_traffic_inside_it() -> None:
     required = placed(drawing, request("3P2D", mode="Required", level="pod"))
     assert required.cost.traffic > 0
     assert placed(drawing, request("3P2D", level="pod")).cost.traffic == 0
+
+
+def test_no_candidate_can_be_bettered_by_moving_one_instance() -> None:
+    drawing = "p1 a  n1:8 n2:8 n3:8\np1 b  m1:8 m2:8\np2 c  k1:8 k2:8 k3:8"
+    asked = request("3P2D")
+    tree = fabric(drawing)
+    capacity = capacity_for(tree, asked)
+    searched = [c for c in placed(drawing, asked).candidates if "cells" not in c.kind]
+    assert len(searched) == 4
+    for candidate in searched:
+        spread = {cell.leaf: (cell.prefill, cell.decode) for cell in candidate.cells}
+        inside = [x for x in tree.leaves if "p1" not in candidate.kind or x[0] == "p1"]
+        better = improve(spread, capacity, inside, (3, 1))
+        assert traffic(better, (3, 1)) == candidate.cost.traffic
 
 
 def test_the_winner_comes_first_and_the_others_say_on_what_they_lost() -> None:

@@ -94,6 +94,7 @@ def test_the_order_in_which_a_selector_is_written_is_no_other_demand() -> None:
         ("9223372036854775807", "9223372036854775806", True, False),
         ("9223372036854775808", "3", False, False),
         ("-9223372036854775808", "-9223372036854775807", False, True),
+        ("-9223372036854775809", "3", False, False),
         ("9" * 5000, "3", False, False),
     ],
 )
