@@ -110,6 +110,16 @@ def test_prefills_of_a_length_tell_of_shorter_ones(seen: float, asked: float, kn
     assert times.at_most(asked) == (0.5 if known else float("inf"))
 
 
+@pytest.mark.parametrize(
+    ("asked", "want"), [(100, 0.3), (1024, 0.3), (4096, 0.3), (16384, 0.7), (32768, float("inf"))]
+)
+def test_a_longer_prompt_that_was_faster_tells_of_a_shorter_one(asked: int, want: float) -> None:
+    times = PrefillTimes()
+    for length, seconds in ((1024, 0.5), (4096, 0.3), (16384, 0.7)):
+        times.learn(length, seconds)
+    assert times.at_most(asked) == want
+
+
 def test_what_is_forgotten_of_prefill_times_and_what_refuses_a_length() -> None:
     times = PrefillTimes()
     for seconds in (0.1, 1.0, 1.0, 1.0):

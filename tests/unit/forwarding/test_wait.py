@@ -133,6 +133,33 @@ def test_requests_without_suspicion_share_prefills_and_pass_suspects() -> None:
     assert sent == [suspects[0], *others]
 
 
+def test_a_request_that_waits_for_its_next_attempt_holds_up_none_behind_it() -> None:
+    dispatcher, view = dispatcher_of(([4], [64]))
+    first, second, third = offered(dispatcher, 3)
+    dispatcher.step(NOW)
+    for _ in range(3):
+        view.groups[0].prefills[0].abandoned()
+    first.attempts = 2
+    for ticket in (first, second, third):
+        dispatcher.back(ticket, NOW + 8.0)
+    step = dispatcher.step(NOW + 8.0)
+    assert [s.ticket for s in step.sends] == [second, third]
+    assert step.wake_at == first.not_before == NOW + 10.0
+
+
+def test_a_suspect_whose_prefills_are_all_on_trial_waits_for_an_event() -> None:
+    """Also at the very time at which a prefill that failed it may be asked again."""
+    dispatcher, view = dispatcher_of(([4], [64]))
+    first, second = offered(dispatcher, 2, suspect=True)
+    (send,) = dispatcher.step(NOW).sends
+    assert send.ticket is first
+    dispatcher.failed(second, view.groups[0].prefills[0], NOW)
+    for now in (NOW, second.excluded_until, second.excluded_until + 1.0):
+        step = dispatcher.step(now)
+        assert step.sends == []
+        assert step.wake_at > now
+
+
 ORDER = [
     ("known free before merely due", "due 0", "free 2", "g0p1"),
     ("fewest of our own open legs", "free 1", "free 0", "g0p1"),
