@@ -246,7 +246,8 @@ class ScenarioGroupStatus(Observed):
     fabric: KnownFabric | None = None
     """The RoCEDomain: when it is deleted, instances are replaced in it as it was."""
     conditions: Annotated[tuple[Condition, ...], Items(16, keys=("type",))] = ()
-    """Ready, Linked, Progressing, Placed, RatioInBounds, TemplateValid."""
+    """Ready, Linked, Progressing, Placed, RatioInBounds, TemplateValid; Degraded once an object
+    around the instances was refused."""
 
 
 class ScenarioGroup(CustomResource):

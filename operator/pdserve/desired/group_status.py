@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pdserve.api import Scenario, ScenarioGroup, merge_conditions
 from pdserve.desired.claim_entries import to_json
@@ -38,6 +38,21 @@ def ratio_condition(counts: Counts | None, scenario: Scenario | None) -> tuple[C
         )
     message = f"{counts} is outside the bounds; the nearest inside is {bounds.clamp(counts)}"
     return (ConditionState("RatioInBounds", "False", "OutOfBounds", message),)
+
+
+def degraded_condition(
+    group: ScenarioGroup, refused: Sequence[tuple[str, str]]
+) -> tuple[ConditionState, ...]:
+    """Condition Degraded, by reason and message of refused objects; none if there never were.
+
+    Instances serve without these objects: a ControllerRevision or a PodDisruptionBudget.
+    """
+    if refused:
+        message = "; ".join(message for _, message in refused)
+        return (ConditionState("Degraded", "True", refused[0][0], message),)
+    if any(c.type == "Degraded" for c in group.status.conditions):
+        return (ConditionState("Degraded", "False", "AsWanted", ""),)
+    return ()
 
 
 def status_of(

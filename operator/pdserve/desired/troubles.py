@@ -65,6 +65,13 @@ def of_gateways(pods: Iterable[JsonMap], deployment: JsonMap | None) -> Iterable
         yield from _scheduling(pod)
 
 
+def of_group(group: ScenarioGroup) -> Iterable[Trouble]:
+    """What was refused of the objects around a group's instances."""
+    for found in group.status.conditions:
+        if found.type == "Degraded" and found.status == "True":
+            yield Trouble(found.reason, f"{group.spec.scenario}: {found.message}")
+
+
 def of_repairs(group: ScenarioGroup, now: float) -> Iterable[Trouble]:
     """Slots whose next try waits; `now` in seconds since the epoch."""
     for repair in group.status.repairs:

@@ -17,9 +17,11 @@ from pdserve.kube.resource import (
     CONFIGMAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     SECRETS,
     SERVICES,
+    Resource,
 )
 from pdserve.wire import names
 
@@ -81,6 +83,46 @@ def test_a_refused_substitute_is_told_and_tried_a_few_times_a_minute(lost: int) 
             assert world.service_ready(), "the neighbour serves on"
             quota.closed = False
             await world.until(lambda: world.service_ready("mart", TEAM), 120, "after the quota")
+
+    run()
+
+
+@pytest.mark.invariant(10)
+@pytest.mark.parametrize(
+    "resource", [CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS], ids=lambda r: str(r.kind)
+)
+def test_what_instances_serve_without_is_told_in_a_condition_when_refused(
+    resource: Resource,
+) -> None:
+    """Nothing may be refused without a condition, and the condition ends with the refusal."""
+
+    @virtual_time
+    async def run() -> None:
+        world = World()
+        world.nodes(["a"], per_leaf=2)
+        world.domain()
+        handle, closed = world.api.handle, True
+
+        def answer(request: KubeRequest) -> Any:
+            if closed and request.resource == resource and request.verb == "create":
+                raise KubeError(403, "Forbidden", f"{resource.plural} is forbidden: {REASON}")
+            return handle(request)
+
+        world.api.handle = answer  # type: ignore[method-assign]
+        world.create(PDSERVICES, service())
+
+        def told(kind: Resource, name: str) -> bool:
+            found = world.condition(kind, name, "Degraded")
+            return found.get("status") == "True" and REASON in found["message"]
+
+        async with world.running(), world.operator():
+            await world.until(lambda: told(SCENARIO_GROUPS, "shop-chat"), 10, "the group says so")
+            await world.until(lambda: told(PDSERVICES, "shop"), 10, "and its service")
+            await world.until(world.service_ready, 120, "it serves without")
+            closed = False
+            await world.until(lambda: not told(PDSERVICES, "shop"), 60, "after the quota")
+            ended = world.condition(SCENARIO_GROUPS, "shop-chat", "Degraded")
+            assert (ended["status"], ended["reason"]) == ("False", "AsWanted")
 
     run()
 

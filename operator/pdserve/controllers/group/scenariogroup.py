@@ -19,6 +19,7 @@ from pdserve.controllers.group.attending import attend, service_name, wake_servi
 from pdserve.controllers.group.budgets import keep_budgets, known_budgets
 from pdserve.controllers.group.group_actions import CreateRefused, GroupExecutor
 from pdserve.controllers.group.known_fabric import known_fabric, recalled_domain
+from pdserve.controllers.group.template import template_condition
 from pdserve.controllers.group.waiting import rank_of
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
@@ -31,7 +32,13 @@ from pdserve.controllers.shared.revisions import keep_revisions
 from pdserve.controllers.shared.triggers import group_key
 from pdserve.desired.claim_entries import claims_of, to_json
 from pdserve.desired.compare import controller_uid, covers
-from pdserve.desired.group_status import not_ready, ratio_condition, status_of, waiting_status
+from pdserve.desired.group_status import (
+    degraded_condition,
+    not_ready,
+    ratio_condition,
+    status_of,
+    waiting_status,
+)
 from pdserve.desired.group_wanted import (
     ScenarioGroupView,
     former_wanted,
@@ -43,7 +50,6 @@ from pdserve.desired.routing import parse_routes, routed_instances
 from pdserve.desired.service_credentials import BadSecret, ServiceCredentials
 from pdserve.desired.service_desired import acting_counts, is_as_asked
 from pdserve.desired.templates import CONDITION as TEMPLATE_VALID
-from pdserve.desired.templates import template_of_group, token_refusal
 from pdserve.groups.claims import merged, must_be_told_first
 from pdserve.groups.plan import plan
 from pdserve.groups.types import (
@@ -55,7 +61,7 @@ from pdserve.groups.types import (
     Wanted,
 )
 from pdserve.kube.errors import KubeError
-from pdserve.kube.ownership import NotOursError, owner_reference
+from pdserve.kube.ownership import NotOursError
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import GroupRequest
 from pdserve.ratio.types import Counts
@@ -102,6 +108,8 @@ class _Reconcile:
         self.obj = obj
         self.group = group
         self.now = context.now()
+        self.missing: list[tuple[str, str]] = []
+        """Reason and message of refused objects that instances serve without."""
 
     async def run(self) -> float | None:
         # 1
@@ -125,7 +133,7 @@ class _Reconcile:
             self.context.claims.waits(self.key, name, rank_of(self.context, self.obj), None)
             await self._write(waiting_status(self.group, self._no_domain(), self.now))
             return None
-        template = await self._template()
+        template = await template_condition(self.context, self.key, self.obj, self.group)
         if template.status == "False" or deleted:
             # No pod of it may be made, so nothing that serves may go for it. Without its
             # RoCEDomain repair goes on in the last known tree, and nothing is planned anew.
@@ -174,36 +182,6 @@ class _Reconcile:
                 for key in self.context.claims.waiting():
                     self.context.queue.add_after(group_key(key), REFUSED_RETRY)
 
-    async def _template(self) -> ConditionState:
-        """Condition TemplateValid: may pods be made of this ScenarioGroup?"""
-        found = template_of_group(self.group, owner_reference(self.obj), self.context.rights)
-        if found.status == "True" and not self._made_by_service():
-            found = await self._token() or found
-        known = next((c for c in self.group.status.conditions if c.type == found.type), None)
-        if found.status == "False" and (known is None or known.message != found.message):
-            self.context.events.event(self.obj, "Warning", reasons.TEMPLATE, found.message)
-        return found
-
-    def _made_by_service(self) -> bool:
-        """Whether its controller is the PDService that it names; anything else was forged."""
-        service = self.context.caches.services.get(self.group.spec.service, self.key.namespace)
-        return service is not None and controller_uid(self.obj) == service["metadata"]["uid"]
-
-    async def _token(self) -> ConditionState | None:
-        """A group written by hand has no PDService that makes the Secret its pods need.
-
-        Where a Secret of another owner has that name, its author must have a right to it: the
-        refusal, or None.
-        """
-        service, namespace = self.group.spec.service, self.key.namespace
-        if self.context.caches.services.get(service, namespace) is not None:
-            return token_refusal(self.group, self.context.rights)
-        try:
-            await self.context.tokens.ensure(namespace, service, owner_reference(self.obj))
-        except (NotOursError, BadSecret):
-            return token_refusal(self.group, self.context.rights)
-        return None
-
     async def _revisions(self, view: ScenarioGroupView) -> None:
         """Keep what is needed to render the pods that are there; without it they are served on."""
         client, caches = self.context.client, self.context.caches
@@ -216,16 +194,19 @@ class _Reconcile:
         await self._unless_refused(keep_budgets(client, caches, self.obj, self.group, wanted))
 
     async def _unless_refused(self, write: Awaitable[None]) -> None:
-        """Write what instances serve without; a refusal is told in an Event."""
+        """Write what instances serve without; a refusal is an Event and condition Degraded."""
         try:
             await write
         except NotOursError as error:
             self.context.metrics.refusals.labels(error.resource.kind).inc()
-            self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
+            self.missing.append((reasons.REFUSED, str(error)))
         except KubeError as error:
             if not (error.is_forbidden or error.is_invalid):
                 raise
-            self.context.events.event(self.obj, "Warning", reasons.CREATE_FAILED, str(error))
+            self.missing.append((reasons.CREATE_FAILED, str(error)))
+        else:
+            return
+        self.context.events.event(self.obj, "Warning", *self.missing[-1])
 
     def _observation(
         self,
@@ -277,6 +258,7 @@ class _Reconcile:
             self.context.metrics.refusals.labels(error.resource.kind).inc()
             self.context.events.event(self.obj, "Warning", reasons.REFUSED, str(error))
         more = [*found, *ratio_condition(self._counts(), self._scenario())]
+        more += degraded_condition(self.group, self.missing)
         more += [
             ConditionState("Progressing", "False", "TemplateInvalid", c.message)
             for c in found
@@ -298,7 +280,7 @@ class _Reconcile:
         if set(claims) - set(kept):
             for key in self.context.claims.waiting():
                 self.context.queue.add(group_key(key))
-        if refused is None:
+        if refused is None and not self.missing:
             return planned.requeue_after
         return min(REFUSED_RETRY, planned.requeue_after or REFUSED_RETRY)
 

@@ -58,6 +58,7 @@ async def troubles_of(
     found: list[Trouble] = []
     for _, group in sorted(groups.items()):
         found += troubles.of_instances(owned_by(caches.pods, group.metadata))
+        found += troubles.of_group(group)
         found += troubles.of_repairs(group, context.now())
     deployment = caches.deployments.get(gateway_name(meta.name), meta.namespace)
     found += troubles.of_gateways(_gateways(context, service), deployment)
