@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.world import World
 from pdserve.kube.request import KubeRequest
@@ -59,14 +57,6 @@ def newest_applied_in(status: JsonMap) -> JsonObject | None:
     """The newest applied decision of a ScenarioGroup's status; None where there is none."""
     made = [d for d in status.get("decisions", ()) if d.get("outcome") == "Applied"]
     return dict(made[-1]) if made else None
-
-
-def routed_ids(routes: JsonMap) -> Iterable[str]:
-    """Ids of the instances of a route table."""
-    for scenario in routes["scenarios"]:
-        for group in scenario["groups"]:
-            for instance in group["instances"]:
-                yield instance["id"]
 
 
 def line_of(request: KubeRequest) -> str:

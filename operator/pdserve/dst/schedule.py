@@ -112,11 +112,7 @@ async def _in_child(
 ) -> NoReturn:
     gc.disable()  # a short life: collecting would copy the parent's memory
     try:
-        try:
-            outcome = await play(scene, seed, moves)
-        except Exception as error:  # a fault of a step itself must not look like a pass
-            where = traceback.format_exc(limit=-6)
-            outcome = Outcome(seed, f"{type(error).__name__} in the schedule: {where}", HARNESS)
+        outcome = await play(scene, seed, moves)
         if not writes:
             outcome.writes = []
         _write_all(write, json.dumps(asdict(outcome)).encode())
@@ -160,6 +156,10 @@ async def play(scene: Scene, seed: int, moves: Sequence[Move]) -> Outcome:
     except Violation as violation:
         outcome.violation, outcome.number = str(violation), violation.number
         outcome.trace.append(f"{loop.time() - start:7.2f} s  {violation}")
+    except Exception as error:  # a fault of a step itself must not look like a pass
+        where = traceback.format_exc(limit=-6)
+        outcome.violation = f"{type(error).__name__} in the schedule: {where}"
+        outcome.number = HARNESS
     outcome.writes = scene.watcher.writes
     return outcome
 

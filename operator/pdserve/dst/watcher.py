@@ -31,8 +31,8 @@ from pdserve.dst.lookups import (
     line_of,
     newest_applied_in,
     place_of,
-    routed_ids,
 )
+from pdserve.dst.route_tables import routed_ids
 from pdserve.dst.truth import engine_of, healthy, is_cordoned, starts
 from pdserve.dst.violation import Violation
 from pdserve.dst.world import World
@@ -359,10 +359,7 @@ class Watcher:
         for service in self.world.seen(PDSERVICES):
             meta = service["metadata"]
             routes = self.world.routes(meta["name"], meta["namespace"])
-            try:
-                yield (meta["namespace"], meta["name"]), list(routed_ids(routes))
-            except (KeyError, TypeError, ValueError, RecursionError):
-                continue  # a foreign text: the operator writes a new one
+            yield (meta["namespace"], meta["name"]), routed_ids(routes)
 
     def _service_has(self, name: ScenarioName) -> bool:
         found = self.world.api.store(PDSERVICES).objects.get(ObjectKey(name[0], name[1]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -29,6 +28,7 @@ from pdserve.dst.api_server import FakeApi
 from pdserve.dst.machinery import Machinery
 from pdserve.dst.moments import now, stamp
 from pdserve.dst.recorder import Recorder
+from pdserve.dst.route_tables import routed_ids, table_in
 from pdserve.dst.world_engines import Engines
 from pdserve.dst.world_fabric import domain_object, node_object
 from pdserve.dst.world_service import NPU, NS
@@ -195,10 +195,7 @@ class World:
 
     def routed(self, service: str = "shop", namespace: str = NS) -> set[str]:
         """Names of all instances in the route table."""
-        table = self.routes(service, namespace)
-        return {
-            i["id"] for s in table.get("scenarios", ()) for g in s["groups"] for i in g["instances"]
-        }
+        return set(routed_ids(self.routes(service, namespace)))
 
     def service_ready(self, name: str = "shop", namespace: str = NS) -> bool:
         """Whether Ready is True for the current generation."""
@@ -368,12 +365,3 @@ class World:
             tasks.create_task(
                 core.act(engines, source or NoSource(), settings or LoopSettings(), log_line)
             )
-
-
-def table_in(config_map: Object) -> JsonObject:
-    """The route table in a ConfigMap as JSON; empty where there is none, or a foreign text."""
-    try:
-        table = json.loads(config_map["data"][names.KEY_ROUTES])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return {}
-    return table if isinstance(table, dict) else {}
