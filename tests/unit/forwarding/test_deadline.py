@@ -91,6 +91,10 @@ def test_only_what_was_measured_refuses_a_length() -> None:
     assert times.at_most(20_000) == float("inf")
 
 
+def test_until_any_are_seen_a_byte_is_a_quarter_of_a_token_and_a_message_eight() -> None:
+    assert TokenEstimate().tokens(PromptSize(100, 7, 2)) == 25 + 7 + 16
+
+
 TIMES = [
     ("the same length", 1024, 1024, True),
     ("less than the root of two longer", 1024, 1400, True),

@@ -175,6 +175,18 @@ def test_handoff_deadline(first_token: float, want: float) -> None:
     assert handoff_deadline(0.0, 1.0, 0.2, first_token) == pytest.approx(want)
 
 
+def test_a_decode_is_asked_twice_before_the_pace_of_a_request_holds_it_back() -> None:
+    w, now, asked_at = walk(view(HERE), deadline=10.0), 0.0, []
+    while len(asked_at) < 4:
+        step = w.next(now)
+        if isinstance(step, Wait):
+            now = step.until
+        else:
+            asked(step).rejected(None, now)
+            asked_at.append(now)
+    assert asked_at == pytest.approx([0.0, 0.005, 0.015, 0.035])
+
+
 def test_a_hint_is_worth_an_attempt_before_its_turn() -> None:
     w = walk(view(HERE), deadline=10.0)
     asked(w.next(0.0)).rejected(Hint(0, 4, 0.05, 1), 0.0)

@@ -37,7 +37,7 @@ def offered(dispatcher: Dispatcher, count: int, suspect: bool = False) -> list[T
     for _ in range(count):
         ticket = dispatcher.offer(NOW + 60)
         assert ticket is not None
-        ticket.suspect = suspect
+        ticket.suspect = ticket.suspect or suspect
         found.append(ticket)
     return found
 

@@ -11,7 +11,7 @@ from pdserve.placement import GroupRequest, NoFit, Placement, Shape, place, plac
 from pdserve.placement.beside import Caps, Offer
 from pdserve.placement.capacity import Capacity, NodeRoom, Room, capacity_for
 from pdserve.terms import ROLES
-from pdserve.topology import NodeView, build_fabric
+from pdserve.topology import NodeView, Reservation, build_fabric
 
 GPU = "example.com/gpu"
 LEAF = ("p1", "a")
@@ -190,6 +190,17 @@ def test_what_was_counted_is_remembered_for_sixty_four_pairs_of_shapes() -> None
     last = capacity_for(tree, request("1P1D", 65))
     assert len(tree.memo) == 1, "one more begins anew"
     assert capacity_for(tree, request("1P1D", 65)) is last
+
+
+def test_a_tree_with_more_promised_is_counted_once_too() -> None:
+    tree, asked = fabric("p1 a  n1:8\np2 b  m1:8"), request("1P1D", 4)
+    taken = tree.reserve([Reservation("x", "n1", RESOURCE, 4)])
+    found = capacity_for(taken, asked)
+    assert capacity_for(taken, asked) is found
+    assert capacity_for(tree, asked).leaves[LEAF].prefills == 2
+    assert found.leaves[LEAF].prefills == 1
+    again = capacity_for(taken.reserve([Reservation("y", "m1", RESOURCE, 8)]), asked)
+    assert {leaf[-1]: room.prefills for leaf, room in again.leaves.items()} == {"a": 1, "b": 0}
 
 
 def test_a_required_group_without_an_instance_yet_is_refused_anywhere() -> None:

@@ -123,6 +123,8 @@ BETTER: list[tuple[str, str, Spread, Spread]] = [
      {"a": (1, 1), "c": (1, 1)}),
     ("several steps", "p1 a  n1:8 n2:8 n3:8 n4:8\np2 c  k1:8 k2:8 k3:8",
      {"a": (0, 3), "c": (3, 0)}, {"a": (2, 2), "c": (1, 1)}),
+    ("to a leaf that was not used", "p1 a  n1:8\np1 b  m1:8\np2 c  k1:8",
+     {"a": (1, 0), "c": (0, 1)}, {"a": (1, 0), "b": (0, 1)}),
     ("nothing moves where nothing crosses", TWO_PODS, {"a": (1, 1)}, {"a": (1, 1)}),
     ("nothing moves where it does not help", "p1 a  n1:8\np2 c  k1:8 k2:0/8",
      {"a": (1, 0), "c": (0, 1)}, {"a": (1, 0), "c": (0, 1)}),
