@@ -3,7 +3,8 @@
     python hack/mutate.py --mutants 200 --seed 1            a sample over all strata
     python hack/mutate.py --mutants 40 --only ratio         of one of them
 
-Mutants are drawn by a printed seed, from each module its share (`mutants.drawn`). Phases:
+Mutants are drawn by a printed seed, from each module its share (`mutants.drawn`), and judged in an
+order of chance: when the time is over (`--minutes`), those judged are a sample too. Phases:
 
 1. pytest collects the unit tests of the strata's folders, once, and the functions that imports call
    are noted.
@@ -85,6 +86,8 @@ class Runner:
 
     def __init__(self, plan: Plan, chosen: Sequence[Mutant], jobs: int, note: Note) -> None:
         self.plan, self.chosen, self.jobs, self.note = plan, chosen, jobs, note
+        self.ends = math.inf
+        """When no further mutant is begun, by `time.monotonic`."""
         self.tally: dict[str, Tally] = {source: Tally() for source in plan.sources}
         self.sources = {path: (plan.root / path).read_text() for path in plan.files()}
         self.noted = Calls(plan.root, self.sources)
@@ -110,6 +113,8 @@ class Runner:
         for mutant in self.chosen:
             if len(running) >= self.jobs:
                 self._reap(running)
+            if time.monotonic() >= self.ends:
+                break
             ids = self._matter(mutant)
             pid = os.fork()
             if not pid:
@@ -343,6 +348,9 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="end with what was judged by then"
+    )
     parser.add_argument("--only", choices=FOLDERS, action="append")
     parser.add_argument("--floor", type=float, default=0.8, help="least lower end of the interval")
     parser.add_argument("--cpu-seconds", type=int, default=Plan.cpu_seconds)
@@ -368,6 +376,7 @@ def main() -> int:
     _quiet_hypothesis()
     runner = Runner(plan, chosen, args.jobs, _said)
     began = time.monotonic()
+    runner.ends = began + 60 * args.minutes
     runner.noted.start()
     ended = pytest.main(_arguments(plan, plan.tests), plugins=[runner])
     if ended != 0:

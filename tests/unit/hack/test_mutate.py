@@ -174,16 +174,15 @@ def test_endless():
 """
 
 
+def test_a_run_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    done = _run(tmp_path, "--minutes", "0")
+    assert "seed 1: " in done.stdout
+    assert "all               0       0" in done.stdout
+    assert done.returncode == 1, "nothing is known"
+
+
 def test_a_run_tells_what_tests_hold(tmp_path: Path) -> None:
-    (tmp_path / "pkg").mkdir()
-    (tmp_path / "pkg" / "code.py").write_text(SOURCE)
-    (tmp_path / "pkg" / "__init__.py").touch()
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_code.py").write_text(TESTS)
-    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')
-    command = [sys.executable, str(ROOT / "hack" / "mutate.py"), "--root", str(tmp_path)]
-    command += ["--pair", "pkg", "tests", "--seed", "1", "--jobs", "2", "--cpu-seconds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = _run(tmp_path)
     survived = sorted(
         name for line, name in pairwise(done.stdout.splitlines()) if line.startswith("survived")
     )
@@ -196,3 +195,17 @@ def test_a_run_tells_what_tests_hold(tmp_path: Path) -> None:
     assert survived == want, done.stdout + done.stderr
     assert done.returncode == 1, "below the floor"
     assert "seed 1: " in done.stdout
+
+
+def _run(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "code.py").write_text(SOURCE)
+    (tmp_path / "pkg" / "__init__.py").touch()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_code.py").write_text(TESTS)
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')
+    command = [sys.executable, str(ROOT / "hack" / "mutate.py"), "--root", str(tmp_path)]
+    command += ["--pair", "pkg", "tests", "--seed", "1", "--jobs", "2", "--cpu-seconds", "1"]
+    return subprocess.run(
+        [*command, *more], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
