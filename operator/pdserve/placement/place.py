@@ -232,7 +232,7 @@ def why_not(fabric: Fabric, request: GroupRequest, roles: Sequence[Role] = ROLES
     shapes: dict[str, Shape] = {role: request.shape(role) for role in roles}
     counts: Counter[str] = Counter()
     usable = []
-    for name in sorted(fabric.nodes):
+    for name in fabric.nodes:
         reason = _out_of_use(fabric, request, name, shapes.values())
         if reason is None:
             usable.append(name)

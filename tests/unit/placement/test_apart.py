@@ -10,6 +10,7 @@ from tests.support.builders import fabric, request
 from pdserve.placement import (
     GroupRequest,
     InstancePlacement,
+    Mode,
     PlacedInstance,
     Placement,
     Site,
@@ -111,6 +112,17 @@ def test_a_group_is_kept_apart(drawing: str, asked: GroupRequest, want: str) -> 
     assert where(place(fabric(drawing), asked)) == want
 
 
+@pytest.mark.parametrize(("mode", "traffic"), [("Required", 1), ("Preferred", 0)])
+def test_what_a_group_kept_apart_costs_counts_leaves_as_its_locality_does(
+    mode: Mode, traffic: int
+) -> None:
+    tree = fabric("p1 a  n1:4 n2:0/4\np1 b  m1:4")
+    found = place(tree, request("1P1D", 1, mode=mode, level="pod"))
+    assert where(found) == "P:n1 D:m1"
+    assert isinstance(found, Placement)
+    assert found.cost.traffic == traffic
+
+
 def test_it_says_why() -> None:
     found = place(fabric("p1 a  n1:4 n2:4"), request("1P1D", 1))
     assert isinstance(found, Placement)
@@ -163,6 +175,7 @@ def test_giving_up_one_leaves_two_nodes() -> None:
     [
         ((), None, ()),
         (("P:a",), None, ()),
+        (("D:a",), None, ()),
         (("P:a D:a",), "a", ("a",)),
         (("P:a D:b",), None, ("a", "b")),
         (("P:a P:b D:a D:b",), None, ()),

@@ -112,6 +112,16 @@ def test_no_candidate_can_be_bettered_by_moving_one_instance() -> None:
         assert traffic(better, (3, 1)) == candidate.cost.traffic
 
 
+def test_cells_and_instances_come_in_the_order_of_leaves_not_of_room() -> None:
+    drawing = "p1 a  n1:8\np1 b  m1:8 m2:8 m3:8 m4:8\np2 c  k1:8"
+    found = placed(drawing, request("3P2D"))
+    assert [cell.leaf[-1] for cell in found.cells] == ["a", "b"]
+    assert [a.nodes[0] for a in found.assignments] == ["n1", "m1", "m3", "m2", "m4"]
+    for candidate in found.candidates:
+        leaves = [cell.leaf for cell in candidate.cells]
+        assert leaves == sorted(leaves)
+
+
 def test_the_winner_comes_first_and_the_others_say_on_what_they_lost() -> None:
     found = placed("p1 a  n1:8 n2:8 n3:8 n4:8\np1 b  m1:8\np2 c  k1:8 k2:8", request("3P2D"))
     assert found.explanation[0].endswith(": won")
