@@ -176,7 +176,8 @@ def test_handoff_deadline(first_token: float, want: float) -> None:
 
 
 def test_a_decode_is_asked_twice_before_the_pace_of_a_request_holds_it_back() -> None:
-    w, now, asked_at = walk(view(HERE), deadline=10.0), 0.0, []
+    w, now = walk(view(HERE), deadline=10.0), 0.0
+    asked_at: list[float] = []
     while len(asked_at) < 4:
         step = w.next(now)
         if isinstance(step, Wait):
