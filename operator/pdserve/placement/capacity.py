@@ -282,10 +282,10 @@ def _leaves_of(fabric: Fabric, nodes: Iterable[str]) -> list[Path]:
 
 def join(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
     """The frontier of two sets of nodes together."""
-    best = [-1] * min(len(left) + len(right) - 1, _FRONTIER_CAP + 1)
+    best = [0] * min(len(left) + len(right) - 1, _FRONTIER_CAP + 1)
     for i, a in enumerate(left):
         for j, b in enumerate(right):
-            if i + j < len(best) and a >= 0 and b >= 0:
+            if i + j < len(best):
                 best[i + j] = max(best[i + j], a + b)
     return tuple(best)
 

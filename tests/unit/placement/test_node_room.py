@@ -151,6 +151,7 @@ def test_most_decodes_of_a_leaf_beside_prefills(room: Room, want: list[int]) -> 
     [
         ("p1 a  n1:7 n2:9", (4, 2), Room(3, 7, 16, 4, 2)),
         ("p1 a  n1:7 n2:0/8", (4, 4), Room(1, 1, 7, 4, 4)),
+        ("p1 a  n1:8!NotReady n2:8", (3, 2), Room(2, 4, 8, 3, 2, True, (4, 2, 1))),
         ("p1 a  n1:8", (3, 2), Room(2, 4, 8, 3, 2, True, (4, 2, 1))),
         ("p1 a  n1:8!NotReady", (4, 4), Room(0, 0, 0, 4, 4)),
     ],
@@ -161,7 +162,11 @@ def test_the_room_of_a_leaf(drawing: str, sizes: tuple[int, int], want: Room) ->
 
 def test_the_room_of_several_leaves_is_that_of_each_added_up() -> None:
     tree = fabric("p1 a  n1:8\np1 b  m1:7\np2 c  k1:9")
-    for sizes, frontier in (((4, 2), None), ((3, 2), (11, 10, 9, 7, 6, 4, 3, 1))):
+    for sizes, frontier in (
+        ((4, 2), None),
+        ((2, 3), (7, 7, 6, 6, 5, 4, 4, 3, 2, 2, 1, 0)),
+        ((3, 2), (11, 10, 9, 7, 6, 4, 3, 1)),
+    ):
         capacity = capacity_for(tree, request("1P1D", *sizes))
         found = capacity.together(tree.leaves)
         assert found.free == 24
@@ -175,7 +180,7 @@ def test_room_is_counted_for_as_many_instances_as_a_group_may_have() -> None:
     shape = replace(asked.prefill_shape, members=2)
     twice = replace(asked, prefill_shape=shape, decode_shape=shape)
     room = capacity_for(fabric("p1 a  n1:300"), twice).leaves[LEAF]
-    assert room.prefills == 64
+    assert (room.prefills, room.decodes, room.prefill_size, room.decode_size) == (64, 150, 2, 2)
     assert room.frontier == tuple(150 - p for p in range(65))
 
 
