@@ -95,7 +95,7 @@ def versions() -> dict[str, str]:
 
 
 class Progress:
-    """Lines on standard error with the time since the start, so that nobody waits in silence."""
+    """Lines on standard error with the time since the start, so that a long run shows progress."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What attackers, odd clients and dying processes cost everybody else: as little as promised.
+"""What attackers, odd clients and dying processes cost all others: as little as promised.
 
 Run by `make bench-hostile`, under ten minutes on two idle cores; progress on standard error. Real
 gateway processes over stub engines, where only the gateway is measured, and over real engine

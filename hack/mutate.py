@@ -56,7 +56,7 @@ MOST_MEMORY = 4 * 2**30
 """Bytes that one mutant may allocate; a loop that only collects ends there."""
 _KILLED, _SURVIVED, _UNFIT = 1, 0, 3
 Note = Callable[[Mutant, int, int], None]
-"""Told of each mutant: what became of it, and how many tests call its function."""
+"""Receives each mutant: what became of it, and how many tests call its function."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Make the reference engine's built-in tokenizer and weights from freely licensed text.
 
-The reference engine needs a small model whose output reads like text, and nobody else's weights
-are shipped. This script trains one from what every machine with Python has: prose and code of
-the standard library (PSF licence) and this project's own documents (Apache-2.0).
+The reference engine needs a small model whose output reads like text, and no weights of another
+project are shipped. This script trains one from what every machine with Python has: prose and code
+of the standard library (PSF licence) and this project's own documents (Apache-2.0).
 
 Phases:
   1. corpus: docstrings and comment blocks as documents, `question -> first paragraph` pairs as

@@ -1,7 +1,7 @@
 """Find fields of value classes that are written and never read, or read and never set.
 
 A field is an annotated name in the body of a dataclass, a NamedTuple or a pydantic model below
-`operator/`. mypy knows the type of every expression, so a field `slots` of one class is told from
+`operator/`. mypy knows the type of every expression, so a field `slots` of one class differs from
 the `slots` of another. What only tests, benches or a generic encoder read counts as unread. The
 other direction is for fields whose default says "not used" (None, False, empty, 0) and that no
 constructor call, `replace` or assignment names, in tests neither.

@@ -151,7 +151,7 @@ async def event_cpu_us(pod: Object) -> tuple[float, float]:
     took = time.process_time() - began
     task.cancel()
     if seen != EVENTS:
-        raise BenchError(f"the cache told of {seen} of {EVENTS} changes")
+        raise BenchError(f"the cache reported {seen} of {EVENTS} changes")
     return took * 1e6 / EVENTS, parsed * 1e6 / EVENTS
 
 

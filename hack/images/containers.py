@@ -129,7 +129,7 @@ class Containers:
         """
         argv = ["build", "--file", str(dockerfile), "--tag", name]
         if architecture:
-            # A builder elsewhere keeps what it built unless it is told to hand it over.
+            # A builder elsewhere keeps what it built unless an option orders it to hand that over.
             argv = ["buildx", *argv, "--load"] if self.tool == "docker" else argv
             argv += ["--platform", f"linux/{architecture}"]
         argv += ["--target", target] if target else []

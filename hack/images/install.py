@@ -175,7 +175,7 @@ def locked(report: Mapping[str, Any], hashes: Hashes) -> list[str]:
         known = hashes.get((_normal(name), version))
         if not known:
             sys.exit(
-                f"{name}=={version} is not in hack/constraints-hashed.txt: nobody has said which "
+                f"{name}=={version} is not in hack/constraints-hashed.txt: no entry says which "
                 "files of it are the right ones (hack/hash_constraints.py writes that file)"
             )
         lines.append(" ".join([f"{name}=={version}", *(f"--hash={h}" for h in known)]))

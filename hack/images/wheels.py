@@ -39,7 +39,7 @@ def source(asked: str, python: Python, wheelhouse: Path = WHEELHOUSE) -> Wheels:
 
 
 def own(wheelhouse: Path = WHEELHOUSE) -> bool:
-    """Whether somebody put wheels there by hand."""
+    """Whether wheels were put there by hand."""
     return any(wheelhouse.glob("*.whl")) and not (wheelhouse / STAMP).exists()
 
 

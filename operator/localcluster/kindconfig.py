@@ -1,4 +1,4 @@
-"""What the kind program is told: the user's file, and what our own options add to it. Pure.
+"""The kind program's configuration: the user's file, and what our own options add to it. Pure.
 
 The file goes to kind as it is, so that everything kind can do can be asked for. Options become
 kubeadm patches without an apiVersion, which kind applies to whatever version its node image needs.

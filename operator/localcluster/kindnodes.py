@@ -40,8 +40,8 @@ async def wait_ready(
 ) -> None:
     """Until every node is there and Ready, and every worker's devices count for the scheduler.
 
-    kind answers when nodes have been told to join, so some register only after the devices were
-    given: who lacks them gets them again.
+    kind answers when nodes have begun to join, so some register only after the devices were
+    given: a node that lacks them gets them again.
     """
     deadline = processes.Deadline(READY_TIMEOUT)
     began = time.monotonic()

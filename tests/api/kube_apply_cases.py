@@ -72,7 +72,7 @@ APPLY_CASES: dict[str, list[Step]] = {
         Step(apply(CONFIGMAPS, "a", uid=NO_UID, data={"x": "2"}), "409 Conflict"),
         Step(apply(CONFIGMAPS, "a", uid="its", data={"x": "2"}), see={"data": {"x": "2"}}),
     ],
-    "apply merges into a stranger's object": [
+    "apply merges into a foreign object": [
         Step(
             lambda s: s.client.create(
                 CONFIGMAPS, s.obj(CONFIGMAPS, "a", data={"theirs": "1"}), field_manager="user"

@@ -55,7 +55,7 @@ def test_grants_exactly_what_the_operator_uses(watched: str, kind: str, name: st
     assert rights(only(documents, "Role", f"{NAME}-lease")) == as_sets(rbac.LEASE)
 
 
-def test_every_role_is_bound_to_the_account_and_to_nobody_else() -> None:
+def test_every_role_is_bound_to_the_account_and_to_no_other() -> None:
     documents = render(operator={"watchNamespace": "team-a"})
     account = only(documents, "ServiceAccount")["metadata"]
     roles = {

@@ -24,8 +24,8 @@ ROLES = ("admin", "edit", "view")
 
 @pytest.fixture(scope="module", autouse=True)
 def bound(rest: Rest) -> Iterator[None]:
-    """User `the-ROLE` has ROLE in NAMESPACE. Nobody aggregates roles here, so the chart's part of
-    each is bound; that its label is the right one is compared with Kubernetes' own rule.
+    """User `the-ROLE` has ROLE in NAMESPACE. No controller aggregates roles here: the chart's part
+    of each is bound; that its label is the right one is compared with Kubernetes' own rule.
     """
     assert rest.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}}).code == 201
     made = []
@@ -87,7 +87,7 @@ def test_each_role_may_what_it_says(rest: Rest, verb: str, resource: str) -> Non
         assert not may(rest, f"the-{role}", verb, resource, "default"), "only where it is bound"
 
 
-def test_nobody_may_write_status(rest: Rest) -> None:
+def test_no_role_may_write_status(rest: Rest) -> None:
     for role in ROLES:
         assert not may(rest, f"the-{role}", "patch", "pdservices/status")
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.api
 
 
 class Played:
-    """One ScenarioGroup and everyone who writes it."""
+    """One ScenarioGroup and all its writers."""
 
     def __init__(self, rest: Rest, namespace: str) -> None:
         self.rest, self.namespace = rest, namespace
@@ -151,7 +151,7 @@ def test_a_hand_edit_in_auto_is_undone_by_the_next_apply(group: Played) -> None:
     assert group.owners("replicas") == {COUNTS_MANAGER}
 
 
-def test_a_second_applier_is_told_about_the_owner(group: Played) -> None:
+def test_a_second_applier_is_reported_about_the_owner(group: Played) -> None:
     group.operator_applies_counts(2, 3, 4)
     counts = DecisionCounts(groups=9, prefill=3, decode=4)
     body = counts_apply("shop-chat", group.namespace, group.uid, counts)

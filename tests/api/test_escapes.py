@@ -78,7 +78,7 @@ def path(kind: str, namespace: str, name: str = "") -> str:
 
 
 class As(Rest):
-    """Requests as somebody else, by the administrator's right to impersonate."""
+    """Requests as another user, by the administrator's right to impersonate."""
 
     def __init__(self, rest: Rest, user: str) -> None:
         self.__dict__.update(rest.__dict__)

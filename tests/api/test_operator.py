@@ -73,7 +73,7 @@ async def test_apply_to_ready_then_silence(control_plane: ControlPlane, prepared
         assert domain["status"]["nodes"]["ready"] == 2
         recording.requests.clear()
         node = await client.get(NODES, "op-a")
-        node["metadata"]["labels"]["wake"] = "everyone"
+        node["metadata"]["labels"]["wake"] = "all"
         await client.update(NODES, node)  # every object is looked at again
         service_now = await client.get(PDSERVICES, "shop", NS)
         service_now["metadata"]["annotations"] = {"wake": "up"}

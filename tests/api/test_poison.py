@@ -93,9 +93,9 @@ class HugeSeries:
         windows = (60.0, 180.0, 600.0)
         found: dict[ScenarioKey, ScenarioSample | Unknown] = {}
         for key, pods in live.items():
-            everyone = sorted(pods.gateways | pods.prefill | pods.decode)
-            row = {SeriesKey(*key, pod): 1e308 for pod in everyone}
-            ages = {SeriesKey(*key, pod): 1.0 for pod in everyone}
+            pod_names = sorted(pods.gateways | pods.prefill | pods.decode)
+            row = {SeriesKey(*key, pod): 1e308 for pod in pod_names}
+            ages = {SeriesKey(*key, pod): 1.0 for pod in pod_names}
             rows = {
                 q.name: ages if q.name.endswith("_age") else row
                 for q in queries(windows, {}, registry.series())
@@ -108,7 +108,7 @@ class HugeSeries:
 
 
 def poison_pod(name: str, amount: str) -> Object:
-    """A pod that anybody may create; it is labelled as if the operator had made it."""
+    """A pod that any user may create; it is labelled as if the operator had made it."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -204,7 +204,7 @@ async def forge(run: Operating, name: str, namespace: str, key: str, text: str) 
     await run.client.patch_json(CONFIGMAPS, name, [operation], namespace=namespace)
 
 
-async def test_poison_stops_nobody(control_plane: ControlPlane, prepared: Rest) -> None:
+async def test_poison_stops_no_other(control_plane: ControlPlane, prepared: Rest) -> None:
     source, rogues = HugeSeries(), []
 
     def engines_of(engines: EngineApi) -> EngineApi:
@@ -226,7 +226,7 @@ async def test_poison_stops_nobody(control_plane: ControlPlane, prepared: Rest) 
             found = await condition(run, PDSERVICES, "shaped", TENANT, "TemplateValid")
             return found.get("status") == "False"
 
-        await until(refused, "template.metadata.labels: 5 is told")
+        await until(refused, "template.metadata.labels: 5 is reported")
         # The same again, as news.
         for n, amount in enumerate(AMOUNTS):
             await run.client.create(PODS, poison_pod(f"after-{n}", amount))
@@ -264,7 +264,7 @@ async def test_poison_stops_nobody(control_plane: ControlPlane, prepared: Rest) 
 
 
 @pytest.mark.parametrize("levels", [100, 900, 3000])
-async def test_a_deep_template_hides_nobody(
+async def test_a_deep_template_hides_no_object(
     control_plane: ControlPlane, prepared: Rest, levels: int
 ) -> None:
     """The API server stores it; lists and events that hold it must not hide the other objects."""

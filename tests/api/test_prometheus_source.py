@@ -35,10 +35,10 @@ from pdserve.wire import metrics
 
 CHAT = ScenarioKey("ns", "shop", "chat")
 SEARCH = ScenarioKey("ns", "shop", "search")
-TWIN = ScenarioKey("twin", "shop", "chat")
+BESIDE = ScenarioKey("beside", "shop", "chat")
 """A service of the same name in another namespace."""
 LIVE = LiveInstances(frozenset({"gw-1", "gw-2"}), frozenset({"p-1"}), frozenset({"d-1"}))
-TWIN_LIVE = LiveInstances(frozenset({"gw-twin"}))
+BESIDE_LIVE = LiveInstances(frozenset({"gw-beside"}))
 WINDOW = 4.0
 SCRAPE = 0.25
 ENOUGH = 0.9 * WINDOW / SCRAPE
@@ -67,7 +67,7 @@ class Pods:
         self._lock = Lock()  # a slow answer and the next one are threads side by side
         self.expositions = {
             name: Exposition(lambda name=name: self.page(name))  # type: ignore[misc]
-            for name in ("gw-1", "gw-2", "gw-old", "gw-twin", "gw-rogue", "p-1", "d-1")
+            for name in ("gw-1", "gw-2", "gw-old", "gw-beside", "gw-rogue", "p-1", "d-1")
         }
 
     def page(self, name: str) -> str | None:
@@ -163,7 +163,7 @@ class Pods:
                     target("gw-1"),
                     target("gw-2"),
                     target("gw-old"),
-                    target("gw-twin", namespace="twin"),
+                    target("gw-beside", namespace="beside"),
                     target("gw-rogue", namespace="mallory", service="shop"),
                     target("p-1", role="prefill", **chat),
                     target("d-1", role="decode", **chat),
@@ -200,7 +200,7 @@ async def ask(
 
 
 def gateways_full(sample: ScenarioSample | Unknown) -> bool:
-    """Whether everybody reports and the gateways fill the shortest window."""
+    """Whether all pods report and the gateways fill the shortest window."""
     return (
         isinstance(sample, ScenarioSample)
         and sample.missing_count == 0
@@ -285,7 +285,7 @@ async def test_a_scrape_is_in_all_numbers_of_a_round_or_in_none(
     asked = source(prometheus.url)
 
     def all_count(sample: ScenarioSample | Unknown) -> bool:
-        """Everybody reports and was scraped twice at least, and no NaN is left in a window."""
+        """Each pod reports and was scraped twice at least, and no NaN is left in a window."""
         return (
             isinstance(sample, ScenarioSample)
             and sample.missing_count == 0
@@ -309,17 +309,17 @@ async def test_scenarios_and_namespaces_do_not_mix(prometheus: Prometheus) -> No
     gateways = LiveInstances(LIVE.gateways)
 
     async def three() -> list[ScenarioSample | Unknown]:
-        got = await asked.sample({CHAT: gateways, SEARCH: gateways, TWIN: TWIN_LIVE})
-        return [got[key] for key in (CHAT, SEARCH, TWIN)]
+        got = await asked.sample({CHAT: gateways, SEARCH: gateways, BESIDE: BESIDE_LIVE})
+        return [got[key] for key in (CHAT, SEARCH, BESIDE)]
 
-    chat, search, twin = await eventually(three, lambda got: all(map(gateways_full, got)))
+    chat, search, beside = await eventually(three, lambda got: all(map(gateways_full, got)))
     assert isinstance(chat, ScenarioSample)
     assert isinstance(search, ScenarioSample)
-    assert isinstance(twin, ScenarioSample)
+    assert isinstance(beside, ScenarioSample)
     offered = number(chat.windows[0].offered)
     assert search.windows[0].offered == pytest.approx(10 * offered, rel=EXACT)
     assert per_scrape(chat) == pytest.approx(2, rel=ABOUT)
-    assert per_scrape(twin) == pytest.approx(1, rel=ABOUT)
+    assert per_scrape(beside) == pytest.approx(1, rel=ABOUT)
     await asked.close()
 
 

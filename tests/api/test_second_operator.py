@@ -216,6 +216,6 @@ def test_a_stopped_leader_is_replaced_within_a_minute(
 
 
 def says_it_stands_by(operator: Operator) -> bool:
-    """Whether its log tells of the lost Lease."""
+    """Whether its log names the lost Lease."""
     text = operator.log.read_text()
     return "could not be renewed in time" in text or "Renewal of lease" in text

@@ -109,7 +109,7 @@ def reader(shop: s.Cluster, tmp_path: Path) -> Iterator[Path]:
     shop.apply(account, role, binding, namespace=NAMESPACE)
     asker = f"system:serviceaccount:{NAMESPACE}:{READER}"
     may = ("auth", "can-i", "get", "pdservices.pdserve.io", "-n", NAMESPACE, "--as", asker)
-    # Whoever answers for rights hears of changes a moment later.
+    # The API server's authorizer sees changes a moment later.
     s.until("the binding counts", lambda: shop.kubectl(*may, check=False).startswith("yes"))
     token = shop.kubectl("create", "token", READER, "-n", NAMESPACE).strip()
     config = json.loads(shop.kubectl("config", "view", "--raw", "-o", "json"))
@@ -124,13 +124,17 @@ def reader(shop: s.Cluster, tmp_path: Path) -> Iterator[Path]:
     s.until("it counts no more", lambda: shop.kubectl(*may, check=False).startswith("no"))
 
 
-def test_who_may_not_read_the_key_is_told_how_to_give_one(shop: s.Cluster, reader: Path) -> None:
+def test_without_the_right_to_the_key_the_message_says_how_to_give_one(
+    shop: s.Cluster, reader: Path
+) -> None:
     done, _ = ask(reader, "hi")
     assert done.returncode == 1
     assert "may not read Secret 'keys'" in done.stderr and "set PDSERVE_API_KEY" in done.stderr
 
 
-def test_who_may_not_use_the_proxy_is_told_what_to_ask_for(shop: s.Cluster, reader: Path) -> None:
+def test_without_the_right_to_the_proxy_the_message_names_the_right(
+    shop: s.Cluster, reader: Path
+) -> None:
     if shop.nodes == "process":
         pytest.skip("pods of process nodes are asked directly, without the API server")
     done, _ = ask(reader, "hi", PDSERVE_API_KEY=KEY)

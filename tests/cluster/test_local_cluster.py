@@ -150,7 +150,7 @@ def test_a_node_that_was_down_starts_its_containers_again_elsewhere(
         eventually("its processes are gone", lambda: not processes.is_alive(pid))
         eventually("the pod is not ready", lambda: not is_ready(cluster.pod("stays") or {}))
         still = cluster.pod("stays") or {}
-        assert container(still)["state"].get("running"), "nobody could say otherwise"
+        assert container(still)["state"].get("running"), "nothing could report otherwise"
         with pytest.raises(LocalError, match="is stopped: start it"):
             cluster.admin.restore(node)
     finally:
@@ -158,7 +158,7 @@ def test_a_node_that_was_down_starts_its_containers_again_elsewhere(
     after = cluster.wait_pod("stays", lambda p: container(p)["restartCount"] == 1 and is_ready(p))
     last = container(after)["lastState"]["terminated"]
     assert (last["exitCode"], last["reason"]) == (255, "Unknown")
-    assert condition(after, gate)["status"] == "True", "whoever set it has to look again"
+    assert condition(after, gate)["status"] == "True", "its controller has to look again"
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert after["status"]["podIP"] != before["status"]["podIP"]
     assert after["status"]["podIPs"] == [{"ip": after["status"]["podIP"]}]
@@ -203,7 +203,7 @@ def test_an_unhealthy_device_leaves_the_allocatable_ones(cluster: ClusterAccess)
     [
         (lambda a: a.cut("no-such-node"), "expected one of pdserve-worker, pdserve-worker2"),
         (lambda a: a.device("pdserve-worker", 8, healthy=False), "has 0 to 7"),
-        (lambda a: a.kill("default", "nobody"), "no pod default/nobody on these nodes"),
+        (lambda a: a.kill("default", "absent"), "no pod default/absent on these nodes"),
         (lambda a: a._ask("explode"), "one of cut, device, freeze, kill, start, status, stop"),
         (lambda a: a._ask("cut"), "bad request: TypeError"),
     ],

@@ -62,7 +62,7 @@ def test_two_control_planes_side_by_side_do_not_see_each_other(tmp_path: Path) -
         assert "only-in-one" not in kubectl(two, "get", "namespaces")
 
 
-def test_strangers_are_refused_and_secrets_are_private(control_plane: ControlPlane) -> None:
+def test_unknown_clients_are_refused_and_secrets_are_private(control_plane: ControlPlane) -> None:
     context = ssl.create_default_context(cafile=str(control_plane.ca_file))
     request = urllib.request.Request(
         control_plane.server + "/api/v1/secrets", headers={"Authorization": "Bearer guessed"}

@@ -18,7 +18,7 @@ from localcluster import processes
 pytestmark = pytest.mark.cluster
 
 
-def test_readiness_gates_hold_back_ready_until_somebody_sets_them(
+def test_readiness_gates_hold_back_ready_until_they_are_set(
     cluster: ClusterAccess, run: Callable[..., str]
 ) -> None:
     gate = "example.test/Linked"
@@ -190,7 +190,7 @@ def test_a_pod_talks_to_the_api_server_as_its_service_account(
     assert "system:serviceaccount:default:default" in log
 
 
-def test_logs_tail_follow_and_refuse_strangers(
+def test_logs_tail_follow_and_refuse_unknown_clients(
     cluster: ClusterAccess, run: Callable[..., str], tmp_path: Path
 ) -> None:
     go = tmp_path / "go"  # pods of process nodes see this machine's files

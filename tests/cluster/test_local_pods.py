@@ -255,11 +255,11 @@ def test_what_is_missing_is_named_and_waited_for(
 
 
 def test_an_unknown_image_cannot_be_pulled(cluster: ClusterAccess, run: Callable[..., str]) -> None:
-    unknown = pod("stranger", "sleep", "1")
+    unknown = pod("foreign", "sleep", "1")
     unknown["spec"]["containers"][0]["image"] = "nginx:1.29"
     run(unknown)
     seen = cluster.wait_pod(
-        "stranger",
+        "foreign",
         lambda p: container(p).get("state", {}).get("waiting", {}).get("reason") == "ErrImagePull",
     )
     waiting = container(seen)["state"]["waiting"]

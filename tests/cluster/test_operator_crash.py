@@ -187,7 +187,7 @@ def test_an_unchanged_object_costs_no_write(
     # and what it decides later still: a conflict with another write costs a period of the loop.
     looks(1)
     said = ["chat: no requests were offered", "Held", "Held"]
-    s.until("its first tick is told", lambda: first_tick() == said, 150, first_tick)
+    s.until("its first tick is reported", lambda: first_tick() == said, 150, first_tick)
     looks(3)
     before, wrote, seen = resource_versions(cluster), operator.writes(), operator.reconciles()
     looks(4)

@@ -40,7 +40,7 @@ def test_running_instances_take_to_the_devices_network(site: s.Cluster) -> None:
     before = s.identities(site, NAMESPACE)
     generate(url)
     decode = site.url(pods["decode"])
-    assert BY_DEVICE not in fetch(f"{decode}/metrics"), "nothing was told of devices"
+    assert BY_DEVICE not in fetch(f"{decode}/metrics"), "nothing was reported about devices"
 
     told = {}
     for last, (role, pod) in enumerate(pods.items(), start=6):

@@ -112,8 +112,8 @@ def test_contradictory_bounds_are_refused_with_their_field(
 
 
 @pytest.mark.invariant(9)
-def test_a_strangers_object_is_left_alone(site: s.Cluster, name: str) -> None:
-    """A ConfigMap of the very name the route table needs, made by somebody else."""
+def test_a_foreign_object_is_left_alone(site: s.Cluster, name: str) -> None:
+    """A ConfigMap of the very name the route table needs, made by another user."""
     foreign = names.routes_configmap_name(name)
     site.apply(
         {
@@ -140,7 +140,7 @@ def test_a_strangers_object_is_left_alone(site: s.Cluster, name: str) -> None:
     s.until("the service is gone", lambda: s.group(site, NAMESPACE, group_name) is None)
     s.until("its instances are gone", lambda: not s.pods(site, NAMESPACE, service=name))
     s.until("its gateway is gone", lambda: not s.gateways(site, NAMESPACE, name, every=True))
-    assert site.get(path) == before, "a stranger's object was touched"
+    assert site.get(path) == before, "a foreign object was touched"
 
 
 @pytest.mark.invariant(6)

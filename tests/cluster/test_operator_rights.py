@@ -65,7 +65,7 @@ class Site:
         return dict((self.cluster.get(LEASE_PATH) or {}).get("spec", {}))
 
     def leader(self) -> str:
-        """Name of the pod that holds the Lease; "" if nobody does."""
+        """Name of the pod that holds the Lease; "" if none does."""
         return holder(self.lease())
 
     def wait_leader(self) -> str:
@@ -80,7 +80,7 @@ def moment(stamp: str) -> datetime:
 
 
 def holder(lease: s.Json) -> str:
-    """Name of the pod that holds a Lease; "" if nobody does."""
+    """Name of the pod that holds a Lease; "" if none does."""
     return str(lease.get("holderIdentity") or "").rpartition("_")[0]
 
 
@@ -112,7 +112,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def lived(site: Site) -> Site:
     """After the whole life of PDService rights/life, and the loss of the Lease."""
     live_through(site.cluster, NAMESPACE, SERVICE)
-    # Somebody deletes it: it is made again.
+    # A user deletes it: it is made again.
     site.cluster.kubectl("delete", "lease", LEASE, "-n", OPERATOR_NAMESPACE)
     site.wait_leader()
     return site
@@ -190,7 +190,7 @@ def test_an_upgrade_of_the_chart_has_one_leader_and_touches_no_instance(
         gap = 0.0 if lived.leader() else gap + now - last
         longest, last = max(longest, gap), now
         fewest = min(fewest, sum(lived.operators().values()))
-        assert gap < 10, "nobody leads"
+        assert gap < 10, "no operator leads"
         time.sleep(0.05)
     record_property("leaderless_seconds", round(longest, 1))
     assert fewest >= 2, "two operators are Ready at any time"

@@ -61,7 +61,7 @@ def roomy(site: s.Cluster, node: str) -> AbstractContextManager[None]:
 
 
 def bystander(node: str) -> s.Json:
-    """Somebody's pod without devices that takes the node's memory; it need not run for that."""
+    """A foreign pod without devices that takes the node's memory; it need not run for that."""
     requests = {"requests": {"memory": "600Gi"}}
     return {
         "apiVersion": "v1",
@@ -75,7 +75,7 @@ def bystander(node: str) -> s.Json:
 
 
 def free_nodes(site: s.Cluster) -> list[str]:
-    """Nodes whose devices nobody holds, by name."""
+    """Nodes whose devices no pod holds, by name."""
     nodes = json.loads(site.kubectl("get", "nodes", "-o", "json"))["items"]
     pods = json.loads(site.kubectl("get", "pods", "-A", "-o", "json"))["items"]
     held = {p["spec"].get("nodeName") for p in pods if RESOURCE in pod_requests(p)}

@@ -75,7 +75,7 @@ def test_a_killed_prefill_restarts_in_place_and_is_not_routed_until_linked(
     with s.stopwatch() as seconds:
         s.until("it left the routes", lambda: not routed())
         s.until("it is routed again", routed)
-        # The routes were read before the pod: whoever is in them must by now be linked.
+        # The routes were read before the pod: each instance in them must by now be linked.
         linked = s.condition(cluster.get(path), names.CONDITION_LINKED)
         assert linked["status"] == "True"
         assert linked["message"] not in ("", old), "linked means: for the container that runs"

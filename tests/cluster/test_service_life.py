@@ -1,4 +1,4 @@
-"""Planned changes: draining, a rollout, a rollout taken back. Whoever is served stays served."""
+"""Planned changes: draining, a rollout, a rollout taken back. What is served stays served."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def service(installed: Installed) -> Iterator[Service]:
     cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
-def test_a_request_of_no_scenario_is_told_the_known_ones(service: Service) -> None:
+def test_the_answer_to_a_request_of_no_scenario_names_the_known_ones(service: Service) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client(service.url(), {"x-scenario": "other"}).completions.create(model=MODEL, prompt="x")
     assert "no scenario takes model 'pdserve-tiny' with these headers" in str(caught.value)

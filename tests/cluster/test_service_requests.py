@@ -90,7 +90,7 @@ def test_wrong_key(gateway: str, key: str) -> None:
     assert (got, answer["error"]["code"]) == (401, "invalid_api_key")
 
 
-def test_an_instance_takes_no_control_from_strangers(
+def test_an_instance_takes_no_control_from_unknown_clients(
     installed: Installed, gateway: str, shop_service: Mapping[str, float]
 ) -> None:
     """Drain without the service's token is refused, and the instance stays in service."""

@@ -146,7 +146,7 @@ def test_an_instance_that_is_given_up_says_when_it_is_idle(site: Site) -> None:
     s.wait_settled(site.cluster, NAMESPACE, GROUP, DRAIN_SECONDS / 3)
 
 
-def test_an_unknown_type_is_told_and_changes_nothing(site: Site) -> None:
+def test_an_unknown_type_is_reported_and_changes_nothing(site: Site) -> None:
     cluster = site.cluster
     before = s.identities(cluster, NAMESPACE)
     site.apply(1, 2, 1, engine={**ENGINE, "type": "Unheard-of"})
@@ -155,7 +155,7 @@ def test_an_unknown_type_is_told_and_changes_nothing(site: Site) -> None:
         found = s.condition(s.service(cluster, NAMESPACE, NAMESPACE), "TemplateValid")
         return str(found.get("message", "")) if found.get("reason") == "UnknownEngine" else ""
 
-    assert "(known: Reference, Toy)" in s.until("the unknown type is told", told)
+    assert "(known: Reference, Toy)" in s.until("the unknown type is reported", told)
     with Following(cluster, NAMESPACE, NAMESPACE) as traffic:
         traffic.wait_more(5)
     assert traffic.errors == []

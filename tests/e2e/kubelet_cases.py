@@ -100,7 +100,7 @@ def backs_off(field: str = "containerStatuses") -> Check:
 def again(pod: Json) -> bool:
     """Restarted, once or more, started and ready.
 
-    A kubelet may call the new container ready, for a moment, as its forerunner was; and may never
+    A kubelet may call the new container ready, for a moment, as its predecessor was; and may never
     tell how that one ended, but does of a later one.
     """
     found = container(pod)
@@ -310,7 +310,7 @@ CASES = [
                   lifecycle={"preStop": {"exec": {"command": ["sleep", "1"]}}}),
          None, act="delete"),
     Case(pod("deleted-and-deaf", sh(DEAF)), None, act="delete"),
-    Case(_heeding("deleted-and-angry", 6), None, act="delete"),
+    Case(_heeding("deleted-and-fails", 6), None, act="delete"),
     # What it sees.
     Case(pod("host-network", sh(WAITS), {"hostNetwork": True}), ready),
     Case(_sees(), ended),

@@ -1,4 +1,4 @@
-"""The images by themselves: processes of nobody, a read-only root, and nothing they do not need."""
+"""The images by themselves: an unprivileged user, a read-only root, and only what is needed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Process nodes report what real kubelets report: the same pods on both, statuses compared.
 
 What is known to differ is listed here with its reason, and in docs/local.md; anything else that
-differs fails. Made to be run by whoever changes the node agent or a Kubernetes version:
+differs fails. Run it after a change of the node agent or a Kubernetes version:
 
     pytest --nodes kind tests/e2e/test_kubelet_conformance.py
 """
@@ -125,7 +125,7 @@ def restarts(pod: Json) -> tuple[int, ...]:
 def meeting(case: Case, watches: Sequence[Watch]) -> tuple[int, ...] | None:
     """The fewest restarts at which every cluster showed the moment to compare.
 
-    A kubelet with much to do may not tell of each back-off.
+    A kubelet with much to do may not report each back-off.
     """
     return min(set.intersection(*({*w.moments(case)} for w in watches)), default=None)
 
@@ -275,7 +275,7 @@ def test_statuses_are_those_of_a_kubelet(both: tuple[Played, Played], case: Case
     wanted, found = (told((p.pods[case.name] or {})["status"]) for p in both)
     assert found == wanted
     if case.until is again:
-        assert both[1].fewest[case.name] == (1,), "a process node tells of the first restart"
+        assert both[1].fewest[case.name] == (1,), "a process node reports the first restart"
 
 
 def test_containers_see_the_same(both: tuple[Played, Played]) -> None:

@@ -74,7 +74,7 @@ def test_a_stopped_node_costs_one_substitution(
     pods = s.pods(kind, NAMESPACE)
     crowd = Counter(pod["spec"]["nodeName"] for pod in pods)
     alone = [p for p in pods if crowd[p["spec"]["nodeName"]] == 1]
-    assert alone, f"the planner put nobody alone: {crowd}"
+    assert alone, f"the planner put no instance alone: {crowd}"
     (lost,) = alone
     node = lost["spec"]["nodeName"]
     assert lost["metadata"]["labels"][names.LABEL_ROLE] == "decode"

@@ -366,7 +366,7 @@ BAD_SERVICES = (
         "devices must be enough for every scenario at its minimum",
     ),
     _service(
-        "budget of a resource nobody uses",
+        "budget of a resource that no role uses",
         {"spec.budget.0.resource": "nvidia.com/gpu"},
         "spec.budget",
         "must name a resource that prefill.instance or decode.instance requests",

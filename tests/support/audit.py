@@ -19,7 +19,7 @@ Json = dict[str, Any]
 _RBAC = "rbac.authorization.k8s.io"
 _ALLOWED_BY = re.compile(r"of (ClusterRole|Role) \"([^\"]+)\"")
 _DISCOVERY = frozenset({"system:discovery", "system:public-info-viewer", "system:basic-user"})
-"""What everybody who is known to the API server may do."""
+"""What every user who is known to the API server may do."""
 
 
 class Right(NamedTuple):

@@ -49,7 +49,7 @@ def cluster(scarce: Scarce = "devices") -> list[World]:
         ]
     ]
     machines = worlds[0].machines
-    # 16 devices for the serving ones; somebody else holds the other 8.
+    # 16 devices for the serving ones; a foreign pod holds the other 8.
     machines["m1"].foreign = 8
     for machine in machines.values() if scarce == "memory" else ():
         machine.memory = machine.capacity

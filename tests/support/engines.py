@@ -180,14 +180,14 @@ class Group:
         return PeerTable("g-0", version, tuple(e.peer() for e in members))
 
     async def push(self) -> None:
-        """Give everybody the next table and wait until all links are up."""
+        """Give every engine the next table and wait until all links are up."""
         self.version += 1
         await self.tell()
         for engine in (*self.prefills, *self.decodes):
             await until(lambda e=engine: self.linked(e), f"links of {engine.name}")  # type: ignore[misc]
 
     async def tell(self) -> None:
-        """Push the present table, with the present grants, to everybody."""
+        """Push the present table, with the present grants, to every engine."""
         table = self.table(self.version).to_json()
         for engine in (*self.prefills, *self.decodes):
             grant = (

@@ -23,7 +23,7 @@ class Machine:
     labels: dict[str, str]
     capacity: int
     foreign: int
-    """Devices that somebody else's pods hold."""
+    """Devices that foreign pods hold."""
     silent_since: float | None = None
     unhealthy: bool = False
     memory: int | None = None
@@ -183,7 +183,7 @@ def raw_node(machine: Machine) -> dict[str, Any]:
 
 
 def foreign_pods(machine: Machine) -> list[dict[str, Any]]:
-    """Somebody else's pods on a node."""
+    """Foreign pods on a node."""
     resource = RESOURCE if machine.memory is None else "memory"
     limits = {"limits": {resource: str(machine.foreign)}}
     return [{"spec": {"containers": [{"resources": limits}]}}] if machine.foreign else []

@@ -26,7 +26,7 @@ from tests.support.group_objects import (
 )
 
 from pdserve.groups import types as t
-from pdserve.groups.claims import claims_for, must_be_told_first, newest, reservations
+from pdserve.groups.claims import claims_for, must_be_recorded_first, newest, reservations
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.observe import instance_obs, joined
@@ -202,7 +202,7 @@ class World:
         seen, tree = self.observation(), self.fabric()
         made = self._plan(seen, tree)
         self.last = made
-        if must_be_told_first(made, self.claims):
+        if must_be_recorded_first(made, self.claims):
             self.claims = made.claims
         for k, action in enumerate(made.actions):
             if stop_after is not None and k >= stop_after:
@@ -221,8 +221,8 @@ class World:
         made = plan(seen, tree)
         reordered = replace(seen, instances=seen.instances[::-1])
         self._plans += 1
-        doubted = bool(made.actions) or self._plans % 8 == 0
-        if doubted and repr(plan(reordered, tree)) != repr(made):
+        rechecked = bool(made.actions) or self._plans % 8 == 0
+        if rechecked and repr(plan(reordered, tree)) != repr(made):
             raise BrokenError("invariant 8: the same inputs gave another plan")
         self.made = (seen, tree, made)
         return made
@@ -464,7 +464,7 @@ class World:
         raise BrokenError("no rest:\n" + "\n".join(self.log[-30:]))
 
     def round(self) -> tuple[bool, t.Plan]:
-        """One fair round of everybody: did the cluster change, and the plan made at its end."""
+        """One fair round of all parts: did the cluster change, and the plan made at its end."""
         changed = self.each(self.kubelet)
         changed |= self.push_tables()
         changed |= self.each(self.link)

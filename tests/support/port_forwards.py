@@ -48,7 +48,7 @@ class PortForwards:
             process.terminate()
             rest, _ = process.communicate(timeout=10)
             raise AssertionError(f"kubectl port-forward {namespace}/{pod} {port}: {said}{rest}")
-        # It reports every connection; nobody reading would block it.
+        # It reports every connection and would block if nothing read that.
         Thread(target=process.stdout.read, daemon=True).start()
         return process, int(found[1])
 

@@ -41,7 +41,7 @@ def live_through(cluster: s.Cluster, namespace: str, name: str) -> None:
     apply(life(namespace, name, fixed(1, 1, 1)), namespace=namespace)
     hand_edited_counts(cluster, namespace, f"{name}-edited")
     s.wait_service(cluster, namespace, name)
-    strangers_pod(cluster, namespace, name)
+    foreign_pod(cluster, namespace, name)
     # A second P/D group, then one again: drains, pods and table deleted.
     apply(life(namespace, name, fixed(2, 1, 1)), namespace=namespace)
     hand_edited_gateway(cluster, namespace, name)
@@ -93,7 +93,7 @@ def network_policies(cluster: s.Cluster, namespace: str, name: str, document: s.
     s.until("the policy's label is back", labelled)
     document["spec"]["networkPolicy"] = {"clients": []}
     cluster.apply(document, namespace=namespace)
-    s.until("everyone may call", lambda: allowed() is None and cluster.get(path) is not None)
+    s.until("any client may call", lambda: allowed() is None and cluster.get(path) is not None)
     del document["spec"]["networkPolicy"]
     cluster.apply(document, namespace=namespace)
     s.until("the policy is gone", lambda: cluster.get(path) is None)
@@ -118,20 +118,20 @@ def _until_counted(
     s.wait_settled(cluster, namespace, group_name)
 
 
-def strangers_pod(cluster: s.Cluster, namespace: str, name: str) -> None:
+def foreign_pod(cluster: s.Cluster, namespace: str, name: str) -> None:
     """A pod of the next instance's name, which the operator does not cache: it reads it (get)."""
     chat = names.scenario_group_name(name, "chat")
     pod = s.pods(cluster, namespace, scenario="chat", role="prefill")[0]
     revision = pod["metadata"]["labels"][names.LABEL_REVISION]
     taken = pod_name(names.slot_name(chat, 0, "prefill", 1), revision, None)
-    stranger = {
+    foreign = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": taken, "namespace": namespace},
         # Never runs, and so needs neither image nor node.
         "spec": {**_minimal_pod(), "schedulingGates": [{"name": "example.com/never"}]},
     }
-    cluster.apply(stranger, namespace=namespace)
+    cluster.apply(foreign, namespace=namespace)
     cluster.apply(life(namespace, name, fixed(1, 2, 1)), namespace=namespace)
 
     def refused() -> bool:
@@ -184,7 +184,7 @@ def hand_edited_counts(cluster: s.Cluster, namespace: str, name: str) -> None:
 
 
 def hand_edited_gateway(cluster: s.Cluster, namespace: str, name: str) -> None:
-    """What somebody took out or put in is put right.
+    """What was taken out or put in by hand is put right.
 
     Without the label by which the operator finds it, an object is created, met, read and applied
     (get and patch of every kind); rights added to the gateway's Role go again.

@@ -55,7 +55,7 @@ def run(folder: Path, tests: str, failure: str, *options: str) -> tuple[int, str
     "failure",
     ["raise RuntimeError('no engine')", "pytest.fail('no engine')", "assert 0, 'no engine'"],
 )
-def test_a_failed_fixture_is_told_once(tmp_path: Path, failure: str) -> None:
+def test_a_failed_fixture_is_reported_once(tmp_path: Path, failure: str) -> None:
     status, said = run(tmp_path, TESTS, failure, "--report", "r.json", "-ra")
     assert status == 1
     assert "1 passed, 1 error, 91 blocked in" in said.splitlines()[-1]
@@ -69,7 +69,7 @@ def test_a_failed_fixture_is_told_once(tmp_path: Path, failure: str) -> None:
     assert [e.get("lacks") for e in report].count("cluster") == 92
 
 
-def test_each_worker_tells_of_its_own(tmp_path: Path) -> None:
+def test_each_worker_reports_its_own(tmp_path: Path) -> None:
     status, said = run(tmp_path, TESTS, "raise RuntimeError('no engine')", "-n", "2")
     assert status == 1
     assert said.count("____ ERROR at setup of ") == 2

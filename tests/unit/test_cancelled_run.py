@@ -1,4 +1,4 @@
-"""A test run that is told to end cleans up what its fixtures made."""
+"""A test run that is asked to end cleans up what its fixtures made."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Only images whose programs this machine has are known; any other cannot be pulled, and the pod
 says so, as it would on a node without access to the registry. Real images listen on all addresses
-of their pod; pods here share the machine's, so each program is told its own.
+of their pod; pods here share the machine's, so each program gets its own.
 
 Tags mean nothing unless `PDSERVE_RELEASES` names a directory of checkouts: `pdserve/engine:v1` then
 runs the programs of `DIRECTORY/v1`, if there is one. Several versions run side by side so.

@@ -67,8 +67,8 @@ def comparison(m: Measured) -> Comparison:
 
 def attainment(samples: Iterable[Sample]) -> float:
     """Share of all offered whose first token came in time; what was refused counts as missed."""
-    everyone = list(samples)
-    return sum(map(_met, everyone)) / len(everyone) if everyone else float("nan")
+    offered = list(samples)
+    return sum(map(_met, offered)) / len(offered) if offered else float("nan")
 
 
 def devices(watch: Watch) -> list[tuple[float, int]]:

@@ -17,7 +17,7 @@ _SENTENCES = (
     "Two racks hang under one spine, and every leaf switch has its own uplinks.",
     "If an instance is lost, exactly one new instance takes its place in the group.",
     "The operator looks at what is there, plans the smallest difference, and applies it.",
-    "A number without a measurement is an opinion, so every step of this run is measured.",
+    "A number without a measurement is a claim, so every step of this run is measured.",
 )
 
 

@@ -47,7 +47,7 @@ class EngineSpec(ApiModel):
 
     type: EngineType
     """Which adapter renders, links and calls the instances. The operator's image has some and may
-    be given others (docs/engines.md); a name that it does not know is told by condition
+    be given others (docs/engines.md); a name that it does not know makes condition
     TemplateValid, with the names that it knows."""
     image: Image
     """Container image of the engine."""

@@ -44,7 +44,7 @@ class NetworkIsolation(ApiModel):
     """
 
     clients: Annotated[tuple[NetworkPeer, ...], Items(16)] = ()
-    """Who may call the gateways; absent: everyone."""
+    """Who may call the gateways; absent: any address."""
     metrics: Annotated[tuple[NetworkPeer, ...], Items(16)] = ()
     """Who may scrape gateways and instances; absent: pods of any namespace with the label
     app.kubernetes.io/name=prometheus."""

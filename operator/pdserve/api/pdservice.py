@@ -115,7 +115,7 @@ class Gateway(ApiModel):
     port: Annotated[int, Int(1, 65535)] = 80
     """Port of the gateway's Service."""
     auth: GatewayAuth | None = None
-    """Who may call; absent: everyone who can reach it."""
+    """Who may call; absent: any client that can reach it."""
     tls: GatewayTls | None = None
     """Serve HTTPS; absent: HTTP."""
     max_body_bytes: Annotated[int, Int(1024, 64 << 20)] | None = None

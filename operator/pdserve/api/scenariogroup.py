@@ -255,8 +255,8 @@ class ScenarioGroup(CustomResource):
 
     Where it was made from a PDService, field manager `pdserve` owns the spec, except the three
     counts (`replicas`, `prefill.replicas`, `decode.replicas`): in ratio modes Auto, Advise and
-    Fixed field manager `pdserve-counts` owns them and undoes other edits, in External whoever sets
-    them last. A change of mode keeps the counts as they are.
+    Fixed field manager `pdserve-counts` owns them and undoes other edits, in External the last
+    writer does. A change of mode keeps the counts as they are.
     """
 
     rules = (

@@ -115,7 +115,7 @@ class PodProxy:
             url = f"{scheme}://{_host(pod.ip)}:{names.PORT_HTTP}{question.path}"
             async with (
                 aiohttp.ClientSession(timeout=limits) as session,
-                # This machine's own address: who answers there is not in doubt.
+                # This machine's own address: who answers there is certain.
                 session.post(url, json=question.body, headers=headers, ssl=False) as response,
             ):
                 yield response

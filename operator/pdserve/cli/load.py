@@ -149,10 +149,10 @@ def merge(*schedules: Iterable[Planned]) -> list[Planned]:
 
 def summary(samples: Iterable[Sample]) -> JsonObject:
     """Counts and percentiles over a run (percentiles of completed requests only)."""
-    everyone = list(samples)
-    done = [s for s in everyone if s.ok]
+    every = list(samples)
+    done = [s for s in every if s.ok]
     errors: dict[str, int] = {}
-    for s in everyone:
+    for s in every:
         if s.error:
             errors[s.error] = errors.get(s.error, 0) + 1
     times = {
@@ -160,10 +160,10 @@ def summary(samples: Iterable[Sample]) -> JsonObject:
         for name in ("ttft", "handoff", "tpot", "e2e")
     }
     return {
-        "sent": len(everyone),
+        "sent": len(every),
         "completed": len(done),
         "errors": dict(sorted(errors.items())),
-        "lag_p99": percentile([s.lag for s in everyone], 0.99),
+        "lag_p99": percentile([s.lag for s in every], 0.99),
         **{
             f"{name}_{label}": percentile(values, share)
             for name, values in times.items()

@@ -1,4 +1,4 @@
-"""`pdserve`: the command of someone trying pdserve out or developing it.
+"""`pdserve`: the command for trying pdserve out and for developing it.
 
 Commands of other packages are plug-ins: an entry point of the group `pdserve.commands` names a
 function that adds one. `local` and `demo` come so from `localcluster`, which images leave out.

@@ -141,7 +141,7 @@ def render(found: Found) -> str:
         told.append(f"  {', '.join(times)}")
     if get("why"):
         told.append(f"  why: {get('why')} ({get('code')})")
-    if get("rescued"):
+    if get("failover"):
         told.append("  an instance was lost under it; it was tried on another")
     if get("tried"):
         told.append("  its prefill was predicted to take too long, and tried all the same")

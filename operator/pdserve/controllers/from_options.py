@@ -28,7 +28,7 @@ def make_claim(
     """Whose the watched objects are. All operators of one release hold the same claim.
 
     An operator of one namespace claims there; one of all namespaces where every such operator
-    looks. `leave` is told whose objects among the watched ones are another's.
+    looks. `leave` receives which namespaces' objects among the watched ones are another operator's.
     """
     holder = f"{options.lease_namespace}/{options.lease_name}"
     everything = Place(options.claim_namespace, CLAIM, "all namespaces")

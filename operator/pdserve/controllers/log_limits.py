@@ -1,7 +1,7 @@
 """Keeps what goes wrong for ever, or for a thousand objects at once, from filling the log.
 
 A cause that stays is met again at every tick, and a tenant can make as many bad objects as a
-namespace holds. Conditions, Events and metrics go on telling of each; the log tells of the first
+namespace holds. Conditions, Events and metrics go on reporting each; the log has the first
 ones, and later how many like them were left out. Lines with fields are deeds (`kube.lines`): they
 are as many as there is work, and all of them are written; so is everything below INFO.
 """

@@ -66,7 +66,7 @@ def set_up(log_format: str, level: str) -> None:
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     handler.addFilter(Sparing())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # kopf tells of every event it hands out; what came of it is in our own logs.
+    # kopf logs every event it hands out; what came of it is in our own logs.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     # It warns that it gets no signals, on purpose: it runs in a thread.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

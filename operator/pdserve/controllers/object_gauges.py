@@ -1,9 +1,9 @@
 """Gauges of the objects the operator looks after: instances, counts, free devices, conditions.
 
 Computed from the caches at each scrape, in one pass over our three kinds and without a
-request; series of what is gone go with it. Only the leader tells them, so that a sum over the
+request; series of what is gone go with it. Only the leader reports them, so that a sum over the
 operator's pods counts each object once. Objects that cannot be read have no series: `skipped`
-tells of them.
+reports them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ObjectGauges:
 
     @contextmanager
     def told(self, scope: Scope) -> Iterator[None]:
-        """While inside, this process leads and tells of all that it does not leave to others."""
+        """While inside, this process leads and reports all that it does not leave to others."""
         self._scope = scope
         try:
             yield

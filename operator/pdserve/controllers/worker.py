@@ -85,7 +85,7 @@ async def _attempt(context: OperatorContext, key: QueueKey) -> None:
         level = logging.INFO if error.is_conflict else logging.WARNING
         log.log(level, "%s: %s; again in %.1f s", key, error, delay)
         context.metrics.reconciled(key.kind, "error", clock() - started)
-        if refusals.is_told(error, context.queue.failures(key)):
+        if refusals.is_reported(error, context.queue.failures(key)):
             await refusals.refused(context, key, error)
         return
     except Exception as error:

@@ -19,7 +19,7 @@ REASON_INITIAL: Final = "InitialCounts"
 
 @dataclass(frozen=True, slots=True)
 class CountsRecord:
-    """A decision that is not the ratio loop's: the first counts, or the owner's new wish."""
+    """A decision that is not the ratio loop's: the first counts, or the owner's new counts."""
 
     before: Counts
     to: Counts
@@ -71,10 +71,10 @@ def counts_in_force(seen: CountsObserved) -> Counts | None:
     """The counts that may be acted on; None before there are any.
 
     In Auto and Advise these are the newest Applied decision's, whatever the spec says: a value that
-    someone else wrote there is no decision, and it makes or deletes no pod in the moment before it
-    is put back. Until a decision is recorded (first look, lost status) they are the ones found. A
-    decision outside the bounds, made before these were changed or written by someone else, counts
-    as `plan_counts` will record it: as the nearest inside. In Fixed the PDService alone says them.
+    another writer put there is no decision, and it makes or deletes no pod in the moment before
+    it is put back. Until a decision is recorded (first look, lost status) they are the ones found.
+    A decision outside the bounds, made before these were changed or by another writer, counts as
+    `plan_counts` will record it: as the nearest inside. In Fixed the PDService alone says them.
     """
     if seen.mode == "External":
         return seen.live

@@ -81,7 +81,7 @@ def network_policies(
 
 
 def _allow(peers: list[Json], port: int) -> Json:
-    """A rule; no peers: everyone."""
+    """A rule; no peers: any address."""
     ports = [{"protocol": "TCP", "port": port}]
     return {"from": peers, "ports": ports} if peers else {"ports": ports}
 

@@ -105,7 +105,7 @@ def _under_its_name(
 ) -> RouteGroup:
     """The group, with what it serves where that is not what the service asks for now.
 
-    A group of another model keeps the names under which gateways were last told of it.
+    A group of another model keeps the names under which gateways last received it.
     """
     own = (service.spec.model.name, str(service.spec.engine.type))
     before = _before(group.revision, scenario.name, last)

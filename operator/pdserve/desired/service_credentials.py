@@ -1,6 +1,6 @@
 """One PDService's credentials: their stored form, what each process is given, their rotation. Pure.
 
-`tokens` reads and writes the Secrets, `rotation` observes how far everyone is. A rotation goes
+`tokens` reads and writes the Secrets, `rotation` observes how far each process is. A rotation goes
 
     settled  (a)         every process knows a
     spread   (a, b)      a is sent, both are accepted; ends when every linked instance took it
@@ -53,7 +53,7 @@ class ServiceCredentials:
 
     @cached_property
     def revision(self) -> str:
-        """Differs for every state that engines must be told of."""
+        """Differs for every state that engines must receive."""
         parts = (*self.control, "", *self.request, "", *self.kv, self.step, self.shared)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

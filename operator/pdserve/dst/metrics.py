@@ -1,6 +1,6 @@
-"""A metrics source for schedules: healthy, or lying.
+"""A metrics source for schedules: with healthy or false values.
 
-Healthy values keep every scenario at its counts. Lies are what no healthy Prometheus says: NaN,
+Healthy values keep every scenario at its counts. False ones no healthy Prometheus has: NaN,
 infinite or negative sums, values so large that sums overflow, old samples, missing gateways.
 """
 
@@ -26,19 +26,19 @@ RATE = 2.0
 
 
 class SimulatedMetrics:
-    """`MetricsSource`; `lie` changes the sample of every scenario while it is set."""
+    """`MetricsSource`; `spoil` changes the sample of every scenario while it is set."""
 
     def __init__(self, wall: Callable[[], float]) -> None:
         """`wall` is the metrics server's clock in seconds since the epoch."""
         self._wall = wall
-        self.lie: Callable[[ScenarioSample], ScenarioSample | Unknown] | None = None
+        self.spoil: Callable[[ScenarioSample], ScenarioSample | Unknown] | None = None
 
     async def sample(
         self, live: Mapping[ScenarioKey, LiveInstances]
     ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
         """The same for all scenarios."""
         healthy = healthy_sample(self._wall())
-        said = healthy if self.lie is None else self.lie(healthy)
+        said = healthy if self.spoil is None else self.spoil(healthy)
         return dict.fromkeys(live, said)
 
     async def close(self) -> None:
@@ -64,8 +64,8 @@ def healthy_sample(at: float) -> ScenarioSample:
     )
 
 
-def lie(rng: random.Random) -> Callable[[ScenarioSample], ScenarioSample | Unknown]:
-    """One way of lying, drawn once and kept."""
+def spoiling(rng: random.Random) -> Callable[[ScenarioSample], ScenarioSample | Unknown]:
+    """One kind of false values, drawn once and kept."""
     if rng.random() < 0.15:
         return lambda _sample: Unknown("no answer")
     if rng.random() < 0.2:

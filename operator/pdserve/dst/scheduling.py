@@ -1,6 +1,6 @@
 """Whether a scheduler would bind a pod to a node: amounts, host ports, labels, taints.
 
-One node at a time and nothing clever, so that it may judge what placement found: everything that
+One node at a time and without shortcuts, so that it may judge what placement found: everything that
 the pods there take is added up anew for each question. Neighbours: `world` asks it.
 """
 

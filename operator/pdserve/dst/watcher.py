@@ -4,7 +4,7 @@ Numbers are those of docs/architecture.md and of the design's list. The watcher 
 it is (`truth`), which the operator, reading caches over a bad network, does not; so each rule
 grants the operator `LAG` seconds, and none while the API server is out of its reach.
 
-    1  routed instances are linked and healthy      6  nothing scales on lies
+    1  routed instances are linked and healthy      6  nothing scales on false metrics
     2, 13  no healthy instance is given up without   7  a revert keeps serving pods
        a planned change                              9  foreign objects stay untouched
     3  planned changes keep one P and one D         10  the operator lives, repair is prompt
@@ -64,8 +64,7 @@ class Watcher:
     """By uid, pods that a user deleted and when: a decision made before may still take effect."""
     foreign: set[str] = field(default_factory=set)
     """Uids of foreign objects."""
-    lying: bool = False
-    """Metrics lie now."""
+    metrics_are_false: bool = False
     trouble_until: float = 0.0
     """The operator cannot be expected to know or do anything before this loop time."""
     writes: list[str] = field(default_factory=list)
@@ -143,7 +142,7 @@ class Watcher:
         elif resource == CONFIGMAPS and request.verb != "delete":
             self._table_written(answer)
         elif resource == SCENARIO_GROUPS:
-            if self.lying:
+            if self.metrics_are_false:
                 self._check_no_decision(before, answer)
             self.asked.note()
 
@@ -301,7 +300,7 @@ class Watcher:
         if new is not None and new != old and new.get("reason") not in _NOT_MEASURED:
             raise Violation(
                 6, f"{after['metadata']['name']}: {new.get('reason')} {new.get('from')} -> "
-                f"{new.get('to')} decided on metrics that lie",
+                f"{new.get('to')} decided on false metrics",
             )  # fmt: skip
 
     # --- tables ------------------------------------------------------------------------------
@@ -339,7 +338,7 @@ class Watcher:
         if pod is None or pod["metadata"]["uid"] in self.harmed:
             return
         engine = engine_of(self.world, pod)
-        if engine is None or engine.lies is not None:
+        if engine is None or engine.spoil is not None:
             return
         if not engine.linked_once:
             raise Violation(1, f"{name} is routed, but has never linked")

@@ -32,7 +32,7 @@ class SimulatedEngine:
     frozen: bool = False
     stopped_at: float = 0.0
     """Loop time at which it last stopped to answer, alone, on a node that is well."""
-    lies: Callable[[object], object] | None = None
+    spoil: Callable[[object], object] | None = None
     """What becomes of its answers; None: it says the truth."""
 
 
@@ -106,5 +106,5 @@ class Engines:
         return DrainReport.from_json(self._said(engine, DrainReport(engine.busy, 0, 0).to_json()))
 
     def _said(self, engine: SimulatedEngine, answer: object) -> object:
-        """The answer as it arrives; an engine that lies says something else."""
-        return answer if engine.lies is None else engine.lies(answer)
+        """The answer as it arrives; `spoil` makes it another."""
+        return answer if engine.spoil is None else engine.spoil(answer)

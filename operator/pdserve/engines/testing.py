@@ -158,7 +158,7 @@ def attempts_differ(subject: CheckedEngine) -> None:
             _prefill(subject, endpoint, body, _attempt(endpoint, name)) for name in "aab"
         )
         _expect(one == again, "a flow's answer depends on more than its arguments")
-        _expect(one != other, "two attempts cannot be told apart by the engine")
+        _expect(one != other, "the engine cannot tell two attempts apart")
 
 
 def junk_replies_are_flow_errors(subject: CheckedEngine) -> None:

@@ -1,6 +1,6 @@
 """What every process says of itself: `pdserve_build_info`, and `process_*` as usual elsewhere.
 
-Read from /proc at each scrape; where there is no /proc, only the processor time is told.
+Read from /proc at each scrape; where there is no /proc, only the processor time is reported.
 """
 
 from __future__ import annotations

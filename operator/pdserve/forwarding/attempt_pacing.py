@@ -4,7 +4,7 @@ The first two attempts at each candidate are free. Every later one waits a quart
 the request has been asking for, so the attempts of a request grow with the logarithm of its time:
 2M + 4 + log(T / 0.04 s) / log(1.25) for M candidates and T seconds, 41 for two candidates and 30 s.
 A cap on the number would fail requests that have most of their time left wherever several gateways
-race for the same free slots: each of them is told of a free slot, one of them wins, and the others
+race for the same free slots: each of them learns of a free slot, one of them wins, and the others
 have spent an attempt. See decision 021. Neighbours: `dispatch` (prefills) and `decode` use it.
 """
 

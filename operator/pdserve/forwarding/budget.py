@@ -1,6 +1,6 @@
 """How many second prefills a gateway process may spend.
 
-A prefill is the dearest thing to repeat, and repeating it for everyone when something is broken
+A prefill is the dearest thing to repeat, and repeating it for all requests when something is broken
 doubles the load just then. So: a fraction of the offered requests, with a reserve that covers the
 burst when an instance dies: one for each slot, since so many requests may die with it.
 """

@@ -68,7 +68,7 @@ class Record:
         if timeline.handoff is not None:
             line["handoffMs"] = _ms(timeline.handoff)
         if c.has_grace:
-            line["rescued"] = True
+            line["failover"] = True
         if c.trial:
             line["tried"] = True
         return line

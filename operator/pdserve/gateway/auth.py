@@ -5,7 +5,7 @@ A key is 1 to 512 characters of those that RFC 6750 allows in a bearer token (le
 log names its file and number.
 
 Only SHA-256 digests are kept and compared. The directory is read again when it changed, so keys
-are added and revoked without a restart. A directory without keys refuses everyone.
+are added and revoked without a restart. A directory without keys refuses every request.
 """
 
 from __future__ import annotations

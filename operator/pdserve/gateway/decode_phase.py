@@ -33,7 +33,7 @@ class DecodePhase:
         due = handoff_deadline(c.timeline.arrived, slo.ttft, slo.handoff, held.at)
         self._lease_end = held.at + c.flow.lease_seconds - LEASE_MARGIN
         deadline = min(c.grace_handoff(held.at) if c.has_grace else due, self._lease_end)
-        self._blame = True
+        self._prefill_at_fault = True
         """KV that cannot be pulled is the prefill's fault: no decode failed with it."""
         self._attempts = 0
         self._walk = DecodeWalk(c.scheduler.view, held.leg.instance, deadline, c.scheduler.random)
@@ -133,7 +133,7 @@ class DecodePhase:
                 await collect(exchange, c.reply, c.timeline, c.tools.settings.stream_silence)
         except DeliveryError as error:
             leg.failed(error.kind)
-            self._doubt()
+            self._release()
             message = f"decode {leg.instance.id}: {error}"
             if c.reply.started:
                 raise c.failed(message) from error
@@ -151,8 +151,8 @@ class DecodePhase:
         self._taken(leg)
         self._c.held = None
 
-    def _doubt(self) -> None:
-        """A decode that said it had pulled the KV broke off: it may not have."""
+    def _release(self) -> None:
+        """Free the prefill's KV: a decode that reported the pull broke off, maybe before it."""
         c, held = self._c, self._held
         c.tools.releaser.release(c.flow, held.leg.instance, held.release_id)
 
@@ -160,9 +160,9 @@ class DecodePhase:
         """A decode was lost: the request waits for another as one that lost its prefill does."""
         c, message = self._c, f"decode {leg.instance.id}: {error}"
         if c.held is None:
-            self._doubt()
+            self._release()
         if error.kind != "connect":
-            self._blame = False
+            self._prefill_at_fault = False
             self._walk.kv_failed()  # it may have pulled the KV before it died
             c.fault(message)
         if c.held is None:
@@ -174,7 +174,7 @@ class DecodePhase:
         c, prefill = self._c, self._held.leg.instance
         if step.reason == "kv_lost":
             message = f"no decode could pull the KV from {prefill.id}"
-            return KvLostError(message, prefill if self._blame else None)
+            return KvLostError(message, prefill if self._prefill_at_fault else None)
         if step.reason == "no_decode":
             return KvLostError(f"no decode of group {prefill.group} is left")
         if step.reason == "deadline":

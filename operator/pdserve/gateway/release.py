@@ -26,7 +26,7 @@ class Releaser:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def release(self, flow: EngineFlow, prefill: Instance, request_id: str) -> None:
-        """Start telling `prefill`, where its engine can be told."""
+        """Start the release at `prefill`, where its engine has a request for that."""
         request = flow.release_leg(request_id)
         if request is None:
             return

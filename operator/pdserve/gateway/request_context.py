@@ -147,7 +147,7 @@ class RequestContext:
         self.ticket: Ticket | None = None
         """Its place in the waiting room; `close` gives it up however the request ends."""
         self.trial = False
-        """Predicted to be late and tried: engines are not told of the deadline, and compute it."""
+        """Predicted to be late and tried: engines do not get the deadline, and compute it."""
         self.held: FinishedPrefill | None = None
         self._faults = 0
         self.prefill_body = b""

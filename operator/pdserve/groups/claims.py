@@ -171,7 +171,7 @@ def kept_claims(
             here = sum(1 for i in group.of_role(role) if i.name not in covered)
             missing[role] = wanted.role(role).count - here - made[group.index, role]
         filled = {i.slot for i in group.staying}
-        # Until a table names it, nothing else would tell of a newcomer that vanished unseen.
+        # Until a table names it, no other record names a newcomer that vanished unseen.
         new = {i.name for i in group.staying if not group.named(i)}
         found += [c for c in known if c.instance in new]
         usable = [c for c in usable if c.instance not in new]
@@ -223,14 +223,14 @@ def merged(
     return tuple(sorted(found.values(), key=lambda c: (c.group_index, c.slot, c.pod)))
 
 
-def must_be_told_first(planned: Plan, told: Iterable[DeviceClaim]) -> bool:
+def must_be_recorded_first(planned: Plan, recorded: Iterable[DeviceClaim]) -> bool:
     """Whether status has to name the plan's claims before the plan is carried out.
 
-    So it is where the plan frees devices, or takes the place of a claim that status (`told`) does
-    not name. A new pod's own claim waits: until it is written, the one whose place it takes
+    So it is where the plan frees devices, or takes the place of a claim that status (`recorded`)
+    does not name. A new pod's own claim waits: until it is written, the one whose place it takes
     stands, which also holds when the pod is refused. Each refusal would else change status twice.
     """
-    named = set(told)
+    named = set(recorded)
     new = set(planned.claims) - set(planned.inherited) - named
     return bool(new or set(planned.spent) - named)
 
@@ -241,7 +241,7 @@ def newest(known: Iterable[DeviceClaim], seen: Iterable[DeviceClaim]) -> list[De
     for claim in seen:
         before = found.get(claim.pod)
         if before is None or claim.uid not in (before.uid, claim.instance):
-            # A table names no uid: what it tells of a pod is never newer.
+            # A table names no uid: its entry of a pod is never newer.
             found[claim.pod] = claim
     return list(found.values())
 
@@ -270,7 +270,7 @@ def _usable(found: Iterable[DeviceClaim], spent: set[str], draft: PlanDraft) -> 
     """Those not spent and on nodes that are there: each slot's newest by slot, then older ones.
 
     A slot has two while both of its pods hold devices: the older one fails, and its successor was
-    given those of another lost instance. A table may also tell of one whose devices the successor
+    given those of another lost instance. A table may also name one whose devices the successor
     has: so the older ones come last.
     """
     usable = [c for c in found if c.pod not in spent and c.node in draft.fabric.nodes]

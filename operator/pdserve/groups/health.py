@@ -301,7 +301,7 @@ def ready_since(pod: JsonMap, since: Since) -> float | None:
 
 
 def unready_since(pod: JsonMap, since: Since) -> float | None:
-    """When Ready became other than True; None while it is True or nothing was told."""
+    """When Ready became other than True; None while it is True or not reported."""
     ready = condition(pod, "Ready")
     if ready.get("status") == "True" or not ready:
         return None

@@ -30,8 +30,8 @@ def polls(
 
     Links: a group is in transition while any of its members is running but not linked; then all
     of its members are asked, since both ends must report a link. Drains: members that left the
-    routes. Where a group goes as a whole, its decodes are told only after every prefill is
-    idle and out of the table: a request still in prefill needs a decode to go on to.
+    routes. Where a group goes as a whole, its decodes get the order only after every prefill
+    is idle and out of the table: a request still in prefill needs a decode to go on to.
     """
     links: set[str] = set()
     drains: set[str] = set()
@@ -54,7 +54,7 @@ def may_drain(
     named: Iterable[str],
     routed: frozenset[str],
 ) -> bool:
-    """True once a draining instance may be told so: no gateway sends it new work any more."""
+    """True once a draining instance may get the order: no gateway sends it new work any more."""
     if instance.drain_started is None or not instance.running or instance.terminating:
         return False
     if instance.name in routed:

@@ -42,7 +42,7 @@ def judge_startups(observation: Observation) -> Observation:
                 changed[instance.name] = replace(instance, recheck_after=check)
             else:
                 late.append(instance)
-        for instance in _to_blame(late, group, observation):
+        for instance in _at_fault(late, group, observation):
             message = (
                 f"not Ready {observation.now - (instance.up_since or 0.0):.0f} s after it "
                 f"answered first, startupDeadlineSeconds is {instance.startup_deadline:.0f}"
@@ -75,20 +75,20 @@ def _left(instance: InstanceObs, group: GroupView, now: float) -> float | None:
     return began + instance.startup_deadline - now
 
 
-def _to_blame(
+def _at_fault(
     late: list[InstanceObs], group: GroupView, observation: Observation
 ) -> list[InstanceObs]:
     """Of the late ones those that fail by themselves."""
-    blamed = [i for i in late if i.linked or any(o.linked for o in _opposite(i, group))]
-    rest = [i for i in late if i not in blamed]
-    # The table was taken from it for this already: the blame must not pass to another now.
+    failed = [i for i in late if i.linked or any(o.linked for o in _opposite(i, group))]
+    rest = [i for i in late if i not in failed]
+    # The table was taken from it for this already: the fault must not pass to another now.
     dropped = [i for i in rest if group.table is not None and not group.named(i)]
     behind = dropped or [i for i in rest if not _has_table(i, group, observation)]
     if behind:
-        return blamed + behind
+        return failed + behind
     # None is linked and each has done its part: the youngest goes.
-    doubtful = [i for i in rest if all(o in late for o in _opposite(i, group) if o.up_since)]
-    return blamed + sorted(doubtful, key=lambda i: (-i.created, i.name))[:1]
+    unclear = [i for i in rest if all(o in late for o in _opposite(i, group) if o.up_since)]
+    return failed + sorted(unclear, key=lambda i: (-i.created, i.name))[:1]
 
 
 def _has_table(instance: InstanceObs, group: GroupView, observation: Observation) -> bool:

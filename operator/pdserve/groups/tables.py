@@ -77,7 +77,7 @@ def _same(entries: tuple[Peer, ...], old: PeerTable) -> bool:
 def _with_devices(peer: Peer, instance: InstanceObs) -> Peer:
     """The entry with the devices that are known now: a node agent may tell addresses late.
 
-    What is not known at the moment (the node was deleted, say) stays as it was told.
+    What is not known at the moment (the node was deleted, say) stays as it was.
     """
     known = {m.node: m.devices for m in instance.members if any(d.ip for d in m.devices)}
     nodes = tuple(dataclasses.replace(n, devices=known.get(n.name, n.devices)) for n in peer.nodes)

@@ -17,7 +17,7 @@ already shown is not let in, so that a late answer cannot bring a deleted object
 An object that the filter or an index function cannot read is reported to `on_skip` and left out:
 the filter keeps what it could read last, the index finds it under no value. Others go on.
 
-Handlers are told of changes that survive pruning. They run inside the cache, must be quick and
+Handlers receive changes that survive pruning. They run inside the cache, must be quick and
 must not raise: they put keys into the work queue, nothing else. Neighbours: `prune`, `workqueue`.
 """
 
@@ -63,7 +63,7 @@ class CacheOptions(TypedDict, total=False):
     registry: Registry | None
     """Where the metrics go."""
     on_skip: OnSkip | None
-    """Told of objects that cannot be read; default: a line in the log."""
+    """Receives objects that cannot be read; default: a line in the log."""
     backoff: Backoff
     """Waits between attempts while the server is away."""
     rng: random.Random | None

@@ -1,4 +1,4 @@
-"""What a cache tells of itself on the metrics page."""
+"""What a cache reports about itself on the metrics page."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class EventRecorder:
             if new and logged:
                 _say(obj, reason, note, about or {})
         except Exception:
-            # Telling people must never stop the work it tells of.
+            # Reporting to users must never stop the work that it reports.
             logger.exception("Event %s could not be noted", reason)
             self._dropped.labels("error").inc()
 

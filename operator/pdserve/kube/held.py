@@ -1,4 +1,4 @@
-"""The objects that a cache holds, how they are found, and who is told of their changes.
+"""The objects that a cache holds, how they are found, and the handlers of their changes.
 
 Nothing ever goes back: an object replaces an older version only. An object may be kept as JSON
 (`Frozen`) or as a value of the cache's owner (`Identified`), which is then compared as a whole.
@@ -39,7 +39,7 @@ class HeldObjects(Generic[K]):
     """See the module."""
 
     def __init__(self, plural: str, on_skip: OnSkip, on_handler_error: Callable[[], None]) -> None:
-        """`on_skip`: told of objects that an index cannot read; `plural`: for the log."""
+        """`on_skip`: receives objects that an index cannot read; `plural`: for the log."""
         self.objects: dict[ObjectKey, K] = {}
         """Not to be changed by readers."""
         self.versions: dict[ObjectKey, int] = {}

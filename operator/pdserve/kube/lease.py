@@ -2,7 +2,7 @@
 
 Differences from the stock electors: durations run on the monotonic clock only (wall time in the
 Lease is for people), a clean exit frees the Lease so that a standby takes over within one retry,
-and the leader's work is one coroutine that is cancelled, and has ended, before anyone else may
+and the leader's work is one coroutine that is cancelled, and has ended, before another process may
 start. After a kill a standby waits out `duration` since it last saw the Lease change.
 
     t=0 renew sent   ...   t<=10 s renewed or work is cancelled   ...   t=15 s others may take it
@@ -253,7 +253,7 @@ class LeaseElector:
                 return
 
     async def _renew(self) -> bool:
-        """True: renewed, or not known (try again); False: someone else has it."""
+        """True: renewed, or not known (try again); False: another process has it."""
         assert self._lease is not None  # noqa: S101 - narrows the type only
         sent = self._now()
         try:

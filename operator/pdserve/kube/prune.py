@@ -1,7 +1,7 @@
 """Which parts of an object a cache keeps. Used by `cache`; made by its owners from field paths.
 
-A pod is 5 to 10 KB of JSON, of which a plan reads a tenth. What is left out also cannot wake
-anyone: an update that changes only dropped fields (a node's heartbeat) is no change.
+A pod is 5 to 10 KB of JSON, of which a plan reads a tenth. What is left out also wakes no
+handler: an update that changes only dropped fields (a node's heartbeat) is no change.
 """
 
 from __future__ import annotations

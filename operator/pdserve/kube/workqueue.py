@@ -145,7 +145,7 @@ class WorkQueue:
             self._ignored = None
 
     def add_after(self, key: QueueKey, delay: float) -> None:
-        """Want work on `key` in `delay` seconds; of several such wishes the earliest counts."""
+        """Queue `key` in `delay` seconds; of several such requests the earliest counts."""
         if self._closed:
             return
         if delay <= 0:
@@ -293,7 +293,7 @@ class WorkQueue:
                 return
 
     def _arm(self) -> None:
-        """See to it that `_fire` runs when the earliest wish is due."""
+        """See to it that `_fire` runs when the earliest request is due."""
         if self._heap and (self._timer is None or self._heap[0][0] < self._armed_for):
             if self._timer is not None:
                 self._timer.cancel()
@@ -308,7 +308,7 @@ class WorkQueue:
         now = self._clock() + _CLOCK_STEP
         while self._heap and self._heap[0][0] <= now:
             due, _, key = heapq.heappop(self._heap)
-            if self._due.get(key) == due:  # else an earlier wish replaced it
+            if self._due.get(key) == due:  # else an earlier request replaced it
                 del self._due[key]
                 self.add(key)
         self._arm()

@@ -122,7 +122,7 @@ def _ports(shape: Shape) -> tuple[str, ...]:
 def shortages(fabric: Fabric, nodes: Sequence[str], shapes: Mapping[str, Shape]) -> list[str]:
     """What keeps an instance off some of these nodes, resource by resource, with numbers.
 
-    `shapes`: by the name of the role that is told where they differ.
+    `shapes`: by the name of the role, which the text has where they differ.
     """
     told: dict[str, list[str]] = {}
     for role, shape in shapes.items():

@@ -47,11 +47,11 @@ def decide(inp: DecisionInput) -> Decision:
     if owned is not None:
         return owned
     sample = inp.sample
-    doubt = rejection_reason(sample, inp.settings)
+    rejected = rejection_reason(sample, inp.settings)
     memory = observe_readiness(inp)
-    if isinstance(sample, Unknown) or doubt is not None:
+    if isinstance(sample, Unknown) or rejected is not None:
         memory = replace(memory, surplus_since=None)
-        return _held(inp, Reason.HOLD_NO_DATA, f"nothing scales: {doubt}", memory)
+        return _held(inp, Reason.HOLD_NO_DATA, f"nothing scales: {rejected}", memory)
     return _with_data(inp, sample, memory)
 
 

@@ -53,7 +53,7 @@ def wait_exceeds(slots: int, load: float, slack: float, cv2: float = 1.0) -> flo
 def late_share(slots: int, load: float, slack: float, cv2: float = 1.0) -> float:
     """Share of requests that wait longer than `slack` when those that do leave at that time.
 
-    `slack` in units of the slot time; negative slack means that everyone is late.
+    `slack` in units of the slot time; negative slack means that every request is late.
     """
     slots, load = _bounded(slots, load)
     if load <= 0.0:

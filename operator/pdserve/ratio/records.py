@@ -129,7 +129,7 @@ def _decode_object(raw: Any, kind: Any, path: str) -> Any:
 
 
 def _decode_union(raw: object, kinds: tuple[object, ...], path: str) -> object:
-    """The first alternative whose JSON form this is; objects are told apart by their fields."""
+    """The first alternative whose JSON form this is; the fields of an object decide."""
     if raw is None:
         return _expect(type(None) in kinds, raw, path, "a value")
     for kind in kinds:

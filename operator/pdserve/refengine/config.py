@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--bind",
         metavar="HOST",
-        help="address to listen on; PDSERVE_BIND; 127.0.0.1 (peers are told PDSERVE_POD_IP)",
+        help="address to listen on; PDSERVE_BIND; 127.0.0.1 (peers get PDSERVE_POD_IP)",
     )
     p.add_argument("--port", type=int, default=names.PORT_HTTP, help="HTTP port; 0 picks one")
     p.add_argument("--transfer-port", type=int, default=names.PORT_TRANSFER, help="KV port")

@@ -57,7 +57,7 @@ class EngineMetrics:
         )
         if paced:
             self.paced_valid = gauge(
-                metrics.PACED_VALID, "1 while paced figures may be believed"
+                metrics.PACED_VALID, "1 while paced figures are valid"
             ).labels()
             self.paced_valid.set(1)
             self.paced_late = counter(metrics.PACED_LATE, "Steps delivered after their time")

@@ -212,7 +212,7 @@ def _is_ready(status: JsonMap) -> bool:
 
 
 def _labels(labels: JsonMap | None, problems: list[str]) -> dict[str, str]:
-    """Labels whose values are text. Others are told and count as missing: a tree's parts are
+    """Labels whose values are text. Others are reported and count as missing: a tree's parts are
     made of these values, and one node's must not keep the tree from being built.
     """
     found = {key: value for key, value in (labels or {}).items() if isinstance(value, str)}
@@ -241,7 +241,7 @@ def _extended(quantities: JsonMap | None, problems: list[str]) -> dict[str, int]
 
 
 def _plain(quantities: JsonMap | None, problems: list[str]) -> dict[str, int]:
-    """CPU, memory and the like; what cannot be read is told and counts as not stated."""
+    """CPU, memory and the like; what cannot be read is reported and counts as not stated."""
     found: dict[str, int] = {}
     for resource, value in (quantities or {}).items():
         if not is_extended(resource):

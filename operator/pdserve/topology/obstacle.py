@@ -22,7 +22,7 @@ class Obstacle:
     def may_empty(self) -> bool:
         """Whether the node may be about to be emptied: a user, or a controller of one, closed it.
 
-        Kubernetes' own taints only tell of a node's state, some for a moment after that is well
+        Kubernetes' own taints only report a node's state, some for a moment after that is well
         again.
         """
         return self.kind not in ("not-ready", "state-taint")

@@ -88,7 +88,7 @@ class PeerGrant:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one instance is told about credentials, with its peer table.
+    """What one instance gets of credentials, with its peer table.
 
     `control` and `request` are digests to accept. `required`: generation without a request
     credential is refused. `shared_token`: the token of older versions may still be used.

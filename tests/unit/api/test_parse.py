@@ -79,7 +79,7 @@ def test_errors_say_path_value_and_what_would_be_right(
     assert want is None or problem.want == want
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     bad = edited(pdservice(), {"spec.prefill.maxConcurrency": 0, "spec.engine.image": ""})
     with pytest.raises(InvalidObjectError) as caught:
         PDService.parse(bad, subject="PDService default/shop")

@@ -33,7 +33,7 @@ async def test_events_that_do_not_reach_the_cache_stop_the_bench(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(operator_cost, "EVENTS", 50)
-    with pytest.raises(BenchError, match="told of 0 of 50 changes"):
+    with pytest.raises(BenchError, match="reported 0 of 50 changes"):
         await operator_cost.event_cpu_us(pod())
 
 

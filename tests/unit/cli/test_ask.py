@@ -438,7 +438,7 @@ def test_no_gateway_can_be_reached(cluster: Cluster) -> None:
 def test_no_api_server(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as taken:  # nobody listens at its port, nor can
+    with socket.socket() as taken:  # nothing listens at its port, nor can
         taken.bind(("127.0.0.1", 0))
         nowhere = cluster.kubeconfig(tmp_path, port=taken.getsockname()[1])
         assert kubectl.main(["ask", "-n", "prod", "--kubeconfig", str(nowhere), "demo", "Hi"]) == 1

@@ -49,7 +49,7 @@ def test_a_claim_of_an_operator_before_keeps_its_devices() -> None:
 @pytest.mark.parametrize(
     "beside", [5, "many", [None], [{}], [{"resource": "memory", "amount": "1Gi"}], [["memory", 1]]]
 )
-def test_what_nobody_wrote_is_no_claim(beside: object) -> None:
+def test_what_no_operator_wrote_is_no_claim(beside: object) -> None:
     (raw,) = to_json([claim()])
     assert from_json({**raw, "beside": beside}) is None
 

@@ -1,4 +1,4 @@
-"""The operator is killed, twinned, cut off and lied to; the cluster always ends as wanted."""
+"""The operator is killed, run twice, cut off and misinformed; the cluster always ends as wanted."""
 
 from __future__ import annotations
 
@@ -137,10 +137,10 @@ async def _bad_network(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_two_operators_at_once_do_no_harm(seed: int) -> None:
     """A Lease is no fence: for a moment both may act."""
-    run_virtual(_twins(seed))
+    run_virtual(_two_operators(seed))
 
 
-async def _twins(seed: int) -> None:
+async def _two_operators(seed: int) -> None:
     world = make(seed)
     slow = Faults(seed=seed, latency=(0.0, 0.2), watch_delay=(0.0, 0.5))
     other = Faults(seed=seed + 100, latency=(0.0, 0.2), watch_delay=(0.0, 0.5))

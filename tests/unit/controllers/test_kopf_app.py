@@ -1,4 +1,4 @@
-"""kopf's part of the operator: what it is told, without a cluster."""
+"""kopf's part of the operator: its settings, without a cluster."""
 
 from __future__ import annotations
 

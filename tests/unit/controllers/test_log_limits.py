@@ -47,7 +47,7 @@ def writing() -> Iterator[Written]:
         log.setLevel(before)
 
 
-def test_a_cause_that_stays_is_told_and_then_seldom() -> None:
+def test_a_cause_that_stays_is_reported_and_then_seldom() -> None:
     with writing() as written:
         for tick in range(720):  # an hour of ticks of 5 s
             written.now = 5.0 * tick
@@ -62,7 +62,7 @@ def test_many_subjects_do_not_fill_it_either() -> None:
     with writing() as written:
         for n in range(100_000):
             written.now = n / 1000
-            LOG.warning("skipped %s %s: %s", "Pod", f"evil-{n}", "odd")
+            LOG.warning("skipped %s %s: %s", "Pod", f"bad-{n}", "odd")
         assert len(written.lines) <= PLACE_BURST + 100 / PLACE_REFILL + 1
 
 

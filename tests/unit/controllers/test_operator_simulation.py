@@ -149,7 +149,7 @@ def _fix(world: World, groups: int, prefill: int, decode: int) -> None:
 
 @pytest.mark.invariant(1)
 @virtual_time
-async def test_an_instance_leaves_the_routes_before_it_is_told_to_drain() -> None:
+async def test_an_instance_leaves_the_routes_before_it_gets_the_drain_order() -> None:
     world = make()
     fixed = {"mode": "Fixed", "fixed": {"groups": 2, "prefill": 2, "decode": 2}}
     world.create(PDSERVICES, service(ratio=fixed, devices=2))
@@ -390,7 +390,7 @@ def _versions(world: World, key: str) -> list[int]:
 
 
 @virtual_time
-async def test_heartbeats_of_nodes_wake_nobody() -> None:
+async def test_heartbeats_of_nodes_wake_no_handler() -> None:
     world = make()
     world.create(PDSERVICES, service())
     async with world.running(), world.operator():
@@ -412,7 +412,7 @@ async def test_heartbeats_of_nodes_wake_nobody() -> None:
 
 
 @virtual_time
-async def test_tables_that_somebody_deletes_or_breaks_come_back_higher() -> None:
+async def test_tables_that_a_user_deletes_or_breaks_come_back_higher() -> None:
     world = make()
     fixed = {"mode": "Fixed", "fixed": {"groups": 1, "prefill": 1, "decode": 1}}
     world.create(PDSERVICES, service(ratio=fixed))

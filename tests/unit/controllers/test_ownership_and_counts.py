@@ -1,4 +1,4 @@
-"""Strangers' objects, hand edits, mode switches: what is left alone and what is undone."""
+"""Foreign objects, hand edits, mode switches: what is left alone and what is undone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pdserve.kube.resource import (
     Resource,
 )
 
-STRANGERS: list[tuple[Resource, str, dict[str, Any]]] = [
+FOREIGN: list[tuple[Resource, str, dict[str, Any]]] = [
     (CONFIGMAPS, "shop-routes", {"data": {"mine": "yes"}}),
     (SECRETS, "shop-token", {"data": {"token": "bWluZQ=="}}),
     (SECRETS, "shop-credentials", {"data": {"control": "bWluZQ=="}}),
@@ -71,9 +71,9 @@ def set_mode(world: World, **ratio: Any) -> None:
 
 @pytest.mark.invariant(9)
 @pytest.mark.parametrize(
-    ("resource", "name", "content"), STRANGERS, ids=[f"{r.kind} {n}" for r, n, _ in STRANGERS]
+    ("resource", "name", "content"), FOREIGN, ids=[f"{r.kind} {n}" for r, n, _ in FOREIGN]
 )
-def test_a_strangers_object_is_refused_and_left_alone(
+def test_a_foreign_object_is_refused_and_left_alone(
     resource: Resource, name: str, content: dict[str, Any]
 ) -> None:
     @virtual_time
@@ -106,7 +106,7 @@ def test_a_strangers_object_is_refused_and_left_alone(
             # It goes away: the next look makes ours.
             world.api.handle(KubeRequest("delete", resource, NS, name))
             world.patch(PDSERVICES, NS, "shop", {"metadata": {"labels": {"wake": "up"}}})
-            await world.until(world.service_ready, 60, "after the stranger left")
+            await world.until(world.service_ready, 60, "after the foreign object was deleted")
 
     run()
 

@@ -1,8 +1,8 @@
 """Rule: no value in one object, answer or metric stops the operator or delays a neighbour.
 
-A liar stands between the API model and the real operator and changes what is of others: any value
-at any place of their objects may be wrong, huge, deep, non-finite or missing. (The API server
-would refuse many of these; the rule does not lean on it.)
+A transport between the API model and the real operator changes what is of others: any value at any
+place of their objects may be wrong, huge, deep, non-finite or missing. (The API server would refuse
+many of these; the rule does not lean on it.)
 """
 
 from __future__ import annotations
@@ -41,59 +41,59 @@ from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteTable
 
-EVIL = "evil"
+BAD = "bad"
 # No parser lets a lone surrogate in, and it could not be written anywhere.
-HOSTILE = (*(v for v in VALUES if v != "\ud800"), deep())
+HOSTILE_VALUES = (*(v for v in VALUES if v != "\ud800"), deep())
 IDENTITY = {("metadata", k) for k in ("name", "namespace", "uid", "resourceVersion")}
 RNG_ERRORS = (ValueError, TypeError, KeyError, RecursionError, OverflowError, AttributeError)
 
 
-def is_evil(obj: Any) -> bool:
+def is_bad(obj: Any) -> bool:
     meta = obj.get("metadata", {})
-    return meta.get("namespace") == EVIL or str(meta.get("name", "")).startswith(EVIL)
+    return meta.get("namespace") == BAD or str(meta.get("name", "")).startswith(BAD)
 
 
-class Liar:
-    """A transport that changes one place of everything evil on its way to the operator."""
+class Corrupter:
+    """A transport that changes one place of every bad object on its way to the operator."""
 
     def __init__(self, inner: FakeTransport, rng: random.Random) -> None:
         self.inner, self.rng = inner, rng
         self.quiet = False
-        self.lies = 0
+        self.changed = 0
 
-    def lie(self, obj: Object) -> Object:
-        if self.quiet or not is_evil(obj):
+    def corrupt(self, obj: Object) -> Object:
+        if self.quiet or not is_bad(obj):
             return obj
         # Devices of the shared kind stay true: who says that it has some gets work.
         chosen = [p for p in places(obj) if p and p[:2] not in IDENTITY and NPU not in p]
         path = self.rng.choice([p for p in chosen if p != ("metadata",)])
-        self.lies += 1
+        self.changed += 1
         if self.rng.random() < 0.1:
             return dict(without(obj, path))
-        return dict(put(obj, path, self.rng.choice(HOSTILE)))
+        return dict(put(obj, path, self.rng.choice(HOSTILE_VALUES)))
 
     async def send(self, request: KubeRequest) -> Object:
         answer = await self.inner.send(request)
         if request.verb == "list":
-            return {**answer, "items": [self.lie(item) for item in answer["items"]]}
-        return self.lie(answer) if "metadata" in answer else answer
+            return {**answer, "items": [self.corrupt(item) for item in answer["items"]]}
+        return self.corrupt(answer) if "metadata" in answer else answer
 
     async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         async for event in self.inner.stream(request):
-            yield {**event, "object": self.lie(event["object"])}
+            yield {**event, "object": self.corrupt(event["object"])}
 
     async def close(self) -> None:
         await self.inner.close()
 
 
-class LyingEngines:
-    """Answers of evil instances cannot be read, in ways that nobody foresaw."""
+class FailingEngines:
+    """Answers of bad instances cannot be read, with any kind of error."""
 
     def __init__(self, inner: EngineApi, rng: random.Random) -> None:
         self.inner, self.rng = inner, rng
 
     def _check(self, target: Target) -> None:
-        if target.service.startswith(EVIL):
+        if target.service.startswith(BAD):
             raise self.rng.choice(RNG_ERRORS)("an answer that cannot be read")
 
     async def put_peers(self, target: Target, table: PeerTable) -> None:
@@ -109,8 +109,8 @@ class LyingEngines:
         return await self.inner.post_drain(target)
 
 
-class LyingSource:
-    """Honest numbers for the honest; for the others what no arithmetic takes."""
+class FalseSource:
+    """True numbers for good scenarios; for bad ones what no arithmetic takes."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -123,7 +123,7 @@ class LyingSource:
         return {key: self._of(key) for key in live}
 
     def _of(self, key: ScenarioKey) -> ScenarioSample | Unknown:
-        if key.namespace != EVIL:
+        if key.namespace != BAD:
             return sample(at=now(), rate=2.0)
         bad: Any = self.rng.choice((1e308, float("nan"), "many", None, -1.0, 10**400))
         return sample(at=now(), rate=2.0, expired=bad, ttft_seconds=bad)
@@ -132,11 +132,11 @@ class LyingSource:
         pass
 
 
-def evil_objects(world: World) -> None:
-    world.create(NAMESPACES, {"metadata": {"name": EVIL}})
+def bad_objects(world: World) -> None:
+    world.create(NAMESPACES, {"metadata": {"name": BAD}})
     for n in range(3):
         pod = {
-            "metadata": {"name": f"evil-{n}", "namespace": EVIL, "labels": {"a": "b"}},
+            "metadata": {"name": f"bad-{n}", "namespace": BAD, "labels": {"a": "b"}},
             "spec": {
                 "nodeName": f"a-{n % 2}",
                 "tolerations": [{"key": "k", "operator": "Exists"}],
@@ -148,29 +148,29 @@ def evil_objects(world: World) -> None:
         }
         world.create(PODS, {"apiVersion": "v1", "kind": "Pod", **pod})
     for leaf in ("a", "b"):
-        world.node(leaf, f"evil-node-{leaf}", 0)
+        world.node(leaf, f"bad-node-{leaf}", 0)
         annotations = {
             names.ANNOTATION_ROCE_DEVICES: '[{"id": 0, "ip": "10.0.0.1"}]',
             names.ANNOTATION_UNHEALTHY_DEVICES: "0",
         }
-        taints = [{"key": "evil", "value": "", "effect": "NoSchedule"}]
+        taints = [{"key": "bad", "value": "", "effect": "NoSchedule"}]
         body = {"metadata": {"annotations": annotations}, "spec": {"taints": taints}}
-        world.patch(NODES, "", f"evil-node-{leaf}", body)
-    world.domain("evil-az")
-    theirs = service("evil-shop", devices=2)
-    theirs["metadata"]["namespace"] = EVIL
-    theirs["spec"]["fabric"]["domainRef"]["name"] = "evil-az"
-    theirs["spec"]["prefill"]["instance"]["resource"] = "evil.example/npu"
-    theirs["spec"]["decode"]["instance"]["resource"] = "evil.example/npu"
+        world.patch(NODES, "", f"bad-node-{leaf}", body)
+    world.domain("bad-az")
+    theirs = service("bad-shop", devices=2)
+    theirs["metadata"]["namespace"] = BAD
+    theirs["spec"]["fabric"]["domainRef"]["name"] = "bad-az"
+    theirs["spec"]["prefill"]["instance"]["resource"] = "bad.example/npu"
+    theirs["spec"]["decode"]["instance"]["resource"] = "bad.example/npu"
     theirs["spec"]["prefill"]["template"] = {"metadata": {"labels": {"x": "y"}}, "spec": {}}
     world.create(PDSERVICES, theirs)
 
 
-def touch_evil(world: World, step: int) -> None:
-    """News of everything evil, so that the liar gets to speak again."""
+def touch_bad(world: World, step: int) -> None:
+    """An event of every bad object, so that the corrupter changes it again."""
     for resource in (PODS, NODES, ROCE_DOMAINS, PDSERVICES, SCENARIO_GROUPS, CONFIGMAPS):
         for obj in list(world.api.objects(resource)):
-            if is_evil(obj):
+            if is_bad(obj):
                 meta = obj["metadata"]
                 body = {"metadata": {"labels": {"step": str(step)}}}
                 world.patch(resource, meta.get("namespace") or "", meta["name"], body)
@@ -178,7 +178,9 @@ def touch_evil(world: World, step: int) -> None:
 
 @pytest.mark.invariant(10)
 @pytest.mark.parametrize("seed", range(4))
-def test_lies_about_others_neither_stop_the_operator_nor_delay_an_honest_repair(seed: int) -> None:
+def test_false_values_of_others_neither_stop_the_operator_nor_delay_a_good_repair(
+    seed: int,
+) -> None:
     @virtual_time
     async def run() -> None:
         rng = random.Random(seed)
@@ -186,35 +188,35 @@ def test_lies_about_others_neither_stop_the_operator_nor_delay_an_honest_repair(
         world.nodes(["a", "b"], per_leaf=2)
         world.domain()
         world.create(PDSERVICES, service(prefill=(1, 2), decode=(1, 2)))
-        evil_objects(world)
+        bad_objects(world)
         registry = Registry()
-        liar = Liar(FakeTransport(world.api, Faults(seed)), rng)
+        corrupter = Corrupter(FakeTransport(world.api, Faults(seed)), rng)
         core = Core(
-            KubeClient(liar), namespace=None, operator_namespace="pdserve-system",
+            KubeClient(corrupter), namespace=None, operator_namespace="pdserve-system",
             gateway_image="x", registry=registry,
             now=now, rng=random.Random(seed),
         )  # fmt: skip
 
         async def engines(_tokens: Tokens) -> EngineApi:
-            return LyingEngines(world.engines, rng)
+            return FailingEngines(world.engines, rng)
 
         async def operate() -> None:
             settings = LoopSettings(fast_period=5.0)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(core.follow())
-                tasks.create_task(core.act(engines, LyingSource(rng), settings))
+                tasks.create_task(core.act(engines, FalseSource(rng), settings))
 
         task = asyncio.create_task(operate())
         try:
             async with world.running():
-                await world.until(world.service_ready, 60, "the honest service")
+                await world.until(world.service_ready, 60, "the good service")
                 killed: set[str] = set()
                 for step in range(30):
-                    touch_evil(world, step)
+                    touch_bad(world, step)
                     await asyncio.sleep(1)
                     assert not task.done(), task.exception()
                     if step % 10 == 9:
-                        # A slot's second fault waits 10 s, whoever lies.
+                        # A slot's second fault waits 10 s, whatever is changed.
                         fresh = (p for p in sorted(world.routed()) if p[:-7] not in killed)
                         victim = next(fresh)
                         killed.add(victim[:-7])
@@ -223,7 +225,7 @@ def test_lies_about_others_neither_stop_the_operator_nor_delay_an_honest_repair(
                         size = len(routed_wanted(world))
                         took = await world.until(partial(routes_count, world, size), 5)
                         assert took <= 5, f"{victim} was replaced after {took:.1f} s"
-                assert liar.lies > 500
+                assert corrupter.changed > 500
                 skipped = "pdserve_operator_skipped_objects_total"
                 assert skipped in registry.render()
                 assert world.events("ObjectSkipped")
@@ -235,14 +237,14 @@ def test_lies_about_others_neither_stop_the_operator_nor_delay_an_honest_repair(
 
 
 def routed_wanted(world: World) -> list[str]:
-    """Slots of the honest service: as many instances as its counts name."""
+    """Slots of the good service: as many instances as its counts name."""
     spec = (world.get(SCENARIO_GROUPS, "shop-chat") or {})["spec"]
     return ["x"] * (spec["replicas"] * (spec["prefill"]["replicas"] + spec["decode"]["replicas"]))
 
 
 @pytest.mark.invariant(10)
 @virtual_time
-async def test_a_stored_domain_that_todays_rules_refuse_says_so_and_stops_nobody() -> None:
+async def test_a_stored_domain_that_todays_rules_refuse_says_so_and_stops_no_other() -> None:
     world = World()
     world.nodes(["a", "b"], per_leaf=2)
     world.domain("old")
@@ -253,7 +255,7 @@ async def test_a_stored_domain_that_todays_rules_refuse_says_so_and_stops_nobody
         world.create(PDSERVICES, wanted)
     break_domain(world, "old")
     async with world.running(), world.operator() as task:
-        await world.until(world.service_ready, 60, "the honest service")
+        await world.until(world.service_ready, 60, "the good service")
         ready = await condition(world, ROCE_DOMAINS, "old", "Ready", "ObjectInvalid")
         assert "spec.levels" in ready["message"]
         placed = world.condition(SCENARIO_GROUPS, "lost-chat", "Placed")
@@ -263,7 +265,7 @@ async def test_a_stored_domain_that_todays_rules_refuse_says_so_and_stops_nobody
         victim = sorted(world.routed())[0]
         world.kill(victim)
         await world.until(lambda: victim not in world.routed(), 5)
-        await world.until(lambda: len(world.routed()) == 2, 5, "an honest repair")
+        await world.until(lambda: len(world.routed()) == 2, 5, "a good repair")
         # Corrected, it is taken up again, and the refusal is taken back.
         repair_domain(world, "old")
         await world.until(lambda: world.service_ready("lost"), 60, "after the correction")
@@ -408,8 +410,8 @@ async def test_an_instance_that_says_any_version_leaves_one_for_the_next(version
     async with world.running(), world.operator() as task:
         await world.until(world.service_ready, 60)
         (decode,) = (e for e in world.engines.by_ip.values() if "-d0-" in e.pod)
-        decode.lies = partial(newer, version)
-        for n in (0, 1):  # each publishes tables, and the lie is heard after the first
+        decode.spoil = partial(newer, version)
+        for n in (0, 1):  # each publishes tables, and the false value arrives after the first
             await repaired(world, next(p for p in sorted(world.routed()) if f"-p{n}-" in p))
             await asyncio.sleep(20)
         table = next(c for c in world.seen(CONFIGMAPS) if names.KEY_PEERS in c.get("data", {}))

@@ -42,7 +42,7 @@ def page(url: str) -> tuple[int, str]:
 
 @pytest.fixture
 def refused() -> Iterator[int]:
-    """A port at which nobody listens, nor can while the test runs: it is taken."""
+    """A port at which nothing listens, nor can while the test runs: it is taken."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -76,8 +76,8 @@ def test_an_unreachable_api_server_is_said_and_waited_for(tmp_path: Path, refuse
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         said = [line["message"] for line in lines if "pods (0 Unreachable" in line["message"]]
         assert said[0].startswith("The API server does not answer")
-        strangers = [line for line in lines if not line["logger"].startswith("pdserve.")]
-        assert strangers == [], "kopf speaks of errors before there is anything to watch"
+        foreign = [line for line in lines if not line["logger"].startswith("pdserve.")]
+        assert foreign == [], "kopf speaks of errors before there is anything to watch"
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text()

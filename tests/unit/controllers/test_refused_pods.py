@@ -1,4 +1,4 @@
-"""A quota or a policy that refuses pods is told, costs few requests, and ends when it ends."""
+"""A quota or a policy that refuses pods is reported, costs few requests, and ends when it ends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Quota:
 
 @pytest.mark.invariant(10)
 @pytest.mark.parametrize("lost", [1, 2, 3], ids=["one", "a role", "all"])
-def test_a_refused_substitute_is_told_and_tried_a_few_times_a_minute(lost: int) -> None:
+def test_a_refused_substitute_is_reported_and_tried_a_few_times_a_minute(lost: int) -> None:
     @virtual_time
     async def run() -> None:
         world = World(namespaces=(NS, TEAM))

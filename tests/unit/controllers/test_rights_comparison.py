@@ -73,7 +73,7 @@ def test_what_another_role_allowed_is_named() -> None:
     assert found.unused == {(MINE, GET)}
 
 
-def test_discovery_is_everybodys() -> None:
+def test_every_user_may_use_discovery() -> None:
     nothing = {"event": {"objectRef": None}}
     lines = [line(GET), line(GET, role="system:discovery", **nothing)]
     found = compare(lines, ACCOUNT, granted(GET))
@@ -101,7 +101,7 @@ def test_roles_are_found_by_their_bindings() -> None:
                  "roleRef": {"kind": "ClusterRole", "name": "mine"}},
                 {"metadata": {}, "subjects": [{**subject, "name": "other"}],
                  "roleRef": {"kind": "ClusterRole", "name": "theirs"}},
-                {"metadata": {}, "roleRef": {"kind": "ClusterRole", "name": "nobodys"}},
+                {"metadata": {}, "roleRef": {"kind": "ClusterRole", "name": "unbound"}},
             ]
         },
         f"{api}/rolebindings": {

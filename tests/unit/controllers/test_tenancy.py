@@ -19,7 +19,7 @@ from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, PODS, Object
 from pdserve.wire import names
 
 FOREIGN = "mallory"
-"""The namespace of whoever forges owner references."""
+"""The namespace of a user who forges owner references."""
 
 
 def make() -> World:
@@ -285,7 +285,7 @@ async def test_the_younger_of_two_domains_over_the_same_nodes_is_not_ready() -> 
         assert "older RoCEDomain 'old'" in told("second-chat")["message"]
         assert told("first-chat") == {}
         await world.until(lambda: world.service_ready("second"), 120, "what runs goes on")
-        # Other nodes are chosen: it is Ready, and its groups are told.
+        # Other nodes are chosen: it is Ready, and its groups say so.
         select("new", "b")
         await asyncio.sleep(5)
         assert ready("new") == ("False", "NodesShared"), "two nodes are still in both"

@@ -137,7 +137,7 @@ BROKEN = [
     ), "more than its arguments"),
     ("attempts_differ", flow(
         LEG.format(leg="prefill") + "        return replace(one, headers=())"
-    ), "cannot be told apart"),
+    ), "cannot tell two attempts apart"),
     ("junk_replies_are_flow_errors", flow(
         "    def read_prefill(self, body, reply):\n"
         "        orjson.loads(reply)\n        return super().read_prefill(body, reply)"

@@ -32,7 +32,7 @@ def every(escape: Escape, **more: Any) -> Rights:
 
 @pytest.mark.invariant(15)
 @pytest.mark.parametrize("escape", ESCAPES, ids=lambda e: e.name)
-def test_a_template_gets_nothing_that_nobody_allowed(escape: Escape) -> None:
+def test_a_template_gets_nothing_that_was_not_allowed(escape: Escape) -> None:
     with pytest.raises(NotAllowedError) as refused:
         render(escape.template)
     assert refused.value.path == f"template.{escape.path}"

@@ -108,7 +108,7 @@ TIMES = [
 @pytest.mark.parametrize(
     ("seen", "asked", "known"), [t[1:] for t in TIMES], ids=[t[0] for t in TIMES]
 )
-def test_prefills_of_a_length_tell_of_shorter_ones(seen: float, asked: float, known: bool) -> None:
+def test_prefills_of_a_length_bound_shorter_ones(seen: float, asked: float, known: bool) -> None:
     times = PrefillTimes()
     times.learn(seen, 0.5)
     assert times.at_most(asked) == (0.5 if known else float("inf"))
@@ -117,7 +117,7 @@ def test_prefills_of_a_length_tell_of_shorter_ones(seen: float, asked: float, kn
 @pytest.mark.parametrize(
     ("asked", "want"), [(100, 0.3), (1024, 0.3), (4096, 0.3), (16384, 0.7), (32768, float("inf"))]
 )
-def test_a_longer_prompt_that_was_faster_tells_of_a_shorter_one(asked: int, want: float) -> None:
+def test_a_longer_prompt_that_was_faster_bounds_a_shorter_one(asked: int, want: float) -> None:
     times = PrefillTimes()
     for length, seconds in ((1024, 0.5), (4096, 0.3), (16384, 0.7)):
         times.learn(length, seconds)

@@ -16,7 +16,7 @@ from pdserve.wire.routes import RouteGroup, RouteScenario
 @pytest.mark.parametrize("hints", [True, False])
 @pytest.mark.parametrize("load", [0.5, 0.95, 1.2, 3.0])
 def test_attempts_are_bounded_at_every_load(load: float, hints: bool) -> None:
-    """Half of every prefill is taken by somebody this gateway cannot see."""
+    """Half of every prefill is taken by a client this gateway cannot see."""
     view = View(scenario(([2, 2, 2, 2], [64, 64])), {})
     world = World(view, hints=hints)
     for device in world.devices.values():
@@ -24,10 +24,10 @@ def test_attempts_are_bounded_at_every_load(load: float, hints: bool) -> None:
     for t in poisson(load * 4 / world.service, 20.0, seed=3):
         world.arrive(t)
     world.run()
-    everyone = [t for _, t in world.accepted] + [t for _, t, _ in world.gave_up]
-    assert len(everyone) == len(set(map(id, everyone)))
-    assert max(t.attempts for t in everyone) <= most(4, 0.7)
-    mean = sum(t.attempts for t in everyone) / len(everyone)
+    ended = [t for _, t in world.accepted] + [t for _, t, _ in world.gave_up]
+    assert len(ended) == len(set(map(id, ended)))
+    assert max(t.attempts for t in ended) <= most(4, 0.7)
+    mean = sum(t.attempts for t in ended) / len(ended)
     assert mean <= (2.0 if hints else 3.0)
     assert len(world.accepted) >= 0.9 * min(load, 1.0) * 20.0 * 4 / world.service
     if load <= 0.5:
@@ -126,7 +126,7 @@ def test_two_gateways_share_prefills_without_a_storm(load: float) -> None:
 
 @pytest.mark.parametrize("gateways", [2, 8])
 def test_a_burst_through_many_gateways_fails_no_request_that_has_time(gateways: int) -> None:
-    """All are told of the same free slot and one of them gets it, time and again."""
+    """All learn of the same free slot and one of them gets it, time and again."""
     worlds = [World(View(scenario(([1, 1], [64])), {}), seed=i) for i in range(gateways)]
     for i, world in enumerate(worlds):
         world.devices, world.service = worlds[0].devices, 0.02
@@ -222,7 +222,7 @@ def test_the_expected_wait_is_the_room_at_the_pace_of_the_slots() -> None:
 
 @pytest.mark.parametrize("backlog", [4, 10, 40])
 def test_a_retry_is_served_when_the_wait_is_over_and_not_much_earlier(backlog: int) -> None:
-    """What a refused client is told: within half of the time at which it would be served."""
+    """What a refused client learns: within half of the time at which it would be served."""
     world = World(View(scenario(([1, 1], [64])), {}), hints=False, service=0.5)
     for t in (0.0, 0.0):
         world.arrive(t)

@@ -31,7 +31,7 @@ REFUSALS: list[tuple[str, list[Hint | None], float]] = [
     ("it says free, and when, and refuses", [Hint(1, 4, 0.5, 5), Hint(1, 4, 0.5, 6)], 0.010),
     ("a late reply of the past", [Hint(0, 4, 0.5, 5), Hint(0, 4, 0.7, 4)], 0.5),
     ("a late reply of the past alone pauses", [Hint(0, 4, 0.001, 5), Hint(0, 4, 9.0, 4)], 0.010),
-    ("beyond what is believed", [Hint(0, 4, 60.0, 5)], 2.0),
+    ("beyond the limit of hints", [Hint(0, 4, 60.0, 5)], 2.0),
 ]
 
 

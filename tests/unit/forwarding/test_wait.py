@@ -1,4 +1,4 @@
-"""What a client is told to wait, and the choices of the waiting room."""
+"""How long a client should wait, and the choices of the waiting room."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def offered(dispatcher: Dispatcher, count: int, suspect: bool = False) -> list[T
 PACES = [
     ("one free", [1.0], [0.0], 0, 0.0),
     ("the first that is free", [1.0, 1.0], [0.5, 0.2], 0, 0.2),
-    ("whoever came before, at the pace of all", [1.0, 0.5], [0.5, 0.2], 3, 0.2 + 3 / 3),
+    ("those that came before, at the pace of all", [1.0, 0.5], [0.5, 0.2], 3, 0.2 + 3 / 3),
     ("two slots are twice as fast", [1.0, 1.0], [0.0, 0.0], 4, 2.0),
     ("never above a minute", [9.0], [1.5], 50, 60.0),
     ("one of unknown pace: a target's time", [1.0, 0.0], [0.0, 0.0], 3, SLO.ttft),

@@ -232,7 +232,7 @@ async def test_a_key_where_a_proxy_keeps_authorization(rig: Rig, tmp_path: Path)
     assert await status(authorization="Bearer no", x_api_key="sk-alice") == 401
 
 
-async def test_a_directory_without_keys_refuses_everyone(rig: Rig, tmp_path: Path) -> None:
+async def test_a_directory_without_keys_refuses_every_request(rig: Rig, tmp_path: Path) -> None:
     await rig.one_group(keys=tmp_path)
     assert (await rig.complete(headers={"authorization": "Bearer "})).status == 401
 
@@ -279,7 +279,7 @@ async def test_a_fault_of_our_own_costs_one_request_and_nothing_stays(
     assert (await rig.complete()).status == 200
 
 
-async def test_a_ticket_that_nobody_waits_for_hurts_no_other_request(rig: Rig) -> None:
+async def test_a_ticket_without_a_waiter_hurts_no_other_request(rig: Rig) -> None:
     await rig.one_group(slo=WIDE)
     scheduler = rig.gateway.service.scheduler("tiny", {})[0]
     for deadline in (0.0, 1e12):

@@ -73,7 +73,7 @@ async def test_many_clients_that_leave_at_any_time_leave_nothing(rig: Rig) -> No
 @pytest.mark.invariant(11)
 @pytest.mark.parametrize("mortal", [False, True], ids=["connection", "engine"])
 @pytest.mark.parametrize("turn", range(3))
-async def test_a_query_of_death_costs_two_of_eight_prefills_and_nobody_else(
+async def test_a_query_of_death_costs_two_of_eight_prefills_and_no_other(
     rig: Rig, mortal: bool, turn: int
 ) -> None:
     """Others that were on those prefills are served by the rest."""

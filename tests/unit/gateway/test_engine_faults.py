@@ -174,7 +174,7 @@ async def standing_in(rig: Rig, name: str, answer: Answer) -> AsyncIterator[None
 
 @pytest.mark.parametrize("head", [b"200 OK", b"400 Bad Request", b"500 Oops"])
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-async def test_a_reply_that_stops_within_its_body_holds_nobody(
+async def test_a_reply_that_stops_within_its_body_holds_no_request(
     rig: Rig, role: str, head: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An instance that froze there keeps neither its request nor the gateway's end."""
@@ -196,7 +196,7 @@ async def test_a_reply_that_stops_within_its_body_holds_nobody(
 
 
 @pytest.mark.parametrize("status", [b"101 Switching Protocols", b"200 OK"])
-async def test_an_upgrade_that_nobody_asked_for_is_a_fault_of_its_instance(
+async def test_an_upgrade_that_was_not_asked_for_is_a_fault_of_its_instance(
     rig: Rig, status: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def upgrades(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

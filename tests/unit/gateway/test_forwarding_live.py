@@ -83,7 +83,7 @@ async def test_a_prompt_too_long_for_the_target_is_refused_once_that_was_seen(ri
     assert [(await rig.complete(prompt=[1] * 100)).status for _ in range(9)] == [200] * 9
 
 
-@pytest.mark.parametrize("factor", [1.0, 100.0], ids=["right", "far too gloomy"])
+@pytest.mark.parametrize("factor", [1.0, 100.0], ids=["right", "far too pessimistic"])
 async def test_an_idle_service_refuses_no_prompt_that_it_can_serve(rig: Rig, factor: float) -> None:
     """1,000 prompts of mixed length, right after start, whatever the profile predicts."""
     made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
@@ -274,7 +274,7 @@ async def test_a_request_that_a_prefill_failed_goes_to_the_other(
     rig: Rig, fault: str, seed: int
 ) -> None:
     """However the choice between them falls: the one that failed looks as idle as the other."""
-    # Silence is believed after three times the TTFT target and a second.
+    # Silence counts as a fault after three times the TTFT target and a second.
     slo = Slo(ttft=0.5 if fault == "hang" else 10.0, handoff=30.0, tpot=1.0, attainment=0.9)
     await rig.one_group(prefills=2, decodes=2, slo=slo, seed=seed)
     rig.engines["p1"].hints = rig.engines["p0"].hints = False
@@ -312,7 +312,7 @@ async def test_a_request_never_waits_inside_an_instance(rig: Rig) -> None:
     """Whatever hints claim, no instance ever holds more requests than it has slots."""
     await rig.one_group(prefills=2, decodes=2)
     for engine in rig.engines.values():
-        engine.hint_override = (b"9/9", b"0")  # lies: always free
+        engine.hint_override = (b"9/9", b"0")  # wrong: always free
         engine.prefill_seconds = engine.token_seconds = 0.003
     answers = await asyncio.gather(*(rig.complete(stream=True) for _ in range(24)))
     assert {a.status for a in answers} <= {200, 503}

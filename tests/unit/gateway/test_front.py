@@ -130,13 +130,13 @@ PAGE = "https://chat.example.com"
     ("origins", "origin", "allowed"),
     [
         ({PAGE}, PAGE, PAGE),
-        ({PAGE}, "https://evil.example.com", None),
-        ({"*"}, "https://evil.example.com", "*"),
+        ({PAGE}, "https://other.example.com", None),
+        ({"*"}, "https://other.example.com", "*"),
         (set(), PAGE, None),
     ],
     ids=["named", "another", "all", "none"],
 )
-async def test_a_browser_is_told_which_pages_may_call(
+async def test_a_browser_learns_which_pages_may_call(
     origins: set[str], origin: str, allowed: str | None
 ) -> None:
     rig = Rig()

@@ -117,10 +117,10 @@ async def test_two_engines_of_one_model_share_its_requests_and_keep_their_lanes(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow = "from pdserve.engines.pull_flow import PullFlow\nFLOW = PullFlow(lease_seconds=5.0)\n"
-    e.package(tmp_path, "acme_twin", flow=flow)
-    e.install(monkeypatch, e.announce(tmp_path, {"Twin": "acme_twin"}))
+    e.package(tmp_path, "acme_second", flow=flow)
+    e.install(monkeypatch, e.announce(tmp_path, {"Second": "acme_second"}))
     try:
-        engines = await two_models(rig, flow="Twin")
+        engines = await two_models(rig, flow="Second")
         for _ in range(60):
             assert (await rig.complete()).status == 200
         assert set(asked(engines["old"])) == set(asked(engines["new"])) == {"tiny"}

@@ -82,8 +82,8 @@ async def test_what_one_leg_refuses_or_loses_cuts_the_other_and_is_tried_anew(
     pairs: Pairs, name: str, step: str
 ) -> None:
     await pairs.start(prefills=2, decodes=2, slo=Slo(20.0, 5.0, 5.0, 0.9))
-    for twin in ("p0", "p1") if name == "p0" else ("d0", "d1"):
-        pairs.engines[twin].script = [step] if twin == name else []
+    for other in ("p0", "p1") if name == "p0" else ("d0", "d1"):
+        pairs.engines[other].script = [step] if other == name else []
     # Ties are broken by chance: more requests than instances, so that the scripted one is met.
     for _ in range(6):
         answer = await pairs.rig.complete()
@@ -94,7 +94,7 @@ async def test_what_one_leg_refuses_or_loses_cuts_the_other_and_is_tried_anew(
     await pairs.settled()
 
 
-async def test_a_mistake_of_the_client_is_told_and_cuts_both(pairs: Pairs) -> None:
+async def test_a_mistake_of_the_client_is_reported_and_cuts_both(pairs: Pairs) -> None:
     await pairs.start()
     pairs.engines["p0"].script = ["400"]
     answer = await pairs.rig.complete()

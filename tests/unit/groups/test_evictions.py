@@ -113,7 +113,7 @@ CASES = [
     ),
     ("one group after the other", TWO, ("P:n1 D:n1", "P:n2 D:n2", "P:n3 D:n3"), {}, [0, 2, 2]),
     (
-        "until nobody is seen to evict the first",
+        "until no eviction of the first is seen",
         TWO, ("P:n1 D:n1", "P:n2 D:n2", "P:n3 D:n3"), {0: 61, 1: 1}, [0, 0, 2],
     ),
     (

@@ -1,4 +1,4 @@
-"""The life of P/D groups in short stories, in the world of `tests.support.group_world`."""
+"""The life of P/D groups in short scenarios, in the world of `tests.support.group_world`."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_the_worst_member_is_the_state_of_all(
     assert {key: getattr(found, key) for key in want} == want
 
 
-def test_of_two_faults_the_worse_is_told_with_its_pod() -> None:
+def test_of_two_faults_the_worse_is_reported_with_its_pod() -> None:
     found = both(
         {"fault": "CrashLoop", "fault_message": "3 times"},
         {"fault": "NodeLost", "fault_message": "NotReady for 30 s"},

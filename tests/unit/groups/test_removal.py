@@ -26,7 +26,7 @@ def drains(seconds: float, **more: object) -> dict[str, object]:
 
 OUT = [
     ("a draining one is still routed", drains(10), True, IDLE, False),
-    ("nobody asked it yet", drains(10), False, None, False),
+    ("not asked yet", drains(10), False, None, False),
     ("KV reads that it serves may run", drains(10), False, BUSY, False),
     ("it is idle", drains(10), False, IDLE, True),
     ("its time is almost over", drains(59.9), False, BUSY, False),
@@ -35,9 +35,9 @@ OUT = [
     ("it stopped", drains(10, running=False), False, None, True),
     ("it stopped, gateways still know it", drains(10, running=False), True, None, False),
     ("it is faulty", {"fault": "CrashLoop"}, True, None, True),
-    ("somebody deletes it, its preStop hook runs", {"terminating": True}, False, IDLE, False),
-    ("somebody deletes it while it drains", drains(60, terminating=True), False, IDLE, False),
-    ("somebody deleted it", {"terminating": True, "running": False}, True, None, True),
+    ("a user deletes it, its preStop hook runs", {"terminating": True}, False, IDLE, False),
+    ("a user deletes it while it drains", drains(60, terminating=True), False, IDLE, False),
+    ("a user deleted it", {"terminating": True, "running": False}, True, None, True),
 ]
 
 

@@ -126,7 +126,7 @@ def test_a_node_whose_devices_are_well_again_is_only_avoided(sick: dict[str, Any
     assert suspects(repairs, NOW + 101, fabric(), {}) == Suspects(frozenset(), ("n1",))
 
 
-def test_an_image_error_blames_no_node_however_often() -> None:
+def test_an_image_error_makes_no_node_suspect_however_often() -> None:
     repairs: tuple[t.Repair, ...] = ()
     for k in range(4):
         repairs = fail(repairs, "ImageError", f"n{k}", NOW + 100 * k)

@@ -1,4 +1,4 @@
-"""The planner against a small world with faults, crashes and orders of events that nobody chose.
+"""The planner against a small world with faults, crashes and random orders of events.
 
 Each step checks the architecture's invariants 1-5, 7 and 8 (`tests.support.group_world`); when the
 faults end, everything must come to rest, Ready, with exactly the wanted pods.

@@ -1,4 +1,4 @@
-"""Who is to blame when instances answer but do not become Ready."""
+"""Which instance is at fault when instances answer but do not become Ready."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ CASES = [
     ("its prefill answers at last", [starting("p0", EARLY), starting("d0", LATE)], "", set()),
     ("it has no prefill at all", [starting("d0", LATE)], "", set()),
     ("others are linked", [instance("p0"), instance("d1"), starting("d0", LATE)], "", {"d0"}),
-    ("nobody is linked: one goes", [starting("p0", LATE), starting("d0", LATE)], "", {"d0"}),
+    ("none is linked: one goes", [starting("p0", LATE), starting("d0", LATE)], "", {"d0"}),
     (
-        "nobody is linked: the youngest goes",
+        "none is linked: the youngest goes",
         [starting("p0", LATE, created=5.0), starting("d0", LATE)],
         "",
         {"p0"},
@@ -68,7 +68,7 @@ CASES = [
         "",
         set(),
     ),
-    ("a leaving prefill is nobody to wait for",
+    ("a leaving prefill is not waited for",
      [starting("p0", LATE, terminating=True), starting("d0", LATE)], "", set()),
 ]  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_a_running_deadline_is_looked_at_when_it_ends() -> None:
 
 
 @pytest.mark.invariant(13)
-def test_the_blame_stays_with_the_one_that_lost_its_table_entry() -> None:
+def test_the_fault_stays_with_the_one_that_lost_its_table_entry() -> None:
     """Without it two instances took turns: each plan put one into the table and took out the
     other, for ever.
     """

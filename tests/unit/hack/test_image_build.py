@@ -100,7 +100,7 @@ def tool(folder: Path, name: str, script: str) -> dict[str, str]:
     return {"PATH": f"{folder}:/usr/bin:/bin"}
 
 
-def test_without_an_engine_each_tools_reason_is_told(tmp_path: Path) -> None:
+def test_without_an_engine_each_tools_reason_is_reported(tmp_path: Path) -> None:
     tool(tmp_path, "docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
     with pytest.raises(ImagesError) as caught:
         find_engine(None, {"PATH": str(tmp_path)})

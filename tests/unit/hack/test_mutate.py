@@ -109,7 +109,7 @@ def test_a_change_behind_a_long_text_is_shown_where_it_is() -> None:
     assert len(shown.before) <= 120
 
 
-def test_an_accepted_name_that_no_mutant_has_is_told() -> None:
+def test_an_accepted_name_that_no_mutant_has_is_reported() -> None:
     by_path = {"m.py": mutants("m.py", "def f(a): return a < 1\n")}
     names = [m.name for m in by_path["m.py"]]
     gone = ["m.py f: a < 2 -> a <= 2", "gone.py f: 1 -> 2"]

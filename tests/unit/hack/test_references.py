@@ -60,7 +60,7 @@ def test_what_exists_is_found(tree: Path, text: str) -> None:
 
 @pytest.mark.parametrize(("text", "word"), WRONG, ids=[w[1] for w in WRONG])
 @pytest.mark.parametrize("form", ['"""{}."""', "x = 1  # {}", 'class A:\n    b: int\n    """{}"""'])
-def test_what_does_not_exist_is_told(tree: Path, text: str, word: str, form: str) -> None:
+def test_what_does_not_exist_is_reported(tree: Path, text: str, word: str, form: str) -> None:
     assert _found(tree, form.format(text), "operator/pdserve/more.py") == [word]
 
 

@@ -14,7 +14,7 @@ GET = b"GET /health HTTP/1.0\r\n\r\n"
 
 
 class Owner(Receiver):
-    """Records what an owner is told."""
+    """Records what an owner receives."""
 
     def __init__(self, max_head: int = 1000, max_body: int = 10) -> None:
         super().__init__(max_head, max_body)

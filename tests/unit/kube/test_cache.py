@@ -316,7 +316,7 @@ async def test_gone_is_taken_in_for_that_very_object_only() -> None:
 
 
 @virtual_time
-async def test_what_pruning_drops_wakes_nobody() -> None:
+async def test_what_pruning_drops_wake_no_handler() -> None:
     api = FakeApi()
     await api.client().create(NODES, {"metadata": {"name": "n"}, "spec": {"unschedulable": False}})
     cache = Cache(api.client(), NODES, prune=keep("spec.unschedulable"))
@@ -430,7 +430,7 @@ class Switched:
 
 
 @virtual_time
-async def test_a_server_restored_from_a_backup_is_believed() -> None:
+async def test_a_server_restored_from_a_backup_is_accepted() -> None:
     api, faults = FakeApi(), Faults()
     for index in range(50):
         await api.client().create(CONFIGMAPS, config(f"c{index}"))
@@ -451,7 +451,7 @@ async def test_a_server_restored_from_a_backup_is_believed() -> None:
 
 
 @virtual_time
-async def test_a_raising_handler_blinds_nobody() -> None:
+async def test_a_raising_handler_blinds_no_other() -> None:
     api, registry = FakeApi(), Registry()
     cache = Cache(api.client(), CONFIGMAPS, registry=registry)
     cache.on_change(lambda *_: 1 / 0)  # type: ignore[arg-type, return-value]
@@ -590,17 +590,17 @@ async def test_what_cannot_be_read_is_skipped_told_and_stops_nothing() -> None:
         assert len(cache) == 1
 
 
-class LyingLists(FakeTransport):
+class WrongLists(FakeTransport):
     """Its first answers to lists are none."""
 
     def __init__(self, api: FakeApi, faults: Faults) -> None:
         super().__init__(api, faults)
-        self.lies: list[Any] = [5, {"items": [5]}, {"items": [{"metadata": None}]}, {}]
+        self.wrong: list[Any] = [5, {"items": [5]}, {"items": [{"metadata": None}]}, {}]
 
     async def send(self, request: KubeRequest) -> Object:
-        if self.lies and request.verb == "list":
-            lie: Object = self.lies.pop(0)
-            return lie
+        if self.wrong and request.verb == "list":
+            answer: Object = self.wrong.pop(0)
+            return answer
         return await super().send(request)
 
 
@@ -608,8 +608,8 @@ class LyingLists(FakeTransport):
 async def test_an_answer_that_is_no_list_is_asked_for_again() -> None:
     api = FakeApi()
     await api.client().create(CONFIGMAPS, config("a"))
-    transport = LyingLists(api, Faults())
+    transport = WrongLists(api, Faults())
     cache = Cache(KubeClient(transport), CONFIGMAPS)
     async with running(cache):
-        assert transport.lies == []
+        assert transport.wrong == []
         assert len(cache) == 1

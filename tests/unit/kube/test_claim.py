@@ -86,7 +86,7 @@ async def test_a_silent_holder_is_succeeded_after_the_duration_and_not_before() 
 
 @virtual_time
 async def test_a_successor_of_the_same_holder_goes_on_at_once() -> None:
-    """A Deployment rolls: nobody else gets in between."""
+    """A Deployment rolls: no other gets in between."""
     api = FakeApi()
     before = claim(api, "a/op")
     await before.take()

@@ -144,7 +144,7 @@ def test_paths() -> None:
         NODES.path("ns", "a")
 
 
-def test_error_kinds_are_told_apart() -> None:
+def test_error_kinds_are_distinguished() -> None:
     taken = KubeError.from_status(409, {"reason": "AlreadyExists"})
     stale = KubeError.from_status(409, {"reason": "Conflict"})
     assert (taken.is_already_exists, taken.is_conflict) == (True, False)
@@ -169,7 +169,7 @@ def config(name: str, owner: Object | None, **data: str) -> Object:
 
 @pytest.mark.invariant(9)
 @virtual_time
-async def test_a_strangers_object_is_never_taken_over() -> None:
+async def test_a_foreign_object_is_never_taken_over() -> None:
     api = FakeApi()
     client = api.client()
     boss = await client.create(CONFIGMAPS, config("boss", None))

@@ -125,7 +125,7 @@ async def test_each_object_has_its_own_limit_and_no_count_is_lost() -> None:
 @virtual_time
 async def test_nothing_is_ever_raised_into_the_caller() -> None:
     scene = Scene()
-    scene.recorder.event(pod(), "Normal", "Unlisted", "A reason nobody declared.")
+    scene.recorder.event(pod(), "Normal", "Unlisted", "A reason that is not declared.")
     assert scene.dropped("unknown_reason") == 1
     scene.recorder.event({"no": "metadata"}, "Normal", "Placed", "Malformed.")
     assert scene.dropped("error") == 1

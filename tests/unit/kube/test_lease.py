@@ -145,7 +145,7 @@ def test_a_kill_hands_over_within_twenty_seconds_and_not_too_soon(seed: int) -> 
 
 @virtual_time
 async def test_restarted_in_place_it_goes_on_at_once_with_the_lease_it_held() -> None:
-    """And a stranger of the same name, or another pod, still waits."""
+    """And a foreign pod of the same name, or another pod, still waits."""
     api = FakeApi()
     one = Candidate(api, "one", incarnation="uid-1")
     await until(lambda: one.working)
@@ -271,7 +271,7 @@ async def test_a_deleted_lease_ends_leadership_and_is_made_anew() -> None:
     ],
 )  # fmt: skip
 @virtual_time
-async def test_no_stored_lease_keeps_everybody_from_leading(
+async def test_no_stored_lease_keeps_every_operator_from_leading(
     spec: Object | None, seconds: float
 ) -> None:
     api = FakeApi()

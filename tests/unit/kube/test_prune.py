@@ -79,7 +79,7 @@ def test_equal_parts_of_many_objects_are_one_in_memory() -> None:
 
 
 def test_sharing_never_changes_a_value() -> None:
-    """1, 1.0 and True are equal to Python, and different to everyone else."""
+    """1, 1.0 and True are equal to Python, and different in JSON."""
     prune = keep("spec")
     values = [{"x": True}, {"x": 1}, {"x": 1.0}, {"x": "1"}, {"x": None}, {"x": [1, True]}, {}]
     for spec in values * 2:

@@ -136,7 +136,7 @@ async def test_of_several_delays_the_earliest_counts() -> None:
     assert now() - start == pytest.approx(5)
     queue.done(key("a"))
     await asyncio.sleep(100)
-    assert len(queue) == 0, "the later wishes are gone"
+    assert len(queue) == 0, "the later requests are gone"
 
 
 @virtual_time

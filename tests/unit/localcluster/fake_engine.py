@@ -118,7 +118,7 @@ elif argv[:2] == ["delete", "cluster"]:
     kept = {{n: c for n, c in state["containers"].items() if c["cluster"] != name}}
     state["containers"] = kept
     if state["create"] == "late":
-        # The engine goes on with what it was asked for, whoever asked: soon it runs one node more.
+        # The engine goes on with what it was asked for: soon it runs one node more.
         state["create"], state["late"] = "", {{"cluster": name, "at": time.monotonic() + 0.2}}
     save(state)
 elif argv[:2] == ["load", "image-archive"]:

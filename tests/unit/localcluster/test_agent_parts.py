@@ -110,7 +110,7 @@ def test_a_refused_pod_holds_nothing() -> None:
         ("example.com/thing", {}),
     ],
 )
-def test_containers_are_told_their_devices(resource: str, want: dict[str, str]) -> None:
+def test_containers_get_their_device_numbers(resource: str, want: dict[str, str]) -> None:
     assert Devices(resource, 4).env([0, 3]) == want
     assert Devices(resource, 4).env([]) == {}
 

@@ -135,9 +135,9 @@ def test_a_pod_that_the_node_ended_is_failed_while_its_containers_run() -> None:
     assert report["containerStatuses"][0]["ready"]
 
 
-def test_the_address_is_told_once_containers_may_start() -> None:
+def test_the_address_is_reported_once_containers_may_start() -> None:
     before = status(view(CREATING), sandbox=False)
-    # Null takes back an address that was told before.
+    # Null takes back an address that was reported before.
     assert (before["podIP"], before["podIPs"]) == (None, None)
     assert get(before, "PodReadyToStartContainers")["status"] == "False"
     after = status(view(CREATING))

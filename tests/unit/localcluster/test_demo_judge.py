@@ -27,7 +27,7 @@ def verdicts(**how: object) -> dict[str, bool]:
         ({"own_bad_until": 82.5}, {"ttft-recovers": False, "better-than-fixed": True}),
         ({"stayed": False}, {"ttft-recovers": True, "better-than-fixed": False}),
     ],
-    ids=["as hoped", "never grows", "as bad as fixed", "late recovery", "fixed ones changed"],
+    ids=["as expected", "never grows", "as bad as fixed", "late recovery", "fixed ones changed"],
 )
 def test_claims_hold_only_when_they_do(how: dict[str, object], want: dict[str, bool]) -> None:
     assert {name: ok for name, ok in verdicts(**how).items() if name in want} == want
@@ -50,16 +50,16 @@ def test_devices_are_held_from_when_they_are_wanted() -> None:
     assert made.fixed.devices_mean == 24
 
 
-@pytest.mark.parametrize(("until", "told"), [(54.0, True), (100.0, False)])
+@pytest.mark.parametrize(("until", "noted"), [(54.0, True), (100.0, False)])
 def test_devices_count_as_saved_only_if_the_last_counts_were_enough(
-    until: float, told: bool
+    until: float, noted: bool
 ) -> None:
     notes = " ".join(judge.comparison(measured(own_bad_until=until)).notes)
-    assert ("12% fewer" in notes) is told
-    assert ("Devices saved" in notes) is told
+    assert ("12% fewer" in notes) is noted
+    assert ("Devices saved" in notes) is noted
 
 
-def test_nobody_offered_is_no_attainment() -> None:
+def test_nothing_offered_is_no_attainment() -> None:
     assert judge.attainment([]) != judge.attainment([])  # not a number
 
 

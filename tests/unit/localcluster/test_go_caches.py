@@ -76,7 +76,7 @@ class Machine:
         return int(file.read_text() or 0) or None if file.exists() else None
 
     def temporary(self) -> list[Path]:
-        """Folders in the cache that are nobody's program."""
+        """Folders in the cache that are no program's."""
         return list(self.cache.glob(".*"))
 
 

@@ -142,9 +142,7 @@ def test_another_configuration_is_refused(engine: FakeEngine, cluster: KindClust
         cluster.up(KindPlan({"kind": "Cluster", "nodes": [{"role": "worker"}]}))
 
 
-def test_a_kind_cluster_of_somebody_else_is_left_alone(
-    engine: FakeEngine, cluster: KindCluster
-) -> None:
+def test_a_foreign_kind_cluster_is_left_alone(engine: FakeEngine, cluster: KindCluster) -> None:
     theirs = {"cluster": "c", "role": "control-plane", "state": "running", "store": {}}
     engine.set(containers={"c-control-plane": theirs})
     with pytest.raises(LocalError, match=r"did not make; .*kind delete cluster --name c"):

@@ -98,8 +98,8 @@ def test_the_owner_of_a_connection_is_known() -> None:
         assert owner_of(("127.9.9.9", near[1]), far) is None
 
 
-def test_a_cluster_starts_while_somebody_looks_whether_it_runs(tmp_path: Path) -> None:
-    """Whoever looks holds the lock for a moment; a daemon that met that moment gave up."""
+def test_a_cluster_starts_while_its_state_is_read(tmp_path: Path) -> None:
+    """A reader holds the lock for a moment; a daemon that met that moment gave up."""
     (tmp_path / PLAN).write_text("{}")
     with (tmp_path / LOCK).open("a") as looks:
         fcntl.flock(looks, fcntl.LOCK_SH)
@@ -177,7 +177,7 @@ def test_ctrl_c_while_a_child_starts_ends_it(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     processes.spawn(["true"], log=tmp_path / "other").wait()  # starts come one after another
-    assert os.read(reader, 1) == b"", "nobody has the log open"
+    assert os.read(reader, 1) == b"", "no process has the log open"
     os.close(reader)
 
 

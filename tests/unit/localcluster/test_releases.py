@@ -131,12 +131,12 @@ def test_a_file_that_is_not_the_pinned_one_is_never_used(
     go: Path, published: Mirror, machine: Path
 ) -> None:
     scheduler = binaries.kube_release().assets[3]
-    published.put(scheduler, b"evil", pin=False)
+    published.put(scheduler, b"changed", pin=False)
     said: list[str] = []
     assert binaries.kube(said.append).source == "built from Go modules"
     [line] = [line for line in said if "is not the pinned file" in line]
     assert scheduler.url.rpartition("/")[2] in line
-    assert not [p for p in machine.glob("**/bin/*") if p.read_bytes() == b"evil"]
+    assert not [p for p in machine.glob("**/bin/*") if p.read_bytes() == b"changed"]
     assert not list(machine.glob("*release*/bin"))
 
 

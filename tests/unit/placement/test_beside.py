@@ -44,7 +44,7 @@ def node(name: str, there: tuple[dict[str, Any], ...] = (), **amounts: Any) -> N
 
 
 def pod(**requests: Any) -> dict[str, Any]:
-    """Somebody's pod, without devices."""
+    """A foreign pod, without devices."""
     return {"spec": {"containers": [{"resources": {"requests": requests}}]}}
 
 
@@ -193,7 +193,7 @@ def test_a_demanded_label_is_found_and_told() -> None:
          "pods: 1 of 1 nodes lack 1"),
     ],
 )  # fmt: skip
-def test_what_is_short_is_told_with_numbers(
+def test_what_is_short_is_reported_with_numbers(
     views: list[NodeView], asked: GroupRequest, says: str
 ) -> None:
     found = place(tree(*views), asked)

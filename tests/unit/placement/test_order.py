@@ -68,7 +68,7 @@ def test_leaves_come_from_the_roomiest(drawing: str, want: str) -> None:
     ],
     ids=["on none", "on one", "on both"],
 )
-def test_a_host_port_is_told_where_it_is_taken(taken: list[str], want: list[str]) -> None:
+def test_a_host_port_is_reported_where_it_is_taken(taken: list[str], want: list[str]) -> None:
     keys = port_keys("TCP", 80, "")
     held = [Reservation("x", n, key, 1) for n in taken for key in keys]
     tree = fabric("p1 a  n1:8 n2:8").reserve(held)

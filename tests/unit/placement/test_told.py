@@ -253,8 +253,8 @@ def test_nodes_out_of_use_are_counted_by_reason(
 
 def test_the_reason_of_a_node_is_the_first_that_holds() -> None:
     """Its state before suspicion, that before volumes, those before labels."""
-    wish = frozenset({(Requirement("disk", "In", ("x" * 300,)),)})
-    shape = Shape(RESOURCE, 8, nodes=frozenset({"n1", "n2", "n4"}), selector=wish)
+    wanted = frozenset({(Requirement("disk", "In", ("x" * 300,)),)})
+    shape = Shape(RESOURCE, 8, nodes=frozenset({"n1", "n2", "n4"}), selector=wanted)
     asked = GroupRequest(1, 1, shape, shape, exclude=frozenset({"n1", "n2"}))
     message = refused("p1 a  n1:8!NotReady n2:8 n3:8", asked)
     assert "1 (NotReady), 1 (a volume is elsewhere), 1 (suspect after a fault)" in message
@@ -309,7 +309,7 @@ def test_free_devices_are_those_of_every_resource_that_the_roles_use() -> None:
     assert "3 devices are free on usable nodes" in same.message
 
 
-def test_six_shortages_are_told() -> None:
+def test_six_shortages_are_reported() -> None:
     names = [f"example.com/r{k}" for k in range(8)]
     shape = Shape(RESOURCE, 1, requests=tuple((name, 1) for name in names))
     found = place(fabric("p1 a  n1:8"), GroupRequest(1, 1, shape, shape))

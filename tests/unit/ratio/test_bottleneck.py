@@ -79,7 +79,7 @@ CASES: dict[str, tuple[ScenarioSample, LoopMemory, str, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_blame(name: str) -> None:
+def test_bottleneck(name: str) -> None:
     measured, memory, role, word = CASES[name]
     found = bottleneck(read_signals(measured, PROFILE), memory, MODEL, Counts(1, 1, 1))
     assert found.role == role, found.why

@@ -100,7 +100,7 @@ def test_one_outlier_hardly_moves_it() -> None:
 
 
 def test_steady_traffic_keeps_what_it_does_not_excite() -> None:
-    """With one prompt length, b and c cannot be told apart: their ratio stays the seed's."""
+    """With one prompt length, b and c cannot be separated: their ratio stays the seed's."""
     state = start("k", 4, 32, preset=PROFILE)
     slow = dilated(PROFILE, 1.3)
     for i in range(40):

@@ -42,7 +42,7 @@ def test_decode_capacity_is_at_the_largest_batch_that_meets_tpot() -> None:
     assert largest_decode_batch(linear, DEMAND, slo) == 14  # 0.01 + 14 * 0.0025 = 0.045
     model = build(linear, DEMAND, slo)
     assert model.decode.capacity == pytest.approx(14 / (199 * 0.045))
-    assert model.decode.options[0].slack == 0.0, "above b* nobody waits, everyone is slow"
+    assert model.decode.options[0].slack == 0.0, "above b* no request waits, all are slow"
 
 
 def test_decode_waits_only_when_slots_are_the_limit() -> None:

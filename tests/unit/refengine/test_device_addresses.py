@@ -1,4 +1,4 @@
-"""Which addresses that a table tells of devices KV may go to."""
+"""Which addresses of devices in a table KV may go to."""
 
 from __future__ import annotations
 

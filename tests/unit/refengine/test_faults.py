@@ -1,4 +1,4 @@
-"""A failing computation fails its requests and nothing else; wrong numerics are told apart."""
+"""A failing computation fails its requests and nothing else; wrong numerics are distinguished."""
 
 from __future__ import annotations
 

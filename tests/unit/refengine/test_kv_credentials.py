@@ -70,7 +70,7 @@ async def test_equal_pair_keys_link_and_pull() -> None:
     ],
     ids=["a gateway's credential", "the old token", "another service", "another decode", "nothing"],
 )
-async def test_whoever_cannot_prove_the_pair_key_of_d0_gets_nothing(decode: Trust) -> None:
+async def test_a_sender_that_cannot_prove_the_pair_key_of_d0_gets_nothing(decode: Trust) -> None:
     async with pair(trusting("p0"), decode) as made:
         with pytest.raises(TransportError):
             await made.pull()
@@ -204,7 +204,7 @@ async def test_real_engines_serve_by_grants_and_refuse_every_other_way(modern: G
     with pytest.raises(asyncio.IncompleteReadError):
         await before.read()
 
-    # Nobody took it: the decode it is for gets the KV, and the answer.
+    # No decode took it: the one it is for gets the KV, and the answer.
     answer = await modern.decode("/v1/completions", BODY, params)
     assert answer.status == 200, answer.body
     assert answer.body["usage"]["completion_tokens"] == 4

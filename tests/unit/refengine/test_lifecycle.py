@@ -86,7 +86,7 @@ async def test_release_frees_the_slot(client: Client, start_group: Any) -> None:
 
 
 async def test_the_end_of_the_lease_frees_the_slot(client: Client, start_group: Any) -> None:
-    # The grace of a pull, far longer than the wait below, is not for KV that nobody pulls.
+    # The grace of a pull, far longer than the wait below, is not for KV that no decode pulls.
     lease = ("--lease-seconds", "0.3", "--transfer-timeout", "600")
     group: Group = await start_group(("--slots", "1", *lease))
     begin = time.monotonic()
@@ -167,11 +167,11 @@ async def test_a_client_that_leaves_during_the_transfer_frees_the_decode(
     await until(lambda: is_idle(client, group.decodes[0]), "decode is free")
 
 
-async def test_the_same_request_id_twice_is_told_apart(client: Client, start_group: Any) -> None:
+async def test_the_same_request_id_twice_is_distinguished(client: Client, start_group: Any) -> None:
     group: Group = await start_group()
-    legs = [await group.prefill(PATH, BODY, **{http.HEADER_REQUEST_ID: "twin"}) for _ in range(2)]
+    legs = [await group.prefill(PATH, BODY, **{http.HEADER_REQUEST_ID: "same"}) for _ in range(2)]
     ids = [leg.body[http.PARAM_KV]["remote_request_id"] for leg in legs]
-    assert ids[0] == "twin" and ids[1].startswith("twin-")
+    assert ids[0] == "same" and ids[1].startswith("same-")
     assert [leg.headers[http.HEADER_REQUEST_ID] for leg in legs] == ids
     texts = [(await group.decode(PATH, BODY, leg.body[http.PARAM_KV])).body for leg in legs]
     assert texts[0]["choices"] == texts[1]["choices"]
@@ -293,8 +293,8 @@ async def test_tables_and_readiness(client: Client, start: Any) -> None:
     for table in (group.table(4), PeerTable("other", 5, group.table(5).instances)):
         stale = await client.call("PUT", url, table.to_json())
         assert (stale.status, stale.body["version"]) == (409, 5)
-    stranger = PeerTable("g-0", 6, (decode.peer(),))
-    assert (await client.call("PUT", url, stranger.to_json())).status == 422
+    foreign = PeerTable("g-0", 6, (decode.peer(),))
+    assert (await client.call("PUT", url, foreign.to_json())).status == 422
     swapped = PeerTable("g-0", 6, (prefill.peer("decode"),))
     assert (await client.call("PUT", url, swapped.to_json())).status == 422
     # A newer table with a peer that is not there yet: reported down, but still ready.
@@ -389,8 +389,8 @@ async def test_corrupt_kv_is_never_used(client: Client, start: Any) -> None:
     assert (reply.status, reply.headers[http.HEADER_REJECT]) == (502, http.REJECT_KV_FAILED)
     assert "corrupt" in reply.body["error"]["message"]
     assert await is_idle(client, decode)
-    stranger = params | {"remote_engine_id": "nobody"}
-    reply = await client.call("POST", decode.url + PATH, BODY | {http.PARAM_KV: stranger})
+    foreign = params | {"remote_engine_id": "unknown"}
+    reply = await client.call("POST", decode.url + PATH, BODY | {http.PARAM_KV: foreign})
     assert (reply.status, reply.headers[http.HEADER_REJECT]) == (502, http.REJECT_KV_FAILED)
     await transport.stop()
 

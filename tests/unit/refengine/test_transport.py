@@ -86,7 +86,7 @@ async def test_many_pulls_at_once() -> None:
 REFUSED: dict[str, tuple[Identity, str]] = {
     "other secret": (dataclasses.replace(RECEIVER, keys=Trust("guess")), "wrong token"),
     "other model": (dataclasses.replace(RECEIVER, model="model-2"), "model model-1 here, model-2"),
-    "stranger": (dataclasses.replace(RECEIVER, id="d9"), "d9 is no peer"),
+    "not in the table": (dataclasses.replace(RECEIVER, id="d9"), "d9 is no peer"),
 }
 
 
@@ -108,7 +108,7 @@ async def test_another_peer_at_the_address_is_noticed() -> None:
             await pair.receiver.link(wrong)
 
 
-async def test_nobody_listens() -> None:
+async def test_no_listener() -> None:
     transport = TcpTransport(RECEIVER, Store(), 5)
     with pytest.raises(TransportError, match=r"p0 at 127\..*:9"):
         await transport.link(PeerAddress("p0", fresh_host(), 9))

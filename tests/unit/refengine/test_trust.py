@@ -1,4 +1,4 @@
-"""Whom an engine believes: by use, by grant, while old and new live together, and afterwards."""
+"""Which credentials an engine accepts: by use, by grant, during a rotation, and afterwards."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_the_shared_token_alone_stands_for_all_uses() -> None:
     assert refused(trust.controls, "other")
     assert not refused(trust.check_release, "shared")
     assert not refused(trust.check_generation, ""), "gateways of that version send nothing"
-    assert trust.proof_to("anyone") == SHARED
-    assert trust.proofs_from("anyone") == (SHARED,)
+    assert trust.proof_to("any") == SHARED
+    assert trust.proofs_from("any") == (SHARED,)
 
 
 def test_without_any_credential_everything_is_open() -> None:

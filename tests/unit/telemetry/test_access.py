@@ -138,7 +138,7 @@ async def test_k7_9_only_servers_of_the_ca_are_asked_and_a_new_ca_is_used(tmp_pa
 BAD: list[tuple[str, bytes | None, str]] = [
     ("token_file", None, "No such file"),
     ("token_file", b"", "one line"),
-    ("token_file", b"s3cret-value\nX-Evil: 1", "one line"),
+    ("token_file", b"s3cret-value\nX-Added: 1", "one line"),
     ("token_file", b"\xff\xfe", "not UTF-8"),
     ("token_file", b"s" * (MAX_SECRET + 1), "more than"),
     ("ca_file", None, "No such file"),
@@ -148,7 +148,7 @@ BAD: list[tuple[str, bytes | None, str]] = [
 
 
 @pytest.mark.parametrize(("name", "raw", "says"), BAD)
-async def test_k7_9_a_bad_file_is_told_and_mended_without_a_restart(
+async def test_k7_9_a_bad_file_is_reported_and_mended_without_a_restart(
     name: str, raw: bytes | None, says: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "file"

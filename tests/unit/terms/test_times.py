@@ -1,4 +1,4 @@
-"""Times of objects: every malformed one is told from a good one, and never ends a reader."""
+"""Times of objects: every malformed one is recognized, and never ends a reader."""
 
 from __future__ import annotations
 

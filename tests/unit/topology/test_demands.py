@@ -38,7 +38,7 @@ DEMANDS: list[tuple[str, dict[str, Any], set[tuple[Requirement, ...]] | None]] =
     ("nothing", {}, None),
     ("nothing, in null words", {"nodeSelector": None, "affinity": None}, None),
     ("no node affinity", {"affinity": {"podAffinity": {}, "nodeAffinity": None}}, None),
-    ("only wishes", {"affinity": {"nodeAffinity": {"preferred": []}}}, None),
+    ("only preferences", {"affinity": {"nodeAffinity": {"preferred": []}}}, None),
     ("a selector", {"nodeSelector": {"zone": "z1"}}, {(ZONE,)}),
     ("an affinity", {"affinity": affinity(wants(ZONE, DISK))}, {(ZONE, DISK)}),
     (

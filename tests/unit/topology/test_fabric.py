@@ -142,7 +142,7 @@ def test_roce_devices_come_in_device_order() -> None:
 @pytest.mark.parametrize(
     "ip", ["host.example", "10.1", "10.0.0.1:5600", "fd00::1/64", "", "0" * 50]
 )
-def test_what_is_no_ip_address_is_told_and_taken_for_unknown(ip: str) -> None:
+def test_what_is_no_ip_address_is_reported_and_taken_for_unknown(ip: str) -> None:
     text = json.dumps([{"id": 1, "ip": "fd00::2"}, {"id": 0, "ip": ip}])
     view = node_view(raw_node(metadata__annotations={names.ANNOTATION_ROCE_DEVICES: text}))
     assert view.devices == (Device(0), Device(1, "fd00::2"))
@@ -178,7 +178,7 @@ def test_a_bad_annotation_is_reported_not_raised(annotation: str, text: str, say
     [
         ("1e3", 1000, 1000), ("1k", 1000, 1000), ("1T", 10**12, 10**12), ("1Ti", 2**40, 2**40),
         ("4E0", 4, 4), ("8000m", 8, 8), (8, 8, 8), (8.0, 8, 8), ("1e999", 2**63 - 1, 2**63 - 1),
-        # A part of a device is a whole one to its pod, and none to whoever may be given it.
+        # A part of a device is a whole one to its pod, and none to its next holder.
         ("1500m", 2, 1), ("0.5", 1, 0), ("1u", 1, 0), ("1n", 1, 0),
         ("-3", 0, 0), ("nonsense", 0, 0), ("", 0, 0), (None, 0, 0), ([8], 0, 0), ({}, 0, 0),
         (True, 0, 0), ("9" * 5000, 0, 0), ("1e" + "9" * 50, 0, 0),
@@ -230,7 +230,7 @@ def test_a_pinned_pod_reserves_until_it_is_bound() -> None:
     assert reservation_of(pod) == ()
 
 
-def test_leaf_names_may_repeat_and_are_told_apart() -> None:
+def test_leaf_names_may_repeat_and_are_distinguished() -> None:
     tree = fabric("""p1 leaf-0  n1:8
                      p2 leaf-0  m1:8
                      p2 leaf-1  m2:8""")

@@ -142,7 +142,7 @@ def test_an_amount_that_cannot_be_read_costs_its_own_resource_only(
     assert problem.startswith(says)
 
 
-def test_what_cannot_be_read_is_told_in_the_same_order_whatever_the_objects() -> None:
+def test_what_cannot_be_read_is_reported_in_the_same_order_whatever_the_objects() -> None:
     one = {"example.com/b": "much", "example.com/a": "more"}
     labels: dict[str, Any] = {"y": 1, "x": 2, "z": "fine"}
     views = [
@@ -240,7 +240,7 @@ def test_a_node_is_well_while_no_device_of_it_is_unhealthy_or_taken_back(
         ({RESOURCE: 4}, (0, 1), 0, 6),
     ],
 )
-def test_an_unhealthy_device_counts_once_whoever_takes_it_out(
+def test_an_unhealthy_device_counts_once_whatever_takes_it_out(
     capacity: Mapping[str, int], unhealthy: tuple[int, ...], used: int, want: int
 ) -> None:
     view = NodeView(

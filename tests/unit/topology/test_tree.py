@@ -178,7 +178,7 @@ def test_of_many_nodes_without_a_label_five_are_named(count: int, want: str) -> 
     assert problem.message == f"label {LABELS[1]} missing on {want}"
 
 
-def test_every_label_that_is_missing_is_told_in_order() -> None:
+def test_every_label_that_is_missing_is_reported_in_order() -> None:
     nodes = [NodeView("n1"), NodeView("n2", labels={LABELS[0]: "p"}), NodeView("n3")]
     tree = build_fabric(SPEC, nodes[::-1])
     assert list(tree.nodes) == ["n1", "n2", "n3"]
@@ -212,7 +212,7 @@ def test_every_label_that_is_missing_is_told_in_order() -> None:
         ),
     ],
 )
-def test_a_name_under_several_parents_is_told_at_each_level(
+def test_a_name_under_several_parents_is_reported_at_each_level(
     paths: list[str], want: list[str]
 ) -> None:
     found = build_fabric(TreeSpec("d", THREE), three(*paths)).problems
@@ -283,7 +283,7 @@ def test_the_summary_counts_what_a_new_instance_could_take() -> None:
     assert re.fullmatch("sha256:[0-9a-f]{16}", found.topology_version)
 
 
-def test_the_summary_tells_of_names_under_several_parents() -> None:
+def test_the_summary_reports_names_under_several_parents() -> None:
     found = summarise(fabric("p1 a  n1:8\np2 a  m1:8"))
     assert found.labels_complete == ()
     (said,) = found.tree_consistent

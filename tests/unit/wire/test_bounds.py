@@ -150,7 +150,7 @@ def test_messages_show_any_value_shortly(value: Any) -> None:
     assert len(shown(value)) < 100
 
 
-def test_nobody_claims_a_version_that_leaves_no_room_for_the_next() -> None:
+def test_no_writer_claims_a_version_that_leaves_no_room_for_the_next() -> None:
     for version in (MAX_VERSION + 1, 2**63 - 1, 2**63):
         with pytest.raises(WireError, match="version"):
             LinkReport.from_json({"version": version, "up": [], "down": {}})
@@ -182,7 +182,7 @@ def test_a_table_of_one_member_instances_is_written_as_ever() -> None:
     assert PeerTable.from_json(parse_json(RECORDED)) == PEERS
 
 
-def test_other_members_are_told_in_fields_that_older_readers_skip() -> None:
+def test_other_members_stand_in_fields_that_older_readers_skip() -> None:
     leader, *rest = PEERS.instances
     other = PeerNode("n2", (Device(0, "10.1.0.2"),), "10.0.0.2:5600")
     table = PeerTable("g-0", 7, (replace(leader, nodes=(*leader.nodes, other)), *rest))

@@ -34,7 +34,7 @@ def attend(
     """Tell the linker whom to push tables to, whom to ask, whom to drain.
 
     Pods that are being deleted are attended while they run: they keep their table entry for
-    the KV reads they serve, and newcomers link to everyone in the table.
+    the KV reads they serve, and newcomers link to every instance in the table.
     """
     asked = polls(view.instances, view.tables, routed)
     terms = _terms(context, key, group, held)

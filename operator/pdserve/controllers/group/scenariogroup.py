@@ -50,7 +50,7 @@ from pdserve.desired.routing import parse_routes, routed_instances
 from pdserve.desired.service_credentials import BadSecret, ServiceCredentials
 from pdserve.desired.service_desired import acting_counts, is_as_asked
 from pdserve.desired.templates import CONDITION as TEMPLATE_VALID
-from pdserve.groups.claims import merged, must_be_told_first
+from pdserve.groups.claims import merged, must_be_recorded_first
 from pdserve.groups.plan import plan
 from pdserve.groups.types import (
     ConditionState,
@@ -167,7 +167,7 @@ class _Reconcile:
 
     @contextmanager
     def _promising(self, reservations: Iterable[Reservation]) -> Iterator[None]:
-        """Promise the devices of pods to be created; what none of them took is told to who waits.
+        """Promise the devices of pods to be created; announce afterwards what none of them took.
 
         No event of an object tells that a POST failed. Not at once: of two groups that are refused
         each would wake the other for ever.
@@ -245,7 +245,7 @@ class _Reconcile:
             log.debug("%s: %s", self.key, reason)
         executor = GroupExecutor(self.context, self.obj, view)
         refused: ConditionState | None = None
-        if must_be_told_first(planned, claims_of(self.group)):
+        if must_be_recorded_first(planned, claims_of(self.group)):
             await self._write({"claims": to_json(planned.claims)})
         await self._budgets(planned.budgets)
         try:

@@ -172,7 +172,7 @@ class RatioLoop:
             await refusals.went_well(self._context, where, refusals.DECIDED)
         except KubeError as error:
             log.warning("Ratio of %s: %s", where, error)
-            if refusals.is_told(error, self._failures[key]):
+            if refusals.is_reported(error, self._failures[key]):
                 await refusals.refused(self._context, where, error, refusals.DECIDED)
         except NotOursError as error:
             await refusals.not_ours(self._context, where, error, refusals.DECIDED)

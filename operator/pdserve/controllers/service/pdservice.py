@@ -192,7 +192,7 @@ class _Reconcile:
         except KubeError as error:
             if not error.is_not_found:
                 raise
-            return  # What kept it from being made is told already.
+            return  # What kept it from being made is reported already.
         self.credential = held.gateway_fingerprint
 
     async def _routes(self) -> None:
@@ -360,8 +360,8 @@ class _Reconcile:
     def _unless_only_status(self, live: Object) -> AbstractContextManager[None]:
         """Suppress the pass that this status write would cause.
 
-        Not where the answer carries a change by a user that the watch has not told yet: the watch
-        event of that version finds the object in the cache and is told to no handler.
+        Not where the answer carries a change by a user that the watch has not delivered yet: the
+        watch event of that version finds the object in the cache and reaches no handler.
         """
         before, after = self.obj["metadata"], live["metadata"]
         if any(before.get(field) != after.get(field) for field in _USER_FIELDS):

@@ -162,7 +162,7 @@ class Caches:
     disruption_budgets: Cache
     network_policies: Cache
     skipped: OnSkip
-    """Told of objects that cannot be read."""
+    """Receives objects that cannot be read."""
 
     def __iter__(self) -> Iterator[Cache]:
         return iter(self._all.values())
@@ -208,7 +208,7 @@ def make_caches(
         namespace: where our kinds are looked after; None for the whole cluster. Pods, Nodes and
             RoCEDomains are always the whole cluster's.
         registry: where the caches' metrics go.
-        skipped: told of objects that cannot be read.
+        skipped: receives objects that cannot be read.
         rng: randomness of their waits.
     """
 
@@ -218,15 +218,15 @@ def make_caches(
             registry=registry, on_skip=skipped, rng=rng,
         )  # fmt: skip
 
-    def everyones(resource: Resource, prune: Prune = without_managed_fields) -> Cache:
+    def whole_cluster(resource: Resource, prune: Prune = without_managed_fields) -> Cache:
         return Cache(client, resource, prune=prune, registry=registry, on_skip=skipped, rng=rng)
 
     caches = Caches(
         services=ours(PDSERVICES, ""),
         groups=ours(SCENARIO_GROUPS, ""),
-        domains=everyones(ROCE_DOMAINS),
-        pods=everyones(PODS, _prune_pod),
-        nodes=everyones(NODES, _PRUNE_NODE),
+        domains=whole_cluster(ROCE_DOMAINS),
+        pods=whole_cluster(PODS, _prune_pod),
+        nodes=whole_cluster(NODES, _PRUNE_NODE),
         config_maps=ours(CONFIGMAPS),
         revisions=ours(CONTROLLER_REVISIONS),
         deployments=ours(DEPLOYMENTS),

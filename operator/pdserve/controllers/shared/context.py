@@ -54,7 +54,7 @@ class OperatorContext:
     volumes: Volumes
     """Where the volumes of instances are."""
     skips: Skipped
-    """Counts and tells of objects that could not be read."""
+    """Counts and reports objects that could not be read."""
     scope: Scope
     """Which objects are left to other operators."""
     claims: Claims

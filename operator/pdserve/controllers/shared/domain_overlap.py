@@ -1,4 +1,4 @@
-"""Two RoCEDomains over the same nodes: the younger one is told, and its ScenarioGroups are.
+"""Two RoCEDomains over the same nodes: the younger one and its ScenarioGroups say so.
 
 Each domain is a tree of its own, so two that share nodes say different things about the same
 links. The older one (creation time, then name) stands; every other is not Ready. What runs in it
@@ -43,7 +43,7 @@ def overlap(caches: Caches, domain: Object) -> ConditionState | None:
     return None
 
 
-def told_of(domain: JsonMap | None) -> str:
+def overlap_in_status(domain: JsonMap | None) -> str:
     """What the status of a RoCEDomain says of shared nodes; "" if nothing."""
     for condition in ((domain or {}).get("status") or {}).get("conditions") or ():
         if condition.get("type") == "Ready" and condition.get("reason") == REASON:

@@ -337,7 +337,7 @@ class Linker:
         """One round of requests; True if a report changed.
 
         A draining instance takes new tables too: it keeps its entry while it serves KV reads, and
-        a newcomer becomes ready only when everyone in its table knows it.
+        a newcomer becomes ready only when every instance in its table knows it.
         """
         target = state.target
         changed = False

@@ -58,7 +58,7 @@ class OperatorMetrics:
         )
         self.refusals = registry.counter(
             "pdserve_operator_refused_objects_total",
-            "Objects not taken over because someone else controls them.",
+            "Objects not taken over because another owner controls them.",
             ("kind",),
         )
 

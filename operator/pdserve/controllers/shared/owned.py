@@ -35,7 +35,7 @@ async def ensure(
     optional field is no longer wanted; kinds whose users can take fields out pass their own.
 
     Raises:
-        NotOursError: someone else controls an object of that name.
+        NotOursError: another owner controls an object of that name.
         KubeError: the API server refused; `is_conflict` where the object is not as it was known.
         ValueError: `wanted` names no controller.
     """

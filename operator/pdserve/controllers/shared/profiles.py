@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 KEY: Final = "profile.json"
 TRUSTED: Final = 0.3
-"""Confidence from which gateways are told to predict with the profile."""
+"""Confidence from which gateways predict with the profile."""
 
 
 def profile_configmap_name(group: str) -> str:

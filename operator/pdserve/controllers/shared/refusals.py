@@ -32,7 +32,7 @@ RECONCILED: Final = "Reconciled"
 DECIDED: Final = "Decided"
 FAILED: Final = "ReconcileFailed"
 PATIENCE: Final = 3
-"""Failed attempts in a row (under 2 s) after which errors that often pass are told."""
+"""Failed attempts in a row (under 2 s) after which errors that often pass are reported."""
 MAX_MESSAGE: Final = 2048
 _RESOURCES: Final = {SERVICE: PDSERVICES, GROUP: SCENARIO_GROUPS, DOMAIN: ROCE_DOMAINS}
 _AT_ONCE: Final = frozenset({400, 401, 403, 405, 413, 415, 422})
@@ -43,8 +43,8 @@ class InvalidObject(Exception):  # noqa: N818 - what a user stored, not a defect
     """Today's rules refuse an object of ours; only a change of it helps."""
 
 
-def is_told(error: KubeError, failures: int) -> bool:
-    """Whether an answer of the API server is a refusal to be told after so many failures."""
+def is_reported(error: KubeError, failures: int) -> bool:
+    """Whether users learn of an answer of the API server after so many failures in a row."""
     if error.is_unreachable or error.is_conflict:
         return False
     return error.status in _AT_ONCE or failures >= PATIENCE
@@ -79,7 +79,7 @@ async def refused(
 async def not_ours(
     context: OperatorContext, key: QueueKey, error: NotOursError, condition: str = RECONCILED
 ) -> None:
-    """Tell that someone else's object has a name that an object of ours needs."""
+    """Report that a foreign object has a name that an object of ours needs."""
     obj = _object(context, key)
     if obj is not None:
         context.metrics.refusals.labels(error.resource.kind).inc()

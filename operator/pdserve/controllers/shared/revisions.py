@@ -88,7 +88,7 @@ async def keep_revisions(
     """Store the present revision, and delete stored ones that are not in `used`.
 
     Raises:
-        NotOursError: someone else's object has the name; nothing else was left out.
+        NotOursError: a foreign object has the name; nothing else was left out.
         KubeError: the API server refused.
     """
     present = revision_of(group.spec)

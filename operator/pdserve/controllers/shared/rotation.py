@@ -1,4 +1,4 @@
-"""Rotates one PDService's credentials: sees how far everyone is, and goes one step on.
+"""Rotates one PDService's credentials: observes how far each process is, and goes one step on.
 
 Asked for by annotation `pdserve.io/rotate`. `credentials.advance` decides; here are its eyes and
 hands. Called with every reconcile of the PDService; all state is in the cluster.
@@ -46,7 +46,7 @@ def gateways_identify(caches: Caches, namespace: str, service: str) -> bool:
 async def rotate(
     context: OperatorContext, obj: Object, service: PDService, owner: JsonMap
 ) -> ConditionState | None:
-    """Go on with a rotation; the condition that tells of it, None where none was asked for.
+    """Go on with a rotation; the condition that reports it, None where none was asked for.
 
     Raises:
         KubeError: to be retried.

@@ -3,7 +3,7 @@
 Whatever walks over many objects (a cache's filter, an index, a plan's observation, a ratio tick,
 the linker) hands what it cannot read to `Skipped` and takes the next one. It counts in
 `pdserve_operator_skipped_objects_total`, logs each cause once and writes an Event on the object.
-Caches fill before this process may lead: what was skipped until then is told when it does.
+Caches fill before this process may lead: what was skipped until then is reported when it does.
 Neighbours: `refusals` puts the same into conditions of our own kinds.
 """
 

@@ -18,7 +18,7 @@ from pdserve.controllers.shared.caches import (
     Caches,
     service_of_group,
 )
-from pdserve.controllers.shared.domain_overlap import told_of
+from pdserve.controllers.shared.domain_overlap import overlap_in_status
 from pdserve.groups.health import condition
 from pdserve.kube.cache import Cache
 from pdserve.kube.held import ChangeType
@@ -100,7 +100,7 @@ class Triggers:
         name = _any(old, new)["metadata"]["name"]
         self._queue.add(QueueKey(DOMAIN, "", name))
         if old is not None and new is not None and old.get("spec") == new.get("spec"):
-            if told_of(old) != told_of(new):
+            if overlap_in_status(old) != overlap_in_status(new):
                 for group in self._caches.groups.by_index(BY_DOMAIN, name):
                     self._add(GROUP, group)
             return

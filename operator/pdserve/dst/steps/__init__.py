@@ -34,8 +34,8 @@ from pdserve.dst.steps.faults import (
     streams,
 )
 from pdserve.dst.steps.odd_values import (
+    false_metrics,
     forge_owner,
-    lying_metrics,
     poison_answers,
     poison_node,
     poison_pod,
@@ -55,7 +55,7 @@ STEPS: Final[dict[str, tuple[float, Step]]] = {
         (1.5, step_clock), (2.0, edit_counts), (1.0, scale_service), (1.0, new_image),
         (1.0, broken_image), (0.7, rename_model), (0.7, lose_domain), (2.0, poison_pod),
         (1.5, forge_owner), (1.0, poison_node), (1.5, poison_answers), (1.5, poison_table),
-        (0.7, poison_secret), (1.0, poison_status), (1.0, lying_metrics),
+        (0.7, poison_secret), (1.0, poison_status), (1.0, false_metrics),
     )
 }  # fmt: skip
 """Every step by name, with its weight in the draw."""

@@ -41,7 +41,7 @@ async def poison_pod(scene: Scene, rng: random.Random) -> str | None:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": f"stranger-{rng.randrange(10**6)}",
+            "name": f"foreign-{rng.randrange(10**6)}",
             "namespace": rng.choice(("default", "team")),
             "labels": labels,
             "annotations": {
@@ -127,14 +127,14 @@ async def poison_answers(scene: Scene, rng: random.Random) -> str | None:
     if engine is None:
         return None
     seed = rng.random()
-    engine.lies = lambda answer: values.spoiled(answer, random.Random(seed))
+    engine.spoil = lambda answer: values.spoiled(answer, random.Random(seed))
 
     def truth() -> None:
-        engine.lies = None
+        engine.spoil = None
 
     seconds = rng.uniform(3, 30)
     scene.later(seconds, truth)
-    return f"engine of {name_of(pod)} lies for {seconds:.0f} s"
+    return f"engine of {name_of(pod)} answers wrongly for {seconds:.0f} s"
 
 
 async def poison_table(scene: Scene, rng: random.Random) -> str | None:
@@ -198,19 +198,19 @@ async def poison_status(scene: Scene, rng: random.Random) -> str | None:
     return f"repairs of {name_of(group)}: {repairs}"
 
 
-async def lying_metrics(scene: Scene, rng: random.Random) -> str | None:
-    """Prometheus says what cannot be."""
+async def false_metrics(scene: Scene, rng: random.Random) -> str | None:
+    """Prometheus returns values that cannot be."""
     watcher = scene.watcher
-    scene.metrics.lie = metrics.lie(rng)
-    watcher.lying = True
+    scene.metrics.spoil = metrics.spoiling(rng)
+    watcher.metrics_are_false = True
 
     def honest() -> None:
-        scene.metrics.lie = None
+        scene.metrics.spoil = None
 
     def trusted() -> None:
-        watcher.lying = scene.metrics.lie is not None
+        watcher.metrics_are_false = scene.metrics.spoil is not None
 
     seconds = rng.uniform(20, 120)
     scene.later(seconds, honest)
     scene.later(seconds + 1, trusted)
-    return f"metrics lie for {seconds:.0f} s"
+    return f"metrics are false for {seconds:.0f} s"

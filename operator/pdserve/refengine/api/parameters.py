@@ -103,7 +103,7 @@ HARMLESS: Final = frozenset(
 """Known fields that are ignored: they cannot change the answer of this engine."""
 
 FAMILIES: Final = ("guided_", "grammar", "penalty", "beam_", "mirostat", "logit", "_schema")
-"""Parts of names that tell of a change of the answer, whatever the engine they are meant for."""
+"""Parts of names of parameters that change the answer, whatever the engine they are meant for."""
 
 SIMILAR: Final = 0.8
 """Names at least this alike (difflib's ratio) are taken for slips of the pen."""

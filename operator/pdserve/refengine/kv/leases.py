@@ -1,6 +1,6 @@
 """KV of finished prefills, kept until a decode has it, it is released, or its lease ends.
 
-Pure bookkeeping: the clock is an argument, the owner is told through callbacks. While a pull is
+Pure bookkeeping: the clock is an argument, the owner learns through callbacks. While a pull is
 under way the lease does not end (up to `grace` seconds), and a failed pull leaves the KV for
 another decode to try.
 """

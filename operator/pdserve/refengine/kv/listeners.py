@@ -1,7 +1,7 @@
 """Listens for KV at the addresses of this instance's devices, beside the pod's address.
 
 The addresses come with the peer table. A pod has those of its own networks, and with host network
-those of its node; any other cannot be bound. Such an address is told, tried again now and then, and
+those of its node; any other cannot be bound. Such an address is reported, retried now and then, and
 peers are not sent there. Where the pod's listener answers on every address already, an address
 needs no socket of its own: it only has to be one of this machine.
 """

@@ -129,7 +129,7 @@ class TcpTransport:
                 try:
                     await client.answer()
                 except TransportError:
-                    # Who answers at a device's address may be anyone: that says nothing of keys.
+                    # Any process may answer at a device's address: that says nothing of keys.
                     if not peer.device:
                         self._me.keys.pair_refused(peer.id)
                     raise

@@ -384,7 +384,7 @@ class Engine:
         try:
             sequence.sink.failed(sequence, error)
         except Exception:
-            log.exception("request %s: its client could not be told", sequence.request.id)
+            log.exception("request %s: its client could not be notified", sequence.request.id)
 
     def _prompt_done(self, sequence: Sequence) -> None:
         self._pool.publish(sequence.blocks, sequence.hashes)

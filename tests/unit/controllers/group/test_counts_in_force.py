@@ -103,7 +103,7 @@ async def test_edits_of_the_rest_of_the_spec_roll_and_delete_nothing() -> None:
         await world.until(world.service_ready)
         before, routed = uids(world), world.routed()
         edits: list[dict[str, Any]] = [
-            {"engine": {"image": "evil/engine:1"}},
+            {"engine": {"image": "other/engine:1"}},
             {"model": {"name": "other"}},
             {"prefill": {"maxConcurrency": 1}},
             {"decode": {"instance": {"devicesPerNode": 8}}},
@@ -140,7 +140,7 @@ async def test_in_external_the_spec_decides_down_to_no_group() -> None:
         await world.until(world.service_ready, 60)
 
 
-FOUND, DECIDED, WISHED = Counts(0, 1, 1), Counts(3, 2, 1), Counts(2, 1, 1)
+FOUND, DECIDED, WANTED = Counts(0, 1, 1), Counts(3, 2, 1), Counts(2, 1, 1)
 
 
 def group(*, live: Counts | None, applied: Counts | None) -> ScenarioGroup:
@@ -173,8 +173,8 @@ def group(*, live: Counts | None, applied: Counts | None) -> ScenarioGroup:
     [
         ("Auto", True, FOUND, DECIDED, DECIDED),
         ("Advise", True, FOUND, DECIDED, DECIDED),
-        ("Fixed", True, FOUND, WISHED, WISHED),
-        ("Fixed", True, FOUND, None, WISHED),
+        ("Fixed", True, FOUND, WANTED, WANTED),
+        ("Fixed", True, FOUND, None, WANTED),
         ("External", True, FOUND, DECIDED, FOUND),
         ("Auto", True, None, None, None),
         ("Auto", True, FOUND, None, Counts(2, 1, 1)),  # lost status: the found, inside bounds

@@ -136,7 +136,7 @@ async def test_a_node_that_is_closed_and_not_emptied_holds_no_other_drain_up() -
             assert await world.drain(used[1]) < 200
         assert cut == []
         stays = [p for p in world.instances() if p["spec"]["nodeName"] == used[0]]
-        assert len(stays) == 2, "nobody evicted these"
+        assert len(stays) == 2, "no drain evicted these"
 
 
 @virtual_time

@@ -126,7 +126,7 @@ async def test_a_group_of_an_older_operator_gets_its_first_revision_and_is_not_r
 
 
 @virtual_time
-async def test_a_revision_is_believed_only_when_it_has_the_hash_of_its_name() -> None:
+async def test_a_revision_is_accepted_only_when_it_has_the_hash_of_its_name() -> None:
     world = make()
     async with world.running():
         async with world.operator():
@@ -136,18 +136,18 @@ async def test_a_revision_is_believed_only_when_it_has_the_hash_of_its_name() ->
         group = ScenarioGroup.parse(world.get(SCENARIO_GROUPS, "shop-chat"))
         former = f"shop-chat-{(revisions(world) - {revision_of(group.spec)}).pop()}"
         data = json.loads(json.dumps(world.existing(CONTROLLER_REVISIONS, former)["data"]))
-        data["engine"]["image"] = "evil/engine:1"
+        data["engine"]["image"] = "other/engine:1"
         world.patch(CONTROLLER_REVISIONS, NS, former, {"data": data})
         async with world.operator() as task:
             world.kill(sorted(world.routed())[0])
             await asyncio.sleep(60)
             assert not task.done()
-        assert not any(image(p) == "evil/engine:1" for p in world.instances())
+        assert not any(image(p) == "other/engine:1" for p in world.instances())
 
 
 @pytest.mark.invariant(9)
 @virtual_time
-async def test_a_strangers_object_in_the_place_of_a_revision_is_left_and_told() -> None:
+async def test_a_foreign_object_in_the_place_of_a_revision_is_left_and_told() -> None:
     world = make()
     async with world.running(), world.operator():
         await world.until(world.service_ready)

@@ -51,7 +51,7 @@ def memory(amount: str) -> Object:
 
 
 def bystander(world: World, name: str, node: str, **container: Any) -> None:
-    """Somebody else's pod, already running, without devices."""
+    """A foreign pod, already running, without devices."""
     world.create(PODS, {
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NS},
         "spec": {"nodeName": node, "containers": [{"name": "x", "image": "x", **container}]},

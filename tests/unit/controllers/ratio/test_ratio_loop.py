@@ -135,7 +135,7 @@ async def test_the_dwell_stays_in_its_bound_over_a_clock_step_and_a_restart(step
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
 @virtual_time
-async def test_a_held_round_is_told_again_over_a_clock_step_and_a_restart(step: float) -> None:
+async def test_a_held_round_is_reported_again_over_a_clock_step_and_a_restart(step: float) -> None:
     world, source = make(), Scripted()
     async with world.running():
         async with world.operator(source=source, settings=FAST):
@@ -185,7 +185,7 @@ async def test_without_data_nothing_scales_and_the_status_says_so_once() -> None
         assert "connection refused" in held[0]["message"]
         slo = world.condition(PDSERVICES, "shop", "SLOMet")
         assert (slo["status"], slo["reason"]) == ("Unknown", "NotMeasured")
-        # It lies: half of the instances are missing from the answer.
+        # It is wrong: half of the instances are missing from the answer.
         source.say = lambda: replace(prefill_short(), missing_count=2, missing=("x", "y"))
         await asyncio.sleep(600)
         assert counts(world) == before
@@ -278,7 +278,7 @@ async def test_every_logged_decision_replays_to_the_same_bytes() -> None:
 
 
 @virtual_time
-async def test_a_shortage_of_devices_blocks_the_wish_and_names_it() -> None:
+async def test_a_shortage_of_devices_blocks_the_change_and_names_it() -> None:
     world, source = World(), Scripted()
     world.nodes(["a"], per_leaf=1, devices=4)  # 1P1D of 2 devices fills it
     world.domain()

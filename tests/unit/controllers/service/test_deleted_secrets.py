@@ -23,7 +23,7 @@ GATEWAY = "shop-gateway-0"
      [names.request_secret_name("shop"), names.credentials_secret_name("shop")]],
     ids=["what gateways mount", "all"],
 )  # fmt: skip
-def test_a_new_gateway_finds_the_secret_that_somebody_deleted(lost: list[str]) -> None:
+def test_a_new_gateway_finds_the_secret_that_was_deleted(lost: list[str]) -> None:
     @virtual_time
     async def run() -> None:
         world = World()
@@ -38,7 +38,7 @@ def test_a_new_gateway_finds_the_secret_that_somebody_deleted(lost: list[str]) -
             for name in lost:
                 world.api.handle(KubeRequest("delete", SECRETS, NS, name))
             await asyncio.sleep(60)
-            assert data(world, lost[0]) is None, "nobody needed it"
+            assert data(world, lost[0]) is None, "no process needed it"
             world.delete_pod(GATEWAY)
             took = await world.until(lambda: data(world, lost[0]) is not None, 30, "it is back")
             assert took < 10

@@ -20,7 +20,7 @@ Rules = dict[int, list[dict[str, Any]] | None]
 
 
 def rules(**field: Any) -> tuple[Rules, Rules]:
-    """Port -> peers (None: everyone), of the gateways and of the instances."""
+    """Port -> peers (None: any address), of the gateways and of the instances."""
     document = service()
     document["spec"]["networkPolicy"] = field
     policies = network_policies(PDService.parse(document), OWNER, "pdserve-system")
@@ -42,7 +42,7 @@ def test_none_without_the_field() -> None:
 
 def test_instances_are_reached_by_gateways_operator_and_prometheus_and_their_own_kind() -> None:
     gateways, instances = rules()
-    assert gateways == {8000: None, 9090: [PROMETHEUS]}, "everyone may call"
+    assert gateways == {8000: None, 9090: [PROMETHEUS]}, "any client may call"
     http = instances[8000]
     assert http is not None
     assert http[0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
@@ -100,7 +100,7 @@ async def test_they_are_made_changed_put_right_and_deleted() -> None:
         await world.until(lambda: ingress("shop-instances") is not None, 30)
         limited = ingress("shop-gateway")
         assert limited[0]["from"][0] == {"podSelector": {"matchLabels": {"app": "web"}}}
-        # Somebody opens it.
+        # A user opens it.
         world.patch(NETWORK_POLICIES, NS, "shop-gateway", {"spec": {"ingress": [{}]}})
         await world.until(lambda: ingress("shop-gateway") == limited, 30)
         want({"clients": []})

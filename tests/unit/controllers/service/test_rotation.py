@@ -1,4 +1,4 @@
-"""Rotation of a service's credentials: the order of steps, who is waited for, what is told."""
+"""Rotation of a service's credentials: the order of steps, what it waits for, what it reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pdserve.kube.transport import KubeRequest
 from pdserve.wire.credentials import fingerprint
 from pdserve.wire.peers import Peer, PeerTable
 
-NOBODY = Seen((), (), ())
+NONE_SEEN = Seen((), (), ())
 
 
 def numbers() -> Any:
@@ -48,13 +48,13 @@ def test_three_steps_each_waiting_for_its_own() -> None:
     random = numbers()
     held = fresh(random)
     (control,), (request,), (kv,) = held.control, held.request, held.kv
-    assert advance(held, "", NOBODY, random) is None
-    spread = advance(held, "r1", NOBODY, random)
+    assert advance(held, "", NONE_SEEN, random) is None
+    spread = advance(held, "r1", NONE_SEEN, random)
     assert spread is not None
     assert (spread.step, spread.rotation) == ("spread", "r1")
     for use, old in (("control", control), ("request", request), ("kv", kv)):
         first, second = getattr(spread, use)
-        assert first == old, "the old one is sent until everybody takes the new one"
+        assert first == old, "the old one is sent until every instance takes the new one"
         assert second not in (control, request, kv)
     assert advance(spread, "r1", Seen(("p0",), (), ()), random) is None
     assert told(spread, "r1", Seen(("p0",), (), ())).message == "step 1 of 3: waiting for p0"  # type: ignore[union-attr]
@@ -64,32 +64,32 @@ def test_three_steps_each_waiting_for_its_own() -> None:
     assert switch.request == spread.request[::-1]
     assert advance(switch, "r1", Seen((), ("gw",), ()), random) is None
     assert advance(switch, "r1", Seen(("p0",), (), ()), random) is None
-    done = advance(switch, "r1", NOBODY, random)
+    done = advance(switch, "r1", NONE_SEEN, random)
     assert done is not None
     assert done.step == "settled"
     for use in ("control", "request", "kv"):
         assert getattr(done, use) == getattr(switch, use)[:1]
-    assert advance(done, "r1", NOBODY, random) is None, "once for each value"
-    again = advance(done, "r2", NOBODY, random)
+    assert advance(done, "r1", NONE_SEEN, random) is None, "once for each value"
+    again = advance(done, "r2", NONE_SEEN, random)
     assert again is not None
     assert len({held.revision, spread.revision, switch.revision, done.revision}) == 4
-    assert told(done, "", NOBODY) is None
-    assert told(done, "r1", NOBODY).reason == "Rotated"  # type: ignore[union-attr]
+    assert told(done, "", NONE_SEEN) is None
+    assert told(done, "r1", NONE_SEEN).reason == "Rotated"  # type: ignore[union-attr]
 
 
 def test_another_request_waits_for_the_end_of_the_one_that_is_on() -> None:
     random = numbers()
-    spread = advance(fresh(random), "r1", NOBODY, random)
+    spread = advance(fresh(random), "r1", NONE_SEEN, random)
     assert spread is not None
-    switch = advance(spread, "r2", NOBODY, random)
+    switch = advance(spread, "r2", NONE_SEEN, random)
     assert switch is not None
     assert (switch.step, switch.rotation) == ("switch", "r1")
 
 
-def test_the_shared_token_ends_with_the_first_rotation_that_leaves_nobody_behind() -> None:
+def test_the_shared_token_ends_with_the_first_rotation_that_leaves_no_instance_behind() -> None:
     random = numbers()
     held = dataclasses.replace(fresh(random), shared="old")
-    assert advance(held, "", NOBODY, random) is None, "nobody asked"
+    assert advance(held, "", NONE_SEEN, random) is None, "no rotation was requested"
     rotated = dataclasses.replace(held, rotation="r1")
     late = Seen((), (), ("p0",))
     assert advance(rotated, "r1", late, random) is None
@@ -97,7 +97,7 @@ def test_the_shared_token_ends_with_the_first_rotation_that_leaves_nobody_behind
     assert condition is not None
     assert (condition.status, condition.reason) == ("False", "OldInstances")
     assert "p0" in condition.message
-    ended = advance(rotated, "r1", NOBODY, random)
+    ended = advance(rotated, "r1", NONE_SEEN, random)
     assert ended is not None
     assert ended.shared == ""
     assert ended.control == held.control
@@ -122,7 +122,7 @@ TABLE = PeerTable(
 TERMS = Terms("r", True, frozenset({"d1"}), frozenset({"d0", "d1"}))
 
 
-def test_both_ends_of_a_pair_get_the_same_key_and_nobody_else_does() -> None:
+def test_both_ends_of_a_pair_get_the_same_key_and_no_other_does() -> None:
     held = ServiceCredentials(("op",), ("gw",), ("kv", "kv-old"))
     grants = {p.id: grant_of(held, NS, p.id, TABLE, TERMS) for p in TABLE.instances}
     assert grants["p0"].peers["d0"].keys == grants["d0"].peers["p0"].keys

@@ -1,4 +1,4 @@
-"""What a template asks for beyond its author's rights makes no pod, and is told."""
+"""What a template asks for beyond its author's rights makes no pod, and is reported."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ FORGED = [{"apiVersion": "v1", "kind": "ConfigMap", "name": "mine", "uid": "u-1"
 @pytest.mark.invariant(15)
 @pytest.mark.parametrize("owners", [None, FORGED], ids=["no owner", "an owner of its own"])
 @virtual_time
-async def test_a_group_by_hand_does_not_get_the_token_of_somebody_elses_service(
+async def test_a_group_by_hand_does_not_get_the_token_of_another_service(
     owners: Any,
 ) -> None:
     world = make()

@@ -105,7 +105,7 @@ async def test_what_cannot_be_placed_is_an_event() -> None:
 
 
 @virtual_time
-async def test_an_image_that_cannot_be_pulled_is_told_for_instances() -> None:
+async def test_an_image_that_cannot_be_pulled_is_reported_for_instances() -> None:
     """K6.3."""
     world = make()
     world.stuck = lambda pod: PULL if image(pod) == NO_IMAGE else None
@@ -148,7 +148,7 @@ def placed(world: World) -> tuple[str, str]:
 
 
 @virtual_time
-async def test_an_instance_without_a_node_is_told_in_the_words_of_the_scheduler() -> None:
+async def test_an_instance_without_a_node_is_reported_in_the_words_of_the_scheduler() -> None:
     world = make()
     words = "node(s) had volume node affinity conflict"
     world.unfit = lambda _node, pod: None if is_gateway(pod) else words
@@ -176,7 +176,7 @@ GATEWAY_STUCK: list[tuple[str, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("reason", "waiting", "words"), GATEWAY_STUCK)
-def test_a_gateway_that_cannot_start_is_told(
+def test_a_gateway_that_cannot_start_is_reported(
     reason: str, waiting: dict[str, str], words: str
 ) -> None:
     """K6.2."""
@@ -195,7 +195,7 @@ def test_a_gateway_that_cannot_start_is_told(
 
 
 @virtual_time
-async def test_a_gateway_without_a_node_is_told() -> None:
+async def test_a_gateway_without_a_node_is_reported() -> None:
     """K6.2."""
     world = make()
     unscheduled(world)
@@ -207,7 +207,7 @@ async def test_a_gateway_without_a_node_is_told() -> None:
 @pytest.mark.parametrize(
     "words", ["exceeded quota: small", "minimum memory usage per Container is 256Mi"]
 )
-def test_gateway_pods_that_are_refused_are_told(words: str) -> None:
+def test_gateway_pods_that_are_refused_are_reported(words: str) -> None:
     """K6.2."""
 
     @virtual_time
@@ -231,7 +231,7 @@ def test_gateway_pods_that_are_refused_are_told(words: str) -> None:
 
 
 @virtual_time
-async def test_a_missing_secret_of_the_gateway_is_told() -> None:
+async def test_a_missing_secret_of_the_gateway_is_reported() -> None:
     """K6.2."""
     world = make()
     creating = {"reason": "ContainerCreating"}
@@ -276,7 +276,7 @@ async def test_a_template_refused_for_a_missing_priority_class_is_tried_again() 
 
 
 @virtual_time
-async def test_an_object_that_the_api_server_refuses_is_told_and_tried_again() -> None:
+async def test_an_object_that_the_api_server_refuses_is_reported_and_tried_again() -> None:
     world = make()
     full = True
 

@@ -114,7 +114,7 @@ async def test_time_without_answers_is_no_silence_of_a_node(mode: str) -> None:
     api, silence = Api(), NodeSilence(asyncio.get_running_loop().time)
     task = asyncio.create_task(silence.listen(api))
     await asyncio.sleep(60)
-    assert api.asked == 0, "nobody is silent: nothing is asked"
+    assert api.asked == 0, "no node is silent: nothing is asked"
     silence.changed("MODIFIED", node(True), node(False))
     await asyncio.sleep(20)
     assert silence.of("n1") == pytest.approx(20, abs=1)

@@ -325,7 +325,7 @@ async def test_one_push_then_polls_until_settled_then_silence() -> None:
         linker.set_targets(KEY, [target()])
         await asyncio.sleep(3.5)
         assert fake.calls == ["put 1", "links", "links", "links", "links"]
-        assert changed == [KEY], "the same report twice wakes nobody"
+        assert changed == [KEY], "the same report twice wakes no reconciler"
         fake.report = LinkReport(1, frozenset({"d0"}), {})
         await asyncio.sleep(1)
         assert changed == [KEY, KEY]

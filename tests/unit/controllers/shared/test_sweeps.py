@@ -75,7 +75,7 @@ def add_domain_and_groups(world: World, groups: int) -> None:
 
 
 class Watching:
-    """Caches, triggers and trees as an operator has them; nobody acts on what they say."""
+    """Caches, triggers and trees as an operator has them; nothing acts on what they say."""
 
     def __init__(self, world: World) -> None:
         self.queue = WorkQueue()

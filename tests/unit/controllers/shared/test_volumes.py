@@ -23,7 +23,7 @@ from pdserve.kube.resource import (
 )
 
 HOME = "d-1"
-"""The last of eight nodes: whoever tries one after the other comes to it late."""
+"""The last of eight nodes: a search one after the other comes to it late."""
 TRIES = 3
 VOLUME_KINDS = (PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, STORAGE_CLASSES)
 
@@ -140,7 +140,7 @@ async def test_a_claim_that_is_bound_while_its_first_pod_waits_is_found_in_three
 
 
 @virtual_time
-async def test_a_volume_that_no_node_reaches_is_told_and_looked_for_again() -> None:
+async def test_a_volume_that_no_node_reaches_is_reported_and_looked_for_again() -> None:
     world = make()
     claim(world, volumeName="weights-0")
     volume(world, "weights-0", "gone")

@@ -222,7 +222,7 @@ def test_many_legs_lost_together_count_as_one_ejection() -> None:
     assert health.next_try(0.0) == 0.5
 
 
-def test_one_request_that_breaks_its_connection_takes_the_instance_from_nobody() -> None:
+def test_one_request_that_breaks_its_connection_takes_the_instance_from_no_other() -> None:
     health = Health()
     health.failure("lost", 0.0)
     health.attempt()
