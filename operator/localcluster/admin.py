@@ -60,22 +60,28 @@ class Admin:
     def _ask(self, name: str, **arguments: Any) -> Any:
         request = json.dumps({"do": name, **arguments}).encode() + b"\n"
         try:
-            answer = json.loads(self._exchange(request))
+            answer = json.loads(exchange(self._state_dir, request))
         except (OSError, ValueError) as error:
             raise LocalError(f"no node agent answers in {self._state_dir}: {error}") from error
         if not answer["ok"]:
             raise LocalError(str(answer["error"]))
         return answer["result"]
 
-    def _exchange(self, request: bytes) -> bytes:
-        # By way of the directory's descriptor: a socket's path may have at most 107 bytes.
-        directory = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(_TIMEOUT_SECONDS)
-                connection.connect(f"/proc/self/fd/{directory}/{SOCKET}")
-                connection.sendall(request)
-                with connection.makefile("rb") as answer:
-                    return answer.readline()
-        finally:
-            os.close(directory)
+
+def exchange(state_dir: Path, request: bytes) -> bytes:
+    """The line that the node agent of a state directory answers to a line, at its admin socket.
+
+    Raises:
+        OSError: no agent listens there, or it does not answer within 10 s.
+    """
+    # By way of the directory's descriptor: a socket's path may have at most 107 bytes.
+    directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_TIMEOUT_SECONDS)
+            connection.connect(f"/proc/self/fd/{directory}/{SOCKET}")
+            connection.sendall(request)
+            with connection.makefile("rb") as answer:
+                return answer.readline()
+    finally:
+        os.close(directory)

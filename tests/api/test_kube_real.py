@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import yaml
 
 from localcluster.controlplane import ControlPlane
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
 from pdserve.kube.client import KubeClient, WatchEvent
-from pdserve.kube.connect import ConnectError, api_client, connect
+from pdserve.kube.connect import api_client, connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.events import EventRecorder, Reporter
 from pdserve.kube.lease import LeaseElector, LeaseTimes
 from pdserve.kube.ownership import NotOursError, create_or_apply, owner_reference
 from pdserve.kube.request import KubeRequest
-from pdserve.kube.resource import CONFIGMAPS, EVENTS, LEASES, NAMESPACES, NODES, PODS, Object
+from pdserve.kube.resource import CONFIGMAPS, EVENTS, LEASES, NAMESPACES, PODS, Object
 from pdserve.kube.transport import HttpTransport
 
 pytestmark = pytest.mark.api
-
 _NAMES = itertools.count()
 
 
@@ -59,9 +55,6 @@ async def until(condition: Callable[[], bool], seconds: float = 40.0) -> float:
         while not condition():  # noqa: ASYNC110 - the condition is not ours to signal
             await asyncio.sleep(0.01)
     return asyncio.get_running_loop().time() - start
-
-
-# --- lists and watches -------------------------------------------------------------------------
 
 
 async def changes(watch: AsyncIterator[WatchEvent]) -> AsyncIterator[WatchEvent]:
@@ -166,9 +159,6 @@ async def test_the_answer_to_a_delete_may_be_observed(client: KubeClient, namesp
     task.cancel()
 
 
-# --- ownership ---------------------------------------------------------------------------------
-
-
 @pytest.mark.invariant(9)
 async def test_a_users_object_is_refused_and_left_as_it_was(
     client: KubeClient, namespace: str
@@ -198,9 +188,6 @@ async def test_what_is_left_out_later_goes_away(client: KubeClient, namespace: s
     assert made["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
     (entry,) = made["metadata"]["managedFields"]
     assert entry["operation"] == "Apply"
-
-
-# --- leases and events -------------------------------------------------------------------------
 
 
 TIMES = LeaseTimes(duration=12, renew_deadline=8, retry=0.5)
@@ -292,73 +279,3 @@ async def test_events_are_accepted_and_counted(client: KubeClient, namespace: st
     assert (event["reason"], event["count"], event["type"]) == ("Placed", 2, "Normal")
     selector = f"involvedObject.name={meta['name']}"
     assert len((await client.list(EVENTS, "default", field_selector=selector)).items) == 1
-
-
-# --- connecting --------------------------------------------------------------------------------
-
-
-async def test_connect_finds_its_configuration(
-    control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
-    # A proxy must not come between this process and its own machine.
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-    client = await connect()
-    assert (await client.list(NODES)).resource_version
-    await client.close()
-
-    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'absent'}{os.pathsep}{control_plane.kubeconfig}")
-    client = await connect()
-    assert (await client.list(NODES)).resource_version
-    await client.close()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "is not a file"),
-        ("", "not usable"),
-        ("{}", "not usable"),
-        ("current-context: x\ncontexts: []\nclusters: []\nusers: []", "not usable"),
-        ("a: [", "not usable"),
-    ],
-)
-async def test_an_unusable_kubeconfig_is_named(
-    tmp_path: Path, content: str | None, message: str
-) -> None:
-    path = tmp_path / "kubeconfig"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ConnectError, match=message):
-        await connect(path)
-
-
-async def test_without_any_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KUBECONFIG", raising=False)
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ConnectError, match="not a pod"):
-        await connect()
-
-
-async def test_a_wrong_token_is_a_401(control_plane: ControlPlane, tmp_path: Path) -> None:
-    content = yaml.safe_load(control_plane.kubeconfig.read_text())
-    content["users"][0]["user"] = {"token": "wrong"}
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(content))
-    client = await connect(path)
-    with pytest.raises(KubeError) as caught:
-        await client.list(NODES)
-    assert (caught.value.status, caught.value.reason) == (401, "Unauthorized")
-    await client.close()
-
-
-async def test_requests_are_counted_by_code_and_method(control_plane: ControlPlane) -> None:
-    registry = Registry()
-    client = await connect(control_plane.kubeconfig, registry=registry)
-    await client.list(NODES)
-    with pytest.raises(KubeError):
-        await client.get(NODES, "absent")
-    assert registry.value("rest_client_requests_total", "200", "GET") == 1
-    assert registry.value("rest_client_requests_total", "404", "GET") == 1
-    await client.close()

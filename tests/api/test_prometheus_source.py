@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
-from threading import Lock
-from typing import Any
 
 import pytest
 from tests.support.prometheus import (
-    Exposition,
     Prometheus,
     eventually,
-    exposition,
     running_prometheus,
 )
+from tests.support.prometheus_pods import CHAT, LIVE, SCRAPE, WINDOW, Pods, ask, source
 from tests.support.ratio_values import decision_input
 
 from pdserve.engines import registry
 from pdserve.ratio.decide import decide
 from pdserve.ratio.types import Quantity, Reason, RequestWindow, ScenarioSample, Unknown
-from pdserve.telemetry.prometheus import PrometheusSettings, PrometheusSource
+from pdserve.telemetry.prometheus import PrometheusSource
 from pdserve.telemetry.promql import (
     GATEWAY_SHORTEST,
     WINDOWED,
@@ -33,14 +28,10 @@ from pdserve.telemetry.promql import (
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
 from pdserve.wire import metrics
 
-CHAT = ScenarioKey("ns", "shop", "chat")
 SEARCH = ScenarioKey("ns", "shop", "search")
 BESIDE = ScenarioKey("beside", "shop", "chat")
 """A service of the same name in another namespace."""
-LIVE = LiveInstances(frozenset({"gw-1", "gw-2"}), frozenset({"p-1"}), frozenset({"d-1"}))
 BESIDE_LIVE = LiveInstances(frozenset({"gw-beside"}))
-WINDOW = 4.0
-SCRAPE = 0.25
 ENOUGH = 0.9 * WINDOW / SCRAPE
 """Scrapes in a full window: 15 of 16. A failed one is a step all the same, so that a counter has
 14 to 17 steps in it, whatever the clock does."""
@@ -48,132 +39,6 @@ ABOUT = 0.2
 """How far steps per scrape may be off, relatively, by that. A pod too many or too few is more."""
 EXACT = 1e-9
 """Rounding only: quantities of one pod have the very same scrapes in a window."""
-
-
-class Pods:
-    """Expositions that play gateways and engines: every scrape finds each counter one step on.
-
-    So an increase is (scrapes in the window) x (step of the quantity), whatever the clock does.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        """What an answer takes."""
-        self.scraped: dict[str, int] = {}
-        self.spoiled: dict[str, str | None] = {}
-        """By pod: a value to show everywhere instead, or None to answer 503."""
-        self.restarts: dict[str, int] = {}
-        """By pod: it starts anew after so many scrapes."""
-        self._lock = Lock()  # a slow answer and the next one are threads side by side
-        self.expositions = {
-            name: Exposition(lambda name=name: self.page(name))  # type: ignore[misc]
-            for name in ("gw-1", "gw-2", "gw-old", "gw-beside", "gw-rogue", "p-1", "d-1")
-        }
-
-    def page(self, name: str) -> str | None:
-        time.sleep(self.seconds)
-        with self._lock:
-            ticks = self.scraped.get(name, 0)
-            ticks = 1 if ticks >= self.restarts.get(name, ticks + 1) else ticks + 1
-            self.scraped[name] = ticks
-            spoiled, instead = name in self.spoiled, self.spoiled.get(name)
-        if name == "gw-rogue":
-            values = self.rogue(ticks)
-        elif name.startswith("gw"):
-            values = self.gateway(ticks)
-        else:
-            values = self.engine(
-                ticks, metrics.PREFILL_SERIES if name == "p-1" else metrics.DECODE_SERIES
-            )
-        if not spoiled:
-            return exposition(values)
-        return None if instead is None else exposition(dict.fromkeys(values, instead))
-
-    @contextmanager
-    def spoil(self, name: str, instead: str | None) -> Iterator[None]:
-        with self._lock:
-            self.spoiled[name] = instead
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self.spoiled[name]
-
-    @contextmanager
-    def slow(self, seconds: float) -> Iterator[None]:
-        """Every answer takes this long."""
-        self.seconds = seconds
-        try:
-            yield
-        finally:
-            self.seconds = 0.0
-
-    @contextmanager
-    def restarting(self, name: str, after: int) -> Iterator[None]:
-        """Its counters begin again every `after` scrapes, at the next one for the first time."""
-        with self._lock:
-            assert self.scraped[name] >= after
-            self.restarts[name] = after
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self.restarts[name]
-
-    @staticmethod
-    def gateway(ticks: int) -> dict[str, float]:
-        """`chat` has the step of each quantity, `search` ten times that."""
-        values: dict[str, float] = {}
-        for scenario, factor in (("chat", 1), ("search", 10)):
-            own = f'service="shop",scenario="{scenario}"'
-            for i, metric in enumerate(WINDOWED.values()):
-                values[f"{metric}{{{own}}}"] = ticks * (i + 1) * factor
-            for i, (metric, extra) in enumerate(GATEWAY_SHORTEST.values()):
-                labels = ",".join([own, *(f'{k}="{v}"' for k, v in extra.items())])
-                values[f"{metric}{{{labels}}}"] = ticks * (i + 20) * factor
-            values[f"{metrics.GATEWAY_WAITING}{{{own}}}"] = 7 * factor
-        return values
-
-    @classmethod
-    def rogue(cls, ticks: int) -> dict[str, float]:
-        """Series that claim to be `gw-1`'s, from a pod of another namespace: never counted."""
-        claim = '{namespace="ns",pod="gw-1",'
-        return {k.replace("{", claim, 1): v * 1000 for k, v in cls.gateway(ticks).items()}
-
-    @staticmethod
-    def engine(ticks: int, quantities: dict[str, str]) -> dict[str, float]:
-        values: dict[str, float] = {
-            metric: ticks * (i + 50) for i, metric in enumerate(quantities.values())
-        }
-        values[f'{metrics.SLOTS}{{state="total"}}'] = 4
-        return values
-
-    def jobs(self) -> list[dict[str, Any]]:
-        def target(name: str, **labels: str) -> dict[str, Any]:
-            where = f"127.0.0.1:{self.expositions[name].port}"
-            return {"targets": [where], "labels": {"pod": name, "namespace": "ns", **labels}}
-
-        chat = {"service": "shop", "scenario": "chat"}
-        return [
-            {
-                "job_name": "pdserve",
-                "scrape_interval": f"{round(SCRAPE * 1000)}ms",
-                "scrape_timeout": f"{round(SCRAPE * 1000)}ms",
-                "static_configs": [
-                    target("gw-1"),
-                    target("gw-2"),
-                    target("gw-old"),
-                    target("gw-beside", namespace="beside"),
-                    target("gw-rogue", namespace="mallory", service="shop"),
-                    target("p-1", role="prefill", **chat),
-                    target("d-1", role="decode", **chat),
-                ],
-            }
-        ]
-
-    def close(self) -> None:
-        for served in self.expositions.values():
-            served.close()
 
 
 @pytest.fixture(scope="module")
@@ -186,17 +51,6 @@ def pods() -> Iterator[Pods]:
 def prometheus(pods: Pods, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     with running_prometheus(tmp_path_factory.mktemp("prometheus"), pods.jobs()) as server:
         yield server
-
-
-def source(url: str, **over: Any) -> PrometheusSource:
-    settings = {"window": WINDOW, "stale_after": 3.0, "query_timeout": 5.0, **over}
-    return PrometheusSource(PrometheusSettings(url, registry.series(), **settings))
-
-
-async def ask(
-    asked: PrometheusSource, key: ScenarioKey = CHAT, live: LiveInstances = LIVE
-) -> ScenarioSample | Unknown:
-    return (await asked.sample({key: live}))[key]
 
 
 def gateways_full(sample: ScenarioSample | Unknown) -> bool:
@@ -429,66 +283,3 @@ async def test_every_query_is_understood_by_the_server(prometheus: Prometheus) -
     assert [name for name, rows in answers.rows.items() if isinstance(rows, Unknown)] == []
     assert len(answers.rows) == len(queries((1.0, 2.0, 3.0), {}, registry.series()))
     await asked.close()
-
-
-# --- a server that is away, slow or something else ------------------------------------------------
-
-
-@pytest.mark.invariant(6)
-async def test_a_server_that_dies_is_unknown_left_alone_and_found_again(tmp_path: Path) -> None:
-    now = [0.0]
-    with running_prometheus(tmp_path, []) as server:
-        settings = PrometheusSettings(server.url, registry.series(), window=WINDOW)
-        asked = PrometheusSource(settings, clock=lambda: now[0])
-        await eventually(lambda: ask(asked), lambda s: isinstance(s, ScenarioSample))
-        server.stop()
-        for _ in range(3):
-            got = await ask(asked)
-            assert isinstance(got, Unknown)
-            assert "ConnectionError" in got.reason
-        refused = await ask(asked)
-        assert isinstance(refused, Unknown)
-        assert "next try in 5 s" in refused.reason
-        decision = decide(decision_input(sample=refused))
-        assert decision.reason is Reason.HOLD_NO_DATA
-        assert server.url in decision.message
-    with running_prometheus(tmp_path, [], server.host):
-        assert isinstance(await ask(asked), Unknown), "still left alone"
-        now[0] = 6.0
-        assert isinstance(await ask(asked), ScenarioSample)
-    await asked.close()
-
-
-async def test_a_server_that_never_answers_costs_one_deadline() -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(8)
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        asked = source(url, query_timeout=30.0, round_timeout=0.3, threads=1)
-        started = time.monotonic()
-        got = await ask(asked)
-        assert isinstance(got, Unknown)
-        assert "no answer within 0.3 s" in got.reason
-        again = await ask(asked)
-        assert isinstance(again, Unknown)
-        assert "still hang" in again.reason
-        assert time.monotonic() - started < 5.0
-        await asked.close()
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("<html>hello</html>", "not a Prometheus answer"),
-        ('{"data": {"result": "?"}}', "not a time"),
-        ('{"data": {"result": [{"value": [1, "NaN"]}]}}', "not a time"),
-        (None, "server refused"),
-    ],
-)
-async def test_something_that_is_no_prometheus_is_unknown(text: str | None, word: str) -> None:
-    with closing(Exposition(lambda: text)) as other:
-        asked = source(f"http://127.0.0.1:{other.port}")
-        got = await ask(asked)
-        assert isinstance(got, Unknown)
-        assert word in got.reason
-        await asked.close()

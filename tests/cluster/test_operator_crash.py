@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from tests.support import scenarios as s
+from tests.support.groups_at_rest import check_groups
 from tests.support.installed import (
     OPERATOR_NAMESPACE,
     Installed,
@@ -68,7 +69,7 @@ def check_nothing_extra(cluster: s.Cluster, name: str) -> None:
     """Exactly the wanted pods, peer tables and objects; each controlled by a live owner."""
     wanted = 0
     for each in SCENARIOS:
-        wanted += len(s.check_groups(cluster, NAMESPACE, names.scenario_group_name(name, each)))
+        wanted += len(check_groups(cluster, NAMESPACE, names.scenario_group_name(name, each)))
     assert wanted == 2 * len(SCENARIOS) + 1
     found = s.pods(cluster, NAMESPACE, service=name)
     assert len(found) == wanted, "duplicates"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from tests.support import scenarios as s
+from tests.support.groups_at_rest import check_groups, wait_groups
 from tests.support.installed import (
     NAMESPACE,
     SERVICE,
@@ -55,7 +56,7 @@ def test_a_deleted_decode_is_substituted_alone(
         s.wait_substituted(cluster, NAMESPACE, CHAT, before, {victim})
         s.wait_service(cluster, NAMESPACE, SERVICE)
         record_property("recovery_seconds", round(seconds(), 1))
-    s.check_groups(cluster, NAMESPACE, CHAT)
+    check_groups(cluster, NAMESPACE, CHAT)
 
 
 @pytest.mark.invariant(1)
@@ -83,7 +84,7 @@ def test_a_killed_prefill_restarts_in_place_and_is_not_routed_until_linked(
         record_property("recovery_seconds", round(seconds(), 1))
     change = s.difference(before, s.identities(cluster, NAMESPACE))
     assert change == s.Difference(set(), set(), {victim})
-    s.wait_groups(cluster, NAMESPACE, CHAT)
+    wait_groups(cluster, NAMESPACE, CHAT)
 
 
 # --- nodes and devices -----------------------------------------------------------------------
@@ -140,7 +141,7 @@ def test_an_unhealthy_device_costs_one_instance(wide: s.Cluster, record_property
         assert repairs[0]["suspectNode"] == node
     finally:
         wide.device(node, 3, healthy=True)
-    s.check_groups(wide, WIDE, WIDE_GROUP)
+    check_groups(wide, WIDE, WIDE_GROUP)
 
 
 @pytest.mark.invariant(1)
@@ -165,7 +166,7 @@ def test_a_node_that_restarts_in_time_keeps_its_instance(
         record_property("recovery_seconds", round(seconds(), 1))
     assert s.difference(before, _instances(wide)) == s.Difference(set(), set(), {victim})
     s.until("it is routed", lambda: victim in s.routed(wide, WIDE, WIDE))
-    s.check_groups(wide, WIDE, WIDE_GROUP)
+    check_groups(wide, WIDE, WIDE_GROUP)
 
 
 def _instances(cluster: s.Cluster) -> dict[str, s.Identity]:
@@ -204,4 +205,4 @@ def test_a_silent_node_is_waited_for_and_only_a_lost_one_is_replaced(
         wide.restore(far)
     s.until("the node is back", lambda: known(far) == "True")
     s.until("the lost pod is gone", lambda: len(s.pods(wide, WIDE)) == 2)
-    s.check_groups(wide, WIDE, WIDE_GROUP)
+    check_groups(wide, WIDE, WIDE_GROUP)

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 from tests.support import scenarios as s
+from tests.support.groups_at_rest import check_groups
 from tests.support.installed import (
     Installed,
     fetch,
@@ -146,7 +147,7 @@ def test_a_rollout_keeps_a_whole_group_serving(service: Service) -> None:
         s.until("requests are served", lambda: traffic.completed >= served + 8)
     assert [o for o in traffic.outcomes if o.error] == [], "streams in flight end whole"
     s.wait_settled(cluster, NAMESPACE, GROUP)
-    s.check_groups(cluster, NAMESPACE, GROUP)
+    check_groups(cluster, NAMESPACE, GROUP)
 
 
 @pytest.mark.invariant(7)
@@ -170,4 +171,4 @@ def test_taking_back_a_broken_revision_deletes_nothing_that_serves(service: Serv
     service.apply()
     s.until("only the old ones are left", lambda: service.instances() == before)
     s.wait_settled(cluster, NAMESPACE, GROUP)
-    s.check_groups(cluster, NAMESPACE, GROUP)
+    check_groups(cluster, NAMESPACE, GROUP)

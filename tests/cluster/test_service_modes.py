@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 from tests.support import scenarios as s
+from tests.support.groups_at_rest import check_groups
 from tests.support.installed import (
     Installed,
     fixed,
@@ -77,7 +78,7 @@ class Service:
         """Until the ScenarioGroup asks for these and has them."""
         s.until(f"counts {wanted}", lambda: self.counts() == wanted, seconds)
         s.wait_settled(self.cluster, NAMESPACE, GROUP)
-        s.check_groups(self.cluster, NAMESPACE, GROUP)
+        check_groups(self.cluster, NAMESPACE, GROUP)
 
     def merge(self, patch: s.Json) -> None:
         """A person's `kubectl patch` of the ScenarioGroup."""
@@ -205,7 +206,7 @@ def test_a_field_taken_out_of_the_template_leaves_every_instance(service: Servic
     s.until("instances have it no more", lambda: notes() == [False])
     assert "env" not in (s.group(cluster, NAMESPACE, GROUP) or {})["spec"]["decode"]
     s.wait_settled(cluster, NAMESPACE, GROUP)
-    s.check_groups(cluster, NAMESPACE, GROUP)
+    check_groups(cluster, NAMESPACE, GROUP)
 
 
 def test_the_end_of_a_service_is_the_end_of_all_it_made(service: Service) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 from tests.support import scenarios as s
+from tests.support.groups_at_rest import check_groups
 from tests.support.installed import NAMESPACE, SERVICE, Installed
 
 from pdserve.wire import names
@@ -34,7 +35,7 @@ def test_pods_run_where_they_were_planned_linked_and_labelled(
 ) -> None:
     cluster, name = installed.cluster, names.scenario_group_name(SERVICE, scenario)
     s.wait_settled(cluster, NAMESPACE, name)
-    found = s.check_groups(cluster, NAMESPACE, name)
+    found = check_groups(cluster, NAMESPACE, name)
     # Levels of the RoCEDomain are labels of the pod, as the node has them.
     for pod in found:
         node = cluster.get(f"/api/v1/nodes/{pod['spec']['nodeName']}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.support import scenarios as s
+from tests.support.groups_at_rest import check_groups
 from tests.support.installed import (
     Installed,
     fixed,
@@ -79,4 +80,4 @@ def test_a_slow_prefill_leaves_its_decodes_untouched(here: s.Cluster) -> None:
     path = f"/apis/pdserve.io/v1alpha1/namespaces/{NAMESPACE}/scenariogroups/{GROUP}"
     status = (here.get(path) or {})["status"]
     assert status.get("repairs", []) == []
-    s.check_groups(here, NAMESPACE, GROUP)
+    check_groups(here, NAMESPACE, GROUP)

@@ -17,6 +17,7 @@ from tests.support import scenarios as s
 from tests.support.chart import CHART, helm
 from tests.support.cluster import running_cluster
 from tests.support.following import Following
+from tests.support.groups_at_rest import wait_groups
 from tests.support.installed import EXAMPLES, OPERATOR_NAMESPACE, fixed, pdservice, scenario
 from tests.support.process_cluster import ProcessCluster
 
@@ -90,7 +91,7 @@ class Site:
         victim = s.name_of(s.pods(cluster, NAMESPACE, role=role)[0])
         cluster.kubectl("delete", "pod", victim, "-n", NAMESPACE, "--wait=false")
         (fresh,) = s.wait_substituted(cluster, NAMESPACE, GROUP, before, {victim}, 120)
-        s.wait_groups(cluster, NAMESPACE, GROUP, 120)
+        wait_groups(cluster, NAMESPACE, GROUP, 120)
         s.until("it is routed", lambda: fresh in s.routed(cluster, NAMESPACE, NAMESPACE), 120)
         traffic.wait_more(20)
         assert traffic.errors[known:] == []

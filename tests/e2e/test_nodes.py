@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from tests.support import installed as shop
 from tests.support import scenarios as s
+from tests.support.groups_at_rest import check_groups
 from tests.support.installed import Installed, fixed, make_namespace, pdservice, role, scenario
 from tests.support.real_cluster import KindCluster
 from tests.support.service_traffic import ServiceTraffic
@@ -105,7 +106,7 @@ def test_a_stopped_node_costs_one_substitution(
         kind.kubectl("uncordon", node)
         kind.give_devices()  # what no device plugin backs is not sure to survive a kubelet
     s.until("the lost pod is gone", lambda: len(s.pods(kind, NAMESPACE)) == len(pods))
-    s.check_groups(kind, NAMESPACE, GROUP)
+    check_groups(kind, NAMESPACE, GROUP)
     repairs = (s.group(kind, NAMESPACE, GROUP) or {})["status"]["repairs"]
     assert len(repairs) == 1, repairs
 

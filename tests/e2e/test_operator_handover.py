@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from tests.support import scenarios as s
+from tests.support.groups_at_rest import check_groups
 from tests.support.installed import (
     OPERATOR_NAMESPACE,
     Installed,
@@ -62,7 +63,7 @@ def test_the_leader_is_deleted_in_mid_change(
             record_property("change_ended_seconds", round(seconds(), 1))
         traffic.wait_more(4)
     assert traffic.failed == [], "a planned change, and an operator's end, cost no request"
-    found = s.check_groups(cluster, NAMESPACE, GROUP)
+    found = check_groups(cluster, NAMESPACE, GROUP)
     assert len(found) == len(s.pods(cluster, NAMESPACE)) == 6, "nothing was made twice"
     after = {s.name_of(p): p["metadata"]["uid"] for p in found}
     assert before.items() <= after.items(), "what served before serves still"

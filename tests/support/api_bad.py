@@ -1,7 +1,7 @@
 """The table of bad objects: what is wrong, where it is reported, and what the answer says.
 
 The same table is put to the parser (unit tests) and to a real API server (API tests), so that
-both refuse the same objects at the same field. PDServices: `api_bad_services`.
+both refuse the same objects at the same field. PDServices: `api_bad_services`, `api_bad_scenarios`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tests.support.api_bad_scenarios import BAD_SCENARIOS
 from tests.support.api_bad_services import BAD_SERVICES
 from tests.support.api_case import Bad
 from tests.support.api_objects import GONE
@@ -165,4 +166,4 @@ BAD_DOMAINS = (
     ),
 )
 
-BAD = (*BAD_SERVICES, *BAD_GROUPS, *BAD_DOMAINS)
+BAD = (*BAD_SERVICES, *BAD_SCENARIOS, *BAD_GROUPS, *BAD_DOMAINS)

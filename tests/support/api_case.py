@@ -28,3 +28,8 @@ class Bad:
     def object(self) -> Object:
         """The bad object."""
         return edited(BASES[self.kind](), self.edits)
+
+
+def of_service(name: str, edits: Mapping[str, Any], at: str, says: str, **extra: Any) -> Bad:
+    """A bad PDService."""
+    return Bad(name, "PDService", edits, at, says, **extra)

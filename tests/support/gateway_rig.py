@@ -20,6 +20,9 @@ from pdserve.http1.limits import ClientLimits
 from pdserve.terms import Slo
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
+WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
+"""Targets that a machine meets however busy it is."""
+
 SLO = Slo(ttft=1.0, handoff=0.5, tpot=0.1, attainment=0.99)
 DEADLINE = 10.0
 """Seconds for one answer."""

@@ -9,27 +9,21 @@ Every action is checked against the architecture's invariants when it is carried
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from tests.support import group_checks as checks
-from tests.support.builders import LEVELS, RESOURCE, draw
+from tests.support.builders import LEVELS, RESOURCE
 from tests.support.group_checks import BrokenError
+from tests.support.group_cluster import MOST_READ, GroupCluster
 from tests.support.group_objects import (
-    Machine,
     Pod,
-    Process,
     foreign_pods,
-    raw_node,
-    raw_pod,
 )
 
 from pdserve.groups import types as t
 from pdserve.groups.claims import claims_for, must_be_recorded_first, newest, reservations
-from pdserve.groups.health import HealthLimits
-from pdserve.groups.instances import InstanceObs
-from pdserve.groups.observe import instance_obs, joined
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routable import routable
@@ -44,17 +38,10 @@ from pdserve.topology import (
     reservation_of,
 )
 from pdserve.wire import names
-from pdserve.wire.links import DrainReport, LinkReport
-from pdserve.wire.peers import PeerTable
-from pdserve.wire.routes import RouteGroup
 
 SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}
-MOST_READ = 10_000
-_READ: dict[Hashable, InstanceObs] = {}
-"""What the real code reads of a pod, by the pod's state; thousands of schedules meet the same."""
 _TREES: dict[str, Fabric] = {}
 """The tree, by all that it depends on."""
-LIMITS = HealthLimits(node_suspect=30, startup_deadline=300, unschedulable_seconds=15)
 
 
 def wanted(
@@ -77,38 +64,29 @@ def wanted(
     )
 
 
-class World:
-    """The cluster. Methods are single steps; `settle` runs them fairly until nothing changes."""
+class World(GroupCluster):
+    """The cluster and its operator. `settle` runs all steps fairly until nothing changes."""
 
     def __init__(self, drawing: str, target: t.Wanted) -> None:
-        self.now = 1_000_000.0
+        super().__init__(drawing)
         self.target = target
-        self.machines = {
-            n.name: Machine(n.name, dict(n.labels), n.capacity[RESOURCE], n.used[RESOURCE])
-            for n in draw(drawing)
-        }
-        self.pods: dict[str, Pod] = {}
-        self.tables: dict[int, PeerTable] = {}
-        self.routes: tuple[RouteGroup, ...] = ()
         self.repairs: tuple[t.Repair, ...] = ()
         self.claims: tuple[t.DeviceClaim, ...] = ()
         """In status."""
-        self.lost: dict[str, t.DeviceClaim] = {}
-        """What the operator's memory adds to them."""
         self.peers: list[World] = [self]
         """All ScenarioGroups on these machines, by rank: scenario priority, then age."""
         self.last: t.Plan | None = None
         self.log: list[str] = []
         self.templates: dict[str, t.Wanted] = {}
         """What was wanted at each revision: the templates that are kept."""
-        self._serial = 0
         self.replaced: set[str] = set()
         self._versions: dict[int, int] = {}
         self._plans = 0
         self.made: tuple[t.Observation, Fabric, t.Plan] | None = None
         """The newest plan and what it was made from."""
 
-    # --- what the operator sees ------------------------------------------------------------
+    def all_pods(self) -> list[Pod]:
+        return [pod for world in self.peers for pod in world.pods.values()]
 
     def observation(self) -> t.Observation:
         """Everything as `controllers` would show it."""
@@ -119,8 +97,8 @@ class World:
             wanted=self.target,
             instances=instances,
             tables=dict(self.tables),
-            links={n: r for n in asked.links if (r := self._link_report(by_name[n])) is not None},
-            drains={n: d for n in asked.drains if (d := self._drain(by_name[n])) is not None},
+            links={n: r for n in asked.links if (r := self.link_report(by_name[n])) is not None},
+            drains={n: d for n in asked.drains if (d := self.drain_report(by_name[n])) is not None},
             repairs=self.repairs,
             routed=self.routed,
             now=self.now,
@@ -147,23 +125,9 @@ class World:
             w.last.blocked_request for w in before if w.last and w.last.blocked_request is not None
         )
 
-    def instances(self) -> tuple[InstanceObs, ...]:
-        """All pods, read by the real code."""
-        return joined(self._instance(pod) for pod in self.pods.values())
-
-    def _instance(self, pod: Pod) -> InstanceObs:
-        machine = self.machines.get(pod.new.node)
-        key = (pod.state, str(machine), self.now)
-        if key not in _READ:
-            if len(_READ) > MOST_READ:
-                _READ.clear()
-            node = self.raw_node(pod.new.node)
-            _READ[key] = instance_obs(self.raw_pod(pod), node, self.now, LIMITS)
-        return _READ[key]
-
     def fabric(self) -> Fabric:
         """The tree with what is free."""
-        pods = [p for w in self.peers for p in w.pods.values()]
+        pods = self.all_pods()
         claims = [c for w in self.peers for c in w.all_claims()]
         held = [(p.new.name, p.new.node, p.bound, p.failed, p.devices) for p in pods]
         key = f"{held} {claims} {self.machines}"
@@ -189,13 +153,6 @@ class World:
             views,
             [*(r for p in raw for r in reservation_of(p)), *reservations(left)],
         )
-
-    @property
-    def routed(self) -> frozenset[str]:
-        """Ids in the route table."""
-        return frozenset(i.id for g in self.routes for i in g.instances)
-
-    # --- the operator ----------------------------------------------------------------------
 
     def operator(self, stop_after: int | None = None) -> t.Plan:
         """Plan, and carry out all actions, or crash after some (status is then not written)."""
@@ -268,39 +225,39 @@ class World:
             case t.DeleteTable(group_index=index):
                 self.tables.pop(index, None)
             case t.BeginDrain(name=name, uid=uid):
-                if self._same(name, uid):
+                if self.holds(name, uid):
                     checks.given_up(self, name, seen)
                     self.pods[name].drain_started = self.now
             case t.DeletePod(name=name, uid=uid, force=force):
-                if self._same(name, uid):
+                if self.holds(name, uid):
                     checks.deletion(self, name, seen)
                     self.pods[name].terminating = True
                     if force:
-                        self._gone(name)
+                        self.vanish(name)
             case _:
                 self._mark(action)
 
     def _mark(self, action: t.Action) -> None:
         match action:
             case t.MarkLinked(name=name, uid=uid, container_id=container):
-                if self._same(name, uid):
+                if self.holds(name, uid):
                     self.pods[name].linked_container = container
             case t.MarkUnlinked(name=name, uid=uid):
-                if self._same(name, uid):
+                if self.holds(name, uid):
                     self.pods[name].linked_container = None
             case t.MoveScaleUnit(name=name, uid=uid, present=present):
-                if self._same(name, uid):
+                if self.holds(name, uid):
                     self.pods[name].scale_unit = present
 
     def _post(self, new: t.NewPod) -> None:
         if new.name in self.pods:
             return  # 409: it exists
-        self._serial += 1
+        self.serial += 1
         role = self.target.role(new.role)
         if new.member:
             new = replace(new, leader_uid=self.pods[new.instance].uid)
         beside = dict(role.requests).get("memory", 0)
-        self.pods[new.name] = Pod(new, f"uid-{self._serial}", self.now, role.devices, beside)
+        self.pods[new.name] = Pod(new, f"uid-{self.serial}", self.now, role.devices, beside)
         self.pods[new.name].scale_unit = new.scale_unit
 
     def _publish(self, action: t.PublishTable) -> None:
@@ -314,139 +271,6 @@ class World:
                 raise BrokenError(f"the entry of {peer.id} changed without cause")
         self.tables[index] = table
         self._versions[index] = table.version
-
-    # --- the rest of the cluster -----------------------------------------------------------
-
-    def kubelet(self, name: str) -> bool:
-        """One step of scheduler and kubelet for one pod; True if something changed."""
-        pod = self.pods.get(name)
-        machine = self.machines.get(pod.new.node) if pod else None
-        if pod is None or machine is None or machine.silent_since is not None:
-            return False
-        if pod.terminating:
-            # preStop drains: the pod ends when its requests have.
-            if pod.requests and pod.process is not None and not pod.failed:
-                return False
-            self._gone(name)
-        elif not pod.bound:
-            held = sum(
-                p.devices
-                for w in self.peers
-                for p in w.pods.values()
-                if p.new.node == machine.name and p.bound and not p.failed
-            )
-            if held + pod.devices + machine.foreign > machine.capacity:
-                return False
-            pod.bound = True
-        elif pod.process is None and not pod.failed and not pod.crash_loop:
-            self._serial += 1
-            pod.process = Process(f"container-{self._serial}")
-        else:
-            return False
-        return True
-
-    def push_tables(self) -> bool:
-        """The operator's linker gives every sound running member the newest table."""
-        changed = False
-        for instance in self.instances():
-            leader = self.pods.get(instance.name)
-            process = None if leader is None else leader.process
-            table = self.tables.get(instance.group_index)
-            if process is None or table is None or table.peer(instance.name) is None:
-                continue
-            if instance.fault is None and process.table != table:
-                process.table = table
-                process.up &= {p.id for p in table.opposite(instance.name)}
-                changed = True
-        return changed
-
-    def link(self, name: str) -> bool:
-        """One engine verifies what links it can: the other end runs and its table names it."""
-        pod = self.pods.get(name)
-        if pod is not None and pod.process is not None and pod.new.member:
-            return self._follow(pod.process, self.pods.get(pod.new.instance))
-        if pod is None or pod.process is None or pod.process.table is None:
-            return False
-        process, table = pod.process, pod.process.table
-        before = (set(process.up), process.completed)
-        wanted_peers = {p.id for p in table.opposite(name)}
-        process.up = {p for p in wanted_peers if self._answers(p, name)}
-        process.completed = process.completed or process.up == wanted_peers
-        return before != (process.up, process.completed)
-
-    def _follow(self, process: Process, leader: Pod | None) -> bool:
-        """Another member is well once its leader is."""
-        well = leader is not None and leader.process is not None and leader.process.completed
-        changed, process.completed = well and not process.completed, process.completed or well
-        return changed
-
-    def request(self) -> None:
-        """One request arrives at every routed instance."""
-        for name in self.routed:
-            pod = self.pods.get(name)
-            if pod is not None and pod.process is not None and not pod.process.draining:
-                pod.requests += 1
-
-    def finish(self, name: str) -> bool:
-        """All requests of one pod end."""
-        pod = self.pods.get(name)
-        changed = pod is not None and pod.requests > 0
-        if pod is not None:
-            pod.requests = 0
-        return changed
-
-    def advance(self, seconds: float) -> None:
-        """Time passes."""
-        self.now += seconds
-
-    # --- faults ----------------------------------------------------------------------------
-
-    def restart(self, name: str) -> None:
-        """The engine's process dies; kubelet starts a new one in the same container slot."""
-        pod = self.pods.get(name)
-        if pod is not None and pod.process is not None:
-            pod.process, pod.requests = None, 0
-            pod.restarts += 1
-            for other in self.pods.values():
-                if other.process is not None:
-                    other.process.up.discard(name)
-
-    def crash_loop(self, name: str) -> None:
-        """It dies again and again."""
-        self.restart(name)
-        if name in self.pods:
-            self.pods[name].crash_loop, self.pods[name].restarts = True, 3
-
-    def fail(self, name: str) -> None:
-        """Evicted by its kubelet."""
-        self.restart(name)
-        if name in self.pods:
-            self._note(self.pods[name])
-            self.pods[name].failed = True
-
-    def delete_from_outside(self, name: str) -> None:
-        """kubectl delete pod."""
-        if name in self.pods:
-            self.pods[name].terminating = True
-
-    def silence(self, node: str) -> None:
-        """The node stops answering; what runs there may go on."""
-        machine = self.machines.get(node)
-        if machine is not None and machine.silent_since is None:
-            machine.silent_since = self.now
-
-    def hear_again(self, node: str) -> None:
-        """The node is back."""
-        if node in self.machines:
-            self.machines[node].silent_since = None
-
-    def destroy(self, node: str) -> None:
-        """The Node object is deleted; its pods' processes are gone."""
-        if self.machines.pop(node, None) is not None:
-            for pod in [p for p in self.pods.values() if p.new.node == node]:
-                self.restart(pod.new.name)
-
-    # --- run to the end --------------------------------------------------------------------
 
     def settle(self, limit: int = 400) -> t.Plan:
         """Run fairly until the planner asks for nothing and nothing else changes.
@@ -478,63 +302,10 @@ class World:
         """One step for every pod, in order; True if any changed something."""
         return sum([step(name) for name in sorted(self.pods)]) > 0
 
-    # --- questions -------------------------------------------------------------------------
-
     def condition(self, kind: str) -> t.ConditionState:
         """A condition of the last plan."""
         assert self.last is not None
         return next(c for c in self.last.conditions if c.type == kind)
-
-    def _same(self, name: str, uid: str) -> bool:
-        return name in self.pods and self.pods[name].uid == uid
-
-    def _gone(self, name: str) -> None:
-        self.restart(name)
-        if name in self.pods:
-            self._note(self.pods.pop(name))
-
-    def _note(self, pod: Pod) -> None:
-        """The operator's cache shows that the pod's devices came free."""
-        new = pod.new
-        if not pod.failed and pod.drain_started is None:
-            self.lost[new.name] = t.DeviceClaim(
-                new.name, new.leader_uid or pod.uid, new.slot, new.role, new.group_index, new.node,
-                pod.takes,
-            )  # fmt: skip
-
-    def _answers(self, peer: str, me: str) -> bool:
-        pod = self.pods.get(peer)
-        table = pod.process.table if pod is not None and pod.process is not None else None
-        return table is not None and table.peer(me) is not None
-
-    def _link_report(self, instance: InstanceObs) -> LinkReport | None:
-        process = self.pods[instance.name].process
-        if process is None:
-            return None
-        if process.table is None:
-            return LinkReport(0, frozenset(), {})
-        down = {p.id for p in process.table.opposite(instance.name)} - process.up
-        return LinkReport(
-            process.table.version, frozenset(process.up), dict.fromkeys(sorted(down), "no answer")
-        )
-
-    def _drain(self, instance: InstanceObs) -> DrainReport | None:
-        pod = self.pods[instance.name]
-        if pod.process is None:
-            return None
-        pod.process.draining = True
-        return DrainReport(pod.requests, 0, 0)
-
-    # --- raw objects -----------------------------------------------------------------------
-
-    def raw_pod(self, pod: Pod) -> dict[str, Any]:
-        """The Pod as the API server would show it."""
-        return raw_pod(pod, self.machines.get(pod.new.node), self.now)
-
-    def raw_node(self, name: str) -> dict[str, Any] | None:
-        """The Node as the API server would show it."""
-        machine = self.machines.get(name)
-        return None if machine is None else raw_node(machine)
 
     def want(self, change: Callable[[t.Wanted], t.Wanted]) -> None:
         """Edit what is wanted; the template of the revision before is kept."""

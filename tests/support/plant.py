@@ -4,83 +4,22 @@ Virtual time, one seed. It models what the loop must cope with: open arrivals, p
 deadline-ordered waiting room in front (on-demand forwarding seen from afar), batches, KV that
 waits in its prefill slot until a decode of the same P/D group takes it, continuous batching whose
 steps slow down with the batch, start delay, draining, and scraped counters. The plant has its own
-profile: the policy never sees it.
-"""
+profile: the policy never sees it."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+
+from tests.support.plant_parts import PREFETCH, Decode, Lengths, Prefill, Rate, Request
+from tests.support.plant_scrapes import Increase, request_window
 
 from pdserve.ratio.profile import PerformanceProfile
-from pdserve.ratio.types import Counts, DecodeWindow, PrefillWindow, RequestWindow, ScenarioSample
+from pdserve.ratio.types import Counts, DecodeWindow, PrefillWindow, ScenarioSample
 from pdserve.terms import Slo
-
-Rate = Callable[[float], float]
-PREFETCH = 2
-"""KV caches a decode instance fetches ahead of a free slot."""
-Lengths = Callable[[float, random.Random], tuple[int, int]]
-
-
-def steady(rate: float) -> Rate:
-    return lambda _t: rate
-
-
-def lengths(prompt: int, output: int, spread: float = 0.3) -> Lengths:
-    """Lognormal lengths around the given means."""
-
-    def draw(_t: float, rng: random.Random) -> tuple[int, int]:
-        mu = -spread * spread / 2
-        return (
-            max(1, round(prompt * math.exp(rng.gauss(mu, spread)))),
-            max(3, round(output * math.exp(rng.gauss(mu, spread)))),
-        )
-
-    return draw
-
-
-@dataclass(slots=True)
-class Request:
-    arrived: float
-    prompt: int
-    output: int
-    first: float = 0.0
-    computed: float = 0.0
-    decode_from: float = 0.0
-    finish_at_token: float = 0.0
-
-
-@dataclass(slots=True)
-class Prefill:
-    name: str
-    group: int
-    ready_at: float
-    draining: bool = False
-    held: int = 0
-    pending: list[Request] = field(default_factory=list)
-    busy: bool = False
-
-
-@dataclass(slots=True)
-class Decode:
-    name: str
-    group: int
-    ready_at: float
-    draining: bool = False
-    reserved: int = 0
-    queued: list[Request] = field(default_factory=list)
-    running: list[Request] = field(default_factory=list)
-    context: float = 0.0
-    """Context tokens of the running batch (prompts and half the answers)."""
-    token: float = 0.0
-    """Tokens every running stream has made since this instance started."""
-    moved_at: float = 0.0
-    generation: int = 0
 
 
 class Plant:
@@ -373,11 +312,11 @@ class Plant:
         warm = min(windows)
         pre = [p.name for p in self.prefills if p.ready_at + warm <= self.now]
         dec = [d.name for d in self.decodes if d.ready_at + warm <= self.now]
-        short = _Increase(seen, at, windows[0])
+        short = Increase(seen, at, windows[0])
         return ScenarioSample(
             at=at,
             age=at - seen[-1][0] + delay if seen else delay,
-            windows=tuple(_request_window(_Increase(seen, at, w), w) for w in windows),
+            windows=tuple(request_window(Increase(seen, at, w), w) for w in windows),
             prefill=PrefillWindow(
                 len(pre), *short.over(pre, "batches", "requests", "compute", "tokens", "squared",
                 "kv_wait", "transfer", "transfers"),
@@ -395,33 +334,5 @@ class Plant:
         )  # fmt: skip
 
     def attainment_since(self, since: float) -> float:
-        increase = _Increase(self.scrapes, self.now, self.now - since)
+        increase = Increase(self.scrapes, self.now, self.now - since)
         return increase["met"] / max(increase["offered"], 1.0)
-
-
-class _Increase:
-    """increase() over scraped counters."""
-
-    def __init__(
-        self, scrapes: list[tuple[float, dict[str, float]]], at: float, window: float
-    ) -> None:
-        inside = [(t, totals) for t, totals in scrapes if at - window <= t <= at]
-        self.count = float(len(inside))
-        self.first = inside[0][1] if inside else {}
-        self.last = inside[-1][1] if inside else {}
-        span = inside[-1][0] - inside[0][0] if len(inside) > 1 else 0.0
-        self.scale = min(window / span, 1.2) if span else 0.0
-
-    def __getitem__(self, name: str) -> float:
-        return (self.last.get(name, 0.0) - self.first.get(name, 0.0)) * self.scale
-
-    def over(self, instances: list[str], *kinds: str) -> Iterator[float]:
-        return (sum((self[f"{kind}@{name}"] for name in instances), 0.0) for kind in kinds)
-
-
-def _request_window(increase: _Increase, seconds: float) -> RequestWindow:
-    names = ("offered", "met", "ttft_met", "completed", "prompt", "output")
-    offered, met, ttft_met, completed, prompt, output = (increase[name] for name in names)
-    return RequestWindow(
-        seconds, increase.count, offered, met, ttft_met, completed, prompt, output, 0.0
-    )

@@ -2,8 +2,7 @@
 
 Functions here know Kubernetes and pdserve's objects, never what the nodes are made of: they take
 a `Cluster`: process nodes (`process_cluster`), or real kubelets (`real_cluster`). Nothing sleeps
-for a fixed time; everything polls with a deadline.
-"""
+for a fixed time; everything polls with a deadline."""
 
 from __future__ import annotations
 
@@ -114,22 +113,19 @@ def stopwatch() -> Iterator[Callable[[], float]]:
     yield lambda: time.monotonic() - began
 
 
-# --- objects -------------------------------------------------------------------------------
-
-
 def pods(cluster: Cluster, namespace: str, **labels: str) -> list[Json]:
     """Instance pods by name; `role="decode", scenario="chat"` select by pdserve's labels."""
     selector = ",".join(
         [f"{names.LABEL_COMPONENT}=instance"]
         + [f"{names.GROUP}/{key.replace('_', '-')}={value}" for key, value in labels.items()]
     )
-    return _pods(cluster, namespace, selector)
+    return pods_by_labels(cluster, namespace, selector)
 
 
 def gateways(cluster: Cluster, namespace: str, service: str, *, every: bool = False) -> list[Json]:
     """Ready gateway pods of a service that stay; or all there are."""
     selector = f"{names.LABEL_COMPONENT}=gateway,{names.LABEL_SERVICE}={service}"
-    found = _pods(cluster, namespace, selector)
+    found = pods_by_labels(cluster, namespace, selector)
     return found if every else [p for p in found if is_ready(p) and not leaving(p)]
 
 
@@ -143,7 +139,8 @@ def wait_gateways(cluster: Cluster, namespace: str, service: str, count: int) ->
     return list(until(f"{count} ready gateways of {namespace}/{service}", ready))
 
 
-def _pods(cluster: Cluster, namespace: str, selector: str) -> list[Json]:
+def pods_by_labels(cluster: Cluster, namespace: str, selector: str) -> list[Json]:
+    """Pods that a label selector takes, by name."""
     found = cluster.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}")
     assert found is not None
     return sorted(found["items"], key=lambda pod: str(pod["metadata"]["name"]))
@@ -228,9 +225,6 @@ def events(cluster: Cluster, namespace: str, reason: str) -> list[Json]:
     """Events of one reason, by whichever API they were written."""
     found = cluster.get(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")
     return [e for e in (found or {}).get("items", ()) if e.get("reason") == reason]
-
-
-# --- waiting and comparing -----------------------------------------------------------------
 
 
 def wait_service(
@@ -346,76 +340,3 @@ def wait_substituted(
     assert len(change.new) == len(lost), f"not one substitute per lost pod: {change}"
     assert not change.restarted, f"others were restarted: {change}"
     return change.new
-
-
-def check_groups(cluster: Cluster, namespace: str, group_name: str) -> list[Json]:
-    """The standing order of a ScenarioGroup at rest; returns its pods.
-
-    Every pod runs where its plan pinned it, is linked for the container that runs, carries the
-    labels others rely on, and `/scale` counts exactly one pod per P/D group.
-    """
-    obj = group(cluster, namespace, group_name)
-    assert obj is not None
-    wanted_groups, prefill, decode = counts(cluster, namespace, group_name)
-    spec, found = obj["spec"], []
-    for pod in pods(cluster, namespace, scenario=spec["scenario"], service=spec["service"]):
-        if not leaving(pod):
-            found.append(pod)
-            check_pod(pod, obj)
-    by_group: dict[str, list[Json]] = {}
-    for pod in found:
-        by_group.setdefault(pod["metadata"]["labels"][names.LABEL_GROUP_INDEX], []).append(pod)
-    assert len(by_group) == wanted_groups, sorted(by_group)
-    for members in by_group.values():
-        roles = [pod["metadata"]["labels"][names.LABEL_ROLE] for pod in members]
-        assert (roles.count("prefill"), roles.count("decode")) == (prefill, decode)
-        units = [p for p in members if names.LABEL_SCALE_UNIT in p["metadata"]["labels"]]
-        assert len(units) == 1, [name_of(p) for p in units]
-    scale = cluster.get(f"{API}/namespaces/{namespace}/scenariogroups/{group_name}/scale")
-    assert scale is not None
-    matched = _pods(cluster, namespace, scale["status"]["selector"])
-    indexes = [pod["metadata"]["labels"][names.LABEL_GROUP_INDEX] for pod in matched]
-    assert sorted(indexes) == sorted(by_group), "the selector of /scale: one pod per P/D group"
-    assert scale["status"]["replicas"] == wanted_groups
-    return found
-
-
-def wait_groups(
-    cluster: Cluster, namespace: str, group_name: str, seconds: float = READY_SECONDS
-) -> list[Json]:
-    """`check_groups`, once it holds.
-
-    After a restart in place a real kubelet may say Ready by the gate of the container that died,
-    then not Ready, then Ready again.
-    """
-    failed: AssertionError | None = None
-
-    def hold() -> list[Json] | None:
-        nonlocal failed
-        try:
-            return check_groups(cluster, namespace, group_name)
-        except AssertionError as error:
-            failed = error
-            return None
-
-    what = f"{namespace}/{group_name} is in order"
-    return list(until(what, hold, seconds, instead=lambda: failed))
-
-
-def check_pod(pod: Json, owner: Json) -> None:
-    """One instance at rest."""
-    name, labels, spec = name_of(pod), pod["metadata"]["labels"], pod["spec"]
-    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    (term,) = required["nodeSelectorTerms"]
-    (field,) = term["matchFields"]
-    assert field == {"key": "metadata.name", "operator": "In", "values": [spec["nodeName"]]}, name
-    assert labels[names.LABEL_INSTANCE] == name
-    assert labels[names.LABEL_SERVICE] == owner["spec"]["service"]
-    assert labels[names.LABEL_SCENARIO] == owner["spec"]["scenario"]
-    assert labels[names.LABEL_MANAGED_BY] == names.FIELD_MANAGER
-    (reference,) = pod["metadata"]["ownerReferences"]
-    assert (reference["uid"], reference["controller"]) == (owner["metadata"]["uid"], True)
-    linked = condition(pod, names.CONDITION_LINKED)
-    (container,) = pod["status"]["containerStatuses"]
-    assert (linked["status"], linked["message"]) == ("True", container["containerID"]), name
-    assert is_ready(pod), name

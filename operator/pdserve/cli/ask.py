@@ -118,9 +118,9 @@ async def run(arguments: argparse.Namespace) -> int:
     finally:
         await client.close()
     if state := readiness(service):
-        _note(f"PDService {namespace}/{name} is not Ready ({state}); asking all the same")
+        note(f"PDService {namespace}/{name} is not Ready ({state}); asking all the same")
     question = _question(target, headers, prompt, arguments.max_tokens, not arguments.completion)
-    screen = _Screen(quiet=arguments.output == "json")
+    screen = Screen(quiet=arguments.output == "json")
     async with pod_proxy(arguments.kubeconfig, arguments.context) as proxy:
         answer = await _ask_one_of(proxy, service, ready, question, screen)
     screen.end()
@@ -133,7 +133,7 @@ async def run(arguments: argparse.Namespace) -> int:
         print(_line(facts), file=sys.stderr)
     if answer.error or not answer.complete:
         why = _worded(answer.error) or "the stream ended without its last event"
-        _note(f"the answer broke off: {why}")
+        note(f"the answer broke off: {why}")
         return 1
     return 0
 
@@ -198,14 +198,14 @@ def _question(
     return Question(PATH_CHAT if chat else PATH_COMPLETIONS, body, headers)
 
 
-class _Screen:
+class Screen:
     """Standard output while an answer comes; says on standard error that nothing comes yet."""
 
     def __init__(self, quiet: bool) -> None:
         self.text = ""
         self._quiet = quiet
         self._timer = asyncio.get_running_loop().call_later(
-            PATIENCE_SECONDS, _note, "waiting for the first token ..."
+            PATIENCE_SECONDS, note, "waiting for the first token ..."
         )
 
     def show(self, text: str) -> None:
@@ -229,7 +229,7 @@ async def _ask_one_of(
     service: api.PDService,
     pods: Sequence[GatewayPod],
     question: Question,
-    screen: _Screen,
+    screen: Screen,
 ) -> AskResult:
     """The first gateway that can be reached answers: nothing has begun on those that cannot."""
     namespace = service.metadata.namespace
@@ -339,7 +339,8 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else float(f"{seconds * 1000:.3g}")
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """Write a line about the request to standard error, at once."""
     print(f"kubectl pdserve: {text}", file=sys.stderr, flush=True)
 
 

@@ -37,7 +37,7 @@ def run(argv: list[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"pdserve-gateway: {error}\n")
         return 2
-    args = _parse(argv)
+    args = parse_arguments(argv)
     logging.basicConfig(
         level=args.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -46,7 +46,12 @@ def run(argv: list[str] | None = None) -> int:
     return int(uvloop.run(_serve(args, front)))
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Options of the process; None: those of its command line.
+
+    Raises:
+        SystemExit: one is missing, unknown or malformed (argparse has said which).
+    """
     parser = argparse.ArgumentParser(prog="pdserve-gateway", description=__doc__)
     parser.add_argument(
         "--routes", required=True, type=_source, metavar="SOURCE",

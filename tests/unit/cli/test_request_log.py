@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.cli.fake_apiserver import FakeApiServer, Json, status
+from tests.support.fake_apiserver import FakeApiServer, Json, status
 
 from pdserve.cli import kubectl
 

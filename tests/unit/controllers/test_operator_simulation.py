@@ -1,4 +1,4 @@
-"""The operator as a whole against the in-memory API model, in virtual time."""
+"""The operator as a whole in a simulated cluster: the life of one service."""
 
 from __future__ import annotations
 
@@ -6,30 +6,16 @@ import asyncio
 import json
 
 import pytest
+from tests.support.simulated_operator import fix_counts, make, names_of, uids_of
 
-from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NPU, NS, service
 from pdserve.kube.request import KubeRequest
-from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, NODES, PODS, SECRETS
+from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, SECRETS
 from pdserve.wire import names
 from pdserve.wire.pin import pinned_node
-
-
-def make(seed: int = 0) -> World:
-    world = World(seed=seed)
-    world.nodes(["a", "b"], per_leaf=2)
-    world.domain()
-    return world
-
-
-def names_of(world: World) -> set[str]:
-    return {p["metadata"]["name"] for p in world.instances()}
-
-
-def uids_of(world: World) -> set[str]:
-    return {p["metadata"]["uid"] for p in world.instances()}
 
 
 @virtual_time
@@ -117,20 +103,20 @@ async def test_growing_adds_and_shrinking_drains_only_the_difference() -> None:
     async with world.running(), world.operator():
         await world.until(world.service_ready)
         first = uids_of(world)
-        _fix(world, 1, 3, 1)
+        fix_counts(world, 1, 3, 1)
         await world.until(lambda: len(world.routed()) == 4, 60, "grown")
         assert first <= uids_of(world)
         assert world.engines.drained == []
         grown = uids_of(world)
-        _fix(world, 1, 2, 1)
+        fix_counts(world, 1, 2, 1)
         await world.until(lambda: len(world.instances()) == 3, 120, "shrunk")
         assert uids_of(world) < grown
         assert len(set(world.engines.drained)) == 1
         assert world.routed() == names_of(world)
-        _fix(world, 2, 2, 1)
+        fix_counts(world, 2, 2, 1)
         await world.until(lambda: len(world.routed()) == 6, 60, "a second group")
         assert {g["index"] for g in world.routes()["scenarios"][0]["groups"]} == {0, 1}
-        _fix(world, 1, 2, 1)
+        fix_counts(world, 1, 2, 1)
         await world.until(lambda: len(world.instances()) == 3, 120, "one group again")
 
         def tables() -> list[object]:
@@ -138,13 +124,6 @@ async def test_growing_adds_and_shrinking_drains_only_the_difference() -> None:
             return [c for c in found if names.KEY_PEERS in (c.get("data") or {})]
 
         await world.until(lambda: len(tables()) == 1, 5, "its table is gone too")
-
-
-def _fix(world: World, groups: int, prefill: int, decode: int) -> None:
-    ratio = {"fixed": {"groups": groups, "prefill": prefill, "decode": decode}}
-    spec = world.existing(PDSERVICES, "shop")["spec"]
-    spec["scenarios"][0]["ratio"] |= ratio
-    world.patch(PDSERVICES, NS, "shop", {"spec": {"scenarios": spec["scenarios"]}})
 
 
 @pytest.mark.invariant(1)
@@ -163,7 +142,7 @@ async def test_an_instance_leaves_the_routes_before_it_gets_the_drain_order() ->
     world.engines.post_drain = post_drain  # type: ignore[method-assign]
     async with world.running(), world.operator():
         await world.until(world.service_ready)
-        _fix(world, 1, 1, 1)
+        fix_counts(world, 1, 1, 1)
         await world.until(lambda: len(world.instances()) == 2, 180, "shrunk")
     assert {pod for pod, _ in seen}
     assert not any(routed for _, routed in seen)
@@ -186,110 +165,6 @@ async def test_a_container_that_restarts_in_place_is_unrouted_until_it_is_linked
         await world.until(lambda: name in world.routed(), 30, "linked again")
         assert world.existing(PODS, name)["metadata"]["uid"] == uid
         assert len(world.ever) == 2
-
-
-@virtual_time
-async def test_a_shortage_of_devices_names_what_fits() -> None:
-    world = World()
-    world.nodes(["a"], per_leaf=1, devices=8)
-    world.domain()
-    fixed = {"mode": "Fixed", "fixed": {"groups": 1, "prefill": 2, "decode": 2}}
-    world.create(PDSERVICES, service(ratio=fixed))
-    async with world.running(), world.operator():
-        await world.until(
-            lambda: world.condition(SCENARIO_GROUPS, "shop-chat", "Placed").get("status") == "False"
-        )
-        message = world.condition(SCENARIO_GROUPS, "shop-chat", "Placed")["message"]
-        assert "1P1D" in message
-        assert world.instances() == []
-        assert world.condition(PDSERVICES, "shop", "Ready")["status"] == "False"
-        # Devices arrive: no other trigger is needed.
-        world.node("a", "a-late", 8)
-        await world.until(world.service_ready, 60, "Ready after a node joined")
-
-
-@virtual_time
-async def test_an_unknown_domain_is_said_and_its_creation_is_enough() -> None:
-    world = World()
-    world.nodes(["a"], per_leaf=1)
-    world.create(PDSERVICES, service())
-    async with world.running(), world.operator():
-        await world.until(
-            lambda: (
-                world.condition(SCENARIO_GROUPS, "shop-chat", "Placed").get("reason")
-                == "UnknownDomain"
-            )
-        )
-        await world.until(
-            lambda: (
-                "no RoCEDomain 'az1'"
-                in world.condition(PDSERVICES, "shop", "Ready").get("message", "")
-            )
-        )
-        world.domain()
-        await world.until(world.service_ready, 60)
-
-
-@virtual_time
-async def test_the_domain_status_counts_nodes_and_free_devices() -> None:
-    world = make()
-    world.create(PDSERVICES, service())
-    async with world.running(), world.operator():
-        await world.until(world.service_ready)
-        await asyncio.sleep(2)
-        status = world.existing(ROCE_DOMAINS, "az1", "")["status"]
-        assert status["nodes"] == {"total": 4, "ready": 4, "excluded": 0, "unhealthyDevices": 0}
-        # Three whole nodes are free for instances of 4 devices: 6 of them.
-        assert status["free"] == [{"resource": NPU, "devices": 24, "largestGroup": "3P3D"}]
-        assert status["levels"] == [{"name": "leaf", "domains": 2}, {"name": "node", "domains": 4}]
-
-
-@virtual_time
-async def test_operators_of_one_namespace_each_agree_on_the_domain_they_share() -> None:
-    """Their ScenarioGroups ask for instances of different sizes, which neither tells the other."""
-    world = make()
-    world.create(PDSERVICES, service(devices=2))
-    world.create(NAMESPACES, {"metadata": {"name": "team-b"}})
-    theirs = service("their", devices=4)
-    theirs["metadata"]["namespace"] = "team-b"
-    async with world.running(), world.operator(namespace=NS), world.operator(namespace="team-b"):
-        await world.until(lambda: len(world.instances()) == 2, 60, "one service has instances")
-        world.create(PDSERVICES, theirs)
-        await world.until(lambda: len(world.instances()) == 4, 60, "both have")
-        await asyncio.sleep(90)
-        settled = world.existing(ROCE_DOMAINS, "az1", "")
-        assert settled["status"]["free"] == [
-            {"resource": NPU, "devices": 20, "largestGroup": "10P10D"}
-        ]
-        await asyncio.sleep(600)
-        assert world.get(ROCE_DOMAINS, "az1", "") == settled
-    for recorder, namespace in zip(world.recorders, (NS, "team-b"), strict=True):
-        written = {r.namespace for r in recorder.writes()}
-        assert written <= {namespace, None}
-
-
-@virtual_time
-async def test_operators_that_chose_the_same_devices_end_with_devices_each() -> None:
-    """The scheduler refuses what does not fit beside the other's, and that is placed anew."""
-    world = make()
-    world.create(NAMESPACES, {"metadata": {"name": "team-b"}})
-    theirs = service("their", devices=8)
-    theirs["metadata"]["namespace"] = "team-b"
-    world.create(PDSERVICES, service(devices=8))
-    world.create(PDSERVICES, theirs)
-    async with world.running(), world.operator(namespace=NS), world.operator(namespace="team-b"):
-        await world.until(lambda: len(world.instances()) == 4, 60, "both services have instances")
-        first = [pinned_node(p) for p in world.instances()]
-        assert len(set(first)) == 2, "the operators did not choose the same nodes"
-
-        def all_ready() -> bool:
-            conditions = [p.get("status", {}).get("conditions", ()) for p in world.instances()]
-            ready = [c for cs in conditions for c in cs if c["type"] == "Ready"]
-            return len(ready) == 4 and all(c["status"] == "True" for c in ready)
-
-        seconds = await world.until(all_ready, 60, "all are ready")
-        assert seconds < 30
-        assert len({p["spec"]["nodeName"] for p in world.instances()}) == 4
 
 
 @virtual_time
@@ -418,7 +293,7 @@ async def test_tables_that_a_user_deletes_or_breaks_come_back_higher() -> None:
     world.create(PDSERVICES, service(ratio=fixed))
     async with world.running(), world.operator():
         await world.until(world.service_ready)
-        _fix(world, 1, 2, 1)
+        fix_counts(world, 1, 2, 1)
         await world.until(lambda: len(world.routed()) == 3, 60)
         before = world.routes()["version"]
         held = max(e.table.version for e in world.engines.by_ip.values() if e.table)
@@ -427,7 +302,7 @@ async def test_tables_that_a_user_deletes_or_breaks_come_back_higher() -> None:
         assert world.routes()["version"] > before
         world.api.handle(KubeRequest("delete", CONFIGMAPS, NS, "shop-chat-0-peers"))
         await world.until(lambda: world.get(CONFIGMAPS, "shop-chat-0-peers") is not None, 10)
-        _fix(world, 1, 2, 2)
+        fix_counts(world, 1, 2, 2)
         await world.until(lambda: len(world.routed()) == 4, 60, "linked despite the loss")
         assert max(e.table.version for e in world.engines.by_ip.values() if e.table) > held
 

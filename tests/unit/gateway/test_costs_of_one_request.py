@@ -3,14 +3,13 @@
 import asyncio
 
 import pytest
-from tests.support.gateway_rig import Rig, eventually
+from tests.support.gateway_rig import WIDE, Rig, eventually
 
 from pdserve.gateway.prefill_phase import LOST_TIME
 from pdserve.gateway.request_context import grace_seconds
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 
-WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
 POISON = "query of death"
 
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import orjson
 import pytest
-from tests.support.gateway_rig import PATIENCE, Rig, eventually, parse_answer
+from tests.support.gateway_rig import PATIENCE, WIDE, Rig, eventually, parse_answer
 
 from pdserve.gateway import release
 from pdserve.gateway.request_context import Settings
-from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 
-WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
 CHOICE = {"index": 0, "text": "x", "finish_reason": "stop"}
 DONE = b"data: [DONE]\n\n"
 

@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.support.gateway_process import GatewayProcess, write_routes
-from tests.support.gateway_rig import Rig, eventually
+from tests.support.gateway_rig import WIDE, Rig, eventually
 from tests.support.hostile_bodies import read_reply
 
-from pdserve.terms import Slo
-
-WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
 MIB = 1 << 20
 
 

@@ -74,3 +74,53 @@ async def test_no_body_is_read_before_the_key_is_checked(rig: Rig, tmp_path: Pat
     writer.write(b"x" * 1_000_000)
     assert rig.gateway.server.memory.used == 0
     writer.close()
+
+
+async def test_keys_from_a_directory_that_changes(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "alice").write_text("sk-alice\n")
+    (tmp_path / "..data").mkdir()
+    await rig.one_group(keys=tmp_path)
+
+    async def status(key: str | None) -> int:
+        headers = {"authorization": key} if key else {}
+        return (await rig.complete(headers=headers)).status
+
+    assert await status("Bearer sk-alice") == 200
+    assert await status("bearer sk-alice") == 200
+    for wrong in (None, "Bearer sk-mallory", "Bearer ", "Basic sk-alice", "sk-alice"):
+        assert await status(wrong) == 401
+    refused = await rig.request("GET", "/v1/models")
+    assert (refused.status, refused.json["error"]["code"]) == (401, "invalid_api_key")
+    assert (await rig.request("GET", "/metrics")).status == 200
+
+    (tmp_path / "bob").write_text("sk-bob")
+    (tmp_path / "alice").unlink()
+    for _ in range(200):
+        if await status("Bearer sk-bob") == 200:
+            break
+        await asyncio.sleep(0.05)
+    assert await status("Bearer sk-bob") == 200
+    assert await status("Bearer sk-alice") == 401
+
+
+async def test_a_key_where_a_proxy_keeps_authorization(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "alice").write_text("sk-alice\n")
+    await rig.one_group(keys=tmp_path)
+
+    async def status(**headers: str) -> int:
+        return (
+            await rig.complete(headers={k.replace("_", "-"): v for k, v in headers.items()})
+        ).status
+
+    assert await status(x_api_key="sk-alice") == 200
+    assert await status(x_api_key=" sk-alice ") == 200
+    for wrong in ("", "sk-mallory", "Bearer sk-alice"):
+        assert await status(x_api_key=wrong) == 401
+    # Authorization counts where it is: a wrong one is not saved by the other header.
+    assert await status(authorization="Bearer sk-alice", x_api_key="no") == 200
+    assert await status(authorization="Bearer no", x_api_key="sk-alice") == 401
+
+
+async def test_a_directory_without_keys_refuses_every_request(rig: Rig, tmp_path: Path) -> None:
+    await rig.one_group(keys=tmp_path)
+    assert (await rig.complete(headers={"authorization": "Bearer "})).status == 401

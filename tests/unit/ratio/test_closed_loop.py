@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from tests.support.plant import Lengths, Plant, Rate, lengths, steady
+from tests.support.plant import Plant
+from tests.support.plant_parts import Lengths, Rate, lengths, steady
 from tests.support.ratio_values import NPU, PROFILE, SLO
 
 from pdserve.ratio import learn

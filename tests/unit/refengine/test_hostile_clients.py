@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.support.engine_requests import BODY, PATH, is_idle
 from tests.support.engines import Client, EngineProcess, Group, until
-from tests.unit.refengine.test_lifecycle import BODY, PATH, is_idle
 
 from pdserve.wire import http
 

@@ -1,0 +1,148 @@
+"""Route tables: versions, order of rules, bounds on prompts, former models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import yaml
+from tests.support.desired_objects import parsed
+
+from pdserve.api import PDService, RoCEDomain
+from pdserve.desired.routing import (
+    parse_routes,
+    prompt_bytes_of,
+    route_table,
+    routed_instances,
+)
+from pdserve.dst.world_service import service
+from pdserve.wire import names
+from pdserve.wire.links import LinkReport
+from pdserve.wire.routes import RouteGroup, RouteInstance, RouteTable, served
+
+GROUP = RouteGroup(
+    0,
+    "r",
+    (
+        RouteInstance("p", "prefill", "http://a:1", 4),
+        RouteInstance("d", "decode", "http://b:1", 4),
+    ),
+)
+DOMAIN = RoCEDomain.parse(
+    yaml.safe_load("""
+apiVersion: pdserve.io/v1alpha1
+kind: RoCEDomain
+metadata: {name: az1}
+spec:
+  nodeSelector: {matchLabels: {a: b}}
+  levels: [{name: leaf, nodeLabel: fabric/leaf, hopCost: 10}]
+""")
+)
+
+
+def table(last: RouteTable | None, groups: Any = (GROUP,)) -> RouteTable:
+    return route_table(parsed(scenarios=("search", "chat")), DOMAIN, {"chat": groups}, {}, last)
+
+
+def test_the_route_version_rises_only_with_the_content() -> None:
+    first = table(None)
+    assert first.version == 1
+    assert table(first) is not None
+    assert table(first) == first
+    changed = table(first, ())
+    assert changed.version == 2
+    assert table(changed).version == 3
+
+
+def test_the_route_table_holds_rules_in_order_of_priority() -> None:
+    made = table(None)
+    assert [s.name for s in made.scenarios] == ["search", "chat"]
+    assert made.scenarios[0].headers == {"x-scenario": "search"}
+    assert made.scenarios[0].slo.ttft == 0.8
+    assert made.scenarios[0].slo.attainment == 0.99
+    assert made.tier_costs == {"leaf": 10}
+    assert made.scenarios[0].groups == ()
+    assert routed_instances(made, "chat") == {"p", "d"}
+    assert routed_instances(made, "search") == frozenset()
+    assert routed_instances(None, "chat") == frozenset()
+
+
+def test_the_tightest_bound_on_prompts_is_routed_and_kept() -> None:
+    wide = dataclasses.replace(GROUP.instances[0], id="wide")
+    groups = (GROUP, dataclasses.replace(GROUP, index=1, instances=(wide,)))
+    links = {
+        name: LinkReport(1, frozenset(), {}, max_prompt_bytes=size)
+        for name, size in (("p", 70_000), ("wide", 90_000), ("d", 5), ("old", 0))
+    }
+    assert prompt_bytes_of(groups, links) == 70_000
+    assert prompt_bytes_of(groups[1:], links) == 90_000
+    assert prompt_bytes_of(groups, {}) == prompt_bytes_of((), links) == 0
+
+    def told(said: int, last: RouteTable | None) -> RouteTable:
+        return route_table(
+            parsed(scenarios=("chat",)), None, {}, {}, last, prompt_bytes={"chat": said}
+        )
+
+    first = told(70_000, None)
+    assert RouteTable.from_json(json.loads(json.dumps(first.to_json()))) == first
+    assert first.scenarios[0].max_prompt_bytes == 70_000
+    assert told(0, first) == first  # an operator that just started knows of no report
+    assert told(90_000, first).scenarios[0].max_prompt_bytes == 90_000
+    assert "maxPromptBytes" not in json.dumps(told(0, None).to_json())
+
+
+def test_a_group_of_a_former_model_goes_on_under_its_names() -> None:
+    def told(model: str, aliases: list[str], last: RouteTable | None, **known: Any) -> RouteTable:
+        spec = service(model={"name": model})
+        spec["spec"]["scenarios"][0]["match"] = {"models": aliases} if aliases else {}
+        groups = [dataclasses.replace(GROUP, index=n, revision=r) for n, r in enumerate("ab")]
+        return route_table(PDService.parse(spec), None, {"chat": groups}, {}, last, **known)
+
+    def names_of(table: RouteTable) -> list[tuple[tuple[str, ...], str]]:
+        (chat,) = table.scenarios
+        what = [served(table, chat, g) for g in chat.groups]
+        return [(w.names, w.model) for w in what]
+
+    def models(a: str, b: str) -> dict[str, Any]:
+        return {"models": {"chat": {"a": (a, "Reference"), "b": (b, "Reference")}}}
+
+    # One model: the groups say nothing of their own.
+    first = told("old", [], None, **models("old", "old"))
+    assert "models" not in json.dumps(first.to_json()["scenarios"][0]["groups"])
+    # Renamed: what runs goes on, whether its template is known or only the last table.
+    for known in (models("old", "new"), {"models": {"chat": {"b": ("new", "Reference")}}}):
+        renamed = told("new", [], first, **known)
+        assert names_of(renamed) == [(("old",), "old"), (("new",), "new")]
+        assert RouteTable.from_json(renamed.to_json()) == renamed
+        # ... also when the operator is restarted meanwhile, and with a lost table.
+        assert names_of(told("new", [], renamed, **known)) == names_of(renamed)
+    assert names_of(told("new", [], None, **models("old", "new"))) == names_of(renamed)
+    # Other names for clients: an alias of the same model holds for every group at once.
+    alias = told("old", ["chat"], first, **models("old", "old"))
+    assert names_of(alias) == [(("chat",), "old")] * 2
+    # Model and alias at once: the old groups keep their alias.
+    both = told("new", ["talk"], alias, **models("old", "new"))
+    assert names_of(both) == [(("chat",), "old"), (("talk",), "new")]
+    # The model behind an alias: both serve it.
+    behind = told("new", ["chat"], alias, **models("old", "new"))
+    assert names_of(behind) == [(("chat",), "old"), (("chat",), "new")]
+    # A refused template: the service asks for another model, no group has it.
+    refused = told("new", [], first, **models("old", "old"))
+    assert names_of(refused) == [(("old",), "old")] * 2
+
+
+@pytest.mark.parametrize(
+    "config_map",
+    [None, {}, {"data": {}}, {"data": {names.KEY_ROUTES: "{"}}, {"data": {names.KEY_ROUTES: "{}"}},
+     {"data": None}],
+)  # fmt: skip
+def test_an_unreadable_route_table_is_none(config_map: Any) -> None:
+    assert parse_routes(config_map) is None
+
+
+def test_a_route_table_survives_its_config_map() -> None:
+    made = table(None)
+    text = json.dumps(made.to_json())
+    assert parse_routes({"data": {names.KEY_ROUTES: text}}) == made
