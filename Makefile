@@ -47,6 +47,7 @@ lint: $(VENV)/.installed ## style, types, layers, names, and drift of generated 
 	@PYTHONPATH=operator $(BIN)/lint-imports --no-logo
 	@$(BIN)/python hack/generate.py --check
 	@$(BIN)/python hack/check_names.py operator
+	@$(BIN)/python hack/check_tests.py tests operator hack benchmarks
 	@$(BIN)/python hack/references.py
 	@$(BIN)/python hack/unread_fields.py
 	@$(BIN)/python hack/mutate.py --check-accepted

@@ -75,10 +75,10 @@ async def idle_operator(kubeconfig: Path, log: Path) -> Idle:
 
         await until("the operator to reconcile", looks)
         await _quiet(url)
-        cpu, done, wrote = _cpu_ms(pid), _reconciles(url), _writes(url)
+        cpu, done, wrote = cpu_ms(pid), _reconciles(url), _writes(url)
         await asyncio.sleep(WINDOW)
         return Idle(
-            _cpu_ms(pid) - cpu,
+            cpu_ms(pid) - cpu,
             _reconciles(url) - done,
             _writes(url) - wrote,
             rss_mib(pid),
@@ -201,7 +201,7 @@ def _writes(url: str) -> int:
     return int(sum(float(value) for method, value in found if method != "GET"))
 
 
-def _cpu_ms(pid: int) -> float:
+def cpu_ms(pid: int) -> float:
     # Fields 14 and 15; the second, the program's name, may hold spaces and brackets.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * 1000 / _TICKS

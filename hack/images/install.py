@@ -121,9 +121,9 @@ def dependencies(image: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", ROOT], check=True)
     lines = (BUILD / f"{image}.txt").read_text().splitlines()
     alone = [line for line in lines if standalone(line)]
-    _install([line for line in lines if line not in alone])
+    install_locked([line for line in lines if line not in alone])
     if alone:
-        _install(["--no-deps", *alone])
+        install_locked(["--no-deps", *alone])
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = ROOT / "lib" / version / "site-packages"
     (packages / "pdserve.pth").write_text(f"{APP}\n")
@@ -135,9 +135,9 @@ def dependencies(image: str) -> None:
     _compile(packages)
 
 
-def _install(what: list[str]) -> None:
+def install_locked(what: list[str]) -> None:
     """Resolve by constraints.txt; install only files that constraints-hashed.txt lists."""
-    pip = _pip_install(ROOT / "bin" / "python")
+    pip = pip_install(ROOT / "bin" / "python")
     quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
     fixed = ["--no-cache-dir", "--constraint", BUILD / "constraints.txt"]
     report, lock = BUILD / "report.json", BUILD / "lock.txt"
@@ -161,7 +161,7 @@ def read_hashes(text: str) -> dict[tuple[str, str], tuple[str, ...]]:
     for block in re.split(r"\n(?=[A-Za-z0-9])", text):
         head = re.match(r"([\w.-]+)==([^\s;\\]+)", block)
         if head is not None:
-            found[_normal(head[1]), head[2]] = tuple(re.findall(r"--hash=(\S+)", block))
+            found[normal_name(head[1]), head[2]] = tuple(re.findall(r"--hash=(\S+)", block))
     return found
 
 
@@ -172,7 +172,7 @@ def locked(report: Mapping[str, Any], hashes: Hashes) -> list[str]:
     lines = []
     for item in report["install"]:
         name, version = item["metadata"]["name"], item["metadata"]["version"]
-        known = hashes.get((_normal(name), version))
+        known = hashes.get((normal_name(name), version))
         if not known:
             sys.exit(
                 f"{name}=={version} is not in hack/constraints-hashed.txt: no entry says which "
@@ -182,7 +182,7 @@ def locked(report: Mapping[str, Any], hashes: Hashes) -> list[str]:
     return lines
 
 
-def _normal(name: str) -> str:
+def normal_name(name: str) -> str:
     """PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -196,7 +196,7 @@ def listed_pip(wheels: list[Path], hashes: Hashes) -> Path:
     sys.exit("hack/images/wheelhouse: no wheel of pip in it that constraints-hashed.txt lists")
 
 
-def _pip_install(python: Path) -> list[str | Path]:
+def pip_install(python: Path) -> list[str | Path]:
     """`pip install` for the environment of `python`, with its source of wheels."""
     wheels = sorted(WHEELHOUSE.glob("*.whl"))
     source = os.environ["WHEELS"]

@@ -128,7 +128,7 @@ class ControlPlane:
         self._prepare()
         try:
             self._start_etcd(found)
-            self._start_api_server(found)
+            self.start_api_server(found)
             if not api_only:
                 self._start_controllers(found)
         except BaseException:
@@ -181,7 +181,14 @@ class ControlPlane:
         socket_file = self.state_dir / "etcd.sock"
         self._wait("etcd", socket_file.is_socket)
 
-    def _start_api_server(self, found: binaries.KubeBinaries) -> None:
+    def start_api_server(self, found: binaries.KubeBinaries) -> None:
+        """Start the API server at a port that is free, and return once it serves.
+
+        After a loss of the last one too: `server` and `kubeconfig` say where the new one is.
+
+        Raises:
+            LocalError: it ended or did not answer in time.
+        """
         log = self._log("kube-apiserver")
         for attempt in range(_PORT_ATTEMPTS):
             self._port = free_port()

@@ -29,7 +29,7 @@ STALL_SECONDS = 15.0
 """A connected host that sends nothing for so long has failed."""
 FILE_SECONDS = 300.0
 """For one file: what takes longer is built in less time."""
-_SAY_EVERY_SECONDS = 2.0
+SAY_EVERY_SECONDS = 2.0
 _CHUNK = 1 << 18
 _MB = 1e6
 
@@ -91,7 +91,7 @@ class Downloads:
             raise LocalError(f"cannot download {address}: {reason}") from error
 
     def _read(self, address: str, write: Callable[[bytes], object], progress: Progress) -> None:
-        still = sparsely(progress, _SAY_EVERY_SECONDS)
+        still = sparsely(progress, SAY_EVERY_SECONDS)
         name = address.rpartition("/")[2]
         end = time.monotonic() + FILE_SECONDS
         with self._opener.open(address, timeout=CONNECT_SECONDS) as reply:

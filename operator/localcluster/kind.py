@@ -181,7 +181,7 @@ class KindCluster(ClusterFiles):
         except CommandError as error:
             self._delete(program)
             self._forget()
-            raise _create_error(self.name, error) from error
+            raise create_error(self.name, error) from error
         except BaseException:
             progress(f"removing what there is of {self.name!r}")
             self._delete(program, settle=_SETTLE_SECONDS)
@@ -354,7 +354,8 @@ def _kind_clusters(program: Path) -> list[str]:
     return answer([str(program), "get", "clusters"]).split()
 
 
-def _create_error(name: str, error: CommandError) -> LocalError:
+def create_error(name: str, error: CommandError) -> LocalError:
+    """The error for a kind cluster that could not be made, which says what to do about it."""
     if "failed to pull image" in error.said:
         image = os.environ.get(ENV_NODE_IMAGE, "kind's default node image")
         return LocalError(

@@ -7,17 +7,20 @@ cache ── proxy ──> kube-apiserver ── etcd
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
 import yaml
 from tests.support.cluster import running_control_plane
 
-from localcluster import binaries
+from localcluster import binaries, processes
 from localcluster.controlplane import ControlPlane
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
@@ -73,14 +76,21 @@ class Proxy:
 
 
 def kill_api_server(plane: ControlPlane) -> None:
-    child = plane._children.pop("kube-apiserver")
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    pid = plane.pids["kube-apiserver"]
+    os.kill(pid, signal.SIGKILL)
+    while processes.is_alive(pid):
+        time.sleep(0.01)
+
+
+def port_of(plane: ControlPlane) -> int:
+    port = urlsplit(plane.server).port
+    assert port is not None
+    return port
 
 
 def start_api_server(plane: ControlPlane) -> int:
-    plane._start_api_server(binaries.kube(programs=binaries.API_PROGRAMS))
-    return plane._port
+    plane.start_api_server(binaries.kube(programs=binaries.API_PROGRAMS))
+    return port_of(plane)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +103,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 @pytest_asyncio.fixture
 async def proxied(plane: ControlPlane, tmp_path: Path) -> AsyncIterator[tuple[Proxy, KubeClient]]:
     proxy = Proxy()
-    proxy.backend = plane._port
+    proxy.backend = port_of(plane)
     config = yaml.safe_load(plane.kubeconfig.read_text())
     config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{await proxy.start()}"
     path = tmp_path / "kubeconfig"

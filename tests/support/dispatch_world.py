@@ -86,6 +86,11 @@ class World:
     def at(self, when: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), action))
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is to come."""
+        return not self._events
+
     def arrive(self, when: float, deadline: float | None = None) -> None:
         self.at(when, lambda: self._arrive(when + 0.7 if deadline is None else deadline))
 

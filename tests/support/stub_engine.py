@@ -78,13 +78,13 @@ class StubEngine:
         self._server = HttpServer(
             self._handle, ClientLimits(body=8 << 20, memory=1 << 30), self._bug
         )
-        self._port = 0
+        self.port = 0
         self.bugs: list[Exception] = []
 
     # --- life ---
 
     async def start(self) -> StubEngine:
-        self._port = await self._server.start("127.0.0.1", self._port)
+        self.port = await self._server.start("127.0.0.1", self.port)
         return self
 
     async def kill(self) -> None:
@@ -97,7 +97,7 @@ class StubEngine:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def route(self, domains: dict[str, str] | None = None) -> RouteInstance:
         return RouteInstance(self.name, self.role, self.endpoint, self.slots, domains or {})
@@ -236,7 +236,7 @@ class StubEngine:
         self.running += 1
         self.max_used = max(self.max_used, self.used)
         if early:
-            reply._connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+            reply.connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
         try:
             await self._tokens(body, chat, reply, step)
         finally:

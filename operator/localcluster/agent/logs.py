@@ -70,7 +70,7 @@ class KubeletServer:
         tail = request.query.get("tailLines")
         limit = int(request.query.get("limitBytes") or 1 << 62)
         follow = request.query.get("follow") == "true" and not previous
-        offset = 0 if tail is None else _tail_offset(log, int(tail))
+        offset = 0 if tail is None else tail_offset(log, int(tail))
         await _send(reply, worker, log, offset, limit, follow)
         await reply.write_eof()
         return reply
@@ -111,7 +111,7 @@ def _log_file(worker: PodWorker, container: str, previous: bool) -> Path | None:
     return runs[index] if len(runs) >= -index else None
 
 
-def _tail_offset(log: Path, lines: int) -> int:
+def tail_offset(log: Path, lines: int) -> int:
     """Where the last `lines` lines of a file begin."""
     content = log.read_bytes()
     end = len(content) - 1 if content.endswith(b"\n") else len(content)

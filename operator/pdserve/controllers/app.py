@@ -263,7 +263,7 @@ async def run(options: OperatorOptions) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(core.follow())
-            tasks.create_task(_watch(core, options.namespace, rng))
+            tasks.create_task(watch_with_kopf(core, options.namespace, rng))
             tasks.create_task(_until_signalled())
             tasks.create_task(_lead(core, claim, options, identity))
     except* Stopped:
@@ -273,7 +273,8 @@ async def run(options: OperatorOptions) -> None:
         await client.close()
 
 
-async def _watch(core: Core, namespace: str | None, rng: random.Random) -> None:
+async def watch_with_kopf(core: Core, namespace: str | None, rng: random.Random) -> None:
+    """Run kopf once the caches are full, and again KOPF_AGAIN seconds after it ended."""
     # kopf reports as errors what the caches wait for: no API server yet, kinds just installed.
     await core.caches.wait_synced()
     # What is held now stays: looking through it for garbage again and again holds everything up

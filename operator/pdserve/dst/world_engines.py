@@ -42,6 +42,8 @@ class Engines:
     def __init__(self) -> None:
         self.by_ip: dict[str, SimulatedEngine] = {}
         self.calls: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
+        """Requests of the operator by endpoint, answered or not."""
         self.drained: list[str] = []
         """Pods in the order in which they were told to drain, repeats included."""
 
@@ -72,6 +74,7 @@ class Engines:
         return engine.linked_once and not engine.draining and not engine.frozen
 
     def _find(self, target: Target) -> SimulatedEngine:
+        self.asked[target.endpoint] += 1
         engine = self.by_ip.get(target.endpoint.removeprefix("http://").partition(":")[0])
         if engine is None or engine.frozen:
             raise EngineError("connection refused")

@@ -15,7 +15,8 @@ class Registry:
     """The metrics of one process. Declaring a name twice alike gives the same metric."""
 
     def __init__(self) -> None:
-        self._families: dict[str, Counter | Gauge | Histogram] = {}
+        self.families: dict[str, Counter | Gauge | Histogram] = {}
+        """What is counted, by name."""
         self._hooks: list[Callable[[], None]] = []
 
     def counter(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Counter:
@@ -43,7 +44,7 @@ class Registry:
     def render(self) -> str:
         """The whole exposition, metrics sorted by name."""
         self._collect()
-        lines = [line for name in sorted(self._families) for line in self._families[name].lines()]
+        lines = [line for name in sorted(self.families) for line in self.families[name].lines()]
         return "\n".join(lines) + "\n" if lines else ""
 
     def value(self, name: str, *labels: str) -> float:
@@ -52,19 +53,19 @@ class Registry:
         For tests and status pages; raises KeyError for an undeclared name.
         """
         self._collect()
-        return self._families[name].value(*labels)
+        return self.families[name].value(*labels)
 
     def _collect(self) -> None:
         for hook in self._hooks:
             hook()
 
     def _add(self, family: F) -> F:
-        known = self._families.get(family.name)
+        known = self.families.get(family.name)
         if known is not None:
             if known.declaration() != family.declaration():
                 raise MetricError(f"metric {family.name} is already declared differently")
             return cast(F, known)  # a declaration names its kind
-        self._families[family.name] = family
+        self.families[family.name] = family
         if not family.label_names:
             family.labels()
         return family

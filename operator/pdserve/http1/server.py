@@ -35,7 +35,8 @@ class Reply:
     """The answer to one request: `send` once, or `start`, `write`..., `end`."""
 
     def __init__(self, connection: ClientConnection, request: HttpRequest) -> None:
-        self._connection = connection
+        self.connection = connection
+        """What it is sent over."""
         self._close = not request.keep_alive
         self._bodiless = request.method == "HEAD"
         self.status = 0
@@ -78,41 +79,41 @@ class Reply:
         """Another piece of a started stream."""
         if self._chunked:
             data = chunk(data)
-        self._connection.send(data)
+        self.connection.send(data)
 
     def end(self) -> None:
         """The stream is complete."""
         if self._chunked:
-            self._connection.send(LAST_CHUNK)
+            self.connection.send(LAST_CHUNK)
         self._finish()
 
     def grows(self, size: int) -> bool:
         """The request takes so many more bytes than its body; False: there is no room."""
-        return self._connection.take(size)
+        return self.connection.take(size)
 
     def body_done(self) -> None:
         """Nothing of the request's body is kept any more."""
-        self._connection.free_served()
+        self.connection.free_served()
 
     def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """What to call when the client reads too slowly, and when it has caught up."""
-        self._connection.set_flow(pause, resume)
+        self.connection.set_flow(pause, resume)
 
     def _write_head(self, status: int, content_type: str, headers: Headers, rest: bytes) -> None:
         self.started = True
         self.status = status
-        close = self._close or self._connection.server.draining
+        close = self._close or self.connection.server.draining
         self._close = close
         head = [STATUS_LINES[status], b"content-type: ", content_type.encode(), b"\r\n"]
         for name, value in (*self.headers, *headers):
             head += (name, b": ", value, b"\r\n")
         head.append(b"connection: close\r\n\r\n" if close else b"\r\n")
         head.append(rest)
-        self._connection.send(b"".join(head))
+        self.connection.send(b"".join(head))
 
     def _finish(self) -> None:
         self.ended = True
-        self._connection.finished(self._close)
+        self.connection.finished(self._close)
 
 
 class ClientConnection(Receiver, asyncio.Protocol):

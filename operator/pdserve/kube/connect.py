@@ -24,7 +24,7 @@ from pdserve.kube.transport import HttpTransport, refuse_redirects
 
 DEFAULT_RATE = 100.0
 DEFAULT_BURST = 200
-_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 _MALFORMED = (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError)
@@ -88,7 +88,7 @@ async def api_client(
 def pod_namespace(default: str = "default") -> str:
     """The namespace this process runs in, as a pod; else `default`."""
     try:
-        return (_SERVICE_ACCOUNT / "namespace").read_text().strip() or default
+        return (SERVICE_ACCOUNT / "namespace").read_text().strip() or default
     except OSError:
         return default
 
@@ -142,7 +142,7 @@ async def _configure(
 def _kubeconfig_files(kubeconfig: str | os.PathLike[str] | None) -> str | None:
     """Which files to read; None: the pod's service account."""
     chosen = os.fspath(kubeconfig) if kubeconfig is not None else os.environ.get("KUBECONFIG", "")
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (_SERVICE_ACCOUNT / "token").exists()
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").exists()
     if not chosen and in_pod:
         return None
     files = chosen or str(Path.home() / ".kube" / "config")

@@ -88,7 +88,7 @@ class HttpTransport:
         self._seconds.labels(request.verb).observe(time.monotonic() - started)
         if response.status >= 400:
             raise _refused(response, body)
-        return await _object(body)
+        return await read_object(body)
 
     async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
         """A watch: one JSON document per line, however the lines are cut into packets."""
@@ -101,7 +101,7 @@ class HttpTransport:
                 if response.status >= 400:
                     raise _refused(response, await response.read())
                 async for line in _lines(response.content):
-                    yield await _object(line)
+                    yield await read_object(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(request, error) from error
 
@@ -157,7 +157,12 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
                 yield line
 
 
-async def _object(body: bytes) -> Object:
+async def read_object(body: bytes) -> Object:
+    """The object that an answer holds, without what is nested too deeply.
+
+    Raises:
+        KubeError: it is not JSON, or no object.
+    """
     try:
         value = _parsed(body)
     except orjson.JSONDecodeError:

@@ -62,7 +62,7 @@ async def test_a_kopf_that_fails_ends_nothing_and_is_started_again(
         registry=Registry(), now=now, rng=random.Random(1),
     )  # fmt: skip
     following = asyncio.create_task(core.follow())
-    watching = asyncio.create_task(app._watch(core, None, random.Random(1)))
+    watching = asyncio.create_task(app.watch_with_kopf(core, None, random.Random(1)))
     await asyncio.sleep(3 * app.KOPF_AGAIN)
     assert not watching.done()
     assert len(started) == 3

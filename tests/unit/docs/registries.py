@@ -66,7 +66,7 @@ async def operator_registry() -> Registry:
 
 
 def _families(registry: Registry) -> Families:
-    return {f.name: (f.kind, f.label_names) for f in registry._families.values()}
+    return {f.name: (f.kind, f.label_names) for f in registry.families.values()}
 
 
 class _Nowhere:

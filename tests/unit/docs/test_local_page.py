@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,14 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"up to {pods} pods a node, {MAX_NODES} nodes, {MAX_DEVICES} devices a node" in PAGE
 
 
-def test_every_option_of_up_is_named() -> None:
-    commands = argparse.ArgumentParser().add_subparsers()
-    cli.add_parser(commands)
-    found = commands.choices["local"]._actions
-    actions = next(a for a in found if isinstance(a, argparse._SubParsersAction))
-    options = set(actions.choices["up"]._option_string_actions) - {"-h", "--help"}
+def test_every_option_of_up_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    cli.add_parser(parser.add_subparsers())
+    with pytest.raises(SystemExit):
+        parser.parse_args(["local", "up", "--help"])
+    options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out)) - {
+        "-h",
+        "--help",
+    }
     assert "--config" in options
     assert {o for o in options if o not in PAGE} == set()

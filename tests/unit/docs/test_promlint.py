@@ -46,7 +46,7 @@ def problems(name: str, kind: str, help_text: str, labels: tuple[str, ...]) -> l
 
 def lint(registry: Registry) -> dict[str, list[str]]:
     found = {
-        f.name: problems(f.name, f.kind, f.help, f.label_names) for f in registry._families.values()
+        f.name: problems(f.name, f.kind, f.help, f.label_names) for f in registry.families.values()
     }
     return {name: said for name, said in found.items() if said}
 

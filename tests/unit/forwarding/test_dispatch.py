@@ -115,7 +115,7 @@ def test_two_gateways_share_prefills_without_a_storm(load: float) -> None:
         for t in poisson(load * 2 / world.service, 20.0, seed=i):
             world.arrive(t)
     until = 0.0
-    while any(w._events for w in worlds):
+    while not all(w.over for w in worlds):
         until += 0.0005
         for world in worlds:
             world.run(until)

@@ -103,9 +103,9 @@ async def test_an_unending_head_is_refused(rig: Rig) -> None:
     await rig.one_group(slo=WIDE)
     server = await asyncio.start_server(endless, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    rig.engines["p0"]._port, real = port, rig.engines["p0"]._port
+    rig.engines["p0"].port, real = port, rig.engines["p0"].port
     await rig.routes([rig.engines["p0"], rig.engines["d0"]], slo=WIDE)
-    rig.engines["p0"]._port = real
+    rig.engines["p0"].port = real
     answer = await rig.complete()
     assert answer.status == 502
     assert "head is larger" in answer.json["error"]["message"]
@@ -161,12 +161,12 @@ async def standing_in(rig: Rig, name: str, answer: Answer) -> AsyncIterator[None
     """Another server answers in place of a stub, to whatever it is sent."""
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     stub = rig.engines[name]
-    stub._port, real = server.sockets[0].getsockname()[1], stub._port
+    stub.port, real = server.sockets[0].getsockname()[1], stub.port
     try:
         await rig.routes(list(rig.engines.values()), slo=WIDE)
         yield
     finally:
-        stub._port = real
+        stub.port = real
         server.close()
 
 

@@ -12,6 +12,7 @@ from tests.support import engine_types as e
 from tests.support.gateway_rig import SLO, Rig
 from tests.support.stub_engine import StubEngine
 
+from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 
@@ -125,10 +126,14 @@ async def test_two_engines_of_one_model_share_its_requests_and_keep_their_lanes(
             assert (await rig.complete()).status == 200
         assert set(asked(engines["old"])) == set(asked(engines["new"])) == {"tiny"}
         service = rig.gateway.service
-        schedulers = [scheduler for _, scheduler in service._parts["chat"]]
-        assert len(set(schedulers)) == 2
-        table = service.loaded()
-        service.apply(table)
-        assert [scheduler for _, scheduler in service._parts["chat"]] == schedulers
+
+        def schedulers() -> set[ScenarioScheduler]:
+            """Those that are drawn for its requests, by slots and at random."""
+            return {service.scheduler("tiny", {})[0] for _ in range(100)}
+
+        before = schedulers()
+        assert len(before) == 2
+        service.apply(service.loaded())
+        assert schedulers() == before
     finally:
         e.uninstall(tmp_path)

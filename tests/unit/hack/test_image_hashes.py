@@ -26,7 +26,7 @@ def closure(image: str) -> set[str]:
     found: set[str] = set()
     while asked:
         requirement = Requirement(asked.pop())
-        name = install._normal(requirement.name)
+        name = install.normal_name(requirement.name)
         if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         found.add(name)
@@ -44,7 +44,7 @@ def test_whatever_an_image_gets_has_hashes(image: str) -> None:
 
 def test_versions_are_those_of_the_constraints() -> None:
     lines = (ROOT / "hack" / "constraints.txt").read_text().split()
-    pinned = {install._normal(n): v for n, _, v in (line.partition("==") for line in lines)}
+    pinned = {install.normal_name(n): v for n, _, v in (line.partition("==") for line in lines)}
     assert {(name, version) for name, version in HASHES if pinned[name] != version} == set()
     assert ("pip", pinned["pip"]) in HASHES, "it is run before it can check itself"
 
@@ -78,7 +78,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(install, "BUILD", tmp_path)
     target = ["--no-index", "--find-links", str(house), "--target", str(tmp_path / "installed")]
     pip = [sys.executable, "-m", "pip", "install", *target]
-    monkeypatch.setattr(install, "_pip_install", lambda _python: pip)
+    monkeypatch.setattr(install, "pip_install", lambda _python: pip)
     return tmp_path
 
 
@@ -89,18 +89,18 @@ def has_pip() -> bool:
 
 @pytest.mark.skipif(not has_pip(), reason="this environment has no pip")
 def test_the_listed_file_is_installed_and_another_of_that_name_is_not(build: Path) -> None:
-    install._install(["tiny"])
+    install.install_locked(["tiny"])
     assert (build / "installed" / "tiny.py").read_text() == "x = 1\n"
     wheel(build / "wheelhouse", "x = 2\n")
     with pytest.raises(SystemExit, match="could not be installed"):
-        install._install(["tiny"])
+        install.install_locked(["tiny"])
 
 
 @pytest.mark.skipif(not has_pip(), reason="this environment has no pip")
 def test_a_package_without_hashes_is_not_installed(build: Path) -> None:
     (build / "constraints-hashed.txt").write_text("")
     with pytest.raises(SystemExit, match="tiny==1 is not in"):
-        install._install(["tiny"])
+        install.install_locked(["tiny"])
 
 
 def test_a_pip_that_is_not_listed_is_not_run(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_pods_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     account.mkdir()
     (account / "token").write_text("t")
     (account / "namespace").write_text("serving\n")
-    monkeypatch.setattr(connect, "_SERVICE_ACCOUNT", account)
+    monkeypatch.setattr(connect, "SERVICE_ACCOUNT", account)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert default_namespace() == "serving"
     assert default_namespace(kubeconfig(tmp_path / "a", "team", team="prod")) == "prod"

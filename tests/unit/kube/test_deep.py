@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.kube.deep import CUT, without_depths
-from pdserve.kube.transport import _object
+from pdserve.kube.transport import read_object
 
 
 def nested(levels: int, opening: str = '{"a":', closing: str = "}") -> bytes:
@@ -65,5 +65,5 @@ def test_any_bytes_come_to_an_end(document: bytes) -> None:
 
 
 async def test_an_answer_with_a_deep_part_is_read() -> None:
-    value = await _object(b'{"items": [{"x": ' + nested(5000) + b'}, {"y": 2}]}')
+    value = await read_object(b'{"items": [{"x": ' + nested(5000) + b'}, {"y": 2}]}')
     assert value["items"][1] == {"y": 2}

@@ -137,7 +137,7 @@ def test_kubelets_that_do_not_start_hint_at_inotify(
     if limit is not None:
         file.write_text(limit)
     monkeypatch.setattr(kindroom, "LIMIT", file)
-    error = kind._create_error("two", CommandError("kind failed", "kubeadm join: timed out"))
+    error = kind.create_error("two", CommandError("kind failed", "kubeadm join: timed out"))
     assert ("sysctl fs.inotify.max_user_instances=512" in str(error)) is hinted
     assert "could not be made, and nothing of it is left: kind failed" in str(error)
 

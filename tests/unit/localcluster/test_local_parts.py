@@ -20,7 +20,7 @@ import yaml
 
 from localcluster import processes
 from localcluster.agent.host import AgentSettings
-from localcluster.agent.logs import _tail_offset, owner_of
+from localcluster.agent.logs import owner_of, tail_offset
 from localcluster.config import ClusterConfig, NodeSpec
 from localcluster.controlplane import ControlPlaneSettings
 from localcluster.credentials import ec_private_key_pem, kubeconfig, new_user, token_file
@@ -83,7 +83,7 @@ def test_log_tail(tmp_path: Path) -> None:
 def test_the_last_lines_of_a_log(tmp_path: Path, content: str, lines: int, want: str) -> None:
     log = tmp_path / "log"
     log.write_text(content)
-    assert log.read_text()[_tail_offset(log, lines) :] == want
+    assert log.read_text()[tail_offset(log, lines) :] == want
 
 
 def test_the_owner_of_a_connection_is_known() -> None:

@@ -198,7 +198,7 @@ def test_a_name_that_is_looked_up_for_ever_costs_the_time_limit_once(
 def test_a_long_download_says_how_far_it_is(
     published: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "_SAY_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(download, "SAY_EVERY_SECONDS", 0.0)
     asset = binaries.kind_release().assets[0]
     published.put(asset, b"x" * 3_000_000)
     said: list[str] = []

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 from tests.support.engines import Client, fresh_host
 
+from pdserve.engines.reference.metrics import VLLM_KV_USAGE
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.server import StartedInstance, running
@@ -67,7 +68,10 @@ class Injector:
 async def settled(instance: StartedInstance) -> bool:
     engine = instance.engine
     for _ in range(3000):
-        if not (engine.executing or len(engine.handoff) or engine._slots.used or engine._pool.used):
+        engine.publish_occupancy()
+        slots = engine.hint()
+        kv = engine.metrics.vllm.value(VLLM_KV_USAGE, "reference")
+        if not (engine.executing or len(engine.handoff) or slots.free < slots.total or kv):
             return True
         await asyncio.sleep(0.01)
     return False

@@ -48,10 +48,8 @@ def trusting(me: str, *masters: str, legacy: tuple[str, ...] = ()) -> Trust:
 
 
 def pair(prefill: Trust, decode: Trust, name: str = "d0") -> Pair:
-    store = Store()
-    made = Pair(store, Identity(name, decode, "model-1", "bits"))
-    made.sender._me = Identity("p0", prefill, "model-1", "bits")
-    return made
+    receiver = Identity(name, decode, "model-1", "bits")
+    return Pair(Store(), receiver, sender=Identity("p0", prefill, "model-1", "bits"))
 
 
 async def test_equal_pair_keys_link_and_pull() -> None:

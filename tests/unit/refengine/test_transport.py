@@ -44,9 +44,15 @@ class Store:
 
 
 class Pair:
-    def __init__(self, store: Store, receiver: Identity = RECEIVER, timeout: float = 5) -> None:
+    def __init__(
+        self,
+        store: Store,
+        receiver: Identity = RECEIVER,
+        timeout: float = 5,
+        sender: Identity = SENDER,
+    ) -> None:
         self.store = store
-        self.sender = TcpTransport(SENDER, store, timeout)
+        self.sender = TcpTransport(sender, store, timeout)
         self.receiver = TcpTransport(receiver, Store(), timeout)
         self.address = PeerAddress("p0", fresh_host(), 0)
 

@@ -65,7 +65,7 @@ async def instance(seconds: float = 30.0) -> AsyncIterator[tuple[Instance, Targe
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    _, port = runner.addresses[0]
 
     async def credentials(service: str) -> ServiceCredentials:
         return HELD
