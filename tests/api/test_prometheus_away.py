@@ -60,7 +60,7 @@ async def test_a_server_that_never_answers_costs_one_deadline() -> None:
         again = await ask(asked)
         assert isinstance(again, Unknown)
         assert "still hang" in again.reason
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 25.0, "not the 30 s of a query"
         await asked.close()
 
 

@@ -67,6 +67,8 @@ class StubEngine:
         self.events_instead: list[bytes] | None = None
         """What a decode streams instead of its tokens."""
         self.running = 0
+        self.held_up = 0
+        """Streams that wait for their reader."""
         self._prefills: dict[str, asyncio.Task[None]] = {}
         self.held: set[str] = set()
         self.seen: list[dict[str, Any]] = []
@@ -263,7 +265,14 @@ class StubEngine:
             reply.start(200, "text/event-stream", b"".join(self.events_instead), self._hint())
             reply.end()
             return
+        flows = asyncio.Event()
+        flows.set()
+        reply.on_flow(flows.clear, flows.set)
         for i in range(limit):
+            if not flows.is_set():
+                self.held_up += 1
+                await flows.wait()
+                self.held_up -= 1
             if kind == "cut" and i == int(at):
                 return
             if kind == "error" and i == int(at):

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.support.gateway_rig import WIDE, Rig, eventually, parse_answer
+from tests.support.gateway_rig import Rig, eventually, parse_answer
 from tests.support.hostile_bodies import FIRST_LINE, attack
 
 from pdserve.http1.limits import ClientLimits
@@ -184,7 +184,7 @@ async def test_no_route_table_yet(rig: Rig) -> None:
 @pytest.mark.parametrize("seed", range(4))
 async def test_no_body_hurts_the_gateway_or_another_request(rig: Rig, seed: int) -> None:
     """500 bodies each: no 5xx, no closed connection; then nothing is held and all is as before."""
-    await rig.one_group(prefills=2, decodes=2, slo=WIDE)
+    await rig.one_group(prefills=2, decodes=2)
     tally = await attack("127.0.0.1", rig.port, seed, 500)
     assert tally.faults == []
     assert tally.statuses[400] > 200
@@ -203,7 +203,7 @@ async def test_a_fault_of_our_own_costs_one_request_and_nothing_stays(
     rig: Rig, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever raises between the offer and the end: the room is empty, no slot is counted."""
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     scheduler = rig.gateway.service.scheduler("tiny", {})[0]
 
     def broken(*args: Any, **kwargs: Any) -> Any:
@@ -223,7 +223,7 @@ async def test_a_fault_of_our_own_costs_one_request_and_nothing_stays(
 
 
 async def test_a_ticket_without_a_waiter_hurts_no_other_request(rig: Rig) -> None:
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     scheduler = rig.gateway.service.scheduler("tiny", {})[0]
     for deadline in (0.0, 1e12):
         assert scheduler.dispatcher.offer(deadline) is not None

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.support.gateway_rig import WIDE, Rig, eventually, parse_answer
+from tests.support.gateway_rig import Rig, eventually, parse_answer
 
 from pdserve.http1.limits import ClientLimits
 from pdserve.wire import metrics as names
@@ -14,7 +14,7 @@ from pdserve.wire.links import largest_body
 @pytest.mark.invariant(10)
 async def test_bodies_in_progress_are_bounded_in_bytes_and_small_ones_pass(rig: Rig) -> None:
     """Waiting, being received or served: whatever it is counts until it is gone."""
-    await rig.one_group(slo=WIDE, limits=ClientLimits(memory=600_000))
+    await rig.one_group(limits=ClientLimits(memory=600_000))
     prefill = rig.engines["p0"]
     prefill.gate = asyncio.Event()
     large = "x" * 100_000

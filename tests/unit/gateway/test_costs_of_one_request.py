@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.support.gateway_rig import WIDE, Rig, eventually
+from tests.support.gateway_rig import Rig, eventually
 
 from pdserve.gateway.prefill_phase import LOST_TIME
 from pdserve.gateway.request_context import grace_seconds
@@ -27,7 +27,7 @@ async def idle(rig: Rig) -> None:
 @pytest.mark.parametrize("phase", ["waiting", "computing", "replying", "decoding"])
 async def test_a_client_that_leaves_holds_nothing(rig: Rig, phase: str) -> None:
     """Whatever the moment: the prefill hears the leg's name, and its slot serves the next."""
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     prefill, decode = rig.engines["p0"], rig.engines["d0"]
     gate = asyncio.Event()
     decode.token_seconds = 600.0 if phase == "decoding" else 0.0
@@ -57,7 +57,7 @@ async def test_a_client_that_leaves_holds_nothing(rig: Rig, phase: str) -> None:
 
 @pytest.mark.invariant(12)
 async def test_many_clients_that_leave_at_any_time_leave_nothing(rig: Rig) -> None:
-    await rig.one_group(prefills=2, decodes=2, slo=WIDE)
+    await rig.one_group(prefills=2, decodes=2)
     for engine in rig.engines.values():
         engine.prefill_seconds = engine.token_seconds = 0.002
     for turn in range(200):
@@ -79,7 +79,7 @@ async def test_a_query_of_death_costs_two_of_eight_prefills_and_no_other(
     made = [await rig.engine("prefill", f"p{i}", slots=2) for i in range(8)]
     made += [await rig.engine("decode", f"d{i}", slots=16) for i in range(2)]
     await rig.start(seed=turn)
-    await rig.routes(made, slo=WIDE)
+    await rig.routes(made)
     prefills = made[:8]
     for prefill in prefills:
         prefill.breaks_on, prefill.mortal = POISON, mortal
@@ -101,12 +101,12 @@ async def test_two_lost_together_are_not_shown_to_one_instance(rig: Rig) -> None
     made = [await rig.engine("prefill", "p0", slots=8), await rig.engine("prefill", "p1", slots=8)]
     made.append(await rig.engine("decode", "d0", slots=16))
     await rig.start()
-    await rig.routes([made[0], made[2]], slo=WIDE)
+    await rig.routes([made[0], made[2]])
     made[0].gate = asyncio.Event()
     tasks = [asyncio.create_task(rig.complete()) for _ in range(6)]
     await eventually(lambda: made[0].running == 6, "all at the first")
     made[1].gate = asyncio.Event()
-    await rig.routes(made, slo=WIDE)
+    await rig.routes(made)
     await made[0].kill()
     await eventually(lambda: made[1].running == 1, "one at the second")
     newcomers = [asyncio.create_task(rig.complete()) for _ in range(3)]
@@ -123,14 +123,14 @@ async def test_when_a_suspect_has_had_its_end_the_next_one_goes_at_once(rig: Rig
     second = await rig.engine("prefill", "p1", slots=2)
     decode = await rig.engine("decode", "d0", slots=8)
     await rig.start()
-    await rig.routes([first, decode], slo=WIDE)
+    await rig.routes([first, decode])
     first.gate = asyncio.Event()
     second.breaks_on = POISON
     poisoned = asyncio.create_task(rig.complete(prompt=POISON))
     await eventually(lambda: first.running == 1, "the poisoned one is first")
     honest = asyncio.create_task(rig.complete())
     await eventually(lambda: first.running == 2, "both at the first")
-    await rig.routes([first, second, decode], slo=WIDE)
+    await rig.routes([first, second, decode])
     await first.kill()
     assert (await poisoned).status == 502
     assert (await honest).status == 200
@@ -162,7 +162,7 @@ async def test_a_whole_reply_frees_the_prefill_s_slot_when_its_kv_was_pulled(rig
     made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0", slots=32)]
     made[1].token_seconds = 600.0
     await rig.start()
-    await rig.routes(made, slo=WIDE)
+    await rig.routes(made)
     tasks = [asyncio.create_task(rig.complete()) for _ in range(20)]
     await eventually(lambda: made[1].running == 20, "all decode at once")
     for task in tasks:
@@ -171,7 +171,7 @@ async def test_a_whole_reply_frees_the_prefill_s_slot_when_its_kv_was_pulled(rig
 
 
 async def test_a_decode_that_dies_after_its_early_head_means_a_new_prefill(rig: Rig) -> None:
-    await rig.one_group(decodes=2, slo=WIDE)
+    await rig.one_group(decodes=2)
     rig.engines["d0"].script = rig.engines["d1"].script = ["cut:0"]
     answer = await rig.complete()
     assert answer.text == "t0 t1 t2 t3 "
@@ -192,7 +192,7 @@ async def test_a_query_of_death_costs_two_instances_over_both_roles_together(
     await rig.start()
     for engine in (*breaking[deadly], *decodes):
         engine.breaks_on, engine.mortal = POISON, mortal
-    await rig.routes([*prefills, *decodes], slo=WIDE)
+    await rig.routes([*prefills, *decodes])
     if deadly == "one prefill and the decodes":
         for prefill in prefills[1:]:
             prefill.script = ["full"] * 1000  # so that it meets the one that breaks

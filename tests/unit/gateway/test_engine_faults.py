@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from tests.support.gateway_rig import PATIENCE, WIDE, Rig, eventually, parse_answer
+from tests.support.gateway_rig import PATIENCE, Rig, eventually, parse_answer
 
 from pdserve.gateway import release
 from pdserve.gateway.request_context import Settings
@@ -24,7 +24,7 @@ def event(**value: Any) -> bytes:
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 @pytest.mark.parametrize("status", ["301", "307", "401", "403", "404", "408", "409", "500"])
 async def test_what_is_not_the_client_s_fault_is_502(rig: Rig, role: str, status: str) -> None:
-    await rig.one_group(prefills=2, decodes=2, slo=WIDE)
+    await rig.one_group(prefills=2, decodes=2)
     for engine in rig.engines.values():
         engine.script = [status] * 9 if engine.role == role else []
     answer = await rig.complete()
@@ -46,7 +46,7 @@ async def test_what_is_not_the_client_s_fault_is_502(rig: Rig, role: str, status
     ],
 )  # fmt: skip
 async def test_a_whole_reply_that_is_no_completion_is_502(rig: Rig, body: bytes) -> None:
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     rig.engines["d0"].whole = body
     answer = await rig.complete()
     assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_error")
@@ -72,7 +72,7 @@ FIRST = event(choices=[CHOICE])
 async def test_a_stream_that_is_odd_or_cut_short_is_failed(
     rig: Rig, events: list[bytes], begun: bool
 ) -> None:
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     rig.engines["d0"].events_instead = events
     answer = await rig.complete(stream=True)
     if begun:
@@ -100,11 +100,11 @@ async def test_an_unending_head_is_refused(rig: Rig) -> None:
             writer.close()
 
     cut = asyncio.Event()
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     server = await asyncio.start_server(endless, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     rig.engines["p0"].port, real = port, rig.engines["p0"].port
-    await rig.routes([rig.engines["p0"], rig.engines["d0"]], slo=WIDE)
+    await rig.routes([rig.engines["p0"], rig.engines["d0"]])
     rig.engines["p0"].port = real
     answer = await rig.complete()
     assert answer.status == 502
@@ -115,13 +115,15 @@ async def test_an_unending_head_is_refused(rig: Rig) -> None:
 
 async def test_a_stalled_reader_is_the_client_s_fault(rig: Rig) -> None:
     """The instance it stalls is neither silent nor ejected, and the stream goes on."""
-    await rig.one_group(slo=WIDE, settings=Settings(stream_silence=0.1))
+    silence = 3.0
+    await rig.one_group(settings=Settings(stream_silence=silence))
     body = b'{"model":"tiny","prompt":"x","stream":true,"max_tokens":150000}'
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1024)
     writer.write(b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
     raw = bytearray(await reader.read(512))
-    await asyncio.sleep(0.5)  # five times the silence that an instance may keep
-    assert rig.engines["d0"].running == 1
+    await eventually(lambda: rig.engines["d0"].held_up == 1, "the instance is stalled")
+    await asyncio.sleep(1.5 * silence)  # longer than an instance may be silent
+    assert rig.engines["d0"].held_up == 1
     while piece := await reader.read(65536):
         raw += piece
     writer.close()
@@ -163,7 +165,7 @@ async def standing_in(rig: Rig, name: str, answer: Answer) -> AsyncIterator[None
     stub = rig.engines[name]
     stub.port, real = server.sockets[0].getsockname()[1], stub.port
     try:
-        await rig.routes(list(rig.engines.values()), slo=WIDE)
+        await rig.routes(list(rig.engines.values()))
         yield
     finally:
         stub.port = real
@@ -185,7 +187,7 @@ async def test_a_reply_that_stops_within_its_body_holds_no_request(
 
     seen: list[bytes] = []
     monkeypatch.setattr(release, "PATIENCE", 0.2)
-    await rig.one_group(slo=WIDE, settings=Settings(stream_silence=0.2))
+    await rig.one_group(settings=Settings(stream_silence=2.0))
     async with standing_in(rig, "p0" if role == "prefill" else "d0", stops):
         answer = await asyncio.wait_for(rig.complete(), PATIENCE)
     assert seen
@@ -202,7 +204,7 @@ async def test_an_upgrade_that_was_not_asked_for_is_a_fault_of_its_instance(
         writer.write(b"HTTP/1.1 " + status + b"\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n\x81")
         writer.close()
 
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     async with standing_in(rig, "p0", upgrades):
         answer = await rig.complete()
     assert answer.status == 502
@@ -219,7 +221,7 @@ async def test_kv_is_free_although_a_broken_decode_said_that_it_had_pulled_it(
         await writer.drain()
         writer.close()
 
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     async with standing_in(rig, "d0", breaks):
         answer = await asyncio.wait_for(rig.complete(), PATIENCE)
     assert answer.status == 502

@@ -5,7 +5,7 @@ import dataclasses
 import time
 
 import pytest
-from tests.support.gateway_rig import WIDE, Rig, eventually
+from tests.support.gateway_rig import SLO, Rig, eventually
 
 from pdserve.gateway.request_context import Settings
 from pdserve.terms import Slo
@@ -97,7 +97,7 @@ async def test_an_idle_service_refuses_no_prompt_that_it_can_serve(rig: Rig, fac
 async def test_odd_chats_do_not_make_other_prompts_too_long(rig: Rig) -> None:
     made = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
     await rig.start()
-    await rig.routes(made, slo=WIDE, prefill_seconds=(0.0, 0.01))
+    await rig.routes(made, prefill_seconds=(0.0, 0.01))
     made[0].prompt_tokens = 300 * 15
     messages = [{"role": "user", "content": "x"}] * 300
     for _ in range(50):
@@ -109,7 +109,7 @@ async def test_odd_chats_do_not_make_other_prompts_too_long(rig: Rig) -> None:
 
 
 async def test_an_engine_s_refusal_for_its_deadline_is_tried_now_and_then(rig: Rig) -> None:
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     rig.engines["p0"].script = ["deadline"]
     assert (await rig.complete()).status == 200, "asked again without a deadline"
     rig.engines["p0"].script = ["deadline"]
@@ -153,7 +153,7 @@ async def test_decode_overload_is_503_and_releases_the_kv(rig: Rig) -> None:
 
 async def test_full_decodes_stop_prefills_and_are_named_as_the_reason(rig: Rig) -> None:
     # The streams have time to begin, and none ends before the answer; only the last is in a hurry.
-    await rig.one_group(slo=WIDE, settings=Settings(stream_silence=600.0))
+    await rig.one_group(settings=Settings(stream_silence=600.0))
     rig.engines["d0"].token_seconds = 600.0
     streams = [asyncio.create_task(rig.complete(stream=True)) for _ in range(3)]
     await eventually(lambda: rig.engines["d0"].running == 3, "decode full")
@@ -229,13 +229,13 @@ async def test_a_group_that_is_removed_hands_its_prefilled_requests_to_another(r
 
 
 async def test_metrics_cover_every_offered_request(rig: Rig) -> None:
-    await rig.one_group(slo=WIDE)
+    await rig.one_group()
     for name in (names.GATEWAY_OFFERED, names.GATEWAY_SLO_MET, names.GATEWAY_COMPLETED):
         assert await rig.metric(name, service="shop", scenario="chat") == 0
     text = (await rig.request("GET", "/metrics")).body.decode()
     assert 'outcome_total{service="shop",scenario="chat",outcome="failed"} 0' in text
     assert (
-        f'ttft_seconds_bucket{{service="shop",scenario="chat",stream="true",le="{WIDE.ttft!r}"}}'
+        f'ttft_seconds_bucket{{service="shop",scenario="chat",stream="true",le="{SLO.ttft!r}"}}'
         " 0" in text
     )
 

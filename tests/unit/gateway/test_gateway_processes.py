@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.support.gateway_process import GatewayProcess, write_routes
-from tests.support.gateway_rig import WIDE, Rig, eventually
+from tests.support.gateway_rig import SLO, Rig, eventually
 from tests.support.hostile_bodies import read_reply
 
 MIB = 1 << 20
@@ -27,7 +27,7 @@ async def pair(rig: Rig, path: Path, slots: int = 8) -> None:
     """One prefill and one decode, and their route table at `path`."""
     engines = [await rig.engine("prefill", "p0", slots=slots)]
     engines.append(await rig.engine("decode", "d0", slots=64))
-    write_routes(path, WIDE, *engines)
+    write_routes(path, SLO, *engines)
 
 
 async def one(port: int, body: bytes, headers: str = "") -> tuple[int, bytes]:

@@ -6,6 +6,7 @@ import itertools
 import pytest
 from tests.support.gateway_rig import Rig, eventually
 
+from pdserve.gateway.request_context import Settings
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 
@@ -124,7 +125,7 @@ async def test_a_request_that_a_prefill_failed_goes_to_the_other(
 
 
 async def test_overlong_silence_in_a_stream_ends_it(rig: Rig) -> None:
-    await rig.one_group()
+    await rig.one_group(settings=Settings(stream_silence=2.0))
     rig.engines["d0"].token_seconds = 30
     answer = await rig.complete(stream=True)
     assert "stream silent" in answer.events[-1]["error"]["message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from statistics import median
 from typing import Any
 
 from tests.support.engine_requests import BODY, PATH, is_idle, slots
@@ -188,12 +189,15 @@ async def test_rejection_is_fast_while_computing(client: Client, start_group: An
         return await slots(client, group.prefills[0], "executing") == 1
 
     await until(executing, "prefill executes")
-    times = []
+    rejected, healthy = [], []
     while not leg.done():
         begin = time.perf_counter()
         reply = await group.prefill(PATH, BODY)
+        between = time.perf_counter()
+        await client.call("GET", group.prefills[0].url + http.PATH_HEALTH)
         if reply.status == 503:
-            times.append(time.perf_counter() - begin)
-    assert len(times) > 20
-    # The median of the whole exchange; this client's own part is most of it.
-    assert sorted(times)[len(times) // 2] < 0.005
+            rejected.append(between - begin)
+            healthy.append(time.perf_counter() - between)
+    assert len(rejected) > 20
+    # Whole exchanges on the same machine at the same moments: a rejection waits for no step.
+    assert median(rejected) < 3 * median(healthy)
