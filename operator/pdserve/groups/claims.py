@@ -10,6 +10,7 @@ node left the fabric.
     a claim's pod still holds its devices    the pod counts, not the claim
     an instance of the group is placed       with the claims of its role, else of its group, lifted
     a group is made anew (delete first)      with the claims of one group that is gone lifted
+    the rest of one that is half made        the same, as the claims were counted for all of it
 
 Each member of an instance leaves a claim; those of one instance are kept, and spent, together.
 """
@@ -17,7 +18,7 @@ Each member of an instance leaves a claim; those of one instance are kept, and s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pdserve.groups.instances import InstanceObs
@@ -56,9 +57,11 @@ def of_instance(
     return tuple(dict.fromkeys(x for x in (same, own) if x))
 
 
-def of_gone_group(live: Iterable[GroupView], draft: PlanDraft) -> tuple[DeviceClaim, ...]:
-    """Claims to lift for a new group: of the group that left most of those that are not there."""
-    present = {g.index for g in live}
+def of_gone_group(present: Collection[int], draft: PlanDraft) -> tuple[DeviceClaim, ...]:
+    """Claims to lift for a new group: of the group that left most of those that are not there.
+
+    `present` are the indexes of groups that are.
+    """
     left = Counter(c.group_index for c in draft.claims if c.group_index not in present)
     fullest = min(left, key=lambda index: (-left[index], index), default=None)
     return tuple(c for c in draft.claims if c.group_index == fullest)

@@ -48,7 +48,7 @@ def create_group(
     def find(fabric: Fabric) -> Placement | NoFit:
         return find_place(fabric, wanted, bad, beside, more=more)
 
-    claims, before = of_gone_group(live, draft), draft.spent
+    claims, before = of_gone_group({g.index for g in live}, draft), draft.spent
     if claims:
         found = with_lifted(draft, claims, find)
     if not isinstance(found, Placement):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pdserve.groups.claims import (
     claim_of_new,
     counted,
+    of_gone_group,
     of_instance,
     with_one_lifted,
 )
@@ -208,14 +209,22 @@ def _find_node(
     observation: Observation,
     draft: PlanDraft,
 ) -> InstancePlacement | NoFit:
-    """A node: with what the group's lost instances left; growth takes only what others leave."""
+    """A node: with what the group's lost instances left; growth takes only what others leave.
+
+    A group of which a part is made is made whole before those that wait: its devices were free
+    for it, and a failed POST must not undo the rest.
+    """
     search = InstanceSearch(group, role, vacancy.near, members, observation, draft)
-    for lifted in of_instance(group, draft, role):
+    half_made = _never_served(group)
+    lifts = of_instance(group, draft, role)
+    if half_made:
+        lifts += (of_gone_group(draft.members, draft),)
+    for lifted in filter(None, lifts):
         mine = sorted(lifted, key=lambda c: c.slot != vacancy.slot)
         found = with_one_lifted(draft, mine, search.on)
         if not isinstance(found, NoFit):
             return found
-    if vacancy.replaces is not None:
+    if vacancy.replaces is not None or half_made:
         return search.on(draft.fabric)
     return search.spare()
 

@@ -208,7 +208,13 @@ def _is_closed(node: str, then: RoleWanted, fabric: Fabric) -> bool:
 
 
 def stood_in_for(group: GroupView, observation: Observation, fabric: Fabric) -> frozenset[str]:
-    """Names of closed members whose stand-in is there: the two count as one."""
+    """Names of members whose stand-in is there, and whose node is closed or silent.
+
+    The two count as one. A node that falls silent while it is closed may have lost its instance:
+    the stand-in is what is left then.
+    """
     replaced = {i.replaces for i in group.staying}
-    closed = closed_members(group, observation, fabric)
-    return frozenset(i.name for i in closed if i.uid in replaced)
+    closed = {i.name for i in closed_members(group, observation, fabric)}
+    return frozenset(
+        i.name for i in group.staying if i.uid in replaced and (i.silent or i.name in closed)
+    )

@@ -54,10 +54,13 @@ def planned(
 ) -> t.Plan:
     """The plan for these groups; `since`: seconds for which they have members on closed nodes.
 
-    `outdated`: another revision is wanted.
+    `outdated`: another revision is wanted. `silent`: a node of which nothing is heard.
     """
-    outdated = changes.pop("outdated", False)
-    members = [i for k, text in enumerate(groups) for i in instances(k, text)]
+    outdated, silent = changes.pop("outdated", False), changes.pop("silent", "")
+    members = [
+        replace(i, silent=i.node == silent) for k, text in enumerate(groups)
+        for i in instances(k, text)
+    ]  # fmt: skip
     tables = {
         k: PeerTable(
             f"shop-chat-{k}",
@@ -189,6 +192,13 @@ def test_a_stand_in_is_no_growth_and_its_pair_is_no_surplus() -> None:
     assert len([a for a in opened.actions if isinstance(a, t.BeginDrain)]) == 2
     gone = planned(CLOSED, "~P:n1 ~D:n1 P:n2>P0 D:n3>D1", counts="1P1D")
     assert not [a for a in gone.actions if isinstance(a, t.CreateInstance | t.BeginDrain)]
+
+
+def test_stand_ins_stay_when_the_closed_node_falls_silent() -> None:
+    """It may have lost its instances (seed 610488 of the simulation)."""
+    tree = CLOSED.replace("!Unschedulable", "!Unschedulable!NotReady")
+    made = planned(tree, "P:n1 D:n1 P:n2>P0 D:n3>D1", counts="1P1D", silent="n1")
+    assert not [a for a in made.actions if isinstance(a, t.CreateInstance | t.BeginDrain)]
 
 
 @pytest.mark.parametrize("paused", [False, True])

@@ -9,6 +9,7 @@ from tests.support.group_life import ROOMY, THREE, kinds, pods, uids, world
 from tests.support.group_world import World, counts, wanted
 
 from pdserve.groups import types as t
+from pdserve.groups.plan import plan as plan_of
 
 # --- set-up --------------------------------------------------------------------------------------
 
@@ -79,6 +80,41 @@ def test_a_gang_that_lost_its_place_half_way_is_rolled_back() -> None:
     plan = w.operator()
     assert kinds(plan) == ["BeginDrain", "DeletePod"]
     assert "cannot be completed" in plan.reasons[-1]
+
+
+def test_a_half_made_gang_is_completed_before_others_that_wait() -> None:
+    """A POST failed: its devices were free for it, and are (seed 610608 of the simulation)."""
+    w = World("p1 a  n1:8 n2:8", wanted("1P1D"))
+    w.operator()
+    del w.pods[pods(w, "decode")[0].new.name]
+    (half,) = w.pods
+    waiting = wanted("1P1D", devices=4).group_request()
+    seen, tree = replace(w.observation(), ahead=(waiting,)), w.fabric()
+    made = plan_of(seen, tree)
+    assert [a.pod.role for a in made.actions if isinstance(a, t.CreateInstance)] == ["decode"]
+    assert half not in {a.name for a in made.actions if isinstance(a, t.BeginDrain | t.DeletePod)}
+
+
+def test_a_half_made_successor_is_completed_with_what_its_predecessor_left() -> None:
+    """The claims were counted for all of it (seed 610608 of the simulation)."""
+    w = world("p1 a  n1:8 n2:8 n3:8 n4:8", "1P1D", 2, devices=8)
+    w.want(lambda x: replace(x, revision="r2"))
+    made = w.operator()
+    while not any(isinstance(a, t.CreateGroup) for a in made.actions):
+        told = w.claims
+        _, made = w.round()
+        w.advance(1)
+    # The POST of the decode failed, so status was not written; the claims are another index's.
+    w.claims = tuple(
+        replace(
+            c, group_index=7, slot=c.slot.replace("-1-", "-7-"), pod=c.pod.replace("-1-", "-7-")
+        )
+        for c in told
+    )
+    (half,) = (a.pods for a in made.actions if isinstance(a, t.CreateGroup))
+    del w.pods[next(p.name for p in half if p.role == "decode")]
+    again = w.operator()
+    assert "CreateInstance" in kinds(again) and "BeginDrain" not in kinds(again)
 
 
 # --- scaling and the ratio -----------------------------------------------------------------------
