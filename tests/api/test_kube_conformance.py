@@ -122,7 +122,7 @@ def _check(where: str, want: Any, found: list[Any], before: Object, path: str) -
 async def test_a_watch_shows_the_same_changes(session: Session) -> None:
     async def changes(version: str) -> list[tuple[str, str, str | None]]:
         seen: list[tuple[str, str, str | None]] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for event in session.client.watch(
                 CONFIGMAPS, session.namespace, resource_version=version, label_selector="in=yes"
             ):

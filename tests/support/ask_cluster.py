@@ -18,7 +18,7 @@ SERVICES = "/apis/pdserve.io/v1alpha1/namespaces/prod/pdservices"
 PODS = "/api/v1/namespaces/prod/pods"
 SECRET = "/api/v1/namespaces/prod/secrets/keys"
 READY = {"type": "Ready", "status": "True", "reason": "Serving", "message": ""}
-WAIT = 20.0
+WAIT = 60.0
 """Seconds within which anything waited for must have happened."""
 
 

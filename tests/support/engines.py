@@ -37,7 +37,7 @@ def fresh_host() -> str:
     return f"127.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}.{number % 250 + 1}"
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 60) -> None:
     """Poll a condition; fails with its name at the deadline."""
     deadline = time.monotonic() + seconds
     while not await condition():

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.support.gateway_rig import Rig, eventually, parse_answer
+from tests.support.gateway_rig import PATIENCE, Rig, eventually, parse_answer
 from tests.support.hostile_bodies import FIRST_LINE, attack
 
 from pdserve.http1.limits import ClientLimits
@@ -152,7 +152,7 @@ async def test_a_request_that_never_completes_is_cut(rig: Rig) -> None:
     writer.write(b"POST /v1/completions HTTP/1.1\r\ncontent-le")
     with pytest.raises(ConnectionError):
         # A reset, or (some kernels) a plain end without a byte.
-        if not await asyncio.wait_for(reader.read(), 5):
+        if not await asyncio.wait_for(reader.read(), PATIENCE):
             raise ConnectionResetError
     writer.close()
 

@@ -305,7 +305,7 @@ RAW: dict[str, tuple[bytes, bytes]] = {
 @pytest.mark.parametrize("case", RAW)
 def test_raw_bytes(case: str, engine: EngineProcess) -> None:
     sent, want = RAW[case]
-    with socket.create_connection((engine.host, 8000), timeout=5) as connection:
+    with socket.create_connection((engine.host, 8000), timeout=60) as connection:
         connection.sendall(sent)
         assert connection.recv(4096).startswith(want)
 
@@ -314,7 +314,7 @@ def test_pipelined_requests_are_answered_in_order(engine: EngineProcess) -> None
     one = orjson.dumps(COMPLETION | {"max_tokens": 5, "ignore_eos": True})
     head = f"POST /v1/completions HTTP/1.1\r\ncontent-length: {len(one)}\r\n\r\n".encode()
     last = b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n"
-    with socket.create_connection((engine.host, 8000), timeout=10) as connection:
+    with socket.create_connection((engine.host, 8000), timeout=60) as connection:
         connection.sendall(head + one + head + one + last)
         data = b""
         while piece := connection.recv(65536):
@@ -325,7 +325,7 @@ def test_pipelined_requests_are_answered_in_order(engine: EngineProcess) -> None
 
 def test_many_short_pipelined_requests_are_all_answered(engine: EngineProcess) -> None:
     """One after another, however many arrive at once: not one inside the other."""
-    with socket.create_connection((engine.host, 8000), timeout=10) as connection:
+    with socket.create_connection((engine.host, 8000), timeout=60) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\n\r\n" * 2000)
         connection.sendall(b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n")
         data = b""

@@ -103,7 +103,7 @@ async def test_no_fault_loses_a_slot_or_kv(
             sys.setprofile(None)
             sys.settrace(injector)  # type: ignore[arg-type]
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await client.call("POST", url, body)
             except TimeoutError:
                 sys.settrace(None)
