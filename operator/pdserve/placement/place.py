@@ -251,19 +251,18 @@ def _out_of_use(
     fabric: Fabric, request: GroupRequest, node: str, shapes: Iterable[Shape]
 ) -> str | None:
     """Why one of the shapes may not be on a node, whatever is free there."""
-    reason: str | None = None
     for shape in shapes:
         obstacle = fabric.blocked(node, shape.tolerations)
-        if reason is None and obstacle is not None:
-            reason = obstacle.text
-        if reason is None and node in request.exclude:
-            reason = "suspect after a fault"
-        if reason is None and not shape.reaches(node):
-            reason = "a volume is elsewhere"
-        if reason is None and not shape.selects(fabric.nodes[node]):
+        if obstacle is not None:
+            return obstacle.text
+        if node in request.exclude:
+            return "suspect after a fault"
+        if not shape.reaches(node):
+            return "a volume is elsewhere"
+        if not shape.selects(fabric.nodes[node]):
             wanted = " or ".join(sorted(map(term_text, shape.selector or ())))
-            reason = f"the template wants {wanted}"[:_LONGEST_REASON]
-    return reason
+            return f"the template wants {wanted}"[:_LONGEST_REASON]
+    return None
 
 
 def _most_placed(room: Room, request: GroupRequest) -> int:

@@ -129,6 +129,9 @@ def test_the_reason_of_a_node_is_the_first_that_holds() -> None:
     told = refused("p1 a  n4:8", asked).rpartition("out of use: 1 (")[2].removesuffix(")")
     assert told.startswith("the template wants disk=xxx")
     assert len(told) == 200
+    easy = Shape(RESOURCE, 8, (Toleration("example.com/npu", "Exists"),))
+    mixed = GroupRequest(1, 1, easy, Shape(RESOURCE, 8), exclude=frozenset({"n1"}))
+    assert "1 (suspect after a fault)" in refused("p1 a  n1:8!Tainted", mixed), "the first role's"
 
 
 def test_a_node_that_one_role_may_not_use_is_out_of_use_for_the_group_alone() -> None:
