@@ -379,9 +379,8 @@ def main() -> int:
     runner.ends = began + 60 * args.minutes
     runner.noted.start()
     ended = pytest.main(_arguments(plan, plan.tests), plugins=[runner])
-    if ended != 0:
-        return int(ended)
-    return report(runner.tally, passed, args.floor, time.monotonic() - began)
+    low = report(runner.tally, passed, args.floor, time.monotonic() - began)
+    return int(ended) or low
 
 
 def _said(mutant: Mutant, code: int, ran: int) -> None:

@@ -195,7 +195,7 @@ class Dispatcher:
     def _excluded(self, ticket: Ticket, now: float) -> Collection[str]:
         """Prefills that this request must not go to now."""
         trial = {p.id for p in self._on_trial.values()} if ticket.suspect else set()
-        if not ticket.failed_by or now >= ticket.excluded_until:
+        if now >= ticket.excluded_until:
             return trial
         others = (p for g in self.view.groups for p in g.prefills if p.id not in ticket.failed_by)
         return trial if all(p.health.ejected for p in others) else ticket.failed_by | trial

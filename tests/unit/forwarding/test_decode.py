@@ -49,19 +49,23 @@ def test_least_loaded_first_then_nearest() -> None:
 
 
 DECODES = [
-    ("one with a free place before one without", (0, "a"), (1, "b"), "d1"),
-    ("the greater share of its places free", (2, "a"), (3, "b"), "d1"),
-    ("as great: the nearest", (2, "b"), (2, "a"), "d1"),
+    ("one with a free place before one without", (0, 4, "a"), (1, 4, "b"), "d1"),
+    ("the greater share of its places free", (2, 4, "a"), (3, 4, "b"), "d1"),
+    ("a share, not a number: of many", (1, 4, "a"), (4, 8, "b"), "d1"),
+    ("a share, not a number: of few", (3, 8, "a"), (2, 4, "b"), "d1"),
+    ("as great: the nearest", (2, 4, "b"), (4, 8, "a"), "d1"),
 ]
 
 
 @pytest.mark.parametrize(
     ("first", "second", "want"), [d[1:] for d in DECODES], ids=[d[0] for d in DECODES]
 )
-def test_which_decode_is_asked(first: tuple[int, str], second: tuple[int, str], want: str) -> None:
-    v = view(*({"leaf": leaf} for _, leaf in (first, second)))
-    for one, (free, _) in zip(v.groups[0].decodes, (first, second), strict=True):
-        one.hinted(Hint(free, 4, 0.0, 1), 0.0)
+def test_which_decode_is_asked(
+    first: tuple[int, int, str], second: tuple[int, int, str], want: str
+) -> None:
+    v = view(*({"leaf": leaf} for _, _, leaf in (first, second)))
+    for one, (free, total, _) in zip(v.groups[0].decodes, (first, second), strict=True):
+        one.hinted(Hint(free, total, 0.0, 1), 0.0)
     assert asked(walk(v).next(0.0)).id == want
 
 

@@ -67,6 +67,28 @@ def test_an_answer_is_a_sign_of_life(answer: str) -> None:
     assert not one.health.ejected
 
 
+@pytest.mark.parametrize("serving", [True, False])
+def test_an_acceptance_ends_the_pause(serving: bool) -> None:
+    one = instance()
+    one.sent(NOW)
+    one.sent(NOW)
+    one.rejected(None, NOW, serving=serving)
+    assert one.next_try(NOW) > NOW
+    one.accepted(Hint(3, 4, 0.0, 1), NOW, NOW)
+    assert one.next_try(NOW) == NOW
+
+
+def test_an_instance_that_died_under_a_request_is_tried_by_one() -> None:
+    one = instance()
+    one.sent(NOW)
+    one.accepted(None, NOW, NOW)
+    one.lost(NOW)
+    assert one.health.ejected
+    assert (one.used, one.next_try(NOW)) == (0, NOW)
+    one.sent(NOW)
+    assert one.next_try(NOW) == NEVER
+
+
 EPOCHS = [
     ("newer", 6, 0.0, True),
     ("the same state said again", 5, 0.0, True),

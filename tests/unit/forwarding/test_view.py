@@ -37,6 +37,17 @@ def test_an_id_at_a_new_endpoint_is_a_new_instance(change: dict[str, object], ke
     assert next(iter(view.instances())) is now
 
 
+def test_of_a_hundred_requests_five_may_have_a_second_prefill() -> None:
+    budget = RetryBudget()
+    while budget.take():
+        pass
+    taken = 0
+    for _ in range(1000):
+        budget.earn()
+        taken += budget.take()
+    assert 49 <= taken <= 50
+
+
 def test_the_budget_is_never_above_its_reserve() -> None:
     budget = RetryBudget(fraction=0.05, reserve=3)
     for _ in range(1000):
