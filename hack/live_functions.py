@@ -24,20 +24,20 @@ class Calls:
     def start(self) -> None:
         """Note calls of this thread from now on, and forget those of before."""
         self._codes = set()
-        sys.setprofile(self._note)
+        sys.settrace(self._note)
 
     def stop(self) -> set[str]:
         """Note no more; those noted. A nested function counts as the outermost one around it."""
-        sys.setprofile(None)
+        sys.settrace(None)
         return {
             f"{self._known[c.co_filename]}:{c.co_qualname.partition('.<locals>')[0]}"
             for c in self._codes
             if c.co_filename in self._known
         }
 
-    def _note(self, frame: types.FrameType, event: str, _arg: object) -> None:
-        if event == "call":
-            self._codes.add(frame.f_code)
+    def _note(self, frame: types.FrameType, _event: str, _arg: object) -> None:
+        """Called where a function begins; nothing inside it is traced."""
+        self._codes.add(frame.f_code)
 
 
 def live_functions() -> Functions:

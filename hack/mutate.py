@@ -46,7 +46,7 @@ from typing import Any
 import pytest
 from live_functions import Calls, Functions, codes_of, live_caches, live_functions
 from mutants import Mutant, drawn, mutants, mutated
-from mutation_score import ACCEPTED, Tally, accepted, report, stale
+from mutation_score import ACCEPTED, Tally, accepted, duration, on_cpu, report, stale
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("placement", "ratio", "forwarding", "groups", "topology")
@@ -88,6 +88,8 @@ class Runner:
         self.plan, self.chosen, self.jobs, self.note = plan, chosen, jobs, note
         self.ends = math.inf
         """When no further mutant is begun, by `time.monotonic`."""
+        self.before = 0.0
+        """Seconds on the CPU before the first mutant."""
         self.tally: dict[str, Tally] = {source: Tally() for source in plan.sources}
         self.sources = {path: (plan.root / path).read_text() for path in plan.files()}
         self.noted = Calls(plan.root, self.sources)
@@ -109,6 +111,7 @@ class Runner:
         self.functions, self.caches = live_functions(), live_caches()
         gc.freeze()  # what stands now is never looked at again, so that forks share its memory
         self._trace()
+        self.before = on_cpu()
         running: dict[int, tuple[Mutant, int]] = {}
         for mutant in self.chosen:
             if len(running) >= self.jobs:
@@ -380,6 +383,7 @@ def main() -> int:
     runner.noted.start()
     ended = pytest.main(_arguments(plan, plan.tests), plugins=[runner])
     low = report(runner.tally, passed, args.floor, time.monotonic() - began)
+    print(duration(runner.before, on_cpu(), sum(t.judged for t in runner.tally.values())))
     return int(ended) or low
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "hack"))
 
 from mutants import Mutant, drawn, mutants, mutated  # noqa: E402
-from mutation_score import accepted, stale, wilson  # noqa: E402
+from mutation_score import accepted, duration, stale, wilson  # noqa: E402
 
 CHANGES = [
     ("a < b", ["a <= b"]),
@@ -114,6 +114,11 @@ def test_an_accepted_name_that_no_mutant_has_is_reported() -> None:
     names = [m.name for m in by_path["m.py"]]
     gone = ["m.py f: a < 2 -> a <= 2", "gone.py f: 1 -> 2"]
     assert stale(by_path, [*names, *gone]) == gone
+
+
+def test_the_time_of_two_thousand_is_told_from_that_of_a_sample() -> None:
+    want = "1.50 s on the CPU a mutant; 2,000 take 26 min on two idle cores"
+    assert duration(60.0, 210.0, 100) == want
 
 
 def test_an_accepted_mutant_has_a_reason() -> None:
