@@ -139,6 +139,7 @@ INSTANCES = [
     ("another group is elsewhere", "p1 a  n1:3/4 n2:4", "P:n1", ("P:n2 D:n2",), "n1"),
     ("another group is there too", "p1 a  n1:1/4 n2:4", "P:n1", ("P:n1 D:n1",), "n2"),
     ("no node takes both decodes", "p1 a  n1:1/4 n2:2/4 n3:3/4", "P:n1 P:n2 D:n2", (), "n1"),
+    ("closeness before that", "p1 a  n1:2/4\np2 b  m1:4", "P:n1 P:m1 D:n1", (), "n1"),
 ]
 
 
@@ -155,6 +156,13 @@ def test_a_decode_more_is_kept_apart(
     found = place_instance(tree, asked, "decode", members(group), tree.leaf("n1"))
     assert isinstance(found, InstancePlacement)
     assert found.nodes[0] == want
+
+
+def test_one_more_goes_where_less_crosses_though_all_of_its_role_hang_on_a_node() -> None:
+    tree = fabric("p1 a  n1:2/4 n2:0/4\np2 b  m1:4")
+    found = place_instance(tree, request("2P2D", 1), "decode", members("P:n1 P:n2 D:n1"))
+    assert isinstance(found, InstancePlacement)
+    assert found.nodes == ("n1",)
 
 
 def test_giving_up_one_leaves_two_nodes() -> None:
