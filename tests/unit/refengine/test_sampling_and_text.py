@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdserve.refengine.model.chat_template import ChatMessage
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import Sampled, SamplingParams, sample, uniform
-from pdserve.refengine.model.tokenizer import ChatMessage
 from pdserve.refengine.runtime.output import Output
 from pdserve.refengine.runtime.request import Finish, GenerationRequest
 
@@ -86,9 +86,7 @@ def test_a_stream_never_shows_half_a_character(model: LoadedModel) -> None:
 
 def test_chat_template(model: LoadedModel) -> None:
     special = model.tokenizer.special
-    tokens = model.tokenizer.encode_chat(
-        [ChatMessage("system", "a"), ChatMessage("user", "b")], model.config.eos
-    )
+    tokens = model.tokenizer.encode_chat([ChatMessage("system", "a"), ChatMessage("user", "b")])
     marks = [t for t in tokens if t in special.values()]
     names = ("<|bos|>", "<|system|>", "<|eos|>", "<|user|>", "<|eos|>", "<|assistant|>")
     assert marks == [special[n] for n in names]

@@ -20,9 +20,9 @@ from pdserve.refengine.api import parameters
 from pdserve.refengine.api.handover import RemoteLeg, remote_of, wants_hand_over
 from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
+from pdserve.refengine.model.chat_template import ChatMessage, ChatTemplateError
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
-from pdserve.refengine.model.tokenizer import ChatMessage
 from pdserve.refengine.runtime.request import GenerationRequest
 from pdserve.terms.json import JsonMap
 from pdserve.wire import http
@@ -206,11 +206,21 @@ def _prompt(
     kind: Kind, body: Body, model: LoadedModel, limits: RequestLimits
 ) -> tuple[Callable[[], list[int]], int]:
     """How to get the prompt's tokens, and the bytes of text to tokenise."""
-    tokenizer, eos = model.tokenizer, model.config.eos
+    tokenizer = model.tokenizer
     if kind == "chat":
         messages = _messages(body, limits)
         size = _bounded(kind, (m.content for m in messages), limits)
-        return lambda: tokenizer.encode_chat(messages, eos), size
+
+        def render() -> list[int]:
+            try:
+                return tokenizer.encode_chat(messages)
+            except ChatTemplateError as error:
+                raise ApiError(
+                    400, f"the model's chat template refuses the messages: {error}",
+                    param="messages", code="chat_template",
+                ) from error  # fmt: skip
+
+        return render, size
     value = body.get("prompt")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
         value = value[0]

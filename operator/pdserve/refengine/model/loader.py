@@ -41,10 +41,12 @@ def load_model(directory: Path | None) -> LoadedModel:
     tensors: dict[str, Array] = {}
     for file in files:
         tensors |= read_safetensors(file)
-    tokenizer = Tokenizer(root / "tokenizer.json", config.bos, config.vocab)
+    tokenizer = Tokenizer(root / "tokenizer.json", config.bos, config.vocab, config.eos)
     llama = Llama(config, tensors)
     shapes = {shape for linear in llama.linears() for shape in linear.shapes()}
-    fingerprint = _fingerprint([root / "config.json", root / "tokenizer.json", *files])
+    templates = [root / "tokenizer_config.json", root / "chat_template.jinja"]
+    texts = [root / "config.json", root / "tokenizer.json", *filter(Path.is_file, templates)]
+    fingerprint = _fingerprint([*texts, *files])
     return LoadedModel(config, llama, tokenizer, fingerprint, numerics_digest(config, shapes))
 
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back: byte-level BPE from a `tokenizer.json`, plus the chat template.
+"""Text to tokens and back: byte-level BPE from a `tokenizer.json`.
 
 Encoding uses `tokenizers`; text of users is never turned into special tokens. Decoding is ours,
 because a stream must emit only complete UTF-8 characters: token -> bytes -> incremental decoder.
@@ -9,11 +9,17 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
+from pdserve.refengine.model.chat_template import (
+    ChatMessage,
+    ChatTemplate,
+    default_template,
+    template_of,
+    tokenizer_settings,
+)
 from pdserve.refengine.model.tensors import WeightsError
 from pdserve.terms.json import JsonObject
 
@@ -26,18 +32,32 @@ def _byte_of_character() -> dict[str, int]:
     return table | {chr(256 + n): b for n, b in enumerate(shifted)}
 
 
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn: role (system, user, assistant) and text."""
-
-    role: str
-    content: str
+def _begins_with_bos(directory: Path, document: JsonObject) -> bool:
+    """Whether prompts begin with the model's BOS: as its files say, else yes."""
+    said = tokenizer_settings(directory).get("add_bos_token")
+    if said is not None:
+        return bool(said)
+    processor = document.get("post_processor")
+    return processor is None or "SpecialToken" in json.dumps(processor.get("single"))
 
 
 class Tokenizer:
     """Encoder, decoder and chat template of one model."""
 
-    def __init__(self, path: Path, bos: int | None, vocab_size: int) -> None:
+    def __init__(
+        self, path: Path, bos: int | None, vocab_size: int, eos: Sequence[int] = ()
+    ) -> None:
+        """Read a `tokenizer.json` and the chat template beside it.
+
+        Args:
+            path: the file.
+            bos: id of the token that begins every prompt; None without one.
+            vocab_size: number of token ids that the model knows.
+            eos: ids of tokens that end an output; the first one ends a turn.
+
+        Raises:
+            WeightsError: the file cannot be read, or is no byte-level BPE of that size.
+        """
         try:
             document: JsonObject = json.loads(path.read_text(encoding="utf-8"))
             self._backend = Backend.from_str(json.dumps(document))
@@ -54,8 +74,17 @@ class Tokenizer:
             raise WeightsError(
                 f"{path}: ids up to {max(vocab.values())}, the model has {vocab_size}"
             )
-        self.special = {t["content"]: int(t["id"]) for t in document.get("added_tokens", [])}
-        self.bos = bos
+        added = document.get("added_tokens", [])
+        self.special = {t["content"]: int(t["id"]) for t in added}
+        plain = {t["content"] for t in added if not t.get("special", True)}
+        texts = {number: text for text, number in self.special.items()}
+        self._template = ChatTemplate(
+            template_of(path.parent) or default_template(self.special),
+            {text: number for text, number in self.special.items() if text not in plain},
+            bos="" if bos is None else texts.get(bos, ""),
+            eos=texts.get(eos[0], "") if eos else "",
+        )
+        self.bos = bos if _begins_with_bos(path.parent, document) else None
         letters = _byte_of_character()
         special_ids = set(self.special.values())
         self._bytes = [b""] * vocab_size
@@ -67,23 +96,13 @@ class Tokenizer:
         """Tokens of a completion prompt, beginning with BOS where the model has one."""
         return [*self._start(), *self._plain(text)]
 
-    def encode_chat(self, messages: Iterable[ChatMessage], eos: Sequence[int]) -> list[int]:
-        """Tokens of a conversation, ending where the assistant is to speak."""
-        tokens = self._start()
-        if "<|assistant|>" in self.special:
-            for message in messages:
-                tokens.append(self.special.get(f"<|{message.role}|>", self.special["<|user|>"]))
-                tokens += self._plain(message.content)
-                tokens += eos[:1]
-            return [*tokens, self.special["<|assistant|>"]]
-        if "<|im_start|>" in self.special and "<|im_end|>" in self.special:
-            start, end = self.special["<|im_start|>"], self.special["<|im_end|>"]
-            for message in messages:
-                tokens += [start, *self._plain(f"{message.role}\n{message.content}"), end]
-                tokens += self._plain("\n")
-            return [*tokens, start, *self._plain("assistant\n")]
-        turns = "".join(f"{m.role}: {m.content}\n" for m in messages)
-        return [*tokens, *self._plain(turns + "assistant:")]
+    def encode_chat(self, messages: Iterable[ChatMessage]) -> list[int]:
+        """Tokens of a conversation, ending where the assistant is to speak.
+
+        Raises:
+            ChatTemplateError: the model's template refuses it.
+        """
+        return self._template.tokens(messages, self._plain)
 
     @property
     def longest_token(self) -> int:
