@@ -101,6 +101,7 @@ class World(GroupCluster):
             drains={n: d for n in asked.drains if (d := self.drain_report(by_name[n])) is not None},
             repairs=self.repairs,
             routed=self.routed,
+            has_routes=True,
             now=self.now,
             former={
                 revision: replace(

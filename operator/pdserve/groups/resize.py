@@ -252,10 +252,16 @@ def _shrink(
         names = [n for n in former if n not in ready]
         names += [n for n in chosen.names if n not in names]
         begun = len(draft.actions)
+        staying = {m.name for m in members if m.role == role}
         for name in names[: len(chosen.names)]:
             if name in ready and not (grown or growth_blocked):
                 draft.reasons.append(f"{name} stays until the other role's growth is ready")
                 continue
+            known = any(observation.knows_route(n) for n in staying if n != name)
+            if group.serving and not known:
+                draft.reasons.append(f"{name} stays until gateways know another {role}")
+                continue
+            staying.discard(name)
             retire(group, by_name[name], f"{role} shrinks", observation, draft)
         if len(draft.actions) > begun:
             draft.reasons += [f"{role} shrinks: {line}" for line in chosen.explanation]
@@ -271,6 +277,10 @@ def _end_stand_ins(group: GroupView, observation: Observation, draft: PlanDraft)
         former = first.get(instance.replaces or "")
         if former is not None:
             leaves = instance if instance.ready <= former.ready else former
+            stays = former if leaves is instance else instance
+            if group.serving and not observation.knows_route(stays.name):
+                draft.reasons.append(f"{leaves.name} stays until gateways know {stays.name}")
+                continue
             where = ", ".join(dict.fromkeys(former.nodes))
             why = f"{where} takes instances again: one is enough in {instance.slot}"
             retire(group, leaves, why, observation, draft)

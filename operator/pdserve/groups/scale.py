@@ -109,7 +109,7 @@ def _next_excess(
     wanted = observation.wanted
     if len(live) <= wanted.replicas:
         return None
-    sure = sum(1 for g in live if g.surely_serving(observation.routed))
+    sure = sum(1 for g in live if g.surely_serving(observation))
     surge = 1 if any(_outdated(g, observation) for g in live) else 0
     over = len(live) > wanted.replicas + (surge if wanted.replicas else 0)
     allowed: list[tuple[int, bool, bool, int, int, GroupView]] = []
@@ -117,7 +117,7 @@ def _next_excess(
         old, serves = _outdated(group, observation), group.serving
         if not old and not over:
             continue
-        surely = group.surely_serving(observation.routed)
+        surely = group.surely_serving(observation)
         others = sure - surely
         kept = serves or _recovering(group, observation, draft)
         if old and kept and others < wanted.replicas and not over:
@@ -161,7 +161,7 @@ def _roll(
         draft.reasons += attempt.reasons
         draft.waits += attempt.waits
         return None
-    others = sum(1 for g in live if g is not victim and g.surely_serving(observation.routed))
+    others = sum(1 for g in live if g is not victim and g.surely_serving(observation))
     freed = draft.fabric.release(
         Reservation(m.pod, m.node, resource, count)
         for i in victim.members

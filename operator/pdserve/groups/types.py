@@ -319,6 +319,12 @@ class Observation:
     """When each node last changed so that it may take what it refused before."""
     budgets: Mapping[int, DisruptionBudget] = field(default_factory=dict)
     """The PodDisruptionBudgets that are there, by group index."""
+    has_routes: bool = False
+    """Whether there is a route table; a ScenarioGroup written by hand may be without gateways."""
+
+    def knows_route(self, instance: str) -> bool:
+        """Whether gateways know this instance; True for all where there is no route table."""
+        return not self.has_routes or instance in self.routed
 
     def at(self, revision: str) -> Wanted | None:
         """What is wanted of a group of `revision`; None when its template is not known."""

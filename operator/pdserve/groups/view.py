@@ -66,14 +66,14 @@ class GroupView:
         """At least one prefill and one decode can serve now."""
         return all(self.ready(role) for role in ROLES)
 
-    def surely_serving(self, routed: Collection[str]) -> bool:
-        """`serving`, their nodes have lately said so, and gateways know them (`routed`, where there
-        are any): planned changes may lean on it.
+    def surely_serving(self, observation: Observation) -> bool:
+        """`serving`, their nodes have lately said so, and gateways know them: planned changes may
+        lean on it.
         """
         sure = {
             i.role for i in self.staying
             if not i.silent and i.revision == self.revision and is_routable(i, self.table)
-            and (not routed or i.name in routed)
+            and observation.knows_route(i.name)
         }  # fmt: skip
         return len(sure) == len(ROLES)
 

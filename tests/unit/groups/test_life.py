@@ -10,6 +10,7 @@ from tests.support.group_world import World, counts, wanted
 
 from pdserve.groups import types as t
 from pdserve.groups.plan import plan as plan_of
+from pdserve.terms import Role
 
 # --- set-up --------------------------------------------------------------------------------------
 
@@ -118,6 +119,26 @@ def test_a_half_made_successor_is_completed_with_what_its_predecessor_left() -> 
 
 
 # --- scaling and the ratio -----------------------------------------------------------------------
+
+
+@pytest.mark.invariant(3)
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_an_instance_stays_until_gateways_know_another_of_its_role(role: Role) -> None:
+    """Routes and counts are written by two reconcilers (seed 621446 of the simulation)."""
+    w = world(ROOMY, "2P2D")
+    w.want(lambda x: counts(x, *((1, 2) if role == "prefill" else (2, 1))))
+    seen, tree = w.observation(), w.fabric()
+
+    def drained(observation: t.Observation) -> list[str]:
+        actions = plan_of(observation, tree).actions
+        return [a.name for a in actions if isinstance(a, t.BeginDrain)]
+
+    (leaves,) = drained(seen)
+    (stays,) = {p.new.name for p in pods(w, role)} - {leaves}
+    assert drained(replace(seen, routed=seen.routed - {stays})) == []
+    assert drained(replace(seen, routed=frozenset())) == []
+    assert drained(replace(seen, routed=seen.routed - {leaves})) == [leaves]
+    assert drained(replace(seen, routed=frozenset(), has_routes=False)) == [leaves]
 
 
 def test_scale_up_and_down_whole_groups_highest_index_first() -> None:

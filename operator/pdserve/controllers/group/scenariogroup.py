@@ -150,7 +150,7 @@ class _Reconcile:
         # 2
         if self.context.caches.changes != seen:
             view = view_group(self.context, self.group)
-        observation = self._observation(view, wanted, former_wanted(view, counts, reach), routed)
+        observation = self._observation(view, wanted, former_wanted(view, counts, reach), routes)
         planned = plan(observation, self._fabric(domain))
         rank = rank_of(self.context, self.obj)
         self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
@@ -213,7 +213,7 @@ class _Reconcile:
         view: ScenarioGroupView,
         wanted: Wanted,
         former: Mapping[str, Wanted],
-        routed: frozenset[str],
+        routes: RouteTable | None,
     ) -> Observation:
         return Observation(
             wanted=wanted,
@@ -222,7 +222,8 @@ class _Reconcile:
             links=self.context.linker.links(self.key),
             drains=self.context.linker.drains(self.key),
             repairs=repairs_of(self.group),
-            routed=routed,
+            routed=routed_instances(routes, self.group.spec.scenario),
+            has_routes=routes is not None,
             now=self.now,
             former=former,
             claims=self.context.claims.of(self.group),
