@@ -17,7 +17,8 @@ import orjson
 from pdserve.http1.errors import ApiError
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.receive import HttpRequest
-from pdserve.http1.server import HttpServer, Reply
+from pdserve.http1.reply import Reply
+from pdserve.http1.server import HttpServer
 from pdserve.terms import Role
 from pdserve.wire.routes import RouteInstance
 
@@ -238,7 +239,7 @@ class StubEngine:
         self.running += 1
         self.max_used = max(self.max_used, self.used)
         if early:
-            reply.connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+            reply.interim(102)
         try:
             await self._tokens(body, chat, reply, step)
         finally:

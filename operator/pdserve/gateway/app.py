@@ -37,7 +37,8 @@ from pdserve.http1.client import Pool
 from pdserve.http1.errors import ApiError
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.receive import HttpRequest
-from pdserve.http1.server import HttpServer, Reply
+from pdserve.http1.reply import Reply
+from pdserve.http1.server import HttpServer
 from pdserve.wire.http import (
     HEADER_API_KEY,
     HEADER_REQUEST_ID,
@@ -94,14 +95,12 @@ class GatewayServer:
         self.metrics = GatewayMetrics()
         self.pool = Pool()
         self.service = Service(self.metrics, self.pool, rng, options.room_limit)
-        self.server = HttpServer(
-            self.handle, options.limits, _report, self._screen, takes_body=_GENERATE.keys()
-        )
+        self.server = HttpServer(self.handle, options.limits, _report, self._screen, self._keeps)
         self.monitor = HttpServer(self._monitor, ClientLimits(), _report)
         """Serves the metrics where they have a port of their own."""
         self.metrics_port = 0
         """That port, once it is open."""
-        self._front = options.front
+        self._front, self._limits = options.front, options.limits
         self._log = access_log
         self._source = source
         self._drain_seconds = options.drain_seconds
@@ -111,6 +110,10 @@ class GatewayServer:
         self._boot = secrets.token_hex(4)
         self._count = count(1)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _keeps(self, path: str) -> int:
+        """Bodies are for the paths that generate."""
+        return self._limits.body if path in _GENERATE else 0
 
     async def start(self, host: str, port: int) -> int:
         """Begin to follow routes and to listen; returns the port."""

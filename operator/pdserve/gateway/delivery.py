@@ -14,7 +14,7 @@ from pdserve.engines.flow import token_count
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.http1.client import MAX_BODY, Exchange, UpstreamError
-from pdserve.http1.server import Reply
+from pdserve.http1.reply import Reply
 from pdserve.terms.failures import Failure
 from pdserve.wire.bounds import parse_json
 

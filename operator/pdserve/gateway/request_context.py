@@ -33,7 +33,7 @@ from pdserve.gateway.release import Releaser
 from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Exchange, Pool
 from pdserve.http1.errors import ApiError, Headers
-from pdserve.http1.server import Reply
+from pdserve.http1.reply import Reply
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.http import HEADER_DECODE, HEADER_PREFILL
 from pdserve.wire.routes import RouteInstance

@@ -17,7 +17,12 @@ class ClientLimits:
     """Between requests on a kept connection."""
     write_stall: float = 60.0
     """A client that reads nothing for this long is cut."""
+    tells_late: bool = False
+    """A request that is not complete in time gets 408; else its connection is cut."""
     pipelined: int = 16
+    """Complete requests of one connection that wait for the answer to the one before them."""
+    waiting: int = 1 << 30
+    """Bytes of their bodies."""
     memory: int = 128 << 20
     """Bytes of all bodies that are received or served, as they are kept in memory."""
     small: int = 16 << 10

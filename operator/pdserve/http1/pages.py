@@ -14,7 +14,8 @@ from typing import Final
 from pdserve.exposition import CONTENT_TYPE, Registry
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.receive import HttpRequest
-from pdserve.http1.server import HttpServer, Reply
+from pdserve.http1.reply import Reply
+from pdserve.http1.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def page_server(pages: Mapping[str, PageHandler]) -> HttpServer:
         page = _page(pages, request)
         reply.send(page.status, page.body.encode(), page.content_type)
 
-    return HttpServer(answer, PAGE_LIMITS, _report, takes_body=())
+    return HttpServer(answer, PAGE_LIMITS, _report, keeps=lambda path: 0)
 
 
 def _page(pages: Mapping[str, PageHandler], request: HttpRequest) -> Page:

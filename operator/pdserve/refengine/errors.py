@@ -9,6 +9,9 @@ from __future__ import annotations
 import reprlib
 
 from pdserve.http1.errors import ApiError
+from pdserve.wire import http
+
+_REJECT = http.HEADER_REJECT.encode()
 
 _SHORT = reprlib.Repr()
 """Bounded in depth and length: a body's value may be nested deeply, or megabytes long."""
@@ -19,10 +22,8 @@ class RejectedError(ApiError):
     """No room, or not now: 503 (502 for a failed KV pull), with the reason for the gateway."""
 
     def __init__(self, reason: str, message: str, status: int = 503) -> None:
-        super().__init__(status, message, code=reason, kind="rejected")
-        self.reason = reason
-        self.times: dict[str, str] = {}
-        """Headers with the milliseconds that are needed and left, where it is too late."""
+        headers = ((_REJECT, reason.encode()), (b"retry-after", b"0"))
+        super().__init__(status, message, code=reason, kind="rejected", headers=headers)
 
 
 def field_error(param: str, value: object, want: str) -> ApiError:

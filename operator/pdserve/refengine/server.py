@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from pdserve.http1.listen import listening
-from pdserve.refengine.api.connection import ConnectionLimits, HttpConnection
+from pdserve.http1.limits import ClientLimits
+from pdserve.http1.server import HttpServer
 from pdserve.refengine.api.generate import Generator
 from pdserve.refengine.api.handlers import Routes
 from pdserve.refengine.api.handover import Sender
@@ -26,6 +27,15 @@ from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.pacing import Pacer, load_profile
 from pdserve.refengine.trust import Trust
 from pdserve.wire import http
+
+MAX_HEAD = 64 << 10
+MAX_WAITING = 64
+"""Complete requests of one connection that may wait for the answer to the one before them."""
+UNBOUNDED = 1 << 62
+"""Bytes of all bodies."""
+CLOSE_SECONDS = 1.0
+"""How long a connection may take to send the last of its answer when the process ends."""
+_PROMPTS = (http.PATH_COMPLETIONS, http.PATH_CHAT)
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +75,6 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
         transfer_port = await transport.start(config.bind, config.transfer_port)
     sender = Sender(config.instance, host, transfer_port)
     generator = Generator(config, model, engine, sender, lambda: links.ready)
-    connections: set[HttpConnection] = set()
     routes = Routes(
         config,
         model,
@@ -76,26 +85,41 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
         int(time.time()),
         lambda: generator.open_replies,
     )
-    prompts = frozenset((http.PATH_COMPLETIONS, http.PATH_CHAT))
-    kept = min(config.max_body_bytes, generator.body_bytes)
-    bounds = ConnectionLimits(config.max_body_bytes, kept, prompts, config.arrival_seconds)
-    server = await loop.create_server(
-        lambda: HttpConnection(routes, bounds, connections),
-        **listening(config.bind, config.port),
-        backlog=1024,
+    kept = dict.fromkeys(_PROMPTS, min(config.max_body_bytes, generator.body_bytes))
+    server = HttpServer(
+        routes, _limits(config), _report, keeps=lambda path: kept.get(path, config.max_body_bytes)
     )
     try:
-        port = server.sockets[0].getsockname()[1]
+        port = await server.start(config.bind, config.port)
         yield StartedInstance(port, transfer_port, engine, links)
         await _drain(engine, generator, config.drain_seconds)
     finally:
-        server.close()
-        for connection in tuple(connections):
-            connection.close()
+        await server.stop(CLOSE_SECONDS)
         links.close()
         await transport.stop()
         generator.close()
         engine.stop()
+
+
+def _limits(config: EngineConfig) -> ClientLimits:
+    """A slot bounds what runs, so bodies are bounded by connection alone; gateways keep theirs."""
+    seconds = config.arrival_seconds
+    return ClientLimits(
+        body=config.max_body_bytes,
+        head=MAX_HEAD,
+        receive=seconds,
+        idle=math.inf,
+        write_stall=seconds,
+        tells_late=True,
+        pipelined=MAX_WAITING,
+        waiting=config.max_body_bytes,
+        memory=UNBOUNDED,
+        sweep=min(1.0, seconds / 4),
+    )
+
+
+def _report(error: Exception) -> None:
+    log.error("A request failed", exc_info=error)
 
 
 async def _drain(engine: Engine, generator: Generator, seconds: float) -> None:

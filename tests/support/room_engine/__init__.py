@@ -15,7 +15,7 @@ import orjson
 from tests.support.stub_engine import Cluster, StubEngine, completion
 
 from pdserve.http1.receive import HttpRequest
-from pdserve.http1.server import Reply
+from pdserve.http1.reply import Reply
 
 
 @dataclass

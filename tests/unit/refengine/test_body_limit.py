@@ -8,7 +8,7 @@ import orjson
 from tests.support.engines import Client, EngineProcess
 from tests.unit.refengine.conftest import Start
 
-from pdserve.http1.server import ClientLimits
+from pdserve.http1.limits import ClientLimits
 from pdserve.refengine.config import MAX_BODY_BYTES
 from pdserve.wire import http
 

@@ -131,10 +131,10 @@ def test_slots_and_epoch() -> None:
     slots = Slots(2)
     assert [slots.take() for _ in range(3)] == [True, True, False]
     hint = slots.hint(0.0301)
-    assert hint.headers() == {
-        "x-pdserve-slots": "0/2",
-        "x-pdserve-free-in-ms": "30",
-        "x-pdserve-epoch": "2",
+    assert dict(hint.headers()) == {
+        b"x-pdserve-slots": b"0/2",
+        b"x-pdserve-free-in-ms": b"30",
+        b"x-pdserve-epoch": b"2",
     }
     slots.give_back()
     assert (slots.hint(9).free_in_ms, slots.hint(9).epoch) == (0, 3)

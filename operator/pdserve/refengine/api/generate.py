@@ -9,14 +9,15 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pdserve.http1.errors import ApiError
-from pdserve.http1.receive import HttpRequest as HttpRequest
+import orjson
+
+from pdserve.http1.errors import ApiError, Headers
+from pdserve.http1.receive import HttpRequest
+from pdserve.http1.reply import Reply
 from pdserve.refengine.api import openai
-from pdserve.refengine.api.connection import Responder
 from pdserve.refengine.api.handover import Sender, reply_params
 from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.errors import RejectedError
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.request import Finish, GenerationRequest, TokenEvent
@@ -25,6 +26,7 @@ from pdserve.refengine.runtime.slot_claims import SlotClaim
 from pdserve.wire import http
 from pdserve.wire.links import largest_body
 
+JSON = "application/json"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 MAX_ID = 128
 """Characters of a client's request id."""
@@ -36,6 +38,8 @@ TOKENISERS = 2
 """Threads that tokenise beside the event loop; the library gives up the GIL meanwhile."""
 TOKENISE_HERE = 2048
 """Bytes of text that are tokenised at once on the event loop: 1 ms, less than a thread costs."""
+
+_REQUEST_ID = http.HEADER_REQUEST_ID.encode()
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +64,18 @@ class Generator:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(TOKENISERS, "tokenise")
 
-    def handle(self, kind: openai.Kind, http_request: HttpRequest, responder: Responder) -> None:
+    def handle(self, kind: openai.Kind, http_request: HttpRequest, reply: Reply) -> None:
         """Answer now (rejections, errors) or when the engine has something to say."""
         try:
-            self._handle(kind, http_request, responder)
+            self._handle(kind, http_request, reply)
         except ApiError as error:
-            responder.send_error(error, self.headers(error))
+            reply.headers = self.headers()
+            reply.error(error)
 
-    def headers(self, error: ApiError | None = None) -> dict[str, str]:
-        """Slot hints, and the reason when it is a rejection."""
-        headers = self.engine.hint().headers()
-        if isinstance(error, RejectedError):
-            headers |= {http.HEADER_REJECT: error.reason, "retry-after": "0"} | error.times
-        return headers
+    def headers(self, name: str = "") -> Headers:
+        """Slot hints, and the request's name where it has one."""
+        hints = self.engine.hint().headers()
+        return (*hints, (_REQUEST_ID, name.encode("latin-1"))) if name else hints
 
     @property
     def body_bytes(self) -> int:
@@ -84,7 +87,7 @@ class Generator:
         """Bytes of UTF-8 above which no prompt text fits (`wire.links`)."""
         return self._limits.prompt_bytes
 
-    def _handle(self, kind: openai.Kind, incoming: HttpRequest, responder: Responder) -> None:
+    def _handle(self, kind: openai.Kind, incoming: HttpRequest, reply: Reply) -> None:
         # Before anything is parsed: a rejection must cost as little as possible.
         reason = self.engine.refusal() or (None if self._ready() else http.REJECT_NOT_READY)
         if reason is not None:
@@ -96,7 +99,7 @@ class Generator:
         if incoming.size > len(incoming.body):
             raise openai.too_long(kind, incoming.size, self._limits)
         draft = openai.read(kind, incoming.body, self._model, self._limits)
-        call = _Call(self, responder, draft, name, budget, _wants_early_head(incoming))
+        call = _Call(self, reply, draft, name, budget, _wants_early_head(incoming))
         call.begin()
 
     def tokenised(
@@ -142,13 +145,13 @@ class _Call:
     def __init__(
         self,
         owner: Generator,
-        responder: Responder,
+        reply: Reply,
         draft: openai.RequestDraft,
         name: str,
         budget: float | None,
         early_head: bool,
     ) -> None:
-        self._owner, self._responder, self._draft = owner, responder, draft
+        self._owner, self._reply, self._draft = owner, reply, draft
         self._name, self._budget, self._early_head = name, budget, early_head
         self._since = time.monotonic()
         self._claim: SlotClaim | None = None
@@ -161,7 +164,7 @@ class _Call:
         self._claim = self._owner.engine.claim(self._name, self._released)
         self._open = True
         self._owner.open_replies += 1
-        self._responder.on_disconnect = self._gone
+        self._reply.on_leave = self._leave
         if self._draft.text_bytes <= TOKENISE_HERE:
             self._guarded(lambda: self._admit(self._draft.tokenise()))
         else:
@@ -193,9 +196,9 @@ class _Call:
 
     def _refuse(self, error: ApiError) -> None:
         self._leave()
-        if not self._responder.done:
-            headers = self._owner.headers(error) | {http.HEADER_REQUEST_ID: self._name}
-            self._responder.send_error(error, headers)
+        if not self._reply.ended:
+            self._reply.headers = self._owner.headers(self._name)
+            self._reply.error(error)
 
     def _admit(self, tokens: list[int]) -> None:
         owner, claim, left = self._owner, self._claim, self._budget
@@ -208,23 +211,20 @@ class _Call:
         writer = owner.writer(request, options)
         listener: _Listener
         if options.stream and not request.hand_over:
-            listener = _Stream(self, owner, self._responder, writer)
+            listener = _Stream(self, owner, self._reply, writer)
         else:
             early = self._early_head and request.remote is not None
-            listener = _Whole(self, owner, self._responder, writer, early)
+            listener = _Whole(self, owner, self._reply, writer, early)
         sequence = owner.engine.admit(claim, request, listener)
         self._sequence = sequence
 
     def _released(self) -> None:
         self._refuse(ApiError(499, "released", code="released"))
 
-    def _gone(self) -> None:
-        """The client is gone, or this process failed: free everything."""
-        self._leave()
-
     def _leave(self) -> None:
+        """Free everything: the client is gone, or the request is refused."""
         self.answered()
-        self._responder.on_disconnect = None
+        self._reply.on_leave = None
         if self._tokens is not None:
             self._tokens.cancel()
         if self._claim is not None:
@@ -236,20 +236,16 @@ class _Call:
 class _Listener:
     """Common part of both ways to answer."""
 
-    def __init__(
-        self, call: _Call, owner: Generator, responder: Responder, writer: ReplyWriter
-    ) -> None:
-        self._call, self._owner, self._responder, self._writer = call, owner, responder, writer
+    def __init__(self, call: _Call, owner: Generator, reply: Reply, writer: ReplyWriter) -> None:
+        self._call, self._owner, self._reply, self._writer = call, owner, reply, writer
 
     def token(self, sequence: Sequence, event: TokenEvent) -> None:
         raise NotImplementedError
 
     def failed(self, sequence: Sequence, error: ApiError) -> None:
         self._call.answered()
-        self._responder.send_error(error, self._reply_headers(sequence, error))
-
-    def _reply_headers(self, sequence: Sequence, error: ApiError | None = None) -> dict[str, str]:
-        return self._owner.headers(error) | {http.HEADER_REQUEST_ID: sequence.request.id}
+        self._reply.headers = self._owner.headers(sequence.request.id)
+        self._reply.error(error)
 
 
 class _Whole(_Listener):
@@ -259,12 +255,12 @@ class _Whole(_Listener):
         self,
         call: _Call,
         owner: Generator,
-        responder: Responder,
+        reply: Reply,
         writer: ReplyWriter,
         early_head: bool,
     ) -> None:
         """`early_head`: tell with an interim head that the KV is here."""
-        super().__init__(call, owner, responder, writer)
+        super().__init__(call, owner, reply, writer)
         self._events: list[TokenEvent] = []
         self._early_head = early_head
 
@@ -272,7 +268,7 @@ class _Whole(_Listener):
         self._events.append(event)
         if event.finish is None:
             if self._early_head and len(self._events) == 1:
-                self._responder.interim(102)
+                self._reply.interim(102)
             return
         if sequence.request.remote is None:
             self._writer.cached = sequence.cached
@@ -281,8 +277,9 @@ class _Whole(_Listener):
             body[http.PARAM_KV] = self._owner.kv_params(sequence, event)
         self._call.answered()
         if body.get(http.PARAM_KV) is not None:
-            self._responder.on_unread = self._call.unread
-        self._responder.send_json(200, body, self._reply_headers(sequence))
+            self._reply.on_unread = self._call.unread
+        headers = self._owner.headers(sequence.request.id)
+        self._reply.send(200, orjson.dumps(body), JSON, headers)
 
 
 class _Stream(_Listener):
@@ -298,21 +295,20 @@ class _Stream(_Listener):
             data += self._writer.tail()
         if not self._started:
             self._started = True
-            headers = self._reply_headers(sequence) | {"cache-control": "no-cache"}
-            self._responder.start(headers, EVENT_STREAM, data)
+            headers = self._owner.headers(sequence.request.id)
+            self._reply.start(200, EVENT_STREAM, data, headers)
             data = b""
         if event.finish is not None:
             self._call.answered()
-            self._responder.end(data)
+            self._reply.end(data)
         elif data:
-            self._responder.write(data)
+            self._reply.write(data)
 
     def failed(self, sequence: Sequence, error: ApiError) -> None:
+        self._call.answered()
         if not self._started:
-            super().failed(sequence, error)
-        else:
-            self._call.answered()
-            self._responder.end(error.event())
+            self._reply.headers = self._owner.headers(sequence.request.id)
+        self._reply.error(error)
 
 
 def _wants_early_head(incoming: HttpRequest) -> bool:

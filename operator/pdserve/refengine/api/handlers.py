@@ -7,13 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+import orjson
+
 from pdserve import __version__
 from pdserve.engines.reference.metrics import PATH_VLLM
 from pdserve.exposition import CONTENT_TYPE, Registry
 from pdserve.http1.errors import ApiError
 from pdserve.http1.receive import HttpRequest
-from pdserve.refengine.api.connection import Responder
-from pdserve.refengine.api.generate import MAX_NAME, Generator
+from pdserve.http1.reply import Reply
+from pdserve.refengine.api.generate import JSON, MAX_NAME, Generator
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.peer_links import Links, StaleTableError
@@ -26,7 +28,7 @@ from pdserve.wire.credentials import CAPABILITY, MAX_PUSH, Grant
 from pdserve.wire.links import DrainReport
 from pdserve.wire.peers import PeerTable
 
-Handler = Callable[[HttpRequest, Responder], None]
+Handler = Callable[[HttpRequest, Reply], None]
 
 
 @dataclass(slots=True)
@@ -60,7 +62,7 @@ class Routes:
             http.PATH_RELEASE: {"POST": self._release},
         }
 
-    def __call__(self, request: HttpRequest, responder: Responder) -> None:
+    def __call__(self, request: HttpRequest, reply: Reply) -> None:
         """Answer one request; ApiError becomes its reply."""
         methods = self._table.get(request.path)
         if methods is None and request.path.startswith(http.PATH_MODELS + "/"):
@@ -72,15 +74,15 @@ class Routes:
         if handler is None:
             allowed = ", ".join(methods)
             raise ApiError(405, f"{request.path} takes {allowed}, not {request.method}")
-        handler(request, responder)
+        handler(request, reply)
 
-    def _completions(self, request: HttpRequest, responder: Responder) -> None:
+    def _completions(self, request: HttpRequest, reply: Reply) -> None:
         self.trust.check_generation(_authorization(request))
-        self.generator.handle("completion", request, responder)
+        self.generator.handle("completion", request, reply)
 
-    def _chat(self, request: HttpRequest, responder: Responder) -> None:
+    def _chat(self, request: HttpRequest, reply: Reply) -> None:
         self.trust.check_generation(_authorization(request))
-        self.generator.handle("chat", request, responder)
+        self.generator.handle("chat", request, reply)
 
     def _model_card(self) -> JsonObject:
         return {
@@ -91,10 +93,10 @@ class Routes:
             "max_model_len": self.engine.context,
         }
 
-    def _models(self, request: HttpRequest, responder: Responder) -> None:
-        responder.send_json(200, {"object": "list", "data": [self._model_card()]})
+    def _models(self, request: HttpRequest, reply: Reply) -> None:
+        _send_json(reply, 200, {"object": "list", "data": [self._model_card()]})
 
-    def _one_model(self, request: HttpRequest, responder: Responder) -> None:
+    def _one_model(self, request: HttpRequest, reply: Reply) -> None:
         name = unquote(request.path.removeprefix(http.PATH_MODELS + "/"))
         if name != self.config.model_name:
             raise ApiError(
@@ -103,29 +105,30 @@ class Routes:
                 param="model",
                 code="model_not_found",
             )
-        responder.send_json(200, self._model_card())
+        _send_json(reply, 200, self._model_card())
 
-    def _health(self, request: HttpRequest, responder: Responder) -> None:
-        responder.send_json(200, {"status": "ok"})
+    def _health(self, request: HttpRequest, reply: Reply) -> None:
+        _send_json(reply, 200, {"status": "ok"})
 
-    def _ready(self, request: HttpRequest, responder: Responder) -> None:
+    def _ready(self, request: HttpRequest, reply: Reply) -> None:
         why = "draining" if self.engine.draining else "links of no peer table were complete yet"
         ready = self.links.ready and not self.engine.draining
-        responder.send_json(200 if ready else 503, {"ready": ready, "why": "" if ready else why})
+        _send_json(reply, 200 if ready else 503, {"ready": ready, "why": "" if ready else why})
 
-    def _metrics(self, request: HttpRequest, responder: Responder) -> None:
-        self._expose(self.engine.metrics.registry, responder)
+    def _metrics(self, request: HttpRequest, reply: Reply) -> None:
+        self._expose(self.engine.metrics.registry, reply)
 
-    def _metrics_vllm(self, request: HttpRequest, responder: Responder) -> None:
-        self._expose(self.engine.metrics.vllm, responder)
+    def _metrics_vllm(self, request: HttpRequest, reply: Reply) -> None:
+        self._expose(self.engine.metrics.vllm, reply)
 
-    def _expose(self, registry: Registry, responder: Responder) -> None:
+    def _expose(self, registry: Registry, reply: Reply) -> None:
         self.engine.publish_occupancy()
-        responder.send(200, registry.render().encode(), kind=CONTENT_TYPE)
+        reply.send(200, registry.render().encode(), CONTENT_TYPE)
 
-    def _info(self, request: HttpRequest, responder: Responder) -> None:
+    def _info(self, request: HttpRequest, reply: Reply) -> None:
         c, pacer, paths = self.config, self.engine.pacer, self.links.paths
-        responder.send_json(
+        _send_json(
+            reply,
             200,
             {
                 "version": __version__,
@@ -149,7 +152,7 @@ class Routes:
             },
         )
 
-    def _peers(self, request: HttpRequest, responder: Responder) -> None:
+    def _peers(self, request: HttpRequest, reply: Reply) -> None:
         sender = self.trust.controls(_authorization(request))
         try:
             value = parse_json(request.body, max_bytes=MAX_PUSH)
@@ -162,11 +165,11 @@ class Routes:
         try:
             self.links.accept(table)
         except StaleTableError as error:
-            responder.send_json(409, {"version": error.current} | error.value())
+            _send_json(reply, 409, {"version": error.current} | error.value())
             return
-        responder.send_json(200, {"version": table.version})
+        _send_json(reply, 200, {"version": table.version})
 
-    def _links(self, request: HttpRequest, responder: Responder) -> None:
+    def _links(self, request: HttpRequest, reply: Reply) -> None:
         self.trust.controls(_authorization(request))
         report = dataclasses.replace(
             self.links.report(),
@@ -174,15 +177,15 @@ class Routes:
             grant=self.trust.revision,
             max_prompt_bytes=self.generator.prompt_bytes,
         )
-        responder.send_json(200, report.to_json())
+        _send_json(reply, 200, report.to_json())
 
-    def _drain(self, request: HttpRequest, responder: Responder) -> None:
+    def _drain(self, request: HttpRequest, reply: Reply) -> None:
         self.trust.controls(_authorization(request))
         self.engine.draining = True
         report = DrainReport(self.engine.executing, len(self.engine.handoff), self.streams())
-        responder.send_json(200, report.to_json())
+        _send_json(reply, 200, report.to_json())
 
-    def _release(self, request: HttpRequest, responder: Responder) -> None:
+    def _release(self, request: HttpRequest, reply: Reply) -> None:
         self.trust.check_release(_authorization(request))
         body = _json(request)
         request_id = body.get("request_id") if isinstance(body, dict) else None
@@ -191,7 +194,11 @@ class Routes:
                 400, f"request_id: a string of at most {MAX_NAME} is required", param="request_id"
             )
         self.engine.release(request_id)
-        responder.send(204, b"", self.generator.headers())
+        reply.send(204, b"", JSON, self.generator.headers())
+
+
+def _send_json(reply: Reply, status: int, value: object) -> None:
+    reply.send(status, orjson.dumps(value), JSON)
 
 
 def _authorization(request: HttpRequest) -> str:

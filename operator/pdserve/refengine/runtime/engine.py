@@ -106,7 +106,8 @@ class Engine:
         """Count a rejection for the deadline; both arguments in seconds."""
         needed_ms, left_ms = max(1, math.ceil(needed * 1000)), max(0, int(left * 1000))
         error = self.reject(http.REJECT_DEADLINE, f"needs {needed_ms} ms, {left_ms} ms are left")
-        error.times = {http.HEADER_NEEDED_MS: str(needed_ms), http.HEADER_LEFT_MS: str(left_ms)}
+        times = ((http.HEADER_NEEDED_MS, needed_ms), (http.HEADER_LEFT_MS, left_ms))
+        error.headers += tuple((name.encode(), b"%d" % value) for name, value in times)
         return error
 
     def warm_up(self) -> None:

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pdserve.http1.errors import Headers
 from pdserve.wire import http
+
+_SLOTS, _FREE_IN_MS, _EPOCH = (
+    name.encode() for name in (http.HEADER_SLOTS, http.HEADER_FREE_IN_MS, http.HEADER_EPOCH)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +26,13 @@ class SlotHint:
     free_in_ms: int
     epoch: int
 
-    def headers(self) -> dict[str, str]:
+    def headers(self) -> Headers:
         """The headers every reply of a leg carries."""
-        return {
-            http.HEADER_SLOTS: f"{self.free}/{self.total}",
-            http.HEADER_FREE_IN_MS: str(self.free_in_ms),
-            http.HEADER_EPOCH: str(self.epoch),
-        }
+        return (
+            (_SLOTS, b"%d/%d" % (self.free, self.total)),
+            (_FREE_IN_MS, b"%d" % self.free_in_ms),
+            (_EPOCH, b"%d" % self.epoch),
+        )
 
 
 class Slots:
