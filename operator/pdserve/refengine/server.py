@@ -66,9 +66,9 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
     trust.changed = transport.keys_changed
     transport.listeners.changed = metrics.device_addresses
     links.transport = transport
-    links.paths = engine.kv_source = KvPaths(
-        transport, transport.listeners, config.role == "decode", metrics.kv_pulled
-    )
+    pulls = config.role == "decode"
+    links.paths = KvPaths(transport, transport.listeners, pulls, metrics.kv_pulled)
+    engine.pull_from(links.paths)
     engine.handoff.admits_peer = links.admits
     transfer_port = 0
     if config.role != "both":

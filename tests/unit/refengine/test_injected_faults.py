@@ -22,21 +22,25 @@ from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.server import StartedInstance, running
 
-REQUEST_PATH = ("refengine/api/", "refengine/runtime/", "refengine/kv/pool", "refengine/kv/leases")
+REQUEST_PATH = (
+    "http1/connection", "http1/reply", "refengine/api/", "refengine/runtime/", "refengine/kv/pool",
+    "refengine/kv/leases",
+)  # fmt: skip
 GIVES_BACK = frozenset(
     {
         # They free what a request holds: total functions on plain numbers and lists, by which
         # the cleanup after any other fault is done.
         "give_back", "release", "_end", "_fail", "drop", "_leave", "cancel", "answered",
-        "_slot_freed",
-        "_ended", "end", "ended", "_internal", "fail", "failed", "send_error", "_finish", "_head",
-        "send", "close", "write", "_gone", "on_disconnect", "headers", "_reply_headers", "hint",
-        "_refuse", "_guarded", "_blocks_settled", "free", "connection_lost", "_stop_timers",
-        "_stop_arriving", "connection_made", "add", "<lambda>", "_free_in", "used", "available",
-        "data_received", "_next", "_serve", "began", "complete", "keeps", "_pump", "_apply",
-        "_computed", "_broken", "get", "oldest_hold", "oldest", "__len__", "__contains__",
-        "__init__",
-        "_take",
+        "_slot_freed", "_ended", "end", "ended", "_internal", "failed", "_refuse", "_guarded",
+        "settled", "not_started", "done", "pump", "_apply", "_computed", "_broken", "_over",
+        "free", "hint", "_free_in", "prefill_free_in", "decode_free_in", "headers", "used",
+        "available", "get", "oldest_hold", "oldest", "__len__", "__contains__", "__init__",
+        "add", "_take", "<lambda>",
+        # The connection: it answers, or closes.
+        "connection_made", "connection_lost", "data_received", "_next", "_rest", "_failed",
+        "began", "complete", "screened", "keeps", "has_room", "_count_head_kept",
+        "error", "send", "write", "_write_head", "_finish", "finished", "free_served", "draining",
+        "_answered", "close",
         # Entries of callbacks of the event loop: what they do inside is guarded.
         "_tokenised",
     }

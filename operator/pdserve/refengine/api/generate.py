@@ -91,10 +91,10 @@ class Generator:
         # Before anything is parsed: a rejection must cost as little as possible.
         reason = self.engine.refusal() or (None if self._ready() else http.REJECT_NOT_READY)
         if reason is not None:
-            raise self.engine.reject(reason, f"instance: {reason.replace('_', ' ')}")
+            raise self.engine.rejections.reject(reason, f"instance: {reason.replace('_', ' ')}")
         budget = _budget(incoming)
         if budget is not None and budget <= 0:
-            raise self.engine.too_late(0.0, budget)
+            raise self.engine.rejections.too_late(0.0, budget)
         name = self._request_id(incoming)
         if incoming.size > len(incoming.body):
             raise openai.too_long(kind, incoming.size, self._limits)

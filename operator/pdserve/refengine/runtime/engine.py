@@ -1,9 +1,10 @@
-"""The engine core: admission, batching and the life of every sequence.
+"""The engine core: slots, and the life of every sequence.
 
 All state belongs to the event loop. The cycle: `claim` takes a slot or refuses at once; `admit`
-makes the claim a sequence with KV blocks; `_pump` gives the compute thread the next step when it
-is free; `_apply` hands out tokens and frees what ended. A decode's KV arrives beside running
-steps (`_fetch`) and joins the next one. `release` ends a request by name wherever it is.
+makes the claim a sequence with KV blocks (`admission`); `steps` gives the compute thread the next
+step when it is free, and `done` hands out tokens and frees what ended. A decode's KV arrives
+beside running steps (`pulls`) and joins the next one. `release` ends a request by name wherever it
+is.
 
 A prefill leg ends with its first token: the KV moves into a payload of its own (`handoff`), the
 blocks stay only as prefix cache, the slot stays taken until the KV is gone.
@@ -13,38 +14,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.errors import RejectedError
-from pdserve.refengine.kv.kv_transport import KvSource, TransportError
-from pdserve.refengine.kv.payload import Payload, landing
-from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, prompt_hashes
+from pdserve.refengine.kv.kv_transport import KvSource
+from pdserve.refengine.kv.payload import Payload
+from pdserve.refengine.kv.pool import BlockPool, blocks_for
 from pdserve.refengine.metrics import EngineMetrics
-from pdserve.refengine.model.llama import Rows, new_pool
+from pdserve.refengine.model.llama import new_pool
 from pdserve.refengine.model.loader import LoadedModel
-from pdserve.refengine.model.model_config import BLOCK_TOKENS
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime import batch as batching
 from pdserve.refengine.runtime import compute
+from pdserve.refengine.runtime.admission import Admission
 from pdserve.refengine.runtime.estimates import Estimates
+from pdserve.refengine.runtime.forecast import decode_free_in, prefill_free_in
 from pdserve.refengine.runtime.handoff import Handoff
-from pdserve.refengine.runtime.output import Output
 from pdserve.refengine.runtime.pacing import Pacer
+from pdserve.refengine.runtime.pulls import Pulls
+from pdserve.refengine.runtime.rejections import Rejections
 from pdserve.refengine.runtime.request import Finish, GenerationRequest, RemoteKv
 from pdserve.refengine.runtime.sequence import Phase, Sequence, Sink
 from pdserve.refengine.runtime.slot_claims import EarlyReleases, SlotClaim
 from pdserve.refengine.runtime.slots import SlotHint, Slots
-from pdserve.refengine.runtime.step_worker import Worker
+from pdserve.refengine.runtime.steps import Steps
+from pdserve.refengine.runtime.warm_up import warm_up
 from pdserve.wire import http
-
-WARM_UP_TOKENS = (16, 16, 64, 128, 256)
-"""Lengths of the prompts of a warm-up; the first only brings code and weights into memory."""
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ class Engine:
         pacer: Pacer | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._config, self._model, self._loop = config, model, loop
+        self._config, self._model = config, model
         # Not the loop's clock: uvloop's has a resolution of 1 ms and stands still inside a turn.
         self._now = time.monotonic
         self.metrics, self.pacer = metrics, pacer
@@ -73,10 +70,13 @@ class Engine:
         self._claims: dict[str, SlotClaim] = {}
         self._early = EarlyReleases()
         self._active: dict[str, Sequence] = {}
-        self._pulls: dict[Sequence, asyncio.Task[None]] = {}
-        self._step: batching.Batch | None = None
-        self._worker = Worker(loop)
         self._estimates = Estimates(pacer)
+        self._pulls = Pulls(self._memory, self._estimates, metrics, pacer, self._pulled)
+        self._steps = Steps(self, model, self._memory, self._estimates, metrics, pacer, loop)
+        self.rejections = Rejections(metrics)
+        self._admission = Admission(
+            config, self.context, model, self._pool, self._estimates, self.rejections
+        )
         self.handoff = Handoff(
             loop,
             (config.lease_seconds, config.transfer_timeout),
@@ -85,7 +85,10 @@ class Engine:
             self._slot_freed,
         )
         self.draining = False
-        self.kv_source: KvSource | None = None
+
+    def pull_from(self, source: KvSource) -> None:
+        """Pull KV of decode legs from there."""
+        self._pulls.source = source
 
     # --- admission -------------------------------------------------------------------------
 
@@ -97,39 +100,11 @@ class Engine:
             return http.REJECT_DECODE_FULL if self._config.role == "decode" else http.REJECT_FULL
         return None
 
-    def reject(self, reason: str, message: str, status: int = 503) -> RejectedError:
-        """Count a rejection; the caller raises or sends what this returns."""
-        self.metrics.rejected(reason)
-        return RejectedError(reason, message, status)
-
-    def too_late(self, needed: float, left: float) -> RejectedError:
-        """Count a rejection for the deadline; both arguments in seconds."""
-        needed_ms, left_ms = max(1, math.ceil(needed * 1000)), max(0, int(left * 1000))
-        error = self.reject(http.REJECT_DEADLINE, f"needs {needed_ms} ms, {left_ms} ms are left")
-        times = ((http.HEADER_NEEDED_MS, needed_ms), (http.HEADER_LEFT_MS, left_ms))
-        error.headers += tuple((name.encode(), b"%d" % value) for name, value in times)
-        return error
-
     def warm_up(self) -> None:
-        """Compute a few prompts of different lengths, so that the first client's is predicted.
-
-        Blocks for some tenths of a second; nothing may run yet. Paced instances know their times,
-        and decodes compute no prompts.
-        """
-        if self.pacer is not None or self._config.role == "decode":
-            return
-        for number, tokens in enumerate(WARM_UP_TOKENS):
-            count = min(tokens, self.context, self._config.chunk_tokens)
-            blocks = self._pool.allocate(min(blocks_for(count), self._pool.total))
-            count = min(count, len(blocks) * BLOCK_TOKENS)
-            try:
-                rows = Rows(np.zeros(count, np.int32), 0, np.asarray(blocks, np.int64), logits=True)
-                begin = time.perf_counter()
-                self._model.llama.step([rows], self._memory)
-                if number:
-                    self._estimates.learn_prefill(count, time.perf_counter() - begin)
-            finally:
-                self._pool.release(blocks)
+        """Compute a few prompts; not on paced instances, which know their times, nor on decodes."""
+        if self.pacer is None and self._config.role != "decode":
+            most = min(self.context, self._config.chunk_tokens)
+            warm_up(self._model, self._memory, self._pool, self._estimates, most)
 
     def claim(self, name: str, released: Callable[[], None]) -> SlotClaim:
         """Take a slot for a request that is about to be prepared.
@@ -144,7 +119,7 @@ class Engine:
         """
         reason = self.refusal()
         if reason is not None:
-            raise self.reject(reason, f"instance is {reason.replace('_', ' ')}")
+            raise self.rejections.reject(reason, f"instance is {reason.replace('_', ' ')}")
         if self._early.has(name, self._now()):
             raise ApiError(409, f"request {name!r} was released before it came", code="released")
         self._slots.take()
@@ -168,7 +143,7 @@ class Engine:
         if not claim.open:
             raise ApiError(499, "released", code="released")
         try:
-            sequence = self._sequence(request, sink)
+            sequence = self._admission.sequence(request, sink, self._active.values())
         except BaseException:
             self.drop(claim)
             raise
@@ -178,42 +153,14 @@ class Engine:
         self._active[request.id] = sequence
         try:
             if request.remote is not None:
-                self._start_pull(sequence, request.remote)
-            self._pump()
+                sequence.phase = Phase.PULLING
+                self._pulls.start(sequence, request.remote)
+            self._steps.pump()
         except BaseException:
             if not sequence.ended:
                 self._end(sequence)
             raise
         return sequence
-
-    def _sequence(self, request: GenerationRequest, sink: Sink) -> Sequence:
-        """A sequence with its blocks; nothing is taken when it raises."""
-        hashes = prompt_hashes(request.prompt) if self._config.prefix_cache else []
-        # At least one prompt token is computed, so that there are logits.
-        usable = hashes[: max(0, len(request.prompt) - 1) // BLOCK_TOKENS]
-        blocks = self._pool.match(usable)
-        cached = len(blocks) * BLOCK_TOKENS
-        try:
-            self._check_budget(request, cached)
-            total = self._positions(request)
-            blocks = blocks + self._pool.allocate(blocks_for(total) - len(blocks))
-            return Sequence(
-                request,
-                sink,
-                Output(request, self._model.tokenizer.stream(), self.context),
-                blocks,
-                hashes,
-                accepted_at=self._now(),
-                computed=cached,
-                cached=cached,
-            )
-        except OutOfBlocksError as error:
-            self._pool.release(blocks)
-            reason = http.REJECT_DECODE_FULL if request.remote else http.REJECT_FULL
-            raise self.reject(reason, f"no KV memory: {error}") from error
-        except BaseException:
-            self._pool.release(blocks)
-            raise
 
     def knows(self, request_id: str) -> bool:
         """Whether an id is in use (being prepared, running or held)."""
@@ -271,69 +218,26 @@ class Engine:
 
     def stop(self) -> None:
         """End pulls, timers and the compute thread."""
-        for task in self._pulls.values():
-            task.cancel()
+        self._pulls.stop()
         self.handoff.close()
-        self._worker.stop()
+        self._steps.stop()
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def _pump(self) -> None:
-        """Start the next step when none runs. A failure ends what should have run in it."""
-        if self._step is not None:
-            return
-        try:
-            self._start_step()
-        except Exception as error:
-            log.exception("no step could be started")
-            self._step = None
-            for sequence in [s for s in self._active.values() if s.phase is Phase.RUNNING]:
-                sequence.in_step = sequence.computing = False
-                self._fail(sequence, _internal(error))
-
-    def _start_step(self) -> None:
+    def next_batch(self) -> batching.Batch:
+        """StepOwner: the next tokens and chunks of what runs."""
         self._promote()
-        step = batching.build(
-            self._active.values(), self._config.max_batch_tokens, self._config.chunk_tokens
-        )
-        if not step.members:
-            return
-        banned = [m.sequence.text.banned() if m.rows.logits else () for m in step.members]
-        now = self._now()
-        started = now if self.pacer is None else self.pacer.begin(now)
-        self._estimates.step_began(step, started)
-        self._step = step
-        for member in step.members:
-            member.sequence.in_step = member.sequence.computing = True
-        self._worker.submit(
-            lambda: compute.run(step, banned, self._model, self._memory),
-            lambda result: self._computed(step, started, result),
-            lambda error: self._broken(step, error),
-        )
+        config = self._config
+        return batching.build(self._active.values(), config.max_batch_tokens, config.chunk_tokens)
 
-    def _computed(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
-        self._blocks_settled(step)
-        try:
-            if self.pacer is not None:
-                seconds = self._estimates.profile_seconds(step)
-                due = self.pacer.end(started, result.seconds, seconds)
-                wait = max(0.0, due - self._now())
-                self._loop.call_later(wait, self._deliver, step, started, result)
-                return
-        except Exception as error:
-            log.exception("a step could not be paced")
-            self._broken(step, error)
-            return
-        self._apply(step, started, result)
+    def not_started(self, error: Exception) -> None:
+        """StepOwner: what should have run in the step fails."""
+        for sequence in [s for s in self._active.values() if s.phase is Phase.RUNNING]:
+            sequence.in_step = sequence.computing = False
+            self._fail(sequence, _internal(error))
 
-    def _deliver(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
-        if self.pacer is not None:
-            self.metrics.paced_late.inc(self.pacer.delivered(self._now()))
-            self.metrics.paced_valid.set(self.pacer.valid)
-        self._apply(step, started, result)
-
-    def _blocks_settled(self, step: batching.Batch) -> None:
-        """Nothing writes into the members' blocks any more: free those of what ended meanwhile."""
+    def settled(self, step: batching.Batch) -> None:
+        """StepOwner: free the blocks of what ended meanwhile."""
         for member in step.members:
             sequence = member.sequence
             if sequence.computing:
@@ -341,16 +245,8 @@ class Engine:
                 if sequence.ended:
                     self._pool.release(sequence.blocks)
 
-    def _apply(self, step: batching.Batch, started: float, result: compute.StepResult) -> None:
-        self._step = None
-        for member in step.members:
-            member.sequence.in_step = False
-        seconds = self._now() - started
-        try:
-            self._estimates.step_ended(step, seconds)
-            self._count_step(step, seconds)
-        except Exception:
-            log.exception("a step was not counted")
+    def done(self, step: batching.Batch, result: compute.StepResult) -> None:
+        """StepOwner: hand out the tokens."""
         for index, member in enumerate(step.members):
             sequence, chosen = member.sequence, result.sampled[index]
             if sequence.ended:
@@ -365,16 +261,11 @@ class Engine:
                     # One request's fault; its neighbours in the step go on.
                     log.exception("request %s failed", sequence.request.id)
                     self._fail(sequence, _internal(error))
-        self._pump()
 
-    def _broken(self, step: batching.Batch, error: BaseException) -> None:
-        """A step raised: what the blocks hold is unknown, so every member fails."""
-        self._step = None
-        self._blocks_settled(step)
+    def failed(self, step: batching.Batch, error: BaseException) -> None:
+        """StepOwner: every member fails."""
         for member in step.members:
-            member.sequence.in_step = False
             self._fail(member.sequence, _internal(error))
-        self._pump()
 
     def _fail(self, sequence: Sequence, error: ApiError) -> None:
         """End a sequence without a result, whatever state it is in, and tell its sink."""
@@ -414,21 +305,12 @@ class Engine:
 
     # --- decode: KV from a peer ------------------------------------------------------------------
 
-    def _start_pull(self, sequence: Sequence, remote: RemoteKv) -> None:
-        sequence.phase = Phase.PULLING
-        task = self._loop.create_task(self._fetch(sequence, remote))
-        self._pulls[sequence] = task
-        task.add_done_callback(lambda done: self._pull_over(sequence, remote, done))
-
-    def _pull_over(self, sequence: Sequence, remote: RemoteKv, task: asyncio.Task[None]) -> None:
-        del self._pulls[sequence]
-        error = None if task.cancelled() else task.exception()
+    def _pulled(self, sequence: Sequence, remote: RemoteKv, error: str | None) -> None:
+        """A pull is over, and nothing is written into the blocks any more."""
         if sequence.ended:
-            # Cancelled meanwhile; only now can nothing be written into the blocks any more.
             self._pool.release(sequence.blocks)
-        elif task.cancelled() or error is not None:
-            message = str(error) if error is not None else "instance stops"
-            self._fail(sequence, self.reject(http.REJECT_KV_FAILED, message, 502))
+        elif error is not None:
+            self._fail(sequence, self.rejections.reject(http.REJECT_KV_FAILED, error, 502))
         else:
             sequence.phase = Phase.READY
             sequence.computed = remote.tokens
@@ -437,22 +319,7 @@ class Engine:
             except Exception as failure:
                 log.exception("request %s failed", sequence.request.id)
                 self._fail(sequence, _internal(failure))
-        self._pump()
-
-    async def _fetch(self, sequence: Sequence, remote: RemoteKv) -> None:
-        if self.kv_source is None:
-            raise TransportError("this instance pulls no KV")
-        tokens, started = remote.tokens, self._now()
-        buffers = landing(self._memory, sequence.blocks, tokens)
-        size = await self.kv_source.pull(remote.engine, remote.request, tokens, buffers)
-        if self.pacer is not None:
-            due = self.pacer.transfer_end(started, tokens)
-            await asyncio.sleep(max(0.0, due - self._now()))
-        seconds = self._now() - started
-        self._estimates.transfer.add(seconds)
-        self.metrics.transfer_seconds.inc(seconds)
-        self.metrics.transfers.inc()
-        self.metrics.transfer_bytes.inc(size)
+        self._steps.pump()
 
     def _promote(self) -> None:
         """Sequences whose KV is here take the slots that are free, in order of acceptance."""
@@ -470,11 +337,8 @@ class Engine:
         """Take a sequence out; with a payload its slot stays taken until the KV is gone."""
         sequence.phase = Phase.ENDED
         del self._active[sequence.request.id]
-        task = self._pulls.get(sequence)
-        if task is not None:
-            # The pull frees the blocks once nothing can be written into them any more.
-            task.cancel()
-        elif not sequence.computing:
+        # A pull or a step frees the blocks once nothing can be written into them any more.
+        if not self._pulls.cancel(sequence) and not sequence.computing:
             self._pool.release(sequence.blocks)
         if payload is None:
             self._slots.give_back()
@@ -491,55 +355,11 @@ class Engine:
 
     # --- figures ---------------------------------------------------------------------------
 
-    def _positions(self, request: GenerationRequest) -> int:
-        if request.hand_over:
-            return request.prompt_tokens
-        # The last token is never fed back.
-        return min(request.prompt_tokens + request.max_tokens - 1, self.context)
-
-    def _check_budget(self, request: GenerationRequest, cached: int) -> None:
-        if request.budget is None:
-            return
-        if request.remote is not None:
-            expected = self._estimates.transfer.get(0.0)
-        else:
-            before = [
-                (s.computed, s.request.prompt_tokens)
-                for s in self._active.values()
-                if not s.prefilled and not s.in_step
-            ]
-            mine = (cached, request.prompt_tokens)
-            expected = self._estimates.prefill_after(self._now(), [*before, mine])
-        if expected <= request.budget:
-            return
-        if request.remote is None and not self._active and self._estimates.tries_out(self._now()):
-            return
-        raise self.too_late(expected, request.budget)
-
     def _free_in(self) -> float:
-        now = self._now()
+        now, active = self._now(), self._active.values()
         if self._config.role == "prefill":
-            hold = self.handoff.hold_seconds.get(0.0)
-            waits = [max(0.0, hold - self.handoff.oldest_hold())] if len(self.handoff) else []
-            if self._active:
-                waits.append(self._estimates.step_left(now) + hold)
-            return min(waits, default=0.0)
-        left = [
-            self._estimates.tokens_left(len(s.output), s.request.max_tokens)
-            for s in self._active.values()
-            if s.phase is Phase.RUNNING
-        ]
-        return min(left, default=1.0) * self._estimates.decode_step.get(0.0)
-
-    def _count_step(self, step: batching.Batch, seconds: float) -> None:
-        if step.chunks:
-            self.metrics.prefill_batches.inc()
-            self.metrics.prefill_seconds.inc(seconds)
-            return
-        self.metrics.decode_steps.inc()
-        self.metrics.decode_seconds.inc(seconds)
-        self.metrics.decode_requests.inc(step.decodes)
-        self.metrics.decode_context.inc(step.context)
+            return prefill_free_in(self._estimates, now, active, self.handoff)
+        return decode_free_in(self._estimates, active)
 
 
 def _internal(error: BaseException) -> ApiError:

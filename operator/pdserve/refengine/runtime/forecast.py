@@ -1,0 +1,59 @@
+"""What the requests of an instance mean for the next one: how long it takes, when a slot is free.
+
+Functions of what runs and what `estimates` learned. Seconds throughout; `now` is of the engine's
+monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from pdserve.refengine.runtime.estimates import Estimates
+from pdserve.refengine.runtime.handoff import Handoff
+from pdserve.refengine.runtime.request import GenerationRequest
+from pdserve.refengine.runtime.sequence import Phase, Sequence
+
+
+def leg_seconds(
+    estimates: Estimates,
+    now: float,
+    request: GenerationRequest,
+    cached: int,
+    active: Collection[Sequence],
+) -> float:
+    """Until the request's first token here: its KV is pulled, or its prompt computed.
+
+    Args:
+        estimates: of this instance.
+        now: when it would begin.
+        request: not begun yet.
+        cached: tokens of its prompt that need not be computed.
+        active: the requests that run; prompts among them are computed before.
+    """
+    if request.remote is not None:
+        return estimates.transfer.get(0.0)
+    before = [
+        (s.computed, s.request.prompt_tokens) for s in active if not s.prefilled and not s.in_step
+    ]
+    return estimates.prefill_after(now, [*before, (cached, request.prompt_tokens)])
+
+
+def prefill_free_in(
+    estimates: Estimates, now: float, active: Collection[Sequence], handoff: Handoff
+) -> float:
+    """Until a slot of a prefill is free; a slot is held until its KV was pulled."""
+    hold = handoff.hold_seconds.get(0.0)
+    waits = [max(0.0, hold - handoff.oldest_hold())] if len(handoff) else []
+    if active:
+        waits.append(estimates.step_left(now) + hold)
+    return min(waits, default=0.0)
+
+
+def decode_free_in(estimates: Estimates, active: Collection[Sequence]) -> float:
+    """Until a slot of a decode (or of an instance of both roles) is free."""
+    left = [
+        estimates.tokens_left(len(s.output), s.request.max_tokens)
+        for s in active
+        if s.phase is Phase.RUNNING
+    ]
+    return min(left, default=1.0) * estimates.decode_step.get(0.0)
