@@ -2,9 +2,9 @@
 
 A cache never changes an object that it holds: a new version is a new object. What a function reads
 out of one version is therefore right for as long as that version is meant, and a reader of
-hundreds of unchanged pods and nodes again and again need not read them again. Only objects of type
+hundreds of unchanged objects again and again need not read them again. Only objects of type
 `Frozen` remember; any other dict is read anew each time. Neighbours: `kube.cache` holds `Frozen`
-objects, readers of raw objects (`topology.nodes`, `groups.health`) are `remembered`.
+objects, readers of tables and of stored states are `remembered`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,6 @@ class Frozen(JsonObject):
         """Results by the function that found them."""
 
 
-class Light(Frozen):
-    """One of very many: what is read out of it takes more than itself, and is not remembered."""
-
-    __slots__ = ()
-
-    def __init__(self, obj: JsonMap) -> None:
-        """Take the members of `obj`, which no code may change from now on."""
-        dict.__init__(self, obj)
-
-
 def remembered(read: Callable[[JsonMap], T]) -> Callable[[JsonMap], T]:
     """A pure function of one JSON object: run once per `Frozen` object, each time on others.
 
@@ -50,7 +40,7 @@ def remembered(read: Callable[[JsonMap], T]) -> Callable[[JsonMap], T]:
 
     @functools.wraps(read)
     def known(obj: JsonMap) -> T:
-        if type(obj) is not Frozen:
+        if not isinstance(obj, Frozen):
             return read(obj)
         derived = obj.derived
         if known in derived:

@@ -34,7 +34,7 @@ from pdserve.refengine.kv.kv_transport import TransportError
 from pdserve.refengine.model.loader import load_model
 from pdserve.telemetry import promql
 from pdserve.terms.quantity import QuantityError, quantity
-from pdserve.topology import node_view, pod_devices
+from pdserve.topology import node_view, pod_view
 from pdserve.wire import credentials
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.hints import parse_hint
@@ -167,7 +167,7 @@ def _annotations(data: bytes) -> object:
     amounts = {"huawei.com/Ascend910": text, "example.com/x": text, "cpu": text}
     status = {**_NODE["status"], "capacity": amounts, "allocatable": amounts}
     return node_view({**_NODE, "metadata": {"name": "n0", "annotations": annotations},
-                      "status": status}, [_POD])  # fmt: skip
+                      "status": status}, [pod_view(_POD)])  # fmt: skip
 
 
 def _pod(data: bytes) -> object:
@@ -180,7 +180,8 @@ def _pod(data: bytes) -> object:
     pod["metadata"]["labels"]["pdserve.io/group-index"] = text
     pod["metadata"]["creationTimestamp"] = pod["status"]["startTime"] = text
     pod["status"]["conditions"][0]["lastTransitionTime"] = text
-    return pod_devices(pod), instance_obs(pod, _NODE, 1.77e9)
+    seen = pod_view(pod)
+    return seen.devices, instance_obs(seen, node_view(_NODE), 1.77e9)
 
 
 def _table(text: bytes) -> object:

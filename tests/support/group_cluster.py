@@ -17,11 +17,12 @@ from tests.support.group_objects import (
     raw_node,
     raw_pod,
 )
+from tests.support.observed import instance_obs
 
 from pdserve.groups import types as t
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.instances import InstanceObs
-from pdserve.groups.observe import instance_obs, joined
+from pdserve.groups.observe import joined
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteGroup

@@ -186,7 +186,8 @@ def foreign_pods(machine: Machine) -> list[dict[str, Any]]:
     """Foreign pods on a node."""
     resource = RESOURCE if machine.memory is None else "memory"
     limits = {"limits": {resource: str(machine.foreign)}}
-    return [{"spec": {"containers": [{"resources": limits}]}}] if machine.foreign else []
+    pod = {"metadata": {"name": "other"}, "spec": {"containers": [{"resources": limits}]}}
+    return [pod] if machine.foreign else []
 
 
 def stamp(seconds: float) -> str:

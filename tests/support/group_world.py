@@ -34,7 +34,7 @@ from pdserve.topology import (
     TreeSpec,
     build_fabric,
     node_view,
-    pod_devices,
+    pod_view,
     reservation_of,
 )
 from pdserve.wire import names
@@ -139,20 +139,23 @@ class World(GroupCluster):
         return _TREES[key]
 
     def _tree(self, pods: list[Pod], claims: list[t.DeviceClaim]) -> Fabric:
-        raw = [self.raw_pod(p) for p in pods]
-        holding = {p["metadata"]["name"] for p in raw if pod_devices(p)}
+        read = [pod_view(self.raw_pod(p)) for p in pods]
+        holding = {p.name for p in read if p.devices}
         left = [c for c in claims if c.pod not in holding]
         views = [
             node_view(
                 self.raw_node(name) or {},
-                [p for p in raw if p["spec"]["nodeName"] == name] + foreign_pods(machine),
+                [
+                    *(p for p in read if p.node == name),
+                    *map(pod_view, foreign_pods(machine)),
+                ],
             )
             for name, machine in self.machines.items()
         ]
         return build_fabric(
             TreeSpec("test", LEVELS),
             views,
-            [*(r for p in raw for r in reservation_of(p)), *reservations(left)],
+            [*(r for p in read for r in reservation_of(p)), *reservations(left)],
         )
 
     def operator(self, stop_after: int | None = None) -> t.Plan:

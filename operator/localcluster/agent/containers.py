@@ -20,7 +20,7 @@ from localcluster.agent.host import Host, log_event, monotonic, timestamp
 from localcluster.agent.images import ImageError
 from localcluster.agent.probes import ProbeSpec, ProbeTarget, ProbeVerdict
 from localcluster.agent.sandbox import Launch, RunningContainer
-from localcluster.agent.status import ContainerView, RunningState, TerminatedState, WaitingState
+from localcluster.agent.status import LocalContainer, RunningState, TerminatedState, WaitingState
 from localcluster.agent.volumes import VolumeError
 from localcluster.errors import LocalError
 from pdserve.kube.errors import KubeError
@@ -72,13 +72,13 @@ class ContainerRunner:
         self._running: RunningContainer | None = None
         self._told = asyncio.Event()
         """The view says how the last run ended."""
-        self._view = ContainerView(
+        self._view = LocalContainer(
             str(spec["name"]), str(spec["image"]), WaitingState(around.first_state)
         )
         self._target = self._probe_target()
 
     @property
-    def view(self) -> ContainerView:
+    def view(self) -> LocalContainer:
         """How it stands now."""
         return self._view
 
@@ -230,7 +230,7 @@ class ContainerRunner:
         self._show(state=WaitingState("CrashLoopBackOff", message), last=ended)
         await self._pause(delay)
 
-    async def _watch(self, running: RunningContainer, now_runs: ContainerView) -> None:
+    async def _watch(self, running: RunningContainer, now_runs: LocalContainer) -> None:
         """Hooks and probes of one run; startup before the others.
 
         Until postStart is done, however long that takes, the container is not reported as running:
@@ -351,7 +351,7 @@ class ContainerRunner:
     def _show(self, **changes: Any) -> None:
         self._set(dataclasses.replace(self._view, **changes))
 
-    def _set(self, view: ContainerView) -> None:
+    def _set(self, view: LocalContainer) -> None:
         before, self._view = self._view, view
         if view != before:
             self._around.changed()

@@ -31,7 +31,7 @@ from localcluster.agent.mounts import container_mounts
 from localcluster.agent.nodes import ProcessNode
 from localcluster.agent.objects import PodObjects
 from localcluster.agent.sandbox import Launch
-from localcluster.agent.status import PodView, WaitingState, pod_status
+from localcluster.agent.status import LocalPod, WaitingState, pod_status
 from localcluster.agent.volumes import (
     VolumeError,
     VolumeInputs,
@@ -360,7 +360,7 @@ class PodWorker:
     async def _send_status(self) -> None:
         if not self._main and self._rejected is None:
             return
-        view = PodView(
+        view = LocalPod(
             containers=tuple(r.view for r in self._main),
             init=tuple(r.view for r in self._init),
             pod_ip=self._ip,

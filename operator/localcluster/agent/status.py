@@ -45,7 +45,7 @@ State = WaitingState | RunningState | TerminatedState
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerView:
+class LocalContainer:
     """One container at one moment."""
 
     name: str
@@ -60,11 +60,11 @@ class ContainerView:
 
 
 @dataclass(frozen=True, slots=True)
-class PodView:
+class LocalPod:
     """Everything the status of a pod says, at one moment."""
 
-    containers: tuple[ContainerView, ...]
-    init: tuple[ContainerView, ...]
+    containers: tuple[LocalContainer, ...]
+    init: tuple[LocalContainer, ...]
     pod_ip: str
     node_ip: str
     start_time: str
@@ -77,7 +77,7 @@ class PodView:
     """(reason, message) when the node ended the pod for good."""
 
 
-def pod_status(pod: Object, view: PodView, now: str) -> dict[str, Any]:
+def pod_status(pod: Object, view: LocalPod, now: str) -> dict[str, Any]:
     """The `status` to send. Transition times of unchanged conditions are kept from `pod`."""
     old = {c["type"]: c for c in (pod.get("status") or {}).get("conditions") or ()}
     generation = pod["metadata"].get("generation")
@@ -116,7 +116,7 @@ def pod_status(pod: Object, view: PodView, now: str) -> dict[str, Any]:
     return status
 
 
-def phase(pod: Object, view: PodView) -> str:
+def phase(pod: Object, view: LocalPod) -> str:
     """Pending, Running, Succeeded or Failed, by the kubelet's rules."""
     if view.failed is not None:
         return "Failed"
@@ -131,17 +131,17 @@ def phase(pod: Object, view: PodView) -> str:
     return "Running"
 
 
-def initialized(view: PodView) -> bool:
+def initialized(view: LocalPod) -> bool:
     """All init containers have ended well."""
     return all(c.final and _exit(c) == 0 for c in view.init)
 
 
-def _exit(container: ContainerView) -> int:
+def _exit(container: LocalContainer) -> int:
     return container.state.exit_code if isinstance(container.state, TerminatedState) else -1
 
 
 def _conditions(
-    pod: Object, view: PodView, old: Mapping[str, Mapping[str, Any]]
+    pod: Object, view: LocalPod, old: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     at_end = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase(pod, view))
     # A failed pod's last containers may still be on their way out.
@@ -174,7 +174,7 @@ def _conditions(
 
 
 def _readiness(
-    pod: Object, view: PodView, old: Mapping[str, Mapping[str, Any]]
+    pod: Object, view: LocalPod, old: Mapping[str, Mapping[str, Any]]
 ) -> tuple[bool, tuple[str, str]]:
     unready = [c.name for c in view.containers if not c.ready]
     if unready:
@@ -216,7 +216,7 @@ def _timed(condition: dict[str, Any], old: Mapping[str, Any] | None, now: str) -
     return {**condition, "lastTransitionTime": since or now}
 
 
-def _container_status(view: ContainerView, *, init: bool) -> dict[str, Any]:
+def _container_status(view: LocalContainer, *, init: bool) -> dict[str, Any]:
     current = getattr(view.state, "container_id", "") or (
         view.last.container_id if view.last is not None else ""
     )

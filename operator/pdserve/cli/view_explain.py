@@ -7,7 +7,7 @@ is what the operator would do.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pdserve import api
@@ -18,7 +18,14 @@ from pdserve.placement import NoFit, PlacedInstance, Site, place, site_of
 from pdserve.ratio.types import Counts
 from pdserve.terms import ROLES, Role
 from pdserve.terms.json import JsonObject
-from pdserve.topology import Fabric, build_fabric, node_view, reservation_of
+from pdserve.topology import (
+    Fabric,
+    PodView,
+    build_fabric,
+    node_view,
+    pod_view,
+    reservation_of,
+)
 from pdserve.wire import names
 
 
@@ -135,13 +142,14 @@ def _sites(group: api.ScenarioGroup, pods: Iterable[JsonObject]) -> tuple[Site, 
 
 def fabric_of(state: FabricState) -> Fabric:
     """The fabric tree with what is free now."""
-    by_node: Mapping[str, list[JsonObject]] = _by_node(state.pods)
+    pods = [pod_view(pod) for pod in state.pods]
+    by_node = _by_node(pods)
     views = [node_view(n, by_node.get(n["metadata"]["name"], ())) for n in state.nodes]
-    return build_fabric(state.domain, views, (r for p in state.pods for r in reservation_of(p)))
+    return build_fabric(state.domain, views, (r for p in pods for r in reservation_of(p)))
 
 
-def _by_node(pods: Iterable[JsonObject]) -> dict[str, list[JsonObject]]:
-    found: dict[str, list[JsonObject]] = defaultdict(list)
+def _by_node(pods: Iterable[PodView]) -> dict[str, list[PodView]]:
+    found: dict[str, list[PodView]] = defaultdict(list)
     for pod in pods:
-        found[pod["spec"].get("nodeName", "")].append(pod)
+        found[pod.node].append(pod)
     return found

@@ -8,6 +8,7 @@ from pdserve.cli.snapshot import Snapshot
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.observe import NotOurs, instance_obs, joined
 from pdserve.terms.times import epoch_of
+from pdserve.topology import pod_view
 
 
 def render(snapshot: Snapshot, now: float) -> str:
@@ -28,7 +29,7 @@ def instances(snapshot: Snapshot, now: float) -> list[InstanceObs]:
     scenarios: dict[str, str] = {}
     for pod in snapshot.pods:
         try:
-            part = instance_obs(pod, None, now)
+            part = instance_obs(pod_view(pod), None, now)
         except NotOurs:
             continue
         scenarios[part.name] = pod["metadata"]["labels"].get("pdserve.io/scenario", "")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from pdserve.api import ScenarioGroup
-from pdserve.frozen import remembered
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import epoch_of
+from pdserve.topology import PodView
 
 IMAGE_ERROR: Final = "ImageError"
 CONTAINER_CONFIG: Final = "ContainerConfigError"
@@ -48,13 +48,13 @@ class Trouble:
     message: str
 
 
-def of_instances(pods: Iterable[JsonMap]) -> Iterable[Trouble]:
+def of_instances(pods: Iterable[PodView]) -> Iterable[Trouble]:
     """Troubles of instances: their containers. Without a node: the group's condition Placed."""
     for pod in _staying(pods):
         yield from _container(pod)
 
 
-def of_gateways(pods: Iterable[JsonMap], deployment: JsonMap | None) -> Iterable[Trouble]:
+def of_gateways(pods: Iterable[PodView], deployment: JsonMap | None) -> Iterable[Trouble]:
     """Troubles of a service's gateways: pods refused, without a node, or not starting."""
     for found in ((deployment or {}).get("status") or {}).get("conditions") or ():
         if found.get("type") == "ReplicaFailure" and found.get("status") == "True":
@@ -83,27 +83,19 @@ def of_repairs(group: ScenarioGroup, now: float) -> Iterable[Trouble]:
             yield Trouble(repair.fault or UNKNOWN_FAULT, message)
 
 
-def _staying(pods: Iterable[JsonMap]) -> Iterable[JsonMap]:
-    return (p for p in pods if not p["metadata"].get("deletionTimestamp"))
+def _staying(pods: Iterable[PodView]) -> Iterable[PodView]:
+    return (p for p in pods if not p.deleting)
 
 
-@remembered
-def _container(pod: JsonMap) -> Iterable[Trouble]:
-    return tuple(_waiting(pod))
-
-
-def _waiting(pod: JsonMap) -> Iterable[Trouble]:
-    for container in (pod.get("status") or {}).get("containerStatuses") or ():
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        reason = _WAITING.get(str(waiting.get("reason")))
+def _container(pod: PodView) -> Iterable[Trouble]:
+    for container in pod.containers:
+        reason = _WAITING.get(container.waiting)
         if reason is not None:
-            said = ": ".join(str(waiting[k]) for k in ("reason", "message") if waiting.get(k))
-            yield Trouble(reason, f"pod {pod['metadata']['name']}: {said}")
+            said = ": ".join(filter(None, (container.waiting, container.waiting_message)))
+            yield Trouble(reason, f"pod {pod.name}: {said}")
 
 
-def _scheduling(pod: JsonMap) -> Iterable[Trouble]:
-    for found in (pod.get("status") or {}).get("conditions") or ():
-        refused = found.get("type") == "PodScheduled" and found.get("status") == "False"
-        if refused and found.get("reason") == UNSCHEDULABLE:
-            message = f"pod {pod['metadata']['name']} has no node: {found.get('message', '')}"
-            yield Trouble(UNSCHEDULABLE, message)
+def _scheduling(pod: PodView) -> Iterable[Trouble]:
+    refused = pod.scheduled
+    if refused.status == "False" and refused.reason == UNSCHEDULABLE:
+        yield Trouble(UNSCHEDULABLE, f"pod {pod.name} has no node: {refused.message}")

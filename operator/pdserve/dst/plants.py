@@ -42,6 +42,7 @@ from pdserve.kube.workqueue import QueueKey
 from pdserve.ratio.types import Counts
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap
+from pdserve.topology import PodView
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
 
@@ -105,10 +106,10 @@ def _outdated_unrepaired() -> tuple[Change, ...]:
 
 
 def _startup_until_ready() -> tuple[Change, ...]:
-    def startup(pod: JsonMap, now: float, limits: object, since: object) -> health.HealthVerdict:
-        if health.condition(pod, "Ready").get("status") == "True":
+    def startup(pod: PodView, now: float, limits: object, since: object) -> health.HealthVerdict:
+        if pod.ready.true:
             return health.HealthVerdict()
-        age = now - health.created(pod)
+        age = now - pod.created
         if age >= 20.0:
             return health.HealthVerdict(
                 "StartupDeadline", f"not Ready {age:.0f} s after its creation"

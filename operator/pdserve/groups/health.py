@@ -13,19 +13,14 @@ each to the clock of `now`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from pdserve.frozen import remembered
 from pdserve.groups.instances import Fault
-from pdserve.terms.json import JsonMap
-from pdserve.terms.times import timestamp
-from pdserve.topology.nodes import node_view
-from pdserve.topology.requests import is_extended, pod_devices
-from pdserve.wire import names
+from pdserve.topology.nodes import NodeView
+from pdserve.topology.pods import UNTOLD, PodView
+from pdserve.topology.requests import TERMINAL_PHASES
 
-ENGINE_CONTAINER = "engine"
 _BAD_IMAGE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _PULL_FAILS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"}
@@ -68,8 +63,8 @@ class HealthVerdict:
 
 
 def classify(
-    pod: JsonMap,
-    node: JsonMap | None,
+    pod: PodView,
+    node: NodeView | None,
     now: float,
     limits: HealthLimits,
     since: Since | None = None,
@@ -78,8 +73,8 @@ def classify(
     """Judge one instance.
 
     Args:
-        pod: the raw Pod.
-        node: the raw Node it is bound or pinned to; None when no such Node exists.
+        pod: one of its pods.
+        node: the Node it is bound or pinned to; None when no such Node exists.
         now: seconds since the epoch.
         limits: thresholds.
         since: translates stamps; None: `clamped`.
@@ -90,9 +85,9 @@ def classify(
         return HealthVerdict("NodeDeleted", "its Node no longer exists")
     began = clamped(now) if since is None else since
     lost = _node_lost(node, now, limits, began, silent)
-    if pod.get("metadata", {}).get("deletionTimestamp"):
+    if pod.deleting:
         return lost
-    if pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
+    if pod.phase in TERMINAL_PHASES:
         return _pod_ended(pod)
     verdicts = [
         lost,
@@ -110,164 +105,97 @@ def classify(
     return HealthVerdict(recheck_after=min(waits) if waits else None)
 
 
-def is_silent(node: JsonMap | None) -> bool:
+def is_silent(node: NodeView | None) -> bool:
     """Whether the Node is gone or not Ready, so that nothing new is known of its pods."""
-    return node is None or not node_view(node).ready
+    return node is None or not node.ready
 
 
-@remembered
-def engine_status(pod: JsonMap) -> JsonMap:
-    """Status of the engine container: the one of that name, else the first; {} before it exists."""
-    statuses = pod.get("status", {}).get("containerStatuses") or ()
-    for status in statuses:
-        if status.get("name") == ENGINE_CONTAINER:
-            return dict(status)
-    return dict(statuses[0]) if statuses else {}
-
-
-def condition(pod: JsonMap, kind: str) -> JsonMap:
-    """One condition of a Pod or Node; {} where absent."""
-    return _conditions(pod).get(kind, _NO_CONDITION)
-
-
-_NO_CONDITION: JsonMap = {}
-
-
-@remembered
-def _conditions(obj: JsonMap) -> Mapping[str, JsonMap]:
-    """By type; of two with one type, the first counts."""
-    found: dict[str, JsonMap] = {}
-    for entry in obj.get("status", {}).get("conditions") or ():
-        if isinstance(entry.get("type"), str):
-            found.setdefault(entry["type"], dict(entry))
-    return found
-
-
-@remembered
-def device_ids(pod: JsonMap) -> frozenset[int] | None:
-    """Device ids this pod was given (`allocatedResourcesStatus`, KEP-4680); None if not told."""
-    found: set[int] = set()
-    told = False
-    for resource, entry in _allocated(pod):
-        told = told or is_extended(resource)
-        number = re.search(r"(\d+)$", str(entry.get("resourceID", "")))
-        if number is not None:
-            found.add(int(number.group(1)))
-    return frozenset(found) if told else None
-
-
-def _pod_ended(pod: JsonMap) -> HealthVerdict:
-    status = pod["status"]
-    why = ": ".join(str(status[k]) for k in ("reason", "message") if status.get(k))
-    told = f"pod phase {status['phase']}" + (f" ({why})" if why else "")
-    if status["phase"] == "Failed" and not _ever_ran(status):
-        return HealthVerdict("NodeRefused", told)
-    return HealthVerdict("PodFailed", told)
-
-
-def _ever_ran(status: JsonMap) -> bool:
-    """Whether a container of the pod was started; a pod that a kubelet rejects has none."""
-    kinds = ("initContainerStatuses", "containerStatuses")
-    listed = (s for kind in kinds for s in status.get(kind) or ())
-    states = (s.get(key) or {} for s in listed for key in ("state", "lastState"))
-    return any("running" in state or "terminated" in state for state in states)
+def _pod_ended(pod: PodView) -> HealthVerdict:
+    why = ": ".join(filter(None, (pod.reason, pod.message)))
+    told = f"pod phase {pod.phase}" + (f" ({why})" if why else "")
+    # A pod that a kubelet rejects has no container that ever ran.
+    refused = pod.phase == "Failed" and not pod.ever_ran
+    return HealthVerdict("NodeRefused" if refused else "PodFailed", told)
 
 
 def _node_lost(
-    node: JsonMap, now: float, limits: HealthLimits, since: Since, silent: float | None
+    node: NodeView, now: float, limits: HealthLimits, since: Since, silent: float | None
 ) -> HealthVerdict:
-    ready = condition(node, "Ready")
-    if ready.get("status") == "True":
+    if node.ready:
         return HealthVerdict()
     if silent is None:
-        changed = timestamp(ready.get("lastTransitionTime"))
+        changed = node.ready_changed
         silent = 0.0 if changed is None else now - since("NotReady", changed)
     if silent >= limits.node_suspect:
-        return HealthVerdict(
-            "NodeLost", f"node {node['metadata']['name']} NotReady for {silent:.0f} s"
-        )
+        return HealthVerdict("NodeLost", f"node {node.name} NotReady for {silent:.0f} s")
     return HealthVerdict(recheck_after=limits.node_suspect - silent)
 
 
-def _device(pod: JsonMap, node: JsonMap) -> HealthVerdict:
+def _device(pod: PodView, node: NodeView) -> HealthVerdict:
     """Unhealthy for sure: told so by the kubelet, named by id, or the pod holds all devices."""
-    for resource, entry in _allocated(pod):
-        if entry.get("health") == "Unhealthy":
-            return HealthVerdict(
-                "DeviceUnhealthy", f"{resource} {entry.get('resourceID')} is unhealthy"
-            )
-    view = node_view(node)
-    if not view.unhealthy:
+    for device in pod.engine.devices:
+        if device.unhealthy:
+            return HealthVerdict("DeviceUnhealthy", f"{device.resource} {device.id} is unhealthy")
+    if not node.unhealthy:
         return HealthVerdict()
-    ids = device_ids(pod)
-    held = pod_devices(pod)
-    whole = any(count >= view.capacity.get(r, 1 << 30) for r, count in held.items())
-    sick = view.unhealthy if ids is None and whole else (ids or frozenset()) & view.unhealthy
+    ids = pod.device_ids
+    whole = any(count >= node.capacity.get(r, 1 << 30) for r, count in pod.devices.items())
+    sick = node.unhealthy if ids is None and whole else (ids or frozenset()) & node.unhealthy
     if not sick:
         return HealthVerdict()
     listed = ", ".join(str(i) for i in sorted(sick))
-    return HealthVerdict("DeviceUnhealthy", f"device {listed} of node {view.name} is unhealthy")
+    return HealthVerdict("DeviceUnhealthy", f"device {listed} of node {node.name} is unhealthy")
 
 
-def _image(pod: JsonMap, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
-    waiting = engine_status(pod).get("state", {}).get("waiting") or {}
-    reason = waiting.get("reason")
-    message = f"{reason}: {waiting.get('message', '')}".rstrip(": ")
+def _image(pod: PodView, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
+    reason = pod.engine.waiting
+    message = f"{reason}: {pod.engine.waiting_message}".rstrip(": ")
     if reason in _BAD_IMAGE:
         return HealthVerdict("ImageError", message)
     if reason not in _PULL_FAILS:
         return HealthVerdict()
-    scheduled = timestamp(condition(pod, "PodScheduled").get("lastTransitionTime"))
-    age = now - _began(pod, since, "PodScheduled", scheduled)
+    age = now - _began(pod, since, "PodScheduled", pod.scheduled.changed)
     if age >= limits.image_seconds:
         return HealthVerdict("ImageError", message)
     return HealthVerdict(recheck_after=limits.image_seconds - age)
 
 
-def _crash_loop(pod: JsonMap, limits: HealthLimits) -> HealthVerdict:
-    status = engine_status(pod)
-    waiting = status.get("state", {}).get("waiting") or {}
-    restarts = int(status.get("restartCount") or 0)
-    if waiting.get("reason") != "CrashLoopBackOff" or restarts < limits.crash_restarts:
+def _crash_loop(pod: PodView, limits: HealthLimits) -> HealthVerdict:
+    engine = pod.engine
+    if engine.waiting != "CrashLoopBackOff" or engine.restarts < limits.crash_restarts:
         return HealthVerdict()
-    last = status.get("lastState", {}).get("terminated") or {}
     return HealthVerdict(
-        "CrashLoop", f"engine restarted {restarts} times, last exit code {last.get('exitCode')}"
+        "CrashLoop",
+        f"engine restarted {engine.restarts} times, last exit code {engine.exit_code}",
     )
 
 
-def unscheduled(pod: JsonMap) -> str | None:
+def unscheduled(pod: PodView) -> str | None:
     """The scheduler's words for why it binds the pod to no node; None while it does not refuse."""
-    if pod.get("spec", {}).get("nodeName"):
+    told = pod.scheduled
+    if pod.node or told.status != "False" or told.reason != "Unschedulable":
         return None
-    found = condition(pod, "PodScheduled")
-    if found.get("status") != "False" or found.get("reason") != "Unschedulable":
-        return None
-    return str(found.get("message") or "the scheduler gives no reason")
+    return told.message or "the scheduler gives no reason"
 
 
-def _unschedulable(pod: JsonMap, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
+def _unschedulable(pod: PodView, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
     said = unscheduled(pod)
     if said is None:
         return HealthVerdict()
-    found = condition(pod, "PodScheduled")
-    told = timestamp(found.get("lastTransitionTime"))
-    age = now - _began(pod, since, "PodScheduled", told)
+    age = now - _began(pod, since, "PodScheduled", pod.scheduled.changed)
     if age >= limits.unschedulable_seconds:
         return HealthVerdict("Unschedulable", f"unscheduled for {age:.0f} s: {said}")
     return HealthVerdict(recheck_after=limits.unschedulable_seconds - age)
 
 
-def _startup(pod: JsonMap, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
+def _startup(pod: PodView, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
     """The engine's own progress: from its start until it answers. `startup` judges the rest."""
-    if condition(pod, "Ready").get("status") == "True" or answers(pod):
+    if pod.ready.true or answers(pod):
         return HealthVerdict()
-    running = engine_status(pod).get("state", {}).get("running") or {}
-    ready = condition(pod, "Ready")
     age = now - max(
         _began(pod, since, "created", None),
-        _began(pod, since, "running", timestamp(running.get("startedAt"))),
-        _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime"))),
+        _began(pod, since, "running", pod.engine.running_since),
+        _began(pod, since, "Ready", pod.ready.changed),
     )
     if age >= limits.startup_deadline:
         return HealthVerdict(
@@ -278,56 +206,34 @@ def _startup(pod: JsonMap, now: float, limits: HealthLimits, since: Since) -> He
     return HealthVerdict(recheck_after=limits.startup_deadline - age)
 
 
-def answers(pod: JsonMap) -> bool:
+def answers(pod: PodView) -> bool:
     """True once the engine passed its startup probe: its process is up and answers."""
-    status = engine_status(pod)
-    return status.get("started") is True and "running" in (status.get("state") or {})
+    return pod.engine.started and pod.engine.running
 
 
-def up_since(pod: JsonMap, since: Since) -> float | None:
+def up_since(pod: PodView, since: Since) -> float | None:
     """When the engine was first seen to answer; None while it does not."""
-    if not answers(pod):
-        return None
-    running = engine_status(pod)["state"]["running"] or {}
-    return _began(pod, since, "started", timestamp(running.get("startedAt")))
+    return _began(pod, since, "started", pod.engine.running_since) if answers(pod) else None
 
 
-def ready_since(pod: JsonMap, since: Since) -> float | None:
+def ready_since(pod: PodView, since: Since) -> float | None:
     """When Ready became True; None while it is not."""
-    ready = condition(pod, "Ready")
-    if ready.get("status") != "True":
-        return None
-    return _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime")))
+    return _began(pod, since, "Ready", pod.ready.changed) if pod.ready.true else None
 
 
-def unready_since(pod: JsonMap, since: Since) -> float | None:
+def unready_since(pod: PodView, since: Since) -> float | None:
     """When Ready became other than True; None while it is True or not reported."""
-    ready = condition(pod, "Ready")
-    if ready.get("status") == "True" or not ready:
+    if pod.ready.true or pod.ready == UNTOLD:
         return None
-    return _began(pod, since, "Ready", timestamp(ready.get("lastTransitionTime")))
+    return _began(pod, since, "Ready", pod.ready.changed)
 
 
-def linked_since(pod: JsonMap, since: Since) -> float | None:
+def linked_since(pod: PodView, since: Since) -> float | None:
     """When condition Linked was last seen to be set; None while it is not True."""
-    linked = condition(pod, names.CONDITION_LINKED)
-    if linked.get("status") != "True":
-        return None
-    return _began(pod, since, "Linked", timestamp(linked.get("lastTransitionTime")))
+    return _began(pod, since, "Linked", pod.linked.changed) if pod.linked.true else None
 
 
-def _began(pod: JsonMap, since: Since, what: str, stamp: float | None) -> float:
+def _began(pod: PodView, since: Since, what: str, stamp: float | None) -> float:
     """When something of this pod began: nothing of it is older than itself."""
-    birth = since("created", created(pod))
+    birth = since("created", pod.created)
     return birth if stamp is None else max(birth, since(what, stamp))
-
-
-def created(pod: JsonMap) -> float:
-    """Creation time of an object, seconds since the epoch (0 where absent)."""
-    return timestamp(pod.get("metadata", {}).get("creationTimestamp")) or 0.0
-
-
-def _allocated(pod: JsonMap) -> Iterable[tuple[str, JsonMap]]:
-    for resource in engine_status(pod).get("allocatedResourcesStatus") or ():
-        for entry in resource.get("resources") or ():
-            yield str(resource.get("name", "")), entry

@@ -1,4 +1,4 @@
-"""Raw pod and node dicts -> `InstanceObs`. The only place in `groups` that knows their layout.
+"""Views of pods and nodes -> `InstanceObs`.
 
 `instance_obs` reads one pod; `joined` puts the pods of one instance together.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from pdserve.groups.devices import devices_of
 from pdserve.groups.health import (
@@ -16,9 +16,6 @@ from pdserve.groups.health import (
     Since,
     clamped,
     classify,
-    condition,
-    created,
-    engine_status,
     is_silent,
     linked_since,
     ready_since,
@@ -28,11 +25,10 @@ from pdserve.groups.health import (
 )
 from pdserve.groups.instances import Fault, InstanceObs, MemberObs
 from pdserve.terms import ROLES, Role
-from pdserve.terms.json import JsonMap
 from pdserve.terms.times import timestamp
-from pdserve.topology.requests import pod_requests, requested, requested_devices
+from pdserve.topology.nodes import NodeView
+from pdserve.topology.pods import UNTOLD, PodView
 from pdserve.wire import names
-from pdserve.wire.pin import pinned_node
 
 
 class NotOurs(ValueError):  # noqa: N818 - a fact about the pod, not a failure of this program
@@ -40,8 +36,8 @@ class NotOurs(ValueError):  # noqa: N818 - a fact about the pod, not a failure o
 
 
 def instance_obs(
-    pod: JsonMap,
-    node: JsonMap | None,
+    pod: PodView,
+    node: NodeView | None,
     now: float,
     limits: HealthLimits | None = None,
     since: Since | None = None,
@@ -50,8 +46,8 @@ def instance_obs(
     """Read an instance as one of its pods shows it.
 
     Args:
-        pod: the raw Pod of an instance.
-        node: the raw Node it is bound or pinned to; None when no such Node exists.
+        pod: a pod of an instance.
+        node: the Node it is bound or pinned to; None when no such Node exists.
         now: seconds since the epoch.
         limits: thresholds of `health` (defaults when None).
         since: translates stamps to the clock of `now` (default `health.clamped`).
@@ -60,39 +56,30 @@ def instance_obs(
     Raises:
         NotOurs: a label is missing or malformed.
     """
-    meta, spec = pod["metadata"], pod.get("spec", {})
-    labels = meta.get("labels") or {}
-    annotations = meta.get("annotations") or {}
-    role, index, member, size = _identity(meta["name"], labels, annotations)
-    engine = engine_status(pod)
+    role, index, member, size = _identity(pod)
     since = clamped(now) if since is None else since
     limits = limits or HealthLimits()
     verdict = classify(pod, node, now, limits, since, silent)
-    drain = timestamp(annotations.get(names.ANNOTATION_DRAIN))
-    bound = spec.get("nodeName")
+    drain = timestamp(pod.annotations.get(names.ANNOTATION_DRAIN))
     return InstanceObs(
-        name=names.instance_name(meta["name"]),
-        uid=str(annotations.get(names.ANNOTATION_LEADER) or meta.get("uid", "")),
-        slot=names.slot_of(meta["name"]),
+        name=names.instance_name(pod.name),
+        uid=pod.annotations.get(names.ANNOTATION_LEADER) or pod.uid,
+        slot=names.slot_of(pod.name),
         role=role,
         group_index=index,
-        revision=str(labels.get(names.LABEL_REVISION, "")),
-        created=since("created", created(pod)),
+        revision=pod.labels.get(names.LABEL_REVISION, ""),
+        created=since("created", pod.created),
         members=(_member(pod, node, member, verdict.fault),),
         size=size,
-        domains={
-            key.removeprefix(names.TOPOLOGY_PREFIX): value
-            for key, value in sorted(labels.items())
-            if key.startswith(names.TOPOLOGY_PREFIX)
-        },
-        bound=bool(bound),
-        running=engine.get("state", {}).get("running") is not None,
-        restarts=int(engine.get("restartCount") or 0),
-        ready=condition(pod, "Ready").get("status") == "True",
-        ever_linked=bool(condition(pod, names.CONDITION_LINKED)),
-        terminating=bool(meta.get("deletionTimestamp")),
+        domains=_domains(pod),
+        bound=bool(pod.node),
+        running=pod.engine.running,
+        restarts=pod.engine.restarts,
+        ready=pod.ready.true,
+        ever_linked=pod.linked != UNTOLD,
+        terminating=pod.deleting,
         drain_started=None if drain is None else since("drain", drain),
-        replaces=annotations.get(names.ANNOTATION_REPLACES) or None,
+        replaces=pod.annotations.get(names.ANNOTATION_REPLACES) or None,
         fault=verdict.fault,
         fault_message=verdict.message,
         unscheduled=unscheduled(pod) or "",
@@ -106,42 +93,49 @@ def instance_obs(
     )
 
 
-def _identity(name: str, labels: JsonMap, annotations: JsonMap) -> tuple[Role, int, int, int]:
+def _identity(pod: PodView) -> tuple[Role, int, int, int]:
     """Role, group index, member index and number of members."""
-    role = labels.get(names.LABEL_ROLE)
+    role = pod.labels.get(names.LABEL_ROLE)
     if role not in ROLES:
-        raise NotOurs(f"pod {name}: label {names.LABEL_ROLE} is {role!r}, want {ROLES}")
-    index = labels.get(names.LABEL_GROUP_INDEX)
+        raise NotOurs(f"pod {pod.name}: label {names.LABEL_ROLE} is {role!r}, want {ROLES}")
+    index = pod.labels.get(names.LABEL_GROUP_INDEX)
     if not is_group_index(index):
-        raise NotOurs(f"pod {name}: label {names.LABEL_GROUP_INDEX} is {index!r}, want a number")
-    member = labels.get(names.LABEL_MEMBER, "0")
-    size = annotations.get(names.ANNOTATION_MEMBERS, "1")
+        raise NotOurs(
+            f"pod {pod.name}: label {names.LABEL_GROUP_INDEX} is {index!r}, want a number"
+        )
+    member = pod.labels.get(names.LABEL_MEMBER, "0")
+    size = pod.annotations.get(names.ANNOTATION_MEMBERS, "1")
     if not is_group_index(member) or not is_group_index(size):
-        raise NotOurs(f"pod {name}: it is member {member!r} of {size!r}, want numbers")
+        raise NotOurs(f"pod {pod.name}: it is member {member!r} of {size!r}, want numbers")
     return role, int(index), int(member), int(size)
 
 
-def _member(pod: JsonMap, node: JsonMap | None, index: int, fault: Fault | None) -> MemberObs:
-    meta, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
-    linked = condition(pod, names.CONDITION_LINKED)
+def _domains(pod: PodView) -> dict[str, str]:
+    """Part of the fabric by level, as the labels of the pod say."""
+    return {
+        key.removeprefix(names.TOPOLOGY_PREFIX): value
+        for key, value in sorted(pod.labels.items())
+        if key.startswith(names.TOPOLOGY_PREFIX)
+    }
+
+
+def _member(pod: PodView, node: NodeView | None, index: int, fault: Fault | None) -> MemberObs:
     return MemberObs(
-        pod=meta["name"],
-        uid=str(meta.get("uid", "")),
-        node=str(spec.get("nodeName") or pinned_node(pod) or ""),
+        pod=pod.name,
+        uid=pod.uid,
+        node=pod.place,
         index=index,
         devices=devices_of(pod, node),
-        pod_ip=status.get("podIP") or None,
-        container_id=engine_status(pod).get("containerID") or None,
-        linked_container=(linked.get("message") or None)
-        if linked.get("status") == "True"
-        else None,
-        ready=condition(pod, "Ready").get("status") == "True",
-        terminating=bool(meta.get("deletionTimestamp")),
-        draining=timestamp((meta.get("annotations") or {}).get(names.ANNOTATION_DRAIN)) is not None,
-        scale_unit=names.LABEL_SCALE_UNIT in (meta.get("labels") or {}),
+        pod_ip=pod.ip or None,
+        container_id=pod.engine.id or None,
+        linked_container=(pod.linked.message or None) if pod.linked.true else None,
+        ready=pod.ready.true,
+        terminating=pod.deleting,
+        draining=timestamp(pod.annotations.get(names.ANNOTATION_DRAIN)) is not None,
+        scale_unit=names.LABEL_SCALE_UNIT in pod.labels,
         fault=fault,
-        holds=pod_requests(pod),
-        claimed=tuple(requested(pod).items()) if requested_devices(pod) else (),
+        holds=pod.takes,
+        claimed=tuple(pod.requested.items()) if pod.requested_devices else (),
     )
 
 
@@ -206,6 +200,6 @@ def _last(times: Sequence[float | None]) -> float | None:
     return max(known) if len(known) == len(times) else None
 
 
-def is_group_index(label: Any) -> TypeGuard[str]:
+def is_group_index(label: object) -> TypeGuard[str]:
     """Whether a label's value is the index of a P/D group, as the operator writes it."""
     return isinstance(label, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", label) is not None

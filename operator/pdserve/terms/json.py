@@ -1,8 +1,7 @@
 """Names for JSON objects of which nothing is checked yet.
 
 A value of one of these types may be anything that JSON can say. Code that reads one checks what it
-takes (`wire.bounds`, `api`), or reads a field that the API server's own schema guarantees
-(`terms.cluster`).
+takes (`terms.raw`, `wire.bounds`, `api`), once: what is made of it is a value of a type of its own.
 """
 
 from __future__ import annotations

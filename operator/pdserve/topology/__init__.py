@@ -1,7 +1,8 @@
 """From RoCEDomain and Nodes to an immutable tree of fabric parts with their free devices.
 
-`nodes` and `requests` read raw Kubernetes objects, `spec` the RoCEDomain, `fabric` holds the tree,
-`summary` words it for status. Choosing a place in the tree is `placement`'s work.
+`nodes` and `pods` make views of raw Kubernetes objects, `requests` counts what pods take, `spec`
+reads the RoCEDomain, `fabric` holds the tree, `summary` words it for status. Choosing a place in
+the tree is `placement`'s work.
 """
 
 from pdserve.topology.fabric import Fabric, LabelProblem, Path, build_fabric
@@ -13,7 +14,8 @@ from pdserve.topology.nodes import (
     node_view,
     reservation_of,
 )
-from pdserve.topology.requests import pod_devices, pod_requests
+from pdserve.topology.pods import PodView, kept_pod, pod_view
+from pdserve.topology.requests import pod_requests
 from pdserve.topology.spec import FabricLevel, TreeSpec, fabric_spec
 from pdserve.topology.summary import DomainSummary, LevelSummary, summarise
 
@@ -25,15 +27,17 @@ __all__ = [
     "LevelSummary",
     "NodeView",
     "Path",
+    "PodView",
     "Reservation",
     "Taint",
     "Toleration",
     "TreeSpec",
     "build_fabric",
     "fabric_spec",
+    "kept_pod",
     "node_view",
-    "pod_devices",
     "pod_requests",
+    "pod_view",
     "reservation_of",
     "summarise",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pdserve.terms.json import JsonMap
+from pdserve.terms.raw import part
 
 _NAME = "metadata.name"
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,100}", re.ASCII)
@@ -57,9 +58,9 @@ def demanded(spec: JsonMap) -> frozenset[Term] | None:
     Raises:
         ValueError: one of them is malformed.
     """
-    selector: Mapping[str, str] = spec.get("nodeSelector") or {}
+    selector = part(spec, "nodeSelector")
     chosen = tuple(Requirement(k, "In", (v,)) for k, v in sorted(selector.items()))
-    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    affinity = part(part(spec, "affinity"), "nodeAffinity")
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     terms = {()} if required is None else terms_of(required)
     found = frozenset((*chosen, *(r for r in term if r.key != _NAME)) for term in terms)

@@ -1,6 +1,6 @@
 """One Kubernetes Node as placement sees it: devices, who uses them, may new pods go there.
 
-Reads raw JSON objects, as the cache holds them, and nothing else: the layer above decides which
+Reads raw JSON objects when they enter the cache, and nothing else: the layer above decides which
 pods to hand in. Devices are extended resources (names with a domain that is not Kubernetes' own);
 CPU, memory, host ports and the rest count as the scheduler counts them (`requests`).
 """
@@ -11,22 +11,25 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from pdserve.frozen import remembered
 from pdserve.terms import Device
 from pdserve.terms.devices import is_ip
-from pdserve.terms.json import JsonMap
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.terms.quantity import QuantityError, quantity
+from pdserve.terms.raw import name_of, part, parts, text
 from pdserve.terms.shown import shown
+from pdserve.terms.times import timestamp
 from pdserve.topology.obstacle import Obstacle, ObstacleKind
-from pdserve.topology.requests import UNSTATED, is_extended, offered, pod_requests
+from pdserve.topology.pods import PodView
+from pdserve.topology.requests import UNSTATED, is_extended, offered
 from pdserve.wire import names
 from pdserve.wire.bounds import Fields, WireError, integer, items, parse_json
 from pdserve.wire.peers import MAX_DEVICE, device_of
-from pdserve.wire.pin import pinned_node
 
 MAX_DEVICES = 1024
 """Devices that one node's annotations may name."""
 
+_BINDING = ("NoSchedule", "NoExecute")
+"""Effects of taints that keep pods away."""
 _TOLD = 4
 """Odd addresses of one node that are named."""
 _OF_STATE = "node.kubernetes.io/"
@@ -35,7 +38,7 @@ _OF_STATE = "node.kubernetes.io/"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Taint:
-    """A Node's taint; `PreferNoSchedule` ones are dropped when a Node is read."""
+    """A Node's taint."""
 
     key: str
     value: str
@@ -98,12 +101,26 @@ class NodeView:
     ready: bool = True
     unschedulable: bool = False
     taints: tuple[Taint, ...] = ()
+    soft_taints: tuple[Taint, ...] = ()
+    """Those that keep no pod away."""
     devices: tuple[Device, ...] = ()
     """Accelerators with their RoCE addresses, in device-id order."""
     unhealthy: frozenset[int] = frozenset()
     """Device ids that must not be used."""
     problems: tuple[str, ...] = ()
     """What could not be read, e.g. a malformed annotation."""
+    uid: str = ""
+    ready_changed: float | None = None
+    """When `ready` changed last: seconds since the epoch, by the clock of who wrote it."""
+
+    @property
+    def reference(self) -> JsonObject:
+        """The object's kind and identity, to write an Event about it."""
+        return {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": self.name, "uid": self.uid},
+        }
 
     def free(self, resource: str) -> int:
         """Devices a new pod could get: allocatable, less used, less unhealthy ones.
@@ -152,81 +169,72 @@ class NodeView:
 
 def node_view(
     node: JsonMap,
-    pods: Iterable[JsonMap] = (),
-    used: Mapping[str, int] | None = None,
+    pods: Iterable[PodView] = (),
 ) -> NodeView:
-    """Read a Node and the pods bound to it (terminal ones are ignored), or what they take (`used`).
+    """Read a Node and the pods bound to it (terminal ones are ignored).
 
     A malformed annotation never raises: it is reported in `problems`, and what it would have
     said is left out.
+
+    Raises:
+        ObjectError: it has no name, or a part of it is no object or list.
     """
-    taken = dict(used or {})
+    taken: dict[str, int] = {}
     for pod in pods:
-        for resource, count in pod_requests(pod).items():
+        for resource, count in pod.takes.items():
             taken[resource] = taken.get(resource, 0) + count
     return replace(_unused(node), used=taken) if taken else _unused(node)
 
 
-@remembered
 def _unused(node: JsonMap) -> NodeView:
-    meta, spec, status = node.get("metadata", {}), node.get("spec", {}), node.get("status", {})
+    meta, spec, status = part(node, "metadata"), part(node, "spec"), part(node, "status")
     problems: list[str] = []
-    annotations = meta.get("annotations") or {}
+    annotations = part(meta, "annotations")
+    taints = sorted(
+        Taint(text(t, "key"), text(t, "value"), text(t, "effect")) for t in parts(spec, "taints")
+    )
+    told = next((c for c in parts(status, "conditions") if c.get("type") == "Ready"), {})
     return NodeView(
-        name=str(meta["name"]),
-        labels=_labels(meta.get("labels"), problems),
-        capacity=_extended(status.get("capacity"), problems),
-        allocatable=_extended(status.get("allocatable"), problems),
-        offers=_plain(status.get("allocatable"), problems),
-        ready=_is_ready(status),
+        name=name_of(meta),
+        labels=_labels(part(meta, "labels"), problems),
+        capacity=_extended(part(status, "capacity"), problems),
+        allocatable=_extended(part(status, "allocatable"), problems),
+        offers=_plain(part(status, "allocatable"), problems),
+        ready=told.get("status") == "True",
         unschedulable=bool(spec.get("unschedulable", False)),
-        taints=tuple(
-            sorted(
-                Taint(str(t["key"]), str(t.get("value") or ""), str(t["effect"]))
-                for t in spec.get("taints") or ()
-                if t.get("effect") in ("NoSchedule", "NoExecute")
-            )
-        ),
-        devices=_roce_devices(annotations.get(names.ANNOTATION_ROCE_DEVICES), problems),
-        unhealthy=_unhealthy(annotations.get(names.ANNOTATION_UNHEALTHY_DEVICES), problems),
+        taints=tuple(t for t in taints if t.effect in _BINDING),
+        soft_taints=tuple(t for t in taints if t.effect not in _BINDING),
+        devices=_roce_devices(text(annotations, names.ANNOTATION_ROCE_DEVICES), problems),
+        unhealthy=_unhealthy(text(annotations, names.ANNOTATION_UNHEALTHY_DEVICES), problems),
         problems=tuple(problems),
+        uid=text(meta, "uid"),
+        ready_changed=timestamp(told.get("lastTransitionTime")),
     )
 
 
-def reservation_of(pod: JsonMap) -> tuple[Reservation, ...]:
+def reservation_of(pod: PodView) -> tuple[Reservation, ...]:
     """What a pinned pod that is not bound yet reserves; nothing for any other pod."""
-    if pod.get("spec", {}).get("nodeName"):
+    if pod.node or pod.pinned is None:
         return ()
-    node = pinned_node(pod)
-    if node is None:
-        return ()
-    name = str(pod["metadata"]["name"])
-    return tuple(Reservation(name, node, r, n) for r, n in pod_requests(pod).items())
+    return tuple(Reservation(pod.name, pod.pinned, r, n) for r, n in pod.takes.items())
 
 
-def _is_ready(status: JsonMap) -> bool:
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "Ready":
-            return bool(condition.get("status") == "True")
-    return False
-
-
-def _labels(labels: JsonMap | None, problems: list[str]) -> dict[str, str]:
+def _labels(labels: JsonMap, problems: list[str]) -> dict[str, str]:
     """Labels whose values are text. Others are reported and count as missing: a tree's parts are
     made of these values, and one node's must not keep the tree from being built.
     """
-    found = {key: value for key, value in (labels or {}).items() if isinstance(value, str)}
+    found = {key: value for key, value in labels.items() if isinstance(value, str)}
     problems += [
         f"label {key}: {shown(value)} is not text"
-        for key, value in sorted((labels or {}).items())
+        for key, value in sorted(labels.items())
         if key not in found
     ]
     return found
 
 
-def _extended(quantities: JsonMap | None, problems: list[str]) -> dict[str, int]:
+def _extended(quantities: JsonMap, problems: list[str]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for resource, value in sorted((quantities or {}).items()):
+    for resource, value in sorted(quantities.items()):
         if not is_extended(resource):
             continue
         try:
@@ -240,10 +248,10 @@ def _extended(quantities: JsonMap | None, problems: list[str]) -> dict[str, int]
     return found
 
 
-def _plain(quantities: JsonMap | None, problems: list[str]) -> dict[str, int]:
+def _plain(quantities: JsonMap, problems: list[str]) -> dict[str, int]:
     """CPU, memory and the like; what cannot be read is reported and counts as not stated."""
     found: dict[str, int] = {}
-    for resource, value in (quantities or {}).items():
+    for resource, value in quantities.items():
         if not is_extended(resource):
             try:
                 found[resource] = offered(resource, value)
@@ -252,16 +260,16 @@ def _plain(quantities: JsonMap | None, problems: list[str]) -> dict[str, int]:
     return found
 
 
-def _roce_devices(text: str | None, problems: list[str]) -> tuple[Device, ...]:
-    if not text:
+def _roce_devices(told: str, problems: list[str]) -> tuple[Device, ...]:
+    if not told:
         return ()
     try:
-        found = items(parse_json(text), "list", most=MAX_DEVICES)
+        found = items(parse_json(told), "list", most=MAX_DEVICES)
         entries = [device_of(Fields(d, f"list[{i}]")) for i, d in enumerate(found)]
     except WireError as error:
         problems.append(
             f"annotation {names.ANNOTATION_ROCE_DEVICES}: want a JSON list like "
-            f'[{{"id": 0, "ip": "10.0.0.1"}}], got {shown(text)}: {error}'
+            f'[{{"id": 0, "ip": "10.0.0.1"}}], got {shown(told)}: {error}'
         )
         return ()
     odd = [d for d in entries if d.ip is not None and not is_ip(d.ip)]
@@ -272,15 +280,15 @@ def _roce_devices(text: str | None, problems: list[str]) -> tuple[Device, ...]:
     return tuple(sorted(known, key=lambda d: d.id))
 
 
-def _unhealthy(text: str | None, problems: list[str]) -> frozenset[int]:
-    if not text or not text.strip():
+def _unhealthy(told: str, problems: list[str]) -> frozenset[int]:
+    if not told or not told.strip():
         return frozenset()
     try:
-        ids = items(text.split(","), "list", most=MAX_DEVICES)
+        ids = items(told.split(","), "list", most=MAX_DEVICES)
         return frozenset(integer(int(str(part)[:20]), "id", high=MAX_DEVICE) for part in ids)
     except ValueError:
         problems.append(
             f"annotation {names.ANNOTATION_UNHEALTHY_DEVICES}: want comma-separated device ids "
-            f'like "0,3", got {shown(text)}'
+            f'like "0,3", got {shown(told)}'
         )
         return frozenset()

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Final
 
-from pdserve.frozen import remembered
-from pdserve.terms.json import JsonMap, JsonObject
+from pdserve.terms.json import JsonMap
 from pdserve.terms.quantity import QuantityError, quantity
+from pdserve.terms.raw import part, parts, text
 
 TERMINAL_PHASES: Final = frozenset({"Succeeded", "Failed"})
 PODS: Final = "pods"
@@ -38,35 +38,40 @@ _BINARY: Final = (("Ei", 2**60), ("Pi", 2**50), ("Ti", 2**40), ("Gi", 2**30), ("
 
 
 def pod_requests(pod: JsonMap) -> Mapping[str, int]:
-    """Amounts by resource, in the order of their names; {} for a pod that has ended."""
-    if pod.get("status", {}).get("phase") in TERMINAL_PHASES:
+    """Amounts by resource, in the order of their names; {} for a pod that has ended.
+
+    Raises:
+        ObjectError: as `requested`.
+    """
+    if text(part(pod, "status"), "phase") in TERMINAL_PHASES:
         return {}
     return requested(pod)
 
 
-@remembered
 def requested(pod: JsonMap) -> Mapping[str, int]:
-    """What a pod asks for, whether or not it still takes it."""
-    spec = pod.get("spec", {})
+    """What a pod asks for, whether or not it still takes it.
+
+    Raises:
+        ObjectError: a part of its spec is no object or list.
+    """
+    spec = part(pod, "spec")
     running: dict[str, int] = {}
     peak: dict[str, int] = {}
     ports: list[str] = []
     on_host = bool(spec.get("hostNetwork"))
-    for container in spec.get("initContainers") or ():
-        request = _stated(container.get("resources"))
+    for container in parts(spec, "initContainers"):
+        request = _stated(part(container, "resources"))
         if container.get("restartPolicy") == "Always":
             _add(running, request)
             ports += _ports(container, on_host)
         else:
             _raise(peak, {r: n + running.get(r, 0) for r, n in request.items()})
-    for container in spec.get("containers") or ():
-        _add(running, _stated(container.get("resources")))
+    for container in parts(spec, "containers"):
+        _add(running, _stated(part(container, "resources")))
         ports += _ports(container, on_host)
     _raise(peak, running)
-    if spec.get("resources"):
-        _of_the_pod(peak, spec["resources"])
-    if spec.get("overhead"):
-        _add(peak, {r: amount_of(r, v) for r, v in spec["overhead"].items()})
+    _of_the_pod(peak, part(spec, "resources"))
+    _add(peak, {r: amount_of(r, v) for r, v in part(spec, "overhead").items()})
     peak[PODS] = 1
     peak.update(dict.fromkeys(ports, 1))
     return {resource: count for resource, count in sorted(peak.items()) if count > 0}
@@ -81,19 +86,6 @@ def is_extended(resource: str) -> bool:
 def is_port(resource: str) -> bool:
     """True for the amounts that stand for host ports."""
     return resource.startswith(_HOST_PORT)
-
-
-def pod_devices(pod: JsonMap) -> Mapping[str, int]:
-    """Extended resources that a pod takes on its node; none once it has ended."""
-    if pod.get("status", {}).get("phase") in TERMINAL_PHASES:
-        return {}
-    return requested_devices(pod)
-
-
-@remembered
-def requested_devices(pod: JsonMap) -> Mapping[str, int]:
-    """Extended resources that a pod asks for, whether or not it still holds them."""
-    return {r: n for r, n in requested(pod).items() if is_extended(r)}
 
 
 def amount_of(resource: str, value: object) -> int:
@@ -155,36 +147,11 @@ def port_text(key: str) -> str:
 
 
 def _ports(container: JsonMap, on_host: bool) -> Iterator[str]:
-    for port in container.get("ports") or ():
+    for port in parts(container, "ports"):
         number = port.get("hostPort") or (port.get("containerPort") if on_host else None)
         if isinstance(number, int) and number > 0:
             protocol = str(port.get("protocol") or "TCP")
             yield from port_keys(protocol, number, str(port.get("hostIP") or ""))
-
-
-# --- the same in few words -----------------------------------------------------------------------
-
-
-def spec_taking(requests: Mapping[str, int]) -> JsonMap:
-    """A pod's spec of one container that takes the same; one object for all equal ones."""
-    return _spec_taking(tuple(requests.items()))
-
-
-@functools.lru_cache(maxsize=4096)
-def _spec_taking(requests: Iterable[tuple[str, int]]) -> JsonMap:
-    amounts = {
-        r: f"{n}m" if r == "cpu" else str(n) for r, n in requests if r != PODS and not is_port(r)
-    }
-    container: JsonObject = {"resources": {"requests": amounts}} if amounts else {}
-    ports = []
-    for key, _ in requests:
-        port, at, address = key.removeprefix(_HOST_PORT).partition("@")
-        if is_port(key) and at:
-            number, _, protocol = port.partition(":")
-            ports.append({"hostPort": int(number), "protocol": protocol, "hostIP": address})
-    if ports:
-        container["ports"] = ports
-    return {"containers": [container]} if container else {}
 
 
 def _scaled(value: object, thousandths: bool) -> Fraction | int:
@@ -203,17 +170,14 @@ def _read(text: str, thousandths: bool) -> Fraction | int:
 # --- adding up -----------------------------------------------------------------------------------
 
 
-def _stated(resources: JsonMap | None) -> dict[str, int]:
-    if not resources:
-        return {}
-    limits, requests = resources.get("limits"), resources.get("requests")
-    stated = {**limits, **(requests or {})} if limits else requests or {}
+def _stated(resources: JsonMap) -> dict[str, int]:
+    stated = {**part(resources, "limits"), **part(resources, "requests")}
     return {r: amount_of(r, v) for r, v in stated.items()}
 
 
 def _of_the_pod(peak: dict[str, int], resources: JsonMap) -> None:
-    requests = resources.get("requests") or {}
-    for r, v in {**(resources.get("limits") or {}), **requests}.items():
+    requests = part(resources, "requests")
+    for r, v in {**part(resources, "limits"), **requests}.items():
         if r.startswith(_OF_THE_POD) and (r in requests or r not in peak):
             peak[r] = amount_of(r, v)
 

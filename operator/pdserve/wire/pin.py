@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from pdserve.frozen import remembered
 from pdserve.terms.json import JsonMap, JsonObject
+from pdserve.terms.raw import part, parts, texts
 
 REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
 TERMS: Final = "nodeSelectorTerms"
@@ -32,16 +32,18 @@ def keep_pin(terms: Iterable[JsonMap], pinned: JsonMap) -> list[JsonObject]:
     return [{**term, _FIELDS: pin} for term in terms]
 
 
-@remembered
 def pinned_node(pod: JsonMap) -> str | None:
-    """The one node that a pod's required affinity names (`metadata.name In [node]`), or None."""
-    affinity = (pod.get("spec", {}).get("affinity") or {}).get("nodeAffinity") or {}
-    required = affinity.get(REQUIRED) or {}
+    """The one node that a pod's required affinity names (`metadata.name In [node]`), or None.
+
+    Raises:
+        ObjectError: a part of the affinity is no object or list.
+    """
+    affinity = part(part(part(pod, "spec"), "affinity"), "nodeAffinity")
     pins = {
-        str(value)
-        for term in required.get(TERMS) or ()
-        for match in term.get(_FIELDS) or ()
+        value
+        for term in parts(part(affinity, REQUIRED), TERMS)
+        for match in parts(term, _FIELDS)
         if match.get("key") == _NAME and match.get("operator") == "In"
-        for value in match.get("values") or ()
+        for value in texts(match, "values")
     }
     return pins.pop() if len(pins) == 1 else None

@@ -91,7 +91,7 @@ def test_a_refused_substitute_is_reported_and_tried_a_few_times_a_minute(lost: i
 @pytest.mark.parametrize(
     "resource", [CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS], ids=lambda r: str(r.kind)
 )
-def test_what_instances_serve_without_is_told_in_a_condition_when_refused(
+def test_what_instances_serve_without_is_in_a_condition_when_refused(
     resource: Resource,
 ) -> None:
     """Nothing may be refused without a condition, and the condition ends with the refusal."""

@@ -10,7 +10,7 @@ from tests.support.rendered_pod import CONTROL, NEW, NPU, OWNER, engine, env, re
 from pdserve.engines.pods import GRACE_AFTER_DRAIN
 from pdserve.groups.observe import instance_obs
 from pdserve.refengine.config import parser
-from pdserve.topology import pod_devices
+from pdserve.topology import pod_view
 from pdserve.wire import names
 from pdserve.wire.pin import pinned_node
 
@@ -34,7 +34,7 @@ def test_it_is_pinned_labelled_and_gated() -> None:
     assert pod["spec"]["readinessGates"] == [{"conditionType": names.CONDITION_LINKED}]
     assert pod["metadata"]["ownerReferences"] == [OWNER]
     assert pod["metadata"]["namespace"] == "prod"
-    assert pod_devices(pod) == {NPU: 1}
+    assert pod_view(pod).devices == {NPU: 1}
 
 
 def test_the_operator_not_the_taint_manager_decides_when_it_is_lost() -> None:
@@ -148,7 +148,7 @@ def test_members_of_one_instance_know_it_and_each_other() -> None:
     assert env(leader)["PDSERVE_INSTANCE"]["fieldRef"]["fieldPath"] == "metadata.name"
     path = "metadata.labels['pdserve.io/instance']"
     assert env(other)["PDSERVE_INSTANCE"]["fieldRef"]["fieldPath"] == path
-    (first, second), size = (instance_obs(p, None, 0.0) for p in (leader, other)), 2
+    (first, second), size = (instance_obs(pod_view(p), None, 0.0) for p in (leader, other)), 2
     assert (first.name, first.size) == (second.name, second.size) == (NEW.name, size)
     assert (second.uid, second.members[0].index) == ("u7", 1)
 

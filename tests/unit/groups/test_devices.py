@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.support.builders import fabric
@@ -17,6 +18,7 @@ from pdserve.groups.devices import MAX_NETWORKS, devices_of, pod_addresses
 from pdserve.groups.tables import publish_table
 from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.terms import Device
+from pdserve.topology import PodView, node_view, pod_view
 from pdserve.wire import names
 from pdserve.wire.peers import FULL_BYTES, PeerNode, PeerTable
 
@@ -27,11 +29,11 @@ def rail(number: int, *ips: str) -> dict[str, object]:
     return {"name": f"fabric/rail-{number}", "interface": f"net{number}", "ips": list(ips)}
 
 
-def with_networks(status: object, devices: int = 8) -> dict[str, object]:
-    made = pod(devices=devices)
+def with_networks(status: object, devices: int = 8, **more: Any) -> PodView:
+    made = pod(devices=devices, **more)
     text = status if isinstance(status, str) else json.dumps(status)
     made["metadata"]["annotations"] = {names.ANNOTATION_NETWORK_STATUS: text}
-    return made
+    return pod_view(made)
 
 
 OF_THE_POD: dict[str, tuple[object, tuple[str, ...]]] = {
@@ -60,17 +62,20 @@ def test_addresses_of_a_pods_own_networks(case: str) -> None:
 
 
 def test_a_pods_own_networks_come_before_its_nodes_annotation() -> None:
-    found = devices_of(with_networks([POD_NETWORK, rail(1, "10.1.0.4")]), node())
+    found = devices_of(with_networks([POD_NETWORK, rail(1, "10.1.0.4")]), node_view(node()))
     assert found == (Device(0, "10.1.0.4"),)
-    assert devices_of(with_networks([POD_NETWORK]), node()) == (Device(0), Device(1, "10.0.0.2"))
+    assert devices_of(with_networks([POD_NETWORK]), node_view(node())) == (
+        Device(0),
+        Device(1, "10.0.0.2"),
+    )
 
 
 def test_networks_get_the_ids_of_the_devices_where_there_are_as_many() -> None:
-    made = with_networks([rail(1, "10.1.0.4"), rail(2, "10.2.0.4")], devices=2)
     entries = [{"resourceID": f"npu-{i}"} for i in (5, 4)]
-    engine = made["status"]["containerStatuses"][-1]  # type: ignore[index]
-    engine["allocatedResourcesStatus"] = [{"name": RESOURCE, "resources": entries}]
-    assert devices_of(made, node()) == (Device(4, "10.1.0.4"), Device(5, "10.2.0.4"))
+    told = [{"name": RESOURCE, "resources": entries}]
+    rails = [rail(1, "10.1.0.4"), rail(2, "10.2.0.4")]
+    made = with_networks(rails, devices=2, allocatedResourcesStatus=told)
+    assert devices_of(made, node_view(node())) == (Device(4, "10.1.0.4"), Device(5, "10.2.0.4"))
     assert devices_of(made, None) == (Device(4, "10.1.0.4"), Device(5, "10.2.0.4"))
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from tests.support.builders import RESOURCE
+from tests.support.observed import classify, instance_obs
 
-from pdserve.groups.health import HealthLimits, classify
-from pdserve.groups.observe import NotOurs, instance_obs
+from pdserve.groups.health import HealthLimits
+from pdserve.groups.observe import NotOurs
 from pdserve.terms import Device
 from pdserve.wire import names
 

@@ -12,7 +12,7 @@ from pdserve.dst.api_server import FakeApi
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
-from pdserve.kube.prune import keep
+from pdserve.kube.prune import without_managed_fields
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object
 
 
@@ -125,7 +125,11 @@ async def test_gone_is_taken_in_for_that_very_object_only() -> None:
 async def test_what_pruning_drops_wake_no_handler() -> None:
     api = FakeApi()
     await api.client().create(NODES, {"metadata": {"name": "n"}, "spec": {"unschedulable": False}})
-    cache = Cache(api.client(), NODES, prune=keep("spec.unschedulable"))
+
+    def spec_only(obj: Object) -> Object:
+        return {k: v for k, v in without_managed_fields(obj).items() if k != "status"}
+
+    cache = Cache(api.client(), NODES, prune=spec_only)
     told = record(cache)
     async with running(cache):
         told.clear()
@@ -145,11 +149,8 @@ async def test_what_pruning_drops_wake_no_handler() -> None:
 @virtual_time
 async def test_objects_come_and_go_as_the_pruning_filter_says() -> None:
     api = FakeApi()
-    data = keep("data")
     cache = Cache(
-        api.client(),
-        CONFIGMAPS,
-        prune=lambda obj: data(obj) if obj["data"].get("x") == "mine" else None,
+        api.client(), CONFIGMAPS, prune=lambda o: o if o["data"].get("x") == "mine" else None
     )
     told = record(cache)
     await api.client().create(CONFIGMAPS, config("a", {"x": "not"}))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from localcluster.agent.status import (
-    ContainerView,
-    PodView,
+    LocalContainer,
+    LocalPod,
     RunningState,
     State,
     TerminatedState,
@@ -25,14 +25,14 @@ def ended(code: int) -> TerminatedState:
     return TerminatedState(code, "Error" if code else "Completed", OLD, NOW, "process://0")
 
 
-def view(state: State, **more: Any) -> ContainerView:
+def view(state: State, **more: Any) -> LocalContainer:
     more.setdefault("final", False)
-    return ContainerView(more.pop("name", "main"), "image", state, **more)
+    return LocalContainer(more.pop("name", "main"), "image", state, **more)
 
 
 def status(
-    *containers: ContainerView,
-    init: tuple[ContainerView, ...] = (),
+    *containers: LocalContainer,
+    init: tuple[LocalContainer, ...] = (),
     gates: tuple[str, ...] = (),
     conditions: tuple[dict[str, Any], ...] = (),
     **more: Any,
@@ -42,7 +42,7 @@ def status(
         "spec": {"readinessGates": [{"conditionType": g} for g in gates]},
         "status": {"conditions": list(conditions)},
     }
-    return pod_status(pod, PodView(containers, init, "127.1.1.9", "127.1.1.1", OLD, **more), NOW)
+    return pod_status(pod, LocalPod(containers, init, "127.1.1.9", "127.1.1.1", OLD, **more), NOW)
 
 
 def get(status: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ READY = view(RUNS, ready=True, started=True)
     ],
 )
 def test_phase(
-    name: str, containers: list[ContainerView], init: list[ContainerView], want: str
+    name: str, containers: list[LocalContainer], init: list[LocalContainer], want: str
 ) -> None:
     assert status(*containers, init=tuple(init))["phase"] == want
 
@@ -115,7 +115,7 @@ def test_readiness_gates(conditions: tuple[dict[str, Any], ...], ready: str, mes
     [([DONE], "PodCompleted", "PodCompleted"), ([DONE, BAD], "PodFailed", None)],
 )
 def test_an_ended_pod_says_how(
-    containers: list[ContainerView], reason: str, initialized: str | None
+    containers: list[LocalContainer], reason: str, initialized: str | None
 ) -> None:
     report = status(*containers)
     assert get(report, "Ready")["reason"] == reason

@@ -17,7 +17,7 @@ from pdserve.placement import (
     place,
     place_instance,
 )
-from pdserve.topology import Fabric, NodeView, build_fabric, node_view
+from pdserve.topology import Fabric, NodeView, build_fabric, node_view, pod_view
 from pdserve.topology.affinity import terms_of
 from pdserve.topology.requests import port_keys
 
@@ -39,13 +39,14 @@ def node(name: str, there: tuple[dict[str, Any], ...] = (), **amounts: Any) -> N
                 "conditions": [{"type": "Ready", "status": "True"}],
             },
         },
-        there,
+        map(pod_view, there),
     )
 
 
 def pod(**requests: Any) -> dict[str, Any]:
     """A foreign pod, without devices."""
-    return {"spec": {"containers": [{"resources": {"requests": requests}}]}}
+    container = {"resources": {"requests": requests}}
+    return {"metadata": {"name": "p"}, "spec": {"containers": [container]}}
 
 
 def port(number: int, address: str = "") -> tuple[tuple[str, int], ...]:
@@ -54,7 +55,7 @@ def port(number: int, address: str = "") -> tuple[tuple[str, int], ...]:
 
 def listening(number: int, address: str = "") -> dict[str, Any]:
     ports = [{"hostPort": number, "hostIP": address}]
-    return {"spec": {"containers": [{"ports": ports}]}}
+    return {"metadata": {"name": "p"}, "spec": {"containers": [{"ports": ports}]}}
 
 
 def tree(*nodes: NodeView) -> Fabric:

@@ -18,7 +18,7 @@ from pdserve.topology import (
     TreeSpec,
     build_fabric,
     node_view,
-    pod_devices,
+    pod_view,
     reservation_of,
     summarise,
 )
@@ -54,7 +54,7 @@ def raw_pod(devices: int, phase: str = "Running", node: str | None = "n1") -> di
 
 
 def test_free_is_allocatable_less_what_pods_that_run_hold() -> None:
-    view = node_view(raw_node(), [raw_pod(2), raw_pod(1), raw_pod(4, "Succeeded")])
+    view = node_view(raw_node(), map(pod_view, [raw_pod(2), raw_pod(1), raw_pod(4, "Succeeded")]))
     assert view.free(RESOURCE) == 5
     assert view.used == {RESOURCE: 3, "cpu": 2000, "pods": 2}
     assert "cpu" not in view.allocatable and "hugepages-2Mi" not in view.allocatable
@@ -190,10 +190,12 @@ def test_any_quantity_is_counted_or_skipped(stated: Any, held: int, offered: int
         {"resources": {"limits": {"example.com/x": stated, RESOURCE: "2"}}},
         {"resources": {"requests": {"example.com/x": stated}}},
     ]
-    assert pod_devices(pod).get("example.com/x", 0) == 2 * held
-    assert pod_devices(pod)[RESOURCE] == 2
+    assert pod_view(pod).devices.get("example.com/x", 0) == 2 * held
+    assert pod_view(pod).devices[RESOURCE] == 2
     amounts = {"example.com/x": stated, RESOURCE: "8"}
-    view = node_view(raw_node(status__capacity=amounts, status__allocatable=amounts), [pod])
+    view = node_view(
+        raw_node(status__capacity=amounts, status__allocatable=amounts), [pod_view(pod)]
+    )
     assert view.allocatable.get("example.com/x", 0) == offered
     assert view.free(RESOURCE) == 6
     assert all("example.com/x" in problem and len(problem) < 200 for problem in view.problems)
@@ -205,29 +207,30 @@ def test_sidecars_and_init_containers_count_as_kubernetes_counts_them() -> None:
         return {"resources": {"requests": {RESOURCE: count}}, **more}
 
     pod = {
+        "metadata": {"name": "p"},
         "spec": {
             "initContainers": [container(1, restartPolicy="Always"), container(4)],
             "containers": [container(2)],
-        }
+        },
     }
-    assert pod_devices(pod) == {RESOURCE: 5}
+    assert pod_view(pod).devices == {RESOURCE: 5}
 
 
 def test_a_pinned_pod_reserves_until_it_is_bound() -> None:
     pod = raw_pod(2, "Pending", node=None)
-    assert reservation_of(pod) == ()
+    assert reservation_of(pod_view(pod)) == ()
     term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n7"]}]}
     required = {"nodeSelectorTerms": [term]}
     pod["spec"]["affinity"] = {
         "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}
     }
-    assert reservation_of(pod) == (
+    assert reservation_of(pod_view(pod)) == (
         Reservation("p2", "n7", "cpu", 1000),
         Reservation("p2", "n7", RESOURCE, 2),
         Reservation("p2", "n7", "pods", 1),
     )
     pod["spec"]["nodeName"] = "n7"
-    assert reservation_of(pod) == ()
+    assert reservation_of(pod_view(pod)) == ()
 
 
 def test_leaf_names_may_repeat_and_are_distinguished() -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.support.builders import RESOURCE
 
-from pdserve.topology import NodeView, Taint, Toleration, node_view, pod_requests, reservation_of
+from pdserve.topology import (
+    NodeView,
+    PodView,
+    Taint,
+    Toleration,
+    node_view,
+    pod_requests,
+    pod_view,
+    reservation_of,
+)
 from pdserve.wire import names
 from pdserve.wire.pin import pin_to
 
@@ -47,15 +57,11 @@ def test_what_a_pod_leaves_out_or_states_as_null_it_does_not_take(pod: dict[str,
     assert pod_requests(pod) == {"pods": 1}
 
 
-def test_amounts_that_the_caller_knows_and_those_of_pods_add_up() -> None:
-    pod = {"spec": {"containers": [{"resources": {"requests": {RESOURCE: "2"}}}]}}
-    known = {RESOURCE: 3, "cpu": 5}
-    assert node_view({"metadata": {"name": "n1"}}, [pod, pod], known).used == {
-        RESOURCE: 7,
-        "cpu": 5,
-        "pods": 2,
-    }
-    assert known == {RESOURCE: 3, "cpu": 5}, "the caller's own is left as it was"
+def test_amounts_of_pods_add_up() -> None:
+    takes: list[dict[str, int]] = [{RESOURCE: 2, "pods": 1}, {RESOURCE: 3, "cpu": 5}]
+    pods = [PodView(f"p{n}", requested=amounts) for n, amounts in enumerate(takes)]
+    view = node_view({"metadata": {"name": "n1"}}, [*pods, replace(pods[0], phase="Failed")])
+    assert view.used == {RESOURCE: 5, "cpu": 5, "pods": 1}
 
 
 TAINTS: list[tuple[dict[str, str], tuple[Taint, ...]]] = [
@@ -265,5 +271,5 @@ def test_a_promise_stands_until_its_pod_is_bound(more: dict[str, Any], want: str
         "metadata": {"name": "p"},
         "spec": {"affinity": {"nodeAffinity": pin_to("n7")}, **more},
     }
-    assert {r.node for r in reservation_of(pod)} == ({want} if want else set())
-    assert reservation_of({"metadata": {"name": "p"}}) == ()
+    assert {r.node for r in reservation_of(pod_view(pod))} == ({want} if want else set())
+    assert reservation_of(PodView("p")) == ()

@@ -9,7 +9,7 @@ from tests.support.builders import RESOURCE
 
 from pdserve.terms.quantity import QuantityError
 from pdserve.topology import pod_requests
-from pdserve.topology.requests import amount_text, offered, spec_taking
+from pdserve.topology.requests import amount_text, offered
 
 MI = 2**20
 
@@ -94,9 +94,6 @@ def test_a_pod_takes_what_the_scheduler_counts(spec: dict[str, Any], want: dict[
     found = pod_requests({"spec": spec})
     assert found == {**want, "pods": 1}
     assert list(found) == sorted(found)
-    # The same in few words, as the cache keeps it of other people's pods.
-    assert pod_requests({"spec": spec_taking(found)}) == found
-    assert spec_taking(dict(found)) is spec_taking(found)
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from tests.support.builders import LEVELS, RESOURCE, draw, fabric
 
@@ -15,7 +13,6 @@ from pdserve.topology.requests import (
     port_conflicts,
     port_keys,
     port_text,
-    spec_taking,
 )
 
 ALL = "0.0.0.0"
@@ -94,15 +91,6 @@ def test_which_host_ports_conflict(
 )
 def test_a_port_reads_as_people_write_it(address: str, want: str) -> None:
     assert port_text(port_keys("TCP", 80, address)[1]) == want
-
-
-def test_a_spec_that_takes_the_same() -> None:
-    port, at = port_keys("UDP", 53, "10.0.0.1")
-    made: Any = spec_taking({"cpu": 1500, RESOURCE: 4, "pods": 1, port: 1, at: 1})
-    (container,) = made["containers"]
-    assert container["resources"]["requests"] == {"cpu": "1500m", RESOURCE: "4"}
-    assert container["ports"] == [{"hostPort": 53, "protocol": "UDP", "hostIP": "10.0.0.1"}]
-    assert spec_taking({"pods": 1}) == {}
 
 
 @pytest.mark.parametrize(

@@ -305,8 +305,8 @@ class GroupExecutor:
             if not error.is_not_found:
                 raise
             held = cache.get(name, self._namespace)
-            if held is not None and held["metadata"]["uid"] == uid:
-                cache.observe_gone(held)
+            if held is not None and held.uid == uid:
+                cache.observe_gone(held.reference)
             return
         if answer.get("kind") == "Pod" and answer["metadata"].get("deletionTimestamp"):
             cache.observe(answer)

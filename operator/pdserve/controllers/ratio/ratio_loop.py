@@ -34,7 +34,6 @@ from pdserve.desired.ratio_input import budget_for, expected_of, role_devices
 from pdserve.desired.ratio_placement import placement_limit
 from pdserve.desired.service_desired import acting_counts, bounds_of, fixed_of
 from pdserve.desired.service_status import Attainment
-from pdserve.groups.health import condition
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, owner_reference
 from pdserve.kube.resource import Object, ObjectKey
@@ -338,7 +337,7 @@ class RatioLoop:
         ]
         gateways = caches.pods.by_index(BY_SERVICE, (meta.namespace, subject.group.spec.service))
         return LiveInstances(
-            gateways=frozenset(p["metadata"]["name"] for p in gateways if _is_ready(p)),
+            gateways=frozenset(p.name for p in gateways if p.ready.true and not p.deleting),
             prefill=frozenset(i.name for i in warm if i.role == "prefill"),
             decode=frozenset(i.name for i in warm if i.role == "decode"),
         )
@@ -358,8 +357,3 @@ def attainment_of(sample: ScenarioSample | Unknown) -> Attainment:
 
 def _side(found: Attainment, target: float) -> bool | None:
     return None if found.percent is None else found.percent >= target
-
-
-def _is_ready(pod: Object) -> bool:
-    ready = condition(pod, "Ready").get("status") == "True"
-    return ready and not pod["metadata"].get("deletionTimestamp")

@@ -11,10 +11,9 @@ from pdserve.desired import troubles
 from pdserve.desired.objects import gateway_name
 from pdserve.desired.service_status import Attainment
 from pdserve.desired.troubles import Trouble
-from pdserve.groups.health import condition
 from pdserve.kube.errors import KubeError
-from pdserve.kube.resource import SECRETS, Object, ObjectKey
-from pdserve.topology import pod_devices
+from pdserve.kube.resource import SECRETS, ObjectKey
+from pdserve.topology import PodView
 
 
 def devices_used(context: OperatorContext, groups: Mapping[str, ScenarioGroup]) -> dict[str, int]:
@@ -22,12 +21,12 @@ def devices_used(context: OperatorContext, groups: Mapping[str, ScenarioGroup]) 
     used: dict[str, int] = {}
     for group in groups.values():
         for pod in owned_by(context.caches.pods, group.metadata):
-            for resource, count in pod_devices(pod).items():
+            for resource, count in pod.devices.items():
                 used[resource] = used.get(resource, 0) + count
     return used
 
 
-def _gateways(context: OperatorContext, service: PDService) -> tuple[Object, ...]:
+def _gateways(context: OperatorContext, service: PDService) -> tuple[PodView, ...]:
     key = (service.metadata.namespace, service.metadata.name)
     return context.caches.pods.by_index(BY_SERVICE, key)
 
@@ -39,11 +38,7 @@ def all_gateways_ready(context: OperatorContext, service: PDService) -> bool:
 
 def gateways_ready(context: OperatorContext, service: PDService) -> int:
     """How many gateway pods are ready and stay."""
-    return sum(
-        condition(pod, "Ready").get("status") == "True"
-        and not pod["metadata"].get("deletionTimestamp")
-        for pod in _gateways(context, service)
-    )
+    return sum(pod.ready.true and not pod.deleting for pod in _gateways(context, service))
 
 
 async def troubles_of(

@@ -2,28 +2,25 @@
 
 Everything a plan reads comes from here, our own kinds included (kopf does not deliver deletions
 that it missed over a re-list). Pods of the whole cluster are watched, because any pod takes
-something of its node. Of those with devices and of our own the fields below are kept; of every
-other one, while it is bound, only where it is and what it takes.
+something of its node. Pods and Nodes are kept as views (`topology.PodView`, `NodeView`), all else
+as JSON. A change of what no view holds, such as a node's heartbeat, is no change at all.
 Neighbours: `triggers` turns changes into queue keys.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from sys import intern
 from typing import Final
 
 from pdserve.api import API_VERSION, KINDS, ObjectMeta
 from pdserve.desired.compare import controller_uid
 from pdserve.exposition import Registry
-from pdserve.frozen import Light
-from pdserve.kube.cache import Cache
+from pdserve.kube.cache import Cache, ViewCache
 from pdserve.kube.client import KubeClient
-from pdserve.kube.held import OnSkip
-from pdserve.kube.prune import Prune, keep, without_managed_fields
+from pdserve.kube.held import K, OnSkip
 from pdserve.kube.resource import (
     CONFIGMAPS,
     CONTROLLER_REVISIONS,
@@ -39,9 +36,8 @@ from pdserve.kube.resource import (
     Object,
     Resource,
 )
-from pdserve.topology.requests import is_extended, pod_requests, spec_taking
+from pdserve.topology import NodeView, PodView, kept_pod, node_view
 from pdserve.wire import names
-from pdserve.wire.pin import pinned_node
 
 _GROUP, _VERSION = API_VERSION.split("/")
 _PLURALS = {kind.info.name: kind.info.plural for kind in KINDS}
@@ -68,79 +64,7 @@ BY_DOMAIN: Final = "domain"
 """RoCEDomain name of ScenarioGroups and PDServices."""
 
 
-_KEPT_OF_PODS = keep(
-    f"metadata.annotations[{names.ANNOTATION_DRAIN}]",
-    f"metadata.annotations[{names.ANNOTATION_REPLACES}]",
-    f"metadata.annotations[{names.ANNOTATION_MEMBERS}]",
-    f"metadata.annotations[{names.ANNOTATION_LEADER}]",
-    f"metadata.annotations[{names.ANNOTATION_CONTROL}]",
-    f"metadata.annotations[{names.ANNOTATION_CREDENTIALS}]",
-    f"metadata.annotations[{names.ANNOTATION_NETWORK_STATUS}]",
-    "metadata.deletionGracePeriodSeconds",
-    "spec.nodeName",
-    "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution",
-    "spec.tolerations",
-    "spec.hostNetwork",
-    "spec.overhead",
-    "spec.resources",
-    *(
-        f"spec.{kind}.{part}"
-        for kind in ("containers", "initContainers")
-        for part in ("name", "resources", "ports.hostPort", "ports.hostIP", "ports.protocol")
-    ),
-    "spec.initContainers.restartPolicy",
-    "status.phase",
-    "status.reason",
-    "status.message",
-    "status.podIP",
-    "status.startTime",
-    "status.conditions.type",
-    "status.conditions.status",
-    "status.conditions.reason",
-    "status.conditions.message",
-    "status.conditions.lastTransitionTime",
-    "status.containerStatuses.name",
-    "status.containerStatuses.containerID",
-    "status.containerStatuses.ready",
-    "status.containerStatuses.restartCount",
-    "status.containerStatuses.started",
-    "status.containerStatuses.state",
-    "status.containerStatuses.lastState",
-    "status.containerStatuses.allocatedResourcesStatus",
-)
-
-
-def _prune_pod(pod: Object) -> Object | None:
-    meta, requests = pod["metadata"], pod_requests(pod)
-    labels = meta.get("labels") or {}
-    ours = labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER
-    if ours or any(map(is_extended, requests)):
-        return _KEPT_OF_PODS(pod)
-    node = pod.get("spec", {}).get("nodeName")
-    if not node or not requests:
-        return None
-    # A pod of one container that takes the same. There are a hundred for each of ours.
-    return Light(
-        {
-            "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
-            "spec": {"nodeName": intern(node), **spec_taking(requests)},
-        }
-    )
-
-
-# Without heartbeats and images: a node's periodic update is then no change at all.
-_PRUNE_NODE = keep(
-    f"metadata.annotations[{names.ANNOTATION_ROCE_DEVICES}]",
-    f"metadata.annotations[{names.ANNOTATION_UNHEALTHY_DEVICES}]",
-    "spec.unschedulable",
-    "spec.taints",
-    "status.capacity",
-    "status.allocatable",
-    "status.conditions.type",
-    "status.conditions.status",
-    "status.conditions.reason",
-    "status.conditions.lastTransitionTime",
-)
+AnyCache = Cache | ViewCache[PodView] | ViewCache[NodeView]
 
 
 @dataclass(frozen=True)
@@ -150,8 +74,8 @@ class Caches:
     services: Cache
     groups: Cache
     domains: Cache
-    pods: Cache
-    nodes: Cache
+    pods: ViewCache[PodView]
+    nodes: ViewCache[NodeView]
     config_maps: Cache
     revisions: Cache
     deployments: Cache
@@ -164,18 +88,18 @@ class Caches:
     skipped: OnSkip
     """Receives objects that cannot be read."""
 
-    def __iter__(self) -> Iterator[Cache]:
-        return iter(self._all.values())
+    def __iter__(self) -> Iterator[AnyCache]:
+        return iter(self._all)
 
     @cached_property
-    def _all(self) -> Mapping[Resource, Cache]:
+    def _all(self) -> tuple[AnyCache, ...]:
         found = (getattr(self, f.name) for f in fields(self))
-        return {cache.resource: cache for cache in found if isinstance(cache, Cache)}
+        return tuple(cache for cache in found if isinstance(cache, ViewCache))
 
     @property
     def changes(self) -> int:
         """Counts everything that was taken in: while it stays, so does all that caches show."""
-        return sum(cache.changes for cache in self._all.values())
+        return sum(cache.changes for cache in self._all)
 
     @property
     def synced(self) -> bool:
@@ -188,10 +112,11 @@ class Caches:
             await cache.synced.wait()
 
     def of(self, resource: Resource) -> Cache:
-        """The cache of a kind; KeyError for a kind that is not cached."""
-        if resource not in self._all:
-            raise KeyError(resource.plural)
-        return self._all[resource]
+        """The cache of a kind that is kept as JSON; KeyError for any other kind."""
+        for cache in self._all:
+            if isinstance(cache, Cache) and cache.resource == resource:
+                return cache
+        raise KeyError(resource.plural)
 
 
 def make_caches(
@@ -218,15 +143,12 @@ def make_caches(
             registry=registry, on_skip=skipped, rng=rng,
         )  # fmt: skip
 
-    def whole_cluster(resource: Resource, prune: Prune = without_managed_fields) -> Cache:
-        return Cache(client, resource, prune=prune, registry=registry, on_skip=skipped, rng=rng)
-
     caches = Caches(
         services=ours(PDSERVICES, ""),
         groups=ours(SCENARIO_GROUPS, ""),
-        domains=whole_cluster(ROCE_DOMAINS),
-        pods=whole_cluster(PODS, _prune_pod),
-        nodes=whole_cluster(NODES, _PRUNE_NODE),
+        domains=Cache(client, ROCE_DOMAINS, registry=registry, on_skip=skipped, rng=rng),
+        pods=ViewCache(client, PODS, kept_pod, registry=registry, on_skip=skipped, rng=rng),
+        nodes=ViewCache(client, NODES, node_view, registry=registry, on_skip=skipped, rng=rng),
         config_maps=ours(CONFIGMAPS),
         revisions=ours(CONTROLLER_REVISIONS),
         deployments=ours(DEPLOYMENTS),
@@ -245,14 +167,14 @@ def make_caches(
     caches.config_maps.add_index(_BY_OWNER, _owner)
     caches.revisions.add_index(_BY_OWNER, _owner)
     caches.disruption_budgets.add_index(_BY_OWNER, _owner)
-    caches.pods.add_index(_BY_OWNER, _owner)
+    caches.pods.add_index(_BY_OWNER, _owner_of_pod)
     caches.pods.add_index(BY_NODE, _node)
     caches.pods.add_index(BY_STATE, _unbound)
     caches.pods.add_index(BY_SERVICE, _gateway_service)
     return caches
 
 
-def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
+def owned_by(cache: ViewCache[K], owner: ObjectMeta) -> tuple[K, ...]:
     """Objects of the owner's namespace that name it as their controller, ordered by name.
 
     An owner reference holds a uid but no namespace, and any user may write one: an object of
@@ -261,7 +183,7 @@ def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
     return controlled_by(cache, owner.namespace, owner.uid)
 
 
-def controlled_by(cache: Cache, namespace: str, uid: str) -> tuple[Object, ...]:
+def controlled_by(cache: ViewCache[K], namespace: str, uid: str) -> tuple[K, ...]:
     """`owned_by` for an owner of which only namespace and uid are at hand."""
     return cache.by_index(_BY_OWNER, (namespace, uid))
 
@@ -281,18 +203,20 @@ def _domain(obj: Object) -> Iterable[str]:
     return (obj["spec"]["fabric"]["domainRef"]["name"],)
 
 
-def _node(pod: Object) -> Iterable[str]:
-    node = pod.get("spec", {}).get("nodeName")
-    return (node,) if node and pod["metadata"].get("ownerReferences") else ()
+def _owner_of_pod(pod: PodView) -> Iterable[tuple[str, str]]:
+    return () if pod.owner is None else ((pod.namespace, pod.owner.uid),)
 
 
-def _unbound(pod: Object) -> Iterable[str]:
-    bound = pod.get("spec", {}).get("nodeName")
-    return () if bound or pinned_node(pod) is None else (UNBOUND,)
+def _node(pod: PodView) -> Iterable[str]:
+    return (pod.node,) if pod.node and pod.owner is not None else ()
 
 
-def _gateway_service(pod: Object) -> Iterable[tuple[str, str]]:
-    labels = pod["metadata"].get("labels") or {}
-    if labels.get(names.LABEL_COMPONENT) != "gateway" or names.LABEL_SERVICE not in labels:
+def _unbound(pod: PodView) -> Iterable[str]:
+    return () if pod.node or pod.pinned is None else (UNBOUND,)
+
+
+def _gateway_service(pod: PodView) -> Iterable[tuple[str, str]]:
+    service = pod.labels.get(names.LABEL_SERVICE)
+    if pod.labels.get(names.LABEL_COMPONENT) != "gateway" or service is None:
         return ()
-    return ((pod["metadata"]["namespace"], labels[names.LABEL_SERVICE]),)
+    return ((pod.namespace, service),)

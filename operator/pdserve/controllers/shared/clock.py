@@ -24,8 +24,9 @@ from typing import Final
 
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
-from pdserve.kube.held import ChangeType
-from pdserve.kube.resource import NODES, Object
+from pdserve.kube.held import ChangeType, K, uid_of
+from pdserve.kube.resource import NODES
+from pdserve.topology import NodeView
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,10 @@ class Clock:
         """All of `owner`'s objects have been looked at: what is seen from now on is new."""
         self._met.add(owner)
 
-    def forget(self, event: ChangeType, old: Object | None, _new: Object | None) -> None:
+    def forget(self, event: ChangeType, old: K | None, _new: K | None) -> None:
         """Cache handler of Pods and their owners: drop what is known of one that is gone."""
         if event == "DELETED" and old is not None:
-            uid = str(old["metadata"].get("uid", ""))
+            uid = str(uid_of(old) or "")
             self._began.pop(uid, None)
             self._met.discard(uid)
 
@@ -94,12 +95,12 @@ class NodeSilence:
         self._settled_at = 0.0
         self._since: dict[str, float] = {}
 
-    def changed(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+    def changed(self, _event: ChangeType, old: NodeView | None, new: NodeView | None) -> None:
         """Cache handler of Nodes."""
-        if new is not None and not _is_ready(new):
-            self._since.setdefault(new["metadata"]["name"], self._counted())
-        elif (old or new) is not None:
-            self._since.pop((new or old or {})["metadata"]["name"], None)
+        if new is not None and not new.ready:
+            self._since.setdefault(new.name, self._counted())
+        elif (found := new or old) is not None:
+            self._since.pop(found.name, None)
 
     def of(self, node: str) -> float | None:
         """Seconds; None for a Node that was not seen without Ready."""
@@ -144,8 +145,3 @@ class NodeSilence:
         now = self._steady()
         began = max(self._answered, self._settled_at)
         return self._heard + min(max(0.0, now - began), PROBE_PERIOD)
-
-
-def _is_ready(node: Object) -> bool:
-    conditions = node.get("status", {}).get("conditions") or ()
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)

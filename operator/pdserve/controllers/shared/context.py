@@ -24,7 +24,7 @@ from pdserve.desired.service_status import Attainment
 from pdserve.engines.pod_profile import Rights
 from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
-from pdserve.kube.resource import Object, ObjectKey
+from pdserve.kube.resource import ObjectKey
 from pdserve.kube.workqueue import WorkQueue
 from pdserve.topology import Reservation
 
@@ -72,6 +72,6 @@ class OperatorContext:
         """Seconds since the epoch, on the clock that never steps."""
         return self.clock.now()
 
-    def skipped(self, obj: Object, where: str, error: Exception) -> None:
+    def skipped(self, obj: object, where: str, error: Exception) -> None:
         """Tell that `obj` was left out in `where` (a metric's label) because of `error`."""
         self.skips(obj, where, error)

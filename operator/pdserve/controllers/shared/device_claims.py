@@ -20,18 +20,15 @@ from pdserve.controllers.shared.scope import Scope
 from pdserve.desired.claim_entries import claims_of, from_json
 from pdserve.desired.pod_demand import demand_of
 from pdserve.groups.claims import claims_for, newest, reservations
-from pdserve.groups.health import condition
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.types import DeviceClaim
 from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.placement import GroupRequest
 from pdserve.terms import ROLES
-from pdserve.topology import Reservation, pod_devices
-from pdserve.topology.requests import requested
+from pdserve.topology import PodView, Reservation
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
-from pdserve.wire.pin import pinned_node
 
 MOST_AHEAD: Final = 100
 """Waiting ScenarioGroups for which a plan looks for a place before its own."""
@@ -59,11 +56,11 @@ class Claims:
 
     # --- noticing --------------------------------------------------------------------------
 
-    def pod_changed(self, event: ChangeType, old: Object | None, new: Object | None) -> None:
+    def pod_changed(self, event: ChangeType, old: PodView | None, new: PodView | None) -> None:
         """Cache handler of Pods: note the devices of an instance that holds them no more."""
-        if old is None or not pod_devices(old):
+        if old is None or not old.devices:
             return
-        if event == "DELETED" or (new is not None and not pod_devices(new)):
+        if event == "DELETED" or (new is not None and not new.devices):
             self._note(old)
 
     def group_changed(self, event: ChangeType, old: Object | None, _new: Object | None) -> None:
@@ -102,27 +99,22 @@ class Claims:
                     if claim.pod not in present:
                         self._lost.setdefault(key, {}).setdefault(claim.pod, claim)
 
-    def _note(self, pod: Object) -> None:
-        meta = pod["metadata"]
-        labels = meta.get("labels") or {}
-        role, index = labels.get(names.LABEL_ROLE), str(labels.get(names.LABEL_GROUP_INDEX, ""))
-        node = pod.get("spec", {}).get("nodeName") or pinned_node(pod)
-        owner = next((r for r in meta.get("ownerReferences") or () if r.get("controller")), None)
-        if owner is None or owner.get("kind") != "ScenarioGroup":
+    def _note(self, pod: PodView) -> None:
+        role = pod.labels.get(names.LABEL_ROLE)
+        index = pod.labels.get(names.LABEL_GROUP_INDEX, "")
+        if pod.owner is None or pod.owner.kind != "ScenarioGroup":
             return
-        annotations = meta.get("annotations") or {}
-        if names.ANNOTATION_DRAIN in annotations:
+        if names.ANNOTATION_DRAIN in pod.annotations:
             return  # planned: who planned it claimed what is to be kept
-        if condition(pod, "PodScheduled").get("reason") == "Unschedulable":
+        if pod.scheduled.reason == "Unschedulable":
             return  # it never got them
-        if role not in ROLES or not index.isdigit() or not node:
+        if role not in ROLES or not index.isdigit() or not pod.place:
             return
-        uid = str(annotations.get(names.ANNOTATION_LEADER) or meta["uid"])
         claim = DeviceClaim(
-            meta["name"], uid, names.slot_of(meta["name"]), role, int(index), node,
-            tuple(requested(pod).items()),
+            pod.name, pod.annotations.get(names.ANNOTATION_LEADER) or pod.uid,
+            names.slot_of(pod.name), role, int(index), pod.place, tuple(pod.requested.items()),
         )  # fmt: skip
-        key = ObjectKey(meta["namespace"], owner["name"])
+        key = ObjectKey(pod.namespace, pod.owner.name)
         self._lost.setdefault(key, {})[claim.pod] = claim
 
     # --- asking ----------------------------------------------------------------------------
@@ -185,5 +177,5 @@ class Claims:
         return tuple(request for _, request in first)
 
 
-def _holds(pod: Object | None) -> bool:
-    return pod is not None and bool(pod_devices(pod))
+def _holds(pod: PodView | None) -> bool:
+    return pod is not None and bool(pod.devices)

@@ -15,6 +15,7 @@ from pdserve.controllers.shared.skipped import read_each
 from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import Object
 from pdserve.terms.json import JsonMap
+from pdserve.topology import NodeView
 
 REASON = "NodesShared"
 CONDITION = "FabricValid"
@@ -30,7 +31,7 @@ def overlap(caches: Caches, domain: Object) -> ConditionState | None:
     chosen = _selected(domain, caches.nodes.list())
 
     def both(other: Object) -> tuple[Object, list[str]]:
-        return other, [node["metadata"]["name"] for node in _selected(other, chosen)]
+        return other, [node.name for node in _selected(other, chosen)]
 
     for other, shared in read_each(older, both, caches.skipped, "observe"):
         if shared:
@@ -67,10 +68,6 @@ def _age(domain: Object) -> tuple[str, str]:
     return str(meta.get("creationTimestamp") or ""), str(meta["name"])
 
 
-def _selected(domain: Object, nodes: Iterable[Object]) -> list[Object]:
+def _selected(domain: Object, nodes: Iterable[NodeView]) -> list[NodeView]:
     selector = (domain["spec"].get("nodeSelector") or {}).get("matchLabels") or {}
-    return [
-        node
-        for node in nodes
-        if all((node["metadata"].get("labels") or {}).get(k) == v for k, v in selector.items())
-    ]
+    return [n for n in nodes if all(n.labels.get(k) == v for k, v in selector.items())]

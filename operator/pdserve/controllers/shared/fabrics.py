@@ -11,24 +11,20 @@ say what changed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pdserve.controllers.shared.caches import BY_STATE, UNBOUND, Caches
-from pdserve.controllers.shared.skipped import read_each
 from pdserve.kube.held import ChangeType
-from pdserve.kube.resource import Object
 from pdserve.topology import (
     Fabric,
     NodeView,
+    PodView,
     Reservation,
     build_fabric,
-    node_view,
-    pod_requests,
     reservation_of,
 )
 from pdserve.topology.spec import TreeSpec
-from pdserve.wire.pin import pinned_node
 
 MOST_CHANGED: Final = 64
 """Nodes put anew into a tree before it is built again."""
@@ -81,13 +77,12 @@ class Fabrics:
         return built.fabric.reserve(extra) if extra else built.fabric
 
     def _build(self, spec: TreeSpec) -> _Built:
-        def chosen(node: Object) -> NodeView | None:
-            labels = node["metadata"].get("labels") or {}
-            wanted = all(labels.get(k) == v for k, v in spec.selector.items())
-            return self._view(node) if wanted else None
-
-        views = read_each(self._caches.nodes.list(), chosen, self._caches.skipped, "fabric")
-        nodes = [v for v in views if v is not None]
+        wanted = spec.selector.items()
+        nodes = [
+            self._view(node)
+            for node in self._caches.nodes.list()
+            if all(node.labels.get(k) == v for k, v in wanted)
+        ]
         fabric = build_fabric(spec, nodes, reservations(self._caches))
         return _Built(spec, self._revision, fabric, fabric)
 
@@ -95,26 +90,27 @@ class Fabrics:
         """Read the nodes whose pods changed, and put them into the tree."""
         names = sorted(built.changed)
         nodes = (node for name in names if (node := self._caches.nodes.get(name)) is not None)
-        views = read_each(nodes, self._view, self._caches.skipped, "fabric")
+        views = map(self._view, nodes)
         built.fabric = built.base.renewed(views, reservations(self._caches))
 
-    def _view(self, node: Object) -> NodeView:
-        name = node["metadata"]["name"]
-        view = self._views.get(name)
+    def _view(self, node: NodeView) -> NodeView:
+        """The node with what its pods take."""
+        view = self._views.get(node.name)
         if view is None:
-            view = node_view(node, used=self._used.get(name))
-            self._views[name] = view
+            used = self._used.get(node.name)
+            view = replace(node, used=dict(used)) if used else node
+            self._views[node.name] = view
         return view
 
     # --- what changed ----------------------------------------------------------------------
 
-    def _node(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+    def _node(self, _event: ChangeType, old: NodeView | None, new: NodeView | None) -> None:
         self._revision += 1
         for node in (old, new):
             if node is not None:
-                self._views.pop(node["metadata"]["name"], None)
+                self._views.pop(node.name, None)
 
-    def _pod(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+    def _pod(self, _event: ChangeType, old: PodView | None, new: PodView | None) -> None:
         before, after = _taken(old), _taken(new)
         if before == after:
             return
@@ -152,15 +148,11 @@ class _Taken:
 def reservations(caches: Caches) -> tuple[Reservation, ...]:
     """What pinned pods that are not bound yet will take."""
     pods = caches.pods.by_index(BY_STATE, UNBOUND)
-    found = read_each(pods, reservation_of, caches.skipped, "fabric")
-    return tuple(r for of_pod in found for r in of_pod)
+    return tuple(r for pod in pods for r in reservation_of(pod))
 
 
-def _taken(pod: Object | None) -> _Taken | None:
+def _taken(pod: PodView | None) -> _Taken | None:
     """All that a tree knows of a pod; None for nothing."""
-    if pod is None:
+    if pod is None or not pod.place or not pod.takes:
         return None
-    bound = pod.get("spec", {}).get("nodeName")
-    node = bound or pinned_node(pod)
-    requests = pod_requests(pod) if node else {}
-    return _Taken(str(node), bool(bound), requests) if requests else None
+    return _Taken(pod.place, bool(pod.node), pod.takes)

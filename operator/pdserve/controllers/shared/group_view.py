@@ -19,15 +19,14 @@ from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.revisions import stored_revisions
 from pdserve.controllers.shared.skipped import read_each
 from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
-from pdserve.frozen import Frozen
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.observe import instance_obs, is_group_index, joined
 from pdserve.kube.resource import Object
 from pdserve.terms import ROLES
+from pdserve.topology import NodeView, PodView
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
-from pdserve.wire.pin import pinned_node
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,11 @@ class _Steady:
     """A pod's instance that no passing of time changes, as one version of pod and node shows it."""
 
     clock: Clock
-    node: Object | None
+    node: NodeView | None
     limits: HealthLimits
     seen: InstanceObs
 
-    def holds(self, clock: Clock, node: Object | None, limits: HealthLimits) -> bool:
+    def holds(self, clock: Clock, node: NodeView | None, limits: HealthLimits) -> bool:
         return self.clock is clock and self.node is node and self.limits == limits
 
 
@@ -48,16 +47,15 @@ def view_group(context: OperatorContext, group: ScenarioGroup) -> ScenarioGroupV
     caches, clock, owner = context.caches, context.clock, group.metadata.uid
     now = clock.now()
 
-    def observe(pod: Object) -> InstanceObs:
-        node_name = pod.get("spec", {}).get("nodeName") or pinned_node(pod) or ""
-        node = caches.nodes.get(node_name)
-        since = partial(clock.since, owner, str(pod["metadata"].get("uid", "")))
-        silent = context.silence.of(node_name)
+    def observe(pod: PodView) -> InstanceObs:
+        node = caches.nodes.get(pod.place)
+        since = partial(clock.since, owner, pod.uid)
+        silent = context.silence.of(pod.place)
         limits = _limits(group, pod)
-        if silent is not None or not isinstance(pod, Frozen):
+        if silent is not None:
             return instance_obs(pod, node, now, limits, since, silent)
-        known: _Steady | None = pod.derived.get(_Steady)
-        if known is not None and known.holds(clock, node, limits):
+        known = pod.derived.get(_Steady)
+        if isinstance(known, _Steady) and known.holds(clock, node, limits):
             return known.seen
         seen = instance_obs(pod, node, now, limits, since)
         if seen.fault is None and seen.recheck_after is None:
@@ -87,8 +85,8 @@ def domain_of(caches: Caches, name: str) -> RoCEDomain | None:
     return next(read_each(() if obj is None else (obj,), read, caches.skipped, "observe"), None)
 
 
-def _limits(group: ScenarioGroup, pod: Object) -> HealthLimits:
-    role = (pod["metadata"].get("labels") or {}).get(names.LABEL_ROLE, ROLES[0])
+def _limits(group: ScenarioGroup, pod: PodView) -> HealthLimits:
+    role = pod.labels.get(names.LABEL_ROLE, ROLES[0])
     template = group.spec.decode if role == "decode" else group.spec.prefill
     return HealthLimits(
         node_suspect=float(group.spec.recovery.node_suspect_seconds),

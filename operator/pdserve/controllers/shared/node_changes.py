@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 
 from pdserve.controllers.shared.caches import Caches
 from pdserve.kube.held import ChangeType
-from pdserve.kube.resource import Object
-from pdserve.topology import pod_requests
+from pdserve.topology import NodeView, PodView
 
 
 class NodeChanges:
@@ -32,21 +31,20 @@ class NodeChanges:
         """Seconds since the epoch by node; without those at which nothing was seen."""
         return self._bettered
 
-    def _node(self, event: ChangeType, old: Object | None, new: Object | None) -> None:
+    def _node(self, event: ChangeType, old: NodeView | None, new: NodeView | None) -> None:
         if new is None:
-            self._bettered.pop((old or {})["metadata"]["name"], None)
+            if old is not None:
+                self._bettered.pop(old.name, None)
         elif self._caches.nodes.synced.is_set() and (old is None or _stated(old) != _stated(new)):
-            self._bettered[new["metadata"]["name"]] = self._now()
+            self._bettered[new.name] = self._now()
 
-    def _pod(self, event: ChangeType, old: Object | None, new: Object | None) -> None:
-        node = (old or {}).get("spec", {}).get("nodeName")
-        if not node or old is None or not pod_requests(old):
+    def _pod(self, event: ChangeType, old: PodView | None, new: PodView | None) -> None:
+        if old is None or not old.node or not old.takes:
             return
-        if (new is None or not pod_requests(new)) and self._caches.nodes.get(node) is not None:
-            self._bettered[node] = self._now()
+        if (new is None or not new.takes) and self._caches.nodes.get(old.node) is not None:
+            self._bettered[old.node] = self._now()
 
 
-def _stated(node: Object) -> tuple[object, ...]:
-    spec, status = node.get("spec", {}), node.get("status", {})
-    labels, taints = node["metadata"].get("labels"), spec.get("taints")
-    return labels, taints, spec.get("unschedulable"), status.get("allocatable")
+def _stated(node: NodeView) -> tuple[object, ...]:
+    taints = (node.taints, node.soft_taints)
+    return node.labels, taints, node.unschedulable, node.allocatable, node.offers

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from pdserve.kube.cache import Cache
+from pdserve.kube.cache import ViewCache
 from pdserve.kube.resource import ObjectKey
-from pdserve.topology import Reservation
+from pdserve.topology import PodView, Reservation
 
 
 class Promises:
@@ -38,7 +38,7 @@ class Promises:
         finally:
             del self._held[group]
 
-    def of(self, pods: Cache) -> tuple[Reservation, ...]:
+    def of(self, pods: ViewCache[PodView]) -> tuple[Reservation, ...]:
         """What is promised to pods that `pods` does not show, ordered by group and pod."""
         return tuple(
             reservation

@@ -20,10 +20,10 @@ from pdserve.desired.service_credentials import (
     control_digests,
     told,
 )
-from pdserve.groups.health import condition
 from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import PODS, Object, ObjectKey
 from pdserve.terms.json import JsonMap
+from pdserve.topology import PodView
 from pdserve.wire import names
 from pdserve.wire.credentials import fingerprint
 from pdserve.wire.links import LinkReport
@@ -40,7 +40,7 @@ def asked_rotation(obj: Object) -> str:
 def gateways_identify(caches: Caches, namespace: str, service: str) -> bool:
     """Whether every gateway pod of a service sends a request credential."""
     pods = caches.pods.by_index(BY_SERVICE, (namespace, service))
-    return all(_annotation(pod, names.ANNOTATION_CREDENTIALS) for pod in pods)
+    return all(pod.annotations.get(names.ANNOTATION_CREDENTIALS) for pod in pods)
 
 
 async def rotate(
@@ -75,33 +75,31 @@ def _groups(context: OperatorContext, service: PDService) -> Iterator[tuple[Obje
 
 def _instances(
     context: OperatorContext, service: PDService
-) -> Iterator[tuple[Object, LinkReport | None]]:
+) -> Iterator[tuple[PodView, LinkReport | None]]:
     """Pods of the service's P/D groups, with what their instance's leader last reported."""
     namespace = service.metadata.namespace
     for key, group in _groups(context, service):
         reports = context.linker.links(key)
         for pod in controlled_by(context.caches.pods, namespace, group["metadata"]["uid"]):
-            yield pod, reports.get(names.instance_name(pod["metadata"]["name"]))
+            yield pod, reports.get(names.instance_name(pod.name))
 
 
 def _look(context: OperatorContext, service: PDService, held: ServiceCredentials) -> Seen:
     engines, legacy = [], []
     for pod, report in _instances(context, service):
-        name = pod["metadata"]["name"]
         if report is None or not report.credentials:
-            legacy.append(name)
-        linked = condition(pod, names.CONDITION_LINKED).get("status") == "True"
+            legacy.append(pod.name)
         behind = report is None or (report.credentials > 0 and report.grant != held.revision)
-        if linked and behind:
-            engines.append(name)
+        if pod.linked.true and behind:
+            engines.append(pod.name)
     gateways = []
     key = (service.metadata.namespace, service.metadata.name)
     for pod in context.caches.pods.by_index(BY_SERVICE, key):
-        sends = _annotation(pod, names.ANNOTATION_CREDENTIALS)
+        sends = pod.annotations.get(names.ANNOTATION_CREDENTIALS, "")
         if sends != held.gateway_fingerprint:
-            gateways.append(pod["metadata"]["name"])
+            gateways.append(pod.name)
         if not sends:
-            legacy.append(pod["metadata"]["name"])
+            legacy.append(pod.name)
     return Seen(tuple(sorted(engines)), tuple(sorted(gateways)), tuple(sorted(legacy)))
 
 
@@ -109,14 +107,13 @@ async def _annotate(context: OperatorContext, service: PDService, held: ServiceC
     """A container that starts anew reads from its pod whom to take for its operator."""
     namespace = service.metadata.namespace
     for pod, _ in list(_instances(context, service)):
-        meta = pod["metadata"]
-        wanted = control_annotation(held, namespace, meta["name"])
-        present = _annotation(pod, names.ANNOTATION_CONTROL)
-        if not present or present == wanted or meta.get("deletionTimestamp"):
+        wanted = control_annotation(held, namespace, pod.name)
+        present = pod.annotations.get(names.ANNOTATION_CONTROL)
+        if not present or present == wanted or pod.deleting:
             continue
         live = await context.client.patch_json(
-            PODS, meta["name"], [{"op": "replace", "path": _CONTROL_PATH, "value": wanted}],
-            namespace=namespace, uid=meta["uid"], field_manager=names.FIELD_MANAGER,
+            PODS, pod.name, [{"op": "replace", "path": _CONTROL_PATH, "value": wanted}],
+            namespace=namespace, uid=pod.uid, field_manager=names.FIELD_MANAGER,
         )  # fmt: skip
         context.caches.pods.observe(live)
 
@@ -124,7 +121,3 @@ async def _annotate(context: OperatorContext, service: PDService, held: ServiceC
 def control_annotation(held: ServiceCredentials, namespace: str, pod: str) -> str:
     """Annotation `pdserve.io/control` of an instance: digests, one a line."""
     return "\n".join(control_digests(held, namespace, pod))
-
-
-def _annotation(pod: Object, name: str) -> str:
-    return str((pod["metadata"].get("annotations") or {}).get(name, ""))

@@ -20,9 +20,9 @@ from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.scope import Scope
 from pdserve.kube.events import EventRecorder
-from pdserve.kube.held import OnSkip
-from pdserve.kube.resource import Object
+from pdserve.kube.held import K, OnSkip
 from pdserve.terms.shown import shown
+from pdserve.topology import NodeView, PodView
 from pdserve.wire.bounds import WireError
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class Skipped:
 
     def __call__(self, obj: object, where: str, error: Exception) -> None:
         """Count, log and tell that `obj` was left out in `where` because of `error`. No errors."""
+        if isinstance(obj, PodView | NodeView):
+            obj = obj.reference
         kind, name = _identity(obj)
         self._metrics.skipped.labels(kind, where).inc()
         cause = _Cause(kind, name, where, _text(error))
@@ -85,7 +87,7 @@ class Skipped:
 
 
 def read_each(
-    objects: Iterable[Object], read: Callable[[Object], T], skipped: OnSkip, where: str
+    objects: Iterable[K], read: Callable[[K], T], skipped: OnSkip, where: str
 ) -> Iterator[T]:
     """`read` of every object; those for which it raises are handed to `skipped` instead."""
     for obj in objects:

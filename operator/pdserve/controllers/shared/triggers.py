@@ -19,14 +19,13 @@ from pdserve.controllers.shared.caches import (
     service_of_group,
 )
 from pdserve.controllers.shared.domain_overlap import overlap_in_status
-from pdserve.groups.health import condition
 from pdserve.kube.cache import Cache
-from pdserve.kube.held import ChangeType
+from pdserve.kube.held import ChangeType, K
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
-from pdserve.topology.requests import is_extended, pod_requests
+from pdserve.topology import NodeView, PodView
+from pdserve.topology.requests import is_extended
 from pdserve.wire import names
-from pdserve.wire.pin import pinned_node
 
 SERVICE: Final = "PDService"
 GROUP: Final = "ScenarioGroup"
@@ -110,7 +109,7 @@ class Triggers:
         for service in self._caches.services.by_index(BY_DOMAIN, name):
             self._add(SERVICE, service)
 
-    def _node(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
+    def _node(self, _event: ChangeType, old: NodeView | None, new: NodeView | None) -> None:
         """Whom it concerns looks at once: who has pods there, who waits for devices.
 
         All other groups are looked at too, spread over `SWEEP`: a node may mean more to a group
@@ -118,11 +117,11 @@ class Triggers:
         repaired.
         """
         self._domains_later()
-        name = _any(old, new)["metadata"]["name"]
+        name = _any(old, new).name
         unbound = self._caches.pods.by_index(BY_STATE, UNBOUND)
         for pod in (
             *self._caches.pods.by_index(BY_NODE, name),
-            *(p for p in unbound if pinned_node(p) == name),
+            *(p for p in unbound if p.pinned == name),
         ):
             self._group_of(pod)
         self._waiting_groups()
@@ -132,14 +131,13 @@ class Triggers:
             key = QueueKey(GROUP, meta["namespace"], meta["name"])
             self._queue.add_after(key, SWEEP * position / len(groups))
 
-    def _pod(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
-        meta = _any(old, new)["metadata"]
-        labels = meta.get("labels") or {}
-        if labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER:
+    def _pod(self, _event: ChangeType, old: PodView | None, new: PodView | None) -> None:
+        pod = _any(old, new)
+        if pod.ours:
             # Instances and gateways alike: a PDService reports on both.
-            if names.LABEL_SERVICE in labels:
-                self._queue.add(service_key(meta["namespace"], labels[names.LABEL_SERVICE]))
-            self._group_of(_any(old, new))
+            if names.LABEL_SERVICE in pod.labels:
+                self._queue.add(service_key(pod.namespace, pod.labels[names.LABEL_SERVICE]))
+            self._group_of(pod)
         before, after = _taken(old), _taken(new)
         if before == after:
             return
@@ -159,11 +157,9 @@ class Triggers:
                 for group in self._caches.groups.by_index(BY_SERVICE, name):
                     self._add(GROUP, group)
 
-    def _group_of(self, pod: Object) -> None:
-        meta = pod["metadata"]
-        for ref in meta.get("ownerReferences") or ():
-            if ref.get("controller") and ref.get("kind") == GROUP:
-                self._queue.add(QueueKey(GROUP, meta["namespace"], ref["name"]))
+    def _group_of(self, pod: PodView) -> None:
+        if pod.owner is not None and pod.owner.kind == GROUP:
+            self._queue.add(QueueKey(GROUP, pod.namespace, pod.owner.name))
 
     def _domains_later(self) -> None:
         for domain in self._caches.domains.list():
@@ -172,18 +168,26 @@ class Triggers:
     def _waiting_groups(self) -> None:
         """Something came free: those who could not be placed look again."""
         for group in self._caches.groups.list():
-            if condition(group, "Placed").get("status", "True") != "True":
+            if not _placed(group):
                 self._add(GROUP, group)
 
     def _add(self, kind: str, obj: Object) -> None:
         self._queue.add(QueueKey(kind, obj["metadata"]["namespace"], obj["metadata"]["name"]))
 
 
-def _taken(pod: Object | None) -> Mapping[str, int]:
-    return {} if pod is None else pod_requests(pod)
+def _placed(group: Object) -> bool:
+    """Whether nothing says that the ScenarioGroup waits for a place."""
+    for condition in (group.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "Placed":
+            return bool(condition.get("status", "True") == "True")
+    return True
 
 
-def _any(old: Object | None, new: Object | None) -> Object:
+def _taken(pod: PodView | None) -> Mapping[str, int]:
+    return {} if pod is None else pod.takes
+
+
+def _any(old: K | None, new: K | None) -> K:
     found = new if new is not None else old
     if found is None:
         raise ValueError("a change without an object")

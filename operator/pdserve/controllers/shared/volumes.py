@@ -24,8 +24,8 @@ from pdserve.kube.resource import (
     Object,
     ObjectKey,
 )
-from pdserve.terms.json import JsonMap
 from pdserve.terms.quantity import quantity
+from pdserve.topology import NodeView
 from pdserve.topology.affinity import NodeIndex, Term, terms_of
 
 FRESH: Final = 10.0
@@ -184,17 +184,15 @@ class Volumes:
 
     def _nodes_of(self, terms: frozenset[Term]) -> frozenset[str]:
         if self._index is None:
-            self._index = NodeIndex(
-                {n["metadata"]["name"]: _labels(n) for n in self._caches.nodes.list()}
-            )
+            self._index = NodeIndex({n.name: n.labels for n in self._caches.nodes.list()})
         if terms not in self._reached:
             if len(self._reached) >= MAX_CLAIMS:
                 self._reached.clear()
             self._reached[terms] = self._index.matching(terms)
         return self._reached[terms]
 
-    def _nodes_changed(self, _event: str, old: Object | None, new: Object | None) -> None:
-        if old is None or new is None or _labels(old) != _labels(new):
+    def _nodes_changed(self, _event: str, old: NodeView | None, new: NodeView | None) -> None:
+        if old is None or new is None or old.labels != new.labels:
             self._index = None
             self._reached.clear()
 
@@ -215,7 +213,3 @@ def claims_of(role: RoleTemplate) -> tuple[str, ...]:
 def _affinity(volume: Object) -> Terms:
     required = ((volume["spec"].get("nodeAffinity")) or {}).get("required")
     return None if required is None else terms_of(required)
-
-
-def _labels(node: JsonMap) -> Mapping[str, str]:
-    return node["metadata"].get("labels") or {}

@@ -16,6 +16,7 @@ from pdserve.dst.world_service import service
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import UNREACHABLE, KubeError
 from pdserve.kube.resource import NODES, Object
+from pdserve.topology import NodeView
 
 RECOVERY = {"drainSeconds": 60, "nodeSuspectSeconds": 10}
 
@@ -70,9 +71,8 @@ def test_what_an_operator_stamped_never_lies_ahead(ahead: float) -> None:
     assert clock.written("group", clock.now() + 1) == clock.now()
 
 
-def node(ready: bool) -> Object:
-    condition = {"type": "Ready", "status": "True" if ready else "Unknown"}
-    return {"metadata": {"name": "n1"}, "status": {"conditions": [condition]}}
+def node(ready: bool) -> NodeView:
+    return NodeView("n1", ready=ready)
 
 
 class Api(KubeClient):
@@ -90,7 +90,7 @@ class Api(KubeClient):
             raise KubeError(0, UNREACHABLE, "connection refused")
         if self.mode == "forbids":
             raise KubeError(403, "Forbidden", "nodes is forbidden")
-        return node(False)
+        return {"metadata": {"name": "n1"}}
 
 
 @virtual_time

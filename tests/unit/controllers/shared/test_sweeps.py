@@ -25,7 +25,7 @@ from pdserve.exposition import Registry
 from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import NODES, PODS, Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
-from pdserve.topology import Fabric, build_fabric, fabric_spec, node_view
+from pdserve.topology import Fabric, PodView, build_fabric, fabric_spec, node_view
 
 
 class Bare:
@@ -182,11 +182,11 @@ async def _kept_tree(seed: int) -> None:
         def anew() -> Fabric:
             spec = fabric_spec(domain())
             pods = core.caches.pods.list()
-            bound: dict[str, list[Object]] = {}
+            bound: dict[str, list[PodView]] = {}
             for pod in pods:
-                bound.setdefault(pod["spec"].get("nodeName", ""), []).append(pod)
+                bound.setdefault(pod.node, []).append(pod)
             nodes = [
-                node_view(node, bound.get(node["metadata"]["name"], ()))
+                node_view(world.get(NODES, node.name, "") or {}, bound.get(node.name, ()))
                 for node in core.caches.nodes.list()
             ]
             return build_fabric(spec, nodes, reservations(core.caches))
