@@ -50,6 +50,7 @@ lint: $(VENV)/.installed ## style, types, layers, names, and drift of generated 
 	@$(BIN)/python hack/check_tests.py tests operator hack benchmarks
 	@$(BIN)/python hack/references.py
 	@$(BIN)/python hack/unread_fields.py
+	@$(BIN)/python hack/check_sizes.py
 	@$(BIN)/python hack/mutate.py --check-accepted
 
 mutate: $(VENV)/.installed ## do tests fail when the code is changed a little? (MUTATE_ARGS="--mutants 200 --seed 1")

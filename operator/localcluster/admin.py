@@ -10,6 +10,7 @@ from typing import Any
 
 from localcluster.agent.faults import SOCKET
 from localcluster.errors import LocalError
+from pdserve.terms.json import JsonObject
 
 _TIMEOUT_SECONDS = 10.0
 
@@ -20,9 +21,9 @@ class Admin:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> JsonObject:
         """Nodes, pods with their process ids, and processes of the control plane."""
-        result: dict[str, Any] = self._ask("status")
+        result: JsonObject = self._ask("status")
         return result
 
     def kill(self, namespace: str, pod: str, container: str = "") -> None:

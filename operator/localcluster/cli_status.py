@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import Any
 
 from localcluster.cluster import ClusterStatus, LocalCluster
 from localcluster.kind import KindCluster, KindStatus
 from pdserve.cli.columns import table
+from pdserve.terms.json import JsonObject
 
 
 def print_status(cluster: LocalCluster | KindCluster, *, as_json: bool) -> int:
@@ -47,7 +47,7 @@ def _print_kind(name: str, status: KindStatus) -> None:
 
 
 def _print_process(
-    cluster: LocalCluster | KindCluster, status: ClusterStatus, details: dict[str, Any]
+    cluster: LocalCluster | KindCluster, status: ClusterStatus, details: JsonObject
 ) -> None:
     print(f"cluster {cluster.name!r} at {status.server} (process nodes)")
     print(f"  export KUBECONFIG={status.kubeconfig}")

@@ -19,13 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from localcluster import processes
 from localcluster.admin import Admin
 from localcluster.errors import LocalError, Progress, log_tail, quiet
 from localcluster.paths import ClusterFiles
 from localcluster.plan import LOCK, LOG, PLAN, PROBLEM, READY, ClusterPlan
+from pdserve.terms.json import JsonObject
 
 START_TIMEOUT = 1200.0
 """Includes building the control plane on a machine's first start."""
@@ -41,7 +41,7 @@ class ClusterStatus:
     kubeconfig: Path
     server: str = ""
     problem: str = ""
-    details: dict[str, Any] | None = None
+    details: JsonObject | None = None
     """What `Admin.status` answers, when running."""
 
 

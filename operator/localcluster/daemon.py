@@ -25,6 +25,7 @@ from localcluster.agent.logs import KubeletServer
 from localcluster.controlplane import ControlPlane
 from localcluster.errors import LocalError
 from localcluster.plan import LOCK, PROBLEM, READY, ClusterPlan
+from pdserve.terms.json import JsonObject
 
 _CHECK_SECONDS = 0.5
 _LOCK_SECONDS = 5.0
@@ -135,7 +136,7 @@ class _Cluster:
         fresh.write_text(json.dumps(document), encoding="utf-8")
         fresh.rename(READY)
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> JsonObject:
         pids = self._plane.pids | {"node agent": os.getpid()}
         return {
             "server": self._plane.server,

@@ -16,13 +16,13 @@ import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from localcluster.config import LABEL_DEVICES, MAX_DEVICES
 from localcluster.errors import LocalError
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import NODES, Object
+from pdserve.terms.json import JsonObject
 from pdserve.wire.names import ANNOTATION_ROCE_DEVICES, ANNOTATION_UNHEALTHY_DEVICES
 
 ANNOTATION_FAKE = "local.pdserve.io/fake-devices"
@@ -170,7 +170,7 @@ _FIELDS = ("capacity", "allocatable")
 
 async def _annotate(client: KubeClient, node: Object, values: Mapping[str, str | None]) -> None:
     existing = node["metadata"].get("annotations")
-    operations: list[dict[str, Any]] = []
+    operations: list[JsonObject] = []
     if existing is None:
         operations.append({"op": "add", "path": "/metadata/annotations", "value": {}})
     for key, value in values.items():

@@ -12,10 +12,10 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from localcluster.commands import CommandError, answer
 from localcluster.errors import LocalError
+from pdserve.terms.json import JsonMap
 
 _QUICK_SECONDS = 30.0
 _LONG_SECONDS = 600.0
@@ -125,7 +125,7 @@ def import_images(container: str, archive: Path) -> None:
         answer(argv, seconds=_LONG_SECONDS, stdin=content)
 
 
-def _snapshotter(config: Mapping[str, Any]) -> str:
+def _snapshotter(config: JsonMap) -> str:
     """Where the node's container runtime looks for unpacked images."""
     plugins = config.get("plugins", {})
     images = plugins.get("io.containerd.cri.v1.images", {})

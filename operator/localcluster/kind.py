@@ -38,6 +38,7 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import NODES, PODS
+from pdserve.terms.json import JsonMap, JsonObject
 
 ENV_NODE_IMAGE = "KIND_NODE_IMAGE"
 STATE = "kind.json"
@@ -59,7 +60,7 @@ Containers = Mapping[str, docker.NodeContainer]
 class KindPlan:
     """What a kind cluster is to be. `document` is what the kind program reads."""
 
-    document: Mapping[str, Any]
+    document: JsonMap
     resource: str = "huawei.com/Ascend910"
     devices: int = 8
     images: tuple[str, ...] = DEFAULT_IMAGES
@@ -306,8 +307,8 @@ class KindCluster(ClusterFiles):
                 "choose an empty directory for a cluster's state"
             )
 
-    def _read(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads((self.state_dir / STATE).read_text(encoding="utf-8"))
+    def _read(self) -> JsonObject:
+        document: JsonObject = json.loads((self.state_dir / STATE).read_text(encoding="utf-8"))
         return document
 
     def _write(self, phase: str, plan: KindPlan) -> None:

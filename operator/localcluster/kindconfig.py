@@ -7,17 +7,17 @@ kubeadm patches without an apiVersion, which kind applies to whatever version it
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import yaml
+
+from pdserve.terms.json import JsonMap, JsonObject
 
 DEFAULT_NODE_GRACE = 50.0
 """Kubernetes' default for seconds of silence until a Node is NotReady."""
 _DEFAULT_LEASE_SECONDS = 40
 
 
-def kind_document(document: Mapping[str, Any], *, node_grace: float) -> dict[str, Any]:
+def kind_document(document: JsonMap, *, node_grace: float) -> JsonObject:
     """`document` (a kind Cluster) with silent nodes NotReady after `node_grace` seconds."""
     result = copy.deepcopy(dict(document))
     if node_grace != DEFAULT_NODE_GRACE:
@@ -26,7 +26,7 @@ def kind_document(document: Mapping[str, Any], *, node_grace: float) -> dict[str
     return result
 
 
-def node_grace_patches(seconds: float) -> list[dict[str, Any]]:
+def node_grace_patches(seconds: float) -> list[JsonObject]:
     """Patches for kubeadm: the node controller's patience, and heartbeats that suit it.
 
     A kubelet renews its Lease four times within its duration. That duration stays in Kubernetes'

@@ -6,12 +6,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from localcluster.agent.host import AgentSettings
 from localcluster.config import ClusterConfig, NodeSpec
 from localcluster.controlplane import ControlPlaneSettings
 from localcluster.errors import LocalError
+from pdserve.terms.json import JsonObject
 
 PLAN = "plan.json"
 READY = "ready.json"
@@ -36,12 +36,12 @@ class ClusterPlan:
                 f"lease_period ({self.agent.lease_period:g} s), or healthy nodes flap"
             )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain JSON value."""
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> ClusterPlan:
+    def from_json(value: JsonObject) -> ClusterPlan:
         """Read `to_json`'s value."""
         config = value["config"]
         return ClusterPlan(

@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import itertools
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from localcluster.agent.status import LocalContainer, RunningState, TerminatedSt
 from localcluster.agent.volumes import VolumeError
 from localcluster.errors import LocalError
 from pdserve.kube.errors import KubeError
+from pdserve.terms.json import JsonMap
 
 MIN_GRACE = 2.0
 """A kubelet lets these seconds pass between SIGTERM and SIGKILL whatever the grace period says."""
@@ -32,7 +33,7 @@ _MESSAGE_LIMIT = 4096
 _MESSAGE_LOG_LINES, _MESSAGE_LOG_LIMIT = 80, 2048
 _EPOCH = "1970-01-01T00:00:00Z"
 
-MakeLaunch = Callable[[Mapping[str, Any], Path], Awaitable[Launch]]
+MakeLaunch = Callable[[JsonMap, Path], Awaitable[Launch]]
 """Make everything a start of this container needs; its log goes to the file given.
 
 Raises ConfigError, ImageError, VolumeError, LocalError or KubeError: all are tried again."""
@@ -63,7 +64,7 @@ class Surroundings:
 class ContainerRunner:
     """One container of one pod. `run` until it is final; `stop` from outside at any time."""
 
-    def __init__(self, spec: Mapping[str, Any], around: Surroundings) -> None:
+    def __init__(self, spec: JsonMap, around: Surroundings) -> None:
         self._spec = spec
         self._around = around
         self._backoff = RestartBackoff(around.host.settings.restart_base)
@@ -294,9 +295,7 @@ class ContainerRunner:
             running.kill()
         await running.wait()
 
-    async def _pre_stop(
-        self, running: RunningContainer, hook: Mapping[str, Any], grace: float
-    ) -> None:
+    async def _pre_stop(self, running: RunningContainer, hook: JsonMap, grace: float) -> None:
         """The hook, until it or the program ends."""
         if "sleep" in hook:
             asked = asyncio.create_task(asyncio.sleep(float(hook["sleep"]["seconds"])))
@@ -308,7 +307,7 @@ class ContainerRunner:
             task.cancel()
         await asyncio.gather(asked, ended, return_exceptions=True)
 
-    async def _log_hook(self, hook: Mapping[str, Any], grace: float) -> None:
+    async def _log_hook(self, hook: JsonMap, grace: float) -> None:
         ok, said = await self._target.ask(hook, grace)
         if not ok:
             log_event(
@@ -371,7 +370,7 @@ def _terminated(code: int, started_at: str, container_id: str, message: str) -> 
     return TerminatedState(exit_code, reason, started_at, timestamp(), container_id, message)
 
 
-def _last_word(spec: Mapping[str, Any], launch: Launch, code: int) -> str:
+def _last_word(spec: JsonMap, launch: Launch, code: int) -> str:
     """What the program left as its termination message; else, if asked for, its log's end."""
     said = b""
     if launch.termination_log is not None and launch.termination_log.is_file():
@@ -383,7 +382,7 @@ def _last_word(spec: Mapping[str, Any], launch: Launch, code: int) -> str:
     return said.decode("utf-8", "replace")
 
 
-def _no_image(spec: Mapping[str, Any], said: str) -> tuple[str, str]:
+def _no_image(spec: JsonMap, said: str) -> tuple[str, str]:
     if spec.get("imagePullPolicy") == "Never":
         image = spec["image"]
         return (

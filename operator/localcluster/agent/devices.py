@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap
 
 _VISIBLE = {
     "huawei.com/": "ASCEND_VISIBLE_DEVICES",
@@ -65,7 +63,7 @@ class Devices:
                 return {variable: ",".join(map(str, ids))}
         return {}
 
-    def _wanted(self, container: Mapping[str, Any]) -> int:
+    def _wanted(self, container: JsonMap) -> int:
         resources = container.get("resources") or {}
         limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
         return int(limits.get(self.resource) or requests.get(self.resource) or 0)

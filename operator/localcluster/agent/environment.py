@@ -6,10 +6,11 @@ import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from localcluster.agent.fields import FieldError, field_value, resource_value
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap
 
 SourceKind = Literal["ConfigMap", "Secret"]
 SourceKey = tuple[SourceKind, str]
@@ -43,7 +44,7 @@ def data_of(obj: Object) -> dict[str, bytes]:
     return entries | {key: base64.b64decode(value) for key, value in binary.items()}
 
 
-def env_sources(container: Mapping[str, Any]) -> Iterator[SourceKey]:
+def env_sources(container: JsonMap) -> Iterator[SourceKey]:
     """ConfigMaps and Secrets that a container's environment reads."""
     for item in container.get("envFrom") or ():
         for field, kind in _FROM.items():
@@ -56,7 +57,7 @@ def env_sources(container: Mapping[str, Any]) -> Iterator[SourceKey]:
 
 
 def build_env(
-    container: Mapping[str, Any], facts: PodFacts, sources: Sources, services: Mapping[str, str]
+    container: JsonMap, facts: PodFacts, sources: Sources, services: Mapping[str, str]
 ) -> dict[str, str]:
     """Variables that Kubernetes sets: of `services`, envFrom, env in order with `$(VAR)` expanded.
 
@@ -79,9 +80,7 @@ def build_env(
     return env
 
 
-def build_argv(
-    container: Mapping[str, Any], entrypoint: Sequence[str], env: Mapping[str, str]
-) -> list[str]:
+def build_argv(container: JsonMap, entrypoint: Sequence[str], env: Mapping[str, str]) -> list[str]:
     """`command` replaces the image's entrypoint; `args` follow; `$(VAR)` is expanded in both."""
     command = [expand(part, env) for part in container.get("command") or ()]
     return (command or list(entrypoint)) + [expand(a, env) for a in container.get("args") or ()]
@@ -102,7 +101,7 @@ _FROM: dict[str, SourceKind] = {"configMapRef": "ConfigMap", "secretRef": "Secre
 _KEYS: dict[str, SourceKind] = {"configMapKeyRef": "ConfigMap", "secretKeyRef": "Secret"}
 
 
-def _env_from(item: Mapping[str, Any], sources: Sources) -> dict[str, str]:
+def _env_from(item: JsonMap, sources: Sources) -> dict[str, str]:
     field, kind = next((f, k) for f, k in _FROM.items() if f in item)
     ref = item[field]
     obj = sources.get((kind, ref["name"]))
@@ -118,9 +117,7 @@ def _env_from(item: Mapping[str, Any], sources: Sources) -> dict[str, str]:
     }
 
 
-def _value_from(
-    container: Mapping[str, Any], item: Mapping[str, Any], facts: PodFacts, sources: Sources
-) -> str | None:
+def _value_from(container: JsonMap, item: JsonMap, facts: PodFacts, sources: Sources) -> str | None:
     source = item["valueFrom"]
     try:
         if "fieldRef" in source:
@@ -137,7 +134,7 @@ def _value_from(
     raise ConfigError(f"env {item['name']}: valueFrom {sorted(source)} is not supported here")
 
 
-def _key(kind: SourceKind, ref: Mapping[str, Any], sources: Sources, namespace: str) -> str | None:
+def _key(kind: SourceKind, ref: JsonMap, sources: Sources, namespace: str) -> str | None:
     obj = sources.get((kind, ref["name"]))
     if obj is None:
         if ref.get("optional"):

@@ -19,6 +19,7 @@ from localcluster.agent.host import log_event
 from localcluster.agent.nodes import ProcessNode
 from localcluster.agent.pods import PodWorker
 from localcluster.agent.sandbox import RunningContainer
+from pdserve.terms.json import JsonObject
 
 SOCKET = "agent.sock"
 
@@ -30,7 +31,7 @@ class FaultError(Exception):
 class AdminServer:
     """Serves the admin socket of one agent."""
 
-    def __init__(self, agent: NodeAgent, extra_status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, agent: NodeAgent, extra_status: Callable[[], JsonObject]) -> None:
         self._agent = agent
         self._extra_status = extra_status
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,7 +62,7 @@ class AdminServer:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> JsonObject:
         try:
             request = json.loads(line)
             name = request.pop("do")
@@ -79,7 +80,7 @@ class AdminServer:
             return {"ok": False, "error": f"bad request: {type(error).__name__}: {error}"}
         return {"ok": True, "result": result}
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> JsonObject:
         return {
             "nodes": {
                 node.name: {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap
 from pdserve.terms.quantity import QuantityError, quantity
 
 _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
@@ -49,9 +49,7 @@ def field_value(pod: Object, pod_ip: str, node_ip: str, path: str) -> str:
     raise FieldError(f"fieldPath: {path!r} is not available to a container")
 
 
-def resource_value(
-    container: Mapping[str, Any], allocatable: Mapping[str, str], ref: Mapping[str, Any]
-) -> str:
+def resource_value(container: JsonMap, allocatable: Mapping[str, str], ref: JsonMap) -> str:
     """Value of a `resourceFieldRef`: an unset limit is what the node can allocate."""
     kind, _, name = str(ref["resource"]).partition(".")
     if kind not in ("limits", "requests"):

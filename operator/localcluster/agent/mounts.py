@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 from localcluster.agent.environment import expand
 from localcluster.agent.sandbox import Mount
 from localcluster.agent.volumes import host_path, volumes_of
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap
 
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 _LIVE = ("configMap", "secret", "downwardAPI", "projected")
@@ -28,7 +28,7 @@ class ContainerMounts:
 
 
 def container_mounts(
-    container: Mapping[str, Any],
+    container: JsonMap,
     pod: Object,
     directory: Path,
     root: Path,
@@ -51,9 +51,7 @@ def container_mounts(
     return ContainerMounts(tuple(mounts), last_word, workdir)
 
 
-def _mount(
-    mount: Mapping[str, Any], volume: Mapping[str, Any], root: Path, env: Mapping[str, str]
-) -> Mount:
+def _mount(mount: JsonMap, volume: JsonMap, root: Path, env: Mapping[str, str]) -> Mount:
     source = host_path(volume, root)
     below = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
     if below:

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import platform
-from collections.abc import Mapping
-from typing import Any
 
 from localcluster.agent.addresses import NodeAddresses
 from localcluster.agent.devices import Devices
@@ -16,6 +14,7 @@ from localcluster.config import NodeSpec
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import LEASES, NODES, Object
+from pdserve.terms.json import JsonMap
 from pdserve.wire.names import ANNOTATION_ROCE_DEVICES, ANNOTATION_UNHEALTHY_DEVICES
 
 LEASE_NAMESPACE = "kube-node-lease"
@@ -160,7 +159,7 @@ class ProcessNode:
             self.devices.resource: str(devices),
         }
 
-    def _status(self) -> Mapping[str, Any]:
+    def _status(self) -> JsonMap:
         now = timestamp()
         return {
             "capacity": self._capacity(self.devices.count),

@@ -17,7 +17,6 @@ import asyncio
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from localcluster.agent.volumes import (
 )
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS, Object, version_of
+from pdserve.terms.json import JsonMap
 
 DEADLINE_EXCEEDED = (
     "DeadlineExceeded",
@@ -72,7 +72,7 @@ class PodWorker:
         self._up = asyncio.Event()
         self._up.set()
         self._gone = False
-        self._sent: Mapping[str, Any] | None = None
+        self._sent: JsonMap | None = None
 
     # --- from outside ------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class PodWorker:
     def _facts(self) -> PodFacts:
         return PodFacts(self.pod, self._ip, self._node.ip, self._node.allocatable)
 
-    async def _launch(self, container: Mapping[str, Any], log: Path) -> Launch:
+    async def _launch(self, container: JsonMap, log: Path) -> Launch:
         image = container["image"]
         # In a thread: the first Prometheus of this machine may have to be built.
         program = await asyncio.to_thread(images.program, image, self._host.prometheus, self._ip)

@@ -7,11 +7,12 @@ not supported and count as failures that say so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
+
+from pdserve.terms.json import JsonMap
 
 RunInside = Callable[[list[str]], Awaitable[tuple[int, str]]]
 """Run a command in the container: argv -> (exit code, output); killed when cancelled."""
@@ -21,7 +22,7 @@ RunInside = Callable[[list[str]], Awaitable[tuple[int, str]]]
 class ProbeSpec:
     """Timing of a probe with Kubernetes' defaults filled in; seconds."""
 
-    raw: Mapping[str, Any]
+    raw: JsonMap
     initial_delay: float
     period: float
     timeout: float
@@ -29,7 +30,7 @@ class ProbeSpec:
     failures: int
 
     @staticmethod
-    def of(raw: Mapping[str, Any]) -> ProbeSpec:
+    def of(raw: JsonMap) -> ProbeSpec:
         """From a container's `startupProbe`, `livenessProbe` or `readinessProbe`."""
         return ProbeSpec(
             raw=raw,
@@ -63,7 +64,7 @@ class ProbeTarget:
 
     def __init__(
         self,
-        container: Mapping[str, Any],
+        container: JsonMap,
         pod_ip: str,
         session: aiohttp.ClientSession,
         run_inside: RunInside,
@@ -73,7 +74,7 @@ class ProbeTarget:
         self._session = session
         self._run = run_inside
 
-    async def ask(self, action: Mapping[str, Any], seconds: float | None) -> tuple[bool, str]:
+    async def ask(self, action: JsonMap, seconds: float | None) -> tuple[bool, str]:
         """Do a probe's (or hook's) action once: did it succeed, and what was said.
 
         `seconds`: how long it may take; None: as long as it likes.
@@ -93,7 +94,7 @@ class ProbeTarget:
             return False, str(error)
         return False, f"{', '.join(sorted(action))}: not supported on process nodes"
 
-    async def _http(self, action: Mapping[str, Any]) -> tuple[bool, str]:
+    async def _http(self, action: JsonMap) -> tuple[bool, str]:
         scheme = str(action.get("scheme") or "HTTP").lower()
         host = action.get("host") or self._ip
         path = "/" + str(action.get("path") or "/").lstrip("/")
@@ -104,7 +105,7 @@ class ProbeTarget:
             await reply.read()
             return 200 <= reply.status < 400, f"HTTP probe: statuscode {reply.status}"
 
-    async def _tcp(self, action: Mapping[str, Any]) -> tuple[bool, str]:
+    async def _tcp(self, action: JsonMap) -> tuple[bool, str]:
         host = action.get("host") or self._ip
         _, writer = await asyncio.open_connection(host, self._port(action["port"]))
         writer.close()

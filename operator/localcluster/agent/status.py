@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from localcluster.agent.images import full_name
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap, JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class LocalPod:
     """(reason, message) when the node ended the pod for good."""
 
 
-def pod_status(pod: Object, view: LocalPod, now: str) -> dict[str, Any]:
+def pod_status(pod: Object, view: LocalPod, now: str) -> JsonObject:
     """The `status` to send. Transition times of unchanged conditions are kept from `pod`."""
     old = {c["type"]: c for c in (pod.get("status") or {}).get("conditions") or ()}
     generation = pod["metadata"].get("generation")
@@ -95,7 +95,7 @@ def pod_status(pod: Object, view: LocalPod, now: str) -> dict[str, Any]:
         _timed(condition, old.get(condition["type"]), now) | seen
         for condition in _conditions(pod, view, old)
     ]
-    status: dict[str, Any] = {
+    status: JsonObject = {
         "phase": phase(pod, view),
         "startTime": view.start_time,
         "hostIP": view.node_ip,
@@ -140,9 +140,7 @@ def _exit(container: LocalContainer) -> int:
     return container.state.exit_code if isinstance(container.state, TerminatedState) else -1
 
 
-def _conditions(
-    pod: Object, view: LocalPod, old: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def _conditions(pod: Object, view: LocalPod, old: Mapping[str, JsonMap]) -> list[JsonObject]:
     at_end = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase(pod, view))
     # A failed pod's last containers may still be on their way out.
     ended = at_end is not None and not any(
@@ -174,7 +172,7 @@ def _conditions(
 
 
 def _readiness(
-    pod: Object, view: LocalPod, old: Mapping[str, Mapping[str, Any]]
+    pod: Object, view: LocalPod, old: Mapping[str, JsonMap]
 ) -> tuple[bool, tuple[str, str]]:
     unready = [c.name for c in view.containers if not c.ready]
     if unready:
@@ -200,7 +198,7 @@ def _names(names: Sequence[str], what: str) -> str:
     return f"containers with {what} status: [{' '.join(names)}]"
 
 
-def _condition(kind: str, ok: bool, reason: str = "", message: str = "") -> dict[str, Any]:
+def _condition(kind: str, ok: bool, reason: str = "", message: str = "") -> JsonObject:
     # Null removes what an earlier status said: a strategic merge keeps absent fields.
     return {
         "type": kind,
@@ -210,17 +208,17 @@ def _condition(kind: str, ok: bool, reason: str = "", message: str = "") -> dict
     }
 
 
-def _timed(condition: dict[str, Any], old: Mapping[str, Any] | None, now: str) -> dict[str, Any]:
+def _timed(condition: JsonObject, old: JsonMap | None, now: str) -> JsonObject:
     kept = old is not None and old.get("status") == condition["status"]
     since = old.get("lastTransitionTime") if kept and old is not None else None
     return {**condition, "lastTransitionTime": since or now}
 
 
-def _container_status(view: LocalContainer, *, init: bool) -> dict[str, Any]:
+def _container_status(view: LocalContainer, *, init: bool) -> JsonObject:
     current = getattr(view.state, "container_id", "") or (
         view.last.container_id if view.last is not None else ""
     )
-    status: dict[str, Any] = {
+    status: JsonObject = {
         "name": view.name,
         "image": full_name(view.image) if current else view.image,
         "imageID": full_name(view.image) if current else "",
@@ -236,13 +234,13 @@ def _container_status(view: LocalContainer, *, init: bool) -> dict[str, Any]:
     return status
 
 
-def _state(state: State) -> dict[str, Any]:
+def _state(state: State) -> JsonObject:
     if isinstance(state, WaitingState):
         body = {"reason": state.reason}
         return {"waiting": body | ({"message": state.message} if state.message else {})}
     if isinstance(state, RunningState):
         return {"running": {"startedAt": state.started_at}}
-    ended: dict[str, Any] = {
+    ended: JsonObject = {
         "exitCode": state.exit_code,
         "reason": state.reason,
         "startedAt": state.started_at,

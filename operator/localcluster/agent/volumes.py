@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from localcluster.agent.environment import PodFacts, SourceKey, SourceKind, Sources, data_of
 from localcluster.agent.fields import FieldError, field_value, resource_value
 from pdserve.kube.resource import Object
+from pdserve.terms.json import JsonMap, JsonObject
 
 DEFAULT_MODE = 0o644
 DEFAULT_TOKEN_SECONDS = 3600
@@ -44,7 +44,7 @@ class VolumeInputs:
     tokens: Mapping[TokenKey, str]
 
 
-def volumes_of(pod: Object) -> list[dict[str, Any]]:
+def volumes_of(pod: Object) -> list[JsonObject]:
     """The pod's volumes."""
     return list(pod["spec"].get("volumes") or ())
 
@@ -67,7 +67,7 @@ def volume_tokens(pod: Object) -> set[TokenKey]:
     }
 
 
-def host_path(volume: Mapping[str, Any], root: Path) -> Path:
+def host_path(volume: JsonMap, root: Path) -> Path:
     """The directory (or file) of this machine that a volume is."""
     if "hostPath" in volume:
         return Path(volume["hostPath"]["path"])
@@ -95,7 +95,7 @@ def write_volumes(pod: Object, root: Path, inputs: VolumeInputs) -> None:
             raise VolumeError(f"volume {volume['name']}: process nodes have no {kind} volumes")
 
 
-def volume_files(volume: Mapping[str, Any], pod: Object, inputs: VolumeInputs) -> Files:
+def volume_files(volume: JsonMap, pod: Object, inputs: VolumeInputs) -> Files:
     """Content of a configMap, secret, downwardAPI or projected volume. Pure."""
     if "projected" not in volume:
         return _source_files(volume, pod, inputs, DEFAULT_MODE)
@@ -107,7 +107,7 @@ def volume_files(volume: Mapping[str, Any], pod: Object, inputs: VolumeInputs) -
     return files
 
 
-def _all_sources(pod: Object) -> Iterator[Mapping[str, Any]]:
+def _all_sources(pod: Object) -> Iterator[JsonMap]:
     for volume in volumes_of(pod):
         if "projected" in volume:
             yield from volume["projected"].get("sources") or ()
@@ -115,7 +115,7 @@ def _all_sources(pod: Object) -> Iterator[Mapping[str, Any]]:
             yield volume
 
 
-def _source_files(source: Mapping[str, Any], pod: Object, inputs: VolumeInputs, mode: int) -> Files:
+def _source_files(source: JsonMap, pod: Object, inputs: VolumeInputs, mode: int) -> Files:
     if "configMap" in source:
         ref = source["configMap"]
         return _object_files("ConfigMap", ref["name"], ref, inputs, mode)
@@ -131,7 +131,7 @@ def _source_files(source: Mapping[str, Any], pod: Object, inputs: VolumeInputs, 
 
 
 def _object_files(
-    kind: SourceKind, name: str, ref: Mapping[str, Any], inputs: VolumeInputs, mode: int
+    kind: SourceKind, name: str, ref: JsonMap, inputs: VolumeInputs, mode: int
 ) -> Files:
     mode = int(ref.get("defaultMode") or mode)
     optional = bool(ref.get("optional"))
@@ -152,7 +152,7 @@ def _object_files(
     return files
 
 
-def _downward_files(ref: Mapping[str, Any], pod: Object, facts: PodFacts, mode: int) -> Files:
+def _downward_files(ref: JsonMap, pod: Object, facts: PodFacts, mode: int) -> Files:
     files: Files = {}
     mode = int(ref.get("defaultMode") or mode)
     containers = {c["name"]: c for c in pod["spec"]["containers"]}
@@ -211,12 +211,12 @@ def _shown(data: Path) -> Files:
     }
 
 
-def _secret_name(ref: Mapping[str, Any]) -> str:
+def _secret_name(ref: JsonMap) -> str:
     # A secret volume says secretName, a projected secret says name.
     return str(ref.get("secretName") or ref.get("name"))
 
 
-def _token_key(ref: Mapping[str, Any]) -> TokenKey:
+def _token_key(ref: JsonMap) -> TokenKey:
     return str(ref.get("audience") or ""), int(
         ref.get("expirationSeconds") or DEFAULT_TOKEN_SECONDS
     )

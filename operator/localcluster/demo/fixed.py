@@ -8,17 +8,17 @@ differ.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import yaml
 
 from localcluster.demo.stage import CHAT, NAMESPACE, SERVICE, Stage, condition, until
 from pdserve.cli.snapshot import GROUPS, SERVICES
+from pdserve.terms.json import JsonObject
 
 FIXED_NAMESPACE = "fixed-counts"
 
 
-def manifest(demo: dict[str, Any], groups: int, prefill: int, decode: int) -> dict[str, Any]:
+def manifest(demo: JsonObject, groups: int, prefill: int, decode: int) -> JsonObject:
     """The PDService with chat alone, at fixed counts."""
     service = copy.deepcopy(demo)
     service["metadata"]["namespace"] = FIXED_NAMESPACE

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from localcluster.demo.chart import NARROW, WIDE, Figure, drawing, legend
+from pdserve.terms.json import JsonObject
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Report:
             f" ended at {fixed.end_share:.0%}."
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """`{"steps": [{"name", "claim", "measured", "ok"}], "comparison", "versions", ...}`."""
         sides = (
             {"own": asdict(self.comparison.own), "fixed": asdict(self.comparison.fixed)}

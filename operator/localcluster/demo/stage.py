@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from localcluster.paths import checkout
 from localcluster.plan import ClusterPlan
 from pdserve.kube.client import KubeClient
 from pdserve.kube.resource import PODS, Object
+from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 
 NAMESPACE = "default"
@@ -192,7 +193,7 @@ async def until(condition: Callable[[], Any], seconds: float, what: str, every: 
         await asyncio.sleep(every)
 
 
-def condition(obj: Mapping[str, Any], kind: str) -> str:
+def condition(obj: JsonMap, kind: str) -> str:
     """Status of one condition: True, False, Unknown, or empty when absent."""
-    conditions: Sequence[Mapping[str, Any]] = obj.get("status", {}).get("conditions", ())
+    conditions: Sequence[JsonMap] = obj.get("status", {}).get("conditions", ())
     return next((str(c["status"]) for c in conditions if c["type"] == kind), "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Any
 
 from localcluster.demo import figures
 from localcluster.demo.report import Report, ResultLine
@@ -28,6 +27,7 @@ from pdserve import __version__
 from pdserve.cli.load import Ask, LoadOptions, Planned, poisson, run_load
 from pdserve.cli.snapshot import GROUPS, SERVICES
 from pdserve.kube.resource import PODS, Object
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
 READY_LIMIT = 30.0
@@ -93,7 +93,7 @@ async def same_text(stage: Stage, report: Report, progress: Progress) -> None:
         return f"http://{pod['status']['podIP']}:8000" if ready else ""
 
     aggregated = await until(address, 30, "the aggregated engine")
-    sampling: list[dict[str, Any]] = [
+    sampling: list[JsonObject] = [
         {"temperature": 0},
         {"temperature": 0.8, "seed": 7},
         {"temperature": 1, "top_p": 0.9, "seed": 3},

@@ -7,11 +7,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from localcluster.demo.stage import NAMESPACE, Stage
 from pdserve.cli.snapshot import GROUPS
 from pdserve.kube.resource import PODS
+from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
 _EVERY = 0.5
@@ -34,7 +34,7 @@ class Watch:
 
     began: float = field(default_factory=time.monotonic)
     sights: list[Sight] = field(default_factory=list)
-    decisions: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[JsonObject] = field(default_factory=list)
 
     def now(self) -> float:
         """Seconds since the watch began."""
@@ -65,7 +65,7 @@ async def watching(stage: Stage, group: str) -> AsyncIterator[Watch]:
             await task
 
 
-def _note(watch: Watch, obj: dict[str, Any]) -> None:
+def _note(watch: Watch, obj: JsonObject) -> None:
     spec, status = obj["spec"], obj.get("status", {})
     groups = status.get("groups", ())
     watch.sights.append(
