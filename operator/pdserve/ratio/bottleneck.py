@@ -68,9 +68,8 @@ class Signals:
 
     @property
     def decode_has_room(self) -> bool:
-        """Whether decodes surely could have taken more."""
-        full = self.decode_full
-        return full is not None and full < FULL and not self.decode_waits_longer
+        """Whether decodes surely had free slots; KV may have waited for one all the same."""
+        return self.decode_full is not None and self.decode_full < FULL
 
     @property
     def decode_waits_longer(self) -> bool:
@@ -178,7 +177,7 @@ def _per(total: Quantity, count: Quantity) -> float | None:
 
 
 def _busy(seconds: Quantity, window: float, instances: int) -> float | None:
-    return seconds / (window * instances) if known(seconds) and instances and window else None
+    return seconds / (window * instances) if known(seconds) and instances else None
 
 
 def _difference(more: Quantity, less: Quantity) -> float | None:

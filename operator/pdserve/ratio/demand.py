@@ -63,15 +63,11 @@ def covered(windows: Sequence[RequestWindow]) -> tuple[RequestWindow, ...]:
 
 def estimate_rate(windows: Sequence[RequestWindow], settings: LoopSettings) -> RateEstimate | None:
     """The offered rate; None when the shortest window has no count."""
-    counted = [(w.seconds, w.offered) for w in windows if known(w.offered) and w.seconds > 0]
+    counted = [(w.seconds, w.offered) for w in windows if known(w.offered)]
     if not counted or counted[0][0] != windows[0].seconds:
         return None
     now = _calm_rate(counted)
-    high = max(
-        (n + 1.64 * math.sqrt(n)) / s if n > 0 else 0.0
-        for s, n in counted
-        if s <= _recent(settings)
-    )
+    high = max((n + 1.64 * math.sqrt(n)) / s for s, n in counted if s <= _recent(settings))
     lead = settings.window / 2 + settings.cold_start
     ahead = min(now + _climb(counted) * lead, now * MAX_FORECAST)
     return RateEstimate(now, ahead, max(high, now), _rising(counted))
@@ -113,17 +109,16 @@ def _calm_rate(counted: Sequence[tuple[float, float]]) -> float:
         if count >= ENOUGH_REQUESTS:
             break
         earlier = _rate_before((seconds, count), (longer, total))
-        error = math.sqrt(max(count, 1.0)) / seconds + math.sqrt(max(total, 1.0)) / longer
-        if earlier is None or abs(count / seconds - earlier) > CONTRADICTS * error / math.sqrt(2.0):
+        error = math.sqrt(max(count, 1.0)) / seconds + math.sqrt(total) / longer
+        if abs(count / seconds - earlier) > CONTRADICTS * error / math.sqrt(2.0):
             break
         seconds, count = longer, total
     return count / seconds
 
 
-def _rate_before(short: tuple[float, float], longer: tuple[float, float]) -> float | None:
+def _rate_before(short: tuple[float, float], longer: tuple[float, float]) -> float:
     """Rate over the part of the longer window that precedes the short one."""
-    span = longer[0] - short[0]
-    return max(longer[1] - short[1], 0.0) / span if span > 0 else None
+    return max(longer[1] - short[1], 0.0) / (longer[0] - short[0])
 
 
 def _rising(counted: Sequence[tuple[float, float]]) -> bool:
@@ -131,7 +126,7 @@ def _rising(counted: Sequence[tuple[float, float]]) -> bool:
         return False
     (seconds, count), longer = counted[0], counted[1]
     before = _rate_before((seconds, count), longer)
-    return before is not None and count / seconds - before > RISES * math.sqrt(count) / seconds
+    return count / seconds - before > RISES * math.sqrt(count) / seconds
 
 
 def _climb(counted: Sequence[tuple[float, float]]) -> float:
@@ -139,8 +134,8 @@ def _climb(counted: Sequence[tuple[float, float]]) -> float:
     if len(counted) < 3:
         return 0.0
     (w0, n0), (w1, n1), (w2, n2) = counted[:3]
-    recent, middle, old = n0 / w0, max(n1 - n0, 0.0) / (w1 - w0), max(n2 - n1, 0.0) / (w2 - w1)
-    error = math.sqrt(max(n0, 1.0)) / w0
+    recent, middle = n0 / w0, _rate_before((w0, n0), (w1, n1))
+    old, error = _rate_before((w1, n1), (w2, n2)), math.sqrt(n0) / w0
     if recent - middle < error or middle - old < error / 2:
         return 0.0
     late = (recent - middle) / (w1 / 2)

@@ -23,6 +23,7 @@ class Evidence:
 
     window: RequestWindow
     offered: float
+    """Above 0."""
     met: float
     below: float
     """P(attainment < target) under the posterior."""
@@ -30,7 +31,7 @@ class Evidence:
     @property
     def attainment(self) -> float:
         """Measured share."""
-        return self.met / self.offered if self.offered > 0 else 1.0
+        return self.met / self.offered
 
 
 def weigh(

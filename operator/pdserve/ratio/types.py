@@ -143,6 +143,7 @@ class RequestWindow:
     """What gateways counted over the last `seconds`, by logical request. Increases, not rates."""
 
     seconds: float
+    """Above 0."""
     scrapes: Quantity
     """Samples per series in the window (the fewest over live gateways)."""
     offered: Quantity
@@ -195,7 +196,7 @@ class ScenarioSample:
     age: Quantity
     """Age in seconds, at that moment, of the newest sample of the most outdated live gateway."""
     windows: tuple[RequestWindow, ...]
-    """The same counts over growing windows, shortest first."""
+    """The same counts over growing windows, the shortest first; no two are as long."""
     prefill: PrefillWindow
     decode: DecodeWindow
     decode_overload: Quantity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 from tests.support.ratio_values import window
@@ -95,3 +96,52 @@ def test_extrapolated_counts_never_exceed_the_offered() -> None:
     found = weigh([window(met=250.0, offered=240.0)], 1e9, 0.95, 0.99, SETTINGS)
     assert found is not None
     assert found.attainment == 1.0
+
+
+# --- which window, and how much a prediction is worth ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offered", "usable", "scrapes", "want"),
+    [
+        ((300.0, 900.0), 180.0, 4.0, 60.0),
+        ((299.0, 900.0), 180.0, 4.0, 180.0),
+        ((299.0, 900.0), 179.0, 4.0, 60.0),
+        ((0.5, 0.0), 180.0, 4.0, 60.0),
+        ((300.0, 900.0), 60.0, 3.9, None),
+    ],
+    ids=[
+        "300 requests are enough", "fewer are not", "a window begun before the counts",
+        "half a request is one", "too few scrapes",
+    ],
+)  # fmt: skip
+def test_the_shortest_window_with_enough_requests_testifies(
+    offered: tuple[float, float], usable: float, scrapes: float, want: float | None
+) -> None:
+    windows = [
+        window(s, offered=n, met=n, scrapes=scrapes)
+        for s, n in zip((60.0, 180.0), offered, strict=True)
+    ]
+    found = weigh(windows, usable, 0.95, 0.99, SETTINGS)
+    assert (None if found is None else found.window.seconds) == want
+
+
+@pytest.mark.parametrize("unknown", ["offered", "met"])
+def test_a_window_of_which_a_count_is_not_known_is_passed_over(unknown: str) -> None:
+    lacking: dict[str, Any] = {unknown: Unknown("x")}
+    windows = [window(60.0, **lacking), window(180.0, rate=1.0)]
+    found = weigh(windows, 1e9, 0.95, 0.99, SETTINGS)
+    assert found is not None
+    assert (found.window.seconds, found.offered, found.met) == (180.0, 180.0, 180.0)
+    assert found.below == posterior_below(180.0, 180.0, 0.95, 0.99)
+
+
+def test_a_prediction_is_worth_twenty_requests() -> None:
+    assert posterior_below(10, 9, 0.95, 0.9) == pytest.approx(beta_cdf(9 + 18, 1 + 2, 0.95))
+
+
+@pytest.mark.parametrize(("sure", "taken"), [(0.0, 0.02), (1.0, 0.998)])
+def test_no_prediction_is_taken_as_sure(sure: float, taken: float) -> None:
+    assert posterior_below(5, 4, 0.5, sure) == posterior_below(5, 4, 0.5, taken)
+    for less_sure in (0.03, 0.997):
+        assert posterior_below(5, 4, 0.5, sure) != posterior_below(5, 4, 0.5, less_sure)
