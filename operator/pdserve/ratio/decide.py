@@ -62,7 +62,7 @@ def decide_placed(
 
     `most(counts)`: None when the proposal can be placed, else how many P/D groups of its shape
     can. The returned input holds every answer, so that deciding it again gives the same decision
-    without asking. After `MAX_SHAPES` answers the round is blocked.
+    without asking. After `MAX_SHAPES` answers neither role grows in this round.
     """
     for _ in range(MAX_SHAPES):
         decision = decide(inp)
@@ -75,8 +75,18 @@ def decide_placed(
         if limit is None or limit.groups >= decision.to.groups:
             return inp, decision
         inp = replace(inp, placement=(*inp.placement, limit))
-    inp = replace(inp, placement=(*inp.placement, PlacementLimit(1, 1, inp.current.groups)))
+    inp = replace(inp, placement=(*inp.placement, *_no_growth(inp.current)))
     return inp, decide(inp)
+
+
+def _no_growth(current: Counts) -> tuple[PlacementLimit, ...]:
+    """Limits that forbid more groups than today's, and more of either role in each."""
+    why = "more shapes were not asked about"
+    return (
+        PlacementLimit(1, 1, current.groups, why),
+        PlacementLimit(current.prefill + 1, 1, 0, why),
+        PlacementLimit(1, current.decode + 1, 0, why),
+    )
 
 
 def _owner(inp: DecisionInput) -> Decision | None:
