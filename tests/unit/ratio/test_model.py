@@ -36,6 +36,44 @@ def test_batches_that_leave_no_time_before_ttft_are_no_option() -> None:
     assert model.prefill.options[0].slack == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(
+    ("slots", "want"), [(1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 9])]
+)
+def test_batches_that_are_tried_are_powers_of_two_and_all_slots(
+    slots: int, want: list[int]
+) -> None:
+    model = build(profile(prefill=(0.01, 1e-6, 0.0), slots=(slots, 32)), DEMAND, SLO)
+    assert [o.batch for o in model.prefill.options] == want
+
+
+@pytest.mark.parametrize(
+    ("uncached", "squared", "cv2"),
+    [(1500.0, 2.0, 1.0), (1500.0, 1.0, 0.1), (1500.0, 9.0, 4.0), (0.0, 2.0, 1.0)],
+    ids=["as measured", "never regular", "bounded", "no work"],
+)
+def test_prompt_work_spreads_as_its_two_moments_say(
+    uncached: float, squared: float, cv2: float
+) -> None:
+    demand = replace(DEMAND, uncached_tokens=uncached, uncached_squared=squared * uncached**2)
+    model = build(profile(), demand, SLO)
+    assert model.prefill.cv2 == pytest.approx(cv2)
+    assert model.decode.cv2 == 1.0
+
+
+def test_work_takes_some_time_however_little() -> None:
+    free = profile(prefill=(0.0, 0.0, 0.0), decode=(0.0, 0.0, 0.0))
+    model = build(free, DEMAND, SLO)
+    assert (model.prefill.alone, model.decode.options[0].seconds) == (1e-6, 1e-6)
+
+
+def test_an_option_at_its_very_target_is_one() -> None:
+    exact = profile(prefill=(1.0, 0.0, 0.0), decode=(0.045, 0.0, 0.0))
+    model = build(exact, DEMAND, SLO)
+    assert [(o.batch, o.slack) for o in model.prefill.options] == [(b, 0.0) for b in (1, 2, 4)]
+    assert model.decode.options[0].batch == 32
+    assert model.decode.utilisation(2, 1.0) == pytest.approx(199 * 0.045 / 64)
+
+
 def test_decode_capacity_is_at_the_largest_batch_that_meets_tpot() -> None:
     linear = profile(decode=(0.01, 0.0025, 0.0))
     slo = replace(SLO, tpot=0.046)

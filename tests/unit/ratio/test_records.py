@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.ratio_values import decision_input, sample, window
 
 from pdserve.ratio.decide import decide
-from pdserve.ratio.records import RecordError, from_json, record, replay, to_json
+from pdserve.ratio.records import RecordError, encode, from_json, record, replay, to_json
 from pdserve.ratio.types import (
     BudgetLimit,
     Counts,
@@ -80,6 +80,41 @@ def test_every_float_survives(value: float) -> None:
     assert from_json(RequestWindow, to_json(window(offered=value))).offered == value
 
 
+def test_numbers_keep_their_kind() -> None:
+    """A float is read as one though it was written whole; a whole number stays one."""
+    raw = json.loads(to_json(FULL))
+    raw["now"] = 5000
+    again = from_json(DecisionInput, json.dumps(raw))
+    assert (again, type(again.now), type(again.current.groups)) == (FULL, float, int)
+    assert to_json(again) == to_json(FULL)
+
+
+def test_a_decision_of_a_reason_that_is_not_known_is_refused() -> None:
+    text = to_json(decide(FULL)).replace('"reason":"HoldNoData"', '"reason":"Because"')
+    assert "Because" in text
+    with pytest.raises(
+        RecordError, match=r"Decision.reason: 'Because': want one of \['ModelFloor'"
+    ):
+        from_json(Decision, text)
+
+
+def test_a_pair_has_two_items() -> None:
+    raw = json.loads(to_json(decide(INPUTS["steady"])))
+    assert raw["inputs"][0] == ["age", "3.0s"]
+    raw["inputs"][0].append("more")
+    with pytest.raises(RecordError, match="a tuple of 2 items, not 3"):
+        from_json(Decision, json.dumps(raw))
+    raw["inputs"][0] = ["age"]
+    with pytest.raises(RecordError, match="a tuple of 2 items, not 1"):
+        from_json(Decision, json.dumps(raw))
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, b"x", 1j])
+def test_what_no_field_has_has_no_json_form(value: object) -> None:
+    with pytest.raises(TypeError, match="has no JSON form here"):
+        encode(value, object)
+
+
 def test_not_a_number_has_no_json_form() -> None:
     with pytest.raises(ValueError, match="unmeasured quantity is Unknown"):
         to_json(window(offered=float("nan")))
@@ -112,6 +147,13 @@ def _changed(**changes: Any) -> str:
         (_changed(sample={"unknown": 1}), "sample: .* want ScenarioSample or Unknown"),
         (_changed(budget={}), "DecisionInput.budget: .* want a list"),
         (_changed(service=3), "DecisionInput.service: 3: want a str"),
+        (_changed(service=None), "DecisionInput.service: None: want a str"),
+        (_changed(sample=None), "DecisionInput.sample: None: want a value"),
+        (_changed(sample=[]), r"sample: \[\]: want ScenarioSample or Unknown"),
+        (_changed(sample__age="x"), "DecisionInput.sample.age: 'x': want a number"),
+        (_changed(sample__age={"why": "x"}), "sample.age: .*: want float or Unknown"),
+        (_changed(current__groups=True), "DecisionInput.current.groups: True: want an integer"),
+        (_changed(changes=[{"time": 1.0}, {"time": "x"}]), r"changes\[1\].time: 'x': want a num"),
     ],
 )  # fmt: skip
 def test_a_bad_record_is_refused_with_its_path(text: str, message: str) -> None:
