@@ -71,11 +71,7 @@ def _search(round_: Round, predict: Predictor, short: Role, reason: Reason, lead
         return max(least, current.total(role) + 1) if role == short else least
 
     def accepts(counts: Counts) -> bool:
-        return (
-            counts.total(short) > current.total(short)
-            and predict.holds(counts, allowed)
-            and _may_give(round_, predict, counts)
-        )
+        return predict.holds(counts, allowed) and _may_give(round_, predict, counts)
 
     found = grow(current, limits, accepts, needs)
     if found is not None:

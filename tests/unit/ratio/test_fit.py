@@ -71,6 +71,10 @@ def test_a_seed_says_nothing_of_what_the_first_window_had_none_of() -> None:
     empty = windows(100.0, tokens=0.0, tokens_squared=0.0)
     prefill, _ = fits(observe(start("k", 4, 32), empty))
     assert prefill.seed == pytest.approx((0.1 * P_SECONDS, 0.0, 0.0))
+    for tokens, squared in ((50.0, 0.0), (0.0, 50.0)):
+        one = windows(100.0, tokens=tokens, tokens_squared=squared)
+        prefill, _ = fits(observe(start("k", 4, 32), one))
+        assert [part > 0 for part in prefill.seed] == [True, tokens > 0, squared > 0]
     few = windows(100.0, tokens=50.0, tokens_squared=50.0)
     prefill, _ = fits(observe(start("k", 4, 32), few))
     assert prefill.seed == pytest.approx((0.1 * P_SECONDS, 1.8 * P_SECONDS, 2e-3 * P_SECONDS))
@@ -169,6 +173,8 @@ SOLVED: list[tuple[str, tuple[Triple, Triple, Triple], Triple, Triple]] = [
     ("then another one is negative too",
      ((1.0, 0.9, 0.0), (0.9, 1.0, 0.0), (0.0, 0.0, 1.0)), (-3.0, -1.0, 2.0),
      (0.0, 0.0, (2.0 + RIDGE) / RIDGED)),
+    ("the last one is negative", EYE, (2.0, 2.0, -5.0),
+     ((2.0 + RIDGE) / RIDGED, (2.0 + RIDGE) / RIDGED, 0.0)),
     ("all negative", EYE, (-5.0, -5.0, -5.0), (0.0, 0.0, 0.0)),
 ]  # fmt: skip
 

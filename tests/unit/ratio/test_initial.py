@@ -12,7 +12,14 @@ from pdserve.ratio.decide import decide
 from pdserve.ratio.explain import MEANING, describe, sentence
 from pdserve.ratio.initial import initial_counts
 from pdserve.ratio.presets import dilated, preset
-from pdserve.ratio.types import BudgetLimit, Counts, ExpectedTraffic, Reason
+from pdserve.ratio.types import (
+    Bounds,
+    BudgetLimit,
+    Counts,
+    ExpectedTraffic,
+    Range,
+    Reason,
+)
 
 LIMITS = CountLimits(BOUNDS, NPU, NPU)
 EXPECTED = ExpectedTraffic(prompt_tokens=3000.0, output_tokens=60.0, requests_per_second=6.0)
@@ -36,6 +43,14 @@ def test_nothing_known_starts_at_the_lower_bounds(expected, profile, word) -> No
     sizing = initial_counts(LIMITS, SLO, expected, profile)
     assert sizing.counts == Counts(1, 1, 1)
     assert word in sizing.message
+
+
+def test_all_that_the_bounds_allow_may_be_needed_from_the_start() -> None:
+    tight = replace(LIMITS, bounds=Bounds(Range(1, 2), Range(1, 3), Range(1, 2)))
+    heavy = replace(EXPECTED, prompt_tokens=1500.0, output_tokens=10.0, requests_per_second=44.0)
+    sizing = initial_counts(tight, SLO, heavy, PROFILE)
+    assert (sizing.counts.groups, sizing.counts.prefill) == (2, 3)
+    assert "nothing within the limits" not in sizing.message
 
 
 def test_limits_hold_from_the_start() -> None:

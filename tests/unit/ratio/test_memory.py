@@ -212,6 +212,9 @@ def test_a_shape_that_placement_was_not_asked_about_is_never_taken(current: Coun
     assert len(asked) == MAX_SHAPES == 16
     assert (got.outcome, got.reason, got.to) == ("Blocked", Reason.PLACEMENT_INFEASIBLE, current)
     assert "more shapes were not asked about" in got.message
+    assert [(p.prefill, p.decode, p.groups) for p in inp.placement[16:]] == [
+        (1, 1, current.groups), (current.prefill + 1, 1, 0), (1, current.decode + 1, 0),
+    ]  # fmt: skip
     assert decide(inp) == got
 
 
