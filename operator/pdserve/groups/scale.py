@@ -112,7 +112,7 @@ def _next_excess(
     sure = sum(1 for g in live if g.surely_serving(observation))
     surge = 1 if any(_outdated(g, observation) for g in live) else 0
     over = len(live) > wanted.replicas + (surge if wanted.replicas else 0)
-    allowed: list[tuple[int, bool, bool, int, int, GroupView]] = []
+    allowed: list[tuple[bool, bool, bool, bool, int, int, GroupView]] = []
     for group in live:
         old, serves = _outdated(group, observation), group.serving
         if not old and not over:
@@ -123,10 +123,9 @@ def _next_excess(
         if old and kept and others < wanted.replicas and not over:
             continue
         begun = any(i.drain_started is not None for i in group.members)
-        rank = 2 * serves + (not old)
         sound = 0 if serves else len(group.staying)
-        allowed.append((rank, not begun, surely, sound, -group.index, group))
-    return min(allowed, key=lambda entry: entry[:5])[5] if allowed else None
+        allowed.append((serves, not old, not begun, surely, sound, -group.index, group))
+    return min(allowed, key=lambda entry: entry[:-1])[-1] if allowed else None
 
 
 def _roll(

@@ -166,6 +166,12 @@ def test_a_node_that_refuses_at_admission_is_avoided_from_the_first_time_on() ->
     assert again[0].not_before - (NOW + 39) == BACKOFF_MAX
 
 
+@pytest.mark.parametrize(("ago", "want"), [(1799.0, 4), (1800.0, 1)])
+def test_a_slot_that_kept_well_for_half_an_hour_starts_afresh(ago: float, want: int) -> None:
+    (repair,) = fail((t.Repair("p0", 3, NOW - ago),), "CrashLoop", "n1", NOW)
+    assert repair.failures == want
+
+
 @pytest.mark.parametrize("failures", [1, 2, 3, 20])
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
 def test_no_wait_is_above_its_bound_when_the_clock_steps(failures: int, step: float) -> None:

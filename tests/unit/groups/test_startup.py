@@ -31,6 +31,7 @@ def judge(*instances: InstanceObs, behind: str = "") -> tuple[set[str], dict[str
     )
     judged = judge_startups(seen).instances
     lost = {i.name for i in judged if i.fault == "StartupDeadline"}
+    assert {i.name for i in judged if i.fault_message} == lost, "each says why"
     return lost, {i.name: i.recheck_after for i in judged if i.name not in lost}
 
 
