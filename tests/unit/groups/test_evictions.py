@@ -125,6 +125,7 @@ CASES = [
     ),
     ("no group is on open nodes", TWO, ("P:n1 D:n1", "P:n2 D:n2"), {}, [2, 2]),
     ("one got out", TWO, ("P:n1 D:n1 P:n3>P0 D:n3>D1", "P:n2 D:n2"), {}, [2, 0]),
+    ("they are made just now: held for longer", CLOSED, ("P:n1 D:n1",), {0: DRAIN}, [2]),
     ("no room: held for drainSeconds", FULL, ("P:n1 D:n1",), {0: DRAIN - 1}, [2]),
     ("no room: and then let go", FULL, ("P:n1 D:n1",), {0: DRAIN}, [0]),
     (
