@@ -45,6 +45,11 @@ def test_nothing_known_starts_at_the_lower_bounds(expected, profile, word) -> No
     assert word in sizing.message
 
 
+def test_a_scenario_that_may_go_to_zero_starts_with_one_group() -> None:
+    may_be_none = replace(LIMITS, bounds=replace(BOUNDS, groups=Range(0, 4)))
+    assert initial_counts(may_be_none, SLO, None, PROFILE).counts == Counts(1, 1, 1)
+
+
 def test_all_that_the_bounds_allow_may_be_needed_from_the_start() -> None:
     tight = replace(LIMITS, bounds=Bounds(Range(1, 2), Range(1, 3), Range(1, 2)))
     heavy = replace(EXPECTED, prompt_tokens=1500.0, output_tokens=10.0, requests_per_second=44.0)

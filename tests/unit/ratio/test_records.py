@@ -144,6 +144,7 @@ def _changed(**changes: Any) -> str:
         (_changed(current__groups=1.5), "DecisionInput.current.groups: 1.5: want an integer"),
         (_changed(slo=...), "DecisionInput.slo: missing"),
         (_changed(colour="red"), "DecisionInput.colour: unknown field"),
+        (_changed(zebra=1, colour="red", tide=2, b=3), "DecisionInput.b: unknown field"),
         (_changed(sample={"unknown": 1}), "sample: .* want ScenarioSample or Unknown"),
         (_changed(budget={}), "DecisionInput.budget: .* want a list"),
         (_changed(service=3), "DecisionInput.service: 3: want a str"),

@@ -121,5 +121,7 @@ def test_one_request_in_the_dwell_keeps_the_counts_that_no_profile_judges() -> N
 
 
 def test_an_idle_scenario_at_its_minimum_stays() -> None:
-    got = decide(replace(idle(5000.0, LoopMemory(surplus_since=0.0)), current=Counts(1, 1, 1)))
-    assert (got.outcome, got.to) == ("Held", Counts(1, 1, 1))
+    inp = idle(5000.0, LoopMemory(surplus_since=0.0))
+    least = replace(inp, current=Counts(1, 1, 1), ready_prefill=1, ready_decode=1)
+    got = decide(least)
+    assert (got.outcome, got.reason, got.to) == ("Held", Reason.STEADY, Counts(1, 1, 1))
