@@ -1,6 +1,6 @@
 """Checks that every public class below a source root has a name of its own.
 
-A name that stands for two things sends a reader to the imports to learn which is meant. Counted are
+A name that stands for two things sends a reader to the imports to learn which is meant. It counts
 classes at the top level of a module whose names do not begin with an underscore. Prints each name
 that stands twice, with its places.
 

@@ -55,7 +55,7 @@ class Admin:
         self._ask("start", node=node)
 
     def device(self, node: str, device: int, *, healthy: bool) -> None:
-        """Mark a device unhealthy, or healthy again."""
+        """Mark device number `device` of a node unhealthy, or healthy again."""
         self._ask("device", node=node, device=device, unhealthy=not healthy)
 
     def _ask(self, name: str, **arguments: Any) -> Any:

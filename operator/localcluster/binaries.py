@@ -47,7 +47,11 @@ class KubeBinaries:
     """Where they came from, for people: e.g. `$PDSERVE_KUBE_BIN`."""
 
     def path(self, program: str) -> Path:
-        """Path of one program; raises LocalError when the directory lacks it."""
+        """Path of one program.
+
+        Raises:
+            LocalError: the directory lacks it.
+        """
         found = self.directory / program
         if not found.exists():
             raise LocalError(f"{self.directory} ({self.source}) has no {program}")
@@ -98,7 +102,11 @@ class Finder:
         return KubeBinaries(found, source)
 
     def helm(self) -> Path:
-        """The Helm 3 program; raises LocalError when there is none and none can be made."""
+        """The Helm 3 program: found, fetched or built.
+
+        Raises:
+            LocalError: there is none and none can be made.
+        """
         module = go_module()
         recipe = helm_recipe(module) if module else None
         return self._single("helm", ENV_HELM, recipe, helm_release())
@@ -116,7 +124,11 @@ class Finder:
         )
 
     def kind(self) -> Path:
-        """The kind program; raises LocalError as `helm` does."""
+        """The kind program: found, fetched or built.
+
+        Raises:
+            LocalError: there is none and none can be made.
+        """
         return self._single("kind", ENV_KIND, kind_recipe(), kind_release())
 
     def _single(

@@ -13,7 +13,7 @@ from pdserve.terms.json import JsonObject
 
 
 def print_status(cluster: LocalCluster | KindCluster, *, as_json: bool) -> int:
-    """Print it; 1 when the cluster does not run."""
+    """Print the cluster's state, as text or JSON; returns 0, or 1 when the cluster does not run."""
     status = cluster.status()
     if as_json:
         sort = "kind" if isinstance(cluster, KindCluster) else "process"

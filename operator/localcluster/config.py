@@ -52,7 +52,11 @@ class ClusterConfig:
 
 
 def read_document(path: Path) -> Any:
-    """A kind file as it is; raises LocalError when it is unreadable or not YAML."""
+    """A kind file as it is, parsed from YAML.
+
+    Raises:
+        LocalError: it is unreadable or not YAML.
+    """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -75,7 +79,13 @@ def load_config(path: Path, *, resource: str, devices: int) -> ClusterConfig:
 
 
 def parse_config(document: Any, *, resource: str, devices: int) -> ClusterConfig:
-    """`load_config` without the file."""
+    """`load_config` without the file.
+
+    `devices`: how many of `resource` each worker has, unless the document says otherwise.
+
+    Raises:
+        LocalError: the document is no kind cluster that process nodes can be.
+    """
     if not isinstance(document, dict):
         raise LocalError("expected a mapping with kind: Cluster")
     for field, wanted in (("kind", "Cluster"), ("apiVersion", API_VERSION)):

@@ -325,7 +325,10 @@ class ControlPlane:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 on which no process listens now."""
+    """A TCP port of 127.0.0.1 on which no process listens now.
+
+    Another may take it before its use.
+    """
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]

@@ -33,7 +33,7 @@ _LOCK_POLL_SECONDS = 0.02
 
 
 def main(state_dir: Path) -> int:
-    """Be the cluster in `state_dir`; returns the exit status."""
+    """Be the cluster in `state_dir` until SIGTERM; returns the exit status."""
     os.chdir(state_dir)
     with Path(LOCK).open("a") as lock:
         if not _locked(lock):

@@ -33,7 +33,8 @@ _ASK = f"cat {LIMIT}; find /proc/[0-9]*/fd -lname anon_inode:inotify 2> /dev/nul
 def check(nodes: int, name: str) -> None:
     """Whether `nodes` more have room beside the nodes of other clusters than `name`.
 
-    A first cluster always has: there is no node to ask. Nor is one refused that cannot be judged.
+    A first cluster always has: there is no node to ask. A cluster whose neighbours give no answer
+    is not refused.
 
     Raises:
         LocalError: they have no room; says which clusters run and what to do.
@@ -79,7 +80,10 @@ def _instances(node: str) -> tuple[int, int] | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`NODES NAME`: 1, and why on standard error, when there is no room."""
+    """Check whether the machine has room for `NODES` more nodes of kind cluster `NAME`.
+
+    Returns the exit status: 0, or 1 and why on standard error when there is no room.
+    """
     nodes, name = argv
     try:
         docker.check()

@@ -59,5 +59,5 @@ class ClusterPlan:
 
     @staticmethod
     def load(state_dir: Path) -> ClusterPlan:
-        """The plan of the cluster in `state_dir`."""
+        """The plan of the cluster in `state_dir`, as `save` wrote it."""
         return ClusterPlan.from_json(json.loads((state_dir / PLAN).read_text(encoding="utf-8")))

@@ -69,7 +69,7 @@ def spawn(
 
 
 def stop(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:
-    """End a child: SIGTERM, after `grace` seconds SIGKILL of its whole session."""
+    """End a child and wait for it: SIGTERM, after `grace` seconds SIGKILL of its whole session."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -89,7 +89,7 @@ def kill_group(pid: int) -> None:
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 when it is gone."""
+    """Resident memory of a process in bytes; 0 when it is gone."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
     except OSError:
@@ -98,7 +98,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """True while a process with this id runs (a zombie does not)."""
+    """Whether a process with this id runs (a zombie does not)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -113,10 +113,10 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds until the deadline."""
+        """Seconds until the deadline; 0 once it passed."""
         return max(0.0, self._end - time.monotonic())
 
     @property
     def passed(self) -> bool:
-        """True once no time is left."""
+        """Whether no time is left."""
         return self.left() == 0.0

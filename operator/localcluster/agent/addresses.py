@@ -51,7 +51,7 @@ class NodeAddresses:
         return f"{self._prefix}.1"
 
     def device(self, index: int) -> str:
-        """Stand-in for the RoCE address of device `index`."""
+        """Stand-in for the RoCE address of device `index`, from 0."""
         return f"{self._prefix}.{FIRST_DEVICE + index}"
 
     def take(self) -> str | None:
@@ -59,7 +59,7 @@ class NodeAddresses:
         return f"{self._prefix}.{self._free.popleft()}" if self._free else None
 
     def give_back(self, address: str) -> None:
-        """The pod of this address is gone."""
+        """Free the address of a pod that is gone."""
         self._free.append(int(address.rpartition(".")[2]))
 
     @property

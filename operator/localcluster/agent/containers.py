@@ -393,6 +393,6 @@ def _no_image(spec: JsonMap, said: str) -> tuple[str, str]:
 
 
 def go_duration(seconds: float) -> str:
-    """As Go prints a duration: `10s`, `2m40s`, `5m0s`."""
+    """Seconds as Go prints a duration: `10s`, `2m40s`, `5m0s`."""
     minutes, rest = divmod(seconds, 60)
     return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"

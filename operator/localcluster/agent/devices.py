@@ -26,7 +26,7 @@ class Devices:
 
     @property
     def healthy(self) -> int:
-        """How many may be given to pods."""
+        """How many devices may be given to pods, those in use included."""
         return self.count - len(self.unhealthy)
 
     def take(self, pod: Object) -> dict[str, list[int]]:
@@ -53,11 +53,11 @@ class Devices:
         return given
 
     def give_back(self, uid: str) -> None:
-        """The pod with this uid is gone."""
+        """Free the devices of the pod with this uid; nothing happens where it had none."""
         self._held.pop(uid, None)
 
     def env(self, ids: list[int]) -> dict[str, str]:
-        """Variables by which a container's runtime sees only its devices."""
+        """Variables by which a container's runtime sees only its devices, given their numbers."""
         for prefix, variable in _VISIBLE.items():
             if ids and self.resource.startswith(prefix):
                 return {variable: ",".join(map(str, ids))}

@@ -69,12 +69,12 @@ class Host:
 
 
 def timestamp() -> str:
-    """Now, as Kubernetes writes it."""
+    """Now as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def micro_timestamp() -> str:
-    """Now, as a Lease writes it."""
+    """Now as a Lease writes it: RFC 3339, UTC, with microseconds."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

@@ -51,7 +51,7 @@ class ProbeVerdict:
     _row: int = 0
 
     def add(self, ok: bool) -> bool | None:
-        """Count an answer; True or False once its threshold is reached, None before."""
+        """Count an answer; True or False once its threshold in a row is reached, None before."""
         self._row = self._row + 1 if ok is self._last else 1
         self._last = ok
         if self._row >= (self.spec.successes if ok else self.spec.failures):

@@ -96,7 +96,7 @@ class RunningContainer:
         self._ended.set_result(os.waitstatus_to_exitcode(status))
 
     async def wait(self) -> int:
-        """Exit code; negative: ended by that signal."""
+        """Exit code, 0 to 255; negative: ended by that signal."""
         return await asyncio.shield(self._ended)
 
     async def not_started(self) -> str | None:
@@ -192,7 +192,11 @@ class Sandbox:
             self.why_not = f"this machine refuses them: {said[-1] if said else f'exit {code}'}"
 
     def start(self, launch: Launch) -> RunningContainer:
-        """Start a container; OSError if the machine cannot start any process."""
+        """Start a container.
+
+        Raises:
+            OSError: the machine cannot start any process.
+        """
         shutil.rmtree(launch.directory, ignore_errors=True)
         launch.directory.mkdir(parents=True)
         if self.why_not is not None:

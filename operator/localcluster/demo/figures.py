@@ -172,7 +172,10 @@ def _first_token(own: Sequence[Sample], beside: Sequence[Sample]) -> Figure:
 
 
 def loss(watch: Watch, killed_at: float, took: float, end: float) -> Figure:
-    """Decode instances wanted and ready while one is killed `killed_at` seconds after the start."""
+    """Decode instances wanted and ready while one is killed.
+
+    All in seconds since the watch began, but `took`: seconds until another was ready.
+    """
     x = [s.at for s in watch.sights]
     ready = [float(s.decode_ready) for s in watch.sights]
     wanted = [float(s.decode) for s in watch.sights]

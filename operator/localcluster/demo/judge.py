@@ -66,7 +66,10 @@ def comparison(m: Measured) -> Comparison:
 
 
 def attainment(samples: Iterable[Sample]) -> float:
-    """Share of all offered whose first token came in time; what was refused counts as missed."""
+    """Share (0 to 1) of all offered whose first token came in time; NaN where nothing was offered.
+
+    What was refused counts as missed.
+    """
     offered = list(samples)
     return sum(map(_met, offered)) / len(offered) if offered else float("nan")
 

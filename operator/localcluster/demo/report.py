@@ -50,7 +50,7 @@ class Side:
 
     @property
     def share(self) -> float:
-        """Share of the offered requests whose first token came in time."""
+        """Share of the offered requests whose first token came in time, 0 to 1."""
         return self.in_time / self.offered if self.offered else 0.0
 
 
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True when at least one claim was made and every claim held."""
+        """Whether at least one claim was made and every claim held."""
         return bool(self.claims) and all(c.ok for c in self.claims)
 
     @property

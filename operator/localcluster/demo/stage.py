@@ -65,7 +65,11 @@ class Stage:
     gateway_url: str = ""
 
     async def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run kubectl; raises DemoError with what it said."""
+        """What kubectl wrote to standard output.
+
+        Raises:
+            DemoError: it failed; the message has what it wrote to standard error.
+        """
         return await run(
             self.kubectl_path, *arguments, kubeconfig=self.cluster.kubeconfig, stdin=stdin
         )
@@ -76,7 +80,11 @@ class Stage:
         return sorted(found.items, key=lambda p: str(p["metadata"]["name"]))
 
     async def gateway(self, service: str, namespace: str = NAMESPACE) -> str:
-        """Address of a ready gateway of a PDService; raises DemoError when there is none."""
+        """Address of a ready gateway of a PDService.
+
+        Raises:
+            DemoError: there is none.
+        """
         pods = await self.pods(
             f"{names.LABEL_SERVICE}={service},{names.LABEL_COMPONENT}=gateway", namespace
         )
@@ -87,7 +95,11 @@ class Stage:
 
 
 def checkout_root() -> Path:
-    """The checkout the demo takes chart and examples from."""
+    """The checkout the demo takes chart and examples from.
+
+    Raises:
+        DemoError: pdserve is installed without one.
+    """
     root = checkout()
     if root is None:
         raise DemoError("the demo needs a checkout of pdserve: it installs charts/ and examples/")

@@ -41,7 +41,7 @@ class Watch:
         return time.monotonic() - self.began
 
     def counts_at(self, at: float) -> tuple[int, int]:
-        """Wanted (prefill, decode) per group at a time."""
+        """Wanted (prefill, decode) instances per group at `at` seconds since the watch began."""
         seen = [s for s in self.sights if s.at <= at] or self.sights[:1]
         return (seen[-1].prefill, seen[-1].decode) if seen else (0, 0)
 

@@ -56,12 +56,16 @@ class Rule:
 
 
 def cel_string(text: str) -> str:
-    """`text` as a CEL literal."""
+    """`text` as a CEL string literal in single quotes, with backslashes and quotes escaped."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def validation(rule: str, message: str, field: str = "") -> dict[str, str]:
-    """One entry of `x-kubernetes-validations`."""
+    """One entry of `x-kubernetes-validations`.
+
+    `rule` is CEL and true where the value is right; `message` says what would be right. `field` is
+    the CEL path of the field at fault (`.spec.x`); "" leaves it to the rule's own place.
+    """
     return {"rule": rule, "message": message} | ({"fieldPath": field} if field else {})
 
 
@@ -79,7 +83,7 @@ class Text:
     clip: bool = False
 
     def problem(self, value: str) -> str | None:
-        """What would be right, or None when `value` is."""
+        """What would be right (for people, without the field's path), or None when `value` is."""
         if not self.min <= len(value) <= self.max:
             return f"must have {self.min} to {self.max} characters"
         if self.pattern and not re.fullmatch(self.pattern, value):
@@ -87,7 +91,7 @@ class Text:
         return None
 
     def clipped(self, value: str) -> str:
-        """`value`, cut to `max` where that is allowed."""
+        """`value`, cut to `max` characters where that is allowed, and unchanged elsewhere."""
         too_long = self.clip and len(value) > self.max
         return value[: self.max - 3] + "..." if too_long else value
 
@@ -204,7 +208,10 @@ class Items:
     keys: tuple[str, ...] = ()
 
     def problem(self, value: tuple[object, ...]) -> str | None:
-        """What would be right, or None when `value` is."""
+        """What would be right (for people, without the field's path), or None when `value` is.
+
+        Counts entries and finds equal keys; the entries' own values are their types' to check.
+        """
         if not self.min <= len(value) <= self.max:
             return f"must have {self.min} to {self.max} items"
         if self.keys:
@@ -243,7 +250,7 @@ class Entries:
     min: int = 0
 
     def problem(self, value: dict[str, str]) -> str | None:
-        """What would be right, or None when `value` is."""
+        """What would be right (for people, without the field's path), or None when `value` is."""
         if not self.min <= len(value) <= self.max:
             return f"must have {self.min} to {self.max} entries"
         for k, v in value.items():
@@ -288,7 +295,7 @@ class Preserved:
     depth: int = 64
 
     def problem(self, value: JsonObject) -> str | None:
-        """What would be right, or None when `value` is."""
+        """What would be right (for people, without the field's path), or None when `value` is."""
         level: list[Any] = [value]
         for _ in range(self.depth):
             inner = (v for c in level for v in (c.values() if isinstance(c, Mapping) else c))

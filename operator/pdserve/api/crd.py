@@ -11,7 +11,11 @@ CATEGORY = "pdserve"
 
 
 def crd_manifest(kind: type[CustomResource]) -> JsonObject:
-    """The manifest to apply for one kind."""
+    """The CustomResourceDefinition to apply for one kind, as JSON values.
+
+    Raises:
+        TypeError: the kind has no `spec` and `status` of API models.
+    """
     info = kind.info
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -43,7 +47,11 @@ def crd_manifest(kind: type[CustomResource]) -> JsonObject:
 
 
 def spec_and_status(kind: type[CustomResource]) -> tuple[type[ApiModel], type[ApiModel]]:
-    """The two types that a kind consists of."""
+    """The two types that a kind consists of.
+
+    Raises:
+        TypeError: field `spec` or `status` is no API model.
+    """
     spec, status = (kind.model_fields[part].annotation for part in ("spec", "status"))
     if not (isinstance(spec, type) and issubclass(spec, ApiModel)):
         raise TypeError(f"{kind.__name__}.spec is not a Model")
@@ -53,7 +61,11 @@ def spec_and_status(kind: type[CustomResource]) -> tuple[type[ApiModel], type[Ap
 
 
 def root_schema(kind: type[CustomResource]) -> JsonObject:
-    """Schema of a whole object of this kind."""
+    """OpenAPI schema of a whole object of this kind: its spec, its status, and rules over both.
+
+    Raises:
+        TypeError: the kind has no `spec` and `status` of API models.
+    """
     spec, status = spec_and_status(kind)
     schema: JsonObject = {
         "description": " ".join((kind.__doc__ or "").split()),

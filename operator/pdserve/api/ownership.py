@@ -23,7 +23,11 @@ COUNTS_MANAGER = "pdserve-counts"
 
 
 def spec_apply(group: ScenarioGroup) -> JsonObject:
-    """Body that `SPEC_MANAGER` applies: metadata and spec of `group` without counts."""
+    """Body that `SPEC_MANAGER` applies: metadata and spec of `group` without counts.
+
+    The three counts (`replicas`, `prefill.replicas`, `decode.replicas`) are left out, so applying
+    it takes no ownership of them.
+    """
     metadata = group.metadata.to_dict()
     kept = ("name", "namespace", "uid", "labels", "annotations", "ownerReferences")
     return {
@@ -35,8 +39,9 @@ def spec_apply(group: ScenarioGroup) -> JsonObject:
 
 
 def counts_apply(name: str, namespace: str, uid: str, counts: DecisionCounts) -> JsonObject:
-    """Body that `COUNTS_MANAGER` applies to an existing ScenarioGroup; `uid` guards against a
-    namesake.
+    """Body that `COUNTS_MANAGER` applies to an existing ScenarioGroup: its three counts alone.
+
+    `uid` is that of the group: where another object has taken the name, the API server refuses it.
     """
     return {
         "apiVersion": API_VERSION,

@@ -306,7 +306,10 @@ class PDServiceStatus(Observed):
 
 
 def summarise(status: PDServiceStatus) -> Summary | None:
-    """The line that `kubectl get` shows; None before anything was observed."""
+    """The numbers that `kubectl get` shows, summed over scenarios.
+
+    None before anything was observed.
+    """
     if not status.scenarios:
         return None
     serving = sum(1 for s in status.scenarios if s.prefill.ready and s.decode.ready)

@@ -28,7 +28,10 @@ path of the field and the text given here.
 
 
 def reference_page(kinds: Sequence[type[CustomResource]], examples: Mapping[str, str]) -> str:
-    """Markdown of the page; `examples` maps a kind's name to a YAML document."""
+    """Markdown of the API reference, kinds in the given order.
+
+    `examples` maps a kind's name to a YAML document that stands before its fields.
+    """
     parts = [_HEAD, _contents(kinds)]
     told: set[type[ApiModel]] = set()
     for kind in kinds:

@@ -74,7 +74,7 @@ class UnitString(str):
 
     @classmethod
     def cel(cls) -> str:
-        """The same test for the API server."""
+        """CEL expression over `self`: the test of `pattern`, for the API server."""
         return f"self.matches({cel_string(cls.pattern())}) && self.matches('[1-9]')"
 
 
@@ -89,12 +89,15 @@ class Duration(UnitString):
 
     @classmethod
     def cel(cls) -> str:
-        """Pattern, then bounds: `duration()` fails on text that is not one."""
+        """CEL expression over `self`: pattern, then bounds.
+
+        `duration()` fails on text that is not one.
+        """
         return f"{super().cel()} && duration(self) <= duration('{cls.highest:.0f}s')"
 
     @property
     def seconds(self) -> float:
-        """Length in seconds."""
+        """Length in seconds: above 0, at most 600."""
         return self._number()
 
 

@@ -139,7 +139,11 @@ class PodProxy:
 async def pod_proxy(
     kubeconfig: str | os.PathLike[str] | None, context: str | None
 ) -> AsyncIterator[PodProxy]:
-    """A connection by the same configuration as `kube.connect.connect`; raises ConnectError."""
+    """A connection by the same configuration as `kube.connect.connect`.
+
+    Raises:
+        ConnectError: the configuration is missing or cannot be used.
+    """
     api = await api_client(kubeconfig, context=context, user_agent="kubectl-pdserve")
     try:
         yield PodProxy(api)
@@ -205,7 +209,7 @@ def _refusal(status: int, body: bytes) -> JsonMap:
 
 
 def told(answer: AskResult, header: str) -> str:
-    """A header of the answer; empty when the gateway does not send it."""
+    """Value of a header of the answer; "" when the gateway does not send it."""
     return answer.headers.get(header, "")
 
 

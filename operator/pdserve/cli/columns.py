@@ -17,7 +17,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") 
 
 
 def age(seconds: float) -> str:
-    """`42s`, `5m`, `3h`, `2d`: one unit, rounded down; never negative."""
+    """`42s`, `5m`, `3h`, `2d` of so many seconds: one unit, rounded down; never negative."""
     left = max(0, int(seconds))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if left >= 2 * size or (left >= size and unit != "m"):

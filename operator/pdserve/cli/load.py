@@ -99,7 +99,7 @@ class Sample:
 
     @property
     def ok(self) -> bool:
-        """A complete, successful reply."""
+        """Whether the reply is complete and successful."""
         return self.status == 200 and not self.error
 
 
@@ -135,7 +135,10 @@ async def run_load(
 def poisson(
     rate: float, seconds: float, ask: Callable[[int], Ask], rng: random.Random, start: float = 0.0
 ) -> Iterator[Planned]:
-    """Poisson arrivals at `rate` per second for `seconds`, beginning at `start`."""
+    """Poisson arrivals at `rate` requests/s during `seconds`, from second `start` on.
+
+    `ask` makes the n-th request, counted from 0.
+    """
     at, index = start + rng.expovariate(rate), 0
     while at < start + seconds:
         yield Planned(at, ask(index))
@@ -174,7 +177,7 @@ def summary(samples: Iterable[Sample]) -> JsonObject:
 
 
 def percentile(values: list[float], share: float) -> float | None:
-    """Nearest-rank percentile; None of nothing."""
+    """Nearest-rank percentile of unsorted values, `share` of 0 to 1; None of no values."""
     if not values:
         return None
     ordered = sorted(values)

@@ -112,7 +112,7 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 
 def match(raw: bytes, request_id: str) -> JsonObject | None:
-    """The access log line if it is this request's."""
+    """The access log line if it is this request's; None for another's or what is no such line."""
     if request_id.encode() not in raw:
         return None
     try:

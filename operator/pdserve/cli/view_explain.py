@@ -32,7 +32,10 @@ from pdserve.wire import names
 def render(
     snapshot: Snapshot, scenario: str | None, fabric: FabricState | NoRight | None, now: float
 ) -> str:
-    """The explanation of one scenario, or of all."""
+    """The explanation of one scenario by name, or of all where it is None.
+
+    `now`: seconds since the epoch.
+    """
     parts = []
     for group in snapshot.groups:
         if scenario in (None, group.spec.scenario):

@@ -24,7 +24,10 @@ def render(snapshot: Snapshot, now: float) -> str:
 
 
 def instances(snapshot: Snapshot, now: float) -> list[InstanceObs]:
-    """The service's instances by scenario order, then group, prefill first, then name."""
+    """The service's instances by scenario order, then group, prefill first, then name.
+
+    `now`: seconds since the epoch.
+    """
     parts: list[InstanceObs] = []
     scenarios: dict[str, str] = {}
     for pod in snapshot.pods:
@@ -104,7 +107,10 @@ def _scenario_row(
 
 
 def decision_line(d: api.DecisionRecord, now: float) -> str:
-    """One decision in one line: age, outcome, reason, and the counts where they change."""
+    """One decision in one line: age, outcome, reason, and the counts where they change.
+
+    `now`: seconds since the epoch.
+    """
     ago = age(now - epoch_of(d.time))
     change = "" if d.from_ == d.to else f": {counts_text(d.from_)} -> {counts_text(d.to)}"
     return f"{ago} ago {d.outcome} {d.reason}{change}"

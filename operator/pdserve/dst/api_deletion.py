@@ -29,7 +29,11 @@ class Deletion:
         self._api = api
 
     def evict(self, store: Store, request: KubeRequest) -> Object:
-        """Delete a pod if its PodDisruptionBudget allows it now."""
+        """Delete a pod if its PodDisruptionBudget allows it now.
+
+        Raises:
+            KubeError: 404 without such a pod, 429 where the budget does not allow it.
+        """
         key = ObjectKey(request.namespace or "", request.name or "")
         live = store.objects.get(key)
         if live is None:
@@ -94,7 +98,7 @@ class Deletion:
         return {"kind": "Status", "metadata": {}, "status": "Success", "details": details}
 
     def collect_garbage(self) -> int:
-        """One round of the garbage collector; returns how many objects it acted on."""
+        """Run one round of the garbage collector; returns how many objects it acted on."""
         live = {o["metadata"]["uid"] for s in self._api.stores.values() for o in s.objects.values()}
         acted = 0
         for store in self._api.stores.values():

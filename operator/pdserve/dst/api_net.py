@@ -74,7 +74,7 @@ class Faults:
         return probability > 0 and self.rng.random() < probability
 
     def between(self, span: tuple[float, float]) -> float:
-        """A time within the span."""
+        """A random time in seconds within the span (least, most)."""
         return self.rng.uniform(*span) if span[1] > 0 else 0.0
 
 
@@ -147,7 +147,11 @@ class FakeTransport:
             raise _lost("watch connection reset")
 
     def check_up(self) -> None:
-        """Raise if this client is dead or its server is out of reach."""
+        """Check that this client is alive and its server within reach.
+
+        Raises:
+            KubeError: one of them is not.
+        """
         self._check_alive()
         if self.faults.down:
             raise _lost("connection reset")

@@ -99,7 +99,7 @@ class FakeApi:
             store.wake()
 
     def end_pod(self, namespace: str, name: str) -> None:
-        """The kubelet's last word on a terminating pod: its containers are gone."""
+        """Do what the kubelet does last for a terminating pod: its containers are gone."""
         self.remove(self.store(known.PODS), ObjectKey(namespace, name))
 
     # --- requests --------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class FakeApi:
         return self.commit(store, key, "MODIFIED", live, new)
 
     def collect_garbage(self) -> int:
-        """One round of the garbage collector; returns how many objects it acted on."""
+        """Run one round of the garbage collector; returns how many objects it acted on."""
         return self._deletion.collect_garbage()
 
     def budget_status(self, budget: Object, status: Object) -> None:
@@ -366,7 +366,7 @@ class FakeApi:
             raise KubeError(404, "NotFound", f'namespaces "{namespace}" not found')
 
     def stamp(self, after: float = 0) -> str:
-        """The time `after` seconds from now, as objects carry it."""
+        """The time `after` seconds from now (RFC 3339, UTC), as objects carry it."""
         return (self._now() + timedelta(seconds=after)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

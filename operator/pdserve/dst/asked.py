@@ -47,13 +47,13 @@ class Asked:
         return known[-1][1] if known else None
 
     def lately(self, name: ScenarioName, since: float) -> list[Counts]:
-        """The counts that were in force at some moment after `since`."""
+        """The counts that were in force at some moment after `since` (loop time, seconds)."""
         known = self._counts.get(name, ())
         older = [counts for time, counts in known if time < since]
         return [counts for time, counts in known if time >= since] + older[-1:]
 
     def revision_since(self, name: ScenarioName) -> float:
-        """Since when the spec asks for its present revision; 0: from the beginning."""
+        """Loop time (seconds) since which the spec asks for its revision; 0: from the start."""
         return self._revisions.get(name, (0.0, ""))[0]
 
 

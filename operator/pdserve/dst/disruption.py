@@ -42,7 +42,11 @@ def covers(budget: Object, pod: Object) -> bool:
 def status_of(
     budget: Object, pods: Iterable[Object], scale: ScaleOf, now: float, stamp: str
 ) -> JsonObject:
-    """The status that the disruption controller writes."""
+    """The status that the disruption controller writes.
+
+    `scale`: how many pods the owner wants. `now` in seconds since the epoch, `stamp` the same as
+    objects carry it.
+    """
     spec, known = budget.get("spec", {}), budget.get("status", {})
     mine = [p for p in pods if covers(budget, p)]
     names = {p["metadata"]["name"]: p for p in mine}
@@ -112,7 +116,7 @@ def grant(budgets: Iterable[Object], pod: Object, stamp: str) -> tuple[Object, O
 
 
 def is_ready(pod: Object) -> bool:
-    """Ready and not being deleted."""
+    """Whether a pod is Ready and not being deleted."""
     conditions = pod.get("status", {}).get("conditions", ())
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
     return ready and "deletionTimestamp" not in pod["metadata"]

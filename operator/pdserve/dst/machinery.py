@@ -75,7 +75,11 @@ class Machinery:
             await asyncio.sleep(self.world.step if quiet < 50 else 20 * self.world.step)
 
     def restart(self, pod: str, namespace: str) -> None:
-        """The container restarts in place: another process, the same pod and address."""
+        """Restart the container in place: another process, the same pod and address.
+
+        Raises:
+            KeyError: no such pod runs.
+        """
         obj = self.world.get(PODS, pod, namespace)
         if obj is None:
             raise KeyError(pod)

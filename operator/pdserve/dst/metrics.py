@@ -46,7 +46,10 @@ class SimulatedMetrics:
 
 
 def healthy_sample(at: float) -> ScenarioSample:
-    """All requests met their SLO, at a moderate load."""
+    """A sample in which all requests met their SLO, at a moderate load.
+
+    `at`: seconds since the epoch.
+    """
     windows = tuple(_window(seconds) for seconds in (60.0, 180.0, 600.0))
     n = RATE * 60.0
     return ScenarioSample(

@@ -9,7 +9,7 @@ from pdserve.terms.times import rfc3339
 
 
 def now() -> float:
-    """Seconds since the epoch, as the API model stamps objects."""
+    """Virtual seconds since the epoch, as the API model stamps objects."""
     return START.timestamp() + asyncio.get_running_loop().time()
 
 

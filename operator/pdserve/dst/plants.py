@@ -291,7 +291,11 @@ PLANTS: Final = (
 
 
 def plant_of(name: str) -> Plant:
-    """By name; KeyError names the known ones."""
+    """The planted fault of this name.
+
+    Raises:
+        KeyError: there is none; the message lists the known ones.
+    """
     for plant in PLANTS:
         if plant.name == name:
             return plant

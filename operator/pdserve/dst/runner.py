@@ -62,7 +62,7 @@ def find(plant: Plant) -> Outcome | None:
 
 
 def run_one(seed: int, *, writes: bool = False) -> Outcome:
-    """One seed; `writes` also records what the operator wrote."""
+    """Play the schedule of one seed; `writes` also records what the operator wrote."""
     found: list[Outcome] = []
 
     async def go(scene: Scene) -> None:

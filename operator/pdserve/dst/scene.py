@@ -92,7 +92,7 @@ class Scene:
     # --- time ------------------------------------------------------------------------------
 
     def later(self, seconds: float, ending: Callable[[], None]) -> None:
-        """Run `ending` after `seconds`, or when the schedule ends, whichever is first."""
+        """Run `ending` after `seconds` (virtual), or when the schedule ends, whichever is first."""
         self.endings.append(ending)
         asyncio.get_running_loop().call_later(seconds, self._end, ending)
 
@@ -205,7 +205,7 @@ async def settled(variant: str) -> AsyncIterator[Scene]:
 
 
 def reseed(scene: Scene, seed: int) -> None:
-    """From here on everything is drawn from `seed`."""
+    """Draw everything from `seed` from here on: faults of connections, names, jitter."""
     scene.world.rng.seed(seed)
     scene.world.operator_rng.seed(seed)
     scene.faults.rng.seed(seed)

@@ -65,12 +65,12 @@ class Outcome:
 
 
 def variant_of(seed: int) -> str:
-    """The scene a seed runs in."""
+    """The scene a seed runs in; the same for equal seeds."""
     return VARIANTS[seed % len(VARIANTS)]
 
 
 def draw(seed: int) -> tuple[Move, ...]:
-    """The steps of a seed."""
+    """The steps of a seed, with their virtual times; the same for equal seeds."""
     rng = random.Random(seed)
     kinds, weights = list(STEPS), [weight for weight, _ in STEPS.values()]
     return tuple(

@@ -36,7 +36,7 @@ def quantity(rng: random.Random) -> str:
 
 
 def text(rng: random.Random) -> str:
-    """Object text."""
+    """One of TEXTS, which readers may not expect."""
     return rng.choice(TEXTS)
 
 
@@ -51,7 +51,7 @@ def number(rng: random.Random) -> float:
 
 
 def json_value(rng: random.Random) -> object:
-    """Object JSON value, also of extreme size or depth."""
+    """Any JSON value, also of extreme size or depth."""
     deep: object = []
     for _ in range(rng.choice((1, 30, 900))):
         deep = [deep] if rng.random() < 0.5 else {"a": deep}

@@ -46,7 +46,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jump)
 
     def time(self) -> float:
-        """Seconds; jumps to the next timer."""
+        """Virtual seconds; jumps to the next timer when nothing is ready."""
         return 1000.0 + self._jump.skipped
 
 

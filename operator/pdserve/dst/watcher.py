@@ -86,7 +86,7 @@ class Watcher:
     # --- how a schedule uses it --------------------------------------------------------------
 
     def begin(self) -> None:
-        """From now on everything is judged."""
+        """Judge everything from now on."""
         self.asked.note(judged=False)
         for group in self.world.seen(SCENARIO_GROUPS):
             name, wanted = scenario_name(group), self.asked.counts(scenario_name(group))
@@ -97,11 +97,18 @@ class Watcher:
         self.active = True
 
     def trouble(self, seconds: float) -> None:
-        """The operator is cut off, dead or confused for so long."""
+        """Expect nothing of the operator for so many virtual seconds.
+
+        It is cut off, dead or misled.
+        """
         self.trouble_until = max(self.trouble_until, self._time() + seconds)
 
     def tick(self) -> None:
-        """Once a second: what no single write shows."""
+        """Check once a virtual second what no single write shows.
+
+        Raises:
+            Violation: a promise is broken.
+        """
         if not self.active or self._time() < self.trouble_until + LAG:
             self._gone.clear()
             self.owed.clear()
@@ -118,7 +125,11 @@ class Watcher:
     # --- writes ------------------------------------------------------------------------------
 
     def wrote(self, request: KubeRequest, before: Object | None, answer: Object) -> None:
-        """One write of the operator took effect."""
+        """Judge one write of the operator, after it took effect.
+
+        Raises:
+            Violation: it breaks a promise.
+        """
         if not self.active or self.found is not None:
             return
         self.writes.append(line_of(request))

@@ -111,7 +111,7 @@ class World:
     # --- users ----------------------------------------------------------------------------
 
     def nodes(self, leaves: Iterable[str], per_leaf: int, devices: int = 8) -> None:
-        """Nodes `<leaf>-<n>` with labels of `rocedomain()`."""
+        """Make `per_leaf` nodes `<leaf>-<n>` of `devices` NPUs in each leaf, labelled for it."""
         for leaf in leaves:
             for n in range(per_leaf):
                 self.node(leaf, f"{leaf}-{n}", devices)
@@ -219,7 +219,7 @@ class World:
         self.patch(NODES, "", node, body, subresource="status")
 
     def step_clock(self, seconds: float) -> None:
-        """Set the operators' wall clock."""
+        """Step the operators' wall clock by `seconds`; steps add up."""
         self.clock_error += seconds
 
     def delete_pod(self, pod: str, namespace: str = NS) -> None:
@@ -257,7 +257,7 @@ class World:
         return asyncio.get_running_loop().time() - began
 
     def kill(self, pod: str) -> None:
-        """The pod's process is gone for good."""
+        """End the pod's process for good."""
         self.crashing.add(pod)
 
     # --- the machinery ---------------------------------------------------------------------
@@ -276,7 +276,11 @@ class World:
     async def until(
         self, check: Callable[[], object], seconds: float = 120.0, what: str = ""
     ) -> float:
-        """Wait (virtually) until `check()`; returns how long it took."""
+        """Wait until `check()` is true; returns how many virtual seconds that took.
+
+        Raises:
+            AssertionError: it was not within `seconds`; the message has `what` and a dump.
+        """
         loop = asyncio.get_running_loop()
         started = loop.time()
         while not check():

@@ -1,11 +1,11 @@
 """Counters, gauges and histograms of one process, and the text Prometheus scrapes (0.0.4).
 
 Operator, gateway and engine all use it, so it stands at the bottom: the standard library alone, no
-Kubernetes, nothing of P/D. What is counted, and under which name, is with the users
+Kubernetes, nothing of P/D. The users decide what is counted and under which name
 (`wire.metrics`, or beside the code that counts); `http1.pages`, the gateway and the engine serve
 `Registry.render`. Where to look: `registry` declares, `families` are the metrics, `series` is what
 hot paths touch, `exposition_text` the spelling of names, labels and numbers, `process_metrics` what
-every process says of itself.
+every process reports about itself.
 
 Not thread-safe: one event loop owns a registry. Histograms have fixed buckets, no exemplars, no
 timestamps; that is all a scrape needs.

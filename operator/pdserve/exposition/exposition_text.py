@@ -21,7 +21,11 @@ class MetricError(ValueError):
 
 
 def check_names(name: str, help_text: str, labels: Sequence[str]) -> None:
-    """Refuse a declaration Prometheus would not read; `le` belongs to histograms."""
+    """Refuse a declaration Prometheus would not read; label `le` belongs to histograms.
+
+    Raises:
+        MetricError: a name has other characters, or the help text is blank.
+    """
     if not _NAME.match(name):
         raise MetricError(f"metric name {name!r}: want letters, digits, '_' or ':'")
     for label in labels:
@@ -38,12 +42,16 @@ def head(name: str, help_text: str, kind: str) -> tuple[str, str]:
 
 
 def pairs(names: Sequence[str], values: Sequence[str]) -> str:
-    """Labels as they stand inside the braces; empty without labels."""
+    """Labels as they stand inside the braces, values escaped; "" without labels.
+
+    Raises:
+        ValueError: there are not as many values as names.
+    """
     return ",".join(f'{n}="{_escape(v)}"' for n, v in zip(names, values, strict=True))
 
 
 def number(value: float) -> str:
-    """A sample value: whole numbers without a point, as long as they are exact."""
+    """A sample value in Python's shortest exact form; whole numbers below 1e15 have no point."""
     if -1e15 < value < 1e15 and value.is_integer():
         return str(int(value))
     spelled = repr(value)
@@ -51,7 +59,7 @@ def number(value: float) -> str:
 
 
 def bound(value: float) -> str:
-    """A bucket's upper bound, always as a float: the form Prometheus 3 stores `le` in."""
+    """A bucket's inclusive upper bound, always as a float, as Prometheus 3 stores `le`."""
     spelled = repr(float(value))
     return _SPECIAL.get(spelled, spelled)
 

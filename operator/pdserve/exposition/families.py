@@ -40,12 +40,15 @@ class Family(Generic[S]):
         """The series of these label values, in declared order; made at zero on first use.
 
         It may be kept and updated for as long as it is not removed.
+
+        Raises:
+            MetricError: there are not as many values as declared labels.
         """
         series = self._series.get(values)
         return self._add(values) if series is None else series
 
     def known(self) -> list[tuple[str, ...]]:
-        """Label values of every series there is."""
+        """Label values of every series there is, in declared order of labels."""
         return list(self._series)
 
     def remove(self, *values: str) -> None:
@@ -53,7 +56,7 @@ class Family(Generic[S]):
         self._series.pop(values, None)
 
     def value(self, *values: str) -> float:
-        """Of one series; 0 when there is none."""
+        """Value of one series (of a histogram: how many observations); 0 when there is none."""
         series = self._series.get(values)
         return 0.0 if series is None else float(series.value)
 
@@ -87,7 +90,11 @@ class Counter(Family[CounterSeries]):
     kind = "counter"
 
     def inc(self, amount: float = 1.0) -> None:
-        """Add `amount` >= 0 to the series without labels."""
+        """Add `amount` >= 0 to the series without labels.
+
+        Raises:
+            MetricError: the counter has labels, or `amount` is negative or NaN.
+        """
         self.labels().inc(amount)
 
     def _new(self, pairs: str) -> CounterSeries:
@@ -100,7 +107,11 @@ class Gauge(Family[GaugeSeries]):
     kind = "gauge"
 
     def set(self, value: float) -> None:
-        """Set the series without labels."""
+        """Set the series without labels.
+
+        Raises:
+            MetricError: the gauge has labels.
+        """
         self.labels().set(value)
 
     def _new(self, pairs: str) -> GaugeSeries:
@@ -119,11 +130,21 @@ class Histogram(Family[HistogramSeries]):
         self.bounds = _rising(name, buckets)
 
     def observe(self, value: float) -> None:
-        """Count one observation on the series without labels."""
+        """Count one observation on the series without labels, in the unit of its bounds.
+
+        Raises:
+            MetricError: the histogram has labels, or `value` is NaN.
+        """
         self.labels().observe(value)
 
     def create(self, *values: str, buckets: Sequence[float]) -> HistogramSeries:
-        """The series of these label values; if it is new, with upper bounds of its own."""
+        """The series of these label values; if it is new, with upper bounds of its own.
+
+        `buckets`: inclusive upper bounds, rising; `+Inf` is added.
+
+        Raises:
+            MetricError: the bounds do not rise, or there are not as many values as labels.
+        """
         series = self._series.get(values)
         if series is None:
             bounds = _rising(self.name, buckets)

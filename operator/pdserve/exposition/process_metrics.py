@@ -1,4 +1,4 @@
-"""What every process says of itself: `pdserve_build_info`, and `process_*` as usual elsewhere.
+"""Metrics of every process: `pdserve_build_info`, and `process_*` as usual elsewhere.
 
 Read from /proc at each scrape; where there is no /proc, only the processor time is reported.
 """

@@ -20,11 +20,19 @@ class Registry:
         self._hooks: list[Callable[[], None]] = []
 
     def counter(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Counter:
-        """Declare a counter; one without labels is exposed as 0 from the start."""
+        """Declare a counter; one without labels is exposed as 0 from the start.
+
+        Raises:
+            MetricError: a name is malformed, or declared differently before.
+        """
         return self._add(Counter(name, help_text, labels))
 
     def gauge(self, name: str, help_text: str, labels: Sequence[str] = ()) -> Gauge:
-        """Declare a gauge; one without labels is exposed as 0 from the start."""
+        """Declare a gauge; one without labels is exposed as 0 from the start.
+
+        Raises:
+            MetricError: a name is malformed, or declared differently before.
+        """
         return self._add(Gauge(name, help_text, labels))
 
     def histogram(
@@ -34,15 +42,23 @@ class Registry:
         labels: Sequence[str] = (),
         buckets: Sequence[float] = SECONDS_BUCKETS,
     ) -> Histogram:
-        """Declare a histogram with these upper bounds."""
+        """Declare a histogram; `buckets` are inclusive upper bounds, by default for seconds.
+
+        Raises:
+            MetricError: a name is malformed or declared differently before, or the bounds do not
+                rise.
+        """
         return self._add(Histogram(name, help_text, labels, buckets))
 
     def on_collect(self, hook: Callable[[], None]) -> None:
-        """Call `hook` before each exposition, for gauges computed on demand."""
+        """Call `hook` before each exposition, for gauges computed on demand.
+
+        An error of it fails that.
+        """
         self._hooks.append(hook)
 
     def render(self) -> str:
-        """The whole exposition, metrics sorted by name."""
+        """The whole exposition in text format 0.0.4, metrics sorted by name; "" without metrics."""
         self._collect()
         lines = [line for name in sorted(self.families) for line in self.families[name].lines()]
         return "\n".join(lines) + "\n" if lines else ""

@@ -22,13 +22,17 @@ class CounterSeries:
         self.value = 0.0
 
     def inc(self, amount: float = 1.0) -> None:
-        """Add `amount` >= 0."""
+        """Add `amount` >= 0.
+
+        Raises:
+            MetricError: it is negative or NaN.
+        """
         if not amount >= 0:
             raise MetricError(f"a counter cannot grow by {amount}")
         self.value += amount
 
     def lines(self) -> list[str]:
-        """The sample."""
+        """The line of the sample, without a newline."""
         return [self._prefix + exposition_text.number(self.value)]
 
 
@@ -42,11 +46,11 @@ class GaugeSeries:
         self.value = 0.0
 
     def set(self, value: float) -> None:
-        """Set to `value`."""
+        """Set to `value`; NaN and infinities are exposed as such."""
         self.value = float(value)
 
     def lines(self) -> list[str]:
-        """The sample."""
+        """The line of the sample, without a newline."""
         return [self._prefix + exposition_text.number(self.value)]
 
 
@@ -65,7 +69,11 @@ class HistogramSeries:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count one observation (NaN is refused: it would poison the sum for good)."""
+        """Count one observation in the first bucket whose bound it does not exceed.
+
+        Raises:
+            MetricError: it is NaN, which would stay in the sum for good.
+        """
         if value != value:  # cheaper than a call of math.isnan
             raise MetricError("a histogram cannot observe NaN")
         self.counts[bisect_left(self.bounds, value)] += 1
@@ -73,11 +81,11 @@ class HistogramSeries:
 
     @property
     def value(self) -> int:
-        """Observations so far."""
+        """How many observations were counted so far."""
         return sum(self.counts)
 
     def lines(self) -> list[str]:
-        """Cumulative buckets, sum and count."""
+        """Lines of cumulative buckets, sum and count, without newlines."""
         total, lines = 0, []
         for prefix, count in zip(self._buckets, self.counts, strict=True):
             total += count

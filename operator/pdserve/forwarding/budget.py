@@ -1,8 +1,8 @@
 """How many second prefills a gateway process may spend.
 
-A prefill is the dearest thing to repeat, and repeating it for all requests when something is broken
-doubles the load just then. So: a fraction of the offered requests, with a reserve that covers the
-burst when an instance dies: one for each slot, since so many requests may die with it.
+A prefill costs more than any other step, and repeating it for all requests while something is
+broken doubles the load just then. So the budget is a fraction of the offered requests, with a
+reserve for the burst when an instance dies: one for each slot, since so many requests may be on it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ class RetryBudget:
         self.available = reserve
 
     def cover(self, slots: int) -> None:
-        """The scenario has so many slots now."""
+        """Follow the number of slots of the scenario.
+
+        The reserve is one each, at least LEAST_RESERVE.
+        """
         reserve = float(max(LEAST_RESERVE, slots))
         self.available = max(0.0, self.available + reserve - self._reserve)
         self._reserve = reserve
 
     def earn(self) -> None:
-        """One request was offered."""
+        """Add the fraction of one offered request, up to the reserve."""
         self.available = min(self._reserve, self.available + self._fraction)
 
     def take(self) -> bool:
-        """Spend one second prefill; False when none is left."""
+        """Spend one second prefill; False, and nothing spent, when less than one is left."""
         if self.available < 1.0:
             return False
         self.available -= 1.0

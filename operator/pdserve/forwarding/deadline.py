@@ -4,8 +4,8 @@ A request accepted later than `arrival + TTFT target - 1.05 x T_p` would miss it
 having cost a prefill, so it is turned away instead (early intervention, P/D-Serve section 3.5).
 T_p is predicted from the prompt length; the gateway has no tokenizer and learns how many tokens
 a byte is worth from the usage that engines report, and how long prefills of a length took here. A
-prediction alone refuses no request: only what prefills of that length have shown does, and now and
-then one refused request is tried all the same, so that what is no longer true is forgotten.
+request is refused only when prefills of that length did take too long here, not by a prediction
+alone. Now and then one is tried although it would be refused, so that outdated times are replaced.
 """
 
 from __future__ import annotations
@@ -34,14 +34,20 @@ TRIAL_SECONDS = 10.0
 
 
 def predict_prefill(coefficients: tuple[float, float] | None, prompt_tokens: float) -> float:
-    """T_p in seconds as `a + b * tokens`; 0 while the route table has no prediction."""
+    """T_p in seconds as `a + b * tokens`; 0 while the route table has no prediction.
+
+    `coefficients`: a in seconds, b in seconds per token. `prompt_tokens`: those to compute.
+    """
     if coefficients is None:
         return 0.0
     return coefficients[0] + coefficients[1] * prompt_tokens
 
 
 def admission_deadline(arrived: float, ttft: float, predicted: float) -> float:
-    """Latest time at which a prefill may accept; not after `arrived` means infeasible."""
+    """Latest time at which a prefill may accept; not after `arrived` means infeasible.
+
+    All in seconds: `arrived` and the result on the caller's clock, the TTFT target, predicted T_p.
+    """
     return arrived + ttft - SAFETY * predicted
 
 
@@ -64,7 +70,11 @@ class TokenEstimate:
         return size.tokens + size.text * self.per_byte + size.messages * self.per_message
 
     def learn(self, size: PromptSize, prompt_tokens: int) -> None:
-        """Take one engine-reported count into account."""
+        """Take one engine-reported count of prompt tokens into account.
+
+        Counts no larger than the prompt's ready token ids, and prompts of those alone, teach
+        nothing.
+        """
         if prompt_tokens <= size.tokens or size.text + size.messages == 0:
             return
         # Weighted by size, not by its square.
@@ -98,7 +108,7 @@ class PrefillTimes:
         self._seen: dict[int, deque[float]] = {}
 
     def learn(self, tokens: float, seconds: float) -> None:
-        """A prompt with so many tokens to compute took so long."""
+        """Note that a prompt with so many tokens to compute took so many seconds."""
         self._seen.setdefault(_bucket(tokens), deque(maxlen=_SAMPLES)).append(seconds)
 
     def at_most(self, tokens: float) -> float:
@@ -107,7 +117,10 @@ class PrefillTimes:
         return min((min(s) for b, s in self._seen.items() if b >= here), default=float("inf"))
 
     def too_long(self, tokens: float, left: float) -> bool:
-        """Prompts of this length or shorter took longer than `left` seconds, every time of late."""
+        """Whether the last prompts of a length up to this one all took over `left` seconds.
+
+        False until three of such a length were seen.
+        """
         here = _bucket(tokens)
         return any(b <= here and len(s) >= _PROVEN and min(s) > left for b, s in self._seen.items())
 
@@ -124,7 +137,7 @@ class PromptSize:
 
 
 def prompt_size(body: JsonMap) -> PromptSize:
-    """Length of the prompt in a validated completions or chat body."""
+    """Length of a validated body's prompt, in bytes of UTF-8, token ids and messages."""
     size = PromptSize()
     prompt, messages = body.get("prompt"), body.get("messages")
     if isinstance(prompt, str):

@@ -1,15 +1,16 @@
 """Which decode of the group takes a request whose KV waits in a prefill.
 
 The prefill keeps its slot until a decode has pulled, so the walk is short and bounded:
-1. Every live decode of the group once, before any is asked again: those expected to be free
-   first, then the least loaded by share of its places, then the nearest to the prefill by tier
-   cost, then random.
-2. Then whichever decode's hint (or one of our own streams ending) says free, until the deadline:
-   the earlier of the handoff deadline and the end of the KV lease less two seconds.
-   `attempt_pacing` bounds what the walk costs: room that comes soon is found soon.
-Two decodes that could not pull the KV mean that the prefill
-lost it: `GiveUp("kv_lost")`. A group without a live decode (all ejected, or the group left the
-routes) while another group has one: `GiveUp("no_decode")`. In both cases a new prefill helps.
+
+1. The walk asks every live decode of the group once: those expected to be free first, then the
+   least loaded by share of its places, then the nearest to the prefill by tier cost, then random.
+2. Then it asks each decode that becomes free by its hint or by the end of one of our own streams,
+   until the deadline: the earlier of the handoff deadline and the end of the KV lease less two
+   seconds. `attempt_pacing` bounds what the walk costs: room that comes soon is found soon.
+
+Two decodes that could not pull the KV mean that the prefill lost it: `GiveUp("kv_lost")`. A group
+without a live decode (all ejected, or the group left the routes) while another group has one:
+`GiveUp("no_decode")`. In both cases a new prefill helps.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class GiveUp:
 
 
 def handoff_deadline(arrived: float, ttft: float, handoff: float, first_token: float) -> float:
-    """When token 2 is due if token 1 reaches the client as late as it may: the walk's end."""
+    """When token 2 is due if token 1 reaches the client as late as it may: the walk's end.
+
+    All in seconds: `arrived`, `first_token` (when the prefill ended) and the result on one clock,
+    `ttft` and `handoff` the targets.
+    """
     return max(arrived + ttft, first_token) + handoff
 
 
@@ -69,7 +74,7 @@ class DecodeWalk:
         self.deadline = deadline
 
     def next(self, now: float) -> Try | Wait | GiveUp:
-        """The next thing to do."""
+        """The next thing to do at `now` (monotonic seconds); a `Try` is counted as sent already."""
         group = self._view.group(self._prefill.group)
         decodes = group.decodes if group else ()
         if self._kv_failures >= min(KV_FAILURES, max(1, len(decodes))):
@@ -91,7 +96,10 @@ class DecodeWalk:
         return Wait(min(later, self.deadline))
 
     def kv_failed(self) -> None:
-        """A decode could not pull the KV from the prefill."""
+        """Count that a decode could not pull the KV.
+
+        After two, or one in a group of one decode, the walk gives up with `kv_lost`.
+        """
         self._kv_failures += 1
 
     def _elsewhere(self) -> bool:

@@ -9,11 +9,10 @@ Requests wait here, never inside an instance. `step(now)`:
    one per waiting request.
 3. The answer says when to look again if nothing happens before.
 
-Order of prefills: known free before merely due; fewest of our own open legs; random. A prefill that
-failed a request is not asked for it again while another one lives, until half of the time that was
-left has passed: a hanging prefill is the one that looks idle. A request that was refused keeps its
-turn; `attempt_pacing` says when it may ask again, so that it goes on until its deadline at a
-bounded cost.
+Order of prefills: known free before merely due; fewest of our own open legs; random. A request that
+a prefill failed is sent to other live prefills during half of the time that it has left: a hanging
+prefill looks idle. A request that was refused keeps its turn; `attempt_pacing` says when it may ask
+again, so that it goes on until its deadline at a bounded cost.
 
 The caller sends, and reports every answer to the `Instance` records and back here.
 """
@@ -95,11 +94,14 @@ class Dispatcher:
 
     @property
     def waiting(self) -> int:
-        """Requests in the room."""
+        """How many requests are in the room."""
         return len(self._room)
 
     def offer(self, deadline: float) -> Ticket | None:
-        """A new request enters the room; None when the room is full."""
+        """Let a new request into the room; None when the room is full.
+
+        `deadline`: monotonic seconds until which a prefill must have accepted it.
+        """
         if len(self._room) >= self._room_limit:
             return None
         ticket = Ticket(deadline, next(self._seq), deadline)
@@ -107,7 +109,7 @@ class Dispatcher:
         return ticket
 
     def back(self, ticket: Ticket, now: float) -> None:
-        """A refused or failed request returns; it keeps its turn."""
+        """Put a refused or failed request back at its turn; `now` in monotonic seconds."""
         self.settled(ticket)
         if ticket.attempts:
             count = self.view.prefill_count
@@ -115,18 +117,21 @@ class Dispatcher:
         self._enter(ticket)
 
     def failed(self, ticket: Ticket, prefill: Instance, now: float) -> None:
-        """`prefill` did not do what this request needs: others go first."""
+        """Note that `prefill` did not do what this request needs: others are tried first."""
         ticket.failed_by.add(prefill.id)
         ticket.excluded_until = now + max(0.0, ticket.deadline - now) / 2
 
     def withdraw(self, ticket: Ticket) -> None:
-        """The request waits no longer."""
+        """Take a request out of the room; nothing happens where it is not in it."""
         if ticket.waiting:
             ticket.waiting = False
             self._room.remove(ticket)
 
     def settled(self, ticket: Ticket) -> bool:
-        """No prefill computes for it any more; True when another suspect may have its turn now."""
+        """Note that no prefill computes for it any more.
+
+        True when another suspect may have its turn now.
+        """
         return self._on_trial.pop(ticket, None) is not None
 
     def wait(self, now: float) -> float:
@@ -149,7 +154,7 @@ class Dispatcher:
         return min(max(0.0, wait), MAX_WAIT)
 
     def step(self, now: float) -> Step:
-        """See the module's text."""
+        """What to do at `now` (monotonic seconds); see the module's text."""
         step = Step()
         late = [t for t in takewhile(lambda t: t.rank <= now, self._room) if t.deadline <= now]
         if late:

@@ -34,7 +34,10 @@ class Health:
         return self._until is not None
 
     def next_try(self, now: float) -> float:
-        """When a request may go there: `now`, a later time, or infinity while a probe is out."""
+        """When a request may go there: `now`, a later time, or infinity while a probe is out.
+
+        Times are monotonic seconds.
+        """
         if self._until is None:
             return now
         if self._probing:
@@ -42,23 +45,34 @@ class Health:
         return max(now, self._until)
 
     def attempt(self) -> None:
-        """A request is being sent; half-open, it becomes the one probe."""
+        """Note that a request is being sent; half-open, it becomes the one probe."""
         if self._until is not None:
             self._probing = True
 
     def abandon(self) -> None:
-        """The request ended without telling anything (the client went away)."""
+        """Note that a request ended without a result (the client left).
+
+        Half-open, the next may probe.
+        """
         self._probing = False
 
     def success(self) -> None:
-        """The instance answered, be it with a rejection."""
+        """Note an answer, be it a rejection.
+
+        The instance is in use again and its failures are zero.
+        """
         self._failures = 0
         self._ejections = 0
         self._until = None
         self._probing = False
 
     def failure(self, kind: Failure, now: float) -> None:
-        """A request failed there."""
+        """Note that a request failed there at `now` (monotonic seconds).
+
+        Ejects at once for a refused connection or a failed probe, else from STATUS_LIMIT in a row
+        on, for BASE_SECONDS doubled each time up to MAX_SECONDS. A lost connection leads to
+        half-open.
+        """
         self._failures += 1
         was_probe, self._probing = self._probing, False
         if self._until is not None and not was_probe:

@@ -1,4 +1,4 @@
-"""The rule by which stale slot hints lose, and how long one holds a candidate back."""
+"""When a slot hint replaces an older one, and how long one holds a candidate back."""
 
 from __future__ import annotations
 

@@ -57,11 +57,14 @@ class Instance:
 
     @property
     def used(self) -> int:
-        """Slots this process occupies there."""
+        """How many slots this process occupies there: requests sent, KV held, streams running."""
         return self.legs + self.held
 
     def next_try(self, now: float) -> float:
-        """Earliest time at which to ask: now, later, or NEVER until one of our own legs ends."""
+        """Earliest time at which to ask: now, later, or NEVER until one of our own legs ends.
+
+        Times are monotonic seconds, here and below.
+        """
         if self.used >= self.total:
             return NEVER
         worth = now if self.free > 0 else max(now, self._free_at)
@@ -85,7 +88,7 @@ class Instance:
         return max(0, min(self.total - self.used, self.free + grown) - too_slow)
 
     def next_credit(self, now: float) -> float:
-        """When `credit` may have grown without an event of our own."""
+        """When `credit` may have grown without an event of our own; NEVER if it cannot."""
         later = self.next_try(now)
         pace = self.pace
         if later > now or pace <= 0:
@@ -98,7 +101,7 @@ class Instance:
         return self._hold_seconds / max(1, self.route.slots)
 
     def expected_free(self, now: float) -> float:
-        """When a slot is likely to be free, our own legs included."""
+        """When a slot is likely to be free, our own legs included; `now` or later, never NEVER."""
         if self.used < self.total:
             later = self.next_try(now)
             return later if later < NEVER else now + self.pace
@@ -108,7 +111,7 @@ class Instance:
         return max(now, self._changed + self._hold_seconds, self._free_at)
 
     def sent(self, now: float) -> None:
-        """A leg goes out. Without an answer it is taken to be accepted."""
+        """Count a leg that goes out. Without an answer it is taken to be accepted."""
         self.legs += 1
         self.health.attempt()
         self._changed = now
@@ -118,17 +121,20 @@ class Instance:
             self._free_at = max(self._free_at, now + self._hold_seconds / self.total)
 
     def taken(self) -> None:
-        """The leg runs there although its answer is not here yet (a reply sent whole)."""
+        """Count the leg as running although its answer is not here yet (a reply sent whole)."""
         self.legs -= 1
         self.held += 1
 
     def revoked(self) -> None:
-        """Correct the estimate: an answer contradicts it."""
+        """Undo `taken`: an answer contradicts it."""
         self.legs += 1
         self.held -= 1
 
     def accepted(self, hint: Hint | None, now: float, sent_at: float) -> None:
-        """The leg was answered with success; its slot stays in use until `released`."""
+        """Count the leg as answered with success; its slot stays in use until `released`.
+
+        `sent_at`: when it was sent; a prefill's answer teaches how long a slot is in use.
+        """
         self.legs -= 1
         self.held += 1
         self._rejections = 0
@@ -139,7 +145,11 @@ class Instance:
         self.hinted(hint, now)
 
     def rejected(self, hint: Hint | None, now: float, serving: bool = True) -> None:
-        """The instance said no. `serving` False: it drains or is not ready."""
+        """Count the leg as refused and do not ask again before a pause.
+
+        5 ms, doubled with each refusal in a row up to 80 ms, unless a hint says when a slot is
+        free; 1 s where `serving` is False: the instance drains or is not ready.
+        """
         self.legs -= 1
         self._rejections += 1
         self.health.success()
@@ -152,19 +162,19 @@ class Instance:
             self._backoff_until = now + pause
 
     def failed(self, kind: Failure, now: float) -> None:
-        """The leg ended without a usable answer."""
+        """Count the leg as ended without a usable answer; `kind` decides about ejection."""
         self.legs -= 1
         self.free = min(self.free + 1, self.total)
         self.health.failure(kind, now)
 
     def abandoned(self) -> None:
-        """We cut the leg before its answer (client gone, request served elsewhere)."""
+        """Count the leg as cut by us before its answer (client gone, request served elsewhere)."""
         self.legs -= 1
         self.free = min(self.free + 1, self.total)
         self.health.abandon()
 
     def lost(self, now: float) -> None:
-        """What it held for us is gone: it died under a running request."""
+        """Count what it held for us as gone: its connection was lost under a running request."""
         self.held -= 1
         self.health.failure("lost", now)
 
@@ -183,7 +193,7 @@ class Instance:
         self._hold_seconds += share * (seconds - self._hold_seconds)
 
     def hinted(self, hint: Hint | None, now: float) -> bool:
-        """Take a hint unless a newer one is known; True when taken."""
+        """Take a hint's counts unless a newer hint is known; True when taken, False for None."""
         if hint is None or not supersedes(hint.epoch, self._epoch, now - self._hinted_at):
             return False
         self._epoch = hint.epoch

@@ -35,7 +35,10 @@ class Group:
         return sum(d.credit(now, self.handoff) for d in self.decodes) - max(0, in_prefill - asking)
 
     def next_credit(self, now: float) -> float:
-        """When decode credit may return without an event of our own; NEVER if only by one."""
+        """When decode credit may return without an event of our own; NEVER if only by one.
+
+        Monotonic seconds, as `now`.
+        """
         return min((d.next_credit(now) for d in self.decodes), default=NEVER)
 
 
@@ -47,7 +50,10 @@ class View:
         self.update(scenario, tier_costs)
 
     def update(self, scenario: RouteScenario, tier_costs: Mapping[str, int]) -> None:
-        """Follow a route table; an id at a new endpoint is a new instance."""
+        """Follow a route table; an id at a new endpoint is a new instance, without history.
+
+        `tier_costs`: hop cost by level of the tree.
+        """
         self.scenario = scenario
         self.tier_costs = tier_costs
         known, self._instances = self._instances, {}
@@ -76,11 +82,11 @@ class View:
 
     @property
     def slots(self) -> int:
-        """Slots of all routed instances."""
+        """How many slots all routed instances have together, by the route table."""
         return sum(i.route.slots for i in self._instances.values())
 
     def distance(self, a: Instance, b: Instance) -> int:
-        """Hop cost between two instances: the sum over levels at which they differ."""
+        """Hop cost between two instances, 0 or more: the sum over levels at which they differ."""
         ours, theirs = a.route.domains, b.route.domains
         return sum(
             c for level, c in self.tier_costs.items() if ours.get(level) != theirs.get(level)

@@ -38,7 +38,10 @@ class Record:
     error: ApiError | None = None
 
     def line(self, status: int, now: float) -> JsonObject:
-        """The log line; milliseconds count from the request's arrival."""
+        """The log line of an answer with HTTP status `status`; milliseconds count from the arrival.
+
+        `now`: when the answer ended, on the clock of `arrived` (monotonic seconds).
+        """
         line: JsonObject = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())}Z",
             "request": self.request_id,
@@ -90,7 +93,7 @@ class AccessLog:
         self._writing: asyncio.Future[None] | None = None
 
     def write(self, line: JsonObject) -> None:
-        """Add one line; never waits."""
+        """Add one line; never waits. Lines are dropped while output stalls."""
         if self._size > MAX_BUFFER:
             self._dropped += 1
             return
@@ -103,7 +106,7 @@ class AccessLog:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
 
     async def close(self) -> None:
-        """Write what is left; at most a second."""
+        """Write what is left; takes at most a second."""
         if self._timer is not None:
             self._timer.cancel()
             self._flush()

@@ -116,7 +116,11 @@ class GatewayServer:
         return self._limits.body if path in _GENERATE else 0
 
     async def start(self, host: str, port: int) -> int:
-        """Begin to follow routes and to listen; returns the port."""
+        """Begin to follow routes and to listen; returns the clients' port (0 asks for a free one).
+
+        Raises:
+            OSError: a port cannot be listened on.
+        """
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._source.run(self.service.apply)))
         if self._keys is not None:
@@ -130,7 +134,10 @@ class GatewayServer:
         return await self.server.start(host, port, certificate.context)
 
     async def stop(self) -> None:
-        """Stop accepting, finish streams within the drain time, then close everything."""
+        """Stop accepting, let requests finish within the drain time, then close everything.
+
+        Requests that are not done by then are cut, and their number is logged.
+        """
         cut = await self.server.stop(self._drain_seconds)
         if cut:
             logger.warning("%d requests were cut at the end of the drain time", cut)

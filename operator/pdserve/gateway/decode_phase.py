@@ -39,7 +39,12 @@ class DecodePhase:
         self._walk = DecodeWalk(c.scheduler.view, held.leg.instance, deadline, c.scheduler.random)
 
     async def run(self) -> None:
-        """Deliver the answer; raises ApiError or KvLostError."""
+        """Ask decodes until one delivers the answer.
+
+        Raises:
+            ApiError: to be sent to the client, or the reply has begun and cannot be completed.
+            KvLostError: only a new prefill helps.
+        """
         c, slo = self._c, self._c.scheduler.scenario.slo
         patience = c.tools.settings.whole_reply
         if c.job.streamed:
@@ -108,7 +113,12 @@ class DecodePhase:
         return False
 
     async def deliver(self, leg: Leg, exchange: Exchange) -> None:
-        """Pass an accepted leg's reply on to the client; raises ApiError or KvLostError."""
+        """Pass an accepted leg's reply on to the client.
+
+        Raises:
+            ApiError: the reply broke off after it had begun.
+            KvLostError: it broke off before; only a new prefill helps.
+        """
         c = self._c
         leg.accepted(exchange)
         self._held.leg.close()

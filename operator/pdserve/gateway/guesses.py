@@ -37,7 +37,10 @@ class Guesses:
         return len(self._addresses)
 
     def wait(self, address: str, digest: bytes, now: float) -> float:
-        """Seconds until a key of this address is looked at; 0: now."""
+        """Seconds until a key of this address is looked at; 0: now, as for keys accepted before.
+
+        `digest`: that of the key; `now` in monotonic seconds.
+        """
         found = self._addresses.get(_network(address))
         if found is None or digest in found.known:
             return 0.0
@@ -45,13 +48,16 @@ class Guesses:
         return 0.0 if found.left >= 1.0 else (1.0 - found.left) / PER_SECOND
 
     def wrong(self, address: str, now: float) -> None:
-        """A key of this address was none of ours."""
+        """Count a wrong key of this address at `now` (monotonic seconds)."""
         found = self._of(address, now)
         self._earn(found, now)
         found.left = max(0.0, found.left - 1.0)
 
     def right(self, address: str, digest: bytes, now: float) -> None:
-        """A key of this address was accepted."""
+        """Note that a key of this address was accepted.
+
+        It is not held up by wrong ones any more.
+        """
         known = self._of(address, now).known
         known[digest] = None
         known.move_to_end(digest)

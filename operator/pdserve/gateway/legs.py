@@ -48,7 +48,7 @@ class Leg:
         scheduler.metrics.attempted(instance.route.role)
 
     def taken(self) -> None:
-        """The instance has it, as far as we know before its answer."""
+        """Note that the instance has it, as far as we know before its answer."""
         if self._state == "sent":
             self._state = "taken"
             self._accepted_at = time.perf_counter()
@@ -56,7 +56,7 @@ class Leg:
             self._scheduler.reschedule()
 
     def accepted(self, exchange: Exchange) -> None:
-        """The instance took it: a slot is ours until `close`."""
+        """Note that the instance took it: a slot is ours until `close`."""
         self._untake()
         self._state = "held"
         self._tell("accepted")
@@ -65,7 +65,7 @@ class Leg:
         self._scheduler.reschedule()
 
     def refused(self, exchange: Exchange, reason: str) -> None:
-        """The instance did not take it."""
+        """Note that the instance did not take it, for `reason` (of its header, bounded)."""
         self._untake()
         self._tell(f"refused: {reason}")
         self._state = "closed"
@@ -81,7 +81,7 @@ class Leg:
         self._scheduler.reschedule()
 
     def answered(self) -> None:
-        """The instance answered with an error that is not about its slots."""
+        """Note an answer with an error that is not about its slots."""
         self._untake()
         self._tell("error")
         self._state = "closed"
@@ -90,7 +90,7 @@ class Leg:
         self._scheduler.reschedule()
 
     def failed(self, kind: Failure) -> None:
-        """The leg broke: no connection, lost, silent, or 5xx."""
+        """Note that the leg broke: no connection, lost, silent, or 5xx."""
         self._tell(f"failed: {kind}")
         now = time.perf_counter()
         if self._state == "sent":
@@ -114,7 +114,10 @@ class Leg:
         self._scheduler.reschedule()
 
     def told(self, arrived: float, now: float) -> JsonObject:
-        """This leg for the access log; milliseconds from the request's arrival."""
+        """This leg for the access log; milliseconds from the request's arrival.
+
+        `arrived` and `now`: monotonic seconds.
+        """
         end = self._ended_at or now
         return {
             "leg": self.instance.route.role,

@@ -34,19 +34,22 @@ class Timeline:
 
     @property
     def ttft(self) -> float | None:
-        """Seconds to token 1."""
+        """Seconds from arrival to token 1; None before it."""
         return None if self.first is None else self.first - self.arrived
 
     @property
     def handoff(self) -> float | None:
-        """Seconds between tokens 1 and 2; None when not seen."""
+        """Seconds between tokens 1 and 2; None when not seen, as in replies sent whole."""
         if self.first is None or self.second is None:
             return None
         return self.second - self.first
 
     @property
     def tpot(self) -> float | None:
-        """Mean seconds per token after the handoff."""
+        """Mean seconds per token after the handoff; None with too few tokens.
+
+        Of a reply sent whole: per token after the first.
+        """
         start, before = (self.second, 2) if self.streamed else (self.first, 1)
         if start is None or self.last is None or self.output_tokens <= before:
             return None

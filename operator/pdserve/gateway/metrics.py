@@ -131,15 +131,15 @@ class ScenarioMetrics:
         self._e2e = f.e2e.labels(*key)
 
     def attempted(self, leg: Role) -> None:
-        """A leg goes out."""
+        """Count a leg that goes out."""
         self._attempts[leg].inc()
 
     def rejected(self, leg: Role, reason: str) -> None:
-        """An instance did not take a leg."""
+        """Count a leg that an instance did not take."""
         self._f.rejections.labels(*self._key, leg, reason).inc()
 
     def waiting(self, requests: int) -> None:
-        """So many requests wait for a prefill."""
+        """Show how many requests wait for a prefill."""
         rooms = self._f.rooms.setdefault(self._key, {})
         rooms[id(self)] = requests
         if not requests:
@@ -147,22 +147,28 @@ class ScenarioMetrics:
         self._waiting.set(sum(rooms.values()))
 
     def expired(self, stage: Stage) -> None:
-        """A deadline passed."""
+        """Count a deadline that passed at this stage."""
         self._expired[stage].inc()
 
     def client_cancelled(self) -> None:
-        """A client left in time: not offered."""
+        """Count a client that left in time: not offered."""
         self._cancelled.inc()
 
     def instance(self, leg: Role, instance: str, used: int, ejected: bool) -> None:
-        """What this process has at one routed instance (set when scraped)."""
+        """Show what this process has at one routed instance (set when scraped).
+
+        `used`: slots in use; `ejected`: it is left out after failures.
+        """
         self._f.inflight.labels(*self._key, leg, instance).set(used)
         self._f.ejected.labels(*self._key, instance).set(ejected)
 
     def finish(
         self, timeline: Timeline, outcome: Outcome, now: float, scenario: RouteScenario
     ) -> None:
-        """Count one offered request."""
+        """Count one offered request, the targets it met, and its times in seconds.
+
+        `now`: when it ended, on the timeline's clock.
+        """
         verdict = judge(timeline, outcome, scenario.slo)
         self._offered.inc()
         self._outcome[outcome].inc()

@@ -33,7 +33,12 @@ from pdserve.gateway.together_phase import TogetherPhase
 
 
 async def serve(context: RequestContext) -> None:
-    """Serve one request; raises ApiError for the caller to send, and CancelledError."""
+    """Serve one request from the waiting room to the last byte.
+
+    Raises:
+        ApiError: for the caller to send.
+        CancelledError: the client left.
+    """
     # The body is made before the request has a place in the room: what fails here costs no other
     # request.
     together = context.flow.order == "together"

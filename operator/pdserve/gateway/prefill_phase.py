@@ -37,7 +37,12 @@ class PrefillPhase:
         self._late = 0
 
     async def run(self, ticket: Ticket) -> FinishedPrefill:
-        """The finished prefill; raises ApiError when there is none in time."""
+        """Ask prefills until one has computed the KV; it is held for us until a decode pulled it.
+
+        Raises:
+            ApiError: no prefill took it in time, the client's request is wrong, or faults were too
+                many.
+        """
         while True:
             held = await self.ask(await self.next(ticket), ticket)
             if held is not None:
@@ -53,11 +58,11 @@ class PrefillPhase:
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for the head of a prefill's reply."""
+        """Seconds to wait for the head of a prefill's reply: 1 + max(3 x TTFT, 4 x T_p)."""
         return max(3 * self._c.scheduler.scenario.slo.ttft, 4 * self._c.predicted) + 1.0
 
     def due(self, ticket: Ticket) -> float:
-        """When a prefill must have ended."""
+        """When a prefill must have ended, in monotonic seconds: its deadline plus 1.05 x T_p."""
         return ticket.deadline + SAFETY * self._c.predicted
 
     async def ask(

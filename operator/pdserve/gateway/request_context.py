@@ -212,7 +212,7 @@ class RequestContext:
         self.tools.pool.done(leg.instance.route.endpoint, exchange)
 
     def release(self) -> None:
-        """Free KV that no decode will pull."""
+        """Free KV that no decode will pull; returns at once."""
         held, self.held = self.held, None
         if held is not None:
             held.leg.close()
@@ -220,7 +220,10 @@ class RequestContext:
                 self.tools.releaser.release(self.flow, held.leg.instance, held.release_id)
 
     def close(self) -> None:
-        """The request is over: whatever it still has anywhere is given back."""
+        """End the request.
+
+        What it still has at instances, in the room and in memory is given back.
+        """
         if self.ticket is not None:
             self.scheduler.withdraw(self.ticket)
         for leg in self.legs:
@@ -229,11 +232,11 @@ class RequestContext:
 
     @property
     def has_grace(self) -> bool:
-        """A fault gave this request its deadlines anew."""
+        """Whether a fault gave this request its deadlines anew."""
         return self.grace_until > 0
 
     def grant_grace(self) -> None:
-        """A fault cost the request its time: it gets more and keeps its turn."""
+        """Give a request that lost time to a fault a later deadline; it keeps its turn."""
         now = time.perf_counter()
         if now > self.grace_until:
             self.grace_until = now + grace_seconds(self.scheduler.scenario.slo.ttft)
@@ -246,7 +249,11 @@ class RequestContext:
         return max(self.grace_until, held_at + slo.ttft) + slo.handoff
 
     def fault(self, message: str) -> None:
-        """An instance failed or lost this request; raises ApiError (502) at `MAX_FAULTS`."""
+        """Count an instance's fault under this request.
+
+        Raises:
+            ApiError: 502, at `MAX_FAULTS` of them.
+        """
         self._faults += 1
         if self._faults >= MAX_FAULTS:
             raise self.failed(message)

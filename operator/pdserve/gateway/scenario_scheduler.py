@@ -108,7 +108,7 @@ class ScenarioScheduler:
             self.reschedule()
 
     async def changed(self, until: float) -> None:
-        """Return when something here changed, at the latest at `until`."""
+        """Return when something here changed, at `until` (`time.perf_counter`) at the latest."""
         future: asyncio.Future[None] = self._loop.create_future()
         self._changed.add(future)
         timer = self._loop.call_later(max(0.0, until - time.perf_counter()), _wake, future)
@@ -119,7 +119,7 @@ class ScenarioScheduler:
             self._changed.discard(future)
 
     def reschedule(self) -> None:
-        """Something changed: decide again."""
+        """Decide again and wake those that wait in `changed`."""
         for future in self._changed:
             _wake(future)
         if self._timer is not None:

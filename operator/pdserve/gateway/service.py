@@ -115,7 +115,11 @@ class Service:
         return known_models(self.loaded())
 
     def loaded(self) -> RouteTable:
-        """The table; 503 while there is none yet."""
+        """The table.
+
+        Raises:
+            ApiError: 503, while there is none yet.
+        """
         if self.table is None:
             raise ApiError(
                 503,

@@ -44,7 +44,13 @@ class StreamMeter:
         self._rest = b""
 
     def feed(self, data: bytes, now: float) -> bytes:
-        """Bytes from the instance -> bytes for the client (whole events; may be empty)."""
+        """Bytes from the instance -> bytes for the client (whole events; may be empty).
+
+        `now`: monotonic seconds, noted for tokens 1, 2 and the last.
+
+        Raises:
+            StreamError: the bytes are no stream of chunks, or one is too long.
+        """
         if self._rest:
             data = self._rest + data
         cut = data.rfind(b"\n\n") + 2
@@ -69,7 +75,11 @@ class StreamMeter:
         return ready
 
     def finish(self) -> None:
-        """The reply has ended; raises StreamError unless the stream had."""
+        """Note that the reply has ended.
+
+        Raises:
+            StreamError: the stream had not.
+        """
         if self._rest or not (self.done or self.failed):
             raise StreamError("the stream was cut short")
 

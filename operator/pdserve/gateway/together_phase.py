@@ -34,7 +34,12 @@ class TogetherPhase:
         self._body = context.flow.prepare_decode(job.endpoint, job.body, None)
 
     async def run(self, ticket: Ticket) -> None:
-        """Deliver the answer; raises ApiError or KvLostError."""
+        """Send both legs at once and deliver the decode's answer.
+
+        Raises:
+            ApiError: to be sent to the client.
+            KvLostError: both legs are needed again.
+        """
         while not await self._pair(await self._prefill.next(ticket), ticket):
             pass  # the scheduler paces the attempts
 

@@ -48,5 +48,5 @@ class BodyMemory:
         return True
 
     def free(self, size: int) -> None:
-        """Bytes that were counted are gone."""
+        """Count `size` bytes as free again, which `take` had counted."""
         self.used -= size

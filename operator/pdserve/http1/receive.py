@@ -115,7 +115,7 @@ class Receiver:
         return None
 
     def has_room(self, size: int) -> bool:
-        """So many more bytes of a body may be stored."""
+        """Whether `size` more bytes of a body may be stored."""
         return True
 
     def complete(self) -> None:

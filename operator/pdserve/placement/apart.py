@@ -8,7 +8,8 @@ with the other P/D groups of the scenario:
   2 at equal traffic, no node's loss takes the last P/D group that has both roles.
 
 Alternatives of a whole group, in this order: another node for all of it; a part of it moved off
-the one node. Of one instance: another node. Neither changes whether there is a place.
+the one node. Of one instance: another node. These alternatives never decide whether there
+is a place.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How many instances one node holds once all that they take beside devices counts. Pure.
 
-Linear resources (CPU, memory, huge pages, other devices, the number of pods) add up; a host port is
-there for one pod. The answer is a frontier, "most decodes beside p prefills"; where devices alone
-would say the same, the neighbours (`capacity`) need not carry it. Nothing here is looked at while
-no node is short of anything.
+Linear resources (CPU, memory, huge pages, other devices, the number of pods) add up; a host port
+serves one pod. The answer is a frontier, "most decodes beside p prefills". `capacity` carries it
+only where it differs from what devices alone allow, and skips this module while every node has
+enough of everything but devices.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Beside:
 
     @staticmethod
     def of(prefill: Shape, decode: Shape) -> Beside:
-        """What both take."""
+        """What instances of both shapes take beside devices: CPU, memory, pods, host ports."""
         p, d = dict(prefill.requests), dict(decode.requests)
         named = [r for r in sorted({*p, *d}) if not is_port(r)]
         if prefill.resource != decode.resource:
@@ -67,11 +67,11 @@ class Offer:
 
     @property
     def most(self) -> tuple[int, int]:
-        """Most prefills, and most decodes, each alone."""
+        """Most prefills, and most decodes, each without any of the other."""
         return self.prefill // self.sizes[0], self.decode // self.sizes[1]
 
     def frontier(self) -> tuple[int, ...]:
-        """Most decodes beside p prefills, by p."""
+        """Most decodes beside p prefills, by p from 0 to the most prefills."""
         prefills, decodes = self.most
         if not self.shared:
             return (decodes,) * (prefills + 1)
@@ -102,7 +102,7 @@ class Caps:
     apart: bool
 
     def frontier(self, devices: Sequence[int]) -> tuple[int, ...]:
-        """Most decodes beside p prefills; `devices`: the same by devices alone."""
+        """Most decodes beside p prefills, by p; `devices`: the same by devices alone."""
         found: list[int] = []
         for prefills, decodes in enumerate(devices[: self.prefills + 1]):
             beside = 0 if self.apart and prefills else min(decodes, self.decodes)

@@ -46,7 +46,7 @@ def traffic(spread: Spread, costs: tuple[int, ...]) -> int:
 
 
 def crossing_percent(spread: Spread) -> int:
-    """Share of a group's KV that must leave its leaf, 0..100, rounded up."""
+    """Share of a group's KV that must leave its leaf, in whole percent of 0 to 100, rounded up."""
     prefills = sum(p for p, _ in spread.values())
     decodes = sum(d for _, d in spread.values())
     if not prefills or not decodes:
@@ -56,7 +56,10 @@ def crossing_percent(spread: Spread) -> int:
 
 
 def group_slots(room: Room, request: GroupRequest, prefills: int = 0, decodes: int = 0) -> int:
-    """How many whole groups like `request` fit beside so many instances already put there."""
+    """How many whole groups like `request` fit, 0 or more, beside instances already put there.
+
+    `prefills` and `decodes`: how many of those there are.
+    """
     low, high = 0, _upper(room, request)
     while low < high:
         middle = (low + high + 1) // 2
@@ -70,7 +73,10 @@ def group_slots(room: Room, request: GroupRequest, prefills: int = 0, decodes: i
 def cost_of(
     spread: Spread, capacity: Capacity, request: GroupRequest, costs: tuple[int, ...]
 ) -> Cost:
-    """Judge one way to place `request`."""
+    """Judge one way to place `request`: its cost, by which ways are compared, the lower the better.
+
+    `costs`: hop cost of each level of the tree, outermost first.
+    """
     placed = sum(p + d for p, d in spread.values())
     used = {leaf: counts for leaf, counts in spread.items() if any(counts)}
     lost = leftover = 0

@@ -146,7 +146,7 @@ def _allowed(fabric: Fabric, request: GroupRequest, now: Spread) -> tuple[Path, 
 
 
 def shared_levels(leaf: Path, near: Path | None) -> int:
-    """How many outer levels two leaves have in common."""
+    """How many outer levels two leaves have in common; 0 where `near` is None."""
     if near is None:
         return 0
     count = 0

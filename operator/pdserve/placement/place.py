@@ -216,7 +216,7 @@ def _shapes(request: GroupRequest) -> str:
 
 
 def free_devices(capacity: Capacity, leaves: Iterable[Path]) -> int:
-    """Devices free on nodes that either role may use, whatever else is short there."""
+    """How many devices are free on nodes that either role may use, whatever else is short there."""
     nodes = [
         n for leaf in leaves for n in capacity.fabric.leaves[leaf] if n not in capacity.exclude
     ]

@@ -18,7 +18,10 @@ def site_of(members: Iterable[PlacedInstance]) -> Site:
 
 
 def only_node(sites: Iterable[Site]) -> str | None:
-    """A node that all instances have a member on, of both roles; None when there is none."""
+    """A node that all instances have a member on, of both roles, the first by name.
+
+    None without one.
+    """
     found = tuple(sites)
     prefill, decode = ([n for s in found for n in getattr(s, role)] for role in ROLES)
     if not prefill or not decode:

@@ -34,7 +34,7 @@ class Shape:
 
     @property
     def total(self) -> int:
-        """Devices of the whole instance."""
+        """Devices of the whole instance: those of a member times its members."""
         return self.devices * self.members
 
     @property

@@ -2,8 +2,8 @@
 
 P/D-Serve section 3.3 reads it from prefill's share of a request's compute: compute up and share up
 -> prefill; up and share down -> decode. Compute shares say nothing about queues, and a decode
-shortage makes prefill *slots* look busy (they hold KV that is not fetched), so each verdict is
-vetoed while the other role's wait dominates. Rules in order, the first that speaks wins:
+shortage makes prefill *slots* look busy (they hold KV that is not fetched), so a role is not
+named while the other role's wait dominates. The first rule that applies decides:
 
 1. streams miss TPOT or handoff more than first tokens come late, or most late ones were turned
    away by full decodes -> decode;
@@ -53,7 +53,7 @@ class Signals:
 
     @property
     def share(self) -> float | None:
-        """Prefill's share of a request's compute."""
+        """Prefill's share of a request's compute, 0 to 1; None while it was not measured."""
         if self.prefill_compute is None or self.decode_compute is None:
             return None
         total = self.prefill_compute + self.decode_compute
@@ -61,7 +61,7 @@ class Signals:
 
     @property
     def compute(self) -> float | None:
-        """Compute seconds of a request over both roles."""
+        """Compute seconds of a request over both roles; None while they were not measured."""
         if self.prefill_compute is None or self.decode_compute is None:
             return None
         return self.prefill_compute + self.decode_compute
@@ -120,7 +120,10 @@ def read_signals(sample: ScenarioSample, profile: PerformanceProfile | None) -> 
 def bottleneck(
     signals: Signals, memory: LoopMemory, model: PerformanceModel | None, current: Counts
 ) -> Bottleneck:
-    """The role to grow; see the module's rules 1-5."""
+    """The role to grow and why: the first that applies of the module's rules 1-5.
+
+    `model` is None before anything is known of the engine; then only what was measured counts.
+    """
     streams, first = signals.late_streams, signals.late_first
     if streams is not None and first is not None and streams > first:
         return Bottleneck(

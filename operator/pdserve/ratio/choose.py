@@ -42,7 +42,7 @@ class CountLimits:
         return counts.groups * per_group
 
     def within_budget(self, counts: Counts) -> bool:
-        """Whether each limited resource suffices."""
+        """Whether both roles over all groups take at most the limit of each limited resource."""
         return all(self._uses(counts, limit.resource) <= limit.devices for limit in self.budget)
 
     def placeable(self, counts: Counts) -> bool:
@@ -68,7 +68,10 @@ class Predictor:
     _late: dict[tuple[Role, int], float] = field(default_factory=dict)
 
     def misses(self, role: Role, instances: int, stress: float = 1.0) -> float:
-        """`RoleModel.misses` at the load the role feels, times `stress`."""
+        """Share of requests late for want of `instances` of a role, 0 to 1: `RoleModel.misses`.
+
+        The load is what the role feels (rate x pressure), times `stress`.
+        """
         key = (role, instances, stress)
         if key not in self._misses:
             felt = self.model.felt(role, stress)
@@ -76,24 +79,30 @@ class Predictor:
         return self._misses[key]
 
     def late(self, role: Role, instances: int) -> float:
-        """`RoleModel.late` at the load the role feels."""
+        """`RoleModel.late` (a share of 0 to 1) at the load that the role feels."""
         key = (role, instances)
         if key not in self._late:
             self._late[key] = self.model.role(role).late(instances, self.model.felt(role))
         return self._late[key]
 
     def attainment(self, counts: Counts) -> float:
-        """Predicted share of offered requests that meet the SLO, as gateways would count it."""
+        """Predicted share (0 to 1) of offered requests that meet the SLO, as gateways count."""
         in_time = 1.0 - self.late("prefill", counts.total("prefill"))
         return in_time * (1.0 - self.late("decode", counts.total("decode")))
 
     def holds(self, counts: Counts, allowed: float, stress: float = 1.0) -> bool:
-        """Whether at most `allowed` of the offered requests are predicted to miss."""
+        """Whether at most the share `allowed` (0 to 1) of requests is predicted to miss.
+
+        Misses of both roles are added; `stress` multiplies the load.
+        """
         prefill = self.misses("prefill", counts.total("prefill"), stress)
         return prefill + self.misses("decode", counts.total("decode"), stress) <= allowed
 
     def least(self, role: Role, allowed: float, most: int, stress: float = 1.0) -> int:
-        """Fewest instances of a role with at most `allowed` misses; `most` if none up to it."""
+        """Fewest instances of a role, 1 to `most`, with at most the share `allowed` of misses.
+
+        `most` if none up to it holds that; `stress` multiplies the load.
+        """
         low, high = 1, most
         while low < high:
             middle = (low + high) // 2
@@ -104,14 +113,17 @@ class Predictor:
         return low
 
     def candidate(self, counts: Counts, limits: CountLimits, note: str = "") -> CountsCandidate:
-        """The counts with what they cost and promise, rounded for the record."""
+        """The counts with their devices and predicted attainment (to 0.01 %), for the record."""
         return CountsCandidate(
             counts, limits.devices(counts), round(self.attainment(counts), 4), note
         )
 
 
 def churn(before: Counts, after: Counts) -> tuple[int, int]:
-    """Instances destroyed and created on the way; groups in common keep what they share."""
+    """How many instances are destroyed and created on the way from `before` to `after`.
+
+    Groups in both keep the instances that both counts have.
+    """
     common = min(before.groups, after.groups)
     destroyed = created = 0
     for old, new in ((before.prefill, after.prefill), (before.decode, after.decode)):

@@ -76,7 +76,10 @@ def estimate_rate(windows: Sequence[RequestWindow], settings: LoopSettings) -> R
 def estimate_demand(
     sample: ScenarioSample, expected: ExpectedTraffic | None, rate: float
 ) -> Demand | None:
-    """Token counts per request at `rate`; from `expected` before anything completed."""
+    """Tokens per request at `rate` requests/s, from the shortest window with enough replies.
+
+    From `expected` before anything completed; None where that is absent too.
+    """
     for window in _by_preference(sample.windows):
         completed, prompt = window.completed, window.prompt_tokens
         output, cached = window.output_tokens, window.cached_tokens
@@ -88,7 +91,10 @@ def estimate_demand(
 
 
 def expected_demand(expected: ExpectedTraffic, rate: float | None = None) -> Demand:
-    """The demand the owner of the model announced, at its own rate unless another is given."""
+    """The demand that the service's owner announced.
+
+    `rate`: requests per second; None: the announced one.
+    """
     return _demand(
         expected.requests_per_second if rate is None else rate,
         expected.prompt_tokens,

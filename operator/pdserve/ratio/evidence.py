@@ -62,7 +62,10 @@ def weigh(
 
 
 def posterior_below(offered: float, met: float, target: float, predicted: float) -> float:
-    """P(attainment < target) given `met` of `offered` and a Beta prior around `predicted`."""
+    """P(attainment < target) given `met` of `offered` requests and a Beta prior around `predicted`.
+
+    `target` and `predicted` are shares of 0 to 1; the prior weighs PRIOR_REQUESTS.
+    """
     prior = min(max(predicted, 0.02), 0.998)
     alpha = met + PRIOR_REQUESTS * prior
     beta = (offered - met) + PRIOR_REQUESTS * (1.0 - prior)
@@ -70,7 +73,10 @@ def posterior_below(offered: float, met: float, target: float, predicted: float)
 
 
 def beta_cdf(alpha: float, beta: float, x: float) -> float:
-    """Regularised incomplete beta function I_x(alpha, beta), by Lentz's continued fraction."""
+    """Regularised incomplete beta function I_x(alpha, beta), by Lentz's continued fraction.
+
+    `alpha` and `beta` above 0; 0 for x <= 0 and 1 for x >= 1. To about 1e-12.
+    """
     if x <= 0.0:
         return 0.0
     if x >= 1.0:

@@ -2,8 +2,8 @@
 
 Both end in the same search (`choose.grow`): the fewest extra devices, so an instance changes its
 role before the scenario gets bigger. A role may give instances away only if what stays holds the
-load with the shrink margin. When nothing inside the limits holds the target, the best that they
-allow is taken; when even that is today's, the round is blocked and says by what.
+load with the shrink margin. When no counts within the limits hold the target, the best within
+them are taken; if those are today's, the round is Blocked and names the limit.
 """
 
 from __future__ import annotations

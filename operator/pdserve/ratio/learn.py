@@ -7,7 +7,7 @@ what traffic does not excite back to the seed, weights that discount outliers (H
 negative coefficient. Cold instances never get here (the source leaves them out); windows with too
 little work, or overlapping one already used, are dropped.
 
-The first window scales the whole seed to what it saw: devices differ in speed first of all. Without
+The first window scales the whole seed to what it saw: devices differ mostly in speed. Without
 a seed it makes one: prefill mostly per token (bound by compute), decode mostly constant (bound by
 reading the weights). `LearnState` is plain data; the controller keeps it as JSON (`ratio.records`).
 """
@@ -53,7 +53,7 @@ class RoleFit:
         )
 
     def confidence(self) -> float:
-        """0 = seed only; near 1 = many windows, predicted well."""
+        """0 to 1: 0 = the seed only; near 1 = many windows, predicted well."""
         return self.weight / (self.weight + 5.0) * max(0.0, 1.0 - 2.0 * self.error)
 
 
@@ -95,7 +95,11 @@ def start(
     prefetch: int = 2,
     preset: PerformanceProfile | None = None,
 ) -> LearnState:
-    """Begin from a preset profile, or from nothing. Slots are the spec's `maxConcurrency`."""
+    """Begin from a preset profile, or from nothing.
+
+    `key` names what is learned of (model, engine, devices). `prefill_slots` and `decode_slots` are
+    the spec's `maxConcurrency`; `prefetch` is how many requests a decode fetches ahead of a slot.
+    """
     state = LearnState(key, prefill_slots, decode_slots, prefetch, "none")
     if preset is None:
         return state
@@ -109,7 +113,7 @@ def start(
 
 
 def resume(state: LearnState, fresh: LearnState) -> LearnState:
-    """Go on from a stored state, with the slots of `fresh`; `fresh` if it is of something else."""
+    """Go on from a stored state, with the slots of `fresh`; `fresh` if the keys differ."""
     if state.key != fresh.key:
         return fresh
     return replace(

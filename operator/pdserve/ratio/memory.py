@@ -18,7 +18,7 @@ MAX_PRESSURE = 4.0
 
 
 def observe_readiness(inp: DecisionInput) -> LoopMemory:
-    """Track since when every wanted instance is ready, and let proven pressure fade."""
+    """Memory with the time since which every wanted instance is ready, and with faded pressure."""
     memory, now = _fade(inp.memory, inp.now, inp.settings), inp.now
     complete = inp.ready_prefill == inp.current.total(
         "prefill"
@@ -32,7 +32,7 @@ def observe_readiness(inp: DecisionInput) -> LoopMemory:
 
 
 def remember_health(memory: LoopMemory, signals: Signals) -> LoopMemory:
-    """Blend the compute share of a round that met its target into the healthy one."""
+    """Memory with the compute share (0 to 1) of a round that met its target blended in."""
     share, compute = signals.share, signals.compute
     if share is None or compute is None:
         return memory

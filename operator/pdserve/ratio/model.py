@@ -53,7 +53,11 @@ class RoleModel:
         return max((option.rate for option in self.options), default=0.0)
 
     def misses(self, instances: int, rate: float) -> float:
-        """Share of requests late for want of this role, if no request gave up (for sizing)."""
+        """Share (0 to 1) of requests late for want of this role if none gave up (for sizing).
+
+        `rate`: requests per second over all `instances` together; 1 where no batch meets the
+        target.
+        """
         return min(
             (
                 wait_exceeds(o.batch * instances, rate * o.seconds, o.slack / o.seconds, self.cv2)
@@ -63,7 +67,11 @@ class RoleModel:
         )
 
     def late(self, instances: int, rate: float) -> float:
-        """Share of requests late for want of this role when late ones are shed (as measured)."""
+        """Share (0 to 1) of requests late for want of this role when late ones are shed.
+
+        `rate`: requests per second over all `instances` together; 1 where no batch meets the
+        target.
+        """
         return min(
             (
                 late_share(o.batch * instances, rate * o.seconds, o.slack / o.seconds, self.cv2)
@@ -73,7 +81,10 @@ class RoleModel:
         )
 
     def utilisation(self, instances: int, rate: float) -> float:
-        """Offered load over capacity; above 1 the role cannot keep up."""
+        """Offered load over capacity, 0 or more; above 1 the role cannot keep up.
+
+        `rate`: requests per second over all `instances` together; infinite without capacity.
+        """
         return rate / (instances * self.capacity) if self.capacity > 0.0 else float("inf")
 
 
@@ -92,13 +103,13 @@ class PerformanceModel:
         return self.prefill if role == "prefill" else self.decode
 
     def felt(self, role: Role, stress: float = 1.0) -> float:
-        """Requests per second the role is sized for: rate x pressure x stress."""
+        """Requests per second the role is sized for: rate x its proved pressure x stress."""
         pressure = self.pressure_prefill if role == "prefill" else self.pressure_decode
         return self.rate * pressure * stress
 
 
 def build(profile: PerformanceProfile, demand: Demand, slo: Slo) -> PerformanceModel:
-    """The model of both roles for one demand."""
+    """The model of both roles for one demand under one SLO, without pressure."""
     return PerformanceModel(
         _prefill(profile, demand, slo), _decode(profile, demand, slo), demand.rate
     )
@@ -129,7 +140,10 @@ def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel:
 
 
 def largest_decode_batch(profile: PerformanceProfile, demand: Demand, slo: Slo) -> int:
-    """b*: the largest batch within b_d whose step takes at most TPOT; 0 when none does."""
+    """b*: the largest batch within b_d whose step takes at most TPOT; 0 when none does.
+
+    In requests of one instance; the step time is taken at the demand's mean context.
+    """
     low, high = 0, profile.decode_slots
     while low < high:
         middle = (low + high + 1) // 2

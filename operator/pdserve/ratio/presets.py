@@ -35,7 +35,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str, prefill_slots: int, decode_slots: int) -> PerformanceProfile:
-    """The named profile with the spec's slots. Raises KeyError naming the known ones."""
+    """The named profile with the spec's slots (requests at once of one instance).
+
+    Raises:
+        KeyError: there is none of that name; the message lists the known ones.
+    """
     if name not in PRESETS:
         raise KeyError(f"profile preset {name!r}: want one of {', '.join(sorted(PRESETS))}")
     found = PRESETS[name]
@@ -45,7 +49,7 @@ def preset(name: str, prefill_slots: int, decode_slots: int) -> PerformanceProfi
 
 
 def dilated(profile: PerformanceProfile, factor: float) -> PerformanceProfile:
-    """All times multiplied, as the reference engine's paced mode does with its pace factor."""
+    """All times multiplied by `factor` > 0, as the reference engine's paced mode does."""
     pre, dec = profile.prefill, profile.decode
     return replace(
         profile,

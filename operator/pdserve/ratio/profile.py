@@ -21,7 +21,11 @@ class PrefillProfile:
     per_token_squared: float
 
     def batch_seconds(self, batch: int, tokens: float, tokens_squared: float) -> float:
-        """T_p of a batch of `batch` requests with mean L `tokens` and mean L^2."""
+        """T_p in seconds of a batch of `batch` requests.
+
+        `tokens` and `tokens_squared`: mean of L and of L^2, L the uncached prompt tokens of a
+        request.
+        """
         return (
             self.base
             + self.per_token * batch * tokens
@@ -38,7 +42,10 @@ class DecodeProfile:
     per_context_token: float
 
     def step_seconds(self, batch: float, context: float) -> float:
-        """Step time at `batch` requests with mean context of `context` tokens."""
+        """Seconds of one step (one token for each request) at `batch` requests.
+
+        `context`: mean tokens in a request's KV.
+        """
         return self.base + batch * (self.per_request + self.per_context_token * context)
 
 

@@ -28,7 +28,10 @@ FLUID_LOAD = 1.5
 
 
 def inverse_erlang_b(slots: int, load: float) -> float:
-    """1/B(slots, load): inverse blocking probability of `load` Erlangs on that many slots."""
+    """1/B(slots, load): inverse blocking probability of `load` Erlangs on that many slots.
+
+    `load` above 0; the result is 1 or more and is cut at 1e300.
+    """
     inverse = 1.0
     for k in range(1, slots + 1):
         inverse = 1.0 + inverse * k / load
@@ -38,7 +41,11 @@ def inverse_erlang_b(slots: int, load: float) -> float:
 
 
 def wait_exceeds(slots: int, load: float, slack: float, cv2: float = 1.0) -> float:
-    """P(wait > slack) with `load` Erlangs on `slots`; `slack` in units of the slot time."""
+    """P(wait > slack) with `load` Erlangs on `slots`, by Erlang-C; 1 from load `slots` on.
+
+    `slack` in units of the slot time, below 0 every request is late; `cv2` is the squared
+    coefficient of variation of slot times.
+    """
     slots, load = _bounded(slots, load)
     if load <= 0.0:
         return 0.0
@@ -53,7 +60,8 @@ def wait_exceeds(slots: int, load: float, slack: float, cv2: float = 1.0) -> flo
 def late_share(slots: int, load: float, slack: float, cv2: float = 1.0) -> float:
     """Share of requests that wait longer than `slack` when those that do leave at that time.
 
-    `slack` in units of the slot time; negative slack means that every request is late.
+    `load` in Erlangs on `slots`; `slack` in units of the slot time, negative slack means that every
+    request is late; `cv2` is the squared coefficient of variation of slot times.
     """
     slots, load = _bounded(slots, load)
     if load <= 0.0:

@@ -29,12 +29,20 @@ class RecordError(ValueError):
 
 
 def to_json(value: object) -> str:
-    """One line of JSON for a dataclass of this package."""
+    """One line of JSON for a dataclass of this package; equal values give equal lines.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     return json.dumps(encode(value, type(value)), sort_keys=True, separators=(",", ":"))
 
 
 def from_json(kind: type[T], text: str) -> T:
-    """The value written by `to_json`. Raises `RecordError`."""
+    """The value written by `to_json`.
+
+    Raises:
+        RecordError: the text is not JSON or not of this kind; the message has the field's path.
+    """
     try:
         raw = parse_json(text)
     except WireError as error:
@@ -52,7 +60,11 @@ def record(inp: DecisionInput, decision: Decision) -> str:
 
 
 def replay(line: str) -> tuple[Decision, Decision, bool]:
-    """Decide a recorded input again: (recorded, decided now, equal byte for byte)."""
+    """Decide a recorded input again: (recorded, decided now, equal byte for byte).
+
+    Raises:
+        RecordError: the line is not one of `record`.
+    """
     try:
         raw = parse_json(line)
     except WireError as error:
@@ -65,7 +77,12 @@ def replay(line: str) -> tuple[Decision, Decision, bool]:
 
 
 def encode(value: Any, hint: Any) -> Any:
-    """Plain JSON data for a value of type `hint`. Raises ValueError for NaN and infinities."""
+    """Plain JSON data for a value of type `hint`.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+        TypeError: `hint` is a type that records do not hold.
+    """
     kind: Any = type(value)
     if value is None or kind is str or kind is bool:
         return value

@@ -10,7 +10,7 @@ from pdserve.ratio.types import LoopSettings, Quantity, ScenarioSample, Unknown,
 
 
 def rejection_reason(sample: ScenarioSample | Unknown, settings: LoopSettings) -> str | None:
-    """Why the sample must not be used; None when it may."""
+    """Why the sample must not be used (missing, stale, partial or impossible); None when it may."""
     if isinstance(sample, Unknown):
         return f"metrics unavailable: {sample.reason}"
     if not sample.windows:

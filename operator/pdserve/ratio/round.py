@@ -57,12 +57,12 @@ class Round:
 
     @property
     def allowed(self) -> float:
-        """Share of offered requests that may miss the SLO."""
+        """Share of offered requests that may miss the SLO, 0 to 1."""
         return 1.0 - self.inp.slo.attainment
 
     @property
     def shrink_stress(self) -> float:
-        """Factor on the load that whatever gets smaller must still hold."""
+        """Factor of 1 or more on the load that the smaller counts must still hold."""
         margin = 1.0 + self.inp.settings.shrink_margin
         if self.rate is None or self.demand is None or self.demand.rate <= 0.0:
             return margin

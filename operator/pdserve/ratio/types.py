@@ -123,7 +123,7 @@ class Demand:
 
     @property
     def context_tokens(self) -> float:
-        """Mean context of a request over its decode life: prompt + half the output."""
+        """Mean context of a request over its decode life, in tokens: prompt + half the output."""
         return self.prompt_tokens + self.output_tokens / 2
 
 

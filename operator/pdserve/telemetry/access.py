@@ -43,7 +43,12 @@ class Access:
     ca_file: str | None = None
 
     def read(self) -> Shown:
-        """What the files hold now. Raises AccessError."""
+        """What the files hold now; each call reads them again.
+
+        Raises:
+            AccessError: a file is missing, too long or of another form; the message has its path,
+                never its content.
+        """
         return Shown(self._authorization(), self._ca())
 
     def _authorization(self) -> str | None:

@@ -45,7 +45,10 @@ class Answers:
     rows: Mapping[str, Rows | Unknown]
 
     def fresh(self, name: str, key: ScenarioKey, live: frozenset[str]) -> dict[str, float] | None:
-        """Age by live instance whose anchor is young enough; None when the query failed."""
+        """Seconds since the newest sample of each live instance that has a young enough one.
+
+        None when the query `name` failed; an instance without a fresh sample is left out.
+        """
         rows = self.rows[name]
         if isinstance(rows, Unknown):
             return None
@@ -53,7 +56,11 @@ class Answers:
         return {who: age for who, age in ages.items() if -MAX_SKEW <= age <= self.stale_after}
 
     def total(self, name: str, key: ScenarioKey, instances: Sequence[str]) -> Quantity:
-        """Sum over instances; Unknown when the query failed or a value is not a count."""
+        """Sum over instances of one quantity, in its own unit; a missing row counts as 0.
+
+        Unknown when the query failed, there is no instance, or a value is negative, not finite or
+        above MAX_COUNT.
+        """
         rows = self.rows[name]
         if isinstance(rows, Unknown):
             return rows

@@ -23,18 +23,22 @@ class Breaker:
     last_error: str = ""
 
     def refusal(self) -> str | None:
-        """Why not to try now; None when a try is allowed."""
+        """Why not to try now, with the seconds left; None when a try is allowed."""
         left = self.open_until - self.clock()
         if left <= 0.0:
             return None
         return f"{self.last_error}; {self.failures} failures in a row, next try in {left:.0f} s"
 
     def succeeded(self) -> None:
-        """Close."""
+        """Close: forget failures, the pause and the last error."""
         self.failures, self.open_until, self.last_error = 0, 0.0, ""
 
     def failed(self, error: str) -> None:
-        """Count a failure; open when it is one too many."""
+        """Count a failure; open from the `failures_to_open`-th in a row on.
+
+        The pause is `first_pause` seconds and doubles with each further failure, up to
+        `longest_pause`. `error` is shown by `refusal`.
+        """
         self.failures += 1
         self.last_error = error
         over = self.failures - self.failures_to_open

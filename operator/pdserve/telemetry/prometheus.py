@@ -3,9 +3,9 @@
 That client is synchronous and has no deadline of its own, so queries run in a small thread pool,
 each with a socket timeout, and the whole round under one deadline. Its retries sleep, so they are
 off; `telemetry.breaker` decides when to try again. All queries of a round are evaluated at one
-instant of the **server's** clock, so a skewed operator clock changes nothing. The instant lies
-`SETTLE_SECONDS` back: samples carry the time at which their scrape began and appear when it ends,
-so at the very moment some queries of a round would have a scrape that others have not.
+instant of the **server's** clock, so a skewed operator clock changes nothing. The instant is
+`SETTLE_SECONDS` ago: samples carry the time at which their scrape began and appear when it ends, so
+an evaluation at the present moment could see a scrape in some queries of a round and not in others.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class PrometheusSource:
         return {key: assemble(key, instances, answers) for key, instances in live.items()}
 
     async def close(self) -> None:
-        """Give threads up; those inside a query end with its timeout."""
+        """Give threads up without waiting; those inside a query end with its timeout."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _ask_all(self, wanted: frozenset[SeriesKey]) -> Answers | Unknown:

@@ -72,7 +72,12 @@ Series = Mapping[str, Sequence[str]]
 def queries(windows: Iterable[float], matchers: Mapping[str, str], engines: Series) -> list[Query]:
     """Everything one round asks, in a fixed order.
 
-    `matchers` narrow every selector; `engines` has a name for every quantity.
+    `windows`: seconds, one or more; gateways' counters are read over each, engines' over the
+    shortest. `matchers` (label: value) narrow every selector; `engines` has names of series for
+    every quantity.
+
+    Raises:
+        ValueError: a window is shorter than a millisecond.
     """
     sizes = sorted(windows)
     found = [
@@ -126,7 +131,11 @@ def escape(value: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A PromQL duration, whole milliseconds."""
+    """A PromQL duration of so many seconds, rounded to whole milliseconds.
+
+    Raises:
+        ValueError: it rounds to 0 or less.
+    """
     milliseconds = round(seconds * 1000)
     if milliseconds <= 0:
         raise ValueError(f"window of {seconds} s: want more than 0.001 s")
@@ -155,7 +164,11 @@ def parse(result: object, wanted: Container[SeriesKey] | None = None) -> Rows:
 
 
 def parse_time(result: Any) -> float:
-    """The server's clock from `vector(time())`."""
+    """The server's clock from the answer to `vector(time())`: seconds since 1970-01-01 UTC.
+
+    Raises:
+        ValueError: the answer is no such vector, or the time is negative or after the year 9999.
+    """
     try:
         value = float(result[0]["value"][1])
     except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:

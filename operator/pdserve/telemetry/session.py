@@ -1,7 +1,7 @@
 """A session of requests that bounds what an answer costs: time, bytes, values, other threads' time.
 
-What answers at the configured address may be anything; it decides neither whom the operator asks
-next nor how much time or memory an answer takes. Neighbour: `prometheus` asks and reads.
+The process at the configured address is not trusted: its answers cannot redirect the operator, and
+their time and memory are bounded. Neighbour: `prometheus` asks and reads.
 """
 
 from __future__ import annotations

@@ -47,5 +47,5 @@ class MetricsSource(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release threads and connections."""
+        """Release threads and connections; `sample` must not be called afterwards."""
         ...

@@ -15,7 +15,7 @@ class Device:
 
 
 def is_ip(text: str) -> bool:
-    """Whether a text is a literal IPv4 or IPv6 address."""
+    """Whether a text is a literal IPv4 or IPv6 address, without brackets, port or prefix length."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

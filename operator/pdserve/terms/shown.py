@@ -1,4 +1,4 @@
-"""object value in a few characters, for messages about it."""
+"""Any value in a few characters, for messages about it."""
 
 from __future__ import annotations
 

@@ -11,12 +11,15 @@ _LONGEST: Final = 64
 
 
 def rfc3339(epoch: float) -> str:
-    """UTC time to the second, e.g. `2026-01-31T08:15:00Z`; `epoch` in seconds."""
+    """UTC time to the second, e.g. `2026-01-31T08:15:00Z`; fractions are cut.
+
+    `epoch`: seconds since 1970-01-01 UTC.
+    """
     return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def epoch_of(time: str) -> float:
-    """Seconds since the epoch of an RFC 3339 time.
+    """Seconds since 1970-01-01 UTC of an RFC 3339 time with any offset.
 
     Raises:
         ValueError: `time` is not such a time.
@@ -28,7 +31,7 @@ def epoch_of(time: str) -> float:
 
 
 def timestamp(value: object) -> float | None:
-    """Seconds since the epoch of an RFC 3339 time; None where absent or malformed."""
+    """Seconds since 1970-01-01 UTC of an RFC 3339 time; None where absent or malformed."""
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST:
         return None
     return _epoch(value)

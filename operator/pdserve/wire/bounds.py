@@ -85,7 +85,11 @@ def parse_json(raw: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int =
 
 
 def text(value: object, path: str, *, most: int = MAX_TEXT) -> str:
-    """`value` if it is a string of at most `most` characters; raises WireError."""
+    """`value` if it is a string of at most `most` characters.
+
+    Raises:
+        WireError: it is none, or longer; the message begins with `path`.
+    """
     if not isinstance(value, str):
         raise WireError(f"{path}: want a string, got {shown(value)}")
     if len(value) > most:
@@ -94,14 +98,23 @@ def text(value: object, path: str, *, most: int = MAX_TEXT) -> str:
 
 
 def integer(value: object, path: str, *, low: int = 0, high: int = 2**31 - 1) -> int:
-    """`value` if it is a whole number in [low, high]; raises WireError."""
+    """`value` if it is a whole number in [low, high], both inclusive; true and false are none.
+
+    Raises:
+        WireError: it is none, or outside; the message begins with `path`.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise WireError(f"{path}: want a whole number of {low} to {high}, got {shown(value)}")
     return value
 
 
 def number(value: object, path: str, *, low: float = 0.0, high: float = 1e9) -> float:
-    """`value` as a float if it is a finite number in [low, high]; raises WireError."""
+    """`value` as a float if it is a finite number in [low, high], both inclusive.
+
+    Raises:
+        WireError: it is none (NaN, true and false included), or outside; the message begins with
+            `path`.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         # also for NaN
         raise WireError(f"{path}: want a number of {low:g} to {high:g}, got {shown(value)}")
@@ -109,7 +122,11 @@ def number(value: object, path: str, *, low: float = 0.0, high: float = 1e9) -> 
 
 
 def items(value: object, path: str, *, most: int = MAX_ITEMS) -> list[object]:
-    """`value` if it is a list of at most `most` entries; raises WireError."""
+    """`value` if it is a list of at most `most` entries; the entries are not looked at.
+
+    Raises:
+        WireError: it is none, or longer; the message begins with `path`.
+    """
     if not isinstance(value, list):
         raise WireError(f"{path}: want a list, got {shown(value)}")
     if len(value) > most:
@@ -118,9 +135,10 @@ def items(value: object, path: str, *, most: int = MAX_ITEMS) -> list[object]:
 
 
 def endpoint(value: object, path: str) -> str:
-    """`value` without trailing slashes if it is an http(s) URL of host, port and path.
+    """`value` without trailing slashes if it is an http(s) URL of host, port (1 to 65535) and path.
 
-    Raises WireError.
+    Raises:
+        WireError: it is none, or has user, query or fragment; the message begins with `path`.
     """
     url = text(value, path).rstrip("/")
     matched = _ENDPOINT.fullmatch(url)
@@ -147,11 +165,15 @@ class Fields:
         self.path = path
 
     def has(self, key: str) -> bool:
-        """The field is there and not null."""
+        """Whether the field is there and not null."""
         return self._values.get(key) is not None
 
     def schema(self, version: int) -> None:
-        """Raises WireError unless field `schemaVersion` is `version`."""
+        """Refuse a document of another schema version.
+
+        Raises:
+            WireError: field `schemaVersion` is missing or not `version`.
+        """
         found = self.integer("schemaVersion")
         if found != version:
             raise WireError(f"{self.path}: schemaVersion {found}, this process reads {version}")
@@ -161,7 +183,11 @@ class Fields:
     @overload
     def text(self, key: str, default: T, *, most: int = ...) -> str | T: ...
     def text(self, key: str, default: object = REQUIRED, *, most: int = MAX_TEXT) -> object:
-        """A string; see `text`."""
+        """A string of at most `most` characters; see `text`.
+
+        Raises:
+            WireError: it is none or too long, or absent without a `default`.
+        """
         value = self._values.get(key)
         if value is None:
             return self._absent(key, default)
@@ -174,22 +200,38 @@ class Fields:
     def integer(
         self, key: str, default: object = REQUIRED, *, low: int = 0, high: int = 2**31 - 1
     ) -> Any:
-        """A whole number; see `integer`."""
+        """A whole number in [low, high], both inclusive; see `integer`.
+
+        Raises:
+            WireError: it is none or outside, or absent without a `default`.
+        """
         value = self._values.get(key)
         if value is None:
             return self._absent(key, default)
         return integer(value, f"{self.path}.{key}", low=low, high=high)
 
     def number(self, key: str, *, low: float = 0.0, high: float = 1e9) -> float:
-        """A finite number; see `number`."""
+        """A finite number in [low, high], both inclusive; see `number`. The field must be there.
+
+        Raises:
+            WireError: it is none, outside or absent.
+        """
         return number(self._values.get(key), f"{self.path}.{key}", low=low, high=high)
 
     def endpoint(self, key: str) -> str:
-        """A URL; see `endpoint`."""
+        """A URL without trailing slashes; see `endpoint`. The field must be there.
+
+        Raises:
+            WireError: it is none or absent.
+        """
         return endpoint(self._values.get(key), f"{self.path}.{key}")
 
     def choice(self, key: str, options: Collection[T]) -> T:
-        """One of `options`, which are strings."""
+        """The one of `options` (strings) that the field equals. The field must be there.
+
+        Raises:
+            WireError: it equals none; the message lists them.
+        """
         value = self._values.get(key)
         for option in options:
             if isinstance(value, str) and value == option:
@@ -201,7 +243,11 @@ class Fields:
     def items(
         self, key: str, default: list[object] | _Required = REQUIRED, *, most: int = MAX_ITEMS
     ) -> list[object]:
-        """A list of anything; see `items`."""
+        """A list of at most `most` entries of any kind; see `items`.
+
+        Raises:
+            WireError: it is none or longer, or absent without a `default`.
+        """
         value = self._values.get(key)
         if value is None:
             found: list[object] = self._absent(key, default)
@@ -211,19 +257,32 @@ class Fields:
     def objects(
         self, key: str, default: list[object] | _Required = REQUIRED, *, most: int = MAX_ITEMS
     ) -> list[Fields]:
-        """A list of objects."""
+        """A list of at most `most` objects, each with its path for messages.
+
+        Raises:
+            WireError: it is none or longer, an entry is no object, or absent without a `default`.
+        """
         found = self.items(key, default, most=most)
         return [Fields(v, f"{self.path}.{key}[{i}]") for i, v in enumerate(found)]
 
     def texts(
         self, key: str, default: list[object] | _Required = REQUIRED, *, most: int = MAX_ITEMS
     ) -> list[str]:
-        """A list of strings."""
+        """A list of at most `most` strings of at most MAX_TEXT characters each.
+
+        Raises:
+            WireError: it is none or longer, an entry is no such string, or absent without a
+                `default`.
+        """
         found = self.items(key, default, most=most)
         return [text(v, f"{self.path}.{key}[{i}]") for i, v in enumerate(found)]
 
     def object(self, key: str, default: JsonMap | _Required = REQUIRED) -> Fields:
-        """An object."""
+        """An object of at most MAX_ITEMS fields, with its path for messages.
+
+        Raises:
+            WireError: it is none or larger, or absent without a `default`.
+        """
         value = self._values.get(key)
         if value is None:
             value = self._absent(key, default)
@@ -232,19 +291,31 @@ class Fields:
     def text_map(
         self, key: str, default: Mapping[str, str] | _Required = REQUIRED
     ) -> dict[str, str]:
-        """An object whose values are strings."""
+        """An object whose names and values are strings of at most MAX_TEXT characters.
+
+        Raises:
+            WireError: it is none, a value is no such string, or absent without a `default`.
+        """
         inner = self.object(key, default)
         return {inner.name(k): inner.text(k) for k in inner._values}
 
     def integer_map(
         self, key: str, default: Mapping[str, int] | _Required = REQUIRED
     ) -> dict[str, int]:
-        """An object whose values are whole numbers."""
+        """An object whose values are whole numbers of 0 to 2^31 - 1.
+
+        Raises:
+            WireError: it is none, a value is no such number, or absent without a `default`.
+        """
         inner = self.object(key, default)
         return {inner.name(k): inner.integer(k) for k in inner._values}
 
     def name(self, key: str) -> str:
-        """A field's name, itself bounded like a string."""
+        """A field's name, itself of at most MAX_TEXT characters.
+
+        Raises:
+            WireError: it is longer.
+        """
         return text(key, f"{self.path}: name of a field")
 
     def _absent(self, key: str, default: Any) -> Any:

@@ -27,7 +27,7 @@ _HEX = frozenset("0123456789abcdef")
 
 
 def digest(value: str) -> str:
-    """`sha256:<hex>` of a credential: enough to check it, useless to send it."""
+    """`sha256:` and 64 hex digits of a credential: enough to check it, useless to send it."""
     return DIGEST_PREFIX + hashlib.sha256(value.encode()).hexdigest()
 
 
@@ -37,18 +37,25 @@ def fingerprint(value: str) -> str:
 
 
 def values(text: str) -> tuple[str, ...]:
-    """The credentials of a file or variable: one a line, blank lines skipped, at most 8."""
+    """The credentials of a file or variable: one a line, blank lines skipped.
+
+    At most 8 are read; more are left out. The first is the one to send.
+    """
     lines = (line.strip() for line in text.splitlines())
     return tuple(line for line in lines if line)[:MAX_VALUES]
 
 
 def digests(given: Iterable[str]) -> frozenset[str]:
-    """Digests of values; an entry that is one already stays."""
+    """Digests of values; an entry that is one already (`sha256:...`) stays."""
     return frozenset(v if v.startswith(DIGEST_PREFIX) else digest(v) for v in given)
 
 
 def accepted(authorization: str, known: Iterable[str]) -> bool:
-    """Whether `Bearer <value>` carries a value whose digest is in `known`; constant time."""
+    """Whether `Bearer <value>` carries a value whose digest is in `known`.
+
+    `authorization` is the value of that header, "" where it is absent. All of `known` are compared,
+    each in constant time, so the time tells nothing of a digest.
+    """
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() != "bearer" or not value.strip():
         return False
@@ -69,7 +76,10 @@ def pair_key(master: str, group: str, prefill: str, decode: str) -> str:
 
 
 def control_token(master: str, namespace: str, pod: str) -> str:
-    """What the operator sends one instance, in hex: of no use at another instance."""
+    """What the operator sends one instance, 64 hex digits: of no use at another instance.
+
+    `master` is the service's control secret; `pod` names the instance's first pod.
+    """
     message = "\x00".join(("pdserve-control", namespace, pod)).encode()
     return hmac.new(master.encode(), message, hashlib.sha256).hexdigest()
 

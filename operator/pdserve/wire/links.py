@@ -42,11 +42,11 @@ class LinkReport:
 
     @property
     def complete(self) -> bool:
-        """True when a table was given and every link it demands is verified."""
+        """Whether a table was given and every link it demands is verified."""
         return self.version > 0 and not self.down
 
     def to_json(self) -> JsonObject:
-        """Plain JSON value."""
+        """Plain JSON value, keys in camelCase as on the wire."""
         return {
             "version": self.version,
             "up": sorted(self.up),
@@ -58,7 +58,11 @@ class LinkReport:
 
     @staticmethod
     def from_json(value: object) -> LinkReport:
-        """Parse `to_json`'s value; raises WireError."""
+        """Parse `to_json`'s value; fields of newer versions are ignored.
+
+        Raises:
+            WireError: a field is missing, has another type, or is out of its bounds.
+        """
         report = Fields(value, "link report")
         return LinkReport(
             report.integer("version", high=MAX_VERSION),
@@ -83,16 +87,20 @@ class DrainReport:
 
     @property
     def idle(self) -> bool:
-        """Nothing left: the instance can go."""
+        """Whether no request, KV block or read is left: the instance can go."""
         return self.executing == self.holding == self.streams == 0
 
     def to_json(self) -> JsonObject:
-        """Plain JSON value."""
+        """Plain JSON value, keys in camelCase as on the wire."""
         return {"executing": self.executing, "holding": self.holding, "streams": self.streams}
 
     @staticmethod
     def from_json(value: object) -> DrainReport:
-        """Parse `to_json`'s value; raises WireError."""
+        """Parse `to_json`'s value; fields of newer versions are ignored.
+
+        Raises:
+            WireError: a field is missing, no whole number, or negative.
+        """
         report = Fields(value, "drain report")
         return DrainReport(
             report.integer("executing"), report.integer("holding"), report.integer("streams")

@@ -86,7 +86,10 @@ def scenario_group_name(service: str, scenario: str) -> str:
 
 
 def distinct_group_name(service: str, scenario: str) -> str:
-    """Its name where another service's scenario has that one: `a-b` + `c` and `a` + `b-c`."""
+    """Its name where another service's scenario has that one: `a-b` + `c` and `a` + `b-c`.
+
+    At most MAX_GROUP characters: the name, cut, and a hash of both parts.
+    """
     return _shortened(scenario_group_name(service, scenario), f"{service}/{scenario}", MAX_GROUP)
 
 
@@ -96,12 +99,12 @@ def routes_configmap_name(service: str) -> str:
 
 
 def peers_configmap_name(scenario_group: str, group_index: int) -> str:
-    """Name of the ConfigMap holding the peer table of one P/D group."""
+    """Name of the ConfigMap holding the peer table of one P/D group, counted from 0."""
     return f"{scenario_group}-{group_index}-peers"
 
 
 def budget_name(scenario_group: str, group_index: int) -> str:
-    """Name of the PodDisruptionBudget of one P/D group."""
+    """Name of the PodDisruptionBudget of one P/D group, counted from 0."""
     return f"{scenario_group}-{group_index}"
 
 
@@ -154,7 +157,10 @@ def instance_name(pod: str) -> str:
 
 
 def slot_of(pod: str) -> str:
-    """The slot that a pod's instance holds, by the pod's name."""
+    """The slot that a pod's instance holds, by the pod's name (`shop-chat-0-p1` of its pods).
+
+    Of a name that is no instance's, what stands before the last `-`; "" without one.
+    """
     return instance_name(pod).rpartition("-")[0]
 
 

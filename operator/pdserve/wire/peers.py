@@ -65,7 +65,7 @@ class PeerTable:
     """Pairs (prefill id, decode id) the fabric cannot connect."""
 
     def peer(self, instance: str) -> Peer | None:
-        """The entry of one instance, or None."""
+        """The entry of one instance by name, or None where the table does not have it."""
         return self._by_id.get(instance)
 
     @functools.cached_property
@@ -125,10 +125,10 @@ class PeerTable:
 
     @staticmethod
     def from_json(value: object) -> PeerTable:
-        """Parse `to_json`'s value.
+        """Parse `to_json`'s value; fields of newer versions are ignored.
 
         Raises:
-            WireError: the value is not a peer table of schema version 1.
+            WireError: the value is not a peer table of schema version 1; the message has the path.
         """
         table = Fields(value, "peer table")
         table.schema(SCHEMA_VERSION)
@@ -177,5 +177,12 @@ def _peer(peer: Fields) -> Peer:
 
 
 def device_of(device: Fields) -> Device:
-    """One accelerator as tables and node annotations write it; raises WireError."""
+    """One accelerator as tables and node annotations write it.
+
+    Whether `ip` is an address is not checked.
+
+    Raises:
+        WireError: `id` is no whole number from 0 to MAX_DEVICE, or `ip` no text of at most 64
+            characters.
+    """
     return Device(device.integer("id", high=MAX_DEVICE), device.text("ip", None, most=64))

@@ -18,7 +18,7 @@ _NAME: Final = "metadata.name"
 
 
 def pin_to(node: str) -> JsonObject:
-    """`nodeAffinity` that only this node meets."""
+    """`nodeAffinity` that only the node of this name meets."""
     pin = {"key": _NAME, "operator": "In", "values": [node]}
     return {REQUIRED: {TERMS: [{_FIELDS: [pin]}]}}
 

@@ -99,10 +99,10 @@ class RouteTable:
 
     @staticmethod
     def from_json(value: object) -> RouteTable:
-        """Parse `to_json`'s value.
+        """Parse `to_json`'s value; fields of newer versions are ignored.
 
         Raises:
-            WireError: the value is not a route table of schema version 1.
+            WireError: the value is not a route table of schema version 1; the message has the path.
         """
         table = Fields(value, "route table")
         table.schema(SCHEMA_VERSION)

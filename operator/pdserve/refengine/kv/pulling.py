@@ -64,7 +64,7 @@ class PullingEnd(FrameConnection):
 
     @property
     def usable(self) -> bool:
-        """Neither lost, nor in the middle of something, nor verified by a key of yesterday."""
+        """Whether it is open, idle, and verified by a key that still holds."""
         idle = self._answer is None and not self._gone.done()
         return idle and self._proof == self._me.keys.proof_to(self._address.id)
 
