@@ -52,6 +52,7 @@ lint: $(VENV)/.installed ## style, types, layers, names, and drift of generated 
 	@$(BIN)/python hack/unread_fields.py
 	@$(BIN)/python hack/check_sizes.py
 	@$(BIN)/python hack/mutate.py --check-accepted
+	@$(BIN)/python hack/plain_words.py
 
 mutate: $(VENV)/.installed ## do tests fail when the code is changed a little? (MUTATE_ARGS="--mutants 200 --seed 1")
 	@PYTHONPATH=operator:. $(BIN)/python hack/mutate.py $(MUTATE_ARGS)

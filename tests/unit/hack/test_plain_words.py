@@ -71,3 +71,7 @@ def test_files_of_a_clone_are_read_and_the_exit_code_tells(
     (tmp_path / "docs" / "a.md").write_text("A page.\nNobody reads it.\n")
     assert plain_words.main() == 1
     assert "docs/a.md:2: 'nobody': name who" in capsys.readouterr().out
+
+
+def test_this_repository_is_plain() -> None:
+    assert plain_words.main() == 0
