@@ -38,10 +38,13 @@ async def wait_ready(
     count: int,
     progress: Progress,
 ) -> None:
-    """Until every node is there and Ready, and every worker's devices count for the scheduler.
+    """Wait until every node is Ready, and every worker's devices count for the scheduler.
 
-    kind answers when nodes have begun to join, so some register only after the devices were
-    given: a node that lacks them gets them again.
+    kind answers when nodes have begun to join, so some register only after the devices were given:
+    a node that lacks them gets them again.
+
+    Raises:
+        LocalError: something is missing after READY_TIMEOUT seconds; the message lists it.
     """
     deadline = processes.Deadline(READY_TIMEOUT)
     began = time.monotonic()

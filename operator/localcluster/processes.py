@@ -81,7 +81,7 @@ def stop(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL every process of the group that `pid` leads; none left is fine."""
+    """SIGKILL every process of the group that process `pid` leads; none left is fine."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -22,7 +22,7 @@ _SENTENCES = (
 
 
 def prompt(words: int, seed: int) -> str:
-    """About `words` words; equal for equal arguments."""
+    """A prompt of about `words` words; equal for equal arguments."""
     rng = random.Random(seed)  # noqa: S311  prompts, not secrets
     out: list[str] = []
     while len(out) < words:

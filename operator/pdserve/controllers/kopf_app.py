@@ -82,10 +82,13 @@ def make_registry(wake: Callable[[QueueKey], None]) -> kopf.OperatorRegistry:
 
 
 async def run_kopf(queue: WorkQueue, namespace: str | None, rng: random.Random) -> None:
-    """Watch until cancelled; ends before only if kopf failed.
+    """Watch until cancelled.
 
     kopf gets a thread and an event loop of its own: on its way out it cancels every task of its
     loop that is younger than itself, and ours have a Lease to release.
+
+    Raises:
+        RuntimeError: kopf ended by itself.
     """
     loop, its_loop = asyncio.get_running_loop(), asyncio.new_event_loop()
     # A flag of kopf's own loop. For one of threads kopf keeps a thread waiting, and on its way out

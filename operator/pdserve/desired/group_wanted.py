@@ -98,7 +98,7 @@ def models_of(view: ScenarioGroupView) -> Mapping[str, tuple[str, str]]:
 
 
 def slots_of(view: ScenarioGroupView) -> Mapping[str, Mapping[Role, int]]:
-    """b_p and b_d of every revision that a pod has, by revision."""
+    """b_p and b_d (requests at once of an instance) by revision, of all that a pod has."""
     used = {i.revision for i in view.instances}
     return {revision: _slots(view.at(revision)) for revision in used}
 

@@ -41,7 +41,13 @@ def check_identity(store: Store, key: ObjectKey, live: Object, changed: Object) 
 
 
 def check_pod_spec(key: ObjectKey, old: Object, new: Object) -> None:
-    """A pod's spec is fixed but for images, added tolerations and removed scheduling gates."""
+    """Check a change of a pod's spec.
+
+    Only images, added tolerations and removed scheduling gates may change.
+
+    Raises:
+        KubeError: 422, something else changes.
+    """
 
     def fixed(spec: Object) -> Object:
         rest = {k: v for k, v in spec.items() if k not in ("tolerations", "schedulingGates")}

@@ -45,7 +45,11 @@ def copy(value: T) -> T:
 
 
 def json_patch(target: object, operations: Sequence[JsonMap]) -> object:
-    """RFC 6902, of which controllers use add, remove, replace and test."""
+    """RFC 6902, of which controllers use add, remove, replace and test.
+
+    Raises:
+        KubeError: 422, a test fails or a path is not there.
+    """
     document = copy(target)
     for operation in operations:
         parts = [p.replace("~1", "/").replace("~0", "~") for p in operation["path"].split("/")[1:]]
@@ -94,7 +98,11 @@ def merge_patch(target: object, patch: object) -> object:
 
 
 def strategic_patch(target: Any, patch: Any, keys: Keys, path: Path = ()) -> Any:
-    """Kubernetes' merge: as RFC 7386, but keyed lists are merged item by item."""
+    """Kubernetes' merge: as RFC 7386, but keyed lists are merged item by item.
+
+    Raises:
+        NotImplementedError: the patch has a directive that controllers do not use.
+    """
     if isinstance(patch, list) and path in keys:
         return _merge_lists(
             target or [], patch, keys, path, lambda a, b, p: strategic_patch(a, b, keys, p)

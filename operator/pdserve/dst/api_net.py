@@ -70,7 +70,10 @@ class Faults:
         self.rng = random.Random(self.seed)
 
     def happens(self, probability: float) -> bool:
-        """Draw; nothing is drawn for 0, so that switching a fault off changes nothing else."""
+        """Draw whether a fault of this probability (0 to 1) happens.
+
+        Nothing is drawn for 0, so that switching a fault off changes nothing else.
+        """
         return probability > 0 and self.rng.random() < probability
 
     def between(self, span: tuple[float, float]) -> float:

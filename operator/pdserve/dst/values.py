@@ -51,7 +51,7 @@ def number(rng: random.Random) -> float:
 
 
 def json_value(rng: random.Random) -> object:
-    """Any JSON value, also of extreme size or depth."""
+    """A JSON value of any kind, also of extreme size or depth."""
     deep: object = []
     for _ in range(rng.choice((1, 30, 900))):
         deep = [deep] if rng.random() < 0.5 else {"a": deep}

@@ -42,13 +42,21 @@ class EngineControl(Protocol):
         """Asks for a link report."""
 
     def read_links(self, answer: bytes) -> LinkReport:
-        """The report; raises WireError."""
+        """The link report in an answer's body.
+
+        Raises:
+            WireError: it is none.
+        """
 
     def post_drain(self) -> ControlRequest:
         """Starts a drain, or asks how far it is: an instance that drains takes no new request."""
 
     def read_drain(self, answer: bytes) -> DrainReport:
-        """What still runs there; raises WireError."""
+        """What still runs there, by an answer's body.
+
+        Raises:
+            WireError: it is no drain report.
+        """
 
 
 @dataclass(frozen=True, slots=True)

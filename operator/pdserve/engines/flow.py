@@ -144,7 +144,11 @@ class EngineFlow(Protocol):
         """One prefill leg."""
 
     def read_prefill(self, body: JsonMap, reply: bytes) -> PrefillOutcome:
-        """Interpret an accepted prefill leg's reply to the client's `body`; raises FlowError."""
+        """Interpret an accepted prefill leg's reply to the client's `body`.
+
+        Raises:
+            FlowError: the reply is off contract.
+        """
 
     def prepare_decode(
         self, endpoint: Endpoint, body: JsonMap, outcome: PrefillOutcome | None
@@ -161,7 +165,11 @@ class EngineFlow(Protocol):
     def finished_reply(
         self, endpoint: Endpoint, body: JsonMap, outcome: PrefillOutcome
     ) -> FinishedReply:
-        """What the client gets when `outcome.finished`; raises FlowError."""
+        """What the client gets when `outcome.finished`.
+
+        Raises:
+            FlowError: the prefill's reply cannot be turned into it.
+        """
 
     def release_leg(self, request_id: str) -> LegRequest | None:
         """Tells a prefill that no decode will pull; None: only the lease frees KV there."""

@@ -112,7 +112,11 @@ class Allowed:
 
     @classmethod
     def parse(cls, text: str) -> Allowed:
-        """Read one entry; raises ValueError naming what would be right."""
+        """Read one entry of the allow list.
+
+        Raises:
+            ValueError: it is malformed; the message says what would be right.
+        """
         match = re.fullmatch(r"(?:([a-z0-9]([a-z0-9-]*[a-z0-9])?):)?([^=:]+)(?:=(.*))?", text)
         if match is None:
             raise ValueError(f"{text!r}: must be [NAMESPACE:]FIELD[=VALUE]")

@@ -70,7 +70,7 @@ class PodSlot(Protocol):
 
     @property
     def group_index(self) -> int:
-        """Of its P/D group in the ScenarioGroup."""
+        """Index from 0 of its P/D group in the ScenarioGroup."""
 
     @property
     def revision(self) -> str:
@@ -98,11 +98,11 @@ class PodSlot(Protocol):
 
     @property
     def member(self) -> int:
-        """Which member it is; 0 is the leader."""
+        """Which member of the instance it is, from 0; 0 is the leader."""
 
     @property
     def members(self) -> int:
-        """How many the instance has."""
+        """How many members the instance has, 1 or more."""
 
     @property
     def leader_uid(self) -> str:

@@ -57,22 +57,38 @@ def known() -> tuple[str, ...]:
 
 
 def flow(type_name: str) -> EngineFlow:
-    """The request path of a type; raises EngineTypeError."""
+    """The request path of a type.
+
+    Raises:
+        EngineTypeError: the type is unknown or cannot be loaded.
+    """
     return _face(type_name, "flow", "FLOW", EngineFlow)  # type: ignore[type-abstract]  # a name only
 
 
 def pod(type_name: str) -> EnginePod:
-    """What a type adds to pods; raises EngineTypeError."""
+    """What a type adds to pods.
+
+    Raises:
+        EngineTypeError: the type is unknown or cannot be loaded.
+    """
     return _face(type_name, "pod", "POD", EnginePod)  # type: ignore[type-abstract]  # a name only
 
 
 def control(type_name: str) -> EngineControl:
-    """How instances of a type are controlled; raises EngineTypeError."""
+    """How instances of a type are controlled.
+
+    Raises:
+        EngineTypeError: the type is unknown or cannot be loaded.
+    """
     return _face(type_name, "control", "CONTROL", EngineControl)  # type: ignore[type-abstract]  # a name only
 
 
 def metrics(type_name: str) -> EngineSeries:
-    """Names of a type's series; raises EngineTypeError."""
+    """Names of a type's series.
+
+    Raises:
+        EngineTypeError: the type is unknown or cannot be loaded.
+    """
     return _face(type_name, "metrics", "METRICS", EngineSeries)
 
 

@@ -81,7 +81,13 @@ async def relay(
 
 
 async def collect(exchange: Exchange, reply: Reply, timeline: Timeline, silence: float) -> None:
-    """Send a reply that is not streamed, once all of it is there; `silence` as for `relay`."""
+    """Send a reply that is not streamed, once all of it is there.
+
+    `silence`: seconds without a byte after which the instance is taken for dead.
+
+    Raises:
+        DeliveryError: the instance was lost, or the reply is no completion.
+    """
     try:
         body = await exchange.read(silence)
         value = parse_json(body, max_bytes=MAX_BODY)

@@ -54,9 +54,9 @@ class Guesses:
         found.left = max(0.0, found.left - 1.0)
 
     def right(self, address: str, digest: bytes, now: float) -> None:
-        """Note that a key of this address was accepted.
+        """Note that a key of this address was accepted at `now` (monotonic seconds).
 
-        It is not held up by wrong ones any more.
+        Wrong keys of the address do not hold it up any more; MAX_KNOWN such keys are kept.
         """
         known = self._of(address, now).known
         known[digest] = None

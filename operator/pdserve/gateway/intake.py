@@ -65,7 +65,11 @@ def parsed_size(raw: bytes) -> int:
 
 
 def parse_body(endpoint: Endpoint, raw: bytes) -> JsonObject:
-    """The body as a dict that both legs can be made from."""
+    """The body as a dict that both legs can be made from.
+
+    Raises:
+        ApiError: 400, a field is wrong or P/D cannot do it; the message says what would be right.
+    """
     try:
         with collector_paused(len(raw)):
             body = parse_json(raw, max_bytes=len(raw), max_depth=MAX_DEPTH)

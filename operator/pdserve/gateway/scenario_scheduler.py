@@ -64,7 +64,7 @@ class ScenarioScheduler:
         return self.view.scenario
 
     def update(self, scenario: RouteScenario, tier_costs: Mapping[str, int]) -> None:
-        """Follow a new route table."""
+        """Follow a new route table; `tier_costs`: hop cost by level of the tree."""
         self.view.update(scenario, tier_costs)
         self.budget.cover(self.view.slots)
         self.reschedule()

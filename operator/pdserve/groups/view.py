@@ -169,7 +169,7 @@ class PlanDraft:
         )
 
     def wait(self, seconds: float) -> None:
-        """Look again after so long."""
+        """Plan again after so many seconds at the latest; negative counts as 0."""
         self.waits.append(max(0.0, seconds))
 
 

@@ -60,7 +60,7 @@ class Exchange(asyncio.Protocol):
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected."""
+        """asyncio: the connection stands."""
         self._transport = transport  # type: ignore[assignment]  # TCP gives a Transport
 
     def data_received(self, data: bytes) -> None:
@@ -86,7 +86,10 @@ class Exchange(asyncio.Protocol):
         self._deliver()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The instance closed the connection, or we did."""
+        """asyncio: the instance closed the connection, or we did.
+
+        `exc` None means an orderly end.
+        """
         self.closed = True
         self.reusable = False
         self._fail(UpstreamError("lost", f"connection lost: {exc or 'closed by the instance'}"))
@@ -94,7 +97,7 @@ class Exchange(asyncio.Protocol):
     # --- httptools callbacks ---
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One reply header."""
+        """httptools: take one header of the reply."""
         self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -110,12 +113,12 @@ class Exchange(asyncio.Protocol):
             self._head.set_result(None)
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the reply's body."""
+        """httptools: take a piece of the reply's body."""
         self._parts.append(body)
         self._size += len(body)
 
     def on_message_complete(self) -> None:
-        """The reply is complete."""
+        """httptools: note the end of the reply."""
         if self.status:
             self._complete = True
             self.reusable = self._parser.should_keep_alive() and not self.closed
@@ -322,7 +325,7 @@ class Pool:
             self._addresses.pop(endpoint, None)
 
     def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection; those in use are their callers' to give back."""
         self.keep_only(set())
 
     async def _connect(self, host: str, port: int) -> Exchange:

@@ -52,7 +52,7 @@ class ApiError(Exception):
         }
 
     def body(self) -> bytes:
-        """The error as a JSON body."""
+        """The error as a JSON body, in UTF-8."""
         return orjson.dumps(self.value())
 
     def event(self) -> bytes:

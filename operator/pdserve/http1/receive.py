@@ -37,7 +37,7 @@ class HttpRequest:
     size: int = 0
 
     def header(self, name: str) -> str | None:
-        """A header as text, or None."""
+        """A header as text (Latin-1), by its name in lower case; None where it is absent."""
         value = self.headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
 
@@ -101,10 +101,10 @@ class Receiver:
             self.refusal = error
 
     def began(self) -> None:
-        """The first byte of a request is here."""
+        """Called with the first byte of a request."""
 
     def awaits_body(self) -> None:
-        """The client sends its body only after `100 Continue`."""
+        """Called when the client sends its body only after `100 Continue`."""
 
     def keeps(self, path: str) -> int:
         """How many bytes of a body sent to `path` to store; longer bodies are dropped."""
@@ -119,7 +119,7 @@ class Receiver:
         return True
 
     def complete(self) -> None:
-        """A request was added to `received`."""
+        """Called when a request was added to `received`."""
 
     # --- httptools callbacks ---
 

@@ -57,7 +57,11 @@ class HttpServer:
         return self._serving.connections
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listen, with `tls` by HTTPS; returns the port (useful with port 0)."""
+        """Listen on TCP, with `tls` by HTTPS; returns the port (useful with port 0).
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: ClientConnection(self._serving), **listening(host, port), backlog=2048, ssl=tls

@@ -58,7 +58,7 @@ class ClaimTimes:
 
     @property
     def deadline(self) -> float:
-        """The holder stops if its last renewal is older."""
+        """Seconds since its last renewal after which the holder stops: two thirds of `duration`."""
         return self.duration * 2 / 3
 
 

@@ -222,7 +222,13 @@ class KubeClient:
         subresource: str | None = None,
         field_manager: str = "",
     ) -> Object:
-        """JSON patch (RFC 6902). `uid` prepends a test; a test that fails is `is_conflict`."""
+        """Apply a JSON patch (RFC 6902); returns the object as stored.
+
+        `uid` prepends a test that the object still has it.
+
+        Raises:
+            KubeError: refused; a test that fails is `is_conflict`.
+        """
         body = [dict(operation) for operation in operations]
         if uid is not None:
             body.insert(0, {"op": "test", "path": "/metadata/uid", "value": uid})

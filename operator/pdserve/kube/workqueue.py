@@ -158,7 +158,10 @@ class WorkQueue:
             self._arm()
 
     def retry(self, key: QueueKey) -> float:
-        """Add `key` again after its backoff; returns the delay."""
+        """Add `key` again after its backoff; returns the delay in seconds.
+
+        The backoff grows with each failure in a row, until `forget`.
+        """
         self._failures[key] = self._failures.get(key, 0) + 1
         self._metrics.retries.labels(key.kind, key.kind).inc()
         delay = self._backoff.delay(self._failures[key], self._rng)
@@ -170,7 +173,7 @@ class WorkQueue:
         self._failures.pop(key, None)
 
     def failures(self, key: QueueKey) -> int:
-        """Failures in a row so far."""
+        """How often `key` failed in a row so far, 0 or more."""
         return self._failures.get(key, 0)
 
     async def get(self) -> QueueKey:
@@ -234,7 +237,7 @@ class WorkQueue:
                 waiter.set_result(None)
 
     def depth(self) -> dict[str, int]:
-        """Ready keys by kind."""
+        """How many keys are ready, by kind; those in work and those that wait are not counted."""
         return {
             kind: sum(len(keys) for keys in turns.values()) for kind, turns in self._ready.items()
         }

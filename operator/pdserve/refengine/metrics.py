@@ -89,7 +89,7 @@ class EngineMetrics:
         return self.vllm.histogram(name, text, _MODEL).labels(self._model)
 
     def rejected(self, reason: str) -> None:
-        """One request was refused."""
+        """Count one request that was refused."""
         self._rejections.labels(reason).inc()
         self._rejected.labels(reason, self._model).inc()
 
@@ -103,24 +103,24 @@ class EngineMetrics:
         self._device_addresses.labels("missing").set(missing)
 
     def occupancy(self, states: dict[str, int], running: int, kv_usage: float) -> None:
-        """Slots, running requests and KV use as they are now."""
+        """Show slots by state, running requests, and KV use (share of 0 to 1) as they are now."""
         for state, count in states.items():
             self._slots.labels(state).set(count)
         self._running.set(running)
         self._kv_usage.set(kv_usage)
 
     def first_token(self, prompt_tokens: int, seconds: float) -> None:
-        """A request got its first token from this instance."""
+        """Count a request that got its first token here, `seconds` after it was accepted."""
         self._prompt.inc(prompt_tokens)
         self._generated.inc()
         self._ttft.observe(seconds)
 
     def next_token(self, seconds: float) -> None:
-        """A request got another token."""
+        """Count another token of a request, `seconds` after the one before."""
         self._generated.inc()
         self._itl.observe(seconds)
 
     def finished(self, reason: str, seconds: float) -> None:
-        """A request completed here."""
+        """Count a request that completed here, `seconds` after it was accepted."""
         self._success.labels(reason, self._model).inc()
         self._e2e.observe(seconds)

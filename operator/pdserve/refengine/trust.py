@@ -79,7 +79,11 @@ class Trust:
     # --- requests --------------------------------------------------------------------------
 
     def controls(self, authorization: str) -> Sender:
-        """Who sends a control request; raises ApiError 401."""
+        """Who sends a control request, by its header Authorization.
+
+        Raises:
+            ApiError: 401, no credential for control is in it.
+        """
         if self._open:
             return "control"
         if accepted(authorization, self._controls):
@@ -89,12 +93,20 @@ class Trust:
         raise _refusal("the operator's control credential is required")
 
     def check_generation(self, authorization: str) -> None:
-        """Raise ApiError 401 unless the sender may generate here."""
+        """Check that the sender may generate here.
+
+        Raises:
+            ApiError: 401, it may not.
+        """
         if self._needs_request and not accepted(authorization, self._requests):
             raise _refusal("a gateway's request credential is required")
 
     def check_release(self, authorization: str) -> None:
-        """Raise ApiError 401 unless the sender may release KV here."""
+        """Check that the sender may release KV here.
+
+        Raises:
+            ApiError: 401, it may not.
+        """
         shared = self._shared if self._shared_counts else ()
         if not self._open and not accepted(authorization, (*self._requests, *shared)):
             raise _refusal("a gateway's request credential is required")

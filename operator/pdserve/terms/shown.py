@@ -1,4 +1,4 @@
-"""Any value in a few characters, for messages about it."""
+"""A value of any kind in a few characters, for messages about it."""
 
 from __future__ import annotations
 

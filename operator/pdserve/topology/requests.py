@@ -91,7 +91,8 @@ def is_port(resource: str) -> bool:
 def amount_of(resource: str, value: object) -> int:
     """What a pod's quantity of a resource takes.
 
-    0 for what is not a quantity or is negative: nothing can be counted, and no scheduler binds it.
+    CPU in thousandths, others in whole units, rounded up. 0 for what is not a quantity or is
+    negative: nothing can be counted, and no scheduler binds it.
     """
     try:
         return max(0, math.ceil(_scaled(value, resource == "cpu")))
@@ -100,7 +101,9 @@ def amount_of(resource: str, value: object) -> int:
 
 
 def offered(resource: str, value: object) -> int:
-    """What a node's quantity of a resource holds; at least 0.
+    """What a node's quantity of a resource holds, 0 or more.
+
+    CPU in thousandths, others in whole units.
 
     Raises:
         QuantityError: `value` is not a quantity.
@@ -109,7 +112,7 @@ def offered(resource: str, value: object) -> int:
 
 
 def amount_text(resource: str, amount: int) -> str:
-    """As people write it: `500m`, `64Gi`, `3`."""
+    """An amount as people write it: `500m`, `64Gi`, `3`; CPU is given in thousandths."""
     if resource == "cpu":
         return f"{amount}m" if amount % 1000 else str(amount // 1000)
     if "/" not in resource:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from tests.support.builders import RESOURCE
+from tests.support.observed import instance_obs
 from tests.unit.groups.test_health import LIMITS, NOW, READY, node, pod, stamp
 
 from pdserve.groups import types as t
 from pdserve.groups.claims import must_be_recorded_first
 from pdserve.groups.instances import InstanceObs
-from pdserve.groups.observe import NotOurs, instance_obs
+from pdserve.groups.observe import NotOurs
 from pdserve.wire import names
 
 

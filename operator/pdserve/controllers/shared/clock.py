@@ -52,11 +52,16 @@ class Clock:
         self._met: set[str] = set()
 
     def now(self) -> float:
-        """The time now."""
+        """Seconds since the epoch; steps of the wall clock after the start do not change them."""
         return self._origin + self._steady()
 
     def since(self, owner: str, uid: str, what: str, stamp: float) -> float:
-        """When `what` of object `uid` began, which says so by `stamp` (of any clock)."""
+        """When `what` of object `uid` began, in seconds of this clock.
+
+        `stamp`: when the object says that it began (seconds since the epoch, of any host's clock).
+        It counts up to now when `owner` was not looked at before; else it began when it was first
+        seen.
+        """
         known = self._began.setdefault(uid, {})
         key = (what, stamp)
         if key not in known:
@@ -65,7 +70,10 @@ class Clock:
         return known[key]
 
     def written(self, uid: str, stamp: float) -> float:
-        """When an operator wrote `stamp` into object `uid`: `stamp`, at most when first seen."""
+        """When an operator wrote `stamp` into object `uid`: `stamp`, at most when first seen.
+
+        In seconds since the epoch; the stamp may be of another host's clock.
+        """
         known = self._began.setdefault(uid, {})
         key = ("written", stamp)
         if key not in known and stamp > self.now():

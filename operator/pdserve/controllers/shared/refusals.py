@@ -44,7 +44,11 @@ class InvalidObject(Exception):  # noqa: N818 - what a user stored, not a defect
 
 
 def is_reported(error: KubeError, failures: int) -> bool:
-    """Whether users learn of an answer of the API server after so many failures in a row."""
+    """Whether users learn of an answer of the API server.
+
+    `failures`: failed attempts in a row, this one included. Refusals are reported at once, other
+    errors from PATIENCE attempts on, conflicts and an unreachable server never.
+    """
     if error.is_unreachable or error.is_conflict:
         return False
     return error.status in _AT_ONCE or failures >= PATIENCE

@@ -79,7 +79,7 @@ class Generator:
 
     @property
     def body_bytes(self) -> int:
-        """Bytes above which no body holds a prompt that fits."""
+        """Bytes above which no request body holds a prompt that fits."""
         return largest_body(self._limits.prompt_bytes)
 
     @property

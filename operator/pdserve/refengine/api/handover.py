@@ -29,7 +29,7 @@ class RemoteLeg:
 
     @property
     def tokens(self) -> int:
-        """Length of the prompt."""
+        """Length of the prompt in tokens."""
         return self.kv.tokens
 
 
@@ -59,7 +59,11 @@ def wants_hand_over(body: JsonMap, role: EngineRole) -> bool:
 
 
 def remote_of(body: JsonMap, role: EngineRole) -> RemoteLeg | None:
-    """The prefill's results on a decode leg, else None; raises ApiError."""
+    """The prefill's results on a decode leg, else None.
+
+    Raises:
+        ApiError: a field of them is wrong; the message names it.
+    """
     params = _params(body)
     asked = bool(params.get("do_remote_prefill"))
     if role == "decode" and not asked:
@@ -79,7 +83,10 @@ def remote_of(body: JsonMap, role: EngineRole) -> RemoteLeg | None:
 def reply_params(
     request: GenerationRequest, first: Sampled, cached: int, lease: float, sender: Sender
 ) -> JsonObject:
-    """`kv_transfer_params` of a prefill's reply."""
+    """`kv_transfer_params` of a prefill's reply.
+
+    `cached`: prompt tokens found in the prefix cache; `lease`: seconds for which the KV is held.
+    """
     return {
         "do_remote_prefill": True,
         "do_remote_decode": False,

@@ -92,7 +92,13 @@ class RequestDraft:
     def request(
         self, request_id: str, budget: float | None, prompt: list[int]
     ) -> GenerationRequest:
-        """The request, with what `tokenise` gave; raises ApiError (400)."""
+        """The request, with the token ids that `tokenise` gave.
+
+        `budget`: seconds left to the deadline; None without one.
+
+        Raises:
+            ApiError: 400, a field is wrong; the message names it.
+        """
         body, remote, context = self._body, self._remote, self._limits.context
         count = remote.tokens if remote else len(prompt)
         if count + 1 > context:

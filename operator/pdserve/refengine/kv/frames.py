@@ -35,7 +35,7 @@ class Landing:
         return self._buffers[self._index][self._offset :]
 
     def advance(self, count: int) -> None:
-        """`count` bytes were written into `buffer()`."""
+        """Note that `count` bytes were written into `buffer()`."""
         begin = self._offset
         self._offset += count
         view = self._buffers[self._index]

@@ -47,7 +47,11 @@ class PeerAddress:
 
     @staticmethod
     def parse(peer: str, transfer: str) -> PeerAddress:
-        """From a peer table's `host:port`; raises TransportError."""
+        """From a peer table's `host:port`.
+
+        Raises:
+            TransportError: it is no such text, or the port is out of range.
+        """
         host, _, port = transfer.rpartition(":")
         if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
             raise TransportError(f"transfer address {transfer!r} of {peer} is not host:port")
@@ -123,7 +127,7 @@ class KvTransport(Protocol):
     """Move KV between instances."""
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port."""
+        """Listen; returns the port (0 asks for a free one)."""
 
     async def verify(self, peer: PeerAddress) -> tuple[str, ...]:
         """Connect and verify both sides, keep the connection for pulls.
@@ -133,12 +137,20 @@ class KvTransport(Protocol):
         """
 
     async def link(self, peer: PeerAddress) -> Link:
-        """Connect and verify both sides; raises TransportError."""
+        """Connect and verify both sides.
+
+        Raises:
+            TransportError: the peer does not answer or refuses; the message says why.
+        """
 
     async def pull(
         self, peer: PeerAddress, request_id: str, tokens: int, landing: Sequence[memoryview]
     ) -> int:
-        """Fill `landing` with the KV of a request; returns bytes; raises TransportError."""
+        """Fill `landing` with the KV of a request of `tokens` prompt tokens; returns bytes.
+
+        Raises:
+            TransportError: the connection was lost, the peer refuses, or the data are damaged.
+        """
 
     async def stop(self) -> None:
         """Close everything."""

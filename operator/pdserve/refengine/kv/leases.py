@@ -47,7 +47,10 @@ class Leases:
         return self._held.get(request_id)
 
     def oldest(self) -> float | None:
-        """When the longest-held KV was ready."""
+        """When the longest-held KV was ready (seconds on the caller's clock).
+
+        None when none is held.
+        """
         return min((h.since for h in self._held.values()), default=None)
 
     def hold(self, request_id: str, payload: Payload, now: float) -> HeldKv:
@@ -58,7 +61,10 @@ class Leases:
         return held
 
     def begin_pull(self, request_id: str, now: float) -> Payload | None:
-        """The payload, if it is still held."""
+        """The payload, if it is still held, else None; `now` in seconds on the caller's clock.
+
+        A pull prolongs the lease to its own grace at least.
+        """
         held = self._held.get(request_id)
         if held is None:
             return None
@@ -68,7 +74,7 @@ class Leases:
         return held.payload
 
     def pull_failed(self, request_id: str) -> None:
-        """The lease counts again."""
+        """Let the lease count again after a pull that broke."""
         held = self._held.get(request_id)
         if held is not None:
             held.pulling_since = None
@@ -82,13 +88,16 @@ class Leases:
         return True
 
     def expire(self, now: float) -> None:
-        """Expire overdue leases."""
+        """Free KV whose lease ended until `now` (seconds on the caller's clock)."""
         for request_id, held in list(self._held.items()):
             if now >= self._limit(held):
                 self.end(request_id, "expired")
 
     def next_expiry(self) -> float | None:
-        """Earliest time at which `expire` may have something to do."""
+        """Earliest time on the caller's clock at which `expire` may end a lease.
+
+        None without any.
+        """
         return min((self._limit(h) for h in self._held.values()), default=None)
 
     def _limit(self, held: HeldKv) -> float:

@@ -29,7 +29,7 @@ class Payload:
 
 
 def gather(pool: Array, blocks: Sequence[int], tokens: int, config: LlamaConfig) -> Payload:
-    """Copy a prompt's blocks out of the pool."""
+    """Copy the KV of a prompt of `tokens` tokens out of its blocks of the pool."""
     used = list(blocks[: blocks_for(tokens)])
     copy = pool[used]
     tail = tokens % BLOCK_TOKENS

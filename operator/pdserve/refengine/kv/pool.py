@@ -21,7 +21,7 @@ class OutOfBlocksError(RuntimeError):
 
 
 def blocks_for(tokens: int) -> int:
-    """Blocks that hold `tokens` positions."""
+    """How many blocks hold `tokens` positions, rounded up."""
     return -(-tokens // BLOCK_TOKENS)
 
 
@@ -50,16 +50,20 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Blocks that an allocation can take, cached ones included."""
+        """How many blocks an allocation can take, cached ones included."""
         return len(self._free) + len(self._idle)
 
     @property
     def used(self) -> int:
-        """Blocks in use."""
+        """How many blocks are in use."""
         return self.total - self.available
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks, oldest cached ones last; raises OutOfBlocksError."""
+        """Take `count` blocks, oldest cached ones last.
+
+        Raises:
+            OutOfBlocksError: fewer are available; none is taken.
+        """
         if count > self.available:
             raise OutOfBlocksError(f"{count} KV blocks wanted, {self.available} free")
         taken = [self._take() for _ in range(count)]

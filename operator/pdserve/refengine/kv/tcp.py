@@ -129,7 +129,7 @@ class TcpTransport:
                 try:
                     await client.answer()
                 except TransportError:
-                    # Any process may answer at a device's address: that says nothing of keys.
+                    # An unknown process may answer at a device's address: no sign of a wrong key.
                     if not peer.device:
                         self._me.keys.pair_refused(peer.id)
                     raise

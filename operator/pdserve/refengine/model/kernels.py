@@ -32,7 +32,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def tiles(rows: int) -> int:
-    """Number of 8-row tiles that hold `rows` rows."""
+    """How many 8-row tiles hold `rows` rows, rounded up."""
     return -(-rows // TILE)
 
 

@@ -215,7 +215,7 @@ def _attend_chunk(q: Array, item: Rows, keys: Array, values: Array) -> Array:
 
 
 def new_pool(config: LlamaConfig, blocks: int) -> Array:
-    """Zeroed KV memory; the system commits pages only when they are written."""
+    """Zeroed KV memory of so many blocks; the system commits pages only when they are written."""
     return np.zeros(
         (blocks, config.layers, 2, config.kv_heads * config.head_dim * BLOCK_TOKENS), np.float32
     )

@@ -38,12 +38,12 @@ class LlamaConfig:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """float32 K and V of all layers."""
+        """Bytes of float32 K and V of all layers, for one token."""
         return self.layers * 2 * self.kv_heads * self.head_dim * 4
 
     @property
     def block_floats(self) -> int:
-        """float32 numbers in one KV block of all layers."""
+        """How many float32 numbers one KV block of all layers has."""
         return self.kv_bytes_per_token * BLOCK_TOKENS // 4
 
 

@@ -45,7 +45,10 @@ class Sampled:
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
-    """The number in [0, 1) that decides `position`; 53 random bits."""
+    """The number in [0, 1) that decides `position` of choice `choice`; 53 random bits.
+
+    Equal arguments give equal numbers on every machine.
+    """
     text = f"{seed}:{choice}:{position}".encode()
     return (
         int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 11

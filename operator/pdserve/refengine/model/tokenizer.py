@@ -110,7 +110,7 @@ class Tokenizer:
         return max(1, *map(len, self._bytes))
 
     def token_bytes(self, token: int) -> bytes:
-        """Bytes of one token; empty for special tokens."""
+        """UTF-8 bytes of one token id, possibly a part of a character; empty for special tokens."""
         return self._bytes[token]
 
     def stream(self) -> TextStream:
@@ -133,7 +133,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """Text that became certain with this token."""
+        """Text that became certain with this token id; "" within a character."""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def finish(self) -> str:

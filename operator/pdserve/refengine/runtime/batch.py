@@ -26,7 +26,7 @@ class BatchMember:
 
     @property
     def end(self) -> int:
-        """Positions with KV after the step."""
+        """How many positions have KV after the step."""
         return self.rows.start + len(self.rows.tokens)
 
     @property
@@ -48,22 +48,26 @@ class Batch:
 
     @property
     def prompt_tokens(self) -> int:
-        """Prompt tokens that the step computes."""
+        """How many prompt tokens the step computes."""
         return sum(end - start for start, end in self.chunks)
 
     @property
     def decodes(self) -> int:
-        """Sequences that decode."""
+        """How many sequences decode in the step."""
         return sum(not m.is_prompt for m in self.members)
 
     @property
     def context(self) -> int:
-        """Context tokens of the decoding sequences."""
+        """Context of the decoding sequences together, in tokens."""
         return sum(m.end for m in self.members if not m.is_prompt)
 
 
 def build(sequences: Iterable[Sequence], budget: int, chunk: int) -> Batch:
-    """Compose the next step from `sequences` (in order of acceptance)."""
+    """Compose the next step from `sequences` (in order of acceptance).
+
+    Decoding sequences come first, one token each. `budget`: most prompt tokens of the step;
+    `chunk`: most of one sequence.
+    """
     running = [s for s in sequences if s.phase is Phase.RUNNING]
     members = [_member(s, 1) for s in running if s.prefilled]
     for sequence in (s for s in running if not s.prefilled):

@@ -53,7 +53,7 @@ class Handoff:
         return self._leases.end(request_id, "released")
 
     def oldest_hold(self) -> float:
-        """Seconds since the longest-held KV was ready (0 without any)."""
+        """Seconds since the longest-held KV was ready; 0 when none is held."""
         since = self._leases.oldest()
         return 0.0 if since is None else time.monotonic() - since
 

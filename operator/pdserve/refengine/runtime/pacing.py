@@ -61,7 +61,7 @@ class PacingProfile:
         return self.d + self.e * batch + self.f * context
 
     def transfer_seconds(self, tokens: int) -> float:
-        """Time of one KV transfer on an idle link."""
+        """Seconds of one KV transfer of `tokens` tokens on an idle link."""
         return tokens * self.kv_bytes_per_token / self.link_bytes_per_second
 
 
@@ -124,7 +124,10 @@ class Pacer:
         self.busy = self.paced = 0.0
 
     def begin(self, now: float) -> float:
-        """Start time of a step that begins now."""
+        """Start time of a step that begins at `now`, in seconds of the caller's clock.
+
+        Where the step before ended a moment ago its end counts, so that steps follow without gaps.
+        """
         return self._deadline if 0 <= now - self._deadline < CHAIN_SECONDS else now
 
     def end(self, start: float, computed: float, seconds: float) -> float:

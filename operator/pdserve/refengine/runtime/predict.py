@@ -18,14 +18,14 @@ class Average:
         self.value: float | None = None
 
     def add(self, value: float) -> None:
-        """Take in one value."""
+        """Take in one value, in any unit; older ones weigh less."""
         if self.value is None:
             self.value = value
         else:
             self.value += self._weight * (value - self.value)
 
     def get(self, default: float) -> float:
-        """The average, or `default` before the first value."""
+        """The average in the unit of the values, or `default` before the first."""
         return default if self.value is None else self.value
 
 
@@ -36,13 +36,13 @@ class PrefillTime:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        """Take in one finished batch."""
+        """Take in one finished batch: its prompt tokens, and how many seconds it took."""
         x, y = float(tokens), seconds
         for name, value in (("_n", 1.0), ("_x", x), ("_y", y), ("_xx", x * x), ("_xy", x * y)):
             setattr(self, name, getattr(self, name) * FORGET + value)
 
     def seconds(self, tokens: int) -> float:
-        """Expected seconds; 0 before anything was seen."""
+        """Expected seconds of a batch of `tokens` prompt tokens; 0 before anything was seen."""
         if not self._n:
             return 0.0
         spread = self._n * self._xx - self._x * self._x

@@ -42,7 +42,7 @@ class GenerationRequest:
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the prompt, also where its tokens are elsewhere."""
+        """Length of the prompt in tokens, also where its token ids are elsewhere."""
         return self.remote.tokens if self.remote else len(self.prompt)
 
 

@@ -45,7 +45,7 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Slots that can be taken now."""
+        """How many slots can be taken now, 0 or more."""
         return self.total - self.used
 
     def take(self) -> bool:
@@ -57,7 +57,11 @@ class Slots:
         return True
 
     def give_back(self) -> None:
-        """Return one; raises ValueError when none was taken."""
+        """Return one slot.
+
+        Raises:
+            ValueError: none was taken.
+        """
         if self.used <= 0:
             raise ValueError("a slot was returned that was not taken")
         self.used -= 1
