@@ -35,7 +35,7 @@ class HttpServer:
         Args:
             handler: answers a request: at once or by callbacks (returns None), or as a coroutine.
             limits: of every connection, and of all bodies together.
-            report: told of each exception of the handler that is no ApiError.
+            report: called with each exception of the handler that is no ApiError.
             screen: refuses a request by its head, before its body.
             keeps: bytes of a body that are stored, by path; None: as many as `limits.body`.
         """
@@ -48,7 +48,7 @@ class HttpServer:
 
     @property
     def draining(self) -> bool:
-        """It was told to stop."""
+        """It is being stopped."""
         return self._serving.draining
 
     @property

@@ -1,7 +1,7 @@
 """Take a model directory from a model hub, as it is; nothing in it is executed.
 
 `huggingface_hub` downloads it: it knows HF_ENDPOINT, HF_TOKEN and proxies. It does not compare
-hashes, so that is done here, with those that the hub tells of the commit: SHA-256 of large files,
+hashes, so that is done here, with those that the hub lists for the commit: SHA-256 of large files,
 git's object id of small ones. Only safetensors weights are taken: pickled ones run code when they
 are loaded.
 """

@@ -50,7 +50,7 @@ FIELDS: list[tuple[str, InstanceObs, dict[str, Any]]] = [
     ("it restarted", seen(pod(restartCount=2)), {"restarts": 2}),
     ("restarts not told", seen(pod(restartCount=None)), {"restarts": 0}),
     ("its engine does not run", seen(pod({"waiting": {}})), {"running": False}),
-    ("its engine runs, nothing told of it", seen(pod({"running": {}})), {"running": True}),
+    ("its engine runs, its state says no more", seen(pod({"running": {}})), {"running": True}),
     ("it was linked", seen(pod(conditions=[linked("False")])), {"ever_linked": True}),
     ("not Ready", seen(pod(conditions=[{"type": "Ready", "status": "False"}])), {"ready": False}),
     ("no annotations", seen(pod(), annotations=None), {"replaces": None, "size": 1}),
@@ -141,11 +141,11 @@ TOLD: list[tuple[str, dict[str, Any], tuple[t.DeviceClaim, ...], bool]] = [
     ("it claims nothing", {}, (), False),
     ("it frees devices", {"claims": (A,)}, (), True),
     ("it frees more", {"claims": (A, B)}, (A,), True),
-    ("what it claims is told", {"claims": (A,)}, (A,), False),
+    ("what it claims is recorded", {"claims": (A,)}, (A,), False),
     ("a new pod's own claim may wait", {"claims": (A, B), "inherited": (B,)}, (A,), False),
-    ("it uses up what is told", {"spent": (A,)}, (A,), False),
+    ("it uses up what is recorded", {"spent": (A,)}, (A,), False),
     ("it uses up what is not", {"spent": (A,)}, (B,), True),
-    ("it frees what is told, uses up what is not", {"claims": (A,), "spent": (B,)}, (A,), True),
+    ("it frees what is recorded, uses up what is not", {"claims": (A,), "spent": (B,)}, (A,), True),
 ]
 
 

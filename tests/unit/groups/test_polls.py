@@ -1,4 +1,4 @@
-"""When a draining instance may be told so, and who is asked for links."""
+"""When a draining instance may be asked so, and who is asked for links."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROWS: list[tuple[str, InstanceObs, list[InstanceObs], set[str], bool]] = [
     ("one", "others", "routed", "want"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS]
 )
 @pytest.mark.invariant(5)
-def test_who_may_be_told_to_drain(
+def test_which_instances_may_drain(
     one: InstanceObs, others: list[InstanceObs], routed: set[str], want: bool
 ) -> None:
     members = [one, *others]

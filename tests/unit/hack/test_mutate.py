@@ -116,7 +116,7 @@ def test_an_accepted_name_that_no_mutant_has_is_reported() -> None:
     assert stale(by_path, [*names, *gone]) == gone
 
 
-def test_the_time_of_two_thousand_is_told_from_that_of_a_sample() -> None:
+def test_the_time_of_two_thousand_follows_from_that_of_a_sample() -> None:
     want = "1.50 s on the CPU a mutant; 2,000 take 26 min on two idle cores"
     assert duration(60.0, 210.0, 100) == want
 

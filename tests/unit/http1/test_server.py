@@ -24,7 +24,7 @@ LONG = 60.0
 
 
 class Served:
-    """A running server, and what its handler was told."""
+    """A running server, and what its handler received."""
 
     def __init__(self, answer: Answer, kind: str, limits: ClientLimits) -> None:
         self.reports: list[Exception] = []
@@ -146,7 +146,7 @@ async def test_a_head_request_gets_no_body_in_its_answer(kind: str) -> None:
         assert found.partition(b"\r\n\r\n")[2].startswith(b"HTTP/1.1")
 
 
-async def test_who_holds_something_is_told_once_that_its_client_left() -> None:
+async def test_a_holder_learns_once_that_its_client_left() -> None:
     left: list[str] = []
     replies: list[Reply] = []
 

@@ -138,7 +138,7 @@ def test_a_file_that_is_not_what_the_hub_told_is_refused(hub: Hub, name: str, ki
     assert list(store.models_folder().iterdir()) == []
 
 
-def test_a_repository_that_is_not_there_is_told(hub: Hub) -> None:
+def test_a_repository_that_is_not_there_is_an_error(hub: Hub) -> None:
     with pytest.raises(ModelError, match=r"not/there"):
         store.get_model("not/there")
     assert hub.asked

@@ -137,7 +137,7 @@ def test_the_command_prints_the_directory_alone(
 
 
 @pytest.mark.parametrize("name", ["smollm3", "", "../etc"])
-def test_an_unknown_name_is_told_with_those_that_are_known(
+def test_an_unknown_name_is_an_error_that_names_the_known_ones(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -173,7 +173,7 @@ def test_given_back_is(current: Counts, rate: float, over: dict[str, Any], want:
     assert given_back(current, rate, **over) == want
 
 
-def test_what_is_given_back_is_told_with_its_devices() -> None:
+def test_what_is_given_back_is_reported_with_its_devices() -> None:
     got = decide(surplus(since=0.0))
     assert "1x(4P6D) -> 1x(3P6D) frees 8 devices" in got.message
 

@@ -212,21 +212,10 @@ def _prompt(
     kind: Kind, body: Body, model: LoadedModel, limits: RequestLimits
 ) -> tuple[Callable[[], list[int]], int]:
     """How to get the prompt's tokens, and the bytes of text to tokenise."""
-    tokenizer = model.tokenizer
     if kind == "chat":
         messages = _messages(body, limits)
         size = _bounded(kind, (m.content for m in messages), limits)
-
-        def render() -> list[int]:
-            try:
-                return tokenizer.encode_chat(messages)
-            except ChatTemplateError as error:
-                raise ApiError(
-                    400, f"the model's chat template refuses the messages: {error}",
-                    param="messages", code="chat_template",
-                ) from error  # fmt: skip
-
-        return render, size
+        return lambda: _rendered(model, messages), size
     value = body.get("prompt")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
         value = value[0]
@@ -234,7 +223,7 @@ def _prompt(
         text, size = value, _bounded(kind, (value,), limits)
 
         def encode() -> list[int]:
-            tokens = tokenizer.encode(text)
+            tokens = model.tokenizer.encode(text)
             if not tokens:
                 raise field_error("prompt", text, "at least one token is required")
             return tokens
@@ -248,6 +237,14 @@ def _prompt(
     if isinstance(value, list) and len(value) > 1:
         raise field_error("prompt", value, "one prompt per request; send several requests")
     raise field_error("prompt", value, "a string or a non-empty list of token ids is required")
+
+
+def _rendered(model: LoadedModel, messages: list[ChatMessage]) -> list[int]:
+    try:
+        return model.tokenizer.encode_chat(messages)
+    except ChatTemplateError as error:
+        message = f"the model's chat template refuses the messages: {error}"
+        raise ApiError(400, message, param="messages", code="chat_template") from error
 
 
 def _bounded(kind: Kind, texts: Iterable[str], limits: RequestLimits) -> int:

@@ -43,7 +43,7 @@ class Pulls:
         task.add_done_callback(lambda done: self._ended(sequence, remote, done))
 
     def cancel(self, sequence: Sequence) -> bool:
-        """End its pull, which is told when nothing is written any more; False without one."""
+        """End its pull, which reports when nothing is written any more; False without one."""
         task = self._tasks.get(sequence)
         if task is None:
             return False

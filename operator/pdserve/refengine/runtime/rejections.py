@@ -10,7 +10,7 @@ from pdserve.wire import http
 
 
 class Rejections:
-    """Makes the errors; whoever gets one raises or sends it."""
+    """Makes the errors; the caller raises or sends them."""
 
     def __init__(self, metrics: EngineMetrics) -> None:
         self._metrics = metrics
