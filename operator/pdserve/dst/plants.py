@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -23,6 +23,7 @@ from pdserve.controllers.service import pdservice, route_writer, seen
 from pdserve.controllers.shared import caches, clock, device_claims, group_view
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.desired import decisions
+from pdserve.desired.compare import controller_uid
 from pdserve.groups import (
     health,
     plan,
@@ -36,8 +37,9 @@ from pdserve.groups import (
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.types import DeletePod, Observation
 from pdserve.groups.view import GroupView, PlanDraft
-from pdserve.kube.cache import Cache
-from pdserve.kube.resource import PODS, Object, ObjectKey
+from pdserve.kube.cache import ViewCache
+from pdserve.kube.held import K
+from pdserve.kube.resource import PODS, ObjectKey
 from pdserve.kube.workqueue import QueueKey
 from pdserve.ratio.types import Counts
 from pdserve.terms import Role
@@ -82,13 +84,17 @@ def _everywhere(name: str, value: object, *modules: ModuleType) -> tuple[Change,
 
 
 def _owners_by_uid() -> tuple[Change, ...]:
-    def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
-        found = [o for o in cache.list() if any(
-            r.get("controller") and r["uid"] == owner.uid
-            for r in o["metadata"].get("ownerReferences") or ())]  # fmt: skip
-        return tuple(found)
+    def owned_by(cache: ViewCache[K], owner: ObjectMeta) -> tuple[K, ...]:
+        return tuple(kept for kept in cache.list() if _controller(kept) == owner.uid)
 
     return _everywhere("owned_by", owned_by, group_view, pdservice, route_writer, seen, ratio_loop)
+
+
+def _controller(kept: object) -> str | None:
+    """Uid of the controller of what a cache keeps: a view of a Pod, or the object as it is."""
+    if isinstance(kept, PodView):
+        return None if kept.owner is None else kept.owner.uid
+    return controller_uid(kept) if isinstance(kept, Mapping) else None
 
 
 def _counts_by_edit() -> tuple[Change, ...]:
@@ -242,14 +248,15 @@ def _errors_end_the_operator() -> tuple[Change, ...]:
 def _owners_by_label() -> tuple[Change, ...]:
     original = caches.owned_by
 
-    def owned_by(cache: Cache, owner: ObjectMeta) -> tuple[Object, ...]:
+    def owned_by(cache: ViewCache[K], owner: ObjectMeta) -> tuple[K, ...]:
         if cache.resource != PODS:
-            return tuple(original(cache, owner))
+            return original(cache, owner)
         return tuple(
-            pod for pod in cache.list() if names.LABEL_ROLE in (pod["metadata"].get("labels") or {})
-            and pod["metadata"]["labels"].get(names.LABEL_SERVICE, "") != ""
-            and owner.name == "-".join((pod["metadata"]["labels"][names.LABEL_SERVICE],
-                                        pod["metadata"]["labels"].get(names.LABEL_SCENARIO, "")))
+            pod for pod in cache.list()
+            if isinstance(pod, PodView) and names.LABEL_ROLE in pod.labels
+            and pod.labels.get(names.LABEL_SERVICE, "") != ""
+            and owner.name == "-".join((pod.labels[names.LABEL_SERVICE],
+                                        pod.labels.get(names.LABEL_SCENARIO, "")))
         )  # fmt: skip
 
     return _everywhere("owned_by", owned_by, group_view)

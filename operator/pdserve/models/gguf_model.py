@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from safetensors.numpy import save_file
 
 from pdserve.models.errors import ModelError
 from pdserve.models.gguf_tokenizer import tokenizer_config, tokenizer_document
-from pdserve.terms.json import JsonObject
+from pdserve.terms.json import JsonObject, JsonValue
 
 _TOP = {
     "token_embd": "model.embed_tokens",
@@ -44,6 +43,7 @@ _LAYER = {
 }
 _IGNORED = frozenset({"rope_freqs.weight"})
 
+Floats = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
 
 
@@ -71,14 +71,14 @@ def convert_gguf(file: Path, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-class _Fields(Mapping[str, Any]):
+class _Fields(Mapping[str, JsonValue]):
     """Key-value pairs of the file, read once each."""
 
     def __init__(self, name: str, reader: GGUFReader) -> None:
         self._name = name
         self._fields = reader.fields
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> JsonValue:
         return self._fields[key].contents()
 
     def __iter__(self) -> Iterator[str]:
@@ -87,7 +87,7 @@ class _Fields(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._fields)
 
-    def need(self, key: str) -> Any:
+    def need(self, key: str) -> JsonValue:
         """The value; raises ModelError where the file has none."""
         if key not in self._fields:
             raise ModelError(f"{self._name}: key {key} is missing")
@@ -155,7 +155,7 @@ def _name(name: str) -> str | None:
     return None
 
 
-def _halves(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+def _halves(rows: Floats, heads: int) -> Floats:
     """Rows with rotary pairs side by side -> first halves, then second halves, of each head."""
     out, into = rows.shape
     return rows.reshape(heads, out // heads // 2, 2, into).swapaxes(1, 2).reshape(out, into)

@@ -7,10 +7,10 @@ GGUF names the pre-tokenizer by a word (`tokenizer.ggml.pre`), whose rule stands
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from pdserve.models.errors import ModelError
-from pdserve.terms.json import JsonObject
+from pdserve.terms.json import JsonObject, JsonValue
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 """Types of tokens (gguf.TokenType)."""
@@ -34,10 +34,10 @@ _PRE_TOKENIZERS: Final[Mapping[str, Callable[[], JsonObject]]] = {
 class GgufFields(Protocol):
     """Key-value pairs of a GGUF file."""
 
-    def need(self, key: str, /) -> Any:
+    def need(self, key: str, /) -> JsonValue:
         """The value; raises ModelError where the file has none."""
 
-    def get(self, key: str, /) -> Any:
+    def get(self, key: str, /) -> JsonValue:
         """The value; None where the file has none."""
 
 

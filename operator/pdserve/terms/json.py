@@ -13,3 +13,5 @@ JsonMap = Mapping[str, Any]
 """A JSON object as it was read; not to be changed."""
 JsonObject = dict[str, Any]
 """A JSON object that is being built, or belongs to its reader."""
+JsonValue = Any
+"""One value of it."""

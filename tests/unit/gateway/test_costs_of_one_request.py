@@ -143,7 +143,7 @@ async def test_a_killed_decode_costs_none_of_60_whole_replies(rig: Rig, early: b
     decodes = [await rig.engine("decode", f"d{i}", slots=64) for i in range(2)]
     await rig.start()
     # Wide: a machine that stands still for a moment must not cost a request here.
-    slo = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.9)
+    slo = Slo(ttft=60.0, handoff=0.5, tpot=60.0, attainment=0.9)
     await rig.routes([*prefills, decodes[0]], slo=slo)
     for decode in decodes:
         decode.early_head, decode.token_seconds = early, 600.0

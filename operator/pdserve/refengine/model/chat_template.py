@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
@@ -22,7 +22,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pdserve.refengine.model.tensors import WeightsError
-from pdserve.terms.json import JsonObject
+from pdserve.terms.json import JsonMap, JsonObject
 
 _PRIVATE: Final = (0x100000, 0x10FFFD)
 """First and last character of Unicode's second supplementary private-use area."""
@@ -81,7 +81,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise WeightsError(f"chat template: {error}") from error
         self._special = special
-        self._given: Mapping[str, Any] = {
+        self._given: JsonMap = {
             "bos_token": bos, "eos_token": eos, "special_tokens": tuple(special),
             "add_generation_prompt": True,
         }  # fmt: skip
