@@ -25,7 +25,7 @@ from pdserve.groups.removal import retire
 from pdserve.groups.repairs import waits_until
 from pdserve.groups.search import InstanceSearch
 from pdserve.groups.types import CreateInstance, Observation
-from pdserve.groups.view import GroupView, PlanDraft, members_of, stood_in_for
+from pdserve.groups.view import GroupView, PlanDraft, members_of, perhaps_lost, stood_in_for
 from pdserve.placement import (
     InstancePlacement,
     NoFit,
@@ -235,7 +235,7 @@ def _shrink(
     wanted = observation.wanted
     grown = all(group.ready(role) >= wanted.role(role).count for role in ROLES)
     # Two of one slot count as one: the drain that its stand-in is for ends the other.
-    covered = stood_in_for(group, observation, draft.fabric)
+    covered = stood_in_for(group, observation, draft.fabric) | perhaps_lost(group)
     members = tuple(m for m in members_of(group) if m.name not in covered)
     for role in ROLES:
         excess = sum(m.role == role for m in members) - wanted.role(role).count
@@ -271,7 +271,7 @@ def _end_stand_ins(group: GroupView, observation: Observation, draft: PlanDraft)
     """In an outdated group, which does not shrink: of two in one slot one goes when the node of the
     first takes instances again. Their devices may be what its successor waits for.
     """
-    covered = stood_in_for(group, observation, draft.fabric)
+    covered = stood_in_for(group, observation, draft.fabric) | perhaps_lost(group)
     first = {i.uid: i for i in group.staying if i.name not in covered}
     for instance in group.staying:
         former = first.get(instance.replaces or "")

@@ -208,13 +208,17 @@ def _is_closed(node: str, then: RoleWanted, fabric: Fabric) -> bool:
 
 
 def stood_in_for(group: GroupView, observation: Observation, fabric: Fabric) -> frozenset[str]:
-    """Names of members whose stand-in is there, and whose node is closed or silent.
+    """Names of closed members whose stand-in is there: the two count as one."""
+    replaced = {i.replaces for i in group.staying}
+    closed = closed_members(group, observation, fabric)
+    return frozenset(i.name for i in closed if i.uid in replaced)
 
-    The two count as one. A node that falls silent while it is closed may have lost its instance:
-    the stand-in is what is left then.
+
+def perhaps_lost(group: GroupView) -> frozenset[str]:
+    """Names of members on silent nodes whose stand-in is there.
+
+    The stand-in is what is left if the instance is lost, so it is no surplus; but as long as
+    nothing is lost, nothing is made in its place.
     """
     replaced = {i.replaces for i in group.staying}
-    closed = {i.name for i in closed_members(group, observation, fabric)}
-    return frozenset(
-        i.name for i in group.staying if i.uid in replaced and (i.silent or i.name in closed)
-    )
+    return frozenset(i.name for i in group.staying if i.silent and i.uid in replaced)

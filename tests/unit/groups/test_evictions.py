@@ -200,6 +200,10 @@ def test_stand_ins_stay_when_the_closed_node_falls_silent() -> None:
     tree = CLOSED.replace("!Unschedulable", "!Unschedulable!NotReady")
     made = planned(tree, "P:n1 D:n1 P:n2>P0 D:n3>D1", counts="1P1D", silent="n1")
     assert not [a for a in made.actions if isinstance(a, t.CreateInstance | t.BeginDrain)]
+    opened = planned(tree, "P:n1 P:n2>P0 D:n3", counts="2P1D", silent="n1")
+    assert not [a for a in opened.actions if isinstance(a, t.CreateInstance | t.BeginDrain)], (
+        "two of one slot that were kept as two are two (seed 703010 of the simulation)"
+    )
 
 
 @pytest.mark.parametrize("paused", [False, True])
