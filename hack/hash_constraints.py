@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hack.images.install import IMAGES, standalone, wanted  # noqa: E402
+from hack.images.install import IMAGES, standalone, wanted  # noqa: E402 - found by the path above
 
 HEAD = "# Made by hack/hash_constraints.py: files that may go into images, and no others.\n"
 

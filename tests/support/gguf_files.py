@@ -44,13 +44,13 @@ def weights(seed: int = 0) -> dict[str, Any]:
 def write_gguf(
     path: Path, tensors: dict[str, Any], *, quantised: bool = False, **changed: Any
 ) -> None:
-    """Write a file; `changed` replaces `architecture`, `pre`, `model` or `scaling`."""
+    """Write a file; `changed` replaces `architecture`, `pre`, `model`, `heads` or `scaling`."""
     writer = GGUFWriter(path, changed.get("architecture", "llama"))
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(FFN)
     writer.add_block_count(LAYERS)
-    writer.add_head_count(HEADS)
+    writer.add_head_count(changed.get("heads", HEADS))
     writer.add_head_count_kv(KV_HEADS)
     writer.add_rope_dimension_count(HEAD)
     writer.add_rope_freq_base(5000.0)

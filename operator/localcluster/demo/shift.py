@@ -22,7 +22,7 @@ from pdserve.cli.load import merge, poisson, run_load
 
 async def ratio_follows(stage: Stage, periods: Periods, report: Report, progress: Progress) -> None:
     """3. The mix shifts from long answers to long prompts, and the ratio follows."""
-    rng = random.Random(11)  # noqa: S311  a reproducible schedule
+    rng = random.Random(11)  # noqa: S311 - a reproducible schedule
     chats = merge(
         poisson(2.2, BEFORE, lambda i: chat(i, words=25, tokens=45), rng),
         poisson(3.3, END - BEFORE, lambda i: chat(i, words=190, tokens=6), rng, start=BEFORE),

@@ -62,8 +62,11 @@ def convert_gguf(file: Path, folder: Path) -> None:
         raise ModelError(
             f"{file.name}: architecture {fields.need('general.architecture')!r}; only 'llama'"
         )
-    weights = dict(_weights(file.name, reader, fields))
-    config = _config(fields, tied="lm_head.weight" not in weights)
+    try:
+        weights = dict(_weights(file.name, reader, fields))
+        config = _config(fields, tied="lm_head.weight" not in weights)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ModelError(f"{file.name}: its shapes and numbers do not fit ({error})") from error
     _check_layers(file.name, weights, int(config["num_hidden_layers"]))
     _write(folder / "config.json", config)
     _write(folder / "tokenizer.json", tokenizer_document(fields))

@@ -33,7 +33,6 @@ def fetch_repository(repository: str, revision: str | None, folder: Path) -> str
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub as hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         api = hub.HfApi()
@@ -43,7 +42,9 @@ def fetch_repository(repository: str, revision: str | None, folder: Path) -> str
         )
         tree = api.list_repo_tree(repository, revision=commit)
         listed = {f.path: f for f in tree if isinstance(f, hub.RepoFile)}
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except Exception as error:
+        # The client lets its transport's errors through (no OSError), and a TypeError or KeyError
+        # where the hub's answer has another form.
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{repository}: {first}") from error
     missing = [name for name in NEEDED if not (folder / name).is_file()]

@@ -98,6 +98,8 @@ def test_the_file_s_own_chat_template_is_used(model: LoadedModel) -> None:
         ({"pre": "llama-bpe"}, "known are gpt-2, smollm"),
         ({"model": "llama"}, "only byte-level BPE"),
         ({"scaling": "yarn"}, "rope scaling"),
+        ({"heads": 0}, "do not fit"),
+        ({"heads": 7}, "do not fit"),
     ],
     ids=lambda value: str(value)[:20],
 )

@@ -33,6 +33,8 @@ class Hub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(FILES)
         self.asked: list[str] = []
+        self.odd: object = None
+        """What is answered instead of every JSON document."""
         self.spoiled = ""
         """Name of a file that is sent with another byte."""
 
@@ -65,6 +67,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = urlsplit(self.path).path
         self.server.asked.append(path)
+        if self.server.odd is not None and path.startswith("/api/"):
+            self._send(200, json.dumps(self.server.odd).encode(), {}, body=body)
+            return
         if path.startswith(f"/api/models/made/up/tree/{COMMIT}"):
             listed = [_entry(name, data) for name, data in self.server.files.items()]
             self._send(200, json.dumps(listed).encode(), {}, body=body)
@@ -142,6 +147,21 @@ def test_a_repository_that_is_not_there_is_an_error(hub: Hub) -> None:
     with pytest.raises(ModelError, match=r"not/there"):
         store.get_model("not/there")
     assert hub.asked
+
+
+@pytest.mark.parametrize("odd", [[], {}, 5, "x", {"id": 5}, {"id": "made/up", "siblings": 7}])
+def test_an_odd_answer_is_an_error_and_leaves_nothing(hub: Hub, odd: object) -> None:
+    hub.odd = odd
+    with pytest.raises(ModelError, match="made/up"):
+        store.get_model("made/up")
+    assert list(store.models_folder().iterdir()) == []
+
+
+def test_a_hub_that_is_not_reached_is_an_error(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelError, match="made/up"):
+        store.get_model("made/up")
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "../..", "a/..b@x", "/", "a/b@"])
