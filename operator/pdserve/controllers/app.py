@@ -39,6 +39,7 @@ from pdserve.controllers.shared.fabrics import Fabrics
 from pdserve.controllers.shared.linker import EngineApi, HttpEngines, Linker
 from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.node_changes import NodeChanges
+from pdserve.controllers.shared.promises import Promises
 from pdserve.controllers.shared.scope import Scope
 from pdserve.controllers.shared.skipped import Skipped
 from pdserve.controllers.shared.tokens import Tokens
@@ -124,6 +125,8 @@ class Core:
         self.claims = Claims(self.scope)
         self.caches.pods.on_change(self.claims.pod_changed)
         self.caches.groups.on_change(self.claims.group_changed)
+        self.promises = Promises(self.clock.now)
+        self.caches.groups.on_change(self.promises.group_changed)
         self._rng = rng
         self._resync = resync_seconds
         self._identity = identity
@@ -185,6 +188,7 @@ class Core:
             skips=self.skips,
             scope=self.scope,
             claims=self.claims,
+            promises=self.promises,
         )
         await recall_claims(context)
         ratio = RatioLoop(context, source, settings, log_line)

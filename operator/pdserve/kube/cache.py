@@ -170,13 +170,13 @@ class ViewCache(Generic[K]):
     def observe_gone(self, obj: Object) -> bool:
         """Take in that exactly this object (same uid) is gone, e.g. a DELETE answered 404.
 
-        An event still on its way may show it once more before its end.
+        Events still on their way do not bring it back.
         """
         key = key_of(obj)
         held = self._held.objects.get(key)
         if held is None or uid_of(held) != obj["metadata"].get("uid"):
             return False
-        return self._held.drop(key)
+        return self._held.gone(key)
 
     # --- following the server --------------------------------------------------------------
 
@@ -242,7 +242,7 @@ class ViewCache(Generic[K]):
             seen.add(read.key)
             if read.kept is not None or read.key in self._held.objects:
                 self._keep(read)
-        for key in sorted(self._held.objects.keys() - seen):
+        for key in sorted({*self._held.objects, *self._held.gone_keys()} - seen):
             if rewound or self._held.versions.get(key, 0) <= version:
                 self._held.drop(key)
         self._progress = version

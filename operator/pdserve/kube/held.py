@@ -1,6 +1,7 @@
 """The objects that a cache holds, how they are found, and the handlers of their changes.
 
-Nothing ever goes back: an object replaces an older version only. An object may be kept as JSON
+Nothing ever goes back: an object replaces an older version only, and one that is known to be gone
+(by its uid) is not taken in again from what the server sent earlier. An object may be kept as JSON
 (`Frozen`) or as a value of the cache's owner (`Identified`), which is then compared as a whole.
 Used by `cache`, which reads what the server says.
 """
@@ -27,6 +28,7 @@ class Identified(Protocol):
 
 
 K = TypeVar("K", bound=Object | Identified)
+_NONE = object()
 ChangeType = Literal["ADDED", "MODIFIED", "DELETED"]
 Handler = Callable[[ChangeType, K | None, K | None], None]
 """`handler(event, old, new)`: old is None for ADDED, new is None for DELETED."""
@@ -50,6 +52,8 @@ class HeldObjects(Generic[K]):
         self._on_handler_error = on_handler_error
         self._handlers: list[Handler[K]] = []
         self._indexes: dict[str, _IndexStore[K]] = {}
+        self._gone: dict[ObjectKey, object] = {}
+        """Uids of objects that are gone although the watch has not shown their end."""
 
     def on_change(self, handler: Handler[K]) -> None:
         """Call `handler` for every change from now on."""
@@ -77,6 +81,8 @@ class HeldObjects(Generic[K]):
             return False
         if new is None:
             return self.drop(key)
+        if self._gone.get(key, _NONE) == uid_of(new):
+            return False
         old = self.objects.get(key)
         if old is not None and uid_of(old) != uid_of(new):
             self.drop(key)  # the same name, another object: not a modification
@@ -93,8 +99,22 @@ class HeldObjects(Generic[K]):
         self._tell("ADDED" if old is None else "MODIFIED", old, new)
         return True
 
+    def gone(self, key: ObjectKey) -> bool:
+        """Forget an object that is gone before the watch or a list says so; False: not held."""
+        held = self.objects.get(key)
+        if held is None:
+            return False
+        self.drop(key)
+        self._gone[key] = uid_of(held)
+        return True
+
+    def gone_keys(self) -> tuple[ObjectKey, ...]:
+        """Keys of objects that are gone and whose end neither watch nor list has shown."""
+        return tuple(self._gone)
+
     def drop(self, key: ObjectKey) -> bool:
-        """Forget an object that is gone; False when it was not held."""
+        """Forget an object whose end the server has told; False when it was not held."""
+        self._gone.pop(key, None)
         self.versions.pop(key, None)
         old = self.objects.pop(key, None)
         if old is None:

@@ -13,7 +13,24 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.exposition import Registry
 from pdserve.kube.cache import Cache
 from pdserve.kube.prune import without_managed_fields
+from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NODES, Object
+
+
+class ListedApi(FakeApi):
+    """Says when it has made the answer to a second list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second_list = asyncio.Event()
+        self._lists = 0
+
+    def handle(self, request: KubeRequest) -> Object:
+        answer = super().handle(request)
+        self._lists += request.verb == "list"
+        if self._lists == 2:
+            self.second_list.set()
+        return answer
 
 
 @virtual_time
@@ -119,6 +136,48 @@ async def test_gone_is_taken_in_for_that_very_object_only() -> None:
         assert not cache.observe_gone(created)
         await settle()
         assert cache.get("a", "default") is None
+
+
+@virtual_time
+async def test_late_events_do_not_bring_back_what_is_gone() -> None:
+    api = FakeApi()
+    cache = Cache(api.client(Faults(watch_delay=(5, 5))), CONFIGMAPS)
+    told = record(cache)
+    async with running(cache):
+        created = await api.client().create(CONFIGMAPS, config("a"))
+        cache.observe(created)
+        await patch(api, "a", "1")
+        await api.client().delete(CONFIGMAPS, "a", namespace="default")
+        assert cache.observe_gone(created)
+        for _ in range(30):
+            await asyncio.sleep(1)
+            assert cache.get("a", "default") is None
+        assert told == [("ADDED", "a"), ("DELETED", "a")]
+        successor = await api.client().create(CONFIGMAPS, config("a"))
+        await asyncio.sleep(30)
+        assert cache.get("a", "default") == pruned(successor)
+
+
+@virtual_time
+async def test_a_list_from_before_its_end_does_not_bring_back_what_is_gone() -> None:
+    api, faults = ListedApi(), Faults(latency=(2, 2))
+    cache = Cache(api.client(faults), CONFIGMAPS)
+    async with running(cache):
+        created = await api.client().create(CONFIGMAPS, config("a"))
+        await asyncio.sleep(10)
+        assert cache.get("a", "default") is not None
+        faults.down = True
+        await asyncio.sleep(1)
+        await patch(api, "a", "1")
+        api.expire_history(CONFIGMAPS)
+        faults.down = False
+        async with asyncio.timeout(60):
+            await api.second_list.wait()
+        await api.client().delete(CONFIGMAPS, "a", namespace="default")
+        assert cache.observe_gone(created)
+        for _ in range(300):
+            await asyncio.sleep(0.1)
+            assert cache.get("a", "default") is None
 
 
 @virtual_time

@@ -11,16 +11,15 @@ from collections.abc import Mapping
 
 from pdserve.api import ScenarioGroup
 from pdserve.controllers.shared.caches import Caches, owned_by
-from pdserve.controllers.shared.owned import ensure
+from pdserve.controllers.shared.owned import delete_owned, ensure
 from pdserve.desired.compare import covers
 from pdserve.desired.objects import owned_metadata
 from pdserve.frozen import Memo
 from pdserve.groups.observe import is_group_index
 from pdserve.groups.types import DisruptionBudget
 from pdserve.kube.client import KubeClient
-from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import owner_reference
-from pdserve.kube.resource import POD_DISRUPTION_BUDGETS, Object
+from pdserve.kube.resource import Object
 from pdserve.terms.times import rfc3339, timestamp
 from pdserve.wire import names
 
@@ -54,18 +53,7 @@ async def keep_budgets(
     for index, old in _live(caches, group).items():
         if index in wanted:
             continue
-        meta = old["metadata"]
-        try:
-            await client.delete(
-                POD_DISRUPTION_BUDGETS,
-                meta["name"],
-                namespace=meta["namespace"],
-                uid=meta["uid"],
-            )
-        except KubeError as error:
-            if not error.is_not_found:
-                raise
-        caches.disruption_budgets.observe_gone(old)
+        await delete_owned(client, caches.disruption_budgets, old)
 
 
 def _live(caches: Caches, group: ScenarioGroup) -> dict[int, Object]:

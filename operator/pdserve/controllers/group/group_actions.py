@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Awaitable
 
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.context import OperatorContext
-from pdserve.controllers.shared.owned import ensure
+from pdserve.controllers.shared.owned import delete_owned, ensure
 from pdserve.controllers.shared.rotation import control_annotation
 from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
 from pdserve.desired.objects import owned_metadata
@@ -25,7 +24,7 @@ from pdserve.kube.errors import KubeError
 from pdserve.kube.events import Level
 from pdserve.kube.lines import say
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
-from pdserve.kube.resource import CONFIGMAPS, PODS, Object, ObjectKey
+from pdserve.kube.resource import PODS, Object, ObjectKey
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import rfc3339
 from pdserve.wire import names
@@ -240,13 +239,7 @@ class GroupExecutor:
         obj = self._view.table_objects.get(action.group_index)
         if obj is None:
             return
-        meta = obj["metadata"]
-        await _gone_is_fine(
-            self._context.client.delete(
-                CONFIGMAPS, meta["name"], namespace=meta["namespace"], uid=meta["uid"]
-            )
-        )
-        self._context.caches.config_maps.observe_gone(obj)
+        await delete_owned(self._context.client, self._context.caches.config_maps, obj)
 
     # --- running pods ----------------------------------------------------------------------
 
@@ -296,20 +289,10 @@ class GroupExecutor:
         self._event("Normal", reasons.DELETED, f"{action.name}: {action.reason}", **instance)
 
     async def _remove(self, name: str, uid: str, *, force: bool = False) -> None:
-        cache = self._context.caches.pods
-        try:
-            answer = await self._context.client.delete(
-                PODS, name, namespace=self._namespace, uid=uid, grace=0 if force else None
-            )
-        except KubeError as error:
-            if not error.is_not_found:
-                raise
-            held = cache.get(name, self._namespace)
-            if held is not None and held.uid == uid:
-                cache.observe_gone(held.reference)
-            return
-        if answer.get("kind") == "Pod" and answer["metadata"].get("deletionTimestamp"):
-            cache.observe(answer)
+        meta = {"name": name, "namespace": self._namespace, "uid": uid}
+        grace = 0 if force else None
+        context = self._context
+        await delete_owned(context.client, context.caches.pods, {"metadata": meta}, grace)
 
     @property
     def _namespace(self) -> str:
@@ -342,11 +325,3 @@ def _above(table: PeerTable, live: Object) -> PeerTable:
         if there.version < table.version
         else dataclasses.replace(table, version=there.version + 1)
     )
-
-
-async def _gone_is_fine(request: Awaitable[Object]) -> None:
-    try:
-        await request
-    except KubeError as error:
-        if not error.is_not_found:
-            raise

@@ -150,6 +150,7 @@ class _Reconcile:
         # 2
         if self.context.caches.changes != seen:
             view = view_group(self.context, self.group)
+        self.context.promises.plans_anew(self.key)
         observation = self._observation(view, wanted, former_wanted(view, counts, reach), routes)
         planned = plan(observation, self._fabric(domain))
         rank = rank_of(self.context, self.obj)

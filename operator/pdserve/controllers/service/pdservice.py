@@ -34,7 +34,7 @@ from pdserve.controllers.shared import refusals
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS, owned_by
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.decision_writer import write_decision
-from pdserve.controllers.shared.owned import ensure
+from pdserve.controllers.shared.owned import delete_owned, ensure
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.profiles import profile_of
 from pdserve.controllers.shared.refusals import InvalidObject
@@ -320,11 +320,7 @@ class _Reconcile:
         for name, (obj, _) in sorted(self._groups().items()):
             if name in wanted:
                 continue
-            meta = obj["metadata"]
-            await self.context.client.delete(
-                SCENARIO_GROUPS, meta["name"], namespace=meta["namespace"], uid=meta["uid"]
-            )
-            self.context.caches.groups.observe_gone(obj)
+            await delete_owned(self.context.client, self.context.caches.groups, obj)
             note = f"scenario {name} is no longer in spec.scenarios: its P/D groups are deleted"
             self.context.events.event(self.obj, "Normal", reasons.SCENARIO_REMOVED, note)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pdserve.api import PDService
 from pdserve.controllers.shared.context import OperatorContext
-from pdserve.controllers.shared.owned import ensure
+from pdserve.controllers.shared.owned import delete_owned, ensure
 from pdserve.desired.compare import covers
 from pdserve.desired.network_policy import network_policies, policy_names
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import is_controlled_by
-from pdserve.kube.resource import NETWORK_POLICIES, Object
+from pdserve.kube.resource import Object
 from pdserve.terms.json import JsonMap
 
 
@@ -41,10 +41,7 @@ async def keep_policies(
         found = cache.get(name, meta.namespace)
         if found is None or not is_controlled_by(found, meta.uid):
             continue
-        await client.delete(
-            NETWORK_POLICIES, name, namespace=meta.namespace, uid=found["metadata"]["uid"]
-        )
-        cache.observe_gone(found)
+        await delete_owned(client, cache, found)
     return problems
 
 

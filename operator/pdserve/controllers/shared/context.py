@@ -59,7 +59,7 @@ class OperatorContext:
     """Which objects are left to other operators."""
     claims: Claims
     """Devices kept for lost instances, and who waits for devices."""
-    promises: Promises = field(default_factory=Promises)
+    promises: Promises
     """Devices of pods that are being created."""
     attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)
     """Per ScenarioGroup."""

@@ -1,4 +1,4 @@
-"""Writes an object that belongs to one of ours, on difference only.
+"""Writes and deletes objects that belong to one of ours; writes on difference only.
 
 The read is the cache's; an object that is as wanted costs no request. `kube.ownership` refuses to
 take over a foreign one; the answer of a write enters the cache before the next plan reads it.
@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 from pdserve.desired.compare import covers
 from pdserve.frozen import Frozen
-from pdserve.kube.cache import Cache
+from pdserve.kube.cache import Cache, ViewCache
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
+from pdserve.kube.held import K
 from pdserve.kube.ownership import controller_of, create_or_apply, is_controlled_by
 from pdserve.kube.resource import Object, key_of
 from pdserve.wire import names
@@ -59,6 +60,40 @@ async def ensure(
         raise
     cache.observe(written)
     return written
+
+
+async def delete_owned(
+    client: KubeClient, cache: ViewCache[K], obj: Object, grace: int | None = None
+) -> None:
+    """Delete this very object (by its uid); it is fine if it is gone already.
+
+    One that has to end first (a pod's grace period, a finalizer) stays in the cache, as marked by
+    the API server, until the watch shows its end.
+
+    Args:
+        client: how to reach the API server.
+        cache: the cache of its kind.
+        obj: `metadata` with name, namespace and uid suffices.
+        grace: seconds; 0 forces a pod away without its node's word, None leaves it to the pod.
+
+    Raises:
+        KubeError: the API server refused; `is_conflict` where another object has the name.
+    """
+    meta = obj["metadata"]
+    try:
+        answer = await client.delete(
+            cache.resource, meta["name"], namespace=meta.get("namespace"), uid=meta["uid"],
+            grace=grace,
+        )  # fmt: skip
+    except KubeError as error:
+        if not error.is_not_found:
+            raise
+        answer = {}
+    told = answer.get("metadata")
+    if isinstance(told, dict) and told.get("deletionTimestamp"):
+        cache.observe(answer)
+    else:
+        cache.observe_gone(obj)
 
 
 def _is_same(known: Object, wanted: Object, same: Callable[[Object, Object], bool]) -> bool:

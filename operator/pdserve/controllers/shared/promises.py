@@ -4,45 +4,105 @@ A plan that creates pods is made and its devices are promised here without a pau
 POSTs follow outside of any lock, however long they take. Every other plan counts the promises, so
 that no device is booked twice. They live in memory only: after a restart, what was created is in
 the list that fills the cache.
+
+An attempt that failed is made again after a back-off, and its POST may have been carried out all
+the same. Its promises stay until the cache shows the pods or the ScenarioGroup plans again:
+otherwise another ScenarioGroup would get the devices of a pod that exists, or those of the other
+half of a P/D group. Not for longer than `FAILED_SECONDS` after the first of several failures in a
+row, and not where the API server said no: others would wait for devices that no pod gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 
 from pdserve.kube.cache import ViewCache
-from pdserve.kube.resource import ObjectKey
+from pdserve.kube.errors import KubeError
+from pdserve.kube.held import ChangeType
+from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.topology import PodView, Reservation
+
+FAILED_SECONDS: Final = 60.0
+"""For how long, at most, devices are kept for attempts that fail."""
+FORGET_SECONDS: Final = 600.0
+"""After this a failure counts as a first one again."""
 
 
 class Promises:
     """Reservations by ScenarioGroup. One event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        """`now`: seconds, on a clock that never steps."""
+        self._now = now
         self._held: dict[ObjectKey, tuple[Reservation, ...]] = {}
+        self._failed: dict[ObjectKey, _Failed] = {}
 
     @contextmanager
     def held(self, group: ObjectKey, reservations: Iterable[Reservation]) -> Iterator[None]:
         """Promise the devices of pods that `group` creates inside; release what is left after.
 
-        A pod that was created is in the cache by then and holds its devices itself.
+        A pod that was created is in the cache by then and holds its devices itself. After an
+        exception the rest stays promised; see the module.
         """
         found = tuple(reservations)
         if not found:
             yield
             return
         self._held[group] = found
+        kept = found
         try:
             yield
+            kept = ()
+            self._failed.pop(group, None)
+        except KubeError as error:
+            if _is_refusal(error):
+                kept = ()
+            raise
         finally:
             del self._held[group]
+            if kept:
+                earlier = self._failed.get(group)
+                since = self._now() if earlier is None else earlier.since
+                self._failed[group] = _Failed(since, kept)
+
+    def plans_anew(self, group: ObjectKey) -> None:
+        """`group` is about to ask again for what it wants: nothing of earlier attempts is kept."""
+        if group in self._failed:
+            self._failed[group] = _Failed(self._failed[group].since, ())
+
+    def group_changed(self, event: ChangeType, old: Object | None, _new: Object | None) -> None:
+        """Cache handler of ScenarioGroups: one that is gone will not try again."""
+        if event == "DELETED" and old is not None:
+            self._failed.pop(key_of(old), None)
 
     def of(self, pods: ViewCache[PodView]) -> tuple[Reservation, ...]:
         """What is promised to pods that `pods` does not show, ordered by group and pod."""
+        now = self._now()
+        for group in [g for g, f in self._failed.items() if f.since + FORGET_SECONDS <= now]:
+            del self._failed[group]
+        failed = {g: f.kept for g, f in self._failed.items() if f.since + FAILED_SECONDS > now}
+        promised = failed | self._held
         return tuple(
             reservation
-            for group in sorted(self._held)
-            for reservation in self._held[group]
+            for group in sorted(promised)
+            for reservation in promised[group]
             if pods.get(reservation.pod, group.namespace) is None
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Attempts of one ScenarioGroup that failed, one after the other."""
+
+    since: float
+    """When the first one did."""
+    kept: tuple[Reservation, ...]
+    """What the last one was promised; empty when its ScenarioGroup has planned again."""
+
+
+def _is_refusal(error: KubeError) -> bool:
+    """The API server did nothing, and the same request may be refused for ever."""
+    return 400 <= error.status < 500 and error.status != 429

@@ -19,6 +19,7 @@ from typing import Final
 from pdserve.api import InvalidObjectError, ScenarioGroup, revision_of
 from pdserve.api.scenariogroup import GroupRole, ScenarioGroupSpec
 from pdserve.controllers.shared.caches import Caches, owned_by
+from pdserve.controllers.shared.owned import delete_owned
 from pdserve.desired.objects import owned_metadata
 from pdserve.frozen import Memo
 from pdserve.kube.client import KubeClient
@@ -96,14 +97,7 @@ async def keep_revisions(
         meta = known["metadata"]
         if (meta.get("labels") or {}).get(names.LABEL_REVISION) in {present, *used}:
             continue
-        try:
-            await client.delete(
-                CONTROLLER_REVISIONS, meta["name"], namespace=meta["namespace"], uid=meta["uid"]
-            )
-        except KubeError as error:
-            if not error.is_not_found:
-                raise
-        caches.revisions.observe_gone(known)
+        await delete_owned(client, caches.revisions, known)
     name = names.revision_name(group.metadata.name, present)
     held = caches.revisions.get(name, group.metadata.namespace)
     if held is not None:
