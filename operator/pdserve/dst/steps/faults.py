@@ -94,7 +94,12 @@ async def flap_node(scene: Scene, rng: random.Random) -> str | None:
         return None
     seconds = rng.uniform(1, SUSPECT_SECONDS - 10)
     scene.node_ready(node, "False")
-    scene.later(seconds, lambda: scene.node_ready(node, "True"))
+
+    def back() -> None:
+        if node not in scene.world.broken_nodes:  # cut off meanwhile, it can report nothing
+            scene.node_ready(node, "True")
+
+    scene.later(seconds, back)
     return f"node {node} is NotReady for {seconds:.0f} s"
 
 
