@@ -22,11 +22,14 @@ $(VENV)/.installed: pyproject.toml hack/constraints.txt
 	@touch $@
 
 # On a fresh machine the cluster's programs are made while the virtual environment is.
-.PHONY: programs
+.PHONY: programs build-programs
+build-programs:
+	@PYTHONPATH=operator $(PYTHON) -m localcluster.programs $(PROGRAMS) > /dev/null
+
 programs: # PROGRAMS=--kind: kind too, which shares what the others compiled
 	@if [ -e $(VENV)/.installed ]; then $(MAKE) -s --no-print-directory $(VENV)/.installed && $(BIN)/pdserve local programs $(PROGRAMS) > /dev/null; \
 	else trap 'kill $$(jobs -p) 2> /dev/null' EXIT; \
-	  PYTHONPATH=operator $(PYTHON) -m localcluster.programs $(PROGRAMS) > /dev/null & \
+	  $(MAKE) -s --no-print-directory build-programs & \
 	  $(MAKE) -s --no-print-directory $(VENV)/.installed && wait $$!; fi
 
 demo: programs ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up)

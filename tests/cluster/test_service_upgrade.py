@@ -7,6 +7,7 @@ The earlier commit is taken from the clone.
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -27,8 +28,8 @@ from pdserve.wire import names
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 ROOT = CHART.parents[1]
-OLD_COMMIT = "c9d43e0"
-"""Before credentials were parted by use (docs/credentials.md)."""
+OLD_COMMIT = os.environ.get("PDSERVE_UPGRADE_FROM", "c9d43e0")
+"""By default the last one before credentials were parted by use (docs/credentials.md)."""
 NAMESPACE = "upgrade"
 GROUP = names.scenario_group_name(NAMESPACE, "chat")
 FLOATING = "pdserve/engine:floating"
