@@ -243,9 +243,11 @@ def _shrink(
             continue
         level = wanted.locality_level if wanted.locality_mode == "Preferred" else None
         beside = draft.beside(group.revision, group.index)
-        chosen = choose_removal(draft.fabric, role, members, excess, level, beside)
-        ready = {m.name for m in members_of(group) if m.ready}
         by_name = {i.name: i for i in group.staying}
+        # One of whose node nothing is heard may be lost already: it goes before one that serves.
+        sure = [replace(m, ready=m.ready and not by_name[m.name].silent) for m in members]
+        chosen = choose_removal(draft.fabric, role, sure, excess, level, beside)
+        ready = {m.name for m in members_of(group) if m.ready}
         replaced = {i.replaces for i in group.staying}
         # Some operator judged it lost, perhaps another one: its successor is there.
         former = [n for n, i in by_name.items() if i.uid in replaced and i.role == role]
@@ -257,8 +259,8 @@ def _shrink(
             if name in ready and not (grown or growth_blocked):
                 draft.reasons.append(f"{name} stays until the other role's growth is ready")
                 continue
-            known = any(observation.knows_route(n) for n in staying if n != name)
-            if group.serving and not known:
+            others = (n for n in staying if n != name and not by_name[n].silent)
+            if group.serving and not any(map(observation.knows_route, others)):
                 draft.reasons.append(f"{name} stays until gateways know another {role}")
                 continue
             staying.discard(name)

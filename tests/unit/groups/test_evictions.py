@@ -206,6 +206,26 @@ def test_stand_ins_stay_when_the_closed_node_falls_silent() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("group", "counts", "silent", "drained"),
+    [
+        ("P:n1 P:n2 D:n1", "1P1D", "n2", ["p1"]),
+        ("P:n2 P:n1 D:n1", "1P1D", "n2", ["p0"]),
+        ("P:n2 P:n1 P:n1 D:n1", "2P1D", "n2", ["p0"]),
+        ("P:n2 P:n2 P:n1 P:n1 D:n1", "1P1D", "n2", ["p0", "p1", "p3"]),
+        ("P:n1 D:n1 D:n2", "1P1D", "n2", ["d2"]),
+    ],
+)
+def test_a_shrink_leans_on_no_instance_of_whose_node_nothing_is_heard(
+    group: str, counts: str, silent: str, drained: list[str]
+) -> None:
+    """It may be lost (seed 711880 of the simulation)."""
+    tree = "p1 a  n1:0/8 n2:0/8!NotReady"
+    made = planned(tree, group, counts=counts, silent=silent)
+    gone = sorted(a.name.split("-")[3] for a in made.actions if isinstance(a, t.BeginDrain))
+    assert gone == drained
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_stand_ins_of_an_outdated_group_end_when_its_nodes_open(paused: bool) -> None:
     """Their devices are what its successor waits for (seed 400726 of the simulation)."""
