@@ -26,8 +26,12 @@ def a_service(scene: Scene, rng: random.Random) -> Object | None:
 
 
 def mark_planned(scene: Scene, service: Object) -> None:
-    """Counts of this service are its user's from here on: the end is not judged by the old ones."""
+    """Counts of this service are its user's from here on: the end is not judged by the old ones.
+
+    What is owed may be wanted no more.
+    """
     scene.planned.add(name_of(service))
+    scene.watcher.owed.clear()
 
 
 def make_foreign(scene: Scene, resource: Any, obj: Object) -> None:
