@@ -32,7 +32,7 @@ from benchmarks.parts.hostile_rig import (
 from tests.support.engines import Client, until
 from tests.support.hostile_bodies import Tally, attack
 
-from pdserve.wire.http import PATH_HEALTH
+from pdserve.wire.calls import PATH_HEALTH
 
 WINDOWS = 5
 """Repetitions of what is compared: with and without the attack, in turns."""

@@ -11,7 +11,7 @@ from tests.support import scenarios as s
 from tests.support.following import Following
 from tests.support.installed import Installed, fixed, make_namespace, pdservice, scenario
 
-from pdserve.wire import http, names
+from pdserve.wire import calls, names
 from pdserve.wire.credentials import control_token
 
 pytestmark = pytest.mark.cluster
@@ -50,8 +50,12 @@ def answers(cluster: s.Cluster, pod: s.Json, method: str, path: str, token: str 
     return int(reply.status)
 
 
-CONTROL = (("PUT", http.PATH_PEERS), ("GET", http.PATH_LINKS), ("POST", http.PATH_DRAIN))
-REQUEST = (("POST", http.PATH_COMPLETIONS), ("POST", http.PATH_CHAT), ("POST", http.PATH_RELEASE))
+CONTROL = (("PUT", calls.PATH_PEERS), ("GET", calls.PATH_LINKS), ("POST", calls.PATH_DRAIN))
+REQUEST = (
+    ("POST", calls.PATH_COMPLETIONS),
+    ("POST", calls.PATH_CHAT),
+    ("POST", calls.PATH_RELEASE),
+)
 
 
 def test_each_credential_opens_its_own_paths(service_cluster: s.Cluster) -> None:
@@ -65,7 +69,7 @@ def test_each_credential_opens_its_own_paths(service_cluster: s.Cluster) -> None
     pod, other = s.pods(cluster, NAMESPACE)[:2]
     own = control_token(held["control"], NAMESPACE, s.name_of(pod))
     theirs = control_token(held["control"], NAMESPACE, s.name_of(other))
-    assert answers(cluster, pod, "GET", http.PATH_LINKS, own) == 200
+    assert answers(cluster, pod, "GET", calls.PATH_LINKS, own) == 200
     for method, path in CONTROL:
         for wrong in (None, held["request"], theirs, held["control"]):
             assert answers(cluster, pod, method, path, wrong) == 401, path
@@ -99,6 +103,6 @@ def test_all_secrets_are_rotated_under_load(service_cluster: s.Cluster) -> None:
     assert identities == {s.name_of(p): p["metadata"]["uid"] for p in s.pods(cluster, NAMESPACE)}
     for pod in s.pods(cluster, NAMESPACE):
         old = control_token(before["control"], NAMESPACE, s.name_of(pod))
-        assert answers(cluster, pod, "GET", http.PATH_LINKS, old) == 401
-        release = ("POST", http.PATH_RELEASE)
+        assert answers(cluster, pod, "GET", calls.PATH_LINKS, old) == 401
+        release = ("POST", calls.PATH_RELEASE)
         assert answers(cluster, pod, *release, before["request"]) == 401

@@ -32,7 +32,7 @@ from tests.support.process_cluster import ProcessCluster
 from tests.support.traffic import MODEL, client
 
 from localcluster.agent.images import ENV_RELEASES
-from pdserve.wire import http, names
+from pdserve.wire import calls, names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -104,8 +104,8 @@ def test_it_serves_prefill_and_decode_apart(site: Site, stream: bool) -> None:
         role: {s.name_of(p) for p in s.pods(site.cluster, NAMESPACE, role=role)}
         for role in ("prefill", "decode")
     }
-    assert raw.headers[http.HEADER_PREFILL] in roles["prefill"]
-    assert raw.headers[http.HEADER_DECODE] in roles["decode"]
+    assert raw.headers[calls.HEADER_PREFILL] in roles["prefill"]
+    assert raw.headers[calls.HEADER_DECODE] in roles["decode"]
 
 
 def test_it_answers_under_its_own_names_only(site: Site) -> None:
@@ -114,7 +114,7 @@ def test_it_answers_under_its_own_names_only(site: Site) -> None:
     url = site.cluster.url(pod)
     assert "toy_slots" in fetch(f"{url}/toy/metrics")
     assert "pdserve_engine_" not in fetch(f"{url}/toy/metrics")
-    for path in (http.PATH_HEALTH, http.PATH_METRICS, http.PATH_READY):
+    for path in (calls.PATH_HEALTH, calls.PATH_METRICS, calls.PATH_READY):
         with pytest.raises(OSError, match="404"):
             fetch(url + path)
     container = pod["spec"]["containers"][0]

@@ -23,7 +23,7 @@ import orjson
 
 from pdserve.engines.reference.metrics import PATH_VLLM
 from pdserve.terms import Device
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.credentials import Grant
 from pdserve.wire.peers import Peer, PeerNode, PeerTable
 
@@ -145,12 +145,12 @@ class Client:
         if engine.process is not None and engine.process.poll() is not None:
             raise AssertionError(f"{engine.name} exited with {engine.process.returncode}")
         try:
-            return (await self.call("GET", engine.url + http.PATH_HEALTH)).status == 200
+            return (await self.call("GET", engine.url + calls.PATH_HEALTH)).status == 200
         except aiohttp.ClientError:
             return False
 
     async def metric(self, engine: EngineProcess, series: str) -> float:
-        path = PATH_VLLM if series.startswith("vllm:") else http.PATH_METRICS
+        path = PATH_VLLM if series.startswith("vllm:") else calls.PATH_METRICS
         text = (await self.call("GET", engine.url + path)).body
         for line in str(text).splitlines():
             if line.startswith(series + " "):
@@ -193,26 +193,26 @@ class Group:
             grant = (
                 {} if self.grants is None else {"credentials": self.grants(engine.name).to_json()}
             )
-            url = engine.url + http.PATH_PEERS
+            url = engine.url + calls.PATH_PEERS
             reply = await self.client.call("PUT", url, table | grant, token=self.control)
             assert reply.status == 200, reply.body
 
     async def linked(self, engine: EngineProcess) -> bool:
-        url = engine.url + http.PATH_LINKS
+        url = engine.url + calls.PATH_LINKS
         report = (await self.client.call("GET", url, token=self.control)).body
         return report["version"] == self.version and not report["down"]
 
     async def prefill(self, path: str, body: dict[str, Any], **headers: str) -> Reply:
         leg = {k: v for k, v in body.items() if k != "stream_options"}
         leg |= {"stream": False, "max_tokens": 1, "max_completion_tokens": 1}
-        leg[http.PARAM_KV] = {"do_remote_decode": True, "do_remote_prefill": False}
+        leg[calls.PARAM_KV] = {"do_remote_decode": True, "do_remote_prefill": False}
         url = self.prefills[0].url + path
         return await self.client.call("POST", url, leg, headers, token=self.request)
 
     async def decode(
         self, path: str, body: dict[str, Any], params: dict[str, Any], index: int = 0
     ) -> Reply:
-        leg = body | {http.PARAM_KV: params}
+        leg = body | {calls.PARAM_KV: params}
         url = self.decodes[index].url + path
         return await self.client.call("POST", url, leg, token=self.request)
 
@@ -220,7 +220,7 @@ class Group:
         """Both legs; retries while an instance is full, as a gateway would."""
         first = await self.patient(lambda: self.prefill(path, body))
         assert first.status == 200, first.body
-        params = first.body[http.PARAM_KV]
+        params = first.body[calls.PARAM_KV]
         if params is None:
             return first
         return await self.patient(lambda: self.decode(path, body, params, index))

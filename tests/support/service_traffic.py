@@ -14,7 +14,7 @@ from tests.support import scenarios as s
 from tests.support.installed import image, make_namespace
 from tests.support.traffic import KEY, MODEL
 
-from pdserve.wire.http import PATH_HEALTH
+from pdserve.wire.calls import PATH_HEALTH
 
 NAMESPACE = "clients"
 REACH = """

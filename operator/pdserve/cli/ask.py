@@ -42,7 +42,7 @@ from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import PODS, SECRETS, Object
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
-from pdserve.wire.http import (
+from pdserve.wire.calls import (
     HEADER_API_KEY,
     HEADER_DECODE,
     HEADER_PREFILL,

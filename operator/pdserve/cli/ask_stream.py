@@ -29,7 +29,7 @@ from pdserve.kube.errors import UNREACHABLE, KubeError
 from pdserve.kube.resource import PODS
 from pdserve.terms.json import JsonMap
 from pdserve.wire import names
-from pdserve.wire.http import HEADER_REQUEST_ID
+from pdserve.wire.calls import HEADER_REQUEST_ID
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 120.0

@@ -31,7 +31,7 @@ from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.http1.client import Exchange, Pool, UpstreamError
 from pdserve.terms.json import JsonMap, JsonObject
-from pdserve.wire.http import HEADER_REQUEST_ID, PATH_CHAT, PATH_COMPLETIONS
+from pdserve.wire.calls import HEADER_REQUEST_ID, PATH_CHAT, PATH_COMPLETIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from pdserve.terms.json import JsonMap
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.bounds import parse_json
 from pdserve.wire.links import DrainReport, LinkReport
 
@@ -63,9 +63,9 @@ class EngineControl(Protocol):
 class JsonControl:
     """`EngineControl` in pdserve's own JSON, under any paths."""
 
-    peers: str = http.PATH_PEERS
-    links: str = http.PATH_LINKS
-    drain: str = http.PATH_DRAIN
+    peers: str = calls.PATH_PEERS
+    links: str = calls.PATH_LINKS
+    drain: str = calls.PATH_DRAIN
 
     def put_peers(self, table: JsonMap) -> ControlRequest:
         """409 says that it holds a newer one."""

@@ -77,7 +77,7 @@ class EngineAnswer:
     """What the head of a reply says.
 
     - `accepted`: the body is the answer.
-    - `refused`: not taken, another instance may take it. `reason` is `wire.http.REJECT_FULL`,
+    - `refused`: not taken, another instance may take it. `reason` is `wire.calls.REJECT_FULL`,
       `REJECT_DECODE_FULL`, `REJECT_DRAINING`, `REJECT_NOT_READY`, `REJECT_DEADLINE`, or `status`.
     - `kv_failed`: a decode could not get the KV; another one may.
     - `client_error`: the request itself is wrong; the body tells the client why.

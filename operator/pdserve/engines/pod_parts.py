@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap
-from pdserve.wire import http
+from pdserve.wire import calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class PodParts:
     command: tuple[str, ...] = ()
     """Instead of the image's entrypoint; empty: the image's."""
     env: Mapping[str, str] = field(default_factory=dict)
-    health_path: str = http.PATH_HEALTH
+    health_path: str = calls.PATH_HEALTH
     """200 while the process is up."""
-    ready_path: str = http.PATH_READY
+    ready_path: str = calls.PATH_READY
     """200 once the links of a peer table that names the instance are verified, until it drains."""
-    metrics_path: str = http.PATH_METRICS
+    metrics_path: str = calls.PATH_METRICS
     mounts: tuple[JsonMap, ...] = ()
     """Further volumeMounts of the engine's container."""
     volumes: tuple[JsonMap, ...] = ()

@@ -21,7 +21,7 @@ from pdserve.engines.pods_template import ENGINE_CONTAINER, TemplateError, apply
 from pdserve.engines.registry import BrokenEngineError, EngineTypeError
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap, JsonObject
-from pdserve.wire import http, names
+from pdserve.wire import calls, names
 from pdserve.wire.pin import pin_to
 
 COMPONENT = "instance"
@@ -200,7 +200,7 @@ def _annotations(new: PodSlot, parts: PodParts) -> dict[str, str]:
         names.ANNOTATION_METRICS_SCRAPE: "true",
         names.ANNOTATION_METRICS_PORT: str(names.PORT_HTTP),
     }
-    if parts.metrics_path != http.PATH_METRICS:
+    if parts.metrics_path != calls.PATH_METRICS:
         annotations[names.ANNOTATION_METRICS_PATH] = parts.metrics_path
     if new.replaces:
         annotations[names.ANNOTATION_REPLACES] = new.replaces

@@ -2,7 +2,7 @@
 
 Prefill answers with `kv_transfer_params` (opaque here), decode gets the client's body plus that
 object unchanged and delivers every token, the first included. Facts of the bodies: vLLM 0.32
-NixlConnector. Headers are pdserve's own (`wire.http`). An engine with other names makes a
+NixlConnector. Headers are pdserve's own (`wire.calls`). An engine with other names makes a
 `PullFlow` with its own `FlowNames`; one with other bodies derives from it. Neighbours: `flow` (the
 protocol); where it stops: no I/O, no time.
 """
@@ -29,10 +29,10 @@ from pdserve.engines.flow import (
     token_count,
 )
 from pdserve.terms.json import JsonMap, JsonObject
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.bounds import parse_json
+from pdserve.wire.calls import PARAM_KV
 from pdserve.wire.hints import Hint, parse_hint
-from pdserve.wire.http import PARAM_KV
 
 CLIENT_ERRORS = frozenset({400, 413, 422})
 
@@ -53,16 +53,16 @@ _KEEP_KV: JsonObject = {
 class FlowNames:
     """Paths and headers of one engine type, headers in lower case."""
 
-    completions: str = http.PATH_COMPLETIONS
-    chat: str = http.PATH_CHAT
-    release: str = http.PATH_RELEASE
-    request_id: bytes = http.HEADER_REQUEST_ID.encode()
-    deadline_ms: bytes = http.HEADER_DEADLINE_MS.encode()
-    early_head: bytes = http.HEADER_EARLY_HEAD.encode()
-    reject: bytes = http.HEADER_REJECT.encode()
-    slots: bytes = http.HEADER_SLOTS.encode()
-    free_in_ms: bytes = http.HEADER_FREE_IN_MS.encode()
-    epoch: bytes = http.HEADER_EPOCH.encode()
+    completions: str = calls.PATH_COMPLETIONS
+    chat: str = calls.PATH_CHAT
+    release: str = calls.PATH_RELEASE
+    request_id: bytes = calls.HEADER_REQUEST_ID.encode()
+    deadline_ms: bytes = calls.HEADER_DEADLINE_MS.encode()
+    early_head: bytes = calls.HEADER_EARLY_HEAD.encode()
+    reject: bytes = calls.HEADER_REJECT.encode()
+    slots: bytes = calls.HEADER_SLOTS.encode()
+    free_in_ms: bytes = calls.HEADER_FREE_IN_MS.encode()
+    epoch: bytes = calls.HEADER_EPOCH.encode()
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class PullFlow:
         if status == 200:
             return EngineAnswer("accepted")
         reason = headers.get(self.names.reject, b"").decode("latin-1")
-        if reason == http.REJECT_KV_FAILED:
+        if reason == calls.REJECT_KV_FAILED:
             return EngineAnswer("kv_failed", reason)
         if status in (503, 429):
             return EngineAnswer("refused", reason or "status")

@@ -36,7 +36,7 @@ from pdserve.engines.pods import render_pod
 from pdserve.engines.pods_template import ENGINE_CONTAINER
 from pdserve.terms import ROLES, Role
 from pdserve.terms.json import JsonMap, JsonObject
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.bounds import WireError
 from pdserve.wire.metrics import ALIVE
 from pdserve.wire.peers import PeerTable
@@ -45,8 +45,8 @@ from pdserve.wire.routes import RouteInstance
 LEAST_LEASE: Final = 5.0
 """Seconds: a decode is asked until two seconds before the lease ends."""
 REASONS: Final = frozenset((
-    http.REJECT_FULL, http.REJECT_DECODE_FULL, http.REJECT_DRAINING, http.REJECT_NOT_READY,
-    http.REJECT_DEADLINE, "status",
+    calls.REJECT_FULL, calls.REJECT_DECODE_FULL, calls.REJECT_DRAINING, calls.REJECT_NOT_READY,
+    calls.REJECT_DEADLINE, "status",
 ))  # fmt: skip
 _GATEWAYS_OWN: Final = {b"host", b"content-type", b"content-length", b"authorization"}
 _HEADER_NAME: Final = re.compile(rb"[a-z0-9!#$%&'*+.^_`|~-]+")
@@ -278,8 +278,7 @@ _HEADERS: Final[tuple[Mapping[bytes, bytes], ...]] = (
     {},
     {b"retry-after": b"1"},
     *(
-        dict.fromkeys((getattr(http, name).encode() for name in dir(http) if name[:7] == "HEADER_"),
-                      value)
+        dict.fromkeys((getattr(calls, n).encode() for n in dir(calls) if n[:7] == "HEADER_"), value)
         for value in (b"", b"1/4", b"4/1", b"-1/4", b"nan", b"\xff" * 9, b"9" * 5000, b"full")
     ),
 )  # fmt: skip

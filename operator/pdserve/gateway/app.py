@@ -39,7 +39,7 @@ from pdserve.http1.limits import ClientLimits
 from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.http1.server import HttpServer
-from pdserve.wire.http import (
+from pdserve.wire.calls import (
     HEADER_API_KEY,
     HEADER_REQUEST_ID,
     HEADER_SCENARIO,

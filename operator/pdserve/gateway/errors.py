@@ -7,7 +7,7 @@ default, which would triple the load exactly then).
 from __future__ import annotations
 
 from pdserve.http1.errors import ApiError
-from pdserve.wire.http import HEADER_LEFT_MS, HEADER_NEEDED_MS
+from pdserve.wire.calls import HEADER_LEFT_MS, HEADER_NEEDED_MS
 
 
 def invalid(param: str | None, message: str) -> ApiError:

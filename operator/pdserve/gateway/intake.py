@@ -15,7 +15,7 @@ from pdserve.http1.collector import collector_paused
 from pdserve.http1.errors import ApiError
 from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import WireError, parse_json
-from pdserve.wire.http import PATH_CHAT, PATH_COMPLETIONS
+from pdserve.wire.calls import PATH_CHAT, PATH_COMPLETIONS
 
 MAX_OUTPUT_TOKENS = 1 << 24
 MAX_DEPTH = 64

@@ -17,7 +17,7 @@ from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Exchange
 from pdserve.terms.failures import Failure
 from pdserve.terms.json import JsonObject
-from pdserve.wire.http import REJECT_DEADLINE, REJECT_DRAINING, REJECT_NOT_READY
+from pdserve.wire.calls import REJECT_DEADLINE, REJECT_DRAINING, REJECT_NOT_READY
 
 _NOT_SERVING = (REJECT_DRAINING, REJECT_NOT_READY)
 

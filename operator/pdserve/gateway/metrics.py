@@ -15,7 +15,7 @@ from pdserve.exposition import Counter, Gauge, Histogram, Registry
 from pdserve.exposition.process_metrics import tell_process
 from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
 from pdserve.terms import ROLES, Role, Slo
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire import metrics as names
 from pdserve.wire.routes import RouteScenario, RouteTable
 
@@ -25,8 +25,14 @@ STAGES: tuple[Stage, ...] = ("arrival", "before_prefill", "after_prefill")
 AROUND_TARGET = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 E2E_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 _LABELS = ("service", "scenario")
-_REASONS = (http.REJECT_DRAINING, http.REJECT_NOT_READY, http.REJECT_DEADLINE, "connect", "status")
-_FULL: dict[Role, str] = {"prefill": http.REJECT_FULL, "decode": http.REJECT_DECODE_FULL}
+_REASONS = (
+    calls.REJECT_DRAINING,
+    calls.REJECT_NOT_READY,
+    calls.REJECT_DEADLINE,
+    "connect",
+    "status",
+)
+_FULL: dict[Role, str] = {"prefill": calls.REJECT_FULL, "decode": calls.REJECT_DECODE_FULL}
 
 
 class GatewayMetrics:

@@ -18,7 +18,7 @@ from pdserve.gateway.request_context import FinishedPrefill, RequestContext
 from pdserve.gateway.scenario_scheduler import ExpiredError
 from pdserve.http1.client import Exchange, UpstreamError
 from pdserve.http1.errors import ApiError
-from pdserve.wire.http import REJECT_DEADLINE
+from pdserve.wire.calls import REJECT_DEADLINE
 from pdserve.wire.routes import RouteInstance
 
 LATE_ANSWERS = 2

@@ -35,7 +35,7 @@ from pdserve.http1.client import Exchange, Pool
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.http1.reply import Reply
 from pdserve.terms.json import JsonMap, JsonObject
-from pdserve.wire.http import HEADER_DECODE, HEADER_PREFILL
+from pdserve.wire.calls import HEADER_DECODE, HEADER_PREFILL
 from pdserve.wire.routes import RouteInstance
 
 MAX_FAULTS = 2

@@ -9,9 +9,9 @@ from __future__ import annotations
 import reprlib
 
 from pdserve.http1.errors import ApiError
-from pdserve.wire import http
+from pdserve.wire import calls
 
-_REJECT = http.HEADER_REJECT.encode()
+_REJECT = calls.HEADER_REJECT.encode()
 
 _SHORT = reprlib.Repr()
 """Bounded in depth and length: a body's value may be nested deeply, or megabytes long."""

@@ -26,7 +26,7 @@ from pdserve.refengine.peer_links import Links
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.pacing import Pacer, load_profile
 from pdserve.refengine.trust import Trust
-from pdserve.wire import http
+from pdserve.wire import calls
 
 MAX_HEAD = 64 << 10
 MAX_WAITING = 64
@@ -35,7 +35,7 @@ UNBOUNDED = 1 << 62
 """Bytes of all bodies."""
 CLOSE_SECONDS = 1.0
 """How long a connection may take to send the last of its answer when the process ends."""
-_PROMPTS = (http.PATH_COMPLETIONS, http.PATH_CHAT)
+_PROMPTS = (calls.PATH_COMPLETIONS, calls.PATH_CHAT)
 
 log = logging.getLogger(__name__)
 

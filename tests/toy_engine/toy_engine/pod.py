@@ -2,7 +2,7 @@
 
 from pdserve.engines.pod_parts import InstanceFacts, PodParts
 from pdserve.engines.reference.pod import reference_args
-from pdserve.wire import http
+from pdserve.wire import calls
 from toy_engine import toy_path
 
 
@@ -14,9 +14,9 @@ class ToyPod:
         return PodParts(
             command=("python", "-m", "toy_engine"),
             args=reference_args(facts),
-            health_path=toy_path(http.PATH_HEALTH),
-            ready_path=toy_path(http.PATH_READY),
-            metrics_path=toy_path(http.PATH_METRICS),
+            health_path=toy_path(calls.PATH_HEALTH),
+            ready_path=toy_path(calls.PATH_READY),
+            metrics_path=toy_path(calls.PATH_METRICS),
         )
 
 

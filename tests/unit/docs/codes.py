@@ -16,7 +16,7 @@ from typing import get_args
 from pdserve.controllers.shared import event_reasons
 from pdserve.groups.instances import Fault
 from pdserve.ratio.types import Outcome, Reason
-from pdserve.wire import http
+from pdserve.wire import calls
 
 SOURCE = Path(__file__).resolve().parents[3] / "operator" / "pdserve"
 _WORD = re.compile(r"[A-Z][A-Za-z]+\Z")
@@ -47,7 +47,7 @@ def reasons() -> frozenset[str]:
 @functools.cache
 def error_codes() -> frozenset[str]:
     """`error.code` of any HTTP answer, and reasons of `x-pdserve-reject`."""
-    found = {v for k, v in vars(http).items() if k.startswith("REJECT_")}
+    found = {v for k, v in vars(calls).items() if k.startswith("REJECT_")}
     for path in _files("."):
         for node in ast.walk(ast.parse(path.read_text())):
             found |= set(_codes_of(node))

@@ -7,7 +7,7 @@ from tests.support.gateway_rig import Rig, eventually, parse_answer
 
 from pdserve.http1.limits import ClientLimits
 from pdserve.wire import metrics as names
-from pdserve.wire.http import PATH_COMPLETIONS
+from pdserve.wire.calls import PATH_COMPLETIONS
 from pdserve.wire.links import largest_body
 
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from tests.support.engines import Client, EngineProcess, Reply, until
 
-from pdserve.wire import http
+from pdserve.wire import calls
 
 COMPLETION: dict[str, Any] = {"model": "reference", "prompt": "Hello", "max_tokens": 2}
 CHAT: dict[str, Any] = {
@@ -135,19 +135,19 @@ CASES: dict[str, tuple[str, dict[str, Any], int, str | None, str]] = {
     ),
     "hand over": (
         "c",
-        {http.PARAM_KV: {"do_remote_decode": True}},
+        {calls.PARAM_KV: {"do_remote_decode": True}},
         400,
-        http.PARAM_KV,
+        calls.PARAM_KV,
         "role both",
     ),
     "remote KV": (
         "c",
-        {http.PARAM_KV: {"do_remote_prefill": True}},
+        {calls.PARAM_KV: {"do_remote_prefill": True}},
         400,
-        http.PARAM_KV,
+        calls.PARAM_KV,
         "does not pull",
     ),
-    "params not an object": ("c", {http.PARAM_KV: [1]}, 400, http.PARAM_KV, "an object"),
+    "params not an object": ("c", {calls.PARAM_KV: [1]}, 400, calls.PARAM_KV, "an object"),
 }
 
 
@@ -174,7 +174,9 @@ async def test_refused_with_field_and_reason(
     case: str, engine: EngineProcess, client: Client
 ) -> None:
     endpoint, changes, status, param, message = CASES[case]
-    path, good = (http.PATH_COMPLETIONS, COMPLETION) if endpoint == "c" else (http.PATH_CHAT, CHAT)
+    path, good = (
+        (calls.PATH_COMPLETIONS, COMPLETION) if endpoint == "c" else (calls.PATH_CHAT, CHAT)
+    )
     reply: Reply = await client.call("POST", engine.url + path, changed(good, changes))
     error = reply.body["error"]
     assert reply.status == status, error
@@ -222,7 +224,7 @@ def test_bad_handover_parameters(case: str, model: Any) -> None:
     for name, value in changes.items():
         (params if name in params else ours)[name] = value
     limits = openai.RequestLimits("decode", "reference", 2048, 1 << 20)
-    raw = orjson.dumps(COMPLETION | {http.PARAM_KV: params})
+    raw = orjson.dumps(COMPLETION | {calls.PARAM_KV: params})
     with pytest.raises(ApiError, match=message) as raised:
         openai.read("completion", raw, model, limits).request("r", None, [])
     assert (raised.value.status, raised.value.param) == (400, param)
@@ -241,18 +243,18 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
 @pytest.mark.parametrize("case", BODIES)
 async def test_bodies_that_cannot_be_read(case: str, engine: EngineProcess, client: Client) -> None:
     raw, status, message = BODIES[case]
-    reply = await client.call("POST", engine.url + http.PATH_COMPLETIONS, raw)
+    reply = await client.call("POST", engine.url + calls.PATH_COMPLETIONS, raw)
     assert reply.status == status
     assert message in reply.body["error"]["message"]
 
 
 REQUESTS: dict[str, tuple[str, str, int]] = {
     "unknown path": ("GET", "/v2/nothing", 404),
-    "wrong method": ("GET", http.PATH_COMPLETIONS, 405),
+    "wrong method": ("GET", calls.PATH_COMPLETIONS, 405),
     "unknown model": ("GET", "/v1/models/other", 404),
     "known model": ("GET", "/v1/models/reference", 200),
     "models with a query": ("GET", "/v1/models?limit=3", 200),
-    "table of another shape": ("PUT", http.PATH_PEERS, 400),
+    "table of another shape": ("PUT", calls.PATH_PEERS, 400),
 }
 
 
@@ -265,10 +267,10 @@ async def test_paths(case: str, engine: EngineProcess, client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [http.PATH_LINKS, http.PATH_DRAIN, http.PATH_PEERS, http.PATH_RELEASE]
+    "path", [calls.PATH_LINKS, calls.PATH_DRAIN, calls.PATH_PEERS, calls.PATH_RELEASE]
 )
 async def test_control_needs_the_token(path: str, engine: EngineProcess, client: Client) -> None:
-    method = {http.PATH_LINKS: "GET", http.PATH_PEERS: "PUT"}.get(path, "POST")
+    method = {calls.PATH_LINKS: "GET", calls.PATH_PEERS: "PUT"}.get(path, "POST")
     for token in (None, "wrong"):
         reply = await client.call(method, engine.url + path, {}, token=token)
         assert (reply.status, reply.body["error"]["code"]) == (401, "unauthorized")

@@ -16,16 +16,16 @@ import pytest
 from tests.support.engine_requests import BODY, PATH, is_idle
 from tests.support.engines import Client, EngineProcess, Group, until
 
-from pdserve.wire import http
+from pdserve.wire import calls
 
 LONG_LEASE = ("--lease-seconds", "3600")
-HAND_OVER = {http.PARAM_KV: {"do_remote_decode": True, "do_remote_prefill": False}}
+HAND_OVER = {calls.PARAM_KV: {"do_remote_decode": True, "do_remote_prefill": False}}
 
 
 def raw_request(body: dict[str, Any], name: str = "", path: str = PATH) -> bytes:
     data = orjson.dumps(body)
     head = f"POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer test-token\r\n"
-    head += f"{http.HEADER_REQUEST_ID}: {name}\r\n" if name else ""
+    head += f"{calls.HEADER_REQUEST_ID}: {name}\r\n" if name else ""
     return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
 
 
@@ -36,7 +36,7 @@ async def test_aborts_at_random_times_leave_nothing(client: Client, start_group:
     """Architecture invariant 12: by a closed connection, by a release, early and late."""
     group: Group = await start_group(("--slots", "8", *LONG_LEASE))
     prefill, dice = group.prefills[0], random.Random(9)
-    release = prefill.url + http.PATH_RELEASE
+    release = prefill.url + calls.PATH_RELEASE
 
     async def abort(number: int) -> None:
         name, way = f"abort-{number}", dice.choice(("close", "reset", "release", "early"))
@@ -65,18 +65,18 @@ async def test_aborts_at_random_times_leave_nothing(client: Client, start_group:
     for first in range(0, 1000, 20):
         await asyncio.gather(*(abort(first + n) for n in range(20)))
     await until(lambda: is_idle(client, prefill), "nothing is held", 60)
-    report = (await client.call("POST", prefill.url + http.PATH_DRAIN)).body
+    report = (await client.call("POST", prefill.url + calls.PATH_DRAIN)).body
     assert report == {"executing": 0, "holding": 0, "streams": 0}
 
 
 async def test_a_release_that_overtakes_its_request(client: Client, start_group: Any) -> None:
     group: Group = await start_group(("--slots", "1", *LONG_LEASE))
-    url = group.prefills[0].url + http.PATH_RELEASE
+    url = group.prefills[0].url + calls.PATH_RELEASE
     for _ in range(2):
         assert (await client.call("POST", url, {"request_id": "late"})).status == 204
-    late = await group.prefill(PATH, BODY, **{http.HEADER_REQUEST_ID: "late"})
+    late = await group.prefill(PATH, BODY, **{calls.HEADER_REQUEST_ID: "late"})
     assert (late.status, late.body["error"]["code"]) == (409, "released")
-    other = await group.prefill(PATH, BODY, **{http.HEADER_REQUEST_ID: "other"})
+    other = await group.prefill(PATH, BODY, **{calls.HEADER_REQUEST_ID: "other"})
     assert other.status == 200
 
 
@@ -84,13 +84,13 @@ async def test_a_release_ends_what_computes(client: Client, start_group: Any) ->
     paced = ("--paced", "demo-small", "--pace-factor", "1000")
     group: Group = await start_group((*paced, "--slots", "1", *LONG_LEASE))
     prefill = group.prefills[0]
-    leg = asyncio.create_task(group.prefill(PATH, BODY, **{http.HEADER_REQUEST_ID: "x"}))
+    leg = asyncio.create_task(group.prefill(PATH, BODY, **{calls.HEADER_REQUEST_ID: "x"}))
 
     async def executing() -> bool:
         return bool(await client.metric(prefill, 'pdserve_engine_slots{state="executing"}'))
 
     await until(executing, "it computes")
-    release = prefill.url + http.PATH_RELEASE
+    release = prefill.url + calls.PATH_RELEASE
     assert (await client.call("POST", release, {"request_id": "x"})).status == 204
     reply = await leg
     assert (reply.status, reply.body["error"]["code"]) == (499, "released")
@@ -119,7 +119,7 @@ async def test_a_body_of_4_mib_is_refused_and_costs_nothing(
     before, middle, after = wrap[shape]
     room = size - len(before) - len(after)
     body = before + middle * (room // len(middle)) + b" " * (room % len(middle)) + after
-    path = http.PATH_CHAT if shape == "messages" else PATH
+    path = calls.PATH_CHAT if shape == "messages" else PATH
     await client.call("POST", engine.url + PATH, BODY)
     base, seen = engine.rss, []
     for _ in range(5):
@@ -134,8 +134,8 @@ async def test_the_bound_is_the_context_times_the_longest_token(
     client: Client, start: Any, model: Any
 ) -> None:
     engine = await start(EngineProcess("both", ("--slots", "2")))
-    info = (await client.call("GET", engine.url + http.PATH_INFO)).body
-    links = (await client.call("GET", engine.url + http.PATH_LINKS)).body
+    info = (await client.call("GET", engine.url + calls.PATH_INFO)).body
+    links = (await client.call("GET", engine.url + calls.PATH_LINKS)).body
     bound = model.config.context * model.tokenizer.longest_token + 4096
     assert info["maxPromptBytes"] == links["maxPromptBytes"] == bound
     for text, message in (("é" * (bound // 2 + 1), "bytes"), ("a" * bound, "tokens")):
@@ -144,7 +144,7 @@ async def test_the_bound_is_the_context_times_the_longest_token(
         assert f" {message}; " in reply.body["error"]["message"]
     long = [{"role": "user", "content": "a" * bound}, {"role": "user", "content": "b"}]
     body = {"model": "reference", "messages": long}
-    reply = await client.call("POST", engine.url + http.PATH_CHAT, body)
+    reply = await client.call("POST", engine.url + calls.PATH_CHAT, body)
     assert (reply.status, reply.body["error"]["code"]) == (400, "context_length_exceeded")
 
 
@@ -230,11 +230,11 @@ async def test_102_when_the_kv_was_pulled(client: Client, start_group: Any) -> N
     # Steps of seconds: what comes before the second token is there long before the reply.
     paced = ("--paced", "demo-small", "--pace-factor", "20")
     group: Group = await start_group(("--slots", "2", *LONG_LEASE), paced)
-    params = [(await group.prefill(PATH, BODY)).body[http.PARAM_KV] for _ in range(2)]
+    params = [(await group.prefill(PATH, BODY)).body[calls.PARAM_KV] for _ in range(2)]
     decode = group.decodes[0]
-    for header, first in ((f"{http.HEADER_EARLY_HEAD}: 1\r\n", b"102"), ("", b"200")):
+    for header, first in ((f"{calls.HEADER_EARLY_HEAD}: 1\r\n", b"102"), ("", b"200")):
         reader, writer = await asyncio.open_connection(decode.host, 8000)
-        request = raw_request(BODY | {http.PARAM_KV: params.pop()})
+        request = raw_request(BODY | {calls.PARAM_KV: params.pop()})
         writer.write(request.replace(b"host: a\r\n", b"host: a\r\n" + header.encode(), 1))
         assert (await reader.readline()).split()[1] == first
         if first == b"102":

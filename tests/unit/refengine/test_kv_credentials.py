@@ -20,7 +20,7 @@ from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.kv_transport import Identity, TransportError
 from pdserve.refengine.kv.protocol import FrameKind, Proof, shared_proof
 from pdserve.refengine.trust import Trust
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.credentials import Grant, PeerGrant, digest, pair_key
 
 MASTER, NEXT = "master", "next master"
@@ -175,11 +175,11 @@ BODY = {"model": "reference", "prompt": "one two three", "max_tokens": 4, "tempe
 
 async def test_real_engines_serve_by_grants_and_refuse_every_other_way(modern: Group) -> None:
     client, (prefill,), (decode,) = modern.client, modern.prefills, modern.decodes
-    report = (await client.call("GET", prefill.url + http.PATH_LINKS, token="op")).body
+    report = (await client.call("GET", prefill.url + calls.PATH_LINKS, token="op")).body
     assert (report["credentials"], report["grant"]) == (1, "r")
     held = await modern.prefill("/v1/completions", BODY)
-    params = held.body[http.PARAM_KV]
-    model = (await client.call("GET", prefill.url + http.PATH_INFO)).body["fingerprint"]
+    params = held.body[calls.PARAM_KV]
+    model = (await client.call("GET", prefill.url + calls.PATH_INFO)).body["fingerprint"]
     true_key = Proof(pair_key(MASTER, GROUP, "p0", "d0"))
 
     async def attempt(proof: Proof, me: str = "d0") -> tuple[FrameKind, dict[str, Any]]:
@@ -208,14 +208,14 @@ async def test_real_engines_serve_by_grants_and_refuse_every_other_way(modern: G
     assert answer.body["usage"]["completion_tokens"] == 4
 
     for url, method in (
-        (http.PATH_PEERS, "PUT"),
-        (http.PATH_LINKS, "GET"),
-        (http.PATH_DRAIN, "POST"),
+        (calls.PATH_PEERS, "PUT"),
+        (calls.PATH_LINKS, "GET"),
+        (calls.PATH_DRAIN, "POST"),
     ):
         for wrong in ("gw", digest("op"), None):
             reply = await client.call(method, decode.url + url, {}, token=wrong)
             assert reply.status == 401, (url, wrong)
-    for url in (http.PATH_CHAT, http.PATH_COMPLETIONS, http.PATH_RELEASE):
+    for url in (calls.PATH_CHAT, calls.PATH_COMPLETIONS, calls.PATH_RELEASE):
         for wrong in ("op", digest("gw"), None):
             reply = await client.call("POST", prefill.url + url, BODY, token=wrong)
             assert reply.status == 401, (url, wrong)
@@ -232,13 +232,13 @@ async def test_an_engine_of_older_kind_links_with_a_new_one_while_it_is_marked(
     table = group.table(1).to_json()
     trusted = {"credentials": grants("p0", ["p0"], ["d0"], legacy=("d0",)).to_json()}
     for engine, body, token in ((prefill, table | trusted, "op"), (decode, table, "test-token")):
-        reply = await client.call("PUT", engine.url + http.PATH_PEERS, body, token=token)
+        reply = await client.call("PUT", engine.url + calls.PATH_PEERS, body, token=token)
         assert reply.status == 200
 
     async def linked() -> bool:
         ups = []
         for engine, token in ((prefill, "op"), (decode, "test-token")):
-            url = engine.url + http.PATH_LINKS
+            url = engine.url + calls.PATH_LINKS
             ups.append((await client.call("GET", url, token=token)).body["up"])
         return ups == [["d0"], ["p0"]]
 
@@ -291,5 +291,5 @@ async def test_all_secrets_of_real_engines_are_rotated_under_load(modern: Group)
     assert {status for status, _ in answers} == {200}, answers
     # The last step took the old ones away, apart from what the process was started with.
     decode = modern.decodes[0]
-    old = await modern.client.call("POST", decode.url + http.PATH_COMPLETIONS, BODY, token="gw")
+    old = await modern.client.call("POST", decode.url + calls.PATH_COMPLETIONS, BODY, token="gw")
     assert old.status == 401

@@ -13,7 +13,7 @@ from pdserve.refengine.kv.kv_transport import Identity
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.tcp import TcpTransport
 from pdserve.refengine.trust import Trust
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.peers import PeerTable
 
 UNGRANTED = {"credentials": 1, "grant": "", "maxPromptBytes": 2048 * 32 + 4096}
@@ -24,24 +24,24 @@ async def test_tables_and_readiness(client: Client, start: Any) -> None:
     prefill = await start(EngineProcess("prefill"))
     decode = await start(EngineProcess("decode"))
     group = Group(client, [prefill], [decode])
-    url = prefill.url + http.PATH_PEERS
+    url = prefill.url + calls.PATH_PEERS
     early = await group.prefill(PATH, BODY)
-    assert (early.status, early.headers[http.HEADER_REJECT]) == (503, http.REJECT_NOT_READY)
-    assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 503
+    assert (early.status, early.headers[calls.HEADER_REJECT]) == (503, calls.REJECT_NOT_READY)
+    assert (await client.call("GET", prefill.url + calls.PATH_READY)).status == 503
     empty = {"version": 0, "up": [], "down": {}, **UNGRANTED}
-    assert (await client.call("GET", prefill.url + http.PATH_LINKS)).body == empty
+    assert (await client.call("GET", prefill.url + calls.PATH_LINKS)).body == empty
     # Only this side knows the table: the peer refuses, and the report says why.
     assert (await client.call("PUT", url, group.table(5).to_json())).status == 200
 
     async def refused() -> bool:
-        report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
+        report = (await client.call("GET", prefill.url + calls.PATH_LINKS)).body
         return "is not a peer of" in report["down"].get(decode.name, "")
 
     await until(refused, "the peer refuses")
-    assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 503
+    assert (await client.call("GET", prefill.url + calls.PATH_READY)).status == 503
     group.version = 4
     await group.push()
-    assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 200
+    assert (await client.call("GET", prefill.url + calls.PATH_READY)).status == 200
     # Versions only rise; the same table again is fine, another one of the same version is not.
     assert (await client.call("PUT", url, group.table(5).to_json())).status == 200
     for table in (group.table(4), PeerTable("other", 5, group.table(5).instances)):
@@ -55,12 +55,12 @@ async def test_tables_and_readiness(client: Client, start: Any) -> None:
     ghost = EngineProcess("decode", name="ghost")
     wider = PeerTable("g-0", 7, (*group.table(7).instances, ghost.peer()))
     assert (await client.call("PUT", url, wider.to_json())).status == 200
-    report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
+    report = (await client.call("GET", prefill.url + calls.PATH_LINKS)).body
     assert report["version"] == 7 and report["up"] == [decode.name] and "ghost" in report["down"]
-    assert (await client.call("GET", prefill.url + http.PATH_READY)).status == 200
+    assert (await client.call("GET", prefill.url + calls.PATH_READY)).status == 200
     # A table without the ghost forgets it.
     assert (await client.call("PUT", url, group.table(8).to_json())).status == 200
-    report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
+    report = (await client.call("GET", prefill.url + calls.PATH_LINKS)).body
     assert report == {"version": 8, "up": [decode.name], "down": {}, **UNGRANTED}
 
 
@@ -70,13 +70,15 @@ async def test_a_restarted_peer_is_linked_again(client: Client, start_group: Any
     decode.kill()
 
     async def lost() -> bool:
-        return decode.name in (await client.call("GET", prefill.url + http.PATH_LINKS)).body["down"]
+        return (
+            decode.name in (await client.call("GET", prefill.url + calls.PATH_LINKS)).body["down"]
+        )
 
     await until(lost, "the loss is reported", 5)
     decode.start()
     await until(lambda: client.up(decode), "restarted", 60)
     table = group.table(group.version).to_json()
-    assert (await client.call("PUT", decode.url + http.PATH_PEERS, table)).status == 200
+    assert (await client.call("PUT", decode.url + calls.PATH_PEERS, table)).status == 200
     for engine in (prefill, decode):
         await until(lambda e=engine: group.linked(e), f"{engine.name} is linked again")  # type: ignore[misc]
     assert (await group.generate(PATH, BODY)).status == 200
@@ -86,12 +88,12 @@ async def test_another_secret_never_links(client: Client, start: Any) -> None:
     prefill = await start(EngineProcess("prefill"))
     decode = await start(EngineProcess("decode", token="other"))
     table = Group(client, [prefill], [decode]).table(1).to_json()
-    assert (await client.call("PUT", prefill.url + http.PATH_PEERS, table)).status == 200
-    put = await client.call("PUT", decode.url + http.PATH_PEERS, table, token="other")
+    assert (await client.call("PUT", prefill.url + calls.PATH_PEERS, table)).status == 200
+    put = await client.call("PUT", decode.url + calls.PATH_PEERS, table, token="other")
     assert put.status == 200
 
     async def refused() -> bool:
-        report = (await client.call("GET", prefill.url + http.PATH_LINKS)).body
+        report = (await client.call("GET", prefill.url + calls.PATH_LINKS)).body
         return "wrong token" in report["down"].get(decode.name, "")
 
     await until(refused, "refused for the token")
@@ -118,17 +120,17 @@ class _Corrupting:
 
 async def test_corrupt_kv_is_never_used(client: Client, start: Any) -> None:
     decode = await start(EngineProcess("decode"))
-    info = (await client.call("GET", decode.url + http.PATH_INFO)).body
+    info = (await client.call("GET", decode.url + calls.PATH_INFO)).body
     rogue = EngineProcess("prefill", name="rogue", host=fresh_host())
     size = 3 * 32 * info["kvBytesPerToken"]
     identity = Identity("rogue", Trust(rogue.token), info["fingerprint"], info["numerics"])
     transport = TcpTransport(identity, _Corrupting(size), 5)
     await transport.start(rogue.host, 5600)
     table = Group(client, [rogue], [decode]).table(1)
-    await client.call("PUT", decode.url + http.PATH_PEERS, table.to_json())
+    await client.call("PUT", decode.url + calls.PATH_PEERS, table.to_json())
 
     async def linked() -> bool:
-        report = (await client.call("GET", decode.url + http.PATH_LINKS)).body
+        report = (await client.call("GET", decode.url + calls.PATH_LINKS)).body
         return report["up"] == ["rogue"]
 
     await until(linked, "linked to the rogue")
@@ -139,13 +141,13 @@ async def test_corrupt_kv_is_never_used(client: Client, start: Any) -> None:
         "remote_num_tokens": 85,
         "pdserve": {"first_token_ids": [9], "seed": 1, "position": 85, "cached_tokens": 0},
     }
-    reply = await client.call("POST", decode.url + PATH, BODY | {http.PARAM_KV: params})
-    assert (reply.status, reply.headers[http.HEADER_REJECT]) == (502, http.REJECT_KV_FAILED)
+    reply = await client.call("POST", decode.url + PATH, BODY | {calls.PARAM_KV: params})
+    assert (reply.status, reply.headers[calls.HEADER_REJECT]) == (502, calls.REJECT_KV_FAILED)
     assert "corrupt" in reply.body["error"]["message"]
     assert await is_idle(client, decode)
     foreign = params | {"remote_engine_id": "unknown"}
-    reply = await client.call("POST", decode.url + PATH, BODY | {http.PARAM_KV: foreign})
-    assert (reply.status, reply.headers[http.HEADER_REJECT]) == (502, http.REJECT_KV_FAILED)
+    reply = await client.call("POST", decode.url + PATH, BODY | {calls.PARAM_KV: foreign})
+    assert (reply.status, reply.headers[calls.HEADER_REJECT]) == (502, calls.REJECT_KV_FAILED)
     await transport.stop()
 
 

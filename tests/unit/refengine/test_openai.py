@@ -12,9 +12,9 @@ import pytest
 from tests.support.engines import Client, EngineProcess, Group, until
 
 from pdserve.refengine.model.loader import LoadedModel
-from pdserve.wire import http
+from pdserve.wire import calls
 
-PATH = http.PATH_COMPLETIONS
+PATH = calls.PATH_COMPLETIONS
 CHAT: list[Any] = [{"role": "user", "content": "What does json.dumps do?"}]
 
 
@@ -80,18 +80,18 @@ async def test_streaming_across_the_handoff(client: Client, start_group: Any) ->
         "stream_options": {"include_usage": True},
     }
     for _ in range(2):
-        params = (await group.prefill(http.PATH_CHAT, body)).body[http.PARAM_KV]
-        leg = body | {http.PARAM_KV: params}
-        async with client.stream(group.decodes[0].url + http.PATH_CHAT, leg) as stream:
+        params = (await group.prefill(calls.PATH_CHAT, body)).body[calls.PARAM_KV]
+        leg = body | {calls.PARAM_KV: params}
+        async with client.stream(group.decodes[0].url + calls.PATH_CHAT, leg) as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")
-            assert stream.headers[http.HEADER_SLOTS]
+            assert stream.headers[calls.HEADER_SLOTS]
             seen = events(await stream.read())
     assert seen[-1] == "[DONE]"
     first, usage = seen[0], seen[-2]
     assert first["choices"][0]["delta"]["role"] == "assistant"
     assert first["usage"] is None and usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == 12
-    whole = await group.generate(http.PATH_CHAT, body | {"stream": False, "stream_options": None})
+    whole = await group.generate(calls.PATH_CHAT, body | {"stream": False, "stream_options": None})
     text = "".join(e["choices"][0]["delta"].get("content", "") for e in seen[:-2])
     assert whole.body["choices"][0]["message"]["content"] == text
     assert whole.body["usage"]["prompt_tokens"] == usage["usage"]["prompt_tokens"]
@@ -116,7 +116,7 @@ async def test_an_end_at_token_one_holds_nothing(client: Client, start_group: An
     first = (await group.prefill(PATH, body)).body["choices"][0]["text"]
     ended = await group.prefill(PATH, body | {"stop": first})
     assert ended.body["choices"][0]["finish_reason"] == "stop"
-    assert ended.body[http.PARAM_KV] is None
+    assert ended.body[calls.PARAM_KV] is None
     series = 'pdserve_engine_slots{state="holding"}'
     assert await client.metric(group.prefills[0], series) == 1
 
@@ -175,26 +175,26 @@ async def test_paced_mode(client: Client, start_group: Any, model: LoadedModel) 
     prefill_seconds = time.monotonic() - begin
     assert prefill_seconds >= 2 * (0.02 + 0.0005 * 100 + 1e-7 * 100**2) - 0.002
     begin = time.monotonic()
-    reply = await group.decode(PATH, body, first.body[http.PARAM_KV])
+    reply = await group.decode(PATH, body, first.body[calls.PARAM_KV])
     steps = 5 * 2 * (0.025 + 0.001) + 2 * 100 * 2048 / 50e6
     assert time.monotonic() - begin >= steps - 0.01
     # The same tokens as without pacing: it computes for real.
     plain: Group = await start_group()
     assert (await plain.generate(PATH, body)).body["choices"] == reply.body["choices"]
-    info = (await client.call("GET", group.decodes[0].url + http.PATH_INFO)).body["paced"]
+    info = (await client.call("GET", group.decodes[0].url + calls.PATH_INFO)).body["paced"]
     assert (info["profile"], info["paceFactor"], info["steps"]) == ("demo-small", 2, 5)
-    plain_info = (await client.call("GET", plain.decodes[0].url + http.PATH_INFO)).body
+    plain_info = (await client.call("GET", plain.decodes[0].url + calls.PATH_INFO)).body
     assert plain_info["paced"] is None
     assert await client.metric(group.decodes[0], "pdserve_engine_paced_valid") in (0, 1)
-    metrics = (await client.call("GET", plain.decodes[0].url + http.PATH_METRICS)).body
+    metrics = (await client.call("GET", plain.decodes[0].url + calls.PATH_METRICS)).body
     assert "paced" not in metrics
     # A deadline below the profile's time is refused, one above is not.
     late = await group.prefill(
-        PATH, body | {"prompt": [8] * 400}, **{http.HEADER_DEADLINE_MS: "300"}
+        PATH, body | {"prompt": [8] * 400}, **{calls.HEADER_DEADLINE_MS: "300"}
     )
-    assert late.headers[http.HEADER_REJECT] == http.REJECT_DEADLINE
+    assert late.headers[calls.HEADER_REJECT] == calls.REJECT_DEADLINE
     good = await group.prefill(
-        PATH, body | {"prompt": [8] * 400}, **{http.HEADER_DEADLINE_MS: "900"}
+        PATH, body | {"prompt": [8] * 400}, **{calls.HEADER_DEADLINE_MS: "900"}
     )
     assert good.status == 200
 
@@ -206,7 +206,7 @@ async def test_a_held_slot_of_a_paced_prefill_waits_for_the_paced_transfer(
     group: Group = await start_group((*paced, "--slots", "1"), paced)
     body = {"model": "reference", "prompt": [9] * 200, "max_tokens": 2, "ignore_eos": True}
     first = await group.prefill(PATH, body)
-    leg = asyncio.create_task(group.decode(PATH, body, first.body[http.PARAM_KV]))
+    leg = asyncio.create_task(group.decode(PATH, body, first.body[calls.PARAM_KV]))
     begin = time.monotonic()
 
     async def freed() -> bool:

@@ -23,7 +23,7 @@ from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.request import Finish, GenerationRequest, TokenEvent
 from pdserve.refengine.runtime.sequence import Sequence
 from pdserve.refengine.runtime.slot_claims import SlotClaim
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.links import largest_body
 
 JSON = "application/json"
@@ -39,7 +39,7 @@ TOKENISERS = 2
 TOKENISE_HERE = 2048
 """Bytes of text that are tokenised at once on the event loop: 1 ms, less than a thread costs."""
 
-_REQUEST_ID = http.HEADER_REQUEST_ID.encode()
+_REQUEST_ID = calls.HEADER_REQUEST_ID.encode()
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Generator:
 
     def _handle(self, kind: openai.Kind, incoming: HttpRequest, reply: Reply) -> None:
         # Before anything is parsed: a rejection must cost as little as possible.
-        reason = self.engine.refusal() or (None if self._ready() else http.REJECT_NOT_READY)
+        reason = self.engine.refusal() or (None if self._ready() else calls.REJECT_NOT_READY)
         if reason is not None:
             raise self.engine.rejections.reject(reason, f"instance: {reason.replace('_', ' ')}")
         budget = _budget(incoming)
@@ -120,9 +120,9 @@ class Generator:
 
     def _request_id(self, incoming: HttpRequest) -> str:
         """The client's id; made unique where it is in use already."""
-        given = incoming.header(http.HEADER_REQUEST_ID) or ""
+        given = incoming.header(calls.HEADER_REQUEST_ID) or ""
         if len(given) > MAX_ID or not given.isprintable():
-            raise ApiError(400, f"{http.HEADER_REQUEST_ID}: at most {MAX_ID} printable characters")
+            raise ApiError(400, f"{calls.HEADER_REQUEST_ID}: at most {MAX_ID} printable characters")
         fresh = given or uuid.uuid4().hex
         return f"{fresh}-{uuid.uuid4().hex[:8]}" if self.engine.knows(fresh) else fresh
 
@@ -274,9 +274,9 @@ class _Whole(_Listener):
             self._writer.cached = sequence.cached
         body = self._writer.whole(self._events)
         if sequence.request.hand_over:
-            body[http.PARAM_KV] = self._owner.kv_params(sequence, event)
+            body[calls.PARAM_KV] = self._owner.kv_params(sequence, event)
         self._call.answered()
-        if body.get(http.PARAM_KV) is not None:
+        if body.get(calls.PARAM_KV) is not None:
             self._reply.on_unread = self._call.unread
         headers = self._owner.headers(sequence.request.id)
         self._reply.send(200, orjson.dumps(body), JSON, headers)
@@ -312,16 +312,16 @@ class _Stream(_Listener):
 
 
 def _wants_early_head(incoming: HttpRequest) -> bool:
-    return incoming.http_1_1 and incoming.header(http.HEADER_EARLY_HEAD) == "1"
+    return incoming.http_1_1 and incoming.header(calls.HEADER_EARLY_HEAD) == "1"
 
 
 def _budget(incoming: HttpRequest) -> float | None:
-    value = incoming.header(http.HEADER_DEADLINE_MS)
+    value = incoming.header(calls.HEADER_DEADLINE_MS)
     if value is None:
         return None
     try:
         return max(-MAX_BUDGET_MS, min(int(value), MAX_BUDGET_MS)) / 1000
     except ValueError as error:
         raise ApiError(
-            400, f"{http.HEADER_DEADLINE_MS}: {value!r} is not an integer of milliseconds"
+            400, f"{calls.HEADER_DEADLINE_MS}: {value!r} is not an integer of milliseconds"
         ) from error

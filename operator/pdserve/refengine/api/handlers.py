@@ -22,7 +22,7 @@ from pdserve.refengine.peer_links import Links, StaleTableError
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.trust import Trust
 from pdserve.terms.json import JsonObject
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.credentials import CAPABILITY, MAX_PUSH, Grant
 from pdserve.wire.links import DrainReport
@@ -48,24 +48,24 @@ class Routes:
 
     def __post_init__(self) -> None:
         self._table = {
-            http.PATH_COMPLETIONS: {"POST": self._completions},
-            http.PATH_CHAT: {"POST": self._chat},
-            http.PATH_MODELS: {"GET": self._models},
-            http.PATH_HEALTH: {"GET": self._health},
-            http.PATH_READY: {"GET": self._ready},
-            http.PATH_METRICS: {"GET": self._metrics},
+            calls.PATH_COMPLETIONS: {"POST": self._completions},
+            calls.PATH_CHAT: {"POST": self._chat},
+            calls.PATH_MODELS: {"GET": self._models},
+            calls.PATH_HEALTH: {"GET": self._health},
+            calls.PATH_READY: {"GET": self._ready},
+            calls.PATH_METRICS: {"GET": self._metrics},
             PATH_VLLM: {"GET": self._metrics_vllm},
-            http.PATH_INFO: {"GET": self._info},
-            http.PATH_PEERS: {"PUT": self._peers},
-            http.PATH_LINKS: {"GET": self._links},
-            http.PATH_DRAIN: {"POST": self._drain},
-            http.PATH_RELEASE: {"POST": self._release},
+            calls.PATH_INFO: {"GET": self._info},
+            calls.PATH_PEERS: {"PUT": self._peers},
+            calls.PATH_LINKS: {"GET": self._links},
+            calls.PATH_DRAIN: {"POST": self._drain},
+            calls.PATH_RELEASE: {"POST": self._release},
         }
 
     def __call__(self, request: HttpRequest, reply: Reply) -> None:
         """Answer one request; ApiError becomes its reply."""
         methods = self._table.get(request.path)
-        if methods is None and request.path.startswith(http.PATH_MODELS + "/"):
+        if methods is None and request.path.startswith(calls.PATH_MODELS + "/"):
             methods = {"GET": self._one_model}
         if methods is None:
             raise ApiError(404, f"no such path: {request.path}", code="not_found")
@@ -97,7 +97,7 @@ class Routes:
         _send_json(reply, 200, {"object": "list", "data": [self._model_card()]})
 
     def _one_model(self, request: HttpRequest, reply: Reply) -> None:
-        name = unquote(request.path.removeprefix(http.PATH_MODELS + "/"))
+        name = unquote(request.path.removeprefix(calls.PATH_MODELS + "/"))
         if name != self.config.model_name:
             raise ApiError(
                 404,

@@ -16,7 +16,7 @@ from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime.request import GenerationRequest, RemoteKv
 from pdserve.terms.json import JsonMap, JsonObject
-from pdserve.wire.http import PARAM_KV
+from pdserve.wire.calls import PARAM_KV
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
 from pdserve.refengine.runtime.request import GenerationRequest
 from pdserve.terms.json import JsonMap
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.bounds import WireError, parse_json
 
 Kind = Literal["completion", "chat"]
@@ -179,7 +179,7 @@ def _check_vocabulary(remote: RemoteLeg, vocab: int) -> None:
     first = remote.kv.first
     for token in (first.token, *(t for t, _ in first.top)):
         if not 0 <= token < vocab:
-            path = f"{http.PARAM_KV}.pdserve.first_token_ids"
+            path = f"{calls.PARAM_KV}.pdserve.first_token_ids"
             raise field_error(path, token, f"token ids are 0 to {vocab - 1}")
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from pdserve.refengine.errors import field_error
 from pdserve.terms.json import JsonMap
-from pdserve.wire.http import PARAM_KV
+from pdserve.wire.calls import PARAM_KV
 
 USED: Final = frozenset(
     {

@@ -15,7 +15,7 @@ from pdserve.refengine.runtime.output import Output
 from pdserve.refengine.runtime.rejections import Rejections
 from pdserve.refengine.runtime.request import GenerationRequest
 from pdserve.refengine.runtime.sequence import Sequence, Sink
-from pdserve.wire import http
+from pdserve.wire import calls
 
 
 class Admission:
@@ -69,7 +69,7 @@ class Admission:
             )
         except OutOfBlocksError as error:
             self._pool.release(blocks)
-            reason = http.REJECT_DECODE_FULL if request.remote else http.REJECT_FULL
+            reason = calls.REJECT_DECODE_FULL if request.remote else calls.REJECT_FULL
             raise self._rejections.reject(reason, f"no KV memory: {error}") from error
         except BaseException:
             self._pool.release(blocks)

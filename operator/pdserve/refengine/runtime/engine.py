@@ -41,7 +41,7 @@ from pdserve.refengine.runtime.slot_claims import EarlyReleases, SlotClaim
 from pdserve.refengine.runtime.slots import SlotHint, Slots
 from pdserve.refengine.runtime.steps import Steps
 from pdserve.refengine.runtime.warm_up import warm_up
-from pdserve.wire import http
+from pdserve.wire import calls
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ class Engine:
     def refusal(self) -> str | None:
         """Why any request would be rejected now, known without reading it; None when not."""
         if self.draining:
-            return http.REJECT_DRAINING
+            return calls.REJECT_DRAINING
         if self._slots.free <= 0:
-            return http.REJECT_DECODE_FULL if self._config.role == "decode" else http.REJECT_FULL
+            return calls.REJECT_DECODE_FULL if self._config.role == "decode" else calls.REJECT_FULL
         return None
 
     def warm_up(self) -> None:
@@ -310,7 +310,7 @@ class Engine:
         if sequence.ended:
             self._pool.release(sequence.blocks)
         elif error is not None:
-            self._fail(sequence, self.rejections.reject(http.REJECT_KV_FAILED, error, 502))
+            self._fail(sequence, self.rejections.reject(calls.REJECT_KV_FAILED, error, 502))
         else:
             sequence.phase = Phase.READY
             sequence.computed = remote.tokens

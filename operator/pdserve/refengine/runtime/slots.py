@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pdserve.http1.errors import Headers
-from pdserve.wire import http
+from pdserve.wire import calls
 
 _SLOTS, _FREE_IN_MS, _EPOCH = (
-    name.encode() for name in (http.HEADER_SLOTS, http.HEADER_FREE_IN_MS, http.HEADER_EPOCH)
+    name.encode() for name in (calls.HEADER_SLOTS, calls.HEADER_FREE_IN_MS, calls.HEADER_EPOCH)
 )
 
 

@@ -20,7 +20,7 @@ from tests.support.linker_values import HELD, TERMS, table
 from pdserve.controllers.shared.linker import EngineError, HttpEngines, Target
 from pdserve.desired.service_credentials import ServiceCredentials
 from pdserve.kube.errors import KubeError
-from pdserve.wire import http
+from pdserve.wire import calls
 from pdserve.wire.bounds import WireError
 from pdserve.wire.credentials import Grant, control_token, digest, pair_key
 from pdserve.wire.links import DrainReport, LinkReport
@@ -46,10 +46,10 @@ class Instance:
             return web.Response(status=401)
         if self.answer is not None:
             return self.answer()
-        if request.path == http.PATH_PEERS:
+        if request.path == calls.PATH_PEERS:
             self.table = await request.json()
             return web.json_response({})
-        if request.path == http.PATH_DRAIN:
+        if request.path == calls.PATH_DRAIN:
             return web.json_response(DrainReport(0, 0, 0).to_json())
         version = self.table["version"] if self.table else 0
         down = {} if self.up else {"d0": "handshake"}
@@ -87,9 +87,9 @@ async def test_requests_carry_the_instances_token_and_the_table() -> None:
         assert (await engines.post_drain(target)).idle
         bearer = f"Bearer {control_token('op', 'prod', 'p0')}"
         assert served.seen == [
-            ("PUT", http.PATH_PEERS, bearer),
-            ("GET", http.PATH_LINKS, bearer),
-            ("POST", http.PATH_DRAIN, bearer),
+            ("PUT", calls.PATH_PEERS, bearer),
+            ("GET", calls.PATH_LINKS, bearer),
+            ("POST", calls.PATH_DRAIN, bearer),
         ]
 
 

@@ -1,5 +1,6 @@
-"""HTTP paths and headers between gateway, operator and engines.
+"""HTTP calls between gateway, operator and engines: paths, headers, and reasons of a refusal.
 
+`http1` is the layer that carries them; this module holds only what both ends must spell alike.
 Slot hints travel on every prefill and decode reply, so that a gateway learns who is free
 without polling (P/D-Serve section 3.5: the instance alone decides; hints never authorise).
 """
