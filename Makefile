@@ -51,6 +51,7 @@ lint: $(VENV)/.installed ## style, types, layers, names, and drift of generated 
 	@$(BIN)/python hack/generate.py --check
 	@$(BIN)/python hack/check_names.py operator
 	@$(BIN)/python hack/check_tests.py tests operator hack benchmarks
+	@$(BIN)/python hack/check_docstrings.py operator hack benchmarks
 	@$(BIN)/python hack/references.py
 	@$(BIN)/python hack/unread_fields.py
 	@$(BIN)/python hack/check_sizes.py

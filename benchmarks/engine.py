@@ -219,6 +219,11 @@ async def server_rows() -> list[Row]:
 
 
 async def everything() -> int:
+    """Measure all tables; the exit code.
+
+    Raises:
+        AssertionError: the engine's KV blocks have another size than the tables assume.
+    """
     model = load_model(None)
     if blocks_for(256) != 8:
         raise AssertionError("the tables above assume blocks of 32 tokens")

@@ -94,7 +94,11 @@ async def ready_row(client: KubeClient, progress: Progress) -> tuple[Row, Rival,
 
 
 async def first_token_row(client: KubeClient, pd: Rival, deployment: Rival) -> Row:
-    """A streamed request at a time, alternating: gateway, then one aggregated engine."""
+    """A streamed request at a time, alternating: gateway, then one aggregated engine.
+
+    Raises:
+        BenchError: a request failed.
+    """
     urls = (await gateway_url(client, pd.name), pod_url((await deployment.pods())[0]))
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(REQUESTS):

@@ -64,7 +64,11 @@ def report(tally: dict[str, Tally], passed: int, floor: float, seconds: float) -
 
 
 def accepted(text: str) -> dict[str, str]:
-    """Reason by name of the mutant: lines `name  # reason`."""
+    """Reason by name of the mutant: lines `name  # reason`.
+
+    Raises:
+        SystemExit: a line has no reason.
+    """
     found = {}
     for line in text.splitlines():
         name, _, reason = line.partition("  # ")

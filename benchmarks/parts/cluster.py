@@ -72,7 +72,11 @@ def _run(cluster: LocalCluster, *argv: str) -> None:
 
 
 async def until(what: str, check: Callable[[], Awaitable[Any]]) -> Any:
-    """Poll until the answer is true; that answer."""
+    """Poll until the answer is true; that answer.
+
+    Raises:
+        BenchError: the answer is not true within `LIMIT` seconds.
+    """
     deadline = time.monotonic() + LIMIT
     while not (answer := await check()):
         if time.monotonic() > deadline:

@@ -26,7 +26,11 @@ LENGTHS = (1, 5, 20, 60, 60, 120, 200)
 
 
 async def whole(share: float, progress: Progress) -> list[Row]:
-    """Requests a second, whole and streamed in turns, where prefill slots are what is scarce."""
+    """Requests a second, whole and streamed in turns, where prefill slots are what is scarce.
+
+    Raises:
+        AssertionError: a request failed.
+    """
     count, pairs = max(40, round(200 * share)), 5
     rates: dict[bool, list[float]] = {False: [], True: []}
     failed = 0

@@ -130,6 +130,9 @@ async def event_cpu_us(pod: Object) -> tuple[float, float]:
     """CPU in microseconds per pod event: parsed and taken in by the operator's cache; parsed only.
 
     The events are changes of a real pod: its phase flips, so each is news to the cache.
+
+    Raises:
+        BenchError: the cache did not report every change.
     """
     lines = [_event(pod, number) for number in range(1, EVENTS + 1)]
     began = time.process_time()

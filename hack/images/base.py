@@ -66,7 +66,11 @@ class Python:
 
 
 def default_base(dockerfile: Path) -> str:
-    """The default of the Dockerfile's BASE_IMAGE."""
+    """The default of the Dockerfile's BASE_IMAGE.
+
+    Raises:
+        ImagesError: the Dockerfile has none.
+    """
     found = re.search(r"^ARG BASE_IMAGE=(\S+)$", dockerfile.read_text(), re.MULTILINE)
     if found is None:
         raise ImagesError(f"{dockerfile}: no default of BASE_IMAGE")

@@ -65,7 +65,11 @@ class Containers:
         )
 
     def image(self, name: str) -> Image:
-        """As `find`, of an image that must be there."""
+        """As `find`, of an image that must be there.
+
+        Raises:
+            ImagesError: it is not there.
+        """
         if (found := self.find(name)) is None:
             raise ImagesError(f"{self.tool} has no image {name} though it was just made")
         return found
@@ -90,7 +94,11 @@ class Containers:
         return list(dict.fromkeys([own, *more]))
 
     def pull(self, name: str) -> None:
-        """Fetch an image from its registry; raises ImagesError with the engine's last word."""
+        """Fetch an image from its registry.
+
+        Raises:
+            ImagesError: it cannot be fetched; the message ends with the engine's last line.
+        """
         say(f"pulling {name}")
         done = self._ask("pull", name)
         if done.returncode:
@@ -98,7 +106,11 @@ class Containers:
             raise ImagesError(f"{name} cannot be pulled: {lines[-1]}")
 
     def run_python(self, image: str, script: str, *arguments: str) -> str:
-        """What a Python script prints in a fresh container of `image`."""
+        """What a Python script prints in a fresh container of `image`.
+
+        Raises:
+            ImagesError: the script fails, or the image has no python3.
+        """
         done = self._ask(
             "run", "--rm", "--user", "0", *self._proxies("--env"), "--entrypoint", "python3",
             image, "-c", script, *arguments,

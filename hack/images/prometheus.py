@@ -57,7 +57,11 @@ def ensure(
 
 
 def dynamic(program: Path) -> bool:
-    """Whether an ELF program asks for a dynamic loader (a PT_INTERP program header)."""
+    """Whether an ELF program asks for a dynamic loader (a PT_INTERP program header).
+
+    Raises:
+        ImagesError: the file is not an ELF program.
+    """
     with program.open("rb") as file:
         header = file.read(64)
         if header[:4] != b"\x7fELF":

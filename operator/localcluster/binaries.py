@@ -112,10 +112,13 @@ class Finder:
         return self._single("helm", ENV_HELM, recipe, helm_release())
 
     def prometheus(self) -> Path:
-        """The Prometheus server program; raises LocalError as `helm` does.
+        """The Prometheus server program: found, fetched or built.
 
         Not looked for on PATH: distributions leave out Kubernetes discovery (Debian's does),
         without which it cannot find the pods.
+
+        Raises:
+            LocalError: there is none and none can be made.
         """
         module = go_module()
         recipe = prometheus_recipe(module) if module else None

@@ -20,7 +20,11 @@ def find(name: str, state_dir: Path | None = None) -> LocalCluster | KindCluster
 
 
 def refuse_other(name: str, state_dir: Path | None, wanted: type) -> None:
-    """Raise LocalError when `name` is a cluster of another sort than `wanted`."""
+    """Check that `name` is a cluster of the sort `wanted`, or of none.
+
+    Raises:
+        LocalError: it is a cluster of another sort.
+    """
     found = find(name, state_dir)
     if found is not None and not isinstance(found, wanted):
         sort = "kind" if isinstance(found, KindCluster) else "process"

@@ -68,7 +68,11 @@ class Downloads:
             )
 
     def text(self, url: str) -> str:
-        """A small text file; raises LocalError as `fetch` does."""
+        """A small text file.
+
+        Raises:
+            LocalError: its host does not answer, or answers something else.
+        """
         chunks: list[bytes] = []
         self._get(url, chunks.append, quiet)
         return b"".join(chunks).decode("utf-8", "replace")

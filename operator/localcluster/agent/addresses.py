@@ -18,7 +18,11 @@ _CLUSTERS = range(77, 255)
 
 
 class ClusterNumber:
-    """Second byte of all addresses of one cluster, reserved until `release`."""
+    """Second byte of all addresses of one cluster (77 to 254), reserved until `release`.
+
+    Raises:
+        LocalError: all numbers are taken.
+    """
 
     def __init__(self) -> None:
         for number in _CLUSTERS:

@@ -50,7 +50,13 @@ def field_value(pod: Object, pod_ip: str, node_ip: str, path: str) -> str:
 
 
 def resource_value(container: JsonMap, allocatable: Mapping[str, str], ref: JsonMap) -> str:
-    """Value of a `resourceFieldRef`: an unset limit is what the node can allocate."""
+    """Value of a `resourceFieldRef` in units of its divisor, rounded up as the kubelet does.
+
+    A limit that is not set is what the node can allocate; a request that is not set is 0.
+
+    Raises:
+        FieldError: the reference names neither a limit nor a request, or a value is no quantity.
+    """
     kind, _, name = str(ref["resource"]).partition(".")
     if kind not in ("limits", "requests"):
         raise FieldError(f"resourceFieldRef.resource: {ref['resource']!r}")

@@ -98,7 +98,10 @@ class ProcessNode:
         await client.patch_status(NODES, self.name, self._status(), strategic=True)
 
     async def set_unhealthy(self, client: KubeClient, device: int, unhealthy: bool) -> None:
-        """Mark a device (un)usable, as a device plugin and a fabric agent would report it."""
+        """Mark a device (by its index, from 0) unusable or usable again.
+
+        The node reports it as a device plugin and a fabric agent would.
+        """
         marked = set(self.devices.unhealthy)
         (marked.add if unhealthy else marked.discard)(device)
         if marked == self.devices.unhealthy:

@@ -43,7 +43,11 @@ async def apply(stage: Stage) -> None:
 
 
 async def address(stage: Stage) -> str:
-    """Its gateway, once it is Ready; raises DemoError if it does not become so within 60 s."""
+    """Its gateway, once it is Ready.
+
+    Raises:
+        DemoError: it is not Ready within 60 s.
+    """
 
     async def ready() -> bool:
         service = await stage.client.get(SERVICES, SERVICE, FIXED_NAMESPACE)

@@ -36,7 +36,7 @@ def chat(i: int, *, words: int, tokens: int) -> Ask:
 
 
 def search(i: int) -> Ask:
-    """Request `i` of scenario search: a long prompt, a short answer."""
+    """Request `i` (0 or more) of scenario search: a long prompt, a short answer."""
     return Ask(
         MODEL, prompt(110, 1000 + i), 8,
         label="search", extra={"ignore_eos": True}, headers={"x-scenario": "search"},

@@ -79,7 +79,11 @@ def to_data(held: ServiceCredentials) -> dict[str, str]:
 
 
 def from_data(name: str, data: object) -> ServiceCredentials:
-    """`to_data`'s value, without the shared token; raises BadSecret."""
+    """`to_data`'s value, without the shared token.
+
+    Raises:
+        BadSecret: a key is missing or its text is wrong; the message names the key.
+    """
     step = text_of(name, data, "step", ("settled",))[0]
     if step not in get_args(Step):
         raise BadSecret(f"Secret {name}: key 'step' is none of {', '.join(get_args(Step))}")
@@ -96,7 +100,13 @@ def encode(texts: Mapping[str, str]) -> dict[str, str]:
 def text_of(
     name: str, data: object, key: str, default: tuple[str, ...] | None = None
 ) -> tuple[str, ...]:
-    """The lines of one key of a Secret, each what a header can carry; raises BadSecret."""
+    """The lines of one key of a Secret (1 or 2, each of what a header can carry).
+
+    `default` stands where the key is absent or empty.
+
+    Raises:
+        BadSecret: the key is missing and has no default, or it holds something else.
+    """
     value = data.get(key) if isinstance(data, Mapping) else None
     if value in (None, "") and default is not None:
         return default

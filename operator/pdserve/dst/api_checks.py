@@ -30,7 +30,11 @@ def immutable_uid(store: Store, key: ObjectKey, uid: str) -> KubeError:
 
 
 def check_identity(store: Store, key: ObjectKey, live: Object, changed: Object) -> None:
-    """Raise where a body was made from another version, or is of another object."""
+    """Check that a body was made from the stored version, and of the same object.
+
+    Raises:
+        KubeError: 409 for another version, 422 for another uid.
+    """
     meta, old = changed["metadata"], live["metadata"]
     version = meta.get("resourceVersion")
     if version not in (None, "", old["resourceVersion"]):

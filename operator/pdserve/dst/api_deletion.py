@@ -46,7 +46,11 @@ class Deletion:
         return {"kind": "Status", "status": "Success"}
 
     def delete(self, store: Store, key: ObjectKey, live: Object, request: KubeRequest) -> Object:
-        """DELETE as a client sends it, with its preconditions, grace and propagation policy."""
+        """DELETE as a client sends it, with its preconditions, grace and propagation policy.
+
+        Raises:
+            KubeError: 409 where a precondition does not hold.
+        """
         options = request.body or {}
         wanted = options.get("preconditions") or {}
         meta = live["metadata"]

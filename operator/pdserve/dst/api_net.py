@@ -124,7 +124,11 @@ class FakeTransport:
         return answer
 
     async def stream(self, request: KubeRequest) -> AsyncIterator[Object]:
-        """A watch, as the client's faults let it through."""
+        """A watch, as the client's faults let it through.
+
+        Raises:
+            KubeError: 410 for a version that the history no longer has; 0 while the server is away.
+        """
         await asyncio.sleep(self.faults.between(self.faults.latency))
         self._check_alive()
         store = self._api.store(request.resource)

@@ -73,7 +73,11 @@ class FakeApi:
         return KubeClient(FakeTransport(self, faults or Faults()))
 
     def store(self, resource: Resource) -> Store:
-        """The objects of a kind. Raises 404 for an unknown kind, as the server does."""
+        """The objects of a kind.
+
+        Raises:
+            KubeError: 404 for an unknown kind.
+        """
         store = self.stores.get(resource)
         if store is None:
             raise KubeError(404, "NotFound", "404 page not found")
@@ -105,9 +109,12 @@ class FakeApi:
     # --- requests --------------------------------------------------------------------------
 
     def handle(self, request: KubeRequest) -> Object:
-        """Answer one request; raises `KubeError` as the server would refuse.
+        """Answer one request.
 
         A patch or update is answered with the stored object itself: not to be changed.
+
+        Raises:
+            KubeError: the request is refused, with the status that a real server answers.
         """
         store = self.store(request.resource)
         if request.verb == "list":

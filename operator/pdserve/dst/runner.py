@@ -30,6 +30,9 @@ def run_many(first: int, count: int, jobs: int) -> Iterator[Outcome]:
     """Outcomes of seeds `first` to `first + count - 1`, as they come, over `jobs` processes.
 
     Closing the iterator ends the processes.
+
+    Raises:
+        RuntimeError: a process ended with an error of its own, which it printed.
     """
     workers = [_Worker(range(first + n, first + count, jobs)) for n in range(min(jobs, count))]
     ready = selectors.DefaultSelector()
@@ -62,7 +65,10 @@ def find(plant: Plant) -> Outcome | None:
 
 
 def run_one(seed: int, *, writes: bool = False) -> Outcome:
-    """Play the schedule of one seed; `writes` also records what the operator wrote."""
+    """Play the schedule of one seed; `writes` also records what the operator wrote.
+
+    `seed`: any whole number.
+    """
     found: list[Outcome] = []
 
     async def go(scene: Scene) -> None:

@@ -81,7 +81,11 @@ class Engines:
         return engine
 
     async def put_peers(self, target: Target, table: PeerTable) -> None:
-        """`PUT /pdserve/v1/peers`."""
+        """`PUT /pdserve/v1/peers`.
+
+        Raises:
+            EngineError: no engine answers at the target, or the table does not name it.
+        """
         self.calls["put"] += 1
         await asyncio.sleep(0.005)
         engine = self._find(target)

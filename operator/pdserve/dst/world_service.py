@@ -25,7 +25,10 @@ def service(
     namespace: str = NS,
     **spec: object,
 ) -> Object:
-    """A PDService; every scenario but the last matches a header."""
+    """A PDService; every scenario but the last matches a header.
+
+    `prefill` and `decode`: fewest and most instances of the role in a scenario.
+    """
     listed = list(scenarios)
     role = {
         "instance": {"devicesPerNode": devices, "resource": NPU},

@@ -156,7 +156,10 @@ class EngineFlow(Protocol):
         """What all decode legs after one prefill share; `outcome` is None for `together`.
 
         A stream must end with a chunk of the usage; the gateway takes it out again for clients
-        that did not ask for it. Raises FlowError.
+        that did not ask for it.
+
+        Raises:
+            FlowError: no leg can be made of this request.
         """
 
     def decode_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
@@ -182,9 +185,10 @@ class EngineFlow(Protocol):
 
 
 def token_count(value: object) -> int:
-    """A count from an engine's `usage` (0 when absent).
+    """A count of tokens from an engine's `usage`: 0 to MAX_TOKENS; 0 where it is absent.
 
-    Raises ValueError: not a whole number of tokens that an engine can have seen or made.
+    Raises:
+        ValueError: it is no such number.
     """
     if value is None:
         return 0

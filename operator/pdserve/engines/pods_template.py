@@ -205,7 +205,11 @@ def apply_gateway_template(
 
 
 def check_template(template: JsonMap, resource: str) -> None:
-    """Raise TemplateError for the first protected field (in document order of the rules)."""
+    """Check that a template sets no protected field.
+
+    Raises:
+        TemplateError: names the first field that it must not set, in the order of the rules.
+    """
     _check_shape(template)
     spec = template.get("spec") or {}
     for key, why in _SPEC_PROTECTED.items():

@@ -92,7 +92,11 @@ class PullFlow:
         return LegRequest(self._path(attempt), prepared, self._headers(attempt))
 
     def read_prefill(self, body: JsonMap, reply: bytes) -> PrefillOutcome:
-        """See `EngineFlow.read_prefill`."""
+        """See `EngineFlow.read_prefill`.
+
+        Raises:
+            FlowError: the reply cannot be read, or leaves a request without the KV that it needs.
+        """
         try:
             value = parse_json(reply, max_bytes=MAX_REPLY)
             choice = value["choices"][0]
@@ -117,7 +121,11 @@ class PullFlow:
     def prepare_decode(
         self, endpoint: Endpoint, body: JsonMap, outcome: PrefillOutcome | None
     ) -> bytes:
-        """Client body plus the prefill's parameters; asks for usage when streaming."""
+        """Client body plus the prefill's parameters; asks for usage when streaming.
+
+        Raises:
+            FlowError: the prefill has not answered.
+        """
         if outcome is None:
             raise FlowError("a decode has nothing to pull before its prefill answered")
         leg = dict(body)
@@ -133,7 +141,11 @@ class PullFlow:
     def finished_reply(
         self, endpoint: Endpoint, body: JsonMap, outcome: PrefillOutcome
     ) -> FinishedReply:
-        """The prefill's own completion, without its P/D parameters, in the client's form."""
+        """The prefill's own completion, without its P/D parameters, in the client's form.
+
+        Raises:
+            FlowError: the reply of the prefill cannot be read.
+        """
         value = {k: v for k, v in outcome.reply.items() if k != PARAM_KV}
         try:
             tokens = token_count((value.get("usage") or {}).get("completion_tokens")) or 1

@@ -162,7 +162,7 @@ def attempts_differ(subject: CheckedEngine) -> None:
 
 
 def junk_replies_are_flow_errors(subject: CheckedEngine) -> None:
-    """A reply off contract raises FlowError, and nothing else, whatever it is."""
+    """A reply off contract is a FlowError, and nothing else, whatever it is."""
     flow = registry.flow(subject.type_name)
     for reply in JUNK:
         try:

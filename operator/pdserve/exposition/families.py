@@ -90,7 +90,7 @@ class Counter(Family[CounterSeries]):
     kind = "counter"
 
     def inc(self, amount: float = 1.0) -> None:
-        """Add `amount` >= 0 to the series without labels.
+        """Add `amount` >= 0, in the unit of the family's name, to the series without labels.
 
         Raises:
             MetricError: the counter has labels, or `amount` is negative or NaN.
@@ -107,7 +107,7 @@ class Gauge(Family[GaugeSeries]):
     kind = "gauge"
 
     def set(self, value: float) -> None:
-        """Set the series without labels.
+        """Set the series without labels, in the unit that the family's name ends with.
 
         Raises:
             MetricError: the gauge has labels.
@@ -140,7 +140,7 @@ class Histogram(Family[HistogramSeries]):
     def create(self, *values: str, buckets: Sequence[float]) -> HistogramSeries:
         """The series of these label values; if it is new, with upper bounds of its own.
 
-        `buckets`: inclusive upper bounds, rising; `+Inf` is added.
+        `buckets`: inclusive upper bounds in the unit of the family's name, rising; `+Inf` is added.
 
         Raises:
             MetricError: the bounds do not rise, or there are not as many values as labels.

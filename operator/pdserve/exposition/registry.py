@@ -66,7 +66,10 @@ class Registry:
     def value(self, name: str, *labels: str) -> float:
         """Current value of a counter or gauge series (a histogram's count); 0 when never touched.
 
-        For tests and status pages; raises KeyError for an undeclared name.
+        For tests and status pages.
+
+        Raises:
+            KeyError: no family of this name is declared.
         """
         self._collect()
         return self.families[name].value(*labels)

@@ -22,7 +22,7 @@ class CounterSeries:
         self.value = 0.0
 
     def inc(self, amount: float = 1.0) -> None:
-        """Add `amount` >= 0.
+        """Add `amount` >= 0, in the unit of the family's name.
 
         Raises:
             MetricError: it is negative or NaN.
@@ -46,7 +46,10 @@ class GaugeSeries:
         self.value = 0.0
 
     def set(self, value: float) -> None:
-        """Set to `value`; NaN and infinities are exposed as such."""
+        """Set to `value`, in the unit that the family's name ends with.
+
+        NaN and infinities are exposed as such.
+        """
         self.value = float(value)
 
     def lines(self) -> list[str]:

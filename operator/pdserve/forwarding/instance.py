@@ -88,7 +88,10 @@ class Instance:
         return max(0, min(self.total - self.used, self.free + grown) - too_slow)
 
     def next_credit(self, now: float) -> float:
-        """When `credit` may have grown without an event of our own; NEVER if it cannot."""
+        """When `credit` may have grown without an event of our own; NEVER if it cannot.
+
+        Seconds on the clock of `now`.
+        """
         later = self.next_try(now)
         pace = self.pace
         if later > now or pace <= 0:
@@ -101,7 +104,10 @@ class Instance:
         return self._hold_seconds / max(1, self.route.slots)
 
     def expected_free(self, now: float) -> float:
-        """When a slot is likely to be free, our own legs included; `now` or later, never NEVER."""
+        """When a slot is likely to be free, our own legs included; `now` or later, never NEVER.
+
+        Seconds on the clock of `now`.
+        """
         if self.used < self.total:
             later = self.next_try(now)
             return later if later < NEVER else now + self.pace

@@ -53,14 +53,15 @@ class KeyRing:
     def check(
         self, authorization: bytes | None, api_key: bytes | None = None, address: str = ""
     ) -> None:
-        """Raise 401 unless a header carries an accepted key; `Authorization` counts first.
-
-        Raises 429 when the address has sent too many wrong ones.
+        """Check that a header carries an accepted key; `Authorization` counts first.
 
         Args:
             authorization: `Authorization: Bearer <key>`, as OpenAI clients send it.
             api_key: `x-api-key: <key>`, for paths on which a proxy keeps `Authorization`.
             address: the client's, by which guesses are counted.
+
+        Raises:
+            ApiError: 401 without an accepted key; 429 after too many wrong ones from the address.
         """
         if authorization is None:
             scheme, key = b"bearer", api_key

@@ -41,6 +41,9 @@ async def relay(
     Returns False when the instance itself ended it with an error event. `silence`: seconds
     without a byte after which the instance is taken for dead. `begun` is called with the first
     byte.
+
+    Raises:
+        DeliveryError: the stream broke off, is empty, or is not one of the OpenAI API.
     """
     meter = StreamMeter(strip_usage)
     content_type = exchange.headers.get(b"content-type", b"text/event-stream").decode("latin-1")

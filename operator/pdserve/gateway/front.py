@@ -31,7 +31,11 @@ class Certificate:
     """A certificate and its key, taken up anew when their files change."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Load them; raises OSError where they cannot be used (ssl.SSLError is one)."""
+        """Load them.
+
+        Raises:
+            OSError: they cannot be used (ssl.SSLError is one).
+        """
         self._files = (certificate, key)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -131,7 +135,11 @@ def read_front(env: Mapping[str, str]) -> Front:
 
 
 def body_bytes(env: Mapping[str, str], default: int) -> int:
-    """`PDSERVE_MAX_BODY_BYTES`, or `default`; raises ValueError."""
+    """`PDSERVE_MAX_BODY_BYTES`, or `default`: bytes, 1 to 2^30.
+
+    Raises:
+        ValueError: the variable holds something else.
+    """
     text = env.get("PDSERVE_MAX_BODY_BYTES", "")
     if not text:
         return default

@@ -23,10 +23,13 @@ MAX_DEPTH = 64
 
 
 def check_prompt_bytes(endpoint: Endpoint, size: PromptSize, most: int) -> None:
-    """Raise 400 when a prompt fits into no context of `most` bytes of text (0: not known).
+    """Check that a prompt fits into a context of `most` bytes of text (0: not known).
 
     A token stands for at least one byte and a message has at least one token, so ids and messages
     count as bytes.
+
+    Raises:
+        ApiError: 400, it does not fit.
     """
     total = size.text + size.tokens + size.messages
     if 0 < most < total:
@@ -40,9 +43,12 @@ def check_prompt_bytes(endpoint: Endpoint, size: PromptSize, most: int) -> None:
 
 
 def check_body_bytes(endpoint: Endpoint, size: int, most: int) -> None:
-    """Raise 400 when a body of `size` bytes holds no prompt that fits any context (0: not known).
+    """Check that a body of `size` bytes may hold a prompt that fits; `most` bytes, 0: not known.
 
-    Engines refuse it as well; here it costs no parsing, which would delay all other requests.
+    Engines check it as well; here it costs no parsing, which would delay all other requests.
+
+    Raises:
+        ApiError: 400, no prompt in it fits any context.
     """
     if 0 < most < size:
         raise ApiError(

@@ -49,7 +49,11 @@ class PrefillPhase:
                 return held
 
     async def next(self, ticket: Ticket) -> Leg:
-        """The next leg, not sent yet; raises ApiError when no prefill can be asked in time."""
+        """The next leg, not sent yet.
+
+        Raises:
+            ApiError: no prefill can be asked in time.
+        """
         try:
             send = await self._c.scheduler.prefill(ticket)
         except ExpiredError as error:

@@ -201,7 +201,13 @@ class RequestContext:
         self, leg: Leg, request: LegRequest, patience: float,
         on_interim: Callable[[Exchange], None] | None = None,
     ) -> Exchange:  # fmt: skip
-        """Send a leg; raises UpstreamError. `on_interim` is called when an early head comes."""
+        """Send a leg and wait for the reply's head, at most `patience` seconds.
+
+        `on_interim` is called when an early head comes.
+
+        Raises:
+            UpstreamError: the instance cannot be reached, is lost, or sends no head in time.
+        """
         headers = (*request.headers, authorization(self.tools.credential))
         return await self.tools.pool.post(
             leg.instance.route.endpoint, request.path, request.body, headers, patience, on_interim
@@ -244,7 +250,10 @@ class RequestContext:
             self.ticket.deadline = max(self.ticket.deadline, self.grace_until)
 
     def grace_handoff(self, held_at: float) -> float:
-        """Until when a request with grace waits for a decode; its prefill ended at `held_at`."""
+        """The time until which a request with grace waits for a decode.
+
+        `held_at`: when its prefill ended. Both in seconds of `time.perf_counter`.
+        """
         slo = self.scheduler.scenario.slo
         return max(self.grace_until, held_at + slo.ttft) + slo.handoff
 

@@ -121,7 +121,11 @@ class ConfigMapSource:
 
 
 def parse_source(text: str) -> RouteSource:
-    """`file:PATH` or `configmap:NAMESPACE/NAME`; raises ValueError saying what would be right."""
+    """The source that `file:PATH` or `configmap:NAMESPACE/NAME` names.
+
+    Raises:
+        ValueError: it is neither; the message says what would be right.
+    """
     kind, _, rest = text.partition(":")
     if kind == "file" and rest:
         return FileSource(Path(rest))

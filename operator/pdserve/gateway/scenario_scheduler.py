@@ -108,7 +108,10 @@ class ScenarioScheduler:
             self.reschedule()
 
     async def changed(self, until: float) -> None:
-        """Return when something here changed, at `until` (`time.perf_counter`) at the latest."""
+        """Return when something here changed, at `until` at the latest.
+
+        `until`: seconds of `time.perf_counter`.
+        """
         future: asyncio.Future[None] = self._loop.create_future()
         self._changed.add(future)
         timer = self._loop.call_later(max(0.0, until - time.perf_counter()), _wake, future)

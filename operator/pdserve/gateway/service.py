@@ -92,7 +92,11 @@ class Service:
     def scheduler(
         self, model: str, headers: Mapping[str, str]
     ) -> tuple[ScenarioScheduler, EngineFlow, str]:
-        """Scheduler, engine flow and engine-side model name of a request; raises ApiError."""
+        """Scheduler, engine flow and engine-side model name of a request.
+
+        Raises:
+            ApiError: 404, no scenario takes the model with these headers; 503, no table is loaded.
+        """
         table = self.loaded()
         scenario = match_scenario(table, model, headers)
         parts = () if scenario is None else self._parts[scenario.name]

@@ -115,7 +115,11 @@ class StreamMeter:
 
 
 def has_content(choices: object) -> bool:
-    """True when the first of streamed choices carries something generated; raises StreamError."""
+    """True when the first of streamed choices carries something generated.
+
+    Raises:
+        StreamError: they are no choices of a completion.
+    """
     choice = choices[0] if isinstance(choices, list) else None
     if not isinstance(choice, dict):
         raise StreamError(f"choices are {shown(choices)}")

@@ -212,24 +212,30 @@ def answers(pod: PodView) -> bool:
 
 
 def up_since(pod: PodView, since: Since) -> float | None:
-    """When the engine was first seen to answer; None while it does not."""
+    """When the engine was first seen to answer (seconds, as `since`); None while it does not."""
     return _began(pod, since, "started", pod.engine.running_since) if answers(pod) else None
 
 
 def ready_since(pod: PodView, since: Since) -> float | None:
-    """When Ready became True; None while it is not."""
+    """When Ready became True (seconds, as `since`); None while it is not."""
     return _began(pod, since, "Ready", pod.ready.changed) if pod.ready.true else None
 
 
 def unready_since(pod: PodView, since: Since) -> float | None:
-    """When Ready became other than True; None while it is True or not reported."""
+    """When Ready became other than True (seconds, as `since`).
+
+    None while it is True or not reported.
+    """
     if pod.ready.true or pod.ready == UNTOLD:
         return None
     return _began(pod, since, "Ready", pod.ready.changed)
 
 
 def linked_since(pod: PodView, since: Since) -> float | None:
-    """When condition Linked was last seen to be set; None while it is not True."""
+    """When condition Linked was last seen to be set (seconds, as `since`).
+
+    None while it is not True.
+    """
     return _began(pod, since, "Linked", pod.linked.changed) if pod.linked.true else None
 
 

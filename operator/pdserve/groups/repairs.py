@@ -121,7 +121,7 @@ def clamp(repair: Repair, now: float) -> Repair:
 def suspects(
     repairs: Iterable[Repair], now: float, fabric: Fabric, bettered: Mapping[str, float]
 ) -> Suspects:
-    """Nodes under suspicion now; `bettered` as in `Observation`."""
+    """Nodes under suspicion at `now` (Unix seconds); `bettered` as in `Observation`."""
     barred: set[str] = set()
     avoided: dict[str, float] = {}
     for repair in repairs:
@@ -137,7 +137,7 @@ def suspects(
 
 
 def waits_until(repair: Repair, bettered: Mapping[str, float], fabric: Fabric) -> float:
-    """When the next try in a slot is due; `bettered` as in `Observation`."""
+    """Unix time in seconds of the next try in a slot; `bettered` as in `Observation`."""
     last = repair.last_failure
     cured = (time > last for node, time in bettered.items() if node in fabric.nodes)
     if repair.fault not in REFUSALS or not any(cured):

@@ -128,9 +128,12 @@ class Exchange(asyncio.Protocol):
     async def request(
         self, data: bytes, patience: float, on_interim: Callable[[Exchange], None] | None = None
     ) -> None:
-        """Send a request and wait for the reply's head; raises UpstreamError.
+        """Send a request and wait for the reply's head, at most `patience` seconds.
 
         `on_interim` is called for each `102 Processing` before that head.
+
+        Raises:
+            UpstreamError: the connection is lost, or no head came in time.
         """
         self._parser = httptools.HttpResponseParser(self)
         self.status = 0
@@ -158,8 +161,8 @@ class Exchange(asyncio.Protocol):
     async def read(self, idle_timeout: float) -> bytes:
         """The whole body.
 
-        Raises UpstreamError when the instance goes away, or says nothing for `idle_timeout`
-        seconds.
+        Raises:
+            UpstreamError: the instance is lost, or sends nothing for `idle_timeout` seconds.
         """
         await self._watched(idle_timeout)
         return b"".join(self._parts)
@@ -167,7 +170,8 @@ class Exchange(asyncio.Protocol):
     async def relay(self, sink: Callable[[bytes], None], idle_timeout: float) -> None:
         """Hand body pieces to `sink` as they arrive, until the end of the reply.
 
-        Raises UpstreamError when the instance goes away, or says nothing for `idle_timeout`.
+        Raises:
+            UpstreamError: the instance is lost, or sends nothing for `idle_timeout` seconds.
         """
         self._sink = sink
         self._deliver()
@@ -264,7 +268,10 @@ class Pool:
     ) -> Exchange:  # fmt: skip
         """POST and wait at most `patience` seconds for the reply's head.
 
-        Give the exchange back with `done` in every case. Raises UpstreamError.
+        Give the exchange back with `done` in every case.
+
+        Raises:
+            UpstreamError: the instance cannot be reached, is lost, or sends no head in time.
         """
         host, port, name = self._address(endpoint)
         head = [b"POST ", path.encode(), b" HTTP/1.1\r\nhost: ", name]

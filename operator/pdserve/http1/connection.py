@@ -143,7 +143,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
         return None if screen is None else screen(method, path, headers, self._address)
 
     def keeps(self, path: str) -> int:
-        """Bodies are for the paths that take one."""
+        """Most bytes of a body that are kept; bodies are for the paths that take one."""
         return self._server.keeps(path)
 
     def has_room(self, size: int) -> bool:
@@ -184,7 +184,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
         return self._server.draining
 
     def take(self, size: int) -> bool:
-        """See `Reply.grows`."""
+        """Count `size` more bytes of memory; False: there is no room. See `Reply.grows`."""
         small, memory = self._serving + size <= self._limits.small, self._memory
         if self._transport is None or not memory.take(size, small=small, arriving=False):
             return False

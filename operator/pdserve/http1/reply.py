@@ -27,7 +27,7 @@ class Outlet(Protocol):
         """The reply was written; `close`: the connection ends with it."""
 
     def take(self, size: int) -> bool:
-        """See `Reply.grows`."""
+        """Count `size` more bytes of memory; False: there is no room. See `Reply.grows`."""
 
     def free_served(self) -> None:
         """See `Reply.body_done`."""

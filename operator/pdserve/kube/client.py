@@ -137,9 +137,10 @@ class KubeClient:
     ) -> AsyncIterator[WatchEvent]:
         """Changes after `resource_version`, bookmarks included, until the server ends the watch.
 
-        Ends normally when the server closes it; raises `KubeError` with `is_gone` when the
-        version is too old (list again) and `is_unreachable` when the connection broke or was
-        silent for longer than bookmarks allow (resume from the last version seen).
+        Raises:
+            KubeError: with `is_gone` when the version is too old (list again), with
+                `is_unreachable` when the connection broke or was silent for longer than bookmarks
+                allow (resume from the last version seen).
         """
         query = _selectors(label_selector, field_selector)
         query |= {

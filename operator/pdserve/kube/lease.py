@@ -96,6 +96,9 @@ class LeaseElector:
             registry: where the metrics go.
             wall: time of day, UTC, for people who read the Lease.
             rng: the jitter's randomness.
+
+        Raises:
+            ValueError: `identity` is empty.
         """
         if not identity:
             raise ValueError("identity must not be empty: an empty holder means a free Lease")

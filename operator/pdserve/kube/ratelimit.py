@@ -10,7 +10,11 @@ import asyncio
 
 
 class TokenBucket:
-    """`rate` requests per second on average, at most `burst` at once."""
+    """`rate` requests per second on average, at most `burst` at once.
+
+    Raises:
+        ValueError: `rate` is not above 0, or `burst` is below 1.
+    """
 
     def __init__(self, rate: float, burst: int) -> None:
         if rate <= 0 or burst < 1:

@@ -35,7 +35,11 @@ class GgufFields(Protocol):
     """Key-value pairs of a GGUF file."""
 
     def need(self, key: str, /) -> JsonValue:
-        """The value; raises ModelError where the file has none."""
+        """The value of a field.
+
+        Raises:
+            ModelError: the file has none.
+        """
 
     def get(self, key: str, /) -> JsonValue:
         """The value; None where the file has none."""

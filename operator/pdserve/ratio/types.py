@@ -87,7 +87,7 @@ class Range:
     max: int
 
     def clamp(self, value: int) -> int:
-        """The nearest value inside."""
+        """The integer of the range that is nearest to `value`."""
         return max(self.min, min(self.max, value))
 
 

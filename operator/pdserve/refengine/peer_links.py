@@ -42,8 +42,8 @@ class Links:
         """Take a table over.
 
         Raises:
-            ApiError: 409 for an older or different table of this version, 422 when the table
-                does not name this instance in its role.
+            StaleTableError: 409, the table is older, or another one of the present version.
+            ApiError: 422, the table does not name this instance in its role.
         """
         current = self._table
         if current is not None and table.version <= current.version and table != current:

@@ -146,7 +146,10 @@ def parse(result: object, wanted: Container[SeriesKey] | None = None) -> Rows:
     """Rows of an instant vector. NaN and infinities stay what they are; see `assemble`.
 
     Rows without one of the four labels are not ours and are skipped, and so are those that are not
-    `wanted` (None: all are). Raises ValueError when the answer is not an instant vector.
+    `wanted` (None: all are).
+
+    Raises:
+        ValueError: the answer is not an instant vector.
     """
     if not isinstance(result, list):
         raise ValueError(f"want an instant vector, got {type(result).__name__}")

@@ -50,7 +50,11 @@ class BoundedSession(requests.Session):
         self.mount(url, _Adapter(max_retries=Retry(total=0)))
 
     def send(self, request: requests.PreparedRequest, **settings: object) -> requests.Response:
-        """As the library's; raises `requests.RequestException` for an answer beyond the bounds."""
+        """Send as the library does, and read the whole answer within the bounds of this module.
+
+        Raises:
+            RequestException: the answer is too large, too slow, or encoded.
+        """
         response = super().send(request, **{**settings, "stream": True, "allow_redirects": False})
         deadline = time.monotonic() + ANSWER_SECONDS
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()

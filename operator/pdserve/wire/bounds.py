@@ -156,7 +156,11 @@ class Fields:
     __slots__ = ("_values", "path")
 
     def __init__(self, value: object, path: str) -> None:
-        """Raises WireError unless `value` is an object of at most MAX_ITEMS fields."""
+        """Read the fields of `value`; `path` names it in errors.
+
+        Raises:
+            WireError: it is no object, or has more than MAX_ITEMS fields.
+        """
         if not isinstance(value, Mapping):
             raise WireError(f"{path}: want an object, got {shown(value)}")
         if len(value) > MAX_ITEMS:

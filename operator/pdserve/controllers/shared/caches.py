@@ -112,7 +112,11 @@ class Caches:
             await cache.synced.wait()
 
     def of(self, resource: Resource) -> Cache:
-        """The cache of a kind that is kept as JSON; KeyError for any other kind."""
+        """The cache of a kind that is kept as JSON.
+
+        Raises:
+            KeyError: the kind is not kept, or not as JSON.
+        """
         for cache in self._all:
             if isinstance(cache, Cache) and cache.resource == resource:
                 return cache

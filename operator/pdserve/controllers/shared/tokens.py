@@ -43,7 +43,12 @@ class Tokens:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def get(self, service: str) -> ServiceCredentials:
-        """The credentials of a service key `namespace/name`; raises KubeError, BadSecret."""
+        """The credentials of a service; `key`: `namespace/name`.
+
+        Raises:
+            KubeError: the Secret cannot be read.
+            BadSecret: its content cannot be used.
+        """
         if service not in self._held:
             namespace, _, name = service.partition("/")
             secret = await self._client.get(SECRETS, names.credentials_secret_name(name), namespace)

@@ -43,7 +43,11 @@ class Sender:
 
 
 def wants_hand_over(body: JsonMap, role: EngineRole) -> bool:
-    """Whether this is a prefill leg; raises ApiError where the role does not fit."""
+    """Whether this is a prefill leg.
+
+    Raises:
+        ApiError: 400, an instance of this role does not take such a leg.
+    """
     params = _params(body)
     asked = bool(params.get("do_remote_decode"))
     if role == "prefill" and not asked:

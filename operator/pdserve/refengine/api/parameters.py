@@ -115,7 +115,11 @@ _MATTER: Final = tuple(sorted(USED | set(REFUSED)))
 
 
 def check(body: JsonMap) -> None:
-    """Refuse what would change the answer; raises ApiError 400 with the field's name."""
+    """Refuse what would change the answer.
+
+    Raises:
+        ApiError: 400, with the field's name.
+    """
     unknown = 0
     for name, value in body.items():
         if value is None or name in USED or name in HARMLESS:
@@ -136,7 +140,11 @@ def _same(value: object, neutral: object) -> bool:
 
 
 def check_message(path: str, message: JsonMap) -> None:
-    """Refuse parts of a chat message that would be lost; raises ApiError 400."""
+    """Refuse parts of a chat message that would be lost.
+
+    Raises:
+        ApiError: 400, with the field's name.
+    """
     for name in _MESSAGE_REFUSED:
         if message.get(name):
             raise field_error(f"{path}.{name}", message[name], "only text is known")

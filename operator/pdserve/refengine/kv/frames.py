@@ -18,7 +18,11 @@ from pdserve.terms.json import JsonObject
 
 
 class Landing:
-    """Consecutive writable buffers that a payload fills; counts and checksums what arrived."""
+    """Consecutive writable buffers that a payload fills; counts and checksums what arrived.
+
+    Raises:
+        TransportError: the payload of `size` bytes does not fill the buffers exactly.
+    """
 
     def __init__(self, buffers: Sequence[memoryview], size: int) -> None:
         if sum(len(b) for b in buffers) != size:

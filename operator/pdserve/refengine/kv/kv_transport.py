@@ -132,8 +132,10 @@ class KvTransport(Protocol):
     async def verify(self, peer: PeerAddress) -> tuple[str, ...]:
         """Connect and verify both sides, keep the connection for pulls.
 
-        Returns the addresses of its devices at which the peer says that it listens; raises
-        TransportError.
+        Returns the addresses of its devices at which the peer says that it listens.
+
+        Raises:
+            TransportError: the peer cannot be reached, or is not the one that was named.
         """
 
     async def link(self, peer: PeerAddress) -> Link:

@@ -54,7 +54,11 @@ class Leases:
         return min((h.since for h in self._held.values()), default=None)
 
     def hold(self, request_id: str, payload: Payload, now: float) -> HeldKv:
-        """Keep a payload from now on; raises ValueError for an id that is held already."""
+        """Keep a payload from `now` on, for the time of a lease.
+
+        Raises:
+            ValueError: the request's payload is held already.
+        """
         if request_id in self._held:
             raise ValueError(f"KV of request {request_id!r} is held already")
         held = self._held[request_id] = HeldKv(payload, now, now + self._seconds)

@@ -144,7 +144,11 @@ class KvPaths:
     async def pull(
         self, peer: str, request_id: str, tokens: int, landing: Sequence[memoryview]
     ) -> int:
-        """See `KvSource`."""
+        """Bytes pulled; see `KvSource`.
+
+        Raises:
+            TransportError: the peer is not in the table, or neither of its addresses gave the KV.
+        """
         known = self._peers.get(peer)
         if known is None:
             raise TransportError(f"{peer!r} is not in this instance's peer table")

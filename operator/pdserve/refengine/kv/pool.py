@@ -93,7 +93,11 @@ class BlockPool:
                 self._hash[block] = digest
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give up one reference on each block; the end of a chain is recycled first."""
+        """Give up one reference on each block; the end of a chain is recycled first.
+
+        Raises:
+            ValueError: a block has no reference left.
+        """
         for block in reversed(blocks):
             if self._users[block] <= 0:
                 raise ValueError(f"KV block {block} released more often than taken")

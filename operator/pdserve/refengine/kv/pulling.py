@@ -34,7 +34,11 @@ class PullingEnd(FrameConnection):
         """Addresses of its devices at which the peer says that it listens."""
 
     def frame(self, kind: FrameKind, body: JsonObject) -> None:
-        """An answer of the peer."""
+        """Take an answer of the peer.
+
+        Raises:
+            TransportError: this kind of frame is not expected now.
+        """
         if kind is FrameKind.CHALLENGE:
             self._challenged(body)
         elif kind is FrameKind.WELCOME:
@@ -49,7 +53,11 @@ class PullingEnd(FrameConnection):
             raise TransportError(f"unexpected {kind.name}")
 
     def landed(self, landing: Landing) -> None:
-        """The payload is here: check it."""
+        """Check the payload that arrived, and end the pull.
+
+        Raises:
+            TransportError: its checksum is not the announced one.
+        """
         if landing.checksum != self._checksum:
             raise TransportError(
                 f"KV payload is corrupt: CRC {landing.checksum:08x}, announced {self._checksum:08x}"
@@ -69,7 +77,13 @@ class PullingEnd(FrameConnection):
         return idle and self._proof == self._me.keys.proof_to(self._address.id)
 
     async def answer(self) -> int:
-        """Wait for what was asked last; a failed or interrupted wait ruins the connection."""
+        """Wait for the answer to the last question: the bytes pulled, 0 for any other question.
+
+        A failed or interrupted wait ends the connection.
+
+        Raises:
+            TransportError: nothing was asked, or the peer refused or sent something wrong.
+        """
         future = self._answer
         if future is None:
             raise TransportError("nothing was asked")
@@ -83,14 +97,18 @@ class PullingEnd(FrameConnection):
             self._asked = None
 
     def ask(self, kind: FrameKind, body: JsonObject | None = None) -> None:
-        """Send a question whose answer `answer` returns."""
+        """Send a question whose answer `answer` returns.
+
+        Raises:
+            PathError: the connection is gone, or waits for another answer.
+        """
         if self._answer is not None or self._gone.done():
             raise PathError(f"{self._address.id}: connection is gone")
         self._answer = asyncio.get_running_loop().create_future()
         self.send(kind, body)
 
     async def pull(self, request: str, tokens: int, landing: Sequence[memoryview]) -> int:
-        """Fill `landing`, check it, confirm it."""
+        """Fill `landing`, check it, confirm it; the bytes pulled."""
         self._asked = (tokens, landing)
         self.ask(FrameKind.PULL, {"request": request})
         size = await self.answer()

@@ -40,7 +40,11 @@ class SendingEnd(FrameConnection):
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self._silent)
 
     def frame(self, kind: FrameKind, body: JsonObject) -> None:
-        """A question of the peer."""
+        """Take a question of the peer.
+
+        Raises:
+            TransportError: this kind of frame is not expected now.
+        """
         if kind is FrameKind.HELLO and self._peer is None:
             self._hello(body)
         elif self._peer is None:
@@ -63,7 +67,11 @@ class SendingEnd(FrameConnection):
             self.abort()
 
     def landed(self, landing: Landing) -> None:
-        """Nothing lands here: raises TransportError."""
+        """Refuse a payload: nothing lands at this end.
+
+        Raises:
+            TransportError: always.
+        """
         raise TransportError("payload sent to a server")
 
     def closed(self, reason: str) -> None:

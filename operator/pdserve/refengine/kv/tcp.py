@@ -53,13 +53,22 @@ class TcpTransport:
         return client.devices
 
     async def link(self, peer: PeerAddress) -> Link:
-        """Connect and verify both sides; raises TransportError."""
+        """Connect and verify both sides.
+
+        Raises:
+            TransportError: the peer cannot be reached, or is not the one that was named.
+        """
         return await self._connect(peer)
 
     async def pull(
         self, peer: PeerAddress, request_id: str, tokens: int, landing: Sequence[memoryview]
     ) -> int:
-        """Fill `landing` with the KV of a request; returns bytes; raises TransportError."""
+        """Fill `landing` with the KV of a request; returns bytes.
+
+        Raises:
+            PullTimeoutError: it took longer than the transport's limit.
+            TransportError: the peer cannot be reached, refused, or sent something wrong.
+        """
         client = self._reusable(peer)
         try:
             async with asyncio.timeout(self._timeout):

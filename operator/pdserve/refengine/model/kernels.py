@@ -94,7 +94,10 @@ def silu(x: Array) -> Array:
 
 
 def rope_tables(context: int, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosine and sine [context, head_dim / 2] for rotary position embedding, via float64."""
+    """Cosine and sine [context, head_dim / 2] for rotary position embedding, via float64.
+
+    `context`: most positions; `head_dim`: values of a head, even; `theta`: base of the angles.
+    """
     half = head_dim // 2
     angle = np.arange(context)[:, None] * theta ** (-np.arange(half) / half)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

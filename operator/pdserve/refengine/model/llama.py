@@ -55,7 +55,11 @@ class _Layer:
 
 
 class Llama:
-    """A loaded model. Not thread-safe in its KV argument: one step at a time per pool."""
+    """A loaded model. Not thread-safe in its KV argument: one step at a time per pool.
+
+    Raises:
+        WeightsError: a tensor is missing, or its shape is not that of `config`.
+    """
 
     def __init__(self, config: LlamaConfig, tensors: Mapping[str, Array]) -> None:
         self.config = config

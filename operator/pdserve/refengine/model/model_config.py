@@ -48,7 +48,11 @@ class LlamaConfig:
 
 
 def load_config(path: Path) -> LlamaConfig:
-    """Parse `config.json`; raises WeightsError for anything but a plain Llama."""
+    """Parse `config.json`.
+
+    Raises:
+        WeightsError: it cannot be read, or describes anything but a plain Llama.
+    """
     try:
         c: JsonObject = json.loads(path.read_text(encoding="utf-8"))
         if c.get("model_type") != "llama":

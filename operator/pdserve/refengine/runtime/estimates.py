@@ -34,7 +34,7 @@ class Estimates:
         self.transfer = Average()
 
     def step_began(self, step: Batch, started: float) -> None:
-        """A step started; remember when it should end."""
+        """A step started (`started`: seconds, as `now` elsewhere); remember when it should end."""
         self._step = step
         self._step_due = started + self._step_seconds(step)
 
@@ -58,11 +58,14 @@ class Estimates:
         return True
 
     def step_left(self, now: float) -> float:
-        """Until the running step ends; 0 without one."""
+        """Seconds until the running step ends, by the prediction; 0 without one."""
         return 0.0 if self._step is None else max(0.0, self._step_due - now)
 
     def prefill_after(self, now: float, spans: Sequence[Span]) -> float:
-        """Until the last of `spans` has its first token: the running step, then all of them."""
+        """Seconds until the last of `spans` has its first token.
+
+        The running step comes first, then all of them.
+        """
         return self.step_left(now) + self._prefill_seconds(spans)
 
     def tokens_left(self, produced: int, most: int) -> float:
@@ -71,7 +74,11 @@ class Estimates:
         return max(1.0, min(most - produced, usual - produced))
 
     def profile_seconds(self, step: Batch) -> float:
-        """The profile's time of a step, before dilation (mixed steps: the sum of both parts)."""
+        """Seconds of a step by the profile, before dilation (mixed steps: the sum of both parts).
+
+        Raises:
+            ValueError: the engine is not paced, so it has no profile.
+        """
         if self._pacer is None:
             raise ValueError("no profile without paced mode")
         profile, seconds = self._pacer.profile, 0.0

@@ -41,7 +41,10 @@ def leg_seconds(
 def prefill_free_in(
     estimates: Estimates, now: float, active: Collection[Sequence], handoff: Handoff
 ) -> float:
-    """Until a slot of a prefill is free; a slot is held until its KV was pulled."""
+    """Seconds until a slot of a prefill is free, 0 or more.
+
+    A slot is held until its KV was pulled.
+    """
     hold = handoff.hold_seconds.get(0.0)
     waits = [max(0.0, hold - handoff.oldest_hold())] if len(handoff) else []
     if active:
@@ -50,7 +53,7 @@ def prefill_free_in(
 
 
 def decode_free_in(estimates: Estimates, active: Collection[Sequence]) -> float:
-    """Until a slot of a decode (or of an instance of both roles) is free."""
+    """Seconds until a slot of a decode (or of an instance of both roles) is free, 0 or more."""
     left = [
         estimates.tokens_left(len(s.output), s.request.max_tokens)
         for s in active

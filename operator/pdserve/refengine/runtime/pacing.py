@@ -50,14 +50,17 @@ class PacingProfile:
     link_bytes_per_second: float
 
     def prefill_seconds(self, chunks: Iterable[tuple[int, int]]) -> float:
-        """Time of a batch of prompt chunks [start, end); L^2 of a chunk is end^2 - start^2."""
+        """Seconds of a batch of prompt chunks [start, end) in tokens.
+
+        L^2 of a chunk is end^2 - start^2.
+        """
         total = self.a
         for start, end in chunks:
             total += self.b * (end - start) + self.c * (end * end - start * start)
         return total
 
     def decode_seconds(self, batch: int, context: int) -> float:
-        """Time of one step of `batch` requests whose contexts sum to `context` tokens."""
+        """Seconds of one step of `batch` requests whose contexts sum to `context` tokens."""
         return self.d + self.e * batch + self.f * context
 
     def transfer_seconds(self, tokens: int) -> float:
