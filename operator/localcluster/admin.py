@@ -1,4 +1,7 @@
-"""Asks a running node agent for its state, or to break something; see `agent.faults`."""
+"""Client of a running node agent: asks for its state, or makes it break something.
+
+The requests are those of `agent.faults`.
+"""
 
 from __future__ import annotations
 

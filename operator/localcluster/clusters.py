@@ -1,4 +1,4 @@
-"""Finds out what the cluster of a name is: process nodes, kind, or nothing."""
+"""Which sort of cluster has a name: one of process nodes, one of kind, or none."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Runs other programs (docker, kind, go) for a person who waits: answers, progress, time limits.
+"""Runs other programs (docker, kind, go) while a person waits: output, progress, time limits.
 
-Short commands give their output; long ones write a log whose lines are passed on while they run.
-Neither outlives this process, and a failure says what the program said last.
+A short command returns its output. A long one writes a log whose lines are passed on while it runs.
+Neither outlives this process, and the error of a failure ends with the program's last line.
 """
 
 from __future__ import annotations

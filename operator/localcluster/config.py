@@ -1,8 +1,8 @@
 """Reads kind's cluster format, so that one file describes process nodes and kind nodes alike.
 
-Only what a process node can have is used: how many workers, and their labels. What belongs to
-containers (images, port mappings, kubeadm patches) is accepted and not used; anything that kind
-itself would not know is refused with its path, because it is a mistake in either case.
+Only what a process node can have is used: the number of workers, and their labels. Settings of
+containers (images, port mappings, kubeadm patches) are accepted and not used. A field that kind
+itself does not have is refused with its path: it is a mistake in either case.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs a real Kubernetes control plane as ordinary processes on loopback.
 
-Neighbours: `binaries` finds the programs, `credentials` makes keys and tokens, `processes` ties
-the children's lives to this process. It stops at the API: nodes are `localcluster.agent`.
+Neighbours: `binaries` finds the programs, `credentials` makes keys and tokens, `processes` makes
+the children end with this process. Nodes are not part of it: see `localcluster.agent`.
 
 The API server listens on one free port of 127.0.0.1; etcd only on a socket inside the state
 directory, which only its owner may enter. The controllers for Endpoints and EndpointSlices stay

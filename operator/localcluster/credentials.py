@@ -1,8 +1,8 @@
 """Keys and tokens of one local cluster, made without openssl or a certificate library.
 
-kube-apiserver signs its own serving certificate (`--cert-dir`); people and components prove who
-they are by random bearer tokens; service account tokens are signed with an elliptic-curve key
-written here in its SEC 1 form (RFC 5915), whose public half Go derives by itself.
+kube-apiserver signs its own serving certificate (`--cert-dir`). Users and components authenticate
+by random bearer tokens. Service account tokens are signed with an elliptic-curve key, written here
+in its SEC 1 form (RFC 5915); Go derives the public half from it.
 """
 
 from __future__ import annotations

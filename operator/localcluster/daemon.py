@@ -1,8 +1,9 @@
-"""The process that is a local cluster: control plane children and the node agent, until told.
+"""The process that is a local cluster: control plane children and the node agent, until SIGTERM.
 
-Started by `cluster` as `python -m localcluster.daemon STATE_DIR`. It holds a lock on a file there
-as long as it lives, which is how others know (its process id may be another process's by now).
-SIGTERM ends it in order; if it is killed, the kernel kills its children (`processes`).
+`cluster` starts it as `python -m localcluster.daemon STATE_DIR`. It holds a lock on a file there as
+long as it lives: the lock shows that the cluster runs, which a process id cannot (another process
+may have it by now). SIGTERM ends it in order; if it is killed, the kernel kills its children
+(`processes`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Gives the workers of any cluster fake accelerators, to try pdserve without real ones.
 
-A fake device is a number: capacity of an extended resource in the node's status, which the
-scheduler and the kubelet then count as they count real ones, and an address in the annotation
-`pdserve.io/roce-devices` that a fabric agent would write. No container gets anything by it.
+A fake device is a number: capacity of an extended resource in the node's status, which scheduler
+and kubelet count as they count real devices, and an address in the annotation
+`pdserve.io/roce-devices`, which a fabric agent would write. Containers get no device from it.
 
-A node whose devices are real (it has the resource and not our mark) is left alone. Setting up
-again changes nothing, and puts back what was lost: a kubelet keeps such capacity when it or its
-machine restarts, but not when its directory is new, nor does a Node that was deleted.
+A node with real devices (it has the resource, but not our mark) is left alone. Setting up again
+changes nothing that is right and restores what was lost: a kubelet keeps such capacity over a
+restart of its own or its machine's, but not with a new directory, and not over a deletion of its
+Node.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The Docker engine that kind nodes are containers of, by the `docker` program.
+"""The Docker engine whose containers are kind's nodes, through the program `docker`.
 
-Which engine is the program's own business (`DOCKER_HOST`, contexts); nothing is assumed about it
-but that it runs Linux containers. Everything that belongs to kind itself is in `kind`.
+The program itself chooses the engine (`DOCKER_HOST`, contexts); the only assumption is that it runs
+Linux containers. What concerns kind itself is in `kind`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Fetches files whose SHA-256 is known, and soon gives up on hosts that do not answer.
+"""Fetches files whose SHA-256 is known, and gives up soon on hosts that do not answer.
 
-A machine behind a firewall must not wait for it: a connection is made within `CONNECT_SECONDS`,
-name lookup, proxy and TLS included, and a host that failed once is not asked again in this run.
+A machine behind a firewall must not wait long: a connection is made within `CONNECT_SECONDS`, name
+lookup, proxy and TLS included, and a host that failed once is not asked again in this run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `pdserve local` tells a person who waits, and when it cannot go on."""
+"""`LocalError`, which this package raises when it cannot go on, and lines of progress."""
 
 from __future__ import annotations
 

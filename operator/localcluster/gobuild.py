@@ -1,8 +1,8 @@
 """Builds a program from Go modules into the cache, once, and shows its progress.
 
-Builds take minutes, so a line every few seconds says what is built, why and for how long. What Go
-keeps of them (gigabytes) is in a temporary folder: the builds of one run share it, and it goes with
-them, unless the user named a place for it or wants it kept.
+Builds take minutes, so a line every few seconds says what is built, why and for how long. Go's own
+build cache and modules (gigabytes) are in a temporary folder. The builds of one run share it, and
+it is removed after them, unless the user named a place for it or asked to keep it.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Clusters of real kubelets and containers, made by the kind program on a Docker engine.
 
-One cluster is one state directory (as for process nodes, see `cluster`) with its kubeconfig, which
-no other cluster's is mixed with, and a note of what was made. The order of `up`:
+One cluster is one state directory (as for process nodes, see `cluster`), which holds a kubeconfig
+of its own and a note of what was made. The order of `up`:
 
 1. `kind create cluster`, unless it runs; stopped nodes are started again.
 2. Fake devices for the workers (`devices`).
-3. Images that the engine has and a worker has not, or has differently (`kindimages`).
+3. Images that the engine has and a worker lacks, or has in another version (`kindimages`).
 4. Wait until every node is Ready and every worker's devices can be allocated.
 
 An `up` that fails or is interrupted before 2 leaves no cluster. What a killed one left there, the
-next `up` or `down` cleans up.
+next `up` or `down` removes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The kind program's configuration: the user's file, and what our own options add to it. Pure.
+"""The kind program's configuration: the user's file, with our own options added. Pure.
 
-The file goes to kind as it is, so that everything kind can do can be asked for. Options become
-kubeadm patches without an apiVersion, which kind applies to whatever version its node image needs.
+The file is passed to kind unchanged, so every feature of kind can be used. Our options become
+kubeadm patches without an apiVersion: kind applies them to whatever version its node image needs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Whether an engine has room for another kind cluster's nodes: inotify instances.
 
-Linux gives every user so many (`fs.inotify.max_user_instances`, often 128), and the nodes of all
-kind clusters share root's. A node that gets none does not start: kind then fails after minutes,
-without a word of the cause. So the nodes that run are asked first.
+Linux limits them per user (`fs.inotify.max_user_instances`, often 128), and the nodes of all kind
+clusters count for root. A node that gets none does not start, and kind fails after minutes without
+naming the cause. So this module first counts what the running nodes use.
 
-Imports nothing but the standard library and `docker`, so that `make e2e` can ask before all else:
+It imports nothing but the standard library and `docker`, so that `make e2e` can run it first:
 `python -m localcluster.kindroom NODES NAME`.
 """
 

@@ -1,4 +1,4 @@
-"""What a cluster is to be: passed from `cluster` (who wants it) to `daemon` (who is it)."""
+"""The plan of a cluster: `cluster` makes it and passes it to the process `daemon`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Child processes that cannot outlive this one, however it ends.
 
-Linux kills a child when its parent *thread* dies (PR_SET_PDEATHSIG), so every child is started
+Linux kills a child when its parent *thread* ends (PR_SET_PDEATHSIG), so every child is started
 from one thread that lives as long as the process. That covers SIGKILL of the parent, which no
-`finally` or `atexit` does. What a child starts in turn is that child's business, except for pods,
-which the node agent puts in namespaces of their own (`agent.sandbox`).
+`finally` or `atexit` does. The children of a child are not covered; those of pods are, because the
+node agent puts each container in a namespace of its own (`agent.sandbox`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Official releases of the programs: which files they are, and which of them are pinned.
 
 Only a file whose SHA-256 is in the lock file (`releases.json`, written by `hack/pin.py`) is ever
-used. The lock file's keys are addresses, which contain the version: after a change of version a
-release is unknown until it is pinned. How a file gets here is in `download`.
+used. The lock file's keys are addresses, which contain the version: a release of a new version
+cannot be used until it is pinned. `download` fetches the files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The cache of programs: each folder is made once per machine, whole or not at all.
+"""The cache of programs: each folder is made once per machine, completely or not at all.
 
-A lock file keeps two processes from making the same folder; the one that waits says so. A folder
-is filled under another name and moves into its place by rename, so an interrupted process leaves
-no half program. What a killed process left behind, the next one removes.
+A lock file keeps two processes from making the same folder; the one that waits reports it. A folder
+is filled under another name and then renamed, so an interrupted process leaves no incomplete
+program. The next process removes what a killed one left.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Loopback addresses: every node, device and pod of every local cluster has one of its own.
 
 127.C.N.x: C is the cluster's number on this machine, N the node's; x = 1 is the node itself, 2-17
-its devices, 32-254 its pods. A cluster holds its number by a bound abstract socket, which has
-exactly the reach of loopback (the network namespace) and vanishes with the process.
+are its devices, 32-254 its pods. A cluster reserves its number by binding an abstract socket. Such
+a socket belongs to one network namespace, as loopback does, and ends with the process.
 """
 
 from __future__ import annotations

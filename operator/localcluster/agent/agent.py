@@ -1,7 +1,7 @@
 """Follows the pods bound to our nodes and gives each a `PodWorker`.
 
-List, then watch, list again when the watch is too old: what is in the list but has no worker gets
-one, what has a worker but is not in the list is gone.
+It lists the pods, then watches, and lists again when the watch is too old. After a list, each pod
+without a worker gets one, and each worker whose pod is not in the list ends.
 """
 
 from __future__ import annotations

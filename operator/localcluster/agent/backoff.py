@@ -1,9 +1,9 @@
 """How long a container that ended waits before it starts again: the kubelet's rule. Pure.
 
-The first restart is immediate; each later one waits twice as long as the one before, up to a
-limit; a container that ran long enough starts afresh. A container that a probe had ended starts
-again at once as long as the run before it ended longer ago than the wait (the kubelet asks when
-the *last dead* run ended, and at that moment this one still lives).
+The first restart is immediate. Each later one waits twice as long as the one before, up to a limit;
+a container that ran long enough starts again with the first. A container that a probe ended starts
+again at once if its previous run ended longer ago than the wait: the kubelet counts from the end of
+the last run that is over, and the run that the probe ends is not over yet.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The life of one container: start, probe, end, and start again as its policy says.
 
-`pods` decides when a container may live and what it is made of; here is what happens in between.
+`pods` decides what a container is made of, when it may start and when it must end.
 """
 
 from __future__ import annotations

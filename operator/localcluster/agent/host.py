@@ -1,4 +1,4 @@
-"""What all nodes and pods of one agent share: the cluster, this machine, and the settings."""
+"""What all nodes and pods of one agent share: the cluster, this machine and the settings."""
 
 from __future__ import annotations
 

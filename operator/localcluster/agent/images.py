@@ -1,11 +1,11 @@
 """Which program stands for which container image on a process node.
 
-Only images whose programs this machine has are known; any other cannot be pulled, and the pod
-says so, as it would on a node without access to the registry. Real images listen on all addresses
-of their pod; pods here share the machine's, so each program gets its own.
+An image can be used only if this machine has its program. Any other cannot be pulled, and the pod's
+status says so, as on a node that cannot reach the registry. The program of a real image listens on
+all addresses of its pod; pods here share the machine, so each program listens on its pod's address.
 
-Tags mean nothing unless `PDSERVE_RELEASES` names a directory of checkouts: `pdserve/engine:v1` then
-runs the programs of `DIRECTORY/v1`, if there is one. Several versions run side by side so.
+Tags have no meaning unless `PDSERVE_RELEASES` names a directory of checkouts: `pdserve/engine:v1`
+then runs the programs of `DIRECTORY/v1`, if there is one. So several versions run side by side.
 """
 
 from __future__ import annotations

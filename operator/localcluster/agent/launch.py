@@ -2,18 +2,19 @@
 # ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH113, PTH115, PTH118, PTH120, PTH123, PTH211
 """Makes a container's namespaces and view of the machine, then becomes its program.
 
-Run by `sandbox` as `python -I -S launch.py SPEC`; standard library only, and no other module of
-ours, so that it starts in milliseconds. Needs no root where users may make namespaces.
+`sandbox` runs it as `python -I -S launch.py SPEC`. It uses the standard library only and imports no
+other module of ours, so that it starts in milliseconds. It needs no root where users may make
+namespaces.
 
-1. Leave for new user, mount and process-id namespaces.
-2. Start the container's first process as a *sibling* (CLONE_PARENT, as runc does): the agent is
-   its parent and learns how it ends, and when it ends the kernel ends all others in there.
-   Tell its process id and exit; what follows happens in that sibling.
+1. Enter new user, mount and process-id namespaces.
+2. Start the container's first process as a *sibling* (CLONE_PARENT, as runc does): then the agent
+   is its parent and gets its exit status. When that process ends, the kernel ends all others in
+   the namespace. Report its process id and exit; the sibling does the rest.
 3. If there are mounts: make a root of bind mounts that looks like the machine's, and put the
-   mounts in. A mount point that the machine lacks must not be created there: the nearest existing
-   directory is covered by a small tmpfs that shows the same entries, and the rest is made in that.
-4. Give it a /proc of its own process ids, where the kernel permits.
-5. Say that it starts now, or why it cannot, and become the program.
+   mounts in. A mount point that the machine lacks must not be created on it: cover the nearest
+   existing directory by a small tmpfs that shows the same entries, and make the mount point there.
+4. Mount a /proc of its own process ids, where the kernel permits.
+5. Report the start, or why it is not possible, and become the program.
 """
 
 from __future__ import annotations

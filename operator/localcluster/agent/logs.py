@@ -1,8 +1,8 @@
 """The part of a kubelet's own API that `kubectl logs` needs.
 
-The API server calls it at the node's InternalIP. There is no client certificate in a local
-cluster, so instead only processes of this user are answered: the kernel's table of TCP sockets
-says whose the other end of a loopback connection is.
+The API server calls it at the node's InternalIP. A local cluster has no client certificates, so
+only processes of this user are answered: the kernel's table of TCP sockets shows which user owns
+the other end of a loopback connection.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Which directories and files of this machine a container sees where: volumes, and what it gets
-besides. `volumes` fills them, `sandbox` mounts them.
+"""Which directories and files of this machine a container sees, and at which paths.
+
+These are its volumes, and what every container gets besides. `volumes` fills them, `sandbox` mounts
+them.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """One pod on one process node, from its binding to its end.
 
-1. Admit: an address and devices, or the pod fails as a kubelet would fail it.
+1. Admit: assign an address and devices, or fail the pod as a kubelet would.
 2. Make its volumes, waiting for what is missing.
 3. Run init containers one after the other, then all containers at once.
 4. When it is deleted, or its `activeDeadlineSeconds` are over: stop the containers within the
    grace period.
 5. When it is deleted: send the last status, and delete the object for good.
 
-A status goes out whenever it differs from the last one sent; while the node is cut off nothing
-goes out, and deletion waits, but containers go on.
+The status is sent whenever it differs from the last one sent. While the node is cut off nothing is
+sent and deletion waits, but containers go on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Probes: one question to a container, and what a row of answers means.
+"""Probes: one request to a container, and what a series of answers means.
 
 `ask` does the I/O; `ProbeVerdict` counts answers against thresholds and is pure. gRPC probes are
-not supported and count as failures that say so.
+not supported: they fail, with a message that says so.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Starts a container's program with its own mounts and process ids, and reaches into it later.
+"""Starts a container's program with its own mounts and process ids, and gives access to it later.
 
-`launch` does the work inside; no root is needed where the kernel lets users make namespaces. The
-process-id namespace also guarantees that nothing a container started outlives it. Where namespaces
-are not allowed, a container is a plain process: mount paths in its command line and environment
-are then replaced by the directories themselves, programs that look for a service account in its
-fixed place get a kubeconfig instead, and `Sandbox.why_not` says so.
+`launch` does the work inside. No root is needed where the kernel lets users make namespaces. The
+process-id namespace also guarantees that every process of a container ends with it. Where
+namespaces are not allowed, a container is a plain process: mount paths in its command line and
+environment are replaced by the directories themselves, programs that look for a service account in
+its fixed place get a kubeconfig instead, and `Sandbox.why_not` says why.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Pod status as the kubelet reports it, from what the containers do. Pure.
+"""Pod status as the kubelet reports it, made from the states of the containers. Pure.
 
-Conditions of readiness gates belong to others: they are read, never written.
+Conditions of readiness gates are read, never written: their owners write them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`pdserve demo`: from nothing to a service that does its job, in minutes, on one machine.
 
 `stage` sets the cluster up, `steps` and `shift` show and measure, `fixed` is the service that the
-shift is compared with, `watch` records the cluster meanwhile, `report` writes down what came out.
+shift is compared with, `watch` records the cluster meanwhile, `report` writes the results.
 Exit status 0 only if every step held.
 """
 

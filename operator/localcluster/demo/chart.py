@@ -1,9 +1,9 @@
 """Time plots as SVG text, drawn once for wide and once for narrow screens.
 
-Colours are CSS variables of the page (`--own`, `--other`, `--quiet`, `--ink`, `--muted`, `--line`),
-so that one drawing serves light and dark. What lies behind is an area or a bar beside another bar,
-never a line under a line. A `Figure` says in words what it shows (`alt`): a reader who cannot see
-it reads the same. Knows nothing of pdserve.
+Colours are CSS variables of the page (`--own`, `--other`, `--quiet`, `--ink`, `--muted`,
+`--line`), so that one drawing serves light and dark mode. No line is drawn under another: what
+lies behind is an area, or a bar beside another bar. `Figure.alt` says in words what a figure
+shows, for readers who cannot see it. This module contains nothing of pdserve.
 """
 
 from __future__ import annotations

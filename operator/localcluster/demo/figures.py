@@ -1,4 +1,4 @@
-"""Figures of the report, from what was watched and measured. Each says in words what it shows."""
+"""The figures of the report, made from records and measurements, each with its text in words."""
 
 from __future__ import annotations
 

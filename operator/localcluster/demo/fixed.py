@@ -1,8 +1,8 @@
-"""What the shift of load is compared with: scenario chat of the demo, with counts that stay.
+"""The service that the shift of load is compared with: the demo's scenario chat, counts fixed.
 
-The same PDService in a namespace of its own, mode Fixed at the counts that chat has when it is
-applied. Same model, engines, pacing, targets, kind of placement and gateway: only the counts
-differ.
+It is the same PDService in a namespace of its own, in mode Fixed at the counts that chat has when
+it is applied. Model, engines, pacing, targets, kind of placement and gateway are the same: only
+the counts differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the shift of load came to: claims, and the comparison with fixed counts. Pure functions."""
+"""Evaluates the shift of load: the claims, and the comparison with fixed counts. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the demo showed: a table on screen, `report.json` for scripts, `report.html` for people.
+"""The demo's results: a table on screen, `report.json` for scripts, `report.html` for people.
 
-Only writes down what the steps measured; a step that did not hold is shown as such. The page is
-one file without scripts or links to pictures, so that it can be mailed and opened offline; it
-follows the reader's light or dark mode and the width of the screen.
+It only writes what the steps measured; a step that did not hold is shown as such. The page is one
+file without scripts or links to pictures, so that it can be mailed and opened offline; it follows
+the reader's light or dark mode and the width of the screen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Step 3 of the demo: the mix of requests shifts, and the ratio follows.
 
 Each chat request is sent twice in the same moment: to the demo, and to a service of the same
-instances whose counts stay (`fixed`). So what would have happened without the ratio loop is
-measured in the same run, under whatever else the machine does. `judge` says what came of it.
+instances with fixed counts (`fixed`). So one run measures both, with the ratio loop and without,
+under the same load of the machine. `judge` evaluates the result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The demo's stage: a local cluster with Prometheus and pdserve, installed as a user would.
+"""Sets up the demo: a local cluster with Prometheus and pdserve, installed as a user would.
 
-Everything goes through the public doors: kubectl applies files, Helm installs the chart. What the
-steps need later (client, addresses) is found by asking the API server.
+Everything goes through public interfaces: kubectl applies files, Helm installs the chart. What the
+steps need later (client, addresses) is read from the API server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The demo's steps but the shift of load (`shift`): each does what a user would do, and measures.
+"""All steps of the demo except the shift of load (`shift`): each acts as a user and measures.
 
 A step claims, measures and compares; it never repairs. Limits come from the project's goals and
 are part of the claim's text.

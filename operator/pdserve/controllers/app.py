@@ -1,7 +1,7 @@
-"""The operator as a whole: caches and kopf always, everything that acts only while leading.
+"""The operator as a whole: caches and kopf always, everything that writes only while leading.
 
-One TaskGroup, one fate: whatever ends unexpectedly ends the process, and Kubernetes starts it
-again. Standbys keep their caches warm, so that a fail-over costs no list.
+All tasks are in one TaskGroup: if one ends unexpectedly the process ends, and Kubernetes starts it
+again. Standbys keep their caches up to date, so a fail-over needs no list.
 
     always:  caches, then kopf; health and metrics server, leader election
     waiting: while the objects are another operator's (`kube.claim`): nothing is written

@@ -1,8 +1,8 @@
-"""kopf's part: it watches our three kinds and says which object to look at. Nothing more.
+"""kopf's part: it watches our three kinds and queues the keys of changed objects. Nothing more.
 
 Handlers only enqueue a key: no finalizers, no annotations, no timers, no return values (kopf
-would write those into status). Deletions that kopf misses over a re-list are seen by the caches,
-which feed the same queue; the queue makes one key of both.
+would write those into status). kopf misses a deletion that happens during a re-list. The caches see
+it and feed the same queue, which merges equal keys.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""kopf's connection to the API server: what it reads is never nested too deeply.
+"""kopf's connection to the API server: it cuts what is nested too deeply.
 
 The API server stores templates of any depth, and kopf parses and copies them recursively: one such
-object ended its watcher, and with that all of it. Whatever lies deeper than `MOST` levels is cut
-out before kopf sees it; its handlers use names alone. Neighbour: `kube.transport` does the same
+object ended kopf's watcher, and with it the operator. So what lies deeper than `MOST` levels is cut
+out before kopf reads it; its handlers use names alone. Neighbour: `kube.transport` does the same
 for the caches, with more levels.
 """
 

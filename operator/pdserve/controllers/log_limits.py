@@ -1,9 +1,9 @@
-"""Keeps what goes wrong for ever, or for a thousand objects at once, from filling the log.
+"""Keeps a lasting failure, or one of a thousand objects at once, from filling the log.
 
-A cause that stays is met again at every tick, and a tenant can make as many bad objects as a
-namespace holds. Conditions, Events and metrics go on reporting each; the log has the first
-ones, and later how many like them were left out. Lines with fields are deeds (`kube.lines`): they
-are as many as there is work, and all of them are written; so is everything below INFO.
+The same cause is met again at every tick, and a tenant can make as many bad objects as a namespace
+holds. The log gets the first lines of a kind, and later how many like them were left out;
+conditions, Events and metrics still report each. Lines with fields report actions (`kube.lines`):
+their number follows the work, so all of them are written, and so is everything below INFO.
 """
 
 from __future__ import annotations

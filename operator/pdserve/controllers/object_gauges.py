@@ -1,8 +1,8 @@
 """Gauges of the objects the operator looks after: instances, counts, free devices, conditions.
 
-Computed from the caches at each scrape, in one pass over our three kinds and without a
-request; series of what is gone go with it. Only the leader reports them, so that a sum over the
-operator's pods counts each object once. Objects that cannot be read have no series: `skipped`
+They are computed from the caches at each scrape, in one pass over our three kinds and without a
+request; the series of a deleted object go with it. Only the leader reports them, so that a sum over
+the operator's pods counts each object once. Objects that cannot be read have no series: `skipped`
 reports them.
 """
 

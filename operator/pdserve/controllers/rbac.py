@@ -1,8 +1,8 @@
 """Every right the operator uses: (apiGroup, resource, verbs). The chart grants exactly these.
 
-Three tests hold this together: the chart's rules equal this list; the operator's requests in a
-simulation are in it; and an API server's audit log of the operator's whole life shows every one of
-them used, and nothing refused. The split follows what can be limited to one namespace.
+Three tests check the list: the chart's rules equal it; the operator's requests in a simulation are
+in it; and in the audit log of a real API server, over the operator's whole life, every right is
+used and no request is refused. Rights that can be limited to one namespace are listed apart.
 """
 
 from __future__ import annotations

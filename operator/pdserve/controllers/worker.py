@@ -1,5 +1,7 @@
-"""Takes keys from the queue and reconciles them; the only place where a failure is turned into a
-retry. A failing object never holds up another, and a defect in one is logged, counted, retried.
+"""Takes keys from the queue and reconciles them.
+
+Only here does a failure become a retry. A failing object never holds up another: its defect is
+logged, counted and retried.
 """
 
 from __future__ import annotations

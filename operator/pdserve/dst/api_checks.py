@@ -1,4 +1,4 @@
-"""What the API model checks of an object before it stores it, and how it refuses."""
+"""Checks of the API model on an object before it is stored, and the errors it answers."""
 
 from __future__ import annotations
 

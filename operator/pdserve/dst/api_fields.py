@@ -2,7 +2,8 @@
 
 Lists are atomic unless the kind says that their items have keys (`Keys`). Ownership is kept in
 the real `managedFields` form (fieldsV1), so code that reads or rewrites it works on both.
-Source: KEP-555 and sigs.k8s.io/structured-merge-diff; held to the truth by test_kube_conformance.
+Source: KEP-555 and sigs.k8s.io/structured-merge-diff; test_kube_conformance compares the results
+with a real server's.
 """
 
 from __future__ import annotations

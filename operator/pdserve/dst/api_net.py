@@ -1,10 +1,10 @@
 """The network between a client and the in-memory API model: latency, losses, crashes.
 
-Everything is drawn from one seed per client, and time is the event loop's, so a schedule replays
-exactly. Faults are those of the real world: a request refused before it was done, an answer lost
-after it was done, a watch that lags behind other watches, breaks, expires, or repeats itself. The
-changes of one object are never swapped (etcd's order); those of different objects may be, which
-is what watches of different kinds look like to a controller.
+All chance comes from one seed per client and time is the event loop's, so a schedule replays
+exactly. The faults are those of real networks: a request is refused before it was done; an answer
+is lost after it was done; a watch lags behind other watches, breaks, expires, or repeats itself.
+The changes of one object keep their order (etcd's); those of different objects may be swapped,
+because a controller sees them through different watches.
 """
 
 from __future__ import annotations

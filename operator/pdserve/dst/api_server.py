@@ -1,13 +1,13 @@
 """An API server in memory, for simulations that need neither time nor processes.
 
 `FakeApi.client()` gives a real `KubeClient` over a transport into this model, so planners,
-executors and caches run unchanged. It knows what controllers depend on: resourceVersions, POST
-409, preconditions, the three patches and server-side apply with field ownership, status
+executors and caches run unchanged. It implements what controllers depend on: resourceVersions,
+POST 409, preconditions, the three patches and server-side apply with field ownership, status
 subresources, generation, graceful pod deletion, finalizers, paged lists, watch history with
-expiry, and garbage collection (when told to: `collect_garbage`). It does not know: schemas,
-defaults, admission, RBAC, quotas.
+expiry, and garbage collection (by a call of `collect_garbage`). It leaves out schemas, defaults,
+admission, RBAC and quotas.
 
-What it answers is held to a real kube-apiserver by tests/api/test_kube_conformance.py.
+tests/api/test_kube_conformance.py compares its answers with a real kube-apiserver's.
 Neighbours: `api_kinds` (what differs between kinds; `kind_of_crd`), `api_fields` (patches,
 ownership), `api_net` (delays, losses, crashes).
 """

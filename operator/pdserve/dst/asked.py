@@ -1,4 +1,4 @@
-"""What the objects' specs and decisions ask of the operator: now, and lately."""
+"""The counts and changes that specs and decisions ask of the operator, now and lately."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """PodDisruptionBudgets as Kubernetes 1.36 keeps them: the disruption controller, and evictions.
 
-What is modelled, because a budget that looks right can let nothing through for ever:
+These details are modelled because a budget that looks right can refuse every eviction for ever:
   - the controller computes `status` some time after a change; the eviction API uses only a
     status of the present generation, and answers 429 otherwise;
-  - healthy is a pod that is Ready, is not being deleted, and was not granted an eviction in the
+  - a pod is healthy if it is Ready, is not being deleted, and was not granted an eviction in the
     last two minutes;
   - with `maxUnavailable` or a percentage the expected count is the sum of the scales of the pods'
     controllers: a ScenarioGroup's scale counts P/D groups, not pods;
   - two budgets for one pod are an error, not a refusal;
   - a pod that has not started, has ended or is being deleted is evicted without a look at budgets;
-    one that runs and is not Ready as `unhealthyPodEvictionPolicy` says.
+    for one that runs and is not Ready `unhealthyPodEvictionPolicy` decides.
 Source: kubernetes/pkg/controller/disruption and pkg/registry/core/pod/storage/eviction.go.
 """
 

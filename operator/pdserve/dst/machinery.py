@@ -1,6 +1,7 @@
 """What every cluster runs: scheduler, kubelets, Deployments, disruption and garbage collection.
 
-Only what the operator can see of them. Time is the event loop's, chance the world's.
+Only effects that the operator can see are modelled. Time is the event loop's; random numbers are
+the world's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A metrics source for schedules: with healthy or false values.
 
-Healthy values keep every scenario at its counts. False ones no healthy Prometheus has: NaN,
-infinite or negative sums, values so large that sums overflow, old samples, missing gateways.
+Healthy values keep every scenario at its counts. False values are such as no healthy Prometheus
+has: NaN, infinite or negative sums, sums that overflow, old samples, missing gateways.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The API model's wall clock."""
+"""The API model's wall clock, as the timestamps that objects carry."""
 
 from __future__ import annotations
 

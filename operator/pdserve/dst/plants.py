@@ -1,8 +1,8 @@
-"""Faults put back on purpose: schedules must find each, or they would find no new one either.
+"""Faults put back on purpose: schedules that miss one of them would miss new faults too.
 
-A plant replaces a function of the operator while it is `planted`. Most are faults this operator
-once had (the issue that mended them saw them in clusters); `seeds` is how many seeds from `first`
-on must suffice. `pdserve dst --plants` lists them, `--plant NAME` runs schedules with one.
+A plant replaces a function of the operator while it is `planted`. Most are faults that this
+operator once had, as they were seen in clusters. The schedules of `seeds` seeds from `first` on
+must find it. `pdserve dst --plants` lists them, `--plant NAME` runs schedules with one.
 """
 
 from __future__ import annotations

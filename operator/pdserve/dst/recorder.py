@@ -1,4 +1,4 @@
-"""Notes what the operator asks of the API server."""
+"""Records the requests of the operator to the API server."""
 
 from __future__ import annotations
 

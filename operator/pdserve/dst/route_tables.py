@@ -1,4 +1,4 @@
-"""Reads route tables as the API server holds them; a step may have written anything there."""
+"""Reads the stored route tables, whatever text a step may have written into them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Many schedules, on all cores: settled scenes are made once per process and forked per schedule.
+"""Runs many schedules on all cores, and reduces those that fail.
 
-A failing schedule is cut down: steps are left out, one after the other, as long as the same
-invariant still breaks.
+Each process makes the settled scenes once and forks one per schedule. A failing schedule is
+reduced: steps are left out, one after the other, as long as the same invariant still breaks.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 24 devices in two leaves. `default/shop` serves `chat` (Fixed, two groups) and `search` (Auto),
 `team/mart` serves `chat` (Fixed, 2P1D). The crowded variant adds `team/late`, whose second group
-waits for devices. A schedule's steps act through a `Scene`; `watcher` judges what the operator
-does, against what the scene knows to be true.
+waits for devices. A schedule's steps act through a `Scene`; `watcher` compares what the operator
+does with the true state of the scene.
 """
 
 from __future__ import annotations

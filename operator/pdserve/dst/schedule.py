@@ -1,7 +1,7 @@
-"""One schedule: steps drawn from a seed, run in a settled scene, judged, and brought to rest.
+"""One schedule: steps drawn from a seed, run in a settled scene, checked, and brought to rest.
 
 Every schedule runs in a process forked from the settled scene, so that the cluster is built once
-for hundreds of schedules. After the last step everything that lasts is undone, and within
+for hundreds of schedules. After the last step every lasting fault is undone, and within
 `REST_SECONDS` the cluster must be as its specs want it.
 """
 

@@ -1,7 +1,7 @@
 """Whether a scheduler would bind a pod to a node: amounts, host ports, labels, taints.
 
-One node at a time and without shortcuts, so that it may judge what placement found: everything that
-the pods there take is added up anew for each question. Neighbours: `world` asks it.
+Each question is answered anew from the pods of one node, without caches or shortcuts, so that the
+result is independent of placement's. Neighbour: `world` asks it.
 """
 
 from __future__ import annotations

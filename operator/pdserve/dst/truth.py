@@ -1,4 +1,7 @@
-"""The simulated cluster as it is; the operator reads it through caches and a bad network."""
+"""The true state of the simulated cluster.
+
+The operator reads the same objects through caches and a bad network.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Values that no client sends on purpose: wrong, huge, deep, non-finite, foreign or missing.
+"""Odd values: wrong, huge, deep, non-finite, foreign or missing.
 
 Each function draws one value. All of them are values that the API server, an engine or Prometheus
-could really hand over: quantities are valid Kubernetes quantities, annotations and ConfigMap data
-are any text, engine answers are any JSON.
+can really return: quantities are valid Kubernetes quantities, annotations and ConfigMap data are
+any text, engine answers are any JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a schedule ends with when an invariant is broken."""
+"""The exception that ends a schedule when an invariant is broken."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Judges every write of the operator, and the cluster once a second, against the invariants.
+"""Checks the invariants at every write of the operator, and once a second on the whole cluster.
 
-Numbers are those of docs/architecture.md and of the design's list. The watcher sees the cluster as
-it is (`truth`), which the operator, reading caches over a bad network, does not; so each rule
-grants the operator `LAG` seconds, and none while the API server is out of its reach.
+Numbers are those of docs/architecture.md and of the design's list. The watcher reads the true state
+(`truth`), the operator reads caches over a bad network. So each rule grants the operator `LAG`
+seconds, which do not run while it cannot reach the API server.
 
     1  routed instances are linked and healthy      6  nothing scales on false metrics
     2, 13  no healthy instance is given up without   7  a revert keeps serving pods

@@ -1,8 +1,8 @@
 """A cluster in memory around the real operator: API model, scheduler, kubelet, engines, GC.
 
-Time is virtual (`pdserve.dst.virtual_time`), everything is drawn from one seed. Only what the
-operator reads is modelled: pods get bound to their pin, start, link as their peer tables say,
-become Ready by readiness gate and engine, end when deleted; gateway pods become Ready.
+Time is virtual (`pdserve.dst.virtual_time`), all chance comes from one seed. Only what the
+operator reads is modelled: pods are bound to their pinned nodes, start, link as their peer tables
+say, become Ready by readiness gate and engine, and end when deleted; gateway pods become Ready.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Claims: what an instance took, kept for its P/D group until it is replaced or given up.
+"""Claims: the resources of an instance, kept for its P/D group until it is replaced or given up.
 
-Between the end of a pod and the start of its successor no pod holds its devices, nor the memory
-and whatever else it took beside them; without a claim a waiting group takes them from a serving one
-for good. Claims live in ScenarioGroup status, and every placement counts them like pods. A claim
-ends when its slot is filled again, wherever; when the group is resized or given up; and when its
-node left the fabric.
+Between the end of a pod and the start of its successor no pod holds its devices, nor its memory and
+other amounts. Without a claim, a waiting group would take them from a serving one for good. Claims
+are stored in ScenarioGroup status, and every placement counts them like pods. A claim ends when its
+slot is filled again, on any node; when the group is resized or given up; and when its node left the
+fabric. Which claims count:
 
     a claim is spent by a new pod            that pod has one until a peer table names it
     a claim's pod still holds its devices    the pod counts, not the claim

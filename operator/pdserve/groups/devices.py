@@ -1,9 +1,10 @@
 """Which devices an instance's pod holds, and the addresses at which its peers reach them.
 
 An address of the pod's own comes first: a secondary network (one per rail, attached by the pod's
-template) gives the pod interfaces whose addresses its processes can listen at. Else the address
-that the node's annotation tells, which processes in the pod have with host network only; engines
-whose devices have network interfaces of their own need it all the same (docs/decisions/027).
+template) gives the pod interfaces whose addresses its processes can listen at. Without one it is
+the address in the node's annotation. Processes of a pod can listen at that one with host network
+only; engines whose devices have network interfaces of their own need it in any case
+(docs/decisions/027).
 """
 
 from __future__ import annotations

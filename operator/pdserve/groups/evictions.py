@@ -1,16 +1,18 @@
 """Which members of a P/D group may be evicted: its PodDisruptionBudget, and stand-ins for a drain.
 
-`kubectl drain` closes a node to new pods and then asks for each pod's eviction again and again,
-until the pod's budget lets it go. A member is *closed* when its node takes no new instance.
+`kubectl drain` closes a node to new pods. Then it asks for the eviction of each pod, again and
+again until the pod's budget allows it. A member is *closed* when its node takes no new instance,
+else open.
 
     no member is closed                         nothing may be evicted
-    what is open serves, or the group does not  closed members may be evicted
+    the open members serve, or none does        closed members may be evicted
     another group serves on open nodes          the same, one group after the other
     else                                        held, while stand-ins for one such group start
 
-A stand-in is one more instance in the slot of a closed one, which stays until it is evicted: a node
-may be closed for long without being emptied. No hold lasts for ever: where no stand-in is on its
-way it ends after `drainSeconds`, else after the startup deadline; for the next group once more.
+A stand-in is one more instance in the slot of a closed one. The closed one stays until it is
+evicted, because a node may be closed for long without being emptied. Every hold ends:
+after `drainSeconds` where no stand-in is on its way, else after the startup deadline; each further
+group may hold once more for that time.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Is an instance lost, and since when would it be? One fault per instance, from its pod and node.
+"""Whether an instance is lost, and from when on it would be: one fault, from its pod and node.
 
-The operator, not Kubernetes' taint manager, decides this. The rules, first match wins:
-NodeDeleted, NodeRefused, PodFailed, NodeLost, DeviceUnhealthy, ImageError, CrashLoop,
-Unschedulable, StartupDeadline. A pod that is being deleted is leaving, not faulty: only the end
-of its Node counts, because nothing else can end it then. Neighbours: `observe` calls this,
+The operator decides this, not Kubernetes' taint manager. The rules, first match wins: NodeDeleted,
+NodeRefused, PodFailed, NodeLost, DeviceUnhealthy, ImageError, CrashLoop, Unschedulable,
+StartupDeadline. A pod that is being deleted is leaving, not faulty; then only the end of its Node
+counts, because a pod without its Node cannot end by itself. Neighbours: `observe` calls this,
 `startup` judges instances that wait for each other, `repairs` counts the faults, `resize`
 substitutes.
 
-Times that others wrote (kubelet, scheduler, API server) are of other clocks: `Since` translates
+Timestamps of others (kubelet, scheduler, API server) come from other clocks: `Since` translates
 each to the clock of `now`.
 """
 

@@ -1,10 +1,11 @@
-"""When is an instance Linked: the readiness gate `pdserve.io/Linked`, per container.
+"""When an instance is Linked: the readiness gate `pdserve.io/Linked`, per container.
 
-Needed opposite peers are those already linked (they serve, so every pair of serving instances must
-have its link); while none is, all live ones of the table. An instance is linked when its process
-has the newest table and reports each needed peer up, and each of them, also at the newest table,
-reports it up. A broken newcomer therefore never holds back a sound one. The leader answers for all
-members; each has a readiness gate of its own, for its own container.
+The peers an instance needs are those of the other role that are already linked: they serve, so
+every pair of serving instances must have its link. While none is linked, it needs all live ones of
+the table. An instance is linked when its process has the newest table and reports each needed peer
+up, and each of them, also at the newest table, reports it up. So a broken new instance never keeps
+the others from being linked. The leader answers for all members; each has a readiness gate of its
+own, for its own container.
 """
 
 from __future__ import annotations

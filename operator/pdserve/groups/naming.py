@@ -1,4 +1,7 @@
-"""Names of instances and choice of slots. A name stands for slot, revision and predecessor."""
+"""Names of instances, and the choice of slots.
+
+A name is made from the slot, the revision and the predecessor.
+"""
 
 from __future__ import annotations
 

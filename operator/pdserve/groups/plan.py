@@ -1,10 +1,10 @@
-"""The group planner: what exists + what is wanted -> actions, status and why.
+"""The group planner: what exists + what is wanted -> actions, status and reasons.
 
-A pure function, called by the operator and the simulations alike. Steps, each
-in its module: 1 judge late starts, count faults; 2 which groups; 3 inside each group; 4 tables; 5
-links; 6 the scale-unit label; 7 deletions; 8 what evictions must leave; 9 what to say. Actions come
-in the order in which they must be carried out, and each is safe to repeat: a crash between any two
-leaves a state that the next observation explains.
+A pure function, called by the operator and the simulations alike. Steps, each in its module: 1
+judge late starts, count faults; 2 which groups; 3 inside each group; 4 tables; 5 links; 6 the
+scale-unit label; 7 deletions; 8 eviction budgets; 9 status. Actions come in the order in which
+they must be carried out, and each is safe to repeat: a crash between any two leaves a state from
+which the next observation goes on.
 """
 
 from __future__ import annotations

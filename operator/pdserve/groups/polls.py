@@ -1,7 +1,7 @@
-"""Whom the operator must talk to before the next plan. Only instances in transition are polled.
+"""Which instances the operator must ask before the next plan: only those in transition.
 
 `controllers` calls this first, asks the engines, puts the answers into the Observation and then
-plans. An engine that cannot be asked is simply absent from the answers.
+plans. An engine that cannot be asked is absent from the answers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The way out: out of the routes, idle, out of the table, then deleted. One rule for all pods.
+"""How an instance leaves: out of the routes, idle, out of the table, then deleted. For all pods.
 
     leaving    drain: annotate -> not routed -> idle or deadline -> table without it -> delete
                faulty: not routed and not in the table -> delete at once
-Routes are recomputed from the same observation, so a pod leaves them before anything else
+
+Routes are computed from the same observation, so an instance leaves them before anything else
 happens to it. `tables` drops what `finished` allows; this module starts drains and deletes. The
-members of an instance go together: whatever begins for one of them begins for all.
+members of an instance go together: each step applies to all of them.
 """
 
 from __future__ import annotations

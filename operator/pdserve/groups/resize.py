@@ -1,8 +1,10 @@
-"""Inside a group that stays: fill what is missing (growth and substitution), give up what is too
-much. One fault makes one new pod; nothing else of the group is touched.
+"""Changes inside a group that stays: adds missing instances, gives up those that are too many.
 
-Ratio changes grow first and shrink when the growth is ready, so neither role passes below what is
-wanted; where growth finds no devices, it shrinks first ("release some instances of groups and add
+A missing instance is growth or a substitution. One fault makes one new pod; nothing else of the
+group is touched.
+
+Ratio changes grow first and shrink when the growth is ready, so neither role falls below the wanted
+count. Where growth finds no devices, it shrinks first ("release some instances of groups and add
 them to others", P/D-Serve 3.3). Ready instances are only given up above one per role.
 """
 

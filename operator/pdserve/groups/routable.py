@@ -1,4 +1,4 @@
-"""Which instances a gateway may be given (invariant 1). `controllers` writes them out."""
+"""Which instances a gateway may route to (invariant 1). `controllers` writes them out."""
 
 from __future__ import annotations
 

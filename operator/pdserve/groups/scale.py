@@ -1,10 +1,11 @@
 """Which P/D groups there should be: scale up and down, and the rollout of a new revision.
 
-Group by group (P/D-Serve 3.3, rolling upgrade): at most one group more than wanted, and only
-while a roll needs it. A group that serves is given up for a new revision only when enough others
-serve; a revert is just another target, for which the untouched old groups are current again.
-Outdated groups are repaired at their own revision (`resize`) and serve until their turn comes: a
-revision that does not come up costs at most one group, whatever else fails meanwhile.
+Groups roll one by one (P/D-Serve 3.3, rolling upgrade): at most one group more than wanted, and
+only while a roll needs it. A serving group is given up for a new revision only when enough others
+serve. A revert is an ordinary change of the wanted revision: the old groups that were not touched
+are current again. Outdated groups are repaired at their own revision (`resize`) and serve until
+their turn comes. So a revision that does not start costs at most one group, whatever else fails
+meanwhile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where one more instance of a group goes: the question, and the policy that both growth and
-stand-ins follow. Neighbours: `resize` and `evictions` ask; `repairs.Suspects` says which nodes to
-keep away from.
+"""Where one more instance of a group goes: the request, and the policy for growth and stand-ins.
+
+Neighbours: `resize` and `evictions` call it; `repairs.Suspects` lists the nodes to avoid.
 """
 
 from __future__ import annotations

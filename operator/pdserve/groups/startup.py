@@ -1,15 +1,15 @@
 """Which instance that answers, but is not Ready after its deadline, is itself at fault.
 
 Ready includes Linked, and a link needs both ends: a decode whose only prefill loads its weights
-for an hour is sound. An engine that does not answer at all is judged by `health`. Here, after
-`startup_deadline` seconds in which it and what it links to answered:
+for an hour is healthy. `health` judges an engine that does not answer at all. This module judges
+after `startup_deadline` seconds in which the instance and its peers answered:
 
     linked, but not Ready since then    its own readiness fails: lost
     none of the other role answers      it waits for others: not lost
     others of the other role are linked all others managed to: lost
-    none is linked                      the one that the table no longer names, else the one that
-                                        has not taken over the table, else the youngest: one at a
-                                        time, the others get another deadline
+    none is linked                      one at a time is lost, the others get another deadline:
+                                        first the one that the table no longer names, then one that
+                                        has not taken over the table, then the youngest
 """
 
 from __future__ import annotations

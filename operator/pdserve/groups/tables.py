@@ -1,9 +1,9 @@
-"""Gather and publish: the peer table of a group, version by version (P/D-Serve 3.1, 3.2).
+"""Makes the peer table of a group, version by version (P/D-Serve 3.1 gather, 3.2 publish).
 
 An instance enters once it runs and the addresses of its members are known, and leaves when
-`removal.finished` says so. Entries of the others are carried over, with the addresses of devices
-that became known since: an instance that is restarted in place or not ready keeps its entry. The
-first table waits for both roles, as links need two ends.
+`removal.finished` says so. All other entries are carried over, with addresses of devices that
+became known since: an instance that restarts in place or is not ready keeps its entry. The first
+table waits for both roles, as links need two ends.
 """
 
 from __future__ import annotations

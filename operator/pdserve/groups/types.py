@@ -1,9 +1,9 @@
-"""What the group planner sees and what it may ask for. Values only; no decisions here.
+"""The planner's input (what it sees) and output (the actions it asks for). Values only.
 
 The planner is a pure function `plan(Observation) -> Plan`. `controllers` builds the observation
-from caches and carries the actions out in order; each action is idempotent and guarded (POST
+from caches and carries the actions out in order. Each action is idempotent and guarded (POST
 answers 409 for a pod that exists, patches and deletes test the uid), so a crash between any two
-leaves a state that the next observation explains.
+leaves a state from which the next observation goes on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the planner's steps share: instances sorted into groups, and each one's stage of life.
 
-Derived from the Observation alone; no step keeps anything of its own. `PlanDraft` is the plan in
-the making: actions, reasons and the fabric with what was promised so far.
+It is derived from the Observation alone; no step keeps state. `PlanDraft` is the plan in the
+making: actions, reasons, and the fabric with the promises so far.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The engine's metric families: names from `wire.metrics`, kept by the event loop.
 
 `pdserve_engine_*` series get their labels from pod labels at scrape time. Series under vLLM's names
-carry `model_name` as vLLM does; they have a registry, and a path, of their own, because a colon in
-a name is for recording rules (promlint).
+carry `model_name` as vLLM does. They have a registry and a path of their own, because promlint
+reserves a colon in a name for recording rules.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Peer table and the links to every peer of the other role.
 
-The operator pushes tables; versions only rise. For each peer that a table demands, one task
-connects to the peer's pod, verifies both sides, and then keeps the connection to notice its loss;
-on any failure it tries again with growing pauses. Which address KV is pulled from is decided in
-`kv.paths`, which gets each table from here. An instance is ready once the links of some table were
-complete; a newer table being linked does not unready it (its old links still work).
+The operator pushes tables; versions only rise. For each peer in a table, one task connects to the
+peer's pod, verifies both sides, and then keeps the connection to notice its loss; after a failure
+it tries again with growing pauses. `kv.paths` gets each table from here and decides which address
+KV is pulled from. An instance becomes ready when all links of a table are up. It stays ready while
+the links of a newer table are made, because its old links still work.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which credentials this instance accepts: for control, requests and KV connections.
 
-Starts from the process's own credentials (`EngineConfig`); each push of a peer table may carry a
-grant that adds to them (`wire.credentials`). A table without a grant that was pushed with the
-shared token comes from an operator of an older version: the instance is then `relaxed`, it
-behaves as the engines of that version. Neighbours: `api.routes` asks for every request,
-`kv.tcp` for every handshake; docs/decisions/020 gives the reasons.
+It starts with the process's own credentials (`EngineConfig`); each push of a peer table may carry
+a grant that adds to them (`wire.credentials`). A table without a grant that was pushed with the
+shared token comes from an operator of an older version: then the instance is `relaxed`, which
+means that it accepts what engines of that version accept. Neighbours: `api.routes` asks for every
+request, `kv.tcp` for every handshake; docs/decisions/020 gives the reasons.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tells the linker which instances of a ScenarioGroup to attend, and wakes its PDService."""
+"""Sets which instances of a ScenarioGroup the linker attends to, and wakes its PDService."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """PodDisruptionBudgets of a ScenarioGroup's P/D groups: read from the cache, written on difference.
 
-`groups.evictions` decides what each one asks for. The disruption controller computes from it, and
-from the members that are Ready, how many may go; the eviction API enforces that, also while no
-operator runs. Instances that are not Ready may always be evicted.
+`groups.evictions` decides the content of each. From it, and from the members that are Ready, the
+disruption controller computes how many may be evicted. The eviction API enforces that, also while
+no operator runs. Instances that are not Ready may always be evicted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The RoCEDomain as a ScenarioGroup last knew it: its instances are replaced there when it is gone.
+"""The last known RoCEDomain of a ScenarioGroup: repair goes on with it when the object is gone.
 
-Kept in `status.fabric`, so that a restart of the operator forgets nothing. It is the tree's
-description, some hundred bytes; nodes and what is free on them are read from the cluster.
+It is stored in `status.fabric`, so a restart of the operator loses nothing. It holds the
+description of the tree, some hundred bytes; nodes and what is free on them are read from the
+cluster.
 """
 
 from __future__ import annotations

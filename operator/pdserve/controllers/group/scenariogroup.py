@@ -1,10 +1,11 @@
 """Reconciles one ScenarioGroup: observe (caches only), plan (pure), execute, report.
 
-1. Read the object, its RoCEDomain, its pods and tables; tell the linker whom to attend.
-2. Plan, and promise the devices of pods to be created (`promises`), without a pause between the
-   look at the caches and the promise: two reconciliations never book one device.
+1. Read the object, its RoCEDomain, its pods and tables; tell the linker which instances to attend
+   to.
+2. Plan, and promise the devices of pods to be created (`promises`). Nothing else runs between the
+   reading of the caches and the promise, so two reconciliations never book one device.
 3. Execute in order, however long the API server takes, then write the status if it differs.
-4. Wake the PDService when what may be routed differs from what gateways were given.
+4. Wake the PDService when the routable instances differ from those in the gateways' table.
 """
 
 from __future__ import annotations

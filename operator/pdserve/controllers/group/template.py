@@ -1,7 +1,7 @@
-"""Condition TemplateValid of a ScenarioGroup: may pods be made of it?
+"""Condition TemplateValid of a ScenarioGroup: whether pods may be made from its template.
 
-A group made by its PDService was checked there; one written by hand must hold by itself, and the
-Secret with the credentials of its pods is made for it here.
+The template of a group that a PDService made was checked there. A group written by hand is checked
+here, and the Secret with the credentials of its pods is made here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who waits for devices, and what vanished instances left: found again after a start."""
+"""After a start: which groups wait for devices, and which devices vanished instances left."""
 
 from __future__ import annotations
 

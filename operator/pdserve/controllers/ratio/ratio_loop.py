@@ -1,10 +1,11 @@
-"""The ratio loop: measure all scenarios at once, decide each, record, and let the rest apply.
+"""The ratio loop: measures all scenarios at once, decides for each, and records the decisions.
 
-A tick: 1 ask the metrics source about every scenario that has counts; 2 learn and decide (pure,
-`pdserve.ratio`); 3 append the input and the decision to the log; 4 write news into
-`ScenarioGroup.status.decisions`. Applying is the PDService reconciler's: an Applied entry *is*
-what it wants. With the source away nothing scales, and the list says so once, not every tick.
-What is kept between ticks (`LoopMemory`, learning) may be lost: a restart costs one slow round.
+A tick: 1 query the metrics source for every scenario that has counts; 2 learn and decide (pure,
+`pdserve.ratio`); 3 append the input and the decision to the log; 4 write new decisions into
+`ScenarioGroup.status.decisions`. The PDService reconciler applies them: it takes its counts from
+the last Applied entry. While the source is away nothing scales, and the list says so once, not at
+every tick. What is kept between ticks (`LoopMemory`, learning) may be lost: a restart costs one
+slow round.
 """
 
 from __future__ import annotations

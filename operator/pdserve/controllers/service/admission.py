@@ -1,7 +1,8 @@
-"""Would the API server take a PDService's pods? Asked once per generation, by dry runs.
+"""Whether the API server would take a PDService's pods: checked once per generation, by dry runs.
 
-Admission and defaulting are the cluster's, so one pod per role is POSTed as a dry run, after
-`desired.templates` has taken the template and before anything that serves is touched.
+Only the cluster can tell, because admission and defaulting are its own. So one pod per role is
+POSTed as a dry run, after `desired.templates` has accepted the template and before anything that
+serves is changed.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Reconciles one PDService: its ScenarioGroups and their counts, token, gateway, route table.
 
-1. Would the cluster take the pods (`admission`)? Asked once per generation.
+1. Check once per generation whether the cluster takes the pods (`admission`).
 2. Token, then each scenario's ScenarioGroup and its counts (`counts`); skipped while the template
    is refused, so that what serves goes on as it is.
 3. Route table: what is linked and ready, written when its content changed. Then ScenarioGroups
-   of scenarios that are no longer in the spec are deleted: gateways have let go of them.
+   of scenarios that are no longer in the spec are deleted: gateways no longer route to them.
 4. Gateway objects, and the status.
 
-A foreign object of a needed name is refused with a condition and an Event; the rest goes on.
+If a needed name belongs to a foreign object, a condition and an Event say so; the rest goes on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps the NetworkPolicies of one PDService: those that it asks for, and no others of its own."""
+"""Keeps the NetworkPolicies of one PDService equal to those it asks for; deletes its other ones."""
 
 from __future__ import annotations
 

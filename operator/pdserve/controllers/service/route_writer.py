@@ -1,4 +1,4 @@
-"""Writes the route table of one PDService: what is linked and ready, on difference only."""
+"""Writes the route table of one PDService (what is linked and ready) when it differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads from the caches what the status of one PDService is worded from."""
+"""Reads from the caches what the status of one PDService is made from."""
 
 from __future__ import annotations
 

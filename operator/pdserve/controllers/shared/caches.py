@@ -1,10 +1,10 @@
 """The operator's caches: one per kind, what each keeps, and how its objects are found.
 
-Everything a plan reads comes from here, our own kinds included (kopf does not deliver deletions
-that it missed over a re-list). Pods of the whole cluster are watched, because any pod takes
-something of its node. Pods and Nodes are kept as views (`topology.PodView`, `NodeView`), all else
-as JSON. A change of what no view holds, such as a node's heartbeat, is no change at all.
-Neighbours: `triggers` turns changes into queue keys.
+Every plan reads from here, our own kinds included (kopf misses deletions that happen during a
+re-list). Pods of the whole cluster are watched, because any pod uses resources of its node. Pods
+and Nodes are kept as views (`topology.PodView`, `NodeView`), all else as JSON. An update that
+changes no field of the view, such as a node's heartbeat, counts as no change. Neighbours:
+`triggers` turns changes into queue keys.
 """
 
 from __future__ import annotations

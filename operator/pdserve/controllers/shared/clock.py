@@ -1,18 +1,19 @@
-"""The operator's own time: a clock that never steps, and how long something has been so.
+"""The operator's own time: a clock that never steps, and how long a state has lasted.
 
-Waits and deadlines are reckoned on the monotonic clock. A wall clock may be set by hours, and the
-stamps in objects are of other machines' clocks (API server, kubelets, scheduler): `since` notes
-when this process first saw each stamp, and reckons from there. What it finds when it first looks
-at an object's owner (after a start or a fail-over) it has no memory of: then the stamp counts, but
-not from before this process started. A clock that was set before the start would otherwise make
-an instance of five seconds an hour old, and have it deleted; the price is that a deadline begins
-anew with each operator. `written` reads the stamps of operators (this one, earlier ones,
-other hosts): such a stamp counts, but never lies ahead. No wait is longer than its bound for a
-clock that was set.
+Waits and deadlines use the monotonic clock. A wall clock may be set by hours, and the timestamps in
+objects come from other machines' clocks (API server, kubelets, scheduler). So `since` notes when
+this process first saw each timestamp and counts from there.
 
-`NodeSilence` counts for how long a Node has been without Ready, and only while the API server
-answers: time in which the operator could not read (the server stood still, or this process did)
-says nothing about a node, and after such a time kubelets need a moment to be heard again.
+The first look at an object's owner (after a start or a fail-over) has no such note. Then the
+timestamp itself counts, but never from before this process started: a clock that was set before the
+start could otherwise make an instance of five seconds an hour old, and have it deleted. The price:
+a deadline begins anew with each operator. `written` reads the timestamps of operators (this one,
+earlier ones, other hosts): they count as they are, but at most up to now. So a clock that is set
+makes no wait longer than its bound.
+
+`NodeSilence` measures how long a Node has been without Ready, and only while the API server
+answers. Time in which the operator could not read (the server stood still, or this process did)
+says nothing about a node, and after such a time kubelets need a moment to report again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What every reconciler is given, made once per process.
 
-Holds no truth: whatever is remembered here (promises, verified tokens, the newest attainment) can
-be lost at any moment and is found again from the cluster.
+Nothing here is a source of truth: whatever it remembers (promises, verified tokens, the newest
+attainment) can be lost at any moment and is read again from the cluster.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Devices that instances left to their P/D groups, between a pod's end and the group's status.
 
-`groups.claims` decides what a group keeps, and status remembers it. But a pod may vanish before
-its group was reconciled, or while no operator ran: until the next reconciliation of its group the
-claim is held here, noted when the cache drops the pod, and after a start found in the peer tables,
-which name every instance that served. Every placement counts both, so no other group is quicker
-than the group itself. Who is waiting for devices is noted here too, for the order among them.
+`groups.claims` decides what a group keeps, and status stores it. But a pod may vanish before its
+group is reconciled, or while no operator runs. Until the next reconciliation of its group the
+claim is held here. It is noted when the cache drops the pod; after a start it is found in the peer
+tables, which name every instance that served. Every placement counts both, so no other group can
+take the devices first. Which groups wait for devices is noted here too, for the order among them.
 """
 
 from __future__ import annotations

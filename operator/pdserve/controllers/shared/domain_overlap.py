@@ -1,8 +1,8 @@
-"""Two RoCEDomains over the same nodes: the younger one and its ScenarioGroups say so.
+"""Detects two RoCEDomains over the same nodes, and refuses the younger one.
 
-Each domain is a tree of its own, so two that share nodes say different things about the same
-links. The older one (creation time, then name) stands; every other is not Ready. What runs in it
-goes on: devices are counted by node, whatever domain placed them.
+Each domain is a tree of its own, so two that share nodes describe the same links differently. The
+older one (creation time, then name) is valid; every other is not Ready, and its ScenarioGroups say
+so. What runs in it goes on: devices are counted by node, whatever domain placed them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The fabric trees of all RoCEDomains, kept while nothing in them changes.
 
-A tree of a thousand nodes takes tens of milliseconds to build, and after one node event hundreds
-of ScenarioGroups ask for the same one. Here a node is read again only when it, or what pods take
-of it, changed. A tree is built again when a node itself changed; when only pods came or went, as
-they do all the time, the nodes concerned are put into it anew, and what placement counted of the
-others stays. Neighbours: `promises` and others lay on top of the tree what they know; the caches
-say what changed.
+To build a tree of a thousand nodes takes tens of milliseconds, and after one node event hundreds
+of ScenarioGroups ask for the same one. So a node is read again only when it, or what pods use of
+it, changed. When a node itself changed, the tree is built again. When only pods came or went,
+which is frequent, only their nodes are replaced in the tree, and placement's counts of the others
+stay. Neighbours: `promises` and others add to the tree what is not in the cluster yet; the caches
+report what changed.
 """
 
 from __future__ import annotations

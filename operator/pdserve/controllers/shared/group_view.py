@@ -1,6 +1,6 @@
-"""What the group planner is shown: one ScenarioGroup read from the caches. No I/O, no writes.
+"""Builds the observation of one ScenarioGroup for the group planner, from the caches alone.
 
-Also says which pods are foreign (named or labelled like ours, but not owned by this
+No I/O, no writes. It also lists foreign pods (named or labelled like ours, but not owned by this
 ScenarioGroup): they are never touched (architecture invariant 9). Neighbours: `groups` plans on
 the observation, `scenariogroup` carries the plan out, `desired.routing` makes the route
 table from the same instances.

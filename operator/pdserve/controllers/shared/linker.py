@@ -1,11 +1,11 @@
 """Talks to instances about their links: pushes peer tables, reads link reports, drains.
 
-The ScenarioGroup reconciler says, level-triggered, which instances it wants attended and how
-(`set_targets`); this module keeps one task per instance that needs something, remembers what
-each container last reported, and wakes the reconciler when a report changes. Instances that are
-settled cost nothing: no task, no request. Reports are keyed by container id, so that what a
-former process said is never taken for the present one. Losing the memory (operator restart)
-costs one idempotent push and one read per instance.
+The ScenarioGroup reconciler sets, level-triggered, which instances to attend to and how
+(`set_targets`). This module keeps one task per instance that needs something, remembers the last
+report of each container, and wakes the reconciler when a report changes. Instances that need
+nothing cost nothing: no task, no request. Reports are keyed by container id, so a report of an
+earlier process is never taken for one of the present process. If the memory is lost (operator
+restart), each instance gets one idempotent push and one read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The operator's own metrics, under controller-runtime's names where it has one.
 
-So that known dashboards and alerts work. The work queue, caches, client and Lease declare theirs
-in `kube`; the names of what gateways and engines expose are in `wire.metrics`.
+The same names let known dashboards and alerts work. The work queue, caches, client and Lease
+declare theirs in `kube`; the names of what gateways and engines expose are in `wire.metrics`.
 """
 
 from __future__ import annotations

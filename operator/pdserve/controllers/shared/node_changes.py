@@ -1,9 +1,9 @@
 """When each node last changed so that it may take an instance that it refused before.
 
-The scheduler's reasons are many (pods that keep away from others, volumes, limits that admission
-adds), so whatever may cure one counts: a pod there left, or what the node states of itself changed
-(amounts, labels, taints, cordon). Kept in memory only: after a restart the planner's back-off runs
-its course. Neighbours: `groups.repairs` decides what follows.
+The scheduler has many reasons to refuse (pod anti-affinity, volumes, limits that admission adds),
+so every change that may remove one counts: a pod left the node, or the node's own description
+changed (amounts, labels, taints, cordon). Kept in memory only: after a restart the planner's
+back-off runs to its end. Neighbours: `groups.repairs` decides what follows.
 """
 
 from __future__ import annotations

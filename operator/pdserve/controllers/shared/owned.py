@@ -1,7 +1,8 @@
 """Writes and deletes objects that belong to one of ours; writes on difference only.
 
-The read is the cache's; an object that is as wanted costs no request. `kube.ownership` refuses to
-take over a foreign one; the answer of a write enters the cache before the next plan reads it.
+The present object is read from the cache; one that is already as wanted costs no request.
+`kube.ownership` refuses to take over a foreign object. The answer to a write enters the cache
+before the next plan reads it.
 """
 
 from __future__ import annotations

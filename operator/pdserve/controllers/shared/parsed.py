@@ -1,8 +1,8 @@
 """Typed models of cached objects, made once per version of an object.
 
 A cached object is never changed in place: a new version is a new object. So the model of an object
-stays right for as long as the object itself is meant, and reconcilers that look at the same version
-again and again need not validate it again.
+is valid as long as the object is in the cache, and reconcilers that read the same version again
+need not validate it again.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Devices promised to pods that are being created and that the cache does not show yet.
 
-A plan that creates pods is made and its devices are promised here without a pause in between; the
-POSTs follow outside of any lock, however long they take. Every other plan counts the promises, so
-that no device is booked twice. They live in memory only: after a restart, what was created is in
-the list that fills the cache.
+A plan that creates pods promises their devices here; nothing else runs between the planning and
+the promise. The POSTs follow outside of any lock, however long they take. Every other plan counts
+the promises, so that no device is booked twice. They live in memory only: after a restart, the
+list that fills the cache contains what was created.
 
-An attempt that failed is made again after a back-off, and its POST may have been carried out all
-the same. Its promises stay until the cache shows the pods or the ScenarioGroup plans again:
-otherwise another ScenarioGroup would get the devices of a pod that exists, or those of the other
-half of a P/D group. Not for longer than `FAILED_SECONDS` after the first of several failures in a
-row, and not where the API server said no: others would wait for devices that no pod gets.
+A failed POST is repeated after a back-off, and the API server may have carried it out all the
+same. So its promises stay until the cache shows the pods or the ScenarioGroup plans again;
+otherwise another ScenarioGroup could get the devices of a pod that exists, or those of the other
+half of a P/D group. They stay for at most `FAILED_SECONDS` after the first of several failures in
+a row, and not at all where the API server refused: else others would wait for devices that no pod
+gets.
 """
 
 from __future__ import annotations

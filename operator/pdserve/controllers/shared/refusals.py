@@ -1,7 +1,7 @@
 """Conditions that say why one of our objects is not acted on.
 
-`Reconciled` is about the reconciler, `Decided` about the ratio loop. Both are absent on an object
-with which all goes well, False with the reason while something is refused or fails, and True again
+`Reconciled` is about the reconciler, `Decided` about the ratio loop. An object without failures has
+neither. A condition is False, with the reason, while something is refused or fails, and True again
 after the next success. They are written over the raw status, because the object itself may be what
 cannot be read. Neighbours: `worker` and `ratio_loop` call it; `skipped` counts and writes Events.
 """

@@ -1,13 +1,14 @@
 """The template of every revision in use, kept as ControllerRevisions of the ScenarioGroup.
 
-A ScenarioGroup's spec holds one template, but while a rollout is on its groups run two: an old one
-that loses an instance must get it back as it was, or a bad revision turns the next ordinary fault
-into an outage. As a StatefulSet does, the operator therefore keeps one ControllerRevision per
-revision with pods, owned by the ScenarioGroup and deleted when no pod has it any more.
+A ScenarioGroup's spec holds one template, but during a rollout its groups run two. An old group
+that loses an instance must get it back at its old template; with the new one, a bad revision would
+turn the next ordinary fault into an outage. As a StatefulSet does, the operator therefore keeps
+one ControllerRevision per revision with pods. The ScenarioGroup owns it, and it is deleted when no
+pod has the revision any more.
 
-A ScenarioGroup that was there before its operator knew of this gets its first one at the next
-look. What is stored is used only when it has the hash that its name says. Neighbours:
-`group_view` shows the stored revisions to the planner, `group_actions` renders from them.
+A ScenarioGroup from before this feature gets its first one at the next reconciliation. A stored
+template is used only if it has the hash in its name. Neighbours: `group_view` shows the stored
+revisions to the planner, `group_actions` renders from them.
 """
 
 from __future__ import annotations

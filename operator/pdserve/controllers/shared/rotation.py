@@ -1,7 +1,7 @@
 """Rotates one PDService's credentials: observes how far each process is, and goes one step on.
 
-Asked for by annotation `pdserve.io/rotate`. `credentials.advance` decides; here are its eyes and
-hands. Called with every reconcile of the PDService; all state is in the cluster.
+Annotation `pdserve.io/rotate` asks for it. `credentials.advance` decides; this module observes and
+carries out. Called with every reconcile of the PDService; all state is in the cluster.
 """
 
 from __future__ import annotations

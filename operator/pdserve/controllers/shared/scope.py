@@ -1,9 +1,9 @@
 """Which of the objects it sees this operator leaves to others.
 
 An operator of all namespaces leaves a namespace to the operator that claims it there; an operator
-of one namespace leaves RoCEDomains to one of all namespaces. `kube.claim` finds out, this is what
-reconcilers, the ratio loop, gauges and Events ask. What is left alone is still read: its pods hold
-devices.
+of one namespace leaves RoCEDomains to one of all namespaces. `kube.claim` finds these claims;
+reconcilers, the ratio loop, gauges and Events ask this module. Objects that are left alone are
+still read: their pods hold devices.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Objects that could not be read: skipped, counted, told. Their neighbours go on.
+"""Objects that could not be read: skipped, counted, reported. Their neighbours go on.
 
-Whatever walks over many objects (a cache's filter, an index, a plan's observation, a ratio tick,
-the linker) hands what it cannot read to `Skipped` and takes the next one. It counts in
+Every loop over many objects (a cache's filter, an index, a plan's observation, a ratio tick, the
+linker) passes what it cannot read to `Skipped` and takes the next one. `Skipped` counts it in
 `pdserve_operator_skipped_objects_total`, logs each cause once and writes an Event on the object.
-Caches fill before this process may lead: what was skipped until then is reported when it does.
+Caches fill before this process may lead: what was skipped until then is reported when it leads.
 Neighbours: `refusals` puts the same into conditions of our own kinds.
 """
 

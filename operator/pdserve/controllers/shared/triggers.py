@@ -1,7 +1,8 @@
-"""Which objects to look at again when something changed: change -> queue keys.
+"""Which objects to reconcile when something changed: change -> queue keys.
 
-Level-triggered: a key says only "look", never what happened. Missing a trigger would delay work
-until the next resync, so rules err on the side of one key too many; the queue deduplicates.
+Level-triggered: a key says which object to read, never what happened. A missing key would delay
+work until the next resync, so where a rule is not sure it gives the key; the queue merges equal
+keys.
 """
 
 from __future__ import annotations

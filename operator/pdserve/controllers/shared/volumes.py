@@ -1,10 +1,10 @@
 """Which nodes the volumes of a role's instances can be reached from.
 
-A template's persistentVolumeClaims are read by name when a plan is made, with the volumes behind
-them, and what was read counts for a few seconds: no cluster is watched for them. A bound claim is
-where its volume is. One that waits for its first pod can be where a free volume of its class is,
-unless the class makes new ones. Whatever else is the case, or cannot be read, restricts nothing:
-the scheduler decides, as for any pod.
+When a plan is made, the persistentVolumeClaims of a template are read by name, with the volumes
+behind them, and kept for a few seconds: they are not watched. A bound claim restricts to the nodes
+of its volume. A claim that waits for its first pod restricts to the nodes of free volumes of its
+class, unless the class makes new ones. Every other case, and what cannot be read, restricts
+nothing: the scheduler decides, as for any pod.
 """
 
 from __future__ import annotations

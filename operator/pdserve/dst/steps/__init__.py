@@ -1,8 +1,8 @@
 """What a schedule may do to the cluster: faults, changes by users, and odd values.
 
-A step is a function of the scene and its own random source; it says what it did, or returns None
-where it cannot be done. Each draws from its own seed, so that leaving one out changes no other:
-that is what lets a failing schedule be cut down.
+A step is a function of the scene and a random source of its own. It returns a text of what it did,
+or None where it is not possible. Each step draws from its own seed, so leaving one out changes no
+other; the reduction of a failing schedule depends on that.
 """
 
 from __future__ import annotations

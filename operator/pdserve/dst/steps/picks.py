@@ -1,4 +1,4 @@
-"""What steps choose, make and read."""
+"""Choices and helpers that several steps share: which object to act on, what to write there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a generation request to its answer: admit it, listen to it, write what it says."""
+"""Serves one generation request: admit it, follow its events, write the reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which path does what, and who may call it."""
+"""The routes of the engine: which handler serves which path, and which credential it needs."""
 
 from __future__ import annotations
 

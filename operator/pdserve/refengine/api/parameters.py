@@ -1,10 +1,10 @@
 """Fields of a request body that the engine does not implement: which are refused, which ignored.
 
 A field that would change the answer is refused unless its value means the same as its absence;
-`null` always does. A field that cannot change the answer is ignored. An unknown field is
-refused where it looks like a slip of the pen for one that matters, or belongs to a family that
-matters, and ignored otherwise, so that clients may send notes of their own.
-docs/reference/parameters.md says the same for people; a test compares the two.
+`null` always does. A field that cannot change the answer is ignored. An unknown field is refused if
+its name looks like a misspelt one that matters, or belongs to a family that matters. Any other
+unknown field is ignored, so that clients may send fields of their own.
+docs/reference/parameters.md lists the same; a test compares the two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Bytes of one transport connection: frames into a callback, payloads straight into memory.
+"""Bytes of one transport connection: frames go to a callback, payloads straight into memory.
 
-`BufferedProtocol` lets the kernel copy land in the KV blocks themselves; the checksum is taken
-on each piece while it is still in cache.
+`BufferedProtocol` lets the kernel copy into the KV blocks themselves. The checksum of each piece is
+computed while the piece is still in the CPU's cache.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the engine asks of a KV transport, whatever moves the bytes.
+"""The interface of a KV transport, whatever moves the bytes.
 
-`tcp` is the implementation without dependencies; RDMA transports would implement the same
-protocol. A pull either fills every landing buffer with checked bytes or raises, in which case
-the caller frees the blocks: partial KV is never used.
+`tcp` implements it without dependencies; an RDMA transport would implement the same protocol. A
+pull either fills every landing buffer with checked bytes or raises. After an error the caller
+frees the blocks: partial KV is never used.
 """
 
 from __future__ import annotations

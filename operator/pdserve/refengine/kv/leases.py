@@ -1,8 +1,8 @@
-"""KV of finished prefills, kept until a decode has it, it is released, or its lease ends.
+"""KV of finished prefills, kept until a decode has pulled it, it is released, or its lease ends.
 
-Pure bookkeeping: the clock is an argument, the owner learns through callbacks. While a pull is
-under way the lease does not end (up to `grace` seconds), and a failed pull leaves the KV for
-another decode to try.
+Pure bookkeeping: the clock is an argument, and the owner gets the results by callbacks. While a
+pull is under way the lease does not end (for up to `grace` seconds). After a failed pull the KV
+stays, so that another decode can try.
 """
 
 from __future__ import annotations

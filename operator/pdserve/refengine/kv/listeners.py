@@ -1,9 +1,9 @@
 """Listens for KV at the addresses of this instance's devices, beside the pod's address.
 
-The addresses come with the peer table. A pod has those of its own networks, and with host network
-those of its node; any other cannot be bound. Such an address is reported, retried now and then, and
-peers are not sent there. Where the pod's listener answers on every address already, an address
-needs no socket of its own: it only has to be one of this machine.
+The addresses come with the peer table. A pod has the addresses of its own networks, and with host
+network those of its node; any other address cannot be bound. Such an address is reported and
+retried now and then, and peers are not sent there. Where the pod's listener already accepts on
+every address, an address needs no socket of its own: it only has to be one of this machine.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Which address of a peer KV is pulled from: a device's own where there is one, else the pod's.
 
-A device's address is used when three agree: the peer table names it, the peer says in a handshake
-at its pod's address that it listens there, and a handshake at the address itself has succeeded. So
-a table with wrong addresses costs no request, and nothing but an instance's own peer gets a pull.
-Verifying goes on beside the pulls, with growing pauses. A pull whose connection to a device breaks
-is asked for once more at the pod's address. Every pull is counted by where it went, and why not to
-a device (docs/decisions/027).
+A device's address is used after three checks: the peer table names it; the peer says, in a
+handshake at its pod's address, that it listens there; a handshake at the address itself succeeded.
+So a table with wrong addresses fails no request, and a pull goes to nothing but the named peer.
+Checks run beside the pulls, with growing pauses. A pull whose connection to a device breaks is
+repeated once at the pod's address. Every pull is counted by the address it used and, if that was
+the pod's, by the reason (docs/decisions/027).
 """
 
 from __future__ import annotations

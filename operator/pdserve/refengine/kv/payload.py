@@ -1,8 +1,8 @@
-"""The travelling form of one request's KV: one contiguous buffer, block after block.
+"""KV of one request in the form that travels: one contiguous buffer, block after block.
 
-A block is contiguous in the pool over all layers ([layers, 2, kv_heads * dim * tokens]), so the
-sender gathers once and the receiver's socket reads fall straight into its own blocks, whatever
-ids they have (P/D-Serve section 3.6: contiguous send, RecvScatter). Positions of the last block
+A block is contiguous in the pool over all layers ([layers, 2, kv_heads * dim * tokens]). So the
+sender gathers once, and the receiver reads from the socket straight into its own blocks, whose ids
+may be others (P/D-Serve section 3.6: contiguous send, RecvScatter). Positions of the last block
 that are not part of the prompt are sent as zeros.
 """
 

@@ -1,8 +1,8 @@
-"""Paged KV memory: which blocks belong to whom, and which prompts' blocks can be reused.
+"""Paged KV memory: the references to each block, and the blocks that later prompts can reuse.
 
-Blocks are counted references. A full block of a prompt is known by the hash of all tokens up to
-its end (as in vLLM's prefix cache), stays after its last user, and is recycled least recently
-used first. Exact mode makes reuse exact: the same tokens always give the same bits.
+A full block of a prompt is found by the hash of all tokens up to its end (as in vLLM's prefix
+cache). It stays when its last reference is released, and the least recently used one is recycled
+first. In exact mode reuse is exact: the same tokens always give the same bits.
 """
 
 from __future__ import annotations

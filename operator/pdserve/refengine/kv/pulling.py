@@ -1,4 +1,4 @@
-"""The end that opens a KV connection: it verifies the peer, and lands what it pulls."""
+"""The end of a KV connection that opens it: it verifies the peer and receives payloads."""
 
 from __future__ import annotations
 

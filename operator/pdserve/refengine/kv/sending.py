@@ -1,4 +1,4 @@
-"""The end that accepts a KV connection: it proves who it is, and sends what it holds."""
+"""The end of a KV connection that accepts it: it proves its identity and sends payloads."""
 
 from __future__ import annotations
 

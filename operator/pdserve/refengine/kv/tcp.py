@@ -1,7 +1,7 @@
-"""KV transport over tcp: one authenticated connection at a time per pull, reused afterwards.
+"""KV transport over tcp: each pull uses one authenticated connection, which is then reused.
 
-Connects and listens, at the pod's address and at those of the instance's devices, and keeps
-connections for reuse; `sending` and `pulling` are the two ends of one, on the event loop (uvloop in
+It listens at the pod's address and at those of the instance's devices, connects to peers, and keeps
+connections. `sending` and `pulling` are the two ends of a connection, on the event loop (uvloop in
 the engine). Timeouts bound every wait; a connection with an error is dropped, never reused.
 """
 

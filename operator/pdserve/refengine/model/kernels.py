@@ -1,14 +1,14 @@
 """Numpy kernels whose results do not depend on what else is in the batch (exact mode).
 
-Why it needs care: BLAS picks another summation order for another matrix shape, so the same
-row gives other last bits in another batch, and one flipped bit can flip a token. The rules here:
+BLAS sums in another order for another matrix shape. So the same row gives other last bits in
+another batch, and one flipped bit can change a token. The rules here:
 
   1. every matrix product is a stack of products with exactly 8 rows (zero-padded) and a fixed
      K and N; with OpenBLAS such a product is bit-invariant to the row's position and neighbours
-     (`selftest` proves it for the shapes in use at every start);
-  2. weights are cut at load time into pieces of at most 512 x N with 8*K*N <= 1e6, both because
-     the pieces define the summation order and because OpenBLAS has its fast small-matrix kernel
-     below that size (115 against 30 GFLOP/s measured on AVX-512);
+     (`selftest` checks it for the shapes in use at every start);
+  2. weights are cut at load time into pieces of at most 512 x N with 8*K*N <= 1e6. The pieces fix
+     the summation order, and below that size OpenBLAS uses its fast small-matrix kernel (115
+     against 30 GFLOP/s measured on AVX-512);
   3. attention works on KV blocks of one size; scores beyond a query's position are -inf, so they
      add exactly 0; sums run over blocks in ascending order;
   4. everything else is elementwise or reduces a fixed-length contiguous axis.

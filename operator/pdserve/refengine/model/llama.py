@@ -1,9 +1,9 @@
 """Llama forward pass over paged KV, exact for every way of batching and chunking.
 
-One call of `Llama.step` advances several sequences at once: prompt chunks of any length and
-single decode tokens mixed. New K and V are written into the sequences' blocks first, then every
-new position attends over its own sequence's blocks. Weights: `load.py`; kernels and why they
-are shaped so: `kernels.py`.
+One call of `Llama.step` advances several sequences at once: prompt chunks of any length and single
+decode tokens mixed. New K and V are first written into the sequences' blocks; then every new
+position attends over its own sequence's blocks. `loader` reads the weights; `kernels` explains the
+shapes of the products.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Proof at every start that exact mode holds on this machine's BLAS and CPU.
+"""Checks at every start that exact mode holds on this machine's BLAS and CPU.
 
 `kernels` relies on one property of products with 8 rows: a row's result does not depend on its
-position in the tile, on its neighbours, or on how many tiles are stacked. That is how OpenBLAS
-behaves, not what it promises, so it is checked for the very shapes in use (about 10 ms).
+position in the tile, on its neighbours, or on how many tiles are stacked. OpenBLAS behaves so
+without promising it; the check covers the very shapes in use and takes about 10 ms.
 
-The digest of all results tells whether two instances compute the same bits: a prefill and a
-decode on different CPU types may not, and then P/D output may differ from aggregated output.
+Equal digests of all results show that two instances compute the same bits. A prefill and a decode
+on different CPU types may differ; then P/D output may differ from aggregated output.
 """
 
 from __future__ import annotations

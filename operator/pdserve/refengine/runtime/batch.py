@@ -1,8 +1,8 @@
 """What goes into the next step: a pure choice over the running sequences.
 
-Decode tokens first (every running sequence that has its prompt), then prompt chunks in order of
-acceptance, each at most `chunk` tokens, together at most `budget`. Mixing both in one step is
-what keeps token times even in an aggregated instance.
+First one decode token of every running sequence whose prompt is complete, then prompt chunks in
+order of acceptance, each at most `chunk` tokens, together at most `budget`. Mixing both in one step
+keeps the times between tokens even, also in an aggregated instance.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the compute thread does in one step: forward pass, sampling, gathering KV to hand over.
+"""The work of the compute thread in one step: forward pass, sampling, gathering KV to hand over.
 
-Runs beside the event loop, so it may only read what a step was given and write the KV blocks of
-the step's own sequences.
+It runs beside the event loop. So it may read only what a step was given, and write only the KV
+blocks of the step's own sequences.
 """
 
 from __future__ import annotations

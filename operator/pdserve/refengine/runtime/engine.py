@@ -3,8 +3,8 @@
 All state belongs to the event loop. The cycle: `claim` takes a slot or refuses at once; `admit`
 makes the claim a sequence with KV blocks (`admission`); `steps` gives the compute thread the next
 step when it is free, and `done` hands out tokens and frees what ended. A decode's KV arrives
-beside running steps (`pulls`) and joins the next one. `release` ends a request by name wherever it
-is.
+beside running steps (`pulls`), and the decode joins the step that follows. `release` ends a
+request by name in any of these states.
 
 A prefill leg ends with its first token: the KV moves into a payload of its own (`handoff`), the
 blocks stay only as prefix cache, the slot stays taken until the KV is gone.

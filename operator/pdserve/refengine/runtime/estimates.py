@@ -1,9 +1,9 @@
 """Everything the engine expects of the near future: step times, remaining work, transfers.
 
-With a pacer the profile is the truth; otherwise `predict` learns from finished steps. Used for
+In paced mode the profile gives the times; otherwise `predict` learns from finished steps. Used for
 `x-pdserve-free-in-ms` and to reject what cannot meet its deadline; never for admission itself.
-A learned prediction that refuses gets no new measurement and could be wrong for ever, so an idle
-instance tries a refused prompt out once in `TRY_OUT_SECONDS`.
+A learned prediction that refuses a prompt gets no new measurement, so it could stay wrong for ever.
+Therefore an idle instance computes one refused prompt in each `TRY_OUT_SECONDS`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the requests of an instance mean for the next one: how long it takes, when a slot is free.
+"""Forecasts for the next request: how long it takes, and when a slot is free.
 
 Functions of what runs and what `estimates` learned. Seconds throughout; `now` is of the engine's
 monotonic clock.

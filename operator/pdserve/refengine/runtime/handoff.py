@@ -1,7 +1,7 @@
-"""The prefill's side of a handoff: keep KV and its slot until a decode has it.
+"""The prefill's side of a handoff: keeps KV and its slot until a decode has pulled it.
 
-Implements the transport's `Exporter`. Requests can be released by the id the client sent
-(`x-request-id`), which the gateway knows, or by the id in `kv_transfer_params`.
+Implements the transport's `Exporter`. A request can be released by the id the client sent
+(`x-request-id`), which the gateway has, or by the id in `kv_transfer_params`.
 """
 
 from __future__ import annotations

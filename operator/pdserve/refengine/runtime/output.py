@@ -1,7 +1,7 @@
-"""Turning chosen tokens into text: detokenising, stop strings, and why an output ends.
+"""Turns chosen tokens into text: detokenising, stop strings, and why an output ends.
 
-The same object serves both legs of P/D: a decode feeds it the prefill's first token, so stop
-strings and half UTF-8 characters across the handoff need no special case.
+Both legs of a P/D request use the same class. A decode feeds it the prefill's first token, so stop
+strings and UTF-8 characters that are cut by the handoff need no special case.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Paced mode: compute for real, then wait until the time an accelerator would have taken.
 
-With a dozen instances on two cores, moving one from prefill to decode changes nothing unless
-each behaves like a device of its own. A profile gives step times by batch composition:
+A dozen instances on two cores share the cores: moving one from prefill to decode would change
+nothing. Paced, each is as fast as a device of its own. A profile gives step times by batch:
 
     prefill  T_p = a + b * sum(L) + c * sum(L^2)      decode step = d + e * B + f * sum(context)
 
 and the KV bytes and link bandwidth for transfers; all times are multiplied by the pace factor.
-Deadlines chain (a step that follows another at once starts at the other's deadline), so timer
-jitter does not add up. Results count only while valid: at most 1 % of steps were delivered late
-(by more than 3 ms and 5 % of the step), and real compute took at most 70 % of the paced time;
-`/pdserve/v1/info` and `pdserve_engine_paced_valid` say so. Never the default.
+A step that follows another at once starts at the other's deadline, so timer jitter does not add up.
+Results count only while valid: at most 1 % of steps were delivered late (by more than 3 ms and 5 %
+of the step), and real compute took at most 70 % of the paced time; `/pdserve/v1/info` and
+`pdserve_engine_paced_valid` report that. Never the default.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How long would it take? Answers for hints and deadlines, learnt from finished steps.
+"""Predicts durations for hints and deadlines from finished steps.
 
-Prefill time is fitted as `base + rate * tokens` by least squares with exponential forgetting;
-until two different sizes were seen, proportionally. Decode steps and output lengths are moving
-averages. In paced mode the profile answers instead (see `engine`).
+Prefill time is fitted as `base + rate * tokens` by least squares with exponential forgetting; until
+two different sizes were seen, it is taken as proportional. Decode steps and output lengths are
+moving averages. In paced mode the profile is used instead (see `pacing`).
 """
 
 from __future__ import annotations

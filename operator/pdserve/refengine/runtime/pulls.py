@@ -1,4 +1,4 @@
-"""KV of a decode on its way here, beside the steps: one task per sequence that waits for it."""
+"""Pulls the KV of decodes, beside the steps: one task for each sequence that waits for its KV."""
 
 from __future__ import annotations
 

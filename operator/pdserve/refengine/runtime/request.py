@@ -1,4 +1,4 @@
-"""What a client asked for, validated, and what it hears back: values without behaviour."""
+"""A validated request, and the events that answer it: values without behaviour."""
 
 from __future__ import annotations
 

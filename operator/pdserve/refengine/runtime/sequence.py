@@ -1,7 +1,7 @@
-"""One request on its way through the engine, and who hears about it.
+"""The running state of one request, and the listener for its events.
 
-A `Sequence` is the running state of a `GenerationRequest`: blocks, how many positions have KV,
-tokens chosen so far. Only the event loop changes it.
+A `Sequence` belongs to a `GenerationRequest`: its blocks, how many positions have KV, the tokens
+chosen so far. Only the event loop changes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Slots of one instance and what it tells gateways about them.
+"""Slots of one instance, and the hints about them that gateways get.
 
 Pure counting. A prefill's slot is held from accept until its KV is gone; a decode has its slots
 plus prefetch credits. `epoch` rises with every change, so that a gateway can tell a newer hint

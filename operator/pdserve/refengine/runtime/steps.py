@@ -1,8 +1,7 @@
 """The cycle of steps: one batch at a time on the compute thread, counted and paced.
 
-The owner says what the next batch is and hands out what it computed; this module runs it, so that
-its owner hears of every batch exactly once: it is `done`, or it has `failed`. All state belongs
-to the event loop.
+The owner chooses the next batch and hands out the results. This module runs the batch and reports
+each exactly once: it is `done`, or it has `failed`. All state belongs to the event loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The first computations of an instance, so that the first client's prompt is predicted well."""
+"""The first computations of an instance: with them the first prompt is predicted well."""
 
 from __future__ import annotations
 
