@@ -196,8 +196,20 @@ class Number:
         return f"must be a number from {self.min:g} to {self.max:.0f}"
 
 
+class _Checked:
+    """A bound that tests a whole parsed value by its `problem`."""
+
+    __slots__ = ()
+    problem: Callable[[Any], str | None]
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return _checked(handler(source), self.problem)
+
+
 @dataclass(frozen=True, slots=True)
-class Items:
+class Items(_Checked):
     """A list of `min`..`max` items; with `keys`, no two items agree in all of them.
 
     `keys` makes it a list-map for server-side apply; without, the list is one value (atomic).
@@ -223,11 +235,6 @@ class Items:
                 return f"items must differ in {', '.join(self.keys)}: {', '.join(twice)} repeats"
         return None
 
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return _checked(handler(source), self.problem)
-
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonObject:
@@ -241,7 +248,7 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
+class Entries(_Checked):
     """A string map of `min`..`max` entries; `key` and `value` bound their text."""
 
     max: int
@@ -259,11 +266,6 @@ class Entries:
             if wrong := self.value.problem(v):
                 return f"value of {k!r} {wrong}"
         return None
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return _checked(handler(source), self.problem)
 
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
@@ -285,7 +287,7 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True)
-class Preserved:
+class Preserved(_Checked):
     """An object that keeps fields this API does not describe (a part of another API's type).
 
     At most `depth` lists and objects inside one another: the API server keeps thousands, and
@@ -303,11 +305,6 @@ class Preserved:
             if not level:
                 return None
         return f"must not be nested deeper than {self.depth}"
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return _checked(handler(source), self.problem)
 
     def __get_pydantic_json_schema__(
         self, _core: CoreSchema, _handler: GetJsonSchemaHandler

@@ -23,12 +23,12 @@ from pdserve.api.network import NetworkIsolation
 from pdserve.api.scenario import Scenario
 from pdserve.api.scenariogroup import DecisionRecord, RoleCount
 from pdserve.api.strings import (
-    MAX_SERVICE_NAME,
     SERVICE_NAME,
     Line,
     ResourceName,
     ScenarioName,
     Short,
+    name_rule,
 )
 
 MAX_SCENARIOS = 32
@@ -335,16 +335,7 @@ def _devices(devices: tuple[DeviceUse, ...]) -> str:
 class PDService(CustomResource):
     """A model served over the OpenAI API with prefill and decode on separate instances."""
 
-    rules = (
-        Rule(
-            f"self.metadata.name.size() <= {MAX_SERVICE_NAME}"
-            " && self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')",
-            "must be at most 30 lower-case letters, digits and '-', starting with a "
-            "letter, so that labels and pod names made of it fit",
-            lambda v: not v.name or SERVICE_NAME.problem(v.name) is None,
-            ".metadata.name",
-        ),
-    )
+    rules = (name_rule(SERVICE_NAME),)
     info: ClassVar[KindInfo] = KindInfo(
         name="PDService",
         plural="pdservices",

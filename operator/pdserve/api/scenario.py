@@ -64,17 +64,15 @@ class SloTargets(ApiModel):
         )
 
 
+_IN_ORDER = Rule(
+    "self.min <= self.max", "min must be at most max", lambda v: v.min <= v.max, ".min"
+)
+
+
 class GroupBounds(ApiModel):
     """How many P/D groups a scenario may have."""
 
-    rules = (
-        Rule(
-            "self.min <= self.max",
-            "min must be at most max",
-            lambda v: v.min <= v.max,
-            ".min",
-        ),
-    )
+    rules = (_IN_ORDER,)
 
     min: Annotated[int, Int(1, MAX_GROUPS)]
     """Fewest P/D groups."""
@@ -85,14 +83,7 @@ class GroupBounds(ApiModel):
 class InstanceBounds(ApiModel):
     """How many instances of one role a P/D group may have."""
 
-    rules = (
-        Rule(
-            "self.min <= self.max",
-            "min must be at most max",
-            lambda v: v.min <= v.max,
-            ".min",
-        ),
-    )
+    rules = (_IN_ORDER,)
 
     min: Annotated[int, Int(1, MAX_INSTANCES)]
     """Fewest instances."""

@@ -29,6 +29,7 @@ from pdserve.api.strings import (
     ScenarioName,
     ServiceName,
     Time,
+    name_rule,
 )
 from pdserve.terms import Role
 
@@ -259,16 +260,7 @@ class ScenarioGroup(CustomResource):
     writer does. A change of mode keeps the counts as they are.
     """
 
-    rules = (
-        Rule(
-            f"self.metadata.name.size() <= {GROUP_NAME.max}"
-            " && self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')",
-            "must be at most 51 lower-case letters, digits and '-', starting with a "
-            "letter, so that labels and pod names made of it fit",
-            lambda v: not v.name or GROUP_NAME.problem(v.name) is None,
-            ".metadata.name",
-        ),
-    )
+    rules = (name_rule(GROUP_NAME),)
     info: ClassVar[KindInfo] = KindInfo(
         name="ScenarioGroup",
         plural="scenariogroups",

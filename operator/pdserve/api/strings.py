@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pdserve.api.base import Text
+from pdserve.api.base import Rule, Text, cel_string
 
 _LABEL_PART = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
 _DOMAIN = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
@@ -24,6 +24,20 @@ GROUP_NAME = Text(
     says="lower-case letters, digits and '-', starting with a letter, at most 51 characters",
 )
 """Of a ScenarioGroup: `<service>-<scenario>` when a PDService makes it."""
+
+
+def name_rule(name: Text) -> Rule:
+    """The rule that an object's own name is one of `name`, one of the two above."""
+    return Rule(
+        f"self.metadata.name.size() <= {name.max} && "
+        f"self.metadata.name.matches({cel_string(name.pattern)})",
+        f"must be at most {name.max} lower-case letters, digits and '-', starting with a "
+        "letter, so that labels and pod names made of it fit",
+        lambda v: not v.name or name.problem(v.name) is None,
+        ".metadata.name",
+    )
+
+
 LABEL_KEY = Text(
     317,
     pattern=rf"^({_DOMAIN}/)?{_LABEL_PART}$",

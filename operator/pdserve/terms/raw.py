@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pdserve.terms.json import JsonMap
+from pdserve.terms.json import JsonMap, JsonValue
 from pdserve.terms.shown import shown
 
 _NOTHING: JsonMap = {}
@@ -38,12 +38,7 @@ def parts(obj: JsonMap, field: str) -> Sequence[JsonMap]:
     Raises:
         ObjectError: the field holds something else.
     """
-    found = obj.get(field)
-    if found is None:
-        return ()
-    if not isinstance(found, list | tuple) or not all(isinstance(x, Mapping) for x in found):
-        raise ObjectError(f"{field}: want a list of objects, got {shown(found)}")
-    return found
+    return _items(obj, field, Mapping, "objects")
 
 
 def text(obj: JsonMap, field: str) -> str:
@@ -64,11 +59,15 @@ def texts(obj: JsonMap, field: str) -> Sequence[str]:
     Raises:
         ObjectError: the field holds something else.
     """
+    return _items(obj, field, str, "texts")
+
+
+def _items(obj: JsonMap, field: str, kind: type, what: str) -> Sequence[JsonValue]:
     found = obj.get(field)
     if found is None:
         return ()
-    if not isinstance(found, list | tuple) or not all(isinstance(x, str) for x in found):
-        raise ObjectError(f"{field}: want a list of texts, got {shown(found)}")
+    if not isinstance(found, list | tuple) or not all(isinstance(x, kind) for x in found):
+        raise ObjectError(f"{field}: want a list of {what}, got {shown(found)}")
     return found
 
 

@@ -162,6 +162,18 @@ def posts_held(world: World) -> int:
     return sum(slow_pods(request) > 0 for r in world.recorders for request in r.writes())
 
 
+def one_node_for_first() -> World:
+    """A world whose only node has room for one service; `first`, of `FOREIGN`, is there."""
+    world = World(delay=slow_pods)
+    world.nodes(["a"], per_leaf=1)
+    world.domain()
+    world.create(
+        NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
+    )
+    world.create(PDSERVICES, service("first", namespace=FOREIGN))
+    return world
+
+
 async def ready_and_repaired(slow_services: int) -> tuple[float, float]:
     """Seconds until the service of `NS` is Ready, and until a lost instance of it is replaced."""
     world = World(start_seconds=(10.0, 10.0), delay=slow_pods)
@@ -171,8 +183,7 @@ async def ready_and_repaired(slow_services: int) -> tuple[float, float]:
         NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
     )
     for number in range(slow_services):
-        slow = service(f"slow-{number}", ("a", "b"), devices=1)
-        slow["metadata"]["namespace"] = FOREIGN
+        slow = service(f"slow-{number}", ("a", "b"), devices=1, namespace=FOREIGN)
         world.create(PDSERVICES, slow)
     async with world.running(), world.operator():
         if slow_services:
@@ -202,15 +213,7 @@ async def test_slow_posts_in_one_namespace_delay_no_other() -> None:
 @virtual_time
 async def test_devices_of_pods_that_are_being_created_are_not_given_away() -> None:
     """The last devices are promised to a POST under way: the next one finds no place."""
-    world = World(delay=slow_pods)
-    world.nodes(["a"], per_leaf=1)
-    world.domain()
-    world.create(
-        NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
-    )
-    first = service("first")
-    first["metadata"]["namespace"] = FOREIGN
-    world.create(PDSERVICES, first)
+    world = one_node_for_first()
     async with world.running(), world.operator():
         await world.until(lambda: posts_held(world) == 1)
         assert not world.instances()
@@ -227,15 +230,7 @@ async def test_devices_of_pods_that_are_being_created_are_not_given_away() -> No
 @pytest.mark.invariant(10)
 @virtual_time
 async def test_devices_of_refused_pods_are_free_again() -> None:
-    world = World(delay=slow_pods)
-    world.nodes(["a"], per_leaf=1)
-    world.domain()
-    world.create(
-        NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
-    )
-    first = service("first")
-    first["metadata"]["namespace"] = FOREIGN
-    world.create(PDSERVICES, first)
+    world = one_node_for_first()
     async with world.running(), world.operator():
         await world.until(lambda: posts_held(world) == 1)
         world.create(PDSERVICES, service())
