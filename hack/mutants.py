@@ -1,8 +1,9 @@
 """Small changes to source code, one at a time, as a careless edit would make them.
 
 A mutant is one change inside one function or at module level. What no test can or should hold is
-left alone: docstrings and other text, annotations, decorators, `assert`, `raise`, and
-`if TYPE_CHECKING`. `mutate` runs tests against them.
+left alone: docstrings and other text, annotations, decorators, `assert`, `raise`,
+`if TYPE_CHECKING`, and `strict=True` of `zip`, which guards against mistakes only, as `assert`
+does. `mutate` runs tests against them.
 """
 
 from __future__ import annotations
@@ -125,8 +126,17 @@ def _inside(node: ast.AST) -> Iterator[ast.AST]:
         yield from () if node.value is None else (node.value,)
     elif isinstance(node, ast.Lambda):
         yield from (*_defaults(node.args), node.body)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "zip":
+        yield from (n for n in ast.iter_child_nodes(node) if not _is_guard(n))
     else:
         yield from ast.iter_child_nodes(node)
+
+
+def _is_guard(node: ast.AST) -> bool:
+    match node:
+        case ast.keyword(arg="strict", value=ast.Constant(value=True)):
+            return True
+    return False
 
 
 def _defaults(args: ast.arguments) -> list[ast.AST]:

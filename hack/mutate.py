@@ -21,7 +21,8 @@ order of chance: when the time is over (`--minutes`), those judged are a sample 
 A mutant is killed when a test fails or its time on the CPU is over (an endless loop). Survivors
 that `mutate.accepted` names with a reason (no input tells them from the original) do not count; a
 name there that no mutant has any more is an error (`--check-accepted`, part of `make lint`).
-Ends with 1 when the lower end of the interval is below `--floor`.
+Says every half minute on standard error how far it is. Ends with 1 when nothing was judged, or the
+lower end of the interval is below `--floor`.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mutation_score as score
 import pytest
 from live_functions import Calls, Functions, codes_of, live_caches, live_functions
 from mutants import Mutant, drawn, mutants, mutated
-from mutation_score import ACCEPTED, Tally, accepted, duration, on_cpu, report, stale
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("placement", "ratio", "forwarding", "groups", "topology")
@@ -54,9 +55,6 @@ MOST_TESTS = 400
 """Tests run against one mutant; the quickest of those that call its function."""
 MOST_MEMORY = 4 * 2**30
 """Bytes that one mutant may allocate; a loop that only collects ends there."""
-_KILLED, _SURVIVED, _UNFIT = 1, 0, 3
-Note = Callable[[Mutant, int, int], None]
-"""Receives each mutant: what became of it, and how many tests call its function."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +82,12 @@ class Plan:
 class Runner:
     """A pytest plugin that runs mutants instead of tests."""
 
-    def __init__(self, plan: Plan, chosen: Sequence[Mutant], jobs: int, note: Note) -> None:
-        self.plan, self.chosen, self.jobs, self.note = plan, chosen, jobs, note
-        self.ends = math.inf
-        """When no further mutant is begun, by `time.monotonic`."""
+    def __init__(self, plan: Plan, chosen: Sequence[Mutant], jobs: int) -> None:
+        self.plan, self.chosen, self.jobs = plan, chosen, jobs
+        self.progress = score.Progress(len(chosen))
         self.before = 0.0
         """Seconds on the CPU before the first mutant."""
-        self.tally: dict[str, Tally] = {source: Tally() for source in plan.sources}
+        self.tally: dict[str, score.Tally] = {source: score.Tally() for source in plan.sources}
         self.sources = {path: (plan.root / path).read_text() for path in plan.files()}
         self.noted = Calls(plan.root, self.sources)
         self.imported: set[str] = set()
@@ -110,13 +107,15 @@ class Runner:
         plugins.unregister(plugins.getplugin("terminalreporter"))
         self.functions, self.caches = live_functions(), live_caches()
         gc.freeze()  # what stands now is never looked at again, so that forks share its memory
+        self.progress.trace(len(self.items))
         self._trace()
-        self.before = on_cpu()
+        self.before = score.on_cpu()
+        self.progress.begin()
         running: dict[int, tuple[Mutant, int]] = {}
         for mutant in self.chosen:
             if len(running) >= self.jobs:
                 self._reap(running)
-            if time.monotonic() >= self.ends:
+            if time.monotonic() >= self.progress.ends:
                 break
             ids = self._matter(mutant)
             pid = os.fork()
@@ -134,13 +133,13 @@ class Runner:
         mutant, ran = running.pop(pid)
         code = os.waitstatus_to_exitcode(status)
         tally = self.tally[next(s for s in self.plan.sources if mutant.path.startswith(f"{s}/"))]
-        if code == _UNFIT:
+        if code == score.UNFIT:
             tally.unfit += 1
-        elif code != _SURVIVED:
+        elif code != score.SURVIVED:
             tally.killed += 1
         else:
             tally.survived.append(mutant)
-        self.note(mutant, code, ran)
+        self.progress.judged(mutant, code, ran)
 
     def _matter(self, mutant: Mutant) -> list[str]:
         """Tests that call the function, those of its folder first, then the quickest."""
@@ -159,14 +158,14 @@ class Runner:
             return self._afresh(mutant)
         early = f"{mutant.path}:{mutant.function}" in self.imported
         if not ids:
-            return self._afresh(mutant) if early else _SURVIVED
+            return self._afresh(mutant) if early else score.SURVIVED
         code = compile(mutated(self.sources[mutant.path], mutant), self._file(mutant), "exec")
         if not self._swap(self._file(mutant), mutant.function, code):
-            return _UNFIT
+            return score.UNFIT
         _limit(self._allowed(ids))
         if _fails([self.items[i] for i in ids]):
-            return _KILLED
-        return self._afresh(mutant) if early else _SURVIVED
+            return score.KILLED
+        return self._afresh(mutant) if early else score.SURVIVED
 
     def _allowed(self, ids: Iterable[str]) -> int:
         """Seconds on the CPU after which these tests are in an endless loop."""
@@ -323,7 +322,7 @@ def run_one(plan: Plan, mutant: Mutant) -> int:
     _limit(plan.cpu_seconds + 30)
     tests = [plan.home(mutant.path)]
     ended = pytest.main([*_arguments(plan, tests), "-x"])
-    return _SURVIVED if ended in (0, 5) else _KILLED
+    return score.SURVIVED if ended in (0, 5) else score.KILLED
 
 
 def _plain(mutant: Mutant) -> dict[str, Any]:
@@ -359,7 +358,9 @@ def main() -> int:
     parser.add_argument("--cpu-seconds", type=int, default=Plan.cpu_seconds)
     parser.add_argument("--root", type=Path, default=ROOT)
     parser.add_argument("--pair", nargs=2, action="append", metavar=("SOURCES", "TESTS"))
-    parser.add_argument("--check-accepted", action="store_true", help=f"only read {ACCEPTED.name}")
+    parser.add_argument(
+        "--check-accepted", action="store_true", help=f"only read {score.ACCEPTED.name}"
+    )
     parser.add_argument("--run-one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     pairs = args.pair or [
@@ -368,29 +369,24 @@ def main() -> int:
     plan = Plan(args.root, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), args.cpu_seconds)
     if args.run_one:
         return run_one(plan, Mutant(**json.loads(args.run_one)))
-    known, by_path = accepted(ACCEPTED.read_text()), every(plan)
+    known, by_path = score.accepted(score.ACCEPTED.read_text()), every(plan)
     if args.check_accepted:
-        gone = stale(by_path, known)
+        gone = score.stale(by_path, known)
         for name in gone:
-            print(f"{ACCEPTED.name}: no mutant has this name: {name}")
+            print(f"{score.ACCEPTED.name}: no mutant has this name: {name}")
         return int(bool(gone))
     chosen, passed = choose(by_path, args.mutants, args.seed, known)
     print(f"seed {args.seed}: {len(chosen)} mutants of {', '.join(plan.sources)}", flush=True)
     _quiet_hypothesis()
-    runner = Runner(plan, chosen, args.jobs, _said)
+    runner = Runner(plan, chosen, args.jobs)
     began = time.monotonic()
-    runner.ends = began + 60 * args.minutes
+    runner.progress.ends = began + 60 * args.minutes
     runner.noted.start()
     ended = pytest.main(_arguments(plan, plan.tests), plugins=[runner])
-    low = report(runner.tally, passed, args.floor, time.monotonic() - began)
-    print(duration(runner.before, on_cpu(), sum(t.judged for t in runner.tally.values())))
+    low = score.report(runner.tally, passed, args.floor, time.monotonic() - began)
+    if judged := sum(t.judged for t in runner.tally.values()):
+        print(score.duration(runner.before, score.on_cpu(), judged))
     return int(ended) or low
-
-
-def _said(mutant: Mutant, code: int, ran: int) -> None:
-    if code == _SURVIVED:
-        tests = f"{ran} tests call it" if mutant.function else "all tests of its folder"
-        print(f"survived ({tests}): line {mutant.line}\n{mutant.name}", flush=True)
 
 
 if __name__ == "__main__":

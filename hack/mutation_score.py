@@ -1,16 +1,25 @@
-"""The score of a mutation test: how many mutants tests kill, with its 95 % interval."""
+"""The score of a mutation test: how many mutants tests kill, with its 95 % interval.
+
+`Progress` says how far a run is, on standard error.
+"""
 
 from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Iterable
+import sys
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mutants import Mutant
 
 ACCEPTED = Path(__file__).with_name("mutate.accepted")
+KILLED, SURVIVED, UNFIT = 1, 0, 3
+"""What becomes of a mutant: exit codes of the process that judges it; others count as killed."""
+SAY_EVERY_SECONDS = 30.0
+"""Between two lines of progress."""
 
 
 @dataclass
@@ -29,11 +38,56 @@ class Tally:
 
     def line(self, name: str) -> str:
         """One row of the table."""
+        counts = f"{name:12} {self.judged:6} {self.killed:7} {self.accepted:9}"
+        if not self.judged:
+            return f"{counts}      -"
         low, high = wilson(self.killed, self.judged)
-        share = 100 * self.killed / self.judged if self.judged else 0.0
+        share = 100 * self.killed / self.judged
+        return f"{counts} {share:6.1f} %  {100 * low:5.1f} .. {100 * high:5.1f} %"
+
+
+class Progress:
+    """Says on standard error how far a run is, and at once which mutants survived.
+
+    Args:
+        total: how many mutants are to be judged.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._clock = total, clock
+        self.ends = math.inf
+        """When no further mutant is begun, by `clock`."""
+        self._judged = self._noticed = 0
+        self._began = self._said = clock()
+
+    def trace(self, tests: int) -> None:
+        """That many tests are about to run unchanged, which takes minutes."""
+        print(f"running {tests} tests unchanged", file=sys.stderr, flush=True)
+
+    def begin(self) -> None:
+        """The first mutant is about to be judged."""
+        self._began = self._said = self._clock()
+        print(f"they pass; judging {self._total} mutants", file=sys.stderr, flush=True)
+
+    def judged(self, mutant: Mutant, code: int, ran: int) -> None:
+        """One more is judged; `ran`: how many tests call its function."""
+        if code == SURVIVED:
+            tests = f"{ran} tests call it" if mutant.function else "all tests of its folder"
+            print(f"survived ({tests}): line {mutant.line}\n{mutant.name}", flush=True)
+        self._judged += 1
+        self._noticed += code not in (SURVIVED, UNFIT)
+        now = self._clock()
+        if now - self._said >= SAY_EVERY_SECONDS:
+            self._said = now
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def _line(self, now: float) -> str:
+        rest = (self._total - self._judged) * (now - self._began) / self._judged
+        left = max(0.0, min(rest, self.ends - now))
         return (
-            f"{name:12} {self.judged:6} {self.killed:7} {self.accepted:9} "
-            f"{share:6.1f} %  {100 * low:5.1f} .. {100 * high:5.1f} %"
+            f"{self._judged} of {self._total} judged, {self._noticed} noticed; "
+            f"about {math.ceil(left / 60)} min left"
         )
 
 
@@ -50,7 +104,14 @@ def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def report(tally: dict[str, Tally], passed: int, floor: float, seconds: float) -> int:
-    """Print the table; 1 where the lower end of the whole is below `floor`."""
+    """Print the table; 1 where nothing was judged, or the lower end of the whole is below `floor`.
+
+    `passed`: how many of those drawn are accepted; `seconds`: how long the run took.
+    """
+    if not any(one.judged for one in tally.values()):
+        unfit = sum(one.unfit for one in tally.values())
+        print(f"nothing was judged: {passed} accepted, {unfit} could not be made; {seconds:.0f} s")
+        return 1
     whole = Tally(accepted=passed)
     print(f"{'':12} {'judged':>6} {'killed':>7} {'accepted':>9} {'score':>8}   95 %")
     for source, one in tally.items():
@@ -92,7 +153,10 @@ def on_cpu() -> float:
 
 
 def duration(before: float, after: float, judged: int) -> str:
-    """What 2,000 mutants take, from the CPU time before the first of these and after the last."""
-    each = (after - before) / max(1, judged)
+    """What 2,000 mutants take, from the CPU time before the first of these and after the last.
+
+    Seconds; `judged` is 1 or more.
+    """
+    each = (after - before) / judged
     minutes = (before + 2000 * each / 2) / 60
     return f"{each:.2f} s on the CPU a mutant; 2,000 take {minutes:.0f} min on two idle cores"

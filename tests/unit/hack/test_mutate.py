@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -14,7 +15,18 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "hack"))
 
 from mutants import Mutant, drawn, mutants, mutated  # noqa: E402
-from mutation_score import accepted, duration, stale, wilson  # noqa: E402
+from mutation_score import (  # noqa: E402
+    KILLED,
+    SURVIVED,
+    UNFIT,
+    Progress,
+    Tally,
+    accepted,
+    duration,
+    report,
+    stale,
+    wilson,
+)
 
 CHANGES = [
     ("a < b", ["a <= b"]),
@@ -54,6 +66,17 @@ def f(x: int | None = None) -> "int | str":
 '''
     assert [m.before for m in mutants("m.py", source)] == [
         "if x: raise ValueError(f'{x + 1}', 2 + 3)"
+    ]
+
+
+def test_the_guard_of_a_zip_is_left_alone_and_no_other_flag() -> None:
+    source = (
+        "def f(a, b):\n    return zip(a[1], b, strict=True), zip(a, strict=False), g(strict=True)\n"
+    )
+    assert [(m.before, m.after) for m in mutants("m.py", source)] == [
+        ("1", "2"),
+        ("False", "True"),
+        ("True", "False"),
     ]
 
 
@@ -121,6 +144,47 @@ def test_the_time_of_two_thousand_follows_from_that_of_a_sample() -> None:
     assert duration(60.0, 210.0, 100) == want
 
 
+def test_a_folder_of_which_nothing_was_judged_has_no_score(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tally = {"a/one": Tally(killed=10), "a/two": Tally(unfit=1)}
+    assert report(tally, 3, 0.7, 9.0) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[1].split() == ["one", "10", "10", "0", "100.0", "%", "72.2", "..", "100.0", "%"]
+    assert rows[2].split() == ["two", "0", "0", "0", "-"]
+
+
+def test_a_run_that_judged_nothing_prints_no_score(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report({"a/one": Tally(unfit=1)}, 3, 0.0, 9.0) == 1
+    want = "nothing was judged: 3 accepted, 1 could not be made; 9 s\n"
+    assert capsys.readouterr().out == want
+
+
+def test_progress_is_said_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [1000.0]
+    mutant = Mutant("m.py", "f", 7, 0, 0, "a", "b")
+    progress = Progress(100, lambda: now[0])
+    progress.trace(12)
+    now[0] = 1200.0  # the tests ran unchanged until then
+    progress.begin()
+    for code in (KILLED, SURVIVED, -signal.SIGXCPU, UNFIT, KILLED, KILLED, KILLED):
+        now[0] += 10.0
+        progress.judged(mutant, code, 5)
+    progress.ends = now[0] + 300.0
+    for _ in range(3):
+        now[0] += 10.0
+        progress.judged(mutant, KILLED, 5)
+    said = capsys.readouterr()
+    assert said.out == "survived (5 tests call it): line 7\nm.py f: a -> b\n"
+    assert said.err.splitlines() == [
+        "running 12 tests unchanged",
+        "they pass; judging 100 mutants",
+        "3 of 100 judged, 2 noticed; about 17 min left",
+        "6 of 100 judged, 4 noticed; about 16 min left",
+        "9 of 100 judged, 7 noticed; about 5 min left",
+    ]
+
+
 def test_an_accepted_mutant_has_a_reason() -> None:
     text = "# head\na.py f: 1 -> 2  # the bound is never reached\n"
     assert accepted(text) == {"a.py f: 1 -> 2": "the bound is never reached"}
@@ -182,7 +246,8 @@ def test_endless():
 def test_a_run_ends_when_its_time_is_over(tmp_path: Path) -> None:
     done = _run(tmp_path, "--minutes", "0")
     assert "seed 1: " in done.stdout
-    assert "all               0       0" in done.stdout
+    assert "nothing was judged: 0 accepted, 0 could not be made" in done.stdout
+    assert "2,000" not in done.stdout
     assert done.returncode == 1, "nothing is known"
 
 
@@ -200,6 +265,7 @@ def test_a_run_tells_what_tests_hold(tmp_path: Path) -> None:
     assert survived == want, done.stdout + done.stderr
     assert done.returncode == 1, "below the floor"
     assert "seed 1: " in done.stdout
+    assert "running 6 tests unchanged\nthey pass; judging 12 mutants\n" in done.stderr
 
 
 def _run(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
