@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
+from tests.support.cut_proxy import CutProxy
 from tests.support.gateway_rig import Rig, eventually
 from tests.support.rest import Rest
 
@@ -51,51 +51,6 @@ class KubeConfig:
         self.path.write_text(yaml.safe_dump(self.value))
 
 
-class Wire:
-    """A TCP proxy in front of the API server that can be cut."""
-
-    def __init__(self, backend: int) -> None:
-        self._backend = backend
-        self._up = True
-        self._writers: list[asyncio.StreamWriter] = []
-
-    async def start(self) -> int:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    def cut(self) -> None:
-        self._up = False
-        for writer in self._writers:
-            writer.transport.abort()
-
-    def mend(self) -> None:
-        self._up = True
-
-    async def close(self) -> None:
-        self.cut()
-        self._server.close()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._up:
-            writer.transport.abort()
-            return
-        there, out = await asyncio.open_connection("127.0.0.1", self._backend)
-        self._writers += [writer, out]
-        if not self._up:
-            self.cut()  # again: it was cut meanwhile
-            return
-        await asyncio.gather(_copy(reader, out), _copy(there, writer))
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
-
-
 @pytest.fixture
 def kubeconfig(
     control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -107,16 +62,16 @@ def kubeconfig(
 
 
 @pytest_asyncio.fixture
-async def wire(kubeconfig: KubeConfig) -> AsyncIterator[Wire]:
+async def wire(kubeconfig: KubeConfig) -> AsyncIterator[CutProxy]:
     """Every client made from `$KUBECONFIG` goes through the wire."""
-    wire = Wire(kubeconfig.port)
+    wire = CutProxy(kubeconfig.port)
     kubeconfig.write(await wire.start())
     yield wire
     await wire.close()
 
 
 @pytest_asyncio.fixture
-async def rig(wire: Wire) -> AsyncIterator[Rig]:
+async def rig(wire: CutProxy) -> AsyncIterator[Rig]:
     rig = Rig()
     await rig.engine("prefill", "p0")
     await rig.engine("decode", "d0")
@@ -147,7 +102,7 @@ def version(rig: Rig) -> int:
 
 
 async def test_route_table_is_watched_and_the_last_good_one_kept(
-    rest: Rest, rig: Rig, wire: Wire, caplog: pytest.LogCaptureFixture
+    rest: Rest, rig: Rig, wire: CutProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert (await rig.request("GET", "/readyz")).status == 503
     await asyncio.to_thread(write, rest, rig, 1)

@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ import pytest
 import pytest_asyncio
 import yaml
 from tests.support.cluster import running_control_plane
+from tests.support.cut_proxy import CutProxy
 
 from localcluster import binaries, processes
 from localcluster.controlplane import ControlPlane
@@ -31,48 +31,6 @@ from pdserve.kube.resource import CONFIGMAPS, Object
 from pdserve.kube.workqueue import Backoff
 
 pytestmark = pytest.mark.api
-
-
-class Proxy:
-    """Forwards bytes to the API server, wherever it is now; may be cut."""
-
-    def __init__(self) -> None:
-        self.backend = 0
-        self.up = True
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def start(self) -> int:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    def cut(self) -> None:
-        self.up = False
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            if not self.up:
-                raise OSError("cut")
-            there, out = await asyncio.open_connection("127.0.0.1", self.backend)
-            if not self.up:
-                out.transport.abort()
-                raise OSError("cut meanwhile")
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers |= {writer, out}
-        await asyncio.gather(self._copy(reader, out), self._copy(there, writer))
-        self._writers -= {writer, out}
-
-    @staticmethod
-    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
 
 
 def kill_api_server(plane: ControlPlane) -> None:
@@ -101,9 +59,10 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 
 @pytest_asyncio.fixture
-async def proxied(plane: ControlPlane, tmp_path: Path) -> AsyncIterator[tuple[Proxy, KubeClient]]:
-    proxy = Proxy()
-    proxy.backend = port_of(plane)
+async def proxied(
+    plane: ControlPlane, tmp_path: Path
+) -> AsyncIterator[tuple[CutProxy, KubeClient]]:
+    proxy = CutProxy(port_of(plane))
     config = yaml.safe_load(plane.kubeconfig.read_text())
     config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{await proxy.start()}"
     path = tmp_path / "kubeconfig"
@@ -142,7 +101,7 @@ def follow(client: KubeClient) -> tuple[Cache, list[tuple[str, str]], Registry]:
 
 
 async def test_a_killed_and_restarted_api_server(
-    plane: ControlPlane, proxied: tuple[Proxy, KubeClient]
+    plane: ControlPlane, proxied: tuple[CutProxy, KubeClient]
 ) -> None:
     proxy, client = proxied
     direct = await connect(plane.kubeconfig)
@@ -171,7 +130,7 @@ async def test_a_killed_and_restarted_api_server(
 
 
 async def test_a_deletion_missed_behind_an_expired_watch(
-    plane: ControlPlane, proxied: tuple[Proxy, KubeClient]
+    plane: ControlPlane, proxied: tuple[CutProxy, KubeClient]
 ) -> None:
     proxy, client = proxied
     direct = await connect(plane.kubeconfig)
@@ -194,7 +153,7 @@ async def test_a_deletion_missed_behind_an_expired_watch(
     kill_api_server(plane)
     proxy.backend = await asyncio.to_thread(start_api_server, plane)
     assert told == []
-    proxy.up = True
+    proxy.mend()
 
     await until(lambda: cache.state().connected and cache.get("new", "default") is not None)
     assert sorted(told) == [
