@@ -3,17 +3,22 @@
 A lock file keeps two processes from making the same folder; the one that waits reports it. A folder
 is filled under another name and then renamed, so an interrupted process leaves no incomplete
 program. The next process removes what a killed one left.
+
+Programs with equal content (SHA-256) are stored once and linked: two versions of Kubernetes may
+come with the same etcd. No program is ever changed in place, so a link is as good as a copy.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from localcluster.errors import Progress
 
@@ -47,6 +52,7 @@ def make(
             try:
                 (scratch / "bin").mkdir()
                 fill(scratch)
+                _share(scratch / "bin", cache)
                 remove(target)
                 scratch.rename(target)
             finally:
@@ -79,6 +85,40 @@ def remove(tree: Path) -> None:
     for folder, _, _ in os.walk(tree):
         Path(folder).chmod(0o700)
     shutil.rmtree(tree, ignore_errors=True)
+
+
+def _share(programs: Path, cache: Path) -> None:
+    """Link each of `programs` to an equal one of the cache, or to one beside it.
+
+    Equal: of one size, mode and SHA-256. Where a file system has no links, copies stay.
+    """
+    stored: dict[tuple[int, int], list[Path]] = {}
+    others = (path for path in cache.glob("*/bin/*") if not path.parts[-3].startswith("."))
+    for path in (*sorted(others), *sorted(programs.iterdir())):
+        with suppress(OSError):  # another process may have removed it meanwhile
+            about = path.lstat()
+            if not S_ISREG(about.st_mode):
+                continue
+            alike = stored.setdefault((about.st_size, about.st_mode), [])
+            if path.parent != programs or not _linked(path, alike):
+                alike.append(path)
+
+
+def _linked(path: Path, alike: Sequence[Path]) -> bool:
+    """Replace `path` by a link to the first of `alike` with its content; False: none has it."""
+    wanted = _sum(path) if alike else b""
+    for other in alike:
+        if _sum(other) == wanted:
+            link = path.with_name(f".{path.name}")
+            link.hardlink_to(other)
+            link.replace(path)
+            return True
+    return False
+
+
+def _sum(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _remove_unowned(folder: Path) -> None:

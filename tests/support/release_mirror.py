@@ -136,7 +136,8 @@ def main(command: list[str]) -> int:
         began = time.monotonic()
         done = subprocess.run(command, env=env, check=False)
         taken = time.monotonic() - began
-        size = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file() and not f.is_symlink())
+        files = (f.lstat() for f in cache.rglob("*") if f.is_file() and not f.is_symlink())
+        size = sum({f.st_ino: f.st_size for f in files}.values())
         print(
             f"release_mirror: exit {done.returncode} in {taken:.0f} s; "
             f"{len(made.asked)} files downloaded, {size / 1e6:.0f} MB left in the cache",

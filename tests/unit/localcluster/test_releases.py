@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.support.release_mirror import Mirror, all_releases, mirror
 
-from localcluster import binaries, download, programs, releases
+from localcluster import binaries, download, programs, releases, store
 from localcluster.download import ENV_MIRROR
 from localcluster.errors import LocalError
 from localcluster.releases import ENV_LOCK, Releases, read_pins
@@ -90,6 +91,61 @@ def test_a_pinned_release_comes_before_a_build_and_is_fetched_once(
     assert [
         p.name for p in machine.rglob("*") if p.name.startswith(".") or "download" in p.name
     ] == []
+
+
+def test_equal_programs_are_stored_once(published: Mirror, machine: Path) -> None:
+    """Also those of two versions: the second one brings a kubectl of its own and the same etcd."""
+    release = binaries.kube_release()
+    for asset in release.assets:
+        published.put(asset, program("all of them"))
+    first = binaries.kube().directory
+    assert len({(first / name).stat().st_ino for name in binaries.ALL_PROGRAMS}) == 1
+
+    newer = releases.kubernetes("v1.99.0", "v3.99.0", releases.architecture())
+    for asset in newer.assets:
+        published.put(asset, program("kubectl" if asset.program == "kubectl" else "all of them"))
+    second = Releases().fetch(newer, machine, lambda line: None)
+    assert (second / "etcd").stat().st_ino == (first / "etcd").stat().st_ino
+    assert (second / "kubectl").stat().st_ino != (first / "kubectl").stat().st_ino
+    for name in binaries.ALL_PROGRAMS:
+        said = subprocess.run([second / name], capture_output=True, text=True, check=True)
+        assert said.stdout == ("kubectl\n" if name == "kubectl" else "all of them\n")
+    store.remove(first.parent)
+    assert (second / "etcd").read_bytes() == program("all of them")
+
+
+@pytest.mark.parametrize(
+    ("case", "content", "mode"),
+    [("other content of this size", "bb", 0o755), ("another mode", "aa", 0o700)],
+)
+def test_programs_that_differ_are_stored_apart(
+    tmp_path: Path, case: str, content: str, mode: int
+) -> None:
+    def fill(folder: Path) -> None:
+        for name, text, bits in (("one", "aa", 0o755), ("two", content, mode)):
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(bits)
+
+    found = store.make(tmp_path, "both", ("one", "two"), fill, lambda line: None)
+    assert [(found / n).stat().st_nlink for n in ("one", "two")] == [1, 1], case
+    assert (found / "two").read_text() == content
+    assert (found / "two").stat().st_mode & 0o777 == mode
+
+
+def test_a_file_system_without_links_gets_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def fill(folder: Path) -> None:
+        for name in ("one", "two"):
+            (folder / "bin" / name).write_text("aa")
+
+    monkeypatch.setattr(os, "link", refuse)
+    found = store.make(tmp_path, "both", ("one", "two"), fill, lambda line: None)
+    assert sorted(path.name for path in found.iterdir()) == ["one", "two"]
+    assert [(found / n).read_text() for n in ("one", "two")] == ["aa", "aa"]
 
 
 def test_releases_need_no_go(machine: Path) -> None:
