@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO
 
 import orjson
@@ -29,12 +29,13 @@ CLIENT_GONE = 499
 
 @dataclass(slots=True)
 class Record:
-    """What is known of one request; `context` is None while it was not admitted."""
+    """What is known of one request; it has no contexts while it was not admitted."""
 
     request_id: str
     path: str
     arrived: float
-    context: RequestContext | None = None
+    contexts: list[RequestContext] = field(default_factory=list)
+    """One for each choice that was begun."""
     error: ApiError | None = None
 
     def line(self, status: int, now: float) -> JsonObject:
@@ -53,26 +54,32 @@ class Record:
             line["code"] = self.error.code
             line["why"] = self.error.message[:MAX_MESSAGE]
             line.update(self.error.details)
-        c = self.context
-        if c is None:
-            return line
-        timeline = c.timeline
-        line |= {
-            "scenario": c.scheduler.scenario.name,
-            "streamed": c.job.streamed,
-            "outcome": c.outcome or ("invalid" if c.invalid else "cancelled"),
-            "legs": [leg.told(self.arrived, now) for leg in c.legs],
-            "promptTokens": timeline.prompt_tokens,
-            "outputTokens": timeline.output_tokens,
-            "predictedMs": _ms(c.predicted),
+        return line | self._served(now) if self.contexts else line
+
+    def _served(self, now: float) -> JsonObject:
+        """What became of the choices: the first outcome that is not `completed`, the sums of
+        tokens, the times of the first choice that has them.
+        """
+        every, first = self.contexts, self.contexts[0]
+        outcomes = [c.outcome or ("invalid" if c.invalid else "cancelled") for c in every]
+        line: JsonObject = {
+            "scenario": first.scheduler.scenario.name,
+            "streamed": first.job.streamed,
+            "outcome": next((o for o in outcomes if o != "completed"), "completed"),
+            "legs": [leg.told(self.arrived, now) for c in every for leg in c.legs],
+            "promptTokens": sum(c.timeline.prompt_tokens for c in every),
+            "outputTokens": sum(c.timeline.output_tokens for c in every),
+            "predictedMs": _ms(first.predicted),
         }
-        if timeline.ttft is not None:
-            line["ttftMs"] = _ms(timeline.ttft)
-        if timeline.handoff is not None:
-            line["handoffMs"] = _ms(timeline.handoff)
-        if c.has_grace:
+        if len(every) > 1:
+            line["choices"] = len(every)
+        for name, seconds in (("ttftMs", "ttft"), ("handoffMs", "handoff")):
+            known = [s for c in every if (s := getattr(c.timeline, seconds)) is not None]
+            if known:
+                line[name] = _ms(known[0])
+        if any(c.has_grace for c in every):
             line["failover"] = True
-        if c.trial:
+        if any(c.trial for c in every):
             line["tried"] = True
         return line
 

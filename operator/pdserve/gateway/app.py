@@ -21,12 +21,16 @@ import orjson
 from pdserve.engines.credentials import Credential
 from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
+from pdserve.forwarding.deadline import prompt_size
 from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import KeyRing
+from pdserve.gateway.choices import Choice, JoinedReply, choices_of
+from pdserve.gateway.delivery import ClientReply
 from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
+from pdserve.gateway.fan_out import serve_choices
 from pdserve.gateway.front import Certificate, Front
-from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
+from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size, prompts_of
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
@@ -242,11 +246,30 @@ class GatewayServer:
         trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
-        job = Job(endpoint, body, leg_name, trace, read.ids)
-        context = RequestContext(scheduler, flow, self._tools, job, reply, request.head_at)
-        check_prompt_bytes(endpoint, context.size, scheduler.scenario.max_prompt_bytes)
-        record.context = context
-        await serve(context)
+        choices = choices_of(body)
+        most = scheduler.scenario.max_prompt_bytes
+
+        def context_of(choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:
+            name = leg_name if len(choices) == 1 else f"{leg_name}-{choice.index}"
+            job = Job(endpoint, choice.body, name, trace, read.ids)
+            context = RequestContext(scheduler, flow, self._tools, job, answer, arrived)
+            record.contexts.append(context)
+            return context
+
+        if len(choices) == 1:
+            context = context_of(choices[0], reply, request.head_at)
+            check_prompt_bytes(endpoint, context.size, most)
+            await serve(context)
+            return
+        for choice in choices:
+            check_prompt_bytes(endpoint, prompt_size(choice.body), most)
+        copies = len(choices) // len(prompts_of(body)) - 1
+        if copies and not reply.grows(copies * size):
+            raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
+        joined = JoinedReply(reply, choices, body)
+        await serve_choices(
+            joined, scheduler.view, lambda p, at: context_of(p.choice, p, at), request.head_at
+        )
 
     def _models(self, path: str, reply: Reply) -> None:
         names = self.service.models()

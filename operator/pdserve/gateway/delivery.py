@@ -9,14 +9,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from pdserve.engines.flow import token_count
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.http1.client import MAX_BODY, Exchange, UpstreamError
-from pdserve.http1.reply import Reply
+from pdserve.http1.errors import Headers
 from pdserve.terms.failures import Failure
 from pdserve.wire.bounds import parse_json
+
+
+class ClientReply(Protocol):
+    """What one request answers to: the client's `http1.reply.Reply`, or its part of one."""
+
+    headers: Headers
+    started: bool
+
+    def start(self, status: int, content_type: str, first: bytes) -> None:
+        """Begin a stream."""
+
+    def write(self, data: bytes) -> None:
+        """Another piece of a started stream."""
+
+    def end(self) -> None:
+        """The stream is complete."""
+
+    def send(self, status: int, body: bytes, content_type: str) -> None:
+        """A whole reply."""
+
+    def body_done(self) -> None:
+        """Nothing of the request's body is kept any more."""
+
+    def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """What to call when the client reads too slowly, and when it has caught up."""
 
 
 class DeliveryError(Exception):
@@ -29,7 +55,7 @@ class DeliveryError(Exception):
 
 async def relay(
     exchange: Exchange,
-    reply: Reply,
+    reply: ClientReply,
     timeline: Timeline,
     *,
     strip_usage: bool,
@@ -83,7 +109,9 @@ async def relay(
     return not meter.failed
 
 
-async def collect(exchange: Exchange, reply: Reply, timeline: Timeline, silence: float) -> None:
+async def collect(
+    exchange: Exchange, reply: ClientReply, timeline: Timeline, silence: float
+) -> None:
     """Send a reply that is not streamed, once all of it is there.
 
     `silence`: seconds without a byte after which the instance is taken for dead.

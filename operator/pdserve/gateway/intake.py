@@ -13,11 +13,13 @@ from pdserve.forwarding.deadline import PromptSize
 from pdserve.gateway.errors import invalid
 from pdserve.http1.collector import collector_paused
 from pdserve.http1.errors import ApiError
-from pdserve.terms.json import JsonObject
+from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.calls import PATH_CHAT, PATH_COMPLETIONS
 
 MAX_OUTPUT_TOKENS = 1 << 24
+MAX_CHOICES = 128
+"""Of one request, over all of its prompts: the bound of `n` in the OpenAI API."""
 MAX_DEPTH = 64
 """Lists and objects inside one another: JSON schemas of tools are the deepest honest ones."""
 
@@ -116,19 +118,30 @@ def _check_prompt(prompt: object) -> None:
         raise invalid("prompt", "prompt must be a string or a non-empty list of token ids")
     if set(map(type, prompt)) == {int}:
         return
-    if len(prompt) > 1:
-        raise invalid("prompt", f"one prompt per request, not {len(prompt)}: send them apart")
-    if not isinstance(prompt[0], (str, list)):
-        raise invalid("prompt", f"must hold a string or token ids, not {shown(prompt[0])}")
+    for position, one in enumerate(prompt):
+        if not isinstance(one, (str, list)):
+            path = f"prompt[{position}]"
+            raise invalid(path, f"must be a string or a list of token ids, not {shown(one)}")
+
+
+def prompts_of(body: JsonMap) -> list[object]:
+    """The prompts of a checked body; a chat counts as one."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and set(map(type, prompt)) != {int}:
+        return prompt
+    return [prompt]
 
 
 def _check_counts(body: JsonObject) -> None:
-    for name in ("n", "best_of"):
-        value = body.get(name)
-        if value is not None and (value != 1 or isinstance(value, bool)):
-            raise invalid(
-                name, f"{name}={shown(value)}: one choice per request (its KV moves once)"
-            )
+    count = body.get("n")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise invalid("n", f"n must be an integer >= 1, not {shown(count)}")
+    choices = (count or 1) * len(prompts_of(body))
+    if choices > MAX_CHOICES:
+        raise invalid("n", f"at most {MAX_CHOICES} choices per request, not {choices}")
+    best_of = body.get("best_of")
+    if best_of is not None and (isinstance(best_of, bool) or best_of != (count or 1)):
+        raise invalid("best_of", f"best_of={shown(best_of)}: choices are not ranked, leave it out")
     for name in ("max_tokens", "max_completion_tokens"):
         value = body.get(name)
         if value is None:

@@ -26,6 +26,7 @@ from pdserve.engines.flow import (
 from pdserve.forwarding.deadline import SAFETY, PromptSize, prompt_size
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
+from pdserve.gateway.delivery import ClientReply
 from pdserve.gateway.errors import upstream
 from pdserve.gateway.legs import Leg
 from pdserve.gateway.measure import Outcome, Timeline
@@ -33,7 +34,6 @@ from pdserve.gateway.release import Releaser
 from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Exchange, Pool
 from pdserve.http1.errors import ApiError, Headers
-from pdserve.http1.reply import Reply
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.calls import HEADER_DECODE, HEADER_PREFILL
 from pdserve.wire.routes import RouteInstance
@@ -132,7 +132,7 @@ class RequestContext:
         flow: EngineFlow,
         tools: Tools,
         job: Job,
-        reply: Reply,
+        reply: ClientReply,
         arrived: float,
     ) -> None:
         self.scheduler = scheduler

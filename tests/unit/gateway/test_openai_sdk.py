@@ -49,6 +49,19 @@ async def test_chat(client: openai.AsyncOpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == 5
 
 
+async def test_several_choices(client: openai.AsyncOpenAI) -> None:
+    whole = await client.completions.create(model="tiny", prompt=["x", "y"], n=2, max_tokens=2)
+    assert [(c.index, c.text) for c in whole.choices] == [(k, "t0 t1 ") for k in range(4)]
+    said: list[ChatCompletionMessageParam] = [{"role": "user", "content": "x"}]
+    found = ["", ""]
+    async for chunk in await client.chat.completions.create(
+        model="tiny", messages=said, n=2, max_tokens=2, stream=True
+    ):
+        for choice in chunk.choices:
+            found[choice.index] += choice.delta.content or ""
+    assert found == ["t0 t1 ", "t0 t1 "]
+
+
 async def test_models(client: openai.AsyncOpenAI) -> None:
     assert [m.id async for m in client.models.list()] == ["tiny"]
     assert (await client.models.retrieve("tiny")).owned_by == "pdserve"
@@ -62,7 +75,7 @@ async def test_error_classes(rig: Rig, client: openai.AsyncOpenAI) -> None:
     assert missing.value.code == "model_not_found"
     assert missing.value.request_id
     with pytest.raises(openai.BadRequestError) as bad:
-        await client.completions.create(model="tiny", prompt="x", n=3)
+        await client.completions.create(model="tiny", prompt="x", n=0)
     assert bad.value.param == "n"
     with pytest.raises(openai.AuthenticationError):
         await client.with_options(api_key="sk-no").models.list()

@@ -1,0 +1,61 @@
+"""Serves a request of several choices: each as a request of its own, all or none.
+
+So many choices are begun at once as the scenario's instances have slots for; the others follow as
+these end, and count from then on, or they would miss their targets behind their own siblings. A
+choice that fails ends the others, and the request has its error. Neighbours: `choices` takes the
+request apart and joins the answer, `pipeline` serves one choice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from pdserve.forwarding.scenario_view import View
+from pdserve.gateway.choices import ChoiceReply, JoinedReply
+from pdserve.gateway.pipeline import serve
+from pdserve.gateway.request_context import RequestContext
+
+
+async def serve_choices(
+    joined: JoinedReply,
+    view: View,
+    context_of: Callable[[ChoiceReply, float], RequestContext],
+    arrived: float,
+) -> None:
+    """Serve all choices of `joined`, and send the one answer.
+
+    Args:
+        joined: what the choices answer to.
+        view: the scenario's instances.
+        context_of: makes the request of one choice, with the time from which it counts.
+        arrived: when the client's request came, in seconds of `time.perf_counter`.
+
+    Raises:
+        ApiError: for the caller to send: that of the first choice that failed.
+        CancelledError: the client left.
+    """
+    first = at_once(view)
+    gate = asyncio.Semaphore(first)
+
+    async def one(part: ChoiceReply) -> None:
+        async with gate:
+            at = arrived if part.choice.index < first else time.perf_counter()
+            await serve(context_of(part, at))
+        joined.check()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for part in joined.parts:
+                tasks.create_task(one(part))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from group
+    joined.finish()
+
+
+def at_once(view: View) -> int:
+    """How many choices of one request may be in progress: 1 or more."""
+    prefills = sum(p.route.slots for g in view.groups for p in g.prefills)
+    decodes = sum(d.route.slots for g in view.groups for d in g.decodes)
+    return max(1, min(prefills, decodes))
