@@ -39,7 +39,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ class Runner:
         if not self._swap(self._file(mutant), mutant.function, code):
             return score.UNFIT
         _limit(self._allowed(ids))
-        if _fails([self.items[i] for i in ids]):
+        if _fails([self.items[i] for i in ids], lambda test: _limit_cpu(self._allowed([test]))):
             return score.KILLED
         return self._afresh(mutant) if early else score.SURVIVED
 
@@ -244,11 +244,16 @@ class _Failures:
         self.any = self.any or report.failed
 
 
-def _fails(items: Sequence[pytest.Item]) -> bool:
-    """Whether one of the tests fails; stops at the first that does."""
+def _fails(items: Sequence[pytest.Item], before: Callable[[str], None] | None = None) -> bool:
+    """Whether one of the tests fails; stops at the first that does.
+
+    `before` is called with the id of each test that is about to run.
+    """
     hooks, seen = items[0].config.hook, _Failures()
     items[0].config.pluginmanager.register(seen)
     for item, following in zip(items, [*items[1:], None], strict=True):
+        if before is not None:
+            before(item.nodeid)
         hooks.pytest_runtest_protocol(item=item, nextitem=following)
         if seen.any:
             break
@@ -268,10 +273,16 @@ def _limit(seconds: int) -> None:
 
     Also when it waits for what never comes: after twenty times as long by the clock.
     """
-    most = math.ceil(time.process_time()) + seconds
-    for what, limit in ((resource.RLIMIT_CPU, most), (resource.RLIMIT_DATA, MOST_MEMORY)):
-        resource.setrlimit(what, (limit, resource.getrlimit(what)[1]))
+    _limit_cpu(seconds)
+    memory = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, memory))
     signal.alarm(20 * seconds)
+
+
+def _limit_cpu(seconds: int) -> None:
+    """End this process after so many more seconds on the CPU."""
+    most = math.ceil(time.process_time()) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _arguments(plan: Plan, tests: Sequence[str]) -> list[str]:
