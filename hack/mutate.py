@@ -33,8 +33,6 @@ import json
 import math
 import os
 import random
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -46,6 +44,7 @@ from typing import Any
 
 import mutation_score as score
 import pytest
+from child_process import limit, limit_cpu, silence
 from live_functions import Calls, Functions, codes_of, live_caches, live_functions
 from mutants import Mutant, drawn, mutants, mutated
 
@@ -53,8 +52,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("placement", "ratio", "forwarding", "groups", "topology")
 MOST_TESTS = 400
 """Tests run against one mutant; the quickest of those that call its function."""
-MOST_MEMORY = 4 * 2**30
-"""Bytes that one mutant may allocate; a loop that only collects ends there."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ class Runner:
 
     def _judge(self, mutant: Mutant, ids: list[str]) -> int:
         """In a fork: what becomes of the mutant."""
-        _silence()
+        silence()
         if not mutant.function:
             return self._afresh(mutant)
         early = f"{mutant.path}:{mutant.function}" in self.imported
@@ -162,8 +159,8 @@ class Runner:
         code = compile(mutated(self.sources[mutant.path], mutant), self._file(mutant), "exec")
         if not self._swap(self._file(mutant), mutant.function, code):
             return score.UNFIT
-        _limit(self._allowed(ids))
-        if _fails([self.items[i] for i in ids], lambda test: _limit_cpu(self._allowed([test]))):
+        limit(self._allowed(ids))
+        if _fails([self.items[i] for i in ids], lambda test: limit_cpu(self._allowed([test]))):
             return score.KILLED
         return self._afresh(mutant) if early else score.SURVIVED
 
@@ -192,7 +189,7 @@ class Runner:
         pid = os.fork()
         if not pid:
             os.close(reader)
-            _silence()
+            silence()
             with os.fdopen(writer, "w") as out:
                 json.dump(self._traced(), out)
             os._exit(0)
@@ -261,30 +258,6 @@ def _fails(items: Sequence[pytest.Item], before: Callable[[str], None] | None = 
     return seen.any
 
 
-def _silence() -> None:
-    """What tests of this process print goes nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-
-
-def _limit(seconds: int) -> None:
-    """End this process after so much time on the CPU, however busy the machine is.
-
-    Also when it waits for what never comes: after twenty times as long by the clock.
-    """
-    _limit_cpu(seconds)
-    memory = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, memory))
-    signal.alarm(20 * seconds)
-
-
-def _limit_cpu(seconds: int) -> None:
-    """End this process after so many more seconds on the CPU."""
-    most = math.ceil(time.process_time()) + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
 def _arguments(plan: Plan, tests: Sequence[str]) -> list[str]:
     """Quiet, without what would make two runs differ."""
     return [
@@ -330,7 +303,7 @@ def run_one(plan: Plan, mutant: Mutant) -> int:
     source = (plan.root / mutant.path).read_text()
     _Finder(plan.root / mutant.path, mutated(source, mutant)).install()
     _quiet_hypothesis()
-    _limit(plan.cpu_seconds + 30)
+    limit(plan.cpu_seconds + 30)
     tests = [plan.home(mutant.path)]
     ended = pytest.main([*_arguments(plan, tests), "-x"])
     return score.SURVIVED if ended in (0, 5) else score.KILLED
