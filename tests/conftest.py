@@ -111,8 +111,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterAccess]
 
     Shared by all of them: use names of your own, delete what you made, and undo what you broke.
     """
-    with running_cluster(tmp_path_factory.mktemp("cluster") / "state") as access:
-        yield access
+    folder = tmp_path_factory.mktemp("cluster")
+    with pytest.MonkeyPatch.context() as patch:
+        # What this user fetched is not what tests see at /models.
+        patch.setenv("PDSERVE_MODELS", str(folder / "models"))
+        with running_cluster(folder / "state") as access:
+            yield access
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pdserve.models.catalog import IN_CONTAINERS
+from pdserve.models.store import models_folder
+
 Entrypoint = tuple[str, ...]
 
 OWN_IMAGES: Mapping[str, Entrypoint] = {
@@ -23,6 +26,7 @@ OWN_IMAGES: Mapping[str, Entrypoint] = {
     "pdserve/gateway": (sys.executable, "-m", "pdserve.gateway"),
     "pdserve/engine": (sys.executable, "-m", "pdserve.refengine"),
 }
+ENGINE_IMAGE = "pdserve/engine"
 PROMETHEUS_IMAGE = "prom/prometheus"
 PROMETHEUS_PORT = 9090
 ENV_RELEASES = "PDSERVE_RELEASES"
@@ -30,10 +34,12 @@ ENV_RELEASES = "PDSERVE_RELEASES"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What an image says of itself: its entrypoint and its environment."""
+    """What an image holds and says of itself."""
 
     entrypoint: Entrypoint
     env: Mapping[str, str] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Path in the image -> directory of this machine that stands for it, which may not exist."""
 
 
 class ImageError(Exception):
@@ -73,7 +79,9 @@ def program(image: str, prometheus: Callable[[], Path], pod_ip: str) -> Program:
     # A mirror keeps the last two parts of the name: mirror.example/team/pdserve/engine.
     short = "/".join(name.split("/")[-2:])
     if short in OWN_IMAGES:
-        return Program(OWN_IMAGES[short], {"PDSERVE_BIND": pod_ip, **_release_env(image)})
+        env = {"PDSERVE_BIND": pod_ip, **_release_env(image)}
+        folders = {IN_CONTAINERS: models_folder()} if short == ENGINE_IMAGE else {}
+        return Program(OWN_IMAGES[short], env, folders)
     if short == PROMETHEUS_IMAGE:
         listen = f"--web.listen-address={pod_ip}:{PROMETHEUS_PORT}"
         return Program((str(prometheus()), listen))

@@ -1,7 +1,7 @@
 """Which directories and files of this machine a container sees, and at which paths.
 
-These are its volumes, and what every container gets besides. `volumes` fills them, `sandbox` mounts
-them.
+These are its volumes, what its image holds, and what every container gets besides. `volumes` fills
+volumes, `sandbox` mounts all of them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,21 @@ def container_mounts(
     directory: Path,
     root: Path,
     env: Mapping[str, str],
+    folders: Mapping[str, Path] | None = None,
 ) -> ContainerMounts:
-    """Make ready what `container` sees; its volumes are below `root`, the rest in `directory`."""
+    """Make ready what `container` sees; its volumes are below `root`, the rest in `directory`.
+
+    `folders` are those of its image: path in it -> directory of this machine.
+    """
     volumes = {v["name"]: v for v in volumes_of(pod)}
     mounts = [
         _mount(mount, volumes[mount["name"]], root, env)
         for mount in container.get("volumeMounts") or ()
+    ]
+    mounts += [
+        Mount(source, target, read_only=True)
+        for target, source in (folders or {}).items()
+        if source.is_dir() and not any(_overlap(target, mount.target) for mount in mounts)
     ]
     directory.mkdir(parents=True, exist_ok=True)
     last_word = directory / "termination-log"
@@ -62,6 +71,16 @@ def _mount(mount: JsonMap, volume: JsonMap, root: Path, env: Mapping[str, str]) 
             source.mkdir(parents=True, exist_ok=True)
     live = any(kind in volume for kind in _LIVE)
     return Mount(source, mount["mountPath"], bool(mount.get("readOnly")) or live)
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Whether one is the other, or inside it.
+
+    A volume hides what the image has there; one inside would need a mount point, which must not be
+    made in a directory of this machine.
+    """
+    first, second = PurePath(path), PurePath(other)
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 def _missing(workdir: str, mounts: Sequence[Mount], spare: Path) -> list[Mount]:

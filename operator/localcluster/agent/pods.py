@@ -296,6 +296,7 @@ class PodWorker:
             self._directory / "mounts" / name,
             self._directory / "volumes",
             env,
+            program.folders,
         )
         return Launch(
             argv=build_argv(container, program.entrypoint, env),

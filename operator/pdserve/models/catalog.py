@@ -1,10 +1,17 @@
-"""Models that are known by a short name, with where they come from and how they are checked."""
+"""Models that are known by a short name, with where they come from and how they are checked.
+
+Imports nothing but the standard library, so that `make` can refuse an unknown name before it
+builds or starts anything: `python -m pdserve.models.catalog NAME`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from pdserve.models.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +57,34 @@ _LISTED: Final = (
 
 CATALOG: Final[Mapping[str, KnownModel]] = {model.name: model for model in _LISTED}
 """By name."""
+
+IN_CONTAINERS: Final = "/models"
+"""Directory in an engine's container below which each model has a directory of its own: in images
+made with a model, and on process nodes."""
+
+
+def find_model(name: str) -> KnownModel | None:
+    """The entry of `name`; None for `ORG/NAME` of a model hub, which has none.
+
+    Raises:
+        ModelError: it can be neither; lists the known names.
+    """
+    if name not in CATALOG and "/" not in name:
+        known = ", ".join(sorted(CATALOG))
+        raise ModelError(f"no model {name!r}; known are {known}, or ORG/NAME of a model hub")
+    return CATALOG.get(name)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0 where each of `argv` may name a model; else 2, with the reason on stderr."""
+    try:
+        for name in argv:
+            find_model(name)
+    except ModelError as error:
+        sys.stderr.write(f"MODEL: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.models.catalog import CATALOG, KnownModel
+from pdserve.models.catalog import KnownModel, find_model
 from pdserve.models.errors import ModelError
 from pdserve.models.hashes import sha256_of
 from pdserve.terms.json import JsonObject
@@ -35,7 +35,9 @@ class StoredModel:
 
 
 def models_folder() -> Path:
-    """Where models are kept: `pdserve/models` in the user's cache."""
+    """Where models are kept: $PDSERVE_MODELS, else `pdserve/models` in the user's cache."""
+    if chosen := os.environ.get("PDSERVE_MODELS"):
+        return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "pdserve" / "models"
 
@@ -56,10 +58,7 @@ def get_model(
     Raises:
         ModelError: unknown name, or it cannot be fetched; nothing is left behind.
     """
-    known = CATALOG.get(name)
-    if known is None and "/" not in name:
-        listed = ", ".join(sorted(CATALOG))
-        raise ModelError(f"no model {name!r}; known are {listed}, or ORG/NAME of a model hub")
+    known = find_model(name)
     target = folder if folder is not None else models_folder() / _folder_name(name, from_hub)
     there = stored_in(target)
     if there is not None and not again:

