@@ -53,6 +53,8 @@ from pdserve.wire.calls import (
 
 ENV_API_KEY = "PDSERVE_API_KEY"
 MAX_TOKENS = 64
+MAX_TEMPERATURE = 2.0
+"""OpenAI's bound."""
 PATIENCE_SECONDS = 2.0
 """Silence after which standard error says what is waited for."""
 
@@ -89,6 +91,10 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=_positive, default=MAX_TOKENS, metavar="N", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--temperature", type=_temperature, metavar="T",
+        help="0: the likeliest token each time; default: the engine's",
+    )  # fmt: skip
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--chat", action="store_true", help="as a chat message (default)")
     kind.add_argument("--completion", action="store_true", help="as a text to be continued")
@@ -119,7 +125,10 @@ async def run(arguments: argparse.Namespace) -> int:
         await client.close()
     if state := readiness(service):
         note(f"PDService {namespace}/{name} is not Ready ({state}); asking all the same")
-    question = _question(target, headers, prompt, arguments.max_tokens, not arguments.completion)
+    sampling: JsonObject = {"max_tokens": arguments.max_tokens}
+    if arguments.temperature is not None:
+        sampling["temperature"] = arguments.temperature
+    question = _question(target, headers, prompt, sampling, not arguments.completion)
     screen = Screen(quiet=arguments.output == "json")
     async with pod_proxy(arguments.kubeconfig, arguments.context) as proxy:
         answer = await _ask_one_of(proxy, service, ready, question, screen)
@@ -183,11 +192,11 @@ async def _api_key(client: KubeClient, namespace: str, secret: str) -> str:
 
 
 def _question(
-    target: Address, headers: Mapping[str, str], prompt: str, max_tokens: int, chat: bool
+    target: Address, headers: Mapping[str, str], prompt: str, sampling: JsonMap, chat: bool
 ) -> Question:
     body: JsonObject = {
         "model": target.model,
-        "max_tokens": max_tokens,
+        **sampling,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -342,6 +351,18 @@ def _ms(seconds: float | None) -> float | None:
 def note(text: str) -> None:
     """Write a line about the request to standard error, at once."""
     print(f"kubectl pdserve: {text}", file=sys.stderr, flush=True)
+
+
+def _temperature(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= MAX_TEMPERATURE:
+        raise argparse.ArgumentTypeError(
+            f"must be a number from 0 to {MAX_TEMPERATURE:g}, not {text!r}"
+        )
+    return number
 
 
 def _positive(text: str) -> int:

@@ -61,9 +61,17 @@ def test_what_is_sent(cluster: Cluster) -> None:
     assert seen.path == f"{PODS}/demo-gateway-a:8000/proxy/v1/chat/completions"
     assert seen.body["messages"] == [{"role": "user", "content": "How are you?"}]
     assert (seen.body["model"], seen.body["max_tokens"]) == ("pdserve-tiny", 5)
+    assert "temperature" not in seen.body, "the engine's default"
     assert seen.body["stream"] is True
     assert seen.headers["authorization"] == "Bearer user-token"
     assert "x-api-key" not in seen.headers
+
+
+def test_a_temperature_is_sent_when_it_is_given(cluster: Cluster) -> None:
+    cluster.ask("--temperature", "0")
+    [seen] = cluster.seen
+    assert seen.body["temperature"] == 0
+    assert "max_tokens" in seen.body
 
 
 def test_without_n_the_contexts_namespace_is_meant(

@@ -160,3 +160,13 @@ def test_max_tokens_must_be_a_number(cluster: Cluster, given: str) -> None:
     with pytest.raises(SystemExit) as ended:
         cluster.ask("--max-tokens", given)
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("given", ["-0.1", "2.1", "nan", "inf", "warm", ""])
+def test_a_temperature_must_be_one(
+    cluster: Cluster, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cluster.ask(f"--temperature={given}")
+    assert ended.value.code == 2
+    assert f"must be a number from 0 to 2, not {given!r}" in capsys.readouterr().err
