@@ -32,8 +32,13 @@ programs: # PROGRAMS=--kind: kind too, which shares what the others compiled
 	  $(MAKE) -s --no-print-directory build-programs & \
 	  $(MAKE) -s --no-print-directory $(VENV)/.installed && wait $$!; fi
 
-demo: programs ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up)
-	@$(BIN)/pdserve demo $(if $(KEEP),--keep)
+# Asked first: what follows builds and starts things.
+.PHONY: known-model
+known-model:
+	@$(if $(MODEL),PYTHONPATH=operator $(PYTHON) -m pdserve.models.catalog '$(MODEL)')
+
+demo: known-model programs ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up, MODEL=smollm2-135m: a real model too)
+	@$(BIN)/pdserve demo $(if $(KEEP),--keep) $(if $(MODEL),--model '$(MODEL)')
 
 # Three workers on two cores: cluster tests wait most of their time.
 test: programs ## unit, API and cluster tests, on a real control plane

@@ -1,7 +1,8 @@
 """`pdserve demo`: from nothing to a service that does its job, in minutes, on one machine.
 
-`stage` sets the cluster up, `steps` and `shift` show and measure, `fixed` is the service that the
-shift is compared with, `watch` records the cluster meanwhile, `report` writes the results.
+`stage` sets the cluster up, `steps`, `shift` and `real_model` show and measure, `fixed` is the
+service that the shift is compared with, `watch` records the cluster meanwhile, `report` writes the
+results.
 Exit status 0 only if every step held.
 """
 
@@ -22,8 +23,10 @@ from typing import Any
 from localcluster import binaries
 from localcluster.cluster import LocalCluster
 from localcluster.demo import fixed, shift, steps
+from localcluster.demo.real_model import real_model
 from localcluster.demo.report import Report
 from localcluster.demo.stage import (
+    SERVICE,
     DemoError,
     Periods,
     Stage,
@@ -36,6 +39,8 @@ from localcluster.errors import LocalError
 from pdserve import __version__
 from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError
+from pdserve.models.errors import ModelError
+from pdserve.models.store import StoredModel, get_model
 
 NAME = "demo"
 
@@ -47,6 +52,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("build/demo"), help="where reports go (%(default)s)"
     )
+    parser.add_argument(
+        "--model", metavar="NAME",
+        help="also serve this real model, a name of `pdserve model get`; fetched once",
+    )  # fmt: skip
     parser.set_defaults(run=run_demo)
 
 
@@ -57,6 +66,12 @@ def run_demo(arguments: argparse.Namespace) -> int:
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - began:6.1f} s] {line}", flush=True)
 
+    # Before all else: an unknown name, or no network, costs no minutes and no cluster that runs.
+    try:
+        model = get_model(arguments.model, say=progress) if arguments.model else None
+    except (ModelError, ImportError) as error:
+        print(f"no demo with model {arguments.model}: {error}", file=sys.stderr)
+        return 1
     # A terminated demo cleans up like an interrupted one; shells start background jobs deaf to
     # SIGINT, so that is set as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -70,7 +85,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
         root = checkout_root()
         progress("starting a Kubernetes control plane and 12 process nodes (3 racks x 2 leaves)")
         start_cluster(cluster, root, progress, keep=arguments.keep)
-        asyncio.run(_show(cluster, root, report, progress))
+        asyncio.run(_show(cluster, root, report, progress, model))
         keep = bool(arguments.keep)
     except (DemoError, LocalError, KubeError) as error:
         print(f"\nthe demo stopped: {error}", file=sys.stderr)
@@ -87,7 +102,9 @@ def run_demo(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-async def _show(cluster: LocalCluster, root: Path, report: Report, progress: Any) -> None:
+async def _show(
+    cluster: LocalCluster, root: Path, report: Report, progress: Any, model: StoredModel | None
+) -> None:
     periods = Periods()
     report.settings |= {
         "control period": f"{periods.control:g} s (60 by default)",
@@ -112,6 +129,9 @@ async def _show(cluster: LocalCluster, root: Path, report: Report, progress: Any
         await steps.decode_killed(stage, report, progress)
         report.settings["pacing"] = await pacing_validity(stage)
         progress(f"pacing: {report.settings['pacing']}")
+        if model is not None:
+            progress(f"step 5: {model.name}, a real model, at this machine's full speed")
+            await real_model(stage, model, SERVICE, report, progress)
     finally:
         await client.close()
 

@@ -63,6 +63,34 @@ class Comparison:
     notes: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A question to the real model, and its answer. Times in seconds; 0: not measured."""
+
+    question: str
+    text: str
+    """What the user reads; where there is no answer, why."""
+    prompt_tokens: int
+    output_tokens: int
+    first_token: float
+    """Until the first token."""
+    each_token: float
+    """Between two tokens, in the mean."""
+    equal: bool
+    """Whether one engine, which does prefill and decode itself, gave the same text."""
+
+    @property
+    def figures(self) -> str:
+        """Tokens, times and the comparison, in words."""
+        speed = f", then {1 / self.each_token:.1f} tokens/s" if self.each_token else ""
+        return (
+            f"{self.prompt_tokens} + {self.output_tokens} tokens, first token after "
+            f"{self.first_token:.1f} s{speed}; "
+            + ("equal to" if self.equal else "NOT equal to")
+            + " the answer of one engine"
+        )
+
+
 @dataclass
 class Report:
     """Collects claims and figures in the order they were made."""
@@ -75,6 +103,8 @@ class Report:
     """Figures of the shift of load."""
     loss: list[Figure] = field(default_factory=list)
     """Figures of the lost instance."""
+    answers: list[Answer] = field(default_factory=list)
+    """Of the real model, where one was asked for."""
     seconds: float = 0.0
 
     @property
@@ -111,6 +141,7 @@ class Report:
                 for c in self.claims
             ],
             "comparison": sides,
+            "answers": [asdict(a) for a in self.answers],
             "versions": self.versions,
             "settings": self.settings,
             "seconds": round(self.seconds, 1),
@@ -144,6 +175,7 @@ class Report:
             comparison=_compared(self.comparison) if self.comparison else "",
             shift="".join(map(_figure, self.shift)),
             loss="".join(map(_figure, self.loss)),
+            answers=_answered(self.answers) if self.answers else "",
             rows="".join(map(_row, self.claims)),
             facts="".join(
                 f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>"
@@ -183,6 +215,19 @@ def _compared(comparison: Comparison) -> str:
     return (
         f'<table class="sides"><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody>'
         f'</table><ul class="notes">{notes}</ul>'
+    )
+
+
+def _answered(answers: Sequence[Answer]) -> str:
+    """A section with the questions and answers."""
+    rows = "".join(
+        f"<dt>{html.escape(a.question)}</dt><dd>{html.escape(a.text)}"
+        f'<br><span class="small">{html.escape(a.figures)}</span></dd>'
+        for a in answers
+    )
+    return (
+        "<h2>What a real model answers</h2><p>Its instances are not paced: they compute as fast as"
+        f' this machine does, one request at a time.</p><dl class="words">{rows}</dl>'
     )
 
 
