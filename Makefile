@@ -81,8 +81,8 @@ bench: bench-start bench-hostile ## benches of the whole: start and recovery, at
 bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
 	@$(BIN)/python benchmarks/$*.py $(BENCH_ARGS)
 
-images: $(VENV)/.installed ## container images (TAG=... REGISTRY=... BASE_IMAGE=... ARCH=amd64,arm64): sizes, and build/images.json
-	@$(BIN)/python hack/images/build.py $(if $(TAG),--tag $(TAG)) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) $(if $(ARCH),--arch $(ARCH))
+images: known-model $(VENV)/.installed ## container images (TAG=... REGISTRY=... BASE_IMAGE=... ARCH=amd64,arm64 MODEL=...): sizes, and build/images.json
+	@$(BIN)/python hack/images/build.py $(if $(MODEL),--model '$(MODEL)') $(if $(TAG),--tag $(TAG)) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) $(if $(ARCH),--arch $(ARCH))
 
 kind: images ## a kind cluster with pdserve's images and fake devices, for docs/quickstart.md
 	@$(BIN)/pdserve local up --nodes kind --images build/images.json

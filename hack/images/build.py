@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "operator"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hack.images import base, prometheus, wheels
+from hack.images import base, model, prometheus, wheels
 from hack.images.base import MACHINES, Python, Wheels
 from hack.images.containers import Containers, ImagesError, find_engine, say
 from hack.images.install import IMAGES
@@ -28,6 +28,7 @@ from hack.images.summary import Built, document, table
 
 from localcluster.binaries import prometheus_tag
 from pdserve import __version__
+from pdserve.models.store import StoredModel
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -52,13 +53,14 @@ EXAMPLES = """examples:
   hack/images/build.py --base-image registry.example.com/python:3.13-slim
   hack/images/build.py --registry registry.example.com/team --tag 0.1.0-test
   hack/images/build.py --arch amd64,arm64
+  hack/images/build.py --model smollm2-135m               engine with a real model in it
   make images REGISTRY=registry.example.com/team TAG=0.1.0-test BASE_IMAGE=python:3.13-slim
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(argv)
     began = time.monotonic()
     try:
         engine = find_engine(arguments.tool)
@@ -81,6 +83,8 @@ def build(engine: Containers, arguments: argparse.Namespace) -> tuple[list[Built
 
     Also names the architectures asked for that this engine can build nothing for.
     """
+    # First: an unknown name, or no network, costs no minutes of building.
+    weights = model.fetch(arguments.model) if arguments.model else None
     debian = base.debian_base(engine.tool)
     stand = base.choose(engine, arguments.base_image, base.default_base(DOCKERFILE), debian)
     python = base.inspect(engine, stand, os.environ.get("PIP_INDEX_URL") or base.INDEX)
@@ -95,12 +99,12 @@ def build(engine: Containers, arguments: argparse.Namespace) -> tuple[list[Built
             )
             left_out.append(arch)
         elif arch == able[0]:
-            built += _built_for(engine, arguments, stand, python)
+            built += _built_for(engine, arguments, stand, python, weights)
         else:
             foreign = base.debian_base(engine.tool, arch)
             other = replace(python, machine=MACHINES[arch])
             there = base.elsewhere(stand, debian, foreign)
-            built += _built_for(engine, arguments, there, other, arch)
+            built += _built_for(engine, arguments, there, other, weights, arch)
     if arguments.prometheus:
         name, seconds = prometheus.ensure(engine, stand, OUT / "images" / "prometheus.log")
         built.append(_built(engine, name, seconds))
@@ -108,9 +112,17 @@ def build(engine: Containers, arguments: argparse.Namespace) -> tuple[list[Built
 
 
 def _built_for(
-    engine: Containers, arguments: argparse.Namespace, stand: str, python: Python, arch: str = ""
+    engine: Containers,
+    arguments: argparse.Namespace,
+    stand: str,
+    python: Python,
+    weights: StoredModel | None,
+    arch: str = "",
 ) -> list[Built]:
-    """Images on the base `stand`; `arch`: another architecture than the engine's own."""
+    """Images on the base `stand`, the engine's with `weights` in it.
+
+    `arch`: another architecture than the engine's own.
+    """
     source = _wheels(python, arguments.wheels)
     where = "an index" if source == "index" else "the wheelhouse"
     say(f"base {stand}{f' for {arch}' if arch else ''}, wheels from {where}")
@@ -133,6 +145,9 @@ def _built_for(
             arguments=settings,
             passed_on=PASSED_ON,
         )
+        if weights is not None and target == "engine":
+            log = OUT / "images" / f"{'-'.join(filter(None, ('model', arch)))}.log"
+            seconds += model.add(engine, name, weights, log, arch)
         built.append(_built(engine, name, seconds))
     return built
 
@@ -172,6 +187,11 @@ def revision(root: Path) -> str:
     return f"{commit}-dirty" if commit and dirty else commit
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command line; ends the process with a message where one is wrong."""
+    return _parser().parse_args(argv)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -188,6 +208,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", type=_targets, default=IMAGES, metavar="TARGETS",
         help=f"comma-separated: {','.join(IMAGES)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="NAME",
+        help="a name of `pdserve model get`: put it into the engine's image, at /models/NAME",
     )  # fmt: skip
     parser.add_argument(
         "--arch", type=_architectures, default=(), metavar="ARCHS",
