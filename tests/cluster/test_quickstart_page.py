@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 def test_the_page_does_what_it_says(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    found = quickstart.page_steps("process")
+    found = quickstart.page_steps("process", model=quickstart.WANTS_MODEL)
     with quickstart.reader(tmp_path) as terminal:
         for ran in quickstart.read(terminal, found, timeout=200):
             record_property(ran.step.command.partition("\n")[0], round(ran.seconds, 1))

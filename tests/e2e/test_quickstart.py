@@ -39,7 +39,7 @@ def engine(pytestconfig: pytest.Config) -> None:
 def test_from_nothing_to_the_first_token_and_away(
     engine: None, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    found = quickstart.page_steps("kind")
+    found = quickstart.page_steps("kind", model=quickstart.WANTS_MODEL)
     commands = quickstart.first_token(found)
     with quickstart.reader(tmp_path) as terminal:
         done = quickstart.read(terminal, found, STEP_SECONDS)

@@ -1,9 +1,10 @@
 """Pages whose commands are run by tests: what a reader copies is what is tested.
 
-A fenced block whose info string is `sh run` holds commands, one per line (`\\` continues one).
-Words after `run` restrict or change it: `kind` or `process`: only on that sort of nodes; `until`:
-its last command is repeated, as long as it succeeds, until what the page shows came out, as a
-reader would do who waits.
+A fenced block whose info string is `sh run` holds commands, one per line (`\\` continues one, and
+so does a here-document: `<< 'END'`, up to the line `END`).
+Words after `run` restrict or change it: `kind` or `process`: only on that sort of nodes; `model`:
+only for readers who want a real model, which is downloaded; `until`: its last command is repeated,
+as long as it succeeds, until what the page shows came out, as a reader would do who waits.
 A block `text shown` that follows tells what the last command prints: each line must come, in this
 order; `...` stands for any text in a line, and a line `...` for any lines. Other blocks are left
 alone.
@@ -22,9 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 NODES = ("kind", "process")
+MODEL = "model"
 UNTIL = "until"
 UNTIL_SECONDS = 60.0
 POLL_SECONDS = 0.5
+
+
+_HERE = re.compile(r"<< '(\w+)'$")
 
 
 class PageError(ValueError):
@@ -41,6 +46,8 @@ class Step:
     shown: tuple[str, ...] = ()
     nodes: str = ""
     """The only sort of nodes it is for; empty: all."""
+    model: bool = False
+    """Needs a real model."""
     until: bool = False
 
     def missing(self, output: str) -> str | None:
@@ -53,8 +60,10 @@ class Step:
         return None
 
 
-def steps(page: str, nodes: str | None = None) -> list[Step]:
+def steps(page: str, nodes: str | None = None, *, model: bool = True) -> list[Step]:
     """The commands of a page, in order; with `nodes`, only those for that sort of nodes.
+
+    Without `model`, those that need a real model are left out.
 
     Raises:
         PageError: a block that is marked wrongly.
@@ -72,7 +81,9 @@ def steps(page: str, nodes: str | None = None) -> list[Step]:
             shown = tuple(s.rstrip() for s in body if s.strip() not in ("", "..."))
             found[-1] = replace(found[-1], shown=shown)
             open_for_output = False
-    return [s for s in found if nodes is None or s.nodes in ("", nodes)]
+    return [
+        s for s in found if (nodes is None or s.nodes in ("", nodes)) and (model or not s.model)
+    ]
 
 
 def _blocks(page: str) -> list[tuple[int, list[str], list[str]]]:
@@ -93,20 +104,23 @@ def _blocks(page: str) -> list[tuple[int, list[str], list[str]]]:
 
 
 def _run_block(line: int, marks: Sequence[str], body: Sequence[str]) -> list[Step]:
-    unknown = set(marks) - {*NODES, UNTIL}
+    unknown = set(marks) - {*NODES, MODEL, UNTIL}
     if unknown or len(set(marks) & set(NODES)) > 1:
         raise PageError(f"line {line}: what is `run {' '.join(marks)}`?")
     nodes = next((m for m in marks if m in NODES), "")
     made: list[Step] = []
-    pending, begun = "", 0
+    pending, begun, here = "", 0, ""
     for number, text in enumerate(body, line):
         begun = begun if pending else number
         pending += text
-        if pending.endswith("\\"):
+        if opened := _HERE.search(text):
+            here = opened[1]
+        if (here and text != here) or (not here and text.endswith("\\")):
             pending += "\n"
             continue
+        here = ""
         if pending.strip() and not pending.lstrip().startswith("#"):
-            made.append(Step(pending.strip(), begun, nodes=nodes))
+            made.append(Step(pending.strip(), begun, nodes=nodes, model=MODEL in marks))
         pending = ""
     if pending:
         raise PageError(f"line {begun}: the last command goes on after the block")

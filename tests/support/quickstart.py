@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "quickstart.md"
 CLUSTER = "pdserve"
 """The name that `make kind` and `pdserve local up` give a cluster by default."""
+WANTS_MODEL = bool(os.environ.get("PDSERVE_TEST_MODEL"))
+"""Whether tests may download a model (93 MB), and compute with it."""
 COMMANDS = 6
 """What the page promises."""
 
@@ -28,9 +30,9 @@ kubectl logs -n pdserve-system -l app.kubernetes.io/name=pdserve --tail=20
 """What a person would look at when a command failed."""
 
 
-def page_steps(nodes: str) -> list[Step]:
-    """What a reader with that sort of nodes does."""
-    return steps(PAGE.read_text(encoding="utf-8"), nodes)
+def page_steps(nodes: str, *, model: bool = False) -> list[Step]:
+    """What a reader with that sort of nodes does; with `model`, one who wants a real model too."""
+    return steps(PAGE.read_text(encoding="utf-8"), nodes, model=model)
 
 
 def first_token(found: list[Step]) -> int:

@@ -41,6 +41,9 @@ not compared
 kubectl wait
 kubectl get y
 ```
+```sh run process model
+ask
+```
 """
 
 
@@ -53,12 +56,27 @@ def test_commands_in_order_with_their_lines() -> None:
         (17, "kubectl get x"),
         (31, "kubectl wait"),
         (32, "kubectl get y"),
+        (35, "ask"),
+    ]
+
+
+def test_a_here_document_belongs_to_its_command() -> None:
+    page = "```sh run\npython - << 'END'\n# a comment\n\nprint(1)\nEND\nls\n```\n"
+    assert [(s.line, s.command) for s in steps(page)] == [
+        (2, "python - << 'END'\n# a comment\n\nprint(1)\nEND"),
+        (7, "ls"),
     ]
 
 
 def test_each_sort_of_nodes_has_its_own_commands() -> None:
     assert [s.command for s in steps(PAGE, "kind")][:2] == ["make kind", "export A=1   B=2"]
     assert steps(PAGE, "process")[0].command == "pdserve local up"
+
+
+def test_a_real_model_is_for_those_who_want_one() -> None:
+    assert [s.command for s in steps(PAGE) if s.model] == ["ask"]
+    assert [s.line for s in steps(PAGE, "process", model=False)] == [9, 13, 14, 17, 31, 32]
+    assert [s.line for s in steps(PAGE, "kind")] == [5, 13, 14, 17, 31, 32]
 
 
 def test_what_is_shown_belongs_to_the_last_command() -> None:
@@ -75,6 +93,7 @@ def test_what_is_shown_belongs_to_the_last_command() -> None:
         ("```sh run knd\nls\n```", "line 2: what is `run knd`"),
         ("```sh run kind process\nls\n```", "what is `run kind process`"),
         ("```sh run\nls \\\n```", "line 2: the last command goes on"),
+        ("```sh run\ncat << 'END'\nEND \n```", "line 2: the last command goes on"),
         ("```text shown\nx\n```", "line 2: shows an output"),
         ("```sh run\nls\n```\n```text shown\nx\n```\n```text shown\ny\n```", "line 8: shows"),
     ],
