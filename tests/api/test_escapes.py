@@ -160,6 +160,21 @@ def test_so_does_one_that_a_field_names(users: dict[str, As], field: str) -> Non
         assert answer.code == code, (user, answer.body)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_claim_of_the_model_needs_the_right_to_create_pods(
+    users: dict[str, As], kind: str
+) -> None:
+    source = {"path": "/models/x", "pvc": {"name": "of-another-team"}}
+    service = {"spec.service": "shop"} if kind == "ScenarioGroup" else {}
+    body = wanted(kind, edits={"spec.model.source": source, **service})
+    refused = users[TENANT].tries(kind, body)
+    assert refused.code == 403
+    assert "spec.model.source.pvc" in refused.body["message"]
+    assert users[READER].tries(kind, body).code == 201
+    no_claim = wanted("PDService", edits={"spec.model.source": {"path": "/models/x"}})
+    assert users[TENANT].tries("PDService", no_claim).code == 201
+
+
 def test_a_group_by_hand_needs_the_secrets_of_its_service(users: dict[str, As]) -> None:
     body = wanted("ScenarioGroup", edits={"spec.service": "shop"})
     refused = users[POD_AUTHOR].tries("ScenarioGroup", body)

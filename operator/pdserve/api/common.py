@@ -24,13 +24,44 @@ class ObjectRef(ApiModel):
     """Name of the object."""
 
 
+class ModelClaim(ApiModel):
+    """A persistentVolumeClaim that holds weights."""
+
+    name: ObjectName
+    """Name of the claim, in the namespace of the instances."""
+    sub_path: (
+        Annotated[
+            str,
+            Text(
+                256,
+                pattern=r"^([^/.\x00-\x1f][^/\x00-\x1f]*)(/[^/.\x00-\x1f][^/\x00-\x1f]*)*$",
+                says="a directory inside the claim such as models/llama",
+            ),
+        ]
+        | None
+    ) = None
+    """Directory of the claim that is mounted; absent: all of it."""
+
+
 class ModelSource(ApiModel):
     """Where the engine finds the weights."""
+
+    rules = (
+        Rule(
+            "!has(self.pvc) || self.path != '/'",
+            "pvc needs a path below /: it is mounted there",
+            lambda v: v.pvc is None or v.path != "/",
+            ".path",
+        ),
+    )
 
     path: Annotated[
         str, Text(256, pattern=r"^/[^\x00-\x1f]*$", says="an absolute path such as /models/llama")
     ]
-    """Absolute path inside the engine's container; a volume from `template` may hold it."""
+    """Absolute path inside the engine's container: of the image, of a volume from `template`, or
+    where `pvc` is mounted."""
+    pvc: ModelClaim | None = None
+    """The persistentVolumeClaim to mount at `path`, read-only, in every instance; absent: none."""
 
 
 class ModelSpec(ApiModel):

@@ -110,7 +110,7 @@ def _next_group(group: api.ScenarioGroup, state: FabricState | NoRight | None) -
         return ""
     counts = Counts(1, prefill.replicas, decode.replicas)
     # Where volumes are is not asked: that takes rights to read claims.
-    wanted = wanted_of(group, counts, lambda _namespace, _role: None)
+    wanted = wanted_of(group, counts, lambda _namespace, _role, _model: None)
     request = replace(wanted.group_request(), beside=_sites(group, state.pods))
     answer = place(fabric_of(state), request)
     asked = counts_text(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pdserve.api import RepairStatus, RoleTemplate, ScenarioGroup, revision_of
+from pdserve.api import ModelSpec, RepairStatus, RoleTemplate, ScenarioGroup, revision_of
 from pdserve.desired.pod_demand import PodDemand, demand_of
 from pdserve.engines.pods import role_template
 from pdserve.frozen import remembered
@@ -51,8 +51,8 @@ class ScenarioGroupView:
         return self.revisions.get(revision, self.group)
 
 
-Reach = Callable[[str, RoleTemplate], frozenset[str] | None]
-"""Namespace and role -> nodes from which the volumes of its instances are reached; None: all."""
+Reach = Callable[[str, RoleTemplate, ModelSpec], frozenset[str] | None]
+"""Namespace, role, model -> nodes from which all volumes of an instance are reached; None: all."""
 
 
 def former_wanted(view: ScenarioGroupView, counts: Counts, reach: Reach) -> Mapping[str, Wanted]:
@@ -75,7 +75,8 @@ def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
 
     def role(name: Role, count: int) -> RoleWanted:
         template = role_template(group, name)
-        return _role(template, count, reach(namespace, template), demand_of(group, name, revision))
+        nodes = reach(namespace, template, spec.model)
+        return _role(template, count, nodes, demand_of(group, name, revision))
 
     return Wanted(
         name=group.metadata.name,

@@ -40,6 +40,7 @@ the first that a full node evicts, little enough to fit beside others. Not part 
 _STARTUP_PERIOD = 2
 _TMP_VOLUME = "pdserve-tmp"
 """A name that no site's template uses by chance: volumes are merged by name."""
+_MODEL_VOLUME = "pdserve-model"
 _CONTROL_VOLUME = "pdserve-control"
 _CONTROL_DIR = "/etc/pdserve/control"
 
@@ -232,6 +233,7 @@ def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodPart
         "volumes": [
             {"name": _TMP_VOLUME, "emptyDir": {}},
             _control_volume(),
+            *_model_volumes(group),
             *map(dict, parts.volumes),
         ],
     }
@@ -247,6 +249,26 @@ def _control_volume() -> JsonObject:
     path = f"metadata.annotations['{names.ANNOTATION_CONTROL}']"
     items = [{"path": "control", "fieldRef": {"fieldPath": path}}]
     return {"name": _CONTROL_VOLUME, "downwardAPI": {"items": items}}
+
+
+def _model_volumes(group: ScenarioGroup) -> list[JsonObject]:
+    """The claim of `model.source`, where there is one."""
+    source = group.spec.model.source
+    if source is None or source.pvc is None:
+        return []
+    claim = {"claimName": source.pvc.name, "readOnly": True}
+    return [{"name": _MODEL_VOLUME, "persistentVolumeClaim": claim}]
+
+
+def _model_mounts(group: ScenarioGroup) -> list[JsonObject]:
+    """Where the engine sees that claim."""
+    source = group.spec.model.source
+    if source is None or source.pvc is None:
+        return []
+    mount: JsonObject = {"name": _MODEL_VOLUME, "mountPath": source.path, "readOnly": True}
+    if source.pvc.sub_path is not None:
+        mount["subPath"] = source.pvc.sub_path
+    return [mount]
 
 
 def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts) -> JsonObject:
@@ -277,6 +299,7 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodPa
         "volumeMounts": [
             {"name": _TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108 - the pod's own
             {"name": _CONTROL_VOLUME, "mountPath": _CONTROL_DIR, "readOnly": True},
+            *_model_mounts(group),
             *map(dict, parts.mounts),
         ],
     }

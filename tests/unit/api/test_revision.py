@@ -49,6 +49,7 @@ def test_what_leaves_running_pods_alone(edits: dict[str, Any]) -> None:
     [
         {"spec.model.name": "other"},
         {"spec.model.source": {"path": "/m"}},
+        {"spec.model.source": {"path": "/m", "pvc": {"name": "weights"}}},
         {"spec.engine.image": "pdserve/engine:2"},
         {"spec.prefill.maxConcurrency": 5},
         {"spec.decode.maxConcurrency": 5},
@@ -63,6 +64,10 @@ def test_what_leaves_running_pods_alone(edits: dict[str, Any]) -> None:
 )
 def test_what_changes_pods(edits: dict[str, Any]) -> None:
     assert revision(edits) != revision()
+
+
+def test_a_source_without_a_claim_is_what_it_was_before_there_were_claims() -> None:
+    assert revision({"spec.model.source": {"path": "/m"}}) == "17572066"
 
 
 def test_order_of_keys_in_a_template_does_not_matter() -> None:

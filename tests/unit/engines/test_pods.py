@@ -53,6 +53,24 @@ def test_scale_unit_and_replaced_pod_are_marked() -> None:
     assert names.LABEL_SCALE_UNIT not in render()["metadata"]["labels"]
 
 
+@pytest.mark.parametrize("directory", [None, "models/llama"])
+def test_a_claim_of_the_model_is_mounted_at_its_path_for_reading(directory: str | None) -> None:
+    claim = {"name": "weights"} | ({"subPath": directory} if directory else {})
+    pod = render({"spec.model.source": {"path": "/models/x", "pvc": claim}})
+    volume = {"claimName": "weights", "readOnly": True}
+    assert {"name": "pdserve-model", "persistentVolumeClaim": volume} in pod["spec"]["volumes"]
+    mount = {"name": "pdserve-model", "mountPath": "/models/x", "readOnly": True}
+    want = mount | ({"subPath": directory} if directory else {})
+    assert want in engine(pod)["volumeMounts"]
+    assert engine(pod)["args"].count("/models/x") == 1
+
+
+def test_without_a_claim_there_is_no_volume_for_the_model() -> None:
+    for source in (None, {"path": "/models/x"}):
+        pod = render({"spec.model.source": source})
+        assert "pdserve-model" not in str(pod)
+
+
 def test_the_engine_gets_its_arguments_and_environment() -> None:
     pod = render({
         "spec.prefill.args": ["--paced", "x"],

@@ -1,10 +1,10 @@
 """Which nodes the volumes of a role's instances can be reached from.
 
-When a plan is made, the persistentVolumeClaims of a template are read by name, with the volumes
-behind them, and kept for a few seconds: they are not watched. A bound claim restricts to the nodes
-of its volume. A claim that waits for its first pod restricts to the nodes of free volumes of its
-class, unless the class makes new ones. Every other case, and what cannot be read, restricts
-nothing: the scheduler decides, as for any pod.
+When a plan is made, the persistentVolumeClaims of templates and of the model are read by name, with
+the volumes behind them, and kept for a few seconds: they are not watched. A bound claim restricts
+to the nodes of its volume. A claim that waits for its first pod restricts to the nodes of free
+volumes of its class, unless the class makes new ones. Every other case, and what cannot be read,
+restricts nothing: the scheduler decides, as for any pod.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pdserve.api import RoleTemplate, ScenarioGroup
+from pdserve.api import ModelSpec, RoleTemplate, ScenarioGroup
 from pdserve.controllers.shared.caches import Caches
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
@@ -78,10 +78,10 @@ class Volumes:
         caches.nodes.on_change(self._nodes_changed)
 
     async def read(self, groups: Iterable[ScenarioGroup]) -> None:
-        """Read the claims of these templates again, where what is known is too old. No errors."""
+        """Read the claims of these groups again, where what is known is too old. No errors."""
         for group in groups:
             for role in (group.spec.prefill, group.spec.decode):
-                for name in claims_of(role):
+                for name in claims_of(role, group.spec.model):
                     key = ObjectKey(group.metadata.namespace, name)
                     known = self._read.pop(key, None)
                     if known is None or known.until < self._steady():
@@ -91,13 +91,13 @@ class Volumes:
         while len(self._read) > MAX_CLAIMS:
             self._read.pop(next(iter(self._read)))
 
-    def reach(self, namespace: str, role: RoleTemplate) -> frozenset[str] | None:
+    def reach(self, namespace: str, role: RoleTemplate, model: ModelSpec) -> frozenset[str] | None:
         """Nodes from which all volumes of a role's instances are reached, as last read; None: all.
 
         The same object while nothing changes, so that placement may remember by it.
         """
         found: list[frozenset[Term]] = []
-        for name in claims_of(role):
+        for name in claims_of(role, model):
             known = self._read.get(ObjectKey(namespace, name))
             if known is not None and known.terms is not None:
                 found.append(known.terms)
@@ -197,11 +197,12 @@ class Volumes:
             self._reached.clear()
 
 
-def claims_of(role: RoleTemplate) -> tuple[str, ...]:
-    """Names of the persistentVolumeClaims that a role's template mounts."""
+def claims_of(role: RoleTemplate, model: ModelSpec) -> tuple[str, ...]:
+    """Names of the persistentVolumeClaims that a role's instances mount: the model's first."""
+    source = model.source
+    found = [source.pvc.name] if source is not None and source.pvc is not None else []
     spec = role.template.spec if role.template is not None else None
     volumes = (spec or {}).get("volumes")
-    found: list[str] = []
     for volume in volumes if isinstance(volumes, list) else ():
         source = volume.get("persistentVolumeClaim") if isinstance(volume, Mapping) else None
         name = source.get("claimName") if isinstance(source, Mapping) else None

@@ -77,6 +77,13 @@ def with_claim(**more: Any) -> Object:
     return made
 
 
+def with_model(**more: Any) -> Object:
+    """The claim is the model's own, and no template mounts any."""
+    made = service(devices=2, **more)
+    made["spec"]["model"]["source"] = {"path": "/models/x", "pvc": {"name": "weights"}}
+    return made
+
+
 def bound(world: World) -> None:
     volume(world, "weights-0", HOME, claimRef={"namespace": NS, "name": "weights", "uid": "u"})
     volume(world, "other", "a-0")
@@ -99,13 +106,14 @@ def kept_for_it(world: World) -> None:
     claim(world)
 
 
+@pytest.mark.parametrize("by", [with_claim, with_model])
 @pytest.mark.parametrize("volumes", [bound, unbound, kept_for_it])
-def test_a_volume_on_one_of_eight_nodes_is_found_at_once(volumes: Any) -> None:
+def test_a_volume_on_one_of_eight_nodes_is_found_at_once(volumes: Any, by: Any) -> None:
     @virtual_time
     async def run() -> None:
         world = make()
         volumes(world)
-        world.create(PDSERVICES, with_claim())
+        world.create(PDSERVICES, by())
         async with world.running(), world.operator():
             await world.until(world.service_ready, 60)
             assert len(world.ever) == 2, "one pod per instance"
