@@ -25,13 +25,13 @@ import numpy as np
 from benchmarks.harness import Row, report
 from tests.support.engines import Client, EngineProcess, Group, fresh_host, until
 
+from pdserve.engines.trust import Trust
 from pdserve.refengine.kv.kv_transport import Identity, PeerAddress
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.pool import blocks_for
 from pdserve.refengine.kv.tcp import TcpTransport
 from pdserve.refengine.model.llama import Rows, new_pool
 from pdserve.refengine.model.loader import LoadedModel, load_model
-from pdserve.refengine.trust import Trust
 
 MIB = 1 << 20
 PATH = "/v1/completions"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pdserve.http1.errors import ApiError
+from pdserve.engines.instance_answers import checked_entry
 from pdserve.refengine.kv.device_addresses import usable_addresses
 from pdserve.refengine.kv.kv_transport import KvTransport, PeerAddress, TransportError
 from pdserve.refengine.kv.paths import KvPaths, PeerDevices
@@ -45,21 +45,8 @@ class Links:
             StaleTableError: 409, the table is older, or another one of the present version.
             ApiError: 422, the table does not name this instance in its role.
         """
-        current = self._table
-        if current is not None and table.version <= current.version and table != current:
-            raise StaleTableError(current.version, table.version)
-        me = table.peer(self._me)
-        if me is None:
-            raise ApiError(
-                422, f"peer table {table.version} does not name {self._me!r}", code="not_named"
-            )
-        if me.role != self._role:
-            raise ApiError(
-                422,
-                f"peer table {table.version} calls {self._me!r} {me.role}, it is {self._role}",
-                code="wrong_role",
-            )
-        if table != current:
+        me = checked_entry(table, self._table, self._me, self._role)
+        if table != self._table:
             self._switch(table, me)
 
     def report(self) -> LinkReport:
@@ -146,11 +133,3 @@ def _devices(peer: Peer, host: str) -> PeerDevices:
     """Of its first member, whose pod listens at `host`: the reference engine has no other."""
     devices = peer.nodes[0].devices if peer.nodes else ()
     return PeerDevices(usable_addresses(devices, host), any(d.ip for d in devices))
-
-
-class StaleTableError(ApiError):
-    """409: the sender's table is older than (or differs at the version of) this instance's."""
-
-    def __init__(self, current: int, given: int) -> None:
-        super().__init__(409, f"peer table {given} is older than {current}", code="stale_table")
-        self.current = current

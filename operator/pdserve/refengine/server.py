@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from pdserve.engines.trust import Trust
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.server import HttpServer
 from pdserve.refengine.api.generate import Generator
@@ -25,7 +26,6 @@ from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.peer_links import Links
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.pacing import Pacer, load_profile
-from pdserve.refengine.trust import Trust
 from pdserve.wire import calls
 
 MAX_HEAD = 64 << 10

@@ -22,6 +22,7 @@ from tests.support.engines import Client, EngineProcess, Group, fresh_host, unti
 from tests.unit.refengine.conftest import Start
 from tests.unit.refengine.test_transport import read_frame
 
+from pdserve.engines.trust import Trust, shared_proof
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.device_addresses import usable_addresses
 from pdserve.refengine.kv.kv_transport import Identity, PeerAddress, TransportError
@@ -29,7 +30,6 @@ from pdserve.refengine.kv.paths import KvPaths, PeerDevices
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.refengine.kv.tcp import TcpTransport
-from pdserve.refengine.trust import Trust
 from pdserve.terms import Device
 from pdserve.wire import metrics
 
@@ -220,7 +220,7 @@ async def _claiming(name: str, host: str, address: str) -> int:
         writer.write(protocol.encode(FrameKind.CHALLENGE, {"id": name, "nonce": "n"}))
         hello = (await read_frame(reader))[1]
         proof = protocol.mac(
-            protocol.shared_proof("secret"), "server", server=name, client="d0",
+            shared_proof("secret"), "server", server=name, client="d0",
             nonces=("n", str(hello["nonce"])), model="m",
         )  # fmt: skip
         welcome = {"numerics": "n", "mac": proof, "devices": [address, 7, None]}

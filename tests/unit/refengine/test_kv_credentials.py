@@ -16,10 +16,10 @@ from tests.support.engines import Client, EngineProcess, Group, until
 from tests.unit.refengine.test_transport import DATA, Pair, Store
 
 from pdserve.engines.credentials import Credential
+from pdserve.engines.trust import Proof, Trust, shared_proof
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.kv_transport import Identity, TransportError
-from pdserve.refengine.kv.protocol import FrameKind, Proof, shared_proof
-from pdserve.refengine.trust import Trust
+from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.wire import calls
 from pdserve.wire.credentials import Grant, PeerGrant, digest, pair_key
 

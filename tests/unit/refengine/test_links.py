@@ -9,10 +9,10 @@ import pytest
 from tests.support.engine_requests import BODY, PATH, is_idle
 from tests.support.engines import Client, EngineProcess, Group, fresh_host, until
 
+from pdserve.engines.trust import Trust
 from pdserve.refengine.kv.kv_transport import Identity
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.tcp import TcpTransport
-from pdserve.refengine.trust import Trust
 from pdserve.wire import calls
 from pdserve.wire.peers import PeerTable
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import pytest
 from tests.support.engines import fresh_host
 
+from pdserve.engines.trust import Trust, shared_proof
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.kv_transport import Identity, PeerAddress, TransportError
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.refengine.kv.tcp import TcpTransport
-from pdserve.refengine.trust import Trust
 
 SENDER = Identity("p0", Trust("secret"), "model-1", "bits")
 RECEIVER = Identity("d0", Trust("secret"), "model-1", "bits")
@@ -165,7 +165,7 @@ async def _welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     writer.write(protocol.encode(FrameKind.CHALLENGE, {"id": "p0", "nonce": "n"}))
     _, hello = await read_frame(reader)
     proof = protocol.mac(
-        protocol.shared_proof("secret"),
+        shared_proof("secret"),
         "server",
         server="p0",
         client="d0",

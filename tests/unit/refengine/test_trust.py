@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from pdserve.engines.credentials import Credential
+from pdserve.engines.trust import Proof, Trust, shared_proof
 from pdserve.http1.errors import ApiError
-from pdserve.refengine.kv.protocol import Proof, shared_proof
-from pdserve.refengine.trust import Trust
 from pdserve.wire.credentials import Grant, PeerGrant, digest
 
 NEW, OLD = "a" * 64, "b" * 64

@@ -10,7 +10,9 @@ from urllib.parse import unquote
 import orjson
 
 from pdserve import __version__
+from pdserve.engines.instance_answers import StaleTableError
 from pdserve.engines.reference.metrics import PATH_VLLM
+from pdserve.engines.trust import Trust
 from pdserve.exposition import CONTENT_TYPE, Registry
 from pdserve.http1.errors import ApiError
 from pdserve.http1.receive import HttpRequest
@@ -18,9 +20,8 @@ from pdserve.http1.reply import Reply
 from pdserve.refengine.api.generate import JSON, MAX_NAME, Generator
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.loader import LoadedModel
-from pdserve.refengine.peer_links import Links, StaleTableError
+from pdserve.refengine.peer_links import Links
 from pdserve.refengine.runtime.engine import Engine
-from pdserve.refengine.trust import Trust
 from pdserve.terms.json import JsonObject
 from pdserve.wire import calls
 from pdserve.wire.bounds import WireError, parse_json

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from pdserve.refengine.kv.protocol import Proof
+    from pdserve.engines.trust import Proof
 
 from pdserve.refengine.kv.payload import Payload
 

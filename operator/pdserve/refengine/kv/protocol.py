@@ -24,14 +24,12 @@ import enum
 import hashlib
 import hmac
 import struct
-from dataclasses import dataclass, field
-from typing import Literal
 
 import orjson
 
+from pdserve.engines.trust import Proof
 from pdserve.refengine.kv.kv_transport import TransportError
 from pdserve.terms.json import JsonObject
-from pdserve.wire.credentials import fingerprint
 
 VERSION = 1
 MAX_FRAME = 16 << 10
@@ -84,24 +82,6 @@ def decode(buffer: memoryview) -> tuple[FrameKind, JsonObject, int] | None:
         return FrameKind(kind), body, HEAD.size + size
     except (ValueError, TypeError) as error:
         raise TransportError(f"malformed KV frame: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What an end of a connection proves to know."""
-
-    key: str = field(repr=False)
-    scheme: Literal["pair", "1"] = "pair"
-
-    @property
-    def name(self) -> str | None:
-        """Field `key` of HELLO; None where the scheme names none."""
-        return fingerprint(self.key) if self.scheme == "pair" else None
-
-
-def shared_proof(token: str) -> Proof:
-    """The proof of older engines: the token of all instances of the service."""
-    return Proof(token, "1")
 
 
 def mac(

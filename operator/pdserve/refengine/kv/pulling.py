@@ -6,11 +6,12 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 
+from pdserve.engines.trust import Proof
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.device_addresses import MAX_DEVICES
 from pdserve.refengine.kv.frames import FrameConnection, Landing
 from pdserve.refengine.kv.kv_transport import Identity, PathError, PeerAddress, TransportError
-from pdserve.refengine.kv.protocol import FrameKind, Proof
+from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.terms.json import JsonObject
 
 PING_SECONDS = 2.0

@@ -6,10 +6,11 @@ import asyncio
 import secrets
 from collections.abc import Callable
 
+from pdserve.engines.trust import Proof
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.frames import FrameConnection, Landing
 from pdserve.refengine.kv.kv_transport import HANDSHAKE_SECONDS, Exporter, Identity, TransportError
-from pdserve.refengine.kv.protocol import FrameKind, Proof
+from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.terms.json import JsonObject
 
 

@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from pdserve.engines.instance_answers import SlotHint
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.kv.kv_transport import KvSource
@@ -38,7 +39,7 @@ from pdserve.refengine.runtime.rejections import Rejections
 from pdserve.refengine.runtime.request import Finish, GenerationRequest, RemoteKv
 from pdserve.refengine.runtime.sequence import Phase, Sequence, Sink
 from pdserve.refengine.runtime.slot_claims import EarlyReleases, SlotClaim
-from pdserve.refengine.runtime.slots import SlotHint, Slots
+from pdserve.refengine.runtime.slots import Slots
 from pdserve.refengine.runtime.steps import Steps
 from pdserve.refengine.runtime.warm_up import warm_up
 from pdserve.wire import calls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pdserve.refengine.errors import RejectedError
+from pdserve.engines.instance_answers import RejectedError
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.wire import calls
 

@@ -7,32 +7,7 @@ from an older one that arrived later.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pdserve.http1.errors import Headers
-from pdserve.wire import calls
-
-_SLOTS, _FREE_IN_MS, _EPOCH = (
-    name.encode() for name in (calls.HEADER_SLOTS, calls.HEADER_FREE_IN_MS, calls.HEADER_EPOCH)
-)
-
-
-@dataclass(frozen=True, slots=True)
-class SlotHint:
-    """One statement about free slots."""
-
-    free: int
-    total: int
-    free_in_ms: int
-    epoch: int
-
-    def headers(self) -> Headers:
-        """The headers every reply of a leg carries."""
-        return (
-            (_SLOTS, b"%d/%d" % (self.free, self.total)),
-            (_FREE_IN_MS, b"%d" % self.free_in_ms),
-            (_EPOCH, b"%d" % self.epoch),
-        )
+from pdserve.engines.instance_answers import SlotHint
 
 
 class Slots:

@@ -3,22 +3,40 @@
 It starts with the process's own credentials (`EngineConfig`); each push of a peer table may carry
 a grant that adds to them (`wire.credentials`). A table without a grant that was pushed with the
 shared token comes from an operator of an older version: then the instance is `relaxed`, which
-means that it accepts what engines of that version accept. Neighbours: `api.routes` asks for every
-request, `kv.tcp` for every handshake; docs/decisions/020 gives the reasons.
+means that it accepts what engines of that version accept. Neighbours: HTTP handlers ask it for
+every request, KV transports for every handshake; docs/decisions/020 gives the reasons.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pdserve.engines.credentials import Credential
 from pdserve.http1.errors import ApiError
-from pdserve.refengine.kv.protocol import Proof, shared_proof
-from pdserve.wire.credentials import Grant, PeerGrant, accepted, digest
+from pdserve.wire.credentials import Grant, PeerGrant, accepted, digest, fingerprint
 
 Sender = Literal["control", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What an end of a connection proves to know."""
+
+    key: str = field(repr=False)
+    scheme: Literal["pair", "1"] = "pair"
+
+    @property
+    def name(self) -> str | None:
+        """Field `key` of HELLO; None where the scheme names none."""
+        return fingerprint(self.key) if self.scheme == "pair" else None
+
+
+def shared_proof(token: str) -> Proof:
+    """The proof of older engines: the token of all instances of the service."""
+    return Proof(token, "1")
 
 
 class Trust:
