@@ -84,6 +84,15 @@ def control_token(master: str, namespace: str, pod: str) -> str:
     return hmac.new(master.encode(), message, hashlib.sha256).hexdigest()
 
 
+def proxy_token(key: str, sender: str, receiver: str) -> str:
+    """What one instance's proxy sends a peer's, 64 hex digits: of no use in any other direction.
+
+    `key` is the pair's KV key; `sender` and `receiver` are instances by name.
+    """
+    message = "\x00".join(("pdserve-engine-proxy", sender, receiver)).encode()
+    return hmac.new(key.encode(), message, hashlib.sha256).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class PeerGrant:
     """How one peer is recognised.

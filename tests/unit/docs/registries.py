@@ -9,6 +9,8 @@ from kubernetes.aio.client.api_client import ApiClient
 
 from pdserve.controllers.app import Core
 from pdserve.controllers.shared import event_reasons
+from pdserve.engineproxy.places import Places
+from pdserve.engineproxy.proxy_metrics import ProxyMetrics
 from pdserve.exposition import Registry
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.kube.client import KubeClient
@@ -18,6 +20,8 @@ from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import Object
 from pdserve.kube.transport import HttpTransport
 from pdserve.refengine.metrics import EngineMetrics
+from pdserve.terms import ROLES
+from pdserve.wire.metrics import DECODE_STEPS, PREFILL_BATCHES
 
 Families = dict[str, tuple[str, tuple[str, ...]]]
 
@@ -31,6 +35,14 @@ def engine() -> Families:
     """Of an instance, paced mode included."""
     metrics = engine_metrics()
     return _families(metrics.registry) | _families(metrics.vllm)
+
+
+def engine_proxy() -> Families:
+    """Of the proxies before engines of other projects, of both roles."""
+    found: Families = {}
+    for role, steps in zip(ROLES, (PREFILL_BATCHES, DECODE_STEPS), strict=True):
+        found |= _families(ProxyMetrics(role, 1, Places(1), {steps: "engine:steps"}).registry)
+    return found
 
 
 async def operator() -> Families:

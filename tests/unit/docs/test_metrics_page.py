@@ -35,6 +35,12 @@ async def test_every_declared_metric_has_its_row_and_no_row_is_stale() -> None:
     assert {name: shape(cells) for name, cells in documented().items()} == declared
 
 
+def test_the_proxy_before_an_engine_exposes_the_engines_own_names() -> None:
+    """Alike in kind and labels, so that queries and dashboards hold for both."""
+    engine, proxy = registries.engine(), registries.engine_proxy()
+    assert {name: engine.get(name) for name in proxy} == proxy
+
+
 def test_every_name_of_the_contract_is_documented() -> None:
     named = {**vars(wire), **vars(vllm)}
     contract = {v for k, v in named.items() if k.isupper() and isinstance(v, str)}

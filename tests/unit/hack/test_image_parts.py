@@ -16,13 +16,13 @@ from setuptools import find_packages
 SOURCE = Path(__file__).resolve().parents[3] / "operator"
 ENTRIES = {
     "operator": ("pdserve.controllers.__main__",),
-    "gateway": ("pdserve.gateway.__main__", "pdserve.cli.load"),
+    "gateway": ("pdserve.gateway.__main__", "pdserve.cli.load", "pdserve.engineproxy.__main__"),
     "engine": ("pdserve.refengine.__main__",),
 }
 NOT_IN = {
-    "operator": {"refengine", "gateway", "forwarding", "dst", "cli"},
+    "operator": {"refengine", "engineproxy", "gateway", "forwarding", "dst", "cli"},
     "gateway": {"refengine", "controllers", "dst", "cli.main", "cli.kubectl"},
-    "engine": {"controllers", "gateway", "dst", "cli"},
+    "engine": {"controllers", "engineproxy", "gateway", "dst", "cli"},
 }
 GRAPH = grimp.build_graph("pdserve", cache_dir=None)
 FACES = {"operator": {"pod", "control", "metrics"}, "gateway": {"flow"}, "engine": set[str]()}
@@ -108,7 +108,8 @@ LOADED = "import sys\nimport {module}\nprint(*sys.modules)"
         ("pdserve.controllers.kopf_app", ("refengine", "gateway", "cli", "dst")),
         ("pdserve.gateway.app", ("refengine", "controllers", "cli", "dst")),
         ("pdserve.gateway.process", ("refengine", "controllers", "cli", "dst")),
-        ("pdserve.refengine.server", ("controllers", "gateway", "cli", "dst")),
+        ("pdserve.refengine.server", ("controllers", "engineproxy", "gateway", "cli", "dst")),
+        ("pdserve.engineproxy.server", ("controllers", "gateway", "refengine", "cli", "dst")),
     ],
 )
 def test_a_process_loads_no_other_process(module: str, absent: tuple[str, ...]) -> None:

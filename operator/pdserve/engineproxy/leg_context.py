@@ -1,0 +1,222 @@
+"""What legs of both roles need: admission, the engine, and how its failures are reported.
+
+Errors carry slot hints like every other answer of an instance. An engine that breaks is `failed`
+for gateways (502), never a refusal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from pdserve.engineproxy.engine_access import EngineAccess
+from pdserve.engineproxy.peer_checks import PeerChecks
+from pdserve.engineproxy.places import Places, TakenPlace
+from pdserve.engineproxy.proxy_config import ProxyConfig
+from pdserve.engineproxy.proxy_metrics import ProxyMetrics
+from pdserve.engineproxy.stream_end import message_of
+from pdserve.engines.instance_answers import RejectedError
+from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.errors import ApiError, Headers
+from pdserve.http1.receive import HttpRequest
+from pdserve.terms.json import JsonObject
+from pdserve.wire import calls
+from pdserve.wire.bounds import WireError, parse_json
+
+JSON: Final = "application/json"
+REFUSALS: Final = frozenset({429, 503})
+"""Statuses by which the engine says that it has no room."""
+CLIENT_ERRORS: Final = frozenset({400, 413, 422})
+"""Statuses of the engine that are the client's own mistakes."""
+MAX_NAME: Final = 256
+MAX_ERROR: Final = 64 << 10
+"""Bytes of an engine's error that are passed on."""
+MAX_REPLY: Final = 64 << 20
+_FORWARDED: Final = tuple(
+    name.encode() for name in (calls.HEADER_REQUEST_ID, "traceparent", "tracestate")
+)
+
+
+@dataclass(slots=True)
+class LegContext:
+    """The parts of one proxy that requests use."""
+
+    config: ProxyConfig
+    places: Places
+    engine: EngineAccess
+    peers: PeerChecks
+    metrics: ProxyMetrics
+    clock: Callable[[], float] = time.monotonic
+    draining: bool = False
+    """It takes nothing new and ends what runs."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken, as long as there is room."""
+        return not self.why_not_ready
+
+    @property
+    def why_not_ready(self) -> str:
+        """Empty when it is ready."""
+        if self.draining:
+            return "draining"
+        if not self.engine.up:
+            return self.engine.why
+        return "" if self.peers.linked else "links of no peer table were complete yet"
+
+    def hints(self) -> Headers:
+        """Headers of every reply."""
+        return self.places.hint(self.clock()).headers()
+
+    def admit(self, request: HttpRequest) -> TakenPlace:
+        """Take a place for a request.
+
+        Raises:
+            ApiError: it is refused; the engine sees nothing of it.
+        """
+        reason = None
+        if self.draining:
+            reason = calls.REJECT_DRAINING
+        elif not self.ready:
+            reason = calls.REJECT_NOT_READY
+        if reason is not None:
+            raise self.refused(reason, f"instance: {self.why_not_ready}")
+        left = _milliseconds(request)
+        if left is not None and left <= 0:
+            error = self.refused(calls.REJECT_DEADLINE, f"needs 1 ms, {left} ms are left")
+            times = ((calls.HEADER_NEEDED_MS, 1), (calls.HEADER_LEFT_MS, 0))
+            error.headers += tuple((name.encode(), b"%d" % ms) for name, ms in times)
+            raise error
+        name = request.header(calls.HEADER_REQUEST_ID) or ""
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise ApiError(
+                400, f"{calls.HEADER_REQUEST_ID}: at most {MAX_NAME} printable characters"
+            )
+        place = self.places.take(name, self.clock())
+        if place is None:
+            role = self.config.role
+            full = calls.REJECT_FULL if role == "prefill" else calls.REJECT_DECODE_FULL
+            raise self.refused(full, f"none of {self.config.places} places is free")
+        return place
+
+    def refused(self, reason: str, message: str, status: int = 503) -> RejectedError:
+        """Count a refusal; the caller raises it."""
+        self.metrics.rejected(reason)
+        return RejectedError(reason, message, status)
+
+    def free(self, place: TakenPlace) -> bool:
+        """Give a place back; False when it was free already."""
+        return self.places.free(place, self.clock())
+
+    def expire(self) -> None:
+        """Give back the places of KV whose lease ended."""
+        for place in self.places.overdue(self.clock()):
+            self.free(place)
+
+    def engine_lost(self) -> None:
+        """Give back the places of KV that an engine held which is no more."""
+        for place in self.places:
+            if place.state == "holding":
+                self.free(place)
+
+    def lost(self, error: UpstreamError) -> ApiError:
+        """A leg whose engine went away, or answered nonsense."""
+        self.engine.suspect()
+        return _broken(f"engine: {error}", "engine_lost")
+
+    def engine_full(self) -> None:
+        """The engine refused a request: refuse before it for a while."""
+        self.places.close(self.clock())
+
+    async def engine_error(self, exchange: Exchange) -> ApiError:
+        """An engine's reply other than 200, as the answer to the gateway.
+
+        Raises:
+            UpstreamError: it broke off.
+        """
+        raw = await exchange.read(self.config.reply_seconds)
+        value = _object(raw) if len(raw) <= MAX_ERROR else None
+        message = f"engine answered {exchange.status}"
+        if value is not None:
+            message = f"{message}: {message_of(value)}"
+        if exchange.status in CLIENT_ERRORS:
+            return _EngineSaysError(exchange.status, message, value)
+        return _broken(message, "engine_error")
+
+
+class _EngineSaysError(ApiError):
+    """A client's mistake, in the engine's own words where it used an object."""
+
+    def __init__(self, status: int, message: str, value: JsonObject | None) -> None:
+        super().__init__(status, message, code="engine_refused")
+        self._said = value
+
+    def value(self) -> JsonObject:
+        """The engine's error object, or one of ours."""
+        return super().value() if self._said is None else self._said
+
+
+def forwarded(request: HttpRequest) -> Headers:
+    """Headers of a request that the engine gets too."""
+    return tuple((n, request.headers[n]) for n in _FORWARDED if n in request.headers)
+
+
+def body_of(request: HttpRequest) -> JsonObject:
+    """The JSON object in a leg's body.
+
+    Raises:
+        ApiError: 400, it is none; 413, it is too large.
+    """
+    if request.size > len(request.body):
+        raise ApiError(413, f"request body of {request.size} bytes is too large", code="too_large")
+    try:
+        value = parse_json(request.body, max_bytes=max(1, len(request.body)))
+    except WireError as error:
+        raise ApiError(400, f"body is not JSON: {error}", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise ApiError(400, "body: a JSON object is required", code="invalid_json")
+    return value
+
+
+def kv_params(body: JsonObject, flag: str, role: str) -> JsonObject:
+    """The P/D parameters of a leg, in which `flag` is true.
+
+    Raises:
+        ApiError: 400, they are not those of a leg of this `role`.
+    """
+    params = body.get(calls.PARAM_KV)
+    if not isinstance(params, dict) or params.get(flag) is not True:
+        raise ApiError(
+            400, f"a {role} only takes {calls.PARAM_KV} with {flag}: true",
+            param=calls.PARAM_KV, code="wrong_role",
+        )  # fmt: skip
+    return params
+
+
+def _broken(message: str, code: str) -> ApiError:
+    return ApiError(502, message, kind="server_error", code=code)
+
+
+def _object(raw: bytes) -> JsonObject | None:
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _milliseconds(request: HttpRequest) -> int | None:
+    """What is left of the leg's time; raises ApiError."""
+    value = request.header(calls.HEADER_DEADLINE_MS)
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ApiError(
+            400, f"{calls.HEADER_DEADLINE_MS}: {value!r:.80} is not an integer of milliseconds"
+        ) from error
