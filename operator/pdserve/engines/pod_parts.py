@@ -50,7 +50,10 @@ class PodParts:
     volumes: tuple[JsonMap, ...] = ()
     """Further volumes of the pod, e.g. shared memory."""
     containers: tuple[JsonMap, ...] = ()
-    """Further containers, e.g. a proxy that gives an engine pdserve's control paths."""
+    """Further containers."""
+    proxy: tuple[str, ...] = ()
+    """Arguments of pdserve's engine proxy (`pdserve-engine-proxy --help`), which then listens where
+    the instance does; the engine listens elsewhere. Empty: the engine has the contract itself."""
 
 
 @runtime_checkable

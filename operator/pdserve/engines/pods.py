@@ -37,6 +37,16 @@ pods after a five-minute partition."""
 DEFAULT_REQUESTS: Mapping[str, str] = {"cpu": "100m", "memory": "256Mi"}
 """What an engine asks for beside its devices, where its template says nothing: enough not to be
 the first that a full node evicts, little enough to fit beside others. Not part of the revision."""
+PROXY_CONTAINER = "engine-proxy"
+PROXY_IMAGE = "pdserve/gateway:latest"
+"""The image that holds the proxy, unless the caller has another."""
+PROXY_COMMAND = ("/opt/pdserve/bin/python", "-m", "pdserve.engineproxy")
+PROXY_LIVE = "/livez"
+PROXY_RESOURCES: Mapping[str, Mapping[str, str]] = {
+    "requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "512Mi"},
+}  # fmt: skip
+"""It holds bodies of the requests that run."""
+_PROXY_STATE = "/tmp/pdserve-proxy.json"  # noqa: S108 - the pod's own, kept while it lives
 _STARTUP_PERIOD = 2
 _TMP_VOLUME = "pdserve-tmp"
 """A name that no site's template uses by chance: volumes are merged by name."""
@@ -121,6 +131,7 @@ def render_pod(
     owner_ref: JsonMap,
     rights: Rights | None = NO_RIGHTS,
     control: str = "",
+    proxy_image: str = PROXY_IMAGE,
 ) -> JsonObject:
     """The manifest to POST for one instance.
 
@@ -132,6 +143,7 @@ def render_pod(
             anything, for a pod that is not going to run.
         control: digests of the control credentials that the engine accepts, one a line; empty
             only where the pod is not going to run.
+        proxy_image: has the engine proxy, for engines that need it.
 
     Raises:
         EngineUnusableError: there is no adapter for the engine's type, or it fails.
@@ -150,7 +162,7 @@ def render_pod(
             "annotations": {**_annotations(new, parts), names.ANNOTATION_CONTROL: control},
             "ownerReferences": [dict(owner_ref)],
         },
-        "spec": _spec(group, new, role, parts),
+        "spec": _spec(group, new, role, parts, proxy_image),
     }
     if role.template is None:
         return pod
@@ -212,7 +224,10 @@ def _annotations(new: PodSlot, parts: PodParts) -> dict[str, str]:
     return annotations
 
 
-def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts) -> JsonObject:
+def _spec(
+    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts, proxy_image: str
+) -> JsonObject:
+    proxies = [_proxy(group, new, parts, proxy_image)] if parts.proxy else []
     drain = group.spec.recovery.drain_seconds
     spec: JsonObject = {
         "tolerations": [dict(t) for t in BASE_TOLERATIONS],
@@ -229,7 +244,11 @@ def _spec(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodPart
             "fsGroup": 65532,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_engine(group, new, role, parts), *map(hardened, parts.containers)],
+        "containers": [
+            _engine(group, new, role, parts),
+            *proxies,
+            *map(hardened, parts.containers),
+        ],
         "volumes": [
             {"name": _TMP_VOLUME, "emptyDir": {}},
             _control_volume(),
@@ -277,7 +296,11 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodPa
         "name": ENGINE_CONTAINER,
         "image": group.spec.engine.image,
         "args": [*parts.args, *role.args],
-        "env": _env(group, new, role, parts),
+        "env": [
+            *_env(group, new),
+            *({"name": name, "value": value} for name, value in parts.env.items()),
+            *({"name": e.name, "value": e.value} for e in role.env),
+        ],
         "ports": [
             {"name": "http", "containerPort": names.PORT_HTTP},
             {"name": "transfer", "containerPort": names.PORT_TRANSFER},
@@ -296,12 +319,7 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodPa
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [
-            {"name": _TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108 - the pod's own
-            {"name": _CONTROL_VOLUME, "mountPath": _CONTROL_DIR, "readOnly": True},
-            *_model_mounts(group),
-            *map(dict, parts.mounts),
-        ],
+        "volumeMounts": [*_mounts(), *_model_mounts(group), *map(dict, parts.mounts)],
     }
     if parts.command:
         container["command"] = list(parts.command)
@@ -310,9 +328,34 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodPa
     return container
 
 
-def _env(
-    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts
-) -> list[JsonObject]:
+def _proxy(group: ScenarioGroup, new: PodSlot, parts: PodParts, image: str) -> JsonObject:
+    """The engine proxy; whether the pod is ready is asked of the engine's container alone."""
+    return {
+        "name": PROXY_CONTAINER,
+        "image": image,
+        "command": list(PROXY_COMMAND),
+        "args": ["--bind=::", f"--state-file={_PROXY_STATE}", *parts.proxy],
+        "env": _env(group, new),
+        "resources": {kind: dict(amounts) for kind, amounts in PROXY_RESOURCES.items()},
+        "livenessProbe": _probe(PROXY_LIVE, period=10, failures=3),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": _mounts(),
+    }
+
+
+def _mounts() -> list[JsonObject]:
+    return [
+        {"name": _TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108 - the pod's own
+        {"name": _CONTROL_VOLUME, "mountPath": _CONTROL_DIR, "readOnly": True},
+    ]
+
+
+def _env(group: ScenarioGroup, new: PodSlot) -> list[JsonObject]:
+    """What the operator sets in the containers that speak pdserve's contract."""
     # The leader's pod has the instance's name.
     instance = f"metadata.labels['{names.LABEL_INSTANCE}']" if new.member else "metadata.name"
     return [
@@ -334,8 +377,6 @@ def _env(
                 }
             },
         },
-        *({"name": name, "value": value} for name, value in parts.env.items()),
-        *({"name": e.name, "value": e.value} for e in role.env),
     ]
 
 

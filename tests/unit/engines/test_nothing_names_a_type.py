@@ -13,7 +13,7 @@ from pdserve.engines import registry
 from pdserve.wire import metrics
 
 SOURCE = Path(pdserve.__file__).parent
-OWN = ("engines/reference/", "refengine/")
+OWN = ("engines/reference/", "engines/vllm/", "refengine/")
 SIMULATED = ("dst/",)
 """Worlds whose services have to be of some type."""
 CODE = [

@@ -153,7 +153,10 @@ class GroupExecutor:
         control = control_annotation(held, namespace, new.name)
         try:
             group = self._view.at(new.revision)
-            pod = render_pod(group, new, self._owner, self._context.rights, control)
+            pod = render_pod(
+                group, new, self._owner, self._context.rights, control,
+                self._context.gateway_image,
+            )  # fmt: skip
         except TemplateError as error:
             raise CreateRefused(f"pod {new.name}: {error}") from error
         client, cache = self._context.client, self._context.caches.pods

@@ -1,0 +1,13 @@
+"""Requests of vLLM: its own P/D bodies, under pdserve's headers, which its proxy understands.
+
+A decode computes token 1 again, so a prefill's reply is no first token. The lease is that of the
+connector's `kv_lease_duration`, which the pod sets.
+"""
+
+from typing import Final
+
+from pdserve.engines.pull_flow import PullFlow
+
+LEASE_SECONDS: Final = 30
+
+FLOW = PullFlow(lease_seconds=float(LEASE_SECONDS), first_token="decode")  # noqa: S106 (a model token)
