@@ -3,7 +3,7 @@
     clients                   -> gateways    http
     metrics                   -> gateways    metrics, http
     gateways, operator, metrics -> instances   http
-    instances of the service  -> instances   KV transfer
+    instances of the service  -> instances   KV transfer; http where engine proxies link
 
 Traffic that leaves the pods is not limited: what it needs (DNS, the API server, weights) is the
 site's. Probes come from the node itself, which policies do not stop.
@@ -18,6 +18,7 @@ from pdserve.api import PDService
 from pdserve.api.network import NetworkPeer
 from pdserve.desired.objects import gateway_labels, gateway_name, owned_metadata
 from pdserve.engines.pods import COMPONENT as INSTANCE
+from pdserve.engines.pods import has_proxy
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
@@ -56,9 +57,11 @@ def network_policies(
         _allow([*callers, *scrapers] if callers else [], names.PORT_HTTP),
         _allow(scrapers, names.PORT_METRICS),
     )
+    siblings = [{"podSelector": {"matchLabels": instances}}]
+    proxies = siblings if has_proxy(service.spec.engine.type) else []
     to_instances = (
-        _allow([gateways, operator, *scrapers], names.PORT_HTTP),
-        _allow([{"podSelector": {"matchLabels": instances}}], names.PORT_TRANSFER),
+        _allow([gateways, operator, *proxies, *scrapers], names.PORT_HTTP),
+        _allow(siblings, names.PORT_TRANSFER),
     )
     of_gateways, of_instances = policy_names(name)
 

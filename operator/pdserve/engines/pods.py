@@ -169,6 +169,15 @@ def render_pod(
     return apply_template(pod, role.template.to_dict(), role.instance.resource, rights)
 
 
+def has_proxy(engine_type: str) -> bool:
+    """Whether the engine proxy stands in pods of this type; False for a type that is not usable."""
+    try:
+        facts = InstanceFacts(role="prefill", slots=1, devices=1, model="m", weights="")
+        return bool(registry.pod(engine_type).parts(facts).proxy)
+    except Exception:  # code of others; `render_pod` tells what is wrong
+        return False
+
+
 def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
     labels = {
         "app.kubernetes.io/name": "pdserve",

@@ -19,9 +19,10 @@ OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "PDService", "name": "shop
 Rules = dict[int, list[dict[str, Any]] | None]
 
 
-def rules(**field: Any) -> tuple[Rules, Rules]:
+def rules(engine: str = "Reference", **field: Any) -> tuple[Rules, Rules]:
     """Port -> peers (None: any address), of the gateways and of the instances."""
     document = service()
+    document["spec"]["engine"]["type"] = engine
     document["spec"]["networkPolicy"] = field
     policies = network_policies(PDService.parse(document), OWNER, "pdserve-system")
     gateways, instances = (
@@ -33,6 +34,13 @@ def rules(**field: Any) -> tuple[Rules, Rules]:
 PROMETHEUS = {
     "namespaceSelector": {},
     "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+}
+
+
+SIBLINGS = {
+    "podSelector": {
+        "matchLabels": {"app.kubernetes.io/component": "instance", "pdserve.io/service": "shop"}
+    }
 }
 
 
@@ -57,8 +65,15 @@ def test_instances_are_reached_by_gateways_operator_and_prometheus_and_their_own
         },
     }
     assert http[2:] == [PROMETHEUS]
-    own = {"app.kubernetes.io/component": "instance", "pdserve.io/service": "shop"}
-    assert instances[5600] == [{"podSelector": {"matchLabels": own}}]
+    assert instances[5600] == [SIBLINGS]
+
+
+def test_proxies_before_engines_reach_each_other() -> None:
+    """They verify links and report pulls over HTTP."""
+    for engine, reach in (("vLLM", True), ("Reference", False), ("Nothing", False)):
+        _, instances = rules(engine)
+        assert (SIBLINGS in (instances[8000] or [])) is reach
+        assert instances[5600] == [SIBLINGS]
 
 
 def test_clients_and_scrapers_are_named() -> None:
