@@ -29,6 +29,9 @@ OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "PDService", "name": "shop
          "controller": True}  # fmt: skip
 
 
+VLLM = {"spec.engine": {"type": "vLLM", "image": "vllm/vllm-openai:v0.32.0"}}
+
+
 def of_deployment(documents: list[Json]) -> Json:
     template = only(documents, "Deployment")["spec"]["template"]
     return {"metadata": template["metadata"], "spec": template["spec"]}
@@ -61,6 +64,8 @@ PODS: dict[str, Callable[[], Json]] = {
     ),
     "prefill": lambda: instance("prefill"),
     "decode": lambda: instance("decode"),
+    "prefill of vLLM": lambda: instance("prefill", **VLLM),
+    "decode of vLLM": lambda: instance("decode", **VLLM),
     "prometheus": prometheus,
 }
 

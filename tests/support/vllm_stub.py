@@ -159,10 +159,10 @@ class VllmStub:
         params = body.get("kv_transfer_params") or {}
         pulls = params.get("do_remote_prefill")
         refusal = None
-        if body["model"] != MODEL:
-            refusal = 404, f"The model `{body['model']}` does not exist."
-        elif self.running >= self.max_queued:
+        if self.running >= self.max_queued:
             refusal = 503, "Request queue is full"
+        elif body["model"] != MODEL:
+            refusal = 404, f"The model `{body['model']}` does not exist."
         elif body.get("temperature", 0) < 0:
             refusal = 400, "temperature must be non-negative"
         if refusal is not None:

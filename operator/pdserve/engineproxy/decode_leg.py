@@ -35,7 +35,8 @@ from pdserve.wire.peers import Peer
 NO_MODEL: Final = "pdserve-no-such-model"
 """Asked for to be refused: an engine frees KV when it refuses the decode leg that would pull it."""
 DISCARD_SECONDS: Final = 5.0
-EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
+_EVENTS: Final = b"text/event-stream"
+EVENT_STREAM: Final = f"{_EVENTS.decode()}; charset=utf-8"
 
 
 class DecodeLegs:
@@ -62,7 +63,7 @@ class DecodeLegs:
             try:
                 exchange = await self._sent(request, pull, whole=not body.get("stream"))
                 try:
-                    await self._answer(exchange, reply, pull, streamed=bool(body.get("stream")))
+                    await self._answer(exchange, reply, pull)
                 finally:
                     pull.stop()
                     c.engine.done(exchange)
@@ -92,7 +93,7 @@ class DecodeLegs:
             return False
         finally:
             self._c.engine.done(exchange)
-        return 400 <= exchange.status < 500
+        return exchange.status in REFUSALS or 400 <= exchange.status < 500
 
     def tell_pulled(self, holder: Peer, message: JsonObject) -> None:
         """Report a pull to the prefill's proxy, in the background."""
@@ -118,9 +119,7 @@ class DecodeLegs:
             request.path, request.body, forwarded(request), c.config.reply_seconds
         )
 
-    async def _answer(
-        self, exchange: Exchange, reply: Reply, pull: _Pull, *, streamed: bool
-    ) -> None:
+    async def _answer(self, exchange: Exchange, reply: Reply, pull: _Pull) -> None:
         """Pass an engine's reply on. Raises ApiError and UpstreamError."""
         c = self._c
         if exchange.status != 200:
@@ -131,7 +130,7 @@ class DecodeLegs:
                 pull.dropped()
                 raise error
             raise self._kv_failed(error.message)
-        if streamed:
+        if exchange.headers.get(b"content-type", b"").startswith(_EVENTS):
             await self._stream(exchange, reply, pull)
             return
         raw = await exchange.read(c.config.reply_seconds)

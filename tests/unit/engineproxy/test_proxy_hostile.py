@@ -23,7 +23,8 @@ def whole(body: bytes, status: str = "200 OK") -> bytes:
 
 def chunked(*events: bytes) -> bytes:
     pieces = b"".join(b"%x\r\n%b\r\n" % (len(e), e) for e in events)
-    return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
+    return head + b"\r\n" + pieces + b"0\r\n\r\n"
 
 
 NONSENSE = {
@@ -92,6 +93,15 @@ async def test_a_decodes_engine_fails_before_its_first_token(
     assert answer.headers.get("x-pdserve-reject", "") == reject
     assert d.executing == 0
     assert p.held == 1, "the KV may still be there"
+
+
+async def test_a_reply_is_a_stream_where_the_engine_says_so(group: ProxyRig) -> None:
+    """Whatever the request seems to ask for: engines read `"no"` as false."""
+    p, d = group.instances["p0"], group.instances["d0"]
+    params = kv(await p.generate("a"))
+    d.stub.raw = whole(b'{"choices":[{"text":"t"}]}')
+    answer = await d.generate(kv_transfer_params=params, stream="no")
+    assert (answer.status, answer.text) == (200, "t")
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])

@@ -94,6 +94,16 @@ async def test_a_release_frees_the_kv_in_the_engine(group: ProxyRig, by: str) ->
     assert d.stub.events["refused 404"] == 1
 
 
+async def test_a_release_works_while_the_decodes_engine_is_full(group: ProxyRig) -> None:
+    """Its refusal frees the KV as well as any other."""
+    p, d, _ = three(group)
+    d.stub.max_queued = 0
+    await p.generate("a")
+    await p.ask("POST", "/pdserve/v1/release", {"request_id": "a"})
+    await eventually(lambda: not p.stub.held and not p.held, "the engine has freed it")
+    assert d.stub.events["refused 503"] == 1
+
+
 async def test_a_release_that_no_decode_can_do_waits_for_the_lease(group: ProxyRig) -> None:
     p, d, other = three(group)
     await p.generate("a")
