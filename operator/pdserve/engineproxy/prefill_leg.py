@@ -34,7 +34,8 @@ class PrefillLegs:
 
     def __init__(self, context: LegContext) -> None:
         self._c = context
-        self._tasks: dict[TakenPlace, asyncio.Task[None]] = {}
+        self._tasks: dict[TakenPlace, asyncio.Task[None] | None] = {}
+        """Of the requests that the engine computes."""
         self._discards: set[asyncio.Task[None]] = set()
 
     async def serve(self, request: HttpRequest, reply: Reply) -> None:
@@ -44,12 +45,11 @@ class PrefillLegs:
             ApiError: the answer is an error.
         """
         place = self._c.admit(request)
-        task: asyncio.Task[None] | None = asyncio.current_task()
         try:
-            if task is not None:
-                self._tasks[place] = task
+            self._tasks[place] = asyncio.current_task()
             kv_params(body_of(request), "do_remote_decode", "prefill")
             raw = await self._computed(request)
+            del self._tasks[place]  # from here on there is KV to free, and nothing to cancel
             value = _reply_object(raw)
             kv = value.get(calls.PARAM_KV)
             self._c.metrics.prefilled(TokenCounts.of(value))
@@ -74,7 +74,7 @@ class PrefillLegs:
         task = self._tasks.get(place)
         if task is not None:
             task.cancel()
-        elif place.state == "holding" and self._c.config.release_by_refusal:
+        elif self._c.config.release_by_refusal:
             discard = asyncio.get_running_loop().create_task(self._discard(place))
             self._discards.add(discard)
             discard.add_done_callback(self._discards.discard)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import orjson
@@ -12,6 +12,9 @@ import pytest_asyncio
 from tests.support.gateway_rig import eventually
 from tests.support.proxy_rig import AUTH, KEEP, Instance, ProxyRig, kv, rig
 from tests.support.vllm_stub import MODEL
+
+from pdserve.engineproxy.prefill_leg import PrefillLegs
+from pdserve.http1.receive import HttpRequest
 
 
 @pytest_asyncio.fixture
@@ -102,6 +105,26 @@ async def test_a_release_works_while_the_decodes_engine_is_full(group: ProxyRig)
     await p.ask("POST", "/pdserve/v1/release", {"request_id": "a"})
     await eventually(lambda: not p.stub.held and not p.held, "the engine has freed it")
     assert d.stub.events["refused 503"] == 1
+
+
+class GoneReply:
+    """The reply to a client that has left in the moment in which it is written."""
+
+    on_unread: Callable[[], None] | None = None
+
+    def send(self, *_: object) -> None:
+        assert self.on_unread is not None
+        self.on_unread()
+
+
+async def test_kv_for_a_client_that_has_just_left_is_freed(group: ProxyRig) -> None:
+    p, _, _ = three(group)
+    body = orjson.dumps({"model": MODEL, "max_tokens": 1, "kv_transfer_params": KEEP})
+    request = HttpRequest(
+        "POST", "/v1/completions", {}, body, 0.0, keep_alive=True, http_1_1=True, size=len(body)
+    )
+    await PrefillLegs(p.context).serve(request, GoneReply())  # type: ignore[arg-type]
+    await eventually(lambda: not p.stub.held and not p.held, "the engine has freed it")
 
 
 async def test_a_release_that_no_decode_can_do_waits_for_the_lease(group: ProxyRig) -> None:
