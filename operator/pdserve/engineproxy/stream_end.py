@@ -71,7 +71,7 @@ class StreamEnds:
     def counts(self) -> TokenCounts:
         """By the last chunk with a usage."""
         for event in reversed(self._tail.split(b"\n\n")):
-            if event.startswith(b"data: {") and b'"usage"' in event:
+            if b'"usage"' in event:
                 found = TokenCounts.of(_json(event))
                 if found.made:
                     return found

@@ -10,6 +10,9 @@ import pytest_asyncio
 from tests.support.gateway_rig import eventually
 from tests.support.proxy_rig import ProxyRig, kv, rig
 
+from pdserve.engineproxy import engine_access
+from pdserve.http1.client import UpstreamError
+
 
 @pytest_asyncio.fixture
 async def group() -> AsyncIterator[ProxyRig]:
@@ -177,6 +180,28 @@ async def test_an_engine_that_dies_takes_its_kv_and_its_readiness_along(group: P
     await p.stub.start()
     await eventually(lambda: p.context.ready, "it is back")
     assert (await p.generate("d")).status == 200
+
+
+async def test_an_engine_that_answers_late_is_down_only_after_some_silence(
+    group: ProxyRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy engine answers late."""
+    p = group.instances["p0"]
+    asked = 0
+
+    async def silent(*_: object) -> tuple[int, bytes]:
+        nonlocal asked
+        asked += 1
+        raise UpstreamError("timeout", "no answer")
+
+    monkeypatch.setattr(engine_access, "get", silent)
+    p.context.engine.suspect()
+    while p.context.ready:
+        p.context.engine.suspect()
+        await asyncio.sleep(0)
+    assert asked == engine_access.SILENCES
+    monkeypatch.undo()
+    await eventually(lambda: p.context.ready, "it is back")
 
 
 @pytest.mark.parametrize(

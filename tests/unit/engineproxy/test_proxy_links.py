@@ -12,7 +12,7 @@ import pytest_asyncio
 from tests.support.gateway_rig import eventually
 from tests.support.proxy_rig import TOKEN, ProxyRig, ask, kv, rig
 
-from pdserve.wire.credentials import Grant, PeerGrant, digest, pair_key
+from pdserve.wire.credentials import Grant, PeerGrant, digest, pair_key, proxy_token
 from pdserve.wire.links import LinkReport
 from pdserve.wire.peers import Peer, PeerTable
 
@@ -162,6 +162,20 @@ async def test_the_services_token_is_no_peers(group: ProxyRig) -> None:
         answer = await p.ask("POST", path, {"from": "d0", "request_id": "a"})
         assert answer.status == 401
     assert p.held == 1
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1, None, "x", [], {}, -3])
+async def test_a_peers_report_frees_a_slot_whatever_else_it_says(
+    group: ProxyRig, seconds: object
+) -> None:
+    p = group.instances["p0"]
+    await p.generate("a")
+    token = {"authorization": f"Bearer {proxy_token(TOKEN, 'd0', 'p0')}"}
+    body = {"from": "d0", "request_id": "a", "seconds": seconds}
+    assert (await ask(p.port, "POST", "/pdserve/v1/peer/pulled", body, token)).status == 204
+    assert p.held == 0
+    discard = await ask(p.port, "POST", "/pdserve/v1/peer/discard", body, token)
+    assert discard.status == 400, "a prefill's engine pulls nothing"
 
 
 async def test_after_a_grant_gateways_and_peers_prove_themselves(group: ProxyRig) -> None:
