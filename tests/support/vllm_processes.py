@@ -23,7 +23,7 @@ import pytest
 from tests.support.gateway_rig import Answer, metric_values
 from tests.support.proxy_rig import ask
 
-from pdserve.engines.pod_parts import InstanceFacts
+from pdserve.engines.pod_parts import InstanceFacts, PodParts
 from pdserve.engines.vllm.pod import ENV, POD, transfer_config
 from pdserve.terms import Role
 
@@ -60,10 +60,18 @@ class VllmProcess:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="vllm-test-")))
     _process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def facts(self) -> InstanceFacts:
+        return InstanceFacts(self.role, self.slots, 1, NAME, WEIGHTS)
+
+    @property
+    def parts(self) -> PodParts:
+        """What the adapter gives a pod of this server."""
+        return POD.parts(self.facts)
+
     def start(self) -> VllmProcess:
-        facts = InstanceFacts(self.role, self.slots, 1, NAME, WEIGHTS)
-        parts = POD.parts(facts)
-        transfer = json.dumps({**transfer_config(facts), "kv_buffer_device": "cpu"})
+        parts = self.parts
+        transfer = json.dumps({**transfer_config(self.facts), "kv_buffer_device": "cpu"})
         words = [word.replace("$(PDSERVE_DRAIN_SECONDS)", "5") for word in parts.args]
         words += ["--port", str(self.port), "--kv-transfer-config", transfer, "--enforce-eager",
                   "--dtype", "float32", "--max-model-len", "1024"]  # fmt: skip

@@ -11,9 +11,11 @@ Who owns what (each box may import those below it):
     server       wires everything together; start, drain, stop
     routes       paths and credentials
     prefill_leg, decode_leg   one request of a role, from admission to the end of its reply
-    leg_context  what both have: admission, the engine's answer, counting
+    proxy_state  the operator's newest table and grant, also over a restart
+    leg_context  what both roles have: admission, the engine's answer, counting
     peer_checks  peer table, verified links, calls to the proxies of peers
     engine_access   requests to the engine; whether it is up
     places       slots and held KV, pure
-    proxy_config, proxy_metrics, stream_end
+    proxy_metrics   what is counted, and read of the engine's exposition
+    proxy_config, stream_end   the command line; beginnings and ends of streams
 """

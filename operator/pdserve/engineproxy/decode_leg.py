@@ -65,7 +65,6 @@ class DecodeLegs:
                 try:
                     await self._answer(exchange, reply, pull)
                 finally:
-                    pull.stop()
                     c.engine.done(exchange)
             except UpstreamError as error:
                 raise c.lost(error) from error

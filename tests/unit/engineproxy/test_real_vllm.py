@@ -16,13 +16,14 @@ from typing import Any
 import orjson
 import pytest
 import pytest_asyncio
-from tests.support.gateway_rig import Answer
+from tests.support.gateway_rig import Answer, metric_values
 from tests.support.proxied_gateway import ProxiedGateway, gateway
 from tests.support.proxy_rig import AUTH, KEEP, TOKEN, ask
 from tests.support.vllm_processes import NAME, VllmProcess, check_started, needs_vllm
 
-from pdserve.engineproxy.proxy_config import ProxyConfig
+from pdserve.engineproxy.proxy_config import parse
 from pdserve.engineproxy.server import RunningProxy, running
+from pdserve.wire import metrics
 from pdserve.wire.peers import Peer, PeerTable
 from pdserve.wire.routes import RouteInstance
 
@@ -96,9 +97,10 @@ async def world() -> AsyncIterator[World]:
         async with contextlib.AsyncExitStack() as stack:
             sides = []
             for process in processes:
-                config = ProxyConfig(
-                    process.role, process.url, port=0, instance=process.role, slots=SLOTS,
-                    token=TOKEN, drain_seconds=0.0, release_by_refusal=True,
+                config = parse(
+                    [*process.parts.proxy, "--engine", process.url, "--port", "0"],
+                    {"PDSERVE_TOKEN": TOKEN, "PDSERVE_ROLE": process.role,
+                     "PDSERVE_INSTANCE": process.role, "PDSERVE_DRAIN_SECONDS": "0"},
                 )  # fmt: skip
                 sides.append(Side(process, await stack.enter_async_context(running(config))))
             started = check_started(processes)
@@ -215,8 +217,14 @@ async def test_a_client_that_leaves_aborts_both_sides(world: World) -> None:
 
 
 async def test_series_that_the_ratio_loop_reads(world: World) -> None:
-    text = (await ask(world.d.proxy.port, "GET", "/metrics/engine")).body.decode()
-    assert "vllm:iteration_tokens_total_count" in text
+    for side, names in (
+        (world.p, (metrics.PREFILL_BATCHES, metrics.PREFILL_TOKENS, metrics.KV_TRANSFERS)),
+        (world.d, (metrics.DECODE_STEPS, metrics.DECODE_STEP_REQUESTS)),
+    ):
+        text = (await ask(side.proxy.port, "GET", "/metrics")).body.decode()
+        for name in names:
+            (value,) = metric_values(text, name, {})
+            assert value > 0, name
 
 
 async def test_a_drain_refuses_and_ends_what_runs(world: World) -> None:
