@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import hypothesis
@@ -112,11 +113,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterAccess]
     Shared by all of them: use names of your own, delete what you made, and undo what you broke.
     """
     folder = tmp_path_factory.mktemp("cluster")
-    with pytest.MonkeyPatch.context() as patch:
-        # What this user fetched is not what tests see at /models.
-        patch.setenv("PDSERVE_MODELS", str(folder / "models"))
-        with running_cluster(folder / "state") as access:
-            yield access
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            # What this user fetched is not what its nodes show at /models.
+            patch.setenv("PDSERVE_MODELS", str(folder / "models"))
+            access = stack.enter_context(running_cluster(folder / "state"))
+        yield access
 
 
 @pytest.fixture

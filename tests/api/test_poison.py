@@ -268,8 +268,10 @@ async def test_a_deep_template_hides_no_object(
     control_plane: ControlPlane, prepared: Rest, levels: int
 ) -> None:
     """The API server stores it; lists and events that hold it must not hide the other objects."""
-    honest = f"honest-{levels}"
+    honest, domain = f"honest-{levels}", f"deep-test-{levels}"
     namespace_objects(prepared, honest)
+    # Services of the other cases stay, without engines that answer, and so do their devices.
+    cluster_objects(prepared, domain, f"deep-{levels}")
     deep = pdservice(f"deep-{levels}", TENANT, THEIRS)
     deep["spec"]["prefill"]["template"] = {"spec": {"x": "DEEP"}}
     nested = '{"a":' * levels + "1" + "}" * levels
@@ -283,12 +285,12 @@ async def test_a_deep_template_hides_no_object(
         return found.get("reason") == "ObjectInvalid" and "nested deeper" in found["message"]
 
     async with operating(control_plane, prepared, [honest]) as run:
-        await run.client.create(PDSERVICES, pdservice("flat", honest, DOMAIN, devices=1))
+        await run.client.create(PDSERVICES, pdservice("flat", honest, domain, devices=1))
         await until(lambda: routed(run, "flat", honest), "the honest service is routed")
         await until(told, "the deep one says what is wrong with it")
         # And as an event of the watch.
         touch = {"metadata": {"labels": {"touched": "yes"}}}
         assert prepared.patch(f"{path}/deep-{levels}", touch, "merge").code == 200
-        await run.client.create(PDSERVICES, pdservice("later", honest, DOMAIN, devices=1))
+        await run.client.create(PDSERVICES, pdservice("later", honest, domain, devices=1))
         await until(lambda: routed(run, "later", honest), "another honest service is routed")
         assert not run.task.done(), "the operator ended"

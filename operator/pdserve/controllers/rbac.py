@@ -62,6 +62,9 @@ RARE: Final[Mapping[tuple[str, str, str], str]] = {
         "after a POST that met an object which the cache does not show yet: a predecessor made it "
         "and was killed within the delay of a watch"
     ),
+    ("", "configmaps", "get"): (
+        "after a write that met a table which has changed since, or which the cache does not show"
+    ),
     ("", "nodes", "get"): "while a Node is without Ready: time counts as its silence only where "
     "the API server answers",
     ("", "persistentvolumeclaims", "get"): _VOLUMES,
