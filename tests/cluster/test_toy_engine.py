@@ -155,7 +155,7 @@ def test_an_unknown_type_is_reported_and_changes_nothing(site: Site) -> None:
         found = s.condition(s.service(cluster, NAMESPACE, NAMESPACE), "TemplateValid")
         return str(found.get("message", "")) if found.get("reason") == "UnknownEngine" else ""
 
-    assert "(known: Reference, Toy)" in s.until("the unknown type is reported", told)
+    assert "(known: Reference, Toy, vLLM)" in s.until("the unknown type is reported", told)
     with Following(cluster, NAMESPACE, NAMESPACE) as traffic:
         traffic.wait_more(5)
     assert traffic.errors == []

@@ -63,7 +63,8 @@ class Scene:
     must be repaired meanwhile."""
     planned: set[str] = field(default_factory=set)
     """Names of services whose users changed them."""
-    _faulted: set[tuple[str, str]] = field(default_factory=set)
+    faulted: set[tuple[str, str]] = field(default_factory=set)
+    """Namespace and slot of instances that had a fault, or of which that is recorded."""
     _operator: asyncio.Task[None] | None = None
 
     # --- the operator ----------------------------------------------------------------------
@@ -169,8 +170,8 @@ class Scene:
         meta = pod["metadata"]
         slot = (meta["namespace"], names.slot_of(meta["name"]))
         service = meta["labels"].get(names.LABEL_SERVICE)
-        known = slot in self._faulted
-        self._faulted.add(slot)
+        known = slot in self.faulted
+        self.faulted.add(slot)
         calm = not self.endings or self.endings == self.reverts
         leaves = names.ANNOTATION_DRAIN in meta.get("annotations", {})
         if not (self.crowded or known or self.planned or service is None or leaves) and calm:

@@ -65,7 +65,8 @@ def uids(world: World) -> set[str]:
     ("name", "reason", "message"),
     [
         ("Nothing", "UnknownEngine",
-         "engine.type: engine type 'Nothing' is not known here (known: Bad, Good, Old, Reference)"),
+         "engine.type: engine type 'Nothing' is not known here "
+         "(known: Bad, Good, Old, Reference, vLLM)"),
         ("Old", "BrokenEngine", "cannot import name 'nothing_of_that_name'"),
         ("Bad", "BrokenEngine", "engine.type: 'Bad': KeyError: 'weights'"),
     ],

@@ -178,7 +178,7 @@ async def test_a_client_that_leaves_aborts_the_engines_request(
 async def test_a_slow_reader_holds_the_engine_back(group: ProxyRig) -> None:
     p, d, _ = three(group)
     params = kv(await p.generate("a"))
-    d.stub.padding = 100_000
+    d.stub.padding = 200_000
     reader, writer = await asyncio.open_connection("127.0.0.1", d.port, limit=1000)
     ask = {
         "model": MODEL, "prompt": "x", "stream": True, "max_tokens": 400,
@@ -193,13 +193,14 @@ async def test_a_slow_reader_holds_the_engine_back(group: ProxyRig) -> None:
         await asyncio.sleep(0.02)
         still = still + 1 if d.stub.written == taken else 0
         taken = d.stub.written
-    assert taken < 20_000_000, "of 40 MB"
+    # Buffers of the kernel, on two connections, take up to some 25 MB.
+    assert taken < 50_000_000, "of 80 MB"
     read = 0
     while piece := await reader.read(1 << 20):
         read += len(piece)
         if piece.endswith(b"0\r\n\r\n"):
             break
-    assert read > 40_000_000
+    assert read > 80_000_000
     writer.close()
 
 

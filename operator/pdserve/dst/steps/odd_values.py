@@ -195,6 +195,8 @@ async def poison_status(scene: Scene, rng: random.Random) -> str | None:
          "suspectNode": rng.choice(("a-0", "nowhere")), "fault": "PodFailed"}
     ]  # fmt: skip
     scene.patch(group, {"status": {"repairs": repairs}}, SCENARIO_GROUPS, "status")
+    # As after so many faults, the next repair may have to wait, for a bounded time.
+    scene.faulted.add((group["metadata"]["namespace"], repairs[0]["slot"]))
     return f"repairs of {name_of(group)}: {repairs}"
 
 
