@@ -12,7 +12,9 @@ import logging
 import random
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from urllib.parse import unquote
 
@@ -21,16 +23,16 @@ import orjson
 from pdserve.engines.credentials import Credential
 from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
-from pdserve.forwarding.deadline import prompt_size
+from pdserve.forwarding.deadline import PromptSize, prompt_size
 from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import KeyRing
-from pdserve.gateway.choices import Choice, JoinedReply, choices_of
+from pdserve.gateway.choices import Choice, JoinedReply, choices_of, size_of_all
 from pdserve.gateway.delivery import ClientReply
 from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.fan_out import serve_choices
 from pdserve.gateway.front import Certificate, Front
-from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size, prompts_of
+from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.release import Releaser
@@ -228,14 +230,23 @@ class GatewayServer:
     async def _generate(
         self, endpoint: Endpoint, request: HttpRequest, reply: Reply, record: Record
     ) -> None:
+        # Nothing here keeps the body: a stream that has begun needs it no more.
+        work = await self._read(endpoint, request, reply, record)
+        await work()
+
+    async def _read(
+        self, endpoint: Endpoint, request: HttpRequest, reply: Reply, record: Record
+    ) -> Callable[[], Awaitable[None]]:
+        """What serves the request, once its body is read and checked; raises ApiError."""
         check_body_bytes(endpoint, len(request.body), self.service.largest_body)
         size = parsed_size(request.body)
-        if size + len(request.body) > self.server.memory.limit:
+        room = self.server.memory.limit - len(request.body)
+        if size > room:
             raise ApiError(413, "the body holds too many values", code="too_large")
         if not reply.grows(size):
             raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
         read = await read_body(endpoint, request.body)
-        body = read.fields
+        body, ids = read.fields, read.ids
         request.body = b""
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.headers.items()}
         scheduler, flow, model = self.service.scheduler(body["model"], headers)
@@ -247,29 +258,25 @@ class GatewayServer:
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
         choices = choices_of(body)
-        most = scheduler.scenario.max_prompt_bytes
+        for choice in choices[:: body.get("n") or 1]:
+            prompt = PromptSize(tokens=ids) if ids else prompt_size(choice.body)
+            check_prompt_bytes(endpoint, prompt, scheduler.scenario.max_prompt_bytes)
 
         def context_of(choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:
             name = leg_name if len(choices) == 1 else f"{leg_name}-{choice.index}"
-            job = Job(endpoint, choice.body, name, trace, read.ids)
+            job = Job(endpoint, choice.take_body(), name, trace, ids)
             context = RequestContext(scheduler, flow, self._tools, job, answer, arrived)
             record.contexts.append(context)
             return context
 
         if len(choices) == 1:
-            context = context_of(choices[0], reply, request.head_at)
-            check_prompt_bytes(endpoint, context.size, most)
-            await serve(context)
-            return
-        for choice in choices:
-            check_prompt_bytes(endpoint, prompt_size(choice.body), most)
-        copies = len(choices) // len(prompts_of(body)) - 1
-        if copies and not reply.grows(copies * size):
-            raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
+            return partial(serve, context_of(choices[0], reply, request.head_at))
+        _count_choices(reply, len(choices), size_of_all(body, size), size, room)
         joined = JoinedReply(reply, choices, body)
-        await serve_choices(
-            joined, scheduler.view, lambda p, at: context_of(p.choice, p, at), request.head_at
-        )
+        return partial(
+            serve_choices, joined, scheduler.view, lambda p, at: context_of(p.choice, p, at),
+            request.head_at,
+        )  # fmt: skip
 
     def _models(self, path: str, reply: Reply) -> None:
         names = self.service.models()
@@ -300,6 +307,16 @@ class GatewayServer:
         if given and len(given) <= _ID_LENGTH and _ID_SAFE.issuperset(given):
             return given.decode()
         return f"req-{secrets.token_hex(12)}"
+
+
+def _count_choices(reply: Reply, count: int, total: int, counted: int, room: int) -> None:
+    """Count the bodies of all `count` choices; sizes in bytes. Raises ApiError for want of room."""
+    if total > room:
+        raise ApiError(
+            413, f"the bodies of {count} choices take {total} bytes, of {room}", code="too_large"
+        )
+    if not reply.grows(total - counted):
+        raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
 
 
 def _is_models(path: str) -> bool:

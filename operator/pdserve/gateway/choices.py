@@ -16,7 +16,7 @@ import orjson
 from pdserve.engines.flow import token_count
 from pdserve.gateway.delivery import ClientReply
 from pdserve.gateway.errors import upstream
-from pdserve.gateway.intake import prompts_of
+from pdserve.gateway.intake import parsed_size, prompts_of
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.terms.json import JsonMap, JsonObject
 
@@ -24,7 +24,7 @@ _DONE = b"data: [DONE]\n\n"
 _DATA = b"data: "
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Choice:
     """One choice of one prompt."""
 
@@ -35,12 +35,17 @@ class Choice:
     body: JsonObject
     """Asks an engine for this choice alone."""
 
+    def take_body(self) -> JsonObject:
+        """The body, which is not kept here any more."""
+        body, self.body = self.body, {}
+        return body
+
 
 def choices_of(body: JsonObject) -> list[Choice]:
     """The choices of a checked body, by index; one choice keeps the body as it is.
 
     With a `seed`, the k-th choice of a prompt (from 0) has the seed + k, as vLLM does it: the same
-    seed would give the same text.
+    seed would give the same text. -1 stays: it is vLLM's word for no seed.
     """
     count, prompts = body.get("n") or 1, prompts_of(body)
     if count * len(prompts) == 1:
@@ -48,16 +53,29 @@ def choices_of(body: JsonObject) -> list[Choice]:
     shared = {k: v for k, v in body.items() if k not in ("n", "best_of", "stream_options")}
     if body.get("stream"):
         shared["stream_options"] = {"include_usage": True}
+    seed = body.get("seed")
     found: list[Choice] = []
     for number, prompt in enumerate(prompts):
         for k in range(count):
             own = dict(shared)
             if "prompt" in body:
                 own["prompt"] = prompt
-            if isinstance(own.get("seed"), int):
-                own["seed"] += k
+            if type(seed) is int and seed != -1:
+                own["seed"] = seed + k
             found.append(Choice(len(found), number, own))
     return found
+
+
+def size_of_all(body: JsonMap, size: int) -> int:
+    """About how many bytes the bodies of all choices take, where one of each prompt takes `size`.
+
+    Every choice has its prompt and all other fields.
+    """
+    count, prompts = body.get("n") or 1, len(prompts_of(body))
+    shared = 0
+    if prompts > 1:
+        shared = parsed_size(orjson.dumps({k: v for k, v in body.items() if k != "prompt"}))
+    return count * (size + (prompts - 1) * shared)
 
 
 class JoinedReply:

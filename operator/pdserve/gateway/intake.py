@@ -20,6 +20,8 @@ from pdserve.wire.calls import PATH_CHAT, PATH_COMPLETIONS
 MAX_OUTPUT_TOKENS = 1 << 24
 MAX_CHOICES = 128
 """Of one request, over all of its prompts: the bound of `n` in the OpenAI API."""
+MAX_SEED = 2**63 - 1
+"""Of the last choice: engines take seeds of 64 bits with a sign."""
 MAX_DEPTH = 64
 """Lists and objects inside one another: JSON schemas of tools are the deepest honest ones."""
 
@@ -139,6 +141,10 @@ def _check_counts(body: JsonObject) -> None:
     choices = (count or 1) * len(prompts_of(body))
     if choices > MAX_CHOICES:
         raise invalid("n", f"at most {MAX_CHOICES} choices per request, not {choices}")
+    seed = body.get("seed")
+    if count is not None and count > 1 and type(seed) is int and seed + count - 1 > MAX_SEED:
+        # The k-th choice has the seed + k.
+        raise invalid("seed", f"seed + n - 1 must be at most {MAX_SEED}, not {seed + count - 1}")
     best_of = body.get("best_of")
     if best_of is not None and (isinstance(best_of, bool) or best_of != (count or 1)):
         raise invalid("best_of", f"best_of={shown(best_of)}: choices are not ranked, leave it out")

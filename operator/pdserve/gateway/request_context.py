@@ -152,6 +152,8 @@ class RequestContext:
         self._faults = 0
         self.prefill_body = b""
         """What the prefill legs share."""
+        self.decode_body = b""
+        """What the decode legs share, where they go out with the prefill legs."""
         self.grace_until = 0.0
         """A fault gave this request its deadlines anew: until then it may wait for another
         prefill, and for a decode from then on; 0: none did."""
@@ -164,7 +166,7 @@ class RequestContext:
 
     def begun(self) -> None:
         """The client has bytes: nothing is retried any more, nothing of the body is needed."""
-        self.prefill_body = b""
+        self.prefill_body = self.decode_body = b""
         self.job = dataclasses.replace(self.job, body=_ends(self.job.body))
         self.reply.body_done()
 

@@ -31,7 +31,7 @@ class TogetherPhase:
         self._c = context
         self._prefill = PrefillPhase(context)
         job = context.job
-        self._body = context.flow.prepare_decode(job.endpoint, job.body, None)
+        context.decode_body = context.flow.prepare_decode(job.endpoint, job.body, None)
 
     async def run(self, ticket: Ticket) -> None:
         """Send both legs at once and deliver the decode's answer.
@@ -89,7 +89,7 @@ class TogetherPhase:
         if not c.job.streamed:
             patience = c.tools.settings.whole_reply
         try:
-            exchange = await c.post(decode, c.flow.decode_leg(attempt, self._body), patience)
+            exchange = await c.post(decode, c.flow.decode_leg(attempt, c.decode_body), patience)
         except UpstreamError as error:
             decode.failed(error.kind)
             c.grant_grace()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tests.support import engine_types as e
 from tests.support.gateway_rig import SLO, Rig, eventually
 from tests.support.room_engine import RoomEngine, Rooms
 
+from pdserve.gateway.request_context import RequestContext
+from pdserve.gateway.together_phase import TogetherPhase
 from pdserve.terms import Slo
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
@@ -127,4 +130,36 @@ async def test_no_decode_in_time_is_an_overload(pairs: Pairs) -> None:
     pairs.engines["d0"].script = ["full"] * 500
     answer = await pairs.rig.complete()
     assert answer.status == 503
+    await pairs.settled()
+
+
+def kept_bytes() -> int:
+    """Bytes that requests in progress hold directly."""
+    gc.collect()
+    parts = [o for o in gc.get_objects() if isinstance(o, RequestContext | TogetherPhase)]
+    assert parts
+    return sum(len(v) for part in parts for v in vars(part).values() if isinstance(v, bytes))
+
+
+@pytest.mark.invariant(10)
+async def test_a_stream_that_has_begun_keeps_no_body(pairs: Pairs) -> None:
+    await pairs.start()
+    decode = pairs.engines["d0"]
+    decode.token_seconds = 3600.0
+    stream = asyncio.create_task(pairs.rig.complete(stream=True, prompt="x" * 20_000))
+    await eventually(lambda: decode.running == 1, "it runs")
+    memory = pairs.rig.gateway.server.memory
+    await eventually(lambda: memory.used == 0, "the body is not counted")
+    assert kept_bytes() == 0
+    stream.cancel()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_choices_have_rooms_of_their_own(pairs: Pairs, stream: bool) -> None:
+    await pairs.start()
+    answer = await pairs.rig.complete(stream=stream, prompt=["a", "b"], n=2, max_tokens=2)
+    assert answer.status == 200
+    rooms = pairs.rooms_of("p0")
+    assert len(set(rooms)) == 4
+    assert sorted(rooms) == sorted(pairs.rooms_of("d0"))
     await pairs.settled()
