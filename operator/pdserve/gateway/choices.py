@@ -41,6 +41,10 @@ class Choice:
         return body
 
 
+def _nothing() -> None:
+    """Stands for a call that nothing waits for."""
+
+
 def choices_of(body: JsonObject) -> list[Choice]:
     """The choices of a checked body, by index; one choice keeps the body as it is.
 
@@ -95,6 +99,8 @@ class JoinedReply:
         self._held = False
         """The client reads too slowly."""
         self._broken: ApiError | None = None
+        self.on_broken: Callable[[], None] = _nothing
+        """Called when an engine sent what cannot be joined: nothing of use can follow."""
         self.parts = [ChoiceReply(self, choice, reply.headers) for choice in choices]
 
     def check(self) -> None:
@@ -133,6 +139,7 @@ class JoinedReply:
             ready = b"".join(self._event_of(part, event) for event in events)
         except (LookupError, TypeError, ValueError) as error:
             self.broke(f"an engine's event cannot be joined with others: {error!r:.200}")
+            self.on_broken()
             return
         if ready:
             self._send(ready)
@@ -168,7 +175,7 @@ class JoinedReply:
         if not event.startswith(b"data: {"):
             return b""
         value = orjson.loads(event[len(_DATA) :])
-        if "error" in value or value.get("object") == "error":
+        if value.get("error") is not None or value.get("object") == "error":
             self.broke(f"an engine ended choice {part.choice.index}: {value.get('error')!s:.300}")
             return b""
         usage = value.pop("usage", None)
@@ -208,10 +215,6 @@ class JoinedReply:
             cached = sum(_count(d, "cached_tokens") for d in details)
             made["prompt_tokens_details"] = {"cached_tokens": cached}
         return made
-
-
-def _nothing() -> None:
-    """No stream to hold."""
 
 
 @dataclass(slots=True, eq=False)

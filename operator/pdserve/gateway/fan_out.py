@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from pdserve.forwarding.scenario_view import View
 from pdserve.gateway.choices import ChoiceReply, JoinedReply
+from pdserve.gateway.measure import Outcome
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.request_context import RequestContext
 
@@ -38,20 +39,43 @@ async def serve_choices(
     """
     first = at_once(view)
     gate = asyncio.Semaphore(first)
+    begun: list[RequestContext] = []
 
     async def one(part: ChoiceReply) -> None:
         async with gate:
             at = arrived if part.choice.index < first else time.perf_counter()
-            await serve(context_of(part, at))
+            context = context_of(part, at)
+            begun.append(context)
+            try:
+                await serve(context)
+                joined.check()
+            except Exception:
+                # One that is complete may be what cannot be joined.
+                _end_alike(begun, "failed" if context.outcome == "completed" else context.outcome)
+                raise
+
+    async def break_off() -> None:
+        await broken.wait()
+        _end_alike(begun, "failed")
         joined.check()
 
+    broken = asyncio.Event()
+    joined.on_broken = broken.set
     try:
         async with asyncio.TaskGroup() as tasks:
-            for part in joined.parts:
-                tasks.create_task(one(part))
+            watch = tasks.create_task(break_off())
+            await asyncio.wait([tasks.create_task(one(part)) for part in joined.parts])
+            watch.cancel()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from group
     joined.finish()
+
+
+def _end_alike(contexts: list[RequestContext], outcome: Outcome | None) -> None:
+    """Count choices that end because of another one as that one; None: as invalid."""
+    for context in contexts:
+        if context.outcome is None:
+            context.outcome, context.invalid = outcome, outcome is None
 
 
 def at_once(view: View) -> int:

@@ -143,7 +143,7 @@ def _answer(c: RequestContext, held: FinishedPrefill, final: FinishedReply) -> N
 
 def _client_left(c: RequestContext) -> None:
     """The client closed its connection: in time (not offered), or after a missed target."""
-    if c.outcome is not None:
+    if c.outcome is not None or c.invalid:
         return
     shown = time.perf_counter() if c.timeline.first is None else c.timeline.first
     if shown - c.timeline.arrived > c.scheduler.scenario.slo.ttft:

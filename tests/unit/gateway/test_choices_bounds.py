@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
-from tests.support.gateway_rig import Rig, eventually
+from tests.support.gateway_rig import PATIENCE, Rig, eventually
+from tests.unit.gateway.test_choices import Client
 
-from pdserve.gateway import app
-from pdserve.gateway.choices import choices_of, size_of_all
+from pdserve.gateway import app, fan_out
+from pdserve.gateway.choices import ChoiceReply, JoinedReply, choices_of, size_of_all
 from pdserve.gateway.dense import PIECE, Body
 from pdserve.gateway.intake import parse_body, parsed_size
 from pdserve.http1.errors import ApiError
 from pdserve.http1.limits import ClientLimits
+from pdserve.wire import metrics as names
 
 LIMITS = ClientLimits(memory=600_000)
 LONG = "[" + ",".join(["12345"] * (PIECE // 2)) + "]"
@@ -122,3 +125,64 @@ def test_seeds_that_would_leave_their_range_are_refused(seed: int) -> None:
     assert (refused.value.status, refused.value.param) == (400, "seed")
     alone = orjson.dumps({"model": "m", "prompt": "x", "seed": seed})
     assert parse_body("completions", alone)["seed"] == seed, "the engine's business"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_cannot_be_joined_any_more_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Engines would generate, and the client wait, for nothing."""
+    ended: list[str] = []
+
+    async def odd(context: Any) -> None:
+        await asyncio.sleep(0)  # both have begun
+        if context.reply.choice.index == 0 and not stream:
+            context.reply.send(200, b"[]", "application/json")
+            context.outcome = "completed"
+            return
+        try:
+            if stream:
+                context.reply.start(200, "text/event-stream", b"data: {\n\n")
+            await asyncio.Event().wait()
+        finally:
+            ended.append(context.outcome)
+
+    def context_of(part: ChoiceReply, _: float) -> Any:
+        return SimpleNamespace(reply=part, outcome=None, invalid=False)
+
+    monkeypatch.setattr(fan_out, "serve", odd)
+    monkeypatch.setattr(fan_out, "at_once", lambda _: 2)
+    body = {"model": "m", "prompt": "x", "n": 2, "stream": stream}
+    joined = JoinedReply(Client(), choices_of(body), body)
+    view: Any = None
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(ApiError) as failed:
+            await fan_out.serve_choices(joined, view, context_of, 0.0)
+    assert failed.value.status == 502
+    assert set(ended) == {"failed"}
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "outcomes"),
+    [("500", 502, {"failed": 2}), ("400", 400, {}), ("error:2", 200, {"failed": 2})],
+)
+async def test_choices_that_end_with_another_count_as_that_one(
+    rig: Rig, step: str, status: int, outcomes: dict[str, int]
+) -> None:
+    """The client has left none of them."""
+    made = [await rig.engine("prefill", "p0", slots=2), await rig.engine("decode", "d0", slots=2)]
+    await rig.start()
+    await rig.routes(made)
+    prefill, decode = made
+    if step == "error:2":
+        decode.script = ["ok", step]
+    else:
+        prefill.script = ["ok", step, step]
+        decode.token_seconds = 3600.0
+    answer = await rig.complete(n=2, stream=True, max_tokens=1 << 20)
+    assert answer.status == status
+    await eventually(lambda: not any(e.used for e in made), "all slots are free")
+    outcome = "pdserve_gateway_outcome_total"
+    for name in ("completed", "failed", "cancelled_late", "expired"):
+        assert await rig.metric(outcome, outcome=name) == outcomes.get(name, 0), name
+    assert await rig.metric(names.GATEWAY_CLIENT_CANCELLED) == 0
