@@ -135,6 +135,20 @@ async def test_text_is_text_whatever_is_in_it(text: str) -> None:
     assert found.ids == 0
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        body(f"[{ids(40_000)}, {ids(50_000)}]"),
+        body(f'["x", {ids(40_000)}]', ', "n": 2'),
+        body('"x"', f', "stop_token_ids": {ids(40_000)}'),
+    ],
+)
+async def test_some_values_beside_a_prompt_are_read_whatever_they_are(raw: bytes) -> None:
+    found = await read_body("completions", raw)
+    assert found.fields == json.loads(raw)
+    assert found.ids == 0
+
+
 @pytest.mark.parametrize("count", [1, 10, 20_000])
 async def test_a_short_list_stays_a_list(count: int) -> None:
     found = await read_body("completions", body(ids(count)))
