@@ -23,7 +23,7 @@ from pdserve.engineproxy.leg_context import (
     kv_params,
 )
 from pdserve.engineproxy.peer_checks import PATH_PULLED
-from pdserve.engineproxy.stream_end import StreamEnds, TokenCounts, stream_error
+from pdserve.engineproxy.stream_end import StreamEnds, TokenCounts, message_of, stream_error
 from pdserve.http1.client import Exchange, UpstreamError
 from pdserve.http1.errors import ApiError
 from pdserve.http1.receive import HttpRequest
@@ -56,12 +56,10 @@ class DecodeLegs:
         place = c.admit(request)
         c.metrics.busy.begin()
         try:
-            body = body_of(request)
-            params = kv_params(body, "do_remote_prefill", "decode")
-            holder = self._holder(params)
-            pull = _Pull(self, holder, params)
+            params, streamed = _read(request)
+            pull = _Pull(self, self._holder(params), params)
             try:
-                exchange = await self._sent(request, pull, whole=not body.get("stream"))
+                exchange = await self._sent(request, pull, whole=not streamed)
                 try:
                     await self._answer(exchange, reply, pull)
                 finally:
@@ -114,9 +112,8 @@ class DecodeLegs:
     async def _sent(self, request: HttpRequest, pull: _Pull, *, whole: bool) -> Exchange:
         c = self._c
         pull.begin(c.config.pull_seconds if whole else None)
-        return await c.engine.post(
-            request.path, request.body, forwarded(request), c.config.reply_seconds
-        )
+        body, request.body = request.body, b""
+        return await c.engine.post(request.path, body, forwarded(request), c.config.reply_seconds)
 
     async def _answer(self, exchange: Exchange, reply: Reply, pull: _Pull) -> None:
         """Pass an engine's reply on. Raises ApiError and UpstreamError."""
@@ -137,6 +134,10 @@ class DecodeLegs:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
             raise self._kv_failed(f"the engine's reply is not JSON: {error!s:.100}") from error
+        if not isinstance(value, dict) or not isinstance(value.get("choices"), list):
+            value = {"error": "the engine's reply is no completion"}
+        if not value.get("choices"):
+            raise self._kv_failed(message_of(value))
         pull.done()
         c.metrics.decoded(TokenCounts.of(value))
         reply.send(200, raw, JSON, c.hints())
@@ -174,6 +175,16 @@ class DecodeLegs:
 
     def _kv_failed(self, message: str) -> ApiError:
         return self._c.refused(calls.REJECT_KV_FAILED, message, 502)
+
+
+def _read(request: HttpRequest) -> tuple[JsonObject, bool]:
+    """P/D parameters of a leg, and whether it is streamed; the rest of the body is not kept.
+
+    Raises:
+        ApiError: the body is not that of a decode leg.
+    """
+    body = body_of(request)
+    return kv_params(body, "do_remote_prefill", "decode"), bool(body.get("stream"))
 
 
 class _Pull:

@@ -32,6 +32,8 @@ REFUSALS: Final = frozenset({429, 503})
 """Statuses by which the engine says that it has no room."""
 CLIENT_ERRORS: Final = frozenset({400, 413, 422})
 """Statuses of the engine that are the client's own mistakes."""
+FLAGS: Final = ("do_remote_prefill", "do_remote_decode")
+"""Of a leg's P/D parameters; each is for one role."""
 MAX_NAME: Final = 256
 MAX_ERROR: Final = 64 << 10
 """Bytes of an engine's error that are passed on."""
@@ -183,18 +185,19 @@ def body_of(request: HttpRequest) -> JsonObject:
 
 
 def kv_params(body: JsonObject, flag: str, role: str) -> JsonObject:
-    """The P/D parameters of a leg, in which `flag` is true.
+    """The P/D parameters of a leg, in which `flag` is true, and not that of the other role.
 
     Raises:
         ApiError: 400, they are not those of a leg of this `role`.
     """
     params = body.get(calls.PARAM_KV)
-    if not isinstance(params, dict) or params.get(flag) is not True:
+    given = params if isinstance(params, dict) else {}
+    if given.get(flag) is not True or any(given.get(f) for f in FLAGS if f != flag):
         raise ApiError(
-            400, f"a {role} only takes {calls.PARAM_KV} with {flag}: true",
+            400, f"a {role} only takes {calls.PARAM_KV} with {flag}: true, and no other flag",
             param=calls.PARAM_KV, code="wrong_role",
         )  # fmt: skip
-    return params
+    return given
 
 
 def _broken(message: str, code: str) -> ApiError:

@@ -94,6 +94,7 @@ class PeerChecks:
             elif link.id in self._down:
                 down[link.id] = self._down[link.id]
         self._down = down
+        self._pool.keep_only({link.endpoint for link in wanted})
         self._check_linked()
 
     def report(self) -> LinkReport:
@@ -142,12 +143,11 @@ class PeerChecks:
         """The peer that sent a message; None where nothing proves that one did."""
         name = message.get("from")
         peer = next((p for p in self.opposite() if p.id == name), None)
-        scheme, _, given = authorization.partition(" ")
-        if peer is None or scheme.lower() != "bearer":
-            return None
-        known = (proxy_token(p.key, peer.id, self._me) for p in self._trust.proofs_from(peer.id))
-        same = [hmac.compare_digest(token.encode(), given.strip().encode()) for token in known]
-        return peer if any(same) else None
+        return peer if peer is not None and self._proves(peer, authorization) else None
+
+    def any_sender(self, authorization: str) -> bool:
+        """Whether a message with this header comes from any peer; `sender` says from which."""
+        return any(self._proves(peer, authorization) for peer in self.opposite())
 
     def close(self) -> None:
         """End all checks."""
@@ -155,6 +155,12 @@ class PeerChecks:
             task.cancel()
         self._tasks.clear()
         self._pool.close()
+
+    def _proves(self, peer: Peer, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        known = (proxy_token(p.key, peer.id, self._me) for p in self._trust.proofs_from(peer.id))
+        same = [hmac.compare_digest(token.encode(), given.strip().encode()) for token in known]
+        return scheme.lower() == "bearer" and any(same)
 
     async def _keep(self, link: _Link) -> None:
         pause = FIRST_PAUSE

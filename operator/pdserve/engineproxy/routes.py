@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,9 +26,10 @@ from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.terms.json import JsonObject
 from pdserve.wire import calls
-from pdserve.wire.bounds import WireError, parse_json
-from pdserve.wire.credentials import CAPABILITY
+from pdserve.wire.bounds import MAX_BYTES, WireError, parse_json
+from pdserve.wire.credentials import CAPABILITY, MAX_PUSH
 from pdserve.wire.links import DrainReport
+from pdserve.wire.peers import Peer
 
 PATH_LIVE: Final = "/livez"
 """200 while the proxy itself runs, whatever its engine does."""
@@ -35,6 +37,17 @@ PATH_ENGINE_METRICS: Final = "/metrics/engine"
 """The engine's own exposition."""
 ENGINE_SECONDS: Final = 2.0
 MAX_NAME: Final = 256
+
+_GENERATE: Final = frozenset((calls.PATH_COMPLETIONS, calls.PATH_CHAT))
+_CONTROL: Final = frozenset((calls.PATH_PEERS, calls.PATH_LINKS, calls.PATH_DRAIN))
+_BY_PEERS: Final = frozenset((PATH_PULLED, PATH_DISCARD))
+_KEPT: Final = {
+    calls.PATH_PEERS: MAX_PUSH,
+    calls.PATH_RELEASE: 64 << 10,
+    PATH_PULLED: 64 << 10,
+    PATH_DISCARD: MAX_BYTES,
+}
+"""Bytes of the bodies that paths beside those of generation take."""
 
 Handler = Callable[[HttpRequest, Reply], Awaitable[None] | None]
 
@@ -50,6 +63,7 @@ class ProxyRoutes:
         self._legs: PrefillLegs | DecodeLegs
         role = context.config.role
         self._legs = PrefillLegs(context) if role == "prefill" else DecodeLegs(context)
+        self._scrape: asyncio.Task[None] | None = None
         self._table: Mapping[str, tuple[str, Handler]] = {
             calls.PATH_COMPLETIONS: ("POST", self._generate),
             calls.PATH_CHAT: ("POST", self._generate),
@@ -78,6 +92,30 @@ class ProxyRoutes:
         if given != method:
             raise ApiError(405, f"{request.path} takes {method}, not {request.method:.20}")
         return handler(request, reply)
+
+    def screen(
+        self, method: str, path: str, headers: dict[bytes, bytes], address: str
+    ) -> ApiError | None:
+        """Check a request's credential before anything of its body is kept; None: it is right."""
+        given = headers.get(b"authorization", b"").decode("latin-1")
+        try:
+            if path in _GENERATE:
+                self._trust.check_generation(given)
+            elif path in _CONTROL:
+                self._trust.controls(given)
+            elif path == calls.PATH_RELEASE:
+                self._trust.check_release(given)
+            elif path in _BY_PEERS and not self._c.peers.any_sender(given):
+                return _no_peer()
+        except ApiError as error:
+            return error
+        return None
+
+    def keeps(self, path: str) -> int:
+        """Bytes of a body that are kept, by path."""
+        if path in _GENERATE:
+            return self._c.config.max_body_bytes
+        return _KEPT.get(path, 0)
 
     async def _generate(self, request: HttpRequest, reply: Reply) -> None:
         self._trust.check_generation(_authorization(request))
@@ -116,13 +154,22 @@ class ProxyRoutes:
     async def _metrics(self, request: HttpRequest, reply: Reply) -> None:
         config, metrics = self._c.config, self._c.metrics
         if config.series:
-            try:
-                status, raw = await get(config.engine, config.engine_metrics_path, ENGINE_SECONDS)
-                if status == 200:
-                    metrics.read_engine(raw.decode(errors="replace"))
-            except UpstreamError as error:
-                log.warning("the engine's metrics cannot be read: %s", error)
+            if self._scrape is None:
+                self._scrape = asyncio.create_task(self._read_engine())
+            await asyncio.shield(self._scrape)
         reply.send(200, metrics.registry.render().encode(), CONTENT_TYPE)
+
+    async def _read_engine(self) -> None:
+        """One scrape of the engine at a time: a counter in an older answer seems to begin anew."""
+        config = self._c.config
+        try:
+            status, raw = await get(config.engine, config.engine_metrics_path, ENGINE_SECONDS)
+            if status == 200:
+                self._c.metrics.read_engine(raw.decode(errors="replace"))
+        except UpstreamError as error:
+            log.warning("the engine's metrics cannot be read: %s", error)
+        finally:
+            self._scrape = None
 
     def _info(self, request: HttpRequest, reply: Reply) -> None:
         c = self._c.config
@@ -178,7 +225,7 @@ class ProxyRoutes:
         reply.send(204, b"", JSON, self._c.hints())
 
     def _pulled(self, request: HttpRequest, reply: Reply) -> None:
-        message = self._from_peer(request)
+        _, message = self._from_peer(request)
         name, seconds = message.get("request_id"), message.get("seconds")
         if isinstance(self._legs, PrefillLegs) and isinstance(name, str):
             took = float(seconds) if isinstance(seconds, int | float) else None
@@ -186,18 +233,24 @@ class ProxyRoutes:
         reply.send(204, b"", JSON)
 
     async def _discard(self, request: HttpRequest, reply: Reply) -> None:
-        params = self._from_peer(request).get(calls.PARAM_KV)
+        peer, message = self._from_peer(request)
+        params = message.get(calls.PARAM_KV)
         if not isinstance(self._legs, DecodeLegs) or not isinstance(params, dict):
             raise ApiError(400, f"{calls.PARAM_KV}: an object is required, at a decode")
+        # The engine connects to the address in them.
+        host, port = params.get("remote_host"), params.get("remote_port")
+        if self._c.peers.handing_over_at(host, port) != peer:
+            raise ApiError(400, f"{calls.PARAM_KV}: {peer.id} does not hand KV over at its address")
         if not await self._legs.discard(params):
             raise ApiError(502, "the engine did not refuse", kind="server_error")
         reply.send(204, b"", JSON)
 
-    def _from_peer(self, request: HttpRequest) -> JsonObject:
+    def _from_peer(self, request: HttpRequest) -> tuple[Peer, JsonObject]:
         message = _message(request)
-        if self._c.peers.sender(_authorization(request), message) is None:
-            raise ApiError(401, "a peer's credential is required", code="unauthorized")
-        return message
+        peer = self._c.peers.sender(_authorization(request), message)
+        if peer is None:
+            raise _no_peer()
+        return peer, message
 
 
 def _send(reply: Reply, status: int, value: object) -> None:
@@ -206,6 +259,10 @@ def _send(reply: Reply, status: int, value: object) -> None:
 
 def _authorization(request: HttpRequest) -> str:
     return request.header("authorization") or ""
+
+
+def _no_peer() -> ApiError:
+    return ApiError(401, "a peer's credential is required", code="unauthorized")
 
 
 def _message(request: HttpRequest) -> JsonObject:

@@ -21,7 +21,6 @@ from pdserve.engineproxy.routes import ProxyRoutes
 from pdserve.engines.trust import Trust
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.server import HttpServer
-from pdserve.wire import calls
 from pdserve.wire.credentials import MAX_PUSH
 
 MAX_HEAD = 64 << 10
@@ -59,11 +58,8 @@ async def running(config: ProxyConfig) -> AsyncIterator[RunningProxy]:
     context = LegContext(config, places, engine, peers, metrics)
     engine.lost = context.engine_lost
     state = ProxyState(config.state_file, trust, peers)
-    kept = {calls.PATH_PEERS: MAX_PUSH}
-    server = HttpServer(
-        ProxyRoutes(context, trust, state), _limits(config), _report,
-        keeps=lambda path: max(kept.get(path, 0), config.max_body_bytes),
-    )  # fmt: skip
+    routes = ProxyRoutes(context, trust, state)
+    server = HttpServer(routes, _limits(config), _report, routes.screen, routes.keeps)
     tasks = [asyncio.create_task(engine.watch()), asyncio.create_task(_sweep(context))]
     try:
         state.restore()
