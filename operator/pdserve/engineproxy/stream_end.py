@@ -58,8 +58,8 @@ class StreamEnds:
         if head is None:
             return data
         head += data
-        event = next((e for e in bytes(head).split(b"\n\n")[:-1] if not e.startswith(b":")), None)
-        if event is None and len(head) <= HEAD:
+        whole = _events(bytes(head))[:-1]
+        if not any(map(_data, whole)) and len(head) <= HEAD:
             return None
         self._head = None
         return bytes(head)
@@ -70,9 +70,9 @@ class StreamEnds:
 
     def counts(self) -> TokenCounts:
         """By the last chunk with a usage."""
-        for event in reversed(self._tail.split(b"\n\n")):
+        for event in reversed(_events(self._tail)):
             if b'"usage"' in event:
-                found = TokenCounts.of(_json(event))
+                found = TokenCounts.of(_json(_data(event)))
                 if found.made:
                     return found
         return TokenCounts()
@@ -80,25 +80,35 @@ class StreamEnds:
 
 def stream_error(head: bytes) -> str:
     """The message where a stream begins with an error event; empty where it does not."""
-    for event in head.split(b"\n\n"):
-        if event.startswith(b"data: {"):
-            value = _json(event)
-            if value is not None and "error" in value and "choices" not in value:
-                return message_of(value)
-            return ""
-    return ""
+    data = next(filter(None, map(_data, _events(head))), b"")
+    value = _json(data)
+    if value is None or "choices" in value:
+        return ""
+    failed = "error" in value or value.get("object") == "error"
+    return message_of(value) if failed else ""
 
 
 def message_of(value: JsonMap) -> str:
     """The text of an OpenAI error object, bounded; a plain text where it has none."""
     error = value.get("error")
-    text = error.get("message") if isinstance(error, dict) else error
+    text = error.get("message") if isinstance(error, dict) else error or value.get("message")
     return text[:300] if isinstance(text, str) else "an error without a message"
 
 
-def _json(event: bytes) -> JsonMap | None:
+def _events(stream: bytes) -> list[bytes]:
+    """The events of a piece of a stream; the last one may not have ended."""
+    return stream.replace(b"\r\n", b"\n").split(b"\n\n")
+
+
+def _data(event: bytes) -> bytes:
+    """The first line of an event's data; empty where it has none, as a comment."""
+    lines = (line for line in event.split(b"\n") if line.startswith(b"data:"))
+    return next(lines, b"").removeprefix(b"data:").strip()
+
+
+def _json(data: bytes) -> JsonMap | None:
     try:
-        value = orjson.loads(event.removeprefix(b"data: "))
+        value = orjson.loads(data)
     except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None

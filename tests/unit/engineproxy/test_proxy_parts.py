@@ -137,6 +137,12 @@ def test_the_first_event_of_a_stream_waits_until_it_is_whole() -> None:
     assert ends.first(b'ta: {"choices":[]}\n') is None
     assert ends.first(b"\nmore") == b': ping\n\ndata: {"choices":[]}\n\nmore'
     assert ends.first(b"x") == b"x"
+    for odd in (b"\n\n", b"\r\n\r\n", b": ping\r\n\r\n", b"event: x\n\n", b"\n: ping\n\n"):
+        waits = StreamEnds()
+        assert waits.first(odd) is None, odd
+        assert waits.first(b"data: 1\r\n\r\n") == odd + b"data: 1\r\n\r\n"
+    mixed = b": ping\ndata: 1\n\n"
+    assert StreamEnds().first(mixed) == mixed
     endless = StreamEnds()
     assert endless.first(b"x" * 60_000) is None
     assert len(endless.first(b"x" * 60_000) or b"") == 120_000
@@ -150,6 +156,11 @@ def test_the_first_event_of_a_stream_waits_until_it_is_whole() -> None:
         (b'data: {"error":"m"}\n\n', "m"),
         (b'data: {"error":7}\n\n', "an error without a message"),
         (b'data: {"choices":[],"error":null}\n\n', ""),
+        (b'data: {"object":"error","message":"m"}\n\n', "m"),
+        (b': ping\r\n\r\ndata: {"error":"m"}\r\n\r\n', "m"),
+        (b'event: error\ndata: {"error":"m"}\n\n', "m"),
+        (b'\n\ndata:{"error":"m"}\n\n', "m"),
+        (b'data: {"choices":[{}]}\n\ndata: {"error":"m"}\n\n', ""),
         (b"data: {nonsense\n\n", ""),
         (b"data: [DONE]\n\n", ""),
         (b"", ""),
@@ -168,6 +179,8 @@ def test_usage_is_read_from_a_streams_end() -> None:
         ends.keep(piece)
     ends.keep(b"data: [DONE]\n\n")
     assert ends.counts() == TokenCounts(7, 0, 3)
+    ends.keep(b'\r\n\r\ndata:{"usage":{"completion_tokens":4}}\r\n\r\n')
+    assert ends.counts() == TokenCounts(0, 0, 4)
     assert StreamEnds().counts() == TokenCounts()
 
 
