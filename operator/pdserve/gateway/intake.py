@@ -98,9 +98,20 @@ def parse_body(endpoint: Endpoint, raw: bytes) -> JsonObject:
         _check_prompt(body.get("prompt"))
         if body.get("echo") and body.get("logprobs") is not None:
             raise invalid("echo", "echo with logprobs needs prompt logprobs: not served by P/D")
+    _check_kv_moves(body)
     _check_counts(body)
     _check_stream(body)
     return body
+
+
+def _check_kv_moves(body: JsonMap) -> None:
+    """Refuse what makes an engine leave the KV of its leg where it is, or not hold it."""
+    if body.get("use_beam_search"):
+        # vLLM answers a prefill's leg without KV, which would look like the prefill's fault.
+        raise invalid("use_beam_search", "beam search moves no KV: not served by P/D")
+    if body.get("prompt_logprobs") is not None:
+        why = "the prompt would be computed anew by the decode: not served by P/D"
+        raise invalid("prompt_logprobs", f"prompt_logprobs: {why}")
 
 
 def _check_messages(messages: object) -> None:
