@@ -65,6 +65,8 @@ _CONTAINER_PROTECTED: Mapping[str, str] = {
     "lifecycle": "the operator owns the drain",
     "$patch": "every instance has its engine container",
 }
+_PROXY_PROTECTED = ("command", "args", "readinessProbe", "lifecycle", "$patch")
+_PROXY_WHY = "this container makes the engine an instance: its image and resources can be set"
 
 
 class TemplateError(ValueError):
@@ -112,6 +114,7 @@ def apply_template(
         TemplateError: the template touches a protected field, or has the wrong shape.
     """
     check_template(template, resource)
+    _check_proxies(pod["spec"]["containers"], template.get("spec") or {})
     merged = {
         **pod,
         "metadata": _merge(pod["metadata"], template.get("metadata") or {}),
@@ -304,18 +307,30 @@ def _check_containers(spec: JsonMap, resource: str) -> None:
         if container["name"] == ENGINE_CONTAINER:
             if path.startswith("template.spec.initContainers"):
                 raise TemplateError(path, "the name engine is the engine's")
-            _check_engine(path, container)
+            _check_protected(path, container, _CONTAINER_PROTECTED)
 
 
-def _check_engine(path: str, container: JsonMap) -> None:
-    for key, why in _CONTAINER_PROTECTED.items():
+def _check_proxies(rendered: list[JsonMap], spec: JsonMap) -> None:
+    """Containers beside the engine that get the operator's variables are the operator's too."""
+    proxies = [c["name"] for c in rendered[1:] if any(map(_is_own, c.get("env") or ()))]
+    for index, container in enumerate(spec.get("containers") or []):
+        if container["name"] in proxies:
+            path = f"template.spec.containers[{index}]"
+            _check_protected(path, container, dict.fromkeys(_PROXY_PROTECTED, _PROXY_WHY))
+
+
+def _is_own(variable: JsonMap) -> bool:
+    return str(variable.get("name", "")).startswith("PDSERVE_")
+
+
+def _check_protected(path: str, container: JsonMap, protected: Mapping[str, str]) -> None:
+    for key, why in protected.items():
         if key in container:
             raise TemplateError(f"{path}.{key}", why)
     entries = container.get("env")
     for entry in entries if isinstance(entries, list) else ():
-        name = str(entry.get("name", "")) if isinstance(entry, Mapping) else ""
-        if name.startswith("PDSERVE_"):
-            raise TemplateError(f"{path}.env[{name}]", "PDSERVE_* is the operator's")
+        if isinstance(entry, Mapping) and _is_own(entry):
+            raise TemplateError(f"{path}.env[{entry['name']}]", "PDSERVE_* is the operator's")
 
 
 def _resource_claims(container: JsonMap) -> Iterator[tuple[str, str]]:

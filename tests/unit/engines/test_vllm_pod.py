@@ -17,6 +17,7 @@ from pdserve.engineproxy.proxy_config import parse
 from pdserve.engines.pod_parts import InstanceFacts
 from pdserve.engines.pod_profile import FIELDS, findings
 from pdserve.engines.pods import PROXY_CONTAINER, PROXY_IMAGE, render_pod
+from pdserve.engines.pods_template import TemplateError
 from pdserve.engines.vllm.flow import FLOW
 from pdserve.engines.vllm.metrics import METRICS
 from pdserve.engines.vllm.pod import POD
@@ -190,3 +191,31 @@ def test_an_engine_with_the_contract_has_no_proxy() -> None:
 
 def test_the_flows_decode_samples_the_first_token() -> None:
     assert FLOW.first_token == "decode"
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"args": ["--slots", "999"]}, "args"),
+        ({"command": ["sh"]}, "command"),
+        ({"env": [{"name": "PDSERVE_INSTANCE", "value": "other"}]}, "env[PDSERVE_INSTANCE]"),
+        ({"$patch": "delete"}, "$patch"),
+        ({"readinessProbe": None}, "readinessProbe"),
+        ({"lifecycle": {}}, "lifecycle"),
+    ],
+)
+def test_a_template_leaves_the_proxy_what_makes_it_one(change: dict[str, Any], where: str) -> None:
+    """Without it, or under another name, the engine is no instance."""
+    template = {"spec": {"containers": [{"name": PROXY_CONTAINER, **change}]}}
+    with pytest.raises(TemplateError) as refused:
+        pod(**{"spec.prefill.template": template})
+    assert refused.value.path == f"template.spec.containers[0].{where}"
+
+
+def test_a_template_sets_the_proxys_image_and_resources() -> None:
+    change = {"image": "mirror/gateway:1", "resources": {"limits": {"memory": "1Gi"}},
+              "env": [{"name": "TZ", "value": "UTC"}]}  # fmt: skip
+    template = {"spec": {"containers": [{"name": PROXY_CONTAINER, **change}]}}
+    made = proxy(pod(**{"spec.prefill.template": template}))
+    assert (made["image"], made["resources"]["limits"]) == ("mirror/gateway:1", {"memory": "1Gi"})
+    assert {"name": "TZ", "value": "UTC"} in made["env"]
