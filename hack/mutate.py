@@ -295,7 +295,7 @@ class _Finder:
             return usual(loader, fullname)
 
         # mypy asks that methods stay as they are; this process lives for one changed module.
-        SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
+        SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]  # as above
 
 
 def run_one(plan: Plan, mutant: Mutant) -> int:

@@ -129,7 +129,7 @@ async def over_engines(
             await until(partial(service.client.up, each), f"{each.name} listens", PATIENCE)
         await group.push()
         routed = (
-            # An engine may also be of both roles; these have one each.
+            # mypy: an engine may also be of both roles, an instance not; these have one each.
             RouteInstance(e.name, e.role, e.url, slots[e.role == "decode"])  # type: ignore[arg-type]
             for e in members
         )

@@ -31,6 +31,7 @@ START_TIMEOUT = 1200.0
 """Includes building the control plane on a machine's first start."""
 _STOP_TIMEOUT = 30.0
 _POLL_SECONDS = 0.05
+"""How often the daemon's files and lock are looked at: another process's announce nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ class LocalCluster(ClusterFiles):
                         f"cluster {self.name!r} was not ready after {timeout:g} s; end of "
                         f"{self.log}:\n{log_tail(self.log)}"
                     )
-                time.sleep(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)  # nothing announces it
 
     def _pid(self) -> int | None:
         """Process id of the daemon if it lives: it holds the lock then."""
@@ -193,10 +194,10 @@ class LocalCluster(ClusterFiles):
                 os.kill(pid, wanted)
                 sent = wanted
                 ending = pid
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # nothing announces it
         # It lets go of its lock a moment before it exits.
         while sent is not None and processes.is_alive(ending) and not deadline.passed:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # nothing announces it
 
     def _clean(self) -> None:
         """Remove what an ended cluster left, except logs and locks."""

@@ -17,6 +17,7 @@ from localcluster import processes
 from localcluster.errors import LocalError, log_tail
 
 _POLL_SECONDS = 0.05
+"""How often a command is looked at, so that progress is shown while it runs."""
 
 
 class CommandError(LocalError):
@@ -89,7 +90,7 @@ def follow(
                         log.read_text(encoding="utf-8", errors="replace"),
                     )
                 tick(time.monotonic() - began)
-                time.sleep(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)  # its end and the next tick are awaited at once
     finally:
         processes.stop(child)
     if child.returncode != 0:

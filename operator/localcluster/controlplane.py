@@ -39,6 +39,7 @@ SERVICE_CIDR = "10.96.0.0/16"
 
 _PORT_ATTEMPTS = 3
 _POLL_SECONDS = 0.05
+"""How often a component that starts is asked whether it answers."""
 
 
 class Components(enum.Enum):
@@ -312,7 +313,7 @@ class ControlPlane:
                     f"{name} did not answer within {self.settings.start_timeout:g} s; end of "
                     f"{self._log(name)}:\n{log_tail(self._log(name))}"
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # a port that opens announces nothing
 
     def _ended(self, name: str, child: subprocess.Popen[bytes]) -> str:
         how = f"exit {child.returncode}"

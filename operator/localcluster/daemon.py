@@ -61,7 +61,7 @@ def _locked(lock: TextIO) -> bool:
         except BlockingIOError:
             if deadline.passed:
                 return False
-            time.sleep(_LOCK_POLL_SECONDS)
+            time.sleep(_LOCK_POLL_SECONDS)  # flock has no time limit of its own
         else:
             return True
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
+from pdserve.controllers.shared.promises import FAILED_SECONDS
 from pdserve.dst.api_fields import copy
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import NS, service
+from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import owner_reference
 from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import CONFIGMAPS, NAMESPACES, PODS, Object
@@ -239,6 +241,31 @@ async def test_devices_of_refused_pods_are_free_again() -> None:
         world.api.handle(KubeRequest("delete", PDSERVICES, FOREIGN, "first"))
         world.api.handle(KubeRequest("delete", NAMESPACES, None, FOREIGN))
         await world.until(world.service_ready, 120)
+
+
+@virtual_time
+async def test_devices_of_failed_pods_are_free_when_their_group_is_gone() -> None:
+    """A POST that failed keeps them for its next attempt; nothing tries again here."""
+
+    def failing(request: KubeRequest) -> float:
+        post = request.verb == "create" and request.resource == PODS
+        if post and request.namespace == FOREIGN and "dryRun" not in request.query:
+            raise KubeError(500, "InternalError", "failed calling webhook")
+        return 0.0
+
+    world = World(delay=failing)
+    world.nodes(["a"], per_leaf=1)
+    world.domain()
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FOREIGN}}
+    world.create(NAMESPACES, space)
+    first = service("first")
+    first["metadata"]["namespace"] = FOREIGN
+    world.create(PDSERVICES, first)
+    async with world.running(), world.operator():
+        await asyncio.sleep(10)
+        world.create(PDSERVICES, service())
+        world.api.handle(KubeRequest("delete", PDSERVICES, FOREIGN, "first"))
+        await world.until(world.service_ready, FAILED_SECONDS - 20)
 
 
 # --- RoCEDomains over the same nodes --------------------------------------------------------------
