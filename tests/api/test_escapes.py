@@ -21,7 +21,7 @@ from tests.support.escapes import ESCAPES, Escape
 from tests.support.rest import Answer, Rest
 
 from localcluster.controlplane import ControlPlane
-from pdserve.controllers.app import Core
+from pdserve.controllers.core import Core
 from pdserve.controllers.ratio.ratio_loop import NoSource
 from pdserve.controllers.shared.linker import EngineApi
 from pdserve.controllers.shared.tokens import Tokens

@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
-from pdserve.controllers.app import Core
+from pdserve.controllers.core import Core
 from pdserve.controllers.ratio.ratio_loop import NoSource
 from pdserve.controllers.shared.caches import OURS
 from pdserve.controllers.shared.linker import EngineApi

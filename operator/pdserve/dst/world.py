@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from pdserve.api import KINDS
 from pdserve.api.crd import crd_manifest
-from pdserve.controllers.app import Core
+from pdserve.controllers.core import Core
 from pdserve.controllers.ratio.ratio_loop import NoSource
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.controllers.shared.linker import EngineApi

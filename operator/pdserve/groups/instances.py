@@ -124,7 +124,8 @@ class InstanceObs:
     @property
     def pod_ip(self) -> str | None:
         """The leader's address; None while it has none."""
-        return self.leader.pod_ip if self.leader is not None else None
+        first = self.members[0]
+        return first.pod_ip if first.index == 0 else None
 
     @property
     def container_id(self) -> str | None:

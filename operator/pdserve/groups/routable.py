@@ -32,16 +32,18 @@ def peer_entry(instance: InstanceObs, table: PeerTable | None) -> Peer | None:
 
 def addresses(instance: InstanceObs) -> tuple[str, ...] | None:
     """Its endpoint, then where the other members' KV is; None while one is not known."""
-    members = instance.members
-    if instance.pod_ip is None or len(members) < instance.size:
+    members, pod_ip = instance.members, instance.pod_ip
+    if pod_ip is None or len(members) < instance.size:
         return None
+    if len(members) == 1:
+        return (endpoint(pod_ip),)
     others = [transfer(m.pod_ip) for m in members[1:] if m.pod_ip is not None]
-    return (endpoint(instance.pod_ip), *others) if len(others) == len(members) - 1 else None
+    return (endpoint(pod_ip), *others) if len(others) == len(members) - 1 else None
 
 
 def addresses_in(entry: Peer) -> tuple[str, ...]:
     """The same as an entry of a table says it."""
-    return entry.endpoint, *(node.transfer for node in entry.nodes[1:])
+    return entry.endpoint, *[node.transfer for node in entry.nodes[1:]]
 
 
 def routable(

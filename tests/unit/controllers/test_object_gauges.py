@@ -11,7 +11,7 @@ import pytest
 from tests.unit.docs import registries
 
 from pdserve import __version__
-from pdserve.controllers import app
+from pdserve.controllers import core
 from pdserve.controllers.object_gauges import ObjectGauges
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.virtual_time import virtual_time
@@ -36,11 +36,11 @@ def registry_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Registry]:
     made: list[Registry] = []
 
     class Seen(ObjectGauges):
-        def __init__(self, registry: Registry, caches: app.Caches) -> None:
+        def __init__(self, registry: Registry, caches: core.Caches) -> None:
             super().__init__(registry, caches)
             made.append(registry)
 
-    monkeypatch.setattr(app, "ObjectGauges", Seen)
+    monkeypatch.setattr(core, "ObjectGauges", Seen)
     return lambda: made[-1]
 
 

@@ -17,7 +17,7 @@ from tests.support.hostile import VALUES, deep, places, put, without
 from tests.support.ratio_values import sample
 from tests.support.world_state import routes_count, unrouted
 
-from pdserve.controllers.app import Core
+from pdserve.controllers.core import Core
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
 from pdserve.controllers.shared.linker import EngineApi, Target
 from pdserve.controllers.shared.tokens import Tokens

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from kubernetes.aio.client.api_client import ApiClient
 
-from pdserve.controllers.app import Core
+from pdserve.controllers.core import Core
 from pdserve.controllers.shared import event_reasons
 from pdserve.engineproxy.places import Places
 from pdserve.engineproxy.proxy_metrics import ProxyMetrics

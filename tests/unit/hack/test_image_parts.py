@@ -123,6 +123,15 @@ def test_a_process_loads_no_other_process(module: str, absent: tuple[str, ...]) 
     assert [m for m in loaded if m.startswith((*unwanted, "localcluster"))] == []
 
 
+def test_the_simulation_loads_no_client_of_a_real_cluster() -> None:
+    """Each schedule is a fork: what it does not need costs it pages to copy."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED.format(module="pdserve.dst.runner")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not {"kopf", "kubernetes", "requests"} & set(done.stdout.split())
+
+
 def test_the_package_holds_both_source_packages_and_nothing_beside_them() -> None:
     tool = PROJECT["tool"]["setuptools"]["packages"]["find"]
     found = find_packages(str(SOURCE), include=tool["include"])

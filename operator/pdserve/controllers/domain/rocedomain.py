@@ -9,12 +9,15 @@ from pdserve.api import InvalidObjectError, RoCEDomain, merge_conditions
 from pdserve.controllers.shared.caches import BY_DOMAIN, ROCE_DOMAINS, Caches
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.domain_overlap import overlap
+from pdserve.controllers.shared.own_status import observe_own_status
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.refusals import InvalidObject
 from pdserve.controllers.shared.skipped import read_each
+from pdserve.controllers.shared.triggers import DOMAIN
 from pdserve.desired.compare import covers
 from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import Object, ObjectKey
+from pdserve.kube.workqueue import QueueKey
 from pdserve.placement import Shape, largest_uniform_group
 from pdserve.terms.json import JsonObject
 from pdserve.topology import DomainSummary, Fabric, fabric_spec, summarise
@@ -49,7 +52,9 @@ async def reconcile_domain(context: OperatorContext, key: ObjectKey) -> float | 
     live = await context.client.patch_status(
         ROCE_DOMAINS, key.name, status, uid=domain.metadata.uid, field_manager=names.FIELD_MANAGER
     )
-    context.caches.domains.observe(live)
+    observe_own_status(
+        context.queue, QueueKey(DOMAIN, "", key.name), context.caches.domains, obj, live
+    )
     return None
 
 

@@ -27,6 +27,7 @@ from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.domain_overlap import fabric_condition
 from pdserve.controllers.shared.group_view import domain_of, view_group
+from pdserve.controllers.shared.own_status import observe_own_status
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.refusals import InvalidObject
 from pdserve.controllers.shared.revisions import keep_revisions
@@ -76,7 +77,7 @@ log = logging.getLogger(__name__)
 
 REFUSED_RETRY = 30.0
 """Seconds until refused pods are tried again (quota may have been raised)."""
-BLIND_RETRY = 1.0
+BLIND_RETRY = 5.0
 """Seconds until the next look while the watch of pods is broken."""
 VOLUME_RETRY = 30.0
 """Seconds until a place is looked for again where volumes leave none."""
@@ -306,7 +307,8 @@ class _Reconcile:
             namespace=self.key.namespace, uid=self.group.metadata.uid,
             field_manager=names.FIELD_MANAGER,
         )  # fmt: skip
-        self.context.caches.groups.observe(live)
+        groups = self.context.caches.groups
+        observe_own_status(self.context.queue, group_key(self.key), groups, self.obj, live)
         self.obj = live
 
     # --- around the plan -------------------------------------------------------------------

@@ -13,7 +13,6 @@ If a needed name belongs to a foreign object, a condition and an Event say so; t
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from pdserve.api import InvalidObjectError, PDService, Scenario, ScenarioGroup
@@ -34,6 +33,7 @@ from pdserve.controllers.shared import refusals
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS, owned_by
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.decision_writer import write_decision
+from pdserve.controllers.shared.own_status import observe_own_status
 from pdserve.controllers.shared.owned import delete_owned, ensure
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.profiles import profile_of
@@ -76,8 +76,6 @@ _KINDS = {
 }  # fmt: skip
 
 
-_USER_FIELDS: Final = ("generation", "annotations", "labels", "deletionTimestamp", "uid")
-"""Fields of the metadata that change with what a user changes."""
 REFUSED_RETRY: Final = 10.0
 """Seconds until what was refused is tried again: what stood in the way may have gone."""
 _REFUSALS: Final = frozenset({400, 403, 413, 422})
@@ -350,19 +348,8 @@ class _Reconcile:
             PDSERVICES, meta.name, status,
             namespace=meta.namespace, uid=meta.uid, field_manager=names.FIELD_MANAGER,
         )  # fmt: skip
-        with self._unless_only_status(live):
-            self.context.caches.services.observe(live)
-
-    def _unless_only_status(self, live: Object) -> AbstractContextManager[None]:
-        """Suppress the pass that this status write would cause.
-
-        Not where the answer carries a change by a user that the watch has not delivered yet: the
-        watch event of that version finds the object in the cache and reaches no handler.
-        """
-        before, after = self.obj["metadata"], live["metadata"]
-        if any(before.get(field) != after.get(field) for field in _USER_FIELDS):
-            return nullcontext()
-        return self.context.queue.ignoring(service_key(after["namespace"], after["name"]))
+        key = service_key(meta.namespace, meta.name)
+        observe_own_status(self.context.queue, key, self.context.caches.services, self.obj, live)
 
 
 _wanted: Memo[ScenarioGroup] = Memo(most=1024)
