@@ -17,8 +17,8 @@ def covers(live: object, wanted: object) -> bool:
         if not isinstance(live, dict):
             return not wanted and live is None
         # Loops: this runs for every field of every object that we write.
-        for key, value in wanted.items():
-            if not covers(live.get(key), value):  # noqa: SIM110
+        for key, value in wanted.items():  # noqa: SIM110
+            if not covers(live.get(key), value):
                 return False
         return True
     if isinstance(wanted, list):

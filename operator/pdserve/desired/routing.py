@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pdserve.api import PDService, RoCEDomain, Scenario
 from pdserve.frozen import remembered
@@ -22,6 +23,15 @@ Models = Mapping[str, tuple[str, str]]
 """Model name and engine type of each known revision."""
 
 
+class ContextBounds(NamedTuple):
+    """What fits into the context of every engine of a scenario; 0 where no engine says it."""
+
+    prompt_bytes: int = 0
+    """UTF-8 bytes of a prompt's text."""
+    model_len: int = 0
+    """Tokens of prompt and answer together."""
+
+
 def route_table(
     service: PDService,
     domain: RoCEDomain | None,
@@ -30,7 +40,7 @@ def route_table(
     last: RouteTable | None,
     floor: int = 0,
     models: Mapping[str, Models] | None = None,
-    prompt_bytes: Mapping[str, int] | None = None,
+    bounds: Mapping[str, ContextBounds] | None = None,
 ) -> RouteTable:
     """The table that gateways should have now; `last` itself when nothing changed.
 
@@ -42,10 +52,10 @@ def route_table(
         last: the table that gateways have.
         floor: without `last`, a version that no gateway has seen a higher one than.
         models: what the revisions of each scenario's groups serve, by scenario name.
-        prompt_bytes: `prompt_bytes_of` each scenario's groups, where known; what gateways were
-            told last stays until an engine says otherwise.
+        bounds: `bounds_of` each scenario's groups, where known; what gateways have stays until an
+            engine says otherwise.
     """
-    known = models or {}
+    known, now, before = models or {}, bounds or {}, _last_bounds(last)
     table = RouteTable(
         service=service.metadata.name,
         version=floor if last is None else last.version,
@@ -63,8 +73,10 @@ def route_table(
                 models=tuple(scenario.match.models),
                 headers={k.lower(): v for k, v in scenario.match.headers.items()},
                 prefill_seconds=predicted.get(scenario.name),
-                max_prompt_bytes=(prompt_bytes or {}).get(scenario.name)
-                or _last_prompt_bytes(last, scenario.name),
+                max_prompt_bytes=now.get(scenario.name, ContextBounds()).prompt_bytes
+                or before.get(scenario.name, ContextBounds()).prompt_bytes,
+                max_model_len=now.get(scenario.name, ContextBounds()).model_len
+                or before.get(scenario.name, ContextBounds()).model_len,
             )
             for scenario in service.spec.scenarios
         ),
@@ -75,20 +87,22 @@ def route_table(
     return dataclasses.replace(table, version=table.version + 1)
 
 
-def prompt_bytes_of(groups: Sequence[RouteGroup], links: Mapping[str, LinkReport]) -> int:
-    """The tightest bound on prompt text that a routed prefill reports; 0 when none does."""
-    said = (
-        links[prefill.id].max_prompt_bytes
+def bounds_of(groups: Sequence[RouteGroup], links: Mapping[str, LinkReport]) -> ContextBounds:
+    """The tightest bounds that routed instances report: of prompts prefills, of the whole both."""
+    said = [
+        (instance.role, links[instance.id])
         for group in groups
-        for prefill in group.of_role("prefill")
-        if prefill.id in links
-    )
-    return min((size for size in said if size), default=0)
+        for instance in group.instances
+        if instance.id in links
+    ]
+    prompts = (r.max_prompt_bytes for role, r in said if role == "prefill" and r.max_prompt_bytes)
+    lengths = (r.max_model_len for _, r in said if r.max_model_len)
+    return ContextBounds(min(prompts, default=0), min(lengths, default=0))
 
 
-def _last_prompt_bytes(last: RouteTable | None, scenario: str) -> int:
+def _last_bounds(last: RouteTable | None) -> dict[str, ContextBounds]:
     scenarios = () if last is None else last.scenarios
-    return next((s.max_prompt_bytes for s in scenarios if s.name == scenario), 0)
+    return {s.name: ContextBounds(s.max_prompt_bytes, s.max_model_len) for s in scenarios}
 
 
 def unnamed(groups: Sequence[RouteGroup]) -> tuple[RouteGroup, ...]:

@@ -62,6 +62,12 @@ def known_models(table: RouteTable) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def model_len(table: RouteTable, name: str) -> int:
+    """Tokens of prompt and answer that every scenario takes under this name; 0 if none says it."""
+    known = (s.max_model_len for s in table.scenarios if name in _names(table, s))
+    return min((tokens for tokens in known if tokens), default=0)
+
+
 def describe_known(table: RouteTable) -> str:
     """What would have matched, for the error a client reads."""
     parts = []

@@ -32,6 +32,7 @@ from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.fan_out import serve_choices
 from pdserve.gateway.front import Certificate, Front
+from pdserve.gateway.inflate import plain_body
 from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
@@ -45,6 +46,7 @@ from pdserve.http1.limits import ClientLimits
 from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.http1.server import HttpServer
+from pdserve.terms.json import JsonObject
 from pdserve.wire.calls import (
     HEADER_API_KEY,
     HEADER_REQUEST_ID,
@@ -238,6 +240,10 @@ class GatewayServer:
         self, endpoint: Endpoint, request: HttpRequest, reply: Reply, record: Record
     ) -> Callable[[], Awaitable[None]]:
         """What serves the request, once its body is read and checked; raises ApiError."""
+        encoding = request.headers.get(b"content-encoding")
+        if encoding is not None:
+            most = self._limits.body
+            request.body = await plain_body(request.body, encoding, most, reply.grows)
         check_body_bytes(endpoint, len(request.body), self.service.largest_body)
         size = parsed_size(request.body)
         room = self.server.memory.limit - len(request.body)
@@ -280,7 +286,7 @@ class GatewayServer:
 
     def _models(self, path: str, reply: Reply) -> None:
         names = self.service.models()
-        items = [{"id": n, "object": "model", "created": 0, "owned_by": "pdserve"} for n in names]
+        items = [_model(name, self.service.model_len(name)) for name in names]
         if path == PATH_MODELS:
             reply.send(200, orjson.dumps({"object": "list", "data": items}), JSON)
             return
@@ -317,6 +323,12 @@ def _count_choices(reply: Reply, count: int, total: int, counted: int, room: int
         )
     if not reply.grows(total - counted):
         raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
+
+
+def _model(name: str, tokens: int) -> JsonObject:
+    """An entry of the list of models; `max_model_len` as vLLM names it, where it is known."""
+    known = {"max_model_len": tokens} if tokens else {}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "pdserve", **known}
 
 
 def _is_models(path: str) -> bool:

@@ -21,6 +21,7 @@ from pdserve.forwarding.match import (
     describe_known,
     known_models,
     match_scenario,
+    model_len,
     parts_of,
 )
 from pdserve.gateway.metrics import GatewayMetrics
@@ -117,6 +118,10 @@ class Service:
     def models(self) -> tuple[str, ...]:
         """Model names that clients may use."""
         return known_models(self.loaded())
+
+    def model_len(self, name: str) -> int:
+        """Tokens of prompt and answer together under this model name; 0 if they are not known."""
+        return model_len(self.loaded(), name)
 
     def loaded(self) -> RouteTable:
         """The table.

@@ -30,7 +30,8 @@ class LinkReport:
     link this process has verified under it; `down` maps the others to the last error.
     `credentials` is `wire.credentials.CAPABILITY` of engines that read grants, and `grant` the
     revision of the newest one they took; 0 and empty from older engines. `max_prompt_bytes`: no
-    prompt whose text has more UTF-8 bytes fits into the context; 0 where the engine does not say.
+    prompt whose text has more UTF-8 bytes fits into the context. `max_model_len`: tokens of the
+    context, prompt and answer together. Either is 0 where the engine does not say.
     """
 
     version: int
@@ -39,6 +40,7 @@ class LinkReport:
     credentials: int = 0
     grant: str = ""
     max_prompt_bytes: int = 0
+    max_model_len: int = 0
 
     @property
     def complete(self) -> bool:
@@ -54,6 +56,7 @@ class LinkReport:
             "credentials": self.credentials,
             "grant": self.grant,
             **({"maxPromptBytes": self.max_prompt_bytes} if self.max_prompt_bytes else {}),
+            **({"maxModelLen": self.max_model_len} if self.max_model_len else {}),
         }
 
     @staticmethod
@@ -71,6 +74,7 @@ class LinkReport:
             report.integer("credentials", 0, high=MAX_CAPABILITY),
             report.text("grant", "", most=MAX_GRANT),
             report.integer("maxPromptBytes", 0),
+            report.integer("maxModelLen", 0),
         )
 
 

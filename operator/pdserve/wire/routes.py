@@ -62,7 +62,8 @@ class RouteScenario:
     table's model where none are named; see `served`) and every header in
     `headers` (lower-case names) is equal. `prefill_seconds` predicts T_p as
     `a + b * promptTokens` (None until known). `max_prompt_bytes`: prompts with more bytes of text
-    fit into no engine's context and can be refused unread; 0 while it is unknown.
+    fit into no engine's context and can be refused unread. `max_model_len`: tokens of prompt and
+    answer together that every engine takes. Either is 0 while it is unknown.
     """
 
     name: str
@@ -72,6 +73,7 @@ class RouteScenario:
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prefill_seconds: tuple[float, float] | None = None
     max_prompt_bytes: int = 0
+    max_model_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ def _scenario_json(s: RouteScenario) -> JsonObject:
         },
         "prefillSeconds": list(s.prefill_seconds) if s.prefill_seconds else None,
         **({"maxPromptBytes": s.max_prompt_bytes} if s.max_prompt_bytes else {}),
+        **({"maxModelLen": s.max_model_len} if s.max_model_len else {}),
         "groups": [
             {
                 "index": g.index,
@@ -235,6 +238,7 @@ def _scenario(scenario: Fields) -> RouteScenario:
         headers={k.lower(): v for k, v in match.text_map("headers", {}).items()},
         prefill_seconds=_line(scenario, "prefillSeconds"),
         max_prompt_bytes=scenario.integer("maxPromptBytes", 0),
+        max_model_len=scenario.integer("maxModelLen", 0),
     )
 
 

@@ -12,8 +12,9 @@ from tests.support.desired_objects import parsed
 
 from pdserve.api import PDService, RoCEDomain
 from pdserve.desired.routing import (
+    ContextBounds,
+    bounds_of,
     parse_routes,
-    prompt_bytes_of,
     route_table,
     routed_instances,
 )
@@ -69,28 +70,31 @@ def test_the_route_table_holds_rules_in_order_of_priority() -> None:
     assert routed_instances(None, "chat") == frozenset()
 
 
-def test_the_tightest_bound_on_prompts_is_routed_and_kept() -> None:
+def test_the_tightest_bounds_are_routed_and_kept() -> None:
     wide = dataclasses.replace(GROUP.instances[0], id="wide")
     groups = (GROUP, dataclasses.replace(GROUP, index=1, instances=(wide,)))
     links = {
-        name: LinkReport(1, frozenset(), {}, max_prompt_bytes=size)
-        for name, size in (("p", 70_000), ("wide", 90_000), ("d", 5), ("old", 0))
-    }
-    assert prompt_bytes_of(groups, links) == 70_000
-    assert prompt_bytes_of(groups[1:], links) == 90_000
-    assert prompt_bytes_of(groups, {}) == prompt_bytes_of((), links) == 0
-
-    def told(said: int, last: RouteTable | None) -> RouteTable:
-        return route_table(
-            parsed(scenarios=("chat",)), None, {}, {}, last, prompt_bytes={"chat": said}
+        name: LinkReport(1, frozenset(), {}, max_prompt_bytes=size, max_model_len=tokens)
+        for name, size, tokens in (
+            ("p", 70_000, 9000), ("wide", 90_000, 9500), ("d", 5, 8000), ("old", 0, 0)
         )
+    }  # fmt: skip
+    assert bounds_of(groups, links) == (70_000, 8000)
+    assert bounds_of(groups[1:], links) == (90_000, 9500)
+    assert bounds_of(groups, {}) == bounds_of((), links) == ContextBounds()
 
-    first = told(70_000, None)
+    def told(last: RouteTable | None, *said: int) -> RouteTable:
+        bounds = {"chat": ContextBounds(*said)}
+        return route_table(parsed(scenarios=("chat",)), None, {}, {}, last, bounds=bounds)
+
+    first = told(None, 70_000, 8000)
     assert RouteTable.from_json(json.loads(json.dumps(first.to_json()))) == first
-    assert first.scenarios[0].max_prompt_bytes == 70_000
-    assert told(0, first) == first  # an operator that just started knows of no report
-    assert told(90_000, first).scenarios[0].max_prompt_bytes == 90_000
-    assert "maxPromptBytes" not in json.dumps(told(0, None).to_json())
+    assert (first.scenarios[0].max_prompt_bytes, first.scenarios[0].max_model_len) == (70_000, 8000)
+    assert told(first) == first  # an operator that just started has no report yet
+    assert told(first, 90_000).scenarios[0].max_prompt_bytes == 90_000
+    assert told(first, 90_000).scenarios[0].max_model_len == 8000
+    assert told(first, 0, 4000).scenarios[0].max_model_len == 4000
+    assert "max" not in json.dumps(told(None).to_json())
 
 
 def test_a_group_of_a_former_model_goes_on_under_its_names() -> None:

@@ -137,3 +137,17 @@ async def test_two_engines_of_one_model_share_its_requests_and_keep_their_lanes(
         assert schedulers() == before
     finally:
         e.uninstall(tmp_path)
+
+
+async def test_models_say_how_many_tokens_they_take(rig: Rig) -> None:
+    engines = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
+    await rig.start()
+    group = RouteGroup(0, "r1", tuple(e.route() for e in engines))
+    tight = RouteScenario("chat", SLO, (group,), headers={"x-app": "chat"}, max_model_len=4096)
+    wide = RouteScenario("code", SLO, (group,), max_model_len=32768)
+    unknown = RouteScenario("other", SLO, (group,), models=("other",))
+    await rig.source.push(RouteTable("shop", 1, "tiny", "Reference", (tight, wide, unknown)))
+    listed = (await rig.request("GET", "/v1/models")).json["data"]
+    assert {m["id"]: m.get("max_model_len") for m in listed} == {"tiny": 4096, "other": None}
+    one = (await rig.request("GET", "/v1/models/tiny")).json
+    assert (one["id"], one["max_model_len"]) == ("tiny", 4096)

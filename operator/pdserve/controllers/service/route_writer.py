@@ -13,8 +13,8 @@ from pdserve.controllers.shared.profiles import prefill_prediction
 from pdserve.desired.group_wanted import models_of, slots_of
 from pdserve.desired.objects import owned_metadata
 from pdserve.desired.routing import (
+    bounds_of,
     parse_routes,
-    prompt_bytes_of,
     route_table,
     unnamed,
     version_floor,
@@ -51,21 +51,21 @@ async def write_routes(
         raise NotOursError(cache.resource, known, meta.uid)
     last = parse_routes(known)
     models: dict[str, Mapping[str, tuple[str, str]]] = {}
-    prompt_bytes = {}
+    bounds = {}
     groups, predicted = _unreadable_routes(context, service, last, frozenset(readable)), {}
     for scenario, group in readable.items():
         view = view_group(context, group)
         groups[scenario] = routable(view.instances, view.tables, slots_of(view))
         models[scenario] = models_of(view)
         links = context.linker.links(ObjectKey(meta.namespace, group.metadata.name))
-        prompt_bytes[scenario] = prompt_bytes_of(groups[scenario], links)
+        bounds[scenario] = bounds_of(groups[scenario], links)
         known_profile = prefill_prediction(cache, group, _usual_prompt(service, scenario))
         if known_profile is not None:
             predicted[scenario] = known_profile
     domain = domain_of(context.caches, service.spec.fabric.domain_ref.name)
     table = route_table(
         service, domain, groups, predicted, last, version_floor(known), models,
-        prompt_bytes,
+        bounds,
     )  # fmt: skip
     text = _texts.of(lambda: encoded(table), table)
     wanted = {

@@ -177,6 +177,7 @@ class Routes:
             credentials=CAPABILITY,
             grant=self.trust.revision,
             max_prompt_bytes=self.generator.prompt_bytes,
+            max_model_len=self.engine.context,
         )
         _send_json(reply, 200, report.to_json())
 

@@ -14,6 +14,7 @@ from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
 from pdserve.dst.world_service import service
 from pdserve.kube.resource import ObjectKey, Resource
+from pdserve.terms.json import JsonObject
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_a_status_that_was_put_right_is_looked_at_once(
             (obj,) = world.seen(resource)
             meta = obj["metadata"]
             passes = 0
-            wrong = {"status": {"conditions": []}}
+            wrong: JsonObject = {"status": {"conditions": []}}
             world.patch(
                 resource, meta.get("namespace", ""), meta["name"], wrong, subresource="status"
             )
