@@ -16,7 +16,7 @@ from pdserve.refengine.kv.tcp import TcpTransport
 from pdserve.wire import calls
 from pdserve.wire.peers import PeerTable
 
-UNGRANTED = {"credentials": 1, "grant": "", "maxPromptBytes": 2048 * 32 + 4096}
+UNGRANTED = {"credentials": 1, "grant": "", "maxPromptBytes": 2048 * 32 + 4096, "maxModelLen": 2048}
 """In the report of an engine that was pushed a table alone."""
 
 
