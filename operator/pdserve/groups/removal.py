@@ -42,8 +42,8 @@ def retire(
 def finished(group: GroupView, instance: InstanceObs, observation: Observation) -> bool:
     """May the peer table drop this instance now? Only meaningful for one that leaves.
 
-    A faulty one at once. A draining one after it left the routes, when it is idle, cannot run
-    anything, or its deadline has passed. One deleted from outside when it stopped running:
+    A faulty one at once. A draining one after it left the routes, when it is idle, never was linked
+    or cannot run anything, or its deadline has passed. One deleted from outside when it stopped running:
     until then its preStop hook lets the KV reads it serves end.
     """
     if instance.fault is not None:
@@ -52,8 +52,8 @@ def finished(group: GroupView, instance: InstanceObs, observation: Observation) 
         return not instance.running
     if instance.drain_started is None or instance.name in observation.routed:
         return False
-    if not instance.running:
-        return True
+    if not instance.running or not instance.ever_linked:
+        return True  # no request and no KV read is there
     if observation.now - instance.drain_started >= observation.wanted.drain_seconds:
         return True
     report = observation.drains.get(instance.name)

@@ -207,6 +207,21 @@ def test_a_drain_ends_at_its_deadline() -> None:
     assert kinds(w.operator()) == ["DeletePod"]
 
 
+def test_what_is_in_a_table_but_was_never_linked_is_not_waited_for() -> None:
+    w = world(ROOMY, "1P1D")
+    w.want(lambda x: replace(x, replicas=2))
+    w.operator()
+    new = [p.new.name for role in ("prefill", "decode") for p in pods(w, role, 1)]
+    for name in (*new, *new):
+        w.kubelet(name)
+    assert kinds(w.operator()) == ["PublishTable"]
+    # Its engines answer neither the table nor a drain; devices may be waited for elsewhere.
+    w.want(lambda x: replace(x, replicas=1))
+    assert kinds(w.operator()) == ["BeginDrain", "BeginDrain"]
+    assert kinds(w.operator()) == ["PublishTable"]
+    assert kinds(w.operator()) == ["DeletePod", "DeletePod"]
+
+
 @pytest.mark.invariant(5)
 def test_when_a_group_goes_its_decodes_outlast_its_prefills() -> None:
     w = world(ROOMY, "1P1D", 2)

@@ -21,7 +21,7 @@ BUSY = DrainReport(0, 1, 0)
 
 
 def drains(seconds: float, **more: object) -> dict[str, object]:
-    return {"drain_started": NOW - seconds, **more}
+    return {"drain_started": NOW - seconds, "ever_linked": True, **more}
 
 
 OUT = [
@@ -34,6 +34,8 @@ OUT = [
     ("its time is over, gateways still know it", drains(60), True, BUSY, False),
     ("it stopped", drains(10, running=False), False, None, True),
     ("it stopped, gateways still know it", drains(10, running=False), True, None, False),
+    ("it never was linked", drains(0, ever_linked=False), False, None, True),
+    ("it is routed all the same", drains(10, ever_linked=False), True, None, False),
     ("it is faulty", {"fault": "CrashLoop"}, True, None, True),
     ("a user deletes it, its preStop hook runs", {"terminating": True}, False, IDLE, False),
     ("a user deletes it while it drains", drains(60, terminating=True), False, IDLE, False),
