@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 RECONNECT = Backoff(base=0.2, cap=15.0, spread=0.3)
 EMPTY_WATCHES = 3
 """So many short watches in a row without an event, and there is another list."""
+CATCH_UP = 2.0
+"""Seconds for which a server that is back tells what happened meanwhile, one event at a time."""
 SHORT_WATCH = 1.0
 """Seconds; a watch that the server ends sooner counts as a failed attempt."""
 
@@ -105,6 +107,7 @@ class ViewCache(Generic[K]):
         self._expired = False
         self._error = "not started"
         self._heard: float | None = None
+        self._back_since = -CATCH_UP
         plural = resource.plural
         registry = options.get("registry") or Registry()
         self._metrics = CacheMetrics(registry, plural, self._figures)
@@ -140,10 +143,10 @@ class ViewCache(Generic[K]):
 
     def state(self) -> CacheState:
         """Whether and how well this cache follows the server."""
-        age = float("inf")
-        if self._heard is not None:
-            age = asyncio.get_running_loop().time() - self._heard
-        return CacheState(self.synced.is_set(), not self._error, age, self._error)
+        now, connected = asyncio.get_running_loop().time(), not self._error
+        age = float("inf") if self._heard is None else now - self._heard
+        caught_up = connected and now - self._back_since >= CATCH_UP
+        return CacheState(self.synced.is_set(), connected, caught_up, age, self._error)
 
     # --- setting up ------------------------------------------------------------------------
 
@@ -246,6 +249,7 @@ class ViewCache(Generic[K]):
             if rewound or self._held.versions.get(key, 0) <= version:
                 self._held.drop(key)
         self._progress = version
+        self._back_since = -CATCH_UP  # a list says all at once
         self._metrics.relists.labels(self.resource.plural).inc()
         self.synced.set()
         return listing.resource_version
@@ -298,8 +302,9 @@ class ViewCache(Generic[K]):
             self._held.drop(read.key)
 
     def _heard_now(self) -> None:
-        self._error = ""
         self._heard = asyncio.get_running_loop().time()
+        if self._error:
+            self._error, self._back_since = "", self._heard
 
     def _failed(self, error: KubeError) -> None:
         # The server that says 410 is back; one that keeps saying it is not to be hammered.

@@ -15,6 +15,8 @@ class CacheState:
     synced: bool
     connected: bool
     """The last request was answered."""
+    caught_up: bool
+    """And it has been for so long that what happened before is known as well."""
     age: float
     """Seconds since the server was last heard (at most about 60 on a quiet, healthy watch)."""
     error: str

@@ -144,7 +144,7 @@ class _Reconcile:
         if service is not None and not is_as_asked(self.group, service):
             # An edit by hand: it is about to be put back, so nothing planned is done for it.
             wanted = replace(wanted, paused=True)
-        blind = not self.context.caches.pods.state().connected
+        blind = not self.context.caches.pods.state().caught_up
         if blind:
             # Pods that are gone may still be shown: none that serves may go in their favour.
             wanted = replace(wanted, paused=True)
