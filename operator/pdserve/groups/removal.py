@@ -43,8 +43,8 @@ def finished(group: GroupView, instance: InstanceObs, observation: Observation) 
     """May the peer table drop this instance now? Only meaningful for one that leaves.
 
     A faulty one at once. A draining one after it left the routes, when it is idle, never was linked
-    or cannot run anything, or its deadline has passed. One deleted from outside when it stopped running:
-    until then its preStop hook lets the KV reads it serves end.
+    or cannot run anything, or its deadline has passed. One deleted from outside when it stopped
+    running: until then its preStop hook lets the KV reads it serves end.
     """
     if instance.fault is not None:
         return True
