@@ -111,14 +111,14 @@ async def over_stubs(
 @asynccontextmanager
 async def over_engines(
     prefills: int, decodes: int, slots: tuple[int, int] = (2, 8), *, slo: Slo = WIDE,
-    decode_args: tuple[str, ...] = (), **scenario: Any,
+    prefill_args: tuple[str, ...] = (), decode_args: tuple[str, ...] = (), **scenario: Any,
 ) -> AsyncIterator[Service]:  # fmt: skip
     """A gateway process over real engines, linked and warm."""
     async with _service() as (service, stack):
         b_p, b_d = (("--slots", str(b)) for b in slots)
         group = service.group = Group(
             service.client,
-            [engine("prefill", b_p) for _ in range(prefills)],
+            [engine("prefill", (*b_p, *prefill_args)) for _ in range(prefills)],
             [engine("decode", (*b_d, *decode_args)) for _ in range(decodes)],
         )
         members = (*group.prefills, *group.decodes)
@@ -190,7 +190,7 @@ async def outcome(port: int, body: bytes) -> tuple[int, bytes]:
         if writer is not None:
             writer.close()
     if reply.startswith(b"data: ") and (
-        b'"error"' in reply or not reply.endswith(b"data: [DONE]\n\n")
+        b'data: {"error"' in reply or not reply.endswith(b"data: [DONE]\n\n")
     ):
         return 0, reply[-300:]
     return status, reply

@@ -1,10 +1,11 @@
-"""Metrics of every process: `pdserve_build_info`, and `process_*` as usual elsewhere.
+"""Metrics of every process: `pdserve_build_info`, `process_*` as usual elsewhere, and tasks.
 
-Read from /proc at each scrape; where there is no /proc, only the processor time is reported.
+Read from /proc at each scrape; where there is no /proc, only processor time and tasks are reported.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import resource
@@ -18,7 +19,7 @@ _PROC: Final = Path("/proc")
 
 
 def tell_process(registry: Registry, component: str, version: str) -> None:
-    """Declare both in `registry`; values are read at each exposition.
+    """Declare them in `registry`; values are read at each exposition.
 
     Args:
         registry: of the process.
@@ -38,7 +39,12 @@ def tell_process(registry: Registry, component: str, version: str) -> None:
     opened = registry.gauge("process_open_fds", "Open file descriptors.")
     most = registry.gauge("process_max_fds", "File descriptors that may be open.")
 
+    tasks = registry.gauge(
+        "pdserve_event_loop_tasks", "Tasks of the event loop; a number that only grows is a leak."
+    )
+
     def read() -> None:
+        tasks.set(_tasks())
         times = os.times()
         used = times.user + times.system
         cpu.inc(max(used - cpu.value(), 0.0))
@@ -57,3 +63,11 @@ def tell_process(registry: Registry, component: str, version: str) -> None:
             started.set(round(time.time() - age, 2))
 
     registry.on_collect(read)
+
+
+def _tasks() -> int:
+    """Tasks of the running event loop that have not ended; 0 outside one."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
