@@ -15,6 +15,7 @@ from typing import Any
 
 from pdserve import __version__
 from pdserve.cli.dst import add_parser as add_dst
+from pdserve.cli.engine import add_parser as add_engine
 from pdserve.cli.model import add_parser as add_model
 
 PLUGINS = "pdserve.commands"
@@ -26,6 +27,7 @@ _EXAMPLES = """examples:
   pdserve local up                 only a local cluster with process nodes
   pdserve local down               end it; nothing stays behind
   pdserve dst --seeds 200          hostile schedules against the operator, simulated
+  pdserve engine check URL URL     does an engine keep pdserve's contract?
   pdserve model get smollm2-135m   fetch a real model (93 MB)
 """
 
@@ -51,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     for plugin in sorted(entry_points(group=PLUGINS), key=lambda plugin: plugin.name):
         _add_plugin(commands, plugin)
     add_dst(commands)
+    add_engine(commands)
     add_model(commands)
     version = commands.add_parser("version", help="print versions")
     version.set_defaults(run=_version)

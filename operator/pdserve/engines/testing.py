@@ -5,9 +5,10 @@
 
 Each check looks at one promise of `flow`, `pod_parts`, `control` or `series`, also with hostile
 input: what a reply or a client's body holds must never end a request by an error that is not the
-contract's. Nothing is sent anywhere. What only a running engine can show (text equal to that of
-one engine, refusals before queueing, drains) is for a test with that engine; docs/engines.md says
-what to look for. Uses the operator's models to render pods, so the gateway must not import it.
+contract's. Nothing is sent anywhere. What only a running engine can show (refusals before
+queueing, KV that is handed over, drains) is looked at by `pdserve engine check`, which also runs
+these checks with that engine's reply; docs/engines/own.md has the rules. Uses the operator's models
+to render pods, so the gateway must not import it.
 """
 
 from __future__ import annotations
