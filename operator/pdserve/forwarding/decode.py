@@ -15,7 +15,7 @@ without a live decode (all ejected, or the group left the routes) while another 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,12 +61,14 @@ class DecodeWalk:
     """One request looking for a decode of group `prefill.group`."""
 
     def __init__(
-        self, view: View, prefill: Instance, deadline: float, random: Callable[[], float]
-    ) -> None:
+        self, view: View, prefill: Instance, deadline: float, random: Callable[[], float],
+        failed: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """`failed`: decodes that failed this request before; all others are asked first."""
         self._view = view
         self._prefill = prefill
         self._random = random
-        self._tried: set[str] = set()
+        self._tried = set(failed)
         self._attempts = 0
         self._first = 0.0
         self._kv_failures = 0

@@ -127,7 +127,7 @@ class PrefillPhase:
         except FlowError as error:
             message = f"{leg.instance.id}: {error}"
         leg.failed("status")
-        self._others_first(leg, ticket)
+        self.others_first(leg, ticket)
         c.fault(f"prefill failed: {message}")
         return None
 
@@ -158,7 +158,7 @@ class PrefillPhase:
         leg.failed(error.kind)
         if time.perf_counter() - leg.sent_at > LOST_TIME:
             self._c.grant_grace()
-        self._others_first(leg, ticket)
+        self.others_first(leg, ticket)
         if error.kind != "connect":
             ticket.suspect = True
             self._c.fault(f"prefill {leg.instance.id}: {error}")
@@ -171,9 +171,10 @@ class PrefillPhase:
             return
         if self._late >= min(LATE_ANSWERS, self._c.scheduler.view.prefill_count):
             raise self._expired(ExpiredError("deadline"))
-        self._others_first(leg, ticket)
+        self.others_first(leg, ticket)
 
-    def _others_first(self, leg: Leg, ticket: Ticket) -> None:
+    def others_first(self, leg: Leg, ticket: Ticket) -> None:
+        """Ask other prefills before this one, under this request."""
         self._c.scheduler.dispatcher.failed(ticket, leg.instance, time.perf_counter())
 
     def _expired(self, error: ExpiredError) -> ApiError:

@@ -259,6 +259,11 @@ class RequestContext:
         slo = self.scheduler.scenario.slo
         return max(self.grace_until, held_at + slo.ttft) + slo.handoff
 
+    @property
+    def faults(self) -> int:
+        """Faults of instances under this request, so far."""
+        return self._faults
+
     def fault(self, message: str) -> None:
         """Count an instance's fault under this request.
 

@@ -3,6 +3,8 @@
 1. The scheduler chooses a prefill as ever, and a decode of its group is chosen with it.
 2. Both get the request. A leg that refuses, fails or falls silent ends the attempt: the other leg
    is cut, which tells its instance, and the request goes back to the scheduler within its deadline.
+   KV that did not come is one fault of the pair, and none beside that of its prefill; other
+   instances are asked first then.
 3. When the prefill has answered and the decode has begun its reply, that reply is the client's.
 
 The prefill's answer says that its KV has gone over, so its slot is free from then on. Neighbours:
@@ -30,6 +32,10 @@ class TogetherPhase:
     def __init__(self, context: RequestContext) -> None:
         self._c = context
         self._prefill = PrefillPhase(context)
+        self._failed: set[str] = set()
+        """Decodes that failed this request."""
+        self._unpulled = ""
+        """Why the present attempt's decode has no KV: a fault of either leg."""
         job = context.job
         context.decode_body = context.flow.prepare_decode(job.endpoint, job.body, None)
 
@@ -49,17 +55,20 @@ class TogetherPhase:
         if decode is None:
             prefill.close()
             return False
+        self._unpulled, faults = "", self._c.faults
         asked = asyncio.create_task(self._ask(prefill, decode, ticket))
         head = asyncio.create_task(self._head(prefill, decode, ticket))
         try:
             await asyncio.wait((asked, head), return_when=asyncio.FIRST_COMPLETED)
-            if any(leg.done() and leg.result() is None for leg in (asked, head)):
-                return False
-            held, exchange = await asyncio.gather(asked, head)
-            if held is None or exchange is None:
-                return False
-            await DecodePhase(self._c, held).deliver(decode, exchange)
-            return True
+            if not any(leg.done() and leg.result() is None for leg in (asked, head)):
+                held, exchange = await asyncio.gather(asked, head)
+                if held is not None and exchange is not None:
+                    await DecodePhase(self._c, held).deliver(decode, exchange)
+                    return True
+            if self._unpulled and self._c.faults == faults:
+                self._prefill.others_first(prefill, ticket)
+                self._c.fault(self._unpulled)
+            return False
         finally:
             await self._end(asked, head, prefill, decode)
 
@@ -67,8 +76,9 @@ class TogetherPhase:
         """A decode of the prefill's group, if one can be asked now."""
         scheduler = self._c.scheduler
         walk = DecodeWalk(
-            scheduler.view, prefill.instance, self._prefill.due(ticket), scheduler.random
-        )
+            scheduler.view, prefill.instance, self._prefill.due(ticket), scheduler.random,
+            self._failed,
+        )  # fmt: skip
         step = walk.next(time.perf_counter())
         return self._c.open(step.decode) if isinstance(step, Try) else None
 
@@ -91,6 +101,7 @@ class TogetherPhase:
         try:
             exchange = await c.post(decode, c.flow.decode_leg(attempt, c.decode_body), patience)
         except UpstreamError as error:
+            self._failed.add(decode.instance.id)
             decode.failed(error.kind)
             c.grant_grace()
             if error.kind != "connect":
@@ -120,8 +131,10 @@ class TogetherPhase:
         elif answer.kind == "kv_failed":
             decode.answered()
             c.scheduler.metrics.rejected("decode", answer.reason)
-            c.fault(f"decode {name} could not get the KV")
+            self._failed.add(name)
+            self._unpulled = f"decode {name} could not get the KV"
         else:
+            self._failed.add(name)
             decode.failed("status")
             c.fault(f"decode {name} answered {exchange.status}")
 

@@ -97,6 +97,41 @@ async def test_what_one_leg_refuses_or_loses_cuts_the_other_and_is_tried_anew(
     await pairs.settled()
 
 
+@pytest.mark.parametrize("prefill", ["500", "reset"])
+async def test_a_prefill_that_fails_with_the_decode_that_waits_for_it_is_one_fault(
+    pairs: Pairs, prefill: str
+) -> None:
+    """Its decode can only say that the KV did not come."""
+    await pairs.start(slo=Slo(20.0, 5.0, 5.0, 0.9))
+    pairs.engines["p0"].script = [prefill]
+    pairs.engines["d0"].script = ["kv_failed"]
+    answer = await pairs.rig.complete()
+    assert (answer.status, answer.text) == (200, "t0 t1 t2 t3 ")
+    await pairs.settled()
+
+
+async def test_a_decode_without_kv_is_asked_last(pairs: Pairs) -> None:
+    await pairs.start(decodes=2, slo=Slo(20.0, 5.0, 5.0, 0.9))
+    pairs.engines["d0"].script = ["kv_failed"] * 20
+    for _ in range(6):
+        answer = await pairs.rig.complete()
+        assert (answer.status, answer.text) == (200, "t0 t1 t2 t3 ")
+    assert len(pairs.engines["d0"].script) < 20, "it was asked"
+    await pairs.settled()
+
+
+async def test_kv_that_does_not_come_makes_another_prefill_be_asked_first(pairs: Pairs) -> None:
+    await pairs.start(prefills=2, decodes=2, slo=Slo(20.0, 5.0, 5.0, 0.9))
+    d0 = pairs.engines["d0"]
+    d0.script = ["kv_failed"]
+    while d0.script:
+        before = [len(pairs.engines[name].seen) for name in ("p0", "p1")]
+        assert (await pairs.rig.complete()).status == 200
+        tries = [len(pairs.engines[name].seen) for name in ("p0", "p1")]
+    assert [now - then for now, then in zip(tries, before, strict=True)] == [1, 1]
+    await pairs.settled()
+
+
 async def test_a_mistake_of_the_client_is_reported_and_cuts_both(pairs: Pairs) -> None:
     await pairs.start()
     pairs.engines["p0"].script = ["400"]
