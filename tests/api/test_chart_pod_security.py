@@ -6,6 +6,7 @@ Admission is the API server's, so a dry run says what a cluster with kubelets wo
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pdserve.api import PDService, ScenarioGroup
 from pdserve.desired.objects import gateway_objects
 from pdserve.engines.pods import render_pod
 from pdserve.groups.types import NewPod
-from pdserve.terms import Role
+from pdserve.terms import ROLES, Role
 
 pytestmark = pytest.mark.api
 
@@ -29,7 +30,7 @@ OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "PDService", "name": "shop
          "controller": True}  # fmt: skip
 
 
-VLLM = {"spec.engine": {"type": "vLLM", "image": "vllm/vllm-openai:v0.32.0"}}
+ENGINES = ("mindie", "sglang", "vllm", "vllm-ascend")
 
 
 def of_deployment(documents: list[Json]) -> Json:
@@ -51,6 +52,13 @@ def instance(role: Role, **edits: object) -> Json:
     return render_pod(group, new, OWNER)
 
 
+def of_example(role: Role, engine: str) -> Json:
+    """A pod of the service in an engine's example, as its author would get it."""
+    service = yaml.safe_load((EXAMPLES / f"{engine}-pdservice.yaml").read_text())
+    parts = ("model", "engine", "prefill", "decode")
+    return instance(role, **{f"spec.{part}": service["spec"][part] for part in parts})
+
+
 def prometheus() -> Json:
     text = (EXAMPLES / "local" / "prometheus.yaml").read_text()
     return of_deployment(list(yaml.safe_load_all(text)))
@@ -64,8 +72,11 @@ PODS: dict[str, Callable[[], Json]] = {
     ),
     "prefill": lambda: instance("prefill"),
     "decode": lambda: instance("decode"),
-    "prefill of vLLM": lambda: instance("prefill", **VLLM),
-    "decode of vLLM": lambda: instance("decode", **VLLM),
+    **{
+        f"{role} of {engine}": functools.partial(of_example, role, engine)
+        for engine in ENGINES
+        for role in ROLES
+    },
     "prometheus": prometheus,
 }
 

@@ -22,6 +22,7 @@ class ProxiedGateway:
     """A running gateway; routes are pushed by the test."""
 
     model: str
+    type_name: str = "vLLM"
     source: PushSource = field(default_factory=PushSource)
     port: int = 0
     version: int = 0
@@ -29,7 +30,9 @@ class ProxiedGateway:
     async def route(self, instances: Iterable[RouteInstance], slo: Slo = SLO) -> None:
         self.version += 1
         scenario = RouteScenario("chat", slo, (RouteGroup(0, "r1", tuple(instances)),))
-        await self.source.push(RouteTable("shop", self.version, self.model, "vLLM", (scenario,)))
+        await self.source.push(
+            RouteTable("shop", self.version, self.model, self.type_name, (scenario,))
+        )
 
     async def complete(self, **body: Any) -> Answer:
         body = {"model": self.model, "prompt": "x", **body}
@@ -42,8 +45,8 @@ class ProxiedGateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway(model: str) -> AsyncIterator[ProxiedGateway]:
-    made = ProxiedGateway(model)
+async def gateway(model: str, type_name: str = "vLLM") -> AsyncIterator[ProxiedGateway]:
+    made = ProxiedGateway(model, type_name)
     options = GatewayOptions(credential=Credential(TOKEN), drain_seconds=0.0)
     server = GatewayServer(made.source, options, rng=random.Random(1))
     made.port = await server.start("127.0.0.1", 0)

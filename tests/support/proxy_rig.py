@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from tests.support.engines import fresh_host
 from tests.support.gateway_rig import PATIENCE, Answer, eventually, parse_answer
+from tests.support.sglang_stub import SglangStub
 from tests.support.vllm_stub import MODEL, Fabric, VllmStub
 
 from pdserve.engineproxy.leg_context import LegContext
@@ -26,10 +28,11 @@ KEEP = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
 async def ask(
-    port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-) -> Answer:
+    port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
+) -> Answer:  # fmt: skip
     """One request on a fresh connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(host, port)
     try:
         data = body if isinstance(body, bytes) else orjson.dumps(body) if body is not None else b""
         lines = [f"{method} {path} HTTP/1.1", "host: proxy", f"content-length: {len(data)}"]
@@ -58,6 +61,14 @@ class Instance:
         return self.proxy.port
 
     @property
+    def url(self) -> str:
+        return f"http://{self.stub.host}:{self.port}"
+
+    @property
+    def transfer(self) -> str:
+        return f"{self.stub.host}:{self.stub.side_port}"
+
+    @property
     def context(self) -> LegContext:
         return self.proxy.context
 
@@ -70,28 +81,28 @@ class Instance:
         return self.context.places.executing
 
     def route(self) -> RouteInstance:
-        url = f"http://127.0.0.1:{self.port}"
-        return RouteInstance(self.name, self.role, url, self.config.slots)
+        return RouteInstance(self.name, self.role, self.url, self.config.slots)
 
     def peer(self) -> Peer:
-        url = f"http://127.0.0.1:{self.port}"
-        return Peer(self.name, self.role, url, f"127.0.0.1:{self.stub.side_port}", "r1")
+        return Peer(self.name, self.role, self.url, self.transfer, "r1")
 
     async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        return await ask(self.port, method, path, body, headers)
+        return await ask(self.port, method, path, body, headers, self.stub.host)
 
     async def generate(self, name: str = "r", **body: Any) -> Answer:
         """A leg: of a prefill unless the body has `kv_transfer_params`."""
         full = {"model": MODEL, "prompt": "x", **body}
-        if self.role == "prefill":
+        if not self.config.rooms and self.role == "prefill":
             full = {"max_tokens": 1, "kv_transfer_params": KEEP, **full}
-        return await ask(self.port, "POST", "/v1/completions", full, {"x-request-id": name})
+        headers = {"x-request-id": name}
+        return await ask(self.port, "POST", "/v1/completions", full, headers, self.stub.host)
 
 
 class ProxyRig:
-    """P/D groups of stubs behind proxies; use `rig()`."""
+    """P/D groups of stubs behind proxies; use `rig()`. `rooms`: SGLang's way."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rooms: bool = False) -> None:
+        self.rooms = rooms
         self.fabric = Fabric()
         self.instances: dict[str, Instance] = {}
         self.version = 0
@@ -100,11 +111,15 @@ class ProxyRig:
         self, role: Role, name: str, *, stub: dict[str, Any] | None = None, **config: Any
     ) -> Instance:
         """Start a stub and its proxy, and wait until the proxy sees the engine."""
-        server = await VllmStub(self.fabric, **(stub or {})).start()
+        server = VllmStub(self.fabric, **(stub or {}))
+        if self.rooms:
+            server = SglangStub(self.fabric, role, fresh_host(), **(stub or {}))
+        await server.start()
         slots = {"slots": 2, "pull_seconds": PATIENCE, "drain_seconds": 0.0, **config}
         made = ProxyConfig(
-            role, server.url, port=0, instance=name, token=TOKEN, release_by_refusal=True, **slots
-        )
+            role, server.url, server.host, 0, instance=name, token=TOKEN, rooms=self.rooms,
+            **{"release_by_refusal": not self.rooms, **slots},
+        )  # fmt: skip
         stack = contextlib.AsyncExitStack()
         proxy = await stack.enter_async_context(running(made))
         instance = Instance(name, role, server, made, proxy, stack)
@@ -137,10 +152,15 @@ class ProxyRig:
 
 @contextlib.asynccontextmanager
 async def rig(
-    prefills: int = 1, decodes: int = 1, *, state: Path | None = None, **config: Any
+    prefills: int = 1,
+    decodes: int = 1,
+    *,
+    state: Path | None = None,
+    rooms: bool = False,
+    **config: Any,
 ) -> AsyncIterator[ProxyRig]:
     """One linked P/D group; instances are p0.. and d0.. ."""
-    made = ProxyRig()
+    made = ProxyRig(rooms=rooms)
     try:
         for role, count in (("prefill", prefills), ("decode", decodes)):
             for i in range(count):

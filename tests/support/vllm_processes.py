@@ -24,7 +24,7 @@ from tests.support.gateway_rig import Answer, metric_values
 from tests.support.proxy_rig import ask
 
 from pdserve.engines.pod_parts import InstanceFacts, PodParts
-from pdserve.engines.vllm.pod import ENV, POD, transfer_config
+from pdserve.engines.vllm.pod import POD
 from pdserve.terms import Role
 
 INTERPRETER, WEIGHTS = (os.environ.get(f"PDSERVE_TEST_VLLM{name}", "") for name in ("", "_MODEL"))
@@ -71,11 +71,11 @@ class VllmProcess:
 
     def start(self) -> VllmProcess:
         parts = self.parts
-        transfer = json.dumps({**transfer_config(self.facts), "kv_buffer_device": "cpu"})
+        transfer = json.dumps({**POD.transfer_config(self.facts), "kv_buffer_device": "cpu"})
         words = [word.replace("$(PDSERVE_DRAIN_SECONDS)", "5") for word in parts.args]
         words += ["--port", str(self.port), "--kv-transfer-config", transfer, "--enforce-eager",
                   "--dtype", "float32", "--max-model-len", "1024"]  # fmt: skip
-        given = {name: self._value(value) for name, value in {**ENV, **CPU}.items()}
+        given = {name: self._value(value) for name, value in {**parts.env, **CPU}.items()}
         command = Path(INTERPRETER).with_name(parts.command[0])
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(

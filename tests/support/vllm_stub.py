@@ -38,11 +38,13 @@ class VllmStub:
 
     def __init__(self, fabric: Fabric, *, max_queued: int = 1000, tokens: int = 4) -> None:
         self.fabric = fabric
+        self.host = "127.0.0.1"
         self.max_queued = max_queued
         self.tokens = tokens
         self.healthy = True
         self.token_gate: asyncio.Event | None = None
         """When set, every token waits for it."""
+        self.token_seconds = 0.0
         self.breaks_pulls = False
         """KV cannot be loaded: the request fails after it was accepted."""
         self.raw: bytes | None = None
@@ -56,6 +58,8 @@ class VllmStub:
         self.events: Counter[str] = Counter()
         self.written = 0
         """Bytes of streams that the other side took."""
+        self.more_params: dict[str, Any] = {}
+        """Of a connector, in the parameters that a prefill answers with."""
         self.padding = 0
         """Bytes of text in each token."""
         self.steps = 0
@@ -67,13 +71,13 @@ class VllmStub:
     # --- life ---
 
     async def start(self) -> VllmStub:
-        self._server = await asyncio.start_server(self._client, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._client, self.host, self.port)
         self._side = await asyncio.start_server(
-            lambda _, writer: writer.close(), "127.0.0.1", self.side_port
+            lambda _, writer: writer.close(), self.host, self.side_port
         )
         self.port = self._server.sockets[0].getsockname()[1]
         self.side_port = self._side.sockets[0].getsockname()[1]
-        self.fabric.holders["127.0.0.1", self.side_port] = self
+        self.fabric.holders[self.host, self.side_port] = self
         return self
 
     async def kill(self) -> None:
@@ -88,7 +92,7 @@ class VllmStub:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def let_go(self, name: str) -> bool:
         """A decode has pulled this KV, or refused its leg."""
@@ -169,7 +173,7 @@ class VllmStub:
             self.events[f"refused {refusal[0]}"] += 1
             if pulls:
                 self.fabric.free(params)
-            return self._send(writer, refusal[0], _error(refusal[1]))
+            return self._send(writer, refusal[0], error_body(refusal[1]))
         self.seen.append(body)
         self.running += 1
         try:
@@ -179,7 +183,7 @@ class VllmStub:
             for _ in range(1 if not loaded else body.get("max_tokens") or self.tokens):
                 await self._token()
             if not loaded:
-                return self._send(writer, 500, _error("KV load failure"))
+                return self._send(writer, 500, error_body("KV load failure"))
             return self._send(writer, 200, orjson.dumps(self._whole(path, headers, body)))
         finally:
             self.running -= 1
@@ -188,7 +192,7 @@ class VllmStub:
         if self.token_gate is not None:
             await self.token_gate.wait()
         self.steps += 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.token_seconds)
 
     def _whole(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:
         made = body.get("max_tokens") or self.tokens
@@ -201,9 +205,10 @@ class VllmStub:
             value["kv_transfer_params"] = {
                 "do_remote_prefill": True, "do_remote_decode": False,
                 "remote_block_ids": [[1, 2]], "remote_engine_id": f"engine-{self.port}",
-                "remote_request_id": name, "remote_host": "127.0.0.1",
+                "remote_request_id": name, "remote_host": self.host,
                 "remote_port": self.side_port, "tp_size": 1, "remote_num_tokens": 7,
                 "remote_blocks_expiry_time": None, "transfer_mode": "pull",
+                **self.more_params,
             }  # fmt: skip
         return value
 
@@ -217,7 +222,7 @@ class VllmStub:
         made = body.get("max_tokens") or self.tokens
         if not loaded:
             await self._token()
-            await self._event(writer, orjson.loads(_error("KV load failure")))
+            await self._event(writer, orjson.loads(error_body("KV load failure")))
             made = 0
         for i in range(made):
             if i == self.cut_after:
@@ -251,7 +256,7 @@ class VllmStub:
         return True
 
 
-def _error(message: str) -> bytes:
+def error_body(message: str) -> bytes:
     return orjson.dumps({"error": {"message": message, "type": "x", "param": None, "code": 1}})
 
 

@@ -3,7 +3,8 @@
 It runs in the engine's pod, listens where an instance listens, and passes requests on to the
 engine on the loopback address. What the engine lacks is done here: a request is refused before the
 engine sees it, a prefill's slot is held until its KV was pulled, credentials are checked, peer
-tables are kept, links verified, drains reported. The bodies are vLLM's `kv_transfer_params`.
+tables are kept, links verified, drains reported. The bodies are vLLM's `kv_transfer_params`, or
+those of legs that meet in a room (`--rooms`).
 
 Who owns what (each box may import those below it):
 

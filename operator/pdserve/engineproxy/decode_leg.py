@@ -1,4 +1,4 @@
-"""A decode leg: the engine pulls the KV of a prefill of this group and generates.
+"""A decode leg: the engine gets the KV of a prefill of this group and generates.
 
 A decode engine that fails before its first token has not delivered anything: the gateway gets
 `kv_failed` and asks another decode or another prefill. So the head of a stream waits for the first
@@ -21,6 +21,7 @@ from pdserve.engineproxy.leg_context import (
     body_of,
     forwarded,
     kv_params,
+    room_place,
 )
 from pdserve.engineproxy.peer_checks import PATH_PULLED
 from pdserve.engineproxy.stream_end import StreamEnds, TokenCounts, message_of, stream_error
@@ -56,8 +57,7 @@ class DecodeLegs:
         place = c.admit(request)
         c.metrics.busy.begin()
         try:
-            params, streamed = _read(request)
-            pull = _Pull(self, self._holder(params), params)
+            pull, streamed = self._read(request)
             try:
                 exchange = await self._sent(request, pull, whole=not streamed)
                 try:
@@ -100,22 +100,36 @@ class DecodeLegs:
         self._messages.add(task)
         task.add_done_callback(self._messages.discard)
 
-    def _holder(self, params: JsonObject) -> Peer:
-        """The peer that holds the KV; raises ApiError for one outside the peer table."""
-        host, port = params.get("remote_host"), params.get("remote_port")
+    def _read(self, request: HttpRequest) -> tuple[_Handover, bool]:
+        """How a leg gets its KV, and whether it is streamed; the rest of the body is not kept.
+
+        Raises:
+            ApiError: the body is not that of a decode leg, or the KV is none of a peer's.
+        """
+        body = body_of(request)
+        streamed = bool(body.get("stream"))
+        if self._c.config.rooms:
+            self._holder(*room_place(body, "decode"))
+            return _Handover(), streamed
+        params = kv_params(body, "do_remote_prefill", "decode")
+        holder = self._holder(params.get("remote_host"), params.get("remote_port"))
+        return _Pull(self, holder, params), streamed
+
+    def _holder(self, host: object, port: object) -> Peer:
+        """The peer that hands KV over at an address; raises ApiError where the table has none."""
         holder = self._c.peers.handing_over_at(host, port)
         if holder is None:
             shown = f"{host!r:.80}:{port!r:.20}"
             raise self._kv_failed(f"no prefill of the peer table hands KV over at {shown}")
         return holder
 
-    async def _sent(self, request: HttpRequest, pull: _Pull, *, whole: bool) -> Exchange:
+    async def _sent(self, request: HttpRequest, pull: _Handover, *, whole: bool) -> Exchange:
         c = self._c
         pull.begin(c.config.pull_seconds if whole else None)
         body, request.body = request.body, b""
         return await c.engine.post(request.path, body, forwarded(request), c.config.reply_seconds)
 
-    async def _answer(self, exchange: Exchange, reply: Reply, pull: _Pull) -> None:
+    async def _answer(self, exchange: Exchange, reply: Reply, pull: _Handover) -> None:
         """Pass an engine's reply on. Raises ApiError and UpstreamError."""
         c = self._c
         if exchange.status != 200:
@@ -142,7 +156,7 @@ class DecodeLegs:
         c.metrics.decoded(TokenCounts.of(value))
         reply.send(200, raw, JSON, c.hints())
 
-    async def _stream(self, exchange: Exchange, reply: Reply, pull: _Pull) -> None:
+    async def _stream(self, exchange: Exchange, reply: Reply, pull: _Handover) -> None:
         c, ends = self._c, StreamEnds()
         wrong = ""
 
@@ -177,17 +191,23 @@ class DecodeLegs:
         return self._c.refused(calls.REJECT_KV_FAILED, message, 502)
 
 
-def _read(request: HttpRequest) -> tuple[JsonObject, bool]:
-    """P/D parameters of a leg, and whether it is streamed; the rest of the body is not kept.
+class _Handover:
+    """KV that comes by itself, without a report."""
 
-    Raises:
-        ApiError: the body is not that of a decode leg.
-    """
-    body = body_of(request)
-    return kv_params(body, "do_remote_prefill", "decode"), bool(body.get("stream"))
+    def begin(self, seconds: float | None) -> None:
+        """The engine gets the leg now; its KV counts as there after `seconds` at the latest."""
+
+    def done(self) -> None:
+        """The engine has the KV."""
+
+    def dropped(self) -> None:
+        """The engine has freed the KV at the prefill, without a pull."""
+
+    def stop(self) -> None:
+        """No report by time any more."""
 
 
-class _Pull:
+class _Pull(_Handover):
     """Reports once that the KV of a leg was pulled."""
 
     def __init__(self, legs: DecodeLegs, holder: Peer, params: JsonObject) -> None:

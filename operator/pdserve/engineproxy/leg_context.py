@@ -20,6 +20,7 @@ from pdserve.engineproxy.proxy_config import ProxyConfig
 from pdserve.engineproxy.proxy_metrics import ProxyMetrics
 from pdserve.engineproxy.stream_end import message_of
 from pdserve.engines.instance_answers import RejectedError
+from pdserve.engines.room_flow import HOST, PORT, ROOM, meeting_place
 from pdserve.http1.client import Exchange, UpstreamError
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.http1.receive import HttpRequest
@@ -198,6 +199,21 @@ def kv_params(body: JsonObject, flag: str, role: str) -> JsonObject:
             param=calls.PARAM_KV, code="wrong_role",
         )  # fmt: skip
     return given
+
+
+def room_place(body: JsonObject, role: str) -> tuple[str, int]:
+    """Host and port of the bootstrap server at which the legs of a request meet.
+
+    Raises:
+        ApiError: 400, the body names no room, or is one of a leg that pulls KV.
+    """
+    place = meeting_place(body)
+    if place is None or calls.PARAM_KV in body:
+        raise ApiError(
+            400, f"a {role} only takes legs with {HOST}, {PORT} and {ROOM}",
+            param=ROOM, code="wrong_role",
+        )  # fmt: skip
+    return place
 
 
 def _broken(message: str, code: str) -> ApiError:

@@ -1,7 +1,8 @@
 """A prefill leg: the engine computes one token, and its KV is held until a decode has it.
 
 The place stays taken after the reply: until a decode's proxy reports the pull, the gateway
-releases the KV, or the lease ends.
+releases the KV, or the lease ends. An engine whose legs meet in a room answers when its KV has gone
+over; its place is free with the reply.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pdserve.engineproxy.leg_context import (
     body_of,
     forwarded,
     kv_params,
+    room_place,
 )
 from pdserve.engineproxy.peer_checks import PATH_DISCARD
 from pdserve.engineproxy.places import TakenPlace
@@ -47,7 +49,7 @@ class PrefillLegs:
         place = self._c.admit(request)
         try:
             self._tasks[place] = asyncio.current_task()
-            kv_params(body_of(request), "do_remote_decode", "prefill")
+            self._check(body_of(request))
             raw = await self._computed(request)
             del self._tasks[place]  # from here on there is KV to free, and nothing to cancel
             value = _reply_object(raw)
@@ -90,6 +92,13 @@ class PrefillLegs:
         held = self._c.clock() - place.held_since
         if self._c.free(place) and transfer is not None:
             self._c.metrics.pulled(held, transfer)
+
+    def _check(self, body: JsonObject) -> None:
+        """Raises ApiError where the body is not that of a prefill leg."""
+        if self._c.config.rooms:
+            room_place(body, "prefill")
+        else:
+            kv_params(body, "do_remote_decode", "prefill")
 
     async def _computed(self, request: HttpRequest) -> bytes:
         c = self._c

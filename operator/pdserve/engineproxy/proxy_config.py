@@ -61,6 +61,8 @@ class ProxyConfig:
     """Names under which counters of the engine are exposed -> the engine's names."""
     release_by_refusal: bool = False
     """The engine frees a prefill's KV when a decode refuses its leg: releases are done so."""
+    rooms: bool = False
+    """Both legs meet in a room of the prefill's bootstrap server, which pushes the KV."""
     state_file: Path | None = None
     token: str = ""
     control: Credential = field(default_factory=Credential)
@@ -77,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line; `pdserve-engine-proxy --help` is its documentation."""
     p = argparse.ArgumentParser(
         prog="pdserve-engine-proxy",
-        description="Gives an engine with OpenAI's API and kv_transfer_params the contract of a "
+        description="Gives an engine with OpenAI's API and P/D parameters the contract of a "
         "pdserve instance: refusals before queueing, slots, links, drains.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -108,6 +110,10 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--release-by-refusal", action="store_true",
         help="the engine frees a prefill's KV when a decode refuses the leg",
+    )  # fmt: skip
+    add(
+        "--rooms", action="store_true",
+        help="legs meet by bootstrap_host, _port and _room, instead of kv_transfer_params",
     )  # fmt: skip
     add("--state-file", type=Path, help="keeps the peer table over a restart of this process")
     return p
@@ -151,6 +157,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         engine_metrics_path=a.engine_metrics_path,
         series=dict(entry.split("=") for entry in a.series),
         release_by_refusal=a.release_by_refusal,
+        rooms=a.rooms,
         state_file=a.state_file,
         token=env.get(credentials.SHARED, ""),
         control=control,

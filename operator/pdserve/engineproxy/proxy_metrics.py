@@ -52,8 +52,11 @@ class BusyTime:
 class ProxyMetrics:
     """All series of one proxy process."""
 
-    def __init__(self, role: Role, slots: int, places: Places, series: Mapping[str, str]) -> None:
-        """`series`: as in `ProxyConfig`."""
+    def __init__(
+        self, role: Role, slots: int, places: Places, series: Mapping[str, str],
+        *, pulls: bool = True,
+    ) -> None:  # fmt: skip
+        """`series`: as in `ProxyConfig`; `pulls`: transfers of KV are seen here."""
         self.registry = Registry()
         tell_process(self.registry, "engine-proxy", __version__)
         self._role, self._slots, self._places = role, slots, places
@@ -70,11 +73,12 @@ class ProxyMetrics:
             self._squared = counter(
                 metrics.PREFILL_TOKENS_SQUARED, "Squares of uncached prompt lengths"
             )
-            self._wait = counter(
-                metrics.KV_WAIT_DECODE_SECONDS, "Time until a decode began to pull KV"
-            )
-            self._transfer = counter(metrics.KV_TRANSFER_SECONDS, "Time of KV transfers")
-            self._transfers = counter(metrics.KV_TRANSFERS, "KV transfers")
+            if pulls:
+                self._wait = counter(
+                    metrics.KV_WAIT_DECODE_SECONDS, "Time until a decode began to pull KV"
+                )
+                self._transfer = counter(metrics.KV_TRANSFER_SECONDS, "Time of KV transfers")
+                self._transfers = counter(metrics.KV_TRANSFERS, "KV transfers")
         else:
             seconds = counter(metrics.DECODE_STEP_SECONDS, "Time with requests at the engine")
             self._made = counter(metrics.DECODE_STEP_REQUESTS, "Tokens made")

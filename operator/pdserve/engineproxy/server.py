@@ -52,7 +52,7 @@ async def running(config: ProxyConfig) -> AsyncIterator[RunningProxy]:
     """
     trust = Trust(config.token, config.control, config.request, config.kv_key)
     places = Places(config.places)
-    metrics = ProxyMetrics(config.role, config.slots, places, config.series)
+    metrics = ProxyMetrics(config.role, config.slots, places, config.series, pulls=not config.rooms)
     peers = PeerChecks(config.instance, config.role, trust)
     engine = EngineAccess(config.engine, config.health_path)
     context = LegContext(config, places, engine, peers, metrics)

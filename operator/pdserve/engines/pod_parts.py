@@ -30,6 +30,8 @@ class InstanceFacts:
     """What clients call the model; the gateway sends it in every leg's body."""
     weights: str
     """Absolute path inside the container; empty: the engine's own default."""
+    peer_devices: int = 0
+    """Devices on a node of instances of the other role; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

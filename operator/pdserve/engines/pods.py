@@ -201,12 +201,14 @@ def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
 def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate) -> PodParts:
     """What the engine's adapter gives; raises EngineUnusableError, whatever the adapter raises."""
     source = group.spec.model.source
+    other = role_template(group, "decode" if name == "prefill" else "prefill")
     facts = InstanceFacts(
         role=name,
         slots=role.max_concurrency,
         devices=role.instance.devices_per_node,
         model=group.spec.model.name,
         weights=source.path if source is not None and source.path else "",
+        peer_devices=other.instance.devices_per_node,
     )
     try:
         return registry.pod(group.spec.engine.type).parts(facts)

@@ -72,7 +72,7 @@ class PullFlow:
     names: FlowNames = field(default_factory=FlowNames)
     lease_seconds: float = 30.0
     first_token: Literal["prefill", "decode"] = "prefill"  # noqa: S105 (a model token)
-    order: Literal["prefill_first"] = "prefill_first"
+    order: Literal["prefill_first", "together"] = "prefill_first"
 
     def prepare_prefill(self, endpoint: Endpoint, body: JsonMap) -> bytes:
         """Client body, capped to one token under both names, without streaming."""
@@ -158,7 +158,7 @@ class PullFlow:
             raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
         return FinishedReply(stream + b"data: [DONE]\n\n", "text/event-stream", tokens)
 
-    def release_leg(self, request_id: str) -> LegRequest:
+    def release_leg(self, request_id: str) -> LegRequest | None:
         """`{"request_id": ...}`."""
         return LegRequest(self.names.release, orjson.dumps({"request_id": request_id}))
 

@@ -66,7 +66,7 @@ def uids(world: World) -> set[str]:
     [
         ("Nothing", "UnknownEngine",
          "engine.type: engine type 'Nothing' is not known here "
-         "(known: Bad, Good, Old, Reference, vLLM)"),
+         "(known: Bad, Good, MindIE, Old, Reference, SGLang, vLLM, vLLM-Ascend)"),
         ("Old", "BrokenEngine", "cannot import name 'nothing_of_that_name'"),
         ("Bad", "BrokenEngine", "engine.type: 'Bad': KeyError: 'weights'"),
     ],

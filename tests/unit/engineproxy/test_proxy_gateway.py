@@ -135,3 +135,26 @@ async def test_a_clients_mistake_is_answered_by_the_engine(world: World) -> None
     )
     answer = await world.gateway.complete()
     assert (answer.status, answer.json["error"]["message"]) == (400, "too long!")
+
+
+@pytest.mark.parametrize("type_name", ["vLLM-Ascend", "MindIE"])
+async def test_a_connector_with_other_parameters_and_no_release(type_name: str) -> None:
+    """Parameters pass unchanged; what no decode pulls is freed by the end of its lease alone."""
+    more = {
+        "remote_pcp_size": 1, "remote_dcp_size": 1, "remote_ptp_size": 8, "remote_block_size": 128,
+        "remote_multi_nodes_meta_mapping": {"0": {"host": "127.0.0.1"}}, "num_prompt_blocks": 1,
+        "last_token_id": 5,
+    }  # fmt: skip
+    async with (
+        rig(release_by_refusal=False, lease_seconds=0.5) as made,
+        gateway(MODEL, type_name) as front,
+    ):
+        p0, d0 = made.instances["p0"], made.instances["d0"]
+        p0.stub.more_params = more
+        await front.route(i.route() for i in made.instances.values())
+        answer = await front.complete(stream=True)
+        assert (answer.status, answer.text) == (200, "t0 t1 t2 t3 ")
+        assert d0.stub.seen[0]["kv_transfer_params"].items() >= more.items()
+        assert (await front.complete(max_tokens=1)).text == "t0 "
+        await eventually(lambda: p0.held == 0, "the lease has ended")
+        assert d0.stub.events["refused 404"] == 0, "no engine was asked to drop it"

@@ -13,7 +13,10 @@ from pdserve.engines import registry
 from pdserve.wire import metrics
 
 SOURCE = Path(pdserve.__file__).parent
-OWN = ("engines/reference/", "engines/vllm/", "refengine/")
+OWN = (
+    *(f"engines/{name}/" for name in ("mindie", "reference", "sglang", "vllm", "vllm_ascend")),
+    "refengine/",
+)
 SIMULATED = ("dst/",)
 """Worlds whose services have to be of some type."""
 CODE = [

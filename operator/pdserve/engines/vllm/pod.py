@@ -1,111 +1,120 @@
 """Pods of vLLM: its command line, where it may write, and the proxy before it.
 
-vLLM listens on the loopback address; the proxy answers where an instance does. Its NIXL connector
-hands KV over at the instance's KV port. Restricted pods have a read-only root and a user without
-an entry in the image's passwd: `HOME` and caches are a volume, and `USER` is set, because parts of
-PyTorch look the name up.
+vLLM listens on the loopback address; the proxy answers where an instance does. Its connector hands
+KV over at the instance's KV port. What differs between builds of vLLM is a `VllmVariant`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
+from pdserve.engines import torch_pod as shared
 from pdserve.engines.pod_parts import InstanceFacts, PodParts, text_flag
 from pdserve.engines.vllm.flow import LEASE_SECONDS
 from pdserve.engines.vllm.metrics import STEPS
 from pdserve.terms.json import JsonMap
 from pdserve.wire import metrics, names
 
-PORT: Final = 8001
-PREFETCH: Final = 2
-"""Requests that a decode takes in while all slots run: vLLM pulls their KV meanwhile."""
 SLACK: Final = 4
 """Requests in flight beyond the proxy's places: what was aborted takes vLLM a moment to end."""
-CACHE: Final = "/cache"
 ROLES: Final = {"prefill": "kv_producer", "decode": "kv_consumer"}
-VOLUMES: Final[tuple[JsonMap, ...]] = (
-    {"name": "pdserve-cache", "emptyDir": {}},
-    {"name": "pdserve-shm", "emptyDir": {"medium": "Memory"}},
-)
-MOUNTS: Final[tuple[JsonMap, ...]] = (
-    {"name": "pdserve-cache", "mountPath": CACHE},
-    {"name": "pdserve-shm", "mountPath": "/dev/shm"},  # noqa: S108 - the pod's own
-)
 ENV: Final = {
-    "HOME": CACHE,
-    "USER": "vllm",
-    "HF_HOME": f"{CACHE}/huggingface",
-    "XDG_CACHE_HOME": f"{CACHE}/xdg",
-    "TRITON_CACHE_DIR": f"{CACHE}/triton",
-    "TORCHINDUCTOR_CACHE_DIR": f"{CACHE}/inductor",
-    "VLLM_CACHE_ROOT": f"{CACHE}/vllm",
-    "VLLM_CONFIG_ROOT": f"{CACHE}/config",
+    **shared.cache_env("vllm"),
+    "VLLM_CACHE_ROOT": f"{shared.CACHE}/vllm",
+    "VLLM_CONFIG_ROOT": f"{shared.CACHE}/config",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_HOST_IP": "$(PDSERVE_POD_IP)",
-    "VLLM_NIXL_SIDE_CHANNEL_HOST": "$(PDSERVE_POD_IP)",
-    "VLLM_NIXL_SIDE_CHANNEL_PORT": str(names.PORT_TRANSFER),
 }
 
 
-class VllmPod:
-    """`EnginePod` of vLLM."""
+@dataclass(frozen=True, slots=True)
+class VllmVariant:
+    """What is particular to one build of vLLM and its KV connector.
 
-    def parts(self, facts: InstanceFacts) -> PodParts:
-        """See the module's text."""
-        return PodParts(
-            command=("vllm", "serve"),
-            args=vllm_args(facts),
-            env=ENV,
-            mounts=MOUNTS,
-            volumes=VOLUMES,
-            proxy=proxy_args(facts),
-        )
+    `connector`: `--kv-transfer-config` beside the role. `env`: variables beside `ENV`. `limits`: it
+    has the flags by which vLLM 0.29 and later bounds its queue and its shutdown. `refusal_frees`: a
+    decode that refuses a leg frees the KV at the prefill, so releases are done that way.
+    """
 
-
-def vllm_args(facts: InstanceFacts) -> tuple[str, ...]:
-    """What follows `vllm serve`; `args` of the role come after it and win."""
-    source = (facts.weights or facts.model).replace("$", "$$")
-    places = facts.slots + _prefetch(facts)
-    return (
-        # Never a flag, and nothing in it is expanded.
-        f"./{source}" if source.startswith("-") else source,
-        *text_flag("--served-model-name", facts.model),
-        "--host", "127.0.0.1",
-        "--port", str(PORT),
-        "--tensor-parallel-size", str(facts.devices),
-        "--max-num-seqs", str(facts.slots),
-        "--max-num-queued-reqs", str(places + SLACK),
-        "--shutdown-timeout", "$(PDSERVE_DRAIN_SECONDS)",
-        "--kv-transfer-config", json.dumps(transfer_config(facts), separators=(",", ":")),
-    )  # fmt: skip
+    connector: Callable[[InstanceFacts], JsonMap]
+    env: Mapping[str, str]
+    limits: bool
+    refusal_frees: bool
 
 
-def transfer_config(facts: InstanceFacts) -> JsonMap:
-    """`--kv-transfer-config` of a role."""
+def nixl(facts: InstanceFacts) -> JsonMap:
+    """The NIXL connector; its KV port is set by variables."""
     return {
         "kv_connector": "NixlConnector",
-        "kv_role": ROLES[facts.role],
         "kv_load_failure_policy": "fail",
         "kv_connector_extra_config": {"kv_lease_duration": LEASE_SECONDS},
     }
 
 
-def proxy_args(facts: InstanceFacts) -> tuple[str, ...]:
-    """Of `pdserve-engine-proxy`."""
-    steps = metrics.PREFILL_BATCHES if facts.role == "prefill" else metrics.DECODE_STEPS
-    return (
-        "--engine", f"http://127.0.0.1:{PORT}",
-        "--slots", str(facts.slots),
-        "--prefetch", str(_prefetch(facts)),
-        "--lease-seconds", str(LEASE_SECONDS),
-        "--series", f"{steps}={STEPS}",
-        "--release-by-refusal",
-    )  # fmt: skip
+NIXL: Final = VllmVariant(
+    nixl,
+    {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "$(PDSERVE_POD_IP)",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(names.PORT_TRANSFER),
+    },
+    limits=True,
+    refusal_frees=True,
+)
 
 
-def _prefetch(facts: InstanceFacts) -> int:
-    return PREFETCH if facts.role == "decode" else 0
+@dataclass(frozen=True, slots=True)
+class VllmPod:
+    """`EnginePod` of vLLM, and of what is built on it."""
+
+    variant: VllmVariant
+
+    def parts(self, facts: InstanceFacts) -> PodParts:
+        """See the module's text."""
+        return PodParts(
+            command=("vllm", "serve"),
+            args=self._args(facts),
+            env={**ENV, **self.variant.env},
+            mounts=shared.MOUNTS,
+            volumes=shared.VOLUMES,
+            proxy=self._proxy_args(facts),
+        )
+
+    def transfer_config(self, facts: InstanceFacts) -> JsonMap:
+        """`--kv-transfer-config` of a role."""
+        return {"kv_role": ROLES[facts.role], **self.variant.connector(facts)}
+
+    def _args(self, facts: InstanceFacts) -> tuple[str, ...]:
+        """What follows `vllm serve`; `args` of the role come after it and win."""
+        places = facts.slots + shared.prefetch(facts)
+        limits = (
+            "--max-num-queued-reqs", str(places + SLACK),
+            "--shutdown-timeout", "$(PDSERVE_DRAIN_SECONDS)",
+        )  # fmt: skip
+        return (
+            shared.weights_of(facts),
+            *text_flag("--served-model-name", facts.model),
+            "--host", "127.0.0.1",
+            "--port", str(shared.ENGINE_PORT),
+            "--tensor-parallel-size", str(facts.devices),
+            "--max-num-seqs", str(facts.slots),
+            *(limits if self.variant.limits else ()),
+            "--kv-transfer-config", json.dumps(self.transfer_config(facts), separators=(",", ":")),
+        )  # fmt: skip
+
+    def _proxy_args(self, facts: InstanceFacts) -> tuple[str, ...]:
+        """Of `pdserve-engine-proxy`."""
+        steps = metrics.PREFILL_BATCHES if facts.role == "prefill" else metrics.DECODE_STEPS
+        return (
+            "--engine", f"http://127.0.0.1:{shared.ENGINE_PORT}",
+            "--slots", str(facts.slots),
+            "--prefetch", str(shared.prefetch(facts)),
+            "--lease-seconds", str(LEASE_SECONDS),
+            "--series", f"{steps}={STEPS}",
+            *(("--release-by-refusal",) if self.variant.refusal_frees else ()),
+        )  # fmt: skip
 
 
-POD = VllmPod()
+POD = VllmPod(NIXL)

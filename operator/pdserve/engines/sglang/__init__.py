@@ -1,0 +1,3 @@
+"""SGLang behind pdserve's engine proxy; see docs/engines/sglang.md."""
+
+TYPE = "SGLang"

@@ -1,0 +1,5 @@
+"""Control paths of SGLang: pdserve's own, which its proxy has."""
+
+from pdserve.engines.control import JsonControl
+
+CONTROL = JsonControl()
