@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
-from pdserve.forwarding.instance import NEVER
+from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.scenario_view import View
 from pdserve.terms import Slo
 from pdserve.wire.hints import Hint
@@ -141,7 +141,7 @@ class World:
 
 def most(candidates: int, seconds: float) -> float:
     """Attempts that one request may cost, as the text of `pacing` says."""
-    return 2 * candidates + 4 + max(0.0, math.log(seconds / 0.04) / math.log(1.25))
+    return min(2 * candidates, 8) + 4 + max(0.0, math.log(seconds / 0.04) / math.log(1.25))
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:

@@ -15,12 +15,14 @@ without a live decode (all ejected, or the group left the routes) while another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from pdserve.forwarding.attempt_pacing import next_attempt
-from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.scenario_view import View
 
 LEASE_MARGIN = 2.0
@@ -85,9 +87,8 @@ class DecodeWalk:
             return GiveUp("deadline")
         if not _alive(decodes) and self._elsewhere():
             return GiveUp("no_decode")
-        due = [d for d in decodes if self._worth(d, now)]
-        if due:
-            chosen = min(due, key=lambda d: self._order(d, now))
+        chosen = self._choose(decodes, now)
+        if chosen is not None:
             self._tried.add(chosen.id)
             self._first = self._first if self._attempts else now
             self._attempts += 1
@@ -110,6 +111,17 @@ class DecodeWalk:
             for g in self._view.groups
             if g.index != self._prefill.group
         )
+
+    def _choose(self, decodes: Sequence[Instance], now: float) -> Instance | None:
+        """The decode to ask at `now`, if one is worth it."""
+        view, prefill = self._view, self._prefill
+        if not self._tried:
+            return view.index.decode(
+                prefill.group, partial(view.distance, prefill), now, self._random
+            )
+        # Refusals are few: the next attempts look at all decodes.
+        due = [d for d in decodes if self._worth(d, now)]
+        return min(due, key=lambda d: self._order(d, now), default=None)
 
     def _worth(self, decode: Instance, now: float) -> bool:
         if decode.id not in self._tried:

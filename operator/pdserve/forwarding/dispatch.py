@@ -26,8 +26,9 @@ from itertools import count, takewhile
 from typing import Literal
 
 from pdserve.forwarding.attempt_pacing import next_attempt
-from pdserve.forwarding.instance import NEVER, Instance
-from pdserve.forwarding.scenario_view import Group, View
+from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.ranking import NEVER
+from pdserve.forwarding.scenario_view import View
 
 GaveUp = Literal["deadline", "no_decode"]
 """Why a request left the room unserved. `no_decode`: its deadline passed while a prefill would
@@ -148,7 +149,7 @@ class Dispatcher:
         pace = 1 / sum(1 / p for p in paces) if paces and all(p > 0 for p in paces) else 0.0
         # Nothing was measured: a target's time is what a prefill may take.
         wait = first + len(self._room) * pace if pace else self.view.scenario.slo.ttft
-        if self._decodes_block(now):
+        if self.view.index.blocked(now):
             decodes = (d.expected_free(now) for g in self.view.groups for d in g.decodes)
             wait = max(wait, min(decodes, default=now) - now)
         return min(max(0.0, wait), MAX_WAIT)
@@ -158,7 +159,7 @@ class Dispatcher:
         step = Step()
         late = [t for t in takewhile(lambda t: t.rank <= now, self._room) if t.deadline <= now]
         if late:
-            reason: GaveUp = "no_decode" if self._decodes_block(now) else "deadline"
+            reason: GaveUp = "no_decode" if self.view.index.blocked(now) else "deadline"
             for ticket in late:
                 self._leave(self._room.index(ticket))
                 step.gave_up.append((ticket, reason))
@@ -206,28 +207,21 @@ class Dispatcher:
         return trial if all(p.health.ejected for p in others) else ticket.failed_by | trial
 
     def _choose(self, now: float, excluded: Collection[str]) -> tuple[Instance | None, float]:
-        """The best prefill to ask now, and when another may become worth asking."""
-        best: Instance | None = None
-        best_key: tuple[bool, int, float] | None = None
-        later = NEVER
-        for group in self.view.groups:
-            if group.decode_credit(now) <= 0:
-                later = min(later, group.next_credit(now))
-                continue
-            later = min(later, self._next_prefill(group, now))
-            for prefill in group.prefills:
-                if prefill.next_try(now) <= now and prefill.id not in excluded:
-                    key = (prefill.free <= 0, prefill.used, self._random())
-                    if best_key is None or key < best_key:
-                        best, best_key = prefill, key
-        return best, later
-
-    def _decodes_block(self, now: float) -> bool:
-        idle = [g for g in self.view.groups if any(p.next_try(now) <= now for p in g.prefills)]
-        return bool(idle) and all(g.decode_credit(now) <= 0 for g in idle)
-
-    def _next_prefill(self, group: Group, now: float) -> float:
-        return min((t for p in group.prefills if (t := p.next_try(now)) > now), default=NEVER)
+        """The best prefill to ask now; without one, when another may become worth asking."""
+        if not excluded:
+            chosen = self.view.index.prefill(now, self._random)
+            return chosen, NEVER if chosen is not None else self.view.index.later(now)
+        # Faults are rare: such a request looks at all prefills.
+        able = [
+            p
+            for group in self.view.groups
+            if group.decode_credit(now) > 0
+            for p in group.prefills
+            if p.next_try(now) <= now and p.id not in excluded
+        ]
+        if not able:
+            return None, self.view.index.later(now)
+        return min(able, key=lambda p: (p.free <= 0, p.used, self._random())), NEVER
 
     def _enter(self, ticket: Ticket) -> None:
         ticket.waiting = True

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from pdserve.forwarding.ejection import Health
 from pdserve.forwarding.hints import MAX_FREE_IN, supersedes
+from pdserve.forwarding.ranking import NEVER
 from pdserve.terms.failures import Failure
 from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteInstance
 
-NEVER = float("inf")
 PREFETCH_CREDITS = 2
 """Requests a decode may fetch ahead of a free slot, until its hints say otherwise (q_d)."""
 BACKOFF_FIRST = 0.005
@@ -29,7 +29,8 @@ class Instance:
 
     __slots__ = (
         "_backoff_until", "_changed", "_epoch", "_free_at", "_hinted_at", "_hold_seconds",
-        "_rejections", "free", "group", "health", "held", "legs", "route", "total",
+        "_notes", "_rejections", "free", "group", "health", "held", "legs", "noted", "route",
+        "total",
     )  # fmt: skip
 
     def __init__(self, route: RouteInstance, group: int) -> None:
@@ -49,6 +50,22 @@ class Instance:
         self._rejections = 0
         self._hold_seconds = 0.0
         self._changed = 0.0
+        self._notes: list[Instance] | None = None
+        self.noted = False
+        """It is in the list that `watch` gave."""
+
+    def watch(self, notes: list[Instance] | None) -> None:
+        """Add this record to `notes` now and at every change, once until `noted` is set back.
+
+        None: do so no more.
+        """
+        self._notes, self.noted = notes, False
+        self._note()
+
+    def _note(self) -> None:
+        if not self.noted and self._notes is not None:
+            self.noted = True
+            self._notes.append(self)
 
     @property
     def id(self) -> str:
@@ -125,16 +142,19 @@ class Instance:
             self.free -= 1
         if self.free == 0:
             self._free_at = max(self._free_at, now + self._hold_seconds / self.total)
+        self._note()
 
     def taken(self) -> None:
         """Count the leg as running although its answer is not here yet (a reply sent whole)."""
         self.legs -= 1
         self.held += 1
+        self._note()
 
     def revoked(self) -> None:
         """Undo `taken`: an answer contradicts it."""
         self.legs += 1
         self.held -= 1
+        self._note()
 
     def accepted(self, hint: Hint | None, now: float, sent_at: float) -> None:
         """Count the leg as answered with success; its slot stays in use until `released`.
@@ -149,6 +169,7 @@ class Instance:
         if self.route.role == "prefill":
             self._learn(now - sent_at)
         self.hinted(hint, now)
+        self._note()
 
     def rejected(self, hint: Hint | None, now: float, serving: bool = True) -> None:
         """Count the leg as refused and do not ask again before a pause.
@@ -166,23 +187,32 @@ class Instance:
         elif hint is None or not fresh or hint.free > 0 or hint.free_in <= BACKOFF_FIRST:
             pause = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** (self._rejections - 1))
             self._backoff_until = now + pause
+        self._note()
 
     def failed(self, kind: Failure, now: float) -> None:
         """Count the leg as ended without a usable answer; `kind` decides about ejection."""
         self.legs -= 1
         self.free = min(self.free + 1, self.total)
         self.health.failure(kind, now)
+        self._note()
 
     def abandoned(self) -> None:
         """Count the leg as cut by us before its answer (client gone, request served elsewhere)."""
         self.legs -= 1
         self.free = min(self.free + 1, self.total)
         self.health.abandon()
+        self._note()
+
+    def answered(self) -> None:
+        """Count the leg as ended by an answer that is not about its slots."""
+        self.abandoned()
+        self.health.success()
 
     def lost(self, now: float) -> None:
         """Count what it held for us as gone: its connection was lost under a running request."""
         self.held -= 1
         self.health.failure("lost", now)
+        self._note()
 
     def released(self, now: float | None = None, since: float = 0.0) -> None:
         """A slot it held for us is free again (KV pulled or released, stream ended).
@@ -193,6 +223,7 @@ class Instance:
         self.free = min(self.free + 1, self.total)
         if now is not None and self.route.role == "decode":
             self._learn(now - since)
+        self._note()
 
     def _learn(self, seconds: float) -> None:
         share = _LEARN if self._hold_seconds else 1.0
@@ -208,4 +239,5 @@ class Instance:
         self.free = hint.free
         self._free_at = now + min(hint.free_in, MAX_FREE_IN)
         self._changed = now
+        self._note()
         return True

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.choice_index import ChoiceIndex
+from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.ranking import NEVER
 from pdserve.terms import Role
 from pdserve.wire.routes import RouteScenario
 
@@ -57,6 +59,9 @@ class View:
         self.scenario = scenario
         self.tier_costs = tier_costs
         known, self._instances = self._instances, {}
+        for record in known.values():
+            record.watch(None)
+        self.index = ChoiceIndex()
         groups = []
         for group in scenario.groups:
             by_role: dict[Role, list[Instance]] = {"prefill": [], "decode": []}
@@ -68,6 +73,7 @@ class View:
                 by_role[route.role].append(record)
             prefills, decodes = tuple(by_role["prefill"]), tuple(by_role["decode"])
             groups.append(Group(group.index, prefills, decodes, scenario.slo.handoff))
+            self.index.add(group.index, prefills, decodes, scenario.slo.handoff, tier_costs)
         self.groups = tuple(groups)
         self._by_index = {g.index: g for g in groups}
         self.prefill_count = sum(len(g.prefills) for g in groups)

@@ -72,8 +72,7 @@ class Leg:
         now, hint = time.perf_counter(), self._flow.read_hint(exchange.headers)
         if reason == REJECT_DEADLINE:
             # It had room, only not for this request: others may go there at once.
-            self.instance.abandoned()
-            self.instance.health.success()
+            self.instance.answered()
             self.instance.hinted(hint, now)
         else:
             self.instance.rejected(hint, now, serving=reason not in _NOT_SERVING)
@@ -85,8 +84,7 @@ class Leg:
         self._untake()
         self._tell("error")
         self._state = "closed"
-        self.instance.abandoned()
-        self.instance.health.success()
+        self.instance.answered()
         self._scheduler.reschedule()
 
     def failed(self, kind: Failure) -> None:

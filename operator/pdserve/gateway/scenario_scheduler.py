@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pdserve.forwarding.budget import RetryBudget
 from pdserve.forwarding.deadline import TRIAL_SECONDS, PrefillTimes, TokenEstimate
 from pdserve.forwarding.dispatch import Dispatcher, GaveUp, Send, Ticket
-from pdserve.forwarding.instance import NEVER
+from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.scenario_view import View
 from pdserve.gateway.metrics import GatewayMetrics, ScenarioMetrics
 from pdserve.wire.routes import RouteScenario, RouteTable

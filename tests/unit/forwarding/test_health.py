@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pdserve.forwarding.ejection import Health
-from pdserve.forwarding.instance import NEVER
+from pdserve.forwarding.ranking import NEVER
 
 START = 100.0
 WELL, HALF_OPEN = 0.0, 0.0

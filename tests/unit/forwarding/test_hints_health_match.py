@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from pdserve.forwarding.budget import RetryBudget
 from pdserve.forwarding.ejection import MAX_SECONDS, Health
-from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.match import describe_known, known_models, match_scenario
+from pdserve.forwarding.ranking import NEVER
 from pdserve.terms import Slo
 from pdserve.wire.hints import Hint, parse_hint
 from pdserve.wire.routes import RouteInstance, RouteScenario, RouteTable

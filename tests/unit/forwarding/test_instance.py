@@ -10,7 +10,8 @@ from pdserve.forwarding.deadline import PromptSize, TokenEstimate, prompt_size
 from pdserve.forwarding.decode import DecodeWalk, GiveUp, Wait
 from pdserve.forwarding.dispatch import Dispatcher
 from pdserve.forwarding.hints import MAX_FREE_IN
-from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.scenario_view import View
 from pdserve.terms import Slo
 from pdserve.wire.hints import Hint

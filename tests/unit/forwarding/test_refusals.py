@@ -8,7 +8,8 @@ import pytest
 
 from pdserve.forwarding.attempt_pacing import next_attempt
 from pdserve.forwarding.hints import supersedes
-from pdserve.forwarding.instance import NEVER, Instance
+from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.ranking import NEVER
 from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteInstance
 
