@@ -24,7 +24,7 @@ MAX_FILE = 64 << 10
 
 def authorization(credential: Credential) -> tuple[bytes, bytes]:
     """The header that carries a credential."""
-    return b"authorization", f"Bearer {credential.first}".encode()
+    return credential.header
 
 
 class Credential:
@@ -49,6 +49,12 @@ class Credential:
         file = env.get(use + "_FILE")
         text = env.get(use) or (env.get(SHARED, "") if shared else "")
         return Credential(text, Path(file) if file else None)
+
+    @property
+    def header(self) -> tuple[bytes, bytes]:
+        """`authorization` with the first value."""
+        self._refresh()
+        return self._header
 
     @property
     def first(self) -> str:
@@ -90,4 +96,5 @@ class Credential:
 
     def _set(self, found: tuple[str, ...]) -> None:
         self._values = found
+        self._header = (b"authorization", f"Bearer {found[0] if found else ''}".encode())
         self._digests = digests(found)

@@ -38,6 +38,7 @@ CLIENT_ERRORS = frozenset({400, 413, 422})
 
 MAX_REPLY = 64 << 20
 """Bytes of a prefill's reply; logprobs of a long prompt are large."""
+_ACCEPTED = EngineAnswer("accepted")
 _ID = re.compile(r"[!-~]{1,256}")
 _KEEP_KV: JsonObject = {
     "do_remote_decode": True,
@@ -170,7 +171,7 @@ class PullFlow:
         paths and credentials too) is a fault of the service.
         """
         if status == 200:
-            return EngineAnswer("accepted")
+            return _ACCEPTED
         reason = headers.get(self.names.reject, b"").decode("latin-1")
         if reason == calls.REJECT_KV_FAILED:
             return EngineAnswer("kv_failed", reason)

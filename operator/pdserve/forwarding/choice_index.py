@@ -28,10 +28,11 @@ class GroupIndex:
         self._asleep: Timetable[Instance] = Timetable()
         """Other prefills, by the time at which they can be asked."""
         self._handoff = handoff
-        self._counted: dict[Instance, tuple[int, int]] = {}
-        """What of each instance is part of the two sums."""
         self._credit = self._owed = 0
         """Credit of all decodes; requests in prefill that have not asked a decode yet."""
+        self._used: dict[Instance, int] = {}
+        """Requests at each prefill, and credit and open legs of each decode, in these sums."""
+        self._offered: dict[Instance, tuple[int, int]] = {}
         self._credits: Timetable[Instance] = Timetable()
         """Decodes by the time at which their credit may grow without an event."""
         self._turns: Timetable[Instance] = Timetable()
@@ -48,7 +49,7 @@ class GroupIndex:
     @property
     def has_credit(self) -> bool:
         """Whether a decode place is left when all that is in prefill has moved on."""
-        return self._credit > max(0, self._owed)
+        return self._credit > self._owed and self._credit > 0
 
     @property
     def later(self) -> float:
@@ -64,23 +65,27 @@ class GroupIndex:
 
     def settle(self, now: float) -> None:
         """Take into account what time alone has changed until `now`."""
-        for prefill in self._asleep.take_due(now):
-            self._refresh_prefill(prefill, now)
-        for decode in self._turns.take_due(now):
-            self._refresh_decode(decode, now)
+        if self._asleep.first() <= now:
+            for prefill in self._asleep.take_due(now):
+                self._refresh_prefill(prefill, now)
+        if self._turns.first() <= now:
+            for decode in self._turns.take_due(now):
+                self._refresh_decode(decode, now)
         if not self.has_credit:  # else more credit makes no difference: time only adds to it
             for decode in self._credits.take_due(now):
                 self._refresh_decode(decode, now)
 
     def best_decodes(self, distance: Callable[[Instance], int]) -> list[Sequence[Instance]]:
         """The best decodes to ask, all equally good; `distance`: hops to one, of each kind."""
+        if len(self._kinds) == 1:
+            return [self._kinds[0][1].lowest()]
         best: tuple[tuple[bool, float], int] | None = None
         found: list[Sequence[Instance]] = []
         for example, ranks in self._kinds:
             rank = ranks.rank()
             if rank is None:
                 continue
-            order = (rank, distance(example) if len(self._kinds) > 1 else 0)
+            order = (rank, distance(example))
             if best is None or order < best:
                 best, found = order, []
             if order == best:
@@ -88,32 +93,34 @@ class GroupIndex:
         return found
 
     def _refresh_prefill(self, prefill: Instance, now: float) -> None:
-        self._count(prefill, 0, prefill.used)
+        used = prefill.legs + prefill.held
+        self._owed += used - self._used.get(prefill, 0)
+        self._used[prefill] = used
         at = prefill.next_try(now)
         if at <= now:
-            self.prefills.put(prefill, (prefill.free <= 0, prefill.used))
+            self.prefills.put(prefill, (prefill.free <= 0, used))
             self._asleep.put(prefill, NEVER)
         else:
             self.prefills.remove(prefill)
             self._asleep.put(prefill, at)
 
     def _refresh_decode(self, decode: Instance, now: float) -> None:
-        self._count(decode, decode.credit(now, self._handoff), -decode.legs)
-        self._credits.put(decode, decode.next_credit(now))
-        well, at = decode.health.next_try(now), decode.next_try(now)
-        if well <= now:
-            share = (decode.total - decode.free) / decode.total
-            self._kind[decode].put(decode, (at > now, share))
-            self._turns.put(decode, at if at > now else NEVER)
+        at, credit, later = decode.outlook(now, self._handoff)
+        before, legs = self._offered.get(decode, (0, 0))
+        self._credit += credit - before
+        self._owed -= decode.legs - legs
+        self._offered[decode] = (credit, decode.legs)
+        self._credits.put(decode, later)
+        share = (decode.total - decode.free) / decode.total
+        if at <= now:
+            self._kind[decode].put(decode, (False, share))
+            self._turns.put(decode, NEVER)
+        elif (well := decode.health.next_try(now)) <= now:
+            self._kind[decode].put(decode, (True, share))
+            self._turns.put(decode, at)
         else:
             self._kind[decode].remove(decode)
             self._turns.put(decode, well)
-
-    def _count(self, instance: Instance, credit: int, owed: int) -> None:
-        before = self._counted.get(instance, (0, 0))
-        self._counted[instance] = (credit, owed)
-        self._credit += credit - before[0]
-        self._owed += owed - before[1]
 
 
 class ChoiceIndex:
@@ -143,6 +150,9 @@ class ChoiceIndex:
         """The prefill to ask at `now` (monotonic seconds); None when none can be asked."""
         self._follow(now)
         groups = self._open.lowest()
+        if len(groups) == 1:
+            tied = groups[0].prefills.lowest()
+            return tied[int(random() * len(tied))]
         return _one_of([group.prefills.lowest() for group in groups], random)
 
     def later(self, now: float) -> float:
@@ -172,7 +182,9 @@ class ChoiceIndex:
 
     def _follow(self, now: float) -> None:
         """Bring up to date what changed since the last choice, by an event or by time."""
-        changed: set[GroupIndex] = set(self._later.take_due(now))
+        changed: set[GroupIndex] = set()
+        if self._later.first() <= now:
+            changed.update(self._later.take_due(now))
         for instance in self._noted:
             instance.noted = False
             group = self._of[instance]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pdserve.forwarding.attempt_pacing import next_attempt
 from pdserve.forwarding.instance import Instance
@@ -29,15 +29,13 @@ LEASE_MARGIN = 2.0
 KV_FAILURES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(NamedTuple):
     """Send the decode leg to `decode`, already counted as sent there."""
 
     decode: Instance
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """Ask again at `until`, or when a stream of this gateway ends before."""
 
     until: float
@@ -85,9 +83,9 @@ class DecodeWalk:
             return GiveUp("kv_lost")
         if now >= self.deadline:
             return GiveUp("deadline")
-        if not _alive(decodes) and self._elsewhere():
-            return GiveUp("no_decode")
         chosen = self._choose(decodes, now)
+        if (chosen is None or chosen.health.ejected) and not _alive(decodes) and self._elsewhere():
+            return GiveUp("no_decode")
         if chosen is not None:
             self._tried.add(chosen.id)
             self._first = self._first if self._attempts else now

@@ -23,7 +23,7 @@ from bisect import insort
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import count, takewhile
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pdserve.forwarding.attempt_pacing import next_attempt
 from pdserve.forwarding.instance import Instance
@@ -64,8 +64,7 @@ class Ticket:
         return (self.rank, self.seq) < (other.rank, other.seq)
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send this ticket's prefill leg to `prefill`, already counted as sent there."""
 
     ticket: Ticket
@@ -88,7 +87,8 @@ class Dispatcher:
         self.view = view
         self._random = random
         self._room_limit = room_limit
-        self._room: list[Ticket] = []
+        self.room: list[Ticket] = []
+        """Requests that wait, in the order of their turns; for reading only."""
         self._seq = count()
         self._on_trial: dict[Ticket, Instance] = {}
         """Suspects that are at a prefill now: at most one at each."""
@@ -96,14 +96,14 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """How many requests are in the room."""
-        return len(self._room)
+        return len(self.room)
 
     def offer(self, deadline: float) -> Ticket | None:
         """Let a new request into the room; None when the room is full.
 
         `deadline`: monotonic seconds until which a prefill must have accepted it.
         """
-        if len(self._room) >= self._room_limit:
+        if len(self.room) >= self._room_limit:
             return None
         ticket = Ticket(deadline, next(self._seq), deadline)
         self._enter(ticket)
@@ -126,7 +126,7 @@ class Dispatcher:
         """Take a request out of the room; nothing happens where it is not in it."""
         if ticket.waiting:
             ticket.waiting = False
-            self._room.remove(ticket)
+            self.room.remove(ticket)
 
     def settled(self, ticket: Ticket) -> bool:
         """Note that no prefill computes for it any more.
@@ -148,7 +148,7 @@ class Dispatcher:
         paces = [p.pace for p in prefills if not p.health.ejected]
         pace = 1 / sum(1 / p for p in paces) if paces and all(p > 0 for p in paces) else 0.0
         # Nothing was measured: a target's time is what a prefill may take.
-        wait = first + len(self._room) * pace if pace else self.view.scenario.slo.ttft
+        wait = first + len(self.room) * pace if pace else self.view.scenario.slo.ttft
         if self.view.index.blocked(now):
             decodes = (d.expected_free(now) for g in self.view.groups for d in g.decodes)
             wait = max(wait, min(decodes, default=now) - now)
@@ -157,15 +157,16 @@ class Dispatcher:
     def step(self, now: float) -> Step:
         """What to do at `now` (monotonic seconds); see the module's text."""
         step = Step()
-        late = [t for t in takewhile(lambda t: t.rank <= now, self._room) if t.deadline <= now]
-        if late:
-            reason: GaveUp = "no_decode" if self.view.index.blocked(now) else "deadline"
+        if self.room and self.room[0].rank <= now:
+            late = [t for t in takewhile(lambda t: t.rank <= now, self.room) if t.deadline <= now]
+            if late:
+                reason: GaveUp = "no_decode" if self.view.index.blocked(now) else "deadline"
             for ticket in late:
-                self._leave(self._room.index(ticket))
+                self._leave(self.room.index(ticket))
                 step.gave_up.append((ticket, reason))
         place = 0
-        while place < len(self._room):
-            ticket = self._room[place]
+        while place < len(self.room):
+            ticket = self.room[place]
             if ticket.not_before > now:
                 step.wake_at = min(step.wake_at, ticket.not_before)
                 place += 1
@@ -187,12 +188,12 @@ class Dispatcher:
             if now < ticket.excluded_until:
                 step.wake_at = min(step.wake_at, ticket.excluded_until)
             place += 1
-        step.wake_at = min(step.wake_at, self._next_deadline()) if self._room else NEVER
+        step.wake_at = min(step.wake_at, self._next_deadline()) if self.room else NEVER
         return step
 
     def _next_deadline(self) -> float:
         first = NEVER
-        for ticket in self._room:
+        for ticket in self.room:
             if ticket.rank >= first:
                 break
             first = min(first, ticket.deadline)
@@ -225,9 +226,9 @@ class Dispatcher:
 
     def _enter(self, ticket: Ticket) -> None:
         ticket.waiting = True
-        insort(self._room, ticket)
+        insort(self.room, ticket)
 
     def _leave(self, place: int) -> Ticket:
-        ticket = self._room.pop(place)
+        ticket = self.room.pop(place)
         ticket.waiting = False
         return ticket

@@ -82,10 +82,28 @@ class Instance:
 
         Times are monotonic seconds, here and below.
         """
-        if self.used >= self.total:
+        if self.legs + self.held >= self.total:
             return NEVER
-        worth = now if self.free > 0 else max(now, self._free_at)
-        return max(worth, self._backoff_until, self.health.next_try(now))
+        at = self.health.next_try(now)
+        if self.free <= 0 and self._free_at > at:
+            at = self._free_at
+        return at if at > self._backoff_until else self._backoff_until
+
+    def outlook(self, now: float, handoff: float = NEVER) -> tuple[float, int, float]:
+        """Decode: `next_try`, `credit` and `next_credit` at `now`, found together."""
+        at = self.next_try(now)
+        if at > now:
+            return at, 0, at
+        seconds = self._hold_seconds
+        if seconds <= 0:
+            return at, max(1, self.free), NEVER
+        pace = seconds / max(1, self.route.slots)
+        grown = int((now - self._changed) / pace)
+        later = self._changed + (grown + 1) * pace
+        places = max(0, self.total - self.route.slots)
+        too_slow = places - min(places, int(handoff / pace)) if handoff < NEVER else 0
+        credit = min(self.total - self.legs - self.held, self.free + grown) - too_slow
+        return at, max(0, credit), later
 
     def credit(self, now: float, handoff: float = NEVER) -> int:
         """Decode: requests it would probably take now (0 or more) and start within `handoff`.
@@ -94,26 +112,14 @@ class Instance:
         once per (stream time / slots); places where it would wait longer do not count. Streams of
         other gateways end unseen, so the estimate of free places grows at the same pace.
         """
-        if self.next_try(now) > now:
-            return 0
-        pace = self.pace
-        if pace <= 0:
-            return max(1, self.free)
-        places = max(0, self.total - self.route.slots)
-        too_slow = places - min(places, int(handoff / pace)) if handoff < NEVER else 0
-        grown = int((now - self._changed) / pace)
-        return max(0, min(self.total - self.used, self.free + grown) - too_slow)
+        return self.outlook(now, handoff)[1]
 
     def next_credit(self, now: float) -> float:
         """When `credit` may have grown without an event of our own; NEVER if it cannot.
 
         Seconds on the clock of `now`.
         """
-        later = self.next_try(now)
-        pace = self.pace
-        if later > now or pace <= 0:
-            return later if later > now else NEVER
-        return self._changed + (int((now - self._changed) / pace) + 1) * pace
+        return self.outlook(now)[2]
 
     @property
     def pace(self) -> float:

@@ -37,23 +37,35 @@ def parts_of(table: RouteTable, scenario: RouteScenario) -> tuple[Part, ...]:
     )
 
 
+class Matcher:
+    """Finds the scenario of each request of one route table."""
+
+    __slots__ = ("_scenarios",)
+
+    def __init__(self, table: RouteTable) -> None:
+        self._scenarios = tuple((s, frozenset(_names(table, s))) for s in table.scenarios)
+
+    def find(self, model: str, headers: Mapping[str, str]) -> RouteScenario | None:
+        """First scenario in table order that takes this request, or None.
+
+        Args:
+            model: the request's `model`.
+            headers: request headers, names in lower case.
+
+        A scenario that names no models takes the service's own model name only, so that a mistyped
+        name is answered with the known ones instead of being served by accident.
+        """
+        for scenario, names in self._scenarios:
+            if model in names and _headers_match(scenario, headers):
+                return scenario
+        return None
+
+
 def match_scenario(
     table: RouteTable, model: str, headers: Mapping[str, str]
 ) -> RouteScenario | None:
-    """First scenario in table order that takes this request, or None.
-
-    Args:
-        table: the service's routes.
-        model: the request's `model`.
-        headers: request headers, names in lower case.
-
-    A scenario that names no models takes the service's own model name only, so that a mistyped
-    name is answered with the known ones instead of being served by accident.
-    """
-    for scenario in table.scenarios:
-        if model in _names(table, scenario) and _headers_match(scenario, headers):
-            return scenario
-    return None
+    """The scenario of one request; see `Matcher.find`."""
+    return Matcher(table).find(model, headers)
 
 
 def known_models(table: RouteTable) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ from pdserve.gateway.service import Service
 from pdserve.http1.client import Pool
 from pdserve.http1.errors import ApiError
 from pdserve.http1.limits import ClientLimits
-from pdserve.http1.receive import HttpRequest
+from pdserve.http1.receive import HeaderTexts, HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.http1.server import HttpServer
 from pdserve.terms.json import JsonObject
@@ -115,7 +115,7 @@ class GatewayServer:
         self._keys = keys
         releaser = Releaser(self.pool, options.credential)
         self._tools = Tools(self.pool, releaser, options.credential, options.settings)
-        self._boot = secrets.token_hex(4)
+        self._boot = secrets.token_hex(6)
         self._count = count(1)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -254,7 +254,7 @@ class GatewayServer:
         read = await read_body(endpoint, request.body)
         body, ids = read.fields, read.ids
         request.body = b""
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in request.headers.items()}
+        headers = HeaderTexts(request.headers)
         scheduler, flow, model = self.service.scheduler(body["model"], headers)
         taken_by = (HEADER_SCENARIO.encode(), scheduler.scenario.name.encode())
         reply.headers = (*reply.headers, taken_by)
@@ -264,13 +264,15 @@ class GatewayServer:
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
         choices = choices_of(body)
+        sizes: list[PromptSize] = []
         for choice in choices[:: body.get("n") or 1]:
             prompt = PromptSize(tokens=ids) if ids else prompt_size(choice.body)
             check_prompt_bytes(endpoint, prompt, scheduler.scenario.max_prompt_bytes)
+            sizes.append(prompt)
 
         def context_of(choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:
             name = leg_name if len(choices) == 1 else f"{leg_name}-{choice.index}"
-            job = Job(endpoint, choice.take_body(), name, trace, ids)
+            job = Job(endpoint, choice.take_body(), name, trace, sizes[choice.prompt])
             context = RequestContext(scheduler, flow, self._tools, job, answer, arrived)
             record.contexts.append(context)
             return context
@@ -312,7 +314,7 @@ class GatewayServer:
         given = request.headers.get(HEADER_REQUEST_ID.encode(), b"")
         if given and len(given) <= _ID_LENGTH and _ID_SAFE.issuperset(given):
             return given.decode()
-        return f"req-{secrets.token_hex(12)}"
+        return f"req-{self._boot}{next(self._count):012x}"
 
 
 def _count_choices(reply: Reply, count: int, total: int, counted: int, room: int) -> None:

@@ -233,10 +233,16 @@ class ChoiceReply:
     """Holds its engine's stream, while there is one."""
     resume: Callable[[], None] = _nothing
 
-    def start(self, status: int, content_type: str, first: bytes, headers: Headers = ()) -> None:
-        """Its stream begins."""
+    def start(
+        self, status: int, content_type: str, first: bytes, headers: Headers = (), *,
+        ends: bool = False,
+    ) -> None:  # fmt: skip
+        """Its stream begins; `ends`: and is complete."""
         self.started = True
-        self.joined.pass_on(self, first)
+        if ends:
+            self.end(first)
+        else:
+            self.joined.pass_on(self, first)
 
     def write(self, data: bytes) -> None:
         """Its stream goes on."""

@@ -7,12 +7,12 @@ the bytes is `delivery`'s.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from functools import partial
 
 from pdserve.engines.flow import LegRequest
 from pdserve.forwarding.decode import LEASE_MARGIN, DecodeWalk, GiveUp, Wait, handoff_deadline
+from pdserve.forwarding.ranking import NEVER
 from pdserve.gateway.delivery import DeliveryError, collect, relay
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.legs import Leg
@@ -36,6 +36,10 @@ class DecodePhase:
         self._prefill_at_fault = True
         """KV that cannot be pulled is the prefill's fault: no decode failed with it."""
         self._attempts = 0
+        self._asked: Leg | None = None
+        """The leg that has no answer yet."""
+        self.due = NEVER
+        """When that one is taken to have pulled (see `overdue`)."""
         self._walk = DecodeWalk(c.scheduler.view, held.leg.instance, deadline, c.scheduler.random)
 
     async def run(self) -> None:
@@ -57,10 +61,8 @@ class DecodePhase:
                 await c.scheduler.changed(step.until)
                 continue
             leg = c.open(step.decode)
-            # A decode that sends no early head and does not refuse pulls within the handoff target:
-            # assume so, or a reply that is not streamed would seem to hold the prefill's slot
-            # until its end.
-            pulled = asyncio.get_running_loop().call_later(slo.handoff, self._taken, leg)
+            self._asked, self.due = leg, time.perf_counter() + slo.handoff
+            c.tools.pool.sweeper.add(self)
             try:
                 exchange = await c.post(
                     leg, self._request(leg), patience,
@@ -71,7 +73,7 @@ class DecodePhase:
                 self._lost(leg, error)
                 continue
             finally:
-                pulled.cancel()
+                c.tools.pool.sweeper.discard(self)
             try:
                 if await self._read(leg, exchange):
                     return
@@ -151,6 +153,16 @@ class DecodePhase:
             raise KvLostError(message) from error
         leg.close()
         c.outcome = "completed" if complete else "failed"
+
+    def overdue(self) -> None:
+        """The decode has neither refused nor sent a head within the handoff target.
+
+        It pulls by then: assume so, or a reply that is not streamed would seem to hold the
+        prefill's slot until its end.
+        """
+        self.due = NEVER
+        if self._asked is not None:
+            self._taken(self._asked)
 
     def _taken(self, leg: Leg) -> None:
         leg.taken()

@@ -26,14 +26,16 @@ class ClientReply(Protocol):
     headers: Headers
     started: bool
 
-    def start(self, status: int, content_type: str, first: bytes) -> None:
-        """Begin a stream."""
+    def start(
+        self, status: int, content_type: str, first: bytes, *, ends: bool = False
+    ) -> None:  # fmt: skip
+        """Begin a stream; `ends`: complete with this piece."""
 
     def write(self, data: bytes) -> None:
         """Another piece of a started stream."""
 
-    def end(self) -> None:
-        """The stream is complete."""
+    def end(self, data: bytes = b"") -> None:
+        """The stream is complete, with this last piece."""
 
     def send(self, status: int, body: bytes, content_type: str) -> None:
         """A whole reply."""
@@ -72,41 +74,65 @@ async def relay(
         DeliveryError: the stream broke off, is empty, or is not one of the OpenAI API.
     """
     meter = StreamMeter(strip_usage)
-    content_type = exchange.headers.get(b"content-type", b"text/event-stream").decode("latin-1")
-    broken: StreamError | None = None
-
-    def sink(data: bytes) -> None:
-        nonlocal broken
-        try:
-            ready = meter.feed(data, time.perf_counter())
-        except StreamError as error:
-            broken = error
-            exchange.abort()
-            return
-        if not ready:
-            return
-        if reply.started:
-            reply.write(ready)
-        else:
-            reply.start(200, content_type, ready)
-            begun()
-
+    stream = _Stream(exchange, reply, meter, begun)
     reply.on_flow(exchange.pause, exchange.resume)
     try:
-        await exchange.relay(sink, silence)
-        if reply.started:
+        await exchange.relay(stream.sink, silence)
+        if reply.started or stream.last:
             meter.finish()
     except StreamError as error:
+        if stream.last:
+            stream.pass_on(stream.last)
         raise DeliveryError("status", str(error)) from error
     except UpstreamError as error:
-        raise DeliveryError(error.kind, str(broken or error)) from error
+        raise DeliveryError(error.kind, str(stream.broken or error)) from error
     finally:
         timeline.first, timeline.second = meter.first_at, meter.second_at
         timeline.last, timeline.output_tokens = meter.last_at, meter.tokens
-    if not reply.started:
+    if not (reply.started or stream.last):
         raise DeliveryError("status", "the stream was empty")
-    reply.end()
+    stream.pass_on(stream.last, ends=True)
     return not meter.failed
+
+
+class _Stream:
+    """An instance's stream on its way to the client."""
+
+    __slots__ = ("_begun", "_exchange", "_meter", "_reply", "broken", "last")
+
+    def __init__(
+        self, exchange: Exchange, reply: ClientReply, meter: StreamMeter, begun: Callable[[], None]
+    ) -> None:
+        self._exchange, self._reply, self._meter, self._begun = exchange, reply, meter, begun
+        self.broken: StreamError | None = None
+        """Why the stream is none of the OpenAI API."""
+        self.last = b""
+        """What came together with the end of the reply: one write for both."""
+
+    def sink(self, data: bytes) -> None:
+        """Take bytes as they come."""
+        try:
+            ready = self._meter.feed(data, time.perf_counter())
+        except StreamError as error:
+            self.broken = error
+            self._exchange.abort()
+            return
+        if self._exchange.complete:
+            self.last += ready
+        elif ready:
+            self.pass_on(ready)
+
+    def pass_on(self, data: bytes, *, ends: bool = False) -> None:
+        """Write whole events to the client; `ends`: they are the last."""
+        if not self._reply.started:
+            self._begun()
+            headers = self._exchange.headers
+            content_type = headers.get(b"content-type", b"text/event-stream").decode("latin-1")
+            self._reply.start(200, content_type, data, ends=ends)
+        elif ends:
+            self._reply.end(data)
+        else:
+            self._reply.write(data)
 
 
 async def collect(

@@ -58,9 +58,8 @@ class Leg:
     def accepted(self, exchange: Exchange) -> None:
         """Note that the instance took it: a slot is ours until `close`."""
         self._untake()
-        self._state = "held"
-        self._tell("accepted")
-        now = self._accepted_at = time.perf_counter()
+        self._state, self._result = "held", "accepted"
+        now = self._accepted_at = self._ended_at = time.perf_counter()
         self.instance.accepted(self._flow.read_hint(exchange.headers), now, self.sent_at)
         self._scheduler.reschedule()
 

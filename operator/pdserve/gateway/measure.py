@@ -9,7 +9,7 @@ prefill's reply, TPOT is the mean over all later tokens, handoff is part of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pdserve.terms import Slo
 
@@ -56,8 +56,7 @@ class Timeline:
         return (self.last - start) / (self.output_tokens - before)
 
 
-@dataclass(frozen=True, slots=True)
-class SloVerdict:
+class SloVerdict(NamedTuple):
     """Which targets an offered request met; `all` is what attainment counts."""
 
     ttft: bool

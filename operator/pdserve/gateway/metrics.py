@@ -178,16 +178,18 @@ class ScenarioMetrics:
         verdict = judge(timeline, outcome, scenario.slo)
         self._offered.inc()
         self._outcome[outcome].inc()
-        self._slo_met.inc(verdict.all)
-        self._ttft_met.inc(verdict.ttft)
-        self._handoff_met.inc(verdict.handoff)
-        self._tpot_met.inc(verdict.tpot)
-        if timeline.ttft is not None:
-            self._ttft[timeline.streamed].observe(timeline.ttft)
-        if timeline.handoff is not None:
-            self._handoff.observe(timeline.handoff)
-        if timeline.tpot is not None:
-            self._tpot.observe(timeline.tpot)
+        for met, series in (
+            (verdict.all, self._slo_met), (verdict.ttft, self._ttft_met),
+            (verdict.handoff, self._handoff_met), (verdict.tpot, self._tpot_met),
+        ):  # fmt: skip
+            if met:
+                series.inc()
+        for seconds, histogram in (
+            (timeline.ttft, self._ttft[timeline.streamed]), (timeline.handoff, self._handoff),
+            (timeline.tpot, self._tpot),
+        ):  # fmt: skip
+            if seconds is not None:
+                histogram.observe(seconds)
         if outcome == "completed":
             self._completed.inc()
             # Token counts are an engine's word: a nonsensical one must not fail the request.

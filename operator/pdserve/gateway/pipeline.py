@@ -134,8 +134,7 @@ def _answer(c: RequestContext, held: FinishedPrefill, final: FinishedReply) -> N
     c.timeline.first = c.timeline.last = time.perf_counter()
     c.timeline.output_tokens = final.completion_tokens
     if c.job.streamed:
-        c.reply.start(200, final.content_type, final.body)
-        c.reply.end()
+        c.reply.start(200, final.content_type, final.body, ends=True)
     else:
         c.reply.send(200, final.body, final.content_type)
     c.outcome = "completed"

@@ -7,7 +7,6 @@ No decisions about instances here; those are `forwarding`'s, asked through the s
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pdserve.engines.flow import (
     LegRequest,
     PrefillOutcome,
 )
-from pdserve.forwarding.deadline import SAFETY, PromptSize, prompt_size
+from pdserve.forwarding.deadline import SAFETY, PromptSize
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.delivery import ClientReply
@@ -69,19 +68,20 @@ class KvLostError(Exception):
         self.prefill = prefill
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """What a request is, before anything was done for it."""
 
     endpoint: Endpoint
     body: JsonMap
-    """Checked, and with the model name the engines serve."""
+    """Checked, and with the model name the engines serve; little of it is left once the client has
+    bytes."""
     leg_name: str
     """Prefix of the request ids that engines see; unique in the service."""
     trace: Headers
     """Headers passed on to both legs (trace context)."""
-    ids: int = 0
-    """Token ids of a long prompt, which `body` holds as bytes."""
+    size: PromptSize
+    """Of its prompt."""
 
     @property
     def streamed(self) -> bool:
@@ -141,7 +141,7 @@ class RequestContext:
         self.job = job
         self.reply = reply
         self.timeline = Timeline(arrived, job.streamed)
-        self.size = PromptSize(tokens=job.ids) if job.ids else prompt_size(job.body)
+        self.size = job.size
         self.predicted = 0.0
         """Expected T_p in seconds; 0 when the route table cannot say."""
         self.ticket: Ticket | None = None
@@ -167,7 +167,7 @@ class RequestContext:
     def begun(self) -> None:
         """The client has bytes: nothing is retried any more, nothing of the body is needed."""
         self.prefill_body = self.decode_body = b""
-        self.job = dataclasses.replace(self.job, body=_ends(self.job.body))
+        self.job.body = _ends(self.job.body)
         self.reply.body_done()
 
     def tell(self, prefill: Leg, decode: Leg | None) -> None:

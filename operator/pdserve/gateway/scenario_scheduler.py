@@ -56,7 +56,9 @@ class ScenarioScheduler:
         self._waiters: dict[Ticket, asyncio.Future[Send]] = {}
         self._changed: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
+        self._shown = 0
+        """Requests that wait, as the metrics have it."""
+        self.loop = asyncio.get_running_loop()
 
     @property
     def scenario(self) -> RouteScenario:
@@ -77,9 +79,13 @@ class ScenarioScheduler:
         """
         if not ticket.waiting:
             self.dispatcher.back(ticket, time.perf_counter())
-        future: asyncio.Future[Send] = self._loop.create_future()
+        future: asyncio.Future[Send] = self.loop.create_future()
         self._waiters[ticket] = future
         self.reschedule()
+        if future.done():
+            # Decided at once, as nearly always: awaiting it would cost a turn of the loop.
+            del self._waiters[ticket]
+            return future.result()
         try:
             return await future
         except asyncio.CancelledError:
@@ -91,7 +97,7 @@ class ScenarioScheduler:
         finally:
             self._waiters.pop(ticket, None)
             self.dispatcher.withdraw(ticket)
-            self.metrics.waiting(self.dispatcher.waiting)
+            self._show_waiting()
 
     def try_anyway(self, now: float) -> bool:
         """True now and then: serve a request although its deadline is predicted to be missed."""
@@ -103,7 +109,7 @@ class ScenarioScheduler:
     def withdraw(self, ticket: Ticket) -> None:
         """The request is over; harmless when its ticket has left the room already."""
         self.dispatcher.withdraw(ticket)
-        self.metrics.waiting(self.dispatcher.waiting)
+        self._show_waiting()
         if self.dispatcher.settled(ticket):
             self.reschedule()
 
@@ -112,9 +118,9 @@ class ScenarioScheduler:
 
         `until`: seconds of `time.perf_counter`.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[None] = self.loop.create_future()
         self._changed.add(future)
-        timer = self._loop.call_later(max(0.0, until - time.perf_counter()), _wake, future)
+        timer = self.loop.call_later(max(0.0, until - time.perf_counter()), _wake, future)
         try:
             await future
         finally:
@@ -128,7 +134,7 @@ class ScenarioScheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self.dispatcher.waiting:
+        if not self.dispatcher.room:
             return
         now = time.perf_counter()
         step = self.dispatcher.step(now)
@@ -143,10 +149,16 @@ class ScenarioScheduler:
             waiter = self._waiters.get(ticket)
             if waiter is not None and not waiter.done():
                 waiter.set_exception(ExpiredError(reason))
-        self.metrics.waiting(self.dispatcher.waiting)
+        self._show_waiting()
         if step.wake_at < NEVER:
             # Timers of the loop have millisecond steps; half of one late is early enough.
-            self._timer = self._loop.call_later(max(0.0005, step.wake_at - now), self.reschedule)
+            self._timer = self.loop.call_later(max(0.0005, step.wake_at - now), self.reschedule)
+
+    def _show_waiting(self) -> None:
+        waiting = self.dispatcher.waiting
+        if waiting != self._shown:
+            self._shown = waiting
+            self.metrics.waiting(waiting)
 
     def show_instances(self) -> None:
         """Publish legs in progress and ejections, per routed instance."""

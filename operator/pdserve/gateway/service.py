@@ -17,10 +17,10 @@ from pdserve.engines import registry
 from pdserve.engines.flow import EngineFlow
 from pdserve.engines.registry import EngineTypeError
 from pdserve.forwarding.match import (
+    Matcher,
     Part,
     describe_known,
     known_models,
-    match_scenario,
     model_len,
     parts_of,
 )
@@ -33,6 +33,7 @@ from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)
 
+Lane = tuple[Part, ScenarioScheduler, EngineFlow]
 LaneKey = tuple[str, str, str, str]
 """Service, scenario, model and engine type."""
 
@@ -51,7 +52,8 @@ class Service:
         self._rng = rng
         self._room_limit = room_limit
         self._schedulers: dict[LaneKey, ScenarioScheduler] = {}
-        self._parts: dict[str, tuple[tuple[Part, ScenarioScheduler], ...]] = {}
+        self._parts: dict[str, tuple[Lane, ...]] = {}
+        self._matcher: Matcher | None = None
 
     def apply(self, table: RouteTable) -> None:
         """Serve this table from now on."""
@@ -62,12 +64,14 @@ class Service:
             return
         old, self._schedulers = self._schedulers, {}
         self._parts = {
-            name: tuple((p, self._lane_of(table, p, old)) for p in every)
+            name: tuple(
+                (p, self._lane_of(table, p, old), registry.flow(p.served.flow)) for p in every
+            )
             for name, every in able.items()
         }
         for scheduler in old.values():
             scheduler.retire()
-        self.table = table
+        self.table, self._matcher = table, Matcher(table)
         bounds = [s.max_prompt_bytes for s in table.scenarios]
         self.largest_body = largest_body(max(bounds)) if bounds and all(bounds) else 0
         self._metrics.follow(table)
@@ -98,22 +102,23 @@ class Service:
         Raises:
             ApiError: 404, no scenario takes the model with these headers; 503, no table is loaded.
         """
-        table = self.loaded()
-        scenario = match_scenario(table, model, headers)
+        matcher = self._matcher or Matcher(self.loaded())
+        scenario = matcher.find(model, headers)
         parts = () if scenario is None else self._parts[scenario.name]
-        able = [(part, scheduler) for part, scheduler in parts if model in part.served.names]
+        able = [lane for lane in parts if model in lane[0].served.names]
         if not able:
             raise ApiError(
                 404,
                 f"no scenario takes model {model!r} with these headers; "
-                f"known scenarios: {describe_known(table)}",
+                f"known scenarios: {describe_known(self.loaded())}",
                 code="model_not_found",
                 param="model",
             )
-        part, scheduler = able[0]
+        part, scheduler, flow = able[0]
         if len(able) > 1:
-            part, scheduler = self._rng.choices(able, [_prefill_slots(p) for p, _ in able])[0]
-        return scheduler, registry.flow(part.served.flow), part.served.model
+            slots = [_prefill_slots(lane[0]) for lane in able]
+            part, scheduler, flow = self._rng.choices(able, slots)[0]
+        return scheduler, flow, part.served.model
 
     def models(self) -> tuple[str, ...]:
         """Model names that clients may use."""

@@ -1,14 +1,16 @@
 """What a relayed completion stream says about time and tokens, without slowing it down.
 
 Whole SSE events are relayed as received; half an event waits for its rest, so that an error event
-can always follow cleanly. Until token 2 the events are parsed (token times are the first and the
-second non-empty delta); afterwards an event is looked into only when it carries usage. Token
-counts come from usage, never from counting events: the decode leg always asks for the usage chunk,
-and it is taken out again when the client did not ask for it. No I/O here.
+can always follow cleanly. Token times are the first and the second non-empty delta: a search in the
+bytes finds text, and only an event without any is parsed. Afterwards an event is looked into only
+when it carries usage. Token counts come from usage, never from counting events: the decode leg
+always asks for the usage chunk, and it is taken out again when the client did not ask for it. No
+I/O here.
 """
 
 from __future__ import annotations
 
+import re
 from reprlib import repr as shown
 
 import orjson
@@ -19,6 +21,8 @@ from pdserve.terms.json import JsonObject
 MAX_EVENT = 8 << 20
 _USAGE = (b'"usage":{', b'"usage": {')
 _DONE = b"data: [DONE]"
+_CONTENT = re.compile(rb'"(?:text|content|reasoning_content)": ?"[^"]')
+"""Something generated. Inside a string of JSON the quotes would have backslashes."""
 _ERROR = (b'data: {"error"', b'data: {"object":"error"')
 
 
@@ -53,6 +57,9 @@ class StreamMeter:
         """
         if self._rest:
             data = self._rest + data
+        elif self.second_at is not None and _is_plain(data):
+            self.last_at = now
+            return data
         cut = data.rfind(b"\n\n") + 2
         if cut < 2:
             cut = data.rfind(b"\r\n\r\n") + 4
@@ -61,16 +68,18 @@ class StreamMeter:
         self._rest = data[cut:]
         if len(self._rest) > MAX_EVENT:
             raise StreamError(f"an event of the stream is larger than {MAX_EVENT} bytes")
-        ready = data[:cut]
-        if not ready:
+        if not cut:
             return b""
-        if self.second_at is None or any(mark in ready for mark in _USAGE):
-            ready = self._inspect(ready, now)
-        elif ready != b"data: [DONE]\n\n":
-            self.last_at = now
-        if ready.rstrip().endswith(_DONE):
+        ready = data[:cut]
+        start = _usage_starts(ready)
+        head, tail = (ready, b"") if start < 0 else (ready[:start], ready[start:])
+        if head:
+            self._time(head, now)
+        if tail:
+            ready = head + self._inspect(tail, now)
+        if b"[DONE]" in ready[-32:] and ready.rstrip().endswith(_DONE):
             self.done = True
-        if not self.failed and any(mark in ready for mark in _ERROR):
+        if not self.failed and (_ERROR[0] in ready or _ERROR[1] in ready):
             self.failed = True
         return ready
 
@@ -83,8 +92,29 @@ class StreamMeter:
         if self._rest or not (self.done or self.failed):
             raise StreamError("the stream was cut short")
 
+    def _time(self, events: bytes, now: float) -> None:
+        """Note the times of tokens in whole events without usage."""
+        at, separator = 0, _separator(events)
+        while self.second_at is None and at < len(events):
+            end = events.find(separator, at) + len(separator)
+            event = events[at:end]
+            if _CONTENT.search(event) and b'"choices"' in event:
+                self._token(now)
+            else:
+                self._keep(event.rstrip(), now)
+            at = end
+        if at < len(events) and events[at:] != b"data: [DONE]\n\n":
+            self.last_at = now
+
+    def _token(self, now: float) -> None:
+        self.last_at = now
+        if self.first_at is None:
+            self.first_at = now
+        elif self.second_at is None:
+            self.second_at = now
+
     def _inspect(self, events: bytes, now: float) -> bytes:
-        separator = b"\r\n\r\n" if b"\r\n\r\n" in events else b"\n\n"
+        separator = _separator(events)
         kept = (e for e in events.split(separator) if e and self._keep(e, now))
         return b"".join(event + separator for event in kept)
 
@@ -106,12 +136,34 @@ class StreamMeter:
             if not choices:
                 return not self._strip
         if choices and has_content(choices):
-            self.last_at = now
-            if self.first_at is None:
-                self.first_at = now
-            elif self.second_at is None:
-                self.second_at = now
+            self._token(now)
         return True
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether it is whole events, none of which can have usage, an error or the end in it."""
+    return (
+        data.endswith(b"\n\n")
+        and b'"usage"' not in data
+        and b'"error"' not in data
+        and b"[DONE]" not in data
+    )
+
+
+def _separator(events: bytes) -> bytes:
+    return b"\r\n\r\n" if b"\r\n\r\n" in events else b"\n\n"
+
+
+def _usage_starts(events: bytes) -> int:
+    """Where the first event with usage begins; -1: none has."""
+    found = [at for mark in _USAGE if (at := events.find(mark)) >= 0]
+    if not found:
+        return -1
+    before = events.rfind(b"\n\n", 0, min(found))
+    if before < 0:
+        before = events.rfind(b"\n\r\n", 0, min(found)) + 1
+        return before + 2 if before > 0 else 0
+    return before + 2
 
 
 def has_content(choices: object) -> bool:

@@ -16,12 +16,16 @@ from urllib.parse import urlsplit
 import httptools
 
 from pdserve.http1.errors import Headers
+from pdserve.http1.sweeper import Sweeper
 from pdserve.terms.failures import Failure
 
+NEVER = float("inf")
 MAX_BODY = 64 << 20
 MAX_HEAD = 64 << 10
 IDLE_CLOSED = 1.0
 """A connection lost this many seconds after its last use may have been closed for being idle."""
+COPIED = 4 << 10
+"""Bytes of a body up to which head and body are joined: one piece is less to send than two."""
 MAX_IDLE = 256
 """Kept connections per endpoint."""
 
@@ -37,13 +41,18 @@ class UpstreamError(Exception):
 class Exchange(asyncio.Protocol):
     """One connection to an instance, and the request that is on it now."""
 
-    def __init__(self) -> None:
+    def __init__(self, sweeper: Sweeper | None = None) -> None:
+        """`sweeper`: one that many connections share; None: one of its own."""
+        self.due = NEVER
+        """When what is waited for should have come, in seconds of `time.perf_counter`."""
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.reusable = False
         self.closed = False
         self.idle_since = 0.0
         self._loop = asyncio.get_running_loop()
+        self._sweeper = sweeper or Sweeper()
+        self._patience = 0.0
         self._transport: asyncio.Transport | None = None
         self._head: asyncio.Future[None] | None = None
         self._end: asyncio.Future[None] | None = None
@@ -123,13 +132,33 @@ class Exchange(asyncio.Protocol):
             self._complete = True
             self.reusable = self._parser.should_keep_alive() and not self.closed
 
+    # --- sweeper ---
+
+    def overdue(self) -> None:
+        """No head came in time, or nothing more of the reply did."""
+        if self._head is not None:
+            self._fail(UpstreamError("timeout", f"no answer within {self._patience:.3f} s"))
+            self.abort()
+            return
+        # While the client reads nothing, the instance is not asked for anything.
+        now = time.perf_counter()
+        silent = 0.0 if self._paused else now - self._touched
+        if silent >= self._patience:
+            what = "reply" if self._sink is None else "stream"
+            self._fail(UpstreamError("timeout", f"{what} silent for {silent:.1f} s"))
+            self.abort()
+        else:
+            self.due = now + self._patience - silent
+
     # --- one request ---
 
     async def request(
-        self, data: bytes, patience: float, on_interim: Callable[[Exchange], None] | None = None
-    ) -> None:
+        self, data: bytes, patience: float,
+        on_interim: Callable[[Exchange], None] | None = None, rest: bytes = b"",
+    ) -> None:  # fmt: skip
         """Send a request and wait for the reply's head, at most `patience` seconds.
 
+        `rest` follows `data` without being joined to it.
         `on_interim` is called for each `102 Processing` before that head.
 
         Raises:
@@ -150,12 +179,18 @@ class Exchange(asyncio.Protocol):
         self._end = None
         if self.closed or self._transport is None:
             raise UpstreamError("lost", "connection was closed")
-        self._transport.write(data)
-        timer = self._loop.call_later(patience, self._expire, patience)
+        if rest:
+            self._transport.writelines((data, rest))
+        else:
+            self._transport.write(data)
+        self._wait(patience)
         try:
             await self._head
+        except asyncio.CancelledError:
+            self.abort()
+            raise
         finally:
-            timer.cancel()
+            self._sweeper.discard(self)
             self._head = self._on_interim = None
 
     async def read(self, idle_timeout: float) -> bytes:
@@ -180,6 +215,11 @@ class Exchange(asyncio.Protocol):
         finally:
             self._sink = None
 
+    @property
+    def complete(self) -> bool:
+        """All of the reply has come."""
+        return self._complete
+
     def pause(self) -> None:
         """Stop reading (the client is slower than the instance)."""
         if self._transport is not None and not self.closed:
@@ -193,6 +233,11 @@ class Exchange(asyncio.Protocol):
             self._transport.resume_reading()
             self._touched = time.perf_counter()
 
+    def resume_if_paused(self) -> None:
+        """Go on reading where `pause` had stopped it."""
+        if self._paused:
+            self.resume()
+
     def abort(self) -> None:
         """Close the connection at once; the instance sees the client go."""
         self.reusable = False
@@ -203,23 +248,22 @@ class Exchange(asyncio.Protocol):
 
     async def _watched(self, idle_timeout: float) -> None:
         """Wait for the end of the reply; raises UpstreamError."""
-        self._touched = time.perf_counter()
-        self._timer = self._loop.call_later(idle_timeout, self._watch, idle_timeout)
-        try:
-            await self._ended()
-        finally:
-            self._timer.cancel()
-
-    async def _ended(self) -> None:
         if self._complete:
             return
         if self._error is not None:
             raise self._error
+        self._wait(idle_timeout)
         self._end = self._loop.create_future()
         try:
             await self._end
         finally:
+            self._sweeper.discard(self)
             self._end = None
+
+    def _wait(self, seconds: float) -> None:
+        self._touched = time.perf_counter()
+        self._patience, self.due = seconds, self._touched + seconds
+        self._sweeper.add(self)
 
     def _deliver(self) -> None:
         if self._sink is not None and self._parts:
@@ -239,26 +283,13 @@ class Exchange(asyncio.Protocol):
             if waiting is not None and not waiting.done():
                 waiting.set_exception(error)
 
-    def _expire(self, timeout: float) -> None:
-        self._fail(UpstreamError("timeout", f"no answer within {timeout:.3f} s"))
-        self.abort()
-
-    def _watch(self, timeout: float) -> None:
-        # While the client reads nothing, the instance is not asked for anything.
-        silent = 0.0 if self._paused else time.perf_counter() - self._touched
-        if silent >= timeout:
-            what = "reply" if self._sink is None else "stream"
-            self._fail(UpstreamError("timeout", f"{what} silent for {silent:.1f} s"))
-            self.abort()
-        else:
-            self._timer = self._loop.call_later(timeout - silent, self._watch, timeout)
-
 
 class Pool:
     """Connections to every instance, kept for reuse (the most recently used first)."""
 
     def __init__(self, connect_timeout: float = 1.0) -> None:
         self._connect_timeout = connect_timeout
+        self.sweeper = Sweeper()
         self._idle: dict[str, list[Exchange]] = {}
         self._addresses: dict[str, tuple[str, int, bytes]] = {}
 
@@ -278,7 +309,12 @@ class Pool:
         head.append(b"\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body))
         for key, value in headers:
             head += (key, b": ", value, b"\r\n")
-        head += (b"\r\n", body)
+        head.append(b"\r\n")
+        rest = b""
+        if len(body) <= COPIED:
+            head.append(body)
+        else:
+            rest = body
         data = b"".join(head)
         idle = self._idle.get(endpoint, [])
         kept: Exchange | None = None
@@ -287,7 +323,8 @@ class Pool:
         if kept is not None and not kept.closed:
             idle_for = time.perf_counter() - kept.idle_since
             try:
-                return await self._on(kept, data, patience, on_interim)
+                await kept.request(data, patience, on_interim, rest)
+                return kept
             except UpstreamError as error:
                 # Most likely the instance closed it while idle. Once, and on a new connection: the
                 # request may also be what broke it.
@@ -299,26 +336,14 @@ class Pool:
                     raise error from None
         else:
             fresh = await self._connect(host, port)
-        return await self._on(fresh, data, patience, on_interim)
-
-    async def _on(
-        self, exchange: Exchange, data: bytes, patience: float,
-        on_interim: Callable[[Exchange], None] | None,
-    ) -> Exchange:  # fmt: skip
-        try:
-            await exchange.request(data, patience, on_interim)
-        except UpstreamError:
-            raise
-        except BaseException:
-            exchange.abort()
-            raise
-        return exchange
+        await fresh.request(data, patience, on_interim, rest)
+        return fresh
 
     def done(self, endpoint: str, exchange: Exchange) -> None:
         """Keep the connection if its reply is complete, else cut it."""
         idle = self._idle.setdefault(endpoint, [])
         if exchange.reusable and not exchange.closed and len(idle) < MAX_IDLE:
-            exchange.resume()
+            exchange.resume_if_paused()
             exchange.idle_since = time.perf_counter()
             idle.append(exchange)
         else:
@@ -339,7 +364,9 @@ class Pool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, exchange = await loop.create_connection(Exchange, host, port)
+                _, exchange = await loop.create_connection(
+                    lambda: Exchange(self.sweeper), host, port
+                )
         except TimeoutError as error:
             raise UpstreamError(
                 "connect", f"{host}:{port}: no connection within {self._connect_timeout} s"

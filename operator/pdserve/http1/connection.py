@@ -53,6 +53,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
         self._arriving = False
         """A request has begun to arrive, and is not complete."""
         self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
         self._reply: Reply | None = None
         self._task: asyncio.Task[None] | None = None
         self._flow: tuple[Callable[[], None], Callable[[], None]] | None = None
@@ -298,7 +299,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
             self._failed(reply, error)
             return
         if work is not None:
-            self._task = asyncio.get_running_loop().create_task(self._run(work, reply))
+            self._task = self._loop.create_task(self._run(work, reply))
 
     async def _run(self, work: Awaitable[None], reply: Reply) -> None:
         try:

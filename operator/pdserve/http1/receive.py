@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import httptools
@@ -40,6 +41,24 @@ class HttpRequest:
         """A header as text (Latin-1), by its name in lower case; None where it is absent."""
         value = self.headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
+
+
+class HeaderTexts(Mapping[str, str]):
+    """Headers as text (Latin-1), each decoded when it is looked at."""
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: Mapping[bytes, bytes]) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> str:
+        return self._headers[name.encode("latin-1", "replace")].decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._headers)
+
+    def __len__(self) -> int:
+        return len(self._headers)
 
 
 def no_room() -> ApiError:

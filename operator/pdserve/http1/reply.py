@@ -82,14 +82,19 @@ class Reply:
         self.write(error.event())
         self.end()
 
-    def start(self, status: int, content_type: str, first: bytes, headers: Headers = ()) -> None:
-        """Begin a stream: head and first piece leave in one write."""
+    def start(
+        self, status: int, content_type: str, first: bytes, headers: Headers = (), *,
+        ends: bool = False,
+    ) -> None:  # fmt: skip
+        """Begin a stream: head and first piece leave in one write; `ends`: all of it does."""
         if self._chunked:
             headers = (*headers, (b"transfer-encoding", b"chunked"))
-            first = chunk(first)
+            first = chunk(first) + LAST_CHUNK if ends else chunk(first)
         else:
             self._close = True
         self._write_head(status, content_type, (*headers, *_STREAMED), first)
+        if ends:
+            self._finish()
 
     def write(self, data: bytes) -> None:
         """Another piece of a started stream."""

@@ -7,11 +7,10 @@ is worth asking: it never authorises anything, the instance decides (P/D-Serve s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+class Hint(NamedTuple):
     """One statement of an instance: `free` of `total` slots, the next free in `free_in` seconds."""
 
     free: int

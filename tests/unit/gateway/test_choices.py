@@ -139,13 +139,16 @@ class Client:
         self.flow: list[Any] = []
         self.bodies_done = 0
 
-    def start(self, status: int, content_type: str, first: bytes) -> None:
-        self.started, self.data = True, first
+    def start(
+        self, status: int, content_type: str, first: bytes, *, ends: bool = False
+    ) -> None:  # fmt: skip
+        self.started, self.data, self.ended = True, first, ends
 
     def write(self, data: bytes) -> None:
         self.data += data
 
-    def end(self) -> None:
+    def end(self, data: bytes = b"") -> None:
+        self.data += data
         self.ended = True
 
     def send(self, status: int, body: bytes, content_type: str) -> None:
