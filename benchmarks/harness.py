@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -106,10 +107,18 @@ class Progress:
 
 
 def report(name: str, rows: list[Row], out: Path = OUT) -> int:
-    """Print the table, write the JSON, return the exit status (1 when a floor fails)."""
+    """Print the table, write the JSON, return the exit status (1 when a floor fails).
+
+    The JSON has the machine's load averages at the end, so that a busy neighbour can be seen.
+    """
     print(table(rows))
     out.mkdir(parents=True, exist_ok=True)
-    document = {"name": name, "versions": versions(), "rows": [r.to_json() for r in rows]}
+    document = {
+        "name": name,
+        "versions": versions(),
+        "load": list(os.getloadavg()),
+        "rows": [r.to_json() for r in rows],
+    }
     (out / f"{name}.json").write_text(json.dumps(document, indent=2, allow_nan=False))
     failed = [r.what for r in rows if not r.ok]
     if failed:

@@ -24,8 +24,9 @@ def row(**fields: Any) -> Row:
 def test_json_has_the_agreed_shape(tmp_path: Path) -> None:
     assert report("sample", [row()], tmp_path) == 0
     document = json.loads((tmp_path / "sample.json").read_text())
-    assert list(document) == ["name", "versions", "rows"]
+    assert list(document) == ["name", "versions", "load", "rows"]
     assert document["name"] == "sample"
+    assert len(document["load"]) == 3
     assert document["versions"].keys() >= {"pdserve", "python", "kopf", "kubernetes"}
     assert document["rows"] == [
         {
