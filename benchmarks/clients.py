@@ -109,7 +109,11 @@ def compared(tool: str, what: str, found: float, sdk: float, n: int) -> Row:
 
 
 async def measure(tools: list[Tool], requests: int, say: Progress) -> list[Row]:
-    """Rows of the tools that can be installed; raises AssertionError where one failed."""
+    """Rows of these tools.
+
+    Raises:
+        AssertionError: one failed, or the service.
+    """
     rows = []
     with tempfile.TemporaryDirectory(prefix="pdserve-bench-") as place:
         folder = Path(place)

@@ -29,7 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import Progress, Row, report
 from benchmarks.parts.hostile_rig import (
-    LOST, PATIENCE, Service, completion, outcome, over_engines, request
+    LOST,
+    PATIENCE,
+    Service,
+    completion,
+    outcome,
+    over_engines,
+    request,
 )  # fmt: skip
 from tests.support.engines import until
 from tests.support.gateway_rig import metric_values
@@ -92,9 +98,7 @@ class Watched:
         return found
 
 
-async def client(
-    port: int, seed: int, sent: Sent, ended: asyncio.Event, say: Progress
-) -> None:
+async def client(port: int, seed: int, sent: Sent, ended: asyncio.Event, say: Progress) -> None:
     """Send one request after the other until the end."""
     rng = random.Random(seed)
     while not ended.is_set():
@@ -120,7 +124,11 @@ async def client(
 
 
 async def soak(seconds: float, say: Progress) -> list[Row]:
-    """The rows; raises AssertionError when the service does not come to rest."""
+    """The rows of so many seconds of load.
+
+    Raises:
+        AssertionError: the service does not start, or does not come to rest.
+    """
     with tempfile.TemporaryDirectory(prefix="pdserve-bench-") as place:
         profile = Path(place) / "profile.json"
         profile.write_text(json.dumps(PROFILE))
@@ -160,6 +168,7 @@ async def _samples(
 
 
 def rows(samples: list[dict[str, dict[str, float]]], sent: Sent) -> list[Row]:
+    """Failures, and what each process has late beside early; `samples` at equal distances."""
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     asked = sent.answered + len(sent.failures)

@@ -118,15 +118,14 @@ def _aiperf(t: Traffic, out: Path) -> list[str]:
         "--synthetic-input-tokens-mean", str(t.prompt_tokens),
         "--synthetic-input-tokens-stddev", "0",
         "--output-tokens-mean", str(t.output_tokens), "--output-tokens-stddev", "0",
-        "--use-server-token-count", "--extra-inputs", "ignore_eos:true", "--artifact-dir", str(out / "artifacts"),
-        "--ui", "none",
+        "--use-server-token-count", "--extra-inputs", "ignore_eos:true",
+        "--artifact-dir", str(out / "artifacts"), "--ui", "none",
     ]  # fmt: skip
 
 
 def _read_aiperf(out: Path) -> Medians:
     found = _json(out, "profile_export_aiperf.json")
     return Medians(found["time_to_first_token"]["p50"], found["inter_token_latency"]["p50"])
-
 
 
 # --- guidellm ------------------------------------------------------------------------------------

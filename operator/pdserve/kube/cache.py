@@ -143,10 +143,10 @@ class ViewCache(Generic[K]):
 
     def state(self) -> CacheState:
         """Whether and how well this cache follows the server."""
-        now, connected = asyncio.get_running_loop().time(), not self._error
+        now = asyncio.get_running_loop().time()
         age = float("inf") if self._heard is None else now - self._heard
-        caught_up = connected and now - self._back_since >= CATCH_UP
-        return CacheState(self.synced.is_set(), connected, caught_up, age, self._error)
+        caught_up = not self._error and now - self._back_since >= CATCH_UP
+        return CacheState(self.synced.is_set(), caught_up, age, self._error)
 
     # --- setting up ------------------------------------------------------------------------
 

@@ -13,14 +13,12 @@ class CacheState:
     """How far a cache may be trusted."""
 
     synced: bool
-    connected: bool
-    """The last request was answered."""
     caught_up: bool
-    """And it has been for so long that what happened before is known as well."""
+    """The last request was answered, and what happened while others were not is known as well."""
     age: float
     """Seconds since the server was last heard (at most about 60 on a quiet, healthy watch)."""
     error: str
-    """Why it is not connected; "" when it is."""
+    """Why the last request was not answered; "" where it was."""
 
 
 class CacheMetrics:
