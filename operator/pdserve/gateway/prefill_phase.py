@@ -32,8 +32,7 @@ class PrefillPhase:
 
     def __init__(self, context: RequestContext) -> None:
         self._c = context
-        job = context.job
-        context.prefill_body = context.flow.prepare_prefill(job.endpoint, job.body)
+        self._prepare()
         self._late = 0
 
     async def run(self, ticket: Ticket) -> FinishedPrefill:
@@ -79,6 +78,8 @@ class PrefillPhase:
         c, patience = self._c, self.patience
         name = c.leg_name(ticket)
         attempt = c.attempt(name, ticket.attempts, self.due(ticket), leg.instance.route, decode)
+        if not c.prefill_body:
+            self._prepare()
         request = c.flow.prefill_leg(attempt, c.prefill_body)
         unused = True
         try:
@@ -119,6 +120,7 @@ class PrefillPhase:
             if answer.kind == "accepted":
                 outcome = c.flow.read_prefill(c.job.body, body)
                 held = self._hold(leg, outcome, name)
+                c.prefill_body = b""  # made anew in the rare case that it is needed again
                 c.scheduler.dispatcher.settled(ticket)
                 leg.accepted(exchange)
                 self._learn(held)
@@ -130,6 +132,10 @@ class PrefillPhase:
         self.others_first(leg, ticket)
         c.fault(f"prefill failed: {message}")
         return None
+
+    def _prepare(self) -> None:
+        c = self._c
+        c.prefill_body = c.flow.prepare_prefill(c.job.endpoint, c.job.body)
 
     def _hold(self, leg: Leg, outcome: PrefillOutcome, name: str) -> FinishedPrefill:
         """What goes on from here; raises FlowError when nothing can be made of the reply."""

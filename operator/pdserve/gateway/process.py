@@ -28,9 +28,9 @@ from pdserve.wire.names import PORT_HTTP
 
 logger = logging.getLogger("pdserve.gateway")
 DEFAULT_LIMITS = ClientLimits()
-COLLECT = (10_000, 20, 20)
+COLLECT = (5_000, 10, 10)
 """Thresholds of the garbage collector. The usual first one, 700, is some ten requests: a collection
-finds nothing then, as requests leave hardly any cycles."""
+finds nothing then: requests leave no cycles, unless an instance was lost."""
 
 
 def run(argv: list[str] | None = None) -> int:

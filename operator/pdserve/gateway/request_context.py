@@ -151,7 +151,7 @@ class RequestContext:
         self.held: FinishedPrefill | None = None
         self._faults = 0
         self.prefill_body = b""
-        """What the prefill legs share."""
+        """What the prefill legs share; empty once one was accepted."""
         self.decode_body = b""
         """What the decode legs share, where they go out with the prefill legs."""
         self.grace_until = 0.0

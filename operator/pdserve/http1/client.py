@@ -101,6 +101,8 @@ class Exchange(asyncio.Protocol):
         """
         self.closed = True
         self.reusable = False
+        # It refers to this object, which need not wait for the collector.
+        self._parser = httptools.HttpResponseParser(None)
         self._fail(UpstreamError("lost", f"connection lost: {exc or 'closed by the instance'}"))
 
     # --- httptools callbacks ---

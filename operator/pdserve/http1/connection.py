@@ -95,6 +95,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
         """The client is gone: end what runs for it."""
         self._server.connections.discard(self)
         self._transport = None
+        self.no_more()
         self._memory.free(self._head_kept + self._receiving + sum(self._waiting) + self._serving)
         self._head_kept = self._receiving = self._serving = 0
         self._waiting.clear()

@@ -140,6 +140,10 @@ class Receiver:
     def complete(self) -> None:
         """Called when a request was added to `received`."""
 
+    def no_more(self) -> None:
+        """No bytes come any more: the parser, which refers to this object, need not keep it."""
+        self._parser = httptools.HttpRequestParser(None)
+
     # --- httptools callbacks ---
 
     def on_message_begin(self) -> None:
