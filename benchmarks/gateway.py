@@ -76,6 +76,8 @@ class Cell:
     """Microseconds of CPU per request in each round, by rival."""
     rates: dict[str, list[float]] = field(default_factory=dict)
     """Requests a second in each round."""
+    rss: dict[str, float] = field(default_factory=dict)
+    """Resident MiB after the last round."""
 
 
 def request(prompt: str) -> bytes:
@@ -132,6 +134,7 @@ async def measure(
             for rival in rivals:
                 await one_round(cell, rival, effort, stubs.behaviour)
         stubs.behaviour.paced = None
+        cell.rss = {rival.name: rival.rss / (1 << 20) for rival in rivals}
         told = ", ".join(
             f"{name} {median(us):.0f} us of CPU, {median(cell.rates[name]):.0f} requests/s"
             for name, us in cell.us.items()
@@ -203,11 +206,20 @@ def cell_rows(cells: Sequence[Cell]) -> list[Row]:
     return rows
 
 
-def memory_row(rivals: Sequence[Rival]) -> Row:
-    """Resident memory after all load of the group."""
-    ours, *others = (rival.rss / (1 << 20) for rival in rivals)
-    said = f"; vllm-router has {others[0]:.0f} MiB" if others else ""
-    return Row("resident memory after load", ours, "MiB", f"promised{said}", 40, 1.0, "lower")
+def memory_rows(small: Cell, last: Cell) -> list[Row]:
+    """Resident memory after 64 clients with small prompts, and after everything else as well.
+
+    The second is compared with the other process: large prompts in flight must be somewhere.
+    """
+    ours, *others = small.rss.items()
+    said = "".join(f"; {name} has {value:.0f} MiB" for name, value in others)
+    rows = [Row("resident memory, M = 16", ours[1], "MiB", f"promised{said}", 40, 1.0, "lower")]
+    (_, mine), *theirs = last.rss.items()
+    rows += [
+        Row("resident memory after all load, M = 16", mine, "MiB", name, value, 1.0, "lower")
+        for name, value in theirs
+    ]
+    return rows
 
 
 async def everything(effort: Effort, with_router: bool, say: Progress) -> list[Row]:
@@ -222,8 +234,7 @@ async def everything(effort: Effort, with_router: bool, say: Progress) -> list[R
     many = Cell("M = 64")
 
     async def further(rivals: Sequence[Rival], stubs: Stubs) -> list[Row]:
-        rows = await latency_rows(rivals, effort, stubs)
-        return [*rows, memory_row(rivals)]
+        return await latency_rows(rivals, effort, stubs)
 
     await group(1, [one], effort, with_router, say)
     rows = await group(16, [sixteen, *others], effort, with_router, say, further)
@@ -238,6 +249,7 @@ async def everything(effort: Effort, with_router: bool, say: Progress) -> list[R
             "higher", len(per_core), max(per_core) - min(per_core),
         ),
         *rows,
+        *memory_rows(sixteen, others[-1]),
         *gateway_policies.rows(gateway_policies.ALL, effort.virtual, say),
     ]  # fmt: skip
 

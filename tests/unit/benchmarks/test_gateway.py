@@ -6,7 +6,16 @@ import asyncio
 import os
 
 import pytest
-from benchmarks.gateway import Cell, Effort, cell_rows, measure, one_round, request, single
+from benchmarks.gateway import (
+    Cell,
+    Effort,
+    cell_rows,
+    measure,
+    memory_rows,
+    one_round,
+    request,
+    single,
+)
 from benchmarks.harness import Progress
 from benchmarks.parts import gateway_policies
 from benchmarks.parts.gateway_rivals import our_gateway
@@ -34,6 +43,7 @@ async def test_every_sort_of_load_gets_whole_answers_through_the_gateway(cell: C
         assert len(await single(gateway, 20)) >= 18
         assert stubs.behaviour.refused >= 9, "each request was refused once"
         assert gateway.rss > 1 << 20
+        assert 1 < cell.rss["pdserve"] < 1000
     finally:
         gateway.stop()
         stubs.stop()
@@ -88,6 +98,16 @@ def test_rows_compare_with_the_other_process() -> None:
     assert row.spread == 20.0
     assert not row.ok
     assert cell_rows([Cell("alone", us={"pdserve": [100.0]})]) == []
+
+
+def test_memory_is_compared_with_a_promise_and_with_the_other_process() -> None:
+    small = Cell("small", rss={"pdserve": 30.0, "other": 100.0})
+    last = Cell("last", rss={"pdserve": 60.0, "other": 120.0})
+    promise, both = memory_rows(small, last)
+    assert (promise.value, promise.reference, promise.ok) == (30.0, 40, True)
+    assert (both.value, both.reference, both.vs) == (60.0, 120.0, "other")
+    [alone] = memory_rows(Cell("s", rss={"pdserve": 50.0}), Cell("l", rss={"pdserve": 60.0}))
+    assert not alone.ok
 
 
 def test_policies_are_compared_in_virtual_time() -> None:
