@@ -13,7 +13,6 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,17 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from benchmarks.harness import Row, report
-from tests.support.engines import Client, EngineProcess, Group, fresh_host, until
+from tests.support.engines import Client, EngineProcess, Group, until
 
-from pdserve.engines.trust import Trust
-from pdserve.refengine.kv.kv_transport import Identity, PeerAddress
-from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.pool import blocks_for
-from pdserve.refengine.kv.tcp import TcpTransport
 from pdserve.refengine.model.llama import Rows, new_pool
 from pdserve.refengine.model.loader import LoadedModel, load_model
 
-MIB = 1 << 20
 PATH = "/v1/completions"
 
 
@@ -95,63 +89,6 @@ def compute_rows(model: LoadedModel) -> list[Row]:
             one_by_one,
             0.6,
             "lower",
-        ),
-    ]
-
-
-class _Store:
-    def __init__(self, data: bytes) -> None:
-        self.payload = Payload(1, memoryview(data), zlib.crc32(data))
-
-    def admits(self, peer: str) -> str | None:
-        return None
-
-    def export(self, request_id: str, peer: str) -> Payload | None:
-        return self.payload
-
-    def pulled(self, request_id: str, peer: str) -> None:
-        return
-
-    def pull_failed(self, request_id: str, peer: str) -> None:
-        return
-
-
-async def transfer_rows() -> list[Row]:
-    """Both ends on one event loop: sender, kernel, receiver and checksum share a core."""
-    size = 16 * MIB
-    store = _Store(os.urandom(size))
-    sender = TcpTransport(Identity("p", Trust("t"), "m", "n"), store, 10)
-    receiver = TcpTransport(Identity("d", Trust("t"), "m", "n"), store, 10)
-    host = fresh_host()
-    address = PeerAddress("p", host, await sender.start(host, 0))
-    buffer = bytearray(size)
-    whole = [memoryview(buffer)]
-    blocks = [memoryview(buffer)[i : i + 65536] for i in range(0, size, 65536)]
-
-    async def checking() -> None:
-        zlib.crc32(buffer)
-
-    milliseconds = await timed(
-        40,
-        lambda: receiver.pull(address, "r", 1, whole),
-        lambda: receiver.pull(address, "r", 1, blocks),
-        checking,
-    )
-    contiguous, scattered, checksum = (size / ms / 1e6 for ms in milliseconds)
-    await receiver.stop()
-    await sender.stop()
-    return [
-        Row(
-            "KV pull 16 MiB, contiguous",
-            contiguous,
-            "GB/s",
-            "CRC-32 alone",
-            checksum,
-            0.12,
-            "higher",
-        ),
-        Row(
-            "KV pull into 64 KiB blocks", scattered, "GB/s", "contiguous", contiguous, 0.5, "higher"
         ),
     ]
 
@@ -227,7 +164,7 @@ async def everything() -> int:
     model = load_model(None)
     if blocks_for(256) != 8:
         raise AssertionError("the tables above assume blocks of 32 tokens")
-    return report("engine", [*compute_rows(model), *await transfer_rows(), *await server_rows()])
+    return report("engine", [*compute_rows(model), *await server_rows()])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 import yaml
+from tests.support import kv_corruptions
 
 from pdserve.api import InvalidObjectError as CrError
 from pdserve.api import PDService, RoCEDomain, ScenarioGroup
@@ -30,7 +31,9 @@ from pdserve.ratio.learn import LearnState
 from pdserve.ratio.records import RecordError, from_json
 from pdserve.refengine.api import openai
 from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.kv_transport import TransportError
+from pdserve.refengine.kv.frames import CheckedLanding
+from pdserve.refengine.kv.kv_transport import CorruptKvError, TransportError
+from pdserve.refengine.kv.payload import frame_sizes
 from pdserve.refengine.model.loader import load_model
 from pdserve.telemetry import promql
 from pdserve.terms.quantity import QuantityError, quantity
@@ -247,6 +250,12 @@ def _frames(data: bytes) -> object:
     return count
 
 
+def _kv(data: bytes) -> object:
+    memory = memoryview(bytearray(kv_corruptions.BLOCKS * kv_corruptions.BLOCK_BYTES))
+    frames = frame_sizes(kv_corruptions.BLOCKS, kv_corruptions.EACH)
+    return CheckedLanding([memory], kv_corruptions.IDENTITY, frames).fill(memoryview(data))
+
+
 @functools.cache
 def _model() -> Any:
     return load_model(None)
@@ -322,6 +331,7 @@ def targets() -> tuple[Target, ...]:
         Target("engine.decode", _engine_body("completion", "decode"), (ApiError,),
                (_json(_DECODE),)),
         Target("kv.frames", _frames, (TransportError,), (frame * 3, frame)),
+        Target("kv.payload", _kv, (CorruptKvError,), (bytes(kv_corruptions.Corruptions(0).good),)),
     )  # fmt: skip
 
 

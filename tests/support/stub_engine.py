@@ -55,7 +55,7 @@ class StubEngine:
         """What happens to the next requests: `ok`, `500`, `400`, `full`, `draining`,
         `deadline`, `reset`, `hang`, `cut:N` (decode: connection lost after N tokens), `error:N`
         (error event),
-        `kv_failed`, `empty`, `forgets` (prefill: it keeps no KV)."""
+        `kv_failed`, `kv_corrupt`, `empty`, `forgets` (prefill: it keeps no KV)."""
         self.gate: asyncio.Event | None = None
         """When set, prefill waits for it before it answers."""
         self.reply_gate: asyncio.Event | None = None
@@ -154,8 +154,8 @@ class StubEngine:
         if step == "deadline":
             self._reject(reply, b"deadline")
             return
-        if step == "kv_failed":
-            self._reject(reply, b"kv_failed", 502)
+        if step in ("kv_failed", "kv_corrupt"):
+            self._reject(reply, step.encode(), 502)
             return
         if step == "full" or self.used >= self.capacity:
             self._reject(reply, b"full" if self.role == "prefill" else b"decode_full")

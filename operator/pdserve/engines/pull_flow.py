@@ -173,7 +173,7 @@ class PullFlow:
         if status == 200:
             return _ACCEPTED
         reason = headers.get(self.names.reject, b"").decode("latin-1")
-        if reason == calls.REJECT_KV_FAILED:
+        if reason in (calls.REJECT_KV_FAILED, calls.REJECT_KV_CORRUPT):
             return EngineAnswer("kv_failed", reason)
         if status in (503, 429):
             return EngineAnswer("refused", reason or "status")

@@ -42,6 +42,9 @@ class EngineMetrics:
         self._pulls = self.registry.counter(
             metrics.KV_PULLS, "KV pulls of a decode, by address", ["path", "reason"]
         )
+        self._corrupt = self.registry.counter(
+            metrics.KV_CORRUPT_PULLS, "KV pulls that arrived corrupt, by the prefill", ["peer"]
+        )
         self._device_addresses = gauge(
             metrics.KV_DEVICE_ADDRESSES, "Addresses of own devices in the peer table", ["state"]
         )
@@ -96,6 +99,10 @@ class EngineMetrics:
     def kv_pulled(self, path: str, reason: str) -> None:
         """A decode pulled KV from a peer's `device` or `pod`; `reason`: why not from a device."""
         self._pulls.labels(path, reason).inc()
+
+    def kv_corrupt(self, peer: str) -> None:
+        """KV that was pulled from `peer` did not match its checksum, and was not used."""
+        self._corrupt.labels(peer).inc()
 
     def device_addresses(self, listening: int, missing: int) -> None:
         """KV is listened for at so many addresses of devices, and cannot be at so many."""

@@ -67,7 +67,9 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
     transport.listeners.changed = metrics.device_addresses
     links.transport = transport
     pulls = config.role == "decode"
-    links.paths = KvPaths(transport, transport.listeners, pulls, metrics.kv_pulled)
+    links.paths = KvPaths(
+        transport, transport.listeners, pulls, metrics.kv_pulled, metrics.kv_corrupt
+    )
     engine.pull_from(links.paths)
     engine.handoff.admits_peer = links.admits
     transfer_port = 0

@@ -56,6 +56,8 @@ REJECT_DEADLINE = "deadline"
 REJECT_DECODE_FULL = "decode_full"
 REJECT_KV_FAILED = "kv_failed"
 """With 502 from decode: it could not pull the KV; another decode of the group may try."""
+REJECT_KV_CORRUPT = "kv_corrupt"
+"""With 502 from decode: what it pulled was not the KV that was asked for; as `kv_failed`."""
 
 PARAM_KV = "kv_transfer_params"
 """Body field of vLLM's P/D contract; opaque to the gateway."""

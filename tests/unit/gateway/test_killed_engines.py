@@ -65,10 +65,13 @@ async def test_killed_decode_loses_no_request_that_was_not_streaming(
     assert await rig.metric(names.GATEWAY_OFFERED) == 1
 
 
-async def test_prefill_that_lost_the_kv_is_repeated_once_within_the_budget(rig: Rig) -> None:
+@pytest.mark.parametrize("reason", ["kv_failed", "kv_corrupt"])
+async def test_prefill_that_lost_the_kv_is_repeated_once_within_the_budget(
+    rig: Rig, reason: str
+) -> None:
     await rig.one_group(decodes=2)
-    rig.engines["d0"].script = ["kv_failed"]
-    rig.engines["d1"].script = ["kv_failed"]
+    rig.engines["d0"].script = [reason]
+    rig.engines["d1"].script = [reason]
     answer = await rig.complete(stream=True)
     assert answer.text == "t0 t1 t2 t3 "
     prefill = rig.engines["p0"]
@@ -76,8 +79,8 @@ async def test_prefill_that_lost_the_kv_is_repeated_once_within_the_budget(rig: 
     scheduler = rig.gateway.service.scheduler("tiny", {})[0]
     while scheduler.budget.take():
         pass
-    rig.engines["d0"].script = ["kv_failed"]
-    rig.engines["d1"].script = ["kv_failed"]
+    rig.engines["d0"].script = [reason]
+    rig.engines["d1"].script = [reason]
     answer = await rig.complete(stream=True)
     assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_error")
     assert len(prefill.seen) - prefill.events["rejected full"] == 3

@@ -204,6 +204,14 @@ DECODE_CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "another position": ({"position": 4}, "kv_transfer_params.pdserve.position", "must be"),
     "no seed": ({"seed": None}, "kv_transfer_params.pdserve.seed", "an integer"),
     "bad logprobs": ({"first_top_logprobs": [3]}, "kv_transfer_params.pdserve", "malformed"),
+    **{
+        f"generation {value!r}": (
+            {"generation": value},
+            "kv_transfer_params.pdserve.generation",
+            "an integer from 0 to",
+        )
+        for value in (-1, 1 << 53, "1", 1.5, True, None)
+    },
 }
 
 

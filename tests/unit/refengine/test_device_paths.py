@@ -25,7 +25,12 @@ from tests.unit.refengine.test_transport import read_frame
 from pdserve.engines.trust import Trust, shared_proof
 from pdserve.refengine.kv import protocol
 from pdserve.refengine.kv.device_addresses import usable_addresses
-from pdserve.refengine.kv.kv_transport import Identity, PeerAddress, TransportError
+from pdserve.refengine.kv.kv_transport import (
+    Identity,
+    PeerAddress,
+    TransportError,
+    WantedKv,
+)
 from pdserve.refengine.kv.paths import KvPaths, PeerDevices
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.protocol import FrameKind
@@ -41,13 +46,19 @@ _BYTES_RECEIVED = 128
 
 
 class Store:
-    """An exporter that has KV for every request."""
+    """An exporter that has KV for every request; the next `corrupt` times it is damaged."""
+
+    corrupt = 0
 
     def admits(self, peer: str) -> str | None:
         return None
 
     def export(self, request_id: str, peer: str) -> Payload | None:
-        return Payload(64, memoryview(DATA), zlib.crc32(DATA))
+        payload = Payload.of(64, memoryview(DATA))
+        if not self.corrupt:
+            return payload
+        self.corrupt -= 1
+        return dataclasses.replace(payload, checksums=(1,))
 
     def pulled(self, request_id: str, peer: str) -> None:
         pass
@@ -69,11 +80,14 @@ class Ends:
         """`name` is the prefill's own; the decode's table calls it `told`."""
         trust = Trust("secret")
         self.prefill, self.decode = prefill, decode
-        self.sender = TcpTransport(Identity(name, trust, "m", "n"), Store(), 5)
+        self.store = Store()
+        self.sender = TcpTransport(Identity(name, trust, "m", "n"), self.store, 5)
         self.receiver = TcpTransport(Identity("d0", trust, "m", "n"), Store(), 5)
         self.counted: Counter[tuple[str, str]] = Counter()
-        self.serving = KvPaths(self.sender, self.sender.listeners, False, self._count)
-        self.paths = KvPaths(self.receiver, self.receiver.listeners, True, self._count)
+        self.corrupt: list[str] = []
+        counters = (self._count, self.corrupt.append)
+        self.serving = KvPaths(self.sender, self.sender.listeners, False, *counters)
+        self.paths = KvPaths(self.receiver, self.receiver.listeners, True, *counters)
         self.pod = PeerAddress(told, fresh_host(), 0)
         self.own = fresh_host()
 
@@ -112,7 +126,7 @@ class Ends:
     async def pull(self) -> None:
         """One pull whose bytes are checked."""
         buffer = bytearray(len(DATA))
-        await self.paths.pull(self.pod.id, "r1", 64, [memoryview(buffer)])
+        await self.paths.pull(self.pod.id, WantedKv("r1", 64), [memoryview(buffer)])
         assert buffer == DATA
 
     async def pulled(self, path: str, reason: str = "", more: int = 1) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pdserve.engines.trust import Trust
 from pdserve.refengine.kv.kv_transport import Identity
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.tcp import TcpTransport
-from pdserve.wire import calls
+from pdserve.wire import calls, metrics
 from pdserve.wire.peers import PeerTable
 
 UNGRANTED = {"credentials": 1, "grant": "", "maxPromptBytes": 2048 * 32 + 4096, "maxModelLen": 2048}
@@ -103,7 +104,7 @@ class _Corrupting:
     """A prefill's exporter whose payload does not match its checksum."""
 
     def __init__(self, size: int) -> None:
-        self.payload = Payload(85, memoryview(bytes(size)), 12345)
+        self.payload = replace(Payload.of(85, memoryview(bytes(size))), checksums=(12345,))
 
     def admits(self, peer: str) -> str | None:
         return None
@@ -142,8 +143,10 @@ async def test_corrupt_kv_is_never_used(client: Client, start: Any) -> None:
         "pdserve": {"first_token_ids": [9], "seed": 1, "position": 85, "cached_tokens": 0},
     }
     reply = await client.call("POST", decode.url + PATH, BODY | {calls.PARAM_KV: params})
-    assert (reply.status, reply.headers[calls.HEADER_REJECT]) == (502, calls.REJECT_KV_FAILED)
-    assert "corrupt" in reply.body["error"]["message"]
+    assert (reply.status, reply.headers[calls.HEADER_REJECT]) == (502, calls.REJECT_KV_CORRUPT)
+    assert "corrupt in blocks 0 to 2" in reply.body["error"]["message"]
+    corrupt = f'{metrics.KV_CORRUPT_PULLS}{{peer="rogue"}}'
+    assert await client.metric(decode, corrupt) == 2  # pulled once more
     assert await is_idle(client, decode)
     foreign = params | {"remote_engine_id": "unknown"}
     reply = await client.call("POST", decode.url + PATH, BODY | {calls.PARAM_KV: foreign})

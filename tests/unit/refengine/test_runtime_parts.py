@@ -85,7 +85,7 @@ def test_pool_never_loses_or_doubles_a_block(steps: list[tuple[int, int]]) -> No
 
 # --- leases -----------------------------------------------------------------------------------
 
-KV = Payload(3, memoryview(b"abc"), 1)
+KV = Payload.of(3, memoryview(b"abc"))
 
 
 class Ended:

@@ -12,7 +12,7 @@ from tests.support.engines import fresh_host
 
 from pdserve.engines.trust import Trust, shared_proof
 from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.kv_transport import Identity, PeerAddress, TransportError
+from pdserve.refengine.kv.kv_transport import Identity, PeerAddress, TransportError, WantedKv
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.refengine.kv.tcp import TcpTransport
@@ -26,8 +26,9 @@ class Store:
     """An exporter with one request."""
 
     def __init__(self, checksum: int | None = None) -> None:
-        crc = zlib.crc32(DATA) if checksum is None else checksum
-        self.payload = Payload(64, memoryview(DATA), crc)
+        self.payload = Payload.of(64, memoryview(DATA))
+        if checksum is not None:
+            self.payload = dataclasses.replace(self.payload, checksums=(checksum,))
         self.events: list[str] = []
 
     def admits(self, peer: str) -> str | None:
@@ -70,7 +71,7 @@ class Pair:
     ) -> bytes:
         buffers = [bytearray(n) for n in sizes or (len(DATA),)]
         views = [memoryview(b) for b in buffers]
-        await self.receiver.pull(self.address, request, tokens, views)
+        await self.receiver.pull(self.address, WantedKv(request, tokens), views)
         return b"".join(buffers)
 
 
@@ -123,7 +124,7 @@ async def test_no_listener() -> None:
 BROKEN: dict[str, tuple[Store, str, int, tuple[int, ...], str]] = {
     "unknown request": (Store(), "r2", 64, (), "no KV held for request 'r2'"),
     "corrupt bytes": (Store(checksum=1), "r1", 64, (), "corrupt"),
-    "other length": (Store(), "r1", 65, (), "64 tokens announced, 65 expected"),
+    "other length": (Store(), "r1", 65, (), "64 tokens are held, 65 are asked for"),
     "other blocks": (Store(), "r1", 64, (1000,), "for 1000 bytes of blocks"),
 }
 
@@ -219,7 +220,7 @@ async def test_a_sender_that_dies_in_the_middle(sent: int) -> None:
     transport = TcpTransport(RECEIVER, Store(), 5)
     address = await raw_server(talk)
     with pytest.raises(TransportError, match="p0"):
-        await transport.pull(address, "r1", 64, [memoryview(bytearray(len(DATA)))])
+        await transport.pull(address, WantedKv("r1", 64), [memoryview(bytearray(len(DATA)))])
 
 
 async def test_a_sender_that_stalls_runs_into_the_timeout() -> None:
@@ -229,7 +230,8 @@ async def test_a_sender_that_stalls_runs_into_the_timeout() -> None:
 
     transport = TcpTransport(RECEIVER, Store(), 0.2)
     with pytest.raises(TransportError, match="took longer than"):
-        await transport.pull(await raw_server(talk), "r1", 64, [memoryview(bytearray(8))])
+        address = await raw_server(talk)
+        await transport.pull(address, WantedKv("r1", 64), [memoryview(bytearray(8))])
 
 
 async def test_pull_before_the_handshake_closes_the_connection() -> None:

@@ -15,7 +15,7 @@ from pdserve.http1.errors import ApiError, Headers
 from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.refengine.api import openai
-from pdserve.refengine.api.handover import Sender, reply_params
+from pdserve.refengine.api.handover import Held, Sender, reply_params
 from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.loader import LoadedModel
@@ -134,7 +134,7 @@ class Generator:
             sequence.request,
             event.sampled,
             sequence.cached,
-            self._config.lease_seconds,
+            Held(self._config.lease_seconds, self.engine.handoff.generation(sequence.request.id)),
             self._sender,
         )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
+from pdserve.refengine.kv.integrity import MAX_GENERATION
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime.request import GenerationRequest, RemoteKv
 from pdserve.terms.json import JsonMap, JsonObject
@@ -31,6 +32,14 @@ class RemoteLeg:
     def tokens(self) -> int:
         """Length of the prompt in tokens."""
         return self.kv.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """KV that a prefill holds: for how many seconds, and its generation (`kv.integrity`)."""
+
+    lease: float
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +94,11 @@ def remote_of(body: JsonMap, role: EngineRole) -> RemoteLeg | None:
 
 
 def reply_params(
-    request: GenerationRequest, first: Sampled, cached: int, lease: float, sender: Sender
+    request: GenerationRequest, first: Sampled, cached: int, held: Held, sender: Sender
 ) -> JsonObject:
     """`kv_transfer_params` of a prefill's reply.
 
-    `cached`: prompt tokens found in the prefix cache; `lease`: seconds for which the KV is held.
+    `cached`: prompt tokens found in the prefix cache.
     """
     return {
         "do_remote_prefill": True,
@@ -100,7 +109,7 @@ def reply_params(
         "remote_port": sender.port,
         "remote_block_ids": [],
         "remote_num_tokens": request.prompt_tokens,
-        "remote_blocks_expiry_time": time.time() + lease,
+        "remote_blocks_expiry_time": time.time() + held.lease,
         "pdserve": {
             "first_token_ids": [first.token],
             "first_logprob": first.logprob,
@@ -108,6 +117,7 @@ def reply_params(
             "seed": request.sampling.seed,
             "position": request.prompt_tokens,
             "cached_tokens": cached,
+            "generation": held.generation,
         },
     }
 
@@ -152,8 +162,19 @@ def _remote_leg(params: JsonMap) -> RemoteLeg:
         request=_text(params, "remote_request_id"),
         tokens=tokens,
         first=first,
+        generation=_generation(ours),
     )
     return RemoteLeg(kv, seed, _whole(ours, "cached_tokens", f"{PARAM_KV}.pdserve", 0))
+
+
+def _generation(ours: JsonMap) -> int:
+    """0 where the prefill, of an older version, does not say."""
+    number = ours.get("generation", 0)
+    if type(number) is not int or not 0 <= number <= MAX_GENERATION:
+        raise field_error(
+            f"{PARAM_KV}.pdserve.generation", number, f"an integer from 0 to {MAX_GENERATION}"
+        )
+    return number
 
 
 def _whole(value: JsonMap, name: str, path: str, low: int) -> int:

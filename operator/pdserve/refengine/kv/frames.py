@@ -1,7 +1,7 @@
 """Bytes of one transport connection: frames go to a callback, payloads straight into memory.
 
 `BufferedProtocol` lets the kernel copy into the KV blocks themselves. The checksum of each piece is
-computed while the piece is still in the CPU's cache.
+computed while the piece is still in the CPU's cache, so a piece is at most `WINDOW` bytes.
 """
 
 from __future__ import annotations
@@ -12,52 +12,130 @@ import zlib
 from collections.abc import Sequence
 from typing import cast
 
-from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.kv_transport import TransportError
+from pdserve.refengine.kv import integrity, protocol
+from pdserve.refengine.kv.integrity import KvIdentity
+from pdserve.refengine.kv.kv_transport import CorruptKvError, TransportError
 from pdserve.terms.json import JsonObject
+
+WINDOW = 256 << 10
 
 
 class Landing:
-    """Consecutive writable buffers that a payload fills; counts and checksums what arrived.
+    """Consecutive writable buffers that a payload fills."""
 
-    Raises:
-        TransportError: the payload of `size` bytes does not fill the buffers exactly.
-    """
-
-    def __init__(self, buffers: Sequence[memoryview], size: int) -> None:
-        if sum(len(b) for b in buffers) != size:
-            raise TransportError(
-                f"KV payload of {size} bytes for {sum(len(b) for b in buffers)} bytes of blocks"
-            )
+    def __init__(self, buffers: Sequence[memoryview]) -> None:
         self._buffers = list(buffers)
         self._index = self._offset = 0
-        self.missing = size
-        self.checksum = 0
+        self._missing = sum(map(len, buffers))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all has arrived and was checked."""
+        return not self._missing
 
     def buffer(self) -> memoryview:
         """Where the next bytes go."""
-        return self._buffers[self._index][self._offset :]
+        return self._next(WINDOW)
 
     def advance(self, count: int) -> None:
-        """Note that `count` bytes were written into `buffer()`."""
-        begin = self._offset
-        self._offset += count
-        view = self._buffers[self._index]
-        self.checksum = zlib.crc32(view[begin : self._offset], self.checksum)
-        self.missing -= count
-        if self._offset == len(view):
-            self._index, self._offset = self._index + 1, 0
+        """Note that `count` bytes were written into `buffer()`.
+
+        Raises:
+            CorruptKvError: they are not what was sent, or not what was asked for.
+        """
+        raise NotImplementedError
 
     def fill(self, data: memoryview) -> int:
-        """Copy bytes that came together with a frame; returns how many were used."""
+        """Copy bytes that came together with a frame; returns how many were used.
+
+        Raises:
+            CorruptKvError: as `advance`.
+        """
         used = 0
-        while self.missing and used < len(data):
+        while not self.complete and used < len(data):
             target = self.buffer()
             count = min(len(target), len(data) - used)
             target[:count] = data[used : used + count]
             self.advance(count)
             used += count
         return used
+
+    def _next(self, most: int) -> memoryview:
+        return self._buffers[self._index][self._offset : self._offset + most]
+
+    def _take(self, count: int) -> memoryview:
+        """The `count` bytes that were just written."""
+        view = self._buffers[self._index]
+        piece = view[self._offset : self._offset + count]
+        self._missing -= count
+        self._offset += count
+        if self._offset == len(view):
+            self._index, self._offset = self._index + 1, 0
+        return piece
+
+
+class WholeLanding(Landing):
+    """A payload with one CRC-32 of all its bytes, as engines of older versions send it."""
+
+    def __init__(self, buffers: Sequence[memoryview], announced: object) -> None:
+        """`announced`: the CRC-32 that the peer sent."""
+        super().__init__(buffers)
+        self._announced, self._crc = announced, 0
+
+    def advance(self, count: int) -> None:
+        """Note that `count` bytes were written into `buffer()`.
+
+        Raises:
+            CorruptKvError: they are not what was sent.
+        """
+        self._crc = zlib.crc32(self._take(count), self._crc)
+        if self.complete and self._crc != self._announced:
+            raise CorruptKvError(
+                f"KV payload is corrupt: CRC {self._crc}, announced {self._announced}"
+            )
+
+
+class CheckedLanding(Landing):
+    """A payload in frames, each with its head (`integrity`)."""
+
+    def __init__(
+        self,
+        buffers: Sequence[memoryview],
+        identity: KvIdentity,
+        frames: Sequence[tuple[int, int]],
+    ) -> None:
+        """`frames`: first block and number of blocks of each, in the order in which they come."""
+        super().__init__(buffers)
+        self._identity, self._frames = identity, iter(frames)
+        self._head = bytearray(integrity.HEAD.size)
+        self._frame = (0, 0)
+        self._crc = self._frame_missing = self._head_missing = 0
+        self._begin(next(self._frames))
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes go."""
+        if self._head_missing:
+            return memoryview(self._head)[-self._head_missing :]
+        return self._next(min(WINDOW, self._frame_missing))
+
+    def advance(self, count: int) -> None:
+        """Note that `count` bytes were written into `buffer()`."""
+        if self._head_missing:
+            self._head_missing -= count
+            return
+        self._crc = integrity.checksum(self._take(count), self._crc)
+        self._frame_missing -= count
+        if self._frame_missing:
+            return
+        self._identity.check(self._head, self._crc, *self._frame)
+        following = next(self._frames, None)
+        if following is not None:
+            self._begin(following)
+
+    def _begin(self, frame: tuple[int, int]) -> None:
+        self._frame, self._crc = frame, 0
+        self._frame_missing = frame[1] * self._identity.block_bytes
+        self._head_missing = len(self._head)
 
 
 class FrameConnection(asyncio.BufferedProtocol):
@@ -73,12 +151,12 @@ class FrameConnection(asyncio.BufferedProtocol):
         """A frame arrived; TransportError closes the connection."""
         raise NotImplementedError
 
-    def landed(self, landing: Landing) -> None:
-        """A payload is complete (not yet checked)."""
+    def landed(self) -> None:
+        """A payload is complete, and checked."""
         raise NotImplementedError
 
-    def closed(self, reason: str) -> None:
-        """The connection is gone."""
+    def closed(self, reason: str, error: TransportError | None = None) -> None:
+        """The connection is gone; `error`: because of what arrived."""
         raise NotImplementedError
 
     def send(self, kind: protocol.FrameKind, body: JsonObject | None = None) -> None:
@@ -124,7 +202,7 @@ class FrameConnection(asyncio.BufferedProtocol):
                 self._have += nbytes
                 self._parse()
         except TransportError as error:
-            self.closed(str(error))
+            self.closed(str(error), error)
             self.abort()
 
     def _parse(self) -> None:
@@ -146,6 +224,6 @@ class FrameConnection(asyncio.BufferedProtocol):
 
     def _check_landing(self) -> None:
         landing = self._landing
-        if landing is not None and not landing.missing:
+        if landing is not None and landing.complete:
             self._landing = None
-            self.landed(landing)
+            self.landed()

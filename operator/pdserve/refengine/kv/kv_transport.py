@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pdserve.engines.trust import Proof
-
-from pdserve.refengine.kv.payload import Payload
+    from pdserve.refengine.kv.payload import Payload
 
 HANDSHAKE_SECONDS = 3.0
 
@@ -25,6 +24,10 @@ class TransportError(Exception):
 
 class PathError(TransportError):
     """No connection could be made, or it broke: another address of the peer may do."""
+
+
+class CorruptKvError(PathError):
+    """What arrived is not the KV that was asked for; it must not be used."""
 
 
 class PullTimeoutError(TransportError):
@@ -56,6 +59,19 @@ class PeerAddress:
         if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
             raise TransportError(f"transfer address {transfer!r} of {peer} is not host:port")
         return PeerAddress(peer, host.strip("[]"), int(port))
+
+
+@dataclass(frozen=True, slots=True)
+class WantedKv:
+    """What a pull asks for: the KV of the `tokens` prompt tokens of a request.
+
+    `generation` tells it from earlier KV under the same name; 0 where the prefill, of an older
+    version, did not say.
+    """
+
+    request: str
+    tokens: int
+    generation: int = 0
 
 
 class Keyring(Protocol):
@@ -113,12 +129,11 @@ class Link(Protocol):
 class KvSource(Protocol):
     """Where a decode gets KV from, whatever way it takes."""
 
-    async def pull(
-        self, peer: str, request_id: str, tokens: int, landing: Sequence[memoryview]
-    ) -> int:
+    async def pull(self, peer: str, wanted: WantedKv, landing: Sequence[memoryview]) -> int:
         """Fill `landing` with a request's KV held by `peer`; returns bytes.
 
         Raises:
+            CorruptKvError: what arrived is not the KV that was asked for.
             TransportError: no KV; what `landing` holds must not be used.
         """
 
@@ -145,13 +160,12 @@ class KvTransport(Protocol):
             TransportError: the peer does not answer or refuses; the message says why.
         """
 
-    async def pull(
-        self, peer: PeerAddress, request_id: str, tokens: int, landing: Sequence[memoryview]
-    ) -> int:
-        """Fill `landing` with the KV of a request of `tokens` prompt tokens; returns bytes.
+    async def pull(self, peer: PeerAddress, wanted: WantedKv, landing: Sequence[memoryview]) -> int:
+        """Fill `landing` with a request's KV; returns bytes.
 
         Raises:
-            TransportError: the connection was lost, the peer refuses, or the data are damaged.
+            CorruptKvError: what arrived is not the KV that was asked for.
+            TransportError: the connection was lost, or the peer refuses.
         """
 
     async def stop(self) -> None:

@@ -5,7 +5,7 @@ handshake at its pod's address, that it listens there; a handshake at the addres
 So a table with wrong addresses fails no request, and a pull goes to nothing but the named peer.
 Checks run beside the pulls, with growing pauses. A pull whose connection to a device breaks is
 repeated once at the pod's address. Every pull is counted by the address it used and, if that was
-the pod's, by the reason (docs/decisions/027).
+the pod's, by the reason (docs/decisions/027). KV that arrives corrupt is pulled once more.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import Final
 
 from pdserve.refengine.kv.device_addresses import same_family
 from pdserve.refengine.kv.kv_transport import (
+    CorruptKvError,
     KvTransport,
     PathError,
     PeerAddress,
     PullTimeoutError,
     TransportError,
+    WantedKv,
 )
 from pdserve.refengine.kv.listeners import DeviceListeners
 
@@ -106,12 +108,15 @@ class KvPaths:
         listeners: DeviceListeners,
         pulls: bool,
         counted: Callable[[str, str], None],
+        corrupt: Callable[[str], None],
     ) -> None:
         """`counted` gets `device` and an empty reason, or `pod` and why, for each pull.
 
-        `pulls`: whether this instance pulls at all.
+        `corrupt` gets the peer for each pull whose KV arrived corrupt; `pulls`: whether this
+        instance pulls at all.
         """
-        self._transport, self._pulls, self._counted = transport, pulls, counted
+        self._transport, self._pulls = transport, pulls
+        self._counted, self._corrupt = counted, corrupt
         self.listeners = listeners
         self._peers: dict[str, _Peer] = {}
 
@@ -141,9 +146,7 @@ class KvPaths:
         for peer in former.values():
             _stop(peer)
 
-    async def pull(
-        self, peer: str, request_id: str, tokens: int, landing: Sequence[memoryview]
-    ) -> int:
+    async def pull(self, peer: str, wanted: WantedKv, landing: Sequence[memoryview]) -> int:
         """Bytes pulled; see `KvSource`.
 
         Raises:
@@ -155,7 +158,7 @@ class KvPaths:
         device = known.next_device()
         if device is not None:
             try:
-                size = await self._transport.pull(device.address, request_id, tokens, landing)
+                size = await self._transfer(device.address, wanted, landing)
             except PathError as error:
                 self._broke(known, device, error)
             except PullTimeoutError as error:
@@ -165,9 +168,27 @@ class KvPaths:
                 device.pause = FIRST_PAUSE
                 self._counted("device", "")
                 return size
-        size = await self._transport.pull(known.pod, request_id, tokens, landing)
+        else:
+            try:
+                return await self._from_pod(known, wanted, landing)
+            except CorruptKvError:
+                pass  # counted; once more, over a new connection
+        return await self._from_pod(known, wanted, landing)
+
+    async def _from_pod(self, known: _Peer, wanted: WantedKv, landing: Sequence[memoryview]) -> int:
+        size = await self._transfer(known.pod, wanted, landing)
         self._counted("pod", known.why_pod)
         return size
+
+    async def _transfer(
+        self, address: PeerAddress, wanted: WantedKv, landing: Sequence[memoryview]
+    ) -> int:
+        try:
+            return await self._transport.pull(address, wanted, landing)
+        except CorruptKvError as error:
+            log.warning("%s, pulled at %s", error, address.host)
+            self._corrupt(address.id)
+            raise
 
     def close(self) -> None:
         """Stop verifying."""

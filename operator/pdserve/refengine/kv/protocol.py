@@ -16,6 +16,11 @@ the token that all instances of the service share (scheme `1`, engines of older 
 
 Then, any number of times:  C PING -> S PONG;  C PULL {request} -> S KV {tokens, bytes, crc} and
 the payload, or MISSING {reason};  C DONE {request} after checking it -> S frees it.
+
+Between two ends that check frames (`integrity`):  C PULL {request, tokens, generation, each} ->
+S KV {tokens, bytes, generation} and frames of `each` blocks, a head before each, or MISSING where S
+holds other KV than that. The end of a nonce says whether its sender checks frames: engines of older
+versions take any nonce, and both MACs cover it, so no byte changed on the way hides the ability.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
+import secrets
 import struct
 
 import orjson
@@ -35,6 +41,7 @@ VERSION = 1
 MAX_FRAME = 16 << 10
 HEAD = struct.Struct("!4sBBI")
 _MAGIC = b"PDKV"
+_CHECKS = ".crc32c"
 
 
 class FrameKind(enum.IntEnum):
@@ -82,6 +89,16 @@ def decode(buffer: memoryview) -> tuple[FrameKind, JsonObject, int] | None:
         return FrameKind(kind), body, HEAD.size + size
     except (ValueError, TypeError) as error:
         raise TransportError(f"malformed KV frame: {error}") from error
+
+
+def new_nonce() -> str:
+    """A nonce of an end that checks frames."""
+    return secrets.token_hex(16) + _CHECKS
+
+
+def checks_frames(nonce: str) -> bool:
+    """Whether the end that sent this nonce checks frames."""
+    return nonce.endswith(_CHECKS)
 
 
 def mac(

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Sequence
 
 from pdserve.engines.trust import Proof
-from pdserve.refengine.kv import protocol
+from pdserve.refengine.kv import integrity, protocol
 from pdserve.refengine.kv.device_addresses import MAX_DEVICES
-from pdserve.refengine.kv.frames import FrameConnection, Landing
-from pdserve.refengine.kv.kv_transport import Identity, PathError, PeerAddress, TransportError
+from pdserve.refengine.kv.frames import CheckedLanding, FrameConnection, WholeLanding
+from pdserve.refengine.kv.integrity import KvIdentity
+from pdserve.refengine.kv.kv_transport import (
+    CorruptKvError,
+    Identity,
+    PathError,
+    PeerAddress,
+    TransportError,
+    WantedKv,
+)
+from pdserve.refengine.kv.payload import frame_sizes
+from pdserve.refengine.kv.pool import blocks_for
 from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.terms.json import JsonObject
 
@@ -20,15 +29,16 @@ PING_SECONDS = 2.0
 class PullingEnd(FrameConnection):
     """One connection to a peer; one question at a time."""
 
-    def __init__(self, me: Identity, peer: PeerAddress) -> None:
+    def __init__(self, me: Identity, peer: PeerAddress, frame_blocks: int = 0) -> None:
+        """`frame_blocks`: blocks in a frame; 0: as many as is usual."""
         super().__init__()
         loop = asyncio.get_running_loop()
         self._me, self._address = me, peer
         self._answer: asyncio.Future[int] | None = loop.create_future()
         self._gone: asyncio.Future[str] = loop.create_future()
-        self._asked: tuple[int, Sequence[memoryview]] | None = None
-        self._checksum = self._size = 0
-        self._nonces = ("", secrets.token_hex(16))
+        self._asked: tuple[WantedKv, Sequence[memoryview]] | None = None
+        self._frame_blocks, self._size = frame_blocks, 0
+        self._nonces = ("", protocol.new_nonce())
         self._proof: Proof | None = None
         self.numerics = ""
         self.devices: tuple[str, ...] = ()
@@ -53,23 +63,21 @@ class PullingEnd(FrameConnection):
         else:
             raise TransportError(f"unexpected {kind.name}")
 
-    def landed(self, landing: Landing) -> None:
-        """Check the payload that arrived, and end the pull.
-
-        Raises:
-            TransportError: its checksum is not the announced one.
-        """
-        if landing.checksum != self._checksum:
-            raise TransportError(
-                f"KV payload is corrupt: CRC {landing.checksum:08x}, announced {self._checksum:08x}"
-            )
+    def landed(self) -> None:
+        """End the pull."""
         self._done(self._size)
 
-    def closed(self, reason: str) -> None:
-        """What waits for an answer fails."""
+    def closed(self, reason: str, error: TransportError | None = None) -> None:
+        """What waits for an answer fails.
+
+        KV is corrupt where its checksum says so, and where the peer, which checks frames, answers
+        a pull with what is no answer to it.
+        """
         if not self._gone.done():
             self._gone.set_result(reason)
-        self._fail(PathError(f"{self._address.id}: {reason}"))
+        strange = error is not None and self._asked is not None and self._checks
+        corrupt = strange or isinstance(error, CorruptKvError)
+        self._fail((CorruptKvError if corrupt else PathError)(f"{self._address.id}: {reason}"))
 
     @property
     def usable(self) -> bool:
@@ -108,12 +116,16 @@ class PullingEnd(FrameConnection):
         self._answer = asyncio.get_running_loop().create_future()
         self.send(kind, body)
 
-    async def pull(self, request: str, tokens: int, landing: Sequence[memoryview]) -> int:
+    async def pull(self, wanted: WantedKv, landing: Sequence[memoryview]) -> int:
         """Fill `landing`, check it, confirm it; the bytes pulled."""
-        self._asked = (tokens, landing)
-        self.ask(FrameKind.PULL, {"request": request})
+        self._asked = (wanted, landing)
+        question: JsonObject = {"request": wanted.request}
+        if self._checks:
+            each = self._blocks_in_frame(wanted, landing)
+            question |= {"tokens": wanted.tokens, "generation": wanted.generation, "each": each}
+        self.ask(FrameKind.PULL, question)
         size = await self.answer()
-        self.send(FrameKind.DONE, {"request": request})
+        self.send(FrameKind.DONE, {"request": wanted.request})
         return size
 
     async def lost(self) -> str:
@@ -180,12 +192,33 @@ class PullingEnd(FrameConnection):
             model=self._me.model,
         )
 
-    def _arriving(self, body: JsonObject, tokens: int, landing: Sequence[memoryview]) -> None:
-        size, crc = body.get("bytes"), body.get("crc")
-        if body.get("tokens") != tokens or not isinstance(size, int) or not isinstance(crc, int):
+    @property
+    def _checks(self) -> bool:
+        return protocol.checks_frames(self._nonces[0])
+
+    def _blocks_in_frame(self, wanted: WantedKv, landing: Sequence[memoryview]) -> int:
+        size = sum(map(len, landing)) // blocks_for(wanted.tokens)
+        return self._frame_blocks or integrity.blocks_in_frame(size)
+
+    def _arriving(self, body: JsonObject, wanted: WantedKv, landing: Sequence[memoryview]) -> None:
+        size, tokens = sum(map(len, landing)), wanted.tokens
+        if body.get("tokens") != tokens:
             raise TransportError(f"KV of {body.get('tokens')} tokens announced, {tokens} expected")
-        self._checksum, self._size = crc, size
-        self.expect(Landing(landing, size))
+        if body.get("bytes") != size:
+            raise TransportError(f"KV of {body.get('bytes')} bytes for {size} bytes of blocks")
+        self._size = size
+        if not self._checks:
+            self.expect(WholeLanding(landing, body.get("crc")))
+            return
+        said = body.get("generation")
+        generation = said if isinstance(said, int) else 0
+        known = 0 < generation <= integrity.MAX_GENERATION
+        if not known or wanted.generation not in (0, generation):
+            raise TransportError(f"KV of generation {said}, asked for {wanted.generation}")
+        blocks = blocks_for(tokens)
+        identity = KvIdentity(wanted.request, generation, self._me.model, tokens, size // blocks)
+        frames = frame_sizes(blocks, self._blocks_in_frame(wanted, landing))
+        self.expect(CheckedLanding(landing, identity, frames))
 
     def _done(self, value: int) -> None:
         if self._answer is not None and not self._answer.done():

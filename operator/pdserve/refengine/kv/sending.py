@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 
 from pdserve.engines.trust import Proof
 from pdserve.refengine.kv import protocol
-from pdserve.refengine.kv.frames import FrameConnection, Landing
+from pdserve.refengine.kv.frames import FrameConnection
+from pdserve.refengine.kv.integrity import KvIdentity
 from pdserve.refengine.kv.kv_transport import HANDSHAKE_SECONDS, Exporter, Identity, TransportError
+from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.terms.json import JsonObject
 
@@ -28,7 +29,7 @@ class SendingEnd(FrameConnection):
         super().__init__()
         self._devices = devices
         self._me, self._exporter, self._all = me, exporter, all_open
-        self._nonce = secrets.token_hex(16)
+        self._nonce = protocol.new_nonce()
         self._peer: str | None = None
         self._proof: Proof | None = None
         self._sending: str | None = None
@@ -53,7 +54,7 @@ class SendingEnd(FrameConnection):
         elif kind is FrameKind.PING:
             self.send(FrameKind.PONG)
         elif kind is FrameKind.PULL:
-            self._pull(str(body.get("request")), self._peer)
+            self._pull(body, self._peer)
         elif kind is FrameKind.DONE:
             self._sending = None
             self._exporter.pulled(str(body.get("request")), self._peer)
@@ -67,7 +68,7 @@ class SendingEnd(FrameConnection):
         if self._proof not in self._me.keys.proofs_from(self._peer):
             self.abort()
 
-    def landed(self, landing: Landing) -> None:
+    def landed(self) -> None:
         """Refuse a payload: nothing lands at this end.
 
         Raises:
@@ -75,7 +76,7 @@ class SendingEnd(FrameConnection):
         """
         raise TransportError("payload sent to a server")
 
-    def closed(self, reason: str) -> None:
+    def closed(self, reason: str, error: TransportError | None = None) -> None:
         """The KV that was being sent stays for another pull."""
         self._timer.cancel()
         self._all.discard(self)
@@ -131,7 +132,8 @@ class SendingEnd(FrameConnection):
         if self.transport is not None:
             self.transport.close()
 
-    def _pull(self, request: str, peer: str) -> None:
+    def _pull(self, asked: JsonObject, peer: str) -> None:
+        request = str(asked.get("request"))
         refusal = self._exporter.admits(peer)
         if refusal is None and self._proof not in self._me.keys.proofs_from(peer):
             refusal = f"the key that {peer} proved counts no more"
@@ -143,8 +145,41 @@ class SendingEnd(FrameConnection):
         if payload is None:
             self.send(FrameKind.MISSING, {"reason": f"no KV held for request {request!r}"})
             return
-        self._sending = request
-        head = {"tokens": payload.tokens, "bytes": len(payload.data), "crc": payload.checksum}
-        self.send(FrameKind.KV, head)
+        each = asked.get("each")
+        if type(each) is not int or each < 1:
+            self._sending = request
+            self._send_whole(payload)
+        elif (other := _other_kv(asked, payload)) is not None:
+            self._exporter.pull_failed(request, peer)
+            self.send(FrameKind.MISSING, {"reason": other})
+        else:
+            self._sending = request
+            self._send_frames(request, payload, each)
+
+    def _send_whole(self, payload: Payload) -> None:
+        """Answer an engine of an older version."""
+        sizes = {"tokens": payload.tokens, "bytes": len(payload.data)}
+        self.send(FrameKind.KV, {**sizes, "crc": payload.crc32()})
+        self._write(payload.data)
+
+    def _send_frames(self, request: str, payload: Payload, each: int) -> None:
+        tokens, generation = payload.tokens, payload.generation
+        body = {"tokens": tokens, "bytes": len(payload.data), "generation": generation}
+        self.send(FrameKind.KV, body)
+        identity = KvIdentity(request, generation, self._me.model, tokens, payload.block_bytes)
+        for first, count, data, checksum in payload.frames(each):
+            self._write(identity.head(checksum, first, count))
+            self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> None:
         if self.transport is not None:
-            self.transport.write(payload.data)
+            self.transport.write(data)
+
+
+def _other_kv(asked: JsonObject, payload: Payload) -> str | None:
+    """Why the KV that is held is not the KV that is asked for; None when it is."""
+    if asked.get("generation") not in (0, payload.generation):
+        return f"the KV held for request {asked.get('request')!r} is of another generation"
+    if asked.get("tokens") != payload.tokens:
+        return f"{payload.tokens} tokens are held, {asked.get('tokens')} are asked for"
+    return None

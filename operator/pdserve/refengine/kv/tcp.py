@@ -20,6 +20,7 @@ from pdserve.refengine.kv.kv_transport import (
     PeerAddress,
     PullTimeoutError,
     TransportError,
+    WantedKv,
 )
 from pdserve.refengine.kv.listeners import DeviceListeners
 from pdserve.refengine.kv.pulling import PullingEnd
@@ -31,7 +32,11 @@ IDLE_PER_PEER = 8
 class TcpTransport:
     """`Transport` over tcp."""
 
-    def __init__(self, me: Identity, exporter: Exporter, timeout: float) -> None:
+    def __init__(
+        self, me: Identity, exporter: Exporter, timeout: float, frame_blocks: int = 0
+    ) -> None:
+        """`timeout`: seconds for a pull; `frame_blocks`: blocks in a frame, 0: as is usual."""
+        self._frame_blocks = frame_blocks
         self._me, self._exporter, self._timeout = me, exporter, timeout
         self._idle: dict[PeerAddress, list[PullingEnd]] = {}
         self._server: asyncio.Server | None = None
@@ -60,21 +65,20 @@ class TcpTransport:
         """
         return await self._connect(peer)
 
-    async def pull(
-        self, peer: PeerAddress, request_id: str, tokens: int, landing: Sequence[memoryview]
-    ) -> int:
+    async def pull(self, peer: PeerAddress, wanted: WantedKv, landing: Sequence[memoryview]) -> int:
         """Fill `landing` with the KV of a request; returns bytes.
 
         Raises:
+            CorruptKvError: what arrived is not the KV that was asked for.
             PullTimeoutError: it took longer than the transport's limit.
-            TransportError: the peer cannot be reached, refused, or sent something wrong.
+            TransportError: the peer cannot be reached, or refused.
         """
         client = self._reusable(peer)
         try:
             async with asyncio.timeout(self._timeout):
                 if client is None:
                     client = await self._connect(peer)
-                size = await client.pull(request_id, tokens, landing)
+                size = await client.pull(wanted, landing)
         except TimeoutError as error:
             raise PullTimeoutError(
                 f"KV pull from {peer.id} took longer than {self._timeout:g} s"
@@ -130,7 +134,7 @@ class TcpTransport:
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 _, client = await loop.create_connection(
-                    lambda: PullingEnd(self._me, peer),
+                    lambda: PullingEnd(self._me, peer, self._frame_blocks),
                     peer.host,
                     peer.port,
                     local_addr=(peer.source, 0) if peer.source else None,

@@ -34,7 +34,7 @@ from pdserve.refengine.runtime.estimates import Estimates
 from pdserve.refengine.runtime.forecast import decode_free_in, prefill_free_in
 from pdserve.refengine.runtime.handoff import Handoff
 from pdserve.refengine.runtime.pacing import Pacer
-from pdserve.refengine.runtime.pulls import Pulls
+from pdserve.refengine.runtime.pulls import PullFailure, Pulls
 from pdserve.refengine.runtime.rejections import Rejections
 from pdserve.refengine.runtime.request import Finish, GenerationRequest, RemoteKv
 from pdserve.refengine.runtime.sequence import Phase, Sequence, Sink
@@ -306,20 +306,21 @@ class Engine:
 
     # --- decode: KV from a peer ------------------------------------------------------------------
 
-    def _pulled(self, sequence: Sequence, remote: RemoteKv, error: str | None) -> None:
+    def _pulled(self, sequence: Sequence, remote: RemoteKv, failure: PullFailure | None) -> None:
         """A pull is over, and nothing is written into the blocks any more."""
         if sequence.ended:
             self._pool.release(sequence.blocks)
-        elif error is not None:
-            self._fail(sequence, self.rejections.reject(calls.REJECT_KV_FAILED, error, 502))
+        elif failure is not None:
+            error = self.rejections.reject(failure.reason, failure.message, 502)
+            self._fail(sequence, error)
         else:
             sequence.phase = Phase.READY
             sequence.computed = remote.tokens
             try:
                 self._token(sequence, remote.first, None)
-            except Exception as failure:
+            except Exception as wrong:
                 log.exception("request %s failed", sequence.request.id)
-                self._fail(sequence, _internal(failure))
+                self._fail(sequence, _internal(wrong))
         self._steps.pump()
 
     def _promote(self) -> None:

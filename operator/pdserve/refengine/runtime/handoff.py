@@ -48,6 +48,11 @@ class Handoff:
         self._arm()
         return self._lease_seconds
 
+    def generation(self, request_id: str) -> int:
+        """The generation of a request's held KV (`kv.integrity`); 0 when none is held."""
+        held = self._leases.get(request_id)
+        return 0 if held is None else held.payload.generation
+
     def release(self, request_id: str) -> bool:
         """Release held KV; False when nothing was held."""
         return self._leases.end(request_id, "released")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from pdserve.refengine.kv.kv_transport import KvSource, TransportError
+from pdserve.refengine.kv.kv_transport import CorruptKvError, KvSource, TransportError, WantedKv
 from pdserve.refengine.kv.payload import landing
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.tensors import Array
@@ -14,8 +15,18 @@ from pdserve.refengine.runtime.estimates import Estimates
 from pdserve.refengine.runtime.pacing import Pacer
 from pdserve.refengine.runtime.request import RemoteKv
 from pdserve.refengine.runtime.sequence import Sequence
+from pdserve.wire import calls
 
-Over = Callable[[Sequence, RemoteKv, str | None], None]
+
+@dataclass(frozen=True, slots=True)
+class PullFailure:
+    """Why there is no KV: a reason of `wire.calls`, and what to read."""
+
+    reason: str
+    message: str
+
+
+Over = Callable[[Sequence, RemoteKv, PullFailure | None], None]
 
 
 class Pulls:
@@ -57,18 +68,24 @@ class Pulls:
 
     def _ended(self, sequence: Sequence, remote: RemoteKv, task: asyncio.Task[None]) -> None:
         del self._tasks[sequence]
+        failure: PullFailure | None
         if task.cancelled():
-            self._over(sequence, remote, "instance stops")
-            return
-        error = task.exception()
-        self._over(sequence, remote, None if error is None else str(error))
+            failure = PullFailure(calls.REJECT_KV_FAILED, "instance stops")
+        elif (error := task.exception()) is None:
+            failure = None
+        elif isinstance(error, CorruptKvError):
+            failure = PullFailure(calls.REJECT_KV_CORRUPT, str(error))
+        else:
+            failure = PullFailure(calls.REJECT_KV_FAILED, str(error))
+        self._over(sequence, remote, failure)
 
     async def _fetch(self, sequence: Sequence, remote: RemoteKv) -> None:
         if self.source is None:
             raise TransportError("this instance pulls no KV")
         tokens, started = remote.tokens, time.monotonic()
+        wanted = WantedKv(remote.request, tokens, remote.generation)
         buffers = landing(self._memory, sequence.blocks, tokens)
-        size = await self.source.pull(remote.engine, remote.request, tokens, buffers)
+        size = await self.source.pull(remote.engine, wanted, buffers)
         if self._pacer is not None:
             due = self._pacer.transfer_end(started, tokens)
             await asyncio.sleep(max(0.0, due - time.monotonic()))

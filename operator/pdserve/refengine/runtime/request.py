@@ -10,12 +10,16 @@ from pdserve.refengine.model.sampler import Sampled, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class RemoteKv:
-    """Where a decode finds the KV of a prompt, and the first token the prefill chose."""
+    """Where a decode finds the KV of a prompt, and the first token the prefill chose.
+
+    `generation` as in `WantedKv`.
+    """
 
     engine: str
     request: str
     tokens: int
     first: Sampled
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
