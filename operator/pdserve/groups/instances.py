@@ -13,7 +13,7 @@ from pdserve.terms import Device, Role
 
 Fault = Literal[
     "PodFailed", "CrashLoop", "NodeLost", "NodeDeleted", "DeviceUnhealthy",
-    "StartupDeadline", "Unschedulable", "NodeRefused", "ImageError", "MemberLost",
+    "StartupDeadline", "Unschedulable", "NodeRefused", "ImageError", "MemberLost", "KvCorrupt",
 ]  # fmt: skip
 
 

@@ -43,7 +43,9 @@ DEVICE_FAULTS = frozenset({"DeviceUnhealthy"})
 """A device was unhealthy: the node is barred until all of its devices are well, then avoided."""
 REFUSALS = frozenset({"Unschedulable", "NodeRefused"})
 """The node did not take the pod: scheduler or kubelet said no. It may take it after a change."""
-NODE_FAULTS = GONE_FAULTS | DEVICE_FAULTS | REFUSALS
+CORRUPTIONS = frozenset({"KvCorrupt"})
+"""KV that comes from the node or goes to it arrives corrupt (`corruption`)."""
+NODE_FAULTS = GONE_FAULTS | DEVICE_FAULTS | REFUSALS | CORRUPTIONS
 """The node's own faults: it is suspect from the first on, and barred while it is away or its
 devices are not well. Others make it suspect only when they repeat. It is avoided while another node
 has room."""

@@ -54,7 +54,16 @@ class Links:
         if self._table is None:
             return LinkReport(0, frozenset(), {})
         peers = {p.id for p in self._table.opposite(self._me)}
-        return LinkReport(self._table.version, frozenset(peers - set(self._down)), dict(self._down))
+        up, now = frozenset(peers - set(self._down)), asyncio.get_running_loop().time()
+        seen = {} if self.paths is None else self.paths.recent.report(now)
+        seen = {peer: counts for peer, counts in seen.items() if peer in peers}
+        return LinkReport(
+            self._table.version,
+            up,
+            dict(self._down),
+            pulls={peer: pulls for peer, (pulls, _) in seen.items()},
+            corrupt={peer: bad for peer, (_, bad) in seen.items() if bad},
+        )
 
     def admits(self, peer: str) -> str | None:
         """None when `peer` may link to this instance, else why not."""

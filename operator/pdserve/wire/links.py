@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import MAX_VERSION, Fields
@@ -32,6 +32,8 @@ class LinkReport:
     revision of the newest one they took; 0 and empty from older engines. `max_prompt_bytes`: no
     prompt whose text has more UTF-8 bytes fits into the context. `max_model_len`: tokens of the
     context, prompt and answer together. Either is 0 where the engine does not say.
+    `pulls` of a decode lately, and `corrupt` ones among them, by prefill; empty elsewhere. Two
+    reports that differ in `pulls` alone are equal: that more was pulled is no news.
     """
 
     version: int
@@ -41,6 +43,8 @@ class LinkReport:
     grant: str = ""
     max_prompt_bytes: int = 0
     max_model_len: int = 0
+    pulls: dict[str, int] = field(default_factory=dict, compare=False)
+    corrupt: dict[str, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -57,6 +61,8 @@ class LinkReport:
             "grant": self.grant,
             **({"maxPromptBytes": self.max_prompt_bytes} if self.max_prompt_bytes else {}),
             **({"maxModelLen": self.max_model_len} if self.max_model_len else {}),
+            **({"pulls": dict(self.pulls)} if self.pulls else {}),
+            **({"corrupt": dict(self.corrupt)} if self.corrupt else {}),
         }
 
     @staticmethod
@@ -75,6 +81,8 @@ class LinkReport:
             report.text("grant", "", most=MAX_GRANT),
             report.integer("maxPromptBytes", 0),
             report.integer("maxModelLen", 0),
+            report.integer_map("pulls", {}),
+            report.integer_map("corrupt", {}),
         )
 
 

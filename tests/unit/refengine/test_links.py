@@ -147,6 +147,8 @@ async def test_corrupt_kv_is_never_used(client: Client, start: Any) -> None:
     assert "corrupt in blocks 0 to 2" in reply.body["error"]["message"]
     corrupt = f'{metrics.KV_CORRUPT_PULLS}{{peer="rogue"}}'
     assert await client.metric(decode, corrupt) == 2  # pulled once more
+    report = (await client.call("GET", decode.url + calls.PATH_LINKS)).body
+    assert (report["pulls"], report["corrupt"]) == ({"rogue": 2}, {"rogue": 2})
     assert await is_idle(client, decode)
     foreign = params | {"remote_engine_id": "unknown"}
     reply = await client.call("POST", decode.url + PATH, BODY | {calls.PARAM_KV: foreign})

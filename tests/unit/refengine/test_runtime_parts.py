@@ -14,6 +14,7 @@ from pdserve.refengine.config import parse
 from pdserve.refengine.kv.leases import Leases
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, prompt_hashes
+from pdserve.refengine.kv.recent_pulls import RecentPulls
 from pdserve.refengine.runtime.estimates import Estimates
 from pdserve.refengine.runtime.pacing import Pacer, ProfileError, load_profile
 from pdserve.refengine.runtime.predict import PrefillTime
@@ -308,3 +309,17 @@ def test_bad_command_lines(
     with pytest.raises(SystemExit):
         parse(argv, env)
     assert message in capsys.readouterr().err
+
+
+def test_pulls_count_for_five_to_ten_minutes() -> None:
+    recent = RecentPulls()
+    recent.count("p0", False, 10.0)
+    assert recent.report(11.0) == {"p0": (1, 0)}
+    recent.count("p1", True, 12.0)
+    recent.count("p1", False, 299.0)
+    assert recent.report(299.0) == {"p0": (1, 0), "p1": (2, 1)}
+    recent.count("p0", False, 301.0)
+    assert recent.report(599.0) == {"p0": (2, 0), "p1": (2, 1)}
+    assert recent.report(600.0) == {"p0": (1, 0)}
+    recent.count("p0", True, 5000.0)
+    assert recent.report(5000.0) == {"p0": (1, 1)}

@@ -52,7 +52,8 @@ ROUTES = RouteTable(
 DOCUMENTS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "peer table": (PEERS.to_json(), PeerTable.from_json),
     "route table": (ROUTES.to_json(), RouteTable.from_json),
-    "link report": (LinkReport(3, frozenset({"d0"}), {"d1": "away"}).to_json(),
+    "link report": (LinkReport(3, frozenset({"d0"}), {"d1": "away"}, pulls={"d0": 9},
+                               corrupt={"d0": 3}).to_json(),
                     LinkReport.from_json),
     "drain report": (DrainReport(1, 2, 3).to_json(), DrainReport.from_json),
 }  # fmt: skip

@@ -51,6 +51,7 @@ def attend(
                 table=_table_naming(view, i),
                 poll=i.name in asked.links,
                 drain=i.name in asked.drains,
+                watch=i.role == "decode" and i.linked,
                 terms=None if i.name in legacy else terms,
             )
             for i in view.instances

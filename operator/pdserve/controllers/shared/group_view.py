@@ -18,11 +18,12 @@ from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.revisions import stored_revisions
 from pdserve.controllers.shared.skipped import read_each
-from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
+from pdserve.desired.group_wanted import ScenarioGroupView, peer_table, repairs_of
+from pdserve.groups.corruption import judge_corruption
 from pdserve.groups.health import HealthLimits
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.observe import instance_obs, is_group_index, joined
-from pdserve.kube.resource import Object
+from pdserve.kube.resource import Object, ObjectKey
 from pdserve.terms import ROLES
 from pdserve.topology import NodeView, PodView
 from pdserve.wire import names
@@ -63,7 +64,7 @@ def view_group(context: OperatorContext, group: ScenarioGroup) -> ScenarioGroupV
         return seen
 
     pods = owned_by(caches.pods, group.metadata)
-    instances = joined(read_each(pods, observe, caches.skipped, "observe"))
+    seen = joined(read_each(pods, observe, caches.skipped, "observe"))
     clock.met(owner)
     tables: dict[int, PeerTable] = {}
     objects: dict[int, Object] = {}
@@ -74,6 +75,8 @@ def view_group(context: OperatorContext, group: ScenarioGroup) -> ScenarioGroupV
             # Without a readable one the planner writes a new one; instances keep theirs until then.
             read = read_each((config_map,), peer_table, caches.skipped, "observe")
             tables.update((int(index), table) for table in read)
+    links = context.linker.links(ObjectKey(group.metadata.namespace, group.metadata.name))
+    instances = judge_corruption(seen, tables, links, repairs_of(group))
     revisions = {**stored_revisions(caches, group), revision_of(group.spec): group}
     return ScenarioGroupView(group, instances, tables, objects, revisions)
 

@@ -3,7 +3,8 @@
 The ScenarioGroup reconciler sets, level-triggered, which instances to attend to and how
 (`set_targets`). This module keeps one task per instance that needs something, remembers the last
 report of each container, and wakes the reconciler when a report changes. Instances that need
-nothing cost nothing: no task, no request. Reports are keyed by container id, so a report of an
+nothing cost nothing, but for a question a minute to each decode that serves: whether KV arrives
+corrupt there. Reports are keyed by container id, so a report of an
 earlier process is never taken for one of the present process. If the memory is lost (operator
 restart), each instance gets one idempotent push and one read.
 """
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 MOST_REMEMBERED = 16_384
 """Containers whose working token is remembered; forgetting costs a request each."""
+LEAST_BETWEEN = 0.05
+"""Seconds between questions to two watched instances, however many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,9 @@ class Target:
     """One running instance and what it needs: its leader answers for all of its members.
 
     `table` is the newest peer table, when it names the instance; `poll` asks for link reports
-    again and again (something in its group is being linked); `drain` asks it to drain. `terms`
-    are of the grant that goes with the table; None: the instance reads none.
+    again and again (something in its group is being linked); `watch` asks now and then; `drain`
+    asks it to drain. `terms` are of the grant that goes with the table; None: the instance reads
+    none.
     """
 
     instance: str
@@ -60,6 +64,7 @@ class Target:
     table: PeerTable | None = None
     poll: bool = False
     drain: bool = False
+    watch: bool = False
     terms: Terms | None = None
 
 
@@ -192,6 +197,8 @@ class _State:
     granted: Terms | None = None
     """Of the grant that went with the newest push."""
     failures: int = 0
+    look: bool = False
+    """It is to be asked once."""
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -202,7 +209,7 @@ class _State:
             return True
         if target.drain:
             return self.drain is None or not self.drain.idle
-        return target.poll or (target.table is not None and self.links is None)
+        return target.poll or self.look or (target.table is not None and self.links is None)
 
     @property
     def table_is_old(self) -> bool:
@@ -229,6 +236,7 @@ class Linker:
         period: float = 0.25,
         max_period: float = 5.0,
         concurrency: int = 16,
+        watch_period: float = 60.0,
     ) -> None:
         """Nothing runs until `run`.
 
@@ -240,6 +248,7 @@ class Linker:
             max_period: the longest such time.
             concurrency: requests under way at once per namespace, so that silent
                 instances of one hold up no other's.
+            watch_period: seconds in which each watched instance is asked once.
         """
         self._engines = engines
         self._on_change = on_change
@@ -247,6 +256,7 @@ class Linker:
         self._period = period
         self._max_period = max_period
         self._concurrency = concurrency
+        self._watch_period = watch_period
         self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         """By namespace; the tasks that attend its instances hold it."""
         self._states: dict[ObjectKey, dict[str, _State]] = {}
@@ -260,7 +270,8 @@ class Linker:
                 for key, states in self._states.items():
                     for state in states.values():
                         self._attend(key, state)
-                await asyncio.Event().wait()
+                while True:
+                    await self._watch()
         finally:
             self._tasks = None
 
@@ -306,6 +317,22 @@ class Linker:
             for s in states.values()
         )
 
+    async def _watch(self) -> None:
+        """Ask each watched instance once, spread over the period."""
+        watched = [
+            (key, state)
+            for key, states in self._states.items()
+            for state in states.values()
+            if state.target.watch
+        ]
+        for key, state in watched:
+            await asyncio.sleep(max(self._watch_period / len(watched), LEAST_BETWEEN))
+            if self._states.get(key, {}).get(state.target.instance) is state:
+                state.look = True
+                self._attend(key, state)
+        if not watched:
+            await asyncio.sleep(self._watch_period)
+
     def _attend(self, key: ObjectKey, state: _State) -> None:
         running = state.task is not None and not state.task.done()
         if self._tasks is not None and not running and state.needs_attention:
@@ -339,7 +366,7 @@ class Linker:
         A draining instance takes new tables too: it keeps its entry while it serves KV reads, and
         a newcomer becomes ready only when every instance in its table knows it.
         """
-        target = state.target
+        target, state.look = state.target, False
         changed = False
         if target.drain:
             drain = await self._engines.post_drain(target)

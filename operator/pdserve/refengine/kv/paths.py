@@ -27,6 +27,7 @@ from pdserve.refengine.kv.kv_transport import (
     WantedKv,
 )
 from pdserve.refengine.kv.listeners import DeviceListeners
+from pdserve.refengine.kv.recent_pulls import RecentPulls
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 60.0
@@ -118,6 +119,7 @@ class KvPaths:
         self._transport, self._pulls = transport, pulls
         self._counted, self._corrupt = counted, corrupt
         self.listeners = listeners
+        self.recent = RecentPulls()
         self._peers: dict[str, _Peer] = {}
 
     def switch(self, own: Sequence[str], peers: Mapping[PeerAddress, PeerDevices]) -> None:
@@ -183,12 +185,16 @@ class KvPaths:
     async def _transfer(
         self, address: PeerAddress, wanted: WantedKv, landing: Sequence[memoryview]
     ) -> int:
+        loop = asyncio.get_running_loop()
         try:
-            return await self._transport.pull(address, wanted, landing)
+            size = await self._transport.pull(address, wanted, landing)
         except CorruptKvError as error:
             log.warning("%s, pulled at %s", error, address.host)
             self._corrupt(address.id)
+            self.recent.count(address.id, True, loop.time())
             raise
+        self.recent.count(address.id, False, loop.time())
+        return size
 
     def close(self) -> None:
         """Stop verifying."""

@@ -233,3 +233,36 @@ async def test_silent_instances_of_one_namespace_hold_up_no_others() -> None:
         await asyncio.sleep(0.5)
         assert linker.links(KEY)
         assert changed == [KEY]
+
+
+@virtual_time
+async def test_watched_instances_are_asked_once_in_a_period_each_at_its_time() -> None:
+    fake, changed = Fake(), Changed()
+    names = [f"d{i}" for i in range(4)]
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target(instance=i, poll=False, watch=True) for i in names])
+        await asyncio.sleep(5)
+        changed.clear()
+        fake.calls.clear()
+        await asyncio.sleep(9)
+        assert fake.calls == []
+        await asyncio.sleep(2)
+        assert fake.calls == ["links"]
+        await asyncio.sleep(45)
+        assert fake.calls == ["links"] * 4
+        fake.report = LinkReport(1, frozenset(), {"d0": "no"}, pulls={"p0": 9})
+        await asyncio.sleep(60)
+        assert changed == [], "more pulls are no news"
+        assert linker.links(KEY)["d3"].pulls == {"p0": 9}
+        fake.report = LinkReport(1, frozenset(), {}, pulls={"p0": 9}, corrupt={"p0": 3})
+        await asyncio.sleep(60)
+        assert changed == [KEY] * 4
+        assert linker.links(KEY)["d3"].corrupt == {"p0": 3}
+        fake.failing = True
+        await asyncio.sleep(60)
+        assert linker.links(KEY)["d3"].corrupt == {"p0": 3}
+        fake.failing = False
+        fake.calls.clear()
+        linker.set_targets(KEY, [target(poll=False)])
+        await asyncio.sleep(200)
+        assert fake.calls == ["put 1", "links"], "the others are gone"
