@@ -32,6 +32,7 @@ from tests.support.process_cluster import ProcessCluster
 from tests.support.traffic import MODEL, client
 
 from localcluster.agent.images import ENV_RELEASES
+from pdserve.engines import registry
 from pdserve.wire import calls, names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -155,7 +156,8 @@ def test_an_unknown_type_is_reported_and_changes_nothing(site: Site) -> None:
         found = s.condition(s.service(cluster, NAMESPACE, NAMESPACE), "TemplateValid")
         return str(found.get("message", "")) if found.get("reason") == "UnknownEngine" else ""
 
-    assert "(known: Reference, Toy, vLLM)" in s.until("the unknown type is reported", told)
+    known = ", ".join(sorted({*registry.known(), "Toy"}))
+    assert f"(known: {known})" in s.until("the unknown type is reported", told)
     with Following(cluster, NAMESPACE, NAMESPACE) as traffic:
         traffic.wait_more(5)
     assert traffic.errors == []
