@@ -36,7 +36,11 @@ class Record:
     arrived: float
     contexts: list[RequestContext] = field(default_factory=list)
     """One for each choice that was begun."""
-    error: ApiError | None = None
+    _refusal: JsonObject = field(default_factory=dict)
+
+    def failed(self, error: ApiError) -> None:
+        """Note why it is answered with an error; the exception itself refers to its frames."""
+        self._refusal = {"code": error.code, "why": error.message[:MAX_MESSAGE], **error.details}
 
     def line(self, status: int, now: float) -> JsonObject:
         """The log line of an answer with HTTP status `status`; milliseconds count from the arrival.
@@ -50,10 +54,7 @@ class Record:
             "status": status or CLIENT_GONE,
             "ms": _ms(now - self.arrived),
         }
-        if self.error is not None:
-            line["code"] = self.error.code
-            line["why"] = self.error.message[:MAX_MESSAGE]
-            line.update(self.error.details)
+        line |= self._refusal
         return line | self._served(now) if self.contexts else line
 
     def _served(self, now: float) -> JsonObject:

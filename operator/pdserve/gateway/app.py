@@ -174,7 +174,7 @@ class GatewayServer:
         try:
             await self._route(request, reply, record)
         except ApiError as error:
-            record.error = error
+            record.failed(error)
             reply.error(error)
         finally:
             if self._log is not None and request.path in _GENERATE:

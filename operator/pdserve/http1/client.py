@@ -63,7 +63,8 @@ class Exchange(asyncio.Protocol):
         self._on_interim: Callable[[Exchange], None] | None = None
         self._sink: Callable[[bytes], None] | None = None
         self._complete = False
-        self._error: UpstreamError | None = None
+        self._failed: tuple[Failure, str] | None = None
+        """Why the reply will not come. An exception that was raised refers to this object."""
         self._touched = 0.0
 
     # --- asyncio.Protocol ---
@@ -85,11 +86,11 @@ class Exchange(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             # No request asks for an upgrade, so what follows is no reply.
-            self._fail(UpstreamError("lost", f"malformed reply: {error}"))
+            self._fail("lost", f"malformed reply: {error}")
             self.abort()
             return
         if not self.status and self._head_size > MAX_HEAD:
-            self._fail(UpstreamError("lost", f"the reply's head is larger than {MAX_HEAD} bytes"))
+            self._fail("lost", f"the reply's head is larger than {MAX_HEAD} bytes")
             self.abort()
             return
         self._deliver()
@@ -103,7 +104,7 @@ class Exchange(asyncio.Protocol):
         self.reusable = False
         # It refers to this object, which need not wait for the collector.
         self._parser = httptools.HttpResponseParser(None)
-        self._fail(UpstreamError("lost", f"connection lost: {exc or 'closed by the instance'}"))
+        self._fail("lost", f"connection lost: {exc or 'closed by the instance'}")
 
     # --- httptools callbacks ---
 
@@ -139,7 +140,7 @@ class Exchange(asyncio.Protocol):
     def overdue(self) -> None:
         """No head came in time, or nothing more of the reply did."""
         if self._head is not None:
-            self._fail(UpstreamError("timeout", f"no answer within {self._patience:.3f} s"))
+            self._fail("timeout", f"no answer within {self._patience:.3f} s")
             self.abort()
             return
         # While the client reads nothing, the instance is not asked for anything.
@@ -147,7 +148,7 @@ class Exchange(asyncio.Protocol):
         silent = 0.0 if self._paused else now - self._touched
         if silent >= self._patience:
             what = "reply" if self._sink is None else "stream"
-            self._fail(UpstreamError("timeout", f"{what} silent for {silent:.1f} s"))
+            self._fail("timeout", f"{what} silent for {silent:.1f} s")
             self.abort()
         else:
             self.due = now + self._patience - silent
@@ -175,7 +176,7 @@ class Exchange(asyncio.Protocol):
         self._paused = False
         self._sink = None
         self._complete = False
-        self._error = None
+        self._failed = None
         self.reusable = False
         self._head = self._loop.create_future()
         self._end = None
@@ -252,8 +253,8 @@ class Exchange(asyncio.Protocol):
         """Wait for the end of the reply; raises UpstreamError."""
         if self._complete:
             return
-        if self._error is not None:
-            raise self._error
+        if self._failed is not None:
+            raise UpstreamError(*self._failed)
         self._wait(idle_timeout)
         self._end = self._loop.create_future()
         try:
@@ -272,18 +273,18 @@ class Exchange(asyncio.Protocol):
             parts, self._parts, self._size = self._parts, [], 0
             self._sink(parts[0] if len(parts) == 1 else b"".join(parts))
         if self._size > MAX_BODY:
-            self._fail(UpstreamError("lost", f"reply is larger than {MAX_BODY} bytes"))
+            self._fail("lost", f"reply is larger than {MAX_BODY} bytes")
             self.abort()
         elif self._complete and self._end is not None and not self._end.done():
             self._end.set_result(None)
 
-    def _fail(self, error: UpstreamError) -> None:
+    def _fail(self, kind: Failure, message: str) -> None:
         if self._complete:
             return
-        self._error = self._error or error
+        self._failed = self._failed or (kind, message)
         for waiting in (self._head, self._end):
             if waiting is not None and not waiting.done():
-                waiting.set_exception(error)
+                waiting.set_exception(UpstreamError(kind, message))
 
 
 class Pool:
