@@ -24,6 +24,12 @@ from pdserve.refengine.kv.protocol import FrameKind
 from pdserve.terms.json import JsonObject
 
 PING_SECONDS = 2.0
+_ANSWERS = {
+    FrameKind.HELLO: (FrameKind.CHALLENGE, FrameKind.WELCOME, FrameKind.REFUSED),
+    FrameKind.PING: (FrameKind.PONG,),
+    FrameKind.PULL: (FrameKind.KV, FrameKind.MISSING),
+}
+"""What may come while each question waits for its answer; nothing may while none does."""
 
 
 class PullingEnd(FrameConnection):
@@ -35,6 +41,7 @@ class PullingEnd(FrameConnection):
         loop = asyncio.get_running_loop()
         self._me, self._address = me, peer
         self._answer: asyncio.Future[int] | None = loop.create_future()
+        self._question = FrameKind.HELLO
         self._gone: asyncio.Future[str] = loop.create_future()
         self._asked: tuple[WantedKv, Sequence[memoryview]] | None = None
         self._frame_blocks, self._size = frame_blocks, 0
@@ -50,6 +57,9 @@ class PullingEnd(FrameConnection):
         Raises:
             TransportError: this kind of frame is not expected now.
         """
+        waits = self._answer is not None and not self._answer.done()
+        if not waits or kind not in _ANSWERS[self._question]:
+            raise TransportError(f"unexpected {kind.name}")
         if kind is FrameKind.CHALLENGE:
             self._challenged(body)
         elif kind is FrameKind.WELCOME:
@@ -58,10 +68,8 @@ class PullingEnd(FrameConnection):
             self._fail(TransportError(f"{self._address.id} refused: {body.get('reason')}"))
         elif kind is FrameKind.PONG:
             self._done(0)
-        elif kind is FrameKind.KV and self._asked is not None:
+        elif self._asked is not None:
             self._arriving(body, *self._asked)
-        else:
-            raise TransportError(f"unexpected {kind.name}")
 
     def landed(self) -> None:
         """End the pull."""
@@ -114,6 +122,7 @@ class PullingEnd(FrameConnection):
         if self._answer is not None or self._gone.done():
             raise PathError(f"{self._address.id}: connection is gone")
         self._answer = asyncio.get_running_loop().create_future()
+        self._question = kind
         self.send(kind, body)
 
     async def pull(self, wanted: WantedKv, landing: Sequence[memoryview]) -> int:

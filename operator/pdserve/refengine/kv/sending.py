@@ -53,11 +53,11 @@ class SendingEnd(FrameConnection):
             raise TransportError(f"{kind.name} before the handshake")
         elif kind is FrameKind.PING:
             self.send(FrameKind.PONG)
-        elif kind is FrameKind.PULL:
+        elif kind is FrameKind.PULL and self._sending is None:
             self._pull(body, self._peer)
-        elif kind is FrameKind.DONE:
-            self._sending = None
-            self._exporter.pulled(str(body.get("request")), self._peer)
+        elif kind is FrameKind.DONE and body.get("request") == self._sending is not None:
+            request, self._sending = self._sending, None
+            self._exporter.pulled(request, self._peer)
         else:
             raise TransportError(f"unexpected {kind.name}")
 
