@@ -15,7 +15,7 @@ from pdserve.gateway.errors import overloaded
 from pdserve.http1.errors import ApiError
 
 PIECE: Final = 64 * 1024
-"""Inflated bytes in one go; between two pieces the event loop does other work."""
+"""Bytes read, and bytes inflated, in one go; between two the event loop does other work."""
 _PLAIN: Final = frozenset((b"", b"identity"))
 _GZIP: Final = frozenset((b"gzip", b"x-gzip"))
 
@@ -51,15 +51,18 @@ async def plain_body(
 
 async def _gunzipped(body: bytes, most: int, grows: Callable[[int], bool]) -> bytes:
     stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    found, rest = bytearray(), body
+    view, at = memoryview(body), 0
+    found, rest = bytearray(), b""
     while not stream.eof:
+        if not rest:
+            rest, at = bytes(view[at : at + PIECE]), at + PIECE
+            if not rest:
+                raise _unreadable("it ends too early")
         try:
             piece = stream.decompress(rest, PIECE)
         except zlib.error as error:
             raise _unreadable(str(error)) from error
         rest = stream.unconsumed_tail
-        if not piece and not rest and not stream.eof:
-            raise _unreadable("it ends too early")
         if len(found) + len(piece) > most:
             raise ApiError(
                 413, f"the inflated body is larger than the limit of {most} bytes", code="too_large"
@@ -68,8 +71,9 @@ async def _gunzipped(body: bytes, most: int, grows: Callable[[int], bool]) -> by
             raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
         found += piece
         await asyncio.sleep(0)
-    if stream.unused_data:
-        raise _unreadable(f"{len(stream.unused_data)} bytes follow its end")
+    after = len(stream.unused_data) + len(view[at:])
+    if after:
+        raise _unreadable(f"{after} bytes follow its end")
     return bytes(found)
 
 

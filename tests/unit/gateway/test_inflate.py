@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import random
@@ -10,7 +11,7 @@ import zlib
 import pytest
 from tests.support.gateway_rig import Answer, Rig, eventually
 
-from pdserve.gateway.inflate import PIECE
+from pdserve.gateway.inflate import PIECE, plain_body
 from pdserve.http1.limits import ClientLimits
 from pdserve.wire.calls import PATH_COMPLETIONS
 
@@ -101,3 +102,23 @@ async def test_inflated_bodies_fill_the_same_memory_as_plain_ones(rig: Rig) -> N
     assert (answer.status, answer.json["error"]["code"]) == (503, "too_much_at_once")
     await eventually(lambda: memory.used == 0, "nothing of it is kept")
     assert (await rig.complete()).status == 200
+
+
+@pytest.mark.invariant(10)
+async def test_other_work_goes_on_though_a_body_inflates_to_nothing() -> None:
+    """Empty blocks of 10 bits each, as long as a body may be."""
+    empty = int("0000000010" * 4, 2).to_bytes(5, "little")
+    body = gzip.compress(b"")[:10] + empty * (4 * PIECE) + b"\x03\x00" + bytes(8)
+    turns, ended = 0, False
+
+    async def other() -> None:
+        nonlocal turns
+        while not ended:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    assert await plain_body(body, b"gzip", 1, lambda size: True) == b""
+    ended = True
+    await task
+    assert turns >= len(body) // PIECE
