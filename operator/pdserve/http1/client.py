@@ -140,8 +140,9 @@ class Exchange(asyncio.Protocol):
     def overdue(self) -> None:
         """No head came in time, or nothing more of the reply did."""
         if self._head is not None:
-            self._fail("timeout", f"no answer within {self._patience:.3f} s")
-            self.abort()
+            if not self._head.done():
+                self._fail("timeout", f"no answer within {self._patience:.3f} s")
+                self.abort()
             return
         # While the client reads nothing, the instance is not asked for anything.
         now = time.perf_counter()
