@@ -17,6 +17,11 @@ STATUS_LIMIT = 3
 """Consecutive 5xx or timeouts that eject; a refused connection ejects at once."""
 
 
+def doubled(first: float, times: int, most: float) -> float:
+    """`first` doubled `times` times, at most `most`; `times` may be any number from 0 on."""
+    return min(most, first * 2.0 ** min(times, 30))
+
+
 class Health:
     """State of one instance as one gateway process sees it."""
 
@@ -81,5 +86,5 @@ class Health:
             # The request may have broken it, or only its connection: one request finds out.
             self._until = now
         elif kind == "connect" or was_probe or self._failures >= STATUS_LIMIT:
-            self._until = now + min(MAX_SECONDS, BASE_SECONDS * 2**self._ejections)
+            self._until = now + doubled(BASE_SECONDS, self._ejections, MAX_SECONDS)
             self._ejections += 1

@@ -8,7 +8,7 @@ among them.
 
 from __future__ import annotations
 
-from pdserve.forwarding.ejection import Health
+from pdserve.forwarding.ejection import Health, doubled
 from pdserve.forwarding.hints import MAX_FREE_IN, supersedes
 from pdserve.forwarding.ranking import NEVER
 from pdserve.terms.failures import Failure
@@ -191,8 +191,7 @@ class Instance:
         if not serving:
             self._backoff_until = now + BACKOFF_NOT_SERVING
         elif hint is None or not fresh or hint.free > 0 or hint.free_in <= BACKOFF_FIRST:
-            pause = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** (self._rejections - 1))
-            self._backoff_until = now + pause
+            self._backoff_until = now + doubled(BACKOFF_FIRST, self._rejections - 1, BACKOFF_MAX)
         self._note()
 
     def failed(self, kind: Failure, now: float) -> None:

@@ -1,7 +1,8 @@
 """Two collections that answer "which is first?" without looking at every item.
 
 `Timetable`: which items are due. `Ranks`: which items have the lowest rank. A change of one item
-costs O(log n). Both forget stale entries when they come to the top. Neighbour: `choice_index` keeps
+costs O(log n). Both forget stale entries when they come to the top, and all of them
+when they are most. Neighbour: `choice_index` keeps
 the instances of a scenario in them.
 """
 
@@ -75,6 +76,10 @@ class Ranks(Generic[T, R]):
             self._leave(known)
         members = self._members.get(rank)
         if members is None:
+            if len(self._heap) > 4 * len(self._places) + 16:
+                self._members = {rank: items for rank, items in self._members.items() if items}
+                self._heap = list(self._members)
+                heapify(self._heap)
             members = self._members[rank] = []
             heappush(self._heap, rank)
         self._places[item] = (rank, len(members))

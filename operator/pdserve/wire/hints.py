@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MAX_SLOTS = 1 << 20
+"""Of one instance; a count above it is none, and would draw all requests there."""
+
 
 class Hint(NamedTuple):
     """One statement of an instance: `free` of `total` slots, the next free in `free_in` seconds."""
@@ -35,6 +38,7 @@ def parse_hint(slots: bytes, free_in_ms: bytes = b"0", epoch: bytes = b"0") -> H
         )
     except ValueError:
         return None
-    if not (0 <= hint.free <= hint.total and 0.0 <= hint.free_in < float("inf")):
+    counts = 0 <= hint.free <= hint.total <= MAX_SLOTS
+    if not (counts and 0.0 <= hint.free_in < float("inf")):
         return None
     return hint

@@ -205,3 +205,18 @@ def test_a_timetable_keeps_little_beside_what_it_holds() -> None:
     tracemalloc.stop()
     assert times.first() == 1e6 + 49_999
     assert kept < 100_000
+
+
+def test_ranks_keep_little_beside_what_they_hold() -> None:
+    """One item stays first while another one takes ever new ranks."""
+    ranks: Ranks[int, tuple[float]] = Ranks()
+    ranks.put(0, (0.0,))
+    tracemalloc.start()
+    for n in range(50_000):
+        ranks.put(1, (1.0 + n,))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ranks.lowest() == [0]
+    ranks.remove(0)
+    assert (ranks.rank(), ranks.lowest()) == ((50_000.0,), [1])
+    assert kept < 100_000

@@ -33,6 +33,7 @@ def test_hint_from_values() -> None:
     [
         (b"x/4",), (b"1",), (b"5/4",), (b"-1/4",), (b"1/4", b"soon"), (b"1/4", b"nan"),
         (b"1/4", b"-3"), (b"1/4", b"inf"), (b"1/4", b"0", b"e"), (b"\xff/4",),
+        (b"1/1048577",), (b"1/" + b"9" * 400,),
     ],
 )  # fmt: skip
 def test_a_malformed_hint_is_ignored(bad: tuple[bytes, ...]) -> None:

@@ -53,6 +53,17 @@ def test_an_acceptance_ends_the_growth_of_pauses() -> None:
     assert one.next_try(1.0) == pytest.approx(1.005)
 
 
+def test_pauses_end_their_growth_however_often_it_refuses_or_fails() -> None:
+    refusing, gone = _instance("prefill", 1), _instance("prefill", 1)
+    for _ in range(3000):
+        for event in ("sent", "rejected"):
+            _happens(refusing, event, 0.0)
+        for event in ("sent", "failed"):
+            _happens(gone, event, 0.0)
+    assert refusing.next_try(0.0) == pytest.approx(0.080)
+    assert gone.next_try(0.0) == pytest.approx(10.0)
+
+
 @pytest.mark.parametrize(
     ("now", "want"),
     [(10.0, 10.5), (10.4, 10.5), (10.6, 11.0), (13.0, 13.5)],
