@@ -4,13 +4,17 @@ A decode counts the pulls from each prefill that arrived corrupt. A pair is bad 
 pulls were, sound when enough pulls were made and it is not bad, and abstains otherwise.
 
     bad with two or more of the other role, and with most of them   the instance itself
-    one bad pair, one end of it sound with others                   the other end
+    one bad pair, one end of it sound with others                   the other end, but no prefill
+                                                                    in whose slot one was replaced
+                                                                    for this reason lately
     one bad pair, both ends sound with others                       the link between them
     one bad pair, neither end has a sound pair                      either end
 
 For a link, and where it may be either end, the prefill is replaced, as no stream ends with it; but
-the decode if this slot's prefill was replaced for the same reason lately. One instance of a group
-is at fault at a time: the next vote is without it. Where a prefill and a decode are equally
+the decode if a prefill of the group was replaced for the same reason lately: a decode that makes KV
+arrive corrupt, or says so, would have one prefill after another replaced. Of a decode it is only
+its own word that it is sound with others. One instance of a group is at fault at a time: the next
+vote is without it. Where a prefill and a decode are equally
 suspect, none is at fault: what they share is, and replacing instances would not help.
 
 A fault replaces an instance (`repairs`), on another node where one has room. A decode alone can
@@ -95,9 +99,9 @@ def vote(pairs: Mapping[Pair, PairCounts], replaced: Collection[str] = ()) -> Fa
     if sound == [True, False]:
         chosen = ends[1]
     elif sound == [False, True]:
-        chosen = ends[0]
-    else:
         chosen = ends[1 if prefill in replaced else 0]
+    else:
+        chosen = ends[1 if replaced else 0]
     where = "the link between them" if all(sound) else chosen.name
     told = pairs[prefill, decode]
     return FaultFound(
@@ -173,7 +177,8 @@ def _found_in(
     group: GroupView, links: Mapping[str, LinkReport], slots: Collection[str]
 ) -> FaultFound | None:
     counts = pair_counts(group, links)
-    found = vote(counts, {i.name for i in group.staying if i.slot in slots})
+    replaced = [i.name for i in group.staying if i.role == "prefill" and i.slot in slots]
+    found = vote(counts, replaced)
     if found is None:
         return None
     instance = next(i for i in group.staying if i.name == found.instance)

@@ -231,6 +231,38 @@ def test_a_link_whose_prefill_was_replaced_for_it_takes_the_decode() -> None:
     assert list(judged(GROUP, VOTES["a bad link"][0], (record,))) == ["d0"]
 
 
+def test_a_decode_that_accuses_one_after_the_other_accuses_one_only() -> None:
+    members = [instance(name) for name in ("p0", "p1", "p2", "d0", "d1")]
+    counted: tuple[t.Repair, ...] = ()
+    named = []
+    for accused in ("p0", "p1", "p2", "p0"):
+        cells = {p: "9/90" if p == accused else "0/90" for p in ("p0", "p1", "p2")}
+        rows = "".join(f"\n{p} {cell} 0/90" for p, cell in cells.items())
+        (name,) = judged(members, f"d0 d1{rows}", counted)
+        named.append(name)
+        counted += (t.Repair(name, 1, 0.0, last_uid=f"former-{name}", fault=FAULT),)
+    assert named == ["p0", "d0", "d0", "d0"]
+
+
+def test_a_prefill_is_not_replaced_again_on_the_word_of_one_decode() -> None:
+    """The new prefill has not served others long enough to be sound with them."""
+    drawing = """
+            d0    d1
+        p0  0/90  0/90
+        p1  3/3   0/10
+    """
+    record = t.Repair("p1", 1, 0.0, last_uid="uid-former", fault=FAULT)
+    assert list(judged(GROUP, drawing)) == ["p1"]
+    assert list(judged(GROUP, drawing, (record,))) == ["d0"]
+    worse = drawing.replace("0/10", "3/10")
+    assert list(judged(GROUP, worse, (record,))) == ["p1"]
+
+
+def test_a_decode_that_was_replaced_takes_no_other_one_with_it() -> None:
+    record = t.Repair("d1", 1, 0.0, last_uid="uid-former", fault=FAULT)
+    assert list(judged(GROUP, VOTES["a bad link"][0], (record,))) == ["p1"]
+
+
 @pytest.mark.parametrize(
     ("cell", "want"), [("9/90", []), ("44/90", []), ("45/90", ["p0"]), ("90/90", ["p0"])]
 )
