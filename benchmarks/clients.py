@@ -27,7 +27,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.harness import OUT, Progress, Row, report
+from benchmarks.harness import OUT, Progress, Row, concluded
 from benchmarks.parts.client_tools import TOOLS, Medians, Tool, Traffic
 from benchmarks.parts.hostile_rig import MODEL, over_engines
 from openai import AsyncOpenAI
@@ -166,15 +166,7 @@ def main() -> int:
             ready.append(tool)
     if not ready:
         return 2
-    try:
-        rows = asyncio.run(measure(ready, chosen.requests, say))
-    except AssertionError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return report("clients", rows)
+    return concluded("clients", measure(ready, chosen.requests, say))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ fails when its ratio is on the wrong side of `floor`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -104,6 +106,22 @@ class Progress:
     def __call__(self, line: str) -> None:
         """Say one line."""
         print(f"[{time.monotonic() - self._began:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+
+def concluded(name: str, work: Coroutine[Any, Any, list[Row]]) -> int:
+    """Run a bench and report it; the exit status.
+
+    0: every floor held; 1: one failed, or the bench could not go on; 130: interrupted.
+    """
+    try:
+        rows = asyncio.run(work)
+    except AssertionError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return report(name, rows)
 
 
 def report(name: str, rows: list[Row], out: Path = OUT) -> int:

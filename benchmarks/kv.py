@@ -179,7 +179,7 @@ def _await_listener(port: int) -> None:
     while want not in Path("/proc/net/tcp").read_text():
         if time.monotonic() > deadline:
             raise SystemExit("iperf3 does not listen")
-        time.sleep(0.01)
+        time.sleep(0.01)  # the kernel announces no listener
 
 
 class Rounds:

@@ -27,7 +27,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.harness import Progress, Row, report
+from benchmarks.harness import Progress, Row, concluded
 from benchmarks.parts.hostile_rig import (
     LOST,
     PATIENCE,
@@ -196,15 +196,7 @@ def main() -> int:
     if not chosen.minutes >= 0.5:
         parser.error("--minutes must be at least 0.5: fewer samples say nothing")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        rows = asyncio.run(soak(chosen.minutes * 60, Progress()))
-    except AssertionError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return report("soak", rows)
+    return concluded("soak", soak(chosen.minutes * 60, Progress()))
 
 
 if __name__ == "__main__":

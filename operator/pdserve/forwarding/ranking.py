@@ -1,9 +1,8 @@
 """Two collections that answer "which is first?" without looking at every item.
 
 `Timetable`: which items are due. `Ranks`: which items have the lowest rank. A change of one item
-costs O(log n). Both forget stale entries when they come to the top, and all of them
-when they are most. Neighbour: `choice_index` keeps
-the instances of a scenario in them.
+costs O(log n). Both forget stale entries when they come to the top, and all of them when they are
+most. Neighbour: `choice_index` keeps the instances of a scenario in them.
 """
 
 from __future__ import annotations

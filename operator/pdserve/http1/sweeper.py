@@ -45,7 +45,14 @@ class Sweeper:
     def _look(self) -> None:
         self._timer = None
         now = time.perf_counter()
+        loop = asyncio.get_running_loop()
         for entry in [entry for entry in self._entries if entry.due <= now]:
-            entry.overdue()
+            # By itself: one that raises holds up no other.
+            loop.call_soon(self._tell, entry)
         if self._entries:
-            self._timer = asyncio.get_running_loop().call_later(PERIOD, self._look)
+            self._timer = loop.call_later(PERIOD, self._look)
+
+    def _tell(self, entry: Overdue) -> None:
+        # Since the look it may have been discarded, or wait for something else.
+        if entry in self._entries and entry.due <= time.perf_counter():
+            entry.overdue()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.harness import ROOT, Progress, Row, report, table
+from benchmarks.harness import ROOT, Progress, Row, concluded, report, table
 
 
 def row(**fields: Any) -> Row:
@@ -114,3 +114,20 @@ def test_help_says_what_a_bench_is_about(bench: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0
     assert f"make bench-{bench}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (AssertionError("an engine ended"), 1, "stopped: an engine ended"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_bench_that_cannot_go_on_says_why(
+    error: BaseException, status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work() -> list[Row]:
+        raise error
+
+    assert concluded("sample", work()) == status
+    assert capsys.readouterr().err.strip() == told

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import Any
 
+import pytest
 from tests.support.gateway_rig import eventually
 
 from pdserve.http1.sweeper import Sweeper
@@ -44,3 +47,39 @@ async def test_an_entry_that_comes_after_a_pause_is_seen() -> None:
     for _ in range(3):
         entry = Entry(sweeper, 0.01)
         await eventually(lambda e=entry: bool(e.calls), "it was called")  # type: ignore[misc]
+
+
+class Raising(Entry):
+    """Fails each time it is called."""
+
+    def overdue(self) -> None:
+        super().overdue()
+        raise RuntimeError("a defect of one entry")
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_an_entry_that_raises_holds_up_no_other(first: bool) -> None:
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    sweeper = Sweeper()
+    made = [
+        (Raising if raises else Entry)(sweeper, 0.0, again=2) for raises in [first, not first] * 4
+    ]
+    await eventually(lambda: all(len(entry.calls) == 3 for entry in made), "all were called")
+    assert len(told) == 4 * 3, "and each defect is reported"
+
+
+async def test_what_one_entry_takes_out_is_not_called_after_it() -> None:
+    sweeper = Sweeper()
+    called: list[Entry] = []
+
+    class Rival(Entry):
+        def overdue(self) -> None:
+            called.append(self)
+            for entry in pair:
+                sweeper.discard(entry)
+
+    pair = [Rival(sweeper, 0.0), Rival(sweeper, 0.0)]
+    last = Entry(sweeper, 0.05)
+    await eventually(lambda: bool(last.calls), "the look is over")
+    assert len(called) == 1
