@@ -9,7 +9,8 @@ fabric. Which claims count:
     a claim is spent by a new pod            that pod has one until a peer table names it
     a claim's pod still holds its devices    the pod counts, not the claim
     an instance of the group is placed       with the claims of its role, else of its group, lifted
-    a group is made anew (delete first)      with the claims of one group that is gone lifted
+    a group is made anew (delete first)      with its index's claims lifted, else those of the group
+                                             that is gone and left most; the two change places
     the rest of one that is half made        the same, as the claims were counted for all of it
 
 Each member of an instance leaves a claim; those of one instance are kept, and spent, together.
@@ -68,16 +69,44 @@ def of_gone_group(present: Collection[int], draft: PlanDraft) -> tuple[DeviceCla
 
 
 def with_lifted(
-    draft: PlanDraft, lifted: Sequence[DeviceClaim], find: Callable[[Fabric], Placement | NoFit]
+    draft: PlanDraft,
+    index: int,
+    lifted: Sequence[DeviceClaim],
+    find: Callable[[Fabric], Placement | NoFit],
 ) -> Placement | NoFit:
-    """Look for a place of a group with `lifted` claims lifted; on success they are spent."""
+    """Look for a place of group `index` with `lifted` claims lifted; on success they are spent.
+
+    What that index left and the new group does not use is kept for the group whose claims it uses.
+    """
     base = draft.fabric.release(reservations(lifted))
     found = find(base)
-    if not isinstance(found, NoFit):
-        draft.claims = [c for c in draft.claims if c not in lifted]
-        draft.spent += tuple(lifted)
-        draft.fabric = base
+    if isinstance(found, NoFit):
+        return found
+    own = [c for c in draft.claims if c.group_index == index and c not in lifted]
+    spent, kept = _instead_of(own, list(lifted))
+    draft.claims = [c for c in draft.claims if c not in lifted and c not in own] + kept
+    draft.spent += tuple(spent)
+    draft.fabric = base.release(reservations(own)).reserve(reservations(kept))
     return found
+
+
+def _instead_of(
+    own: Sequence[DeviceClaim], lifted: list[DeviceClaim]
+) -> tuple[list[DeviceClaim], list[DeviceClaim]]:
+    """Spend `own` at the places of as many `lifted` ones, of the same role where there are.
+
+    Returns: the claims to be spent, with those lifted that are left over, and those to be kept:
+    lifted ones, at the places of `own`. There are no more `own` than `lifted`.
+    """
+    left = sorted(lifted, key=lambda c: (c.role, c.slot, c.pod))
+    spent: list[DeviceClaim] = []
+    kept: list[DeviceClaim] = []
+    for claim in sorted(own, key=lambda c: (c.role, c.slot, c.pod)):
+        other = next((c for c in left if c.role == claim.role), left[0])
+        left.remove(other)
+        spent.append(_at_place_of(claim, other))
+        kept.append(_at_place_of(other, claim))
+    return spent + left, kept
 
 
 def with_one_lifted(

@@ -25,8 +25,8 @@ def create_group(
 ) -> int | None:
     """Create a P/D group under the lowest index without pods; None if it must wait.
 
-    It takes the devices that a group left behind which is gone (not in `live`), else what those
-    leave who wait before it. `more`: another one is created next.
+    It takes the devices that its index left behind, or a group that is gone (not in `live`), else
+    what those leave who wait before it. `more`: another one is created next.
 
     What keeps it waiting is noted in the draft: no place, or back-off in one of its slots.
     """
@@ -48,9 +48,12 @@ def create_group(
     def find(fabric: Fabric) -> Placement | NoFit:
         return find_place(fabric, wanted, bad, beside, more=more)
 
-    claims, before = of_gone_group({g.index for g in live}, draft), draft.spent
-    if claims:
-        found = with_lifted(draft, claims, find)
+    before = draft.spent
+    own = tuple(c for c in draft.claims if c.group_index == index)
+    for claims in filter(None, (own, of_gone_group({g.index for g in live}, draft))):
+        found = with_lifted(draft, index, claims, find)
+        if isinstance(found, Placement):
+            break
     if not isinstance(found, Placement):
         found = find(after_those_ahead(draft.fabric, observation))
     if isinstance(found, NoFit):

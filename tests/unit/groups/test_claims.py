@@ -10,7 +10,7 @@ from tests.support.builders import RESOURCE
 from tests.support.contention import Scarce, cluster, run, settle
 from tests.support.group_world import World, counts, wanted
 
-from pdserve.groups.claims import after_those_ahead, of_gone_group
+from pdserve.groups.claims import after_those_ahead, of_gone_group, reservations, with_lifted
 from pdserve.groups.types import DeviceClaim, Repair, Suspect
 from pdserve.groups.view import PlanDraft
 from pdserve.placement import NoFit, place
@@ -78,6 +78,43 @@ def test_what_a_group_left_is_kept_though_another_one_is_made_anew() -> None:
     assert [c.group_index for c in w.claims if c.pod not in w.pods] == [1, 1]
     w.settle()
     assert len(w.pods) == 4
+
+
+def test_a_group_made_anew_has_the_claims_of_its_index_though_another_group_left_more() -> None:
+    """Group 1 left three, as the successor of a failed pod was there, and backs off."""
+    w = World("p1 a  n1:2 n2:2 n3:4", wanted("1P1D", 2, devices=2))
+    w.settle()
+    first = sorted(p.new.node for p in w.pods.values() if p.new.group_index == 0)
+    for name in list(w.pods):
+        w.delete_from_outside(name)
+    w.each(w.kubelet)
+    w.operator()
+    assert not w.tables
+    extra = next(c for c in w.claims if c.group_index == 1)
+    w.claims = (*w.claims, replace(extra, pod=extra.pod[:-6] + "abcdef"))
+    w.repairs = (Repair(extra.slot, 3, w.now, (), w.now + 100, "", "PodFailed", ""),)
+    for _ in range(4):
+        w.operator()
+    assert sorted(p.new.node for p in w.pods.values()) == first
+    left = {(c.group_index, c.role) for c in w.claims if c.pod not in w.pods}
+    assert left == {(1, "prefill"), (1, "decode")}
+    w.settle()
+    assert len(w.pods) == 4
+
+
+def test_what_a_group_made_anew_leaves_of_its_own_goes_to_the_group_whose_claims_it_has() -> None:
+    """One claim of group 0 is on a node that is gone: it is made on all that group 1 left."""
+    world = World("p1 a  n1:4 n2:4", wanted("1P1D", devices=2))
+    own = replace(_claim(0, "d0"), node="n2", takes=(("example.com/npu", 4),))
+    lifted = [_claim(1, "p0"), _claim(1, "d0")]
+    tree = world.fabric().reserve(reservations([own, *lifted]))
+    draft = PlanDraft(tree, claims=[own, *lifted])
+    request = world.target.group_request()
+    found = with_lifted(draft, 0, lifted, lambda fabric: place(fabric, request))
+    assert not isinstance(found, NoFit)
+    assert draft.claims == [replace(lifted[1], node=own.node, takes=own.takes)]
+    assert {c.pod: c.node for c in draft.spent} == {"g0-d0": "n1", "g1-p0": "n1"}
+    assert [draft.fabric.free(n, RESOURCE) for n in ("n1", "n2")] == [4, 0]
 
 
 def test_one_that_takes_anothers_place_leaves_its_own_to_it() -> None:
@@ -151,6 +188,10 @@ def test_a_group_rolled_twice_gets_the_devices_of_the_fuller_one_back() -> None:
     draft = PlanDraft(world.fabric(), claims=[_claim(0, "p0"), *map(partial(_claim, 1), SLOTS)])
     assert [c.pod for c in of_gone_group((), draft)] == ["g1-p0", "g1-d0", "g1-d1"]
     run(700597)
+
+
+def test_all_groups_that_miss_their_start_at_once_keep_their_devices() -> None:
+    run(902040)
 
 
 def test_of_equal_ones_that_come_first_each_takes_what_it_would_take_alone() -> None:
