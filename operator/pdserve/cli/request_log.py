@@ -141,6 +141,10 @@ def render(found: Found) -> str:
         told.append(f"  {', '.join(times)}")
     if get("why"):
         told.append(f"  why: {get('why')} ({get('code')})")
+    if get("continued"):
+        told.append(
+            f"  went on from another decode after {get('continued')} was lost in mid-stream"
+        )
     if get("failover"):
         told.append("  an instance was lost under it; it was tried on another")
     if get("tried"):

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import repr as shown
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 from pdserve.terms.json import JsonMap
 from pdserve.wire.hints import Hint
@@ -61,6 +61,8 @@ class LegAttempt:
     """Milliseconds that are left for this leg; None: compute it however long it takes."""
     early_head: bool
     """The decode may say `102 Processing` once it has the KV: its reply comes whole, and late."""
+    token_ids: bool = False
+    """Events of the decode's stream name their tokens (`ContinuingFlow`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,19 @@ class FinishedReply:
     body: bytes
     content_type: str
     completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SentPart:
+    """What of a streamed answer the client has from a decode that was lost.
+
+    `tokens`: ids of all output tokens from the first on. `reply_id` and `created`: `id` and
+    `created` of the events.
+    """
+
+    tokens: tuple[int, ...]
+    reply_id: str
+    created: int
 
 
 @runtime_checkable
@@ -182,6 +197,33 @@ class EngineFlow(Protocol):
 
     def read_hint(self, headers: Mapping[bytes, bytes]) -> Hint | None:
         """What a reply's head says of free slots; None when nothing. Never raises."""
+
+
+@runtime_checkable
+class ContinuingFlow(EngineFlow, Protocol):
+    """An engine that can go on with an answer of which the client has a part.
+
+    Events of its streams end with a line `id: ` and the ids, with commas between, of the tokens
+    chosen since the event before; the gateway takes these lines out. Legs in the order
+    `prefill_first`.
+    """
+
+    def continued(self, body: JsonMap, kv: JsonMap, sent: SentPart) -> JsonMap:
+        """The client's body as legs that go on after what was sent are made of it.
+
+        The answer must go on as it would have without a fault: same text, same usage, no second
+        role. `body`: the client's, or one that this method made before. `kv`: of the first
+        prefill's reply.
+
+        Raises:
+            FlowError: this request cannot be continued.
+        """
+
+
+def continuing(flow: EngineFlow) -> ContinuingFlow | None:
+    """The flow, where its engine can go on with a stream."""
+    # Asked for each stream: `isinstance` would look at every method.
+    return cast("ContinuingFlow", flow) if hasattr(flow, "continued") else None
 
 
 def token_count(value: object) -> int:

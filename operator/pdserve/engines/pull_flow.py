@@ -114,7 +114,7 @@ class PullFlow:
             raise FlowError(f"prefill reply: a value has the wrong type: {error}") from error
         if release_id is not None and not _is_id(release_id):
             raise FlowError(f"prefill reply: remote_request_id is {shown(release_id)}, no id")
-        finished = ended or token_limit(body) == 1
+        finished = ended or token_limit(body) == self._sent(body) + 1
         if kv is None and not finished:
             raise FlowError(f"prefill reply: no {PARAM_KV}, and the request is not finished")
         return PrefillOutcome(finished, kv, release_id, prompt_tokens, cached_tokens, value)
@@ -153,7 +153,8 @@ class PullFlow:
             if not body.get("stream"):
                 return FinishedReply(orjson.dumps(value), "application/json", tokens)
             options = body.get("stream_options") or {}
-            chunks = _chunks(endpoint, value, bool(options.get("include_usage")))
+            usage = bool(options.get("include_usage"))
+            chunks = _chunks(endpoint, value, usage=usage, first=not self._sent(body))
             stream = b"".join(b"data: " + orjson.dumps(c) + b"\n\n" for c in chunks)
         except (AttributeError, TypeError, ValueError) as error:
             raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
@@ -193,6 +194,10 @@ class PullFlow:
             headers.get(names.epoch, b"0"),
         )
 
+    def _sent(self, body: JsonMap) -> int:
+        """Output tokens that the client has already."""
+        return 0
+
     def _path(self, attempt: LegAttempt) -> str:
         return self.names.chat if attempt.endpoint == "chat" else self.names.completions
 
@@ -217,23 +222,24 @@ def token_limit(body: JsonMap) -> int | None:
     return limit if limit is not None else body.get("max_tokens")
 
 
-def _chunks(endpoint: Endpoint, value: JsonMap, usage: bool) -> list[JsonObject]:
-    """The SSE chunks that say the same as one non-streamed reply."""
+def _chunks(endpoint: Endpoint, value: JsonMap, *, usage: bool, first: bool) -> list[JsonObject]:
+    """The SSE chunks that say the same as one non-streamed reply; `first`: none went before."""
     head = {k: value[k] for k in ("id", "created", "model") if k in value}
     choice = value["choices"][0]
     if endpoint == "chat":
         head["object"] = "chat.completion.chunk"
         message = choice.get("message") or {}
-        delta = {"role": message.get("role", "assistant"), "content": message.get("content") or ""}
-        first = {"index": 0, "delta": delta, "finish_reason": None}
+        role = {"role": message.get("role", "assistant")} if first else {}
+        delta = {**role, "content": message.get("content") or ""}
+        text = {"index": 0, "delta": delta, "finish_reason": None}
         if choice.get("logprobs") is not None:
-            first["logprobs"] = choice["logprobs"]
+            text["logprobs"] = choice["logprobs"]
         last = {"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}
-        choices = [[first], [last]]
+        choices = [[text], [last]]
     else:
         head["object"] = "text_completion"
         choices = [[choice]]
-    chunks = [{**head, "choices": c} for c in choices]
+    chunks = [{**head, "choices": c} | ({"usage": None} if usage else {}) for c in choices]
     if usage:
         chunks.append({**head, "choices": [], "usage": value.get("usage")})
     return chunks

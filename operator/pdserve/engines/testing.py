@@ -30,6 +30,8 @@ from pdserve.engines.flow import (
     LegAttempt,
     LegRequest,
     PrefillOutcome,
+    SentPart,
+    continuing,
 )
 from pdserve.engines.pod_parts import InstanceFacts
 from pdserve.engines.pod_profile import FIELDS, findings
@@ -175,6 +177,23 @@ def junk_replies_are_flow_errors(subject: CheckedEngine) -> None:
         _expect(_HEADER_VALUE.fullmatch(name), f"release_id {name!r} would be two headers")
 
 
+def streams_go_on(subject: CheckedEngine) -> None:
+    """A flow that continues streams has one leg after the other, and refuses KV it cannot read."""
+    flow = continuing(registry.flow(subject.type_name))
+    if flow is None:
+        return
+    _expect(flow.order == "prefill_first", "a stream goes on from a prefill that answers first")
+    body, sent = _body("completions", stream=True), SentPart((11, 12), "c", 1)
+    for kv in ({}, {"pdserve": 7}, {"pdserve": {"seed": [], "cached_tokens": {}}}):
+        try:
+            made = flow.continued(body, kv, sent)
+        except FlowError:
+            continue
+        leg = _prefill(subject, "completions", made, _attempt("completions"))
+        other = _prefill(subject, "completions", body, _attempt("completions"))
+        _expect(leg.body != other.body, "the prefill does not learn what the client has")
+
+
 def heads_are_classified(subject: CheckedEngine) -> None:
     """Any status and any header has a class; refusals have known reasons."""
     flow = registry.flow(subject.type_name)
@@ -269,9 +288,9 @@ def series_tell_who_is_alive(subject: CheckedEngine) -> None:
 
 CHECKS: Final[tuple[Callable[[CheckedEngine], None], ...]] = (
     faces_load, legs_are_requests, legs_keep_the_clients_request, clients_choose_no_kv,
-    attempts_differ, junk_replies_are_flow_errors, heads_are_classified, hints_never_raise,
-    constants_make_sense, pods_are_restricted, parts_are_plain, control_speaks_json,
-    series_tell_who_is_alive,
+    attempts_differ, junk_replies_are_flow_errors, streams_go_on, heads_are_classified,
+    hints_never_raise, constants_make_sense, pods_are_restricted, parts_are_plain,
+    control_speaks_json, series_tell_who_is_alive,
 )  # fmt: skip
 
 _ENDPOINTS: Final[tuple[Endpoint, ...]] = ("chat", "completions")

@@ -78,6 +78,8 @@ class Record:
             known = [s for c in every if (s := getattr(c.timeline, seconds)) is not None]
             if known:
                 line[name] = _ms(known[0])
+        if continued := sum(c.continued for c in every):
+            line["continued"] = continued
         if any(c.has_grace for c in every):
             line["failover"] = True
         if any(c.trial for c in every):

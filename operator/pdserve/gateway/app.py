@@ -272,7 +272,10 @@ class GatewayServer:
 
         def context_of(choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:
             name = leg_name if len(choices) == 1 else f"{leg_name}-{choice.index}"
-            job = Job(endpoint, choice.take_body(), name, trace, sizes[choice.prompt])
+            job = Job(
+                endpoint, choice.take_body(), name, trace, sizes[choice.prompt],
+                size // len(choices),
+            )  # fmt: skip
             context = RequestContext(scheduler, flow, self._tools, job, answer, arrived)
             record.contexts.append(context)
             return context

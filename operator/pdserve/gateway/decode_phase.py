@@ -16,7 +16,13 @@ from pdserve.forwarding.ranking import NEVER
 from pdserve.gateway.delivery import DeliveryError, collect, relay
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.legs import Leg
-from pdserve.gateway.request_context import MIN_RETRY, FinishedPrefill, KvLostError, RequestContext
+from pdserve.gateway.request_context import (
+    MIN_RETRY,
+    FinishedPrefill,
+    KvLostError,
+    RequestContext,
+    StreamLostError,
+)
 from pdserve.http1.client import Exchange, UpstreamError
 
 SILENCE = 2.0
@@ -48,6 +54,7 @@ class DecodePhase:
         Raises:
             ApiError: to be sent to the client, or the reply has begun and cannot be completed.
             KvLostError: only a new prefill helps.
+            StreamLostError: the client has a part, and another decode can go on.
         """
         c, slo = self._c, self._c.scheduler.scenario.slo
         patience = c.tools.settings.whole_reply
@@ -86,6 +93,7 @@ class DecodePhase:
         attempt = c.attempt(
             held.release_id, self._attempts, self._walk.deadline,
             held.leg.instance.route, leg.instance.route, early_head=not c.job.streamed,
+            token_ids=c.sent is not None,
         )  # fmt: skip
         return c.flow.decode_leg(attempt, held.decode_body)
 
@@ -118,12 +126,15 @@ class DecodePhase:
         """Pass an accepted leg's reply on to the client.
 
         Raises:
-            ApiError: the reply broke off after it had begun.
+            ApiError: the reply broke off after it had begun, and cannot be continued.
+            StreamLostError: it can.
             KvLostError: it broke off before; only a new prefill helps.
         """
         c = self._c
         leg.accepted(exchange)
         self._held.leg.close()
+        if c.sent is not None and c.sent.kv is None:
+            c.sent.kv = self._held.outcome.kv
         c.held, self._held.decode_body = None, b""
         c.tell(self._held.leg, leg)
         await self._deliver(leg, exchange)
@@ -140,6 +151,7 @@ class DecodePhase:
                     strip_usage=not options.get("include_usage"),
                     silence=c.tools.settings.stream_silence,
                     begun=c.begun,
+                    sent=c.sent,
                 )
             else:
                 await collect(exchange, c.reply, c.timeline, c.tools.settings.stream_silence)
@@ -147,9 +159,11 @@ class DecodePhase:
             leg.failed(error.kind)
             self._release()
             message = f"decode {leg.instance.id}: {error}"
-            if c.reply.started:
+            if c.reply.started and (c.sent is None or not c.sent.can_go_on):
                 raise c.failed(message) from error
             c.fault(message)
+            if c.reply.started:
+                raise StreamLostError(message) from error
             raise KvLostError(message) from error
         leg.close()
         c.outcome = "completed" if complete else "failed"

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pdserve.engines.flow import token_count
 from pdserve.gateway.measure import Timeline
+from pdserve.gateway.sent_stream import SentStream
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.http1.client import MAX_BODY, Exchange, UpstreamError
 from pdserve.http1.errors import Headers
@@ -63,18 +64,19 @@ async def relay(
     strip_usage: bool,
     silence: float,
     begun: Callable[[], None],
+    sent: SentStream | None,
 ) -> bool:
     """Relay an event stream as received, and measure it.
 
     Returns False when the instance itself ended it with an error event. `silence`: seconds
     without a byte after which the instance is taken for dead. `begun` is called with the first
-    byte.
+    byte of a reply that has none. `sent` notes what the client has, where it can be continued.
 
     Raises:
         DeliveryError: the stream broke off, is empty, or is not one of the OpenAI API.
     """
-    meter = StreamMeter(strip_usage)
-    stream = _Stream(exchange, reply, meter, begun)
+    meter = StreamMeter(strip_usage, sent)
+    stream = _Stream(exchange, reply, meter, begun, sent)
     reply.on_flow(exchange.pause, exchange.resume)
     try:
         await exchange.relay(stream.sink, silence)
@@ -87,8 +89,11 @@ async def relay(
     except UpstreamError as error:
         raise DeliveryError(error.kind, str(stream.broken or error)) from error
     finally:
-        timeline.first, timeline.second = meter.first_at, meter.second_at
-        timeline.last, timeline.output_tokens = meter.last_at, meter.tokens
+        if timeline.first is None:
+            timeline.first, timeline.second = meter.first_at, meter.second_at
+        elif timeline.second is None:
+            timeline.second = meter.first_at
+        timeline.last, timeline.output_tokens = meter.last_at or timeline.last, meter.tokens
     if not (reply.started or stream.last):
         raise DeliveryError("status", "the stream was empty")
     stream.pass_on(stream.last, ends=True)
@@ -98,12 +103,14 @@ async def relay(
 class _Stream:
     """An instance's stream on its way to the client."""
 
-    __slots__ = ("_begun", "_exchange", "_meter", "_reply", "broken", "last")
+    __slots__ = ("_begun", "_exchange", "_meter", "_reply", "_sent", "broken", "last")
 
     def __init__(
-        self, exchange: Exchange, reply: ClientReply, meter: StreamMeter, begun: Callable[[], None]
-    ) -> None:
+        self, exchange: Exchange, reply: ClientReply, meter: StreamMeter,
+        begun: Callable[[], None], sent: SentStream | None,
+    ) -> None:  # fmt: skip
         self._exchange, self._reply, self._meter, self._begun = exchange, reply, meter, begun
+        self._sent = sent
         self.broken: StreamError | None = None
         """Why the stream is none of the OpenAI API."""
         self.last = b""
@@ -124,6 +131,8 @@ class _Stream:
 
     def pass_on(self, data: bytes, *, ends: bool = False) -> None:
         """Write whole events to the client; `ends`: they are the last."""
+        if self._sent is not None and data:
+            self._sent.passed_on(data)
         if not self._reply.started:
             self._begun()
             headers = self._exchange.headers

@@ -60,6 +60,9 @@ class GatewayMetrics:
             names.GATEWAY_REJECTIONS, "Legs that an instance did not take.", "leg", "reason"
         )
         self.attempts = self._counter(names.GATEWAY_ATTEMPTS, "Legs tried.", "leg")
+        self.continued = self._counter(
+            names.GATEWAY_CONTINUED, "Streams that lost their decode and went on from another."
+        )
         self.expired = self._counter(names.GATEWAY_EXPIRED, "Deadlines passed.", "stage")
         self.waiting = self._gauge(names.GATEWAY_WAITING, "Requests waiting for a prefill.")
         self.inflight = self._gauge(
@@ -121,6 +124,7 @@ class ScenarioMetrics:
         self._output = f.output.labels(*key)
         self._cached = f.cached.labels(*key)
         self._cancelled = f.cancelled.labels(*key)
+        self._continued = f.continued.labels(*key)
         self._attempts = {role: f.attempts.labels(*key, role) for role in ROLES}
         for role in ROLES:
             for reason in (_FULL[role], *_REASONS):
@@ -155,6 +159,10 @@ class ScenarioMetrics:
     def expired(self, stage: Stage) -> None:
         """Count a deadline that passed at this stage."""
         self._expired[stage].inc()
+
+    def continued(self) -> None:
+        """Count a stream that lost its decode and is about to go on from another."""
+        self._continued.inc()
 
     def client_cancelled(self) -> None:
         """Count a client that left in time: not offered."""

@@ -12,7 +12,9 @@ An engine whose legs go out together (`engines.flow`) has one phase instead of s
 A fault before the first byte to the client is repaired: another prefill, another decode, or once a
 new prefill (within the retry budget). The request then gets its deadlines again, as if it had
 just arrived: it has missed its target through no fault of its own, and a late answer is better
-than none. After the first byte nothing is retried; the stream ends with an error event.
+than none. A stream that lost its decode after the first byte goes on from another one where the
+engine can do that (`ContinuingFlow`): a prefill computes the prompt and what the client has. Else
+it ends with an error event.
 
 Whatever happens, legs are closed, KV is released and the request is counted once.
 """
@@ -22,13 +24,18 @@ from __future__ import annotations
 import asyncio
 import time
 
-from pdserve.engines.flow import FinishedReply
+from pdserve.engines.flow import FinishedReply, FlowError
 from pdserve.forwarding.deadline import SAFETY, predict_prefill
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.decode_phase import DecodePhase
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.prefill_phase import PrefillPhase
-from pdserve.gateway.request_context import FinishedPrefill, KvLostError, RequestContext
+from pdserve.gateway.request_context import (
+    FinishedPrefill,
+    KvLostError,
+    RequestContext,
+    StreamLostError,
+)
 from pdserve.gateway.together_phase import TogetherPhase
 
 
@@ -49,12 +56,17 @@ async def serve(context: RequestContext) -> None:
         _client_left(context)
         raise
     except Exception:
-        if context.outcome is None and not context.invalid:
+        if context.continued:
+            # Whatever it could not be continued for, its client has half an answer.
+            context.outcome, context.invalid = "failed", False
+        elif context.outcome is None and not context.invalid:
             context.outcome = "failed"
         raise
     finally:
         context.close()
         if context.outcome is not None:
+            if context.continued and context.outcome == "completed":
+                context.scheduler.budget.give_back(context.continued)
             scheduler, now = context.scheduler, time.perf_counter()
             scheduler.metrics.finish(context.timeline, context.outcome, now, scheduler.scenario)
 
@@ -90,6 +102,28 @@ async def _serve(c: RequestContext, phase: _PrefillFirst | TogetherPhase) -> Non
             c.grant_grace()
             if error.prefill is not None:
                 c.scheduler.dispatcher.failed(ticket, error.prefill, time.perf_counter())
+        except StreamLostError as error:
+            if not _goes_on(c, str(error)):
+                return
+
+
+def _goes_on(c: RequestContext, message: str) -> bool:
+    """Whether tokens are missing in a stream whose decode was lost.
+
+    Raises:
+        ApiError: they are, and no other decode can go on.
+    """
+    if not c.scheduler.budget.take():
+        raise c.failed(message)
+    try:
+        missing = c.go_on()
+    except FlowError as error:
+        raise c.failed(f"{message}; {error}") from error
+    if missing:
+        c.scheduler.metrics.continued()
+    else:
+        c.outcome = "completed"
+    return missing
 
 
 def _admit(c: RequestContext) -> Ticket:
@@ -131,9 +165,12 @@ def _admit(c: RequestContext) -> Ticket:
 
 def _answer(c: RequestContext, held: FinishedPrefill, final: FinishedReply) -> None:
     c.tell(held.leg, None)
-    c.timeline.first = c.timeline.last = time.perf_counter()
+    now = c.timeline.last = time.perf_counter()
+    c.timeline.first = now if c.timeline.first is None else c.timeline.first
     c.timeline.output_tokens = final.completion_tokens
-    if c.job.streamed:
+    if c.reply.started:
+        c.reply.end(final.body)
+    elif c.job.streamed:
         c.reply.start(200, final.content_type, final.body, ends=True)
     else:
         c.reply.send(200, final.body, final.content_type)

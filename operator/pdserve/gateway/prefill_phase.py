@@ -151,6 +151,8 @@ class PrefillPhase:
 
     def _learn(self, held: FinishedPrefill) -> None:
         c, outcome = self._c, held.outcome
+        if c.continued:
+            return  # it computed more than the prompt, and the client has its first token
         c.timeline.prompt_tokens = outcome.prompt_tokens
         c.timeline.cached_tokens = outcome.cached_tokens
         c.scheduler.estimate.learn(c.size, outcome.prompt_tokens)

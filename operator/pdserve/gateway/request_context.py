@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -18,9 +18,11 @@ from pdserve.engines.flow import (
     Endpoint,
     EngineFlow,
     FinishedReply,
+    FlowError,
     LegAttempt,
     LegRequest,
     PrefillOutcome,
+    continuing,
 )
 from pdserve.forwarding.deadline import SAFETY, PromptSize
 from pdserve.forwarding.dispatch import Ticket
@@ -31,6 +33,7 @@ from pdserve.gateway.legs import Leg
 from pdserve.gateway.measure import Outcome, Timeline
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.scenario_scheduler import ScenarioScheduler
+from pdserve.gateway.sent_stream import KeptMemory, SentStream
 from pdserve.http1.client import Exchange, Pool
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.terms.json import JsonMap, JsonObject
@@ -55,6 +58,10 @@ def grace_seconds(ttft: float) -> float:
     """How long a request that lost an instance waits for another; `ttft`: its target, seconds."""
     least, most = GRACE_SECONDS
     return max(ttft, min(most, max(least, GRACE_TARGETS * ttft)))
+
+
+class StreamLostError(Exception):
+    """A decode was lost in the middle of a stream that another one can continue."""
 
 
 class KvLostError(Exception):
@@ -82,6 +89,8 @@ class Job:
     """Headers passed on to both legs (trace context)."""
     size: PromptSize
     """Of its prompt."""
+    memory: int = 0
+    """About how many bytes `body` takes."""
 
     @property
     def streamed(self) -> bool:
@@ -107,6 +116,8 @@ class Tools:
     releaser: Releaser
     credential: Credential
     settings: Settings
+    kept: KeptMemory = field(default_factory=KeptMemory)
+    """What open streams keep, so that they can be continued."""
 
 
 @dataclass(slots=True)
@@ -161,14 +172,52 @@ class RequestContext:
         """An engine found the request itself wrong: not offered."""
         self.outcome: Outcome | None = None
         """None: not offered (invalid, or the client left in time)."""
+        self.continued = 0
+        """Decodes that were lost after the client had bytes, and replaced by another."""
+        self.sent: SentStream | None = None
+        """What the client has of a stream that can be continued."""
+        if job.streamed and continuing(flow) is not None:
+            self.sent = SentStream(tools.kept)
         self.legs: list[Leg] = []
         self._headers = reply.headers
 
     def begun(self) -> None:
-        """The client has bytes: nothing is retried any more, nothing of the body is needed."""
+        """The client has bytes: of the body is left what another decode needs to go on."""
         self.prefill_body = self.decode_body = b""
-        self.job.body = _ends(self.job.body)
+        if self.sent is None or not self.sent.keep(self.job.memory):
+            self.job.body = _ends(self.job.body)
         self.reply.body_done()
+
+    def go_on(self) -> bool:
+        """Make the request anew such that it goes on after what the client has.
+
+        False: the client has all tokens, and now the end too.
+
+        Raises:
+            FlowError: the engine cannot go on with it.
+        """
+        flow, sent = continuing(self.flow), self.sent
+        if flow is None or sent is None or sent.kv is None:
+            raise FlowError("the stream cannot be continued")
+        options, prompt = self.job.body.get("stream_options") or {}, self.timeline.prompt_tokens
+        usage: JsonObject = {
+            "prompt_tokens": prompt,
+            "completion_tokens": 0,
+            "total_tokens": prompt,
+            "prompt_tokens_details": {"cached_tokens": self.timeline.cached_tokens},
+        }
+        try:
+            end = sent.end(usage if options.get("include_usage") else None)
+            if end is not None:
+                self.reply.end(end)
+                return False
+            part = sent.part()
+        except ValueError as error:
+            raise FlowError(f"the stream cannot be continued: {error}") from error
+        self.job.body = flow.continued(self.job.body, sent.kv, part)
+        self.continued += 1
+        self.grant_grace()
+        return True
 
     def tell(self, prefill: Leg, decode: Leg | None) -> None:
         """Let the reply name the instances behind it (the last ones, where some were lost)."""
@@ -191,12 +240,13 @@ class RequestContext:
     def attempt(
         self, name: str, number: int, due: float,
         prefill: RouteInstance, decode: RouteInstance | None = None, *, early_head: bool = False,
+        token_ids: bool = False,
     ) -> LegAttempt:  # fmt: skip
         """A leg that must be done by `due`, as the engine's flow wants to know it."""
         left = max(1, int((due - time.perf_counter()) * 1000))
         return LegAttempt(
             self.job.endpoint, name, number, prefill, decode, self.job.trace,
-            None if self.trial else left, early_head,
+            None if self.trial else left, early_head, token_ids,
         )  # fmt: skip
 
     async def post(
@@ -237,6 +287,8 @@ class RequestContext:
         for leg in self.legs:
             leg.close()
         self.release()
+        if self.sent is not None:
+            self.sent.close()
 
     @property
     def has_grace(self) -> bool:

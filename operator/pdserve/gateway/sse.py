@@ -16,6 +16,7 @@ from reprlib import repr as shown
 import orjson
 
 from pdserve.engines.flow import token_count
+from pdserve.gateway.sent_stream import SentStream
 from pdserve.terms.json import JsonObject
 
 MAX_EVENT = 8 << 20
@@ -23,6 +24,8 @@ _USAGE = (b'"usage":{', b'"usage": {')
 _DONE = b"data: [DONE]"
 _CONTENT = re.compile(rb'"(?:text|content|reasoning_content)": ?"[^"]')
 """Something generated. Inside a string of JSON the quotes would have backslashes."""
+_IDS = re.compile(rb"\nid: ([0-9,]+)(?=\n\n)")
+"""Ids of an event's tokens. Inside of its JSON there is no line end."""
 _ERROR = (b'data: {"error"', b'data: {"object":"error"')
 
 
@@ -33,7 +36,13 @@ class StreamError(ValueError):
 class StreamMeter:
     """Measures one stream; times are whatever clock `feed` is given."""
 
-    def __init__(self, strip_usage: bool) -> None:
+    def __init__(self, strip_usage: bool, sent: SentStream | None = None) -> None:
+        """Make a meter.
+
+        Args:
+            strip_usage: take the usage out again, for clients that did not ask for it.
+            sent: takes the ids of tokens, which are taken out of the events; None: there are none.
+        """
         self.first_at: float | None = None
         self.second_at: float | None = None
         self.last_at: float | None = None
@@ -44,7 +53,7 @@ class StreamMeter:
         """The instance ended the stream with an error event."""
         self.done = False
         """The instance said that its stream is complete."""
-        self._strip = strip_usage
+        self._strip, self._sent = strip_usage, sent
         self._rest = b""
 
     def feed(self, data: bytes, now: float) -> bytes:
@@ -59,7 +68,7 @@ class StreamMeter:
             data = self._rest + data
         elif self.second_at is not None and _is_plain(data):
             self.last_at = now
-            return data
+            return data if self._sent is None else self._without_ids(data, self._sent)
         cut = data.rfind(b"\n\n") + 2
         if cut < 2:
             cut = data.rfind(b"\r\n\r\n") + 4
@@ -71,6 +80,8 @@ class StreamMeter:
         if not cut:
             return b""
         ready = data[:cut]
+        if self._sent is not None:
+            ready = self._without_ids(ready, self._sent)
         start = _usage_starts(ready)
         head, tail = (ready, b"") if start < 0 else (ready[:start], ready[start:])
         if head:
@@ -91,6 +102,13 @@ class StreamMeter:
         """
         if self._rest or not (self.done or self.failed):
             raise StreamError("the stream was cut short")
+
+    def _without_ids(self, events: bytes, sent: SentStream) -> bytes:
+        parts = _IDS.split(events)
+        if len(parts) == 1:
+            return events
+        sent.add(parts[1::2])
+        return b"".join(parts[::2])
 
     def _time(self, events: bytes, now: float) -> None:
         """Note the times of tokens in whole events without usage."""

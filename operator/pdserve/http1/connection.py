@@ -206,6 +206,8 @@ class ClientConnection(Receiver, asyncio.Protocol):
     def set_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """See `Reply.on_flow`."""
         self._flow = (pause, resume)
+        if self._stalled:
+            pause()
 
     def finished(self, reply: Reply, close: bool) -> None:
         """The reply was written."""

@@ -53,6 +53,15 @@ def test_it_finds_the_line_and_tells_it_in_words(
         assert part in shown
 
 
+def test_a_stream_that_went_on_says_so(
+    server: FakeApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    went_on = {**LINE, "request": "again", "status": 200, "outcome": "completed", "continued": 1}
+    server.logs[f"{PODS}/shop-gateway-b/log"] = [went_on]
+    assert explain(server, tmp_path, "--request", "again") == 0
+    assert "went on from another decode after 1 was lost" in capsys.readouterr().out
+
+
 def test_as_json(server: FakeApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert explain(server, tmp_path, "shop", "--request", "mine", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out) == {"gateway": "shop-gateway-b", **LINE}

@@ -148,6 +148,15 @@ BROKEN = [
         "            return PrefillOutcome(False, kv, kv['remote_request_id'], 1, 0, {})\n"
         "        except Exception:\n            return super().read_prefill(body, reply)"
     ), "would be two headers"),
+    ("streams_go_on", flow(
+        "    def continued(self, body, kv, sent):\n        return {**body, 'seed': kv['seed']}"
+    ), "KeyError"),
+    ("streams_go_on", flow(
+        "    def continued(self, body, kv, sent):\n        return body"
+    ), "does not learn"),
+    ("streams_go_on", flow(
+        "    def continued(self, body, kv, sent):\n        return body", "order='together'"
+    ), "answers first"),
     ("heads_are_classified", flow(
         "    def read_head(self, status, headers):\n"
         "        return EngineAnswer('accepted' if status < 300 else 'failed')"

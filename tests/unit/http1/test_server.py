@@ -254,6 +254,25 @@ async def test_a_reader_that_takes_nothing_gets_no_further_answers_and_is_cut(ki
         client.close()
 
 
+async def test_a_source_that_comes_to_a_stalled_client_is_held_at_once() -> None:
+    """A stream that goes on has another source, while the client still takes nothing."""
+    calls: list[str] = []
+    held: list[Reply] = []
+
+    def large(_: HttpRequest, reply: Reply) -> None:
+        held.append(reply)
+        reply.on_flow(lambda: calls.append("hold first"), lambda: calls.append("go on first"))
+        reply.start(200, "text/plain", bytes(32 << 20))
+
+    async with served(large) as s:
+        client = socket.create_connection(("127.0.0.1", s.port))
+        client.sendall(GET % b"x")
+        await until(lambda: "hold first" in calls)
+        held[0].on_flow(lambda: calls.append("hold"), lambda: calls.append("go on"))
+        assert calls == ["hold first", "hold"]
+        client.close()
+
+
 @pytest.mark.parametrize("tells", [True, False])
 async def test_a_request_that_does_not_arrive_is_ended_with_or_without_a_word(tells: bool) -> None:
     limits = ClientLimits(receive=0.1, sweep=0.05, tells_late=tells)

@@ -12,7 +12,7 @@ from pdserve.refengine.model.chat_template import ChatMessage
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import Sampled, SamplingParams, sample, uniform
 from pdserve.refengine.runtime.output import Output
-from pdserve.refengine.runtime.request import Finish, GenerationRequest
+from pdserve.refengine.runtime.request import Finish, GenerationRequest, Replay
 
 LOGITS = np.asarray([0.5, 2.0, 2.0, -1.0, 1.9], np.float32)
 
@@ -129,6 +129,33 @@ def test_stop_strings(
         assert "".join(pieces) == want or finish is None
     if finish is None:
         assert want.startswith("".join(pieces))
+
+
+@pytest.mark.parametrize("text", ["one xy two xyz", "a🙂b🙂🙂", "é\nxyx", "plain"])
+def test_replayed_tokens_leave_what_the_rest_of_the_text_needs(
+    text: str, model: LoadedModel
+) -> None:
+    """Text that is held back, and characters cut in the middle, at every token."""
+    single = [t for c in text for t in model.tokenizer.encode(c)[1:]]
+    whole = output(model, stop_strings=("xyz",))
+    events = []
+    for token in single:
+        events.append(whole.push(Sampled(token)))
+        if events[-1].finish:
+            break
+    for cut in range(1, len(events)):
+        replay = Replay(tuple(single[:cut]), "r", 1, 0)
+        prompt = (5, *single[:cut])
+        rest = output(model, stop_strings=("xyz",), prompt=prompt, replay=replay)
+        assert rest.count == cut
+        assert [rest.push(Sampled(t)) for t in single[cut : len(events)]] == events[cut:]
+
+
+def test_replayed_tokens_count_against_both_limits(model: LoadedModel) -> None:
+    replay = Replay((50, 51), "r", 1, 0)
+    short = output(model, prompt=(5, 50, 51), replay=replay, max_tokens=3, min_tokens=3)
+    assert short.banned()
+    assert short.push(Sampled(52)).finish is Finish.LENGTH
 
 
 def test_held_back_text_comes_with_the_last_token(model: LoadedModel) -> None:

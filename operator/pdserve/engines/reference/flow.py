@@ -1,5 +1,77 @@
-"""Requests of the Reference engine: vLLM's P/D contract under pdserve's own headers."""
+"""Requests of the Reference engine: vLLM's P/D contract under pdserve's own headers.
 
+A lost stream goes on: the prefill gets the tokens that the client has with the prompt, as a
+`replay` inside `kv_transfer_params`, and hands it on to the decode. Positions, and so the random
+numbers of the sampler, are those of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from pdserve.engines.flow import (
+    Endpoint,
+    FlowError,
+    LegAttempt,
+    LegRequest,
+    SentPart,
+)
 from pdserve.engines.pull_flow import PullFlow
+from pdserve.terms.json import JsonMap, JsonObject
+from pdserve.wire.calls import HEADER_EVENT_IDS, PARAM_KV
 
-FLOW = PullFlow()
+_TOKEN_IDS = (HEADER_EVENT_IDS.encode(), b"1")
+
+
+class _Continued(dict[str, Any]):
+    """A client's body with what the client has; no field of a body can say so."""
+
+    replay: JsonObject
+
+
+class ReferenceFlow(PullFlow):
+    """`ContinuingFlow` of the Reference engine."""
+
+    def continued(self, body: JsonMap, kv: JsonMap, sent: SentPart) -> JsonObject:
+        """See `ContinuingFlow.continued`.
+
+        Raises:
+            FlowError: the prefill did not say what the answer depends on.
+        """
+        ours = kv.get("pdserve")
+        if not isinstance(ours, dict) or "seed" not in ours or "cached_tokens" not in ours:
+            raise FlowError("the prefill's reply has no seed")
+        made = _Continued(body)
+        made["seed"] = ours["seed"]
+        made.replay = {
+            "token_ids": list(sent.tokens),
+            "reply_id": sent.reply_id,
+            "created": sent.created,
+            "cached": ours["cached_tokens"],
+        }
+        return made
+
+    def prepare_prefill(self, endpoint: Endpoint, body: JsonMap) -> bytes:
+        """As of any pull flow; what the client has goes with it."""
+        prepared = super().prepare_prefill(endpoint, body)
+        if not isinstance(body, _Continued):
+            return prepared
+        leg = orjson.loads(prepared)
+        leg[PARAM_KV]["pdserve"] = {"replay": body.replay}
+        if "min_tokens" in body:
+            leg["min_tokens"] = body["min_tokens"]
+        return orjson.dumps(leg)
+
+    def decode_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
+        """The body as it was prepared; a stream names its tokens where that is asked for."""
+        leg = super().decode_leg(attempt, prepared)
+        return replace(leg, headers=(*leg.headers, _TOKEN_IDS)) if attempt.token_ids else leg
+
+    def _sent(self, body: JsonMap) -> int:
+        return len(body.replay["token_ids"]) if isinstance(body, _Continued) else 0
+
+
+FLOW = ReferenceFlow()

@@ -98,7 +98,8 @@ class Generator:
         name = self._request_id(incoming)
         if incoming.size > len(incoming.body):
             raise openai.too_long(kind, incoming.size, self._limits)
-        draft = openai.read(kind, incoming.body, self._model, self._limits)
+        token_ids = incoming.header(calls.HEADER_EVENT_IDS) == "1"
+        draft = openai.read(kind, incoming.body, self._model, self._limits, token_ids=token_ids)
         call = _Call(self, reply, draft, name, budget, _wants_early_head(incoming))
         call.begin()
 
@@ -133,7 +134,7 @@ class Generator:
         return reply_params(
             sequence.request,
             event.sampled,
-            sequence.cached,
+            sequence.cached_of_prompt,
             Held(self._config.lease_seconds, self.engine.handoff.generation(sequence.request.id)),
             self._sender,
         )
@@ -271,7 +272,7 @@ class _Whole(_Listener):
                 self._reply.interim(102)
             return
         if sequence.request.remote is None:
-            self._writer.cached = sequence.cached
+            self._writer.cached = sequence.cached_of_prompt
         body = self._writer.whole(self._events)
         if sequence.request.hand_over:
             body[calls.PARAM_KV] = self._owner.kv_params(sequence, event)
@@ -289,7 +290,7 @@ class _Stream(_Listener):
 
     def token(self, sequence: Sequence, event: TokenEvent) -> None:
         if sequence.request.remote is None:
-            self._writer.cached = sequence.cached
+            self._writer.cached = sequence.cached_of_prompt
         data = self._writer.chunk(event) or b""
         if event.finish is not None:
             data += self._writer.tail()

@@ -2,7 +2,8 @@
 
 The object is opaque to gateways. Beside vLLM's fields it has one of ours, `pdserve`, with what a
 decode needs so that the first token is computed once: the token, its logprobs, the seed of the
-sampler and its position.
+sampler and its position. A request whose stream was lost comes to a prefill again with a `replay`
+in it, which travels on to the decode: the part of the answer that its client has.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
 from pdserve.refengine.kv.integrity import MAX_GENERATION
 from pdserve.refengine.model.sampler import Sampled
-from pdserve.refengine.runtime.request import GenerationRequest, RemoteKv
+from pdserve.refengine.runtime.request import GenerationRequest, RemoteKv, Replay
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.calls import PARAM_KV
+
+_REPLAY = f"{PARAM_KV}.pdserve.replay"
+MAX_REPLY_ID = 256
+"""Characters of a reply's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +76,8 @@ def wants_hand_over(body: JsonMap, role: EngineRole) -> bool:
     return asked
 
 
-def remote_of(body: JsonMap, role: EngineRole) -> RemoteLeg | None:
-    """The prefill's results on a decode leg, else None.
+def remote_of(body: JsonMap, role: EngineRole, vocab: int) -> RemoteLeg | None:
+    """The prefill's results on a decode leg, else None; its token ids are below `vocab`.
 
     Raises:
         ApiError: a field of them is wrong; the message names it.
@@ -90,7 +95,49 @@ def remote_of(body: JsonMap, role: EngineRole) -> RemoteLeg | None:
         return None
     if role != "decode":
         raise ApiError(400, f"role {role} does not pull KV", param=PARAM_KV, code="wrong_role")
-    return _remote_leg(params)
+    leg = _remote_leg(params)
+    for token in (leg.kv.first.token, *(t for t, _ in leg.kv.first.top)):
+        _check_token(f"{PARAM_KV}.pdserve.first_token_ids", token, vocab)
+    return leg
+
+
+def replay_of(body: JsonMap, remote: RemoteLeg | None, vocab: int) -> Replay | None:
+    """What of the answer the client has already, on either leg of a stream that goes on.
+
+    `remote`: the rest of a decode leg; token ids are below `vocab`.
+
+    Raises:
+        ApiError: 400, a field of it is wrong; the message names it.
+    """
+    ours = _params(body).get("pdserve")
+    value = ours.get("replay") if isinstance(ours, dict) else None
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise field_error(_REPLAY, value, "an object is required")
+    tokens, reply_id = value.get("token_ids"), value.get("reply_id")
+    if not isinstance(tokens, list) or not tokens or set(map(type, tokens)) != {int}:
+        raise field_error(f"{_REPLAY}.token_ids", tokens, "a non-empty list of token ids")
+    if not isinstance(reply_id, str) or not 0 < len(reply_id) <= MAX_REPLY_ID:
+        want = f"a string of 1 to {MAX_REPLY_ID} characters is required"
+        raise field_error(f"{_REPLAY}.reply_id", reply_id, want)
+    for token in tokens:
+        _check_token(f"{_REPLAY}.token_ids", token, vocab)
+    if remote is not None and len(tokens) >= remote.tokens:
+        want = f"fewer tokens than remote_num_tokens = {remote.tokens}"
+        raise field_error(f"{_REPLAY}.token_ids", len(tokens), want)
+    created, cached = _whole(value, "created", _REPLAY, 0, 40), _whole(value, "cached", _REPLAY, 0)
+    return Replay(tuple(tokens), reply_id, created, cached)
+
+
+def replay_params(replay: Replay) -> JsonObject:
+    """The object that `replay_of` reads."""
+    return {
+        "token_ids": list(replay.tokens),
+        "reply_id": replay.reply_id,
+        "created": replay.created,
+        "cached": replay.cached,
+    }
 
 
 def reply_params(
@@ -100,6 +147,7 @@ def reply_params(
 
     `cached`: prompt tokens found in the prefix cache.
     """
+    more = {"replay": replay_params(request.replay)} if request.replay else {}
     return {
         "do_remote_prefill": True,
         "do_remote_decode": False,
@@ -118,6 +166,7 @@ def reply_params(
             "position": request.prompt_tokens,
             "cached_tokens": cached,
             "generation": held.generation,
+            **more,
         },
     }
 
@@ -177,9 +226,14 @@ def _generation(ours: JsonMap) -> int:
     return number
 
 
-def _whole(value: JsonMap, name: str, path: str, low: int) -> int:
+def _check_token(path: str, token: int, vocab: int) -> None:
+    if not 0 <= token < vocab:
+        raise field_error(path, token, f"token ids are 0 to {vocab - 1}")
+
+
+def _whole(value: JsonMap, name: str, path: str, low: int, bits: int = 31) -> int:
     number = value.get(name)
-    if type(number) is not int or not low <= number < 1 << 31:
+    if type(number) is not int or not low <= number < 1 << bits:
         raise field_error(f"{path}.{name}", number, f"an integer >= {low} is required")
     return number
 

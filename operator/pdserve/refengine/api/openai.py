@@ -9,7 +9,6 @@ Every message names the field, the value and what would be right. `null` is the 
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,15 +16,15 @@ from typing import Literal
 
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.api import parameters
-from pdserve.refengine.api.handover import RemoteLeg, remote_of, wants_hand_over
+from pdserve.refengine.api.fields import boolean, integer, number
+from pdserve.refengine.api.handover import RemoteLeg, remote_of, replay_of, wants_hand_over
 from pdserve.refengine.config import EngineRole
 from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.chat_template import ChatMessage, ChatTemplateError
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
-from pdserve.refengine.runtime.request import GenerationRequest
+from pdserve.refengine.runtime.request import GenerationRequest, Replay
 from pdserve.terms.json import JsonMap
-from pdserve.wire import calls
 from pdserve.wire.bounds import WireError, parse_json
 
 Kind = Literal["completion", "chat"]
@@ -44,6 +43,8 @@ class ReplyOptions:
     stream: bool
     include_usage: bool
     cached_tokens: int | None
+    token_ids: bool = False
+    """Events of a stream end with the ids of their tokens (`wire.calls.HEADER_EVENT_IDS`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class RequestDraft:
     _body: Body
     _hand_over: bool
     _remote: RemoteLeg | None
+    _replay: Replay | None
     _eos: tuple[int, ...]
     _vocab: int
     _limits: RequestLimits
@@ -100,7 +102,8 @@ class RequestDraft:
             ApiError: 400, a field is wrong; the message names it.
         """
         body, remote, context = self._body, self._remote, self._limits.context
-        count = remote.tokens if remote else len(prompt)
+        replayed = self._replay.tokens if self._replay else ()
+        count = remote.tokens if remote else len(prompt) + len(replayed)
         if count + 1 > context:
             raise ApiError(
                 400,
@@ -110,17 +113,18 @@ class RequestDraft:
             )
         request = GenerationRequest(
             id=request_id,
-            prompt=tuple(prompt),
+            prompt=() if remote else (*prompt, *replayed),
             sampling=_sampling(self.kind, body, remote),
-            max_tokens=1 if self._hand_over else _max_tokens(self.kind, body, count, context),
-            min_tokens=_integer(body, "min_tokens", 0, 0, context),
-            ignore_eos=_boolean(body, "ignore_eos"),
+            max_tokens=self._max_tokens(count - len(replayed), len(replayed)),
+            min_tokens=integer(body, "min_tokens", 0, 0, context),
+            ignore_eos=boolean(body, "ignore_eos"),
             eos=self._eos,
             stop_tokens=_stop_tokens(body, self._vocab),
             stop_strings=_stop_strings(body),
             hand_over=self._hand_over,
             remote=remote.kv if remote else None,
             budget=budget,
+            replay=self._replay,
         )
         if not self._hand_over and request.min_tokens > request.max_tokens:
             raise field_error(
@@ -128,9 +132,19 @@ class RequestDraft:
             )
         return request
 
+    def _max_tokens(self, prompt: int, replayed: int) -> int:
+        """Output tokens, those that are replayed among them; a prefill chooses one more."""
+        if self._hand_over:
+            return replayed + 1
+        return _max_tokens(self.kind, self._body, prompt, self._limits.context)
 
-def read(kind: Kind, raw: bytes, model: LoadedModel, limits: RequestLimits) -> RequestDraft:
+
+def read(
+    kind: Kind, raw: bytes, model: LoadedModel, limits: RequestLimits, *, token_ids: bool = False
+) -> RequestDraft:
     """Check a body as far as it goes without its prompt's tokens; bounded work.
+
+    `token_ids`: see `ReplyOptions`.
 
     Raises:
         ApiError: 400 for a bad field, 404 for another model's name.
@@ -139,22 +153,24 @@ def read(kind: Kind, raw: bytes, model: LoadedModel, limits: RequestLimits) -> R
     _check_model(body, limits.model_name)
     parameters.check(body)
     hand_over = wants_hand_over(body, limits.role)
-    remote = remote_of(body, limits.role)
-    if remote is not None:
-        _check_vocabulary(remote, model.config.vocab)
+    remote = remote_of(body, limits.role, model.config.vocab)
+    replay = None
+    if hand_over or remote is not None:
+        replay = replay_of(body, remote, model.config.vocab)
     # Also on a decode leg: a bad prompt is the client's fault wherever it is noticed.
     tokenise, size = _prompt(kind, body, model, limits)
-    stream = _boolean(body, "stream")
+    stream = boolean(body, "stream")
     cached = remote.cached_tokens if remote else None
     return RequestDraft(
         kind,
-        ReplyOptions(kind, stream, _include_usage(body, stream), cached),
+        ReplyOptions(kind, stream, _include_usage(body, stream), cached, token_ids and stream),
         # A decode leg has the prompt's KV and needs no tokens.
         list if remote else tokenise,
         0 if remote else size,
         body,
         hand_over,
         remote,
+        replay,
         model.config.eos,
         model.config.vocab,
         limits,
@@ -173,14 +189,6 @@ def too_long(kind: Kind, size: int, limits: RequestLimits) -> ApiError:
 
 def _prompt_field(kind: Kind) -> str:
     return "messages" if kind == "chat" else "prompt"
-
-
-def _check_vocabulary(remote: RemoteLeg, vocab: int) -> None:
-    first = remote.kv.first
-    for token in (first.token, *(t for t, _ in first.top)):
-        if not 0 <= token < vocab:
-            path = f"{calls.PARAM_KV}.pdserve.first_token_ids"
-            raise field_error(path, token, f"token ids are 0 to {vocab - 1}")
 
 
 def _object(raw: bytes) -> Body:
@@ -299,7 +307,7 @@ def _max_tokens(kind: Kind, body: Body, prompt: int, context: int) -> int:
     name = (
         "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     )
-    value = _integer(body, name, max(1, default), 1, 1 << 31)
+    value = integer(body, name, max(1, default), 1, 1 << 31)
     if body.get(name) is not None and value > room >= 1:
         raise ApiError(
             400,
@@ -320,9 +328,9 @@ def _sampling(kind: Kind, body: Body, remote: RemoteLeg | None) -> SamplingParam
     elif type(seed) is not int:
         raise field_error("seed", seed, "an integer is required")
     return SamplingParams(
-        temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
-        top_p=_number(body, "top_p", 1.0, 1e-6, 1.0),
-        top_k=max(0, _integer(body, "top_k", 0, -1, 1 << 31)),
+        temperature=number(body, "temperature", 1.0, 0.0, 2.0),
+        top_p=number(body, "top_p", 1.0, 1e-6, 1.0),
+        top_k=max(0, integer(body, "top_k", 0, -1, 1 << 31)),
         seed=seed,
         logprobs=_logprobs(kind, body),
     )
@@ -332,12 +340,12 @@ def _logprobs(kind: Kind, body: Body) -> int | None:
     if kind == "completion":
         if body.get("logprobs") is None:
             return None
-        return _integer(body, "logprobs", 0, 0, 20)
-    if not _boolean(body, "logprobs"):
+        return integer(body, "logprobs", 0, 0, 20)
+    if not boolean(body, "logprobs"):
         if body.get("top_logprobs"):
             raise field_error("top_logprobs", body["top_logprobs"], "needs logprobs: true")
         return None
-    return _integer(body, "top_logprobs", 0, 0, 20)
+    return integer(body, "top_logprobs", 0, 0, 20)
 
 
 def _stop_strings(body: Body) -> tuple[str, ...]:
@@ -369,32 +377,4 @@ def _include_usage(body: Body, stream: bool) -> bool:
         raise field_error("stream_options", value, "only allowed with stream: true")
     if not isinstance(value, dict):
         raise field_error("stream_options", value, "an object is required")
-    return _boolean(value, "include_usage", "stream_options.")
-
-
-def _integer(body: Body, name: str, default: int, low: int, high: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if type(value) is not int or not low <= value <= high:
-        raise field_error(name, value, f"an integer from {low} to {high} is required")
-    return value
-
-
-def _number(body: Body, name: str, default: float, low: float, high: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    wrong = isinstance(value, bool) or not isinstance(value, int | float)
-    if wrong or not math.isfinite(value) or not low <= value <= high:
-        raise field_error(name, value, f"a number from {low:g} to {high:g} is required")
-    return float(value)
-
-
-def _boolean(body: Body, name: str, path: str = "") -> bool:
-    value = body.get(name)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise field_error(path + name, value, "true or false is required")
-    return value
+    return boolean(value, "include_usage", "stream_options.")

@@ -36,18 +36,22 @@ class ReplyWriter:
     ) -> None:
         self._request, self._options, self._tokenizer = request, options, tokenizer
         self._chat = options.kind == "chat"
+        replay = request.replay
+        fresh = ("chatcmpl-" if self._chat else "cmpl-") + request.id
         self._base = {
-            "id": ("chatcmpl-" if self._chat else "cmpl-") + request.id,
-            "created": int(time.time()),
+            "id": replay.reply_id if replay else fresh,
+            "created": replay.created if replay else int(time.time()),
             "model": model_name,
         }
-        self._offset = 0
-        self.count = 0
+        self._offset = sum(len(self._text(token)) for token in request.replayed)
+        self.count = len(request.replayed)
+        self._unmarked: list[int] = []
+        """Tokens since the last event."""
         self.cached = options.cached_tokens or 0
 
     def whole(self, events: Sequence[TokenEvent]) -> JsonObject:
         """A non-streaming answer."""
-        self.count = len(events)
+        self.count = len(self._request.replayed) + len(events)
         text = "".join(e.text for e in events)
         finish = events[-1].finish
         choice: JsonObject = {
@@ -66,6 +70,8 @@ class ReplyWriter:
         """The stream event of one token; None when it shows nothing yet."""
         first = self.count == 0
         self.count += 1
+        if self._options.token_ids:
+            self._unmarked.append(event.sampled.token)
         shows = event.text or event.finish or self._request.sampling.logprobs is not None
         if not shows and not first:
             return None
@@ -79,7 +85,14 @@ class ReplyWriter:
             choice["delta"] = delta | {"content": event.text}
         else:
             choice["text"] = event.text
-        return sse(self._stream_object([choice]))
+        return self._marked(sse(self._stream_object([choice])))
+
+    def _marked(self, event: bytes) -> bytes:
+        """The event with the ids of its tokens, where they are asked for."""
+        if not self._unmarked:
+            return event
+        ids, self._unmarked = self._unmarked, []
+        return b"%bid: %b\n\n" % (event[:-1], ",".join(map(str, ids)).encode())
 
     def tail(self) -> bytes:
         """The end of a stream: usage if asked for, then the end mark."""
@@ -89,7 +102,7 @@ class ReplyWriter:
 
     def usage(self) -> JsonObject:
         """Token counts so far."""
-        prompt = self._request.prompt_tokens
+        prompt = self._request.client_prompt_tokens
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self.count,

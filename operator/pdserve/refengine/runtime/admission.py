@@ -79,7 +79,7 @@ class Admission:
         if request.hand_over:
             return request.prompt_tokens
         # The last token is never fed back.
-        return min(request.prompt_tokens + request.max_tokens - 1, self._context)
+        return min(request.client_prompt_tokens + request.max_tokens - 1, self._context)
 
     def _check_budget(
         self, request: GenerationRequest, cached: int, active: Collection[Sequence]

@@ -1,7 +1,8 @@
 """Turns chosen tokens into text: detokenising, stop strings, and why an output ends.
 
 Both legs of a P/D request use the same class. A decode feeds it the prefill's first token, so stop
-strings and UTF-8 characters that are cut by the handoff need no special case.
+strings and UTF-8 characters that are cut by the handoff need no special case. Replayed tokens pass
+through it before, for the same reason; their text is the client's already.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ class Output:
 
     def __init__(self, request: GenerationRequest, text: TextStream, context: int) -> None:
         self._request, self._text = request, text
-        self._limit = min(request.max_tokens, context - request.prompt_tokens)
+        self._limit = min(request.max_tokens, context - request.client_prompt_tokens)
         self._held = ""
         self.count = 0
+        for token in request.replayed:
+            self.push(Sampled(token))
 
     def banned(self) -> tuple[int, ...]:
         """Tokens that may not be chosen next: the ends, before `min_tokens`."""

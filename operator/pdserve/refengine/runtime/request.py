@@ -23,12 +23,30 @@ class RemoteKv:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """The part of an answer that its client has already, from a decode that was lost.
+
+    The tokens follow the prompt, and get KV with it; the answer goes on after them.
+    """
+
+    tokens: tuple[int, ...]
+    """All of them, from token 1 on."""
+    reply_id: str
+    """`id` of the reply's events."""
+    created: int
+    """Their `created`: seconds since 1970."""
+    cached: int
+    """Prompt tokens that the first prefill found in its prefix cache, as usage reports them."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A validated generation request.
 
     `prompt` is empty on a decode leg (the KV comes from `remote`). `hand_over` marks a prefill
     leg: one token, then KV is kept for a decode. `budget` is the seconds left for this leg when
-    it arrived, None without a deadline. `eos` ends the output unless `ignore_eos`.
+    it arrived, None without a deadline. `eos` ends the output unless `ignore_eos`. `max_tokens` and
+    `min_tokens` count replayed tokens too.
     """
 
     id: str
@@ -43,11 +61,25 @@ class GenerationRequest:
     hand_over: bool = False
     remote: RemoteKv | None = None
     budget: float | None = None
+    replay: Replay | None = None
+
+    @property
+    def replayed(self) -> tuple[int, ...]:
+        """Output tokens that the client has already."""
+        return self.replay.tokens if self.replay else ()
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the prompt in tokens, also where its token ids are elsewhere."""
+        """Tokens that get KV before the first new one is chosen: the prompt and what is replayed.
+
+        Also where the token ids are elsewhere.
+        """
         return self.remote.tokens if self.remote else len(self.prompt)
+
+    @property
+    def client_prompt_tokens(self) -> int:
+        """Length of the client's prompt in tokens."""
+        return self.prompt_tokens - len(self.replayed)
 
 
 class Finish(enum.StrEnum):

@@ -58,6 +58,12 @@ class Sequence:
     last_token_at: float = 0.0
 
     @property
+    def cached_of_prompt(self) -> int:
+        """Prompt tokens from the prefix cache, as usage reports them: of the first prefill."""
+        replay = self.request.replay
+        return replay.cached if replay else self.cached
+
+    @property
     def prefilled(self) -> bool:
         """All prompt positions have KV."""
         return self.computed >= self.request.prompt_tokens
