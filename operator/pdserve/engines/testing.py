@@ -184,7 +184,8 @@ def streams_go_on(subject: CheckedEngine) -> None:
         return
     _expect(flow.order == "prefill_first", "a stream goes on from a prefill that answers first")
     body, sent = _body("completions", stream=True), SentPart((11, 12), "c", 1)
-    for kv in ({}, {"pdserve": 7}, {"pdserve": {"seed": [], "cached_tokens": {}}}):
+    junk: list[JsonObject] = [{}, {"pdserve": 7}, {"pdserve": {"seed": [], "cached_tokens": {}}}]
+    for kv in junk:
         try:
             made = flow.continued(body, kv, sent)
         except FlowError:
