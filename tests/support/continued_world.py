@@ -70,8 +70,8 @@ class ContinuedWorld:
 
 
 @asynccontextmanager
-async def continued_world(engine: str = "Reference") -> AsyncIterator[ContinuedWorld]:
-    """All of it, running; `engine`: the type that the route table names."""
+async def continued_world() -> AsyncIterator[ContinuedWorld]:
+    """All of it, running."""
     client = Client()
     prefill = EngineProcess("prefill", ("--slots", "4"))
     decodes = [EngineProcess("decode", ("--slots", "4")) for _ in range(2)]
@@ -95,7 +95,7 @@ async def continued_world(engine: str = "Reference") -> AsyncIterator[ContinuedW
             for e, url in zip(started, urls, strict=True)
         )
         scenario = RouteScenario("chat", SLO, (RouteGroup(0, "r1", made),), models=("shop",))
-        await source.push(RouteTable("shop", 1, "reference", engine, (scenario,)))
+        await source.push(RouteTable("shop", 1, "reference", "Reference", (scenario,)))
         yield ContinuedWorld(cuts, f"http://127.0.0.1:{port}", session)
     finally:
         await session.close()

@@ -39,7 +39,8 @@ class EventCutter:
         except OSError:
             writer.transport.abort()
             return
-        await asyncio.gather(_copy(reader, out), self._replies(there, writer))
+        with suppress(asyncio.CancelledError):  # at the end of a test
+            await asyncio.gather(_copy(reader, out), self._replies(there, writer))
         out.transport.abort()
 
     def _due(self, data: bytes, mark: bytes, kind: type[Cut]) -> Cut | None:
@@ -50,11 +51,15 @@ class EventCutter:
 
     async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left: int | None = None
+        timer: asyncio.TimerHandle | None = None
         with suppress(OSError):
             while data := await reader.read(65536):
+                if timer is not None:
+                    timer.cancel()  # the reply has come before
                 seconds = self._due(data, EARLY_HEAD, float)
                 if seconds is not None:
-                    asyncio.get_running_loop().call_later(seconds, writer.transport.abort)
+                    loop = asyncio.get_running_loop()
+                    timer = loop.call_later(seconds, writer.transport.abort)
                 if left is None and (events := self._due(data, STREAM, int)) is not None:
                     left = int(events)
                 if left is not None:

@@ -3,8 +3,7 @@
 A prefill costs more than any other step, and repeating it for all requests while something is
 broken doubles the load just then. So the budget is a fraction of the offered requests, with a
 reserve for the burst when an instance dies: one for each slot, since so many requests may be on it.
-A second prefill that saved a stream which its client was reading is given back: only what is spent
-in vain must come to an end.
+What saved a request is given back: only what is spent in vain must come to an end.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class RetryBudget:
         self.available = min(self._reserve, self.available + self._fraction)
 
     def give_back(self, count: int) -> None:
-        """Add `count` that were spent with success, up to the reserve."""
+        """Add `count` second prefills whose request was completed, up to the reserve."""
         self.available = min(self._reserve, self.available + count)
 
     def take(self) -> bool:

@@ -65,8 +65,8 @@ async def serve(context: RequestContext) -> None:
     finally:
         context.close()
         if context.outcome is not None:
-            if context.continued and context.outcome == "completed":
-                context.scheduler.budget.give_back(context.continued)
+            if context.repeated and context.outcome == "completed":
+                context.scheduler.budget.give_back(context.repeated)
             scheduler, now = context.scheduler, time.perf_counter()
             scheduler.metrics.finish(context.timeline, context.outcome, now, scheduler.scenario)
 
@@ -89,16 +89,14 @@ class _PrefillFirst:
 
 async def _serve(c: RequestContext, phase: _PrefillFirst | TogetherPhase) -> None:
     ticket = c.ticket = _admit(c)
-    repeated = False
     while True:
         try:
             await phase.run(ticket)
             return
         except KvLostError as error:
             c.release()
-            if repeated or not c.scheduler.budget.take():
+            if c.repeated or not c.repeat():
                 raise c.failed(str(error)) from error
-            repeated = True
             c.grant_grace()
             if error.prefill is not None:
                 c.scheduler.dispatcher.failed(ticket, error.prefill, time.perf_counter())
@@ -113,7 +111,7 @@ def _goes_on(c: RequestContext, message: str) -> bool:
     Raises:
         ApiError: they are, and no other decode can go on.
     """
-    if not c.scheduler.budget.take():
+    if not c.repeat():
         raise c.failed(message)
     try:
         missing = c.go_on()

@@ -172,6 +172,8 @@ class RequestContext:
         """An engine found the request itself wrong: not offered."""
         self.outcome: Outcome | None = None
         """None: not offered (invalid, or the client left in time)."""
+        self.repeated = 0
+        """Second prefills that were spent on it."""
         self.continued = 0
         """Decodes that were lost after the client had bytes, and replaced by another."""
         self.sent: SentStream | None = None
@@ -187,6 +189,12 @@ class RequestContext:
         if self.sent is None or not self.sent.keep(self.job.memory):
             self.job.body = _ends(self.job.body)
         self.reply.body_done()
+
+    def repeat(self) -> bool:
+        """Spend a second prefill on this request; False: there is none to spend."""
+        spent = self.scheduler.budget.take()
+        self.repeated += spent
+        return spent
 
     def go_on(self) -> bool:
         """Make the request anew such that it goes on after what the client has.

@@ -98,14 +98,13 @@ class Reply:
 
     def write(self, data: bytes) -> None:
         """Another piece of a started stream."""
-        if self._chunked:
-            data = chunk(data)
-        self._connection.send(data)
+        if data:
+            self._connection.send(chunk(data) if self._chunked else data)
 
     def end(self, data: bytes = b"") -> None:
         """The stream is complete, with this last piece."""
         if self._chunked:
-            data = (chunk(data) if data else b"") + LAST_CHUNK
+            data = chunk(data) + LAST_CHUNK
         if data:
             self._connection.send(data)
         self._finish()

@@ -10,5 +10,5 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def chunk(data: bytes) -> bytes:
-    """One piece of a body of unknown length; an empty one would end it."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+    """One piece of a body of unknown length; nothing for no bytes, as an empty one would end it."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

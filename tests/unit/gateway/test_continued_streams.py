@@ -71,6 +71,19 @@ async def test_a_stream_cut_after_any_token_is_as_without_the_cut(
     assert await world.continued() - before == len(cuts)
 
 
+async def test_a_stream_goes_on_whatever_its_next_token_shows(world: ContinuedWorld) -> None:
+    """A token without text, here the model's end of text, has no event of its own."""
+    want = await stream(world, "sampled", logprobs=0)
+    texts = [e["choices"][0]["text"] for e in want[:-2]]
+    silent = [number for number, text in enumerate(texts) if number and not text]
+    assert silent, "choose another seed"
+    plain = essence(await stream(world, "sampled"))
+    for cut in silent:
+        # Of the tokens before it, each has an event.
+        shown = cut - sum(number < cut for number in silent)
+        assert essence(await stream(world, "sampled", shown)) == plain
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 async def test_a_stream_cut_after_its_last_token_gets_its_end(
     world: ContinuedWorld, missing: int

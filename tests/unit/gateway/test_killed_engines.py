@@ -6,6 +6,7 @@ import itertools
 import pytest
 from tests.support.gateway_rig import Rig, eventually
 
+from pdserve.forwarding.budget import LEAST_RESERVE
 from pdserve.gateway.request_context import Settings
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
@@ -63,6 +64,17 @@ async def test_killed_decode_loses_no_request_that_was_not_streaming(
     assert rig.engines["p0"].events["attempts"] == 2
     assert await rig.metric(names.GATEWAY_OUTCOME, outcome="completed") == 1
     assert await rig.metric(names.GATEWAY_OFFERED) == 1
+
+
+async def test_second_prefills_that_saved_a_request_come_to_no_end(rig: Rig) -> None:
+    """More requests than the retry budget holds, one after the other, each loses a decode."""
+    await rig.one_group(decodes=2)
+    budget = rig.gateway.service.scheduler("tiny", {})[0].budget
+    for _ in range(LEAST_RESERVE + 5):
+        rig.engines["d0"].script = rig.engines["d1"].script = ["cut:0"]
+        assert (await rig.complete()).status == 200
+        rig.engines["d0"].script = rig.engines["d1"].script = []
+    assert budget.available == LEAST_RESERVE
 
 
 @pytest.mark.parametrize("reason", ["kv_failed", "kv_corrupt"])

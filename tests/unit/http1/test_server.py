@@ -254,6 +254,18 @@ async def test_a_reader_that_takes_nothing_gets_no_further_answers_and_is_cut(ki
         client.close()
 
 
+async def test_an_empty_piece_does_not_end_a_stream() -> None:
+    def pieces(_: HttpRequest, reply: Reply) -> None:
+        reply.start(200, "text/plain", b"")
+        for data in (b"a", b"", b"b"):
+            reply.write(data)
+        reply.end(b"")
+
+    async with served(pieces) as s:
+        found = await s.ask(LAST)
+    assert found.endswith(b"\r\n\r\n1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
+
+
 async def test_a_source_that_comes_to_a_stalled_client_is_held_at_once() -> None:
     """A stream that goes on has another source, while the client still takes nothing."""
     calls: list[str] = []
