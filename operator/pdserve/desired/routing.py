@@ -8,11 +8,13 @@ changes, so an unchanged service costs no write and gateways see no event.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pdserve.api import PDService, RoCEDomain, Scenario
 from pdserve.frozen import remembered
+from pdserve.terms import Role
 from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
@@ -88,16 +90,30 @@ def route_table(
 
 
 def bounds_of(groups: Sequence[RouteGroup], links: Mapping[str, LinkReport]) -> ContextBounds:
-    """The tightest bounds that routed instances report: of prompts prefills, of the whole both."""
-    said = [
-        (instance.role, links[instance.id])
-        for group in groups
-        for instance in group.instances
-        if instance.id in links
-    ]
-    prompts = (r.max_prompt_bytes for role, r in said if role == "prefill" and r.max_prompt_bytes)
-    lengths = (r.max_model_len for _, r in said if r.max_model_len)
-    return ContextBounds(min(prompts, default=0), min(lengths, default=0))
+    """The tightest bounds of the revisions that are routed.
+
+    Of prompts prefills report, of the whole both roles. Instances of one revision and role are
+    started alike, so what most of them report counts, and of as many the larger: one that reports
+    nonsense turns no request away.
+    """
+    prompts: dict[str, list[int]] = {}
+    lengths: dict[tuple[str, Role], list[int]] = {}
+    for group in groups:
+        for instance in group.instances:
+            report = links.get(instance.id)
+            if report is None:
+                continue
+            lengths.setdefault((group.revision, instance.role), []).append(report.max_model_len)
+            if instance.role == "prefill":
+                prompts.setdefault(group.revision, []).append(report.max_prompt_bytes)
+    return ContextBounds(_tightest(prompts.values()), _tightest(lengths.values()))
+
+
+def _tightest(reported: Iterable[list[int]]) -> int:
+    """The least of what most report in each list; 0 (not known) counts nowhere."""
+    most = (Counter(filter(None, values)) for values in reported)
+    agreed = (max(found, key=lambda value: (found[value], value)) for found in most if found)
+    return min(agreed, default=0)
 
 
 def _last_bounds(last: RouteTable | None) -> dict[str, ContextBounds]:

@@ -70,9 +70,27 @@ def test_the_route_table_holds_rules_in_order_of_priority() -> None:
     assert routed_instances(None, "chat") == frozenset()
 
 
+def test_one_instance_that_reports_nonsense_bounds_no_request() -> None:
+    """A prefill that says that no prompt fits would else have gateways refuse all of them."""
+    prefills = tuple(dataclasses.replace(GROUP.instances[0], id=f"p{n}") for n in range(3))
+    groups = (dataclasses.replace(GROUP, instances=prefills),)
+
+    def bounds(*said: int) -> tuple[int, int]:
+        links = {
+            p.id: LinkReport(1, frozenset(), {}, max_prompt_bytes=size, max_model_len=size // 10)
+            for p, size in zip(prefills, said, strict=False)
+        }
+        return bounds_of(groups, links)
+
+    assert bounds(70_000, 1, 70_000) == (70_000, 7000)
+    assert bounds(1 << 40, 70_000, 70_000) == (70_000, 7000)
+    assert bounds(1, 70_000) == (70_000, 7000)
+    assert bounds(70_000, 0, 0) == (70_000, 7000), "old engines do not say it"
+
+
 def test_the_tightest_bounds_are_routed_and_kept() -> None:
     wide = dataclasses.replace(GROUP.instances[0], id="wide")
-    groups = (GROUP, dataclasses.replace(GROUP, index=1, instances=(wide,)))
+    groups = (GROUP, dataclasses.replace(GROUP, index=1, revision="r2", instances=(wide,)))
     links = {
         name: LinkReport(1, frozenset(), {}, max_prompt_bytes=size, max_model_len=tokens)
         for name, size, tokens in (

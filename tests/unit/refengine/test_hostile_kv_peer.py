@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from tests.support.gateway_rig import eventually
 from tests.unit.refengine.test_transport import DATA, RECEIVER, Pair, Store, raw_server, read_frame
 
 from pdserve.engines.trust import shared_proof
@@ -120,6 +121,30 @@ async def test_a_second_pull_is_not_sent_before_the_first_is_confirmed() -> None
         writer.write(protocol.encode(FrameKind.PULL, PULL) * 50)
         assert await _rest(reader) < 2 * len(DATA)
         assert pair.store.events == ["failed r1 by d0"]
+        writer.close()
+
+
+@pytest.mark.parametrize("taken", [0, 1000, len(DATA)])
+async def test_a_peer_that_does_not_confirm_what_it_pulled_is_cut(taken: int) -> None:
+    """A decode that was stopped: the KV must not stay in memory for it."""
+    async with Pair(Store(), timeout=0.1) as pair, asyncio.timeout(60):
+        reader, writer = await _linked(pair)
+        writer.write(protocol.encode(FrameKind.PULL, PULL))
+        if taken:
+            await reader.readexactly(taken)
+        await eventually(lambda: bool(pair.store.events), "the pull is given up")
+        assert pair.store.events == ["failed r1 by d0"]
+        await _rest(reader)
+        writer.close()
+
+
+async def test_a_connection_that_sends_nothing_stays() -> None:
+    async with Pair(Store(), timeout=0.05) as pair, asyncio.timeout(60):
+        assert await pair.pull() == DATA
+        reader, writer = await _linked(pair)
+        await asyncio.sleep(0.3)
+        writer.write(protocol.encode(FrameKind.PING))
+        assert (await read_frame(reader))[0] is FrameKind.PONG
         writer.close()
 
 

@@ -24,9 +24,20 @@ class SendingEnd(FrameConnection):
         exporter: Exporter,
         all_open: set[SendingEnd],
         devices: Callable[[], tuple[str, ...]],
+        patience: float,
     ) -> None:
-        """`devices` tells at which of its devices' addresses this instance listens."""
+        """Make the end of one connection.
+
+        Args:
+            me: this instance.
+            exporter: what it holds for its peers.
+            all_open: the connections of the instance; this one is in it while it stands.
+            devices: at which of its devices' addresses this instance listens.
+            patience: seconds within which a peer must have taken and confirmed a payload. A
+                stopped one would keep it in memory for ever.
+        """
         super().__init__()
+        self._patience = patience
         self._devices = devices
         self._me, self._exporter, self._all = me, exporter, all_open
         self._nonce = protocol.new_nonce()
@@ -57,6 +68,7 @@ class SendingEnd(FrameConnection):
             self._pull(body, self._peer)
         elif kind is FrameKind.DONE and body.get("request") == self._sending is not None:
             request, self._sending = self._sending, None
+            self._timer.cancel()
             self._exporter.pulled(request, self._peer)
         else:
             raise TransportError(f"unexpected {kind.name}")
@@ -85,8 +97,13 @@ class SendingEnd(FrameConnection):
             self._sending = None
 
     def _silent(self) -> None:
-        if self._peer is None:
+        if self._peer is None or self._sending is not None:
             self.abort()
+
+    def _begin(self, request: str) -> None:
+        self._sending = request
+        self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._patience, self._silent)
 
     def _hello(self, body: JsonObject) -> None:
         peer, nonce, model = (str(body.get(k)) for k in ("id", "nonce", "model"))
@@ -147,13 +164,13 @@ class SendingEnd(FrameConnection):
             return
         each = asked.get("each")
         if type(each) is not int or each < 1:
-            self._sending = request
+            self._begin(request)
             self._send_whole(payload)
         elif (other := _other_kv(asked, payload)) is not None:
             self._exporter.pull_failed(request, peer)
             self.send(FrameKind.MISSING, {"reason": other})
         else:
-            self._sending = request
+            self._begin(request)
             self._send_frames(request, payload, each)
 
     def _send_whole(self, payload: Payload) -> None:

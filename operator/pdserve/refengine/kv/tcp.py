@@ -110,9 +110,11 @@ class TcpTransport:
             self._server.close()
 
     def _accept(self) -> SendingEnd:
+        # The peer gives up its pull after `timeout`; here it has a little longer.
         return SendingEnd(
-            self._me, self._exporter, self._accepted, lambda: self.listeners.listening
-        )
+            self._me, self._exporter, self._accepted, lambda: self.listeners.listening,
+            2 * self._timeout,
+        )  # fmt: skip
 
     def _keep(self, peer: PeerAddress, client: PullingEnd) -> None:
         idle = self._idle.setdefault(peer, [])
