@@ -155,6 +155,15 @@ class ChoiceIndex:
             return tied[int(random() * len(tied))]
         return _one_of([group.prefills.lowest() for group in groups], random)
 
+    def open_to(self, prefill: Instance, now: float) -> bool:
+        """Whether the group of a prefill has decode credit at `now`."""
+        self._follow(now)
+        group = self._of.get(prefill)
+        if group is None:
+            return False
+        group.settle(now)
+        return group.has_credit
+
     def later(self, now: float) -> float:
         """When a prefill may become worth asking, if nothing happens before; seconds as `now`."""
         self._follow(now)

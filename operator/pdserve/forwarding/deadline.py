@@ -100,16 +100,29 @@ class TokenEstimate:
 
 
 class PrefillTimes:
-    """How long prefills took here: the least of the last few in each half power of two tokens."""
+    """How long prefills took here: the least of the last few in each half power of two tokens, and
+    what a token costs.
+    """
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_seen", "_squares", "_weighted")
 
     def __init__(self) -> None:
         self._seen: dict[int, deque[float]] = {}
+        self._squares = self._weighted = 0.0
+
+    @property
+    def per_token(self) -> float:
+        """Seconds that one more token to compute takes; 0 until a prefill was seen.
+
+        Least squares through the origin, older prefills weighing less: long prompts decide.
+        """
+        return self._weighted / self._squares if self._squares else 0.0
 
     def learn(self, tokens: float, seconds: float) -> None:
         """Note that a prompt with so many tokens to compute took so many seconds."""
         self._seen.setdefault(_bucket(tokens), deque(maxlen=_SAMPLES)).append(seconds)
+        self._squares = self._squares * _DECAY + tokens * tokens
+        self._weighted = self._weighted * _DECAY + tokens * seconds
 
     def at_most(self, tokens: float) -> float:
         """Seconds within which a prompt of at least this length was prefilled; inf: none was."""

@@ -9,10 +9,13 @@ Requests wait here, never inside an instance. `step(now)`:
    one per waiting request.
 3. The answer says when to look again if nothing happens before.
 
-Order of prefills: known free before merely due; fewest of our own open legs; random. A request that
-a prefill failed is sent to other live prefills during half of the time that it has left: a hanging
-prefill looks idle. A request that was refused keeps its turn; `attempt_pacing` says when it may ask
-again, so that it goes on until its deadline at a bounded cost.
+Order of prefills: known free before merely due; fewest of our own open legs; random. With an
+`Affinity`, a request goes to one that holds the beginning of its prompt where that saves time; it
+may wait for a busy one, one request for each such prefill, while those behind it go on.
+
+A request that a prefill failed is sent to other live prefills during half of the time that it has
+left: a hanging prefill looks idle. A request that was refused keeps its turn; `attempt_pacing` says
+when it may ask again, so that it goes on until its deadline at a bounded cost.
 
 The caller sends, and reports every answer to the `Instance` records and back here.
 """
@@ -27,6 +30,7 @@ from typing import Literal, NamedTuple
 
 from pdserve.forwarding.attempt_pacing import next_attempt
 from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.prefix.affinity import Affinity, KnownPrompt
 from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.scenario_view import View
 
@@ -34,6 +38,8 @@ GaveUp = Literal["deadline", "no_decode"]
 """Why a request left the room unserved. `no_decode`: its deadline passed while a prefill would
 have taken it, but no group with such a prefill had decode credit."""
 MAX_WAIT = 60.0
+_OVERDUE = 0.001
+"""Seconds until a prefill is free whose slots should be free already."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +62,14 @@ class Ticket:
     failed_by: set[str] = field(default_factory=set)
     """Ids of prefills that failed it, to be left alone for it until `excluded_until`."""
     excluded_until: float = 0.0
+    prompt: KnownPrompt | None = None
+    """Its prompt's blocks, where prefixes count."""
+    waits_for: Instance | None = None
+    """A busy prefill that holds the beginning of its prompt, until `waits_until`."""
+    work: float = 0.0
+    """Seconds that it will take there."""
+    waits_until: float = 0.0
+    """Set once: a request waits no longer than the first hit that it waited for saves."""
     suspect: bool = False
     """A prefill broke under it: its turn on another must not cost a second suspect's."""
 
@@ -83,8 +97,13 @@ class Step:
 class Dispatcher:
     """State of one (process, scenario). `random` draws from [0, 1) and breaks ties."""
 
-    def __init__(self, view: View, random: Callable[[], float], room_limit: int = 1024) -> None:
+    def __init__(
+        self, view: View, random: Callable[[], float], room_limit: int = 1024,
+        affinity: Affinity | None = None,
+    ) -> None:  # fmt: skip
         self.view = view
+        self.affinity = affinity
+        """Prefers prefills by prefixes; None: prompts do not count."""
         self._random = random
         self._room_limit = room_limit
         self.room: list[Ticket] = []
@@ -92,20 +111,23 @@ class Dispatcher:
         self._seq = count()
         self._on_trial: dict[Ticket, Instance] = {}
         """Suspects that are at a prefill now: at most one at each."""
+        self._awaited: dict[Instance, list[Ticket]] = {}
+        """Requests that wait for a busy prefill, in the order of their coming."""
 
     @property
     def waiting(self) -> int:
         """How many requests are in the room."""
         return len(self.room)
 
-    def offer(self, deadline: float) -> Ticket | None:
+    def offer(self, deadline: float, prompt: KnownPrompt | None = None) -> Ticket | None:
         """Let a new request into the room; None when the room is full.
 
-        `deadline`: monotonic seconds until which a prefill must have accepted it.
+        `deadline`: monotonic seconds until which a prefill must have accepted it. `prompt`: its
+        blocks, where prefixes count.
         """
         if len(self.room) >= self._room_limit:
             return None
-        ticket = Ticket(deadline, next(self._seq), deadline)
+        ticket = Ticket(deadline, next(self._seq), deadline, prompt=prompt)
         self._enter(ticket)
         return ticket
 
@@ -126,6 +148,7 @@ class Dispatcher:
         """Take a request out of the room; nothing happens where it is not in it."""
         if ticket.waiting:
             ticket.waiting = False
+            self._wait_no_more(ticket)
             self.room.remove(ticket)
 
     def settled(self, ticket: Ticket) -> bool:
@@ -164,6 +187,7 @@ class Dispatcher:
             for ticket in late:
                 self._leave(self.room.index(ticket))
                 step.gave_up.append((ticket, reason))
+        self._serve_waits(step, now)
         place = 0
         while place < len(self.room):
             ticket = self.room[place]
@@ -173,14 +197,13 @@ class Dispatcher:
                 continue
             excluded = self._excluded(ticket, now)
             chosen, later = self._choose(now, excluded)
+            if chosen is not None and not excluded and not ticket.suspect:
+                chosen = self._preferred(step, ticket, chosen, now)
+            if ticket.waits_for is not None:
+                place += 1
+                continue
             if chosen is not None:
-                self._leave(place)
-                ticket.first_sent = ticket.first_sent if ticket.attempts else now
-                ticket.attempts += 1
-                if ticket.suspect:
-                    self._on_trial[ticket] = chosen
-                chosen.sent(now)
-                step.sends.append(Send(ticket, chosen))
+                self._send(step, place, chosen, now)
                 continue
             step.wake_at = min(step.wake_at, later)
             if not excluded:
@@ -190,6 +213,72 @@ class Dispatcher:
             place += 1
         step.wake_at = min(step.wake_at, self._next_deadline()) if self.room else NEVER
         return step
+
+    def _send(self, step: Step, place: int, prefill: Instance, now: float) -> None:
+        ticket = self._leave(place)
+        ticket.first_sent = ticket.first_sent if ticket.attempts else now
+        ticket.attempts += 1
+        if ticket.suspect:
+            self._on_trial[ticket] = prefill
+        prefill.sent(now)
+        step.sends.append(Send(ticket, prefill))
+
+    def _preferred(self, step: Step, ticket: Ticket, best: Instance, now: float) -> Instance | None:
+        """The prefill to ask where `best` is the usual one; None: the request waits for another."""
+        if self.affinity is None or ticket.prompt is None:
+            return best
+        if ticket.waits_for is not None:
+            return None
+        end = min(ticket.waits_until or NEVER, ticket.deadline)
+        choice = self.affinity.prefer(
+            ticket.prompt, best, now, lambda prefill: self._delay(prefill, end, now)
+        )
+        prefill = choice.prefill
+        if choice.until <= now:
+            return prefill
+        ticket.waits_for, ticket.waits_until = prefill, min(end, choice.until)
+        ticket.work = self.affinity.seconds(ticket.prompt.tokens - choice.tokens)
+        self._awaited.setdefault(prefill, []).append(ticket)
+        step.wake_at = min(step.wake_at, self._next_look(ticket, prefill, now))
+        return None
+
+    def _delay(self, prefill: Instance, end: float, now: float) -> float:
+        """Seconds until a prefill takes one more request; NEVER: not by `end`."""
+        ahead = self._awaited.get(prefill, ())
+        if not ahead and self._may_ask(prefill, now):
+            return 0.0
+        if prefill.health.ejected or not self.view.index.open_to(prefill, now):
+            return NEVER
+        free = max(_OVERDUE, prefill.expected_free(now) - now)
+        delay = free + sum(t.work for t in ahead)
+        return delay if now + delay < end else NEVER
+
+    def _serve_waits(self, step: Step, now: float) -> None:
+        """Send requests to the prefills that they waited for; end waits that are over."""
+        for prefill, waiting in list(self._awaited.items()):
+            for ticket in list(waiting):
+                if self._may_ask(prefill, now):
+                    self._send(step, self.room.index(ticket), prefill, now)
+                elif now < ticket.waits_until:
+                    step.wake_at = min(step.wake_at, self._next_look(ticket, prefill, now))
+                else:
+                    self._wait_no_more(ticket)
+
+    def _next_look(self, ticket: Ticket, prefill: Instance, now: float) -> float:
+        """When a wait ends, or may end, without an event of our own."""
+        free = prefill.next_try(now)
+        return min(ticket.waits_until, free if free > now else self.view.index.later(now))
+
+    def _may_ask(self, prefill: Instance, now: float) -> bool:
+        return prefill.next_try(now) <= now and self.view.index.open_to(prefill, now)
+
+    def _wait_no_more(self, ticket: Ticket) -> None:
+        if ticket.waits_for is not None:
+            waiting = self._awaited[ticket.waits_for]
+            waiting.remove(ticket)
+            if not waiting:
+                del self._awaited[ticket.waits_for]
+            ticket.waits_for = None
 
     def _next_deadline(self) -> float:
         first = NEVER
@@ -231,4 +320,5 @@ class Dispatcher:
     def _leave(self, place: int) -> Ticket:
         ticket = self.room.pop(place)
         ticket.waiting = False
+        self._wait_no_more(ticket)
         return ticket
