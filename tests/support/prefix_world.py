@@ -1,9 +1,4 @@
-"""Prefills with prefix caches in virtual time, and prompts of the shape of a published trace.
-
-Prompts come in sessions: a first one, then later ones that begin with all of the one before. Their
-lengths, growth, gaps and number follow the conversation trace of Mooncake (FAST'25, Apache-2.0):
-12,031 requests in 59 minutes, 12,035 prompt tokens on average in blocks of 512, 39 % of which
-continue a session, 36.6 % of all blocks seen before; all share one block of a system prompt.
+"""Prefills with prefix caches in virtual time, and the policies that choose among them.
 
 Each policy decides where a prompt is prefilled. `Ours` runs the gateway's own decisions, with and
 without affinity, before prefills that refuse when they are busy; the others choose a prefill for
@@ -17,12 +12,13 @@ import itertools
 import random
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import mean, quantiles
 from typing import Protocol
 
 from tests.support.dispatch_world import SLO
+from tests.support.prefix_trace import BLOCK, Prompt, spread
 
 from pdserve.forwarding.deadline import PrefillTimes
 from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
@@ -33,68 +29,18 @@ from pdserve.forwarding.scenario_view import View
 from pdserve.wire.hints import Hint
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario
 
-BLOCK = 512
-"""Tokens."""
 SECONDS = (0.02, 0.0001)
 """A prefill and each token of it: about llama2-70b on 8 H100."""
-PATIENCE = 600.0
-_MASK = (1 << 64) - 1
+PATIENCE = 60.0
+"""Seconds until a request ends unserved; it counts with this time to its first token."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One request of a trace."""
-
-    at: float
-    """Seconds from the start."""
-    session: int
-    blocks: array[int]
-    """Ids of its blocks, equal where all tokens up to their end are equal."""
-
-    @property
-    def tokens(self) -> int:
-        """Length of the prompt."""
-        return BLOCK * len(self.blocks)
-
-
-def conversations(seconds: float, rate: float, seed: int) -> list[Prompt]:
-    """A trace of that shape, in order of time; `rate`: requests a second."""
-    rng = random.Random(seed)
-    found: list[Prompt] = []
-    ids = itertools.count(1)
-    sessions = itertools.count()
-    start = -1800.0
-    while (start := start + rng.expovariate(rate / 1.63)) < seconds:
-        at, session = start, next(sessions)
-        blocks = [0, *_new(ids, rng.lognormvariate(2.4, 1.16))]
-        while at < seconds:
-            if at >= 0:
-                found.append(Prompt(at, session, array("Q", [_id(b) for b in blocks])))
-            if rng.random() > 0.387 or len(blocks) > 250:
-                break
-            at += rng.lognormvariate(4.8, 1.1)
-            blocks = [*blocks, *_new(ids, rng.lognormvariate(0.7, 1.5))]
-    return sorted(found, key=lambda p: p.at)
-
-
-def _new(ids: Iterator[int], count: float) -> list[int]:
-    return [next(ids) for _ in range(min(240, 1 + int(count)))]
-
-
-def _id(number: int) -> int:
-    """Spread over 64 bits, as digests are."""
-    return (number * 0x9E3779B97F4A7C15 + 1) & _MASK
-
-
-def ideal_hits(trace: list[Prompt]) -> float:
-    """Share of all blocks that were seen before: one cache without bounds for all prefills."""
-    seen: set[int] = set()
-    found = total = 0
+def ideal_hits(trace: list[Prompt], room: int = 1 << 40) -> float:
+    """Share of all blocks that one cache for all prefills would find; `room`: its blocks."""
+    engine, found = Engine(room), 0
     for prompt in trace:
-        found += _leading(prompt.blocks, seen)
-        total += len(prompt.blocks)
-        seen.update(prompt.blocks)
-    return found / total
+        found += engine.begin(prompt, prompt.at)[1]
+    return found / sum(len(p.blocks) for p in trace)
 
 
 def _leading(blocks: array[int], known: object) -> int:
@@ -109,10 +55,18 @@ class Engine:
         self.cache: OrderedDict[int, None] = OrderedDict()
         self.busy_until = 0.0
 
+    def hits(self, prompt: Prompt) -> int:
+        """Leading blocks in the cache; never all, so that there are logits."""
+        return min(_leading(prompt.blocks, self.cache), len(prompt.blocks) - 1)
+
+    def seconds(self, prompt: Prompt) -> float:
+        """What a prompt takes now."""
+        return SECONDS[0] + SECONDS[1] * BLOCK * (len(prompt.blocks) - self.hits(prompt))
+
     def begin(self, prompt: Prompt, now: float) -> tuple[float, int]:
         """Compute a prompt from `now` on: when it ends, and how many blocks were in the cache."""
-        hits = min(_leading(prompt.blocks, self.cache), len(prompt.blocks) - 1)
-        self.busy_until = now + SECONDS[0] + SECONDS[1] * BLOCK * (len(prompt.blocks) - hits)
+        hits = self.hits(prompt)
+        self.busy_until = now + self.seconds(prompt)
         for block in reversed(prompt.blocks[: self.room]):
             self.cache[block] = None
             self.cache.move_to_end(block)
@@ -226,7 +180,7 @@ class Ours:
     def _step(self) -> None:
         now = self._world.now
         step = self.dispatcher.step(now)
-        assert not step.gave_up
+        self._world.result.ttft += [PATIENCE] * len(step.gave_up)
         for send in step.sends:
             self._send(send, now)
         if step.wake_at < NEVER:
@@ -273,6 +227,12 @@ class Queued:
     def finish(self) -> None:
         assert not any(self._queues)
 
+    def ends(self, number: int, prompt: Prompt) -> float:
+        """When a prompt would end at a prefill, behind what is there, by what its cache has now."""
+        engine = self._world.engines[number]
+        work = sum(engine.seconds(p) for p in self._queues[number])
+        return max(engine.busy_until, self._world.now) + work + engine.seconds(prompt)
+
     def _next(self, number: int) -> None:
         if self._queues[number] and self._world.engines[number].busy_until <= self._world.now:
             end, _ = self._world.begin(number, self._queues[number].pop(0))
@@ -295,6 +255,21 @@ def play(
         policy.finish()
     assert len(world.result.ttft) == len(trace)
     return world.result
+
+
+def least_work(world: World, seed: int) -> Policy:
+    """The prefill where it ends first, for good: as Dynamo's router with exact events of engines.
+
+    It knows what every cache has and what every queued prompt will take.
+    """
+    rng = random.Random(seed)
+    policy: Queued = Queued(
+        world,
+        lambda prompt: min(
+            range(len(world.engines)), key=lambda n: (policy.ends(n, prompt), rng.random())
+        ),
+    )
+    return policy
 
 
 def affine(world: World, seed: int) -> Policy:
@@ -321,4 +296,4 @@ def in_turn(world: World, seed: int) -> Policy:
 
 def by_session(world: World, seed: int) -> Policy:
     """Each session at one prefill, by a hash."""
-    return Queued(world, lambda p: _id(p.session + 1) % len(world.engines))
+    return Queued(world, lambda p: spread(p.session + 1) % len(world.engines))

@@ -9,7 +9,8 @@ from array import array
 import pytest
 from tests.support import prefix_world
 from tests.support.dispatch_world import SLO
-from tests.support.prefix_world import conversations, ideal_hits, play
+from tests.support.prefix_trace import Prompt, conversations
+from tests.support.prefix_world import ideal_hits, play
 
 from pdserve.forwarding.deadline import PrefillTimes
 from pdserve.forwarding.dispatch import Dispatcher, Ticket
@@ -222,9 +223,7 @@ def test_with_engines_that_find_nothing_the_usual_order_returns() -> None:
 def test_without_hits_decisions_are_those_without_prefixes() -> None:
     """Prompts that share nothing: the same prefill gets each request, at the same time."""
     trace = [
-        prefix_world.Prompt(
-            p.at, p.session, array("Q", [n << 20 | i for i in range(len(p.blocks))])
-        )
+        Prompt(p.at, p.session, array("Q", [n << 20 | i for i in range(len(p.blocks))]))
         for n, p in enumerate(conversations(300.0, 3.4, seed=2), 1)
     ]
     ours, usual = (play(trace, f, 6, 1000) for f in (prefix_world.affine, prefix_world.usual))
