@@ -186,6 +186,25 @@ BAD_SCENARIOS = (
         "less than or equal to 100",
     ),
     of_service(
+        "unknown prefix affinity",
+        {f"{_S0}.routing": {"prefixAffinity": "On"}},
+        f"{_P0}.routing.prefixAffinity",
+        '"Auto", "Off"',
+    ),
+    of_service(
+        "prefix affinity as a truth value",
+        {f"{_S0}.routing": {"prefixAffinity": False}},
+        f"{_P0}.routing.prefixAffinity",
+        '"Auto", "Off"',
+    ),
+    of_service(
+        "unknown field of the routing",
+        {f"{_S0}.routing": {"prefix": "Auto"}},
+        f"{_P0}.routing.prefix",
+        "unknown field",
+        code=400,
+    ),
+    of_service(
         "no expected requests",
         {f"{_S0}.expected.requestsPerSecond": 0},
         f"{_P0}.expected.requestsPerSecond",

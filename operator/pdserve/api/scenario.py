@@ -152,6 +152,14 @@ class Expected(ApiModel):
     """Offered requests per second."""
 
 
+class Routing(ApiModel):
+    """In which order gateways ask the prefills of a scenario."""
+
+    prefix_affinity: Literal["Auto", "Off"] | None = None
+    """Auto: a prefill that holds the beginning of a prompt in its prefix cache is preferred, as far
+    as engines report that they found it there. Off: prompts do not count. Absent: Auto."""
+
+
 class Scenario(ApiModel):
     """One kind of requests with its own SLO, served by its own P/D groups."""
 
@@ -177,3 +185,10 @@ class Scenario(ApiModel):
     """Who sets the counts, and within which bounds."""
     expected: Expected
     """The traffic to size for until it is measured."""
+    routing: Routing | None = None
+    """In which order gateways ask its prefills."""
+
+    @property
+    def prefix_affinity(self) -> bool:
+        """Whether prefills that hold the beginning of a prompt are preferred."""
+        return self.routing is None or self.routing.prefix_affinity != "Off"

@@ -136,6 +136,11 @@ def render(found: Found) -> str:
             f"  scenario {get('scenario')}, {form}, {get('promptTokens')} prompt and "
             f"{get('outputTokens')} output tokens, prefill predicted {get('predictedMs')} ms"
         )
+    if "cachedTokens" in line or "expectedCachedTokens" in line:
+        told.append(
+            f"  {get('cachedTokens', 0)} prompt tokens were in a prefix cache, "
+            f"{get('expectedCachedTokens', 0)} were expected there"
+        )
     times = [f"{name} {line[key]} ms" for key, name in _TIMES if key in line]
     if times:
         told.append(f"  {', '.join(times)}")

@@ -79,6 +79,7 @@ def route_table(
                 or before.get(scenario.name, ContextBounds()).prompt_bytes,
                 max_model_len=now.get(scenario.name, ContextBounds()).model_len
                 or before.get(scenario.name, ContextBounds()).model_len,
+                prefix_affinity=scenario.prefix_affinity,
             )
             for scenario in service.spec.scenarios
         ),

@@ -102,11 +102,10 @@ class PullFlow:
             value = parse_json(reply, max_bytes=MAX_REPLY)
             choice = value["choices"][0]
             usage = value.get("usage") or {}
-            details = usage.get("prompt_tokens_details") or {}
             kv = value.get(PARAM_KV)
             ended = choice.get("finish_reason") not in (None, "length")
             prompt_tokens = token_count(usage.get("prompt_tokens"))
-            cached_tokens = token_count(details.get("cached_tokens"))
+            cached_tokens = _cached_tokens(usage, kv, prompt_tokens)
             release_id = None if kv is None else kv.get("remote_request_id")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise FlowError(f"prefill reply: {type(error).__name__}: {error}") from error
@@ -220,6 +219,19 @@ def token_limit(body: JsonMap) -> int | None:
     """The client's cap on output tokens, under either name; None when it set none."""
     limit = body.get("max_completion_tokens")
     return limit if limit is not None else body.get("max_tokens")
+
+
+def _cached_tokens(usage: JsonMap, kv: JsonMap | None, prompt_tokens: int) -> int:
+    """Prompt tokens that a prefill found in its cache, by its usage, else by its P/D parameters.
+
+    vLLM leaves the first out unless an option asks for it. The parameters are the engine's own
+    business, so that a value there which is no such count is taken for none.
+    """
+    found = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    if found is not None or kv is None:
+        return token_count(found)
+    count = kv.get("remote_prefill_cached_tokens")
+    return count if type(count) is int and 0 <= count <= prompt_tokens else 0
 
 
 def _chunks(endpoint: Endpoint, value: JsonMap, *, usage: bool, first: bool) -> list[JsonObject]:

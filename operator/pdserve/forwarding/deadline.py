@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from math import log2
 
+from pdserve.forwarding.prefix.blocks import NO_BLOCKS
 from pdserve.terms.json import JsonMap
 
 SAFETY = 1.05
@@ -139,14 +140,16 @@ class PrefillTimes:
 
 
 class PromptSize:
-    """Length of a prompt before tokenisation: bytes of text, ready token ids, chat messages."""
+    """A prompt before tokenisation: bytes of text, ready token ids, chat messages; its blocks."""
 
-    __slots__ = ("messages", "text", "tokens")
+    __slots__ = ("blocks", "messages", "text", "tokens")
 
     def __init__(self, text: int = 0, tokens: int = 0, messages: int = 0) -> None:
         self.text = text
         self.tokens = tokens
         self.messages = messages
+        self.blocks = NO_BLOCKS
+        """For the prefix index, where a scenario has one."""
 
 
 def prompt_size(body: JsonMap) -> PromptSize:

@@ -72,6 +72,12 @@ class Record:
             "outputTokens": sum(c.timeline.output_tokens for c in every),
             "predictedMs": _ms(first.predicted),
         }
+        for name, tokens in (
+            ("cachedTokens", sum(c.timeline.cached_tokens for c in every)),
+            ("expectedCachedTokens", sum(c.timeline.expected_cached for c in every)),
+        ):
+            if tokens:
+                line[name] = tokens
         if len(every) > 1:
             line["choices"] = len(every)
         for name, seconds in (("ttftMs", "ttft"), ("handoffMs", "handoff")):

@@ -25,7 +25,7 @@ from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
 from pdserve.forwarding.deadline import PromptSize, prompt_size
 from pdserve.gateway.access_log import AccessLog, Record
-from pdserve.gateway.auth import KeyRing
+from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing
 from pdserve.gateway.choices import Choice, JoinedReply, choices_of, size_of_all
 from pdserve.gateway.delivery import ClientReply
 from pdserve.gateway.dense import read_body
@@ -36,6 +36,7 @@ from pdserve.gateway.inflate import plain_body
 from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
+from pdserve.gateway.prefixes import PromptHasher, salt_with_key
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.request_context import Job, RequestContext, Settings, Tools
 from pdserve.gateway.route_source import RouteSource
@@ -48,7 +49,6 @@ from pdserve.http1.reply import Reply
 from pdserve.http1.server import HttpServer
 from pdserve.terms.json import JsonObject
 from pdserve.wire.calls import (
-    HEADER_API_KEY,
     HEADER_REQUEST_ID,
     HEADER_SCENARIO,
     PATH_CHAT,
@@ -65,7 +65,6 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 _GENERATE: dict[str, Endpoint] = {PATH_CHAT: "chat", PATH_COMPLETIONS: "completions"}
 _TRACE = (b"traceparent", b"tracestate")
-_API_KEY = HEADER_API_KEY.encode()
 _ID_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/")
 _ID_LENGTH = 96
 """Engines take ids up to 128 characters; a suffix makes each leg's unique."""
@@ -117,6 +116,7 @@ class GatewayServer:
         self._tools = Tools(self.pool, releaser, options.credential, options.settings)
         self._boot = secrets.token_hex(6)
         self._count = count(1)
+        self._prefixes = PromptHasher()
         self._tasks: list[asyncio.Task[None]] = []
 
     def _keeps(self, path: str) -> int:
@@ -189,7 +189,7 @@ class GatewayServer:
         if method == "OPTIONS" and self._front.cors.preflight(headers) is not None:
             return None  # a browser asks without the key
         try:
-            self._keys.check(headers.get(b"authorization"), headers.get(_API_KEY), address)
+            self._keys.check(headers.get(AUTHORIZATION), headers.get(API_KEY), address)
         except ApiError as error:
             return error
         return None
@@ -260,6 +260,8 @@ class GatewayServer:
         reply.headers = (*reply.headers, taken_by)
         # Clients may name a scenario by its own model name; engines serve one model.
         body["model"] = model
+        if self._keys is not None:
+            salt_with_key(body, request.headers)
         trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
@@ -268,6 +270,8 @@ class GatewayServer:
         for choice in choices[:: body.get("n") or 1]:
             prompt = PromptSize(tokens=ids) if ids else prompt_size(choice.body)
             check_prompt_bytes(endpoint, prompt, scheduler.scenario.max_prompt_bytes)
+            if scheduler.wants_blocks:
+                prompt.blocks = self._prefixes.blocks(choice.body)
             sizes.append(prompt)
 
         def context_of(choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:

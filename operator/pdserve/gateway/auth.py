@@ -18,8 +18,12 @@ from pathlib import Path
 
 from pdserve.gateway.guesses import Guesses
 from pdserve.http1.errors import ApiError
+from pdserve.wire.calls import HEADER_API_KEY
 
 logger = logging.getLogger(__name__)
+AUTHORIZATION = b"authorization"
+API_KEY = HEADER_API_KEY.encode()
+"""Names of the headers with a key."""
 KEY = re.compile(rb"[A-Za-z0-9._~+/=-]{1,512}")
 
 
@@ -84,6 +88,17 @@ class KeyRing:
             self._guesses.wrong(address, now)
             raise _refusal("incorrect API key provided")
         self._guesses.right(address, digest, now)
+
+
+def tenant_of(authorization: bytes | None, api_key: bytes | None) -> bytes:
+    """16 bytes that stand for a client's key, the same in all gateways; empty without a key.
+
+    The key cannot be found from them. See `KeyRing.check` for the arguments.
+    """
+    key = authorization.strip().partition(b" ")[2] if authorization is not None else api_key
+    if key is None:
+        return b""
+    return hashlib.blake2b(_digest(key.strip()), digest_size=16, person=b"tenant").digest()
 
 
 def keys_of(content: bytes, name: str = "") -> list[bytes]:

@@ -30,6 +30,8 @@ class Timeline:
     last: float | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    expected_cached: int = 0
+    """Prompt tokens that the prefix index expected in the cache of the prefill."""
     output_tokens: int = 0
 
     @property

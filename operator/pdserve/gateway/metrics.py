@@ -53,6 +53,9 @@ class GatewayMetrics:
         self.prompt = self._counter(names.GATEWAY_PROMPT_TOKENS, "Prompt tokens of completed.")
         self.output = self._counter(names.GATEWAY_OUTPUT_TOKENS, "Output tokens of completed.")
         self.cached = self._counter(names.GATEWAY_CACHED_TOKENS, "Prompt tokens from a cache.")
+        self.expected_cached = self._counter(
+            names.GATEWAY_EXPECTED_CACHED_TOKENS, "Prompt tokens expected in a cache."
+        )
         self.cancelled = self._counter(
             names.GATEWAY_CLIENT_CANCELLED, "Clients that left in time; not offered."
         )
@@ -65,6 +68,9 @@ class GatewayMetrics:
         )
         self.expired = self._counter(names.GATEWAY_EXPIRED, "Deadlines passed.", "stage")
         self.waiting = self._gauge(names.GATEWAY_WAITING, "Requests waiting for a prefill.")
+        self.prefix_blocks = self._gauge(
+            names.GATEWAY_PREFIX_BLOCKS, "Prompt blocks in the prefix index."
+        )
         self.inflight = self._gauge(
             names.GATEWAY_INFLIGHT, "Slots this gateway occupies.", "leg", "instance"
         )
@@ -123,6 +129,8 @@ class ScenarioMetrics:
         self._prompt = f.prompt.labels(*key)
         self._output = f.output.labels(*key)
         self._cached = f.cached.labels(*key)
+        self._expected_cached = f.expected_cached.labels(*key)
+        self._prefix_blocks = f.prefix_blocks.labels(*key)
         self._cancelled = f.cancelled.labels(*key)
         self._continued = f.continued.labels(*key)
         self._attempts = {role: f.attempts.labels(*key, role) for role in ROLES}
@@ -168,6 +176,10 @@ class ScenarioMetrics:
         """Count a client that left in time: not offered."""
         self._cancelled.inc()
 
+    def prefix_blocks(self, blocks: int) -> None:
+        """Show how many prompt blocks the prefix index has (set when scraped)."""
+        self._prefix_blocks.set(blocks)
+
     def instance(self, leg: Role, instance: str, used: int, ejected: bool) -> None:
         """Show what this process has at one routed instance (set when scraped).
 
@@ -204,6 +216,7 @@ class ScenarioMetrics:
             self._prompt.inc(max(0, timeline.prompt_tokens))
             self._output.inc(max(0, timeline.output_tokens))
             self._cached.inc(max(0, timeline.cached_tokens))
+            self._expected_cached.inc(timeline.expected_cached)
             self._e2e.observe(now - timeline.arrived)
 
 

@@ -146,7 +146,8 @@ def _admit(c: RequestContext) -> Ticket:
             )
         # Nothing like it was measured, or not of late: its prefill tells.
         c.trial, c.predicted = True, 0.0
-    ticket = scheduler.dispatcher.offer(c.timeline.arrived + target - SAFETY * c.predicted)
+    deadline = c.timeline.arrived + target - SAFETY * c.predicted
+    ticket = scheduler.offer(deadline, c.size, tokens)
     if ticket is not None:
         return ticket
     scheduler.metrics.expired("arrival")

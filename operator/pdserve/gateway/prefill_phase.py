@@ -156,6 +156,9 @@ class PrefillPhase:
         c.timeline.prompt_tokens = outcome.prompt_tokens
         c.timeline.cached_tokens = outcome.cached_tokens
         c.scheduler.estimate.learn(c.size, outcome.prompt_tokens)
+        c.timeline.expected_cached = c.scheduler.prefilled(
+            c.ticket, held.leg.instance, outcome.prompt_tokens, outcome.cached_tokens
+        )
         computed = outcome.prompt_tokens - outcome.cached_tokens
         if computed > 0:
             c.scheduler.prefill_times.learn(computed, held.at - held.leg.sent_at)

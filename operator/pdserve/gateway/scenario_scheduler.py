@@ -16,8 +16,16 @@ import time
 from collections.abc import Mapping
 
 from pdserve.forwarding.budget import RetryBudget
-from pdserve.forwarding.deadline import TRIAL_SECONDS, PrefillTimes, TokenEstimate
+from pdserve.forwarding.deadline import (
+    TRIAL_SECONDS,
+    PrefillTimes,
+    PromptSize,
+    TokenEstimate,
+)
 from pdserve.forwarding.dispatch import Dispatcher, GaveUp, Send, Ticket
+from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.prefix.affinity import Affinity, KnownPrompt
+from pdserve.forwarding.prefix.index import CAPACITY
 from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.scenario_view import View
 from pdserve.gateway.metrics import GatewayMetrics, ScenarioMetrics
@@ -46,11 +54,13 @@ class ScenarioScheduler:
         self.view = View(scenario, table.tier_costs)
         self.metrics = ScenarioMetrics(metrics, table.service, scenario.name, scenario.slo)
         self.random = rng.random
+        self.prefill_times = PrefillTimes()
         self.dispatcher = Dispatcher(self.view, rng.random, room_limit)
+        self._index_blocks = CAPACITY
+        self._follow_prefixes()
         self.budget = RetryBudget()
         self.budget.cover(self.view.slots)
         self.estimate = TokenEstimate()
-        self.prefill_times = PrefillTimes()
         self.next_trial = 0.0
         """When the next request that seems infeasible is tried all the same."""
         self._waiters: dict[Ticket, asyncio.Future[Send]] = {}
@@ -68,8 +78,52 @@ class ScenarioScheduler:
     def update(self, scenario: RouteScenario, tier_costs: Mapping[str, int]) -> None:
         """Follow a new route table; `tier_costs`: hop cost by level of the tree."""
         self.view.update(scenario, tier_costs)
+        self._follow_prefixes()
         self.budget.cover(self.view.slots)
         self.reschedule()
+
+    def share_index(self, blocks: int) -> None:
+        """Keep at most so many prompt blocks in the prefix index."""
+        if blocks != self._index_blocks:
+            self._index_blocks = blocks
+            self._follow_prefixes()
+
+    def _follow_prefixes(self) -> None:
+        """Have an index of prefixes where the scenario wants it, of the prefills it has now."""
+        dispatcher = self.dispatcher
+        if not self.view.scenario.prefix_affinity:
+            dispatcher.affinity = None
+        elif dispatcher.affinity is None:
+            dispatcher.affinity = Affinity(
+                self.view, self.prefill_times, self.random, self._index_blocks
+            )
+        else:
+            dispatcher.affinity.follow(self._index_blocks)
+
+    @property
+    def wants_blocks(self) -> bool:
+        """Whether the blocks of a prompt can make a difference: there is a choice of prefills."""
+        return self.dispatcher.affinity is not None and self.view.prefill_count > 1
+
+    def offer(self, deadline: float, size: PromptSize, tokens: float) -> Ticket | None:
+        """Let a new request into the room; None when it is full. See `Dispatcher.offer`.
+
+        `tokens`: expected length of the prompt.
+        """
+        known = KnownPrompt(size.blocks, tokens) if size.blocks.digests else None
+        return self.dispatcher.offer(deadline, known)
+
+    def prefilled(
+        self, ticket: Ticket | None, prefill: Instance, prompt_tokens: int, cached_tokens: int
+    ) -> int:
+        """Learn which prefill has a prompt; returns how many tokens of it were expected there.
+
+        `prompt_tokens`, `cached_tokens`: what the engine reported.
+        """
+        affinity = self.dispatcher.affinity
+        if affinity is None or ticket is None or ticket.prompt is None:
+            return 0
+        return int(affinity.prefilled(ticket.prompt, prefill, prompt_tokens, cached_tokens))
 
     async def prefill(self, ticket: Ticket) -> Send:
         """Wait in the room for a prefill to ask; a refused or failed request comes back here.
@@ -162,6 +216,8 @@ class ScenarioScheduler:
 
     def show_instances(self) -> None:
         """Publish legs in progress and ejections, per routed instance."""
+        affinity = self.dispatcher.affinity
+        self.metrics.prefix_blocks(affinity.index.size if affinity else 0)
         for i in self.view.instances():
             self.metrics.instance(i.route.role, i.id, i.used, i.health.ejected)
 

@@ -24,6 +24,7 @@ from pdserve.forwarding.match import (
     model_len,
     parts_of,
 )
+from pdserve.forwarding.prefix.index import CAPACITY
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.http1.client import Pool
@@ -71,6 +72,8 @@ class Service:
         }
         for scheduler in old.values():
             scheduler.retire()
+        for scheduler in self._schedulers.values():
+            scheduler.share_index(CAPACITY // len(self._schedulers))
         self.table, self._matcher = table, Matcher(table)
         bounds = [s.max_prompt_bytes for s in table.scenarios]
         self.largest_body = largest_body(max(bounds)) if bounds and all(bounds) else 0

@@ -74,6 +74,7 @@ class RouteScenario:
     prefill_seconds: tuple[float, float] | None = None
     max_prompt_bytes: int = 0
     max_model_len: int = 0
+    prefix_affinity: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,7 @@ def _scenario_json(s: RouteScenario) -> JsonObject:
         "prefillSeconds": list(s.prefill_seconds) if s.prefill_seconds else None,
         **({"maxPromptBytes": s.max_prompt_bytes} if s.max_prompt_bytes else {}),
         **({"maxModelLen": s.max_model_len} if s.max_model_len else {}),
+        **({"prefixAffinity": "Auto"} if s.prefix_affinity else {}),
         "groups": [
             {
                 "index": g.index,
@@ -239,6 +241,7 @@ def _scenario(scenario: Fields) -> RouteScenario:
         prefill_seconds=_line(scenario, "prefillSeconds"),
         max_prompt_bytes=scenario.integer("maxPromptBytes", 0),
         max_model_len=scenario.integer("maxModelLen", 0),
+        prefix_affinity=scenario.text("prefixAffinity", "Off") == "Auto",
     )
 
 

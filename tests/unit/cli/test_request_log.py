@@ -17,6 +17,7 @@ LINE: Json = {
     "ms": 812.0, "code": "deadline_exceeded", "why": "no prefill accepted in time",
     "needed_ms": 900, "left_ms": 0, "retry_after_ms": 300, "scenario": "chat", "streamed": True,
     "outcome": "expired", "promptTokens": 0, "outputTokens": 0, "predictedMs": 120.0,
+    "cachedTokens": 96, "expectedCachedTokens": 128,
     "legs": [{"leg": "prefill", "instance": "shop-chat-0-p0", "atMs": 1.0, "ms": 2.0,
               "result": "refused: full"}],
 }  # fmt: skip
@@ -48,6 +49,7 @@ def test_it_finds_the_line_and_tells_it_in_words(
     for part in (
         "request mine: 503 expired", "through gateway shop-gateway-b", "scenario chat, streamed",
         "why: no prefill accepted in time (deadline_exceeded)", "needed 900 ms, left 0 ms",
+        "96 prompt tokens were in a prefix cache, 128 were expected there",
         "at 1.0 ms: prefill shop-chat-0-p0, refused: full after 2.0 ms",
     ):  # fmt: skip
         assert part in shown

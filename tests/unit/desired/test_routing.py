@@ -115,6 +115,31 @@ def test_the_tightest_bounds_are_routed_and_kept() -> None:
     assert "max" not in json.dumps(told(None).to_json())
 
 
+def test_prefixes_count_unless_a_scenario_says_otherwise() -> None:
+    spec = service()
+    assert "routing" not in spec["spec"]["scenarios"][0]
+    usual = route_table(PDService.parse(spec), None, {}, {}, None)
+    assert all(s.prefix_affinity for s in usual.scenarios)
+    assert RouteTable.from_json(json.loads(json.dumps(usual.to_json()))) == usual
+    spec["spec"]["scenarios"][0]["routing"] = {"prefixAffinity": "Off"}
+    off = route_table(PDService.parse(spec), None, {}, {}, usual)
+    assert next(s.prefix_affinity for s in off.scenarios) is False
+    assert off.version == usual.version + 1
+    assert RouteTable.from_json(off.to_json()) == off
+
+
+@pytest.mark.parametrize("value", ["off", "On", "", "auto"])
+def test_a_word_of_another_version_for_prefixes_is_off(value: str) -> None:
+    told = route_table(PDService.parse(service()), None, {}, {}, None).to_json()
+    for scenario in told["scenarios"]:
+        del scenario["prefixAffinity"]
+    older = RouteTable.from_json(told)
+    assert not any(s.prefix_affinity for s in older.scenarios)
+    for scenario in told["scenarios"]:
+        scenario["prefixAffinity"] = value
+    assert RouteTable.from_json(told) == older
+
+
 def test_a_group_of_a_former_model_goes_on_under_its_names() -> None:
     def told(model: str, aliases: list[str], last: RouteTable | None, **known: Any) -> RouteTable:
         spec = service(model={"name": model})

@@ -1,5 +1,6 @@
 """The pull flow's bodies, as vLLM's P/D contract wants them."""
 
+import json
 from typing import Any
 
 import orjson
@@ -54,6 +55,26 @@ def test_prefill_reply() -> None:
     outcome = FLOW.read_prefill(CHAT, reply())
     assert not outcome.finished
     assert (outcome.release_id, outcome.prompt_tokens, outcome.cached_tokens) == ("r-1", 9, 4)
+
+
+@pytest.mark.parametrize(
+    ("count", "cached"),
+    [(8, 8), (0, 0), (None, 0), (10, 0), (-1, 0), (True, 0), (3.0, 0), ([3], 0), (1 << 70, 0)],
+)
+def test_cached_tokens_of_a_reply_whose_usage_does_not_say(count: object, cached: int) -> None:
+    kv = KV | {"remote_prefill_cached_tokens": count}
+    silent: list[dict[str, Any]] = [{}, {"prompt_tokens_details": None}]
+    for details in (*silent, {"prompt_tokens_details": {}}):
+        usage = {"prompt_tokens": 9, "completion_tokens": 1} | details
+        body = b"%b" % reply(usage=usage, kv_transfer_params=None)
+        body = body.replace(b'"kv_transfer_params":null', b'"kv_transfer_params":' + _json(kv))
+        assert FLOW.read_prefill(CHAT, body).cached_tokens == cached
+    assert FLOW.read_prefill(CHAT, reply(kv_transfer_params=KV)).cached_tokens == 4
+
+
+def _json(value: object) -> bytes:
+    """As `json` writes it: orjson has no integers of 70 bits."""
+    return json.dumps(value).encode()
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any
+from unittest.mock import ANY
 
 import openai
 import orjson
@@ -128,6 +129,41 @@ async def test_cached_tokens_are_reported_by_both_legs(start_group: Any) -> None
     cached = [u["prompt_tokens_details"]["cached_tokens"] for u in usages]
     assert cached == [0, 96]
     assert usages[0]["completion_tokens"] == 3
+
+
+async def test_a_known_beginning_is_not_computed_again_and_changes_no_answer(
+    client: Client, start_group: Any
+) -> None:
+    group: Group = await start_group()
+    prefill, series = group.prefills[0], "pdserve_engine_prefill_tokens_total"
+    start = [n % 50 for n in range(64)]
+
+    async def computed(**fields: Any) -> tuple[int, int, str]:
+        before = await client.metric(prefill, series)
+        body = {"model": "reference", "prompt": [*start, 7, 8], "max_tokens": 6} | fields
+        reply = (await group.generate(PATH, body | {"ignore_eos": True, "temperature": 0})).body
+        cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+        tokens = await client.metric(prefill, series) - before
+        return int(tokens), cached, reply["choices"][0]["text"]
+
+    first = await computed()
+    assert first[:2] == (66, 0)
+    assert await computed() == (2, 64, first[2])
+    assert await computed(prompt=[*start, 9]) == (1, 64, ANY)
+    assert await computed(prompt=[9, *start]) == (65, 0, ANY)
+    # Another salt finds none of it, and computes the same answer.
+    assert await computed(cache_salt="a") == (66, 0, first[2])
+    assert await computed(cache_salt="a") == (2, 64, first[2])
+    assert await computed(cache_salt="b") == (66, 0, first[2])
+
+
+@pytest.mark.parametrize("salt", ["", 5, ["a"], {}, True, "x" * 513])
+async def test_a_salt_that_is_none_is_refused(salt: object, start_group: Any) -> None:
+    group: Group = await start_group()
+    body = {"model": "reference", "prompt": "x", "max_tokens": 1, "cache_salt": salt}
+    reply = await group.prefill(PATH, body)
+    assert reply.status == 400
+    assert reply.body["error"]["param"] == "cache_salt"
 
 
 async def test_figures_say_where_time_went(client: Client, start_group: Any) -> None:

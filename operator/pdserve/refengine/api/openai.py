@@ -125,6 +125,7 @@ class RequestDraft:
             remote=remote.kv if remote else None,
             budget=budget,
             replay=self._replay,
+            cache_salt=parameters.cache_salt(body),
         )
         if not self._hand_over and request.min_tokens > request.max_tokens:
             raise field_error(
@@ -268,11 +269,9 @@ def _messages(body: Body, limits: RequestLimits) -> list[ChatMessage]:
         raise field_error("messages", value, "a non-empty list is required")
     if len(value) >= limits.context:
         # Each has at least one token.
+        message = f"{len(value)} messages; the prompt and one token of output fit into"
         raise ApiError(
-            400,
-            f"{len(value)} messages; the prompt and one token of output fit into {limits.context}",
-            param="messages",
-            code="context_length_exceeded",
+            400, f"{message} {limits.context}", param="messages", code="context_length_exceeded"
         )
     return [_message(f"messages[{i}]", m) for i, m in enumerate(value)]
 

@@ -21,7 +21,7 @@ USED: Final = frozenset(
     {
         "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "min_tokens",
         "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
-        "logprobs", "top_logprobs", "stream", "stream_options", PARAM_KV,
+        "logprobs", "top_logprobs", "stream", "stream_options", "cache_salt", PARAM_KV,
     }
 )  # fmt: skip
 """Fields that `openai` reads."""
@@ -96,7 +96,7 @@ REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
 HARMLESS: Final = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-        "prompt_cache_retention", "cache_salt", "priority", "request_id", "parallel_tool_calls",
+        "prompt_cache_retention", "priority", "request_id", "parallel_tool_calls",
         "prediction", "include_reasoning", "add_special_tokens", "nvext",
     }
 )  # fmt: skip
@@ -107,6 +107,7 @@ FAMILIES: Final = ("guided_", "grammar", "penalty", "beam_", "mirostat", "logit"
 
 SIMILAR: Final = 0.8
 """Names at least this alike (difflib's ratio) are taken for slips of the pen."""
+MOST_SALT: Final = 512
 MOST_UNKNOWN: Final = 16
 """Unknown fields of one body; comparing names takes time."""
 _MESSAGE_REFUSED: Final = ("tool_calls", "function_call", "audio")
@@ -137,6 +138,20 @@ def check(body: JsonMap) -> None:
 def _same(value: object, neutral: object) -> bool:
     """Python takes False for 0 and True for 1; JSON does not."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def cache_salt(body: JsonMap) -> bytes:
+    """What keeps the cached blocks of this prompt apart from those of other salts.
+
+    Raises:
+        ApiError: 400, it is no text, empty or longer than `MOST_SALT` characters.
+    """
+    salt = body.get("cache_salt")
+    if salt is None:
+        return b""
+    if not isinstance(salt, str) or not 0 < len(salt) <= MOST_SALT:
+        raise field_error("cache_salt", salt, f"text of 1 to {MOST_SALT} characters is required")
+    return salt.encode(errors="surrogatepass")
 
 
 def check_message(path: str, message: JsonMap) -> None:

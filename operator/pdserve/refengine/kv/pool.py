@@ -25,10 +25,11 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
-def prompt_hashes(tokens: Sequence[int]) -> list[bytes]:
-    """One chained hash per full block of a prompt."""
+def prompt_hashes(tokens: Sequence[int], salt: bytes = b"") -> list[bytes]:
+    """One chained hash per full block of a prompt; no two are equal under different salts."""
     array = np.asarray(tokens, np.int32)
-    chain, hashes = b"", []
+    chain = hashlib.blake2b(salt, digest_size=16).digest() if salt else b""
+    hashes = []
     for start in range(0, len(array) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         data = array[start : start + BLOCK_TOKENS].tobytes()
         chain = hashlib.blake2b(chain + data, digest_size=16).digest()

@@ -47,7 +47,9 @@ class Admission:
         Raises:
             RejectedError: no blocks, or it cannot be done in its time.
         """
-        hashes = prompt_hashes(request.prompt) if self._config.prefix_cache else []
+        hashes: list[bytes] = []
+        if self._config.prefix_cache:
+            hashes = prompt_hashes(request.prompt, request.cache_salt)
         # At least one prompt token is computed, so that there are logits.
         usable = hashes[: max(0, len(request.prompt) - 1) // BLOCK_TOKENS]
         blocks = self._pool.match(usable)

@@ -46,7 +46,7 @@ class GenerationRequest:
     `prompt` is empty on a decode leg (the KV comes from `remote`). `hand_over` marks a prefill
     leg: one token, then KV is kept for a decode. `budget` is the seconds left for this leg when
     it arrived, None without a deadline. `eos` ends the output unless `ignore_eos`. `max_tokens` and
-    `min_tokens` count replayed tokens too.
+    `min_tokens` count replayed tokens too. Prompts of different `cache_salt` share no cached block.
     """
 
     id: str
@@ -62,6 +62,7 @@ class GenerationRequest:
     remote: RemoteKv | None = None
     budget: float | None = None
     replay: Replay | None = None
+    cache_salt: bytes = b""
 
     @property
     def replayed(self) -> tuple[int, ...]:
