@@ -126,12 +126,15 @@ def _goes_on(c: RequestContext, message: str) -> bool:
 
 def _admit(c: RequestContext) -> Ticket:
     scheduler, scenario = c.scheduler, c.scheduler.scenario
-    tokens = scheduler.estimate.tokens(c.size)
+    whole = tokens = scheduler.estimate.tokens(c.size)
     scheduler.budget.earn()
     now, target = time.perf_counter(), scenario.slo.ttft
     left = c.timeline.arrived + target - now
-    predicted = predict_prefill(scenario.prefill_seconds, tokens)
-    c.predicted = min(predicted, scheduler.prefill_times.at_most(tokens))
+    c.predicted = _prefill_seconds(c, tokens)
+    if SAFETY * c.predicted >= left:
+        # What a prefill has in its cache it need not compute.
+        tokens = scheduler.to_compute(c.size, tokens)
+        c.predicted = _prefill_seconds(c, tokens)
     if SAFETY * c.predicted >= left:
         if scheduler.prefill_times.too_long(tokens, left) and not scheduler.try_anyway(now):
             scheduler.metrics.expired("arrival")
@@ -147,7 +150,7 @@ def _admit(c: RequestContext) -> Ticket:
         # Nothing like it was measured, or not of late: its prefill tells.
         c.trial, c.predicted = True, 0.0
     deadline = c.timeline.arrived + target - SAFETY * c.predicted
-    ticket = scheduler.offer(deadline, c.size, tokens)
+    ticket = scheduler.offer(deadline, c.size, whole)
     if ticket is not None:
         return ticket
     scheduler.metrics.expired("arrival")
@@ -160,6 +163,12 @@ def _admit(c: RequestContext) -> Ticket:
         wait + SAFETY * c.predicted,
         left,
     )
+
+
+def _prefill_seconds(c: RequestContext, tokens: float) -> float:
+    """Expected time of a prefill that computes so many tokens, at most what was seen here."""
+    predicted = predict_prefill(c.scheduler.scenario.prefill_seconds, tokens)
+    return min(predicted, c.scheduler.prefill_times.at_most(tokens))
 
 
 def _answer(c: RequestContext, held: FinishedPrefill, final: FinishedReply) -> None:

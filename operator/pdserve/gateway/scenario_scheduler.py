@@ -113,6 +113,13 @@ class ScenarioScheduler:
         known = KnownPrompt(size.blocks, tokens) if size.blocks.digests else None
         return self.dispatcher.offer(deadline, known)
 
+    def to_compute(self, size: PromptSize, tokens: float) -> float:
+        """Tokens of a prompt that are in no prefill's cache, of `tokens` expected altogether."""
+        affinity = self.dispatcher.affinity
+        if affinity is None or not size.blocks.digests:
+            return tokens
+        return affinity.to_compute(KnownPrompt(size.blocks, tokens))
+
     def prefilled(
         self, ticket: Ticket | None, prefill: Instance, prompt_tokens: int, cached_tokens: int
     ) -> int:

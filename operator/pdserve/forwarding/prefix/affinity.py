@@ -107,6 +107,12 @@ class Affinity:
         predicted = self._view.scenario.prefill_seconds
         return predict_prefill(predicted, tokens) or tokens * self._times.per_token
 
+    def to_compute(self, prompt: KnownPrompt) -> float:
+        """Tokens of a prompt that the prefill with the longest hit would have to compute."""
+        layers = self.index.find(prompt.blocks.digests).layers
+        hit = layers[0][0] * prompt.blocks.share if layers else 0.0
+        return prompt.tokens * (1.0 - self.trust * min(1.0, hit))
+
     def prefilled(
         self, prompt: KnownPrompt, prefill: Instance, prompt_tokens: int, cached_tokens: int
     ) -> float:
