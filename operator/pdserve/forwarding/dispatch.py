@@ -25,7 +25,8 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from itertools import count, takewhile
+from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Literal, NamedTuple
 
 from pdserve.forwarding.attempt_pacing import next_attempt
@@ -34,10 +35,13 @@ from pdserve.forwarding.prefix.affinity import Affinity, KnownPrompt
 from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.scenario_view import View
 
-GaveUp = Literal["deadline", "no_decode"]
+GaveUp = Literal["deadline", "no_decode", "shed"]
 """Why a request left the room unserved. `no_decode`: its deadline passed while a prefill would
-have taken it, but no group with such a prefill had decode credit."""
+have taken it, but no group with such a prefill had decode credit. `shed`: it made room for another.
+"""
 MAX_WAIT = 60.0
+_MOST_STALE = 64
+"""Deadlines of requests that left, beside as many as wait."""
 _OVERDUE = 0.001
 """Seconds until a prefill is free whose slots should be free already."""
 
@@ -46,8 +50,8 @@ _OVERDUE = 0.001
 class Ticket:
     """One request on its way to a prefill.
 
-    `deadline`: latest time of acceptance. `rank`: its turn, the deadline it came with; a retried
-    request may wait for longer and keeps its turn.
+    `deadline`: latest time of acceptance. `rank`: its turn, not after the deadline it came with
+    (`fair_turns`); a retried request may wait for longer and keeps its turn.
     """
 
     deadline: float
@@ -70,6 +74,8 @@ class Ticket:
     """Seconds that it will take there."""
     waits_until: float = 0.0
     """Set once: a request waits no longer than the first hit that it waited for saves."""
+    sheddable: bool = False
+    """It makes room for others when the room is full."""
     suspect: bool = False
     """A prefill broke under it: its turn on another must not cost a second suspect's."""
 
@@ -109,6 +115,9 @@ class Dispatcher:
         self.room: list[Ticket] = []
         """Requests that wait, in the order of their turns; for reading only."""
         self._seq = count()
+        self._due: list[tuple[float, int, Ticket]] = []
+        """A heap of deadlines as they were when requests came in; see `_next_deadline`."""
+        self._shed: list[Ticket] = []
         self._on_trial: dict[Ticket, Instance] = {}
         """Suspects that are at a prefill now: at most one at each."""
         self._awaited: dict[Instance, list[Ticket]] = {}
@@ -119,17 +128,31 @@ class Dispatcher:
         """How many requests are in the room."""
         return len(self.room)
 
-    def offer(self, deadline: float, prompt: KnownPrompt | None = None) -> Ticket | None:
+    def offer(
+        self, deadline: float, prompt: KnownPrompt | None = None, *,
+        rank: float | None = None, sheddable: bool = False,
+    ) -> Ticket | None:  # fmt: skip
         """Let a new request into the room; None when the room is full.
 
-        `deadline`: monotonic seconds until which a prefill must have accepted it. `prompt`: its
-        blocks, where prefixes count.
+        Args:
+            deadline: monotonic seconds until which a prefill must have accepted it.
+            prompt: its blocks, where prefixes count.
+            rank: its turn, at most `deadline`; None: its deadline.
+            sheddable: it makes room for one that is not.
         """
-        if len(self.room) >= self._room_limit:
+        if len(self.room) >= self._room_limit and (sheddable or not self._make_room()):
             return None
-        ticket = Ticket(deadline, next(self._seq), deadline, prompt=prompt)
+        turn = deadline if rank is None else rank
+        ticket = Ticket(deadline, next(self._seq), turn, prompt=prompt, sheddable=sheddable)
         self._enter(ticket)
         return ticket
+
+    def _make_room(self) -> bool:
+        """Let the last sheddable request go, if there is one."""
+        last = next((n for n in range(len(self.room) - 1, -1, -1) if self.room[n].sheddable), None)
+        if last is not None:
+            self._shed.append(self._leave(last))
+        return last is not None
 
     def back(self, ticket: Ticket, now: float) -> None:
         """Put a refused or failed request back at its turn; `now` in monotonic seconds."""
@@ -179,12 +202,12 @@ class Dispatcher:
 
     def step(self, now: float) -> Step:
         """What to do at `now` (monotonic seconds); see the module's text."""
-        step = Step()
-        if self.room and self.room[0].rank <= now:
-            late = [t for t in takewhile(lambda t: t.rank <= now, self.room) if t.deadline <= now]
-            if late:
-                reason: GaveUp = "no_decode" if self.view.index.blocked(now) else "deadline"
-            for ticket in late:
+        step = Step(gave_up=[(ticket, "shed") for ticket in self._shed])
+        self._shed.clear()
+        if self._next_deadline() <= now:
+            reason: GaveUp = "no_decode" if self.view.index.blocked(now) else "deadline"
+            while self._next_deadline() <= now:
+                ticket = self._due[0][2]
                 self._leave(self.room.index(ticket))
                 step.gave_up.append((ticket, reason))
         self._serve_waits(step, now)
@@ -281,12 +304,16 @@ class Dispatcher:
             ticket.waits_for = None
 
     def _next_deadline(self) -> float:
-        first = NEVER
-        for ticket in self.room:
-            if ticket.rank >= first:
-                break
-            first = min(first, ticket.deadline)
-        return first
+        """The earliest deadline in the room; NEVER when it is empty."""
+        due = self._due
+        while due:
+            deadline, seq, ticket = due[0]
+            if ticket.waiting and ticket.deadline <= deadline:
+                return deadline
+            heappop(due)
+            if ticket.waiting:  # it was given more time
+                heappush(due, (ticket.deadline, seq, ticket))
+        return NEVER
 
     def _excluded(self, ticket: Ticket, now: float) -> Collection[str]:
         """Prefills that this request must not go to now."""
@@ -316,6 +343,11 @@ class Dispatcher:
     def _enter(self, ticket: Ticket) -> None:
         ticket.waiting = True
         insort(self.room, ticket)
+        if len(self._due) > 2 * len(self.room) + _MOST_STALE:
+            self._due = [(t.deadline, t.seq, t) for t in self.room]
+            heapify(self._due)
+        else:
+            heappush(self._due, (ticket.deadline, ticket.seq, ticket))
 
     def _leave(self, place: int) -> Ticket:
         ticket = self.room.pop(place)

@@ -24,8 +24,9 @@ from pdserve.engines.credentials import Credential
 from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
 from pdserve.forwarding.deadline import PromptSize, prompt_size
+from pdserve.forwarding.fair_turns import Turn
 from pdserve.gateway.access_log import AccessLog, Record
-from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing
+from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing, tenant_of
 from pdserve.gateway.choices import Choice, JoinedReply, choices_of, size_of_all
 from pdserve.gateway.delivery import ClientReply
 from pdserve.gateway.dense import read_body
@@ -69,6 +70,8 @@ _ID_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234
 _ID_LENGTH = 96
 """Engines take ids up to 128 characters; a suffix makes each leg's unique."""
 KEY_REFRESH_SECONDS = 1.0
+SHEDDABLE = "flex"
+"""`service_tier` of requests that come after others and are shed first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +265,7 @@ class GatewayServer:
         body["model"] = model
         if self._keys is not None:
             salt_with_key(body, request.headers)
+        turn = self._turn_of(body, request)
         trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
         # The client chooses request_id; what engines hold KV under must be unique.
         leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
@@ -278,7 +282,7 @@ class GatewayServer:
             name = leg_name if len(choices) == 1 else f"{leg_name}-{choice.index}"
             job = Job(
                 endpoint, choice.take_body(), name, trace, sizes[choice.prompt],
-                size // len(choices),
+                size // len(choices), turn,
             )  # fmt: skip
             context = RequestContext(scheduler, flow, self._tools, job, answer, arrived)
             record.contexts.append(context)
@@ -292,6 +296,13 @@ class GatewayServer:
             serve_choices, joined, scheduler.view, lambda p, at: context_of(p.choice, p, at),
             request.head_at,
         )  # fmt: skip
+
+    def _turn_of(self, body: JsonObject, request: HttpRequest) -> Turn:
+        """Whose turn a request waits for: clients differ by their API keys."""
+        client = b""
+        if self._keys is not None:
+            client = tenant_of(request.headers.get(AUTHORIZATION), request.headers.get(API_KEY))
+        return Turn(client, body.get("service_tier") == SHEDDABLE)
 
     def _models(self, path: str, reply: Reply) -> None:
         names = self.service.models()

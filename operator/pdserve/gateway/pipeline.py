@@ -68,6 +68,7 @@ async def serve(context: RequestContext) -> None:
             if context.repeated and context.outcome == "completed":
                 context.scheduler.budget.give_back(context.repeated)
             scheduler, now = context.scheduler, time.perf_counter()
+            scheduler.turns.generated(context.job.turn, context.timeline.output_tokens, now)
             scheduler.metrics.finish(context.timeline, context.outcome, now, scheduler.scenario)
 
 
@@ -150,7 +151,7 @@ def _admit(c: RequestContext) -> Ticket:
         # Nothing like it was measured, or not of late: its prefill tells.
         c.trial, c.predicted = True, 0.0
     deadline = c.timeline.arrived + target - SAFETY * c.predicted
-    ticket = scheduler.offer(deadline, c.size, whole)
+    ticket = scheduler.offer(deadline, c.size, whole, c.job.turn)
     if ticket is not None:
         return ticket
     scheduler.metrics.expired("arrival")

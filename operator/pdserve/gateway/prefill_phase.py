@@ -160,6 +160,7 @@ class PrefillPhase:
             c.ticket, held.leg.instance, outcome.prompt_tokens, outcome.cached_tokens
         )
         computed = outcome.prompt_tokens - outcome.cached_tokens
+        c.scheduler.turns.prefilled(c.job.turn, computed, held.at)
         if computed > 0:
             c.scheduler.prefill_times.learn(computed, held.at - held.leg.sent_at)
         if not c.job.streamed and c.flow.first_token == "prefill":  # noqa: S105 (a model token)
@@ -193,7 +194,10 @@ class PrefillPhase:
         if c.has_grace:
             return c.failed("an instance was lost and no other prefill took over in time")
         scheduler.metrics.expired("before_prefill")
-        if error.reason == "no_decode":
+        if error.reason == "shed":
+            c.outcome, code = "expired", "shed"
+            why = "requests of another class fill the waiting room"
+        elif error.reason == "no_decode":
             c.outcome, code = "decode_overload", "decode_overload"
             why = "no group had room on its decodes"
         else:

@@ -26,6 +26,7 @@ from pdserve.engines.flow import (
 )
 from pdserve.forwarding.deadline import SAFETY, PromptSize
 from pdserve.forwarding.dispatch import Ticket
+from pdserve.forwarding.fair_turns import NO_CLIENT, Turn
 from pdserve.forwarding.instance import Instance
 from pdserve.gateway.delivery import ClientReply
 from pdserve.gateway.errors import upstream
@@ -91,6 +92,8 @@ class Job:
     """Of its prompt."""
     memory: int = 0
     """About how many bytes `body` takes."""
+    turn: Turn = NO_CLIENT
+    """Whose it is, and of which class."""
 
     @property
     def streamed(self) -> bool:

@@ -23,6 +23,7 @@ from pdserve.forwarding.deadline import (
     TokenEstimate,
 )
 from pdserve.forwarding.dispatch import Dispatcher, GaveUp, Send, Ticket
+from pdserve.forwarding.fair_turns import FairTurns, Turn
 from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.prefix.affinity import Affinity, KnownPrompt
 from pdserve.forwarding.prefix.index import CAPACITY
@@ -61,6 +62,7 @@ class ScenarioScheduler:
         self.budget = RetryBudget()
         self.budget.cover(self.view.slots)
         self.estimate = TokenEstimate()
+        self.turns = FairTurns()
         self.next_trial = 0.0
         """When the next request that seems infeasible is tried all the same."""
         self._waiters: dict[Ticket, asyncio.Future[Send]] = {}
@@ -105,13 +107,14 @@ class ScenarioScheduler:
         """Whether the blocks of a prompt can make a difference: there is a choice of prefills."""
         return self.dispatcher.affinity is not None and self.view.prefill_count > 1
 
-    def offer(self, deadline: float, size: PromptSize, tokens: float) -> Ticket | None:
+    def offer(self, deadline: float, size: PromptSize, tokens: float, turn: Turn) -> Ticket | None:
         """Let a new request into the room; None when it is full. See `Dispatcher.offer`.
 
         `tokens`: expected length of the prompt.
         """
         known = KnownPrompt(size.blocks, tokens) if size.blocks.digests else None
-        return self.dispatcher.offer(deadline, known)
+        rank = self.turns.rank(turn, deadline, self.scenario.slo.ttft, time.perf_counter())
+        return self.dispatcher.offer(deadline, known, rank=rank, sheddable=turn.sheddable)
 
     def to_compute(self, size: PromptSize, tokens: float) -> float:
         """Tokens of a prompt that are in no prefill's cache, of `tokens` expected altogether."""
