@@ -40,9 +40,9 @@ known-model:
 demo: known-model programs ## start a local cluster and watch pdserve do its job (KEEP=1 leaves it up, MODEL=smollm2-135m: a real model too)
 	@$(BIN)/pdserve demo $(if $(KEEP),--keep) $(if $(MODEL),--model '$(MODEL)')
 
-# Three workers on two cores: cluster tests wait most of their time.
+# Four workers on two cores: one computes (tests/support/lanes.py) while three wait for clusters.
 test: programs ## unit, API and cluster tests, on a real control plane
-	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 unit: $(VENV)/.installed ## only the tests that need no cluster
 	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)

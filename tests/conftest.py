@@ -9,7 +9,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import hypothesis
 import pytest
@@ -21,7 +20,12 @@ from tests.support.installed import cluster_under_test, installed, shop_service
 
 from localcluster.controlplane import ControlPlane
 
-pytest_plugins = ["tests.support.blocked", "tests.support.flaky", "tests.support.report"]
+pytest_plugins = [
+    "tests.support.blocked",
+    "tests.support.flaky",
+    "tests.support.lanes",
+    "tests.support.report",
+]
 __all__ = ["cluster_under_test", "installed", "shop_service"]  # fixtures made elsewhere
 
 
@@ -66,32 +70,6 @@ def _without_proxies(nodes: str) -> None:
         given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         direct = ",".join(filter(None, (given, "127.0.0.1", "localhost")))
         os.environ.update(no_proxy=direct, NO_PROXY=direct)
-
-
-OWN_CLUSTER = (
-    "test_local_control_plane.py",
-    "test_operator_rights.py",
-    "test_quickstart_page.py",
-    "test_service_upgrade.py",
-    "test_toy_engine.py",
-)
-"""Files of tests/cluster that make clusters of their own and share none."""
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Several workers: what shares a cluster goes to one of them, the rest by file."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByCluster(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            folder, _, name = file.rpartition("/")
-            if folder != "tests/cluster" or name in OWN_CLUSTER:
-                return file
-            return "nodes alone" if name.startswith("test_local_") else "nodes and operator"
-
-    return ByCluster(config, log)
 
 
 @pytest.fixture(scope="session")
