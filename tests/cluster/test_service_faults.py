@@ -114,7 +114,10 @@ def wide(installed: Installed, shop_service: Mapping[str, float]) -> Iterator[s.
     cluster.apply(service, namespace=WIDE)
     s.wait_service(cluster, WIDE, WIDE)
     yield cluster
-    cluster.kubectl("delete", "namespace", WIDE)  # its whole nodes are to be free again
+    # A namespace waits for its pods for half a minute, whether they are gone or not.
+    cluster.kubectl("delete", "pdservice", WIDE, "-n", WIDE)
+    s.until("its whole nodes are free again", lambda: not s.pods(cluster, WIDE))
+    cluster.kubectl("delete", "namespace", WIDE, "--wait=false")
     cluster.apply(shop(), namespace=NAMESPACE)
     s.wait_service(cluster, NAMESPACE, SERVICE)
 

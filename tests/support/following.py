@@ -10,6 +10,9 @@ from tests.support import scenarios as s
 from tests.support.traffic import MODEL, Outcome, client, stream
 from urllib3.exceptions import HTTPError
 
+PAUSE_SECONDS = 0.02
+"""Between two requests of one client: what is under test has the CPU meanwhile."""
+
 
 class Following:
     """Clients that use the gateways that are ready, as a Service's endpoints would have them."""
@@ -81,6 +84,7 @@ class Following:
             url = self.urls[turn % len(self.urls)]
             outcome = Outcome(time.monotonic(), url=url)
             self.outcomes.append(outcome)
-            api = client(url)
             prompt = f"Tell me about the sea {turn}"
-            stream(api, prompt, self._tokens, outcome, model=self.model, to_the_end=True)
+            with client(url) as api:
+                stream(api, prompt, self._tokens, outcome, model=self.model, to_the_end=True)
+            self._over.wait(PAUSE_SECONDS)
