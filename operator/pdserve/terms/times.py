@@ -15,7 +15,7 @@ def rfc3339(epoch: float) -> str:
 
     `epoch`: seconds since 1970-01-01 UTC.
     """
-    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="seconds")[:-6] + "Z"
 
 
 def epoch_of(time: str) -> float:

@@ -32,6 +32,12 @@ def test_times_round_trip_to_the_second(epoch: float) -> None:
     assert epoch_of(rfc3339(epoch)) == float(int(epoch))
 
 
+def test_a_year_has_four_digits() -> None:
+    """What a status says of a time that a user made odd must be a time to the API server."""
+    first = epoch_of("0001-01-01T00:00:00Z")
+    assert rfc3339(first) == "0001-01-01T00:00:00Z"
+
+
 def test_fractions_and_offsets_are_read() -> None:
     assert epoch_of("2027-01-15T08:00:00.250000Z") == START + 0.25
     assert epoch_of("2027-01-15T09:00:00+01:00") == START
