@@ -66,7 +66,7 @@ class Memo(Generic[T]):
         The things are kept with the result, so that their ids are not given to others meanwhile;
         `by` is compared as usual. The result is shared and must not be changed.
         """
-        key = (*map(id, things), by)
+        key: Hashable = (id(things[0]), by) if len(things) == 1 else (*map(id, things), by)
         found = self._kept.get(key)
         if found is not None:
             return found[1]

@@ -16,9 +16,15 @@ def covers(live: object, wanted: object) -> bool:
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
             return not wanted and live is None
-        # Loops: this runs for every field of every object that we write.
-        for key, value in wanted.items():  # noqa: SIM110
-            if not covers(live.get(key), value):
+        # Loops, and no call for a scalar: this runs for every field of every object that we write.
+        for key, value in wanted.items():
+            held = live.get(key)
+            if held is value:
+                continue
+            if isinstance(value, dict | list):
+                if not covers(held, value):
+                    return False
+            elif held != value:
                 return False
         return True
     if isinstance(wanted, list):

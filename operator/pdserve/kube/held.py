@@ -52,6 +52,9 @@ class HeldObjects(Generic[K]):
         self._on_handler_error = on_handler_error
         self._handlers: list[Handler[K]] = []
         self._indexes: dict[str, _IndexStore[K]] = {}
+        self._found: dict[tuple[str, Hashable], tuple[K, ...]] = {}
+        """What `by_index` found since the last change."""
+        self._found_at = 0
         self._gone: dict[ObjectKey, object] = {}
         """Uids of objects that are gone although the watch has not shown their end."""
 
@@ -62,12 +65,20 @@ class HeldObjects(Generic[K]):
     def add_index(self, name: str, values: Index[K]) -> None:
         """Keep objects findable by what `values(object)` yields."""
         store = self._indexes[name] = _IndexStore(values, self._on_skip)
+        self._found.clear()
         for key, obj in self.objects.items():
             store.replace(key, None, obj)
 
     def by_index(self, index: str, value: Hashable) -> tuple[K, ...]:
         """Objects for which the index function yielded `value`, ordered by namespace and name."""
-        return tuple(self.objects[key] for key in sorted(self._indexes[index].keys(value)))
+        if self._found_at != self.changes:
+            self._found.clear()
+            self._found_at = self.changes
+        found = self._found.get((index, value))
+        if found is None:
+            keys = sorted(self._indexes[index].keys(value))
+            found = self._found[index, value] = tuple(self.objects[key] for key in keys)
+        return found
 
     def index_values(self, index: str) -> frozenset[Hashable]:
         """Values with at least one object."""

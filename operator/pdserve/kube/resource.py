@@ -5,7 +5,6 @@ Objects themselves stay raw JSON (`Object`); typed models of our own kinds live 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -23,8 +22,7 @@ class ObjectKey(NamedTuple):
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(NamedTuple):
     """A kind as the REST API names it, e.g. `Resource("apps", "v1", "deployments", "Deployment")`.
 
     `group` is "" for the core API.

@@ -15,9 +15,13 @@ from pdserve.api import InvalidObjectError, RoCEDomain, ScenarioGroup
 from pdserve.api.scenariogroup import MAX_FABRIC
 from pdserve.controllers.shared.caches import Caches
 from pdserve.controllers.shared.group_view import domain_of
+from pdserve.frozen import Memo
+from pdserve.terms.json import JsonMap
 from pdserve.wire.bounds import WireError, parse_json
 
 log = logging.getLogger(__name__)
+
+_texts: Memo[str] = Memo(most=64)
 
 
 def known_fabric(caches: Caches, group: ScenarioGroup) -> Mapping[str, str]:
@@ -26,8 +30,12 @@ def known_fabric(caches: Caches, group: ScenarioGroup) -> Mapping[str, str]:
     obj = caches.domains.get(name)
     if obj is None or domain_of(caches, name) is None:
         return {}
-    spec = json.dumps(obj["spec"], separators=(",", ":"), sort_keys=True)
+    spec = _texts.of(lambda: _encoded(obj["spec"]), obj["spec"])
     return {"domain": name, "spec": spec} if len(spec) <= MAX_FABRIC else {}
+
+
+def _encoded(spec: JsonMap) -> str:
+    return json.dumps(spec, separators=(",", ":"), sort_keys=True)
 
 
 def recalled_domain(group: ScenarioGroup) -> RoCEDomain | None:

@@ -117,10 +117,11 @@ class Caches:
         Raises:
             KeyError: the kind is not kept, or not as JSON.
         """
-        for cache in self._all:
-            if isinstance(cache, Cache) and cache.resource == resource:
-                return cache
-        raise KeyError(resource.plural)
+        return self._of[resource]
+
+    @cached_property
+    def _of(self) -> dict[Resource, Cache]:
+        return {cache.resource: cache for cache in self._all if isinstance(cache, Cache)}
 
 
 def make_caches(
