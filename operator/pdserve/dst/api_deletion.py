@@ -104,12 +104,13 @@ class Deletion:
     def collect_garbage(self) -> int:
         """Run one round of the garbage collector; returns how many objects it acted on."""
         live = {o["metadata"]["uid"] for s in self._api.stores.values() for o in s.objects.values()}
+        if not any(_may_go(o, live) for s in self._api.stores.values() for o in s.objects.values()):
+            return 0
         acted = 0
         for store in self._api.stores.values():
             for key in sorted(store.objects):
                 obj = store.objects[key]
-                owners = obj["metadata"].get("ownerReferences") or []
-                if owners and not any(owner["uid"] in live for owner in owners):
+                if _is_orphan(obj, live):
                     acted += not is_terminating(obj)
                     self.delete(store, key, obj, KubeRequest("delete", store.kind.resource))
                 elif is_terminating(obj):
@@ -152,3 +153,12 @@ class Deletion:
                 owners = store.objects[key]["metadata"].get("ownerReferences") or []
                 if any(owner["uid"] == uid for owner in owners):
                     yield store, key, store.objects[key]
+
+
+def _is_orphan(obj: Object, live: set[str]) -> bool:
+    owners = obj["metadata"].get("ownerReferences")
+    return bool(owners) and not any(owner["uid"] in live for owner in owners)
+
+
+def _may_go(obj: Object, live: set[str]) -> bool:
+    return "deletionTimestamp" in obj["metadata"] or _is_orphan(obj, live)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import orjson
@@ -185,28 +185,28 @@ _walked: Memo[dict[Path, object]] = Memo(most=512)
 
 def _part_leaves(part: object, keys: Keys, at: tuple[str, ...]) -> dict[Path, object]:
     def walk() -> dict[Path, object]:
-        return dict(_walk(part, keys, tuple(f"f:{name}" for name in at), at))
+        return _walk({}, part, keys, tuple(f"f:{name}" for name in at), at)
 
     # Versions of an object share the parts that did not change.
     return _walked.of(walk, part, keys, by=at) if isinstance(part, dict | list) else walk()
 
 
 def _walk(
-    value: object, keys: Keys, path: Path, at: tuple[str, ...]
-) -> Iterator[tuple[Path, object]]:
+    found: dict[Path, object], value: object, keys: Keys, path: Path, at: tuple[str, ...]
+) -> dict[Path, object]:
     if isinstance(value, dict) and value and at not in ATOMIC_ITEMS:
         for key, child in value.items():
-            yield from _walk(child, keys, (*path, f"f:{key}"), (*at, key))
+            _walk(found, child, keys, (*path, f"f:{key}"), (*at, key))
     elif isinstance(value, list) and at in keys:
         for item in value:
             here = (*path, _item(item, keys[at]))
-            if isinstance(item, dict) and (*at, "*") not in ATOMIC_ITEMS:
-                yield (*here, "."), True
-                yield from _walk(item, keys, here, (*at, "*"))
-            else:
-                yield here, item
+            whole = not isinstance(item, dict) or (*at, "*") in ATOMIC_ITEMS
+            found[here if whole else (*here, ".")] = item if whole else True
+            if not whole:
+                _walk(found, item, keys, here, (*at, "*"))
     elif path:
-        yield path, value
+        found[path] = value
+    return found
 
 
 def difference(old: JsonMap, new: JsonMap, keys: Keys) -> tuple[frozenset[Path], frozenset[Path]]:

@@ -115,6 +115,8 @@ class Store:
         self.history: list[Change] = []
         self.compacted = 0
         """Watches from versions below this are refused."""
+        self.version = 0
+        """Of the newest change; 0 before the first."""
         self.last_lost = 0
         """Version of the newest change that was forgotten."""
         self.changed = asyncio.Event()
@@ -122,6 +124,7 @@ class Store:
     def record(self, change: Change) -> None:
         """Append to the history and wake the watches."""
         self.history.append(change)
+        self.version = change.version
         self.wake()
 
     def wake(self) -> None:

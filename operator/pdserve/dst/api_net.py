@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from pdserve.dst.api_select import Selection
@@ -223,7 +225,8 @@ class _Watch:
     def _news(self) -> list[Change]:
         if self._version < self._store.last_lost:
             raise KubeError(410, "Expired", f"too old resource version: {self._version}")
-        return [c for c in self._store.history if c.version > self._version]
+        history = self._store.history
+        return history[bisect_right(history, self._version, key=_version_of) :]
 
     async def _deliver(self, batch: list[Change]) -> AsyncIterator[Object]:
         faults = self._net.faults
@@ -276,6 +279,9 @@ class _Watch:
                 "metadata": {"resourceVersion": str(self._version)},
             },
         }
+
+
+_version_of = attrgetter("version")
 
 
 def _lost(message: str) -> KubeError:

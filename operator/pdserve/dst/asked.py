@@ -9,6 +9,7 @@ from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.desired import decisions
 from pdserve.dst.world import World
+from pdserve.frozen import Frozen, Memo
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.ratio.types import Counts
 
@@ -85,7 +86,16 @@ def counts_in_force(world: World, group: Object) -> Counts | None:
 
 def current_revision(group: Object) -> str:
     """The revision that the spec asks for; "" where today's rules refuse the object."""
+    return _revisions.of(lambda: _revision(group), group)
+
+
+def _revision(group: Object) -> str:
+    # No part of a status refuses an object, and a write of one leaves the spec as it is.
+    asking = Frozen({k: v for k, v in group.items() if k != "status"})
     try:
-        return revision_of(parsed(ScenarioGroup, group).spec)
+        return revision_of(parsed(ScenarioGroup, asking).spec)
     except InvalidObjectError:
         return ""
+
+
+_revisions: Memo[str] = Memo(most=64)

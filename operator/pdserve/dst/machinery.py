@@ -23,6 +23,7 @@ from pdserve.kube.resource import (
     PODS,
     Object,
     ObjectKey,
+    Resource,
     key_of,
 )
 from pdserve.terms.json import JsonMap
@@ -47,6 +48,8 @@ class Machinery:
         self._due: dict[str, float] = {}
         self._ips = 0
         self._waiting: list[Object] = []
+        self._counted: object = None
+        """What budgets were last judged by."""
         self._collected = -1
         """The API's version when there was nothing left to collect."""
 
@@ -66,6 +69,7 @@ class Machinery:
             if changed:
                 for deployment in self.world.seen(DEPLOYMENTS):
                     self._deployment(deployment)
+            if changed or quiet == 0:
                 self._budgets()
             steps += 1
             if steps % 10 == 0 and self._collected != self.world.api.version:
@@ -103,7 +107,7 @@ class Machinery:
             for e in self.world.engines.by_ip.values()
         )
         return (
-            self.world.api.version,
+            self._versions(PODS, DEPLOYMENTS),
             engines,
             frozenset(self.world.crashing),
             frozenset(self.world.broken_nodes),
@@ -284,14 +288,26 @@ class Machinery:
                 )
 
     def _budgets(self) -> None:
-        """The disruption controller looks at every PodDisruptionBudget."""
-        pods = self.world.seen(PODS)
-        for budget in self.world.seen(POD_DISRUPTION_BUDGETS):
+        """The disruption controller looks at every PodDisruptionBudget.
+
+        Not where what it counts is as it was, but for budgets that say something of a time.
+        """
+        budgets, groups = self.world.seen(POD_DISRUPTION_BUDGETS), self.world.seen(SCENARIO_GROUPS)
+        replicas = tuple(group.get("spec", {}).get("replicas") for group in groups)
+        counted = (self._versions(PODS, POD_DISRUPTION_BUDGETS, DEPLOYMENTS), replicas)
+        same, self._counted = counted == self._counted, counted
+        for budget in budgets:
             if "selector" not in budget.get("spec", {}):
                 continue  # it selects nothing
-            status = status_of(budget, pods, self._scale, now(), stamp())
-            if status != budget.get("status"):
+            known = budget.get("status", {})
+            if same and not (known.get("disruptedPods") or known.get("conditions")):
+                continue
+            status = status_of(budget, self.world.seen(PODS), self._scale, now(), stamp())
+            if status != known:
                 self.world.api.budget_status(budget, status)
+
+    def _versions(self, *kinds: Resource) -> tuple[int, ...]:
+        return tuple(self.world.api.store(kind).version for kind in kinds)
 
     def _scale(self, owner: JsonMap, namespace: str) -> int | None:
         """Replicas of a pod's controller, by its scale subresource."""
