@@ -194,6 +194,7 @@ class RatioLoop:
             state = learn.observe(state, sample)
         self._learned[key] = state
         inp, decision = decide_placed(self._input(subject, sample, state), self._most(subject))
+        # Raises where a figure is not finite, which ends the round before anything is scaled by it.
         self._log_line(record(inp, decision))
         labels = (key.service, key.scenario, decision.outcome, str(decision.reason))
         self._context.metrics.decisions.labels(*labels).inc()
