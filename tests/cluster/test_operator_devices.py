@@ -54,10 +54,13 @@ def test_running_instances_take_to_the_devices_network(site: s.Cluster) -> None:
         generate(url)
         return BY_DEVICE in fetch(f"{decode}/metrics")
 
+    def listening() -> bool:
+        infos = {r: json.loads(fetch(f"{site.url(p)}/pdserve/v1/info")) for r, p in pods.items()}
+        wanted = {role: {"listening": [ip], "missing": {}} for role, ip in told.items()}
+        return {role: info["kvDevices"] for role, info in infos.items()} == wanted
+
     s.until("KV from a device's address", by_device)
-    for role, pod in pods.items():
-        info = json.loads(fetch(f"{site.url(pod)}/pdserve/v1/info"))
-        assert info["kvDevices"] == {"listening": [told[role]], "missing": {}}
+    s.until("each listens at its device's address", listening)
     peers = s.table(site, NAMESPACE, names.peers_configmap_name(GROUP, 0), names.KEY_PEERS)
     found = {
         p["role"]: [d["ip"] for n in p["nodes"] for d in n["devices"]] for p in peers["instances"]
