@@ -8,6 +8,7 @@ notes what was passed on, `pipeline` sends the request again.
 
 from __future__ import annotations
 
+from reprlib import repr as shown
 from typing import Final
 
 import orjson
@@ -19,6 +20,10 @@ MEMORY: Final = 64 << 20
 """Bytes of bodies and tokens that a process keeps for its open streams."""
 PIECE: Final = 4096
 """Bytes of tokens that are counted at a time."""
+LAST: Final = 16 << 10
+"""Bytes that are kept of the last events; of a longer piece these are its end."""
+MAX_TOKEN_ID: Final = (1 << 31) - 1
+"""More than any vocabulary has."""
 _DONE: Final = b"data: [DONE]"
 
 
@@ -63,11 +68,13 @@ class SentStream:
         False: it is of no use, as that event has no ids or there is no room.
         """
         self._whole = self._whole and bool(self._ids) and self._take(size)
+        if not self._whole:
+            self._last = b""
         return self._whole
 
     def add(self, ids: list[bytes]) -> None:
         """Note the tokens of events, each a list of ids with commas between."""
-        if not self._whole:
+        if not (self._whole and ids):
             return
         more = b",".join(ids) + b","
         if len(self._ids) + len(more) > self._room:
@@ -77,12 +84,12 @@ class SentStream:
 
     def passed_on(self, events: bytes) -> None:
         """Note the last events that the client got."""
-        self._last = events
+        self._last = events[-LAST:] if self._whole else b""
 
     def close(self) -> None:
         """The stream is over, whatever became of it."""
         self._memory.free(self._counted)
-        self._counted, self._whole, self._ids = 0, False, bytearray()
+        self._counted, self._whole, self._ids, self._last = 0, False, bytearray(), b""
 
     @property
     def can_go_on(self) -> bool:
@@ -125,7 +132,10 @@ class SentStream:
         return b"data: %b\n\n%b" % (orjson.dumps(made), end)
 
     def _tokens(self) -> tuple[int, ...]:
-        return tuple(map(int, bytes(self._ids[:-1]).split(b",")))
+        found = tuple(map(int, bytes(self._ids[:-1]).split(b",")))
+        if max(found) > MAX_TOKEN_ID:
+            raise ValueError(f"a token has the id {shown(max(found))}")
+        return found
 
     def _event(self, *, with_choice: bool) -> JsonObject:
         """The last event that the client has, or the last with a choice; raises ValueError."""

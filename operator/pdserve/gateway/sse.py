@@ -68,7 +68,11 @@ class StreamMeter:
             data = self._rest + data
         elif self.second_at is not None and _is_plain(data):
             self.last_at = now
-            return data if self._sent is None else self._without_ids(data, self._sent)
+            if self._sent is None:
+                return data
+            data, ids = _without_ids(data)
+            self._sent.add(ids)
+            return data
         cut = data.rfind(b"\n\n") + 2
         if cut < 2:
             cut = data.rfind(b"\r\n\r\n") + 4
@@ -79,9 +83,9 @@ class StreamMeter:
             raise StreamError(f"an event of the stream is larger than {MAX_EVENT} bytes")
         if not cut:
             return b""
-        ready = data[:cut]
+        ready, ids = data[:cut], []
         if self._sent is not None:
-            ready = self._without_ids(ready, self._sent)
+            ready, ids = _without_ids(ready)
         start = _usage_starts(ready)
         head, tail = (ready, b"") if start < 0 else (ready[:start], ready[start:])
         if head:
@@ -92,6 +96,9 @@ class StreamMeter:
             self.done = True
         if not self.failed and (_ERROR[0] in ready or _ERROR[1] in ready):
             self.failed = True
+        if self._sent is not None:
+            # Not before: the client gets nothing of what has a broken event in it.
+            self._sent.add(ids)
         return ready
 
     def finish(self) -> None:
@@ -102,13 +109,6 @@ class StreamMeter:
         """
         if self._rest or not (self.done or self.failed):
             raise StreamError("the stream was cut short")
-
-    def _without_ids(self, events: bytes, sent: SentStream) -> bytes:
-        parts = _IDS.split(events)
-        if len(parts) == 1:
-            return events
-        sent.add(parts[1::2])
-        return b"".join(parts[::2])
 
     def _time(self, events: bytes, now: float) -> None:
         """Note the times of tokens in whole events without usage."""
@@ -156,6 +156,12 @@ class StreamMeter:
         if choices and has_content(choices):
             self._token(now)
         return True
+
+
+def _without_ids(events: bytes) -> tuple[bytes, list[bytes]]:
+    """The events without the ids of their tokens, and these, each a list with commas between."""
+    parts = _IDS.split(events)
+    return (events, []) if len(parts) == 1 else (b"".join(parts[::2]), parts[1::2])
 
 
 def _is_plain(data: bytes) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from pdserve.gateway.sent_stream import PIECE, KeptMemory, SentStream
-from pdserve.gateway.sse import StreamMeter
+from pdserve.gateway.sent_stream import LAST, MAX_TOKEN_ID, PIECE, KeptMemory, SentStream
+from pdserve.gateway.sse import StreamError, StreamMeter
 
 HEAD = {"id": "cmpl-7", "created": 1700000000, "model": "m", "object": "text_completion"}
 
@@ -57,11 +57,32 @@ def test_a_token_whose_event_was_not_whole_is_not_the_clients() -> None:
     assert stream.part().tokens == (5,)
 
 
+@pytest.mark.parametrize("broken", [b'{"usage":{"completion_tokens":-1}}', b'{"usage":{]}'])
+def test_tokens_that_came_with_a_broken_event_are_not_the_clients(broken: bytes) -> None:
+    """It gets nothing of a piece that has one in it."""
+    stream, _ = sent(event("a", 5), event("b", 6))
+    meter = StreamMeter(strip_usage=False, sent=stream)
+    with pytest.raises(StreamError):
+        meter.feed(event("c", 7) + b"data: %b\n\n" % broken, 3.0)
+    assert stream.part().tokens == (5, 6)
+
+
+def test_of_a_long_piece_its_end_is_kept() -> None:
+    stream, _ = sent(event("a", 5), event("b" * LAST, 6) + event("c", 7) * 200)
+    assert len(stream.part().tokens) == 202
+    assert stream.part().reply_id == "cmpl-7"
+    assert stream.end(None) is None
+    sizes = [len(v) for n in SentStream.__slots__ if isinstance(v := getattr(stream, n), bytes)]
+    assert max(sizes) <= LAST
+
+
 def test_without_ids_nothing_is_kept() -> None:
     memory = KeptMemory()
     stream, _ = sent(event("a"), event("b", 6), memory=memory)
     assert not stream.can_go_on
     assert memory.used == 0
+    with pytest.raises(ValueError, match="no event"):
+        stream.end(None)
 
 
 def test_what_is_kept_is_bounded_and_given_back() -> None:
@@ -123,9 +144,13 @@ def test_a_foreign_event_says_that_the_stream_cannot_be_continued(last: bytes) -
 
 def test_a_number_too_large_for_an_id_is_an_error() -> None:
     stream, _ = sent(event("a", 5))
-    stream.add([b"9" * 5000])
-    with pytest.raises(ValueError, match=r".+"):
-        stream.part()
+    stream.add([b"%d" % MAX_TOKEN_ID])
+    assert stream.part().tokens == (5, MAX_TOKEN_ID)
+    for large in (b"%d" % (MAX_TOKEN_ID + 1), b"9" * 30, b"9" * 5000):
+        stream, _ = sent(event("a", 5))
+        stream.add([large])
+        with pytest.raises(ValueError, match=r".+"):
+            stream.part()
     stream.add([b",,"])
     with pytest.raises(ValueError, match=r".+"):
         stream.part()
