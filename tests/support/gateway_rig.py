@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,10 @@ class Rig:
         self.port = 0
         self.version = 0
 
-    async def engine(self, role: Any, name: str, **options: Any) -> StubEngine:
-        self.engines[name] = await StubEngine(self.cluster, role, name, **options).start()
+    async def engine(
+        self, role: Any, name: str, kind: type[StubEngine] = StubEngine, **options: Any
+    ) -> StubEngine:
+        self.engines[name] = await kind(self.cluster, role, name, **options).start()
         return self.engines[name]
 
     async def start(self, keys: Path | None = None, **options: Any) -> None:
@@ -98,7 +100,7 @@ class Rig:
         self.port = await self.gateway.start("127.0.0.1", 0)
 
     async def routes(
-        self, *groups: list[StubEngine], slo: Slo = SLO, **scenario: Any
+        self, *groups: Sequence[StubEngine], slo: Slo = SLO, **scenario: Any
     ) -> RouteTable:
         """Route one scenario `chat` over these groups."""
         self.version += 1

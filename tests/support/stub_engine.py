@@ -54,8 +54,7 @@ class StubEngine:
         self.script: list[str] = []
         """What happens to the next requests: `ok`, `500`, `400`, `full`, `draining`,
         `deadline`, `reset`, `hang`, `cut:N` (decode: connection lost after N tokens), `error:N`
-        (error event),
-        `kv_failed`, `kv_corrupt`, `empty`, `forgets` (prefill: it keeps no KV)."""
+        (error event), `kv_failed`, `kv_corrupt`, `empty`, `forgets` (prefill: it keeps no KV)."""
         self.gate: asyncio.Event | None = None
         """When set, prefill waits for it before it answers."""
         self.reply_gate: asyncio.Event | None = None
@@ -148,11 +147,8 @@ class StubEngine:
             error = ApiError(int(step), f"scripted {step}", kind="scripted")
             reply.send(error.status, error.body(), "application/json", self._hint())
             return
-        if step == "draining":
-            self._reject(reply, b"draining")
-            return
-        if step == "deadline":
-            self._reject(reply, b"deadline")
+        if step in ("draining", "deadline"):
+            self._reject(reply, step.encode())
             return
         if step in ("kv_failed", "kv_corrupt"):
             self._reject(reply, step.encode(), 502)
@@ -164,8 +160,8 @@ class StubEngine:
         if self.role == "prefill":
             await self._prefill(request, body, chat, reply, keeps=step != "forgets")
         else:
-            early = request.headers.get(b"x-pdserve-early-head") == b"1" and self.early_head
-            await self._decode(body, chat, reply, step, early=early)
+            early = request.headers.get(b"x-pdserve-early-head") == b"1"
+            await self._decode(body, chat, reply, step, early=early and self.early_head)
 
     def _reject(self, reply: Reply, reason: bytes, status: int = 503) -> None:
         self.events[f"rejected {reason.decode()}"] += 1
@@ -207,7 +203,10 @@ class StubEngine:
         self.max_used = max(self.max_used, self.used)
         if self.reply_gate is not None:
             await self.reply_gate.wait()
-        reply.send(200, orjson.dumps(value), "application/json", self._hint())
+        reply.send(200, orjson.dumps(self.amended(value, body)), "application/json", self._hint())
+
+    def amended(self, value: dict[str, Any], _body: dict[str, Any]) -> dict[str, Any]:
+        return value
 
     def _release(self, request: HttpRequest, reply: Reply) -> None:
         if request.headers.get(b"authorization") != f"Bearer {TOKEN}".encode():

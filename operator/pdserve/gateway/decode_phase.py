@@ -54,7 +54,7 @@ class DecodePhase:
         Raises:
             ApiError: to be sent to the client, or the reply has begun and cannot be completed.
             KvLostError: only a new prefill helps.
-            StreamLostError: the client has a part, and another decode can go on.
+            StreamLostError: the client has a part, and another decode may go on.
         """
         c, slo = self._c, self._c.scheduler.scenario.slo
         patience = c.tools.settings.whole_reply
@@ -127,7 +127,7 @@ class DecodePhase:
 
         Raises:
             ApiError: the reply broke off after it had begun, and cannot be continued.
-            StreamLostError: it can.
+            StreamLostError: it may be.
             KvLostError: it broke off before; only a new prefill helps.
         """
         c = self._c
@@ -161,9 +161,9 @@ class DecodePhase:
             message = f"decode {leg.instance.id}: {error}"
             if c.reply.started and (c.sent is None or not c.sent.can_go_on):
                 raise c.failed(message) from error
-            c.fault(message)
             if c.reply.started:
                 raise StreamLostError(message) from error
+            c.fault(message)
             raise KvLostError(message) from error
         leg.close()
         c.outcome = "completed" if complete else "failed"

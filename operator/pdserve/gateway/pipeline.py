@@ -107,22 +107,23 @@ async def _serve(c: RequestContext, phase: _PrefillFirst | TogetherPhase) -> Non
 
 
 def _goes_on(c: RequestContext, message: str) -> bool:
-    """Whether tokens are missing in a stream whose decode was lost.
+    """Whether tokens are missing in a stream whose decode was lost; else it gets its end.
 
     Raises:
         ApiError: they are, and no other decode can go on.
     """
-    if not c.repeat():
-        raise c.failed(message)
     try:
-        missing = c.go_on()
+        if c.write_end():
+            c.outcome = "completed"
+            return False
+        c.fault(message)
+        if not c.repeat():
+            raise c.failed(message)
+        c.go_on()
     except FlowError as error:
         raise c.failed(f"{message}; {error}") from error
-    if missing:
-        c.scheduler.metrics.continued()
-    else:
-        c.outcome = "completed"
-    return missing
+    c.scheduler.metrics.continued()
+    return True
 
 
 def _admit(c: RequestContext) -> Ticket:

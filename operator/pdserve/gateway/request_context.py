@@ -199,10 +199,34 @@ class RequestContext:
         self.repeated += spent
         return spent
 
-    def go_on(self) -> bool:
-        """Make the request anew such that it goes on after what the client has.
+    def write_end(self) -> bool:
+        """Write what is missing of a stream whose client has all tokens; False: tokens are.
 
-        False: the client has all tokens, and now the end too.
+        Raises:
+            FlowError: the engine's events are none.
+        """
+        sent = self.sent
+        if sent is None:
+            return False
+        options, prompt = self.job.body.get("stream_options") or {}, self.timeline.prompt_tokens
+        usage: JsonObject = {
+            "prompt_tokens": prompt,
+            "completion_tokens": sent.count,
+            "total_tokens": prompt + sent.count,
+            "prompt_tokens_details": {"cached_tokens": self.timeline.cached_tokens},
+        }
+        try:
+            end = sent.end(usage if options.get("include_usage") else None)
+        except ValueError as error:
+            raise FlowError(f"the stream cannot be continued: {error}") from error
+        if end is None:
+            return False
+        self.timeline.output_tokens = sent.count
+        self.reply.end(end)
+        return True
+
+    def go_on(self) -> None:
+        """Make the request anew such that it goes on after what the client has.
 
         Raises:
             FlowError: the engine cannot go on with it.
@@ -210,25 +234,13 @@ class RequestContext:
         flow, sent = continuing(self.flow), self.sent
         if flow is None or sent is None or sent.kv is None:
             raise FlowError("the stream cannot be continued")
-        options, prompt = self.job.body.get("stream_options") or {}, self.timeline.prompt_tokens
-        usage: JsonObject = {
-            "prompt_tokens": prompt,
-            "completion_tokens": 0,
-            "total_tokens": prompt,
-            "prompt_tokens_details": {"cached_tokens": self.timeline.cached_tokens},
-        }
         try:
-            end = sent.end(usage if options.get("include_usage") else None)
-            if end is not None:
-                self.reply.end(end)
-                return False
             part = sent.part()
         except ValueError as error:
             raise FlowError(f"the stream cannot be continued: {error}") from error
         self.job.body = flow.continued(self.job.body, sent.kv, part)
         self.continued += 1
         self.grant_grace()
-        return True
 
     def tell(self, prefill: Leg, decode: Leg | None) -> None:
         """Let the reply name the instances behind it (the last ones, where some were lost)."""

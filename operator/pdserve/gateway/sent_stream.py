@@ -96,6 +96,11 @@ class SentStream:
         """Whether all is known that another decode needs."""
         return self._whole and bool(self._ids) and self.kv is not None
 
+    @property
+    def count(self) -> int:
+        """Tokens that the client has."""
+        return self._ids.count(b",")
+
     def part(self) -> SentPart:
         """What another decode is to go on from.
 
@@ -111,7 +116,7 @@ class SentStream:
     def end(self, usage: JsonMap | None) -> bytes | None:
         """What is missing of a stream whose last token the client has; None: tokens are.
 
-        `usage`: counts of the prompt, where the client asked for usage.
+        `usage`: of the whole stream, where the client asked for it.
 
         Raises:
             ValueError: the engine's events are none.
@@ -126,9 +131,7 @@ class SentStream:
             return None
         if usage is None:
             return end
-        count = len(self._tokens())
-        counts = {"completion_tokens": count, "total_tokens": usage["prompt_tokens"] + count}
-        made = {**last, "choices": [], "usage": {**usage, **counts}}
+        made = {**last, "choices": [], "usage": usage}
         return b"data: %b\n\n%b" % (orjson.dumps(made), end)
 
     def _tokens(self) -> tuple[int, ...]:
