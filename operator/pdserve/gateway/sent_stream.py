@@ -49,11 +49,13 @@ class KeptMemory:
 class SentStream:
     """The part of one answer that its client has."""
 
-    __slots__ = ("_counted", "_ids", "_last", "_memory", "_room", "_whole", "kv")
+    __slots__ = ("_counted", "_ids", "_last", "_memory", "_room", "_whole", "goes_on", "kv")
 
     def __init__(self, memory: KeptMemory) -> None:
         self.kv: JsonMap | None = None
         """What the prefill's reply said of the KV; the sampler's seed is in it."""
+        self.goes_on = True
+        """No other decode was asked to go on, or it does: its events have ids."""
         self._memory = memory
         self._ids = bytearray()
         self._room = 0
@@ -74,6 +76,7 @@ class SentStream:
 
     def add(self, ids: list[bytes]) -> None:
         """Note the tokens of events, each a list of ids with commas between."""
+        self.goes_on = self.goes_on or bool(ids)
         if not (self._whole and ids):
             return
         more = b",".join(ids) + b","
@@ -111,6 +114,7 @@ class SentStream:
         reply_id, created = head.get("id"), head.get("created")
         if not isinstance(reply_id, str) or type(created) is not int:
             raise ValueError("an event has no id or time of creation")
+        self.goes_on = False
         return SentPart(self._tokens(), reply_id, created)
 
     def end(self, usage: JsonMap | None) -> bytes | None:

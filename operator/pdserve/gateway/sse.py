@@ -68,11 +68,8 @@ class StreamMeter:
             data = self._rest + data
         elif self.second_at is not None and _is_plain(data):
             self.last_at = now
-            if self._sent is None:
-                return data
-            data, ids = _without_ids(data)
-            self._sent.add(ids)
-            return data
+            data, ids = self._without_ids(data)
+            return self._noted(data, ids)
         cut = data.rfind(b"\n\n") + 2
         if cut < 2:
             cut = data.rfind(b"\r\n\r\n") + 4
@@ -83,9 +80,7 @@ class StreamMeter:
             raise StreamError(f"an event of the stream is larger than {MAX_EVENT} bytes")
         if not cut:
             return b""
-        ready, ids = data[:cut], []
-        if self._sent is not None:
-            ready, ids = _without_ids(ready)
+        ready, ids = self._without_ids(data[:cut])
         start = _usage_starts(ready)
         head, tail = (ready, b"") if start < 0 else (ready[:start], ready[start:])
         if head:
@@ -96,10 +91,7 @@ class StreamMeter:
             self.done = True
         if not self.failed and (_ERROR[0] in ready or _ERROR[1] in ready):
             self.failed = True
-        if self._sent is not None:
-            # Not before: the client gets nothing of what has a broken event in it.
-            self._sent.add(ids)
-        return ready
+        return self._noted(ready, ids)
 
     def finish(self) -> None:
         """Note that the reply has ended.
@@ -109,6 +101,28 @@ class StreamMeter:
         """
         if self._rest or not (self.done or self.failed):
             raise StreamError("the stream was cut short")
+
+    def _without_ids(self, events: bytes) -> tuple[bytes, list[bytes]]:
+        """The events without the ids of their tokens, and these, each a list with commas between.
+
+        Raises:
+            StreamError: the client has a part of the answer, and this is not the rest.
+        """
+        if self._sent is None:
+            return events, []
+        parts = _IDS.split(events)
+        if len(parts) > 1:
+            return b"".join(parts[::2]), parts[1::2]
+        if not self._sent.goes_on:
+            # An older decode: its events would have another id, and count from 1.
+            raise StreamError("the decode does not go on with the stream")
+        return events, []
+
+    def _noted(self, events: bytes, ids: list[bytes]) -> bytes:
+        """Note the tokens of events once it is sure that the client gets these."""
+        if self._sent is not None:
+            self._sent.add(ids)
+        return events
 
     def _time(self, events: bytes, now: float) -> None:
         """Note the times of tokens in whole events without usage."""
@@ -156,12 +170,6 @@ class StreamMeter:
         if choices and has_content(choices):
             self._token(now)
         return True
-
-
-def _without_ids(events: bytes) -> tuple[bytes, list[bytes]]:
-    """The events without the ids of their tokens, and these, each a list with commas between."""
-    parts = _IDS.split(events)
-    return (events, []) if len(parts) == 1 else (b"".join(parts[::2]), parts[1::2])
 
 
 def _is_plain(data: bytes) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from tests.support.continuing_stub import ContinuingStub
-from tests.support.gateway_rig import Answer, Rig
+from tests.support.gateway_rig import Answer, Rig, eventually
 
 from pdserve.wire import metrics as names
 
@@ -64,3 +65,21 @@ async def test_the_end_is_written_also_after_a_second_loss(rig: Rig) -> None:
     engines[1].script = ["cut:2", "unended"]
     answer = await ask(rig)
     assert (answer.text, error(answer)) == (WHOLE, None)
+
+
+@pytest.mark.parametrize("old", ["p1", "d1"])
+async def test_an_engine_that_does_not_replay_ends_the_stream(rig: Rig, old: str) -> None:
+    """A client must not get a part of its answer twice."""
+    first, second = await group(rig, 0), await group(rig, 1)
+    await serve(rig, first)
+    first[1].kept = asyncio.Event()
+    task = asyncio.create_task(ask(rig))
+    await eventually(lambda: first[1].running == 1, "decoding")
+    for engine in second:
+        engine.old = engine.name.startswith(old)
+    await rig.routes(second)
+    await first[1].kill()
+    answer = await task
+    assert answer.text == "t0 "
+    assert error(answer)
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 1

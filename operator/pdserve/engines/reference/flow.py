@@ -17,6 +17,7 @@ from pdserve.engines.flow import (
     FlowError,
     LegAttempt,
     LegRequest,
+    PrefillOutcome,
     SentPart,
 )
 from pdserve.engines.pull_flow import PullFlow
@@ -64,6 +65,18 @@ class ReferenceFlow(PullFlow):
         if "min_tokens" in body:
             leg["min_tokens"] = body["min_tokens"]
         return orjson.dumps(leg)
+
+    def read_prefill(self, body: JsonMap, reply: bytes) -> PrefillOutcome:
+        """See `EngineFlow.read_prefill`.
+
+        Raises:
+            FlowError: the reply is off contract, or of a version that replays nothing: the client
+                would get its answer twice.
+        """
+        outcome = super().read_prefill(body, reply)
+        if isinstance(body, _Continued) and outcome.reply.get("id") != body.replay["reply_id"]:
+            raise FlowError("prefill reply: it does not go on with the stream")
+        return outcome
 
     def decode_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
         """The body as it was prepared; a stream names its tokens where that is asked for."""
