@@ -14,8 +14,9 @@ Order of prefills: known free before merely due; fewest of our own open legs; ra
 may wait for a busy one, one request for each such prefill, while those behind it go on.
 
 A request that a prefill failed is sent to other live prefills during half of the time that it has
-left: a hanging prefill looks idle. A request that was refused keeps its turn; `attempt_pacing` says
-when it may ask again, so that it goes on until its deadline at a bounded cost.
+left: a hanging prefill looks idle, as does one whose group has lost its decodes. A request that was
+refused keeps its turn; `attempt_pacing` says when it may ask again, so that it goes on until its
+deadline at a bounded cost.
 
 The caller sends, and reports every answer to the `Instance` records and back here.
 """
@@ -64,7 +65,8 @@ class Ticket:
     """Earliest time of its next attempt (see `pacing`)."""
     waiting: bool = False
     failed_by: set[str] = field(default_factory=set)
-    """Ids of prefills that failed it, to be left alone for it until `excluded_until`."""
+    """Ids of prefills that failed it, or are of no use, to be left alone for it until
+    `excluded_until`."""
     excluded_until: float = 0.0
     prompt: KnownPrompt | None = None
     """Its prompt's blocks, where prefixes count."""
@@ -166,6 +168,16 @@ class Dispatcher:
         """Note that `prefill` did not do what this request needs: others are tried first."""
         ticket.failed_by.add(prefill.id)
         ticket.excluded_until = now + max(0.0, ticket.deadline - now) / 2
+
+    def lost_decode(self, ticket: Ticket, now: float) -> None:
+        """Note that this request lost a decode: groups that have a live one are tried first.
+
+        Its own may have no other, and looks idle now. `now` in monotonic seconds.
+        """
+        for group in self.view.groups:
+            if all(d.health.ejected for d in group.decodes):
+                for prefill in group.prefills:
+                    self.failed(ticket, prefill, now)
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a request out of the room; nothing happens where it is not in it."""

@@ -96,7 +96,7 @@ async def _serve(c: RequestContext, phase: _PrefillFirst | TogetherPhase) -> Non
             return
         except KvLostError as error:
             c.release()
-            if c.repeated or not c.repeat():
+            if c.repeated > c.continued or not c.repeat():
                 raise c.failed(str(error)) from error
             c.grant_grace()
             if error.prefill is not None:
@@ -104,6 +104,7 @@ async def _serve(c: RequestContext, phase: _PrefillFirst | TogetherPhase) -> Non
         except StreamLostError as error:
             if not _goes_on(c, str(error)):
                 return
+        c.scheduler.dispatcher.lost_decode(ticket, time.perf_counter())
 
 
 def _goes_on(c: RequestContext, message: str) -> bool:

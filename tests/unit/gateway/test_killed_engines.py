@@ -8,7 +8,7 @@ from tests.support.gateway_rig import Rig, eventually
 
 from pdserve.forwarding.budget import LEAST_RESERVE
 from pdserve.gateway.request_context import Settings
-from pdserve.terms import Slo
+from pdserve.terms import ROLES, Slo
 from pdserve.wire import metrics as names
 
 
@@ -64,6 +64,19 @@ async def test_killed_decode_loses_no_request_that_was_not_streaming(
     assert rig.engines["p0"].events["attempts"] == 2
     assert await rig.metric(names.GATEWAY_OUTCOME, outcome="completed") == 1
     assert await rig.metric(names.GATEWAY_OFFERED) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_second_prefill_is_not_spent_where_no_decode_is_left(rig: Rig, seed: int) -> None:
+    """Two groups of one decode each: the prefill of the group that lost it looks idle."""
+    groups = [[await rig.engine(role, f"{role}{i}", slots=8) for role in ROLES] for i in range(2)]
+    await rig.start(seed=seed)
+    await rig.routes(*groups)
+    lost = groups[seed % 2][1]
+    lost.breaks_on, lost.mortal = "hello", True
+    while not lost.events["broken"]:
+        assert (await rig.complete(stream=True)).text == "t0 t1 t2 t3 "
+    assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 0
 
 
 async def test_second_prefills_that_saved_a_request_come_to_no_end(rig: Rig) -> None:

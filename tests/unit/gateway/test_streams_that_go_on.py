@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.support.continuing_stub import ContinuingStub
-from tests.support.gateway_rig import Answer, Rig, eventually
+from tests.support.gateway_rig import PATIENCE, Answer, Rig, eventually, parse_answer
 
 from pdserve.wire import metrics as names
 
@@ -33,6 +33,30 @@ async def ask(rig: Rig, **more: Any) -> Answer:
 def error(answer: Answer) -> str | None:
     found = [e["error"]["message"] for e in answer.events if "error" in e]
     return found[0] if found else None
+
+
+class Reader:
+    """A client that reads its stream as it comes."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig, self._raw = rig, b""
+
+    async def ask(self, until: str) -> None:
+        """Ask, and read until this text has come."""
+        body = b'{"model":"tiny","prompt":"hello","stream":true,"max_tokens":6}'
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\n"
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._rig.port)
+        self._writer.write(head + b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        async with asyncio.timeout(PATIENCE):
+            while until.encode() not in self._raw:
+                self._raw += await self._reader.read(4096)
+
+    async def answer(self) -> Answer:
+        """The rest of it."""
+        async with asyncio.timeout(PATIENCE):
+            self._raw += await self._reader.read()
+        self._writer.close()
+        return parse_answer(self._raw)
 
 
 async def test_a_stream_goes_on(rig: Rig) -> None:
@@ -83,3 +107,37 @@ async def test_an_engine_that_does_not_replay_ends_the_stream(rig: Rig, old: str
     assert answer.text == "t0 "
     assert error(answer)
     assert await rig.metric(names.GATEWAY_OUTCOME, outcome="failed") == 1
+
+
+async def lose(rig: Rig, groups: list[list[ContinuingStub]], also: int = 0) -> Answer:
+    """Ask, and kill the decode that streams, and so many others, while it does."""
+    for _, decode in groups:
+        decode.kept = asyncio.Event()
+    client = Reader(rig)
+    await client.ask("t0 ")
+    (dying,) = [d for _, d in groups if d.running]
+    idle = [d for _, d in groups if d is not dying]
+    for decode in (*idle[:also], dying):
+        await decode.kill()
+    for _, decode in groups:
+        decode.kept = None
+    return await client.answer()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_it_goes_to_another_group_when_its_own_lost_its_decode(rig: Rig, seed: int) -> None:
+    """The prefill of its own looks idle now, and would compute for nothing."""
+    groups = [await group(rig, i) for i in range(2)]
+    await serve(rig, *groups, seed=seed)
+    answer = await lose(rig, groups)
+    assert (answer.text, error(answer)) == (WHOLE, None)
+    assert [len(prefill.seen) for prefill, _ in groups] == [1, 1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_group_found_without_its_decode_is_no_end(rig: Rig, seed: int) -> None:
+    """One that is not there broke nothing of this request."""
+    groups = [await group(rig, i) for i in range(3)]
+    await serve(rig, *groups, seed=seed)
+    answer = await lose(rig, groups, also=1)
+    assert (answer.text, error(answer)) == (WHOLE, None)
