@@ -25,7 +25,7 @@ import asyncio
 import time
 
 from pdserve.engines.flow import FinishedReply, FlowError
-from pdserve.forwarding.deadline import SAFETY, predict_prefill
+from pdserve.forwarding.deadline import SAFETY
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.decode_phase import DecodePhase
 from pdserve.gateway.errors import overloaded
@@ -133,11 +133,11 @@ def _admit(c: RequestContext) -> Ticket:
     scheduler.budget.earn()
     now, target = time.perf_counter(), scenario.slo.ttft
     left = c.timeline.arrived + target - now
-    c.predicted = _prefill_seconds(c, tokens)
+    c.predict(tokens)
     if SAFETY * c.predicted >= left:
         # What a prefill has in its cache it need not compute.
         tokens = scheduler.to_compute(c.size, tokens)
-        c.predicted = _prefill_seconds(c, tokens)
+        c.predict(tokens)
     if SAFETY * c.predicted >= left:
         if scheduler.prefill_times.too_long(tokens, left) and not scheduler.try_anyway(now):
             scheduler.metrics.expired("arrival")
@@ -166,12 +166,6 @@ def _admit(c: RequestContext) -> Ticket:
         wait + SAFETY * c.predicted,
         left,
     )
-
-
-def _prefill_seconds(c: RequestContext, tokens: float) -> float:
-    """Expected time of a prefill that computes so many tokens, at most what was seen here."""
-    predicted = predict_prefill(c.scheduler.scenario.prefill_seconds, tokens)
-    return min(predicted, c.scheduler.prefill_times.at_most(tokens))
 
 
 def _answer(c: RequestContext, held: FinishedPrefill, final: FinishedReply) -> None:

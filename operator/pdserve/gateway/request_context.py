@@ -24,7 +24,7 @@ from pdserve.engines.flow import (
     PrefillOutcome,
     continuing,
 )
-from pdserve.forwarding.deadline import SAFETY, PromptSize
+from pdserve.forwarding.deadline import SAFETY, PromptSize, predict_prefill
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.fair_turns import NO_CLIENT, Turn
 from pdserve.forwarding.instance import Instance
@@ -240,7 +240,15 @@ class RequestContext:
             raise FlowError(f"the stream cannot be continued: {error}") from error
         self.job.body = flow.continued(self.job.body, sent.kv, part)
         self.continued += 1
+        self.predict(self.timeline.prompt_tokens + sent.count)
+        self.grace_until = 0.0  # a fault of before has nothing to do with this one
         self.grant_grace()
+
+    def predict(self, tokens: float) -> None:
+        """Set `predicted` for a prefill of so many tokens."""
+        scheduler = self.scheduler
+        predicted = predict_prefill(scheduler.scenario.prefill_seconds, tokens)
+        self.predicted = min(predicted, scheduler.prefill_times.at_most(tokens))
 
     def tell(self, prefill: Leg, decode: Leg | None) -> None:
         """Let the reply name the instances behind it (the last ones, where some were lost)."""

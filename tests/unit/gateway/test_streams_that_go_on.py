@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import time
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.support.continuing_stub import ContinuingStub
-from tests.support.gateway_rig import PATIENCE, Answer, Rig, eventually, parse_answer
+from tests.support.gateway_rig import PATIENCE, SLO, Answer, Rig, eventually, parse_answer
 
+from pdserve.engines.credentials import Credential
+from pdserve.forwarding.deadline import PromptSize
+from pdserve.gateway.delivery import ClientReply
+from pdserve.gateway.release import Releaser
+from pdserve.gateway.request_context import Job, RequestContext, Settings, Tools, grace_seconds
 from pdserve.wire import metrics as names
 
 WHOLE = "t0 t1 t2 t3 t4 t5 "
@@ -141,3 +148,38 @@ async def test_a_group_found_without_its_decode_is_no_end(rig: Rig, seed: int) -
     await serve(rig, *groups, seed=seed)
     answer = await lose(rig, groups, also=1)
     assert (answer.text, error(answer)) == (WHOLE, None)
+
+
+async def test_a_long_answer_has_the_time_that_its_prefill_takes(rig: Rig) -> None:
+    """Of 7 tokens of prompt and 3 of answer, at 10 s a token by the route table."""
+    engines = await group(rig, 0)
+    await rig.start()
+    await rig.routes(engines, prefill_seconds=(0.0, 10.0))
+    engines[1].script = ["cut:3"]
+    assert (await ask(rig)).text == WHOLE
+    first, second = (int(h[b"x-pdserve-deadline-ms"]) for h in engines[0].headers)
+    assert first <= 1000 * SLO.ttft
+    assert second > 1000 * SLO.ttft + 45_000, "105 s more than its grace"
+
+
+async def test_a_stream_has_its_grace_whatever_it_had_before(rig: Rig) -> None:
+    """A connection refused before its first token must not shorten it."""
+    await serve(rig, await group(rig, 0))
+    scheduler, flow, _ = rig.gateway.service.scheduler("tiny", {})
+    pool = rig.gateway.pool
+    tools = Tools(pool, Releaser(pool, Credential()), Credential(), Settings())
+    job = Job("completions", {"stream": True}, "r", (), PromptSize())
+    reply = cast("ClientReply", SimpleNamespace(headers=()))
+    context = RequestContext(scheduler, flow, tools, job, reply, 0.0)
+    assert context.sent is not None
+    context.sent.kv = {"pdserve": {"seed": 1, "cached_tokens": 0}}
+    context.sent.add([b"5"])
+    context.sent.passed_on(b'data: {"id":"a","created":1,"choices":[{"text":"x"}]}\n\n')
+    now = time.perf_counter()
+    context.grace_until = now + 600.0
+    context.grant_grace()
+    assert context.grace_until == now + 600.0
+    context.grace_until = now + 0.001
+    context.go_on()
+    assert context.grace_until >= now + grace_seconds(SLO.ttft)
+    context.close()
