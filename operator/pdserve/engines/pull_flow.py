@@ -77,6 +77,9 @@ class PullFlow:
 
     def prepare_prefill(self, endpoint: Endpoint, body: JsonMap) -> bytes:
         """Client body, capped to one token under both names, without streaming."""
+        return orjson.dumps(self._prefill_body(endpoint, body))
+
+    def _prefill_body(self, endpoint: Endpoint, body: JsonMap) -> JsonObject:
         leg = dict(body)
         leg.pop("stream_options", None)
         leg["stream"] = False
@@ -86,7 +89,7 @@ class PullFlow:
         if "min_tokens" in leg:
             leg["min_tokens"] = min(1, int(leg["min_tokens"]))
         leg[PARAM_KV] = _KEEP_KV
-        return orjson.dumps(leg)
+        return leg
 
     def prefill_leg(self, attempt: LegAttempt, prepared: bytes) -> LegRequest:
         """The body as it was prepared."""

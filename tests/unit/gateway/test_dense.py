@@ -10,7 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
+from pdserve.engines.flow import SentPart
 from pdserve.engines.pull_flow import PullFlow
+from pdserve.engines.reference.flow import ReferenceFlow
 from pdserve.gateway import dense, intake
 from pdserve.gateway.dense import PIECE, read_body
 from pdserve.http1.errors import ApiError
@@ -44,6 +46,20 @@ async def test_a_long_list_of_ids_reaches_both_legs_as_it_is(raw: bytes) -> None
     assert orjson.loads(orjson.dumps(found.fields)) == want
     leg = orjson.loads(PullFlow().prepare_prefill("completions", found.fields))
     assert leg["prompt"] == prompt
+
+
+async def test_a_stream_that_goes_on_has_its_list_of_ids_as_it_came() -> None:
+    """Parsing it again would hold the loop."""
+    raw = ids(MANY, " ,\n\t")
+    found = await read_body("completions", body(raw, ', "min_tokens": 7'))
+    flow = ReferenceFlow()
+    sent = SentPart((5, 6), "cmpl-1", 1)
+    again = flow.continued(found.fields, {"pdserve": {"seed": 3, "cached_tokens": 0}}, sent)
+    leg = flow.prepare_prefill("completions", again)
+    assert raw.encode() in leg
+    value = orjson.loads(leg)
+    assert value["kv_transfer_params"]["pdserve"]["replay"]["token_ids"] == [5, 6]
+    assert (value["min_tokens"], value["seed"], value["max_tokens"]) == (7, 3, 1)
 
 
 async def test_nothing_long_is_done_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from pdserve.engines.flow import (
     Endpoint,
     FlowError,
@@ -55,16 +53,14 @@ class ReferenceFlow(PullFlow):
         }
         return made
 
-    def prepare_prefill(self, endpoint: Endpoint, body: JsonMap) -> bytes:
+    def _prefill_body(self, endpoint: Endpoint, body: JsonMap) -> JsonObject:
         """As of any pull flow; what the client has goes with it."""
-        prepared = super().prepare_prefill(endpoint, body)
-        if not isinstance(body, _Continued):
-            return prepared
-        leg = orjson.loads(prepared)
-        leg[PARAM_KV]["pdserve"] = {"replay": body.replay}
-        if "min_tokens" in body:
-            leg["min_tokens"] = body["min_tokens"]
-        return orjson.dumps(leg)
+        leg = super()._prefill_body(endpoint, body)
+        if isinstance(body, _Continued):
+            leg[PARAM_KV] = {**leg[PARAM_KV], "pdserve": {"replay": body.replay}}
+            if "min_tokens" in body:
+                leg["min_tokens"] = body["min_tokens"]
+        return leg
 
     def read_prefill(self, body: JsonMap, reply: bytes) -> PrefillOutcome:
         """See `EngineFlow.read_prefill`.
