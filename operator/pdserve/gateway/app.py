@@ -282,7 +282,7 @@ class GatewayServer:
             name = leg_name if len(choices) == 1 else f"{leg_name}-{choice.index}"
             job = Job(
                 endpoint, choice.take_body(), name, trace, sizes[choice.prompt],
-                size // len(choices), turn,
+                size // len(sizes), turn,
             )  # fmt: skip
             context = RequestContext(scheduler, flow, self._tools, job, answer, arrived)
             record.contexts.append(context)

@@ -91,7 +91,7 @@ class Job:
     size: PromptSize
     """Of its prompt."""
     memory: int = 0
-    """About how many bytes `body` takes."""
+    """About how many bytes `body` takes, also where other choices have the same prompt."""
     turn: Turn = NO_CLIENT
     """Whose it is, and of which class."""
 

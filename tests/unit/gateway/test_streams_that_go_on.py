@@ -16,6 +16,7 @@ from pdserve.forwarding.deadline import PromptSize
 from pdserve.gateway.delivery import ClientReply
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.request_context import Job, RequestContext, Settings, Tools, grace_seconds
+from pdserve.gateway.sent_stream import KeptMemory
 from pdserve.wire import metrics as names
 
 WHOLE = "t0 t1 t2 t3 t4 t5 "
@@ -183,3 +184,25 @@ async def test_a_stream_has_its_grace_whatever_it_had_before(rig: Rig) -> None:
     context.go_on()
     assert context.grace_until >= now + grace_seconds(SLO.ttft)
     context.close()
+
+
+async def test_each_choice_counts_the_prompt_that_it_keeps(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one that is open keeps all of it."""
+    taken: list[int] = []
+    take = KeptMemory.take
+
+    def noted(memory: KeptMemory, size: int) -> bool:
+        taken.append(size)
+        return take(memory, size)
+
+    monkeypatch.setattr(KeptMemory, "take", noted)
+    await serve(rig, await group(rig, 0))
+    for choices in (1, 3):
+        taken.clear()
+        assert (await ask(rig, prompt="x" * 10_000, n=choices)).status == 200
+        assert len([size for size in taken if size > 25_000]) == choices
+    taken.clear()
+    assert (await ask(rig, prompt=["x" * 10_000] * 3)).status == 200
+    assert sum(taken) < 3 * 40_000
