@@ -37,8 +37,10 @@ class DecodePhase:
         self._held = held
         slo = c.scheduler.scenario.slo
         due = handoff_deadline(c.timeline.arrived, slo.ttft, slo.handoff, held.at)
+        self._wanted_by = c.grace_handoff(held.at) if c.has_grace else due
+        """Until then a decode is of use, with this KV or another prefill's."""
         self._lease_end = held.at + c.flow.lease_seconds - LEASE_MARGIN
-        deadline = min(c.grace_handoff(held.at) if c.has_grace else due, self._lease_end)
+        deadline = min(self._wanted_by, self._lease_end)
         self._prefill_at_fault = True
         """KV that cannot be pulled is the prefill's fault: no decode failed with it."""
         self._attempts = 0
@@ -204,7 +206,8 @@ class DecodePhase:
         if c.held is None:
             raise KvLostError(message) from error
         c.grant_grace()
-        self._walk.deadline = min(c.grace_handoff(self._held.at), self._lease_end)
+        self._wanted_by = c.grace_handoff(self._held.at)
+        self._walk.deadline = min(self._wanted_by, self._lease_end)
 
     def _gave_up(self, step: GiveUp) -> Exception:
         c, prefill = self._c, self._held.leg.instance
@@ -213,6 +216,9 @@ class DecodePhase:
             return KvLostError(message, prefill if self._prefill_at_fault else None)
         if step.reason == "no_decode":
             return KvLostError(f"no decode of group {prefill.group} is left")
+        if step.reason == "deadline" and time.perf_counter() < self._wanted_by and not c.repeated:
+            message = f"no decode of group {prefill.group} had room before the KV's lease ended"
+            return KvLostError(message)
         if step.reason == "deadline":
             c.scheduler.metrics.expired("after_prefill")
         c.outcome = "decode_overload"

@@ -7,6 +7,8 @@ import time
 import pytest
 from tests.support.gateway_rig import SLO, Rig, eventually
 
+from pdserve.engines import registry
+from pdserve.engines.pull_flow import PullFlow
 from pdserve.gateway.request_context import Settings
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
@@ -139,6 +141,32 @@ async def test_decode_rejections_try_every_decode_of_the_group(rig: Rig) -> None
         rig.engines[name].script = ["full"]
     for _ in range(3):
         assert (await rig.complete(stream=True)).text == "t0 t1 t2 t3 "
+
+
+async def test_a_request_outlives_the_lease_of_its_kv(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a target far beyond it: no decode has room meanwhile, as while a group is replaced."""
+    monkeypatch.setattr(registry, "flow", lambda name: PullFlow(lease_seconds=5.0))
+    await rig.one_group()
+    prefill, decode = rig.engines["p0"], rig.engines["d0"]
+    decode.script = ["draining"] * 10_000
+    task = asyncio.create_task(rig.complete())
+    await eventually(lambda: prefill.events["attempts"] == 2, "a second prefill")
+    decode.script = []
+    assert (await task).text == "t0 t1 t2 t3 "
+    await eventually(lambda: not prefill.held, "the first KV is released")
+
+
+async def test_a_request_outlives_one_lease_and_no_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "flow", lambda name: PullFlow(lease_seconds=2.2))
+    await rig.one_group()
+    rig.engines["d0"].script = ["full"] * 10_000
+    answer = await rig.complete()
+    assert (answer.status, answer.json["error"]["code"]) == (503, "decode_overload")
+    assert rig.engines["p0"].events["attempts"] == 2
 
 
 async def test_decode_overload_is_503_and_releases_the_kv(rig: Rig) -> None:
