@@ -25,8 +25,8 @@ from benchmarks.harness import Row, report
 from tests.support.engines import Client, EngineProcess, Group, until
 
 from pdserve.refengine.kv.pool import blocks_for
-from pdserve.refengine.model.llama import Rows, new_pool
 from pdserve.refengine.model.loader import LoadedModel, load_model
+from pdserve.refengine.model.plan import Rows, new_pool
 
 PATH = "/v1/completions"
 

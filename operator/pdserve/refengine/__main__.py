@@ -44,7 +44,8 @@ def main() -> int:
     from pdserve.refengine.server import serve
 
     try:
-        uvloop.run(serve(config, load_model(config.weights)))
+        model = load_model(config.weights, fast=config.arithmetic == "fast")
+        uvloop.run(serve(config, model))
     except (WeightsError, NotExactError, ProfileError, TransportError, OSError) as error:
         logging.getLogger("pdserve.refengine").error("%s", error)
         return 1

@@ -21,6 +21,7 @@ from pdserve.engines.credentials import Credential
 from pdserve.wire import names
 
 EngineRole = Literal["prefill", "decode", "both"]
+Arithmetic = Literal["exact", "fast"]
 MAX_BODY_BYTES = (4 << 20) + (64 << 10)
 """A gateway takes bodies of 4 MiB from clients, and its legs add their parameters to them."""
 
@@ -51,6 +52,8 @@ class EngineConfig:
     scenario: str = ""
     model_name: str = "reference"
     weights: Path | None = None
+    arithmetic: Arithmetic = "exact"
+    """`exact`: results do not depend on the batch; `fast`: their last bits may."""
     slots: int = 4
     prefetch: int = 2
     max_batch_tokens: int = 1024
@@ -84,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--instance", help="peer id; PDSERVE_INSTANCE; the host name")
     p.add_argument("--model-name", default="reference", help="name in /v1/models")
     p.add_argument("--weights", type=Path, metavar="DIR", help="built-in model if absent")
+    p.add_argument(
+        "--arithmetic",
+        choices=("exact", "fast"),
+        default="exact",
+        help="exact: results do not depend on the batch; fast: more tokens per second",
+    )
     p.add_argument("--slots", type=int, default=4, help="requests at once: b_p or b_d")
     p.add_argument("--prefetch", type=int, default=2, help="decode: extra requests taken in early")
     p.add_argument("--max-batch-tokens", type=int, default=1024, help="prompt tokens in one step")
@@ -141,6 +150,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         scenario=env.get("PDSERVE_SCENARIO", ""),
         model_name=a.model_name,
         weights=a.weights,
+        arithmetic=a.arithmetic,
         slots=a.slots,
         prefetch=a.prefetch if role == "decode" else 0,
         max_batch_tokens=a.max_batch_tokens,

@@ -123,7 +123,9 @@ class Links:
                 continue
             pause = FIRST_PAUSE
             if link.numerics != self._numerics:
-                log.warning("%s computes other bits (other CPU type?): no exact mode", address.id)
+                log.warning(
+                    "%s computes other bits (CPU type, --arithmetic): not exact", address.id
+                )
             self._down.pop(address.id, None)
             self._check_ready()
             try:

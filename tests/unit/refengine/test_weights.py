@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdserve.refengine.model.llama import Rows, new_pool
 from pdserve.refengine.model.loader import BUILT_IN, LoadedModel, load_model
+from pdserve.refengine.model.plan import Rows, new_pool
 from pdserve.refengine.model.tensors import WeightsError, read_safetensors
 
 
@@ -149,9 +149,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_directories_say_what_is_wrong(case: str, tmp_path: Path) -> None:
+def test_broken_directories_say_what_is_wrong(case: str, fast: bool, tmp_path: Path) -> None:
     breaks, message = BROKEN[case]
     breaks(other_model(tmp_path))
     with pytest.raises(WeightsError, match=message):
-        load_model(tmp_path)
+        load_model(tmp_path, fast=fast)

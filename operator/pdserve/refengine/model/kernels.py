@@ -19,16 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from pdserve.refengine.model.tensors import Array
+from pdserve.refengine.model.tensors import Array, Ints
 
 TILE = 8
 MAX_SEGMENT = 512
 MAX_PRODUCT = 125_000
 """K * N of one piece; 8 rows of it stay below OpenBLAS's small-matrix limit of 1e6."""
-
-Ints = npt.NDArray[np.int64]
 
 
 def tiles(rows: int) -> int:

@@ -9,31 +9,17 @@ shapes of the products.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pdserve.refengine.model import kernels
-from pdserve.refengine.model.kernels import TILE, Ints, TiledLinear
-from pdserve.refengine.model.model_config import BLOCK_TOKENS, LlamaConfig
-from pdserve.refengine.model.tensors import Array, WeightsError
+from pdserve.refengine.model.kernels import TILE, TiledLinear
+from pdserve.refengine.model.model_config import LlamaConfig
+from pdserve.refengine.model.plan import Rows, StepPlan, blocks_of, kv_views
+from pdserve.refengine.model.tensors import Array, checked
 
 QUERIES = 64
 """Queries of one prompt chunk that attend together: bounds memory, skips blocks after them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """New positions of one sequence: `tokens` at `start`, `start + 1`, ...
-
-    `table` holds the ids of the blocks covering positions [0, start + len(tokens)).
-    """
-
-    tokens: npt.NDArray[np.int32]
-    start: int
-    table: Ints
-    logits: bool
 
 
 class _Layer:
@@ -63,18 +49,11 @@ class Llama:
 
     def __init__(self, config: LlamaConfig, tensors: Mapping[str, Array]) -> None:
         self.config = config
-        try:
-            self._embed = tensors["model.embed_tokens.weight"]
+        with checked(tensors, config.vocab, config.hidden) as embed:
+            self._embed = embed
             self._layers = [_Layer(tensors, i) for i in range(config.layers)]
             self._norm = tensors["model.norm.weight"]
-            head = self._embed if config.tied else tensors["lm_head.weight"]
-        except KeyError as error:
-            raise WeightsError(f"weights: tensor {error} is missing") from error
-        if self._embed.shape != (config.vocab, config.hidden):
-            raise WeightsError(
-                f"weights: model.embed_tokens.weight is {self._embed.shape}, config.json says "
-                f"({config.vocab}, {config.hidden})"
-            )
+            head = embed if config.tied else tensors["lm_head.weight"]
         self._head = TiledLinear(head)
         self._cos, self._sin = kernels.rope_tables(
             config.context, config.head_dim, config.rope_theta
@@ -94,7 +73,7 @@ class Llama:
         Returns:
             [n, vocab] for the last row of each member with `logits`, in batch order.
         """
-        plan = _Plan(batch, self.config)
+        plan = StepPlan(batch)
         x = kernels.pad_tiles(self._embed[plan.tokens])
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
         for index, layer in enumerate(self._layers):
@@ -113,7 +92,7 @@ class Llama:
         return logits.reshape(-1, self.config.vocab)[: len(last)]
 
     def _attention(
-        self, plan: _Plan, index: int, qkv: Array, cos: Array, sin: Array, pool: Array
+        self, plan: StepPlan, index: int, qkv: Array, cos: Array, sin: Array, pool: Array
     ) -> Array:
         c = self.config
         rows, width = len(plan.positions), c.heads * c.head_dim
@@ -125,7 +104,7 @@ class Llama:
             flat[:, width : width + kv].reshape(rows, c.kv_heads, c.head_dim), cos, sin
         )
         value = flat[:, width + kv :].reshape(rows, c.kv_heads, c.head_dim)
-        keys, values = _views(pool, index, c)
+        keys, values = kv_views(pool, index, c)
         keys[plan.block, :, :, plan.offset] = key
         values[plan.block, :, plan.offset] = value
         out = np.zeros((kernels.tiles(rows) * TILE, width), np.float32)
@@ -137,67 +116,18 @@ class Llama:
         return out.reshape(-1, TILE, width)
 
 
-class _Plan:
-    """Where the rows of one step lie: flat arrays over all rows, and how they attend."""
-
-    def __init__(self, batch: Sequence[Rows], config: LlamaConfig) -> None:
-        self.tokens = np.concatenate([r.tokens for r in batch])
-        spans = [np.arange(r.start, r.start + len(r.tokens)) for r in batch]
-        self.positions: Ints = np.concatenate(spans)
-        self.block: Ints = np.concatenate(
-            [r.table[s // BLOCK_TOKENS] for r, s in zip(batch, spans, strict=True)]
-        )
-        self.offset: Ints = self.positions % BLOCK_TOKENS
-        ends = np.cumsum([len(r.tokens) for r in batch])
-        self.last: Ints = np.asarray(
-            [end - 1 for end, r in zip(ends, batch, strict=True) if r.logits], np.int64
-        )
-        self.singles = [r for r in batch if len(r.tokens) == 1]
-        self.single_rows: Ints = np.asarray(
-            [end - 1 for end, r in zip(ends, batch, strict=True) if len(r.tokens) == 1], np.int64
-        )
-        self.chunks = [
-            (slice(int(end) - len(r.tokens), int(end)), r)
-            for end, r in zip(ends, batch, strict=True)
-            if len(r.tokens) > 1
-        ]
-        if self.singles:
-            blocks = max(_blocks(r.start + 1) for r in self.singles)
-            # Padding repeats block 0 of the pool: finite numbers that the mask turns into zeros.
-            self.single_tables = np.zeros((len(self.singles), blocks), np.int64)
-            for row, r in zip(self.single_tables, self.singles, strict=True):
-                used = _blocks(r.start + 1)
-                row[:used] = r.table[:used]
-            seen = np.asarray([r.start + 1 for r in self.singles], np.int64)
-            group = kernels.tiles(config.group)
-            self.single_visible: Ints = np.broadcast_to(
-                seen[:, None, None], (len(seen), group, TILE)
-            )
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK_TOKENS)
-
-
-def _views(pool: Array, layer: int, c: LlamaConfig) -> tuple[Array, Array]:
-    """K [blocks, kv_heads, dim, tokens] and V [blocks, kv_heads, tokens, dim] of one layer."""
-    blocks = pool.shape[0]
-    k = pool[:, layer, 0].reshape(blocks, c.kv_heads, c.head_dim, BLOCK_TOKENS)
-    v = pool[:, layer, 1].reshape(blocks, c.kv_heads, BLOCK_TOKENS, c.head_dim)
-    return k, v
-
-
-def _attend_singles(q: Array, plan: _Plan, keys: Array, values: Array) -> Array:
+def _attend_singles(q: Array, plan: StepPlan, keys: Array, values: Array) -> Array:
     count, kv_heads, group, dim = q.shape
     tiled = kernels.pad_rows(q, 2).reshape(count, kv_heads, -1, TILE, dim)
     table = plan.single_tables
-    out = kernels.attend(tiled, keys[table], values[table], plan.single_visible)
+    seen = np.broadcast_to(plan.single_seen[:, None, None], (count, tiled.shape[2], TILE))
+    out = kernels.attend(tiled, keys[table], values[table], seen)
     return out.reshape(count, kv_heads, -1, dim)[:, :, :group].reshape(count, -1)
 
 
 def _attend_chunk(q: Array, item: Rows, keys: Array, values: Array) -> Array:
     count, kv_heads, group, dim = q.shape
-    used = item.table[: _blocks(item.start + count)]
+    used = item.table[: blocks_of(item.start + count)]
     k, v = keys[used][None], values[used][None]
     out = np.empty((count, kv_heads * group * dim), np.float32)
     for begin in range(0, count, QUERIES):
@@ -207,7 +137,7 @@ def _attend_chunk(q: Array, item: Rows, keys: Array, values: Array) -> Array:
         seen = np.ones(tiled.shape[2] * TILE, np.int64)
         positions = np.arange(item.start + begin, item.start + end)
         seen[: part.shape[1]] = np.repeat(positions + 1, group)
-        blocks = _blocks(item.start + end)
+        blocks = blocks_of(item.start + end)
         mixed = kernels.attend(tiled, k[:, :blocks], v[:, :blocks], seen.reshape(1, -1, TILE))
         flat = mixed.reshape(kv_heads, -1, dim)[:, : part.shape[1]]
         out[begin:end] = (
@@ -216,10 +146,3 @@ def _attend_chunk(q: Array, item: Rows, keys: Array, values: Array) -> Array:
             .reshape(end - begin, -1)
         )
     return out
-
-
-def new_pool(config: LlamaConfig, blocks: int) -> Array:
-    """Zeroed KV memory of so many blocks; the system commits pages only when they are written."""
-    return np.zeros(
-        (blocks, config.layers, 2, config.kv_heads * config.head_dim * BLOCK_TOKENS), np.float32
-    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from pdserve.terms.json import JsonObject
 
 Array = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 MAX_HEADER = 100 << 20
 
 
@@ -55,3 +58,22 @@ def _tensor(path: Path, name: str, entry: JsonObject, body: memoryview) -> Array
         wide = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
         return wide.view(np.float32).reshape(shape)
     return np.frombuffer(raw, "<f4" if width == 4 else "<f2").astype(np.float32).reshape(shape)
+
+
+@contextmanager
+def checked(tensors: Mapping[str, Array], vocab: int, hidden: int) -> Iterator[Array]:
+    """The embedding [vocab, hidden], while the other tensors of a model are read inside the block.
+
+    Raises:
+        WeightsError: a tensor is missing, or the embedding has another shape.
+    """
+    try:
+        embed = tensors["model.embed_tokens.weight"]
+        if embed.shape != (vocab, hidden):
+            raise WeightsError(
+                f"weights: model.embed_tokens.weight is {embed.shape}, config.json says "
+                f"({vocab}, {hidden})"
+            )
+        yield embed
+    except KeyError as error:
+        raise WeightsError(f"weights: tensor {error} is missing") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pdserve.refengine.kv.pool import blocks_for
-from pdserve.refengine.model.llama import Rows
+from pdserve.refengine.model.plan import Rows
 from pdserve.refengine.runtime.sequence import Phase, Sequence
 
 

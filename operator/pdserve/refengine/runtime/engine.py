@@ -24,8 +24,8 @@ from pdserve.refengine.kv.kv_transport import KvSource
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.pool import BlockPool, blocks_for
 from pdserve.refengine.metrics import EngineMetrics
-from pdserve.refengine.model.llama import new_pool
 from pdserve.refengine.model.loader import LoadedModel
+from pdserve.refengine.model.plan import new_pool
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime import batch as batching
 from pdserve.refengine.runtime import compute

@@ -7,9 +7,9 @@ import time
 import numpy as np
 
 from pdserve.refengine.kv.pool import BlockPool, blocks_for
-from pdserve.refengine.model.llama import Rows
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.model_config import BLOCK_TOKENS
+from pdserve.refengine.model.plan import Rows
 from pdserve.refengine.model.tensors import Array
 from pdserve.refengine.runtime.estimates import Estimates
 
