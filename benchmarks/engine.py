@@ -1,7 +1,11 @@
 """Reference engine: what exactness, batching, P/D and rejection cost on this machine.
 
 Every row has its own yardstick from the same minute, because CPU, load and BLAS differ between
-machines. Run by `make bench-engine`; one BLAS thread, as in the engine.
+machines. Decode steps in fast arithmetic are those of a model of SmolLM2-135M's shape
+(`parts/decode_steps.py`); `--only-decode` measures nothing else. The first run installs
+`transformers` with torch, gigabytes, below build/bench/tools; PDSERVE_BENCH_TOOLS names another
+folder, and where they cannot be installed there are no rows with them. Run by `make bench-engine`;
+one BLAS thread, as in the engine.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import argparse
 import subprocess
 import sys
 import time
@@ -21,7 +26,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from benchmarks.harness import Row, report
+import uvloop
+from benchmarks.harness import Progress, Row, report
+from benchmarks.parts.decode_steps import decode_rows
 from tests.support.engines import Client, EngineProcess, Group, until
 
 from pdserve.refengine.kv.pool import blocks_for
@@ -155,8 +162,8 @@ async def server_rows() -> list[Row]:
         await client.close()
 
 
-async def everything() -> int:
-    """Measure all tables; the exit code.
+async def built_in_rows() -> list[Row]:
+    """What is measured with the built-in model.
 
     Raises:
         AssertionError: the engine's KV blocks have another size than the tables assume.
@@ -164,10 +171,18 @@ async def everything() -> int:
     model = load_model(None)
     if blocks_for(256) != 8:
         raise AssertionError("the tables above assume blocks of 32 tokens")
-    return report("engine", [*compute_rows(model), *await server_rows()])
+    return [*compute_rows(model), *await server_rows()]
+
+
+def main() -> int:
+    """Measure all; the exit status."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--rounds", type=int, default=9, help="decode steps of each kind")
+    p.add_argument("--only-decode", action="store_true", help="only steps in fast arithmetic")
+    a = p.parse_args()
+    rows = [] if a.only_decode else uvloop.run(built_in_rows())
+    return report("engine", [*rows, *decode_rows(a.rounds, Progress())])
 
 
 if __name__ == "__main__":
-    import uvloop
-
-    sys.exit(uvloop.run(everything()))
+    sys.exit(main())

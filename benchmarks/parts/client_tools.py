@@ -45,26 +45,22 @@ class Medians:
 
 
 @dataclass(frozen=True)
-class Tool:
-    """A load tool of another project."""
+class Environment:
+    """A virtual environment with packages of another project."""
 
     name: str
-    version: str
     requirements: tuple[str, ...]
     program: str
-    arguments: Callable[[Traffic, Path], Sequence[str]]
-    """For this traffic, with the folder for what the tool writes."""
-    read: Callable[[Path], Medians]
-    """From that folder."""
+    """What these packages put below `bin`."""
 
     @property
     def home(self) -> Path:
-        """Its virtual environment."""
+        """Its folder."""
         shared = os.environ.get("PDSERVE_BENCH_TOOLS")
         return (Path(shared) if shared else OUT / "tools") / self.name
 
     def install(self) -> str:
-        """Make its environment, once; the reason where that cannot be done, else empty."""
+        """Make it, once; the reason where that cannot be done, else empty."""
         if (self.home / "bin" / self.program).exists():
             return ""
         try:
@@ -79,6 +75,17 @@ class Tool:
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         return ""
+
+
+@dataclass(frozen=True)
+class Tool(Environment):
+    """A load tool of another project."""
+
+    version: str
+    arguments: Callable[[Traffic, Path], Sequence[str]]
+    """For this traffic, with the folder for what the tool writes."""
+    read: Callable[[Path], Medians]
+    """From that folder."""
 
     def run(self, traffic: Traffic, out: Path) -> Medians:
         """Send the traffic and read what the tool found; its output goes to `out`/log.
@@ -175,9 +182,9 @@ def _read_evalscope(out: Path) -> Medians:
 
 
 TOOLS: Sequence[Tool] = (
-    Tool("aiperf", "0.13.0", ("aiperf==0.13.0",), "aiperf", _aiperf, _read_aiperf),
-    Tool("guidellm", "0.8.1", ("guidellm==0.8.1",), "guidellm", _guidellm, _read_guidellm),
-    Tool("evalscope", "1.14.1", ("evalscope[perf]==1.14.1",), "evalscope", _evalscope,
+    Tool("aiperf", ("aiperf==0.13.0",), "aiperf", "0.13.0", _aiperf, _read_aiperf),
+    Tool("guidellm", ("guidellm==0.8.1",), "guidellm", "0.8.1", _guidellm, _read_guidellm),
+    Tool("evalscope", ("evalscope[perf]==1.14.1",), "evalscope", "1.14.1", _evalscope,
          _read_evalscope),
 )  # fmt: skip
 """In the order in which they run."""
