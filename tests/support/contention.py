@@ -97,7 +97,7 @@ def run(seed: int, scarce: Scarce = "devices") -> None:
     worlds = copy.deepcopy(_settled(scarce))
     serving = [w for w in worlds if w.target.name not in WAITING]
     for _ in range(rng.randint(5, 40)):
-        _step(rng, worlds, serving)
+        step(rng, worlds, serving)
         for world in worlds:
             at_every_moment(world)
             if world.target.name in WAITING and world.pods:
@@ -111,7 +111,8 @@ def run(seed: int, scarce: Scarce = "devices") -> None:
             raise BrokenError(f"{world.target.name} keeps claims: {world.claims} {world.lost}")
 
 
-def _step(rng: random.Random, worlds: list[World], serving: list[World]) -> None:
+def step(rng: random.Random, worlds: list[World], serving: list[World]) -> None:
+    """One thing that happens: to a pod, the cluster, the operator, or time."""
     world = rng.choice(serving)
     name = rng.choice(sorted(world.pods)) if world.pods else ""
     kinds = ["operator", "crash", "cluster", "delete", "gone", "fail", "loop", "roll", "restart",

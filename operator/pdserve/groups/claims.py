@@ -18,11 +18,13 @@ Each member of an instance leaves a claim; those of one instance are kept, and s
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pdserve.groups.instances import InstanceObs
+from pdserve.groups.naming import slot_range
 from pdserve.groups.types import (
     CreateGroup,
     CreateInstance,
@@ -181,11 +183,13 @@ def kept_claims(
     """The claims after this plan, by group and slot.
 
     Phases: 1 groups that stay: as many as instances are missing; 2 groups to be made anew: all
-    of as many groups that are gone, those first that left most that no step has spent.
+    of as many groups that are gone, those first that left most that no step has spent, and what
+    they lack of the claims that groups that stay need no more: those were made on the others'.
     """
     held = {c.pod: c for c in (*observation.claims, *draft.claims)}
     spent = {c.pod for c in draft.spent}
     found: list[DeviceClaim] = []
+    surplus: list[DeviceClaim] = []
     made = Counter(
         (a.pod.group_index, a.pod.role)
         for a in draft.actions
@@ -207,20 +211,27 @@ def kept_claims(
         new = {i.name for i in group.staying if not group.named(i)}
         found += [c for c in known if c.instance in new]
         usable = [c for c in usable if c.instance not in new]
-        found += _kept(sorted(usable, key=lambda c: c.slot in filled), missing)
+        own = _kept(sorted(usable, key=lambda c: c.slot in filled), missing)
+        found += own
+        standing = {i.name for i in group.staying}
+        left_over = [c for c in usable if c not in own and c.instance not in standing]
+        sizes = Counter(c.instance for c in left_over)
+        # Of an instance of which a member's claim is gone the rest is of no use to another group.
+        surplus += [c for c in left_over if sizes[c.instance] == wanted.role(c.role).members]
     # 2
     anew = observation.wanted.replicas - len(kept)
     anew -= sum(isinstance(a, CreateGroup) for a in draft.actions)
-    gone = [c for c in held.values() if c.group_index not in staying]
-    members = [i for g in groups if g.index not in staying for i in g.members]
-    former: dict[int, list[DeviceClaim]] = {}
-    for claim in newest(gone, _left_by(members, all_of_them=True)):
-        former.setdefault(claim.group_index, []).append(claim)
+    former = _former(held.values(), [g for g in groups if g.index not in staying], staying)
     counts = {role: observation.wanted.role(role).count for role in ROLES}
     left_by = (_kept(_usable(former[index], spent, draft), counts) for index in sorted(former))
     # A group that was rolled twice left two: what remains of the older one is not enough.
-    for left in sorted(filter(None, left_by), key=len, reverse=True)[: max(0, anew)]:
-        found += left
+    fullest = sorted(filter(None, left_by), key=len, reverse=True)[: max(0, anew)]
+    named = {c.pod for left in former.values() for c in left}
+    surplus = [c for c in surplus if c.pod not in named]
+    free = (k for k in itertools.count() if k not in staying and k not in former)
+    for left in (*fullest, *([] for _ in range(anew - len(fullest)))):
+        index = left[0].group_index if left else next(free)
+        found += left + _filled_up(left, index, surplus, observation.wanted)
     found += draft.inherited
     return tuple(sorted(found, key=lambda c: (c.group_index, c.slot, c.pod)))
 
@@ -239,6 +250,45 @@ def _kept(usable: Sequence[DeviceClaim], missing: Mapping[Role, int]) -> list[De
     wanted = sum(max(0, count) for count in missing.values())
     found += [name for name in left if name not in found][: wanted - len(found)]
     return [claim for name in found for claim in left[name]]
+
+
+def _former(
+    held: Iterable[DeviceClaim], going: Iterable[GroupView], staying: Collection[int]
+) -> dict[int, list[DeviceClaim]]:
+    """What groups that do not stay left, and what those that are `going` will leave, by index."""
+    members = [i for g in going for i in g.members]
+    gone = [c for c in held if c.group_index not in staying]
+    found: dict[int, list[DeviceClaim]] = {}
+    for claim in newest(gone, _left_by(members, all_of_them=True)):
+        found.setdefault(claim.group_index, []).append(claim)
+    return found
+
+
+def _filled_up(
+    left: Sequence[DeviceClaim], index: int, surplus: list[DeviceClaim], wanted: Wanted
+) -> list[DeviceClaim]:
+    """What group `index` lacks beside its claims `left`: of `surplus`, which loses it.
+
+    Claims of the same role where there are, as in `_kept`.
+    """
+    empty = {
+        role: [
+            slot for slot in slot_range(wanted, index, role)
+            if slot not in {c.slot for c in left}
+        ]
+        for role in ROLES
+    }  # fmt: skip
+    found: list[DeviceClaim] = []
+    for alike in (True, False):
+        for role in ROLES:
+            names = dict.fromkeys(c.instance for c in surplus if not alike or c.role == role)
+            for slot, name in zip(list(empty[role]), names, strict=False):
+                empty[role].remove(slot)
+                found += [
+                    replace(c, group_index=index, slot=slot) for c in surplus if c.instance == name
+                ]
+                surplus[:] = [c for c in surplus if c.instance != name]
+    return found
 
 
 def _left_by(members: Iterable[InstanceObs], *, all_of_them: bool = False) -> list[DeviceClaim]:

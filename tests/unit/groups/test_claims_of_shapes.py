@@ -1,0 +1,16 @@
+"""Many pods vanish at once: what a serving group had is not a waiting one's, whatever its shape."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.contention_of_shapes import SHAPES, run
+
+FOUND = {"three groups": (9, 27, 42), "other numbers": (44,), "two members": (26,)}
+"""Seeds in which a group was made on another's claims, and what it left was given up."""
+
+
+@pytest.mark.invariant(13)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_serving_group_loses_devices_when_many_pods_vanish(shape: str) -> None:
+    for seed in (*FOUND[shape], *range(1000, 1012)):
+        run(seed, shape)
