@@ -170,7 +170,7 @@ def test_advise_tells_and_does_nothing_then_auto_does_it(service: Service) -> No
                 (d["outcome"], d["to"]["groups"], d["to"]["prefill"]) == (outcome, 1, 3)
                 for d in service.decisions()
             ),
-            60,
+            180,
             instead=lambda: json.dumps(service.decisions(), indent=1),
         )
 
