@@ -44,9 +44,11 @@ SHAPES: dict[str, tuple[str, tuple[Asked, Asked]]] = {
 
 def _world(drawing: str, asked: Asked) -> World:
     target = replace(wanted(asked.counts, asked.groups, devices=asked.devices), name=asked.name)
-    for role in ("prefill", "decode"):
-        its = replace(target.role(role), members=asked.members)  # type: ignore[arg-type]
-        target = replace(target, **{role: its})
+    target = replace(
+        target,
+        prefill=replace(target.prefill, members=asked.members),
+        decode=replace(target.decode, members=asked.members),
+    )
     return World(drawing, target)
 
 
