@@ -13,6 +13,7 @@ import copy
 import functools
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -87,23 +88,34 @@ def settle(worlds: list[World], limit: int = 400) -> None:
     raise BrokenError("no rest:\n" + "\n".join(x for w in worlds for x in w.log[-12:]))
 
 
+def play(
+    rng: random.Random,
+    worlds: list[World],
+    do: Callable[[random.Random, list[World], list[World]], None],
+) -> list[World]:
+    """Let things happen by `do`, then let all come to rest; returns those that serve.
+
+    Raises:
+        BrokenError: a waiting one got a pod, or an invariant broke on the way.
+    """
+    serving = [w for w in worlds if w.target.name not in WAITING]
+    for _ in range(rng.randint(5, 40)):
+        do(rng, worlds, serving)
+        for world in worlds:
+            at_every_moment(world)
+            if world.target.name in WAITING and world.pods:
+                raise BrokenError(f"invariant 13: {world.target.name} got {sorted(world.pods)}")
+    settle(worlds)
+    return serving
+
+
 def run(seed: int, scarce: Scarce = "devices") -> None:
     """One schedule.
 
     Raises:
         BrokenError: a serving group lost devices to a waiting one, or another invariant broke.
     """
-    rng = random.Random(seed)
-    worlds = copy.deepcopy(_settled(scarce))
-    serving = [w for w in worlds if w.target.name not in WAITING]
-    for _ in range(rng.randint(5, 40)):
-        step(rng, worlds, serving)
-        for world in worlds:
-            at_every_moment(world)
-            if world.target.name in WAITING and world.pods:
-                raise BrokenError(f"invariant 13: {world.target.name} got {sorted(world.pods)}")
-    settle(worlds)
-    for world in serving:
+    for world in play(random.Random(seed), copy.deepcopy(_settled(scarce)), step):
         want = world.target.replicas * (world.target.prefill.count + world.target.decode.count)
         if len(world.pods) != want or world.routed != frozenset(world.pods):
             raise BrokenError(f"{world.target.name} is not whole: {sorted(world.pods)}")

@@ -15,8 +15,8 @@ import sys
 from dataclasses import replace
 from typing import NamedTuple
 
-from tests.support.contention import WAITING, settle, step
-from tests.support.group_checks import BrokenError, at_every_moment
+from tests.support.contention import WAITING, play, settle, step
+from tests.support.group_checks import BrokenError
 from tests.support.group_world import World, wanted
 
 
@@ -86,17 +86,7 @@ def run(seed: int, shape: str) -> None:
     Raises:
         BrokenError: a serving group lost devices to a waiting one, or another invariant broke.
     """
-    rng = random.Random(seed)
-    worlds = copy.deepcopy(_settled(shape))
-    serving = [w for w in worlds if w.target.name not in WAITING]
-    for _ in range(rng.randint(5, 40)):
-        _step(rng, worlds, serving)
-        for world in worlds:
-            at_every_moment(world)
-            if world.target.name in WAITING and world.pods:
-                raise BrokenError(f"invariant 13: {world.target.name} got {sorted(world.pods)}")
-    settle(worlds)
-    for world in serving:
+    for world in play(random.Random(seed), copy.deepcopy(_settled(shape)), _step):
         t = world.target
         want = sum(r.count * r.members for r in (t.prefill, t.decode)) * t.replicas
         if len(world.pods) != want:

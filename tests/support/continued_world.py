@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -84,15 +85,17 @@ async def continued_world() -> AsyncIterator[ContinuedWorld]:
         for each in started:
             each.start()
         for each in started:
-            await until(lambda e=each: client.up(e), f"{each.name} listens", 60)  # type: ignore[misc]
+            await until(partial(client.up, each), f"{each.name} listens", 60)
         await Group(client, [prefill], decodes).push()
         for cutter in cutters:
             await cutter.start()
         port = await gateway.start("127.0.0.1", 0)
-        urls = [prefill.url, *(c.url for c in cutters)]
-        made = tuple(
-            RouteInstance(e.name, e.role, url, 4)  # type: ignore[arg-type]
-            for e, url in zip(started, urls, strict=True)
+        made = (
+            RouteInstance(prefill.name, "prefill", prefill.url, 4),
+            *(
+                RouteInstance(d.name, "decode", c.url, 4)
+                for d, c in zip(decodes, cutters, strict=True)
+            ),
         )
         scenario = RouteScenario("chat", SLO, (RouteGroup(0, "r1", made),), models=("shop",))
         await source.push(RouteTable("shop", 1, "reference", "Reference", (scenario,)))

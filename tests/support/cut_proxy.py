@@ -47,11 +47,12 @@ class CutProxy:
             writer.transport.abort()
             return
         self._writers |= {writer, out}
-        await asyncio.gather(_copy(reader, out), _copy(there, writer))
+        await asyncio.gather(copy_bytes(reader, out), copy_bytes(there, writer))
         self._writers -= {writer, out}
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def copy_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Forward everything until one end closes, then close the other."""
     with suppress(OSError):
         while data := await reader.read(65536):
             writer.write(data)

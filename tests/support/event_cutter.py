@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from tests.support.cut_proxy import copy_bytes
+
 EVENT = b"\n\n"
 STREAM = b"text/event-stream"
 EARLY_HEAD = b"HTTP/1.1 102"
@@ -40,7 +42,7 @@ class EventCutter:
             writer.transport.abort()
             return
         with suppress(asyncio.CancelledError):  # at the end of a test
-            await asyncio.gather(_copy(reader, out), self._replies(there, writer))
+            await asyncio.gather(copy_bytes(reader, out), self._replies(there, writer))
         out.transport.abort()
 
     def _due(self, data: bytes, mark: bytes, kind: type[Cut]) -> Cut | None:
@@ -79,11 +81,3 @@ def _first(data: bytes, events: int) -> tuple[bytes, int]:
     while events and (end := data.find(EVENT, at)) >= 0:
         at, events = end + len(EVENT), events - 1
     return data[: at + 3], events
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()

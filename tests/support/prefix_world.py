@@ -12,8 +12,9 @@ import itertools
 import random
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean, quantiles
 from typing import Protocol
 
@@ -43,8 +44,8 @@ def ideal_hits(trace: list[Prompt], room: int = 1 << 40) -> float:
     return found / sum(len(p.blocks) for p in trace)
 
 
-def _leading(blocks: array[int], known: object) -> int:
-    return next((i for i, b in enumerate(blocks) if b not in known), len(blocks))  # type: ignore[operator]
+def _leading(blocks: array[int], known: Container[int]) -> int:
+    return next((i for i, b in enumerate(blocks) if b not in known), len(blocks))
 
 
 class Engine:
@@ -249,7 +250,7 @@ def play(
     rng = random.Random(7)
     for prompt in trace:
         policy = rng.choice(policies)
-        world.at(prompt.at, lambda p=prompt, g=policy: g.offer(p))  # type: ignore[misc]
+        world.at(prompt.at, partial(policy.offer, prompt))
     world.run()
     for policy in policies:
         policy.finish()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 from tests.support.dispatch_world import SLO, World, scenario
 
-from pdserve.forwarding.dispatch import Dispatcher, Ticket
+from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
 from pdserve.forwarding.fair_turns import FairTurns, Turn
 from pdserve.forwarding.scenario_view import View
 
@@ -29,7 +30,7 @@ class Shared(World):
         for name, rate in rates.items():
             at = draw.expovariate(rate)
             while at < SECONDS:
-                self.at(at, lambda name=name: self.come(name))  # type: ignore[misc]
+                self.at(at, partial(self.come, name))
                 at += draw.expovariate(rate)
 
     def come(self, name: str) -> None:
@@ -42,7 +43,7 @@ class Shared(World):
         if ticket is not None:
             self.of[ticket] = turn
 
-    def _send(self, send):  # type: ignore[no-untyped-def]
+    def _send(self, send: Send) -> None:
         before = len(self.devices["g0p0"].busy_until), self.refused.total()
         super()._send(send)
         if self.refused.total() == before[1]:

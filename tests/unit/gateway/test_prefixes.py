@@ -7,6 +7,7 @@ so that the usual order would take any of the three.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class World:
         """Publish the group under scenario `chat`, and once more under each other name."""
         self.rig.version += 1
         made = tuple(
+            # mypy: an engine may also be of both roles, an instance not; these have one each.
             RouteInstance(e.name, e.role, e.url, 4)  # type: ignore[arg-type]
             for e in (*self._group.prefills, *self._group.decodes)
         )
@@ -67,7 +69,7 @@ async def engines() -> AsyncIterator[Group]:
         for engine in started:
             engine.start()
         for engine in started:
-            await until(lambda e=engine: client.up(e), f"{engine.name} listens", 60)  # type: ignore[misc]
+            await until(partial(client.up, engine), f"{engine.name} listens", 60)
         group = Group(client, started[:3], started[3:])
         await group.push()
         yield group
