@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pdserve.http1.client import Exchange, Pool, UpstreamError
 from pdserve.http1.errors import Headers
+from pdserve.http1.stalls import within
 
 PERIOD: Final = 1.0
 HEALTH_SECONDS: Final = 5.0
@@ -45,7 +46,7 @@ async def get(
 
     lines = (f"GET {path} HTTP/1.1", f"host: {parts.netloc}", "connection: close", "", "")
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             await exchange.request("\r\n".join(lines).encode(), seconds)
             await exchange.relay(take, seconds)
     except TimeoutError as error:
@@ -63,7 +64,7 @@ async def connected(host: str, port: int, seconds: float) -> Exchange:
     """
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             _, exchange = await loop.create_connection(Exchange, host, port)
     except TimeoutError as error:
         raise UpstreamError("connect", f"{host}:{port}: no connection in {seconds:g} s") from error

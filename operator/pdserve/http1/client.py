@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from pdserve.http1.errors import Headers
+from pdserve.http1.stalls import within
 from pdserve.http1.sweeper import Sweeper
 from pdserve.terms.failures import Failure
 
@@ -367,7 +368,7 @@ class Pool:
     async def _connect(self, host: str, port: int) -> Exchange:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with within(self._connect_timeout):
                 _, exchange = await loop.create_connection(
                     lambda: Exchange(self.sweeper), host, port
                 )

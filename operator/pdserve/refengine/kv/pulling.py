@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from pdserve.engines.trust import Proof
+from pdserve.http1.stalls import within
 from pdserve.refengine.kv import integrity, protocol
 from pdserve.refengine.kv.device_addresses import MAX_DEVICES
 from pdserve.refengine.kv.frames import CheckedLanding, FrameConnection, WholeLanding
@@ -147,7 +148,7 @@ class PullingEnd(FrameConnection):
                 pass
             try:
                 self.ask(FrameKind.PING)
-                async with asyncio.timeout(PING_SECONDS):
+                async with within(PING_SECONDS):
                     await self.answer()
             except TimeoutError:
                 return f"no life sign for {PING_SECONDS:g} s"

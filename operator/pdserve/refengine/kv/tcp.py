@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from pdserve.http1.listen import listening
+from pdserve.http1.stalls import within
 from pdserve.refengine.kv.kv_transport import (
     HANDSHAKE_SECONDS,
     Exporter,
@@ -75,7 +76,7 @@ class TcpTransport:
         """
         client = self._reusable(peer)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with within(self._timeout):
                 if client is None:
                     client = await self._connect(peer)
                 size = await client.pull(wanted, landing)
@@ -134,7 +135,7 @@ class TcpTransport:
     async def _connect(self, peer: PeerAddress) -> PullingEnd:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(HANDSHAKE_SECONDS):
+            async with within(HANDSHAKE_SECONDS):
                 _, client = await loop.create_connection(
                     lambda: PullingEnd(self._me, peer, self._frame_blocks),
                     peer.host,
