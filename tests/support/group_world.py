@@ -118,7 +118,7 @@ class World(GroupCluster):
     def all_claims(self) -> tuple[t.DeviceClaim, ...]:
         """Those in status and those in memory."""
         found = newest(self.claims, self.lost.values())
-        return tuple(sorted(found, key=lambda c: (c.group_index, c.slot, c.pod)))
+        return tuple(sorted(found, key=lambda c: (c.group_index, c.slot)))
 
     def _ahead(self) -> tuple[GroupRequest, ...]:
         before = self.peers[: self.peers.index(self)]

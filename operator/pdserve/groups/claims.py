@@ -180,21 +180,19 @@ def kept_claims(
     observation: Observation,
     draft: PlanDraft,
 ) -> tuple[DeviceClaim, ...]:
-    """The claims after this plan, by group and slot.
+    """The claims after this plan, by group and slot, those of one slot by age.
 
-    Phases: 1 groups that stay: as many as instances are missing; 2 groups to be made anew: all
-    of as many groups that are gone, those first that left most that no step has spent, and what
-    they lack of the claims that groups that stay need no more: those were made on the others'.
+    Every plan keeps the same one of two claims of a slot: the newer. Phases: 1 groups that stay: as
+    many as instances are missing; 2 groups to be made anew: all of as many groups that are gone,
+    those first that left most that no step has spent, and what they lack of the claims that groups
+    that stay need no more: those were made on the others'.
     """
     held = {c.pod: c for c in (*observation.claims, *draft.claims)}
     spent = {c.pod for c in draft.spent}
     found: list[DeviceClaim] = []
     surplus: list[DeviceClaim] = []
-    made = Counter(
-        (a.pod.group_index, a.pod.role)
-        for a in draft.actions
-        if isinstance(a, CreateInstance) and not a.stands_in
-    )
+    new_pods = (a.pod for a in draft.actions if isinstance(a, CreateInstance) and not a.stands_in)
+    made = Counter((pod.group_index, pod.role) for pod in new_pods)
     # 1
     staying = {g.index for g in kept}
     for group in kept:
@@ -233,7 +231,21 @@ def kept_claims(
         index = left[0].group_index if left else next(free)
         found += left + _filled_up(left, index, surplus, observation.wanted)
     found += draft.inherited
-    return tuple(sorted(found, key=lambda c: (c.group_index, c.slot, c.pod)))
+    return _in_order(found, held, groups)
+
+
+def _in_order(
+    found: Iterable[DeviceClaim], held: Iterable[str], groups: Iterable[GroupView]
+) -> tuple[DeviceClaim, ...]:
+    """By group and slot, those of one slot in the order in which they became known.
+
+    First the pods of `held` claims, then those of members, the oldest first.
+    """
+    seen = _left_by((i for g in groups for i in g.members), all_of_them=True)
+    age = {pod: n for n, pod in enumerate(dict.fromkeys([*held, *(c.pod for c in seen)]))}
+    return tuple(
+        sorted(found, key=lambda c: (c.group_index, c.slot, age.get(c.pod, len(age)), c.pod))
+    )
 
 
 def _kept(usable: Sequence[DeviceClaim], missing: Mapping[Role, int]) -> list[DeviceClaim]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.support.api_objects import scenariogroup
 
@@ -63,6 +65,12 @@ def test_status_has_room_for_the_devices_of_every_claim() -> None:
     assert sum(len(raw["beside"]) for raw in found) == MOST_BESIDE
     assert all(len(raw["beside"]) <= MAX_BESIDE for raw in found)
     assert len(claims_of(stored(*claims))) == len(claims)
+
+
+def test_claims_of_one_slot_keep_the_order_in_which_status_names_them() -> None:
+    """The planner takes the last one for the newest."""
+    newer = replace(claim(), pod="shop-chat-0-p0-000000")
+    assert Claims(Scope()).of(stored(claim(), newer)) == (claim(), newer)
 
 
 def test_a_plan_looks_for_places_of_the_first_hundred_that_wait() -> None:

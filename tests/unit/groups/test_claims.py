@@ -174,7 +174,7 @@ def test_two_that_failed_in_one_slot_leave_the_devices_of_both() -> None:
     successor = next(p.new.name for p in w.pods.values() if p.new.replaces is not None)
     w.crash_loop(successor)
     w.operator()
-    assert [c.pod for c in w.claims] == sorted([prefill, successor])
+    assert [c.pod for c in w.claims] == [prefill, successor]
     for name in (prefill, successor):
         w.delete_from_outside(name)
         w.kubelet(name)
@@ -192,6 +192,28 @@ def test_a_group_rolled_twice_gets_the_devices_of_the_fuller_one_back() -> None:
 
 def test_all_groups_that_miss_their_start_at_once_keep_their_devices() -> None:
     run(902040)
+
+
+def test_of_two_claims_of_one_slot_the_newer_is_kept_whatever_the_names_of_their_pods() -> None:
+    """The successor of a failed one was given another's devices; by name it comes first."""
+    w = World("p1 a  n1:2 n2:4 n3:2", wanted("1P1D", devices=2))
+    w.settle()
+    for name in list(w.pods):
+        w.delete_from_outside(name)
+    w.each(w.kubelet)
+    w.operator()
+    older = next(c for c in w.claims if c.role == "prefill")
+    node = next(n for n in w.machines if n not in {c.node for c in w.claims})
+    later = replace(older, pod=f"{older.pod[:-6]}000000", uid="later", node=node)
+    w.claims = (*w.claims, later)
+    w.repairs = (Repair(older.slot, 3, w.now, (), w.now + 100, "", "PodFailed", ""),)
+    for _ in range(2):
+        w.operator()
+        assert [c.pod for c in w.claims if c.role == "prefill"] == [later.pod]
+
+
+def test_two_that_fail_to_start_over_and_over_keep_their_devices() -> None:
+    run(913462)
 
 
 def test_of_equal_ones_that_come_first_each_takes_what_it_would_take_alone() -> None:

@@ -120,10 +120,10 @@ class Claims:
     # --- asking ----------------------------------------------------------------------------
 
     def of(self, group: ScenarioGroup) -> tuple[DeviceClaim, ...]:
-        """All claims of one ScenarioGroup, by slot and pod."""
+        """All claims of one ScenarioGroup, by slot, those of one slot by age."""
         key = ObjectKey(group.metadata.namespace, group.metadata.name)
         found = newest(claims_of(group), self._lost.get(key, {}).values())
-        return tuple(sorted(found, key=lambda c: (c.slot, c.pod)))
+        return tuple(sorted(found, key=lambda c: c.slot))
 
     def decided(self, group: ScenarioGroup, seen: Iterable[DeviceClaim]) -> None:
         """Status of the group now says what is kept of `seen`."""
