@@ -35,6 +35,9 @@ def at_every_moment(world: World) -> None:
     )
     if any(count > 1 for count in carriers.values()):
         raise BrokenError("two scale units in one P/D group")
+    claimed = Counter(c.pod for c in world.claims)
+    if twice := [pod for pod, count in claimed.items() if count > 1]:
+        raise BrokenError(f"{twice} are claimed twice")
 
 
 def routed(world: World, group: RouteGroup) -> None:

@@ -197,18 +197,17 @@ def kept_claims(
     staying = {g.index for g in kept}
     for group in kept:
         wanted = observation.at(group.revision) or observation.wanted
-        known = [c for c in held.values() if c.group_index == group.index]
-        usable = _usable(newest(known, _left_by(group.members)), spent, draft)
+        left = newest(held.values(), _left_by(group.members))
+        usable = _usable([c for c in left if c.group_index == group.index], spent, draft)
         covered = stood_in_for(group, observation, draft.fabric)
         missing: dict[Role, int] = {}
         for role in ROLES:
             here = sum(1 for i in group.of_role(role) if i.name not in covered)
             missing[role] = wanted.role(role).count - here - made[group.index, role]
         filled = {i.slot for i in group.staying}
-        # Until a table names it, no other record names a newcomer that vanished unseen.
-        new = {i.name for i in group.staying if not group.named(i)}
-        found += [c for c in known if c.instance in new]
-        usable = [c for c in usable if c.instance not in new]
+        new = _of_newcomers(group, held.values())
+        found += new.values()
+        usable = [c for c in usable if c.pod not in new]
         own = _kept(sorted(usable, key=lambda c: c.slot in filled), missing)
         found += own
         standing = {i.name for i in group.staying}
@@ -232,6 +231,17 @@ def kept_claims(
         found += left + _filled_up(left, index, surplus, observation.wanted)
     found += draft.inherited
     return _in_order(found, held, groups)
+
+
+def _of_newcomers(group: GroupView, held: Iterable[DeviceClaim]) -> dict[str, DeviceClaim]:
+    """The claims of members that no peer table names yet, by pod.
+
+    No other record names one that vanishes unseen: neither a table nor, after a start, memory.
+    """
+    new = [i for i in group.staying if not group.named(i)]
+    names = {i.name for i in new}
+    known = (c for c in held if c.group_index == group.index and c.instance in names)
+    return {c.pod: c for c in newest(known, (c for i in new for c in claims_for(i)))}
 
 
 def _in_order(
@@ -269,10 +279,10 @@ def _former(
 ) -> dict[int, list[DeviceClaim]]:
     """What groups that do not stay left, and what those that are `going` will leave, by index."""
     members = [i for g in going for i in g.members]
-    gone = [c for c in held if c.group_index not in staying]
     found: dict[int, list[DeviceClaim]] = {}
-    for claim in newest(gone, _left_by(members, all_of_them=True)):
-        found.setdefault(claim.group_index, []).append(claim)
+    for claim in newest(held, _left_by(members, all_of_them=True)):
+        if claim.group_index not in staying:
+            found.setdefault(claim.group_index, []).append(claim)
     return found
 
 

@@ -161,6 +161,19 @@ def test_a_newcomer_that_vanishes_unseen_leaves_its_devices_to_its_group() -> No
     assert w.claims == ()
 
 
+def test_a_newcomer_is_recorded_though_the_operator_died_before_it_wrote_the_claim() -> None:
+    w = World("p1 a  n1:4", wanted("1P1D", devices=2))
+    w.settle()
+    w.fail(next(p.new.name for p in w.pods.values() if p.new.role == "decode"))
+    before = w.claims
+    w.operator()
+    new = next(p.new.name for p in w.pods.values() if p.new.replaces is not None)
+    w.claims = before
+    w.restart_operator()
+    w.operator()
+    assert new in {c.pod for c in w.claims}
+
+
 def test_two_that_failed_in_one_slot_leave_the_devices_of_both() -> None:
     """A failing one still holds its devices: its successor was given another lost one's."""
     w = World("p1 a  n1:4", wanted("1P1D", devices=2))
