@@ -71,7 +71,9 @@ LABEL org.opencontainers.image.title="pdserve operator" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
+# C extensions where build.py could make some for this base; else the code runs interpreted.
 FROM code AS gateway-code
+COPY hack/images/compiled /build/compiled
 RUN ["python3", "/build/install.py", "code", "gateway"]
 
 FROM build AS gateway-dependencies

@@ -11,6 +11,9 @@ our decisions beside those of two other projects.
 
 The cost of a process is lower the more events it finds ready at once, so that all cells but the
 paced one run at 64 clients, where both are busy without a pause.
+
+Our gateway runs as its image has it, its request path compiled (hack/compile.py), and once more
+interpreted. Without a C compiler there is only the second, and a line says so.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import Progress, Row, report
-from benchmarks.parts import gateway_policies
+from benchmarks.parts import gateway_policies, gateway_rivals
 from benchmarks.parts.gateway_rivals import Rival, cores, install_router, our_gateway, router
 from benchmarks.parts.gateway_stub import Behaviour, Clients, Load, Stubs, direct
 from tests.support.gateway_rig import eventually
@@ -44,6 +47,8 @@ SMALL = "the quick brown fox jumps over the lazy dog " * 12
 LARGE = SMALL * 62
 """32 KiB."""
 HALF = 0.5
+AS_INTERPRETED = 0.9
+"""What compiling must be worth at least, of the interpreted gateway's CPU time."""
 REFUSE_EVERY = 2
 """One refusal for each request that is served: every second attempt."""
 
@@ -59,6 +64,14 @@ class Effort:
     """Requests of one client in a round."""
     virtual: float
     """Seconds of arrivals in virtual time."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What can run here beside our gateway."""
+
+    router: bool
+    compiled: bool
 
 
 FULL, QUICK = Effort(5, 2.0, 1500, 20.0), Effort(2, 0.8, 300, 8.0)
@@ -168,7 +181,7 @@ async def latency_rows(rivals: Sequence[Rival], effort: Effort, stubs: Stubs) ->
 
 
 async def group(
-    prefills: int, cells: Sequence[Cell], effort: Effort, with_router: bool, say: Progress,
+    prefills: int, cells: Sequence[Cell], effort: Effort, beside: Beside, say: Progress,
     more: Callable[[Sequence[Rival], Stubs], Awaitable[list[Row]]] | None = None,
 ) -> list[Row]:  # fmt: skip
     """Start stubs and rivals for so many prefills and measure the cells; rows of `more`."""
@@ -176,11 +189,16 @@ async def group(
     async with AsyncExitStack() as stack:
         stubs = await Stubs().start(prefills, max(1, prefills // 4))
         stack.callback(stubs.stop)
-        rivals = [await our_gateway(stubs, ours, "--access-log", "off")]
+        quiet = ("--access-log", "off")
+        rivals = [await our_gateway(stubs, ours, *quiet, compiled=beside.compiled)]
         stack.callback(rivals[0].stop)
-        if with_router:
+        if beside.router:
             rivals.append(await router(stubs, ours))
-            stack.callback(rivals[1].stop)
+            stack.callback(rivals[-1].stop)
+        if beside.compiled:
+            name = gateway_rivals.INTERPRETED
+            rivals.append(await our_gateway(stubs, ours, *quiet, compiled=False, name=name))
+            stack.callback(rivals[-1].stop)
         await measure(cells, rivals, effort, stubs, say)
         return await more(rivals, stubs) if more is not None else []
 
@@ -200,7 +218,14 @@ def cell_rows(cells: Sequence[Cell]) -> list[Row]:
     for cell in cells:
         (_, ours), *others = cell.us.items()
         rows += [
-            _row(f"CPU per request, {cell.name}", ours, "us", name, median(theirs), HALF)
+            _row(
+                f"CPU per request, {cell.name}",
+                ours,
+                "us",
+                name,
+                median(theirs),
+                AS_INTERPRETED if name == gateway_rivals.INTERPRETED else HALF,
+            )
             for name, theirs in others
         ]
     return rows
@@ -218,11 +243,12 @@ def memory_rows(small: Cell, last: Cell) -> list[Row]:
     rows += [
         Row("resident memory after all load, M = 16", mine, "MiB", name, value, 1.0, "lower")
         for name, value in theirs
+        if name != gateway_rivals.INTERPRETED
     ]
     return rows
 
 
-async def everything(effort: Effort, with_router: bool, say: Progress) -> list[Row]:
+async def everything(effort: Effort, beside: Beside, say: Progress) -> list[Row]:
     """All rows."""
     one = Cell("M = 1")
     sixteen = Cell("M = 16")
@@ -236,9 +262,9 @@ async def everything(effort: Effort, with_router: bool, say: Progress) -> list[R
     async def further(rivals: Sequence[Rival], stubs: Stubs) -> list[Row]:
         return await latency_rows(rivals, effort, stubs)
 
-    await group(1, [one], effort, with_router, say)
-    rows = await group(16, [sixteen, *others], effort, with_router, say, further)
-    await group(64, [many], effort, with_router, say)
+    await group(1, [one], effort, beside, say)
+    rows = await group(16, [sixteen, *others], effort, beside, say, further)
+    await group(64, [many], effort, beside, say)
     mine = [cell.us["pdserve"] for cell in (one, sixteen, many)]
     per_core = [1e6 / us for us in mine[1]]
     return [
@@ -266,11 +292,15 @@ def main() -> int:
     why_not = "not wanted" if chosen.alone else install_router(say)
     if why_not:
         say(f"without vllm-router, so no row compares with it: {why_not}")
+    interpreted = gateway_rivals.compile_ours()
+    if interpreted:
+        say(f"our gateway interpreted only: {interpreted}")
+    beside = Beside(router=not why_not, compiled=not interpreted)
     gateways, rest = cores()
     os.sched_setaffinity(0, {rest})
     say(f"gateways on core {gateways}, stubs and clients on core {rest}; load {os.getloadavg()}")
     try:
-        rows = uvloop.run(everything(QUICK if chosen.quick else FULL, not why_not, say))
+        rows = uvloop.run(everything(QUICK if chosen.quick else FULL, beside, say))
     except (AssertionError, OSError) as error:
         print(f"the bench stopped: {error}", file=sys.stderr)
         return 1

@@ -69,8 +69,23 @@ def cores() -> tuple[int, int]:
     return usable[0], usable[-1]
 
 
-async def our_gateway(stubs: Stubs, core: int, *arguments: str) -> Rival:
+INTERPRETED = "pdserve, interpreted"
+COMPILED = ROOT / "build" / "compiled"
+
+
+def compile_ours() -> str:
+    """Compile the gateway as its image has it (hack/compile.py); why not, or an empty text."""
+    command = [sys.executable, str(ROOT / "hack" / "compile.py"), str(COMPILED), "--optimize", "3"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    return done.stderr.strip()[-2000:] if done.returncode else ""
+
+
+async def our_gateway(
+    stubs: Stubs, core: int, *arguments: str, compiled: bool, name: str = "pdserve"
+) -> Rival:
     """`pdserve-gateway` as a process, with every stub in one group.
+
+    `compiled`: with the C extensions of `compile_ours`.
 
     Raises:
         OSError: it did not start.
@@ -79,11 +94,13 @@ async def our_gateway(stubs: Stubs, core: int, *arguments: str) -> Rival:
     routes, port = OUT / "gateway-routes.json", _free_port()
     write_routes(routes, WIDE, *stubs.routes, model="reference")
     env = {k: v for k, v in os.environ.items() if not k.startswith("PDSERVE_")}
+    if compiled:
+        env["PYTHONPATH"] = str(COMPILED)
     command = [
         sys.executable, "-m", "pdserve.gateway", "--port", str(port), "--routes", f"file:{routes}",
         *arguments,
     ]  # fmt: skip
-    rival = _start("pdserve", port, command, core, env | {"PDSERVE_TOKEN": "bench-token"})
+    rival = _start(name, port, command, core, env | {"PDSERVE_TOKEN": "bench-token"})
     await _answers(rival, b"/readyz")
     return rival
 

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "operator"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hack.images import base, model, prometheus, wheels
+from hack.images import base, extensions, model, prometheus, wheels
 from hack.images.base import MACHINES, Python, Wheels
 from hack.images.containers import Containers, ImagesError, find_engine, say
 from hack.images.install import IMAGES
@@ -126,6 +126,8 @@ def _built_for(
     source = _wheels(python, arguments.wheels)
     where = "an index" if source == "index" else "the wheelhouse"
     say(f"base {stand}{f' for {arch}' if arch else ''}, wheels from {where}")
+    if "gateway" in arguments.only:
+        extensions.fill(python, ROOT)
     settings = {
         "BASE_IMAGE": stand,
         "WHEELS": source,

@@ -32,6 +32,8 @@ BUILD = Path("/build")
 ROOT = Path("/opt/pdserve")
 APP = ROOT / "app"
 WHEELHOUSE = BUILD / "wheelhouse"
+COMPILED = BUILD / "compiled"
+"""C extensions of pdserve, in the stages that copy some there."""
 IMAGES = ("operator", "gateway", "engine")
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -82,9 +84,23 @@ def base() -> None:
 def code(image: str) -> None:
     """Leave one image's parts, readable by every user whatever the checkout's modes; compile."""
     keep(APP / "pdserve", PARTS[image])
+    add_extensions(COMPILED, APP)
     for path in [APP, *APP.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     _compile(APP)
+
+
+def add_extensions(compiled: Path, app: Path) -> None:
+    """Copy C extensions beside their modules: those for this Python, of modules that are here."""
+    suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
+    for path in compiled.rglob(f"*{suffix}") if compiled.is_dir() else ():
+        target = app / path.relative_to(compiled)
+        # What they share lies beside the package.
+        if (
+            target.parent == app
+            or target.with_name(path.name.removesuffix(suffix) + ".py").exists()
+        ):
+            shutil.copyfile(path, target)
 
 
 def keep(package: Path, parts: Collection[str]) -> None:

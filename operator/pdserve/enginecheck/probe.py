@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange, UpstreamError, connected
 from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import WireError, parse_json
 
@@ -197,14 +197,8 @@ class Probe:
         return OpenReply(exchange, self.seconds)
 
     async def _connected(self) -> Exchange:
-        parts, loop = urlsplit(self.url), asyncio.get_running_loop()
+        parts = urlsplit(self.url)
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                _, exchange = await loop.create_connection(
-                    Exchange, parts.hostname or "", parts.port or 80
-                )
-        except TimeoutError as error:
-            raise ProbeError(f"{self.url}: no connection in {CONNECT_SECONDS:g} s") from error
-        except OSError as error:
+            return await connected(parts.hostname or "", parts.port or 80, CONNECT_SECONDS)
+        except UpstreamError as error:
             raise ProbeError(f"{self.url}: {error}") from error
-        return exchange

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from pdserve.http1.client import Exchange, Pool, UpstreamError
+from pdserve.http1.client import Exchange, UpstreamError, connected
 from pdserve.http1.errors import Headers
+from pdserve.http1.pool import Pool
 from pdserve.http1.stalls import within
 
 PERIOD: Final = 1.0
@@ -54,23 +55,6 @@ async def get(
     finally:
         exchange.abort()
     return exchange.status, b"".join(taken)
-
-
-async def connected(host: str, port: int, seconds: float) -> Exchange:
-    """A new connection, made within `seconds`.
-
-    Raises:
-        UpstreamError: there is none; its kind is `connect`.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        async with within(seconds):
-            _, exchange = await loop.create_connection(Exchange, host, port)
-    except TimeoutError as error:
-        raise UpstreamError("connect", f"{host}:{port}: no connection in {seconds:g} s") from error
-    except OSError as error:
-        raise UpstreamError("connect", f"{host}:{port}: {error}") from error
-    return exchange
 
 
 class EngineAccess:

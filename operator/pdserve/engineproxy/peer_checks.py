@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from pdserve.engineproxy.engine_access import connected, get
+from pdserve.engineproxy.engine_access import get
 from pdserve.engines.instance_answers import checked_entry
 from pdserve.engines.trust import Trust
-from pdserve.http1.client import Pool, UpstreamError
+from pdserve.http1.client import UpstreamError, connected
+from pdserve.http1.pool import Pool
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap
 from pdserve.wire import calls

@@ -81,6 +81,10 @@ class Ticket:
     suspect: bool = False
     """A prefill broke under it: its turn on another must not cost a second suspect's."""
 
+    def __hash__(self) -> int:
+        """By identity: compiled, a class with `__lt__` alone has no hash."""
+        return id(self)
+
     def __lt__(self, other: Ticket) -> bool:
         """Earliest rank first, then order of arrival."""
         return (self.rank, self.seq) < (other.rank, other.seq)

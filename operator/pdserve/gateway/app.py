@@ -42,9 +42,9 @@ from pdserve.gateway.release import Releaser
 from pdserve.gateway.request_context import Job, RequestContext, Settings, Tools
 from pdserve.gateway.route_source import RouteSource
 from pdserve.gateway.service import Service
-from pdserve.http1.client import Pool
 from pdserve.http1.errors import ApiError
 from pdserve.http1.limits import ClientLimits
+from pdserve.http1.pool import Pool
 from pdserve.http1.receive import HeaderTexts, HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.http1.server import HttpServer

@@ -70,24 +70,31 @@ class DecodePhase:
                 await c.scheduler.changed(step.until)
                 continue
             leg = c.open(step.decode)
-            self._asked, self.due = leg, time.perf_counter() + slo.handoff
-            c.tools.pool.sweeper.add(self)
-            try:
-                exchange = await c.post(
-                    leg, self._request(leg), patience,
-                    None if c.job.streamed else partial(self._pulled, leg),
-                )  # fmt: skip
-            except UpstreamError as error:
-                leg.failed(error.kind)
-                self._lost(leg, error)
+            exchange = await self._post(leg, patience)
+            if exchange is None:
                 continue
-            finally:
-                c.tools.pool.sweeper.discard(self)
             try:
                 if await self._read(leg, exchange):
                     return
             finally:
                 c.done(leg, exchange)
+
+    async def _post(self, leg: Leg, patience: float) -> Exchange | None:
+        """Send a leg and wait for its reply's head; None: the decode was lost."""
+        c = self._c
+        self._asked, self.due = leg, time.perf_counter() + c.scheduler.scenario.slo.handoff
+        c.tools.pool.sweeper.add(self)
+        try:
+            return await c.post(
+                leg, self._request(leg), patience,
+                None if c.job.streamed else partial(self._pulled, leg),
+            )  # fmt: skip
+        except UpstreamError as error:
+            leg.failed(error.kind)
+            self._lost(leg, error)
+            return None
+        finally:
+            c.tools.pool.sweeper.discard(self)
 
     def _request(self, leg: Leg) -> LegRequest:
         c, held = self._c, self._held
@@ -216,11 +223,10 @@ class DecodePhase:
             return KvLostError(message, prefill if self._prefill_at_fault else None)
         if step.reason == "no_decode":
             return KvLostError(f"no decode of group {prefill.group} is left")
-        if step.reason == "deadline" and time.perf_counter() < self._wanted_by and not c.repeated:
+        if time.perf_counter() < self._wanted_by and not c.repeated:
             message = f"no decode of group {prefill.group} had room before the KV's lease ended"
             return KvLostError(message)
-        if step.reason == "deadline":
-            c.scheduler.metrics.expired("after_prefill")
+        c.scheduler.metrics.expired("after_prefill")
         c.outcome = "decode_overload"
         now, slo = time.perf_counter(), c.scheduler.scenario.slo
         group = c.scheduler.view.group(prefill.group)

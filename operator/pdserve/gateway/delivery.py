@@ -86,8 +86,8 @@ async def relay(
         if stream.last:
             stream.pass_on(stream.last)
         raise DeliveryError("status", str(error)) from error
-    except UpstreamError as error:
-        raise DeliveryError(error.kind, str(stream.broken or error)) from error
+    except UpstreamError as lost:
+        raise DeliveryError(lost.kind, str(stream.broken or lost)) from lost
     finally:
         if timeline.first is None:
             timeline.first, timeline.second = meter.first_at, meter.second_at

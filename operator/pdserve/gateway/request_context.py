@@ -35,8 +35,9 @@ from pdserve.gateway.measure import Outcome, Timeline
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.gateway.sent_stream import KeptMemory, SentStream
-from pdserve.http1.client import Exchange, Pool
+from pdserve.http1.client import Exchange
 from pdserve.http1.errors import ApiError, Headers
+from pdserve.http1.pool import Pool
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.calls import HEADER_DECODE, HEADER_PREFILL
 from pdserve.wire.routes import RouteInstance

@@ -27,8 +27,8 @@ from pdserve.forwarding.match import (
 from pdserve.forwarding.prefix.index import CAPACITY
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.scenario_scheduler import ScenarioScheduler
-from pdserve.http1.client import Pool
 from pdserve.http1.errors import ApiError
+from pdserve.http1.pool import Pool
 from pdserve.wire.links import largest_body
 from pdserve.wire.routes import RouteTable
 

@@ -1,9 +1,9 @@
-"""HTTP/1.1 client side at protocol level: pooled keep-alive connections to instances.
+"""HTTP/1.1 client side at protocol level: one connection to an instance.
 
 A reply's head and body come apart, so that a rejection costs one round trip and a stream can be
-relayed piece by piece as it arrives. A reused connection that the instance had closed meanwhile is
-replaced once, silently; every other failure is an `UpstreamError` with its kind. Neighbours:
-`server` is the other side; the gateway's `legs` decide what a reply means.
+relayed piece by piece as it arrives. Every failure is an `UpstreamError` with its kind.
+Neighbours: `pool` keeps connections; `server` is the other side; the gateway's `legs` decide what a
+reply means.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import httptools
 
-from pdserve.http1.errors import Headers
+from pdserve.http1.callbacks import as_protocol
 from pdserve.http1.stalls import within
 from pdserve.http1.sweeper import Sweeper
 from pdserve.terms.failures import Failure
@@ -23,12 +22,6 @@ from pdserve.terms.failures import Failure
 NEVER = float("inf")
 MAX_BODY = 64 << 20
 MAX_HEAD = 64 << 10
-IDLE_CLOSED = 1.0
-"""A connection lost this many seconds after its last use may have been closed for being idle."""
-COPIED = 4 << 10
-"""Bytes of a body up to which head and body are joined: one piece is less to send than two."""
-MAX_IDLE = 256
-"""Kept connections per endpoint."""
 
 
 class UpstreamError(Exception):
@@ -39,7 +32,7 @@ class UpstreamError(Exception):
         self.kind = kind
 
 
-class Exchange(asyncio.Protocol):
+class Exchange:
     """One connection to an instance, and the request that is on it now."""
 
     def __init__(self, sweeper: Sweeper | None = None) -> None:
@@ -68,7 +61,7 @@ class Exchange(asyncio.Protocol):
         """Why the reply will not come. An exception that was raised refers to this object."""
         self._touched = 0.0
 
-    # --- asyncio.Protocol ---
+    # --- StreamCallbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the connection stands."""
@@ -95,6 +88,15 @@ class Exchange(asyncio.Protocol):
             self.abort()
             return
         self._deliver()
+
+    def eof_received(self) -> None:
+        """asyncio: the instance sends no more, which ends the connection."""
+
+    def pause_writing(self) -> None:
+        """asyncio: a request waits in the transport; its reply comes later."""
+
+    def resume_writing(self) -> None:
+        """asyncio: it is on its way."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the instance closed the connection, or we did.
@@ -289,101 +291,21 @@ class Exchange(asyncio.Protocol):
                 waiting.set_exception(UpstreamError(kind, message))
 
 
-class Pool:
-    """Connections to every instance, kept for reuse (the most recently used first)."""
+async def connected(
+    host: str, port: int, seconds: float, sweeper: Sweeper | None = None
+) -> Exchange:
+    """A new connection, made within `seconds`; `sweeper`: see `Exchange`.
 
-    def __init__(self, connect_timeout: float = 1.0) -> None:
-        self._connect_timeout = connect_timeout
-        self.sweeper = Sweeper()
-        self._idle: dict[str, list[Exchange]] = {}
-        self._addresses: dict[str, tuple[str, int, bytes]] = {}
-
-    async def post(
-        self, endpoint: str, path: str, body: bytes, headers: Headers, patience: float,
-        on_interim: Callable[[Exchange], None] | None = None,
-    ) -> Exchange:  # fmt: skip
-        """POST and wait at most `patience` seconds for the reply's head.
-
-        Give the exchange back with `done` in every case.
-
-        Raises:
-            UpstreamError: the instance cannot be reached, is lost, or sends no head in time.
-        """
-        host, port, name = self._address(endpoint)
-        head = [b"POST ", path.encode(), b" HTTP/1.1\r\nhost: ", name]
-        head.append(b"\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body))
-        for key, value in headers:
-            head += (key, b": ", value, b"\r\n")
-        head.append(b"\r\n")
-        rest = b""
-        if len(body) <= COPIED:
-            head.append(body)
-        else:
-            rest = body
-        data = b"".join(head)
-        idle = self._idle.get(endpoint, [])
-        kept: Exchange | None = None
-        while idle and (kept is None or kept.closed):
-            kept = idle.pop()
-        if kept is not None and not kept.closed:
-            idle_for = time.perf_counter() - kept.idle_since
-            try:
-                await kept.request(data, patience, on_interim, rest)
-                return kept
-            except UpstreamError as error:
-                # Most likely the instance closed it while idle. Once, and on a new connection: the
-                # request may also be what broke it.
-                if error.kind != "lost" or kept.status or idle_for < IDLE_CLOSED:
-                    raise
-                try:
-                    fresh = await self._connect(host, port)
-                except UpstreamError:
-                    raise error from None
-        else:
-            fresh = await self._connect(host, port)
-        await fresh.request(data, patience, on_interim, rest)
-        return fresh
-
-    def done(self, endpoint: str, exchange: Exchange) -> None:
-        """Keep the connection if its reply is complete, else cut it."""
-        idle = self._idle.setdefault(endpoint, [])
-        if exchange.reusable and not exchange.closed and len(idle) < MAX_IDLE:
-            exchange.resume_if_paused()
-            exchange.idle_since = time.perf_counter()
-            idle.append(exchange)
-        else:
-            exchange.abort()
-
-    def keep_only(self, endpoints: set[str]) -> None:
-        """Drop idle connections to instances that left the routes."""
-        for endpoint in [e for e in self._idle if e not in endpoints]:
-            for exchange in self._idle.pop(endpoint):
-                exchange.abort()
-            self._addresses.pop(endpoint, None)
-
-    def close(self) -> None:
-        """Close every idle connection; those in use are their callers' to give back."""
-        self.keep_only(set())
-
-    async def _connect(self, host: str, port: int) -> Exchange:
-        loop = asyncio.get_running_loop()
-        try:
-            async with within(self._connect_timeout):
-                _, exchange = await loop.create_connection(
-                    lambda: Exchange(self.sweeper), host, port
-                )
-        except TimeoutError as error:
-            raise UpstreamError(
-                "connect", f"{host}:{port}: no connection within {self._connect_timeout} s"
-            ) from error
-        except OSError as error:
-            raise UpstreamError("connect", f"{host}:{port}: {error}") from error
-        return exchange
-
-    def _address(self, endpoint: str) -> tuple[str, int, bytes]:
-        known = self._addresses.get(endpoint)
-        if known is None:
-            parts = urlsplit(endpoint)
-            known = (parts.hostname or "", parts.port or 80, parts.netloc.encode())
-            self._addresses[endpoint] = known
-        return known
+    Raises:
+        UpstreamError: there is none; its kind is `connect`.
+    """
+    loop, exchange = asyncio.get_running_loop(), Exchange(sweeper)
+    try:
+        async with within(seconds):
+            await loop.create_connection(lambda: as_protocol(exchange), host, port)
+    except TimeoutError as late:
+        message = f"{host}:{port}: no connection within {seconds:g} s"
+        raise UpstreamError("connect", message) from late
+    except OSError as error:
+        raise UpstreamError("connect", f"{host}:{port}: {error}") from error
+    return exchange

@@ -42,7 +42,7 @@ class Serving:
     connections: set[ClientConnection] = field(default_factory=set)
 
 
-class ClientConnection(Receiver, asyncio.Protocol):
+class ClientConnection(Receiver):
     """One client connection."""
 
     def __init__(self, serving: Serving) -> None:
@@ -67,7 +67,7 @@ class ClientConnection(Receiver, asyncio.Protocol):
         self._waiting: deque[int] = deque()
         self._serving = 0
 
-    # --- asyncio.Protocol ---
+    # --- StreamCallbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected."""
@@ -158,6 +158,11 @@ class ClientConnection(Receiver, asyncio.Protocol):
             return False
         self._receiving = total
         return True
+
+    def failed(self, error: Exception) -> None:
+        """A bug of ours on the way of a request, and no fault of its client."""
+        self._server.report(error)
+        self.refuse(ApiError(500, "internal error", kind="server_error", code="internal"))
 
     def complete(self) -> None:
         """Serve it, or let it wait if there is room for one more."""
@@ -280,16 +285,20 @@ class ClientConnection(Receiver, asyncio.Protocol):
             self.refuse(no_room())
 
     def _next(self) -> None:
-        if self._starting or self._reply is not None:
+        if self._starting or not self._free():
             return  # what is answered inside the call below goes on in its loop
         self._starting = True
         try:
-            while self._reply is None and self.received and not self._stalled:
+            while self._free() and self.received and not self._stalled:
                 self._start(self.received.popleft(), self._waiting.popleft())
         finally:
             self._starting = False
-        if self._reply is None and self.refusal is not None and not self.received:
+        if self._free() and self.refusal is not None and not self.received:
             self._answer_refusal(self.refusal)
+
+    def _free(self) -> bool:
+        """No request is being answered."""
+        return self._reply is None
 
     def _start(self, request: HttpRequest, size: int) -> None:
         self._serving = size

@@ -75,8 +75,8 @@ def no_room() -> ApiError:
 class Receiver:
     """Receiving side of one connection.
 
-    `began`, `awaits_body`, `screened`, `keeps`, `has_room` and `complete` are for its owner to
-    extend.
+    `began`, `awaits_body`, `screened`, `keeps`, `has_room`, `complete` and `failed` are for its
+    owner to extend.
     """
 
     def __init__(self, max_head: int, max_body: int) -> None:
@@ -102,6 +102,9 @@ class Receiver:
             while rest is not None:
                 rest = self._feed(rest)
         except httptools.HttpParserError as error:
+            if isinstance(error.__context__, Exception):
+                self.failed(error.__context__)
+                return
             self.refuse(ApiError(400, f"malformed HTTP: {error}", code="bad_request"))
         if self._in_head and not self._ended:
             # All of it is of one head: the parser keeps an unfinished header to itself.
@@ -139,6 +142,10 @@ class Receiver:
 
     def complete(self) -> None:
         """Called when a request was added to `received`."""
+
+    def failed(self, error: Exception) -> None:
+        """Called with what one of these methods raised; nothing more is to be received."""
+        raise error
 
     def no_more(self) -> None:
         """No bytes come any more: the parser, which refers to this object, need not keep it."""

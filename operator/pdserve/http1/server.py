@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pdserve.http1.callbacks import as_protocol
 from pdserve.http1.connection import ClientConnection, Handler, Screen, Serving
 from pdserve.http1.limits import BodyMemory, ClientLimits
 from pdserve.http1.listen import listening
@@ -64,11 +65,13 @@ class HttpServer:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: ClientConnection(self._serving), **listening(host, port), backlog=2048, ssl=tls
-        )
+            lambda: as_protocol(ClientConnection(self._serving)), **listening(host, port),
+            backlog=2048, ssl=tls,
+        )  # fmt: skip
         self._sweeper = loop.create_task(self._sweep())
-        address: Any = self._server.sockets[0].getsockname()
-        return int(address[1])
+        # A list with uvloop, not the tuple that type hints say.
+        listens: Any = self._server
+        return int(listens.sockets[0].getsockname()[1])
 
     async def stop(self, grace: float) -> int:
         """Stop accepting, let requests in progress finish; returns how many had to be cut."""

@@ -33,7 +33,7 @@ BRIEF = Effort(1, 0.3, 20, 1.0)
 async def test_every_sort_of_load_gets_whole_answers_through_the_gateway(cell: Cell) -> None:
     stubs = await Stubs().start(2, 1)
     core = min(os.sched_getaffinity(0))
-    gateway = await our_gateway(stubs, core, "--access-log", "off")
+    gateway = await our_gateway(stubs, core, "--access-log", "off", compiled=False)
     try:
         await measure([cell], [gateway], BRIEF, stubs, Progress())
         assert len(cell.us["pdserve"]) == 1
@@ -71,7 +71,9 @@ async def test_a_round_with_a_failure_is_none(monkeypatch: pytest.MonkeyPatch) -
     unknown = b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n"
     monkeypatch.setattr("benchmarks.gateway.request", lambda prompt: unknown)
     stubs = await Stubs().start(1, 1)
-    gateway = await our_gateway(stubs, min(os.sched_getaffinity(0)), "--access-log", "off")
+    gateway = await our_gateway(
+        stubs, min(os.sched_getaffinity(0)), "--access-log", "off", compiled=False
+    )
     try:
         cell = Cell("refused")
         with pytest.raises(AssertionError, match="404"):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pdserve.http1.client import Pool
+from pdserve.http1.pool import Pool
 from pdserve.http1.stalls import within
 
 STALL = 0.3
