@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 # Where set (containers often do), each of some hundred processes would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test unit fuzz lint mutate format generate bench e2e kind clean
+.PHONY: help demo test test-compiled compiled unit fuzz lint mutate format generate bench e2e kind clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -59,9 +59,16 @@ lint: $(VENV)/.installed ## style, types, layers, names, and drift of generated 
 	@$(BIN)/python hack/check_docstrings.py operator hack benchmarks
 	@$(BIN)/python hack/references.py
 	@$(BIN)/python hack/unread_fields.py
+	@$(BIN)/python hack/check_compiled.py
 	@$(BIN)/python hack/check_sizes.py
 	@$(BIN)/python hack/mutate.py --check-accepted
 	@$(BIN)/python hack/plain_words.py
+
+compiled: $(VENV)/.installed ## the gateway's request path as C extensions, in build/compiled
+	@$(BIN)/python hack/compile.py build/compiled --optimize 3
+
+test-compiled: compiled ## the tests of the request path against it
+	@$(BIN)/python -m pytest -o pythonpath='build/compiled .' -m 'not interpreted' -n 2 --dist loadscope tests/unit/gateway tests/unit/http1 tests/unit/forwarding $(PYTEST_ARGS)
 
 mutate: $(VENV)/.installed ## do tests fail when the code is changed a little? (MUTATE_ARGS="--mutants 200 --seed 1")
 	@PYTHONPATH=operator:. $(BIN)/python hack/mutate.py $(MUTATE_ARGS)

@@ -25,9 +25,16 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent.parent / "operator"
 COMPILED = ("forwarding", "gateway", "http1")
 """Packages of pdserve on the path of a request."""
+AWAITS = "awaits while it handles an exception; compiled, that exception stays the thread's"
+CLOSURES = "has local functions; compiled, they and what they use wait for the collector"
 INTERPRETED = {
     "http1/callbacks.py": "a cast, of what compiled code gives to asyncio",
     "http1/stalls.py": "async generators are not among what mypyc can compile",
+    "gateway/fan_out.py": CLOSURES,
+    "gateway/route_source.py": CLOSURES,
+    "gateway/together_phase.py": AWAITS,
+    "http1/connect.py": AWAITS,
+    "http1/pages.py": CLOSURES,
     "gateway/process.py": "shows its docstring, which compiled modules do not have",
 }
 """Modules of these packages that stay as they are, and why."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from pdserve.http1.client import Exchange, UpstreamError, connected
+from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.connect import connected
 from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import WireError, parse_json
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from pdserve.http1.client import Exchange, UpstreamError, connected
+from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.connect import connected
 from pdserve.http1.errors import Headers
 from pdserve.http1.pool import Pool
 from pdserve.http1.stalls import within

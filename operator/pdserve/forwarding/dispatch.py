@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count
+from math import fsum
 from typing import Literal, NamedTuple
 
 from pdserve.forwarding.attempt_pacing import next_attempt
@@ -208,7 +209,7 @@ class Dispatcher:
             return MAX_WAIT
         first = min(p.expected_free(now) for p in prefills) - now
         paces = [p.pace for p in prefills if not p.health.ejected]
-        pace = 1 / sum(1 / p for p in paces) if paces and all(p > 0 for p in paces) else 0.0
+        pace = 1 / fsum(1 / p for p in paces) if paces and all(p > 0 for p in paces) else 0.0
         # Nothing was measured: a target's time is what a prefill may take.
         wait = first + len(self.room) * pace if pace else self.view.scenario.slo.ttft
         if self.view.index.blocked(now):
@@ -289,7 +290,7 @@ class Dispatcher:
         if prefill.health.ejected or not self.view.index.open_to(prefill, now):
             return NEVER
         free = max(_OVERDUE, prefill.expected_free(now) - now)
-        delay = free + sum(t.work for t in ahead)
+        delay = free + fsum(t.work for t in ahead)
         return delay if now + delay < end else NEVER
 
     def _serve_waits(self, step: Step, now: float) -> None:

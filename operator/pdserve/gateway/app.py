@@ -27,8 +27,8 @@ from pdserve.forwarding.deadline import PromptSize, prompt_size
 from pdserve.forwarding.fair_turns import Turn
 from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing, tenant_of
-from pdserve.gateway.choices import Choice, JoinedReply, choices_of, size_of_all
-from pdserve.gateway.delivery import ClientReply
+from pdserve.gateway.choices import JoinedReply, choices_of, size_of_all
+from pdserve.gateway.contexts import ContextMaker
 from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.fan_out import serve_choices
@@ -39,7 +39,7 @@ from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.prefixes import PromptHasher, salt_with_key
 from pdserve.gateway.release import Releaser
-from pdserve.gateway.request_context import Job, RequestContext, Settings, Tools
+from pdserve.gateway.request_context import Settings, Tools
 from pdserve.gateway.route_source import RouteSource
 from pdserve.gateway.service import Service
 from pdserve.http1.errors import ApiError
@@ -278,24 +278,16 @@ class GatewayServer:
                 prompt.blocks = self._prefixes.blocks(choice.body)
             sizes.append(prompt)
 
-        def context_of(choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:
-            name = leg_name if len(choices) == 1 else f"{leg_name}-{choice.index}"
-            job = Job(
-                endpoint, choice.take_body(), name, trace, sizes[choice.prompt],
-                size // len(sizes), turn,
-            )  # fmt: skip
-            context = RequestContext(scheduler, flow, self._tools, job, answer, arrived)
-            record.contexts.append(context)
-            return context
-
+        contexts = ContextMaker(
+            scheduler, flow, self._tools, endpoint, leg_name, len(choices) > 1, trace, sizes,
+            size // len(sizes), turn, record,
+        )  # fmt: skip
         if len(choices) == 1:
-            return partial(serve, context_of(choices[0], reply, request.head_at))
+            return partial(serve, contexts.of_choice(choices[0], reply, request.head_at))
         _count_choices(reply, len(choices), size_of_all(body, size), size, room)
         joined = JoinedReply(reply, choices, body)
-        return partial(
-            serve_choices, joined, scheduler.view, lambda p, at: context_of(p.choice, p, at),
-            request.head_at,
-        )  # fmt: skip
+        view = scheduler.view
+        return partial(serve_choices, joined, view, contexts.of_part, request.head_at)
 
     def _turn_of(self, body: JsonObject, request: HttpRequest) -> Turn:
         """Whose turn a request waits for: clients differ by their API keys."""

@@ -162,7 +162,7 @@ async def collect(
         timeline.output_tokens = token_count((value.get("usage") or {}).get("completion_tokens"))
     except UpstreamError as error:
         raise DeliveryError(error.kind, str(error)) from error
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise DeliveryError("status", f"not a completion: {error!r:.200}") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as wrong:
+        raise DeliveryError("status", f"not a completion: {wrong!r:.200}") from wrong
     timeline.last = time.perf_counter()
     reply.send(200, body, "application/json")

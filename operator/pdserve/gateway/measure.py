@@ -74,11 +74,11 @@ def judge(timeline: Timeline, outcome: Outcome, slo: Slo) -> SloVerdict:
     other request it counts as missed.
     """
     completed = outcome == "completed"
-
-    def met(seconds: float | None, target: float) -> bool:
-        return completed if seconds is None else seconds <= target
-
-    ttft = met(timeline.ttft, slo.ttft)
-    handoff = met(timeline.handoff, slo.handoff)
-    tpot = met(timeline.tpot, slo.tpot)
+    ttft = _met(timeline.ttft, slo.ttft, completed)
+    handoff = _met(timeline.handoff, slo.handoff, completed)
+    tpot = _met(timeline.tpot, slo.tpot, completed)
     return SloVerdict(ttft, handoff, tpot, completed and ttft and handoff and tpot)
+
+
+def _met(seconds: float | None, target: float, without: bool) -> bool:
+    return without if seconds is None else seconds <= target

@@ -101,8 +101,8 @@ async def _serve(c: RequestContext, phase: _PrefillFirst | TogetherPhase) -> Non
             c.grant_grace()
             if error.prefill is not None:
                 c.scheduler.dispatcher.failed(ticket, error.prefill, time.perf_counter())
-        except StreamLostError as error:
-            if not _goes_on(c, str(error)):
+        except StreamLostError as lost:
+            if not _goes_on(c, str(lost)):
                 return
         c.scheduler.dispatcher.lost_decode(ticket, time.perf_counter())
 

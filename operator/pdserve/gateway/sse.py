@@ -163,8 +163,8 @@ class StreamMeter:
         if isinstance(usage, dict):
             try:
                 self.usage, self.tokens = usage, token_count(usage.get("completion_tokens"))
-            except ValueError as error:
-                raise StreamError(str(error)) from error
+            except ValueError as wrong:
+                raise StreamError(str(wrong)) from wrong
             if not choices:
                 return not self._strip
         if choices and has_content(choices):

@@ -61,7 +61,7 @@ class TogetherPhase:
         try:
             await asyncio.wait((asked, head), return_when=asyncio.FIRST_COMPLETED)
             if not any(leg.done() and leg.result() is None for leg in (asked, head)):
-                held, exchange = await asyncio.gather(asked, head)
+                held, exchange = await asked, await head
                 if held is not None and exchange is not None:
                     await DecodePhase(self._c, held).deliver(decode, exchange)
                     return True
@@ -145,8 +145,8 @@ class TogetherPhase:
         """Cut what still runs of an attempt, and give back what it had."""
         asked.cancel()
         head.cancel()
-        _, exchange = await asyncio.gather(asked, head, return_exceptions=True)
-        if isinstance(exchange, Exchange):
+        await asyncio.wait((asked, head))
+        if not head.cancelled() and head.exception() is None and (exchange := head.result()):
             self._c.done(decode, exchange)
         prefill.close()
         decode.close()

@@ -14,8 +14,6 @@ from collections.abc import Callable
 
 import httptools
 
-from pdserve.http1.callbacks import as_protocol
-from pdserve.http1.stalls import within
 from pdserve.http1.sweeper import Sweeper
 from pdserve.terms.failures import Failure
 
@@ -289,23 +287,3 @@ class Exchange:
         for waiting in (self._head, self._end):
             if waiting is not None and not waiting.done():
                 waiting.set_exception(UpstreamError(kind, message))
-
-
-async def connected(
-    host: str, port: int, seconds: float, sweeper: Sweeper | None = None
-) -> Exchange:
-    """A new connection, made within `seconds`; `sweeper`: see `Exchange`.
-
-    Raises:
-        UpstreamError: there is none; its kind is `connect`.
-    """
-    loop, exchange = asyncio.get_running_loop(), Exchange(sweeper)
-    try:
-        async with within(seconds):
-            await loop.create_connection(lambda: as_protocol(exchange), host, port)
-    except TimeoutError as late:
-        message = f"{host}:{port}: no connection within {seconds:g} s"
-        raise UpstreamError("connect", message) from late
-    except OSError as error:
-        raise UpstreamError("connect", f"{host}:{port}: {error}") from error
-    return exchange

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from pdserve.http1.client import Exchange, UpstreamError, connected
+from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.connect import connected
 from pdserve.http1.errors import Headers
 from pdserve.http1.sweeper import Sweeper
+from pdserve.terms.failures import Failure
 
 IDLE_CLOSED = 1.0
 """A connection lost this many seconds after its last use may have been closed for being idle."""
@@ -58,6 +60,7 @@ class Pool:
         kept: Exchange | None = None
         while idle and (kept is None or kept.closed):
             kept = idle.pop()
+        lost: tuple[Failure, str] | None = None
         if kept is not None and not kept.closed:
             idle_for = time.perf_counter() - kept.idle_since
             try:
@@ -68,12 +71,13 @@ class Pool:
                 # request may also be what broke it.
                 if error.kind != "lost" or kept.status or idle_for < IDLE_CLOSED:
                     raise
-                try:
-                    fresh = await connected(host, port, self._connect_timeout, self.sweeper)
-                except UpstreamError:
-                    raise error from None
-        else:
+                lost = error.kind, str(error)
+        try:
             fresh = await connected(host, port, self._connect_timeout, self.sweeper)
+        except UpstreamError:
+            if lost is None:
+                raise
+            raise UpstreamError(*lost) from None
         await fresh.request(data, patience, on_interim, rest)
         return fresh
 

@@ -161,6 +161,7 @@ class _Seen:
         pass
 
 
+@pytest.mark.interpreted
 def test_a_request_looks_at_no_more_instances_where_there_are_more() -> None:
     few = _looks(View(scenario(([4], [64])), {}), 50)
     many = _looks(View(scenario(([4] * 64, [64] * 16)), {}), 50)

@@ -206,6 +206,7 @@ async def test_no_body_hurts_the_gateway_or_another_request(rig: Rig, seed: int)
     assert [a.status for a in answers] == [200] * 20
 
 
+@pytest.mark.interpreted
 @pytest.mark.invariant(11)
 @pytest.mark.parametrize("fault", ["offer", "prefill", "post"])
 async def test_a_fault_of_our_own_costs_one_request_and_nothing_stays(

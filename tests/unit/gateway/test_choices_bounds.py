@@ -30,6 +30,7 @@ class Ids(list[int]):
     """Token ids that can be watched while they live."""
 
 
+@pytest.mark.interpreted
 @pytest.mark.invariant(10)
 @pytest.mark.parametrize("n", [1, 2])
 async def test_a_stream_that_has_begun_keeps_nothing_of_its_body(

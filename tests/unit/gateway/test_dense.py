@@ -62,6 +62,7 @@ async def test_a_stream_that_goes_on_has_its_list_of_ids_as_it_came() -> None:
     assert (value["min_tokens"], value["seed"], value["max_tokens"]) == (7, 3, 1)
 
 
+@pytest.mark.interpreted
 async def test_nothing_long_is_done_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call of the parser gets more than a piece, and the loop turns between any two."""
     calls: list[tuple[int, int]] = []

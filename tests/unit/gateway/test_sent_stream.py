@@ -67,6 +67,7 @@ def test_tokens_that_came_with_a_broken_event_are_not_the_clients(broken: bytes)
     assert stream.part().tokens == (5, 6)
 
 
+@pytest.mark.interpreted
 def test_of_a_long_piece_its_end_is_kept() -> None:
     stream, _ = sent(event("a", 5), event("b" * LAST, 6) + event("c", 7) * 200)
     assert len(stream.part().tokens) == 202

@@ -186,6 +186,7 @@ async def test_a_stream_has_its_grace_whatever_it_had_before(rig: Rig) -> None:
     context.close()
 
 
+@pytest.mark.interpreted
 async def test_each_choice_counts_the_prompt_that_it_keeps(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

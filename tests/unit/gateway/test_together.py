@@ -176,6 +176,7 @@ def kept_bytes() -> int:
     return sum(len(v) for part in parts for v in vars(part).values() if isinstance(v, bytes))
 
 
+@pytest.mark.interpreted
 @pytest.mark.invariant(10)
 async def test_a_stream_that_has_begun_keeps_no_body(pairs: Pairs) -> None:
     await pairs.start()

@@ -6,6 +6,8 @@ import pytest
 
 from pdserve.http1.receive import Receiver
 
+pytestmark = pytest.mark.interpreted  # a subclass in Python of what is compiled
+
 POST = (
     b"POST /v1/completions?x=1 HTTP/1.1\r\nHost: a\r\nX-Request-ID: r-1\r\n"
     b"content-length: 5\r\n\r\nhello"

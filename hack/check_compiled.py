@@ -1,0 +1,69 @@
+"""Check what mypyc takes wrongly and mypy allows, in the modules that are compiled.
+
+Local functions: compiled, each is a cycle with the variables of its function, and all that a
+request held waits for the garbage collector. Two `except A as error` and `except B as error` of one
+function: mypy sees two variables, mypyc one, of the first type, and raises TypeError where the
+second comes. An await inside `except`, `finally` or `async with`: the exception that is being
+handled becomes the whole thread's while the function waits (hack/compile.py).
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hack.compile import SOURCES, modules
+
+
+def main() -> int:
+    """1 where a module has such a name."""
+    found = [line for name in modules() for line in problems(name, (SOURCES / name).read_text())]
+    for line in found:
+        print(line)
+    if not found:
+        print(f"{len(modules())} compiled modules: as mypyc needs them")
+    return 1 if found else 0
+
+
+def problems(name: str, text: str) -> Iterator[str]:
+    """Lines about one module."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.AsyncWith):
+            yield f"operator/{name}:{node.lineno}: async with"
+        if isinstance(node, ast.Try):
+            handling = (n for part in (*node.handlers, *node.finalbody) for n in ast.walk(part))
+            for waits in handling:
+                if isinstance(waits, ast.Await):
+                    yield f"operator/{name}:{waits.lineno}: await while an exception is handled"
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for inner in ast.walk(node):
+                if inner is not node and isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                    yield f"operator/{name}:{inner.lineno}: {inner.name} is a local function"
+            types: dict[str, str] = {}
+            for handler in _handlers(node):
+                if handler.name and handler.type:
+                    kind = ast.unparse(handler.type)
+                    if types.setdefault(handler.name, kind) != kind:
+                        yield (
+                            f"operator/{name}:{handler.lineno}: {node.name} has caught another "
+                            f"type as {handler.name!r} before ({types[handler.name]}); compiled "
+                            "code needs another name for it"
+                        )
+
+
+def _handlers(function: ast.AST) -> Iterator[ast.ExceptHandler]:
+    """Those of a function itself, not of functions inside it."""
+    for node in ast.iter_child_nodes(function):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.ExceptHandler):
+            yield node
+        yield from _handlers(node)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

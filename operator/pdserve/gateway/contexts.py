@@ -1,0 +1,51 @@
+"""From one client's request to the requests of its choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdserve.engines.flow import Endpoint, EngineFlow
+from pdserve.forwarding.deadline import PromptSize
+from pdserve.forwarding.fair_turns import Turn
+from pdserve.gateway.access_log import Record
+from pdserve.gateway.choices import Choice, ChoiceReply
+from pdserve.gateway.delivery import ClientReply
+from pdserve.gateway.request_context import Job, RequestContext, Tools
+from pdserve.gateway.scenario_scheduler import ScenarioScheduler
+from pdserve.http1.errors import Headers
+
+
+@dataclass(slots=True)
+class ContextMaker:
+    """What all choices of one client's request share; makes the context of each."""
+
+    scheduler: ScenarioScheduler
+    flow: EngineFlow
+    tools: Tools
+    endpoint: Endpoint
+    leg_name: str
+    several: bool
+    """There is more than one choice."""
+    trace: Headers
+    sizes: list[PromptSize]
+    """Of each prompt."""
+    memory: int
+    """See `Job.memory`."""
+    turn: Turn
+    record: Record
+    """Gets each context, for the access log."""
+
+    def of_choice(self, choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:
+        """The request of one choice; its time counts from `arrived` (`time.perf_counter`)."""
+        name = f"{self.leg_name}-{choice.index}" if self.several else self.leg_name
+        job = Job(
+            self.endpoint, choice.take_body(), name, self.trace, self.sizes[choice.prompt],
+            self.memory, self.turn,
+        )  # fmt: skip
+        context = RequestContext(self.scheduler, self.flow, self.tools, job, answer, arrived)
+        self.record.contexts.append(context)
+        return context
+
+    def of_part(self, part: ChoiceReply, arrived: float) -> RequestContext:
+        """The same, of a choice that answers to a joined reply."""
+        return self.of_choice(part.choice, part, arrived)
