@@ -18,7 +18,7 @@ import orjson
 
 from pdserve.engines.flow import Endpoint
 from pdserve.gateway.errors import invalid
-from pdserve.gateway.intake import parse_body
+from pdserve.gateway.intake import count_mark, parse_body
 from pdserve.http1.errors import ApiError
 from pdserve.terms.json import JsonObject
 
@@ -99,7 +99,7 @@ async def _count_ids(ids: bytes) -> int:
 
 
 async def _check_values(raw: bytes) -> None:
-    if sum(map(raw.count, (b",", b"[", b"{"))) <= MOST_VALUES:
+    if sum(count_mark(raw, mark) for mark in (b",", b"[", b"{")) <= MOST_VALUES:
         return
     # Most may be in text. Looked for in a thread, which gives way every few milliseconds.
     if await asyncio.to_thread(_has_more_values, raw):

@@ -24,6 +24,8 @@ MAX_SEED = 2**63 - 1
 """Of the last choice: engines take seeds of 64 bits with a sign."""
 MAX_DEPTH = 64
 """Lists and objects inside one another: JSON schemas of tools are the deepest honest ones."""
+FEW_MARKS = 32
+"""Marks up to which `count_mark` looks for each by itself."""
 
 
 def check_prompt_bytes(endpoint: Endpoint, size: PromptSize, most: int) -> None:
@@ -69,9 +71,19 @@ def parsed_size(raw: bytes) -> int:
     Text takes as much again for each leg, and up to four bytes a character where one is not ASCII;
     a list, an object or a number takes more than its JSON.
     """
-    wide = not raw.isascii() or b"\\u" in raw
-    values = 64 * raw.count(b"[") + 240 * raw.count(b"{") + 40 * raw.count(b",")
+    wide = not raw.isascii() or (b"\\" in raw and b"\\u" in raw)
+    values = 64 * count_mark(raw, b"[") + 240 * count_mark(raw, b"{") + 40 * count_mark(raw, b",")
     return (7 if wide else 3) * len(raw) + values
+
+
+def count_mark(raw: bytes, mark: bytes) -> int:
+    """`raw.count(mark)`; of few marks in long text in a tenth of the time: `find` skips text."""
+    at = -1
+    for found in range(FEW_MARKS):
+        at = raw.find(mark, at + 1)
+        if at < 0:
+            return found
+    return FEW_MARKS + raw.count(mark, at + 1)
 
 
 def parse_body(endpoint: Endpoint, raw: bytes) -> JsonObject:
