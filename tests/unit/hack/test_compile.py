@@ -32,6 +32,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(bool(compiling.cannot()), reason="no C compiler, or no Python.h")
+@pytest.mark.timeout(900)  # a minute of compiling on an idle core, and tests
 def test_compiled_code_passes_tests_of_its_sources(tmp_path: Path) -> None:
     """Some of them; `make test-compiled` runs all."""
     made = tmp_path / "compiled"

@@ -40,7 +40,7 @@ GIVES_BACK = frozenset(
         "connection_made", "connection_lost", "data_received", "_next", "_rest", "_failed",
         "began", "complete", "screened", "keeps", "has_room", "_count_head_kept",
         "error", "send", "write", "_write_head", "_finish", "finished", "free_served", "draining",
-        "_answered", "close",
+        "_answered", "_free", "close",
         # Entries of callbacks of the event loop: what they do inside is guarded.
         "_tokenised",
     }
