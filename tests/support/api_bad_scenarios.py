@@ -205,6 +205,48 @@ BAD_SCENARIOS = (
         code=400,
     ),
     of_service(
+        "unknown mode of local prefills",
+        {f"{_S0}.routing": {"localPrefill": {"mode": "On"}}},
+        f"{_P0}.routing.localPrefill.mode",
+        '"Off", "Auto", "Fixed"',
+    ),
+    of_service(
+        "no mode of local prefills",
+        {f"{_S0}.routing": {"localPrefill": {"maxTokens": 64}}},
+        f"{_P0}.routing.localPrefill.mode",
+        "Required value",
+    ),
+    of_service(
+        "fixed local prefills without a length",
+        {f"{_S0}.routing": {"localPrefill": {"mode": "Fixed"}}},
+        f"{_P0}.routing.localPrefill",
+        "mode Fixed needs maxTokens",
+    ),
+    of_service(
+        "local prefills of nothing",
+        {f"{_S0}.routing": {"localPrefill": {"mode": "Fixed", "maxTokens": 0}}},
+        f"{_P0}.routing.localPrefill.maxTokens",
+        "greater than or equal to 1",
+    ),
+    of_service(
+        "local prefills of a text",
+        {f"{_S0}.routing": {"localPrefill": {"mode": "Fixed", "maxTokens": "64"}}},
+        f"{_P0}.routing.localPrefill.maxTokens",
+        "integer",
+    ),
+    of_service(
+        "local prefills longer than any prompt",
+        {f"{_S0}.routing": {"localPrefill": {"mode": "Fixed", "maxTokens": 10_000_001}}},
+        f"{_P0}.routing.localPrefill.maxTokens",
+        "less than or equal to 10000000",
+    ),
+    of_service(
+        "local prefills as a word",
+        {f"{_S0}.routing": {"localPrefill": "Auto"}},
+        f"{_P0}.routing.localPrefill",
+        "object",
+    ),
+    of_service(
         "no expected requests",
         {f"{_S0}.expected.requestsPerSecond": 0},
         f"{_P0}.expected.requestsPerSecond",

@@ -136,7 +136,10 @@ FULL: Mapping[str, Object] = {
             "spec.scenarios.0.match.models": ["llama-3-70b-search"],
             "spec.scenarios.0.ratio.fixed": {"groups": 2, "prefill": 3, "decode": 4},
             "spec.scenarios.0.expected.prefixHitPercent": 40,
-            "spec.scenarios.0.routing": {"prefixAffinity": "Off"},
+            "spec.scenarios.0.routing": {
+                "prefixAffinity": "Off",
+                "localPrefill": {"mode": "Fixed", "maxTokens": 64},
+            },
             "spec.networkPolicy": {
                 "clients": [{"cidr": "10.0.0.0/8"}, {"namespaceLabels": {"team": "a"}}],
                 "metrics": [{"podLabels": {"app": "prometheus"}}],

@@ -69,10 +69,16 @@ class ContinuedWorld:
         async with self.session.get(self.url + "/metrics") as answer:
             return sum(metric_values(await answer.text(), names.GATEWAY_CONTINUED, {}))
 
+    async def local(self, result: str = "served") -> float:
+        """Prompts that decodes were asked to compute, so far, with this result."""
+        async with self.session.get(self.url + "/metrics") as answer:
+            text = await answer.text()
+        return sum(metric_values(text, names.GATEWAY_LOCAL_PREFILLS, {"result": result}))
+
 
 @asynccontextmanager
-async def continued_world() -> AsyncIterator[ContinuedWorld]:
-    """All of it, running."""
+async def continued_world(**scenario: Any) -> AsyncIterator[ContinuedWorld]:
+    """All of it, running; `scenario`: more of what is routed."""
     client = Client()
     prefill = EngineProcess("prefill", ("--slots", "4"))
     decodes = [EngineProcess("decode", ("--slots", "4")) for _ in range(2)]
@@ -97,8 +103,9 @@ async def continued_world() -> AsyncIterator[ContinuedWorld]:
                 for d, c in zip(decodes, cutters, strict=True)
             ),
         )
-        scenario = RouteScenario("chat", SLO, (RouteGroup(0, "r1", made),), models=("shop",))
-        await source.push(RouteTable("shop", 1, "reference", "Reference", (scenario,)))
+        groups = (RouteGroup(0, "r1", made),)
+        one = RouteScenario("chat", SLO, groups, models=("shop",), **scenario)
+        await source.push(RouteTable("shop", 1, "reference", "Reference", (one,)))
         yield ContinuedWorld(cuts, f"http://127.0.0.1:{port}", session)
     finally:
         await session.close()

@@ -53,8 +53,9 @@ class StubEngine:
         self.hint_override: tuple[bytes, bytes] | None = None
         self.script: list[str] = []
         """What happens to the next requests: `ok`, `500`, `400`, `full`, `draining`,
-        `deadline`, `reset`, `hang`, `cut:N` (decode: connection lost after N tokens), `error:N`
-        (error event), `kv_failed`, `kv_corrupt`, `empty`, `forgets` (prefill: it keeps no KV)."""
+        `deadline`, `tpot`, `reset`, `hang`, `cut:N` (decode: connection lost after N tokens),
+        `error:N` (error event), `kv_failed`, `kv_corrupt`, `empty`, `forgets` (prefill: it keeps no
+        KV)."""
         self.gate: asyncio.Event | None = None
         """When set, prefill waits for it before it answers."""
         self.reply_gate: asyncio.Event | None = None
@@ -147,7 +148,7 @@ class StubEngine:
             error = ApiError(int(step), f"scripted {step}", kind="scripted")
             reply.send(error.status, error.body(), "application/json", self._hint())
             return
-        if step in ("draining", "deadline"):
+        if step in ("draining", "deadline", "tpot"):
             self._reject(reply, step.encode())
             return
         if step in ("kv_failed", "kv_corrupt"):

@@ -152,12 +152,34 @@ class Expected(ApiModel):
     """Offered requests per second."""
 
 
+class LocalPrefill(ApiModel):
+    """Which prompts a decode computes itself, in the steps of the answers that run there."""
+
+    rules = (
+        Rule(
+            "self.mode != 'Fixed' || has(self.maxTokens)",
+            "mode Fixed needs maxTokens",
+            lambda v: v.mode != "Fixed" or v.max_tokens is not None,
+        ),
+    )
+
+    mode: Literal["Off", "Auto", "Fixed"]
+    """Off: prefills compute all prompts. Auto: a decode with room computes those for which that is
+    sooner than the way through a prefill by more than it delays the answers that run there, and
+    within their TPOT target. Fixed: those of at most `maxTokens`, whatever it does to TPOT."""
+    max_tokens: Annotated[int, Int(1, 10_000_000)] | None = None
+    """Longest prompt, less what is expected in a prefix cache, for mode Fixed; kept unused in the
+    other modes."""
+
+
 class Routing(ApiModel):
-    """In which order gateways ask the prefills of a scenario."""
+    """Which instances gateways ask for the requests of a scenario, and in which order."""
 
     prefix_affinity: Literal["Auto", "Off"] | None = None
     """Auto: a prefill that holds the beginning of a prompt in its prefix cache is preferred, as far
     as engines report that they found it there. Off: prompts do not count. Absent: Auto."""
+    local_prefill: LocalPrefill | None = None
+    """Which prompts a decode computes itself. Absent: none (Off)."""
 
 
 class Scenario(ApiModel):
@@ -186,9 +208,15 @@ class Scenario(ApiModel):
     expected: Expected
     """The traffic to size for until it is measured."""
     routing: Routing | None = None
-    """In which order gateways ask its prefills."""
+    """Which instances gateways ask for its requests, and in which order."""
 
     @property
     def prefix_affinity(self) -> bool:
         """Whether prefills that hold the beginning of a prompt are preferred."""
         return self.routing is None or self.routing.prefix_affinity != "Off"
+
+    @property
+    def local_prefill(self) -> LocalPrefill:
+        """Which prompts a decode computes itself."""
+        given = None if self.routing is None else self.routing.local_prefill
+        return given or LocalPrefill(mode="Off")

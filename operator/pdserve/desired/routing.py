@@ -80,6 +80,8 @@ def route_table(
                 max_model_len=now.get(scenario.name, ContextBounds()).model_len
                 or before.get(scenario.name, ContextBounds()).model_len,
                 prefix_affinity=scenario.prefix_affinity,
+                local_prefill=scenario.local_prefill.mode,
+                local_prefill_tokens=_local_tokens(scenario),
             )
             for scenario in service.spec.scenarios
         ),
@@ -88,6 +90,12 @@ def route_table(
     if last is not None and table == last:
         return last
     return dataclasses.replace(table, version=table.version + 1)
+
+
+def _local_tokens(scenario: Scenario) -> int:
+    """Longest prompt that a decode computes in mode Fixed; 0 in the other modes."""
+    local = scenario.local_prefill
+    return (local.max_tokens or 0) if local.mode == "Fixed" else 0
 
 
 def bounds_of(groups: Sequence[RouteGroup], links: Mapping[str, LinkReport]) -> ContextBounds:

@@ -220,6 +220,49 @@ class ContinuingFlow(EngineFlow, Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class LocalAnswer:
+    """What the head of a decode's answer says of a prompt that it computed itself; 0: nothing.
+
+    `kv`: as of a prefill's reply, for `ContinuingFlow.continued`; None: the stream cannot go on.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    kv: JsonMap | None
+
+
+@runtime_checkable
+class LocalPrefillFlow(EngineFlow, Protocol):
+    """An engine whose decode can compute a prompt by itself, in the steps of what runs there.
+
+    Such a leg goes to a decode only and is answered like a decode leg. It may be refused for the
+    reasons of any leg and for `wire.calls.REJECT_TPOT`. Legs otherwise in the order
+    `prefill_first`.
+    """
+
+    def prepare_local(self, endpoint: Endpoint, body: JsonMap) -> bytes:
+        """The leg's body; a stream must end with a chunk of the usage, as in `prepare_decode`."""
+
+    def local_leg(self, attempt: LegAttempt, prepared: bytes, tpot: float | None) -> LegRequest:
+        """The leg.
+
+        `attempt`: its `prefill` is the decode too. `tpot`: seconds per token that answers which
+        run there may take on average, for the engine to refuse otherwise; None: it need not.
+        """
+
+    def lacks_local(self, error: bytes) -> bool:
+        """Whether the body of a client error says that this decode computes no prompts."""
+
+    def read_local(self, headers: Mapping[bytes, bytes]) -> LocalAnswer:
+        """What an accepted leg's reply says in its head. Never raises."""
+
+
+def prefills_locally(flow: EngineFlow) -> LocalPrefillFlow | None:
+    """The flow, where a decode of its engine can compute prompts."""
+    return cast("LocalPrefillFlow", flow) if hasattr(flow, "local_leg") else None
+
+
 def continuing(flow: EngineFlow) -> ContinuingFlow | None:
     """The flow, where its engine can go on with a stream."""
     # Asked for each stream: `isinstance` would look at every method.

@@ -155,10 +155,15 @@ class ChoiceIndex:
             return tied[int(random() * len(tied))]
         return _one_of([group.prefills.lowest() for group in groups], random)
 
-    def open_to(self, prefill: Instance, now: float) -> bool:
-        """Whether the group of a prefill has decode credit at `now`."""
+    def open(self, now: float) -> bool:
+        """Whether a prefill can be asked at `now` whose group has decode credit."""
         self._follow(now)
-        group = self._of.get(prefill)
+        return bool(self._open.lowest())
+
+    def open_to(self, instance: Instance, now: float) -> bool:
+        """Whether the group of an instance has decode credit at `now`."""
+        self._follow(now)
+        group = self._of.get(instance)
         if group is None:
             return False
         group.settle(now)

@@ -8,6 +8,7 @@ the bytes is `delivery`'s.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 from pdserve.engines.flow import LegRequest
@@ -27,6 +28,47 @@ from pdserve.http1.client import Exchange, UpstreamError
 
 SILENCE = 2.0
 """Least seconds without a reply's head after which a streaming decode is taken for dead."""
+
+
+async def deliver(
+    c: RequestContext, leg: Leg, exchange: Exchange, broken: Callable[[], None]
+) -> None:
+    """Pass an accepted decode's reply on to the client.
+
+    `broken` is called when it breaks off.
+
+    Raises:
+        ApiError: it broke off after it had begun, and cannot be continued.
+        StreamLostError: it may be.
+        KvLostError: it broke off before; only a new prefill helps.
+    """
+    complete = True
+    try:
+        if c.job.streamed:
+            options = c.job.body.get("stream_options") or {}
+            complete = await relay(
+                exchange,
+                c.reply,
+                c.timeline,
+                strip_usage=not options.get("include_usage"),
+                silence=c.tools.settings.stream_silence,
+                begun=c.begun,
+                sent=c.sent,
+            )
+        else:
+            await collect(exchange, c.reply, c.timeline, c.tools.settings.stream_silence)
+    except DeliveryError as error:
+        leg.failed(error.kind)
+        broken()
+        message = f"decode {leg.instance.id}: {error}"
+        if c.reply.started and (c.sent is None or not c.sent.can_go_on):
+            raise c.failed(message) from error
+        if c.reply.started:
+            raise StreamLostError(message) from error
+        c.fault(message)
+        raise KvLostError(message) from error
+    leg.close()
+    c.outcome = "completed" if complete else "failed"
 
 
 class DecodePhase:
@@ -146,36 +188,9 @@ class DecodePhase:
             c.sent.kv = self._held.outcome.kv
         c.held, self._held.decode_body = None, b""
         c.tell(self._held.leg, leg)
-        await self._deliver(leg, exchange)
-
-    async def _deliver(self, leg: Leg, exchange: Exchange) -> None:
-        c, complete = self._c, True
-        try:
-            if c.job.streamed:
-                options = c.job.body.get("stream_options") or {}
-                complete = await relay(
-                    exchange,
-                    c.reply,
-                    c.timeline,
-                    strip_usage=not options.get("include_usage"),
-                    silence=c.tools.settings.stream_silence,
-                    begun=c.begun,
-                    sent=c.sent,
-                )
-            else:
-                await collect(exchange, c.reply, c.timeline, c.tools.settings.stream_silence)
-        except DeliveryError as error:
-            leg.failed(error.kind)
-            self._release()
-            message = f"decode {leg.instance.id}: {error}"
-            if c.reply.started and (c.sent is None or not c.sent.can_go_on):
-                raise c.failed(message) from error
-            if c.reply.started:
-                raise StreamLostError(message) from error
-            c.fault(message)
-            raise KvLostError(message) from error
-        leg.close()
-        c.outcome = "completed" if complete else "failed"
+        if c.scheduler.local is not None and c.job.streamed:
+            c.scheduler.local.handed_over(time.perf_counter() - self._held.at)
+        await deliver(c, leg, exchange, self._release)
 
     def overdue(self) -> None:
         """The decode has neither refused nor sent a head within the handoff target.

@@ -94,6 +94,7 @@ async def relay(
         elif timeline.second is None:
             timeline.second = meter.first_at
         timeline.last, timeline.output_tokens = meter.last_at or timeline.last, meter.tokens
+        timeline.prompt_tokens = timeline.prompt_tokens or meter.prompt_tokens
     if not (reply.started or stream.last):
         raise DeliveryError("status", "the stream was empty")
     stream.pass_on(stream.last, ends=True)
@@ -159,7 +160,9 @@ async def collect(
         value = parse_json(body, max_bytes=MAX_BODY)
         if not isinstance(value["choices"][0], dict):
             raise TypeError("a choice is no object")
-        timeline.output_tokens = token_count((value.get("usage") or {}).get("completion_tokens"))
+        usage = value.get("usage") or {}
+        timeline.output_tokens = token_count(usage.get("completion_tokens"))
+        timeline.prompt_tokens = timeline.prompt_tokens or token_count(usage.get("prompt_tokens"))
     except UpstreamError as error:
         raise DeliveryError(error.kind, str(error)) from error
     except (AttributeError, LookupError, TypeError, ValueError) as wrong:

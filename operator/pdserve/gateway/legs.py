@@ -57,7 +57,7 @@ class Leg:
 
     def accepted(self, exchange: Exchange) -> None:
         """Note that the instance took it: a slot is ours until `close`."""
-        self._untake()
+        self.untake()
         self._state, self._result = "held", "accepted"
         now = self._accepted_at = self._ended_at = time.perf_counter()
         self.instance.accepted(self._flow.read_hint(exchange.headers), now, self.sent_at)
@@ -65,7 +65,7 @@ class Leg:
 
     def refused(self, exchange: Exchange, reason: str) -> None:
         """Note that the instance did not take it, for `reason` (of its header, bounded)."""
-        self._untake()
+        self.untake()
         self._tell(f"refused: {reason}")
         self._state = "closed"
         now, hint = time.perf_counter(), self._flow.read_hint(exchange.headers)
@@ -80,7 +80,7 @@ class Leg:
 
     def answered(self) -> None:
         """Note an answer with an error that is not about its slots."""
-        self._untake()
+        self.untake()
         self._tell("error")
         self._state = "closed"
         self.instance.answered()
@@ -127,7 +127,8 @@ class Leg:
     def _tell(self, result: str) -> None:
         self._result, self._ended_at = result, time.perf_counter()
 
-    def _untake(self) -> None:
+    def untake(self) -> None:
+        """Undo `taken`: it is not sure any more that the instance has it."""
         if self._state == "taken":
             self._state = "sent"
             self.instance.revoked()

@@ -20,6 +20,8 @@ from pdserve.wire import metrics as names
 from pdserve.wire.routes import RouteScenario, RouteTable
 
 Stage = Literal["arrival", "before_prefill", "after_prefill"]
+LocalResult = Literal["served", "refused", "failed"]
+LOCAL_RESULTS: tuple[LocalResult, ...] = ("served", "refused", "failed")
 STAGES: tuple[Stage, ...] = ("arrival", "before_prefill", "after_prefill")
 
 AROUND_TARGET = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -65,6 +67,12 @@ class GatewayMetrics:
         self.attempts = self._counter(names.GATEWAY_ATTEMPTS, "Legs tried.", "leg")
         self.continued = self._counter(
             names.GATEWAY_CONTINUED, "Streams that lost their decode and went on from another."
+        )
+        self.local_prefills = self._counter(
+            names.GATEWAY_LOCAL_PREFILLS, "Prompts that a decode was asked to compute.", "result"
+        )
+        self.local_crossover = self._gauge(
+            names.GATEWAY_LOCAL_CROSSOVER, "Tokens up to which a decode computes a prompt now."
         )
         self.expired = self._counter(names.GATEWAY_EXPIRED, "Deadlines passed.", "stage")
         self.waiting = self._gauge(names.GATEWAY_WAITING, "Requests waiting for a prefill.")
@@ -133,6 +141,8 @@ class ScenarioMetrics:
         self._prefix_blocks = f.prefix_blocks.labels(*key)
         self._cancelled = f.cancelled.labels(*key)
         self._continued = f.continued.labels(*key)
+        self._local = {result: f.local_prefills.labels(*key, result) for result in LOCAL_RESULTS}
+        self._local_crossover = f.local_crossover.labels(*key)
         self._attempts = {role: f.attempts.labels(*key, role) for role in ROLES}
         for role in ROLES:
             for reason in (_FULL[role], *_REASONS):
@@ -171,6 +181,14 @@ class ScenarioMetrics:
     def continued(self) -> None:
         """Count a stream that lost its decode and is about to go on from another."""
         self._continued.inc()
+
+    def local_prefill(self, result: LocalResult) -> None:
+        """Count a prompt that a decode was asked to compute."""
+        self._local[result].inc()
+
+    def local_crossover(self, tokens: int) -> None:
+        """Show up to which length a decode computes a prompt (set when scraped)."""
+        self._local_crossover.set(tokens)
 
     def client_cancelled(self) -> None:
         """Count a client that left in time: not offered."""

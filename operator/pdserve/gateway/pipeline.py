@@ -2,6 +2,8 @@
 
 1. Admit: the latest time at which a prefill may accept (infeasible: refused at once).
 2. Prefill (`prefill_phase`): wait in the scheduler until a prefill has accepted and answered.
+   In scenarios with `localPrefill` a decode may be asked to compute the prompt instead
+   (`local_phase`); what it does not take goes to a prefill.
 3. If token 1 ended the request, answer from the prefill's reply.
 4. Decode (`decode_phase`): a decode of the same group pulls the KV; its stream is relayed as
    received and measured, or its reply collected and sent whole.
@@ -29,6 +31,7 @@ from pdserve.forwarding.deadline import SAFETY
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.decode_phase import DecodePhase
 from pdserve.gateway.errors import overloaded
+from pdserve.gateway.local_phase import LocalPhase
 from pdserve.gateway.prefill_phase import PrefillPhase
 from pdserve.gateway.request_context import (
     FinishedPrefill,
@@ -78,9 +81,13 @@ class _PrefillFirst:
     def __init__(self, context: RequestContext) -> None:
         self._c = context
         self._prefill = PrefillPhase(context)
+        self._local = None if context.scheduler.local is None else LocalPhase.of(context)
 
     async def run(self, ticket: Ticket) -> None:
         """Deliver the answer; raises ApiError or KvLostError."""
+        local, self._local = self._local, None
+        if local is not None and await local.run(ticket):
+            return
         held = self._c.held = await self._prefill.run(ticket)
         if held.final is not None:
             _answer(self._c, held, held.final)

@@ -162,7 +162,10 @@ class PrefillPhase:
         computed = outcome.prompt_tokens - outcome.cached_tokens
         c.scheduler.turns.prefilled(c.job.turn, computed, held.at)
         if computed > 0:
-            c.scheduler.prefill_times.learn(computed, held.at - held.leg.sent_at)
+            seconds = held.at - held.leg.sent_at
+            c.scheduler.prefill_times.learn(computed, seconds)
+            if c.scheduler.local is not None:
+                c.scheduler.local.prefilled(computed, seconds)
         if not c.job.streamed and c.flow.first_token == "prefill":  # noqa: S105 (a model token)
             c.timeline.first = held.at
 

@@ -251,7 +251,7 @@ class RequestContext:
         predicted = predict_prefill(scheduler.scenario.prefill_seconds, tokens)
         self.predicted = min(predicted, scheduler.prefill_times.at_most(tokens))
 
-    def tell(self, prefill: Leg, decode: Leg | None) -> None:
+    def tell(self, prefill: Leg | None, decode: Leg | None) -> None:
         """Let the reply name the instances behind it (the last ones, where some were lost)."""
         named = ((HEADER_PREFILL, prefill), (HEADER_DECODE, decode))
         self.reply.headers = (

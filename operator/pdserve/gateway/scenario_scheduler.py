@@ -25,6 +25,7 @@ from pdserve.forwarding.deadline import (
 from pdserve.forwarding.dispatch import Dispatcher, GaveUp, Send, Ticket
 from pdserve.forwarding.fair_turns import FairTurns, Turn
 from pdserve.forwarding.instance import Instance
+from pdserve.forwarding.local_prefill import LocalPrefills
 from pdserve.forwarding.prefix.affinity import Affinity, KnownPrompt
 from pdserve.forwarding.prefix.index import CAPACITY
 from pdserve.forwarding.ranking import NEVER
@@ -59,6 +60,9 @@ class ScenarioScheduler:
         self.dispatcher = Dispatcher(self.view, rng.random, room_limit)
         self._index_blocks = CAPACITY
         self._follow_prefixes()
+        self.local: LocalPrefills | None = None
+        """Chooses decodes that compute a prompt; None: none does."""
+        self._follow_local()
         self.budget = RetryBudget()
         self.budget.cover(self.view.slots)
         self.estimate = TokenEstimate()
@@ -81,6 +85,7 @@ class ScenarioScheduler:
         """Follow a new route table; `tier_costs`: hop cost by level of the tree."""
         self.view.update(scenario, tier_costs)
         self._follow_prefixes()
+        self._follow_local()
         self.budget.cover(self.view.slots)
         self.reschedule()
 
@@ -101,6 +106,14 @@ class ScenarioScheduler:
             )
         else:
             dispatcher.affinity.follow(self._index_blocks)
+
+    def _follow_local(self) -> None:
+        if self.view.scenario.local_prefill == "Off":
+            self.local = None
+        elif self.local is None:
+            self.local = LocalPrefills(self.view, self.prefill_times, self.dispatcher, self.random)
+        else:
+            self.local.follow()
 
     @property
     def wants_blocks(self) -> bool:
@@ -134,6 +147,11 @@ class ScenarioScheduler:
         if affinity is None or ticket is None or ticket.prompt is None:
             return 0
         return int(affinity.prefilled(ticket.prompt, prefill, prompt_tokens, cached_tokens))
+
+    def leave_room(self, ticket: Ticket) -> None:
+        """Take a request out of the room for now; `prefill` puts it back at its turn."""
+        self.dispatcher.withdraw(ticket)
+        self._show_waiting()
 
     async def prefill(self, ticket: Ticket) -> Send:
         """Wait in the room for a prefill to ask; a refused or failed request comes back here.
@@ -228,6 +246,8 @@ class ScenarioScheduler:
         """Publish legs in progress and ejections, per routed instance."""
         affinity = self.dispatcher.affinity
         self.metrics.prefix_blocks(affinity.index.size if affinity else 0)
+        crossover = self.local.crossover(time.perf_counter()) if self.local is not None else 0.0
+        self.metrics.local_crossover(int(crossover))
         for i in self.view.instances():
             self.metrics.instance(i.route.role, i.id, i.used, i.health.ejected)
 

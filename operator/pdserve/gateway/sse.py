@@ -49,6 +49,8 @@ class StreamMeter:
         self.usage: JsonObject | None = None
         self.tokens = 0
         """Output tokens that the instance reported."""
+        self.prompt_tokens = 0
+        """Prompt tokens that it reported."""
         self.failed = False
         """The instance ended the stream with an error event."""
         self.done = False
@@ -163,6 +165,7 @@ class StreamMeter:
         if isinstance(usage, dict):
             try:
                 self.usage, self.tokens = usage, token_count(usage.get("completion_tokens"))
+                self.prompt_tokens = token_count(usage.get("prompt_tokens"))
             except ValueError as wrong:
                 raise StreamError(str(wrong)) from wrong
             if not choices:

@@ -58,6 +58,8 @@ class EngineConfig:
     prefetch: int = 2
     max_batch_tokens: int = 1024
     chunk_tokens: int = 512
+    local_chunk_tokens: int = 128
+    """Most prompt tokens of a decode's step while answers run there."""
     kv_tokens: int = 0
     max_model_len: int = 0
     prefix_cache: bool = True
@@ -97,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prefetch", type=int, default=2, help="decode: extra requests taken in early")
     p.add_argument("--max-batch-tokens", type=int, default=1024, help="prompt tokens in one step")
     p.add_argument("--chunk-tokens", type=int, default=512, help="prompt tokens per request, step")
+    p.add_argument(
+        "--local-chunk-tokens",
+        type=int,
+        default=128,
+        help="decode: prompt tokens in one step while answers run",
+    )
     p.add_argument("--kv-tokens", type=int, default=0, help="KV pool size; 0: all slots at maximum")
     p.add_argument("--max-model-len", type=int, default=0, help="context limit; 0: the model's")
     p.add_argument("--no-prefix-cache", action="store_true", help="recompute every prompt")
@@ -155,6 +163,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         prefetch=a.prefetch if role == "decode" else 0,
         max_batch_tokens=a.max_batch_tokens,
         chunk_tokens=a.chunk_tokens,
+        local_chunk_tokens=a.local_chunk_tokens,
         kv_tokens=a.kv_tokens,
         max_model_len=a.max_model_len,
         prefix_cache=not a.no_prefix_cache,
@@ -185,6 +194,7 @@ def _check(command: argparse.ArgumentParser, a: argparse.Namespace) -> None:
         ("transfer_port", 0, 65535),
         ("max_batch_tokens", 1, 1 << 20),
         ("chunk_tokens", 1, 1 << 20),
+        ("local_chunk_tokens", 1, 1 << 20),
         ("kv_tokens", 0, 1 << 30),
         ("max_model_len", 0, 1 << 20),
         ("lease_seconds", 0.1, 3600),

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from pdserve.terms import ROLES, Role, Slo
 from pdserve.terms.json import JsonObject
@@ -18,6 +19,7 @@ from pdserve.wire import bounds
 from pdserve.wire.bounds import Fields, WireError
 
 SCHEMA_VERSION = 1
+LocalPrefillMode = Literal["Off", "Auto", "Fixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,10 @@ class RouteScenario:
     max_prompt_bytes: int = 0
     max_model_len: int = 0
     prefix_affinity: bool = False
+    local_prefill: LocalPrefillMode = "Off"
+    """Whether a decode may compute a prompt itself; see `forwarding.local_prefill`."""
+    local_prefill_tokens: int = 0
+    """Longest such prompt in mode Fixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +201,8 @@ def _scenario_json(s: RouteScenario) -> JsonObject:
         **({"maxPromptBytes": s.max_prompt_bytes} if s.max_prompt_bytes else {}),
         **({"maxModelLen": s.max_model_len} if s.max_model_len else {}),
         **({"prefixAffinity": "Auto"} if s.prefix_affinity else {}),
+        **({"localPrefill": s.local_prefill} if s.local_prefill != "Off" else {}),
+        **({"localPrefillTokens": s.local_prefill_tokens} if s.local_prefill_tokens else {}),
         "groups": [
             {
                 "index": g.index,
@@ -242,7 +250,12 @@ def _scenario(scenario: Fields) -> RouteScenario:
         max_prompt_bytes=scenario.integer("maxPromptBytes", 0),
         max_model_len=scenario.integer("maxModelLen", 0),
         prefix_affinity=scenario.text("prefixAffinity", "Off") == "Auto",
+        local_prefill=_LOCAL_PREFILL.get(scenario.text("localPrefill", "Off"), "Off"),
+        local_prefill_tokens=scenario.integer("localPrefillTokens", 0),
     )
+
+
+_LOCAL_PREFILL: Mapping[str, LocalPrefillMode] = {"Auto": "Auto", "Fixed": "Fixed"}
 
 
 def _line(scenario: Fields, key: str) -> tuple[float, float] | None:

@@ -140,6 +140,40 @@ def test_a_word_of_another_version_for_prefixes_is_off(value: str) -> None:
     assert RouteTable.from_json(told) == older
 
 
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        (None, ("Off", 0)),
+        ({"mode": "Off"}, ("Off", 0)),
+        ({"mode": "Auto"}, ("Auto", 0)),
+        ({"mode": "Auto", "maxTokens": 64}, ("Auto", 0)),
+        ({"mode": "Fixed", "maxTokens": 64}, ("Fixed", 64)),
+    ],
+)
+def test_a_scenario_says_which_prompts_decodes_compute(
+    given: dict[str, Any] | None, want: tuple[str, int]
+) -> None:
+    spec = service()
+    usual = route_table(PDService.parse(spec), None, {}, {}, None)
+    assert "localPrefill" not in json.dumps(usual.to_json()), "gateways of before see no change"
+    if given is not None:
+        spec["spec"]["scenarios"][0]["routing"] = {"localPrefill": given}
+    told = route_table(PDService.parse(spec), None, {}, {}, usual)
+    found = told.scenarios[0]
+    assert (found.local_prefill, found.local_prefill_tokens) == want
+    assert (told == usual) == (want == ("Off", 0))
+    assert RouteTable.from_json(json.loads(json.dumps(told.to_json()))) == told
+
+
+@pytest.mark.parametrize("value", ["auto", "On", "", "Always"])
+def test_a_word_of_another_version_for_local_prefills_is_off(value: str) -> None:
+    told = route_table(PDService.parse(service()), None, {}, {}, None)
+    written = told.to_json()
+    for scenario in written["scenarios"]:
+        scenario["localPrefill"] = value
+    assert RouteTable.from_json(written) == told
+
+
 def test_a_group_of_a_former_model_goes_on_under_its_names() -> None:
     def told(model: str, aliases: list[str], last: RouteTable | None, **known: Any) -> RouteTable:
         spec = service(model={"name": model})

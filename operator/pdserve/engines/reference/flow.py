@@ -18,7 +18,7 @@ from pdserve.engines.flow import (
     PrefillOutcome,
     SentPart,
 )
-from pdserve.engines.pull_flow import PullFlow
+from pdserve.engines.local_flow import LocalPullFlow
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.calls import HEADER_EVENT_IDS, PARAM_KV
 
@@ -31,8 +31,8 @@ class _Continued(dict[str, Any]):
     replay: JsonObject
 
 
-class ReferenceFlow(PullFlow):
-    """`ContinuingFlow` of the Reference engine."""
+class ReferenceFlow(LocalPullFlow):
+    """`ContinuingFlow` and `LocalPrefillFlow` of the Reference engine."""
 
     def continued(self, body: JsonMap, kv: JsonMap, sent: SentPart) -> JsonObject:
         """See `ContinuingFlow.continued`.

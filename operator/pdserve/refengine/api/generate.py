@@ -20,7 +20,12 @@ from pdserve.refengine.api.replies import ReplyWriter
 from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.runtime.engine import Engine
-from pdserve.refengine.runtime.request import Finish, GenerationRequest, TokenEvent
+from pdserve.refengine.runtime.request import (
+    Finish,
+    GenerationRequest,
+    LocalLeg,
+    TokenEvent,
+)
 from pdserve.refengine.runtime.sequence import Sequence
 from pdserve.refengine.runtime.slot_claims import SlotClaim
 from pdserve.wire import calls
@@ -99,7 +104,10 @@ class Generator:
         if incoming.size > len(incoming.body):
             raise openai.too_long(kind, incoming.size, self._limits)
         token_ids = incoming.header(calls.HEADER_EVENT_IDS) == "1"
-        draft = openai.read(kind, incoming.body, self._model, self._limits, token_ids=token_ids)
+        draft = openai.read(
+            kind, incoming.body, self._model, self._limits, token_ids=token_ids,
+            local=self._local_prefill(incoming),
+        )  # fmt: skip
         call = _Call(self, reply, draft, name, budget, _wants_early_head(incoming))
         call.begin()
 
@@ -126,6 +134,28 @@ class Generator:
             raise ApiError(400, f"{calls.HEADER_REQUEST_ID}: at most {MAX_ID} printable characters")
         fresh = given or uuid.uuid4().hex
         return f"{fresh}-{uuid.uuid4().hex[:8]}" if self.engine.knows(fresh) else fresh
+
+    def _local_prefill(self, incoming: HttpRequest) -> LocalLeg | None:
+        """What a decode leg says of a prompt that is computed here; None: it is pulled."""
+        if self._config.role != "decode" or incoming.header(calls.HEADER_LOCAL_PREFILL) != "1":
+            return None
+        tpot = _milliseconds(incoming, calls.HEADER_TPOT_MS)
+        if tpot is not None and tpot <= 0:
+            raise ApiError(400, f"{calls.HEADER_TPOT_MS}: more than 0 ms a token are required")
+        return LocalLeg(tpot)
+
+    def reply_headers(self, sequence: Sequence) -> Headers:
+        """Those of an answer; of a prompt computed at a decode also what else a prefill says."""
+        request = sequence.request
+        headers = self.headers(request.id)
+        if request.local is None:
+            return headers
+        return (
+            *headers,
+            (calls.HEADER_PROMPT_TOKENS.encode(), b"%d" % request.prompt_tokens),
+            (calls.HEADER_CACHED_TOKENS.encode(), b"%d" % sequence.cached),
+            (calls.HEADER_SEED.encode(), b"%d" % request.sampling.seed),
+        )
 
     def kv_params(self, sequence: Sequence, event: TokenEvent) -> dict[str, object] | None:
         """For a prefill's reply: where the KV is, None when nothing is held."""
@@ -214,7 +244,8 @@ class _Call:
         if options.stream and not request.hand_over:
             listener = _Stream(self, owner, self._reply, writer)
         else:
-            early = self._early_head and request.remote is not None
+            decodes = request.remote is not None or request.local is not None
+            early = self._early_head and decodes
             listener = _Whole(self, owner, self._reply, writer, early)
         sequence = owner.engine.admit(claim, request, listener)
         self._sequence = sequence
@@ -260,7 +291,7 @@ class _Whole(_Listener):
         writer: ReplyWriter,
         early_head: bool,
     ) -> None:
-        """`early_head`: tell with an interim head that the KV is here."""
+        """`early_head`: tell with an interim head that the KV is here, pulled or computed."""
         super().__init__(call, owner, reply, writer)
         self._events: list[TokenEvent] = []
         self._early_head = early_head
@@ -279,7 +310,7 @@ class _Whole(_Listener):
         self._call.answered()
         if body.get(calls.PARAM_KV) is not None:
             self._reply.on_unread = self._call.unread
-        headers = self._owner.headers(sequence.request.id)
+        headers = self._owner.reply_headers(sequence)
         self._reply.send(200, orjson.dumps(body), JSON, headers)
 
 
@@ -296,7 +327,7 @@ class _Stream(_Listener):
             data += self._writer.tail()
         if not self._started:
             self._started = True
-            headers = self._owner.headers(sequence.request.id)
+            headers = self._owner.reply_headers(sequence)
             self._reply.start(200, EVENT_STREAM, data, headers)
             data = b""
         if event.finish is not None:
@@ -317,12 +348,15 @@ def _wants_early_head(incoming: HttpRequest) -> bool:
 
 
 def _budget(incoming: HttpRequest) -> float | None:
-    value = incoming.header(calls.HEADER_DEADLINE_MS)
+    return _milliseconds(incoming, calls.HEADER_DEADLINE_MS)
+
+
+def _milliseconds(incoming: HttpRequest, name: str) -> float | None:
+    """Seconds of a header in milliseconds; None without it. Raises ApiError."""
+    value = incoming.header(name)
     if value is None:
         return None
     try:
         return max(-MAX_BUDGET_MS, min(int(value), MAX_BUDGET_MS)) / 1000
     except ValueError as error:
-        raise ApiError(
-            400, f"{calls.HEADER_DEADLINE_MS}: {value!r} is not an integer of milliseconds"
-        ) from error
+        raise ApiError(400, f"{name}: {value!r} is not an integer of milliseconds") from error

@@ -18,7 +18,7 @@ from pdserve.refengine.kv.integrity import MAX_GENERATION
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime.request import GenerationRequest, RemoteKv, Replay
 from pdserve.terms.json import JsonMap, JsonObject
-from pdserve.wire.calls import PARAM_KV
+from pdserve.wire.calls import HEADER_LOCAL_PREFILL, PARAM_KV
 
 _REPLAY = f"{PARAM_KV}.pdserve.replay"
 MAX_REPLY_ID = 256
@@ -76,15 +76,26 @@ def wants_hand_over(body: JsonMap, role: EngineRole) -> bool:
     return asked
 
 
-def remote_of(body: JsonMap, role: EngineRole, vocab: int) -> RemoteLeg | None:
+def remote_of(
+    body: JsonMap, role: EngineRole, vocab: int, *, local: bool = False
+) -> RemoteLeg | None:
     """The prefill's results on a decode leg, else None; its token ids are below `vocab`.
+
+    `local`: the decode is asked to compute the prompt itself.
 
     Raises:
         ApiError: a field of them is wrong; the message names it.
     """
     params = _params(body)
     asked = bool(params.get("do_remote_prefill"))
-    if role == "decode" and not asked:
+    if local and asked:
+        raise ApiError(
+            400,
+            f"{HEADER_LOCAL_PREFILL}: a prompt is computed here or pulled, not both",
+            param=PARAM_KV,
+            code="wrong_role",
+        )
+    if role == "decode" and not asked and not local:
         raise ApiError(
             400,
             f"this instance only decodes; send the {PARAM_KV} of a prefill's reply",

@@ -23,7 +23,7 @@ from pdserve.refengine.errors import field_error
 from pdserve.refengine.model.chat_template import ChatMessage, ChatTemplateError
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import SamplingParams
-from pdserve.refengine.runtime.request import GenerationRequest, Replay
+from pdserve.refengine.runtime.request import GenerationRequest, LocalLeg, Replay
 from pdserve.terms.json import JsonMap
 from pdserve.wire.bounds import WireError, parse_json
 
@@ -85,6 +85,7 @@ class RequestDraft:
     _eos: tuple[int, ...]
     _vocab: int
     _limits: RequestLimits
+    _local: LocalLeg | None
 
     @property
     def hand_over(self) -> bool:
@@ -126,6 +127,7 @@ class RequestDraft:
             budget=budget,
             replay=self._replay,
             cache_salt=parameters.cache_salt(body),
+            local=self._local,
         )
         if not self._hand_over and request.min_tokens > request.max_tokens:
             raise field_error(
@@ -141,11 +143,12 @@ class RequestDraft:
 
 
 def read(
-    kind: Kind, raw: bytes, model: LoadedModel, limits: RequestLimits, *, token_ids: bool = False
-) -> RequestDraft:
+    kind: Kind, raw: bytes, model: LoadedModel, limits: RequestLimits, *, token_ids: bool = False,
+    local: LocalLeg | None = None,
+) -> RequestDraft:  # fmt: skip
     """Check a body as far as it goes without its prompt's tokens; bounded work.
 
-    `token_ids`: see `ReplyOptions`.
+    `token_ids`: see `ReplyOptions`. `local`: as in `GenerationRequest`.
 
     Raises:
         ApiError: 400 for a bad field, 404 for another model's name.
@@ -154,7 +157,7 @@ def read(
     _check_model(body, limits.model_name)
     parameters.check(body)
     hand_over = wants_hand_over(body, limits.role)
-    remote = remote_of(body, limits.role, model.config.vocab)
+    remote = remote_of(body, limits.role, model.config.vocab, local=local is not None)
     replay = None
     if hand_over or remote is not None:
         replay = replay_of(body, remote, model.config.vocab)
@@ -175,6 +178,7 @@ def read(
         model.config.eos,
         model.config.vocab,
         limits,
+        local,
     )
 
 

@@ -10,12 +10,15 @@ from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, p
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.model_config import BLOCK_TOKENS
 from pdserve.refengine.runtime.estimates import Estimates
-from pdserve.refengine.runtime.forecast import leg_seconds
+from pdserve.refengine.runtime.forecast import leg_seconds, slowest_tpot
 from pdserve.refengine.runtime.output import Output
 from pdserve.refengine.runtime.rejections import Rejections
 from pdserve.refengine.runtime.request import GenerationRequest
 from pdserve.refengine.runtime.sequence import Sequence, Sink
 from pdserve.wire import calls
+
+TPOT_MARGIN = 0.95
+"""Share of a TPOT target up to which a prompt may slow answers down."""
 
 
 class Admission:
@@ -56,6 +59,7 @@ class Admission:
         cached = len(blocks) * BLOCK_TOKENS
         try:
             self._check_budget(request, cached, active)
+            self._check_running(request, cached, active)
             blocks = blocks + self._pool.allocate(
                 blocks_for(self._positions(request)) - len(blocks)
             )
@@ -76,6 +80,30 @@ class Admission:
         except BaseException:
             self._pool.release(blocks)
             raise
+
+    def _check_running(
+        self, request: GenerationRequest, cached: int, active: Collection[Sequence]
+    ) -> None:
+        """Raise RejectedError where a decode cannot compute a prompt beside what it runs.
+
+        It would have to wait for a running place, or make an answer that runs slower than it may
+        become.
+        """
+        if request.local is None:
+            return
+        if len(active) >= self._config.slots:
+            message = "a prompt is computed here only where it can begin at once"
+            raise self._rejections.reject(calls.REJECT_DECODE_FULL, message)
+        if request.local.tpot is None:
+            return
+        new = (cached, request.prompt_tokens)
+        slowest = slowest_tpot(self._estimates, time.monotonic(), new, active)
+        if slowest > TPOT_MARGIN * request.local.tpot:
+            raise self._rejections.reject(
+                calls.REJECT_TPOT,
+                f"an answer that runs here would take {slowest * 1000:.0f} ms a token, and may "
+                f"take {request.local.tpot * 1000:.0f} ms",
+            )
 
     def _positions(self, request: GenerationRequest) -> int:
         if request.hand_over:

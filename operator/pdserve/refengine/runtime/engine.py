@@ -66,7 +66,7 @@ class Engine:
         total = config.slots + config.prefetch
         blocks = blocks_for(config.kv_tokens) or total * blocks_for(self.context)
         self._memory = new_pool(model.config, blocks + 1)
-        self._pool = BlockPool(blocks + 1, config.prefix_cache and config.role != "decode")
+        self._pool = BlockPool(blocks + 1, config.prefix_cache)
         self._slots = Slots(total)
         self._claims: dict[str, SlotClaim] = {}
         self._early = EarlyReleases()
@@ -156,6 +156,8 @@ class Engine:
             if request.remote is not None:
                 sequence.phase = Phase.PULLING
                 self._pulls.start(sequence, request.remote)
+            elif request.local is not None:
+                sequence.phase = Phase.READY  # it takes a running place like any other here
             self._steps.pump()
         except BaseException:
             if not sequence.ended:
@@ -229,7 +231,10 @@ class Engine:
         """StepOwner: the next tokens and chunks of what runs."""
         self._promote()
         config = self._config
-        return batching.build(self._active.values(), config.max_batch_tokens, config.chunk_tokens)
+        active, most = self._active.values(), config.max_batch_tokens
+        if config.role == "decode" and any(s.decodes for s in active):
+            most = min(most, config.local_chunk_tokens)
+        return batching.build(active, most, config.chunk_tokens)
 
     def not_started(self, error: Exception) -> None:
         """StepOwner: what should have run in the step fails."""

@@ -74,7 +74,10 @@ class Estimates:
         return max(1.0, min(most - produced, usual - produced))
 
     def profile_seconds(self, step: Batch) -> float:
-        """Seconds of a step by the profile, before dilation (mixed steps: the sum of both parts).
+        """Seconds of a step by the profile, before dilation.
+
+        A step with both prompts and decodes goes over the weights once: of the two fixed parts only
+        the larger one counts.
 
         Raises:
             ValueError: the engine is not paced, so it has no profile.
@@ -86,7 +89,23 @@ class Estimates:
             seconds += profile.prefill_seconds(step.chunks)
         if step.decodes:
             seconds += profile.decode_seconds(step.decodes, step.context)
+        if step.chunks and step.decodes:
+            seconds -= min(profile.a, profile.d)
         return seconds
+
+    def added_by(self, spans: Sequence[Span]) -> float:
+        """Seconds that computing prompts in the steps of running answers adds to these steps."""
+        if self._pacer is not None:
+            profile = self._pacer.profile
+            return (profile.prefill_seconds(spans) - profile.a) * self._pacer.factor
+        tokens = sum(end - start for start, end in spans)
+        return max(0.0, self._prefill.seconds(tokens) - self._prefill.seconds(0))
+
+    def decode_seconds(self, batch: int, context: int) -> float:
+        """Seconds of a step of `batch` answers whose contexts sum to `context` tokens."""
+        if self._pacer is not None:
+            return self._pacer.profile.decode_seconds(batch, context) * self._pacer.factor
+        return self.decode_step.get(0.0)
 
     def _step_seconds(self, step: Batch) -> float:
         if self._pacer is not None:

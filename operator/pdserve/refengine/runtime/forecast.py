@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pdserve.refengine.runtime.estimates import Estimates
+from pdserve.refengine.runtime.estimates import Estimates, Span
 from pdserve.refengine.runtime.handoff import Handoff
 from pdserve.refengine.runtime.request import GenerationRequest
 from pdserve.refengine.runtime.sequence import Phase, Sequence
@@ -36,6 +36,35 @@ def leg_seconds(
         (s.computed, s.request.prompt_tokens) for s in active if not s.prefilled and not s.in_step
     ]
     return estimates.prefill_after(now, [*before, (cached, request.prompt_tokens)])
+
+
+def slowest_tpot(
+    estimates: Estimates, now: float, new: Span, active: Collection[Sequence]
+) -> float:
+    """Mean seconds per token of the running answer that would end up slowest.
+
+    Args:
+        estimates: of this instance.
+        now: when the new prompt would begin.
+        new: its [computed, total) positions.
+        active: the requests that run; prompts among them are computed too.
+    """
+    running = [s for s in active if s.decodes]
+    spans = [(s.computed, s.request.prompt_tokens) for s in active if not s.prefilled]
+    work = estimates.added_by([*spans, new])
+    context = sum(s.computed for s in active) + new[1]
+    step = estimates.decode_seconds(len(active) + 1, context)
+    return max((_mean_token(estimates, now, s, step, work) for s in running), default=0.0)
+
+
+def _mean_token(
+    estimates: Estimates, now: float, sequence: Sequence, step: float, work: float
+) -> float:
+    """Seconds per token after the first, over the whole answer, with `work` seconds on top."""
+    produced = len(sequence.output)
+    left = estimates.tokens_left(produced, sequence.request.max_tokens)
+    so_far = now - (sequence.first_token_at or now)
+    return (so_far + work + left * step) / max(1.0, produced - 1 + left)
 
 
 def prefill_free_in(

@@ -40,6 +40,17 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalLeg:
+    """A decode computes this prompt itself.
+
+    `tpot`: seconds per token within which the answers that run there must stay on average; None:
+    they are not looked at.
+    """
+
+    tpot: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A validated generation request.
 
@@ -47,6 +58,7 @@ class GenerationRequest:
     leg: one token, then KV is kept for a decode. `budget` is the seconds left for this leg when
     it arrived, None without a deadline. `eos` ends the output unless `ignore_eos`. `max_tokens` and
     `min_tokens` count replayed tokens too. Prompts of different `cache_salt` share no cached block.
+    `local`: a leg of a decode that has its prompt here.
     """
 
     id: str
@@ -63,6 +75,7 @@ class GenerationRequest:
     budget: float | None = None
     replay: Replay | None = None
     cache_salt: bytes = b""
+    local: LocalLeg | None = None
 
     @property
     def replayed(self) -> tuple[int, ...]:

@@ -68,6 +68,11 @@ class Sequence:
         """All prompt positions have KV."""
         return self.computed >= self.request.prompt_tokens
 
+    @property
+    def decodes(self) -> bool:
+        """It takes part in steps with one token each."""
+        return self.phase is Phase.RUNNING and self.prefilled
+
     def pending(self, limit: int) -> npt.NDArray[np.int32]:
         """The next tokens without KV: rest of the prompt (at most `limit`), or the last output."""
         if self.prefilled:
