@@ -155,10 +155,11 @@ class ChoiceIndex:
             return tied[int(random() * len(tied))]
         return _one_of([group.prefills.lowest() for group in groups], random)
 
-    def open(self, now: float) -> bool:
-        """Whether a prefill can be asked at `now` whose group has decode credit."""
+    def first(self, now: float) -> Instance | None:
+        """One of those that `prefill` may choose at `now`, without a draw."""
         self._follow(now)
-        return bool(self._open.lowest())
+        groups = self._open.lowest()
+        return groups[0].prefills.lowest()[0] if groups else None
 
     def open_to(self, instance: Instance, now: float) -> bool:
         """Whether the group of an instance has decode credit at `now`."""

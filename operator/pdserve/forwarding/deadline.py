@@ -29,6 +29,9 @@ _DECAY = 0.98
 _HEAVIEST = 4096.0
 """One prompt counts for at most so many bytes or messages together."""
 _SAMPLES = 4
+_LEARN = 0.1
+HALF_LIFE = 60.0
+"""Seconds."""
 _PROVEN = 3
 TRIAL_SECONDS = 10.0
 """How often a request that would be refused as infeasible is tried."""
@@ -137,6 +140,26 @@ class PrefillTimes:
         """
         here = _bucket(tokens)
         return any(b <= here and len(s) >= _PROVEN and min(s) > left for b, s in self._seen.items())
+
+
+class HandoffTime:
+    """How long after a prefill's answer its decode's began, of late: a mean of streams."""
+
+    __slots__ = ("_at", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """0 until one was seen."""
+        self._at = 0.0
+
+    def learn(self, seconds: float, now: float) -> None:
+        """Take in one handoff; `now` in monotonic seconds."""
+        self.seconds += (_LEARN if self.seconds else 1.0) * (seconds - self.seconds)
+        self._at = now
+
+    def fading(self, now: float) -> float:
+        """The mean at `now`, half as much for each minute since the last handoff."""
+        return float(self.seconds * 0.5 ** ((now - self._at) / HALF_LIFE))
 
 
 class PromptSize:

@@ -188,8 +188,9 @@ class DecodePhase:
             c.sent.kv = self._held.outcome.kv
         c.held, self._held.decode_body = None, b""
         c.tell(self._held.leg, leg)
-        if c.scheduler.local is not None and c.job.streamed:
-            c.scheduler.local.handed_over(time.perf_counter() - self._held.at)
+        if c.job.streamed:
+            now = time.perf_counter()
+            c.scheduler.handoff.learn(now - self._held.at, now)
         await deliver(c, leg, exchange, self._release)
 
     def overdue(self) -> None:

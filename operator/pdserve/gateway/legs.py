@@ -63,13 +63,16 @@ class Leg:
         self.instance.accepted(self._flow.read_hint(exchange.headers), now, self.sent_at)
         self._scheduler.reschedule()
 
-    def refused(self, exchange: Exchange, reason: str) -> None:
-        """Note that the instance did not take it, for `reason` (of its header, bounded)."""
+    def refused(self, exchange: Exchange, reason: str, *, local: bool = False) -> None:
+        """Note that the instance did not take it, for `reason` (of its header, bounded).
+
+        `local`: a decode was to compute a prompt; it may have room for others.
+        """
         self.untake()
         self._tell(f"refused: {reason}")
         self._state = "closed"
         now, hint = time.perf_counter(), self._flow.read_hint(exchange.headers)
-        if reason == REJECT_DEADLINE:
+        if reason == REJECT_DEADLINE or (local and reason not in _NOT_SERVING):
             # It had room, only not for this request: others may go there at once.
             self.instance.answered()
             self.instance.hinted(hint, now)

@@ -15,7 +15,7 @@ import time
 from pdserve.engines.flow import LegAttempt, LocalPrefillFlow, prefills_locally
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.forwarding.instance import Instance
-from pdserve.forwarding.local_prefill import LocalPrefills
+from pdserve.forwarding.local_prefill import LocalPrefills, LocalPrompt
 from pdserve.gateway.decode_phase import deliver
 from pdserve.gateway.legs import Leg
 from pdserve.gateway.prefill_phase import LOST_TIME
@@ -81,7 +81,8 @@ class LocalPhase:
             return None  # others come first
         tokens = scheduler.estimate.tokens(c.size)
         cached = tokens - scheduler.to_compute(c.size, tokens)
-        return self._local.choose(tokens, cached, ticket.deadline - now, now)
+        prompt = LocalPrompt(tokens, cached, ticket.prompt)
+        return self._local.choose(prompt, ticket.deadline - now, now)
 
     def _attempt(self, leg: Leg) -> LegAttempt:
         c, route = self._c, leg.instance.route
@@ -101,7 +102,7 @@ class LocalPhase:
         if answer.kind == "refused":
             c.scheduler.metrics.local_prefill("refused")
             self._local.refused(leg.instance, time.perf_counter())
-            leg.refused(exchange, answer.reason)
+            leg.refused(exchange, answer.reason, local=True)
             return False
         if answer.kind == "client_error":
             leg.answered()
@@ -132,14 +133,22 @@ class LocalPhase:
         try:
             await deliver(c, leg, exchange, _nothing)
         finally:
-            self._learn()
+            self._learn(leg.instance)
 
-    def _learn(self) -> None:
-        c = self._c
-        if c.timeline.prompt_tokens:
-            c.scheduler.estimate.learn(c.size, c.timeline.prompt_tokens)
-            computed = c.timeline.prompt_tokens - c.timeline.cached_tokens
-            c.scheduler.turns.prefilled(c.job.turn, computed, time.perf_counter())
+    def _learn(self, decode: Instance) -> None:
+        """Learn from what the decode said of the prompt: in its head, or in its usage."""
+        c, line = self._c, self._c.timeline
+        if not line.prompt_tokens:
+            return
+        c.scheduler.estimate.learn(c.size, line.prompt_tokens)
+        computed = line.prompt_tokens - line.cached_tokens
+        c.scheduler.turns.prefilled(c.job.turn, computed, time.perf_counter())
+        prompt = c.ticket.prompt if c.ticket is not None else None
+        if prompt is not None:
+            index = self._local.prefixes
+            line.expected_cached = int(
+                index.prefilled(prompt, decode, line.prompt_tokens, line.cached_tokens)
+            )
 
     def _computed(self, _: Exchange) -> None:
         """Early head of a reply that is not streamed: the decode has token 1."""

@@ -31,6 +31,7 @@ _REASONS = (
     calls.REJECT_DRAINING,
     calls.REJECT_NOT_READY,
     calls.REJECT_DEADLINE,
+    calls.REJECT_TPOT,
     "connect",
     "status",
 )

@@ -139,6 +139,8 @@ def _admit(c: RequestContext) -> Ticket:
     whole = tokens = scheduler.estimate.tokens(c.size)
     scheduler.budget.earn()
     now, target = time.perf_counter(), scenario.slo.ttft
+    if c.job.streamed:
+        target -= min(scheduler.handoff.seconds, target / 2)
     left = c.timeline.arrived + target - now
     c.predict(tokens)
     if SAFETY * c.predicted >= left:

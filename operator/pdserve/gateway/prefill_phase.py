@@ -165,7 +165,7 @@ class PrefillPhase:
             seconds = held.at - held.leg.sent_at
             c.scheduler.prefill_times.learn(computed, seconds)
             if c.scheduler.local is not None:
-                c.scheduler.local.prefilled(computed, seconds)
+                c.scheduler.local.prefilled(computed, seconds, held.at)
         if not c.job.streamed and c.flow.first_token == "prefill":  # noqa: S105 (a model token)
             c.timeline.first = held.at
 

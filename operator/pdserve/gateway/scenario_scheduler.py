@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pdserve.forwarding.budget import RetryBudget
 from pdserve.forwarding.deadline import (
     TRIAL_SECONDS,
+    HandoffTime,
     PrefillTimes,
     PromptSize,
     TokenEstimate,
@@ -57,6 +58,7 @@ class ScenarioScheduler:
         self.metrics = ScenarioMetrics(metrics, table.service, scenario.name, scenario.slo)
         self.random = rng.random
         self.prefill_times = PrefillTimes()
+        self.handoff = HandoffTime()
         self.dispatcher = Dispatcher(self.view, rng.random, room_limit)
         self._index_blocks = CAPACITY
         self._follow_prefixes()
@@ -94,6 +96,7 @@ class ScenarioScheduler:
         if blocks != self._index_blocks:
             self._index_blocks = blocks
             self._follow_prefixes()
+            self._follow_local()
 
     def _follow_prefixes(self) -> None:
         """Have an index of prefixes where the scenario wants it, of the prefills it has now."""
@@ -111,14 +114,18 @@ class ScenarioScheduler:
         if self.view.scenario.local_prefill == "Off":
             self.local = None
         elif self.local is None:
-            self.local = LocalPrefills(self.view, self.prefill_times, self.dispatcher, self.random)
+            self.local = LocalPrefills(
+                self.view, self.prefill_times, self.handoff, self.dispatcher, self.random,
+                self._index_blocks,
+            )  # fmt: skip
         else:
-            self.local.follow()
+            self.local.follow(self._index_blocks)
 
     @property
     def wants_blocks(self) -> bool:
-        """Whether the blocks of a prompt can make a difference: there is a choice of prefills."""
-        return self.dispatcher.affinity is not None and self.view.prefill_count > 1
+        """Whether the blocks of a prompt can make a difference: there is a choice of instances."""
+        choice = self.dispatcher.affinity is not None and self.view.prefill_count > 1
+        return choice or self.local is not None
 
     def offer(self, deadline: float, size: PromptSize, tokens: float, turn: Turn) -> Ticket | None:
         """Let a new request into the room; None when it is full. See `Dispatcher.offer`.

@@ -58,7 +58,7 @@ class EngineConfig:
     prefetch: int = 2
     max_batch_tokens: int = 1024
     chunk_tokens: int = 512
-    local_chunk_tokens: int = 128
+    local_chunk_tokens: int = 512
     """Most prompt tokens of a decode's step while answers run there."""
     kv_tokens: int = 0
     max_model_len: int = 0
@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--local-chunk-tokens",
         type=int,
-        default=128,
+        default=512,
         help="decode: prompt tokens in one step while answers run",
     )
     p.add_argument("--kv-tokens", type=int, default=0, help="KV pool size; 0: all slots at maximum")

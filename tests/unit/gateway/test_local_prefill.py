@@ -92,6 +92,22 @@ async def test_what_a_decode_refuses_goes_to_a_prefill(rig: Rig, reason: str) ->
     assert idle(rig)
 
 
+@pytest.mark.parametrize(("reason", "serves"), [("tpot", True), ("draining", False)])
+async def test_a_decode_that_computes_no_prompt_still_takes_kv(
+    rig: Rig, reason: str, serves: bool
+) -> None:
+    """Its refusal says nothing of what comes from a prefill, unless it serves no more."""
+    prefill, (decode,) = await group(rig)
+    prefill.gate, decode.script = asyncio.Event(), [reason]
+    asking = asyncio.create_task(rig.complete())
+    await eventually(lambda: prefill.running == 1, "it is at the prefill")
+    scheduler, _, _ = rig.gateway.service.scheduler("tiny", {})
+    record = next(i for i in scheduler.view.instances() if i.id == decode.name)
+    assert (record.next_try(0.0) == 0.0) is serves, "it rests from then on"
+    prefill.gate.set()
+    assert (await asking).text == TEXT
+
+
 async def test_a_refusal_leaves_a_decode_alone_for_a_while_and_others_are_asked(rig: Rig) -> None:
     prefill, decodes = await group(rig, decodes=2)
     scheduler, _, _ = rig.gateway.service.scheduler("tiny", {})

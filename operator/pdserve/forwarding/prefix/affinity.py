@@ -22,6 +22,7 @@ from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.prefix.blocks import PromptBlocks
 from pdserve.forwarding.prefix.index import PrefixIndex
 from pdserve.forwarding.scenario_view import View
+from pdserve.terms import Role
 
 CANDIDATES = 4
 """Prefills with a hit that are compared with the best one."""
@@ -51,10 +52,19 @@ class Affinity:
     """The prefix index of one scenario and what its hits are worth."""
 
     def __init__(
-        self, view: View, times: PrefillTimes, random: Callable[[], float], capacity: int
-    ) -> None:
-        """`times`: of the scenario's prefills; `random` draws from [0, 1); `capacity`: blocks."""
-        self._view, self._times, self._random = view, times, random
+        self, view: View, times: PrefillTimes, random: Callable[[], float], capacity: int,
+        role: Role = "prefill",
+    ) -> None:  # fmt: skip
+        """Make an index of what instances of a role hold.
+
+        Args:
+            view: has them.
+            times: of the scenario's prefills.
+            random: draws from [0, 1).
+            capacity: blocks.
+            role: decodes have prompts that they computed themselves.
+        """
+        self._view, self._times, self._random, self._role = view, times, random, role
         self.index: PrefixIndex[Instance] = PrefixIndex(capacity)
         self.trust = 1.0
         """Part of an expected hit that engines found of late, 0 to 1."""
@@ -62,9 +72,10 @@ class Affinity:
         self.follow()
 
     def follow(self, capacity: int | None = None) -> None:
-        """Follow the view's prefills; `capacity`: the new bound of the index, where it changes."""
-        prefills = {p for group in self._view.groups for p in group.prefills}
-        self.index.follow(prefills, capacity)
+        """Follow the view's instances; `capacity`: the new bound of the index, where it changes."""
+        groups = self._view.groups
+        held = (g.prefills if self._role == "prefill" else g.decodes for g in groups)
+        self.index.follow({instance for every in held for instance in every}, capacity)
 
     @property
     def per_token(self) -> float:
@@ -112,6 +123,13 @@ class Affinity:
         layers = self.index.find(prompt.blocks.digests).layers
         hit = layers[0][0] * prompt.blocks.share if layers else 0.0
         return prompt.tokens * (1.0 - self.trust * min(1.0, hit))
+
+    def held(self, prompt: KnownPrompt) -> list[tuple[Instance, float]]:
+        """Instances that hold most of a prompt, and how many tokens they probably find."""
+        hits = self.index.find(prompt.blocks.digests)
+        block = prompt.blocks.share * prompt.tokens * self.trust
+        best = self.index.best(hits, CANDIDATES, self._random) if hits.layers else ()
+        return [(instance, blocks * block) for instance, blocks in best]
 
     def prefilled(
         self, prompt: KnownPrompt, prefill: Instance, prompt_tokens: int, cached_tokens: int

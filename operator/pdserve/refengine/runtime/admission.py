@@ -118,7 +118,8 @@ class Admission:
         if request.budget is None:
             return
         now = time.monotonic()
-        expected = leg_seconds(self._estimates, now, request, cached, active)
+        chunk = self._config.local_chunk_tokens
+        expected = leg_seconds(self._estimates, now, request, cached, active, chunk)
         if expected <= request.budget:
             return
         if request.remote is None and not active and self._estimates.tries_out(now):

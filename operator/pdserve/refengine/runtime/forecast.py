@@ -20,6 +20,7 @@ def leg_seconds(
     request: GenerationRequest,
     cached: int,
     active: Collection[Sequence],
+    chunk: int,
 ) -> float:
     """Until the request's first token here: its KV is pulled, or its prompt computed.
 
@@ -29,13 +30,20 @@ def leg_seconds(
         request: not begun yet.
         cached: tokens of its prompt that need not be computed.
         active: the requests that run; prompts among them are computed before.
+        chunk: prompt tokens of a step while answers run, which each have a token in it too.
     """
     if request.remote is not None:
         return estimates.transfer.get(0.0)
     before = [
         (s.computed, s.request.prompt_tokens) for s in active if not s.prefilled and not s.in_step
     ]
-    return estimates.prefill_after(now, [*before, (cached, request.prompt_tokens)])
+    spans = [*before, (cached, request.prompt_tokens)]
+    seconds = estimates.prefill_after(now, spans)
+    running = [s.computed for s in active if s.decodes]
+    if running:
+        steps = -(-sum(end - start for start, end in spans) // chunk)
+        seconds += steps * estimates.decode_seconds(len(running), sum(running))
+    return seconds
 
 
 def slowest_tpot(
