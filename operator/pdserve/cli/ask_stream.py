@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -99,24 +99,50 @@ class PodProxy:
         answer.seconds = time.perf_counter() - timeline.arrived
         return answer
 
-    @asynccontextmanager
-    async def _post(
+    async def read(self, namespace: str, pod: GatewayPod, path: str) -> str:
+        """The text of a GET to a gateway pod, for example its metrics.
+
+        Raises:
+            KubeError: the API server or the pod refused, or gave no answer.
+        """
+        try:
+            async with self._request("GET", namespace, pod, path, {"Accept": "*/*"}) as reply:
+                text = await reply.text(errors="replace")
+                if reply.status != 200:
+                    raise KubeError(reply.status, reply.reason or "", text[:500])
+                return text
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = str(error) or type(error).__name__
+            raise KubeError(0, UNREACHABLE, f"request to pod {pod.name}: {why}") from error
+
+    def _post(
         self, namespace: str, pod: GatewayPod, question: Question
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        headers: dict[str, str] = {**self._api.default_headers, **question.headers}
-        headers["Content-Type"] = "application/json"
-        headers["Accept"] = "text/event-stream, application/json"
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        headers = {
+            **question.headers,
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream, application/json",
+        }
+        return self._request("POST", namespace, pod, question.path, headers, question.body)
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, namespace: str, pod: GatewayPod, path: str,
+        own: Mapping[str, str], body: JsonMap | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
+        """One request with headers of its `own`."""
+        headers: dict[str, str] = {**self._api.default_headers, **own}
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
         )
         if pod.is_here:
             # Not with the credentials that are meant for the API server.
             scheme = "https" if pod.tls else "http"
-            url = f"{scheme}://{_host(pod.ip)}:{names.PORT_HTTP}{question.path}"
+            url = f"{scheme}://{_host(pod.ip)}:{names.PORT_HTTP}{path}"
             async with (
                 aiohttp.ClientSession(timeout=limits) as session,
                 # This machine's own address: who answers there is certain.
-                session.post(url, json=question.body, headers=headers, ssl=False) as response,
+                session.request(method, url, json=body, headers=headers, ssl=False) as response,
             ):
                 yield response
             return
@@ -124,12 +150,10 @@ class PodProxy:
             headers, None, ["BearerToken"], None, None, None, request_auth=None
         )
         scheme = "https:" if pod.tls else ""
-        path = (
-            PODS.path(namespace, f"{scheme}{pod.name}:{names.PORT_HTTP}", "proxy") + question.path
-        )
+        proxied = PODS.path(namespace, f"{scheme}{pod.name}:{names.PORT_HTTP}", "proxy") + path
         answer = await self._api.rest_client.request(
-            "POST", self._api.configuration.host + path,
-            headers=headers, body=question.body, _request_timeout=limits,
+            method, self._api.configuration.host + proxied,
+            headers=headers, body=body, _request_timeout=limits,
         )  # fmt: skip
         async with answer.response as response:
             yield response

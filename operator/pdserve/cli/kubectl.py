@@ -14,7 +14,15 @@ import time
 from collections.abc import Sequence
 
 from pdserve.api import InvalidObjectError
-from pdserve.cli import ask, request_log, snapshot, view_explain, view_status
+from pdserve.cli import (
+    ask,
+    ask_stream,
+    request_log,
+    snapshot,
+    view_explain,
+    view_local,
+    view_status,
+)
 from pdserve.cli.ask_target import AskError
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect, default_namespace
@@ -107,7 +115,7 @@ async def _run(arguments: argparse.Namespace) -> str:
             return f"no PDService in {namespace or 'any namespace'}"
         if arguments.command == "status":
             return "\n\n".join(view_status.render(s, time.time()) for s in found)
-        return "\n\n".join([await _explain(client, s, arguments.scenario) for s in found])
+        return "\n\n".join([await _explain(client, s, arguments) for s in found])
     finally:
         await client.close()
 
@@ -122,9 +130,17 @@ async def _explain_request(client: KubeClient, arguments: argparse.Namespace) ->
     return request_log.render(found)
 
 
-async def _explain(client: KubeClient, found: snapshot.Snapshot, scenario: str | None) -> str:
+async def _explain(
+    client: KubeClient, found: snapshot.Snapshot, arguments: argparse.Namespace
+) -> str:
+    scenario: str | None = arguments.scenario
     state = await snapshot.read_fabric(client, found.service.spec.fabric.domain_ref.name)
-    return view_explain.render(found, scenario, state, time.time())
+    text = view_explain.render(found, scenario, state, time.time())
+    if not view_local.wanted(found.service, scenario):
+        return text
+    async with ask_stream.pod_proxy(arguments.kubeconfig, arguments.context) as proxy:
+        scrapes = await snapshot.read_gateways(client, found.service, proxy)
+    return f"{text}\n\n{view_local.render(found.service, scenario, scrapes)}"
 
 
 def _as_json(found: snapshot.Snapshot) -> JsonObject:

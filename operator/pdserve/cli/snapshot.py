@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdserve import api
+from pdserve.cli.ask_stream import PodProxy
+from pdserve.cli.ask_target import gateways
+from pdserve.desired.objects import COMPONENT
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import NODES, PODS, Resource
 from pdserve.terms.json import JsonObject
 from pdserve.wire import names
+from pdserve.wire.calls import PATH_METRICS
 
 SERVICES = Resource(names.GROUP, names.VERSION, "pdservices", "PDService")
 GROUPS = Resource(names.GROUP, names.VERSION, "scenariogroups", "ScenarioGroup")
@@ -73,6 +77,26 @@ async def read_services(
     groups = [api.ScenarioGroup.stored(o) for o in (await client.list(GROUPS, namespace)).items]
     pods = (await client.list(PODS, namespace, label_selector=names.LABEL_INSTANCE)).items
     return [_snapshot(s, groups, pods) for s in services]
+
+
+async def read_gateways(
+    client: KubeClient, service: api.PDService, proxy: PodProxy
+) -> dict[str, str | KubeError]:
+    """Metrics of each ready gateway of a service by its pod's name, or why there are none.
+
+    Raises:
+        KubeError: the API server lists no pods.
+    """
+    namespace, name = service.metadata.namespace, service.metadata.name
+    selector = f"{names.LABEL_COMPONENT}={COMPONENT},{names.LABEL_SERVICE}={name}"
+    pods = (await client.list(PODS, namespace, label_selector=selector)).items
+    found: dict[str, str | KubeError] = {}
+    for pod in gateways(pods):
+        try:
+            found[pod.name] = await proxy.read(namespace, pod, PATH_METRICS)
+        except KubeError as error:
+            found[pod.name] = error
+    return found
 
 
 def _snapshot(
