@@ -27,9 +27,10 @@ class ProxiedGateway:
     port: int = 0
     version: int = 0
 
-    async def route(self, instances: Iterable[RouteInstance], slo: Slo = SLO) -> None:
+    async def route(self, instances: Iterable[RouteInstance], slo: Slo = SLO, **more: Any) -> None:
         self.version += 1
-        scenario = RouteScenario("chat", slo, (RouteGroup(0, "r1", tuple(instances)),))
+        groups = (RouteGroup(0, "r1", tuple(instances)),)
+        scenario = RouteScenario("chat", slo, groups, **more)
         await self.source.push(
             RouteTable("shop", self.version, self.model, self.type_name, (scenario,))
         )

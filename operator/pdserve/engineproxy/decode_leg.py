@@ -1,4 +1,4 @@
-"""A decode leg: the engine gets the KV of a prefill of this group and generates.
+"""A decode leg: the engine gets the KV of a prefill of this group, or a prompt, and generates.
 
 A decode engine that fails before its first token has not delivered anything: the gateway gets
 `kv_failed` and asks another decode or another prefill. So the head of a stream waits for the first
@@ -21,8 +21,10 @@ from pdserve.engineproxy.leg_context import (
     body_of,
     forwarded,
     kv_params,
+    milliseconds,
     room_place,
 )
+from pdserve.engineproxy.local_prompts import LocalPrompts
 from pdserve.engineproxy.peer_checks import PATH_PULLED
 from pdserve.engineproxy.stream_end import StreamEnds, TokenCounts, message_of, stream_error
 from pdserve.http1.client import Exchange, UpstreamError
@@ -45,6 +47,7 @@ class DecodeLegs:
 
     def __init__(self, context: LegContext) -> None:
         self._c = context
+        self._local = LocalPrompts()
         self._messages: set[asyncio.Task[bool]] = set()
 
     async def serve(self, request: HttpRequest, reply: Reply) -> None:
@@ -111,9 +114,27 @@ class DecodeLegs:
         if self._c.config.rooms:
             self._holder(*room_place(body, "decode"))
             return _Handover(), streamed
+        if request.header(calls.HEADER_LOCAL_PREFILL) == "1":
+            return self._computed(request, body), streamed
         params = kv_params(body, "do_remote_prefill", "decode")
         holder = self._holder(params.get("remote_host"), params.get("remote_port"))
         return _Pull(self, holder, params), streamed
+
+    def _computed(self, request: HttpRequest, body: JsonObject) -> _Handover:
+        """A prompt that the engine computes; raises ApiError where it cannot begin at once."""
+        c = self._c
+        if calls.PARAM_KV in body:
+            raise ApiError(
+                400, f"{calls.HEADER_LOCAL_PREFILL}: a leg without {calls.PARAM_KV} is required",
+                param=calls.PARAM_KV, code="wrong_role",
+            )  # fmt: skip
+        tpot = milliseconds(request, calls.HEADER_TPOT_MS)
+        if c.places.executing > c.config.slots:
+            message = "a prompt is computed here only where it can begin at once"
+            raise c.refused(calls.REJECT_DECODE_FULL, message)
+        if self._local.too_slow(None if tpot is None else tpot / 1000, c.clock()):
+            raise c.refused(calls.REJECT_TPOT, "answers that run here would become too slow")
+        return _Computed(self._local)
 
     def _holder(self, host: object, port: object) -> Peer:
         """The peer that hands KV over at an address; raises ApiError where the table has none."""
@@ -158,10 +179,10 @@ class DecodeLegs:
 
     async def _stream(self, exchange: Exchange, reply: Reply, pull: _Handover) -> None:
         c, ends = self._c, StreamEnds()
-        wrong = ""
+        wrong, first = "", 0.0
 
         def take(data: bytes) -> None:
-            nonlocal wrong
+            nonlocal wrong, first
             ends.keep(data)
             if reply.started:
                 reply.write(data)
@@ -174,6 +195,7 @@ class DecodeLegs:
                 exchange.abort()
                 return
             pull.done()
+            first = c.clock()
             reply.on_flow(exchange.pause, exchange.resume)
             reply.start(200, EVENT_STREAM, head, c.hints())
 
@@ -184,7 +206,9 @@ class DecodeLegs:
                 raise
         if not reply.started:
             raise self._kv_failed(wrong or "the engine's stream has no event")
-        c.metrics.decoded(ends.counts())
+        counts = ends.counts()
+        self._local.ended(first, c.clock(), counts.made)
+        c.metrics.decoded(counts)
         reply.end()
 
     def _kv_failed(self, message: str) -> ApiError:
@@ -205,6 +229,25 @@ class _Handover:
 
     def stop(self) -> None:
         """No report by time any more."""
+
+
+class _Computed(_Handover):
+    """KV that this engine computes."""
+
+    def __init__(self, prompts: LocalPrompts) -> None:
+        self._prompts = prompts
+        self._open = True
+        prompts.computing += 1
+
+    def done(self) -> None:
+        """The prompt has its first token."""
+        self.stop()
+
+    def stop(self) -> None:
+        """It has, or is given up."""
+        if self._open:
+            self._open = False
+            self._prompts.computing -= 1
 
 
 class _Pull(_Handover):

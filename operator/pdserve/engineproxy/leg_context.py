@@ -88,7 +88,7 @@ class LegContext:
             reason = calls.REJECT_NOT_READY
         if reason is not None:
             raise self.refused(reason, f"instance: {self.why_not_ready}")
-        left = _milliseconds(request)
+        left = milliseconds(request, calls.HEADER_DEADLINE_MS)
         if left is not None and left <= 0:
             error = self.refused(calls.REJECT_DEADLINE, f"needs 1 ms, {left} ms are left")
             times = ((calls.HEADER_NEEDED_MS, 1), (calls.HEADER_LEFT_MS, 0))
@@ -228,14 +228,16 @@ def _object(raw: bytes) -> JsonObject | None:
     return value if isinstance(value, dict) else None
 
 
-def _milliseconds(request: HttpRequest) -> int | None:
-    """What is left of the leg's time; raises ApiError."""
-    value = request.header(calls.HEADER_DEADLINE_MS)
+def milliseconds(request: HttpRequest, name: str) -> int | None:
+    """The header of this name; None without it.
+
+    Raises:
+        ApiError: 400, it is no whole number.
+    """
+    value = request.header(name)
     if value is None:
         return None
     try:
         return int(value)
     except ValueError as error:
-        raise ApiError(
-            400, f"{calls.HEADER_DEADLINE_MS}: {value!r:.80} is not an integer of milliseconds"
-        ) from error
+        raise ApiError(400, f"{name}: {value!r:.80} is not an integer of milliseconds") from error

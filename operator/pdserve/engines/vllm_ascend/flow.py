@@ -1,5 +1,9 @@
-"""Requests of vLLM-Ascend: those of vLLM; the parameters of its connector pass unchanged."""
+"""Requests of vLLM-Ascend: those of vLLM; the parameters of its connector pass unchanged.
 
-from pdserve.engines.vllm.flow import FLOW
+That its decodes compute prompts as vLLM's do is not known from what is public: they are not asked.
+"""
 
-__all__ = ["FLOW"]
+from pdserve.engines.pull_flow import PullFlow
+from pdserve.engines.vllm.flow import LEASE_SECONDS
+
+FLOW = PullFlow(lease_seconds=float(LEASE_SECONDS), first_token="decode")  # noqa: S106 (a model token)
