@@ -37,10 +37,13 @@ from pdserve.wire.calls import HEADER_REQUEST_ID, PATH_CHAT, PATH_COMPLETIONS
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What to ask. `prompt` is a completion prompt, or with `chat` the user's message."""
+    """What to ask. `prompt` is a completion prompt, or with `chat` the user's message.
+
+    A completion prompt may be token ids.
+    """
 
     model: str
-    prompt: str
+    prompt: str | tuple[int, ...]
     max_tokens: int
     chat: bool = False
     stream: bool = True
