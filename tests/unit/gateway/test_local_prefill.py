@@ -218,7 +218,43 @@ async def test_a_client_that_leaves_frees_the_decode(rig: Rig) -> None:
     await eventually(lambda: decode.running == 0 and idle(rig), "nothing is left of it")
 
 
-async def test_the_tpot_target_goes_to_the_decode_in_mode_auto_only(rig: Rig) -> None:
+async def test_auto_computes_at_a_decode_what_a_handoff_takes_longer_for(rig: Rig) -> None:
+    """A prompt takes next to nothing here: once a handoff was seen, any is worth it."""
+    prefill, (decode,) = await group(
+        rig, local_prefill="Auto", local_prefill_tokens=0, prefill_seconds=(0.0, 1e-9)
+    )
+    assert (await rig.complete(stream=True)).text == TEXT
+    assert (prefill.events["attempts"], decode.events["local"]) == (1, 0)
+    assert await rig.metric(names.GATEWAY_LOCAL_CROSSOVER) > 1000
+    for stream in (True, False):
+        assert (await rig.complete(stream=stream, prompt=LONG)).text == TEXT
+    assert (prefill.events["attempts"], decode.events["local"]) == (1, 2)
+    assert decode.headers[-1][b"x-pdserve-tpot-ms"] == b"60000"
+    assert 0 < int(decode.headers[-1][b"x-pdserve-deadline-ms"]) <= 60_000
+
+
+async def test_the_tpot_target_goes_to_decodes_in_mode_auto_only(rig: Rig) -> None:
     _, (decode,) = await group(rig)
     await rig.complete()
+    assert decode.events["local"] == 1
     assert b"x-pdserve-tpot-ms" not in decode.headers[-1]
+
+
+@pytest.mark.parametrize(("stream", "most"), [(True, 40_000), (False, 60_000)])
+async def test_a_prefill_leaves_a_stream_the_time_of_its_handoff(
+    rig: Rig, stream: bool, most: int
+) -> None:
+    prefill, _ = await group(rig, local_prefill="Off", local_prefill_tokens=0)
+    scheduler, _, _ = rig.gateway.service.scheduler("tiny", {})
+    scheduler.handoff.learn(20.0, 0.0)
+    assert (await rig.complete(stream=stream)).text == TEXT
+    left = int(prefill.headers[0][b"x-pdserve-deadline-ms"])
+    assert most - 20_000 < left <= most
+
+
+async def test_the_handoff_takes_at_most_half_of_the_target(rig: Rig) -> None:
+    prefill, _ = await group(rig, local_prefill="Off", local_prefill_tokens=0)
+    scheduler, _, _ = rig.gateway.service.scheduler("tiny", {})
+    scheduler.handoff.learn(500.0, 0.0)
+    assert (await rig.complete(stream=True)).text == TEXT
+    assert int(prefill.headers[0][b"x-pdserve-deadline-ms"]) > 10_000
