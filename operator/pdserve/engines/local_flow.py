@@ -19,6 +19,8 @@ from pdserve.wire import calls
 from pdserve.wire.bounds import WireError, parse_json
 
 MAX_ERROR: Final = 64 << 10
+SEEDS: Final = range(-(1 << 63), 1 << 64)
+"""What a body of JSON can carry as an integer."""
 _INTEGER: Final = re.compile(rb"-?[0-9]{1,40}")
 _MARK: Final = (calls.HEADER_LOCAL_PREFILL.encode(), b"1")
 _TPOT_MS: Final = calls.HEADER_TPOT_MS.encode()
@@ -58,7 +60,11 @@ class LocalPullFlow(PullFlow):
         cached = min(prompt, _count(headers.get(_CACHED)))
         given = headers.get(_SEED, b"")
         seed = int(given) if _INTEGER.fullmatch(given) else None
-        kv = None if seed is None else {"pdserve": {"seed": seed, "cached_tokens": cached}}
+        kv = (
+            None
+            if seed is None or seed not in SEEDS
+            else {"pdserve": {"seed": seed, "cached_tokens": cached}}
+        )
         return LocalAnswer(prompt, cached, kv)
 
 

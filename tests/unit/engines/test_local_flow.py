@@ -67,6 +67,8 @@ def test_a_whole_reply_is_asked_for_without_usage_options() -> None:
         ({PROMPT: b"9" * 100_000}, LocalAnswer(0, 0, None)),
         ({SEED: b"seven"}, LocalAnswer(0, 0, None)),
         ({SEED: b"9" * 5000}, LocalAnswer(0, 0, None)),
+        ({SEED: b"18446744073709551616"}, LocalAnswer(0, 0, None)),
+        ({SEED: b"-9223372036854775809"}, LocalAnswer(0, 0, None)),
         ({SEED: b"-3"}, LocalAnswer(0, 0, {"pdserve": {"seed": -3, "cached_tokens": 0}})),
         (
             {SEED: b"18446744073709551615", PROMPT: b"9", CACHED: b"8"},
