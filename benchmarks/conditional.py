@@ -1,6 +1,6 @@
 """Goodput at the SLO where decodes may compute prompts, beside always and never going through one.
 
-Run by `make bench-conditional`, about 20 minutes (`BENCH_ARGS=--quick`: two); progress
+Run by `make bench-conditional`, about 20 minutes (`BENCH_ARGS=--quick`: three); progress
 on standard error. One prefill and two decodes, real processes paced as devices of a published
 profile (`parts/conditional_world.py`), get prompts of one length after another at 0.9 of what the
 way through the prefill sustains by the profile. Goodput is what a client saw: requests a second
