@@ -24,10 +24,10 @@ from tests.support.prefix_trace import BLOCK, Prompt, spread
 from pdserve.forwarding.deadline import PrefillTimes
 from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
 from pdserve.forwarding.prefix.affinity import Affinity, KnownPrompt
-from pdserve.forwarding.prefix.blocks import PromptBlocks
 from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.scenario_view import View
 from pdserve.wire.hints import Hint
+from pdserve.wire.prefixes import PromptBlocks
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario
 
 SECONDS = (0.02, 0.0001)

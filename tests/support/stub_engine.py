@@ -78,9 +78,8 @@ class StubEngine:
         self.released: list[str] = []
         self.max_used = 0
         self._epoch = 0
-        self._server = HttpServer(
-            self._handle, ClientLimits(body=8 << 20, memory=1 << 30), self._bug
-        )
+        limits = ClientLimits(body=8 << 20, memory=1 << 30)
+        self._server = HttpServer(self._handle, limits, self._bug)
         self.port = 0
         self.bugs: list[Exception] = []
 
@@ -117,7 +116,7 @@ class StubEngine:
         if self.hint_override is not None:
             slots, free_in = self.hint_override
         else:
-            slots = f"{max(0, self.capacity - self.used)}/{self.capacity}".encode()
+            slots = b"%d/%d" % (max(0, self.capacity - self.used), self.capacity)
             free_in = b"0" if self.used < self.capacity else b"5"
         self._epoch += 1
         return (
@@ -127,8 +126,8 @@ class StubEngine:
         )
 
     async def _handle(self, request: HttpRequest, reply: Reply) -> None:
-        if request.path == "/pdserve/v1/release":
-            self._release(request, reply)
+        if request.path.startswith("/pdserve/"):
+            await self.control(request, reply)
             return
         self.events["attempts"] += 1
         body = orjson.loads(request.body)
@@ -209,7 +208,10 @@ class StubEngine:
     def amended(self, value: dict[str, Any], _body: dict[str, Any]) -> dict[str, Any]:
         return value
 
-    def _release(self, request: HttpRequest, reply: Reply) -> None:
+    async def control(self, request: HttpRequest, reply: Reply) -> None:
+        if request.path != "/pdserve/v1/release":
+            reply.send(404, b"{}", "application/json")
+            return
         if request.headers.get(b"authorization") != f"Bearer {TOKEN}".encode():
             reply.send(401, b"{}", "application/json")
             return

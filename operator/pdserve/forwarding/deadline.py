@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import deque
 from math import log2
 
-from pdserve.forwarding.prefix.blocks import NO_BLOCKS
 from pdserve.terms.json import JsonMap
+from pdserve.wire.prefixes import NO_BLOCKS
 
 SAFETY = 1.05
 """Predictions of T_p are multiplied by this before they are subtracted from a target."""

@@ -37,6 +37,7 @@ from pdserve.gateway.inflate import plain_body
 from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.pipeline import serve
+from pdserve.gateway.prefix_feeds import PrefixFeeds
 from pdserve.gateway.prefixes import PromptHasher, salt_with_key
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.request_context import Settings, Tools
@@ -59,6 +60,7 @@ from pdserve.wire.calls import (
     PATH_MODELS,
     PATH_READY,
 )
+from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +121,8 @@ class GatewayServer:
         self._tools = Tools(self.pool, releaser, options.credential, options.settings)
         self._boot = secrets.token_hex(6)
         self._count = count(1)
-        self._prefixes = PromptHasher()
+        self._prefixes = PromptHasher(options.credential)
+        self._feeds = PrefixFeeds(self.pool, options.credential)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _keeps(self, path: str) -> int:
@@ -133,7 +136,7 @@ class GatewayServer:
             OSError: a port cannot be listened on.
         """
         loop = asyncio.get_running_loop()
-        self._tasks.append(loop.create_task(self._source.run(self.service.apply)))
+        self._tasks.append(loop.create_task(self._source.run(self._apply)))
         if self._keys is not None:
             self._tasks.append(loop.create_task(_refresh(self._keys)))
         if self._front.metrics_port is not None:
@@ -143,6 +146,10 @@ class GatewayServer:
             return await self.server.start(host, port)
         self._tasks.append(loop.create_task(_renew(certificate)))
         return await self.server.start(host, port, certificate.context)
+
+    def _apply(self, table: RouteTable) -> None:
+        self.service.apply(table)
+        self._feeds.follow(self.service.schedulers)
 
     async def stop(self) -> None:
         """Stop accepting, let requests finish within the drain time, then close everything.
@@ -160,6 +167,7 @@ class GatewayServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._feeds.close()
         self.pool.close()
 
     async def failed(self) -> None:

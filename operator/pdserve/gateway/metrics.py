@@ -80,6 +80,12 @@ class GatewayMetrics:
         self.prefix_blocks = self._gauge(
             names.GATEWAY_PREFIX_BLOCKS, "Prompt blocks in the prefix index."
         )
+        self.prefix_feeds = self._gauge(
+            names.GATEWAY_PREFIX_FEEDS, "Prefills that report what their prefix caches have."
+        )
+        self.prefix_feeds_broken = self._counter(
+            names.GATEWAY_PREFIX_FEEDS_BROKEN, "Such reports that made no sense and were left."
+        )
         self.inflight = self._gauge(
             names.GATEWAY_INFLIGHT, "Slots this gateway occupies.", "leg", "instance"
         )
@@ -140,6 +146,8 @@ class ScenarioMetrics:
         self._cached = f.cached.labels(*key)
         self._expected_cached = f.expected_cached.labels(*key)
         self._prefix_blocks = f.prefix_blocks.labels(*key)
+        self._prefix_feeds = f.prefix_feeds.labels(*key)
+        self._prefix_feeds_broken = f.prefix_feeds_broken.labels(*key)
         self._cancelled = f.cancelled.labels(*key)
         self._continued = f.continued.labels(*key)
         self._local = {result: f.local_prefills.labels(*key, result) for result in LOCAL_RESULTS}
@@ -195,9 +203,17 @@ class ScenarioMetrics:
         """Count a client that left in time: not offered."""
         self._cancelled.inc()
 
-    def prefix_blocks(self, blocks: int) -> None:
-        """Show how many prompt blocks the prefix index has (set when scraped)."""
+    def prefixes(self, blocks: int, feeds: int) -> None:
+        """Show what the prefix index has (set when scraped).
+
+        `blocks`: prompt blocks; `feeds`: prefills that report theirs.
+        """
         self._prefix_blocks.set(blocks)
+        self._prefix_feeds.set(feeds)
+
+    def feed_broken(self) -> None:
+        """Count a prefill's report of its prefix cache that made no sense."""
+        self._prefix_feeds_broken.inc()
 
     def instance(self, leg: Role, instance: str, used: int, ejected: bool) -> None:
         """Show what this process has at one routed instance (set when scraped).

@@ -14,6 +14,7 @@ from pdserve.forwarding.deadline import SAFETY
 from pdserve.forwarding.dispatch import Ticket
 from pdserve.gateway.errors import overloaded
 from pdserve.gateway.legs import Leg
+from pdserve.gateway.prefix_feeds import naming_blocks
 from pdserve.gateway.request_context import FinishedPrefill, RequestContext
 from pdserve.gateway.scenario_scheduler import ExpiredError
 from pdserve.http1.client import Exchange, UpstreamError
@@ -81,6 +82,7 @@ class PrefillPhase:
         if not c.prefill_body:
             self._prepare()
         request = c.flow.prefill_leg(attempt, c.prefill_body)
+        request = naming_blocks(request, c.scheduler, leg.instance, c.size.blocks)
         unused = True
         try:
             exchange = await c.post(leg, request, patience)

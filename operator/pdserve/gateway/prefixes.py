@@ -12,9 +12,11 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 
-from pdserve.forwarding.prefix.blocks import PromptBlocks, prompt_blocks
+from pdserve.engines.credentials import Credential
+from pdserve.forwarding.prefix.blocks import prompt_blocks
 from pdserve.gateway.auth import API_KEY, AUTHORIZATION, tenant_of
 from pdserve.terms.json import JsonMap, JsonObject
+from pdserve.wire.prefixes import PromptBlocks
 
 FIELD = "cache_salt"
 
@@ -34,13 +36,25 @@ def salt_with_key(body: JsonObject, headers: Mapping[bytes, bytes]) -> None:
 
 
 class PromptHasher:
-    """Makes blocks of prompts, with a secret of this process."""
+    """Makes blocks of prompts, with a secret of the service's gateways.
 
-    def __init__(self) -> None:
-        self._secret = secrets.token_bytes(32)
+    They have a credential in common, so that a prompt has the same blocks in all of them. Without
+    one the secret is this process's own.
+    """
+
+    def __init__(self, credential: Credential) -> None:
+        self._credential = credential
+        self._own = secrets.token_hex(32)
+        self._of = ""
+        """What the secret was made of."""
+        self._secret = b""
 
     def blocks(self, body: JsonMap) -> PromptBlocks:
         """The blocks of a checked body's prompt; those of different salts are different."""
+        source = self._credential.first or self._own
+        if source != self._of:
+            self._of = source
+            self._secret = hashlib.sha256(b"pdserve-prompt-blocks\0" + source.encode()).digest()
         salt = body.get(FIELD)
         if not isinstance(salt, str) or not salt:
             return prompt_blocks(body, self._secret)

@@ -252,7 +252,8 @@ class ScenarioScheduler:
     def show_instances(self) -> None:
         """Publish legs in progress and ejections, per routed instance."""
         affinity = self.dispatcher.affinity
-        self.metrics.prefix_blocks(affinity.index.size if affinity else 0)
+        index = affinity.index if affinity else None
+        self.metrics.prefixes(index.size if index else 0, index.reporting if index else 0)
         crossover = self.local.crossover(time.perf_counter()) if self.local is not None else 0.0
         self.metrics.local_crossover(int(crossover))
         for i in self.view.instances():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pdserve.engines import registry
 from pdserve.engines.flow import EngineFlow
@@ -122,6 +122,11 @@ class Service:
             slots = [_prefill_slots(lane[0]) for lane in able]
             part, scheduler, flow = self._rng.choices(able, slots)[0]
         return scheduler, flow, part.served.model
+
+    @property
+    def schedulers(self) -> Collection[ScenarioScheduler]:
+        """Those of all scenarios that are served."""
+        return self._schedulers.values()
 
     def models(self) -> tuple[str, ...]:
         """Model names that clients may use."""

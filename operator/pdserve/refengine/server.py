@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from pdserve.engines.prefix_feed import PrefixFeed
 from pdserve.engines.trust import Trust
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.server import HttpServer
@@ -77,6 +78,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
         transfer_port = await transport.start(config.bind, config.transfer_port)
     sender = Sender(config.instance, host, transfer_port)
     generator = Generator(config, model, engine, sender, lambda: links.ready)
+    feed = PrefixFeed(engine.cached)
     routes = Routes(
         config,
         model,
@@ -86,6 +88,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
         generator,
         int(time.time()),
         lambda: generator.open_replies,
+        feed,
     )
     kept = dict.fromkeys(_PROMPTS, min(config.max_body_bytes, generator.body_bytes))
     server = HttpServer(
@@ -96,6 +99,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
         yield StartedInstance(port, transfer_port, engine, links)
         await _drain(engine, generator, config.drain_seconds)
     finally:
+        feed.close()
         await server.stop(CLOSE_SECONDS)
         links.close()
         await transport.stop()

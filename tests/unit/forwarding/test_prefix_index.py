@@ -28,6 +28,7 @@ def test_lookups_agree_with_sets_of_blocks() -> None:
     names = [f"p{n}" for n in range(70)]
     index: PrefixIndex[str] = PrefixIndex(1 << 20)
     held: dict[str, set[int]] = {}
+    reports: set[str] = set()
     for _ in range(3000):
         prompt = chain(*(rng.randrange(3) for _ in range(rng.randrange(1, 9))))
         action = rng.randrange(20)
@@ -35,10 +36,21 @@ def test_lookups_agree_with_sets_of_blocks() -> None:
             now = rng.sample(names, rng.randrange(1, len(names)))
             index.follow(now)
             held = {name: held.get(name, set()) for name in now}
+            reports &= set(now)
         elif action == 1 and held:
             name = rng.choice(list(held))
-            index.cleared(name)
+            index.report(name)
             held[name] = set()
+            reports.add(name)
+        elif action == 3 and held:
+            name = rng.choice(list(held))
+            index.silent(name)
+            reports.discard(name)
+        elif action == 4 and held:
+            name = rng.choice(list(held))
+            index.reported(name, reversed(prompt))
+            if name in reports:
+                held[name] |= set(prompt)
         elif action == 2 and held:
             name = rng.choice(list(held))
             index.removed(name, prompt)
@@ -48,6 +60,8 @@ def test_lookups_agree_with_sets_of_blocks() -> None:
             index.stored(name, prompt)
             if name in held:
                 held[name] |= set(prompt)
+        assert index.reporting == len(reports)
+        assert {n for n in names if index.reports(n)} == reports
         want = {
             name: n
             for name, blocks in held.items()

@@ -16,9 +16,9 @@ from pdserve.forwarding.deadline import PrefillTimes
 from pdserve.forwarding.dispatch import Dispatcher, Ticket
 from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.prefix.affinity import Affinity, KnownPrompt
-from pdserve.forwarding.prefix.blocks import PromptBlocks
 from pdserve.forwarding.scenario_view import View
 from pdserve.wire.hints import Hint
+from pdserve.wire.prefixes import PromptBlocks
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario
 
 PER_TOKEN = 0.001
@@ -218,6 +218,30 @@ def test_with_engines_that_find_nothing_the_usual_order_returns() -> None:
         case.end(holder, LONG, now + 0.5)
     case.occupy(holder, 60.0, 0.1)  # a hit would save 0.4 s
     assert case.serve(LONG, 60.0) is not holder
+
+
+def test_one_that_reports_what_it_does_not_have_loses_its_own_preference_alone() -> None:
+    case = Case(3)
+    wrong, honest, _ = case.prefills
+    index = case.affinity.index
+    for prefill, known in ((wrong, LONG), (honest, prompt(11, 12, 13, 14, 15))):
+        index.report(prefill)
+        index.reported(prefill, reversed(known.blocks.digests))
+    assert case.serve(LONG, 0.0) is wrong
+    case.end(wrong, LONG, 0.5, cached=0)
+    for now in range(1, 40):
+        known = LONG if now % 2 else prompt(11, 12, 13, 14, 15)
+        holder = case.serve(known, now)
+        found = int(known.tokens) if holder is honest and known is not LONG else 0
+        case.end(holder, known, now + 0.5, cached=found)
+        index.reported(wrong, reversed(LONG.blocks.digests))
+    assert case.affinity.trust_in(wrong) < 0.2
+    assert case.affinity.trust_in(honest) == 1.0
+    case.occupy(wrong, 60.0, 0.2)
+    assert case.serve(LONG, 60.0) is not wrong  # a true hit would save 0.5 s
+    case.occupy(honest, 61.0, 0.2)
+    case.offer(prompt(11, 12, 13, 14, 15))
+    assert not case.room.step(61.0).sends  # it waits for the true one
 
 
 def test_without_hits_decisions_are_those_without_prefixes() -> None:

@@ -7,7 +7,9 @@ where it would still end sooner, and no longer than the hit saves.
 
 What a hit saves is learned: the time of a token from the route table or from prefills seen here,
 and from the engines' counts of cached tokens how much of an expected hit comes true. With engines
-that have no prefix cache, or do not report what they found, the preference soon ends.
+that have no prefix cache, or do not report what they found, the preference soon ends. For prefills
+that report their blocks this is learned of each: one that reports what it does not have loses only
+its own preference.
 
 Neighbours: `dispatch` asks for each request that has blocks; `index` has who holds what.
 """
@@ -19,10 +21,10 @@ from typing import NamedTuple
 
 from pdserve.forwarding.deadline import PrefillTimes, predict_prefill
 from pdserve.forwarding.instance import Instance
-from pdserve.forwarding.prefix.blocks import PromptBlocks
 from pdserve.forwarding.prefix.index import PrefixIndex
 from pdserve.forwarding.scenario_view import View
 from pdserve.terms import Role
+from pdserve.wire.prefixes import PromptBlocks
 
 CANDIDATES = 4
 """Prefills with a hit that are compared with the best one."""
@@ -68,6 +70,8 @@ class Affinity:
         self.index: PrefixIndex[Instance] = PrefixIndex(capacity)
         self.trust = 1.0
         """Part of an expected hit that engines found of late, 0 to 1."""
+        self._trusts: dict[Instance, float] = {}
+        """The same of each prefill that reports its blocks."""
         self._reported = False
         self.follow()
 
@@ -75,13 +79,13 @@ class Affinity:
         """Follow the view's instances; `capacity`: the new bound of the index, where it changes."""
         groups = self._view.groups
         held = (g.prefills if self._role == "prefill" else g.decodes for g in groups)
-        self.index.follow({instance for every in held for instance in every}, capacity)
+        present = {instance for every in held for instance in every}
+        self.index.follow(present, capacity)
+        self._trusts = {p: part for p, part in self._trusts.items() if p in present}
 
-    @property
-    def per_token(self) -> float:
-        """Seconds that a cached token saves, if it is found."""
-        predicted = self._view.scenario.prefill_seconds
-        return self.trust * (predicted[1] if predicted else self._times.per_token)
+    def trust_in(self, prefill: Instance) -> float:
+        """Part of an expected hit that comes true at a prefill, 0 to 1."""
+        return self._trusts.get(prefill, 1.0) if self.index.reports(prefill) else self.trust
 
     def prefer(
         self, prompt: KnownPrompt, best: Instance, now: float, delay: Callable[[Instance], float]
@@ -100,16 +104,18 @@ class Affinity:
         choice = Preference(best, now, here)
         if not hits.layers:
             return choice
-        second = self.per_token
-        lowest = _load(best) - here * second
+        predicted = self._view.scenario.prefill_seconds
+        second = predicted[1] if predicted else self._times.per_token
+        saved_here = here * second * self.trust_in(best)
+        lowest = _load(best) - saved_here
         for prefill, blocks in self.index.best(hits, CANDIDATES, self._random):
-            saved = blocks * block * second
-            if prefill is best or saved <= here * second:
+            saved = blocks * block * second * self.trust_in(prefill)
+            if prefill is best or saved <= saved_here:
                 continue
             busy = delay(prefill)
             ends = busy + _load(prefill) - saved if busy == 0 else busy - saved
             if ends < lowest:
-                until = now if busy == 0 else now + saved - here * second
+                until = now if busy == 0 else now + saved - saved_here
                 lowest, choice = ends, Preference(prefill, until, blocks * block)
         return choice
 
@@ -120,16 +126,17 @@ class Affinity:
 
     def to_compute(self, prompt: KnownPrompt) -> float:
         """Tokens of a prompt that the prefill with the longest hit would have to compute."""
-        layers = self.index.find(prompt.blocks.digests).layers
-        hit = layers[0][0] * prompt.blocks.share if layers else 0.0
-        return prompt.tokens * (1.0 - self.trust * min(1.0, hit))
+        hits = self.index.find(prompt.blocks.digests)
+        found = self.index.best(hits, CANDIDATES, self._random)
+        most = max((blocks * self.trust_in(prefill) for prefill, blocks in found), default=0.0)
+        return prompt.tokens * (1.0 - min(1.0, most * prompt.blocks.share))
 
     def held(self, prompt: KnownPrompt) -> list[tuple[Instance, float]]:
         """Instances that hold most of a prompt, and how many tokens they probably find."""
         hits = self.index.find(prompt.blocks.digests)
-        block = prompt.blocks.share * prompt.tokens * self.trust
+        block = prompt.blocks.share * prompt.tokens
         best = self.index.best(hits, CANDIDATES, self._random) if hits.layers else ()
-        return [(instance, blocks * block) for instance, blocks in best]
+        return [(instance, blocks * block * self.trust_in(instance)) for instance, blocks in best]
 
     def prefilled(
         self, prompt: KnownPrompt, prefill: Instance, prompt_tokens: int, cached_tokens: int
@@ -145,9 +152,14 @@ class Affinity:
             part = max(0.0, cached_tokens / prompt_tokens) / (expected * share)
             found = 1.0 if part >= _FOUND else part
             self._reported = self._reported or cached_tokens > 0
-            self.trust += _LEARN * (found - self.trust)
-            if self._reported:
-                self.index.proved(prefill, expected, int(found * expected))
+            trust = self.trust_in(prefill)
+            trust += _LEARN * (found - trust)
+            if self.index.reports(prefill):
+                self._trusts[prefill] = trust
+            else:
+                self.trust = trust
+                if self._reported:
+                    self.index.proved(prefill, expected, int(found * expected))
         return expected * share * max(0, prompt_tokens)
 
 

@@ -1,7 +1,7 @@
 """A prompt as chained digests of its blocks, so that equal beginnings have equal digests.
 
 The gateway has no tokenizer: text is cut into blocks of bytes, token ids into blocks of ids. Each
-digest covers all of the prompt up to the end of its block, keyed with a secret of the process and
+digest covers all of the prompt up to the end of its block, keyed with a secret of the gateways and
 the client's API key: no client can find, or collide with, what another one sent. A block that is
 not full has no digest. Neighbour: `index` keeps them.
 """
@@ -11,32 +11,20 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import NamedTuple
 
 import orjson
 
 from pdserve.terms.json import JsonMap
+from pdserve.wire.prefixes import MAX_PROMPT_DIGESTS, NO_BLOCKS, PromptBlocks
 
 BLOCK_BYTES = 512
 """About 128 tokens of English."""
 BLOCK_IDS = 64
 """Token ids of a block; each is hashed as four bytes."""
-MAX_BLOCKS = 2048
+MAX_BLOCKS = MAX_PROMPT_DIGESTS
 """Of one prompt: 1 MiB of text. What follows counts as not cached."""
 _ID_BYTES = 4
 _DIGEST_BYTES = 8
-
-
-class PromptBlocks(NamedTuple):
-    """The leading blocks of one prompt."""
-
-    digests: array[int] = array("Q")
-    """One of 64 bits for each full block, in order."""
-    share: float = 0.0
-    """Part of the whole prompt that one block is, 0 to 1."""
-
-
-NO_BLOCKS = PromptBlocks()
 
 
 def prompt_blocks(body: JsonMap, key: bytes) -> PromptBlocks:

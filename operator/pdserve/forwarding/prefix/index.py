@@ -1,8 +1,10 @@
-"""Which instance holds which prompt blocks: an estimate from what was prefilled where.
+"""Which instance holds which prompt blocks: what its engine reports, or an estimate.
 
-Engines keep the KV of prompts that they computed until memory is short, least recently used first.
-The index does the same for each instance: a prompt's blocks are touched from its last one to its
-first, so that a beginning outlives what follows it, and the oldest are given up at a bound.
+The estimate is from what was prefilled where. Engines keep the KV of prompts that they computed
+until memory is short, least recently used first. The index does the same for each instance: a
+prompt's blocks are touched from its last one to its first, so that a beginning outlives what
+follows it, and the oldest are given up at a bound. For an instance that reports its blocks
+(`report`) the estimate only fills the time until a report comes, and `removed` corrects it.
 
 Lookup walks the digests of a prompt while some instance holds all of them so far: O(blocks found),
 one step for a prompt without a hit. An instance is a bit of a number, so that a step costs the same
@@ -15,7 +17,7 @@ bounded by an equal share, and by what its engine proved to keep (`proved`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 H = TypeVar("H", bound=Hashable)
@@ -36,12 +38,13 @@ class Hits(NamedTuple):
 class _Held:
     """What one instance holds, the least recently used block first."""
 
-    __slots__ = ("blocks", "bound", "number")
+    __slots__ = ("blocks", "bound", "number", "reports")
 
     def __init__(self, number: int, bound: int) -> None:
         self.number = number
         self.blocks: OrderedDict[int, None] = OrderedDict()
         self.bound = bound
+        self.reports = False
 
 
 class PrefixIndex(Generic[H]):
@@ -67,7 +70,7 @@ class PrefixIndex(Generic[H]):
             if new not in self._held:
                 self._held[new] = _Held(self._free_number(new), self._capacity)
         for held in self._held.values():
-            self._cut(held, min(held.bound, self._share))
+            self._cut(held, min(held.bound, self.share))
 
     def stored(self, holder: H, digests: Sequence[int]) -> None:
         """Note that an instance holds these leading blocks of a prompt, used just now.
@@ -75,11 +78,48 @@ class PrefixIndex(Generic[H]):
         Nothing happens for an instance that `follow` did not name.
         """
         held = self._held.get(holder)
-        if held is None:
-            return
-        most = min(held.bound, self._share)
+        if held is not None:
+            most = min(held.bound, self.share)
+            self._add(held, reversed(digests[:most]))
+
+    def report(self, holder: H) -> None:
+        """Begin anew with an instance that reports its blocks: `reported` and `removed` follow."""
+        held = self._held.get(holder)
+        if held is not None:
+            held.reports, held.bound = True, self._capacity
+            self._cut(held, 0)
+
+    def reported(self, holder: H, digests: Iterable[int]) -> None:
+        """Note blocks that an instance reports, the least recently used first."""
+        held = self._held.get(holder)
+        if held is not None and held.reports:
+            self._add(held, digests)
+
+    def silent(self, holder: H) -> None:
+        """Note that an instance reports no more: its blocks are an estimate again."""
+        held = self._held.get(holder)
+        if held is not None:
+            held.reports = False
+
+    def reports(self, holder: H) -> bool:
+        """Whether an instance reports its blocks."""
+        held = self._held.get(holder)
+        return held is not None and held.reports
+
+    @property
+    def reporting(self) -> int:
+        """How many instances report their blocks."""
+        return sum(held.reports for held in self._held.values())
+
+    @property
+    def share(self) -> int:
+        """How many blocks of one instance are kept at most."""
+        return max(1, self._capacity // max(1, len(self._held)))
+
+    def _add(self, held: _Held, digests: Iterable[int]) -> None:
+        most = min(held.bound, self.share)
         bit, blocks, bits = 1 << held.number, held.blocks, self._bits
-        for digest in reversed(digests[:most]):
+        for digest in digests:
             if digest in blocks:
                 blocks.move_to_end(digest)
             else:
@@ -88,26 +128,21 @@ class PrefixIndex(Generic[H]):
                 self.size += 1
         self._cut(held, most)
 
-    def removed(self, holder: H, digests: Sequence[int]) -> None:
+    def removed(self, holder: H, digests: Iterable[int]) -> None:
         """Note that an instance holds these blocks no more; unknown ones are ignored."""
         held = self._held.get(holder)
         if held is not None:
             for digest in digests:
                 self._give_up(held, digest)
 
-    def cleared(self, holder: H) -> None:
-        """Note that an instance holds nothing any more."""
-        held = self._held.get(holder)
-        if held is not None:
-            self._cut(held, 0)
-
     def proved(self, holder: H, expected: int, found: int) -> None:
         """Learn how much an instance keeps: its engine found `found` of `expected` blocks.
 
-        Fewer: it keeps less than the index took for granted. All: it may keep more.
+        Fewer: it keeps less than the index took for granted. All: it may keep more. What an
+        instance reports by itself is not bounded by that.
         """
         held = self._held.get(holder)
-        if held is None or expected <= 0:
+        if held is None or held.reports or expected <= 0:
             return
         if found < expected:
             held.bound = max(LEAST, min(held.bound, int(_SHRINK * len(held.blocks))))
@@ -155,10 +190,6 @@ class PrefixIndex(Generic[H]):
                 if holder is not None:
                     found.append((holder, blocks))
         return found
-
-    @property
-    def _share(self) -> int:
-        return max(1, self._capacity // max(1, len(self._held)))
 
     def _free_number(self, holder: H) -> int:
         for number, known in enumerate(self._by_number):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 import uuid
@@ -11,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import orjson
 
+from pdserve.engines.prefix_feed import named_blocks
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
@@ -30,6 +32,7 @@ from pdserve.refengine.runtime.sequence import Sequence
 from pdserve.refengine.runtime.slot_claims import SlotClaim
 from pdserve.wire import calls
 from pdserve.wire.links import largest_body
+from pdserve.wire.prefixes import NO_BLOCKS
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -109,6 +112,8 @@ class Generator:
             local=self._local_prefill(incoming),
         )  # fmt: skip
         call = _Call(self, reply, draft, name, budget, _wants_early_head(incoming))
+        if draft.hand_over:
+            call.named = named_blocks(incoming)
         call.begin()
 
     def tokenised(
@@ -184,6 +189,8 @@ class _Call:
     ) -> None:
         self._owner, self._reply, self._draft = owner, reply, draft
         self._name, self._budget, self._early_head = name, budget, early_head
+        self.named = NO_BLOCKS
+        """Its prompt as the gateway names its blocks."""
         self._since = time.monotonic()
         self._claim: SlotClaim | None = None
         self._sequence: Sequence | None = None
@@ -238,6 +245,7 @@ class _Call:
         if left is not None:
             left -= time.monotonic() - self._since
         request = self._draft.request(self._name, left, tokens)
+        request = dataclasses.replace(request, named=self.named)
         options = self._draft.options
         writer = owner.writer(request, options)
         listener: _Listener

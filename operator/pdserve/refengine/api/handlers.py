@@ -11,6 +11,7 @@ import orjson
 
 from pdserve import __version__
 from pdserve.engines.instance_answers import StaleTableError
+from pdserve.engines.prefix_feed import PrefixFeed
 from pdserve.engines.reference.metrics import PATH_VLLM
 from pdserve.engines.trust import Trust
 from pdserve.exposition import CONTENT_TYPE, Registry
@@ -28,6 +29,7 @@ from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.credentials import CAPABILITY, MAX_PUSH, Grant
 from pdserve.wire.links import DrainReport
 from pdserve.wire.peers import PeerTable
+from pdserve.wire.prefixes import PATH_PREFIXES
 
 Handler = Callable[[HttpRequest, Reply], None]
 
@@ -45,6 +47,7 @@ class Routes:
     started: int
     streams: Callable[[], int]
     """Replies of generation requests that are being written now."""
+    feed: PrefixFeed[bytes]
     _table: dict[str, dict[str, Handler]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +64,7 @@ class Routes:
             calls.PATH_LINKS: {"GET": self._links},
             calls.PATH_DRAIN: {"POST": self._drain},
             calls.PATH_RELEASE: {"POST": self._release},
+            PATH_PREFIXES: {"POST": self._prefixes},
         }
 
     def __call__(self, request: HttpRequest, reply: Reply) -> None:
@@ -186,6 +190,10 @@ class Routes:
         self.engine.draining = True
         report = DrainReport(self.engine.executing, len(self.engine.handoff), self.streams())
         _send_json(reply, 200, report.to_json())
+
+    def _prefixes(self, request: HttpRequest, reply: Reply) -> None:
+        self.trust.check_release(_authorization(request))
+        self.feed.subscribe(request, reply)
 
     def _release(self, request: HttpRequest, reply: Reply) -> None:
         self.trust.check_release(_authorization(request))

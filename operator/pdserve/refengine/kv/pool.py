@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -48,6 +48,12 @@ class BlockPool:
         self._hash: dict[int, bytes] = {}
         self._by_hash: dict[bytes, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self.removed: Callable[[bytes], None] = lambda _: None
+        """Called with the hash of a cached block that is recycled."""
+
+    def __contains__(self, digest: object) -> bool:
+        """Whether the block of this hash is cached."""
+        return digest in self._by_hash
 
     @property
     def available(self) -> int:
@@ -114,5 +120,7 @@ class BlockPool:
         if self._free:
             return self._free.pop()
         block, _ = self._idle.popitem(last=False)
-        del self._by_hash[self._hash.pop(block)]
+        digest = self._hash.pop(block)
+        del self._by_hash[digest]
+        self.removed(digest)
         return block

@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from pdserve.engines.cached_digests import CachedDigests
 from pdserve.engines.instance_answers import SlotHint
 from pdserve.http1.errors import ApiError
 from pdserve.refengine.config import EngineConfig
@@ -25,6 +26,7 @@ from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.pool import BlockPool, blocks_for
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.loader import LoadedModel
+from pdserve.refengine.model.model_config import BLOCK_TOKENS
 from pdserve.refengine.model.plan import new_pool
 from pdserve.refengine.model.sampler import Sampled
 from pdserve.refengine.runtime import batch as batching
@@ -67,6 +69,9 @@ class Engine:
         blocks = blocks_for(config.kv_tokens) or total * blocks_for(self.context)
         self._memory = new_pool(model.config, blocks + 1)
         self._pool = BlockPool(blocks + 1, config.prefix_cache)
+        self.cached: CachedDigests[bytes] = CachedDigests()
+        """Prompt blocks of gateways that are in the prefix cache."""
+        self._pool.removed = self.cached.removed
         self._slots = Slots(total)
         self._claims: dict[str, SlotClaim] = {}
         self._early = EarlyReleases()
@@ -286,7 +291,12 @@ class Engine:
 
     def _prompt_done(self, sequence: Sequence) -> None:
         self._pool.publish(sequence.blocks, sequence.hashes)
-        computed = sequence.request.prompt_tokens - sequence.cached
+        request = sequence.request
+        if request.named.digests:
+            tokens = request.client_prompt_tokens
+            chain = sequence.hashes[: tokens // BLOCK_TOKENS]
+            self.cached.computed(request.named, chain, tokens, BLOCK_TOKENS, self._pool)
+        computed = request.prompt_tokens - sequence.cached
         self.metrics.prefill_requests.inc()
         self.metrics.prefill_tokens.inc(computed)
         self.metrics.prefill_squared.inc(computed * computed)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from pdserve.refengine.model.sampler import Sampled, SamplingParams
+from pdserve.wire.prefixes import NO_BLOCKS, PromptBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class GenerationRequest:
     replay: Replay | None = None
     cache_salt: bytes = b""
     local: LocalLeg | None = None
+    named: PromptBlocks = NO_BLOCKS
+    """The client's prompt as the gateway names its blocks."""
 
     @property
     def replayed(self) -> tuple[int, ...]:

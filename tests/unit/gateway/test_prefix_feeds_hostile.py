@@ -1,0 +1,127 @@
+"""Reports of prefix caches that make no sense: each costs its own prefill's entries alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from tests.support.gateway_rig import Rig, eventually
+from tests.support.reporting_stub import ReportingStub
+from tests.support.stub_engine import StubEngine
+
+from pdserve.forwarding.prefix.affinity import Affinity
+from pdserve.forwarding.prefix.index import CAPACITY
+from pdserve.gateway import prefix_feeds
+from pdserve.wire import metrics as names
+from pdserve.wire.prefixes import LINE_DIGESTS, MAX_DIGESTS, MAX_LINE, feed_lines, snapshot_lines
+
+RNG = random.Random(9)
+GOOD = [RNG.getrandbits(64) for _ in range(100)]
+NONSENSE = {
+    "no JSON": [b"hello\n"],
+    "an empty line": [b"\n"],
+    "a list": [b"[]\n"],
+    "digests before a snapshot": list(feed_lines(GOOD)),
+    "no base64": [b'{"snapshot": 1}\n{"held": "%%%%"}\n'],
+    "half a digest": [b'{"snapshot": 1}\n{"held": "AAAA"}\n'],
+    "a list of digests": [b'{"snapshot": 1}\n{"held": [1, 2]}\n'],
+    "a huge snapshot": [b'{"snapshot": 1e999}\n'],
+    "too many digests": [b'{"snapshot": %d}\n' % (MAX_DIGESTS + 1)],
+    "a line without end": [b'{"snapshot": 1}\n', *[b" " * 4096] * (MAX_LINE // 4096 + 1)],
+    "deep": [b'{"snapshot": 1, "x": ' + b"[" * 4000 + b"\n"],
+}
+
+
+@pytest_asyncio.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(prefix_feeds, "RETRY_SECONDS", (0.01, 0.05))
+    made = Rig()
+    yield made
+    await made.close()
+
+
+async def reporting(rig: Rig, name: str, *report: bytes) -> ReportingStub:
+    engine = await rig.engine("prefill", name, ReportingStub)
+    assert isinstance(engine, ReportingStub)
+    engine.report = report
+    return engine
+
+
+async def start(rig: Rig, other: StubEngine) -> tuple[Affinity, ReportingStub]:
+    """A gateway over two prefills, one of them with a good report, which is returned."""
+    good = await reporting(rig, "good", *snapshot_lines(GOOD))
+    await rig.start()
+    await rig.routes([good, other, await rig.engine("decode", "d0")], prefix_affinity=True)
+    (scheduler,) = rig.gateway.service.schedulers
+    affinity = scheduler.dispatcher.affinity
+    assert affinity is not None
+    await eventually(lambda: affinity.index.size >= len(GOOD), "the good report is read")
+    return affinity, good
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+async def test_nonsense_is_left_and_counted(rig: Rig, kind: str) -> None:
+    other = await reporting(rig, "bad", *NONSENSE[kind])
+    affinity, good = await start(rig, other)
+    await eventually(lambda: other.asked >= 2, "the prefill is asked again")
+    assert await rig.metric(names.GATEWAY_PREFIX_FEEDS_BROKEN) >= 1
+    assert affinity.index.size == len(GOOD)
+    assert good.asked == 1
+    assert (await rig.complete(prompt="x" * 2000)).status == 200
+
+
+async def test_an_engine_of_an_older_version_has_an_estimate(rig: Rig) -> None:
+    old = await rig.engine("prefill", "old")
+    affinity, good = await start(rig, old)
+    assert affinity.index.reporting == 1
+    assert await rig.metric(names.GATEWAY_PREFIX_FEEDS) == 1
+    assert await rig.metric(names.GATEWAY_PREFIX_FEEDS_BROKEN) == 0
+    for n in range(8):
+        assert (await rig.complete(prompt=f"{n}" * 2000)).status == 200
+    # Only one that reports gets the names of blocks.
+    named, bare, decode = (
+        [b"x-pdserve-prompt-blocks" in headers for headers in engine.headers]
+        for engine in (good, old, rig.engines["d0"])
+    )
+    assert named and all(named)
+    assert bare and not any(bare)
+    assert decode and not any(decode)
+
+
+async def test_an_endless_report_costs_a_bounded_part_of_index_and_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_feeds, "BURST", 1 << 20)
+    monkeypatch.setattr(prefix_feeds, "BYTES_PER_SECOND", 1)
+    rng = random.Random(2)
+    endless = [
+        line
+        for _ in range(400)
+        for line in feed_lines([rng.getrandbits(64) for _ in range(LINE_DIGESTS)])
+    ]
+    other = await reporting(rig, "endless", b'{"snapshot": 0}\n', *endless)
+    affinity, _ = await start(rig, other)
+    share = affinity.index.share
+    await eventually(lambda: affinity.index.size == share + len(GOOD), "its share is full")
+    assert share <= CAPACITY // 2
+    # 4 MiB were sent; what passes the burst is not read.
+    size = affinity.index.size
+    await asyncio.sleep(0.2)
+    assert affinity.index.size == size
+    assert (await rig.complete(prompt="x" * 2000)).status == 200
+
+
+async def test_a_prefill_that_leaves_is_read_no_more(rig: Rig) -> None:
+    left = await reporting(rig, "left", *snapshot_lines(GOOD[:7]))
+    affinity, good = await start(rig, left)
+    await eventually(lambda: affinity.index.size == len(GOOD) + 7, "both are read")
+    third = await reporting(rig, "third", *snapshot_lines(GOOD[:9]))
+    await rig.routes([good, third, rig.engines["d0"]], prefix_affinity=True)
+    await eventually(lambda: affinity.index.size == len(GOOD) + 9, "the new one is read")
+    await eventually(lambda: not left.followed, "the one that left is read no more")
+    assert good.asked == good.followed == 1
+    await rig.routes([good, third, rig.engines["d0"]], prefix_affinity=False)
+    await eventually(lambda: not good.followed + third.followed, "nor any without affinity")
