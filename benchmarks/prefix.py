@@ -3,8 +3,9 @@
 Run by `make bench-prefix`, about two minutes (`BENCH_ARGS=--quick`: a quarter); progress on
 standard error. Half an hour of conversations in the shape of Mooncake's trace goes to six prefills
 with caches of 3,000 blocks of 512 tokens each, at two loads, from three seeds; each policy gets the
-same requests. `tests.support.prefix_world` says what the policies are. The oracle is one cache
-without bounds that every prefill could use: no placement finds more.
+same requests. `tests.support.prefix_policies` says what the policies are: ours has what prefills
+report, "own history" only what each gateway sent. The oracle is one cache without bounds that every
+prefill could use: no placement finds more.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from statistics import mean, median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import Progress, Row, report
-from tests.support import prefix_world
-from tests.support.prefix_trace import conversations
-from tests.support.prefix_world import Result, ideal_hits, play
+from benchmarks.parts import prefix_reports
+from tests.support import prefix_policies
+from tests.support.prefix_trace import Prompt, conversations
+from tests.support.prefix_world import Policy, Result, World, ideal_hits, play
 
 from pdserve.forwarding.prefix.blocks import prompt_blocks
 from pdserve.forwarding.prefix.index import CAPACITY, PrefixIndex
@@ -33,16 +35,20 @@ RATES = {"load 0.77": 3.4, "load 0.95": 4.2}
 """Requests a second; the load is what they would take without any hit."""
 TARGET = 4.0
 """TTFT target, seconds."""
-GATEWAYS = 4
+GATEWAYS = (2, 4)
+SOON = 300.0
+"""Seconds after a start of all gateways."""
 US = 1e6
 POLICIES = {
-    "usual order": prefix_world.usual,
-    "random": prefix_world.at_random,
-    "round robin": prefix_world.in_turn,
-    "session hash": prefix_world.by_session,
-    "least work by exact events": prefix_world.least_work,
+    "own history": prefix_policies.affine,
+    "usual order": prefix_policies.usual,
+    "random": prefix_policies.at_random,
+    "round robin": prefix_policies.in_turn,
+    "session hash": prefix_policies.by_session,
+    "least work by exact events": prefix_policies.least_work,
 }
 FLOORS = {
+    "own history": (0.93, 1.05),
     "usual order": (2.0, 0.9),
     "random": (2.0, 0.5),
     "round robin": (2.0, 0.5),
@@ -81,16 +87,10 @@ def virtual(seconds: float, seeds: int, say: Progress) -> list[Row]:
     rows = []
     for load, rate in RATES.items():
         traces = [conversations(seconds, rate, seed) for seed in range(seeds)]
-        ours = Runs([play(t, prefix_world.affine, PREFILLS, ROOM) for t in traces])
-        many = Runs([play(t, prefix_world.affine, PREFILLS, ROOM, GATEWAYS) for t in traces])
+        ours = Runs([play(t, prefix_policies.reported, PREFILLS, ROOM) for t in traces])
         oracle = mean(ideal_hits(t) for t in traces)
-        value, spread, count = ours.of(lambda r: r.hit_rate)
-        say(f"{load}: oracle {oracle:.1%}, affinity {value:.1%}, {GATEWAYS} gateways "
-            f"{many.of(lambda r: r.hit_rate)[0]:.1%}")  # fmt: skip
-        rows.append(
-            Row(f"hit rate, {load}", value, "of blocks", "oracle", oracle, 0.55, "higher", count,
-                spread)
-        )  # fmt: skip
+        rows.append(_beside_oracle(f"hit rate, {load}", ours, oracle))
+        say(f"{load}: oracle {oracle:.1%}, by reports {rows[-1].value:.1%}")
         for name, policy in POLICIES.items():
             other = Runs([play(t, policy, PREFILLS, ROOM) for t in traces])
             hits, ttft = FLOORS[name]
@@ -106,14 +106,45 @@ def virtual(seconds: float, seeds: int, say: Progress) -> list[Row]:
             say(f"{load}: {name} {other.of(lambda r: r.hit_rate)[0]:.1%}, "
                 f"mean {other.of(lambda r: r.mean_ttft)[0]:.2f} s, "
                 f"p90 {other.of(lambda r: r.p90_ttft)[0]:.2f} s")  # fmt: skip
-        others = Runs([play(t, prefix_world.usual, PREFILLS, ROOM, GATEWAYS) for t in traces])
-        name = f"usual order, {GATEWAYS} gateways"
-        rows += [
-            _compare(f"hit rate of {GATEWAYS} gateways, {load}", "of blocks", many, others, name,
-                     lambda r: r.hit_rate, 1.2),
-            _compare(f"mean TTFT of {GATEWAYS} gateways, {load}", "s", many, others, name,
-                     lambda r: r.mean_ttft, 1.0),
-        ]  # fmt: skip
+        for count in GATEWAYS:
+            rows += _many(load, traces, count, oracle, say)
+    return rows
+
+
+def _beside_oracle(what: str, ours: Runs, oracle: float) -> Row:
+    value, spread, count = ours.of(lambda r: r.hit_rate)
+    return Row(what, value, "of blocks", "oracle", oracle, 0.55, "higher", count, spread)
+
+
+def _many(
+    load: str, traces: list[list[Prompt]], count: int, oracle: float, say: Progress
+) -> list[Row]:
+    """Several gateways before the same prefills; they are started anew at half of the time."""
+    end = max(t[-1].at for t in traces)
+    middle = end / 2
+
+    def runs(policy: Callable[[World, int], Policy]) -> Runs:
+        return Runs(
+            [play(t, policy, PREFILLS, ROOM, count, restart_at=middle) for t in traces]
+        )  # fmt: skip
+
+    ours, own = runs(prefix_policies.reported), runs(prefix_policies.affine)
+    usual, which = runs(prefix_policies.usual), f"{count} gateways, {load}"
+    rows = [
+        _beside_oracle(f"hit rate of {which}", ours, oracle),
+        _compare(f"hit rate of {which}", "of blocks", ours, own, "own history",
+                 lambda r: r.hit_rate, 1.2 if count == 2 else 1.5),
+        _compare(f"mean TTFT of {which}", "s", ours, own, "own history",
+                 lambda r: r.mean_ttft, 0.95 if count == 2 else 0.9),
+        _compare(f"mean TTFT of {which}", "s", ours, usual, "usual order",
+                 lambda r: r.mean_ttft, 0.85),
+        _compare(f"hit rate in {SOON:g} s after a start of {which}", "of blocks", ours, own,
+                 "own history", lambda r: r.hit_rate_between(middle, middle + SOON),
+                 1.3 if count == 2 else 1.5),
+    ]  # fmt: skip
+    say(f"{which}: by reports {ours.of(lambda r: r.hit_rate)[0]:.1%}, own history "
+        f"{own.of(lambda r: r.hit_rate)[0]:.1%}; after a start {rows[-1].value:.1%}, "
+        f"{rows[-1].reference:.1%}")  # fmt: skip
     return rows
 
 
@@ -163,7 +194,9 @@ def costs(repetitions: int) -> list[Row]:
         return Row(what, median(found), unit, "promised", limit, 1.0, "lower", len(found),
                    max(found) - min(found))  # fmt: skip
 
+    reports = prefix_reports.times(lambda action: _timed(action, repetitions), row)
     return [
+        *reports,
         row("digests of a prompt of 32 KiB", hashed, "us", 250.0),
         row("look-up of its 64 blocks, 64 prefills", hit, "us", 100.0),
         row("look-up without a hit", miss, "us", 5.0),
@@ -177,7 +210,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench-prefix", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the time")
     quick = parser.parse_args().quick
-    rows = virtual(900.0 if quick else 1800.0, 2 if quick else 3, Progress())
+    say = Progress()
+    rows = virtual(900.0 if quick else 1800.0, 2 if quick else 3, say)
+    rows += prefix_reports.rebuilt(3 if quick else 5, say)
     return report("prefix", rows + costs(300 if quick else 1000))
 
 

@@ -1,8 +1,6 @@
-"""Prefills with prefix caches in virtual time, and the policies that choose among them.
+"""Prefills with prefix caches in virtual time, and what becomes of a trace before them.
 
-Each policy decides where a prompt is prefilled. `Ours` runs the gateway's own decisions, with and
-without affinity, before prefills that refuse when they are busy; the others choose a prefill for
-good, where the request waits in a queue.
+Neighbour: `prefix_policies` has the policies that choose among them.
 """
 
 from __future__ import annotations
@@ -18,22 +16,15 @@ from functools import partial
 from statistics import mean, quantiles
 from typing import Protocol
 
-from tests.support.dispatch_world import SLO
-from tests.support.prefix_trace import BLOCK, Prompt, spread
+from tests.support.prefix_trace import BLOCK, Prompt
 
-from pdserve.forwarding.deadline import PrefillTimes
-from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
-from pdserve.forwarding.prefix.affinity import Affinity, KnownPrompt
-from pdserve.forwarding.ranking import NEVER
-from pdserve.forwarding.scenario_view import View
-from pdserve.wire.hints import Hint
+from pdserve.engines.cached_digests import CachedDigests, News
 from pdserve.wire.prefixes import PromptBlocks
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario
 
 SECONDS = (0.02, 0.0001)
 """A prefill and each token of it: about llama2-70b on 8 H100."""
-PATIENCE = 60.0
-"""Seconds until a request ends unserved; it counts with this time to its first token."""
+REPORTED = 0.03
+"""Seconds until a gateway has read what changed in a prefill's cache."""
 
 
 def ideal_hits(trace: list[Prompt], room: int = 1 << 40) -> float:
@@ -54,6 +45,8 @@ class Engine:
     def __init__(self, room: int) -> None:
         self.room = room
         self.cache: OrderedDict[int, None] = OrderedDict()
+        self.cached: CachedDigests[int] = CachedDigests()
+        """What it reports: digests of gateways have the length of its own blocks here."""
         self.busy_until = 0.0
 
     def hits(self, prompt: Prompt) -> int:
@@ -72,8 +65,13 @@ class Engine:
             self.cache[block] = None
             self.cache.move_to_end(block)
         while len(self.cache) > self.room:
-            self.cache.popitem(last=False)
+            self.cached.removed(self.cache.popitem(last=False)[0])
         return self.busy_until, hits
+
+    def computed(self, prompt: Prompt) -> None:
+        """The prefill of a prompt ended: what of it is cached can be reported."""
+        named = PromptBlocks(prompt.blocks, 1 / len(prompt.blocks))
+        self.cached.computed(named, prompt.blocks, prompt.tokens, BLOCK, self.cache)
 
 
 @dataclass
@@ -87,11 +85,18 @@ class Result:
     blocks: int = 0
     size: int = 0
     """Blocks in the gateways' indexes at the end."""
+    begun: list[tuple[float, int, int]] = field(default_factory=list)
+    """Of each prefill: when it began, blocks found, blocks."""
 
     @property
     def hit_rate(self) -> float:
         """Share of all blocks that were found in a cache."""
         return self.hits / self.blocks
+
+    def hit_rate_between(self, begin: float, end: float) -> float:
+        """The same of prefills that began between two times, in seconds of the trace."""
+        chosen = [(hits, blocks) for at, hits, blocks in self.begun if begin <= at < end]
+        return sum(h for h, _ in chosen) / sum(b for _, b in chosen)
 
     @property
     def mean_ttft(self) -> float:
@@ -114,6 +119,8 @@ class World:
     def __init__(self, prefills: int, room: int) -> None:
         self.now = 0.0
         self.engines = [Engine(room) for _ in range(prefills)]
+        self.followers: list[Callable[[int, News], None]] = []
+        """Called with an engine's number and what changed in its cache."""
         self.result = Result()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -128,7 +135,17 @@ class World:
         self.result.hits += hits
         self.result.blocks += len(prompt.blocks)
         self.result.ttft.append(end - prompt.at)
+        self.result.begun.append((self.now, hits, len(prompt.blocks)))
+        if self.followers:
+            self.at(end, partial(self._report, number, prompt))
         return end, hits
+
+    def _report(self, number: int, prompt: Prompt) -> None:
+        engine = self.engines[number]
+        engine.computed(prompt)
+        news = engine.cached.take_news()
+        for follow in self.followers:
+            self.at(self.now + REPORTED, partial(follow, number, news))
 
     def run(self) -> None:
         """Until nothing is to come."""
@@ -143,158 +160,38 @@ class Policy(Protocol):
     def offer(self, prompt: Prompt) -> None:
         """A request comes."""
 
+    def restart(self) -> None:
+        """What it knows of prefixes is lost."""
+
     def finish(self) -> None:
         """All requests are served."""
 
 
-class Ours:
-    """A gateway's dispatcher with a view of its own."""
-
-    def __init__(self, world: World, seed: int, capacity: int) -> None:
-        """`capacity`: blocks of its prefix index; 0: no affinity."""
-        self._world = world
-        count = len(world.engines)
-        made = [RouteInstance(f"p{i}", "prefill", f"http://p{i}", 1) for i in range(count)]
-        group = RouteGroup(
-            0, "r", (*made, RouteInstance("d", "decode", "http://d", 1 << 20))
-        )  # fmt: skip
-        self.view = View(RouteScenario("s", SLO, (group,), prefill_seconds=SECONDS), {})
-        draw = random.Random(seed).random
-        self.affinity = Affinity(self.view, PrefillTimes(), draw, capacity) if capacity else None
-        self.dispatcher = Dispatcher(self.view, draw, 1 << 20, self.affinity)
-        self._number = {p.id: n for n, p in enumerate(self.view.groups[0].prefills)}
-        self._prompts: dict[Ticket, Prompt] = {}
-        self._epoch = itertools.count()
-        self._wake = NEVER
-
-    def offer(self, prompt: Prompt) -> None:
-        blocks = PromptBlocks(prompt.blocks, 1 / len(prompt.blocks))
-        known = KnownPrompt(blocks, prompt.tokens)
-        ticket = self.dispatcher.offer(self._world.now + PATIENCE, known)
-        assert ticket is not None
-        self._prompts[ticket] = prompt
-        self._step()
-
-    def finish(self) -> None:
-        self._world.result.size += self.affinity.index.size if self.affinity else 0
-
-    def _step(self) -> None:
-        now = self._world.now
-        step = self.dispatcher.step(now)
-        self._world.result.ttft += [PATIENCE] * len(step.gave_up)
-        for send in step.sends:
-            self._send(send, now)
-        if step.wake_at < NEVER:
-            due = max(step.wake_at, now + 1e-6)
-            if not now < self._wake <= due:
-                self._wake = due
-                self._world.at(due, self._step)
-
-    def _send(self, send: Send, sent: float) -> None:
-        ticket, prefill = send
-        prompt = self._prompts[ticket]
-        engine = self._world.engines[self._number[prefill.id]]
-        if engine.busy_until > sent:
-            left = engine.busy_until - sent
-            prefill.rejected(Hint(0, 1, left, next(self._epoch)), sent)
-            self.dispatcher.back(ticket, sent)
-            self._world.at(sent, self._step)
-            return
-        end, hits = self._world.begin(self._number[prefill.id], prompt)
-
-        def ended() -> None:
-            prefill.accepted(Hint(0, 1, 0.0, next(self._epoch)), self._world.now, sent)
-            if self.affinity is not None and ticket.prompt is not None:
-                cached = hits * BLOCK
-                self.affinity.prefilled(ticket.prompt, prefill, prompt.tokens, cached)
-            prefill.released()
-            self._step()
-
-        self._world.at(end, ended)
-
-
-class Queued:
-    """Chooses a prefill for good; requests wait there in order of arrival."""
-
-    def __init__(self, world: World, choose: Callable[[Prompt], int]) -> None:
-        self._world, self._choose = world, choose
-        self._queues: list[list[Prompt]] = [[] for _ in world.engines]
-
-    def offer(self, prompt: Prompt) -> None:
-        number = self._choose(prompt)
-        self._queues[number].append(prompt)
-        self._next(number)
-
-    def finish(self) -> None:
-        assert not any(self._queues)
-
-    def ends(self, number: int, prompt: Prompt) -> float:
-        """When a prompt would end at a prefill, behind what is there, by what its cache has now."""
-        engine = self._world.engines[number]
-        work = sum(engine.seconds(p) for p in self._queues[number])
-        return max(engine.busy_until, self._world.now) + work + engine.seconds(prompt)
-
-    def _next(self, number: int) -> None:
-        if self._queues[number] and self._world.engines[number].busy_until <= self._world.now:
-            end, _ = self._world.begin(number, self._queues[number].pop(0))
-            self._world.at(end, lambda: self._next(number))
-
-
 def play(
     trace: list[Prompt], make: Callable[[World, int], Policy], prefills: int, room: int,
-    gateways: int = 1,
+    gateways: int = 1, restart_at: float | None = None,
 ) -> Result:  # fmt: skip
-    """Run a trace; `room`: blocks that a prefill's cache holds; `make` gets world and a seed."""
+    """Run a trace.
+
+    Args:
+        trace: the requests.
+        make: a gateway's policy, of the world and a seed.
+        prefills: how many.
+        room: blocks that a prefill's cache holds.
+        gateways: how many; each request goes to any of them.
+        restart_at: when all of them are started anew, in seconds; None: never.
+    """
     world = World(prefills, room)
     policies = [make(world, seed) for seed in range(gateways)]
     rng = random.Random(7)
     for prompt in trace:
         policy = rng.choice(policies)
         world.at(prompt.at, partial(policy.offer, prompt))
+    if restart_at is not None:
+        for policy in policies:
+            world.at(restart_at, policy.restart)
     world.run()
     for policy in policies:
         policy.finish()
     assert len(world.result.ttft) == len(trace)
     return world.result
-
-
-def least_work(world: World, seed: int) -> Policy:
-    """The prefill where it ends first, for good: as Dynamo's router with exact events of engines.
-
-    It knows what every cache has and what every queued prompt will take.
-    """
-    rng = random.Random(seed)
-    policy: Queued = Queued(
-        world,
-        lambda prompt: min(
-            range(len(world.engines)), key=lambda n: (policy.ends(n, prompt), rng.random())
-        ),
-    )
-    return policy
-
-
-def affine(world: World, seed: int) -> Policy:
-    """Our order, with prefixes."""
-    return Ours(world, seed, 32_768)
-
-
-def usual(world: World, seed: int) -> Policy:
-    """Our order, without prefixes."""
-    return Ours(world, seed, 0)
-
-
-def at_random(world: World, seed: int) -> Policy:
-    """Any prefill."""
-    rng = random.Random(seed)
-    return Queued(world, lambda _: rng.randrange(len(world.engines)))
-
-
-def in_turn(world: World, seed: int) -> Policy:
-    """Each prefill in its turn."""
-    turn = itertools.count(seed)
-    return Queued(world, lambda _: next(turn) % len(world.engines))
-
-
-def by_session(world: World, seed: int) -> Policy:
-    """Each session at one prefill, by a hash."""
-    return Queued(world, lambda p: spread(p.session + 1) % len(world.engines))

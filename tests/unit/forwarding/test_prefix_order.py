@@ -7,7 +7,7 @@ import random
 from array import array
 
 import pytest
-from tests.support import prefix_world
+from tests.support import prefix_policies
 from tests.support.dispatch_world import SLO
 from tests.support.prefix_trace import Prompt, conversations
 from tests.support.prefix_world import ideal_hits, play
@@ -250,15 +250,31 @@ def test_without_hits_decisions_are_those_without_prefixes() -> None:
         Prompt(p.at, p.session, array("Q", [n << 20 | i for i in range(len(p.blocks))]))
         for n, p in enumerate(conversations(300.0, 3.4, seed=2), 1)
     ]
-    ours, usual = (play(trace, f, 6, 1000) for f in (prefix_world.affine, prefix_world.usual))
+    ours, usual = (play(trace, f, 6, 1000) for f in (prefix_policies.affine, prefix_policies.usual))
     assert ours.hits == usual.hits == 0
     assert ours.ttft == usual.ttft
+
+
+def test_gateways_that_read_reports_find_what_one_finds_also_after_a_start() -> None:
+    trace = conversations(600.0, 3.4, seed=3)
+    one, own, many = (
+        play(trace, policy, 6, 3000, gateways, restart_at=300.0)
+        for policy, gateways in (
+            (prefix_policies.reported, 1),
+            (prefix_policies.affine, 4),
+            (prefix_policies.reported, 4),
+        )
+    )
+    assert many.hit_rate > 0.9 * one.hit_rate
+    assert many.hit_rate > 1.5 * own.hit_rate
+    assert many.mean_ttft < 0.95 * own.mean_ttft
+    assert many.hit_rate_between(300.0, 500.0) > 1.5 * own.hit_rate_between(300.0, 500.0)
 
 
 def test_conversations_find_more_and_answer_sooner() -> None:
     trace = conversations(900.0, 4.2, seed=5)
     assert 0.3 < ideal_hits(trace) < 0.45
-    ours, usual = (play(trace, f, 6, 3000) for f in (prefix_world.affine, prefix_world.usual))
+    ours, usual = (play(trace, f, 6, 3000) for f in (prefix_policies.affine, prefix_policies.usual))
     assert ours.hit_rate > 2 * usual.hit_rate
     assert ours.mean_ttft < usual.mean_ttft
     assert ours.p90_ttft < usual.p90_ttft
