@@ -33,7 +33,10 @@ def prompt(*blocks: int) -> KnownPrompt:
 class Case:
     """Prefills with one slot each, in one group or in one each."""
 
-    def __init__(self, prefills: int, groups: int = 1, decodes: int = 100) -> None:
+    def __init__(
+        self, prefills: int, groups: int = 1, decodes: int = 100,
+        seconds: tuple[float, float] | None = (0.0, PER_TOKEN),
+    ) -> None:  # fmt: skip
         made = [
             RouteGroup(
                 g, "r",
@@ -47,7 +50,7 @@ class Case:
             )
             for g in range(groups)
         ]  # fmt: skip
-        scenario = RouteScenario("s", SLO, tuple(made), prefill_seconds=(0.0, PER_TOKEN))
+        scenario = RouteScenario("s", SLO, tuple(made), prefill_seconds=seconds)
         self.view = View(scenario, {})
         self.prefills = [p for g in self.view.groups for p in g.prefills]
         draw = random.Random(4).random
@@ -218,6 +221,15 @@ def test_with_engines_that_find_nothing_the_usual_order_returns() -> None:
         case.end(holder, LONG, now + 0.5)
     case.occupy(holder, 60.0, 0.1)  # a hit would save 0.4 s
     assert case.serve(LONG, 60.0) is not holder
+
+
+def test_a_gateway_that_has_seen_no_prefill_goes_by_reports() -> None:
+    for _ in range(10):
+        case = Case(8, seconds=None)
+        holder = case.prefills[5]
+        case.affinity.index.report(holder)
+        case.affinity.index.reported(holder, reversed(LONG.blocks.digests))
+        assert case.serve(LONG, 0.0) is holder
 
 
 def test_one_that_reports_what_it_does_not_have_loses_its_own_preference_alone() -> None:

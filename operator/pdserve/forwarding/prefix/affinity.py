@@ -28,6 +28,9 @@ from pdserve.wire.prefixes import PromptBlocks
 
 CANDIDATES = 4
 """Prefills with a hit that are compared with the best one."""
+_LEAST = 1e-6
+"""Seconds that a cached token saves where nothing is known of prefill times: a gateway that has
+just started decides by hits between prefills that are as good otherwise."""
 _LEARN = 0.1
 _FOUND = 0.75
 """Part of an expected hit from which on it has come true: blocks of engines end elsewhere."""
@@ -105,7 +108,7 @@ class Affinity:
         if not hits.layers:
             return choice
         predicted = self._view.scenario.prefill_seconds
-        second = predicted[1] if predicted else self._times.per_token
+        second = max(_LEAST, predicted[1] if predicted else self._times.per_token)
         saved_here = here * second * self.trust_in(best)
         lowest = _load(best) - saved_here
         for prefill, blocks in self.index.best(hits, CANDIDATES, self._random):
