@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from hack.images.install import IMAGES, standalone, wanted  # noqa: E402 - found by the path above
 
+ELSEWHERE = r"win32|emscripten|implementation_name == 'pypy'"
+"""Markers of what no image runs."""
 HEAD = "# Made by hack/hash_constraints.py: files that may go into images, and no others.\n"
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     text = compiled([r for r in listed if r not in alone])
     text += compiled(alone, "--no-deps")
     blocks = re.split(r"\n(?=\S)", text.strip())
-    kept = sorted(block for block in blocks if not re.search(r"win32|emscripten", block))
+    kept = sorted(block for block in blocks if not re.search(ELSEWHERE, block))
     bare = [re.sub(r" ; [^\\\n]*(?= \\)", "", block) for block in kept]
     (ROOT / "hack" / "constraints-hashed.txt").write_text(HEAD + "\n".join(bare) + "\n")
 

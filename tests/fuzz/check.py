@@ -12,7 +12,7 @@ import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.fuzz.targets import Target
+from tests.fuzz.target import Target
 
 MAX_SECONDS = 0.05
 MAX_BYTES = 50 << 20

@@ -6,12 +6,12 @@ import asyncio
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 import yaml
+from tests.fuzz.target import Target, prefix_targets
 from tests.support import kv_corruptions
 
 from pdserve.api import InvalidObjectError as CrError
@@ -46,16 +46,6 @@ from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteTable
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One parser."""
-
-    name: str
-    parse: Callable[[bytes], object]
-    errors: tuple[type[BaseException], ...]
-    seeds: tuple[bytes, ...]
 
 
 def _json(value: Any) -> bytes:
@@ -301,6 +291,7 @@ def targets() -> tuple[Target, ...]:
         Target("wire.links", _wire(LinkReport.from_json), wire, (_json(_LINKS),)),
         Target("wire.drain", _wire(DrainReport.from_json), wire, (_json(_DRAIN),)),
         Target("wire.credentials", _wire(credentials.Grant.from_json), wire, (_json(_GRANT),)),
+        *prefix_targets(),
         Target("terms.quantity", _quantity, (QuantityError,),
                (b"8", b"1500m", b"1e3", b"1.5Gi", b"+2Ti", b"12E-1")),
         Target("desired.routes", _table, (), (_json(_ROUTES),)),

@@ -108,10 +108,11 @@ class ProxyRig:
         self.version = 0
 
     async def add(
-        self, role: Role, name: str, *, stub: dict[str, Any] | None = None, **config: Any
-    ) -> Instance:
+        self, role: Role, name: str, *, stub: dict[str, Any] | None = None,
+        kind: type[VllmStub] = VllmStub, **config: Any,
+    ) -> Instance:  # fmt: skip
         """Start a stub and its proxy, and wait until the proxy sees the engine."""
-        server = VllmStub(self.fabric, **(stub or {}))
+        server = kind(self.fabric, **(stub or {}))
         if self.rooms:
             server = SglangStub(self.fabric, role, fresh_host(), **(stub or {}))
         await server.start()

@@ -199,6 +199,7 @@ class VllmStub:
         text = "".join(f"t{i} " for i in range(made))
         value = _chunk(path, text, "length", whole=True)
         value["usage"] = _usage(made)
+        self.computed(body, value)
         if (body.get("kv_transfer_params") or {}).get("do_remote_decode"):
             name = f"cmpl-{headers.get('x-request-id', 'none')}-0-{next(_numbers):08x}"
             self.held.add(name)
@@ -211,6 +212,9 @@ class VllmStub:
                 **self.more_params,
             }  # fmt: skip
         return value
+
+    def computed(self, body: dict[str, Any], value: dict[str, Any]) -> None:
+        """A prompt was computed, and will be answered so."""
 
     async def _stream(
         self, path: str, body: dict[str, Any], writer: asyncio.StreamWriter, *, loaded: bool

@@ -14,6 +14,7 @@ from typing import Final
 import orjson
 
 from pdserve.engineproxy.engine_access import EngineAccess
+from pdserve.engineproxy.leg_chains import LegChains
 from pdserve.engineproxy.peer_checks import PeerChecks
 from pdserve.engineproxy.places import Places, TakenPlace
 from pdserve.engineproxy.proxy_config import ProxyConfig
@@ -54,6 +55,8 @@ class LegContext:
     peers: PeerChecks
     metrics: ProxyMetrics
     clock: Callable[[], float] = time.monotonic
+    chains: LegChains | None = None
+    """Which blocks hold which leg's prompt; None: the engine's events are not read."""
     draining: bool = False
     """It takes nothing new and ends what runs."""
 
@@ -116,15 +119,20 @@ class LegContext:
         return self.places.free(place, self.clock())
 
     def expire(self) -> None:
-        """Give back the places of KV whose lease ended."""
-        for place in self.places.overdue(self.clock()):
+        """Give back the places of KV whose lease ended; await events no longer than sensible."""
+        now = self.clock()
+        for place in self.places.overdue(now):
             self.free(place)
+        if self.chains is not None:
+            self.chains.expire(now)
 
     def engine_lost(self) -> None:
         """Give back the places of KV that an engine held which is no more."""
         for place in self.places:
             if place.state == "holding":
                 self.free(place)
+        if self.chains is not None:
+            self.chains.cleared()
 
     def lost(self, error: UpstreamError) -> ApiError:
         """A leg whose engine went away, or answered nonsense."""

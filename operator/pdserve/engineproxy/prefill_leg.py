@@ -22,6 +22,7 @@ from pdserve.engineproxy.leg_context import (
 from pdserve.engineproxy.peer_checks import PATH_DISCARD
 from pdserve.engineproxy.places import TakenPlace
 from pdserve.engineproxy.stream_end import TokenCounts
+from pdserve.engines.prefix_feed import named_blocks
 from pdserve.http1.client import UpstreamError
 from pdserve.http1.errors import ApiError
 from pdserve.http1.receive import HttpRequest
@@ -49,12 +50,14 @@ class PrefillLegs:
         place = self._c.admit(request)
         try:
             self._tasks[place] = asyncio.current_task()
-            self._check(body_of(request))
-            raw = await self._computed(request)
+            self._check(body := body_of(request))
+            raw = await self._computed(request, self._reporting(request, place, body))
             del self._tasks[place]  # from here on there is KV to free, and nothing to cancel
             value = _reply_object(raw)
-            kv = value.get(calls.PARAM_KV)
-            self._c.metrics.prefilled(TokenCounts.of(value))
+            kv, counts = value.get(calls.PARAM_KV), TokenCounts.of(value)
+            self._c.metrics.prefilled(counts)
+            if self._c.chains is not None:
+                self._c.chains.answered(place.name, counts.prompt, self._c.clock())
             if kv is not None:
                 self._c.places.hold(place, kv, self._c.clock(), self._c.config.lease_seconds)
                 reply.on_unread = lambda: self._let_go(place)
@@ -65,6 +68,8 @@ class PrefillLegs:
             self._tasks.pop(place, None)
             if place.state == "executing":
                 self._c.free(place)
+                if self._c.chains is not None:
+                    self._c.chains.drop(place.name)
 
     def release(self, name: str) -> None:
         """End a request of this name, or see to it that the KV held under it is freed."""
@@ -100,12 +105,19 @@ class PrefillLegs:
         else:
             kv_params(body, "do_remote_decode", "prefill")
 
-    async def _computed(self, request: HttpRequest) -> bytes:
+    def _reporting(self, request: HttpRequest, place: TakenPlace, body: JsonObject) -> bytes:
+        """The body to send: where the gateway named its blocks, the engine reports its own."""
+        chains, named = self._c.chains, named_blocks(request)
+        if chains is None or not named.digests or not place.name:
+            return request.body
+        return chains.begin(place.name, named, body)
+
+    async def _computed(self, request: HttpRequest, body: bytes) -> bytes:
         c = self._c
         c.metrics.busy.begin()
         try:
             exchange = await c.engine.post(
-                request.path, request.body, forwarded(request), c.config.reply_seconds
+                request.path, body, forwarded(request), c.config.reply_seconds
             )
             try:
                 if exchange.status in REFUSALS:

@@ -21,6 +21,7 @@ from pdserve.wire import names
 MAX_BODY_BYTES = (4 << 20) + (64 << 10)
 """A gateway takes bodies of 4 MiB from clients, and its legs add their parameters to them."""
 _SERIES = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]{0,127})=([a-zA-Z_:][a-zA-Z0-9_:]{0,127})")
+_LOOPBACK = re.compile(r"tcp://(?:127\.0\.0\.1|\[::1\]):([1-9][0-9]{0,4})")
 EXAMPLES = """\
 examples:
   # the prefill of a pair on one machine; its engine listens on port 8001
@@ -63,6 +64,10 @@ class ProxyConfig:
     """The engine frees a prefill's KV when a decode refuses its leg: releases are done so."""
     rooms: bool = False
     """Both legs meet in a room of the prefill's bootstrap server, which pushes the KV."""
+    kv_events: str = ""
+    """ZeroMQ address to which a prefill's vLLM publishes its KV events; empty: none are read."""
+    kv_events_replay: str = ""
+    """ZeroMQ address of that vLLM's replay; empty: it has none."""
     state_file: Path | None = None
     token: str = ""
     control: Credential = field(default_factory=Credential)
@@ -115,6 +120,11 @@ def parser() -> argparse.ArgumentParser:
         "--rooms", action="store_true",
         help="legs meet by bootstrap_host, _port and _room, instead of kv_transfer_params",
     )  # fmt: skip
+    add(
+        "--kv-events", default="", metavar="ADDRESS",
+        help="prefill: vLLM publishes its KV events to this ZeroMQ address, tcp://127.0.0.1:PORT",
+    )  # fmt: skip
+    add("--kv-events-replay", default="", metavar="ADDRESS", help="where vLLM replays them")
     add("--state-file", type=Path, help="keeps the peer table over a restart of this process")
     return p
 
@@ -158,6 +168,8 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         series=dict(entry.split("=") for entry in a.series),
         release_by_refusal=a.release_by_refusal,
         rooms=a.rooms,
+        kv_events=a.kv_events if role == "prefill" else "",
+        kv_events_replay=a.kv_events_replay,
         state_file=a.state_file,
         token=env.get(credentials.SHARED, ""),
         control=control,
@@ -191,6 +203,13 @@ def _check(command: argparse.ArgumentParser, a: argparse.Namespace) -> None:
     for name in ("health_path", "engine_metrics_path"):
         if not re.fullmatch(r"/[!-~]*", getattr(a, name)):
             command.error(f"--{name.replace('_', '-')}: must be a path such as /health")
+    for name in ("kv_events", "kv_events_replay"):
+        value = getattr(a, name)
+        found = _LOOPBACK.fullmatch(value)
+        if value and (found is None or int(found[1]) > 65535):
+            # Events have the prompts' tokens and are not encrypted.
+            flag = name.replace("_", "-")
+            command.error(f"--{flag} {value!r}: must be tcp://127.0.0.1:PORT or tcp://[::1]:PORT")
     for entry in a.series:
         if not _SERIES.fullmatch(entry):
             command.error(f"--series {entry!r}: must be NAME=SERIES, both names of series")

@@ -13,11 +13,13 @@ import orjson
 from pdserve import __version__
 from pdserve.engineproxy.decode_leg import DecodeLegs
 from pdserve.engineproxy.engine_access import get
+from pdserve.engineproxy.kv_events import BlockHash
 from pdserve.engineproxy.leg_context import JSON, LegContext
 from pdserve.engineproxy.peer_checks import PATH_DISCARD, PATH_PULLED
 from pdserve.engineproxy.prefill_leg import PrefillLegs
 from pdserve.engineproxy.proxy_state import ProxyState
 from pdserve.engines.instance_answers import StaleTableError
+from pdserve.engines.prefix_feed import PrefixFeed
 from pdserve.engines.trust import Trust
 from pdserve.exposition import CONTENT_TYPE
 from pdserve.http1.client import UpstreamError
@@ -30,6 +32,7 @@ from pdserve.wire.bounds import MAX_BYTES, WireError, parse_json
 from pdserve.wire.credentials import CAPABILITY, MAX_PUSH
 from pdserve.wire.links import DrainReport
 from pdserve.wire.peers import Peer
+from pdserve.wire.prefixes import PATH_PREFIXES
 
 PATH_LIVE: Final = "/livez"
 """200 while the proxy itself runs, whatever its engine does."""
@@ -44,6 +47,7 @@ _BY_PEERS: Final = frozenset((PATH_PULLED, PATH_DISCARD))
 _KEPT: Final = {
     calls.PATH_PEERS: MAX_PUSH,
     calls.PATH_RELEASE: 64 << 10,
+    PATH_PREFIXES: 256,
     PATH_PULLED: 64 << 10,
     PATH_DISCARD: MAX_BYTES,
 }
@@ -57,8 +61,11 @@ log = logging.getLogger(__name__)
 class ProxyRoutes:
     """The application: one call per request."""
 
-    def __init__(self, context: LegContext, trust: Trust, state: ProxyState) -> None:
-        """`state` takes peer tables over."""
+    def __init__(
+        self, context: LegContext, trust: Trust, state: ProxyState,
+        feed: PrefixFeed[BlockHash] | None = None,
+    ) -> None:  # fmt: skip
+        """`state` takes peer tables over; `feed` reports the prefix cache, where it is known."""
         self._c, self._trust, self._state = context, trust, state
         self._legs: PrefillLegs | DecodeLegs
         role = context.config.role
@@ -81,6 +88,8 @@ class ProxyRoutes:
             PATH_PULLED: ("POST", self._pulled),
             PATH_DISCARD: ("POST", self._discard),
         }
+        if feed is not None:
+            self._table = {**self._table, PATH_PREFIXES: ("POST", feed.subscribe)}
 
     def __call__(self, request: HttpRequest, reply: Reply) -> Awaitable[None] | None:
         """Answer one request; ApiError becomes its reply."""
@@ -103,7 +112,7 @@ class ProxyRoutes:
                 self._trust.check_generation(given)
             elif path in _CONTROL:
                 self._trust.controls(given)
-            elif path == calls.PATH_RELEASE:
+            elif path in (calls.PATH_RELEASE, PATH_PREFIXES):
                 self._trust.check_release(given)
             elif path in _BY_PEERS and not self._c.peers.any_sender(given):
                 return _no_peer()

@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from pdserve.engineproxy.engine_access import EngineAccess
+from pdserve.engineproxy.events_reader import EventsReader
+from pdserve.engineproxy.kv_events import BlockHash
+from pdserve.engineproxy.leg_chains import LegChains
 from pdserve.engineproxy.leg_context import LegContext
 from pdserve.engineproxy.peer_checks import PeerChecks
 from pdserve.engineproxy.places import Places
@@ -18,6 +21,7 @@ from pdserve.engineproxy.proxy_config import ProxyConfig
 from pdserve.engineproxy.proxy_metrics import ProxyMetrics
 from pdserve.engineproxy.proxy_state import ProxyState
 from pdserve.engineproxy.routes import ProxyRoutes
+from pdserve.engines.prefix_feed import PrefixFeed
 from pdserve.engines.trust import Trust
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.server import HttpServer
@@ -58,15 +62,24 @@ async def running(config: ProxyConfig) -> AsyncIterator[RunningProxy]:
     context = LegContext(config, places, engine, peers, metrics)
     engine.lost = context.engine_lost
     state = ProxyState(config.state_file, trust, peers)
-    routes = ProxyRoutes(context, trust, state)
+    feed: PrefixFeed[BlockHash] | None = None
+    if config.kv_events:
+        context.chains = LegChains()
+        feed = PrefixFeed(context.chains.cached)
+    routes = ProxyRoutes(context, trust, state, feed)
     server = HttpServer(routes, _limits(config), _report, routes.screen, routes.keeps)
     tasks = [asyncio.create_task(engine.watch()), asyncio.create_task(_sweep(context))]
+    if context.chains is not None:
+        reader = EventsReader(config.kv_events, config.kv_events_replay, context.chains)
+        tasks.append(asyncio.create_task(reader.run()))
     try:
         state.restore()
         port = await server.start(config.bind, config.port)
         yield RunningProxy(port, context)
         await _drain(context)
     finally:
+        if feed is not None:
+            feed.close()
         await server.stop(CLOSE_SECONDS)
         for task in tasks:
             task.cancel()

@@ -31,6 +31,10 @@ def test_a_command_line() -> None:
     assert (config.series, config.bind) == ({"a_total": "b:c"}, "::")
     assert parse(["--engine", "http://e:1"], {**ENV, "PDSERVE_ROLE": "prefill"}).role == "prefill"
     assert parse([*GOOD[2:], "--role", "prefill", "--prefetch", "2"], ENV).places == 4
+    events = ["--kv-events", "tcp://127.0.0.1:5557", "--kv-events-replay", "tcp://[::1]:5558"]
+    prefill = parse([*GOOD[2:], "--role", "prefill", *events], ENV)
+    assert (prefill.kv_events, prefill.kv_events_replay) == (events[1], events[3])
+    assert parse([*GOOD, *events], ENV).kv_events == ""
 
 
 BAD = [
@@ -45,6 +49,9 @@ BAD = [
         ["--engine", "127.0.0.1:8001"], ["--engine", "https://e:1"], ["--engine", "http://e"],
         ["--engine", "http://e:1/x"], ["--engine", "http://e:99999"], ["--engine", "http://[x:1"],
         ["--health-path", "health"], ["--engine-metrics-path", "/a b"],
+        ["--kv-events", "tcp://*:5557"], ["--kv-events", "tcp://10.0.0.1:5557"],
+        ["--kv-events", "tcp://127.0.0.1"], ["--kv-events", "tcp://127.0.0.1:99999"],
+        ["--kv-events", "ipc:///tmp/x"], ["--kv-events-replay", "tcp://0.0.0.0:5558"],
         ["--series", "a"], ["--series", "a=b=c"], ["--series", "1a=b"], ["--series", "a="],
     )),
 ]  # fmt: skip

@@ -74,6 +74,23 @@ def test_the_command_line(new: Any, role: str, places: int) -> None:
     assert transfer["kv_connector_extra_config"]["kv_lease_duration"] == FLOW.lease_seconds
 
 
+def test_a_prefill_publishes_its_events_to_its_own_proxy_alone() -> None:
+    made = pod()
+    config = json.loads(options(engine(made)["args"])["--kv-events-config"])
+    assert config["enable_kv_cache_events"] is True
+    words = proxy(made)["args"]
+    read = parse(["--role", "prefill", *words[words.index("--engine") :]], {"PDSERVE_TOKEN": "x"})
+    assert (read.kv_events, read.kv_events_replay) == (
+        config["endpoint"], config["replay_endpoint"],
+    )  # fmt: skip
+    # They have the prompts' tokens. vLLM listens on all addresses where there is a wildcard.
+    for address in (read.kv_events, read.kv_events_replay):
+        assert re.fullmatch(r"tcp://127\.0\.0\.1:\d+", address)
+    decode = pod(DECODE)
+    assert "--kv-events-config" not in engine(decode)["args"]
+    assert "--kv-events" not in proxy(decode)["args"]
+
+
 def test_kv_is_handed_over_at_the_instances_port() -> None:
     found = env(pod())
     assert found["VLLM_NIXL_SIDE_CHANNEL_PORT"] == str(PORT_TRANSFER)

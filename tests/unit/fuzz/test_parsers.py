@@ -9,7 +9,8 @@ import pytest
 from tests.fuzz.__main__ import KEPT
 from tests.fuzz.check import check, check_all, check_memory
 from tests.fuzz.mutate import mutated
-from tests.fuzz.targets import Target, targets
+from tests.fuzz.target import Target
+from tests.fuzz.targets import targets
 
 ALL = {target.name: target for target in targets()}
 

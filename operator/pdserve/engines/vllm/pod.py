@@ -21,6 +21,16 @@ from pdserve.wire import metrics, names
 SLACK: Final = 4
 """Requests in flight beyond the proxy's places: what was aborted takes vLLM a moment to end."""
 ROLES: Final = {"prefill": "kv_producer", "decode": "kv_consumer"}
+EVENTS: Final = "tcp://127.0.0.1:5557"
+REPLAY: Final = "tcp://127.0.0.1:5558"
+"""Of KV events, on loopback: they have the prompts' tokens. The proxy listens at the first; vLLM
+connects to an address without a wildcard."""
+EVENTS_CONFIG: Final = {
+    "enable_kv_cache_events": True,
+    "publisher": "zmq",
+    "endpoint": EVENTS,
+    "replay_endpoint": REPLAY,
+}
 ENV: Final = {
     **shared.cache_env("vllm"),
     "VLLM_CACHE_ROOT": f"{shared.CACHE}/vllm",
@@ -36,13 +46,15 @@ class VllmVariant:
 
     `connector`: `--kv-transfer-config` beside the role. `env`: variables beside `ENV`. `limits`: it
     has the flags by which vLLM 0.29 and later bounds its queue and its shutdown. `refusal_frees`: a
-    decode that refuses a leg frees the KV at the prefill, so releases are done that way.
+    decode that refuses a leg frees the KV at the prefill, so releases are done that way. `events`:
+    a prefill publishes its KV events as vLLM 0.32 does, with the session of each.
     """
 
     connector: Callable[[InstanceFacts], JsonMap]
     env: Mapping[str, str]
     limits: bool
     refusal_frees: bool
+    events: bool
 
 
 def nixl(facts: InstanceFacts) -> JsonMap:
@@ -62,6 +74,7 @@ NIXL: Final = VllmVariant(
     },
     limits=True,
     refusal_frees=True,
+    events=True,
 )
 
 
@@ -102,7 +115,12 @@ class VllmPod:
             "--max-num-seqs", str(facts.slots),
             *(limits if self.variant.limits else ()),
             "--kv-transfer-config", json.dumps(self.transfer_config(facts), separators=(",", ":")),
+            *(("--kv-events-config", json.dumps(EVENTS_CONFIG, separators=(",", ":")))
+              if self._publishes(facts) else ()),
         )  # fmt: skip
+
+    def _publishes(self, facts: InstanceFacts) -> bool:
+        return self.variant.events and facts.role == "prefill"
 
     def _proxy_args(self, facts: InstanceFacts) -> tuple[str, ...]:
         """Of `pdserve-engine-proxy`."""
@@ -114,6 +132,8 @@ class VllmPod:
             "--lease-seconds", str(LEASE_SECONDS),
             "--series", f"{steps}={STEPS}",
             *(("--release-by-refusal",) if self.variant.refusal_frees else ()),
+            *(("--kv-events", EVENTS, "--kv-events-replay", REPLAY)
+              if self._publishes(facts) else ()),
         )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ ASCEND: Final = VllmVariant(
     },
     limits=False,
     refusal_frees=False,
+    events=False,
 )
 
 POD = VllmPod(ASCEND)
