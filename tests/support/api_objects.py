@@ -140,6 +140,11 @@ FULL: Mapping[str, Object] = {
                 "prefixAffinity": "Off",
                 "localPrefill": {"mode": "Fixed", "maxTokens": 64},
             },
+            "spec.scenarios.0.limits": {
+                "requestsPerMinute": 600,
+                "tokensPerMinute": 90000,
+                "concurrentRequests": 50,
+            },
             "spec.networkPolicy": {
                 "clients": [{"cidr": "10.0.0.0/8"}, {"namespaceLabels": {"team": "a"}}],
                 "metrics": [{"podLabels": {"app": "prometheus"}}],

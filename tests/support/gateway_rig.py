@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.http1.limits import ClientLimits
 from pdserve.terms import Slo
+from pdserve.terms.limits import NO_LIMITS
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 SLO = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
@@ -96,7 +98,8 @@ class Rig:
         ring = KeyRing(keys) if keys else None
         rng = random.Random(options.pop("seed", 7))
         options.setdefault("credential", Credential(TOKEN))
-        self.gateway = GatewayServer(self.source, GatewayOptions(**options), ring, rng)
+        clock = options.pop("clock", time.monotonic)
+        self.gateway = GatewayServer(self.source, GatewayOptions(**options), ring, rng, clock=clock)
         self.port = await self.gateway.start("127.0.0.1", 0)
 
     async def routes(
@@ -115,11 +118,11 @@ class Rig:
 
     async def one_group(self, prefills: int = 1, decodes: int = 1, **options: Any) -> None:
         """A gateway over one P/D group of stubs named p0.. and d0.. ."""
-        slo = options.pop("slo", SLO)
+        slo, limits = options.pop("slo", SLO), options.pop("scenario_limits", NO_LIMITS)
         made = [await self.engine("prefill", f"p{i}") for i in range(prefills)]
         made += [await self.engine("decode", f"d{i}") for i in range(decodes)]
         await self.start(**options)
-        await self.routes(made, slo=slo)
+        await self.routes(made, slo=slo, limits=limits)
 
     async def request(
         self,

@@ -11,6 +11,7 @@ from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
 from pdserve.api.strings import ModelName, ScenarioName
 from pdserve.api.units import Duration
 from pdserve.terms import Slo
+from pdserve.terms.limits import MAX_LIMIT, NO_LIMITS, UsageLimits
 
 
 class Match(ApiModel):
@@ -182,6 +183,36 @@ class Routing(ApiModel):
     """Which prompts a decode computes itself. Absent: none (Off)."""
 
 
+class ScenarioLimits(ApiModel):
+    """The most that is served of a scenario, beyond which clients get 429."""
+
+    rules = (
+        Rule(
+            "has(self.requestsPerMinute) || has(self.tokensPerMinute)"
+            " || has(self.concurrentRequests)",
+            "at least one of requestsPerMinute, tokensPerMinute, concurrentRequests is needed",
+            lambda v: bool(v.amounts),
+        ),
+    )
+
+    requests_per_minute: Annotated[int, Int(1, MAX_LIMIT)] | None = None
+    """Requests in a minute; a minute's worth may come at once. Absent: not limited."""
+    tokens_per_minute: Annotated[int, Int(1, MAX_LIMIT)] | None = None
+    """Tokens of prompts and answers in a minute. A request takes its prompt and its maximum of
+    output when it comes, and what it really used when it ends. Absent: not limited."""
+    concurrent_requests: Annotated[int, Int(1, MAX_LIMIT)] | None = None
+    """Requests in progress at once. Absent: not limited."""
+
+    @property
+    def amounts(self) -> UsageLimits:
+        """The same, as gateways read them."""
+        return UsageLimits(
+            self.requests_per_minute or 0,
+            self.tokens_per_minute or 0,
+            self.concurrent_requests or 0,
+        )
+
+
 class Scenario(ApiModel):
     """One kind of requests with its own SLO, served by its own P/D groups."""
 
@@ -209,6 +240,13 @@ class Scenario(ApiModel):
     """The traffic to size for until it is measured."""
     routing: Routing | None = None
     """Which instances gateways ask for its requests, and in which order."""
+    limits: ScenarioLimits | None = None
+    """The most that is served of it; absent: not limited."""
+
+    @property
+    def request_limits(self) -> UsageLimits:
+        """Its limits, as gateways read them."""
+        return NO_LIMITS if self.limits is None else self.limits.amounts
 
     @property
     def prefix_affinity(self) -> bool:

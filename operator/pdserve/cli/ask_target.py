@@ -130,8 +130,9 @@ def first_key(secret: JsonMap) -> str | None:
             keys = keys_of(base64.b64decode(value))
         except binascii.Error:
             continue
-        if keys:
-            return keys[0].decode()
+        for key in keys:
+            if key.limits is not None:
+                return key.key.decode()
     return None
 
 

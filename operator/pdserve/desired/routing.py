@@ -82,6 +82,7 @@ def route_table(
                 prefix_affinity=scenario.prefix_affinity,
                 local_prefill=scenario.local_prefill.mode,
                 local_prefill_tokens=_local_tokens(scenario),
+                limits=scenario.request_limits,
             )
             for scenario in service.spec.scenarios
         ),

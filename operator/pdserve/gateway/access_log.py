@@ -16,6 +16,7 @@ from typing import IO
 
 import orjson
 
+from pdserve.gateway.limits import LimitedRequest
 from pdserve.gateway.request_context import RequestContext
 from pdserve.http1.errors import ApiError
 from pdserve.terms.json import JsonObject
@@ -36,6 +37,8 @@ class Record:
     arrived: float
     contexts: list[RequestContext] = field(default_factory=list)
     """One for each choice that was begun."""
+    admission: LimitedRequest | None = None
+    """Where it is limited, and was admitted."""
     _refusal: JsonObject = field(default_factory=dict)
 
     def failed(self, error: ApiError) -> None:

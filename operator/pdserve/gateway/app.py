@@ -16,9 +16,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from urllib.parse import unquote
-
-import orjson
 
 from pdserve.engines.credentials import Credential
 from pdserve.engines.flow import Endpoint
@@ -35,7 +32,9 @@ from pdserve.gateway.fan_out import serve_choices
 from pdserve.gateway.front import Certificate, Front
 from pdserve.gateway.inflate import plain_body
 from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
+from pdserve.gateway.limits import GatewayLimits
 from pdserve.gateway.metrics import GatewayMetrics
+from pdserve.gateway.model_list import is_models, list_models
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.prefix_feeds import PrefixFeeds
 from pdserve.gateway.prefixes import PromptHasher, salt_with_key
@@ -64,9 +63,9 @@ from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)
 
-JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 _GENERATE: dict[str, Endpoint] = {PATH_CHAT: "chat", PATH_COMPLETIONS: "completions"}
+SCENARIO = HEADER_SCENARIO.encode()
 _TRACE = (b"traceparent", b"tracestate")
 _ID_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/")
 _ID_LENGTH = 96
@@ -101,6 +100,7 @@ class GatewayServer:
         keys: KeyRing | None = None,
         rng: random.Random | None = None,
         access_log: AccessLog | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Breaks ties between equal instances; nothing secret depends on it.
         rng = rng or random.Random()  # noqa: S311 - jitter and schedules, no secrets
@@ -117,6 +117,7 @@ class GatewayServer:
         self._source = source
         self._drain_seconds = options.drain_seconds
         self._keys = keys
+        self._rates = GatewayLimits(self.metrics, keys, clock)
         releaser = Releaser(self.pool, options.credential)
         self._tools = Tools(self.pool, releaser, options.credential, options.settings)
         self._boot = secrets.token_hex(6)
@@ -124,6 +125,11 @@ class GatewayServer:
         self._prefixes = PromptHasher(options.credential)
         self._feeds = PrefixFeeds(self.pool, options.credential)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _follow(self, table: RouteTable) -> None:
+        self.service.apply(table)
+        self._rates.follow(table)
+        self._feeds.follow(self.service.schedulers)
 
     def _keeps(self, path: str) -> int:
         """Bodies are for the paths that generate."""
@@ -136,7 +142,7 @@ class GatewayServer:
             OSError: a port cannot be listened on.
         """
         loop = asyncio.get_running_loop()
-        self._tasks.append(loop.create_task(self._source.run(self._apply)))
+        self._tasks.append(loop.create_task(self._source.run(self._follow)))
         if self._keys is not None:
             self._tasks.append(loop.create_task(_refresh(self._keys)))
         if self._front.metrics_port is not None:
@@ -146,10 +152,6 @@ class GatewayServer:
             return await self.server.start(host, port)
         self._tasks.append(loop.create_task(_renew(certificate)))
         return await self.server.start(host, port, certificate.context)
-
-    def _apply(self, table: RouteTable) -> None:
-        self.service.apply(table)
-        self._feeds.follow(self.service.schedulers)
 
     async def stop(self) -> None:
         """Stop accepting, let requests finish within the drain time, then close everything.
@@ -188,6 +190,8 @@ class GatewayServer:
             record.failed(error)
             reply.error(error)
         finally:
+            if record.admission is not None:
+                record.admission.end([c.timeline for c in record.contexts])
             if self._log is not None and request.path in _GENERATE:
                 self._log.write(record.line(reply.status, time.perf_counter()))
 
@@ -195,7 +199,7 @@ class GatewayServer:
         self, method: str, path: str, headers: dict[bytes, bytes], address: str
     ) -> ApiError | None:
         """Check the key before anything of the body is read."""
-        if self._keys is None or not (path in _GENERATE or _is_models(path)):
+        if self._keys is None or not (path in _GENERATE or is_models(path)):
             return None
         if method == "OPTIONS" and self._front.cors.preflight(headers) is not None:
             return None  # a browser asks without the key
@@ -212,9 +216,9 @@ class GatewayServer:
         elif path in _GENERATE:
             _allow(method, "POST")
             await self._generate(_GENERATE[path], request, reply, record)
-        elif _is_models(path):
+        elif is_models(path):
             _allow(method, "GET")
-            self._models(path, reply)
+            list_models(self.service, path, reply)
         elif path == PATH_METRICS and self._front.metrics_port is None:
             self._metrics(method, reply)
         elif path in (PATH_HEALTH, "/healthz"):
@@ -238,6 +242,8 @@ class GatewayServer:
     def _metrics(self, method: str, reply: Reply) -> None:
         _allow(method, "GET")
         self.service.show_instances()
+        if self._keys is not None:
+            self.metrics.keys(*self._keys.counts)
         reply.send(200, self.metrics.registry.render().encode(), CONTENT_TYPE)
 
     async def _generate(
@@ -267,8 +273,7 @@ class GatewayServer:
         request.body = b""
         headers = HeaderTexts(request.headers)
         scheduler, flow, model = self.service.scheduler(body["model"], headers)
-        taken_by = (HEADER_SCENARIO.encode(), scheduler.scenario.name.encode())
-        reply.headers = (*reply.headers, taken_by)
+        reply.headers = (*reply.headers, (SCENARIO, scheduler.scenario.name.encode()))
         # Clients may name a scenario by its own model name; engines serve one model.
         body["model"] = model
         if self._keys is not None:
@@ -285,6 +290,10 @@ class GatewayServer:
             if scheduler.wants_blocks:
                 prompt.blocks = self._prefixes.blocks(choice.body)
             sizes.append(prompt)
+        if subjects := self._rates.subjects(scheduler.scenario, turn.client):
+            prompts = [scheduler.estimate.tokens(sizes[choice.prompt]) for choice in choices]
+            limited = await self._rates.admit(subjects, scheduler.scenario, prompts, body)
+            record.admission, reply.headers = limited, (*reply.headers, *limited.headers)
 
         contexts = ContextMaker(
             scheduler, flow, self._tools, endpoint, leg_name, len(choices) > 1, trace, sizes,
@@ -303,22 +312,6 @@ class GatewayServer:
         if self._keys is not None:
             client = tenant_of(request.headers.get(AUTHORIZATION), request.headers.get(API_KEY))
         return Turn(client, body.get("service_tier") == SHEDDABLE)
-
-    def _models(self, path: str, reply: Reply) -> None:
-        names = self.service.models()
-        items = [_model(name, self.service.model_len(name)) for name in names]
-        if path == PATH_MODELS:
-            reply.send(200, orjson.dumps({"object": "list", "data": items}), JSON)
-            return
-        name = unquote(path[len(PATH_MODELS) + 1 :])
-        if name not in names:
-            raise ApiError(
-                404,
-                f"model {name!r:.200} does not exist; known: {', '.join(names)}",
-                code="model_not_found",
-                param="model",
-            )
-        reply.send(200, orjson.dumps(items[names.index(name)]), JSON)
 
     def _ready(self, reply: Reply) -> None:
         if self.server.draining:
@@ -343,16 +336,6 @@ def _count_choices(reply: Reply, count: int, total: int, counted: int, room: int
         )
     if not reply.grows(total - counted):
         raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
-
-
-def _model(name: str, tokens: int) -> JsonObject:
-    """An entry of the list of models; `max_model_len` as vLLM names it, where it is known."""
-    known = {"max_model_len": tokens} if tokens else {}
-    return {"id": name, "object": "model", "created": 0, "owned_by": "pdserve", **known}
-
-
-def _is_models(path: str) -> bool:
-    return path == PATH_MODELS or path.startswith(PATH_MODELS + "/")
 
 
 def _allow(method: str, allowed: str) -> None:

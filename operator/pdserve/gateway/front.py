@@ -23,7 +23,13 @@ from pdserve.http1.errors import Headers
 logger = logging.getLogger(__name__)
 
 _METHODS = b"GET, POST, OPTIONS"
-_EXPOSED = b"x-request-id, x-pdserve-scenario, retry-after"
+_EXPOSED = b", ".join(
+    (
+        b"x-request-id, x-pdserve-scenario, retry-after",
+        b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests",
+        b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens",
+    )
+)
 _MAX_AGE = b"600"
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from pdserve import __version__
 from pdserve.exposition import Counter, Gauge, Histogram, Registry
 from pdserve.exposition.process_metrics import tell_process
+from pdserve.forwarding.rate_limits import LIMIT_KINDS
 from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
 from pdserve.terms import ROLES, Role, Slo
 from pdserve.wire import calls
@@ -24,6 +25,8 @@ LocalResult = Literal["served", "refused", "failed"]
 LOCAL_RESULTS: tuple[LocalResult, ...] = ("served", "refused", "failed")
 STAGES: tuple[Stage, ...] = ("arrival", "before_prefill", "after_prefill")
 
+SCOPES = ("scenario", "key")
+"""Whose limit refused a request."""
 AROUND_TARGET = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 E2E_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 _LABELS = ("service", "scenario")
@@ -75,6 +78,10 @@ class GatewayMetrics:
         self.local_crossover = self._gauge(
             names.GATEWAY_LOCAL_CROSSOVER, "Tokens up to which a decode computes a prompt now."
         )
+        self.limited = self._counter(
+            names.GATEWAY_LIMITED, "Refused by a limit; not offered.", "scope", "reason"
+        )
+        self._keys = self.registry.gauge(names.GATEWAY_KEYS, "API keys.", ("state",))
         self.expired = self._counter(names.GATEWAY_EXPIRED, "Deadlines passed.", "stage")
         self.waiting = self._gauge(names.GATEWAY_WAITING, "Requests waiting for a prefill.")
         self.prefix_blocks = self._gauge(
@@ -103,6 +110,11 @@ class GatewayMetrics:
         self.e2e = self.registry.histogram(
             names.GATEWAY_E2E, "Head received to reply complete.", _LABELS, E2E_BUCKETS
         )
+
+    def keys(self, accepted: int, refused: int) -> None:
+        """Show how many API keys are accepted, and refused for their limits (set when scraped)."""
+        self._keys.labels("accepted").set(accepted)
+        self._keys.labels("refused").set(refused)
 
     def follow(self, table: RouteTable) -> None:
         """Show the table's version, and forget series of instances that left it."""
@@ -156,6 +168,9 @@ class ScenarioMetrics:
         for role in ROLES:
             for reason in (_FULL[role], *_REASONS):
                 f.rejections.labels(*key, role, reason)
+        for scope in SCOPES:
+            for kind in LIMIT_KINDS:
+                f.limited.labels(*key, scope, kind)
         self._expired = {stage: f.expired.labels(*key, stage) for stage in STAGES}
         self._waiting = f.waiting.labels(*key)
         around = _around(slo.ttft)

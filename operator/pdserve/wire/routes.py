@@ -15,8 +15,10 @@ from typing import Literal
 
 from pdserve.terms import ROLES, Role, Slo
 from pdserve.terms.json import JsonObject
+from pdserve.terms.limits import NO_LIMITS, UsageLimits
 from pdserve.wire import bounds
 from pdserve.wire.bounds import Fields, WireError
+from pdserve.wire.limits import read_limits
 
 SCHEMA_VERSION = 1
 LocalPrefillMode = Literal["Off", "Auto", "Fixed"]
@@ -66,6 +68,7 @@ class RouteScenario:
     `a + b * promptTokens` (None until known). `max_prompt_bytes`: prompts with more bytes of text
     fit into no engine's context and can be refused unread. `max_model_len`: tokens of prompt and
     answer together that every engine takes. Either is 0 while it is unknown.
+    `limits` hold over all gateways.
     """
 
     name: str
@@ -81,6 +84,7 @@ class RouteScenario:
     """Whether a decode may compute a prompt itself; see `forwarding.local_prefill`."""
     local_prefill_tokens: int = 0
     """Longest such prompt in mode Fixed."""
+    limits: UsageLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +207,7 @@ def _scenario_json(s: RouteScenario) -> JsonObject:
         **({"prefixAffinity": "Auto"} if s.prefix_affinity else {}),
         **({"localPrefill": s.local_prefill} if s.local_prefill != "Off" else {}),
         **({"localPrefillTokens": s.local_prefill_tokens} if s.local_prefill_tokens else {}),
+        **({"limits": s.limits.to_json()} if s.limits else {}),
         "groups": [
             {
                 "index": g.index,
@@ -252,6 +257,7 @@ def _scenario(scenario: Fields) -> RouteScenario:
         prefix_affinity=scenario.text("prefixAffinity", "Off") == "Auto",
         local_prefill=_LOCAL_PREFILL.get(scenario.text("localPrefill", "Off"), "Off"),
         local_prefill_tokens=scenario.integer("localPrefillTokens", 0),
+        limits=read_limits(scenario.object("limits", {})),
     )
 
 
