@@ -260,9 +260,9 @@ BAD_SCENARIOS = (
     ),
     of_service(
         "half a request a minute",
-        {f"{_S0}.limits": {"requestsPerMinute": 0.5}},
+        {f"{_S0}.limits": {"requestsPerMinute": 1.5}},
         f"{_P0}.limits.requestsPerMinute",
-        "must be of type integer",
+        "must be of type int",
     ),
     of_service(
         "more tokens than a limit counts",

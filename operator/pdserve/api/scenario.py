@@ -184,7 +184,7 @@ class Routing(ApiModel):
 
 
 class ScenarioLimits(ApiModel):
-    """The most that is served of a scenario, beyond which clients get 429."""
+    """The most that is served of a scenario, over all gateways; clients get 429 beyond."""
 
     rules = (
         Rule(

@@ -55,7 +55,8 @@ def network_policies(
     to_gateways = (
         # Scrapers too: gateways of an older operator have their metrics there.
         _allow([*callers, *scrapers] if callers else [], names.PORT_HTTP),
-        _allow(scrapers, names.PORT_METRICS),
+        # Gateways too: they share limits.
+        _allow([*scrapers, gateways], names.PORT_METRICS),
     )
     siblings = [{"podSelector": {"matchLabels": instances}}]
     proxies = siblings if has_proxy(service.spec.engine.type) else []

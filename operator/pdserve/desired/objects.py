@@ -258,6 +258,7 @@ def _container(service: PDService, image: str) -> JsonObject:
         "env": [
             {"name": "PDSERVE_REQUEST_TOKEN_FILE", "value": f"{CREDENTIALS_DIR}/request"},
             {"name": "PDSERVE_METRICS_PORT", "value": str(names.PORT_METRICS)},
+            {"name": "PDSERVE_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             *({"name": name, "value": value} for name, value in _settings(service).items()),
         ],
         "volumeMounts": [{"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True}],

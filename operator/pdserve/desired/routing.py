@@ -14,12 +14,23 @@ from typing import NamedTuple
 
 from pdserve.api import PDService, RoCEDomain, Scenario
 from pdserve.frozen import remembered
+from pdserve.groups.routable import host
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap
+from pdserve.topology import PodView
 from pdserve.wire import names
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.links import LinkReport
-from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable, Served, fitted, served
+from pdserve.wire.routes import (
+    MAX_GATEWAYS,
+    RouteGateway,
+    RouteGroup,
+    RouteScenario,
+    RouteTable,
+    Served,
+    fitted,
+    served,
+)
 
 Models = Mapping[str, tuple[str, str]]
 """Model name and engine type of each known revision."""
@@ -43,6 +54,7 @@ def route_table(
     floor: int = 0,
     models: Mapping[str, Models] | None = None,
     bounds: Mapping[str, ContextBounds] | None = None,
+    gateways: tuple[RouteGateway, ...] = (),
 ) -> RouteTable:
     """The table that gateways should have now; `last` itself when nothing changed.
 
@@ -56,6 +68,7 @@ def route_table(
         models: what the revisions of each scenario's groups serve, by scenario name.
         bounds: `bounds_of` each scenario's groups, where known; what gateways have stays until an
             engine says otherwise.
+        gateways: `gateways_of` the service.
     """
     known, now, before = models or {}, bounds or {}, _last_bounds(last)
     table = RouteTable(
@@ -86,6 +99,7 @@ def route_table(
             )
             for scenario in service.spec.scenarios
         ),
+        gateways=gateways,
     )
     table = fitted(table)
     if last is not None and table == last:
@@ -97,6 +111,20 @@ def _local_tokens(scenario: Scenario) -> int:
     """Longest prompt that a decode computes in mode Fixed; 0 in the other modes."""
     local = scenario.local_prefill
     return (local.max_tokens or 0) if local.mode == "Fixed" else 0
+
+
+def gateways_of(service: PDService, pods: Iterable[PodView]) -> tuple[RouteGateway, ...]:
+    """The gateways that are ready, the oldest first; none where the service wants only one.
+
+    `pods`: gateway pods of the service.
+    """
+    if service.spec.gateway.replicas < 2:
+        return ()
+    ready = (p for p in pods if p.ready.true and not p.deleting and p.ip)
+    return tuple(
+        RouteGateway(p.name, f"http://{host(p.ip)}:{names.PORT_METRICS}")
+        for p in sorted(ready, key=lambda p: (p.created, p.name))[:MAX_GATEWAYS]
+    )
 
 
 def bounds_of(groups: Sequence[RouteGroup], links: Mapping[str, LinkReport]) -> ContextBounds:

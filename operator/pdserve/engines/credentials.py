@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pdserve.wire.credentials import digests, values
+from pdserve.wire.credentials import DIGEST_PREFIX, digests, values
 
 SHARED = "PDSERVE_TOKEN"
 CONTROL = "PDSERVE_CONTROL_TOKEN"
@@ -61,6 +61,12 @@ class Credential:
         """The value to send; empty where there is none."""
         self._refresh()
         return self._values[0] if self._values else ""
+
+    @property
+    def sendable(self) -> tuple[str, ...]:
+        """All values that are no digests; a report to this process proves one of them."""
+        self._refresh()
+        return tuple(v for v in self._values if not v.startswith(DIGEST_PREFIX))
 
     @property
     def digests(self) -> frozenset[str]:

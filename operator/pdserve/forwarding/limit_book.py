@@ -7,7 +7,7 @@ a new one would be the same. Clock as an argument (monotonic seconds); no I/O. N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
@@ -64,7 +64,7 @@ class LimitBook:
             now: monotonic seconds.
             until: when the holder is forgotten, if it says nothing more.
         """
-        limiters = [self._limiter(s, now) for s in ask.subjects]
+        limiters = self._all(ask.subjects, now)
         worst: Exceeded | None = None
         subject = 0
         for number, limiter in enumerate(limiters):
@@ -75,24 +75,31 @@ class LimitBook:
             for limiter in limiters:
                 limiter.take(ask.tokens, now)
                 limiter.hold(holder, limiter.held_by(holder) + 1, until)
-        return Verdict(worst, subject, _least(limiters, now))
+        return Verdict(worst, subject, least_left([one.left(now) for one in limiters]))
 
     def settle(self, subjects: Sequence[LimitSubject], tokens: int, now: float) -> None:
         """Give tokens back; negative: more was used than taken."""
         for subject in subjects:
-            self._limiter(subject, now).settle(tokens, now)
+            if (limiter := self._limiters.get(subject.id)) is not None:
+                limiter.settle(tokens, now)
 
-    def ended(self, subjects: Sequence[LimitSubject], holder: str, now: float) -> None:
-        """Count a request of this holder no longer as in progress."""
-        for subject in subjects:
-            limiter = self._limiter(subject, now)
-            limiter.hold(holder, limiter.held_by(holder) - 1)
+    def hold(self, subject: LimitSubject, holder: str, count: int, now: float) -> None:
+        """Note how many requests a holder has in progress."""
+        if count or subject.id in self._limiters:
+            self.limiter(subject, now).hold(holder, count)
 
-    def _limiter(self, subject: LimitSubject, now: float) -> Limiter:
+    def limiter(self, subject: LimitSubject, now: float) -> Limiter:
+        """The one of a subject, made where there is none."""
+        return self._all((subject,), now)[0]
+
+    def _all(self, subjects: Sequence[LimitSubject], now: float) -> list[Limiter]:
+        if len(self._limiters) > MAX_SUBJECTS - len(subjects):
+            self._forget(now)
+        return [self._one(subject, now) for subject in subjects]
+
+    def _one(self, subject: LimitSubject, now: float) -> Limiter:
         found = self._limiters.get(subject.id)
         if found is None:
-            if len(self._limiters) >= MAX_SUBJECTS:
-                self._forget(now)
             found = self._limiters[subject.id] = Limiter(subject.limits, now)
         else:
             found.follow(subject.limits, now)
@@ -100,14 +107,16 @@ class LimitBook:
 
     def _forget(self, now: float) -> None:
         idle = [name for name, limiter in self._limiters.items() if limiter.idle(now)]
-        for name in idle or [next(iter(self._limiters))]:
+        few = list(self._limiters)[: MAX_SUBJECTS // 16]
+        for name in idle or few:
             del self._limiters[name]
 
 
-def _least(limiters: Sequence[Limiter], now: float) -> dict[LimitKind, Left]:
+def least_left(every: Iterable[Mapping[LimitKind, Left]]) -> dict[LimitKind, Left]:
+    """Of several subjects, for each rate what the one has left that has least."""
     least: dict[LimitKind, Left] = {}
-    for limiter in limiters:
-        for kind, left in limiter.left(now).items():
+    for one in every:
+        for kind, left in one.items():
             if kind not in least or left.left < least[kind].left:
                 least[kind] = left
     return least

@@ -87,9 +87,12 @@ class RateBucket:
 
     def left(self, now: float) -> Left:
         """What may be taken, in whole units, and when all may."""
-        level = self.level(now)
-        missing = (self.per_minute - level) * MINUTE / self.per_minute
-        return Left(self.per_minute, max(0, int(level + SLACK)), missing)
+        return left_of(self.per_minute, self.level(now))
+
+
+def left_of(per_minute: int, level: float) -> Left:
+    """What a bucket of this limit and level has left."""
+    return Left(per_minute, max(0, int(level + SLACK)), (per_minute - level) * MINUTE / per_minute)
 
 
 @dataclass(slots=True)
@@ -149,10 +152,10 @@ class Limiter:
         for kind, bucket in self._buckets.items():
             bucket.add(-(tokens if kind == "tokens" else 1), now)
 
-    def settle(self, tokens: int, now: float, requests: int = 0) -> None:
-        """Give back tokens (and requests); negative: more was used than taken."""
-        for kind, bucket in self._buckets.items():
-            bucket.add(tokens if kind == "tokens" else requests, now)
+    def settle(self, tokens: int, now: float) -> None:
+        """Give back tokens; negative: more was used than taken."""
+        if (bucket := self._buckets.get("tokens")) is not None:
+            bucket.add(tokens, now)
 
     def hold(self, holder: str, count: int, until: float = inf) -> None:
         """Note how many requests a holder has in progress; forgotten at `until`."""
@@ -171,6 +174,17 @@ class Limiter:
         for gone in [name for name, held in self._held.items() if held.until <= now]:
             del self._held[gone]
         return sum(held.count for held in self._held.values())
+
+    def level(self, kind: LimitKind, now: float) -> float | None:
+        """What may be taken of a rate, negative while it is owed; None: it is not limited."""
+        bucket = self._buckets.get(kind)
+        return None if bucket is None else bucket.level(now)
+
+    def lower(self, kind: LimitKind, level: float | None, now: float) -> None:
+        """Take what another knows to be gone: at most `level` is left of a rate."""
+        bucket = self._buckets.get(kind)
+        if bucket is not None and level is not None and level < (mine := bucket.level(now)):
+            bucket.add(level - mine, now)
 
     def left(self, now: float) -> dict[LimitKind, Left]:
         """What is left of the rates."""

@@ -34,7 +34,7 @@ from pdserve.gateway.inflate import plain_body
 from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
 from pdserve.gateway.limits import GatewayLimits
 from pdserve.gateway.metrics import GatewayMetrics
-from pdserve.gateway.model_list import is_models, list_models
+from pdserve.gateway.model_list import JSON, is_models, list_models
 from pdserve.gateway.pipeline import serve
 from pdserve.gateway.prefix_feeds import PrefixFeeds
 from pdserve.gateway.prefixes import PromptHasher, salt_with_key
@@ -55,6 +55,7 @@ from pdserve.wire.calls import (
     PATH_CHAT,
     PATH_COMPLETIONS,
     PATH_HEALTH,
+    PATH_LIMITS,
     PATH_METRICS,
     PATH_MODELS,
     PATH_READY,
@@ -86,6 +87,10 @@ class GatewayOptions:
     room_limit: int = 1024
     drain_seconds: float = 30.0
     """On SIGTERM: how long requests in progress may go on."""
+    own_id: str = ""
+    """The gateway's name in the route table's list of gateways; empty: in none."""
+    limit_patience: float = 0.5
+    """Seconds to wait for the gateway that decides about limits, before deciding by a share."""
     front: Front = field(default_factory=Front)
     """Certificate, web pages that may call, port of the metrics."""
 
@@ -117,7 +122,10 @@ class GatewayServer:
         self._source = source
         self._drain_seconds = options.drain_seconds
         self._keys = keys
-        self._rates = GatewayLimits(self.metrics, keys, clock)
+        own_id = options.own_id or secrets.token_hex(6)
+        self._rates = GatewayLimits(
+            self.metrics, keys, options.credential, own_id, options.limit_patience, clock
+        )
         releaser = Releaser(self.pool, options.credential)
         self._tools = Tools(self.pool, releaser, options.credential, options.settings)
         self._boot = secrets.token_hex(6)
@@ -133,7 +141,7 @@ class GatewayServer:
 
     def _keeps(self, path: str) -> int:
         """Bodies are for the paths that generate."""
-        return self._limits.body if path in _GENERATE else 0
+        return self._limits.body if path in _GENERATE or path == PATH_LIMITS else 0
 
     async def start(self, host: str, port: int) -> int:
         """Begin to follow routes and to listen; returns the clients' port (0 asks for a free one).
@@ -143,6 +151,7 @@ class GatewayServer:
         """
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._source.run(self._follow)))
+        self._tasks.append(loop.create_task(self._rates.peers.run()))
         if self._keys is not None:
             self._tasks.append(loop.create_task(_refresh(self._keys)))
         if self._front.metrics_port is not None:
@@ -219,8 +228,8 @@ class GatewayServer:
         elif is_models(path):
             _allow(method, "GET")
             list_models(self.service, path, reply)
-        elif path == PATH_METRICS and self._front.metrics_port is None:
-            self._metrics(method, reply)
+        elif path in (PATH_METRICS, PATH_LIMITS) and self._front.metrics_port is None:
+            await self._monitor(request, reply)
         elif path in (PATH_HEALTH, "/healthz"):
             _allow(method, "GET")
             reply.send(200, b"ok\n", TEXT)
@@ -233,6 +242,10 @@ class GatewayServer:
 
     async def _monitor(self, request: HttpRequest, reply: Reply) -> None:
         try:
+            if request.path == PATH_LIMITS:
+                _allow(request.method, "POST")
+                reply.send(200, self._rates.answer(request.headers, request.body), JSON)
+                return
             if request.path != PATH_METRICS:
                 raise ApiError(404, f"no such path here: {request.path:.200}", code="not_found")
             self._metrics(request.method, reply)

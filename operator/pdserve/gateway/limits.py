@@ -7,13 +7,16 @@ decides, `auth` has the limits of keys, `app` asks for each request that is limi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, isfinite
 from typing import Final
 
+from pdserve.engines.credentials import Credential
 from pdserve.forwarding.limit_book import LimitAsk, LimitBook, LimitSubject, Verdict
+from pdserve.forwarding.limit_exchange import share
 from pdserve.forwarding.rate_limits import Exceeded, Left, LimitKind
 from pdserve.gateway.auth import KeyRing
+from pdserve.gateway.limit_peers import LimitPeers, answer_report
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.http1.errors import ApiError, Headers
@@ -37,20 +40,22 @@ _IN_WORDS: Final[dict[LimitKind, str]] = {
 class LimitedRequest:
     """One admitted request."""
 
-    __slots__ = ("_ask", "_limits", "_scenario", "headers")
+    __slots__ = ("_ask", "_limits", "_scenario", "_shared", "headers")
 
     def __init__(
-        self, limits: GatewayLimits, ask: LimitAsk, scenario: str, headers: Headers
-    ) -> None:  # fmt: skip
+        self, limits: GatewayLimits, ask: LimitAsk, shared: bool, scenario: str, headers: Headers
+    ) -> None:
+        """`shared`: admitted by the share of this gateway."""
         self._limits = limits
         self._ask = ask
+        self._shared = shared
         self._scenario = scenario
         self.headers = headers
         """For its answer: what is left."""
 
     def end(self, choices: Sequence[Timeline]) -> None:
         """Settle by what its choices used; to be called once, however the request ended."""
-        self._limits.ended(self._ask, self._scenario, choices)
+        self._limits.ended(self._ask, self._shared, self._scenario, choices)
 
 
 class GatewayLimits:
@@ -60,6 +65,9 @@ class GatewayLimits:
         self,
         metrics: GatewayMetrics,
         keys: KeyRing | None,
+        credential: Credential,
+        own_id: str,
+        patience: float,
         clock: Callable[[], float],
     ) -> None:
         """Make limits of which nothing was used.
@@ -67,19 +75,38 @@ class GatewayLimits:
         Args:
             metrics: count refusals.
             keys: have the limits of clients; None where any client may call.
+            credential: proves to other gateways of the service that this is one.
+            own_id: in the list of gateways of the route table.
+            patience: seconds to wait for the gateway that decides.
             clock: monotonic seconds.
         """
         self._metrics = metrics
         self._keys = keys
         self._clock = clock
+        self._credential = credential
+        self._own_id = own_id
         self._book = LimitBook()
+        """What this gateway decides for all; empty where another one does."""
+        self._shares = LimitBook()
+        """What it decides while that one does not answer."""
+        self._gateways = 1
+        self.peers = LimitPeers(credential, own_id, patience, clock)
         self._service = ""
+        self._decides = True
         self._outputs: dict[str, float] = {}
         """Mean output tokens of a choice, by scenario; of limited ones alone."""
 
     def follow(self, table: RouteTable) -> None:
         """Hold the limits of another route table from now on."""
         self._service = table.service
+        first = table.gateways[0] if table.gateways else None
+        other = None if first is None or first.id == self._own_id else first
+        self._gateways = max(1, len(table.gateways))
+        if other is None and not self._decides:
+            self._book = LimitBook()
+            self.peers.outbox.hand_over(self._book, self._own_id, self._clock())
+        self._decides = other is None
+        self.peers.follow(other)
         names = {s.name for s in table.scenarios}
         self._outputs = {n: mean for n, mean in self._outputs.items() if n in names}
 
@@ -108,7 +135,11 @@ class GatewayLimits:
             ApiError: 429, a limit is reached.
         """
         ask = LimitAsk(subjects, self._tokens(scenario, prompts, body))
-        verdict = self._book.admit(ask, "", self._clock())
+        verdict = None if self._decides else await self.peers.decide(ask)
+        shared = verdict is None and not self._decides
+        self._metrics.by_share.set(shared)
+        if verdict is None:
+            verdict = self._decide(ask)
         if verdict.exceeded is not None:
             subject = subjects[verdict.subject].id
             scope = "scenario" if subject.startswith(_SCENARIO) else "key"
@@ -117,9 +148,25 @@ class GatewayLimits:
             ).inc()
             name = f"scenario {scenario.name!r}" if scope == "scenario" else "this API key"
             raise _refusal(name, verdict.exceeded, rate_headers(verdict))
-        return LimitedRequest(self, ask, scenario.name, rate_headers(verdict))
+        return LimitedRequest(self, ask, shared, scenario.name, rate_headers(verdict))
 
-    def ended(self, ask: LimitAsk, scenario: str, choices: Sequence[Timeline]) -> None:
+    def _decide(self, ask: LimitAsk) -> Verdict:
+        """Decide for all gateways, or where another one would, by this one's share."""
+        now, outbox = self._clock(), self.peers.outbox
+        book, asked = self._book, ask
+        if not self._decides:
+            shares = (LimitSubject(s.id, share(s.limits, self._gateways)) for s in ask.subjects)
+            book, asked = self._shares, LimitAsk(tuple(shares), ask.tokens)
+        for subject in asked.subjects:
+            book.hold(subject, self._own_id, outbox.held(subject), now)
+        verdict = book.admit(asked, self._own_id, now)
+        if verdict.exceeded is None:
+            outbox.began(ask.subjects)
+        return verdict
+
+    def ended(
+        self, ask: LimitAsk, shared: bool, scenario: str, choices: Sequence[Timeline]
+    ) -> None:  # fmt: skip
         """Settle an admitted request; see `LimitedRequest.end`."""
         used, now = 0, self._clock()
         mean = self._outputs.get(scenario, USUAL_OUTPUT)
@@ -130,8 +177,25 @@ class GatewayLimits:
             if output:
                 mean += (output - mean) * LEARNING
         self._outputs[scenario] = mean
-        self._book.settle(ask.subjects, ask.tokens - used, now)
-        self._book.ended(ask.subjects, "", now)
+        left, outbox = ask.tokens - used, self.peers.outbox
+        if shared:
+            self._shares.settle(ask.subjects, left, now)
+        elif self._decides:
+            self._book.settle(ask.subjects, left, now)
+        outbox.ended(ask.subjects, 0 if shared or self._decides else left)
+        if self._decides:
+            for subject in ask.subjects:
+                self._book.hold(subject, self._own_id, outbox.held(subject), now)
+        self.peers.changed()
+
+    def answer(self, headers: Mapping[bytes, bytes], body: bytes) -> bytes:
+        """Answer the report of another gateway.
+
+        Raises:
+            ApiError: see `limit_peers.answer_report`.
+        """
+        now = self._clock()
+        return answer_report(self._book, self._credential, self._own_id, headers, body, now)
 
     def _tokens(self, scenario: RouteScenario, prompts: Sequence[float], body: JsonMap) -> int:
         """What a request may use at most; where it names no maximum, what it is likely to."""

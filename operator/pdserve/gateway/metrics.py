@@ -81,6 +81,9 @@ class GatewayMetrics:
         self.limited = self._counter(
             names.GATEWAY_LIMITED, "Refused by a limit; not offered.", "scope", "reason"
         )
+        self.by_share = self.registry.gauge(
+            names.GATEWAY_BY_SHARE, "1 while limits are held by shares."
+        ).labels()
         self._keys = self.registry.gauge(names.GATEWAY_KEYS, "API keys.", ("state",))
         self.expired = self._counter(names.GATEWAY_EXPIRED, "Deadlines passed.", "stage")
         self.waiting = self._gauge(names.GATEWAY_WAITING, "Requests waiting for a prefill.")

@@ -96,6 +96,7 @@ async def _serve(args: argparse.Namespace, front: Front) -> int:
         limits=ClientLimits(body=args.max_body_bytes),
         room_limit=args.room,
         drain_seconds=args.drain_seconds,
+        own_id=os.environ.get("PDSERVE_POD_NAME", ""),
         front=front,
     )
     keys = KeyRing(args.auth_dir) if args.auth_dir else None

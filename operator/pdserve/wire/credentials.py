@@ -93,6 +93,16 @@ def proxy_token(key: str, sender: str, receiver: str) -> str:
     return hmac.new(key.encode(), message, hashlib.sha256).hexdigest()
 
 
+def limits_token(request: str, receiver: str) -> str:
+    """What a gateway sends another one with a report about limits, 64 hex digits.
+
+    `request` is the request credential of the service, which cannot be found from it; `receiver`
+    is the other gateway's id, and to others the token is of no use.
+    """
+    message = "\x00".join(("pdserve-limits", receiver)).encode()
+    return hmac.new(request.encode(), message, hashlib.sha256).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class PeerGrant:
     """How one peer is recognised.

@@ -18,10 +18,13 @@ from pdserve.terms.json import JsonObject
 from pdserve.terms.limits import NO_LIMITS, UsageLimits
 from pdserve.wire import bounds
 from pdserve.wire.bounds import Fields, WireError
+from pdserve.wire.limit_exchange import MAX_TEXT
 from pdserve.wire.limits import read_limits
 
 SCHEMA_VERSION = 1
 LocalPrefillMode = Literal["Off", "Auto", "Fixed"]
+MAX_GATEWAYS = 128
+"""Of one table: 64 replicas, and those that come and go in a rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,20 @@ class RouteScenario:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteGateway:
+    """One gateway of the service; others reach it at `endpoint`."""
+
+    id: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
 class RouteTable:
-    """Everything a gateway serves, at one version (versions only rise)."""
+    """Everything a gateway serves, at one version (versions only rise).
+
+    `gateways`: those of the service that are ready, the oldest first, where there may be several;
+    the first decides about limits for all.
+    """
 
     service: str
     version: int
@@ -97,6 +112,7 @@ class RouteTable:
     engine: str
     scenarios: tuple[RouteScenario, ...]
     tier_costs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    gateways: tuple[RouteGateway, ...] = ()
 
     def to_json(self) -> JsonObject:
         """Plain JSON value, keys in camelCase as on the wire."""
@@ -108,6 +124,11 @@ class RouteTable:
             "engine": self.engine,
             "tierCosts": dict(self.tier_costs),
             "scenarios": [_scenario_json(s) for s in self.scenarios],
+            **(
+                {"gateways": [dataclasses.asdict(g) for g in self.gateways]}
+                if self.gateways
+                else {}
+            ),
         }
 
     @staticmethod
@@ -126,6 +147,10 @@ class RouteTable:
             engine=table.text("engine"),
             tier_costs=table.integer_map("tierCosts", {}),
             scenarios=tuple(_scenario(s) for s in table.objects("scenarios")),
+            gateways=tuple(
+                RouteGateway(g.text("id", most=MAX_TEXT), g.endpoint("endpoint"))
+                for g in table.objects("gateways", [], most=MAX_GATEWAYS)
+            ),
         )
 
 

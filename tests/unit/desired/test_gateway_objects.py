@@ -53,7 +53,7 @@ def test_a_gateway_sees_the_request_credential_and_no_other() -> None:
     spec = template["spec"]
     assert [v["secret"]["secretName"] for v in spec["volumes"]] == ["shop-request"]
     (container,) = spec["containers"]
-    assert "valueFrom" not in str(container["env"])
+    assert {key for e in container["env"] for key in e.get("valueFrom", {})} == {"fieldRef"}
     file = next(e["value"] for e in container["env"] if e["name"] == "PDSERVE_REQUEST_TOKEN_FILE")
     assert file.startswith(container["volumeMounts"][0]["mountPath"] + "/")
     assert template["metadata"]["annotations"]["pdserve.io/credentials"] == "f1"
@@ -100,7 +100,9 @@ def test_a_gateway_is_as_its_fields_say() -> None:
     assert template["spec"]["tolerations"] == [{"key": "dedicated", "operator": "Exists"}]
     assert "runAsUser" not in template["spec"]["securityContext"]
     assert container["resources"] == {"requests": {"memory": "512Mi"}, "limits": {"cpu": "2"}}
-    env = {e["name"]: e["value"] for e in container["env"]}
+    env = {e["name"]: e.get("value", "") for e in container["env"]}
+    (name,) = (e for e in container["env"] if e["name"] == "PDSERVE_POD_NAME")
+    assert name["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
     assert body_bytes(env, 0) == 65536
     assert env["PDSERVE_CORS_ORIGINS"] == "https://chat.example.com,http://localhost:3000"
     mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}

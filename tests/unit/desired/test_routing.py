@@ -14,11 +14,14 @@ from pdserve.api import PDService, RoCEDomain
 from pdserve.desired.routing import (
     ContextBounds,
     bounds_of,
+    gateways_of,
     parse_routes,
     route_table,
     routed_instances,
 )
 from pdserve.dst.world_service import service
+from pdserve.terms.limits import UsageLimits
+from pdserve.topology import PodView, pod_view
 from pdserve.wire import names
 from pdserve.wire.links import LinkReport
 from pdserve.wire.routes import RouteGroup, RouteInstance, RouteTable, served
@@ -227,3 +230,42 @@ def test_a_route_table_survives_its_config_map() -> None:
     made = table(None)
     text = json.dumps(made.to_json())
     assert parse_routes({"data": {names.KEY_ROUTES: text}}) == made
+
+
+def test_limits_are_in_the_table_where_there_are_some() -> None:
+    spec = service()
+    usual = route_table(PDService.parse(spec), None, {}, {}, None)
+    assert "limits" not in json.dumps(usual.to_json())
+    spec["spec"]["scenarios"][0]["limits"] = {"tokensPerMinute": 5000, "concurrentRequests": 3}
+    limited = route_table(PDService.parse(spec), None, {}, {}, usual)
+    assert limited.scenarios[0].limits == UsageLimits(0, 5000, 3)
+    assert limited.version == usual.version + 1
+    assert RouteTable.from_json(json.loads(json.dumps(limited.to_json()))) == limited
+
+
+def test_gateways_are_named_the_oldest_first_where_there_are_several() -> None:
+    def pod(name: str, created: str, **status: Any) -> PodView:
+        ready = {"type": "Ready", "status": status.pop("ready", "True")}
+        return pod_view({
+            "metadata": {"name": name, "namespace": "n", "creationTimestamp": created},
+            "status": {"podIP": "10.0.0.1", "conditions": [ready], **status},
+        })  # fmt: skip
+
+    pods = [
+        pod("new", "2026-01-03T00:00:00Z"),
+        pod("b", "2026-01-02T00:00:00Z", podIP="fd00::1"),
+        pod("a", "2026-01-02T00:00:00Z"),
+        pod("unready", "2026-01-01T00:00:00Z", ready="False"),
+        pod("nowhere", "2026-01-01T00:00:00Z", podIP=""),
+    ]
+    several, one = parsed(gateway={"replicas": 2}), parsed(gateway={"replicas": 1})
+    assert gateways_of(one, pods) == ()
+    named = gateways_of(several, pods)
+    assert [(g.id, g.endpoint) for g in named] == [
+        ("a", "http://10.0.0.1:9090"), ("b", "http://[fd00::1]:9090"),
+        ("new", "http://10.0.0.1:9090"),
+    ]  # fmt: skip
+    table = route_table(several, None, {}, {}, None, gateways=named)
+    assert RouteTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+    assert route_table(several, None, {}, {}, table, gateways=named) is table
+    assert "gateways" not in route_table(one, None, {}, {}, None).to_json()

@@ -110,18 +110,17 @@ def test_a_request_is_admitted_by_all_subjects_or_counts_in_none() -> None:
     assert refused.left["requests"].left == 9, "the scenario did not pay for the key's refusal"
     assert book.admit(LimitAsk((CHAT,), 80), "", 0.0).exceeded is None, "nor do other keys"
     book.settle((CHAT, KEY), 80, 0.0)
-    for _ in range(2):
-        book.ended((CHAT,), "", 0.0)
+    book.hold(CHAT, "", 0, 0.0)
     assert book.admit(LimitAsk((CHAT, KEY), 100), "", 0.0).exceeded is None
 
 
 def test_subjects_are_bounded_and_the_used_ones_stay_longest() -> None:
     book = LimitBook()
     assert book.admit(LimitAsk((KEY,), 100), "", 0.0).exceeded is None
-    book.ended((KEY,), "", 0.0)
+    book.hold(KEY, "", 0, 0.0)
     for number in range(MAX_SUBJECTS + 10):
         subject = LimitSubject(f"key:{number}", UsageLimits(concurrent=1))
         book.admit(LimitAsk((subject,), 1), "", 0.0)
-        book.ended((subject,), "", 0.0)
+        book.hold(subject, "", 0, 0.0)
     assert len(book) <= MAX_SUBJECTS
     assert book.admit(LimitAsk((KEY,), 100), "", 0.0).exceeded is not None

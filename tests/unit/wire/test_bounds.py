@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from tests.support.hostile import VALUES, deep, places, put
 
 from pdserve.terms import Device, Slo
+from pdserve.terms.limits import UsageLimits
 from pdserve.terms.shown import shown
 from pdserve.wire import bounds
 from pdserve.wire.bounds import MAX_PASSED_VERSION, MAX_VERSION, Fields, WireError, parse_json
+from pdserve.wire.limit_exchange import AskedLimits, LimitReport, SubjectState
 from pdserve.wire.links import DrainReport, LinkReport
 from pdserve.wire.peers import Peer, PeerNode, PeerTable
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable
+from pdserve.wire.routes import RouteGateway, RouteGroup, RouteInstance, RouteScenario, RouteTable
 
 PEERS = PeerTable(
     "g-0",
@@ -45,9 +47,16 @@ ROUTES = RouteTable(
             {"x-tier": "gold"},
             (0.01, 0.001),
             70_000,
+            limits=UsageLimits(60, 9000, 5),
         ),
     ),
     {"leaf": 1},
+    (RouteGateway("shop-gateway-0", "http://10.0.0.9:9090"),),
+)
+LIMITS = LimitReport(
+    "shop-gateway-1",
+    (SubjectState("scenario:chat", UsageLimits(60), 2, -9, 1.5, 0.0),),
+    (AskedLimits((0,), 20),),
 )
 DOCUMENTS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "peer table": (PEERS.to_json(), PeerTable.from_json),
@@ -55,6 +64,7 @@ DOCUMENTS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "link report": (LinkReport(3, frozenset({"d0"}), {"d1": "away"}, pulls={"d0": 9},
                                corrupt={"d0": 3}).to_json(),
                     LinkReport.from_json),
+    "limit report": (LIMITS.to_json(), LimitReport.from_json),
     "drain report": (DrainReport(1, 2, 3).to_json(), DrainReport.from_json),
 }  # fmt: skip
 HOSTILE = (*VALUES, 10**400, b"x", "http://[::1", "http://x:99999", "ftp://x", deep())

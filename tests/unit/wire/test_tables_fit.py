@@ -14,10 +14,13 @@ from pdserve.desired.routing import route_table
 from pdserve.dst.world_service import service
 from pdserve.forwarding.scenario_view import View
 from pdserve.terms import Device, Role, Slo
+from pdserve.terms.limits import MAX_LIMIT, UsageLimits
 from pdserve.wire.bounds import MAX_BYTES, MAX_VERSION, parse_json
 from pdserve.wire.peers import Peer, PeerNode, PeerTable
 from pdserve.wire.routes import (
     FULL_BYTES,
+    MAX_GATEWAYS,
+    RouteGateway,
     RouteGroup,
     RouteInstance,
     RouteScenario,
@@ -68,11 +71,17 @@ def widest(per_group: int = 2, letter: str = "\U0001f980") -> RouteTable:
             {"h" * 64: letter * (text - 64)},
             (0.00012, 0.00012),
             2**31 - 1,
+            limits=UsageLimits(MAX_LIMIT, MAX_LIMIT, MAX_LIMIT),
         )
         for n in range(32)
     )
     costs = {name: 1 + level for level, name in enumerate(LEVELS)}
-    return RouteTable("s" * 30, MAX_VERSION - 1, letter * 256, "Reference", scenarios, costs)
+    gateways = tuple(
+        RouteGateway(f"g{n}-".ljust(63, "g"), f"http://[{IPV6}]:65535") for n in range(MAX_GATEWAYS)
+    )
+    return RouteTable(
+        "s" * 30, MAX_VERSION - 1, letter * 256, "Reference", scenarios, costs, gateways
+    )
 
 
 @pytest.mark.parametrize("letter", ["\U0001f980", '"', "\\", "é"])

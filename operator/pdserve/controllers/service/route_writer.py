@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pdserve.api import PDService, ScenarioGroup
+from pdserve.controllers.service.seen import gateway_pods
 from pdserve.controllers.shared.caches import owned_by
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.group_view import domain_of, view_group
@@ -14,6 +15,7 @@ from pdserve.desired.group_wanted import models_of, slots_of
 from pdserve.desired.objects import owned_metadata
 from pdserve.desired.routing import (
     bounds_of,
+    gateways_of,
     parse_routes,
     route_table,
     unnamed,
@@ -65,7 +67,7 @@ async def write_routes(
     domain = domain_of(context.caches, service.spec.fabric.domain_ref.name)
     table = route_table(
         service, domain, groups, predicted, last, version_floor(known), models,
-        bounds,
+        bounds, gateways_of(service, gateway_pods(context, service)),
     )  # fmt: skip
     text = _texts.of(lambda: encoded(table), table)
     wanted = {

@@ -26,19 +26,20 @@ def devices_used(context: OperatorContext, groups: Mapping[str, ScenarioGroup]) 
     return used
 
 
-def _gateways(context: OperatorContext, service: PDService) -> tuple[PodView, ...]:
+def gateway_pods(context: OperatorContext, service: PDService) -> tuple[PodView, ...]:
+    """The gateway pods of a service, whatever their state."""
     key = (service.metadata.namespace, service.metadata.name)
     return context.caches.pods.by_index(BY_SERVICE, key)
 
 
 def all_gateways_ready(context: OperatorContext, service: PDService) -> bool:
     """Whether no gateway pod of the service is on its way up or down."""
-    return gateways_ready(context, service) == len(_gateways(context, service))
+    return gateways_ready(context, service) == len(gateway_pods(context, service))
 
 
 def gateways_ready(context: OperatorContext, service: PDService) -> int:
     """How many gateway pods are ready and stay."""
-    return sum(pod.ready.true and not pod.deleting for pod in _gateways(context, service))
+    return sum(pod.ready.true and not pod.deleting for pod in gateway_pods(context, service))
 
 
 async def troubles_of(
@@ -56,7 +57,7 @@ async def troubles_of(
         found += troubles.of_group(group)
         found += troubles.of_repairs(group, context.now())
     deployment = caches.deployments.get(gateway_name(meta.name), meta.namespace)
-    found += troubles.of_gateways(_gateways(context, service), deployment)
+    found += troubles.of_gateways(gateway_pods(context, service), deployment)
     auth = service.spec.gateway.auth
     if auth is not None and not gateways_ready(context, service):
         # The kubelet says in an Event only that a volume's Secret is not there.

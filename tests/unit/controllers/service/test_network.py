@@ -44,13 +44,20 @@ SIBLINGS = {
 }
 
 
+GATEWAYS = {
+    "podSelector": {
+        "matchLabels": {"app.kubernetes.io/component": "gateway", "pdserve.io/service": "shop"}
+    }
+}
+
+
 def test_none_without_the_field() -> None:
     assert network_policies(PDService.parse(service()), OWNER, "pdserve-system") == ()
 
 
 def test_instances_are_reached_by_gateways_operator_and_prometheus_and_their_own_kind() -> None:
     gateways, instances = rules()
-    assert gateways == {8000: None, 9090: [PROMETHEUS]}, "any client may call"
+    assert gateways == {8000: None, 9090: [PROMETHEUS, GATEWAYS]}, "any client may call"
     http = instances[8000]
     assert http is not None
     assert http[0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
@@ -90,7 +97,7 @@ def test_clients_and_scrapers_are_named() -> None:
         {"namespaceSelector": {"matchLabels": {"team": "a"}}},
         scraper,
     ]
-    assert gateways[9090] == [scraper]
+    assert gateways[9090] == [scraper, GATEWAYS]
     assert (instances[8000] or [])[-1] == scraper
 
 
