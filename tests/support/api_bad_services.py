@@ -283,6 +283,42 @@ BAD_SERVICES = (
         "greater than or equal to 1024",
     ),
     of_service(
+        "a collector without a scheme",
+        {"spec.gateway": {"tracing": {"endpoint": "otel:4318"}}},
+        "spec.gateway.tracing.endpoint",
+        "must be a URL such as http://otel-collector.monitoring:4318",
+    ),
+    of_service(
+        "a collector on no port",
+        {"spec.gateway": {"tracing": {"endpoint": "http://otel:65536"}}},
+        "spec.gateway.tracing.endpoint",
+        "must be a URL such as http://otel-collector.monitoring:4318",
+    ),
+    of_service(
+        "a collector with a password",
+        {"spec.gateway": {"tracing": {"endpoint": "http://u:p@otel:4318"}}},
+        "spec.gateway.tracing.endpoint",
+        "must be a URL such as http://otel-collector.monitoring:4318",
+    ),
+    of_service(
+        "a collector with a line break",
+        {"spec.gateway": {"tracing": {"endpoint": "http://otel:4318/\n"}}},
+        "spec.gateway.tracing.endpoint",
+        "must be a URL such as http://otel-collector.monitoring:4318",
+    ),
+    of_service(
+        "more traces than requests",
+        {"spec.gateway": {"tracing": {"endpoint": "http://otel", "samplingPercent": 101}}},
+        "spec.gateway.tracing.samplingPercent",
+        "less than or equal to 100",
+    ),
+    of_service(
+        "tracing to nowhere",
+        {"spec.gateway": {"tracing": {"samplingPercent": 1}}},
+        "spec.gateway.tracing.endpoint",
+        "Required value",
+    ),
+    of_service(
         "origin with a path",
         {"spec.gateway": {"cors": {"origins": ["https://a.example/x"]}}},
         "spec.gateway.cors.origins[0]",

@@ -155,6 +155,7 @@ FULL: Mapping[str, Object] = {
                 "auth": {"secretRef": {"name": "keys"}},
                 "tls": {"secretRef": {"name": "certificate"}},
                 "maxBodyBytes": 65536,
+                "tracing": {"endpoint": "http://otel.monitoring:4318", "samplingPercent": 2.5},
                 "cors": {"origins": ["https://chat.example.com", "*"]},
                 "resources": {"requests": {"memory": "512Mi"}, "limits": {"cpu": "1.5"}},
                 "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"dnsPolicy": "Default"}},

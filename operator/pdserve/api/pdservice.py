@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pdserve.api.base import ApiModel, Entries, Int, Items, Observed, Rule, Text
+from pdserve.api.base import ApiModel, Entries, Int, Items, Number, Observed, Rule, Text
 from pdserve.api.common import (
     EngineSpec,
     FabricSpec,
@@ -83,6 +83,26 @@ class GatewayCors(ApiModel):
     """Origins that are answered; `*`: all."""
 
 
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+
+
+class GatewayTracing(ApiModel):
+    """Where gateways send traces of requests, by OTLP/HTTP."""
+
+    endpoint: Annotated[
+        str,
+        Text(
+            512,
+            pattern=rf"^https?://[a-zA-Z0-9._-]+(:{_PORT})?(/[a-zA-Z0-9._~/-]*)?$",
+            says="a URL such as http://otel-collector.monitoring:4318",
+        ),
+    ]
+    """A collector; `/v1/traces` is added."""
+    sampling_percent: Annotated[float, Number(0, 100)] | None = None
+    """Share of the requests that come without a trace of their client's; of the others the client
+    decides. Absent: 100."""
+
+
 _QUANTITIES = Entries(
     16,
     key=Text(
@@ -122,6 +142,8 @@ class Gateway(ApiModel):
     """Largest body of a request; absent: 4 MiB. Engines have a bound of their own."""
     cors: GatewayCors | None = None
     """Which web pages may call; absent: none from a browser."""
+    tracing: GatewayTracing | None = None
+    """Where traces go; absent: requests are not traced, and a client's trace is passed on."""
     resources: GatewayResources | None = None
     """What one gateway asks for; absent: the operator's choice."""
     template: PodPatch | None = None

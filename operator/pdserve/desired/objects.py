@@ -292,6 +292,14 @@ def _settings(service: PDService) -> dict[str, str]:
         found["PDSERVE_TLS_KEY"] = f"{TLS_DIR}/tls.key"
     if gateway.max_body_bytes is not None:
         found["PDSERVE_MAX_BODY_BYTES"] = str(gateway.max_body_bytes)
+    if gateway.tracing is not None:
+        namespace = service.metadata.namespace
+        found["OTEL_EXPORTER_OTLP_ENDPOINT"] = gateway.tracing.endpoint
+        found["OTEL_SERVICE_NAME"] = gateway_name(service.metadata.name)
+        found["OTEL_RESOURCE_ATTRIBUTES"] = f"k8s.namespace.name={namespace}"
+        if gateway.tracing.sampling_percent is not None:
+            found["OTEL_TRACES_SAMPLER"] = "parentbased_traceidratio"
+            found["OTEL_TRACES_SAMPLER_ARG"] = f"{gateway.tracing.sampling_percent / 100:g}"
     if gateway.cors is not None:
         found["PDSERVE_CORS_ORIGINS"] = ",".join(gateway.cors.origins)
     return found

@@ -18,6 +18,7 @@ import orjson
 
 from pdserve.gateway.limits import LimitedRequest
 from pdserve.gateway.request_context import RequestContext
+from pdserve.gateway.request_trace import RequestTrace
 from pdserve.http1.errors import ApiError
 from pdserve.terms.json import JsonObject
 
@@ -39,11 +40,18 @@ class Record:
     """One for each choice that was begun."""
     admission: LimitedRequest | None = None
     """Where it is limited, and was admitted."""
+    trace: RequestTrace | None = None
+    """Where requests are traced."""
     _refusal: JsonObject = field(default_factory=dict)
 
     def failed(self, error: ApiError) -> None:
         """Note why it is answered with an error; the exception itself refers to its frames."""
         self._refusal = {"code": error.code, "why": error.message[:MAX_MESSAGE], **error.details}
+
+    @property
+    def refusal_code(self) -> str:
+        """Why it was answered with an error, for programs; empty where it was not."""
+        return str(self._refusal.get("code") or "")
 
     def line(self, status: int, now: float) -> JsonObject:
         """The log line of an answer with HTTP status `status`; milliseconds count from the arrival.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from typing import TYPE_CHECKING
 
 from pdserve.engines.credentials import Credential
 from pdserve.engines.flow import Endpoint
@@ -24,7 +24,7 @@ from pdserve.forwarding.deadline import PromptSize, prompt_size
 from pdserve.forwarding.fair_turns import Turn
 from pdserve.gateway.access_log import AccessLog, Record
 from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing, tenant_of
-from pdserve.gateway.choices import JoinedReply, choices_of, size_of_all
+from pdserve.gateway.choices import JoinedReply, choices_of, count_choices, size_of_all
 from pdserve.gateway.contexts import ContextMaker
 from pdserve.gateway.dense import read_body
 from pdserve.gateway.errors import overloaded
@@ -40,9 +40,11 @@ from pdserve.gateway.prefix_feeds import PrefixFeeds
 from pdserve.gateway.prefixes import PromptHasher, salt_with_key
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.request_context import Settings, Tools
+from pdserve.gateway.request_ids import REQUEST_ID, RequestIds
 from pdserve.gateway.route_source import RouteSource
 from pdserve.gateway.service import Service
-from pdserve.http1.errors import ApiError
+from pdserve.gateway.trace_settings import TraceSettings
+from pdserve.http1.errors import ApiError, Headers
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.pool import Pool
 from pdserve.http1.receive import HeaderTexts, HttpRequest
@@ -50,7 +52,6 @@ from pdserve.http1.reply import Reply
 from pdserve.http1.server import HttpServer
 from pdserve.terms.json import JsonObject
 from pdserve.wire.calls import (
-    HEADER_REQUEST_ID,
     HEADER_SCENARIO,
     PATH_CHAT,
     PATH_COMPLETIONS,
@@ -62,15 +63,15 @@ from pdserve.wire.calls import (
 )
 from pdserve.wire.routes import RouteTable
 
+if TYPE_CHECKING:
+    from pdserve.gateway.tracing import Tracer
+
 logger = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
 _GENERATE: dict[str, Endpoint] = {PATH_CHAT: "chat", PATH_COMPLETIONS: "completions"}
 SCENARIO = HEADER_SCENARIO.encode()
 _TRACE = (b"traceparent", b"tracestate")
-_ID_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/")
-_ID_LENGTH = 96
-"""Engines take ids up to 128 characters; a suffix makes each leg's unique."""
 KEY_REFRESH_SECONDS = 1.0
 SHEDDABLE = "flex"
 """`service_tier` of requests that come after others and are shed first."""
@@ -91,6 +92,8 @@ class GatewayOptions:
     """The gateway's name in the route table's list of gateways; empty: in none."""
     limit_patience: float = 0.5
     """Seconds to wait for the gateway that decides about limits, before deciding by a share."""
+    tracing: TraceSettings | None = None
+    """Where traces go; None: requests are not traced."""
     front: Front = field(default_factory=Front)
     """Certificate, web pages that may call, port of the metrics."""
 
@@ -128,8 +131,8 @@ class GatewayServer:
         )
         releaser = Releaser(self.pool, options.credential)
         self._tools = Tools(self.pool, releaser, options.credential, options.settings)
-        self._boot = secrets.token_hex(6)
-        self._count = count(1)
+        self._ids = RequestIds()
+        self._tracer = _tracer(options.tracing, self.metrics)
         self._prefixes = PromptHasher(options.credential)
         self._feeds = PrefixFeeds(self.pool, options.credential)
         self._tasks: list[asyncio.Task[None]] = []
@@ -152,6 +155,8 @@ class GatewayServer:
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._source.run(self._follow)))
         self._tasks.append(loop.create_task(self._rates.peers.run()))
+        if self._tracer is not None:
+            self._tracer.start()
         if self._keys is not None:
             self._tasks.append(loop.create_task(_refresh(self._keys)))
         if self._front.metrics_port is not None:
@@ -173,6 +178,8 @@ class GatewayServer:
         await self._tools.releaser.settle()
         if self._log is not None:
             await self._log.close()
+        if self._tracer is not None:
+            await self._tracer.stop()
         if self._front.metrics_port is not None:
             await self.monitor.stop(0)
         for task in self._tasks:
@@ -189,10 +196,12 @@ class GatewayServer:
 
     async def handle(self, request: HttpRequest, reply: Reply) -> None:
         """Answer one request."""
-        request_id = self._request_id(request)
+        request_id = self._ids.of(request.headers)
         allowed = self._front.cors.headers(request.headers.get(b"origin"))
-        reply.headers = ((HEADER_REQUEST_ID.encode(), request_id.encode()), *allowed)
+        reply.headers = ((REQUEST_ID, request_id.encode()), *allowed)
         record = Record(request_id, request.path, request.head_at)
+        if self._tracer is not None and request.path in _GENERATE:
+            record.trace = self._tracer.begin(request.headers)
         try:
             await self._route(request, reply, record)
         except ApiError as error:
@@ -201,6 +210,8 @@ class GatewayServer:
         finally:
             if record.admission is not None:
                 record.admission.end([c.timeline for c in record.contexts])
+            if self._tracer is not None and record.trace is not None:
+                self._tracer.end(record, record.trace, reply.status)
             if self._log is not None and request.path in _GENERATE:
                 self._log.write(record.line(reply.status, time.perf_counter()))
 
@@ -292,9 +303,8 @@ class GatewayServer:
         if self._keys is not None:
             salt_with_key(body, request.headers)
         turn = self._turn_of(body, request)
-        trace = tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
-        # The client chooses request_id; what engines hold KV under must be unique.
-        leg_name = f"{record.request_id}-{self._boot}{next(self._count):x}"
+        trace = _passed_on(request, record, body)
+        leg_name = self._ids.leg_name(record.request_id)
         choices = choices_of(body)
         sizes: list[PromptSize] = []
         for choice in choices[:: body.get("n") or 1]:
@@ -314,7 +324,7 @@ class GatewayServer:
         )  # fmt: skip
         if len(choices) == 1:
             return partial(serve, contexts.of_choice(choices[0], reply, request.head_at))
-        _count_choices(reply, len(choices), size_of_all(body, size), size, room)
+        count_choices(reply, len(choices), size_of_all(body, size), size, room)
         joined = JoinedReply(reply, choices, body)
         view = scheduler.view
         return partial(serve_choices, joined, view, contexts.of_part, request.head_at)
@@ -334,22 +344,6 @@ class GatewayServer:
         else:
             reply.send(200, b"ok\n", TEXT)
 
-    def _request_id(self, request: HttpRequest) -> str:
-        given = request.headers.get(HEADER_REQUEST_ID.encode(), b"")
-        if given and len(given) <= _ID_LENGTH and _ID_SAFE.issuperset(given):
-            return given.decode()
-        return f"req-{self._boot}{next(self._count):012x}"
-
-
-def _count_choices(reply: Reply, count: int, total: int, counted: int, room: int) -> None:
-    """Count the bodies of all `count` choices; sizes in bytes. Raises ApiError for want of room."""
-    if total > room:
-        raise ApiError(
-            413, f"the bodies of {count} choices take {total} bytes, of {room}", code="too_large"
-        )
-    if not reply.grows(total - counted):
-        raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
-
 
 def _allow(method: str, allowed: str) -> None:
     if method != allowed and not (method == "HEAD" and allowed == "GET"):
@@ -359,6 +353,23 @@ def _allow(method: str, allowed: str) -> None:
             code="method_not_allowed",
             headers=((b"allow", allowed.encode()),),
         )
+
+
+def _passed_on(request: HttpRequest, record: Record, body: JsonObject) -> Headers:
+    """What of the client's trace goes to engines as it came: where nothing is traced here."""
+    if record.trace is not None:
+        record.trace.describe(body)
+        return ()
+    return tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
+
+
+def _tracer(settings: TraceSettings | None, metrics: GatewayMetrics) -> Tracer | None:
+    if settings is None:
+        return None
+    # What encodes spans takes 4 MB, which processes without traces need not pay.
+    from pdserve.gateway.tracing import Tracer
+
+    return Tracer(settings, metrics)
 
 
 async def _refresh(keys: KeyRing) -> None:

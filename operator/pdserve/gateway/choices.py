@@ -15,9 +15,10 @@ import orjson
 
 from pdserve.engines.flow import token_count
 from pdserve.gateway.delivery import ClientReply
-from pdserve.gateway.errors import upstream
+from pdserve.gateway.errors import overloaded, upstream
 from pdserve.gateway.intake import parsed_size, prompts_of
 from pdserve.http1.errors import ApiError, Headers
+from pdserve.http1.reply import Reply
 from pdserve.terms.json import JsonMap, JsonObject
 
 _DONE = b"data: [DONE]\n\n"
@@ -80,6 +81,20 @@ def size_of_all(body: JsonMap, size: int) -> int:
     if prompts > 1:
         shared = parsed_size(orjson.dumps({k: v for k, v in body.items() if k != "prompt"}))
     return count * (size + (prompts - 1) * shared)
+
+
+def count_choices(reply: Reply, count: int, total: int, counted: int, room: int) -> None:
+    """Count the bodies of all `count` choices; sizes in bytes.
+
+    Raises:
+        ApiError: 413 or 503, there is no room for them.
+    """
+    if total > room:
+        raise ApiError(
+            413, f"the bodies of {count} choices take {total} bytes, of {room}", code="too_large"
+        )
+    if not reply.grows(total - counted):
+        raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
 
 
 class JoinedReply:

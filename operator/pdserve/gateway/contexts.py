@@ -33,14 +33,14 @@ class ContextMaker:
     """See `Job.memory`."""
     turn: Turn
     record: Record
-    """Gets each context, for the access log."""
+    """Gets each context, for the access log; has the trace."""
 
     def of_choice(self, choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:
         """The request of one choice; its time counts from `arrived` (`time.perf_counter`)."""
         name = f"{self.leg_name}-{choice.index}" if self.several else self.leg_name
         job = Job(
             self.endpoint, choice.take_body(), name, self.trace, self.sizes[choice.prompt],
-            self.memory, self.turn,
+            self.memory, self.turn, self.record.trace,
         )  # fmt: skip
         context = RequestContext(self.scheduler, self.flow, self.tools, job, answer, arrived)
         self.record.contexts.append(context)

@@ -113,6 +113,16 @@ class Leg:
         self._state = "closed"
         self._scheduler.reschedule()
 
+    @property
+    def result(self) -> str:
+        """What became of it: accepted, error, cancelled, `refused: REASON` or `failed: KIND`."""
+        return self._result
+
+    @property
+    def ended_at(self) -> float:
+        """Monotonic seconds of its answer; 0 while there is none."""
+        return self._ended_at
+
     def told(self, arrived: float, now: float) -> JsonObject:
         """This leg for the access log; milliseconds from the request's arrival.
 

@@ -13,6 +13,7 @@ import contextlib
 import hmac
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import orjson
 
@@ -72,14 +73,7 @@ class LimitPeers:
         if self._decider is None or self._clock() < self._silent_until:
             return None
         future: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
-
-        def resolve(verdict: Verdict | None) -> bool:
-            if future.done():
-                return False
-            future.set_result(verdict)
-            return True
-
-        self.outbox.ask(ask, resolve)
+        self.outbox.ask(ask, partial(_resolve, future))
         self._wake.set()
         return await future
 
@@ -153,6 +147,14 @@ class LimitPeers:
         if message != self._complaint:
             self._complaint = message
             logger.warning("%s", message)
+
+
+def _resolve(future: asyncio.Future[Verdict | None], verdict: Verdict | None) -> bool:
+    """Give a request its verdict; False: its client left meanwhile."""
+    if future.done():
+        return False
+    future.set_result(verdict)
+    return True
 
 
 def answer_report(

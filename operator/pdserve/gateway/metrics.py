@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pdserve import __version__
-from pdserve.exposition import Counter, Gauge, Histogram, Registry
+from pdserve.exposition import Counter, CounterSeries, Gauge, Histogram, Registry
 from pdserve.exposition.process_metrics import tell_process
 from pdserve.forwarding.rate_limits import LIMIT_KINDS
 from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
@@ -84,6 +84,7 @@ class GatewayMetrics:
         self.by_share = self.registry.gauge(
             names.GATEWAY_BY_SHARE, "1 while limits are held by shares."
         ).labels()
+        self._spans = self.registry.counter(names.GATEWAY_SPANS, "Spans of traces.", ("result",))
         self._keys = self.registry.gauge(names.GATEWAY_KEYS, "API keys.", ("state",))
         self.expired = self._counter(names.GATEWAY_EXPIRED, "Deadlines passed.", "stage")
         self.waiting = self._gauge(names.GATEWAY_WAITING, "Requests waiting for a prefill.")
@@ -113,6 +114,11 @@ class GatewayMetrics:
         self.e2e = self.registry.histogram(
             names.GATEWAY_E2E, "Head received to reply complete.", _LABELS, E2E_BUCKETS
         )
+
+    def spans(self) -> tuple[CounterSeries, CounterSeries, CounterSeries]:
+        """Spans that were exported, that found the queue full, and whose export failed."""
+        exported, full, failed = map(self._spans.labels, ("exported", "queue_full", "failed"))
+        return exported, full, failed
 
     def keys(self, accepted: int, refused: int) -> None:
         """Show how many API keys are accepted, and refused for their limits (set when scraped)."""

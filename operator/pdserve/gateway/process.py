@@ -23,6 +23,7 @@ from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.front import Front, body_bytes, read_front
 from pdserve.gateway.route_source import RouteSource, parse_source
+from pdserve.gateway.trace_settings import TraceSettings, read_tracing
 from pdserve.http1.limits import ClientLimits
 from pdserve.wire.names import PORT_HTTP
 
@@ -38,6 +39,7 @@ def run(argv: list[str] | None = None) -> int:
     try:
         body_bytes(os.environ, 0)
         front = read_front(os.environ)
+        tracing = read_tracing(os.environ)
     except ValueError as error:
         sys.stderr.write(f"pdserve-gateway: {error}\n")
         return 2
@@ -47,7 +49,7 @@ def run(argv: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    return int(uvloop.run(_serve(args, front)))
+    return int(uvloop.run(_serve(args, front, tracing)))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -90,13 +92,16 @@ def _source(text: str) -> RouteSource:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-async def _serve(args: argparse.Namespace, front: Front) -> int:
+async def _serve(
+    args: argparse.Namespace, front: Front, tracing: TraceSettings | None
+) -> int:  # fmt: skip
     options = GatewayOptions(
         credential=Credential.of(os.environ, REQUEST),
         limits=ClientLimits(body=args.max_body_bytes),
         room_limit=args.room,
         drain_seconds=args.drain_seconds,
         own_id=os.environ.get("PDSERVE_POD_NAME", ""),
+        tracing=tracing,
         front=front,
     )
     keys = KeyRing(args.auth_dir) if args.auth_dir else None

@@ -33,6 +33,7 @@ from pdserve.gateway.errors import upstream
 from pdserve.gateway.legs import Leg
 from pdserve.gateway.measure import Outcome, Timeline
 from pdserve.gateway.release import Releaser
+from pdserve.gateway.request_trace import RequestTrace
 from pdserve.gateway.scenario_scheduler import ScenarioScheduler
 from pdserve.gateway.sent_stream import KeptMemory, SentStream
 from pdserve.http1.client import Exchange
@@ -95,6 +96,8 @@ class Job:
     """About how many bytes `body` takes, also where other choices have the same prompt."""
     turn: Turn = NO_CLIENT
     """Whose it is, and of which class."""
+    spans: RequestTrace | None = None
+    """Gives each leg its own trace context, in place of `trace`."""
 
     @property
     def streamed(self) -> bool:
@@ -293,6 +296,8 @@ class RequestContext:
             UpstreamError: the instance cannot be reached, is lost, or sends no head in time.
         """
         headers = (*request.headers, authorization(self.tools.credential))
+        if self.job.spans is not None:
+            headers = (*headers, *self.job.spans.leg_headers(leg))
         return await self.tools.pool.post(
             leg.instance.route.endpoint, request.path, request.body, headers, patience, on_interim
         )

@@ -77,6 +77,7 @@ GATEWAY = {
     "auth": {"secretRef": {"name": "keys"}},
     "tls": {"secretRef": {"name": "cert"}},
     "maxBodyBytes": 65536,
+    "tracing": {"endpoint": "http://otel.monitoring:4318", "samplingPercent": 25},
     "cors": {"origins": ["https://chat.example.com", "http://localhost:3000"]},
     "resources": {"requests": {"memory": "512Mi"}, "limits": {"cpu": "2"}},
     "template": {
@@ -92,6 +93,7 @@ GATEWAY = {
 def test_a_gateway_is_as_its_fields_say() -> None:
     """K7.2: what LimitRanges, label policies, dedicated nodes and OpenShift ask of it."""
     from pdserve.gateway.front import body_bytes
+    from pdserve.gateway.trace_settings import read_tracing
 
     made = by_kind(gateway=GATEWAY)
     template = made["Deployment"]["spec"]["template"]
@@ -104,6 +106,15 @@ def test_a_gateway_is_as_its_fields_say() -> None:
     (name,) = (e for e in container["env"] if e["name"] == "PDSERVE_POD_NAME")
     assert name["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
     assert body_bytes(env, 0) == 65536
+    tracing = read_tracing(env)
+    assert tracing is not None
+    assert tracing.url == "http://otel.monitoring:4318/v1/traces"
+    assert tracing.resource == {
+        "service.name": "shop-gateway", "k8s.namespace.name": "default"
+    }  # fmt: skip
+    sampled = [tracing.sampler.keeps(bytes(8) + bytes([n]) + bytes(7), None) for n in (63, 64)]
+    assert sampled == [True, False]
+    assert read_tracing({e["name"]: "" for e in template["spec"]["containers"][0]["env"]}) is None
     assert env["PDSERVE_CORS_ORIGINS"] == "https://chat.example.com,http://localhost:3000"
     mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
     assert env["PDSERVE_TLS_CERT"] == f"{mounts['tls']}/tls.crt"
