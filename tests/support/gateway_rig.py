@@ -132,7 +132,16 @@ class Rig:
         headers: dict[str, str] | None = None,
     ) -> Answer:
         """One request on a fresh connection."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        return await self._request_at(self.port, method, path, body, headers)
+
+    async def request_at(self, port: int, body: Any) -> Answer:
+        """A completion request to the gateway at this port, which may be another one."""
+        return await self._request_at(port, "POST", "/v1/completions", body, None)
+
+    async def _request_at(
+        self, port: int, method: str, path: str, body: Any, headers: dict[str, str] | None
+    ) -> Answer:  # fmt: skip
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             data = body if isinstance(body, bytes) else orjson.dumps(body) if body else b""
             lines = [f"{method} {path} HTTP/1.1", "host: gateway", f"content-length: {len(data)}"]

@@ -24,6 +24,7 @@ from pdserve.terms.limits import UsageLimits
 from pdserve.wire.limit_exchange import (
     MAX_ASKS,
     MAX_STATES,
+    MAX_TOKENS,
     AskedLimits,
     LimitAnswer,
     LimitReport,
@@ -125,7 +126,8 @@ class LimitOutbox:
         for subject in subjects:
             known = self._of(subject)
             known.held -= 1
-            known.settled += tokens
+            # More is nonsense of an engine, and no report could say it.
+            known.settled = max(-MAX_TOKENS, min(MAX_TOKENS, known.settled + tokens))
             self._changed[subject.id] = None
 
     def held(self, subject: LimitSubject) -> int:
@@ -149,7 +151,7 @@ class LimitOutbox:
     def introduce(self) -> None:
         """Another gateway decides from now on: it gets all that is known."""
         for name, known in self._known.items():
-            known.introduced, known.settled = False, 0
+            known.introduced, known.settled = False, min(0, known.settled)
             self._changed[name] = None
 
     def hand_over(self, book: LimitBook, holder: str, now: float) -> None:
@@ -203,7 +205,7 @@ class LimitOutbox:
         """The last report had no answer: its asks have no verdict, its counts are said again."""
         for state in report.states:
             if (known := self._known.get(state.id)) is not None:
-                known.settled += min(0, state.settled)
+                known.settled = max(-MAX_TOKENS, known.settled + min(0, state.settled))
                 self._changed[state.id] = None
         sent, self._sent = self._sent, []
         for waiting in (*sent, *self._asks):
@@ -231,8 +233,8 @@ class LimitOutbox:
         grown = max(0.0, now - known.at) / MINUTE
         (requests, tokens), limits = known.levels, known.limits
         return (
-            None if requests is None else requests + limits.requests * grown,
-            None if tokens is None else tokens + limits.tokens * grown,
+            None if requests is None else min(limits.requests, requests + limits.requests * grown),
+            None if tokens is None else min(limits.tokens, tokens + limits.tokens * grown),
         )
 
     def _verdict(self, ask: LimitAsk, told: LimitVerdict) -> Verdict:

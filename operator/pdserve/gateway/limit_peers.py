@@ -127,6 +127,8 @@ class LimitPeers:
             logger.info("gateway %s decides about limits again", decider.id)
         self._complaint = ""
         self.outbox.answered(report, found, self._clock())
+        if self._decider is not decider:
+            self.outbox.introduce()  # what was said went to the one before
         return True
 
     async def _exchange(self, decider: RouteGateway, report: LimitReport) -> LimitAnswer:

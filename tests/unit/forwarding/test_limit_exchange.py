@@ -17,7 +17,7 @@ from pdserve.forwarding.limit_exchange import (
     answer,
     share,
 )
-from pdserve.terms.limits import UsageLimits
+from pdserve.terms.limits import MAX_LIMIT, UsageLimits
 from pdserve.wire.bounds import WireError
 from pdserve.wire.limit_exchange import LimitAnswer, LimitReport
 
@@ -148,6 +148,20 @@ def test_a_new_decider_begins_with_what_is_known() -> None:
     assert limiter.level("requests", 6.0) == pytest.approx(60 - 7 + 6)
     assert limiter.level("tokens", 6.0) == pytest.approx(6000 - 7 * 800 + 600)
     assert one.outbox.report(6.0) is None
+
+
+@pytest.mark.parametrize("limits", [UsageLimits(MAX_LIMIT, MAX_LIMIT, 1), UsageLimits(1, 1, 1)])
+def test_whatever_was_used_and_however_long_ago_it_can_be_reported(limits: UsageLimits) -> None:
+    """A report that is refused would have the gateway hold shares for ever."""
+    subject, one = LimitSubject("key:aa", limits), Gateway("one")
+    one.ask(1, subject)
+    one.exchange(LimitBook(), 0.0)
+    for nonsense in (10**30, -(10**30)):
+        one.outbox.ended((subject,), nonsense)
+        assert one.exchange(LimitBook(), 1.0, lost="answer")
+        one.outbox.began((subject,))
+        one.outbox.introduce()
+        assert one.exchange(LimitBook(), 1e6)
 
 
 def test_shares_add_up_to_no_more_than_one_each_above_the_limit() -> None:

@@ -185,3 +185,27 @@ async def test_only_gateways_of_the_service_may_ask(fleet: Fleet, rig: Rig) -> N
         assert (await ask(right, bad))[0] == 400
     assert (await fleet.complete("a")).status == 200
     pool.close()
+
+
+async def test_under_load_no_more_than_the_limits_is_ever_served(fleet: Fleet, rig: Rig) -> None:
+    await fleet.start("a", "b", "c")
+    prefill = await rig.engine("prefill", "p0", slots=64)
+    decodes = [await rig.engine("decode", f"d{n}", slots=64) for n in range(2)]
+    await rig.start()
+    table = await rig.routes([prefill, *decodes], limits=UsageLimits(requests=40, concurrent=5))
+    await fleet.follow(table, "a", "b", "c")
+    prefill.prefill_seconds = 0.002
+    tally: dict[int, int] = {}
+
+    async def client(name: str) -> None:
+        used_up = False
+        while not used_up:
+            answer = await rig.request_at(fleet.ports[name], {"model": "tiny", "prompt": "x"})
+            tally[answer.status] = tally.get(answer.status, 0) + 1
+            used_up = b"(RPM)" in answer.body
+
+    await asyncio.gather(*(client(name) for name in "abc" * 4))
+    assert set(tally) == {200, 429}
+    assert tally[200] == 40, "all of the limit and no more: the clock stands"
+    assert prefill.max_used <= 5
+    assert max(d.max_used for d in decodes) <= 5
