@@ -77,6 +77,14 @@ class LimitBook:
                 limiter.hold(holder, limiter.held_by(holder) + 1, until)
         return Verdict(worst, subject, least_left([one.left(now) for one in limiters]))
 
+    def refusal(self, subject: LimitSubject, now: float) -> Verdict | None:
+        """Why no request of a subject is admitted now, however few tokens it asks for."""
+        limiter = self._limiters.get(subject.id)
+        exceeded = None if limiter is None else limiter.exceeded(0, now)
+        if limiter is None or exceeded is None:
+            return None
+        return Verdict(exceeded, 0, limiter.left(now))
+
     def settle(self, subjects: Sequence[LimitSubject], tokens: int, now: float) -> None:
         """Give tokens back; negative: more was used than taken."""
         for subject in subjects:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pdserve.forwarding.limit_book import LimitAsk, LimitBook, LimitSubject, Verdict, least_left
-from pdserve.forwarding.rate_limits import MINUTE, Exceeded, Left, LimitKind, left_of
+from pdserve.forwarding.rate_limits import MINUTE, SLACK, Exceeded, Left, LimitKind, left_of
 from pdserve.terms.limits import UsageLimits
 from pdserve.wire.limit_exchange import (
     MAX_ASKS,
@@ -135,6 +135,22 @@ class LimitOutbox:
         known = self._known.get(subject.id)
         return 0 if known is None else known.held
 
+    def refusal(self, subject: LimitSubject, now: float) -> Verdict | None:
+        """Why the one that decides admits no request of a subject now, by what it last said.
+
+        What it said is an upper bound, so it would refuse too.
+        """
+        known, limit = self._known.get(subject.id), subject.limits.requests
+        if known is None or not limit:
+            return None
+        levels = self._levels(known, now)
+        level = levels[0]
+        if level is None or level >= 1.0 - SLACK:
+            return None
+        wait = (1.0 - level) * MINUTE / limit
+        exceeded = Exceeded("requests", limit, limit - max(0, int(level)), 1, wait)
+        return Verdict(exceeded, 0, _left(subject, levels))
+
     def quiet(self) -> None:
         """No other gateway decides: there is nothing to say, and nothing to know but counts."""
         self._changed.clear()
@@ -238,18 +254,21 @@ class LimitOutbox:
         )
 
     def _verdict(self, ask: LimitAsk, told: LimitVerdict) -> Verdict:
-        left: list[dict[LimitKind, Left]] = []
-        for subject in ask.subjects:
-            known = self._of(subject)
-            amounts = (subject.limits.requests, subject.limits.tokens)
-            left.append({
-                kind: left_of(limit, level)
-                for kind, limit, level in zip(RATES, amounts, known.levels, strict=True)
-                if limit and level is not None
-            })  # fmt: skip
+        left = [_left(subject, self._of(subject).levels) for subject in ask.subjects]
         exceeded = None
         if told.kind:
             kind: LimitKind = told.kind  # type: ignore[assignment]  # the reader compared it
             exceeded = Exceeded(kind, told.limit, told.used, told.asked, told.wait)
         subject_at = min(told.subject, len(ask.subjects) - 1)
         return Verdict(exceeded, subject_at, least_left(left))
+
+
+def _left(
+    subject: LimitSubject, levels: tuple[float | None, float | None]
+) -> dict[LimitKind, Left]:  # fmt: skip
+    amounts = (subject.limits.requests, subject.limits.tokens)
+    return {
+        kind: left_of(limit, level)
+        for kind, limit, level in zip(RATES, amounts, levels, strict=True)
+        if limit and level is not None
+    }

@@ -227,7 +227,7 @@ class GatewayServer:
             self._keys.check(headers.get(AUTHORIZATION), headers.get(API_KEY), address)
         except ApiError as error:
             return error
-        return None
+        return self._rates.screen(headers) if path in _GENERATE else None
 
     async def _route(self, request: HttpRequest, reply: Reply, record: Record) -> None:
         path, method = request.path, request.method

@@ -86,6 +86,11 @@ class KeyRing:
         """Keys that are accepted, and keys with limits that cannot be read."""
         return len(self._digests - self._unreadable), len(self._unreadable)
 
+    @property
+    def limited(self) -> bool:
+        """Whether any key has limits."""
+        return bool(self._limits)
+
     def limits_of(self, client: bytes) -> UsageLimits:
         """The limits of a client's key; `client` as `tenant_of` returns it."""
         return self._limits.get(client, NO_LIMITS)

@@ -15,12 +15,13 @@ from pdserve.engines.credentials import Credential
 from pdserve.forwarding.limit_book import LimitAsk, LimitBook, LimitSubject, Verdict
 from pdserve.forwarding.limit_exchange import share
 from pdserve.forwarding.rate_limits import Exceeded, Left, LimitKind
-from pdserve.gateway.auth import KeyRing
+from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing, tenant_of
 from pdserve.gateway.limit_peers import LimitPeers, answer_report
 from pdserve.gateway.measure import Timeline
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.terms.json import JsonMap
+from pdserve.terms.limits import UsageLimits
 from pdserve.wire.routes import RouteScenario, RouteTable
 
 USUAL_OUTPUT: Final = 256.0
@@ -116,8 +117,26 @@ class GatewayLimits:
         if scenario.limits:
             found = (LimitSubject(_SCENARIO + scenario.name, scenario.limits),)
         if self._keys is not None and (key := self._keys.limits_of(client)):
-            found = (*found, LimitSubject(f"key:{client.hex()}", key))
+            found = (*found, _of_key(client, key))
         return found
+
+    def screen(self, headers: Mapping[bytes, bytes]) -> ApiError | None:
+        """Refuse a request by its head where its key has nothing left: its body costs nothing then.
+
+        None: it may be admitted; what it asks for is not known yet.
+        """
+        if self._keys is None or not self._keys.limited:
+            return None
+        client = tenant_of(headers.get(AUTHORIZATION), headers.get(API_KEY))
+        subject, now = _of_key(client, self._keys.limits_of(client)), self._clock()
+        if not subject.limits:
+            return None
+        decides = self._book if self._decides else self.peers.outbox
+        found = decides.refusal(subject, now)
+        if found is None or found.exceeded is None:
+            return None
+        self._metrics.limited.labels(self._service, "", "key", found.exceeded.kind).inc()
+        return _refusal("this API key", found.exceeded, rate_headers(found))
 
     async def admit(
         self, subjects: tuple[LimitSubject, ...], scenario: RouteScenario, prompts: Sequence[float],
@@ -206,6 +225,10 @@ class GatewayLimits:
             room = scenario.max_model_len - prompt if scenario.max_model_len else output
             total += prompt + max(0.0, min(output, room))
         return ceil(total)
+
+
+def _of_key(client: bytes, limits: UsageLimits) -> LimitSubject:
+    return LimitSubject(f"key:{client.hex()}", limits)
 
 
 def rate_headers(verdict: Verdict) -> Headers:

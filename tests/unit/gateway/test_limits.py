@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from tests.support.gateway_rig import SLO, Answer, Rig, eventually
+from tests.support.gateway_rig import SLO, Answer, Rig, eventually, parse_answer
 
 from pdserve.gateway.auth import KeyRing, keys_of, tenant_of
 from pdserve.gateway.limits import USUAL_OUTPUT, duration
@@ -166,6 +166,25 @@ async def test_a_key_has_its_own_limits_and_no_others(
         assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
     labels = {"scope": "key", "reason": "requests"}
     assert await rig.metric("pdserve_gateway_limited_total", **labels) == 2
+
+
+async def test_a_key_with_nothing_left_is_refused_by_its_head(
+    rig: Rig, clock: Clock, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("sk-alice requestsPerMinute=1\nsk-bob\n")
+    await rig.one_group(keys=tmp_path, clock=clock)
+    assert (await rig.complete(ALICE)).status == 200
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n"
+    writer.write(f"{head}authorization: Bearer sk-alice\r\n\r\n".encode())
+    refused = parse_answer(await asyncio.wait_for(reader.readuntil(b"}}"), 60))
+    writer.close()
+    assert "this API key on requests per min" in limited(refused)[1]
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert (await rig.request("GET", "/v1/models", headers=ALICE)).status == 200
+    assert (await rig.complete(BOB)).status == 200
+    clock.now += 60.0
+    assert (await rig.complete(ALICE)).status == 200
 
 
 async def test_key_and_scenario_count_together(rig: Rig, clock: Clock, tmp_path: Path) -> None:

@@ -130,6 +130,9 @@ async def test_a_keys_limit_holds_over_gateways(fleet: Fleet, rig: Rig, tmp_path
     statuses = [(await fleet.complete(n, headers=alice)).status for n in ("b", "a", "b", "a")]
     assert statuses == [200, 200, 429, 429]
     assert (await fleet.complete("b", headers={"x-api-key": "sk-bob"})).status == 200
+    fleet.now += 30.0
+    statuses = [(await fleet.complete(n, headers=alice)).status for n in ("b", "a", "b", "a")]
+    assert statuses == [200, 429, 429, 429], "what was learned of the other gateway fades"
 
 
 async def test_where_the_decider_is_gone_each_has_its_share(
