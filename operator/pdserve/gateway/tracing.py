@@ -91,9 +91,10 @@ class Tracer:
     # --- the thread ---
 
     def _run(self) -> None:
-        pause = 0.0
-        while not self._stopping:
+        pause, stopping = 0.0, False
+        while not stopping:
             self._wake.wait(EXPORT_SECONDS + pause)
+            stopping = self._stopping  # what is queued after this was read waits for the next round
             pause = 0.0 if self._export_all() else self._next_pause(pause)
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._ended.set)
