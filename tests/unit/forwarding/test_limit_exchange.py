@@ -150,6 +150,51 @@ def test_a_new_decider_begins_with_what_is_known() -> None:
     assert one.outbox.report(6.0) is None
 
 
+def test_what_the_decider_said_last_refuses_until_time_has_passed() -> None:
+    book, one = LimitBook(), Gateway("one")
+    three = LimitSubject("key:bb", UsageLimits(requests=3, tokens=900))
+    assert one.outbox.refusal(three, 0.0) is None, "nothing is known"
+    for _ in range(3):
+        one.ask(100, three, KEY)
+    one.exchange(book, 0.0)
+    found = one.outbox.refusal(three, 5.0)
+    assert found is not None
+    assert found.exceeded == ("requests", 3, 3, 1, pytest.approx(15.0))
+    assert {kind: left.left for kind, left in found.left.items()} == {"requests": 0, "tokens": 675}
+    assert one.outbox.refusal(three, 20.0) is None
+    assert one.outbox.refusal(KEY, 5.0) is None, "its rates are not limited"
+    own = book.refusal(three, 5.0)
+    assert own is not None
+    assert own.exceeded == found.exceeded
+    assert book.refusal(three, 20.0) is None
+    assert book.refusal(LimitSubject("key:cc", three.limits), 5.0) is None
+
+
+def test_only_what_is_in_progress_is_repeated() -> None:
+    book, one = LimitBook(), Gateway("one")
+    for subject in (CHAT, KEY):
+        one.ask(1, subject)
+    one.exchange(book, 0.0)
+    one.outbox.ended((KEY,), 0)
+    one.exchange(book, 0.0)
+    one.outbox.repeat(1.0)
+    report = one.outbox.report(1.0)
+    assert report is not None
+    assert [(s.id, s.held) for s in report.states] == [(CHAT.id, 1)]
+    assert one.outbox.held(KEY) == 0
+
+
+def test_an_answer_that_names_another_subject_is_of_the_last() -> None:
+    one = Gateway("one")
+    one.ask(1, CHAT, KEY)
+    report = one.outbox.report(0.0)
+    assert report is not None
+    told = {"kind": "tokens", "subject": 3, "limit": 1, "used": 1, "asked": 1, "wait": 1.0}
+    said = LimitAnswer.from_json({"verdicts": [told], "left": [{}, {}]}, report)
+    one.outbox.answered(report, said, 0.0)
+    assert [v.subject for v in one.verdicts if v is not None] == [1]
+
+
 @pytest.mark.parametrize("limits", [UsageLimits(MAX_LIMIT, MAX_LIMIT, 1), UsageLimits(1, 1, 1)])
 def test_whatever_was_used_and_however_long_ago_it_can_be_reported(limits: UsageLimits) -> None:
     """A report that is refused would have the gateway hold shares for ever."""
