@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from tests.support.group_checks import BrokenError, at_every_moment
+from tests.support.group_checks import BrokenError, at_every_moment, ledger
 from tests.support.group_world import World, wanted
 
 from pdserve.groups.types import Wanted
@@ -103,8 +103,12 @@ def play(
         do(rng, worlds, serving)
         for world in worlds:
             at_every_moment(world)
+            if world.target.name not in WAITING:
+                ledger(world)
             if world.target.name in WAITING and world.pods:
                 raise BrokenError(f"invariant 13: {world.target.name} got {sorted(world.pods)}")
+    for node in worlds[0].machines:
+        worlds[0].hear_again(node)
     settle(worlds)
     return serving
 
@@ -139,7 +143,7 @@ def step(rng: random.Random, worlds: list[World], serving: list[World]) -> None:
         _cluster(serving)
     elif kind == "roll":
         other = "r2" if world.target.revision == "r1" else "r1"
-        world.want(lambda w: replace(w, revision=other))
+        world.want(lambda w: replace(world.templates.get(other, w), revision=other))
     elif kind == "time":
         seconds = rng.choice([1.0, 20.0, 400.0])
         for each in worlds:

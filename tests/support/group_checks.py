@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from tests.support.builders import RESOURCE
+
 from pdserve.groups import types as t
 from pdserve.groups.routable import is_routable
 from pdserve.groups.view import leaving
@@ -38,6 +40,37 @@ def at_every_moment(world: World) -> None:
     claimed = Counter(c.pod for c in world.claims)
     if twice := [pod for pod, count in claimed.items() if count > 1]:
         raise BrokenError(f"{twice} are claimed twice")
+
+
+def ledger(world: World) -> None:
+    """Invariant 13, of one that had all that it wants: pods and claims hold as many devices as are
+    wanted, and no device is claimed that something else holds.
+    """
+    target = world.target
+    holding = {name: pod.devices for name, pod in world.pods.items() if not pod.failed}
+    claims = [c for c in world.all_claims() if c.pod not in holding]
+    roles = target.prefill, target.decode
+    wanted = target.replicas * sum(r.count * r.members * r.devices for r in roles)
+    owned = sum(holding.values()) + sum(dict(c.takes)[RESOURCE] for c in claims)
+    if owned < wanted:
+        raise BrokenError(
+            f"invariant 13: {target.name} owns {owned} of {wanted} devices: {sorted(holding)} "
+            f"{sorted(c.pod for c in claims)}"
+        )
+    for name, machine in world.machines.items():
+        pods = [p for p in world.all_pods() if p.new.node == name and not p.failed]
+        left = [
+            c
+            for w in world.peers
+            for c in w.all_claims()
+            if c.node == name and (c.pod not in w.pods or w.pods[c.pod].failed)
+        ]
+        held = sum(p.devices for p in pods) + sum(dict(c.takes)[RESOURCE] for c in left)
+        if held + machine.foreign > machine.capacity:
+            raise BrokenError(
+                f"invariant 13: {held} devices of {name} are held or claimed: "
+                f"{[p.new.name for p in pods]} {[c.pod for c in left]}"
+            )
 
 
 def routed(world: World, group: RouteGroup) -> None:
@@ -84,6 +117,8 @@ def given_up(world: World, pod: str, seen: t.Observation) -> None:
     table = world.tables.get(me.group_index)
     if name not in world.routed and (table is None or table.peer(name) is None):
         return  # it never served
+    if me.drain_started is not None:
+        return  # an operator that died had begun: the other members follow
     groups = {i.group_index for i in seen.instances if not leaving(i)}
     mine = [
         i

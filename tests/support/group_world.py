@@ -17,13 +17,10 @@ from tests.support import group_checks as checks
 from tests.support.builders import LEVELS, RESOURCE
 from tests.support.group_checks import BrokenError
 from tests.support.group_cluster import MOST_READ, GroupCluster
-from tests.support.group_objects import (
-    Pod,
-    foreign_pods,
-)
+from tests.support.group_objects import Pod, foreign_pods
 
 from pdserve.groups import types as t
-from pdserve.groups.claims import claims_for, must_be_recorded_first, newest, reservations
+from pdserve.groups.claims import must_be_recorded_first, newest, recalled, reservations, with_room
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.routable import routable
@@ -37,7 +34,6 @@ from pdserve.topology import (
     pod_view,
     reservation_of,
 )
-from pdserve.wire import names
 
 SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}
 _TREES: dict[str, Fabric] = {}
@@ -158,22 +154,41 @@ class World(GroupCluster):
             [*(r for p in read for r in reservation_of(p)), *reservations(left)],
         )
 
-    def operator(self, stop_after: int | None = None) -> t.Plan:
-        """Plan, and carry out all actions, or crash after some (status is then not written)."""
+    def operator(self, stop_after: int | None = None, refused_after: int | None = None) -> t.Plan:
+        """Plan, and carry out all actions, or crash after some (status is then not written).
+
+        `refused_after` so many pods of the first creation; the others are deleted, the plan ends.
+        """
         seen, tree = self.observation(), self.fabric()
         made = self._plan(seen, tree)
         self.last = made
         if must_be_recorded_first(made, self.claims):
             self.claims = made.claims
+            self._decided(seen)
         for k, action in enumerate(made.actions):
             if stop_after is not None and k >= stop_after:
                 self.log.append("operator crashes")
                 return made
+            if refused_after is not None and isinstance(action, t.CreateGroup | t.CreateInstance):
+                self._refuse(action.pods, refused_after)
+                break
             self._execute(action, seen)
         self.repairs, self.claims = made.repairs, made.claims
+        self._decided(seen)
+        return made
+
+    def _refuse(self, pods: tuple[t.NewPod, ...], after: int) -> None:
+        known = set(self.pods)
+        for new in pods[: min(after, len(pods) - 1)]:
+            self._post(new)
+        for name in sorted(set(self.pods) - known):
+            self.pods[name].drain_started = self.now
+            self.pods[name].terminating = True
+
+    def _decided(self, seen: t.Observation) -> None:
+        """Status says what is kept of all that was claimed."""
         for claim in seen.claims:
             self.lost.pop(claim.pod, None)
-        return made
 
     def _plan(self, seen: t.Observation, tree: Fabric) -> t.Plan:
         """The plan; made anew only when what is seen is not what was seen the time before."""
@@ -191,21 +206,13 @@ class World(GroupCluster):
     def restart_operator(self) -> None:
         """Another process: its memory is what the peer tables tell."""
         self.last = None
-        self.lost = {
-            pod: t.DeviceClaim(
-                pod, p.id, names.slot_of(pod), p.role, index, node.name,
-                self.target.role(p.role).takes,
-            )
-            for index, table in self.tables.items()
-            for p in table.instances
-            for k, node in enumerate(p.nodes)
-            if (pod := names.member_name(p.id, k)) not in self.pods
-        }  # fmt: skip
-        for instance in self.instances():
-            holding = {m.pod for m in instance.members if m.holds}
-            for claim in () if instance.drain_started else claims_for(instance):
-                if claim.pod not in holding:
-                    self.lost[claim.pod] = claim
+        at = {**self.templates, self.target.revision: self.target}
+        self.lost = {}
+        found = recalled(
+            self.claims, self.tables, self.instances(),
+            lambda revision, role: at.get(revision, self.target).role(role).takes,
+        )  # fmt: skip
+        self.lost = with_room(found, self.fabric())
 
     def write_routes(self) -> None:
         """What the PDService's reconciler does."""
@@ -257,7 +264,8 @@ class World(GroupCluster):
         if new.name in self.pods:
             return  # 409: it exists
         self.serial += 1
-        role = self.target.role(new.role)
+        same = new.revision == self.target.revision
+        role = (self.target if same else self.templates[new.revision]).role(new.role)
         if new.member:
             new = replace(new, leader_uid=self.pods[new.instance].uid)
         beside = dict(role.requests).get("memory", 0)

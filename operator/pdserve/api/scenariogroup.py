@@ -194,10 +194,10 @@ class TakenAmount(Observed):
 
 
 class ClaimStatus(Observed):
-    """Devices that a lost instance left to its P/D group, until it is replaced or given up."""
+    """Devices that a lost instance left to its ScenarioGroup, until they are used or given up."""
 
     slot: LabelValue
-    """Durable place in a P/D group, e.g. `shop-chat-0-p1`."""
+    """Durable place in a P/D group, e.g. `shop-chat-0-p1`, for which they are kept."""
     pod: ObjectName
     """The pod that held them."""
     uid: Annotated[str, Text(253, min=0)] = ""

@@ -11,7 +11,7 @@ from pdserve.api import Scenario, ScenarioGroup, merge_conditions
 from pdserve.desired.claim_entries import to_json
 from pdserve.desired.service_desired import bounds_of
 from pdserve.groups.instances import InstanceObs
-from pdserve.groups.types import ConditionState, DeviceClaim, GroupSummary, Plan, Repair
+from pdserve.groups.types import ConditionState, GroupSummary, Plan, Repair
 from pdserve.ratio.types import Counts
 from pdserve.terms.json import JsonObject
 from pdserve.terms.times import rfc3339
@@ -60,14 +60,13 @@ def status_of(
     plan: Plan,
     planned: tuple[ConditionState, ...],
     instances: tuple[InstanceObs, ...],
-    claims: tuple[DeviceClaim, ...],
     fabric: Mapping[str, str],
     now: float,
 ) -> JsonObject:
     """The status after a plan, as JSON; equal to the one before when nothing changed.
 
-    `planned` are the plan's conditions and what the executor adds to them; `claims` those to keep;
-    `fabric` the RoCEDomain as it is now, empty where it is not there.
+    `planned` are the plan's conditions and what the executor adds to them; `fabric` the RoCEDomain
+    as it is now, empty where it is not there.
     """
     return {
         "observedGeneration": group.metadata.generation,
@@ -76,7 +75,7 @@ def status_of(
         "selector": selector(group),
         "groups": [_group(g) for g in plan.groups],
         "repairs": [_repair(r) for r in plan.repairs],
-        "claims": to_json(claims),
+        "claims": to_json(plan.claims),
         "conditions": _conditions(group, planned, now),
         **({"fabric": dict(fabric)} if fabric else {}),
     }

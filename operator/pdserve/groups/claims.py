@@ -1,30 +1,32 @@
-"""Claims: the resources of an instance, kept for its P/D group until it is replaced or given up.
+"""Claims: the places of a ScenarioGroup that no pod holds, kept until they are given up.
 
 Between the end of a pod and the start of its successor no pod holds its devices, nor its memory and
 other amounts. Without a claim, a waiting group would take them from a serving one for good. Claims
-are stored in ScenarioGroup status, and every placement counts them like pods. A claim ends when its
-slot is filled again, on any node; when the group is resized or given up; and when its node left the
-fabric. Which claims count:
+are stored in ScenarioGroup status, and every placement counts them like pods.
 
-    a claim is spent by a new pod            that pod has one until a peer table names it
-    a claim's pod still holds its devices    the pod counts, not the claim
-    an instance of the group is placed       with the claims of its role, else of its group, lifted
-    a group is made anew (delete first)      with its index's claims lifted, else those of the group
-                                             that is gone and left most; the two change places
-    the rest of one that is half made        the same, as the claims were counted for all of it
+A claim says what one pod took, and where. Which slot it is kept for may change (`ownership`). It
+counts while its pod holds nothing. A placement spends the claims whose room it needs, and every pod
+made in their place has a claim before it is created, so that each place is recorded exactly once at
+every moment:
 
-Each member of an instance leaves a claim; those of one instance are kept, and spent, together.
+    what lost a pod                          may be placed with
+    an instance of a group                   the claims of its role in the group, then of the group
+    the rest of a group that is half made    the same, then what groups that are gone left
+    a group                                  what its index left, then the group that is gone and
+                                             left most, then all of them
+
+A peer table that still names a pod would bring its place back after a restart. So until the table
+has dropped it, claims of its slot are spent in that slot only.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from pdserve.groups.instances import InstanceObs
-from pdserve.groups.naming import slot_range
 from pdserve.groups.types import (
     CreateGroup,
     CreateInstance,
@@ -34,10 +36,15 @@ from pdserve.groups.types import (
     Plan,
     Wanted,
 )
-from pdserve.groups.view import GroupView, PlanDraft, leaving, stood_in_for
+from pdserve.groups.view import GroupView, PlanDraft, leaving
 from pdserve.placement import GroupRequest, InstancePlacement, NoFit, Placement, place
-from pdserve.terms import ROLES, Role
+from pdserve.terms import Role
 from pdserve.topology import Fabric, Reservation
+from pdserve.topology.requests import is_extended
+from pdserve.wire.names import member_name, slot_of
+from pdserve.wire.peers import Peer, PeerTable
+
+Found = TypeVar("Found", InstancePlacement, Placement)
 
 
 def reservations(claims: Iterable[DeviceClaim]) -> tuple[Reservation, ...]:
@@ -51,109 +58,138 @@ def counted(observation: Observation) -> list[DeviceClaim]:
     return [c for c in observation.claims if c.pod not in holding]
 
 
+# --- placing on claims -----------------------------------------------------------------------
+
+
+def unsettled(observation: Observation) -> frozenset[str]:
+    """Slots whose claims are spent in no other: a peer table names an instance that left there.
+
+    After a restart that instance has left its place to them, unless its slot has another one.
+    """
+    stay = {i.name for i in observation.instances if not leaving(i)}
+    named = (p.id for table in observation.tables.values() for p in table.instances)
+    return frozenset(slot_of(name) for name in named if name not in stay)
+
+
 def of_instance(
-    group: GroupView, draft: PlanDraft, role: Role
+    group: GroupView, slot: str, role: Role, observation: Observation, draft: PlanDraft
 ) -> tuple[tuple[DeviceClaim, ...], ...]:
     """Claims to lift for one more instance of a group: of its role, then all of the group."""
-    own = tuple(c for c in draft.claims if c.group_index == group.index)
+    bound = unsettled(observation) - {slot}
+    own = tuple(
+        c for c in draft.claims if c.group_index == group.index and slot_of(c.pod) not in bound
+    )
     same = tuple(c for c in own if c.role == role)
     return tuple(dict.fromkeys(x for x in (same, own) if x))
 
 
-def of_gone_group(present: Collection[int], draft: PlanDraft) -> tuple[DeviceClaim, ...]:
-    """Claims to lift for a new group: of the group that left most of those that are not there.
+def of_gone_groups(present: Collection[int], draft: PlanDraft) -> tuple[DeviceClaim, ...]:
+    """What groups left that are not there; `present` are the indexes of those that are."""
+    return tuple(c for c in draft.claims if c.group_index not in present)
 
-    `present` are the indexes of groups that are.
-    """
-    left = Counter(c.group_index for c in draft.claims if c.group_index not in present)
+
+def of_fullest(claims: Iterable[DeviceClaim]) -> tuple[DeviceClaim, ...]:
+    """Those of the group that left most of them."""
+    known = tuple(claims)
+    left = Counter(c.group_index for c in known)
     fullest = min(left, key=lambda index: (-left[index], index), default=None)
-    return tuple(c for c in draft.claims if c.group_index == fullest)
+    return tuple(c for c in known if c.group_index == fullest)
 
 
 def with_lifted(
     draft: PlanDraft,
-    index: int,
     lifted: Sequence[DeviceClaim],
-    find: Callable[[Fabric], Placement | NoFit],
-) -> Placement | NoFit:
-    """Look for a place of group `index` with `lifted` claims lifted; on success they are spent.
+    own: Collection[DeviceClaim],
+    find: Callable[[Fabric], Found | NoFit],
+) -> Found | NoFit:
+    """Look for a place with `lifted` claims lifted; on success those are spent whose room it needs.
 
-    What that index left and the new group does not use is kept for the group whose claims it uses.
+    The others count again, and so does the rest of a larger one. Only `own` ones, those of what is
+    placed, are broken up: of another's, each must go to one pod that takes as much, so that what is
+    left in return is as large.
     """
     base = draft.fabric.release(reservations(lifted))
     found = find(base)
     if isinstance(found, NoFit):
         return found
-    own = [c for c in draft.claims if c.group_index == index and c not in lifted]
-    spent, kept = _instead_of(own, list(lifted))
-    draft.claims = [c for c in draft.claims if c not in lifted and c not in own] + kept
-    draft.spent += tuple(spent)
-    draft.fabric = base.release(reservations(own)).reserve(reservations(kept))
+    pods = _by_node(found.reservations)
+    need: Counter[tuple[str, str]] = Counter()
+    for r in found.reservations:
+        need[r.node, r.resource] += r.devices
+    for at, amount in need.items():
+        need[at] = _beyond_free(draft.fabric, *at, amount)
+    left: dict[DeviceClaim, DeviceClaim | None] = {}
+    for claim in sorted(lifted, key=lambda c: (c not in own, c.slot, c.pod)):
+        if any(need[claim.node, resource] > 0 for resource, _ in claim.takes):
+            rest = _rest(claim, pods[claim.node], whole=claim not in own)
+            if rest is None:
+                return NoFit(f"{claim.pod} left more on {claim.node} than is needed")
+            left[claim] = replace(claim, takes=tuple(rest.items())) if rest else None
+            for resource, n in claim.takes:
+                need[claim.node, resource] -= n - rest.get(resource, 0)
+    draft.fabric = base.reserve(reservations(k for c in lifted if (k := left.get(c, c))))
+    draft.claims = [k for c in draft.claims if (k := left.get(c, c))]
+    draft.spent += [c for c, kept in left.items() if kept is None]
     return found
 
 
-def _instead_of(
-    own: Sequence[DeviceClaim], lifted: list[DeviceClaim]
-) -> tuple[list[DeviceClaim], list[DeviceClaim]]:
-    """Spend `own` at the places of as many `lifted` ones, of the same role where there are.
+def _by_node(taken: Iterable[Reservation]) -> dict[str, list[Counter[str]]]:
+    """What each pod takes, by node; members of one instance on one node have equal entries."""
+    found: dict[str, dict[tuple[str, int], Counter[str]]] = {}
+    before: Counter[Reservation] = Counter()
+    for r in taken:
+        pod = found.setdefault(r.node, {}).setdefault((r.pod, before[r]), Counter())
+        pod[r.resource] += r.devices
+        before[r] += 1
+    return {node: list(pods.values()) for node, pods in found.items()}
 
-    Returns: the claims to be spent, with those lifted that are left over, and those to be kept:
-    lifted ones, at the places of `own`. There are no more `own` than `lifted`.
+
+def _rest(
+    claim: DeviceClaim, pods: Sequence[Counter[str]], *, whole: bool
+) -> dict[str, int] | None:
+    """What is left of a claim when pods on its node have used it; `pods` then lack that much less.
+
+    Nothing where no devices are left. `whole`: None where no pod alone takes all of it.
     """
-    left = sorted(lifted, key=lambda c: (c.role, c.slot, c.pod))
-    spent: list[DeviceClaim] = []
-    kept: list[DeviceClaim] = []
-    for claim in sorted(own, key=lambda c: (c.role, c.slot, c.pod)):
-        other = next((c for c in left if c.role == claim.role), left[0])
-        left.remove(other)
-        spent.append(_at_place_of(claim, other))
-        kept.append(_at_place_of(other, claim))
-    return spent + left, kept
+    rest = dict(claim.takes)
+    large = [p for p in pods if all(p.get(r, n) >= n for r, n in claim.takes)]
+    if whole and not large:
+        return None
+    for pod in large[:1] or pods:
+        for resource, n in rest.items():
+            used = min(n, pod.get(resource, n))
+            rest[resource] -= used
+            if resource in pod:
+                pod[resource] -= used
+    left = {resource: n for resource, n in rest.items() if n}
+    return left if any(map(is_extended, left)) else {}
 
 
-def with_one_lifted(
-    draft: PlanDraft,
-    lifted: Sequence[DeviceClaim],
-    find: Callable[[Fabric], InstancePlacement | NoFit],
-) -> InstancePlacement | NoFit:
-    """Look for a place of one instance with `lifted` claims lifted.
+def rename(draft: PlanDraft) -> None:
+    """Keep claims that have the names of instances to be created under those of spent ones.
 
-    On success the claims of the first one's instance are spent. Where the place is another one's,
-    the two change places first: each group has the devices that it had, and each slot its claims.
-    The others are counted again.
+    A name comes again where its pod was never created, or ended unseen. Where no other name is
+    left, the claim is given up: fewer were spent than are created.
     """
-    base = draft.fabric.release(reservations(lifted))
-    found = find(base)
-    if isinstance(found, NoFit):
-        return found
-    mine = [c for c in lifted if c.instance == lifted[0].instance]
-    others = [c for c in lifted if c not in mine]
-    _exchange(mine, others, found.nodes)
-    draft.claims = [c for c in draft.claims if c not in lifted] + others
-    draft.spent += tuple(mine)
-    draft.fabric = base.reserve(reservations(others))
-    return found
-
-
-def _exchange(mine: list[DeviceClaim], others: list[DeviceClaim], nodes: Sequence[str]) -> None:
-    """Let claims change places, so that `mine` has those on `nodes`."""
-    taken = list(nodes)
-    away: list[int] = []
-    for k, claim in enumerate(mine):
-        if claim.node in taken:
-            taken.remove(claim.node)
+    new = (a for a in draft.actions if isinstance(a, CreateGroup | CreateInstance))
+    names = {pod.instance for a in new for pod in a.pods}
+    unused = [c for c in draft.spent if c.instance not in names]
+    for claim in [c for c in draft.claims if c.instance in names]:
+        at = draft.claims.index(claim)
+        if unused:
+            other = unused.pop(0)
+            draft.spent.remove(other)
+            draft.claims[at] = replace(claim, pod=other.pod, uid=other.uid)
         else:
-            away.append(k)
-    for k in away:
-        at = next((n for n, other in enumerate(others) if other.node in taken), None)
-        if at is None:
-            return
-        taken.remove(others[at].node)
-        mine[k], others[at] = _at_place_of(mine[k], others[at]), _at_place_of(others[at], mine[k])
+            del draft.claims[at]
+            draft.fabric = draft.fabric.release(reservations([claim]))
 
 
-def _at_place_of(claim: DeviceClaim, other: DeviceClaim) -> DeviceClaim:
-    return replace(claim, node=other.node, takes=other.takes)
+def _beyond_free(fabric: Fabric, node: str, resource: str, amount: int) -> int:
+    """How much of this amount is not free."""
+    extended = is_extended(resource)
+    free = fabric.free(node, resource) if extended else fabric.left(node, resource)
+    return 0 if free is None else amount - free
 
 
 def after_those_ahead(fabric: Fabric, observation: Observation) -> Fabric:
@@ -174,169 +210,16 @@ def after_those_ahead(fabric: Fabric, observation: Observation) -> Fabric:
     return fabric
 
 
-def kept_claims(
-    groups: Sequence[GroupView],
-    kept: Sequence[GroupView],
-    observation: Observation,
-    draft: PlanDraft,
-) -> tuple[DeviceClaim, ...]:
-    """The claims after this plan, by group and slot, those of one slot by age.
-
-    Every plan keeps the same one of two claims of a slot: the newer. Phases: 1 groups that stay: as
-    many as instances are missing; 2 groups to be made anew: all of as many groups that are gone,
-    those first that left most that no step has spent, and what they lack of the claims that groups
-    that stay need no more: those were made on the others'.
-    """
-    held = {c.pod: c for c in (*observation.claims, *draft.claims)}
-    spent = {c.pod for c in draft.spent}
-    found: list[DeviceClaim] = []
-    surplus: list[DeviceClaim] = []
-    new_pods = (a.pod for a in draft.actions if isinstance(a, CreateInstance) and not a.stands_in)
-    made = Counter((pod.group_index, pod.role) for pod in new_pods)
-    # 1
-    staying = {g.index for g in kept}
-    for group in kept:
-        wanted = observation.at(group.revision) or observation.wanted
-        left = newest(held.values(), _left_by(group.members))
-        usable = _usable([c for c in left if c.group_index == group.index], spent, draft)
-        covered = stood_in_for(group, observation, draft.fabric)
-        missing: dict[Role, int] = {}
-        for role in ROLES:
-            here = sum(1 for i in group.of_role(role) if i.name not in covered)
-            missing[role] = wanted.role(role).count - here - made[group.index, role]
-        filled = {i.slot for i in group.staying}
-        new = _of_newcomers(group, held.values())
-        found += new.values()
-        usable = [c for c in usable if c.pod not in new]
-        own = _kept(sorted(usable, key=lambda c: c.slot in filled), missing)
-        found += own
-        standing = {i.name for i in group.staying}
-        left_over = [c for c in usable if c not in own and c.instance not in standing]
-        sizes = Counter(c.instance for c in left_over)
-        # Of an instance of which a member's claim is gone the rest is of no use to another group.
-        surplus += [c for c in left_over if sizes[c.instance] == wanted.role(c.role).members]
-    # 2
-    anew = observation.wanted.replicas - len(kept)
-    anew -= sum(isinstance(a, CreateGroup) for a in draft.actions)
-    former = _former(held.values(), [g for g in groups if g.index not in staying], staying)
-    counts = {role: observation.wanted.role(role).count for role in ROLES}
-    left_by = (_kept(_usable(former[index], spent, draft), counts) for index in sorted(former))
-    # A group that was rolled twice left two: what remains of the older one is not enough.
-    fullest = sorted(filter(None, left_by), key=len, reverse=True)[: max(0, anew)]
-    named = {c.pod for left in former.values() for c in left}
-    surplus = [c for c in surplus if c.pod not in named]
-    free = (k for k in itertools.count() if k not in staying and k not in former)
-    for left in (*fullest, *([] for _ in range(anew - len(fullest)))):
-        index = left[0].group_index if left else next(free)
-        found += left + _filled_up(left, index, surplus, observation.wanted)
-    found += draft.inherited
-    return _in_order(found, held, groups)
-
-
-def _of_newcomers(group: GroupView, held: Iterable[DeviceClaim]) -> dict[str, DeviceClaim]:
-    """The claims of members that no peer table names yet, by pod.
-
-    No other record names one that vanishes unseen: neither a table nor, after a start, memory.
-    """
-    new = [i for i in group.staying if not group.named(i)]
-    names = {i.name for i in new}
-    known = (c for c in held if c.group_index == group.index and c.instance in names)
-    return {c.pod: c for c in newest(known, (c for i in new for c in claims_for(i)))}
-
-
-def _in_order(
-    found: Iterable[DeviceClaim], held: Iterable[str], groups: Iterable[GroupView]
-) -> tuple[DeviceClaim, ...]:
-    """By group and slot, those of one slot in the order in which they became known.
-
-    First the pods of `held` claims, then those of members, the oldest first.
-    """
-    seen = _left_by((i for g in groups for i in g.members), all_of_them=True)
-    age = {pod: n for n, pod in enumerate(dict.fromkeys([*held, *(c.pod for c in seen)]))}
-    return tuple(
-        sorted(found, key=lambda c: (c.group_index, c.slot, age.get(c.pod, len(age)), c.pod))
-    )
-
-
-def _kept(usable: Sequence[DeviceClaim], missing: Mapping[Role, int]) -> list[DeviceClaim]:
-    """Those of as many instances as are missing, of their role where there are, the first first.
-
-    A substitute that took another role's devices leaves its own to that role.
-    """
-    left: dict[str, list[DeviceClaim]] = {}
-    for claim in usable:
-        left.setdefault(claim.instance, []).append(claim)
-    found: list[str] = []
-    for role in ROLES:
-        found += [name for name in left if left[name][0].role == role][: max(0, missing[role])]
-    wanted = sum(max(0, count) for count in missing.values())
-    found += [name for name in left if name not in found][: wanted - len(found)]
-    return [claim for name in found for claim in left[name]]
-
-
-def _former(
-    held: Iterable[DeviceClaim], going: Iterable[GroupView], staying: Collection[int]
-) -> dict[int, list[DeviceClaim]]:
-    """What groups that do not stay left, and what those that are `going` will leave, by index."""
-    members = [i for g in going for i in g.members]
-    found: dict[int, list[DeviceClaim]] = {}
-    for claim in newest(held, _left_by(members, all_of_them=True)):
-        if claim.group_index not in staying:
-            found.setdefault(claim.group_index, []).append(claim)
-    return found
-
-
-def _filled_up(
-    left: Sequence[DeviceClaim], index: int, surplus: list[DeviceClaim], wanted: Wanted
-) -> list[DeviceClaim]:
-    """What group `index` lacks beside its claims `left`: of `surplus`, which loses it.
-
-    Claims of the same role where there are, as in `_kept`.
-    """
-    empty = {
-        role: [
-            slot for slot in slot_range(wanted, index, role)
-            if slot not in {c.slot for c in left}
-        ]
-        for role in ROLES
-    }  # fmt: skip
-    found: list[DeviceClaim] = []
-    for alike in (True, False):
-        for role in ROLES:
-            names = dict.fromkeys(c.instance for c in surplus if not alike or c.role == role)
-            for slot, name in zip(list(empty[role]), names, strict=False):
-                empty[role].remove(slot)
-                found += [
-                    replace(c, group_index=index, slot=slot) for c in surplus if c.instance == name
-                ]
-                surplus[:] = [c for c in surplus if c.instance != name]
-    return found
-
-
-def _left_by(members: Iterable[InstanceObs], *, all_of_them: bool = False) -> list[DeviceClaim]:
-    """What members leave behind that are on their way out, or all of them; the oldest first."""
-    out = (i for i in members if all_of_them or leaving(i))
-    return [c for i in sorted(out, key=lambda i: (i.created, i.name)) for c in claims_for(i)]
-
-
-def merged(
-    first: tuple[DeviceClaim, ...], more: tuple[DeviceClaim, ...]
-) -> tuple[DeviceClaim, ...]:
-    """Both, each pod's claim once, by group and slot."""
-    found = {c.pod: c for c in (*more, *first)}
-    return tuple(sorted(found.values(), key=lambda c: (c.group_index, c.slot, c.pod)))
+# --- recording -------------------------------------------------------------------------------
 
 
 def must_be_recorded_first(planned: Plan, recorded: Iterable[DeviceClaim]) -> bool:
     """Whether status has to name the plan's claims before the plan is carried out.
 
-    So it is where the plan frees devices, or takes the place of a claim that status (`recorded`)
-    does not name. A new pod's own claim waits: until it is written, the one whose place it takes
-    stands, which also holds when the pod is refused. Each refusal would else change status twice.
+    So it is where they hold anything that status (`recorded`) does not say: the place of a pod that
+    the plan takes away, or of one to be created in the place of another.
     """
-    named = set(recorded)
-    new = set(planned.claims) - set(planned.inherited) - named
-    return bool(new or set(planned.spent) - named)
+    return bool(set(planned.claims) - set(recorded))
 
 
 def newest(known: Iterable[DeviceClaim], seen: Iterable[DeviceClaim]) -> list[DeviceClaim]:
@@ -370,13 +253,71 @@ def claims_for(instance: InstanceObs) -> tuple[DeviceClaim, ...]:
     )  # fmt: skip
 
 
-def _usable(found: Iterable[DeviceClaim], spent: set[str], draft: PlanDraft) -> list[DeviceClaim]:
-    """Those not spent and on nodes that are there: each slot's newest by slot, then older ones.
+Takes = Callable[[str, Role], tuple[tuple[str, int], ...]]
+"""Revision, role -> what one pod takes, ordered by resource."""
 
-    A slot has two while both of its pods hold devices: the older one fails, and its successor was
-    given those of another lost instance. A table may also name one whose devices the successor
-    has: so the older ones come last.
+
+def recalled(
+    recorded: Collection[DeviceClaim],
+    tables: Mapping[int, PeerTable],
+    instances: Sequence[InstanceObs],
+    takes: Takes,
+) -> dict[str, DeviceClaim]:
+    """After a start, by pod: what instances left that a table names and that are gone, or ended.
+
+    `recorded` are the claims in status, which are not found again. An operator before has decided
+    on what no table names. So it has on one whose slot has another instance by now, or another's
+    claim: its place was used.
     """
-    usable = [c for c in found if c.pod not in spent and c.node in draft.fabric.nodes]
-    last = {c.slot: c.instance for c in usable}
-    return sorted(usable, key=lambda c: (last[c.slot] != c.instance, c.slot, c.pod))
+    by_name = {i.name: i for i in instances}
+    later = [(i.group_index, i.slot, i.name) for i in instances if not leaving(i)]
+    later += [(c.group_index, c.slot, c.instance) for c in recorded]
+    taken: dict[tuple[int, str], set[str]] = {}
+    for index, slot, name in later:
+        taken.setdefault((index, slot), set()).add(name)
+    known = {c.pod for c in recorded}
+    found: dict[str, DeviceClaim] = {}
+    for index, table in tables.items():
+        for peer in table.instances:
+            if taken.get((index, slot_of(peer.id)), set()) - {peer.id}:
+                continue
+            instance = by_name.get(peer.id)
+            if instance is not None and instance.drain_started is not None:
+                continue
+            seen = [] if instance is None else claims_for(instance)
+            holding = {m.pod for m in instance.members if m.holds} if instance else set[str]()
+            left = newest(_of_peer(peer, index, takes(peer.revision, peer.role)), seen)
+            found.update((c.pod, c) for c in left if c.pod not in holding | known)
+    return found
+
+
+def with_room(found: Mapping[str, DeviceClaim], fabric: Fabric) -> dict[str, DeviceClaim]:
+    """Those of recalled claims, by pod, that nothing else has: their places were not given up.
+
+    `fabric` counts pods and the claims in status. What a node took back, as its devices are not
+    well, is no loss.
+    """
+    kept: dict[str, DeviceClaim] = {}
+    for pod, claim in sorted(found.items()):
+        view = fabric.nodes.get(claim.node)
+        if view is not None:
+            for resource, n in claim.takes:
+                left = fabric.left(claim.node, resource)
+                have = view.allocatable.get(resource, 0)
+                taken_back = max(0, view.capacity.get(resource, have) - have)
+                if left is not None and left + taken_back < n:
+                    break
+            else:
+                kept[pod] = claim
+                fabric = fabric.reserve(reservations([claim]))
+    return kept
+
+
+def _of_peer(peer: Peer, index: int, takes: tuple[tuple[str, int], ...]) -> list[DeviceClaim]:
+    """What the members of an instance have, as its peer table tells it."""
+    return [
+        DeviceClaim(
+            member_name(peer.id, k), peer.id, slot_of(peer.id), peer.role, index, node.name, takes
+        )
+        for k, node in enumerate(peer.nodes)
+    ]

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from pdserve.groups.claims import after_those_ahead, claim_of_new, of_gone_group, with_lifted
+from pdserve.groups.claims import (
+    after_those_ahead,
+    claim_of_new,
+    of_fullest,
+    of_gone_groups,
+    rename,
+    unsettled,
+    with_lifted,
+)
 from pdserve.groups.naming import new_pods, slot_range
 from pdserve.groups.repairs import Suspects, suspects, waits_until
 from pdserve.groups.types import CreateGroup, NewPod, Observation, Wanted
@@ -12,6 +20,7 @@ from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.placement import NoFit, PlacedInstance, Placement, Site, place
 from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric
+from pdserve.wire.names import slot_of
 
 
 def create_group(
@@ -48,10 +57,15 @@ def create_group(
     def find(fabric: Fabric) -> Placement | NoFit:
         return find_place(fabric, wanted, bad, beside, more=more)
 
-    before = draft.spent
-    own = tuple(c for c in draft.claims if c.group_index == index)
-    for claims in filter(None, (own, of_gone_group({g.index for g in live}, draft))):
-        found = with_lifted(draft, index, claims, find)
+    before = list(draft.claims)
+    pool = of_gone_groups({g.index for g in live}, draft)
+    former = sorted({slot_of(c.pod) for c in pool} & unsettled(observation))
+    if former:
+        draft.reasons.append(f"group {index} waits until a peer table has dropped {former[0]}")
+        return None
+    own = tuple(c for c in pool if c.group_index == index)
+    for claims in dict.fromkeys(filter(None, (own, of_fullest(pool), pool))):
+        found = with_lifted(draft, claims, () if claims is pool else claims, find)
         if isinstance(found, Placement):
             break
     if not isinstance(found, Placement):
@@ -63,9 +77,10 @@ def create_group(
         return None
     pods = _pods(observation, draft, index, found)
     draft.act(CreateGroup(index, pods), f"create group {index} ({why}): {found.explanation[0]}")
+    rename(draft)
     draft.promise(found.reservations)
     draft.place(index, wanted.revision, placed(pods))
-    if draft.spent != before:
+    if draft.claims != before:
         draft.inherited += tuple(claim_of_new(pod, wanted) for pod in pods)
     return index
 

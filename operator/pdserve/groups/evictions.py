@@ -25,11 +25,17 @@ from pdserve.groups.creation import placed
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.naming import new_pods, pod_name
 from pdserve.groups.repairs import waits_until
-from pdserve.groups.resize import at_own_revision
 from pdserve.groups.routable import is_routable
 from pdserve.groups.search import InstanceSearch
 from pdserve.groups.types import ConditionState, CreateInstance, DisruptionBudget, Observation
-from pdserve.groups.view import GroupView, PlanDraft, closed_members, closed_nodes, members_of
+from pdserve.groups.view import (
+    GroupView,
+    PlanDraft,
+    at_own_revision,
+    closed_members,
+    closed_nodes,
+    members_of,
+)
 from pdserve.placement import NoFit
 from pdserve.terms import ROLES
 

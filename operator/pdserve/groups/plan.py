@@ -9,9 +9,10 @@ which the next observation goes on.
 
 from __future__ import annotations
 
-from pdserve.groups.claims import counted, kept_claims
+from pdserve.groups.claims import counted
 from pdserve.groups.evictions import decide_evictions
 from pdserve.groups.linking import update_links
+from pdserve.groups.ownership import kept_claims
 from pdserve.groups.removal import delete_finished, drain_deadlines
 from pdserve.groups.repairs import count_faults, suspicion_ends
 from pdserve.groups.report import conditions, group_status
@@ -60,8 +61,6 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
         repairs=draft.repairs,
         requeue_after=min(waits) if waits else None,
         claims=kept_claims(groups, kept, observation, draft),
-        spent=draft.spent,
-        inherited=draft.inherited,
         blocked_request=draft.blocked_request,
         budgets=budgets,
         reasons=tuple(draft.reasons),

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pdserve.groups.claims import (
     claim_of_new,
     counted,
-    of_gone_group,
+    of_gone_groups,
     of_instance,
-    with_one_lifted,
+    rename,
+    unsettled,
+    with_lifted,
 )
 from pdserve.groups.creation import placed
 from pdserve.groups.instances import InstanceObs
@@ -27,7 +29,14 @@ from pdserve.groups.removal import retire
 from pdserve.groups.repairs import waits_until
 from pdserve.groups.search import InstanceSearch
 from pdserve.groups.types import CreateInstance, Observation
-from pdserve.groups.view import GroupView, PlanDraft, members_of, perhaps_lost, stood_in_for
+from pdserve.groups.view import (
+    GroupView,
+    PlanDraft,
+    at_own_revision,
+    members_of,
+    perhaps_lost,
+    stood_in_for,
+)
 from pdserve.placement import (
     InstancePlacement,
     NoFit,
@@ -36,6 +45,7 @@ from pdserve.placement import (
 )
 from pdserve.terms import ROLES, Role
 from pdserve.topology import Fabric, Path
+from pdserve.wire.names import slot_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +89,6 @@ def resize_group(group: GroupView, observation: Observation, draft: PlanDraft) -
         _shrink(group, observation, draft, growth_blocked=unplaced > 0)
     elif not paused:
         _end_stand_ins(group, observation, draft)
-
-
-def at_own_revision(group: GroupView, observation: Observation) -> Observation | None:
-    """The observation by which this group is kept up; None: it is left as it is.
-
-    An outdated group that has served gets lost instances back as they were, and no other change:
-    its turn to be replaced comes. One without a template to do so serves while it can; when
-    nothing of it is left, it is made anew.
-    """
-    if group.revision == observation.wanted.revision:
-        return observation
-    own = observation.at(group.revision)
-    if own is None or not group.has_served:
-        return None if group.staying else observation
-    return replace(observation, wanted=replace(own, paused=True))
 
 
 def _vacancies(
@@ -146,7 +141,9 @@ def _lost_slots(
             continue
         near = draft.fabric.leaf(claim.node)
         why = f"its last pod {claim.pod} is gone"
-        lost.setdefault(claim.slot, Vacancy(claim.slot, claim.uid or None, near, why))
+        # One that was in another slot is replaced there.
+        former = claim.uid if slot_of(claim.instance) == claim.slot else ""
+        lost.setdefault(claim.slot, Vacancy(claim.slot, former or None, near, why))
     return {slot: vacancy for slot, vacancy in lost.items() if slot not in held}
 
 
@@ -180,7 +177,7 @@ def _fill(
         # One id must never mean two pods: peers first learn that its former holder is gone.
         draft.reasons.append(f"{name} waits until the peer table has dropped its former holder")
         return None
-    before = draft.spent
+    before = list(draft.claims)
     found = _find_node(group, role, vacancy, members, observation, draft)
     if isinstance(found, NoFit):
         draft.blocked.append(f"group {group.index}: {found.message}")
@@ -195,8 +192,9 @@ def _fill(
         CreateInstance(pods, vacancy.reason),
         f"create {name} on {where} ({vacancy.reason}): {found.explanation[0]}",
     )
+    rename(draft)
     draft.promise(found.reservations)
-    if draft.spent != before:
+    if draft.claims != before:
         draft.inherited += tuple(claim_of_new(pod, wanted) for pod in pods)
     (made,) = placed(pods)
     draft.place(group.index, wanted.revision, [made])
@@ -218,12 +216,14 @@ def _find_node(
     """
     search = InstanceSearch(group, role, vacancy.near, members, observation, draft)
     half_made = _never_served(group)
-    lifts = of_instance(group, draft, role)
+    lifts = of_instance(group, vacancy.slot, role, observation, draft)
     if half_made:
-        lifts += (of_gone_group(draft.members, draft),)
+        bound = unsettled(observation)
+        pool = of_gone_groups(draft.members, draft)
+        lifts += (tuple(c for c in pool if slot_of(c.pod) not in bound),)
     for lifted in filter(None, lifts):
-        mine = sorted(lifted, key=lambda c: c.slot != vacancy.slot)
-        found = with_one_lifted(draft, mine, search.on)
+        own = [c for c in lifted if c.slot == vacancy.slot]
+        found = with_lifted(draft, lifted, own, search.on)
         if not isinstance(found, NoFit):
             return found
     if vacancy.replaces is not None or half_made:

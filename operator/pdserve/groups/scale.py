@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pdserve.groups.claims import reservations
+from pdserve.groups.claims import of_gone_groups, reservations
 from pdserve.groups.creation import create_group, find_place
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
@@ -144,8 +144,9 @@ def _roll(
         return None
     victim = min(outdated, key=lambda g: (g.serving, -g.index))
     attempt = PlanDraft(
-        draft.fabric, draft.repairs, claims=list(draft.claims), members=dict(draft.members)
-    )
+        draft.fabric, draft.repairs, claims=list(draft.claims),
+        spent=list(draft.spent), members=dict(draft.members),
+    )  # fmt: skip
     why = f"new revision, before group {victim.index} goes"
     more = len(outdated) > 1
     index = create_group(observation, attempt, used, why, live, more=more)
@@ -154,7 +155,7 @@ def _roll(
         draft.reasons += attempt.reasons
         draft.fabric, draft.claims = attempt.fabric, attempt.claims
         draft.members = attempt.members
-        draft.spent += attempt.spent
+        draft.spent = attempt.spent
         draft.inherited += attempt.inherited
         return None
     if not attempt.blocked:
@@ -162,12 +163,13 @@ def _roll(
         draft.waits += attempt.waits
         return None
     others = sum(1 for g in live if g is not victim and g.surely_serving(observation))
+    rest = {g.index for g in live if g is not victim}
     freed = draft.fabric.release(
         Reservation(m.pod, m.node, resource, count)
         for i in victim.members
         for m in i.members
         for resource, count in m.holds.items()
-    ).release(reservations(c for c in draft.claims if c.group_index == victim.index))
+    ).release(reservations(of_gone_groups(rest, draft)))
     bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
     fits = find_place(freed, observation.wanted, bad)
     if isinstance(fits, NoFit):

@@ -132,12 +132,13 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class DeviceClaim:
-    """What a member of a gone or going instance took, kept for its P/D group (`claims`)."""
+    """What a pod took, and the slot that it is kept for (`claims`, `ownership`)."""
 
     pod: str
     uid: str
     """Of its instance."""
     slot: str
+    """With role and group index: the slot that it is kept for, the pod's own one at first."""
     role: Role
     group_index: int
     node: str
@@ -369,10 +370,6 @@ class Plan:
     """Seconds until a deadline or backoff of this plan passes."""
     claims: tuple[DeviceClaim, ...] = ()
     """Claims to keep, for status."""
-    spent: tuple[DeviceClaim, ...] = ()
-    """Claims that the actions use up: they come back where pods are refused."""
-    inherited: tuple[DeviceClaim, ...] = ()
-    """Those of `claims` that stand for pods to be created in the place of spent ones."""
     blocked_request: GroupRequest | None = None
     """The P/D group that found no place, for `Observation.ahead` of others."""
     budgets: Mapping[int, DisruptionBudget] = field(default_factory=dict)

@@ -7,7 +7,7 @@ making: actions, reasons, and the fabric with the promises so far.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pdserve.groups.instances import InstanceObs
@@ -131,7 +131,7 @@ class PlanDraft:
     repairs: tuple[Repair, ...] = ()
     claims: list[DeviceClaim] = field(default_factory=list)
     """Claims that the fabric counts and that no step has spent."""
-    spent: tuple[DeviceClaim, ...] = ()
+    spent: list[DeviceClaim] = field(default_factory=list)
     inherited: tuple[DeviceClaim, ...] = ()
     """Claims of pods to be created that take the place of spent ones."""
     blocked_request: GroupRequest | None = None
@@ -222,3 +222,18 @@ def perhaps_lost(group: GroupView) -> frozenset[str]:
     """
     replaced = {i.replaces for i in group.staying}
     return frozenset(i.name for i in group.staying if i.silent and i.uid in replaced)
+
+
+def at_own_revision(group: GroupView, observation: Observation) -> Observation | None:
+    """The observation by which this group is kept up; None: it is left as it is.
+
+    An outdated group that has served gets lost instances back as they were, and no other change:
+    its turn to be replaced comes. One without a template to do so serves while it can; when
+    nothing of it is left, it is made anew.
+    """
+    if group.revision == observation.wanted.revision:
+        return observation
+    own = observation.at(group.revision)
+    if own is None or not group.has_served:
+        return None if group.staying else observation
+    return replace(observation, wanted=replace(own, paused=True))

@@ -9,15 +9,21 @@ from tests.support.api_objects import scenariogroup
 
 from pdserve.api import ScenarioGroup
 from pdserve.api.scenariogroup import MAX_BESIDE
+from pdserve.controllers.shared.caches import make_caches
 from pdserve.controllers.shared.device_claims import Claims, Rank
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.scope import Scope
 from pdserve.desired.claim_entries import MOST_BESIDE, claims_of, from_json, to_json
+from pdserve.dst.api_server import FakeApi
+from pdserve.exposition import Registry
 from pdserve.frozen import Frozen
+from pdserve.groups.claims import reservations
 from pdserve.groups.types import DeviceClaim
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import GroupRequest
 from pdserve.placement.types import Shape
+from pdserve.topology import pod_view
+from pdserve.wire import names
 
 NPU = "huawei.com/Ascend910"
 
@@ -86,3 +92,44 @@ def test_a_plan_looks_for_places_of_the_first_hundred_that_wait() -> None:
 def request(devices: int) -> GroupRequest:
     shape = Shape(NPU, devices)
     return GroupRequest(1, 1, shape, shape)
+
+
+def test_what_is_noted_while_a_plan_is_carried_out_is_not_decided_by_it() -> None:
+    """The pod of a claim that the plan saw ends meanwhile, or ends again under the same name."""
+    claims, group = Claims(Scope()), stored()
+    ended(claims, "u1")
+    noted = claims.noted(group)
+    ended(claims, "u2")
+    claims.decided(group, noted)
+    assert [c.uid for c in claims.of(group)] == ["u2"]
+    claims.decided(group, claims.noted(group))
+    assert claims.of(group) == ()
+
+
+def ended(claims: Claims, uid: str) -> None:
+    """The cache drops a pod of the stored ScenarioGroup that took devices."""
+    group = stored()
+    owner = {"kind": "ScenarioGroup", "name": group.metadata.name, "uid": "g", "controller": True}
+    labels = {names.LABEL_ROLE: "prefill", names.LABEL_GROUP_INDEX: "0"}
+    limits = {"limits": {NPU: "4"}}
+    pod = {
+        "metadata": {
+            "name": claim().pod, "namespace": group.metadata.namespace, "uid": uid,
+            "labels": labels, "ownerReferences": [owner],
+        },
+        "spec": {"nodeName": "node-1", "containers": [{"name": "engine", "resources": limits}]},
+    }  # fmt: skip
+    claims.pod_changed("DELETED", pod_view(pod), None)
+
+
+def test_a_claim_counts_once_beside_the_promise_to_its_pod() -> None:
+    """Status names a new pod's claim before it is created."""
+    caches = make_caches(FakeApi().client(), None, Registry(), lambda *_: None)
+    obj = scenariogroup()
+    obj["metadata"].update(uid="g", resourceVersion="7", namespace="team")
+    obj["status"] = {"claims": to_json([claim()])}
+    assert caches.groups.observe(obj)
+    claims = Claims(Scope())
+    assert claims.reserved(caches) == reservations([claim()])
+    assert claims.reserved(caches, {ObjectKey("team", claim().pod)}) == ()
+    assert claims.reserved(caches, {ObjectKey("another", claim().pod)}) != ()

@@ -10,11 +10,18 @@ from tests.support.builders import RESOURCE
 from tests.support.contention import Scarce, cluster, run, settle
 from tests.support.group_world import World, counts, wanted
 
-from pdserve.groups.claims import after_those_ahead, of_gone_group, reservations, with_lifted
+from pdserve.groups.claims import (
+    after_those_ahead,
+    of_fullest,
+    of_gone_groups,
+    reservations,
+    with_lifted,
+)
 from pdserve.groups.types import DeviceClaim, Repair, Suspect
 from pdserve.groups.view import PlanDraft
-from pdserve.placement import NoFit, place
+from pdserve.placement import NoFit, place, place_instance
 from pdserve.terms import Role
+from pdserve.topology import Reservation
 
 SCHEDULES = 200
 
@@ -102,7 +109,7 @@ def test_a_group_made_anew_has_the_claims_of_its_index_though_another_group_left
     assert len(w.pods) == 4
 
 
-def test_what_a_group_made_anew_leaves_of_its_own_goes_to_the_group_whose_claims_it_has() -> None:
+def test_a_group_made_on_what_another_left_leaves_its_own_to_it() -> None:
     """One claim of group 0 is on a node that is gone: it is made on all that group 1 left."""
     world = World("p1 a  n1:4 n2:4", wanted("1P1D", devices=2))
     own = replace(_claim(0, "d0"), node="n2", takes=(("example.com/npu", 4),))
@@ -110,11 +117,36 @@ def test_what_a_group_made_anew_leaves_of_its_own_goes_to_the_group_whose_claims
     tree = world.fabric().reserve(reservations([own, *lifted]))
     draft = PlanDraft(tree, claims=[own, *lifted])
     request = world.target.group_request()
-    found = with_lifted(draft, 0, lifted, lambda fabric: place(fabric, request))
+    found = with_lifted(draft, lifted, lifted, lambda fabric: place(fabric, request))
     assert not isinstance(found, NoFit)
-    assert draft.claims == [replace(lifted[1], node=own.node, takes=own.takes)]
-    assert {c.pod: c.node for c in draft.spent} == {"g0-d0": "n1", "g1-p0": "n1"}
+    assert draft.claims == [own]
+    assert {c.pod: c.node for c in draft.spent} == {"g1-d0": "n1", "g1-p0": "n1"}
     assert [draft.fabric.free(n, RESOURCE) for n in ("n1", "n2")] == [4, 0]
+
+
+@pytest.mark.parametrize("beside", [(), (("memory", 9),)])
+def test_what_is_placed_breaks_up_no_larger_place_but_its_own(
+    beside: tuple[tuple[str, int], ...],
+) -> None:
+    """Half of another's would be of no use to it; of its own the rest stays a claim."""
+    world = World("p1 a  n1:8", wanted("1P1D", devices=2))
+    large = replace(_claim(0, "d0"), takes=((RESOURCE, 4), *beside))
+    whole = replace(_claim(0, "p0"), takes=((RESOURCE, 2), *beside))
+    tree = world.fabric().reserve([Reservation("other", "n1", RESOURCE, 2)])
+    find = partial(place_instance, request=world.target.group_request(), role="prefill", members=())
+
+    def left(claims: list[DeviceClaim], *own: DeviceClaim) -> list[DeviceClaim] | None:
+        full = tree.reserve(reservations(claims))
+        taken = full.free("n1", RESOURCE)
+        full = full.reserve([Reservation("more", "n1", RESOURCE, taken)])
+        draft = PlanDraft(full, claims=list(claims))
+        found = with_lifted(draft, claims, own, find)
+        assert draft.fabric.free("n1", RESOURCE) == (0 if isinstance(found, NoFit) else 2)
+        return None if isinstance(found, NoFit) else draft.claims
+
+    assert left([large]) is None
+    assert left([large], large) == [replace(large, takes=((RESOURCE, 2),))]
+    assert left([large, whole], whole) == [large]
 
 
 def test_one_that_takes_anothers_place_leaves_its_own_to_it() -> None:
@@ -127,9 +159,12 @@ def test_one_that_takes_anothers_place_leaves_its_own_to_it() -> None:
         w.kubelet(pod.new.name)
     barred = Suspect(first.new.node, w.now, "Unschedulable")
     w.repairs = (
-        Repair(first.new.slot, 1, w.now, (barred,), w.now, first.uid, "Unschedulable"),
+        Repair(first.new.slot, 2, w.now, (barred,), w.now + 10, first.uid, "Unschedulable"),
         Repair(second.new.slot, 3, w.now, (), w.now + 100, second.uid, "PodFailed"),
     )
+    w.operator()
+    assert w.tables[0].peer(second.new.name) is None, "until then its place is its slot's alone"
+    w.advance(11)
     w.operator()
     w.operator()
     new = next(p for p in w.pods.values() if p.new.slot == first.new.slot)
@@ -174,13 +209,44 @@ def test_a_newcomer_is_recorded_though_the_operator_died_before_it_wrote_the_cla
     assert new in {c.pod for c in w.claims}
 
 
+def test_a_substitute_that_is_refused_keeps_the_place_for_the_next_try() -> None:
+    w = World("p1 a  n1:4", wanted("1P1D", devices=2))
+    w.settle()
+    lost = next(p.new for p in w.pods.values() if p.new.role == "decode")
+    w.fail(lost.name)
+    w.operator(refused_after=0)
+    refused = w.claims
+    assert [(c.slot, c.node) for c in refused] == [(lost.slot, lost.node)]
+    for _ in range(3):
+        w.operator(refused_after=0)
+        assert w.claims == refused, "a refusal that is repeated changes nothing"
+    w.restart_operator()
+    w.settle()
+    assert len(w.pods) == 2
+
+
+def test_growth_that_is_refused_holds_no_devices() -> None:
+    w = World("p1 a  n1:8", wanted("1P1D", devices=2))
+    w.operator()
+    assert w.claims == ()
+    w.want(lambda x: replace(x, replicas=2))
+    w.each(w.kubelet)
+    for _ in range(3):
+        w.operator(refused_after=0)
+    assert w.claims
+    assert all(c.pod in w.pods for c in w.claims)
+
+
 def test_two_that_failed_in_one_slot_leave_the_devices_of_both() -> None:
     """A failing one still holds its devices: its successor was given another lost one's."""
     w = World("p1 a  n1:4", wanted("1P1D", devices=2))
     w.settle()
     prefill, decode = sorted(w.pods, key=lambda name: w.pods[name].new.role == "decode")
+    slot, uid = w.pods[decode].new.slot, w.pods[decode].uid
     w.delete_from_outside(decode)
     w.kubelet(decode)
+    w.repairs = (Repair(slot, 3, w.now, (), w.now + 100, uid, "PodFailed"),)
+    w.operator()
     w.crash_loop(prefill)
     w.operator()
     assert prefill in w.pods
@@ -199,7 +265,7 @@ def test_a_group_rolled_twice_gets_the_devices_of_the_fuller_one_back() -> None:
     """Taken back in mid-roll, it leaves some of the old group and all of the new one."""
     world = World("p1 a  n1:8", wanted("1P2D", devices=2))
     draft = PlanDraft(world.fabric(), claims=[_claim(0, "p0"), *map(partial(_claim, 1), SLOTS)])
-    assert [c.pod for c in of_gone_group((), draft)] == ["g1-p0", "g1-d0", "g1-d1"]
+    assert [c.pod for c in of_fullest(of_gone_groups((), draft))] == ["g1-p0", "g1-d0", "g1-d1"]
     run(700597)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -142,10 +143,13 @@ TOLD: list[tuple[str, dict[str, Any], tuple[t.DeviceClaim, ...], bool]] = [
     ("it frees devices", {"claims": (A,)}, (), True),
     ("it frees more", {"claims": (A, B)}, (A,), True),
     ("what it claims is recorded", {"claims": (A,)}, (A,), False),
-    ("a new pod's own claim may wait", {"claims": (A, B), "inherited": (B,)}, (A,), False),
-    ("it uses up what is recorded", {"spent": (A,)}, (A,), False),
-    ("it uses up what is not", {"spent": (A,)}, (B,), True),
-    ("it frees what is recorded, uses up what is not", {"claims": (A,), "spent": (B,)}, (A,), True),
+    ("it gives up what is recorded", {}, (A,), False),
+    (
+        "it keeps for another slot what is recorded",
+        {"claims": (dataclasses.replace(A, slot="b"),)},
+        (A,),
+        True,
+    ),
 ]
 
 

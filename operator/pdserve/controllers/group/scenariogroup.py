@@ -52,7 +52,7 @@ from pdserve.desired.routing import parse_routes, routed_instances
 from pdserve.desired.service_credentials import BadSecret, ServiceCredentials
 from pdserve.desired.service_desired import acting_counts, is_as_asked
 from pdserve.desired.templates import CONDITION as TEMPLATE_VALID
-from pdserve.groups.claims import merged, must_be_recorded_first
+from pdserve.groups.claims import must_be_recorded_first
 from pdserve.groups.plan import plan
 from pdserve.groups.types import (
     ConditionState,
@@ -157,10 +157,11 @@ class _Reconcile:
         planned = plan(observation, self._fabric(domain))
         rank = rank_of(self.context, self.obj)
         self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
+        noted = self.context.claims.noted(self.group)
         # 3
         with self._promising(promised(planned, observation)):
             found = (template, *fabric_condition(self.group, domain), *deleted)
-            again = await self._carry_out(view, planned, found, observation.claims)
+            again = await self._carry_out(view, planned, found, noted)
         if blind:
             again = min(BLIND_RETRY, again or BLIND_RETRY)
         if planned.blocked_request is None or not _restricted(planned.blocked_request):
@@ -242,15 +243,18 @@ class _Reconcile:
         view: ScenarioGroupView,
         planned: Plan,
         found: tuple[ConditionState, ...],
-        claims: tuple[DeviceClaim, ...],
+        noted: tuple[DeviceClaim, ...],
     ) -> float | None:
-        """`found` are conditions that hold whatever the plan says; `claims` what it was made on."""
+        """`found` are conditions that hold whatever the plan says; `noted` claims it was made on
+        that status did not name.
+        """
         for reason in planned.reasons:
             log.debug("%s: %s", self.key, reason)
         executor = GroupExecutor(self.context, self.obj, view)
         refused: ConditionState | None = None
         if must_be_recorded_first(planned, claims_of(self.group)):
             await self._write({"claims": to_json(planned.claims)})
+            self.context.claims.decided(self.group, noted)
         await self._budgets(planned.budgets)
         try:
             await executor.execute(planned.actions)
@@ -273,15 +277,12 @@ class _Reconcile:
         conditions = (*(c for c in planned.conditions if c.type not in said), *more)
         self._tell(conditions, "Placed", reasons.NO_FIT)
         self._tell(conditions, "Progressing", reasons.UNCOVERED)
-        kept = planned.claims
-        if refused is not None:
-            made = set(planned.inherited)
-            kept = merged(tuple(c for c in kept if c not in made), planned.spent)
+        # Claims of pods that were refused hold the places for the next try.
         fabric = known_fabric(self.context.caches, self.group)
-        status = status_of(self.group, planned, conditions, view.instances, kept, fabric, self.now)
+        status = status_of(self.group, planned, conditions, view.instances, fabric, self.now)
         await self._write(status)
-        self.context.claims.decided(self.group, claims)
-        if set(claims) - set(kept):
+        self.context.claims.decided(self.group, noted)
+        if {*claims_of(self.group), *noted} - set(planned.claims):
             for key in self.context.claims.waiting():
                 self.context.queue.add(group_key(key))
         if refused is None and not self.missing:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 
 from pdserve.api import ScenarioGroup
+from pdserve.controllers.group.known_fabric import recalled_domain
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.device_claims import Rank
-from pdserve.controllers.shared.group_view import view_group
+from pdserve.controllers.shared.group_view import domain_of, view_group
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.desired.group_wanted import wanted_of
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.ratio.types import Counts
+from pdserve.topology import Fabric, fabric_spec
 
 
 async def recall_claims(context: OperatorContext) -> None:
@@ -29,7 +31,13 @@ async def recall_claims(context: OperatorContext) -> None:
 def _recall(context: OperatorContext, obj: Object) -> None:
     group = parsed(ScenarioGroup, obj)
     view = view_group(context, group)
-    context.claims.recall(group, view.tables, view.instances)
+    domain = domain_of(context.caches, group.spec.fabric.domain_ref.name) or recalled_domain(group)
+
+    def fabric() -> Fabric | None:
+        known = None if domain is None else fabric_spec(domain)
+        return None if known is None else context.fabrics.of(known, context.taken())
+
+    context.claims.recall(view, fabric)
     spec = group.spec
     placed = next((c for c in group.status.conditions if c.type == "Placed"), None)
     counts = (spec.replicas, spec.prefill.replicas, spec.decode.replicas)

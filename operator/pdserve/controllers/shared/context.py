@@ -66,7 +66,8 @@ class OperatorContext:
 
     def taken(self) -> tuple[Reservation, ...]:
         """Devices that no pod in the cache holds, and that are not free."""
-        return (*self.promises.of(self.caches.pods), *self.claims.reserved(self.caches))
+        claimed = self.claims.reserved(self.caches, self.promises.pods())
+        return (*self.promises.of(self.caches.pods), *claimed)
 
     def now(self) -> float:
         """Seconds since the epoch, on the clock that never steps."""

@@ -10,25 +10,24 @@ take the devices first. Which groups wait for devices is noted here too, for the
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pdserve.api import ScenarioGroup, revision_of
+from pdserve.api import ScenarioGroup
 from pdserve.controllers.shared.caches import Caches
 from pdserve.controllers.shared.scope import Scope
 from pdserve.desired.claim_entries import claims_of, from_json
+from pdserve.desired.group_wanted import ScenarioGroupView
 from pdserve.desired.pod_demand import demand_of
-from pdserve.groups.claims import claims_for, newest, reservations
-from pdserve.groups.instances import InstanceObs
+from pdserve.groups.claims import newest, recalled, reservations, with_room
 from pdserve.groups.types import DeviceClaim
 from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.placement import GroupRequest
 from pdserve.terms import ROLES
-from pdserve.topology import PodView, Reservation
+from pdserve.topology import Fabric, PodView, Reservation
 from pdserve.wire import names
-from pdserve.wire.peers import PeerTable
 
 MOST_AHEAD: Final = 100
 """Waiting ScenarioGroups for which a plan looks for a place before its own."""
@@ -70,34 +69,23 @@ class Claims:
             self._lost.pop(key, None)
             self._waiting.pop(key, None)
 
-    def recall(
-        self,
-        group: ScenarioGroup,
-        tables: Mapping[int, PeerTable],
-        instances: Iterable[InstanceObs],
-    ) -> None:
+    def recall(self, view: ScenarioGroupView, fabric: Callable[[], Fabric | None]) -> None:
         """Note what instances left that ended, or that a table names and that are gone.
 
-        Called after a start, before anything is planned.
+        Called after a start, before anything is planned. `fabric`: what is free; None where that
+        is not known.
         """
+        group = view.group
         key = ObjectKey(group.metadata.namespace, group.metadata.name)
-        present = {m.pod for i in instances for m in i.members}
-        revision = revision_of(group.spec)
-        takes = {role: demand_of(group, role, revision).takes for role in ROLES}
-        for instance in instances:
-            holding = {m.pod for m in instance.members if m.holds}
-            for claim in () if instance.drain_started else claims_for(instance):
-                if claim.pod not in holding:
-                    self._lost.setdefault(key, {})[claim.pod] = claim
-        for index, table in tables.items():
-            for peer in table.instances:
-                for k, node in enumerate(peer.nodes):
-                    claim = DeviceClaim(
-                        names.member_name(peer.id, k), peer.id, names.slot_of(peer.id), peer.role,
-                        index, node.name, takes[peer.role],
-                    )  # fmt: skip
-                    if claim.pod not in present:
-                        self._lost.setdefault(key, {}).setdefault(claim.pod, claim)
+        noted = self._lost.get(key, {})
+        found = recalled(
+            (*claims_of(group), *noted.values()), view.tables, view.instances,
+            lambda revision, role: demand_of(view.at(revision), role, revision).takes,
+        )  # fmt: skip
+        tree = fabric() if found else None
+        found = found if tree is None else with_room(found, tree)
+        if found:
+            self._lost[key] = {**found, **noted}
 
     def _note(self, pod: PodView) -> None:
         role = pod.labels.get(names.LABEL_ROLE)
@@ -125,17 +113,31 @@ class Claims:
         found = newest(claims_of(group), self._lost.get(key, {}).values())
         return tuple(sorted(found, key=lambda c: c.slot))
 
-    def decided(self, group: ScenarioGroup, seen: Iterable[DeviceClaim]) -> None:
-        """Status of the group now says what is kept of `seen`."""
+    def noted(self, group: ScenarioGroup) -> tuple[DeviceClaim, ...]:
+        """Those that were noted here, for `decided`."""
+        key = ObjectKey(group.metadata.namespace, group.metadata.name)
+        return tuple(self._lost.get(key, {}).values())
+
+    def decided(self, group: ScenarioGroup, noted: Iterable[DeviceClaim]) -> None:
+        """Status of the group now says what is kept of `noted`.
+
+        What was noted later is kept, also of a pod whose claim a plan has seen before.
+        """
         key = ObjectKey(group.metadata.namespace, group.metadata.name)
         left = self._lost.get(key, {})
-        for claim in seen:
-            left.pop(claim.pod, None)
+        for claim in noted:
+            if left.get(claim.pod) is claim:
+                del left[claim.pod]
         if not left:
             self._lost.pop(key, None)
 
-    def reserved(self, caches: Caches) -> tuple[Reservation, ...]:
-        """What all claims take of the fabric: those whose pods hold nothing."""
+    def reserved(
+        self, caches: Caches, promised: Collection[ObjectKey] = frozenset()
+    ) -> tuple[Reservation, ...]:
+        """What all claims take of the fabric: those whose pods hold nothing.
+
+        `promised` are pods that something is promised to: their promises count instead.
+        """
         told: dict[ObjectKey, list[DeviceClaim]] = {}
         for obj in caches.groups.list():
             # Of thousands, few have any.
@@ -150,7 +152,8 @@ class Claims:
             claim
             for key in sorted({*told, *self._lost})
             for claim in newest(told.get(key, ()), self._lost.get(key, {}).values())
-            if not _holds(caches.pods.get(claim.pod, key.namespace))
+            if ObjectKey(key.namespace, claim.pod) not in promised
+            and not _holds(caches.pods.get(claim.pod, key.namespace))
         )
 
     # --- waiting ---------------------------------------------------------------------------

@@ -81,17 +81,25 @@ class Promises:
 
     def of(self, pods: ViewCache[PodView]) -> tuple[Reservation, ...]:
         """What is promised to pods that `pods` does not show, ordered by group and pod."""
-        now = self._now()
-        for group in [g for g, f in self._failed.items() if f.since + FORGET_SECONDS <= now]:
-            del self._failed[group]
-        failed = {g: f.kept for g, f in self._failed.items() if f.since + FAILED_SECONDS > now}
-        promised = failed | self._held
+        promised = self._promised()
         return tuple(
             reservation
             for group in sorted(promised)
             for reservation in promised[group]
             if pods.get(reservation.pod, group.namespace) is None
         )
+
+    def pods(self) -> frozenset[ObjectKey]:
+        """The pods to which anything is promised."""
+        promised = self._promised()
+        return frozenset(ObjectKey(g.namespace, r.pod) for g in promised for r in promised[g])
+
+    def _promised(self) -> dict[ObjectKey, tuple[Reservation, ...]]:
+        now = self._now()
+        for group in [g for g, f in self._failed.items() if f.since + FORGET_SECONDS <= now]:
+            del self._failed[group]
+        failed = {g: f.kept for g, f in self._failed.items() if f.since + FAILED_SECONDS > now}
+        return failed | self._held
 
 
 @dataclass(frozen=True, slots=True)
