@@ -54,8 +54,7 @@ class StubEngine:
         self.script: list[str] = []
         """What happens to the next requests: `ok`, `500`, `400`, `full`, `draining`,
         `deadline`, `tpot`, `reset`, `hang`, `cut:N` (decode: connection lost after N tokens),
-        `error:N` (error event), `kv_failed`, `kv_corrupt`, `empty`, `forgets` (prefill: it keeps no
-        KV)."""
+        `error:N` (error event), `kv_failed`, `kv_corrupt`, `empty`, `forgets` (it keeps no KV)."""
         self.gate: asyncio.Event | None = None
         """When set, prefill waits for it before it answers."""
         self.reply_gate: asyncio.Event | None = None

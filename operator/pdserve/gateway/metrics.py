@@ -87,6 +87,10 @@ class GatewayMetrics:
         self._spans = self.registry.counter(names.GATEWAY_SPANS, "Spans of traces.", ("result",))
         self._keys = self.registry.gauge(names.GATEWAY_KEYS, "API keys.", ("state",))
         self.expired = self._counter(names.GATEWAY_EXPIRED, "Deadlines passed.", "stage")
+        self._add_states()
+        self._add_times()
+
+    def _add_states(self) -> None:
         self.waiting = self._gauge(names.GATEWAY_WAITING, "Requests waiting for a prefill.")
         self.prefix_blocks = self._gauge(
             names.GATEWAY_PREFIX_BLOCKS, "Prompt blocks in the prefix index."
@@ -104,6 +108,8 @@ class GatewayMetrics:
         self.route_version = self.registry.gauge(
             names.GATEWAY_ROUTE_VERSION, "Version of the route table in use.", ("service",)
         )
+
+    def _add_times(self) -> None:
         self.ttft = self._histogram(
             names.GATEWAY_TTFT,
             "Head received to first content written; not streamed: to the prefill's reply.",

@@ -55,11 +55,11 @@ class Tracer:
         self._complaint = ""
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
+        self._worker = threading.Thread(target=self._run, name="traces", daemon=True)
 
     def start(self) -> None:
         """Begin to export."""
-        self._thread.start()
+        self._worker.start()
 
     async def stop(self) -> None:
         """Export what is left, for STOP_SECONDS at most."""
