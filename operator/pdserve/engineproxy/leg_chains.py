@@ -29,7 +29,6 @@ MOST: Final = 1024
 MOST_BLOCKS: Final = 1 << 17
 """Of one leg: a prompt of two million tokens."""
 SESSION: Final = "session_id"
-ARGUMENTS: Final = "vllm_xargs"
 REPORT: Final = {"kv_cache_report_mode": "full"}
 """Fields of vLLM's request body: whose the events are, and that blocks found are reported too."""
 
@@ -53,7 +52,11 @@ class _Chain:
 class LegChains:
     """The legs whose blocks are awaited, and the digests that are cached."""
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: str) -> None:
+        """`arguments`: the body's field that has the engine's own arguments, `REPORT` among them;
+        empty: it has none.
+        """
+        self._arguments = arguments
         self.cached: CachedDigests[BlockHash] = CachedDigests()
         self._chains: dict[str, _Chain] = {}
 
@@ -65,9 +68,11 @@ class LegChains:
         if len(self._chains) >= MOST:
             del self._chains[next(iter(self._chains))]
         self._chains[leg] = _Chain(named)
-        given = body.get(ARGUMENTS)
-        arguments = {**given, **REPORT} if isinstance(given, dict) else REPORT
-        return orjson.dumps({**body, SESSION: leg, ARGUMENTS: arguments})
+        sent = {**body, SESSION: leg}
+        if self._arguments:
+            given = body.get(self._arguments)
+            sent[self._arguments] = {**given, **REPORT} if isinstance(given, dict) else REPORT
+        return orjson.dumps(sent)
 
     def drop(self, leg: str) -> None:
         """Note that a leg ended without a prefill."""

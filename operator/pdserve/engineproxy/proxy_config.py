@@ -66,6 +66,8 @@ class ProxyConfig:
     """Both legs meet in a room of the prefill's bootstrap server, which pushes the KV."""
     kv_events: str = ""
     """ZeroMQ address to which a prefill's vLLM publishes its KV events; empty: none are read."""
+    kv_events_arguments: str = ""
+    """Field of a body with the engine's own arguments, which asks for the events; empty: none."""
     kv_events_replay: str = ""
     """ZeroMQ address of that vLLM's replay; empty: it has none."""
     state_file: Path | None = None
@@ -122,9 +124,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--kv-events", default="", metavar="ADDRESS",
-        help="prefill: vLLM publishes its KV events to this ZeroMQ address, tcp://127.0.0.1:PORT",
+        help="prefill: the engine publishes its KV events to this ZeroMQ address, "
+        "tcp://127.0.0.1:PORT",
     )  # fmt: skip
-    add("--kv-events-replay", default="", metavar="ADDRESS", help="where vLLM replays them")
+    add("--kv-events-replay", default="", metavar="ADDRESS", help="where it replays them")
+    add(
+        "--kv-events-arguments", default="", metavar="FIELD",
+        help="field of a request body with the engine's own arguments",
+    )  # fmt: skip
     add("--state-file", type=Path, help="keeps the peer table over a restart of this process")
     return p
 
@@ -170,6 +177,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         rooms=a.rooms,
         kv_events=a.kv_events if role == "prefill" else "",
         kv_events_replay=a.kv_events_replay,
+        kv_events_arguments=a.kv_events_arguments,
         state_file=a.state_file,
         token=env.get(credentials.SHARED, ""),
         control=control,

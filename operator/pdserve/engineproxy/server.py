@@ -64,7 +64,7 @@ async def running(config: ProxyConfig) -> AsyncIterator[RunningProxy]:
     state = ProxyState(config.state_file, trust, peers)
     feed: PrefixFeed[BlockHash] | None = None
     if config.kv_events:
-        context.chains = LegChains()
+        context.chains = LegChains(config.kv_events_arguments)
         feed = PrefixFeed(context.chains.cached)
     routes = ProxyRoutes(context, trust, state, feed)
     server = HttpServer(routes, _limits(config), _report, routes.screen, routes.keeps)

@@ -26,20 +26,20 @@ def held(chains: LegChains) -> set[int]:
 
 
 def begun(leg: str = "leg-1") -> LegChains:
-    chains = LegChains()
+    chains = LegChains("vllm_xargs")
     chains.begin(leg, NAMED, BODY)
     return chains
 
 
 def test_a_leg_asks_for_a_report_under_its_own_name() -> None:
     client = {**BODY, "session_id": "the client's", "vllm_xargs": {"x": 1}}
-    sent = orjson.loads(LegChains().begin("leg-1", NAMED, client))
+    sent = orjson.loads(LegChains("vllm_xargs").begin("leg-1", NAMED, client))
     assert sent == {
         **BODY,
         "session_id": "leg-1",
         "vllm_xargs": {"x": 1, "kv_cache_report_mode": "full"},
     }
-    odd = orjson.loads(LegChains().begin("leg-1", NAMED, {**BODY, "vllm_xargs": 5}))
+    odd = orjson.loads(LegChains("vllm_xargs").begin("leg-1", NAMED, {**BODY, "vllm_xargs": 5}))
     assert odd["vllm_xargs"] == {"kv_cache_report_mode": "full"}
 
 
@@ -135,3 +135,8 @@ def test_hostile_events_cost_bounded_memory() -> None:
     for leg in ("leg-0", "leg-1"):
         chains.answered(leg, 64, now=0.0)
     assert held(chains) == {101, 102, 103}
+
+
+def test_an_engine_without_arguments_of_its_own_gets_the_session_alone() -> None:
+    sent = orjson.loads(LegChains("").begin("leg-1", NAMED, BODY))
+    assert sent == {**BODY, "session_id": "leg-1"}

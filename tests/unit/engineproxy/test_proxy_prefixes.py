@@ -99,6 +99,7 @@ async def world() -> AsyncIterator[World]:
             instance = await rig.add(
                 "prefill", f"p{n}", kind=CachingVllmStub, slots=4,
                 kv_events=endpoints[0], kv_events_replay=endpoints[1],
+                kv_events_arguments="vllm_xargs",
             )  # fmt: skip
             stub = instance.stub
             assert isinstance(stub, CachingVllmStub)

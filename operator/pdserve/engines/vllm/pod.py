@@ -132,8 +132,8 @@ class VllmPod:
             "--lease-seconds", str(LEASE_SECONDS),
             "--series", f"{steps}={STEPS}",
             *(("--release-by-refusal",) if self.variant.refusal_frees else ()),
-            *(("--kv-events", EVENTS, "--kv-events-replay", REPLAY)
-              if self._publishes(facts) else ()),
+            *(("--kv-events", EVENTS, "--kv-events-replay", REPLAY,
+               "--kv-events-arguments", "vllm_xargs") if self._publishes(facts) else ()),
         )  # fmt: skip
 
 
