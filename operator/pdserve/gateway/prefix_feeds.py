@@ -129,6 +129,7 @@ class PrefixFeeds:
                     await exchange.relay(reader.take, SILENCE)
             finally:
                 reader.close()
+            reader.check()
             return True
         finally:
             self._pool.done(endpoint, exchange)
@@ -155,13 +156,16 @@ class _Reader:
             self._work()
 
     def close(self) -> None:
-        """Take nothing more.
-
-        Raises:
-            WireError: the reply made no sense.
-        """
+        """Take nothing more. It raises nothing: a cancellation may be on its way."""
         if self._later is not None:
             self._later.cancel()
+
+    def check(self) -> None:
+        """Say whether the reply was one.
+
+        Raises:
+            WireError: it made no sense.
+        """
         if self._error is not None:
             raise self._error
 

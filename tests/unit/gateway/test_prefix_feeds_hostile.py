@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import pytest
 import pytest_asyncio
-from tests.support.gateway_rig import Rig, eventually
+from tests.support.gateway_rig import PATIENCE, Rig, eventually
 from tests.support.reporting_stub import ReportingStub
 from tests.support.stub_engine import StubEngine
 
+from pdserve.engines.credentials import Credential
 from pdserve.forwarding.prefix.affinity import Affinity
 from pdserve.forwarding.prefix.index import CAPACITY
 from pdserve.gateway import prefix_feeds
+from pdserve.gateway.prefix_feeds import PrefixFeeds
+from pdserve.http1.pool import Pool
 from pdserve.wire import metrics as names
 from pdserve.wire.prefixes import LINE_DIGESTS, MAX_DIGESTS, MAX_LINE, feed_lines, snapshot_lines
 
@@ -71,6 +75,40 @@ async def test_nonsense_is_left_and_counted(rig: Rig, kind: str) -> None:
     assert affinity.index.size == len(GOOD)
     assert good.asked == 1
     assert (await rig.complete(prompt="x" * 2000)).status == 200
+
+
+class Stuck:
+    """A pool and its one exchange: a reply that makes no sense and has no end."""
+
+    status = 200
+
+    def __init__(self) -> None:
+        self.taken = asyncio.Event()
+
+    async def post(self, *_: object) -> Stuck:
+        return self
+
+    async def relay(self, take: Callable[[bytes], None], _silence: float) -> None:
+        take(b"hello\n")
+        self.taken.set()
+        await asyncio.Event().wait()
+
+    def abort(self) -> None:
+        """Its end is not noticed yet."""
+
+    def done(self, *_: object) -> None:
+        """Nothing is kept."""
+
+
+@pytest.mark.interpreted
+async def test_a_report_that_makes_no_sense_does_not_hold_up_the_end_of_a_gateway(rig: Rig) -> None:
+    """An error raised while a cancellation is on its way would take its place."""
+    await start(rig, await reporting(rig, "other", *snapshot_lines(GOOD)))
+    stuck = Stuck()
+    feeds = PrefixFeeds(cast(Pool, stuck), Credential("t"))
+    feeds.follow(rig.gateway.service.schedulers)
+    await asyncio.wait_for(stuck.taken.wait(), PATIENCE)
+    await asyncio.wait_for(feeds.close(), PATIENCE)
 
 
 async def test_an_engine_of_an_older_version_has_an_estimate(rig: Rig) -> None:
