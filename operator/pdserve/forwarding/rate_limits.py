@@ -51,13 +51,17 @@ class Left(NamedTuple):
 class RateBucket:
     """An amount a minute; holds one minute's amount at most."""
 
-    __slots__ = ("_at", "_level", "per_minute")
+    __slots__ = ("_above", "_above_rate", "_at", "_level", "per_minute")
 
     def __init__(self, per_minute: int, now: float) -> None:
         """A full one; `per_minute` >= 1."""
         self.per_minute = per_minute
         self._level = float(per_minute)
         self._at = now
+        self._above = 0.0
+        """Used under a higher limit, beyond what may be owed of this one."""
+        self._above_rate = 0.0
+        """That limit, by which it is paid meanwhile."""
 
     def level(self, now: float) -> float:
         """What may be taken; negative while more was used than taken."""
@@ -65,6 +69,8 @@ class RateBucket:
         self._at = max(self._at, now)
         most = float(self.per_minute)
         self._level = min(most, self._level + passed * most / MINUTE)
+        if self._above:
+            self._above = max(0.0, self._above - passed * self._above_rate / MINUTE)
         return self._level
 
     def wait(self, amount: float, now: float) -> float:
@@ -80,10 +86,16 @@ class RateBucket:
         self._level = max(-most, min(most, self.level(now) + amount))
 
     def resize(self, per_minute: int, now: float) -> None:
-        """Follow another limit: what was used stays used."""
-        used = self.per_minute - self.level(now)
+        """Follow another limit: what was used stays used, also where this one is lower.
+
+        So gateways that have another limit each for a while do not fill the bucket by turns.
+        """
+        level = self.level(now)
+        used, above = self.per_minute - level + self._above, self._above
+        self._above_rate = max(float(self.per_minute), self._above_rate if above else 0.0)
         self.per_minute = per_minute
         self._level = max(-float(per_minute), per_minute - used)
+        self._above = used - (per_minute - self._level)
 
     def left(self, now: float) -> Left:
         """What may be taken, in whole units, and when all may."""
@@ -105,11 +117,13 @@ class _Held:
 class Limiter:
     """What one subject used of its limits."""
 
-    __slots__ = ("_buckets", "_held", "limits")
+    __slots__ = ("_aside", "_buckets", "_held", "limits")
 
     def __init__(self, limits: UsageLimits, now: float) -> None:
         self.limits = UsageLimits()
         self._buckets: dict[LimitKind, RateBucket] = {}
+        self._aside: dict[LimitKind, RateBucket] = {}
+        """Of rates that are not limited now, for when they are again."""
         self._held: dict[str, _Held] = {}
         self.follow(limits, now)
 
@@ -122,13 +136,16 @@ class Limiter:
             ("requests", limits.requests), ("tokens", limits.tokens)
         )  # fmt: skip
         for kind, amount in amounts:
-            bucket = self._buckets.get(kind)
+            bucket = self._buckets.pop(kind, None) or self._aside.pop(kind, None)
             if not amount:
-                self._buckets.pop(kind, None)
-            elif bucket is None:
-                self._buckets[kind] = RateBucket(amount, now)
-            else:
+                if bucket is not None:
+                    self._aside[kind] = bucket
+                continue
+            if bucket is None:
+                bucket = RateBucket(amount, now)
+            elif bucket.per_minute != amount:
                 bucket.resize(amount, now)
+            self._buckets[kind] = bucket
 
     def exceeded(self, tokens: int, now: float) -> Exceeded | None:
         """Why a request of so many tokens is not admitted; None: it may be taken.

@@ -95,6 +95,39 @@ def test_another_limit_keeps_what_was_used() -> None:
     limiter.follow(UsageLimits(), 0.0)
     assert limiter.exceeded(10**9, 0.0) is None
     assert limiter.left(0.0) == {}
+    limiter.follow(UsageLimits(requests=600), 0.0)
+    assert limiter.left(0.0)["requests"].left == 599
+
+
+def test_a_debt_that_a_lower_limit_cuts_is_paid_meanwhile() -> None:
+    bucket = RateBucket(600, 0.0)
+    bucket.add(-600, 0.0)
+    bucket.resize(10, 0.0)
+    assert bucket.level(0.0) == -10, "two minutes of the new limit are the longest wait"
+    bucket.resize(600, 0.0)
+    assert bucket.level(0.0) == 0
+    bucket.resize(10, 0.0)
+    bucket.resize(600, 30.0)
+    assert bucket.level(30.0) == pytest.approx(305)
+    bucket.resize(10, 30.0)
+    bucket.resize(600, 300.0)
+    assert bucket.level(300.0) == pytest.approx(600)
+
+
+@pytest.mark.parametrize(
+    "other", [UsageLimits(requests=10), UsageLimits(requests=1), UsageLimits(tokens=5)], ids=str
+)
+def test_gateways_with_another_limit_each_fill_no_bucket_by_turns(other: UsageLimits) -> None:
+    """For a while after a change some gateways name the old limits and some the new ones."""
+    now, admitted, limits = 0.0, 0, UsageLimits(requests=1000)
+    limiter = Limiter(limits, now)
+    for turn in range(240):
+        limiter.follow(other if turn % 2 else limits, now)
+        while limiter.exceeded(0, now) is None and turn % 2 == 0:
+            limiter.take(0, now)
+            admitted += 1
+        now += 0.5
+    assert 1000 <= admitted <= 1000 * (1 + now / 60)
 
 
 CHAT = LimitSubject("scenario:chat", UsageLimits(requests=10, concurrent=5))
