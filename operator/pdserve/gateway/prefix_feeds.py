@@ -50,6 +50,8 @@ BURST = 512 << 10
 """Bytes of one prefill that are read at once: a snapshot has less."""
 BYTES_PER_SECOND = 128 << 10
 """And then: some 12,000 digests."""
+LEAST_LINE = 256
+"""Bytes that a line counts for at least: reading a short one costs time too."""
 
 _Key = tuple[Affinity, Instance]
 
@@ -148,6 +150,7 @@ class _Reader:
         self._budget = float(BURST)
         self._missing = 0
         """Digests of the snapshot that have not come."""
+        self._rebuilt = False
 
     def take(self, data: bytes) -> None:
         """Take a piece of the reply; one that makes no sense ends it."""
@@ -183,7 +186,7 @@ class _Reader:
             self._error = error
             self._exchange.abort()
             return
-        wait = self._spend(end + 1)
+        wait = self._spend(max(end + 1, LEAST_LINE) if end >= 0 else 0)
         if wait > 0 or b"\n" in self._rest:
             self._exchange.pause()
             self._later = self._loop.call_later(wait, self._work)
@@ -203,7 +206,8 @@ class _Reader:
         index.reported(prefill, held)
         if snapshot is not None or self._missing > 0:
             self._missing -= len(held)
-            if self._missing <= 0:
+            if self._missing <= 0 and not self._rebuilt:
+                self._rebuilt = True  # a line in the log for each reply, not for each snapshot
                 seconds = time.perf_counter() - self._begin
                 logger.info(
                     "prefill %s: index rebuilt from its report in %.3f s", prefill.id, seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from typing import cast
@@ -20,7 +21,15 @@ from pdserve.gateway import prefix_feeds
 from pdserve.gateway.prefix_feeds import PrefixFeeds
 from pdserve.http1.pool import Pool
 from pdserve.wire import metrics as names
-from pdserve.wire.prefixes import LINE_DIGESTS, MAX_DIGESTS, MAX_LINE, feed_lines, snapshot_lines
+from pdserve.wire.prefixes import (
+    LINE_DIGESTS,
+    MAX_DIGESTS,
+    MAX_LINE,
+    FeedLine,
+    feed_lines,
+    parse_line,
+    snapshot_lines,
+)
 
 RNG = random.Random(9)
 GOOD = [RNG.getrandbits(64) for _ in range(100)]
@@ -150,6 +159,30 @@ async def test_an_endless_report_costs_a_bounded_part_of_index_and_time(
     await asyncio.sleep(0.2)
     assert affinity.index.size == size
     assert (await rig.complete(prompt="x" * 2000)).status == 200
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b'{"snapshot": 0}\n', b'{"snapshot":1}\n'])
+async def test_a_flood_of_short_lines_costs_no_more_than_long_ones(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(prefix_feeds, "BYTES_PER_SECOND", 1)
+    read = 0
+
+    def counted(text: bytes) -> FeedLine:
+        nonlocal read
+        read += 1
+        return parse_line(text)
+
+    monkeypatch.setattr(prefix_feeds, "parse_line", counted)
+    other = await reporting(rig, "flood", b'{"snapshot": 0}\n', *[line * 10_000] * 4)
+    await start(rig, other)
+    most = prefix_feeds.BURST // prefix_feeds.LEAST_LINE
+    await eventually(lambda: read >= most, "the burst is read")
+    await asyncio.sleep(0.2)
+    assert read <= most + 10, "and of 40,000 lines no more"
+    rebuilt = [r for r in caplog.records if "rebuilt" in r.getMessage()]
+    assert len(rebuilt) <= 2, "one line of the log for each prefill"
 
 
 async def test_a_prefill_that_leaves_is_read_no_more(rig: Rig) -> None:
