@@ -76,6 +76,9 @@ def _endpoint(env: Mapping[str, str]) -> str | None:
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         good = False
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        # It would stand in the log, and not be sent.
+        raise ValueError(f"{_OTLP}ENDPOINT: no user or password here: use {_OTLP}HEADERS")
     if not good or not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError(
             f"{_OTLP}ENDPOINT: want a URL such as http://collector:4318, got {url!r:.200}"
@@ -93,7 +96,8 @@ def _pairs(text: str, variable: str) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         name, value = unquote(name.strip()), unquote(value.strip())
         if not equals or not name or not (name + value).isprintable():
-            raise ValueError(f"{variable}: want name=value with commas between, got {pair!r:.100}")
+            got = "" if variable.endswith("HEADERS") else f", got {pair!r:.100}"  # may be a secret
+            raise ValueError(f"{variable}: want name=value with commas between{got}")
         found[name] = value
     return found
 

@@ -41,6 +41,21 @@ def test_what_is_said_for_traces_goes_before_what_is_said_for_all() -> None:
     assert traces.resource == {"service.name": "shop", "k": "v,", "service.instance.id": "shop-0"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:s3cret@collector:4318"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://s3cret@collector:99999"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "Bearer s3cret"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=s3cret%0d"),
+    ],
+)
+def test_what_may_be_a_secret_is_not_shown(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=r"OTEL_EXPORTER_OTLP_\w+: ") as raised:
+        read_tracing({**BASE, name: value})
+    assert "s3cret" not in str(raised.value)
+
+
 BAD = (
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://collector:4317"),
