@@ -80,8 +80,11 @@ class LimitBook:
     def refusal(self, subject: LimitSubject, now: float) -> Verdict | None:
         """Why no request of a subject is admitted now, however few tokens it asks for."""
         limiter = self._limiters.get(subject.id)
-        exceeded = None if limiter is None else limiter.exceeded(0, now)
-        if limiter is None or exceeded is None:
+        if limiter is None:
+            return None
+        limiter.follow(subject.limits, now)
+        exceeded = limiter.exceeded(0, now)
+        if exceeded is None:
             return None
         return Verdict(exceeded, 0, limiter.left(now))
 
@@ -99,6 +102,11 @@ class LimitBook:
     def limiter(self, subject: LimitSubject, now: float) -> Limiter:
         """The one of a subject, made where there is none."""
         return self._all((subject,), now)[0]
+
+    def used(self, now: float) -> list[tuple[LimitSubject, Limiter]]:
+        """Subjects of which something was used, and what of it."""
+        found = [(name, one) for name, one in self._limiters.items() if not one.idle(now)]
+        return [(LimitSubject(name, one.limits), one) for name, one in found]
 
     def _all(self, subjects: Sequence[LimitSubject], now: float) -> list[Limiter]:
         if len(self._limiters) > MAX_SUBJECTS - len(subjects):

@@ -138,10 +138,10 @@ class LimitOutbox:
     def refusal(self, subject: LimitSubject, now: float) -> Verdict | None:
         """Why the one that decides admits no request of a subject now, by what it last said.
 
-        What it said is an upper bound, so it would refuse too.
+        What it said is an upper bound, so it would refuse too. It said nothing of other limits.
         """
         known, limit = self._known.get(subject.id), subject.limits.requests
-        if known is None or not limit:
+        if known is None or not limit or known.limits != subject.limits:
             return None
         levels = self._levels(known, now)
         level = levels[0]
@@ -169,6 +169,13 @@ class LimitOutbox:
         for name, known in self._known.items():
             known.introduced, known.settled = False, min(0, known.settled)
             self._changed[name] = None
+
+    def learn(self, book: LimitBook, now: float) -> None:
+        """This gateway decides no longer: note what its book knows, to be introduced."""
+        for subject, limiter in book.used(now):
+            known = self._of(subject)
+            known.levels = (limiter.level("requests", now), limiter.level("tokens", now))
+            known.at = now
 
     def hand_over(self, book: LimitBook, holder: str, now: float) -> None:
         """This gateway decides from now on, with a new book: note in it what is known."""

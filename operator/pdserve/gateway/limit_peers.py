@@ -75,7 +75,15 @@ class LimitPeers:
         future: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
         self.outbox.ask(ask, partial(_resolve, future))
         self._wake.set()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # Its client may leave between the verdict and the turn of the task that waits for it.
+            verdict = future.result() if future.done() and not future.cancelled() else None
+            if verdict is not None and verdict.exceeded is None:
+                self.outbox.ended(ask.subjects, ask.tokens)
+                self.changed()
+            raise
 
     def changed(self) -> None:
         """Report soon what no request waits for."""

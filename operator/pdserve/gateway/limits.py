@@ -106,6 +106,9 @@ class GatewayLimits:
         if other is None and not self._decides:
             self._book = LimitBook()
             self.peers.outbox.hand_over(self._book, self._own_id, self._clock())
+        if other is not None and self._decides:
+            self.peers.outbox.learn(self._book, self._clock())
+            self._book = LimitBook()
         self._decides = other is None
         self.peers.follow(other)
         names = {s.name for s in table.scenarios}

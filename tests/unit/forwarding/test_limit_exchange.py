@@ -170,6 +170,16 @@ def test_what_the_decider_said_last_refuses_until_time_has_passed() -> None:
     assert book.refusal(LimitSubject("key:cc", three.limits), 5.0) is None
 
 
+def test_what_was_said_of_another_limit_refuses_nothing() -> None:
+    book, gateway = LimitBook(), Gateway("one")
+    one = LimitSubject("key:bb", UsageLimits(requests=1))
+    gateway.ask(0, one)
+    assert gateway.exchange(book, 0.0)
+    assert gateway.outbox.refusal(one, 1.0) is not None
+    more = LimitSubject("key:bb", UsageLimits(requests=100))
+    assert gateway.outbox.refusal(more, 1.0) is None, "the one that decides is asked"
+
+
 def test_only_what_is_in_progress_is_repeated() -> None:
     book, one = LimitBook(), Gateway("one")
     for subject in (CHAT, KEY):

@@ -15,13 +15,17 @@ from tests.support.gateway_rig import Answer, PushSource, Rig, eventually
 from tests.support.stub_engine import TOKEN
 
 from pdserve.engines.credentials import Credential
+from pdserve.forwarding.limit_book import LimitAsk, LimitBook, LimitSubject
+from pdserve.forwarding.limit_exchange import answer
 from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.gateway.auth import KeyRing
 from pdserve.gateway.front import Front
+from pdserve.gateway.limit_peers import LimitPeers
 from pdserve.http1.pool import Pool
 from pdserve.terms.limits import UsageLimits
 from pdserve.wire.calls import HEADER_LIMITS, PATH_LIMITS
 from pdserve.wire.credentials import limits_token
+from pdserve.wire.limit_exchange import LimitReport
 from pdserve.wire.routes import RouteGateway, RouteTable
 
 
@@ -164,6 +168,52 @@ async def test_a_decider_that_comes_back_is_asked_again(fleet: Fleet, rig: Rig) 
     assert (await fleet.complete("b")).headers["x-ratelimit-limit-requests"] == "5"
     await fleet.sources["b"].push(there)
     assert (await fleet.complete("b")).headers["x-ratelimit-limit-requests"] == "10"
+
+
+async def test_a_client_that_leaves_right_after_the_verdict_holds_nothing() -> None:
+    """It would hold its place for as long as the gateway runs."""
+    peers = LimitPeers(Credential(TOKEN), "b", 60.0, lambda: 0.0)
+    peers.follow(RouteGateway("a", "http://127.0.0.1:1"))
+    key = LimitSubject("key:aa", UsageLimits(tokens=100, concurrent=1))
+    task = asyncio.create_task(peers.decide(LimitAsk((key,), 60)))
+    await asyncio.sleep(0)
+    book = LimitBook()
+    for _ in range(2):
+        report = peers.outbox.report(0.0)
+        assert report is not None
+        peers.outbox.answered(report, answer(book, report, 0.0), 0.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert peers.outbox.held(key) == book.limiter(key, 0.0).held(0.0) == 0
+    assert book.limiter(key, 0.0).level("tokens", 0.0) == 100
+
+
+async def test_a_decider_that_was_away_has_what_others_admitted(
+    fleet: Fleet, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    read = LimitReport.from_json
+
+    def noted(value: object) -> LimitReport:
+        report = read(value)
+        heard.append(report.sender)
+        return report
+
+    monkeypatch.setattr(LimitReport, "from_json", staticmethod(noted))
+    await fleet.start("a", "b")
+    table = await table_of(rig, UsageLimits(requests=10))
+    await fleet.follow(table, "a", "b")
+    for _ in range(4):
+        assert (await fleet.complete("a")).status == 200
+    await fleet.follow(table, "b")
+    await eventually(lambda: "a" in heard, "a says what it admitted")
+    left = [(await fleet.complete("b")).headers["x-ratelimit-remaining-requests"] for _ in "12"]
+    assert left == ["5", "4"]
+    heard.clear()
+    await fleet.follow(table, "a", "b")
+    await eventually(lambda: "b" in heard, "b says what it admitted")
+    assert (await fleet.complete("a")).headers["x-ratelimit-remaining-requests"] == "3"
 
 
 async def test_only_gateways_of_the_service_may_ask(fleet: Fleet, rig: Rig) -> None:
