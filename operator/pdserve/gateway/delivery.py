@@ -95,6 +95,7 @@ async def relay(
             timeline.second = meter.first_at
         timeline.last, timeline.output_tokens = meter.last_at or timeline.last, meter.tokens
         timeline.prompt_tokens = timeline.prompt_tokens or meter.prompt_tokens
+        timeline.events += meter.events
     if not (reply.started or stream.last):
         raise DeliveryError("status", "the stream was empty")
     stream.pass_on(stream.last, ends=True)

@@ -194,10 +194,9 @@ class GatewayLimits:
         mean = self._outputs.get(scenario, USUAL_OUTPUT)
         for choice in choices:
             # Token counts are an engine's word: nonsense must not fail what comes after it.
-            output = max(0, choice.output_tokens)
-            used += max(0, choice.prompt_tokens) + output
-            if output:
-                mean += (output - mean) * LEARNING
+            used += max(0, choice.prompt_tokens) + choice.generated
+            if choice.output_tokens > 0:
+                mean += (choice.output_tokens - mean) * LEARNING
         self._outputs[scenario] = mean
         left, outbox = ask.tokens - used, self.peers.outbox
         if shared:

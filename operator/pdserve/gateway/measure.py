@@ -33,6 +33,15 @@ class Timeline:
     expected_cached: int = 0
     """Prompt tokens that the prefix index expected in the cache of the prefill."""
     output_tokens: int = 0
+    """As an engine reported; 0: none did, as for a stream that its client did not read to its end.
+    """
+    events: int = 0
+    """Events of streams; each but a few has a token or more."""
+
+    @property
+    def generated(self) -> int:
+        """Output tokens, at least as far as they were seen; 0 or more, whatever an engine says."""
+        return max(0, self.output_tokens or self.events)
 
     @property
     def ttft(self) -> float | None:

@@ -71,7 +71,7 @@ async def serve(context: RequestContext) -> None:
             if context.repeated and context.outcome == "completed":
                 context.scheduler.budget.give_back(context.repeated)
             scheduler, now = context.scheduler, time.perf_counter()
-            scheduler.turns.generated(context.job.turn, context.timeline.output_tokens, now)
+            scheduler.turns.generated(context.job.turn, context.timeline.generated, now)
             scheduler.metrics.finish(context.timeline, context.outcome, now, scheduler.scenario)
 
 

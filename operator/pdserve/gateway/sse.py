@@ -49,6 +49,8 @@ class StreamMeter:
         self.usage: JsonObject | None = None
         self.tokens = 0
         """Output tokens that the instance reported."""
+        self.events = 0
+        """Events that came."""
         self.prompt_tokens = 0
         """Prompt tokens that it reported."""
         self.failed = False
@@ -122,6 +124,7 @@ class StreamMeter:
 
     def _noted(self, events: bytes, ids: list[bytes]) -> bytes:
         """Note the tokens of events once it is sure that the client gets these."""
+        self.events += events.count(b"\n\n") or events.count(b"\r\n\r\n")
         if self._sent is not None:
             self._sent.add(ids)
         return events

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import openai
+import orjson
 import pytest
 from tests.support.gateway_rig import SLO, Answer, Rig, eventually, parse_answer
 
@@ -78,6 +79,30 @@ async def test_tokens_are_taken_at_most_and_settled_by_use(rig: Rig, clock: Cloc
     kind, message = limited(await rig.complete(prompt=[1] * 60, max_tokens=900))
     assert kind == "tokens"
     assert "Requested 960" in message
+
+
+@pytest.mark.parametrize("chat", [False, True])
+async def test_a_stream_that_its_client_cuts_counts_as_far_as_it_came(
+    rig: Rig, clock: Clock, chat: bool
+) -> None:
+    """Engines report what they generated with the last event, which such a client never gets."""
+    await rig.one_group(scenario_limits=UsageLimits(tokens=1000), clock=clock)
+    rig.engines["d0"].token_seconds = 0.01
+    path, body = "/v1/completions", {"model": "tiny", "prompt": [1] * 60, "max_tokens": 400}
+    if chat:
+        path = "/v1/chat/completions"
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 400}
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    text = orjson.dumps({**body, "stream": True})
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text)}\r\n\r\n"
+    writer.write(head.encode() + text)
+    got = b""
+    while got.count(b"data: ") < 50:
+        got += await asyncio.wait_for(reader.read(65536), 60)
+    writer.transport.abort()
+    await eventually(lambda: not rig.gateway.server.connections, "its client is gone")
+    after = await rig.complete(prompt="x", max_tokens=1)
+    assert int(after.headers["x-ratelimit-remaining-tokens"]) <= 1000 - 49
 
 
 async def test_a_request_above_the_limit_gets_no_time_to_come_back(rig: Rig, clock: Clock) -> None:
@@ -185,6 +210,29 @@ async def test_a_key_with_nothing_left_is_refused_by_its_head(
     assert (await rig.complete(BOB)).status == 200
     clock.now += 60.0
     assert (await rig.complete(ALICE)).status == 200
+
+
+async def test_a_new_limit_of_a_key_holds_for_the_next_request(
+    rig: Rig, clock: Clock, tmp_path: Path
+) -> None:
+    """Also where the old one refuses by the head, when no request comes to say the new one."""
+    file = tmp_path / "keys"
+    file.write_text("sk-alice concurrentRequests=1\n")
+    await rig.one_group(keys=tmp_path, clock=clock)
+    prefill = rig.engines["p0"]
+    gate = prefill.gate = asyncio.Event()
+    running = asyncio.create_task(rig.complete(ALICE))
+    await eventually(lambda: prefill.running == 1, "it is at the prefill")
+    assert (await rig.complete(ALICE, stream_options=3)).status == 429
+    file.write_text("sk-alice concurrentRequests=100\n")
+    for _ in range(3000):
+        if (await rig.complete(ALICE, stream_options=3)).status == 400:
+            break
+        await asyncio.sleep(0.02)
+    else:
+        raise AssertionError("the old limit refuses until what runs has ended")
+    gate.set()
+    assert (await running).status == 200
 
 
 async def test_key_and_scenario_count_together(rig: Rig, clock: Clock, tmp_path: Path) -> None:
