@@ -33,8 +33,8 @@ class LocalPullFlow(PullFlow):
     """`LocalPrefillFlow`: a decode pulls the KV, or computes it."""
 
     def prepare_local(self, endpoint: Endpoint, body: JsonMap) -> bytes:
-        """Client body; asks for usage when streaming."""
-        leg = dict(body)
+        """Client body without P/D parameters; asks for usage when streaming."""
+        leg = {name: value for name, value in body.items() if name != calls.PARAM_KV}
         if leg.get("stream"):
             leg["stream_options"] = {**(leg.get("stream_options") or {}), "include_usage": True}
         return orjson.dumps(leg)

@@ -82,6 +82,19 @@ async def test_a_decode_of_an_older_version_is_asked_once(rig: Rig) -> None:
     assert (await local(rig, "refused"), await local(rig, "failed")) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    "params",
+    [{"do_remote_prefill": True}, {"do_remote_decode": True}, {"pdserve": {"replay": {}}}, "x"],
+)
+async def test_parameters_of_a_client_reach_no_decode(rig: Rig, params: object) -> None:
+    """As on the way through a prefill; an engine would take the leg for one of another kind."""
+    prefill, (decode,) = await group(rig)
+    for _ in range(2):
+        assert (await rig.complete(kv_transfer_params=params)).text == TEXT
+    assert (prefill.events["attempts"], decode.events["local"]) == (0, 2)
+    assert await local(rig, "served") == 2
+
+
 @pytest.mark.parametrize("reason", ["tpot", "full", "deadline", "draining"])
 async def test_what_a_decode_refuses_goes_to_a_prefill(rig: Rig, reason: str) -> None:
     prefill, (decode,) = await group(rig)
