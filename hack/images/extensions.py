@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hack.images.base import Python
 from hack.images.containers import say
+from hack.images.install import SOURCES, sources_digest
 
 FOLDER = "hack/images/compiled"
 
@@ -33,6 +34,8 @@ def fill(python: Python, root: Path) -> bool:
             target = into / path.relative_to(made)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+        if not why:
+            (into / SOURCES).write_text(sources_digest(made))
     if why:
         say(f"gateway without C extensions, about 0.5 of the requests per core: {why}")
     return not why

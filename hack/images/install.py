@@ -34,6 +34,10 @@ APP = ROOT / "app"
 WHEELHOUSE = BUILD / "wheelhouse"
 COMPILED = BUILD / "compiled"
 """C extensions of pdserve, in the stages that copy some there."""
+WITH_EXTENSIONS = ("forwarding", "gateway", "http1")
+"""Packages that hack/compile.py compiles."""
+SOURCES = "sources"
+"""File beside the extensions: the digest of what they were compiled from."""
 IMAGES = ("operator", "gateway", "engine")
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -91,9 +95,17 @@ def code(image: str) -> None:
 
 
 def add_extensions(compiled: Path, app: Path) -> None:
-    """Copy C extensions beside their modules: those for this Python, of modules that are here."""
+    """Copy C extensions beside their modules: those for this Python, of modules that are here.
+
+    None where a module has changed since they were compiled: they would run in its place.
+    """
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
-    for path in compiled.rglob(f"*{suffix}") if compiled.is_dir() else ():
+    found = sorted(compiled.rglob(f"*{suffix}")) if compiled.is_dir() else []
+    made_from = compiled / SOURCES
+    if found and not (made_from.exists() and made_from.read_text() == sources_digest(app)):
+        print("C extensions are left out: they were compiled from other sources (make images)")
+        return
+    for path in found:
         target = app / path.relative_to(compiled)
         # What they share lies beside the package.
         if (
@@ -101,6 +113,15 @@ def add_extensions(compiled: Path, app: Path) -> None:
             or target.with_name(path.name.removesuffix(suffix) + ".py").exists()
         ):
             shutil.copyfile(path, target)
+
+
+def sources_digest(folder: Path) -> str:
+    """Of the modules below `folder/pdserve` that extensions may stand for."""
+    digest = hashlib.sha256()
+    for package in WITH_EXTENSIONS:
+        for path in sorted((folder / "pdserve" / package).rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def keep(package: Path, parts: Collection[str]) -> None:
