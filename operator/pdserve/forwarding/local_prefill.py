@@ -220,7 +220,8 @@ class LocalPrefills:
 
 def _occupied(decode: Instance) -> float:
     """Part of a decode's running places that are in use, 0 to 1; fetching ahead counts as such."""
-    return min(1.0, max(0.0, (decode.total - decode.free) / decode.route.slots))
+    places = decode.route.slots
+    return min(1.0, max(0.0, (decode.total - decode.free) / places)) if places else 1.0
 
 
 def _no_distance(_: Instance) -> int:

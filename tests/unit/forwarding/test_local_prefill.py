@@ -40,8 +40,9 @@ class Case:
         mode: LocalPrefillMode = "Auto",
         most: int = 0,
         handoff: float = HANDOFF,
+        slots: int = DECODE_SLOTS,
     ) -> None:
-        groups = [([PREFILL_SLOTS], [DECODE_SLOTS] * n) for n in decodes or (1,)]
+        groups = [([PREFILL_SLOTS], [slots] * n) for n in decodes or (1,)]
         made = replace(
             scenario(*groups), prefill_seconds=(0.02, PER_TOKEN), local_prefill=mode,
             local_prefill_tokens=most,
@@ -89,6 +90,14 @@ def test_a_fuller_decode_takes_shorter_prompts_and_a_full_one_none() -> None:
             case.occupy(case.decodes[0], places)
             taken.append(case.choose(tokens) is not None)
         assert taken == [longest > 0, False], places
+
+
+@pytest.mark.parametrize("mode", ["Auto", "Fixed"])
+def test_a_decode_without_places_computes_nothing(mode: LocalPrefillMode) -> None:
+    """A route table may say so; requests go on by way of a prefill, and metrics are shown."""
+    case = Case(1, mode=mode, most=100, slots=0)
+    assert case.choose(1) is None
+    assert case.local.crossover(0.0) == (0.0 if mode == "Auto" else 100.0)
 
 
 def test_what_a_prefill_has_in_its_cache_speaks_for_it() -> None:
