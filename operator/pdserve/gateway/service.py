@@ -120,7 +120,8 @@ class Service:
         part, scheduler, flow = able[0]
         if len(able) > 1:
             slots = [_prefill_slots(lane[0]) for lane in able]
-            part, scheduler, flow = self._rng.choices(able, slots)[0]
+            # Without a prefill in any it waits for one, in one as well as in another.
+            part, scheduler, flow = self._rng.choices(able, slots if any(slots) else None)[0]
         return scheduler, flow, part.served.model
 
     @property

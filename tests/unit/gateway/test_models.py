@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -58,6 +59,20 @@ async def test_a_name_of_both_goes_to_each_by_its_share(rig: Rig) -> None:
     assert set(old) == {"before"}
     assert set(new) == {"tiny"}
     assert 0 < old["before"] < new["tiny"]
+
+
+async def test_a_name_of_both_without_prefills_waits_for_one(rig: Rig) -> None:
+    """All of them have left the table: a request is late, and nothing broke inside."""
+    decodes = [await rig.engine("decode", f"d{n}") for n in range(2)]
+    await rig.start()
+    groups = tuple(
+        RouteGroup(n, f"r{n}", (decode.route(),), models=("tiny",), model=f"model{n}")
+        for n, decode in enumerate(decodes)
+    )
+    scenario = RouteScenario("chat", replace(SLO, ttft=0.1), groups)
+    await rig.source.push(RouteTable("shop", 1, "tiny", "Reference", (scenario,)))
+    answer = await rig.complete()
+    assert (answer.status, answer.json["error"]["code"]) == (503, "deadline_exceeded")
 
 
 async def test_the_former_name_ends_with_its_last_group(rig: Rig) -> None:
