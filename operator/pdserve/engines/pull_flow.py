@@ -76,7 +76,10 @@ class PullFlow:
     order: Literal["prefill_first", "together"] = "prefill_first"
 
     def prepare_prefill(self, endpoint: Endpoint, body: JsonMap) -> bytes:
-        """Client body, capped to one token under both names, without streaming."""
+        """Client body, capped to one token under both names, without streaming.
+
+        And without what ends an answer at a token where the client's may not end yet.
+        """
         return orjson.dumps(self._prefill_body(endpoint, body))
 
     def _prefill_body(self, endpoint: Endpoint, body: JsonMap) -> JsonObject:
@@ -87,6 +90,8 @@ class PullFlow:
         if endpoint == "chat" or "max_completion_tokens" in leg:
             leg["max_completion_tokens"] = 1
         if "min_tokens" in leg:
+            if leg["min_tokens"] > 1:
+                leg.pop("stop", None)  # token 1 does not end the answer, whatever it says
             leg["min_tokens"] = min(1, int(leg["min_tokens"]))
         leg[PARAM_KV] = _KEEP_KV
         return leg

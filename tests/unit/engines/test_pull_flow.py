@@ -36,9 +36,20 @@ def test_prefill_body_is_capped_under_both_names_and_not_streamed() -> None:
     assert "stream_options" not in leg
     assert leg["kv_transfer_params"]["do_remote_decode"] is True
     assert leg["kv_transfer_params"]["do_remote_prefill"] is False
-    assert (leg["seed"], leg["stop"]) == (7, ["a"])
+    assert leg["seed"] == 7
     plain = orjson.loads(FLOW.prepare_prefill("completions", {"model": "m", "prompt": "x"}))
     assert "max_completion_tokens" not in plain
+
+
+@pytest.mark.parametrize(("least", "stops"), [(None, True), (0, True), (1, True), (2, False)])
+def test_a_prefill_ends_no_answer_before_its_least_tokens(least: int | None, stops: bool) -> None:
+    """A word that ends it may be in token 1 already; the decode has it in any case."""
+    body = {name: value for name, value in CHAT.items() if name != "min_tokens"}
+    body |= {} if least is None else {"min_tokens": least}
+    leg = orjson.loads(FLOW.prepare_prefill("chat", body))
+    assert leg.get("stop") == (["a"] if stops else None)
+    outcome = FLOW.read_prefill(body, reply())
+    assert orjson.loads(FLOW.prepare_decode("chat", body, outcome))["stop"] == ["a"]
 
 
 def test_decode_body_is_the_client_s_with_the_prefill_s_parameters_unchanged() -> None:

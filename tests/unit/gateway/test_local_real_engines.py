@@ -61,6 +61,21 @@ async def test_answers_are_equal_and_streams_go_on(
     assert await split.local() == 0
 
 
+async def test_no_way_ends_an_answer_before_its_least_tokens(
+    split: ContinuedWorld, local: ContinuedWorld
+) -> None:
+    """A prefill computes one token, which may have a word that ends the answer later."""
+    ask = {"messages": [{"role": "user", "content": "Names"}], "temperature": 0, "max_tokens": 6}
+    first = (await split.whole(PATH_CHAT, {**ask, "max_tokens": 1}))["choices"][0]["message"]
+    body = {**ask, "min_tokens": 3, "stop": first["content"][-1]}
+    found = [await world.whole(PATH_CHAT, body) for world in (split, local)]
+    assert found[0]["choices"] == found[1]["choices"]
+    assert found[0]["usage"]["completion_tokens"] >= 3
+    want = shown(await local.stream(PATH_CHAT, body))
+    assert shown(await split.stream(PATH_CHAT, body)) == want
+    assert shown(await split.stream(PATH_CHAT, body, 1)) == want
+
+
 async def test_prompts_that_decodes_compute_change_no_answer_beside_them(
     split: ContinuedWorld, local: ContinuedWorld
 ) -> None:

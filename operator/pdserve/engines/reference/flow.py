@@ -58,8 +58,7 @@ class ReferenceFlow(LocalPullFlow):
         leg = super()._prefill_body(endpoint, body)
         if isinstance(body, _Continued):
             leg[PARAM_KV] = {**leg[PARAM_KV], "pdserve": {"replay": body.replay}}
-            if "min_tokens" in body:
-                leg["min_tokens"] = body["min_tokens"]
+            leg |= {name: body[name] for name in ("min_tokens", "stop") if name in body}
         return leg
 
     def read_prefill(self, body: JsonMap, reply: bytes) -> PrefillOutcome:
