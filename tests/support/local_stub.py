@@ -15,6 +15,7 @@ class LocalStub(ContinuingStub):
     """`events["local"]` counts the prompts that it computed.
 
     `knows_local` False: it is of a version that takes such a leg for one without its parameters.
+    Step `400 cut`: lost in the middle of an error.
     """
 
     knows_local = True
@@ -32,6 +33,9 @@ class LocalStub(ContinuingStub):
         if not self.knows_local or self.headers[-1].get(b"x-pdserve-local-prefill") != b"1":
             error = ApiError(400, "this instance only decodes", code="wrong_role")
             reply.send(400, error.body(), "application/json", self._hint())
+            return
+        if step == "400 cut":
+            reply.start(400, "application/json", b'{"error"', self._hint())
             return
         self.events["local"] += 1
         self.running += 1

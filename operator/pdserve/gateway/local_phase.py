@@ -105,11 +105,12 @@ class LocalPhase:
             leg.refused(exchange, answer.reason, local=True)
             return False
         if answer.kind == "client_error":
-            leg.answered()
             try:
                 body = await exchange.read(c.tools.settings.stream_silence)
             except UpstreamError as error:
-                raise c.failed(f"decode {leg.instance.id}: {error}") from error
+                self._lost(leg, error)
+                return False
+            leg.answered()
             if not self._flow.lacks_local(body):
                 raise c.relayed_error(exchange, body)
             c.scheduler.metrics.local_prefill("refused")

@@ -135,7 +135,7 @@ async def test_a_refusal_leaves_a_decode_alone_for_a_while_and_others_are_asked(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("step", ["reset", "500", "cut:0"])
+@pytest.mark.parametrize("step", ["reset", "500", "cut:0", "400 cut"])
 async def test_a_decode_lost_before_the_first_byte_costs_no_request(
     rig: Rig, step: str, stream: bool
 ) -> None:
