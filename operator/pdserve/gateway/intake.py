@@ -9,6 +9,7 @@ from __future__ import annotations
 from reprlib import repr as shown
 
 from pdserve.engines.flow import Endpoint
+from pdserve.engines.pull_flow import token_limit
 from pdserve.forwarding.deadline import PromptSize
 from pdserve.gateway.errors import invalid
 from pdserve.http1.collector import collector_paused
@@ -184,6 +185,10 @@ def _check_counts(body: JsonObject) -> None:
     value = body.get("min_tokens", 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise invalid("min_tokens", f"min_tokens must be an integer >= 0, not {shown(value)}")
+    limit = token_limit(body)
+    if limit is not None and value > limit:
+        # A prefill's leg asks for one token of both, so that an engine finds out late or never.
+        raise invalid("min_tokens", f"min_tokens must be at most {limit}, the limit of tokens")
 
 
 def _check_stream(body: JsonObject) -> None:

@@ -51,6 +51,7 @@ BAD = [
     ("tokens as text", C, {**OK, "max_tokens": "9"}, 400, "not '9'"),
     ("tokens as bool", M, {**CHAT, "max_completion_tokens": True}, 400, "not True"),
     ("negative min_tokens", C, {**OK, "min_tokens": -1}, 400, "min_tokens"),
+    ("more min_tokens than tokens", C, {**OK, "min_tokens": 2, "max_tokens": 1}, 400, "at most 1"),
     ("echo with logprobs", C, {**OK, "echo": True, "logprobs": 1}, 400, "prompt logprobs"),
     ("beam search", C, {**OK, "use_beam_search": True}, 400, "moves no KV"),
     ("beam search as text", M, {**CHAT, "use_beam_search": "yes"}, 400, "moves no KV"),
