@@ -159,6 +159,7 @@ def test_external_lets_the_scale_subresource_decide(service: Service) -> None:
     assert s.difference(before, after) == s.Difference(set(), set(), set())
 
 
+@pytest.mark.timeout(600)  # two waits of three minutes, on a busy machine
 def test_advise_tells_and_does_nothing_then_auto_does_it(service: Service) -> None:
     service.fix(1, 2, 1)
 
