@@ -28,7 +28,6 @@ from tests.support.hostile_bodies import COMPLETIONS, read_reply
 
 from pdserve.terms import Role, Slo
 from pdserve.wire import metrics as names
-from pdserve.wire.routes import RouteInstance
 
 MIB = 1 << 20
 WIDE = Slo(ttft=60.0, handoff=60.0, tpot=60.0, attainment=0.99)
@@ -128,11 +127,7 @@ async def over_engines(
         for each in members:
             await until(partial(service.client.up, each), f"{each.name} listens", PATIENCE)
         await group.push()
-        routed = (
-            # mypy: an engine may also be of both roles, an instance not; these have one each.
-            RouteInstance(e.name, e.role, e.url, slots[e.role == "decode"])  # type: ignore[arg-type]
-            for e in members
-        )
+        routed = (e.route(slots[e.role == "decode"]) for e in members)
         write_routes(service.routes, slo, *routed, model=MODEL, **scenario)
         await _gateways(service, stack, 1, real.TOKEN)
         yield service

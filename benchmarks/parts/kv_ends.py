@@ -154,11 +154,9 @@ def main() -> None:
     p.add_argument("--unchecked", action="store_true")
     a = p.parse_args()
     os.sched_setaffinity(0, {a.core})
-    # mypy takes functions for constants.
-    FrameConnection.connection_made = connection_made  # type: ignore[method-assign]
+    FrameConnection.connection_made = connection_made  # type: ignore[method-assign]  # and TCP_CONGESTION
     if a.unchecked:
-        # The same.
-        integrity.checksum = lambda data, before=0: 0  # type: ignore[assignment]
+        integrity.checksum = lambda data, before=0: 0  # type: ignore[assignment]  # costs nothing
     uvloop.run(send() if a.end == "send" else receive(a.port))
 
 

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pdserve.terms import Device
 from pdserve.wire import calls
 from pdserve.wire.credentials import Grant
 from pdserve.wire.peers import Peer, PeerNode, PeerTable
+from pdserve.wire.routes import RouteInstance
 
 TOKEN = "test-token"
 _numbers = itertools.count(1)
@@ -84,6 +86,10 @@ class EngineProcess:
         nodes = (PeerNode("n1", devices),) if devices else ()
         peer = Peer(self.name, role or self.role, self.url, f"{self.host}:5600", "r1")  # type: ignore[arg-type]
         return replace(peer, nodes=nodes)
+
+    def route(self, slots: int) -> RouteInstance:
+        """Its entry in a route table; it has one role."""
+        return RouteInstance(self.name, self.role, self.url, slots)  # type: ignore[arg-type]  # not "both"
 
     def start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PDSERVE_")}
@@ -175,6 +181,10 @@ class Group:
     grants: Callable[[str], Grant] | None = None
     """By instance: what is pushed beside the table."""
 
+    def routes(self, slots: int) -> tuple[RouteInstance, ...]:
+        """The entries of all members in a route table."""
+        return tuple(e.route(slots) for e in (*self.prefills, *self.decodes))
+
     def table(self, version: int) -> PeerTable:
         members = (*self.prefills, *self.decodes)
         return PeerTable("g-0", version, tuple(e.peer() for e in members))
@@ -232,3 +242,23 @@ class Group:
             if reply.status != 503 or time.monotonic() > deadline:
                 return reply
             await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def linked_group(prefills: int) -> AsyncIterator[Group]:
+    """So many prefills and a decode, of four slots each, running and linked."""
+    client = Client()
+    started = [EngineProcess("prefill", ("--slots", "4")) for _ in range(prefills)]
+    started.append(EngineProcess("decode", ("--slots", "4")))
+    try:
+        for engine in started:
+            engine.start()
+        for engine in started:
+            await until(lambda e=engine: client.up(e), f"{engine.name} listens")  # type: ignore[misc]  # mypy: a lambda's default
+        group = Group(client, started[:-1], started[-1:])
+        await group.push()
+        yield group
+    finally:
+        for engine in started:
+            engine.kill()
+        await client.close()

@@ -35,7 +35,7 @@ def exposition(crossover: int) -> list[str]:
     ScenarioMetrics(families, "demo", "search", slo).local_crossover(7)
     chat.local_crossover(crossover)
     for result in ("served", "served", "refused"):
-        chat.local_prefill(result)  # type: ignore[arg-type]
+        chat.local_prefill(result)  # type: ignore[arg-type]  # a str of a tuple
     registry: Registry = families.registry
     return registry.render().splitlines()
 

@@ -125,7 +125,7 @@ async def test_a_refusal_leaves_a_decode_alone_for_a_while_and_others_are_asked(
     prefill, decodes = await group(rig, decodes=2)
     scheduler, _, _ = rig.gateway.service.scheduler("tiny", {})
     assert scheduler.local is not None
-    for decode in scheduler.view.group(0).decodes:  # type: ignore[union-attr]
+    for decode in scheduler.view.group(0).decodes:  # type: ignore[union-attr]  # routed
         if decode.id == "d0":
             scheduler.local.refused(decode, 1e12)
     for _ in range(5):

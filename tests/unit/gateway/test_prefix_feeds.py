@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.support.engines import TOKEN, Client, EngineProcess, Group, until
+from tests.support.engines import TOKEN, Client, EngineProcess, Group, linked_group, until
 from tests.support.gateway_rig import Rig
 
 from pdserve.engines.credentials import Credential
@@ -20,7 +20,7 @@ from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 from pdserve.wire.calls import HEADER_PREFILL
 from pdserve.wire.prefixes import PATH_PREFIXES, wanted
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -34,21 +34,8 @@ def text(name: str, rules: int = 60) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engines() -> AsyncIterator[Group]:
-    client = Client()
-    started = [EngineProcess("prefill", ("--slots", "4")) for _ in range(2)]
-    started.append(EngineProcess("decode", ("--slots", "4")))
-    try:
-        for engine in started:
-            engine.start()
-        for engine in started:
-            await until(partial(client.up, engine), f"{engine.name} listens", 60)
-        group = Group(client, started[:2], started[2:])
-        await group.push()
+    async with linked_group(2) as group:
         yield group
-    finally:
-        for engine in started:
-            engine.kill()
-        await client.close()
 
 
 class Gateway:
@@ -60,10 +47,7 @@ class Gateway:
 
     async def start(self, prefills: int = 2) -> Gateway:
         await self.rig.start(keys=self._keys, credential=Credential(TOKEN), drain_seconds=0.5)
-        made = tuple(
-            RouteInstance(e.name, e.role, e.url, 4)  # type: ignore[arg-type]
-            for e in (*self._group.prefills, *self._group.decodes)
-        )
+        made = self._group.routes(4)
         one = RouteScenario("chat", WIDE, (RouteGroup(0, "r", made),), prefix_affinity=True)
         table = RouteTable("shop", 1, "reference", "Reference", (one,))
         await self.rig.source.push(table)

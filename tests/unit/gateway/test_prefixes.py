@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.support.engines import TOKEN, Client, EngineProcess, Group, until
+from tests.support.engines import TOKEN, Group, linked_group, until
 from tests.support.gateway_rig import Rig
 
 from pdserve.engines.credentials import Credential
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 from pdserve.wire.calls import HEADER_PREFILL
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -39,11 +38,7 @@ class World:
     async def route(self, *others: str, prefix_affinity: bool = True) -> None:
         """Publish the group under scenario `chat`, and once more under each other name."""
         self.rig.version += 1
-        made = tuple(
-            # mypy: an engine may also be of both roles, an instance not; these have one each.
-            RouteInstance(e.name, e.role, e.url, 4)  # type: ignore[arg-type]
-            for e in (*self._group.prefills, *self._group.decodes)
-        )
+        made = self._group.routes(4)
         groups = (RouteGroup(0, "r", made),)
         every = tuple(
             RouteScenario(name, WIDE, groups, models=models, prefix_affinity=prefix_affinity)
@@ -78,21 +73,8 @@ class World:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engines() -> AsyncIterator[Group]:
-    client = Client()
-    started = [EngineProcess("prefill", ("--slots", "4")) for _ in range(3)]
-    started.append(EngineProcess("decode", ("--slots", "4")))
-    try:
-        for engine in started:
-            engine.start()
-        for engine in started:
-            await until(partial(client.up, engine), f"{engine.name} listens", 60)
-        group = Group(client, started[:3], started[3:])
-        await group.push()
+    async with linked_group(3) as group:
         yield group
-    finally:
-        for engine in started:
-            engine.kill()
-        await client.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -165,8 +147,9 @@ async def test_an_index_is_shared_between_scenarios_of_a_process(world: World) -
     """With more scenarios each has less room; blocks that fit stay, and each has the reports of its
     prefills: here the same ones.
     """
+    await world.known()  # blocks are named to prefills that report, which takes a moment
     first = await world.ask(ALICE, "Kept. " + TEXT)
-    blocks = await world.rig.metric(names.GATEWAY_PREFIX_BLOCKS, scenario="chat")
+    blocks = await world.known()
     assert blocks > 0
     await world.route("code")
     assert await world.rig.metric(names.GATEWAY_PREFIX_BLOCKS, scenario="chat") == blocks

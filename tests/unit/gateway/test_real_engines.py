@@ -25,7 +25,7 @@ from pdserve.engines.credentials import Credential
 from pdserve.gateway.app import GatewayOptions, GatewayServer
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
-from pdserve.wire.routes import RouteGroup, RouteInstance, RouteScenario, RouteTable
+from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -52,10 +52,7 @@ class World:
     async def route(self) -> None:
         """Publish the group's living members."""
         self.version += 1
-        made = tuple(
-            RouteInstance(e.name, e.role, e.url, SLOTS[e.role])  # type: ignore[arg-type]
-            for e in (*self.group.prefills, *self.group.decodes)
-        )
+        made = tuple(e.route(SLOTS[e.role]) for e in (*self.group.prefills, *self.group.decodes))
         # Wide: on a busy machine one decode alone may need half a minute for what is sent here.
         slo = Slo(ttft=60.0, handoff=60.0, tpot=1.0, attainment=0.9)
         scenario = RouteScenario("chat", slo, (RouteGroup(0, "r1", made),), models=("shop",))
