@@ -1,11 +1,11 @@
 """Compile the gateway's request path to C extensions, beside its Python sources.
 
-    hack/compile.py DIR            copy pdserve to DIR, with what `COMPILED` names compiled
-    hack/compile.py DIR --check    only translate it to C: does the code keep to what mypyc can do?
+    hack/compile.py DIR    copy pdserve to DIR, with what `COMPILED` names compiled
 
 mypyc takes the same sources and type hints that mypy checks. The Python files stay beside the
 extensions, for tracebacks; without extensions they run as they are. Done again only when sources,
-Python or mypyc have changed. It needs a C compiler and Python's header files.
+Python or mypyc have changed. It needs a C compiler and Python's header files. DIR is deleted first,
+and has to be absent, empty, or of an earlier run.
 """
 
 from __future__ import annotations
@@ -48,23 +48,22 @@ def main() -> int:
         epilog="example: hack/compile.py build/compiled, then PYTHONPATH=build/compiled",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to put the package")
-    parser.add_argument("--check", action="store_true", help="only translate to C")
     parser.add_argument(
         "--optimize", default="2", choices="0123", help="of the C compiler (default: %(default)s)"
     )
     given = parser.parse_args()
     folder: Path = given.folder.resolve()
-    stamp = f"{fingerprint()} {'C' if given.check else given.optimize}"
+    stamp = f"{fingerprint()} {given.optimize}"
     marked = folder / STAMP
     if marked.exists() and marked.read_text() == stamp:
         return 0
-    if problem := cannot():
+    if problem := cannot() or foreign(folder):
         print(f"compile: {problem}", file=sys.stderr)
         return 1
     print(f"compiling {len(modules())} modules (once, about a minute)", file=sys.stderr, flush=True)
     started = time.monotonic()
     lay_out(folder)
-    status = translate(folder, given.optimize, only_c=given.check)
+    status = translate(folder, given.optimize)
     if status == 0:
         marked.write_text(stamp)
         print(f"compiled in {time.monotonic() - started:.0f} s", file=sys.stderr)
@@ -101,9 +100,20 @@ def cannot() -> str:
     return ""
 
 
+def foreign(folder: Path) -> str:
+    """Why `folder` must not be deleted: something else is in it; empty when it may be."""
+    if not folder.exists() or (folder / STAMP).is_file():
+        return ""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return ""
+    return f"{folder} is not of an earlier run: name a folder that is absent or empty"
+
+
 def lay_out(folder: Path) -> None:
-    """A fresh copy of the package in `folder`."""
+    """A fresh copy of the package in `folder`, which is deleted first."""
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / STAMP).touch()
     shutil.copytree(
         SOURCES / "pdserve",
         folder / "pdserve",
@@ -111,17 +121,16 @@ def lay_out(folder: Path) -> None:
     )
 
 
-def translate(folder: Path, optimize: str, *, only_c: bool) -> int:
+def translate(folder: Path, optimize: str) -> int:
     """Translate, and compile in place; returns an exit status. The output is shown on failure."""
     program = (
         "import sys\n"
         "from mypyc.build import mypycify\n"
         "from setuptools import setup\n"
-        "made = mypycify(sys.argv[3:], opt_level=sys.argv[1], multi_file=True)\n"
-        "if sys.argv[2] == 'all':\n"
-        "    setup(name='pdserve', ext_modules=made, script_args=['build_ext', '--inplace'])\n"
+        "made = mypycify(sys.argv[2:], opt_level=sys.argv[1], multi_file=True)\n"
+        "setup(name='pdserve', ext_modules=made, script_args=['build_ext', '--inplace'])\n"
     )
-    command = [sys.executable, "-c", program, optimize, "c" if only_c else "all"]
+    command = [sys.executable, "-c", program, optimize]
     with _settings(folder):
         done = subprocess.run(
             [*command, "--config-file=compile.ini", *modules()],

@@ -32,6 +32,18 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(bool(compiling.cannot()), reason="no C compiler, or no Python.h")
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    kept = tmp_path / "thesis.txt"
+    kept.touch()
+    program = [sys.executable, str(ROOT / "hack" / "compile.py")]
+    for folder in (tmp_path, kept):
+        done = subprocess.run([*program, folder], capture_output=True, text=True, check=False)
+        assert (done.returncode, kept.exists()) == (1, True)
+    assert not compiling.foreign(tmp_path / "absent")
+    compiling.lay_out(tmp_path / "made")
+    assert not compiling.foreign(tmp_path / "made")
+
+
 @pytest.mark.timeout(900)  # a minute of compiling on an idle core, and tests
 def test_compiled_code_passes_tests_of_its_sources(tmp_path: Path) -> None:
     """Some of them; `make test-compiled` runs all."""
