@@ -89,7 +89,8 @@ class Machinery:
         if obj is None:
             raise KeyError(pod)
         ip = obj["status"]["podIP"]
-        self.world.engines.by_ip[ip] = SimulatedEngine(pod)
+        moment = asyncio.get_running_loop().time()
+        self.world.engines.by_ip[ip] = SimulatedEngine(pod, restarted_at=moment)
         self._ips += 1
         statuses = [
             {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from pdserve.controllers.shared import caches, clock, device_claims, group_view
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.desired import decisions
 from pdserve.desired.compare import controller_uid
+from pdserve.dst.world_engines import Engines, SimulatedEngine
 from pdserve.groups import (
     health,
+    linking,
     plan,
     removal,
     repairs,
@@ -148,6 +151,30 @@ def _routes_unlinked() -> tuple[Change, ...]:
         )  # fmt: skip
 
     return _everywhere("is_routable", is_routable, routable)
+
+
+def _restarts_unseen() -> tuple[Change, ...]:
+    def is_routable(instance: InstanceObs, table: PeerTable | None) -> bool:
+        return (
+            not instance.terminating and instance.fault is None
+            and all(m.linked_container is not None for m in instance.members)
+            and (instance.ready or not instance.linked)
+            and routable.peer_entry(instance, table) is not None
+        )  # fmt: skip
+
+    def lost_links(_group: object, _instance: object) -> str | None:
+        return None
+
+    links = Engines.ready
+
+    def ready(self: Engines, engine: SimulatedEngine) -> bool:
+        return engine.restarted_at == -math.inf and links(self, engine)
+
+    return (
+        *_everywhere("is_routable", is_routable, routable),
+        (linking, "_lost_links", lost_links),
+        (Engines, "ready", ready),
+    )
 
 
 def _routes_the_dead() -> tuple[Change, ...]:
@@ -277,6 +304,8 @@ PLANTS: Final = (
           _drain_unheeded, first=105),
     Plant("routes-unlinked", "instances are routed before they link", (1,),
           _routes_unlinked, first=10),
+    Plant("restarts-unseen", "what restarts in place and never links again stays routed", (1,),
+          _restarts_unseen, first=5),
     Plant("routes-the-dead", "instances that end stay routed", (1,), _routes_the_dead, first=10),
     Plant("no-drain", "instances are deleted instead of drained", (5,), _no_drain, first=77),
     Plant("serving-goes-first", "of too many groups the serving one goes", (3, 7, 13),

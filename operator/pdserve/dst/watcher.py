@@ -44,7 +44,7 @@ from pdserve.wire import names
 LAG = 20.0
 """Seconds after which the operator must know what happened."""
 ROUTED_LAG = 8.0
-"""Seconds for which a route may still name an instance that just went away."""
+"""Seconds for which a route may still name an instance that ended or restarted."""
 REPAIR_LAG = 15.0
 """Seconds after which an instance that a user deleted or that failed must have a successor."""
 DRAIN_SECONDS = 60.0
@@ -120,7 +120,7 @@ class Watcher:
                 )
         for (namespace, service), ids in self._tables():
             for name in ids:
-                self._check_still_there(namespace, service, name)
+                self._check_serves(namespace, service, name)
 
     # --- writes ------------------------------------------------------------------------------
 
@@ -351,19 +351,26 @@ class Watcher:
         engine = engine_of(self.world, pod)
         if engine is None or engine.spoil is not None:
             return
-        if not engine.linked_once:
+        # Of a container that restarts while the table is written the operator hears afterwards;
+        # `_check_serves` judges those that stay.
+        restarts = self._time() < engine.restarted_at + ROUTED_LAG
+        if not engine.linked_once and not restarts:
             raise Violation(1, f"{name} is routed, but has never linked")
 
-    def _check_still_there(self, namespace: str, service: str, name: str) -> None:
+    def _check_serves(self, namespace: str, service: str, name: str) -> None:
+        """A routed instance runs, and the process that runs has linked."""
         pod = self.world.api.store(PODS).objects.get(ObjectKey(namespace, name))
         key = (namespace, service, name)
         alive = pod is not None and pod.get("status", {}).get("phase") == "Running"
-        if alive:
+        engine = engine_of(self.world, pod) if pod is not None and alive else None
+        linked = engine is None or engine.linked_once or engine.spoil is not None
+        if alive and linked:
             self._gone.pop(key, None)
             return
         since = self._gone.setdefault(key, self._time())
         if self._time() - since > ROUTED_LAG:
-            raise Violation(1, f"{name} is routed {ROUTED_LAG:.0f} s after it ended")
+            how = "its container restarted unlinked" if alive else "it ended"
+            raise Violation(1, f"{name} is routed {ROUTED_LAG:.0f} s after {how}")
 
     def _tables(self) -> Iterable[tuple[tuple[str, str], list[str]]]:
         for service in self.world.seen(PDSERVICES):

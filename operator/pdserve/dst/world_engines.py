@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class SimulatedEngine:
     frozen: bool = False
     stopped_at: float = 0.0
     """Loop time at which it last stopped to answer, alone, on a node that is well."""
+    restarted_at: float = -math.inf
+    """Loop time at which it took the place of another process of its pod."""
     spoil: Callable[[object], object] | None = None
     """What becomes of its answers; None: it says the truth."""
 
