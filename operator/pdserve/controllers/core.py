@@ -31,6 +31,7 @@ from pdserve.controllers.shared.scope import Scope
 from pdserve.controllers.shared.skipped import Skipped
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.controllers.shared.triggers import Triggers, group_key
+from pdserve.controllers.shared.unsettled import Unsettled
 from pdserve.controllers.shared.volumes import Volumes
 from pdserve.controllers.worker import resync, work
 from pdserve.engines.pod_profile import Rights
@@ -83,7 +84,8 @@ class Core:
         self.skips = Skipped(self.metrics, self.scope)
         self.caches: Caches = make_caches(client, namespace, registry, self.skips, rng)
         self.fabrics = Fabrics(self.caches)
-        self.triggers = Triggers(self.caches, self.queue)
+        self.unsettled = Unsettled(self.caches)
+        self.triggers = Triggers(self.caches, self.queue, self.unsettled)
         self._gauges = ObjectGauges(registry, self.caches)
         self.synced = False
         self._gateway_image = gateway_image
@@ -147,6 +149,7 @@ class Core:
             client=self.client,
             caches=self.caches,
             fabrics=self.fabrics,
+            unsettled=self.unsettled,
             queue=self.queue,
             events=events,
             linker=linker,

@@ -15,7 +15,7 @@ from pdserve.groups.linking import update_links
 from pdserve.groups.ownership import kept_claims
 from pdserve.groups.removal import delete_finished, drain_deadlines
 from pdserve.groups.repairs import count_faults, suspicion_ends
-from pdserve.groups.report import conditions, group_status
+from pdserve.groups.report import conditions, group_status, settled
 from pdserve.groups.resize import resize_group
 from pdserve.groups.scale import scale_groups
 from pdserve.groups.scaleunit import place_scale_unit
@@ -64,4 +64,5 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
         blocked_request=draft.blocked_request,
         budgets=budgets,
         reasons=tuple(draft.reasons),
+        settled=settled(groups, observation, draft),
     )

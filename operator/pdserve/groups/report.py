@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pdserve.groups.types import BeginDrain, ConditionState, DeletePod, GroupSummary, Observation
-from pdserve.groups.view import GroupView, PlanDraft, members_of
+from pdserve.groups.view import GroupView, PlanDraft, closed_members, members_of
 from pdserve.placement import Cell, cell_text, crossing_percent, spread_of
 from pdserve.terms import ROLES
 from pdserve.topology import Fabric
@@ -41,6 +41,25 @@ def conditions(
         _linked(groups),
         draft.progressing or _progressing(groups, observation, draft, ready),
         _placed(groups, observation.now, draft),
+    )
+
+
+def settled(groups: Sequence[GroupView], observation: Observation, draft: PlanDraft) -> bool:
+    """Whether nothing is to be done, waited for or kept in mind.
+
+    Of all nodes, only those that the instances are on then mean anything to this ScenarioGroup.
+    """
+    if draft.actions or draft.waits or draft.blocked or draft.progressing or draft.repairs:
+        return False
+    wanted = observation.wanted
+    return (
+        not observation.claims
+        and len(groups) == wanted.replicas
+        and all(g.revision == wanted.revision and len(g.staying) == len(g.members) for g in groups)
+        and all(len(g.of_role(r)) == wanted.role(r).count for g in groups for r in ROLES)
+        and all(complete(g, observation) for g in groups)
+        and not any(i.silent or i.recheck_after for i in observation.instances)
+        and not any(closed_members(g, observation, draft.fabric) for g in groups)
     )
 
 

@@ -376,3 +376,5 @@ class Plan:
     """Each P/D group's PodDisruptionBudget; others are to be deleted."""
     reasons: tuple[str, ...] = ()
     """Human sentences: why each action, why not another (for `explain` and events)."""
+    settled: bool = False
+    """Nothing is to be done or waited for: of nodes, only those of its instances mean anything."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from pdserve.placement.beside import Beside, Offer
 from pdserve.placement.types import GroupRequest, Shape
-from pdserve.topology import Fabric, Path
+from pdserve.topology import Fabric, Path, Tree
 
 _FRONTIER_CAP = 64
 """Frontiers stop here: no leaf is asked for more instances of one role."""
@@ -84,6 +84,16 @@ def nested(prefill: Shape, decode: Shape) -> bool:
     return big % small == 0
 
 
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What a `Capacity` counted, and the tree in which it did: all that the next one needs."""
+
+    tree: Tree
+    nodes: Mapping[Path, tuple[NodeRoom, ...]]
+    leaves: Mapping[Path, Room]
+    parts: Mapping[Path, Room]
+
+
 class Capacity:
     """Room of every leaf for one pair of shapes, and its nodes."""
 
@@ -97,19 +107,39 @@ class Capacity:
         self._parts: dict[Path, Room] = {}
         self.exclude: frozenset[str] = frozenset()
 
-    def copy(self, known: Capacity) -> None:
-        """Start from what another one counted for the same shapes."""
+    def rooms(self) -> Rooms:
+        """What was counted, without the fabric."""
+        return Rooms(self.fabric.tree, self.nodes, self.leaves, self._parts)
+
+    def follow(self, known: Rooms, changed: Iterable[str]) -> None:
+        """Count as another one did for the same shapes, but anew where nodes changed or moved."""
         self.nodes, self.leaves = dict(known.nodes), dict(known.leaves)
-        self._parts = dict(known._parts)
+        self._parts = dict(known.parts)
+        names, there = tuple(changed), self.fabric.leaves
+        for leaf in sorted({*_leaves_of(known.tree, names), *_leaves_of(self.fabric.tree, names)}):
+            if leaf in there:
+                self._fill(leaf)
+            else:
+                self._forget_parts(leaf)
+                self.nodes.pop(leaf, None)
+                self.leaves.pop(leaf, None)
 
     def fill(self, leaves: Iterable[Path], exclude: frozenset[str] = frozenset()) -> None:
         """Count these leaves (again), without some nodes."""
         self.exclude |= exclude
         for leaf in leaves:
-            nodes = tuple(self._node(n) for n in self.fabric.leaves[leaf] if n not in exclude)
-            self._parts = {p: r for p, r in self._parts.items() if p != leaf[: len(p)]}
-            self.nodes[leaf] = tuple(n for n in nodes if n.prefill or n.decode)
-            self.leaves[leaf] = self.count(self.nodes[leaf])
+            self._fill(leaf)
+
+    def _fill(self, leaf: Path) -> None:
+        left_out = self.exclude
+        nodes = tuple(self._node(n) for n in self.fabric.leaves[leaf] if n not in left_out)
+        self._forget_parts(leaf)
+        self.nodes[leaf] = tuple(n for n in nodes if n.prefill or n.decode)
+        self.leaves[leaf] = self.count(self.nodes[leaf])
+
+    def _forget_parts(self, leaf: Path) -> None:
+        for depth in range(len(leaf) + 1):
+            self._parts.pop(leaf[:depth], None)
 
     def count(self, nodes: Iterable[NodeRoom]) -> Room:
         """Room for instances that these nodes of one leaf make together."""
@@ -232,15 +262,30 @@ def capacity_for(fabric: Fabric, request: GroupRequest) -> Capacity:
     if not request.exclude:
         return base
     narrowed = Capacity(fabric, request)
-    narrowed.copy(base)
-    narrowed.fill(_leaves_of(fabric, request.exclude), request.exclude)
+    narrowed.follow(base.rooms(), ())
+    narrowed.fill(_leaves_of(fabric.tree, request.exclude), request.exclude)
     return narrowed
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What a fabric's memo knows for one pair of shapes. It holds no former fabric."""
+
+    rooms: Rooms
+    changed: frozenset[str] = frozenset()
+    """Nodes that differ from those that were counted."""
+    capacity: Capacity | None = None
+    """The fabric's own; None while some nodes are to be counted anew."""
+
+    def after(self, changed: frozenset[str]) -> _Counted:
+        """See `topology.fabric.Derived`: counted anew when asked for, and where it must be."""
+        return _Counted(self.rooms, self.changed | changed)
+
+
 def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
-    """Phases: 1 look for a fabric that is counted, from this one up to the one first built; 2 count
-    that one if none is; 3 count what changed, down to this one. What is derived from any of them
-    later finds it counted.
+    """Phases: 1 look for a fabric that is counted, from this one up to the one it was derived from
+    at first; 2 count that one if none is; 3 count what changed, down to this one. What is derived
+    from any of them later finds it counted.
     """
     key = ("capacity", request.prefill_shape, request.decode_shape)
     # 1
@@ -250,25 +295,28 @@ def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
         derived.append(source)
         source = source.parent
     # 2
-    known: Capacity | None = source.memo.get(key)
-    if known is None:
-        known = Capacity(source, request)
-        known.fill(source.leaves)
-        _remember(source, key, known)
+    known = source.memo.get(key)
+    capacity = known.capacity if isinstance(known, _Counted) else None
+    if capacity is None:
+        capacity = Capacity(source, request)
+        if isinstance(known, _Counted):
+            capacity.follow(known.rooms, known.changed)
+        else:
+            capacity.fill(source.leaves)
+        _remember(source, key, capacity)
     # 3
     for below in reversed(derived):
         found = Capacity(below, request)
-        found.copy(known)
-        found.fill(_leaves_of(below, below.changed))
+        found.follow(capacity.rooms(), below.changed)
         _remember(below, key, found)
-        known = found
-    return known
+        capacity = found
+    return capacity
 
 
 def _remember(fabric: Fabric, key: Hashable, capacity: Capacity) -> None:
-    if len(fabric.memo) >= _SHAPES:
+    if len(fabric.memo) >= _SHAPES and key not in fabric.memo:
         fabric.memo.clear()
-    fabric.memo[key] = capacity
+    fabric.memo[key] = _Counted(capacity.rooms(), capacity=capacity)
 
 
 def by_room(leaves: Mapping[Path, Room]) -> list[Path]:
@@ -276,8 +324,8 @@ def by_room(leaves: Mapping[Path, Room]) -> list[Path]:
     return sorted(leaves, key=lambda leaf: (-leaves[leaf].prefills - leaves[leaf].decodes, leaf))
 
 
-def _leaves_of(fabric: Fabric, nodes: Iterable[str]) -> list[Path]:
-    return sorted({leaf for n in nodes if (leaf := fabric.leaf(n)) is not None})
+def _leaves_of(tree: Tree, nodes: Iterable[str]) -> list[Path]:
+    return sorted({leaf for n in nodes if (leaf := tree.leaf(n)) is not None})
 
 
 def join(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:

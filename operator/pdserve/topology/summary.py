@@ -1,10 +1,18 @@
-"""The numbers of a RoCEDomain's status. The largest P/D group that fits comes from `placement`."""
+"""The numbers of a RoCEDomain's status. The largest P/D group that fits comes from `placement`.
+
+Each leaf is read once and again when something in it changed: what is known of leaves stays in the
+fabric's memo.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pdserve.topology.fabric import Fabric
+from pdserve.topology.nodes import NodeView
+from pdserve.topology.tree import Path, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +21,16 @@ class LevelSummary:
 
     name: str
     domains: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeafTrouble:
+    """A leaf in which something is not well."""
+
+    leaf: Path
+    away: tuple[str, ...]
+    """Nodes that are not ready, by name."""
+    unhealthy_devices: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +49,95 @@ class DomainSummary:
     tree_consistent: tuple[str, ...]
     """Why TreeConsistent is False; empty when it is True."""
     node_problems: tuple[str, ...]
+    troubles: tuple[LeafTrouble, ...] = ()
+    """Leaves in which nodes are not ready or devices not healthy, by path."""
 
 
 def summarise(fabric: Fabric) -> DomainSummary:
     """Summarise the tree; same fabric, same answer."""
-    views = [fabric.nodes[name] for name in sorted(fabric.nodes)]
-    inside = [v for v in views if fabric.path(v.name) is not None]
-    resources = sorted({r for v in inside for r in v.allocatable})
-    paths = [p for v in inside if (p := fabric.path(v.name)) is not None]
+    leaves = _leaves(fabric)
+    outside = [fabric.nodes[name] for name in fabric.excluded]
+    free: Counter[str] = Counter()
+    for leaf in leaves.values():
+        free.update(leaf.free)
+    problems = [p for leaf in leaves.values() for p in leaf.problems] + _problems(outside)
     return DomainSummary(
         topology_version=fabric.version,
-        nodes_total=len(views),
-        nodes_ready=sum(1 for v in inside if v.ready),
-        nodes_excluded=len(fabric.excluded),
-        unhealthy_devices=sum(len(v.unhealthy) for v in inside),
+        nodes_total=len(fabric.nodes),
+        nodes_ready=sum(leaf.ready for leaf in leaves.values()),
+        nodes_excluded=len(outside),
+        unhealthy_devices=sum(leaf.unhealthy for leaf in leaves.values()),
         levels=tuple(
-            LevelSummary(level.name, len({p[:depth] for p in paths}))
-            for depth, level in enumerate(fabric.spec.levels, start=1)
+            LevelSummary(level.name, count)
+            for level, count in zip(fabric.spec.levels, fabric.tree.counts, strict=True)
         ),
-        free=tuple(
-            (r, sum(fabric.free(v.name, r) for v in inside if fabric.blocked(v.name) is None))
-            for r in resources
-        ),
+        free=tuple(sorted(free.items())),
         labels_complete=tuple(p.message for p in fabric.problems if p.kind == "LabelMissing"),
         tree_consistent=tuple(p.message for p in fabric.problems if p.kind == "SeveralParents"),
-        node_problems=tuple(f"node {v.name}: {text}" for v in views for text in v.problems),
+        node_problems=tuple(f"node {name}: {text}" for name, text in sorted(problems)),
+        troubles=tuple(
+            LeafTrouble(path, leaf.away, leaf.unhealthy)
+            for path, leaf in sorted(leaves.items())
+            if leaf.away or leaf.unhealthy
+        ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    ready: int
+    away: tuple[str, ...]
+    unhealthy: int
+    free: Mapping[str, int]
+    """Of every resource that a node of the leaf has."""
+    problems: tuple[tuple[str, str], ...]
+    """Node and text."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a fabric's memo knows of the leaves of `tree`."""
+
+    tree: Tree
+    leaves: Mapping[Path, _Leaf]
+    changed: frozenset[str] = frozenset()
+    """Nodes that differ from those that were read."""
+
+    def after(self, changed: frozenset[str]) -> _Known:
+        """See `fabric.Derived`."""
+        return _Known(self.tree, self.leaves, self.changed | changed)
+
+
+def _leaves(fabric: Fabric) -> Mapping[Path, _Leaf]:
+    known, tree = fabric.memo.get("summary"), fabric.tree
+    if not isinstance(known, _Known):
+        leaves = {path: _leaf(fabric, path) for path in tree.leaves}
+    elif known.changed:
+        leaves = dict(known.leaves)
+        for name in known.changed:
+            for path in (known.tree.leaf(name), tree.leaf(name)):
+                if path is not None:
+                    leaves.pop(path, None)
+        for path in tree.leaves.keys() - leaves.keys():
+            leaves[path] = _leaf(fabric, path)
+    else:
+        return known.leaves
+    fabric.memo["summary"] = _Known(tree, leaves)
+    return leaves
+
+
+def _leaf(fabric: Fabric, path: Path) -> _Leaf:
+    views = [fabric.nodes[name] for name in fabric.leaves[path]]
+    free: dict[str, int] = {}
+    for view in views:
+        usable = fabric.blocked(view.name) is None
+        for resource in view.allocatable:
+            more = fabric.free(view.name, resource) if usable else 0
+            free[resource] = free.get(resource, 0) + more
+    away = tuple(v.name for v in views if not v.ready)
+    unhealthy = sum(len(v.unhealthy) for v in views)
+    return _Leaf(len(views) - len(away), away, unhealthy, free, tuple(_problems(views)))
+
+
+def _problems(views: Iterable[NodeView]) -> list[tuple[str, str]]:
+    return [(view.name, text) for view in views for text in view.problems]

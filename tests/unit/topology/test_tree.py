@@ -244,10 +244,10 @@ def test_a_node_is_blocked_by_its_part_first_at_any_level() -> None:
 def test_nodes_renewed_stand_as_they_are_now_with_the_new_promises_alone() -> None:
     before = fabric("p1 a  n1:8 n2:8").reserve([Reservation("x", "n2", RESOURCE, 8)])
     (now,) = draw("p1 a  n1:2/8")
-    after = before.renewed([now], [Reservation("y", "n1", RESOURCE, 1)])
+    after = before.renewed({"n1": now}, {("n1", RESOURCE): 1})
     assert [after.free(n, RESOURCE) for n in ("n1", "n2")] == [1, 8]
     assert [before.free(n, RESOURCE) for n in ("n1", "n2")] == [8, 0]
-    assert (after.parent, after.changed, after.leaves) == (before, {"n1"}, before.leaves)
+    assert after.tree is before.tree
 
 
 def test_promises_of_one_node_add_up_resource_by_resource() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 from pdserve.api import InvalidObjectError, RoCEDomain, merge_conditions
@@ -20,7 +19,7 @@ from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey
 from pdserve.placement import Shape, largest_uniform_group
 from pdserve.terms.json import JsonObject
-from pdserve.topology import DomainSummary, Fabric, fabric_spec, summarise
+from pdserve.topology import DomainSummary, Fabric, LeafTrouble, fabric_spec, summarise
 from pdserve.wire import names
 
 MAX_WORST = 10
@@ -107,7 +106,7 @@ def domain_status(
             {"resource": resource, "devices": free, **_largest(fabric, resource, shapes)}
             for resource, free in summary.free
         ],
-        "worst": _worst(fabric),
+        "worst": _worst(summary, fabric.spec.levels[fabric.spec.leaf_depth - 1].name),
         "conditions": [c.to_dict() for c in merged],
     }
 
@@ -151,20 +150,19 @@ def _no_node(summary: DomainSummary) -> str:
     )
 
 
-def _worst(fabric: Fabric) -> list[dict[str, str]]:
+def _worst(summary: DomainSummary, level: str) -> list[dict[str, str]]:
     """Leaves by what is wrong in them, most first, then by name."""
-    sick: Counter[tuple[str, ...]] = Counter()
-    texts: dict[tuple[str, ...], str] = {}
-    for leaf, nodes in fabric.leaves.items():
-        views = [fabric.nodes[n] for n in nodes]
-        away = [v.name for v in views if not v.ready]
-        devices = sum(len(v.unhealthy) for v in views)
-        if away or devices:
-            sick[leaf] = len(away) + devices
-            shown = ", ".join(away[:3]) + (" and more" if len(away) > 3 else "")
-            parts = [f"{len(away)} nodes not ready ({shown})"] if away else []
-            parts += [f"{devices} unhealthy devices"] if devices else []
-            texts[leaf] = ", ".join(parts)[:MAX_LINE]
-    level = fabric.spec.levels[fabric.spec.leaf_depth - 1].name
-    order = sorted(sick, key=lambda leaf: (-sick[leaf], leaf))[:MAX_WORST]
-    return [{"level": level, "value": leaf[-1], "message": texts[leaf]} for leaf in order]
+    order = sorted(summary.troubles, key=lambda t: (-len(t.away) - t.unhealthy_devices, t.leaf))
+    return [
+        {"level": level, "value": trouble.leaf[-1], "message": _told(trouble)}
+        for trouble in order[:MAX_WORST]
+    ]
+
+
+def _told(trouble: LeafTrouble) -> str:
+    away = trouble.away
+    shown = ", ".join(away[:3]) + (" and more" if len(away) > 3 else "")
+    parts = [f"{len(away)} nodes not ready ({shown})"] if away else []
+    if trouble.unhealthy_devices:
+        parts.append(f"{trouble.unhealthy_devices} unhealthy devices")
+    return ", ".join(parts)[:MAX_LINE]

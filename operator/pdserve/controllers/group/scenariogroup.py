@@ -114,6 +114,7 @@ class _Reconcile:
         """Reason and message of refused objects that instances serve without."""
 
     async def run(self) -> float | None:
+        self.context.unsettled.looked_at(self.key, settled=False)
         # 1
         seen = self.context.caches.changes
         view = view_group(self.context, self.group)
@@ -164,6 +165,10 @@ class _Reconcile:
             again = await self._carry_out(view, planned, found, noted)
         if blind:
             again = min(BLIND_RETRY, again or BLIND_RETRY)
+        # What keeps it from acting, or is to be tried again, ends without a change of a node too,
+        # but it must not look settled meanwhile.
+        settled = planned.settled and again is None and not wanted.paused
+        self.context.unsettled.looked_at(self.key, settled=settled)
         if planned.blocked_request is None or not _restricted(planned.blocked_request):
             return again
         # Where a volume is changes without an event.

@@ -19,6 +19,7 @@ from pdserve.controllers.shared.promises import Promises
 from pdserve.controllers.shared.scope import Scope
 from pdserve.controllers.shared.skipped import Skipped
 from pdserve.controllers.shared.tokens import Tokens
+from pdserve.controllers.shared.unsettled import Unsettled
 from pdserve.controllers.shared.volumes import Volumes
 from pdserve.desired.service_status import Attainment
 from pdserve.engines.pod_profile import Rights
@@ -36,6 +37,8 @@ class OperatorContext:
     client: KubeClient
     caches: Caches
     fabrics: Fabrics
+    unsettled: Unsettled
+    """Which ScenarioGroups a change of any node may concern."""
     queue: WorkQueue
     events: EventRecorder
     linker: Linker

@@ -20,6 +20,7 @@ from pdserve.controllers.shared.caches import (
     service_of_group,
 )
 from pdserve.controllers.shared.domain_overlap import overlap_in_status
+from pdserve.controllers.shared.unsettled import Unsettled
 from pdserve.kube.cache import Cache
 from pdserve.kube.held import ChangeType, K
 from pdserve.kube.resource import Object, ObjectKey
@@ -35,9 +36,6 @@ DOMAIN_DELAY: Final = 0.5
 """Seconds over which changes of a RoCEDomain's nodes and devices are gathered: its status is a
 summary, and one rollout changes hundreds of pods."""
 
-SWEEP: Final = 5.0
-"""Seconds over which all ScenarioGroups look at what a node event may mean to them."""
-
 
 def service_key(namespace: str, name: str) -> QueueKey:
     """Key of a PDService."""
@@ -52,9 +50,10 @@ def group_key(key: ObjectKey) -> QueueKey:
 class Triggers:
     """Connects caches to the queue. Make one per set of caches."""
 
-    def __init__(self, caches: Caches, queue: WorkQueue) -> None:
+    def __init__(self, caches: Caches, queue: WorkQueue, unsettled: Unsettled) -> None:
         self._caches = caches
         self._queue = queue
+        self._unsettled = unsettled
         caches.services.on_change(self._service)
         caches.groups.on_change(self._group)
         caches.domains.on_change(self._domain)
@@ -111,12 +110,7 @@ class Triggers:
             self._add(SERVICE, service)
 
     def _node(self, _event: ChangeType, old: NodeView | None, new: NodeView | None) -> None:
-        """Whom it concerns looks at once: who has pods there, who waits for devices.
-
-        All other groups are looked at too, spread over `SWEEP`: a node may mean more to a group
-        than is seen here, and hundreds of groups at once would stand before the one that is to be
-        repaired.
-        """
+        """Whom it concerns looks: who has pods there, and who is not settled."""
         self._domains_later()
         name = _any(old, new).name
         unbound = self._caches.pods.by_index(BY_STATE, UNBOUND)
@@ -125,12 +119,8 @@ class Triggers:
             *(p for p in unbound if p.pinned == name),
         ):
             self._group_of(pod)
-        self._waiting_groups()
-        groups = self._caches.groups.list()
-        for position, group in enumerate(groups, 1):
-            meta = group["metadata"]
-            key = QueueKey(GROUP, meta["namespace"], meta["name"])
-            self._queue.add_after(key, SWEEP * position / len(groups))
+        for key in self._unsettled.groups:
+            self._queue.add(group_key(key))
 
     def _pod(self, _event: ChangeType, old: PodView | None, new: PodView | None) -> None:
         pod = _any(old, new)
@@ -168,8 +158,9 @@ class Triggers:
 
     def _waiting_groups(self) -> None:
         """Something came free: those who could not be placed look again."""
-        for group in self._caches.groups.list():
-            if not _placed(group):
+        for key in self._unsettled.groups:
+            group = self._caches.groups.get(key.name, key.namespace)
+            if group is not None and not _placed(group):
                 self._add(GROUP, group)
 
     def _add(self, kind: str, obj: Object) -> None:

@@ -13,10 +13,11 @@ from pdserve.controllers import worker
 from pdserve.controllers.shared import triggers
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS, make_caches
 from pdserve.controllers.shared.context import OperatorContext
-from pdserve.controllers.shared.fabrics import Fabrics, reservations
+from pdserve.controllers.shared.fabrics import Fabrics
 from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.scope import Scope
 from pdserve.controllers.shared.triggers import Triggers
+from pdserve.controllers.shared.unsettled import Unsettled
 from pdserve.dst.moments import stamp
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
@@ -25,7 +26,14 @@ from pdserve.exposition import Registry
 from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import NODES, PODS, Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey, WorkQueue
-from pdserve.topology import Fabric, PodView, build_fabric, fabric_spec, node_view
+from pdserve.topology import (
+    Fabric,
+    PodView,
+    build_fabric,
+    fabric_spec,
+    node_view,
+    reservation_of,
+)
 
 
 class Bare:
@@ -83,7 +91,8 @@ class Watching:
             world.api.client(), None, Registry(), lambda *_: None, random.Random(1)
         )
         self.fabrics = Fabrics(self.caches)
-        Triggers(self.caches, self.queue)
+        self.unsettled = Unsettled(self.caches)
+        Triggers(self.caches, self.queue, self.unsettled)
 
     async def follow(self) -> None:
         """Keep the caches, until cancelled."""
@@ -94,7 +103,7 @@ class Watching:
 
 @pytest.mark.invariant(14)
 @virtual_time
-async def test_after_a_node_event_those_concerned_look_first_and_the_others_spread() -> None:
+async def test_a_node_event_wakes_whom_it_concerns_and_no_other() -> None:
     groups = 8
     world = World()
     add_domain_and_groups(world, groups)
@@ -106,6 +115,7 @@ async def test_after_a_node_event_those_concerned_look_first_and_the_others_spre
         following = asyncio.create_task(core.follow())
         await core.caches.wait_synced()
         queue = core.queue
+        await asyncio.sleep(60)  # the operator has told all it has to tell
         while len(queue):
             queue.done(await queue.get())
         node = world.instances()[0]["spec"]["nodeName"]
@@ -114,27 +124,54 @@ async def test_after_a_node_event_those_concerned_look_first_and_the_others_spre
             for p in world.instances()
             if p["spec"]["nodeName"] == node
         }
+        elsewhere = sorted({f"shop{n:02d}-chat" for n in range(groups)} - here)
+        for key in core.unsettled.groups:
+            core.unsettled.looked_at(key, settled=key.name != elsewhere[0])
         world.patch(
             NODES, "", node,
             {"status": {"conditions": [
                 {"type": "Ready", "status": "Unknown", "lastTransitionTime": stamp()}]}},
             subresource="status",
         )  # fmt: skip
-        began = asyncio.get_running_loop().time()
-        looked: dict[str, float] = {}
-        most = 0
-        while len(looked) < groups:
+        await asyncio.sleep(30)
+        woken = set()
+        while len(queue):
             key = await queue.get()
-            if key.kind == triggers.GROUP:
-                looked.setdefault(key.name, asyncio.get_running_loop().time() - began)
-                most = max(most, queue.depth().get(triggers.GROUP, 0))
+            woken |= {key.name} if key.kind == triggers.GROUP else set()
             queue.done(key)
-        assert 0 < len(here) < groups
-        assert all(looked[name] == 0 for name in here), "at once"
-        others = [seconds for name, seconds in looked.items() if name not in here]
-        assert max(others) <= triggers.SWEEP + 0.1
-        assert len({round(seconds, 3) for seconds in others}) == len(others), "one by one"
+        assert here and len(elsewhere) > 1
+        assert woken == here | {elsewhere[0]}
         following.cancel()
+
+
+@virtual_time
+async def test_groups_at_rest_do_not_look_when_a_node_changes_that_is_not_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[str] = []
+    look = worker.RECONCILERS[triggers.GROUP]
+
+    async def noted(context: OperatorContext, key: ObjectKey) -> float | None:
+        looked.append(key.name)
+        return await look(context, key)
+
+    monkeypatch.setitem(cast("dict[str, Any]", worker.RECONCILERS), triggers.GROUP, noted)
+    world = World()
+    add_domain_and_groups(world, 2)
+    async with world.running(), world.operator():
+        await world.until(lambda: all(world.service_ready(f"shop{n:02d}") for n in range(2)), 300)
+        await asyncio.sleep(60)
+        used = {p["spec"]["nodeName"] for p in world.instances()}
+        free = next(
+            n["metadata"]["name"] for n in world.seen(NODES) if n["metadata"]["name"] not in used
+        )
+        looked.clear()
+        world.patch(NODES, "", free, {"spec": {"unschedulable": True}})
+        await asyncio.sleep(30)
+        assert not looked
+        world.patch(NODES, "", min(used), {"spec": {"unschedulable": True}})
+        await asyncio.sleep(30)
+        assert looked
 
 
 @virtual_time
@@ -189,7 +226,7 @@ async def _kept_tree(seed: int) -> None:
                 node_view(world.get(NODES, node.name, "") or {}, bound.get(node.name, ()))
                 for node in core.caches.nodes.list()
             ]
-            return build_fabric(spec, nodes, reservations(core.caches))
+            return build_fabric(spec, nodes, [r for pod in pods for r in reservation_of(pod)])
 
         for _ in range(40):
             _change(world, rng)
