@@ -29,6 +29,7 @@ from pdserve.controllers.shared.node_changes import NodeChanges
 from pdserve.controllers.shared.promises import Promises
 from pdserve.controllers.shared.scope import Scope
 from pdserve.controllers.shared.skipped import Skipped
+from pdserve.controllers.shared.taken import Taken
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.controllers.shared.triggers import Triggers, group_key
 from pdserve.controllers.shared.unsettled import Unsettled
@@ -103,6 +104,7 @@ class Core:
         self.caches.groups.on_change(self.claims.group_changed)
         self.promises = Promises(self.clock.now)
         self.caches.groups.on_change(self.promises.group_changed)
+        self.taken = Taken(self.caches, self.fabrics, self.claims, self.promises)
         self._rng = rng
         self._resync = resync_seconds
         self._identity = identity
@@ -116,6 +118,7 @@ class Core:
         The empty namespace stands for RoCEDomains.
         """
         changed = self.scope.leave(left)
+        self.taken.everything_changed()
         for key in self.triggers.everything():
             if key.namespace in changed:
                 self.queue.add(key)
@@ -148,7 +151,7 @@ class Core:
         context = OperatorContext(
             client=self.client,
             caches=self.caches,
-            fabrics=self.fabrics,
+            taken=self.taken,
             unsettled=self.unsettled,
             queue=self.queue,
             events=events,

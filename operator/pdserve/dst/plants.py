@@ -241,7 +241,7 @@ def _claims_forgotten() -> tuple[Change, ...]:
     return (
         (plan, "kept_claims", nothing),
         (device_claims.Claims, "of", nothing),
-        (device_claims.Claims, "reserved", nothing),
+        (device_claims.Claims, "reservations", nothing),
         (device_claims.Claims, "ahead", nothing),
     )
 

@@ -156,7 +156,7 @@ class Fabric:
                 nodes.pop(name, None)
             else:
                 nodes[name] = view
-        if nodes.keys() - self.nodes.keys():
+        if any(name not in self.nodes for name, view in changed.items() if view is not None):
             nodes = {name: nodes[name] for name in sorted(nodes)}
         other = Fabric(self.tree.with_nodes(changed), nodes, reserved)
         names = frozenset(changed)

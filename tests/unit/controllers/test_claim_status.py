@@ -9,15 +9,11 @@ from tests.support.api_objects import scenariogroup
 
 from pdserve.api import ScenarioGroup
 from pdserve.api.scenariogroup import MAX_BESIDE
-from pdserve.controllers.shared.caches import make_caches
 from pdserve.controllers.shared.device_claims import Claims, Rank
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.scope import Scope
 from pdserve.desired.claim_entries import MOST_BESIDE, claims_of, from_json, to_json
-from pdserve.dst.api_server import FakeApi
-from pdserve.exposition import Registry
 from pdserve.frozen import Frozen
-from pdserve.groups.claims import reservations
 from pdserve.groups.types import DeviceClaim
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import GroupRequest
@@ -120,16 +116,3 @@ def ended(claims: Claims, uid: str) -> None:
         "spec": {"nodeName": "node-1", "containers": [{"name": "engine", "resources": limits}]},
     }  # fmt: skip
     claims.pod_changed("DELETED", pod_view(pod), None)
-
-
-def test_a_claim_counts_once_beside_the_promise_to_its_pod() -> None:
-    """Status names a new pod's claim before it is created."""
-    caches = make_caches(FakeApi().client(), None, Registry(), lambda *_: None)
-    obj = scenariogroup()
-    obj["metadata"].update(uid="g", resourceVersion="7", namespace="team")
-    obj["status"] = {"claims": to_json([claim()])}
-    assert caches.groups.observe(obj)
-    claims = Claims(Scope())
-    assert claims.reserved(caches) == reservations([claim()])
-    assert claims.reserved(caches, {ObjectKey("team", claim().pod)}) == ()
-    assert claims.reserved(caches, {ObjectKey("another", claim().pod)}) != ()

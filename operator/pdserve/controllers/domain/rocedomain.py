@@ -40,7 +40,7 @@ async def reconcile_domain(context: OperatorContext, key: ObjectKey) -> float | 
         domain = parsed(RoCEDomain, obj)
     except InvalidObjectError as error:
         raise InvalidObject(str(error)) from error
-    fabric = context.fabrics.of(fabric_spec(domain), context.taken())
+    fabric = context.taken.fabric(fabric_spec(domain))
     status = domain_status(
         domain, fabric, shapes_in_use(context.caches, key.name), overlap(context.caches, obj),
         context.now(),

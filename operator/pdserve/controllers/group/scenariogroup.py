@@ -358,7 +358,7 @@ class _Reconcile:
         return next((s for s in listed if s.name == self.group.spec.scenario), None)
 
     def _fabric(self, domain: RoCEDomain) -> Fabric:
-        return self.context.fabrics.of(fabric_spec(domain), self.context.taken())
+        return self.context.taken.fabric(fabric_spec(domain))
 
     def _routes(self) -> RouteTable | None:
         name = names.routes_configmap_name(self.group.spec.service)

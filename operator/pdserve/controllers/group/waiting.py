@@ -35,7 +35,7 @@ def _recall(context: OperatorContext, obj: Object) -> None:
 
     def fabric() -> Fabric | None:
         known = None if domain is None else fabric_spec(domain)
-        return None if known is None else context.fabrics.of(known, context.taken())
+        return None if known is None else context.taken.fabric(known)
 
     context.claims.recall(view, fabric)
     spec = group.spec

@@ -247,7 +247,7 @@ class RatioLoop:
                 counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
             )
         spec = fabric_spec(domain)
-        fabric = self._context.fabrics.of(spec, self._context.taken())
+        fabric = self._context.taken.fabric(spec)
         view: ScenarioGroupView = view_group(self._context, subject.group)
         reach = self._context.volumes.reach
         return lambda counts: placement_limit(fabric, view, counts, reach)

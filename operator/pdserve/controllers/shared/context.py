@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pdserve.controllers.shared.caches import Caches
 from pdserve.controllers.shared.clock import Clock, NodeSilence
 from pdserve.controllers.shared.device_claims import Claims
-from pdserve.controllers.shared.fabrics import Fabrics
 from pdserve.controllers.shared.linker import Linker
 from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.node_changes import NodeChanges
 from pdserve.controllers.shared.promises import Promises
 from pdserve.controllers.shared.scope import Scope
 from pdserve.controllers.shared.skipped import Skipped
+from pdserve.controllers.shared.taken import Taken
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.controllers.shared.unsettled import Unsettled
 from pdserve.controllers.shared.volumes import Volumes
@@ -27,7 +27,6 @@ from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
 from pdserve.kube.resource import ObjectKey
 from pdserve.kube.workqueue import WorkQueue
-from pdserve.topology import Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,8 @@ class OperatorContext:
 
     client: KubeClient
     caches: Caches
-    fabrics: Fabrics
+    taken: Taken
+    """What is free in each RoCEDomain's fabric."""
     unsettled: Unsettled
     """Which ScenarioGroups a change of any node may concern."""
     queue: WorkQueue
@@ -66,11 +66,6 @@ class OperatorContext:
     """Devices of pods that are being created."""
     attainment: dict[ObjectKey, Attainment] = field(default_factory=dict)
     """Per ScenarioGroup."""
-
-    def taken(self) -> tuple[Reservation, ...]:
-        """Devices that no pod in the cache holds, and that are not free."""
-        claimed = self.claims.reserved(self.caches, self.promises.pods())
-        return (*self.promises.of(self.caches.pods), *claimed)
 
     def now(self) -> float:
         """Seconds since the epoch, on the clock that never steps."""

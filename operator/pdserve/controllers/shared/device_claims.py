@@ -10,7 +10,7 @@ take the devices first. Which groups wait for devices is noted here too, for the
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +23,7 @@ from pdserve.desired.pod_demand import demand_of
 from pdserve.groups.claims import newest, recalled, reservations, with_room
 from pdserve.groups.types import DeviceClaim
 from pdserve.kube.held import ChangeType
-from pdserve.kube.resource import Object, ObjectKey, key_of
+from pdserve.kube.resource import Object, ObjectKey
 from pdserve.placement import GroupRequest
 from pdserve.terms import ROLES
 from pdserve.topology import Fabric, PodView, Reservation
@@ -52,6 +52,15 @@ class Claims:
         self._scope = scope
         self._lost: dict[ObjectKey, dict[str, DeviceClaim]] = {}
         self._waiting: dict[ObjectKey, tuple[str, Rank, GroupRequest]] = {}
+        self._told: list[Callable[[ObjectKey], None]] = []
+
+    def on_change(self, tell: Callable[[ObjectKey], None]) -> None:
+        """Call `tell` with a ScenarioGroup whose claims are others now, status left aside."""
+        self._told.append(tell)
+
+    def _changed(self, key: ObjectKey) -> None:
+        for tell in self._told:
+            tell(key)
 
     # --- noticing --------------------------------------------------------------------------
 
@@ -68,6 +77,7 @@ class Claims:
             key = ObjectKey(old["metadata"]["namespace"], old["metadata"]["name"])
             self._lost.pop(key, None)
             self._waiting.pop(key, None)
+            self._changed(key)
 
     def recall(self, view: ScenarioGroupView, fabric: Callable[[], Fabric | None]) -> None:
         """Note what instances left that ended, or that a table names and that are gone.
@@ -86,6 +96,7 @@ class Claims:
         found = found if tree is None else with_room(found, tree)
         if found:
             self._lost[key] = {**found, **noted}
+            self._changed(key)
 
     def _note(self, pod: PodView) -> None:
         role = pod.labels.get(names.LABEL_ROLE)
@@ -104,6 +115,7 @@ class Claims:
         )  # fmt: skip
         key = ObjectKey(pod.namespace, pod.owner.name)
         self._lost.setdefault(key, {})[claim.pod] = claim
+        self._changed(key)
 
     # --- asking ----------------------------------------------------------------------------
 
@@ -130,31 +142,17 @@ class Claims:
                 del left[claim.pod]
         if not left:
             self._lost.pop(key, None)
+        self._changed(key)
 
-    def reserved(
-        self, caches: Caches, promised: Collection[ObjectKey] = frozenset()
-    ) -> tuple[Reservation, ...]:
-        """What all claims take of the fabric: those whose pods hold nothing.
-
-        `promised` are pods that something is promised to: their promises count instead.
-        """
-        told: dict[ObjectKey, list[DeviceClaim]] = {}
-        for obj in caches.groups.list():
-            # Of thousands, few have any.
-            if listed := (obj.get("status") or {}).get("claims"):
-                told[key_of(obj)] = [c for c in map(from_json, listed) if c is not None]
+    def reservations(self, key: ObjectKey, caches: Caches) -> tuple[Reservation, ...]:
+        """What all claims of one ScenarioGroup take of the fabric, of pods that hold it too."""
+        obj = caches.groups.get(key.name, key.namespace)
         # The last pods of a ScenarioGroup may end after it: no instance is left to come back.
-        for key in list(self._lost):
-            gone = caches.groups.get(key.name, key.namespace) is None
-            if gone or self._scope.leaves(key.namespace):
-                del self._lost[key]
-        return reservations(
-            claim
-            for key in sorted({*told, *self._lost})
-            for claim in newest(told.get(key, ()), self._lost.get(key, {}).values())
-            if ObjectKey(key.namespace, claim.pod) not in promised
-            and not _holds(caches.pods.get(claim.pod, key.namespace))
-        )
+        if obj is None or self._scope.leaves(key.namespace):
+            self._lost.pop(key, None)
+        listed = ((obj or {}).get("status") or {}).get("claims") or ()
+        told = [c for c in map(from_json, listed) if c is not None]
+        return reservations(newest(told, self._lost.get(key, {}).values()))
 
     # --- waiting ---------------------------------------------------------------------------
 
@@ -178,7 +176,3 @@ class Claims:
         )
         first = heapq.nsmallest(MOST_AHEAD, found, key=lambda entry: entry[0])
         return tuple(request for _, request in first)
-
-
-def _holds(pod: PodView | None) -> bool:
-    return pod is not None and bool(pod.devices)

@@ -3,8 +3,8 @@
 A fabric of ten thousand nodes takes a third of a second to build, and after one node event all
 ScenarioGroups concerned ask for the same one. So it is built once per RoCEDomain; a change of a
 node, or of what pods take of it, marks the node, and who asks next gets a fabric in which the
-marked nodes are read again. Readers hold snapshots: a fabric never changes. Neighbours: `promises`
-and others add to it what is not in the cluster yet; `topology.fabric` renews.
+marked nodes are read again. Readers hold snapshots: a fabric never changes. Neighbours: `taken`
+counts here what is not in the cluster yet; `topology.fabric` renews.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ class Fabrics:
         caches.nodes.on_change(self._node)
         caches.pods.on_change(self._pod)
 
-    def of(self, spec: TreeSpec, promised: Iterable[Reservation] = ()) -> Fabric:
-        """The RoCEDomain's fabric with everything counted that pods take, have reserved or were
-        promised.
+    def of(self, spec: TreeSpec) -> Fabric:
+        """The RoCEDomain's fabric, with everything counted that pods take or that is reserved.
 
-        Of any owner. `promised`: what pods that are being created will take.
+        Of any owner.
         """
         kept = self._kept.get(spec.name)
         if kept is None or kept.spec != spec:
@@ -61,8 +60,14 @@ class Fabrics:
             if changed:
                 kept.fabric = kept.fabric.renewed(changed, dict(self._reserved))
             kept.changed.clear()
-        extra = tuple(promised)
-        return kept.fabric.reserve(extra) if extra else kept.fabric
+        return kept.fabric
+
+    def take(self, before: Iterable[Reservation], now: Iterable[Reservation]) -> None:
+        """Reserve `now` in the place of `before`."""
+        for sign, reservations in ((-1, before), (1, now)):
+            for r in reservations:
+                self._mark(r.node)
+                self._reserve(r.node, {r.resource: r.devices}, sign)
 
     def _build(self, spec: TreeSpec) -> Fabric:
         nodes = (self._view(node) for node in self._caches.nodes.list() if selects(spec, node))

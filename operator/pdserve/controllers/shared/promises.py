@@ -20,11 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from pdserve.kube.cache import ViewCache
 from pdserve.kube.errors import KubeError
 from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object, ObjectKey, key_of
-from pdserve.topology import PodView, Reservation
+from pdserve.topology import Reservation
 
 FAILED_SECONDS: Final = 60.0
 """For how long, at most, devices are kept for attempts that fail."""
@@ -40,6 +39,7 @@ class Promises:
         self._now = now
         self._held: dict[ObjectKey, tuple[Reservation, ...]] = {}
         self._failed: dict[ObjectKey, _Failed] = {}
+        self._told: list[Callable[[ObjectKey], None]] = []
 
     @contextmanager
     def held(self, group: ObjectKey, reservations: Iterable[Reservation]) -> Iterator[None]:
@@ -53,6 +53,7 @@ class Promises:
             yield
             return
         self._held[group] = found
+        self._changed(group)
         kept = found
         try:
             yield
@@ -68,38 +69,43 @@ class Promises:
                 earlier = self._failed.get(group)
                 since = self._now() if earlier is None else earlier.since
                 self._failed[group] = _Failed(since, kept)
+            self._changed(group)
 
     def plans_anew(self, group: ObjectKey) -> None:
         """`group` is about to ask again for what it wants: nothing of earlier attempts is kept."""
         if group in self._failed:
             self._failed[group] = _Failed(self._failed[group].since, ())
+            self._changed(group)
 
     def group_changed(self, event: ChangeType, old: Object | None, _new: Object | None) -> None:
         """Cache handler of ScenarioGroups: one that is gone will not try again."""
         if event == "DELETED" and old is not None:
             self._failed.pop(key_of(old), None)
+            self._changed(key_of(old))
 
-    def of(self, pods: ViewCache[PodView]) -> tuple[Reservation, ...]:
-        """What is promised to pods that `pods` does not show, ordered by group and pod."""
-        promised = self._promised()
-        return tuple(
-            reservation
-            for group in sorted(promised)
-            for reservation in promised[group]
-            if pods.get(reservation.pod, group.namespace) is None
-        )
+    def of(self, group: ObjectKey) -> tuple[Reservation, ...]:
+        """What is promised to pods of `group`, whether they are there yet or not."""
+        if group in self._held:
+            return self._held[group]
+        failed = self._failed.get(group)
+        if failed is None or failed.since + FAILED_SECONDS <= self._now():
+            return ()
+        return failed.kept
 
-    def pods(self) -> frozenset[ObjectKey]:
-        """The pods to which anything is promised."""
-        promised = self._promised()
-        return frozenset(ObjectKey(g.namespace, r.pod) for g in promised for r in promised[g])
-
-    def _promised(self) -> dict[ObjectKey, tuple[Reservation, ...]]:
+    def failed(self) -> frozenset[ObjectKey]:
+        """ScenarioGroups whose promises may end by the passing of time."""
         now = self._now()
         for group in [g for g, f in self._failed.items() if f.since + FORGET_SECONDS <= now]:
             del self._failed[group]
-        failed = {g: f.kept for g, f in self._failed.items() if f.since + FAILED_SECONDS > now}
-        return failed | self._held
+        return frozenset(self._failed)
+
+    def on_change(self, tell: Callable[[ObjectKey], None]) -> None:
+        """Call `tell` with a ScenarioGroup to which something else is promised now."""
+        self._told.append(tell)
+
+    def _changed(self, group: ObjectKey) -> None:
+        for tell in self._told:
+            tell(group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pdserve.api import RoCEDomain
 from pdserve.cli.snapshot import FabricState
 from pdserve.cli.view_explain import fabric_of
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS, make_caches
-from pdserve.controllers.shared.fabrics import MOST_CHANGED, Fabrics
+from pdserve.controllers.shared.fabrics import Fabrics
 from pdserve.dst.moments import stamp
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.dst.world import World
@@ -239,7 +239,7 @@ async def test_a_tree_kept_up_to_date_equals_one_built_anew() -> None:
         following = [tasks.create_task(cache.run()) for cache in caches]
         await caches.wait_synced()
         domain = RoCEDomain.stored(world.seen(ROCE_DOMAINS)[0])
-        for number in range(2 * MOST_CHANGED):
+        for number in range(120):
             leaf = "abc"[number % 3]
             cpu = {"requests": {"cpu": f"{number}m"}, "limits": {NPU: str(number % 2)}}
             bystander(world, f"p{number}", f"{leaf}-0", resources=cpu)
