@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.support.builders import LEVELS, RESOURCE, draw, fabric
 
-from pdserve.topology import NodeView, Reservation, TreeSpec, build_fabric
+from pdserve.topology import NodeView, Reservation, TreeSpec, build_fabric, summarise
 from pdserve.topology.affinity import term_text, terms_of
 from pdserve.topology.requests import (
     is_extended,
@@ -108,7 +108,8 @@ def test_what_is_free_is_what_is_left_of_the_promises(promised: tuple[int, ...],
 
 def test_a_changed_tree_remembers_nothing_of_the_first_ones() -> None:
     tree = fabric("p1 a  n1:8 n2:8")
-    tree.memo["counted"] = 1
+    summarise(tree)
+    assert tree.memo
     later = tree.reserve([Reservation("x", "n1", RESOURCE, 8)])
     assert later.memo == {}
     assert later.parent is tree

@@ -136,9 +136,9 @@ async def test_a_node_event_wakes_whom_it_concerns_and_no_other() -> None:
         await asyncio.sleep(30)
         woken = set()
         while len(queue):
-            key = await queue.get()
-            woken |= {key.name} if key.kind == triggers.GROUP else set()
-            queue.done(key)
+            found = await queue.get()
+            woken |= {found.name} if found.kind == triggers.GROUP else set()
+            queue.done(found)
         assert here and len(elsewhere) > 1
         assert woken == here | {elsewhere[0]}
         following.cancel()
