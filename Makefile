@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 # Where set (containers often do), each of some hundred processes would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-compiled compiled unit fuzz lint mutate format generate bench e2e kind clean
+.PHONY: help demo test test-compiled compiled unit fuzz lint mutate format generate bench bench-operator e2e kind clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -87,6 +87,8 @@ bench: bench-start bench-hostile ## benches of the whole: start and recovery, at
 
 bench-%: $(VENV)/.installed ## one bench: a table, and build/bench/NAME.json
 	@$(BIN)/python benchmarks/$*.py $(BENCH_ARGS)
+
+bench-operator: bench-operator_scale # benchmarks/operator.py would hide a module of Python's
 
 images: known-model $(VENV)/.installed ## container images (TAG=... REGISTRY=... BASE_IMAGE=... ARCH=amd64,arm64 MODEL=...): sizes, and build/images.json
 	@$(BIN)/python hack/images/build.py $(if $(MODEL),--model '$(MODEL)') $(if $(TAG),--tag $(TAG)) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) $(if $(ARCH),--arch $(ARCH))

@@ -12,30 +12,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import gc
 import logging
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import Progress, Row, report
+from benchmarks.parts.holds import Holds, Leadership, measured
 
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
-from pdserve.dst.api_server import FakeApi
-from pdserve.dst.machinery import Machinery
 from pdserve.dst.moments import stamp
 from pdserve.dst.virtual_time import run_virtual
 from pdserve.dst.world import World
 from pdserve.dst.world_service import service
-from pdserve.kube.client import KubeClient
-from pdserve.kube.lease import LeaseElector
-from pdserve.kube.lease_thread import LeaseThread
 from pdserve.kube.resource import NAMESPACES, NODES, Object
 
 BOUND_MS = 250.0
@@ -45,92 +36,6 @@ NAMESPACE_COUNT = 10
 STORM_NODES = 32
 PATIENCE = 900.0
 """Virtual seconds for the set-up."""
-
-
-@functools.cache
-def simulation() -> frozenset[str]:
-    """Tasks that are not the operator's, as `_name` calls them."""
-    return frozenset(task.__qualname__ for task in (Machinery.run, _storm, _leading))
-
-
-class Holds:
-    """Processor time of every step of this thread's event loop, by what ran."""
-
-    def __init__(self) -> None:
-        self.longest: dict[str, float] = {}
-        self.total = 0.0
-        self.steps = 0
-
-    def clear(self) -> None:
-        """Begin a phase."""
-        self.longest.clear()
-        self.total, self.steps = 0.0, 0
-
-    def note(self, what: str, seconds: float) -> None:
-        """One step."""
-        if what not in simulation():
-            self.longest[what] = max(seconds, self.longest.get(what, 0.0))
-            self.total += seconds
-            self.steps += 1
-
-    def worst(self) -> tuple[float, str]:
-        """Milliseconds of the longest step, and what it was."""
-        what = max(self.longest, key=lambda name: self.longest[name], default="nothing")
-        return 1e3 * self.longest.get(what, 0.0), what
-
-
-@contextmanager
-def measured(holds: Holds) -> Iterator[None]:
-    """Note every step of event loops inside."""
-    run: Callable[[asyncio.Handle], None] = asyncio.Handle._run
-
-    def timed(handle: asyncio.Handle) -> None:
-        what, began = _name(handle), time.thread_time()
-        run(handle)
-        holds.note(what, time.thread_time() - began)
-
-    asyncio.Handle._run = timed  # type: ignore[method-assign]  # the one place that runs steps
-    try:
-        yield
-    finally:
-        asyncio.Handle._run = run  # type: ignore[method-assign]  # as before
-
-
-def _name(handle: Any) -> str:
-    callback = handle._callback
-    task = getattr(callback, "__self__", None)
-    if isinstance(task, asyncio.Task):
-        return str(getattr(task.get_coro(), "__qualname__", "a task"))
-    return str(getattr(callback, "__qualname__", type(callback).__name__))
-
-
-class Leadership:
-    """A Lease of its own API server, and how often it was lost."""
-
-    def __init__(self) -> None:
-        self.api = FakeApi()
-        self.begun = 0
-
-    async def run(self, work: Callable[[], Any]) -> None:
-        """Run `work` while leading."""
-
-        async def connect() -> KubeClient:
-            return self.api.client()
-
-        def make(client: KubeClient, alive: Callable[[], bool]) -> LeaseElector:
-            return LeaseElector(
-                client, "default", "storm", "bench", alive=alive, on_started=self._started
-            )
-
-        await LeaseThread(connect, make).run(work)
-
-    def _started(self) -> None:
-        self.begun += 1
-
-    @property
-    def losses(self) -> int:
-        """Times that the Lease was lost."""
-        return self.begun - 1
 
 
 def _is_ready(obj: Object) -> bool:
@@ -197,7 +102,7 @@ async def _storm(groups: int, nodes: int, holds: Holds, progress: Progress) -> l
 
 
 async def _leading(groups: int, nodes: int, progress: Progress) -> list[Row]:
-    holds, leadership = Holds(), Leadership()
+    holds, leadership = Holds(_storm, _leading), Leadership()
     found: list[Row] = []
 
     async def work() -> None:

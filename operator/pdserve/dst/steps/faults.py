@@ -69,9 +69,12 @@ async def lose_node(scene: Scene, rng: random.Random) -> str | None:
     pods = scene.on_node(node)
     engines = [e for p in pods if (e := world.engines.by_ip.get(ip_of(p))) and not e.frozen]
     world.lose_node(node)
-    for pod in pods:  # a cut node does not tell that a pod failed the moment before
-        slot = name_of(pod).rpartition("-")[0]
-        scene.watcher.owed.pop((pod["metadata"]["namespace"], slot), None)
+    # A cut node does not tell that a pod failed the moment before, and keeps the devices of one
+    # that is being deleted.
+    for pod in world.instances():
+        if pod["spec"].get("nodeName") == node:
+            slot = name_of(pod).rpartition("-")[0]
+            scene.watcher.owed.pop((pod["metadata"]["namespace"], slot), None)
     for engine in engines:
         engine.frozen = True
     if seconds > SUSPECT_SECONDS - 5:

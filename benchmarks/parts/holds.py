@@ -1,0 +1,115 @@
+"""Processor time of the operator's steps, where its own code runs in the simulated cluster.
+
+What is measured is processor time per step of the event loop, which a busy neighbour does not
+change. Steps of the simulation are left out by name, and so are the garbage collections: they go
+through the simulated cluster's objects, several times as many as the operator has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pdserve.dst.api_server import FakeApi
+from pdserve.dst.machinery import Machinery
+from pdserve.kube.client import KubeClient
+from pdserve.kube.lease import LeaseElector
+from pdserve.kube.lease_thread import LeaseThread
+
+
+class Holds:
+    """Processor time of every step of this thread's event loop, by what ran."""
+
+    def __init__(self, *others: Callable[..., Any]) -> None:
+        """`others`: coroutine functions of the bench, whose steps do not count."""
+        self._left_out = {task.__qualname__ for task in (Machinery.run, *others)}
+        self.longest: dict[str, float] = {}
+        self.total = 0.0
+        self.steps = 0
+        self.collected = 0.0
+        """Seconds of garbage collections since the bench began."""
+        self._collects = 0.0
+
+    def collection(self, phase: str, _info: dict[str, int]) -> None:
+        """Callback of `gc`."""
+        if phase == "start":
+            self._collects = time.thread_time()
+        else:
+            self.collected += time.thread_time() - self._collects
+
+    def clear(self) -> None:
+        """Begin a phase."""
+        self.longest.clear()
+        self.total, self.steps = 0.0, 0
+
+    def note(self, what: str, seconds: float) -> None:
+        """One step."""
+        if what not in self._left_out:
+            self.longest[what] = max(seconds, self.longest.get(what, 0.0))
+            self.total += seconds
+            self.steps += 1
+
+    def worst(self) -> tuple[float, str]:
+        """Milliseconds of the longest step, and what it was."""
+        what = max(self.longest, key=lambda name: self.longest[name], default="nothing")
+        return 1e3 * self.longest.get(what, 0.0), what
+
+
+@contextmanager
+def measured(holds: Holds) -> Iterator[None]:
+    """Note every step of event loops inside."""
+    run: Callable[[asyncio.Handle], None] = asyncio.Handle._run
+
+    def timed(handle: asyncio.Handle) -> None:
+        what, began, collected = _name(handle), time.thread_time(), holds.collected
+        run(handle)
+        holds.note(what, time.thread_time() - began - (holds.collected - collected))
+
+    asyncio.Handle._run = timed  # type: ignore[method-assign]  # the one place that runs steps
+    gc.callbacks.append(holds.collection)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(holds.collection)
+        asyncio.Handle._run = run  # type: ignore[method-assign]  # as before
+
+
+def _name(handle: Any) -> str:
+    callback = handle._callback
+    task = getattr(callback, "__self__", None)
+    if isinstance(task, asyncio.Task):
+        return str(getattr(task.get_coro(), "__qualname__", "a task"))
+    return str(getattr(callback, "__qualname__", type(callback).__name__))
+
+
+class Leadership:
+    """A Lease of its own API server, and how often it was lost."""
+
+    def __init__(self) -> None:
+        self.api = FakeApi()
+        self.begun = 0
+
+    async def run(self, work: Callable[[], Any]) -> None:
+        """Run `work` while leading."""
+
+        async def connect() -> KubeClient:
+            return self.api.client()
+
+        def make(client: KubeClient, alive: Callable[[], bool]) -> LeaseElector:
+            return LeaseElector(
+                client, "default", "storm", "bench", alive=alive, on_started=self._started
+            )
+
+        await LeaseThread(connect, make).run(work)
+
+    def _started(self) -> None:
+        self.begun += 1
+
+    @property
+    def losses(self) -> int:
+        """Times that the Lease was lost."""
+        return self.begun - 1
