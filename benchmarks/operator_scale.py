@@ -65,7 +65,6 @@ class Bench:
     async def run(self) -> None:
         """Phase after phase."""
         world = self.world
-        self._furnish()
         with measured(self.holds):
             async with world.running(), world.operator() as operator:
                 await self._apply()
@@ -81,7 +80,8 @@ class Bench:
                 if operator.done():
                     await operator
 
-    def _furnish(self) -> None:
+    def furnish(self) -> None:
+        """Make the nodes, before anything runs."""
         world = self.world
         world.nodes([f"leaf{n:03d}" for n in range(self.nodes // PER_LEAF)], PER_LEAF)
         world.domain()
@@ -98,6 +98,7 @@ class Bench:
             made = service(f"shop-{number}", prefill=(2, 2), decode=(4, 4), groups=(1, 1))
             made["metadata"]["namespace"] = f"team-{number % NAMESPACE_COUNT}"
             world.create(PDSERVICES, made)
+            await asyncio.sleep(0)
         wrote = self._writes()
         await world.until(self._all_ready, PATIENCE, "every P/D group is ready")
         waited, computed = _now() - began - START_SECONDS[1], self.holds.total
@@ -111,6 +112,7 @@ class Bench:
 
     async def _rest(self) -> None:
         """Phase 2: nothing happens for a minute."""
+        self.holds.clear()
         await asyncio.sleep(60)
         self.rows.append(_bound("idle", 100 * self.holds.total / 60, "% of a core", 1.0))
         self._end("rest")
@@ -271,6 +273,7 @@ def _now() -> float:
 
 async def _leading(bench: Bench) -> list[Row]:
     leadership = Leadership()
+    bench.furnish()
     await leadership.run(bench.run)
     # One more than the losses, so that none is 1.
     lost = float(leadership.losses)

@@ -39,6 +39,27 @@ def covers(budget: Object, pod: Object) -> bool:
     return wanted.items() <= (meta.get("labels") or {}).items()
 
 
+class PodIndex:
+    """Pods by namespace and label: of thousands, each budget looks at a few."""
+
+    def __init__(self, pods: Iterable[Object]) -> None:
+        self._found: dict[tuple[str, str, str], list[Object]] = {}
+        self._spaces: dict[str, list[Object]] = {}
+        for pod in pods:
+            meta = pod["metadata"]
+            space = meta.get("namespace", "")
+            self._spaces.setdefault(space, []).append(pod)
+            for key, value in (meta.get("labels") or {}).items():
+                self._found.setdefault((space, key, value), []).append(pod)
+
+    def perhaps(self, budget: Object) -> list[Object]:
+        """Those that the budget may select, and few others."""
+        space = budget["metadata"]["namespace"]
+        wanted = (budget.get("spec", {}).get("selector") or {}).get("matchLabels") or {}
+        lists = [self._found.get((space, key, value), []) for key, value in wanted.items()]
+        return min(lists, key=len) if lists else self._spaces.get(space, [])
+
+
 def status_of(
     budget: Object, pods: Iterable[Object], scale: ScaleOf, now: float, stamp: str
 ) -> JsonObject:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.dst.api_fields import copy
-from pdserve.dst.disruption import status_of
+from pdserve.dst.disruption import PodIndex, status_of
 from pdserve.dst.moments import now, stamp
 from pdserve.dst.scheduling import refusal_of
 from pdserve.dst.world_engines import SimulatedEngine
@@ -297,13 +297,15 @@ class Machinery:
         replicas = tuple(group.get("spec", {}).get("replicas") for group in groups)
         counted = (self._versions(PODS, POD_DISRUPTION_BUDGETS, DEPLOYMENTS), replicas)
         same, self._counted = counted == self._counted, counted
+        pods = None if same else PodIndex(self.world.seen(PODS))
         for budget in budgets:
             if "selector" not in budget.get("spec", {}):
                 continue  # it selects nothing
             known = budget.get("status", {})
             if same and not (known.get("disruptedPods") or known.get("conditions")):
                 continue
-            status = status_of(budget, self.world.seen(PODS), self._scale, now(), stamp())
+            pods = pods or PodIndex(self.world.seen(PODS))
+            status = status_of(budget, pods.perhaps(budget), self._scale, now(), stamp())
             if status != known:
                 self.world.api.budget_status(budget, status)
 
