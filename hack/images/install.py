@@ -46,14 +46,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "kube", "placement", "ratio", "telemetry", "terms", "topology", "wire",
     ),
     "gateway": (
-        "cli.load", "engineproxy", "engines", "exposition", "forwarding", "frozen", "gateway",
-        "http1", "kube", "terms", "wire",
+        "cli.load", "downloader", "engineproxy", "engines", "exposition", "forwarding", "frozen",
+        "gateway", "http1", "kube", "terms", "wire",
     ),
     "engine": ("engines", "exposition", "http1", "refengine", "terms", "wire"),
 }  # fmt: skip
 """Packages and modules of pdserve in each image: what its process imports, and beside the gateway
-the load generator and the engine proxy; tests/unit/hack compares. Simulations and other commands
-are in none."""
+the load generator, the engine proxy and the downloader; tests/unit/hack compares. Simulations and
+other commands are in none."""
 
 INSTALLERS = ("pip", "setuptools", "wheel", "ensurepip", "pkg_resources", "_distutils_hack")
 NEVER_RUN = ("test", "tests", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo")

@@ -75,6 +75,7 @@ async def run(options: OperatorOptions) -> None:
         resync_seconds=options.resync,
         identity=identity,
         rights=options.rights,
+        model_cache=options.model_cache,
     )
     claim = make_claim(client, options, core.leave)
     pages = health_pages(registry, ready=lambda: core.waiting_for() or claim.waiting)

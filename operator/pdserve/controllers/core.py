@@ -74,6 +74,7 @@ class Core:
         resync_seconds: float = 600.0,
         identity: str = "",
         rights: Rights | None = None,
+        model_cache: str = "",
     ) -> None:
         self.client = client
         self.registry = registry
@@ -86,7 +87,7 @@ class Core:
         self.triggers = Triggers(self.caches, self.queue)
         self._gauges = ObjectGauges(registry, self.caches)
         self.synced = False
-        self._gateway_image = gateway_image
+        self._gateway_image, self._model_cache = gateway_image, model_cache
         self._operator_namespace = operator_namespace
         steady = asyncio.get_running_loop().time
         self.clock = Clock(now, steady)
@@ -153,6 +154,7 @@ class Core:
             tokens=tokens,
             metrics=self.metrics,
             gateway_image=self._gateway_image,
+            model_cache=self._model_cache,
             operator_namespace=self._operator_namespace,
             rights=self._rights,
             clock=self.clock,

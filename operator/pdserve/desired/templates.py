@@ -12,8 +12,8 @@ from pdserve.desired.objects import gateway_pod
 from pdserve.desired.service_desired import scenario_group
 from pdserve.engines.pod_profile import TOKEN_FIELD, Finding, Rights
 from pdserve.engines.pods import EngineUnusableError, render_pod
-from pdserve.engines.pods_template import NotAllowedError, TemplateError
 from pdserve.engines.registry import UnknownEngineError
+from pdserve.engines.template_errors import NotAllowedError, TemplateError
 from pdserve.frozen import Memo
 from pdserve.groups.types import ConditionState, NewPod
 from pdserve.terms import ROLES, Role

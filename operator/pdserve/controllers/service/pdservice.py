@@ -50,7 +50,7 @@ from pdserve.desired.service_credentials import BadSecret
 from pdserve.desired.service_desired import acting_counts, counts_observed, scenario_group
 from pdserve.desired.service_status import ServiceSeen, status_of
 from pdserve.desired.templates import CONDITION, template_of_service
-from pdserve.engines.pods_template import TemplateError
+from pdserve.engines.template_errors import TemplateError
 from pdserve.frozen import Memo
 from pdserve.groups.types import ConditionState
 from pdserve.kube.errors import KubeError

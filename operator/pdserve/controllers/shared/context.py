@@ -42,6 +42,8 @@ class OperatorContext:
     tokens: Tokens
     metrics: OperatorMetrics
     gateway_image: str
+    model_cache: str
+    """Directory of the nodes that keeps downloaded weights; empty: none."""
     operator_namespace: str
     """Where operators run."""
     rights: Rights
