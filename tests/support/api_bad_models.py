@@ -69,7 +69,12 @@ BAD_MODELS = (
             ("no reference", {"subPath": "a"}, "reference", "Required value"),
             ("a reference with a space", {"reference": "w :1"}, "reference", "an image reference"),
             ("a policy", {"reference": "w:1", "pullPolicy": "Once"}, "pullPolicy", "Unsupported"),
-            ("out of it", {"reference": "w:1", "subPath": "../x"}, "subPath", "a directory inside"),
+            (
+                "out of it",
+                {"reference": "w:1", "subPath": "../x"},
+                "subPath",
+                "a directory inside it",
+            ),
         )
     ),
     *(
@@ -104,11 +109,11 @@ BAD_MODELS = (
             says,
         )
         for what, path, says in (
-            ("absolute", "/llama", "must be a directory inside the claim such as models/llama"),
-            ("out of it", "models/../../etc", "must be a directory inside the claim"),
-            ("its parent", "..", "must be a directory inside the claim"),
-            ("a slash at the end", "models/", "must be a directory inside the claim"),
-            ("a line end", "models\n", "must be a directory inside the claim"),
+            ("absolute", "/llama", "must be a directory inside it such as models/llama"),
+            ("out of it", "models/../../etc", "must be a directory inside it"),
+            ("its parent", "..", "must be a directory inside it"),
+            ("a slash at the end", "models/", "must be a directory inside it"),
+            ("a line end", "models\n", "must be a directory inside it"),
             ("empty", "", "at least 1 chars"),
             ("too long", "m" * 257, "may not be more"),
         )

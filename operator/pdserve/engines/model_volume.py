@@ -123,8 +123,8 @@ def _downloaded(
 ) -> ModelParts:
     volume: JsonObject = {"emptyDir": {}}
     below = ""
-    if settings.model_cache:
-        volume = {"hostPath": {"path": settings.model_cache, "type": "Directory"}}
+    if cache := settings.cache_of(namespace):
+        volume = {"hostPath": {"path": cache, "type": "Directory"}}
         below = f"{namespace}/{cache_key(uri)}"
     parts = _mounted(path, volume, f"{below}/{FILES}".lstrip("/"))
     target: JsonObject = {"name": VOLUME, "mountPath": _TARGET}

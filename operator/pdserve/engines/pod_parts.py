@@ -67,6 +67,13 @@ class PodSettings:
     """Has the engine proxy and the downloader of weights."""
     model_cache: str = ""
     """Directory of the nodes that keeps downloaded weights; empty: each pod downloads its own."""
+    cached_namespaces: frozenset[str] = frozenset()
+    """Those whose pods use it; none: all."""
+
+    def cache_of(self, namespace: str) -> str:
+        """The directory of the nodes that pods of this namespace use; empty: none."""
+        wanted = not self.cached_namespaces or namespace in self.cached_namespaces
+        return self.model_cache if wanted else ""
 
 
 @runtime_checkable

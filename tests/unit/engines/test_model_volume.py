@@ -139,6 +139,13 @@ def sub_path(namespace: str = "prod", **edits: Any) -> str:
     return path
 
 
+def test_only_named_namespaces_use_a_nodes_directory() -> None:
+    some = PodSettings(model_cache="/var/m", cached_namespaces=frozenset({"research"}))
+    for namespace, kind in (("research", "hostPath"), ("prod", "emptyDir")):
+        pod = pod_of({"path": "/m", "uri": URI}, settings=some, namespace=namespace)
+        assert set(volume(pod)) == {kind}
+
+
 def test_a_node_keeps_one_copy_for_each_namespace_secret_and_content() -> None:
     pod = pod_of({"path": "/m", "uri": URI})
     host = {"path": "/var/lib/pdserve/models", "type": "Directory"}

@@ -17,7 +17,6 @@ from pdserve.controllers.shared.rotation import control_annotation
 from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
 from pdserve.desired.objects import owned_metadata
 from pdserve.desired.service_credentials import BadSecret
-from pdserve.engines.pod_parts import PodSettings
 from pdserve.engines.pods import render_pod
 from pdserve.engines.template_errors import TemplateError
 from pdserve.groups import types as t
@@ -156,7 +155,7 @@ class GroupExecutor:
             group = self._view.at(new.revision)
             pod = render_pod(
                 group, new, self._owner, self._context.rights, control,
-                PodSettings(self._context.gateway_image, self._context.model_cache),
+                self._context.pod_settings,
             )  # fmt: skip
         except TemplateError as error:
             raise CreateRefused(f"pod {new.name}: {error}") from error

@@ -211,7 +211,8 @@ class _Reconcile:
             # exists by now (a PriorityClass), and what we say ourselves can change.
             if known is not None and known.status == "True":
                 return known
-            found = await ask_cluster(self.context.client, self.service, self.owner, rights)
+            client, settings = self.context.client, self.context.pod_settings
+            found = await ask_cluster(client, self.service, self.owner, rights, settings)
         if found.status == "False" and found != known:
             self.context.events.event(self.obj, "Warning", reasons.TEMPLATE, found.message)
         return found

@@ -21,6 +21,7 @@ from pdserve.controllers.shared.skipped import Skipped
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.controllers.shared.volumes import Volumes
 from pdserve.desired.service_status import Attainment
+from pdserve.engines.pod_parts import PodSettings
 from pdserve.engines.pod_profile import Rights
 from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
@@ -42,8 +43,7 @@ class OperatorContext:
     tokens: Tokens
     metrics: OperatorMetrics
     gateway_image: str
-    model_cache: str
-    """Directory of the nodes that keeps downloaded weights; empty: none."""
+    pod_settings: PodSettings
     operator_namespace: str
     """Where operators run."""
     rights: Rights
