@@ -94,7 +94,7 @@ def degraded(cluster: s.Cluster, namespace: str) -> str:
     return f"{found.get('reason')}: {found.get('message')}"
 
 
-def test_a_refused_download_is_told_and_goes_on_once_the_secret_is_right(
+def test_a_refused_download_is_reported_and_goes_on_once_the_secret_is_right(
     here: s.Cluster, server: WeightsServer, gguf: Path
 ) -> None:
     """In a namespace that takes pods of Pod Security `restricted` alone."""

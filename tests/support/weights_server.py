@@ -1,4 +1,4 @@
-"""A real HTTP server with weights, which may cut, stall, redirect, refuse or lie as it is told."""
+"""A real HTTP server with weights, which may cut, stall, redirect, refuse or lie on demand."""
 
 from __future__ import annotations
 

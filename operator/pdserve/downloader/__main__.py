@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _download(a: argparse.Namespace) -> bool:
-    from pdserve.downloader.access import Access, read_access
-    from pdserve.downloader.contents import Wanted, fetch_content
+    from pdserve.downloader.access import ServerAccess, read_access
+    from pdserve.downloader.contents import WantedContent, fetch_content
     from pdserve.downloader.node_copy import copied
     from pdserve.downloader.transfer import Transfer
 
-    access = read_access(a.secret, a.secret_dir) if a.secret else Access()
-    wanted = Wanted(a.url, a.sha256, a.content, a.max_bytes)
+    access = read_access(a.secret, a.secret_dir) if a.secret else ServerAccess()
+    wanted = WantedContent(a.url, a.sha256, a.content, a.max_bytes)
     transfer = Transfer(access, _say)
 
     def fetch(folder: Path) -> None:

@@ -23,7 +23,7 @@ KEYS = ("token", "username", "password", "authorization", "query", "ca.crt")
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class ServerAccess:
     """Credentials for one origin."""
 
     authorization: str = field(default="", repr=False)
@@ -32,7 +32,7 @@ class Access:
     """None: the certificates that the system trusts."""
 
 
-def read_access(name: str, folder: Path) -> Access:
+def read_access(name: str, folder: Path) -> ServerAccess:
     """The credentials in a mounted Secret.
 
     Args:
@@ -57,7 +57,7 @@ def read_access(name: str, folder: Path) -> Access:
         pair = f"{found['username']}:{found['password']}".encode()
         authorization = f"Basic {base64.b64encode(pair).decode()}"
     query = found.get("query", "").removeprefix("?")
-    return Access(authorization, query, _tls(name, found.get("ca.crt")))
+    return ServerAccess(authorization, query, _tls(name, found.get("ca.crt")))
 
 
 def _value(name: str, path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from urllib.parse import quote, urljoin
 
 from pdserve.downloader.errors import DownloadError
-from pdserve.downloader.part_file import PIECE, Budget
+from pdserve.downloader.part_file import PIECE, ByteBudget
 from pdserve.downloader.transfer import Say, Transfer
 
 Content = Literal["file", "manifest", "archive"]
@@ -26,7 +26,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@=-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedContent:
     """What is to be downloaded."""
 
     url: str
@@ -38,7 +38,7 @@ class Wanted:
     """Most that is written, an archive and what is in it together."""
 
 
-def fetch_content(wanted: Wanted, folder: Path, transfer: Transfer, say: Say) -> None:
+def fetch_content(wanted: WantedContent, folder: Path, transfer: Transfer, say: Say) -> None:
     """Leave the files of what is wanted in `folder`, which may hold some of them already.
 
     Args:
@@ -50,7 +50,7 @@ def fetch_content(wanted: Wanted, folder: Path, transfer: Transfer, say: Say) ->
     Raises:
         DownloadError: it cannot be had, or is not what it is said to be.
     """
-    budget = Budget(wanted.max_bytes)
+    budget = ByteBudget(wanted.max_bytes)
     name = wanted.url.rpartition("/")[2]
     if wanted.content == "file":
         _fetch(transfer, wanted.url, wanted.sha256, folder / name, budget)
@@ -64,7 +64,7 @@ def fetch_content(wanted: Wanted, folder: Path, transfer: Transfer, say: Say) ->
         folder.mkdir()
         _unpack(aside / name, folder, budget)
     else:
-        bounded = Budget(min(wanted.max_bytes, MAX_MANIFEST))
+        bounded = ByteBudget(min(wanted.max_bytes, MAX_MANIFEST))
         _fetch(transfer, wanted.url, wanted.sha256, aside / name, bounded)
         listed = read_manifest((aside / name).read_bytes())
         for number, (path, digest) in enumerate(listed.items(), 1):
@@ -98,7 +98,7 @@ def read_manifest(data: bytes) -> Mapping[str, str]:
     return found
 
 
-def _fetch(transfer: Transfer, url: str, sha256: str, target: Path, budget: Budget) -> None:
+def _fetch(transfer: Transfer, url: str, sha256: str, target: Path, budget: ByteBudget) -> None:
     """As `Transfer.fetch`; what an earlier run of this download checked is taken as it is."""
     if target.is_file():
         if _sha256(target) == sha256:
@@ -118,7 +118,7 @@ def _is_inside(path: str) -> bool:
     return len(path) <= 512 and len(parts) <= 16 and all(_NAME.fullmatch(p) for p in parts)
 
 
-def _unpack(archive: Path, folder: Path, budget: Budget) -> None:
+def _unpack(archive: Path, folder: Path, budget: ByteBudget) -> None:
     """Files and directories of a tar file; one directory around all of them is left out."""
     try:
         with tarfile.open(archive, "r:*") as packed:
@@ -149,7 +149,9 @@ def _members(packed: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, PurePos
         yield member, PurePosixPath(path)
 
 
-def _write(packed: tarfile.TarFile, member: tarfile.TarInfo, target: Path, budget: Budget) -> None:
+def _write(
+    packed: tarfile.TarFile, member: tarfile.TarInfo, target: Path, budget: ByteBudget
+) -> None:
     source = packed.extractfile(member)
     if source is None:
         raise DownloadError(f"the archive has {member.name[:100]!r}, which is no plain file")

@@ -17,7 +17,7 @@ SPARE: Final = 64 << 20
 
 
 @dataclass(slots=True)
-class Budget:
+class ByteBudget:
     """Bytes that one download may still write."""
 
     left: int
@@ -54,7 +54,7 @@ class PartFile:
     of what was there. `validator`: by which the server knows whether its file is still the same.
     """
 
-    def __init__(self, path: Path, budget: Budget) -> None:
+    def __init__(self, path: Path, budget: ByteBudget) -> None:
         self._path, self._budget = path, budget
         self._number = -1
         self.digest = hashlib.sha256()

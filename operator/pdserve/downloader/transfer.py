@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
-from pdserve.downloader.access import Access
+from pdserve.downloader.access import ServerAccess
 from pdserve.downloader.errors import DownloadError, WrongDigestError
-from pdserve.downloader.part_file import PIECE, Budget, PartFile
+from pdserve.downloader.part_file import PIECE, ByteBudget, PartFile
 
 TRIES: Final = 6
 PROGRESS: Final = 1 << 20
@@ -70,7 +70,7 @@ class _PassingError(Exception):
 class Transfer:
     """Fetches files with the same credentials."""
 
-    def __init__(self, access: Access, say: Say, patience: Patience | None = None) -> None:
+    def __init__(self, access: ServerAccess, say: Say, patience: Patience | None = None) -> None:
         self._access, self._say = access, say
         self._patience = patience or Patience()
         handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
@@ -78,7 +78,7 @@ class Transfer:
             handlers.append(urllib.request.HTTPSHandler(context=access.tls))
         self._opener = urllib.request.build_opener(*handlers)
 
-    def fetch(self, url: str, sha256: str, target: Path, budget: Budget) -> None:
+    def fetch(self, url: str, sha256: str, target: Path, budget: ByteBudget) -> None:
         """Leave the file at `target`, which appears when it is whole and its hash is `sha256`.
 
         Args:

@@ -54,7 +54,7 @@ class ModelParts:
 
 
 def weights_path(source: ModelSource | None) -> str:
-    """What the engine is told to load, as an absolute path in its container; empty: nothing."""
+    """What the engine is given to load, as an absolute path in its container; empty: nothing."""
     if source is None:
         return ""
     if source.uri is not None and source.uri.content == "File":

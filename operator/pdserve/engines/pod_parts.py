@@ -61,7 +61,7 @@ class PodParts:
 
 @dataclass(frozen=True, slots=True)
 class PodSettings:
-    """What whoever runs the operator sets for the pods of all instances."""
+    """What the operator is run with, for the pods of all instances."""
 
     own_image: str = "pdserve/gateway:latest"
     """Has the engine proxy and the downloader of weights."""

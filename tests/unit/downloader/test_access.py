@@ -13,7 +13,7 @@ from tests.support.weights_server import Reply, in_turn, serving
 
 from pdserve.downloader.access import read_access
 from pdserve.downloader.errors import DownloadError
-from pdserve.downloader.part_file import Budget
+from pdserve.downloader.part_file import ByteBudget
 from pdserve.downloader.transfer import Patience, Transfer
 
 
@@ -50,7 +50,7 @@ def test_what_each_key_means(
         ({"token": "a", "authorization": "b"}, "only one of token and authorization"),
         ({"username": "u"}, "username and password go together"),
         ({"password": "p"}, "username and password go together"),
-        ({"token": "a\r\nX-Evil: 1"}, "token is empty, too long or not one line"),
+        ({"token": "a\r\nX-Other: 1"}, "token is empty, too long or not one line"),
         ({"token": " \n"}, "token is empty"),
         ({"token": b"\xff"}, "token is not ASCII"),
         ({"token": "a" * 70_000}, "too long"),
@@ -58,12 +58,12 @@ def test_what_each_key_means(
         ({"ca_crt": "no certificate"}, "ca.crt has no certificate"),
     ],
 )
-def test_a_secret_that_cannot_be_used_is_told_without_its_content(
+def test_a_secret_that_cannot_be_used_is_reported_without_its_content(
     tmp_path: Path, values: dict[str, str], says: str
 ) -> None:
     with pytest.raises(DownloadError, match=says) as refused:
         read_access("hub", mounted(tmp_path, **values))
-    assert "Evil" not in str(refused.value)
+    assert "X-Other" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("trusted", "says"), [("ONE", ""), ("TWO", "certificate is not trusted")])
@@ -79,8 +79,8 @@ def test_a_servers_certificate_is_checked(tmp_path: Path, trusted: str, says: st
     with serving(in_turn(Reply(b"GGUF")), server_tls) as server:
         if says:
             with pytest.raises(DownloadError, match=says):
-                transfer.fetch(f"{server.url}/m.gguf", digest, target, Budget(99))
+                transfer.fetch(f"{server.url}/m.gguf", digest, target, ByteBudget(99))
             assert not waits
             return
-        transfer.fetch(f"{server.url}/m.gguf", digest, target, Budget(99))
+        transfer.fetch(f"{server.url}/m.gguf", digest, target, ByteBudget(99))
     assert target.read_bytes() == b"GGUF"

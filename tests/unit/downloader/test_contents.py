@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.support.weights_server import Asked, Reply, serving
 
-from pdserve.downloader.access import Access
-from pdserve.downloader.contents import Content, Wanted, fetch_content, read_manifest
+from pdserve.downloader.access import ServerAccess
+from pdserve.downloader.contents import Content, WantedContent, fetch_content, read_manifest
 from pdserve.downloader.errors import DownloadError, WrongDigestError
 from pdserve.downloader.transfer import Patience, Transfer
 
@@ -48,8 +48,8 @@ def fetched(
     partial = folder / "partial"
     partial.mkdir(exist_ok=True)
     with serving(script) as server:
-        transfer = Transfer(Access(), lambda _: None, Patience(lambda _: None))
-        wanted = Wanted(f"{server.url}/w/{name}", sha(files[name]), content, most)
+        transfer = Transfer(ServerAccess(), lambda _: None, Patience(lambda _: None))
+        wanted = WantedContent(f"{server.url}/w/{name}", sha(files[name]), content, most)
         fetch_content(wanted, partial, transfer, lambda _: None)
     assert list(folder.iterdir()) == [partial]
     return {

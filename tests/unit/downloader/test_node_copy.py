@@ -130,7 +130,7 @@ def test_why_it_failed_is_the_containers_last_word(folder: Path, tmp_path: Path)
     assert not (folder / "files").exists()
 
 
-def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     code, message = download(tmp_path / "gone", "http://127.0.0.1:9/m.gguf")
     assert code == 1
     assert "No such file or directory" in message

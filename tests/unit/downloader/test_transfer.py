@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from tests.support.weights_server import Asked, Reply, in_turn, serving
 
-from pdserve.downloader.access import Access
+from pdserve.downloader.access import ServerAccess
 from pdserve.downloader.errors import DownloadError, WrongDigestError
-from pdserve.downloader.part_file import Budget
+from pdserve.downloader.part_file import ByteBudget
 from pdserve.downloader.transfer import REDIRECTS, TRIES, Patience, Transfer
 
 WEIGHTS = random.Random(1).randbytes(3 << 20)
 OTHER = random.Random(2).randbytes(3 << 20)
-KEY = Access(authorization="Bearer key")
+KEY = ServerAccess(authorization="Bearer key")
 
 
 def sha(data: bytes) -> str:
@@ -26,7 +26,7 @@ def sha(data: bytes) -> str:
 class Fetching:
     """One fetch into a directory, with what was said and how long was waited."""
 
-    def __init__(self, folder: Path, access: Access = KEY, slow: float = 60.0) -> None:
+    def __init__(self, folder: Path, access: ServerAccess = KEY, slow: float = 60.0) -> None:
         self.target = folder / "m.gguf"
         self.part = folder / "m.gguf.part"
         self.waits: list[float] = []
@@ -35,7 +35,7 @@ class Fetching:
         self._transfer = Transfer(access, self.said.append, patience)
 
     def __call__(self, url: str, wanted: bytes = WEIGHTS, most: int = 1 << 30) -> None:
-        self._transfer.fetch(f"{url}/m.gguf", sha(wanted), self.target, Budget(most))
+        self._transfer.fetch(f"{url}/m.gguf", sha(wanted), self.target, ByteBudget(most))
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_a_file_is_fetched_whole_with_its_credentials(fetch: Fetching, chunked: 
     assert server.asked == [Asked("/m.gguf", "", "Bearer key", None)]
 
 
-def test_a_presigned_querys_parts_are_sent_and_told_to_no_one(tmp_path: Path) -> None:
-    fetch = Fetching(tmp_path, Access(query="X-Amz-Signature=s3cret&x=1"))
+def test_a_presigned_querys_parts_are_sent_and_never_shown(tmp_path: Path) -> None:
+    fetch = Fetching(tmp_path, ServerAccess(query="X-Amz-Signature=s3cret&x=1"))
     with serving(in_turn(Reply(status=503), Reply(WEIGHTS, status=403))) as server:
         with pytest.raises(DownloadError, match="403: the Secret's credentials") as refused:
             fetch(server.url)
@@ -125,7 +125,7 @@ def test_a_refusal_ends_it_at_once(fetch: Fetching, status: int) -> None:
 
 
 def test_without_a_secret_a_401_says_where_one_is_named(tmp_path: Path) -> None:
-    fetch = Fetching(tmp_path, Access())
+    fetch = Fetching(tmp_path, ServerAccess())
     with serving(in_turn(Reply(status=401))) as server:
         with pytest.raises(DownloadError, match="wants credentials, which model"):
             fetch(server.url)
@@ -197,7 +197,7 @@ def test_compressed_content_is_refused(fetch: Fetching) -> None:
 
 
 def test_another_host_gets_no_credentials_and_its_file_is_checked_alike(tmp_path: Path) -> None:
-    fetch = Fetching(tmp_path, Access("Bearer key", "sig=1"))
+    fetch = Fetching(tmp_path, ServerAccess("Bearer key", "sig=1"))
     with serving(in_turn(Reply(WEIGHTS, cut=9), Reply(WEIGHTS))) as cdn:
         moved = Reply(status=302, headers={"Location": f"{cdn.url}/signed?for=cdn"})
         with serving(in_turn(moved)) as hub:

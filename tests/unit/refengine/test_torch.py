@@ -114,7 +114,7 @@ def test_chunks_give_the_whole(chunk: int, torched: LoadedModel) -> None:
 
 
 def test_kv_moves_between_devices_through_what_is_handed_over(model: LoadedModel) -> None:
-    """As a prefill and a decode do it: gathered out of one pool, landed in the blocks of another."""
+    """As a prefill and a decode do it: gathered out of one pool, landed in another's blocks."""
     prefill, decode = apart(FLOAT32), apart(FLOAT32)
     tokens = prompt(90)
     here, there, reference = Memory(prefill, 1), Memory(decode, 2), Memory(model, 3)
