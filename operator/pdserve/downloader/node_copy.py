@@ -8,7 +8,7 @@
     pdserve-source.json    what it is a copy of, with the size of every file
     used               when a pod last asked for it
 
-A copy is believed as it was recorded: the hashes were checked when it was made.
+A copy is taken as it was recorded: the hashes were checked when it was made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is told of a download of weights, from what a kubelet reports of its container."""
+"""What is reported of a download of weights, from what a kubelet reports of its container."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def troubles(state: Any, last: Any = None, name: str = "pdserve-model") -> list[
         pytest.param({"terminated": {"exitCode": 137}}, None, [], id="killed without a word"),
     ],
 )  # fmt: skip
-def test_what_is_told_of_a_download(state: Any, last: Any, want: list[tuple[str, str]]) -> None:
+def test_what_is_reported_of_a_download(state: Any, last: Any, want: list[tuple[str, str]]) -> None:
     assert troubles(state, last) == want
 
 
@@ -49,7 +49,7 @@ def test_while_it_waits_for_the_next_try_its_words_come_first() -> None:
     assert troubles(BACK_OFF, FAILED)[0] == TOLD
 
 
-def test_init_containers_of_a_template_are_told_as_before() -> None:
+def test_init_containers_of_a_template_are_reported_as_before() -> None:
     assert troubles(FAILED, name="mine") == []
     assert troubles(BACK_OFF, FAILED, "mine") == [
         ("CrashLoop", "pod p: CrashLoopBackOff: back-off 10s")
