@@ -46,20 +46,23 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "kube", "placement", "ratio", "telemetry", "terms", "topology", "wire",
     ),
     "gateway": (
-        "cli.load", "engineproxy", "engines", "exposition", "forwarding", "frozen", "gateway",
-        "http1", "kube", "terms", "wire",
+        "cli.load", "downloader", "engineproxy", "engines", "exposition", "forwarding", "frozen",
+        "gateway", "http1", "kube", "terms", "wire",
     ),
-    "engine": ("engines", "exposition", "http1", "refengine", "terms", "wire"),
+    "engine": (
+        "engines", "exposition", "http1", "models.errors", "models.gguf_model",
+        "models.gguf_tokenizer", "refengine", "terms", "wire",
+    ),
 }  # fmt: skip
 """Packages and modules of pdserve in each image: what its process imports, and beside the gateway
-the load generator and the engine proxy; tests/unit/hack compares. Simulations and other commands
-are in none."""
+the load generator, the engine proxy and the downloader; tests/unit/hack compares. Simulations and
+other commands are in none."""
 
 INSTALLERS = ("pip", "setuptools", "wheel", "ensurepip", "pkg_resources", "_distutils_hack")
 NEVER_RUN = ("test", "tests", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo")
 """Parts of the standard library that are not worth compiling."""
-STANDALONE = ("tokenizers",)
-"""Installed without what they require: a client of a model hub, which pdserve never asks."""
+STANDALONE = ("gguf", "tokenizers")
+"""Installed without what they require: clients of model hubs, which images never ask."""
 UNUSED = ("kubernetes/client", "kubernetes/aio/client")
 """70 MB of generated classes, loaded one by one when used. pdserve speaks raw JSON and uses none;
 tests/unit/hack holds it to that."""

@@ -64,6 +64,11 @@ def prometheus() -> Json:
     return of_deployment(list(yaml.safe_load_all(text)))
 
 
+SOURCES: dict[str, Json] = {
+    "a claim": {"pvc": {"name": "w", "subPath": "llama"}},
+    "an image": {"image": {"reference": "w:1", "pullPolicy": "Always", "subPath": "llama"}},
+    "a URI": {"uri": {"url": "https://h/m.gguf", "sha256": "a" * 64}},
+}
 PODS: dict[str, Callable[[], Json]] = {
     "operator": lambda: of_deployment(render()),
     "gateway": gateway,
@@ -78,6 +83,12 @@ PODS: dict[str, Callable[[], Json]] = {
         for role in ROLES
     },
     "prometheus": prometheus,
+    **{
+        f"weights from {name}": functools.partial(
+            instance, "prefill", **{"spec.model.source": {"path": "/m", **source}}
+        )
+        for name, source in SOURCES.items()
+    },
 }
 
 

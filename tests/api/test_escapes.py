@@ -146,18 +146,37 @@ def test_a_secret_needs_the_right_to_get_it(users: dict[str, As], escape: Escape
     assert users[READER].tries("PDService", body).code == 201
 
 
-SECRET_FIELDS = {
+OF_SERVER = {"path": "/m", "uri": {"url": "http://other.example/m", "sha256": "a" * 64,
+                                   "secretRef": {"name": "payroll"}}}  # fmt: skip
+SECRET_FIELDS: Json = {
     "spec.engine.imagePullSecrets": [{"name": "payroll"}],
     "spec.gateway": {"auth": {"secretRef": {"name": "payroll"}}},
+    "spec.model.source": OF_SERVER,
 }
 
 
-@pytest.mark.parametrize("field", SECRET_FIELDS)
-def test_so_does_one_that_a_field_names(users: dict[str, As], field: str) -> None:
-    body = wanted("PDService", edits={field: SECRET_FIELDS[field]})
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(k, f) for k in KINDS for f in SECRET_FIELDS if (k, f) != ("ScenarioGroup", "spec.gateway")],
+)
+def test_so_does_one_that_a_field_names(users: dict[str, As], kind: str, field: str) -> None:
+    edits = {field: SECRET_FIELDS[field]}
+    if kind == "ScenarioGroup":
+        edits["spec.service"] = "shop"
+    body = wanted(kind, edits=edits)
     for user, code in ((TENANT, 403), (POD_AUTHOR, 403), (READER, 201)):
-        answer = users[user].tries("PDService", body)
+        answer = users[user].tries(kind, body)
         assert answer.code == code, (user, answer.body)
+    if field == "spec.model.source" and kind == "PDService":
+        assert field in users[TENANT].tries(kind, body).body["message"]
+
+
+def test_weights_of_an_image_or_an_open_server_need_no_right(users: dict[str, As]) -> None:
+    """No more than the engine's image gives, which is the author's choice too."""
+    open_server = {key: value for key, value in OF_SERVER["uri"].items() if key != "secretRef"}
+    for source in ({"image": {"reference": "w:1"}}, {"uri": open_server}):
+        body = wanted("PDService", edits={"spec.model.source": {"path": "/m", **source}})
+        assert users[TENANT].tries("PDService", body).code == 201
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,6 +258,11 @@ async def test_without_the_policy_the_operator_makes_no_pod(
                 body["spec"]["service"] = f"s{index}"
             ok(users[TENANT].create(path(kind, OPEN), body))
             written.append((kind, f"e{index}"))
+    for kind in KINDS:
+        # Its Secret would be sent to a server of the tenant's choice.
+        body = wanted(kind, "sent", {"spec.model.source": OF_SERVER})
+        ok(users[TENANT].create(path(kind, OPEN), body))
+        written.append((kind, "sent"))
     spy = wanted("ScenarioGroup", "spy", {"spec.service": "payroll"})
     secret = {"metadata": {"name": "payroll-token"}, "stringData": {"token": "x"}}
     ok(rest.create(f"/api/v1/namespaces/{OPEN}/secrets", secret))
@@ -277,7 +301,7 @@ async def test_without_the_policy_the_operator_makes_no_pod(
         pods = (await asyncio.to_thread(rest.get, f"/api/v1/namespaces/{OPEN}/pods")).body["items"]
         assert pods == []
         groups = (await asyncio.to_thread(rest.get, path("ScenarioGroup", OPEN))).body["items"]
-        assert len(groups) == len(ESCAPES) + 1, "no ScenarioGroup was made of a refused PDService"
+        assert len(groups) == len(ESCAPES) + 2, "no ScenarioGroup was made of a refused PDService"
         assert not task.done()
     finally:
         task.cancel()

@@ -1,7 +1,8 @@
 """The table of bad objects: what is wrong, where it is reported, and what the answer says.
 
 The same table is put to the parser (unit tests) and to a real API server (API tests), so that
-both refuse the same objects at the same field. PDServices: `api_bad_services`, `api_bad_scenarios`.
+both refuse the same objects at the same field. PDServices: `api_bad_services`,
+`api_bad_models`, `api_bad_scenarios`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tests.support.api_bad_models import BAD_MODELS
 from tests.support.api_bad_scenarios import BAD_SCENARIOS
 from tests.support.api_bad_services import BAD_SERVICES
 from tests.support.api_case import Bad
@@ -166,4 +168,4 @@ BAD_DOMAINS = (
     ),
 )
 
-BAD = (*BAD_SERVICES, *BAD_SCENARIOS, *BAD_GROUPS, *BAD_DOMAINS)
+BAD = (*BAD_SERVICES, *BAD_MODELS, *BAD_SCENARIOS, *BAD_GROUPS, *BAD_DOMAINS)

@@ -24,53 +24,6 @@ BAD_SERVICES = (
         "spec.model.name",
         "must be a model name: printable text",
     ),
-    of_service(
-        "relative weights path",
-        {"spec.model.source": {"path": "models/llama"}},
-        "spec.model.source.path",
-        "must be an absolute path such as /models/llama",
-    ),
-    of_service(
-        "a claim at the root of the file system",
-        {"spec.model.source": {"path": "/", "pvc": {"name": "weights"}}},
-        "spec.model.source.path",
-        "pvc needs a path below /",
-    ),
-    of_service(
-        "a claim without a path",
-        {"spec.model.source": {"pvc": {"name": "weights"}}},
-        "spec.model.source.path",
-        "Required value",
-    ),
-    of_service(
-        "a claim without a name",
-        {"spec.model.source": {"path": "/m", "pvc": {}}},
-        "spec.model.source.pvc.name",
-        "Required value",
-    ),
-    of_service(
-        "a claim's name with a slash",
-        {"spec.model.source": {"path": "/m", "pvc": {"name": "other/weights"}}},
-        "spec.model.source.pvc.name",
-        "must be",
-    ),
-    *(
-        of_service(
-            f"directory of a claim: {what}",
-            {"spec.model.source": {"path": "/m", "pvc": {"name": "weights", "subPath": path}}},
-            "spec.model.source.pvc.subPath",
-            says,
-        )
-        for what, path, says in (
-            ("absolute", "/llama", "must be a directory inside the claim such as models/llama"),
-            ("out of it", "models/../../etc", "must be a directory inside the claim"),
-            ("its parent", "..", "must be a directory inside the claim"),
-            ("a slash at the end", "models/", "must be a directory inside the claim"),
-            ("a line end", "models\n", "must be a directory inside the claim"),
-            ("empty", "", "at least 1 chars"),
-            ("too long", "m" * 257, "may not be more"),
-        )
-    ),
     *(
         of_service(
             f"engine type: {what}",

@@ -120,7 +120,16 @@ _ENGINE = {
     "imagePullSecrets": [{"name": "registry"}],
 }
 _SHARED = {
-    "spec.model.source": {"path": "/models/llama"},
+    "spec.model.source": {
+        "path": "/models/llama",
+        "uri": {
+            "url": "https://models.example.com/llama/SHA256SUMS",
+            "sha256": "a" * 64,
+            "content": "Manifest",
+            "secretRef": {"name": "hub"},
+            "maxGigabytes": 200,
+        },
+    },
     "spec.engine": _ENGINE,
     "spec.fabric.locality": {"mode": "Required", "level": "leaf"},
     "spec.recovery": {"drainSeconds": 5, "nodeSuspectSeconds": 6},

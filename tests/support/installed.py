@@ -36,6 +36,8 @@ PROMETHEUS_SERVICE = "http://prometheus.monitoring:9090"
 NAMESPACE = "shop"
 SERVICE = "shop"
 RESOURCE = "huawei.com/Ascend910"
+CACHED_NAMESPACE = "weights-cached"
+"""Whose pods use what process nodes keep of downloaded weights."""
 IMAGE_TAG = __version__
 """Of the product's images, as the chart's default."""
 REGISTRY = os.environ.get("REGISTRY", "")
@@ -107,9 +109,20 @@ def install(cluster: s.Cluster, values: Mapping[str, str] | None = None) -> Inst
         "ratio.fastPeriodSeconds": "1",
         "operator.extraArgs": "{--metrics-window=6}",
     }
+    if not real:
+        # Of all namespaces one: its tests look at what is kept there.
+        weights_cache(cluster).mkdir(exist_ok=True)
+        weights_cache(cluster).chmod(0o777)
+        own["modelCache.hostPath"] = str(weights_cache(cluster))
+        own["modelCache.namespaces"] = f"{{{CACHED_NAMESPACE}}}"
     helm("install", cluster, *_settings({**own, **(values or {})}))
     cluster.kubectl("apply", "-f", str(EXAMPLES / "demo-rocedomain.yaml"))
     return Installed(cluster, url)
+
+
+def weights_cache(cluster: s.Cluster) -> Path:
+    """Directory that process nodes have for downloaded weights."""
+    return Path(cluster.kubeconfig).parent.with_name("weights-cache")
 
 
 def _settings(values: Mapping[str, str]) -> list[str]:

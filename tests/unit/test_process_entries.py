@@ -15,7 +15,9 @@ print([name for name in {heavy} if name in sys.modules])
 """
 
 
-@pytest.mark.parametrize("package", ["controllers", "engineproxy", "gateway", "refengine"])
+@pytest.mark.parametrize(
+    "package", ["controllers", "downloader", "engineproxy", "gateway", "refengine"]
+)
 def test_importing_an_entry_imports_nothing_that_takes_long(package: str) -> None:
     """As process 1 it would not hear SIGTERM until its handler is set: first thing in `main`."""
     allowed = {"asyncio"} if package == "controllers" else set()

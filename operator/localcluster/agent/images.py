@@ -27,6 +27,8 @@ OWN_IMAGES: Mapping[str, Entrypoint] = {
     "pdserve/engine": (sys.executable, "-m", "pdserve.refengine"),
 }
 ENGINE_IMAGE = "pdserve/engine"
+PYTHON = "/opt/pdserve/bin/python"
+"""Where our images have Python, for pods whose command names it."""
 PROMETHEUS_IMAGE = "prom/prometheus"
 PROMETHEUS_PORT = 9090
 ENV_RELEASES = "PDSERVE_RELEASES"
@@ -40,6 +42,8 @@ class Program:
     env: Mapping[str, str] = field(default_factory=dict)
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Path in the image -> directory of this machine that stands for it, which may not exist."""
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Path in the image -> program of this machine that stands for it."""
 
 
 class ImageError(Exception):
@@ -81,7 +85,7 @@ def program(image: str, prometheus: Callable[[], Path], pod_ip: str) -> Program:
     if short in OWN_IMAGES:
         env = {"PDSERVE_BIND": pod_ip, **_release_env(image)}
         folders = {IN_CONTAINERS: models_folder()} if short == ENGINE_IMAGE else {}
-        return Program(OWN_IMAGES[short], env, folders)
+        return Program(OWN_IMAGES[short], env, folders, {PYTHON: sys.executable})
     if short == PROMETHEUS_IMAGE:
         listen = f"--web.listen-address={pod_ip}:{PROMETHEUS_PORT}"
         return Program((str(prometheus()), listen))

@@ -67,10 +67,20 @@ def _mount(mount: JsonMap, volume: JsonMap, root: Path, env: Mapping[str, str]) 
     below = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
     if below:
         source = source / below
-        if "emptyDir" in volume:
-            source.mkdir(parents=True, exist_ok=True)
+        if "emptyDir" in volume or "hostPath" in volume:
+            _make_below(host_path(volume, root), below)
     live = any(kind in volume for kind in _LIVE)
     return Mount(source, mount["mountPath"], bool(mount.get("readOnly")) or live)
+
+
+def _make_below(volume: Path, below: str) -> None:
+    """Directories that are missing, with the permissions of the volume, as a kubelet makes them."""
+    mode, path = volume.stat().st_mode & 0o777, volume
+    for part in PurePath(below).parts:
+        path = path / part
+        if not path.exists():
+            path.mkdir()
+            path.chmod(mode)
 
 
 def _overlap(path: str, other: str) -> bool:

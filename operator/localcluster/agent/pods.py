@@ -298,8 +298,9 @@ class PodWorker:
             env,
             program.folders,
         )
+        argv = build_argv(container, program.entrypoint, env)
         return Launch(
-            argv=build_argv(container, program.entrypoint, env),
+            argv=[program.programs.get(argv[0], argv[0]), *argv[1:]],
             env={**given, **env},
             workdir=sees.workdir,
             mounts=sees.mounts,

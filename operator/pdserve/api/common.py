@@ -24,34 +24,81 @@ class ObjectRef(ApiModel):
     """Name of the object."""
 
 
+_BELOW = Text(
+    256,
+    pattern=r"^([^/.\x00-\x1f][^/\x00-\x1f]*)(/[^/.\x00-\x1f][^/\x00-\x1f]*)*$",
+    says="a directory inside it such as models/llama",
+)
+
+
 class ModelClaim(ApiModel):
     """A persistentVolumeClaim that holds weights."""
 
     name: ObjectName
     """Name of the claim, in the namespace of the instances."""
-    sub_path: (
-        Annotated[
-            str,
-            Text(
-                256,
-                pattern=r"^([^/.\x00-\x1f][^/\x00-\x1f]*)(/[^/.\x00-\x1f][^/\x00-\x1f]*)*$",
-                says="a directory inside the claim such as models/llama",
-            ),
-        ]
-        | None
-    ) = None
+    sub_path: Annotated[str, _BELOW] | None = None
     """Directory of the claim that is mounted; absent: all of it."""
 
 
+class ModelImage(ApiModel):
+    """A container image (or OCI artifact) whose files are the weights.
+
+    The node pulls it as it pulls the engine's, once for all its pods, with the Secrets of
+    `engine.imagePullSecrets` (Kubernetes' image volumes).
+    """
+
+    reference: Image
+    """The image."""
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """As of a container; absent: what Kubernetes picks for the image's tag."""
+    sub_path: Annotated[str, _BELOW] | None = None
+    """Directory of the image that is mounted; absent: all of it."""
+
+
+class ModelUri(ApiModel):
+    """Weights that an init container of each instance downloads and checks."""
+
+    url: Annotated[
+        str,
+        Text(
+            1024,
+            pattern=r"^https?://[^/?#@\s\x00-\x1f]+/([^?#\s\x00-\x1f]*/)?"
+            r"[A-Za-z0-9][A-Za-z0-9._-]*$",
+            says="an http:// or https:// URL that ends with a file's name, without user, query or "
+            "fragment (credentials go into the Secret)",
+        ),
+    ]
+    """What is downloaded first."""
+    sha256: Annotated[
+        str, Text(64, pattern=r"^[0-9a-f]{64}$", says="64 hexadecimal digits in lower case")
+    ]
+    """SHA-256 of what `url` names. A download with another one is refused."""
+    content: Literal["File", "Manifest", "Archive"] = "File"
+    """What `url` names. File: one file that the engine loads, such as a GGUF file. Manifest: a list
+    as `sha256sum` prints it, of files that lie beside it. Archive: a tar file, compressed or
+    not."""
+    secret_ref: ObjectRef | None = None
+    """Secret of the namespace with what the server asks for: key `token` (Bearer),
+    `username` and `password` (Basic), `authorization` (the header's value), `query` (of a
+    presigned URL) or `ca.crt`. The author must be allowed to get it."""
+    max_gigabytes: Annotated[int, Int(1, 65536)] = 500
+    """Most that is written on the node, in units of 10^9 bytes; more is refused."""
+
+
 class ModelSource(ApiModel):
-    """Where the engine finds the weights."""
+    """Where the engine finds the weights: at a path, and what is mounted there."""
 
     rules = (
         Rule(
-            "!has(self.pvc) || self.path != '/'",
-            "pvc needs a path below /: it is mounted there",
-            lambda v: v.pvc is None or v.path != "/",
+            "!(has(self.pvc) || has(self.image) || has(self.uri)) || self.path != '/'",
+            "must be below / where pvc, image or uri is mounted there",
+            lambda v: v.path != "/" or not (v.pvc or v.image or v.uri),
             ".path",
+        ),
+        Rule(
+            "[has(self.pvc), has(self.image), has(self.uri)].filter(x, x).size() <= 1",
+            "must have at most one of pvc, image and uri: each is mounted at path",
+            lambda v: sum(s is not None for s in (v.pvc, v.image, v.uri)) <= 1,
         ),
     )
 
@@ -59,9 +106,13 @@ class ModelSource(ApiModel):
         str, Text(256, pattern=r"^/[^\x00-\x1f]*$", says="an absolute path such as /models/llama")
     ]
     """Absolute path inside the engine's container: of the image, of a volume from `template`, or
-    where `pvc` is mounted."""
+    where `pvc`, `image` or `uri` is mounted, read-only."""
     pvc: ModelClaim | None = None
-    """The persistentVolumeClaim to mount at `path`, read-only, in every instance; absent: none."""
+    """A persistentVolumeClaim with the weights."""
+    image: ModelImage | None = None
+    """An image with the weights, pulled by the node."""
+    uri: ModelUri | None = None
+    """Weights that are downloaded before the engine starts."""
 
 
 class ModelSpec(ApiModel):

@@ -29,6 +29,7 @@ from pdserve.controllers.kopf_app import run_kopf
 from pdserve.controllers.options import OperatorOptions
 from pdserve.controllers.shared.linker import EngineApi, HttpEngines
 from pdserve.controllers.shared.tokens import Tokens
+from pdserve.engines.pod_parts import PodSettings
 from pdserve.exposition import Registry
 from pdserve.http1.pages import health_pages, page_server
 from pdserve.kube.claim import ClaimedError, ScopeClaim
@@ -75,6 +76,9 @@ async def run(options: OperatorOptions) -> None:
         resync_seconds=options.resync,
         identity=identity,
         rights=options.rights,
+        pod_settings=PodSettings(
+            options.gateway_image, options.model_cache, options.model_cache_namespaces
+        ),
     )
     claim = make_claim(client, options, core.leave)
     pages = health_pages(registry, ready=lambda: core.waiting_for() or claim.waiting)

@@ -35,6 +35,7 @@ from pdserve.controllers.shared.triggers import Triggers, group_key
 from pdserve.controllers.shared.unsettled import Unsettled
 from pdserve.controllers.shared.volumes import Volumes
 from pdserve.controllers.worker import resync, work
+from pdserve.engines.pod_parts import PodSettings
 from pdserve.engines.pod_profile import Rights
 from pdserve.exposition import Registry
 from pdserve.kube.client import KubeClient
@@ -76,6 +77,7 @@ class Core:
         resync_seconds: float = 600.0,
         identity: str = "",
         rights: Rights | None = None,
+        pod_settings: PodSettings | None = None,
     ) -> None:
         self.client = client
         self.registry = registry
@@ -90,6 +92,7 @@ class Core:
         self._gauges = ObjectGauges(registry, self.caches)
         self.synced = False
         self._gateway_image = gateway_image
+        self._pod_settings = pod_settings or PodSettings(gateway_image)
         self._operator_namespace = operator_namespace
         steady = asyncio.get_running_loop().time
         self.clock = Clock(now, steady)
@@ -159,6 +162,7 @@ class Core:
             tokens=tokens,
             metrics=self.metrics,
             gateway_image=self._gateway_image,
+            pod_settings=self._pod_settings,
             operator_namespace=self._operator_namespace,
             rights=self._rights,
             clock=self.clock,

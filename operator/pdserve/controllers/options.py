@@ -32,6 +32,10 @@ class OperatorOptions:
     fast_period: float
     metrics_window: float
     gateway_image: str
+    model_cache: str
+    """Directory of the nodes that keeps downloaded weights; empty: none."""
+    model_cache_namespaces: frozenset[str]
+    """Whose instances use it; none: all."""
     bind: str
     metrics_port: int
     workers: int
@@ -95,6 +99,14 @@ def _declare(parser: _Parser, given: Mapping[str, str]) -> None:
     add("--fast-period", "15", "seconds between fast ratio decisions", type=_positive)
     add("--metrics-window", "60", "shortest window of the ratio loop, seconds", type=_positive)
     add("--gateway-image", "pdserve/gateway:latest", "image of the gateways")
+    add(
+        "--model-cache", "", "directory of the nodes that keeps downloaded weights, writable for "
+        "every user; empty: each pod downloads its own", type=_directory,
+    )  # fmt: skip
+    add(
+        "--model-cache-namespaces", "", "namespaces whose instances use that directory, separated "
+        "by commas; empty: all", type=_names,
+    )  # fmt: skip
     add("--bind", EVERYWHERE, "address of the metrics and health server")
     add("--metrics-port", str(names.PORT_METRICS), "its port", type=_port)
     add("--workers", "4", "objects of one namespace reconciled at once", type=_count)
@@ -143,6 +155,8 @@ def _options(args: argparse.Namespace) -> OperatorOptions:
         fast_period=args.fast_period,
         metrics_window=args.metrics_window,
         gateway_image=args.gateway_image,
+        model_cache=args.model_cache,
+        model_cache_namespaces=args.model_cache_namespaces,
         bind=args.bind,
         metrics_port=args.metrics_port,
         workers=args.workers,
@@ -170,6 +184,16 @@ def _allowed(text: str) -> tuple[Allowed, ...]:
         return tuple(Allowed.parse(entry.strip()) for entry in text.split(",") if entry.strip())
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in text.split(",") if name.strip())
+
+
+def _directory(text: str) -> str:
+    if text and (not text.startswith("/") or ".." in text.split("/") or text.strip("/") == ""):
+        raise argparse.ArgumentTypeError(f"{text}: must be an absolute path below /, without ..")
+    return text.rstrip("/")
 
 
 def _count(text: str) -> int:

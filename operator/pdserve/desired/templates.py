@@ -10,10 +10,11 @@ from __future__ import annotations
 from pdserve.api import PDService, Scenario, ScenarioGroup, revision_of
 from pdserve.desired.objects import gateway_pod
 from pdserve.desired.service_desired import scenario_group
+from pdserve.engines.pod_parts import PodSettings
 from pdserve.engines.pod_profile import TOKEN_FIELD, Finding, Rights
-from pdserve.engines.pods import EngineUnusableError, render_pod
-from pdserve.engines.pods_template import NotAllowedError, TemplateError
+from pdserve.engines.pods import DEFAULTS, EngineUnusableError, render_pod
 from pdserve.engines.registry import UnknownEngineError
+from pdserve.engines.template_errors import NotAllowedError, TemplateError
 from pdserve.frozen import Memo
 from pdserve.groups.types import ConditionState, NewPod
 from pdserve.terms import ROLES, Role
@@ -92,7 +93,10 @@ def sample_group(service: PDService, scenario: Scenario, owner: JsonMap) -> Scen
     return ScenarioGroup.parse(scenario_group(service, scenario, owner))
 
 
-def sample_pod(group: ScenarioGroup, owner: JsonMap, role: Role, rights: Rights) -> JsonObject:
+def sample_pod(
+    group: ScenarioGroup, owner: JsonMap, role: Role, rights: Rights,
+    settings: PodSettings = DEFAULTS,
+) -> JsonObject:  # fmt: skip
     """A pod of `role` as it would be made.
 
     Raises:
@@ -107,4 +111,4 @@ def sample_pod(group: ScenarioGroup, owner: JsonMap, role: Role, rights: Rights)
         revision=revision_of(group.spec),
         node="dry-run",
     )
-    return render_pod(group, new, owner, rights)
+    return render_pod(group, new, owner, rights, settings=settings)

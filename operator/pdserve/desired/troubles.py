@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pdserve.api import ScenarioGroup
+from pdserve.engines.model_volume import DOWNLOAD_CONTAINER
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import epoch_of
 from pdserve.topology import PodView
@@ -20,6 +21,7 @@ IMAGE_ERROR: Final = "ImageError"
 CONTAINER_CONFIG: Final = "ContainerConfigError"
 CRASH_LOOP: Final = "CrashLoop"
 UNSCHEDULABLE: Final = "Unschedulable"
+DOWNLOAD_FAILED: Final = "ModelDownloadFailed"
 GATEWAY_REFUSED: Final = "GatewayRefused"
 UNKNOWN_FAULT: Final = "PodFailed"
 """Of a slot whose history does not say."""
@@ -51,6 +53,7 @@ class Trouble:
 def of_instances(pods: Iterable[PodView]) -> Iterable[Trouble]:
     """Troubles of instances: their containers. Without a node: the group's condition Placed."""
     for pod in _staying(pods):
+        yield from _download(pod)
         yield from _container(pod)
 
 
@@ -87,8 +90,15 @@ def _staying(pods: Iterable[PodView]) -> Iterable[PodView]:
     return (p for p in pods if not p.deleting)
 
 
+def _download(pod: PodView) -> Iterable[Trouble]:
+    """The last failure of a download that has not succeeded since: the kubelet tries it again."""
+    for container in pod.init_containers:
+        if container.name == DOWNLOAD_CONTAINER and container.last_words:
+            yield Trouble(DOWNLOAD_FAILED, f"pod {pod.name}: {container.last_words}")
+
+
 def _container(pod: PodView) -> Iterable[Trouble]:
-    for container in pod.containers:
+    for container in (*pod.init_containers, *pod.containers):
         reason = _WAITING.get(container.waiting)
         if reason is not None:
             said = ": ".join(filter(None, (container.waiting, container.waiting_message)))

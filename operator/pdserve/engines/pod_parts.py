@@ -2,8 +2,9 @@
 
 `pods.render_pod` makes what all instances have (labels, pin, readiness gate, ports, devices,
 credentials, the PDSERVE_* variables, the restricted security context); an `EnginePod` gives the
-rest. Where an instance listens is pdserve's own and equal for all types: HTTP on
-`names.PORT_HTTP`, KV on `names.PORT_TRANSFER`. Needs no models of the API.
+rest, and `PodSettings` is what the operator is run with. Where an instance listens is pdserve's
+own and equal for all types: HTTP on `names.PORT_HTTP`, KV on `names.PORT_TRANSFER`. Needs no models
+of the API.
 """
 
 from __future__ import annotations
@@ -56,6 +57,23 @@ class PodParts:
     proxy: tuple[str, ...] = ()
     """Arguments of pdserve's engine proxy (`pdserve-engine-proxy --help`), which then listens where
     the instance does; the engine listens elsewhere. Empty: the engine has the contract itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodSettings:
+    """What the operator is run with, for the pods of all instances."""
+
+    own_image: str = "pdserve/gateway:latest"
+    """Has the engine proxy and the downloader of weights."""
+    model_cache: str = ""
+    """Directory of the nodes that keeps downloaded weights; empty: each pod downloads its own."""
+    cached_namespaces: frozenset[str] = frozenset()
+    """Those whose pods use it; none: all."""
+
+    def cache_of(self, namespace: str) -> str:
+        """The directory of the nodes that pods of this namespace use; empty: none."""
+        wanted = not self.cached_namespaces or namespace in self.cached_namespaces
+        return self.model_cache if wanted else ""
 
 
 @runtime_checkable

@@ -83,6 +83,8 @@ FIELDS: Final[Mapping[str, Class]] = {
 
 TOKEN_FIELD: Final = f"spec.containers[*].{_SECRET_ENV[0]}"
 """How an engine is given its service's token."""
+SECRET_VOLUME_FIELD: Final = "spec.volumes[*].secret"  # noqa: S105 - the name of a field
+"""How a download of weights is given its credentials."""
 _VALUE_LIMIT = 253
 
 
@@ -147,9 +149,10 @@ class Rights:
 
     def refused(self, pod: JsonMap, namespace: str, own: Iterable[Finding] = ()) -> Finding | None:
         """The first finding that nothing permits, or None. `own` are the operator's findings."""
-        known = {(f.field, f.value) for f in own}
+        # By their place too: a second volume with a directory of the operator's is the author's.
+        known = {(f.field, f.path, f.value) for f in own}
         for finding in findings(pod):
-            mine = (finding.field, finding.value) in known
+            mine = (finding.field, finding.path, finding.value) in known
             if not mine and not self.permits(finding, namespace):
                 return finding
         return None

@@ -15,10 +15,12 @@ from typing import Protocol
 
 from pdserve.api import RoleTemplate, ScenarioGroup
 from pdserve.engines import registry
-from pdserve.engines.pod_parts import InstanceFacts, PodParts
+from pdserve.engines.model_volume import ModelParts, check_rights, model_parts, weights_path
+from pdserve.engines.pod_parts import InstanceFacts, PodParts, PodSettings
 from pdserve.engines.pod_profile import Rights
-from pdserve.engines.pods_template import ENGINE_CONTAINER, TemplateError, apply_template, hardened
+from pdserve.engines.pods_template import ENGINE_CONTAINER, apply_template, hardened
 from pdserve.engines.registry import BrokenEngineError, EngineTypeError
+from pdserve.engines.template_errors import TemplateError
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import calls, names
@@ -38,8 +40,6 @@ DEFAULT_REQUESTS: Mapping[str, str] = {"cpu": "100m", "memory": "256Mi"}
 """What an engine asks for beside its devices, where its template says nothing: enough not to be
 the first that a full node evicts, little enough to fit beside others. Not part of the revision."""
 PROXY_CONTAINER = "engine-proxy"
-PROXY_IMAGE = "pdserve/gateway:latest"
-"""The image that holds the proxy, unless the caller has another."""
 PROXY_COMMAND = ("/opt/pdserve/bin/python", "-m", "pdserve.engineproxy")
 PROXY_LIVE = "/livez"
 PROXY_RESOURCES: Mapping[str, Mapping[str, str]] = {
@@ -50,9 +50,11 @@ _PROXY_STATE = "/tmp/pdserve-proxy.json"  # noqa: S108 - the pod's own, kept whi
 _STARTUP_PERIOD = 2
 _TMP_VOLUME = "pdserve-tmp"
 """A name that no site's template uses by chance: volumes are merged by name."""
-_MODEL_VOLUME = "pdserve-model"
 _CONTROL_VOLUME = "pdserve-control"
 _CONTROL_DIR = "/etc/pdserve/control"
+
+
+DEFAULTS = PodSettings()
 
 
 class EngineUnusableError(TemplateError):
@@ -131,7 +133,7 @@ def render_pod(
     owner_ref: JsonMap,
     rights: Rights | None = NO_RIGHTS,
     control: str = "",
-    proxy_image: str = PROXY_IMAGE,
+    settings: PodSettings = DEFAULTS,
 ) -> JsonObject:
     """The manifest to POST for one instance.
 
@@ -143,14 +145,16 @@ def render_pod(
             anything, for a pod that is not going to run.
         control: digests of the control credentials that the engine accepts, one a line; empty
             only where the pod is not going to run.
-        proxy_image: has the engine proxy, for engines that need it.
+        settings: of the operator.
 
     Raises:
         EngineUnusableError: there is no adapter for the engine's type, or it fails.
+        NotAllowedError: the spec names a Secret for its weights and `rights` does not give it.
         TemplateError: the role's template touches a field that is not its own, or asks for more
             than `rights` gives.
     """
     role = role_template(group, new.role)
+    check_rights(group.spec.model.source, group.metadata.namespace, rights)
     parts = _parts(group, new.role, role)
     pod = {
         "apiVersion": "v1",
@@ -162,7 +166,7 @@ def render_pod(
             "annotations": {**_annotations(new, parts), names.ANNOTATION_CONTROL: control},
             "ownerReferences": [dict(owner_ref)],
         },
-        "spec": _spec(group, new, role, parts, proxy_image),
+        "spec": _spec(group, new, role, parts, settings),
     }
     if role.template is None:
         return pod
@@ -200,14 +204,13 @@ def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
 
 def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate) -> PodParts:
     """What the engine's adapter gives; raises EngineUnusableError, whatever the adapter raises."""
-    source = group.spec.model.source
     other = role_template(group, "decode" if name == "prefill" else "prefill")
     facts = InstanceFacts(
         role=name,
         slots=role.max_concurrency,
         devices=role.instance.devices_per_node,
         model=group.spec.model.name,
-        weights=source.path if source is not None and source.path else "",
+        weights=weights_path(group.spec.model.source),
         peer_devices=other.instance.devices_per_node,
     )
     try:
@@ -236,9 +239,11 @@ def _annotations(new: PodSlot, parts: PodParts) -> dict[str, str]:
 
 
 def _spec(
-    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts, proxy_image: str
+    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts, settings: PodSettings
 ) -> JsonObject:
-    proxies = [_proxy(group, new, parts, proxy_image)] if parts.proxy else []
+    proxies = [_proxy(group, new, parts, settings.own_image)] if parts.proxy else []
+    mounts = tuple(_mounts()[:1])
+    weights = model_parts(group.spec.model.source, group.metadata.namespace, settings, mounts)
     drain = group.spec.recovery.drain_seconds
     spec: JsonObject = {
         "tolerations": [dict(t) for t in BASE_TOLERATIONS],
@@ -256,17 +261,19 @@ def _spec(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
-            _engine(group, new, role, parts),
+            _engine(group, new, role, parts, weights),
             *proxies,
             *map(hardened, parts.containers),
         ],
         "volumes": [
             {"name": _TMP_VOLUME, "emptyDir": {}},
             _control_volume(),
-            *_model_volumes(group),
+            *map(dict, weights.volumes),
             *map(dict, parts.volumes),
         ],
     }
+    if weights.downloads:
+        spec["initContainers"] = [*map(dict, weights.downloads)]
     if group.spec.engine.image_pull_secrets:
         spec["imagePullSecrets"] = [
             {"name": ref.name} for ref in group.spec.engine.image_pull_secrets
@@ -281,27 +288,9 @@ def _control_volume() -> JsonObject:
     return {"name": _CONTROL_VOLUME, "downwardAPI": {"items": items}}
 
 
-def _model_volumes(group: ScenarioGroup) -> list[JsonObject]:
-    """The claim of `model.source`, where there is one."""
-    source = group.spec.model.source
-    if source is None or source.pvc is None:
-        return []
-    claim = {"claimName": source.pvc.name, "readOnly": True}
-    return [{"name": _MODEL_VOLUME, "persistentVolumeClaim": claim}]
-
-
-def _model_mounts(group: ScenarioGroup) -> list[JsonObject]:
-    """Where the engine sees that claim."""
-    source = group.spec.model.source
-    if source is None or source.pvc is None:
-        return []
-    mount: JsonObject = {"name": _MODEL_VOLUME, "mountPath": source.path, "readOnly": True}
-    if source.pvc.sub_path is not None:
-        mount["subPath"] = source.pvc.sub_path
-    return [mount]
-
-
-def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts) -> JsonObject:
+def _engine(
+    group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodParts, weights: ModelParts
+) -> JsonObject:
     devices = {role.instance.resource: str(role.instance.devices_per_node)}
     container: JsonObject = {
         "name": ENGINE_CONTAINER,
@@ -330,7 +319,7 @@ def _engine(group: ScenarioGroup, new: PodSlot, role: RoleTemplate, parts: PodPa
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [*_mounts(), *_model_mounts(group), *map(dict, parts.mounts)],
+        "volumeMounts": [*_mounts(), *map(dict, weights.mounts), *map(dict, parts.mounts)],
     }
     if parts.command:
         container["command"] = list(parts.command)

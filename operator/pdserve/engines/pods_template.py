@@ -17,7 +17,9 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pdserve.engines.pod_profile import FIELDS, Finding, Rights, findings
+from pdserve.engines.own_parts import check_model_volume, check_own_parts, check_protected
+from pdserve.engines.pod_profile import Rights, findings
+from pdserve.engines.template_errors import NotAllowedError, TemplateError
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 from pdserve.wire.pin import REQUIRED, TERMS, keep_pin
@@ -65,37 +67,6 @@ _CONTAINER_PROTECTED: Mapping[str, str] = {
     "lifecycle": "the operator owns the drain",
     "$patch": "every instance has its engine container",
 }
-_PROXY_PROTECTED = ("command", "args", "readinessProbe", "lifecycle", "$patch")
-_PROXY_WHY = "this container makes the engine an instance: its image and resources can be set"
-
-
-class TemplateError(ValueError):
-    """A template asks for something it may not change.
-
-    Attributes:
-        path: the field, e.g. `template.spec.nodeName`.
-    """
-
-    def __init__(self, path: str, why: str) -> None:
-        self.path = path
-        super().__init__(f"{path}: may not be set here: {why}")
-
-
-class NotAllowedError(TemplateError):
-    """A template asks for what its author has no right to.
-
-    Attributes:
-        finding: the field, and what would be accepted.
-    """
-
-    def __init__(self, finding: Finding) -> None:
-        self.finding = finding
-        what = f"{finding.right} (Pod Security profile restricted)"
-        if FIELDS[finding.field] == "names":
-            what = f"{finding.right}, unless the API server checks the rights of authors"
-        entry = f"{finding.field}={finding.value}" if finding.value else finding.field
-        allow = f"an administrator can allow it with security.allowedPodFields: [{entry!r}]"
-        super().__init__(f"template.{finding.path}", f"{what}; {allow}")
 
 
 def apply_template(
@@ -114,7 +85,7 @@ def apply_template(
         TemplateError: the template touches a protected field, or has the wrong shape.
     """
     check_template(template, resource)
-    _check_proxies(pod["spec"]["containers"], template.get("spec") or {})
+    check_own_parts(pod["spec"], template.get("spec") or {})
     merged = {
         **pod,
         "metadata": _merge(pod["metadata"], template.get("metadata") or {}),
@@ -122,6 +93,7 @@ def apply_template(
     }
     _limits_lead(merged["spec"], template.get("spec") or {})
     _keep_pin(merged["spec"], pod["spec"])
+    check_model_volume(pod["spec"], merged["spec"])
     if _devices(merged["spec"], resource) != _devices(pod["spec"], resource):
         path = f"template.spec.containers[{ENGINE_CONTAINER}].resources"
         raise TemplateError(path, "set instance.devicesPerNode")
@@ -307,30 +279,7 @@ def _check_containers(spec: JsonMap, resource: str) -> None:
         if container["name"] == ENGINE_CONTAINER:
             if path.startswith("template.spec.initContainers"):
                 raise TemplateError(path, "the name engine is the engine's")
-            _check_protected(path, container, _CONTAINER_PROTECTED)
-
-
-def _check_proxies(rendered: list[JsonMap], spec: JsonMap) -> None:
-    """Containers beside the engine that get the operator's variables are the operator's too."""
-    proxies = [c["name"] for c in rendered[1:] if any(map(_is_own, c.get("env") or ()))]
-    for index, container in enumerate(spec.get("containers") or []):
-        if container["name"] in proxies:
-            path = f"template.spec.containers[{index}]"
-            _check_protected(path, container, dict.fromkeys(_PROXY_PROTECTED, _PROXY_WHY))
-
-
-def _is_own(variable: JsonMap) -> bool:
-    return str(variable.get("name", "")).startswith("PDSERVE_")
-
-
-def _check_protected(path: str, container: JsonMap, protected: Mapping[str, str]) -> None:
-    for key, why in protected.items():
-        if key in container:
-            raise TemplateError(f"{path}.{key}", why)
-    entries = container.get("env")
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, Mapping) and _is_own(entry):
-            raise TemplateError(f"{path}.env[{entry['name']}]", "PDSERVE_* is the operator's")
+            check_protected(path, container, _CONTAINER_PROTECTED)
 
 
 def _resource_claims(container: JsonMap) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Convert a GGUF file of a Llama-family model to Hugging Face's directory form.
+"""Read a GGUF file of a Llama-family model in Hugging Face's form, and write it as a directory.
 
 GGUF (ggml-org/ggml docs/gguf.md) holds weights, shape and tokenizer in one file, the weights often
 quantised. What differs, beside names:
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from gguf import GGUFReader, dequantize
-from safetensors.numpy import save_file
 
 from pdserve.models.errors import ModelError
 from pdserve.models.gguf_tokenizer import tokenizer_config, tokenizer_document
@@ -47,8 +47,37 @@ Floats = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
 
 
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """What is in a file, as the files of a directory have it."""
+
+    config: JsonObject
+    """`config.json`."""
+    tokenizer: JsonObject
+    """`tokenizer.json`."""
+    settings: JsonObject
+    """`tokenizer_config.json`."""
+    weights: Mapping[str, Half]
+    """Tensors by Hugging Face's names."""
+
+
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write `config.json`, `tokenizer.json`, `tokenizer_config.json`, `model.safetensors`.
+
+    Raises:
+        ModelError: not a GGUF file, not of the Llama family, or a part of it is missing.
+    """
+    model = read_gguf(file)
+    _write(folder / "config.json", model.config)
+    _write(folder / "tokenizer.json", model.tokenizer)
+    _write(folder / "tokenizer_config.json", model.settings)
+    from safetensors.numpy import save_file
+
+    save_file(dict(model.weights), folder / "model.safetensors", {"format": "pt"})
+
+
+def read_gguf(file: Path) -> GgufModel:
+    """Read a whole file.
 
     Raises:
         ModelError: not a GGUF file, not of the Llama family, or a part of it is missing.
@@ -68,10 +97,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ModelError(f"{file.name}: its shapes and numbers do not fit ({error})") from error
     _check_layers(file.name, weights, int(config["num_hidden_layers"]))
-    _write(folder / "config.json", config)
-    _write(folder / "tokenizer.json", tokenizer_document(fields))
-    _write(folder / "tokenizer_config.json", tokenizer_config(fields))
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return GgufModel(config, tokenizer_document(fields), tokenizer_config(fields), weights)
 
 
 class _Fields(Mapping[str, JsonValue]):

@@ -13,15 +13,15 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from pdserve import __version__
 from pdserve.engines import credentials
 from pdserve.engines.credentials import Credential
+from pdserve.refengine.model.arithmetic import EXACT, Arithmetic, Backend, Dtype, Mode
 from pdserve.wire import names
 
 EngineRole = Literal["prefill", "decode", "both"]
-Arithmetic = Literal["exact", "fast"]
 MAX_BODY_BYTES = (4 << 20) + (64 << 10)
 """A gateway takes bodies of 4 MiB from clients, and its legs add their parameters to them."""
 
@@ -52,8 +52,8 @@ class EngineConfig:
     scenario: str = ""
     model_name: str = "reference"
     weights: Path | None = None
-    arithmetic: Arithmetic = "exact"
-    """`exact`: results do not depend on the batch; `fast`: their last bits may."""
+    arithmetic: Arithmetic = EXACT
+    """How the model is computed."""
     slots: int = 4
     prefetch: int = 2
     max_batch_tokens: int = 1024
@@ -88,13 +88,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--transfer-port", type=int, default=names.PORT_TRANSFER, help="KV port")
     p.add_argument("--instance", help="peer id; PDSERVE_INSTANCE; the host name")
     p.add_argument("--model-name", default="reference", help="name in /v1/models")
-    p.add_argument("--weights", type=Path, metavar="DIR", help="built-in model if absent")
+    p.add_argument(
+        "--weights", type=Path, metavar="PATH", help="directory or GGUF file; built-in if absent"
+    )
     p.add_argument(
         "--arithmetic",
-        choices=("exact", "fast"),
-        default="exact",
-        help="exact: results do not depend on the batch; fast: more tokens per second",
+        choices=get_args(Mode),
+        help="exact: results do not depend on the batch; fast: more tokens per second; "
+        "exact with numpy, fast with torch",
     )
+    p.add_argument("--backend", choices=get_args(Backend), default="numpy", help="what multiplies")
+    p.add_argument(
+        "--dtype", choices=get_args(Dtype), default="float32", help="of weights; torch has both"
+    )
+    p.add_argument("--device", default="auto", help="of torch; auto: the first GPU, else the CPU")
+    p.add_argument("--threads", type=int, default=1, help="of one product, with torch on a CPU")
     p.add_argument("--slots", type=int, default=4, help="requests at once: b_p or b_d")
     p.add_argument("--prefetch", type=int, default=2, help="decode: extra requests taken in early")
     p.add_argument("--max-batch-tokens", type=int, default=1024, help="prompt tokens in one step")
@@ -136,6 +144,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         # Kubernetes kills after 30 s by default.
         a.drain_seconds = _seconds(command, env, "PDSERVE_DRAIN_SECONDS", 25.0)
     _check(command, a)
+    arithmetic = _arithmetic(command, a)
     control = Credential.of(env, credentials.CONTROL, shared=False)
     if role != "both" and not (env.get(credentials.SHARED) or control.configured):
         command.error(
@@ -158,7 +167,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         scenario=env.get("PDSERVE_SCENARIO", ""),
         model_name=a.model_name,
         weights=a.weights,
-        arithmetic=a.arithmetic,
+        arithmetic=arithmetic,
         slots=a.slots,
         prefetch=a.prefetch if role == "decode" else 0,
         max_batch_tokens=a.max_batch_tokens,
@@ -177,6 +186,15 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
     )
 
 
+def _arithmetic(command: argparse.ArgumentParser, a: argparse.Namespace) -> Arithmetic:
+    mode = a.arithmetic or ("fast" if a.backend == "torch" else "exact")
+    found = Arithmetic(mode, a.backend, a.dtype, a.device, a.threads)
+    problem = found.problem()
+    if problem is not None:
+        command.error(f"--arithmetic, --backend, --dtype, --device, --threads: {problem}")
+    return found
+
+
 def _seconds(
     command: argparse.ArgumentParser, env: Mapping[str, str], name: str, default: float
 ) -> float:
@@ -189,6 +207,7 @@ def _seconds(
 def _check(command: argparse.ArgumentParser, a: argparse.Namespace) -> None:
     limits: tuple[tuple[str, float, float], ...] = (
         ("slots", 1, 4096),
+        ("threads", 1, 1024),
         ("prefetch", 0, 4096),
         ("port", 0, 65535),
         ("transfer_port", 0, 65535),

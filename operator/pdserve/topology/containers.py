@@ -36,6 +36,8 @@ class ContainerView:
     waiting_message: str = ""
     exit_code: int | None = None
     """Of the process before; None where there was none."""
+    last_words: str = ""
+    """Termination message of the process that ended last; "" where that went well."""
     devices: tuple[AllocatedDevice, ...] = ()
 
 
@@ -58,6 +60,7 @@ def container_view(status: JsonMap) -> ContainerView:
         waiting=text(waiting, "reason"),
         waiting_message=text(waiting, "message"),
         exit_code=whole(last, "exitCode"),
+        last_words=_last_words(part(state, "terminated"), last),
         devices=tuple(
             AllocatedDevice(
                 text(resource, "name"),
@@ -68,6 +71,12 @@ def container_view(status: JsonMap) -> ContainerView:
             for entry in parts(resource, "resources")
         ),
     )
+
+
+def _last_words(now: JsonMap, before: JsonMap) -> str:
+    """Of the states of a process that ended: the present one and the one before it."""
+    ended = now or before
+    return text(ended, "message") if whole(ended, "exitCode") else ""
 
 
 def has_run(status: JsonMap) -> bool:

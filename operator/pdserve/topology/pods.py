@@ -98,6 +98,7 @@ class PodView:
     scheduled: PodCondition = UNTOLD
     linked: PodCondition = UNTOLD
     containers: tuple[ContainerView, ...] = ()
+    init_containers: tuple[ContainerView, ...] = ()
     ever_ran: bool = False
     """A container of it was started once, init containers included."""
     derived: dict[Hashable, object] = field(default_factory=dict, compare=False, repr=False)
@@ -177,6 +178,7 @@ def pod_view(pod: JsonMap) -> PodView:
         scheduled=conditions.get("PodScheduled", UNTOLD),
         linked=conditions.get(names.CONDITION_LINKED, UNTOLD),
         containers=tuple(map(container_view, parts(status, "containerStatuses"))),
+        init_containers=tuple(map(container_view, parts(status, "initContainerStatuses"))),
         ever_ran=any(
             has_run(container)
             for kind in ("initContainerStatuses", "containerStatuses")

@@ -11,7 +11,7 @@ from pdserve.desired.compare import covers
 from pdserve.desired.objects import gateway_objects, url
 from pdserve.desired.templates import template_of_service
 from pdserve.engines.pod_profile import Rights
-from pdserve.engines.pods_template import TemplateError
+from pdserve.engines.template_errors import TemplateError
 from pdserve.gateway.process import parse_arguments
 
 

@@ -12,7 +12,7 @@ from tests.support.escapes import ESCAPES, Escape
 from pdserve.api import ScenarioGroup
 from pdserve.engines.pod_profile import FIELDS, Allowed, Rights, findings
 from pdserve.engines.pods import render_pod
-from pdserve.engines.pods_template import NotAllowedError
+from pdserve.engines.template_errors import NotAllowedError
 from pdserve.groups.types import NewPod
 
 OWNER = {"apiVersion": "pdserve.io/v1alpha1", "kind": "ScenarioGroup", "name": "shop-chat",

@@ -8,7 +8,8 @@ import pytest
 from tests.support.rendered_pod import NPU, engine, env, render
 
 from pdserve.engines.pod_profile import Rights
-from pdserve.engines.pods_template import TemplateError, apply_template, check_template
+from pdserve.engines.pods_template import apply_template, check_template
+from pdserve.engines.template_errors import TemplateError
 from pdserve.topology.affinity import demanded, terms_of
 from pdserve.wire.pin import pinned_node
 

@@ -14,10 +14,10 @@ from tests.support.rendered_pod import CONTROL, NEW, OWNER, engine, env, group, 
 
 from pdserve.api import PDService
 from pdserve.engineproxy.proxy_config import parse
-from pdserve.engines.pod_parts import InstanceFacts
+from pdserve.engines.pod_parts import InstanceFacts, PodSettings
 from pdserve.engines.pod_profile import FIELDS, findings
-from pdserve.engines.pods import PROXY_CONTAINER, PROXY_IMAGE, render_pod
-from pdserve.engines.pods_template import TemplateError
+from pdserve.engines.pods import DEFAULTS, PROXY_CONTAINER, render_pod
+from pdserve.engines.template_errors import TemplateError
 from pdserve.engines.vllm.flow import FLOW
 from pdserve.engines.vllm.metrics import METRICS
 from pdserve.engines.vllm.pod import POD
@@ -179,8 +179,10 @@ def test_the_model_cache_can_be_a_claim() -> None:
 
 
 def test_the_proxys_image_is_the_operators_gateway_image() -> None:
-    assert proxy(pod())["image"] == PROXY_IMAGE
-    made = render_pod(group(**VLLM), NEW, OWNER, control=CONTROL, proxy_image="r/gateway:7")
+    assert proxy(pod())["image"] == DEFAULTS.own_image
+    made = render_pod(
+        group(**VLLM), NEW, OWNER, control=CONTROL, settings=PodSettings("r/gateway:7")
+    )
     assert proxy(made)["image"] == "r/gateway:7"
     assert engine(made)["image"] == VLLM["spec.engine.image"]
 

@@ -16,7 +16,12 @@ from setuptools import find_packages
 SOURCE = Path(__file__).resolve().parents[3] / "operator"
 ENTRIES = {
     "operator": ("pdserve.controllers.__main__",),
-    "gateway": ("pdserve.gateway.__main__", "pdserve.cli.load", "pdserve.engineproxy.__main__"),
+    "gateway": (
+        "pdserve.gateway.__main__",
+        "pdserve.cli.load",
+        "pdserve.engineproxy.__main__",
+        "pdserve.downloader.__main__",
+    ),
     "engine": ("pdserve.refengine.__main__",),
 }
 NOT_IN = {

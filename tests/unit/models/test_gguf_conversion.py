@@ -23,7 +23,8 @@ from pdserve.models.errors import ModelError
 from pdserve.models.gguf_model import convert_gguf
 from pdserve.refengine.model.chat_template import ChatMessage
 from pdserve.refengine.model.loader import LoadedModel, load_model
-from pdserve.refengine.model.tensors import read_safetensors
+from pdserve.refengine.model.plan import Rows, new_pool
+from pdserve.refengine.model.tensors import WeightsError, read_safetensors
 
 
 def converted(folder: Path, tensors: dict[str, Any] | None = None, **changed: Any) -> Path:
@@ -89,6 +90,31 @@ def test_the_file_s_own_chat_template_is_used(model: LoadedModel) -> None:
     ids = model.tokenizer.encode_chat([ChatMessage("user", "hello")])
     assert ids[0] == SPECIAL.index("<|im_start|>")
     assert ids.count(SPECIAL.index("<|im_end|>")) == 1
+
+
+@pytest.mark.parametrize("where", ["the file", "its directory"])
+def test_an_engine_loads_the_file_itself_with_the_same_results(
+    tmp_path: Path, where: str, model: LoadedModel
+) -> None:
+    write_gguf(tmp_path / "m.gguf", weights())
+    direct = load_model(tmp_path / "m.gguf" if where == "the file" else tmp_path)
+    assert direct.config == model.config
+    asked = [ChatMessage("user", "hello <|im_end|> 12")]
+    assert direct.tokenizer.encode_chat(asked) == model.tokenizer.encode_chat(asked)
+    rows = [Rows(np.arange(40, dtype=np.int32), 0, np.asarray([1, 2], np.int64), logits=True)]
+    want = model.llama.step(rows, new_pool(model.config, 3))
+    assert np.array_equal(direct.llama.step(rows, new_pool(model.config, 3)), want)
+    assert direct.fingerprint != model.fingerprint, "KV moves between equal files alone"
+    assert direct.fingerprint == load_model(tmp_path / "m.gguf").fingerprint
+
+
+def test_an_engine_says_why_it_does_not_load_a_file(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", weights(), architecture="bert")
+    with pytest.raises(WeightsError, match="only 'llama'"):
+        load_model(tmp_path / "a.gguf")
+    (tmp_path / "b.gguf").write_bytes(b"")
+    with pytest.raises(WeightsError, match="2 GGUF files; name one of them"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(

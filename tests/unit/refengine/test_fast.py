@@ -12,6 +12,7 @@ from tests.support.model_runs import Memory, prompt, textbook_logits
 
 from pdserve.refengine.config import parse
 from pdserve.refengine.model import fast
+from pdserve.refengine.model.arithmetic import EXACT, FAST
 from pdserve.refengine.model.loader import LoadedModel, load_model
 from pdserve.refengine.model.plan import Rows
 from pdserve.wire import calls
@@ -22,7 +23,7 @@ LENGTHS = (1, 3, 31, 32, 33, 64, 90, 128, 17, 200)
 
 @pytest.fixture(scope="module")
 def quick() -> LoadedModel:
-    return load_model(None, fast=True)
+    return load_model(None, FAST)
 
 
 def members(memory: Memory) -> list[Rows]:
@@ -84,8 +85,8 @@ def test_members_without_logits_give_none(quick: LoadedModel) -> None:
 
 
 def test_exact_is_the_default_and_the_same_model(model: LoadedModel, quick: LoadedModel) -> None:
-    assert parse([], {}).arithmetic == "exact"
-    assert parse(["--arithmetic", "fast"], {}).arithmetic == "fast"
+    assert parse([], {}).arithmetic == EXACT
+    assert parse(["--arithmetic", "fast"], {}).arithmetic == FAST
     assert quick.fingerprint == model.fingerprint
     assert (quick.numerics, model.numerics == "fast") == ("fast", False)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdserve.refengine.model.arithmetic import EXACT, FAST
 from pdserve.refengine.model.loader import BUILT_IN, LoadedModel, load_model
 from pdserve.refengine.model.plan import Rows, new_pool
 from pdserve.refengine.model.tensors import WeightsError, read_safetensors
@@ -155,4 +156,4 @@ def test_broken_directories_say_what_is_wrong(case: str, fast: bool, tmp_path: P
     breaks, message = BROKEN[case]
     breaks(other_model(tmp_path))
     with pytest.raises(WeightsError, match=message):
-        load_model(tmp_path, fast=fast)
+        load_model(tmp_path, FAST if fast else EXACT)

@@ -18,7 +18,7 @@ from pdserve.desired.group_wanted import ScenarioGroupView, peer_table
 from pdserve.desired.objects import owned_metadata
 from pdserve.desired.service_credentials import BadSecret
 from pdserve.engines.pods import render_pod
-from pdserve.engines.pods_template import TemplateError
+from pdserve.engines.template_errors import TemplateError
 from pdserve.groups import types as t
 from pdserve.kube.errors import KubeError
 from pdserve.kube.events import Level
@@ -155,7 +155,7 @@ class GroupExecutor:
             group = self._view.at(new.revision)
             pod = render_pod(
                 group, new, self._owner, self._context.rights, control,
-                self._context.gateway_image,
+                self._context.pod_settings,
             )  # fmt: skip
         except TemplateError as error:
             raise CreateRefused(f"pod {new.name}: {error}") from error

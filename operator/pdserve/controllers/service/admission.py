@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pdserve.api import PDService
 from pdserve.desired.templates import CONDITION, sample_group, sample_pod
+from pdserve.engines.pod_parts import PodSettings
 from pdserve.engines.pod_profile import Rights
 from pdserve.groups.types import ConditionState
 from pdserve.kube.client import KubeClient
@@ -22,7 +23,7 @@ _QUOTA = "exceeded quota"
 
 
 async def ask_cluster(
-    client: KubeClient, service: PDService, owner: JsonMap, rights: Rights
+    client: KubeClient, service: PDService, owner: JsonMap, rights: Rights, settings: PodSettings
 ) -> ConditionState:
     """Condition TemplateValid by the API server, for a template that `template_of_service` takes.
 
@@ -31,7 +32,7 @@ async def ask_cluster(
     """
     group = sample_group(service, service.spec.scenarios[0], owner)
     for role in ROLES:
-        problem = await _refusal(client, sample_pod(group, owner, role, rights))
+        problem = await _refusal(client, sample_pod(group, owner, role, rights, settings))
         if problem is not None:
             reason, message = problem
             return ConditionState(CONDITION, "False", reason, f"{role}: {message}")

@@ -50,7 +50,7 @@ from pdserve.desired.service_credentials import BadSecret
 from pdserve.desired.service_desired import acting_counts, counts_observed, scenario_group
 from pdserve.desired.service_status import ServiceSeen, status_of
 from pdserve.desired.templates import CONDITION, template_of_service
-from pdserve.engines.pods_template import TemplateError
+from pdserve.engines.template_errors import TemplateError
 from pdserve.frozen import Memo
 from pdserve.groups.types import ConditionState
 from pdserve.kube.errors import KubeError
@@ -211,7 +211,8 @@ class _Reconcile:
             # exists by now (a PriorityClass), and what we say ourselves can change.
             if known is not None and known.status == "True":
                 return known
-            found = await ask_cluster(self.context.client, self.service, self.owner, rights)
+            client, settings = self.context.client, self.context.pod_settings
+            found = await ask_cluster(client, self.service, self.owner, rights, settings)
         if found.status == "False" and found != known:
             self.context.events.event(self.obj, "Warning", reasons.TEMPLATE, found.message)
         return found

@@ -22,6 +22,7 @@ from pdserve.controllers.shared.tokens import Tokens
 from pdserve.controllers.shared.unsettled import Unsettled
 from pdserve.controllers.shared.volumes import Volumes
 from pdserve.desired.service_status import Attainment
+from pdserve.engines.pod_parts import PodSettings
 from pdserve.engines.pod_profile import Rights
 from pdserve.kube.client import KubeClient
 from pdserve.kube.events import EventRecorder
@@ -45,6 +46,7 @@ class OperatorContext:
     tokens: Tokens
     metrics: OperatorMetrics
     gateway_image: str
+    pod_settings: PodSettings
     operator_namespace: str
     """Where operators run."""
     rights: Rights

@@ -144,6 +144,7 @@ class Routes:
                 "model": c.model_name,
                 "fingerprint": self.model.fingerprint,
                 "numerics": self.model.numerics,
+                "computes": self.model.computes,
                 "contextTokens": self.engine.context,
                 "maxPromptBytes": self.generator.prompt_bytes,
                 "kvBytesPerToken": self.model.config.kv_bytes_per_token,

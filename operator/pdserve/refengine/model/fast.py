@@ -19,7 +19,14 @@ import numpy as np
 
 from pdserve.refengine.model import kernels
 from pdserve.refengine.model.model_config import BLOCK_TOKENS, LlamaConfig
-from pdserve.refengine.model.plan import Rows, StepPlan, blocks_of, kv_views
+from pdserve.refengine.model.plan import (
+    Rows,
+    StepPlan,
+    alike_singles,
+    blocks_of,
+    hidden_scores,
+    kv_views,
+)
 from pdserve.refengine.model.tensors import Array, Ints, checked
 
 CACHED_FLOATS = 1 << 18
@@ -120,8 +127,8 @@ class _Attention:
         width = self._heads.shape[1]
         self._buffer = np.empty((CACHED_FLOATS // width, width), np.float32)
         self._alike = [
-            (plan.single_rows[some], self._index(tables), _hidden(seen[:, None], tables))
-            for some, seen, tables in _alike(plan)
+            (plan.single_rows[some], self._index(tables), hidden_scores(seen[:, None], tables))
+            for some, seen, tables in alike_singles(plan)
         ]
 
     def __call__(self, q: Array, layer: int) -> Array:
@@ -146,7 +153,7 @@ class _Attention:
         Args:
             q: [sequences, kv_heads, rows, dim], scaled.
             index: rows of the pool with K [sequences, kv_heads, blocks].
-            hidden: as `_hidden` gives it.
+            hidden: as `hidden_scores` gives it.
         """
         count, kv_heads, rows, dim = q.shape
         blocks = index.shape[2]
@@ -186,32 +193,8 @@ class _Attention:
             end = min(begin + QUERIES, count)
             blocks = blocks_of(item.start + end)
             seen = np.arange(item.start + begin, item.start + end) + 1
-            hidden = _hidden(np.repeat(seen, c.group)[None], table[:, :blocks])
+            hidden = hidden_scores(np.repeat(seen, c.group)[None], table[:, :blocks])
             part = q[begin:end].transpose(1, 0, 2, 3).reshape(1, c.kv_heads, -1, c.head_dim)
             mixed = self._attend(part, index[:, :, :blocks], hidden)
             by_row = mixed.reshape(c.kv_heads, -1, c.group, c.head_dim)
             out[begin:end] = by_row.transpose(1, 0, 2, 3)
-
-
-def _alike(plan: StepPlan) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """Decoding sequences that attend together: their numbers, how much they see, their tables.
-
-    Each takes as long as the longest of them, which sees at most twice as much, or one block.
-    """
-    order = np.argsort(plan.single_seen, kind="stable")
-    while len(order):
-        seen = plan.single_seen[order]
-        end = int(np.searchsorted(seen, max(BLOCK_TOKENS, 2 * seen[0]), side="right"))
-        some, seen = order[:end], seen[:end]
-        yield some, seen, plan.single_tables[some, : blocks_of(int(seen[-1]))]
-        order = order[end:]
-
-
-def _hidden(seen: Ints, tables: Ints) -> Array:
-    """What to add to scores [sequences, kv_heads, rows, keys]: -inf beyond the keys a row sees.
-
-    `seen`: how many keys each row [sequences, rows] sees; `tables`: blocks of each sequence.
-    """
-    key = np.arange(tables.shape[1] * BLOCK_TOKENS)
-    shut = key >= seen[:, None, :, None]
-    return np.where(shut, np.float32(-np.inf), np.float32(0))

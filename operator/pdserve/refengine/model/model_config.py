@@ -54,7 +54,21 @@ def load_config(path: Path) -> LlamaConfig:
         WeightsError: it cannot be read, or describes anything but a plain Llama.
     """
     try:
-        c: JsonObject = json.loads(path.read_text(encoding="utf-8"))
+        document: JsonObject = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: {type(error).__name__}: {error}") from error
+    return parse_config(document, path)
+
+
+def parse_config(c: JsonObject, path: Path) -> LlamaConfig:
+    """Read the content of a `config.json`; `path` says in errors where it comes from.
+
+    Raises:
+        WeightsError: it describes anything but a plain Llama.
+    """
+    try:
         if c.get("model_type") != "llama":
             raise WeightsError(f"{path}: model_type {c.get('model_type')!r}; only 'llama' is known")
         for key in ("rope_scaling", "attention_bias", "mlp_bias"):
@@ -77,9 +91,7 @@ def load_config(path: Path) -> LlamaConfig:
             bos=c.get("bos_token_id"),
             eos=tuple(eos) if isinstance(eos, list) else (() if eos is None else (int(eos),)),
         )
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: {type(error).__name__}: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,30 @@ class StepPlan:
 def blocks_of(tokens: int) -> int:
     """How many KV blocks hold so many tokens."""
     return -(-tokens // BLOCK_TOKENS)
+
+
+def alike_singles(plan: StepPlan) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """Decoding sequences that attend together: their numbers, how much they see, their tables.
+
+    Each takes as long as the longest of them, which sees at most twice as much, or one block.
+    """
+    order = np.argsort(plan.single_seen, kind="stable")
+    while len(order):
+        seen = plan.single_seen[order]
+        end = int(np.searchsorted(seen, max(BLOCK_TOKENS, 2 * seen[0]), side="right"))
+        some, seen = order[:end], seen[:end]
+        yield some, seen, plan.single_tables[some, : blocks_of(int(seen[-1]))]
+        order = order[end:]
+
+
+def hidden_scores(seen: Ints, tables: Ints) -> Array:
+    """What to add to scores [sequences, kv_heads, rows, keys]: -inf beyond the keys a row sees.
+
+    `seen`: how many keys each row [sequences, rows] sees; `tables`: blocks of each sequence.
+    """
+    key = np.arange(tables.shape[1] * BLOCK_TOKENS)
+    shut = key >= seen[:, None, :, None]
+    return np.where(shut, np.float32(-np.inf), np.float32(0))
 
 
 def kv_views(pool: Array, layer: int, c: LlamaConfig) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -32,12 +33,41 @@ def _byte_of_character() -> dict[str, int]:
     return table | {chr(256 + n): b for n, b in enumerate(shifted)}
 
 
-def _begins_with_bos(directory: Path, document: JsonObject) -> bool:
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a model's tokenizer is made of, and where that comes from."""
+
+    path: Path
+    document: JsonObject
+    """`tokenizer.json`."""
+    settings: JsonObject
+    """`tokenizer_config.json`."""
+    template: str | None
+    """The chat template; None where the model brings none."""
+
+
+def tokenizer_files(path: Path) -> TokenizerFiles:
+    """Read a `tokenizer.json` and what stands beside it.
+
+    Raises:
+        WeightsError: a file cannot be read.
+    """
+    try:
+        document: JsonObject = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    settings = tokenizer_settings(path.parent)
+    return TokenizerFiles(path, document, settings, template_of(path.parent))
+
+
+def _begins_with_bos(files: TokenizerFiles) -> bool:
     """Whether prompts begin with the model's BOS: as its files say, else yes."""
-    said = tokenizer_settings(directory).get("add_bos_token")
+    said = files.settings.get("add_bos_token")
     if said is not None:
         return bool(said)
-    processor = document.get("post_processor")
+    processor = files.document.get("post_processor")
     return processor is None or "SpecialToken" in json.dumps(processor.get("single"))
 
 
@@ -45,12 +75,16 @@ class Tokenizer:
     """Encoder, decoder and chat template of one model."""
 
     def __init__(
-        self, path: Path, bos: int | None, vocab_size: int, eos: Sequence[int] = ()
+        self,
+        source: Path | TokenizerFiles,
+        bos: int | None,
+        vocab_size: int,
+        eos: Sequence[int] = (),
     ) -> None:
-        """Read a `tokenizer.json` and the chat template beside it.
+        """Make it.
 
         Args:
-            path: the file.
+            source: a `tokenizer.json`, or what was read of one.
             bos: id of the token that begins every prompt; None without one.
             vocab_size: number of token ids that the model knows.
             eos: ids of tokens that end an output; the first one ends a turn.
@@ -58,11 +92,10 @@ class Tokenizer:
         Raises:
             WeightsError: the file cannot be read, or is no byte-level BPE of that size.
         """
+        files = source if isinstance(source, TokenizerFiles) else tokenizer_files(source)
+        path, document = files.path, files.document
         try:
-            document: JsonObject = json.loads(path.read_text(encoding="utf-8"))
             self._backend = Backend.from_str(json.dumps(document))
-        except OSError as error:
-            raise WeightsError(f"{path}: {error.strerror}") from error
         except Exception as error:  # `tokenizers` raises bare Exception for a bad document.
             raise WeightsError(f"{path}: {error}") from error
         if "ByteLevel" not in json.dumps(document.get("decoder")):
@@ -79,12 +112,12 @@ class Tokenizer:
         plain = {t["content"] for t in added if not t.get("special", True)}
         texts = {number: text for text, number in self.special.items()}
         self._template = ChatTemplate(
-            template_of(path.parent) or default_template(self.special),
+            files.template or default_template(self.special),
             {text: number for text, number in self.special.items() if text not in plain},
             bos="" if bos is None else texts.get(bos, ""),
             eos=texts.get(eos[0], "") if eos else "",
         )
-        self.bos = bos if _begins_with_bos(path.parent, document) else None
+        self.bos = bos if _begins_with_bos(files) else None
         letters = _byte_of_character()
         special_ids = set(self.special.values())
         self._bytes = [b""] * vocab_size

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdserve.refengine.kv.payload import Payload, gather
+from pdserve.refengine.kv.pool import blocks_for
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.sampler import Sampled, sample
 from pdserve.refengine.model.tensors import Array
@@ -40,7 +41,10 @@ def run(step: Batch, banned: Sequence[Banned], model: LoadedModel, memory: Array
             request = member.sequence.request
             token = sample(next(logits), request.sampling, member.end, ends)
             if request.hand_over:
-                payload = gather(memory, member.sequence.blocks, member.end, model.config)
+                blocks = member.sequence.blocks
+                if model.mirror is not None:
+                    model.mirror.fetch(list(blocks[: blocks_for(member.end)]))
+                payload = gather(memory, blocks, member.end, model.config)
         sampled.append(token)
         payloads.append(payload)
     return StepResult(tuple(sampled), tuple(payloads), time.perf_counter() - begin)

@@ -78,6 +78,8 @@ class Engine:
         self._active: dict[str, Sequence] = {}
         self._estimates = Estimates(pacer)
         self._pulls = Pulls(self._memory, self._estimates, metrics, pacer, self._pulled)
+        if model.mirror is not None:
+            self._pulls.received = model.mirror.received
         self._steps = Steps(self, model, self._memory, self._estimates, metrics, pacer, loop)
         self.rejections = Rejections(metrics)
         self._admission = Admission(

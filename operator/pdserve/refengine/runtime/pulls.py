@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pdserve.refengine.kv.kv_transport import CorruptKvError, KvSource, TransportError, WantedKv
 from pdserve.refengine.kv.payload import landing
+from pdserve.refengine.kv.pool import blocks_for
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.tensors import Array
 from pdserve.refengine.runtime.estimates import Estimates
@@ -46,6 +47,8 @@ class Pulls:
         self._tasks: dict[Sequence, asyncio.Task[None]] = {}
         self.source: KvSource | None = None
         """Where KV comes from; None on instances that pull none."""
+        self.received: Callable[[list[int]], None] = lambda _blocks: None
+        """Called with the blocks that KV was written into."""
 
     def start(self, sequence: Sequence, remote: RemoteKv) -> None:
         """Pull into the sequence's blocks."""
@@ -86,6 +89,7 @@ class Pulls:
         wanted = WantedKv(remote.request, tokens, remote.generation)
         buffers = landing(self._memory, sequence.blocks, tokens)
         size = await self.source.pull(remote.engine, wanted, buffers)
+        self.received(list(sequence.blocks[: blocks_for(tokens)]))
         if self._pacer is not None:
             due = self._pacer.transfer_end(started, tokens)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
