@@ -2,10 +2,10 @@
 
 Every row has its own yardstick from the same minute, because CPU, load and BLAS differ between
 machines. Decode steps in fast arithmetic are those of a model of SmolLM2-135M's shape
-(`parts/decode_steps.py`); `--only-decode` measures nothing else. The first run installs
-`transformers` with torch, gigabytes, below build/bench/tools; PDSERVE_BENCH_TOOLS names another
-folder, and where they cannot be installed there are no rows with them. Run by `make bench-engine`;
-one BLAS thread, as in the engine.
+(`parts/decode_steps.py`), by numpy, by torch, and by `transformers`; `--only-decode` measures
+nothing else. The first run installs `transformers` with torch, gigabytes, below build/bench/tools;
+PDSERVE_BENCH_TOOLS names another folder, and where they cannot be installed there are no rows with
+them. Run by `make bench-engine`; one BLAS thread, as in the engine.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ TRANSFORMERS = Environment(
     ("torch==2.15.0", "transformers==5.24.0"),
     "transformers",
 )
-LOG = OUT / "engine-transformers.log"
+LOG = OUT / "engine-torch.log"
 Step = Callable[[], float]
 """Computes one decode step; its milliseconds."""
 
@@ -104,24 +105,24 @@ def _timed(work: Callable[[], object]) -> Step:
     return step
 
 
-class Transformers:
-    """A process that decodes with `transformers`."""
+class TorchProcess:
+    """A process with torch that decodes: with `transformers`, or with our own back-end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, script: str, *args: str) -> None:
         LOG.parent.mkdir(parents=True, exist_ok=True)
-        script = Path(__file__).with_name("transformers_steps.py")
+        path = Path(__file__).with_name(script)
         self._process = subprocess.Popen(
-            [str(TRANSFORMERS.home / "bin" / "python"), str(script), str(folder)],
+            [str(TRANSFORMERS.home / "bin" / "python"), str(path), *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=LOG.open("wb"),
+            stderr=LOG.open("ab"),
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
         self.name = self._line()
 
     def prepare(self, batch: int, context: int) -> None:
-        """Make the KV cache of the steps that follow."""
+        """Make the KV of the steps that follow."""
         self._say(f"{batch} {context}")
         self._line()
 
@@ -143,26 +144,45 @@ class Transformers:
     def _line(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline().strip()
-        assert line, f"transformers stopped: see {LOG}"
+        assert line, f"a process with torch stopped: see {LOG}"
         return line
 
 
+@dataclass(frozen=True)
+class TorchProcesses:
+    """One of each kind."""
+
+    transformers: TorchProcess
+    float32: TorchProcess
+    bfloat16: TorchProcess
+
+    def __iter__(self) -> Iterator[TorchProcess]:
+        return iter((self.transformers, self.float32, self.bfloat16))
+
+
 @contextmanager
-def transformers_on(tensors: dict[str, Array], say: Progress) -> Iterator[Transformers | None]:
-    """`transformers` with these weights inside the block; None where it cannot be installed."""
+def torch_on(tensors: dict[str, Array], say: Progress) -> Iterator[TorchProcesses | None]:
+    """Processes with these weights inside the block; None where torch cannot be installed."""
     reason = TRANSFORMERS.install()
     if reason:
-        say(f"without transformers: {reason}")
+        say(f"without torch and transformers: {reason}")
         yield None
         return
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(SHAPE))
         save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
-        process = Transformers(Path(folder))
+        started: list[TorchProcess] = []
         try:
-            yield process
+            for script, *args in (
+                ("transformers_steps.py",),
+                ("torch_steps.py", "float32"),
+                ("torch_steps.py", "bfloat16"),
+            ):
+                started.append(TorchProcess(script, folder, *args))
+            yield TorchProcesses(*started)
         finally:
-            process.stop()
+            for process in started:
+                process.stop()
 
 
 def in_turn(steps: Sequence[Step], count: int) -> list[list[float]]:
@@ -184,6 +204,8 @@ BY_PRODUCTS = 1.5
 MORE_KV = {(16, 256): 1.75, (64, 256): 2.1}
 """By batch and context, where KV costs more: docs/decisions/033-fast-arithmetic-beside-exact.md"""
 BY_EXACT, BY_TRANSFORMERS = 0.95, 1.1
+BY_NUMPY = {1: 1.8, 4: 1.25, 16: 1.25, 64: 1.5}
+"""By batch: bfloat16 in torch beside float32 in numpy, one thread each."""
 
 
 def decode_rows(count: int, say: Progress) -> list[Row]:
@@ -192,7 +214,7 @@ def decode_rows(count: int, say: Progress) -> list[Row]:
     tensors = random_tensors(c)
     fast, exact = FastLlama(c, tensors), Llama(c, tensors)
     rows: list[Row] = []
-    with transformers_on(tensors, say) as other:
+    with torch_on(tensors, say) as others:
         tensors.clear()
         for context in CONTEXTS:
             for batch in BATCHES:
@@ -202,11 +224,12 @@ def decode_rows(count: int, say: Progress) -> list[Row]:
                     products(fast, batch),
                     _timed(lambda m=members, p=pool: exact.step(m, p)),
                 ]
-                if other is not None:
+                for other in others or ():
                     other.prepare(batch, context)
                     steps.append(other.step)
                 found = in_turn(steps, count)
-                rows += _rows(batch, context, found, other.name if other else "")
+                rows += _rows(batch, context, found[:4], others.transformers.name if others else "")
+                rows += _torch_rows(batch, context, found)
                 say(", ".join(f"{statistics.median(times):.1f} ms" for times in found))
     return rows
 
@@ -224,3 +247,19 @@ def _rows(batch: int, context: int, found: Sequence[Sequence[float]], other: str
         Row(what, value, "ms", name, statistics.median(times), floor, "lower", len(mine), spread)
         for (name, floor), times in zip(rivals, found[1:], strict=False)
     ]
+
+
+def _torch_rows(batch: int, context: int, found: Sequence[Sequence[float]]) -> list[Row]:
+    """`found`: fast, products, exact, transformers, torch float32, torch bfloat16."""
+    if len(found) < 6:
+        return []
+    fast, transformers, wide, narrow = (found[n] for n in (0, 3, 4, 5))
+    pairs = (
+        ("float32", wide, "transformers, float32", transformers, BY_TRANSFORMERS),
+        ("bfloat16", narrow, "numpy, fast", fast, BY_NUMPY[batch]),
+    )
+    return [
+        Row(f"decode, torch, {dtype}: {batch} x {context} tokens", statistics.median(mine), "ms",
+            name, statistics.median(other), floor, "lower", len(mine), max(mine) - min(mine))
+        for dtype, mine, name, other, floor in pairs
+    ]  # fmt: skip

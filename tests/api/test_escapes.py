@@ -146,7 +146,7 @@ def test_a_secret_needs_the_right_to_get_it(users: dict[str, As], escape: Escape
     assert users[READER].tries("PDService", body).code == 201
 
 
-OF_SERVER = {"path": "/m", "uri": {"url": "http://other.example/m", "sha256": "a" * 64,
+OF_SERVER: Json = {"path": "/m", "uri": {"url": "http://other.example/m", "sha256": "a" * 64,
                                    "secretRef": {"name": "payroll"}}}  # fmt: skip
 SECRET_FIELDS: Json = {
     "spec.engine.imagePullSecrets": [{"name": "payroll"}],

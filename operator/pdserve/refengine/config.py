@@ -187,7 +187,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
 
 
 def _arithmetic(command: argparse.ArgumentParser, a: argparse.Namespace) -> Arithmetic:
-    mode = a.arithmetic or ("fast" if a.backend == "torch" else "exact")
+    mode: Mode = a.arithmetic or ("fast" if a.backend == "torch" else "exact")
     found = Arithmetic(mode, a.backend, a.dtype, a.device, a.threads)
     problem = found.problem()
     if problem is not None:

@@ -55,27 +55,42 @@ def test_without_transformers_the_other_rows_remain(monkeypatch: Any, capsys: An
         for vs in ("its matrix products alone", "exact mode")
     ]
     assert {r.n for r in rows} == {7} and all(r.spread > 0 for r in rows)
-    assert "without transformers: no network" in capsys.readouterr().err
+    assert "without torch and transformers: no network" in capsys.readouterr().err
 
 
-def test_transformers_steps_are_a_row_too(monkeypatch: Any) -> None:
-    asked: list[tuple[int, int]] = []
+def test_steps_of_transformers_and_torch_are_rows_too(monkeypatch: Any) -> None:
+    asked: list[tuple[str, int, int]] = []
 
     class Other:
-        name = "transformers 0, torch 0"
+        def __init__(self, name: str, milliseconds: float) -> None:
+            self.name, self._milliseconds = name, milliseconds
 
         def prepare(self, batch: int, context: int) -> None:
-            asked.append((batch, context))
+            asked.append((self.name, batch, context))
 
         def step(self) -> float:
-            return 1e6
+            return self._milliseconds
 
     @contextmanager
-    def on(*_: object) -> Iterator[Other]:
-        yield Other()
+    def on(*_: object) -> Iterator[list[Other]]:
+        others = Others([Other("transformers 0, torch 0", 1e6), Other("a", 2e3), Other("b", 1e-9)])
+        yield others
 
-    monkeypatch.setattr(decode_steps, "transformers_on", on)
+    class Others(list[Other]):
+        @property
+        def transformers(self) -> Other:
+            return self[0]
+
+    monkeypatch.setattr(decode_steps, "torch_on", on)
+    monkeypatch.setattr(decode_steps, "BY_NUMPY", {1: 1.25, 3: 1.25})
     rows = decode_steps.decode_rows(2, Progress())
-    assert asked == [(1, 32), (3, 32), (1, 64), (3, 64)]
+    sizes = [(1, 32), (3, 32), (1, 64), (3, 64)]
+    assert asked == [(n, *s) for s in sizes for n in ("transformers 0, torch 0", "a", "b")]
     theirs = [r for r in rows if r.vs == "transformers 0, torch 0, float32"]
     assert len(theirs) == 4 and all(r.reference == 1e6 and r.ok for r in theirs)
+    ours = {r.what.partition(":")[0]: (r.value, r.vs) for r in rows if "torch, " in r.what}
+    assert ours == {
+        "decode, torch, float32": (2e3, "transformers, float32"),
+        "decode, torch, bfloat16": (1e-9, "numpy, fast"),
+    }
+    assert sum("torch, " in r.what for r in rows) == 8

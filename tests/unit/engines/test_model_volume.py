@@ -155,7 +155,7 @@ def test_a_node_keeps_one_copy_for_each_namespace_secret_and_content() -> None:
     different = [
         sub_path(),
         sub_path("other"),
-        sub_path(**SECRET),
+        sub_path(secretRef={"name": "hub"}),
         sub_path(secretRef={"name": "hub2"}),
         sub_path(sha256="b" * 64),
         sub_path(url="https://h.example/llama/n.gguf"),

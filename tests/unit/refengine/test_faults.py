@@ -9,9 +9,7 @@ from typing import Any
 from tests.support.engines import Client, fresh_host
 
 from pdserve.refengine.config import EngineConfig
-from pdserve.refengine.model.fast import FastLlama
-from pdserve.refengine.model.llama import Llama
-from pdserve.refengine.model.loader import LoadedModel
+from pdserve.refengine.model.loader import ForwardPass, LoadedModel
 from pdserve.refengine.model.plan import Rows
 from pdserve.refengine.model.tensors import Array
 from pdserve.refengine.server import running
@@ -20,7 +18,7 @@ from pdserve.refengine.server import running
 class Brittle:
     """A model that breaks on one token, as hardware does without warning."""
 
-    def __init__(self, real: Llama | FastLlama, breaks_on: int) -> None:
+    def __init__(self, real: ForwardPass, breaks_on: int) -> None:
         self._real, self._breaks_on = real, breaks_on
 
     def step(self, batch: list[Rows], pool: Array) -> Array:

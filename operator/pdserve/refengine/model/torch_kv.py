@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pdserve.refengine.model.model_config import BLOCK_TOKENS, LlamaConfig
 from pdserve.refengine.model.plan import Rows
 from pdserve.refengine.model.tensors import Array
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 class SharedKv:

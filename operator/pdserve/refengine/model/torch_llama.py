@@ -208,14 +208,18 @@ class _Attention:
             found.append((rows, self._rows_of(table), self._floats(hidden)))
         return found
 
+    def _rows(self, index: Tensor) -> Tensor:
+        # On a CPU a third of the time of `heads[index]`.
+        return torch.index_select(self._heads, 0, index.flatten())
+
     def _attend(self, q: Tensor, index: Tensor, hidden: Tensor) -> Tensor:
         """Softmax attention [sequences, kv_heads, rows, dim]; arguments as in `fast`."""
         count, kv_heads, rows, dim = q.shape
         blocks = index.shape[2]
-        keys = self._heads[index.flatten()].view(count, kv_heads, blocks, dim, BLOCK_TOKENS)
+        keys = self._rows(index).view(count, kv_heads, blocks, dim, BLOCK_TOKENS)
         # Keys are stored transposed, block by block.
         scores = torch.matmul(q[:, :, None].to(keys.dtype), keys).float()
         scores = scores.transpose(2, 3).reshape(count, kv_heads, rows, -1)
         chances = torch.softmax(scores + hidden, dim=-1)
-        values = self._heads[(index + kv_heads).flatten()].view(count, kv_heads, -1, dim)
+        values = self._rows(index + kv_heads).view(count, kv_heads, -1, dim)
         return torch.matmul(chances.to(values.dtype), values).float()
