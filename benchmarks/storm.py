@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
 import sys
 from pathlib import Path
@@ -77,9 +76,6 @@ async def _storm(groups: int, nodes: int, holds: Holds, progress: Progress) -> l
     async with world.running(), world.operator() as operator:
         await world.until(all_ready, PATIENCE, "every P/D group is ready")
         progress(f"{groups} ScenarioGroups on {nodes} nodes are ready")
-        # As the operator does when its caches are filled. The simulation's objects are here too.
-        gc.collect()
-        gc.freeze()
         await asyncio.sleep(30)
         holds.clear()
         leaves = [f"leaf{number:03d}-{n}" for n in range(PER_LEAF) for number in range(4)]

@@ -37,6 +37,11 @@ UNSCHEDULABLE = "Unschedulable"
 """Reason of the scheduler's condition."""
 
 
+AT_ONCE = 250
+"""Pods in one step of the event loop, more than any schedule has: a Lease in real time may be held
+beside."""
+
+
 class Machinery:
     """See the module. One per world; `schedule`, `start`, `probe`
     are for tests to extend.
@@ -48,6 +53,9 @@ class Machinery:
         self._due: dict[str, float] = {}
         self._ips = 0
         self._waiting: list[Object] = []
+        self._bound: dict[str, list[ObjectKey]] = {}
+        """Pods by node, as they were at version `_bound_at`."""
+        self._bound_at = -1
         self._counted: object = None
         """What budgets were last judged by."""
         self._collected = -1
@@ -64,8 +72,10 @@ class Machinery:
             # Where nothing changed, only what waits for time to pass can act.
             pods = self.world.seen(PODS) if changed else self._waiting
             self._waiting = []
-            for pod in pods:
+            for number, pod in enumerate(pods, 1):
                 self._pod(pod)
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
             if changed:
                 for deployment in self.world.seen(DEPLOYMENTS):
                     self._deployment(deployment)
@@ -153,8 +163,7 @@ class Machinery:
         why = self.world.unfit(node, pod)
         found = self.world.get(NODES, node, "")
         if why is None and found is not None:
-            there = [p for p in self.world.seen(PODS) if p["spec"].get("nodeName") == node]
-            why = refusal_of(pod, found, there)
+            why = refusal_of(pod, found, self._pods_on(node))
         if why is not None:
             if pod["metadata"]["name"] not in self.world.refused:
                 self.world.refused.add(pod["metadata"]["name"])
@@ -164,10 +173,23 @@ class Machinery:
             return
         self.world.refused.discard(pod["metadata"]["name"])
         store = self.world.api.store(PODS)
+        known = self._bound_at == store.version
         bound = copy(pod)
         bound["spec"]["nodeName"] = node
         self.world.api.commit(store, key_of(pod), "MODIFIED", pod, bound)
         self.set_status(pod, {"phase": "Pending"}, [("PodScheduled", "True")])
+        if known:
+            self._bound.setdefault(node, []).append(key_of(pod))
+            self._bound_at = store.version
+
+    def _pods_on(self, node: str) -> list[Object]:
+        """Pods bound to a node."""
+        pods = self.world.api.store(PODS)
+        if self._bound_at != pods.version:
+            self._bound, self._bound_at = {}, pods.version
+            for key, pod in pods.objects.items():
+                self._bound.setdefault(pod["spec"].get("nodeName") or "", []).append(key)
+        return [pods.objects[key] for key in self._bound.get(node, ())]
 
     def start(self, pod: Object) -> None:
         """The kubelet starts the containers of a bound pod."""
