@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,8 @@ class Holds:
         """`others`: coroutine functions of the bench, whose steps do not count."""
         self._left_out = {task.__qualname__ for task in (Machinery.run, *others)}
         self.longest: dict[str, float] = {}
+        self.by: Counter[str] = Counter()
+        """Seconds by what ran."""
         self.total = 0.0
         self.steps = 0
         self.elsewhere = 0.0
@@ -39,12 +42,14 @@ class Holds:
     def clear(self) -> None:
         """Begin a phase."""
         self.longest.clear()
+        self.by.clear()
         self.total, self.steps = 0.0, 0
 
     def note(self, what: str, seconds: float) -> None:
         """One step."""
         if what not in self._left_out:
             self.longest[what] = max(seconds, self.longest.get(what, 0.0))
+            self.by[what] += seconds
             self.total += seconds
             self.steps += 1
 
