@@ -153,7 +153,10 @@ def test_links_and_devices_in_an_archive_are_refused(tmp_path: Path, kind: bytes
         fetched(tmp_path, "archive", "a.tar", {"a.tar": buffer.getvalue()})
 
 
-@pytest.mark.parametrize("data", [b"", b"no archive", archive(FILES)[:60], archive({})])
+@pytest.mark.parametrize(
+    "data", [b"", b"no archive", archive(FILES)[:60], archive({})],
+    ids=["nothing", "text", "cut", "empty"],
+)  # fmt: skip
 def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(DownloadError, match=r"cannot be unpacked|no file in it"):
         fetched(tmp_path, "archive", "a.tar", {"a.tar": data})
