@@ -9,8 +9,8 @@ import orjson
 import pytest
 from tests.support.gateway_rig import PATIENCE, Rig, eventually, parse_answer
 
+from pdserve.forwarding.request.effects import Settings
 from pdserve.gateway import release
-from pdserve.gateway.request_context import Settings
 from pdserve.wire import metrics as names
 
 CHOICE = {"index": 0, "text": "x", "finish_reason": "stop"}
