@@ -1,8 +1,7 @@
 """Requests against instances in virtual time, without sockets: what a gateway does, in small.
 
-`World` has one scenario's scheduler and a clock. `Instances` know only what a real one knows: its
-slots, what it holds for whom, when it ends; they refuse before they queue. A `Client` carries out
-the effects of one request and checks on the way what must always hold:
+`World` has one scenario's scheduler and a clock. A `Client` carries out the effects of one request
+and checks on the way what must always hold:
 
 - a leg is sent once, and ends once: by `drop`, or by its loss;
 - at most one decode has the request at a time (but for pairs, whose prefill is another);
@@ -16,7 +15,6 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from pdserve.forwarding.deadline import PromptSize
@@ -254,26 +252,3 @@ class Client:
     def _note(self, what: str) -> None:
         assert self.ending == "none", f"{what} after the end"
         self.log.append(what)
-
-
-@dataclass
-class Engine:
-    """One instance as itself knows it; `hint` as its replies say."""
-
-    name: str
-    role: str
-    slots: int
-    seconds: float = 0.1
-    """Of a prefill, or between two tokens."""
-    alive: bool = True
-    breaks_on: str = ""
-    """A request whose name begins with this ends it."""
-    running: dict[str, Leg] = field(default_factory=dict)
-    held: dict[str, float] = field(default_factory=dict)
-    """Until when KV is held, by name."""
-    most: int = 0
-    broken: int = 0
-
-    @property
-    def used(self) -> int:
-        return len(self.running) + len(self.held)
