@@ -118,10 +118,11 @@ class GatewayServer:
         self._ids = RequestIds()
         self._tracer = _tracer(options.tracing, self.metrics)
         tools = Tools(self.pool, releaser, options.credential, options.settings)
-        self._generate = GenerateHandler(Parts(
+        parts = Parts(
             self.service, tools, self._rates, keys, self._ids, PromptHasher(options.credential),
-            self.server.memory, self._limits.body, access_log, self._tracer,
-        ))  # fmt: skip
+            self.server.memory, self._limits.body, access_log,
+        )  # fmt: skip
+        self._generate = GenerateHandler(parts, self._tracer)
         self._feeds = PrefixFeeds(self.pool, options.credential)
         self._tasks: list[asyncio.Task[None]] = []
 

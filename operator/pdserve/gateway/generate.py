@@ -70,7 +70,6 @@ class Parts:
     most: int
     """Bytes of a body."""
     log: AccessLog | None
-    tracer: Tracer | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +90,8 @@ class _Ready:
 class GenerateHandler:
     """Answers the generating requests of one gateway."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._p = parts
+    def __init__(self, parts: Parts, tracer: Tracer | None) -> None:
+        self._p, self._tracer = parts, tracer
 
     def handle(
         self, endpoint: Endpoint, request: HttpRequest, reply: Reply, request_id: str
@@ -117,9 +116,9 @@ class GenerateHandler:
 
     def record(self, request: HttpRequest, request_id: str) -> Record:
         """What is noted of a request, and of its trace; `end` follows."""
-        record, tracer = Record(request_id, request.path, request.head_at), self._p.tracer
-        if tracer is not None:
-            record.trace = tracer.begin(request.headers)
+        record = Record(request_id, request.path, request.head_at)
+        if self._tracer is not None:
+            record.trace = self._tracer.begin(request.headers)
         return record
 
     def end(self, record: Record, reply: Reply, error: Exception | None) -> None:
@@ -133,8 +132,8 @@ class GenerateHandler:
             reply.error(error)
         if record.admission is not None:
             record.admission.end([r.timeline for r in record.requests])
-        if parts.tracer is not None and record.trace is not None:
-            parts.tracer.end(record, record.trace, reply.status)
+        if self._tracer is not None and record.trace is not None:
+            self._tracer.end(record, record.trace, reply.status)
         if parts.log is not None:
             parts.log.write(record.line(reply.status, time.perf_counter()))
 

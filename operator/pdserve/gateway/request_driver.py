@@ -198,7 +198,7 @@ class RequestDriver:
         if ending is None:
             self._finish()
         elif isinstance(ending, FirstTokenAnswer):
-            self._answer(ending.leg)
+            self._answer()
         elif isinstance(ending, Refused):
             error = overloaded(*ending)
         elif isinstance(ending, Failed):
@@ -331,12 +331,12 @@ class RequestDriver:
         elif self._end is not None:
             self.reply.end(self._end)
 
-    def _answer(self, leg: Leg) -> None:
+    def _answer(self) -> None:
         """Answer from a prefill's reply alone."""
         final, reply = self._bodies.final, self.reply
         if final is None:
             return
-        self._tell(leg, None)
+        self._tell(self.request.legs[-1], None)
         if reply.started:
             reply.end(final.body)
         elif self.request.streamed:

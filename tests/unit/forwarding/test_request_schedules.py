@@ -73,7 +73,7 @@ class Schedule:
         if leg.kind == "prefill":
             return self.one_of({"prefilled": 9, "finished": 1, "unreadable": 1, "lost": 1})
         if f"deliver {leg.instance.id}" not in client.log:
-            return ""  # a pair's: its connection's loss is told when its reply is wanted
+            return ""  # a pair's: the loss of its connection is an event once its reply is wanted
         if client.sent_tokens >= TOKENS:
             return self.one_of({"delivered": 6, "odd-end": 1, "lost": 1})
         return self.one_of({"token": 8, "lost": 1})
@@ -104,7 +104,7 @@ def test_any_schedule(traits: FlowTraits) -> None:
             for leg in request.legs:
                 if leg.kind == "prefill" and leg.result == "accepted":
                     done = client.released[leg.name] or leg.name in schedule.taken
-                    assert done or traits.together, f"{seed}: {leg.name} is held for nobody"
+                    assert done or traits.together, f"{seed}: {leg.name} is held in vain"
                 elif leg.kind == "prefill" and leg.result in ("cancelled", "failed: lost"):
                     assert client.released[leg.name] or leg not in client.over, seed
     assert {"completed", "failed", "expired", "left", "invalid"} <= seen

@@ -65,22 +65,21 @@ class Failed(NamedTuple):
     message: str
 
 
-class ClientMistake(NamedTuple):
-    """An engine found the request wrong: the client gets the leg's reply."""
-
-    leg: Leg
+class ClientMistake:
+    """An engine found the request wrong: the client gets what it said."""
 
 
-class FirstTokenAnswer(NamedTuple):
-    """The client gets what was made of the leg's reply: its first token ended the request."""
-
-    leg: Leg
+class FirstTokenAnswer:
+    """The client gets what was made of the prefill's reply: its first token ended the request."""
 
 
-class Bug(NamedTuple):
+class Bug:
     """500: something of ours raised."""
 
-    error: Exception
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 Ending = Refused | Failed | ClientMistake | Bug | FirstTokenAnswer | None

@@ -81,7 +81,7 @@ def on_read(r: RequestState, leg: Leg, lacks_local: bool, now: float) -> None:
     r.drop(leg)
     leg.answered(now)
     if not lacks_local:
-        r.mistaken(leg, now)
+        r.mistaken(now)
         return
     r.scheduler.report.local_prefill("refused")
     if r.scheduler.local is not None:

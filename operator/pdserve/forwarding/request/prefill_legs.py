@@ -62,7 +62,7 @@ def on_read(r: RequestState, leg: Leg, now: float) -> bool:
     r.drop(leg)
     if leg.answer == "client_error":
         leg.answered(now)
-        r.mistaken(leg, now)
+        r.mistaken(now)
         return False
     return _failed(r, leg, f"{leg.instance.id} answered {leg.status}", now)
 

@@ -112,7 +112,7 @@ class Request(RequestState):
                 if self.timeline.first is None:
                     self.timeline.first = now
                 self.timeline.output_tokens = said.completion_tokens
-                self.complete("completed", now, FirstTokenAnswer(leg))
+                self.complete("completed", now, FirstTokenAnswer())
             else:
                 decode_legs.begin(self, held, now)
         self.scheduler.settle(now)
@@ -133,7 +133,7 @@ class Request(RequestState):
             local_leg.on_read(self, leg, lacks_local, now)
         else:
             self.drop(leg)
-            self.mistaken(leg, now)
+            self.mistaken(now)
         self.scheduler.settle(now)
 
     def on_lost(self, leg: Leg, kind: Failure, message: str, now: float) -> None:

@@ -268,10 +268,10 @@ class RequestState(Waiting):
         self.outcome = outcome
         self.end(refused, now)
 
-    def mistaken(self, leg: Leg, now: float) -> None:
+    def mistaken(self, now: float) -> None:
         """An engine's 4xx: the client's mistake, in the engine's words; not offered."""
         self.invalid = True
-        self.end(ClientMistake(leg), now)
+        self.end(ClientMistake(), now)
 
     def end(self, ending: Ending, now: float) -> None:
         """End the request, count it, and tell the client what is left to tell.
