@@ -48,6 +48,10 @@ def _nothing(_: Exception | None) -> None:
     """No caller waits for the end of this request."""
 
 
+def _flows() -> None:
+    """No instance has to wait for this client."""
+
+
 class RequestDriver:
     """The driver of one request; `served` or `start` begins it."""
 
@@ -304,6 +308,8 @@ class RequestDriver:
             return
         stream.note(self.request.timeline)
         self._stream, self._delivered = None, stream
+        # The connection may serve another request when the last bytes are written.
+        self.reply.on_flow(_flows, _flows)
         self.request.on_delivered(call.leg, time.perf_counter(), whole=stream.whole)
 
     def _end_whole(self, call: LegCall, body: bytes) -> None:
