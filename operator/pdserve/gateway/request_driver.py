@@ -158,7 +158,7 @@ class RequestDriver:
         call = self._calls.pop(leg, None)
         if call is None:
             return False
-        if leg.overdue_at < NEVER:
+        if leg.overdue_at < NEVER and not leg.answer:
             self._tools.pool.sweeper.discard(call)
         return self._tools.pool.end(call)
 

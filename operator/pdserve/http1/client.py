@@ -76,7 +76,7 @@ class Exchange:
         self._transport: asyncio.Transport | None = None
         self._listener = _NO_LISTENER
         self._awaited = _NOTHING
-        self._telling = False
+        self._telling = self._swept = False
         self._parts: list[bytes] = []
         self._size = 0
         self._head_size = 0
@@ -221,9 +221,7 @@ class Exchange:
 
     def forget(self) -> None:
         """Tell nothing more of this request."""
-        if self._awaited:
-            self._awaited = _NOTHING
-            self._sweeper.discard(self)
+        self._ends()
         self._listener = _NO_LISTENER
 
     def body(self) -> bytes:
@@ -315,6 +313,7 @@ class Exchange:
     def _wait(self, seconds: float) -> None:
         self._touched = time.perf_counter()
         self._patience, self.due = seconds, self._touched + seconds
+        self._swept = True
         self._sweeper.add(self)
 
     def _tell(self) -> None:
@@ -324,8 +323,7 @@ class Exchange:
         self._telling = True
         try:
             if self._awaited == _HEAD and self.status:
-                self._awaited = _NOTHING
-                self._sweeper.discard(self)
+                self._ends()
                 self._listener.headed(self)
             if self._awaited == _PIECES and self._parts:
                 data, self._parts, self._size = self.body(), [], 0
@@ -342,8 +340,11 @@ class Exchange:
             self._telling = False
 
     def _ends(self) -> None:
+        """Nothing is awaited for now."""
         self._awaited = _NOTHING
-        self._sweeper.discard(self)
+        if self._swept:
+            self._swept = False
+            self._sweeper.discard(self)
 
     def _fail(self, kind: Failure, message: str) -> None:
         """Note that the reply will not come, and close the connection."""
