@@ -4,7 +4,9 @@ Local functions: compiled, each is a cycle with the variables of its function, a
 request held waits for the garbage collector. Two `except A as error` and `except B as error` of one
 function: mypy sees two variables, mypyc one, of the first type, and raises TypeError where the
 second comes. An await inside `except`, `finally` or `async with`: the exception that is being
-handled becomes the whole thread's while the function waits (hack/compile.py).
+handled becomes the whole thread's while the function waits (hack/compile.py). A field of a
+NamedTuple or dataclass whose type is imported under TYPE_CHECKING: such annotations are looked at
+when the module is imported, and a class that is not there yet ends the process.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def main() -> int:
 
 def problems(name: str, text: str) -> Iterator[str]:
     """Lines about one module."""
-    for node in ast.walk(ast.parse(text)):
+    module = ast.parse(text)
+    yield from _absent_types(name, module)
+    for node in ast.walk(module):
         if isinstance(node, ast.AsyncWith):
             yield f"operator/{name}:{node.lineno}: async with"
         if isinstance(node, ast.Try):
@@ -53,6 +57,34 @@ def problems(name: str, text: str) -> Iterator[str]:
                             f"type as {handler.name!r} before ({types[handler.name]}); compiled "
                             "code needs another name for it"
                         )
+
+
+def _absent_types(name: str, module: ast.Module) -> Iterator[str]:
+    """Fields whose types are imported for type checkers only, or found nowhere."""
+    checking = (
+        n for n in module.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
+    )
+    absent = {
+        alias.asname or alias.name
+        for block in checking
+        for found in block.body
+        if isinstance(found, ast.ImportFrom)
+        for alias in found.names
+    }
+    for node in module.body:
+        if not isinstance(node, ast.ClassDef) or not (node.decorator_list or node.bases):
+            continue
+        # mypyc finds no module of it.
+        unknown = (
+            {"Exception"} if any("NamedTuple" in ast.unparse(b) for b in node.bases) else set()
+        )
+        for field in (f for f in node.body if isinstance(f, ast.AnnAssign)):
+            names = {n.id for n in ast.walk(field.annotation) if isinstance(n, ast.Name)}
+            for missing in sorted(names & (absent | unknown)):
+                yield (
+                    f"operator/{name}:{field.lineno}: {missing}, type of a field, is not there "
+                    "when the module is imported"
+                )
 
 
 def _handlers(function: ast.AST) -> Iterator[ast.ExceptHandler]:

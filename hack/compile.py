@@ -32,7 +32,6 @@ INTERPRETED = {
     "http1/stalls.py": "async generators are not among what mypyc can compile",
     "gateway/fan_out.py": CLOSURES,
     "gateway/route_source.py": CLOSURES,
-    "gateway/together_phase.py": AWAITS,
     "http1/connect.py": AWAITS,
     "http1/pages.py": CLOSURES,
     "gateway/process.py": "shows its docstring, which compiled modules do not have",

@@ -5,8 +5,8 @@ they come (Go's ReverseProxy flushes each piece). It takes `Authorization` for i
 gateways get the API key in `x-api-key`. Pods of process nodes are asked directly: the proxy refuses
 their addresses.
 
-Neighbours: `ask` words what comes out of it; `gateway.sse` and `gateway.measure` define what is
-measured, so that it agrees with the metrics.
+Neighbours: `ask` words what comes out of it; `gateway.sse` and `forwarding.request.measure` define
+what is measured, so that it agrees with the metrics.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 
 from pdserve.cli.ask_target import GatewayPod
-from pdserve.gateway.measure import Timeline
+from pdserve.forwarding.request.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.kube.connect import api_client
 from pdserve.kube.errors import UNREACHABLE, KubeError

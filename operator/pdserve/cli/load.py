@@ -27,7 +27,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from pdserve.gateway.measure import Timeline
+from pdserve.forwarding.request.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.http1.client import Exchange, UpstreamError
 from pdserve.http1.pool import Pool

@@ -9,6 +9,7 @@ randomness are arguments, so the gateway, the simulator and the tests run the sa
 - `scenario_view`: the instances of a scenario, their groups and decode credit.
 - `dispatch`: the waiting room and the choice of a prefill. `decode`: the choice of a decode.
 - `prefix`: which prefill holds the beginning of a prompt, and what that saves.
+- `request`: one request as a state machine, from its arrival to its end.
 - `budget`: how many second prefills the process may spend.
 
 Sizes and measurements behind the rules: docs/architecture.md and docs/concepts.md.

@@ -69,7 +69,8 @@ class DecodeWalk:
         self._prefill = prefill
         self._random = random
         self._tried = set(failed)
-        self._attempts = 0
+        self.attempts = 0
+        """Decodes asked so far."""
         self._first = 0.0
         self._kv_failures = 0
         self._not_before = 0.0
@@ -88,9 +89,9 @@ class DecodeWalk:
             return GiveUp("no_decode")
         if chosen is not None:
             self._tried.add(chosen.id)
-            self._first = self._first if self._attempts else now
-            self._attempts += 1
-            self._not_before = next_attempt(self._first, self._attempts, len(decodes), now)
+            self._first = self._first if self.attempts else now
+            self.attempts += 1
+            self._not_before = next_attempt(self._first, self.attempts, len(decodes), now)
             chosen.sent(now)
             return Try(chosen)
         later = min((t for d in decodes if (t := self._next_try(d, now)) > now), default=NEVER)

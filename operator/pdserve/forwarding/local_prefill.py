@@ -19,7 +19,7 @@ The decode has the last word. It gets the TPOT target and refuses what would mak
 runs there miss it; then it is left alone for a while, and the request goes to a prefill. In mode
 Fixed a length decides alone, without a regard to TPOT.
 
-No I/O, no clock. Neighbours: `gateway.local_phase` asks and sends, `dispatch` has the prefills.
+No I/O, no clock. Neighbours: `request.local_leg` asks and sends, `dispatch` has the prefills.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A line says what came, what became of it, when, and why: every leg with its instance and answer.
 `kubectl pdserve explain --request ID` finds it. Lines are written in pieces by a thread, so that a
 slow reader of standard output holds no request; more than `MAX_BUFFER` bytes unwritten are dropped,
-and the next line says how many were. Neighbours: `app` fills a `Record`, `request_context` knows
-the legs.
+and the next line says how many were. Neighbours: `app` fills a `Record`, `forwarding.request`
+knows the legs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import IO
 
 import orjson
 
+from pdserve.forwarding.request.request import Request
 from pdserve.gateway.limits import LimitedRequest
-from pdserve.gateway.request_context import RequestContext
 from pdserve.gateway.request_trace import RequestTrace
 from pdserve.http1.errors import ApiError
 from pdserve.terms.json import JsonObject
@@ -31,12 +31,12 @@ CLIENT_GONE = 499
 
 @dataclass(slots=True)
 class Record:
-    """What is known of one request; it has no contexts while it was not admitted."""
+    """What is known of one request; it has no requests while it was not admitted."""
 
     request_id: str
     path: str
     arrived: float
-    contexts: list[RequestContext] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     """One for each choice that was begun."""
     admission: LimitedRequest | None = None
     """Where it is limited, and was admitted."""
@@ -66,17 +66,17 @@ class Record:
             "ms": _ms(now - self.arrived),
         }
         line |= self._refusal
-        return line | self._served(now) if self.contexts else line
+        return line | self._served(now) if self.requests else line
 
     def _served(self, now: float) -> JsonObject:
         """What became of the choices: the first outcome that is not `completed`, the sums of
         tokens, the times of the first choice that has them.
         """
-        every, first = self.contexts, self.contexts[0]
+        every, first = self.requests, self.requests[0]
         outcomes = [c.outcome or ("invalid" if c.invalid else "cancelled") for c in every]
         line: JsonObject = {
             "scenario": first.scheduler.scenario.name,
-            "streamed": first.job.streamed,
+            "streamed": first.streamed,
             "outcome": next((o for o in outcomes if o != "completed"), "completed"),
             "legs": [leg.told(self.arrived, now) for c in every for leg in c.legs],
             "promptTokens": sum(c.timeline.prompt_tokens for c in every),

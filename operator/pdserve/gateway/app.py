@@ -1,6 +1,6 @@
 """The gateway as one object: paths to handlers, keys, request ids, start and stop.
 
-Neighbours: `http1.server` calls `handle` for every request; `pipeline` serves the two generating
+Neighbours: `http1.server` calls `handle` for every request; `generate` serves the two generating
 endpoints; `__main__` is the process around it.
 """
 
@@ -14,45 +14,34 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 from pdserve.engines.credentials import Credential
 from pdserve.engines.flow import Endpoint
 from pdserve.exposition import CONTENT_TYPE
-from pdserve.forwarding.deadline import PromptSize, prompt_size
-from pdserve.forwarding.fair_turns import Turn
-from pdserve.gateway.access_log import AccessLog, Record
-from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing, tenant_of
-from pdserve.gateway.choices import JoinedReply, choices_of, count_choices, size_of_all
-from pdserve.gateway.contexts import ContextMaker
-from pdserve.gateway.dense import read_body
-from pdserve.gateway.errors import overloaded
-from pdserve.gateway.fan_out import serve_choices
+from pdserve.forwarding.request.effects import Settings
+from pdserve.gateway.access_log import AccessLog
+from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing
 from pdserve.gateway.front import Certificate, Front
-from pdserve.gateway.inflate import plain_body
-from pdserve.gateway.intake import check_body_bytes, check_prompt_bytes, parsed_size
+from pdserve.gateway.generate import GenerateHandler, Parts
+from pdserve.gateway.job import Tools
 from pdserve.gateway.limits import GatewayLimits
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.model_list import JSON, is_models, list_models
-from pdserve.gateway.pipeline import serve
 from pdserve.gateway.prefix_feeds import PrefixFeeds
-from pdserve.gateway.prefixes import PromptHasher, salt_with_key
+from pdserve.gateway.prefixes import PromptHasher
 from pdserve.gateway.release import Releaser
-from pdserve.gateway.request_context import Settings, Tools
 from pdserve.gateway.request_ids import REQUEST_ID, RequestIds
 from pdserve.gateway.route_source import RouteSource
 from pdserve.gateway.service import Service
 from pdserve.gateway.trace_settings import TraceSettings
-from pdserve.http1.errors import ApiError, Headers
+from pdserve.http1.errors import ApiError
 from pdserve.http1.limits import ClientLimits
 from pdserve.http1.pool import Pool
-from pdserve.http1.receive import HeaderTexts, HttpRequest
+from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.http1.server import HttpServer
-from pdserve.terms.json import JsonObject
 from pdserve.wire.calls import (
-    HEADER_SCENARIO,
     PATH_CHAT,
     PATH_COMPLETIONS,
     PATH_HEALTH,
@@ -70,11 +59,7 @@ logger = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
 _GENERATE: dict[str, Endpoint] = {PATH_CHAT: "chat", PATH_COMPLETIONS: "completions"}
-SCENARIO = HEADER_SCENARIO.encode()
-_TRACE = (b"traceparent", b"tracestate")
 KEY_REFRESH_SECONDS = 1.0
-SHEDDABLE = "flex"
-"""`service_tier` of requests that come after others and are shed first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +114,15 @@ class GatewayServer:
         self._rates = GatewayLimits(
             self.metrics, keys, options.credential, own_id, options.limit_patience, clock
         )
-        releaser = Releaser(self.pool, options.credential)
-        self._tools = Tools(self.pool, releaser, options.credential, options.settings)
+        self._releaser = releaser = Releaser(self.pool, options.credential)
         self._ids = RequestIds()
         self._tracer = _tracer(options.tracing, self.metrics)
-        self._prefixes = PromptHasher(options.credential)
+        tools = Tools(self.pool, releaser, options.credential, options.settings)
+        parts = Parts(
+            self.service, tools, self._rates, keys, self._ids, PromptHasher(options.credential),
+            self.server.memory, self._limits.body, access_log,
+        )  # fmt: skip
+        self._generate = GenerateHandler(parts, self._tracer)
         self._feeds = PrefixFeeds(self.pool, options.credential)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -175,7 +164,7 @@ class GatewayServer:
         cut = await self.server.stop(self._drain_seconds)
         if cut:
             logger.warning("%d requests were cut at the end of the drain time", cut)
-        await self._tools.releaser.settle()
+        await self._releaser.settle()
         if self._log is not None:
             await self._log.close()
         if self._tracer is not None:
@@ -194,26 +183,25 @@ class GatewayServer:
         for task in done:
             task.result()
 
-    async def handle(self, request: HttpRequest, reply: Reply) -> None:
-        """Answer one request."""
+    def handle(self, request: HttpRequest, reply: Reply) -> Awaitable[None] | None:
+        """Answer one request: now, by callbacks, or by what is returned."""
         request_id = self._ids.of(request.headers)
         allowed = self._front.cors.headers(request.headers.get(b"origin"))
         reply.headers = ((REQUEST_ID, request_id.encode()), *allowed)
-        record = Record(request_id, request.path, request.head_at)
-        if self._tracer is not None and request.path in _GENERATE:
-            record.trace = self._tracer.begin(request.headers)
+        endpoint = _GENERATE.get(request.path)
+        if endpoint is not None and request.method == "POST":
+            return self._generate.handle(endpoint, request, reply, request_id)
+        record = None if endpoint is None else self._generate.record(request, request_id)
+        failed: ApiError | None = None
         try:
-            await self._route(request, reply, record)
+            self._answer(request, reply)
         except ApiError as error:
-            record.failed(error)
-            reply.error(error)
-        finally:
-            if record.admission is not None:
-                record.admission.end([c.timeline for c in record.contexts])
-            if self._tracer is not None and record.trace is not None:
-                self._tracer.end(record, record.trace, reply.status)
-            if self._log is not None and request.path in _GENERATE:
-                self._log.write(record.line(reply.status, time.perf_counter()))
+            failed = error
+        if record is not None:
+            self._generate.end(record, reply, failed)
+        elif failed is not None:
+            reply.error(failed)
+        return None
 
     def _screen(
         self, method: str, path: str, headers: dict[bytes, bytes], address: str
@@ -229,18 +217,18 @@ class GatewayServer:
             return error
         return self._rates.screen(headers) if path in _GENERATE else None
 
-    async def _route(self, request: HttpRequest, reply: Reply, record: Record) -> None:
+    def _answer(self, request: HttpRequest, reply: Reply) -> None:
+        """Answer what is not for an engine; raises ApiError."""
         path, method = request.path, request.method
         if method == "OPTIONS" and (answer := self._front.cors.preflight(request.headers)):
             reply.send(200, b"", TEXT, answer)
         elif path in _GENERATE:
             _allow(method, "POST")
-            await self._generate(_GENERATE[path], request, reply, record)
         elif is_models(path):
             _allow(method, "GET")
             list_models(self.service, path, reply)
         elif path in (PATH_METRICS, PATH_LIMITS) and self._front.metrics_port is None:
-            await self._monitor(request, reply)
+            self._monitor(request, reply)
         elif path in (PATH_HEALTH, "/healthz"):
             _allow(method, "GET")
             reply.send(200, b"ok\n", TEXT)
@@ -251,7 +239,7 @@ class GatewayServer:
             known = ", ".join((*_GENERATE, PATH_MODELS))
             raise ApiError(404, f"no such path: {path:.200} (known: {known})", code="not_found")
 
-    async def _monitor(self, request: HttpRequest, reply: Reply) -> None:
+    def _monitor(self, request: HttpRequest, reply: Reply) -> None:
         try:
             if request.path == PATH_LIMITS:
                 _allow(request.method, "POST")
@@ -270,72 +258,6 @@ class GatewayServer:
             self.metrics.keys(*self._keys.counts)
         reply.send(200, self.metrics.registry.render().encode(), CONTENT_TYPE)
 
-    async def _generate(
-        self, endpoint: Endpoint, request: HttpRequest, reply: Reply, record: Record
-    ) -> None:
-        # Nothing here keeps the body: a stream that has begun needs it no more.
-        work = await self._read(endpoint, request, reply, record)
-        await work()
-
-    async def _read(
-        self, endpoint: Endpoint, request: HttpRequest, reply: Reply, record: Record
-    ) -> Callable[[], Awaitable[None]]:
-        """What serves the request, once its body is read and checked; raises ApiError."""
-        encoding = request.headers.get(b"content-encoding")
-        if encoding is not None:
-            most = self._limits.body
-            request.body = await plain_body(request.body, encoding, most, reply.grows)
-        check_body_bytes(endpoint, len(request.body), self.service.largest_body)
-        size = parsed_size(request.body)
-        room = self.server.memory.limit - len(request.body)
-        if size > room:
-            raise ApiError(413, "the body holds too many values", code="too_large")
-        if not reply.grows(size):
-            raise overloaded("too_much_at_once", "the bodies in progress fill the memory", 2, 2, 0)
-        read = await read_body(endpoint, request.body)
-        body, ids = read.fields, read.ids
-        request.body = b""
-        headers = HeaderTexts(request.headers)
-        scheduler, flow, model = self.service.scheduler(body["model"], headers)
-        reply.headers = (*reply.headers, (SCENARIO, scheduler.scenario.name.encode()))
-        # Clients may name a scenario by its own model name; engines serve one model.
-        body["model"] = model
-        if self._keys is not None:
-            salt_with_key(body, request.headers)
-        turn = self._turn_of(body, request)
-        trace = _passed_on(request, record, body)
-        leg_name = self._ids.leg_name(record.request_id)
-        choices = choices_of(body)
-        sizes: list[PromptSize] = []
-        for choice in choices[:: body.get("n") or 1]:
-            prompt = PromptSize(tokens=ids) if ids else prompt_size(choice.body)
-            check_prompt_bytes(endpoint, prompt, scheduler.scenario.max_prompt_bytes)
-            if scheduler.wants_blocks:
-                prompt.blocks = self._prefixes.blocks(choice.body)
-            sizes.append(prompt)
-        if subjects := self._rates.subjects(scheduler.scenario, turn.client):
-            prompts = [scheduler.estimate.tokens(sizes[choice.prompt]) for choice in choices]
-            limited = await self._rates.admit(subjects, scheduler.scenario, prompts, body)
-            record.admission, reply.headers = limited, (*reply.headers, *limited.headers)
-
-        contexts = ContextMaker(
-            scheduler, flow, self._tools, endpoint, leg_name, len(choices) > 1, trace, sizes,
-            size // len(sizes), turn, record,
-        )  # fmt: skip
-        if len(choices) == 1:
-            return partial(serve, contexts.of_choice(choices[0], reply, request.head_at))
-        count_choices(reply, len(choices), size_of_all(body, size), size, room)
-        joined = JoinedReply(reply, choices, body)
-        view = scheduler.view
-        return partial(serve_choices, joined, view, contexts.of_part, request.head_at)
-
-    def _turn_of(self, body: JsonObject, request: HttpRequest) -> Turn:
-        """Whose turn a request waits for: clients differ by their API keys."""
-        client = b""
-        if self._keys is not None:
-            client = tenant_of(request.headers.get(AUTHORIZATION), request.headers.get(API_KEY))
-        return Turn(client, body.get("service_tier") == SHEDDABLE)
-
     def _ready(self, reply: Reply) -> None:
         if self.server.draining:
             reply.send(503, b"draining\n", TEXT)
@@ -353,14 +275,6 @@ def _allow(method: str, allowed: str) -> None:
             code="method_not_allowed",
             headers=((b"allow", allowed.encode()),),
         )
-
-
-def _passed_on(request: HttpRequest, record: Record, body: JsonObject) -> Headers:
-    """What of the client's trace goes to engines as it came: where nothing is traced here."""
-    if record.trace is not None:
-        record.trace.describe(body)
-        return ()
-    return tuple((name, request.headers[name]) for name in _TRACE if name in request.headers)
 
 
 def _tracer(settings: TraceSettings | None, metrics: GatewayMetrics) -> Tracer | None:

@@ -239,7 +239,7 @@ class ChoiceReply:
     joined: JoinedReply
     choice: Choice
     headers: Headers
-    """Set by the pipeline, and not sent: choices have different instances."""
+    """Set by its driver, and not sent: choices have different instances."""
     started: bool = False
     value: JsonObject = field(default_factory=dict)
     """Its whole reply, when it is not streamed."""

@@ -24,6 +24,8 @@ from pdserve.terms.json import JsonObject
 
 PIECE: Final = 64 * 1024
 """Bytes looked at in one go. A list of ids is found from two of them on."""
+SMALL: Final = 2 * PIECE
+"""Bytes of a body that is parsed in one go."""
 MOST_VALUES: Final = 200_000
 """Values of a body beside one list of token ids; parsing so many takes about 10 ms."""
 _LIST: Final = b"0123456789, \t\r\n"
@@ -48,7 +50,7 @@ async def read_body(endpoint: Endpoint, raw: bytes) -> Body:
     Raises:
         ApiError: it is wrong (400), or has too many values (413).
     """
-    if len(raw) <= 2 * PIECE:
+    if len(raw) <= SMALL:
         return Body(parse_body(endpoint, raw))
     found = _long_list(raw)
     if found is None:

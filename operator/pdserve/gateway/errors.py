@@ -6,6 +6,8 @@ default, which would triple the load exactly then).
 
 from __future__ import annotations
 
+import orjson
+
 from pdserve.http1.errors import ApiError
 from pdserve.wire.calls import HEADER_LEFT_MS, HEADER_NEEDED_MS
 
@@ -52,3 +54,19 @@ def upstream(message: str) -> ApiError:
         code="upstream_error",
         headers=((b"x-should-retry", b"false"),),
     )
+
+
+class RelayedError(ApiError):
+    """An engine's own error body, passed on unchanged when it is an OpenAI error object."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(status, f"the engine answered {status}: {body[:500]!r}")
+        self._body = body
+
+    def body(self) -> bytes:
+        """The engine's, or one that shows its beginning."""
+        try:
+            known = isinstance(orjson.loads(self._body)["error"], dict)
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            known = False
+        return self._body if known else super().body()

@@ -3,7 +3,7 @@
 So many choices are begun at once as the scenario's instances have slots for; the others follow as
 these end, and count from then on, or they would miss their targets behind their own siblings. A
 choice that fails ends the others, and the request has its error. Neighbours: `choices` takes the
-request apart and joins the answer, `pipeline` serves one choice.
+request apart and joins the answer, `request_driver` serves one choice.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from pdserve.forwarding.request.measure import Outcome
+from pdserve.forwarding.request.request import Request
 from pdserve.forwarding.scenario_view import View
 from pdserve.gateway.choices import ChoiceReply, JoinedReply
-from pdserve.gateway.measure import Outcome
-from pdserve.gateway.pipeline import serve
-from pdserve.gateway.request_context import RequestContext
+from pdserve.gateway.request_driver import RequestDriver
 
 
 async def serve_choices(
     joined: JoinedReply,
     view: View,
-    context_of: Callable[[ChoiceReply, float], RequestContext],
+    driver_of: Callable[[ChoiceReply, float], RequestDriver],
     arrived: float,
 ) -> None:
     """Serve all choices of `joined`, and send the one answer.
@@ -30,7 +30,7 @@ async def serve_choices(
     Args:
         joined: what the choices answer to.
         view: the scenario's instances.
-        context_of: makes the request of one choice, with the time from which it counts.
+        driver_of: makes the request of one choice, with the time from which it counts.
         arrived: when the client's request came, in seconds of `time.perf_counter`.
 
     Raises:
@@ -39,19 +39,20 @@ async def serve_choices(
     """
     first = at_once(view)
     gate = asyncio.Semaphore(first)
-    begun: list[RequestContext] = []
+    begun: list[Request] = []
 
     async def one(part: ChoiceReply) -> None:
         async with gate:
             at = arrived if part.choice.index < first else time.perf_counter()
-            context = context_of(part, at)
-            begun.append(context)
+            driver = driver_of(part, at)
+            begun.append(driver.request)
             try:
-                await serve(context)
+                await driver.served()
                 joined.check()
             except Exception:
                 # One that is complete may be what cannot be joined.
-                _end_alike(begun, "failed" if context.outcome == "completed" else context.outcome)
+                outcome = driver.request.outcome
+                _end_alike(begun, "failed" if outcome == "completed" else outcome)
                 raise
 
     async def break_off() -> None:
@@ -71,11 +72,11 @@ async def serve_choices(
     joined.finish()
 
 
-def _end_alike(contexts: list[RequestContext], outcome: Outcome | None) -> None:
+def _end_alike(requests: list[Request], outcome: Outcome | None) -> None:
     """Count choices that end because of another one as that one; None: as invalid."""
-    for context in contexts:
-        if context.outcome is None:
-            context.outcome, context.invalid = outcome, outcome is None
+    for request in requests:
+        if request.outcome is None:
+            request.outcome, request.invalid = outcome, outcome is None
 
 
 def at_once(view: View) -> int:

@@ -15,9 +15,9 @@ from pdserve.engines.credentials import Credential
 from pdserve.forwarding.limit_book import LimitAsk, LimitBook, LimitSubject, Verdict
 from pdserve.forwarding.limit_exchange import share
 from pdserve.forwarding.rate_limits import Exceeded, Left, LimitKind
+from pdserve.forwarding.request.measure import Timeline
 from pdserve.gateway.auth import API_KEY, AUTHORIZATION, KeyRing, tenant_of
 from pdserve.gateway.limit_peers import LimitPeers, answer_report
-from pdserve.gateway.measure import Timeline
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.http1.errors import ApiError, Headers
 from pdserve.terms.json import JsonMap

@@ -8,20 +8,23 @@ and clients that left before their deadline.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pdserve import __version__
 from pdserve.exposition import Counter, CounterSeries, Gauge, Histogram, Registry
 from pdserve.exposition.process_metrics import tell_process
 from pdserve.forwarding.rate_limits import LIMIT_KINDS
-from pdserve.gateway.measure import OUTCOMES, Outcome, Timeline, judge
+from pdserve.forwarding.request.measure import (
+    OUTCOMES,
+    LocalResult,
+    Outcome,
+    Stage,
+    Timeline,
+    judge,
+)
 from pdserve.terms import ROLES, Role, Slo
 from pdserve.wire import calls
 from pdserve.wire import metrics as names
 from pdserve.wire.routes import RouteScenario, RouteTable
 
-Stage = Literal["arrival", "before_prefill", "after_prefill"]
-LocalResult = Literal["served", "refused", "failed"]
 LOCAL_RESULTS: tuple[LocalResult, ...] = ("served", "refused", "failed")
 STAGES: tuple[Stage, ...] = ("arrival", "before_prefill", "after_prefill")
 

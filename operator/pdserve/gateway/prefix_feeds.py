@@ -21,7 +21,8 @@ from pdserve.engines.credentials import Credential, authorization
 from pdserve.engines.flow import LegRequest
 from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.prefix.affinity import Affinity
-from pdserve.gateway.scenario_scheduler import ScenarioScheduler
+from pdserve.forwarding.request.scheduler import ScenarioScheduler
+from pdserve.gateway.timed_scheduler import TimedScheduler
 from pdserve.http1.client import Exchange, UpstreamError
 from pdserve.http1.pool import Pool
 from pdserve.wire.bounds import WireError
@@ -64,9 +65,9 @@ class PrefixFeeds:
         self._pool, self._credential = pool, credential
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
 
-    def follow(self, schedulers: Iterable[ScenarioScheduler]) -> None:
+    def follow(self, schedulers: Iterable[TimedScheduler]) -> None:
         """Read the reports of these scenarios' prefills, where their prefixes count."""
-        wanted_now: dict[_Key, ScenarioScheduler] = {}
+        wanted_now: dict[_Key, TimedScheduler] = {}
         for scheduler in schedulers:
             affinity = scheduler.dispatcher.affinity
             if affinity is not None and scheduler.wants_blocks:
@@ -87,7 +88,7 @@ class PrefixFeeds:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(
-        self, affinity: Affinity, prefill: Instance, scheduler: ScenarioScheduler
+        self, affinity: Affinity, prefill: Instance, scheduler: TimedScheduler
     ) -> None:
         """Read one prefill's reports until cancelled."""
         pause, longest = RETRY_SECONDS

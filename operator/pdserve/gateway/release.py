@@ -1,7 +1,7 @@
 """Tells a prefill to free KV that no decode will pull (client gone, no decode in time).
 
 Fire and forget: the lease would free it anyway, only later. The reply carries a slot hint.
-Neighbour: `pipeline` decides when.
+Neighbour: `forwarding.request` decides when.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from pdserve.gateway.legs import Leg
+from pdserve.forwarding.request.leg import Leg
 from pdserve.gateway.trace_context import TraceContext
 from pdserve.http1.errors import Headers
 from pdserve.terms.json import JsonMap

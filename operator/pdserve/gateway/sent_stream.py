@@ -3,7 +3,7 @@
 The ids of the tokens come with the events (`wire.calls.HEADER_EVENT_IDS`) and are few bytes each.
 The request's body is kept as well, within the memory that all streams of the process share: a
 stream for which there is no room cannot be continued. Neighbours: `sse` finds the ids, `delivery`
-notes what was passed on, `pipeline` sends the request again.
+notes what was passed on, `leg_bodies` makes the request anew.
 """
 
 from __future__ import annotations

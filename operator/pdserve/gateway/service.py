@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Collection, Mapping
 
 from pdserve.engines import registry
@@ -26,7 +27,7 @@ from pdserve.forwarding.match import (
 )
 from pdserve.forwarding.prefix.index import CAPACITY
 from pdserve.gateway.metrics import GatewayMetrics
-from pdserve.gateway.scenario_scheduler import ScenarioScheduler
+from pdserve.gateway.timed_scheduler import TimedScheduler
 from pdserve.http1.errors import ApiError
 from pdserve.http1.pool import Pool
 from pdserve.wire.links import largest_body
@@ -34,7 +35,7 @@ from pdserve.wire.routes import RouteTable
 
 logger = logging.getLogger(__name__)
 
-Lane = tuple[Part, ScenarioScheduler, EngineFlow]
+Lane = tuple[Part, TimedScheduler, EngineFlow]
 LaneKey = tuple[str, str, str, str]
 """Service, scenario, model and engine type."""
 
@@ -52,7 +53,7 @@ class Service:
         self._pool = pool
         self._rng = rng
         self._room_limit = room_limit
-        self._schedulers: dict[LaneKey, ScenarioScheduler] = {}
+        self._schedulers: dict[LaneKey, TimedScheduler] = {}
         self._parts: dict[str, tuple[Lane, ...]] = {}
         self._matcher: Matcher | None = None
 
@@ -71,7 +72,7 @@ class Service:
             for name, every in able.items()
         }
         for scheduler in old.values():
-            scheduler.retire()
+            scheduler.retire(time.perf_counter())
         for scheduler in self._schedulers.values():
             scheduler.share_index(CAPACITY // len(self._schedulers))
         self.table, self._matcher = table, Matcher(table)
@@ -84,22 +85,22 @@ class Service:
         logger.info("serving route table version %d of %s", table.version, table.service)
 
     def _lane_of(
-        self, table: RouteTable, part: Part, old: dict[LaneKey, ScenarioScheduler]
-    ) -> ScenarioScheduler:
+        self, table: RouteTable, part: Part, old: dict[LaneKey, TimedScheduler]
+    ) -> TimedScheduler:
         key = (table.service, part.scenario.name, part.served.model, part.served.flow)
         scheduler = old.pop(key, None)
         if scheduler is None:
-            scheduler = ScenarioScheduler(
+            scheduler = TimedScheduler(
                 table, part.scenario, self._metrics, self._rng, self._room_limit
             )
         else:
-            scheduler.update(part.scenario, table.tier_costs)
+            scheduler.update(part.scenario, table.tier_costs, time.perf_counter())
         self._schedulers[key] = scheduler
         return scheduler
 
     def scheduler(
         self, model: str, headers: Mapping[str, str]
-    ) -> tuple[ScenarioScheduler, EngineFlow, str]:
+    ) -> tuple[TimedScheduler, EngineFlow, str]:
         """Scheduler, engine flow and engine-side model name of a request.
 
         Raises:
@@ -125,7 +126,7 @@ class Service:
         return scheduler, flow, part.served.model
 
     @property
-    def schedulers(self) -> Collection[ScenarioScheduler]:
+    def schedulers(self) -> Collection[TimedScheduler]:
         """Those of all scenarios that are served."""
         return self._schedulers.values()
 

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from pdserve.forwarding.request.leg import Leg
+from pdserve.forwarding.request.request import Request
 from pdserve.gateway.access_log import Record
-from pdserve.gateway.legs import Leg
-from pdserve.gateway.request_context import RequestContext
 from pdserve.gateway.request_trace import RequestTrace
 from pdserve.wire.calls import PATH_CHAT
 
@@ -72,8 +72,8 @@ def spans_of(
     clock = _Clock(now, wall)
     request = _request_span(record, trace, status, clock, now)
     spans = [request]
-    for context in record.contexts:
-        spans += _legs(context, trace, request, clock, now)
+    for served in record.requests:
+        spans += _legs(served, trace, request, clock, now)
     return spans
 
 
@@ -82,7 +82,7 @@ def _request_span(
 ) -> Span:  # fmt: skip
     operation = "chat" if record.path == PATH_CHAT else "text_completion"
     model = trace.parameters.get("gen_ai.request.model", "")
-    contexts, parent = record.contexts, trace.parent
+    requests, parent = record.requests, trace.parent
     values: dict[str, Value] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "pdserve",
@@ -93,8 +93,8 @@ def _request_span(
     }
     if status:
         values["http.response.status_code"] = status
-    if contexts:
-        values |= _served(contexts)
+    if requests:
+        values |= _served(requests)
     span = Span(
         trace_id=trace.context.trace_id, span_id=trace.context.span_id,
         parent_span_id=b"" if parent is None else parent.span_id,
@@ -106,38 +106,38 @@ def _request_span(
     if code:
         values["error.type"] = code
         span.events.append(_event("refused", clock.at(now), {"pdserve.code": code}))
-    if status >= 500 or not status or any(c.outcome == "failed" for c in contexts):
+    if status >= 500 or not status or any(c.outcome == "failed" for c in requests):
         span.status.code = Status.STATUS_CODE_ERROR
         span.status.message = code or ("failed" if status else "the client left")
     span.attributes.extend(attributes(values))
     return span
 
 
-def _served(contexts: list[RequestContext]) -> dict[str, Value]:
-    outcomes = [c.outcome or ("invalid" if c.invalid else "cancelled") for c in contexts]
+def _served(requests: list[Request]) -> dict[str, Value]:
+    outcomes = [c.outcome or ("invalid" if c.invalid else "cancelled") for c in requests]
     found: dict[str, Value] = {
-        "pdserve.scenario": contexts[0].scheduler.scenario.name,
+        "pdserve.scenario": requests[0].scheduler.scenario.name,
         "pdserve.outcome": next((o for o in outcomes if o != "completed"), "completed"),
-        "pdserve.legs": sum(len(c.legs) for c in contexts),
-        "gen_ai.usage.input_tokens": sum(c.timeline.prompt_tokens for c in contexts),
-        "gen_ai.usage.output_tokens": sum(c.timeline.output_tokens for c in contexts),
+        "pdserve.legs": sum(len(c.legs) for c in requests),
+        "gen_ai.usage.input_tokens": sum(c.timeline.prompt_tokens for c in requests),
+        "gen_ai.usage.output_tokens": sum(c.timeline.output_tokens for c in requests),
     }
-    if cached := sum(c.timeline.cached_tokens for c in contexts):
+    if cached := sum(c.timeline.cached_tokens for c in requests):
         found["gen_ai.usage.cache_read.input_tokens"] = cached
-    times = [t for c in contexts if (t := c.timeline.ttft) is not None]
+    times = [t for c in requests if (t := c.timeline.ttft) is not None]
     if times:
         found["gen_ai.latency.time_to_first_token"] = times[0]
     return found
 
 
 def _legs(
-    context: RequestContext, trace: RequestTrace, request: Span, clock: _Clock, now: float
+    served: Request, trace: RequestTrace, request: Span, clock: _Clock, now: float
 ) -> Iterable[Span]:  # fmt: skip
     """Spans of the legs of one choice and of the waits before them; refusals to the request."""
-    free = context.timeline.arrived
-    own = [leg for leg in context.legs if leg in trace.legs]
+    free = served.timeline.arrived
+    own = [leg for leg in served.legs if leg in trace.legs]
     for leg in own[: MAX_LEGS - len(request.events)]:
-        role, result, end = leg.instance.route.role, leg.result, _end(leg, context, now)
+        role, result, end = leg.instance.route.role, leg.result, _end(leg, served, now)
         if leg.sent_at - free >= SHORTEST_WAIT:
             yield _child(request, f"wait for {role}", os.urandom(8), clock, free, leg.sent_at)
         free = max(free, end)
@@ -155,15 +155,15 @@ def _legs(
             values = {**instance, "pdserve.leg": role, "pdserve.reason": result[9:]}
             request.events.append(_event("leg refused", clock.at(end), values))
         yield span
-    if not context.legs and context.outcome == "expired":
+    if not served.legs and served.outcome == "expired":
         yield _child(request, "wait for prefill", os.urandom(8), clock, free, now)
 
 
-def _end(leg: Leg, context: RequestContext, now: float) -> float:
+def _end(leg: Leg, served: Request, now: float) -> float:
     """When a leg's reply was complete."""
     end = leg.ended_at or now
     if leg.result == "accepted" and leg.instance.route.role == "decode":
-        return max(end, context.timeline.last or end)
+        return max(end, served.timeline.last or end)
     return end
 
 

@@ -1,9 +1,10 @@
 """HTTP/1.1 client side at protocol level: one connection to an instance.
 
 A reply's head and body come apart, so that a rejection costs one round trip and a stream can be
-relayed piece by piece as it arrives. Every failure is an `UpstreamError` with its kind.
-Neighbours: `pool` keeps connections; `server` is the other side; the gateway's `legs` decide what a
-reply means.
+relayed piece by piece as it arrives. Who sent the request listens: each event is one call, and
+nothing waits. `request`, `read` and `relay` are the same for callers that would rather wait.
+Neighbours: `pool` keeps connections; `server` is the other side; what a reply means is its
+listener's to say.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Final
 
 import httptools
 
@@ -20,6 +22,11 @@ from pdserve.terms.failures import Failure
 NEVER = float("inf")
 MAX_BODY = 64 << 20
 MAX_HEAD = 64 << 10
+_NOTHING: Final = 0
+_HEAD: Final = 1
+_WHOLE: Final = 2
+_PIECES: Final = 3
+"""What the listener waits for."""
 
 
 class UpstreamError(Exception):
@@ -28,6 +35,28 @@ class UpstreamError(Exception):
     def __init__(self, kind: Failure, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class Listener:
+    """Who sent a request, and hears what becomes of it. Here: whom it does not interest."""
+
+    def headed(self, exchange: Exchange) -> None:
+        """The reply's head is in. What is to be heard of the rest, `exchange.listen` says."""
+
+    def interim(self, exchange: Exchange) -> None:
+        """A `102 Processing` came before that head."""
+
+    def piece(self, data: bytes) -> None:
+        """A piece of the body; where it is the last, `exchange.complete` is set already."""
+
+    def completed(self, exchange: Exchange) -> None:
+        """All of the reply is there."""
+
+    def lost(self, kind: Failure, message: str) -> None:
+        """What was waited for will not come."""
+
+
+_NO_LISTENER: Final = Listener()
 
 
 class Exchange:
@@ -42,18 +71,16 @@ class Exchange:
         self.reusable = False
         self.closed = False
         self.idle_since = 0.0
-        self._loop = asyncio.get_running_loop()
         self._sweeper = sweeper or Sweeper()
         self._patience = 0.0
         self._transport: asyncio.Transport | None = None
-        self._head: asyncio.Future[None] | None = None
-        self._end: asyncio.Future[None] | None = None
+        self._listener = _NO_LISTENER
+        self._awaited = _NOTHING
+        self._telling = self._swept = False
         self._parts: list[bytes] = []
         self._size = 0
         self._head_size = 0
         self._paused = False
-        self._on_interim: Callable[[Exchange], None] | None = None
-        self._sink: Callable[[bytes], None] | None = None
         self._complete = False
         self._failed: tuple[Failure, str] | None = None
         """Why the reply will not come. An exception that was raised refers to this object."""
@@ -80,12 +107,17 @@ class Exchange:
             # No request asks for an upgrade, so what follows is no reply.
             self._fail("lost", f"malformed reply: {error}")
             self.abort()
+            if self._awaited:
+                self._tell()
             return
         if not self.status and self._head_size > MAX_HEAD:
             self._fail("lost", f"the reply's head is larger than {MAX_HEAD} bytes")
-            self.abort()
             return
-        self._deliver()
+        if self._size > MAX_BODY and self._awaited != _PIECES:
+            self._fail("lost", f"reply is larger than {MAX_BODY} bytes")
+            return
+        if self._awaited:
+            self._tell()
 
     def eof_received(self) -> None:
         """asyncio: the instance sends no more, which ends the connection."""
@@ -118,12 +150,10 @@ class Exchange:
         status = self._parser.get_status_code()
         if status < 200:
             self.headers = {}
-            if status == 102 and self._on_interim is not None:
-                self._on_interim(self)
+            if status == 102 and self._awaited == _HEAD:
+                self._listener.interim(self)
             return
         self.status = status
-        if self._head is not None and not self._head.done():
-            self._head.set_result(None)
 
     def on_body(self, body: bytes) -> None:
         """httptools: take a piece of the reply's body."""
@@ -140,22 +170,70 @@ class Exchange:
 
     def overdue(self) -> None:
         """No head came in time, or nothing more of the reply did."""
-        if self._head is not None:
-            if not self._head.done():
-                self._fail("timeout", f"no answer within {self._patience:.3f} s")
-                self.abort()
+        if self._awaited == _NOTHING:
+            return
+        if self._awaited == _HEAD:
+            self._fail("timeout", f"no answer within {self._patience:.3f} s")
             return
         # While the client reads nothing, the instance is not asked for anything.
         now = time.perf_counter()
         silent = 0.0 if self._paused else now - self._touched
         if silent >= self._patience:
-            what = "reply" if self._sink is None else "stream"
+            what = "reply" if self._awaited == _WHOLE else "stream"
             self._fail("timeout", f"{what} silent for {silent:.1f} s")
-            self.abort()
         else:
             self.due = now + self._patience - silent
 
     # --- one request ---
+
+    def send(self, data: bytes, patience: float, listener: Listener, rest: bytes = b"") -> None:
+        """Send a request; `listener` hears of the reply's head, or within `patience` s of its loss.
+
+        `rest` follows `data` without being joined to it.
+        """
+        self._parser = httptools.HttpResponseParser(self)
+        self.status = 0
+        self.headers = {}
+        self._parts = []
+        self._size = self._head_size = 0
+        self._paused = self._complete = self.reusable = False
+        self._failed = None
+        self._listener, self._awaited = listener, _HEAD
+        if self.closed or self._transport is None:
+            self._fail("lost", "connection was closed")
+            return
+        if rest:
+            self._transport.writelines((data, rest))
+        else:
+            self._transport.write(data)
+        self._wait(patience)
+
+    def listen(self, listener: Listener, silence: float, *, pieces: bool) -> None:
+        """Hear of the body from now on: in pieces and of its end, or only when all is there.
+
+        `silence`: seconds without a byte after which the instance is lost. What has come already is
+        told at once.
+        """
+        self._listener, self._awaited = listener, _PIECES if pieces else _WHOLE
+        if not self._complete and self._failed is None:
+            self._wait(silence)
+        self._tell()
+
+    def forget(self) -> None:
+        """Tell nothing more of this request."""
+        self._ends()
+        self._listener = _NO_LISTENER
+
+    def body(self) -> bytes:
+        """What has come of the body and was not told as a piece."""
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    @property
+    def complete(self) -> bool:
+        """All of the reply has come."""
+        return self._complete
+
+    # --- the same, for those that wait ---
 
     async def request(
         self, data: bytes, patience: float,
@@ -169,34 +247,15 @@ class Exchange:
         Raises:
             UpstreamError: the connection is lost, or no head came in time.
         """
-        self._parser = httptools.HttpResponseParser(self)
-        self.status = 0
-        self.headers = {}
-        self._parts = []
-        self._size = self._head_size = 0
-        self._on_interim = on_interim
-        self._paused = False
-        self._sink = None
-        self._complete = False
-        self._failed = None
-        self.reusable = False
-        self._head = self._loop.create_future()
-        self._end = None
-        if self.closed or self._transport is None:
-            raise UpstreamError("lost", "connection was closed")
-        if rest:
-            self._transport.writelines((data, rest))
-        else:
-            self._transport.write(data)
-        self._wait(patience)
+        waiter = Waiter(on_interim=on_interim)
+        self.send(data, patience, waiter, rest)
         try:
-            await self._head
+            await waiter.told
         except asyncio.CancelledError:
             self.abort()
             raise
         finally:
-            self._sweeper.discard(self)
-            self._head = self._on_interim = None
+            self.forget()
 
     async def read(self, idle_timeout: float) -> bytes:
         """The whole body.
@@ -204,8 +263,13 @@ class Exchange:
         Raises:
             UpstreamError: the instance is lost, or sends nothing for `idle_timeout` seconds.
         """
-        await self._watched(idle_timeout)
-        return b"".join(self._parts)
+        waiter = Waiter()
+        self.listen(waiter, idle_timeout, pieces=False)
+        try:
+            await waiter.told
+        finally:
+            self.forget()
+        return self.body()
 
     async def relay(self, sink: Callable[[bytes], None], idle_timeout: float) -> None:
         """Hand body pieces to `sink` as they arrive, until the end of the reply.
@@ -213,17 +277,12 @@ class Exchange:
         Raises:
             UpstreamError: the instance is lost, or sends nothing for `idle_timeout` seconds.
         """
-        self._sink = sink
-        self._deliver()
+        waiter = Waiter(sink=sink)
+        self.listen(waiter, idle_timeout, pieces=True)
         try:
-            await self._watched(idle_timeout)
+            await waiter.told
         finally:
-            self._sink = None
-
-    @property
-    def complete(self) -> bool:
-        """All of the reply has come."""
-        return self._complete
+            self.forget()
 
     def pause(self) -> None:
         """Stop reading (the client is slower than the instance)."""
@@ -251,39 +310,86 @@ class Exchange:
 
     # --- internals ---
 
-    async def _watched(self, idle_timeout: float) -> None:
-        """Wait for the end of the reply; raises UpstreamError."""
-        if self._complete:
-            return
-        if self._failed is not None:
-            raise UpstreamError(*self._failed)
-        self._wait(idle_timeout)
-        self._end = self._loop.create_future()
-        try:
-            await self._end
-        finally:
-            self._sweeper.discard(self)
-            self._end = None
-
     def _wait(self, seconds: float) -> None:
         self._touched = time.perf_counter()
         self._patience, self.due = seconds, self._touched + seconds
+        self._swept = True
         self._sweeper.add(self)
 
-    def _deliver(self) -> None:
-        if self._sink is not None and self._parts:
-            parts, self._parts, self._size = self._parts, [], 0
-            self._sink(parts[0] if len(parts) == 1 else b"".join(parts))
-        if self._size > MAX_BODY:
-            self._fail("lost", f"reply is larger than {MAX_BODY} bytes")
-            self.abort()
-        elif self._complete and self._end is not None and not self._end.done():
-            self._end.set_result(None)
+    def _tell(self) -> None:
+        """Tell the listener what it waits for, as far as it is there."""
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            if self._awaited == _HEAD and self.status:
+                self._ends()
+                self._listener.headed(self)
+            if self._awaited == _PIECES and self._parts:
+                data, self._parts, self._size = self.body(), [], 0
+                self._listener.piece(data)
+            if self._awaited == _NOTHING or (self._awaited == _HEAD and self.status):
+                return
+            if self._complete and self._awaited != _HEAD:
+                self._ends()
+                self._listener.completed(self)
+            elif self._failed is not None:
+                self._ends()
+                self._listener.lost(*self._failed)
+        finally:
+            self._telling = False
+
+    def _ends(self) -> None:
+        """Nothing is awaited for now."""
+        self._awaited = _NOTHING
+        if self._swept:
+            self._swept = False
+            self._sweeper.discard(self)
 
     def _fail(self, kind: Failure, message: str) -> None:
+        """Note that the reply will not come, and close the connection."""
         if self._complete:
             return
         self._failed = self._failed or (kind, message)
-        for waiting in (self._head, self._end):
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(UpstreamError(kind, message))
+        if self._awaited:
+            self._tell()
+        if not self.closed:
+            self.abort()
+
+
+class Waiter(Listener):
+    """Listens for one that waits: `told` is done when it need wait no longer."""
+
+    def __init__(
+        self, sink: Callable[[bytes], None] | None = None,
+        on_interim: Callable[[Exchange], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sink, self._on_interim = sink, on_interim
+
+    def headed(self, exchange: Exchange) -> None:
+        """The head is in."""
+        self._end()
+
+    def interim(self, exchange: Exchange) -> None:
+        """An early head."""
+        if self._on_interim is not None:
+            self._on_interim(exchange)
+
+    def piece(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self._sink is not None:
+            self._sink(data)
+
+    def completed(self, exchange: Exchange) -> None:
+        """The body is complete."""
+        self._end()
+
+    def lost(self, kind: Failure, message: str) -> None:
+        """It will not be."""
+        if not self.told.done():
+            self.told.set_exception(UpstreamError(kind, message))
+
+    def _end(self) -> None:
+        if not self.told.done():
+            self.told.set_result(None)

@@ -86,8 +86,8 @@ def _condition_reasons(tree: ast.AST) -> Iterator[str]:
 def _codes_of(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.keyword) and node.arg == "code":
         yield from _words(node.value)
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "overloaded":
-        yield from _words(node.args[0])
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("overloaded", "Refused"):
+        yield from (w for a in node.args[:1] for w in _words(a))
     for value in _assigned(node, "code"):
         yield from _words(value)
 

@@ -222,11 +222,11 @@ async def test_a_fault_of_our_own_costs_one_request_and_nothing_stays(
 
     with monkeypatch.context() as patch:
         if fault == "offer":
-            patch.setattr(scheduler, "prefill", broken)
+            patch.setattr(scheduler, "await_prefill", broken)
         elif fault == "prefill":
             patch.setattr(scheduler.view, "group", broken)
         else:
-            patch.setattr(rig.gateway.pool, "post", broken)
+            patch.setattr(rig.gateway.pool, "send", broken)
         assert (await rig.complete()).status == 500
     assert scheduler.dispatcher.waiting == 0
     assert all(i.used == 0 for i in scheduler.view.instances())

@@ -13,9 +13,9 @@ import pytest
 from tests.support.gateway_rig import PATIENCE, Rig, eventually
 from tests.unit.gateway.test_choices import Client
 
-from pdserve.gateway import app, fan_out
+from pdserve.gateway import fan_out, generate
 from pdserve.gateway.choices import ChoiceReply, JoinedReply, choices_of, size_of_all
-from pdserve.gateway.dense import PIECE, Body
+from pdserve.gateway.dense import PIECE
 from pdserve.gateway.intake import parse_body, parsed_size
 from pdserve.http1.errors import ApiError
 from pdserve.http1.limits import ClientLimits
@@ -39,14 +39,13 @@ async def test_a_stream_that_has_begun_keeps_nothing_of_its_body(
     """From then on the memory counts it no more."""
     prompts: list[weakref.ref[Ids]] = []
 
-    async def watched(*given: Any) -> Body:
-        read = await read_body(*given)
-        ids = Ids(read.fields["prompt"])
+    def watched(*given: Any) -> dict[str, Any]:
+        fields = parse_body(*given)
+        ids = Ids(fields["prompt"])
         prompts.append(weakref.ref(ids))
-        return Body({**read.fields, "prompt": ids})
+        return {**fields, "prompt": ids}
 
-    read_body = app.read_body
-    monkeypatch.setattr(app, "read_body", watched)
+    monkeypatch.setattr(generate, "parse_body", watched)
     await rig.one_group(prefills=2, decodes=2)
     for decode in ("d0", "d1"):
         rig.engines[decode].token_seconds = 3600.0
@@ -135,30 +134,33 @@ async def test_an_answer_that_cannot_be_joined_any_more_ends_at_once(
     """Engines would generate, and the client wait, for nothing."""
     ended: list[str] = []
 
-    async def odd(context: Any) -> None:
-        await asyncio.sleep(0)  # both have begun
-        if context.reply.choice.index == 0 and not stream:
-            context.reply.send(200, b"[]", "application/json")
-            context.outcome = "completed"
-            return
-        try:
-            if stream:
-                context.reply.start(200, "text/event-stream", b"data: {\n\n")
-            await asyncio.Event().wait()
-        finally:
-            ended.append(context.outcome)
+    class Odd:
+        """A driver whose engine's reply makes no sense beside another."""
 
-    def context_of(part: ChoiceReply, _: float) -> Any:
-        return SimpleNamespace(reply=part, outcome=None, invalid=False)
+        def __init__(self, reply: ChoiceReply, _: float) -> None:
+            self.reply, self.request = reply, SimpleNamespace(outcome=None, invalid=False)
 
-    monkeypatch.setattr(fan_out, "serve", odd)
+        async def served(self) -> None:
+            await asyncio.sleep(0)  # both have begun
+            if self.reply.choice.index == 0 and not stream:
+                self.reply.send(200, b"[]", "application/json")
+                self.request.outcome = "completed"
+                return
+            try:
+                if stream:
+                    self.reply.start(200, "text/event-stream", b"data: {\n\n")
+                await asyncio.Event().wait()
+            finally:
+                ended.append(self.request.outcome)
+
+    driver_of: Any = Odd
     monkeypatch.setattr(fan_out, "at_once", lambda _: 2)
     body = {"model": "m", "prompt": "x", "n": 2, "stream": stream}
     joined = JoinedReply(Client(), choices_of(body), body)
     view: Any = None
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(ApiError) as failed:
-            await fan_out.serve_choices(joined, view, context_of, 0.0)
+            await fan_out.serve_choices(joined, view, driver_of, 0.0)
     assert failed.value.status == 502
     assert set(ended) == {"failed"}
 

@@ -5,8 +5,7 @@ import asyncio
 import pytest
 from tests.support.gateway_rig import Rig, eventually
 
-from pdserve.gateway.prefill_phase import LOST_TIME
-from pdserve.gateway.request_context import grace_seconds
+from pdserve.forwarding.request.state import LOST_TIME, grace_seconds
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 

@@ -9,8 +9,9 @@ import orjson
 import pytest
 from tests.support.gateway_rig import PATIENCE, Rig, eventually, parse_answer
 
+from pdserve.forwarding.request.effects import Settings
 from pdserve.gateway import release
-from pdserve.gateway.request_context import Settings
+from pdserve.http1.connection import ClientConnection
 from pdserve.wire import metrics as names
 
 CHOICE = {"index": 0, "text": "x", "finish_reason": "stop"}
@@ -226,3 +227,23 @@ async def test_kv_is_free_although_a_broken_decode_said_that_it_had_pulled_it(
         answer = await asyncio.wait_for(rig.complete(), PATIENCE)
     assert answer.status == 502
     await eventually(lambda: not rig.engines["p0"].held, "the prefill holds nothing")
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_client_slow_with_its_last_bytes_holds_no_connection_of_others(
+    rig: Rig, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An instance's connection may serve another request by then."""
+    await rig.one_group(prefills=2, decodes=1)
+    send = ClientConnection.send
+
+    def slow(self: ClientConnection, data: bytes) -> None:
+        self.pause_writing()
+        send(self, data)
+        asyncio.get_running_loop().call_later(0.001, self.resume_writing)
+
+    monkeypatch.setattr(ClientConnection, "send", slow)
+    async with asyncio.timeout(PATIENCE / 4):
+        for _ in range(4):
+            assert (await rig.complete(stream=True, n=n)).status == 200

@@ -9,7 +9,7 @@ from tests.support.gateway_rig import SLO, Rig, eventually
 
 from pdserve.engines import registry
 from pdserve.engines.pull_flow import PullFlow
-from pdserve.gateway.request_context import Settings
+from pdserve.forwarding.request.effects import Settings
 from pdserve.terms import Slo
 from pdserve.wire import metrics as names
 from pdserve.wire.routes import RouteGroup

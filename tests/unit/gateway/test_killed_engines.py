@@ -7,7 +7,7 @@ import pytest
 from tests.support.gateway_rig import Rig, eventually
 
 from pdserve.forwarding.budget import LEAST_RESERVE
-from pdserve.gateway.request_context import Settings
+from pdserve.forwarding.request.effects import Settings
 from pdserve.terms import ROLES, Slo
 from pdserve.wire import metrics as names
 

