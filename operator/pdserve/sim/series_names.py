@@ -43,6 +43,8 @@ GATEWAY_COUNTERS: Mapping[str, int] = {
     **{bucket(metrics.GATEWAY_TPOT, k): layout.G_TPOT_BUCKETS + k for k in range(layout.BUCKETS)},
 }
 WAITING = metrics.GATEWAY_WAITING
+LOAD, RUNNING = "sim_load", "sim_running"
+"""Gauges of an instance: requests that hold a place in it, and those in its batch."""
 ROLE_COUNTERS: Mapping[Role, Mapping[str, int]] = {
     "prefill": {
         metrics.PREFILL_BATCHES: layout.E_BATCHES,

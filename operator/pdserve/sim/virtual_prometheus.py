@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from pdserve.ratio.types import ScenarioSample, Unknown
 from pdserve.sim.plant import InstanceView, Plant
-from pdserve.sim.series_names import GATEWAY_COUNTERS, ROLE_COUNTERS, WAITING
+from pdserve.sim.series_names import GATEWAY_COUNTERS, LOAD, ROLE_COUNTERS, RUNNING, WAITING
 from pdserve.telemetry.assemble import Answers, assemble
 from pdserve.telemetry.promql import GATEWAY_SHORTEST, WINDOWED, Rows, SeriesKey
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
@@ -26,8 +26,6 @@ SETTLE = 1.0
 """Seconds that evaluations lie in the past (`telemetry.prometheus.SETTLE_SECONDS`)."""
 WINDOWS = (60.0, 180.0, 600.0)
 STALE_AFTER = 60.0
-ALIVE = "alive"
-"""The series that every running engine exposes."""
 
 
 @dataclass(slots=True)
@@ -213,5 +211,5 @@ def _gateway_sample(plant: Plant) -> dict[str, float]:
 def _engine_sample(plant: Plant, instance: InstanceView) -> dict[str, float]:
     counters = plant.engine(instance)
     found = {name: counters[index] for name, index in ROLE_COUNTERS[instance.role].items()}
-    found[ALIVE] = 1.0
+    found[LOAD], found[RUNNING] = float(instance.load), float(instance.running)
     return found

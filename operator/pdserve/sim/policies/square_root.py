@@ -1,0 +1,55 @@
+"""Square-root staffing per role: `n = R + beta * sqrt(R)`.
+
+Halfin and Whitt, "Heavy-traffic limits for queues with many exponential servers", Operations
+Research 29(3), 1981. R is the load in servers: of prefills rate x T_p at the best batch; of decodes
+the streams that run at once, of which each decode carries b*. The rate is what arrived over the
+last minute. Growth comes at once; shrinking takes the largest need of the last five minutes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from pdserve.ratio.types import Counts, Demand
+from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.signals import Signals, decode_batch, decode_rate, prefill_rate
+
+BETA = 1.0
+CALM = 300.0
+"""Seconds whose largest need holds back shrinking."""
+
+
+def staffed(load: float, beta: float = BETA) -> float:
+    """Servers for a load in Erlangs."""
+    return load + beta * math.sqrt(load)
+
+
+def needed(world: World, demand: Demand) -> Counts:
+    """Counts for a demand."""
+    profile, slo = world.profile, world.slo
+    prefill = demand.rate / max(prefill_rate(profile, demand, slo.ttft), 1e-6)
+    batch = decode_batch(profile, demand, slo.tpot)
+    streams = demand.rate * batch / decode_rate(profile, demand, slo.tpot)
+    return Counts(1, math.ceil(staffed(prefill)), math.ceil(staffed(streams) / batch))
+
+
+@dataclass(slots=True)
+class SquareRoot:
+    """See the module."""
+
+    world: World
+    period: float = 15.0
+    _needs: list[tuple[float, Counts]] = field(default_factory=list)
+
+    def decide(self, moment: Moment) -> Choice:
+        """The largest need of the last five minutes."""
+        signals = Signals(moment)
+        demand = None if signals.away else signals.demand(60.0)
+        if demand is None:
+            return Choice(moment.counts, "no data")
+        self._needs.append((moment.now, needed(self.world, demand)))
+        self._needs = [(at, need) for at, need in self._needs if at > moment.now - CALM]
+        prefill = max(need.prefill for _, need in self._needs)
+        decode = max(need.decode for _, need in self._needs)
+        return Choice(Counts(1, prefill, decode), f"{demand.rate:.1f} requests/s")
