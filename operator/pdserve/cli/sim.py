@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from pathlib import Path
 from typing import Any
 
 _EXAMPLES = """examples:
-  pdserve sim list                                  experiments and policies
-  pdserve sim run step_x2 --seed 1                  one shape under every policy
-  pdserve sim run table --policy pdserve            the thirteen shapes under our own loop
-  pdserve sim run tide --seed 7 -o json             for scripts
+  pdserve sim list                                    experiments and policies
+  pdserve sim run step_x2 --seed 1                    one shape under every policy
+  pdserve sim run table --policy pdserve              the thirteen shapes under our own loop
+  pdserve sim run tide --policy pdserve --policy hpa --html tide.html
+  pdserve sim run azure_x5 --azure azure_llm_2023_conv.csv -o json
 """
 
 
@@ -19,9 +20,10 @@ def add_parser(commands: Any) -> None:
     """The command and its options."""
     parser = commands.add_parser(
         "sim",
-        help="simulate scenarios under the ratio loop and the laws of others",
+        help="simulate traffic under the ratio loop and the laws of others",
         description="A scenario's gateways and instances in virtual time. Policies see scraped "
-        "metrics alone; each run is a function of its seed.",
+        "metrics alone, and each run is a function of its seed. Needs numpy; with numba it is five "
+        "times as fast: pip install 'pdserve[sim]'.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,75 +33,70 @@ def add_parser(commands: Any) -> None:
     run = actions.add_parser(
         "run",
         help="run an experiment",
+        description="Prints a line for each run. `/ C` is over the device-hours of the feasible "
+        "clairvoyant; attained is met / (offered - infeasible); the fluid bound is printed below.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("experiment", metavar="EXPERIMENT", help="see `pdserve sim list`")
-    run.add_argument("--seed", type=int, default=1, help="of the requests (default 1)")
+    run.add_argument("--seed", type=_seed, default=1, help="of the requests (default 1)")
     run.add_argument("--policy", action="append", default=[], help="only this one; may be repeated")
+    run.add_argument("--no-references", action="store_true",
+                     help="leave out the clairvoyant, which takes up to a minute")  # fmt: skip
+    run.add_argument("--azure", type=Path, metavar="CSV", help="Azure's trace, for azure_x5")
+    run.add_argument("--mooncake", type=Path, metavar="JSONL", help="Mooncake's, for mooncake_x2")
+    run.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
+    run.add_argument("--png", type=Path, metavar="FILE", help="write pictures (needs matplotlib)")
     run.add_argument("-o", "--output", choices=("text", "json"), default="text")
     run.set_defaults(run=_run)
 
 
-def _missing() -> str | None:
-    """Why the simulator cannot run here; None when it can."""
-    try:
-        import numpy  # noqa: F401, PLC0415 - optional: the extra `sim`
-    except ImportError as error:
-        return f"pdserve sim: {error}; pip install 'pdserve[sim]' brings it"
-    return None
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
 
 
 def _list(_: argparse.Namespace) -> int:
-    if (missing := _missing()) is not None:
-        print(missing, file=sys.stderr)
-        return 1
-    from pdserve.sim.experiments import experiments  # noqa: PLC0415 - needs numpy
-    from pdserve.sim.policies.registry import POLICIES  # noqa: PLC0415
-    from pdserve.sim.shapes import DRAWN  # noqa: PLC0415
-
-    for name, shapes in experiments(list(DRAWN)).items():
-        note = DRAWN[name].note if name in DRAWN else f"{len(shapes)} shapes: {', '.join(shapes)}"
-        print(f"{name:16} {note}")
-    print(f"\npolicies: {', '.join(POLICIES)}")
+    try:
+        from pdserve.sim.command import listing  # noqa: PLC0415 - needs numpy
+    except ImportError as error:
+        return _absent(error)
+    print(listing())
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if (missing := _missing()) is not None:
-        print(missing, file=sys.stderr)
-        return 1
-    from pdserve.sim.experiments import (  # noqa: PLC0415 - needs numpy
-        ExperimentError,
-        chosen,
-        run_line,
-        table,
-    )
-
     try:
-        shapes, policies = chosen(arguments.experiment, arguments.policy)
-    except ExperimentError as error:
+        from pdserve.sim.command import CommandError, Request, run  # noqa: PLC0415 - needs numpy
+    except ImportError as error:
+        return _absent(error)
+    request = Request(
+        experiment=arguments.experiment,
+        seed=arguments.seed,
+        policies=tuple(arguments.policy),
+        references=not arguments.no_references,
+        azure=arguments.azure,
+        mooncake=arguments.mooncake,
+        html=arguments.html,
+        png=arguments.png,
+        as_json=arguments.output == "json",
+    )
+    try:
+        text = run(request, _progress)
+    except CommandError as error:
+        _progress(None, "")
         print(f"pdserve sim: {error}", file=sys.stderr)
         return 2
-    total, lines = len(shapes) * len(policies), []
-    for shape in shapes:
-        for policy in policies:
-            at = len(lines)
-            label = f"{shape.name}, {policy}"
-            lines.append(
-                run_line(
-                    shape,
-                    policy,
-                    arguments.seed,
-                    lambda share, at=at, label=label: _progress((at + share) / total, label),
-                )
-            )
     _progress(None, "")
-    if arguments.output == "json":
-        print(json.dumps([line.to_json() for line in lines], indent=1))
-    else:
-        print(table(lines))
+    print(text)
     return 0
+
+
+def _absent(error: ImportError) -> int:
+    print(f"pdserve sim: {error}; pip install 'pdserve[sim]' brings it", file=sys.stderr)
+    return 1
 
 
 def _progress(share: float | None, label: str) -> None:

@@ -18,7 +18,7 @@ from pdserve.sim.virtual_prometheus import WINDOWS, VirtualPrometheus
 SCRAPE = 15.0
 TICK = 5.0
 """Seconds between two moments at which scrapes and decisions may be due."""
-FIRST_DECISION = 30.0
+FIRST_DECISION = 5.0
 PRESET = "llama2-70b-h100x8"
 CAPACITY = 64
 
@@ -56,11 +56,12 @@ def run(
     seed: int,
     progress: Callable[[float], None] = lambda _share: None,
     profile: PerformanceProfile | None = None,
+    scrapes: bool = True,
 ) -> Run:
     """Run a shape under the policy that `make` returns.
 
     `progress` hears the share of the time that has passed. `profile`: the plant's, in place of
-    `plant_profile()`.
+    `plant_profile()`. `scrapes`: False for a policy that reads no metrics.
     """
     truth = plant_profile() if profile is None else profile
     start = within(shape, shape.start)
@@ -78,7 +79,8 @@ def run(
         end = min((index + 1) * traffic.BLOCK, shape.duration)
         while plant.now < end:
             if plant.now >= due_scrape:
-                metrics.scrape(plant)
+                if scrapes:
+                    metrics.scrape(plant)
                 due_scrape += metrics.interval
             while faults and faults[0].at <= plant.now:
                 _strike(plant, faults.pop(0), shape.cold_start)

@@ -1,81 +1,112 @@
-"""Experiments: which shapes run under which policies, and one line for each run."""
+"""Experiments: shapes under policies, with the references beside them.
+
+`references` are no policies: `clairvoyant` knows every request beforehand, `fluid` is a bound that
+no policy reaches.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
 
-from pdserve.sim.closed_loop import run
+from pdserve.sim.clairvoyant import clairvoyant
+from pdserve.sim.closed_loop import Run, plant_profile, run
+from pdserve.sim.fluid import fluid_device_hours
 from pdserve.sim.policies.registry import POLICIES
-from pdserve.sim.results import RunResult, judge
+from pdserve.sim.results import RunResult, Series, judge, series_of
 from pdserve.sim.shapes import DRAWN, FIRST_13, Shape
+from pdserve.sim.traces import azure, mooncake
 from pdserve.terms.json import JsonObject
+
+Reference = Literal["clairvoyant", "fluid"]
+CLAIRVOYANT, FLUID = "clairvoyant", "fluid"
 
 
 class ExperimentError(Exception):
-    """There is no such experiment, policy or shape; the message names those that exist."""
+    """There is no such experiment or policy; the message names those that exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One run's figures."""
+    """One run's figures, and what happened over time."""
 
     shape: str
     policy: str
     seed: int
     result: RunResult
+    series: Series = field(repr=False)
 
     def to_json(self) -> JsonObject:
-        """The line as scripts read it; the length of the last bucket is null."""
+        """The line as scripts read it."""
         figures = asdict(self.result)
-        for bucket in figures["buckets"]:
-            bucket["below"] = bucket["below"] if math.isfinite(bucket["below"]) else None
-        return {"shape": self.shape, "policy": self.policy, "seed": self.seed, **figures}
+        names = {"shape": self.shape, "policy": self.policy, "seed": self.seed}
+        return {**names, **figures, "series": asdict(self.series)}
 
 
-def experiments(shapes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Names of experiments, and the shapes of each; `table` has the first thirteen."""
-    found = {name: (name,) for name in shapes}
-    return {"table": tuple(n for n in FIRST_13 if n in shapes), **found}
-
-
-def run_line(shape: Shape, policy: str, seed: int, progress: Callable[[float], None]) -> Line:
-    """Run one shape under one policy."""
-    return Line(shape.name, policy, seed, judge(run(shape, POLICIES[policy], seed, progress)))
-
-
-def chosen(experiment: str, policies: Sequence[str]) -> tuple[list[Shape], list[str]]:
-    """Shapes and policies of an experiment; no policy named means all.
+def known_shapes(
+    seed: int, azure_trace: Path | None, mooncake_trace: Path | None
+) -> Mapping[str, Shape]:
+    """All shapes by name; those of traces only where their file was named.
 
     Raises:
-        ExperimentError: a name is not known.
+        TraceError: a file cannot be read as the trace it is named as.
     """
-    known = experiments(list(DRAWN))
+    found = dict(DRAWN)
+    if azure_trace is not None:
+        shape = azure(azure_trace, seed)
+        found[shape.name] = shape
+    if mooncake_trace is not None:
+        shape = mooncake(mooncake_trace, seed)
+        found[shape.name] = shape
+    return found
+
+
+def shapes_of(experiment: str, known: Mapping[str, Shape]) -> list[Shape]:
+    """The shapes of an experiment: one by its name, or those of `table`.
+
+    Raises:
+        ExperimentError: there is none of that name.
+    """
+    if experiment == "table":
+        return [known[name] for name in FIRST_13 if name in known]
     if experiment not in known:
-        raise ExperimentError(f"experiment {experiment!r}: want one of {', '.join(known)}")
-    wrong = [name for name in policies if name not in POLICIES]
-    if wrong:
-        raise ExperimentError(f"policy {wrong[0]!r}: want one of {', '.join(POLICIES)}")
-    return [DRAWN[name] for name in known[experiment]], list(policies or POLICIES)
+        raise ExperimentError(f"experiment {experiment!r}: want table, {', '.join(known)}")
+    return [known[experiment]]
 
 
-HEAD = ("shape", "policy", "seed", "device-h", "attained", "worst 10 min", "infeasible", "turns",
-        "changes", "peak")  # fmt: skip
+def policies_of(names: Sequence[str]) -> list[str]:
+    """The policies that were named, or all.
+
+    Raises:
+        ExperimentError: there is none of a name.
+    """
+    for name in names:
+        if name not in POLICIES:
+            raise ExperimentError(f"policy {name!r}: want one of {', '.join(POLICIES)}")
+    return list(names or POLICIES)
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The lines for people."""
-    rows = [HEAD]
-    for line in lines:
-        r = line.result
-        rows.append((
-            line.shape, line.policy, str(line.seed), f"{r.device_hours:.1f}",
-            f"{100 * r.attainment:.2f} %", f"{100 * r.worst:.1f} %", f"{100 * r.infeasible:.1f} %",
-            str(r.turns), str(r.changes), str(r.peak),
-        ))  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+def run_policy(
+    shape: Shape,
+    policy: str,
+    seed: int,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> Line:
+    """Run one shape under one policy; `progress` hears the share of its time that has passed."""
+    return _line(run(shape, POLICIES[policy], seed, progress), policy, seed)
+
+
+def run_clairvoyant(shape: Shape, seed: int) -> Line:
+    """The feasible clairvoyant's replay."""
+    return _line(clairvoyant(shape, seed, plant_profile()).run, CLAIRVOYANT, seed)
+
+
+def run_fluid(shape: Shape, seed: int) -> float:
+    """Device-hours of the fluid bound."""
+    return fluid_device_hours(shape, seed, plant_profile())
+
+
+def _line(done: Run, policy: str, seed: int) -> Line:
+    return Line(done.shape.name, policy, seed, judge(done), series_of(done))

@@ -9,6 +9,7 @@ import numpy as np
 
 from pdserve.sim.closed_loop import Change, Run
 from pdserve.sim.kernel import layout
+from pdserve.sim.traffic import BLOCK
 from pdserve.terms import Role
 
 DEVICES = 8
@@ -20,8 +21,8 @@ WORST_MINUTES = 10
 class BucketResult:
     """Requests of one range of prompt lengths."""
 
-    below: float
-    """Prompt tokens; infinite for the last."""
+    below: float | None
+    """Prompt tokens; None for the last."""
     offered: float
     infeasible: float
     met: float
@@ -78,6 +79,33 @@ def judge(run: Run) -> RunResult:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What happened over time."""
+
+    counts: tuple[tuple[float, int, int], ...]
+    """Seconds, prefills and decodes that were wanted from then on."""
+    rate: tuple[float, ...]
+    """Requests per second of each minute of arrival."""
+    attainment: tuple[float | None, ...]
+    """met / (offered - infeasible) of each minute; None where there was nothing to meet."""
+
+
+def series_of(run: Run) -> Series:
+    """Counts, rate and attainment over the run."""
+    minutes = run.plant.minutes().sum(axis=1)
+    offered, met = minutes[:, layout.B_OFFERED], minutes[:, layout.B_MET]
+    feasible = offered - minutes[:, layout.B_INFEASIBLE]
+    shares = [
+        round(float(m / f), 4) if f > 0 else None for m, f in zip(met, feasible, strict=True)
+    ]
+    changes = [
+        (c.time, c.counts.total("prefill"), c.counts.total("decode")) for c in run.changes
+    ]
+    rates = tuple(round(float(n) / BLOCK, 3) for n in offered)
+    return Series(tuple(changes), rates, tuple(shares))
+
+
 def worst_window(minutes: np.ndarray) -> float:  # type: ignore[type-arg]  # counts by minute
     """Attainment of the worst `WORST_MINUTES` in a row, at every minute's start."""
     by_minute = minutes.sum(axis=1)
@@ -102,7 +130,7 @@ def _buckets(minutes: np.ndarray) -> tuple[BucketResult, ...]:  # type: ignore[t
     found = []
     for index, row in enumerate(rows):
         last = index == layout.LENGTH_BUCKETS - 1
-        below = float("inf") if last else float(layout.FIRST_LENGTH * 2**index)
+        below = None if last else float(layout.FIRST_LENGTH * 2**index)
         found.append(
             BucketResult(
                 below,

@@ -114,7 +114,7 @@ def _tide() -> tuple[tuple[float, float], ...]:
 
 
 _STEP_X2 = Shape(
-    "step_x2", _steps((0, 15), (1200, 30), until=5400), 5400, Counts(1, 3, 5), note="15 -> 30"
+    "step_x2", _steps((0, 15), (1200, 30), until=5400), 5400, Counts(1, 2, 4), note="15 -> 30"
 )
 _RAMP = Shape(
     "ramp", ((0, 8), (900, 8), (3900, 32), (5100, 32)), 5100, Counts(1, 2, 3), note="8 -> 32"
@@ -123,10 +123,10 @@ _RAMP = Shape(
 DRAWN: Mapping[str, Shape] = {
     shape.name: shape
     for shape in (
-        Shape("constant", _steps((0, 20), until=3600), 3600, Counts(1, 3, 6), note="20"),
+        Shape("constant", _steps((0, 20), until=3600), 3600, Counts(1, 3, 5), note="20"),
         _STEP_X2,
         Shape(
-            "step_half", _steps((0, 30), (1200, 15), until=5400), 5400, Counts(1, 4, 9),
+            "step_half", _steps((0, 30), (1200, 15), until=5400), 5400, Counts(1, 4, 8),
             note="30 -> 15",
         ),
         _RAMP,
@@ -139,13 +139,13 @@ DRAWN: Mapping[str, Shape] = {
             5400, Counts(1, 2, 4), note="12 and 28 by turns of 15 minutes",
         ),
         Shape(
-            "mixshift", _steps((0, 10), until=6000), 6000, Counts(1, 4, 3),
+            "mixshift", _steps((0, 10), until=6000), 6000, Counts(1, 5, 2),
             mixes=(Mix(0, 3000, 80), Mix(2000, 600, 400), Mix(4000, 3000, 80)),
             note="3,000/80 tokens; 600/400 in the middle third",
         ),
-        Shape("tide", _tide(), 10_800, Counts(1, 1, 2), note="a day in three hours, 3 to 30"),
+        Shape("tide", _tide(), 10_800, Counts(1, 1, 1), note="a day in three hours, 3 to 30"),
         Shape(
-            "prefix_drop", _steps((0, 12), until=4200), 4200, Counts(1, 2, 3),
+            "prefix_drop", _steps((0, 12), until=4200), 4200, Counts(1, 1, 4),
             mixes=(Mix(0, 2400, 150, 0.7), Mix(1500, 2400, 150, 0.0)),
             note="prefix hits 70 %, from 1,500 s on none",
         ),
