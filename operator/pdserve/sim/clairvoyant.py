@@ -71,7 +71,7 @@ def clairvoyant(shape: Shape, seed: int, profile: PerformanceProfile) -> Clairvo
     prices = np.ones(minutes)
 
     def attempt(price: float) -> Clairvoyant:
-        tables_of = [_programme(shape, role, tables[role], prices * price) for role in ROLES]
+        tables_of = [_timetable(shape, role, tables[role], prices * price) for role in ROLES]
         done = _replayed(shape, seed, profile, tables_of[0], tables_of[1])
         found.append(done)
         return done
@@ -147,30 +147,38 @@ def _constant(shape: Shape, seed: int, profile: PerformanceProfile, counts: Coun
     return np.asarray(plant.minutes().sum(axis=1))
 
 
-def _programme(shape: Shape, role: Role, misses: _Misses, prices: Table) -> tuple[int, ...]:
-    """Instances of one role in each minute: the least sum of all costs, backwards in time."""
+def _timetable(shape: Shape, role: Role, misses: _Misses, prices: Table) -> tuple[int, ...]:
     counts = np.arange(misses.least, misses.least + len(misses.rows))
+    costs = counts[:, None] * BLOCK + prices * misses.rows
     more = np.maximum(counts[None, :] - counts[:, None], 0)
     fewer = np.maximum(counts[:, None] - counts[None, :], 0)
-    switch = more * shape.cold_start + fewer * DRAIN
+    start = int(np.clip(shape.start.total(role) - misses.least, 0, len(counts) - 1))
     early = math.ceil(shape.cold_start / BLOCK)
-    minutes = misses.rows.shape[1]
-    value = np.zeros(len(counts))
-    chosen = np.zeros((minutes, len(counts)), dtype=np.int64)
-    for minute in range(minutes - 1, -1, -1):
-        stage = counts * BLOCK + prices[minute] * misses.rows[:, minute] + value
-        total = switch + stage[None, :]
-        if 0 < minute < early:  # nothing that is ordered at the start serves yet
-            total = np.where(more > 0, np.inf, total)
-        chosen[minute] = np.argmin(total, axis=1)
+    path = cheapest_path(costs, more * shape.cold_start + fewer * DRAIN, start, early)
+    return tuple(int(counts[index]) for index in path)
+
+
+def cheapest_path(costs: Table, switch: Table, start: int, early: int) -> list[int]:
+    """States of each slot with the least sum of costs, by dynamic programme backwards in time.
+
+    `costs`: a row for each state, a column for each slot. `switch`: cost of going from one state to
+    another. The first slot is in state `start`; before slot `early` no state may rise, because
+    nothing that is ordered at the start serves yet.
+    """
+    states, slots = costs.shape
+    rises = np.arange(states)[None, :] > np.arange(states)[:, None]
+    value = np.zeros(states)
+    chosen = np.zeros((slots, states), dtype=np.int64)
+    for slot in range(slots - 1, 0, -1):
+        total = switch + (costs[:, slot] + value)[None, :]
+        if slot < early:
+            total = np.where(rises, np.inf, total)
+        chosen[slot] = np.argmin(total, axis=1)
         value = total.min(axis=1)
-    start = shape.start.total(role)
-    at = int(np.clip(start - misses.least, 0, len(counts) - 1))
-    found = []
-    for minute in range(minutes):
-        at = int(chosen[minute, at]) if minute > 0 else at
-        found.append(int(counts[at]))
-    return tuple(found)
+    path = [start]
+    for slot in range(1, slots):
+        path.append(int(chosen[slot, path[-1]]))
+    return path
 
 
 def _replayed(

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from pdserve.forwarding.deadline import SAFETY
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.types import Counts
 from pdserve.sim.arrivals import Arrivals
@@ -23,8 +24,6 @@ from pdserve.sim.kernel.compiled import COMPILED
 from pdserve.sim.kernel.layout import Arrays, Floats, Ints
 from pdserve.terms import Role, Slo
 
-DEADLINE_SAFETY = 1.05
-"""Gateways multiply the predicted T_p by this (`forwarding.deadline.SAFETY`)."""
 MINUTE = 60.0
 
 
@@ -47,6 +46,8 @@ class PlantSpec:
     transfer: float = 0.005
     """Seconds that each KV transfer takes, and seconds for each token of it."""
     transfer_per_token: float = 3.3e-6
+    safety: float = SAFETY
+    """Gateways multiply the predicted T_p by this before they take it off the TTFT target."""
     minutes: int = 60
     """Minutes of arrival that are counted apart; later requests count to the last."""
     recorded: int = 0
@@ -273,7 +274,7 @@ def _arrays(spec: PlantSpec, cap: int) -> Arrays:
         cf=_floats([
             p.prefill.base, p.prefill.per_token, p.prefill.per_token_squared, p.decode.base,
             p.decode.per_request, p.decode.per_context_token, spec.slo.ttft, spec.slo.handoff,
-            spec.slo.tpot, spec.transfer, spec.transfer_per_token, DEADLINE_SAFETY, MINUTE,
+            spec.slo.tpot, spec.transfer, spec.transfer_per_token, spec.safety, MINUTE,
         ]),
         ci=_ints([
             p.prefill_slots, p.decode_slots, p.decode_slots, spec.prefetch, groups, cap, tree,
