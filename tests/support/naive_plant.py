@@ -1,4 +1,4 @@
-"""The simulated plant once more, as plainly as possible: objects, lists and one decode step at a time.
+"""The simulated plant once more, plainly: objects, lists, and one decode step at a time.
 
 Written from the rules of `pdserve.sim.plant`, for comparing outcomes; it shares no code with it.
 """
@@ -48,7 +48,9 @@ class Inst:
     batch: list[Req] = field(default_factory=list)
     running: list[Req] = field(default_factory=list)
     """Streams of a decode; `pending` waits to join them."""
-    step_ends: float | None = None
+    batch_ends: float = 0.0
+    hold: float = 0.0
+    """Mean stay of its streams, a fifth the newest."""
 
 
 class NaivePlant:
@@ -57,7 +59,10 @@ class NaivePlant:
         self.now = 0.0
         self.insts: list[Inst] = []
         self.waiting: list[Req] = []
+        self.aside: list[Req] = []
+        """Requests that every prefill refused, until some batch ends."""
         self.stuck: list[Req] = []
+        self.pulling: list[Req] = []
         self.done: list[Req] = []
         self.changes = itertools.count(1)
         self.events: list[tuple[float, int, int, int, Callable[[], None]]] = []
@@ -109,6 +114,19 @@ class NaivePlant:
             if i.role == role and i.group == group and i.state == "ready" and i.load < most
         ]  # fmt: skip
 
+    def is_open(self, group: int) -> bool:
+        """Whether decodes have credit for more than prefills already hold for them."""
+        credit = sum(self.credit(i) for i in self.free("decode", group))
+        held = sum(i.load for i in self.insts if i.role == "prefill" and i.group == group)
+        return credit > held - sum(r.source.group == group for r in self.pulling if r.source)
+
+    def credit(self, inst: Inst) -> int:
+        p, ahead = self.spec.profile, self.spec.prefetch
+        left = p.decode_slots + ahead - inst.load
+        if inst.hold:
+            left -= max(ahead - int(self.spec.slo.handoff * p.decode_slots / inst.hold), 0)
+        return max(left, 0)
+
     # --- requests
 
     def arrive(self, req: Req) -> None:
@@ -128,9 +146,9 @@ class NaivePlant:
     def expire(self, req: Req) -> None:
         if req.waiting:
             req.waiting = False
-            self.waiting.remove(req)
-            groups = range(self.spec.groups)
-            starved = any(self.free("prefill", g) and not self.free("decode", g) for g in groups)
+            (self.waiting if req in self.waiting else self.aside).remove(req)
+            idle = [g for g in range(self.spec.groups) if self.free("prefill", g)]
+            starved = idle and not any(self.is_open(g) for g in idle)
             self.end(req, "overload" if starved else "expired")
 
     def end(self, req: Req, outcome: str) -> None:
@@ -149,7 +167,7 @@ class NaivePlant:
     def dispatch(self) -> None:
         while self.waiting:
             able = [
-                p for g in range(self.spec.groups) if self.free("decode", g)
+                p for g in range(self.spec.groups) if self.is_open(g)
                 for p in self.free("prefill", g)
             ]  # fmt: skip
             if not able:
@@ -157,6 +175,14 @@ class NaivePlant:
             inst = min(able, key=lambda i: (i.load, i.touched))
             req = min(self.waiting, key=lambda r: (r.deadline, r.number))
             self.waiting.remove(req)
+            others = [p for p in able if p.group == inst.group]
+            inst = min(
+                (p for p in (inst, *others) if self.done_at(p, req) <= req.arrived + self.ttft),
+                key=lambda p: (p is not inst, self.done_at(p, req), p.place), default=None,
+            )  # type: ignore[assignment]  # None: all refuse  # fmt: skip
+            if inst is None:
+                self.aside.append(req)
+                continue
             req.waiting, req.source = False, inst
             inst.load += 1
             inst.pending.append(req)
@@ -164,10 +190,19 @@ class NaivePlant:
             if not inst.batch:
                 self.start_batch(inst)
 
+    @property
+    def ttft(self) -> float:
+        return self.spec.slo.ttft
+
+    def done_at(self, inst: Inst, req: Req) -> float:
+        begins = inst.batch_ends if inst.batch else self.now
+        return begins + self.prefill_seconds([*inst.pending, req])
+
     def start_batch(self, inst: Inst) -> None:
         inst.batch, inst.pending = inst.pending, []
         seconds = self.prefill_seconds(inst.batch)
-        self.at(self.now + seconds, INSTANCE, inst.place, lambda: self.end_batch(inst))
+        inst.batch_ends = self.now + seconds
+        self.at(inst.batch_ends, INSTANCE, inst.place, lambda: self.end_batch(inst))
 
     def end_batch(self, inst: Inst) -> None:
         for req in inst.batch:
@@ -183,6 +218,7 @@ class NaivePlant:
             self.start_batch(inst)
         self.touch(inst)
         self.reap(inst)
+        self.waiting, self.aside = self.waiting + self.aside, []
         self.dispatch()
 
     def hand_over(self, req: Req) -> None:
@@ -196,6 +232,7 @@ class NaivePlant:
             return
         inst = min(able, key=lambda i: (i.load, i.touched))
         inst.load += 1
+        self.pulling.append(req)
         self.touch(inst)
         seconds = self.spec.transfer + self.spec.transfer_per_token * req.prompt
         self.at(self.now + seconds, TRANSFER, req.number, lambda: self.pulled(req, inst))
@@ -221,6 +258,7 @@ class NaivePlant:
         assert req.source
         req.first = self.now
         req.source.load -= 1
+        self.pulling.remove(req)
         self.touch(req.source)
         self.reap(req.source)
         inst.pending.append(req)
@@ -253,6 +291,9 @@ class NaivePlant:
             inst.running.remove(req)
             inst.load -= 1
             self.end(req, "completed")
+        if finished:
+            stay = sum(self.now - r.first for r in finished) / len(finished)
+            inst.hold = inst.hold + 0.2 * (stay - inst.hold) if inst.hold else stay
         joined = self.join(inst)
         if inst.running:
             self.step(inst)

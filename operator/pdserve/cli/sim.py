@@ -60,7 +60,7 @@ def _seed(text: str) -> int:
 
 def _list(_: argparse.Namespace) -> int:
     try:
-        from pdserve.sim.command import listing  # noqa: PLC0415 - needs numpy
+        from pdserve.sim.command import listing
     except ImportError as error:
         return _absent(error)
     print(listing())
@@ -69,7 +69,7 @@ def _list(_: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        from pdserve.sim.command import CommandError, Request, run  # noqa: PLC0415 - needs numpy
+        from pdserve.sim.command import Request, SimulationError, run
     except ImportError as error:
         return _absent(error)
     request = Request(
@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     try:
         text = run(request, _progress)
-    except CommandError as error:
+    except SimulationError as error:
         _progress(None, "")
         print(f"pdserve sim: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """Simulated scenarios under the real ratio loop and under the published laws of others.
 
-- `kernel`: one scenario as a discrete-event simulation over flat arrays; `plant.Plant` drives it.
+- `kernel`: one scenario as a discrete-event simulation over flat arrays;
+  `plant.ScenarioPlant` drives it.
 - `shapes`, `traffic`: what clients ask; `traces` reads recorded ones.
 - `virtual_prometheus`: the plant's counters as a Prometheus would scrape them, as the answers that
   `telemetry.assemble` reads.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Times = np.ndarray[Any, np.dtype[np.float64]]
-Tokens = np.ndarray[Any, np.dtype[np.int64]]
+Times = NDArray[np.float64]
+Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,11 +1,11 @@
-"""The feasible clairvoyant: least device-hours of one who knows every request beforehand.
+"""The feasible clairvoyant: least device-hours where every request is known beforehand.
 
 It has the same dispatcher, cold start, bounds and slots as all policies. 1 The plant is run with
 constant prefills beside plenty of decodes, and the other way round: misses of each minute by count.
 2 Dynamic programme over minutes per role, state = instances: a minute costs its instance-seconds
 plus a price for each miss, a start the cold start, an end the drain. 3 The price is raised until the
-replay in the plant meets the target in every ten minutes; where a window stays below, its own price
-grows. The cheapest timetable whose replay does is the reference.
+replay in the plant meets the target in every ten minutes; where a window stays below, its own
+price grows. The cheapest timetable whose replay does is the reference.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.types import Counts
 from pdserve.sim.closed_loop import CAPACITY, Run, run
 from pdserve.sim.fluid import FluidNeed, fluid_needs
 from pdserve.sim.kernel import layout
-from pdserve.sim.plant import Plant, PlantSpec
-from pdserve.sim.policies.schedule import Timetable
+from pdserve.sim.plant import PlantSpec, ScenarioPlant
+from pdserve.sim.policies.schedule import CountsTimetable
 from pdserve.sim.results import RunResult, judge
-from pdserve.sim.shapes import Shape
+from pdserve.sim.shapes import TrafficShape
 from pdserve.sim.traffic import BLOCK, block
 from pdserve.terms import ROLES, Role
 
-Table = np.ndarray[Any, np.dtype[np.float64]]
+Table = NDArray[np.float64]
 DRAIN = 12.0
 """Seconds that an instance takes to end its streams, for the programme's costs."""
 FEW = 1e-4
@@ -59,7 +59,7 @@ class _Misses:
     rows: Table
 
 
-def clairvoyant(shape: Shape, seed: int, profile: PerformanceProfile) -> Clairvoyant:
+def clairvoyant(shape: TrafficShape, seed: int, profile: PerformanceProfile) -> Clairvoyant:
     """The cheapest timetable found whose replay meets the target in every ten minutes.
 
     Where none does, the one with the best worst window.
@@ -102,7 +102,7 @@ def _cheapest(attempt: Callable[[float], Clairvoyant], target: float) -> float:
     return PRICES[low]
 
 
-def _raised(shape: Shape, last: Clairvoyant, prices: Table) -> Table:
+def _raised(shape: TrafficShape, last: Clairvoyant, prices: Table) -> Table:
     """Prices with those of the windows that miss the target three times as high."""
     minutes = last.run.plant.minutes().sum(axis=1)
     met = minutes[:, layout.B_MET]
@@ -119,7 +119,11 @@ def _raised(shape: Shape, last: Clairvoyant, prices: Table) -> Table:
 
 
 def _misses(
-    shape: Shape, seed: int, profile: PerformanceProfile, role: Role, needs: Sequence[FluidNeed]
+    shape: TrafficShape,
+    seed: int,
+    profile: PerformanceProfile,
+    role: Role,
+    needs: Sequence[FluidNeed],
 ) -> _Misses:
     """Run the plant with each count of one role, from the least need on, until none is missed."""
     bounds = shape.bounds.prefill if role == "prefill" else shape.bounds.decode
@@ -137,17 +141,17 @@ def _misses(
     return _Misses(least, np.array(rows))
 
 
-def _constant(shape: Shape, seed: int, profile: PerformanceProfile, counts: Counts) -> Table:
+def _constant(shape: TrafficShape, seed: int, profile: PerformanceProfile, counts: Counts) -> Table:
     """Counts by minute of arrival of a plant that never changes."""
     minutes = math.ceil(shape.duration / BLOCK)
-    plant = Plant(PlantSpec(profile, shape.slo, 1, CAPACITY, minutes=minutes), counts)
+    plant = ScenarioPlant(PlantSpec(profile, shape.slo, 1, CAPACITY, minutes=minutes), counts)
     for index in range(minutes):
         plant.feed(block(shape, seed, index))
         plant.run_until(min((index + 1) * BLOCK, shape.duration))
     return np.asarray(plant.minutes().sum(axis=1))
 
 
-def _timetable(shape: Shape, role: Role, misses: _Misses, prices: Table) -> tuple[int, ...]:
+def _timetable(shape: TrafficShape, role: Role, misses: _Misses, prices: Table) -> tuple[int, ...]:
     counts = np.arange(misses.least, misses.least + len(misses.rows))
     costs = counts[:, None] * BLOCK + prices * misses.rows
     more = np.maximum(counts[None, :] - counts[:, None], 0)
@@ -182,9 +186,9 @@ def cheapest_path(costs: Table, switch: Table, start: int, early: int) -> list[i
 
 
 def _replayed(
-    shape: Shape, seed: int, profile: PerformanceProfile,
+    shape: TrafficShape, seed: int, profile: PerformanceProfile,
     prefill: tuple[int, ...], decode: tuple[int, ...],
 ) -> Clairvoyant:  # fmt: skip
-    timetable = Timetable(prefill, decode, BLOCK, shape.cold_start)
+    timetable = CountsTimetable(prefill, decode, BLOCK, shape.cold_start)
     done = run(shape, lambda _world: timetable, seed, profile=profile, scrapes=False)
     return Clairvoyant(prefill, decode, done, judge(done))

@@ -10,9 +10,9 @@ from pdserve.ratio.presets import preset
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.types import Counts
 from pdserve.sim import traffic
-from pdserve.sim.plant import Plant, PlantSpec
-from pdserve.sim.policies.base import Choice, Moment, Policy, World
-from pdserve.sim.shapes import DECODE_SLOTS, PREFILL_SLOTS, Fault, Shape
+from pdserve.sim.plant import PlantSpec, ScenarioPlant
+from pdserve.sim.policies.base import Moment, Policy, PolicyChoice, PolicyWorld
+from pdserve.sim.shapes import DECODE_SLOTS, PREFILL_SLOTS, Fault, TrafficShape
 from pdserve.sim.virtual_prometheus import WINDOWS, VirtualPrometheus
 
 SCRAPE = 15.0
@@ -24,7 +24,7 @@ CAPACITY = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class CountsChange:
     """Counts that a policy chose."""
 
     time: float
@@ -36,9 +36,9 @@ class Change:
 class Run:
     """A finished run."""
 
-    shape: Shape
-    plant: Plant
-    changes: list[Change] = field(default_factory=list)
+    shape: TrafficShape
+    plant: ScenarioPlant
+    changes: list[CountsChange] = field(default_factory=list)
     """The counts at the start, then every change."""
 
 
@@ -51,8 +51,8 @@ def plant_profile() -> PerformanceProfile:
 
 
 def run(
-    shape: Shape,
-    make: Callable[[World], Policy],
+    shape: TrafficShape,
+    make: Callable[[PolicyWorld], Policy],
     seed: int,
     progress: Callable[[float], None] = lambda _share: None,
     profile: PerformanceProfile | None = None,
@@ -66,12 +66,12 @@ def run(
     truth = plant_profile() if profile is None else profile
     start = within(shape, shape.start)
     minutes = math.ceil(shape.duration / traffic.BLOCK)
-    plant = Plant(
+    plant = ScenarioPlant(
         PlantSpec(truth, shape.slo, shape.bounds.groups.max, CAPACITY, minutes=minutes), start
     )
-    policy = make(World(shape, truth))
+    policy = make(PolicyWorld(shape, truth))
     metrics = VirtualPrometheus(SCRAPE, shape.delay, shape.outage)
-    done = Run(shape, plant, [Change(0.0, start, "start")])
+    done = Run(shape, plant, [CountsChange(0.0, start, "start")])
     faults = sorted(shape.faults, key=lambda fault: fault.at)
     due_scrape, due_decision = 0.0, FIRST_DECISION
     for index in range(minutes):
@@ -92,7 +92,7 @@ def run(
     return done
 
 
-def within(shape: Shape, counts: Counts) -> Counts:
+def within(shape: TrafficShape, counts: Counts) -> Counts:
     """The nearest counts inside the shape's bounds and budget; the larger role gives way first."""
     counts = shape.bounds.clamp(counts)
     while shape.budget is not None and _instances(counts) > shape.budget:
@@ -118,7 +118,7 @@ def _decide(done: Run, policy: Policy, metrics: VirtualPrometheus) -> None:
     prefills = tuple(i.name for i in ready if i.role == "prefill")
     decodes = tuple(i.name for i in ready if i.role == "decode")
     sample = metrics.sample(plant, WINDOWS[0])
-    choice: Choice = policy.decide(
+    choice: PolicyChoice = policy.decide(
         Moment(
             plant.now, plant.counts, len(prefills), len(decodes), sample, metrics, prefills, decodes
         )
@@ -128,10 +128,10 @@ def _decide(done: Run, policy: Policy, metrics: VirtualPrometheus) -> None:
     wanted = within(shape, choice.counts)
     if wanted != plant.counts:
         plant.apply(wanted, shape.cold_start)
-        done.changes.append(Change(plant.now, wanted, choice.reason))
+        done.changes.append(CountsChange(plant.now, wanted, choice.reason))
 
 
-def _strike(plant: Plant, fault: Fault, cold_start: float) -> None:
+def _strike(plant: ScenarioPlant, fault: Fault, cold_start: float) -> None:
     serving = [i for i in plant.instances() if i.ready and i.role == fault.role]
     if not serving:
         return

@@ -22,12 +22,12 @@ from pdserve.sim.kernel.compiled import COMPILED
 from pdserve.sim.policies.registry import POLICIES
 from pdserve.sim.report_html import page
 from pdserve.sim.report_png import PlotError, draw
-from pdserve.sim.shapes import DRAWN, FIRST_13, Shape
-from pdserve.sim.summary import Cell, policy_table, run_table, summarise
+from pdserve.sim.shapes import DRAWN, FIRST_13, TrafficShape
+from pdserve.sim.summary import RunCell, policy_table, run_table, summarise
 from pdserve.sim.traces import TraceError
 
 
-class CommandError(Exception):
+class SimulationError(Exception):
     """The command cannot be carried out; the message says why."""
 
 
@@ -66,14 +66,14 @@ def run(request: Request, progress: Callable[[float | None, str], None]) -> str:
     `progress` hears the share that is done, and of what.
 
     Raises:
-        CommandError: there is no such experiment, policy or trace, or a file cannot be written.
+        SimulationError: there is no such experiment, policy or trace, or a file cannot be written.
     """
     try:
         known = known_shapes(request.seed, request.azure, request.mooncake)
         shapes = shapes_of(request.experiment, known)
         policies = policies_of(request.policies)
     except (ExperimentError, TraceError) as error:
-        raise CommandError(str(error)) from error
+        raise SimulationError(str(error)) from error
     lines, fluid = _lines(request, shapes, policies, progress)
     text = _rendered(shapes, lines, fluid)
     try:
@@ -82,7 +82,7 @@ def run(request: Request, progress: Callable[[float | None, str], None]) -> str:
         if request.png is not None:
             draw(request.png, lines)
     except (OSError, PlotError) as error:
-        raise CommandError(str(error)) from error
+        raise SimulationError(str(error)) from error
     if request.as_json:
         body = {
             "experiment": request.experiment, "seed": request.seed, "fluid": fluid,
@@ -94,7 +94,7 @@ def run(request: Request, progress: Callable[[float | None, str], None]) -> str:
 
 def _lines(
     request: Request,
-    shapes: Sequence[Shape],
+    shapes: Sequence[TrafficShape],
     policies: Sequence[str],
     progress: Callable[[float | None, str], None],
 ) -> tuple[list[Line], dict[str, float]]:
@@ -117,12 +117,12 @@ def _lines(
     return lines, fluid
 
 
-def _rendered(shapes: Sequence[Shape], lines: Sequence[Line], fluid: dict[str, float]) -> str:
+def _rendered(
+    shapes: Sequence[TrafficShape], lines: Sequence[Line], fluid: dict[str, float]
+) -> str:
     targets = {shape.name: shape.slo.attainment for shape in shapes}
-    cells = [Cell(x.shape, x.policy, x.seed, x.result, targets[x.shape]) for x in lines]
-    best = {
-        (x.shape, x.seed): x.result.device_hours for x in lines if x.policy == CLAIRVOYANT
-    }
+    cells = [RunCell(x.shape, x.policy, x.seed, x.result, targets[x.shape]) for x in lines]
+    best = {(x.shape, x.seed): x.result.device_hours for x in lines if x.policy == CLAIRVOYANT}
     parts = [run_table(cells, best)]
     if fluid:
         bounds = ", ".join(f"{name} {hours:.1f}" for name, hours in fluid.items())

@@ -16,7 +16,7 @@ from pdserve.sim.closed_loop import Run, plant_profile, run
 from pdserve.sim.fluid import fluid_device_hours
 from pdserve.sim.policies.registry import POLICIES
 from pdserve.sim.results import RunResult, Series, judge, series_of
-from pdserve.sim.shapes import DRAWN, FIRST_13, Shape
+from pdserve.sim.shapes import DRAWN, FIRST_13, TrafficShape
 from pdserve.sim.traces import azure, mooncake
 from pdserve.terms.json import JsonObject
 
@@ -47,7 +47,7 @@ class Line:
 
 def known_shapes(
     seed: int, azure_trace: Path | None, mooncake_trace: Path | None
-) -> Mapping[str, Shape]:
+) -> Mapping[str, TrafficShape]:
     """All shapes by name; those of traces only where their file was named.
 
     Raises:
@@ -63,7 +63,7 @@ def known_shapes(
     return found
 
 
-def shapes_of(experiment: str, known: Mapping[str, Shape]) -> list[Shape]:
+def shapes_of(experiment: str, known: Mapping[str, TrafficShape]) -> list[TrafficShape]:
     """The shapes of an experiment: one by its name, or those of `table`.
 
     Raises:
@@ -89,7 +89,7 @@ def policies_of(names: Sequence[str]) -> list[str]:
 
 
 def run_policy(
-    shape: Shape,
+    shape: TrafficShape,
     policy: str,
     seed: int,
     progress: Callable[[float], None] = lambda _share: None,
@@ -98,12 +98,12 @@ def run_policy(
     return _line(run(shape, POLICIES[policy], seed, progress), policy, seed)
 
 
-def run_clairvoyant(shape: Shape, seed: int) -> Line:
+def run_clairvoyant(shape: TrafficShape, seed: int) -> Line:
     """The feasible clairvoyant's replay."""
     return _line(clairvoyant(shape, seed, plant_profile()).run, CLAIRVOYANT, seed)
 
 
-def run_fluid(shape: Shape, seed: int) -> float:
+def run_fluid(shape: TrafficShape, seed: int) -> float:
     """Device-hours of the fluid bound."""
     return fluid_device_hours(shape, seed, plant_profile())
 

@@ -16,7 +16,7 @@ from pdserve.ratio.types import Demand
 from pdserve.sim.arrivals import Arrivals
 from pdserve.sim.policies.signals import decode_rate
 from pdserve.sim.results import DEVICES
-from pdserve.sim.shapes import Shape
+from pdserve.sim.shapes import TrafficShape
 from pdserve.sim.traffic import BLOCK, block
 
 
@@ -28,19 +28,19 @@ class FluidNeed:
     decode: float
 
 
-def fluid_needs(shape: Shape, seed: int, profile: PerformanceProfile) -> list[FluidNeed]:
+def fluid_needs(shape: TrafficShape, seed: int, profile: PerformanceProfile) -> list[FluidNeed]:
     """The need of each minute."""
     minutes = math.ceil(shape.duration / BLOCK)
     return [_need(shape, profile, block(shape, seed, index)) for index in range(minutes)]
 
 
-def fluid_device_hours(shape: Shape, seed: int, profile: PerformanceProfile) -> float:
+def fluid_device_hours(shape: TrafficShape, seed: int, profile: PerformanceProfile) -> float:
     """The bound: device-hours over the shape's duration."""
     needs = fluid_needs(shape, seed, profile)
     return sum(n.prefill + n.decode for n in needs) * BLOCK * DEVICES / 3600
 
 
-def _need(shape: Shape, profile: PerformanceProfile, arrivals: Arrivals) -> FluidNeed:
+def _need(shape: TrafficShape, profile: PerformanceProfile, arrivals: Arrivals) -> FluidNeed:
     prompts, cached, outputs = (arrivals.tokens[:, k].astype(float) for k in range(3))
     left = prompts - cached
     p = profile.prefill
@@ -56,6 +56,4 @@ def _need(shape: Shape, profile: PerformanceProfile, arrivals: Arrivals) -> Flui
         float(np.square(left[fits]).mean()),
         float(outputs[fits].mean()),
     )
-    return FluidNeed(
-        work / BLOCK, demand.rate / decode_rate(profile, demand, shape.slo.tpot)
-    )
+    return FluidNeed(work / BLOCK, demand.rate / decode_rate(profile, demand, shape.slo.tpot))

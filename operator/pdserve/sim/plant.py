@@ -1,8 +1,9 @@
 """One scenario's gateway, prefills and decodes in virtual time.
 
 On-demand forwarding as the gateways do it: requests wait in order of deadline in front of the
-prefills and are refused when they would be late; a group without decode credit is offered none; KV
-waits in its prefill's slot until a decode pulls it; decodes run continuous batches. Left out: several
+prefills and end when they would be late; a prefill refuses what it cannot compute in time; a group
+is offered no more than its decodes have credit for; KV waits in its prefill's slot until a decode
+pulls it; decodes run continuous batches. Left out: several
 gateways with views of their own, shared uplinks, and clients that try again (gateways answer
 `x-should-retry: false`). The plant has a profile of its own; a policy sees its counters alone.
 """
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from pdserve.forwarding.deadline import SAFETY
 from pdserve.ratio.profile import PerformanceProfile
@@ -72,7 +74,7 @@ class InstanceView:
     """Requests in its batch."""
 
 
-class Plant:
+class ScenarioPlant:
     """See the module. Times are seconds from the start of the run."""
 
     def __init__(self, spec: PlantSpec, counts: Counts) -> None:
@@ -200,7 +202,7 @@ class Plant:
     @property
     def waiting(self) -> int:
         """Requests in the waiting room."""
-        return int(self._s.n[layout.N_WAITING])
+        return int(self._s.n[layout.N_WAITING] + self._s.n[layout.N_ASIDE])
 
     @property
     def in_flight(self) -> int:
@@ -233,12 +235,12 @@ class Plant:
         found[layout.E_STEP_CONTEXT] += steps * context + growth
         return [float(value) for value in found]
 
-    def minutes(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def minutes(self) -> NDArray[np.float64]:
         """Counts by minute of arrival, bucket of prompt length, and `layout.B_*`."""
         shape = (self.spec.minutes, layout.LENGTH_BUCKETS, layout.B_COLUMNS)
         return np.array(self._s.bins, dtype=np.float64).reshape(shape)
 
-    def outcomes(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def outcomes(self) -> NDArray[np.float64]:
         """A row by `layout.O_*` for each recorded request; zeros where it has not ended."""
         rows = np.array(self._s.outcomes, dtype=np.float64)
         return rows.reshape(self.spec.recorded, layout.O_COLUMNS)
@@ -248,12 +250,12 @@ def _power_of_two(least: int) -> int:
     return 1 << max(least - 1, 0).bit_length()
 
 
-def _floats(values: Any) -> Floats:
+def _floats(values: ArrayLike) -> Floats:
     array = np.ascontiguousarray(values, dtype=np.float64)
     return cast(Floats, array if COMPILED else array.tolist())
 
 
-def _ints(values: Any) -> Ints:
+def _ints(values: ArrayLike) -> Ints:
     array = np.ascontiguousarray(values, dtype=np.int64)
     return cast(Ints, array if COMPILED else array.tolist())
 
@@ -289,8 +291,8 @@ def _arrays(spec: PlantSpec, cap: int) -> Arrays:
         lists=_ints(np.zeros(2 * groups * cap * places)),
         choice=_ints(np.full(2 * groups * 2 * cap + 2 * tree, layout.NOT_FREE)),
         events=_floats(np.full(2 * events_tree, layout.NEVER)),
-        keys=_floats(np.zeros(3 * 2 * records)),
-        values=_ints(np.zeros(2 * 3 * 2 * records)),
+        keys=_floats(np.zeros(4 * 2 * records)),
+        values=_ints(np.zeros(2 * 4 * 2 * records)),
         gateway=_floats(np.zeros(layout.G_FLOATS)),
         bins=_floats(np.zeros(spec.minutes * layout.LENGTH_BUCKETS * layout.B_COLUMNS)),
         arrival=_floats([]),
@@ -310,10 +312,10 @@ def _with_more_records(s: Arrays) -> Arrays:
     s.n[layout.N_FREE] = free + old
     places = s.ci[layout.K_HEAP]
     s.ci[layout.K_HEAP] = 2 * places
-    keys = np.zeros((3, 2 * places))
-    keys[:, :places] = np.array(s.keys).reshape(3, places)
-    values = np.zeros((3, 4 * places), dtype=np.int64)
-    values[:, : 2 * places] = np.array(s.values, dtype=np.int64).reshape(3, 2 * places)
+    keys = np.zeros((4, 2 * places))
+    keys[:, :places] = np.array(s.keys).reshape(4, places)
+    values = np.zeros((4, 4 * places), dtype=np.int64)
+    values[:, : 2 * places] = np.array(s.values, dtype=np.int64).reshape(4, 2 * places)
     requests = np.zeros(2 * old * layout.R_FLOATS)
     requests[: old * layout.R_FLOATS] = s.rf
     return s._replace(

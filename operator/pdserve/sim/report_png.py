@@ -19,7 +19,7 @@ def draw(path: Path, lines: Sequence[Line]) -> None:
         PlotError: matplotlib is not installed, or the file cannot be written.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotError(f"{path}: {error}; pip install matplotlib brings it") from error
     shapes = list(dict.fromkeys(line.shape for line in lines))

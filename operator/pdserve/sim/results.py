@@ -6,8 +6,9 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pdserve.sim.closed_loop import Change, Run
+from pdserve.sim.closed_loop import CountsChange, Run
 from pdserve.sim.kernel import layout
 from pdserve.sim.traffic import BLOCK
 from pdserve.terms import Role
@@ -96,17 +97,13 @@ def series_of(run: Run) -> Series:
     minutes = run.plant.minutes().sum(axis=1)
     offered, met = minutes[:, layout.B_OFFERED], minutes[:, layout.B_MET]
     feasible = offered - minutes[:, layout.B_INFEASIBLE]
-    shares = [
-        round(float(m / f), 4) if f > 0 else None for m, f in zip(met, feasible, strict=True)
-    ]
-    changes = [
-        (c.time, c.counts.total("prefill"), c.counts.total("decode")) for c in run.changes
-    ]
+    shares = [round(float(m / f), 4) if f > 0 else None for m, f in zip(met, feasible, strict=True)]
+    changes = [(c.time, c.counts.total("prefill"), c.counts.total("decode")) for c in run.changes]
     rates = tuple(round(float(n) / BLOCK, 3) for n in offered)
     return Series(tuple(changes), rates, tuple(shares))
 
 
-def worst_window(minutes: np.ndarray) -> float:  # type: ignore[type-arg]  # counts by minute
+def worst_window(minutes: NDArray[np.float64]) -> float:
     """Attainment of the worst `WORST_MINUTES` in a row, at every minute's start."""
     by_minute = minutes.sum(axis=1)
     met = by_minute[:, layout.B_MET]
@@ -118,14 +115,14 @@ def worst_window(minutes: np.ndarray) -> float:  # type: ignore[type-arg]  # cou
     return float(shares.min())
 
 
-def turns(changes: list[Change], role: Role) -> int:
+def turns(changes: list[CountsChange], role: Role) -> int:
     """How often the instances of a role went from more to fewer or back."""
     totals = [change.counts.total(role) for change in changes]
     moves = [b - a for a, b in itertools.pairwise(totals) if b != a]
     return sum((a > 0) != (b > 0) for a, b in itertools.pairwise(moves))
 
 
-def _buckets(minutes: np.ndarray) -> tuple[BucketResult, ...]:  # type: ignore[type-arg]  # as above
+def _buckets(minutes: NDArray[np.float64]) -> tuple[BucketResult, ...]:
     rows = minutes.sum(axis=0)
     found = []
     for index, row in enumerate(rows):

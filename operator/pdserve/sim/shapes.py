@@ -49,7 +49,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TrafficShape:
     """One experiment's world; policies are compared on it."""
 
     name: str
@@ -113,38 +113,38 @@ def _tide() -> tuple[tuple[float, float], ...]:
     return tuple((float(t), 3 + 13.5 * (1 - math.cos(2 * math.pi * t / 10_800))) for t in times)
 
 
-_STEP_X2 = Shape(
+_STEP_X2 = TrafficShape(
     "step_x2", _steps((0, 15), (1200, 30), until=5400), 5400, Counts(1, 2, 4), note="15 -> 30"
 )
-_RAMP = Shape(
+_RAMP = TrafficShape(
     "ramp", ((0, 8), (900, 8), (3900, 32), (5100, 32)), 5100, Counts(1, 2, 3), note="8 -> 32"
 )
 
-DRAWN: Mapping[str, Shape] = {
+DRAWN: Mapping[str, TrafficShape] = {
     shape.name: shape
     for shape in (
-        Shape("constant", _steps((0, 20), until=3600), 3600, Counts(1, 3, 5), note="20"),
+        TrafficShape("constant", _steps((0, 20), until=3600), 3600, Counts(1, 3, 5), note="20"),
         _STEP_X2,
-        Shape(
+        TrafficShape(
             "step_half", _steps((0, 30), (1200, 15), until=5400), 5400, Counts(1, 4, 8),
             note="30 -> 15",
         ),
         _RAMP,
-        Shape(
+        TrafficShape(
             "spike", _steps((0, 12), (1200, 36), (1380, 12), until=4200), 4200, Counts(1, 2, 4),
             note="36 for 3 minutes, else 12",
         ),
-        Shape(
+        TrafficShape(
             "square", _steps(*((900 * k, 28 if k % 2 else 12) for k in range(6)), until=5400),
             5400, Counts(1, 2, 4), note="12 and 28 by turns of 15 minutes",
         ),
-        Shape(
+        TrafficShape(
             "mixshift", _steps((0, 10), until=6000), 6000, Counts(1, 5, 2),
             mixes=(Mix(0, 3000, 80), Mix(2000, 600, 400), Mix(4000, 3000, 80)),
             note="3,000/80 tokens; 600/400 in the middle third",
         ),
-        Shape("tide", _tide(), 10_800, Counts(1, 1, 1), note="a day in three hours, 3 to 30"),
-        Shape(
+        TrafficShape("tide", _tide(), 10_800, Counts(1, 1, 1), note="a day in 3 h, 3 to 30"),
+        TrafficShape(
             "prefix_drop", _steps((0, 12), until=4200), 4200, Counts(1, 1, 4),
             mixes=(Mix(0, 2400, 150, 0.7), Mix(1500, 2400, 150, 0.0)),
             note="prefix hits 70 %, from 1,500 s on none",

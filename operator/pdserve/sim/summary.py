@@ -10,12 +10,12 @@ from pdserve.sim.results import RunResult
 
 HEAD = ("shape", "policy", "seed", "device-h", "/ C", "attained", "worst 10 min", "infeasible",
         "turns", "changes", "peak")  # fmt: skip
-POLICY_HEAD = ("policy", "device-h / C", "spread", "attained", "spread", "at target", "worst 10 min",
-               "turns", "runs")  # fmt: skip
+POLICY_HEAD = ("policy", "device-h / C", "spread", "attained", "spread", "at target",
+               "worst 10 min", "turns", "runs")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class RunCell:
     """One run in a table."""
 
     shape: str
@@ -47,7 +47,7 @@ class PolicySummary:
     runs: int
 
 
-def run_table(cells: Sequence[Cell], clairvoyant: Mapping[tuple[str, int], float]) -> str:
+def run_table(cells: Sequence[RunCell], clairvoyant: Mapping[tuple[str, int], float]) -> str:
     """A line for each run. `clairvoyant`: device-hours by shape and seed, where known."""
     rows = []
     for cell in cells:
@@ -62,7 +62,7 @@ def run_table(cells: Sequence[Cell], clairvoyant: Mapping[tuple[str, int], float
 
 
 def summarise(
-    cells: Sequence[Cell], clairvoyant: Mapping[tuple[str, int], float]
+    cells: Sequence[RunCell], clairvoyant: Mapping[tuple[str, int], float]
 ) -> list[PolicySummary]:
     """A summary for each policy, in the order in which they first appear."""
     names = list(dict.fromkeys(cell.policy for cell in cells))
@@ -92,7 +92,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _summary(
-    policy: str, cells: Sequence[Cell], clairvoyant: Mapping[tuple[str, int], float]
+    policy: str, cells: Sequence[RunCell], clairvoyant: Mapping[tuple[str, int], float]
 ) -> PolicySummary:
     seeds = sorted({cell.seed for cell in cells})
     by_seed = [[c for c in cells if c.seed == seed] for seed in seeds]
@@ -112,9 +112,7 @@ def _summary(
     )
 
 
-def _cost(
-    cells: Sequence[Cell], clairvoyant: Mapping[tuple[str, int], float]
-) -> float | None:
+def _cost(cells: Sequence[RunCell], clairvoyant: Mapping[tuple[str, int], float]) -> float | None:
     """Geometric mean of device-hours over the clairvoyant's."""
     logs = [
         math.log(cell.result.device_hours / c)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pdserve.ratio.types import Counts
 from pdserve.sim.arrivals import Arrivals, Times, Tokens
-from pdserve.sim.shapes import Shape
+from pdserve.sim.shapes import TrafficShape
 from pdserve.terms import Slo
 
 MOONCAKE_SLO = Slo(ttft=10.0, handoff=0.5, tpot=0.05, attainment=0.95)
@@ -29,7 +29,7 @@ class TraceError(Exception):
     """A trace cannot be read; the message has its path and the line."""
 
 
-def azure(path: Path, seed: int, copies: int = 5, shift: float = 30.0) -> Shape:
+def azure(path: Path, seed: int, copies: int = 5, shift: float = 30.0) -> TrafficShape:
     """`azure_x5`: columns TIMESTAMP, ContextTokens, GeneratedTokens; no prefix hits known.
 
     Raises:
@@ -39,19 +39,19 @@ def azure(path: Path, seed: int, copies: int = 5, shift: float = 30.0) -> Shape:
     tokens: list[tuple[int, int, int]] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
+            for row in csv.DictReader(file):
                 times.append(_azure_time(row["TIMESTAMP"]))
                 tokens.append((int(row["ContextTokens"]), 0, int(row["GeneratedTokens"])))
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}, line {number + 1 if times else 2}: {error}") from error
+        raise TraceError(f"{path}, line {len(times) + 2}: {error}") from error
     recorded = _laid_over(path, times, tokens, seed, copies, shift)
     note = f"Azure's conversations of 2023, {copies} copies"
     return _shape(f"azure_x{copies}", recorded, Counts(1, 4, 9), note)
 
 
-def mooncake(path: Path, seed: int, copies: int = 2, shift: float = 10.0) -> Shape:
+def mooncake(path: Path, seed: int, copies: int = 2, shift: float = 10.0) -> TrafficShape:
     """`mooncake_x2`: JSON lines with timestamp (ms), input_length, output_length, hash_ids.
 
     A prompt's hit is its longest beginning of hash ids that an earlier prompt of the same copy had:
@@ -63,10 +63,9 @@ def mooncake(path: Path, seed: int, copies: int = 2, shift: float = 10.0) -> Sha
     times: list[float] = []
     tokens: list[tuple[int, int, int]] = []
     seen: set[int] = set()
-    number = 0
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+            for line in file:
                 entry = json.loads(line)
                 ids = [int(value) for value in entry["hash_ids"]]
                 prompt = int(entry["input_length"])
@@ -77,11 +76,10 @@ def mooncake(path: Path, seed: int, copies: int = 2, shift: float = 10.0) -> Sha
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}, line {number}: {error}") from error
+        raise TraceError(f"{path}, line {len(times) + 1}: {error}") from error
     recorded = _laid_over(path, times, tokens, seed, copies, shift)
     note = f"Mooncake's conversations, {copies} copies, hits by hash ids"
-    shape = _shape(f"mooncake_x{copies}", recorded, Counts(1, 9, 22), note, MOONCAKE_SLO)
-    return shape
+    return _shape(f"mooncake_x{copies}", recorded, Counts(1, 9, 22), note, MOONCAKE_SLO)
 
 
 def _known(ids: Sequence[int], seen: set[int]) -> int:
@@ -114,14 +112,12 @@ def _laid_over(
 
 def _shape(
     name: str, recorded: Arrivals, start: Counts, note: str, slo: Slo | None = None
-) -> Shape:
+) -> TrafficShape:
     duration = float(recorded.times[-1]) + 1.0
     rate = len(recorded.times) / duration
-    shape = Shape(
+    shape = TrafficShape(
         name, ((0.0, rate), (duration, rate)), duration, start, note=note, recorded=recorded
     )
     if slo is None:
         return shape
-    return Shape(
-        name, shape.points, duration, start, note=note, recorded=recorded, slo=slo
-    )
+    return TrafficShape(name, shape.points, duration, start, note=note, recorded=recorded, slo=slo)

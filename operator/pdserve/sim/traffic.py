@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pdserve.sim.arrivals import Arrivals
-from pdserve.sim.shapes import Shape
+from pdserve.sim.shapes import TrafficShape
 
 BLOCK = 60.0
 """Seconds of one block."""
@@ -17,7 +17,7 @@ SHORTEST_OUTPUT = 3
 """Tokens; a shorter answer has no time per output token."""
 
 
-def block(shape: Shape, seed: int, index: int) -> Arrivals:
+def block(shape: TrafficShape, seed: int, index: int) -> Arrivals:
     """Requests of the block that begins `index` minutes after the start."""
     start, end = index * BLOCK, min((index + 1) * BLOCK, shape.duration)
     if shape.recorded is not None:
@@ -25,7 +25,7 @@ def block(shape: Shape, seed: int, index: int) -> Arrivals:
     return _drawn(shape, start, end, np.random.default_rng([seed, index]))
 
 
-def _drawn(shape: Shape, start: float, end: float, rng: np.random.Generator) -> Arrivals:
+def _drawn(shape: TrafficShape, start: float, end: float, rng: np.random.Generator) -> Arrivals:
     """Thinning: arrivals at the highest rate of the block, of which each stays with its share."""
     most = shape.highest_rate(start, end)
     count = rng.poisson(most * (end - start))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pdserve.ratio.types import ScenarioSample, Unknown
-from pdserve.sim.plant import InstanceView, Plant
+from pdserve.sim.plant import InstanceView, ScenarioPlant
 from pdserve.sim.series_names import GATEWAY_COUNTERS, LOAD, ROLE_COUNTERS, RUNNING, WAITING
 from pdserve.telemetry.assemble import Answers, assemble
 from pdserve.telemetry.promql import GATEWAY_SHORTEST, WINDOWED, Rows, SeriesKey
@@ -62,7 +62,7 @@ class VirtualPrometheus:
         self._outage = outage
         self._pods: dict[str, _Pod] = {}
 
-    def scrape(self, plant: Plant) -> None:
+    def scrape(self, plant: ScenarioPlant) -> None:
         """Take a sample of the gateway and of every instance that serves or drains."""
         self._pods.setdefault(GATEWAY, _Pod()).add(plant.now, _gateway_sample(plant))
         for instance in plant.instances():
@@ -79,7 +79,7 @@ class VirtualPrometheus:
         """Whether the server answers nothing at this time."""
         return self._outage is not None and self._outage[0] <= now < self._outage[1]
 
-    def sample(self, plant: Plant, window: float) -> ScenarioSample | Unknown:
+    def sample(self, plant: ScenarioPlant, window: float) -> ScenarioSample | Unknown:
         """What the ratio loop reads at the plant's present moment.
 
         `window`: seconds for which an instance must have served before its series count.
@@ -173,7 +173,7 @@ class VirtualPrometheus:
         return rows
 
 
-def live_instances(plant: Plant, window: float) -> LiveInstances:
+def live_instances(plant: ScenarioPlant, window: float) -> LiveInstances:
     """Pods whose series count: those that have served for a whole window."""
     warm = [
         i
@@ -201,14 +201,14 @@ def _one(value: float | None) -> Rows:
     return {} if value is None else {_key(GATEWAY): value}
 
 
-def _gateway_sample(plant: Plant) -> dict[str, float]:
+def _gateway_sample(plant: ScenarioPlant) -> dict[str, float]:
     counters = plant.gateway()
     found = {name: counters[index] for name, index in GATEWAY_COUNTERS.items()}
     found[WAITING] = float(plant.waiting)
     return found
 
 
-def _engine_sample(plant: Plant, instance: InstanceView) -> dict[str, float]:
+def _engine_sample(plant: ScenarioPlant, instance: InstanceView) -> dict[str, float]:
     counters = plant.engine(instance)
     found = {name: counters[index] for name, index in ROLE_COUNTERS[instance.role].items()}
     found[LOAD], found[RUNNING] = float(instance.load), float(instance.running)

@@ -10,7 +10,7 @@ from pdserve.ratio.presets import preset
 from pdserve.ratio.types import Counts
 from pdserve.sim.arrivals import Arrivals
 from pdserve.sim.kernel import layout
-from pdserve.sim.plant import Plant, PlantError, PlantSpec
+from pdserve.sim.plant import PlantError, PlantSpec, ScenarioPlant
 from pdserve.terms import Slo
 
 SLO = Slo(ttft=1.0, handoff=0.3, tpot=0.05, attainment=0.99)
@@ -31,9 +31,9 @@ def requests(rate: float, seconds: float, seed: int, output: float = 60.0) -> Ar
     return Arrivals(times, np.stack([prompts, cached, outputs], axis=1).astype(np.int64))
 
 
-def resized(plant: Plant | NaivePlant, groups: int, counts: tuple[int, int]) -> None:
+def resized(plant: ScenarioPlant | NaivePlant, groups: int, counts: tuple[int, int]) -> None:
     """In either plant: create what is missing, serving after 7 s, and drain the newest."""
-    if isinstance(plant, Plant):
+    if isinstance(plant, ScenarioPlant):
         plant.apply(Counts(groups, *counts), 7.0)
         return
     for group in range(plant.spec.groups):
@@ -60,7 +60,7 @@ def test_the_fast_plant_does_what_a_naive_one_does(name: str) -> None:
     rate, groups, first, later, slots = CASES[name]
     arrivals = requests(rate, 90.0, seed=sum(map(ord, name)))
     wanted = spec(len(arrivals.times), groups, slots)
-    fast = Plant(wanted, Counts(groups, *first))
+    fast = ScenarioPlant(wanted, Counts(groups, *first))
     fast.feed(arrivals)
     naive = NaivePlant(wanted, cap=8)
     for role in ("prefill", "decode"):
@@ -90,7 +90,9 @@ def test_the_fast_plant_does_what_a_naive_one_does(name: str) -> None:
 def test_every_request_ends_once_whatever_happens_to_instances(seed: int) -> None:
     rng = np.random.default_rng([7, seed])
     arrivals = requests(16.0, 200.0, seed)
-    plant = Plant(spec(len(arrivals.times), groups=2, slots=12, capacity=24), Counts(2, 2, 2))
+    plant = ScenarioPlant(
+        spec(len(arrivals.times), groups=2, slots=12, capacity=24), Counts(2, 2, 2)
+    )
     plant.feed(arrivals)
     for at in range(5, 400, 5):
         plant.run_until(float(at))
@@ -121,7 +123,7 @@ def test_every_request_ends_once_whatever_happens_to_instances(seed: int) -> Non
 
 def test_work_is_counted_once() -> None:
     arrivals = requests(6.0, 100.0, seed=3)
-    plant = Plant(spec(len(arrivals.times)), Counts(1, 4, 4))
+    plant = ScenarioPlant(spec(len(arrivals.times)), Counts(1, 4, 4))
     plant.feed(arrivals)
     plant.run_until(50.0)
     half = [plant.engine(i) for i in plant.instances() if i.role == "decode"]
@@ -147,7 +149,7 @@ def test_more_of_a_role_never_serves_fewer_and_slower_ones_never_more() -> None:
     arrivals = requests(15.0, 60.0, seed=5)
 
     def met(counts: Counts, slow: float = 1.0) -> float:
-        plant = Plant(spec(len(arrivals.times), capacity=16), counts)
+        plant = ScenarioPlant(spec(len(arrivals.times), capacity=16), counts)
         for instance in list(plant.instances()):
             plant.slow_down(instance.index, slow)
         plant.feed(arrivals)
@@ -164,7 +166,7 @@ def test_more_of_a_role_never_serves_fewer_and_slower_ones_never_more() -> None:
 
 def test_the_plant_finds_room_for_more_requests_in_flight_than_it_began_with() -> None:
     arrivals = requests(400.0, 20.0, seed=2, output=5.0)
-    plant = Plant(spec(len(arrivals.times)), Counts(1, 2, 2))
+    plant = ScenarioPlant(spec(len(arrivals.times)), Counts(1, 2, 2))
     plant.feed(arrivals)
     plant.run_until(300.0)
     assert plant.gateway()[layout.G_OFFERED] == len(arrivals.times)
@@ -173,8 +175,8 @@ def test_the_plant_finds_room_for_more_requests_in_flight_than_it_began_with() -
 
 def test_what_cannot_be_placed_or_is_fed_too_early_is_refused() -> None:
     with pytest.raises(PlantError, match="at most 1 groups of 8"):
-        Plant(spec(0), Counts(1, 9, 1))
-    plant = Plant(spec(0), Counts(1, 1, 1))
+        ScenarioPlant(spec(0), Counts(1, 9, 1))
+    plant = ScenarioPlant(spec(0), Counts(1, 1, 1))
     plant.feed(requests(5.0, 20.0, seed=1))
     with pytest.raises(PlantError, match="have not arrived"):
         plant.feed(requests(5.0, 20.0, seed=2))

@@ -9,13 +9,13 @@ import pytest
 from pdserve.ratio.presets import preset
 from pdserve.ratio.types import Bounds, Counts, Demand, Range
 from pdserve.sim.policies import aibrix, dynamo, hpa, kthena, llm_d, planners, square_root
-from pdserve.sim.policies.base import World
+from pdserve.sim.policies.base import PolicyWorld
 from pdserve.sim.policies.forecast import KalmanTrend
 from pdserve.sim.policies.signals import decode_batch, decode_rate, prefill_rate
 from pdserve.sim.shapes import DRAWN, SLO
 
 PROFILE = preset("llama2-70b-h100x8", 4, 64)
-WORLD = World(DRAWN["constant"], PROFILE)
+WORLD = PolicyWorld(DRAWN["constant"], PROFILE)
 CHAT = Demand(20.0, 1200.0, 1200.0, 1200.0**2 * 1.28, 200.0)
 
 
@@ -37,12 +37,12 @@ def test_hpa(current: int, values: list[float], target: float, want: int) -> Non
     assert hpa.desired(current, values, target) == want
 
 
-def test_hpa_shrinks_to_the_largest_wish_of_five_minutes_and_grows_within_limits() -> None:
+def test_hpa_shrinks_to_the_largest_count_of_five_minutes_and_grows_within_limits() -> None:
     settled = hpa.Stabiliser()
     assert settled.settle(0.0, 3, 40) == 7, "4 pods or 100 %, whichever is more"
     assert settled.settle(15.0, 10, 40) == 20
     assert settled.settle(30.0, 10, 4) == 10
-    assert settled.settle(314.0, 10, 4) == 10, "the wish for 40 is 299 s old"
+    assert settled.settle(314.0, 10, 4) == 10, "the 40 is 299 s old"
     assert settled.settle(330.0, 10, 5) == 5
 
 

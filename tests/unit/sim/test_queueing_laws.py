@@ -11,7 +11,7 @@ from pdserve.ratio.profile import DecodeProfile, PerformanceProfile, PrefillProf
 from pdserve.ratio.types import Counts
 from pdserve.sim.arrivals import Arrivals
 from pdserve.sim.kernel import layout
-from pdserve.sim.plant import Plant, PlantSpec
+from pdserve.sim.plant import PlantSpec, ScenarioPlant
 from pdserve.terms import Slo
 
 PATIENT = Slo(ttft=1e6, handoff=1e6, tpot=1e6, attainment=0.99)
@@ -45,9 +45,9 @@ def test_prefills_of_one_slot_are_an_mmn_queue(servers: int, rho: float) -> None
     prompts = np.rint(rng.exponential(mean, count)) + 1
     tokens = np.stack([prompts, np.zeros(count), np.ones(count)], axis=1)
     profile = PerformanceProfile(
-        PrefillProfile(0.0, seconds, 0.0), DecodeProfile(1.0, 0.0, 0.0), 1, 1
+        PrefillProfile(0.0, seconds, 0.0), DecodeProfile(1.0, 0.0, 0.0), 1, 64
     )
-    plant = Plant(
+    plant = ScenarioPlant(
         PlantSpec(profile, PATIENT, safety=0.0, recorded=count, capacity=16), Counts(1, servers, 1)
     )
     plant.feed(Arrivals(times, tokens.astype(np.int64)))
@@ -77,7 +77,7 @@ def test_a_decode_without_fixed_costs_shares_its_processor(shape: str) -> None:
     spec = PlantSpec(
         profile, PATIENT, safety=0.0, recorded=count, transfer=0.0, transfer_per_token=0.0
     )
-    plant = Plant(spec, Counts(1, 16, 1))
+    plant = ScenarioPlant(spec, Counts(1, 16, 1))
     plant.feed(Arrivals(times, tokens.astype(np.int64)))
     plant.run_until(float(times[-1]) * 3)
     outcomes = plant.outcomes()

@@ -7,7 +7,7 @@ import pytest
 from pdserve.ratio.presets import preset
 from pdserve.ratio.types import Counts, ScenarioSample, Unknown, known
 from pdserve.sim.kernel import layout
-from pdserve.sim.plant import Plant, PlantSpec
+from pdserve.sim.plant import PlantSpec, ScenarioPlant
 from pdserve.sim.series_names import ARRIVED
 from pdserve.sim.shapes import DRAWN, SLO
 from pdserve.sim.traffic import block
@@ -64,7 +64,7 @@ def test_increase_extrapolates_as_prometheus_does(
 def test_one_sample_has_no_increase_and_unknown_series_no_value() -> None:
     server = scraped(1.0, 1, 15.0)
     assert server.increase(GATEWAY, ARRIVED, 10.0, 60.0) is None
-    assert server.increase("nobody", ARRIVED, 10.0, 60.0) is None
+    assert server.increase("absent", ARRIVED, 10.0, 60.0) is None
     assert server.latest(GATEWAY, "no_such_series", 10.0) is None
     assert server.latest(GATEWAY, ARRIVED, 10.0) == 0.0
     assert server.latest(GATEWAY, ARRIVED, 400.0) is None, "older than five minutes"
@@ -87,12 +87,12 @@ def test_every_query_of_a_round_is_answered() -> None:
         name: [series] for name, series in metrics.ENGINE_SERIES.items()
     })}  # fmt: skip
     server = VirtualPrometheus(15.0)
-    server.scrape(Plant(PlantSpec(PROFILE, SLO), Counts(1, 1, 1)))
+    server.scrape(ScenarioPlant(PlantSpec(PROFILE, SLO), Counts(1, 1, 1)))
     assert set(server.answers(1.0).rows) == asked
 
 
 def test_a_sample_says_what_the_plant_did() -> None:
-    plant = Plant(PlantSpec(PROFILE, SLO), Counts(1, 3, 5))
+    plant = ScenarioPlant(PlantSpec(PROFILE, SLO), Counts(1, 3, 5))
     server = VirtualPrometheus(15.0)
     shape = DRAWN["constant"]
     for minute in range(4):
@@ -116,7 +116,7 @@ def test_a_sample_says_what_the_plant_did() -> None:
 
 
 def test_an_outage_is_unknown_and_cold_instances_do_not_count() -> None:
-    plant = Plant(PlantSpec(PROFILE, SLO), Counts(1, 1, 1))
+    plant = ScenarioPlant(PlantSpec(PROFILE, SLO), Counts(1, 1, 1))
     server = VirtualPrometheus(15.0, outage=(100.0, 200.0))
     plant.run_until(150.0)
     server.scrape(plant)

@@ -30,7 +30,7 @@ def _jit() -> Callable[[F], F] | None:
     if os.environ.get(WITHOUT_NUMBA):
         return None
     try:
-        import numba  # noqa: PLC0415 - optional: the extra `sim`
+        import numba
     except ImportError:
         return None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -32,6 +32,7 @@ from pdserve.sim.kernel.layout import (
     J_COUNT,
     J_FLOATS,
     J_GROWTH,
+    J_HOLD,
     J_INTS,
     J_SLOW,
     J_STEP,
@@ -73,9 +74,19 @@ from pdserve.sim.kernel.layout import (
     STUCK,
     Arrays,
 )
-from pdserve.sim.kernel.places import decode_tree, group_of, offer, remove_if_drained
+from pdserve.sim.kernel.places import (
+    begin_pull,
+    decode_tree,
+    end_pull,
+    group_of,
+    offer,
+    remove_if_drained,
+)
 from pdserve.sim.kernel.requests import complete
 from pdserve.sim.kernel.trees import push, put_float, winner_int
+
+HOLD_LEARN = 0.2
+"""Share of the newest stream in the mean stay of a decode's streams."""
 
 
 @compiled
@@ -90,6 +101,7 @@ def hand_over(s: Arrays, r: int, now: float) -> None:
     s.ri[r * R_INTS + RI_DECODE] = j
     s.ri[r * R_INTS + RI_STATE] = PULLING
     s.ji[j * J_INTS + JI_LOAD] += 1
+    begin_pull(s, group)
     offer(s, j)
     source = s.ri[r * R_INTS + RI_PREFILL] * J_FLOATS + J_COUNT
     s.jf[source + E_WAIT] += now - s.rf[r * R_FLOATS + R_COMPUTED]
@@ -160,6 +172,7 @@ def pulled(s: Arrays, r: int, now: float) -> None:
     s.jf[source * J_FLOATS + J_COUNT + E_TRANSFER] += transfer_seconds(s, r)
     s.jf[source * J_FLOATS + J_COUNT + E_TRANSFERS] += 1.0
     s.ji[source * J_INTS + JI_LOAD] -= 1
+    end_pull(s, group_of(s, source))
     offer(s, source)
     remove_if_drained(s, source, now)
     s.ri[r * R_INTS + RI_PREFILL] = -1
@@ -273,6 +286,7 @@ def end_steps(s: Arrays, j: int, now: float) -> None:
     s.ji[at + JI_TOKEN] += steps
     s.jf[j * J_FLOATS + J_CONTEXT] = context + steps * running
     heap = j * s.ci[K_LIST] + s.ci[K_BD] + s.ci[K_PREFETCH]
+    stays = 0.0
     while s.ji[at + JI_RUNNING] > 0 and s.lists[heap] <= s.ji[at + JI_TOKEN]:
         r = s.lists[heap + 1]
         _pop_end(s, heap, s.ji[at + JI_RUNNING])
@@ -281,11 +295,21 @@ def end_steps(s: Arrays, j: int, now: float) -> None:
         s.jf[j * J_FLOATS + J_CONTEXT] -= (
             s.ri[r * R_INTS + RI_PROMPT] + s.ri[r * R_INTS + RI_OUTPUT] - 1
         )
+        stays += now - s.rf[r * R_FLOATS + R_FIRST]
         complete(s, r, now)
+    if s.ji[at + JI_RUNNING] < running:
+        _learn_hold(s, j, stays / (running - s.ji[at + JI_RUNNING]))
     _start_steps(s, j, now)
     offer(s, j)
     remove_if_drained(s, j, now)
     serve_chain(s, group_of(s, j), now)
+
+
+@compiled
+def _learn_hold(s: Arrays, j: int, seconds: float) -> None:
+    """Note how long streams held their places, as gateways do (`forwarding.instance`)."""
+    hold = s.jf[j * J_FLOATS + J_HOLD]
+    s.jf[j * J_FLOATS + J_HOLD] = seconds if hold == 0.0 else hold + HOLD_LEARN * (seconds - hold)
 
 
 @compiled

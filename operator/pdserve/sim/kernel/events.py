@@ -33,9 +33,9 @@ from pdserve.sim.kernel.layout import (
     G_ARRIVED_CACHED,
     G_ARRIVED_PROMPT,
     G_INFEASIBLE,
-    J_READY,
     J_FLOATS,
     J_INTS,
+    J_READY,
     J_SLOW,
     JI_LOAD,
     JI_SERIAL,
@@ -46,6 +46,7 @@ from pdserve.sim.kernel.layout import (
     K_HEAP,
     N_ALIVE,
     N_ARRIVALS,
+    N_ASIDE,
     N_FREE,
     N_NEXT,
     N_REQUEST,
@@ -79,8 +80,9 @@ from pdserve.sim.kernel.layout import (
 )
 from pdserve.sim.kernel.places import (
     clear,
-    decode_tree,
+    end_pull,
     group_of,
+    groups_tree,
     is_decode,
     offer,
     prefill_tree,
@@ -109,8 +111,9 @@ def run(s: Arrays, until: float) -> int:
         transfer = s.keys[s.ci[K_HEAP]] if s.n[N_TRANSFERS] > 0 else NEVER
         stuck = s.keys[2 * s.ci[K_HEAP]] if s.n[N_STUCK] > 0 else NEVER
         waiting = s.keys[0] if s.n[N_WAITING] > 0 else NEVER
+        aside = s.keys[3 * s.ci[K_HEAP]] if s.n[N_ASIDE] > 0 else NEVER
         arrival = s.arrival[s.n[N_NEXT]] if s.n[N_NEXT] < s.n[N_ARRIVALS] else NEVER
-        first = min(step, transfer, stuck, waiting, arrival)
+        first = min(step, transfer, stuck, waiting, arrival, aside)
         if first > until:
             s.x[X_NOW] = until
             return DONE
@@ -125,8 +128,10 @@ def run(s: Arrays, until: float) -> int:
             if _is_full(s):
                 return FULL
             _arrive(s, first)
+        elif waiting == first:
+            _expire(s, 0, N_WAITING, first)
         else:
-            _expire(s, first)
+            _expire(s, 3 * s.ci[K_HEAP], N_ASIDE, first)
 
 
 @compiled
@@ -134,9 +139,7 @@ def _is_full(s: Arrays) -> bool:
     """Whether another request finds no record, or may find no place in a heap."""
     records, places = len(s.ri) // R_INTS, s.ci[K_HEAP]
     return (
-        s.n[N_FREE] == 0
-        or s.n[N_TRANSFERS] + records > places
-        or s.n[N_STUCK] + records > places
+        s.n[N_FREE] == 0 or s.n[N_TRANSFERS] + records > places or s.n[N_STUCK] + records > places
     )
 
 
@@ -197,18 +200,19 @@ def _wait(s: Arrays, r: int) -> None:
 
 
 @compiled
-def _expire(s: Arrays, now: float) -> None:
-    """The first waiting request's time has passed; it says which role it waited for."""
-    r = s.values[0]
-    pop(s.keys, s.values, 0, s.n[N_WAITING])
-    s.n[N_WAITING] -= 1
+def _expire(s: Arrays, heap: int, count: int, now: float) -> None:
+    """The first waiting request's time has passed; the outcome says which role it waited for.
+
+    `heap` and `count`: where the heap begins, and which of `n` has its size.
+    """
+    r = s.values[2 * heap]
+    pop(s.keys, s.values, heap, s.n[count])
+    s.n[count] -= 1
     outcome = EXPIRED
-    for group in range(s.ci[K_GROUPS]):
-        if (
-            s.choice[prefill_tree(s, group) + 1] != NOT_FREE
-            and s.choice[decode_tree(s, group) + 1] == NOT_FREE
-        ):
-            outcome = OVERLOAD
+    if s.choice[groups_tree(s) + 1] == NOT_FREE:
+        for group in range(s.ci[K_GROUPS]):
+            if s.choice[prefill_tree(s, group) + 1] != NOT_FREE:
+                outcome = OVERLOAD
     end(s, r, outcome, now)
 
 
@@ -280,10 +284,11 @@ def fail(s: Arrays, j: int, ready_at: float) -> None:
     decode = is_decode(s, j)
     column = RI_DECODE if decode else RI_PREFILL
     s.ji[j * J_INTS + JI_STATE] = DRAINING  # takes nothing while its requests leave
+    s.ji[j * J_INTS + JI_LOAD] = 0
     offer(s, j)
     for r in range(len(s.ri) // R_INTS):
         state = s.ri[r * R_INTS + RI_STATE]
-        if state == AWAY or state == WAITING or s.ri[r * R_INTS + column] != j:
+        if state in (AWAY, WAITING) or s.ri[r * R_INTS + column] != j:
             continue
         if decode:
             _lose_decode(s, r, now)
@@ -299,6 +304,7 @@ def _lose_decode(s: Arrays, r: int, now: float) -> None:
     if s.ri[r * R_INTS + RI_STATE] == DECODING:
         end(s, r, FAILED, now)
     else:
+        end_pull(s, group_of(s, s.ri[r * R_INTS + RI_PREFILL]))
         hand_over(s, r, now)
 
 
@@ -310,6 +316,7 @@ def _lose_prefill(s: Arrays, r: int, now: float) -> None:
     if s.ri[r * R_INTS + RI_STATE] == PULLING:
         other = s.ri[r * R_INTS + RI_DECODE]
         s.ji[other * J_INTS + JI_LOAD] -= 1
+        end_pull(s, group_of(s, other))
         offer(s, other)
         remove_if_drained(s, other, now)
     if s.rf[r * R_FLOATS + R_DEADLINE] <= now:

@@ -42,7 +42,7 @@ class Arrays(NamedTuple):
     events: Floats
     """Tournament tree of the instances' next event times."""
     keys: Floats
-    """Heaps by time: waiting room, transfers, KV without a decode."""
+    """Heaps by time: waiting room, transfers, KV without a decode, requests that were refused."""
     values: Ints
     """Requests in those heaps, and the version under which each was put there."""
     gateway: Floats
@@ -78,9 +78,10 @@ X_NOW, X_DEVICE_SECONDS, X_COUNTED_AT = 0, 1, 2
 X_FLOATS: Final = 3
 N_FREE, N_SEQ, N_WAITING, N_TRANSFERS, N_STUCK, N_NEXT, N_ARRIVALS = 0, 1, 2, 3, 4, 5, 6
 """Free request records, last sequence number, sizes of the heaps, next arrival, arrivals known."""
-N_ALIVE, N_REQUEST, N_SERIAL = 7, 8, 9
-"""Instances that exist, requests that arrived, instances ever made."""
-N_INTS: Final = 10
+N_ALIVE, N_REQUEST, N_SERIAL, N_ASIDE = 7, 8, 9, 10
+"""Instances that exist, requests that arrived, instances ever made; size of the heap of requests
+that every prefill refused."""
+N_INTS: Final = 11
 
 R_ARRIVED, R_DEADLINE, R_COMPUTED, R_FIRST, R_SECOND = 0, 1, 2, 3, 4
 R_FLOATS: Final = 5
@@ -93,12 +94,14 @@ R_INTS: Final = 11
 # states of a request
 AWAY, WAITING, PREFILLING, STUCK, PULLING, DECODING = 0, 1, 2, 3, 4, 5
 
-J_AT, J_STEP, J_CONTEXT, J_SLOW, J_READY, J_GROWTH = 0, 1, 2, 3, 4, 5
+J_AT, J_STEP, J_CONTEXT, J_SLOW, J_READY, J_GROWTH, J_HOLD, J_TOKENS, J_SQUARED = range(9)
 """Start of the batch or of the segment of steps, seconds of its first step, context tokens then,
-factor on all times, since when it serves, half of what each step takes longer than the one before."""
-J_COUNT = 6
+factor on all times, since when it serves, half of what
+each step takes longer than the one before, mean stay of a stream in a decode; tokens that wait for
+the next batch of a prefill, and the sum of their squares."""
+J_COUNT = 9
 """First of the instance's counters: E_*."""
-J_FLOATS: Final = 14
+J_FLOATS: Final = 17
 # counters of a prefill, of a decode
 E_BATCHES, E_REQUESTS, E_COMPUTE, E_TOKENS, E_SQUARED, E_WAIT, E_TRANSFER, E_TRANSFERS = range(8)
 E_STEPS, E_STEP_SECONDS, E_STEP_REQUESTS, E_STEP_CONTEXT = range(4)
@@ -108,9 +111,10 @@ JI_STATE, JI_LOAD, JI_BUSY, JI_QUEUED, JI_RUNNING, JI_HEAD, JI_TOKEN, JI_STEPS, 
 JI_QUEUED: waiting for the next batch, or pulled and not yet running. JI_HEAD: first of the queue
 (decode). JI_TOKEN: steps made since the start. JI_STEPS: steps until the next event. JI_SERIAL:
 names the instance for as long as it lives."""
-JI_STUCK_HEAD, JI_STUCK_TAIL = 9, 10
-"""Of the first prefill of a group alone: the group's KV without a decode."""
-J_INTS: Final = 11
+JI_STUCK_HEAD, JI_STUCK_TAIL, JI_BALANCE, JI_SHARE = 9, 10, 11, 12
+"""Of the first prefill of a group alone: the group's KV without a decode, and its balance: decode
+credits less requests in prefills that no decode is pulling. JI_SHARE: the instance's part of it."""
+J_INTS: Final = 13
 
 # states of an instance
 ABSENT, STARTING, READY, DRAINING = 0, 1, 2, 3

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pdserve.sim.kernel.compiled import compiled
 from pdserve.sim.kernel.layout import (
     ABSENT,
+    C_HANDOFF,
     DRAINING,
-    J_COUNT,
     J_FLOATS,
+    J_HOLD,
+    J_INTS,
+    JI_BALANCE,
     JI_LOAD,
+    JI_SHARE,
     JI_STATE,
     JI_STUCK_HEAD,
-    JI_STUCK_TAIL,
-    J_INTS,
     K_ADMIT,
     K_BP,
     K_CAP,
@@ -76,10 +78,49 @@ def offer(s: Arrays, j: int) -> None:
         key = (load << LOAD_SHIFT) + s.n[N_SEQ]
     tree = decode_tree(s, group) if decode else prefill_tree(s, group)
     put_int(s.choice, tree, cap, j % cap, key)
+    share = _credit(s, j) if decode else -load
+    _balance(s, group, share - s.ji[j * J_INTS + JI_SHARE])
+    s.ji[j * J_INTS + JI_SHARE] = share
+
+
+@compiled
+def _credit(s: Arrays, j: int) -> int:
+    """Requests that a decode would take and begin within the handoff target.
+
+    A place ahead of the slots does not count where its request would wait for longer
+    (`forwarding.instance.Instance.credit`).
+    """
+    left = s.ci[K_ADMIT] + s.ci[K_PREFETCH] - s.ji[j * J_INTS + JI_LOAD]
+    if s.ji[j * J_INTS + JI_STATE] != READY or left <= 0:
+        return 0
+    hold = s.jf[j * J_FLOATS + J_HOLD]
+    if hold > 0.0:
+        soon = int(s.cf[C_HANDOFF] * s.ci[K_ADMIT] / hold)
+        left -= max(s.ci[K_PREFETCH] - soon, 0)
+    return max(left, 0)
+
+
+@compiled
+def _balance(s: Arrays, group: int, change: int) -> None:
+    """Change a group's balance; it is offered requests while that is above 0."""
+    first = group * s.ci[K_CAP] * J_INTS
+    s.ji[first + JI_BALANCE] += change
     best = s.choice[prefill_tree(s, group) + 1]
-    if s.choice[decode_tree(s, group) + 1] == NOT_FREE:
+    if s.ji[first + JI_BALANCE] <= 0:
         best = NOT_FREE
     put_int(s.choice, groups_tree(s), s.ci[K_GROUP_TREE], group, best)
+
+
+@compiled
+def begin_pull(s: Arrays, group: int) -> None:
+    """A request of the group has a decode's place while it still holds its prefill's slot."""
+    _balance(s, group, 1)
+
+
+@compiled
+def end_pull(s: Arrays, group: int) -> None:
+    """It holds only one of both."""
+    _balance(s, group, -1)
 
 
 @compiled
@@ -102,12 +143,8 @@ def remove_if_drained(s: Arrays, j: int, now: float) -> None:
 
 @compiled
 def clear(s: Arrays, j: int) -> None:
-    """Zero an instance's record, but for the chain of KV that is the group's."""
-    head = s.ji[j * J_INTS + JI_STUCK_HEAD]
-    tail = s.ji[j * J_INTS + JI_STUCK_TAIL]
-    for column in range(J_INTS):
+    """Zero an instance's record, but for what is the group's."""
+    for column in range(JI_STUCK_HEAD):
         s.ji[j * J_INTS + column] = 0
-    s.ji[j * J_INTS + JI_STUCK_HEAD] = head
-    s.ji[j * J_INTS + JI_STUCK_TAIL] = tail
-    for column in range(J_FLOATS - J_COUNT):
-        s.jf[j * J_FLOATS + J_COUNT + column] = 0.0
+    for column in range(J_FLOATS):
+        s.jf[j * J_FLOATS + column] = 0.0

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
 from pdserve.sim.policies.role_signals import concurrency, utilisations, with_role
-from pdserve.sim.policies.signals import Signals, decode_batch
+from pdserve.sim.policies.signals import ScrapedSignals, decode_batch
 from pdserve.terms import ROLES, Role
 
 TARGET = 0.7
@@ -41,11 +41,11 @@ def kpa(total: float, target: float) -> int:
 class Apa:
     """See the module."""
 
-    world: World
+    world: PolicyWorld
     period: float = 10.0
     _changed: dict[Role, float] = field(default_factory=dict)
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """Each role by itself."""
         counts = moment.counts
         for role in ROLES:
@@ -58,7 +58,7 @@ class Apa:
             if wanted > current or (wanted < current and calm):
                 self._changed[role] = moment.now
                 counts = with_role(counts, role, wanted)
-        return Choice(counts, "APA")
+        return PolicyChoice(counts, "APA")
 
 
 @dataclass(slots=True)
@@ -87,13 +87,13 @@ class _KpaRole:
 class Kpa:
     """See the module."""
 
-    world: World
+    world: PolicyWorld
     period: float = 10.0
     _roles: dict[Role, _KpaRole] = field(
         default_factory=lambda: {role: _KpaRole() for role in ROLES}
     )
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """Each role by itself."""
         counts = moment.counts
         for role in ROLES:
@@ -102,15 +102,15 @@ class Kpa:
             if not loads or target is None:
                 continue
             ready = moment.ready_prefill if role == "prefill" else moment.ready_decode
-            total = sum(loads) + (Signals(moment).waiting if role == "prefill" else 0.0)
+            total = sum(loads) + (ScrapedSignals(moment).waiting if role == "prefill" else 0.0)
             wanted = self._roles[role].wanted(moment.now, total, target, ready)
             counts = with_role(counts, role, wanted)
-        return Choice(counts, "KPA")
+        return PolicyChoice(counts, "KPA")
 
     def _target(self, moment: Moment, role: Role) -> float | None:
         if role == "prefill":
             return TARGET * self.world.profile.prefill_slots
-        demand = Signals(moment).demand(180.0)
+        demand = ScrapedSignals(moment).demand(180.0)
         if demand is None:
             return None
         return TARGET * decode_batch(self.world.profile, demand, self.world.slo.tpot)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.types import Bounds, Counts, ScenarioSample, Unknown
-from pdserve.sim.shapes import Shape
+from pdserve.sim.shapes import TrafficShape
 from pdserve.sim.virtual_prometheus import VirtualPrometheus
 from pdserve.terms import Slo
 
@@ -31,7 +31,7 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PolicyChoice:
     """Counts, and why; `batch_limit` has gateways admit at most so many requests a decode."""
 
     counts: Counts
@@ -40,14 +40,14 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class PolicyWorld:
     """What a policy is configured with.
 
     Laws of others that need measured performance get the plant's own profile, which flatters them;
     our loop learns its own.
     """
 
-    shape: Shape
+    shape: TrafficShape
     profile: PerformanceProfile
 
     @property
@@ -67,6 +67,6 @@ class Policy(Protocol):
     period: float
     """Seconds between two decisions."""
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """Counts from now on; the caller clamps them to bounds and budget."""
         ...

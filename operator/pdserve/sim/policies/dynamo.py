@@ -16,15 +16,16 @@ import math
 from dataclasses import dataclass, field
 
 from pdserve.ratio.types import Counts, Demand
-from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
 from pdserve.sim.policies.forecast import KalmanTrend
-from pdserve.sim.policies.signals import Signals, decode_rate, prefill_rate, prefill_seconds
+from pdserve.sim.policies.signals import ScrapedSignals, decode_rate, prefill_rate, prefill_seconds
 
 SLOW, FAST = 180.0, 15.0
 SAFE = 0.8
+LEAST = Counts(1, 1, 1)
 
 
-def throughput_counts(world: World, demand: Demand) -> Counts:
+def throughput_counts(world: PolicyWorld, demand: Demand) -> Counts:
     """Counts for a predicted demand."""
     prefills = prefill_rate(world.profile, demand, world.slo.ttft)
     decodes = decode_rate(world.profile, demand, world.slo.tpot)
@@ -59,18 +60,18 @@ def step_for_decode(itls: list[float], fewer: list[float], itl: float) -> int:
 class Throughput:
     """The first loop."""
 
-    world: World
+    world: PolicyWorld
     period: float = SLOW
     _trend: KalmanTrend = field(default_factory=KalmanTrend)
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """Counts for what is expected in the next window."""
         found = self.floor(moment)
-        return Choice(moment.counts if found is None else found, "throughput")
+        return PolicyChoice(moment.counts if found is None else found, "throughput")
 
     def floor(self, moment: Moment) -> Counts | None:
         """The counts; None without data."""
-        signals = Signals(moment)
+        signals = ScrapedSignals(moment)
         demand = None if signals.away else signals.demand(SLOW)
         if demand is None:
             return None
@@ -85,27 +86,27 @@ class Throughput:
 class Dynamo:
     """Both loops."""
 
-    world: World
+    world: PolicyWorld
     period: float = FAST
     _slow: Throughput | None = None
     _slow_at: float = 0.0
-    _floor: Counts = Counts(1, 1, 1)
+    _floor: Counts = LEAST
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """A step of each role at most, not below the throughput loop's counts."""
         if self._slow is None:
             self._slow = Throughput(self.world)
         if moment.now - self._slow_at >= SLOW:
             self._slow_at = moment.now
             self._floor = self._slow.floor(moment) or self._floor
-        counts, signals = moment.counts, Signals(moment)
+        counts, signals = moment.counts, ScrapedSignals(moment)
         demand = None if signals.away else signals.demand(180.0)
         settled = (
             moment.ready_prefill == counts.prefill and moment.ready_decode == counts.decode
         )  # waits for a change to complete before the next
         if demand is not None and settled:
             counts = self._stepped(moment, signals, demand)
-        return Choice(
+        return PolicyChoice(
             Counts(
                 1,
                 max(counts.prefill, self._floor.prefill),
@@ -114,7 +115,7 @@ class Dynamo:
             "load",
         )
 
-    def _stepped(self, moment: Moment, signals: Signals, demand: Demand) -> Counts:
+    def _stepped(self, moment: Moment, signals: ScrapedSignals, demand: Demand) -> Counts:
         profile, slo, counts = self.world.profile, self.world.slo, moment.counts
         own = prefill_seconds(profile, demand)
         shared = signals.waiting / max(len(moment.prefills), 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pdserve.ratio.types import Counts, Demand
-from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
 from pdserve.sim.policies.square_root import needed
 from pdserve.sim.traffic import BLOCK, block
 
@@ -18,37 +18,37 @@ PEAK = 5
 
 
 @dataclass(slots=True)
-class FixedCounts:
+class ConstantCounts:
     """The same counts for ever."""
 
     counts: Counts
     period: float = 60.0
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """The same counts."""
-        return Choice(self.counts, "fixed")
+        return PolicyChoice(self.counts, "fixed")
 
 
-def at_start(world: World) -> FixedCounts:
+def at_start(world: PolicyWorld) -> ConstantCounts:
     """Fixed at the shape's first counts."""
-    return FixedCounts(world.shape.start)
+    return ConstantCounts(world.shape.start)
 
 
-def for_mean(world: World) -> FixedCounts:
+def for_mean(world: PolicyWorld) -> ConstantCounts:
     """Fixed at what the mean load needs by square-root staffing."""
     demands = _demands(world)
-    return FixedCounts(needed(world, _mean(demands)))
+    return ConstantCounts(needed(world, _mean(demands)))
 
 
-def for_peak(world: World) -> FixedCounts:
+def for_peak(world: PolicyWorld) -> ConstantCounts:
     """Fixed at the largest need of any five minutes of the run, known beforehand."""
     demands = _demands(world)
     spans = [demands[i : i + PEAK] for i in range(max(len(demands) - PEAK + 1, 1))]
     needs = [needed(world, _mean(span)) for span in spans]
-    return FixedCounts(Counts(1, max(n.prefill for n in needs), max(n.decode for n in needs)))
+    return ConstantCounts(Counts(1, max(n.prefill for n in needs), max(n.decode for n in needs)))
 
 
-def _demands(world: World) -> list[Demand]:
+def _demands(world: PolicyWorld) -> list[Demand]:
     count = int(np.ceil(world.shape.duration / BLOCK))
     found = []
     for index in range(count):

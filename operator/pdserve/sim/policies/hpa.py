@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
 from pdserve.sim.policies.role_signals import utilisations, with_role
 from pdserve.terms import ROLES, Role
 
@@ -59,17 +59,17 @@ class Stabiliser:
 class Hpa:
     """See the module."""
 
-    world: World
+    world: PolicyWorld
     period: float = 15.0
     _stable: dict[Role, Stabiliser] = field(
         default_factory=lambda: {role: Stabiliser() for role in ROLES}
     )
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """Each role by itself."""
         counts = moment.counts
         for role in ROLES:
             current = moment.counts.total(role)
             wanted = desired(current, utilisations(self.world, moment, role), TARGET)
             counts = with_role(counts, role, self._stable[role].settle(moment.now, current, wanted))
-        return Choice(counts, "utilisation")
+        return PolicyChoice(counts, "utilisation")

@@ -2,9 +2,9 @@
 
 Every 15 s per role: ratio = mean / target over ready pods, nothing within 10 %; missing pods count
 as at target when shrinking and as 0 when growing. Growth and shrinking by at most one instance or
-100 %; shrinking takes the largest wish of 300 s. Panic when the metric passes 200 % of the target:
-up to 1000 % at once, held for 60 s, in which nothing shrinks. Then, if prefills / decodes lies below
-the least ratio, prefills are raised to it; above the most, decodes are.
+100 %; shrinking takes the largest count of 300 s. Panic when the metric passes 200 % of the target:
+up to 1000 % at once, held for 60 s, in which nothing shrinks. Then, if prefills / decodes lies
+below the least ratio, prefills are raised to it; above the most, decodes are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 
 from pdserve.ratio.types import Bounds, Counts
-from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
 from pdserve.sim.policies.hpa import Stabiliser, desired
 from pdserve.sim.policies.role_signals import utilisations, with_role
 from pdserve.terms import ROLES, Role
@@ -52,14 +52,14 @@ def repaired(
 class Kthena:
     """See the module."""
 
-    world: World
+    world: PolicyWorld
     period: float = 15.0
     _stable: dict[Role, Stabiliser] = field(
         default_factory=lambda: {role: Stabiliser() for role in ROLES}
     )
     _panic_until: dict[Role, float] = field(default_factory=dict)
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """A metric for each role, then the ratio."""
         counts = moment.counts
         for role in ROLES:
@@ -69,7 +69,7 @@ class Kthena:
         prefill, decode = repaired(
             counts.prefill, counts.decode, ratio / SPREAD, ratio * SPREAD, self.world.bounds
         )
-        return Choice(Counts(counts.groups, prefill, decode), "metric + ratio")
+        return PolicyChoice(Counts(counts.groups, prefill, decode), "metric + ratio")
 
     def _role(self, moment: Moment, role: Role) -> int:
         current = moment.counts.total(role)

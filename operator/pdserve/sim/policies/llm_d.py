@@ -1,8 +1,8 @@
 """The autoscaling laws of llm-d, on each role.
 
-`SloAware` (docs/architecture/autoscaling/slo-aware-keda.md): every 15 s
-s_raw = P90 / target from one-minute rates, s = mean over 45 s of min(s_raw, 2). n replicas, r ready,
-c = r/n while 0 < r < n, else 1. Above 0.55: `n + ceil(n * (s * c / 0.55 - 1))`; below 0.40:
+`SloAware` (llm-d.ai, architecture, "SLO-aware autoscaling with KEDA"): every 15 s s_raw = P90 /
+target from one-minute rates, s = mean over 45 s of min(s_raw, 2). n replicas, r ready, c = r/n
+while 0 < r < n, else 1. Above 0.55: `n + ceil(n * (s * c / 0.55 - 1))`; below 0.40:
 `n - floor(n * (1 - s / 0.40))`; else hold. Its HPA grows by at most the larger of 100 % and 4 in
 60 s after 30 s, and shrinks by 1 in 120 s after 180 s. The document is of one pool: here prefill
 follows TTFT and decode TPOT. A decode alone already needs 0.6 of the TPOT target on this profile,
@@ -20,9 +20,9 @@ import math
 from dataclasses import dataclass, field
 
 from pdserve.ratio.types import Counts
-from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
 from pdserve.sim.policies.role_signals import utilisations, with_role
-from pdserve.sim.policies.signals import Signals, idle_tpot, prefill_seconds
+from pdserve.sim.policies.signals import ScrapedSignals, idle_tpot, prefill_seconds
 from pdserve.terms import ROLES, Role
 from pdserve.wire import metrics
 
@@ -47,7 +47,7 @@ class _SloRole:
     """Signal and HPA behaviour of one role."""
 
     seen: list[tuple[float, float]] = field(default_factory=list)
-    wishes: list[tuple[float, int]] = field(default_factory=list)
+    wanted_before: list[tuple[float, int]] = field(default_factory=list)
     grown: list[tuple[float, int]] = field(default_factory=list)
     shrunk_at: float = -SHRINK_PERIOD
 
@@ -57,17 +57,20 @@ class _SloRole:
         return sum(value for _, value in self.seen) / len(self.seen)
 
     def behave(self, now: float, current: int, wanted: int) -> int:
-        self.wishes.append((now, wanted))
-        self.wishes = [(at, n) for at, n in self.wishes if at > now - SHRINK_AFTER]
-        recent = [n for at, n in self.wishes if at > now - GROW_AFTER]
+        self.wanted_before.append((now, wanted))
+        self.wanted_before = [(at, n) for at, n in self.wanted_before if at > now - SHRINK_AFTER]
+        recent = [n for at, n in self.wanted_before if at > now - GROW_AFTER]
         if min(recent) > current:
             self.grown = [(at, n) for at, n in self.grown if at > now - GROW_PERIOD]
             base = current - sum(n for _, n in self.grown)
             most = max(2 * base, base + 4)
-            grown = max(current, min(min(recent), most))
+            grown = max(current, min(*recent, most))
             self.grown.append((now, grown - current))
             return grown
-        if max(n for _, n in self.wishes) < current and now - self.shrunk_at >= SHRINK_PERIOD:
+        if (
+            max(n for _, n in self.wanted_before) < current
+            and now - self.shrunk_at >= SHRINK_PERIOD
+        ):
             self.shrunk_at = now
             return current - 1
         return current
@@ -77,17 +80,17 @@ class _SloRole:
 class SloAware:
     """See the module."""
 
-    world: World
+    world: PolicyWorld
     period: float = 15.0
     _roles: dict[Role, _SloRole] = field(
         default_factory=lambda: {role: _SloRole() for role in ROLES}
     )
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """Each role by its latency."""
-        signals, slo, counts = Signals(moment), self.world.slo, moment.counts
+        signals, slo, counts = ScrapedSignals(moment), self.world.slo, moment.counts
         if signals.away:
-            return Choice(counts, "no data")
+            return PolicyChoice(counts, "no data")
         for role in ROLES:
             state = self._roles[role]
             prefill = role == "prefill"
@@ -100,7 +103,7 @@ class SloAware:
             ready = moment.ready_prefill if prefill else moment.ready_decode
             wanted = max(1, law(current, ready, state.smooth(moment.now, raw), up, down))
             counts = with_role(counts, role, state.behave(moment.now, current, wanted))
-        return Choice(counts, "P90 / target")
+        return PolicyChoice(counts, "P90 / target")
 
 
 def prefills_for_tokens(tokens: float, velocity: float, wait: float) -> int:
@@ -115,18 +118,18 @@ def prefills_for_tokens(tokens: float, velocity: float, wait: float) -> int:
 class TokenAware:
     """See the module."""
 
-    world: World
+    world: PolicyWorld
     period: float = 15.0
     _down: dict[Role, list[tuple[float, int]]] = field(
         default_factory=lambda: {role: [] for role in ROLES}
     )
 
-    def decide(self, moment: Moment) -> Choice:
-        """Tokens in flight and streams, shrinking to the largest wish of 300 s."""
-        signals = Signals(moment)
+    def decide(self, moment: Moment) -> PolicyChoice:
+        """Tokens in flight and streams, shrinking to the largest count of 300 s."""
+        signals = ScrapedSignals(moment)
         demand = None if signals.away else signals.demand(180.0)
         if demand is None:
-            return Choice(moment.counts, "no data")
+            return PolicyChoice(moment.counts, "no data")
         alone = prefill_seconds(self.world.profile, demand)
         velocity = demand.uncached_tokens / alone
         in_flight = sum(signals.loads(moment.prefills)) + signals.waiting
@@ -136,9 +139,9 @@ class TokenAware:
         decode = max(1, math.ceil(use / 0.8))
         wanted = {"prefill": prefill, "decode": decode}
         counts = Counts(1, *(self._calm(moment, role, wanted[role]) for role in ROLES))
-        return Choice(counts, "tokens in flight")
+        return PolicyChoice(counts, "tokens in flight")
 
     def _calm(self, moment: Moment, role: Role, wanted: int) -> int:
-        wishes = [(at, n) for at, n in self._down[role] if at > moment.now - 300.0]
-        self._down[role] = [*wishes, (moment.now, wanted)]
+        recent = [(at, n) for at, n in self._down[role] if at > moment.now - 300.0]
+        self._down[role] = [*recent, (moment.now, wanted)]
         return max(n for _, n in self._down[role])

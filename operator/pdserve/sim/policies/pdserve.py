@@ -23,7 +23,7 @@ from pdserve.ratio.types import (
     RoleDevices,
     ScenarioSample,
 )
-from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
 
 DEVICES = RoleDevices("nvidia.com/gpu", 8)
 REMEMBERED = 10
@@ -34,7 +34,7 @@ REMEMBERED = 10
 class PdserveLoop:
     """See the module."""
 
-    world: World
+    world: PolicyWorld
     settings: LoopSettings = field(default_factory=LoopSettings)
     period: float = 15.0
     decisions: list[Decision] = field(default_factory=list)
@@ -43,7 +43,7 @@ class PdserveLoop:
     _memory: LoopMemory = field(default_factory=LoopMemory)
     _changes: tuple[PastChange, ...] = ()
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """One round: learn, decide, remember."""
         state = self._state
         if state is None:
@@ -58,11 +58,13 @@ class PdserveLoop:
         self.decisions.append(decision)
         if decision.changes:
             self._changes = (*self._changes, PastChange(moment.now))[-REMEMBERED:]
-        return Choice(decision.to if decision.changes else moment.counts, str(decision.reason))
+        return PolicyChoice(
+            decision.to if decision.changes else moment.counts, str(decision.reason)
+        )
 
     def _input(self, moment: Moment, state: LearnState) -> DecisionInput:
         shape = self.world.shape
-        budget = ()
+        budget: tuple[BudgetLimit, ...] = ()
         if shape.budget is not None:
             budget = (BudgetLimit(DEVICES.resource, shape.budget * DEVICES.devices),)
         return DecisionInput(

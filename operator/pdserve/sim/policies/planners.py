@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.types import Counts, Demand
-from pdserve.sim.policies.base import Choice, Moment, World
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
 from pdserve.sim.policies.forecast import KalmanTrend
 from pdserve.sim.policies.signals import (
-    Signals,
+    ScrapedSignals,
     decode_batch,
     decode_rate,
     prefill_rate,
@@ -68,16 +68,16 @@ def dopd_counts(profile: PerformanceProfile, slo: Slo, demand: Demand) -> Counts
 class _Planner:
     """A demand of the last minute, counts for it."""
 
-    world: World
+    world: PolicyWorld
     period: float = 60.0
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """Counts for what arrived in the last minute."""
-        signals = Signals(moment)
+        signals = ScrapedSignals(moment)
         demand = None if signals.away else signals.demand(WINDOW)
         if demand is None:
-            return Choice(moment.counts, "no data")
-        return Choice(self.counts(demand), f"{demand.rate:.1f} requests/s")
+            return PolicyChoice(moment.counts, "no data")
+        return PolicyChoice(self.counts(demand), f"{demand.rate:.1f} requests/s")
 
     def counts(self, demand: Demand) -> Counts:
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pdserve.sim.policies.aibrix import Apa, Kpa
-from pdserve.sim.policies.base import Policy, World
+from pdserve.sim.policies.base import Policy, PolicyWorld
 from pdserve.sim.policies.dynamo import Dynamo, Throughput
 from pdserve.sim.policies.fixed import at_start, for_mean, for_peak
 from pdserve.sim.policies.hpa import Hpa
@@ -15,7 +15,7 @@ from pdserve.sim.policies.pdserve import PdserveLoop
 from pdserve.sim.policies.planners import Dopd, Mm1, TokenScale
 from pdserve.sim.policies.square_root import SquareRoot
 
-Maker = Callable[[World], Policy]
+Maker = Callable[[PolicyWorld], Policy]
 
 POLICIES: Mapping[str, Maker] = {
     "pdserve": PdserveLoop,

@@ -7,14 +7,16 @@ meets TPOT at the lengths of the last three minutes.
 from __future__ import annotations
 
 from pdserve.ratio.types import Counts
-from pdserve.sim.policies.base import Moment, World
-from pdserve.sim.policies.signals import Signals, decode_batch
+from pdserve.sim.policies.base import Moment, PolicyWorld
+from pdserve.sim.policies.signals import ScrapedSignals, decode_batch
 from pdserve.terms import Role
 
 
-def utilisations(world: World, moment: Moment, role: Role, seconds: float = 60.0) -> list[float]:
+def utilisations(
+    world: PolicyWorld, moment: Moment, role: Role, seconds: float = 60.0
+) -> list[float]:
     """A value for each ready instance of the role; fewer where some were not scraped yet."""
-    signals = Signals(moment)
+    signals = ScrapedSignals(moment)
     if signals.away:
         return []
     if role == "prefill":
@@ -28,7 +30,7 @@ def utilisations(world: World, moment: Moment, role: Role, seconds: float = 60.0
 
 def concurrency(moment: Moment, role: Role) -> list[float]:
     """Requests in each ready instance of the role."""
-    signals = Signals(moment)
+    signals = ScrapedSignals(moment)
     pods = moment.prefills if role == "prefill" else moment.decodes
     return [] if signals.away else signals.loads(pods)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pdserve.ratio.types import Counts
-from pdserve.sim.policies.base import Choice, Moment
+from pdserve.sim.policies.base import Moment, PolicyChoice
 
 
 @dataclass(slots=True)
-class Timetable:
+class CountsTimetable:
     """Prefills and decodes that must serve in each slot."""
 
     prefill: tuple[int, ...]
@@ -19,11 +19,11 @@ class Timetable:
     cold_start: float
     period: float = 5.0
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """The most that any slot needs from now until a cold start later."""
         first = int(moment.now // self.slot)
         last = int((moment.now + self.cold_start) // self.slot)
-        return Choice(
+        return PolicyChoice(
             Counts(1, max(self._of(self.prefill, first, last)),
                    max(self._of(self.decode, first, last))),
             "timetable",

@@ -15,7 +15,7 @@ from pdserve.wire import metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
+class ScrapedSignals:
     """Queries of one moment; each is None where nothing was scraped."""
 
     moment: Moment

@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass, field
 
 from pdserve.ratio.types import Counts, Demand
-from pdserve.sim.policies.base import Choice, Moment, World
-from pdserve.sim.policies.signals import Signals, decode_batch, decode_rate, prefill_rate
+from pdserve.sim.policies.base import Moment, PolicyChoice, PolicyWorld
+from pdserve.sim.policies.signals import ScrapedSignals, decode_batch, decode_rate, prefill_rate
 
 BETA = 1.0
 CALM = 300.0
@@ -25,7 +25,7 @@ def staffed(load: float, beta: float = BETA) -> float:
     return load + beta * math.sqrt(load)
 
 
-def needed(world: World, demand: Demand) -> Counts:
+def needed(world: PolicyWorld, demand: Demand) -> Counts:
     """Counts for a demand."""
     profile, slo = world.profile, world.slo
     prefill = demand.rate / max(prefill_rate(profile, demand, slo.ttft), 1e-6)
@@ -38,18 +38,18 @@ def needed(world: World, demand: Demand) -> Counts:
 class SquareRoot:
     """See the module."""
 
-    world: World
+    world: PolicyWorld
     period: float = 15.0
     _needs: list[tuple[float, Counts]] = field(default_factory=list)
 
-    def decide(self, moment: Moment) -> Choice:
+    def decide(self, moment: Moment) -> PolicyChoice:
         """The largest need of the last five minutes."""
-        signals = Signals(moment)
+        signals = ScrapedSignals(moment)
         demand = None if signals.away else signals.demand(60.0)
         if demand is None:
-            return Choice(moment.counts, "no data")
+            return PolicyChoice(moment.counts, "no data")
         self._needs.append((moment.now, needed(self.world, demand)))
         self._needs = [(at, need) for at, need in self._needs if at > moment.now - CALM]
         prefill = max(need.prefill for _, need in self._needs)
         decode = max(need.decode for _, need in self._needs)
-        return Choice(Counts(1, prefill, decode), f"{demand.rate:.1f} requests/s")
+        return PolicyChoice(Counts(1, prefill, decode), f"{demand.rate:.1f} requests/s")
