@@ -3,8 +3,8 @@
 It has the same dispatcher, cold start, bounds and slots as all policies. 1 The plant is run with
 constant prefills beside plenty of decodes, and the other way round: misses of each minute by count.
 2 Dynamic programme over minutes per role, state = instances: a minute costs its instance-seconds
-plus a price for each miss, a start the cold start, an end the drain. 3 The price is raised until the
-replay in the plant meets the target in every ten minutes; where a window stays below, its own
+plus a price for each miss, a start the cold start, an end the drain. 3 The price is raised until
+the replay in the plant meets the target in every ten minutes; where a window stays below, its own
 price grows. The cheapest timetable whose replay does is the reference.
 """
 

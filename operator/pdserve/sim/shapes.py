@@ -139,7 +139,7 @@ DRAWN: Mapping[str, TrafficShape] = {
             5400, Counts(1, 2, 4), note="12 and 28 by turns of 15 minutes",
         ),
         TrafficShape(
-            "mixshift", _steps((0, 10), until=6000), 6000, Counts(1, 5, 2),
+            "mixshift", _steps((0, 10), until=6000), 6000, Counts(1, 4, 2),
             mixes=(Mix(0, 3000, 80), Mix(2000, 600, 400), Mix(4000, 3000, 80)),
             note="3,000/80 tokens; 600/400 in the middle third",
         ),

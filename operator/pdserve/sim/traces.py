@@ -45,7 +45,7 @@ def azure(path: Path, seed: int, copies: int = 5, shift: float = 30.0) -> Traffi
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}, line {len(times) + 2}: {error}") from error
+        raise TraceError(f"{path}, line {len(tokens) + 2}: {error}") from error
     recorded = _laid_over(path, times, tokens, seed, copies, shift)
     note = f"Azure's conversations of 2023, {copies} copies"
     return _shape(f"azure_x{copies}", recorded, Counts(1, 4, 9), note)
@@ -76,7 +76,7 @@ def mooncake(path: Path, seed: int, copies: int = 2, shift: float = 10.0) -> Tra
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}, line {len(times) + 1}: {error}") from error
+        raise TraceError(f"{path}, line {len(tokens) + 1}: {error}") from error
     recorded = _laid_over(path, times, tokens, seed, copies, shift)
     note = f"Mooncake's conversations, {copies} copies, hits by hash ids"
     return _shape(f"mooncake_x{copies}", recorded, Counts(1, 9, 22), note, MOONCAKE_SLO)
