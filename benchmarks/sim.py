@@ -1,10 +1,10 @@
 """Requests a second of the simulator on one core, from a dozen instances to 50,000 devices.
 
-    sim.py [--requests N] [--without-python]
+    sim.py [--requests N]
 
-Default 2,000,000 requests a size (`--requests 36e6`: the size that must take at most 5 minutes; a
-figure for it is printed in any case). Traffic is drawn in the same run and counted. The reference of
-the compiled plant is the same plant as Python, where numba is installed; else there is one figure.
+Default 2,000,000 requests a size; what 36 million take is printed in any case (`--requests 36e6`
+runs them). Traffic is drawn in the same run and counted. The reference of the compiled plant is the
+same plant as Python; without numba there is nothing to compare.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ _EXAMPLES = """examples:
   pdserve sim list                                    experiments and policies
   pdserve sim run step_x2 --seed 1                    one shape under every policy
   pdserve sim run table --policy pdserve              the thirteen shapes under our own loop
-  pdserve sim run tide --policy pdserve --policy hpa --html tide.html
+  pdserve sim run tide --policy pdserve --policy hpa --html /tmp/tide.html
   pdserve sim run azure_x5 --azure azure_llm_2023_conv.csv -o json
 """
 

@@ -43,10 +43,8 @@ REPAIRS = 10
 
 @dataclass(frozen=True, slots=True)
 class Clairvoyant:
-    """The timetable, and its replay's figures."""
+    """The timetable's replay in the plant, and its figures."""
 
-    prefill: tuple[int, ...]
-    decode: tuple[int, ...]
     run: Run
     result: RunResult
 
@@ -191,4 +189,4 @@ def _replayed(
 ) -> Clairvoyant:  # fmt: skip
     timetable = CountsTimetable(prefill, decode, BLOCK, shape.cold_start)
     done = run(shape, lambda _world: timetable, seed, profile=profile, scrapes=False)
-    return Clairvoyant(prefill, decode, done, judge(done))
+    return Clairvoyant(done, judge(done))

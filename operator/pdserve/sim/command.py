@@ -23,7 +23,13 @@ from pdserve.sim.policies.registry import POLICIES
 from pdserve.sim.report_html import page
 from pdserve.sim.report_png import PlotError, draw
 from pdserve.sim.shapes import DRAWN, FIRST_13, TrafficShape
-from pdserve.sim.summary import RunCell, policy_table, run_table, summarise
+from pdserve.sim.summary import (
+    RunCell,
+    length_table,
+    policy_table,
+    run_table,
+    summarise,
+)
 from pdserve.sim.traces import TraceError
 
 
@@ -123,7 +129,7 @@ def _rendered(
     targets = {shape.name: shape.slo.attainment for shape in shapes}
     cells = [RunCell(x.shape, x.policy, x.seed, x.result, targets[x.shape]) for x in lines]
     best = {(x.shape, x.seed): x.result.device_hours for x in lines if x.policy == CLAIRVOYANT}
-    parts = [run_table(cells, best)]
+    parts = [run_table(cells, best), length_table(cells)]
     if fluid:
         bounds = ", ".join(f"{name} {hours:.1f}" for name, hours in fluid.items())
         parts.append(f"fluid bound, device-hours: {bounds}")

@@ -64,7 +64,6 @@ class InstanceView:
     name: str
     """Its pod; no two instances of a run have the same."""
     role: Role
-    group: int
     ready: bool
     ready_since: float
     draining: bool
@@ -162,13 +161,13 @@ class ScenarioPlant:
         for role in (0, 1):
             for group in range(self.spec.groups):
                 for j in self._existing(self._first(role, group)):
-                    yield self._view(j, "decode" if role else "prefill", group)
+                    yield self._view(j, "decode" if role else "prefill")
 
     def ready(self, role: Role) -> int:
         """Instances of a role that serve and are not draining."""
         return sum(i.ready and i.role == role for i in self.instances())
 
-    def _view(self, j: int, role: Role, group: int) -> InstanceView:
+    def _view(self, j: int, role: Role) -> InstanceView:
         at = j * layout.J_INTS
         ints = self._s.ji
         running = ints[at + (layout.JI_RUNNING if role == "decode" else layout.JI_BUSY)]
@@ -176,7 +175,6 @@ class ScenarioPlant:
             index=j,
             name=f"{role}-{ints[at + layout.JI_SERIAL]}",
             role=role,
-            group=group,
             ready=ints[at + layout.JI_STATE] == layout.READY,
             ready_since=float(self._s.jf[j * layout.J_FLOATS + layout.J_READY]),
             draining=ints[at + layout.JI_STATE] == layout.DRAINING,

@@ -84,8 +84,8 @@ def judge(run: Run) -> RunResult:
 class Series:
     """What happened over time."""
 
-    counts: tuple[tuple[float, int, int], ...]
-    """Seconds, prefills and decodes that were wanted from then on."""
+    counts: tuple[tuple[float, int, int, str], ...]
+    """Seconds, prefills and decodes that were wanted from then on, and why."""
     rate: tuple[float, ...]
     """Requests per second of each minute of arrival."""
     attainment: tuple[float | None, ...]
@@ -98,7 +98,9 @@ def series_of(run: Run) -> Series:
     offered, met = minutes[:, layout.B_OFFERED], minutes[:, layout.B_MET]
     feasible = offered - minutes[:, layout.B_INFEASIBLE]
     shares = [round(float(m / f), 4) if f > 0 else None for m, f in zip(met, feasible, strict=True)]
-    changes = [(c.time, c.counts.total("prefill"), c.counts.total("decode")) for c in run.changes]
+    changes = [
+        (c.time, c.counts.total("prefill"), c.counts.total("decode"), c.reason) for c in run.changes
+    ]
     rates = tuple(round(float(n) / BLOCK, 3) for n in offered)
     return Series(tuple(changes), rates, tuple(shares))
 

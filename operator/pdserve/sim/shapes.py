@@ -72,6 +72,8 @@ class TrafficShape:
     budget: int | None = None
     """Instances of both roles together at most; each has 8 devices."""
     faults: tuple[Fault, ...] = ()
+    hopeless: float = 0.0
+    """Share of prompts that are far too long for TTFT, 0 to 1."""
     recorded: Arrivals | None = field(default=None, repr=False)
     """Recorded requests, in place of drawn ones."""
 
@@ -113,6 +115,7 @@ def _tide() -> tuple[tuple[float, float], ...]:
     return tuple((float(t), 3 + 13.5 * (1 - math.cos(2 * math.pi * t / 10_800))) for t in times)
 
 
+_CONSTANT = TrafficShape("constant", _steps((0, 20), until=3600), 3600, Counts(1, 3, 5), note="20")
 _STEP_X2 = TrafficShape(
     "step_x2", _steps((0, 15), (1200, 30), until=5400), 5400, Counts(1, 2, 4), note="15 -> 30"
 )
@@ -123,7 +126,7 @@ _RAMP = TrafficShape(
 DRAWN: Mapping[str, TrafficShape] = {
     shape.name: shape
     for shape in (
-        TrafficShape("constant", _steps((0, 20), until=3600), 3600, Counts(1, 3, 5), note="20"),
+        _CONSTANT,
         _STEP_X2,
         TrafficShape(
             "step_half", _steps((0, 30), (1200, 15), until=5400), 5400, Counts(1, 4, 8),
@@ -155,6 +158,18 @@ DRAWN: Mapping[str, TrafficShape] = {
         replace(
             _STEP_X2, name="outage", outage=(1000.0, 1780.0),
             note="step_x2, no metrics for 13 minutes over the step",
+        ),
+        replace(
+            _CONSTANT, name="slow_decode", faults=(Fault(600.0, "decode", slow=1.6),),
+            note="20, and one decode becomes 1.6 times as slow",
+        ),
+        replace(
+            _CONSTANT, name="losses", faults=(Fault(600.0, "prefill"), Fault(1800.0, "decode")),
+            note="20, a prefill and a decode are lost and replaced",
+        ),
+        replace(
+            _CONSTANT, name="hopeless", hopeless=0.039,
+            note="20, of which 3.9 % of prompts can never meet TTFT",
         ),
         replace(_STEP_X2, name="shortage", budget=6, note="step_x2, 6 instances at most"),
     )

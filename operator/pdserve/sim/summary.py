@@ -82,6 +82,20 @@ def policy_table(summaries: Sequence[PolicySummary]) -> str:
     return aligned([POLICY_HEAD, *rows])
 
 
+def length_table(cells: Sequence[RunCell]) -> str:
+    """Attainment of each run by prompt length; `-` where nothing feasible was offered."""
+    edges = [bucket.below for bucket in cells[0].result.buckets]
+    names = [f"< {edge:.0f}" if edge is not None else "longer" for edge in edges]
+    rows: list[Sequence[str]] = [("shape", "policy", "attained by prompt tokens:", *names)]
+    for cell in cells:
+        shares = []
+        for bucket in cell.result.buckets:
+            feasible = bucket.offered - bucket.infeasible
+            shares.append(f"{100 * bucket.met / feasible:.2f} %" if feasible > 0 else "-")
+        rows.append((cell.shape, cell.policy, "", *shares))
+    return aligned(rows)
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows in columns of equal width."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

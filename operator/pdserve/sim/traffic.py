@@ -13,6 +13,8 @@ from pdserve.sim.shapes import TrafficShape
 
 BLOCK = 60.0
 """Seconds of one block."""
+HOPELESS_PROMPT = 40_000.0
+"""Mean tokens of prompts that no prefill computes within the TTFT of the drawn shapes."""
 SHORTEST_OUTPUT = 3
 """Tokens; a shorter answer has no time per output token."""
 
@@ -34,6 +36,8 @@ def _drawn(shape: TrafficShape, start: float, end: float, rng: np.random.Generat
     prompt, hit, output = shape.means(times)
     spread = shape.spread
     factors = np.exp(spread * rng.standard_normal((2, len(times))) - spread * spread / 2)
+    if shape.hopeless:
+        prompt = np.where(rng.uniform(size=len(times)) < shape.hopeless, HOPELESS_PROMPT, prompt)
     prompts = np.maximum(1, np.rint(prompt * factors[0]))
     cached = np.minimum(np.floor(prompts * hit), prompts - 1)
     outputs = np.maximum(SHORTEST_OUTPUT, np.rint(output * factors[1]))

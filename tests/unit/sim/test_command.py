@@ -35,6 +35,8 @@ def test_a_run_prints_a_line_for_each_policy(capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["shape", "policy", "seed", "device-h"]
     assert [line.split()[1] for line in lines[1:3]] == ["hpa", "fixed-start"]
+    assert lines[4].endswith("longer")
+    assert lines[5].split()[:2] == ["tiny", "hpa"]
 
 
 def test_json_and_pages_have_the_same_figures(

@@ -32,7 +32,13 @@ def test_rates(name: str) -> None:
 def test_the_table_has_thirteen_shapes_of_which_two_are_traces() -> None:
     assert len(FIRST_13) == 13
     assert set(FIRST_13) - set(DRAWN) == {"azure_x5", "mooncake_x2"}
-    assert set(DRAWN) - set(FIRST_13) == {"delayed", "outage", "shortage"}
+    others = {"delayed", "outage", "shortage", "slow_decode", "losses", "hopeless"}
+    assert set(DRAWN) - set(FIRST_13) == others
+
+
+def test_hopeless_prompts_come_with_their_share() -> None:
+    tokens = np.concatenate([block(DRAWN["hopeless"], 1, k).tokens for k in range(20)])
+    assert (tokens[:, 0] > 9_500).mean() == pytest.approx(0.039, rel=0.15)
 
 
 def test_a_block_is_a_function_of_its_seed_with_the_announced_means() -> None:
