@@ -18,7 +18,8 @@ from pdserve.sim.virtual_prometheus import WINDOWS, VirtualPrometheus
 SCRAPE = 15.0
 TICK = 5.0
 """Seconds between two moments at which scrapes and decisions may be due."""
-FIRST_DECISION = 5.0
+FIRST_DECISION = 60.0
+"""When the shortest window is full: what ran before the start was never scraped."""
 PRESET = "llama2-70b-h100x8"
 CAPACITY = 64
 

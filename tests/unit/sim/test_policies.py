@@ -142,7 +142,7 @@ def test_the_largest_decode_batch_meets_tpot_and_the_next_does_not() -> None:
 def test_square_root_staffing() -> None:
     """Load R in Erlangs: R + beta * sqrt(R), e.g. 100 + 1 * 10."""
     assert square_root.staffed(100.0, 1.0) == 110.0
-    assert square_root.needed(WORLD, CHAT) == Counts(1, 4, 5)
+    assert square_root.needed(WORLD, CHAT) == Counts(1, 3, 6)
 
 
 def test_the_kalman_trend_follows_a_line_and_a_constant() -> None:

@@ -30,10 +30,9 @@ class ScrapedSignals:
         """When queries are evaluated."""
         return self.moment.now - SETTLE
 
-    def rate(self, seconds: float) -> float | None:
-        """Requests per second that arrived over a window."""
-        found = self._rise(ARRIVED, seconds)
-        return None if found is None else found / seconds
+    def _span(self, seconds: float) -> float:
+        """A window, cut at the start of the run: a service of its age has older samples."""
+        return min(seconds, self.at)
 
     def demand(self, seconds: float) -> Demand | None:
         """What clients asked over a window, with the rate at arrival.
@@ -41,6 +40,7 @@ class ScrapedSignals:
         Prompt lengths are those of arrivals, output lengths and prefix hits those of completed
         requests.
         """
+        seconds = self._span(seconds)
         arrived, prompt = self._rise(ARRIVED, seconds), self._rise(ARRIVED_PROMPT, seconds)
         completed = self._rise(metrics.GATEWAY_COMPLETED, seconds)
         output = self._rise(metrics.GATEWAY_OUTPUT_TOKENS, seconds)
@@ -75,7 +75,7 @@ class ScrapedSignals:
 
     def busy(self, pods: tuple[str, ...], seconds: float = 60.0) -> list[float]:
         """Share of a window in which each prefill computed."""
-        series = metrics.PREFILL_COMPUTE_SECONDS
+        series, seconds = metrics.PREFILL_COMPUTE_SECONDS, self._span(seconds)
         found = [self.moment.metrics.increase(pod, series, self.at, seconds) for pod in pods]
         return [value / seconds for value in found if value is not None]
 
