@@ -45,7 +45,7 @@ def test_the_real_loop_grows_after_a_step_and_its_decisions_replay() -> None:
     pairs = list(zip(policy.inputs, policy.decisions, strict=True))
     assert all(replay(record(*pair))[2] for pair in pairs[::10])
     first = policy.inputs[0].profile
-    assert first is None or first.source == "learned", "nothing is told of the plant"
+    assert first is None or first.source == "learned", "a policy is given no profile"
 
 
 def test_the_learned_profile_comes_near_the_plants_own() -> None:
