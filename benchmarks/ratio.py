@@ -45,9 +45,17 @@ from pdserve.sim.summary import PolicySummary, RunCell, policy_table, run_table,
 
 KEPT = OUT / "ratio"
 OURS = "pdserve"
-SIMULATOR = ("sim", "telemetry/assemble.py", "telemetry/promql.py", "terms", "wire/metrics.py")
-LOOP = ("ratio", "telemetry")
-"""Code below operator/pdserve that a run of the others, and of our own loop, depends on."""
+SIMULATOR = (
+    "sim/arrivals.py", "sim/closed_loop.py", "sim/kernel", "sim/plant.py", "sim/results.py",
+    "sim/series_names.py", "sim/shapes.py", "sim/traces.py", "sim/traffic.py",
+    "sim/virtual_prometheus.py", "sim/policies/base.py", "sim/policies/signals.py",
+    "sim/policies/role_signals.py", "ratio/profile.py", "ratio/presets.py",
+)  # fmt: skip
+LOOP = ("ratio", "telemetry", "sim/policies/pdserve.py")
+REFERENCES = ("sim/clairvoyant.py", "sim/fluid.py", "sim/policies/schedule.py")
+SHARED = ("sim/policies/forecast.py", "sim/policies/hpa.py", "sim/policies/square_root.py")
+"""Code below operator/pdserve that every run depends on, and those of our own loop, of the
+references, and of the others beside the module of their law."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,16 @@ class Job:
 def digest(policy: str) -> str:
     """Of the code that a run depends on."""
     found = hashlib.sha256()
-    for part in (*SIMULATOR, *(LOOP if policy == OURS else ())):
+    if policy == OURS:
+        own: tuple[str, ...] = LOOP
+    elif policy in (CLAIRVOYANT, FLUID):
+        own = REFERENCES
+    else:
+        own = (
+            *SHARED,
+            POLICIES[policy].__module__.removeprefix("pdserve.").replace(".", "/") + ".py",
+        )
+    for part in (*SIMULATOR, *own):
         path = ROOT / "operator" / "pdserve" / part
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             found.update(file.read_bytes())

@@ -48,15 +48,18 @@ def test_hpa_shrinks_to_the_largest_count_of_five_minutes_and_grows_within_limit
 
 @pytest.mark.parametrize(
     ("current", "use", "want"),
-    [(4, 1.0, 4), (4, 1.09, 4), (4, 1.5, 6), (4, 9.0, 8), (4, 0.91, 4), (4, 0.5, 2), (4, 0.1, 2),
-     (1, 0.1, 1)],
+    [(2, 45, 3), (2, 35, 3), (2, 90, 4), (6, 20, 4), (6, 18, 4), (6, 10, 3), (2, 33, 2), (2, 27, 2),
+     (1, 3, 1)],
 )  # fmt: skip
-def test_aibrix_apa(current: int, use: float, want: int) -> None:
-    assert aibrix.apa(current, use, 1.0) == want
+def test_aibrix_apa_as_in_its_own_tests(current: int, use: float, want: int) -> None:
+    """pkg/controller/podautoscaler/algorithm/apa_test.go: target 30, rates 2, tolerances 0.1."""
+    assert aibrix.apa(current, use, 30.0) == want
 
 
 def test_kpa_sizes_100_requests_at_10_each_of_70_percent_as_15() -> None:
-    assert aibrix.kpa(100.0, 10 * 0.7) == 15
+    assert aibrix.kpa(10, 100.0, 10 * 0.7) == 15
+    assert aibrix.kpa(2, 100.0, 10.0) == 4, "kpa_test.go: at most doubled"
+    assert aibrix.kpa(4, 5.0, 10.0) == 2, "kpa_test.go: at most halved"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """AIBrix's PodAutoscaler on each role by itself: APA, and KPA (pkg/controller/podautoscaler).
 
-APA: above 110 % of the target `ceil(n * use / target)`, at most doubled; below 90 % the same, at
-least halved, not within 300 s of the last change. KPA, as Knative's: `ceil(concurrency / target)`
-over a stable window of 60 s; while the panic window asks for twice what is ready, and for 60 s
-after, no shrinking. Concurrency per instance, target 70 % of its limit. Resync every 10 s.
+APA: above 110 % of the target `ceil(n * use / target)`, below 90 % the same. KPA, as Knative's:
+`ceil(concurrency / target)` over a stable window of 60 s; while the panic window asks for twice
+what is ready, and for 60 s after, no shrinking. Both at most double and at most halve at once, and
+shrink not within 300 s of the last change. Target: 70 % of an instance's limit. Resync every 10 s.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ def apa(current: int, use: float, target: float) -> int:
     return current
 
 
-def kpa(total: float, target: float) -> int:
-    """Replicas for a total concurrency; Knative's example: 100 at 10 each of 70 % are 15."""
-    return max(1, math.ceil(total / target))
+def kpa(current: int, total: float, target: float) -> int:
+    """Replicas for a total concurrency, at most doubled and at most halved.
+
+    Knative's example: 100 at 10 each of 70 % are 15.
+    """
+    return min(max(math.ceil(total / target), current // 2, 1), max(2 * current, 1))
 
 
 @dataclass(slots=True)
@@ -68,16 +71,24 @@ class _KpaRole:
     seen: list[tuple[float, float]] = field(default_factory=list)
     panic_until: float = -1.0
     panic_most: int = 0
+    changed: float = -COOLDOWN
 
-    def wanted(self, now: float, total: float, target: float, ready: int) -> int:
+    def settle(self, now: float, current: int, wanted: int) -> int:
+        """Replicas from now on: growth at once, shrinking after the cooldown."""
+        if wanted == current or (wanted < current and now - self.changed < COOLDOWN):
+            return current
+        self.changed = now
+        return wanted
+
+    def wanted(self, now: float, total: float, target: float, ready: int, current: int) -> int:
         self.seen.append((now, total))
         self.seen = [(at, value) for at, value in self.seen if at > now - STABLE]
-        stable = kpa(sum(value for _, value in self.seen) / len(self.seen), target)
-        panic = kpa(total, target)
-        if panic >= PANIC * max(ready, 1):
+        stable = kpa(current, sum(value for _, value in self.seen) / len(self.seen), target)
+        panic = kpa(current, total, target)
+        if math.ceil(total / target) >= PANIC * max(ready, 1):
             self.panic_until = now + STABLE
         if now < self.panic_until:
-            self.panic_most = max(self.panic_most, panic, ready)
+            self.panic_most = max(self.panic_most, panic, stable, ready)
             return self.panic_most
         self.panic_most = 0
         return stable
@@ -103,8 +114,9 @@ class Kpa:
                 continue
             ready = moment.ready_prefill if role == "prefill" else moment.ready_decode
             total = sum(loads) + (ScrapedSignals(moment).waiting if role == "prefill" else 0.0)
-            wanted = self._roles[role].wanted(moment.now, total, target, ready)
-            counts = with_role(counts, role, wanted)
+            state, current = self._roles[role], moment.counts.total(role)
+            wanted = state.wanted(moment.now, total, target, ready, current)
+            counts = with_role(counts, role, state.settle(moment.now, current, wanted))
         return PolicyChoice(counts, "KPA")
 
     def _target(self, moment: Moment, role: Role) -> float | None:
