@@ -38,6 +38,7 @@ from pdserve.sim.experiments import (
     run_fluid,
     run_policy,
 )
+from pdserve.sim.kernel.compiled import COMPILED
 from pdserve.sim.policies.registry import POLICIES
 from pdserve.sim.results import BucketResult, RunResult
 from pdserve.sim.shapes import FIRST_13
@@ -169,6 +170,8 @@ def main() -> int:
     parser.add_argument("--policy", action="append", default=[])
     given = parser.parse_args()
     progress = Progress()
+    if not COMPILED:
+        progress("numba is not installed, so this takes ten times as long: pip install -e '.[sim]'")
     names = policies_of(given.policy)
     seeds = range(1, given.seeds + 1)
     shapes = [n for n in FIRST_13 if n in known_shapes(1, given.azure, given.mooncake)]
