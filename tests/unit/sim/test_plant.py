@@ -130,7 +130,7 @@ def test_work_is_counted_once() -> None:
     plant.run_until(500.0)
     served = plant.outcomes()[:, layout.O_OUTCOME] == layout.COMPLETED
     prompt, cached, output = arrivals.tokens.T
-    engines = {role: [] for role in ("prefill", "decode")}
+    engines: dict[str, list[list[float]]] = {role: [] for role in ("prefill", "decode")}
     for instance in plant.instances():
         engines[instance.role].append(plant.engine(instance))
     prefill, decode = (np.sum(engines[role], axis=0) for role in ("prefill", "decode"))

@@ -12,7 +12,7 @@ from pdserve.sim.shapes import DRAWN, FIRST_13
 from pdserve.sim.traces import TraceError, azure, mooncake
 from pdserve.sim.traffic import block
 
-RATES = {  # name: (time, requests/s) ...
+RATES: dict[str, list[tuple[float, float]]] = {  # name: (time, requests/s) ...
     "constant": [(0, 20), (3599, 20)],
     "step_x2": [(1199.9, 15), (1200, 30), (5000, 30)],
     "step_half": [(1199.9, 30), (1200, 15)],
@@ -25,7 +25,8 @@ RATES = {  # name: (time, requests/s) ...
 
 @pytest.mark.parametrize("name", RATES)
 def test_rates(name: str) -> None:
-    times, rates = zip(*RATES[name], strict=True)
+    times = [at for at, _ in RATES[name]]
+    rates = [rate for _, rate in RATES[name]]
     assert DRAWN[name].rate(np.array(times)) == pytest.approx(rates, abs=0.05)
 
 
