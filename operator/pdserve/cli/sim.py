@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+LONGEST_START = 3600.0
+"""Seconds."""
 _EXAMPLES = """examples:
   pdserve sim list                                    experiments and policies
   pdserve sim run step_x2 --seed 1                    one shape under every policy
   pdserve sim run table --policy pdserve              the thirteen shapes under our own loop
   pdserve sim run tide --policy pdserve --policy hpa --html /tmp/tide.html
+  pdserve sim run step_x2 --cold-start 180            how slow may a start be?
   pdserve sim run azure_x5 --azure azure_llm_2023_conv.csv -o json
 """
 
@@ -43,6 +46,8 @@ def add_parser(commands: Any) -> None:
     run.add_argument("--policy", action="append", default=[], help="only this one; may be repeated")
     run.add_argument("--no-references", action="store_true",
                      help="leave out the clairvoyant, which takes up to a minute")  # fmt: skip
+    run.add_argument("--cold-start", type=_seconds, metavar="SECONDS",
+                     help="in place of the shapes' own: 60, or 300 in slow_cold")  # fmt: skip
     run.add_argument("--azure", type=Path, metavar="CSV", help="Azure's trace, for azure_x5")
     run.add_argument("--mooncake", type=Path, metavar="JSONL", help="Mooncake's, for mooncake_x2")
     run.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
@@ -55,6 +60,13 @@ def _seed(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= LONGEST_START:  # false for NaN
+        raise argparse.ArgumentTypeError(f"must be 0 to {LONGEST_START:.0f}")
     return value
 
 
@@ -77,6 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         policies=tuple(arguments.policy),
         references=not arguments.no_references,
+        cold_start=arguments.cold_start,
         azure=arguments.azure,
         mooncake=arguments.mooncake,
         html=arguments.html,

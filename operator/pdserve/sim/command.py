@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pdserve.sim.experiments import (
@@ -45,6 +45,8 @@ class Request:
     seed: int
     policies: tuple[str, ...] = ()
     references: bool = True
+    cold_start: float | None = None
+    """Seconds, in place of the shapes' own."""
     azure: Path | None = None
     mooncake: Path | None = None
     html: Path | None = None
@@ -80,6 +82,8 @@ def run(request: Request, progress: Callable[[float | None, str], None]) -> str:
         policies = policies_of(request.policies)
     except (ExperimentError, TraceError) as error:
         raise SimulationError(str(error)) from error
+    if request.cold_start is not None:
+        shapes = [replace(shape, cold_start=request.cold_start) for shape in shapes]
     lines, fluid = _lines(request, shapes, policies, progress)
     text = _rendered(shapes, lines, fluid)
     try:

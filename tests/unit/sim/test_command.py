@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 
 from pdserve.cli.main import main
+from pdserve.ratio.types import Counts
 from pdserve.sim import experiments
 from pdserve.sim.shapes import DRAWN
 
 TINY = replace(DRAWN["spike"], name="tiny", points=((0, 3), (300, 3)), duration=300.0)
 
+GROWS = replace(
+    TINY, name="grows", points=((0, 3), (120, 3), (120, 12), (420, 12)), duration=420.0,
+    start=Counts(1, 1, 1),
+)  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments, "DRAWN", {**DRAWN, "tiny": TINY})
+    monkeypatch.setattr(experiments, "DRAWN", {**DRAWN, "tiny": TINY, "grows": GROWS})
 
 
 def test_the_list_names_experiments_and_policies(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,10 +83,31 @@ def test_bad_input_says_what_is_wrong(
     assert why in printed.err
 
 
-def test_a_seed_below_zero_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--seed", "-1"], "must be 0 or more"),
+        (["--seed", "one"], "invalid"),
+        (["--cold-start", "-1"], "must be 0 to 3600"),
+        (["--cold-start", "nan"], "must be 0 to 3600"),
+        (["--cold-start", "1e9"], "must be 0 to 3600"),
+    ],
+)
+def test_values_out_of_range_are_refused(
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["sim", "run", "tiny", "--seed", "-1"])
-    assert "must be 0 or more" in capsys.readouterr().err
+        main(["sim", "run", "tiny", *arguments])
+    assert why in capsys.readouterr().err
+
+
+def test_a_slower_start_costs_attainment(capsys: pytest.CaptureFixture[str]) -> None:
+    attained = []
+    for seconds in ("0", "240"):
+        arguments = ["sim", "run", "grows", "--policy", "hpa", "--no-references", "-o", "json"]
+        assert main([*arguments, "--cold-start", seconds]) == 0
+        attained.append(json.loads(capsys.readouterr().out)["runs"][0]["attainment"])
+    assert attained[0] > attained[1] + 0.1
 
 
 def test_without_numpy_it_says_what_to_install(
