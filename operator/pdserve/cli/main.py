@@ -17,6 +17,7 @@ from pdserve import __version__
 from pdserve.cli.dst import add_parser as add_dst
 from pdserve.cli.engine import add_parser as add_engine
 from pdserve.cli.model import add_parser as add_model
+from pdserve.cli.sim import add_parser as add_sim
 
 PLUGINS = "pdserve.commands"
 """Group of entry points: name of the command -> `add_parser(commands)`."""
@@ -27,6 +28,7 @@ _EXAMPLES = """examples:
   pdserve local up                 only a local cluster with process nodes
   pdserve local down               end it; nothing stays behind
   pdserve dst --seeds 200          hostile schedules against the operator, simulated
+  pdserve sim run step_x2          traffic under the ratio loop and the laws of others, simulated
   pdserve engine check URL URL     does an engine keep pdserve's contract?
   pdserve model get smollm2-135m   fetch a real model (93 MB)
 """
@@ -53,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     for plugin in sorted(entry_points(group=PLUGINS), key=lambda plugin: plugin.name):
         _add_plugin(commands, plugin)
     add_dst(commands)
+    add_sim(commands)
     add_engine(commands)
     add_model(commands)
     version = commands.add_parser("version", help="print versions")
