@@ -81,10 +81,10 @@ def _list(_: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        from pdserve.sim.command import Request, SimulationError, run
+        from pdserve.sim.command import SimulationError, SimulationSpec, run
     except ImportError as error:
         return _absent(error)
-    request = Request(
+    request = SimulationSpec(
         experiment=arguments.experiment,
         seed=arguments.seed,
         policies=tuple(arguments.policy),

@@ -38,7 +38,7 @@ class SimulationError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SimulationSpec:
     """One command line."""
 
     experiment: str
@@ -68,7 +68,7 @@ def listing() -> str:
     return "\n".join(rows)
 
 
-def run(request: Request, progress: Callable[[float | None, str], None]) -> str:
+def run(request: SimulationSpec, progress: Callable[[float | None, str], None]) -> str:
     """Run the experiment, write the files that were asked for, and return what to print.
 
     `progress` hears the share that is done, and of what.
@@ -103,7 +103,7 @@ def run(request: Request, progress: Callable[[float | None, str], None]) -> str:
 
 
 def _lines(
-    request: Request,
+    request: SimulationSpec,
     shapes: Sequence[TrafficShape],
     policies: Sequence[str],
     progress: Callable[[float | None, str], None],
