@@ -57,7 +57,7 @@ def of_example(role: Role, engine: str) -> Json:
     """A pod of the service in an engine's example, as its author would get it."""
     service = yaml.safe_load((EXAMPLES / f"{engine}-pdservice.yaml").read_text())
     parts = ("model", "engine", "prefill", "decode")
-    return instance(role, **{f"spec.{part}": service["spec"][part] for part in parts})
+    return instance(role, DEFAULTS, **{f"spec.{part}": service["spec"][part] for part in parts})
 
 
 def prometheus() -> Json:
@@ -86,7 +86,7 @@ PODS: dict[str, Callable[[], Json]] = {
     "prometheus": prometheus,
     **{
         f"weights from {name}": functools.partial(
-            instance, "prefill", **{"spec.model.source": {"path": "/m", **source}}
+            instance, "prefill", DEFAULTS, **{"spec.model.source": {"path": "/m", **source}}
         )
         for name, source in SOURCES.items()
     },
