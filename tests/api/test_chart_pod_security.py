@@ -18,7 +18,8 @@ from tests.support.rest import Answer, Rest
 
 from pdserve.api import PDService, ScenarioGroup
 from pdserve.desired.objects import gateway_objects
-from pdserve.engines.pods import render_pod
+from pdserve.engines.pod_parts import PodSettings
+from pdserve.engines.pods import DEFAULTS, render_pod
 from pdserve.groups.types import NewPod
 from pdserve.terms import ROLES, Role
 
@@ -43,20 +44,20 @@ def gateway(**edits: object) -> Json:
     return of_deployment(list(gateway_objects(service, "pdserve/gateway:test", OWNER, "f1")))
 
 
-def instance(role: Role, **edits: object) -> Json:
+def instance(role: Role, settings: PodSettings = DEFAULTS, **edits: object) -> Json:
     group = ScenarioGroup.parse(edited(scenariogroup(), {"metadata.namespace": NAMESPACE} | edits))
     new = NewPod(
         name=f"shop-chat-0-{role[0]}0-abc123", slot=f"shop-chat-0-{role[0]}0",
         role=role, group_index=0, revision="r1", node="n",
     )  # fmt: skip
-    return render_pod(group, new, OWNER)
+    return render_pod(group, new, OWNER, settings=settings)
 
 
 def of_example(role: Role, engine: str) -> Json:
     """A pod of the service in an engine's example, as its author would get it."""
     service = yaml.safe_load((EXAMPLES / f"{engine}-pdservice.yaml").read_text())
     parts = ("model", "engine", "prefill", "decode")
-    return instance(role, **{f"spec.{part}": service["spec"][part] for part in parts})
+    return instance(role, DEFAULTS, **{f"spec.{part}": service["spec"][part] for part in parts})
 
 
 def prometheus() -> Json:
@@ -85,7 +86,7 @@ PODS: dict[str, Callable[[], Json]] = {
     "prometheus": prometheus,
     **{
         f"weights from {name}": functools.partial(
-            instance, "prefill", **{"spec.model.source": {"path": "/m", **source}}
+            instance, "prefill", DEFAULTS, **{"spec.model.source": {"path": "/m", **source}}
         )
         for name, source in SOURCES.items()
     },
@@ -116,6 +117,17 @@ def ask(rest: Rest) -> Callable[[Json], Answer]:
 def test_restricted_takes_it(ask: Callable[[Json], Answer], name: str) -> None:
     answer = ask(PODS[name]())
     assert answer.code == 201, answer.body["message"]
+
+
+def test_it_refuses_weights_that_nodes_keep(ask: Callable[[Json], Answer]) -> None:
+    """So `modelCache.namespaces` leaves such namespaces out; elsewhere the same pod is right."""
+    source = {"path": "/m", **SOURCES["a URI"]}
+    kept = PodSettings(model_cache="/var/lib/pdserve/models")
+    answer = ask(instance("prefill", kept, **{"spec.model.source": source}))
+    assert answer.code == 403
+    assert "hostPath" in answer.body["message"]
+    others = PodSettings(model_cache="/var/m", cached_namespaces=frozenset({"research"}))
+    assert ask(instance("prefill", others, **{"spec.model.source": source})).code == 201
 
 
 @pytest.mark.parametrize("name", PODS)

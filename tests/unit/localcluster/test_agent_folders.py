@@ -63,3 +63,20 @@ def test_a_volume_at_around_or_inside_hides_it(tmp_path: Path, volume: str, hidd
     targets = [m.target for m in seen(tmp_path, {"/models": tmp_path / "m"}, volume)]
     assert targets == [volume] if hidden else [volume, "/models"]
     assert list((tmp_path / "m").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o755])
+def test_missing_directories_of_a_sub_path_are_made_as_kubelets_make_them(
+    tmp_path: Path, mode: int
+) -> None:
+    """With the permissions of the volume: who may write there may write in them."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    mount = {"name": "v", "mountPath": "/m", "subPath": "prod/key"}
+    volume = {"name": "v", "hostPath": {"path": str(shared)}}
+    pod = {"metadata": {}, "spec": {"volumes": [volume]}}
+    found = container_mounts({"volumeMounts": [mount]}, pod, tmp_path / "c", tmp_path / "x", {})
+    assert found.mounts[0].source == shared / "prod" / "key"
+    for made in (shared / "prod", shared / "prod" / "key"):
+        assert made.stat().st_mode & 0o777 == mode

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,7 +56,12 @@ def load_model(path: Path | None, arithmetic: Arithmetic = EXACT) -> LoadedModel
         WeightsError: a file is missing or not of the Llama family, or the back-end is not here.
         NotExactError: exact mode does not hold on this machine.
     """
-    files = read_model(path or BUILT_IN)
+    loaded = _made_ready(read_model(path or BUILT_IN), arithmetic)
+    _return_memory()
+    return loaded
+
+
+def _made_ready(files: ModelFiles, arithmetic: Arithmetic) -> LoadedModel:
     config = files.config
     tokenizer = Tokenizer(files.tokenizer, config.bos, config.vocab, config.eos)
     if arithmetic.backend == "torch":
@@ -65,6 +72,12 @@ def load_model(path: Path | None, arithmetic: Arithmetic = EXACT) -> LoadedModel
     else:
         llama, numerics = _exact(config, files.tensors)
     return LoadedModel(config, llama, tokenizer, files.fingerprint, numerics)
+
+
+def _return_memory() -> None:
+    """Of what only reading needed: glibc keeps hundreds of megabytes of many small objects."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _exact(config: LlamaConfig, tensors: dict[str, Array]) -> tuple[Llama, str]:
