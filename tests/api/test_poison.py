@@ -186,6 +186,8 @@ async def condition(run: Operating, resource: Any, name: str, namespace: str, ki
 
 async def repair(run: Operating) -> float:
     """Delete an honest instance; seconds until another is routed in its place."""
+    # A forged table may just have been seen, and not been replaced yet.
+    await until(lambda: routed(run), "instances are routed")
     before = await routed(run)
     victim = sorted(before)[0]
     started = time.monotonic()

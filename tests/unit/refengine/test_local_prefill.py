@@ -79,6 +79,7 @@ async def test_what_would_slow_running_answers_too_much_is_refused(
     group: Group = await start_group(paced, ("--slots", "4", *paced))
     alone = await ask(group, body(), **{calls.HEADER_TPOT_MS: "1"})
     assert alone.status == 200, "nothing runs that it could slow down"
+    await until(lambda: _running(client, group, 0), "it runs no more")
     running = asyncio.create_task(ask(group, body(max_tokens=400)))
     await until(lambda: _running(client, group, 1), "one runs")
     refused = await ask(group, body(), **{calls.HEADER_TPOT_MS: "20"})
