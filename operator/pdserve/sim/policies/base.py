@@ -32,11 +32,10 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChoice:
-    """Counts, and why; `batch_limit` has gateways admit at most so many requests a decode."""
+    """Counts, and why."""
 
     counts: Counts
     reason: str
-    batch_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
