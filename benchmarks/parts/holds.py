@@ -18,11 +18,13 @@ from typing import Any
 
 from pdserve.dst.api_server import FakeApi
 from pdserve.dst.machinery import Machinery
+from pdserve.dst.moments import stamp
+from pdserve.dst.world import World
 from pdserve.kube.client import KubeClient
 from pdserve.kube.lease import LeaseElector
 from pdserve.kube.lease_thread import SILENCE, LeaseThread
 from pdserve.kube.request import KubeRequest
-from pdserve.kube.resource import Object
+from pdserve.kube.resource import NODES, Object
 
 
 class Holds:
@@ -94,6 +96,19 @@ def _name(handle: Any) -> str:
     if isinstance(task, asyncio.Task):
         return str(getattr(task.get_coro(), "__qualname__", "a task"))
     return str(getattr(callback, "__qualname__", type(callback).__name__))
+
+
+def is_ready(obj: Object) -> bool:
+    """Whether its condition Ready is True."""
+    conditions = obj.get("status", {}).get("conditions", ())
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def set_ready(world: World, node: str, status: str) -> None:
+    """Let a node say that it is ready ("True") or not heard of ("Unknown")."""
+    condition = {"type": "Ready", "status": status, "lastTransitionTime": stamp()}
+    body = {"status": {"conditions": [condition]}}
+    world.patch(NODES, "", node, body, subresource="status")
 
 
 class Leadership:
