@@ -154,7 +154,13 @@ def estimates() -> Estimates:
 
 def test_nothing_runs_so_nothing_is_slowed_down() -> None:
     assert slowest_tpot(estimates(), 5.0, (0, 2000), []) == 0.0
-    assert slowest_tpot(estimates(), 5.0, (0, 2000), [prompt(0, 500)]) == 0.0
+
+
+@pytest.mark.parametrize("new", [0, 2000])
+def test_an_answer_that_has_not_begun_gets_longer_steps(new: int) -> None:
+    """Its prompt is still computed, or its KV pulled: two answers a step, whatever the new prompt."""
+    soon = slowest_tpot(estimates(), 5.0, (0, new), [prompt(0, 500)])
+    assert soon == pytest.approx(0.027 + (new + 500) * 1e-6, rel=0.05)
 
 
 def test_an_answer_carries_what_it_had_and_what_it_gets() -> None:

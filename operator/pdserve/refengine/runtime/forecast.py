@@ -49,7 +49,10 @@ def leg_seconds(
 def slowest_tpot(
     estimates: Estimates, now: float, new: Span, active: Collection[Sequence]
 ) -> float:
-    """Mean seconds per token of the running answer that would end up slowest.
+    """Mean seconds per token of the answer that would end up slowest, of those accepted before.
+
+    An answer whose prompt is still computed has no tokens yet that the new prompt could delay, but
+    its steps become longer too.
 
     Args:
         estimates: of this instance.
@@ -57,12 +60,12 @@ def slowest_tpot(
         new: its [computed, total) positions.
         active: the requests that run; prompts among them are computed too.
     """
-    running = [s for s in active if s.decodes]
     spans = [(s.computed, s.request.prompt_tokens) for s in active if not s.prefilled]
     work = estimates.added_by([*spans, new])
     context = sum(s.computed for s in active) + new[1]
     step = estimates.decode_seconds(len(active) + 1, context)
-    return max((_mean_token(estimates, now, s, step, work) for s in running), default=0.0)
+    delayed = ((s, work if s.decodes else 0.0) for s in active)
+    return max((_mean_token(estimates, now, s, step, added) for s, added in delayed), default=0.0)
 
 
 def _mean_token(
@@ -72,7 +75,8 @@ def _mean_token(
     produced = len(sequence.output)
     left = estimates.tokens_left(produced, sequence.request.max_tokens)
     so_far = now - (sequence.first_token_at or now)
-    return (so_far + work + left * step) / max(1.0, produced - 1 + left)
+    steps = left if produced else left - 1  # the first token comes with the prompt
+    return (so_far + work + steps * step) / max(1.0, produced - 1 + left)
 
 
 def prefill_free_in(
