@@ -187,8 +187,7 @@ async def condition(run: Operating, resource: Any, name: str, namespace: str, ki
 async def repair(run: Operating) -> float:
     """Delete an honest instance; seconds until another is routed in its place."""
     # A forged table may just have been seen, and not been replaced yet.
-    await until(lambda: routed(run), "instances are routed")
-    before = await routed(run)
+    before: set[str] = await until(lambda: routed(run), "instances are routed")
     victim = sorted(before)[0]
     started = time.monotonic()
     await run.client.delete(PODS, victim, namespace=NS)

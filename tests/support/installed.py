@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.support import scenarios as s
 from tests.support.process_cluster import ProcessCluster
 from tests.support.real_cluster import real_cluster
@@ -95,10 +96,10 @@ def install(cluster: s.Cluster, values: Mapping[str, str] | None = None) -> Inst
     `values`: further ones of the chart, by path.
     """
     make_namespace(cluster, OPERATOR_NAMESPACE)
-    cluster.kubectl("apply", "-f", str(EXAMPLES / "local" / "prometheus.yaml"))
+    real = cluster.nodes != "process"
+    cluster.kubectl("apply", "-f", "-", stdin=_prometheus(at_its_node=not real))
     before = Installed(cluster, "")
     pod = before.prometheus_pod()
-    real = cluster.nodes != "process"
     # Process nodes route no Services, and have one operator: restarts are what is tested there.
     url = PROMETHEUS_SERVICE if real else cluster.url(pod, 9090)
     own = {
@@ -118,6 +119,21 @@ def install(cluster: s.Cluster, values: Mapping[str, str] | None = None) -> Inst
     helm("install", cluster, *_settings({**own, **(values or {})}))
     cluster.kubectl("apply", "-f", str(EXAMPLES / "demo-rocedomain.yaml"))
     return Installed(cluster, url)
+
+
+def _prometheus(*, at_its_node: bool) -> str:
+    """The example; `at_its_node`: its pod has the node's address.
+
+    Process nodes have no addresses of Services, and a pod gets another one when its node restarts.
+    """
+    text = (EXAMPLES / "local" / "prometheus.yaml").read_text()
+    objects: list[s.Json] = list(yaml.safe_load_all(text))
+    if at_its_node:
+        (workload,) = [o for o in objects if o["kind"] == "Deployment"]
+        workload["spec"]["template"]["spec"]["hostNetwork"] = True
+        (namespace,) = [o for o in objects if o["kind"] == "Namespace"]
+        namespace["metadata"]["labels"] = {"pod-security.kubernetes.io/enforce": "privileged"}
+    return yaml.safe_dump_all(objects)
 
 
 def weights_cache(cluster: s.Cluster) -> Path:
