@@ -158,7 +158,7 @@ def test_nothing_runs_so_nothing_is_slowed_down() -> None:
 
 @pytest.mark.parametrize("new", [0, 2000])
 def test_an_answer_that_has_not_begun_gets_longer_steps(new: int) -> None:
-    """Its prompt is still computed, or its KV pulled: two answers a step, whatever the new prompt."""
+    """Its prompt is still computed, or its KV pulled: two answers a step, whatever comes."""
     soon = slowest_tpot(estimates(), 5.0, (0, new), [prompt(0, 500)])
     assert soon == pytest.approx(0.027 + (new + 500) * 1e-6, rel=0.05)
 
