@@ -213,7 +213,8 @@ class RoleTemplate(ApiModel):
     env: Annotated[tuple[EnvVar, ...], Items(64, keys=("name",))] = ()
     """Further environment variables of the engine."""
     startup_deadline_seconds: Annotated[int, Int(1, 86400)] = 900
-    """An instance that is not ready this long after its pod was bound counts as faulty."""
+    """An instance that is not ready this long after its pod was bound counts as faulty. While
+    weights are downloaded (`model.source.uri`), this time does not run."""
     template: PodPatch | None = None
     """Patch over the rendered pod."""
 

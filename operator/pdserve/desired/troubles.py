@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from pdserve.api import ScenarioGroup
-from pdserve.engines.model_volume import DOWNLOAD_CONTAINER
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import epoch_of
 from pdserve.topology import PodView
@@ -92,9 +91,8 @@ def _staying(pods: Iterable[PodView]) -> Iterable[PodView]:
 
 def _download(pod: PodView) -> Iterable[Trouble]:
     """The last failure of a download that has not succeeded since: the kubelet tries it again."""
-    for container in pod.init_containers:
-        if container.name == DOWNLOAD_CONTAINER and container.last_words:
-            yield Trouble(DOWNLOAD_FAILED, f"pod {pod.name}: {container.last_words}")
+    if pod.download.last_words:
+        yield Trouble(DOWNLOAD_FAILED, f"pod {pod.name}: {pod.download.last_words}")
 
 
 def _container(pod: PodView) -> Iterable[Trouble]:

@@ -26,10 +26,10 @@ from pdserve.engines.pod_parts import PodSettings, text_flag
 from pdserve.engines.pod_profile import SECRET_VOLUME_FIELD, Finding, Rights
 from pdserve.engines.template_errors import NotAllowedError
 from pdserve.terms.json import JsonMap, JsonObject
+from pdserve.topology.pods import DOWNLOAD_CONTAINER
 
 VOLUME: Final = "pdserve-model"
 """A name that no site's template uses by chance: volumes are merged by name."""
-DOWNLOAD_CONTAINER: Final = "pdserve-model"
 DOWNLOAD_COMMAND: Final = ("/opt/pdserve/bin/python", "-m", "pdserve.downloader")
 RESOURCES: Final[Mapping[str, Mapping[str, str]]] = {
     "requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "512Mi"},

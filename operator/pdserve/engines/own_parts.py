@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from pdserve.engines.model_volume import DOWNLOAD_CONTAINER, VOLUME
+from pdserve.engines.model_volume import VOLUME
 from pdserve.engines.template_errors import TemplateError
 from pdserve.terms.json import JsonMap
+from pdserve.topology.pods import DOWNLOAD_CONTAINER
 
 _PROXY_PROTECTED: Final = ("command", "args", "readinessProbe", "lifecycle", "$patch")
 _PROXY_WHY: Final = (

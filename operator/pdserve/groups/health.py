@@ -42,8 +42,8 @@ class HealthLimits:
 
     `crash_restarts`: restarts of the engine container after which back-off means a crash loop.
     `image_seconds`: how long image pulls may fail. `startup_deadline`: from the start of the
-    container that runs (or the pod's creation) until the engine answers, and from then on until
-    it is Ready, unless it waits for others (`startup`).
+    container that runs (or the end of its download, or the pod's creation) until the engine
+    answers, and from then on until it is Ready, unless it waits for others (`startup`).
     """
 
     node_suspect: float = 30.0
@@ -190,12 +190,14 @@ def _unschedulable(pod: PodView, now: float, limits: HealthLimits, since: Since)
 
 def _startup(pod: PodView, now: float, limits: HealthLimits, since: Since) -> HealthVerdict:
     """The engine's own progress: from its start until it answers. `startup` judges the rest."""
-    if pod.ready.true or answers(pod):
-        return HealthVerdict()
+    download = pod.download
+    if pod.ready.true or answers(pod) or download.running:
+        return HealthVerdict()  # a download ends by itself, in a failure where it hardly goes on
     age = now - max(
         _began(pod, since, "created", None),
         _began(pod, since, "running", pod.engine.running_since),
         _began(pod, since, "Ready", pod.ready.changed),
+        _began(pod, since, "downloaded", download.ended),
     )
     if age >= limits.startup_deadline:
         return HealthVerdict(

@@ -34,6 +34,8 @@ class ContainerView:
     waiting: str = ""
     """Why it waits (one word of the kubelet's); "" where it does not, or it is not reported."""
     waiting_message: str = ""
+    ended: float | None = None
+    """When its process ended; None while it runs, waits or was never started."""
     exit_code: int | None = None
     """Of the process before; None where there was none."""
     last_words: str = ""
@@ -59,6 +61,7 @@ def container_view(status: JsonMap) -> ContainerView:
         restarts=whole(status, "restartCount") or 0,
         waiting=text(waiting, "reason"),
         waiting_message=text(waiting, "message"),
+        ended=timestamp(part(state, "terminated").get("finishedAt")),
         exit_code=whole(last, "exitCode"),
         last_words=_last_words(part(state, "terminated"), last),
         devices=tuple(

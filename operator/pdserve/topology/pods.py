@@ -24,6 +24,8 @@ from pdserve.wire import names
 from pdserve.wire.pin import pinned_node
 
 ENGINE_CONTAINER: Final = "engine"
+DOWNLOAD_CONTAINER: Final = "pdserve-model"
+"""The init container that downloads the weights."""
 _NO_CONTAINER: Final = ContainerView()
 _LABELS: Final = frozenset(
     {names.LABEL_SERVICE, names.LABEL_SCENARIO, names.LABEL_GROUP_INDEX, names.LABEL_ROLE}
@@ -131,6 +133,13 @@ class PodView:
             if container.name == ENGINE_CONTAINER:
                 return container
         return self.containers[0] if self.containers else _NO_CONTAINER
+
+    @property
+    def download(self) -> ContainerView:
+        """The init container that downloads its weights; empty where none does."""
+        return next(
+            (c for c in self.init_containers if c.name == DOWNLOAD_CONTAINER), _NO_CONTAINER
+        )
 
     @property
     def device_ids(self) -> frozenset[int] | None:
