@@ -54,6 +54,10 @@ class Counts:
         self.seen: Counter[str] = Counter()
         self.waiting_now = 0
 
+    def arrived(self, tokens: float) -> None:
+        self.seen["arrived"] += 1
+        self.seen["arrived tokens"] += round(tokens)
+
     def waiting(self, requests: int) -> None:
         self.waiting_now = requests
 

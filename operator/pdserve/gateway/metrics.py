@@ -53,6 +53,13 @@ class GatewayMetrics:
         self.rooms: dict[tuple[str, str], dict[int, int]] = {}
         """Requests that wait, by scenario and scheduler: a scenario may have several."""
         self.offered = self._counter(names.GATEWAY_OFFERED, "Logical requests that count.")
+        self.arrived = self._counter(names.GATEWAY_ARRIVED, "Feasible requests, at arrival.")
+        self.arrived_tokens = self._counter(
+            names.GATEWAY_ARRIVED_PROMPT_TOKENS, "Prompt tokens of those, estimated."
+        )
+        self.infeasible = self._counter(
+            names.GATEWAY_INFEASIBLE, "Offered that no idle prefill answers in time."
+        )
         self.outcome = self._counter(names.GATEWAY_OUTCOME, "Offered, by outcome.", "outcome")
         self.slo_met = self._counter(names.GATEWAY_SLO_MET, "Offered that met every target.")
         self.ttft_met = self._counter(names.GATEWAY_TTFT_MET, "Offered that met TTFT.")
@@ -165,6 +172,9 @@ class ScenarioMetrics:
         self._f = f = families
         self._key = key = (service, scenario)
         self._offered = f.offered.labels(*key)
+        self._arrived = f.arrived.labels(*key)
+        self._arrived_tokens = f.arrived_tokens.labels(*key)
+        self._infeasible = f.infeasible.labels(*key)
         self._outcome = {outcome: f.outcome.labels(*key, outcome) for outcome in OUTCOMES}
         self._slo_met = f.slo_met.labels(*key)
         self._ttft_met = f.ttft_met.labels(*key)
@@ -199,6 +209,15 @@ class ScenarioMetrics:
         self._handoff = f.handoff.create(*key, buckets=_around(slo.handoff))
         self._tpot = f.tpot.create(*key, buckets=_around(slo.tpot))
         self._e2e = f.e2e.labels(*key)
+
+    def arrived(self, tokens: float) -> None:
+        """Count a request that a prefill could answer in time, and its prompt tokens."""
+        self._arrived.inc()
+        self._arrived_tokens.inc(max(0.0, tokens))
+
+    def infeasible(self) -> None:
+        """Count a request whose prefill alone takes longer than its TTFT target."""
+        self._infeasible.inc()
 
     def attempted(self, leg: Role) -> None:
         """Count a leg that goes out."""

@@ -9,6 +9,12 @@ Counters below are read as increases over a window, so a restart is handled by P
 GATEWAY_OFFERED = "pdserve_gateway_offered_total"
 """Logical requests that count: authenticated, valid, not cancelled before their deadline.
 A request is added when its outcome is known, together with exactly one outcome below."""
+GATEWAY_ARRIVED = "pdserve_gateway_arrived_total"
+"""Requests that an idle prefill could answer in time, counted when they arrive: the demand."""
+GATEWAY_ARRIVED_PROMPT_TOKENS = "pdserve_gateway_arrived_prompt_tokens_total"
+"""Prompt tokens of those, as the gateway estimates them."""
+GATEWAY_INFEASIBLE = "pdserve_gateway_infeasible_total"
+"""Offered requests refused at arrival: their prefill alone takes longer than the TTFT target."""
 GATEWAY_OUTCOME = "pdserve_gateway_outcome_total"
 """+ label `outcome`: completed, expired, decode_overload, failed, cancelled_late."""
 GATEWAY_SLO_MET = "pdserve_gateway_slo_met_total"

@@ -138,6 +138,12 @@ class Effects(Protocol):
 class ScenarioReport(Protocol):
     """What is counted of a scenario's requests (`gateway.metrics`)."""
 
+    def arrived(self, tokens: float) -> None:
+        """A request that a prefill could answer in time came, with so many prompt tokens."""
+
+    def infeasible(self) -> None:
+        """The prefill of a request alone takes longer than its TTFT target."""
+
     def attempted(self, leg: Role) -> None:
         """A leg goes out."""
 

@@ -211,6 +211,7 @@ class Request(RequestState):
                 return False
             # Nothing like it was measured, or not of late: its prefill tells.
             self.trial, self.predicted = True, 0.0
+        scheduler.report.arrived(whole)
         deadline = line.arrived + target - SAFETY * self.predicted
         self.ticket = scheduler.offer(deadline, self.size, whole, self.turn, now)
         if self.ticket is None:
@@ -220,6 +221,7 @@ class Request(RequestState):
     def _infeasible(self, tokens: float, target: float, left: float, now: float) -> None:
         scheduler = self.scheduler
         scheduler.report.expired("arrival")
+        scheduler.report.infeasible()
         refused = Refused(
             "deadline_infeasible",
             f"scenario {scheduler.scenario.name!r}: prefill of about {tokens:.0f} tokens takes "
