@@ -235,6 +235,7 @@ BAD_SERVICES = (
         "spec.gateway.maxBodyBytes",
         "greater than or equal to 1024",
     ),
+    of_service("unknown profile", {"spec.profile": "tpu"}, "spec.profile", "llama2-70b-h100x8"),
     of_service(
         "a collector without a scheme",
         {"spec.gateway": {"tracing": {"endpoint": "otel:4318"}}},

@@ -115,6 +115,10 @@ class ModelSource(ApiModel):
     """Weights that are downloaded before the engine starts."""
 
 
+ProfilePreset = Literal["llama2-70b-h100x8", "llama2-70b-a100x8"]
+"""Published measurements of one instance (`ratio.presets`)."""
+
+
 class ModelSpec(ApiModel):
     """The model that is served."""
 

@@ -14,6 +14,7 @@ from pdserve.api.common import (
     ModelSpec,
     ObjectRef,
     PodPatch,
+    ProfilePreset,
     Recovery,
     RoleTemplate,
 )
@@ -251,6 +252,10 @@ class PDServiceSpec(ApiModel):
     """In order of priority: a request takes the first whose match fits."""
     budget: Annotated[tuple[Budget, ...], Items(8, keys=("resource",))] = ()
     """Most devices per resource; absent: no limit but the bounds."""
+    profile: ProfilePreset | None = None
+    """Published measurements like those of one instance here. The first counts are sized for
+    `scenarios[].expected` with them, and they serve until its own times are learned. Absent: the
+    first counts are the lower bounds."""
     recovery: Recovery = Recovery()
     """How patiently instances are given up."""
     gateway: Gateway = Gateway()

@@ -13,6 +13,7 @@ from pdserve.api.common import (
     EngineSpec,
     FabricSpec,
     ModelSpec,
+    ProfilePreset,
     Recovery,
     RoleTemplate,
 )
@@ -83,6 +84,8 @@ class ScenarioGroupSpec(ApiModel):
     """Which fabric the instances run on."""
     recovery: Recovery = Recovery()
     """How patiently instances are given up."""
+    profile: ProfilePreset | None = None
+    """Published measurements to start learning from; absent: nothing is known at first."""
 
 
 class RoleCount(Observed):

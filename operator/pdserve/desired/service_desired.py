@@ -59,6 +59,7 @@ def _scenario_group(
             "decode": spec.decode.to_dict(),
             "fabric": spec.fabric.to_dict(),
             "recovery": spec.recovery.to_dict(),
+            **({"profile": spec.profile} if spec.profile is not None else {}),
         },
     }
 
