@@ -55,6 +55,7 @@ def route_table(
     models: Mapping[str, Models] | None = None,
     bounds: Mapping[str, ContextBounds] | None = None,
     gateways: tuple[RouteGateway, ...] = (),
+    batches: Mapping[str, int] | None = None,
 ) -> RouteTable:
     """The table that gateways should have now; `last` itself when nothing changed.
 
@@ -69,6 +70,7 @@ def route_table(
         bounds: `bounds_of` each scenario's groups, where known; what gateways have stays until an
             engine says otherwise.
         gateways: `gateways_of` the service.
+        batches: most requests that gateways put on one decode, by scenario name, where known.
     """
     known, now, before = models or {}, bounds or {}, _last_bounds(last)
     table = RouteTable(
@@ -96,6 +98,7 @@ def route_table(
                 local_prefill=scenario.local_prefill.mode,
                 local_prefill_tokens=_local_tokens(scenario),
                 limits=scenario.request_limits,
+                decode_batch=(batches or {}).get(scenario.name, 0),
             )
             for scenario in service.spec.scenarios
         ),

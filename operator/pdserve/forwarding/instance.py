@@ -29,8 +29,8 @@ class Instance:
 
     __slots__ = (
         "_backoff_until", "_changed", "_epoch", "_free_at", "_hinted_at", "_hold_seconds",
-        "_notes", "_rejections", "free", "group", "health", "held", "legs", "noted", "route",
-        "total",
+        "_notes", "_rejections", "free", "group", "health", "held", "legs", "limit", "noted",
+        "route", "total",
     )  # fmt: skip
 
     def __init__(self, route: RouteInstance, group: int) -> None:
@@ -38,6 +38,8 @@ class Instance:
         self.group = group
         self.total = route.slots + (PREFETCH_CREDITS if route.role == "decode" else 0)
         self.free = self.total
+        self.limit = 0
+        """Decode: requests above which its answers get too slow, of all gateways; 0: none."""
         self.legs = 0
         """Requests sent and not answered yet."""
         self.held = 0
@@ -95,14 +97,16 @@ class Instance:
         if at > now:
             return at, 0, at
         seconds = self._hold_seconds
+        # Slots above the limit stay empty, whichever gateway's requests are in the others.
+        unused = max(0, self.total - self.limit) if self.limit else 0
         if seconds <= 0:
-            return at, max(1, self.free), NEVER
+            return at, max(0 if unused else 1, self.free - unused), NEVER
         pace = seconds / max(1, self.route.slots)
         grown = int((now - self._changed) / pace)
         later = self._changed + (grown + 1) * pace
-        places = max(0, self.total - self.route.slots)
+        places = 0 if unused else max(0, self.total - self.route.slots)
         too_slow = places - min(places, int(handoff / pace)) if handoff < NEVER else 0
-        credit = min(self.total - self.legs - self.held, self.free + grown) - too_slow
+        credit = min(self.total - self.legs - self.held, self.free + grown) - too_slow - unused
         return at, max(0, credit), later
 
     def credit(self, now: float, handoff: float = NEVER) -> int:

@@ -69,6 +69,7 @@ class View:
                 key = (route.id, route.endpoint)
                 record = known.get(key) or Instance(route, group.index)
                 record.route = route
+                record.limit = scenario.decode_batch if route.role == "decode" else 0
                 self._instances[key] = record
                 by_role[route.role].append(record)
             prefills, decodes = tuple(by_role["prefill"]), tuple(by_role["decode"])

@@ -87,6 +87,8 @@ class RouteScenario:
     """Whether a decode may compute a prompt itself; see `forwarding.local_prefill`."""
     local_prefill_tokens: int = 0
     """Longest such prompt in mode Fixed."""
+    decode_batch: int = 0
+    """Requests on one decode above which its answers miss TPOT; 0: as many as it has slots."""
     limits: UsageLimits = NO_LIMITS
 
 
@@ -232,6 +234,7 @@ def _scenario_json(s: RouteScenario) -> JsonObject:
         **({"prefixAffinity": "Auto"} if s.prefix_affinity else {}),
         **({"localPrefill": s.local_prefill} if s.local_prefill != "Off" else {}),
         **({"localPrefillTokens": s.local_prefill_tokens} if s.local_prefill_tokens else {}),
+        **({"decodeBatch": s.decode_batch} if s.decode_batch else {}),
         **({"limits": s.limits.to_json()} if s.limits else {}),
         "groups": [
             {
@@ -282,6 +285,7 @@ def _scenario(scenario: Fields) -> RouteScenario:
         prefix_affinity=scenario.text("prefixAffinity", "Off") == "Auto",
         local_prefill=_LOCAL_PREFILL.get(scenario.text("localPrefill", "Off"), "Off"),
         local_prefill_tokens=scenario.integer("localPrefillTokens", 0),
+        decode_batch=scenario.integer("decodeBatch", 0),
         limits=read_limits(scenario.object("limits", {})),
     )
 

@@ -269,3 +269,14 @@ def test_gateways_are_named_the_oldest_first_where_there_are_several() -> None:
     assert RouteTable.from_json(json.loads(json.dumps(table.to_json()))) == table
     assert route_table(several, None, {}, {}, table, gateways=named) is table
     assert "gateways" not in route_table(one, None, {}, {}, None).to_json()
+
+
+def test_the_most_that_a_decode_should_run_reaches_gateways_and_stays_where_it_is_unknown() -> None:
+    group = {"chat": (GROUP,)}
+    made = route_table(parsed(), DOMAIN, group, {}, None, batches={"chat": 3})
+    assert [s.decode_batch for s in made.scenarios] == [3]
+    again = RouteTable.from_json(json.loads(json.dumps(made.to_json())))
+    assert again == made
+    unlimited = route_table(parsed(), DOMAIN, group, {}, made)
+    assert unlimited.version == made.version + 1
+    assert "decodeBatch" not in json.dumps(unlimited.to_json())

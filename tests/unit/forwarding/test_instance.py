@@ -193,3 +193,16 @@ def _view(groups: int = 1) -> View:
         for g in range(groups)
     )  # fmt: skip
     return View(RouteScenario("s", SLO, made), {})
+
+
+def test_slots_above_the_limit_stay_empty_whichever_gateway_fills_the_others() -> None:
+    one = _instance("decode", 8)
+    assert one.credit(0.0) == 10
+    one.limit = 6
+    assert one.credit(0.0) == 6
+    one.free = 3
+    assert one.credit(0.0) == 0, "seven of ten places are in use, by others"
+    one.free = 5
+    assert one.credit(0.0) == 1
+    one.limit = 0
+    assert one.credit(0.0) == 5
