@@ -12,6 +12,7 @@ from pdserve.ratio.types import (
     DecisionInput,
     DecodeWindow,
     LoopMemory,
+    Need,
     PrefillWindow,
     Range,
     RequestWindow,
@@ -115,3 +116,13 @@ def decision_input(current: Counts = TODAY, **over: Any) -> DecisionInput:
         memory=LoopMemory(settled_at=now - 1000.0, settled_counts=current),
     )
     return replace(values, **over)
+
+
+def new(current: Counts = TODAY, now: float = 5000.0) -> LoopMemory:
+    """Of counts that are complete since a moment ago: no evidence yet, the model decides."""
+    return LoopMemory(settled_at=now - 10.0, settled_counts=current, pressure_at=now)
+
+
+def idle_since(now: float, seconds: float = 400.0) -> tuple[Need, ...]:
+    """One instance of each role was enough for so long."""
+    return (Need(now - seconds, 1, 1), Need(now - 20.0, 1, 1))

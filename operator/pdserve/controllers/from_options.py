@@ -51,6 +51,9 @@ def loop_settings(options: OperatorOptions) -> LoopSettings:
         cold_start=default.cold_start * factor,
         grow_dwell=default.grow_dwell * factor,
         shrink_dwell=default.shrink_dwell * factor,
+        shrink_step=default.shrink_step * factor,
+        evidence_window=options.metrics_window * (default.evidence_window / default.window),
+        evidence_seconds=options.metrics_window * (default.evidence_seconds / default.window),
         in_flight_limit=default.in_flight_limit * factor,
         stale_after=default.stale_after * factor,
     )

@@ -95,8 +95,8 @@ def _declare(parser: _Parser, given: Mapping[str, str]) -> None:
     add("--prometheus-username-file", None, "file with the user name for Prometheus")
     add("--prometheus-password-file", None, "file with the password of that user")
     add("--prometheus-ca-file", None, "file with the CA bundle that Prometheus is trusted by")
-    add("--control-period", "60", "seconds between slow ratio decisions", type=_positive)
-    add("--fast-period", "15", "seconds between fast ratio decisions", type=_positive)
+    add("--control-period", "60", "unit of the ratio loop's times, seconds", type=_positive)
+    add("--fast-period", "5", "seconds between ratio decisions", type=_positive)
     add("--metrics-window", "60", "shortest window of the ratio loop, seconds", type=_positive)
     add("--gateway-image", "pdserve/gateway:latest", "image of the gateways")
     add(

@@ -67,12 +67,11 @@ def route_table(
         last: the table that gateways have.
         floor: without `last`, a version that no gateway has seen a higher one than.
         models: what the revisions of each scenario's groups serve, by scenario name.
-        bounds: `bounds_of` each scenario's groups, where known; what gateways have stays until an
-            engine says otherwise.
+        bounds: `bounds_of` each scenario's groups, where known; else what gateways have stays.
         gateways: `gateways_of` the service.
-        batches: most requests that gateways put on one decode, by scenario name, where known.
+        batches: most requests on one decode, by scenario name, where known.
     """
-    known, now, before = models or {}, bounds or {}, _last_bounds(last)
+    known, found = models or {}, _bounds_in_force(bounds or {}, last)
     table = RouteTable(
         service=service.metadata.name,
         version=floor if last is None else last.version,
@@ -90,10 +89,8 @@ def route_table(
                 models=tuple(scenario.match.models),
                 headers={k.lower(): v for k, v in scenario.match.headers.items()},
                 prefill_seconds=predicted.get(scenario.name),
-                max_prompt_bytes=now.get(scenario.name, ContextBounds()).prompt_bytes
-                or before.get(scenario.name, ContextBounds()).prompt_bytes,
-                max_model_len=now.get(scenario.name, ContextBounds()).model_len
-                or before.get(scenario.name, ContextBounds()).model_len,
+                max_prompt_bytes=found.get(scenario.name, ContextBounds()).prompt_bytes,
+                max_model_len=found.get(scenario.name, ContextBounds()).model_len,
                 prefix_affinity=scenario.prefix_affinity,
                 local_prefill=scenario.local_prefill.mode,
                 local_prefill_tokens=_local_tokens(scenario),
@@ -157,9 +154,17 @@ def _tightest(reported: Iterable[list[int]]) -> int:
     return min(agreed, default=0)
 
 
-def _last_bounds(last: RouteTable | None) -> dict[str, ContextBounds]:
-    scenarios = () if last is None else last.scenarios
-    return {s.name: ContextBounds(s.max_prompt_bytes, s.max_model_len) for s in scenarios}
+def _bounds_in_force(
+    known: Mapping[str, ContextBounds], last: RouteTable | None
+) -> dict[str, ContextBounds]:
+    """Bounds of each scenario: what is known now, else what gateways have."""
+    found = dict(known)
+    for scenario in () if last is None else last.scenarios:
+        new = known.get(scenario.name, ContextBounds())
+        found[scenario.name] = ContextBounds(
+            new.prompt_bytes or scenario.max_prompt_bytes, new.model_len or scenario.max_model_len
+        )
+    return found
 
 
 def unnamed(groups: Sequence[RouteGroup]) -> tuple[RouteGroup, ...]:

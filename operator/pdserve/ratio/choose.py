@@ -6,6 +6,7 @@ order, so equal inputs always give equal counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,7 +21,7 @@ from pdserve.ratio.types import (
     Range,
     RoleDevices,
 )
-from pdserve.terms import Role
+from pdserve.terms import ROLES, Role
 
 NEGLIGIBLE = 5e-4
 """Predicted misses below this round to none."""
@@ -89,6 +90,15 @@ class Predictor:
         """Predicted share (0 to 1) of offered requests that meet the SLO, as gateways count."""
         in_time = 1.0 - self.late("prefill", counts.total("prefill"))
         return in_time * (1.0 - self.late("decode", counts.total("decode")))
+
+    def served(self, counts: Counts) -> float:
+        """Shares (0 to 1) of the load for which each role has capacity, multiplied."""
+        shares = (
+            1.0 / max(self.model.role(role).utilisation(n, self.model.felt(role)), 1.0)
+            for role in ROLES
+            if (n := counts.total(role)) > 0
+        )
+        return math.prod(shares)
 
     def holds(self, counts: Counts, allowed: float, stress: float = 1.0) -> bool:
         """Whether at most the share `allowed` (0 to 1) of requests is predicted to miss.
@@ -170,30 +180,24 @@ def grow(
 
 
 def best_effort(current: Counts, limits: CountLimits, predict: Predictor) -> Counts:
-    """The counts with the highest predicted attainment (to 0.1 %), then `growth_order`.
+    """The counts with the highest predicted attainment (to 0.1 %), then capacity, `growth_order`.
 
-    For when nothing within the limits holds the target; may be `current` itself.
+    For when nothing within the limits holds the target; may be `current` itself. No instance that
+    serves is destroyed: in a shortage it is missed for as long as the one in its place starts, and
+    the prediction is least sure there.
     """
     key = growth_order(current, limits)
-    best, best_share, best_rank = current, -1.0, key(current)
+    best, best_share, best_rank = current, (-1.0, -1.0), key(current)
     for counts in _frontier(current, limits, predict):
-        share = round(predict.attainment(counts), 3)
-        if share < best_share or not (limits.within_budget(counts) and limits.placeable(counts)):
+        share = (round(predict.attainment(counts), 3), round(predict.served(counts), 3))
+        if share < best_share or churn(current, counts)[0] > 0:
+            continue
+        if not (limits.within_budget(counts) and limits.placeable(counts)):
             continue
         rank = key(counts)
         if share > best_share or rank < best_rank:
             best, best_share, best_rank = counts, share, rank
     return best
-
-
-def smaller(current: Counts, bounds: Bounds) -> list[Counts]:
-    """One step down in each direction the bounds allow: a P/D group, or one role per group."""
-    steps = (
-        Counts(current.groups - 1, current.prefill, current.decode),
-        Counts(current.groups, current.prefill - 1, current.decode),
-        Counts(current.groups, current.prefill, current.decode - 1),
-    )
-    return [c for c in steps if bounds.clamp(c) == c and c.groups >= 1]
 
 
 def _ratio(counts: Counts) -> Fraction:

@@ -4,11 +4,13 @@ Order of a round; the first step with an answer ends it:
 
 1. who owns the counts (Fixed, External), and whether they lie inside the bounds;
 2. trust: without fresh, complete numbers nothing scales (`ratio.rejection`);
-3. one change at a time: a change whose instances are not all ready blocks the next;
-4. fast loop, every round: sure evidence that the target is missed -> grow the role that is short
-   (`ratio.bottleneck`) by what the model says, the load raised until it explains the measurement;
-5. slow loop, once per control period: the model's floor -> grow; else, after a surplus lasted,
-   one step down that the model accepts with margin.
+3. the model's floor: too few for the load that arrives, counted with what is on its way -> grow;
+4. a change whose instances are not all ready blocks everything but the floor;
+5. sure evidence that the target is missed although the model does not say so -> grow the role that
+   is short (`ratio.bottleneck`) by what the model says, the load raised until it explains the
+   measurement; unless slow instances explain it (`ratio.outliers`) or growth proved useless
+   (`ratio.efficacy`);
+6. after a surplus lasted, the smallest counts that the model accepts with margin.
 
 Pure: no clock, no state but `LoopMemory`, which goes in and comes out. Reason codes:
 `types.Reason`.
@@ -21,7 +23,7 @@ from dataclasses import replace
 
 from pdserve.ratio.bottleneck import read_signals
 from pdserve.ratio.growth import for_evidence, for_floor
-from pdserve.ratio.memory import observe_readiness, remember_health
+from pdserve.ratio.memory import grown, observe_readiness, remember_health, shrunk
 from pdserve.ratio.rejection import rejection_reason
 from pdserve.ratio.round import Proposal, Round, open_round
 from pdserve.ratio.surplus import propose_surplus
@@ -108,28 +110,43 @@ def _owner(inp: DecisionInput) -> Decision | None:
 
 
 def _with_data(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -> Decision:
-    """Steps 3 to 5."""
-    waiting = _in_flight(inp, memory)
+    """Steps 3 to 6."""
     round_ = open_round(inp, sample, memory)
+    memory = round_.memory
+    floor = for_floor(round_)
+    if floor is not None and not floor.blocked:
+        more = grown(replace(memory, surplus_since=None), inp.now, inp.settings)
+        decision = _result(inp, floor, more, round_)
+        return decision if decision.outcome == "Applied" else replace(decision, memory=memory)
+    waiting = _in_flight(inp, memory)
     if waiting is not None:
         return _held(inp, Reason.IN_FLIGHT, waiting, memory, round_)
-    failures = round_.failures() if round_.failing else None
-    if failures is not None:
-        return _held(inp, Reason.REQUESTS_FAIL, failures, memory, round_)
     if round_.failing:
-        proposal, memory = for_evidence(round_)
-        return _grown(inp, proposal, memory, round_)
+        return _failing(inp, replace(memory, surplus_since=None), round_)
+    if floor is not None:
+        return _result(inp, floor, replace(memory, surplus_since=None), round_)
     if round_.evidence is not None:
         memory = remember_health(memory, read_signals(sample, inp.profile))
-    since = inp.memory.last_slow
-    jitter = inp.settings.fast_period / 2
-    if since is not None and inp.now - since < inp.settings.control_period - jitter:
-        return _held(inp, Reason.STEADY, round_.summary(), memory, round_)
-    memory = replace(memory, last_slow=inp.now)
-    floor = for_floor(round_)
-    if floor is not None:
-        return _grown(inp, floor, replace(memory, surplus_since=None), round_)
     return _shrunk(inp, memory, round_)
+
+
+def _failing(inp: DecisionInput, memory: LoopMemory, round_: Round) -> Decision:
+    """Step 5: the target is surely missed."""
+    failures = round_.failures()
+    if failures is not None:
+        return _held(inp, Reason.REQUESTS_FAIL, failures, memory, round_)
+    proposal, applied = for_evidence(round_)
+    applied = replace(applied, surplus_since=None)
+    if proposal.blocked:
+        given_up = proposal.reason is Reason.NO_EFFECT
+        return _result(inp, proposal, applied if given_up else memory, round_)
+    wait = _dwell_left(inp, inp.settings.grow_dwell)
+    if wait > 0:
+        message = f"{proposal.message}; next change in {wait:.0f} s at the earliest"
+        return _held(inp, Reason.DWELL, message, memory, round_)
+    decision = _result(inp, proposal, applied, round_)
+    # Pressure that is not acted on would wind up.
+    return decision if decision.outcome == "Applied" else replace(decision, memory=memory)
 
 
 def _in_flight(inp: DecisionInput, memory: LoopMemory) -> str | None:
@@ -145,30 +162,26 @@ def _in_flight(inp: DecisionInput, memory: LoopMemory) -> str | None:
     )
 
 
-def _grown(inp: DecisionInput, proposal: Proposal, memory: LoopMemory, round_: Round) -> Decision:
-    memory = replace(memory, surplus_since=None)
-    if proposal.blocked:
-        return _result(inp, proposal, memory, round_)
-    wait = _dwell_left(inp, inp.settings.grow_dwell)
-    if wait > 0:
-        message = f"{proposal.message}; next change in {wait:.0f} s at the earliest"
-        return _held(inp, Reason.DWELL, message, memory, round_)
-    return _result(inp, proposal, memory, round_)
-
-
 def _shrunk(inp: DecisionInput, memory: LoopMemory, round_: Round) -> Decision:
-    proposal = propose_surplus(round_)
-    if proposal is None:
+    """Step 6: fewer would do, or nothing is to be done."""
+    surplus = propose_surplus(round_)
+    if surplus is None:
         memory = replace(memory, surplus_since=None)
+        if round_.hopeless > round_.allowed:
+            message = (
+                f"{round_.summary()}; {round_.hopeless:.1%} of all offered requests are "
+                "infeasible: an idle prefill takes longer than the TTFT target for them"
+            )
+            return _held(inp, Reason.INFEASIBLE_REQUESTS, message, memory, round_)
         return _held(inp, Reason.STEADY, round_.summary(), memory, round_)
     since = inp.now if memory.surplus_since is None else memory.surplus_since
     memory = replace(memory, surplus_since=since)
-    dwell = inp.settings.shrink_dwell
-    wait = max(_dwell_left(inp, dwell), since + dwell - inp.now)
-    if wait > 0:
-        message = f"{proposal.message}; confirming for another {wait:.0f} s"
+    if surplus.wait > 0:
+        message = f"{surplus.proposal.message}; confirming for another {surplus.wait:.0f} s"
         return _held(inp, Reason.CONFIRMING_SURPLUS, message, memory, round_)
-    return _result(inp, proposal, replace(memory, surplus_since=None), round_)
+    fewer = shrunk(replace(memory, surplus_since=None), inp.now, inp.settings)
+    decision = _result(inp, surplus.proposal, fewer, round_)
+    return decision if decision.outcome == "Applied" else replace(decision, memory=memory)
 
 
 def _dwell_left(inp: DecisionInput, dwell: float) -> float:

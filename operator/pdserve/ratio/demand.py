@@ -1,93 +1,79 @@
-"""What clients ask, estimated from growing windows of gateway counts.
+"""What clients ask, per request: tokens of prompts and answers, and what caches save.
 
-A short window follows a step at once but is noisy; a long one is calm but late. `estimate` uses
-the longest window that does not significantly contradict the shorter ones (Lepski's rule), so a
-steady load is read calmly and a step within one short window. A rise that goes on over two
-windows is carried forward over the dead time (half a window + cold start), with a cap.
+Prompts are counted at arrival: those of completed requests are shorter where long ones miss their
+deadline. Answers are known when they end, so a change to longer ones shows late; where decodes
+make more tokens per answer that ends, that figure counts (for answers of exponential length it is
+the maximum-likelihood mean under censoring). Each mean is of the longest window that does not
+contradict the shorter ones, as `ratio.rate` reads the load.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from pdserve.ratio.rate import CONTRADICTS, RateEstimate
 from pdserve.ratio.types import (
     Demand,
     ExpectedTraffic,
-    LoopSettings,
-    PrefillWindow,
+    Quantity,
     RequestWindow,
     ScenarioSample,
     known,
 )
 
-ENOUGH_REQUESTS = 100.0
-"""With this many, the rate's standard error is 10 %: no longer window is needed."""
-ENOUGH_LENGTHS = 30.0
-CONTRADICTS = 2.5
-"""Standard errors between two windows from which on they are taken to differ."""
-RISES = 1.64
-"""Standard errors above the time before from which on the load counts as rising."""
-MAX_FORECAST = 1.25
+ENOUGH_LENGTHS = 1500.0
+"""With this many requests no longer window is needed."""
+LEAST_LENGTHS = 30.0
+"""A shorter window with fewer requests is not read by itself."""
+JUMPS = 4.5
+"""Standard errors by which the newest lengths must lie above the rest: tails are heavy."""
+LEAST_JUMP = 100.0
+"""Requests of which the newest lengths must be."""
+OUTPUT_CV = 1.0
+"""Standard deviation of output lengths over their mean: not measured, as for exponential ones."""
 DEFAULT_SPREAD = 1.25
 """E[L^2]/E[L]^2 while prefill has not published it."""
+MAX_JUMP = 2.0
+"""Most by which the newest scrapes raise a mean at once, as a factor."""
 
-
-@dataclass(frozen=True, slots=True)
-class RateEstimate:
-    """Offered requests per second, three ways."""
-
-    now: float
-    ahead: float
-    """Expected when a change decided now would take effect; at least `now`."""
-    high: float
-    """Upper estimate over every window: what a reduction must still serve."""
-    rising: bool
-    """The shortest window shows significantly more than the time before it."""
-
-
-def covered(windows: Sequence[RequestWindow]) -> tuple[RequestWindow, ...]:
-    """Windows that are filled with samples: those reaching back before the first scrape are not.
-
-    Judged by sample density against the shortest window, which is always kept.
-    """
-    if not windows or not known(windows[0].scrapes):
-        return tuple(windows[:1])
-    density = windows[0].scrapes / windows[0].seconds
-    return (
-        windows[0],
-        *(w for w in windows[1:] if known(w.scrapes) and w.scrapes >= 0.8 * density * w.seconds),
-    )
-
-
-def estimate_rate(windows: Sequence[RequestWindow], settings: LoopSettings) -> RateEstimate | None:
-    """The offered rate; None when the shortest window has no count."""
-    counted = [(w.seconds, w.offered) for w in windows if known(w.offered)]
-    if not counted or counted[0][0] != windows[0].seconds:
-        return None
-    now = _calm_rate(counted)
-    high = max((n + 1.64 * math.sqrt(n)) / s for s, n in counted if s <= _recent(settings))
-    lead = settings.window / 2 + settings.cold_start
-    ahead = min(now + _climb(counted) * lead, now * MAX_FORECAST)
-    return RateEstimate(now, ahead, max(high, now), _rising(counted))
+Total = tuple[float, float]
+"""Requests of a window, and their tokens."""
 
 
 def estimate_demand(
-    sample: ScenarioSample, expected: ExpectedTraffic | None, rate: float
+    sample: ScenarioSample,
+    expected: ExpectedTraffic | None,
+    rate: RateEstimate,
+    spread: float | None = None,
 ) -> Demand | None:
-    """Tokens per request at `rate` requests/s, from the shortest window with enough replies.
+    """Tokens per request at `rate.ahead` requests/s.
 
-    From `expected` before anything completed; None where that is absent too.
+    From `expected` before anything completed; None where that is absent too. `spread`:
+    E[L^2]/E[L]^2 of prompts, where it is known.
     """
-    for window in _by_preference(sample.windows):
-        completed, prompt = window.completed, window.prompt_tokens
-        output, cached = window.output_tokens, window.cached_tokens
-        if not (known(completed) and known(prompt) and known(output)) or completed < 1.0:
-            continue
-        hit = min(cached / prompt, 1.0) if known(cached) and prompt > 0 else 0.0
-        return _demand(rate, prompt / completed, hit, output / completed, _spread(sample.prefill))
-    return None if expected is None else expected_demand(expected, rate)
+    windows = sample.windows
+    spread = DEFAULT_SPREAD if spread is None else spread
+    completed = _totals(windows, "completed", "prompt_tokens")
+    arrived = _totals(windows, "arrived", "arrived_tokens")
+    answers = _totals(windows, "completed", "output_tokens")
+    cv = math.sqrt(max(spread - 1.0, 0.1))
+    prompt = _mean(arrived, cv) or _mean(completed, cv)
+    output = _mean(answers, OUTPUT_CV)
+    if prompt is None or output is None:
+        return None if expected is None else expected_demand(expected, rate.ahead)
+    hit = _hit(windows)
+    recent = sample.recent
+    if recent is not None:
+        prompt = _raised(prompt, recent.arrived, recent.arrived_tokens, cv)
+    uncached = prompt * (1.0 - hit)
+    if recent is not None and hit > 0.0:
+        uncached = min(
+            _raised(uncached, recent.prefill_requests, recent.prefill_tokens, cv), prompt
+        )
+    if recent is not None and not rate.rising:
+        output = _raised(output, recent.completed, recent.decode_tokens, OUTPUT_CV)
+    return Demand(rate.ahead, prompt, uncached, uncached * uncached * spread, max(output, 1.0))
 
 
 def expected_demand(expected: ExpectedTraffic, rate: float | None = None) -> Demand:
@@ -95,74 +81,63 @@ def expected_demand(expected: ExpectedTraffic, rate: float | None = None) -> Dem
 
     `rate`: requests per second; None: the announced one.
     """
-    return _demand(
+    uncached = expected.prompt_tokens * (1.0 - expected.prefix_hit)
+    return Demand(
         expected.requests_per_second if rate is None else rate,
         expected.prompt_tokens,
-        expected.prefix_hit,
-        expected.output_tokens,
-        DEFAULT_SPREAD,
+        uncached,
+        uncached * uncached * DEFAULT_SPREAD,
+        max(expected.output_tokens, 1.0),
     )
 
 
-def _demand(rate: float, prompt: float, hit: float, output: float, spread: float) -> Demand:
-    uncached = prompt * (1.0 - hit)
-    return Demand(rate, prompt, uncached, uncached * uncached * spread, max(output, 1.0))
+def _totals(windows: Sequence[RequestWindow], count: str, tokens: str) -> list[Total]:
+    """Both counts of every window that has them and any request."""
+    found = []
+    for window in windows:
+        requests: Quantity = getattr(window, count)
+        total: Quantity = getattr(window, tokens)
+        if known(requests) and known(total) and requests >= 1.0 and total > 0.0:
+            found.append((requests, total))
+    return found
 
 
-def _calm_rate(counted: Sequence[tuple[float, float]]) -> float:
-    seconds, count = counted[0]
-    for longer, total in counted[1:]:
-        if count >= ENOUGH_REQUESTS:
+def _mean(totals: Sequence[Total], cv: float) -> float | None:
+    """Tokens per request; None without any. `cv`: of one request's tokens."""
+    enough = [t for t in totals if t[0] >= LEAST_LENGTHS]
+    if not enough:
+        return totals[-1][1] / totals[-1][0] if totals else None
+    count, total = enough[0]
+    for longer, more in enough[1:]:
+        if count >= ENOUGH_LENGTHS:
             break
-        earlier = _rate_before((seconds, count), (longer, total))
-        error = math.sqrt(max(count, 1.0)) / seconds + math.sqrt(total) / longer
-        if abs(count / seconds - earlier) > CONTRADICTS * error / math.sqrt(2.0):
+        if longer - count < 1.0:
+            continue
+        mean, before = total / count, (more - total) / (longer - count)
+        error = cv * mean * math.sqrt(1.0 / count + 1.0 / (longer - count))
+        if abs(mean - before) > CONTRADICTS * error:
             break
-        seconds, count = longer, total
-    return count / seconds
+        count, total = longer, more
+    return total / count
 
 
-def _rate_before(short: tuple[float, float], longer: tuple[float, float]) -> float:
-    """Rate over the part of the longer window that precedes the short one."""
-    return max(longer[1] - short[1], 0.0) / (longer[0] - short[0])
+def _raised(mean: float, count: Quantity, total: Quantity, cv: float) -> float:
+    """The mean of the newest scrapes, where it is significantly above `mean`."""
+    if not (known(count) and known(total)) or count < LEAST_JUMP:
+        return mean
+    newest = total / count
+    # The scrapes behind these counts span about half of their time.
+    error = cv * mean * math.sqrt(2.0 / count)
+    return min(newest, mean * MAX_JUMP) if newest - mean > JUMPS * error else mean
 
 
-def _rising(counted: Sequence[tuple[float, float]]) -> bool:
-    if len(counted) < 2:
-        return False
-    (seconds, count), longer = counted[0], counted[1]
-    before = _rate_before((seconds, count), longer)
-    return count / seconds - before > RISES * math.sqrt(count) / seconds
-
-
-def _climb(counted: Sequence[tuple[float, float]]) -> float:
-    """Requests/s per second by which the rate rises steadily; 0 unless two windows agree."""
-    if len(counted) < 3:
-        return 0.0
-    (w0, n0), (w1, n1), (w2, n2) = counted[:3]
-    recent, middle = n0 / w0, _rate_before((w0, n0), (w1, n1))
-    old, error = _rate_before((w1, n1), (w2, n2)), math.sqrt(n0) / w0
-    if recent - middle < error or middle - old < error / 2:
-        return 0.0
-    late = (recent - middle) / (w1 / 2)
-    early = (middle - old) / (w2 / 2)
-    return min(late, early)
-
-
-def _by_preference(windows: Sequence[RequestWindow]) -> list[RequestWindow]:
-    """Shortest window with enough completed requests first, then longest first."""
-    enough = [w for w in windows if known(w.completed) and w.completed >= ENOUGH_LENGTHS]
-    return [*enough, *(w for w in reversed(windows) if w not in enough)]
-
-
-def _spread(prefill: PrefillWindow) -> float:
-    """E[L^2]/E[L]^2 as computed by prefill instances."""
-    requests, tokens, squared = prefill.requests, prefill.tokens, prefill.tokens_squared
-    if not (known(requests) and known(tokens) and known(squared)) or requests < 1 or tokens <= 0:
-        return DEFAULT_SPREAD
-    return min(max(squared * requests / (tokens * tokens), 1.0), 10.0)
-
-
-def _recent(settings: LoopSettings) -> float:
-    """Longest window that may hold back a reduction."""
-    return max(settings.window, settings.shrink_dwell)
+def _hit(windows: Sequence[RequestWindow]) -> float:
+    """Share of prompt tokens that came from a prefix cache, in the shortest telling window."""
+    found = 0.0
+    for window in windows:
+        prompt, cached, count = window.prompt_tokens, window.cached_tokens, window.completed
+        if known(prompt) and known(cached) and known(count) and prompt > 0.0:
+            found = min(cached / prompt, 1.0)
+            if count >= LEAST_LENGTHS:
+                break
+    return found

@@ -3,6 +3,10 @@
 Attainment over the offered requests of a window is a binomial sample. With a Beta prior around the
 model's prediction, the posterior gives P(attainment < target); acting on the raw share raises
 37 % false alarms at 15 samples. The prior is worth few requests, so measurements soon win.
+
+What counts is the attainment that instances can change: requests that no idle prefill answers in
+time are left out of both counts (`hopeless` says how many those are). A window tells something
+from 300 requests on, or when it is 10 minutes long and has 30; below that the model decides.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pdserve.ratio.rate import arrivals
 from pdserve.ratio.types import LoopSettings, RequestWindow, known
 
 PRIOR_REQUESTS = 20.0
@@ -23,10 +28,12 @@ class Evidence:
 
     window: RequestWindow
     offered: float
-    """Above 0."""
+    """Those that instances can help; above 0."""
     met: float
     below: float
     """P(attainment < target) under the posterior."""
+    rate: float
+    """Requests per second that arrived in the window."""
 
     @property
     def attainment(self) -> float:
@@ -41,24 +48,50 @@ def weigh(
     predicted: float,
     settings: LoopSettings,
 ) -> Evidence | None:
-    """The verdict of the shortest window with enough requests, else of the longest usable one.
+    """The verdict of the shortest window with enough requests.
 
     Usable: not longer than `usable_seconds` (time since the present counts took effect), with at
-    least `min_scrapes` samples. None when no window is usable or nothing was offered.
+    least `min_scrapes` samples. None when no usable window has enough requests.
     """
-    best: Evidence | None = None
     for window in windows:
         if window.seconds > usable_seconds or not _sampled(window, settings):
             continue
-        offered, met = window.offered, window.met
-        if not known(offered) or not known(met) or offered <= 0.0:
+        offered = controllable(window)
+        if offered is None or not known(window.met) or not _enough(window, offered, settings):
             continue
         # increase() extrapolates each series by itself, so `met` may exceed `offered` by a hair.
-        met = min(met, offered)
-        best = Evidence(window, offered, met, posterior_below(offered, met, target, predicted))
-        if offered >= settings.evidence_requests:
-            break
-    return best
+        met = min(window.met, offered)
+        below = posterior_below(offered, met, target, predicted)
+        arrived = arrivals(window)
+        rate = (offered if arrived is None else arrived) / window.seconds
+        return Evidence(window, offered, met, below, rate)
+    return None
+
+
+def controllable(window: RequestWindow) -> float | None:
+    """Offered requests less those that no number of instances helps; None when not counted."""
+    if not known(window.offered):
+        return None
+    lost = window.infeasible if known(window.infeasible) else 0.0
+    return max(window.offered - lost, 0.0)
+
+
+def hopeless(windows: Sequence[RequestWindow]) -> float:
+    """Share (0 to 1) of offered requests that no idle prefill answers in time.
+
+    Of the longest window that counts them.
+    """
+    for window in reversed(windows):
+        offered, lost = window.offered, window.infeasible
+        if known(offered) and known(lost) and offered > 0.0:
+            return min(lost / offered, 1.0)
+    return 0.0
+
+
+def _enough(window: RequestWindow, offered: float, settings: LoopSettings) -> bool:
+    if offered >= settings.evidence_requests:
+        return True
+    return window.seconds >= settings.evidence_seconds and offered >= settings.least_requests
 
 
 def posterior_below(offered: float, met: float, target: float, predicted: float) -> float:

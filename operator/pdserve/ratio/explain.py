@@ -11,17 +11,24 @@ MEANING: dict[Reason, str] = {
     Reason.MODEL_FLOOR: "the model predicts that today's counts cannot hold the offered load",
     Reason.PREFILL_SHORTAGE: "requests miss the SLO and prefill is the role that is short",
     Reason.DECODE_SHORTAGE: "requests miss the SLO and decode is the role that is short",
-    Reason.SURPLUS: "one step fewer is predicted to hold the load with margin, for long enough",
+    Reason.SURPLUS: "fewer are predicted to hold the load with margin, for long enough",
+    Reason.NO_EFFECT: "growing this role twice brought no significant gain, so that is undone and "
+    "not repeated; look for another cause: infeasible targets, slow instances, the network",
     Reason.BOUNDS_CHANGED: "the counts lay outside the bounds in the spec",
     Reason.FIXED_COUNTS: "ratio.mode is Fixed: the spec states the counts",
     Reason.STEADY: "the SLO is met and no change pays",
     Reason.EXTERNAL_OWNER: "ratio.mode is External: an autoscaler on /scale owns the counts",
-    Reason.IN_FLIGHT: "an earlier change, or a repair, is not complete: one change at a time",
+    Reason.IN_FLIGHT: "an earlier change, or a repair, is not complete, and what is on its way "
+    "is enough for the load",
     Reason.DWELL: "a change is due, but the last one is too recent",
     Reason.CONFIRMING_SURPLUS: "fewer instances would do; waiting to be sure that it lasts",
     Reason.HOLD_NO_DATA: "metrics are missing, stale, partial or wrong, so nothing scales; "
     "check Prometheus and the scrape targets of this service",
     Reason.REQUESTS_FAIL: "requests fail for reasons that scaling does not mend; see gateway logs",
+    Reason.INFEASIBLE_REQUESTS: "more requests than the SLO allows cannot be answered in time even "
+    "by an idle prefill; shorten prompts or relax the TTFT target",
+    Reason.SLOW_INSTANCE: "instances that are slower than their peers explain the misses; replace "
+    "them, more instances do not help",
     Reason.AT_MAXIMUM: "the bounds allow no better; raise groups, prefill or decode max",
     Reason.BUDGET_EXHAUSTED: "the device budget allows no better; raise spec.budget",
     Reason.PLACEMENT_INFEASIBLE: "no free devices where a larger P/D group could stand",

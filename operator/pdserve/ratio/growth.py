@@ -1,4 +1,4 @@
-"""Growing: by evidence (fast loop) and to the model's floor (slow loop).
+"""Growing: to the model's floor, and by evidence that the floor is too low.
 
 Both end in the same search (`choose.grow`): the fewest extra devices, so an instance changes its
 role before the scenario gets bigger. A role may give instances away only if what stays holds the
@@ -12,26 +12,37 @@ from dataclasses import replace
 
 from pdserve.ratio.bottleneck import Bottleneck, bottleneck, read_signals
 from pdserve.ratio.choose import CountLimits, Predictor, best_effort, grow
+from pdserve.ratio.efficacy import TRIALS, give_up, is_useless, tried, undone, useless_role
+from pdserve.ratio.evidence import Evidence
 from pdserve.ratio.memory import MAX_PRESSURE
-from pdserve.ratio.model import PerformanceModel
-from pdserve.ratio.round import Proposal, Round
-from pdserve.ratio.types import Counts, LoopMemory, Reason
+from pdserve.ratio.model import PerformanceModel, RoleModel
+from pdserve.ratio.outliers import slow_instances
+from pdserve.ratio.round import Proposal, Round, most_pressure
+from pdserve.ratio.types import Counts, LoopMemory, Reason, Trial
 from pdserve.terms import ROLES, Role
 
-MAX_STRESS = 2.0
-"""Most by which one decision raises the load that a role is sized for (a factor)."""
 WORTH_CHANGING = 0.01
 """A change that cannot reach the target must promise at least this much attainment."""
 
 
 def for_evidence(round_: Round) -> tuple[Proposal, LoopMemory]:
-    """The target is surely missed: grow the role that is short, sized by the model."""
+    """The target is surely missed: grow the role that is short, sized by the model.
+
+    The memory returned is for when the proposal is applied: pressure that is never acted on would
+    wind up.
+    """
+    useless = useless_role(round_.memory)
+    if useless is not None and round_.evidence is not None:
+        return _undo(round_, useless, round_.evidence)
     signals = read_signals(round_.sample, round_.inp.profile)
     fault = bottleneck(signals, round_.memory, round_.model, round_.inp.current)
     reason = Reason.PREFILL_SHORTAGE if fault.role == "prefill" else Reason.DECODE_SHORTAGE
     lead = f"{round_.summary()}; {fault.role} is short: {fault.why}"
+    no_help = _slow(round_, fault.role) or _useless(round_, fault.role)
+    if no_help is not None:
+        return no_help, round_.memory
     if round_.model is None:
-        return _one_more(round_, fault, reason, lead), round_.memory
+        return _one_more(round_, fault, reason, lead), _trial(round_, fault.role, round_.memory)
     unreachable = _unreachable(round_, round_.model)
     if unreachable is not None:
         return unreachable, round_.memory
@@ -41,11 +52,15 @@ def for_evidence(round_: Round) -> tuple[Proposal, LoopMemory]:
         pressure_prefill=model.pressure_prefill,
         pressure_decode=model.pressure_decode,
     )
-    return _search(round_, Predictor(model), fault.role, reason, lead), memory
+    proposal = _search(round_, Predictor(model), fault.role, reason, lead)
+    return proposal, _trial(round_, fault.role, memory)
 
 
 def for_floor(round_: Round) -> Proposal | None:
-    """The model's floor: None when today's counts hold the predicted load."""
+    """The model's floor: None when today's counts hold the predicted load.
+
+    Instances on their way count as there: the floor only asks for what is not coming yet.
+    """
     predict, current = round_.predict, round_.inp.current
     if predict is None or round_.model is None or predict.holds(current, round_.allowed):
         return None
@@ -55,6 +70,64 @@ def for_floor(round_: Round) -> Proposal | None:
     worse: Role = max(ROLES, key=lambda role: predict.misses(role, current.total(role)))
     lead = f"{round_.summary()}; predicted attainment {predict.attainment(current):.1%}"
     return _search(round_, predict, worse, Reason.MODEL_FLOOR, lead)
+
+
+def _trial(round_: Round, role: Role, memory: LoopMemory) -> LoopMemory:
+    """Memory that watches whether growth of this role helps."""
+    evidence, before = round_.evidence, round_.memory
+    if evidence is None:
+        return memory
+    pressure = before.pressure_prefill if role == "prefill" else before.pressure_decode
+    current = round_.inp.current
+    trial = Trial(role, current, pressure, evidence.offered, evidence.met, evidence.rate)
+    return tried(memory, trial)
+
+
+def _undo(round_: Round, role: Role, evidence: Evidence) -> tuple[Proposal, LoopMemory]:
+    """Growth of this role did not help: as before it, as far as the model allows."""
+    current = round_.inp.current
+    memory = give_up(round_.memory, role, evidence)
+    to = round_.limits.bounds.clamp(undone(round_.memory, role, current))
+    lead = f"{round_.summary()}; {TRIALS} growths of {role} brought no significant gain"
+    if to == current or not _holds_with(round_, memory, to):
+        return Proposal(current, Reason.NO_EFFECT, lead, blocked=True), memory
+    return Proposal(to, Reason.NO_EFFECT, f"{lead}; {current} -> {to} undoes them"), memory
+
+
+def _holds_with(round_: Round, memory: LoopMemory, counts: Counts) -> bool:
+    """Whether the model accepts counts under the pressure of `memory`."""
+    if round_.model is None:
+        return True
+    model = replace(
+        round_.model,
+        pressure_prefill=memory.pressure_prefill,
+        pressure_decode=memory.pressure_decode,
+    )
+    return Predictor(model).holds(counts, round_.allowed)
+
+
+def _useless(round_: Round, role: Role) -> Proposal | None:
+    if not is_useless(round_.memory, role):
+        return None
+    message = (
+        f"{round_.summary()}; {role} seems short, but its last {TRIALS} growths brought no gain: "
+        "look for another cause (infeasible requests or targets, slow instances, the network)"
+    )
+    return Proposal(round_.inp.current, Reason.NO_EFFECT, message, blocked=True)
+
+
+def _slow(round_: Round, role: Role) -> Proposal | None:
+    """Slow instances of the role explain the misses: they are reported, not outnumbered."""
+    found = slow_instances(round_.sample.instances, round_.inp.profile, role)
+    evidence = round_.evidence
+    if not found or evidence is None:
+        return None
+    touched = sum(slow.share for slow in found)
+    if 1.0 - evidence.attainment > 2.0 * touched + round_.allowed:
+        return None  # more misses than these instances can cause
+    named = ", ".join(f"{s.name} ({s.factor:.2f} times the median)" for s in found[:5])
+    message = f"{round_.summary()}; slow {role} instances: {named}; more instances do not help"
+    return Proposal(round_.inp.current, Reason.SLOW_INSTANCE, message, blocked=True)
 
 
 def _search(round_: Round, predict: Predictor, short: Role, reason: Reason, lead: str) -> Proposal:
@@ -76,15 +149,20 @@ def _search(round_: Round, predict: Predictor, short: Role, reason: Reason, lead
     found = grow(current, limits, accepts, needs)
     if found is not None:
         return Proposal(found, reason, f"{lead}; {_becomes(round_, predict, found)}")
-    return _within_limits(round_, predict, reason, lead)
+    return _within_limits(round_, predict, short, reason, lead)
 
 
-def _within_limits(round_: Round, predict: Predictor, reason: Reason, lead: str) -> Proposal:
+def _within_limits(
+    round_: Round, predict: Predictor, short: Role, reason: Reason, lead: str
+) -> Proposal:
     """Nothing holds the target: the best the limits allow, or blocked by which of them."""
     current = round_.inp.current
     found = best_effort(current, round_.limits, predict)
-    gain = predict.attainment(found) - predict.attainment(current)
-    limit = _binding(current, round_.limits)
+    gain = max(
+        predict.attainment(found) - predict.attainment(current),
+        predict.served(found) - predict.served(current),
+    )
+    limit = _binding(current, round_.limits, short)
     if found != current and gain >= WORTH_CHANGING:
         best = f"{_becomes(round_, predict, found)}, the most that {_named(limit, round_)} allows"
         return Proposal(found, reason, f"{lead}; {best}")
@@ -106,26 +184,41 @@ def _one_more(round_: Round, fault: Bottleneck, reason: Reason, lead: str) -> Pr
     found = grow(current, round_.limits, accepts, needs)
     if found is not None:
         return Proposal(found, reason, f"{lead}; no profile yet, one step to {found}")
-    limit = _binding(current, round_.limits)
+    limit = _binding(current, round_.limits, fault.role)
     return Proposal(current, limit, f"{lead}; {_named(limit, round_)} allows no more", blocked=True)
 
 
 def _stressed(round_: Round, model: PerformanceModel, role: Role) -> PerformanceModel:
-    """Raise the load the role feels until the model explains the measured attainment."""
-    if round_.evidence is None:
+    """Raise the load the role feels until the model explains the measured attainment.
+
+    Not above what a quarter more instances (at least one) hold: the rest, if it is needed, follows
+    once this growth has shown an effect.
+    """
+    evidence = round_.evidence
+    if evidence is None:
         return model
-    instances, measured = round_.inp.current.total(role), round_.evidence.attainment
-    part, felt = model.role(role), model.felt(role)
-    low, high = 1.0, MAX_STRESS
+    instances = round_.inp.current.total(role)
+    part, rate = model.role(role), model.rate
+    # A model that looked too cautious is not trusted to be so any more.
+    low = max(model.pressure_prefill if role == "prefill" else model.pressure_decode, 1.0)
+    more = instances + max(1, instances // 4)
+    high = most_pressure(part, more, rate, round_.allowed / 2, MAX_PRESSURE)
+    found = max(low, min(high, _explaining(part, instances, rate, evidence.attainment, low)))
+    if role == "prefill":
+        return replace(model, pressure_prefill=found)
+    return replace(model, pressure_decode=found)
+
+
+def _explaining(part: RoleModel, instances: int, rate: float, measured: float, low: float) -> float:
+    """Pressure of `low` or more under which the model predicts no more than was measured."""
+    high = MAX_PRESSURE
     for _ in range(30):
         middle = (low + high) / 2
-        if 1.0 - part.late(instances, felt * middle) > measured:
+        if 1.0 - part.late(instances, rate * middle) > measured:
             low = middle
         else:
             high = middle
-    if role == "prefill":
-        return replace(model, pressure_prefill=min(model.pressure_prefill * low, MAX_PRESSURE))
-    return replace(model, pressure_decode=min(model.pressure_decode * low, MAX_PRESSURE))
+    return high
 
 
 def _may_give(round_: Round, predict: Predictor, counts: Counts) -> bool:
@@ -138,10 +231,17 @@ def _may_give(round_: Round, predict: Predictor, counts: Counts) -> bool:
         counts.total(role) >= round_.inp.current.total(role)
         or (
             not rising
+            and counts.total(role) >= _kept(round_, role)
             and predict.misses(role, counts.total(role), round_.shrink_stress) <= round_.allowed / 2
         )
         for role in ROLES
     )
+
+
+def _kept(round_: Round, role: Role) -> int:
+    """Most instances of the role that were needed in the last cycle."""
+    needs = round_.memory.needs
+    return max((n.prefill if role == "prefill" else n.decode for n in needs), default=1)
 
 
 def _unreachable(round_: Round, model: PerformanceModel) -> Proposal | None:
@@ -163,13 +263,14 @@ def _fine(round_: Round) -> bool:
     return round_.evidence is not None and round_.evidence.attainment >= round_.inp.slo.attainment
 
 
-def _binding(current: Counts, limits: CountLimits) -> Reason:
-    """Which limit forbids the smallest growth of either role: placement, budget or bounds."""
-    steps = [
-        Counts(current.groups + 1, current.prefill, current.decode),
-        Counts(current.groups, current.prefill + 1, current.decode),
-        Counts(current.groups, current.prefill, current.decode + 1),
-    ]
+def _binding(current: Counts, limits: CountLimits, short: Role) -> Reason:
+    """Which limit forbids one more instance of the role that is short."""
+    more = (
+        Counts(current.groups, current.prefill + 1, current.decode)
+        if short == "prefill"
+        else Counts(current.groups, current.prefill, current.decode + 1)
+    )
+    steps = [Counts(current.groups + 1, current.prefill, current.decode), more]
     inside = [counts for counts in steps if limits.bounds.clamp(counts) == counts]
     if not inside:
         return Reason.AT_MAXIMUM

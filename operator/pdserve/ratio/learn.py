@@ -2,31 +2,52 @@
 
 Each window gives one equation per role: mean batch time = a + b*sum(L)/batches + c*sum(L^2)/batches
 for prefill, mean step time = d + e*B + f*context for decode. The coefficients are fitted as
-multiples of the seed's by weighted least squares with exponential forgetting, a ridge that pulls
-what traffic does not excite back to the seed, weights that discount outliers (Huber), and no
-negative coefficient. Cold instances never get here (the source leaves them out); windows with too
-little work, or overlapping one already used, are dropped.
+multiples of the seed's: weighted least squares of the logarithm of the time (half and double as
+much are equally far), linear around the present fit, with exponential forgetting, a ridge that
+pulls what traffic does not excite back to the seed, weights that discount outliers (Huber), and no
+negative coefficient. Three windows in a row that are far off on one side are another speed: the
+fit starts anew from them. Cold instances never get here (the source leaves them out); windows with
+too little work, or overlapping one already used, are dropped.
 
-The first window scales the whole seed to what it saw: devices differ mostly in speed. Without
-a seed it makes one: prefill mostly per token (bound by compute), decode mostly constant (bound by
-reading the weights). `LearnState` is plain data; the controller keeps it as JSON (`ratio.records`).
+The first window scales the whole seed to what it saw: devices differ mostly in speed. Without a
+seed, published measurements of other devices give its proportions (`presets.TYPICAL`). The fit
+says how far each coefficient may be off, so that a prediction for batches that were never seen has
+an error of its own. `LearnState` is plain data; the controller keeps it as JSON (`ratio.records`).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from statistics import median
 
-from pdserve.ratio.profile import DecodeProfile, PerformanceProfile, PrefillProfile
-from pdserve.ratio.types import Quantity, ScenarioSample, known
-
-Triple = tuple[float, float, float]
+from pdserve.ratio.presets import TYPICAL
+from pdserve.ratio.profile import (
+    Covariance,
+    DecodeProfile,
+    PerformanceProfile,
+    PrefillProfile,
+    Triple,
+)
+from pdserve.ratio.types import PrefillWindow, Quantity, ScenarioSample, known
 
 FORGET = 0.97
 """Weight kept per window: an effective memory of about 33 windows."""
-RIDGE = 0.05
+NOISE = 0.03
+"""Relative error of one window's mean time, at least."""
+SPREAD = 0.5
+"""Standard deviation of each coefficient's multiple before any window."""
+RIDGE = (NOISE / SPREAD) ** 2
 """Weight of the seed against windows, per coefficient."""
 HUBER = 0.25
-"""Relative error up to which a window counts fully."""
+"""Logarithm of measured over predicted time up to which a window counts fully."""
+FAR = 0.5
+"""Most that one window says about it, and from which on it is far off."""
+STREAK = 3
+"""Windows in a row that are far off on one side after which the fit starts anew."""
+KEPT_STARTS = 8
+SPREAD_LEARN = 0.1
 MIN_BATCHES = 3.0
 MIN_STEPS = 20.0
 
@@ -41,7 +62,9 @@ class RoleFit:
     weight: float = 0.0
     """Windows seen, discounted."""
     error: float = 0.0
-    """Mean relative error of predictions before each update, smoothed."""
+    """Mean error of the logarithm of predictions before each update (1 at most), smoothed."""
+    streak: int = 0
+    """Last windows that were far off: above 0 too slow, below 0 too fast."""
 
     def coefficients(self) -> Triple:
         """The fitted coefficients; the seed while nothing was seen."""
@@ -52,9 +75,28 @@ class RoleFit:
             self.seed[2] * ratios[2],
         )
 
+    def covariance(self) -> Covariance:
+        """Of the coefficients, from the windows and the seed's own spread."""
+        noise = max(self.error, NOISE) ** 2
+        inverse = _inverse(self.squares)
+        rows = [
+            [noise * inverse[i][j] * self.seed[i] * self.seed[j] for j in range(3)]
+            for i in range(3)
+        ]
+        return _triple(rows[0]), _triple(rows[1]), _triple(rows[2])
+
     def confidence(self) -> float:
         """0 to 1: 0 = the seed only; near 1 = many windows, predicted well."""
         return self.weight / (self.weight + 5.0) * max(0.0, 1.0 - 2.0 * self.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How long one instance took to become ready."""
+
+    created: float
+    """Seconds since the epoch."""
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +113,16 @@ class LearnState:
     decode: RoleFit | None = None
     last_at: float | None = None
     """End of the last window used."""
+    context: float | None = None
+    """Mean tokens in the KV of a request that decodes, smoothed."""
+    spread: float | None = None
+    """E[L^2]/E[L]^2 of computed prompts, smoothed."""
+    starts: tuple[Start, ...] = ()
+    """Last instances that became ready, in the order of their creation."""
+
+    def cold_start(self) -> float | None:
+        """Seconds from creation to ready, the median of the last starts; None before the first."""
+        return median(start.seconds for start in self.starts) if self.starts else None
 
     def profile(self) -> PerformanceProfile | None:
         """What is known now; None until both roles have a seed or a window."""
@@ -79,12 +131,13 @@ class LearnState:
         learned = min(self.prefill.weight, self.decode.weight) > 0.0
         confidence = min(self.prefill.confidence(), self.decode.confidence())
         return PerformanceProfile(
-            PrefillProfile(*self.prefill.coefficients()),
-            DecodeProfile(*self.decode.coefficients()),
+            PrefillProfile(*self.prefill.coefficients(), self.prefill.covariance()),
+            DecodeProfile(*self.decode.coefficients(), self.decode.covariance()),
             self.prefill_slots,
             self.decode_slots,
             "learned" if learned else self.seed_source,
             round(confidence, 4),
+            self.spread,
         )
 
 
@@ -142,12 +195,38 @@ def observe(state: LearnState, sample: ScenarioSample) -> LearnState:
         return state
     return replace(
         state,
-        prefill=state.prefill
-        if prefill is None
-        else _update(state.prefill, *prefill, constant=0.1),
-        decode=state.decode if decode is None else _update(state.decode, *decode, constant=0.7),
+        prefill=state.prefill if prefill is None else _update(state.prefill, *prefill, _PREFILL),
+        decode=state.decode if decode is None else _update(state.decode, *decode, _DECODE),
         last_at=sample.at,
+        context=_smoothed(state.context, decode),
+        spread=_spread(state.spread, sample.prefill),
     )
+
+
+def _spread(before: float | None, prefill: PrefillWindow) -> float | None:
+    """E[L^2]/E[L]^2 with that of a window blended in: one window's is mostly noise."""
+    requests, tokens, squared = prefill.requests, prefill.tokens, prefill.tokens_squared
+    if not (known(requests) and known(tokens) and known(squared)) or requests < 1 or tokens <= 0:
+        return before
+    seen = min(max(squared * requests / (tokens * tokens), 1.0), 10.0)
+    return seen if before is None else before + SPREAD_LEARN * (seen - before)
+
+
+def _smoothed(before: float | None, decode: tuple[float, Triple] | None) -> float | None:
+    """The mean context with that of a window blended in."""
+    if decode is None or decode[1][1] <= 0.0:
+        return before
+    seen = decode[1][2] / decode[1][1]
+    return seen if before is None else before + (seen - before) / 2
+
+
+def observe_starts(state: LearnState, starts: Iterable[Start]) -> LearnState:
+    """Take in instances that are ready; those created before the newest known one are known."""
+    newest = state.starts[-1].created if state.starts else -math.inf
+    new = sorted(
+        (s for s in starts if s.created > newest and s.seconds >= 0.0), key=lambda s: s.created
+    )
+    return replace(state, starts=(*state.starts, *new)[-KEPT_STARTS:]) if new else state
 
 
 def _means(
@@ -162,33 +241,55 @@ def _means(
     return seconds / count, (1.0, first / count, second / count)
 
 
-def _update(fit: RoleFit | None, seconds: float, terms: Triple, constant: float) -> RoleFit:
-    """Take one window in; `constant` is the share of the time a first guess calls constant."""
-    if fit is None:
-        per_unit = (1.0 - constant) * seconds / terms[1] if terms[1] > 0 else 0.0
-        tiny = 1e-3 * seconds / terms[2] if terms[2] > 0 else 0.0
-        fit = RoleFit((constant * seconds, per_unit, tiny))
-    elif fit.weight == 0.0:
-        predicted = sum(s * x for s, x in zip(fit.seed, terms, strict=True))
-        scale = seconds / predicted if predicted > 0.0 else 1.0
-        fit = RoleFit((fit.seed[0] * scale, fit.seed[1] * scale, fit.seed[2] * scale))
-    row = [s * x / seconds for s, x in zip(fit.seed, terms, strict=True)]
-    ratios = _solve(fit.squares, fit.target)
-    error = abs(sum(r * x for r, x in zip(ratios, row, strict=True)) - 1.0)
-    weight = min(1.0, HUBER / error) if error > 0.0 else 1.0
+_PREFILL: Triple = (
+    TYPICAL.prefill.base, TYPICAL.prefill.per_token, TYPICAL.prefill.per_token_squared
+)  # fmt: skip
+_DECODE: Triple = (
+    TYPICAL.decode.base, TYPICAL.decode.per_request, TYPICAL.decode.per_context_token
+)  # fmt: skip
+
+
+def _update(fit: RoleFit | None, seconds: float, terms: Triple, typical: Triple) -> RoleFit:
+    """Take one window in; `typical` gives the seed's proportions where there is none."""
+    if fit is None or fit.weight == 0.0:
+        fit = _scaled(typical if fit is None else fit.seed, seconds, terms)
+    elif abs(fit.streak) >= STREAK:
+        fit = _scaled(fit.coefficients(), seconds, terms)
+    predicted = sum(c * x for c, x in zip(fit.coefficients(), terms, strict=True))
+    off = math.log(seconds / predicted) if predicted > 0.0 else 0.0
+    row = [s * x / predicted if predicted > 0.0 else 0.0
+           for s, x in zip(fit.seed, terms, strict=True)]  # fmt: skip
+    weight = min(1.0, HUBER / abs(off)) if off else 1.0
+    said = 1.0 + max(-FAR, min(FAR, off))
     squares = [
         [FORGET * old + weight * x * y for old, y in zip(line, row, strict=True)]
         for line, x in zip(fit.squares, row, strict=True)
     ]
-    target = [FORGET * old + weight * x for old, x in zip(fit.target, row, strict=True)]
+    target = [FORGET * old + weight * x * said for old, x in zip(fit.target, row, strict=True)]
     smoothing = 0.2 if fit.weight > 0 else 1.0
     return RoleFit(
         fit.seed,
         (_triple(squares[0]), _triple(squares[1]), _triple(squares[2])),
         _triple(target),
         FORGET * fit.weight + weight,
-        fit.error + smoothing * (min(error, 1.0) - fit.error),
+        fit.error + smoothing * (min(abs(off), 1.0) - fit.error),
+        _streak(fit.streak, off),
     )
+
+
+def _scaled(proportions: Triple, seconds: float, terms: Triple) -> RoleFit:
+    """A fit that knows nothing but the seed, scaled to one window."""
+    predicted = sum(s * x for s, x in zip(proportions, terms, strict=True))
+    scale = seconds / predicted if predicted > 0.0 else 1.0
+    return RoleFit((proportions[0] * scale, proportions[1] * scale, proportions[2] * scale))
+
+
+def _streak(before: int, off: float) -> int:
+    """Windows in a row that were far off on the side of this one; 0 where it is not."""
+    if abs(off) < FAR:
+        return 0
+    side = 1 if off > 0 else -1
+    return before + side if before * side > 0 else side
 
 
 def _solve(squares: tuple[Triple, Triple, Triple], target: Triple) -> Triple:
@@ -208,6 +309,20 @@ def _solve(squares: tuple[Triple, Triple, Triple], target: Triple) -> Triple:
             return _triple(ratios)
         free = [i for i in free if i not in negative]
     return (0.0, 0.0, 0.0)
+
+
+def _inverse(squares: tuple[Triple, Triple, Triple]) -> list[list[float]]:
+    """Inverse of the squares with the ridge."""
+    columns = [
+        _eliminate(
+            [
+                [*(squares[i][j] + (RIDGE if i == j else 0.0) for j in range(3)), float(i == k)]
+                for i in range(3)
+            ]
+        )
+        for k in range(3)
+    ]
+    return [[columns[j][i] for j in range(3)] for i in range(3)]
 
 
 def _eliminate(rows: list[list[float]]) -> list[float]:

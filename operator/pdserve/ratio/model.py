@@ -21,6 +21,10 @@ OUTPUT_CV2 = 1.0
 """Output lengths are taken as exponential: their spread is not measured."""
 
 
+ADMISSION_MARGIN = 0.95
+"""Part of TPOT that a step takes when a decode has as many requests as gateways give it."""
+
+
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
     """One way to run an instance: `batch` slots, each busy for `seconds` per request."""
@@ -46,6 +50,8 @@ class RoleModel:
     """That single request's T_p, or its TPOT, in seconds."""
     target: float
     cv2: float
+    cliff: bool = False
+    """Above capacity no request waits: all get slower together, and every one misses."""
 
     @property
     def capacity(self) -> float:
@@ -72,6 +78,8 @@ class RoleModel:
         `rate`: requests per second over all `instances` together; 1 where no batch meets the
         target.
         """
+        if self.cliff:
+            return self.misses(instances, rate)
         return min(
             (
                 late_share(o.batch * instances, rate * o.seconds, o.slack / o.seconds, self.cv2)
@@ -97,49 +105,67 @@ class PerformanceModel:
     rate: float
     pressure_prefill: float = 1.0
     pressure_decode: float = 1.0
+    margin_prefill: float = 0.0
+    """Share of the load that is added because forecasts were wrong by so much. Likewise decode."""
+    margin_decode: float = 0.0
 
     def role(self, role: Role) -> RoleModel:
         """The model of one role."""
         return self.prefill if role == "prefill" else self.decode
 
     def felt(self, role: Role, stress: float = 1.0) -> float:
-        """Requests per second the role is sized for: rate x its proved pressure x stress."""
-        pressure = self.pressure_prefill if role == "prefill" else self.pressure_decode
-        return self.rate * pressure * stress
+        """Requests per second the role is sized for: rate x its proved pressure x stress.
+
+        With the margin for errors of the forecast.
+        """
+        pressure, margin = (
+            (self.pressure_prefill, self.margin_prefill)
+            if role == "prefill"
+            else (self.pressure_decode, self.margin_decode)
+        )
+        return self.rate * pressure * (1.0 + margin) * stress
 
 
-def build(profile: PerformanceProfile, demand: Demand, slo: Slo) -> PerformanceModel:
-    """The model of both roles for one demand under one SLO, without pressure."""
+def build(
+    profile: PerformanceProfile, demand: Demand, slo: Slo, caution: float = 0.0
+) -> PerformanceModel:
+    """The model of both roles for one demand under one SLO, without pressure.
+
+    `caution`: standard errors by which every time is taken longer than the profile says.
+    """
     return PerformanceModel(
-        _prefill(profile, demand, slo), _decode(profile, demand, slo), demand.rate
+        _prefill(profile, demand, slo, caution), _decode(profile, demand, slo, caution), demand.rate
     )
 
 
-def _prefill(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel:
+def _prefill(profile: PerformanceProfile, demand: Demand, slo: Slo, caution: float) -> RoleModel:
     """`mu_p = max over b <= b_p of b/T_p(b)`, over the batches that leave time to wait."""
     options = []
     for batch in _ladder(profile.prefill_slots):
-        seconds = _prefill_seconds(profile, demand, batch)
+        seconds = _prefill_seconds(profile, demand, batch, caution)
         if seconds <= slo.ttft:
             options.append(OperatingPoint(batch, seconds, slo.ttft - seconds))
-    alone = _prefill_seconds(profile, demand, 1)
+    alone = _prefill_seconds(profile, demand, 1, caution)
     return RoleModel(tuple(options), alone, slo.ttft, _spread(demand))
 
 
-def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo) -> RoleModel:
+def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo, caution: float) -> RoleModel:
     """`mu_d = b*/T_d(b*)`, b* the largest batch whose step time meets TPOT."""
     steps = max(demand.output_tokens - 1.0, 0.0)  # token 1 is prefill's
-    alone = profile.decode.step_seconds(1, demand.context_tokens)
-    batch = largest_decode_batch(profile, demand, slo)
+    alone = _step_seconds(profile, demand, 1, caution)
+    batch = largest_decode_batch(profile, demand, slo, caution)
     if batch == 0:
         return RoleModel((), alone, slo.tpot, OUTPUT_CV2)
-    seconds = max(steps * profile.decode.step_seconds(batch, demand.context_tokens), 1e-6)
+    seconds = max(steps * _step_seconds(profile, demand, batch, caution), 1e-6)
     # Above b* no request waits: the batch grows and every stream misses TPOT. At b_d they wait.
-    slack = slo.handoff if batch == profile.decode_slots else 0.0
-    return RoleModel((OperatingPoint(batch, seconds, slack),), alone, slo.tpot, OUTPUT_CV2)
+    cliff = batch < profile.decode_slots
+    point = OperatingPoint(batch, seconds, 0.0 if cliff else slo.handoff)
+    return RoleModel((point,), alone, slo.tpot, OUTPUT_CV2, cliff)
 
 
-def largest_decode_batch(profile: PerformanceProfile, demand: Demand, slo: Slo) -> int:
+def largest_decode_batch(
+    profile: PerformanceProfile, demand: Demand, slo: Slo, caution: float = 0.0
+) -> int:
     """b*: the largest batch within b_d whose step takes at most TPOT; 0 when none does.
 
     In requests of one instance; the step time is taken at the demand's mean context.
@@ -147,15 +173,39 @@ def largest_decode_batch(profile: PerformanceProfile, demand: Demand, slo: Slo) 
     low, high = 0, profile.decode_slots
     while low < high:
         middle = (low + high + 1) // 2
-        if profile.decode.step_seconds(middle, demand.context_tokens) <= slo.tpot:
+        if _step_seconds(profile, demand, middle, caution) <= slo.tpot:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _prefill_seconds(profile: PerformanceProfile, demand: Demand, batch: int) -> float:
-    seconds = profile.prefill.batch_seconds(batch, demand.uncached_tokens, demand.uncached_squared)
+def admission_batch(profile: PerformanceProfile, context: float, slo: Slo) -> int:
+    """Most requests (1 or more) that gateways should have on one decode, within b_d.
+
+    b* with a margin: when all decodes run at b* itself, half of the streams have contexts above the
+    mean and miss TPOT. `context`: mean tokens of a request that runs.
+    """
+    each = profile.decode.per_request + profile.decode.per_context_token * context
+    room = slo.tpot * ADMISSION_MARGIN - profile.decode.base
+    if each <= 0.0:
+        return profile.decode_slots
+    return max(1, min(int(room / each), profile.decode_slots))
+
+
+def _step_seconds(profile: PerformanceProfile, demand: Demand, batch: int, caution: float) -> float:
+    context = demand.context_tokens
+    seconds = profile.decode.step_seconds(batch, context)
+    return seconds + caution * profile.decode.step_error(batch, context) if caution else seconds
+
+
+def _prefill_seconds(
+    profile: PerformanceProfile, demand: Demand, batch: int, caution: float
+) -> float:
+    tokens, squared = demand.uncached_tokens, demand.uncached_squared
+    seconds = profile.prefill.batch_seconds(batch, tokens, squared)
+    if caution:
+        seconds += caution * profile.prefill.batch_error(batch, tokens, squared)
     return max(seconds, 1e-6)
 
 

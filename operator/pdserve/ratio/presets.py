@@ -9,6 +9,7 @@ those rows is 16 % (prefill) and 2.0 % (decode) on H100, 14 % and 1.7 % on A100:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from pdserve.ratio.profile import DecodeProfile, PerformanceProfile, PrefillProfile
@@ -32,6 +33,28 @@ PRESETS: dict[str, Preset] = {
         DecodeProfile(4.416e-2, 2.000e-4, 3.100e-7),
     ),
 }
+
+
+def _between(first: Preset, second: Preset) -> Preset:
+    """Geometric means of both."""
+    pre, dec = first.prefill, first.decode
+    other, more = second.prefill, second.decode
+    return Preset(
+        PrefillProfile(
+            math.sqrt(pre.base * other.base),
+            math.sqrt(pre.per_token * other.per_token),
+            math.sqrt(pre.per_token_squared * other.per_token_squared),
+        ),
+        DecodeProfile(
+            math.sqrt(dec.base * more.base),
+            math.sqrt(dec.per_request * more.per_request),
+            math.sqrt(dec.per_context_token * more.per_context_token),
+        ),
+    )
+
+
+TYPICAL = _between(PRESETS["llama2-70b-h100x8"], PRESETS["llama2-70b-a100x8"])
+"""Proportions of an instance that nothing is known of; its first window gives its speed."""
 
 
 def preset(name: str, prefill_slots: int, decode_slots: int) -> PerformanceProfile:

@@ -174,6 +174,8 @@ def _wants_float(hint: object) -> bool:
 
 
 def _items(hint: Any, value: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if typing.get_origin(kind) is tuple)
     args = typing.get_args(hint)
     if len(args) == 2 and args[1] is Ellipsis:
         return [args[0]] * len(value)

@@ -9,15 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pdserve.ratio.choose import CountLimits, Predictor
-from pdserve.ratio.demand import RateEstimate, covered, estimate_demand, estimate_rate
-from pdserve.ratio.evidence import Evidence, weigh
-from pdserve.ratio.model import PerformanceModel, build
+from pdserve.ratio.demand import estimate_demand
+from pdserve.ratio.efficacy import judge
+from pdserve.ratio.evidence import Evidence, hopeless, weigh
+from pdserve.ratio.forecast import remember_forecast
+from pdserve.ratio.memory import MIN_PRESSURE, remember_need
+from pdserve.ratio.model import PerformanceModel, RoleModel, build
+from pdserve.ratio.rate import RateEstimate, covered, estimate_rate
 from pdserve.ratio.types import (
     Counts,
     CountsCandidate,
     DecisionInput,
     Demand,
     LoopMemory,
+    Need,
     Reason,
     ScenarioSample,
     known,
@@ -25,8 +30,11 @@ from pdserve.ratio.types import (
 from pdserve.terms import ROLES
 
 SURE_AT_ONCE = 0.99
-"""Posterior from which on the shortest window alone is a hard signal, so that a long healthy past
-cannot hide a failure that has just begun."""
+GROSS = 10.0
+"""The shortest window alone counts when that many times the misses that the SLO allows are in it,
+with at least that posterior: a long healthy past cannot hide a failure that has just begun."""
+CAUTION = 1.0
+"""Standard errors of the profile by which times are taken longer before a role shrinks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class Round:
     model: PerformanceModel | None
     """None without a profile, or before anything is known about request lengths."""
     predict: Predictor | None
+    cautious: Predictor | None
+    """As `predict`, with every time at the long end of its interval: for what shrinks."""
     evidence: Evidence | None
     failing: bool
 
@@ -67,6 +77,11 @@ class Round:
         if self.rate is None or self.demand is None or self.demand.rate <= 0.0:
             return margin
         return margin * max(self.rate.high / self.demand.rate, 1.0)
+
+    @property
+    def hopeless(self) -> float:
+        """Share of offered requests, 0 to 1, that no number of instances answers in time."""
+        return hopeless(self.sample.windows)
 
     def summary(self) -> str:
         """One line on how the scenario does."""
@@ -123,6 +138,8 @@ class Round:
         if self.rate is not None:
             values["rate"] = f"{self.rate.now:.3f}"
             values["rateAhead"] = f"{self.rate.ahead:.3f}"
+        if self.hopeless > 0.0:
+            values["infeasible"] = f"{self.hopeless:.4f}"
         if self.demand is not None:
             values["promptTokens"] = f"{self.demand.prompt_tokens:.0f}"
             values["uncachedTokens"] = f"{self.demand.uncached_tokens:.0f}"
@@ -158,33 +175,115 @@ def limits_of(inp: DecisionInput) -> CountLimits:
 
 
 def open_round(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -> Round:
-    """Derive demand, model and evidence."""
+    """Derive demand, model and evidence, and what evidence and need change in memory."""
     limits = limits_of(inp)
     sample = replace(sample, windows=covered(sample.windows))
-    rate = estimate_rate(sample.windows, inp.settings)
-    demand = None if rate is None else estimate_demand(sample, inp.expected, rate.ahead)
-    model = None if demand is None else _model(inp, demand, memory)
-    predict = None if model is None else Predictor(model)
-    predicted = 1.0 if predict is None else predict.attainment(inp.current)
-    usable = _usable(inp, sample, memory)
-    evidence = weigh(sample.windows, usable, inp.slo.attainment, predicted, inp.settings)
-    at_once = weigh(sample.windows[:1], usable, inp.slo.attainment, predicted, inp.settings)
-    failing = evidence is not None and evidence.below > inp.settings.evidence_confidence
-    if at_once is not None and at_once.below > max(SURE_AT_ONCE, inp.settings.evidence_confidence):
-        evidence, failing = at_once, True
-    return Round(inp, sample, memory, limits, rate, demand, model, predict, evidence, failing)
-
-
-def _model(inp: DecisionInput, demand: Demand, memory: LoopMemory) -> PerformanceModel | None:
-    if inp.profile is None:
-        return None
-    model = build(inp.profile, demand, inp.slo)
-    return PerformanceModel(
-        model.prefill, model.decode, model.rate, memory.pressure_prefill, memory.pressure_decode
+    since = None if memory.jumped_at is None else inp.now - memory.jumped_at
+    rate = estimate_rate(sample, inp.settings, since)
+    if rate is not None and rate.jumped:
+        memory = replace(memory, jumped_at=inp.now)
+    demand = (
+        None
+        if rate is None
+        else estimate_demand(
+            sample, inp.expected, rate, None if inp.profile is None else inp.profile.prompt_spread
+        )
+    )
+    base = None
+    if inp.profile is not None and demand is not None:
+        base = build(inp.profile, demand, inp.slo)
+        if rate is not None:
+            memory = remember_forecast(memory, inp, base, rate, sample.lag)
+    model = None if base is None else _pressed(base, memory)
+    predicted = 1.0 if model is None else Predictor(model).attainment(inp.current)
+    usable = _usable(inp, sample, memory, demand)
+    target, settings = inp.slo.attainment, inp.settings
+    calm = [w for w in sample.windows if w.seconds >= settings.evidence_window]
+    evidence = weigh(calm, usable, target, predicted, settings)
+    failing = evidence is not None and evidence.below > settings.evidence_confidence
+    at_once = weigh(sample.windows[:1], usable, target, predicted, settings)
+    if at_once is not None and 1.0 - at_once.attainment > GROSS * (1.0 - target):
+        evidence, failing = at_once, at_once.below > SURE_AT_ONCE
+    if evidence is not None:
+        memory = judge(memory, evidence, inp.slo.attainment)
+        if model is not None and evidence.below < 1.0 - inp.settings.evidence_confidence:
+            memory = _relieved(memory, model, evidence, inp)
+            model = _pressed(model, memory)
+    predict, cautious = None if model is None else Predictor(model), None
+    if predict is not None and inp.profile is not None and demand is not None:
+        memory = remember_need(memory, _need(predict, limits, inp), inp.settings)
+        careful = build(inp.profile, demand, inp.slo, CAUTION)
+        cautious = Predictor(_pressed(careful, memory))
+    return Round(
+        inp, sample, memory, limits, rate, demand, model, predict, cautious, evidence, failing
     )
 
 
-def _usable(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -> float:
-    """Seconds for which the present counts had been in effect when the windows ended."""
+def _pressed(model: PerformanceModel, memory: LoopMemory) -> PerformanceModel:
+    return replace(
+        model,
+        pressure_prefill=memory.pressure_prefill,
+        pressure_decode=memory.pressure_decode,
+        margin_prefill=memory.error_prefill,
+        margin_decode=memory.error_decode,
+    )
+
+
+def _relieved(
+    memory: LoopMemory, model: PerformanceModel, evidence: Evidence, inp: DecisionInput
+) -> LoopMemory:
+    """Memory in which the model does not contradict surely healthy evidence.
+
+    Today's counts held the rate of the evidence, so no role feels more than they hold.
+    """
+    allowed = (1.0 - inp.slo.attainment) / 2
+    prefill, decode = (
+        most_pressure(model.role(role), inp.current.total(role), evidence.rate, allowed, pressure)
+        for role, pressure in zip(
+            ROLES, (memory.pressure_prefill, memory.pressure_decode), strict=True
+        )
+    )
+    return replace(memory, pressure_prefill=prefill, pressure_decode=decode)
+
+
+def most_pressure(
+    part: RoleModel, instances: int, rate: float, allowed: float, high: float
+) -> float:
+    """Largest pressure, up to `high`, under which so many instances are predicted to hold `rate`.
+
+    `allowed`: share of misses.
+    """
+    if part.misses(instances, rate * high) <= allowed:
+        return high
+    low = MIN_PRESSURE
+    for _ in range(30):
+        middle = (low + high) / 2
+        if part.misses(instances, rate * middle) <= allowed:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _need(predict: Predictor, limits: CountLimits, inp: DecisionInput) -> Need:
+    """Fewest instances of each role by itself."""
+    allowed, bounds = 1.0 - inp.slo.attainment, limits.bounds
+    return Need(
+        inp.now,
+        predict.least("prefill", allowed, bounds.groups.max * bounds.prefill.max),
+        predict.least("decode", allowed, bounds.groups.max * bounds.decode.max),
+    )
+
+
+def _usable(
+    inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory, demand: Demand | None
+) -> float:
+    """Seconds whose requests, when the windows ended, had met only the present counts.
+
+    Requests count when they end, so those that came before the counts were complete are left out
+    by the time that one takes.
+    """
     since = memory.settled_at if memory.settled_at is not None else memory.unready_since
-    return 0.0 if since is None else inp.now - sample.lag - since
+    tokens = 0.0 if demand is None else demand.output_tokens
+    life = inp.slo.ttft + tokens * inp.slo.tpot
+    return 0.0 if since is None else inp.now - sample.lag - since - life

@@ -10,31 +10,24 @@ Definitions of the quantities: docs/architecture.md and dataplane terms in docs/
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, TypeGuard
+from typing import Literal
 
 from pdserve.ratio.profile import PerformanceProfile
+from pdserve.ratio.sample import DecodeWindow as DecodeWindow
+from pdserve.ratio.sample import InstanceWindow as InstanceWindow
+from pdserve.ratio.sample import PrefillWindow as PrefillWindow
+from pdserve.ratio.sample import Quantity as Quantity
+from pdserve.ratio.sample import RecentWindow as RecentWindow
+from pdserve.ratio.sample import RequestWindow as RequestWindow
+from pdserve.ratio.sample import ScenarioSample as ScenarioSample
+from pdserve.ratio.sample import Unknown as Unknown
+from pdserve.ratio.sample import known as known
 from pdserve.terms import Role, Slo
 
 Mode = Literal["Auto", "Advise", "Fixed", "External"]
 Outcome = Literal["Applied", "Advised", "Blocked", "Held"]
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A quantity that could not be measured, and why. Never treated as zero."""
-
-    reason: str
-
-
-Quantity = float | Unknown
-
-
-def known(value: Quantity) -> TypeGuard[float]:
-    """Whether the quantity was measured and can be one: every quantity is finite and >= 0."""
-    return not isinstance(value, Unknown) and math.isfinite(value) and value >= 0.0
 
 
 class Reason(StrEnum):
@@ -45,6 +38,7 @@ class Reason(StrEnum):
     PREFILL_SHORTAGE = "PrefillShortage"
     DECODE_SHORTAGE = "DecodeShortage"
     SURPLUS = "Surplus"
+    NO_EFFECT = "NoEffect"
     BOUNDS_CHANGED = "BoundsChanged"
     FIXED_COUNTS = "FixedCounts"
     # no change
@@ -55,6 +49,8 @@ class Reason(StrEnum):
     CONFIRMING_SURPLUS = "ConfirmingSurplus"
     HOLD_NO_DATA = "HoldNoData"
     REQUESTS_FAIL = "RequestsFail"
+    INFEASIBLE_REQUESTS = "InfeasibleRequests"
+    SLOW_INSTANCE = "SlowInstance"
     # wanted, not possible
     AT_MAXIMUM = "AtMaximum"
     BUDGET_EXHAUSTED = "BudgetExhausted"
@@ -139,112 +135,39 @@ class ExpectedTraffic:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestWindow:
-    """What gateways counted over the last `seconds`, by logical request. Increases, not rates."""
-
-    seconds: float
-    """Above 0."""
-    scrapes: Quantity
-    """Samples per series in the window (the fewest over live gateways)."""
-    offered: Quantity
-    met: Quantity
-    """Met TTFT, handoff and TPOT, and completed."""
-    ttft_met: Quantity
-    completed: Quantity
-    prompt_tokens: Quantity
-    """Sum over completed requests; likewise the next two."""
-    output_tokens: Quantity
-    cached_tokens: Quantity
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillWindow:
-    """Sums over warm live prefill instances, increases over the sample's shortest window."""
-
-    instances: int
-    """How many live, warm instances the sums cover."""
-    batches: Quantity
-    requests: Quantity
-    compute_seconds: Quantity
-    tokens: Quantity
-    tokens_squared: Quantity
-    kv_wait_seconds: Quantity
-    """Slot time spent waiting for a decode: decode pressure, never prefill time."""
-    kv_transfer_seconds: Quantity
-    kv_transfers: Quantity
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeWindow:
-    """Sums over warm live decode instances, increases over the sample's shortest window."""
-
-    instances: int
-    steps: Quantity
-    step_seconds: Quantity
-    step_requests: Quantity
-    """Sum over steps of the batch size."""
-    step_context: Quantity
-    """Sum over steps of the batch's context tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScenarioSample:
-    """All measured about one scenario at one moment."""
-
-    at: float
-    """The moment, by the metrics server's own clock."""
-    age: Quantity
-    """Age in seconds, at that moment, of the newest sample of the most outdated live gateway."""
-    windows: tuple[RequestWindow, ...]
-    """The same counts over growing windows, the shortest first; no two are as long."""
-    prefill: PrefillWindow
-    decode: DecodeWindow
-    decode_overload: Quantity
-    """Requests that failed because no decode took them in time."""
-    expired: Quantity
-    """Requests whose deadline passed before or after prefill."""
-    failed: Quantity
-    """Requests that failed for another reason than time or load: more instances do not help."""
-    waiting: Quantity
-    """Requests in the gateways' waiting rooms now."""
-    ttft_seconds: Quantity
-    """Mean over the shortest window."""
-    live: int
-    """Gateways and warm instances that ought to report."""
-    missing: tuple[str, ...] = ()
-    """Names of those that did not (first 10, sorted)."""
-    missing_count: int = 0
-    lag: float = 0.0
-    """Seconds that `at` lies before the time of asking."""
-
-
-@dataclass(frozen=True, slots=True)
 class LoopSettings:
     """Operator flags of the loop, in seconds. The demo shortens them all by one factor."""
 
     control_period: float = 60.0
-    """Slow loop: the model sets a floor."""
-    fast_period: float = 15.0
-    """Fast loop: evidence and hard signals."""
+    """Between two needs that are remembered, and between two forecasts that are checked."""
+    fast_period: float = 5.0
+    """Between two rounds."""
     window: float = 60.0
     """Shortest window; `telemetry` also asks for longer ones."""
     cold_start: float = 60.0
     """Time from a decision to serving instances; measured by the controller when it can."""
     grow_dwell: float = 60.0
-    """Least time between a change and growth."""
+    """Least time between a change and growth for want of attainment."""
     shrink_dwell: float = 300.0
-    """Least time between a change and shrinking, and how long a surplus must last."""
+    """How long a surplus of many instances must last before it is given back."""
+    shrink_step: float = 60.0
+    """How long for each instance of a smaller surplus, in addition to one such time."""
     in_flight_limit: float = 600.0
     """A change that is not complete after this no longer blocks the next."""
     stale_after: float = 60.0
-    min_scrapes: float = 4.0
+    min_scrapes: float = 3.0
+    evidence_window: float = 180.0
+    """Shortest window that tells whether the target is met: misses come in bursts."""
     evidence_requests: float = 300.0
-    """A window with this many offered requests needs no growing."""
+    """A window with this many offered requests tells something, however short."""
+    evidence_seconds: float = 600.0
+    """So does one of this length with `least_requests`."""
+    least_requests: float = 30.0
     evidence_confidence: float = 0.9
-    shrink_margin: float = 0.2
-    """Predicted load is raised by this share before a reduction is accepted."""
+    shrink_margin: float = 0.08
+    """The load of a role that shrinks is raised by this share before the prediction."""
     pressure_fade: float = 1800.0
-    """Time constant with which a proven extra load is forgotten."""
+    """Time constant with which a proven difference to the model is forgotten."""
     max_missing: float = 0.1
     """Share of live reporters that may be missing before data count as partial."""
 
@@ -278,10 +201,52 @@ class PlacementLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Need:
+    """Fewest instances of each role that hold the predicted load, at one moment."""
+
+    time: float
+    prefill: int
+    decode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Instances of each role that the load would keep wholly busy, at a time to come."""
+
+    due: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A growth of one role because measured attainment was below the target."""
+
+    role: Role
+    before: Counts
+    pressure: float
+    """The role's pressure before it."""
+    offered: float
+    """Of the evidence before it; likewise the next two."""
+    met: float
+    rate: float
+    useless: bool = False
+    """Evidence from after it showed no significant gain."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoEffect:
+    """Growth of a role did not help: not repeated while the load and the misses stay the same."""
+
+    role: Role
+    attainment: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoopMemory:
     """What one round tells the next. Losing it (operator restart) costs one slow round."""
 
-    last_slow: float | None = None
     surplus_since: float | None = None
     unready_since: float | None = None
     settled_at: float | None = None
@@ -292,9 +257,27 @@ class LoopMemory:
     base_compute: float | None = None
     """That compute, prefill and decode, in seconds per request."""
     pressure_prefill: float = 1.0
-    """How much harder the load proved than the model said; fades towards 1. Likewise decode."""
+    """How much harder (below 1: easier) the load proved than the model said; fades towards 1.
+    Likewise decode."""
     pressure_decode: float = 1.0
     pressure_at: float | None = None
+    jumped_at: float | None = None
+    """When the load was last seen to step up."""
+    forecasts: tuple[Forecast, ...] = ()
+    """Those that are not due yet, oldest first."""
+    error_prefill: float = 0.0
+    """Relative error of forecasts over the dead time, smoothed. Likewise decode."""
+    error_decode: float = 0.0
+    patience: float = 1.0
+    """Factor on how long a surplus must last: it doubles with each reduction that was regretted."""
+    shrunk_at: float | None = None
+    """The last reduction; None where it is long ago, or was followed by growth."""
+    needs: tuple[Need, ...] = ()
+    """Of the last cycle, a point a period at most, oldest first."""
+    trials: tuple[Trial, ...] = ()
+    """Growths for want of attainment whose effect is not proved, oldest first."""
+    no_effect: tuple[NoEffect, ...] = ()
+    """Roles whose growth proved useless, one entry a role."""
 
 
 @dataclass(frozen=True, slots=True)

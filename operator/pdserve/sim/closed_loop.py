@@ -124,6 +124,8 @@ def _decide(done: Run, policy: Policy, metrics: VirtualPrometheus) -> None:
             plant.now, plant.counts, len(prefills), len(decodes), sample, metrics, prefills, decodes
         )
     )
+    if choice.batch_limit is not None:
+        plant.limit_batches(choice.batch_limit)
     wanted = within(shape, choice.counts)
     if wanted != plant.counts:
         plant.apply(wanted, shape.cold_start)

@@ -24,6 +24,9 @@ ARRIVED, ARRIVED_PROMPT = "sim_arrived_total", "sim_arrived_prompt_tokens_total"
 GATEWAY_COUNTERS: Mapping[str, int] = {
     ARRIVED: layout.G_ARRIVED,
     ARRIVED_PROMPT: layout.G_ARRIVED_PROMPT,
+    metrics.GATEWAY_ARRIVED: layout.G_ARRIVED,
+    metrics.GATEWAY_ARRIVED_PROMPT_TOKENS: layout.G_ARRIVED_PROMPT,
+    metrics.GATEWAY_INFEASIBLE: layout.G_INFEASIBLE,
     metrics.GATEWAY_OFFERED: layout.G_OFFERED,
     metrics.GATEWAY_SLO_MET: layout.G_MET,
     metrics.GATEWAY_TTFT_MET: layout.G_TTFT_MET,

@@ -16,7 +16,15 @@ from pdserve.ratio.types import ScenarioSample, Unknown
 from pdserve.sim.plant import InstanceView, ScenarioPlant
 from pdserve.sim.series_names import GATEWAY_COUNTERS, LOAD, ROLE_COUNTERS, RUNNING, WAITING
 from pdserve.telemetry.assemble import Answers, assemble
-from pdserve.telemetry.promql import GATEWAY_SHORTEST, WINDOWED, Rows, SeriesKey
+from pdserve.telemetry.promql import (
+    GATEWAY_SHORTEST,
+    RECENT,
+    RECENT_ENGINE,
+    RECENT_GATEWAY,
+    WINDOWED,
+    Rows,
+    SeriesKey,
+)
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
 from pdserve.wire import metrics
 
@@ -61,6 +69,7 @@ class VirtualPrometheus:
         self._delay = delay
         self._outage = outage
         self._pods: dict[str, _Pod] = {}
+        self._shift = 0.0
 
     def scrape(self, plant: ScenarioPlant) -> None:
         """Take a sample of the gateway and of every instance that serves or drains."""
@@ -90,7 +99,10 @@ class VirtualPrometheus:
         return assemble(KEY, live, self.answers(plant.now - SETTLE))
 
     def answers(self, at: float) -> Answers:
-        """Rows of every query of a round, evaluated at `at`."""
+        """Rows of every query of a round asked at `at`, as of the newest sample before it."""
+        age = self._ages([GATEWAY], at).get(_key(GATEWAY), 0.0)
+        self._shift = shift = age if age <= STALE_AFTER else 0.0
+        at -= shift
         rows: dict[str, Rows | Unknown] = {
             "gateway_age": self._ages([GATEWAY], at),
             "engine_age": self._ages([p for p in self._pods if p != GATEWAY], at),
@@ -111,7 +123,26 @@ class VirtualPrometheus:
                     for pod in engines
                     if (value := self.increase(pod, metric, at, WINDOWS[0])) is not None
                 }
-        return Answers(at, SETTLE, WINDOWS, STALE_AFTER, rows)
+        rows.update(self._recent(at))
+        self._shift = 0.0
+        return Answers(at, SETTLE + shift, WINDOWS, STALE_AFTER, rows, shift)
+
+    def _recent(self, at: float) -> dict[str, Rows | Unknown]:
+        """Rows of `telemetry.promql`'s queries over a part of the shortest window."""
+        seconds = WINDOWS[0] * RECENT
+        rows: dict[str, Rows | Unknown] = {}
+        for name, metric in RECENT_GATEWAY.items():
+            rows[name] = _one(self.increase(GATEWAY, metric, at, seconds))
+        for name, quantity in RECENT_ENGINE.items():
+            rows[name] = {
+                _key(pod): value
+                for pod in self._pods
+                if pod != GATEWAY
+                and (v := self.increase(pod, metrics.ENGINE_SERIES[quantity], at, seconds))
+                is not None
+                for value in (v,)
+            }
+        return rows
 
     # --- PromQL's functions -------------------------------------------------------------------
 
@@ -146,7 +177,7 @@ class VirtualPrometheus:
         found = self._pods.get(pod)
         if found is None or series not in found.values:
             return None
-        last = bisect_right(found.times, at - self._delay)
+        last = bisect_right(found.times, self._visible(at))
         if last == 0 or found.times[last - 1] < at - 300.0:
             return None
         return found.values[series][last - 1]
@@ -154,7 +185,11 @@ class VirtualPrometheus:
     def _range(self, pod: _Pod, at: float, seconds: float) -> tuple[int, int]:
         """Samples in (at - seconds, at] that can be read by now."""
         first = bisect_right(pod.times, at - seconds)
-        return first, max(first, bisect_right(pod.times, at - self._delay))
+        return first, max(first, bisect_right(pod.times, self._visible(at)))
+
+    def _visible(self, at: float) -> float:
+        """Time of the newest sample that can be read in an evaluation at `at`."""
+        return min(at, at + self._shift - self._delay)
 
     def _inside(self, pod: str, at: float, seconds: float) -> int:
         found = self._pods.get(pod)
@@ -167,7 +202,7 @@ class VirtualPrometheus:
         rows: Rows = {}
         for name in pods:
             times = self._pods[name].times if name in self._pods else []
-            last = bisect_right(times, at - self._delay)
+            last = bisect_right(times, self._visible(at))
             if last and times[last - 1] >= at - 300.0:
                 rows[_key(name)] = at - times[last - 1]
         return rows

@@ -11,19 +11,22 @@ series, and sums and products of what is left stay finite.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pdserve.ratio.types import (
     DecodeWindow,
+    InstanceWindow,
     PrefillWindow,
     Quantity,
+    RecentWindow,
     RequestWindow,
     ScenarioSample,
     Unknown,
 )
-from pdserve.telemetry.promql import WINDOWED, Rows, SeriesKey
+from pdserve.telemetry.promql import RECENT, WINDOWED, Rows, SeriesKey
 from pdserve.telemetry.source import LiveInstances, ScenarioKey
+from pdserve.terms import Role
 from pdserve.wire.metrics import DECODE_QUANTITIES, PREFILL_QUANTITIES
 
 NAMED_MISSING = 10
@@ -43,6 +46,8 @@ class Answers:
     windows: tuple[float, ...]
     stale_after: float
     rows: Mapping[str, Rows | Unknown]
+    shift: float = 0.0
+    """Seconds of `lag` by which `at` was set back to the newest sample. Ages count from before."""
 
     def fresh(self, name: str, key: ScenarioKey, live: frozenset[str]) -> dict[str, float] | None:
         """Seconds since the newest sample of each live instance that has a young enough one.
@@ -53,7 +58,8 @@ class Answers:
         if isinstance(rows, Unknown):
             return None
         ages = {who: rows.get(SeriesKey(*key, who), math.nan) for who in sorted(live)}
-        return {who: age for who, age in ages.items() if -MAX_SKEW <= age <= self.stale_after}
+        most = self.stale_after - self.shift
+        return {who: age for who, age in ages.items() if -MAX_SKEW <= age <= most}
 
     def total(self, name: str, key: ScenarioKey, instances: Sequence[str]) -> Quantity:
         """Sum over instances of one quantity, in its own unit; a missing row counts as 0.
@@ -112,7 +118,41 @@ def assemble(key: ScenarioKey, live: LiveInstances, answers: Answers) -> Scenari
         missing=tuple(missing[:NAMED_MISSING]),
         missing_count=len(missing),
         lag=answers.lag,
+        recent=RecentWindow(
+            answers.windows[0] * RECENT,
+            gateway("recent_arrived"),
+            gateway("recent_arrived_tokens"),
+            answers.total("recent_requests", key, prefill),
+            answers.total("recent_tokens", key, prefill),
+            gateway("recent_completed"),
+            answers.total("recent_steps", key, decode),
+        ),
+        instances=(
+            *_instances(answers, key, "prefill", prefill),
+            *_instances(answers, key, "decode", decode),
+        ),
     )
+
+
+_TIMES: dict[Role, tuple[str, str, str, str]] = {
+    "prefill": ("batches", "compute_seconds", "tokens", "tokens_squared"),
+    "decode": ("steps", "step_seconds", "step_requests", "step_context"),
+}
+"""Quantities of an `InstanceWindow`, in its order."""
+
+
+def _instances(
+    answers: Answers, key: ScenarioKey, role: Role, names: Sequence[str]
+) -> Iterator[InstanceWindow]:
+    """Times of each of these instances that computed; none where a query failed."""
+    columns = [answers.rows[name] for name in _TIMES[role]]
+    known = [rows for rows in columns if not isinstance(rows, Unknown)]
+    if len(known) < len(columns):
+        return
+    for who in names:
+        count, seconds, first, second = (rows.get(SeriesKey(*key, who), 0.0) for rows in known)
+        if all(map(_is_count, (count, seconds, first, second))) and count > 0.0 < seconds:
+            yield InstanceWindow(who, role, count, seconds, first, second)
 
 
 def _window(
@@ -146,7 +186,7 @@ def _oldest(answers: Answers, key: ScenarioKey, gateways: frozenset[str]) -> Qua
         if not -MAX_SKEW <= age <= MAX_COUNT:  # false for NaN
             return Unknown(f"the newest sample of {who} is {age} s old")
     # Scrape timestamps have milliseconds; an evaluation in the same one may come out below zero.
-    return max(0.0, *ages.values())
+    return max(0.0, *ages.values()) + answers.shift
 
 
 def _is_count(value: float) -> bool:

@@ -3,9 +3,10 @@
 That client is synchronous and has no deadline of its own, so queries run in a small thread pool,
 each with a socket timeout, and the whole round under one deadline. Its retries sleep, so they are
 off; `telemetry.breaker` decides when to try again. All queries of a round are evaluated at one
-instant of the **server's** clock, so a skewed operator clock changes nothing. The instant is
-`SETTLE_SECONDS` ago: samples carry the time at which their scrape began and appear when it ends, so
-an evaluation at the present moment could see a scrape in some queries of a round and not in others.
+instant of the **server's** clock, so a skewed operator clock changes nothing. The instant is that
+of the newest sample at least `SETTLE_SECONDS` old: samples carry the time at which their scrape
+began and appear when it ends, so an evaluation at the present moment could see a scrape in some
+queries of a round and not in others.
 """
 
 from __future__ import annotations
@@ -115,17 +116,20 @@ class PrometheusSource:
         return Unknown(f"{self._settings.url}: {error}")
 
     async def _round(self, wanted: frozenset[SeriesKey]) -> Answers:
-        """Ask the time, then everything as of a little before it.
+        """Ask the time and how old samples are, then everything as of the newest sample.
 
         Raises QueryError if nothing works.
         """
         at = await self._run("vector(time())", None, parse_time) - SETTLE_SECONDS
+        shift = _newest(await self._rows(self._queries[0], at, wanted), self._settings.stale_after)
+        at -= shift
         asked = (self._rows(query, at, wanted) for query in self._queries)
         found = await asyncio.gather(*asked)
         rows = {query.name: answer for query, answer in zip(self._queries, found, strict=True)}
         if all(isinstance(answer, Unknown) for answer in found):
             raise QueryError(_first_reason(found))
-        return Answers(at, SETTLE_SECONDS, self._windows, self._settings.stale_after, rows)
+        lag, stale_after = SETTLE_SECONDS + shift, self._settings.stale_after
+        return Answers(at, lag, self._windows, stale_after, rows, shift)
 
     async def _rows(self, query: Query, at: float, wanted: frozenset[SeriesKey]) -> Rows | Unknown:
         try:
@@ -203,6 +207,17 @@ def _series(live: Mapping[ScenarioKey, LiveInstances]) -> Iterator[SeriesKey]:
     for key, instances in live.items():
         for pod in instances.gateways | instances.prefill | instances.decode:
             yield SeriesKey(*key, pod)
+
+
+def _newest(ages: Rows | Unknown, stale_after: float) -> float:
+    """Age in seconds of the newest sample of any gateway; 0 where it is unknown or too old.
+
+    Samples may come late as a whole (a remote write, a slow scraper). Windows that end at the
+    newest one are full, where windows that end now would show a load that falls.
+    """
+    found = [] if isinstance(ages, Unknown) else list(ages.values())
+    youngest = min((age for age in found if age >= 0.0), default=0.0)
+    return youngest if youngest <= stale_after else 0.0
 
 
 def _first_reason(found: Sequence[Rows | Unknown]) -> str:

@@ -53,8 +53,14 @@ WINDOWED = {
     "prompt_tokens": metrics.GATEWAY_PROMPT_TOKENS,
     "output_tokens": metrics.GATEWAY_OUTPUT_TOKENS,
     "cached_tokens": metrics.GATEWAY_CACHED_TOKENS,
+    "arrived": metrics.GATEWAY_ARRIVED,
+    "arrived_tokens": metrics.GATEWAY_ARRIVED_PROMPT_TOKENS,
+    "infeasible": metrics.GATEWAY_INFEASIBLE,
 }
 """Gateway counters read over every window."""
+
+RECENT = 0.5
+"""Part of the shortest window over which the newest arrivals are read: two scrapes of four."""
 
 GATEWAY_SHORTEST = {
     "decode_overload": (metrics.GATEWAY_OUTCOME, {"outcome": "decode_overload"}),
@@ -64,6 +70,18 @@ GATEWAY_SHORTEST = {
     "ttft_count": (f"{metrics.GATEWAY_TTFT}_count", {}),
 }
 """Gateway counters read over the shortest window."""
+
+RECENT_GATEWAY = {
+    "recent_arrived": metrics.GATEWAY_ARRIVED,
+    "recent_arrived_tokens": metrics.GATEWAY_ARRIVED_PROMPT_TOKENS,
+    "recent_completed": metrics.GATEWAY_COMPLETED,
+}
+RECENT_ENGINE = {
+    "recent_requests": "requests",
+    "recent_tokens": "tokens",
+    "recent_steps": "step_requests",
+}
+"""Quantities of engines that are read over that part."""
 
 Series = Mapping[str, Sequence[str]]
 """Names of engines' series by quantity (`wire.metrics.ENGINE_SERIES`), of all engine types."""
@@ -104,7 +122,15 @@ def queries(windows: Iterable[float], matchers: Mapping[str, str], engines: Seri
         Query(name, increase(engines[name], matchers, span))
         for name in (*metrics.PREFILL_QUANTITIES, *metrics.DECODE_QUANTITIES)
     ]
-    return found
+    return found + _recent(sizes[0] * RECENT, matchers, engines)
+
+
+def _recent(seconds: float, matchers: Mapping[str, str], engines: Series) -> list[Query]:
+    """What arrived of late, and what was computed."""
+    read: dict[str, Sequence[str]] = {n: (metric,) for n, metric in RECENT_GATEWAY.items()}
+    read |= {name: engines[quantity] for name, quantity in RECENT_ENGINE.items()}
+    span = duration(seconds)
+    return [Query(name, increase(series, matchers, span)) for name, series in read.items()]
 
 
 def increase(series: Sequence[str], matchers: Mapping[str, str], span: str) -> str:

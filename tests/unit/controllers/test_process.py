@@ -98,7 +98,7 @@ def test_a_flag_wins_over_its_variable_and_a_variable_over_the_default() -> None
     env = {"PDSERVE_CONTROL_PERIOD": "30", "PDSERVE_WORKERS": "9", "PDSERVE_NAMESPACE": "prod"}
     options = parse_options(["--workers", "2"], env)
     assert (options.control_period, options.workers, options.namespace) == (30.0, 2, "prod")
-    assert (options.fast_period, options.metrics_port, options.resync) == (15.0, 9090, 600.0)
+    assert (options.fast_period, options.metrics_port, options.resync) == (5.0, 9090, 600.0)
     assert options.leader_election
     assert not parse_options([], {"PDSERVE_NO_LEADER_ELECTION": "true"}).leader_election
 

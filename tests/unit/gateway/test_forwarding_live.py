@@ -75,6 +75,8 @@ async def test_a_prompt_too_long_for_the_target_is_refused_once_that_was_seen(ri
     assert 0 < int(answer.headers["retry-after-ms"]) <= 10_000
     assert 1 <= int(answer.headers["retry-after"]) <= 10
     assert await rig.metric(names.GATEWAY_EXPIRED, stage="arrival") == 1
+    counted = (names.GATEWAY_ARRIVED, names.GATEWAY_ARRIVED_PROMPT_TOKENS, names.GATEWAY_INFEASIBLE)
+    assert [round(await rig.metric(name)) for name in counted] == [4, 400, 1]
     assert b"x-pdserve-deadline-ms" not in made[0].headers[-1], "it was tried without a deadline"
     # When the retry is due it is tried, and heals what is no longer true.
     scheduler.next_trial, made[0].prefill_seconds = 0.0, 0.0

@@ -17,7 +17,6 @@ from pdserve.ratio.choose import (
     churn,
     grow,
     growth_order,
-    smaller,
 )
 from pdserve.ratio.model import build
 from pdserve.ratio.types import (
@@ -134,11 +133,11 @@ def test_best_effort_is_the_best() -> None:
     assert predict.attainment(found) >= best - 0.001
 
 
-def test_steps_down_stay_inside_the_bounds() -> None:
-    assert smaller(Counts(2, 2, 1), BOUNDS) == [Counts(1, 2, 1), Counts(2, 1, 1)]
-    assert smaller(Counts(1, 1, 1), BOUNDS) == []
-    to_zero = replace(BOUNDS, groups=Range(0, 3))
-    assert smaller(Counts(1, 1, 1), to_zero) == [], "scale to zero is not a step of this loop"
+def test_best_effort_destroys_nothing_that_serves() -> None:
+    """Three running groups were given up for a predicted gain."""
+    poor = replace(LIMITS, budget=(BudgetLimit("npu", 6 * 8),))
+    found = best_effort(Counts(1, 4, 1), poor, predictor(30.0, 500.0, 400.0))
+    assert found == Counts(1, 4, 2)
 
 
 @pytest.mark.invariant(3)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.support.ratio_values import window
 
-from pdserve.ratio.evidence import beta_cdf, posterior_below, weigh
+from pdserve.ratio.evidence import beta_cdf, hopeless, posterior_below, weigh
 from pdserve.ratio.types import LoopSettings, Unknown
 
 SETTINGS = LoopSettings()
@@ -75,16 +75,16 @@ def test_window_grows_until_there_are_enough_requests() -> None:
 
 
 def test_windows_older_than_the_present_counts_do_not_testify() -> None:
-    windows = [window(s, rate=1.0) for s in (60.0, 180.0, 600.0)]
+    windows = [window(s, rate=2.0) for s in (60.0, 180.0, 600.0)]
     found = weigh(windows, 200.0, 0.95, 0.99, SETTINGS)
     assert found is not None
     assert found.window.seconds == 180.0
-    assert weigh(windows, 59.0, 0.95, 0.99, SETTINGS) is None
+    assert weigh(windows, 179.0, 0.95, 0.99, SETTINGS) is None
 
 
 def test_windows_without_scrapes_counts_or_requests_do_not_testify() -> None:
     unusable = [
-        window(scrapes=3.0),
+        window(scrapes=2.0),
         window(scrapes=Unknown("away")),
         window(met=Unknown("NaN")),
         window(rate=0.0),
@@ -93,7 +93,7 @@ def test_windows_without_scrapes_counts_or_requests_do_not_testify() -> None:
 
 
 def test_extrapolated_counts_never_exceed_the_offered() -> None:
-    found = weigh([window(met=250.0, offered=240.0)], 1e9, 0.95, 0.99, SETTINGS)
+    found = weigh([window(met=350.0, offered=340.0)], 1e9, 0.95, 0.99, SETTINGS)
     assert found is not None
     assert found.attainment == 1.0
 
@@ -104,15 +104,15 @@ def test_extrapolated_counts_never_exceed_the_offered() -> None:
 @pytest.mark.parametrize(
     ("offered", "usable", "scrapes", "want"),
     [
-        ((300.0, 900.0), 180.0, 4.0, 60.0),
-        ((299.0, 900.0), 180.0, 4.0, 180.0),
-        ((299.0, 900.0), 179.0, 4.0, 60.0),
-        ((0.5, 0.0), 180.0, 4.0, 60.0),
-        ((300.0, 900.0), 60.0, 3.9, None),
+        ((300.0, 900.0), 180.0, 3.0, 60.0),
+        ((299.0, 900.0), 180.0, 3.0, 180.0),
+        ((299.0, 900.0), 179.0, 3.0, None),
+        ((299.0, 299.0), 180.0, 3.0, None),
+        ((300.0, 900.0), 60.0, 2.9, None),
     ],
     ids=[
         "300 requests are enough", "fewer are not", "a window begun before the counts",
-        "half a request is one", "too few scrapes",
+        "neither has enough", "too few scrapes",
     ],
 )  # fmt: skip
 def test_the_shortest_window_with_enough_requests_testifies(
@@ -129,11 +129,27 @@ def test_the_shortest_window_with_enough_requests_testifies(
 @pytest.mark.parametrize("unknown", ["offered", "met"])
 def test_a_window_of_which_a_count_is_not_known_is_passed_over(unknown: str) -> None:
     lacking: dict[str, Any] = {unknown: Unknown("x")}
-    windows = [window(60.0, **lacking), window(180.0, rate=1.0)]
+    windows = [window(60.0, **lacking), window(180.0, rate=2.0)]
     found = weigh(windows, 1e9, 0.95, 0.99, SETTINGS)
     assert found is not None
-    assert (found.window.seconds, found.offered, found.met) == (180.0, 180.0, 180.0)
-    assert found.below == posterior_below(180.0, 180.0, 0.95, 0.99)
+    assert (found.window.seconds, found.offered, found.met) == (180.0, 360.0, 360.0)
+    assert found.below == posterior_below(360.0, 360.0, 0.95, 0.99)
+
+
+@pytest.mark.parametrize(("requests", "tells"), [(30.0, True), (29.0, False)])
+def test_ten_minutes_tell_something_with_thirty_requests(requests: float, tells: bool) -> None:
+    found = weigh([window(600.0, offered=requests, met=0.0)], 1e9, 0.95, 0.99, SETTINGS)
+    assert (found is not None) is tells
+
+
+def test_requests_that_no_instance_helps_are_in_neither_count() -> None:
+    """3.9 % of them, and all others met the target."""
+    windows = [window(600.0, offered=1000.0, met=961.0, infeasible=39.0)]
+    found = weigh(windows, 1e9, 0.99, 0.99, SETTINGS)
+    assert found is not None
+    assert (found.attainment, found.offered) == (1.0, 961.0)
+    assert hopeless(windows) == pytest.approx(0.039)
+    assert hopeless([window(infeasible=Unknown("x"))]) == 0.0
 
 
 def test_a_prediction_is_worth_twenty_requests() -> None:

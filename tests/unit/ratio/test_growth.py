@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-from tests.support.ratio_values import decision_input, sample, window
+from tests.support.ratio_values import decision_input, new, sample, window
 
 from pdserve.ratio.decide import decide
 from pdserve.ratio.memory import observe_readiness
@@ -35,7 +33,7 @@ def load(
         window(s, rate * (latest if s == SPANS[0] else 1.0), prompt=prompt, output=output)
         for s in SPANS
     )
-    return decision_input(current, sample=sample(windows), **over)
+    return decision_input(current, sample=sample(windows), memory=new(current), **over)
 
 
 @pytest.mark.parametrize(
@@ -43,13 +41,11 @@ def load(
     [
         (load(Counts(1, 2, 5), 6.0, 4000.0, 40.0), Counts(1, 3, 4)),
         (load(Counts(1, 2, 5), 4.0, 4000.0, 20.0, latest=1.3), Counts(1, 3, 5)),
-        (load(Counts(1, 3, 4), 12.0, 1500.0, 200.0), Counts(1, 3, 5)),
         (load(Counts(1, 2, 5), 5.0, 4000.0, 200.0), Counts(1, 3, 5)),
     ],
     ids=[
         "what stays holds more than this load: it gives",
         "the load rises: how far is not known, it keeps",
-        "what stays would miss more than half of what is allowed: it keeps",
         "what stays would hold this load but no margin: it keeps",
     ],
 )
@@ -72,18 +68,6 @@ def test_a_change_that_helps_too_little_is_not_made(
     tight = Bounds(Range(1, 1), Range(1, 3), Range(1, 5))
     got = decide(load(Counts(1, 2, 5), rate, prompt, output, bounds=tight))
     assert (got.outcome, got.reason) == (outcome, reason)
-
-
-@pytest.mark.parametrize(
-    ("since", "reason"), [(52.0, Reason.STEADY), (53.0, Reason.MODEL_FLOOR)], ids=str
-)
-def test_a_round_half_a_fast_period_early_is_still_the_slow_one(
-    since: float, reason: Reason
-) -> None:
-    """Else rounds that come a moment early would let a whole fast period pass."""
-    inp = decision_input(sample=sample(rate=9.0))
-    got = decide(replace(inp, memory=replace(inp.memory, last_slow=inp.now - since)))
-    assert got.reason is reason
 
 
 FADE = LoopSettings().pressure_fade

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from tests.support.ratio_values import BOUNDS, NPU, PROFILE, SLO, decision_input, sample
 
+from pdserve.api.common import ProfilePreset
 from pdserve.ratio.choose import CountLimits
 from pdserve.ratio.decide import decide
 from pdserve.ratio.explain import MEANING, describe, sentence
 from pdserve.ratio.initial import initial_counts
-from pdserve.ratio.presets import dilated, preset
+from pdserve.ratio.presets import PRESETS, dilated, preset
 from pdserve.ratio.types import (
     Bounds,
     BudgetLimit,
@@ -82,7 +84,11 @@ def test_describe_says_what_why_and_the_numbers() -> None:
     assert "chosen: " in text
     assert "attainment=0.5000" in text
     held = describe(decide(decision_input()))
-    assert "Held Steady: 1x(1P3D)\n" in held
+    assert held.startswith("Held ConfirmingSurplus: 1x(1P3D)\n")
+
+
+def test_the_api_names_every_preset() -> None:
+    assert set(get_args(ProfilePreset)) == set(PRESETS)
 
 
 def test_presets() -> None:

@@ -13,12 +13,20 @@ from tests.unit.ratio.test_surplus import surplus
 
 from pdserve.ratio.bottleneck import read_signals
 from pdserve.ratio.decide import MAX_SHAPES, decide, decide_placed
-from pdserve.ratio.memory import observe_readiness, remember_health
+from pdserve.ratio.memory import (
+    grown,
+    observe_readiness,
+    remember_health,
+    remember_need,
+    shrunk,
+)
 from pdserve.ratio.types import (
     Bounds,
     Counts,
     DecisionInput,
     LoopMemory,
+    LoopSettings,
+    Need,
     PastChange,
     PlacementLimit,
     Range,
@@ -127,33 +135,50 @@ def test_what_cannot_be_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("since", "ago", "wait"),
-    [
-        (4700.0, (), 0),
-        (4701.0, (), 1),
-        (4000.0, (300,), 0),
-        (4000.0, (299,), 1),
-        (4800.0, (290,), 100),
-    ],
-    ids=["it lasted", "almost", "the last change is old", "almost", "whichever takes longer"],
+    ("lasted", "patience", "wait"),
+    [(300.0, 1.0, 0), (299.0, 1.0, 1), (300.0, 2.0, 300), (600.0, 2.0, 0)],
+    ids=["it lasted", "almost", "after one that was regretted", "twice as long"],
 )
-def test_a_surplus_must_last_and_the_last_change_be_old(
-    since: float, ago: tuple[float, ...], wait: int
-) -> None:
-    got = decide(surplus(since=since, changes=changes(*ago)))
+def test_a_surplus_must_last(lasted: float, patience: float, wait: int) -> None:
+    inp = surplus(lasted=lasted)
+    got = decide(replace(inp, memory=replace(inp.memory, patience=patience)))
     if wait:
         assert got.reason is Reason.CONFIRMING_SURPLUS
-        assert f"confirming for another {wait} s" in got.message
-        assert got.memory.surplus_since == since
+        assert f"confirming for another {max(wait, 5)} s" in got.message
     else:
-        assert (got.outcome, got.memory.surplus_since) == ("Applied", None)
+        assert (got.outcome, got.reason) == ("Applied", Reason.SURPLUS)
+        assert got.memory.shrunk_at == NOW
+
+
+def test_growth_soon_after_a_reduction_doubles_patience_and_calm_halves_it() -> None:
+    settings = LoopSettings()
+    memory = shrunk(LoopMemory(), 0.0, settings)
+    again = grown(memory, 600.0, settings)
+    assert (again.patience, again.shrunk_at) == (2.0, None)
+    assert grown(memory, 601.0, settings).patience == 1.0
+    assert grown(LoopMemory(), 0.0, settings).patience == 1.0
+    calm = shrunk(replace(again, shrunk_at=0.0), 1201.0, settings)
+    assert calm.patience == 1.0
+    assert grown(replace(memory, patience=8.0), 10.0, settings).patience == 8.0
+
+
+def test_needs_are_kept_for_a_cycle_a_point_a_minute_and_no_gap_between() -> None:
+    settings, memory = LoopSettings(), LoopMemory()
+    for k in range(200):
+        memory = remember_need(memory, Need(5.0 * k, 1 + k % 3, 2), settings)
+    times = [need.time for need in memory.needs]
+    assert 6 <= len(times) <= 8
+    assert times[0] <= 5.0 * 199 - settings.shrink_dwell
+    assert {(need.prefill, need.decode) for need in memory.needs[:-1]} == {(3, 2)}
+    after_outage = remember_need(memory, Need(5.0 * 199 + 400.0, 1, 1), settings)
+    assert len(after_outage.needs) == 1
 
 
 ENDS: list[tuple[str, DecisionInput]] = [
     ("growth by the model", decision_input(sample=sample(rate=9.0))),
     ("growth by evidence", failing()),
     ("growth that waits", failing(changes=changes(1))),
-    ("no surplus any more", decision_input()),
+    ("no surplus any more", decision_input(Counts(1, 1, 2), sample=sample(rate=3.0))),
 ]
 
 
@@ -162,13 +187,6 @@ def test_a_surplus_that_something_interrupts_is_confirmed_anew(inp: DecisionInpu
     memory = replace(inp.memory, surplus_since=4000.0)
     got = decide(replace(inp, memory=memory))
     assert got.memory.surplus_since is None
-
-
-def test_the_slow_loop_notes_its_own_rounds_only() -> None:
-    assert decide(decision_input()).memory.last_slow == NOW
-    recent = replace(SETTLED, last_slow=4990.0)
-    assert decide(decision_input(memory=recent)).memory.last_slow == 4990.0
-    assert decide(failing(memory=recent)).memory.last_slow == 4990.0
 
 
 # --- asking placement -----------------------------------------------------------------------------
@@ -185,7 +203,7 @@ def test_placement_is_asked_about_growth_that_may_happen_only() -> None:
     assert asked_about(failing()) == [grown]
     assert asked_about(failing(mode="Advise")) == [grown], "advice is worth what can be placed"
     assert asked_about(failing(changes=changes(1))) == [], "held"
-    assert asked_about(surplus(since=0.0)) == [], "nothing gets more"
+    assert asked_about(surplus()) == [], "nothing gets more"
     assert asked_about(failing(bounds=Bounds(Range(1, 1), Range(1, 1), Range(1, 3)))) == []
 
 

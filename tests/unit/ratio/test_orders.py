@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.ratio_values import PROFILE, SLO, decision_input, sample, window
+from tests.support.ratio_values import PROFILE, SLO, decision_input, idle_since, sample, window
 from tests.unit.ratio.test_surplus import idle, surplus
 
 from pdserve.ratio.choose import CountLimits, Predictor, best_effort, grow, growth_order
@@ -128,7 +128,7 @@ def test_the_least_of_a_role_is_the_most_there_may_be_where_none_is_enough(
 
 
 def test_best_effort_takes_counts_inside_the_limits_that_promise_most() -> None:
-    """To a tenth of a percent; of equal ones the first in the order of growth."""
+    """To a tenth of a percent, then capacity; of equal ones the first in the order of growth."""
     predict = predictor(2.0)
     for today in (Counts(1, 2, 2), Counts(1, 7, 3), Counts(1, 3, 7)):
         assert best_effort(today, SAME, predict) == today, "none is better"
@@ -139,7 +139,10 @@ def test_best_effort_takes_counts_inside_the_limits_that_promise_most() -> None:
         Counts(g, p, d) for g in (1, 2) for p in range(1, 10) for d in range(1, 10)
     ]  # fmt: skip
     allowed = [c for c in all_of_them if poor.within_budget(c)]
-    want = min(allowed, key=lambda c: (-round(busy.attainment(c), 3), order(c)))
+    want = min(
+        allowed,
+        key=lambda c: (-round(busy.attainment(c), 3), -round(busy.served(c), 3), order(c)),
+    )
     assert best_effort(Counts(1, 1, 1), poor, busy) == want
     taken = replace(poor, placement=(PlacementLimit(want.prefill, want.decode, 0),))
     assert best_effort(Counts(1, 1, 1), taken, busy) != want
@@ -150,32 +153,32 @@ def test_best_effort_takes_counts_inside_the_limits_that_promise_most() -> None:
 
 def given_back(current: Counts, rate: float, **over: Any) -> Counts:
     seen = tuple(window(s, rate) for s in (60.0, 180.0, 600.0))
-    memory = LoopMemory(settled_at=0.0, settled_counts=current, surplus_since=0.0)
+    memory = LoopMemory(settled_at=0.0, settled_counts=current, needs=idle_since(5000.0))
     return decide(decision_input(current, memory=memory, sample=sample(seen), **over)).to
 
 
 NPUS, FEWER = RoleDevices("npu", 8), RoleDevices("npu", 4)
-STEPS: list[tuple[str, Counts, float, dict[str, Any], Counts]] = [
-    ("the step that frees most: a decode", Counts(1, 4, 6), 4.0,
-     {"prefill_devices": FEWER, "decode_devices": NPUS}, Counts(1, 4, 5)),
-    ("the step that frees most: a prefill", Counts(1, 4, 6), 4.0,
-     {"prefill_devices": NPUS, "decode_devices": FEWER}, Counts(1, 3, 6)),
-    ("the step that frees most: a group", Counts(2, 3, 5), 2.0, {}, Counts(1, 3, 5)),
-    ("of equal ones the better prediction", Counts(1, 2, 6), 4.0, {}, Counts(1, 2, 5)),
-    ("of equal predictions the fewer prefills", Counts(1, 6, 6), 1.0, {}, Counts(1, 5, 6)),
+LEFT: list[tuple[str, Counts, float, dict[str, Any], Counts]] = [
+    ("nearly all, without load", Counts(3, 4, 6), 0.05, {}, Counts(1, 1, 1)),
+    ("as many groups as the load needs", Counts(2, 3, 5), 2.0, {}, Counts(1, 1, 1)),
+    ("what costs most first", Counts(1, 4, 6), 4.0,
+     {"prefill_devices": FEWER, "decode_devices": NPUS}, Counts(1, 1, 2)),
+    ("nothing, at the bounds", Counts(1, 2, 3), 0.05,
+     {"bounds": Bounds(Range(1, 1), Range(2, 3), Range(3, 3))}, Counts(1, 2, 3)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("current", "rate", "over", "want"), [r[1:] for r in STEPS], ids=[r[0] for r in STEPS]
+    ("current", "rate", "over", "want"), [r[1:] for r in LEFT], ids=[r[0] for r in LEFT]
 )
-def test_given_back_is(current: Counts, rate: float, over: dict[str, Any], want: Counts) -> None:
+def test_what_is_left(current: Counts, rate: float, over: dict[str, Any], want: Counts) -> None:
     assert given_back(current, rate, **over) == want
 
 
 def test_what_is_given_back_is_reported_with_its_devices() -> None:
-    got = decide(surplus(since=0.0))
-    assert "1x(4P6D) -> 1x(3P6D) frees 8 devices" in got.message
+    got = decide(surplus())
+    freed = 8 * (10 - got.to.prefill - got.to.decode)
+    assert f"1x(4P6D) -> {got.to} frees {freed} devices" in got.message
 
 
 @pytest.mark.parametrize(
@@ -183,10 +186,10 @@ def test_what_is_given_back_is_reported_with_its_devices() -> None:
     [
         (0.95, 0.0, (100.0, 100.0, 100.0), True),
         (0.949, 0.0, (100.0, 100.0, 100.0), False),
-        (1.0, 4990.0, (0.0, 0.0, 0.0), True),
+        (1.0, 4900.0, (2.0, 2.0, 2.0), True),
         (1.0, 4990.0, (2.0, 2.0, 2.0), False),
     ],
-    ids=["target met", "target missed", "not measured, no load", "not measured, some load"],
+    ids=["target met", "target missed", "too few requests to tell", "counts just complete"],
 )
 def test_only_a_scenario_that_does_well_gives_back(
     attainment: float, settled: float, rates: tuple[float, ...], gives: bool
@@ -197,7 +200,7 @@ def test_only_a_scenario_that_does_well_gives_back(
         window(s, r, attainment, prompt=10.0, output=1.0)
         for s, r in zip((60.0, 180.0, 600.0), rates, strict=True)
     )
-    memory = LoopMemory(settled_at=settled, settled_counts=current, surplus_since=0.0)
+    memory = LoopMemory(settled_at=settled, settled_counts=current, needs=idle_since(5000.0))
     expected = decision_input(current, memory=memory, sample=sample(seen, at=5000.0), mode="Auto")
     assert (decide(expected).reason is Reason.SURPLUS) is gives
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.support.ratio_values import (
     decision_input,
+    idle_since,
     sample,
     window,
 )
@@ -18,68 +19,81 @@ from pdserve.ratio.types import (
     DecisionInput,
     ExpectedTraffic,
     LoopMemory,
-    PastChange,
+    Need,
     Range,
     Reason,
 )
 
 
-def surplus(now: float = 5000.0, since: float | None = None, **over: Any) -> DecisionInput:
+def surplus(now: float = 5000.0, lasted: float = 400.0, **over: Any) -> DecisionInput:
+    """Far more instances than the load needs, for so many seconds."""
     current = Counts(1, 4, 6)
-    memory = LoopMemory(settled_at=0.0, settled_counts=current, surplus_since=since)
-    return decision_input(current, now=now, memory=memory, **over)
+    memory = LoopMemory(
+        settled_at=0.0, settled_counts=current, pressure_at=now, needs=idle_since(now, lasted)
+    )
+    return decision_input(current, now=now, **{"memory": memory, **over})
 
 
-def test_a_surplus_is_confirmed_before_one_step_down() -> None:
-    first = decide(surplus())
+def test_a_surplus_is_confirmed_before_all_of_it_goes_at_once() -> None:
+    first = decide(surplus(lasted=20.0))
     assert (first.outcome, first.reason) == ("Held", Reason.CONFIRMING_SURPLUS)
-    assert first.memory.surplus_since == 5000.0
-    later = decide(replace(surplus(now=5300.0), memory=first.memory))
+    later = decide(surplus())
     assert (later.outcome, later.reason) == ("Applied", Reason.SURPLUS)
-    assert later.to.total("prefill") + later.to.total("decode") == 9
+    assert later.to.prefill <= 2
+    assert later.to.decode <= 3
+
+
+def test_nothing_goes_below_the_largest_need_of_the_last_cycle() -> None:
+    inp = surplus()
+    busy = replace(inp.memory, needs=(Need(4600.0, 1, 1), Need(4800.0, 3, 5), Need(4980.0, 1, 1)))
+    assert decide(replace(inp, memory=busy)).to == Counts(1, 3, 5)
+
+
+def test_a_role_that_is_just_enough_does_not_keep_the_other_large() -> None:
+    """4P12D for 75 minutes, where 8 decodes were enough."""
+    wide = Bounds(Range(1, 1), Range(1, 20), Range(1, 20))
+    current = Counts(1, 1, 12)
+    memory = LoopMemory(
+        settled_at=0.0, settled_counts=current, pressure_at=5000.0, needs=idle_since(5000.0)
+    )
+    got = decide(decision_input(current, sample=sample(rate=6.0), memory=memory, bounds=wide))
+    assert got.reason is Reason.SURPLUS
+    assert got.to.prefill == 1
+    assert got.to.decode <= 4
 
 
 def test_no_step_down_soon_after_a_change() -> None:
-    change = PastChange(4900.0)
-    got = decide(surplus(since=0.0, changes=(change,)))
-    assert got.reason is Reason.CONFIRMING_SURPLUS
-
-
-def test_a_surplus_that_was_a_dip_is_none() -> None:
-    dip = (window(60.0, 1.0), window(180.0, 16.0), window(600.0, 16.0))
-    got = decide(surplus(since=0.0, sample=sample(dip)))
+    got = decide(surplus(memory=replace(surplus().memory, settled_at=4950.0)))
     assert got.outcome == "Held"
-    assert got.memory.surplus_since is None
 
 
 def test_no_step_down_while_the_target_is_missed() -> None:
-    got = decide(surplus(since=0.0, sample=sample(rate=2.0, attainment=0.94)))
+    got = decide(surplus(sample=sample(rate=2.0, attainment=0.94)))
     assert got.to.total("prefill") + got.to.total("decode") >= 10
 
 
 def test_no_step_down_below_the_bounds() -> None:
     low = Bounds(Range(1, 4), Range(4, 6), Range(6, 6))
-    got = decide(surplus(since=0.0, bounds=low))
+    got = decide(surplus(bounds=low))
     assert (got.outcome, got.reason) == ("Held", Reason.STEADY)
 
 
 def test_a_surplus_with_proven_pressure_is_kept() -> None:
     inp = decision_input(Counts(1, 2, 4), sample=sample(rate=5.0))
-    memory = replace(inp.memory, surplus_since=0.0, pressure_at=5000.0)
+    memory = replace(inp.memory, needs=idle_since(5000.0), pressure_at=5000.0)
     easy = decide(replace(inp, memory=memory))
     pressed = decide(
         replace(inp, memory=replace(memory, pressure_prefill=2.0, pressure_decode=2.0))
     )
     assert easy.reason is Reason.SURPLUS
-    assert pressed.to.total("prefill") >= 2
-    assert pressed.to.total("decode") >= 4
+    assert (
+        pressed.to.total("prefill") + pressed.to.total("decode") > easy.to.prefill + easy.to.decode
+    )
 
 
 def test_an_idle_scenario_with_announced_traffic_shrinks_to_its_bounds() -> None:
     idle = tuple(window(s, 0.0) for s in (60.0, 180.0, 600.0))
-    got = decide(
-        surplus(since=0.0, sample=sample(idle), expected=ExpectedTraffic(1000.0, 100.0, 4.0))
-    )
+    got = decide(surplus(sample=sample(idle), expected=ExpectedTraffic(1000.0, 100.0, 4.0)))
     assert (got.outcome, got.reason) == ("Applied", Reason.SURPLUS)
 
 

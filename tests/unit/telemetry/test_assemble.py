@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,3 +150,29 @@ def test_many_missing_pods_are_counted_and_the_first_are_named() -> None:
     got = sample(crowd)
     assert got.missing_count == 50
     assert got.missing == tuple(f"p-{i:03}" for i in range(10))
+
+
+def test_times_of_each_instance_that_computed_are_kept() -> None:
+    idle = at(10.0, "p-1", "d-1") | at(0.0, "d-2")
+    got = sample(steps=idle)
+    assert [(i.name, i.role, i.count) for i in got.instances] == [
+        ("p-1", "prefill", 10.0), ("d-1", "decode", 10.0),
+    ]  # fmt: skip
+    assert sample(step_seconds=Unknown("away")).instances[-1].role == "prefill"
+
+
+def test_the_newest_arrivals_are_read_over_half_the_shortest_window() -> None:
+    recent = sample(recent_arrived=at(40.0, *GATEWAYS), recent_steps=Unknown("x")).recent
+    assert recent is not None
+    assert (recent.seconds, recent.arrived, recent.prefill_tokens) == (30.0, 80.0, 10.0)
+    assert isinstance(recent.decode_tokens, Unknown)
+
+
+def test_ages_count_from_the_moment_of_asking_when_samples_are_late() -> None:
+    late = replace(answers(), lag=31.0, shift=30.0)
+    got = assemble(KEY, LIVE, late)
+    assert isinstance(got, ScenarioSample)
+    assert (got.age, got.lag) == (32.0, 31.0)
+    too_late = assemble(KEY, LIVE, replace(late, shift=58.5))
+    assert isinstance(too_late, ScenarioSample)
+    assert set(too_late.missing) == {"gw-1", "gw-2", "p-1", "d-1", "d-2"}

@@ -75,7 +75,7 @@ def test_no_window_is_refused(seconds: float) -> None:
 def test_one_query_per_quantity_whatever_the_number_of_scenarios() -> None:
     asked = queries((60.0, 180.0, 600.0), {}, registry.series())
     names = [query.name for query in asked]
-    assert len(names) == len(set(names)) == 3 + 3 * 8 + 5 + 12
+    assert len(names) == len(set(names)) == 3 + 3 * 11 + 5 + 12 + 6
     assert all("service=" not in query.text for query in asked)
     shared = queries((60.0,), {"cluster": "a"}, registry.series())
     assert all('cluster="a"' in query.text for query in shared)

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -41,7 +41,7 @@ from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey
 from pdserve.ratio import learn
 from pdserve.ratio.decide import decide_placed
-from pdserve.ratio.learn import LearnState
+from pdserve.ratio.learn import LearnState, Start
 from pdserve.ratio.records import record
 from pdserve.ratio.types import (
     Counts,
@@ -192,6 +192,7 @@ class RatioLoop:
         )
         if isinstance(sample, ScenarioSample):
             state = learn.observe(state, sample)
+        state = learn.observe_starts(state, self._starts(subject))
         self._learned[key] = state
         inp, decision = decide_placed(self._input(subject, sample, state), self._most(subject))
         # Raises where a figure is not finite, which ends the round before anything is scaled by it.
@@ -224,9 +225,17 @@ class RatioLoop:
             expected=expected_of(scenario),
             budget=budget_for(service, scenario.name, self._wanted(service)),
             changes=self._changes(subject),
-            settings=self._settings,
+            settings=measured_settings(self._settings, state),
             memory=self._memory.get(subject.key, LoopMemory()),
         )
+
+    def _starts(self, subject: Subject) -> list[Start]:
+        """How long each instance took from its pods' creation to Ready."""
+        return [
+            Start(i.created, i.ready_since - i.created)
+            for i in view_group(self._context, subject.group).instances
+            if i.ready_since is not None and i.restarts == 0 and not i.terminating
+        ]
 
     def _changes(self, subject: Subject) -> tuple[PastChange, ...]:
         return tuple(
@@ -343,6 +352,12 @@ class RatioLoop:
             prefill=frozenset(i.name for i in warm if i.role == "prefill"),
             decode=frozenset(i.name for i in warm if i.role == "decode"),
         )
+
+
+def measured_settings(settings: LoopSettings, state: LearnState) -> LoopSettings:
+    """The settings with the cold start that was measured, once one was."""
+    seconds = state.cold_start()
+    return settings if seconds is None else replace(settings, cold_start=seconds)
 
 
 def attainment_of(sample: ScenarioSample | Unknown) -> Attainment:

@@ -10,7 +10,7 @@ from pdserve.controllers.shared.caches import owned_by
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.group_view import domain_of, view_group
 from pdserve.controllers.shared.owned import ensure
-from pdserve.controllers.shared.profiles import prefill_prediction
+from pdserve.controllers.shared.profiles import decode_batch, prefill_prediction
 from pdserve.desired.group_wanted import models_of, slots_of
 from pdserve.desired.objects import owned_metadata
 from pdserve.desired.routing import (
@@ -53,7 +53,8 @@ async def write_routes(
         raise NotOursError(cache.resource, known, meta.uid)
     last = parse_routes(known)
     models: dict[str, Mapping[str, tuple[str, str]]] = {}
-    bounds = {}
+    bounds, batches = {}, {}
+    targets = {s.name: s.slo.value for s in service.spec.scenarios}
     groups, predicted = _unreadable_routes(context, service, last, frozenset(readable)), {}
     for scenario, group in readable.items():
         view = view_group(context, group)
@@ -64,10 +65,12 @@ async def write_routes(
         known_profile = prefill_prediction(cache, group, _usual_prompt(service, scenario))
         if known_profile is not None:
             predicted[scenario] = known_profile
+        if scenario in targets:
+            batches[scenario] = decode_batch(cache, group, targets[scenario])
     domain = domain_of(context.caches, service.spec.fabric.domain_ref.name)
     table = route_table(
         service, domain, groups, predicted, last, version_floor(known), models,
-        bounds, gateways_of(service, gateway_pods(context, service)),
+        bounds, gateways_of(service, gateway_pods(context, service)), batches,
     )  # fmt: skip
     text = _texts.of(lambda: encoded(table), table)
     wanted = {

@@ -15,8 +15,11 @@ from pdserve.frozen import Memo, remembered
 from pdserve.kube.cache import Cache
 from pdserve.ratio import learn
 from pdserve.ratio.learn import LearnState
+from pdserve.ratio.model import admission_batch
+from pdserve.ratio.presets import preset
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.records import RecordError, from_json, to_json
+from pdserve.terms import Slo
 from pdserve.terms.json import JsonMap, JsonObject
 
 log = logging.getLogger(__name__)
@@ -46,10 +49,11 @@ def _start(spec: ScenarioGroupSpec) -> LearnState:
         f"{r.instance.resource}x{r.instance.devices_per_node}:{' '.join(r.args)}"
         for r in (spec.prefill, spec.decode)
     )
+    slots = spec.prefill.max_concurrency, spec.decode.max_concurrency
     return learn.start(
         "|".join((spec.model.name, spec.engine.image, *roles)),
-        spec.prefill.max_concurrency,
-        spec.decode.max_concurrency,
+        *slots,
+        preset=None if spec.profile is None else preset(spec.profile, *slots),
     )
 
 
@@ -112,3 +116,18 @@ def prefill_prediction(
     slope = prefill.per_token + 2 * prefill.per_token_squared * prompt_tokens
     base = max(0.0, prefill.base - prefill.per_token_squared * prompt_tokens**2)
     return float(f"{base:.2g}"), float(f"{slope:.2g}")
+
+
+def decode_batch(config_maps: Cache, group: ScenarioGroup, slo: Slo) -> int:
+    """Most requests that gateways should put on one decode; 0 while it is unknown, or all fit.
+
+    Above 8 in steps of an eighth, so that small changes of the profile do not change the route
+    table.
+    """
+    state = stored_state(config_maps, group)
+    profile = _profiles.of(state.profile, state)
+    if profile is None or profile.confidence < TRUSTED or state.context is None:
+        return 0
+    most = admission_batch(profile, state.context, slo)
+    step = max(1, most // 8)
+    return 0 if most >= profile.decode_slots else most // step * step

@@ -32,10 +32,11 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChoice:
-    """Counts, and why."""
+    """Counts, and why; `batch_limit` has gateways admit at most so many requests a decode."""
 
     counts: Counts
     reason: str
+    batch_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,10 +46,10 @@ def healthy() -> ScenarioSample:
     return sample(at=now(), rate=2.0)
 
 
-def prefill_short() -> ScenarioSample:
+def prefill_short(rate: float = 12.0) -> ScenarioSample:
     """Many miss their first token: prefill rejects, decode has room."""
-    windows = tuple(window(s, 12.0, 0.5) for s in (60.0, 180.0, 600.0))
-    busy = prefill_window(requests=720.0)
+    windows = tuple(window(s, rate, 0.5) for s in (60.0, 180.0, 600.0))
+    busy = prefill_window(requests=60.0 * rate)
     return sample(windows, at=now(), expired=300.0, prefill=busy)
 
 
@@ -121,7 +121,7 @@ async def test_the_dwell_stays_in_its_bound_over_a_clock_step_and_a_restart(step
             await world.until(world.service_ready)
             await asyncio.sleep(300)
             before = counts(world)
-            source.say = prefill_short
+            source.say = lambda: prefill_short(2.2)
             await world.until(lambda: counts(world) != before, 180, "a change")
             source.say = healthy
             await world.until(world.service_ready, 60, "the new instances serve")
@@ -129,7 +129,7 @@ async def test_the_dwell_stays_in_its_bound_over_a_clock_step_and_a_restart(step
         grown = counts(world)
         async with world.operator(source=source, settings=FAST):
             source.say = prefill_short
-            limit = FAST.grow_dwell + 4 * FAST.window
+            limit = FAST.grow_dwell + FAST.evidence_window + 6 * FAST.window
             await world.until(lambda: counts(world) != grown, limit, "the next change")
 
 
