@@ -80,12 +80,6 @@ def waiting(reason: str) -> dict[str, Any]:
     return {"waiting": {"reason": reason, "message": "told"}}
 
 
-def downloading(download: dict[str, Any], name: str = "pdserve-model") -> dict[str, Any]:
-    """An old pod whose engine waits for an init container."""
-    init = [{"name": name, "state": download}]
-    return pod(waiting("PodInitializing"), age=9000, phase="Pending", initContainerStatuses=init)
-
-
 UNSCHEDULED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
 READY = [{"type": "Ready", "status": "True"}]
 
@@ -93,28 +87,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None, str | None, float 
     ("running and Ready", pod(conditions=READY), node(), None, None),
     ("starting", pod(age=100), node(), None, 200),
     ("started too long ago", pod(age=300), node(), "StartupDeadline", None),
-    ("its weights are downloaded", downloading({"running": {}}), node(), None, None),
-    (
-        "its weights came a moment ago",
-        downloading({"terminated": {"exitCode": 0, "finishedAt": stamp(30)}}),
-        node(),
-        None,
-        270,
-    ),
-    (
-        "its download fails again and again",
-        downloading(waiting("CrashLoopBackOff")),
-        node(),
-        "StartupDeadline",
-        None,
-    ),
-    (
-        "another init container hangs",
-        downloading({"running": {}}, name="wait"),
-        node(),
-        "StartupDeadline",
-        None,
-    ),
     ("it answers: the rest is not its own", pod(age=9000, started=True), node(), None, None),
     (
         "restarted in place: its time starts anew",
