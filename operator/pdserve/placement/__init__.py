@@ -8,9 +8,10 @@ explains itself. The tree comes from `topology`.
 """
 
 from pdserve.placement.apart import place, place_instance
+from pdserve.placement.capacity import count_some
 from pdserve.placement.cost import crossing_percent, traffic, weights
 from pdserve.placement.incremental import choose_removal, spread_of
-from pdserve.placement.place import largest_group, largest_uniform_group
+from pdserve.placement.place import largest_group, uniform_request
 from pdserve.placement.sites import fatal_nodes, only_node, site_of
 from pdserve.placement.types import (
     Assignment,
@@ -47,15 +48,16 @@ __all__ = [
     "Site",
     "cell_text",
     "choose_removal",
+    "count_some",
     "crossing_percent",
     "fatal_nodes",
     "largest_group",
-    "largest_uniform_group",
     "only_node",
     "place",
     "place_instance",
     "site_of",
     "spread_of",
     "traffic",
+    "uniform_request",
     "weights",
 ]

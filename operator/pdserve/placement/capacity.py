@@ -86,7 +86,10 @@ def nested(prefill: Shape, decode: Shape) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """What a `Capacity` counted, and the tree in which it did: all that the next one needs."""
+    """What a `Capacity` counted, and the tree in which it did: all that the next one needs.
+
+    Leaves that are not in it were not counted yet.
+    """
 
     tree: Tree
     nodes: Mapping[Path, tuple[NodeRoom, ...]]
@@ -113,16 +116,23 @@ class Capacity:
 
     def follow(self, known: Rooms, changed: Iterable[str]) -> None:
         """Count as another one did for the same shapes, but anew where nodes changed or moved."""
+        there = self.fabric.leaves
+        self.fill(leaf for leaf in self.recall(known, changed) if leaf in there)
+
+    def recall(self, known: Rooms, changed: Iterable[str]) -> list[Path]:
+        """Take over what another one counted, but not where nodes changed or moved: those leaves.
+
+        They are in no particular tree.
+        """
         self.nodes, self.leaves = dict(known.nodes), dict(known.leaves)
         self._parts = dict(known.parts)
-        names, there = tuple(changed), self.fabric.leaves
-        for leaf in sorted({*_leaves_of(known.tree, names), *_leaves_of(self.fabric.tree, names)}):
-            if leaf in there:
-                self._fill(leaf)
-            else:
-                self._forget_parts(leaf)
-                self.nodes.pop(leaf, None)
-                self.leaves.pop(leaf, None)
+        names = tuple(changed)
+        found = sorted({*_leaves_of(known.tree, names), *_leaves_of(self.fabric.tree, names)})
+        for leaf in found:
+            self._forget_parts(leaf)
+            self.nodes.pop(leaf, None)
+            self.leaves.pop(leaf, None)
+        return found
 
     def fill(self, leaves: Iterable[Path], exclude: frozenset[str] = frozenset()) -> None:
         """Count these leaves (again), without some nodes."""
@@ -267,6 +277,27 @@ def capacity_for(fabric: Fabric, request: GroupRequest) -> Capacity:
     return narrowed
 
 
+def count_some(fabric: Fabric, request: GroupRequest, most: int) -> bool:
+    """Count up to `most` leaves that were not counted yet; True when there was none, at no cost.
+
+    So that a caller can let others run meanwhile: all leaves of ten thousand nodes take 50 ms.
+    What was counted goes over to fabrics that follow this one, which the caller may ask instead.
+    Where no more nodes than `most` changed since all leaves were counted, nothing is done.
+    """
+    key = _key(request)
+    known = fabric.memo.get(key)
+    if isinstance(known, _Counted) and known.whole and len(known.changed) <= most:
+        return True
+    capacity = Capacity(fabric, request)
+    if isinstance(known, _Counted):
+        capacity.recall(known.rooms, known.changed)
+    missing = [leaf for leaf in fabric.leaves if leaf not in capacity.leaves]
+    capacity.fill(missing[:most])
+    complete = len(missing) <= most
+    _remember(fabric, key, _Counted(capacity.rooms(), capacity=capacity if complete else None))
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Counted:
     """What a fabric's memo knows for one pair of shapes. It holds no former fabric."""
@@ -275,7 +306,12 @@ class _Counted:
     changed: frozenset[str] = frozenset()
     """Nodes that differ from those that were counted."""
     capacity: Capacity | None = None
-    """The fabric's own; None while some nodes are to be counted anew."""
+    """The fabric's own; None while some nodes are to be counted, or counted anew."""
+
+    @property
+    def whole(self) -> bool:
+        """All leaves were counted once."""
+        return len(self.rooms.leaves) == len(self.rooms.tree.leaves)
 
     def after(self, changed: frozenset[str]) -> _Counted:
         """See `topology.fabric.Derived`: counted anew when asked for, and where it must be."""
@@ -287,7 +323,7 @@ def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
     at first; 2 count that one if none is; 3 count what changed, down to this one. What is derived
     from any of them later finds it counted.
     """
-    key = ("capacity", request.prefill_shape, request.decode_shape)
+    key = _key(request)
     # 1
     derived: list[Fabric] = []
     source = fabric
@@ -301,22 +337,25 @@ def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
         capacity = Capacity(source, request)
         if isinstance(known, _Counted):
             capacity.follow(known.rooms, known.changed)
-        else:
-            capacity.fill(source.leaves)
-        _remember(source, key, capacity)
+        capacity.fill([leaf for leaf in source.leaves if leaf not in capacity.leaves])
+        _remember(source, key, _Counted(capacity.rooms(), capacity=capacity))
     # 3
     for below in reversed(derived):
         found = Capacity(below, request)
         found.follow(capacity.rooms(), below.changed)
-        _remember(below, key, found)
+        _remember(below, key, _Counted(found.rooms(), capacity=found))
         capacity = found
     return capacity
 
 
-def _remember(fabric: Fabric, key: Hashable, capacity: Capacity) -> None:
+def _key(request: GroupRequest) -> Hashable:
+    return "capacity", request.prefill_shape, request.decode_shape
+
+
+def _remember(fabric: Fabric, key: Hashable, counted: _Counted) -> None:
     if len(fabric.memo) >= _SHAPES and key not in fabric.memo:
         fabric.memo.clear()
-    fabric.memo[key] = _Counted(capacity.rooms(), capacity=capacity)
+    fabric.memo[key] = counted
 
 
 def by_room(leaves: Mapping[Path, Room]) -> list[Path]:

@@ -73,11 +73,9 @@ def largest_group(fabric: Fabric, request: GroupRequest) -> tuple[int, int] | No
     return _largest(fabric, capacity_for(fabric, request), request)
 
 
-def largest_uniform_group(
-    fabric: Fabric, prefill: Shape, decode: Shape, most: int = 64
-) -> tuple[int, int] | None:
-    """The largest P/D group of any ratio up to `most` a side (for RoCEDomain status)."""
-    return largest_group(fabric, GroupRequest(most, most, prefill, decode))
+def uniform_request(prefill: Shape, decode: Shape, most: int = 64) -> GroupRequest:
+    """For `largest_group`: a P/D group of any ratio up to `most` a side (RoCEDomain status)."""
+    return GroupRequest(most, most, prefill, decode)
 
 
 def level_problem(fabric: Fabric, request: GroupRequest) -> str | None:

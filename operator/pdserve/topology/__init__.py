@@ -17,7 +17,7 @@ from pdserve.topology.nodes import (
 from pdserve.topology.pods import PodView, kept_pod, pod_view
 from pdserve.topology.requests import pod_requests
 from pdserve.topology.spec import FabricLevel, TreeSpec, fabric_spec
-from pdserve.topology.summary import DomainSummary, LeafTrouble, LevelSummary, summarise
+from pdserve.topology.summary import DomainSummary, LeafTrouble, LevelSummary, read_some, summarise
 from pdserve.topology.tree import LabelProblem, Path, Tree, selects
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "node_view",
     "pod_requests",
     "pod_view",
+    "read_some",
     "reservation_of",
     "selects",
     "summarise",

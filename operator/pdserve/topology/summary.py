@@ -83,6 +83,18 @@ def summarise(fabric: Fabric) -> DomainSummary:
     )
 
 
+def read_some(fabric: Fabric, most: int) -> bool:
+    """Read up to `most` leaves that were not read yet; True when there was none, at no cost.
+
+    As `placement.count_some`, for `summarise`.
+    """
+    known = fabric.memo.get("summary")
+    if isinstance(known, _Known) and known.whole and len(known.changed) <= most:
+        return True
+    _leaves(fabric, most)
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Leaf:
     ready: int
@@ -96,32 +108,37 @@ class _Leaf:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a fabric's memo knows of the leaves of `tree`."""
+    """What a fabric's memo knows of the leaves of `tree`; others were not read yet."""
 
     tree: Tree
     leaves: Mapping[Path, _Leaf]
     changed: frozenset[str] = frozenset()
     """Nodes that differ from those that were read."""
 
+    @property
+    def whole(self) -> bool:
+        """All leaves were read once."""
+        return len(self.leaves) == len(self.tree.leaves)
+
     def after(self, changed: frozenset[str]) -> _Known:
         """See `fabric.Derived`."""
         return _Known(self.tree, self.leaves, self.changed | changed)
 
 
-def _leaves(fabric: Fabric) -> Mapping[Path, _Leaf]:
+def _leaves(fabric: Fabric, most: int | None = None) -> Mapping[Path, _Leaf]:
+    """All leaves; with `most`, those known and so many more."""
     known, tree = fabric.memo.get("summary"), fabric.tree
     if not isinstance(known, _Known):
-        leaves = {path: _leaf(fabric, path) for path in tree.leaves}
-    elif known.changed:
-        leaves = dict(known.leaves)
-        for name in known.changed:
-            for path in (known.tree.leaf(name), tree.leaf(name)):
-                if path is not None:
-                    leaves.pop(path, None)
-        for path in tree.leaves.keys() - leaves.keys():
-            leaves[path] = _leaf(fabric, path)
-    else:
+        known = _Known(tree, {})
+    if not known.changed and len(known.leaves) == len(tree.leaves):
         return known.leaves
+    leaves = dict(known.leaves)
+    for name in known.changed:
+        for path in (known.tree.leaf(name), tree.leaf(name)):
+            if path is not None:
+                leaves.pop(path, None)
+    for path in [p for p in tree.leaves if p not in leaves][:most]:
+        leaves[path] = _leaf(fabric, path)
     fabric.memo["summary"] = _Known(tree, leaves)
     return leaves
 

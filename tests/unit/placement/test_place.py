@@ -11,8 +11,8 @@ from pdserve.placement import (
     Placement,
     Shape,
     largest_group,
-    largest_uniform_group,
     place,
+    uniform_request,
 )
 from pdserve.topology import NodeView, Reservation, Toleration, build_fabric
 
@@ -211,5 +211,5 @@ def test_largest_group() -> None:
                      p2 b  m1:8 m2:8""")
     assert largest_group(tree, request("6P3D")) == (3, 2)
     assert largest_group(tree, request("6P3D", mode="Required")) == (2, 1)
-    assert largest_uniform_group(tree, Shape(RESOURCE, 8), Shape(RESOURCE, 8)) == (3, 2)
+    assert largest_group(tree, uniform_request(Shape(RESOURCE, 8), Shape(RESOURCE, 8))) == (3, 2)
     assert largest_group(fabric("p1 a  n1:8"), request("1P1D")) is None

@@ -12,8 +12,8 @@ from pdserve.placement import (
     NoFit,
     Shape,
     largest_group,
-    largest_uniform_group,
     place,
+    uniform_request,
     place_instance,
 )
 from pdserve.topology import NodeView, Toleration, build_fabric
@@ -87,8 +87,8 @@ def test_the_largest_group_that_fits(
 
 def test_the_largest_group_of_any_ratio_has_at_most_64_a_side() -> None:
     tree = fabric("p1 a  n1:200")
-    assert largest_uniform_group(tree, Shape(RESOURCE, 1), Shape(RESOURCE, 1)) == (64, 64)
-    assert largest_uniform_group(tree, Shape(RESOURCE, 1), Shape(RESOURCE, 1), 3) == (3, 3)
+    assert largest_group(tree, uniform_request(Shape(RESOURCE, 1), Shape(RESOURCE, 1))) == (64, 64)
+    assert largest_group(tree, uniform_request(Shape(RESOURCE, 1), Shape(RESOURCE, 1), 3)) == (3, 3)
 
 
 REASONS = [

@@ -17,7 +17,7 @@ from pdserve.desired.compare import covers
 from pdserve.groups.types import ConditionState
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.kube.workqueue import QueueKey
-from pdserve.placement import Shape, largest_uniform_group
+from pdserve.placement import Shape, largest_group, uniform_request
 from pdserve.terms.json import JsonObject
 from pdserve.topology import DomainSummary, Fabric, LeafTrouble, fabric_spec, summarise
 from pdserve.wire import names
@@ -40,11 +40,13 @@ async def reconcile_domain(context: OperatorContext, key: ObjectKey) -> float | 
         domain = parsed(RoCEDomain, obj)
     except InvalidObjectError as error:
         raise InvalidObject(str(error)) from error
-    fabric = context.taken.fabric(fabric_spec(domain))
-    status = domain_status(
-        domain, fabric, shapes_in_use(context.caches, key.name), overlap(context.caches, obj),
-        context.now(),
-    )  # fmt: skip
+    spec = fabric_spec(domain)
+    shapes = shapes_in_use(context.caches, key.name)
+    await context.taken.prepare_summary(spec)
+    offered = [resource for resource, _ in summarise(context.taken.fabric(spec)).free]
+    await context.taken.prepare(spec, [uniform_request(*_shapes(r, shapes)) for r in offered])
+    fabric, shared = context.taken.fabric(spec), overlap(context.caches, obj)
+    status = domain_status(domain, fabric, shapes, shared, context.now())
     live_status = obj.get("status") or {}
     if covers(live_status, status) and covers(status["free"], live_status.get("free")):
         return None
@@ -114,9 +116,13 @@ def domain_status(
 def _largest(
     fabric: Fabric, resource: str, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, str]:
-    prefill, decode = shapes.get(resource, (1, 1))
-    found = largest_uniform_group(fabric, Shape(resource, prefill), Shape(resource, decode))
+    found = largest_group(fabric, uniform_request(*_shapes(resource, shapes)))
     return {} if found is None else {"largestGroup": f"{found[0]}P{found[1]}D"}
+
+
+def _shapes(resource: str, shapes: Mapping[str, tuple[int, int]]) -> tuple[Shape, Shape]:
+    prefill, decode = shapes.get(resource, (1, 1))
+    return Shape(resource, prefill), Shape(resource, decode)
 
 
 def _conditions(summary: DomainSummary) -> tuple[ConditionState, ...]:

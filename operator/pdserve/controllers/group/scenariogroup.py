@@ -150,11 +150,15 @@ class _Reconcile:
             # Pods that are gone may still be shown: none that serves may go in their favour.
             wanted = replace(wanted, paused=True)
         await self._revisions(view)
+        former = former_wanted(view, counts, reach)
+        requests = [w.group_request() for w in (wanted, *former.values())]
+        await self.context.taken.prepare(fabric_spec(domain), requests)
         # 2
         if self.context.caches.changes != seen:
             view = view_group(self.context, self.group)
+            former = former_wanted(view, counts, reach)
         self.context.promises.plans_anew(self.key)
-        observation = self._observation(view, wanted, former_wanted(view, counts, reach), routes)
+        observation = self._observation(view, wanted, former, routes)
         planned = plan(observation, self._fabric(domain))
         rank = rank_of(self.context, self.obj)
         self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)

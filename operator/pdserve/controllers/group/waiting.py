@@ -23,21 +23,22 @@ async def recall_claims(context: OperatorContext) -> None:
         if context.scope.leaves(obj["metadata"]["namespace"]):
             continue
         try:
-            _recall(context, obj)
+            await _recall(context, obj)
         except Exception as error:
             context.skips(obj, "claims", error)
 
 
-def _recall(context: OperatorContext, obj: Object) -> None:
+async def _recall(context: OperatorContext, obj: Object) -> None:
     group = parsed(ScenarioGroup, obj)
-    view = view_group(context, group)
     domain = domain_of(context.caches, group.spec.fabric.domain_ref.name) or recalled_domain(group)
+    known = None if domain is None else fabric_spec(domain)
+    if known is not None:
+        await context.taken.prepare(known, ())
 
     def fabric() -> Fabric | None:
-        known = None if domain is None else fabric_spec(domain)
         return None if known is None else context.taken.fabric(known)
 
-    context.claims.recall(view, fabric)
+    context.claims.recall(view_group(context, group), fabric)
     spec = group.spec
     placed = next((c for c in group.status.conditions if c.type == "Placed"), None)
     counts = (spec.replicas, spec.prefill.replicas, spec.decode.replicas)

@@ -3,32 +3,42 @@
 A fabric of ten thousand nodes takes a third of a second to build, and after one node event all
 ScenarioGroups concerned ask for the same one. So it is built once per RoCEDomain; a change of a
 node, or of what pods take of it, marks the node, and who asks next gets a fabric in which the
-marked nodes are read again. Readers hold snapshots: a fabric never changes. Neighbours: `taken`
-counts here what is not in the cluster yet; `topology.fabric` renews.
+marked nodes are read again. Readers hold snapshots: a fabric never changes. `prepare` makes the
+first one, and what is counted in it, in steps between which the event loop runs on. Neighbours:
+`taken` counts here what is not in the cluster yet; `topology.fabric` renews.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from pdserve.controllers.shared.caches import Caches
 from pdserve.kube.held import ChangeType
+from pdserve.placement import GroupRequest, count_some
 from pdserve.topology import (
     Fabric,
     NodeView,
     PodView,
     Reservation,
     build_fabric,
+    read_some,
     selects,
 )
 from pdserve.topology.spec import TreeSpec
+
+STEP_NODES: Final = 500
+"""Nodes that one step of `prepare` reads or counts, about (whole leaves): some milliseconds."""
 
 
 @dataclass(slots=True)
 class _Kept:
     spec: TreeSpec
     fabric: Fabric
+    unread: list[str]
+    """Nodes that are in no fabric yet, the first by name last."""
     changed: set[str] = field(default_factory=set)
     """Nodes that `fabric` does not show as they are."""
 
@@ -50,17 +60,41 @@ class Fabrics:
 
         Of any owner.
         """
-        kept = self._kept.get(spec.name)
-        if kept is None or kept.spec != spec:
-            kept = self._kept[spec.name] = _Kept(spec, self._build(spec))
-        elif kept.changed:
-            known = kept.fabric.nodes
-            seen = {name: self._selected(spec, name) for name in sorted(kept.changed)}
-            changed = {n: view for n, view in seen.items() if view is not None or n in known}
-            if changed:
-                kept.fabric = kept.fabric.renewed(changed, dict(self._reserved))
+        kept = self._of(spec)
+        if kept.changed or kept.unread:
+            self._read(kept, {*kept.changed, *kept.unread})
             kept.changed.clear()
+            kept.unread.clear()
         return kept.fabric
+
+    async def prepare(self, spec: TreeSpec, requests: Iterable[GroupRequest] = ()) -> None:
+        """Let `of` find little to do: read the nodes, and count room for the shapes of `requests`.
+
+        In steps; everything else of the event loop runs between two of them. Ends early where
+        another spec of the RoCEDomain came into force meanwhile.
+        """
+        kept = self._of(spec)
+        while kept.unread:
+            first = [kept.unread.pop() for _ in range(min(STEP_NODES, len(kept.unread)))]
+            self._read(kept, set(first))
+            kept.changed.difference_update(first)
+            await asyncio.sleep(0)
+        for request in requests:
+            while self._in_force(kept):
+                fabric = self.of(spec)
+                if count_some(fabric, request, _step_leaves(fabric)):
+                    break
+                await asyncio.sleep(0)
+
+    async def prepare_summary(self, spec: TreeSpec) -> None:
+        """Let `topology.summarise` find little to do; in steps as `prepare`."""
+        await self.prepare(spec)
+        kept = self._of(spec)
+        while self._in_force(kept):
+            fabric = self.of(spec)
+            if read_some(fabric, _step_leaves(fabric)):
+                break
+            await asyncio.sleep(0)
 
     def take(self, before: Iterable[Reservation], now: Iterable[Reservation]) -> None:
         """Reserve `now` in the place of `before`."""
@@ -69,9 +103,23 @@ class Fabrics:
                 self._mark(r.node)
                 self._reserve(r.node, {r.resource: r.devices}, sign)
 
-    def _build(self, spec: TreeSpec) -> Fabric:
-        nodes = (self._view(node) for node in self._caches.nodes.list() if selects(spec, node))
-        return build_fabric(spec, nodes).renewed({}, dict(self._reserved))
+    def _of(self, spec: TreeSpec) -> _Kept:
+        """The newest fabric, whatever is to be read for it, of an older spec never."""
+        kept = self._kept.get(spec.name)
+        if kept is None or kept.spec != spec:
+            names = sorted(n.name for n in self._caches.nodes.list() if selects(spec, n))
+            kept = self._kept[spec.name] = _Kept(spec, build_fabric(spec, ()), names[::-1])
+        return kept
+
+    def _in_force(self, kept: _Kept) -> bool:
+        return self._kept.get(kept.spec.name) is kept
+
+    def _read(self, kept: _Kept, names: set[str]) -> None:
+        known = kept.fabric.nodes
+        seen = {name: self._selected(kept.spec, name) for name in sorted(names)}
+        changed = {n: view for n, view in seen.items() if view is not None or n in known}
+        if changed:
+            kept.fabric = kept.fabric.renewed(changed, dict(self._reserved))
 
     def _selected(self, spec: TreeSpec, name: str) -> NodeView | None:
         node = self._caches.nodes.get(name)
@@ -129,6 +177,12 @@ class Fabrics:
                 used.pop(resource, None)
         if not used:
             del self._used[node]
+
+
+def _step_leaves(fabric: Fabric) -> int:
+    """Leaves with about `STEP_NODES` nodes, at least one."""
+    nodes = max(1, len(fabric.tree.paths))
+    return max(1, STEP_NODES * len(fabric.leaves) // nodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ Neighbours: `promises` and `device_claims` know, `fabrics` counts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pdserve.controllers.shared.caches import Caches
@@ -15,6 +16,7 @@ from pdserve.controllers.shared.fabrics import Fabrics
 from pdserve.controllers.shared.promises import Promises
 from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object, ObjectKey, key_of
+from pdserve.placement import GroupRequest
 from pdserve.topology import Fabric, PodView, Reservation
 from pdserve.topology.spec import TreeSpec
 
@@ -46,6 +48,14 @@ class Taken:
             self._count(key)
         self._changed.clear()
         return self._fabrics.of(spec)
+
+    async def prepare(self, spec: TreeSpec, requests: Iterable[GroupRequest]) -> None:
+        """Let `fabric`, and placement of `requests` in it, find little to do (`Fabrics.prepare`)."""
+        await self._fabrics.prepare(spec, requests)
+
+    async def prepare_summary(self, spec: TreeSpec) -> None:
+        """The same for `topology.summarise`."""
+        await self._fabrics.prepare_summary(spec)
 
     def everything_changed(self) -> None:
         """Other operators took or left namespaces: claims of the groups there count otherwise."""
