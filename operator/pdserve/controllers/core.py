@@ -28,6 +28,7 @@ from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.node_changes import NodeChanges
 from pdserve.controllers.shared.promises import Promises
 from pdserve.controllers.shared.scope import Scope
+from pdserve.controllers.shared.shapes_in_use import ShapesInUse
 from pdserve.controllers.shared.skipped import Skipped
 from pdserve.controllers.shared.taken import Taken
 from pdserve.controllers.shared.tokens import Tokens
@@ -87,6 +88,7 @@ class Core:
         self.skips = Skipped(self.metrics, self.scope)
         self.caches: Caches = make_caches(client, namespace, registry, self.skips, rng)
         self.fabrics = Fabrics(self.caches)
+        self.shapes = ShapesInUse(self.caches)
         self.unsettled = Unsettled(self.caches)
         self.triggers = Triggers(self.caches, self.queue, self.unsettled)
         self._gauges = ObjectGauges(registry, self.caches)
@@ -155,6 +157,7 @@ class Core:
             client=self.client,
             caches=self.caches,
             taken=self.taken,
+            shapes=self.shapes,
             unsettled=self.unsettled,
             queue=self.queue,
             events=events,

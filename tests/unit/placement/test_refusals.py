@@ -13,8 +13,8 @@ from pdserve.placement import (
     Shape,
     largest_group,
     place,
-    uniform_request,
     place_instance,
+    uniform_request,
 )
 from pdserve.topology import NodeView, Toleration, build_fabric
 from pdserve.topology.affinity import Requirement

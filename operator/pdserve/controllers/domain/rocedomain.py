@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pdserve.api import InvalidObjectError, RoCEDomain, merge_conditions
-from pdserve.controllers.shared.caches import BY_DOMAIN, ROCE_DOMAINS, Caches
+from pdserve.controllers.shared.caches import ROCE_DOMAINS
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.domain_overlap import overlap
 from pdserve.controllers.shared.own_status import observe_own_status
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.refusals import InvalidObject
-from pdserve.controllers.shared.skipped import read_each
 from pdserve.controllers.shared.triggers import DOMAIN
 from pdserve.desired.compare import covers
 from pdserve.groups.types import ConditionState
-from pdserve.kube.resource import Object, ObjectKey
+from pdserve.kube.resource import ObjectKey
 from pdserve.kube.workqueue import QueueKey
 from pdserve.placement import Shape, largest_group, uniform_request
 from pdserve.terms.json import JsonObject
@@ -41,7 +40,7 @@ async def reconcile_domain(context: OperatorContext, key: ObjectKey) -> float | 
     except InvalidObjectError as error:
         raise InvalidObject(str(error)) from error
     spec = fabric_spec(domain)
-    shapes = shapes_in_use(context.caches, key.name)
+    shapes = context.shapes.of(key.name)
     await context.taken.prepare_summary(spec)
     offered = [resource for resource, _ in summarise(context.taken.fabric(spec)).free]
     await context.taken.prepare(spec, [uniform_request(*_shapes(r, shapes)) for r in offered])
@@ -57,29 +56,6 @@ async def reconcile_domain(context: OperatorContext, key: ObjectKey) -> float | 
         context.queue, QueueKey(DOMAIN, "", key.name), context.caches.domains, obj, live
     )
     return None
-
-
-def shapes_in_use(caches: Caches, domain: str) -> Mapping[str, tuple[int, int]]:
-    """Devices of a prefill and a decode instance per resource, as the first ScenarioGroup (by
-    namespace and name) of the domain has them: what "the largest P/D group" is measured in.
-
-    None for an operator of one namespace: there may be another beside it, who sees other
-    ScenarioGroups and writes the same status. All see the same nodes and pods.
-    """
-    shapes: dict[str, tuple[int, int]] = {}
-    if caches.groups.namespace is not None:
-        return shapes
-
-    def shape(group: Object) -> tuple[str, str, int, int]:
-        prefill, decode = (group["spec"][role]["instance"] for role in ("prefill", "decode"))
-        devices = int(prefill["devicesPerNode"]), int(decode["devicesPerNode"])
-        return str(prefill["resource"]), str(decode["resource"]), *devices
-
-    groups = caches.groups.by_index(BY_DOMAIN, domain)
-    for resource, other, *devices in read_each(groups, shape, caches.skipped, "observe"):
-        if resource == other:
-            shapes.setdefault(resource, (devices[0], devices[1]))
-    return shapes
 
 
 def domain_status(

@@ -16,6 +16,7 @@ from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.node_changes import NodeChanges
 from pdserve.controllers.shared.promises import Promises
 from pdserve.controllers.shared.scope import Scope
+from pdserve.controllers.shared.shapes_in_use import ShapesInUse
 from pdserve.controllers.shared.skipped import Skipped
 from pdserve.controllers.shared.taken import Taken
 from pdserve.controllers.shared.tokens import Tokens
@@ -38,6 +39,8 @@ class OperatorContext:
     caches: Caches
     taken: Taken
     """What is free in each RoCEDomain's fabric."""
+    shapes: ShapesInUse
+    """Of the instances in each RoCEDomain."""
     unsettled: Unsettled
     """Which ScenarioGroups a change of any node may concern."""
     queue: WorkQueue

@@ -50,7 +50,7 @@ class Taken:
         return self._fabrics.of(spec)
 
     async def prepare(self, spec: TreeSpec, requests: Iterable[GroupRequest]) -> None:
-        """Let `fabric`, and placement of `requests` in it, find little to do (`Fabrics.prepare`)."""
+        """Let `fabric` find little to do, and placement of `requests` in it; see `Fabrics`."""
         await self._fabrics.prepare(spec, requests)
 
     async def prepare_summary(self, spec: TreeSpec) -> None:
