@@ -12,7 +12,6 @@ from pdserve.controllers.shared.caches import Caches, make_caches
 from pdserve.controllers.shared.fabrics import STEP_NODES, Fabrics
 from pdserve.dst.api_server import FakeApi
 from pdserve.exposition import Registry
-from pdserve.kube.resource import ObjectKey
 from pdserve.placement import GroupRequest, Placement, Shape, place
 from pdserve.topology import Fabric, FabricLevel, TreeSpec, build_fabric, summarise
 from pdserve.topology.obstacle import Obstacle
@@ -51,6 +50,13 @@ class Site:
             },
         }  # fmt: skip
         self.caches.nodes.observe(node)
+
+    def drop(self, number: int) -> None:
+        name = f"n{number:05d}"
+        self.version += 1
+        version = str(self.version)
+        meta = {"name": name, "uid": f"u{number}", "resourceVersion": version}
+        self.caches.nodes.observe_gone({"metadata": meta})
 
     def fresh(self, spec: TreeSpec = SPEC) -> Fabric:
         return build_fabric(spec, self.caches.nodes.list())
@@ -128,9 +134,7 @@ async def test_changes_while_it_is_made_are_in_it(seed: int) -> None:
         while True:
             kind, number = rng.randrange(4), rng.randrange(NODES + 50)
             if kind == 0:
-                held = site.caches.nodes.get(f"n{number:05d}")
-                if held is not None:
-                    site.caches.nodes.gone(ObjectKey("", held.name))
+                site.drop(number)
             elif kind == 1:
                 site.put(number, leaf=rng.randrange(NODES // LEAF + 2))
             else:
@@ -142,6 +146,7 @@ async def test_changes_while_it_is_made_are_in_it(seed: int) -> None:
     changing = asyncio.create_task(change())
     await site.fabrics.prepare_summary(SPEC)
     await site.fabrics.prepare(SPEC, (ASKED,))
+    assert not changing.done()
     changing.cancel()
     tree, fresh = site.fabrics.of(SPEC), site.fresh()
     assert (tree.leaves, tree.parts, tree.nodes) == (fresh.leaves, fresh.parts, fresh.nodes)

@@ -11,7 +11,6 @@ from pdserve.controllers.shared.caches import Caches, make_caches
 from pdserve.controllers.shared.shapes_in_use import ShapesInUse
 from pdserve.dst.api_server import FakeApi
 from pdserve.exposition import Registry
-from pdserve.kube.resource import ObjectKey
 
 NPU, CARD = "example.com/npu", "example.com/card"
 
@@ -54,7 +53,7 @@ def test_the_first_group_by_name_counts_for_its_resource() -> None:
     groups.put("a", (NPU, "many"), (NPU, 1))
     assert groups.shapes.of("az1") == {NPU: (4, 8), CARD: (1, 2)}
     assert groups.skipped == 1
-    groups.caches.groups.gone(ObjectKey("team", "b"))
+    groups.caches.groups.observe_gone(groups.caches.groups.list()[1])
     assert groups.shapes.of("az1") == {CARD: (1, 2)}
     assert groups.shapes.of("az2") == {}
 
