@@ -8,10 +8,9 @@ explains itself. The tree comes from `topology`.
 """
 
 from pdserve.placement.apart import place, place_instance
-from pdserve.placement.capacity import count_some
 from pdserve.placement.cost import crossing_percent, traffic, weights
 from pdserve.placement.incremental import choose_removal, spread_of
-from pdserve.placement.place import largest_group, uniform_request
+from pdserve.placement.place import largest_group, prepare, uniform_request
 from pdserve.placement.sites import fatal_nodes, only_node, site_of
 from pdserve.placement.types import (
     Assignment,
@@ -48,13 +47,13 @@ __all__ = [
     "Site",
     "cell_text",
     "choose_removal",
-    "count_some",
     "crossing_percent",
     "fatal_nodes",
     "largest_group",
     "only_node",
     "place",
     "place_instance",
+    "prepare",
     "site_of",
     "spread_of",
     "traffic",

@@ -8,7 +8,7 @@ enough of everything but devices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdserve.placement.types import Shape
@@ -119,29 +119,16 @@ def _ports(shape: Shape) -> tuple[str, ...]:
     return tuple(r for r, _ in shape.requests if is_port(r))
 
 
-def shortages(fabric: Fabric, nodes: Sequence[str], shapes: Mapping[str, Shape]) -> list[str]:
-    """What keeps an instance off some of these nodes, resource by resource, with numbers.
-
-    `shapes`: by the name of the role, which the text has where they differ.
-    """
-    told: dict[str, list[str]] = {}
-    for role, shape in shapes.items():
-        for resource, amount in shape.requests:
-            line = _shortage(fabric, nodes, resource, amount)
-            if line:
-                told.setdefault(line, []).append(role)
-    return [
-        line if len(roles) == len(shapes) else f"{line} for a {' or '.join(roles)}"
-        for line, roles in sorted(told.items())
-    ]
-
-
-def _shortage(fabric: Fabric, nodes: Sequence[str], resource: str, amount: int) -> str:
+def shortage(fabric: Fabric, node: str, resource: str, amount: int) -> bool:
+    """Whether a node has less of a resource than an instance takes, or not its host port."""
     if is_port(resource):
-        taken = sum(not fabric.has_port(n, resource) for n in nodes)
-        told = f"host port {port_text(resource)}: {taken} of {len(nodes)} nodes have it taken"
-        return told if taken else ""
-    left = (fabric.left(n, resource) for n in nodes)
-    lacking = sum(have is not None and have < amount for have in left)
-    told = f"{resource}: {lacking} of {len(nodes)} nodes lack {amount_text(resource, amount)}"
-    return told if lacking else ""
+        return not fabric.has_port(node, resource)
+    have = fabric.left(node, resource)
+    return have is not None and have < amount
+
+
+def shortage_text(resource: str, amount: int, lacking: int, nodes: int) -> str:
+    """That so many of these nodes are short of a resource."""
+    if is_port(resource):
+        return f"host port {port_text(resource)}: {lacking} of {nodes} nodes have it taken"
+    return f"{resource}: {lacking} of {nodes} nodes lack {amount_text(resource, amount)}"

@@ -22,11 +22,10 @@ from dataclasses import dataclass, replace
 from pdserve.placement.beside import Beside, Offer
 from pdserve.placement.types import GroupRequest, Shape
 from pdserve.topology import Fabric, Path, Tree
+from pdserve.topology.fabric import MAX_CHANGED
 
 _FRONTIER_CAP = 64
 """Frontiers stop here: no leaf is asked for more instances of one role."""
-_SHAPES = 64
-"""Pairs of shapes for which a fabric remembers its room; then it begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +293,7 @@ def count_some(fabric: Fabric, request: GroupRequest, most: int) -> bool:
     missing = [leaf for leaf in fabric.leaves if leaf not in capacity.leaves]
     capacity.fill(missing[:most])
     complete = len(missing) <= most
-    _remember(fabric, key, _Counted(capacity.rooms(), capacity=capacity if complete else None))
+    fabric.remember(key, _Counted(capacity.rooms(), capacity=capacity if complete else None))
     return False
 
 
@@ -313,9 +312,10 @@ class _Counted:
         """All leaves were counted once."""
         return len(self.rooms.leaves) == len(self.rooms.tree.leaves)
 
-    def after(self, changed: frozenset[str]) -> _Counted:
+    def after(self, changed: frozenset[str]) -> _Counted | None:
         """See `topology.fabric.Derived`: counted anew when asked for, and where it must be."""
-        return _Counted(self.rooms, self.changed | changed)
+        both = self.changed | changed
+        return _Counted(self.rooms, both) if len(both) <= MAX_CHANGED else None
 
 
 def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
@@ -338,24 +338,18 @@ def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
         if isinstance(known, _Counted):
             capacity.follow(known.rooms, known.changed)
         capacity.fill([leaf for leaf in source.leaves if leaf not in capacity.leaves])
-        _remember(source, key, _Counted(capacity.rooms(), capacity=capacity))
+        source.remember(key, _Counted(capacity.rooms(), capacity=capacity))
     # 3
     for below in reversed(derived):
         found = Capacity(below, request)
         found.follow(capacity.rooms(), below.changed)
-        _remember(below, key, _Counted(found.rooms(), capacity=found))
+        below.remember(key, _Counted(found.rooms(), capacity=found))
         capacity = found
     return capacity
 
 
 def _key(request: GroupRequest) -> Hashable:
     return "capacity", request.prefill_shape, request.decode_shape
-
-
-def _remember(fabric: Fabric, key: Hashable, counted: _Counted) -> None:
-    if len(fabric.memo) >= _SHAPES and key not in fabric.memo:
-        fabric.memo.clear()
-    fabric.memo[key] = counted
 
 
 def by_room(leaves: Mapping[Path, Room]) -> list[Path]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pdserve.placement.capacity import capacity_for
 from pdserve.placement.cost import Spread, group_slots, traffic, weights
 from pdserve.placement.packing import nodes_in_leaf
-from pdserve.placement.place import free_devices, level_problem, scopes, why_not
+from pdserve.placement.place import level_problem, scopes
+from pdserve.placement.refusal import found_in, why_not
 from pdserve.placement.sites import only_node, site_of
 from pdserve.placement.types import (
     Cost,
@@ -167,12 +168,8 @@ def _nowhere(
     fabric: Fabric, request: GroupRequest, role: Role, now: Spread, allowed: Sequence[Path]
 ) -> NoFit:
     shape = request.shape(role)
-    capacity = capacity_for(fabric, request)
-    free = free_devices(capacity, allowed)
-    nodes = (n for leaf in allowed for n in fabric.leaves[leaf] if n not in request.exclude)
-    enough = any(
-        fabric.free(n, shape.resource) >= shape.devices for n in nodes if capacity.admits(n, shape)
-    )
+    free = found_in(fabric, request, allowed).free
+    enough = found_in(fabric, request, allowed, (role,)).most >= shape.devices
     split = "" if enough else f", none has {shape.devices} together"
     where = "usable nodes"
     if request.mode == "Required" and now:

@@ -9,14 +9,13 @@ what the loss of one node would do.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pdserve.placement.beside import shortages
-from pdserve.placement.capacity import Capacity, Room, capacity_for
+from pdserve.placement.capacity import Capacity, Room, capacity_for, count_some
 from pdserve.placement.cost import Spread, cost_of, weights
 from pdserve.placement.packing import nodes_in_leaf
+from pdserve.placement.refusal import found_in, prepare_refusal, why_not
 from pdserve.placement.strategies import balanced_cells, by_leaf_room, improve, one_leaf, packed
 from pdserve.placement.types import (
     Assignment,
@@ -30,15 +29,11 @@ from pdserve.placement.types import (
     Shape,
     cell_text,
 )
-from pdserve.terms import ROLES, Role
+from pdserve.terms import Role
 from pdserve.topology import Fabric, Path
-from pdserve.topology.affinity import term_text
 
 Strategy = Callable[[Capacity, Iterable[Path], GroupRequest], Spread | None]
 _SHOWN = 8
-_SHOWN_REASONS = 3
-_SHOWN_SHORTAGES = 6
-_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +55,15 @@ def place_closest(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
         return _no_fit(fabric, capacity, request)
     best = min(range(len(options)), key=lambda k: (options[k].cost, k))
     return _answer(fabric, capacity, request, options, best)
+
+
+def prepare(fabric: Fabric, request: GroupRequest, most: int) -> bool:
+    """Count up to `most` leaves that a place for `request` is found by, or that a refusal tells of.
+
+    True when there was nothing to do, at no cost. What was counted goes over to fabrics that follow
+    this one, so a caller may let others run and ask that one.
+    """
+    return count_some(fabric, request, most) and prepare_refusal(fabric, request, most)
 
 
 def largest_group(fabric: Fabric, request: GroupRequest) -> tuple[int, int] | None:
@@ -193,7 +197,7 @@ def _no_fit(fabric: Fabric, capacity: Capacity, request: GroupRequest) -> NoFit:
         if count > placed:
             placed, where = count, fabric.label(path)
     short = request.prefill + request.decode - placed
-    free = free_devices(capacity, fabric.leaves)
+    free = found_in(fabric, request, fabric.leaves).free
     missing = f"{short} of {request.prefill + request.decode} instances have no node"
     if request.mode == "Required":
         inner = fabric.spec.levels[fabric.spec.leaf_depth - 1].name
@@ -211,56 +215,6 @@ def _shapes(request: GroupRequest) -> str:
     if p.devices_text == d.devices_text:
         return f"{p.devices_text} each"
     return f"prefill {p.devices_text}, decode {d.devices_text}"
-
-
-def free_devices(capacity: Capacity, leaves: Iterable[Path]) -> int:
-    """How many devices are free on nodes that either role may use, whatever else is short there."""
-    nodes = [
-        n for leaf in leaves for n in capacity.fabric.leaves[leaf] if n not in capacity.exclude
-    ]
-    found = 0
-    for name in nodes:
-        used = {s.resource for s in (capacity.prefill, capacity.decode) if capacity.admits(name, s)}
-        found += sum(capacity.fabric.free(name, resource) for resource in used)
-    return found
-
-
-def why_not(fabric: Fabric, request: GroupRequest, roles: Sequence[Role] = ROLES) -> str:
-    """Nodes out of use, by reason, and what those in use are short of; "" for neither."""
-    shapes: dict[str, Shape] = {role: request.shape(role) for role in roles}
-    counts: Counter[str] = Counter()
-    usable = []
-    for name in fabric.nodes:
-        reason = _out_of_use(fabric, request, name, shapes.values())
-        if reason is None:
-            usable.append(name)
-        else:
-            counts[reason] += 1
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN_REASONS]
-    told = [f"{count} ({reason})" for reason, count in ordered]
-    short = shortages(fabric, usable, shapes)[:_SHOWN_SHORTAGES]
-    return "".join(
-        f"; {line}"
-        for line in (*(["nodes out of use: " + ", ".join(told)] if told else []), *short)
-    )
-
-
-def _out_of_use(
-    fabric: Fabric, request: GroupRequest, node: str, shapes: Iterable[Shape]
-) -> str | None:
-    """Why one of the shapes may not be on a node, whatever is free there."""
-    for shape in shapes:
-        obstacle = fabric.blocked(node, shape.tolerations)
-        if obstacle is not None:
-            return obstacle.text
-        if node in request.exclude:
-            return "suspect after a fault"
-        if not shape.reaches(node):
-            return "a volume is elsewhere"
-        if not shape.selects(fabric.nodes[node]):
-            wanted = " or ".join(sorted(map(term_text, shape.selector or ())))
-            return f"the template wants {wanted}"[:_LONGEST_REASON]
-    return None
 
 
 def _most_placed(room: Room, request: GroupRequest) -> int:

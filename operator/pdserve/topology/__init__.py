@@ -17,7 +17,13 @@ from pdserve.topology.nodes import (
 from pdserve.topology.pods import PodView, kept_pod, pod_view
 from pdserve.topology.requests import pod_requests
 from pdserve.topology.spec import FabricLevel, TreeSpec, fabric_spec
-from pdserve.topology.summary import DomainSummary, LeafTrouble, LevelSummary, read_some, summarise
+from pdserve.topology.summary import (
+    DomainSummary,
+    LeafTrouble,
+    LevelSummary,
+    summarise,
+    summarise_some,
+)
 from pdserve.topology.tree import LabelProblem, Path, Tree, selects
 
 __all__ = [
@@ -42,8 +48,8 @@ __all__ = [
     "node_view",
     "pod_requests",
     "pod_view",
-    "read_some",
     "reservation_of",
     "selects",
     "summarise",
+    "summarise_some",
 ]

@@ -19,6 +19,10 @@ from pdserve.topology.tree import LabelProblem, Path, Tree, selects, tree_of
 if TYPE_CHECKING:
     from pdserve.api import RoCEDomain
 
+MAX_CHANGED = 512
+"""Nodes that may have changed since something was derived; each further renewal costs as many."""
+MAX_KEPT = 128
+"""What a fabric remembers, most of it for one pair of shapes each."""
 Reserved = Mapping[tuple[str, str], int]
 """Amounts by node and resource."""
 
@@ -26,8 +30,11 @@ Reserved = Mapping[tuple[str, str], int]
 class Derived(Protocol):
     """What is derived from a fabric and kept in its `memo`."""
 
-    def after(self, changed: frozenset[str]) -> Self:
-        """The same for a fabric in which these nodes are others, moved, new or gone."""
+    def after(self, changed: frozenset[str]) -> Self | None:
+        """The same for a fabric in which these nodes are others, moved, new or gone.
+
+        None: it is to be derived anew.
+        """
 
 
 class Fabric:
@@ -116,6 +123,13 @@ class Fabric:
                     return Obstacle("cordoned", f"Cordoned {level.name} {value}")
         return self.nodes[node].blocked(tolerations)
 
+    def remember(self, key: Hashable, derived: Derived) -> None:
+        """Keep something in `memo`; where that is full, what was kept longest ago goes."""
+        self.memo.pop(key, None)
+        if len(self.memo) >= MAX_KEPT:
+            del self.memo[next(iter(self.memo))]
+        self.memo[key] = derived
+
     def label(self, path: Path) -> str:
         """Shortest unambiguous name of a part: its own value, or the joined path."""
         return self.tree.label(path)
@@ -160,7 +174,9 @@ class Fabric:
             nodes = {name: nodes[name] for name in sorted(nodes)}
         other = Fabric(self.tree.with_nodes(changed), nodes, reserved)
         names = frozenset(changed)
-        other.memo = {key: known.after(names) for key, known in self.memo.items()}
+        for key, known in self.memo.items():
+            if (kept := known.after(names)) is not None:
+                other.memo[key] = kept
         return other
 
 

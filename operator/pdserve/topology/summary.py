@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from pdserve.topology.fabric import Fabric
 from pdserve.topology.nodes import NodeView
-from pdserve.topology.tree import Path, Tree
+from pdserve.topology.per_leaf import per_leaf, read_some
+from pdserve.topology.tree import Path
+
+_KEY = "summary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class DomainSummary:
 
 def summarise(fabric: Fabric) -> DomainSummary:
     """Summarise the tree; same fabric, same answer."""
-    leaves = _leaves(fabric)
+    leaves = per_leaf(fabric, _KEY, _leaf)
     outside = [fabric.nodes[name] for name in fabric.excluded]
     free: Counter[str] = Counter()
     for leaf in leaves.values():
@@ -83,16 +86,9 @@ def summarise(fabric: Fabric) -> DomainSummary:
     )
 
 
-def read_some(fabric: Fabric, most: int) -> bool:
-    """Read up to `most` leaves that were not read yet; True when there was none, at no cost.
-
-    As `placement.count_some`, for `summarise`.
-    """
-    known = fabric.memo.get("summary")
-    if isinstance(known, _Known) and known.whole and len(known.changed) <= most:
-        return True
-    _leaves(fabric, most)
-    return False
+def summarise_some(fabric: Fabric, most: int) -> bool:
+    """Read up to `most` leaves for `summarise`; True when there was nothing to do, at no cost."""
+    return read_some(fabric, _KEY, _leaf, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,43 +100,6 @@ class _Leaf:
     """Of every resource that a node of the leaf has."""
     problems: tuple[tuple[str, str], ...]
     """Node and text."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What a fabric's memo knows of the leaves of `tree`; others were not read yet."""
-
-    tree: Tree
-    leaves: Mapping[Path, _Leaf]
-    changed: frozenset[str] = frozenset()
-    """Nodes that differ from those that were read."""
-
-    @property
-    def whole(self) -> bool:
-        """All leaves were read once."""
-        return len(self.leaves) == len(self.tree.leaves)
-
-    def after(self, changed: frozenset[str]) -> _Known:
-        """See `fabric.Derived`."""
-        return _Known(self.tree, self.leaves, self.changed | changed)
-
-
-def _leaves(fabric: Fabric, most: int | None = None) -> Mapping[Path, _Leaf]:
-    """All leaves; with `most`, those known and so many more."""
-    known, tree = fabric.memo.get("summary"), fabric.tree
-    if not isinstance(known, _Known):
-        known = _Known(tree, {})
-    if not known.changed and len(known.leaves) == len(tree.leaves):
-        return known.leaves
-    leaves = dict(known.leaves)
-    for name in known.changed:
-        for path in (known.tree.leaf(name), tree.leaf(name)):
-            if path is not None:
-                leaves.pop(path, None)
-    for path in [p for p in tree.leaves if p not in leaves][:most]:
-        leaves[path] = _leaf(fabric, path)
-    fabric.memo["summary"] = _Known(tree, leaves)
-    return leaves
 
 
 def _leaf(fabric: Fabric, path: Path) -> _Leaf:

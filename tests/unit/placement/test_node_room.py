@@ -12,6 +12,7 @@ from pdserve.placement.beside import Caps, Offer
 from pdserve.placement.capacity import Capacity, NodeRoom, Room, capacity_for
 from pdserve.terms import ROLES
 from pdserve.topology import NodeView, Reservation, build_fabric
+from pdserve.topology.fabric import MAX_KEPT
 
 GPU = "example.com/gpu"
 LEAF = ("p1", "a")
@@ -184,17 +185,19 @@ def test_room_is_counted_for_as_many_instances_as_a_group_may_have() -> None:
     assert room.frontier == tuple(150 - p for p in range(65))
 
 
-def test_what_was_counted_is_remembered_for_sixty_four_pairs_of_shapes() -> None:
+def test_what_was_counted_last_is_remembered() -> None:
     tree = fabric("p1 a  n1:300")
     first = capacity_for(tree, request("1P1D", 1))
-    for size in range(2, 65):
+    for size in range(2, MAX_KEPT + 1):
         assert capacity_for(tree, request("1P1D", size)) is capacity_for(
             tree, request("3P3D", size)
         )
     assert capacity_for(tree, request("1P1D", 1)) is first
-    last = capacity_for(tree, request("1P1D", 65))
-    assert len(tree.memo) == 1, "one more begins anew"
-    assert capacity_for(tree, request("1P1D", 65)) is last
+    second = capacity_for(tree, request("1P1D", 2))
+    capacity_for(tree, request("1P1D", MAX_KEPT + 1))
+    assert len(tree.memo) == MAX_KEPT
+    assert capacity_for(tree, request("1P1D", 2)) is second, "the one counted first has gone"
+    assert capacity_for(tree, request("1P1D", 1)) is not first
 
 
 def test_a_tree_with_more_promised_is_counted_once_too() -> None:

@@ -6,10 +6,10 @@ import pytest
 from tests.support.builders import RESOURCE, fabric, request
 
 from pdserve.placement import InstancePlacement, place_instance
-from pdserve.placement.beside import shortages
 from pdserve.placement.capacity import by_room, capacity_for
 from pdserve.placement.incremental import shared_levels
-from pdserve.placement.types import Shape
+from pdserve.placement.refusal import why_not
+from pdserve.placement.types import GroupRequest, Shape
 from pdserve.topology import Reservation
 from pdserve.topology.requests import port_keys
 
@@ -62,15 +62,15 @@ def test_leaves_come_from_the_roomiest(drawing: str, want: str) -> None:
 @pytest.mark.parametrize(
     ("taken", "want"),
     [
-        ([], []),
-        (["n1"], ["host port 80/TCP: 1 of 2 nodes have it taken"]),
-        (["n1", "n2"], ["host port 80/TCP: 2 of 2 nodes have it taken"]),
+        ([], ""),
+        (["n1"], "; host port 80/TCP: 1 of 2 nodes have it taken"),
+        (["n1", "n2"], "; host port 80/TCP: 2 of 2 nodes have it taken"),
     ],
     ids=["on none", "on one", "on both"],
 )
-def test_a_host_port_is_reported_where_it_is_taken(taken: list[str], want: list[str]) -> None:
+def test_a_host_port_is_reported_where_it_is_taken(taken: list[str], want: str) -> None:
     keys = port_keys("TCP", 80, "")
     held = [Reservation("x", n, key, 1) for n in taken for key in keys]
     tree = fabric("p1 a  n1:8 n2:8").reserve(held)
     shape = Shape(RESOURCE, 1, requests=tuple((key, 1) for key in keys))
-    assert shortages(tree, ["n1", "n2"], {"prefill": shape}) == want
+    assert why_not(tree, GroupRequest(1, 1, shape, shape), ("prefill",)) == want

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
-from tests.support.builders import LEVELS, RESOURCE
+from tests.support.builders import LEVELS, RESOURCE, draw
 
-from pdserve.placement import GroupRequest, Shape, place
+from pdserve.placement import GroupRequest, Shape, place, place_instance
 from pdserve.placement.capacity import capacity_for
 from pdserve.topology import (
     Fabric,
@@ -29,6 +29,13 @@ ASKED = (
     GroupRequest(1, 2, Shape(RESOURCE, 2), Shape(RESOURCE, 2)),
     GroupRequest(2, 1, Shape(RESOURCE, 3), Shape(RESOURCE, 2)),
     GroupRequest(1, 1, Shape(RESOURCE, 4), Shape(CARDS, 1)),
+    GroupRequest(
+        9,
+        9,
+        Shape(RESOURCE, 8, requests=(("memory", 2),)),
+        Shape(RESOURCE, 8),
+        exclude=frozenset({"n03", "n14"}),
+    ),
 )
 
 
@@ -121,6 +128,39 @@ def test_a_renewed_fabric_is_the_one_that_would_be_built(
                 mine, theirs = capacity_for(now, request), capacity_for(fresh, request)
                 assert (mine.leaves, mine.nodes) == (theirs.leaves, theirs.nodes)
                 assert place(now, request) == place(fresh, request)
+                some = [
+                    Reservation("y", n, RESOURCE, 8) for n in (*now.nodes,)[:: rng.randint(1, 9)]
+                ]
+                now_view, fresh_view = now.reserve(some), fresh.reserve(some)
+                assert place(now_view, request) == place(fresh_view, request)
+                asked = now_view, request, "decode", ()
+                assert place_instance(*asked) == place_instance(fresh_view, *asked[1:])
+
+
+@pytest.mark.parametrize("request_", [ASKED[0], ASKED[3]], ids=["a place", "a refusal"])
+def test_after_a_change_of_a_node_only_its_leaf_is_looked_at(
+    request_: GroupRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = "\n".join(
+        f"p{leaf % 5} l{leaf:02d} " + " ".join(f"n{leaf:02d}{k}:8" for k in range(6))
+        for leaf in range(40)
+    )
+    tree = build_fabric(TreeSpec("test", LEVELS), draw(drawn))
+    place(tree, request_)
+    summarise(tree)
+    node = tree.nodes["n010"]
+    tree = tree.renewed({node.name: replace(node, used={RESOURCE: 8})}, {})
+    looked_at: set[str] = set()
+    blocked = Fabric.blocked
+
+    def counted(fabric: Fabric, name: str, *args: Any) -> Any:
+        looked_at.add(name)
+        return blocked(fabric, name, *args)
+
+    monkeypatch.setattr(Fabric, "blocked", counted)
+    place(tree, request_)
+    summarise(tree)
+    assert looked_at == {f"n01{k}" for k in range(6)}
 
 
 def test_no_former_fabric_is_kept_alive() -> None:

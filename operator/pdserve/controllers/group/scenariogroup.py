@@ -20,6 +20,7 @@ from pdserve.controllers.group.attending import attend, service_name, wake_servi
 from pdserve.controllers.group.budgets import keep_budgets, known_budgets
 from pdserve.controllers.group.group_actions import CreateRefused, GroupExecutor
 from pdserve.controllers.group.known_fabric import known_fabric, recalled_domain
+from pdserve.controllers.group.places import prepare_places
 from pdserve.controllers.group.template import template_condition
 from pdserve.controllers.group.waiting import rank_of
 from pdserve.controllers.shared import event_reasons as reasons
@@ -151,8 +152,7 @@ class _Reconcile:
             wanted = replace(wanted, paused=True)
         await self._revisions(view)
         former = former_wanted(view, counts, reach)
-        requests = [w.group_request() for w in (wanted, *former.values())]
-        await self.context.taken.prepare(fabric_spec(domain), requests)
+        await prepare_places(self.context.taken, fabric_spec(domain), view, wanted, former)
         # 2
         if self.context.caches.changes != seen:
             view = view_group(self.context, self.group)

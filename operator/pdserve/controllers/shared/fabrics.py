@@ -17,15 +17,15 @@ from typing import Final
 
 from pdserve.controllers.shared.caches import Caches
 from pdserve.kube.held import ChangeType
-from pdserve.placement import GroupRequest, count_some
+from pdserve.placement import GroupRequest, prepare
 from pdserve.topology import (
     Fabric,
     NodeView,
     PodView,
     Reservation,
     build_fabric,
-    read_some,
     selects,
+    summarise_some,
 )
 from pdserve.topology.spec import TreeSpec
 
@@ -82,7 +82,7 @@ class Fabrics:
         for request in requests:
             while self._in_force(kept):
                 fabric = self.of(spec)
-                if count_some(fabric, request, _step_leaves(fabric)):
+                if prepare(fabric, request, _step_leaves(fabric)):
                     break
                 await asyncio.sleep(0)
 
@@ -92,7 +92,7 @@ class Fabrics:
         kept = self._of(spec)
         while self._in_force(kept):
             fabric = self.of(spec)
-            if read_some(fabric, _step_leaves(fabric)):
+            if summarise_some(fabric, _step_leaves(fabric)):
                 break
             await asyncio.sleep(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from pdserve.controllers.shared.caches import Caches, make_caches
 from pdserve.controllers.shared.fabrics import STEP_NODES, Fabrics
 from pdserve.dst.api_server import FakeApi
 from pdserve.exposition import Registry
-from pdserve.placement import GroupRequest, Placement, Shape, place
+from pdserve.placement import GroupRequest, NoFit, Placement, Shape, place
 from pdserve.topology import Fabric, FabricLevel, TreeSpec, build_fabric, summarise
 from pdserve.topology.obstacle import Obstacle
 
@@ -101,11 +102,13 @@ async def test_what_is_prepared_is_read_in_steps_and_not_again(
     await site.fabrics.prepare_summary(SPEC)
     await site.fabrics.prepare(SPEC, (ASKED,))
     watching.cancel()
-    assert steps.most <= STEP_NODES + LEAF
-    assert steps.total == 3 * NODES, "each node is read, summed up and counted once"
+    assert steps.most <= 2 * STEP_NODES
+    # Each node is read, summed up, counted for both roles at once, and for the refusal for each.
+    assert steps.total == 5 * NODES
     steps.total = 0
     tree = site.fabrics.of(SPEC)
     assert isinstance(place(tree, ASKED), Placement)
+    assert isinstance(place(tree, replace(ASKED, prefill=NODES, decode=NODES)), NoFit)
     assert summarise(tree).nodes_ready == NODES
     assert steps.total == 0
 
@@ -121,7 +124,7 @@ async def test_many_changes_are_counted_in_steps_too(monkeypatch: pytest.MonkeyP
     watching = asyncio.create_task(steps.watch())
     await site.fabrics.prepare(SPEC, (ASKED,))
     watching.cancel()
-    assert steps.most <= STEP_NODES + LEAF
+    assert steps.most <= 2 * STEP_NODES
     steps.total = 0
     assert place(site.fabrics.of(SPEC), ASKED) == place(site.fresh(), ASKED)
 
