@@ -23,6 +23,7 @@ from pdserve.placement.beside import Beside, Offer
 from pdserve.placement.types import GroupRequest, Shape
 from pdserve.topology import Fabric, Path, Tree
 from pdserve.topology.fabric import MAX_CHANGED
+from pdserve.topology.per_leaf import FEW
 
 _FRONTIER_CAP = 64
 """Frontiers stop here: no leaf is asked for more instances of one role."""
@@ -108,6 +109,10 @@ class Capacity:
         self.leaves: dict[Path, Room] = {}
         self._parts: dict[Path, Room] = {}
         self.exclude: frozenset[str] = frozenset()
+        self._before: dict[Path, tuple[NodeRoom, ...]] = {}
+        """Nodes of leaves to be counted anew, as another one counted them."""
+        self._changed: frozenset[str] = frozenset()
+        """Nodes that are to be counted anew in such leaves."""
 
     def rooms(self) -> Rooms:
         """What was counted, without the fabric."""
@@ -125,26 +130,43 @@ class Capacity:
         """
         self.nodes, self.leaves = dict(known.nodes), dict(known.leaves)
         self._parts = dict(known.parts)
-        names = tuple(changed)
+        names = self._changed = frozenset(changed)
         found = sorted({*_leaves_of(known.tree, names), *_leaves_of(self.fabric.tree, names)})
         for leaf in found:
             self._forget_parts(leaf)
-            self.nodes.pop(leaf, None)
             self.leaves.pop(leaf, None)
+            if (before := self.nodes.pop(leaf, None)) is not None:
+                self._before[leaf] = before
         return found
 
-    def fill(self, leaves: Iterable[Path], exclude: frozenset[str] = frozenset()) -> None:
-        """Count these leaves (again), without some nodes."""
-        self.exclude |= exclude
+    def fill(self, leaves: Iterable[Path]) -> None:
+        """Count these leaves."""
         for leaf in leaves:
-            self._fill(leaf)
+            before = self._before.pop(leaf, None)
+            if before is None:
+                nodes = [self._node(name) for name in self.fabric.leaves[leaf]]
+            else:
+                nodes = self._again(leaf, before)
+            self._forget_parts(leaf)
+            self.nodes[leaf] = tuple(n for n in nodes if n.prefill or n.decode)
+            self.leaves[leaf] = self.count(self.nodes[leaf])
 
-    def _fill(self, leaf: Path) -> None:
-        left_out = self.exclude
-        nodes = tuple(self._node(n) for n in self.fabric.leaves[leaf] if n not in left_out)
-        self._forget_parts(leaf)
-        self.nodes[leaf] = tuple(n for n in nodes if n.prefill or n.decode)
-        self.leaves[leaf] = self.count(self.nodes[leaf])
+    def _again(self, leaf: Path, before: tuple[NodeRoom, ...]) -> list[NodeRoom]:
+        """Nodes of a leaf of which another one counted those that did not change."""
+        known, changed = {n.name: n for n in before}, self._changed
+        return [
+            self._node(name) if name in changed else known[name]
+            for name in self.fabric.leaves[leaf]
+            if name in changed or name in known  # others have no room
+        ]
+
+    def leave_out(self, exclude: frozenset[str]) -> None:
+        """Count as if these nodes were not there."""
+        self.exclude |= exclude
+        for leaf in _leaves_of(self.fabric.tree, exclude):
+            self._forget_parts(leaf)
+            self.nodes[leaf] = tuple(n for n in self.nodes[leaf] if n.name not in exclude)
+            self.leaves[leaf] = self.count(self.nodes[leaf])
 
     def _forget_parts(self, leaf: Path) -> None:
         for depth in range(len(leaf) + 1):
@@ -272,7 +294,7 @@ def capacity_for(fabric: Fabric, request: GroupRequest) -> Capacity:
         return base
     narrowed = Capacity(fabric, request)
     narrowed.follow(base.rooms(), ())
-    narrowed.fill(_leaves_of(fabric.tree, request.exclude), request.exclude)
+    narrowed.leave_out(request.exclude)
     return narrowed
 
 
@@ -281,11 +303,11 @@ def count_some(fabric: Fabric, request: GroupRequest, most: int) -> bool:
 
     So that a caller can let others run meanwhile: all leaves of ten thousand nodes take 50 ms.
     What was counted goes over to fabrics that follow this one, which the caller may ask instead.
-    Where no more nodes than `most` changed since all leaves were counted, nothing is done.
+    Where all leaves were counted and few nodes changed since, nothing is done.
     """
     key = _key(request)
     known = fabric.memo.get(key)
-    if isinstance(known, _Counted) and known.whole and len(known.changed) <= most:
+    if isinstance(known, _Counted) and known.whole and len(known.changed) <= FEW:
         return True
     capacity = Capacity(fabric, request)
     if isinstance(known, _Counted):
@@ -337,7 +359,8 @@ def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
         capacity = Capacity(source, request)
         if isinstance(known, _Counted):
             capacity.follow(known.rooms, known.changed)
-        capacity.fill([leaf for leaf in source.leaves if leaf not in capacity.leaves])
+        if len(capacity.leaves) < len(source.leaves):
+            capacity.fill([leaf for leaf in source.leaves if leaf not in capacity.leaves])
         source.remember(key, _Counted(capacity.rooms(), capacity=capacity))
     # 3
     for below in reversed(derived):

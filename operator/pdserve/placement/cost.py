@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pdserve.placement.capacity import Capacity, Room
 from pdserve.placement.types import Cost, GroupRequest
@@ -43,6 +43,45 @@ def traffic(spread: Spread, costs: tuple[int, ...]) -> int:
             surplus[part] = surplus.get(part, 0) + p * decodes - d * prefills
         total += cost * sum(s for s in surplus.values() if s > 0)
     return total
+
+
+class Flows:
+    """`traffic` of a spread that changes, move by move."""
+
+    def __init__(self, spread: Spread, costs: tuple[int, ...]) -> None:
+        """`costs`: as for `traffic`."""
+        self._prefills = sum(p for p, _ in spread.values())
+        self._decodes = sum(d for _, d in spread.values())
+        self._costs = costs
+        self._surplus: dict[Path, int] = {}
+        for leaf, (p, d) in spread.items():
+            for part, _ in self._above(leaf):
+                self._surplus[part] = self._surplus.get(part, 0) + self._share(p, d)
+        self.total = traffic(spread, costs)
+
+    def change(self, source: Path, target: Path, counts: tuple[int, int]) -> int:
+        """What is added to `total` when so many of both roles go from a leaf to another."""
+        share, added = self._share(*counts), 0
+        for sign, leaf, other in ((-1, source, target), (1, target, source)):
+            for part, cost in self._above(leaf):
+                if other[: len(part)] != part:
+                    now = self._surplus.get(part, 0)
+                    added += cost * (max(0, now + sign * share) - max(0, now))
+        return added
+
+    def apply(self, source: Path, target: Path, counts: tuple[int, int]) -> None:
+        """Let them go."""
+        self.total += self.change(source, target, counts)
+        share = self._share(*counts)
+        for sign, leaf in ((-1, source), (1, target)):
+            for part, _ in self._above(leaf):
+                self._surplus[part] = self._surplus.get(part, 0) + sign * share
+
+    def _share(self, prefills: int, decodes: int) -> int:
+        return prefills * self._decodes - decodes * self._prefills
+
+    def _above(self, leaf: Path) -> Iterable[tuple[Path, int]]:
+        return ((leaf[:k], cost) for k, cost in enumerate(self._costs, start=1) if cost)
 
 
 def crossing_percent(spread: Spread) -> int:

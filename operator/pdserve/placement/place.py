@@ -1,22 +1,20 @@
 """Place a whole P/D group by topology alone, or say precisely why not.
 
-Phases: 1 the scope: the whole domain, or with Required each part of the level alone; 2 candidates
-by strategy from the closest to the widest, stopping at the first width that leaves no KV crossing
-a counted uplink; 3 the cheapest by true cost, then in the order generated; 4 nodes.
+Phases: 1 candidates (`candidates`); 2 the cheapest by true cost, then in the order generated;
+3 nodes.
 Pure and deterministic: same fabric and request, same answer, byte for byte. `apart` then looks at
 what the loss of one node would do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from pdserve.placement.candidates import Option, options_for, scopes
 from pdserve.placement.capacity import Capacity, Room, capacity_for, count_some
-from pdserve.placement.cost import Spread, cost_of, weights
+from pdserve.placement.cost import weights
 from pdserve.placement.packing import nodes_in_leaf
 from pdserve.placement.refusal import found_in, prepare_refusal, why_not
-from pdserve.placement.strategies import balanced_cells, by_leaf_room, improve, one_leaf, packed
 from pdserve.placement.types import (
     Assignment,
     Cell,
@@ -30,17 +28,9 @@ from pdserve.placement.types import (
     cell_text,
 )
 from pdserve.terms import Role
-from pdserve.topology import Fabric, Path
+from pdserve.topology import Fabric
 
-Strategy = Callable[[Capacity, Iterable[Path], GroupRequest], Spread | None]
-_SHOWN = 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    kind: str
-    spread: Spread
-    cost: Cost
+_SHOWN = 3
 
 
 def place_closest(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
@@ -50,7 +40,7 @@ def place_closest(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
         return NoFit(problem)
     capacity = capacity_for(fabric, request)
     costs = weights(fabric, request.level if request.mode == "Preferred" else None)
-    options = _options(fabric, capacity, request, costs)
+    options = options_for(fabric, capacity, request, costs)
     if not options:
         return _no_fit(fabric, capacity, request)
     best = min(range(len(options)), key=lambda k: (options[k].cost, k))
@@ -93,51 +83,8 @@ def level_problem(fabric: Fabric, request: GroupRequest) -> str | None:
     )
 
 
-def scopes(fabric: Fabric, request: GroupRequest) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
-    """Parts a group may not leave, each with its leaves: one, the whole domain, if Preferred."""
-    if request.mode == "Preferred":
-        return (((), tuple(fabric.leaves)),)
-    depth = fabric.spec.leaf_depth if request.level is None else fabric.spec.depth_of(request.level)
-    assert depth is not None, "level_problem was asked first"  # noqa: S101 - a bug of the caller
-    if depth >= fabric.spec.leaf_depth:
-        return tuple((leaf, (leaf,)) for leaf in fabric.leaves)
-    return tuple((p, leaves) for p, leaves in fabric.parts.items() if len(p) == depth)
-
-
-def _options(
-    fabric: Fabric, capacity: Capacity, request: GroupRequest, costs: tuple[int, ...]
-) -> list[_Option]:
-    found: list[_Option] = []
-
-    def add(kind: str, strategy: Strategy, leaves: Sequence[Path], better: bool = False) -> None:
-        spread = strategy(capacity, leaves, request)
-        if spread is None:
-            return
-        if better:
-            spread = improve(spread, capacity, leaves, costs)
-        found.append(_Option(kind, spread, cost_of(spread, capacity, request, costs)))
-
-    allowed = scopes(fabric, request)
-    floor = len(allowed[0][0]) if allowed else 0
-    add("one leaf", one_leaf, tuple(leaf for _, leaves in allowed for leaf in leaves))
-    for depth in range(fabric.spec.leaf_depth - 1, floor - 1, -1):
-        if any(option.cost.traffic == 0 for option in found):
-            break
-        parts = [(p, leaves) for p, leaves in fabric.parts.items() if len(p) == depth]
-        fitting = [x for x in parts if capacity.part(*x).fits(request.prefill, request.decode)]
-        for path, leaves in fitting:
-            add(f"balanced cells in {fabric.label(path)}", balanced_cells, leaves)
-        if any(option.cost.traffic == 0 for option in found):
-            break
-        for path, leaves in fitting:
-            name = fabric.label(path)
-            add(f"leaves of {name} by room", by_leaf_room, leaves, True)
-            add(f"{name} packed", packed, leaves, True)
-    return found
-
-
 def _answer(
-    fabric: Fabric, capacity: Capacity, request: GroupRequest, options: Sequence[_Option], best: int
+    fabric: Fabric, capacity: Capacity, request: GroupRequest, options: Sequence[Option], best: int
 ) -> Placement:
     chosen = options[best]
     cells = tuple(Cell(leaf, p, d) for leaf, (p, d) in sorted(chosen.spread.items()))

@@ -1,7 +1,7 @@
 """Ways to spread a group's instances over leaves; each returns counts per leaf, or nothing.
 
-`place` runs them from the closest to the widest and judges each by its true cost (`cost`):
-one leaf, best fit; balanced cells, i.e. the same P:D ratio in every leaf used, inside one upper
+`candidates` runs them from the closest to the widest and judges each by its true cost (`cost`):
+balanced cells, i.e. the same P:D ratio in every leaf used, inside one upper
 part; leaves by room inside one upper part; and `packed`, which ignores locality and therefore
 finds a place whenever there is one. All are deterministic: leaves in `capacity.by_room` order.
 """
@@ -12,23 +12,12 @@ from collections.abc import Iterable
 from math import gcd
 
 from pdserve.placement.capacity import Capacity, Room, by_room
-from pdserve.placement.cost import Spread, group_slots, traffic
+from pdserve.placement.cost import Flows, Spread, group_slots
 from pdserve.placement.types import GroupRequest
 from pdserve.topology import Path
 
 _IMPROVE_ROUNDS = 64
 _IMPROVE_LEAVES = 12
-
-
-def one_leaf(capacity: Capacity, leaves: Iterable[Path], request: GroupRequest) -> Spread | None:
-    """The tightest leaf that holds all, of equal ones the first by path."""
-    fitting = [
-        leaf for leaf in leaves if capacity.leaves[leaf].fits(request.prefill, request.decode)
-    ]
-    if not fitting:
-        return None
-    best = min(fitting, key=lambda leaf: (capacity.leaves[leaf].free, leaf))
-    return {best: (request.prefill, request.decode)}
 
 
 def balanced_cells(
@@ -110,23 +99,26 @@ def improve(
     """Local search: move one instance, or swap two, while that lowers the traffic.
 
     Bounded: the leaves used and the roomiest others, at most `_IMPROVE_ROUNDS` steps; each step
-    takes the best move, the first in order among equals.
+    takes the best move, the first in order among equals. What a move saves is found from the parts
+    that it leaves and enters alone.
     """
     order = by_room({leaf: capacity.leaves[leaf] for leaf in leaves})
     around = sorted({*spread, *order[:_IMPROVE_LEAVES]})
-    best, cost = dict(spread), traffic(spread, costs)
+    best, flows = dict(spread), Flows(spread, costs)
     for _ in range(_IMPROVE_ROUNDS):
-        if not cost:
+        if not flows.total:
             break
-        options = [
-            (traffic(new, costs), k, new) for k, new in enumerate(_moves(best, around, capacity))
-        ]
-        if not options:
+        saved, chosen = 0, None
+        for move in _moves(best, around, capacity):
+            less = -flows.change(*move)
+            if less > saved:
+                saved, chosen = less, move
+        if chosen is None:
             break
-        cheapest = min(options, key=lambda option: option[:2])
-        if cheapest[0] >= cost:
-            break
-        cost, best = cheapest[0], cheapest[2]
+        u, v, (p, d) = chosen
+        flows.apply(*chosen)
+        (pu, du), (pv, dv) = best[u], best.get(v, (0, 0))
+        best[u], best[v] = (pu - p, du - d), (pv + p, dv + d)
     return {leaf: counts for leaf, counts in best.items() if any(counts)}
 
 
@@ -136,7 +128,7 @@ _STEPS = ((1, 0), (0, 1), (1, -1), (-1, 1))
 
 def _moves(
     spread: dict[Path, tuple[int, int]], around: list[Path], capacity: Capacity
-) -> Iterable[dict[Path, tuple[int, int]]]:
+) -> Iterable[tuple[Path, Path, tuple[int, int]]]:
     for u in sorted(spread):
         for v in around:
             if u == v:
@@ -147,7 +139,7 @@ def _moves(
                 if min(*mine, *theirs) < 0:
                     continue
                 if capacity.leaves[u].fits(*mine) and capacity.leaves[v].fits(*theirs):
-                    yield {**spread, u: mine, v: theirs}
+                    yield u, v, (p, d)
 
 
 def _matched(room: Room, left: tuple[int, int], request: GroupRequest) -> tuple[int, int]:

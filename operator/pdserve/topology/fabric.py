@@ -19,7 +19,7 @@ from pdserve.topology.tree import LabelProblem, Path, Tree, selects, tree_of
 if TYPE_CHECKING:
     from pdserve.api import RoCEDomain
 
-MAX_CHANGED = 512
+MAX_CHANGED = 1024
 """Nodes that may have changed since something was derived; each further renewal costs as many."""
 MAX_KEPT = 128
 """What a fabric remembers, most of it for one pair of shapes each."""

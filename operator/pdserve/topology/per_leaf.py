@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 from pdserve.topology.fabric import MAX_CHANGED, Fabric
 from pdserve.topology.tree import Path, Tree
 
+FEW = 100
+"""Changed nodes whose leaves may well be read again in one step."""
 T = TypeVar("T")
 Read = Callable[[Fabric, Path], T]
 """What is derived from one leaf; the same for the same leaf and nodes."""
@@ -70,11 +72,11 @@ def per_leaf(
 def read_some(fabric: Fabric, key: Hashable, read: Read[T], most: int) -> bool:
     """Read up to `most` leaves for `per_leaf`; True when there was nothing to do, at no cost.
 
-    So that a caller can let others run meanwhile. Nothing is to be done where no more nodes than
-    `most` changed since all leaves were read.
+    So that a caller can let others run meanwhile. Nothing is to be done where all leaves were read
+    and few nodes changed since: `FEW`.
     """
     known = _known(fabric, key)
-    if known is not None and known.whole and len(known.changed) <= most:
+    if known is not None and known.whole and len(known.changed) <= FEW:
         return True
     per_leaf(fabric, key, read, most)
     return False

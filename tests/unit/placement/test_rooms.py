@@ -7,7 +7,8 @@ from tests.support.builders import RESOURCE, fabric, request
 
 from pdserve.placement import InstancePlacement, NoFit, PlacedInstance, place, place_instance
 from pdserve.placement.capacity import capacity_for
-from pdserve.placement.strategies import by_leaf_room, one_leaf
+from pdserve.placement.exact import best_leaf
+from pdserve.placement.strategies import by_leaf_room
 from pdserve.topology import Fabric, Path, Reservation
 
 TREE = """p1 a  n1:8 n2:8
@@ -51,7 +52,7 @@ def test_the_room_of_other_parts_is_remembered() -> None:
 def test_one_leaf_is_the_tightest(drawing: str, want: str | None) -> None:
     tree = fabric(drawing)
     for leaves in (tuple(tree.leaves), tuple(tree.leaves)[::-1]):
-        found = one_leaf(capacity_for(tree, request("1P1D")), leaves, request("1P1D"))
+        found = best_leaf(capacity_for(tree, request("1P1D")), leaves, request("1P1D"))
         assert (None if found is None else next(iter(found))[-1]) == want
 
 
