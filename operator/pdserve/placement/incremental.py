@@ -7,6 +7,7 @@ stands in for. Removal gives up the instance whose loss costs least, never the l
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 from pdserve.placement.capacity import capacity_for
@@ -51,24 +52,31 @@ def place_closest_instance(
     one = (1, 0) if role == "prefill" else (0, 1)
     now = spread_of(fabric, members)
     allowed = _allowed(fabric, request, now)
+    used = {(), *(leaf[:depth] for leaf in now for depth in range(1, len(leaf) + 1))}
+    known: dict[tuple[object, ...], Cost] = {}
     found: list[tuple[int, Cost, Path]] = []
     for leaf in allowed:
         room = capacity.leaves[leaf]
         if not room.fits(*one):
             continue
-        p, d = now.get(leaf, (0, 0))
-        then = {**now, leaf: (p + one[0], d + one[1])}
-        cost = Cost(
-            unplaced=0,
-            traffic=traffic(then, costs),
-            slots_lost=group_slots(room, request) - group_slots(room, request, *one),
-            domains=len(then),
-            leftover=room.free - request.shape(role).total,
-        )
+        # Leaves with the same room cost the same in the same parts of the group, or beside them.
+        home = next(leaf[:depth] for depth in range(len(leaf), -1, -1) if leaf[:depth] in used)
+        key = (home, room.prefills, room.decodes, room.free, room.frontier)
+        cost = known.get(key)
+        if cost is None:
+            p, d = now.get(leaf, (0, 0))
+            then = {**now, leaf: (p + one[0], d + one[1])}
+            cost = known[key] = Cost(
+                unplaced=0,
+                traffic=traffic(then, costs),
+                slots_lost=group_slots(room, request) - group_slots(room, request, *one),
+                domains=len(then),
+                leftover=room.free - request.shape(role).total,
+            )
         found.append((-shared_levels(leaf, near), cost, leaf))
     if not found:
         return _nowhere(fabric, request, role, now, allowed)
-    found.sort()
+    found = heapq.nsmallest(_SHOWN, found)
     _, cost, leaf = found[0]
     taken = nodes_in_leaf(capacity, leaf, *one)
     nodes = (taken[0] + taken[1])[0]
@@ -78,7 +86,7 @@ def place_closest_instance(
         cost,
         tuple(
             f"{fabric.label(other)}{_beside(other, near)}: {c}: {'won' if k == 0 else 'lost'}"
-            for k, (_, c, other) in enumerate(found[:_SHOWN])
+            for k, (_, c, other) in enumerate(found)
         ),
         request.shape(role).reservations(role, nodes),
     )
