@@ -10,7 +10,10 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from pdserve.placement import GroupRequest, Placement, Shape
+from pdserve.placement import Assignment, Cell, Cost, GroupRequest, Placement, Shape
+from pdserve.placement.capacity import Capacity
+from pdserve.placement.cost import Spread
+from pdserve.placement.packing import nodes_in_leaf
 from pdserve.terms import ROLES
 from pdserve.topology import Fabric, FabricLevel, NodeView, Reservation, TreeSpec, build_fabric
 from pdserve.topology.spec import HOSTNAME_LABEL
@@ -126,6 +129,22 @@ class Site:
         self.fabric = self.fabric.renewed(found, {})
 
 
-def instances(found: Placement) -> int:
-    """How many it places."""
-    return sum(len(found.on(role)) for role in ROLES)
+def as_placement(capacity: Capacity, request: GroupRequest, spread: Spread) -> Placement:
+    """The group spread so, its nodes chosen as `place` chooses them."""
+    assignments: list[Assignment] = []
+    used = {leaf: counts for leaf, counts in sorted(spread.items()) if any(counts)}
+    for leaf, counts in used.items():
+        for role, nodes in zip(ROLES, nodes_in_leaf(capacity, leaf, *counts), strict=True):
+            assignments += [Assignment(role, k, its) for k, its in enumerate(nodes)]
+    return Placement(
+        assignments=tuple(assignments),
+        cells=tuple(Cell(leaf, *counts) for leaf, counts in used.items()),
+        cost=Cost(0, 0, 0, 0, 0),
+        candidates=(),
+        explanation=(),
+        reservations=tuple(
+            r
+            for a in assignments
+            for r in request.shape(a.role).reservations(f"{a.role}-{a.ordinal}", a.nodes)
+        ),
+    )

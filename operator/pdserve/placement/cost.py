@@ -69,6 +69,10 @@ class Flows:
                     added += cost * (max(0, now + sign * share) - max(0, now))
         return added
 
+    def sends(self, leaf: Path) -> bool:
+        """Whether KV leaves this leaf, or a part that it is in."""
+        return any(self._surplus.get(part, 0) > 0 for part, _ in self._above(leaf))
+
     def apply(self, source: Path, target: Path, counts: tuple[int, int]) -> None:
         """Let them go."""
         self.total += self.change(source, target, counts)

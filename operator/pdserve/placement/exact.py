@@ -80,16 +80,21 @@ def best_spread(
     wanted = request.prefill, request.decode
     every = [(p, d) for p in range(wanted[0] + 1) for d in range(wanted[1] + 1) if p or d]
     depth = len(costs)
+    # A quarter of all pairs of counts adds up to no more than wanted.
+    most = 4 * MAX_WORK // (len(every) + 1) ** 2
     # 1
     homes: dict[Path, list[Path]] = {}
     for leaf in leaves:
-        homes.setdefault(leaf[: depth - 1], []).append(leaf)
-    chosen: dict[Path, Mapping[Path, Mapping[Counts, _Terms]]] = {}
-    for home, inside in homes.items():
-        alike = _alike(capacity, inside, (1, 0)) | _alike(capacity, inside, (0, 1))
-        chosen[home] = _chosen(alike, every, request, sum(wanted))
-    ways = sum(len(found) for found in chosen.values())
-    if ways * (len(every) + 1) ** 2 > 4 * MAX_WORK:  # a quarter of all pairs adds up to too many
+        room = capacity.leaves[leaf]
+        if room.prefills or room.decodes:
+            homes.setdefault(leaf[: depth - 1], []).append(leaf)
+    if sum(min(len(inside), sum(wanted)) for inside in homes.values()) > most:
+        return None
+    chosen = {
+        home: _chosen(_alike(capacity, inside, (0, 0)), every, request, sum(wanted))
+        for home, inside in homes.items()
+    }
+    if sum(map(len, chosen.values())) > most:
         return None
     # 2
     tables: dict[Path, _Table] = {}

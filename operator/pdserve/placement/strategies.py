@@ -18,6 +18,7 @@ from pdserve.topology import Path
 
 _IMPROVE_ROUNDS = 64
 _IMPROVE_LEAVES = 12
+_IMPROVE_MOVES = 2000
 
 
 def balanced_cells(
@@ -98,18 +99,20 @@ def improve(
 ) -> Spread:
     """Local search: move one instance, or swap two, while that lowers the traffic.
 
-    Bounded: the leaves used and the roomiest others, at most `_IMPROVE_ROUNDS` steps; each step
-    takes the best move, the first in order among equals. What a move saves is found from the parts
-    that it leaves and enters alone.
+    Bounded: the leaves used and the roomiest others, at most `_IMPROVE_ROUNDS` steps, and no
+    further step once `_IMPROVE_MOVES` moves were judged; each step takes the best move, the first
+    in order among equals. What a move saves is found from the parts that it leaves and enters.
     """
     order = by_room({leaf: capacity.leaves[leaf] for leaf in leaves})
     around = sorted({*spread, *order[:_IMPROVE_LEAVES]})
     best, flows = dict(spread), Flows(spread, costs)
+    judged = 0
     for _ in range(_IMPROVE_ROUNDS):
-        if not flows.total:
+        if not flows.total or judged > _IMPROVE_MOVES:
             break
         saved, chosen = 0, None
-        for move in _moves(best, around, capacity):
+        for move in _moves(best, around, capacity, flows):
+            judged += 1
             less = -flows.change(*move)
             if less > saved:
                 saved, chosen = less, move
@@ -127,14 +130,18 @@ _STEPS = ((1, 0), (0, 1), (1, -1), (-1, 1))
 
 
 def _moves(
-    spread: dict[Path, tuple[int, int]], around: list[Path], capacity: Capacity
+    spread: dict[Path, tuple[int, int]], around: list[Path], capacity: Capacity, flows: Flows
 ) -> Iterable[tuple[Path, Path, tuple[int, int]]]:
+    """Moves that may save: prefills leave, or decodes come, where KV leaves."""
+    sends = {leaf: flows.sends(leaf) for leaf in around}
     for u in sorted(spread):
         for v in around:
-            if u == v:
+            if u == v or not (sends[u] or sends[v]):
                 continue
             (pu, du), (pv, dv) = spread[u], spread.get(v, (0, 0))
             for p, d in _STEPS:
+                if not sends[u if p > d else v]:
+                    continue
                 mine, theirs = (pu - p, du - d), (pv + p, dv + d)
                 if min(*mine, *theirs) < 0:
                     continue
