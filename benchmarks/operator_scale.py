@@ -46,6 +46,7 @@ FINE_STEP = 0.01
 as many."""
 FORGOTTEN = 1800.0
 """Virtual seconds after which a fault of an instance delays its next repair no more."""
+RATIO = "RatioLoop.run"
 PATIENCE = 1800.0
 """Virtual seconds for the set-up."""
 
@@ -59,6 +60,8 @@ class Bench:
         self.usual_step = self.world.step
         self.holds = Holds(self.run, _leading)
         self.rows: list[Row] = []
+        self.quiet = 0.0
+        """Seconds of the operator per second of rest, as `_for_events` counts."""
 
     async def run(self) -> None:
         """Phase after phase."""
@@ -109,7 +112,13 @@ class Bench:
         """Phase 2: nothing happens for a minute."""
         self.holds.clear()
         await asyncio.sleep(60)
-        self.rows.append(_bound("idle", 100 * self.holds.total / 60, "% of a core", 1.0))
+        ratio = self.holds.by[RATIO]
+        for what, seconds in (
+            ("idle", self.holds.total),
+            ("idle, the ratio loop left out", self.holds.total - ratio),
+        ):
+            self.rows.append(_bound(what, 100 * seconds / 60, "% of a core", 1.0))
+        self.quiet = self._for_events() / 60
         self._end("rest")
 
     async def _node_events(self) -> None:
@@ -123,7 +132,7 @@ class Bench:
                 before = self._for_events()
                 set_ready(self.world, node, status)
                 await asyncio.sleep(5)
-                costs.append(1e3 * (self._for_events() - before))
+                costs.append(1e3 * (self._for_events() - before - 5 * self.quiet))
         self.rows.append(_of("a node event", costs, "ms", 5.0))
         self._end("node events")
 
@@ -213,7 +222,7 @@ class Bench:
 
     def _for_events(self) -> float:
         """Seconds of the operator so far, without its loops that go by the clock."""
-        loops = ("RatioLoop.run", "Linker.run", "Linker._serve")
+        loops = (RATIO, "Linker.run", "Linker._serve")
         return self.holds.total - sum(self.holds.by[loop] for loop in loops)
 
     def _on(self, leaf: str) -> list[Object]:

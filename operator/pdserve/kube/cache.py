@@ -241,10 +241,14 @@ class ViewCache(Generic[K]):
             logger.warning("History of %s was rewound; taking the list as is", self.resource.plural)
             self._held.versions.clear()
         seen = set()
-        for read in listing.items:
+        for number, read in enumerate(listing.items, start=1):
             seen.add(read.key)
             if read.kept is not None or read.key in self._held.objects:
                 self._keep(read)
+            if number % self._page_size == 0 and not rewound:
+                # Ten thousand at once hold the event loop for a tenth of a second. Versions keep
+                # what our own writes bring meanwhile; after a rewind they say nothing.
+                await asyncio.sleep(0)
         for key in sorted({*self._held.objects, *self._held.gone_keys()} - seen):
             if rewound or self._held.versions.get(key, 0) <= version:
                 self._held.drop(key)
