@@ -9,7 +9,6 @@ header of a report proves the service's request credential without showing it. N
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
 from collections.abc import Callable, Mapping
@@ -96,8 +95,11 @@ class LimitPeers:
         repeat_at = loop.time()
         try:
             while True:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), REPEAT_SECONDS)
+                timer = loop.call_later(REPEAT_SECONDS, self._wake.set)
+                try:
+                    await self._wake.wait()
+                finally:
+                    timer.cancel()
                 self._wake.clear()
                 if loop.time() >= repeat_at:
                     repeat_at = loop.time() + REPEAT_SECONDS

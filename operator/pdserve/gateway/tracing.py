@@ -65,8 +65,11 @@ class Tracer:
         """Export what is left, for STOP_SECONDS at most."""
         self._stopping = True
         self._wake.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), STOP_SECONDS)
+        timer = self._loop.call_later(STOP_SECONDS, self._ended.set)
+        try:
+            await self._ended.wait()
+        finally:
+            timer.cancel()
 
     def begin(self, headers: Mapping[bytes, bytes]) -> RequestTrace:
         """The trace of a request with these headers: the client's, or one of its own."""

@@ -262,3 +262,15 @@ async def test_under_load_no_more_than_the_limits_is_ever_served(fleet: Fleet, r
     assert tally[200] == 40, "all of the limit and no more: the clock stands"
     assert prefill.max_used <= 5
     assert max(d.max_used for d in decodes) <= 5
+
+
+async def test_reports_end_when_the_gateway_stops_as_news_come() -> None:
+    peers = LimitPeers(Credential(TOKEN), "b", 1.0, lambda: 0.0)
+    reports = asyncio.create_task(peers.run())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    peers.follow(RouteGateway("a", "http://127.0.0.1:9"))
+    reports.cancel()
+    done, _ = await asyncio.wait({reports}, timeout=60)
+    assert done == {reports}
+    assert reports.cancelled()
