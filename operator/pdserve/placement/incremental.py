@@ -10,10 +10,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+from pdserve.placement.candidates import scopes
 from pdserve.placement.capacity import capacity_for
 from pdserve.placement.cost import Spread, group_slots, traffic, weights
 from pdserve.placement.packing import nodes_in_leaf
-from pdserve.placement.place import level_problem, scopes
+from pdserve.placement.place import level_problem
 from pdserve.placement.refusal import found_in, why_not
 from pdserve.placement.sites import only_node, site_of
 from pdserve.placement.types import (

@@ -57,7 +57,7 @@ def per_leaf(
 
     `key` names `read` and all that it goes by.
     """
-    known = _known(fabric, key)
+    known: PerLeaf[T] | None = _known(fabric, key)
     if known is None:
         known = PerLeaf(fabric.tree, {})
     elif known.whole and not known.changed:
@@ -65,7 +65,7 @@ def per_leaf(
     found = known.still(fabric.tree)
     for path in [p for p in fabric.leaves if p not in found][:most]:
         found[path] = read(fabric, path)
-    fabric.remember(key, PerLeaf(fabric.tree, found))
+    fabric.remember(key, PerLeaf[T](fabric.tree, found))
     return found
 
 
@@ -75,7 +75,7 @@ def read_some(fabric: Fabric, key: Hashable, read: Read[T], most: int) -> bool:
     So that a caller can let others run meanwhile. Nothing is to be done where all leaves were read
     and few nodes changed since: `FEW`.
     """
-    known = _known(fabric, key)
+    known: PerLeaf[T] | None = _known(fabric, key)
     if known is not None and known.whole and len(known.changed) <= FEW:
         return True
     per_leaf(fabric, key, read, most)
