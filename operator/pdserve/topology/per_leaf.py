@@ -65,7 +65,8 @@ def per_leaf(
     found = known.still(fabric.tree)
     for path in [p for p in fabric.leaves if p not in found][:most]:
         found[path] = read(fabric, path)
-    fabric.remember(key, PerLeaf[T](fabric.tree, found))
+    kept: PerLeaf[T] = PerLeaf(fabric.tree, found)
+    fabric.remember(key, kept)
     return found
 
 

@@ -133,8 +133,8 @@ def test_a_renewed_fabric_is_the_one_that_would_be_built(
                 ]
                 now_view, fresh_view = now.reserve(some), fresh.reserve(some)
                 assert place(now_view, request) == place(fresh_view, request)
-                asked = now_view, request, "decode", ()
-                assert place_instance(*asked) == place_instance(fresh_view, *asked[1:])
+                found = place_instance(now_view, request, "decode", ())
+                assert found == place_instance(fresh_view, request, "decode", ())
 
 
 @pytest.mark.parametrize("request_", [ASKED[0], ASKED[3]], ids=["a place", "a refusal"])

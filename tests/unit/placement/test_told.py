@@ -79,7 +79,7 @@ def test_a_required_part_is_searched_for_the_least_traffic_inside_it() -> None:
     assert placed(drawing, request("3P2D", level="pod")).cost.traffic == 0
 
 
-def test_the_best_of_few_ways_is_told_beside_what_strategies_find() -> None:
+def test_the_best_of_few_ways_stands_beside_what_strategies_find() -> None:
     found = placed("p1 a  n1:8 n2:8 n3:8\np1 b  m1:8 m2:8\np2 c  k1:8 k2:8", request("5P2D"))
     assert found.candidates[0].kind == "best of all ways in the whole domain"
     assert found.candidates[0].verdict == "won"
