@@ -65,7 +65,8 @@ def route_table(
         groups: routable P/D groups per scenario name.
         predicted: `a, b` of predicted prefill seconds per scenario name, where known.
         last: the table that gateways have.
-        floor: without `last`, a version that no gateway has seen a higher one than.
+        floor: a version that no gateway has seen a higher one than. `last` may be an older table
+            that was put back, and gateways take no version below the one they have.
         models: what the revisions of each scenario's groups serve, by scenario name.
         bounds: `bounds_of` each scenario's groups, where known; else what gateways have stays.
         gateways: `gateways_of` the service.
@@ -74,7 +75,7 @@ def route_table(
     known, found = models or {}, _bounds_in_force(bounds or {}, last)
     table = RouteTable(
         service=service.metadata.name,
-        version=floor if last is None else last.version,
+        version=0 if last is None else last.version,
         model=service.spec.model.name,
         engine=str(service.spec.engine.type),
         tier_costs=_tier_costs(domain, last),
@@ -104,7 +105,7 @@ def route_table(
     table = fitted(table)
     if last is not None and table == last:
         return last
-    return dataclasses.replace(table, version=table.version + 1)
+    return dataclasses.replace(table, version=max(floor, table.version) + 1)
 
 
 def _local_tokens(scenario: Scenario) -> int:
