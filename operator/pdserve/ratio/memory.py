@@ -64,7 +64,7 @@ def remember_need(memory: LoopMemory, need: Need, settings: LoopSettings) -> Loo
         need = Need(last.time, max(last.prefill, need.prefill), max(last.decode, need.decode))
         points.pop()
     points.append(need)
-    oldest = need.time - settings.shrink_dwell * memory.patience - settings.control_period
+    oldest = need.time - settings.cycle * memory.patience - settings.control_period
     while len(points) > 1 and points[1].time <= oldest:
         points.pop(0)
     return replace(memory, needs=tuple(points))

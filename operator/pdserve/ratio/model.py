@@ -21,7 +21,7 @@ OUTPUT_CV2 = 1.0
 """Output lengths are taken as exponential: their spread is not measured."""
 
 
-ADMISSION_MARGIN = 0.95
+ADMISSION_MARGIN = 0.975
 """Part of TPOT that a step takes when a decode has as many requests as gateways give it."""
 
 
@@ -157,9 +157,11 @@ def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo, caution: floa
     if batch == 0:
         return RoleModel((), alone, slo.tpot, OUTPUT_CV2)
     seconds = max(steps * _step_seconds(profile, demand, batch, caution), 1e-6)
-    # Above b* no request waits: the batch grows and every stream misses TPOT. At b_d they wait.
+    # Gateways put no more than b* on a decode (`admission_batch`): what is above it waits before its
+    # prefill, for as long as TTFT leaves (half of it, since prefill has waits of its own), and after.
+    left = max(slo.ttft - _prefill_seconds(profile, demand, 1, caution), 0.0)
     cliff = batch < profile.decode_slots
-    point = OperatingPoint(batch, seconds, 0.0 if cliff else slo.handoff)
+    point = OperatingPoint(batch, seconds, slo.handoff + left / 2)
     return RoleModel((point,), alone, slo.tpot, OUTPUT_CV2, cliff)
 
 

@@ -2,7 +2,7 @@
 
 Only a role that loses instances is predicted under more than the load, so a role that is just big
 enough does not forbid the other to shrink. Nothing goes below the largest need of the last cycle,
-`shrink_dwell`; while the load drifts downwards a small surplus is confirmed sooner. Where the load
+`LoopSettings.cycle`; while the load drifts downwards a small surplus is confirmed sooner. Where the load
 came back soon after a reduction, the next one waits twice as long (`LoopMemory.patience`). Without
 a profile nothing can be predicted; then only the absence of all traffic is proof enough, and the
 step goes to the smallest counts at once.
@@ -42,7 +42,7 @@ def propose_surplus(round_: Round) -> Surplus | None:
     if now is None:
         return None
     settings, current = round_.inp.settings, round_.inp.current
-    hold = _hold(current, now, settings) if round_.rate.falling else settings.shrink_dwell
+    hold = _hold(current, now, settings) if round_.rate.falling else settings.cycle
     hold *= round_.memory.patience
     best = _least(round_, _kept(round_.memory.needs, round_.inp.now - hold))
     since = round_.memory.needs[0].time if round_.memory.needs else round_.inp.now
@@ -67,7 +67,7 @@ class _Kept:
 def _hold(current: Counts, least: Counts, settings: LoopSettings) -> float:
     """Seconds for which a surplus of this size must have lasted."""
     more = sum(max(current.total(role) - least.total(role), 0) for role in ROLES)
-    return min(settings.shrink_dwell, settings.shrink_step * (1 + more))
+    return min(settings.cycle, settings.shrink_step * (1 + more))
 
 
 def _kept(needs: Sequence[Need], since: float) -> _Kept:

@@ -26,6 +26,8 @@ from pdserve.ratio.sample import Unknown as Unknown
 from pdserve.ratio.sample import known as known
 from pdserve.terms import Role, Slo
 
+HELD_STARTS = 4.0
+"""Cold starts for which instances without use are kept."""
 Mode = Literal["Auto", "Advise", "Fixed", "External"]
 Outcome = Literal["Applied", "Advised", "Blocked", "Held"]
 
@@ -149,7 +151,7 @@ class LoopSettings:
     grow_dwell: float = 60.0
     """Least time between a change and growth for want of attainment."""
     shrink_dwell: float = 300.0
-    """How long a surplus of many instances must last before it is given back."""
+    """How long a surplus of many instances must last before it is given back, at most."""
     shrink_step: float = 60.0
     """How long for each instance of a smaller surplus, in addition to one such time."""
     in_flight_limit: float = 600.0
@@ -170,6 +172,14 @@ class LoopSettings:
     """Time constant with which a proven difference to the model is forgotten."""
     max_missing: float = 0.1
     """Share of live reporters that may be missing before data count as partial."""
+
+    @property
+    def cycle(self) -> float:
+        """Seconds whose largest need nothing goes below: a few cold starts, two windows or more.
+
+        What is kept for as long as a few starts take costs about as much as starting anew.
+        """
+        return min(max(HELD_STARTS * self.cold_start, 2.0 * self.window), self.shrink_dwell)
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,7 @@ def test_a_square_wave_does_not_make_it_swing() -> None:
 def test_a_slow_cold_start_is_waited_for_and_not_answered_twice() -> None:
     done = run(step(4.0, 9.0, 1200), CHAT, 4800, Counts(1, 1, 4), cold_start=240.0)
     rises = [d for d in done.between(1200, 1500) if devices(d.to) > devices(d.before)]
-    assert len(rises) <= 5, "what is on its way counts, so each adds little"
+    assert len(rises) <= 6, "what is on its way counts, so each adds little"
     assert done.plant.attainment_since(3000) >= SLO.attainment
     final = devices(done.at(4800))
     assert max(devices(c) for t, c in done.counts if t > 1200) <= final + 3 * 8

@@ -41,7 +41,7 @@ def load(
     [
         (load(Counts(1, 2, 5), 6.0, 4000.0, 40.0), Counts(1, 3, 4)),
         (load(Counts(1, 2, 5), 4.0, 4000.0, 20.0, latest=1.3), Counts(1, 3, 5)),
-        (load(Counts(1, 2, 5), 5.0, 4000.0, 200.0), Counts(1, 3, 5)),
+        (load(Counts(1, 2, 5), 5.0, 4000.0, 215.0), Counts(1, 3, 5)),
     ],
     ids=[
         "what stays holds more than this load: it gives",

@@ -136,7 +136,7 @@ def test_what_cannot_be_is_said_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("lasted", "patience", "wait"),
-    [(300.0, 1.0, 0), (299.0, 1.0, 1), (300.0, 2.0, 300), (600.0, 2.0, 0)],
+    [(240.0, 1.0, 0), (239.0, 1.0, 1), (240.0, 2.0, 240), (480.0, 2.0, 0)],
     ids=["it lasted", "almost", "after one that was regretted", "twice as long"],
 )
 def test_a_surplus_must_last(lasted: float, patience: float, wait: int) -> None:
@@ -148,6 +148,18 @@ def test_a_surplus_must_last(lasted: float, patience: float, wait: int) -> None:
     else:
         assert (got.outcome, got.reason) == ("Applied", Reason.SURPLUS)
         assert got.memory.shrunk_at == NOW
+
+
+@pytest.mark.parametrize(
+    ("cold_start", "seconds"), [(5.0, 120.0), (60.0, 240.0), (70.0, 280.0), (600.0, 300.0)]
+)
+def test_the_slower_a_start_the_longer_a_surplus_is_kept(cold_start: float, seconds: float) -> None:
+    assert LoopSettings(cold_start=cold_start).cycle == seconds
+    inp = surplus(lasted=seconds - 1.0)
+    slow = replace(inp, settings=LoopSettings(cold_start=cold_start))
+    assert decide(slow).reason is Reason.CONFIRMING_SURPLUS
+    lasted = replace(slow, memory=surplus(lasted=seconds).memory)
+    assert decide(lasted).reason is Reason.SURPLUS
 
 
 def test_growth_soon_after_a_reduction_doubles_patience_and_calm_halves_it() -> None:
@@ -167,8 +179,8 @@ def test_needs_are_kept_for_a_cycle_a_point_a_minute_and_no_gap_between() -> Non
     for k in range(200):
         memory = remember_need(memory, Need(5.0 * k, 1 + k % 3, 2), settings)
     times = [need.time for need in memory.needs]
-    assert 6 <= len(times) <= 8
-    assert times[0] <= 5.0 * 199 - settings.shrink_dwell
+    assert 5 <= len(times) <= 7
+    assert times[0] <= 5.0 * 199 - settings.cycle
     assert {(need.prefill, need.decode) for need in memory.needs[:-1]} == {(3, 2)}
     after_outage = remember_need(memory, Need(5.0 * 199 + 400.0, 1, 1), settings)
     assert len(after_outage.needs) == 1

@@ -80,13 +80,15 @@ def test_decode_capacity_is_at_the_largest_batch_that_meets_tpot() -> None:
     assert largest_decode_batch(linear, DEMAND, slo) == 14  # 0.01 + 14 * 0.0025 = 0.045
     model = build(linear, DEMAND, slo)
     assert model.decode.capacity == pytest.approx(14 / (199 * 0.045))
-    assert model.decode.options[0].slack == 0.0, "above b* no request waits, all are slow"
 
 
-def test_decode_waits_only_when_slots_are_the_limit() -> None:
-    model = build(profile(decode=(0.01, 0.0001, 0.0)), DEMAND, SLO)
-    assert model.decode.options[0].batch == 32
-    assert model.decode.options[0].slack == SLO.handoff
+@pytest.mark.parametrize("each", [0.0025, 0.0001], ids=["TPOT is the limit", "slots are"])
+def test_what_gateways_hold_back_from_decodes_waits_as_long_as_ttft_leaves(each: float) -> None:
+    model = build(profile(decode=(0.01, each, 0.0)), DEMAND, SLO)
+    left = SLO.ttft - model.prefill.alone
+    assert model.decode.options[0].slack == pytest.approx(SLO.handoff + left / 2)
+    none = build(profile(prefill=(2.0, 0.0, 0.0), decode=(0.01, each, 0.0)), DEMAND, SLO)
+    assert none.decode.options[0].slack == SLO.handoff
 
 
 @pytest.mark.parametrize(

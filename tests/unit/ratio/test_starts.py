@@ -6,7 +6,7 @@ import pytest
 from tests.support.ratio_values import PROFILE, SLO
 
 from pdserve.ratio.learn import Start, observe_starts, start
-from pdserve.ratio.model import admission_batch
+from pdserve.ratio.model import ADMISSION_MARGIN, admission_batch
 from pdserve.ratio.records import from_json, to_json
 from pdserve.terms import Slo
 
@@ -32,5 +32,5 @@ def test_gateways_stay_below_the_batch_at_which_streams_miss_tpot(tpot: float, s
     assert most <= 32
     assert abs(most - slots) <= 12
     if 1 < most < 32:
-        assert PROFILE.decode.step_seconds(most, 1300.0) <= 0.95 * tpot
-        assert PROFILE.decode.step_seconds(most + 1, 1300.0) > 0.95 * tpot
+        assert PROFILE.decode.step_seconds(most, 1300.0) <= ADMISSION_MARGIN * tpot
+        assert PROFILE.decode.step_seconds(most + 1, 1300.0) > ADMISSION_MARGIN * tpot

@@ -45,7 +45,7 @@ def test_a_surplus_is_confirmed_before_all_of_it_goes_at_once() -> None:
 
 def test_nothing_goes_below_the_largest_need_of_the_last_cycle() -> None:
     inp = surplus()
-    busy = replace(inp.memory, needs=(Need(4600.0, 1, 1), Need(4800.0, 3, 5), Need(4980.0, 1, 1)))
+    busy = replace(inp.memory, needs=(Need(4600.0, 1, 1), Need(4900.0, 3, 5), Need(4980.0, 1, 1)))
     assert decide(replace(inp, memory=busy)).to == Counts(1, 3, 5)
 
 

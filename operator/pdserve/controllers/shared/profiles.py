@@ -121,7 +121,7 @@ def prefill_prediction(
 def decode_batch(config_maps: Cache, group: ScenarioGroup, slo: Slo) -> int:
     """Most requests that gateways should put on one decode; 0 while it is unknown, or all fit.
 
-    Above 8 in steps of an eighth, so that small changes of the profile do not change the route
+    Above 16 in steps of a sixteenth, so that small changes of the profile do not change the route
     table.
     """
     state = stored_state(config_maps, group)
@@ -129,5 +129,5 @@ def decode_batch(config_maps: Cache, group: ScenarioGroup, slo: Slo) -> int:
     if profile is None or profile.confidence < TRUSTED or state.context is None:
         return 0
     most = admission_batch(profile, state.context, slo)
-    step = max(1, most // 8)
+    step = max(1, most // 16)
     return 0 if most >= profile.decode_slots else most // step * step
