@@ -21,6 +21,7 @@ from pdserve.api.common import (
 from pdserve.api.custom_resource import Column, CustomResource, KindInfo
 from pdserve.api.meta import Condition, Generation
 from pdserve.api.network import NetworkIsolation
+from pdserve.api.rollout import Rollout
 from pdserve.api.scenario import Scenario
 from pdserve.api.scenariogroup import DecisionRecord, RoleCount
 from pdserve.api.strings import (
@@ -258,6 +259,8 @@ class PDServiceSpec(ApiModel):
     first counts are the lower bounds."""
     recovery: Recovery = Recovery()
     """How patiently instances are given up."""
+    rollout: Rollout = Rollout()
+    """How a new revision replaces the P/D groups of the one before it."""
     gateway: Gateway = Gateway()
     """The OpenAI front door."""
     network_policy: NetworkIsolation | None = None

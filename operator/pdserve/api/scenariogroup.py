@@ -19,6 +19,7 @@ from pdserve.api.common import (
 )
 from pdserve.api.custom_resource import Column, CustomResource, KindInfo, Scale
 from pdserve.api.meta import Condition, Generation
+from pdserve.api.rollout import Rollout, RolloutStatus
 from pdserve.api.strings import (
     GROUP_NAME,
     LabelValue,
@@ -86,6 +87,8 @@ class ScenarioGroupSpec(ApiModel):
     """How patiently instances are given up."""
     profile: ProfilePreset | None = None
     """Published measurements to start learning from; absent: nothing is known at first."""
+    rollout: Rollout = Rollout()
+    """How a new revision replaces the P/D groups of the one before it."""
 
 
 class RoleCount(Observed):
@@ -249,6 +252,8 @@ class ScenarioGroupStatus(Observed):
     """Devices kept for instances to be replaced: other P/D groups do not get them meanwhile."""
     fabric: KnownFabric | None = None
     """The RoCEDomain: when it is deleted, instances are replaced in it as it was."""
+    rollout: RolloutStatus | None = None
+    """The rollout of the revision that is wanted."""
     conditions: Annotated[tuple[Condition, ...], Items(16, keys=("type",))] = ()
     """Ready, Linked, Progressing, Placed, RatioInBounds, TemplateValid; Degraded once an object
     around the instances was refused."""

@@ -9,6 +9,8 @@ which the next observation goes on.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pdserve.groups.claims import counted
 from pdserve.groups.evictions import decide_evictions
 from pdserve.groups.linking import update_links
@@ -17,6 +19,7 @@ from pdserve.groups.removal import delete_finished, drain_deadlines
 from pdserve.groups.repairs import count_faults, suspicion_ends
 from pdserve.groups.report import conditions, group_status, settled
 from pdserve.groups.resize import resize_group
+from pdserve.groups.rollout import follow
 from pdserve.groups.scale import scale_groups
 from pdserve.groups.scaleunit import place_scale_unit
 from pdserve.groups.startup import judge_startups
@@ -35,6 +38,9 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
     draft.members = {g.index: (g.revision, members_of(g)) for g in groups if not g.gone}
     count_faults(observation, draft)
     # 2
+    live = [g for g in groups if not g.gone]
+    rollout = follow(live, observation)
+    observation = replace(observation, rollout=rollout)
     kept = scale_groups(groups, observation, draft)
     # 3
     for group in kept:
@@ -65,4 +71,5 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
         budgets=budgets,
         reasons=tuple(draft.reasons),
         settled=settled(groups, observation, draft),
+        rollout=rollout,
     )

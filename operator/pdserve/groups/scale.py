@@ -18,10 +18,11 @@ from pdserve.groups.claims import of_gone_groups, reservations
 from pdserve.groups.creation import create_group, find_place
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
+from pdserve.groups.rollout import Hold, as_before, hold_of, most_allowed, outdated
 from pdserve.groups.types import ConditionState, Observation
 from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.placement import NoFit
-from pdserve.topology import Reservation
+from pdserve.topology import Fabric, Reservation
 
 
 def scale_groups(
@@ -38,9 +39,14 @@ def scale_groups(
             "Progressing", "False", "Paused", "planned changes are paused"
         )
         return tuple(live)
+    rolls = any(outdated(g, observation) for g in live)
+    begins = not live and observation.wanted.rollout.paused
+    held = hold_of(live, observation.rollout, observation, draft) if rolls or begins else None
+    if held is not None and rolls:
+        draft.progressing = held.told
     # 1
     while True:
-        excess = _next_excess(live, observation, draft)
+        excess = _next_excess(live, observation, draft, held)
         if excess is None:
             break
         live.remove(excess)
@@ -53,7 +59,7 @@ def scale_groups(
     missing = observation.wanted.replicas - len(live)
     for made in range(missing):
         blocked = len(draft.blocked)
-        creation = _creation(live, observation, first=not made)
+        creation = _creation(live, observation, held, made)
         more = made + 1 < missing
         index = create_group(creation, draft, used, "scale up", live, more=more)
         if index is None:
@@ -64,20 +70,26 @@ def scale_groups(
         used.add(index)
     # 3
     created = len(used) - len(groups)
-    if live and len(live) <= observation.wanted.replicas and not created:
-        rolled = _roll(live, observation, draft, used)
-        live = [g for g in live if g is not rolled]
+    if held is None and live and len(live) <= observation.wanted.replicas and not created:
+        _roll_some(live, observation, draft, used)
     return tuple(live)
 
 
-def _creation(live: Sequence[GroupView], observation: Observation, *, first: bool) -> Observation:
-    """What a missing group is made by: the revision wanted, or one that is proven.
+def _creation(
+    live: Sequence[GroupView], observation: Observation, held: Hold | None, made: int
+) -> Observation:
+    """What a missing group is made by, after `made` others: the revision wanted, or a proven one.
 
     Until a group of the wanted revision serves there is at most one of it. The others are made at
-    the revision that most groups serve with, so that lost ones come back.
+    the revision that most groups serve with, so that lost ones come back. While a rollout is held
+    they come back as they were.
     """
-    current = [g for g in live if not _outdated(g, observation)]
-    if any(g.serving for g in current) or (first and not current):
+    current = [g for g in live if not outdated(g, observation)]
+    if len(current) + made >= most_allowed(held, observation):
+        before = as_before(live, observation)
+        if before is not None:
+            return before
+    if any(g.serving for g in current) or (not made and not current):
         return observation
     proven = Counter(g.revision for g in live if g.serving and observation.at(g.revision))
     if not proven:
@@ -97,7 +109,7 @@ def _recovering(group: GroupView, observation: Observation, draft: PlanDraft) ->
 
 
 def _next_excess(
-    live: Sequence[GroupView], observation: Observation, draft: PlanDraft
+    live: Sequence[GroupView], observation: Observation, draft: PlanDraft, held: Hold | None
 ) -> GroupView | None:
     """The next group to give up while there are too many, or None.
 
@@ -105,17 +117,19 @@ def _next_excess(
     serve; current ones. Among equals one whose drain has begun, then one that does not surely
     serve, then, of those that do not serve, the one with the fewest sound instances, then the
     highest index. While a roll is on, one group too many is the new one, and a serving outdated
-    one goes only when as many as wanted serve without it.
+    one goes only when as many as wanted serve without it. While it is held, none goes for it.
     """
     wanted = observation.wanted
     if len(live) <= wanted.replicas:
         return None
     sure = sum(1 for g in live if g.surely_serving(observation))
-    surge = 1 if any(_outdated(g, observation) for g in live) else 0
+    surge = 1 if any(outdated(g, observation) for g in live) else 0
     over = len(live) > wanted.replicas + (surge if wanted.replicas else 0)
+    if held is not None and held.strict and not over:
+        return None
     allowed: list[tuple[bool, bool, bool, bool, int, int, GroupView]] = []
     for group in live:
-        old, serves = _outdated(group, observation), group.serving
+        old, serves = outdated(group, observation), group.serving
         if not old and not over:
             continue
         surely = group.surely_serving(observation)
@@ -129,26 +143,84 @@ def _next_excess(
     return min(allowed, key=lambda entry: entry[:-1])[-1] if allowed else None
 
 
+def _roll_some(
+    live: list[GroupView], observation: Observation, draft: PlanDraft, used: set[int]
+) -> None:
+    """Replace outdated groups, at most as many as may be unavailable; takes from `live` what goes.
+
+    It is one until a group of the new revision serves, so a bad revision costs no more.
+    """
+    wanted = observation.wanted
+    current = [g for g in live if not outdated(g, observation)]
+    starting = [g for g in current if not g.serving]
+    at_once = wanted.rollout.max_unavailable if len(starting) < len(current) else 1
+    room = min(at_once - len(starting), most_allowed(None, observation) - len(current))
+    if starting and room <= 0:
+        draft.reasons.append(
+            f"rollout waits until group {starting[0].index} of the new revision serves"
+        )
+    for _ in range(room):
+        rolled = _roll(live, observation, draft, used)
+        if rolled is None:
+            return
+        live.remove(rolled)
+
+
 def _roll(
     live: Sequence[GroupView], observation: Observation, draft: PlanDraft, used: set[int]
 ) -> GroupView | None:
     """Replace one outdated group; returns it if it is given up now (delete first)."""
-    outdated = [g for g in live if _outdated(g, observation)]
-    if not outdated:
+    old = [g for g in live if outdated(g, observation)]
+    if not old:
         return None
-    starting = [g for g in live if not _outdated(g, observation) and not g.serving]
-    if starting:
-        draft.reasons.append(
-            f"rollout waits until group {starting[0].index} of the new revision serves"
+    victim = min(old, key=lambda g: (g.serving, -g.index))
+    rule = observation.wanted.rollout
+    full = "rollout.order is DeleteFirst"
+    if rule.order != "DeleteFirst":
+        refused = _create_first(victim, live, observation, draft, used)
+        if refused is None:
+            return None
+        full = f"no spare devices hold a new one beside it: {refused}"
+    if rule.order == "CreateFirst":
+        _needs_devices(draft, f"rollout.order is CreateFirst, and {full}")
+        return None
+    rest = [g for g in live if g is not victim]
+    freed = _freed(victim, rest, draft)
+    bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
+    fits = find_place(freed, observation.wanted, bad)
+    if isinstance(fits, NoFit):
+        _needs_devices(draft, f"even without group {victim.index}: {fits.message}")
+        return None
+    others = any(g.surely_serving(observation) for g in rest)
+    serves = victim.serving or _recovering(victim, observation, draft)
+    if serves and not others and not rule.allow_outage:
+        _needs_devices(
+            draft, f"group {victim.index} is the only one that surely serves, and {full}"
         )
         return None
-    victim = min(outdated, key=lambda g: (g.serving, -g.index))
+    why = "no spare devices" if rule.order == "Auto" else full
+    for instance in victim.members:
+        retire(victim, instance, f"new revision, {why}: delete first", observation, draft)
+    return victim
+
+
+def _create_first(
+    victim: GroupView,
+    live: Sequence[GroupView],
+    observation: Observation,
+    draft: PlanDraft,
+    used: set[int],
+) -> str | None:
+    """Create a group of the new revision beside `victim`; why not, where no devices hold it.
+
+    None where it is created, or waits for something else than devices.
+    """
     attempt = PlanDraft(
         draft.fabric, draft.repairs, claims=list(draft.claims),
         spent=list(draft.spent), members=dict(draft.members),
     )  # fmt: skip
     why = f"new revision, before group {victim.index} goes"
-    more = len(outdated) > 1
+    more = sum(outdated(g, observation) for g in live) > 1
     index = create_group(observation, attempt, used, why, live, more=more)
     if index is not None:
         draft.actions += attempt.actions
@@ -162,29 +234,17 @@ def _roll(
         draft.reasons += attempt.reasons
         draft.waits += attempt.waits
         return None
-    others = sum(1 for g in live if g is not victim and g.surely_serving(observation))
-    rest = {g.index for g in live if g is not victim}
-    freed = draft.fabric.release(
+    return attempt.blocked[0]
+
+
+def _freed(victim: GroupView, rest: Sequence[GroupView], draft: PlanDraft) -> Fabric:
+    """The fabric without `victim`, and without what groups that are gone left behind."""
+    return draft.fabric.release(
         Reservation(m.pod, m.node, resource, count)
         for i in victim.members
         for m in i.members
         for resource, count in m.holds.items()
-    ).release(reservations(of_gone_groups(rest, draft)))
-    bad = suspects(draft.repairs, observation.now, draft.fabric, observation.bettered)
-    fits = find_place(freed, observation.wanted, bad)
-    if isinstance(fits, NoFit):
-        _needs_devices(draft, f"even without group {victim.index}: {fits.message}")
-        return None
-    if not others and (victim.serving or _recovering(victim, observation, draft)):
-        _needs_devices(
-            draft,
-            f"group {victim.index} is the only one that surely serves, and no spare devices hold "
-            f"a new one beside it: {attempt.blocked[0]}",
-        )
-        return None
-    for instance in victim.members:
-        retire(victim, instance, "new revision, no spare devices: delete first", observation, draft)
-    return victim
+    ).release(reservations(of_gone_groups({g.index for g in rest}, draft)))
 
 
 def _needs_devices(draft: PlanDraft, why: str) -> None:
@@ -194,11 +254,7 @@ def _needs_devices(draft: PlanDraft, why: str) -> None:
     draft.reasons.append(f"rollout waits: {why}")
 
 
-def _outdated(group: GroupView, observation: Observation) -> bool:
-    return group.revision != observation.wanted.revision
-
-
 def _why_removed(group: GroupView, observation: Observation) -> str:
-    if _outdated(group, observation):
+    if outdated(group, observation):
         return f"group {group.index} has an old revision and is replaced"
     return f"{observation.wanted.replicas} P/D groups are wanted"

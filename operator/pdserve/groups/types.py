@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pdserve.groups.instances import InstanceObs
+from pdserve.groups.rollout_types import RolloutState, RolloutWanted
 from pdserve.placement.types import GroupRequest, Shape, Site
 from pdserve.terms import Role
 from pdserve.topology.affinity import Term
@@ -69,6 +70,8 @@ class Wanted:
     locality_level: str | None = None
     drain_seconds: float = 60.0
     paused: bool = False
+    """No planned change at all: what is asked for is not sure."""
+    rollout: RolloutWanted = RolloutWanted()
 
     def role(self, role: Role) -> RoleWanted:
         """The part for one role."""
@@ -322,6 +325,8 @@ class Observation:
     """The PodDisruptionBudgets that are there, by group index."""
     has_routes: bool = False
     """Whether there is a route table; a ScenarioGroup written by hand may be without gateways."""
+    rollout: RolloutState = RolloutState()
+    """As status remembers it."""
 
     def knows_route(self, instance: str) -> bool:
         """Whether gateways know this instance; True for all where there is no route table."""
@@ -378,3 +383,5 @@ class Plan:
     """Human sentences: why each action, why not another (for `explain` and events)."""
     settled: bool = False
     """Nothing is to be done or waited for: of nodes, only those of its instances mean anything."""
+    rollout: RolloutState = RolloutState()
+    """For status."""

@@ -126,8 +126,8 @@ def _former(now: ScenarioGroupSpec, data: JsonMap) -> ScenarioGroupSpec:
 
 def _former_spec(now: ScenarioGroupSpec, data: JsonMap) -> ScenarioGroupSpec:
     fabric = {**now.fabric.to_dict(), "domainRef": data["fabric"]["domainRef"]}
-    recovery = now.recovery.to_dict()
-    then = ScenarioGroupSpec.parse({**data, "fabric": fabric, "recovery": recovery})
+    kept = {"recovery": now.recovery.to_dict(), "rollout": now.rollout.to_dict()}
+    then = ScenarioGroupSpec.parse({**data, "fabric": fabric, **kept})
     return then.model_copy(
         update={
             "prefill": _patient_as(then.prefill, now.prefill),
