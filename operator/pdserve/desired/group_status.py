@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pdserve.api import Scenario, ScenarioGroup, merge_conditions
+from pdserve.desired import rollouts
 from pdserve.desired.claim_entries import to_json
 from pdserve.desired.service_desired import bounds_of
 from pdserve.groups.instances import InstanceObs
@@ -76,6 +77,7 @@ def status_of(
         "groups": [_group(g) for g in plan.groups],
         "repairs": [_repair(r) for r in plan.repairs],
         "claims": to_json(plan.claims),
+        "rollout": rollouts.to_json(plan.rollout),
         "conditions": _conditions(group, planned, now),
         **({"fabric": dict(fabric)} if fabric else {}),
     }

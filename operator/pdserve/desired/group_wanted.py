@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pdserve.api import ModelSpec, RepairStatus, RoleTemplate, ScenarioGroup, revision_of
 from pdserve.desired.pod_demand import PodDemand, demand_of
+from pdserve.desired.rollouts import rollout_wanted
 from pdserve.engines.pods import role_template
 from pdserve.frozen import remembered
 from pdserve.groups.instances import InstanceObs
@@ -87,6 +88,7 @@ def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
         locality_mode=spec.fabric.locality.mode,
         locality_level=spec.fabric.locality.level,
         drain_seconds=float(spec.recovery.drain_seconds),
+        rollout=rollout_wanted(group),
     )
 
 

@@ -19,6 +19,7 @@ from pdserve.desired.decisions import counts_of, newest
 from pdserve.desired.objects import url
 from pdserve.desired.service_desired import acting_counts
 from pdserve.desired.troubles import Trouble
+from pdserve.groups.rollout import HELD
 from pdserve.groups.types import ConditionState
 from pdserve.terms import Role
 from pdserve.terms.json import JsonObject
@@ -120,6 +121,11 @@ def _progressing(seen: ServiceSeen) -> ConditionState:
         return ConditionState(
             "Progressing", "True", "GatewayRollout", f"{ready} of {wanted} gateway pods are ready"
         )
+    for scenario in seen.service.spec.scenarios:
+        group = seen.groups.get(scenario.name)
+        state = None if group is None else _condition(group, "Progressing")
+        if state is not None and state[1] in HELD:
+            return ConditionState("Progressing", "False", state[1], f"{scenario.name}: {state[2]}")
     return ConditionState("Progressing", "False", "Settled", "nothing is being changed")
 
 

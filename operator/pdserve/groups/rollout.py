@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pdserve.groups.rollout_types import RolloutState
 from pdserve.groups.types import ConditionState, Observation
@@ -18,6 +19,9 @@ PAUSED = "RolloutPaused"
 CANARY = "CanaryWaits"
 STOPPED = "ProgressDeadlineExceeded"
 TURN = "WaitsForScenario"
+HELD: Final = frozenset({PAUSED, CANARY, STOPPED, TURN})
+TURN_LOOK: Final = 5.0
+"""Seconds until a scenario that waits for its turn looks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ def hold_of(
             return Hold(has, _told(STOPPED, message))
         draft.wait(left)
     if rule.waits_for:
+        draft.wait(TURN_LOOK)
         return Hold(has, _told(TURN, f"{far}; scenario {rule.waits_for} comes first"))
     back = wanted.revision == state.stable
     if rule.canary is not None and has >= rule.canary and not back:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Order = Literal["Auto", "CreateFirst", "DeleteFirst"]
 
@@ -26,6 +26,9 @@ class RolloutWanted:
     """Scenario whose rollout comes first; empty: it is this one's turn."""
 
 
+DEFAULT: Final = RolloutWanted()
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutState:
     """What outlives a restart of the operator, in ScenarioGroup status `rollout`."""
@@ -38,3 +41,7 @@ class RolloutState:
     """Most P/D groups of `revision` that served at once."""
     since: float | None = None
     """Since when P/D groups of it start and no further one serves; None while none starts."""
+
+
+UNKNOWN: Final = RolloutState()
+"""Nothing is remembered."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pdserve.groups.instances import InstanceObs
-from pdserve.groups.rollout_types import RolloutState, RolloutWanted
+from pdserve.groups.rollout_types import DEFAULT, UNKNOWN, RolloutState, RolloutWanted
 from pdserve.placement.types import GroupRequest, Shape, Site
 from pdserve.terms import Role
 from pdserve.topology.affinity import Term
@@ -71,7 +71,7 @@ class Wanted:
     drain_seconds: float = 60.0
     paused: bool = False
     """No planned change at all: what is asked for is not sure."""
-    rollout: RolloutWanted = RolloutWanted()
+    rollout: RolloutWanted = DEFAULT
 
     def role(self, role: Role) -> RoleWanted:
         """The part for one role."""
@@ -325,7 +325,7 @@ class Observation:
     """The PodDisruptionBudgets that are there, by group index."""
     has_routes: bool = False
     """Whether there is a route table; a ScenarioGroup written by hand may be without gateways."""
-    rollout: RolloutState = RolloutState()
+    rollout: RolloutState = UNKNOWN
     """As status remembers it."""
 
     def knows_route(self, instance: str) -> bool:
@@ -383,5 +383,5 @@ class Plan:
     """Human sentences: why each action, why not another (for `explain` and events)."""
     settled: bool = False
     """Nothing is to be done or waited for: of nodes, only those of its instances mean anything."""
-    rollout: RolloutState = RolloutState()
+    rollout: RolloutState = UNKNOWN
     """For status."""

@@ -22,6 +22,7 @@ from pdserve.controllers.group.group_actions import CreateRefused, GroupExecutor
 from pdserve.controllers.group.known_fabric import known_fabric, recalled_domain
 from pdserve.controllers.group.places import prepare_places
 from pdserve.controllers.group.template import template_condition
+from pdserve.controllers.group.turn import in_turn
 from pdserve.controllers.group.waiting import rank_of
 from pdserve.controllers.shared import event_reasons as reasons
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
@@ -49,6 +50,7 @@ from pdserve.desired.group_wanted import (
     repairs_of,
     wanted_of,
 )
+from pdserve.desired.rollouts import rollout_state
 from pdserve.desired.routing import parse_routes, routed_instances
 from pdserve.desired.service_credentials import BadSecret, ServiceCredentials
 from pdserve.desired.service_desired import acting_counts, is_as_asked
@@ -138,6 +140,16 @@ class _Reconcile:
             await self._write(waiting_status(self.group, self._no_domain(), self.now))
             return None
         template = await template_condition(self.context, self.key, self.obj, self.group)
+        if template.status == "False" or deleted:
+            # No pod of it may be made, so nothing that serves may go for it. Without its
+            # RoCEDomain repair goes on in the last known tree, and nothing is planned anew.
+            wanted = replace(wanted, paused=True)
+        service = self._service()
+        if service is not None:
+            wanted = in_turn(self.context.caches, service, self.group, wanted)
+            if not is_as_asked(self.group, service):
+                # An edit by hand: it is about to be put back, so nothing planned is done for it.
+                wanted = replace(wanted, paused=True)
         blind = not self.context.caches.pods.state().caught_up
         # No pod of a refused template may be made, so nothing that serves may go for it. Without
         # its RoCEDomain repair goes on in the last known tree, and nothing is planned anew. Pods
@@ -235,6 +247,7 @@ class _Reconcile:
             links=self.context.linker.links(self.key),
             drains=self.context.linker.drains(self.key),
             repairs=repairs_of(self.group),
+            rollout=rollout_state(self.group),
             routed=routed_instances(routes, self.group.spec.scenario),
             has_routes=routes is not None,
             now=self.now,
@@ -286,6 +299,7 @@ class _Reconcile:
         conditions = (*(c for c in planned.conditions if c.type not in said), *more)
         self._tell(conditions, "Placed", reasons.NO_FIT)
         self._tell(conditions, "Progressing", reasons.UNCOVERED)
+        self._tell(conditions, "Progressing", reasons.STOPPED)
         # Claims of pods that were refused hold the places for the next try.
         fabric = known_fabric(self.context.caches, self.group)
         status = status_of(self.group, planned, conditions, view.instances, fabric, self.now)
@@ -309,8 +323,11 @@ class _Reconcile:
 
     async def _write(self, status: JsonMap) -> None:
         live_status = self.obj.get("status") or {}
-        same_repairs = covers(status.get("repairs"), live_status.get("repairs", []))
-        if covers(live_status, status) and ("repairs" not in status or same_repairs):
+        if covers(live_status, status) and all(
+            covers(status[part], live_status.get(part) or type(status[part])())
+            for part in ("repairs", "rollout")
+            if part in status
+        ):
             return
         live = await self.context.client.patch_status(
             SCENARIO_GROUPS, self.key.name, status,

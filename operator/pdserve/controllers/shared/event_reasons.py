@@ -21,11 +21,12 @@ INVALID: Final = "ObjectInvalid"
 SKIPPED: Final = "ObjectSkipped"
 API_REFUSED: Final = "RequestRefused"
 SCENARIO_REMOVED: Final = "ScenarioRemoved"
+STOPPED: Final = "ProgressDeadlineExceeded"
 
 ALL: Final = frozenset(
     {
         CREATED, CREATE_FAILED, SUBSTITUTED, GROWN, DRAINING, DELETED, REFUSED, WRITE_REFUSED,
         NO_FIT, UNCOVERED, HAND_EDIT, COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED, SKIPPED,
-        API_REFUSED,
+        API_REFUSED, STOPPED,
     }
 )  # fmt: skip

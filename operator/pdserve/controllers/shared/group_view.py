@@ -77,7 +77,10 @@ def view_group(context: OperatorContext, group: ScenarioGroup) -> ScenarioGroupV
             tables.update((int(index), table) for table in read)
     links = context.linker.links(ObjectKey(group.metadata.namespace, group.metadata.name))
     instances = judge_corruption(seen, tables, links, repairs_of(group))
-    revisions = {**stored_revisions(caches, group), revision_of(group.spec): group}
+    rollout = group.status.rollout
+    needed = {i.revision for i in instances} | {rollout.stable_revision if rollout else ""}
+    stored = {r: then for r, then in stored_revisions(caches, group).items() if r in needed}
+    revisions = {**stored, revision_of(group.spec): group}
     return ScenarioGroupView(group, instances, tables, objects, revisions)
 
 

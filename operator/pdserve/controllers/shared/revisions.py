@@ -3,8 +3,8 @@
 A ScenarioGroup's spec holds one template, but during a rollout its groups run two. An old group
 that loses an instance must get it back at its old template; with the new one, a bad revision would
 turn the next ordinary fault into an outage. As a StatefulSet does, the operator therefore keeps
-one ControllerRevision per revision with pods. The ScenarioGroup owns it, and it is deleted when no
-pod has the revision any more.
+one ControllerRevision per revision with pods. The ScenarioGroup owns it. When no pod has the
+revision any more it is history, of which the newest are kept for `kubectl pdserve rollout undo`.
 
 A ScenarioGroup from before this feature gets its first one at the next reconciliation. A stored
 template is used only if it has the hash in its name. Neighbours: `group_view` shows the stored
@@ -33,6 +33,8 @@ from pdserve.wire import names
 log = logging.getLogger(__name__)
 
 COMPONENT: Final = "revision"
+HISTORY: Final = 10
+"""Revisions without pods that are kept, the newest ones, so that a rollout can be undone."""
 _PARTS: Final = ("service", "scenario", "model", "engine", "prefill", "decode")
 _NOT_OF_THE_POD: Final = ("replicas", "startupDeadlineSeconds")
 
@@ -87,19 +89,24 @@ def revision_object(group: ScenarioGroup, owner: JsonMap) -> Object:
 async def keep_revisions(
     client: KubeClient, caches: Caches, obj: Object, group: ScenarioGroup, used: Collection[str]
 ) -> None:
-    """Store the present revision, and delete stored ones that are not in `used`.
+    """Store the present revision, and delete those that neither `used` nor the history names.
+
+    The history is the newest `HISTORY` of the others. A revision that is wanted again becomes the
+    newest: it is stored anew, under the present generation.
 
     Raises:
         NotOursError: a foreign object has the name; nothing else was left out.
         KubeError: the API server refused.
     """
     present = revision_of(group.spec)
-    for known in owned_by(caches.revisions, group.metadata):
-        meta = known["metadata"]
-        if (meta.get("labels") or {}).get(names.LABEL_REVISION) in {present, *used}:
-            continue
+    stored = sorted(owned_by(caches.revisions, group.metadata), key=_number, reverse=True)
+    spare = [o for o in stored if _revision_label(o) not in {present, *used}]
+    for known in spare[HISTORY:]:
         await delete_owned(client, caches.revisions, known)
     name = names.revision_name(group.metadata.name, present)
+    for again in stored[1:]:
+        if again["metadata"]["name"] == name and _number(again)[0] < group.metadata.generation:
+            await delete_owned(client, caches.revisions, again)
     held = caches.revisions.get(name, group.metadata.namespace)
     if held is not None:
         if not is_controlled_by(held, group.metadata.uid):
@@ -115,6 +122,16 @@ async def keep_revisions(
         log.info("ControllerRevision %s exists already", wanted["metadata"]["name"])
         return
     caches.revisions.observe(live)
+
+
+def _revision_label(stored: Object) -> str:
+    return str((stored["metadata"].get("labels") or {}).get(names.LABEL_REVISION) or "")
+
+
+def _number(stored: Object) -> tuple[int, str]:
+    """Order of the history: the generation that it was last wanted from, then the name."""
+    number = stored.get("revision")
+    return (number if isinstance(number, int) else 0, stored["metadata"]["name"])
 
 
 _known: Memo[ScenarioGroupSpec] = Memo()
