@@ -12,18 +12,21 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from pdserve.api import InvalidObjectError
 from pdserve.cli import (
     ask,
     ask_stream,
     request_log,
+    rollout,
     snapshot,
     view_explain,
     view_local,
     view_status,
 )
 from pdserve.cli.ask_target import AskError
+from pdserve.cli.revision_history import UnknownRevisionError
 from pdserve.kube.client import KubeClient
 from pdserve.kube.connect import ConnectError, connect, default_namespace
 from pdserve.kube.errors import KubeError
@@ -36,8 +39,16 @@ _EXAMPLES = """examples:
   kubectl pdserve explain shop                why it is placed and sized as it is
   kubectl pdserve explain shop chat           only scenario chat
   kubectl pdserve explain --request ID        what became of one request, and why
+  kubectl pdserve rollout undo shop           back to the revision before
   kubectl pdserve ask shop "Hello there"      an answer as it streams, with TTFT and TPOT
 """
+
+
+_TOLD: Final = (
+    AskError, snapshot.NotFoundError, ConnectError, InvalidObjectError, rollout.RefusedError,
+    UnknownRevisionError,
+)  # fmt: skip
+"""Errors whose text says all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.namespace = default_namespace(arguments.kubeconfig, context=arguments.context)
         if arguments.command == "ask":
             return asyncio.run(ask.run(arguments))
+        if arguments.command == "rollout":
+            return asyncio.run(_rollout(arguments))
         print(asyncio.run(_run(arguments)))
-    except (AskError, snapshot.NotFoundError, ConnectError, InvalidObjectError) as error:
+    except _TOLD as error:
         return _fail(str(error))
     except KubeError as error:
         if error.is_not_found:
@@ -98,8 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--request", metavar="ID", help="what became of one request (x-request-id), and why"
     )
+    rollout.add_parser(commands, connection)
     ask.add_parser(commands, connection)
     return parser
+
+
+async def _rollout(arguments: argparse.Namespace) -> int:
+    client = await connect(arguments.kubeconfig, context=arguments.context)
+    try:
+        return await rollout.run(client, arguments)
+    finally:
+        await client.close()
 
 
 async def _run(arguments: argparse.Namespace) -> str:

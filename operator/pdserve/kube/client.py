@@ -222,10 +222,11 @@ class KubeClient:
         uid: str | None = None,
         subresource: str | None = None,
         field_manager: str = "",
+        dry_run: bool = False,
     ) -> Object:
         """Apply a JSON patch (RFC 6902); returns the object as stored.
 
-        `uid` prepends a test that the object still has it.
+        `uid` prepends a test that the object still has it. With `dry_run` nothing is stored.
 
         Raises:
             KubeError: refused; a test that fails is `is_conflict`.
@@ -235,7 +236,7 @@ class KubeClient:
             body.insert(0, {"op": "test", "path": "/metadata/uid", "value": uid})
         request = KubeRequest(
             "patch", resource, namespace, name, subresource,
-            query=_write_query(field_manager, False), body=body, patch="json",
+            query=_write_query(field_manager, dry_run), body=body, patch="json",
         )  # fmt: skip
         try:
             return await self._send(request)

@@ -93,7 +93,7 @@ def test_old_groups_are_repaired_at_their_revision_while_a_bad_one_is_tried(
         assert not mended & good
         assert {g["revision"] for s in world.routes()["scenarios"] for g in s["groups"]} == {old}
         assert {image(world.existing(PODS, n)) for n in world.routed()} == {"pdserve/engine:test"}
-        # A good one ends it, and nothing is kept that no pod needs.
+        # A good one ends it; what no pod needs is history.
         roll_to(world, "pdserve/engine:good")
         await world.until(
             lambda: (
@@ -103,7 +103,7 @@ def test_old_groups_are_repaired_at_their_revision_while_a_bad_one_is_tried(
             900,
             "rolled",
         )
-        await world.until(lambda: len(stored(world)) == 1, 30)
+        await world.until(lambda: len(stored(world)) == 3, 30)
 
     run()
 
