@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from tests.support.builders import RESOURCE
 
 from pdserve.groups import types as t
+from pdserve.groups.instances import InstanceObs
 from pdserve.groups.routable import is_routable
-from pdserve.groups.view import leaving
+from pdserve.groups.view import group_views, leaving
 from pdserve.terms import ROLES
 from pdserve.wire.names import instance_name
 from pdserve.wire.routes import RouteGroup
@@ -128,7 +129,9 @@ def given_up(world: World, pod: str, seen: t.Observation) -> None:
     surplus = len(mine) > world.target.role(me.role).count or len(groups) > world.target.replicas
     if not surplus and me.revision == world.target.revision:
         raise BrokenError(f"invariant 2 or 7: {name} is sound, wanted, and drained")
-    if world.target.replicas and serving_without(world, frozenset()):
+    unrolled(world, me, seen)
+    outage = world.target.rollout.allow_outage
+    if world.target.replicas and serving_without(world, frozenset()) and not outage:
         going = {p.new.instance for p in world.pods.values() if p.drain_started is not None}
         others = going | {name}
         doomed = {
@@ -138,6 +141,48 @@ def given_up(world: World, pod: str, seen: t.Observation) -> None:
         }
         if not serving_without(world, frozenset(others | doomed)):
             raise BrokenError(f"invariant 3: without {name} nothing serves")
+
+
+def rolled(world: World, revision: str, seen: t.Observation) -> None:
+    """A P/D group is made: not for a rollout that is paused, and not past its canary."""
+    target = world.target
+    live = _revisions(seen)
+    if revision != target.revision or set(live.values()) <= {revision}:
+        return
+    if target.rollout.paused:
+        raise BrokenError(f"a paused rollout makes a P/D group of {revision}")
+    most = target.rollout.canary
+    back = seen.rollout.stable in ("", revision)
+    has = sum(r == revision for r in live.values())
+    if most is not None and not back and has >= most:
+        raise BrokenError(f"the canary of {most} P/D groups gets another one")
+
+
+def unrolled(world: World, me: InstanceObs, seen: t.Observation) -> None:
+    """A sound instance is given up with its P/D group.
+
+    Invariant 7: that is no serving group of the wanted revision while one of another stays. While
+    the rollout is paused it is none of another revision, unless more go than the one that a
+    rollout adds.
+    """
+    target, live = world.target, _revisions(seen)
+    (mine,) = (g for g in group_views(seen) if g.index == me.group_index)
+    here = [i for i in mine.staying if i.role == me.role]
+    if len(here) > target.role(me.role).count or not target.replicas or mine.gone:
+        return
+    if me.revision == target.revision:
+        if mine.serving and set(live.values()) != {me.revision}:
+            raise BrokenError(f"invariant 7: {me.name} goes before another revision")
+        return
+    few = len(live) <= target.replicas + 1
+    if target.rollout.paused and mine.revision == me.revision and few:
+        raise BrokenError(f"a paused rollout gives up {me.name}")
+
+
+def _revisions(seen: t.Observation) -> dict[int, str]:
+    """The revision of each P/D group that stays."""
+    groups = (g for g in group_views(seen) if not g.gone)
+    return {g.index: g.revision for g in groups}
 
 
 def deletion(world: World, name: str, seen: t.Observation) -> None:

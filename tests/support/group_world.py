@@ -23,6 +23,7 @@ from pdserve.groups import types as t
 from pdserve.groups.claims import must_be_recorded_first, newest, recalled, reservations, with_room
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
+from pdserve.groups.rollout_types import UNKNOWN
 from pdserve.groups.routable import routable
 from pdserve.placement import GroupRequest
 from pdserve.terms import Role
@@ -69,6 +70,8 @@ class World(GroupCluster):
         self.repairs: tuple[t.Repair, ...] = ()
         self.claims: tuple[t.DeviceClaim, ...] = ()
         """In status."""
+        self.rollout = UNKNOWN
+        """In status."""
         self.peers: list[World] = [self]
         """All ScenarioGroups on these machines, by rank: scenario priority, then age."""
         self.last: t.Plan | None = None
@@ -96,6 +99,7 @@ class World(GroupCluster):
             links={n: r for n in asked.links if (r := self.link_report(by_name[n])) is not None},
             drains={n: d for n in asked.drains if (d := self.drain_report(by_name[n])) is not None},
             repairs=self.repairs,
+            rollout=self.rollout,
             routed=self.routed,
             has_routes=True,
             now=self.now,
@@ -173,7 +177,7 @@ class World(GroupCluster):
                 self._refuse(action.pods, refused_after)
                 break
             self._execute(action, seen)
-        self.repairs, self.claims = made.repairs, made.claims
+        self.repairs, self.claims, self.rollout = made.repairs, made.claims, made.rollout
         self._decided(seen)
         return made
 
@@ -225,6 +229,7 @@ class World(GroupCluster):
         self.log.append(f"{self.now - 1_000_000:.0f}: {_short(action)}")
         match action:
             case t.CreateGroup(pods=pods):
+                checks.rolled(self, pods[0].revision, seen)
                 for new in pods:
                     self._post(new)
             case t.CreateInstance(pods=pods):

@@ -16,7 +16,7 @@ class Rollout(ApiModel):
 
     order: Literal["Auto", "CreateFirst", "DeleteFirst"] = "Auto"
     """Whether the new P/D group is made before an old one goes. Auto: before, where devices are
-    spare, else after. CreateFirst waits for spare devices; DeleteFirst takes none."""
+    spare, else after it. CreateFirst waits for spare devices; DeleteFirst never does."""
     max_unavailable_groups: Annotated[int, Int(1, MAX_GROUPS)] = 1
     """P/D groups that may be replaced at once, as soon as one of the new revision serves. Until
     then it is one."""

@@ -70,12 +70,10 @@ def _rollout(scenario: str, group: ScenarioGroup | None, revision: str) -> Scena
     seen = status.observed_generation >= group.metadata.generation
     if not given or not seen or told is None:
         phase, message = PENDING, "the operator has not taken it up yet"
-    elif told.reason in HELD or len(new) < len(live) or ready < len(new):
-        phase, message = told.reason, told.message
-    elif len(live) < (group.spec.replicas or 0):
-        phase, message = told.reason, told.message
-    else:
+    elif told.reason not in HELD and len(live) >= (group.spec.replicas or 0) and ready == len(live):
         phase, message = COMPLETE, ""
+    else:
+        phase, message = told.reason, told.message
     return ScenarioRollout(scenario, revision, len(new), ready, len(live), phase, message)
 
 

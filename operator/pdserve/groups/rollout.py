@@ -30,7 +30,8 @@ class Hold:
 
     most: int
     """Of these, those that exist count."""
-    told: ConditionState
+    told: ConditionState | None
+    """None while the P/D groups that may have it are not there yet, or one is still to go."""
     strict: bool = True
     """Whether no P/D group may go for the rollout; a canary may still end its surge."""
 
@@ -87,6 +88,8 @@ def hold_of(
         return Hold(has, _told(TURN, f"{far}; scenario {rule.waits_for} comes first"))
     back = wanted.revision == state.stable
     if rule.canary is not None and has >= rule.canary and not back:
+        if state.since is not None or len(live) > wanted.replicas:
+            return Hold(rule.canary, None, strict=False)
         message = f"{far}, as rollout.canaryGroups says; resume or undo the rollout"
         return Hold(rule.canary, _told(CANARY, message), strict=False)
     return None

@@ -42,7 +42,7 @@ def scale_groups(
     rolls = any(outdated(g, observation) for g in live)
     begins = not live and observation.wanted.rollout.paused
     held = hold_of(live, observation.rollout, observation, draft) if rolls or begins else None
-    if held is not None and rolls:
+    if held is not None and held.told is not None and rolls:
         draft.progressing = held.told
     # 1
     while True:

@@ -16,6 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.support import group_checks as checks
 from tests.support.group_world import World, counts, wanted
 
+from pdserve.groups.rollout_types import Order, RolloutWanted
+
 DRAWING = """p1 a  n1:8 n2:8 n3:8
              p1 b  m1:8 m2:8 m3:8
              p2 c  k1:8 k2:8 k3:8 k4:8"""
@@ -110,6 +112,14 @@ class GroupLife(RuleBasedStateMachine):
         self.world.want(lambda w: replace(w, revision=revision))
 
     @rule(
+        paused=st.booleans(), canary=st.sampled_from([None, 1]),
+        order=st.sampled_from(["Auto", "CreateFirst", "DeleteFirst"]), at_once=st.integers(1, 2),
+    )  # fmt: skip
+    def steer(self, paused: bool, canary: int | None, order: Order, at_once: int) -> None:
+        rule_ = RolloutWanted(order, at_once, canary, 300.0, paused=paused)
+        self.world.want(lambda w: replace(w, rollout=rule_))
+
+    @rule(
         pick=picks, kind=st.sampled_from(["restart", "crash_loop", "fail", "delete_from_outside"])
     )
     def pod_fault(self, pick: int, kind: str) -> None:
@@ -135,6 +145,7 @@ class GroupLife(RuleBasedStateMachine):
     def teardown(self) -> None:
         for node in sorted(self.world.machines):
             self.world.hear_again(node)
+        self.world.want(lambda w: replace(w, rollout=RolloutWanted()))
         self.world.settle()
         check_rest(self.world)
 
