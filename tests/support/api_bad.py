@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.support.api_bad_models import BAD_MODELS
+from tests.support.api_bad_rollouts import BAD_ROLLOUTS
 from tests.support.api_bad_scenarios import BAD_SCENARIOS
 from tests.support.api_bad_services import BAD_SERVICES
 from tests.support.api_case import Bad
@@ -168,4 +169,4 @@ BAD_DOMAINS = (
     ),
 )
 
-BAD = (*BAD_SERVICES, *BAD_MODELS, *BAD_SCENARIOS, *BAD_GROUPS, *BAD_DOMAINS)
+BAD = (*BAD_SERVICES, *BAD_ROLLOUTS, *BAD_MODELS, *BAD_SCENARIOS, *BAD_GROUPS, *BAD_DOMAINS)

@@ -133,6 +133,16 @@ _SHARED = {
     "spec.engine": _ENGINE,
     "spec.fabric.locality": {"mode": "Required", "level": "leaf"},
     "spec.recovery": {"drainSeconds": 5, "nodeSuspectSeconds": 6},
+    "spec.rollout": {
+        "order": "DeleteFirst",
+        "maxUnavailableGroups": 2,
+        "canaryGroups": 1,
+        "promotedRevision": "3f09ab12",
+        "progressDeadlineSeconds": 600,
+        "scenarios": "Together",
+        "allowOutage": True,
+        "paused": True,
+    },
 }
 
 FULL: Mapping[str, Object] = {

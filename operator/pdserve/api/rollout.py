@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import StrictBool
+
 from pdserve.api.base import ApiModel, Int, Observed, Text
 from pdserve.api.common import MAX_GROUPS
 from pdserve.api.strings import Time
@@ -31,10 +33,10 @@ class Rollout(ApiModel):
     twice the longer `startupDeadlineSeconds` of the two roles."""
     scenarios: Literal["OneByOne", "Together"] = "OneByOne"
     """Whether a scenario's rollout waits until those listed before it are complete."""
-    allow_outage: bool = False
+    allow_outage: StrictBool = False
     """Whether the only P/D group that serves may go before its successor is there. The scenario
     then answers 503 meanwhile."""
-    paused: bool = False
+    paused: StrictBool = False
     """No P/D group is replaced for another revision. Lost instances are replaced and counts are
     followed all the same."""
 
