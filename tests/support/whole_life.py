@@ -62,6 +62,11 @@ def live_through(cluster: s.Cluster, namespace: str, name: str) -> None:
     s.wait_settled(cluster, namespace, chat)
     stay = before & s.identities(cluster, namespace).keys()
     assert not stay, f"of the old revision: {stay}"
+    # Taken back: its revision becomes the newest of the history, which is deleted and made again.
+    del changed["spec"]["decode"]["env"]
+    apply(changed, namespace=namespace)
+    s.wait_service(cluster, namespace, name)
+    s.wait_settled(cluster, namespace, chat)
     removed = names.scenario_group_name(name, "search")
     s.until("the removed scenario is gone", lambda: not s.group(cluster, namespace, removed))
     changed_domain(cluster)

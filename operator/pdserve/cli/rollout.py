@@ -163,10 +163,11 @@ def _resume(found: snapshot.Snapshot, raw: Object) -> tuple[list[JsonObject], st
             text += f"; it waits after {rule.canary_groups} P/D groups until it is resumed again"
         return [_set(raw, "paused", False)], text
     revision = present_of(service).revision
-    if rule.canary_groups is not None and rule.promoted_revision != revision:
+    rollouts = view_rollout.rollouts_of(found, revision)
+    waits = rule.canary_groups is not None and rule.promoted_revision != revision
+    if waits and not view_rollout.complete(rollouts):
         text = f"{name}: revision {revision} goes on past its canary"
         return [_set(raw, "promotedRevision", revision)], text
-    rollouts = view_rollout.rollouts_of(found, revision)
     if view_rollout.stopped(rollouts):
         raise RefusedError(
             "it stopped by itself because a new P/D group does not serve: correct the template, "
@@ -209,9 +210,9 @@ def _set(raw: Object, field: str, value: object) -> JsonObject:
 async def _write(
     client: KubeClient, raw: Object, operations: list[JsonObject], *, dry_run: bool
 ) -> None:
-    """Only where the PDService is as it was read."""
+    """Only where the PDService's spec is as it was read; its status may change meanwhile."""
     meta = raw["metadata"]
-    version = {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]}
+    version = {"op": "test", "path": "/metadata/generation", "value": meta["generation"]}
     try:
         await client.patch_json(
             snapshot.SERVICES, meta["name"], [version, *operations],

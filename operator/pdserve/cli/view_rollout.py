@@ -70,7 +70,11 @@ def _rollout(scenario: str, group: ScenarioGroup | None, revision: str) -> Scena
     seen = status.observed_generation >= group.metadata.generation
     if not given or not seen or told is None:
         phase, message = PENDING, "the operator has not taken it up yet"
-    elif told.reason not in HELD and len(live) >= (group.spec.replicas or 0) and ready == len(live):
+    elif (
+        told.reason not in HELD
+        and len(live) >= (group.spec.replicas or 0)
+        and ready == len(status.groups)
+    ):
         phase, message = COMPLETE, ""
     else:
         phase, message = told.reason, told.message

@@ -82,8 +82,10 @@ def _done(group: ScenarioGroup, wanted: str) -> bool:
     status = group.status
     if not status.groups:
         return True
+    if any(g.revision != wanted for g in status.groups):
+        return False  # what drains counts: its devices may be what the next one needs
     if status.rollout is not None and status.rollout.revision != wanted:
         return False  # nothing has looked at it since
     if status.rollout is not None and status.rollout.stable_revision == wanted:
         return True
-    return all(g.revision == wanted and g.prefill.ready and g.decode.ready for g in status.groups)
+    return all(g.prefill.ready and g.decode.ready for g in status.groups)

@@ -196,7 +196,7 @@ def _no_drain() -> tuple[Change, ...]:
 
 def _serving_goes_first() -> tuple[Change, ...]:
     def next_excess(
-        live: Sequence[GroupView], observation: Observation, _draft: object
+        live: Sequence[GroupView], observation: Observation, *_: object
     ) -> GroupView | None:
         if len(live) <= observation.wanted.replicas:
             return None
