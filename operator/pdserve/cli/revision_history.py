@@ -117,7 +117,7 @@ def spec_after(spec: JsonMap, to: Iterable[Change]) -> JsonObject:
     made: JsonObject = {}
     for change in to:
         part = change.path[0]
-        holder = made.setdefault(part, deepcopy(spec.get(part) or {}))
+        holder: JsonObject = made.setdefault(part, deepcopy(spec.get(part) or {}))
         for key in change.path[1:-1]:
             holder = holder.setdefault(key, {})
         if change.after is None:

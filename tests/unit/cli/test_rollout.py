@@ -180,7 +180,7 @@ def _stored(world: World, number: int) -> bool:
 
 
 @virtual_time
-async def test_what_the_person_may_not_do_is_told() -> None:
+async def test_a_missing_right_is_named() -> None:
     world = make()
 
     class ReadOnly(FakeTransport):

@@ -144,12 +144,7 @@ class _Reconcile:
             # No pod of it may be made, so nothing that serves may go for it. Without its
             # RoCEDomain repair goes on in the last known tree, and nothing is planned anew.
             wanted = replace(wanted, paused=True)
-        service = self._service()
-        if service is not None:
-            wanted = in_turn(self.context.caches, service, self.group, wanted)
-            if not is_as_asked(self.group, service):
-                # An edit by hand: it is about to be put back, so nothing planned is done for it.
-                wanted = replace(wanted, paused=True)
+        wanted = self._as_asked(wanted)
         blind = not self.context.caches.pods.state().caught_up
         # No pod of a refused template may be made, so nothing that serves may go for it. Without
         # its RoCEDomain repair goes on in the last known tree, and nothing is planned anew. Pods
@@ -371,6 +366,14 @@ class _Reconcile:
             return parsed(PDService, obj)
         except InvalidObjectError:
             return None  # its own reconciliation tells
+
+    def _as_asked(self, wanted: Wanted) -> Wanted:
+        """`wanted` in its turn; paused while an edit by hand, about to be put back, changes it."""
+        service = self._service()
+        if service is None:
+            return wanted
+        wanted = in_turn(self.context.caches, service, self.group, wanted)
+        return wanted if is_as_asked(self.group, service) else replace(wanted, paused=True)
 
     def _scenario(self) -> Scenario | None:
         """The scenario of that PDService."""
