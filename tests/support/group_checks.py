@@ -211,3 +211,16 @@ def serving_without(world: World, without: frozenset[str]) -> bool:
         if i.name not in without and is_routable(i, world.tables.get(i.group_index))
     }
     return any({(g, r, role) for role in ROLES} <= kinds for g, r, _ in kinds)
+
+
+def short(action: t.Action) -> str:
+    """One line of a world's log."""
+    match action:
+        case t.CreateGroup(group_index=index, pods=pods):
+            return f"CreateGroup {index} {[(p.name, p.node) for p in pods]}"
+        case t.CreateInstance(pod=pod, reason=reason):
+            return f"CreateInstance {pod.name} on {pod.node}: {reason}"
+        case t.PublishTable(group_index=index, table=table):
+            return f"PublishTable {index} v{table.version} {[p.id for p in table.instances]}"
+        case _:
+            return str(action)

@@ -226,7 +226,7 @@ class World(GroupCluster):
             checks.routed(self, group)
 
     def _execute(self, action: t.Action, seen: t.Observation) -> None:
-        self.log.append(f"{self.now - 1_000_000:.0f}: {_short(action)}")
+        self.log.append(f"{self.now - 1_000_000:.0f}: {checks.short(action)}")
         match action:
             case t.CreateGroup(pods=pods):
                 checks.rolled(self, pods[0].revision, seen)
@@ -341,15 +341,3 @@ def counts(target: t.Wanted, prefill: int, decode: int) -> t.Wanted:
 
 def _as(now: t.RoleWanted, then: t.RoleWanted) -> t.RoleWanted:
     return replace(then, count=now.count)
-
-
-def _short(action: t.Action) -> str:
-    match action:
-        case t.CreateGroup(group_index=index, pods=pods):
-            return f"CreateGroup {index} {[(p.name, p.node) for p in pods]}"
-        case t.CreateInstance(pod=pod, reason=reason):
-            return f"CreateInstance {pod.name} on {pod.node}: {reason}"
-        case t.PublishTable(group_index=index, table=table):
-            return f"PublishTable {index} v{table.version} {[p.id for p in table.instances]}"
-        case _:
-            return str(action)

@@ -37,7 +37,7 @@ class StoredRevision:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FieldChange:
     """One field that differs between two templates."""
 
     path: tuple[str, ...]
@@ -107,12 +107,12 @@ def choose(history: tuple[StoredRevision, ...], asked: str | None) -> StoredRevi
     raise UnknownRevisionError(f"{what} with {asked!r}; there: {there}")
 
 
-def changes(before: JsonMap, after: JsonMap) -> tuple[Change, ...]:
+def changes(before: JsonMap, after: JsonMap) -> tuple[FieldChange, ...]:
     """What differs, by path; lists are compared as a whole."""
     return tuple(_changes(before, after, ()))
 
 
-def spec_after(spec: JsonMap, to: Iterable[Change]) -> JsonObject:
+def spec_after(spec: JsonMap, to: Iterable[FieldChange]) -> JsonObject:
     """The parts of a PDService's spec that change, whole, with these changes made."""
     made: JsonObject = {}
     for change in to:
@@ -127,12 +127,12 @@ def spec_after(spec: JsonMap, to: Iterable[Change]) -> JsonObject:
     return made
 
 
-def _changes(before: object, after: object, path: tuple[str, ...]) -> Iterator[Change]:
+def _changes(before: object, after: object, path: tuple[str, ...]) -> Iterator[FieldChange]:
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted({*before, *after}):
             yield from _changes(before.get(key), after.get(key), (*path, key))
     elif before != after:
-        yield Change(path, before, after)
+        yield FieldChange(path, before, after)
 
 
 def _template(spec: ScenarioGroupSpec) -> JsonObject:

@@ -15,7 +15,7 @@ from typing import Final
 
 from pdserve.cli import snapshot, view_rollout
 from pdserve.cli.revision_history import (
-    Change,
+    FieldChange,
     StoredRevision,
     changes,
     choose,
@@ -195,7 +195,7 @@ async def _undo(
     return operations, "\n".join(lines)
 
 
-def _spec_operations(raw: Object, to: tuple[Change, ...]) -> list[JsonObject]:
+def _spec_operations(raw: Object, to: tuple[FieldChange, ...]) -> list[JsonObject]:
     parts = spec_after(raw["spec"], to)
     return [{"op": "add", "path": f"/spec/{part}", "value": parts[part]} for part in parts]
 

@@ -58,7 +58,7 @@ def revisions(world: World) -> list[str]:
 
 def reason(world: World, scenario: str = "chat") -> str:
     status = world.existing(SCENARIO_GROUPS, f"shop-{scenario}").get("status", {})
-    return next(c["reason"] for c in status["conditions"] if c["type"] == "Progressing")
+    return str(next(c["reason"] for c in status["conditions"] if c["type"] == "Progressing"))
 
 
 @virtual_time
