@@ -140,18 +140,18 @@ class _Reconcile:
             await self._write(waiting_status(self.group, self._no_domain(), self.now))
             return None
         template = await template_condition(self.context, self.key, self.obj, self.group)
-        if template.status == "False" or deleted:
-            # No pod of it may be made, so nothing that serves may go for it. Without its
-            # RoCEDomain repair goes on in the last known tree, and nothing is planned anew.
-            wanted = replace(wanted, paused=True)
-        wanted = self._as_asked(wanted)
         blind = not self.context.caches.pods.state().caught_up
         # No pod of a refused template may be made, so nothing that serves may go for it. Without
         # its RoCEDomain repair goes on in the last known tree, and nothing is planned anew. Pods
         # that are gone may still be shown while a watch is broken: none that serves may go in their
         # favour.
         refused = template.status == "False" or deleted
-        wanted = replace(wanted, paused=bool(wanted.paused or refused or blind or self._edited()))
+        service = self._service()
+        if service is not None:
+            wanted = in_turn(self.context.caches, service, self.group, wanted)
+        # An edit by hand is about to be put back, so nothing planned is done for it.
+        edited = service is not None and not is_as_asked(self.group, service)
+        wanted = replace(wanted, paused=bool(wanted.paused or refused or blind or edited))
         await self._revisions(view)
         former = former_wanted(view, counts, reach)
         await prepare_places(self.context.taken, fabric_spec(domain), view, wanted, former)
@@ -179,11 +179,6 @@ class _Reconcile:
             return again
         # Where a volume is changes without an event.
         return min(VOLUME_RETRY, again or VOLUME_RETRY)
-
-    def _edited(self) -> bool:
-        """An edit by hand is about to be put back, so nothing planned is done for it."""
-        service = self._service()
-        return service is not None and not is_as_asked(self.group, service)
 
     @contextmanager
     def _promising(self, reservations: Iterable[Reservation]) -> Iterator[None]:
