@@ -35,6 +35,9 @@ DOMAIN: Final = "RoCEDomain"
 DOMAIN_DELAY: Final = 0.5
 """Seconds over which changes of a RoCEDomain's nodes and devices are gathered: its status is a
 summary, and one rollout changes hundreds of pods."""
+SERVICE_DELAY: Final = 0.25
+"""Seconds over which what only a PDService's status tells is gathered: pods of its instances, and
+the status of its ScenarioGroups."""
 
 
 def service_key(namespace: str, name: str) -> QueueKey:
@@ -92,8 +95,9 @@ class Triggers:
         obj = _any(old, new)
         meta = obj["metadata"]
         self._queue.add(QueueKey(GROUP, meta["namespace"], meta["name"]))
+        told = old is not None and new is not None and _asked(old) == _asked(new)
         for service in service_of_group(obj):
-            self._queue.add(QueueKey(SERVICE, *service))
+            self._queue.add_after(QueueKey(SERVICE, *service), SERVICE_DELAY if told else 0.0)
 
     def _domain(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
         name = _any(old, new)["metadata"]["name"]
@@ -125,9 +129,12 @@ class Triggers:
     def _pod(self, _event: ChangeType, old: PodView | None, new: PodView | None) -> None:
         pod = _any(old, new)
         if pod.ours:
-            # Instances and gateways alike: a PDService reports on both.
+            # Instances and gateways alike: a PDService reports on both. Instances of which gateways
+            # are to be told are reported by their ScenarioGroup's reconciliation, at once.
             if names.LABEL_SERVICE in pod.labels:
-                self._queue.add(service_key(pod.namespace, pod.labels[names.LABEL_SERVICE]))
+                key = service_key(pod.namespace, pod.labels[names.LABEL_SERVICE])
+                of_group = pod.owner is not None and pod.owner.kind == GROUP
+                self._queue.add_after(key, SERVICE_DELAY if of_group else 0.0)
             self._group_of(pod)
         before, after = _taken(old), _taken(new)
         if before == after:
@@ -138,11 +145,12 @@ class Triggers:
             self._waiting_groups()
 
     def _owned(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
-        meta = _any(old, new)["metadata"]
+        obj = _any(old, new)
+        meta, data = obj["metadata"], obj.get("data") or {}
         for ref in meta.get("ownerReferences") or ():
             if ref.get("controller") and ref.get("kind") in (GROUP, SERVICE):
                 self._queue.add(QueueKey(ref["kind"], meta["namespace"], ref["name"]))
-            if ref.get("controller") and ref.get("kind") == SERVICE:
+            if ref.get("controller") and ref.get("kind") == SERVICE and names.KEY_ROUTES in data:
                 # A drain waits until the route table has let go of its instance.
                 name = (meta["namespace"], ref["name"])
                 for group in self._caches.groups.by_index(BY_SERVICE, name):
@@ -165,6 +173,14 @@ class Triggers:
 
     def _add(self, kind: str, obj: Object) -> None:
         self._queue.add(QueueKey(kind, obj["metadata"]["namespace"], obj["metadata"]["name"]))
+
+
+def _asked(group: Object) -> tuple[object, ...]:
+    """All of a ScenarioGroup but what reconcilers report of it."""
+    meta = group["metadata"]
+    decisions = (group.get("status") or {}).get("decisions")
+    deleted, labels = meta.get("deletionTimestamp"), meta.get("labels")
+    return group.get("spec"), decisions, deleted, labels, meta.get("ownerReferences")
 
 
 def _placed(group: Object) -> bool:
