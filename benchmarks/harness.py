@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,8 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "bench"
+RANGES = ROOT / "benchmarks" / "ranges.json"
+"""By bench and row: the least and the most that its figure may be."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,30 @@ def concluded(name: str, work: Coroutine[Any, Any, list[Row]]) -> int:
     return report(name, rows)
 
 
-def report(name: str, rows: list[Row], out: Path = OUT) -> int:
+def out_of_range(name: str, rows: Sequence[Row], ranges: Path = RANGES) -> list[str]:
+    """What lies outside the range that `ranges` states for this bench, or was not measured.
+
+    A figure far below what was ever reached says that the bench measures something else by now.
+    """
+    stated: dict[str, list[float]] = json.loads(ranges.read_text()).get(name, {})
+    values = {row.what: row.value for row in rows}
+    found = [f"{what} was not measured" for what in sorted(stated.keys() - values.keys())]
+    for what, (low, high) in stated.items():
+        if what in values and not low <= values[what] <= high:
+            found.append(f"{what}: {values[what]:.3g} is not within {low:g} and {high:g}")
+    return found
+
+
+def report(name: str, rows: list[Row], out: Path = OUT, *, ranges: bool = False) -> int:
     """Print the table, write the JSON, return the exit status (1 when a floor fails).
 
     The JSON has the machine's load averages at the end, so that a busy neighbour can be seen.
+
+    Args:
+        name: of the bench.
+        rows: what was measured.
+        out: where the JSON goes.
+        ranges: whether `RANGES` holds too, for a bench at its full size.
     """
     print(table(rows))
     out.mkdir(parents=True, exist_ok=True)
@@ -141,7 +163,10 @@ def report(name: str, rows: list[Row], out: Path = OUT) -> int:
     failed = [r.what for r in rows if not r.ok]
     if failed:
         print(f"\nbelow the floor: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    outside = out_of_range(name, rows) if ranges else []
+    for line in outside:
+        print(f"out of range: {line}", file=sys.stderr)
+    return 1 if failed or outside else 0
 
 
 def table(rows: list[Row]) -> str:

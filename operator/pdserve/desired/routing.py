@@ -65,8 +65,7 @@ def route_table(
         groups: routable P/D groups per scenario name.
         predicted: `a, b` of predicted prefill seconds per scenario name, where known.
         last: the table that gateways have.
-        floor: a version that no gateway has seen a higher one than. `last` may be an older table
-            that was put back, and gateways take no version below the one they have.
+        floor: no gateway has seen a higher version; `last` may be an older table put back.
         models: what the revisions of each scenario's groups serve, by scenario name.
         bounds: `bounds_of` each scenario's groups, where known; else what gateways have stays.
         gateways: `gateways_of` the service.

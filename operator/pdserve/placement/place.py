@@ -48,7 +48,7 @@ def place_closest(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
 
 
 def prepare(fabric: Fabric, request: GroupRequest, most: int) -> bool:
-    """Count up to `most` leaves for what finds a place for `request` or says why there is none.
+    """Count up to `most` leaves that a place for `request` is found by, or why there is none.
 
     True when there was nothing to do, at no cost. What was counted goes over to fabrics that follow
     this one, so a caller may let others run and ask that one.

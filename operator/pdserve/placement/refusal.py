@@ -25,7 +25,7 @@ _NO_NODES: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class FoundFree:
+class Supply:
     """What some nodes have for instances of some shapes."""
 
     free: int = 0
@@ -42,7 +42,7 @@ class FoundFree:
 
 def found_in(
     fabric: Fabric, request: GroupRequest, leaves: Iterable[Path], roles: Sequence[Role] = ROLES
-) -> FoundFree:
+) -> Supply:
     """What these leaves have for instances of these roles, without suspects."""
     shapes = tuple(request.shape(role) for role in roles)
     known = per_leaf(fabric, ("found", *shapes), partial(_in_leaf, shapes))
@@ -74,7 +74,7 @@ def why_not(fabric: Fabric, request: GroupRequest, roles: Sequence[Role] = ROLES
     )
 
 
-def _shortages(found: FoundFree, shapes: Mapping[Role, Shape]) -> list[str]:
+def _shortages(found: Supply, shapes: Mapping[Role, Shape]) -> list[str]:
     """What keeps an instance off some usable nodes, resource by resource, with numbers."""
     told: dict[str, list[str]] = {}
     for role, shape in shapes.items():
@@ -91,13 +91,13 @@ def _shortages(found: FoundFree, shapes: Mapping[Role, Shape]) -> list[str]:
 
 def _in_leaf(
     shapes: tuple[Shape, ...], fabric: Fabric, leaf: Path, exclude: frozenset[str] = _NO_NODES
-) -> FoundFree:
+) -> Supply:
     return _of_nodes(shapes, fabric, fabric.leaves[leaf], exclude)
 
 
 def _of_nodes(
     shapes: tuple[Shape, ...], fabric: Fabric, nodes: Iterable[str], exclude: frozenset[str]
-) -> FoundFree:
+) -> Supply:
     free = most = usable = 0
     reasons: Counter[str] = Counter()
     lacking: Counter[tuple[str, int]] = Counter()
@@ -114,10 +114,10 @@ def _of_nodes(
             continue
         usable += 1
         lacking.update(need for need in needs if shortage(fabric, name, *need))
-    return FoundFree(free, most, usable, reasons, lacking)
+    return Supply(free, most, usable, reasons, lacking)
 
 
-def _sum(parts: Iterable[FoundFree]) -> FoundFree:
+def _sum(parts: Iterable[Supply]) -> Supply:
     free = most = usable = 0
     reasons: Counter[str] = Counter()
     lacking: Counter[tuple[str, int]] = Counter()
@@ -126,7 +126,7 @@ def _sum(parts: Iterable[FoundFree]) -> FoundFree:
         for total, more in ((reasons, part.reasons), (lacking, part.lacking)):
             if more:
                 total.update(more)  # type: ignore[arg-type]  # of the same kind each
-    return FoundFree(free, most, usable, reasons, lacking)
+    return Supply(free, most, usable, reasons, lacking)
 
 
 def _out_of_use(fabric: Fabric, exclude: frozenset[str], node: str, shape: Shape) -> str | None:

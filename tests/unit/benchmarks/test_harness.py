@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.harness import ROOT, Progress, Row, concluded, report, table
+from benchmarks.harness import (
+    RANGES,
+    ROOT,
+    Progress,
+    Row,
+    concluded,
+    out_of_range,
+    report,
+    table,
+)
 
 
 def row(**fields: Any) -> Row:
@@ -131,3 +140,39 @@ def test_a_bench_that_cannot_go_on_says_why(
 
     assert concluded("sample", work()) == status
     assert capsys.readouterr().err.strip() == told
+
+
+RANGE = [
+    ("inside", 2.0, {"sample": {"start": [1, 3]}}, []),
+    ("at its ends", 2.0, {"sample": {"start": [2, 2]}}, []),
+    ("above", 2.5, {"sample": {"start": [1, 2]}}, ["start: 2.5 is not within 1 and 2"]),
+    ("below: it measures nothing", 0.0, {"sample": {"start": [1, 2]}},
+     ["start: 0 is not within 1 and 2"]),
+    ("not measured", 2.0, {"sample": {"end": [1, 2]}}, ["end was not measured"]),
+    ("another bench", 2.0, {"other": {"start": [0, 1]}}, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "stated", "want"), [r[1:] for r in RANGE], ids=[r[0] for r in RANGE]
+)
+def test_figures_lie_within_the_stated_ranges(
+    value: float, stated: dict[str, Any], want: list[str], tmp_path: Path
+) -> None:
+    ranges = tmp_path / "ranges.json"
+    ranges.write_text(json.dumps(stated))
+    assert out_of_range("sample", [row(value=value)], ranges) == want
+
+
+def test_a_figure_out_of_range_fails_a_bench_at_its_full_size(tmp_path: Path) -> None:
+    name, stated = next(iter(json.loads(RANGES.read_text()).items()))
+    ranges = [row(what=what, value=low, floor=1e9) for what, (low, _) in stated.items()]
+    assert report(name, ranges, tmp_path, ranges=True) == 0
+    assert report(name, ranges[1:], tmp_path, ranges=True) == 1
+    assert report(name, ranges[1:], tmp_path) == 0
+
+
+def test_every_range_has_room() -> None:
+    for stated in json.loads(RANGES.read_text()).values():
+        for low, high in stated.values():
+            assert 0 <= low < high

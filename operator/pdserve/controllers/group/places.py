@@ -6,21 +6,20 @@ none as much. Neighbour: `scenariogroup` plans right afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from pdserve.controllers.shared.taken import Taken
-from pdserve.desired.group_wanted import ScenarioGroupView
+from pdserve.controllers.shared.context import OperatorContext
+from pdserve.desired.group_wanted import ScenarioGroupView, former_wanted
 from pdserve.groups.types import Wanted
+from pdserve.ratio.types import Counts
 from pdserve.terms import ROLES
 from pdserve.topology.spec import TreeSpec
 
 
 async def prepare_places(
-    taken: Taken,
+    context: OperatorContext,
     spec: TreeSpec,
     view: ScenarioGroupView,
     wanted: Wanted,
-    former: Mapping[str, Wanted],
+    counts: Counts,
 ) -> None:
     """Read the fabric; where instances are missing, count what places for them are found by.
 
@@ -28,5 +27,6 @@ async def prepare_places(
     """
     standing = [i for i in view.instances if i.fault is None and not i.terminating]
     missing = wanted.replicas * sum(wanted.role(role).count for role in ROLES) - len(standing)
+    former = former_wanted(view, counts, context.volumes.reach)
     asked = (wanted, *former.values()) if missing > 0 else ()
-    await taken.prepare(spec, [w.group_request() for w in asked])
+    await context.taken.prepare(spec, [w.group_request() for w in asked])

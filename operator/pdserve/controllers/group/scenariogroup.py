@@ -153,22 +153,21 @@ class _Reconcile:
         edited = service is not None and not is_as_asked(self.group, service)
         wanted = replace(wanted, paused=bool(wanted.paused or refused or blind or edited))
         await self._revisions(view)
-        former = former_wanted(view, counts, reach)
-        await prepare_places(self.context.taken, fabric_spec(domain), view, wanted, former)
+        await prepare_places(self.context, fabric_spec(domain), view, wanted, counts)
         # 2
         if self.context.caches.changes != seen:
             view = view_group(self.context, self.group)
-            former = former_wanted(view, counts, reach)
         self.context.promises.plans_anew(self.key)
-        observation = self._observation(view, wanted, former, routes)
+        observation = self._observation(view, wanted, former_wanted(view, counts, reach), routes)
         planned = plan(observation, self._fabric(domain))
         rank = rank_of(self.context, self.obj)
         self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
-        noted = self.context.claims.noted(self.group)
         # 3
         with self._promising(promised(planned, observation)):
             found = (template, *fabric_condition(self.group, domain), *deleted)
-            again = await self._carry_out(view, planned, found, noted)
+            again = await self._carry_out(
+                view, planned, found, self.context.claims.noted(self.group)
+            )
         if blind:
             again = min(BLIND_RETRY, again or BLIND_RETRY)
         # What keeps it from acting, or is to be tried again, ends without a change of a node too,

@@ -129,8 +129,8 @@ class Triggers:
     def _pod(self, _event: ChangeType, old: PodView | None, new: PodView | None) -> None:
         pod = _any(old, new)
         if pod.ours:
-            # Instances and gateways alike: a PDService reports on both. Instances of which gateways
-            # are to be told are reported by their ScenarioGroup's reconciliation, at once.
+            # Instances and gateways alike: a PDService reports on both. Where the routes change, the
+            # reconciliation of the ScenarioGroup wakes it at once.
             if names.LABEL_SERVICE in pod.labels:
                 key = service_key(pod.namespace, pod.labels[names.LABEL_SERVICE])
                 of_group = pod.owner is not None and pod.owner.kind == GROUP
