@@ -162,16 +162,14 @@ class _Reconcile:
         planned = plan(observation, self._fabric(domain))
         rank = rank_of(self.context, self.obj)
         self.context.claims.waits(self.key, domain.metadata.name, rank, planned.blocked_request)
+        noted = self.context.claims.noted(self.group)
         # 3
         with self._promising(promised(planned, observation)):
             found = (template, *fabric_condition(self.group, domain), *deleted)
-            again = await self._carry_out(
-                view, planned, found, self.context.claims.noted(self.group)
-            )
+            again = await self._carry_out(view, planned, found, noted)
         if blind:
             again = min(BLIND_RETRY, again or BLIND_RETRY)
-        # What keeps it from acting, or is to be tried again, ends without a change of a node too,
-        # but it must not look settled meanwhile.
+        # What keeps it from acting ends without a change of a node, but it is not settled yet.
         settled = planned.settled and again is None and not wanted.paused
         self.context.unsettled.looked_at(self.key, settled=settled)
         if planned.blocked_request is None or not _restricted(planned.blocked_request):

@@ -129,7 +129,7 @@ class Triggers:
     def _pod(self, _event: ChangeType, old: PodView | None, new: PodView | None) -> None:
         pod = _any(old, new)
         if pod.ours:
-            # Instances and gateways alike: a PDService reports on both. Where the routes change, the
+            # Instances and gateways alike: a PDService reports on both. Where routes change, the
             # reconciliation of the ScenarioGroup wakes it at once.
             if names.LABEL_SERVICE in pod.labels:
                 key = service_key(pod.namespace, pod.labels[names.LABEL_SERVICE])
