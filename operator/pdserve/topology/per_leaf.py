@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from pdserve.topology.fabric import MAX_CHANGED, Fabric
 from pdserve.topology.tree import Path, Tree
 
-FEW = 100
+FEW = 8
 """Changed nodes whose leaves may well be read again in one step."""
 T = TypeVar("T")
 Read = Callable[[Fabric, Path], T]
