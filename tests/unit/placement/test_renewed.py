@@ -133,8 +133,10 @@ def test_a_renewed_fabric_is_the_one_that_would_be_built(
                 ]
                 now_view, fresh_view = now.reserve(some), fresh.reserve(some)
                 assert place(now_view, request) == place(fresh_view, request)
-                found = place_instance(now_view, request, "decode", ())
-                assert found == place_instance(fresh_view, request, "decode", ())
+                one, other = (
+                    place_instance(v, request, "decode", ()) for v in (now_view, fresh_view)
+                )
+                assert one == other
 
 
 @pytest.mark.parametrize("request_", [ASKED[0], ASKED[3]], ids=["a place", "a refusal"])
