@@ -141,15 +141,11 @@ class _Reconcile:
             return None
         template = await template_condition(self.context, self.key, self.obj, self.group)
         blind = not self.context.caches.pods.state().caught_up
-        # No pod of a refused template may be made, so nothing that serves may go for it. Without
-        # its RoCEDomain repair goes on in the last known tree, and nothing is planned anew. Pods
-        # that are gone may still be shown while a watch is broken: none that serves may go in their
-        # favour.
-        refused = template.status == "False" or deleted
         service = self._service()
-        if service is not None:
-            wanted = in_turn(self.context.caches, service, self.group, wanted)
-        # An edit by hand is about to be put back, so nothing planned is done for it.
+        wanted = in_turn(self.context.caches, service, self.group, wanted)
+        # Nothing that serves may go for a pod that cannot be made (template), may be gone (blind) or
+        # is about to be taken back (edit by hand). A deleted RoCEDomain's last tree is for repair.
+        refused = template.status == "False" or deleted
         edited = service is not None and not is_as_asked(self.group, service)
         wanted = replace(wanted, paused=bool(wanted.paused or refused or blind or edited))
         await self._revisions(view)

@@ -14,8 +14,15 @@ from pdserve.desired.rollouts import comes_first
 from pdserve.groups.types import Wanted
 
 
-def in_turn(caches: Caches, service: PDService, group: ScenarioGroup, wanted: Wanted) -> Wanted:
-    """`wanted`, with the scenario that its rollout waits for. ScenarioGroups are read in caches."""
+def in_turn(
+    caches: Caches, service: PDService | None, group: ScenarioGroup, wanted: Wanted
+) -> Wanted:
+    """`wanted`, with the scenario that its rollout waits for; without a PDService there is none.
+
+    ScenarioGroups are read in caches.
+    """
+    if service is None:
+        return wanted
     meta = service.metadata
     held = caches.groups.by_index(BY_SERVICE, (meta.namespace, meta.name))
     ours = (obj for obj in held if controller_uid(obj) == meta.uid)
