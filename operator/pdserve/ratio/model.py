@@ -51,7 +51,7 @@ class RoleModel:
     target: float
     cv2: float
     cliff: bool = False
-    """Above capacity no request waits: all get slower together, and every one misses."""
+    """Above capacity most requests miss: they wait as long as they may and then run too slowly."""
 
     @property
     def capacity(self) -> float:
@@ -157,8 +157,9 @@ def _decode(profile: PerformanceProfile, demand: Demand, slo: Slo, caution: floa
     if batch == 0:
         return RoleModel((), alone, slo.tpot, OUTPUT_CV2)
     seconds = max(steps * _step_seconds(profile, demand, batch, caution), 1e-6)
-    # Gateways put no more than b* on a decode (`admission_batch`): what is above it waits before its
-    # prefill, for as long as TTFT leaves (half of it, since prefill has waits of its own), and after.
+    # Gateways put no more than b* on a decode (`admission_batch`): what is above it waits before
+    # its prefill for as long as TTFT leaves (half of that, because prefill has waits of its own),
+    # and after it.
     left = max(slo.ttft - _prefill_seconds(profile, demand, 1, caution), 0.0)
     cliff = batch < profile.decode_slots
     point = OperatingPoint(batch, seconds, slo.handoff + left / 2)

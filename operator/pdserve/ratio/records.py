@@ -22,6 +22,7 @@ from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import WireError, parse_json
 
 T = TypeVar("T")
+_PLAIN = (str, bool, type(None))
 
 
 class RecordError(ValueError):
@@ -86,17 +87,19 @@ def encode(value: Any, hint: Any) -> Any:
     kind: Any = type(value)
     if value is None or kind is str or kind is bool:
         return value
+    if kind is float and math.isfinite(value):
+        return value
     if kind is float or kind is int:
         return _number(value, hint)
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, str):
         return value
-    if dataclasses.is_dataclass(value):
+    if _is_dataclass(kind):
         made: JsonObject = {}
         for name, part in _hints(kind).items():
             item = getattr(value, name)
-            plain = item is None or type(item) is str or type(item) is bool
+            plain = type(item) in _PLAIN or (type(item) is float and math.isfinite(item))
             made[name] = item if plain else encode(item, part)
         return made
     if isinstance(value, tuple):
@@ -174,9 +177,7 @@ def _wants_float(hint: object) -> bool:
 
 
 def _items(hint: Any, value: Any) -> list[Any]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(kind for kind in typing.get_args(hint) if typing.get_origin(kind) is tuple)
-    args = typing.get_args(hint)
+    args = _kinds(hint)
     if len(args) == 2 and args[1] is Ellipsis:
         return [args[0]] * len(value)
     if len(args) != len(value):
@@ -188,6 +189,19 @@ def _expect(good: bool, raw: Any, path: str, want: str) -> Any:
     if not good:
         raise RecordError(f"{path}: {raw!r:.80}: want {want}")
     return raw
+
+
+@cache
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Of the items of a tuple, or of the tuple among alternatives."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if typing.get_origin(kind) is tuple)
+    return typing.get_args(hint)
+
+
+@cache
+def _is_dataclass(kind: type) -> bool:
+    return dataclasses.is_dataclass(kind)
 
 
 @cache

@@ -2,10 +2,10 @@
 
 Only a role that loses instances is predicted under more than the load, so a role that is just big
 enough does not forbid the other to shrink. Nothing goes below the largest need of the last cycle,
-`LoopSettings.cycle`; while the load drifts downwards a small surplus is confirmed sooner. Where the load
-came back soon after a reduction, the next one waits twice as long (`LoopMemory.patience`). Without
-a profile nothing can be predicted; then only the absence of all traffic is proof enough, and the
-step goes to the smallest counts at once.
+`LoopSettings.cycle`; while the load drifts downwards a small surplus is confirmed sooner. Where the
+load came back soon after a reduction, the next one waits twice as long (`LoopMemory.patience`).
+Without a profile nothing can be predicted; then only the absence of all traffic is proof enough,
+and the step goes to the smallest counts at once.
 """
 
 from __future__ import annotations

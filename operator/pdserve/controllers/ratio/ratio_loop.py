@@ -1,11 +1,11 @@
 """The ratio loop: measures all scenarios at once, decides for each, and records the decisions.
 
-A tick: 1 query the metrics source for every scenario that has counts; 2 learn and decide (pure,
-`pdserve.ratio`); 3 append the input and the decision to the log; 4 write new decisions into
-`ScenarioGroup.status.decisions`. The PDService reconciler applies them: it takes its counts from
-the last Applied entry. While the source is away nothing scales, and the list says so once, not at
-every tick. What is kept between ticks (`LoopMemory`, learning) may be lost: a restart costs one
-slow round.
+A tick: 1 query the metrics source for every scenario that has counts; 2 leave those alone for which
+nothing changed (`rest`), learn and decide for the others (pure, `pdserve.ratio`); 3 append the
+input and the decision to the log; 4 write new decisions into `ScenarioGroup.status.decisions`. The
+PDService reconciler applies them: it takes its counts from the last Applied entry. While the source
+is away nothing scales, and the list says so once, not at every tick. What is kept between ticks
+(`LoopMemory`, learning) may be lost: a restart costs one slow round.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final
 
 from pdserve.api import DecisionRecord, PDService, Scenario, ScenarioGroup
+from pdserve.controllers.ratio.rest import Rest, rest_after
 from pdserve.controllers.shared import refusals
 from pdserve.controllers.shared.caches import BY_SERVICE, owned_by
 from pdserve.controllers.shared.context import OperatorContext
@@ -26,7 +27,7 @@ from pdserve.controllers.shared.decision_writer import write_decision
 from pdserve.controllers.shared.group_view import domain_of, view_group
 from pdserve.controllers.shared.owned import ensure
 from pdserve.controllers.shared.parsed import parsed
-from pdserve.controllers.shared.profiles import profile_object, stored_state
+from pdserve.controllers.shared.profiles import profile_in, profile_object, stored_state
 from pdserve.controllers.shared.skipped import read_each
 from pdserve.controllers.shared.triggers import GROUP, service_key
 from pdserve.desired import decisions
@@ -119,6 +120,8 @@ class RatioLoop:
         self._saved: dict[ScenarioKey, float] = {}
         self._shown: dict[ScenarioKey, float] = {}
         self._failures: dict[ScenarioKey, int] = {}
+        self._rests: dict[ScenarioKey, Rest] = {}
+        self._starts: dict[ScenarioKey, list[Start]] = {}
 
     async def run(self) -> None:
         """Tick every fast period until cancelled."""
@@ -135,7 +138,10 @@ class RatioLoop:
     async def tick(self) -> None:
         """One round over all scenarios; the event loop runs between any two of them."""
         subjects = {s.key: s async for s in self._subjects()}
-        for kept in (self._memory, self._learned, self._saved, self._shown, self._failures):
+        kept_by_scenario = (
+            self._memory, self._learned, self._saved, self._shown, self._failures, self._rests,
+        )  # fmt: skip
+        for kept in kept_by_scenario:
             for gone in kept.keys() - subjects.keys():
                 del kept[gone]
         if not subjects:
@@ -143,16 +149,26 @@ class RatioLoop:
         samples = await self._samples(subjects)
         for key, subject in subjects.items():
             await asyncio.sleep(0)
-            await self._guarded(subject, samples.get(key, Unknown("the metrics source failed")))
+            sample = samples.get(key, Unknown("the metrics source failed"))
+            if not self._rests_still(subject, sample):
+                await self._guarded(subject, sample)
+
+    def _rests_still(self, subject: Subject, sample: ScenarioSample | Unknown) -> bool:
+        rest, now = self._rests.get(subject.key), self._context.now()
+        period = self._settings.control_period
+        return rest is not None and rest.lasts(now, period, subject.obj, subject.service, sample)
 
     async def _samples(
         self, subjects: Mapping[ScenarioKey, Subject]
     ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
         live: dict[ScenarioKey, LiveInstances] = {}
+        self._starts.clear()
         for key, subject in subjects.items():
             await asyncio.sleep(0)
             try:
-                live[key] = self._live(subject)
+                view = view_group(self._context, subject.group)
+                live[key] = self._live(subject, view)
+                self._starts[key] = _starts(view)
             except Exception as error:
                 self._context.skipped(subject.obj, "ratio", error)
         try:
@@ -186,15 +202,18 @@ class RatioLoop:
 
     async def _round(self, subject: Subject, sample: ScenarioSample | Unknown) -> None:
         key = subject.key
+        self._rests.pop(key, None)
         self._show_attainment(subject, sample)
         state = self._learned.get(key) or stored_state(
             self._context.caches.config_maps, subject.group
         )
         if isinstance(sample, ScenarioSample):
             state = learn.observe(state, sample)
-        state = learn.observe_starts(state, self._starts(subject))
+        state = learn.observe_starts(state, self._starts.get(key, ()))
         self._learned[key] = state
-        inp, decision = decide_placed(self._input(subject, sample, state), self._most(subject))
+        inp, decision = decide_placed(
+            self._input(subject, sample, state), partial(self._most, subject)
+        )
         # Raises where a figure is not finite, which ends the round before anything is scaled by it.
         self._log_line(record(inp, decision))
         labels = (key.service, key.scenario, decision.outcome, str(decision.reason))
@@ -202,6 +221,9 @@ class RatioLoop:
         await self._record(subject, decision)
         self._memory[key] = decision.memory
         await self._save_profile(subject, state)
+        rest = rest_after(decision.time, subject.obj, subject.service, sample, decision)
+        if rest is not None:
+            self._rests[key] = rest
 
     def _input(
         self, subject: Subject, sample: ScenarioSample | Unknown, state: LearnState
@@ -221,21 +243,13 @@ class RatioLoop:
             prefill_devices=role_devices(service.spec.prefill),
             decode_devices=role_devices(service.spec.decode),
             fixed=fixed_of(scenario),
-            profile=state.profile(),
+            profile=profile_in(state),
             expected=expected_of(scenario),
             budget=budget_for(service, scenario.name, self._wanted(service)),
             changes=self._changes(subject),
             settings=measured_settings(self._settings, state),
             memory=self._memory.get(subject.key, LoopMemory()),
         )
-
-    def _starts(self, subject: Subject) -> list[Start]:
-        """How long each instance took from its pods' creation to Ready."""
-        return [
-            Start(i.created, i.ready_since - i.created)
-            for i in view_group(self._context, subject.group).instances
-            if i.ready_since is not None and i.restarts == 0 and not i.terminating
-        ]
 
     def _changes(self, subject: Subject) -> tuple[PastChange, ...]:
         return tuple(
@@ -248,18 +262,16 @@ class RatioLoop:
         """When a decision was made, on this process's clock."""
         return self._context.clock.written(subject.group.metadata.uid, epoch_of(entry.time))
 
-    def _most(self, subject: Subject) -> Callable[[Counts], PlacementLimit | None]:
-        caches = self._context.caches
-        domain = domain_of(caches, subject.group.spec.fabric.domain_ref.name)
+    def _most(self, subject: Subject, counts: Counts) -> PlacementLimit | None:
+        """Placement's answer for proposed counts; None where they can stand."""
+        domain = domain_of(self._context.caches, subject.group.spec.fabric.domain_ref.name)
         if domain is None:
-            return lambda counts: PlacementLimit(
+            return PlacementLimit(
                 counts.prefill, counts.decode, subject.counts.groups, "the RoCEDomain is unknown"
             )
-        spec = fabric_spec(domain)
-        fabric = self._context.taken.fabric(spec)
-        view: ScenarioGroupView = view_group(self._context, subject.group)
-        reach = self._context.volumes.reach
-        return lambda counts: placement_limit(fabric, view, counts, reach)
+        fabric = self._context.taken.fabric(fabric_spec(domain))
+        view = view_group(self._context, subject.group)
+        return placement_limit(fabric, view, counts, self._context.volumes.reach)
 
     async def _record(self, subject: Subject, decision: Decision) -> None:
         if decision.outcome == "Applied" and not decision.changes:
@@ -337,13 +349,13 @@ class RatioLoop:
     def _wanted(self, service: PDService) -> dict[str, Counts]:
         return {s.scenario.name: s.counts for s in self._of_service(service)}
 
-    def _live(self, subject: Subject) -> LiveInstances:
+    def _live(self, subject: Subject, view: ScenarioGroupView) -> LiveInstances:
         """Pods ready for a whole window: the first batches of an instance are not typical."""
         caches, meta = self._context.caches, subject.group.metadata
         since = self._context.now() - self._settings.window
         warm = [
             i
-            for i in view_group(self._context, subject.group).instances
+            for i in view.instances
             if i.ready_since is not None and i.ready_since <= since and not i.terminating
         ]
         gateways = caches.pods.by_index(BY_SERVICE, (meta.namespace, subject.group.spec.service))
@@ -352,6 +364,15 @@ class RatioLoop:
             prefill=frozenset(i.name for i in warm if i.role == "prefill"),
             decode=frozenset(i.name for i in warm if i.role == "decode"),
         )
+
+
+def _starts(view: ScenarioGroupView) -> list[Start]:
+    """How long each instance took from its pods' creation to Ready."""
+    return [
+        Start(i.created, i.ready_since - i.created)
+        for i in view.instances
+        if i.ready_since is not None and i.restarts == 0 and not i.terminating
+    ]
 
 
 def measured_settings(settings: LoopSettings, state: LearnState) -> LoopSettings:

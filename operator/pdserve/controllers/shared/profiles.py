@@ -78,10 +78,15 @@ def _stored(config_map: JsonMap) -> LearnState | None:
     return from_json(LearnState, text) if text else None
 
 
+def profile_in(state: LearnState) -> PerformanceProfile | None:
+    """`LearnState.profile`, computed once for each state."""
+    return _profiles.of(state.profile, state)
+
+
 def profile_of(config_maps: Cache, group: ScenarioGroup) -> PerformanceProfile | None:
     """The stored profile, if any."""
     state = stored_state(config_maps, group)
-    return _profiles.of(state.profile, state)
+    return profile_in(state)
 
 
 def profile_object(group: ScenarioGroup, state: LearnState, owner: JsonMap) -> JsonObject:
@@ -125,7 +130,7 @@ def decode_batch(config_maps: Cache, group: ScenarioGroup, slo: Slo) -> int:
     table.
     """
     state = stored_state(config_maps, group)
-    profile = _profiles.of(state.profile, state)
+    profile = profile_in(state)
     if profile is None or profile.confidence < TRUSTED or state.context is None:
         return 0
     most = admission_batch(profile, state.context, slo)
