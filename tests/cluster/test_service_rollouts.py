@@ -166,11 +166,9 @@ def test_pause_canary_undo_and_a_revert_in_the_middle_fail_no_request(site: s.Cl
         rolled.wait_complete()
         assert set(rolled.versions().values()) == {"1"}
         assert left <= rolled.versions().keys() and left < first.keys()
-        # Promoted past its canary, paused on the way, and reverted there.
-        rolled.apply("3", canaryGroups=1)
-        rolled.wait_phase("CanaryWaits", 1)
-        rolled.rollout("resume")
-        s.until("two are updated", lambda: rolled.status()["updatedGroups"] == 2, WAIT)
+        # Paused in the middle nothing changes, and reverted there nothing old goes.
+        rolled.apply("3", canaryGroups=2)
+        rolled.wait_phase("CanaryWaits", 2)
         rolled.rollout("pause")
         rolled.wait_phase("RolloutPaused", 2)
         paused = rolled.versions()
@@ -179,7 +177,13 @@ def test_pause_canary_undo_and_a_revert_in_the_middle_fail_no_request(site: s.Cl
         rolled.apply("1")
         rolled.wait_complete()
         old = {uid for uid, version in paused.items() if version == "1"}
-        assert old and old <= rolled.versions().keys()
+        assert len(old) == 2 and old <= rolled.versions().keys()
+        # Past its canary to the end.
+        rolled.apply("4", canaryGroups=2)
+        rolled.wait_phase("CanaryWaits", 2)
+        rolled.rollout("resume")
+        rolled.wait_complete()
+        assert set(rolled.versions().values()) == {"4"}
         traffic.wait_more(10)
     assert traffic.errors == []
     assert ratio.fewest >= GROUPS, "a new group is whole before an old one goes"
