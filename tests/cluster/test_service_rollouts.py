@@ -175,6 +175,9 @@ def test_pause_canary_undo_and_a_revert_in_the_middle_fail_no_request(site: s.Cl
         traffic.wait_more(40)
         assert rolled.versions() == paused
         rolled.apply("1")
+        rolled.wait_phase("RolloutPaused", 1)
+        assert rolled.versions() == paused
+        rolled.rollout("resume")
         rolled.wait_complete()
         old = {uid for uid, version in paused.items() if version == "1"}
         assert len(old) == 2 and old <= rolled.versions().keys()
