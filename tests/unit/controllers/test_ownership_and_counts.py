@@ -306,7 +306,14 @@ async def test_rights_used_and_granted_agree() -> None:
         spec["engine"]["image"] = "pdserve/engine:next"
         world.patch(PDSERVICES, NS, "shop", {"spec": spec})
         await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 2, 60, "both in use")
-        await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 1, 200, "rolled")
+        # Wanted again, the first one becomes the newest: it is deleted and made anew.
+        spec["engine"]["image"] = "pdserve/engine:test"
+        world.patch(PDSERVICES, NS, "shop", {"spec": spec})
+        again = (CONTROLLER_REVISIONS, "delete")
+        await world.until(
+            lambda: again in {(r.resource, r.verb) for r in world.recorders[-1].requests}, 60
+        )
+        await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 2, 60, "made anew")
         policies: tuple[Object | None, ...] = ({"clients": []}, None)
         for policy in policies:
             world.patch(PDSERVICES, NS, "shop", {"spec": {"networkPolicy": policy}})
