@@ -143,8 +143,8 @@ class _Reconcile:
         blind = not self.context.caches.pods.state().caught_up
         service = self._service()
         wanted = in_turn(self.context.caches, service, self.group, wanted)
-        # Nothing that serves may go for a pod that cannot be made (template), may be gone (blind) or
-        # is about to be taken back (edit by hand). A deleted RoCEDomain's last tree is for repair.
+        # Nothing that serves may go for a pod that cannot be made (template), may be gone (blind)
+        # or is about to be taken back (edit by hand); a deleted RoCEDomain's tree is for repair alone.
         refused = template.status == "False" or deleted
         edited = service is not None and not is_as_asked(self.group, service)
         wanted = replace(wanted, paused=bool(wanted.paused or refused or blind or edited))
