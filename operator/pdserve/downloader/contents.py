@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,13 +15,16 @@ from typing import Final, Literal
 from urllib.parse import quote, urljoin
 
 from pdserve.downloader.errors import DownloadError
-from pdserve.downloader.part_file import PIECE, ByteBudget
-from pdserve.downloader.transfer import Say, Transfer
+from pdserve.downloader.part_file import PIECE, ByteBudget, check_room
+from pdserve.downloader.transfer import Transfer
+from pdserve.downloader.watch import Say
 
 Content = Literal["file", "manifest", "archive"]
 MAX_MANIFEST: Final = 4 << 20
 """Bytes."""
 MAX_FILES: Final = 10_000
+_BROKEN: Final = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
+"""Of an archive: what reading it raises."""
 _LINE: Final = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@=-]{0,254}")
 """Of a file or directory: none begins with a dot or a dash."""
@@ -126,13 +131,17 @@ def _unpack(archive: Path, folder: Path, budget: ByteBudget) -> None:
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write(packed, member, target, budget)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+            if packed.fileobj is not None:
+                packed.fileobj.read(PIECE)  # to the checksum at the end of what is compressed
+    except _BROKEN as error:
         raise DownloadError(f"{archive.name}: it cannot be unpacked ({error})") from error
     entries = list(folder.iterdir())
     if not entries:
         raise DownloadError(f"{archive.name}: there is no file in it")
     if len(entries) == 1 and entries[0].is_dir():
-        around = entries[0].rename(folder.with_name(f"{folder.name}-around"))
+        around = folder.with_name(f"{folder.name}-around")
+        shutil.rmtree(around, ignore_errors=True)  # of a run that was killed right here
+        entries[0].rename(around)
         folder.rmdir()
         around.rename(folder)
 
@@ -140,12 +149,12 @@ def _unpack(archive: Path, folder: Path, budget: ByteBudget) -> None:
 def _members(packed: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
     for number, member in enumerate(packed):
         path = member.name.removeprefix("./").rstrip("/")
+        if number >= MAX_FILES:
+            raise DownloadError(f"the archive has more than {MAX_FILES} files")
         if member.isdir() and (path in ("", ".") or _is_inside(path)):
             continue
         if not member.isreg() or not _is_inside(path):
             raise DownloadError(f"the archive has {member.name[:100]!r}, which is no plain file")
-        if number >= MAX_FILES:
-            raise DownloadError(f"the archive has more than {MAX_FILES} files")
         yield member, PurePosixPath(path)
 
 
@@ -158,4 +167,5 @@ def _write(
     with target.open("xb") as file:
         while piece := source.read(PIECE):
             budget.take(len(piece))
+            check_room(target.parent, len(piece))
             file.write(piece)

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from pdserve.downloader.transfer import Patience, Say
+from pdserve.downloader.transfer import Patience
+from pdserve.downloader.watch import Say
 
 FILES: Final = "files"
 RECORD: Final = "pdserve-source.json"
@@ -104,7 +105,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _readable(folder: Path) -> None:
     """For every user: pods of one service may run as different ones."""
     for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        # What a pod of another user began can be read already, and only that user may change it.
+        if path.stat().st_uid == os.geteuid():
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _write(path: Path, document: Mapping[str, object]) -> None:

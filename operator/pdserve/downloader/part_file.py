@@ -47,8 +47,20 @@ class ByteBudget:
         self.left -= count
 
 
+def check_room(folder: Path, count: int) -> None:
+    """Check that the disk of `folder` has room for `count` bytes more, and keeps `SPARE`.
+
+    Raises:
+        DownloadError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if count + SPARE > free:
+        has = f"the node's disk has {free / 1e9:.2f} GB left"
+        raise DownloadError(f"{count / 1e9:.2f} GB are to come, {has}")
+
+
 class PartFile:
-    """`NAME.part`: open while it is a context, taken over from an earlier process if there is one.
+    """`.NAME.part`: open while it is a context, taken over from an earlier process if there is one.
 
     `size` bytes are there, and `digest` is their SHA-256. `resumed`: a request asked for the rest
     of what was there. `validator`: by which the server knows whether its file is still the same.
@@ -84,18 +96,16 @@ class PartFile:
             DownloadError: they are more than is allowed, or than the disk has room for.
         """
         self._budget.check(self.size + (rest or 0))
-        free = shutil.disk_usage(self._path.parent).free
-        if rest is not None and rest + SPARE > free:
-            has = f"the node's disk has {free / 1e9:.2f} GB left"
-            raise DownloadError(f"{rest / 1e9:.2f} GB are to come, {has}")
+        check_room(self._path.parent, rest or 0)
 
     def write(self, piece: bytes) -> None:
         """Append.
 
         Raises:
-            DownloadError: it is too much.
+            DownloadError: it is too much, also for the disk.
         """
         self._budget.check(self.size + len(piece))
+        check_room(self._path.parent, len(piece))
         view = memoryview(piece)
         while view:
             view = view[os.write(self._number, view) :]

@@ -2,8 +2,8 @@
 
 Rules:
 
-  1. What may pass is tried again with growing pauses: broken connections, timeouts, less than
-     `SLOWEST` bytes a second, 408, 429 and 5xx. After `TRIES` tries without `PROGRESS` bytes more
+  1. What may pass is tried again with growing pauses: broken connections, timeouts, hardly any
+     bytes a second (`watch`), 408, 429 and 5xx. After `TRIES` tries without `PROGRESS` bytes more
      it fails. Anything else that a server refuses fails at once.
   2. What is there is kept, and the next try asks for the rest alone (`Range`, with `If-Range` once
      the file's validator is known). A resumed file with another hash is fetched once more, whole.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import ssl
 import time
 import urllib.error
@@ -31,6 +32,7 @@ from urllib.parse import urljoin, urlsplit
 from pdserve.downloader.access import ServerAccess
 from pdserve.downloader.errors import DownloadError, WrongDigestError
 from pdserve.downloader.part_file import PIECE, ByteBudget, PartFile
+from pdserve.downloader.watch import Say, SpeedWatch, WatchedHttp, WatchedHttps
 
 TRIES: Final = 6
 PROGRESS: Final = 1 << 20
@@ -39,15 +41,12 @@ LONGEST_PAUSE: Final = 30.0
 """Seconds."""
 TIMEOUT: Final = 30.0
 """Seconds for a connection, for an answer, and for each piece of it."""
-SLOWEST: Final = 1024
 SLOW_SECONDS: Final = 60.0
-SAY_SECONDS: Final = 10.0
 REDIRECTS: Final = 5
 _PASSING: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 _MOVED: Final = frozenset((301, 302, 303, 307, 308))
+_NO_URL: Final = "it is no URL that can be asked, or redirects to such a one"
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +72,10 @@ class Transfer:
     def __init__(self, access: ServerAccess, say: Say, patience: Patience | None = None) -> None:
         self._access, self._say = access, say
         self._patience = patience or Patience()
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-        if access.tls is not None:
-            handlers.append(urllib.request.HTTPSHandler(context=access.tls))
-        self._opener = urllib.request.build_opener(*handlers)
+        self._watch = self._new_watch()
+        self._opener = urllib.request.build_opener(
+            _NoRedirect(), WatchedHttp(self._connected), WatchedHttps(self._connected, access.tls)
+        )
 
     def fetch(self, url: str, sha256: str, target: Path, budget: ByteBudget) -> None:
         """Leave the file at `target`, which appears when it is whole and its hash is `sha256`.
@@ -84,14 +83,15 @@ class Transfer:
         Args:
             url: without credentials.
             sha256: in hexadecimal digits.
-            target: in a directory that is there; `NAME.part` beside it holds what came so far.
+            target: in a directory that is there; `.NAME.part` beside it holds what came so far. No
+                file of a manifest or an archive has such a name.
             budget: what may be written; less the file's size afterwards.
 
         Raises:
             WrongDigestError: the server has other content; nothing of it is kept.
             DownloadError: it cannot be had.
         """
-        path = target.with_name(f"{target.name}.part")
+        path = target.with_name(f".{target.name}.part")
         try:
             part = PartFile(path, budget)
             self._complete(url, sha256, part)
@@ -128,17 +128,32 @@ class Transfer:
                 self._patience.sleep(pause)
 
     def _once(self, url: str, part: PartFile) -> None:
+        self._watch = watch = self._new_watch()
         try:
-            with self._answer(url, part) as answer:
+            with watch, self._answer(url, part) as answer:
                 self._receive(url, answer, part)
+        except http.client.InvalidURL as error:
+            raise DownloadError(f"{_shown(url)}: {_NO_URL}") from error
         except http.client.HTTPException as error:
-            raise _PassingError(f"the answer is broken ({type(error).__name__})") from error
+            broken = f"the answer is broken ({type(error).__name__})"
+            raise _PassingError(watch.late or broken) from error
         except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
                 message = f"{_shown(url)}: its certificate is not trusted: {reason.verify_message}"
                 raise DownloadError(message) from error
-            raise _PassingError(str(getattr(reason, "strerror", None) or reason)) from error
+            why = str(getattr(reason, "strerror", None) or reason)
+            raise _PassingError(watch.late or why) from error
+        except ValueError as error:  # of a host's name, a port, or characters
+            raise DownloadError(f"{_shown(url)}: {_NO_URL}") from error
+        if watch.late:
+            raise _PassingError(watch.late)
+
+    def _new_watch(self) -> SpeedWatch:
+        return SpeedWatch(self._patience.slow_seconds, self._say)
+
+    def _connected(self, connection: socket.socket) -> None:
+        self._watch.connected(connection)
 
     def _answer(self, url: str, part: PartFile) -> HTTPResponse:
         """The answer with the file's bytes, behind all redirects."""
@@ -198,47 +213,28 @@ class Transfer:
                 raise _PassingError("another part came than was asked for")
         part.validator = _validator(answer.headers)
         part.expect(answer.length)
-        watch = _Watch(self._patience.slow_seconds, self._say, part, answer.length)
+        whole = None if answer.length is None else part.size + answer.length
         while piece := answer.read1(PIECE):
             part.write(piece)
-            watch.came(len(piece))
+            self._watch.came(len(piece), part.size, whole)
         if answer.length:
-            raise _PassingError(f"the connection ended {answer.length} bytes too early")
-
-
-class _Watch:
-    """Ends a try that goes on, but hardly; says how far it is."""
-
-    def __init__(self, seconds: float, say: Say, part: PartFile, rest: int | None) -> None:
-        self._seconds, self._say, self._part = seconds, say, part
-        self._whole = "" if rest is None else f" of {(part.size + rest) / 1e6:.0f}"
-        self._began = self._said = time.monotonic()
-        self._bytes = 0
-
-    def came(self, count: int) -> None:
-        self._bytes += count
-        now = time.monotonic()
-        if now - self._said >= SAY_SECONDS:
-            self._said = now
-            self._say(f"{self._part.size / 1e6:.0f}{self._whole} MB")
-        if now - self._began < self._seconds:
-            return
-        if self._bytes < SLOWEST * (now - self._began):
-            raise _PassingError(f"only {self._bytes} bytes in {now - self._began:.0f} s")
-        self._began, self._bytes = now, 0
+            early = f"the connection ended {answer.length} bytes too early"
+            raise _PassingError(self._watch.late or early)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Every redirect is an answer."""
+    """Every redirect is an answer, whatever its `Location` says."""
 
-    def redirect_request(self, *_args: object, **_kwargs: object) -> None:
-        return None
+    def http_error_302(self, *_args: object, **_kwargs: object) -> None:
+        """urllib: a redirect came."""
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _moved(url: str, headers: Message) -> str:
     target = urljoin(url, headers.get("Location", ""))
     there = urlsplit(target)
-    if there.scheme not in ("http", "https") or not there.hostname or there.username:
+    if there.scheme not in ("http", "https") or not there.hostname or "@" in there.netloc:
         raise DownloadError(f"{_shown(url)}: it redirects to no HTTP URL")
     if urlsplit(url).scheme == "https" and there.scheme != "https":
         raise DownloadError(f"{_shown(url)}: it redirects from https to http")
@@ -270,6 +266,5 @@ def _retry_after(headers: Message) -> float:
 
 
 def _shown(url: str) -> str:
-    """Without what may be secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """Without what may be secret; any text."""
+    return re.sub("//[^/]*@", "//", url.partition("?")[0].partition("#")[0])

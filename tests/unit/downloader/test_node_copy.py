@@ -69,7 +69,7 @@ def test_two_pods_at_once_download_once(folder: Path) -> None:
 
 
 def test_a_killed_download_is_no_copy_and_the_next_goes_on(folder: Path) -> None:
-    part = folder / "partial" / "m.gguf.part"
+    part = folder / "partial" / ".m.gguf.part"
     with serving(in_turn(Reply(WEIGHTS, stall=1000), Reply(WEIGHTS))) as server:
         pod = subprocess.Popen(command(folder, f"{server.url}/m.gguf"), stderr=subprocess.DEVNULL)
         wait_for(lambda: part.exists() and part.stat().st_size == 1000)
@@ -82,7 +82,7 @@ def test_a_killed_download_is_no_copy_and_the_next_goes_on(folder: Path) -> None
 
 
 def test_sigterm_ends_it(folder: Path) -> None:
-    part = folder / "partial" / "m.gguf.part"
+    part = folder / "partial" / ".m.gguf.part"
     with serving(in_turn(Reply(WEIGHTS, stall=1000))) as server:
         pod = subprocess.Popen(command(folder, f"{server.url}/m.gguf"), stderr=subprocess.DEVNULL)
         wait_for(lambda: part.exists() and part.stat().st_size == 1000)

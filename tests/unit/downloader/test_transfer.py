@@ -28,7 +28,7 @@ class Fetching:
 
     def __init__(self, folder: Path, access: ServerAccess = KEY, slow: float = 60.0) -> None:
         self.target = folder / "m.gguf"
-        self.part = folder / "m.gguf.part"
+        self.part = folder / ".m.gguf.part"
         self.waits: list[float] = []
         self.said: list[str] = []
         patience = Patience(self.waits.append, timeout=0.5, slow_seconds=slow)
