@@ -24,8 +24,9 @@ from pdserve.engines.pull_flow import PullFlow
 from pdserve.gateway.intake import parse_body
 from pdserve.gateway.sse import StreamError, StreamMeter
 from pdserve.groups.observe import NotOurs, instance_obs
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange
 from pdserve.http1.errors import ApiError
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.receive import Receiver
 from pdserve.ratio.learn import LearnState
 from pdserve.ratio.records import RecordError, from_json

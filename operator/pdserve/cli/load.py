@@ -29,7 +29,8 @@ import uvloop
 
 from pdserve.forwarding.request.measure import Timeline
 from pdserve.gateway.sse import StreamError, StreamMeter
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.pool import Pool
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire.calls import HEADER_REQUEST_ID, PATH_CHAT, PATH_COMPLETIONS

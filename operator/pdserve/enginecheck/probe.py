@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange
 from pdserve.http1.connect import connected
+from pdserve.http1.listener import UpstreamError
 from pdserve.terms.json import JsonObject
 from pdserve.wire.bounds import WireError, parse_json
 

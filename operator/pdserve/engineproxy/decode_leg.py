@@ -27,8 +27,9 @@ from pdserve.engineproxy.leg_context import (
 from pdserve.engineproxy.local_prompts import LocalPrompts
 from pdserve.engineproxy.peer_checks import PATH_PULLED
 from pdserve.engineproxy.stream_end import StreamEnds, TokenCounts, message_of, stream_error
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange
 from pdserve.http1.errors import ApiError
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.terms.json import JsonObject

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange
 from pdserve.http1.connect import connected
 from pdserve.http1.errors import Headers
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.pool import Pool
 from pdserve.http1.stalls import within
 

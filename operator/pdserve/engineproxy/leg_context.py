@@ -22,8 +22,9 @@ from pdserve.engineproxy.proxy_metrics import ProxyMetrics
 from pdserve.engineproxy.stream_end import message_of
 from pdserve.engines.instance_answers import RejectedError
 from pdserve.engines.room_flow import HOST, PORT, ROOM, meeting_place
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange
 from pdserve.http1.errors import ApiError, Headers
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.receive import HttpRequest
 from pdserve.terms.json import JsonObject
 from pdserve.wire import calls

@@ -25,8 +25,8 @@ import orjson
 from pdserve.engineproxy.engine_access import get
 from pdserve.engines.instance_answers import checked_entry
 from pdserve.engines.trust import Trust
-from pdserve.http1.client import UpstreamError
 from pdserve.http1.connect import connected
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.pool import Pool
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap

@@ -23,8 +23,8 @@ from pdserve.engineproxy.peer_checks import PATH_DISCARD
 from pdserve.engineproxy.places import TakenPlace
 from pdserve.engineproxy.stream_end import TokenCounts
 from pdserve.engines.prefix_feed import named_blocks
-from pdserve.http1.client import UpstreamError
 from pdserve.http1.errors import ApiError
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.terms.json import JsonObject

@@ -22,8 +22,8 @@ from pdserve.engines.instance_answers import StaleTableError
 from pdserve.engines.prefix_feed import PrefixFeed
 from pdserve.engines.trust import Trust
 from pdserve.exposition import CONTENT_TYPE
-from pdserve.http1.client import UpstreamError
 from pdserve.http1.errors import ApiError
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.receive import HttpRequest
 from pdserve.http1.reply import Reply
 from pdserve.terms.json import JsonObject

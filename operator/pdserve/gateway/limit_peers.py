@@ -19,8 +19,8 @@ import orjson
 from pdserve.engines.credentials import Credential
 from pdserve.forwarding.limit_book import LimitAsk, LimitBook, Verdict
 from pdserve.forwarding.limit_exchange import REPEAT_SECONDS, LimitOutbox, answer
-from pdserve.http1.client import UpstreamError
 from pdserve.http1.errors import ApiError
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.pool import Pool
 from pdserve.wire.bounds import WireError, parse_json
 from pdserve.wire.calls import HEADER_LIMITS, PATH_LIMITS

@@ -23,7 +23,8 @@ from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.prefix.affinity import Affinity
 from pdserve.forwarding.request.scheduler import ScenarioScheduler
 from pdserve.gateway.timed_scheduler import TimedScheduler
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.pool import Pool
 from pdserve.wire.bounds import WireError
 from pdserve.wire.prefixes import (

@@ -12,7 +12,7 @@ import time
 from pdserve.engines.credentials import Credential, authorization
 from pdserve.engines.flow import EngineFlow, LegRequest
 from pdserve.forwarding.instance import Instance
-from pdserve.http1.client import UpstreamError
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.pool import Pool
 
 PATIENCE = 2.0

@@ -16,6 +16,7 @@ from typing import Final
 
 import httptools
 
+from pdserve.http1.listener import Listener, Waiter
 from pdserve.http1.sweeper import Sweeper
 from pdserve.terms.failures import Failure
 
@@ -27,33 +28,6 @@ _HEAD: Final = 1
 _WHOLE: Final = 2
 _PIECES: Final = 3
 """What the listener waits for."""
-
-
-class UpstreamError(Exception):
-    """An instance could not be reached, went away, or stayed silent for too long."""
-
-    def __init__(self, kind: Failure, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-class Listener:
-    """Who sent a request, and hears what becomes of it. Here: whom it does not interest."""
-
-    def headed(self, exchange: Exchange) -> None:
-        """The reply's head is in. What is to be heard of the rest, `exchange.listen` says."""
-
-    def interim(self, exchange: Exchange) -> None:
-        """A `102 Processing` came before that head."""
-
-    def piece(self, data: bytes) -> None:
-        """A piece of the body; where it is the last, `exchange.complete` is set already."""
-
-    def completed(self, exchange: Exchange) -> None:
-        """All of the reply is there."""
-
-    def lost(self, kind: Failure, message: str) -> None:
-        """What was waited for will not come."""
 
 
 _NO_LISTENER: Final = Listener()
@@ -80,6 +54,7 @@ class Exchange:
         self._parts: list[bytes] = []
         self._size = 0
         self._head_size = 0
+        """Bytes that came and are no body, since the last that were."""
         self._paused = False
         self._complete = False
         self._failed: tuple[Failure, str] | None = None
@@ -99,8 +74,7 @@ class Exchange:
             self.abort()
             return
         self._touched = time.perf_counter()
-        if not self.status:
-            self._head_size += len(data)
+        self._head_size += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -110,8 +84,9 @@ class Exchange:
             if self._awaited:
                 self._tell()
             return
-        if not self.status and self._head_size > MAX_HEAD:
-            self._fail("lost", f"the reply's head is larger than {MAX_HEAD} bytes")
+        if self._head_size > MAX_HEAD and not self._complete:
+            part = "trailer section" if self.status else "head"
+            self._fail("lost", f"the reply's {part} is larger than {MAX_HEAD} bytes")
             return
         if self._size > MAX_BODY and self._awaited != _PIECES:
             self._fail("lost", f"reply is larger than {MAX_BODY} bytes")
@@ -120,7 +95,17 @@ class Exchange:
             self._tell()
 
     def eof_received(self) -> None:
-        """asyncio: the instance sends no more, which ends the connection."""
+        """asyncio: the instance sends no more, which ends the connection.
+
+        It is also the end of a body without a length (RFC 9112, 6.3). Whether such a body is all
+        that its instance had to say, its reader finds out.
+        """
+        head = self.headers
+        delimited = b"content-length" in head or b"transfer-encoding" in head
+        if self.status and not self._complete and not delimited:
+            self._complete = True
+            if self._awaited:
+                self._tell()
 
     def pause_writing(self) -> None:
         """asyncio: a request waits in the transport; its reply comes later."""
@@ -141,9 +126,19 @@ class Exchange:
 
     # --- httptools callbacks ---
 
+    def on_message_begin(self) -> None:
+        """httptools: a reply, or an interim head, begins.
+
+        Raises:
+            ValueError: there was a whole one already. What follows it is no answer to us.
+        """
+        if self._complete:
+            raise ValueError("a second reply")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """httptools: take one header of the reply."""
-        self.headers[name.lower()] = value
+        """httptools: take one header of the reply, and no trailer (RFC 9110, 6.5.1)."""
+        if not self.status:
+            self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         """The reply's head is in (an interim 1xx head is only told)."""
@@ -159,12 +154,15 @@ class Exchange:
         """httptools: take a piece of the reply's body."""
         self._parts.append(body)
         self._size += len(body)
+        self._head_size = 0
 
     def on_message_complete(self) -> None:
         """httptools: note the end of the reply."""
         if self.status:
             self._complete = True
-            self.reusable = self._parser.should_keep_alive() and not self.closed
+            # An answer may come before all of the request has gone; the next one would wait for it.
+            unsent = self._transport is not None and self._transport.get_write_buffer_size()
+            self.reusable = self._parser.should_keep_alive() and not self.closed and not unsent
 
     # --- sweeper ---
 
@@ -232,6 +230,11 @@ class Exchange:
     def complete(self) -> bool:
         """All of the reply has come."""
         return self._complete
+
+    @property
+    def silent(self) -> bool:
+        """Nothing of a reply has come, not even an interim head."""
+        return not self.status and not self._head_size
 
     # --- the same, for those that wait ---
 
@@ -355,41 +358,3 @@ class Exchange:
             self._tell()
         if not self.closed:
             self.abort()
-
-
-class Waiter(Listener):
-    """Listens for one that waits: `told` is done when it need wait no longer."""
-
-    def __init__(
-        self, sink: Callable[[bytes], None] | None = None,
-        on_interim: Callable[[Exchange], None] | None = None,
-    ) -> None:  # fmt: skip
-        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sink, self._on_interim = sink, on_interim
-
-    def headed(self, exchange: Exchange) -> None:
-        """The head is in."""
-        self._end()
-
-    def interim(self, exchange: Exchange) -> None:
-        """An early head."""
-        if self._on_interim is not None:
-            self._on_interim(exchange)
-
-    def piece(self, data: bytes) -> None:
-        """A piece of the body."""
-        if self._sink is not None:
-            self._sink(data)
-
-    def completed(self, exchange: Exchange) -> None:
-        """The body is complete."""
-        self._end()
-
-    def lost(self, kind: Failure, message: str) -> None:
-        """It will not be."""
-        if not self.told.done():
-            self.told.set_exception(UpstreamError(kind, message))
-
-    def _end(self) -> None:
-        if not self.told.done():
-            self.told.set_result(None)

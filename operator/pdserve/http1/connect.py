@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from pdserve.http1.callbacks import as_protocol
-from pdserve.http1.client import Exchange, UpstreamError
+from pdserve.http1.client import Exchange
+from pdserve.http1.listener import UpstreamError
 from pdserve.http1.stalls import within
 from pdserve.http1.sweeper import Sweeper
 

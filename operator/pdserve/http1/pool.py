@@ -12,14 +12,17 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from pdserve.http1.client import Exchange, Listener, UpstreamError, Waiter
+from pdserve.http1.client import Exchange
 from pdserve.http1.connect import connected
 from pdserve.http1.errors import Headers
+from pdserve.http1.listener import Listener, UpstreamError, Waiter
 from pdserve.http1.sweeper import Sweeper
 from pdserve.terms.failures import Failure
 
 IDLE_CLOSED = 1.0
 """A connection lost this many seconds after its last use may have been closed for being idle."""
+CLOSED_BEFORE = 3.0
+"""One lost later than so many seconds after a request was sent had taken that request."""
 COPIED = 4 << 10
 """Bytes of a body up to which head and body are joined: one piece is less to send than two."""
 MAX_IDLE = 256
@@ -60,10 +63,11 @@ class Call(Listener):
         exchange, pool = self.exchange, self._pool
         if (
             kept and kind == "lost" and pool is not None and exchange is not None
-            and not exchange.status and self._idle_for >= IDLE_CLOSED
+            and exchange.silent and self._idle_for >= IDLE_CLOSED
+            and time.perf_counter() - exchange.idle_since - self._idle_for < CLOSED_BEFORE
         ):  # fmt: skip
             # Most likely the instance closed it while idle. Once, and on a new connection: the
-            # request may also be what broke it.
+            # request may also be what broke it. One that was begun must not run twice.
             exchange.forget()
             exchange.abort()
             self.exchange = None
@@ -103,7 +107,7 @@ class Pool:
         idle = self._idle.get(endpoint)
         while idle:
             kept = idle.pop()
-            if not kept.closed:
+            if kept.reusable:  # else it is closed, or about to be
                 call._state, call.exchange = _KEPT, kept
                 call._idle_for = time.perf_counter() - kept.idle_since
                 kept.send(call._data, patience, call, call._rest)

@@ -11,7 +11,7 @@ from tests.support.gateway_rig import eventually
 from tests.support.proxy_rig import ProxyRig, kv, rig
 
 from pdserve.engineproxy import engine_access
-from pdserve.http1.client import UpstreamError
+from pdserve.http1.listener import UpstreamError
 
 
 @pytest_asyncio.fixture
