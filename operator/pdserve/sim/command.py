@@ -21,7 +21,7 @@ from pdserve.sim.experiments import (
 from pdserve.sim.kernel.compiled import COMPILED
 from pdserve.sim.policies.registry import POLICIES
 from pdserve.sim.report_html import page
-from pdserve.sim.report_png import PlotError, draw
+from pdserve.sim.report_png import PlotError, check_can_draw, draw
 from pdserve.sim.shapes import DRAWN, FIRST_13, TrafficShape
 from pdserve.sim.summary import (
     RunCell,
@@ -80,7 +80,8 @@ def run(request: SimulationSpec, progress: Callable[[float | None, str], None]) 
         known = known_shapes(request.seed, request.azure, request.mooncake)
         shapes = shapes_of(request.experiment, known)
         policies = policies_of(request.policies)
-    except (ExperimentError, TraceError) as error:
+        _check_files(request)
+    except (ExperimentError, TraceError, OSError, PlotError) as error:
         raise SimulationError(str(error)) from error
     if request.cold_start is not None:
         shapes = [replace(shape, cold_start=request.cold_start) for shape in shapes]
@@ -100,6 +101,16 @@ def run(request: SimulationSpec, progress: Callable[[float | None, str], None]) 
         }  # fmt: skip
         return json.dumps(body, indent=1, allow_nan=False)
     return text
+
+
+def _check_files(request: SimulationSpec) -> None:
+    """Refuse before runs of minutes what can only fail behind them; OSError, PlotError."""
+    for path in (request.html, request.png):
+        if path is not None:
+            with path.open("ab"):
+                pass
+    if request.png is not None:
+        check_can_draw(request.png)
 
 
 def _lines(

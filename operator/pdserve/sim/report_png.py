@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from pdserve.sim.experiments import Line
 
 class PlotError(Exception):
     """The picture cannot be drawn; the message says why."""
+
+
+def check_can_draw(path: Path) -> None:
+    """Check what `draw` needs to write `path`.
+
+    Raises:
+        PlotError: it is not there.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise PlotError(f"{path}: there is no matplotlib; pip install matplotlib brings it")
 
 
 def draw(path: Path, lines: Sequence[Line]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,14 @@ from pdserve.terms import Slo
 MOONCAKE_SLO = Slo(ttft=10.0, handoff=0.5, tpot=0.05, attainment=0.95)
 BLOCK_TOKENS = 512
 """Prompt tokens of one of Mooncake's hash ids."""
+MOST_TOKENS = 10_000_000
+"""Of one prompt or answer."""
+LONGEST = 14 * 86400.0
+"""Seconds of a trace."""
+_WRONG = (
+    KeyError, TypeError, ValueError, ArithmeticError, RecursionError, csv.Error,
+)  # fmt: skip
+"""What reading an entry raises."""
 
 
 class TraceError(Exception):
@@ -40,12 +49,13 @@ def azure(path: Path, seed: int, copies: int = 5, shift: float = 30.0) -> Traffi
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                times.append(_azure_time(row["TIMESTAMP"]))
-                tokens.append((int(row["ContextTokens"]), 0, int(row["GeneratedTokens"])))
+                times.append(_azure_time(row["TIMESTAMP"] or ""))
+                prompt, output = _count(row["ContextTokens"]), _count(row["GeneratedTokens"])
+                tokens.append((prompt, 0, output))
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}, line {len(tokens) + 2}: {error}") from error
+    except _WRONG as error:
+        raise TraceError(f"{path}, line {len(tokens) + 2}: {_says(error)}") from error
     recorded = _laid_over(path, times, tokens, seed, copies, shift)
     note = f"Azure's conversations of 2023, {copies} copies"
     return _shape(f"azure_x{copies}", recorded, Counts(1, 4, 9), note)
@@ -68,15 +78,15 @@ def mooncake(path: Path, seed: int, copies: int = 2, shift: float = 10.0) -> Tra
             for line in file:
                 entry = json.loads(line)
                 ids = [int(value) for value in entry["hash_ids"]]
-                prompt = int(entry["input_length"])
+                prompt, output = _count(entry["input_length"]), _count(entry["output_length"])
                 hit = min(BLOCK_TOKENS * _known(ids, seen), prompt - 1)
                 seen.update(ids)
-                times.append(float(entry["timestamp"]) / 1000.0)
-                tokens.append((prompt, max(hit, 0), int(entry["output_length"])))
+                times.append(_finite(float(entry["timestamp"]) / 1000.0))
+                tokens.append((prompt, max(hit, 0), output))
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}, line {len(tokens) + 1}: {error}") from error
+    except _WRONG as error:
+        raise TraceError(f"{path}, line {len(tokens) + 1}: {_says(error)}") from error
     recorded = _laid_over(path, times, tokens, seed, copies, shift)
     note = f"Mooncake's conversations, {copies} copies, hits by hash ids"
     return _shape(f"mooncake_x{copies}", recorded, Counts(1, 9, 22), note, MOONCAKE_SLO)
@@ -92,7 +102,26 @@ def _known(ids: Sequence[int], seen: set[int]) -> int:
 def _azure_time(text: str) -> float:
     """Seconds since the epoch; the trace has seven digits of a second."""
     head, _, fraction = text.partition(".")
-    return datetime.fromisoformat(head + "+00:00").timestamp() + float(f"0.{fraction or 0}")
+    return _finite(
+        datetime.fromisoformat(head + "+00:00").timestamp() + float(f"0.{fraction or 0}")
+    )
+
+
+def _count(value: str | float) -> int:
+    count = int(value)
+    if not 0 <= count <= MOST_TOKENS:
+        raise ValueError(f"{count:.6g} tokens; 0 to {MOST_TOKENS} are right")
+    return count
+
+
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise ValueError(f"{seconds} is no time")
+    return seconds
+
+
+def _says(error: Exception) -> str:
+    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _laid_over(
@@ -101,6 +130,9 @@ def _laid_over(
 ) -> Arrivals:  # fmt: skip
     if not times:
         raise TraceError(f"{path}: no requests")
+    if max(times) - min(times) > LONGEST:
+        days = (max(times) - min(times)) / 86400
+        raise TraceError(f"{path}: it lasts {days:.6g} days; at most {LONGEST / 86400:g} are run")
     rows: Tokens = np.maximum(np.array(tokens, dtype=np.int64), [1, 0, 1])
     base: Times = np.array(times) - min(times)
     moves = np.random.default_rng([seed, copies]).uniform(-shift, shift, copies)

@@ -11,7 +11,7 @@ import pytest
 
 from pdserve.cli.main import main
 from pdserve.ratio.types import Counts
-from pdserve.sim import experiments
+from pdserve.sim import command, experiments
 from pdserve.sim.shapes import DRAWN
 
 TINY = replace(DRAWN["spike"], name="tiny", points=((0, 3), (300, 3)), duration=300.0)
@@ -81,6 +81,18 @@ def test_bad_input_says_what_is_wrong(
     assert printed.out == ""
     assert printed.err.startswith("pdserve sim: ")
     assert why in printed.err
+
+
+@pytest.mark.parametrize("option", ["--html", "--png"])
+def test_a_file_that_cannot_be_written_is_refused_before_any_run(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else minutes of runs end in an error, and their figures are nowhere."""
+    runs: list[object] = []
+    monkeypatch.setattr(command, "run_policy", lambda *_: runs.append(_))
+    assert main(["sim", "run", "tiny", option, "no/such/dir/x"]) == 2
+    assert "no/such" in capsys.readouterr().err
+    assert not runs
 
 
 @pytest.mark.parametrize(

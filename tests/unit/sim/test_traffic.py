@@ -99,7 +99,7 @@ def test_mooncakes_hits_are_beginnings_that_came_before(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ("", "no requests"),
-        ("a,b\n1,2\n", "line 2: 'TIMESTAMP'"),
+        ("a,b\n1,2\n", "line 2: there is no 'TIMESTAMP'"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "line 2: Invalid isoformat"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6,x,2\n", "line 2: invalid"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6\n", "line 2:"),
@@ -115,7 +115,7 @@ def test_a_broken_csv_says_where(tmp_path: Path, text: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"{}\n", "line 1: 'hash_ids'"),
+        (b"{}\n", "line 1: there is no 'hash_ids'"),
         (b"[]\n", "line 1: list indices"),
         (b"nonsense\n", "line 1: Expecting value"),
         (b"\xff\n", "invalid start byte"),
@@ -125,4 +125,52 @@ def test_a_broken_jsonl_says_where(tmp_path: Path, data: bytes, why: str) -> Non
     path = tmp_path / "bad.jsonl"
     path.write_bytes(data)
     with pytest.raises(TraceError, match=why):
+        mooncake(path, 1)
+
+
+GOOD = {"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [1]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"timestamp": float("nan")}, "line 2: nan is no time"),
+        ({"timestamp": float("inf")}, "line 2: inf is no time"),
+        ({"timestamp": 3e11}, "it lasts 3472"),
+        ({"timestamp": "1e999"}, "line 2: inf is no time"),
+        ({"input_length": float("inf")}, "line 2: cannot convert"),
+        ({"input_length": 10**30}, "line 2: .* tokens; 0 to 10000000 are right"),
+        ({"output_length": -1}, "line 2: -1 tokens"),
+        ({"hash_ids": [float("inf")]}, "line 2: cannot convert"),
+    ],
+)
+def test_no_value_of_an_entry_is_run_that_makes_no_sense(
+    tmp_path: Path, entry: dict[str, object], why: str
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **entry}) + "\n")
+    with pytest.raises(TraceError, match=why):
+        mooncake(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ContextTokens,GeneratedTokens,TIMESTAMP\n1,2\n", "line 2: Invalid isoformat"),
+        (f"TIMESTAMP,ContextTokens,GeneratedTokens\n{'x' * 200_000},1,1\n", "line 2: field larger"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6,-3,1\n", "-3 tokens"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.1e999,3,1\n", "inf is no"),
+    ],
+)
+def test_no_row_is_run_that_makes_no_sense(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(TraceError, match=why):
+        azure(path, 1)
+
+
+def test_nesting_without_end_is_a_broken_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("[" * 200_000)
+    with pytest.raises(TraceError, match="line 1: "):
         mooncake(path, 1)
