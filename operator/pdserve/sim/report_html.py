@@ -14,7 +14,8 @@ WIDTH, HEIGHT, LEFT, TOP = 460, 130, 44, 18
 COLOURS = ("#1b6ca8", "#c23b22", "#2e8b57", "#8a4fbe", "#b8860b", "#5f6b6d", "#d1618f", "#008b8b")
 _STYLE = (
     "body{font:14px system-ui,sans-serif;margin:2em;max-width:64em}pre{overflow:auto}"
-    "svg{margin:4px}text{font:11px system-ui,sans-serif}"
+    "svg{margin:4px;max-width:100%;height:auto}"
+    "text{font:11px system-ui,sans-serif;fill:currentColor}:root{color-scheme:light dark}"
 )
 
 
@@ -22,7 +23,8 @@ def page(title: str, table: str, lines: Sequence[Line]) -> str:
     """The page as HTML text; `table` is printed as it is."""
     shapes = list(dict.fromkeys(line.shape for line in lines))
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>",
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1><pre>{html.escape(table)}</pre>",
     ]
@@ -91,8 +93,9 @@ def _picture(
         + "'/>"
         for i, curve in enumerate(curves)
     ]
+    width, height = WIDTH + LEFT + 8, HEIGHT + TOP + 18
     return (
-        f"<svg width='{WIDTH + LEFT + 8}' height='{HEIGHT + TOP + 18}' role='img'>"
+        f"<svg width='{width}' height='{height}' viewBox='0 0 {width} {height}' role='img'>"
         f"<text x='{LEFT}' y='12'>{html.escape(title)}</text>"
         f"<text x='2' y='{TOP + 10}'>{most:.4g}</text><text x='2' y='{TOP + HEIGHT}'>0</text>"
         f"<text x='{LEFT + WIDTH - 40}' y='{TOP + HEIGHT + 14}'>{end / 60:.0f} min</text>"

@@ -60,6 +60,8 @@ def test_json_and_pages_have_the_same_figures(
     assert "<script" not in text
     assert "http" not in text
     assert text.count("<svg") == 4
+    assert text.count("viewBox='0 0 512 166'") == 4, "they shrink with a narrow window"
+    assert "color-scheme:light dark" in text
     assert f"{body['runs'][0]['device_hours']:.1f}" in text
 
 
