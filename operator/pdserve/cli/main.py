@@ -18,6 +18,7 @@ from pdserve.cli.dst import add_parser as add_dst
 from pdserve.cli.engine import add_parser as add_engine
 from pdserve.cli.model import add_parser as add_model
 from pdserve.cli.sim import add_parser as add_sim
+from pdserve.cli.size import add_parser as add_size
 
 PLUGINS = "pdserve.commands"
 """Group of entry points: name of the command -> `add_parser(commands)`."""
@@ -29,6 +30,7 @@ _EXAMPLES = """examples:
   pdserve local down               end it; nothing stays behind
   pdserve dst --seeds 200          hostile schedules against the operator, simulated
   pdserve sim run step_x2          traffic under the ratio loop and the laws of others, simulated
+  pdserve size --ttft 1000 --tpot 50 --prompt 1200 --output 200 --rate 20
   pdserve engine check URL URL     does an engine keep pdserve's contract?
   pdserve model get smollm2-135m   fetch a real model (93 MB)
 """
@@ -56,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_plugin(commands, plugin)
     add_dst(commands)
     add_sim(commands)
+    add_size(commands)
     add_engine(commands)
     add_model(commands)
     version = commands.add_parser("version", help="print versions")
