@@ -116,7 +116,8 @@ BAD_FILES = [
     ('{"measured": {"prefill": [{"batch": 0, "promptTokens": 1, "seconds": 1}]}}', "above 0"),
     (_file({**PLAIN, "decode": {**PLAIN["decode"], "base": -1}}), r"decode\.base: -1: want a num"),
     (_file({**PLAIN, "decode": {**PLAIN["decode"], "base": True}}), r"decode\.base: True"),
-    (_file(PLAIN).replace("0.03", "NaN"), "not JSON"), (_file({**PLAIN, "decode": 3}), "decode: want"),
+    (_file(PLAIN).replace("0.03", "NaN"), "not JSON"),
+    (_file({**PLAIN, "decode": 3}), "decode: want"),
 ]  # fmt: skip
 
 
