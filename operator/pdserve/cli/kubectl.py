@@ -21,6 +21,7 @@ from pdserve.cli import (
     request_log,
     rollout,
     snapshot,
+    view_decisions,
     view_explain,
     view_local,
     view_status,
@@ -38,6 +39,7 @@ _EXAMPLES = """examples:
   kubectl pdserve status -A -o json           all, for scripts
   kubectl pdserve explain shop                why it is placed and sized as it is
   kubectl pdserve explain shop chat           only scenario chat
+  kubectl pdserve decisions shop --scenario chat  what the ratio loop decided, and when
   kubectl pdserve explain --request ID        what became of one request, and why
   kubectl pdserve rollout undo shop           back to the revision before
   kubectl pdserve ask shop "Hello there"      an answer as it streams, with TTFT and TPOT
@@ -112,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
         "--request", metavar="ID", help="what became of one request (x-request-id), and why"
     )
     rollout.add_parser(commands, connection)
+    decided = commands.add_parser(
+        "decisions", parents=[common], help="what the ratio loop decided, newest first",
+        description="The last ten decisions that status holds. A whole record is what the "
+        "operator's --decisions-log writes; `pdserve replay` decides it again.",
+    )  # fmt: skip
+    decided.add_argument("name", nargs="?", help="PDService; default: all")
+    decided.add_argument("--scenario", help="default: all")
     ask.add_parser(commands, connection)
     return parser
 
@@ -131,6 +140,8 @@ async def _run(arguments: argparse.Namespace) -> str:
             return await _explain_request(client, arguments)
         namespace = None if arguments.all_namespaces else arguments.namespace
         found = await snapshot.read_services(client, namespace, arguments.name)
+        if arguments.command == "decisions":
+            return _decisions(found, arguments)
         if arguments.output == "json":
             return json.dumps([_as_json(s) for s in found], indent=2)
         if not found:
@@ -140,6 +151,12 @@ async def _run(arguments: argparse.Namespace) -> str:
         return "\n\n".join([await _explain(client, s, arguments) for s in found])
     finally:
         await client.close()
+
+
+def _decisions(found: Sequence[snapshot.Snapshot], arguments: argparse.Namespace) -> str:
+    if arguments.output == "json":
+        return json.dumps(view_decisions.decisions_json(found, arguments.scenario), indent=2)
+    return view_decisions.render_decisions(found, arguments.scenario)
 
 
 async def _explain_request(client: KubeClient, arguments: argparse.Namespace) -> str:

@@ -17,6 +17,7 @@ from pdserve import __version__
 from pdserve.cli.dst import add_parser as add_dst
 from pdserve.cli.engine import add_parser as add_engine
 from pdserve.cli.model import add_parser as add_model
+from pdserve.cli.replay import add_parser as add_replay
 from pdserve.cli.sim import add_parser as add_sim
 from pdserve.cli.size import add_parser as add_size
 
@@ -31,6 +32,7 @@ _EXAMPLES = """examples:
   pdserve dst --seeds 200          hostile schedules against the operator, simulated
   pdserve sim run step_x2          traffic under the ratio loop and the laws of others, simulated
   pdserve size --ttft 1000 --tpot 50 --prompt 1200 --output 200 --rate 20
+  pdserve replay decisions.jsonl   decide recorded decisions again, or under other settings
   pdserve engine check URL URL     does an engine keep pdserve's contract?
   pdserve model get smollm2-135m   fetch a real model (93 MB)
 """
@@ -59,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add_dst(commands)
     add_sim(commands)
     add_size(commands)
+    add_replay(commands)
     add_engine(commands)
     add_model(commands)
     version = commands.add_parser("version", help="print versions")
