@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from pdserve import api
 from pdserve.api import InvalidObjectError
 from pdserve.cli import (
     ask,
@@ -21,6 +22,7 @@ from pdserve.cli import (
     request_log,
     rollout,
     snapshot,
+    view_counts,
     view_decisions,
     view_explain,
     view_local,
@@ -153,6 +155,21 @@ async def _run(arguments: argparse.Namespace) -> str:
         await client.close()
 
 
+async def _counts(client: KubeClient, found: snapshot.Snapshot, group: api.ScenarioGroup) -> str:
+    """What other counts of one scenario would attain, with what stands above it apart."""
+    mine = [s for s in found.service.spec.scenarios if s.name == group.spec.scenario]
+    if not mine:
+        return ""
+    profile = await snapshot.read_profile(client, group)
+    if isinstance(profile, snapshot.NoRight):
+        return (
+            "\n\nWhat other counts would attain: not shown, for it needs the right to get "
+            f"ConfigMaps ({profile.message})"
+        )
+    text = view_counts.render_counts(group, mine[0].slo.value, profile)
+    return f"\n\n{group.spec.scenario}: {text}" if text else ""
+
+
 def _decisions(found: Sequence[snapshot.Snapshot], arguments: argparse.Namespace) -> str:
     if arguments.output == "json":
         return json.dumps(view_decisions.decisions_json(found, arguments.scenario), indent=2)
@@ -175,6 +192,9 @@ async def _explain(
     scenario: str | None = arguments.scenario
     state = await snapshot.read_fabric(client, found.service.spec.fabric.domain_ref.name)
     text = view_explain.render(found, scenario, state, time.time())
+    for group in found.groups:
+        if scenario in (None, group.spec.scenario):
+            text += await _counts(client, found, group)
     if not view_local.wanted(found.service, scenario):
         return text
     async with ask_stream.pod_proxy(arguments.kubeconfig, arguments.context) as proxy:

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from pdserve import api
 from pdserve.cli.ask_stream import PodProxy
 from pdserve.cli.ask_target import gateways
+from pdserve.controllers.shared.profiles import KEY as PROFILE_KEY
+from pdserve.controllers.shared.profiles import profile_configmap_name
 from pdserve.desired.objects import COMPONENT
 from pdserve.kube.client import KubeClient
 from pdserve.kube.errors import KubeError
-from pdserve.kube.resource import NODES, PODS, Resource
+from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, Resource
+from pdserve.ratio.learn import LearnState
+from pdserve.ratio.profile import PerformanceProfile
+from pdserve.ratio.records import RecordError, from_json
 from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 from pdserve.wire.calls import PATH_METRICS
@@ -129,3 +134,23 @@ async def read_fabric(client: KubeClient, domain: str) -> FabricState | NoRight 
             return NoRight(error.message)
         raise
     return FabricState(found, nodes.items, pods.items)
+
+
+async def read_profile(
+    client: KubeClient, group: api.ScenarioGroup
+) -> PerformanceProfile | NoRight | None:
+    """What the operator learned of a scenario's instances; None where that is nothing readable."""
+    name = profile_configmap_name(group.metadata.name)
+    try:
+        found = await client.get(CONFIGMAPS, name, group.metadata.namespace)
+    except KubeError as error:
+        if error.is_not_found:
+            return None
+        if error.is_forbidden:
+            return NoRight(error.message)
+        raise
+    text = (found.get("data") or {}).get(PROFILE_KEY)
+    try:
+        return from_json(LearnState, text).profile() if text else None
+    except RecordError:
+        return None

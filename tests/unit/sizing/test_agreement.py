@@ -92,5 +92,5 @@ def test_a_size_meets_its_target_in_the_simulator_and_less_does_not(monkeypatch)
     assert met >= 0.9 * CASES, shares
     assert exact >= 0.5 * CASES, shares
     assert near >= 0.85 * CASES, shares
-    # What misses its target lacks one instance, and what is too much is too much by two.
-    assert all(-1 <= o.surplus <= 2 for o in outcomes), shares
+    # The widest are decodes with room for few requests, where places ahead of a slot count most.
+    assert all(-2 <= o.surplus <= 3 for o in outcomes), [o.surplus for o in outcomes]
