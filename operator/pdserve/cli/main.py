@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pdserve import __version__
+from pdserve.cli.compare import add_parser as add_compare
 from pdserve.cli.dst import add_parser as add_dst
 from pdserve.cli.engine import add_parser as add_engine
 from pdserve.cli.model import add_parser as add_model
@@ -33,6 +34,7 @@ _EXAMPLES = """examples:
   pdserve sim run step_x2          traffic under the ratio loop and the laws of others, simulated
   pdserve size --ttft 1000 --tpot 50 --prompt 1200 --output 200 --rate 20
   pdserve replay decisions.jsonl   decide recorded decisions again, or under other settings
+  pdserve compare --record decisions.jsonl   every policy on your own history
   pdserve engine check URL URL     does an engine keep pdserve's contract?
   pdserve model get smollm2-135m   fetch a real model (93 MB)
 """
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add_sim(commands)
     add_size(commands)
     add_replay(commands)
+    add_compare(commands)
     add_engine(commands)
     add_model(commands)
     version = commands.add_parser("version", help="print versions")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pdserve.ratio.profile import PerformanceProfile
 from pdserve.sim.clairvoyant import clairvoyant
 from pdserve.sim.closed_loop import Run, plant_profile, run
 from pdserve.sim.fluid import fluid_device_hours
@@ -93,14 +94,20 @@ def run_policy(
     policy: str,
     seed: int,
     progress: Callable[[float], None] = lambda _share: None,
+    profile: PerformanceProfile | None = None,
 ) -> Line:
-    """Run one shape under one policy; `progress` hears the share of its time that has passed."""
-    return _line(run(shape, POLICIES[policy], seed, progress), policy, seed)
+    """Run one shape under one policy; `progress` hears the share of its time that has passed.
+
+    `profile`: the plant's, in place of `plant_profile()`.
+    """
+    return _line(run(shape, POLICIES[policy], seed, progress, profile), policy, seed)
 
 
-def run_clairvoyant(shape: TrafficShape, seed: int) -> Line:
-    """The feasible clairvoyant's replay."""
-    return _line(clairvoyant(shape, seed, plant_profile()).run, CLAIRVOYANT, seed)
+def run_clairvoyant(
+    shape: TrafficShape, seed: int, profile: PerformanceProfile | None = None
+) -> Line:
+    """The feasible clairvoyant's replay; `profile`: the plant's, in place of `plant_profile()`."""
+    return _line(clairvoyant(shape, seed, profile or plant_profile()).run, CLAIRVOYANT, seed)
 
 
 def run_fluid(shape: TrafficShape, seed: int) -> float:

@@ -7,15 +7,17 @@ with lognormal lengths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pdserve.ratio.demand import DEFAULT_SPREAD
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.records import RecordError, decode
 from pdserve.ratio.types import (
     Bounds,
     Counts,
     DecisionInput,
+    Demand,
     Range,
     RequestWindow,
     ScenarioSample,
@@ -23,6 +25,7 @@ from pdserve.ratio.types import (
 )
 from pdserve.sim.closed_loop import CAPACITY
 from pdserve.sim.shapes import Mix, TrafficShape
+from pdserve.sizing.size import SizeError, SizeQuestion, size
 from pdserve.terms import Slo
 from pdserve.wire.bounds import WireError, parse_json
 
@@ -67,6 +70,18 @@ class History:
     points: list[HistoryPoint] = field(default_factory=list)
     seconds: dict[tuple[int, int, int], float] = field(default_factory=dict)
     """How long which counts were wanted."""
+    feasible: float = 0.0
+    """Requests that were offered and feasible, of the windows that became points."""
+    met: float = 0.0
+    """Of those, the ones that met the SLO."""
+
+    def instance_hours(self) -> float:
+        """Of the counts that were wanted."""
+        return sum(g * (p + d) * s for (g, p, d), s in self.seconds.items()) / 3600
+
+    def attainment(self) -> float | None:
+        """Measured met / (offered - infeasible), 0 to 1; None where nothing was measured."""
+        return self.met / self.feasible if self.feasible >= 1.0 else None
 
 
 def history_of_record(lines: Iterable[str], scenario: str | None) -> History:
@@ -100,7 +115,7 @@ def history_of_record(lines: Iterable[str], scenario: str | None) -> History:
             found.seconds[key] = found.seconds.get(key, 0.0) + elapsed
         last = inp
         if isinstance(inp.sample, ScenarioSample) and inp.sample.windows:
-            _add(found.points, inp.now, inp.sample.windows[0])
+            _measure(found, inp.now, inp.sample.windows[0])
     if found is None:
         raise HistoryError("the record has no decision" + (f" of {scenario}" if scenario else ""))
     return found
@@ -118,10 +133,19 @@ def _input(line: str, number: int) -> DecisionInput:
     return inp
 
 
-def _add(points: list[HistoryPoint], now: float, window: RequestWindow) -> None:
-    """A point every `STEP`; a window without requests keeps the lengths of before."""
-    if points and now - points[-1].time < STEP:
+def _measure(history: History, now: float, window: RequestWindow) -> None:
+    """A point every `STEP`, and what was met in its window."""
+    if history.points and now - history.points[-1].time < STEP:
         return
+    if known(window.offered) and known(window.met):
+        infeasible = window.infeasible if known(window.infeasible) else 0.0
+        history.feasible += max(window.offered - infeasible, 0.0)
+        history.met += window.met
+    _add(history.points, now, window)
+
+
+def _add(points: list[HistoryPoint], now: float, window: RequestWindow) -> None:
+    """A window without requests keeps the lengths of before."""
     arrived = window.arrived if known(window.arrived) else window.offered
     if not known(arrived):
         return
@@ -205,3 +229,48 @@ def _in_one_group(counts: Counts, bounds: Bounds) -> Counts:
     if max(whole.prefill, whole.decode) > CAPACITY:
         raise HistoryError(f"{counts}: the simulator holds at most {CAPACITY} instances of a role")
     return _one_group(bounds).clamp(whole)
+
+
+def history_of_rates(
+    ranges: Mapping[str, Mapping[float, float]], slo: Slo, profile: PerformanceProfile | None
+) -> History:
+    """The history that rates by time give; it starts at the size of its first minutes.
+
+    `ranges`: arrived, arrived_tokens, completed, prompt_tokens, output_tokens and cached_tokens per
+    second, by time. `profile`: the plant's.
+
+    Raises:
+        HistoryError: no profile is named, or no size meets the SLO at the first rate.
+    """
+    if profile is None:
+        raise HistoryError("a Prometheus does not know the instances: name a profile (--preset)")
+    wide = Bounds(Range(1, 1), Range(1, CAPACITY), Range(1, CAPACITY))
+    history = History(slo, wide, Counts(1, 1, 1), 60.0, profile)
+    for at in sorted(ranges["arrived"]):
+        values = {name: series.get(at, 0.0) * STEP for name, series in ranges.items()}
+        window = RequestWindow(
+            seconds=STEP, scrapes=4.0, offered=values["arrived"], met=values["arrived"],
+            ttft_met=values["arrived"], completed=values["completed"],
+            prompt_tokens=values["prompt_tokens"], output_tokens=values["output_tokens"],
+            cached_tokens=values["cached_tokens"], arrived=values["arrived"],
+            arrived_tokens=values["arrived_tokens"],
+        )  # fmt: skip
+        _add(history.points, at, window)
+    history.start = _first_size(history, profile)
+    return history
+
+
+def _first_size(history: History, profile: PerformanceProfile) -> Counts:
+    first = next(
+        (p for p in history.points if p.rate > 0 and p.prompt >= 1 and p.output >= 1), None
+    )
+    if first is None:
+        return history.start
+    uncached = first.prompt * (1.0 - first.hit)
+    demand = Demand(
+        first.rate, first.prompt, uncached, uncached**2 * DEFAULT_SPREAD, max(first.output, 1.0)
+    )
+    try:
+        return size(SizeQuestion(history.slo, demand, profile)).split.counts
+    except SizeError as error:
+        raise HistoryError(str(error)) from error
