@@ -33,7 +33,7 @@ def table_profile(
         engine: Any = importlib.import_module("aiconfigurator_core.sdk.engine")
     except ImportError as error:
         raise TablesError(f"{error}; pip install aiconfigurator-core brings the tables") from error
-    logging.disable(logging.WARNING)  # it tells of each table that is not exact
+    logging.disable(logging.WARNING)  # it names each table that is not exact
     try:
         handle = engine.EngineHandle.compile(model, system, backend, tp_size=devices)
         prefill, decode = _rows(handle)

@@ -16,7 +16,7 @@ from pdserve.ratio.choose import Predictor
 from pdserve.ratio.demand import DEFAULT_SPREAD
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.types import Counts, Demand
-from pdserve.sizing.size import sizing_model
+from pdserve.sizing.size import predicted_attainment, sizing_model
 from pdserve.terms import Slo
 
 FIGURES = ("rateAhead", "promptTokens", "uncachedTokens", "outputTokens")
@@ -53,7 +53,7 @@ def render_counts(group: api.ScenarioGroup, slo: Slo, profile: PerformanceProfil
         f"{slo.attainment:.1%})"
     ]
     for name, counts in _around(now):
-        shown = predict.attainment(_counts(counts))
+        shown = predicted_attainment(predict, _counts(counts), 1.0 - slo.attainment)
         lines.append(f"  at {counts_text(counts)}: {shown:.1%}{name}")
     return "\n".join(lines)
 

@@ -12,6 +12,9 @@ def busiest_demand(shape: TrafficShape, seconds: float) -> Demand:
     """The highest rate of any window of so many seconds, with the mean lengths of the whole trace.
 
     Windows begin at every request; a shorter trace is one window. `shape` has recorded requests.
+
+    Raises:
+        ValueError: it has none.
     """
     recorded = shape.recorded
     if recorded is None:

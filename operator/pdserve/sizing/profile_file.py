@@ -4,7 +4,7 @@
   "perContextToken"}}`, seconds;
 - `{"measured": {"prefill": [{"batch", "promptTokens", "seconds"}, ...], "decode": [{"batch",
   "contextTokens", "seconds"}, ...]}}`: `seconds` of a batch, and of one step;
-- the text under `profile.json` in the ConfigMap `SCENARIOGROUP-profile`.
+- the text in the ConfigMap `SCENARIOGROUP-profile` of a scenario.
 """
 
 from __future__ import annotations

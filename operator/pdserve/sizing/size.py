@@ -201,11 +201,11 @@ def _devices(counts: Counts, question: SizeQuestion) -> int:
 
 
 def _sized(counts: Counts, question: SizeQuestion, predict: Predictor) -> SizedCounts:
-    attained = _attained(predict, counts, 1.0 - question.slo.attainment)
+    attained = predicted_attainment(predict, counts, 1.0 - question.slo.attainment)
     return SizedCounts(counts, _devices(counts, question), attained)
 
 
-def _attained(predict: Predictor, counts: Counts, allowed: float) -> float:
+def predicted_attainment(predict: Predictor, counts: Counts, allowed: float) -> float:
     """Predicted attainment, 0 to 1, on the same side of the target as `Predictor.holds`.
 
     The prediction for requests that give up is too good where a role is nearly full; the one that
@@ -294,7 +294,7 @@ def _variations(question: SizeQuestion, counts: Counts) -> Iterable[SizeVariatio
         "SLO 20 % tighter": replace(question, slo=tighter),
     }
     for name, other in varied.items():
-        kept = _attained(_predictor(other), counts, 1.0 - slo.attainment)
+        kept = predicted_attainment(_predictor(other), counts, 1.0 - slo.attainment)
         yield SizeVariation(name, kept, _fewest(other))
     predict = _predictor(question)
     for role, less in (
@@ -302,5 +302,5 @@ def _variations(question: SizeQuestion, counts: Counts) -> Iterable[SizeVariatio
         ("decode", Counts(1, counts.total("prefill"), counts.total("decode") - 1)),
     ):
         yield SizeVariation(
-            f"one {role} less", _attained(predict, less, 1.0 - slo.attainment), None
+            f"one {role} less", predicted_attainment(predict, less, 1.0 - slo.attainment), None
         )

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support.decision_records import write_record
 
 from pdserve.cli.main import main
-from pdserve.ratio.records import record
-from pdserve.ratio.types import Counts
-from pdserve.sim.closed_loop import run
-from pdserve.sim.policies.base import PolicyWorld
-from pdserve.sim.policies.pdserve import PdserveLoop
-from pdserve.sim.shapes import DRAWN
-
-SHAPE = replace(
-    DRAWN["spike"], name="grows", points=((0, 3), (300, 3), (300, 14), (780, 14)), duration=780.0,
-    start=Counts(1, 1, 1),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the operator's --decisions-log holds after a simulated quarter of an hour."""
-    made: list[PdserveLoop] = []
-
-    def make(world: PolicyWorld) -> PdserveLoop:
-        made.append(PdserveLoop(world))
-        return made[0]
-
-    run(SHAPE, make, seed=1)
     path = tmp_path_factory.mktemp("record") / "decisions.jsonl"
-    pairs = zip(made[0].inputs, made[0].decisions, strict=True)
-    path.write_text("".join(record(inp, decision) + "\n" for inp, decision in pairs))
+    write_record(path)
     return path
 
 

@@ -120,7 +120,7 @@ BAD_LINES = [
 
 
 @pytest.mark.parametrize(("line", "status", "says"), BAD_LINES)
-def test_bad_input_is_told_with_its_exit_status(
+def test_bad_input_has_its_message_and_exit_status(
     line: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["size", *line]) == status
