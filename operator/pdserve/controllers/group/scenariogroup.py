@@ -144,7 +144,7 @@ class _Reconcile:
         service = self._service()
         wanted = in_turn(self.context.caches, service, self.group, wanted)
         # Nothing that serves may go for a pod that cannot be made (template), may be gone (blind)
-        # or is about to be taken back (edit by hand); a deleted RoCEDomain's tree is for repair alone.
+        # or is taken back (edit by hand); a deleted RoCEDomain's tree is for repair alone.
         refused = template.status == "False" or deleted
         edited = service is not None and not is_as_asked(self.group, service)
         wanted = replace(wanted, paused=bool(wanted.paused or refused or blind or edited))
