@@ -72,6 +72,8 @@ class EngineProcess:
     """Addresses of its devices, as the peer table names them."""
     log: Path | None = None
     """Where its output is appended; None: to the output of this process."""
+    members: tuple[EngineProcess, ...] = ()
+    """The other members of its instance, made by `with_members`."""
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +85,8 @@ class EngineProcess:
 
     def peer(self, role: str | None = None) -> Peer:
         devices = tuple(Device(i, ip) for i, ip in enumerate(self.devices))
-        nodes = (PeerNode("n1", devices),) if devices else ()
+        nodes = (PeerNode("n1", devices),) if devices or self.members else ()
+        nodes += tuple(PeerNode(m.host, (), f"{m.host}:5600") for m in self.members)
         peer = Peer(self.name, role or self.role, self.url, f"{self.host}:5600", "r1")  # type: ignore[arg-type]
         return replace(peer, nodes=nodes)
 
@@ -92,6 +95,8 @@ class EngineProcess:
         return RouteInstance(self.name, self.role, self.url, slots)  # type: ignore[arg-type]  # not "both"
 
     def start(self) -> None:
+        for member in self.members:
+            member.start()
         env = {k: v for k, v in os.environ.items() if not k.startswith("PDSERVE_")}
         env |= {"PDSERVE_INSTANCE": self.name, **self.env}
         if self.token:
@@ -112,7 +117,22 @@ class EngineProcess:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
+    def with_members(self, count: int) -> EngineProcess:
+        """This engine as the leader of an instance of so many processes."""
+        env = {**self.env, "PDSERVE_MEMBERS": str(count)}
+        self.env = env
+        self.members = tuple(
+            EngineProcess(
+                self.role, self.args, self.name, token=self.token, log=self.log,
+                env={**env, "PDSERVE_MEMBER": str(i)},
+            )
+            for i in range(1, count)
+        )  # fmt: skip
+        return self
+
     def kill(self) -> None:
+        for member in self.members:
+            member.kill()
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
@@ -151,6 +171,9 @@ class Client:
         if engine.process is not None and engine.process.poll() is not None:
             raise AssertionError(f"{engine.name} exited with {engine.process.returncode}")
         try:
+            for member in engine.members:
+                if not await self.up(member):
+                    return False
             return (await self.call("GET", engine.url + calls.PATH_HEALTH)).status == 200
         except aiohttp.ClientError:
             return False
@@ -206,11 +229,21 @@ class Group:
             url = engine.url + calls.PATH_PEERS
             reply = await self.client.call("PUT", url, table | grant, token=self.control)
             assert reply.status == 200, reply.body
+            for member in engine.members:
+                url = member.url + calls.PATH_PEERS
+                reply = await self.client.call("PUT", url, table | grant, token=self.control)
+                assert reply.status == 200, reply.body
 
     async def linked(self, engine: EngineProcess) -> bool:
         url = engine.url + calls.PATH_LINKS
         report = (await self.client.call("GET", url, token=self.control)).body
-        return report["version"] == self.version and not report["down"]
+        if report["version"] != self.version or report["down"]:
+            return False
+        return not engine.members or await self.ready(engine)
+
+    async def ready(self, engine: EngineProcess) -> bool:
+        """Whether `/readyz` says so."""
+        return (await self.client.call("GET", engine.url + calls.PATH_READY)).status == 200
 
     async def prefill(self, path: str, body: dict[str, Any], **headers: str) -> Reply:
         leg = {k: v for k, v in body.items() if k != "stream_options"}

@@ -165,6 +165,13 @@ class Trust:
             return Proof(known.keys[0])
         return shared_proof(self._kv) if self._shared_for(peer) else None
 
+    def member_proofs(self) -> tuple[Proof, ...]:
+        """What members of one instance prove to each other; the first is used."""
+        granted = () if self._grant is None else self._grant.members
+        pairs = tuple(Proof(key) for key in granted)
+        shared = bool(self._kv) and self._shared_counts
+        return (*pairs, shared_proof(self._kv)) if shared else pairs
+
     def proofs_from(self, peer: str) -> tuple[Proof, ...]:
         """What a connecting peer may prove; empty for one that nothing is known of."""
         known = self._peers.get(peer)

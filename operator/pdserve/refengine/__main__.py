@@ -44,7 +44,7 @@ def main() -> int:
     from pdserve.refengine.server import serve
 
     try:
-        model = load_model(config.weights, config.arithmetic)
+        model = load_model(config.weights, config.arithmetic, config.members, config.member)
         uvloop.run(serve(config, model))
     except (WeightsError, NotExactError, ProfileError, TransportError, OSError) as error:
         logging.getLogger("pdserve.refengine").error("%s", error)

@@ -22,6 +22,7 @@ from pdserve.refengine.model.arithmetic import EXACT, Arithmetic, Backend, Dtype
 from pdserve.wire import names
 
 EngineRole = Literal["prefill", "decode", "both"]
+MAX_MEMBERS = 64
 MAX_BODY_BYTES = (4 << 20) + (64 << 10)
 """A gateway takes bodies of 4 MiB from clients, and its legs add their parameters to them."""
 
@@ -36,6 +37,10 @@ class EngineConfig:
     """
 
     role: EngineRole = "both"
+    members: int = 1
+    """PDSERVE_MEMBERS: processes that share the model's layers and are one instance."""
+    member: int = 0
+    """PDSERVE_MEMBER: which of them this is; 0 leads, and answers requests."""
     bind: str = "127.0.0.1"
     advertise: str = ""
     """Host at which peers reach this process, where `bind` is a wildcard; empty: `bind`."""
@@ -152,8 +157,11 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
             f"{credentials.CONTROL}, or the service's secret in {credentials.SHARED}"
         )
     bind = a.bind or env.get("PDSERVE_BIND") or "127.0.0.1"
+    members, member = _members(command, env, role, arithmetic)
     return EngineConfig(
         role=cast(EngineRole, role),
+        members=members,
+        member=member,
         bind=bind,
         advertise=env.get("PDSERVE_POD_IP", ""),
         port=a.port,
@@ -193,6 +201,24 @@ def _arithmetic(command: argparse.ArgumentParser, a: argparse.Namespace) -> Arit
     if problem is not None:
         command.error(f"--arithmetic, --backend, --dtype, --device, --threads: {problem}")
     return found
+
+
+def _members(
+    command: argparse.ArgumentParser, env: Mapping[str, str], role: str, arithmetic: Arithmetic
+) -> tuple[int, int]:
+    texts = env.get("PDSERVE_MEMBERS") or "1", env.get("PDSERVE_MEMBER") or "0"
+    if not all(text.isascii() and text.isdigit() and len(text) < 4 for text in texts):
+        command.error(f"PDSERVE_MEMBERS, PDSERVE_MEMBER: {texts} are no numbers")
+    members, member = map(int, texts)
+    if not member < members <= MAX_MEMBERS:
+        command.error(
+            f"PDSERVE_MEMBER {member} of PDSERVE_MEMBERS {members}: at most {MAX_MEMBERS}"
+        )
+    if members > 1 and role == "both":
+        command.error("an instance of several members is a prefill or a decode: give --role")
+    if members > 1 and arithmetic.backend != "numpy":
+        command.error("an instance of several members computes with --backend numpy")
+    return members, member
 
 
 def _seconds(

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from pdserve.engines.instance_answers import checked_entry
 from pdserve.refengine.kv.device_addresses import usable_addresses
 from pdserve.refengine.kv.kv_transport import KvTransport, PeerAddress, TransportError
 from pdserve.refengine.kv.paths import KvPaths, PeerDevices
+from pdserve.refengine.members.links import MemberLinks
 from pdserve.wire.links import LinkReport
 from pdserve.wire.peers import Peer, PeerTable
 
@@ -36,18 +38,30 @@ class Links:
         self._down: dict[str, str] = {}
         self.transport: KvTransport | None = None
         self.paths: KvPaths | None = None
-        self.ready = role == "both"
+        self.members: MemberLinks | None = None
+        """The other members of this instance, whose leader this is; None: there are none."""
+        self.members_missing: Callable[[], str | None] = lambda: None
+        """Which of them are not there; None: none."""
+        self._linked = role == "both"
+
+    @property
+    def ready(self) -> bool:
+        """All links of a table were up once, and every member of the instance is there."""
+        return self._linked and self.members_missing() is None
 
     def accept(self, table: PeerTable) -> None:
         """Take a table over.
 
         Raises:
             StaleTableError: 409, the table is older, or another one of the present version.
-            ApiError: 422, the table does not name this instance in its role.
+            ApiError: 422, the table does not name this instance in its role, or not its members.
         """
         me = checked_entry(table, self._table, self._me, self._role)
+        others = [] if self.members is None else self.members.addresses(me)
         if table != self._table:
             self._switch(table, me)
+            if self.members is not None:
+                self.members.switch(others)
 
     def report(self) -> LinkReport:
         """What the operator asks for."""
@@ -137,7 +151,7 @@ class Links:
 
     def _check_ready(self) -> None:
         if self._table is not None and not self._down:
-            self.ready = True
+            self._linked = True
 
 
 def _devices(peer: Peer, host: str) -> PeerDevices:

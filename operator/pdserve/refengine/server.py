@@ -19,9 +19,11 @@ from pdserve.refengine.api.generate import Generator
 from pdserve.refengine.api.handlers import Routes
 from pdserve.refengine.api.handover import Sender
 from pdserve.refengine.config import EngineConfig
+from pdserve.refengine.following import following
 from pdserve.refengine.kv.kv_transport import Identity
 from pdserve.refengine.kv.paths import KvPaths
 from pdserve.refengine.kv.tcp import TcpTransport
+from pdserve.refengine.leading import Leading
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.peer_links import Links
@@ -57,11 +59,18 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
     loop = asyncio.get_running_loop()
     pacer = Pacer(load_profile(config.paced), config.pace_factor) if config.paced else None
     metrics = EngineMetrics(config.model_name, paced=pacer is not None)
+    trust = Trust(config.token, config.control, config.request, config.kv_key)
+    leading = Leading(config, model, trust) if config.members > 1 else None
+    if leading is not None:
+        model = leading.model
     engine = Engine(config, model, metrics, pacer, loop)
-    engine.warm_up()
+    if leading is None:
+        engine.warm_up()
     host = config.advertise or config.bind
     links = Links(config.instance, config.role, model.numerics, host)
-    trust = Trust(config.token, config.control, config.request, config.kv_key)
+    if leading is not None:
+        leading.attach(engine)
+        links.members, links.members_missing = leading.links, leading.missing
     identity = Identity(config.instance, trust, model.fingerprint, model.numerics)
     transport = TcpTransport(identity, engine.handoff, config.transfer_timeout)
     trust.changed = transport.keys_changed
@@ -102,6 +111,8 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
         feed.close()
         await server.stop(CLOSE_SECONDS)
         links.close()
+        if leading is not None:
+            leading.close()
         await transport.stop()
         generator.close()
         engine.stop()
@@ -145,6 +156,15 @@ async def serve(config: EngineConfig, model: LoadedModel) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if config.member > 0:
+        async with following(config, model, _limits(config)) as member:
+            log.info(
+                "member %d of %d of %s computes layers %s on port %d",
+                config.member, config.members, config.instance, model.share, member.transfer_port,
+            )  # fmt: skip
+            await stop.wait()
+            _second_signal_ends()
+        return
     async with running(config, model) as instance:
         log.info(
             "%s serves %s as %s on %s:%d, KV on port %d%s",
@@ -157,6 +177,10 @@ async def serve(config: EngineConfig, model: LoadedModel) -> None:
             f", PACED by {config.paced} x {config.pace_factor:g}" if config.paced else "",
         )
         await stop.wait()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+        _second_signal_ends()
+
+
+def _second_signal_ends() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)

@@ -75,6 +75,12 @@ def pair_key(master: str, group: str, prefill: str, decode: str) -> str:
     return hmac.new(master.encode(), message, hashlib.sha256).hexdigest()
 
 
+def member_key(master: str, group: str, instance: str) -> str:
+    """What the members of one instance prove to each other, in hex; `group` as in `pair_key`."""
+    message = "\x00".join(("pdserve-members", group, instance)).encode()
+    return hmac.new(master.encode(), message, hashlib.sha256).hexdigest()
+
+
 def control_token(master: str, namespace: str, pod: str) -> str:
     """What the operator sends one instance, 64 hex digits: of no use at another instance.
 
@@ -121,6 +127,7 @@ class Grant:
 
     `control` and `request` are digests to accept. `required`: generation without a request
     credential is refused. `shared_token`: the token of older versions may still be used.
+    `members`: keys that members of its own instance prove to each other; none where it has one.
     """
 
     revision: str
@@ -130,6 +137,7 @@ class Grant:
     required: bool
     shared_token: bool
     peers: Mapping[str, PeerGrant]
+    members: tuple[str, ...] = field(default=(), repr=False)
 
     def to_json(self) -> JsonObject:
         """Plain JSON value."""
@@ -143,6 +151,7 @@ class Grant:
                 name: {"keys": list(p.keys)} | ({} if p.legacy is None else {"legacy": p.legacy})
                 for name, p in self.peers.items()
             },
+            **({"members": list(self.members)} if self.members else {}),
         }
 
     @staticmethod
@@ -164,6 +173,7 @@ class Grant:
             required=_flag(value, "required"),
             shared_token=_flag(value, "sharedToken"),
             peers={_text(name, "peers"): _peer(str(name), p) for name, p in peers.items()},
+            members=_keys(value, "members", "members") if "members" in value else (),
         )
 
 
@@ -171,14 +181,19 @@ def _peer(name: str, value: object) -> PeerGrant:
     path = f"peers.{name}"
     if not isinstance(value, Mapping):
         raise WireError(f"credentials.{path}: an object is required")
-    keys = _texts(value, "keys", path)
-    for key in keys:
-        if len(key) != 64 or not _HEX.issuperset(key):
-            raise WireError(f"credentials.{path}.keys: 64 hex digits each are required")
+    keys = _keys(value, "keys", path)
     legacy = value.get("legacy")
     if legacy is not None and not isinstance(legacy, bool):
         raise WireError(f"credentials.{path}.legacy: true or false is required")
     return PeerGrant(keys, legacy)
+
+
+def _keys(value: JsonMap, name: str, path: str) -> tuple[str, ...]:
+    keys = _texts(value, name, path)
+    for key in keys:
+        if len(key) != 64 or not _HEX.issuperset(key):
+            raise WireError(f"credentials.{path}: keys of 64 hex digits each are required")
+    return keys
 
 
 def _digests(value: JsonMap, name: str) -> tuple[str, ...]:

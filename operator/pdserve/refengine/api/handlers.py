@@ -116,7 +116,9 @@ class Routes:
         _send_json(reply, 200, {"status": "ok"})
 
     def _ready(self, request: HttpRequest, reply: Reply) -> None:
+        missing = self.links.members_missing()
         why = "draining" if self.engine.draining else "links of no peer table were complete yet"
+        why = why if missing is None else f"members are missing: {missing}"
         ready = self.links.ready and not self.engine.draining
         _send_json(reply, 200 if ready else 503, {"ready": ready, "why": "" if ready else why})
 

@@ -99,6 +99,15 @@ class BlockPool:
                 self._by_hash[digest] = block
                 self._hash[block] = digest
 
+    def forget(self) -> None:
+        """Cached blocks hold nothing any more: no later prompt finds them."""
+        for digest in self._by_hash:
+            self.removed(digest)
+        self._hash.clear()
+        self._by_hash.clear()
+        self._free += self._idle
+        self._idle.clear()
+
     def release(self, blocks: Sequence[int]) -> None:
         """Give up one reference on each block; the end of a chain is recycled first.
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pdserve.refengine.model import kernels
+from pdserve.refengine.model.layer_share import LayerShare
 from pdserve.refengine.model.model_config import BLOCK_TOKENS, LlamaConfig
 from pdserve.refengine.model.plan import (
     Rows,
@@ -53,20 +54,27 @@ class _Layer:
 
 
 class FastLlama:
-    """A loaded model. Not thread-safe in its KV argument: one step at a time per pool.
+    """A loaded model, or the layers of it that one member computes. Not thread-safe in its KV
+    argument: one step at a time per pool.
 
     Raises:
         WeightsError: a tensor is missing, or its shape is not that of `config`.
     """
 
-    def __init__(self, config: LlamaConfig, tensors: Mapping[str, Array]) -> None:
+    def __init__(
+        self, config: LlamaConfig, tensors: Mapping[str, Array], share: LayerShare | None = None
+    ) -> None:
+        """`share`: the layers to compute; None: all. Only the leader's has embedding and head."""
         self.config = config
         with checked(tensors, config.vocab, config.hidden) as embed:
-            self._embed = embed
+            computed = range(config.layers) if share is None else share.layers
             scale = config.head_dim**-0.5
-            self._layers = [_Layer(tensors, i, scale) for i in range(config.layers)]
+            self._layers = [_Layer(tensors, i, scale) for i in computed]
+            leads = share is None or share.leads
+            self._embed = embed if leads else np.empty((0, config.hidden), np.float32)
             head = embed if config.tied else tensors["lm_head.weight"]
-            self._head = _columns(head * tensors["model.norm.weight"])
+            norm = tensors["model.norm.weight"]
+            self._head = _columns(head * norm) if leads else self._embed
         cos, sin = kernels.rope_tables(config.context, config.head_dim, config.rope_theta)
         self._cos, self._sin = cos, sin
 
@@ -77,9 +85,23 @@ class FastLlama:
 
     def step(self, batch: Sequence[Rows], pool: Array) -> Array:
         """Write KV of all rows into `pool` and return logits, as `llama.Llama.step` does."""
-        plan, c = StepPlan(batch), self.config
+        plan = StepPlan(batch)
+        x = self.embedded(plan)
+        self.advance(x, plan, pool)
+        return self.logits(x, plan)
+
+    def embedded(self, plan: StepPlan) -> Array:
+        """What the first layer gets: [rows, hidden]."""
+        return self._embed[plan.tokens]
+
+    def hidden_shape(self, plan: StepPlan) -> tuple[int, ...]:
+        """Of what passes between layers."""
+        return len(plan.positions), self.config.hidden
+
+    def advance(self, x: Array, plan: StepPlan, pool: Array) -> None:
+        """Compute the own layers in place; layer n of them has its KV at `pool[:, n]`."""
+        c = self.config
         attention = _Attention(plan, c, pool)
-        x = self._embed[plan.tokens]
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
         rotated = c.heads + c.kv_heads
         for index, layer in enumerate(self._layers):
@@ -90,7 +112,10 @@ class FastLlama:
             values[plan.block, :, plan.offset] = qkv[:, rotated:]
             x += attention(turned[:, : c.heads], index) @ layer.out
             x += _gated(_scaled(x, c.norm_eps) @ layer.gate_up) @ layer.down
-        return _scaled(x[plan.last], c.norm_eps) @ self._head
+
+    def logits(self, x: Array, plan: StepPlan) -> Array:
+        """[n, vocab] of the last row of each member with `logits`, after the last layer."""
+        return _scaled(x[plan.last], self.config.norm_eps) @ self._head
 
 
 def _columns(weight: Array) -> Array:
@@ -123,6 +148,7 @@ class _Attention:
 
     def __init__(self, plan: StepPlan, config: LlamaConfig, pool: Array) -> None:
         self._plan, self._config = plan, config
+        self._block_rows = pool.shape[1] * 2 * config.kv_heads
         self._heads = pool.reshape(-1, config.head_dim * BLOCK_TOKENS)
         width = self._heads.shape[1]
         self._buffer = np.empty((CACHED_FLOATS // width, width), np.float32)
@@ -145,7 +171,7 @@ class _Attention:
     def _index(self, tables: Ints) -> Ints:
         """Rows of the pool with K [sequences, kv_heads, blocks] of layer 0."""
         c = self._config
-        return tables[:, None] * (c.layers * 2 * c.kv_heads) + np.arange(c.kv_heads)[:, None]
+        return tables[:, None] * self._block_rows + np.arange(c.kv_heads)[:, None]
 
     def _attend(self, q: Array, index: Ints, hidden: Array) -> Array:
         """Softmax attention [sequences, kv_heads, rows, dim].

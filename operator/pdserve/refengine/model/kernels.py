@@ -52,10 +52,9 @@ class TiledLinear:
         w = weight.T
         self._segments: list[tuple[int, int, list[tuple[int, int, Array]]]] = []
         for k0, k1 in _cuts(self.inputs, MAX_SEGMENT, TILE):
-            widest = max(16, MAX_PRODUCT // (k1 - k0) // 16 * 16)
             chunks = [
                 (n0, n1, np.ascontiguousarray(w[k0:k1, n0:n1]))
-                for n0, n1 in _cuts(self.outputs, widest, 16)
+                for n0, n1 in _cuts(self.outputs, _widest(k1 - k0), 16)
             ]
             self._segments.append((k0, k1, chunks))
 
@@ -74,6 +73,19 @@ class TiledLinear:
     def shapes(self) -> set[tuple[int, int]]:
         """(K, N) of every distinct piece, for the self-test."""
         return {w.shape for _, _, chunks in self._segments for _, _, w in chunks}
+
+
+def piece_shapes(outputs: int, inputs: int) -> set[tuple[int, int]]:
+    """`TiledLinear.shapes` of a weight [outputs, inputs], without one."""
+    found = set()
+    for k0, k1 in _cuts(inputs, MAX_SEGMENT, TILE):
+        for n0, n1 in _cuts(outputs, _widest(k1 - k0), 16):
+            found.add((k1 - k0, n1 - n0))
+    return found
+
+
+def _widest(inputs: int) -> int:
+    return max(16, MAX_PRODUCT // inputs // 16 * 16)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:

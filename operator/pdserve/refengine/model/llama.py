@@ -14,6 +14,7 @@ import numpy as np
 
 from pdserve.refengine.model import kernels
 from pdserve.refengine.model.kernels import TILE, TiledLinear
+from pdserve.refengine.model.layer_share import LayerShare
 from pdserve.refengine.model.model_config import LlamaConfig
 from pdserve.refengine.model.plan import Rows, StepPlan, blocks_of, kv_views
 from pdserve.refengine.model.tensors import Array, checked
@@ -41,27 +42,34 @@ class _Layer:
 
 
 class Llama:
-    """A loaded model. Not thread-safe in its KV argument: one step at a time per pool.
+    """A loaded model, or the layers of it that one member computes. Not thread-safe in its KV
+    argument: one step at a time per pool.
 
     Raises:
         WeightsError: a tensor is missing, or its shape is not that of `config`.
     """
 
-    def __init__(self, config: LlamaConfig, tensors: Mapping[str, Array]) -> None:
+    def __init__(
+        self, config: LlamaConfig, tensors: Mapping[str, Array], share: LayerShare | None = None
+    ) -> None:
+        """`share`: the layers to compute; None: all. Only the leader's has embedding and head."""
         self.config = config
         with checked(tensors, config.vocab, config.hidden) as embed:
-            self._embed = embed
-            self._layers = [_Layer(tensors, i) for i in range(config.layers)]
+            computed = range(config.layers) if share is None else share.layers
+            self._layers = [_Layer(tensors, i) for i in computed]
+            leads = share is None or share.leads
+            self._embed = embed if leads else np.empty((0, config.hidden), np.float32)
             self._norm = tensors["model.norm.weight"]
             head = embed if config.tied else tensors["lm_head.weight"]
-        self._head = TiledLinear(head)
+        self._head = TiledLinear(head) if leads else None
         self._cos, self._sin = kernels.rope_tables(
             config.context, config.head_dim, config.rope_theta
         )
 
     def linears(self) -> list[TiledLinear]:
         """Every matrix, for the self-test."""
-        return [*(m for layer in self._layers for m in layer.linears()), self._head]
+        head = [] if self._head is None else [self._head]
+        return [*(m for layer in self._layers for m in layer.linears()), *head]
 
     def step(self, batch: Sequence[Rows], pool: Array) -> Array:
         """Write KV of all rows into `pool` and return logits.
@@ -74,7 +82,20 @@ class Llama:
             [n, vocab] for the last row of each member with `logits`, in batch order.
         """
         plan = StepPlan(batch)
-        x = kernels.pad_tiles(self._embed[plan.tokens])
+        x = self.embedded(plan)
+        self.advance(x, plan, pool)
+        return self.logits(x, plan)
+
+    def embedded(self, plan: StepPlan) -> Array:
+        """What the first layer gets: [tiles, 8, hidden]."""
+        return kernels.pad_tiles(self._embed[plan.tokens])
+
+    def hidden_shape(self, plan: StepPlan) -> tuple[int, ...]:
+        """Of what passes between layers."""
+        return kernels.tiles(len(plan.positions)), TILE, self.config.hidden
+
+    def advance(self, x: Array, plan: StepPlan, pool: Array) -> None:
+        """Compute the own layers in place; layer n of them has its KV at `pool[:, n]`."""
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
         for index, layer in enumerate(self._layers):
             h = kernels.rms_norm(x, layer.norm_in, self.config.norm_eps)
@@ -84,8 +105,11 @@ class Llama:
             gated = kernels.silu(layer.gate(h))
             gated *= layer.up(h)
             x += layer.down(gated)
+
+    def logits(self, x: Array, plan: StepPlan) -> Array:
+        """[n, vocab] of the last row of each member with `logits`, after the last layer."""
         last = x.reshape(-1, self.config.hidden)[plan.last]
-        if not len(last):
+        if not len(last) or self._head is None:
             return np.empty((0, self.config.vocab), np.float32)
         h = kernels.rms_norm(kernels.pad_tiles(last), self._norm, self.config.norm_eps)
         logits = self._head(h)

@@ -11,10 +11,12 @@ from typing import Protocol
 
 from pdserve.refengine.model.arithmetic import EXACT, Arithmetic, KvMirror
 from pdserve.refengine.model.fast import FastLlama
+from pdserve.refengine.model.kernels import piece_shapes
+from pdserve.refengine.model.layer_share import LayerShare, layer_shares
 from pdserve.refengine.model.llama import Llama
 from pdserve.refengine.model.model_config import LlamaConfig
 from pdserve.refengine.model.model_files import ModelFiles, read_model
-from pdserve.refengine.model.plan import Rows
+from pdserve.refengine.model.plan import Rows, StepPlan
 from pdserve.refengine.model.selftest import numerics_digest
 from pdserve.refengine.model.tensors import Array, WeightsError
 from pdserve.refengine.model.tokenizer import Tokenizer
@@ -27,6 +29,22 @@ class ForwardPass(Protocol):
 
     def step(self, batch: Sequence[Rows], pool: Array, /) -> Array:
         """Write KV of all rows into `pool` and return logits, as `llama.Llama.step` does."""
+
+
+class StagedPass(ForwardPass, Protocol):
+    """One whose layers can be computed apart from embedding and head, so by several members."""
+
+    def embedded(self, plan: StepPlan, /) -> Array:
+        """What the first layer gets."""
+
+    def hidden_shape(self, plan: StepPlan, /) -> tuple[int, ...]:
+        """Of what passes between layers, for the rows of a step."""
+
+    def advance(self, x: Array, plan: StepPlan, pool: Array, /) -> None:
+        """Compute the own layers in place; layer n of them has its KV at `pool[:, n]`."""
+
+    def logits(self, x: Array, plan: StepPlan, /) -> Array:
+        """What `step` returns, of the output of the last layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +61,51 @@ class LoadedModel:
     """By what, in what, and where; for people."""
     mirror: KvMirror | None = None
     """KV of a device with memory of its own; None: steps read and write the pool."""
+    staged: StagedPass | None = None
+    """The same as `llama` where its layers can be shared between members; else None."""
+    share: LayerShare | None = None
+    """The layers that are computed here; None: all."""
 
 
-def load_model(path: Path | None, arithmetic: Arithmetic = EXACT) -> LoadedModel:
+def load_model(
+    path: Path | None, arithmetic: Arithmetic = EXACT, members: int = 1, member: int = 0
+) -> LoadedModel:
     """Read and check a model: a directory, or a GGUF file; None: the built-in one.
 
     Args:
         path: the model.
         arithmetic: how it is to be computed; `Arithmetic.problem` finds nothing wrong with it.
+        members: of the instance; with more than one, only the weights of one share are kept.
+        member: whose share, from 0.
 
     Raises:
-        WeightsError: a file is missing or not of the Llama family, or the back-end is not here.
+        WeightsError: a file is missing or not of the Llama family, the back-end is not here, or
+            there are more members than layers.
         NotExactError: exact mode does not hold on this machine.
     """
-    loaded = _made_ready(read_model(path or BUILT_IN), arithmetic)
+    files = read_model(path or BUILT_IN)
+    try:
+        share = None if members == 1 else layer_shares(files.config.layers, members)[member]
+    except ValueError as error:
+        raise WeightsError(f"{path or BUILT_IN}: {error}") from error
+    loaded = _made_ready(files, arithmetic, share)
     _return_memory()
     return loaded
 
 
-def _made_ready(files: ModelFiles, arithmetic: Arithmetic) -> LoadedModel:
+def _made_ready(files: ModelFiles, arithmetic: Arithmetic, share: LayerShare | None) -> LoadedModel:
     config = files.config
     tokenizer = Tokenizer(files.tokenizer, config.bos, config.vocab, config.eos)
     if arithmetic.backend == "torch":
         return _by_torch(files, tokenizer, arithmetic)
-    llama: ForwardPass
+    llama: StagedPass
     if arithmetic.mode == "fast":
-        llama, numerics = FastLlama(config, files.tensors), arithmetic.numerics
+        llama, numerics = FastLlama(config, files.tensors, share), arithmetic.numerics
     else:
-        llama, numerics = _exact(config, files.tensors)
-    return LoadedModel(config, llama, tokenizer, files.fingerprint, numerics)
+        llama, numerics = _exact(config, files.tensors, share)
+    return LoadedModel(
+        config, llama, tokenizer, files.fingerprint, numerics, staged=llama, share=share
+    )
 
 
 def _return_memory() -> None:
@@ -80,9 +114,13 @@ def _return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _exact(config: LlamaConfig, tensors: dict[str, Array]) -> tuple[Llama, str]:
-    llama = Llama(config, tensors)
+def _exact(
+    config: LlamaConfig, tensors: dict[str, Array], share: LayerShare | None
+) -> tuple[Llama, str]:
+    llama = Llama(config, tensors, share)
     shapes = {shape for linear in llama.linears() for shape in linear.shapes()}
+    # Of the head too where only the leader has it: the digests of all members are compared.
+    shapes |= piece_shapes(config.vocab, config.hidden)
     return llama, numerics_digest(config, shapes)
 
 

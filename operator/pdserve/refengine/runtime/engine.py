@@ -24,6 +24,7 @@ from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.kv.kv_transport import KvSource
 from pdserve.refengine.kv.payload import Payload
 from pdserve.refengine.kv.pool import BlockPool, blocks_for
+from pdserve.refengine.members.messages import MemberGoneError
 from pdserve.refengine.metrics import EngineMetrics
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.model_config import BLOCK_TOKENS
@@ -67,7 +68,8 @@ class Engine:
         self.context = min(config.max_model_len or model.config.context, model.config.context)
         total = config.slots + config.prefetch
         blocks = blocks_for(config.kv_tokens) or total * blocks_for(self.context)
-        self._memory = new_pool(model.config, blocks + 1)
+        self.blocks = blocks + 1
+        self._memory = new_pool(model.config, self.blocks)
         self._pool = BlockPool(blocks + 1, config.prefix_cache)
         self.cached: CachedDigests[bytes] = CachedDigests()
         """Prompt blocks of gateways that are in the prefix cache."""
@@ -93,6 +95,8 @@ class Engine:
             self._slot_freed,
         )
         self.draining = False
+        self.members_missing: Callable[[], str | None] = lambda: None
+        """Which other members of the instance are not there; None: none."""
 
     def pull_from(self, source: KvSource) -> None:
         """Pull KV of decode legs from there."""
@@ -104,6 +108,8 @@ class Engine:
         """Why any request would be rejected now, known without reading it; None when not."""
         if self.draining:
             return calls.REJECT_DRAINING
+        if self.members_missing() is not None:
+            return calls.REJECT_NOT_READY
         if self._slots.free <= 0:
             return calls.REJECT_DECODE_FULL if self._config.role == "decode" else calls.REJECT_FULL
         return None
@@ -203,6 +209,12 @@ class Engine:
         self._early.remember(request_id, self._now())
         return False
 
+    def forget_kv(self, why: str) -> None:
+        """KV of running requests and cached prompts is lost: they fail, and are not found again."""
+        for sequence in list(self._active.values()):
+            self._fail(sequence, self._member_gone(why))
+        self._pool.forget()
+
     # --- what others may know ----------------------------------------------------------------
 
     def hint(self) -> SlotHint:
@@ -277,8 +289,13 @@ class Engine:
 
     def failed(self, step: batching.Batch, error: BaseException) -> None:
         """StepOwner: every member fails."""
+        gone = isinstance(error, MemberGoneError)
         for member in step.members:
-            self._fail(member.sequence, _internal(error))
+            made = self._member_gone(str(error)) if gone else _internal(error)
+            self._fail(member.sequence, made)
+
+    def _member_gone(self, why: str) -> ApiError:
+        return self.rejections.reject(calls.REJECT_NOT_READY, f"a member is gone: {why}")
 
     def _fail(self, sequence: Sequence, error: ApiError) -> None:
         """End a sequence without a result, whatever state it is in, and tell its sink."""
