@@ -73,6 +73,30 @@ BAD_SERVICES = (
         "greater than or equal to 1",
     ),
     of_service(
+        "no pods",
+        {"spec.decode.instance.nodes": 0},
+        "spec.decode.instance.nodes",
+        "greater than or equal to 1",
+    ),
+    of_service(
+        "more pods than an instance may have",
+        {"spec.decode.instance.nodes": 9},
+        "spec.decode.instance.nodes",
+        "less than or equal to 8",
+    ),
+    of_service(
+        "pods as a text",
+        {"spec.prefill.instance.nodes": "2"},
+        "spec.prefill.instance.nodes",
+        "must be of type int32",
+    ),
+    of_service(
+        "a budget for one pod of each instance",
+        {"spec.prefill.instance.nodes": 8, "spec.budget.0.devices": 17},
+        "spec.budget",
+        "prefill devicesPerNode x nodes",
+    ),
+    of_service(
         "devices as a fraction",
         {"spec.prefill.instance.devicesPerNode": 1.5},
         "spec.prefill.instance.devicesPerNode",

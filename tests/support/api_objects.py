@@ -113,6 +113,7 @@ _ROLE_OPTIONS = {
     "startupDeadlineSeconds": 60,
     "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"priorityClassName": "high"}},
 }
+_NODES = {"spec.prefill.instance.nodes": 1, "spec.decode.instance.nodes": 2}
 _ENGINE = {
     "type": "Reference",
     "image": "registry.example.com:5000/pdserve/engine@sha256:abc",
@@ -152,6 +153,7 @@ FULL: Mapping[str, Object] = {
         | {
             "spec.prefill": role(**_ROLE_OPTIONS),
             "spec.decode": role(startupDeadlineSeconds=30),
+            **_NODES,
             "spec.scenarios.0.match.models": ["llama-3-70b-search"],
             "spec.scenarios.0.ratio.fixed": {"groups": 2, "prefill": 3, "decode": 4},
             "spec.scenarios.0.expected.prefixHitPercent": 40,
@@ -188,6 +190,7 @@ FULL: Mapping[str, Object] = {
             "spec.replicas": 2,
             "spec.prefill": role(replicas=3, startupDeadlineSeconds=30),
             "spec.decode": role(replicas=1, **_ROLE_OPTIONS),
+            **_NODES,
         },
     ),
     "RoCEDomain": edited(

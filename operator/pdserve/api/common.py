@@ -12,6 +12,8 @@ MAX_GROUPS = 64
 """P/D groups of one scenario."""
 MAX_INSTANCES = 64
 """Instances of one role in one P/D group."""
+MAX_NODES = 8
+"""Pods of one instance."""
 
 OWNED_FLAGS = ("role", "bind", "port", "transfer-port", "slots", "model-name")
 _OWNED_FLAG = rf"^--({'|'.join(OWNED_FLAGS)})(=.*)?$"
@@ -144,12 +146,21 @@ class EngineSpec(ApiModel):
 
 
 class InstanceShape(ApiModel):
-    """What one instance takes on its node."""
+    """What one instance takes on its node, or on each of its nodes."""
 
     devices_per_node: Annotated[int, Int(1, 64)]
-    """Devices of `resource` that the instance requests."""
+    """Devices of `resource` that each of its pods requests."""
+    nodes: Annotated[int, Int(1, MAX_NODES)] = 1
+    """Pods that serve together as one instance, in one leaf of the fabric; all else here, and
+    `template`, is of each of them. One for each node that the engine is to run on; two may
+    share a node that has devices for both."""
     resource: ResourceName
     """Extended resource that counts the devices."""
+
+    @property
+    def devices(self) -> int:
+        """Of all pods of one instance."""
+        return self.devices_per_node * self.nodes
 
 
 class EnvVar(ApiModel):

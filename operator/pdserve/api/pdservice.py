@@ -162,7 +162,7 @@ def _match_text(scenario: Scenario) -> int:
 def _smallest(spec: PDServiceSpec, resource: str) -> int:
     return sum(
         s.groups.min * sum(
-            bounds.min * role.instance.devices_per_node
+            bounds.min * role.instance.devices
             for role, bounds in ((spec.prefill, s.ratio.prefill), (spec.decode, s.ratio.decode))
             if role.instance.resource == resource
         )
@@ -229,11 +229,14 @@ class PDServiceSpec(ApiModel):
         Rule(
             "!has(self.budget) || self.budget.all(b, self.scenarios.map(s, s.groups.min * ("
             "(self.prefill.instance.resource == b.resource ?"
-            " s.ratio.prefill.min * self.prefill.instance.devicesPerNode : 0) + "
+            " s.ratio.prefill.min * self.prefill.instance.devicesPerNode"
+            " * self.prefill.instance.nodes : 0) + "
             "(self.decode.instance.resource == b.resource ?"
-            " s.ratio.decode.min * self.decode.instance.devicesPerNode : 0))).sum() <= b.devices)",
+            " s.ratio.decode.min * self.decode.instance.devicesPerNode"
+            " * self.decode.instance.nodes : 0))).sum() <= b.devices)",
             "devices must be enough for every scenario at its minimum: groups.min x (prefill.min x "
-            "prefill devicesPerNode + decode.min x decode devicesPerNode), summed over scenarios",
+            "prefill devicesPerNode x nodes + decode.min x decode devicesPerNode x nodes), summed "
+            "over scenarios",
             lambda v: all(_smallest(v, b.resource) <= b.devices for b in v.budget),
             ".budget",
         ),

@@ -152,6 +152,7 @@ def _role(
         nodes=nodes,
         requests=demand.requests,
         selector=demand.selector,
+        members=role.instance.nodes,
     )
 
 

@@ -3,7 +3,8 @@
     clients                   -> gateways    http
     metrics                   -> gateways    metrics, http
     gateways, operator, metrics -> instances   http
-    instances of the service  -> instances   KV transfer; http where engine proxies link
+    instances of the service  -> instances   KV transfer; http where engine proxies link; any port
+                                             where engines behind them have several pods
 
 Traffic that leaves the pods is not limited: what it needs (DNS, the API server, weights) is the
 site's. Probes come from the node itself, which policies do not stop.
@@ -17,8 +18,8 @@ from typing import Final
 from pdserve.api import PDService
 from pdserve.api.network import NetworkPeer
 from pdserve.desired.objects import gateway_labels, gateway_name, owned_metadata
+from pdserve.engines.pod_members import has_proxy
 from pdserve.engines.pods import COMPONENT as INSTANCE
-from pdserve.engines.pods import has_proxy
 from pdserve.terms.json import JsonMap, JsonObject
 from pdserve.wire import names
 
@@ -59,10 +60,14 @@ def network_policies(
         _allow([*scrapers, gateways], names.PORT_METRICS),
     )
     siblings = [{"podSelector": {"matchLabels": instances}}]
-    proxies = siblings if has_proxy(service.spec.engine.type) else []
+    engine = service.spec.engine.type
+    proxies = siblings if has_proxy(engine) else []
+    roles = service.spec.prefill, service.spec.decode
+    # Libraries of collective communication open ports that nothing else knows.
+    whole = proxies and any(role.instance.nodes > 1 for role in roles)
     to_instances = (
         _allow([gateways, operator, *proxies, *scrapers], names.PORT_HTTP),
-        _allow(siblings, names.PORT_TRANSFER),
+        {"from": siblings} if whole else _allow(siblings, names.PORT_TRANSFER),
     )
     of_gateways, of_instances = policy_names(name)
 

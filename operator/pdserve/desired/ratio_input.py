@@ -25,7 +25,7 @@ def expected_of(scenario: Scenario) -> ExpectedTraffic:
 
 def role_devices(role: RoleTemplate) -> RoleDevices:
     """Devices one instance of a role takes."""
-    return RoleDevices(role.instance.resource, role.instance.devices_per_node)
+    return RoleDevices(role.instance.resource, role.instance.devices)
 
 
 def devices_of(service: PDService, counts: Counts) -> Mapping[str, int]:
@@ -36,7 +36,7 @@ def devices_of(service: PDService, counts: Counts) -> Mapping[str, int]:
         (service.spec.decode, counts.total("decode")),
     ):
         resource = role.instance.resource
-        used[resource] = used.get(resource, 0) + instances * role.instance.devices_per_node
+        used[resource] = used.get(resource, 0) + instances * role.instance.devices
     return used
 
 

@@ -22,7 +22,16 @@ from typing import Final, Literal, cast, get_args
 
 from pdserve.frozen import Memo
 from pdserve.groups.types import ConditionState
-from pdserve.wire.credentials import Grant, PeerGrant, control_token, digest, fingerprint, pair_key
+from pdserve.wire.credentials import (
+    Grant,
+    PeerGrant,
+    control_token,
+    digest,
+    fingerprint,
+    member_key,
+    pair_key,
+)
+from pdserve.wire.names import instance_name
 from pdserve.wire.peers import PeerTable
 
 Step = Literal["settled", "spread", "switch"]
@@ -158,11 +167,16 @@ _digests: Memo[tuple[str, ...]] = Memo()
 def grant_of(
     held: ServiceCredentials, namespace: str, pod: str, table: PeerTable, terms: Terms
 ) -> Grant:
-    """The grant that goes to `pod` with its peer table."""
+    """The grant that goes to `pod` with its instance's peer table.
+
+    Only the leader of an instance links to peers; each of its members gets the instance's keys.
+    """
     group = f"{namespace}/{table.group}"
-    me = table.peer(pod)
+    instance = instance_name(pod)
+    me = table.peer(instance)
+    several = me is not None and len(me.nodes) > 1
     peers = {}
-    for peer in table.opposite(pod):
+    for peer in table.opposite(pod) if instance == pod else ():
         pair = (pod, peer.id) if me is not None and me.role == "prefill" else (peer.id, pod)
         keys = tuple(pair_key(master, group, *pair) for master in held.kv)
         legacy = peer.id in terms.legacy
@@ -174,6 +188,7 @@ def grant_of(
         required=terms.required,
         shared_token=bool(held.shared),
         peers=peers,
+        members=tuple(member_key(m, group, instance) for m in held.kv) if several else (),
     )
 
 

@@ -26,13 +26,18 @@ class InstanceFacts:
     slots: int
     """Requests it executes at once: b_p or b_d."""
     devices: int
-    """Devices on its node."""
+    """Devices of each of its pods."""
     model: str
     """What clients call the model; the gateway sends it in every leg's body."""
     weights: str
     """Absolute path inside the container; empty: the engine's own default."""
     peer_devices: int = 0
-    """Devices on a node of instances of the other role; 0: not known."""
+    """Devices of each pod of instances of the other role; 0: not known."""
+    member: int = 0
+    """Which pod of its instance; 0 is the leader, which answers for all."""
+    members: int = 1
+    """Pods of its instance. In those but the leader's, the variable `PDSERVE_LEADER_ADDRESS` has
+    the leader's address where `PodParts.awaits_leader` asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,9 @@ class PodParts:
     """Instead of the image's entrypoint; empty: the image's."""
     env: Mapping[str, str] = field(default_factory=dict)
     health_path: str = calls.PATH_HEALTH
-    """200 while the process is up."""
+    """200 while the process is up; empty: it answers nothing over HTTP. Only a member that is not
+    the leader may be so: it is up and ready while its container runs, and the leader says whether
+    the instance is."""
     ready_path: str = calls.PATH_READY
     """200 once the links of a peer table that names the instance are verified, until it drains."""
     metrics_path: str = calls.PATH_METRICS
@@ -57,6 +64,8 @@ class PodParts:
     proxy: tuple[str, ...] = ()
     """Arguments of pdserve's engine proxy (`pdserve-engine-proxy --help`), which then listens where
     the instance does; the engine listens elsewhere. Empty: the engine has the contract itself."""
+    awaits_leader: bool = False
+    """The engine's container of a member starts once the leader's address is known to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Protocol
 from pdserve.api import RoleTemplate, ScenarioGroup
 from pdserve.engines import registry
 from pdserve.engines.model_volume import ModelParts, check_rights, model_parts, weights_path
+from pdserve.engines.pod_members import member_env
 from pdserve.engines.pod_parts import InstanceFacts, PodParts, PodSettings
 from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import ENGINE_CONTAINER, apply_template, hardened
@@ -155,7 +156,7 @@ def render_pod(
     """
     role = role_template(group, new.role)
     check_rights(group.spec.model.source, group.metadata.namespace, rights)
-    parts = _parts(group, new.role, role)
+    parts = _parts(group, new.role, role, new)
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -171,15 +172,6 @@ def render_pod(
     if role.template is None:
         return pod
     return apply_template(pod, role.template.to_dict(), role.instance.resource, rights)
-
-
-def has_proxy(engine_type: str) -> bool:
-    """Whether the engine proxy stands in pods of this type; False for a type that is not usable."""
-    try:
-        facts = InstanceFacts(role="prefill", slots=1, devices=1, model="m", weights="")
-        return bool(registry.pod(engine_type).parts(facts).proxy)
-    except Exception:  # code of others; `render_pod` tells what is wrong
-        return False
 
 
 def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
@@ -202,7 +194,7 @@ def _labels(group: ScenarioGroup, new: PodSlot) -> dict[str, str]:
     return labels
 
 
-def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate) -> PodParts:
+def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate, new: PodSlot) -> PodParts:
     """What the engine's adapter gives; raises EngineUnusableError, whatever the adapter raises."""
     other = role_template(group, "decode" if name == "prefill" else "prefill")
     facts = InstanceFacts(
@@ -212,6 +204,8 @@ def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate) -> PodParts:
         model=group.spec.model.name,
         weights=weights_path(group.spec.model.source),
         peer_devices=other.instance.devices_per_node,
+        member=new.member,
+        members=new.members,
     )
     try:
         return registry.pod(group.spec.engine.type).parts(facts)
@@ -223,10 +217,10 @@ def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate) -> PodParts:
 
 
 def _annotations(new: PodSlot, parts: PodParts) -> dict[str, str]:
-    annotations = {
-        names.ANNOTATION_METRICS_SCRAPE: "true",
-        names.ANNOTATION_METRICS_PORT: str(names.PORT_HTTP),
-    }
+    annotations = {}
+    if parts.health_path:
+        annotations[names.ANNOTATION_METRICS_SCRAPE] = "true"
+        annotations[names.ANNOTATION_METRICS_PORT] = str(names.PORT_HTTP)
     if parts.metrics_path != calls.PATH_METRICS:
         annotations[names.ANNOTATION_METRICS_PATH] = parts.metrics_path
     if new.replaces:
@@ -306,13 +300,7 @@ def _engine(
             {"name": "transfer", "containerPort": names.PORT_TRANSFER},
         ],
         "resources": {"limits": devices, "requests": {**DEFAULT_REQUESTS, **devices}},
-        "startupProbe": _probe(
-            parts.health_path,
-            period=_STARTUP_PERIOD,
-            failures=math.ceil(role.startup_deadline_seconds / _STARTUP_PERIOD),
-        ),
-        "livenessProbe": _probe(parts.health_path, period=10, failures=3),
-        "readinessProbe": _probe(parts.ready_path, period=2, failures=2),
+        **_probes(parts, role),
         # An engine that writes elsewhere gets `readOnlyRootFilesystem: false` by its template.
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -366,6 +354,7 @@ def _env(group: ScenarioGroup, new: PodSlot) -> list[JsonObject]:
         {"name": "PDSERVE_SCENARIO", "value": group.spec.scenario},
         {"name": "PDSERVE_DRAIN_SECONDS", "value": str(group.spec.recovery.drain_seconds)},
         {"name": "PDSERVE_CONTROL_TOKEN_FILE", "value": f"{_CONTROL_DIR}/control"},
+        *member_env(new.member, new.members),
         # Engines and operators of older versions know no other; not there once it was rotated out.
         {
             "name": "PDSERVE_TOKEN",
@@ -378,6 +367,20 @@ def _env(group: ScenarioGroup, new: PodSlot) -> list[JsonObject]:
             },
         },
     ]
+
+
+def _probes(parts: PodParts, role: RoleTemplate) -> JsonObject:
+    if not parts.health_path:
+        return {}
+    return {
+        "startupProbe": _probe(
+            parts.health_path,
+            period=_STARTUP_PERIOD,
+            failures=math.ceil(role.startup_deadline_seconds / _STARTUP_PERIOD),
+        ),
+        "livenessProbe": _probe(parts.health_path, period=10, failures=3),
+        "readinessProbe": _probe(parts.ready_path, period=2, failures=2),
+    }
 
 
 def _probe(path: str, period: int, failures: int) -> JsonObject:

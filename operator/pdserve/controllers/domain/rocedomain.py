@@ -11,6 +11,7 @@ from pdserve.controllers.shared.domain_overlap import overlap
 from pdserve.controllers.shared.own_status import observe_own_status
 from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.refusals import InvalidObject
+from pdserve.controllers.shared.shapes_in_use import Shapes
 from pdserve.controllers.shared.triggers import DOMAIN
 from pdserve.desired.compare import covers
 from pdserve.groups.types import ConditionState
@@ -61,7 +62,7 @@ async def reconcile_domain(context: OperatorContext, key: ObjectKey) -> float | 
 def domain_status(
     domain: RoCEDomain,
     fabric: Fabric,
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, Shapes],
     shared: ConditionState | None,
     now: float,
 ) -> JsonObject:
@@ -89,16 +90,13 @@ def domain_status(
     }
 
 
-def _largest(
-    fabric: Fabric, resource: str, shapes: Mapping[str, tuple[int, int]]
-) -> dict[str, str]:
+def _largest(fabric: Fabric, resource: str, shapes: Mapping[str, Shapes]) -> dict[str, str]:
     found = largest_group(fabric, uniform_request(*_shapes(resource, shapes)))
     return {} if found is None else {"largestGroup": f"{found[0]}P{found[1]}D"}
 
 
-def _shapes(resource: str, shapes: Mapping[str, tuple[int, int]]) -> tuple[Shape, Shape]:
-    prefill, decode = shapes.get(resource, (1, 1))
-    return Shape(resource, prefill), Shape(resource, decode)
+def _shapes(resource: str, shapes: Mapping[str, Shapes]) -> Shapes:
+    return shapes.get(resource, (Shape(resource, 1), Shape(resource, 1)))
 
 
 def _conditions(summary: DomainSummary) -> tuple[ConditionState, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from pdserve.api import ScenarioGroup
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.linker import Target
@@ -10,6 +12,7 @@ from pdserve.controllers.shared.triggers import service_key
 from pdserve.desired.group_wanted import ScenarioGroupView, slots_of
 from pdserve.desired.routing import unnamed
 from pdserve.desired.service_credentials import ServiceCredentials, Terms
+from pdserve.engines.pod_members import members_answer
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.polls import polls
 from pdserve.groups.routable import endpoint, routable
@@ -39,25 +42,41 @@ def attend(
     asked = polls(view.instances, view.tables, routed)
     terms = _terms(context, key, group, held)
     legacy = frozenset() if terms is None else terms.legacy
-    context.linker.set_targets(
-        key,
-        [
-            Target(
-                instance=i.name,
-                container_id=i.container_id,
-                endpoint=endpoint(i.pod_ip),
-                service=service_name(key, group),
-                engine=view.at(i.revision).spec.engine.type,
-                table=_table_naming(view, i),
-                poll=i.name in asked.links,
-                drain=i.name in asked.drains,
-                watch=i.role == "decode" and i.linked,
-                terms=None if i.name in legacy else terms,
-            )
-            for i in view.instances
-            if i.container_id and i.pod_ip and i.running and not i.fault
-        ],
-    )
+    running = [
+        i for i in view.instances if i.container_id and i.pod_ip and i.running and not i.fault
+    ]
+    leaders = [
+        Target(
+            instance=i.name,
+            container_id=i.container_id or "",
+            endpoint=endpoint(i.pod_ip or ""),
+            service=service_name(key, group),
+            engine=view.at(i.revision).spec.engine.type,
+            table=_table_naming(view, i),
+            poll=i.name in asked.links,
+            drain=i.name in asked.drains,
+            watch=i.role == "decode" and i.linked,
+            terms=None if i.name in legacy else terms,
+        )
+        for i in running
+    ]
+    targets = {target.instance: target for target in leaders}
+    others = [
+        dataclasses.replace(
+            targets[i.name],
+            instance=m.pod,
+            container_id=m.container_id or "",
+            endpoint=endpoint(m.pod_ip or ""),
+            poll=False,
+            drain=False,
+            watch=False,
+            terms=None if m.pod in legacy else terms,
+        )
+        for i in running
+        for m in i.members[1:]
+        if members_answer(view.at(i.revision).spec.engine.type)
+    ]
+    context.linker.set_targets(key, [*leaders, *others])
 
 
 def _terms(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from pdserve.api import ScenarioGroup
+from pdserve.api import RoleTemplate, ScenarioGroup
 from pdserve.api.scenariogroup import ScenarioGroupSpec
 from pdserve.desired.objects import owned_metadata
 from pdserve.frozen import Memo, remembered
@@ -46,7 +46,7 @@ _resumed: Memo[LearnState] = Memo(most=1024)
 
 def _start(spec: ScenarioGroupSpec) -> LearnState:
     roles = (
-        f"{r.instance.resource}x{r.instance.devices_per_node}:{' '.join(r.args)}"
+        f"{r.instance.resource}x{r.instance.devices_per_node}{_nodes(r)}:{' '.join(r.args)}"
         for r in (spec.prefill, spec.decode)
     )
     slots = spec.prefill.max_concurrency, spec.decode.max_concurrency
@@ -55,6 +55,10 @@ def _start(spec: ScenarioGroupSpec) -> LearnState:
         *slots,
         preset=None if spec.profile is None else preset(spec.profile, *slots),
     )
+
+
+def _nodes(role: RoleTemplate) -> str:
+    return f"x{role.instance.nodes}" if role.instance.nodes > 1 else ""
 
 
 def stored_state(config_maps: Cache, group: ScenarioGroup) -> LearnState:

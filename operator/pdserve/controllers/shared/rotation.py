@@ -76,12 +76,12 @@ def _groups(context: OperatorContext, service: PDService) -> Iterator[tuple[Obje
 def _instances(
     context: OperatorContext, service: PDService
 ) -> Iterator[tuple[PodView, LinkReport | None]]:
-    """Pods of the service's P/D groups, with what their instance's leader last reported."""
+    """Pods of the service's P/D groups, with what each last reported, or else its leader."""
     namespace = service.metadata.namespace
     for key, group in _groups(context, service):
         reports = context.linker.links(key)
         for pod in controlled_by(context.caches.pods, namespace, group["metadata"]["uid"]):
-            yield pod, reports.get(names.instance_name(pod.name))
+            yield pod, reports.get(pod.name, reports.get(names.instance_name(pod.name)))
 
 
 def _look(context: OperatorContext, service: PDService, held: ServiceCredentials) -> Seen:

@@ -12,6 +12,10 @@ from pdserve.controllers.shared.caches import BY_DOMAIN, Caches
 from pdserve.controllers.shared.skipped import read_each
 from pdserve.kube.held import ChangeType
 from pdserve.kube.resource import Object
+from pdserve.placement import Shape
+
+Shapes = tuple[Shape, Shape]
+"""Of a prefill and a decode instance."""
 
 
 class ShapesInUse:
@@ -19,12 +23,12 @@ class ShapesInUse:
 
     def __init__(self, caches: Caches) -> None:
         self._caches = caches
-        self._known: dict[str, Mapping[str, tuple[int, int]]] = {}
+        self._known: dict[str, Mapping[str, Shapes]] = {}
         """By RoCEDomain."""
         caches.groups.on_change(self._group)
 
-    def of(self, domain: str) -> Mapping[str, tuple[int, int]]:
-        """Devices of a prefill and a decode instance per resource, as the first ScenarioGroup (by
+    def of(self, domain: str) -> Mapping[str, Shapes]:
+        """What a prefill and a decode instance take, per resource, as the first ScenarioGroup (by
         namespace and name) of the RoCEDomain has them.
 
         None for an operator of one namespace: there may be another beside it, who sees other
@@ -35,14 +39,14 @@ class ShapesInUse:
             known = self._known[domain] = self._find(domain)
         return known
 
-    def _find(self, domain: str) -> Mapping[str, tuple[int, int]]:
-        shapes: dict[str, tuple[int, int]] = {}
+    def _find(self, domain: str) -> Mapping[str, Shapes]:
+        shapes: dict[str, Shapes] = {}
         if self._caches.groups.namespace is not None:
             return shapes
         groups = self._caches.groups.by_index(BY_DOMAIN, domain)
-        for resource, other, *devices in read_each(groups, _shape, self._caches.skipped, "observe"):
-            if resource == other:
-                shapes.setdefault(resource, (devices[0], devices[1]))
+        for prefill, decode in read_each(groups, _shapes, self._caches.skipped, "observe"):
+            if prefill.resource == decode.resource:
+                shapes.setdefault(prefill.resource, (prefill, decode))
         return shapes
 
     def _group(self, _event: ChangeType, old: Object | None, new: Object | None) -> None:
@@ -50,7 +54,13 @@ class ShapesInUse:
             self._known.clear()
 
 
-def _shape(group: Object) -> tuple[str, str, int, int]:
-    prefill, decode = (group["spec"][role]["instance"] for role in ("prefill", "decode"))
-    devices = int(prefill["devicesPerNode"]), int(decode["devicesPerNode"])
-    return str(prefill["resource"]), str(decode["resource"]), *devices
+def _shapes(group: Object) -> Shapes:
+    prefill, decode = (
+        Shape(
+            str(instance["resource"]),
+            int(instance["devicesPerNode"]),
+            members=int(instance.get("nodes", 1)),
+        )
+        for instance in (group["spec"][role]["instance"] for role in ("prefill", "decode"))
+    )
+    return prefill, decode

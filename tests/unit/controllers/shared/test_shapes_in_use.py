@@ -11,6 +11,7 @@ from pdserve.controllers.shared.caches import Caches, make_caches
 from pdserve.controllers.shared.shapes_in_use import ShapesInUse
 from pdserve.dst.api_server import FakeApi
 from pdserve.exposition import Registry
+from pdserve.placement import Shape
 
 NPU, CARD = "example.com/npu", "example.com/card"
 
@@ -47,14 +48,23 @@ def test_the_first_group_by_name_counts_for_its_resource() -> None:
     groups.put("b", (NPU, 4), (NPU, 8))
     groups.put("c", (CARD, 1), (CARD, 2))
     groups.put("d", (NPU, 2), (CARD, 2))
-    assert groups.shapes.of("az1") == {NPU: (4, 8), CARD: (1, 2)}
+    assert groups.shapes.of("az1") == {
+        NPU: (Shape(NPU, 4), Shape(NPU, 8)),
+        CARD: (Shape(CARD, 1), Shape(CARD, 2)),
+    }
     groups.put("a", (NPU, 1), (NPU, 1))
-    assert groups.shapes.of("az1") == {NPU: (1, 1), CARD: (1, 2)}
+    assert groups.shapes.of("az1") == {
+        NPU: (Shape(NPU, 1), Shape(NPU, 1)),
+        CARD: (Shape(CARD, 1), Shape(CARD, 2)),
+    }
     groups.put("a", (NPU, "many"), (NPU, 1))
-    assert groups.shapes.of("az1") == {NPU: (4, 8), CARD: (1, 2)}
+    assert groups.shapes.of("az1") == {
+        NPU: (Shape(NPU, 4), Shape(NPU, 8)),
+        CARD: (Shape(CARD, 1), Shape(CARD, 2)),
+    }
     assert groups.skipped == 1
     groups.caches.groups.observe_gone(groups.caches.groups.list()[1])
-    assert groups.shapes.of("az1") == {CARD: (1, 2)}
+    assert groups.shapes.of("az1") == {CARD: (Shape(CARD, 1), Shape(CARD, 2))}
     assert groups.shapes.of("az2") == {}
 
 
@@ -77,8 +87,8 @@ def test_groups_are_read_again_only_after_a_change_of_a_spec(
     monkeypatch.setattr(shapes_in_use, "read_each", counted)
     for step in range(5):
         groups.put("b", (NPU, 4), (NPU, 8), ready=step)
-        assert groups.shapes.of("az1") == {NPU: (4, 8)}
+        assert groups.shapes.of("az1") == {NPU: (Shape(NPU, 4), Shape(NPU, 8))}
     assert passes == [1]
     groups.put("b", (NPU, 4), (NPU, 4), ready=9)
-    assert groups.shapes.of("az1") == {NPU: (4, 4)}
+    assert groups.shapes.of("az1") == {NPU: (Shape(NPU, 4), Shape(NPU, 4))}
     assert passes == [2]
