@@ -88,7 +88,7 @@ BAD_SERVICES = (
         "pods as a text",
         {"spec.prefill.instance.nodes": "2"},
         "spec.prefill.instance.nodes",
-        "must be of type int32",
+        "must be of type integer",
     ),
     of_service(
         "a budget for one pod of each instance",

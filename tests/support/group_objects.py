@@ -58,6 +58,7 @@ class Pod:
     terminating: bool = False
     drain_started: float | None = None
     linked_container: str | None = None
+    leader_address: str = ""
     scale_unit: bool = False
     requests: int = 0
     """Requests it works on, or holds KV for."""
@@ -81,6 +82,7 @@ class Pod:
         return (
             self.spec, shown, self.bound, self.restarts, self.failed, self.crash_loop,
             self.terminating, self.drain_started, self.linked_container, self.scale_unit,
+            self.leader_address,
         )  # fmt: skip
 
 
@@ -103,6 +105,7 @@ def raw_pod(pod: Pod, machine: Machine | None, now: float) -> dict[str, Any]:
         labels[names.LABEL_MEMBER] = str(new.member)
         annotations[names.ANNOTATION_MEMBERS] = str(new.members)
         annotations[names.ANNOTATION_LEADER] = new.leader_uid
+        annotations[names.ANNOTATION_LEADER_ADDRESS] = pod.leader_address
     if pod.drain_started is not None:
         annotations[names.ANNOTATION_DRAIN] = stamp(pod.drain_started)
     if new.replaces:

@@ -261,6 +261,9 @@ class World(GroupCluster):
             case t.MarkUnlinked(name=name, uid=uid):
                 if self.holds(name, uid):
                     self.pods[name].linked_container = None
+            case t.TellLeader(name=name, uid=uid, address=address):
+                if self.holds(name, uid):
+                    self.pods[name].leader_address = address
             case t.MoveScaleUnit(name=name, uid=uid, present=present):
                 if self.holds(name, uid):
                     self.pods[name].scale_unit = present

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pdserve.engines.model_volume import VOLUME
+from pdserve.engines.pod_members import AWAIT_CONTAINER
 from pdserve.engines.template_errors import TemplateError
 from pdserve.terms.json import JsonMap
 from pdserve.topology.pods import DOWNLOAD_CONTAINER
@@ -18,11 +19,15 @@ _PROXY_PROTECTED: Final = ("command", "args", "readinessProbe", "lifecycle", "$p
 _PROXY_WHY: Final = (
     "this container makes the engine an instance: its image and resources can be set"
 )
-_DOWNLOAD_PROTECTED: Final = (
+_INIT_PROTECTED: Final = (
     "command", "args", "image", "volumeMounts", "volumeDevices", "restartPolicy", "lifecycle",
     "$patch",
 )  # fmt: skip
 _DOWNLOAD_WHY: Final = "this container downloads model.source.uri: its env and resources can be set"
+_INIT_CONTAINERS: Final = {
+    DOWNLOAD_CONTAINER: _DOWNLOAD_WHY,
+    AWAIT_CONTAINER: "this container waits for the leader's address: its resources can be set",
+}
 _VOLUME_WHY: Final = "the weights are mounted in the engine's container: set model.source"
 
 
@@ -41,12 +46,11 @@ def check_own_parts(rendered: JsonMap, spec: JsonMap) -> None:
         c["name"] for c in rendered["containers"][1:] if any(map(_is_own, c.get("env") or ()))
     ]
     _check_containers(spec, "containers", proxies, dict.fromkeys(_PROXY_PROTECTED, _PROXY_WHY))
-    if not any(c["name"] == DOWNLOAD_CONTAINER for c in rendered.get("initContainers") or ()):
-        return
-    download = dict.fromkeys(_DOWNLOAD_PROTECTED, _DOWNLOAD_WHY)
-    if spec.get("initContainers", []) is None:
-        raise TemplateError("template.spec.initContainers", _DOWNLOAD_WHY)
-    _check_containers(spec, "initContainers", [DOWNLOAD_CONTAINER], download)
+    for name, why in _INIT_CONTAINERS.items():
+        if any(c["name"] == name for c in rendered.get("initContainers") or ()):
+            if spec.get("initContainers", []) is None:
+                raise TemplateError("template.spec.initContainers", why)
+            _check_containers(spec, "initContainers", [name], dict.fromkeys(_INIT_PROTECTED, why))
 
 
 def check_model_volume(rendered: JsonMap, merged: JsonMap) -> None:

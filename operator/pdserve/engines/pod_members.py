@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 from pdserve.engines import registry
 from pdserve.engines.pod_parts import InstanceFacts
-from pdserve.terms.json import JsonObject
+from pdserve.terms.json import JsonMap, JsonObject
+from pdserve.wire import names
 
 _SAMPLE = InstanceFacts(role="prefill", slots=1, devices=1, model="m", weights="")
+
+
+AWAIT_CONTAINER: Final = "pdserve-await-leader"
+AWAIT_COMMAND: Final = ("/opt/pdserve/bin/python", "-m", "pdserve.engineproxy.await_leader")
+_LEADER_DIR: Final = "/etc/pdserve/leader"
+_LEADER_FIELD: Final = {"fieldPath": f"metadata.annotations['{names.ANNOTATION_LEADER_ADDRESS}']"}
+_VOLUME: Final = "pdserve-leader"
+LEADER_VOLUME: Final[JsonMap] = {
+    "name": _VOLUME,
+    "downwardAPI": {"items": [{"path": "address", "fieldRef": _LEADER_FIELD}]},
+}
+"""The operator's annotation as a file, which changes when the annotation does."""
+LEADER_ADDRESS: Final[JsonMap] = {
+    "name": "PDSERVE_LEADER_ADDRESS", "valueFrom": {"fieldRef": _LEADER_FIELD},
+}  # fmt: skip
+"""The same as a variable: what it is when the container starts."""
+
+
+def await_leader(image: str) -> JsonObject:
+    """The init container that ends once the leader's address is known; `image` has the proxy."""
+    return {
+        "name": AWAIT_CONTAINER,
+        "image": image,
+        "command": list(AWAIT_COMMAND),
+        "args": [f"{_LEADER_DIR}/address"],
+        "resources": {
+            "requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "128Mi"},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": _VOLUME, "mountPath": _LEADER_DIR, "readOnly": True}],
+    }  # fmt: skip
 
 
 def member_env(member: int, members: int) -> list[JsonObject]:

@@ -32,12 +32,17 @@ class InstanceFacts:
     weights: str
     """Absolute path inside the container; empty: the engine's own default."""
     peer_devices: int = 0
-    """Devices of each pod of instances of the other role; 0: not known."""
+    """Devices of an instance of the other role, of all its pods; 0: not known."""
     member: int = 0
     """Which pod of its instance; 0 is the leader, which answers for all."""
     members: int = 1
     """Pods of its instance. In those but the leader's, the variable `PDSERVE_LEADER_ADDRESS` has
     the leader's address where `PodParts.awaits_leader` asks for it."""
+
+    @property
+    def all_devices(self) -> int:
+        """Of all pods of the instance."""
+        return self.devices * self.members
 
 
 @dataclass(frozen=True, slots=True)

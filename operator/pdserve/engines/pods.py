@@ -16,7 +16,7 @@ from typing import Protocol
 from pdserve.api import RoleTemplate, ScenarioGroup
 from pdserve.engines import registry
 from pdserve.engines.model_volume import ModelParts, check_rights, model_parts, weights_path
-from pdserve.engines.pod_members import member_env
+from pdserve.engines.pod_members import LEADER_ADDRESS, LEADER_VOLUME, await_leader, member_env
 from pdserve.engines.pod_parts import InstanceFacts, PodParts, PodSettings
 from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import ENGINE_CONTAINER, apply_template, hardened
@@ -203,7 +203,7 @@ def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate, new: PodSlot) -
         devices=role.instance.devices_per_node,
         model=group.spec.model.name,
         weights=weights_path(group.spec.model.source),
-        peer_devices=other.instance.devices_per_node,
+        peer_devices=other.instance.devices,
         member=new.member,
         members=new.members,
     )
@@ -262,12 +262,14 @@ def _spec(
         "volumes": [
             {"name": _TMP_VOLUME, "emptyDir": {}},
             _control_volume(),
+            *([LEADER_VOLUME] if parts.awaits_leader else ()),
             *map(dict, weights.volumes),
             *map(dict, parts.volumes),
         ],
     }
-    if weights.downloads:
-        spec["initContainers"] = [*map(dict, weights.downloads)]
+    awaiting = [await_leader(settings.own_image)] if parts.awaits_leader else []
+    if weights.downloads or awaiting:
+        spec["initContainers"] = [*map(dict, weights.downloads), *awaiting]
     if group.spec.engine.image_pull_secrets:
         spec["imagePullSecrets"] = [
             {"name": ref.name} for ref in group.spec.engine.image_pull_secrets
@@ -292,6 +294,7 @@ def _engine(
         "args": [*parts.args, *role.args],
         "env": [
             *_env(group, new),
+            *([LEADER_ADDRESS] if parts.awaits_leader else ()),
             *({"name": name, "value": value} for name, value in parts.env.items()),
             *({"name": e.name, "value": e.value} for e in role.env),
         ],

@@ -15,6 +15,8 @@ from pdserve.terms.json import JsonMap
 
 ENGINE_PORT: Final = 8001
 """Where an engine behind the proxy listens."""
+RENDEZVOUS_PORT: Final = 5601
+"""Where the leader's engine waits for those of the other members of its instance."""
 PREFETCH: Final = 2
 """Requests that a decode takes in while all slots run: their KV comes meanwhile."""
 CACHE: Final = "/cache"
@@ -38,6 +40,11 @@ def cache_env(user: str) -> Mapping[str, str]:
         "TRITON_CACHE_DIR": f"{CACHE}/triton",
         "TORCHINDUCTOR_CACHE_DIR": f"{CACHE}/inductor",
     }
+
+
+def leader_of(facts: InstanceFacts) -> str:
+    """The address of the instance's leader, as Kubernetes expands it in arguments."""
+    return "$(PDSERVE_LEADER_ADDRESS)" if facts.member else "$(PDSERVE_POD_IP)"
 
 
 def prefetch(facts: InstanceFacts) -> int:

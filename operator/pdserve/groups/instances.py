@@ -37,6 +37,8 @@ class MemberObs:
     terminating: bool = False
     draining: bool = False
     """Carries the annotation `wire.names.ANNOTATION_DRAIN`."""
+    leader_address: str = ""
+    """What its annotation `wire.names.ANNOTATION_LEADER_ADDRESS` says; "" without one."""
     scale_unit: bool = False
     """Carries the label `wire.names.LABEL_SCALE_UNIT`."""
     fault: Fault | None = None

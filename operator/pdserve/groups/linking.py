@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.routable import peer_entry
-from pdserve.groups.types import MarkLinked, MarkUnlinked, Observation
+from pdserve.groups.types import MarkLinked, MarkUnlinked, Observation, TellLeader
 from pdserve.groups.view import GroupView, PlanDraft
 
 
@@ -29,6 +29,18 @@ def update_links(group: GroupView, observation: Observation, draft: PlanDraft) -
                 )
         elif len(marked) < len(instance.members) and instance.running:
             _link(group, instance, observation, draft)
+
+
+def tell_leaders(group: GroupView, draft: PlanDraft) -> None:
+    """Give each member the address of its leader: engines need it to find each other."""
+    for instance in group.staying:
+        address = instance.pod_ip
+        for member in instance.members if address is not None else ():
+            if member.index and member.leader_address != address:
+                draft.act(
+                    TellLeader(member.pod, member.uid, address or ""),
+                    f"{member.pod} is told its leader's address",
+                )
 
 
 def _link(

@@ -132,6 +132,7 @@ def _member(pod: PodView, node: NodeView | None, index: int, fault: Fault | None
         ready=pod.ready.true,
         terminating=pod.deleting,
         draining=timestamp(pod.annotations.get(names.ANNOTATION_DRAIN)) is not None,
+        leader_address=pod.annotations.get(names.ANNOTATION_LEADER_ADDRESS, ""),
         scale_unit=names.LABEL_SCALE_UNIT in pod.labels,
         fault=fault,
         holds=pod.takes,

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from pdserve.groups.claims import counted
 from pdserve.groups.evictions import decide_evictions
-from pdserve.groups.linking import update_links
+from pdserve.groups.linking import tell_leaders, update_links
 from pdserve.groups.ownership import kept_claims
 from pdserve.groups.removal import delete_finished, drain_deadlines
 from pdserve.groups.repairs import count_faults, suspicion_ends
@@ -48,6 +48,7 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
     # 4, 5, 6
     for group in groups:
         publish_table(group, observation, draft)
+        tell_leaders(group, draft)
         update_links(group, observation, draft)
         place_scale_unit(group, draft)
     # 7

@@ -248,6 +248,15 @@ class MarkUnlinked:
 
 
 @dataclass(frozen=True, slots=True)
+class TellLeader:
+    """Annotate a member's pod with the address of its instance's leader."""
+
+    name: str
+    uid: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class BeginDrain:
     """Annotate a pod with `pdserve.io/drain-started`: it leaves the routes, then drains."""
 
@@ -288,6 +297,7 @@ Action = (
     | PublishTable
     | MarkLinked
     | MarkUnlinked
+    | TellLeader
     | BeginDrain
     | DeletePod
     | DeleteTable

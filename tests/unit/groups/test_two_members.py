@@ -122,6 +122,12 @@ def test_an_instance_enters_the_table_when_all_members_run() -> None:
     for _ in range(2):
         for name in early:
             w.kubelet(name)
+    leaders = {p.new.name: p for p in w.pods.values() if p.new.member == 0}
+    told = [(a.name, a.address) for a in w.operator().actions if isinstance(a, t.TellLeader)]
+    assert told == [
+        (f"{name}-m1", f"10.0.0.{p.uid.removeprefix('uid-')}")
+        for name, p in sorted(leaders.items(), reverse=True)
+    ]
     assert w.operator().actions == ()
     for _ in range(2):
         w.kubelet(late)

@@ -34,6 +34,7 @@ from pdserve.wire.peers import PeerTable
 log = logging.getLogger(__name__)
 
 _DRAIN_PATH = "/metadata/annotations/" + names.ANNOTATION_DRAIN.replace("/", "~1")
+_LEADER_PATH = "/metadata/annotations/" + names.ANNOTATION_LEADER_ADDRESS.replace("/", "~1")
 _SCALE_PATH = "/metadata/labels/" + names.LABEL_SCALE_UNIT.replace("/", "~1")
 
 
@@ -78,6 +79,9 @@ class GroupExecutor:
                 await self._mark(action.name, action.uid, "True", "LinksVerified", message)
             case t.MarkUnlinked():
                 await self._mark(action.name, action.uid, "False", "LinksLost", action.reason)
+            case t.TellLeader():
+                operation = {"op": "add", "path": _LEADER_PATH, "value": action.address}
+                await self._patch(action.name, action.uid, operation)
             case t.BeginDrain():
                 await self._begin_drain(action)
             case t.DeletePod():

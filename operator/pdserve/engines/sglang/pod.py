@@ -7,6 +7,7 @@ SGLang listens on all addresses: docs/engines/sglang.md says what that means. SG
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Final
 
 from pdserve.engines import torch_pod as shared
@@ -29,7 +30,7 @@ class SglangPod:
 
     def parts(self, facts: InstanceFacts) -> PodParts:
         """See the module's text."""
-        return PodParts(
+        parts = PodParts(
             command=("python3", "-m", "sglang.launch_server"),
             args=sglang_args(facts),
             env=ENV,
@@ -37,6 +38,9 @@ class SglangPod:
             volumes=shared.VOLUMES,
             proxy=proxy_args(facts),
         )
+        if facts.member == 0:
+            return parts
+        return dataclasses.replace(parts, health_path="", proxy=(), awaits_leader=True)
 
 
 def sglang_args(facts: InstanceFacts) -> tuple[str, ...]:
@@ -47,13 +51,25 @@ def sglang_args(facts: InstanceFacts) -> tuple[str, ...]:
         *text_flag("--served-model-name", facts.model),
         "--host", "0.0.0.0",  # noqa: S104 - the bootstrap server listens there too
         "--port", str(shared.ENGINE_PORT),
-        "--tp-size", str(facts.devices),
+        "--tp-size", str(facts.all_devices),
+        *member_args(facts),
         "--max-running-requests", str(places + SLACK),
         "--disaggregation-mode", facts.role,
         "--disaggregation-transfer-backend", "nixl",
         "--disaggregation-bootstrap-port", str(names.PORT_TRANSFER),
         "--enable-metrics",
         "--enable-cache-report",
+    )  # fmt: skip
+
+
+def member_args(facts: InstanceFacts) -> tuple[str, ...]:
+    """How engines of several nodes find each other; rank 0 serves."""
+    if facts.members == 1:
+        return ()
+    return (
+        "--nnodes", str(facts.members),
+        "--node-rank", str(facts.member),
+        "--dist-init-addr", f"{shared.leader_of(facts)}:{shared.RENDEZVOUS_PORT}",
     )  # fmt: skip
 
 

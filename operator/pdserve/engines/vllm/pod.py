@@ -6,6 +6,7 @@ KV over at the instance's KV port. What differs between builds of vLLM is a `Vll
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,20 @@ NIXL: Final = VllmVariant(
 )
 
 
+def member_args(facts: InstanceFacts) -> tuple[str, ...]:
+    """VLLM's own way over several nodes, without Ray: one process per node, rank 0 serves."""
+    if facts.members == 1:
+        return ()
+    return (
+        "--distributed-executor-backend", "mp",
+        "--nnodes", str(facts.members),
+        "--node-rank", str(facts.member),
+        "--master-addr", shared.leader_of(facts),
+        "--master-port", str(shared.RENDEZVOUS_PORT),
+        *(("--headless",) if facts.member else ()),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class VllmPod:
     """`EnginePod` of vLLM, and of what is built on it."""
@@ -86,7 +101,7 @@ class VllmPod:
 
     def parts(self, facts: InstanceFacts) -> PodParts:
         """See the module's text."""
-        return PodParts(
+        parts = PodParts(
             command=("vllm", "serve"),
             args=self._args(facts),
             env={**ENV, **self.variant.env},
@@ -94,6 +109,9 @@ class VllmPod:
             volumes=shared.VOLUMES,
             proxy=self._proxy_args(facts),
         )
+        if facts.member == 0:
+            return parts
+        return dataclasses.replace(parts, health_path="", proxy=(), awaits_leader=True)
 
     def transfer_config(self, facts: InstanceFacts) -> JsonMap:
         """`--kv-transfer-config` of a role."""
@@ -111,7 +129,8 @@ class VllmPod:
             *text_flag("--served-model-name", facts.model),
             "--host", "127.0.0.1",
             "--port", str(shared.ENGINE_PORT),
-            "--tensor-parallel-size", str(facts.devices),
+            "--tensor-parallel-size", str(facts.all_devices),
+            *member_args(facts),
             "--max-num-seqs", str(facts.slots),
             *(limits if self.variant.limits else ()),
             "--kv-transfer-config", json.dumps(self.transfer_config(facts), separators=(",", ":")),

@@ -15,8 +15,8 @@ from pdserve.wire import names
 
 def mooncake(facts: InstanceFacts) -> JsonMap:
     """The Mooncake connector of vLLM-Ascend, whose decode pulls blocks."""
-    other = facts.peer_devices or facts.devices
-    own = {"dp_size": 1, "tp_size": facts.devices}
+    other = facts.peer_devices or facts.all_devices
+    own = {"dp_size": 1, "tp_size": facts.all_devices}
     peer = {"dp_size": 1, "tp_size": other}
     sizes = {"prefill": own, "decode": peer}
     if facts.role == "decode":

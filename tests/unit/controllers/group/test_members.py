@@ -1,23 +1,18 @@
-"""The operator keeps instances of two pods each; no field of the API asks for them yet."""
+"""The operator keeps instances of two pods each."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pdserve.api import ScenarioGroup
-from pdserve.controllers.group import scenariogroup
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
-from pdserve.desired.group_wanted import wanted_of
 from pdserve.dst.virtual_time import run_virtual
 from pdserve.dst.world import World
 from pdserve.dst.world_engines import Engines, SimulatedEngine
 from pdserve.dst.world_service import NS, service
-from pdserve.groups.types import Wanted
 from pdserve.kube.errors import KubeError
 from pdserve.kube.request import KubeRequest
 from pdserve.kube.resource import PODS, Object
@@ -36,17 +31,12 @@ class FollowingEngines(Engines):
                    if e.pod == leader)  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def two_members(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every role wants instances of two members."""
-
-    def wanted(group: ScenarioGroup, *about: Any) -> Wanted:
-        made = wanted_of(group, *about)
-        return replace(
-            made, prefill=replace(made.prefill, members=2), decode=replace(made.decode, members=2)
-        )
-
-    monkeypatch.setattr(scenariogroup, "wanted_of", wanted)
+def two_pods(ratio: Mapping[str, Any]) -> Object:
+    """A PDService whose instances have two pods of eight devices each."""
+    made = service(devices=8, ratio=ratio)
+    for role in ("prefill", "decode"):
+        made["spec"][role]["instance"]["nodes"] = 2
+    return made
 
 
 def make() -> World:
@@ -54,7 +44,7 @@ def make() -> World:
     world.engines = FollowingEngines()
     world.nodes(["a", "b"], per_leaf=6)
     world.domain()
-    world.create(PDSERVICES, service(devices=8, ratio=FIXED))
+    world.create(PDSERVICES, two_pods(FIXED))
     return world
 
 
@@ -156,7 +146,7 @@ def test_a_scale_down_drains_and_deletes_both_members() -> None:
     run_virtual(run())
 
 
-def test_credentials_rotate_although_only_leaders_report() -> None:
+def test_credentials_rotate_for_every_member() -> None:
     async def run() -> None:
         world = make()
         async with world.running(), world.operator():
