@@ -80,6 +80,12 @@ def _places(group: api.ScenarioGroup) -> str:
             else f"{g.cross_leaf_percent}% of KV traffic crosses leaves"
         )
         lines.append(f"  P/D group {g.index}: {', '.join(g.cells) or 'no pods'} ({balance})")
+    roles = (("prefill", group.spec.prefill), ("decode", group.spec.decode))
+    lines += [
+        f"  each {name} is {role.instance.nodes} pods in one leaf, ready when all are"
+        for name, role in roles
+        if role.instance.nodes > 1
+    ]
     return "\n".join(lines) if len(lines) > 1 else ""
 
 

@@ -138,4 +138,5 @@ def _group_rows(group: api.ScenarioGroup) -> list[tuple[str, ...]]:
 
 def _instance_row(i: InstanceObs, now: float) -> tuple[str, ...]:
     nodes = ", ".join(filter(None, i.nodes)) or "-"
-    return (i.name, i.role, nodes, state_of(i), str(i.restarts), age(now - i.created))
+    role = i.role if i.size == 1 else f"{i.role}, {len(i.members)} of {i.size} pods"
+    return (i.name, role, nodes, state_of(i), str(i.restarts), age(now - i.created))
