@@ -58,6 +58,8 @@ class Pod:
     terminating: bool = False
     drain_started: float | None = None
     linked_container: str | None = None
+    was_linked: bool = False
+    """Condition Linked is False, not absent."""
     leader_address: str = ""
     scale_unit: bool = False
     requests: int = 0
@@ -82,7 +84,7 @@ class Pod:
         return (
             self.spec, shown, self.bound, self.restarts, self.failed, self.crash_loop,
             self.terminating, self.drain_started, self.linked_container, self.scale_unit,
-            self.leader_address,
+            self.leader_address, self.was_linked,
         )  # fmt: skip
 
 
@@ -127,13 +129,10 @@ def raw_pod(pod: Pod, machine: Machine | None, now: float) -> dict[str, Any]:
     elif pod.crash_loop:
         state = {"waiting": {"reason": "CrashLoopBackOff"}}
     conditions = [{"type": "Ready", "status": str(bool(ready))}]
-    if linked:
+    if linked or pod.was_linked:
+        message = pod.linked_container or ""
         conditions.append(
-            {
-                "type": names.CONDITION_LINKED,
-                "status": "True",
-                "message": pod.linked_container or "",
-            }
+            {"type": names.CONDITION_LINKED, "status": str(linked), "message": message}
         )
     term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [new.node]}]}
     return {

@@ -261,6 +261,7 @@ class World(GroupCluster):
             case t.MarkUnlinked(name=name, uid=uid):
                 if self.holds(name, uid):
                     self.pods[name].linked_container = None
+                    self.pods[name].was_linked = True
             case t.TellLeader(name=name, uid=uid, address=address):
                 if self.holds(name, uid):
                     self.pods[name].leader_address = address

@@ -23,11 +23,13 @@ def retire(
 ) -> None:
     """Start the way out of one instance that a plan gives up, unless it is on it.
 
-    One that was never in a table or route serves no request: it needs no drain.
+    One that was never in a table or route serves no request: it needs no drain. One that was
+    linked may have left both by a fault that passed, with requests still running.
     """
     if leaving(instance):
         return
-    served = group.named(instance) or instance.name in observation.routed
+    routed = instance.name in observation.routed
+    served = group.named(instance) or routed or instance.ever_linked
     for member in instance.members:
         # The mark tells this deletion from a loss in every later plan.
         said = f"drain {member.pod}" if served else f"give up {member.pod}, which never served"

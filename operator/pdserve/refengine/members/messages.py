@@ -67,7 +67,8 @@ class MemberStream:
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         """`peer` names the other end in errors."""
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # it is closed already: the first read says so
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock, self.peer = sock, peer
 
     def send(

@@ -115,6 +115,8 @@ class MemberWorker:
                     self.steps = self.steps + session.computed
             except MemberGoneError as error:
                 log.warning("the leader is gone: %s", error)
+            except Exception:  # of the computation: the leader learns it by the connection's end
+                log.exception("what the leader asked failed")
             finally:
                 stream.close()
                 with self._lock:
