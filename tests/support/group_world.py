@@ -27,14 +27,7 @@ from pdserve.groups.rollout_types import UNKNOWN
 from pdserve.groups.routable import routable
 from pdserve.placement import GroupRequest
 from pdserve.terms import Role
-from pdserve.topology import (
-    Fabric,
-    TreeSpec,
-    build_fabric,
-    node_view,
-    pod_view,
-    reservation_of,
-)
+from pdserve.topology import Fabric, TreeSpec, build_fabric, node_view, pod_view, reservation_of
 
 SLOTS: dict[Role, int] = {"prefill": 2, "decode": 4}
 _TREES: dict[str, Fabric] = {}
@@ -254,20 +247,19 @@ class World(GroupCluster):
                 self._mark(action)
 
     def _mark(self, action: t.Action) -> None:
+        marks = t.MarkLinked | t.MarkUnlinked | t.TellLeader | t.MoveScaleUnit
+        if not isinstance(action, marks) or not self.holds(action.name, action.uid):
+            return
+        pod = self.pods[action.name]
         match action:
-            case t.MarkLinked(name=name, uid=uid, container_id=container):
-                if self.holds(name, uid):
-                    self.pods[name].linked_container = container
-            case t.MarkUnlinked(name=name, uid=uid):
-                if self.holds(name, uid):
-                    self.pods[name].linked_container = None
-                    self.pods[name].was_linked = True
-            case t.TellLeader(name=name, uid=uid, address=address):
-                if self.holds(name, uid):
-                    self.pods[name].leader_address = address
-            case t.MoveScaleUnit(name=name, uid=uid, present=present):
-                if self.holds(name, uid):
-                    self.pods[name].scale_unit = present
+            case t.MarkLinked(container_id=container):
+                pod.linked_container = container
+            case t.MarkUnlinked():
+                pod.linked_container, pod.was_linked = None, True
+            case t.TellLeader(address=address):
+                pod.leader_address = address
+            case t.MoveScaleUnit(present=present):
+                pod.scale_unit = present
 
     def _post(self, new: t.NewPod) -> None:
         if new.name in self.pods:

@@ -17,6 +17,7 @@ from pdserve.refengine.members.links import MemberLinks
 from pdserve.refengine.members.split import SplitPass
 from pdserve.refengine.model.layer_share import layer_shares
 from pdserve.refengine.model.loader import LoadedModel
+from pdserve.refengine.peer_links import Links
 from pdserve.refengine.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,9 @@ class Leading:
         self._warm: asyncio.Task[None] | None = None
         self._warmed = False
 
-    def attach(self, engine: Engine) -> None:
-        """Give the engine the members."""
+    def attach(self, engine: Engine, links: Links) -> None:
+        """Give the members to the engine, and what the operator says of them to the members."""
+        links.members, links.members_missing, links.closing = self.links, self.missing, self.close
         self._engine = engine
         self.links.blocks = engine.blocks
         self.links.lost = engine.forget_kv

@@ -42,6 +42,8 @@ class Links:
         """The other members of this instance, whose leader this is; None: there are none."""
         self.members_missing: Callable[[], str | None] = lambda: None
         """Which of them are not there; None: none."""
+        self.closing: Callable[[], None] = lambda: None
+        """Gives the members up with the links."""
         self._linked = role == "both"
 
     @property
@@ -88,6 +90,7 @@ class Links:
 
     def close(self) -> None:
         """Drop all links."""
+        self.closing()
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()

@@ -61,16 +61,14 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
     metrics = EngineMetrics(config.model_name, paced=pacer is not None)
     trust = Trust(config.token, config.control, config.request, config.kv_key)
     leading = Leading(config, model, trust) if config.members > 1 else None
-    if leading is not None:
-        model = leading.model
+    model = model if leading is None else leading.model
     engine = Engine(config, model, metrics, pacer, loop)
-    if leading is None:
-        engine.warm_up()
     host = config.advertise or config.bind
     links = Links(config.instance, config.role, model.numerics, host)
-    if leading is not None:
-        leading.attach(engine)
-        links.members, links.members_missing = leading.links, leading.missing
+    if leading is None:
+        engine.warm_up()
+    else:
+        leading.attach(engine, links)
     identity = Identity(config.instance, trust, model.fingerprint, model.numerics)
     transport = TcpTransport(identity, engine.handoff, config.transfer_timeout)
     trust.changed = transport.keys_changed
@@ -111,8 +109,6 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
         feed.close()
         await server.stop(CLOSE_SECONDS)
         links.close()
-        if leading is not None:
-            leading.close()
         await transport.stop()
         generator.close()
         engine.stop()

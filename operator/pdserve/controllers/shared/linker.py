@@ -47,10 +47,8 @@ LEAST_BETWEEN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One running instance, or one more member of it, and what it needs.
-
-    Its leader answers for all of its members. Another member, `instance` being its pod's name, is
-    given tables with their grants where its engine takes them.
+    """One running instance and what it needs: its leader answers for all of its members. Another
+    member, `instance` being its pod's name, is given tables where its engine takes them.
 
     `table` is the newest peer table, when it names the instance; `poll` asks for link reports
     again and again (something in its group is being linked); `watch` asks now and then; `drain`

@@ -9,6 +9,7 @@ runs on a member that started anew without the engine having dropped what it hel
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import threading
@@ -104,6 +105,11 @@ class MemberLink:
         return self._stream.receive(expected, ANSWER_SECONDS)[2]
 
 
+def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(event.set)
+
+
 class MemberLinks:
     """All members but the leader."""
 
@@ -197,7 +203,7 @@ class MemberLinks:
                 continue
             broken, loop = asyncio.Event(), asyncio.get_running_loop()
             since = loop.time()
-            link.on_broken = lambda: loop.call_soon_threadsafe(broken.set)  # noqa: B023 - of this link
+            link.on_broken = functools.partial(_wake, loop, broken)
             self._up[index] = link
             del self._down[index]
             log.info("%s is there", address.id)

@@ -105,7 +105,7 @@ class MemberStream:
         """
         deadline = time.monotonic() + seconds
         head = self.exactly(HEAD.size, deadline)
-        magic, version, number, _, length, size, crc = HEAD.unpack(head)
+        magic, version, number, _, length, size, crc = HEAD.unpack(head.tobytes())
         if magic != _MAGIC or version != VERSION:
             raise MemberGoneError(f"{self.peer}: it does not speak pdserve's member protocol")
         if length > MAX_FIELDS or size > MAX_PAYLOAD:
@@ -121,7 +121,7 @@ class MemberStream:
         if size != expected:
             raise MemberGoneError(f"{self.peer}: {kind.name} of {size} bytes, {expected} expected")
         payload = self.exactly(size, deadline)
-        if crc32c(memoryview(payload)) != crc:
+        if crc32c(payload.data) != crc:
             raise MemberGoneError(f"{self.peer}: {kind.name} arrived corrupt")
         return kind, fields, payload
 
@@ -132,7 +132,7 @@ class MemberStream:
             MemberGoneError: they do not come.
         """
         data = np.empty(size, np.uint8)
-        view, have = memoryview(data), 0
+        view, have = data.data, 0
         while have < size:
             left = deadline - time.monotonic()
             if left <= 0:

@@ -19,7 +19,7 @@ from pdserve.refengine.members.links import MemberLink, MemberLinks
 from pdserve.refengine.members.messages import CHUNK_BYTES, MemberGoneError, MemberKind
 from pdserve.refengine.model.loader import StagedPass
 from pdserve.refengine.model.plan import Rows, StepPlan
-from pdserve.refengine.model.tensors import Array
+from pdserve.refengine.model.tensors import Array, Ints
 
 
 class SplitPass:
@@ -93,5 +93,5 @@ def _chunks(blocks: list[int], pool: Array, link: MemberLink) -> Iterator[list[i
         yield blocks[first : first + most]
 
 
-def _bytes(array: np.ndarray) -> memoryview:  # type: ignore[type-arg]
-    return memoryview(np.ascontiguousarray(array)).cast("B")
+def _bytes(array: Array | Ints) -> memoryview:
+    return np.ascontiguousarray(array).data.cast("B")

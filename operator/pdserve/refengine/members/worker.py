@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import socket
 import threading
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from pdserve.refengine.members.handshake import MemberIdentity, Proofs, receive_
 from pdserve.refengine.members.messages import Bytes, MemberGoneError, MemberKind, MemberStream
 from pdserve.refengine.model.layer_share import LayerShare
 from pdserve.refengine.model.loader import StagedPass
-from pdserve.refengine.model.model_config import BLOCK_TOKENS, LlamaConfig
+from pdserve.refengine.model.model_config import LlamaConfig
 from pdserve.refengine.model.plan import Rows, StepPlan, blocks_of, new_pool
 from pdserve.refengine.model.tensors import Array, Ints
 from pdserve.terms.json import JsonMap, JsonObject
@@ -166,7 +167,9 @@ class _Session:
         if kind is not MemberKind.STEP:
             return 0
         shape = self._model.hidden_shape(StepPlan(self._rows(fields, None)))
-        return 8 * sum(row[2] for row in self._numbers(fields)) + 4 * int(np.prod(shape))
+        tables = sum(row[2] for row in self._numbers(fields))
+        size: int = 8 * tables + 4 * math.prod(shape)
+        return size
 
     def _ping(self, _fields: JsonMap, _payload: Bytes) -> None:
         self._stream.send(MemberKind.PONG)
@@ -180,11 +183,11 @@ class _Session:
         x = payload[size:].view(np.float32).reshape(self._model.hidden_shape(plan))
         self._model.advance(x, plan, self._pool)
         self.computed = 1
-        self._stream.send(MemberKind.STEPPED, parts=(memoryview(x).cast("B"),))
+        self._stream.send(MemberKind.STEPPED, parts=(x.data.cast("B"),))
 
     def _read(self, fields: JsonMap, _payload: Bytes) -> None:
         found: Array = self._pool[self._blocks(fields)]
-        self._stream.send(MemberKind.BLOCKS, parts=(memoryview(found).cast("B"),))
+        self._stream.send(MemberKind.BLOCKS, parts=(found.data.cast("B"),))
 
     def _write(self, fields: JsonMap, payload: Bytes) -> None:
         blocks = self._blocks(fields)
@@ -211,11 +214,10 @@ class _Session:
     def _sound(self, row: object) -> bool:
         if not isinstance(row, list) or len(row) != 3 or not all(type(n) is int for n in row):
             return False
-        start, count, blocks = row
-        end = start + count
-        return start >= 0 and count >= 1 and end <= self._config.context and (
-            blocks_of(end) <= blocks <= -(-self._config.context // BLOCK_TOKENS)
-        )  # fmt: skip
+        start, count, blocks = map(int, row)
+        end, most = start + count, self._config.context
+        fits = start >= 0 and count >= 1 and end <= most
+        return fits and blocks_of(end) <= blocks <= blocks_of(most)
 
     def _rows(self, fields: JsonMap, tables: Ints | None) -> list[Rows]:
         """Rows of a step; without tables, such as have the same shape."""

@@ -92,7 +92,8 @@ class FastLlama:
 
     def embedded(self, plan: StepPlan) -> Array:
         """What the first layer gets: [rows, hidden]."""
-        return self._embed[plan.tokens]
+        x: Array = self._embed[plan.tokens]
+        return x
 
     def hidden_shape(self, plan: StepPlan) -> tuple[int, ...]:
         """Of what passes between layers."""
@@ -171,7 +172,8 @@ class _Attention:
     def _index(self, tables: Ints) -> Ints:
         """Rows of the pool with K [sequences, kv_heads, blocks] of layer 0."""
         c = self._config
-        return tables[:, None] * self._block_rows + np.arange(c.kv_heads)[:, None]
+        rows: Ints = tables[:, None] * self._block_rows + np.arange(c.kv_heads)[:, None]
+        return rows
 
     def _attend(self, q: Array, index: Ints, hidden: Array) -> Array:
         """Softmax attention [sequences, kv_heads, rows, dim].

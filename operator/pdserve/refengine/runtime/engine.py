@@ -87,16 +87,11 @@ class Engine:
         self._admission = Admission(
             config, self.context, model, self._pool, self._estimates, self.rejections
         )
-        self.handoff = Handoff(
-            loop,
-            (config.lease_seconds, config.transfer_timeout),
-            metrics,
-            pacer,
-            self._slot_freed,
-        )
+        seconds = config.lease_seconds, config.transfer_timeout
+        self.handoff = Handoff(loop, seconds, metrics, pacer, self._slot_freed)
         self.draining = False
         self.members_missing: Callable[[], str | None] = lambda: None
-        """Which other members of the instance are not there; None: none."""
+        """Members of the instance that are not there; None: none."""
 
     def pull_from(self, source: KvSource) -> None:
         """Pull KV of decode legs from there."""
@@ -211,7 +206,7 @@ class Engine:
 
     def forget_kv(self, why: str) -> None:
         """KV of running requests and cached prompts is lost: they fail, and are not found again."""
-        for sequence in list(self._active.values()):
+        for sequence in [*self._active.values()]:
             self._fail(sequence, self._member_gone(why))
         self._pool.forget()
 
@@ -289,12 +284,11 @@ class Engine:
 
     def failed(self, step: batching.Batch, error: BaseException) -> None:
         """StepOwner: every member fails."""
-        gone = isinstance(error, MemberGoneError)
+        failure = self._member_gone if isinstance(error, MemberGoneError) else _internal
         for member in step.members:
-            made = self._member_gone(str(error)) if gone else _internal(error)
-            self._fail(member.sequence, made)
+            self._fail(member.sequence, failure(error))
 
-    def _member_gone(self, why: str) -> ApiError:
+    def _member_gone(self, why: object) -> ApiError:
         return self.rejections.reject(calls.REJECT_NOT_READY, f"a member is gone: {why}")
 
     def _fail(self, sequence: Sequence, error: ApiError) -> None:
