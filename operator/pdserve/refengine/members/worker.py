@@ -161,7 +161,8 @@ class _Session:
         if kind not in self._do:
             raise ValueError(f"unexpected {kind.name}")
         if kind is MemberKind.WRITE:
-            return len(self._blocks(fields)) * self._pool[0].nbytes
+            each: int = self._pool[0].nbytes
+            return len(self._blocks(fields)) * each
         if kind is MemberKind.READ:
             self._blocks(fields)
         if kind is not MemberKind.STEP:
