@@ -117,7 +117,9 @@ def spec_after(spec: JsonMap, to: Iterable[FieldChange]) -> JsonObject:
     made: JsonObject = {}
     for change in to:
         part = change.path[0]
-        holder: JsonObject = made.setdefault(part, deepcopy(spec.get(part) or {}))
+        if part not in made:
+            made[part] = deepcopy(spec.get(part) or {})
+        holder: JsonObject = made[part]
         for key in change.path[1:-1]:
             holder = holder.setdefault(key, {})
         if change.after is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.support.group_checks import BrokenError, at_every_moment
@@ -19,12 +20,12 @@ FULL = "p1 a  n1:8 n2:8\np1 b  m1:8 m2:8"
 FULL_4 = "p1 a  n1:8 n2:8 n3:8 n4:8\np1 b  m1:8 m2:8 m3:8 m4:8"
 
 
-def steer(w: World, **rule: object) -> None:
+def steer(w: World, **rule: Any) -> None:
     """Change `spec.rollout` alone."""
     w.want(lambda x: replace(x, rollout=replace(x.rollout, **rule)))
 
 
-def roll(w: World, revision: str = "r2", **rule: object) -> None:
+def roll(w: World, revision: str = "r2", **rule: Any) -> None:
     """Ask for another revision, rolled so."""
     w.want(lambda x: replace(x, revision=revision, rollout=RolloutWanted(**rule)))  # type: ignore[arg-type]
 
