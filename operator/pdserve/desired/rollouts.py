@@ -44,14 +44,13 @@ def rollout_state(group: ScenarioGroup) -> RolloutState:
 
 def to_json(state: RolloutState) -> JsonObject:
     """The state as status has it."""
-    made: JsonObject = {
+    return {
         "revision": state.revision,
         "stableRevision": state.stable,
         "servingGroups": state.serving,
+        # Status is merged: only null takes a field out.
+        "waitingSinceTime": None if state.since is None else rfc3339(state.since),
     }
-    if state.since is not None:
-        made["waitingSinceTime"] = rfc3339(state.since)
-    return made
 
 
 def comes_first(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 from typing import Any
 
@@ -196,3 +197,22 @@ async def test_a_missing_right_is_named() -> None:
         )
         with pytest.raises(rollout.RefusedError, match=r"patch pdservices\.pdserve\.io"):
             await rollout.run(KubeClient(ReadOnly(world.api, Faults())), arguments)
+
+
+@virtual_time
+async def test_the_time_to_progress_runs_for_each_group_alone() -> None:
+    """What status remembers of the one before does not count against the next."""
+    world = make(rollout={"progressDeadlineSeconds": 60, "canaryGroups": 1})
+
+    def remembered() -> Any:
+        return world.existing(SCENARIO_GROUPS, "shop-chat")["status"]["rollout"]
+
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        patch(world, engine={"image": "pdserve/engine:next"})
+        await world.until(lambda: "waitingSinceTime" in remembered(), 60)
+        await world.until(lambda: reason(world) == "CanaryWaits", 300)
+        assert "waitingSinceTime" not in remembered()
+        await asyncio.sleep(120)
+        await call(world, "resume shop")
+        assert await call(world, "status shop --watch") == 0
