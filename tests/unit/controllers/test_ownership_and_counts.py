@@ -306,8 +306,7 @@ async def test_rights_used_and_granted_agree() -> None:
         spec["engine"]["image"] = "pdserve/engine:next"
         world.patch(PDSERVICES, NS, "shop", {"spec": spec})
         await world.until(lambda: len(world.seen(CONTROLLER_REVISIONS)) == 2, 60, "both in use")
-        # Wanted again, the first one becomes the newest: it is deleted and made anew.
-        spec["engine"]["image"] = "pdserve/engine:test"
+        spec["engine"]["image"] = "pdserve/engine:test"  # wanted again: deleted and made anew
         world.patch(PDSERVICES, NS, "shop", {"spec": spec})
         again = (CONTROLLER_REVISIONS, "delete")
         await world.until(
