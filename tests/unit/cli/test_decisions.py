@@ -10,12 +10,13 @@ from pdserve.cli.view_decisions import decisions_json, render_decisions
 from pdserve.ratio.presets import preset
 from pdserve.terms import Slo
 
+FIGURES = {
+    "rateAhead": "20.000", "promptTokens": "1200", "uncachedTokens": "1200",
+    "outputTokens": "200", "pressureDecode": "1.10",
+}  # fmt: skip
 HELD = DECISION | {
     "time": "2026-01-01T00:09:00Z", "from": DECISION["to"], "outcome": "Held", "reason": "Steady",
-    "message": "all is well", "inputs": {
-        "rateAhead": "20.000", "promptTokens": "1200", "uncachedTokens": "1200",
-        "outputTokens": "200", "pressureDecode": "1.10",
-    },
+    "message": "all is well", "inputs": FIGURES,
 }  # fmt: skip
 PROFILE = preset("llama2-70b-h100x8", 4, 64)
 SLO = Slo(1.0, 0.3, 0.05, 0.99)
@@ -52,6 +53,6 @@ def test_explain_says_why_it_knows_no_other_counts() -> None:
     assert "no profile is learned" in render_counts(bare, SLO, None)
     assert "no decision has figures" in render_counts(bare, SLO, PROFILE)
     for bad in ("x", "nan", "-1", "", "1e300"):
-        wrong = HELD | {"inputs": HELD["inputs"] | {"rateAhead": bad}}
+        wrong = HELD | {"inputs": FIGURES | {"rateAhead": bad}}
         text = render_counts(group(service(), "chat", decisions=[wrong]), SLO, PROFILE)
         assert "no decision has figures" in text
