@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
 import orjson
 
@@ -40,20 +39,11 @@ Handler = Callable[[HttpRequest, Reply], None]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class StartedMember:
-    """Where a member listens."""
-
-    port: int
-    transfer_port: int
-    worker: MemberWorker
-
-
 @contextlib.asynccontextmanager
 async def following(
     config: EngineConfig, model: LoadedModel, limits: ClientLimits
-) -> AsyncIterator[StartedMember]:
-    """Listen and compute for the leader inside the `async with` block."""
+) -> AsyncIterator[int]:
+    """Listen and compute for the leader inside the `async with` block; gives the port for it."""
     assert model.staged is not None and model.share is not None  # noqa: S101 - `config` sees to it
     trust = Trust(config.token, config.control, config.request, config.kv_key)
     worker = MemberWorker(
@@ -64,7 +54,8 @@ async def following(
     server = HttpServer(routes, limits, lambda e: log.error("A request failed", exc_info=e))
     transfer_port = worker.start(config.bind, config.transfer_port)
     try:
-        yield StartedMember(await server.start(config.bind, config.port), transfer_port, worker)
+        await server.start(config.bind, config.port)
+        yield transfer_port
         await _while_leader_there(worker, config.drain_seconds)
     finally:
         await server.stop(CLOSE_SECONDS)

@@ -153,10 +153,10 @@ async def serve(config: EngineConfig, model: LoadedModel) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if config.member > 0:
-        async with following(config, model, _limits(config)) as member:
+        async with following(config, model, _limits(config)) as port:
             log.info(
                 "member %d of %d of %s computes layers %s on port %d",
-                config.member, config.members, config.instance, model.share, member.transfer_port,
+                config.member, config.members, config.instance, model.share, port,
             )  # fmt: skip
             await stop.wait()
             _second_signal_ends()

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LayerShare:
-    """The contiguous layers [first, end) of a model with `of` layers.
+    """The contiguous layers [first, end) of a model.
 
     The share that begins with layer 0 is the leader's: it also has the embedding and the head.
     """
 
     first: int
     end: int
-    of: int
 
     @property
     def leads(self) -> bool:
@@ -46,4 +45,4 @@ def layer_shares(layers: int, members: int) -> tuple[LayerShare, ...]:
             f"{members} members cannot share {layers} layers: each computes one or more"
         )
     cuts = [index * layers // members for index in range(members + 1)]
-    return tuple(LayerShare(a, b, layers) for a, b in itertools.pairwise(cuts))
+    return tuple(LayerShare(a, b) for a, b in itertools.pairwise(cuts))
