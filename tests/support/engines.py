@@ -85,7 +85,7 @@ class EngineProcess:
 
     def peer(self, role: str | None = None) -> Peer:
         devices = tuple(Device(i, ip) for i, ip in enumerate(self.devices))
-        nodes = (PeerNode("n1", devices),) if devices or self.members else ()
+        nodes: tuple[PeerNode, ...] = (PeerNode("n1", devices),) if devices or self.members else ()
         nodes += tuple(PeerNode(m.host, (), f"{m.host}:5600") for m in self.members)
         peer = Peer(self.name, role or self.role, self.url, f"{self.host}:5600", "r1")  # type: ignore[arg-type]
         return replace(peer, nodes=nodes)

@@ -39,7 +39,7 @@ def tell_leaders(group: GroupView, draft: PlanDraft) -> None:
             if member.index and member.leader_address != address:
                 draft.act(
                     TellLeader(member.pod, member.uid, address or ""),
-                    f"{member.pod} is told its leader's address",
+                    f"{member.pod} learns its leader's address",
                 )
 
 

@@ -76,7 +76,7 @@ def test_both_sizes_of_mooncake_count_all_pods() -> None:
         assert sizes == {"prefill": 8, "decode": 1}
 
 
-def test_sglang_is_told_where_the_first_one_waits() -> None:
+def test_sglang_learns_where_the_first_one_waits() -> None:
     for new, where in ((LEADER, "PDSERVE_POD_IP"), (MEMBER, "PDSERVE_LEADER_ADDRESS")):
         args = engine(pod("SGLang", new))["args"]
         assert after(args, "--tp-size") == "8"

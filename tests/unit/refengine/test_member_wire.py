@@ -1,4 +1,4 @@
-"""What a member takes from whoever connects, and a leader from whatever answers."""
+"""What a member takes from a connection, and a leader from an answer, of any content."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_what_was_written_is_read_and_computed_on(site: Site, share: LoadedModel
     until(lambda: site.worker.leader_there)
     shape = (2, site.shares[1].count, 2, share.config.block_floats // share.config.layers // 2)
     kv = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    link.ask(MemberKind.WRITE, {"blocks": [3, 5]}, (memoryview(kv).cast("B"),),
+    link.ask(MemberKind.WRITE, {"blocks": [3, 5]}, (memoryview(kv.tobytes()),),
              MemberKind.WRITTEN, 0)  # fmt: skip
     got = link.ask(MemberKind.READ, {"blocks": [5]}, (), MemberKind.BLOCKS, kv[1].nbytes)
     assert np.array_equal(got.view(np.float32), kv[1].ravel())
@@ -172,12 +172,12 @@ def test_kv_of_blocks_that_do_not_exist_is_neither_read_nor_written(
         HEAD.pack(b"PDMB", 1, MemberKind.STEP, 0, 2, 1 << 60, 0) + b"{}",
     ],
 )
-def test_bytes_of_strangers_cost_a_connection(site: Site, sent: bytes) -> None:
+def test_bytes_of_another_protocol_cost_a_connection(site: Site, sent: bytes) -> None:
     leader = site.greeted()
-    with socket.create_connection((site.host, site.port), 5) as stranger:
-        stranger.sendall(sent)
-        stranger.settimeout(20)
-        while stranger.recv(4096):
+    with socket.create_connection((site.host, site.port), 5) as foreign:
+        foreign.sendall(sent)
+        foreign.settimeout(20)
+        while foreign.recv(4096):
             pass
     leader.ping()
     assert leader.broken is None
@@ -190,7 +190,12 @@ def test_a_corrupt_answer_is_not_used(site: Site) -> None:
     link = MemberLink(MemberStream(ours, "p0-m1"), site.shares[1])
     body = struct.pack("!f", 1.0)
     answer = HEAD.pack(b"PDMB", 1, MemberKind.BLOCKS, 0, 2, 4, 12345) + b"{}" + body
-    threading.Thread(target=lambda: (theirs.recv(1 << 16), theirs.sendall(answer))).start()
+
+    def reply() -> None:
+        theirs.recv(1 << 16)
+        theirs.sendall(answer)
+
+    threading.Thread(target=reply).start()
     with pytest.raises(MemberGoneError, match="corrupt"):
         link.ask(MemberKind.READ, {"blocks": [1]}, (), MemberKind.BLOCKS, 4)
     assert link.broken is not None

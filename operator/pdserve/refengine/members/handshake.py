@@ -87,7 +87,7 @@ def receive_leader(
     """The member's side: returns how many KV blocks the leader has.
 
     Raises:
-        MemberGoneError: who connects is not the leader of this instance; it was told why.
+        MemberGoneError: who connects is not the leader of this instance; the answer said why.
     """
     deadline = time.monotonic() + HANDSHAKE_SECONDS
     nonce = protocol.new_nonce()

@@ -117,7 +117,7 @@ class MemberLinks:
         """`shares`: of all members; `proofs`: keys of the instance."""
         self._me, self._shares, self._proofs = me, shares, proofs
         self.blocks = 0
-        """Of KV memory, which members are told when they are met."""
+        """Of KV memory, which members learn from the handshake."""
         self._up: dict[int, MemberLink] = {}
         self._down = dict.fromkeys(range(1, len(shares)), "its address is not known yet")
         self._tasks: dict[int, tuple[PeerAddress, asyncio.Task[None]]] = {}

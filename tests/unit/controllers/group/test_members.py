@@ -31,7 +31,7 @@ class FollowingEngines(Engines):
                    if e.pod == leader)  # fmt: skip
 
 
-def two_pods(ratio: Mapping[str, Any]) -> Object:
+def two_pods(ratio: dict[str, Any]) -> Object:
     """A PDService whose instances have two pods of eight devices each."""
     made = service(devices=8, ratio=ratio)
     for role in ("prefill", "decode"):
