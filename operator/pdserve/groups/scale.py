@@ -22,6 +22,7 @@ from pdserve.groups.rollout import Hold, as_before, hold_of, most_allowed, outda
 from pdserve.groups.types import ConditionState, Observation
 from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.placement import NoFit
+from pdserve.terms import ROLES
 from pdserve.topology import Fabric, Reservation
 
 
@@ -122,7 +123,7 @@ def _next_excess(
     wanted = observation.wanted
     if len(live) <= wanted.replicas:
         return None
-    sure = sum(1 for g in live if g.surely_serving(observation))
+    sure = sum(1 for g in live if _stands(g, observation))
     surge = 1 if any(outdated(g, observation) for g in live) else 0
     over = len(live) > wanted.replicas + (surge if wanted.replicas else 0)
     if held is not None and held.strict and not over:
@@ -133,7 +134,7 @@ def _next_excess(
         if not old and not over:
             continue
         surely = group.surely_serving(observation)
-        others = sure - surely
+        others = sure - _stands(group, observation)
         kept = serves or _recovering(group, observation, draft)
         if old and kept and others < wanted.replicas and not over:
             continue
@@ -252,6 +253,17 @@ def _needs_devices(draft: PlanDraft, why: str) -> None:
         "Progressing", "False", "NeedsDevices", f"the new revision waits: {why}"
     )
     draft.reasons.append(f"rollout waits: {why}")
+
+
+def _stands(group: GroupView, observation: Observation) -> bool:
+    """Whether an outdated group may go in favour of this one, so that the ratio is kept.
+
+    It surely serves, and if it is of the wanted revision, all instances that it has can serve.
+    """
+    whole = outdated(group, observation) or all(
+        group.ready(role) == len(group.of_role(role)) for role in ROLES
+    )
+    return whole and group.surely_serving(observation)
 
 
 def _why_removed(group: GroupView, observation: Observation) -> str:

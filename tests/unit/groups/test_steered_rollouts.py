@@ -177,6 +177,23 @@ def test_delete_first_begins_with_an_old_group_though_devices_are_spare() -> Non
     assert serving(w) == ["r2", "r2"]
 
 
+@pytest.mark.invariant(3)
+def test_an_old_group_stays_until_its_successor_is_whole() -> None:
+    w = world(ROOMY, "1P2D", 2, devices=4)
+    roll(w)
+    w.operator()
+    late = max(n for n, p in w.pods.items() if p.new.revision == "r2" and p.new.role == "decode")
+    for _ in range(6):
+        w.each(lambda name: name != late and w.kubelet(name))
+        w.push_tables()
+        w.each(w.link)
+        w.write_routes()
+        assert "BeginDrain" not in kinds(w.operator())
+    assert "r2" in serving(w)
+    w.settle()
+    assert serving(w) == ["r2", "r2"]
+
+
 @pytest.mark.parametrize("order", ["Auto", "DeleteFirst"])
 def test_the_only_group_goes_first_only_where_an_outage_is_allowed(order: str) -> None:
     w = world("p1 a  n1:8 n2:8", "1P1D", devices=8)
