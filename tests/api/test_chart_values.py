@@ -221,7 +221,7 @@ def test_one_pod_monitor_labels_series_as_the_example_job_does() -> None:
         for r in job["relabel_configs"]
         if "target_label" in r and r["target_label"] not in ("namespace", "pod", "__address__")
     ]
-    assert len(wanted) == 5
+    assert len(wanted) == 6
     for endpoint in spec["podMetricsEndpoints"]:
         one_port, *labels = endpoint["relabelings"]
         assert labels == wanted

@@ -109,8 +109,8 @@ def _add_instances(parser: argparse.ArgumentParser) -> None:
                        help="also size by aiconfigurator-core's measured tables")  # fmt: skip
     group.add_argument("--system", default="h100_sxm", metavar="NAME",
                        help="of those tables (default h100_sxm)")  # fmt: skip
-    group.add_argument("--backend", default="vllm", choices=("vllm", "sglang", "trtllm"),
-                       help="of those tables (default vllm)")  # fmt: skip
+    group.add_argument("--backend", metavar="NAME",
+                       help="of those tables, as aiconfigurator names it")  # fmt: skip
     group.add_argument("--instance-devices", type=_count, default=8, metavar="N",
                        help="devices of one instance (default 8)")  # fmt: skip
     group.add_argument("--prefill-slots", type=_count, default=4, metavar="N")
@@ -157,6 +157,8 @@ def _by_tables(arguments: argparse.Namespace, question: SizeQuestion) -> SizeAns
     """The same question with aiconfigurator-core's times; None where they are not asked for."""
     if arguments.tables is None:
         return None
+    if arguments.backend is None:
+        raise UsageError("--tables: --backend names the engine whose times these are")
     profile = table_profile(
         arguments.tables, arguments.system, arguments.backend, arguments.instance_devices,
         arguments.prefill_slots, arguments.decode_slots,

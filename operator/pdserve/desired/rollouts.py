@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pdserve.api import PDService, ScenarioGroup, revision_of
+from pdserve.groups.rollout import NEEDS_DEVICES
 from pdserve.groups.rollout_types import RolloutState, RolloutWanted
 from pdserve.terms.json import JsonObject
 from pdserve.terms.times import epoch_of, rfc3339
@@ -58,6 +59,8 @@ def comes_first(
 ) -> str:
     """The scenario whose rollout must end before that of `group`; empty where it is its turn.
 
+    One whose rollout waits for devices is passed over.
+
     Args:
         service: the PDService that made them.
         group: the ScenarioGroup in question.
@@ -70,21 +73,24 @@ def comes_first(
         if scenario.name == group.spec.scenario:
             return ""
         other = others.get(scenario.name)
-        if other is not None and not _done(other, wanted):
+        if other is not None and not _passed(other, wanted):
             return scenario.name
     return ""
 
 
-def _done(group: ScenarioGroup, wanted: str) -> bool:
+def _passed(group: ScenarioGroup, wanted: str) -> bool:
     if revision_of(group.spec) != wanted:
         return False  # it has not even been given the template
     status = group.status
     if not status.groups:
         return True
-    if any(g.revision != wanted for g in status.groups):
-        return False  # what drains counts: its devices may be what the next one needs
     if status.rollout is not None and status.rollout.revision != wanted:
         return False  # nothing has looked at it since
+    if any(g.revision != wanted for g in status.groups):
+        # What drains counts: its devices may be what the next one needs. One that waits for devices
+        # may do so for days, and holds no other up.
+        told = (c.reason for c in status.conditions if c.type == "Progressing")
+        return NEEDS_DEVICES in told
     if status.rollout is not None and status.rollout.stable_revision == wanted:
         return True
     return all(g.prefill.ready and g.decode.ready for g in status.groups)

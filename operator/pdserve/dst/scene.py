@@ -2,8 +2,8 @@
 
 24 devices in two leaves. `default/shop` serves `chat` (Fixed, two groups) and `search` (Auto),
 `team/mart` serves `chat` (Fixed, 2P1D). The crowded variant adds `team/late`, whose second group
-waits for devices. A schedule's steps act through a `Scene`; `watcher` compares what the operator
-does with the true state of the scene.
+waits for devices, and rolls scenarios one by one; the other one rolls them together. A schedule's
+steps act through a `Scene`; `watcher` compares what the operator does with the true state of it.
 """
 
 from __future__ import annotations
@@ -190,6 +190,8 @@ async def settled(variant: str) -> AsyncIterator[Scene]:
         world, watcher, SimulatedMetrics(now), Faults(seed=1), crowded=variant == "crowded"
     )
     shop, mart, late = _services()
+    if not scene.crowded:
+        shop["spec"]["rollout"] = {"scenarios": "Together"}
     world.create(PDSERVICES, shop)
     world.create(PDSERVICES, mart)
     async with AsyncExitStack() as stack:

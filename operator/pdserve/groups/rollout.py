@@ -19,6 +19,7 @@ PAUSED = "RolloutPaused"
 CANARY = "CanaryWaits"
 STOPPED = "ProgressDeadlineExceeded"
 TURN = "WaitsForScenario"
+NEEDS_DEVICES = "NeedsDevices"
 HELD: Final = frozenset({PAUSED, CANARY, STOPPED, TURN})
 TURN_LOOK: Final = 5.0
 """Seconds until a scenario that waits for its turn looks again."""

@@ -18,7 +18,7 @@ from pdserve.groups.claims import of_gone_groups, reservations
 from pdserve.groups.creation import create_group, find_place
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import suspects
-from pdserve.groups.rollout import Hold, as_before, hold_of, most_allowed, outdated
+from pdserve.groups.rollout import NEEDS_DEVICES, Hold, as_before, hold_of, most_allowed, outdated
 from pdserve.groups.types import ConditionState, Observation
 from pdserve.groups.view import GroupView, PlanDraft
 from pdserve.placement import NoFit
@@ -153,6 +153,8 @@ def _roll_some(
     """
     wanted = observation.wanted
     current = [g for g in live if not outdated(g, observation)]
+    if len(current) == len(live):
+        return
     starting = [g for g in current if not g.serving]
     at_once = wanted.rollout.max_unavailable if len(starting) < len(current) else 1
     room = min(at_once - len(starting), most_allowed(None, observation) - len(current))
@@ -250,7 +252,7 @@ def _freed(victim: GroupView, rest: Sequence[GroupView], draft: PlanDraft) -> Fa
 
 def _needs_devices(draft: PlanDraft, why: str) -> None:
     draft.progressing = ConditionState(
-        "Progressing", "False", "NeedsDevices", f"the new revision waits: {why}"
+        "Progressing", "False", NEEDS_DEVICES, f"the new revision waits: {why}"
     )
     draft.reasons.append(f"rollout waits: {why}")
 

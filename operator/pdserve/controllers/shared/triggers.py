@@ -135,6 +135,9 @@ class Triggers:
                 key = service_key(pod.namespace, pod.labels[names.LABEL_SERVICE])
                 of_group = pod.owner is not None and pod.owner.kind == GROUP
                 self._queue.add_after(key, SERVICE_DELAY if of_group else 0.0)
+                if not of_group and (old is None or new is None):
+                    # What instances ask of a request depends on which gateways there are.
+                    self._groups_of(key.namespace, key.name)
             self._group_of(pod)
         before, after = _taken(old), _taken(new)
         if before == after:
@@ -152,9 +155,11 @@ class Triggers:
                 self._queue.add(QueueKey(ref["kind"], meta["namespace"], ref["name"]))
             if ref.get("controller") and ref.get("kind") == SERVICE and names.KEY_ROUTES in data:
                 # A drain waits until the route table has let go of its instance.
-                name = (meta["namespace"], ref["name"])
-                for group in self._caches.groups.by_index(BY_SERVICE, name):
-                    self._add(GROUP, group)
+                self._groups_of(meta["namespace"], ref["name"])
+
+    def _groups_of(self, namespace: str, service: str) -> None:
+        for group in self._caches.groups.by_index(BY_SERVICE, (namespace, service)):
+            self._add(GROUP, group)
 
     def _group_of(self, pod: PodView) -> None:
         if pod.owner is not None and pod.owner.kind == GROUP:
