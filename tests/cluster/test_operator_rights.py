@@ -226,7 +226,6 @@ def test_installed_again_for_one_namespace_it_takes_over_and_is_refused_nothing(
     # It acts: one more instance, and none of the others is touched.
     chat = fixed(1, 1, 2)
     grown = life(NAMESPACE, SERVICE, chat, search=False, gateway={"replicas": 2})
-    grown["spec"]["decode"]["env"] = [{"name": "REVISION", "value": "2"}]
     cluster.apply(grown, namespace=NAMESPACE)
     s.until(
         "it has grown", lambda: len(s.pods(cluster, NAMESPACE, scenario="chat", role="decode")) == 2
