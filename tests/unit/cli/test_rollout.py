@@ -162,6 +162,24 @@ async def test_scenarios_roll_one_by_one_unless_they_may_roll_together(together:
 
 
 @virtual_time
+async def test_a_scenario_that_waits_for_devices_holds_no_other() -> None:
+    """Three groups fill the fabric: the only one of `search` has no room for a successor."""
+    world = World()
+    world.nodes(["a", "b", "c"], per_leaf=2, devices=8)
+    world.domain()
+    made = service(scenarios=("search", "chat"), devices=8, ratio=FIXED)
+    only = {"mode": "Fixed", "fixed": {"groups": 1, "prefill": 1, "decode": 1}}
+    made["spec"]["scenarios"][0]["ratio"] |= only
+    world.create(PDSERVICES, made)
+    async with world.running(), world.operator():
+        await world.until(world.service_ready)
+        patch(world, engine={"image": "pdserve/engine:next"})
+        await world.until(lambda: revisions(world) == ["next", "next", "test"], 600)
+        await world.until(lambda: len(world.routed()) == 6, 60)
+        assert reason(world, "search") == "NeedsDevices"
+
+
+@virtual_time
 async def test_the_history_is_bounded_and_an_undo_finds_what_was_there() -> None:
     world = make(rollout={"paused": True})
     async with world.running(), world.operator():
