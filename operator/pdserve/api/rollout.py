@@ -32,7 +32,8 @@ class Rollout(ApiModel):
     """Time in which a P/D group of the new revision must serve, or else the rollout stops; absent:
     twice the longer `startupDeadlineSeconds` of the two roles."""
     scenarios: Literal["OneByOne", "Together"] = "OneByOne"
-    """Whether a scenario's rollout waits until those listed before it are complete."""
+    """Whether a scenario's rollout waits until those listed before it are complete. One that waits
+    for devices holds no other up."""
     allow_outage: StrictBool = False
     """Whether the only P/D group that serves may go before its successor is there. The scenario
     then answers 503 meanwhile."""
