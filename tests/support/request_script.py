@@ -23,8 +23,20 @@ def allow_local(world: World) -> None:
 
 
 def _unroute(client: Client) -> None:
-    """All instances have left the route table."""
-    client.world.scheduler.retire(client.world.now)
+    """All instances have left the route table; the scenario is in it."""
+    scheduler = client.world.scheduler
+    scheduler.update(replace(scheduler.scenario, groups=()), {}, client.world.now)
+
+
+def _retire(client: Client) -> None:
+    """The scenario has left the route table, or nothing in it serves its model any more."""
+    client.world.replace(None)
+
+
+def _replace(client: Client) -> None:
+    """All instances have left the route table, and those of another engine type are in it."""
+    groups = scenario(([], []), ([1], [1])).groups[1:]
+    client.world.replace(replace(client.world.scheduler.scenario, groups=groups))
 
 
 def _decode(client: Client) -> None:
@@ -68,6 +80,8 @@ STEPS: dict[str, Callable[[Client], None]] = {
     "decode": _decode,
     "prefill": _prefill,
     "unrouted": _unroute,
+    "retired": _retire,
+    "replaced": _replace,
     "soon": lambda c: c.world.clock.wait(0.02),
     "later": lambda c: c.world.clock.wait(0.2),
     "much-later": lambda c: c.world.clock.wait(40.0),

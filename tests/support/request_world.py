@@ -100,6 +100,23 @@ class Clock:
         self.now = until
 
 
+class Timer:
+    """A scheduler's next look, as `TimedScheduler` has it."""
+
+    def __init__(self, clock: Clock, look: Callable[[], None]) -> None:
+        self._clock, self._look = clock, look
+        self._wake = NEVER
+
+    def set_due(self, due: float) -> None:
+        self._wake = due
+        if due < NEVER:
+            self._clock.after(max(SOONEST, due - self._clock.now), lambda: self._tick(due))
+
+    def _tick(self, due: float) -> None:
+        if due == self._wake:
+            self._look()
+
+
 class World:
     """One gateway's view of one scenario."""
 
@@ -112,11 +129,26 @@ class World:
         self.rng = random.Random(seed)
         self.traits = traits
         self.clients: list[Client] = []
-        self._wake = NEVER
+        self._room = room
+        self._seen: list[Instance] = []
+        """Those that were routed before."""
+        self.scheduler = self._make(scenario)
+
+    def _make(self, scenario: RouteScenario) -> ScenarioScheduler:
+        timer = Timer(self.clock, lambda: scheduler.tick(self.now))
         counts: Any = self.counts
-        self.scheduler = ScenarioScheduler(
-            scenario, {}, counts, self.rng.random, room, self._set_wake
+        scheduler = ScenarioScheduler(
+            scenario, {}, counts, self.rng.random, self._room, timer.set_due
         )
+        return scheduler
+
+    def replace(self, scenario: RouteScenario | None, traits: FlowTraits = PULLING) -> None:
+        """Another scheduler has the scenario, as when an engine type is rolled out; None: none."""
+        old = self.scheduler
+        self._seen += old.view.instances()
+        if scenario is not None:
+            self.scheduler, self.traits = self._make(scenario), traits
+        old.retire(self.now)
 
     @property
     def now(self) -> float:
@@ -124,15 +156,6 @@ class World:
 
     def instance(self, name: str) -> Instance:
         return next(i for i in self.scheduler.view.instances() if i.id == name)
-
-    def _set_wake(self, due: float) -> None:
-        self._wake = due
-        if due < NEVER:
-            self.clock.after(max(SOONEST, due - self.now), lambda: self._tick(due))
-
-    def _tick(self, due: float) -> None:
-        if due == self._wake:
-            self.scheduler.tick(self.now)
 
     def arrive(self, driver: type[Client] | None = None, **given: Any) -> Client:
         client = (driver or Client)(self, **given)
@@ -143,7 +166,7 @@ class World:
     @property
     def at_rest(self) -> bool:
         """Nothing is counted at any instance, and nothing waits."""
-        used = any(i.used for i in self.scheduler.view.instances())
+        used = any(i.used for i in (*self.scheduler.view.instances(), *self._seen))
         return not used and not self.scheduler.dispatcher.waiting and not self.counts.waiting_now
 
 
@@ -152,7 +175,7 @@ class Client:
 
     def __init__(
         self, world: World, *, stream: bool = True, size: int = 10, name: str = "",
-        settings: Settings | None = None,
+        settings: Settings | None = None, scheduler: ScenarioScheduler | None = None,
     ) -> None:  # fmt: skip
         self.world = world
         self.log: list[str] = []
@@ -162,8 +185,8 @@ class Client:
         self.released: Counter[str] = Counter()
         self.sent_tokens = 0
         self.request = Request(
-            world.scheduler, self, world.traits, settings or Settings(), name or f"r{id(self)}",
-            PromptSize(tokens=size), NO_CLIENT, Timeline(world.now, stream),
+            scheduler or world.scheduler, self, world.traits, settings or Settings(),
+            name or f"r{id(self)}", PromptSize(tokens=size), NO_CLIENT, Timeline(world.now, stream),
         )  # fmt: skip
 
     # --- effects ---
@@ -174,7 +197,7 @@ class Client:
         self.live.append(leg)
         decodes = [x for x in self.live if x.kind != "prefill"]
         assert len(decodes) <= 1, "one decode at a time"
-        assert self.world.traits.together or len(self.live) == 1, "one leg at a time"
+        assert self.request.traits.together or len(self.live) == 1, "one leg at a time"
         self.sent(leg)
 
     def read(self, leg: Leg, silence: float) -> None:
@@ -205,13 +228,19 @@ class Client:
 
     def complete_stream(self) -> bool:
         self._note("complete stream")
-        if not self.world.traits.continues:
+        if not self.request.traits.continues:
             raise CannotGoOnError("")
         return self.sent_tokens >= TOKENS
 
     def go_on(self) -> int:
         self._note("go on")
         return self.sent_tokens
+
+    def move(self) -> tuple[ScenarioScheduler, FlowTraits] | None:
+        self._note("move")
+        assert not self.live, "it waits for a prefill"
+        scheduler = self.world.scheduler
+        return None if scheduler.retired else (scheduler, self.world.traits)
 
     def ended(self, ending: Ending) -> None:
         assert self.ending == "none", "ended once"

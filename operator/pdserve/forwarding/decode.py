@@ -8,9 +8,12 @@ The prefill keeps its slot until a decode has pulled, so the walk is short and b
    until the deadline: the earlier of the handoff deadline and the end of the KV lease less two
    seconds. `attempt_pacing` bounds what the walk costs: room that comes soon is found soon.
 
+A group that left the routes takes no new request, but its decodes drain after its prefills: what a
+prefill of it holds still goes to them.
+
 Two decodes that could not pull the KV mean that the prefill lost it: `GiveUp("kv_lost")`. A group
-without a live decode (all ejected, or the group left the routes) while another group has one:
-`GiveUp("no_decode")`. In both cases a new prefill helps.
+whose decodes are all ejected, while another group has a live one: `GiveUp("no_decode")`. In both
+cases a new prefill helps.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Literal, NamedTuple
 from pdserve.forwarding.attempt_pacing import next_attempt
 from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.ranking import NEVER
-from pdserve.forwarding.scenario_view import View
+from pdserve.forwarding.scenario_view import Group, View
 
 LEASE_MARGIN = 2.0
 KV_FAILURES = 2
@@ -62,11 +65,21 @@ class DecodeWalk:
 
     def __init__(
         self, view: View, prefill: Instance, deadline: float, random: Callable[[], float],
-        failed: Collection[str] = (),
+        failed: Collection[str] = (), group: Group | None = None,
     ) -> None:  # fmt: skip
-        """`failed`: decodes that failed this request before; all others are asked first."""
+        """Ask nothing yet.
+
+        Args:
+            view: the scenario's instances.
+            prefill: has the KV.
+            deadline: monotonic seconds at which the walk gives up.
+            random: draws from [0, 1) and breaks ties.
+            failed: decodes that failed this request before; all others are asked first.
+            group: the prefill's, as it was when it was asked; None: as it is now.
+        """
         self._view = view
         self._prefill = prefill
+        self._group = group or view.group(prefill.group)
         self._random = random
         self._tried = set(failed)
         self.attempts = 0
@@ -78,7 +91,7 @@ class DecodeWalk:
 
     def next(self, now: float) -> Try | Wait | GiveUp:
         """The next thing to do at `now` (monotonic seconds); a `Try` is counted as sent already."""
-        group = self._view.group(self._prefill.group)
+        group = self._present_group()
         decodes = group.decodes if group else ()
         if self._kv_failures >= min(KV_FAILURES, max(1, len(decodes))):
             return GiveUp("kv_lost")
@@ -104,6 +117,13 @@ class DecodeWalk:
         """
         self._kv_failures += 1
 
+    def _present_group(self) -> Group | None:
+        """The prefill's group: as the newest route table has it, or as the last one had it."""
+        known, newest = self._group, self._view.group(self._prefill.group)
+        if newest is not None and (known is None or _continues(newest, known, self._prefill)):
+            self._group = newest
+        return self._group
+
     def _elsewhere(self) -> bool:
         return any(
             _alive(g.decodes) and _alive(g.prefills)
@@ -114,7 +134,7 @@ class DecodeWalk:
     def _choose(self, decodes: Sequence[Instance], now: float) -> Instance | None:
         """The decode to ask at `now`, if one is worth it."""
         view, prefill = self._view, self._prefill
-        if not self._tried:
+        if not self._tried and self._group is view.group(prefill.group):
             return view.index.decode(
                 prefill.group, partial(view.distance, prefill), now, self._random
             )
@@ -138,6 +158,11 @@ class DecodeWalk:
             self._view.distance(self._prefill, decode),
             self._random(),
         )
+
+
+def _continues(newest: Group, known: Group, prefill: Instance) -> bool:
+    """Whether it is the same group; a new one may have the index of one that left."""
+    return prefill in newest.prefills or not set(newest.decodes).isdisjoint(known.decodes)
 
 
 def _alive(instances: tuple[Instance, ...]) -> bool:

@@ -1,8 +1,9 @@
 """The routable instances of one scenario, in their P/D groups, across route table versions.
 
 Records of instances that stay keep what was learned; an instance that left the table is never
-chosen again (architecture invariant 1), though requests already there run on with the record they
-hold. Neighbours: `instance` is one record; `dispatch` and `decode` choose from this view.
+chosen for a new request (architecture invariant 1). Requests already in its group run on with the
+records they hold, and go on from a prefill to a decode of the group. Neighbours: `instance` is one
+record; `dispatch` and `decode` choose from this view.
 """
 
 from __future__ import annotations

@@ -117,7 +117,9 @@ class GatewayServer:
         self._releaser = releaser = Releaser(self.pool, options.credential)
         self._ids = RequestIds()
         self._tracer = _tracer(options.tracing, self.metrics)
-        tools = Tools(self.pool, releaser, options.credential, options.settings)
+        tools = Tools(
+            self.pool, releaser, options.credential, options.settings, self.service.another
+        )
         parts = Parts(
             self.service, tools, self._rates, keys, self._ids, PromptHasher(options.credential),
             self.server.memory, self._limits.body, access_log,

@@ -30,6 +30,8 @@ class DriverMaker:
     trace: Headers
     sizes: list[PromptSize]
     """Of each prompt."""
+    model: str
+    """As the client named it."""
     memory: int
     """See `Job.memory`."""
     turn: Turn
@@ -41,7 +43,7 @@ class DriverMaker:
         name = f"{self.leg_name}-{choice.index}" if self.several else self.leg_name
         job = Job(
             self.endpoint, choice.take_body(), name, self.trace, self.sizes[choice.prompt],
-            self.memory, self.turn, self.record.trace,
+            self.model, self.memory, self.turn, self.record.trace,
         )  # fmt: skip
         driver = RequestDriver(self.scheduler, self.flow, self.tools, job, answer, arrived)
         self.record.requests.append(driver.request)

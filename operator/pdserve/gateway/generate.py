@@ -169,7 +169,8 @@ class GenerateHandler:
         parts, body, ids = self._p, read.fields, read.ids
         request.body = b""  # a stream that has begun needs it no more
         headers = HeaderTexts(request.headers)
-        scheduler, flow, model = parts.service.scheduler(body["model"], headers)
+        named = body["model"]
+        scheduler, flow, model = parts.service.scheduler(named, headers)
         reply.headers = (*reply.headers, (SCENARIO, scheduler.scenario.name.encode()))
         # Clients may name a scenario by its own model name; engines serve one model.
         body["model"] = model
@@ -192,7 +193,7 @@ class GenerateHandler:
             prompts = [scheduler.estimate.tokens(sizes[choice.prompt]) for choice in choices]
         makers = DriverMaker(
             scheduler, flow, parts.tools, endpoint, leg_name, len(choices) > 1, trace, sizes,
-            size // len(sizes), turn, record,
+            named, size // len(sizes), turn, record,
         )  # fmt: skip
         return _Ready(makers, choices, body, subjects, prompts, size, room)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pdserve.engines.credentials import Credential
-from pdserve.engines.flow import Endpoint
+from pdserve.engines.flow import Endpoint, EngineFlow
 from pdserve.forwarding.deadline import PromptSize
 from pdserve.forwarding.fair_turns import NO_CLIENT, Turn
 from pdserve.forwarding.request.effects import Settings
+from pdserve.forwarding.request.scheduler import ScenarioScheduler
 from pdserve.gateway.release import Releaser
 from pdserve.gateway.request_trace import RequestTrace
 from pdserve.gateway.sent_stream import KeptMemory
@@ -31,6 +33,8 @@ class Job:
     """Headers passed on to both legs (trace context)."""
     size: PromptSize
     """Of its prompt."""
+    model: str = ""
+    """As its client named it."""
     memory: int = 0
     """About how many bytes `body` takes, also where other choices have the same prompt."""
     turn: Turn = NO_CLIENT
@@ -44,6 +48,11 @@ class Job:
         return bool(self.body.get("stream"))
 
 
+def _none(scenario: str, model: str) -> tuple[ScenarioScheduler, EngineFlow, str] | None:
+    """There is one route table, and it does not change."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What every request of a process uses."""
@@ -52,5 +61,7 @@ class Tools:
     releaser: Releaser
     credential: Credential
     settings: Settings
+    another: Callable[[str, str], tuple[ScenarioScheduler, EngineFlow, str] | None] = _none
+    """See `Service.another`."""
     kept: KeptMemory = field(default_factory=KeptMemory)
     """What open streams keep, so that they can be continued."""

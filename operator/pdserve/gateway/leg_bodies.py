@@ -40,6 +40,18 @@ class LegBodies:
         self.final: FinishedReply | None = None
         """The client's answer when token 1 ended the request."""
 
+    def of_another(self, flow: EngineFlow, model: str) -> LegBodies:
+        """The same request for another engine type, or under another name of its model there.
+
+        Raises:
+            FlowError: no leg can be made of this request.
+        """
+        job = self.job
+        job.body = {**job.body, "model": model}
+        bodies = LegBodies(flow, job)
+        bodies.prepare()
+        return bodies
+
     def traits(self) -> FlowTraits:
         """What the request must know of its engine type."""
         flow = self.flow

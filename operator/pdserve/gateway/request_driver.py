@@ -22,11 +22,13 @@ from pdserve.forwarding.request.effects import (
     Ending,
     Failed,
     FirstTokenAnswer,
+    FlowTraits,
     Refused,
 )
 from pdserve.forwarding.request.leg import Leg
 from pdserve.forwarding.request.measure import Timeline
 from pdserve.forwarding.request.request import Request
+from pdserve.forwarding.request.scheduler import ScenarioScheduler
 from pdserve.gateway.delivery import ClientReply, StreamDelivery, check_completion
 from pdserve.gateway.errors import RelayedError, overloaded, upstream
 from pdserve.gateway.job import Job, Tools
@@ -193,6 +195,17 @@ class RequestDriver:
     def go_on(self) -> int:
         """See `Effects`."""
         return self._bodies.go_on(self._sent)
+
+    def move(self) -> tuple[ScenarioScheduler, FlowTraits] | None:
+        """See `Effects`."""
+        found = self._tools.another(self.request.scheduler.scenario.name, self._job.model)
+        if found is None:
+            return None
+        try:
+            self._bodies = self._bodies.of_another(found[1], found[2])
+        except FlowError:
+            return None  # the other engine cannot take this request
+        return found[0], self._bodies.traits()
 
     def ended(self, ending: Ending) -> None:
         """See `Effects`."""

@@ -1,10 +1,10 @@
 """The route table at work: one scheduler per scenario, model and engine type, kept across versions.
 
 A scenario that stays keeps its scheduler (waiting room, hints, counters); one that left is closed,
-and its waiting requests run into their deadlines. While another model or engine is rolled out a
-scenario has two schedulers; a name that both serve goes to each by its share of the prefill slots.
-Groups of an engine type that this gateway cannot use get no requests. Neighbours: `route_source`
-brings tables, `app` asks for the scheduler of a request.
+and its waiting requests move to the one that serves their model now. While another model or engine
+is rolled out a scenario has two schedulers; a name that both serve goes to each by its share of the
+prefill slots. Groups of an engine type that this gateway cannot use get no requests. Neighbours:
+`route_source` brings tables, `app` asks for the scheduler of a request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from pdserve.engines import registry
 from pdserve.engines.flow import EngineFlow
@@ -118,12 +118,24 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
+        return self._any_of(able)
+
+    def _any_of(self, able: Sequence[Lane]) -> tuple[TimedScheduler, EngineFlow, str]:
+        """One of several, each by its share of the prefill slots."""
         part, scheduler, flow = able[0]
         if len(able) > 1:
             slots = [_prefill_slots(lane[0]) for lane in able]
             # Without a prefill in any it waits for one, in one as well as in another.
             part, scheduler, flow = self._rng.choices(able, slots if any(slots) else None)[0]
         return scheduler, flow, part.served.model
+
+    def another(self, scenario: str, model: str) -> tuple[TimedScheduler, EngineFlow, str] | None:
+        """What `scheduler` gives for a request of this scenario whose own has left the table.
+
+        `model`: as its client named it. None: the scenario serves it no more.
+        """
+        able = [lane for lane in self._parts.get(scenario, ()) if model in lane[0].served.names]
+        return self._any_of(able) if able else None
 
     @property
     def schedulers(self) -> Collection[TimedScheduler]:

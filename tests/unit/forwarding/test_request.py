@@ -71,8 +71,8 @@ SEQUENTIAL: dict[str, tuple[str, str]] = {
         f"{HELD}, drop decode, {D}, deliver g0d0, drop decode, ended completed",
     ),
     "no decode takes it in time": (
-        "accepted prefilled full unrouted much-later",
-        f"{HELD}, drop decode, release g0p0, ended Refused",
+        "accepted prefilled full unrouted much-later full",
+        f"{HELD}, drop decode, {D}, drop decode, release g0p0, ended Refused",
     ),
     "a decode is lost, the next one gets the KV": (
         "accepted prefilled lost",

@@ -241,7 +241,10 @@ async def test_requests_stay_in_the_group_of_their_prefill(rig: Rig) -> None:
         assert rig.engines[f"d{g}"].events["rejected kv_failed"] == 0
 
 
-async def test_a_group_that_is_removed_hands_its_prefilled_requests_to_another(rig: Rig) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+async def test_kv_of_a_group_that_left_goes_to_its_decode_and_else_to_another_group(
+    rig: Rig, lost: bool
+) -> None:
     old = [await rig.engine("prefill", "p0"), await rig.engine("decode", "d0")]
     new = [await rig.engine("prefill", "p1"), await rig.engine("decode", "d1")]
     await rig.start()
@@ -252,9 +255,11 @@ async def test_a_group_that_is_removed_hands_its_prefilled_requests_to_another(r
     group = RouteGroup(1, "r1", tuple(e.route() for e in new))
     scenario = dataclasses.replace(table.scenarios[0], groups=(group,))
     await rig.source.push(dataclasses.replace(table, version=2, scenarios=(scenario,)))
+    if lost:
+        await old[1].kill()
     old[0].gate.set()
     assert (await task).text == "t0 t1 t2 t3 "
-    assert old[1].seen == []
+    assert len(new[0].seen) == len(new[1].seen) == lost
     await eventually(lambda: not old[0].held, "KV of the old group released")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from tests.support import engine_types as e
-from tests.support.gateway_rig import SLO, Rig
+from tests.support.gateway_rig import SLO, Rig, eventually
 from tests.support.stub_engine import StubEngine
 
 from pdserve.gateway.timed_scheduler import TimedScheduler
@@ -83,6 +84,27 @@ async def test_the_former_name_ends_with_its_last_group(rig: Rig) -> None:
     await rig.source.push(RouteTable("shop", 2, "tiny", "Reference", (scenario,)))
     assert (await rig.complete(model="before")).status == 404
     assert (await rig.complete()).status == 200
+
+
+async def test_what_waits_for_a_former_model_is_served_by_the_next(rig: Rig) -> None:
+    """Its groups leave while one request is in prefill and two wait: all three are answered."""
+    engines = await two_models(rig, models=("tiny",), model="before")
+    old, new = (
+        RouteGroup(n, f"r{n}", tuple(e.route() for e in engines[which]), model=model)
+        for n, which, model in ((0, "old", "before"), (1, "new", ""))
+    )
+    scenario = RouteScenario("chat", SLO, (old,))
+    await rig.source.push(RouteTable("shop", 2, "tiny", "Reference", (scenario,)))
+    rig.engines["p0"].gate = asyncio.Event()
+    calls = [asyncio.create_task(rig.complete(stream=n == 1)) for n in range(3)]
+    scheduler = rig.gateway.service.scheduler("tiny", {})[0]
+    await eventually(lambda: scheduler.dispatcher.waiting == 2, "waiting")
+    scenario = RouteScenario("chat", SLO, (new,))
+    await rig.source.push(RouteTable("shop", 3, "tiny", "Reference", (scenario,)))
+    rig.engines["p0"].gate.set()
+    assert [(await call).status for call in calls] == [200, 200, 200]
+    assert asked(engines["old"]) == {"before": 2}
+    assert asked(engines["new"]) == {"tiny": 4}
 
 
 async def test_a_model_of_any_printable_name_is_listed_and_served(rig: Rig) -> None:

@@ -27,7 +27,8 @@ def begin(r: RequestState, held: FinishedPrefill, now: float) -> None:
         held.wanted_by = r.grace_handoff(held.at)
     held.lease_end = held.at + r.traits.lease_seconds - LEASE_MARGIN
     deadline = min(held.wanted_by, held.lease_end)
-    held.walk = DecodeWalk(r.scheduler.view, held.leg.instance, deadline, r.scheduler.random)
+    view, leg = r.scheduler.view, held.leg
+    held.walk = DecodeWalk(view, leg.instance, deadline, r.scheduler.random, group=leg.group)
     walk_on(r, now)
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 from pdserve.forwarding.instance import Instance
 from pdserve.forwarding.ranking import NEVER
 from pdserve.forwarding.request.effects import ScenarioReport
+from pdserve.forwarding.scenario_view import Group
 from pdserve.terms.failures import Failure
 from pdserve.terms.json import JsonObject
 from pdserve.wire.calls import REJECT_DEADLINE, REJECT_DRAINING, REJECT_NOT_READY
@@ -39,6 +40,7 @@ class Leg:
         "deadline_ms",
         "decode",
         "early_head",
+        "group",
         "hint",
         "instance",
         "kind",
@@ -74,6 +76,8 @@ class Leg:
         """The engine may say `102 Processing` once it has the KV."""
         self.token_ids = False
         """Events of its stream are to name their tokens."""
+        self.group: Group | None = None
+        """Prefill: its P/D group, as the routes had it when the leg was sent."""
         self.source: Leg | None = None
         """The prefill leg whose KV this one gets."""
         self.decode: RouteInstance | None = None

@@ -36,7 +36,7 @@ def open_leg(r: RequestState, prefill: Instance, now: float) -> Leg:
     leg = r.open("prefill", prefill, now)
     attempts = 1 if r.ticket is None else r.ticket.attempts
     leg.name, leg.number = f"{r.name}-{attempts}", attempts
-    leg.patience = patience(r)
+    leg.patience, leg.group = patience(r), r.scheduler.view.group(prefill.group)
     return leg
 
 

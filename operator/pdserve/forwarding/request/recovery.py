@@ -20,6 +20,8 @@ def kv_lost(r: RequestState, message: str, prefill: Instance | None, now: float)
     `prefill`: the one that lost it, if it was a prefill's fault.
     """
     r.release_held(now)
+    if not r.stays(now):
+        return
     if r.repeated > r.continued or not r.repeat():
         r.fail(message, now)
         return

@@ -54,6 +54,11 @@ class Request(RequestState):
         """A decode may be free now."""
         decode_legs.walk_on(self, now)
 
+    def on_retired(self, now: float) -> None:
+        """Its scheduler has left the routes while it waited for a prefill."""
+        self.to_room(now)
+        self.scheduler.settle(now)
+
     def on_bug(self, error: Exception, now: float) -> None:
         """Something of ours raised: it costs this request and no other."""
         if not self.over:
@@ -215,7 +220,7 @@ class Request(RequestState):
         deadline = line.arrived + target - SAFETY * self.predicted
         self.ticket = scheduler.offer(deadline, self.size, whole, self.turn, now)
         if self.ticket is None:
-            self._no_room(left, now)
+            self.no_room(left, now)
         return self.ticket is not None
 
     def _infeasible(self, tokens: float, target: float, left: float, now: float) -> None:
@@ -228,20 +233,6 @@ class Request(RequestState):
             f"about {self.predicted:.2f} s, more than the TTFT target of {target:g} s",
             scheduler.next_trial - now,
             SAFETY * self.predicted,
-            left,
-        )
-        self.refuse("expired", refused, now)
-
-    def _no_room(self, left: float, now: float) -> None:
-        scheduler = self.scheduler
-        scheduler.report.expired("arrival")
-        wait = scheduler.dispatcher.wait(now)
-        refused = Refused(
-            "waiting_room_full",
-            f"scenario {scheduler.scenario.name!r}: {scheduler.dispatcher.waiting} requests wait "
-            "already",
-            self.retry_in(wait),
-            wait + SAFETY * self.predicted,
             left,
         )
         self.refuse("expired", refused, now)

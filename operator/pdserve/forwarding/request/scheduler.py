@@ -48,6 +48,10 @@ class Waiting:
         """Something changed, or it is the time that it waited for."""
         raise NotImplementedError
 
+    def on_retired(self, now: float) -> None:
+        """Its scheduler has left the routes, and has let it out of the room."""
+        raise NotImplementedError
+
     def on_bug(self, error: Exception, now: float) -> None:
         """One of the above raised: the request ends, and no other hears of it."""
         raise NotImplementedError
@@ -92,6 +96,8 @@ class ScenarioScheduler:
         self._in_room: dict[Ticket, Waiting] = {}
         self._for_decode: dict[Waiting, float] = {}
         """Requests that wait for a decode, each with the time of its next look."""
+        self.retired = False
+        """It left the routes: nothing waits for a prefill here any more."""
         self._changed = self._settling = False
         self._shown = 0
         """Requests that wait, as the report has it."""
@@ -111,11 +117,18 @@ class ScenarioScheduler:
         self.settle(now)
 
     def retire(self, now: float) -> None:
-        """The scenario left the table: no prefill is left, what waits runs into its deadline.
+        """The scenario, or its model, left the table: what waits for a prefill goes elsewhere.
 
-        `now`: monotonic seconds.
+        What a prefill holds still goes to a decode of its group. `now`: monotonic seconds.
         """
+        self.retired = True
         self.update(dataclasses.replace(self.scenario, groups=()), {}, now)
+        for ticket, request in list(self._in_room.items()):
+            self.withdraw(ticket, request)
+            try:
+                request.on_retired(now)
+            except Exception as error:
+                request.on_bug(error, now)
 
     def share_index(self, blocks: int) -> None:
         """Keep at most so many prompt blocks in the prefix index."""

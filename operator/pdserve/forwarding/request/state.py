@@ -82,6 +82,9 @@ class _Nothing:
     def go_on(self) -> int:
         return 0
 
+    def move(self) -> tuple[ScenarioScheduler, FlowTraits] | None:
+        return None
+
     def ended(self, ending: Ending) -> None: ...
 
 
@@ -193,9 +196,60 @@ class RequestState(Waiting):
 
     def to_room(self, now: float) -> None:
         """Wait for a prefill, again or for the first time."""
-        ticket = self.ticket
+        if self.stays(now) and self.ticket is not None:
+            self.scheduler.await_prefill(self.ticket, self, now)
+
+    def stays(self, now: float) -> bool:
+        """Move to the scheduler that serves the model now, if its own has left the routes.
+
+        False: none does, and the request has ended.
+        """
+        if self.over or not self.scheduler.retired:
+            return not self.over
+        old, ticket = self.scheduler, self.ticket
+        moved = None if self.begun else self.effects.move()
+        if moved is None:
+            self._left_behind(now)
+            return False
         if ticket is not None:
-            self.scheduler.await_prefill(ticket, self, now)
+            old.withdraw(ticket, self)
+        self.scheduler, self.traits = moved
+        tokens = self.scheduler.estimate.tokens(self.size)
+        self.predict(tokens)
+        deadline = self.grace_until if ticket is None else ticket.deadline
+        self.ticket = self.scheduler.offer(deadline, self.size, tokens, self.turn, now)
+        if self.ticket is None:
+            self.no_room(self.timeline.arrived + self.scheduler.scenario.slo.ttft - now, now)
+        elif ticket is not None:
+            # The names of its legs count its attempts.
+            self.ticket.attempts, self.ticket.first_sent = ticket.attempts, ticket.first_sent
+        return not self.over
+
+    def _left_behind(self, now: float) -> None:
+        """Nothing serves its model any more, or no other engine can go on after what was sent."""
+        scheduler = self.scheduler
+        message = f"scenario {scheduler.scenario.name!r}: its model left the routes"
+        if self.begun or self.has_grace:
+            self.fail(message, now)
+            return
+        scheduler.report.expired("before_prefill")
+        left = self.timeline.arrived + scheduler.scenario.slo.ttft - now
+        self.refuse("expired", Refused("route_gone", message, MIN_RETRY, 0.0, left), now)
+
+    def no_room(self, left: float, now: float) -> None:
+        """Too many wait already; `left`: seconds of its TTFT target."""
+        scheduler = self.scheduler
+        scheduler.report.expired("arrival")
+        wait = scheduler.dispatcher.wait(now)
+        refused = Refused(
+            "waiting_room_full",
+            f"scenario {scheduler.scenario.name!r}: {scheduler.dispatcher.waiting} requests wait "
+            "already",
+            self.retry_in(wait),
+            wait + SAFETY * self.predicted,
+            left,
+        )
+        self.refuse("expired", refused, now)
 
     def predict(self, tokens: float) -> None:
         """Set `predicted` for a prefill of so many tokens."""
