@@ -55,7 +55,7 @@ class Schedule:
     def roll_out(self) -> None:
         """Another engine type takes the scenario over."""
         self.rollouts += 1
-        others = [([], [])] * (self.rollouts * len(GROUPS))
+        others: list[tuple[list[int], list[int]]] = [([], [])] * (self.rollouts * len(GROUPS))
         new = scenario(*others, *GROUPS)
         self.world.replace(
             replace(new, groups=new.groups[len(others) :]),
