@@ -17,6 +17,11 @@ def invalid(param: str | None, message: str) -> ApiError:
     return ApiError(400, message, code="invalid_value", param=param)
 
 
+def unserved(message: str) -> ApiError:
+    """404: no scenario takes the request's model."""
+    return ApiError(404, message, code="model_not_found", param="model")
+
+
 def overloaded(code: str, message: str, retry: float, needed: float, left: float) -> ApiError:
     """503: valid, but not servable in time.
 

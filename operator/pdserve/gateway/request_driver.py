@@ -24,13 +24,14 @@ from pdserve.forwarding.request.effects import (
     FirstTokenAnswer,
     FlowTraits,
     Refused,
+    Unserved,
 )
 from pdserve.forwarding.request.leg import Leg
 from pdserve.forwarding.request.measure import Timeline
 from pdserve.forwarding.request.request import Request
 from pdserve.forwarding.request.scheduler import ScenarioScheduler
 from pdserve.gateway.delivery import ClientReply, StreamDelivery, check_completion
-from pdserve.gateway.errors import RelayedError, overloaded, upstream
+from pdserve.gateway.errors import RelayedError, overloaded, unserved, upstream
 from pdserve.gateway.job import Job, Tools
 from pdserve.gateway.leg_bodies import LegBodies
 from pdserve.gateway.leg_call import LegCall
@@ -218,6 +219,8 @@ class RequestDriver:
             self._answer()
         elif isinstance(ending, Refused):
             error = overloaded(*ending)
+        elif isinstance(ending, Unserved):
+            error = unserved(ending.message)
         elif isinstance(ending, Failed):
             error = upstream(ending.message)
         elif isinstance(ending, ClientMistake):

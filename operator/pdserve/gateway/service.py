@@ -26,6 +26,7 @@ from pdserve.forwarding.match import (
     parts_of,
 )
 from pdserve.forwarding.prefix.index import CAPACITY
+from pdserve.gateway.errors import unserved
 from pdserve.gateway.metrics import GatewayMetrics
 from pdserve.gateway.timed_scheduler import TimedScheduler
 from pdserve.http1.errors import ApiError
@@ -111,12 +112,9 @@ class Service:
         parts = () if scenario is None else self._parts[scenario.name]
         able = [lane for lane in parts if model in lane[0].served.names]
         if not able:
-            raise ApiError(
-                404,
+            raise unserved(
                 f"no scenario takes model {model!r} with these headers; "
-                f"known scenarios: {describe_known(self.loaded())}",
-                code="model_not_found",
-                param="model",
+                f"known scenarios: {describe_known(self.loaded())}"
             )
         return self._any_of(able)
 

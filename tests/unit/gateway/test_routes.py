@@ -96,7 +96,7 @@ async def test_requests_of_a_scenario_that_left_are_answered(rig: Rig) -> None:
     await eventually(lambda: scheduler.dispatcher.waiting == 1, "waiting")
     rig.gateway.service.apply(RouteTable("shop", 9, "tiny", "Reference", ()))
     refused = await waiting
-    assert (refused.status, refused.json["error"]["code"]) == (503, "route_gone")
+    assert (refused.status, refused.json["error"]["code"]) == (404, "model_not_found")
     assert (await rig.complete()).status == 404
     rig.engines["p0"].gate.set()
     assert (await busy).status == 200, "a decode of its group pulls what its prefill held"

@@ -60,6 +60,12 @@ class Refused(NamedTuple):
     left: float
 
 
+class Unserved(NamedTuple):
+    """404, as for one that comes now: nothing serves its model any more."""
+
+    message: str
+
+
 class Failed(NamedTuple):
     """502, or an error as the last event of a stream: instances failed the request."""
 
@@ -83,7 +89,7 @@ class Bug:
         self.error = error
 
 
-Ending = Refused | Failed | ClientMistake | Bug | FirstTokenAnswer | None
+Ending = Refused | Unserved | Failed | ClientMistake | Bug | FirstTokenAnswer | None
 """What the client still has to get; None: nothing but the end of its reply."""
 
 

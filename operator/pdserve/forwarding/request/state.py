@@ -20,6 +20,7 @@ from pdserve.forwarding.request.effects import (
     FlowTraits,
     Refused,
     Settings,
+    Unserved,
 )
 from pdserve.forwarding.request.leg import Leg, LegKind
 from pdserve.forwarding.request.measure import Outcome, Timeline
@@ -229,12 +230,12 @@ class RequestState(Waiting):
         """Nothing serves its model any more, or no other engine can go on after what was sent."""
         scheduler = self.scheduler
         message = f"scenario {scheduler.scenario.name!r}: its model left the routes"
-        if self.begun or self.has_grace:
+        if self.begun:
             self.fail(message, now)
             return
         scheduler.report.expired("before_prefill")
-        left = self.timeline.arrived + scheduler.scenario.slo.ttft - now
-        self.refuse("expired", Refused("route_gone", message, MIN_RETRY, 0.0, left), now)
+        self.outcome = "expired"
+        self.end(Unserved(message), now)
 
     def no_room(self, left: float, now: float) -> None:
         """Too many wait already; `left`: seconds of its TTFT target."""
