@@ -132,9 +132,9 @@ class World:
         self._room = room
         self._seen: list[Instance] = []
         """Those that were routed before."""
-        self.scheduler = self._make(scenario)
+        self.scheduler = self.make(scenario)
 
-    def _make(self, scenario: RouteScenario) -> ScenarioScheduler:
+    def make(self, scenario: RouteScenario) -> ScenarioScheduler:
         timer = Timer(self.clock, lambda: scheduler.tick(self.now))
         counts: Any = self.counts
         scheduler = ScenarioScheduler(
@@ -147,7 +147,7 @@ class World:
         old = self.scheduler
         self._seen += old.view.instances()
         if scenario is not None:
-            self.scheduler, self.traits = self._make(scenario), traits
+            self.scheduler, self.traits = self.make(scenario), traits
         old.retire(self.now)
 
     @property

@@ -198,7 +198,7 @@ class RequestDriver:
         return self._bodies.go_on(self._sent)
 
     def move(self) -> tuple[ScenarioScheduler, FlowTraits] | None:
-        """See `Effects`."""
+        """See `Driver`."""
         found = self._tools.another(self.request.scheduler.scenario.name, self._job.model)
         if found is None:
             return None

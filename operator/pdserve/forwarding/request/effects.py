@@ -17,7 +17,6 @@ from pdserve.wire.routes import RouteScenario
 
 if TYPE_CHECKING:
     from pdserve.forwarding.request.leg import Leg
-    from pdserve.forwarding.request.scheduler import ScenarioScheduler
 
 HeadKind = Literal["accepted", "refused", "kv_failed", "client_error", "failed"]
 
@@ -136,12 +135,6 @@ class Effects(Protocol):
 
         Raises:
             CannotGoOnError: this request cannot be continued.
-        """
-
-    def move(self) -> tuple[ScenarioScheduler, FlowTraits] | None:
-        """Make the legs' bodies anew for what serves the request's model in its scenario now.
-
-        Its own scheduler has left the routes, and no leg is out. None: nothing serves it.
         """
 
     def ended(self, ending: Ending) -> None:

@@ -7,6 +7,8 @@ choice of instances here; those are `dispatch`'s and `decode`'s.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from pdserve.forwarding.deadline import SAFETY, PromptSize, predict_prefill
 from pdserve.forwarding.decode import DecodeWalk
 from pdserve.forwarding.dispatch import Ticket
@@ -67,6 +69,16 @@ class FinishedPrefill:
         """KV that cannot be pulled is the prefill's fault: no decode failed with it."""
 
 
+class Driver(Effects, Protocol):
+    """What a request asks of its driver."""
+
+    def move(self) -> tuple[ScenarioScheduler, FlowTraits] | None:
+        """Make the legs' bodies anew for what serves the request's model in its scenario now.
+
+        Its own scheduler has left the routes, and no leg is out. None: nothing serves it.
+        """
+
+
 class _Nothing:
     """The effects of a request that has ended: none."""
 
@@ -96,7 +108,7 @@ class RequestState(Waiting):
     """State of one request, and the steps that all its legs have in common."""
 
     def __init__(
-        self, scheduler: ScenarioScheduler, effects: Effects, traits: FlowTraits,
+        self, scheduler: ScenarioScheduler, effects: Driver, traits: FlowTraits,
         settings: Settings, name: str, size: PromptSize, turn: Turn, timeline: Timeline,
     ) -> None:  # fmt: skip
         """Nothing is asked yet.
@@ -112,7 +124,7 @@ class RequestState(Waiting):
             timeline: its times; has its arrival.
         """
         self.scheduler = scheduler
-        self.effects: Effects = effects
+        self.effects: Driver = effects
         self.traits, self.settings = traits, settings
         self.name, self.size, self.turn, self.timeline = name, size, turn, timeline
         self.streamed = timeline.streamed
