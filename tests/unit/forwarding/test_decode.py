@@ -165,15 +165,15 @@ def test_a_group_without_live_decodes_gives_up_if_another_has_some() -> None:
 
 
 GROUP = view(HERE, HERE).scenario.groups[0]
-PREFILL, *DECODES_OF_IT = GROUP.instances
+PREFILL, *ITS_DECODES = GROUP.instances
 ANOTHER = RouteInstance("d9", "decode", "http://d9", 2, HERE)
-STRANGERS = (RouteInstance("p9", "prefill", "http://p9", 2, HERE), ANOTHER)
+OTHERS = (RouteInstance("p9", "prefill", "http://p9", 2, HERE), ANOTHER)
 LATER: dict[str, tuple[tuple[RouteInstance, ...] | None, set[str]]] = {
     "the group left": (None, {"d0", "d1"}),
-    "its prefill left": (tuple(DECODES_OF_IT), {"d0", "d1"}),
-    "a decode left": ((PREFILL, DECODES_OF_IT[1]), {"d1"}),
+    "its prefill left": (tuple(ITS_DECODES), {"d0", "d1"}),
+    "a decode left": ((PREFILL, ITS_DECODES[1]), {"d1"}),
     "its decodes were replaced": ((PREFILL, ANOTHER), {"d9"}),
-    "another group has its index": (STRANGERS, {"d0", "d1"}),
+    "another group has its index": (OTHERS, {"d0", "d1"}),
 }
 
 
@@ -183,7 +183,7 @@ def test_kv_that_is_held_goes_to_a_decode_of_its_group(
 ) -> None:
     """A drain takes the decodes of a group that leaves when its prefills hold nothing any more."""
     v = view(HERE, HERE)
-    w, elsewhere = walk(v), RouteGroup(7, "r2", STRANGERS)
+    w, elsewhere = walk(v), RouteGroup(7, "r2", OTHERS)
     now = () if instances is None else (RouteGroup(0, "r", instances),)
     v.update(RouteScenario("s", SLO, (*now, elsewhere)), {})
     found = set()
@@ -197,7 +197,7 @@ def test_kv_that_is_held_goes_to_a_decode_of_its_group(
 def test_a_group_that_left_and_lost_its_decodes_is_given_up() -> None:
     v = view(HERE)
     w = walk(v)
-    v.update(RouteScenario("s", SLO, (RouteGroup(7, "r2", STRANGERS),)), {})
+    v.update(RouteScenario("s", SLO, (RouteGroup(7, "r2", OTHERS),)), {})
     asked(w.next(0.0)).failed("connect", 0.0)
     assert w.next(0.0) == GiveUp("no_decode")
 
