@@ -20,13 +20,11 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pdserve.placement.beside import Beside, Offer
+from pdserve.placement.frontier import FRONTIER_CAP, join
 from pdserve.placement.types import GroupRequest, Shape
 from pdserve.topology import Fabric, Path, Tree
 from pdserve.topology.fabric import MAX_CHANGED
 from pdserve.topology.per_leaf import FEW
-
-_FRONTIER_CAP = 64
-"""Frontiers stop here: no leaf is asked for more instances of one role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +90,9 @@ class Rooms:
     """
 
     tree: Tree
-    nodes: Mapping[Path, tuple[NodeRoom, ...]]
-    leaves: Mapping[Path, Room]
-    parts: Mapping[Path, Room]
+    nodes: dict[Path, tuple[NodeRoom, ...]]
+    leaves: dict[Path, Room]
+    parts: dict[Path, Room]
 
 
 class Capacity:
@@ -117,6 +115,10 @@ class Capacity:
     def rooms(self) -> Rooms:
         """What was counted, without the fabric."""
         return Rooms(self.fabric.tree, self.nodes, self.leaves, self._parts)
+
+    def share(self, known: Rooms) -> None:
+        """Take over what was counted for the same shapes and nodes, to be read and not changed."""
+        self.nodes, self.leaves, self._parts = known.nodes, known.leaves, known.parts
 
     def follow(self, known: Rooms, changed: Iterable[str]) -> None:
         """Count as another one did for the same shapes, but anew where nodes changed or moved."""
@@ -180,7 +182,7 @@ class Capacity:
             return room
         frontier = tuple(
             most // d
-            for n in range(min(room.prefills // p, _FRONTIER_CAP) + 1)
+            for n in range(min(room.prefills // p, FRONTIER_CAP) + 1)
             if (most := room.most_decodes(n * p)) >= 0
         )
         return replace(
@@ -218,10 +220,16 @@ class Capacity:
 
     def together(self, leaves: Iterable[Path]) -> Room:
         """Room of several leaves as one."""
+        found = [self.leaves[leaf] for leaf in leaves]
         total = self.count(())
-        for leaf in leaves:
-            total = self.join(total, self.leaves[leaf])
-        return total
+        if total.frontier is None and all(room.frontier is None for room in found):
+            return replace(
+                total,
+                prefills=sum(room.prefills for room in found),
+                decodes=sum(room.decodes for room in found),
+                free=sum(room.free for room in found),
+            )
+        return functools.reduce(self.join, found, total)
 
     def part(self, path: Path, leaves: Iterable[Path]) -> Room:
         """Room of the part at `path`, whose leaves these are (remembered)."""
@@ -314,20 +322,21 @@ def count_some(fabric: Fabric, request: GroupRequest, most: int) -> bool:
         capacity.recall(known.rooms, known.changed)
     missing = [leaf for leaf in fabric.leaves if leaf not in capacity.leaves]
     capacity.fill(missing[:most])
-    complete = len(missing) <= most
-    fabric.remember(key, _Counted(capacity.rooms(), capacity=capacity if complete else None))
+    fabric.remember(key, _Counted(capacity.rooms()))
     return False
 
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """What a fabric's memo knows for one pair of shapes. It holds no former fabric."""
+    """What a fabric's memo knows for one pair of shapes.
+
+    It holds no fabric: one that its own memo held would stay, with its ten thousand nodes, until
+    the garbage collector looks for cycles, which takes the longer the more of them there are.
+    """
 
     rooms: Rooms
     changed: frozenset[str] = frozenset()
     """Nodes that differ from those that were counted."""
-    capacity: Capacity | None = None
-    """The fabric's own; None while some nodes are to be counted, or counted anew."""
 
     @property
     def whole(self) -> bool:
@@ -354,19 +363,20 @@ def _counted(fabric: Fabric, request: GroupRequest) -> Capacity:
         source = source.parent
     # 2
     known = source.memo.get(key)
-    capacity = known.capacity if isinstance(known, _Counted) else None
-    if capacity is None:
-        capacity = Capacity(source, request)
+    capacity = Capacity(source, request)
+    if isinstance(known, _Counted) and known.whole and not known.changed:
+        capacity.share(known.rooms)
+    else:
         if isinstance(known, _Counted):
             capacity.follow(known.rooms, known.changed)
         if len(capacity.leaves) < len(source.leaves):
             capacity.fill([leaf for leaf in source.leaves if leaf not in capacity.leaves])
-        source.remember(key, _Counted(capacity.rooms(), capacity=capacity))
+        source.remember(key, _Counted(capacity.rooms()))
     # 3
     for below in reversed(derived):
         found = Capacity(below, request)
         found.follow(capacity.rooms(), below.changed)
-        below.remember(key, _Counted(found.rooms(), capacity=found))
+        below.remember(key, _Counted(found.rooms()))
         capacity = found
     return capacity
 
@@ -384,17 +394,7 @@ def _leaves_of(tree: Tree, nodes: Iterable[str]) -> list[Path]:
     return sorted({leaf for n in nodes if (leaf := tree.leaf(n)) is not None})
 
 
-def join(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
-    """The frontier of two sets of nodes together."""
-    best = [0] * min(len(left) + len(right) - 1, _FRONTIER_CAP + 1)
-    for i, a in enumerate(left):
-        for j, b in enumerate(right):
-            if i + j < len(best):
-                best[i + j] = max(best[i + j], a + b)
-    return tuple(best)
-
-
 def _as_frontier(room: Room) -> tuple[int, ...]:
     if room.frontier is not None:
         return room.frontier
-    return tuple(room.most_decodes(p) for p in range(min(room.prefills, _FRONTIER_CAP) + 1))
+    return tuple(room.most_decodes(p) for p in range(min(room.prefills, FRONTIER_CAP) + 1))

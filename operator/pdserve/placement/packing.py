@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from pdserve.placement.capacity import Capacity, NodeRoom, join
+from pdserve.placement.capacity import Capacity, NodeRoom
+from pdserve.placement.frontier import join
 from pdserve.placement.types import Nodes, Shape
 from pdserve.terms import ROLES, Role
 from pdserve.topology import Path

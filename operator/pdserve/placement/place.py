@@ -50,10 +50,25 @@ def place_closest(fabric: Fabric, request: GroupRequest) -> Placement | NoFit:
 def prepare(fabric: Fabric, request: GroupRequest, most: int) -> bool:
     """Count up to `most` leaves that a place for `request` is found by, or why there is none.
 
-    True when there was nothing to do, at no cost. What was counted goes over to fabrics that follow
-    this one, so a caller may let others run and ask that one.
+    True when nothing was left to do but to count the leaves of a few nodes that changed. What was
+    counted goes over to fabrics that follow this one, so a caller may let others run and ask that
+    one. Where the group fits wherever it may be, nobody asks why not: that is not prepared.
     """
-    return count_some(fabric, request, most) and prepare_refusal(fabric, request, most)
+    if not count_some(fabric, request, most):
+        return False
+    return _fits_everywhere(fabric, request) or prepare_refusal(fabric, request, most)
+
+
+def _fits_everywhere(fabric: Fabric, request: GroupRequest) -> bool:
+    """Whether each part that the group may not leave holds it whole, so that no place is refused.
+
+    An instance more of a group is looked for in the part that the group is in: any of them.
+    """
+    if level_problem(fabric, request):
+        return False
+    capacity = capacity_for(fabric, request)
+    asked = request.prefill, request.decode
+    return all(capacity.part(*part).fits(*asked) for part in scopes(fabric, request))
 
 
 def largest_group(fabric: Fabric, request: GroupRequest) -> tuple[int, int] | None:

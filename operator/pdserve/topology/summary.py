@@ -6,7 +6,6 @@ fabric's memo.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from pdserve.topology.per_leaf import per_leaf, read_some
 from pdserve.topology.tree import Path
 
 _KEY = "summary"
+_WHOLE = "summary of the domain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,20 @@ class DomainSummary:
 
 def summarise(fabric: Fabric) -> DomainSummary:
     """Summarise the tree; same fabric, same answer."""
+    known = fabric.memo.get(_WHOLE)
+    if not isinstance(known, _Whole):
+        known = _Whole(_summed(fabric))
+        fabric.remember(_WHOLE, known)
+    return known.summary
+
+
+def _summed(fabric: Fabric) -> DomainSummary:
     leaves = per_leaf(fabric, _KEY, _leaf)
     outside = [fabric.nodes[name] for name in fabric.excluded]
-    free: Counter[str] = Counter()
+    free: dict[str, int] = {}
     for leaf in leaves.values():
-        free.update(leaf.free)
+        for resource, count in leaf.free.items():
+            free[resource] = free.get(resource, 0) + count
     problems = [p for leaf in leaves.values() for p in leaf.problems] + _problems(outside)
     return DomainSummary(
         topology_version=fabric.version,
@@ -89,6 +98,16 @@ def summarise(fabric: Fabric) -> DomainSummary:
 def summarise_some(fabric: Fabric, most: int) -> bool:
     """Read up to `most` leaves for `summarise`; True when there was nothing to do, at no cost."""
     return read_some(fabric, _KEY, _leaf, most)
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The summary of one fabric; of no other."""
+
+    summary: DomainSummary
+
+    def after(self, changed: frozenset[str]) -> None:
+        """See `fabric.Derived`: it is summed up again."""
 
 
 @dataclass(frozen=True, slots=True)

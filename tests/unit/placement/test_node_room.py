@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
 from tests.support.builders import LABELS, RESOURCE, SPEC, fabric, request
 
-from pdserve.placement import GroupRequest, NoFit, Placement, Shape, place, place_instance
+from pdserve.placement import GroupRequest, NoFit, Placement, Shape, place, place_instance, prepare
 from pdserve.placement.beside import Caps, Offer
 from pdserve.placement.capacity import Capacity, NodeRoom, Room, capacity_for
 from pdserve.terms import ROLES
-from pdserve.topology import NodeView, Reservation, build_fabric
+from pdserve.topology import Fabric, NodeView, Reservation, build_fabric, summarise
 from pdserve.topology.fabric import MAX_KEPT
 
 GPU = "example.com/gpu"
@@ -187,24 +188,48 @@ def test_room_is_counted_for_as_many_instances_as_a_group_may_have() -> None:
 
 def test_what_was_counted_last_is_remembered() -> None:
     tree = fabric("p1 a  n1:300")
-    first = capacity_for(tree, request("1P1D", 1))
+
+    def leaves(ratio: str, size: int) -> object:
+        return capacity_for(tree, request(ratio, size)).leaves
+
+    first = leaves("1P1D", 1)
     for size in range(2, MAX_KEPT + 1):
-        assert capacity_for(tree, request("1P1D", size)) is capacity_for(
-            tree, request("3P3D", size)
-        )
-    assert capacity_for(tree, request("1P1D", 1)) is first
-    second = capacity_for(tree, request("1P1D", 2))
-    capacity_for(tree, request("1P1D", MAX_KEPT + 1))
+        assert leaves("1P1D", size) is leaves("3P3D", size)
+    assert leaves("1P1D", 1) is first
+    second = leaves("1P1D", 2)
+    leaves("1P1D", MAX_KEPT + 1)
     assert len(tree.memo) == MAX_KEPT
-    assert capacity_for(tree, request("1P1D", 2)) is second, "the one counted first has gone"
-    assert capacity_for(tree, request("1P1D", 1)) is not first
+    assert leaves("1P1D", 2) is second, "the one counted first has gone"
+    assert leaves("1P1D", 1) is not first
+
+
+def test_a_fabric_without_readers_needs_no_garbage_collector() -> None:
+    def there() -> int:
+        return sum(type(obj) is Fabric for obj in gc.get_objects())
+
+    gc.collect()
+    before = there()
+    gc.disable()
+    try:
+        tree, asked = fabric("p1 a  n1:8\np2 b  m1:8"), request("1P1D", 4)
+        taken = tree.reserve([Reservation("x", "n1", RESOURCE, 4)])
+        place(taken, asked)
+        place(tree, request("9P9D", 8))
+        prepare(tree, request("2P2D", 2), 1)
+        summarise(tree)
+        later = tree.renewed({}, {})
+        place(later, asked)
+        del tree, taken, later
+        assert there() == before
+    finally:
+        gc.enable()
 
 
 def test_a_tree_with_more_promised_is_counted_once_too() -> None:
     tree, asked = fabric("p1 a  n1:8\np2 b  m1:8"), request("1P1D", 4)
     taken = tree.reserve([Reservation("x", "n1", RESOURCE, 4)])
     found = capacity_for(taken, asked)
-    assert capacity_for(taken, asked) is found
+    assert capacity_for(taken, asked).leaves is found.leaves
     assert capacity_for(tree, asked).leaves[LEAF].prefills == 2
     assert found.leaves[LEAF].prefills == 1
     again = capacity_for(taken.reserve([Reservation("y", "m1", RESOURCE, 8)]), asked)

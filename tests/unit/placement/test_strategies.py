@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.support.builders import fabric, request
 
-from pdserve.placement.capacity import Capacity, capacity_for, join
+from pdserve.placement.capacity import Capacity, capacity_for
 from pdserve.placement.cost import cost_of, group_slots, traffic
+from pdserve.placement.frontier import join
 from pdserve.placement.strategies import balanced_cells, by_leaf_room, improve, packed
 from pdserve.placement.types import Cost, GroupRequest
 from pdserve.topology import Path
