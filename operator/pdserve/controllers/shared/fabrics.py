@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 from pdserve.controllers.shared.caches import Caches
@@ -78,6 +79,11 @@ class Fabrics:
             first = [kept.unread.pop() for _ in range(min(STEP_NODES, len(kept.unread)))]
             self._read(kept, set(first))
             kept.changed.difference_update(first)
+            await asyncio.sleep(0)
+        while len(kept.changed) > STEP_NODES and self._in_force(kept):
+            some = set(islice(sorted(kept.changed), STEP_NODES))
+            self._read(kept, some)
+            kept.changed -= some
             await asyncio.sleep(0)
         for request in requests:
             while self._in_force(kept):

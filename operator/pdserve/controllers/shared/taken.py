@@ -7,8 +7,10 @@ Neighbours: `promises` and `device_claims` know, `fabrics` counts.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from pdserve.controllers.shared.caches import Caches
 from pdserve.controllers.shared.device_claims import Claims
@@ -19,6 +21,9 @@ from pdserve.kube.resource import Object, ObjectKey, key_of
 from pdserve.placement import GroupRequest
 from pdserve.topology import Fabric, PodView, Reservation
 from pdserve.topology.spec import TreeSpec
+
+STEP_GROUPS: Final = 100
+"""ScenarioGroups whose parts are found in one step: some milliseconds."""
 
 
 class Taken:
@@ -51,11 +56,20 @@ class Taken:
 
     async def prepare(self, spec: TreeSpec, requests: Iterable[GroupRequest]) -> None:
         """Let `fabric` find little to do, and placement of `requests` in it; see `Fabrics`."""
+        await self._count_in_steps()
         await self._fabrics.prepare(spec, requests)
 
     async def prepare_summary(self, spec: TreeSpec) -> None:
         """The same for `topology.summarise`."""
+        await self._count_in_steps()
         await self._fabrics.prepare_summary(spec)
+
+    async def _count_in_steps(self) -> None:
+        while len(self._changed) > STEP_GROUPS:
+            for key in sorted(self._changed)[:STEP_GROUPS]:
+                self._changed.discard(key)
+                self._count(key)
+            await asyncio.sleep(0)
 
     def everything_changed(self) -> None:
         """Other operators took or left namespaces: claims of the groups there count otherwise."""

@@ -24,6 +24,7 @@ OTHER = TreeSpec("az1", (FabricLevel("leaf", "leaf", 7),), {"fabric": "az1"})
 LEAF = 20
 NODES = 5 * STEP_NODES
 ASKED = GroupRequest(2, 1, Shape(NPU, 4), Shape(NPU, 8))
+TOO_LARGE = replace(ASKED, prefill=NODES, decode=NODES)
 
 
 class Site:
@@ -103,12 +104,20 @@ async def test_what_is_prepared_is_read_in_steps_and_not_again(
     await site.fabrics.prepare(SPEC, (ASKED,))
     watching.cancel()
     assert steps.most <= 2 * STEP_NODES
-    # Each node is read, summed up, counted for both roles at once, and for the refusal for each.
-    assert steps.total == 5 * NODES
+    # Each node is read, summed up, and counted for both roles at once.
+    assert steps.total == 3 * NODES
+    steps.total = 0
+    assert isinstance(place(site.fabrics.of(SPEC), ASKED), Placement)
+    assert steps.total == 0
+    # What does not fit is refused for reasons that are counted for each role.
+    watching = asyncio.create_task(steps.watch())
+    await site.fabrics.prepare(SPEC, (TOO_LARGE,))
+    watching.cancel()
+    assert steps.most <= 2 * STEP_NODES
+    assert steps.total == 2 * NODES
     steps.total = 0
     tree = site.fabrics.of(SPEC)
-    assert isinstance(place(tree, ASKED), Placement)
-    assert isinstance(place(tree, replace(ASKED, prefill=NODES, decode=NODES)), NoFit)
+    assert isinstance(place(tree, TOO_LARGE), NoFit)
     assert summarise(tree).nodes_ready == NODES
     assert steps.total == 0
 
@@ -127,6 +136,23 @@ async def test_many_changes_are_counted_in_steps_too(monkeypatch: pytest.MonkeyP
     assert steps.most <= 2 * STEP_NODES
     steps.total = 0
     assert place(site.fabrics.of(SPEC), ASKED) == place(site.fresh(), ASKED)
+
+
+@pytest.mark.invariant(14)
+async def test_changes_that_came_all_at_once_are_read_in_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site()
+    await site.fabrics.prepare(SPEC)
+    for number in range(NODES):
+        site.put(number, devices=4)
+    steps = Steps(monkeypatch)
+    watching = asyncio.create_task(steps.watch())
+    await site.fabrics.prepare(SPEC)
+    watching.cancel()
+    assert steps.most <= 2 * STEP_NODES
+    assert site.fabrics.of(SPEC).nodes == site.fresh().nodes
+    assert steps.total == NODES, "each once"
 
 
 @pytest.mark.parametrize("seed", range(3))
