@@ -119,7 +119,7 @@ def acting_counts(group: ScenarioGroup, scenario: Scenario | None, *, owned: boo
     return _acting.of(lambda: _acting_counts(group, scenario, owned), group, scenario, by=owned)
 
 
-_acting: Memo[Counts | None] = Memo(most=1024)
+_acting: Memo[Counts | None] = Memo()
 
 
 def _acting_counts(group: ScenarioGroup, scenario: Scenario | None, owned: bool) -> Counts | None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from pdserve.api import ObjectMeta, ScenarioGroup
 from pdserve.controllers import worker
 from pdserve.controllers.group import scenariogroup
-from pdserve.controllers.ratio import ratio_loop
+from pdserve.controllers.ratio import subjects
 from pdserve.controllers.service import pdservice, route_writer, seen
 from pdserve.controllers.shared import caches, clock, device_claims, group_view
 from pdserve.controllers.shared.context import OperatorContext
@@ -90,7 +90,7 @@ def _owners_by_uid() -> tuple[Change, ...]:
     def owned_by(cache: ViewCache[K], owner: ObjectMeta) -> tuple[K, ...]:
         return tuple(kept for kept in cache.list() if _controller(kept) == owner.uid)
 
-    return _everywhere("owned_by", owned_by, group_view, pdservice, route_writer, seen, ratio_loop)
+    return _everywhere("owned_by", owned_by, group_view, pdservice, route_writer, seen, subjects)
 
 
 def _controller(kept: object) -> str | None:

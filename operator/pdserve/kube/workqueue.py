@@ -28,6 +28,8 @@ _BUCKETS = tuple(10.0**exponent for exponent in range(-8, 4))
 """controller-runtime's: 10 ns to 1000 s."""
 
 _CLOCK_STEP = 1e-6
+_REPLACED = 64
+"""Requests replaced by earlier ones that are kept, beside as many as there are requests."""
 _Turns = OrderedDict[str, "OrderedDict[QueueKey, float]"]
 """Ready keys by namespace, with when each was added; in the order in which their turn comes."""
 
@@ -155,6 +157,9 @@ class WorkQueue:
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
             heapq.heappush(self._heap, (due, next(self._order), key))
+            if len(self._heap) > 2 * len(self._due) + _REPLACED:
+                self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
+                heapq.heapify(self._heap)
             self._arm()
 
     def retry(self, key: QueueKey) -> float:

@@ -94,6 +94,20 @@ async def test_a_namespace_has_a_bounded_number_of_keys_in_work() -> None:
 
 
 @virtual_time
+async def test_requests_that_earlier_ones_replaced_do_not_pile_up() -> None:
+    queue = WorkQueue()
+    for number in range(3000):
+        queue.add_after(key(f"a{number % 3}"), 5000.0 - number)
+    queue.add_after(key("b"), 9000.0)
+    assert len(queue._heap) < 100
+    await asyncio.sleep(2003)
+    assert [(await queue.get()).name for _ in range(3)] == ["a2", "a1", "a0"]
+    assert not len(queue)
+    await asyncio.sleep(7000)
+    assert (await queue.get()).name == "b"
+
+
+@virtual_time
 async def test_a_closed_queue_still_hands_out_keys_that_wait_for_their_namespace() -> None:
     queue = WorkQueue(per_namespace=1)
     queue.add(key("a0"))

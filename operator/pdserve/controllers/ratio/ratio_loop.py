@@ -13,36 +13,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from pdserve.api import DecisionRecord, PDService, Scenario, ScenarioGroup
+from pdserve.api import DecisionRecord, PDService
 from pdserve.controllers.ratio.rest import Rest, rest_after
+from pdserve.controllers.ratio.subjects import AT_ONCE, Subject, Subjects
 from pdserve.controllers.shared import refusals
-from pdserve.controllers.shared.caches import BY_SERVICE, owned_by
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.decision_writer import write_decision
 from pdserve.controllers.shared.group_view import domain_of, view_group
 from pdserve.controllers.shared.owned import ensure
-from pdserve.controllers.shared.parsed import parsed
 from pdserve.controllers.shared.profiles import profile_in, profile_object, stored_state
-from pdserve.controllers.shared.skipped import read_each
 from pdserve.controllers.shared.triggers import GROUP, service_key
 from pdserve.desired import decisions
-from pdserve.desired.group_wanted import ScenarioGroupView
 from pdserve.desired.ratio_input import budget_for, expected_of, role_devices
 from pdserve.desired.ratio_placement import placement_limit
-from pdserve.desired.service_desired import acting_counts, bounds_of, fixed_of
+from pdserve.desired.service_desired import bounds_of, fixed_of
 from pdserve.desired.service_status import Attainment
 from pdserve.kube.errors import KubeError
 from pdserve.kube.ownership import NotOursError, owner_reference
-from pdserve.kube.resource import Object, ObjectKey
+from pdserve.kube.resource import ObjectKey
 from pdserve.kube.workqueue import QueueKey
 from pdserve.ratio import learn
 from pdserve.ratio.decide import decide_placed
-from pdserve.ratio.learn import LearnState, Start
+from pdserve.ratio.learn import LearnState
 from pdserve.ratio.records import record
 from pdserve.ratio.types import (
     Counts,
@@ -68,23 +65,6 @@ ATTAINMENT_PERIOD: Final = 60.0
 """Seconds between two updates of the attainment shown in status."""
 HELD_PERIOD: Final = 60.0
 """Seconds between two entries that changed nothing, unless their reason is about data."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One scenario whose counts are in question."""
-
-    service: PDService
-    scenario: Scenario
-    obj: Object
-    group: ScenarioGroup
-    counts: Counts
-
-    @property
-    def key(self) -> ScenarioKey:
-        """How the metrics source calls it."""
-        meta = self.group.metadata
-        return ScenarioKey(meta.namespace, self.group.spec.service, self.group.spec.scenario)
 
 
 class NoSource:
@@ -121,7 +101,7 @@ class RatioLoop:
         self._shown: dict[ScenarioKey, float] = {}
         self._failures: dict[ScenarioKey, int] = {}
         self._rests: dict[ScenarioKey, Rest] = {}
-        self._starts: dict[ScenarioKey, list[Start]] = {}
+        self._subjects = Subjects(context, settings.window)
 
     async def run(self) -> None:
         """Tick every fast period until cancelled."""
@@ -136,8 +116,8 @@ class RatioLoop:
             await asyncio.sleep(max(self._settings.fast_period - elapsed, 0.1))
 
     async def tick(self) -> None:
-        """One round over all scenarios; the event loop runs between any two of them."""
-        subjects = {s.key: s async for s in self._subjects()}
+        """One round over all scenarios; the event loop runs before each decision."""
+        subjects = await self._subjects.listed()
         kept_by_scenario = (
             self._memory, self._learned, self._saved, self._shown, self._failures, self._rests,
         )  # fmt: skip
@@ -147,30 +127,25 @@ class RatioLoop:
         if not subjects:
             return
         samples = await self._samples(subjects)
-        for key, subject in subjects.items():
-            await asyncio.sleep(0)
+        for number, (key, subject) in enumerate(subjects.items()):
             sample = samples.get(key, Unknown("the metrics source failed"))
-            if not self._rests_still(subject, sample):
+            if not self._rests_still(key, subject, sample):
+                await asyncio.sleep(0)
                 await self._guarded(subject, sample)
+            elif number % AT_ONCE == 0:
+                await asyncio.sleep(0)
 
-    def _rests_still(self, subject: Subject, sample: ScenarioSample | Unknown) -> bool:
-        rest, now = self._rests.get(subject.key), self._context.now()
+    def _rests_still(
+        self, key: ScenarioKey, subject: Subject, sample: ScenarioSample | Unknown
+    ) -> bool:
+        rest, now = self._rests.get(key), self._context.now()
         period = self._settings.control_period
         return rest is not None and rest.lasts(now, period, subject.obj, subject.service, sample)
 
     async def _samples(
         self, subjects: Mapping[ScenarioKey, Subject]
     ) -> Mapping[ScenarioKey, ScenarioSample | Unknown]:
-        live: dict[ScenarioKey, LiveInstances] = {}
-        self._starts.clear()
-        for key, subject in subjects.items():
-            await asyncio.sleep(0)
-            try:
-                view = view_group(self._context, subject.group)
-                live[key] = self._live(subject, view)
-                self._starts[key] = _starts(view)
-            except Exception as error:
-                self._context.skipped(subject.obj, "ratio", error)
+        live = await self._subjects.live(subjects)
         try:
             return await self._source.sample(live)
         except Exception:
@@ -209,7 +184,7 @@ class RatioLoop:
         )
         if isinstance(sample, ScenarioSample):
             state = learn.observe(state, sample)
-        state = learn.observe_starts(state, self._starts.get(key, ()))
+        state = learn.observe_starts(state, self._subjects.instances(subject).starts)
         self._learned[key] = state
         inp, decision = decide_placed(
             self._input(subject, sample, state), partial(self._most, subject)
@@ -318,61 +293,8 @@ class RatioLoop:
         if before is None or before.percent != found.percent:
             self._context.queue.add(service_key(meta.namespace, subject.service.metadata.name))
 
-    # --- what there is ---------------------------------------------------------------------
-
-    async def _subjects(self) -> AsyncIterator[Subject]:
-        caches = self._context.caches
-        read = partial(parsed, PDService)
-        leaves = self._context.scope.leaves
-        services = (s for s in caches.services.list() if not leaves(s["metadata"]["namespace"]))
-        for service in read_each(services, read, caches.skipped, "ratio"):
-            for subject in self._of_service(service):
-                yield subject
-            await asyncio.sleep(0)
-
-    def _of_service(self, service: PDService) -> list[Subject]:
-        scenarios = {s.name: s for s in service.spec.scenarios}
-
-        def read(obj: Object) -> Subject | None:
-            group = parsed(ScenarioGroup, obj)
-            scenario = scenarios.get(group.spec.scenario)
-            counts = None if scenario is None else acting_counts(group, scenario, owned=True)
-            if scenario is None or counts is None:
-                return None
-            return Subject(service, scenario, obj, group, counts)
-
-        caches = self._context.caches
-        owned = owned_by(caches.groups, service.metadata)
-        found = read_each(owned, read, caches.skipped, "ratio")
-        return [subject for subject in found if subject is not None]
-
     def _wanted(self, service: PDService) -> dict[str, Counts]:
-        return {s.scenario.name: s.counts for s in self._of_service(service)}
-
-    def _live(self, subject: Subject, view: ScenarioGroupView) -> LiveInstances:
-        """Pods ready for a whole window: the first batches of an instance are not typical."""
-        caches, meta = self._context.caches, subject.group.metadata
-        since = self._context.now() - self._settings.window
-        warm = [
-            i
-            for i in view.instances
-            if i.ready_since is not None and i.ready_since <= since and not i.terminating
-        ]
-        gateways = caches.pods.by_index(BY_SERVICE, (meta.namespace, subject.group.spec.service))
-        return LiveInstances(
-            gateways=frozenset(p.name for p in gateways if p.ready.true and not p.deleting),
-            prefill=frozenset(i.name for i in warm if i.role == "prefill"),
-            decode=frozenset(i.name for i in warm if i.role == "decode"),
-        )
-
-
-def _starts(view: ScenarioGroupView) -> list[Start]:
-    """How long each instance took from its pods' creation to Ready."""
-    return [
-        Start(i.created, i.ready_since - i.created)
-        for i in view.instances
-        if i.ready_since is not None and i.restarts == 0 and not i.terminating
-    ]
+        return {s.scenario.name: s.counts for s in self._subjects.of_service(service)}
 
 
 def measured_settings(settings: LoopSettings, state: LearnState) -> LoopSettings:

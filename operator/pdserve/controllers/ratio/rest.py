@@ -27,6 +27,8 @@ class Rest:
     group: Object
     service: object
     sample: ScenarioSample | Unknown
+    part: float
+    """Of the period for which a scenario may rest: not all are due at once."""
 
     def lasts(
         self, now: float, period: float, group: Object, service: object,
@@ -34,10 +36,10 @@ class Rest:
     ) -> bool:  # fmt: skip
         """Whether a round at `now` would come out the same; `period`: seconds that it may rest.
 
-        Each scenario rests for a part of them that its name gives, so that not all are due at once.
+        Each scenario rests for `part` of them.
         """
         return (
-            0.0 <= now - self.since < period * (0.5 + _part(group) / 2)
+            0.0 <= now - self.since < period * self.part
             and self.group is group
             and self.service is service
             and self.sample == _measured(sample)
@@ -53,7 +55,7 @@ def rest_after(
     )
     if decision.outcome != "Held" or not timeless:
         return None
-    return Rest(now, group, service, _measured(sample))
+    return Rest(now, group, service, _measured(sample), 0.5 + _part(group) / 2)
 
 
 def _part(group: Object) -> float:

@@ -39,9 +39,9 @@ def fresh_state(group: ScenarioGroup) -> LearnState:
     return _fresh.of(lambda: _start(group.spec), group.spec)
 
 
-_profiles: Memo[PerformanceProfile | None] = Memo(most=1024)
-_fresh: Memo[LearnState] = Memo(most=1024)
-_resumed: Memo[LearnState] = Memo(most=1024)
+_profiles: Memo[PerformanceProfile | None] = Memo()
+_fresh: Memo[LearnState] = Memo()
+_resumed: Memo[LearnState] = Memo()
 
 
 def _start(spec: ScenarioGroupSpec) -> LearnState:

@@ -19,6 +19,8 @@ class Scope:
 
     def __init__(self) -> None:
         self._left: Mapping[str, str] = {}
+        self.changes = 0
+        """How often namespaces changed hands."""
 
     def leaves(self, namespace: str) -> bool:
         """Whether the objects of `namespace` ("": those of none) are another operator's."""
@@ -35,6 +37,7 @@ class Scope:
             log.info("The objects of %s are this operator's now", _named(namespace))
         changed = frozenset(left.keys() ^ self._left.keys())
         self._left = dict(left)
+        self.changes += bool(changed)
         return changed
 
 
