@@ -25,7 +25,6 @@ from pdserve.groups.creation import placed
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.naming import new_pods, pod_name
 from pdserve.groups.repairs import waits_until
-from pdserve.groups.routable import is_routable
 from pdserve.groups.search import InstanceSearch
 from pdserve.groups.types import ConditionState, CreateInstance, DisruptionBudget, Observation
 from pdserve.groups.view import (
@@ -72,7 +71,7 @@ class _Closing:
         """Some other member does not serve yet."""
         away = {i.name for i in self.closed}
         group = self.group
-        return any(i.name not in away and not is_routable(i, group.table) for i in group.staying)
+        return any(i.name not in away and i.name not in group.routable for i in group.staying)
 
 
 def decide_evictions(

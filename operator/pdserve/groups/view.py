@@ -47,6 +47,11 @@ class GroupView:
         """Members that are not on their way out."""
         return tuple(i for i in self.members if not leaving(i))
 
+    @cached_property
+    def routable(self) -> frozenset[str]:
+        """Names of members that can serve now (`is_routable`)."""
+        return frozenset(i.name for i in self.members if is_routable(i, self.table))
+
     def of_role(self, role: Role) -> tuple[InstanceObs, ...]:
         """Staying members of one role, of the group's revision."""
         return self._by_role[role]
@@ -59,7 +64,7 @@ class GroupView:
     def ready(self, role: Role, without: Collection[str] = ()) -> int:
         """How many members of one role, but for these names, can serve now."""
         here = (i for i in self.of_role(role) if i.name not in without)
-        return sum(1 for i in here if is_routable(i, self.table))
+        return sum(1 for i in here if i.name in self.routable)
 
     @cached_property
     def serving(self) -> bool:
@@ -72,7 +77,7 @@ class GroupView:
         """
         sure = {
             i.role for i in self.staying
-            if not i.silent and i.revision == self.revision and is_routable(i, self.table)
+            if not i.silent and i.revision == self.revision and i.name in self.routable
             and observation.knows_route(i.name)
         }  # fmt: skip
         return len(sure) == len(ROLES)
@@ -88,7 +93,7 @@ class GroupView:
         counts: dict[str, list[int]] = {}
         for instance in self.staying or self.members:
             count = counts.setdefault(instance.revision, [0, 0])
-            count[0] += is_routable(instance, self.table)
+            count[0] += instance.name in self.routable
             count[1] += 1
         return min(counts, key=lambda r: (-counts[r][0], -counts[r][1], r), default="")
 
@@ -176,7 +181,7 @@ class PlanDraft:
 def members_of(group: GroupView) -> tuple[PlacedInstance, ...]:
     """Staying instances of the group's revision as placement wants them."""
     return tuple(
-        PlacedInstance(i.name, i.role, i.nodes, is_routable(i, group.table))
+        PlacedInstance(i.name, i.role, i.nodes, i.name in group.routable)
         for role in ROLES
         for i in group.of_role(role)
     )
