@@ -98,9 +98,8 @@ async def _attempt(context: OperatorContext, key: QueueKey) -> None:
         return
     await refusals.went_well(context, key)
     context.queue.forget(key)
-    if after is not None:
-        # A deadline is over a moment after it, never a moment before: no busy loop on rounding.
-        context.queue.add_after(key, max(after, SHORTEST_WAIT))
+    # A deadline is over a moment after it, never a moment before: no busy loop on rounding.
+    context.queue.look_again(key, None if after is None else max(after, SHORTEST_WAIT))
     context.metrics.reconciled(
         key.kind, "success" if after is None else "requeue", clock() - started
     )

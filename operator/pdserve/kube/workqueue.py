@@ -106,6 +106,7 @@ class WorkQueue:
         self._rests_until: OrderedDict[QueueKey, float] = OrderedDict()
         self._failures: dict[QueueKey, int] = {}
         self._due: dict[QueueKey, float] = {}
+        self._again: dict[QueueKey, float] = {}
         self._heap: list[tuple[float, int, QueueKey]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -153,14 +154,32 @@ class WorkQueue:
         if delay <= 0:
             self.add(key)
             return
+        self._plan(self._due, key, delay)
+
+    def look_again(self, key: QueueKey, delay: float | None) -> None:
+        """Queue `key` in `delay` seconds because time passes, in place of what was said before.
+
+        Only for the work on `key` itself, which knows what its former looks waited for; what others
+        asked with `add_after` stays. None: no time changes anything.
+        """
+        self._again.pop(key, None)
+        if delay is not None and not self._closed:
+            self._plan(self._again, key, delay)
+
+    def _plan(self, dues: dict[QueueKey, float], key: QueueKey, delay: float) -> None:
         due = self._clock() + delay
-        if due < self._due.get(key, float("inf")):
-            self._due[key] = due
-            heapq.heappush(self._heap, (due, next(self._order), key))
-            if len(self._heap) > 2 * len(self._due) + _REPLACED:
-                self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
-                heapq.heapify(self._heap)
-            self._arm()
+        if due >= dues.get(key, float("inf")):
+            return
+        dues[key] = due
+        heapq.heappush(self._heap, (due, next(self._order), key))
+        if len(self._heap) > 2 * (len(self._due) + len(self._again)) + _REPLACED:
+            self._heap = [entry for entry in self._heap if self._stands(entry[2], entry[0])]
+            heapq.heapify(self._heap)
+        self._arm()
+
+    def _stands(self, key: QueueKey, due: float) -> bool:
+        """Whether a request was not replaced."""
+        return self._due.get(key) == due or self._again.get(key) == due
 
     def retry(self, key: QueueKey) -> float:
         """Add `key` again after its backoff; returns the delay in seconds.
@@ -234,6 +253,7 @@ class WorkQueue:
         """Accept no more keys; workers get what is ready, then `QueueClosed`."""
         self._closed = True
         self._due.clear()
+        self._again.clear()
         self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -316,8 +336,10 @@ class WorkQueue:
         now = self._clock() + _CLOCK_STEP
         while self._heap and self._heap[0][0] <= now:
             due, _, key = heapq.heappop(self._heap)
-            if self._due.get(key) == due:  # else an earlier request replaced it
-                del self._due[key]
+            if self._stands(key, due):
+                for dues in (self._due, self._again):
+                    if dues.get(key) == due:
+                        del dues[key]
                 self.add(key)
         self._arm()
 

@@ -94,6 +94,27 @@ async def test_a_namespace_has_a_bounded_number_of_keys_in_work() -> None:
 
 
 @virtual_time
+async def test_a_look_for_time_replaces_the_former_one_and_no_request_of_others() -> None:
+    queue = WorkQueue()
+    queue.look_again(key("a"), 10.0)
+    queue.add_after(key("a"), 30.0)
+    queue.look_again(key("a"), 60.0)
+    await asyncio.sleep(29)
+    assert not len(queue), "the look after ten seconds was taken back"
+    await asyncio.sleep(2)
+    assert len(queue) == 1
+    queue.done(await queue.get())
+    await asyncio.sleep(28)
+    assert not len(queue)
+    await asyncio.sleep(2)
+    queue.done(await queue.get())
+    queue.look_again(key("a"), 5.0)
+    queue.look_again(key("a"), None)
+    await asyncio.sleep(100)
+    assert not len(queue)
+
+
+@virtual_time
 async def test_requests_that_earlier_ones_replaced_do_not_pile_up() -> None:
     queue = WorkQueue()
     for number in range(3000):
