@@ -63,7 +63,13 @@ async def run(options: OperatorOptions) -> None:
     # Spreads timers over time; nothing secret depends on it.
     rng = random.Random()  # noqa: S311 - jitter and schedules, no secrets
     identity = os.environ.get("HOSTNAME", COMPONENT)
-    client = await connect(options.kubeconfig, registry=registry, user_agent=COMPONENT)
+    client = await connect(
+        options.kubeconfig,
+        registry=registry,
+        rate=options.api_rate,
+        burst=options.api_burst,
+        user_agent=COMPONENT,
+    )
     core = Core(
         client,
         namespace=options.namespace,

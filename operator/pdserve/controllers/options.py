@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pdserve.engines.pod_profile import Allowed, Rights
 from pdserve.http1.listen import EVERYWHERE
+from pdserve.kube.connect import DEFAULT_BURST, DEFAULT_RATE
 from pdserve.telemetry.access import Access
 from pdserve.wire import names
 
@@ -25,6 +26,10 @@ class OperatorOptions:
     namespace: str | None
     """Where PDServices and ScenarioGroups are looked after; None: everywhere."""
     kubeconfig: str | None
+    api_rate: float
+    """Requests per second to the API server, on average."""
+    api_burst: int
+    """Requests to it at once."""
     prometheus_url: str | None
     """None: no ratio loop; Auto then keeps the counts it has and says why."""
     prometheus_access: Access
@@ -90,6 +95,11 @@ def _declare(parser: _Parser, given: Mapping[str, str]) -> None:
     add = parser.setting
     add("--namespace", None, "look after this namespace only; empty: all")
     add("--kubeconfig", None, "kubeconfig file; empty: in-cluster, $KUBECONFIG or ~/.kube/config")
+    add(
+        "--api-rate", str(DEFAULT_RATE), "requests per second to the API server, on average",
+        type=_rate,
+    )  # fmt: skip
+    add("--api-burst", str(DEFAULT_BURST), "requests to it at once", type=_burst)
     add("--prometheus-url", None, "Prometheus that the ratio loop asks; empty: no ratio loop")
     add("--prometheus-token-file", None, "file with the bearer token for Prometheus")
     add("--prometheus-username-file", None, "file with the user name for Prometheus")
@@ -144,6 +154,8 @@ def _options(args: argparse.Namespace) -> OperatorOptions:
     return OperatorOptions(
         namespace=args.namespace or None,
         kubeconfig=args.kubeconfig or None,
+        api_rate=args.api_rate,
+        api_burst=args.api_burst,
         prometheus_url=args.prometheus_url or None,
         prometheus_access=Access(
             args.prometheus_token_file,
@@ -176,6 +188,20 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: must be a positive number of seconds")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0.1 to 100000 requests per second")
+    return value
+
+
+def _burst(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 1 to 100000 requests")
     return value
 
 
