@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import random
+import resource
 import select
 import signal
 import traceback
@@ -33,8 +34,10 @@ REST_SECONDS = 1500.0
 """Virtual seconds after which the cluster must be at rest: twice the longest back-off."""
 QUIET_SECONDS = 30.0
 """Virtual seconds for which it must stay so."""
-REAL_SECONDS = 60.0
-"""Real seconds that one schedule may take."""
+CPU_SECONDS = 60
+"""Seconds of computing that one schedule may take, however busy the machine is."""
+REAL_SECONDS = 600.0
+"""Real seconds after which one that does not compute is taken to hang."""
 END = 0
 """Number of the rule that the cluster ends as wanted."""
 HARNESS = 99
@@ -101,7 +104,9 @@ async def run_forked(
     finally:
         os.close(read)
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)  # noqa: ASYNC222 - the scene must stand still
+        _, status = os.waitpid(child, 0)  # noqa: ASYNC222 - the scene must stand still
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return Outcome(seed, f"not done after {CPU_SECONDS} s of computing", 10)
     if text is None:
         return Outcome(seed, f"not done after {REAL_SECONDS:.0f} s of real time", 10)
     return Outcome(**json.loads(text)) if text else Outcome(seed, "the process died", 10)
@@ -110,6 +115,7 @@ async def run_forked(
 async def _in_child(
     scene: Scene, seed: int, moves: Sequence[Move], write: int, *, writes: bool
 ) -> NoReturn:
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, 2 * CPU_SECONDS))
     gc.disable()  # a short life: collecting would copy the parent's memory
     try:
         outcome = await play(scene, seed, moves)

@@ -52,6 +52,19 @@ def test_no_invariant_breaks_in_sixty_schedules() -> None:
     assert not broken
 
 
+def test_a_schedule_that_computes_for_ever_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own computing: how busy the machine is does not count."""
+
+    async def play(*_: object) -> schedule.Outcome:
+        while True:
+            pass
+
+    monkeypatch.setattr(schedule, "CPU_SECONDS", 1)
+    monkeypatch.setattr(schedule, "play", play)
+    [outcome] = runner.run_many(10, 1, 1)
+    assert (outcome.violation, outcome.number) == ("not done after 1 s of computing", 10)
+
+
 def test_a_failing_schedule_is_cut_down_and_says_what_was_done() -> None:
     plant = plant_of("outage-is-silence")
     with planted(plant):
