@@ -52,7 +52,7 @@ def prepare(fabric: Fabric, request: GroupRequest, most: int) -> bool:
 
     True when nothing was left to do but to count the leaves of a few nodes that changed. What was
     counted goes over to fabrics that follow this one, so a caller may let others run and ask that
-    one. Where the group fits wherever it may be, nobody asks why not: that is not prepared.
+    one. Where the group fits wherever it may be, why not is not asked, and not prepared.
     """
     if not count_some(fabric, request, most):
         return False
