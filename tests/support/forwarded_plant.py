@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from tests.support.naive_plant import EXPIRY, TRANSFER, Inst, NaivePlant, Req
 
+from pdserve.forwarding.deadline import HandoffTime
 from pdserve.forwarding.decode import DecodeWalk, GiveUp, Try, handoff_deadline
 from pdserve.forwarding.dispatch import Dispatcher, Send, Ticket
 from pdserve.forwarding.instance import Instance
@@ -43,6 +44,7 @@ class ForwardedPlant(NaivePlant):
         self.walks: dict[int, tuple[Req, DecodeWalk]] = {}
         self.taken: dict[int, tuple[Instance, float]] = {}
         self.epoch = 0
+        self.handoffs = HandoffTime()
         self.wake = NEVER
 
     def _routes(self, role: str, group: int, count: int, slots: int) -> Iterator[RouteInstance]:
@@ -68,7 +70,8 @@ class ForwardedPlant(NaivePlant):
 
     def arrive(self, req: Req) -> None:
         def act() -> None:
-            req.deadline = self.now + self.ttft - 1.05 * self.prefill_seconds([req])
+            target = self.ttft - min(self.handoffs.seconds, self.ttft / 2)
+            req.deadline = self.now + target - 1.05 * self.prefill_seconds([req])
             if req.deadline <= self.now:
                 self.end(req, "expired")
                 return
@@ -97,8 +100,8 @@ class ForwardedPlant(NaivePlant):
     def _send(self, send: Send) -> None:
         ticket: Ticket = send.ticket
         inst, req = self.devices[send.prefill.id], self.tickets[id(ticket)]
-        late = self.done_at(inst, req) > req.arrived + self.ttft
-        if inst.load >= self.spec.profile.prefill_slots or late:
+        full = inst.load >= self.spec.profile.prefill_slots
+        if full or not self.in_time(inst, req):
             send.prefill.rejected(self._hint(inst), self.now)
             self.dispatcher.back(ticket, self.now)
             return
@@ -153,6 +156,7 @@ class ForwardedPlant(NaivePlant):
         decode.accepted(self._hint(inst), self.now, sent)
         self.taken[req.number] = decode, self.now
         self.record(req.source).released()
+        self.handoffs.learn(self.now - req.computed, self.now)
         self.pulling.append(req)
         self.pulled(req, inst)
 

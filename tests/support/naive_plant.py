@@ -57,6 +57,8 @@ class NaivePlant:
     def __init__(self, spec: PlantSpec, cap: int) -> None:
         self.spec, self.cap = spec, cap
         self.now = 0.0
+        self.handoff = 0.0
+        """Mean seconds from the end of a prefill to its first token, a tenth the newest."""
         self.insts: list[Inst] = []
         self.waiting: list[Req] = []
         self.aside: list[Req] = []
@@ -124,14 +126,15 @@ class NaivePlant:
         p, ahead = self.spec.profile, self.spec.prefetch
         left = p.decode_slots + ahead - inst.load
         if inst.hold:
-            left -= max(ahead - int(self.spec.slo.handoff * p.decode_slots / inst.hold), 0)
+            left -= max(ahead - int(self.spec.slo.handoff * p.decode_slots / (3 * inst.hold)), 0)
         return max(left, 0)
 
     # --- requests
 
     def arrive(self, req: Req) -> None:
         def act() -> None:
-            deadline = self.now + self.spec.slo.ttft - 1.05 * self.prefill_seconds([req])
+            target = self.ttft - min(self.handoff, self.ttft / 2)
+            deadline = self.now + target - 1.05 * self.prefill_seconds([req])
             req.deadline = deadline
             if deadline <= self.now:
                 self.end(req, "expired")
@@ -177,7 +180,7 @@ class NaivePlant:
             self.waiting.remove(req)
             others = [p for p in able if p.group == inst.group]
             inst = min(
-                (p for p in (inst, *others) if self.done_at(p, req) <= req.arrived + self.ttft),
+                (p for p in (inst, *others) if self.in_time(p, req)),
                 key=lambda p: (p is not inst, self.done_at(p, req), p.place), default=None,
             )  # type: ignore[assignment]  # None: all refuse  # fmt: skip
             if inst is None:
@@ -193,6 +196,13 @@ class NaivePlant:
     @property
     def ttft(self) -> float:
         return self.spec.slo.ttft
+
+    def in_time(self, inst: Inst, req: Req) -> bool:
+        """Whether neither it nor those that wait there would be late."""
+        return self.done_at(inst, req) <= min(self.due(r) for r in [*inst.pending, req])
+
+    def due(self, req: Req) -> float:
+        return req.deadline + 1.05 * self.prefill_seconds([req])
 
     def done_at(self, inst: Inst, req: Req) -> float:
         begins = inst.batch_ends if inst.batch else self.now
@@ -257,6 +267,8 @@ class NaivePlant:
     def pulled(self, req: Req, inst: Inst) -> None:
         assert req.source
         req.first = self.now
+        took = self.now - req.computed
+        self.handoff = self.handoff + 0.1 * (took - self.handoff) if self.handoff else took
         req.source.load -= 1
         self.pulling.remove(req)
         self.touch(req.source)

@@ -21,6 +21,8 @@ BACKOFF_FIRST = 0.005
 BACKOFF_MAX = 0.080
 BACKOFF_NOT_SERVING = 1.0
 """After `draining` or `not_ready`: the next route table normally removes the instance first."""
+SURE_PLACES = 3.0
+"""Part of the handoff target in which a slot must free on average: one in twenty takes longer."""
 _LEARN = 0.2
 
 
@@ -105,7 +107,8 @@ class Instance:
         grown = int((now - self._changed) / pace)
         later = self._changed + (grown + 1) * pace
         places = 0 if unused else max(0, self.total - self.route.slots)
-        too_slow = places - min(places, int(handoff / pace)) if handoff < NEVER else 0
+        soon = int(handoff / (SURE_PLACES * pace)) if handoff < NEVER else places
+        too_slow = max(places - soon, 0)
         credit = min(self.total - self.legs - self.held, self.free + grown) - too_slow - unused
         return at, max(0, credit), later
 
@@ -113,8 +116,8 @@ class Instance:
         """Decode: requests it would probably take now (0 or more) and start within `handoff`.
 
         A request that arrives while all slots run waits in a prefetch place until a stream ends,
-        once per (stream time / slots); places where it would wait longer do not count. Streams of
-        other gateways end unseen, so the estimate of free places grows at the same pace.
+        once per (stream time / slots); places where it may well wait longer do not count. Streams
+        of other gateways end unseen, so the estimate of free places grows at the same pace.
         """
         return self.outlook(now, handoff)[1]
 

@@ -76,5 +76,5 @@ def test_outcomes_are_those_of_the_real_dispatcher_and_decode_walk(
         ("completed", layout.G_COMPLETED), ("expired", layout.G_EXPIRED),
         ("overload", layout.G_OVERLOAD),
     ):  # fmt: skip
-        assert counters[column] / total == pytest.approx(outcomes[name] / total, abs=0.03), name
+        assert counters[column] / total == pytest.approx(outcomes[name] / total, abs=0.04), name
     assert counters[layout.G_MET] / total == pytest.approx(met(reqs) / total, abs=0.04)

@@ -10,7 +10,7 @@ from pdserve.refengine.kv.pool import BlockPool, OutOfBlocksError, blocks_for, p
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.model.model_config import BLOCK_TOKENS
 from pdserve.refengine.runtime.estimates import Estimates
-from pdserve.refengine.runtime.forecast import leg_seconds, slowest_tpot
+from pdserve.refengine.runtime.forecast import least_left, leg_seconds, slowest_tpot
 from pdserve.refengine.runtime.output import Output
 from pdserve.refengine.runtime.rejections import Rejections
 from pdserve.refengine.runtime.request import GenerationRequest
@@ -114,14 +114,23 @@ class Admission:
     def _check_budget(
         self, request: GenerationRequest, cached: int, active: Collection[Sequence]
     ) -> None:
-        """Raise RejectedError where a request cannot be done in its time."""
+        """Raise RejectedError where a request cannot be done in its time, or makes others late."""
         if request.budget is None:
             return
         now = time.monotonic()
         chunk = self._config.local_chunk_tokens
         expected = leg_seconds(self._estimates, now, request, cached, active, chunk)
         if expected <= request.budget:
+            self._check_accepted(request, now, expected, active)
             return
         if request.remote is None and not active and self._estimates.tries_out(now):
             return
         raise self._rejections.too_late(expected, request.budget)
+
+    def _check_accepted(
+        self, request: GenerationRequest, now: float, expected: float, active: Collection[Sequence]
+    ) -> None:
+        """Raise RejectedError where a prompt would make one late that was accepted before."""
+        if request.remote is None and expected > least_left(self._estimates, now, active):
+            message = "a prompt that was accepted before would be late"
+            raise self._rejections.reject(calls.REJECT_FULL, message)

@@ -6,6 +6,7 @@ monotonic clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from pdserve.refengine.runtime.estimates import Estimates, Span
@@ -44,6 +45,19 @@ def leg_seconds(
         steps = -(-sum(end - start for start, end in spans) // chunk)
         seconds += steps * estimates.decode_seconds(len(running), sum(running))
     return seconds
+
+
+def least_left(estimates: Estimates, now: float, active: Collection[Sequence]) -> float:
+    """Fewest seconds that a prompt has which waits for the next step; infinite without one.
+
+    `now`: monotonic seconds. Of those of `active` that have a budget and would be in time.
+    """
+    waiting = [s for s in active if not s.prefilled and not s.in_step]
+    if not waiting:
+        return math.inf
+    done = estimates.prefill_after(now, [(s.computed, s.request.prompt_tokens) for s in waiting])
+    left = [s.accepted_at + s.request.budget - now for s in waiting if s.request.budget is not None]
+    return min((seconds for seconds in left if seconds >= done), default=math.inf)
 
 
 def slowest_tpot(

@@ -72,6 +72,7 @@ from pdserve.sim.kernel.layout import (
     RI_STATE,
     RI_VERSION,
     STUCK,
+    X_HANDOFF,
     Arrays,
 )
 from pdserve.sim.kernel.places import (
@@ -87,6 +88,8 @@ from pdserve.sim.kernel.trees import push, put_float, winner_int
 
 HOLD_LEARN = 0.2
 """Share of the newest stream in the mean stay of a decode's streams."""
+HANDOFF_LEARN = 0.1
+"""Share of the newest request in the mean time of a handoff."""
 
 
 @compiled
@@ -168,6 +171,7 @@ def serve_chain(s: Arrays, group: int, now: float) -> None:
 def pulled(s: Arrays, r: int, now: float) -> None:
     """A decode has a request's KV: token 1 goes out, the prefill's slot is free."""
     s.rf[r * R_FLOATS + R_FIRST] = now
+    _learn_handoff(s, now - s.rf[r * R_FLOATS + R_COMPUTED])
     source = s.ri[r * R_INTS + RI_PREFILL]
     s.jf[source * J_FLOATS + J_COUNT + E_TRANSFER] += transfer_seconds(s, r)
     s.jf[source * J_FLOATS + J_COUNT + E_TRANSFERS] += 1.0
@@ -178,6 +182,13 @@ def pulled(s: Arrays, r: int, now: float) -> None:
     s.ri[r * R_INTS + RI_PREFILL] = -1
     s.ri[r * R_INTS + RI_STATE] = DECODING
     _enqueue(s, r, s.ri[r * R_INTS + RI_DECODE], now)
+
+
+@compiled
+def _learn_handoff(s: Arrays, seconds: float) -> None:
+    """Note how long after its prefill a first token went out (`forwarding.deadline`)."""
+    mean = s.x[X_HANDOFF]
+    s.x[X_HANDOFF] = seconds if mean == 0.0 else mean + HANDOFF_LEARN * (seconds - mean)
 
 
 @compiled

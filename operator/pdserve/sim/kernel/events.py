@@ -75,6 +75,7 @@ from pdserve.sim.kernel.layout import (
     STARTING,
     STUCK,
     WAITING,
+    X_HANDOFF,
     X_NOW,
     Arrays,
 )
@@ -181,7 +182,8 @@ def _arrive(s: Arrays, now: float) -> None:
     if alone + pull > s.cf[C_TTFT]:
         s.gateway[G_INFEASIBLE] += 1.0
         count_infeasible(s, r)
-    deadline = now + s.cf[C_TTFT] - s.cf[C_SAFETY] * alone
+    handoff = min(s.x[X_HANDOFF], s.cf[C_TTFT] / 2.0)
+    deadline = now + s.cf[C_TTFT] - handoff - s.cf[C_SAFETY] * alone
     s.rf[r * R_FLOATS + R_DEADLINE] = deadline
     if deadline <= now:
         end(s, r, EXPIRED, now)

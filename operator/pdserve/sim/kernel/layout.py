@@ -74,8 +74,9 @@ K_HEAP, K_BINS, K_LIST = 8, 9, 10
 """Entries of a heap; minutes that are counted; places of an instance in `lists`."""
 K_INTS: Final = 11
 
-X_NOW, X_DEVICE_SECONDS, X_COUNTED_AT = 0, 1, 2
-X_FLOATS: Final = 3
+X_NOW, X_DEVICE_SECONDS, X_COUNTED_AT, X_HANDOFF = 0, 1, 2, 3
+"""X_HANDOFF: seconds from the end of a prefill to the first token, a mean of late; 0: none yet."""
+X_FLOATS: Final = 4
 N_FREE, N_SEQ, N_WAITING, N_TRANSFERS, N_STUCK, N_NEXT, N_ARRIVALS = 0, 1, 2, 3, 4, 5, 6
 """Free request records, last sequence number, sizes of the heaps, next arrival, arrivals known."""
 N_ALIVE, N_REQUEST, N_SERIAL, N_ASIDE = 7, 8, 9, 10

@@ -34,6 +34,9 @@ from pdserve.sim.kernel.layout import (
 )
 from pdserve.sim.kernel.trees import put_float, put_int
 
+SURE_PLACES = 3.0
+"""As `forwarding.instance` has it."""
+
 
 @compiled
 def prefill_tree(s: Arrays, group: int) -> int:
@@ -87,7 +90,7 @@ def offer(s: Arrays, j: int) -> None:
 def _credit(s: Arrays, j: int) -> int:
     """Requests that a decode would take and begin within the handoff target.
 
-    A place ahead of the slots does not count where its request would wait for longer
+    A place ahead of the slots does not count where its request might wait for longer
     (`forwarding.instance.Instance.credit`).
     """
     left = s.ci[K_ADMIT] + s.ci[K_PREFETCH] - s.ji[j * J_INTS + JI_LOAD]
@@ -95,7 +98,7 @@ def _credit(s: Arrays, j: int) -> int:
         return 0
     hold = s.jf[j * J_FLOATS + J_HOLD]
     if hold > 0.0:
-        soon = int(s.cf[C_HANDOFF] * s.ci[K_ADMIT] / hold)
+        soon = int(s.cf[C_HANDOFF] * s.ci[K_ADMIT] / (SURE_PLACES * hold))
         left -= max(s.ci[K_PREFETCH] - soon, 0)
     return max(left, 0)
 

@@ -6,9 +6,9 @@ from pdserve.sim.kernel.compiled import compiled
 from pdserve.sim.kernel.decode import hand_over
 from pdserve.sim.kernel.layout import (
     C_BASE,
+    C_SAFETY,
     C_SQUARED,
     C_TOKEN,
-    C_TTFT,
     E_BATCHES,
     E_COMPUTE,
     E_REQUESTS,
@@ -35,7 +35,6 @@ from pdserve.sim.kernel.layout import (
     NEVER,
     NOT_FREE,
     PREFILLING,
-    R_ARRIVED,
     R_COMPUTED,
     R_DEADLINE,
     R_FIRST,
@@ -80,22 +79,41 @@ def dispatch(s: Arrays, now: float) -> None:
 def _taker(s: Arrays, r: int, group: int, now: float) -> int:
     """The prefill that takes a request: the best one, else the first that can compute it in time.
 
-    An engine refuses a prompt that it could not compute within its TTFT, the batch that runs and
-    those that wait for the next one counted. -1: all that have a slot refuse.
+    An engine refuses a prompt that it could not compute within its TTFT, less what the handoff
+    takes, or that would make one late which it accepted before; the batch that runs and those that
+    wait for the next one counted. -1: all that have a slot refuse.
     """
     cap = s.ci[K_CAP]
     j = group * cap + winner_int(s.choice, prefill_tree(s, group), cap)
-    due = s.rf[r * R_FLOATS + R_ARRIVED] + s.cf[C_TTFT]
     left = float(s.ri[r * R_INTS + RI_PROMPT] - s.ri[r * R_INTS + RI_CACHED])
-    if _done_at(s, j, left, now) <= due:
+    due = _due(s, r)
+    if _done_at(s, j, left, now) <= min(due, _first_due(s, j)):
         return j
     best, best_at = -1, due
     for leaf in range(cap):
         if s.choice[prefill_tree(s, group) + cap + leaf] != NOT_FREE:
-            at = _done_at(s, group * cap + leaf, left, now)
-            if at <= best_at and (best < 0 or at < best_at):
-                best, best_at = group * cap + leaf, at
+            j = group * cap + leaf
+            at = _done_at(s, j, left, now)
+            if at <= min(best_at, _first_due(s, j)) and (best < 0 or at < best_at):
+                best, best_at = j, at
     return best
+
+
+@compiled
+def _due(s: Arrays, r: int) -> float:
+    """When a request's prompt must have been computed."""
+    left = float(s.ri[r * R_INTS + RI_PROMPT] - s.ri[r * R_INTS + RI_CACHED])
+    alone = s.cf[C_BASE] + s.cf[C_TOKEN] * left + s.cf[C_SQUARED] * (left * left)
+    return s.rf[r * R_FLOATS + R_DEADLINE] + s.cf[C_SAFETY] * alone
+
+
+@compiled
+def _first_due(s: Arrays, j: int) -> float:
+    """The earliest such time of the requests that wait for a prefill's next batch."""
+    first = NEVER
+    for k in range(s.ji[j * J_INTS + JI_QUEUED]):
+        first = min(first, _due(s, s.lists[j * s.ci[K_LIST] + k]))
+    return first
 
 
 @compiled
