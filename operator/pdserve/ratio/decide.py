@@ -115,7 +115,9 @@ def _with_data(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -
     memory = round_.memory
     floor = for_floor(round_)
     if floor is not None and not floor.blocked:
-        more = grown(replace(memory, surplus_since=None), inp.now, inp.settings)
+        more = replace(memory, surplus_since=None)
+        if round_.rate is None or not round_.rate.recurs:
+            more = grown(more, inp.now, inp.settings)
         decision = _result(inp, floor, more, round_)
         return decision if decision.outcome == "Applied" else replace(decision, memory=memory)
     waiting = _in_flight(inp, memory)

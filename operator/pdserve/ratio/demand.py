@@ -22,7 +22,7 @@ from pdserve.ratio.types import (
     known,
 )
 
-ENOUGH_LENGTHS = 1500.0
+ENOUGH_LENGTHS = 20_000.0
 """With this many requests no longer window is needed."""
 LEAST_LENGTHS = 30.0
 """A shorter window with fewer requests is not read by itself."""

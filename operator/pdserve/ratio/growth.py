@@ -17,6 +17,7 @@ from pdserve.ratio.evidence import Evidence
 from pdserve.ratio.memory import MAX_PRESSURE
 from pdserve.ratio.model import PerformanceModel, RoleModel
 from pdserve.ratio.outliers import slow_instances
+from pdserve.ratio.redundancy import WORTH, is_redundant
 from pdserve.ratio.round import Proposal, Round, most_pressure
 from pdserve.ratio.types import Counts, LoopMemory, Reason, Trial
 from pdserve.terms import ROLES, Role
@@ -62,14 +63,36 @@ def for_floor(round_: Round) -> Proposal | None:
     Instances on their way count as there: the floor only asks for what is not coming yet.
     """
     predict, current = round_.predict, round_.inp.current
-    if predict is None or round_.model is None or predict.holds(current, round_.allowed):
+    if predict is None or round_.model is None:
         return None
+    if predict.holds(current, round_.allowed):
+        return _second(round_, predict)
     unreachable = _unreachable(round_, round_.model)
     if unreachable is not None:
         return None if _fine(round_) else unreachable
     worse: Role = max(ROLES, key=lambda role: predict.misses(role, current.total(role)))
     lead = f"{round_.summary()}; predicted attainment {predict.attainment(current):.1%}"
     return _search(round_, predict, worse, Reason.MODEL_FLOOR, lead)
+
+
+def _second(round_: Round, predict: Predictor) -> Proposal | None:
+    """Another instance for a role that has one beside many of the other, within the limits."""
+    current = round_.inp.current
+    alone: Role = "prefill" if current.total("prefill") == 1 else "decode"
+    others: Role = "decode" if alone == "prefill" else "prefill"
+    needed = predict.least(others, round_.allowed, current.total(others))
+    if is_redundant(current) or needed < WORTH:
+        return None
+
+    def accepts(counts: Counts) -> bool:
+        grown = all(counts.total(role) >= current.total(role) for role in ROLES)
+        return grown and is_redundant(counts) and predict.holds(counts, round_.allowed)
+
+    found = grow(current, round_.limits, accepts, lambda role: max(current.total(role), 2))
+    if found is None:
+        return None
+    lead = f"{round_.summary()}; everything depends on one {alone}"
+    return Proposal(found, Reason.MODEL_FLOOR, f"{lead}; {_becomes(round_, predict, found)}")
 
 
 def _trial(round_: Round, role: Role, memory: LoopMemory) -> LoopMemory:

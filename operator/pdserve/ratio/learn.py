@@ -48,6 +48,8 @@ STREAK = 3
 """Windows in a row that are far off on one side after which the fit starts anew."""
 KEPT_STARTS = 8
 SPREAD_LEARN = 0.1
+SAME_CONTEXT = 0.05
+"""Share by which the mean context must move before it is noted."""
 MIN_BATCHES = 3.0
 MIN_STEPS = 20.0
 
@@ -114,7 +116,7 @@ class LearnState:
     last_at: float | None = None
     """End of the last window used."""
     context: float | None = None
-    """Mean tokens in the KV of a request that decodes, smoothed."""
+    """Mean tokens in the KV of a request that decodes, of the last minute."""
     spread: float | None = None
     """E[L^2]/E[L]^2 of computed prompts, smoothed."""
     starts: tuple[Start, ...] = ()
@@ -184,13 +186,14 @@ def observe(state: LearnState, sample: ScenarioSample) -> LearnState:
     """
     if not sample.windows:
         return state
+    pre, dec = sample.prefill, sample.decode
+    decode = _means(dec.step_seconds, dec.steps, (dec.step_requests, dec.step_context), MIN_STEPS)
+    state = _with_context(state, decode)
     if state.last_at is not None and 0 <= sample.at - state.last_at < sample.windows[0].seconds:
         return state
-    pre, dec = sample.prefill, sample.decode
     prefill = _means(
         pre.compute_seconds, pre.batches, (pre.tokens, pre.tokens_squared), MIN_BATCHES
     )
-    decode = _means(dec.step_seconds, dec.steps, (dec.step_requests, dec.step_context), MIN_STEPS)
     if prefill is None and decode is None:
         return state
     return replace(
@@ -198,7 +201,6 @@ def observe(state: LearnState, sample: ScenarioSample) -> LearnState:
         prefill=state.prefill if prefill is None else _update(state.prefill, *prefill, _PREFILL),
         decode=state.decode if decode is None else _update(state.decode, *decode, _DECODE),
         last_at=sample.at,
-        context=_smoothed(state.context, decode),
         spread=_spread(state.spread, sample.prefill),
     )
 
@@ -212,12 +214,13 @@ def _spread(before: float | None, prefill: PrefillWindow) -> float | None:
     return seen if before is None else before + SPREAD_LEARN * (seen - before)
 
 
-def _smoothed(before: float | None, decode: tuple[float, Triple] | None) -> float | None:
-    """The mean context with that of a window blended in."""
+def _with_context(state: LearnState, decode: tuple[float, Triple] | None) -> LearnState:
+    """The state with the mean context of a window: in every round, since lengths may change."""
     if decode is None or decode[1][1] <= 0.0:
-        return before
+        return state
     seen = decode[1][2] / decode[1][1]
-    return seen if before is None else before + (seen - before) / 2
+    moved = state.context is None or abs(seen - state.context) > SAME_CONTEXT * state.context
+    return replace(state, context=seen) if moved else state
 
 
 def observe_starts(state: LearnState, starts: Iterable[Start]) -> LearnState:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from pdserve.ratio.types import LoopSettings, RecentWindow, RequestWindow, ScenarioSample, known
 
-ENOUGH_REQUESTS = 2500.0
-"""With this many, the rate's standard error is 2 %: no longer window is needed."""
+ENOUGH_REQUESTS = 20_000.0
+"""With this many, the rate's standard error is 0.7 %: no longer window is needed."""
 CONTRADICTS = 2.5
 """Standard errors between two parts from which on they are taken to differ."""
 DRIFTS = 2.5
@@ -49,6 +49,8 @@ class RateEstimate:
     """It has drifted downwards, significantly, over all windows."""
     jumped: bool = False
     """The newest scrapes alone are above all others."""
+    recurs: bool = False
+    """`ahead` is of a step that is expected because the load made it before."""
 
 
 @dataclass(frozen=True, slots=True)

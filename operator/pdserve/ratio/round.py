@@ -15,7 +15,8 @@ from pdserve.ratio.evidence import Evidence, hopeless, weigh
 from pdserve.ratio.forecast import remember_forecast
 from pdserve.ratio.memory import MIN_PRESSURE, remember_need
 from pdserve.ratio.model import PerformanceModel, RoleModel, build
-from pdserve.ratio.rate import RateEstimate, covered, estimate_rate
+from pdserve.ratio.rate import RateEstimate, arrivals, covered, estimate_rate
+from pdserve.ratio.recurrence import ahead, observe
 from pdserve.ratio.types import (
     Counts,
     CountsCandidate,
@@ -182,6 +183,9 @@ def open_round(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -
     rate = estimate_rate(sample, inp.settings, since)
     if rate is not None and rate.jumped:
         memory = replace(memory, jumped_at=inp.now)
+    usual = rate
+    if rate is not None:
+        memory, rate = _with_recurrence(memory, inp, sample, rate)
     demand = (
         None
         if rate is None
@@ -192,8 +196,8 @@ def open_round(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -
     base = None
     if inp.profile is not None and demand is not None:
         base = build(inp.profile, demand, inp.slo)
-        if rate is not None:
-            memory = remember_forecast(memory, inp, base, rate, sample.lag)
+        if usual is not None:
+            memory = remember_forecast(memory, inp, base, usual, sample.lag)
     model = None if base is None else _pressed(base, memory)
     predicted = 1.0 if model is None else Predictor(model).attainment(inp.current)
     usable = _usable(inp, sample, memory, demand)
@@ -217,6 +221,21 @@ def open_round(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -
     return Round(
         inp, sample, memory, limits, rate, demand, model, predict, cautious, evidence, failing
     )
+
+
+def _with_recurrence(
+    memory: LoopMemory, inp: DecisionInput, sample: ScenarioSample, rate: RateEstimate
+) -> tuple[LoopMemory, RateEstimate]:
+    """Memory with the load's levels, and the rate with what they say of the time ahead."""
+    shortest = sample.windows[0]
+    count = arrivals(shortest)
+    if count is None:
+        return memory, rate
+    levels = observe(memory.levels, inp.now, count / shortest.seconds, shortest.seconds)
+    known_step = ahead(levels, inp.now, inp.settings, sample.lag)
+    if known_step is not None and known_step > rate.ahead:
+        rate = replace(rate, ahead=known_step, recurs=True)
+    return replace(memory, levels=levels), rate
 
 
 def _pressed(model: PerformanceModel, memory: LoopMemory) -> PerformanceModel:

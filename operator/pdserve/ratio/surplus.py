@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pdserve.ratio.redundancy import is_redundant
 from pdserve.ratio.round import Proposal, Round
 from pdserve.ratio.types import Counts, LoopSettings, Need, Reason, known
 from pdserve.terms import ROLES, Role
@@ -98,6 +99,8 @@ def _least(round_: Round, kept: _Kept) -> Counts | None:
         devices = limits.devices(counts)
         missed = sum(misses[role][counts.total(role)] for role in ROLES)
         if devices >= today or missed > round_.allowed or not limits.placeable(counts):
+            continue
+        if is_redundant(current) and not is_redundant(counts):
             continue
         rank = (devices, round(missed, 6), counts)
         if best is None or rank < best[0]:

@@ -152,7 +152,7 @@ class LoopSettings:
     """Least time between a change and growth for want of attainment."""
     shrink_dwell: float = 300.0
     """How long a surplus of many instances must last before it is given back, at most."""
-    shrink_step: float = 60.0
+    shrink_step: float = 30.0
     """How long for each instance of a smaller surplus, in addition to one such time."""
     in_flight_limit: float = 600.0
     """A change that is not complete after this no longer blocks the next."""
@@ -166,7 +166,7 @@ class LoopSettings:
     """So does one of this length with `least_requests`."""
     least_requests: float = 30.0
     evidence_confidence: float = 0.9
-    shrink_margin: float = 0.08
+    shrink_margin: float = 0.06
     """The load of a role that shrinks is raised by this share before the prediction."""
     pressure_fade: float = 1800.0
     """Time constant with which a proven difference to the model is forgotten."""
@@ -254,6 +254,29 @@ class NoEffect:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadLevel:
+    """Requests per second that stayed about the same since a moment."""
+
+    since: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The load as a sequence of levels (`ratio.recurrence`)."""
+
+    past: tuple[LoadLevel, ...] = ()
+    """Oldest first, the present one last."""
+    minutes: tuple[tuple[float, float], ...] = ()
+    """Times, and the rate over the minute before each; the last of them."""
+    proved: int = 0
+    """Expected steps that came, less those that did not; likewise `failed` the other way round."""
+    failed: int = 0
+    missed_by: float = 0.0
+    """Seconds between the last of those steps and its time as expected."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoopMemory:
     """What one round tells the next. Losing it (operator restart) costs one slow round."""
 
@@ -288,6 +311,7 @@ class LoopMemory:
     """Growths for want of attainment whose effect is not proved, oldest first."""
     no_effect: tuple[NoEffect, ...] = ()
     """Roles whose growth proved useless, one entry a role."""
+    levels: Levels = field(default_factory=Levels)
 
 
 @dataclass(frozen=True, slots=True)
