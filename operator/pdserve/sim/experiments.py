@@ -1,7 +1,7 @@
 """Experiments: shapes under policies, with the references beside them.
 
 `references` are no policies: `clairvoyant` knows every request beforehand, `fluid` is a bound that
-no policy reaches.
+no policy reaches; `reaction` knows the load of each moment at once and nothing of what comes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pdserve.ratio.profile import PerformanceProfile
 from pdserve.sim.clairvoyant import clairvoyant
 from pdserve.sim.closed_loop import Run, plant_profile, run
 from pdserve.sim.fluid import fluid_device_hours
+from pdserve.sim.policies.reaction import Reaction
 from pdserve.sim.policies.registry import POLICIES
 from pdserve.sim.results import RunResult, Series, judge, series_of
 from pdserve.sim.shapes import DRAWN, FIRST_13, TrafficShape
@@ -22,7 +23,7 @@ from pdserve.sim.traces import azure, mooncake
 from pdserve.terms.json import JsonObject
 
 Reference = Literal["clairvoyant", "fluid"]
-CLAIRVOYANT, FLUID = "clairvoyant", "fluid"
+CLAIRVOYANT, FLUID, REACTION = "clairvoyant", "fluid", "reaction"
 
 
 class ExperimentError(Exception):
@@ -108,6 +109,11 @@ def run_clairvoyant(
 ) -> Line:
     """The feasible clairvoyant's replay; `profile`: the plant's, in place of `plant_profile()`."""
     return _line(clairvoyant(shape, seed, profile or plant_profile()).run, CLAIRVOYANT, seed)
+
+
+def run_reaction(shape: TrafficShape, seed: int) -> Line:
+    """What a law reaches that knows the present load exactly, and has the shape's cold start."""
+    return _line(run(shape, Reaction, seed), REACTION, seed)
 
 
 def run_fluid(shape: TrafficShape, seed: int) -> float:
