@@ -179,9 +179,17 @@ def rows(
         return
     yield Row("device-hours of our loop, geometric mean", ours.cost, "x", "clairvoyant", 1.0, 1.15,
               "lower", ours.runs, ours.cost_spread)  # fmt: skip
-    shapes = len({c.shape for c in cells if c.policy == OURS})
-    yield Row("shapes at which our loop meets its target", ours.at_target, "", "all of them",
-              float(shapes), AT_TARGET, "higher", ours.runs, 0.0)  # fmt: skip
+    by_shape: dict[str, list[RunCell]] = {}
+    for c in cells:
+        if c.policy == OURS:
+            by_shape.setdefault(c.shape, []).append(c)
+    met = sum(
+        sum(c.result.attainment for c in mine) / len(mine) >= mine[0].target
+        for mine in by_shape.values()
+    )
+    yield Row("shapes at which our loop meets its target", float(met), "",
+              "all of them; attainment is the mean over seeds", float(len(by_shape)), AT_TARGET,
+              "higher", ours.runs, 0.0)  # fmt: skip
     others = [
         s for s in summaries
         if s.policy not in (OURS, CLAIRVOYANT) and s.cost is not None and s.cost <= ours.cost
