@@ -34,8 +34,11 @@ class Waits:
     output: list[int] = field(default_factory=list)
 
 
-def waits(budget: float | None, ago: float, **over: bool) -> Sequence:
-    return cast(Sequence, Waits(Asked(100, budget), NOW - ago, **over))
+def waits(
+    budget: float | None, ago: float, *, in_step: bool = False, prefilled: bool = False
+) -> Sequence:
+    asked = Asked(100, budget)
+    return cast(Sequence, Waits(asked, NOW - ago, prefilled=prefilled, in_step=in_step))
 
 
 CASES = {

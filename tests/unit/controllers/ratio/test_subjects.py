@@ -12,6 +12,7 @@ from tests.unit.controllers.ratio.test_ratio_loop import FAST, Scripted, healthy
 
 from pdserve.controllers.ratio import subjects as module
 from pdserve.controllers.ratio.subjects import Subject, Subjects
+from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.group_view import view_group
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.resource import PODS
@@ -24,14 +25,19 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ticks = self.views = 0
         self.live: list[LiveInstances] = []
-        kept = Subjects.live
+        made, kept = Subjects.__init__, Subjects.live
+        with_what: list[tuple[OperatorContext, float]] = []
+
+        def init(subjects: Subjects, context: OperatorContext, window: float) -> None:
+            with_what.append((context, window))
+            made(subjects, context, window)
 
         async def live(
             subjects: Subjects, found: Mapping[ScenarioKey, Subject]
         ) -> Mapping[ScenarioKey, LiveInstances]:
             answer = await kept(subjects, found)
             reads = self.views
-            fresh = Subjects(subjects._context, subjects._window)
+            fresh = Subjects(*with_what[-1])
             for key, subject in found.items():
                 assert fresh.instances(subject) == subjects.instances(subject)
                 assert answer[key] == fresh.instances(subject).live
@@ -44,6 +50,7 @@ class Watch:
             self.views += 1
             return view_group(*args)
 
+        monkeypatch.setattr(Subjects, "__init__", init)
         monkeypatch.setattr(Subjects, "live", live)
         monkeypatch.setattr(module, "view_group", view)
 
