@@ -1,7 +1,7 @@
 """The numbers of a RoCEDomain's status. The largest P/D group that fits comes from `placement`.
 
-Each leaf is read once and again when something in it changed: what is known of leaves stays in the
-fabric's memo.
+Each leaf is read once and again when something in it changed, and sums follow those leaves: what is
+known stays in the fabric's memo.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pdserve.topology.per_leaf import per_leaf, read_some
 from pdserve.topology.tree import Path
 
 _KEY = "summary"
+_SUMS = "sums over leaves"
 _WHOLE = "summary of the domain"
 
 
@@ -60,36 +61,37 @@ def summarise(fabric: Fabric) -> DomainSummary:
     """Summarise the tree; same fabric, same answer."""
     known = fabric.memo.get(_WHOLE)
     if not isinstance(known, _Whole):
-        known = _Whole(_summed(fabric))
+        before = fabric.memo.get(_SUMS)
+        sums = _sums(
+            per_leaf(fabric, _KEY, _leaf), before if isinstance(before, _Sums) else _NOTHING
+        )
+        fabric.remember(_SUMS, sums)
+        known = _Whole(_summed(fabric, sums))
         fabric.remember(_WHOLE, known)
     return known.summary
 
 
-def _summed(fabric: Fabric) -> DomainSummary:
-    leaves = per_leaf(fabric, _KEY, _leaf)
+def _summed(fabric: Fabric, sums: _Sums) -> DomainSummary:
+    noted = sorted(sums.noted.items())
     outside = [fabric.nodes[name] for name in fabric.excluded]
-    free: dict[str, int] = {}
-    for leaf in leaves.values():
-        for resource, count in leaf.free.items():
-            free[resource] = free.get(resource, 0) + count
-    problems = [p for leaf in leaves.values() for p in leaf.problems] + _problems(outside)
+    problems = [p for _, leaf in noted for p in leaf.problems] + _problems(outside)
     return DomainSummary(
         topology_version=fabric.version,
         nodes_total=len(fabric.nodes),
-        nodes_ready=sum(leaf.ready for leaf in leaves.values()),
+        nodes_ready=sums.ready,
         nodes_excluded=len(outside),
-        unhealthy_devices=sum(leaf.unhealthy for leaf in leaves.values()),
+        unhealthy_devices=sums.unhealthy,
         levels=tuple(
             LevelSummary(level.name, count)
             for level, count in zip(fabric.spec.levels, fabric.tree.counts, strict=True)
         ),
-        free=tuple(sorted(free.items())),
+        free=tuple(sorted((name, free) for name, (free, _) in sums.free.items())),
         labels_complete=tuple(p.message for p in fabric.problems if p.kind == "LabelMissing"),
         tree_consistent=tuple(p.message for p in fabric.problems if p.kind == "SeveralParents"),
         node_problems=tuple(f"node {name}: {text}" for name, text in sorted(problems)),
         troubles=tuple(
             LeafTrouble(path, leaf.away, leaf.unhealthy)
-            for path, leaf in sorted(leaves.items())
+            for path, leaf in noted
             if leaf.away or leaf.unhealthy
         ),
     )
@@ -107,7 +109,7 @@ class _Whole:
     summary: DomainSummary
 
     def after(self, changed: frozenset[str]) -> None:
-        """See `fabric.Derived`: it is summed up again."""
+        """See `fabric.Derived`: it is made from the sums again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,48 @@ class _Leaf:
     """Of every resource that a node of the leaf has."""
     problems: tuple[tuple[str, str], ...]
     """Node and text."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Over leaves."""
+
+    leaves: Mapping[Path, _Leaf]
+    ready: int
+    unhealthy: int
+    free: Mapping[str, tuple[int, int]]
+    """By resource: devices, and leaves that have it."""
+    noted: Mapping[Path, _Leaf]
+    """Leaves with problems, nodes that are away, or unhealthy devices."""
+
+    def after(self, changed: frozenset[str]) -> _Sums:
+        """See `fabric.Derived`: they follow the leaves that changed."""
+        return self
+
+
+_NOTHING = _Sums({}, 0, 0, {}, {})
+
+
+def _sums(leaves: Mapping[Path, _Leaf], before: _Sums) -> _Sums:
+    """The sums of these leaves, of which only those are looked at that differ from before."""
+    old = before.leaves
+    gone = [path for path, leaf in old.items() if leaves.get(path) is not leaf]
+    come = [path for path, leaf in leaves.items() if old.get(path) is not leaf]
+    ready, unhealthy = before.ready, before.unhealthy
+    free, noted = dict(before.free), dict(before.noted)
+    for sign, paths, source in ((-1, gone, old), (1, come, leaves)):
+        for path in paths:
+            leaf = source[path]
+            ready += sign * leaf.ready
+            unhealthy += sign * leaf.unhealthy
+            for name, count in leaf.free.items():
+                devices, holders = free.get(name, (0, 0))
+                free[name] = (devices + sign * count, holders + sign)
+            noted.pop(path, None)
+            if sign > 0 and (leaf.problems or leaf.away or leaf.unhealthy):
+                noted[path] = leaf
+    kept = {name: both for name, both in free.items() if both[1]}
+    return _Sums(leaves, ready, unhealthy, kept, noted)
 
 
 def _leaf(fabric: Fabric, path: Path) -> _Leaf:
