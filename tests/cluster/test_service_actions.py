@@ -34,6 +34,8 @@ SEED = 9
 OTHER = "pdserve-renamed"
 FROZEN_SECONDS = 20
 """Longer than a node may be silent here: its grace of 10 s and `nodeSuspectSeconds`."""
+SPOT = "cloud.google.com/impending-node-termination"
+SPOT_SECONDS = 30
 LONG = 400
 """Tokens of a stream that outlives an ordinary step."""
 
@@ -255,6 +257,38 @@ def test_two_nodes_drained_at_once_cut_no_stream(service: Service) -> None:
                 cluster.kubectl("uncordon", node)
         traffic.wait_more(5)
     assert traffic.errors == []
+
+
+def test_a_node_that_a_cloud_takes_back_costs_no_request(service: Service) -> None:
+    """A notice of 30 s: its instances are followed by others and idle before its power fails."""
+    cluster = service.cluster
+    service.set_ratio(fixed(1, 1, 2))
+    gateways = {p["spec"].get("nodeName") for p in s.gateways(cluster, NAMESPACE, NAMESPACE)}
+    node = next(n for n in _nodes(cluster) if n not in gateways)
+    on_it = {s.name_of(p) for p in _on(service, node)}
+    assert on_it, "a node without a gateway has instances"
+    with service.traffic() as traffic:
+        traffic.wait_more(5)
+        began = time.monotonic()
+        cluster.kubectl("taint", "node", node, f"{SPOT}=:NoSchedule")
+        try:
+            s.until("no instance is there", lambda: not _on(service, node), SPOT_SECONDS)
+            took = time.monotonic() - began
+            print(f"{len(on_it)} instances left {node} in {took:.1f} s of {SPOT_SECONDS}")
+            threading.Event().wait(SPOT_SECONDS - took)
+            cluster.stop(node)
+            traffic.wait_more(30)
+        finally:
+            cluster.start(node)
+            cluster.kubectl("taint", "node", node, f"{SPOT}-")
+    assert traffic.errors == []
+    service.wait()
+    assert not on_it & service.instances().keys()
+
+
+def _on(service: Service, node: str) -> list[s.Json]:
+    every = s.pods(service.cluster, NAMESPACE)
+    return [p for p in every if p["spec"].get("nodeName") == node]
 
 
 def _running(traffic: Following) -> int:

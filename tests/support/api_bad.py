@@ -131,6 +131,48 @@ BAD_DOMAINS = (
         "must be a positive bandwidth",
     ),
     _domain(
+        "a notice of nothing",
+        {"spec.endNotices": [{"seconds": 30}]},
+        "spec.endNotices[0]",
+        "must name either a taint or a condition",
+    ),
+    _domain(
+        "a notice of two things",
+        {"spec.endNotices": [{"taint": "a/b", "condition": "C", "seconds": 30}]},
+        "spec.endNotices[0]",
+        "must name either a taint or a condition",
+    ),
+    _domain(
+        "a notice that comes too late",
+        {"spec.endNotices": [{"taint": "a/b", "seconds": 0}]},
+        "spec.endNotices[0].seconds",
+        "greater than or equal to 1",
+    ),
+    _domain(
+        "a notice without its time",
+        {"spec.endNotices": [{"taint": "a/b"}]},
+        "spec.endNotices[0].seconds",
+        "Required value",
+    ),
+    _domain(
+        "a condition with a space",
+        {"spec.endNotices": [{"condition": "going away", "seconds": 30}]},
+        "spec.endNotices[0].condition",
+        "must be the type of a condition",
+    ),
+    _domain(
+        "a condition with a space that degrades",
+        {"spec.degradedConditions": ["not well"]},
+        "spec.degradedConditions[0]",
+        "must be the type of a condition",
+    ),
+    _domain(
+        "too many notices",
+        {"spec.endNotices": [{"taint": f"a/b{i}", "seconds": 30} for i in range(33)]},
+        "spec.endNotices",
+        "must have at most 32 items",
+    ),
+    _domain(
         "an override of no level",
         {"spec.overrides": [{"level": "spine", "value": "s1", "cordoned": True}]},
         "spec.overrides",

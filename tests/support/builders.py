@@ -1,7 +1,8 @@
 """Small builders for fabrics and groups, so that tests read like drawings.
 
 A fabric is drawn one leaf a line, `pod leaf node:free ...`; `free` may be `free/capacity`, and
-marks after `!` take a node out (`NotReady`, `Unschedulable`, `Tainted`):
+marks after `!` take a node out (`NotReady`, `Unschedulable`, `Tainted`, `Ending`: a
+cloud takes it back in 30 s):
 
     p1 a  n1:8 n2:8
     p1 b  n3:4/8 n4:8!NotReady
@@ -13,8 +14,10 @@ from collections.abc import Iterable
 
 from pdserve.placement import GroupRequest, Mode, Placement, Shape
 from pdserve.topology import Fabric, FabricLevel, NodeView, Taint, TreeSpec, build_fabric
+from pdserve.topology.notices import EndSignal, Signal
 
 RESOURCE = "example.com/npu"
+SPOT = "cloud.google.com/impending-node-termination"
 LABELS = ("example.com/pod", "example.com/leaf")
 LEVELS = (FabricLevel("pod", LABELS[0], 3), FabricLevel("leaf", LABELS[1], 1))
 SPEC = TreeSpec("test", LEVELS)
@@ -29,9 +32,13 @@ def draw(drawing: str) -> list[NodeView]:
     return nodes
 
 
-def fabric(drawing: str, cordoned: Iterable[tuple[str, str]] = ()) -> Fabric:
-    """The fabric of a drawing."""
-    return build_fabric(TreeSpec("test", LEVELS, cordoned=frozenset(cordoned)), draw(drawing))
+def fabric(
+    drawing: str, cordoned: Iterable[tuple[str, str]] = (), end_seconds: float = 30.0
+) -> Fabric:
+    """The fabric of a drawing; `end_seconds`: from the notice of an `Ending` node to its end."""
+    notices = (EndSignal("taint", SPOT, end_seconds),)
+    spec = TreeSpec("test", LEVELS, cordoned=frozenset(cordoned), end_notices=notices)
+    return build_fabric(spec, draw(drawing))
 
 
 def request(
@@ -74,4 +81,5 @@ def _node(pod: str, leaf: str, cell: str) -> NodeView:
         ready="NotReady" not in marks,
         unschedulable="Unschedulable" in marks,
         taints=(Taint("example.com/npu", "yes", "NoSchedule"),) if "Tainted" in marks else (),
+        signals=(Signal("taint", SPOT, None),) if "Ending" in marks else (),
     )

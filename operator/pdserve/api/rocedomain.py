@@ -12,6 +12,7 @@ from pdserve.api.meta import Condition, Generation
 from pdserve.api.strings import (
     LABEL_KEY,
     LABEL_VALUE,
+    ConditionType,
     LabelKey,
     LabelValue,
     LevelName,
@@ -64,6 +65,25 @@ class Override(ApiModel):
     """True: nothing new is placed there; what runs stays."""
 
 
+class EndNotice(ApiModel):
+    """What announces that a node ends soon: a taint or a condition."""
+
+    rules = (
+        Rule(
+            "has(self.taint) != has(self.condition)",
+            "must name either a taint or a condition",
+            lambda v: (v.taint is None) != (v.condition is None),
+        ),
+    )
+
+    taint: LabelKey | None = None
+    """Key of a taint, with any effect."""
+    condition: ConditionType | None = None
+    """Type of a condition of the Node that is True."""
+    seconds: Annotated[int, Int(1, 86_400)]
+    """From the notice to the end of the node."""
+
+
 class RoCEDomainSpec(ApiModel):
     """A fabric as a tree of levels over labelled nodes."""
 
@@ -108,6 +128,13 @@ class RoCEDomainSpec(ApiModel):
     missing_label_policy: Literal["Exclude", "UnknownDomain"] = "Exclude"
     """What to do with a node that lacks a level's label: leave it out, or use it as a part of
     its own, as far from every other as can be."""
+    end_notices: Annotated[tuple[EndNotice, ...], Items(32)] | None = None
+    """What announces the end of a node: instances there get a successor at once, and drain before
+    it. Absent: notices of AWS, GKE and AKS (docs/drains.md); empty: none but the annotation
+    `pdserve.io/ends-at`."""
+    degraded_conditions: Annotated[tuple[ConditionType, ...], Items(32)] | None = None
+    """Conditions of a Node with which it takes no new instance; what runs there stays. Absent:
+    those of node-problem-detector (docs/drains.md)."""
     address_source: Literal["NodeAnnotation"] = "NodeAnnotation"
     """Where RoCE addresses of devices come from: annotation `pdserve.io/roce-devices`."""
 

@@ -54,6 +54,14 @@ ObjectName = Annotated[
 ]
 LabelKey = Annotated[str, LABEL_KEY]
 LabelValue = Annotated[str, LABEL_VALUE]
+ConditionType = Annotated[
+    str,
+    Text(
+        316,
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$",
+        says="the type of a condition like PreemptScheduled",
+    ),
+]
 ModelName = Annotated[
     str,
     Text(

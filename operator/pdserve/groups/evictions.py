@@ -21,21 +21,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pdserve.groups.creation import placed
 from pdserve.groups.instances import InstanceObs
-from pdserve.groups.naming import new_pods, pod_name
-from pdserve.groups.repairs import waits_until
-from pdserve.groups.search import InstanceSearch
+from pdserve.groups.stand_ins import create_stand_ins
 from pdserve.groups.types import ConditionState, CreateInstance, DisruptionBudget, Observation
 from pdserve.groups.view import (
     GroupView,
     PlanDraft,
     at_own_revision,
     closed_members,
-    closed_nodes,
-    members_of,
 )
-from pdserve.placement import NoFit
 from pdserve.terms import ROLES
 
 HELD = "EvictionHeld"
@@ -190,40 +184,6 @@ def _stand_in(closing: Sequence[_Closing], observation: Observation, draft: Plan
     this = next((c for c in closing if c.group.has_served), None)
     if this is None or observation.wanted.paused:
         return
-    group = this.group
-    own = at_own_revision(group, observation)
-    if own is None:
-        return
-    replaced = {i.replaces for i in group.staying}
-    away = {i.name for i in this.closed}
-    members = [m for m in members_of(group) if m.name not in away]
-    for instance in this.closed:
-        name = pod_name(instance.slot, group.revision, instance.uid)
-        taken = any(i.name == name for i in group.members)
-        if instance.uid in replaced or instance.revision != group.revision or taken:
-            continue
-        if group.table is not None and group.table.peer(name) is not None:
-            continue  # peers first learn that its former holder is gone
-        repair = next((r for r in draft.repairs if r.slot == instance.slot), None)
-        if repair is not None:
-            due = waits_until(repair, observation.bettered, draft.fabric)
-            if observation.now < due:
-                draft.wait(due - observation.now)
-                continue
-        near = draft.fabric.leaf(instance.node)
-        found = InstanceSearch(group, instance.role, near, members, own, draft).spare()
-        if isinstance(found, NoFit):
-            draft.reasons.append(f"nothing stands in for {instance.name}: {found.message}")
-            continue
-        closed = ", ".join(closed_nodes(instance, own, draft.fabric))
-        why = f"stands in for {instance.name}, as {closed} takes no new instance"
-        pods = new_pods(
-            instance.slot, instance.role, group.index, group.revision, found.nodes, draft.fabric,
-            instance.uid,
-        )  # fmt: skip
-        where = ", ".join(dict.fromkeys(found.nodes))
-        draft.act(CreateInstance(pods, why, stands_in=True), f"create {name} on {where}: {why}")
-        draft.promise(found.reservations)
-        (made,) = placed(pods)
-        members.append(made)
-        draft.place(group.index, group.revision, [made])
+    own = at_own_revision(this.group, observation)
+    if own is not None:
+        create_stand_ins(this.group, this.closed, own, draft)

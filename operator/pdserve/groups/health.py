@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from pdserve.groups.instances import Fault
 from pdserve.topology.nodes import NodeView
+from pdserve.topology.notices import OUT_OF_SERVICE
 from pdserve.topology.pods import UNTOLD, PodView
 from pdserve.topology.requests import TERMINAL_PHASES
 
@@ -121,6 +122,8 @@ def _pod_ended(pod: PodView) -> HealthVerdict:
 def _node_lost(
     node: NodeView, now: float, limits: HealthLimits, since: Since, silent: float | None
 ) -> HealthVerdict:
+    if node.out_of_service:
+        return HealthVerdict("NodeLost", f"node {node.name} has the taint {OUT_OF_SERVICE}")
     if node.ready:
         return HealthVerdict()
     if silent is None:

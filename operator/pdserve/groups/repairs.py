@@ -170,7 +170,8 @@ def _is_barred(suspect: Suspect, fabric: Fabric) -> bool:
 
 def _is_back(suspect: Suspect, fabric: Fabric) -> bool:
     view = fabric.nodes.get(suspect.node)
-    return suspect.fault in GONE_FAULTS and view is not None and view.ready
+    back = view is not None and view.ready and not view.out_of_service
+    return suspect.fault in GONE_FAULTS and back
 
 
 def _lasts(suspect: Suspect) -> float:

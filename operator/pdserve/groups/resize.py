@@ -23,6 +23,7 @@ from pdserve.groups.claims import (
     with_lifted,
 )
 from pdserve.groups.creation import placed
+from pdserve.groups.ending import leave_ending
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.naming import free_slots, is_slot_of, new_pods, pod_name
 from pdserve.groups.removal import retire
@@ -61,6 +62,7 @@ class Vacancy:
 def resize_group(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
     """Bring one group of the wanted revision to the wanted counts; repair one of another."""
     own, paused = at_own_revision(group, observation), observation.wanted.paused
+    leave_ending(group, observation, draft)
     for instance in group.staying:
         if instance.revision != group.revision:
             why = f"it is of revision {instance.revision}, its group is not"

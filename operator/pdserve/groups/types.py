@@ -331,6 +331,9 @@ class Observation:
     """P/D groups of others that wait for devices and come first, the first one first."""
     bettered: Mapping[str, float] = field(default_factory=dict)
     """When each node last changed so that it may take what it refused before."""
+    signals_seen: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """When each taint or condition of a node was first seen, by node and name of the signal; those
+    of an annotation under the name ""."""
     budgets: Mapping[int, DisruptionBudget] = field(default_factory=dict)
     """The PodDisruptionBudgets that are there, by group index."""
     has_routes: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol, Self
 
 from pdserve.topology.nodes import NodeView, Reservation, Toleration
+from pdserve.topology.notices import NodeEnd, announced_end
 from pdserve.topology.obstacle import Obstacle
 from pdserve.topology.requests import port_conflicts
 from pdserve.topology.spec import TreeSpec, fabric_spec
@@ -121,7 +122,21 @@ class Fabric:
             for level, value in zip(self.spec.levels, path, strict=True):
                 if (level.name, value) in self.spec.cordoned:
                     return Obstacle("cordoned", f"Cordoned {level.name} {value}")
-        return self.nodes[node].blocked(tolerations)
+        view = self.nodes[node]
+        if view.signals or view.ends_at is not None:
+            if (end := self.end_of(node)) is not None:
+                return Obstacle("ending", f"its end is announced by {end.text}")
+            for signal in view.signals:
+                if signal.kind == "condition" and signal.name in self.spec.degraded:
+                    return Obstacle("degraded", f"Condition {signal.name}")
+        return view.blocked(tolerations)
+
+    def end_of(self, node: str) -> NodeEnd | None:
+        """The announced end of a node; None for one that stays or that is not known."""
+        view = self.nodes.get(node)
+        if view is None or not (view.signals or view.ends_at is not None):
+            return None
+        return announced_end(node, view.signals, view.ends_at, self.spec.end_notices)
 
     def remember(self, key: Hashable, derived: Derived) -> None:
         """Keep something in `memo`; where that is full, what was kept longest ago goes."""

@@ -18,6 +18,7 @@ from pdserve.terms.quantity import QuantityError, quantity
 from pdserve.terms.raw import name_of, part, parts, text
 from pdserve.terms.shown import shown
 from pdserve.terms.times import timestamp
+from pdserve.topology.notices import OUT_OF_SERVICE, Signal, signals_of
 from pdserve.topology.obstacle import Obstacle, ObstacleKind
 from pdserve.topology.pods import PodView
 from pdserve.topology.requests import UNSTATED, is_extended, offered
@@ -110,8 +111,17 @@ class NodeView:
     problems: tuple[str, ...] = ()
     """What could not be read, e.g. a malformed annotation."""
     uid: str = ""
+    signals: tuple[Signal, ...] = ()
+    """Taints and conditions that may mean something to a RoCEDomain."""
+    ends_at: float | None = None
+    """When it ends, as its annotation says: seconds since the epoch."""
     ready_changed: float | None = None
     """When `ready` changed last: seconds since the epoch, by the clock of who wrote it."""
+
+    @property
+    def out_of_service(self) -> bool:
+        """A person says by a taint that it is shut down for sure."""
+        return any(t.key == OUT_OF_SERVICE for t in self.taints)
 
     @property
     def reference(self) -> JsonObject:
@@ -206,8 +216,10 @@ def _unused(node: JsonMap) -> NodeView:
         soft_taints=tuple(t for t in taints if t.effect not in _BINDING),
         devices=_roce_devices(text(annotations, names.ANNOTATION_ROCE_DEVICES), problems),
         unhealthy=_unhealthy(text(annotations, names.ANNOTATION_UNHEALTHY_DEVICES), problems),
-        problems=tuple(problems),
         uid=text(meta, "uid"),
+        signals=signals_of(parts(spec, "taints"), parts(status, "conditions")),
+        ends_at=_ends_at(annotations, problems),
+        problems=tuple(problems),
         ready_changed=timestamp(told.get("lastTransitionTime")),
     )
 
@@ -278,6 +290,17 @@ def _roce_devices(told: str, problems: list[str]) -> tuple[Device, ...]:
         problems.append(f"annotation {names.ANNOTATION_ROCE_DEVICES}: no IP address: {told}")
     known = (d if d.ip is None or is_ip(d.ip) else replace(d, ip=None) for d in entries)
     return tuple(sorted(known, key=lambda d: d.id))
+
+
+def _ends_at(annotations: JsonMap, problems: list[str]) -> float | None:
+    told = annotations.get(names.ANNOTATION_ENDS_AT)
+    found = timestamp(told)
+    if told is not None and found is None:
+        problems.append(
+            f"annotation {names.ANNOTATION_ENDS_AT}: want a time like 2026-01-31T12:00:00Z, "
+            f"got {shown(told)}"
+        )
+    return found
 
 
 def _unhealthy(told: str, problems: list[str]) -> frozenset[int]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from pdserve.topology.notices import DEGRADED, END_NOTICES, EndSignal
+
 if TYPE_CHECKING:
     from pdserve.api import RoCEDomain
 
@@ -36,6 +38,10 @@ class TreeSpec:
     """Pairs (level, value) that take no new instance."""
     missing: Literal["Exclude", "UnknownDomain"] = "Exclude"
     """What becomes of a node that lacks a level's label: left out, or a part of its own."""
+    end_notices: tuple[EndSignal, ...] = END_NOTICES
+    """What announces the end of a node."""
+    degraded: frozenset[str] = DEGRADED
+    """Conditions with which a node takes no new instance."""
 
     @property
     def leaf_depth(self) -> int:
@@ -60,10 +66,25 @@ class TreeSpec:
 def fabric_spec(domain: RoCEDomain) -> TreeSpec:
     """Reduce an API object."""
     spec = domain.spec
+    degraded = spec.degraded_conditions
     return TreeSpec(
         name=str(domain.metadata.name),
         levels=tuple(FabricLevel(v.name, v.node_label, int(v.hop_cost)) for v in spec.levels),
         selector=dict(spec.node_selector.match_labels),
         cordoned=frozenset((o.level, o.value) for o in spec.overrides if o.cordoned),
+        end_notices=_end_notices(domain),
+        degraded=DEGRADED if degraded is None else frozenset(degraded),
         missing="UnknownDomain" if spec.missing_label_policy == "UnknownDomain" else "Exclude",
+    )
+
+
+def _end_notices(domain: RoCEDomain) -> tuple[EndSignal, ...]:
+    told = domain.spec.end_notices
+    if told is None:
+        return END_NOTICES
+    return tuple(
+        EndSignal("taint", n.taint, n.seconds)
+        if n.taint is not None
+        else EndSignal("condition", n.condition or "", n.seconds)
+        for n in told
     )

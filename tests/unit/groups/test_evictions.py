@@ -54,9 +54,12 @@ def planned(
 ) -> t.Plan:
     """The plan for these groups; `since`: seconds for which they have members on closed nodes.
 
-    `outdated`: another revision is wanted. `silent`: a node of which nothing is heard.
+    `outdated`: another revision is wanted. `silent`: a node of which nothing is heard. `signals`:
+    when taints were seen first. `unrouted`: by uid, those that gateways do not know.
     """
     outdated, silent = changes.pop("outdated", False), changes.pop("silent", "")
+    ends = {"end_seconds": changes.pop("end_seconds")} if "end_seconds" in changes else {}
+    signals, unrouted = changes.pop("signals", {}), changes.pop("unrouted", ())
     members = [
         replace(i, silent=i.node == silent) for k, text in enumerate(groups)
         for i in instances(k, text)
@@ -80,12 +83,13 @@ def planned(
         revision="r1", drain_seconds=DRAIN, **changes,
     )  # fmt: skip
     budgets = {k: t.DisruptionBudget(9, NOW - ago) for k, ago in (since or {}).items()}
-    routed = frozenset(i.name for i in members if i.ready)
+    routed = frozenset(i.name for i in members if i.ready and i.uid not in unrouted)
     seen = t.Observation(
         replace(target, revision="r2") if outdated else target, tuple(members), tables, {}, {}, (),
-        routed, NOW, budgets=budgets, former={"r1": target},
+        routed, NOW, budgets=budgets, former={"r1": target}, signals_seen=signals,
+        has_routes=bool(unrouted),
     )  # fmt: skip
-    return plan(seen, fabric(tree))
+    return plan(seen, fabric(tree, **ends))
 
 
 def least(made: t.Plan) -> list[int]:

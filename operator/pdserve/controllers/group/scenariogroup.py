@@ -237,6 +237,7 @@ class _Reconcile:
             former=former,
             claims=self.context.claims.of(self.group),
             bettered=self.context.node_changes.bettered,
+            signals_seen=self.context.node_changes.signals_seen,
             budgets=known_budgets(self.context.caches, self.group),
             ahead=self.context.claims.ahead(
                 self.group.spec.fabric.domain_ref.name, rank_of(self.context, self.obj)
