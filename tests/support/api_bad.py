@@ -2,7 +2,7 @@
 
 The same table is put to the parser (unit tests) and to a real API server (API tests), so that
 both refuse the same objects at the same field. PDServices: `api_bad_services`,
-`api_bad_models`, `api_bad_scenarios`.
+`api_bad_models`, `api_bad_scenarios`, `api_bad_schedules`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from tests.support.api_bad_models import BAD_MODELS
 from tests.support.api_bad_rollouts import BAD_ROLLOUTS
 from tests.support.api_bad_scenarios import BAD_SCENARIOS
+from tests.support.api_bad_schedules import BAD_SCHEDULES
 from tests.support.api_bad_services import BAD_SERVICES
 from tests.support.api_case import Bad
 from tests.support.api_objects import GONE
@@ -211,4 +212,7 @@ BAD_DOMAINS = (
     ),
 )
 
-BAD = (*BAD_SERVICES, *BAD_ROLLOUTS, *BAD_MODELS, *BAD_SCENARIOS, *BAD_GROUPS, *BAD_DOMAINS)
+BAD = (
+    *BAD_SERVICES, *BAD_ROLLOUTS, *BAD_MODELS, *BAD_SCENARIOS, *BAD_SCHEDULES, *BAD_GROUPS,
+    *BAD_DOMAINS,
+)  # fmt: skip

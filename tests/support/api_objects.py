@@ -157,6 +157,24 @@ FULL: Mapping[str, Object] = {
             "spec.scenarios.0.match.models": ["llama-3-70b-search"],
             "spec.scenarios.0.ratio.fixed": {"groups": 2, "prefill": 3, "decode": 4},
             "spec.scenarios.0.expected.prefixHitPercent": 40,
+            "spec.scenarios.0.schedule": [
+                {
+                    "name": "day",
+                    "timeZone": "America/Argentina/Buenos_Aires",
+                    "days": ["Mon", "Fri"],
+                    "from": "08:00",
+                    "to": "24:00",
+                    "least": {"groups": 4, "prefill": 6, "decode": 1},
+                    "requestsPerSecond": 0.5,
+                },
+                {
+                    "name": "night",
+                    "timeZone": "UTC",
+                    "from": "23:59:59",
+                    "to": "00:00",
+                    "least": {"decode": 6},
+                },
+            ],
             "spec.scenarios.0.routing": {
                 "prefixAffinity": "Off",
                 "localPrefill": {"mode": "Fixed", "maxTokens": 64},

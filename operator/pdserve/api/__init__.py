@@ -86,12 +86,14 @@ from pdserve.api.scenariogroup import (
     ScenarioGroupStatus,
     SuspectNode,
 )
+from pdserve.api.schedule import DAYS, Window, WindowCounts
 from pdserve.api.units import Bandwidth, Duration
 
 KINDS: tuple[type[CustomResource], ...] = (PDService, ScenarioGroup, RoCEDomain)
 
 __all__ = [
     "API_VERSION",
+    "DAYS",
     "GROUP",
     "KINDS",
     "VERSION",
@@ -160,6 +162,8 @@ __all__ = [
     "Summary",
     "SuspectNode",
     "Uplink",
+    "Window",
+    "WindowCounts",
     "WorstPart",
     "merge_conditions",
     "revision_of",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pdserve.api.base import ApiModel, Entries, Int, Items, Number, Rule, Text
 from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
+from pdserve.api.schedule import Schedule
 from pdserve.api.strings import ModelName, ScenarioName
 from pdserve.api.units import Duration
 from pdserve.terms import Slo
@@ -213,6 +215,17 @@ class ScenarioLimits(ApiModel):
         )
 
 
+def _within(part: str) -> Callable[[Scenario], bool]:
+    """Whether no window asks for more of a part of the counts than the bounds allow."""
+
+    def check(scenario: Scenario) -> bool:
+        bounds = scenario.groups if part == "groups" else getattr(scenario.ratio, part)
+        asked = (getattr(w.least, part) for w in scenario.schedule if w.least is not None)
+        return all(count is None or count <= bounds.max for count in asked)
+
+    return check
+
+
 class Scenario(ApiModel):
     """One kind of requests with its own SLO, served by its own P/D groups."""
 
@@ -223,6 +236,20 @@ class Scenario(ApiModel):
             "fixed.groups must be within groups.min and groups.max",
             lambda s: s.ratio.fixed is None or s.groups.min <= s.ratio.fixed.groups <= s.groups.max,
             ".ratio.fixed",
+        ),
+        *(
+            Rule(
+                f"!has(self.schedule) || self.schedule.all(w, !has(w.least) || !has(w.least.{part})"
+                f" || w.least.{part} <= {most})",
+                f"least.{part} must be at most {path}",
+                _within(part),
+                ".schedule",
+            )
+            for part, most, path in (
+                ("groups", "self.groups.max", "groups.max"),
+                ("prefill", "self.ratio.prefill.max", "ratio.prefill.max"),
+                ("decode", "self.ratio.decode.max", "ratio.decode.max"),
+            )
         ),
     )
 
@@ -238,6 +265,9 @@ class Scenario(ApiModel):
     """Who sets the counts, and within which bounds."""
     expected: Expected
     """The traffic to size for until it is measured."""
+    schedule: Schedule = ()
+    """Times of day at which it is to be larger than its load asks; kept unused in the modes Fixed
+    and External."""
     routing: Routing | None = None
     """Which instances gateways ask for its requests, and in which order."""
     limits: ScenarioLimits | None = None

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from pdserve import api
 from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
+from pdserve.cli.view_schedule import render_schedules
 from pdserve.cli.view_status import counts_text, decision_line
 from pdserve.desired.group_wanted import wanted_of
 from pdserve.placement import NoFit, PlacedInstance, Site, place, site_of
@@ -44,6 +45,7 @@ def render(
     if not parts:
         known = ", ".join(s.name for s in snapshot.service.spec.scenarios)
         return f"no ScenarioGroup for scenario {scenario!r} yet; scenarios: {known}"
+    parts.append(render_schedules(snapshot.service, scenario, now))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pdserve.api import PDService, RoleTemplate, Scenario
+from pdserve.api import DAYS, PDService, RoleTemplate, Scenario, Window
 from pdserve.desired.service_desired import bounds_of
 from pdserve.ratio.choose import CountLimits
 from pdserve.ratio.initial import Sizing, initial_counts
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.types import BudgetLimit, Counts, ExpectedTraffic, RoleDevices
+from pdserve.ratio.windows import DAY, TrafficWindow
 
 
 def expected_of(scenario: Scenario) -> ExpectedTraffic:
@@ -21,6 +22,34 @@ def expected_of(scenario: Scenario) -> ExpectedTraffic:
         requests_per_second=float(expected.requests_per_second),
         prefix_hit=(expected.prefix_hit_percent or 0) / 100.0,
     )
+
+
+def windows_of(scenario: Scenario) -> tuple[TrafficWindow, ...]:
+    """The windows by clock of its schedule; none in the modes that do not follow any."""
+    if scenario.ratio.mode in ("Fixed", "External"):
+        return ()
+    return tuple(_window(w) for w in scenario.schedule)
+
+
+def _window(window: Window) -> TrafficWindow:
+    least = window.least
+    return TrafficWindow(
+        name=window.name,
+        days=tuple(DAYS.index(day) for day in window.days),
+        start=_seconds(window.from_),
+        end=_seconds(window.to),
+        zone=window.time_zone,
+        groups=0 if least is None else least.groups or 0,
+        prefill=0 if least is None else least.prefill or 0,
+        decode=0 if least is None else least.decode or 0,
+        rate=float(window.requests_per_second or 0.0),
+    )
+
+
+def _seconds(clock: str) -> int:
+    """Seconds after midnight of `HH:MM` or `HH:MM:SS`."""
+    hours, minutes, *rest = (int(part) for part in clock.split(":"))
+    return min(hours * 3600 + minutes * 60 + sum(rest), DAY)
 
 
 def role_devices(role: RoleTemplate) -> RoleDevices:

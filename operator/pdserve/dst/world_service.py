@@ -22,6 +22,7 @@ def service(
     decode: tuple[int, int] = (1, 4),
     groups: tuple[int, int] = (1, 3),
     ratio: JsonObject | None = None,
+    schedule: Iterable[JsonObject] = (),
     namespace: str = NS,
     **spec: object,
 ) -> Object:
@@ -62,6 +63,7 @@ def service(
                         "decode": {"min": decode[0], "max": decode[1]},
                         **(ratio or {}),
                     },
+                    "schedule": [copy(window) for window in schedule],
                     "expected": {
                         "promptTokens": 100, "outputTokens": 50, "requestsPerSecond": 2,
                     },

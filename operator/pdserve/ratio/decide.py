@@ -2,7 +2,8 @@
 
 Order of a round; the first step with an answer ends it:
 
-1. who owns the counts (Fixed, External), and whether they lie inside the bounds;
+1. who owns the counts (Fixed, External), and whether they lie inside the bounds and hold what a
+   window by clock states (`ratio.window_floor`);
 2. trust: without fresh, complete numbers nothing scales (`ratio.rejection`);
 3. the model's floor: too few for the load that arrives, counted with what is on its way -> grow;
 4. a change whose instances are not all ready blocks everything but the floor;
@@ -38,6 +39,7 @@ from pdserve.ratio.types import (
     ScenarioSample,
     Unknown,
 )
+from pdserve.ratio.window_floor import windowed
 
 MAX_SHAPES = 16
 """Proposed shapes placement is asked about in one round."""
@@ -48,6 +50,25 @@ def decide(inp: DecisionInput) -> Decision:
     owned = _owner(inp)
     if owned is not None:
         return owned
+    asked = windowed(inp)
+    if asked.grow is not None:
+        return _result(inp, asked.grow, inp.memory)
+    decision = _by_load(asked.inp)
+    if (
+        asked.short is None
+        or decision.outcome != "Held"
+        or not isinstance(inp.sample, ScenarioSample)
+    ):
+        return decision
+    # Nothing else is to be said: the window is not served.
+    return replace(
+        decision, outcome="Blocked", reason=asked.short.reason,
+        message=f"{asked.short.message}; {decision.message}",
+    )  # fmt: skip
+
+
+def _by_load(inp: DecisionInput) -> Decision:
+    """Steps 2 to 6."""
     sample = inp.sample
     rejected = rejection_reason(sample, inp.settings)
     memory = observe_readiness(inp)
@@ -116,7 +137,7 @@ def _with_data(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -
     floor = for_floor(round_)
     if floor is not None and not floor.blocked:
         more = replace(memory, surplus_since=None)
-        if round_.rate is None or not round_.rate.recurs:
+        if round_.rate is None or not (round_.rate.recurs or round_.rate.scheduled):
             more = grown(more, inp.now, inp.settings)
         decision = _result(inp, floor, more, round_)
         return decision if decision.outcome == "Applied" else replace(decision, memory=memory)

@@ -12,6 +12,8 @@ MEANING: dict[Reason, str] = {
     Reason.PREFILL_SHORTAGE: "requests miss the SLO and prefill is the role that is short",
     Reason.DECODE_SHORTAGE: "requests miss the SLO and decode is the role that is short",
     Reason.SURPLUS: "fewer are predicted to hold the load with margin, for long enough",
+    Reason.TIDAL_WINDOW: "a window of the scenario's schedule is open, or opens by the time that "
+    "instances take to start",
     Reason.NO_EFFECT: "growing this role twice brought no significant gain, so that is undone and "
     "not repeated; look for another cause: infeasible targets, slow instances, the network",
     Reason.BOUNDS_CHANGED: "the counts lay outside the bounds in the spec",

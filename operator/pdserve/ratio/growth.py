@@ -20,6 +20,7 @@ from pdserve.ratio.outliers import slow_instances
 from pdserve.ratio.redundancy import WORTH, is_redundant
 from pdserve.ratio.round import Proposal, Round, most_pressure
 from pdserve.ratio.types import Counts, LoopMemory, Reason, Trial
+from pdserve.ratio.window_floor import named
 from pdserve.terms import ROLES, Role
 
 WORTH_CHANGING = 0.01
@@ -72,7 +73,11 @@ def for_floor(round_: Round) -> Proposal | None:
         return None if _fine(round_) else unreachable
     worse: Role = max(ROLES, key=lambda role: predict.misses(role, current.total(role)))
     lead = f"{round_.summary()}; predicted attainment {predict.attainment(current):.1%}"
-    return _search(round_, predict, worse, Reason.MODEL_FLOOR, lead)
+    window = round_.inp.window
+    if window is None or round_.rate is None or not round_.rate.scheduled:
+        return _search(round_, predict, worse, Reason.MODEL_FLOOR, lead)
+    lead = f"{named(window, round_.inp.now)}: {window.rate:g} requests/s; {lead}"
+    return _search(round_, predict, worse, Reason.TIDAL_WINDOW, lead)
 
 
 def _second(round_: Round, predict: Predictor) -> Proposal | None:

@@ -51,6 +51,8 @@ class RateEstimate:
     """The newest scrapes alone are above all others."""
     recurs: bool = False
     """`ahead` is of a step that is expected because the load made it before."""
+    scheduled: bool = False
+    """`ahead` is what a window by clock states."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ SURE_AT_ONCE = 0.99
 GROSS = 10.0
 """The shortest window alone counts when that many times the misses that the SLO allows are in it,
 with at least that posterior: a long healthy past cannot hide a failure that has just begun."""
+MAX_INPUT = 64
+"""Characters of one number of a record."""
 CAUTION = 1.0
 """Standard errors of the profile by which times are taken longer before a role shrinks."""
 
@@ -139,6 +141,8 @@ class Round:
         if self.rate is not None:
             values["rate"] = f"{self.rate.now:.3f}"
             values["rateAhead"] = f"{self.rate.ahead:.3f}"
+        if self.inp.window is not None:
+            values["schedule"] = ",".join(self.inp.window.names)[:MAX_INPUT]
         if self.hopeless > 0.0:
             values["infeasible"] = f"{self.hopeless:.4f}"
         if self.demand is not None:
@@ -186,6 +190,9 @@ def open_round(inp: DecisionInput, sample: ScenarioSample, memory: LoopMemory) -
     usual = rate
     if rate is not None:
         memory, rate = _with_recurrence(memory, inp, sample, rate)
+        window = inp.window
+        if window is not None and window.rate > rate.ahead:
+            rate = replace(rate, ahead=window.rate, scheduled=True)
     demand = (
         None
         if rate is None

@@ -40,6 +40,7 @@ class Reason(StrEnum):
     PREFILL_SHORTAGE = "PrefillShortage"
     DECODE_SHORTAGE = "DecodeShortage"
     SURPLUS = "Surplus"
+    TIDAL_WINDOW = "TidalWindow"
     NO_EFFECT = "NoEffect"
     BOUNDS_CHANGED = "BoundsChanged"
     FIXED_COUNTS = "FixedCounts"
@@ -196,6 +197,23 @@ class BudgetLimit:
 
     resource: str
     devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFloor:
+    """What windows by clock ask for now (`ratio.windows`); 0 where they do not say."""
+
+    names: tuple[str, ...]
+    groups: int
+    """Fewest P/D groups; the next two: fewest instances in each."""
+    prefill: int
+    decode: int
+    rate: float
+    """Requests per second to be ready for."""
+    opens: float
+    """When the last of them opens, or opened."""
+    closes: float
+    """When the last of them closes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +395,8 @@ class DecisionInput:
     budget: tuple[BudgetLimit, ...] = ()
     placement: tuple[PlacementLimit, ...] = ()
     """Shapes already known not to fit more often; others count as placeable."""
+    window: WindowFloor | None = None
+    """What windows by clock ask for now."""
     changes: tuple[PastChange, ...] = ()
     settings: LoopSettings = field(default_factory=LoopSettings)
     memory: LoopMemory = field(default_factory=LoopMemory)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -37,6 +37,7 @@ from pdserve.ratio.types import (
     ScenarioSample,
     Unknown,
 )
+from pdserve.ratio.windows import TrafficWindow, lead_of, windows_at
 
 SETTINGS = LoopSettings()
 BOUNDS = Bounds(Range(1, 3), Range(1, 8), Range(1, 8))
@@ -90,12 +91,13 @@ def run(
     spoil: Spoil = honest,
     delay: float = 0.0,
     scrape: float = 5.0,
+    windows: Sequence[TrafficWindow] = (),
 ) -> Run:
     plant = Plant(truth, SLO, start, rate, draw, seed=seed, cold_start=cold_start, scrape=scrape)
     done = Run(plant)
     state, memory = learn.start("k", 4, 32, preset=PROFILE), LoopMemory()
     past: tuple[PastChange, ...] = ()
-    now = 0.0
+    now, settings = 0.0, replace(SETTINGS, cold_start=cold_start)
     while now < until:
         now += SETTINGS.fast_period
         plant.run_until(now)
@@ -118,8 +120,9 @@ def run(
             decode_devices=NPU,
             profile=state.profile(),
             changes=past[-10:],
-            settings=replace(SETTINGS, cold_start=cold_start),
+            settings=settings,
             memory=memory,
+            window=windows_at(windows, now, lead_of(settings)).floor,
         )
         decision = decide(inp)
         _check(inp, decision)
@@ -140,7 +143,8 @@ def _check(inp: DecisionInput, decision: Decision) -> None:
         assert isinstance(inp.sample, ScenarioSample)
         assert _finite(inp.sample)
         assert inp.sample.missing_count == 0
-        if decision.reason is not Reason.MODEL_FLOOR:  # which counts what is on its way
+        # These two count what is on its way.
+        if decision.reason not in (Reason.MODEL_FLOOR, Reason.TIDAL_WINDOW):
             assert inp.ready_prefill == inp.current.total("prefill")
             assert inp.ready_decode == inp.current.total("decode")
 

@@ -20,6 +20,7 @@ from typing import Final
 
 from pdserve.api import DecisionRecord, PDService
 from pdserve.controllers.ratio.rest import Rest, rest_after
+from pdserve.controllers.ratio.schedules import Schedules
 from pdserve.controllers.ratio.subjects import AT_ONCE, Subject, Subjects
 from pdserve.controllers.shared import refusals
 from pdserve.controllers.shared.context import OperatorContext
@@ -101,6 +102,7 @@ class RatioLoop:
         self._shown: dict[ScenarioKey, float] = {}
         self._failures: dict[ScenarioKey, int] = {}
         self._rests: dict[ScenarioKey, Rest] = {}
+        self._schedules = Schedules()
         self._subjects = Subjects(context, settings.window)
 
     async def run(self) -> None:
@@ -124,6 +126,7 @@ class RatioLoop:
         for kept in kept_by_scenario:
             for gone in kept.keys() - subjects.keys():
                 del kept[gone]
+        self._schedules.keep(set(subjects))
         if not subjects:
             return
         samples = await self._samples(subjects)
@@ -186,9 +189,12 @@ class RatioLoop:
             state = learn.observe(state, sample)
         state = learn.observe_starts(state, self._subjects.instances(subject).starts)
         self._learned[key] = state
-        inp, decision = decide_placed(
-            self._input(subject, sample, state), partial(self._most, subject)
+        settings, now = measured_settings(self._settings, state), self._context.now()
+        windows = self._schedules.now(key, subject.scenario, settings, now)
+        asked = replace(
+            self._input(subject, sample, state), now=now, settings=settings, window=windows.floor
         )
+        inp, decision = decide_placed(asked, partial(self._most, subject))
         # Raises where a figure is not finite, which ends the round before anything is scaled by it.
         self._log_line(record(inp, decision))
         labels = (key.service, key.scenario, decision.outcome, str(decision.reason))
@@ -196,7 +202,8 @@ class RatioLoop:
         await self._record(subject, decision)
         self._memory[key] = decision.memory
         await self._save_profile(subject, state)
-        rest = rest_after(decision.time, subject.obj, subject.service, sample, decision)
+        until = windows.next_change
+        rest = rest_after(decision.time, subject.obj, subject.service, sample, decision, until)
         if rest is not None:
             self._rests[key] = rest
 
@@ -222,7 +229,6 @@ class RatioLoop:
             expected=expected_of(scenario),
             budget=budget_for(service, scenario.name, self._wanted(service)),
             changes=self._changes(subject),
-            settings=measured_settings(self._settings, state),
             memory=self._memory.get(subject.key, LoopMemory()),
         )
 

@@ -7,6 +7,7 @@ Such a scenario rests for at most a control period. One with traffic has new cou
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,8 @@ class Rest:
     sample: ScenarioSample | Unknown
     part: float
     """Of the period for which a scenario may rest: not all are due at once."""
+    until: float = math.inf
+    """When a window by clock changes what is asked."""
 
     def lasts(
         self, now: float, period: float, group: Object, service: object,
@@ -40,6 +43,7 @@ class Rest:
         """
         return (
             0.0 <= now - self.since < period * self.part
+            and now < self.until
             and self.group is group
             and self.service is service
             and self.sample == _measured(sample)
@@ -47,15 +51,19 @@ class Rest:
 
 
 def rest_after(
-    now: float, group: Object, service: object, sample: ScenarioSample | Unknown, decision: Decision
-) -> Rest | None:
-    """The rest that a round earns; None where the next one may come out otherwise."""
+    now: float, group: Object, service: object, sample: ScenarioSample | Unknown,
+    decision: Decision, until: float = math.inf,
+) -> Rest | None:  # fmt: skip
+    """The rest that a round earns; None where the next one may come out otherwise.
+
+    `until`: when a window by clock changes what is asked.
+    """
     timeless = decision.reason in TIMELESS or (
         isinstance(sample, Unknown) and decision.reason is Reason.HOLD_NO_DATA
     )
     if decision.outcome != "Held" or not timeless:
         return None
-    return Rest(now, group, service, _measured(sample), 0.5 + _part(group) / 2)
+    return Rest(now, group, service, _measured(sample), 0.5 + _part(group) / 2, until)
 
 
 def _part(group: Object) -> float:

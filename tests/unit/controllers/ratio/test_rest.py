@@ -37,6 +37,13 @@ def test_a_steady_scenario_rests_while_nothing_but_time_changes() -> None:
         assert not rest.lasts(105.0, PERIOD, *changed)
 
 
+def test_no_rest_lasts_beyond_the_next_change_of_a_window() -> None:
+    rest = rest_after(100.0, GROUP, SERVICE, SAMPLE, held(Reason.STEADY), until=107.0)
+    assert rest is not None
+    assert rest.lasts(106.0, PERIOD, GROUP, SERVICE, SAMPLE)
+    assert not rest.lasts(107.0, PERIOD, GROUP, SERVICE, SAMPLE)
+
+
 def test_not_all_scenarios_are_due_at_the_same_time() -> None:
     groups: list[Any] = [{"metadata": {"namespace": "n", "name": f"g{k}"}} for k in range(100)]
     rests = [rest_after(0.0, g, SERVICE, SAMPLE, held(Reason.STEADY)) for g in groups]
