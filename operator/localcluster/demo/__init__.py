@@ -1,8 +1,8 @@
 """`pdserve demo`: from nothing to a service that does its job, in minutes, on one machine.
 
-`stage` sets the cluster up, `steps`, `shift` and `real_model` show and measure, `fixed` is the
-service that the shift is compared with, `watch` records the cluster meanwhile, `report` writes the
-results.
+`stage` sets the cluster up, `steps`, `shift`, `window` and `real_model` show and measure, `fixed`
+is the service that the shift is compared with, `watch` records the cluster meanwhile, `report`
+writes the results.
 Exit status 0 only if every step held.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from localcluster import binaries
 from localcluster.cluster import LocalCluster
-from localcluster.demo import fixed, shift, steps
+from localcluster.demo import fixed, shift, steps, window
 from localcluster.demo.real_model import real_model
 from localcluster.demo.report import Report
 from localcluster.demo.stage import (
@@ -127,10 +127,12 @@ async def _show(
         await shift.ratio_follows(stage, periods, report, progress)
         progress("step 4: a decode instance is killed under load")
         await steps.decode_killed(stage, report, progress)
+        progress("step 5: a window by clock opens, and what it asks for serves already")
+        await window.window_opens(stage, report, progress)
         report.settings["pacing"] = await pacing_validity(stage)
         progress(f"pacing: {report.settings['pacing']}")
         if model is not None:
-            progress(f"step 5: {model.name}, a real model, at this machine's full speed")
+            progress(f"step 6: {model.name}, a real model, at this machine's full speed")
             await real_model(stage, model, SERVICE, report, progress)
     finally:
         await client.close()

@@ -1,4 +1,4 @@
-"""Step 5 of the demo, with `--model`: a real chat model answers through prefill and decode.
+"""Step 6 of the demo, with `--model`: a real chat model answers through prefill and decode.
 
 Its instances compute at this machine's full speed, while those of the other steps are paced: so it
 is a step of its own, after them, with a few requests, one at a time. `PDService` real-model is

@@ -1,4 +1,4 @@
-"""All steps of the demo except the shift of load (`shift`): each acts as a user and measures.
+"""Steps 1, 2 and 4 of the demo: each acts as a user and measures. 3 is `shift`, 5 `window`.
 
 A step claims, measures and compares; it never repairs. Limits come from the project's goals and
 are part of the claim's text.
