@@ -55,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and (.Capabilities.APIVersions.Has "v1/Pod") (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) }}
 {{- fail (printf "Kubernetes is %s: pdserve needs 1.30 or newer" .Capabilities.KubeVersion.Version) }}
 {{- end }}
-{{- $free := list "control-period" "fast-period" "metrics-window" "workers" "resync" "decisions-log" "claim-namespace" }}
+{{- $free := list "control-period" "fast-period" "metrics-window" "workers" "resync" "api-rate" "api-burst" "decisions-log" "claim-namespace" }}
 {{- $set := dict "allowed-pod-fields" "security.allowedPodFields" "authors-checked" "security.admissionPolicy" "namespace" "operator.watchNamespace" "prometheus-url" "prometheus.url" "prometheus-token-file" "prometheus.auth" "prometheus-username-file" "prometheus.auth" "prometheus-password-file" "prometheus.auth" "prometheus-ca-file" "prometheus.ca" "gateway-image" "images.gateway" "model-cache" "modelCache.hostPath" "model-cache-namespaces" "modelCache.namespaces" "log-format" "operator.logFormat" "log-level" "operator.logLevel" "bind" "" "metrics-port" "" "lease-name" "" "lease-namespace" "" "kubeconfig" "" "no-leader-election" "" }}
 {{- range $argument := .Values.operator.extraArgs }}
 {{- $flag := regexFind "^--[a-z-]+" $argument | trimPrefix "--" }}
