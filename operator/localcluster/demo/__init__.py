@@ -22,7 +22,7 @@ from typing import Any
 
 from localcluster import binaries
 from localcluster.cluster import LocalCluster
-from localcluster.demo import fixed, shift, steps, window
+from localcluster.demo import fixed, shift, steps, upgrade, window
 from localcluster.demo.real_model import real_model
 from localcluster.demo.report import Report
 from localcluster.demo.stage import (
@@ -127,12 +127,14 @@ async def _show(
         await shift.ratio_follows(stage, periods, report, progress)
         progress("step 4: a decode instance is killed under load")
         await steps.decode_killed(stage, report, progress)
-        progress("step 5: a window by clock opens, and what it asks for serves already")
+        progress("step 5: a rolling upgrade, taken back in the middle")
+        await upgrade.upgrade_undone(stage, report, progress)
+        progress("step 6: a window by clock opens, and what it asks for serves already")
         await window.window_opens(stage, report, progress)
         report.settings["pacing"] = await pacing_validity(stage)
         progress(f"pacing: {report.settings['pacing']}")
         if model is not None:
-            progress(f"step 6: {model.name}, a real model, at this machine's full speed")
+            progress(f"step 7: {model.name}, a real model, at this machine's full speed")
             await real_model(stage, model, SERVICE, report, progress)
     finally:
         await client.close()

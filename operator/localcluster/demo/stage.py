@@ -33,6 +33,8 @@ NAMESPACE = "default"
 SERVICE = "demo"
 CHAT = f"{SERVICE}-chat"
 """ScenarioGroup of scenario chat."""
+SEARCH = f"{SERVICE}-search"
+"""ScenarioGroup of scenario search, the first of the PDService."""
 RESOURCE = "huawei.com/Ascend910"
 DEVICES_PER_NODE = 8
 NODE_GRACE = 8.0

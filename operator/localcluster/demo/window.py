@@ -14,14 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localcluster.demo.report import Report, ResultLine
-from localcluster.demo.stage import NAMESPACE, SERVICE, Stage, until
+from localcluster.demo.stage import NAMESPACE, SEARCH, SERVICE, Stage, until
 from localcluster.demo.text import in_words
 from localcluster.demo.watch import Watch, watching
 from localcluster.errors import Progress
 from pdserve.terms.json import JsonObject
 
-SEARCH = f"{SERVICE}-search"
-"""ScenarioGroup of scenario search, the first of the PDService."""
 NOTICE = 32.0
 """Seconds from setting the window to its opening."""
 LASTS = 600.0
