@@ -2,7 +2,8 @@
 
 The same table is put to the parser (unit tests) and to a real API server (API tests), so that
 both refuse the same objects at the same field. PDServices: `api_bad_services`,
-`api_bad_models`, `api_bad_scenarios`, `api_bad_schedules`.
+`api_bad_models`, `api_bad_scenarios`, `api_bad_schedules`,
+`api_bad_approvals`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tests.support.api_bad_approvals import BAD_APPROVALS
 from tests.support.api_bad_models import BAD_MODELS
 from tests.support.api_bad_rollouts import BAD_ROLLOUTS
 from tests.support.api_bad_scenarios import BAD_SCENARIOS
@@ -213,6 +215,6 @@ BAD_DOMAINS = (
 )
 
 BAD = (
-    *BAD_SERVICES, *BAD_ROLLOUTS, *BAD_MODELS, *BAD_SCENARIOS, *BAD_SCHEDULES, *BAD_GROUPS,
-    *BAD_DOMAINS,
+    *BAD_SERVICES, *BAD_ROLLOUTS, *BAD_MODELS, *BAD_SCENARIOS, *BAD_SCHEDULES, *BAD_APPROVALS,
+    *BAD_GROUPS, *BAD_DOMAINS,
 )  # fmt: skip

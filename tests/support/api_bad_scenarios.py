@@ -153,7 +153,7 @@ BAD_SCENARIOS = (
         "unknown ratio mode",
         {f"{_S0}.ratio.mode": "auto"},
         f"{_P0}.ratio.mode",
-        '"Auto", "Advise", "Fixed", "External"',
+        '"Auto", "Advise", "Approve", "Fixed", "External"',
     ),
     of_service(
         "Fixed without counts",

@@ -156,6 +156,12 @@ FULL: Mapping[str, Object] = {
             **_NODES,
             "spec.scenarios.0.match.models": ["llama-3-70b-search"],
             "spec.scenarios.0.ratio.fixed": {"groups": 2, "prefill": 3, "decode": 4},
+            "spec.scenarios.0.ratio.approvalSeconds": 60,
+            "spec.scenarios.0.ratio.answer": {"proposal": "3f09ab12", "verdict": "Reject"},
+            "spec.scenarios.0.ratio.hold": {
+                "until": "2026-12-31T23:59:59.5Z",
+                "counts": {"groups": 9, "prefill": 9, "decode": 9},
+            },
             "spec.scenarios.0.expected.prefixHitPercent": 40,
             "spec.scenarios.0.schedule": [
                 {

@@ -320,8 +320,8 @@ class PDServiceStatus(Observed):
     observed_generation: Generation = 0
     """The `metadata.generation` this status was found for."""
     conditions: Annotated[tuple[Condition, ...], Items(16, keys=("type",))] = ()
-    """Ready, Progressing, Degraded, SLOMet, AdviceAvailable, TemplateValid, and CredentialsRotated
-    once a rotation was asked for."""
+    """Ready, Progressing, Degraded, SLOMet, AdviceAvailable, ApprovalPending, TemplateValid, and
+    CredentialsRotated once a rotation was asked for."""
     url: Line | None = None
     """Where clients reach the gateway."""
     devices: Annotated[tuple[DeviceUse, ...], Items(16, keys=("resource",))] = ()

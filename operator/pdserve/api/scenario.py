@@ -10,7 +10,7 @@ from pydantic import Field
 from pdserve.api.base import ApiModel, Entries, Int, Items, Number, Rule, Text
 from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
 from pdserve.api.schedule import Schedule
-from pdserve.api.strings import ModelName, ScenarioName
+from pdserve.api.strings import ModelName, Moment, ScenarioName
 from pdserve.api.units import Duration
 from pdserve.terms import Slo
 from pdserve.terms.limits import MAX_LIMIT, NO_LIMITS, UsageLimits
@@ -105,6 +105,26 @@ class FixedCounts(ApiModel):
     """Decode instances in each."""
 
 
+class ProposalVerdict(ApiModel):
+    """A person's answer to a proposal of mode Approve."""
+
+    proposal: Annotated[
+        str, Text(8, pattern=r"^[0-9a-f]{8}$", says="eight characters of 0-9 and a-f")
+    ]
+    """`status.proposal.id` of the ScenarioGroup; an answer to an earlier one does nothing."""
+    verdict: Literal["Approve", "Reject"]
+    """Approve: the change is made. Reject: it is not proposed again for `approvalSeconds`."""
+
+
+class Hold(ApiModel):
+    """Counts that stay for a while, whatever the ratio loop would do."""
+
+    until: Moment
+    """When the loop goes on."""
+    counts: FixedCounts
+    """The counts, as far as the bounds allow."""
+
+
 class Ratio(ApiModel):
     """Who sets the counts, and within which bounds."""
 
@@ -130,8 +150,10 @@ class Ratio(ApiModel):
         ),
     )
 
-    mode: Literal["Auto", "Advise", "Fixed", "External"] = "Auto"
+    mode: Literal["Auto", "Advise", "Approve", "Fixed", "External"] = "Auto"
     """Auto: the operator follows the SLO. Advise: it decides and records, but does not act.
+    Approve: it proposes each change, growth in an overload too, and makes those that a person
+    approves (`kubectl pdserve approve`).
     Fixed: it keeps `fixed`. External: an autoscaler (or a person) sets the P/D groups through
     `/scale` of the ScenarioGroup, and the operator leaves all three counts alone."""
     prefill: InstanceBounds
@@ -140,6 +162,13 @@ class Ratio(ApiModel):
     """Decode instances of one P/D group."""
     fixed: FixedCounts | None = None
     """Counts for mode Fixed; kept unused in the other modes."""
+    approval_seconds: Annotated[int, Int(60, 86_400)] | None = None
+    """How long a proposal of mode Approve waits before it is withdrawn; absent: 900."""
+    answer: ProposalVerdict | None = None
+    """The last answer to a proposal of mode Approve."""
+    hold: Hold | None = None
+    """Counts that stay for a while (`kubectl pdserve undo`); unused in the modes Fixed and
+    External."""
 
 
 class Expected(ApiModel):

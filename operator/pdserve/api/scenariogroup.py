@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pdserve.api.base import MAX_INT64, ApiModel, Entries, Int, Items, Observed, Rule, Text
+from pdserve.api.base import MAX_INT64, ApiModel, Entries, Int, Items, Number, Observed, Rule, Text
 from pdserve.api.common import (
     MAX_GROUPS,
     MAX_INSTANCES,
@@ -139,8 +139,9 @@ class DecisionRecord(Observed):
     """Counts before."""
     to: DecisionCounts
     """Counts decided."""
-    outcome: Literal["Applied", "Advised", "Blocked", "Held"]
-    """What became of it: Held changes nothing, Advised and Blocked did not act."""
+    outcome: Literal["Applied", "Advised", "Proposed", "Blocked", "Held"]
+    """What became of it: Held changes nothing, Advised and Blocked did not act, Proposed waits for
+    a person."""
     reason: Reason
     """Why, as one CamelCase word."""
     message: Paragraph = ""
@@ -154,6 +155,29 @@ class DecisionRecord(Observed):
         ),
     ] = Field(default_factory=dict)
     """The rounded numbers it rests on."""
+
+
+class ProposalStatus(Observed):
+    """A change that waits for a person (mode Approve), or that a person rejected a while ago."""
+
+    id: Annotated[str, Text(8)]
+    """What an answer names."""
+    time: Time
+    """When it was made."""
+    expires: Time
+    """When it is withdrawn; of a rejected one, until when it is not made again."""
+    from_: Annotated[DecisionCounts, Field(alias="from")]
+    """Counts now."""
+    to: DecisionCounts
+    """Counts proposed."""
+    reason: Reason
+    """Why, as one CamelCase word."""
+    message: Paragraph = ""
+    """Why, for people."""
+    attainment_percent: Annotated[float, Number(0, 100)] | None = None
+    """Share of offered requests that are predicted to meet the SLO with them."""
+    rejected: bool = False
+    """A person rejected it."""
 
 
 class SuspectNode(Observed):
@@ -246,6 +270,8 @@ class ScenarioGroupStatus(Observed):
     """Each P/D group, draining ones included."""
     decisions: Annotated[tuple[DecisionRecord, ...], Items(10)] = ()
     """The last ten, oldest first."""
+    proposal: ProposalStatus | None = None
+    """What waits for a person (mode Approve)."""
     repairs: Annotated[tuple[RepairStatus, ...], Items(1024, keys=("slot",))] = ()
     """Slots that had faults lately."""
     claims: Annotated[tuple[ClaimStatus, ...], Items(1024)] = ()
@@ -263,9 +289,9 @@ class ScenarioGroup(CustomResource):
     """The P/D groups of one scenario: `replicas` groups of prefill and decode instances.
 
     Where it was made from a PDService, field manager `pdserve` owns the spec, except the three
-    counts (`replicas`, `prefill.replicas`, `decode.replicas`): in ratio modes Auto, Advise and
-    Fixed field manager `pdserve-counts` owns them and undoes other edits, in External the last
-    writer does. A change of mode keeps the counts as they are.
+    counts (`replicas`, `prefill.replicas`, `decode.replicas`): in ratio modes Auto, Advise,
+    Approve and Fixed field manager `pdserve-counts` owns them and undoes other edits, in External
+    the last writer does. A change of mode keeps the counts as they are.
     """
 
     rules = (name_rule(GROUP_NAME),)

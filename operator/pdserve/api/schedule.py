@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal, get_args
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import Field
 
-from pdserve.api.base import (
-    VALIDATIONS,
-    ApiModel,
-    Int,
-    Items,
-    Number,
-    Rule,
-    Text,
-    validation,
-)
+from pdserve.api.base import ApiModel, Int, Items, Number, Rule, Text
 from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
-from pdserve.api.strings import ScenarioName
-from pdserve.terms.json import JsonObject
+from pdserve.api.strings import Meaningful, ScenarioName
 from pdserve.terms.zones import is_zone
 
 Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 DAYS: Final[tuple[Day, ...]] = get_args(Day)
-_ZONE: Final = "must be a time zone of the IANA database, such as Asia/Shanghai"
 _CLOCK: Final = r"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?"
 MAX_WINDOWS: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ZoneName:
-    """A time zone that the IANA database has: the operator's, and that of the API server."""
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        def check(value: str) -> str:
-            if not is_zone(value):
-                raise PydanticCustomError("bounds", _ZONE)
-            return value
-
-        return core_schema.no_info_after_validator_function(check, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonObject:
-        schema = handler(core)
-        known = validation("timestamp('2026-01-01T00:00:00Z').getHours(self) >= 0", _ZONE)
-        return schema | {VALIDATIONS: [*schema.get(VALIDATIONS, ()), known]}
 
 
 class WindowCounts(ApiModel):
@@ -95,7 +60,11 @@ class Window(ApiModel):
             pattern=r"^(UTC|[A-Z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){1,2})$",
             says="the name of a time zone, such as Asia/Shanghai, or UTC",
         ),
-        ZoneName(),
+        Meaningful(
+            "timestamp('2026-01-01T00:00:00Z').getHours(self) >= 0",
+            "must be a time zone of the IANA database, such as Asia/Shanghai",
+            is_zone,
+        ),
     ]
     """IANA name of the time zone of `from` and `to`, or `UTC`."""
     days: Annotated[tuple[Day, ...], Items(7)] = ()

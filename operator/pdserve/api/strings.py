@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
-from pdserve.api.base import Rule, Text, cel_string
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from pdserve.api.base import VALIDATIONS, Rule, Text, cel_string, validation
+from pdserve.terms.json import JsonObject
+from pdserve.terms.times import timestamp
 
 _LABEL_PART = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
 _DOMAIN = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
@@ -109,3 +116,44 @@ Time = Annotated[
         says="a UTC time such as 2026-01-31T08:15:00Z",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Meaningful:
+    """A string that means something: one rule beyond its characters, in CEL and in Python.
+
+    Stands after its `Text`, so that only a string of the right form is looked at.
+    """
+
+    cel: str
+    """True, not false or an error, where `self` is right."""
+    says: str
+    check: Callable[[str], bool]
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def check(value: str) -> str:
+            if not self.check(value):
+                raise PydanticCustomError("bounds", "{want}", {"want": self.says})
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonObject:
+        schema = handler(core)
+        rule = validation(self.cel, self.says)
+        return schema | {VALIDATIONS: [*schema.get(VALIDATIONS, ()), rule]}
+
+
+Moment = Annotated[
+    Time,
+    Meaningful(
+        "timestamp(self) > timestamp('1970-01-01T00:00:00Z')",
+        "must be a time that the calendar has",
+        lambda value: (timestamp(value) or 0.0) > 0.0,
+    ),
+]
+"""A time that a person states."""

@@ -17,11 +17,13 @@ from typing import Final
 from pdserve import api
 from pdserve.api import InvalidObjectError
 from pdserve.cli import (
+    approval,
     ask,
     ask_stream,
     request_log,
     rollout,
     snapshot,
+    spec_patch,
     view_counts,
     view_decisions,
     view_explain,
@@ -42,6 +44,8 @@ _EXAMPLES = """examples:
   kubectl pdserve explain shop                why it is placed and sized as it is
   kubectl pdserve explain shop chat           only scenario chat
   kubectl pdserve decisions shop --scenario chat  what the ratio loop decided, and when
+  kubectl pdserve approve shop chat           make the change that waits (ratio mode Approve)
+  kubectl pdserve undo shop chat              counts before the last change, held for an hour
   kubectl pdserve explain --request ID        what became of one request, and why
   kubectl pdserve rollout undo shop           back to the revision before
   kubectl pdserve ask shop "Hello there"      an answer as it streams, with TTFT and TPOT
@@ -49,7 +53,7 @@ _EXAMPLES = """examples:
 
 
 _TOLD: Final = (
-    AskError, snapshot.NotFoundError, ConnectError, InvalidObjectError, rollout.RefusedError,
+    AskError, snapshot.NotFoundError, ConnectError, InvalidObjectError, spec_patch.RefusedError,
     UnknownRevisionError,
 )  # fmt: skip
 """Errors whose text says all."""
@@ -66,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.namespace = default_namespace(arguments.kubeconfig, context=arguments.context)
         if arguments.command == "ask":
             return asyncio.run(ask.run(arguments))
-        if arguments.command == "rollout":
-            return asyncio.run(_rollout(arguments))
+        if arguments.command == "rollout" or arguments.command in approval.COMMANDS:
+            return asyncio.run(_changed(arguments))
         print(asyncio.run(_run(arguments)))
     except _TOLD as error:
         return _fail(str(error))
@@ -123,14 +127,17 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     decided.add_argument("name", nargs="?", help="PDService; default: all")
     decided.add_argument("--scenario", help="default: all")
+    approval.add_parsers(commands, connection)
     ask.add_parser(commands, connection)
     return parser
 
 
-async def _rollout(arguments: argparse.Namespace) -> int:
+async def _changed(arguments: argparse.Namespace) -> int:
+    """Commands that may change a PDService."""
     client = await connect(arguments.kubeconfig, context=arguments.context)
+    run = rollout.run if arguments.command == "rollout" else approval.run
     try:
-        return await rollout.run(client, arguments)
+        return await run(client, arguments)
     finally:
         await client.close()
 

@@ -23,14 +23,11 @@ from pdserve.cli.revision_history import (
     present_of,
     spec_after,
 )
+from pdserve.cli.spec_patch import RefusedError, patch_spec
 from pdserve.kube.client import KubeClient
-from pdserve.kube.errors import KubeError
 from pdserve.kube.resource import CONTROLLER_REVISIONS, Object
 from pdserve.terms.json import JsonObject
-from pdserve.wire import names
 
-MANAGER: Final = "kubectl-pdserve"
-"""Field manager of what this command writes."""
 LOOK_SECONDS: Final = 1.0
 _EXAMPLES = """examples:
   kubectl pdserve rollout status shop             how far it is, and what it waits for
@@ -42,10 +39,6 @@ _EXAMPLES = """examples:
   kubectl pdserve rollout undo shop               back to the revision before
   kubectl pdserve rollout undo shop --to-revision 3f09ab12
 """
-
-
-class RefusedError(Exception):
-    """The command makes no sense now; the message says why."""
 
 
 def add_parser(
@@ -107,7 +100,7 @@ async def run(client: KubeClient, arguments: argparse.Namespace) -> int:
         operations, text = await _undo(client, found, raw, arguments.to_revision)
     else:
         operations, text = (_pause if arguments.verb == "pause" else _resume)(found, raw)
-    await _write(client, raw, operations, dry_run=arguments.dry_run)
+    await patch_spec(client, raw, operations, dry_run=arguments.dry_run)
     if arguments.output == "json":
         done = {"dryRun": arguments.dry_run, "patch": operations, "message": text}
         print(json.dumps(done, indent=2))
@@ -205,24 +198,3 @@ def _set(raw: Object, field: str, value: object) -> JsonObject:
     if raw["spec"].get("rollout") is None:
         return {"op": "add", "path": "/spec/rollout", "value": {field: value}}
     return {"op": "add", "path": f"/spec/rollout/{field}", "value": value}
-
-
-async def _write(
-    client: KubeClient, raw: Object, operations: list[JsonObject], *, dry_run: bool
-) -> None:
-    """Only where the PDService's spec is as it was read; its status may change meanwhile."""
-    meta = raw["metadata"]
-    version = {"op": "test", "path": "/metadata/generation", "value": meta["generation"]}
-    try:
-        await client.patch_json(
-            snapshot.SERVICES, meta["name"], [version, *operations],
-            namespace=meta["namespace"], uid=meta["uid"], field_manager=MANAGER, dry_run=dry_run,
-        )  # fmt: skip
-    except KubeError as error:
-        if error.is_conflict:
-            raise RefusedError("the PDService changed meanwhile: look and try again") from error
-        if error.is_forbidden:
-            raise RefusedError(
-                f"it takes the right to patch pdservices.{names.GROUP}: {error.message}"
-            ) from error
-        raise

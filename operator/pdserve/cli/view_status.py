@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pdserve import api
+from pdserve.cli.approval import render_proposals
 from pdserve.cli.columns import age, table
 from pdserve.cli.snapshot import Snapshot
 from pdserve.cli.view_schedule import render_schedules
@@ -18,6 +19,7 @@ def render(snapshot: Snapshot, now: float) -> str:
     parts = [
         _headline(service, now),
         table(_SCENARIO_HEAD, [_scenario_row(service, s, snapshot, now) for s in _names(service)]),
+        render_proposals(snapshot, now),
         render_schedules(service, None, now),
         table(_GROUP_HEAD, [row for g in snapshot.groups for row in _group_rows(g)]),
         table(_INSTANCE_HEAD, [_instance_row(i, now) for i in instances(snapshot, now)]),

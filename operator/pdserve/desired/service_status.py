@@ -17,12 +17,14 @@ from pdserve.api import (
 )
 from pdserve.desired.decisions import counts_of, newest
 from pdserve.desired.objects import url
+from pdserve.desired.proposals import pending_of
 from pdserve.desired.service_desired import acting_counts
 from pdserve.desired.troubles import Trouble
 from pdserve.groups.rollout import HELD
 from pdserve.groups.types import ConditionState
 from pdserve.terms import Role
 from pdserve.terms.json import JsonObject
+from pdserve.terms.times import rfc3339
 
 _SHOWN = 3
 
@@ -82,6 +84,7 @@ def _conditions(seen: ServiceSeen) -> tuple[ConditionState, ...]:
         _degraded(seen),
         _slo(seen),
         _advice(seen),
+        _approval(seen),
         seen.template,
         *(() if seen.rotated is None else (seen.rotated,)),
     )
@@ -176,6 +179,21 @@ def _advice(seen: ServiceSeen) -> ConditionState:
             message = f"{scenario.name}: {counts_of(last)} is advised: {last.message}"
             return ConditionState("AdviceAvailable", "True", last.reason, message)
     return ConditionState("AdviceAvailable", "False", "NoAdvice", "")
+
+
+def _approval(seen: ServiceSeen) -> ConditionState:
+    """What waits for a person."""
+    waiting = []
+    for scenario in seen.service.spec.scenarios:
+        group = seen.groups.get(scenario.name)
+        pending = None if group is None else pending_of(group)
+        if pending is not None and not pending.rejected and scenario.ratio.mode == "Approve":
+            said = f"{scenario.name}: {pending.before} -> {pending.to} waits until "
+            waiting.append((pending.reason, f"{said}{rfc3339(pending.expires)} ({pending.id})"))
+    if not waiting:
+        return ConditionState("ApprovalPending", "False", "NoProposal", "")
+    told = "; ".join(text for _, text in waiting)
+    return ConditionState("ApprovalPending", "True", str(waiting[0][0]), told)
 
 
 def _scenario(seen: ServiceSeen, scenario: Scenario) -> ScenarioStatus:

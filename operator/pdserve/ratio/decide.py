@@ -2,6 +2,7 @@
 
 Order of a round; the first step with an answer ends it:
 
+0. a person's hold (`ratio.hold`); around all, in mode Approve, a person's word (`ratio.approvals`);
 1. who owns the counts (Fixed, External), and whether they lie inside the bounds and hold what a
    window by clock states (`ratio.window_floor`);
 2. trust: without fresh, complete numbers nothing scales (`ratio.rejection`);
@@ -19,9 +20,10 @@ Pure: no clock, no state but `LoopMemory`, which goes in and comes out. Reason c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from pdserve.ratio.approvals import settled
 from pdserve.ratio.bottleneck import read_signals
 from pdserve.ratio.growth import for_evidence, for_floor
 from pdserve.ratio.memory import grown, observe_readiness, remember_health, shrunk
@@ -40,13 +42,41 @@ from pdserve.ratio.types import (
     Unknown,
 )
 from pdserve.ratio.window_floor import windowed
+from pdserve.terms.times import rfc3339
 
+_OUTCOMES: Mapping[str, Outcome] = {"Advise": "Advised", "Approve": "Proposed"}
 MAX_SHAPES = 16
 """Proposed shapes placement is asked about in one round."""
 
 
 def decide(inp: DecisionInput) -> Decision:
     """What the scenario's counts should be now, and why; see the module for the order."""
+    held = _on_hold(inp)
+    if held is not None:
+        return held
+    if inp.mode != "Approve":
+        return _decided(inp)
+    return settled(inp, _decided(inp), lambda: _decided(replace(inp, mode="Auto")))
+
+
+def _on_hold(inp: DecisionInput) -> Decision | None:
+    """Counts that a person set, for as long as they are to stay."""
+    hold = inp.hold
+    if hold is None or inp.now >= hold.until or inp.mode in ("Fixed", "External"):
+        return None
+    to = inp.bounds.clamp(hold.counts)
+    message = f"held at {to} until {rfc3339(hold.until)}, as ratio.hold says"
+    memory = replace(observe_readiness(inp), surplus_since=None)
+    if to == inp.current:
+        return _held(inp, Reason.ON_HOLD, message, memory)
+    return Decision(
+        inp.now, inp.current, to, "Applied", Reason.ON_HOLD, f"{inp.current} -> {to}; {message}",
+        memory=memory,
+    )  # fmt: skip
+
+
+def _decided(inp: DecisionInput) -> Decision:
+    """Steps 1 to 6."""
     owned = _owner(inp)
     if owned is not None:
         return owned
@@ -92,7 +122,7 @@ def decide_placed(
         grows = any(
             decision.to.total(role) > decision.before.total(role) for role in ("prefill", "decode")
         )
-        if decision.outcome not in ("Applied", "Advised") or not grows:
+        if decision.outcome not in ("Applied", "Advised", "Proposed") or not grows:
             return inp, decision
         limit = most(decision.to)
         if limit is None or limit.groups >= decision.to.groups:
@@ -229,7 +259,7 @@ def _held(
 def _result(
     inp: DecisionInput, proposal: Proposal, memory: LoopMemory, round_: Round | None = None
 ) -> Decision:
-    outcome: Outcome = "Applied" if inp.mode != "Advise" else "Advised"
+    outcome = _OUTCOMES.get(inp.mode, "Applied")
     if proposal.blocked:
         outcome = "Blocked"
     return Decision(

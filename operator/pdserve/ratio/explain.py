@@ -18,6 +18,8 @@ MEANING: dict[Reason, str] = {
     "not repeated; look for another cause: infeasible targets, slow instances, the network",
     Reason.BOUNDS_CHANGED: "the counts lay outside the bounds in the spec",
     Reason.FIXED_COUNTS: "ratio.mode is Fixed: the spec states the counts",
+    Reason.ON_HOLD: "a person set these counts for a while (ratio.hold)",
+    Reason.REJECTED: "a person rejected this change a moment ago; another one would be proposed",
     Reason.STEADY: "the SLO is met and no change pays",
     Reason.EXTERNAL_OWNER: "ratio.mode is External: an autoscaler on /scale owns the counts",
     Reason.IN_FLIGHT: "an earlier change, or a repair, is not complete, and what is on its way "

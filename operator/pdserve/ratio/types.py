@@ -11,9 +11,15 @@ Definitions of the quantities: docs/architecture.md and dataplane terms in docs/
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal
 
+from pdserve.ratio.approval_values import CountsHold as CountsHold
+from pdserve.ratio.approval_values import PendingChange as PendingChange
+from pdserve.ratio.approval_values import ProposalAnswer as ProposalAnswer
+from pdserve.ratio.count_values import Bounds as Bounds
+from pdserve.ratio.count_values import Counts as Counts
+from pdserve.ratio.count_values import Range as Range
+from pdserve.ratio.count_values import Reason as Reason
 from pdserve.ratio.profile import PerformanceProfile
 from pdserve.ratio.sample import DecodeWindow as DecodeWindow
 from pdserve.ratio.sample import InstanceWindow as InstanceWindow
@@ -28,83 +34,8 @@ from pdserve.terms import Role, Slo
 
 HELD_STARTS = 4.0
 """Cold starts for which instances without use are kept."""
-Mode = Literal["Auto", "Advise", "Fixed", "External"]
-Outcome = Literal["Applied", "Advised", "Blocked", "Held"]
-
-
-class Reason(StrEnum):
-    """Why a decision came out as it did (CamelCase, stable: people and alerts match on it)."""
-
-    # changes
-    MODEL_FLOOR = "ModelFloor"
-    PREFILL_SHORTAGE = "PrefillShortage"
-    DECODE_SHORTAGE = "DecodeShortage"
-    SURPLUS = "Surplus"
-    TIDAL_WINDOW = "TidalWindow"
-    NO_EFFECT = "NoEffect"
-    BOUNDS_CHANGED = "BoundsChanged"
-    FIXED_COUNTS = "FixedCounts"
-    # no change
-    STEADY = "Steady"
-    EXTERNAL_OWNER = "ExternalOwner"
-    IN_FLIGHT = "InFlight"
-    DWELL = "Dwell"
-    CONFIRMING_SURPLUS = "ConfirmingSurplus"
-    HOLD_NO_DATA = "HoldNoData"
-    REQUESTS_FAIL = "RequestsFail"
-    INFEASIBLE_REQUESTS = "InfeasibleRequests"
-    SLOW_INSTANCE = "SlowInstance"
-    # wanted, not possible
-    AT_MAXIMUM = "AtMaximum"
-    BUDGET_EXHAUSTED = "BudgetExhausted"
-    PLACEMENT_INFEASIBLE = "PlacementInfeasible"
-    SLO_UNREACHABLE = "SloUnreachable"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Counts:
-    """P/D groups of a scenario, and instances per role in **each** group."""
-
-    groups: int
-    prefill: int
-    decode: int
-
-    def total(self, role: Role) -> int:
-        """Instances of a role over all groups."""
-        return self.groups * (self.prefill if role == "prefill" else self.decode)
-
-    def __str__(self) -> str:
-        """E.g. `2x(3P1D)`."""
-        return f"{self.groups}x({self.prefill}P{self.decode}D)"
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """An inclusive range of integers."""
-
-    min: int
-    max: int
-
-    def clamp(self, value: int) -> int:
-        """The integer of the range that is nearest to `value`."""
-        return max(self.min, min(self.max, value))
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What the owner of the model allows: P/D groups, and instances per role in each group."""
-
-    groups: Range
-    prefill: Range
-    decode: Range
-
-    def clamp(self, counts: Counts) -> Counts:
-        """The nearest counts inside the bounds, each of the three by itself."""
-        return Counts(
-            self.groups.clamp(counts.groups),
-            self.prefill.clamp(counts.prefill),
-            self.decode.clamp(counts.decode),
-        )
+Mode = Literal["Auto", "Advise", "Approve", "Fixed", "External"]
+Outcome = Literal["Applied", "Advised", "Proposed", "Blocked", "Held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +261,8 @@ class LoopMemory:
     no_effect: tuple[NoEffect, ...] = ()
     """Roles whose growth proved useless, one entry a role."""
     levels: Levels = field(default_factory=Levels)
+    proposed_at: float | None = None
+    """When a round last came to the change that waits for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +290,8 @@ class Decision:
     inputs: tuple[tuple[str, str], ...] = ()
     candidates: tuple[CountsCandidate, ...] = ()
     memory: LoopMemory = field(default_factory=LoopMemory)
+    pending: PendingChange | None = None
+    """What waits for a person after this round."""
 
     @property
     def changes(self) -> bool:
@@ -397,6 +332,14 @@ class DecisionInput:
     """Shapes already known not to fit more often; others count as placeable."""
     window: WindowFloor | None = None
     """What windows by clock ask for now."""
+    pending: PendingChange | None = None
+    """What waits for a person (mode Approve)."""
+    answer: ProposalAnswer | None = None
+    """The last answer of a person; it may be to an earlier proposal."""
+    approval_seconds: float = 900.0
+    """How long a proposal waits, and how long one that was rejected is not made again."""
+    hold: CountsHold | None = None
+    """Counts that a person set; it may be over."""
     changes: tuple[PastChange, ...] = ()
     settings: LoopSettings = field(default_factory=LoopSettings)
     memory: LoopMemory = field(default_factory=LoopMemory)

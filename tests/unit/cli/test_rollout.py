@@ -12,6 +12,7 @@ import pytest
 from pdserve.cli import rollout
 from pdserve.cli.revision_history import UnknownRevisionError
 from pdserve.cli.snapshot import NotFoundError
+from pdserve.cli.spec_patch import RefusedError
 from pdserve.controllers.shared.caches import PDSERVICES, SCENARIO_GROUPS
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.virtual_time import virtual_time
@@ -75,7 +76,7 @@ async def test_a_canary_is_promoted_paused_and_undone(capsys: pytest.CaptureFixt
         await call(world, "history shop")
         assert capsys.readouterr().out.count("wanted now") == 1
         for verb, says in (("resume", "nothing to resume"), ("undo", "no earlier revision")):
-            with pytest.raises((rollout.RefusedError, UnknownRevisionError), match=says):
+            with pytest.raises((RefusedError, UnknownRevisionError), match=says):
                 await call(world, f"{verb} shop")
         patch(world, engine={"image": "pdserve/engine:next"})
         await world.until(lambda: reason(world) == "CanaryWaits", 300)
@@ -95,7 +96,7 @@ async def test_a_canary_is_promoted_paused_and_undone(capsys: pytest.CaptureFixt
         await call(world, "undo shop")
         await world.until(lambda: reason(world) == "CanaryWaits", 300)
         await call(world, "pause shop")
-        with pytest.raises(rollout.RefusedError, match="paused already"):
+        with pytest.raises(RefusedError, match="paused already"):
             await call(world, "pause shop")
         await world.until(lambda: reason(world) == "RolloutPaused", 60)
         await call(world, "resume shop")
@@ -118,7 +119,7 @@ async def test_a_canary_is_promoted_paused_and_undone(capsys: pytest.CaptureFixt
         ]
         with pytest.raises(UnknownRevisionError, match=before["revision"]):
             await call(world, "undo shop --to-revision 0000beef")
-        with pytest.raises(rollout.RefusedError, match="already"):
+        with pytest.raises(RefusedError, match="already"):
             await call(world, f"undo shop --to-revision {newest['revision']}")
         with pytest.raises(NotFoundError, match="there: shop"):
             await call(world, "status shoop")
@@ -134,7 +135,7 @@ async def test_a_revision_that_does_not_come_up_stops_and_the_watch_ends_with_1(
         assert await call(world, "status shop --watch") == 1
         assert reason(world) == "ProgressDeadlineExceeded"
         assert world.events("ProgressDeadlineExceeded")
-        with pytest.raises(rollout.RefusedError, match="kubectl pdserve rollout undo shop"):
+        with pytest.raises(RefusedError, match="kubectl pdserve rollout undo shop"):
             await call(world, "resume shop")
         assert len(world.routed()) == 4
         await call(world, "undo shop")
@@ -213,7 +214,7 @@ async def test_a_missing_right_is_named() -> None:
         arguments = argparse.Namespace(
             verb="pause", name="shop", namespace=NS, output="text", dry_run=False
         )
-        with pytest.raises(rollout.RefusedError, match=r"patch pdservices\.pdserve\.io"):
+        with pytest.raises(RefusedError, match=r"patch pdservices\.pdserve\.io"):
             await rollout.run(KubeClient(ReadOnly(world.api, Faults())), arguments)
 
 

@@ -30,6 +30,7 @@ from pdserve.ratio.types import (
     DecisionInput,
     LoopMemory,
     LoopSettings,
+    Mode,
     PastChange,
     Range,
     Reason,
@@ -92,6 +93,7 @@ def run(
     delay: float = 0.0,
     scrape: float = 5.0,
     windows: Sequence[TrafficWindow] = (),
+    mode: Mode = "Auto",
 ) -> Run:
     plant = Plant(truth, SLO, start, rate, draw, seed=seed, cold_start=cold_start, scrape=scrape)
     done = Run(plant)
@@ -109,7 +111,7 @@ def run(
             now=now,
             service="shop",
             scenario="chat",
-            mode="Auto",
+            mode=mode,
             bounds=bounds,
             slo=SLO,
             current=plant.counts,
@@ -143,8 +145,7 @@ def _check(inp: DecisionInput, decision: Decision) -> None:
         assert isinstance(inp.sample, ScenarioSample)
         assert _finite(inp.sample)
         assert inp.sample.missing_count == 0
-        # These two count what is on its way.
-        if decision.reason not in (Reason.MODEL_FLOOR, Reason.TIDAL_WINDOW):
+        if decision.reason not in (Reason.MODEL_FLOOR, Reason.TIDAL_WINDOW):  # count what comes
             assert inp.ready_prefill == inp.current.total("prefill")
             assert inp.ready_decode == inp.current.total("decode")
 
@@ -323,9 +324,8 @@ def test_tight_bounds_hold_under_wild_traffic(seed: int) -> None:
     def draw(t: float, r: random.Random) -> tuple[int, int]:
         return (LONG_PROMPTS, LONG_ANSWERS, CHAT)[int(t // 400) % 3](t, r)
 
-    done = run(
-        lambda t: levels[int(t // 300) % 12], draw, 2700, Counts(1, 2, 1), bounds=tight, seed=seed
-    )
+    rate: Rate = lambda t: levels[int(t // 300) % 12]  # noqa: E731
+    done = run(rate, draw, 2700, Counts(1, 2, 1), bounds=tight, seed=seed)
     assert done.changes, "the load was wild enough to move it"
     assert all(tight.clamp(counts) == counts for _, counts in done.counts)
 

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final
 
 from pdserve.api import DecisionRecord, PDService
+from pdserve.controllers.ratio.proposals import tell
 from pdserve.controllers.ratio.rest import Rest, rest_after
 from pdserve.controllers.ratio.schedules import Schedules
 from pdserve.controllers.ratio.subjects import AT_ONCE, Subject, Subjects
@@ -30,6 +31,13 @@ from pdserve.controllers.shared.owned import ensure
 from pdserve.controllers.shared.profiles import profile_in, profile_object, stored_state
 from pdserve.controllers.shared.triggers import GROUP, service_key
 from pdserve.desired import decisions
+from pdserve.desired.proposals import (
+    answer_of,
+    approval_seconds,
+    hold_of,
+    pending_of,
+    proposal_status,
+)
 from pdserve.desired.ratio_input import budget_for, expected_of, role_devices
 from pdserve.desired.ratio_placement import placement_limit
 from pdserve.desired.service_desired import bounds_of, fixed_of
@@ -55,6 +63,7 @@ from pdserve.ratio.types import (
     known,
 )
 from pdserve.telemetry.source import LiveInstances, MetricsSource, ScenarioKey
+from pdserve.terms.json import JsonObject
 from pdserve.terms.times import epoch_of
 from pdserve.topology import fabric_spec
 
@@ -199,7 +208,8 @@ class RatioLoop:
         self._log_line(record(inp, decision))
         labels = (key.service, key.scenario, decision.outcome, str(decision.reason))
         self._context.metrics.decisions.labels(*labels).inc()
-        await self._record(subject, decision)
+        await self._record(subject, inp, decision)
+        tell(self._context, subject, inp.pending, decision)
         self._memory[key] = decision.memory
         await self._save_profile(subject, state)
         until = windows.next_change
@@ -230,6 +240,10 @@ class RatioLoop:
             budget=budget_for(service, scenario.name, self._wanted(service)),
             changes=self._changes(subject),
             memory=self._memory.get(subject.key, LoopMemory()),
+            pending=pending_of(group),
+            answer=answer_of(scenario),
+            approval_seconds=approval_seconds(scenario),
+            hold=hold_of(scenario),
         )
 
     def _changes(self, subject: Subject) -> tuple[PastChange, ...]:
@@ -254,9 +268,23 @@ class RatioLoop:
         view = view_group(self._context, subject.group)
         return placement_limit(fabric, view, counts, self._context.volumes.reach)
 
-    async def _record(self, subject: Subject, decision: Decision) -> None:
+    async def _record(self, subject: Subject, inp: DecisionInput, decision: Decision) -> None:
+        """Write what is new of a round: an entry, and what waits for a person."""
+        entry = self._entry(subject, decision)
+        beside: JsonObject = {}
+        if decision.pending != inp.pending or (
+            decision.pending is None and subject.group.status.proposal is not None
+        ):
+            beside = {"proposal": proposal_status(decision.pending)}
+        if entry is not None or beside:
+            await write_decision(
+                self._context.client, self._context.caches.groups, subject.obj, entry, beside
+            )
+
+    def _entry(self, subject: Subject, decision: Decision) -> JsonObject | None:
+        """The entry of a round; None where it would say nothing new."""
         if decision.outcome == "Applied" and not decision.changes:
-            return
+            return None
         new = decisions.entry(
             time=decision.time,
             before=decision.before,
@@ -268,12 +296,12 @@ class RatioLoop:
         )
         old = decisions.newest(subject.group)
         if not decisions.is_news(old, new):
-            return
+            return None
         if old is not None and decision.outcome == "Held" and old.outcome == "Held":
             about_data = "HoldNoData" in (old.reason, new["reason"])
             if not about_data and decision.time - self._written(subject, old) < HELD_PERIOD:
-                return
-        await write_decision(self._context.client, self._context.caches.groups, subject.obj, new)
+                return None
+        return new
 
     async def _save_profile(self, subject: Subject, state: LearnState) -> None:
         now = self._context.now()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
 from pdserve.desired.decisions import appended
@@ -17,19 +19,28 @@ from pdserve.kube.resource import Object
 from pdserve.terms.json import JsonMap
 from pdserve.wire import names
 
+_NOTHING: Final[JsonMap] = MappingProxyType({})
 log = logging.getLogger(__name__)
 
 
-async def write_decision(client: KubeClient, cache: Cache, obj: Object, new: JsonMap) -> None:
-    """Append `new` to the live object's list; KubeError `is_conflict` if it changed meanwhile."""
+async def write_decision(
+    client: KubeClient, cache: Cache, obj: Object, new: JsonMap | None, beside: JsonMap = _NOTHING
+) -> None:
+    """Append `new` to the live object's list; KubeError `is_conflict` if it changed meanwhile.
+
+    `beside`: fields of status to write in the same moment; `new` None: these alone.
+    """
     meta = obj["metadata"]
     old = (obj.get("status") or {}).get("decisions") or []
+    listed = {} if new is None else {"decisions": appended(old, new)}
     live = await client.patch_status(
-        SCENARIO_GROUPS, meta["name"], {"decisions": appended(old, new)},
+        SCENARIO_GROUPS, meta["name"], {**listed, **beside},
         namespace=meta["namespace"], uid=meta["uid"],
         resource_version=meta["resourceVersion"], field_manager=names.FIELD_MANAGER,
     )  # fmt: skip
     cache.observe(live)
+    if new is None:
+        return
     before, to = (_spelled(new[side]) for side in ("from", "to"))
     say(
         log, f"Decided {before} -> {to}: {new['message']}",

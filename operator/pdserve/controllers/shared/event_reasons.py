@@ -16,6 +16,9 @@ NO_FIT: Final = "NoFit"
 UNCOVERED: Final = "EvictionUncovered"
 HAND_EDIT: Final = "CountsPutBack"
 COUNTS: Final = "CountsChanged"
+PROPOSED: Final = "ChangeProposed"
+WITHDRAWN: Final = "ProposalWithdrawn"
+REJECTED: Final = "ProposalRejected"
 TEMPLATE: Final = "TemplateInvalid"
 INVALID: Final = "ObjectInvalid"
 SKIPPED: Final = "ObjectSkipped"
@@ -27,6 +30,6 @@ ALL: Final = frozenset(
     {
         CREATED, CREATE_FAILED, SUBSTITUTED, GROWN, DRAINING, DELETED, REFUSED, WRITE_REFUSED,
         NO_FIT, UNCOVERED, HAND_EDIT, COUNTS, TEMPLATE, INVALID, SCENARIO_REMOVED, SKIPPED,
-        API_REFUSED, STOPPED,
+        API_REFUSED, STOPPED, PROPOSED, WITHDRAWN, REJECTED,
     }
 )  # fmt: skip
