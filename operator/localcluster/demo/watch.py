@@ -47,13 +47,13 @@ class Watch:
 
 
 @asynccontextmanager
-async def watching(stage: Stage, group: str) -> AsyncIterator[Watch]:
+async def watching(stage: Stage, group: str, namespace: str = NAMESPACE) -> AsyncIterator[Watch]:
     """Watch a ScenarioGroup for the length of a `with` block."""
     watch = Watch()
 
     async def look() -> None:
         while True:
-            _note(watch, await stage.client.get(GROUPS, group, NAMESPACE))
+            _note(watch, await stage.client.get(GROUPS, group, namespace))
             await asyncio.sleep(_EVERY)
 
     task = asyncio.create_task(look())
