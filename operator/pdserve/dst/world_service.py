@@ -30,7 +30,7 @@ def service(
 
     `prefill` and `decode`: fewest and most instances of the role in a scenario.
     """
-    listed = list(scenarios)
+    listed, windows = list(scenarios), [copy(window) for window in schedule]
     role = {
         "instance": {"devicesPerNode": devices, "resource": NPU},
         "maxConcurrency": 4,
@@ -63,7 +63,7 @@ def service(
                         "decode": {"min": decode[0], "max": decode[1]},
                         **(ratio or {}),
                     },
-                    "schedule": [copy(window) for window in schedule],
+                    **({"schedule": windows} if windows else {}),
                     "expected": {
                         "promptTokens": 100, "outputTokens": 50, "requestsPerSecond": 2,
                     },

@@ -26,6 +26,7 @@ _STATUS = {"True", "False", "Unknown"}
 _NOT_CODES = {
     "PDService", "ScenarioGroup", "RoCEDomain", "ConfigMap", "ServiceAccount", "RoleBinding",
     "RuntimeDefault", "RollingUpdate", "TemplateValid", "AdviceAvailable", "RatioInBounds",
+    "ApprovalPending",
     "PodScheduled", "CamelCase", "NoSchedule", "NoExecute", "LabelsComplete", "TreeConsistent",
     "NotReady", "ScheduleAnyway", "PodDisruptionBudget", "AlwaysAllow", "NetworkPolicy",
     "WaitForFirstConsumer",
