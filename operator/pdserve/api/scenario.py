@@ -116,7 +116,7 @@ class ProposalVerdict(ApiModel):
     """Approve: the change is made. Reject: it is not proposed again for `approvalSeconds`."""
 
 
-class Hold(ApiModel):
+class RatioHold(ApiModel):
     """Counts that stay for a while, whatever the ratio loop would do."""
 
     until: Moment
@@ -166,7 +166,7 @@ class Ratio(ApiModel):
     """How long a proposal of mode Approve waits before it is withdrawn; absent: 900."""
     answer: ProposalVerdict | None = None
     """The last answer to a proposal of mode Approve."""
-    hold: Hold | None = None
+    hold: RatioHold | None = None
     """Counts that stay for a while (`kubectl pdserve undo`); unused in the modes Fixed and
     External."""
 

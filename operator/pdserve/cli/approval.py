@@ -39,28 +39,32 @@ def add_parsers(
     connection: argparse.ArgumentParser,
 ) -> None:
     """Add the three commands."""
-    made = {}
-    for name, text in (
-        ("approve", "make the change of counts that waits (ratio mode Approve)"),
-        ("reject", "do not make it"),
-        ("undo", "back to the counts before the last change, and hold them for a while"),
-    ):
-        made[name] = commands.add_parser(
-            name, parents=[connection], help=text, epilog=_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        made[name].add_argument("name", help="PDService")
-        made[name].add_argument("scenario")
-        made[name].add_argument("-n", "--namespace", help="default: the context's")
-        made[name].add_argument(
-            "--dry-run", action="store_true", help="the API server checks it and keeps nothing"
-        )
-    for name in ("approve", "reject"):
-        made[name].add_argument("--proposal", metavar="ID", help="only if this one waits")
-    made["undo"].add_argument(
+    common = argparse.ArgumentParser(add_help=False, parents=[connection])
+    common.add_argument("name", help="PDService")
+    common.add_argument("scenario")
+    common.add_argument("-n", "--namespace", help="default: the context's")
+    common.add_argument(
+        "--dry-run", action="store_true", help="the API server checks it and keeps nothing"
+    )
+    shape = argparse.RawDescriptionHelpFormatter
+    approve = commands.add_parser(
+        "approve", parents=[common], epilog=_EXAMPLES, formatter_class=shape,
+        help="make the change of counts that waits (ratio mode Approve)",
+    )  # fmt: skip
+    reject = commands.add_parser(
+        "reject", parents=[common], epilog=_EXAMPLES, formatter_class=shape,
+        help="do not make the change that waits",
+    )  # fmt: skip
+    undo = commands.add_parser(
+        "undo", parents=[common], epilog=_EXAMPLES, formatter_class=shape,
+        help="back to the counts before the last change, and hold them for a while",
+    )  # fmt: skip
+    for parser in (approve, reject):
+        parser.add_argument("--proposal", metavar="ID", help="only if this one waits")
+    undo.add_argument(
         "--minutes", type=float, default=60.0, help="how long they are held (%(default)g)"
     )
-    made["undo"].add_argument("--end", action="store_true", help="end a hold instead")
+    undo.add_argument("--end", action="store_true", help="end a hold instead")
 
 
 async def run(client: KubeClient, arguments: argparse.Namespace) -> int:

@@ -172,7 +172,7 @@ async def test_a_hold_can_be_ended() -> None:
     [
         ("approve shop chat", "ratio mode of chat is Fixed, not Approve"),
         ("undo shop chat", "ratio mode of chat is Fixed: set the counts there"),
-        ("reject shop nobody", "no scenario 'nobody'; scenarios: chat"),
+        ("reject shop other", "no scenario 'other'; scenarios: chat"),
     ],
 )
 def test_what_makes_no_sense_is_refused(line: str, says: str) -> None:

@@ -43,7 +43,11 @@ def proposed() -> tuple[DecisionInput, PendingChange]:
 
 def after(inp: DecisionInput, last: Decision, seconds: float, **over: Any) -> DecisionInput:
     """The next round."""
-    values = {"now": inp.now + seconds, "memory": last.memory, "pending": last.pending}
+    values: dict[str, Any] = {
+        "now": inp.now + seconds,
+        "memory": last.memory,
+        "pending": last.pending,
+    }
     return replace(inp, **(values | over))
 
 

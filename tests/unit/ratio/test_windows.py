@@ -37,7 +37,7 @@ def clock(text: str) -> int:
 
 
 def daily(start: str, end: str, zone: str = "UTC", **over: Any) -> TrafficWindow:
-    values = {"name": "day", "days": (), "groups": 2}
+    values: dict[str, Any] = {"name": "day", "days": (), "groups": 2}
     return TrafficWindow(start=clock(start), end=clock(end), zone=zone, **(values | over))
 
 
