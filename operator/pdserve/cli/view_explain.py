@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pdserve import api
+from pdserve.cli.approval import render_proposals
 from pdserve.cli.snapshot import FabricState, NoRight, Snapshot
 from pdserve.cli.view_schedule import render_schedules
 from pdserve.cli.view_status import counts_text, decision_line
@@ -45,6 +46,7 @@ def render(
     if not parts:
         known = ", ".join(s.name for s in snapshot.service.spec.scenarios)
         return f"no ScenarioGroup for scenario {scenario!r} yet; scenarios: {known}"
+    parts.append(render_proposals(snapshot, now))
     parts.append(render_schedules(snapshot.service, scenario, now))
     return "\n\n".join(part for part in parts if part)
 

@@ -186,6 +186,11 @@ def test_a_hold_sets_its_counts_and_keeps_them_whatever_is_measured(mode: str) -
     assert "until 1970-01-01T01:40:00Z" in there.message
 
 
+def test_a_hold_counts_more_than_a_window_by_clock() -> None:
+    window = WindowFloor(("day",), 3, 4, 5, 0.0, 0.0, 1e6)
+    assert decide(failing(HOLD.counts, hold=HOLD, window=window)).to == HOLD.counts
+
+
 def test_after_its_time_the_loop_goes_on() -> None:
     got = decide(failing(hold=replace(HOLD, until=5000.0)))
     assert got.changes
