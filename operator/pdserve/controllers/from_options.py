@@ -76,13 +76,24 @@ def metrics_source(options: OperatorOptions) -> MetricsSource:
 
 
 def decision_log(options: OperatorOptions) -> Callable[[str], None]:
-    """Appends a decision, one JSON line, to the file that the options name; or does nothing."""
+    """Appends a decision, one JSON line, to the file that the options name; or does nothing.
+
+    A file that cannot be written holds no decision up: a warning says so, once until it can.
+    """
     if options.decisions_log is None:
         return lambda _line: None
-    path = Path(options.decisions_log)
+    path, failed = Path(options.decisions_log), False
 
     def append(line: str) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        nonlocal failed
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            if not failed:
+                log.warning("Decisions are not logged: --decisions-log=%s: %s", path, error)
+            failed = True
+        else:
+            failed = False
 
     return append
