@@ -137,6 +137,17 @@ def test_it_is_withdrawn_when_the_loop_said_otherwise_for_a_control_period() -> 
     assert gone.outcome == "Held"
 
 
+def test_another_change_takes_its_place_when_the_loop_wants_that_for_a_control_period() -> None:
+    inp, pending = proposed()
+    window = WindowFloor(("day",), 3, 4, 5, 0.0, 0.0, 1e6)
+    once = decide(after(inp, decide(inp), 5.0, window=window))
+    assert (once.to, once.pending) == (pending.to, pending), "what is shown stays for a while"
+    got = decide(after(inp, once, 61.0, window=window))
+    assert got.pending is not None
+    assert got.pending.id != pending.id
+    assert got.pending.to == got.to != pending.to
+
+
 @pytest.mark.invariant(6)
 def test_without_data_nothing_is_applied_and_nothing_withdrawn() -> None:
     inp, pending = proposed()
