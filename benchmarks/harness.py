@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -140,7 +140,14 @@ def out_of_range(name: str, rows: Sequence[Row], ranges: Path = RANGES) -> list[
     return found
 
 
-def report(name: str, rows: list[Row], out: Path = OUT, *, ranges: bool = False) -> int:
+def report(
+    name: str,
+    rows: list[Row],
+    out: Path = OUT,
+    *,
+    ranges: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> int:
     """Print the table, write the JSON, return the exit status (1 when a floor fails).
 
     The JSON has the machine's load averages at the end, so that a busy neighbour can be seen.
@@ -150,6 +157,7 @@ def report(name: str, rows: list[Row], out: Path = OUT, *, ranges: bool = False)
         rows: what was measured.
         out: where the JSON goes.
         ranges: whether `RANGES` holds too, for a bench at its full size.
+        more: what the JSON says beside the rows, by key.
     """
     print(table(rows))
     out.mkdir(parents=True, exist_ok=True)
@@ -158,6 +166,7 @@ def report(name: str, rows: list[Row], out: Path = OUT, *, ranges: bool = False)
         "versions": versions(),
         "load": list(os.getloadavg()),
         "rows": [r.to_json() for r in rows],
+        **(more or {}),
     }
     (out / f"{name}.json").write_text(json.dumps(document, indent=2, allow_nan=False))
     failed = [r.what for r in rows if not r.ok]
