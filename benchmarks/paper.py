@@ -33,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import OUT, ROOT, Progress, Row, report
-from benchmarks.parts import paper_forwarding
+from benchmarks.parts import paper_forwarding, paper_ratio
 from benchmarks.parts.paper_claims import Claim, told
 
 KEPT = OUT / "paper"
@@ -62,6 +62,11 @@ EXPERIMENTS = {
             "forwarding", lambda: list(paper_forwarding.settings()), paper_forwarding.measure,
             paper_forwarding.claims, paper_forwarding.rows,
             ("benchmarks/parts/paper_forwarding.py", "benchmarks/parts/local_queues.py"),
+        ),
+        Experiment(
+            "ratio", lambda: list(paper_ratio.settings()), paper_ratio.measure,
+            paper_ratio.claims, paper_ratio.rows,
+            ("benchmarks/parts/paper_ratio.py", "operator/pdserve/telemetry"),
         ),
     )
 }  # fmt: skip
