@@ -33,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import OUT, ROOT, Progress, Row, report
-from benchmarks.parts import paper_forwarding, paper_ratio
+from benchmarks.parts import paper_forwarding, paper_ratio, paper_transfer
 from benchmarks.parts.paper_claims import Claim, told
 
 KEPT = OUT / "paper"
@@ -67,6 +67,10 @@ EXPERIMENTS = {
             "ratio", lambda: list(paper_ratio.settings()), paper_ratio.measure,
             paper_ratio.claims, paper_ratio.rows,
             ("benchmarks/parts/paper_ratio.py", "operator/pdserve/telemetry"),
+        ),
+        Experiment(
+            "transfer", lambda: list(paper_transfer.settings()), paper_transfer.measure,
+            paper_transfer.claims, paper_transfer.rows, ("benchmarks/parts/paper_transfer.py",),
         ),
     )
 }  # fmt: skip
@@ -116,7 +120,7 @@ def make_all(jobs: Sequence[Job], workers: int, kept: Path, progress: Progress) 
         running = {pool.submit(make, job, kept): job for job in due}
         for number, done in enumerate(as_completed(running), 1):
             done.result()
-            if number % 25 == 0 or number == len(due):
+            if number % 50 == 0 or number == len(due):
                 progress(f"{number}/{len(due)}: {running[done].experiment}")
 
 

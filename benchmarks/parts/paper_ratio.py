@@ -168,8 +168,8 @@ def claims(results: Results) -> list[Claim]:
                 seeds, best, rival
             )
         for mix in MIXES:
-            past = results.get(Setting(total, mix, setting.ttft))
-            if usable and past is not None and mix != setting.mix and best_of(past) in (*usable, best):
+            past = results.get(Setting(total, mix, setting.ttft), [])
+            if usable and past and mix != setting.mix and best_of(past) in (*usable, best):
                 drifted[f"{here}, was {mix}"] = _gain(seeds, best, best_of(past))
     named = (
         ("the ratio that was best for the mix before", drifted), ("each other ratio", others),
