@@ -33,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness import OUT, ROOT, Progress, Row, report
-from benchmarks.parts import paper_forwarding, paper_ratio, paper_transfer
+from benchmarks.parts import paper_aggregated, paper_forwarding, paper_ratio, paper_transfer
 from benchmarks.parts.paper_claims import Claim, told
 
 KEPT = OUT / "paper"
@@ -71,6 +71,12 @@ EXPERIMENTS = {
         Experiment(
             "transfer", lambda: list(paper_transfer.settings()), paper_transfer.measure,
             paper_transfer.claims, paper_transfer.rows, ("benchmarks/parts/paper_transfer.py",),
+        ),
+        Experiment(
+            "aggregated", lambda: list(paper_aggregated.settings()), paper_aggregated.measure,
+            paper_aggregated.claims, paper_aggregated.rows,
+            ("benchmarks/parts/paper_aggregated.py", "benchmarks/parts/aggregated.py",
+             "benchmarks/parts/paper_ratio.py"),
         ),
     )
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +28,7 @@ SETTLE = 900.0
 TARGET = 0.99
 STEPS = 8
 """Halvings of the interval in which the highest rate lies."""
-MIXES = {
-    "1200+200": (1200.0, 200.0),
-    "1200+300": (1200.0, 300.0),
-    "3000+100": (3000.0, 100.0),
-    "500+500": (500.0, 500.0),
-}
+MIXES = ("1200+200", "1200+300", "3000+100", "500+500")
 """Mean prompt and output tokens; the second is the first with half as many output tokens more."""
 LOOP = "loop"
 
@@ -46,12 +41,19 @@ class Setting:
     """Of both roles together."""
     mix: str
     ttft: float
+    tpot: float = 0.05
     """Seconds."""
 
     @property
     def slo(self) -> Slo:
         """The plant's targets."""
-        return Slo(ttft=self.ttft, handoff=0.3, tpot=0.05, attainment=TARGET)
+        return Slo(ttft=self.ttft, handoff=0.3, tpot=self.tpot, attainment=TARGET)
+
+    @property
+    def lengths(self) -> tuple[float, float]:
+        """Mean prompt and output tokens."""
+        prompt, output = self.mix.split("+")
+        return float(prompt), float(output)
 
 
 def settings() -> Iterator[Setting]:
@@ -60,11 +62,11 @@ def settings() -> Iterator[Setting]:
         yield Setting(instances, mix, ttft)
 
 
-def arrivals(mix: str, rate: float, seconds: float, seed: int) -> Arrivals:
+def arrivals(setting: Setting, rate: float, seconds: float, seed: int) -> Arrivals:
     """Poisson arrivals with lognormal lengths."""
     rng = np.random.default_rng(seed)
     times = np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds)))
-    prompt, output = MIXES[mix]
+    prompt, output = setting.lengths
     factors = np.exp(SPREAD * rng.standard_normal((2, len(times))) - SPREAD * SPREAD / 2)
     columns = [
         np.maximum(1, prompt * factors[0]), np.zeros(len(times)), np.maximum(3, output * factors[1])
@@ -76,7 +78,7 @@ def attained(setting: Setting, prefills: int, rate: float, seed: int) -> float:
     """Share that met the SLO, of those that an idle prefill could serve."""
     counts = Counts(1, prefills, setting.instances - prefills)
     plant = ScenarioPlant(PlantSpec(plant_profile(), setting.slo, capacity=16), counts)
-    plant.feed(arrivals(setting.mix, rate, SECONDS, seed))
+    plant.feed(arrivals(setting, rate, SECONDS, seed))
     plant.run_until(SECONDS + 120.0)
     counted = plant.gateway()
     served = counted[layout.G_OFFERED] - counted[layout.G_INFEASIBLE]
@@ -86,7 +88,7 @@ def attained(setting: Setting, prefills: int, rate: float, seed: int) -> float:
 def bound(setting: Setting, prefills: int) -> float:
     """Requests per second that no such counts can serve: full batches, no waiting."""
     profile = plant_profile()
-    prompt, output = MIXES[setting.mix]
+    prompt, output = setting.lengths
     square = prompt * prompt * float(np.exp(SPREAD * SPREAD))
     batch = profile.prefill.batch_seconds(profile.prefill_slots, prompt, square)
     step = profile.decode.step_seconds(profile.decode_slots, prompt + output / 2)
@@ -96,10 +98,16 @@ def bound(setting: Setting, prefills: int) -> float:
 
 def throughput(setting: Setting, prefills: int, seed: int) -> float:
     """The highest rate, in requests per second, at which the target is met; 0: at none."""
-    low, high = 0.0, 1.1 * bound(setting, prefills)
+    most = 1.1 * bound(setting, prefills)
+    return highest(lambda rate: attained(setting, prefills, rate, seed), most)
+
+
+def highest(attained_at: Callable[[float], float], most: float) -> float:
+    """The highest rate up to `most`, by halving, at which the target is met; 0: at none."""
+    low, high = 0.0, most
     for _ in range(STEPS):
         middle = (low + high) / 2
-        if attained(setting, prefills, middle, seed) >= TARGET:
+        if attained_at(middle) >= TARGET:
             low = middle
         else:
             high = middle
@@ -122,7 +130,7 @@ def measure(setting: Setting, seed: int) -> dict[str, float]:
 def loop_prefills(setting: Setting, rate: float, seed: int) -> int:
     """Prefills that the operator's loop has in the end."""
     half = setting.instances // 2
-    prompt, output = MIXES[setting.mix]
+    prompt, output = setting.lengths
     shape = TrafficShape(
         "paper", ((0.0, rate), (SETTLE, rate)), SETTLE, Counts(1, half, setting.instances - half),
         mixes=(Mix(0.0, prompt, output),), spread=SPREAD, slo=setting.slo,
