@@ -11,6 +11,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+from tests.support.forwarded_plant import ForwardedPlant
 from tests.support.naive_plant import ARRIVAL, EXPIRY, Inst, NaivePlant, Req
 
 from pdserve.sim.plant import PlantSpec
@@ -30,12 +31,39 @@ def round_robin() -> Choose:
     return lambda prefills, _streams: prefills[next(turns) % len(prefills)]
 
 
-class ClosedLoop(NaivePlant):
-    """A plant that tells when a request ended, so that a user can send the next one."""
+Ended = Callable[[Req], None]
+"""Hears of a request that ended."""
 
-    def __init__(self, spec: PlantSpec, cap: int) -> None:
-        super().__init__(spec, cap)
-        self.ended: Callable[[Req], None] = lambda _req: None
+
+def no_one(_req: Req) -> None:
+    """Nobody waits for it."""
+
+
+class ClosedLoop(NaivePlant):
+    """The simulator's forwarding, in a plant that tells when a request ended.
+
+    So a user can send the next one.
+    """
+
+    def __init__(self, spec: PlantSpec, prefills: int, decodes: int) -> None:
+        super().__init__(spec, cap=64)
+        self.ended: Ended = no_one
+        for role, count in (("prefill", prefills), ("decode", decodes)):
+            for _ in range(count):
+                self.create(role, 0, 0.0)
+
+    def end(self, req: Req, outcome: str) -> None:
+        """Note it, and tell."""
+        super().end(req, outcome)
+        self.ended(req)
+
+
+class GatewayCode(ForwardedPlant):
+    """The same with the gateway's own `Dispatcher` and `DecodeWalk`."""
+
+    def __init__(self, spec: PlantSpec, prefills: int, decodes: int) -> None:
+        super().__init__(spec, prefills, decodes)
+        self.ended: Ended = no_one
 
     def end(self, req: Req, outcome: str) -> None:
         """Note it, and tell."""
@@ -50,8 +78,8 @@ class LocalQueues(ClosedLoop):
     ends before it is computed, or right after; never meanwhile.
     """
 
-    def __init__(self, spec: PlantSpec, cap: int, choose: Choose) -> None:
-        super().__init__(spec, cap)
+    def __init__(self, spec: PlantSpec, prefills: int, decodes: int, choose: Choose) -> None:
+        super().__init__(spec, prefills, decodes)
         self._choose = choose
         self._queues: dict[int, deque[Req]] = {}
         self._streams: Counter[int] = Counter()
@@ -116,8 +144,8 @@ class PlainOnDemand(ClosedLoop):
     again after pauses of their own.
     """
 
-    def __init__(self, spec: PlantSpec, cap: int) -> None:
-        super().__init__(spec, cap)
+    def __init__(self, spec: PlantSpec, prefills: int, decodes: int) -> None:
+        super().__init__(spec, prefills, decodes)
         self._chance = random.Random(0)
 
     def arrive(self, req: Req) -> None:
