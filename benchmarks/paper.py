@@ -5,8 +5,9 @@
 arXiv 2408.08147 publishes shares and factors, no times, rates or lengths: what it assumed is not
 known. Each experiment measures the figure under many assumptions, says the least and the largest,
 and names those that yield the paper's. Floors hold our own mechanism to its baseline, never to the
-paper's figure. Every measurement is kept under build/bench/paper/, named by a digest of the code:
-an interrupted bench goes on where it stopped.
+paper's figure. The report is build/bench/paper.json and paper.svg. Every measurement is kept under
+build/bench/paper/, named by a digest of the code: an interrupted bench goes on where it stopped.
+Without numba (`pip install -e '.[sim]'`) it takes three times as long.
 
 Examples:
     make bench-paper                              # all, three seeds
@@ -35,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.harness import OUT, ROOT, Progress, Row, report
 from benchmarks.parts import paper_aggregated, paper_forwarding, paper_ratio, paper_transfer
 from benchmarks.parts.paper_claims import Claim, told
+from benchmarks.parts.paper_plot import picture
 
 KEPT = OUT / "paper"
 COMMON = ("operator/pdserve/sim", "operator/pdserve/ratio", "tests/support/naive_plant.py")
@@ -126,7 +128,7 @@ def make_all(jobs: Sequence[Job], workers: int, kept: Path, progress: Progress) 
         running = {pool.submit(make, job, kept): job for job in due}
         for number, done in enumerate(as_completed(running), 1):
             done.result()
-            if number % 50 == 0 or number == len(due):
+            if number % 20 == 0 or number == len(due):
                 progress(f"{number}/{len(due)}: {running[done].experiment}")
 
 
@@ -172,6 +174,8 @@ def main() -> int:
         parser.error("--seeds and --jobs are 1 or more")
     claims, rows = measured(given.only or list(EXPERIMENTS), given.seeds, given.jobs)
     print(told(claims), end="\n\n")
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "paper.svg").write_text(picture(claims))
     return report("paper", rows, more={"claims": [c.to_json() for c in claims]})
 
 

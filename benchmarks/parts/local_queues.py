@@ -35,8 +35,8 @@ Ended = Callable[[Req], None]
 """Hears of a request that ended."""
 
 
-def no_one(_req: Req) -> None:
-    """Nobody waits for it."""
+def ignored(_req: Req) -> None:
+    """Do nothing: no user waits for the end."""
 
 
 class ClosedLoop(NaivePlant):
@@ -47,7 +47,7 @@ class ClosedLoop(NaivePlant):
 
     def __init__(self, spec: PlantSpec, prefills: int, decodes: int) -> None:
         super().__init__(spec, cap=64)
-        self.ended: Ended = no_one
+        self.ended: Ended = ignored
         for role, count in (("prefill", prefills), ("decode", decodes)):
             for _ in range(count):
                 self.create(role, 0, 0.0)
@@ -63,7 +63,7 @@ class GatewayCode(ForwardedPlant):
 
     def __init__(self, spec: PlantSpec, prefills: int, decodes: int) -> None:
         super().__init__(spec, prefills, decodes)
-        self.ended: Ended = no_one
+        self.ended: Ended = ignored
 
     def end(self, req: Req, outcome: str) -> None:
         """Note it, and tell."""

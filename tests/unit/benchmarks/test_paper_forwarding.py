@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from benchmarks import paper
@@ -18,6 +19,7 @@ from benchmarks.parts.local_queues import (
 )
 from benchmarks.parts.paper_claims import Claim, Point, told
 from benchmarks.parts.paper_forwarding import CODE, LOCAL, OURS, PUBLISHED, Make, Setting, rows
+from benchmarks.parts.paper_plot import picture
 from tests.support.naive_plant import Inst, NaivePlant, Req
 
 from pdserve.ratio.presets import preset
@@ -88,6 +90,15 @@ def test_an_assumption_that_the_paper_excludes_does_not_yield_its_figure() -> No
     claim = Claim("gain", 42.0, "points", (Point("near", (42.0,)),), 4.0, frozenset({"other"}))
     assert claim.yielding() == []
     assert "none within the ranges" in told([claim])
+
+
+def test_the_picture_has_a_mark_for_each_assumption_and_one_for_the_paper() -> None:
+    points = tuple(Point(f"{n} < 3", (float(n),)) for n in range(3))
+    root = ElementTree.fromstring(picture([Claim("gain", 42.0, "%", points, 4.0)]))
+    titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles == ["0 < 3: 0 %", "1 < 3: 1 %", "2 < 3: 2 %"]
+    paths = [e.get("d", "") for e in root.iter("{http://www.w3.org/2000/svg}path")]
+    assert paths[-1].startswith("M630.0 "), "the paper's is the largest"
 
 
 def test_the_floor_fails_where_a_local_queue_attains_a_tenth_more() -> None:
