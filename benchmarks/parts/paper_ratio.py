@@ -85,15 +85,20 @@ def attained(setting: Setting, prefills: int, rate: float, seed: int) -> float:
     return counted[layout.G_MET] / max(served, 1.0)
 
 
-def bound(setting: Setting, prefills: int) -> float:
-    """Requests per second that no such counts can serve: full batches, no waiting."""
+def role_rates(setting: Setting) -> tuple[float, float]:
+    """Requests per second of one prefill and of one decode in full batches."""
     profile = plant_profile()
     prompt, output = setting.lengths
     square = prompt * prompt * float(np.exp(SPREAD * SPREAD))
     batch = profile.prefill.batch_seconds(profile.prefill_slots, prompt, square)
     step = profile.decode.step_seconds(profile.decode_slots, prompt + output / 2)
-    decode = (setting.instances - prefills) * profile.decode_slots / (step * output)
-    return min(prefills * profile.prefill_slots / batch, decode)
+    return profile.prefill_slots / batch, profile.decode_slots / (step * output)
+
+
+def bound(setting: Setting, prefills: int) -> float:
+    """Requests per second that no such counts can serve: full batches, no waiting."""
+    prefill, decode = role_rates(setting)
+    return min(prefills * prefill, (setting.instances - prefills) * decode)
 
 
 def throughput(setting: Setting, prefills: int, seed: int) -> float:
@@ -198,7 +203,8 @@ def rows(results: Results) -> list[Row]:
             rates = by_prefills(figures)
             if rates[best] > 0:
                 shares.append(rates[int(figures[LOOP])] / rates[best])
+    least, most = 100 * min(shares), 100 * max(shares)
     return [
-        Row("throughput of the ratio that our loop finds, mean", 100 * statistics.fmean(shares),
-            "%", "best ratio", 100.0, 0.9, "higher", len(shares), 100 * (max(shares) - min(shares)))
+        Row(f"throughput of the ratio that our loop finds, mean of {least:.0f} .. {most:.0f} %",
+            100 * statistics.fmean(shares), "%", "best ratio", 100.0, 0.9, "higher", len(shares), most - least)
     ]  # fmt: skip

@@ -126,6 +126,12 @@ def test_factors_leave_out_what_serves_nothing_and_the_floor_is_the_strongest() 
     assert not row.ok
 
 
+def test_no_search_ends_below_what_roles_with_fractions_would_serve() -> None:
+    setting = Setting("1200+200", 4.0, 0.1)
+    split = max(paper_ratio.bound(setting.served, n) for n in range(1, 8))
+    assert split < paper_aggregated.fluid(setting) < 1.2 * split
+
+
 def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper_ratio, "SECONDS", 15.0)
     monkeypatch.setattr(paper_ratio, "STEPS", 4)
