@@ -206,5 +206,6 @@ def rows(results: Results) -> list[Row]:
     least, most = 100 * min(shares), 100 * max(shares)
     return [
         Row(f"throughput of the ratio that our loop finds, mean of {least:.0f} .. {most:.0f} %",
-            100 * statistics.fmean(shares), "%", "best ratio", 100.0, 0.9, "higher", len(shares), most - least)
+            100 * statistics.fmean(shares), "%", "best ratio", 100.0, 0.9, "higher",
+            len(shares), most - least)
     ]  # fmt: skip
