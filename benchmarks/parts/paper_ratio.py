@@ -74,12 +74,18 @@ def arrivals(setting: Setting, rate: float, seconds: float, seed: int) -> Arriva
     return Arrivals(times, np.rint(np.stack(columns, axis=1)).astype(np.int64))
 
 
-def attained(setting: Setting, prefills: int, rate: float, seed: int) -> float:
-    """Share that met the SLO, of those that an idle prefill could serve."""
+def attained(
+    setting: Setting, prefills: int, rate: float, seed: int, seconds: float | None = None
+) -> float:
+    """Share that met the SLO, of those that an idle prefill could serve.
+
+    `seconds` of traffic; None: `SECONDS`.
+    """
+    span = SECONDS if seconds is None else seconds
     counts = Counts(1, prefills, setting.instances - prefills)
     plant = ScenarioPlant(PlantSpec(plant_profile(), setting.slo, capacity=16), counts)
-    plant.feed(arrivals(setting, rate, SECONDS, seed))
-    plant.run_until(SECONDS + 120.0)
+    plant.feed(arrivals(setting, rate, span, seed))
+    plant.run_until(span + 120.0)
     counted = plant.gateway()
     served = counted[layout.G_OFFERED] - counted[layout.G_INFEASIBLE]
     return counted[layout.G_MET] / max(served, 1.0)
@@ -101,10 +107,13 @@ def bound(setting: Setting, prefills: int) -> float:
     return min(prefills * prefill, (setting.instances - prefills) * decode)
 
 
-def throughput(setting: Setting, prefills: int, seed: int) -> float:
-    """The highest rate, in requests per second, at which the target is met; 0: at none."""
+def throughput(setting: Setting, prefills: int, seed: int, seconds: float | None = None) -> float:
+    """The highest rate, in requests per second, at which the target is met; 0: at none.
+
+    `seconds` as of `attained`.
+    """
     most = 1.1 * bound(setting, prefills)
-    return highest(lambda rate: attained(setting, prefills, rate, seed), most)
+    return highest(lambda rate: attained(setting, prefills, rate, seed, seconds), most)
 
 
 def highest(attained_at: Callable[[float], float], most: float) -> float:
