@@ -39,8 +39,8 @@ class Claim:
     """At least one."""
     near: float
     """How far a mean may be from the paper's figure and still yield it."""
-    wanted: frozenset[str] = frozenset()
-    """Assumptions under which the paper states its figure, where that leaves some out; empty:
+    wanted: frozenset[str] | None = None
+    """Assumptions under which the paper states its figure, where that leaves some out; None:
     any."""
 
     @property
@@ -65,7 +65,7 @@ class Claim:
 
     def yielding(self) -> list[Point]:
         """The assumptions that yield the paper's figure, the nearest first."""
-        allowed = (p for p in self.points if not self.wanted or p.assumed in self.wanted)
+        allowed = (p for p in self.points if self.wanted is None or p.assumed in self.wanted)
         fit = [p for p in allowed if abs(p.mean - self.paper) <= self.near]
         return sorted(fit, key=lambda p: (abs(p.mean - self.paper), p.assumed))
 

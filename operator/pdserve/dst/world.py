@@ -52,6 +52,8 @@ from pdserve.telemetry.source import MetricsSource
 from pdserve.terms.json import JsonObject
 from pdserve.wire import names
 
+CPU = "64"
+"""Of a node, as its kubelet states it."""
 STEP = 0.1
 
 
@@ -118,7 +120,7 @@ class World:
 
     def node(self, leaf: str, name: str, devices: int, **more: str) -> None:
         """One node with `devices` NPUs, labelled for `domain`; `more`: other amounts of it."""
-        amounts = {"cpu": "64", "memory": "512Gi", "pods": "110", NPU: str(devices), **more}
+        amounts = {"cpu": CPU, "memory": "512Gi", "pods": "110", NPU: str(devices), **more}
         self.create(NODES, node_object(name, leaf))
         self.ready_since[name] = stamp()
         ready = {"type": "Ready", "status": "True", "lastTransitionTime": stamp()}

@@ -18,6 +18,7 @@ from pdserve.dst.steps.picks import (
     name_of,
     some_labels,
 )
+from pdserve.dst.world import CPU
 from pdserve.dst.world_service import NPU
 from pdserve.kube.resource import CONFIGMAPS, NODES, PODS, SECRETS, Object, ObjectKey
 from pdserve.terms.json import JsonObject
@@ -106,7 +107,7 @@ async def poison_node(scene: Scene, rng: random.Random) -> str | None:
     scene.patch(node, body, NODES)
     odd = {"example.com/x": values.quantity(rng), "cpu": values.quantity(rng)}
     scene.patch(node, {"status": {"allocatable": odd, "capacity": odd}}, NODES, "status")
-    cpu = {"cpu": node["status"]["allocatable"]["cpu"]}
+    cpu = {"cpu": CPU}
 
     def heal() -> None:
         """A kubelet states its CPU again; of the odd resource it knows nothing."""
