@@ -51,7 +51,7 @@ from localcluster.demo.text import chat
 from localcluster.demo.watch import Watch, watching
 from localcluster.errors import LocalError
 from pdserve.cli.load import Planned, Sample, merge, poisson, run_load
-from pdserve.cli.snapshot import GROUPS, SERVICES
+from pdserve.cli.snapshot import SERVICES
 from pdserve.kube.connect import connect
 from pdserve.kube.errors import KubeError
 from pdserve.sim.policies.hpa import TARGET, Stabiliser, desired
@@ -89,7 +89,6 @@ class Run:
             held = max(s.prefill, s.prefill_ready) + max(s.decode, s.decode_ready)
             total += held * DEVICES_EACH * max(0.0, end - max(s.at, SHIFT))
         return total
-
 
     def course(self) -> str:
         """Wanted counts over time, and the share in time of each 20 s, in words."""

@@ -49,7 +49,7 @@ class Undone:
 
 
 def upgrade_line(seen: Undone) -> ResultLine:
-    """The claim that nobody noticed."""
+    """The claim that no client noticed."""
     failed = [s for s in seen.samples if not s.ok]
     start = seen.watch.sights[0]
     least = (
