@@ -27,7 +27,7 @@ def seen(samples: list[Sample], decode_ready: int = 1, over_at: float = 20.0) ->
         (seen([GOOD], over_at=0.5), False),
         (seen([]), False),
     ],
-    ids=["no client noticed", "a request failed", "a role was missing", "none came in time", "none"],
+    ids=["no client saw it", "a request failed", "a role was missing", "none came in time", "none"],
 )
 def test_the_claim_holds_only_where_nothing_failed(what: Undone, ok: bool) -> None:
     assert upgrade_line(what).ok is ok
