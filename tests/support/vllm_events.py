@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 from collections import OrderedDict
 from typing import Any
@@ -24,10 +25,15 @@ Event = dict[str, Any]
 
 
 def free_address() -> str:
-    """A ZeroMQ address on loopback whose port is free now."""
+    """A ZeroMQ address on loopback whose port is free now.
+
+    On an address of this process alone: on 127.0.0.1 another one takes the port before its use.
+    """
+    process = os.getpid()
+    host = f"127.101.{process >> 8 & 255}.{process & 255 or 1}"
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{found.getsockname()[1]}"
+        found.bind((host, 0))
+        return f"tcp://{host}:{found.getsockname()[1]}"
 
 
 class EventsPublisher:
@@ -38,7 +44,12 @@ class EventsPublisher:
         self._pub = self._context.socket(zmq.PUB)
         self._pub.connect(endpoint)
         self._replay = self._context.socket(zmq.ROUTER)
-        self._replay.bind(replay)
+        try:
+            self._replay.bind(replay)
+        except zmq.ZMQError:
+            # A context that is left to the garbage collector may hold up the whole process there.
+            self._context.destroy(linger=0)
+            raise
         self.sent: list[tuple[int, bytes]] = []
         """What can be replayed."""
         self.number = 0
