@@ -23,7 +23,7 @@ from tests.support.rest import Answer, Rest
 from localcluster.controlplane import ControlPlane
 from pdserve.controllers.core import Core
 from pdserve.controllers.ratio.ratio_loop import NoSource
-from pdserve.controllers.shared.linker import EngineApi
+from pdserve.controllers.shared.instance_calls import EngineApi
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.world_engines import Engines
 from pdserve.exposition import Registry

@@ -24,7 +24,7 @@ from tests.support.rest import Rest
 
 from localcluster.controlplane import ControlPlane
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS
-from pdserve.controllers.shared.linker import EngineApi, Target
+from pdserve.controllers.shared.instance_calls import EngineApi, Target
 from pdserve.dst.world_service import service
 from pdserve.engines import registry
 from pdserve.kube.resource import CONFIGMAPS, EVENTS, NODES, PODS, Object

@@ -111,6 +111,15 @@ def needed(world: World, new: t.NewPod, seen: t.Observation) -> None:
         world.replaced.add(new.replaces)
 
 
+def flipped(world: World, name: str) -> None:
+    """A role changes only where no gateway, no peer and no mark leads to the instance."""
+    pod = world.pods[name]
+    table = world.tables.get(pod.new.group_index)
+    named = table is not None and table.peer(name) is not None
+    if name in world.routed or named or pod.linked_container is not None:
+        raise BrokenError(f"invariant 1: {name} changes its role while it serves")
+
+
 def given_up(world: World, pod: str, seen: t.Observation) -> None:
     """Invariants 2, 3 and 7: a sound instance goes only when it is surplus or outdated."""
     name = instance_name(pod)

@@ -11,6 +11,7 @@ from typing import Any
 from tests.support.builders import RESOURCE
 
 from pdserve.groups.types import NewPod
+from pdserve.terms import Role
 from pdserve.wire import names
 from pdserve.wire.peers import PeerTable
 
@@ -57,6 +58,9 @@ class Pod:
     crash_loop: bool = False
     terminating: bool = False
     drain_started: float | None = None
+    flips: bool = False
+    """Its engine changes its role while it runs."""
+    flip_to: Role | None = None
     linked_container: str | None = None
     was_linked: bool = False
     """Condition Linked is False, not absent."""
@@ -84,7 +88,7 @@ class Pod:
         return (
             self.spec, shown, self.bound, self.restarts, self.failed, self.crash_loop,
             self.terminating, self.drain_started, self.linked_container, self.scale_unit,
-            self.leader_address, self.was_linked,
+            self.leader_address, self.was_linked, self.flips, self.flip_to, self.new.role,
         )  # fmt: skip
 
 
@@ -110,6 +114,10 @@ def raw_pod(pod: Pod, machine: Machine | None, now: float) -> dict[str, Any]:
         annotations[names.ANNOTATION_LEADER_ADDRESS] = pod.leader_address
     if pod.drain_started is not None:
         annotations[names.ANNOTATION_DRAIN] = stamp(pod.drain_started)
+    if pod.flips:
+        annotations[names.ANNOTATION_FLIPS] = "true"
+    if pod.flip_to:
+        annotations[names.ANNOTATION_FLIP_TO] = pod.flip_to
     if new.replaces:
         annotations[names.ANNOTATION_REPLACES] = new.replaces
     meta: dict[str, Any] = {

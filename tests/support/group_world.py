@@ -17,10 +17,11 @@ from tests.support import group_checks as checks
 from tests.support.builders import LEVELS, RESOURCE
 from tests.support.group_checks import BrokenError
 from tests.support.group_cluster import MOST_READ, GroupCluster
-from tests.support.group_objects import Pod, foreign_pods
+from tests.support.group_objects import Pod, Process, foreign_pods
 
 from pdserve.groups import types as t
 from pdserve.groups.claims import must_be_recorded_first, newest, recalled, reservations, with_room
+from pdserve.groups.flip_types import FlipRole
 from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.rollout_types import UNKNOWN
@@ -233,10 +234,11 @@ class World(GroupCluster):
                 self._publish(action)
             case t.DeleteTable(group_index=index):
                 self.tables.pop(index, None)
-            case t.BeginDrain(name=name, uid=uid):
-                if self.holds(name, uid):
-                    checks.given_up(self, name, seen)
-                    self.pods[name].drain_started = self.now
+            case t.BeginDrain(name=name, uid=uid, flip_to=role) if self.holds(name, uid):
+                checks.given_up(self, name, seen)
+                self.pods[name].drain_started, self.pods[name].flip_to = self.now, role
+            case FlipRole(name=name, uid=uid, role=role) if self.holds(name, uid):
+                self.flip(name, role)
             case t.DeletePod(name=name, uid=uid, force=force):
                 if self.holds(name, uid):
                     checks.deletion(self, name, seen)
@@ -245,6 +247,15 @@ class World(GroupCluster):
                         self.vanish(name)
             case _:
                 self._mark(action)
+
+    def flip(self, name: str, role: Role) -> None:
+        """The pod gets its new role in one write."""
+        pod = self.pods[name]
+        checks.flipped(self, name)
+        pod.new = replace(pod.new, role=role)
+        pod.drain_started = pod.flip_to = None
+        if pod.process is not None:  # the engine makes its parts anew when a table says so
+            pod.process = Process(pod.process.container)
 
     def _mark(self, action: t.Action) -> None:
         marks = t.MarkLinked | t.MarkUnlinked | t.TellLeader | t.MoveScaleUnit

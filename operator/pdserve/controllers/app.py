@@ -27,7 +27,7 @@ from pdserve.controllers.core import COMPONENT, Core
 from pdserve.controllers.from_options import decision_log, loop_settings, make_claim, metrics_source
 from pdserve.controllers.kopf_app import run_kopf
 from pdserve.controllers.options import OperatorOptions
-from pdserve.controllers.shared.linker import EngineApi, HttpEngines
+from pdserve.controllers.shared.instance_calls import EngineApi, HttpEngines
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.engines.pod_parts import PodSettings
 from pdserve.exposition import Registry

@@ -23,7 +23,8 @@ from pdserve.controllers.shared.clock import Clock, NodeSilence
 from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.device_claims import Claims
 from pdserve.controllers.shared.fabrics import Fabrics
-from pdserve.controllers.shared.linker import EngineApi, Linker
+from pdserve.controllers.shared.instance_calls import EngineApi
+from pdserve.controllers.shared.linker import Linker
 from pdserve.controllers.shared.metrics import OperatorMetrics
 from pdserve.controllers.shared.node_changes import NodeChanges
 from pdserve.controllers.shared.promises import Promises

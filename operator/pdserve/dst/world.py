@@ -19,7 +19,7 @@ from pdserve.api.crd import crd_manifest
 from pdserve.controllers.core import Core
 from pdserve.controllers.ratio.ratio_loop import NoSource
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
-from pdserve.controllers.shared.linker import EngineApi
+from pdserve.controllers.shared.instance_calls import EngineApi
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.api_fields import copy
 from pdserve.dst.api_kinds import StoredKind, kind_of_crd

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pdserve.controllers.shared.linker import EngineError, Target
+from pdserve.controllers.shared.instance_calls import EngineError, Target
 from pdserve.desired.service_credentials import Terms
 from pdserve.wire.credentials import CAPABILITY
 from pdserve.wire.links import DrainReport, LinkReport
@@ -28,6 +28,8 @@ class SimulatedEngine:
     legacy: bool = False
     """Of a version that reads no grants."""
     linked_once: bool = False
+    role: str = ""
+    """In which its first table named it; empty before."""
     draining: bool = False
     busy: int = 0
     frozen: bool = False
@@ -92,8 +94,13 @@ class Engines:
         self.calls["put"] += 1
         await asyncio.sleep(0.005)
         engine = self._find(target)
-        if table.peer(engine.pod) is None:
+        me = table.peer(engine.pod)
+        if me is None:
             raise EngineError("HTTP 422")
+        if me.role != engine.role:
+            if engine.role:  # a role flip: its parts are made anew
+                engine.table, engine.linked_once, engine.draining = None, False, False
+            engine.role = me.role
         if engine.table is None or table.version > engine.table.version:
             engine.table = table
         if target.terms is not None and not engine.legacy:
@@ -104,6 +111,7 @@ class Engines:
         self.calls["links"] += 1
         await asyncio.sleep(0.005)
         engine = self._find(target)
+        self.ready(engine)  # an engine sees itself when its links are up, probed or not
         return LinkReport.from_json(self._said(engine, self.report(engine).to_json()))
 
     async def post_drain(self, target: Target) -> DrainReport:

@@ -52,6 +52,16 @@ class StaleTableError(ApiError):
         self.current = current
 
 
+def check_age(table: PeerTable, current: PeerTable | None) -> None:
+    """Check that a table may follow `current`.
+
+    Raises:
+        StaleTableError: the table is older, or differs at this version.
+    """
+    if current is not None and table.version <= current.version and table != current:
+        raise StaleTableError(current.version, table.version)
+
+
 def checked_entry(table: PeerTable, current: PeerTable | None, instance: str, role: str) -> Peer:
     """An instance's own entry in a table that it may take over after `current`.
 
@@ -59,8 +69,7 @@ def checked_entry(table: PeerTable, current: PeerTable | None, instance: str, ro
         StaleTableError: the table is older, or differs at this version.
         ApiError: 422, the table does not name `instance` in its `role`.
     """
-    if current is not None and table.version <= current.version and table != current:
-        raise StaleTableError(current.version, table.version)
+    check_age(table, current)
     me = table.peer(instance)
     if me is None:
         raise ApiError(

@@ -31,6 +31,8 @@ class InstanceFacts:
     """What clients call the model; the gateway sends it in every leg's body."""
     weights: str
     """Absolute path inside the container; empty: the engine's own default."""
+    peer_slots: int = 0
+    """Requests that an instance of the other role executes at once; 0: not known."""
     peer_devices: int = 0
     """Devices of an instance of the other role, of all its pods; 0: not known."""
     member: int = 0
@@ -69,6 +71,9 @@ class PodParts:
     proxy: tuple[str, ...] = ()
     """Arguments of pdserve's engine proxy (`pdserve-engine-proxy --help`), which then listens where
     the instance does; the engine listens elsewhere. Empty: the engine has the contract itself."""
+    flips: bool = False
+    """The engine takes the other role when a peer table names it in that one, and starts in the
+    role that the variable `PDSERVE_ROLE` says; nothing else of `PodParts` depends on the role."""
     awaits_leader: bool = False
     """The engine's container of a member starts once the leader's address is known to it."""
 

@@ -21,6 +21,7 @@ from pdserve.engines.pod_parts import InstanceFacts, PodParts, PodSettings
 from pdserve.engines.pod_profile import Rights
 from pdserve.engines.pods_template import ENGINE_CONTAINER, apply_template, hardened
 from pdserve.engines.registry import BrokenEngineError, EngineTypeError
+from pdserve.engines.role_flip import may_flip, role_variable
 from pdserve.engines.template_errors import TemplateError
 from pdserve.terms import Role
 from pdserve.terms.json import JsonMap, JsonObject
@@ -164,7 +165,7 @@ def render_pod(
             "name": new.name,
             "namespace": group.metadata.namespace,
             "labels": _labels(group, new),
-            "annotations": {**_annotations(new, parts), names.ANNOTATION_CONTROL: control},
+            "annotations": {**_annotations(group, new, parts), names.ANNOTATION_CONTROL: control},
             "ownerReferences": [dict(owner_ref)],
         },
         "spec": _spec(group, new, role, parts, settings),
@@ -203,6 +204,7 @@ def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate, new: PodSlot) -
         devices=role.instance.devices_per_node,
         model=group.spec.model.name,
         weights=weights_path(group.spec.model.source),
+        peer_slots=other.max_concurrency,
         peer_devices=other.instance.devices,
         member=new.member,
         members=new.members,
@@ -216,13 +218,15 @@ def _parts(group: ScenarioGroup, name: Role, role: RoleTemplate, new: PodSlot) -
         raise EngineUnusableError(broken) from error
 
 
-def _annotations(new: PodSlot, parts: PodParts) -> dict[str, str]:
+def _annotations(group: ScenarioGroup, new: PodSlot, parts: PodParts) -> dict[str, str]:
     annotations = {}
     if parts.health_path:
         annotations[names.ANNOTATION_METRICS_SCRAPE] = "true"
         annotations[names.ANNOTATION_METRICS_PORT] = str(names.PORT_HTTP)
     if parts.metrics_path != calls.PATH_METRICS:
         annotations[names.ANNOTATION_METRICS_PATH] = parts.metrics_path
+    if may_flip(group, parts):
+        annotations[names.ANNOTATION_FLIPS] = "true"
     if new.replaces:
         annotations[names.ANNOTATION_REPLACES] = new.replaces
     if new.members > 1:
@@ -293,7 +297,7 @@ def _engine(
         "image": group.spec.engine.image,
         "args": [*parts.args, *role.args],
         "env": [
-            *_env(group, new),
+            *_env(group, new, parts),
             *([LEADER_ADDRESS] if parts.awaits_leader else ()),
             *({"name": name, "value": value} for name, value in parts.env.items()),
             *({"name": e.name, "value": e.value} for e in role.env),
@@ -326,7 +330,7 @@ def _proxy(group: ScenarioGroup, new: PodSlot, parts: PodParts, image: str) -> J
         "image": image,
         "command": list(PROXY_COMMAND),
         "args": ["--bind=::", f"--state-file={_PROXY_STATE}", *parts.proxy],
-        "env": _env(group, new),
+        "env": _env(group, new, parts),
         "resources": {kind: dict(amounts) for kind, amounts in PROXY_RESOURCES.items()},
         "livenessProbe": _probe(PROXY_LIVE, period=10, failures=3),
         "securityContext": {
@@ -345,14 +349,14 @@ def _mounts() -> list[JsonObject]:
     ]
 
 
-def _env(group: ScenarioGroup, new: PodSlot) -> list[JsonObject]:
+def _env(group: ScenarioGroup, new: PodSlot, parts: PodParts) -> list[JsonObject]:
     """What the operator sets in the containers that speak pdserve's contract."""
     # The leader's pod has the instance's name.
     instance = f"metadata.labels['{names.LABEL_INSTANCE}']" if new.member else "metadata.name"
     return [
         {"name": "PDSERVE_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "PDSERVE_INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": instance}}},
-        {"name": "PDSERVE_ROLE", "value": new.role},
+        role_variable(new.role, flips=may_flip(group, parts)),
         {"name": "PDSERVE_SERVICE", "value": group.spec.service},
         {"name": "PDSERVE_SCENARIO", "value": group.spec.scenario},
         {"name": "PDSERVE_DRAIN_SECONDS", "value": str(group.spec.recovery.drain_seconds)},

@@ -82,6 +82,10 @@ class InstanceObs:
     terminating: bool = False
     """Some member is being deleted."""
     drain_started: float | None = None
+    flips: bool = False
+    """It can change its role while it runs: `wire.names.ANNOTATION_FLIPS`."""
+    flip_to: Role | None = None
+    """The role that it takes once its drain has ended, instead of being deleted."""
     replaces: str | None = None
     """`uid` of the instance whose place it took."""
     fault: Fault | None = None

@@ -79,6 +79,8 @@ def instance_obs(
         ever_linked=pod.linked != UNTOLD,
         terminating=pod.deleting,
         drain_started=None if drain is None else since("drain", drain),
+        flips=size == 1 and pod.annotations.get(names.ANNOTATION_FLIPS) == "true",
+        flip_to=_flip_to(pod, role) if size == 1 and drain is not None else None,
         replaces=pod.annotations.get(names.ANNOTATION_REPLACES) or None,
         fault=verdict.fault,
         fault_message=verdict.message,
@@ -108,6 +110,13 @@ def _identity(pod: PodView) -> tuple[Role, int, int, int]:
     if not is_group_index(member) or not is_group_index(size):
         raise NotOurs(f"pod {pod.name}: it is member {member!r} of {size!r}, want numbers")
     return role, int(index), int(member), int(size)
+
+
+def _flip_to(pod: PodView, role: Role) -> Role | None:
+    """The other role, where the pod is marked to take it."""
+    return next(
+        (r for r in ROLES if r == pod.annotations.get(names.ANNOTATION_FLIP_TO) and r != role), None
+    )
 
 
 def _domains(pod: PodView) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """How an instance leaves: out of the routes, idle, out of the table, then deleted. For all pods.
 
     leaving    drain: annotate -> not routed -> idle or deadline -> table without it -> delete
-               faulty: not routed and not in the table -> delete at once
+    flip       as leaving, then another role instead of the deletion (`flip`)
+    faulty: not routed and not in the table -> delete at once
 
 Routes are computed from the same observation, so an instance leaves them before anything else
 happens to it. `tables` drops what `finished` allows; this module starts drains and deletes. The
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pdserve.groups.flip import go_on
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.polls import may_drain
 from pdserve.groups.types import BeginDrain, CreateGroup, DeletePod, DeleteTable, Observation
@@ -101,6 +103,9 @@ def _delete_if_done(
         elif instance.drain_started is not None and finished(group, instance, observation):
             why = "drained"
         else:
+            continue
+        if why == "drained" and instance.flip_to is not None and group.staying:
+            go_on(instance, draft)
             continue
         draft.act(
             DeletePod(member.pod, member.uid, why, force=force), f"delete {member.pod}: {why}"

@@ -24,6 +24,7 @@ from pdserve.groups.claims import (
 )
 from pdserve.groups.creation import placed
 from pdserve.groups.ending import leave_ending
+from pdserve.groups.flip import from_flips, start_flips
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.naming import free_slots, is_slot_of, new_pods, pod_name
 from pdserve.groups.removal import retire
@@ -73,8 +74,12 @@ def resize_group(group: GroupView, observation: Observation, draft: PlanDraft) -
     members = list(members_of(group))
     covered = stood_in_for(group, observation, draft.fabric)
     unplaced = 0
+    flipped = start_flips(group, observation, draft)
     for role in ROLES:
         here = sum(1 for i in group.of_role(role) if i.name not in covered)
+        here += from_flips(group, role, wanted)
+        here += sum(i.role != role for i in group.staying if i.name in flipped)
+        here -= sum(i.role == role for i in group.staying if i.name in flipped)
         short = wanted.role(role).count - here
         for vacancy in _vacancies(group, role, short, observation, draft):
             made = _fill(group, role, vacancy, members, observation, draft)
@@ -88,7 +93,7 @@ def resize_group(group: GroupView, observation: Observation, draft: PlanDraft) -
             retire(group, instance, why, observation, draft)
         return
     if not wanted.paused:
-        _shrink(group, observation, draft, growth_blocked=unplaced > 0)
+        _shrink(group, observation, draft, flipped, growth_blocked=unplaced > 0)
     elif not paused:
         _end_stand_ins(group, observation, draft)
 
@@ -234,12 +239,16 @@ def _find_node(
 
 
 def _shrink(
-    group: GroupView, observation: Observation, draft: PlanDraft, growth_blocked: bool
+    group: GroupView,
+    observation: Observation,
+    draft: PlanDraft,
+    flipped: frozenset[str],
+    growth_blocked: bool,
 ) -> None:
     wanted = observation.wanted
     grown = all(group.ready(role) >= wanted.role(role).count for role in ROLES)
     # Two of one slot count as one: the drain that its stand-in is for ends the other.
-    covered = stood_in_for(group, observation, draft.fabric) | perhaps_lost(group)
+    covered = stood_in_for(group, observation, draft.fabric) | perhaps_lost(group) | flipped
     members = tuple(m for m in members_of(group) if m.name not in covered)
     for role in ROLES:
         excess = sum(m.role == role for m in members) - wanted.role(role).count

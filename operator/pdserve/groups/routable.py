@@ -25,9 +25,11 @@ def is_routable(instance: InstanceObs, table: PeerTable | None) -> bool:
 
 
 def peer_entry(instance: InstanceObs, table: PeerTable | None) -> Peer | None:
-    """The table's entry for this very instance: same name, same address of each member."""
+    """The table's entry for this very instance: same name, role, and address of each member."""
     entry = table.peer(instance.name) if table is not None else None
-    return entry if entry is not None and addresses(instance) == addresses_in(entry) else None
+    if entry is None or entry.role != instance.role:
+        return None
+    return entry if addresses(instance) == addresses_in(entry) else None
 
 
 def addresses(instance: InstanceObs) -> tuple[str, ...] | None:

@@ -39,6 +39,7 @@ def publish_table(group: GroupView, observation: Observation, draft: PlanDraft) 
         if i.running
         and addresses(i) is not None
         and i.name not in names
+        and not _in_other_role(i, old)
         and i.revision == group.revision
     ]
     entries = kept + tuple(_peer(i, draft) for i in gathered)
@@ -112,7 +113,15 @@ def _stays(
         return False
     if addresses(instance) not in (None, addresses_in(peer)):
         return False
+    if peer.role != instance.role:
+        return False
     return not (leaving(instance) and finished(group, instance, observation))
+
+
+def _in_other_role(instance: InstanceObs, old: PeerTable | None) -> bool:
+    """A table leaves it out before the next one names it anew: its links and mark end between."""
+    entry = old.peer(instance.name) if old is not None else None
+    return entry is not None and entry.role != instance.role
 
 
 def _peer(instance: InstanceObs, draft: PlanDraft) -> Peer:

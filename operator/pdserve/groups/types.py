@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pdserve.groups.flip_types import FlipRole
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.rollout_types import DEFAULT, UNKNOWN, RolloutState, RolloutWanted
 from pdserve.placement.types import GroupRequest, Shape, Site
@@ -263,6 +264,7 @@ class BeginDrain:
     name: str
     uid: str
     reason: str
+    flip_to: Role | None = None  # the role that it takes then, instead of being deleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,17 +294,9 @@ class MoveScaleUnit:
 
 
 Action = (
-    CreateGroup
-    | CreateInstance
-    | PublishTable
-    | MarkLinked
-    | MarkUnlinked
-    | TellLeader
-    | BeginDrain
-    | DeletePod
-    | DeleteTable
-    | MoveScaleUnit
-)
+    CreateGroup | CreateInstance | PublishTable | MarkLinked | MarkUnlinked | TellLeader
+    | BeginDrain | FlipRole | DeletePod | DeleteTable | MoveScaleUnit
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

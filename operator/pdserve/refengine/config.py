@@ -23,6 +23,7 @@ from pdserve.wire import names
 
 EngineRole = Literal["prefill", "decode", "both"]
 MAX_MEMBERS = 64
+MAX_SLOTS = 4096
 MAX_BODY_BYTES = (4 << 20) + (64 << 10)
 """A gateway takes bodies of 4 MiB from clients, and its legs add their parameters to them."""
 
@@ -60,7 +61,12 @@ class EngineConfig:
     arithmetic: Arithmetic = EXACT
     """How the model is computed."""
     slots: int = 4
+    prefill_slots: int = 0
+    """What `slots` is in role prefill; 0: as in the other one."""
+    decode_slots: int = 0
     prefetch: int = 2
+    decode_prefetch: int = 2
+    """What `prefetch` is in role decode."""
     max_batch_tokens: int = 1024
     chunk_tokens: int = 512
     local_chunk_tokens: int = 512
@@ -77,6 +83,24 @@ class EngineConfig:
     """Until a request that began has arrived, and until a client takes what is written to it."""
     paced: str = ""
     pace_factor: float = 1.0
+
+    @property
+    def flips(self) -> bool:
+        """Whether it can take the other role while it runs."""
+        return self.role != "both" and self.members == 1
+
+    def in_role(self, role: EngineRole, port: int, transfer_port: int) -> EngineConfig:
+        """The same process in another role, at the ports at which it listens."""
+        prefetch = self.decode_prefetch if role == "decode" else 0
+        slots = self.decode_slots if role == "decode" else self.prefill_slots
+        return dataclasses.replace(
+            self,
+            role=role,
+            slots=slots or self.slots,
+            prefetch=prefetch,
+            port=port,
+            transfer_port=transfer_port,
+        )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,7 +132,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", default="auto", help="of torch; auto: the first GPU, else the CPU")
     p.add_argument("--threads", type=int, default=1, help="of one product, with torch on a CPU")
-    p.add_argument("--slots", type=int, default=4, help="requests at once: b_p or b_d")
+    p.add_argument(
+        "--slots", type=int, default=4,
+        help=f"requests at once; 4; {names.PREFILL_SLOTS}, {names.DECODE_SLOTS}: by role",
+    )  # fmt: skip
     p.add_argument("--prefetch", type=int, default=2, help="decode: extra requests taken in early")
     p.add_argument("--max-batch-tokens", type=int, default=1024, help="prompt tokens in one step")
     p.add_argument("--chunk-tokens", type=int, default=512, help="prompt tokens per request, step")
@@ -158,6 +185,7 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         )
     bind = a.bind or env.get("PDSERVE_BIND") or "127.0.0.1"
     members, member = _members(command, env, role, arithmetic)
+    prefill_slots, decode_slots = _slots_by_role(command, env)
     return EngineConfig(
         role=cast(EngineRole, role),
         members=members,
@@ -176,8 +204,11 @@ def parse(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = Non
         model_name=a.model_name,
         weights=a.weights,
         arithmetic=arithmetic,
-        slots=a.slots,
+        slots={"prefill": prefill_slots, "decode": decode_slots}.get(role) or a.slots,
+        prefill_slots=prefill_slots,
+        decode_slots=decode_slots,
         prefetch=a.prefetch if role == "decode" else 0,
+        decode_prefetch=a.prefetch,
         max_batch_tokens=a.max_batch_tokens,
         chunk_tokens=a.chunk_tokens,
         local_chunk_tokens=a.local_chunk_tokens,
@@ -221,6 +252,17 @@ def _members(
     return members, member
 
 
+def _slots_by_role(command: argparse.ArgumentParser, env: Mapping[str, str]) -> tuple[int, int]:
+    """Of prefill and decode; 0: as `--slots` says."""
+    found = []
+    for name in (names.PREFILL_SLOTS, names.DECODE_SLOTS):
+        text = env.get(name) or "0"
+        if not (text.isascii() and text.isdigit() and len(text) < 5 and int(text) <= MAX_SLOTS):
+            command.error(f"{name}: {text!r} is no number of slots up to {MAX_SLOTS}")
+        found.append(int(text))
+    return found[0], found[1]
+
+
 def _seconds(
     command: argparse.ArgumentParser, env: Mapping[str, str], name: str, default: float
 ) -> float:
@@ -232,7 +274,7 @@ def _seconds(
 
 def _check(command: argparse.ArgumentParser, a: argparse.Namespace) -> None:
     limits: tuple[tuple[str, float, float], ...] = (
-        ("slots", 1, 4096),
+        ("slots", 1, MAX_SLOTS),
         ("threads", 1, 1024),
         ("prefetch", 0, 4096),
         ("port", 0, 65535),

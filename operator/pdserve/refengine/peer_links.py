@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from pdserve.engines.instance_answers import checked_entry
+from pdserve.engines.instance_answers import check_age, checked_entry
 from pdserve.refengine.kv.device_addresses import usable_addresses
 from pdserve.refengine.kv.kv_transport import KvTransport, PeerAddress, TransportError
 from pdserve.refengine.kv.paths import KvPaths, PeerDevices
@@ -30,8 +30,11 @@ log = logging.getLogger(__name__)
 class Links:
     """State of this instance in its P/D group."""
 
-    def __init__(self, instance: str, role: str, numerics: str, host: str) -> None:
-        """`host`: where peers reach this instance's pod."""
+    def __init__(
+        self, instance: str, role: str, numerics: str, host: str, former: PeerTable | None = None
+    ) -> None:
+        """`host`: where peers reach this instance's pod; `former`: the table that made it flip."""
+        self._former = former
         self._me, self._role, self._numerics, self._host = instance, role, numerics, host
         self._table: PeerTable | None = None
         self._tasks: dict[PeerAddress, asyncio.Task[None]] = {}
@@ -58,12 +61,25 @@ class Links:
             StaleTableError: 409, the table is older, or another one of the present version.
             ApiError: 422, the table does not name this instance in its role, or not its members.
         """
-        me = checked_entry(table, self._table, self._me, self._role)
+        me = checked_entry(table, self._table or self._former, self._me, self._role)
         others = [] if self.members is None else self.members.addresses(me)
         if table != self._table:
             self._switch(table, me)
             if self.members is not None:
                 self.members.switch(others)
+
+    @property
+    def told(self) -> bool:
+        """Whether it took over a table in this role."""
+        return self._table is not None
+
+    def check_age(self, table: PeerTable) -> None:
+        """Check that a table is not older than what this process has, in either role.
+
+        Raises:
+            StaleTableError: 409, it is older, or another one of the present version.
+        """
+        check_age(table, self._table or self._former)
 
     def report(self) -> LinkReport:
         """What the operator asks for."""

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from pdserve.engines.prefix_feed import PrefixFeed
 from pdserve.engines.trust import Trust
@@ -29,7 +30,9 @@ from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.peer_links import Links
 from pdserve.refengine.runtime.engine import Engine
 from pdserve.refengine.runtime.pacing import Pacer, load_profile
+from pdserve.terms import Role
 from pdserve.wire import calls
+from pdserve.wire.peers import PeerTable
 
 MAX_HEAD = 64 << 10
 MAX_WAITING = 64
@@ -51,11 +54,15 @@ class StartedInstance:
     transfer_port: int
     engine: Engine
     links: Links
+    flip: asyncio.Future[tuple[Role, PeerTable]]
+    """The role that it is to take, and the table that says so; the block is then to end."""
 
 
 @contextlib.asynccontextmanager
-async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[StartedInstance]:
-    """Listen and serve inside the `async with` block."""
+async def running(
+    config: EngineConfig, model: LoadedModel, former: PeerTable | None = None
+) -> AsyncIterator[StartedInstance]:
+    """Listen and serve inside the `async with` block; `former`: the table that made it flip."""
     loop = asyncio.get_running_loop()
     pacer = Pacer(load_profile(config.paced), config.pace_factor) if config.paced else None
     metrics = EngineMetrics(config.model_name, paced=pacer is not None)
@@ -64,7 +71,7 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
     model = model if leading is None else leading.model
     engine = Engine(config, model, metrics, pacer, loop)
     host = config.advertise or config.bind
-    links = Links(config.instance, config.role, model.numerics, host)
+    links = Links(config.instance, config.role, model.numerics, host, former)
     if leading is None:
         engine.warm_up()
     else:
@@ -74,10 +81,10 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
     trust.changed = transport.keys_changed
     transport.listeners.changed = metrics.device_addresses
     links.transport = transport
-    pulls = config.role == "decode"
     links.paths = KvPaths(
-        transport, transport.listeners, pulls, metrics.kv_pulled, metrics.kv_corrupt
-    )
+        transport, transport.listeners, config.role == "decode",
+        metrics.kv_pulled, metrics.kv_corrupt,
+    )  # fmt: skip
     engine.pull_from(links.paths)
     engine.handoff.admits_peer = links.admits
     transfer_port = 0
@@ -85,25 +92,20 @@ async def running(config: EngineConfig, model: LoadedModel) -> AsyncIterator[Sta
         transfer_port = await transport.start(config.bind, config.transfer_port)
     sender = Sender(config.instance, host, transfer_port)
     generator = Generator(config, model, engine, sender, lambda: links.ready)
+    flip: asyncio.Future[tuple[Role, PeerTable]] = loop.create_future()
     feed = PrefixFeed(engine.cached)
     routes = Routes(
-        config,
-        model,
-        engine,
-        links,
-        trust,
-        generator,
-        int(time.time()),
-        lambda: generator.open_replies,
-        feed,
-    )
+        config, model, engine, links, trust, generator, int(time.time()),
+        lambda: generator.open_replies, feed,
+        lambda role, table: None if flip.done() else flip.set_result((role, table)),
+    )  # fmt: skip
     kept = dict.fromkeys(_PROMPTS, min(config.max_body_bytes, generator.body_bytes))
     server = HttpServer(
         routes, _limits(config), _report, keeps=lambda path: kept.get(path, config.max_body_bytes)
     )
     try:
         port = await server.start(config.bind, config.port)
-        yield StartedInstance(port, transfer_port, engine, links)
+        yield StartedInstance(port, transfer_port, engine, links, flip)
         await _drain(engine, generator, config.drain_seconds)
     finally:
         feed.close()
@@ -161,7 +163,17 @@ async def serve(config: EngineConfig, model: LoadedModel) -> None:
             await stop.wait()
             _second_signal_ends()
         return
-    async with running(config, model) as instance:
+    former: PeerTable | None = None
+    while not stop.is_set():
+        config, former = await _serve_role(config, model, stop, former)
+
+
+async def _serve_role(
+    config: EngineConfig, model: LoadedModel, stop: asyncio.Event, former: PeerTable | None
+) -> tuple[EngineConfig, PeerTable | None]:
+    """Serve in one role, until `stop` or a flip; returns what to go on with."""
+    stopping = asyncio.ensure_future(stop.wait())
+    async with running(config, model, former) as instance:
         log.info(
             "%s serves %s as %s on %s:%d, KV on port %d%s",
             config.instance,
@@ -172,8 +184,15 @@ async def serve(config: EngineConfig, model: LoadedModel) -> None:
             instance.transfer_port,
             f", PACED by {config.paced} x {config.pace_factor:g}" if config.paced else "",
         )
-        await stop.wait()
-        _second_signal_ends()
+        either: set[asyncio.Future[Any]] = {stopping, instance.flip}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set() or not instance.flip.done():
+            _second_signal_ends()
+            return config, former
+        role, former = instance.flip.result()
+        config = config.in_role(role, instance.port, instance.transfer_port)
+    stopping.cancel()
+    return config, former
 
 
 def _second_signal_ends() -> None:

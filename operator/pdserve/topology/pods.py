@@ -33,7 +33,13 @@ _LABELS: Final = frozenset(
     | {names.LABEL_COMPONENT, names.LABEL_MANAGED_BY}
 )
 _ANNOTATIONS: Final = frozenset(
-    {names.ANNOTATION_DRAIN, names.ANNOTATION_REPLACES, names.ANNOTATION_MEMBERS}
+    {
+        names.ANNOTATION_DRAIN,
+        names.ANNOTATION_REPLACES,
+        names.ANNOTATION_MEMBERS,
+        names.ANNOTATION_FLIPS,
+        names.ANNOTATION_FLIP_TO,
+    }
     | {names.ANNOTATION_LEADER, names.ANNOTATION_CONTROL, names.ANNOTATION_CREDENTIALS}
     | {names.ANNOTATION_LEADER_ADDRESS}
     | {names.ANNOTATION_NETWORK_STATUS}

@@ -27,9 +27,19 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 TOPOLOGY_PREFIX = f"topology.{GROUP}/"
 """`topology.pdserve.io/<level>` on pods: the value of that RoCEDomain level where the pod runs."""
 
+# Variables of an engine that may change its role.
+PREFILL_SLOTS = "PDSERVE_PREFILL_SLOTS"
+"""Requests that it executes at once in role prefill; over the flag for the role it starts in."""
+DECODE_SLOTS = "PDSERVE_DECODE_SLOTS"
+"""The same in role decode."""
+
 # Annotations.
 ANNOTATION_DRAIN = f"{GROUP}/drain-started"
 """On a pod: RFC 3339 UTC time since which it leaves routes and drains; absent otherwise."""
+ANNOTATION_FLIPS = f"{GROUP}/flips"
+"""`true` on a pod whose engine changes its role while it runs, made alike for both roles."""
+ANNOTATION_FLIP_TO = f"{GROUP}/flip-to"
+"""Beside `ANNOTATION_DRAIN`: the role that the instance takes when it is idle; it stays."""
 ANNOTATION_REPLACES = f"{GROUP}/replaces"
 """On a pod: uid of the faulty pod it stands in for."""
 ANNOTATION_MEMBERS = f"{GROUP}/members"

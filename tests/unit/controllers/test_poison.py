@@ -19,7 +19,7 @@ from tests.support.world_state import routes_count, unrouted
 
 from pdserve.controllers.core import Core
 from pdserve.controllers.shared.caches import PDSERVICES, ROCE_DOMAINS, SCENARIO_GROUPS
-from pdserve.controllers.shared.linker import EngineApi, Target
+from pdserve.controllers.shared.instance_calls import EngineApi, Target
 from pdserve.controllers.shared.tokens import Tokens
 from pdserve.dst.api_net import FakeTransport, Faults
 from pdserve.dst.moments import now

@@ -78,7 +78,7 @@ def test_the_engine_gets_its_arguments_and_environment() -> None:
         "spec.model.source": {"path": "/models/x"},
     })  # fmt: skip
     assert engine(pod)["args"] == [
-        "--role", "prefill", "--port", "8000", "--transfer-port", "5600", "--slots", "4",
+        "--port", "8000", "--transfer-port", "5600", "--slots", "4",
         "--model-name", "llama-3-70b", "--weights", "/models/x", "--paced", "x",
     ]  # fmt: skip
     found = env(pod)
@@ -105,7 +105,10 @@ def test_the_arguments_are_ones_the_reference_engine_takes() -> None:
 
     args = engine(render())["args"]
     assert set(env(render())) >= {"PDSERVE_POD_IP", "PDSERVE_INSTANCE", "PDSERVE_TOKEN"}
-    given = {"PDSERVE_POD_IP": "10.1.2.3", "PDSERVE_INSTANCE": "x", "PDSERVE_TOKEN": "t"}
+    given = {
+        "PDSERVE_POD_IP": "10.1.2.3", "PDSERVE_INSTANCE": "x", "PDSERVE_TOKEN": "t",
+        "PDSERVE_ROLE": "prefill",
+    }  # fmt: skip
     config = parse(args, given | {"PDSERVE_BIND": "0.0.0.0"})
     assert (config.bind, config.advertise) == ("0.0.0.0", "10.1.2.3")
     assert config.role == "prefill"

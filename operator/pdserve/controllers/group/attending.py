@@ -6,7 +6,7 @@ import dataclasses
 
 from pdserve.api import ScenarioGroup
 from pdserve.controllers.shared.context import OperatorContext
-from pdserve.controllers.shared.linker import Target
+from pdserve.controllers.shared.instance_calls import Target
 from pdserve.controllers.shared.rotation import gateways_identify
 from pdserve.controllers.shared.triggers import service_key
 from pdserve.desired.group_wanted import ScenarioGroupView, slots_of
@@ -57,6 +57,7 @@ def attend(
             drain=i.name in asked.drains,
             watch=i.role == "decode" and i.linked,
             terms=None if i.name in legacy else terms,
+            role=i.role,
         )
         for i in running
     ]

@@ -20,11 +20,13 @@ from pdserve.desired.service_credentials import BadSecret
 from pdserve.engines.pods import render_pod
 from pdserve.engines.template_errors import TemplateError
 from pdserve.groups import types as t
+from pdserve.groups.flip_types import FlipRole
 from pdserve.kube.errors import KubeError
 from pdserve.kube.events import Level
 from pdserve.kube.lines import say
 from pdserve.kube.ownership import NotOursError, is_controlled_by, owner_reference
 from pdserve.kube.resource import PODS, Object, ObjectKey
+from pdserve.terms import Role
 from pdserve.terms.json import JsonMap
 from pdserve.terms.times import rfc3339
 from pdserve.wire import names
@@ -33,6 +35,8 @@ from pdserve.wire.peers import PeerTable
 
 log = logging.getLogger(__name__)
 
+_ROLE_PATH = "/metadata/labels/" + names.LABEL_ROLE.replace("/", "~1")
+_FLIP_PATH = "/metadata/annotations/" + names.ANNOTATION_FLIP_TO.replace("/", "~1")
 _DRAIN_PATH = "/metadata/annotations/" + names.ANNOTATION_DRAIN.replace("/", "~1")
 _LEADER_PATH = "/metadata/annotations/" + names.ANNOTATION_LEADER_ADDRESS.replace("/", "~1")
 _SCALE_PATH = "/metadata/labels/" + names.LABEL_SCALE_UNIT.replace("/", "~1")
@@ -84,6 +88,8 @@ class GroupExecutor:
                 await self._patch(action.name, action.uid, operation)
             case t.BeginDrain():
                 await self._begin_drain(action)
+            case FlipRole():
+                await self._flip_role(action)
             case t.DeletePod():
                 await self._delete_pod(action)
             case t.MoveScaleUnit():
@@ -266,16 +272,30 @@ class GroupExecutor:
         self._context.caches.pods.observe(live)
 
     async def _begin_drain(self, action: t.BeginDrain) -> None:
-        await self._mark_drain(action.name, action.uid)
+        await self._mark_drain(action.name, action.uid, action.flip_to)
         note = f"{action.name}: {action.reason}"
         self._event("Normal", reasons.DRAINING, note, **self._instance(action.name))
 
-    async def _mark_drain(self, name: str, uid: str) -> None:
+    async def _flip_role(self, action: FlipRole) -> None:
+        """One write: a reader of the pod sees the one role or the other."""
+        await self._patch(
+            action.name, action.uid,
+            {"op": "replace", "path": _ROLE_PATH, "value": action.role},
+            {"op": "remove", "path": _DRAIN_PATH},
+            {"op": "remove", "path": _FLIP_PATH},
+        )  # fmt: skip
+        note = f"{action.name} is a {action.role} from now on"
+        self._event("Normal", reasons.FLIPPED, note, **self._instance(action.name))
+
+    async def _mark_drain(self, name: str, uid: str, flip_to: Role | None = None) -> None:
         """Mark its end as planned, so that it is not counted as a loss."""
         stamp = rfc3339(self._context.now())
         # Every instance has annotations (metrics), so the parent of the path exists.
         operation = {"op": "add", "path": _DRAIN_PATH, "value": stamp}
-        await self._patch(name, uid, operation)
+        flip: list[JsonMap] = []
+        if flip_to is not None:
+            flip = [{"op": "add", "path": _FLIP_PATH, "value": flip_to}]
+        await self._patch(name, uid, operation, *flip)
 
     async def _move_scale_unit(self, action: t.MoveScaleUnit) -> None:
         operation: JsonMap = {"op": "remove", "path": _SCALE_PATH}
@@ -283,9 +303,9 @@ class GroupExecutor:
             operation = {"op": "add", "path": _SCALE_PATH, "value": "true"}
         await self._patch(action.name, action.uid, operation)
 
-    async def _patch(self, name: str, uid: str, operation: JsonMap) -> None:
+    async def _patch(self, name: str, uid: str, *operations: JsonMap) -> None:
         live = await self._context.client.patch_json(
-            PODS, name, [operation],
+            PODS, name, operations,
             namespace=self._namespace, uid=uid, field_manager=names.FIELD_MANAGER,
         )  # fmt: skip
         self._context.caches.pods.observe(live)

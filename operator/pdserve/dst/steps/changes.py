@@ -36,10 +36,15 @@ async def scale_service(scene: Scene, rng: random.Random) -> str | None:
     chosen = rng.choice(fixed)
     what = rng.choice(("groups", "prefill", "decode"))
     chosen["ratio"]["fixed"][what] = rng.choice((1, 2))
+    moved = ""
+    if what != "groups" and rng.random() < 0.5:  # at constant total: instances flip
+        other = "decode" if what == "prefill" else "prefill"
+        chosen["ratio"]["fixed"][other] = 3 - chosen["ratio"]["fixed"][what]
+        moved = f", {other} = {chosen['ratio']['fixed'][other]}"
     mark_planned(scene, service)
     scene.patch(service, {"spec": {"scenarios": scenarios}}, PDSERVICES)
     scene.watcher.asked.note()
-    return f"{name_of(service)}/{chosen['name']}: {what} = {chosen['ratio']['fixed'][what]}"
+    return f"{name_of(service)}/{chosen['name']}: {what} = {chosen['ratio']['fixed'][what]}{moved}"
 
 
 async def new_image(scene: Scene, rng: random.Random) -> str | None:

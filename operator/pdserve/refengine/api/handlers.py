@@ -23,6 +23,7 @@ from pdserve.refengine.config import EngineConfig
 from pdserve.refengine.model.loader import LoadedModel
 from pdserve.refengine.peer_links import Links
 from pdserve.refengine.runtime.engine import Engine
+from pdserve.terms import Role
 from pdserve.terms.json import JsonObject
 from pdserve.wire import calls
 from pdserve.wire.bounds import WireError, parse_json
@@ -48,6 +49,8 @@ class Routes:
     streams: Callable[[], int]
     """Replies of generation requests that are being written now."""
     feed: PrefixFeed[bytes]
+    flip: Callable[[Role, PeerTable], None]
+    """Makes the process take the role that a table gives it, once nothing runs."""
     _table: dict[str, dict[str, Handler]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,7 +173,16 @@ class Routes:
         except WireError as error:
             raise ApiError(400, str(error), code="bad_table") from error
         self.trust.take(grant, sender)
+        me = table.peer(self.config.instance)
         try:
+            self.links.check_age(table)  # an old order is no order to flip
+            other = me is not None and me.role != self.config.role
+            # What serves does not flip: it was drained first, or has just started.
+            if me and other and self.config.flips and (self.engine.draining or not self.links.told):
+                # The parts are made anew; the operator tries again and reaches those.
+                self.engine.draining = True
+                self.flip(me.role, table)
+                raise ApiError(503, f"it takes role {me.role} first", code="role_flip")
             self.links.accept(table)
         except StaleTableError as error:
             _send_json(reply, 409, {"version": error.current} | error.value())

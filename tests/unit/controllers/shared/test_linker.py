@@ -10,7 +10,8 @@ from typing import Any
 
 from tests.support.linker_values import KEY, TERMS, table
 
-from pdserve.controllers.shared.linker import EngineError, Linker, Target
+from pdserve.controllers.shared.instance_calls import EngineError, Target
+from pdserve.controllers.shared.linker import Linker
 from pdserve.dst.virtual_time import virtual_time
 from pdserve.kube.resource import ObjectKey
 from pdserve.wire.links import DrainReport, LinkReport
@@ -96,6 +97,21 @@ async def test_a_newer_table_is_pushed_at_once() -> None:
         linker.set_targets(KEY, [target(poll=False, table=table(2))])
         await asyncio.sleep(0.01)
         assert fake.calls[-2:] == ["put 2", "links"]
+
+
+@virtual_time
+async def test_what_was_reported_in_another_role_is_forgotten() -> None:
+    fake = Fake()
+    fake.busy = 0
+    changed: Changed = []
+    async with linking(fake, changed) as linker:
+        linker.set_targets(KEY, [target(poll=False, drain=True, role="decode")])
+        await asyncio.sleep(3)
+        assert linker.drains(KEY)["p0"].idle
+        linker.set_targets(KEY, [target(poll=False, role="prefill")])
+        assert dict(linker.drains(KEY)) == {}, "it was idle before it served in this role"
+        await asyncio.sleep(3)
+        assert fake.calls.count("put 1") == 2
 
 
 @virtual_time

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from tests.support.linker_values import HELD, TERMS, table
 
-from pdserve.controllers.shared.linker import EngineError, HttpEngines, Target
+from pdserve.controllers.shared.instance_calls import EngineError, HttpEngines, Target
 from pdserve.desired.service_credentials import ServiceCredentials
 from pdserve.kube.errors import KubeError
 from pdserve.wire import calls
