@@ -204,6 +204,17 @@ BAD_SCENARIOS = (
         "unknown field",
         code=400,
     ),
+    *(
+        of_service(f"spares: {value!r}", {f"{_S0}.spares": value}, f"{_P0}.spares", said)
+        for value, said in (
+            (-1, "greater than or equal to 0"),
+            (9, "less than or equal to 8"),
+            (10**30, "must be of type"),
+            ("1", "must be of type integer"),
+            (True, "must be of type"),
+            (1.5, "must be of type"),
+        )
+    ),
     of_service(
         "unknown mode of local prefills",
         {f"{_S0}.routing": {"localPrefill": {"mode": "On"}}},

@@ -163,6 +163,8 @@ FULL: Mapping[str, Object] = {
                 "counts": {"groups": 9, "prefill": 9, "decode": 9},
             },
             "spec.scenarios.0.expected.prefixHitPercent": 40,
+            "spec.scenarios.0.spares": 1,
+            "spec.scenarios.1.spares": 0,
             "spec.scenarios.0.schedule": [
                 {
                     "name": "day",
@@ -212,6 +214,7 @@ FULL: Mapping[str, Object] = {
         _SHARED
         | {
             "spec.replicas": 2,
+            "spec.spares": 1,
             "spec.prefill": role(replicas=3, startupDeadlineSeconds=30),
             "spec.decode": role(replicas=1, **_ROLE_OPTIONS),
             **_NODES,

@@ -93,15 +93,20 @@ def routed(world: World, group: RouteGroup) -> None:
 
 
 def needed(world: World, new: t.NewPod, seen: t.Observation) -> None:
-    """Invariant 4: a fault replaces one instance, and growth stops at what is wanted."""
+    """Invariant 4: a fault replaces one instance, and growth stops at what is wanted.
+
+    One that this very plan sends to the other role has left its own.
+    """
+    flipping = {p.new.instance for p in world.pods.values() if p.flip_to is not None}
     staying = [
         i
         for i in seen.instances
         if i.group_index == new.group_index
         and (i.role, i.revision) == (new.role, new.revision)
         and not leaving(i)
+        and i.name not in flipping
     ]
-    if len(staying) >= world.target.role(new.role).count:
+    if len(staying) >= world.target.kept(new.role):
         raise BrokenError(f"invariant 4: {new.name} is one {new.role} too many")
     if new.replaces is not None and new.name not in world.pods:
         pod_is_new = new.replaces not in world.replaced

@@ -17,7 +17,7 @@ from tests.support import group_checks as checks
 from tests.support.builders import LEVELS, RESOURCE
 from tests.support.group_checks import BrokenError
 from tests.support.group_cluster import MOST_READ, GroupCluster
-from tests.support.group_objects import Pod, Process, foreign_pods
+from tests.support.group_objects import Pod, foreign_pods
 
 from pdserve.groups import types as t
 from pdserve.groups.claims import must_be_recorded_first, newest, recalled, reservations, with_room
@@ -26,6 +26,7 @@ from pdserve.groups.plan import plan
 from pdserve.groups.polls import polls
 from pdserve.groups.rollout_types import UNKNOWN
 from pdserve.groups.routable import routable
+from pdserve.groups.spares import SpareRule
 from pdserve.placement import GroupRequest
 from pdserve.terms import Role
 from pdserve.topology import Fabric, TreeSpec, build_fabric, node_view, pod_view, reservation_of
@@ -215,7 +216,9 @@ class World(GroupCluster):
     def write_routes(self) -> None:
         """What the PDService's reconciler does."""
         instances = self.instances()
-        self.routes = routable(instances, self.tables, {i.revision: SLOTS for i in instances})
+        rule = SpareRule(self.target.spares, self.target.decode.count, self.routed)
+        slots = {i.revision: SLOTS for i in instances}
+        self.routes = routable(instances, self.tables, slots, rule)
         for group in self.routes:
             checks.routed(self, group)
 
@@ -238,7 +241,8 @@ class World(GroupCluster):
                 checks.given_up(self, name, seen)
                 self.pods[name].drain_started, self.pods[name].flip_to = self.now, role
             case FlipRole(name=name, uid=uid, role=role) if self.holds(name, uid):
-                self.flip(name, role)
+                checks.flipped(self, name)
+                self.pods[name].flip(role)
             case t.DeletePod(name=name, uid=uid, force=force):
                 if self.holds(name, uid):
                     checks.deletion(self, name, seen)
@@ -247,15 +251,6 @@ class World(GroupCluster):
                         self.vanish(name)
             case _:
                 self._mark(action)
-
-    def flip(self, name: str, role: Role) -> None:
-        """The pod gets its new role in one write."""
-        pod = self.pods[name]
-        checks.flipped(self, name)
-        pod.new = replace(pod.new, role=role)
-        pod.drain_started = pod.flip_to = None
-        if pod.process is not None:  # the engine makes its parts anew when a table says so
-            pod.process = Process(pod.process.container)
 
     def _mark(self, action: t.Action) -> None:
         marks = t.MarkLinked | t.MarkUnlinked | t.TellLeader | t.MoveScaleUnit

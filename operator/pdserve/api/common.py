@@ -12,6 +12,8 @@ MAX_GROUPS = 64
 """P/D groups of one scenario."""
 MAX_INSTANCES = 64
 """Instances of one role in one P/D group."""
+MAX_SPARES = 8
+"""Spares of one P/D group."""
 MAX_NODES = 8
 """Pods of one instance."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pdserve.api.base import ApiModel, Entries, Int, Items, Number, Rule, Text
-from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES
+from pdserve.api.common import MAX_GROUPS, MAX_INSTANCES, MAX_SPARES
 from pdserve.api.schedule import Schedule
 from pdserve.api.strings import ModelName, Moment, ScenarioName
 from pdserve.api.units import Duration
@@ -297,6 +297,11 @@ class Scenario(ApiModel):
     schedule: Schedule = ()
     """Times of day at which it is to be larger than its load asks; kept unused in the modes Fixed
     and External."""
+    spares: Annotated[int, Int(0, MAX_SPARES)] = 0
+    """Warm spares of each P/D group: decodes beyond its count that are loaded and linked and get no
+    requests. One takes over at once when a decode is lost or the group grows, and takes the role
+    of a lost prefill where the engine can flip its role. Made once the group has served; their
+    devices count in the budget."""
     routing: Routing | None = None
     """Which instances gateways ask for its requests, and in which order."""
     limits: ScenarioLimits | None = None

@@ -10,6 +10,7 @@ from pdserve.api.base import MAX_INT64, ApiModel, Entries, Int, Items, Number, O
 from pdserve.api.common import (
     MAX_GROUPS,
     MAX_INSTANCES,
+    MAX_SPARES,
     EngineSpec,
     FabricSpec,
     ModelSpec,
@@ -87,6 +88,8 @@ class ScenarioGroupSpec(ApiModel):
     """How patiently instances are given up."""
     profile: ProfilePreset | None = None
     """Published measurements to start learning from; absent: nothing is known at first."""
+    spares: Annotated[int, Int(0, MAX_SPARES)] = 0
+    """Decodes that each P/D group keeps beyond its count; they get no requests."""
     rollout: Rollout = Rollout()
     """How a new revision replaces the P/D groups of the one before it."""
 
@@ -110,6 +113,8 @@ class GroupStatus(Observed):
     prefill: RoleCount = RoleCount()
     """Prefill instances."""
     decode: RoleCount = RoleCount()
+    """Without spares."""
+    spares: RoleCount = RoleCount()
     """Decode instances."""
     cells: Annotated[tuple[Line, ...], Items(64)] = ()
     """Where they run, e.g. `leaf-a: 2P1D`."""

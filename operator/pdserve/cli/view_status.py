@@ -131,7 +131,8 @@ def _group_rows(group: api.ScenarioGroup) -> list[tuple[str, ...]]:
             f"{group.spec.scenario}/{g.index}",
             g.revision or "-",
             f"{g.prefill.ready}/{g.prefill.desired}",
-            f"{g.decode.ready}/{g.decode.desired}",
+            f"{g.decode.ready}/{g.decode.desired}"
+            + (f" +{g.spares.ready}/{g.spares.desired} spare" if g.spares.desired else ""),
             f"v{g.table_version}",
             f"{g.cross_leaf_percent}%",
             ", ".join(g.cells) or "-",

@@ -123,6 +123,11 @@ def _group(group: GroupSummary) -> JsonObject:
         "revision": group.revision,
         "prefill": {"desired": group.prefill_desired, "ready": group.prefill_ready},
         "decode": {"desired": group.decode_desired, "ready": group.decode_ready},
+        **(
+            {"spares": {"desired": group.spares_desired, "ready": group.spares_ready}}
+            if group.spares_desired
+            else {}
+        ),
         "cells": list(group.cells),
         "crossLeafPercent": group.cross_leaf_percent,
         "tableVersion": group.table_version,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from pdserve.api import ModelSpec, RepairStatus, RoleTemplate, ScenarioGroup, revision_of
@@ -14,6 +14,7 @@ from pdserve.desired.rollouts import rollout_wanted
 from pdserve.engines.pods import role_template
 from pdserve.frozen import remembered
 from pdserve.groups.instances import InstanceObs
+from pdserve.groups.spares import NO_SPARES, SpareRule
 from pdserve.groups.types import (
     CreateGroup,
     CreateInstance,
@@ -89,7 +90,15 @@ def wanted_of(group: ScenarioGroup, counts: Counts, reach: Reach) -> Wanted:
         locality_level=spec.fabric.locality.level,
         drain_seconds=float(spec.recovery.drain_seconds),
         rollout=rollout_wanted(group),
+        spares=spec.spares,
     )
+
+
+def spare_rule(group: ScenarioGroup, counts: Counts | None, routed: Collection[str]) -> SpareRule:
+    """Which decodes get no requests; `routed`: the instances that gateways were last given."""
+    if counts is None or not group.spec.spares:
+        return NO_SPARES
+    return SpareRule(group.spec.spares, counts.decode, routed)
 
 
 def models_of(view: ScenarioGroupView) -> Mapping[str, tuple[str, str]]:

@@ -78,6 +78,7 @@ def budget_for(
     before it starts.
     """
     others = [_wanted_or_least(s, wanted) for s in service.spec.scenarios if s.name != scenario]
+    others += [_spares(s, wanted) for s in service.spec.scenarios]
     return tuple(
         BudgetLimit(b.resource, max(0, b.devices - _taken(service, others, b.resource)))
         for b in service.spec.budget
@@ -104,6 +105,11 @@ def _wanted_or_least(scenario: Scenario, wanted: Mapping[str, Counts]) -> Counts
     bounds = bounds_of(scenario)
     least = Counts(bounds.groups.min, bounds.prefill.min, bounds.decode.min)
     return wanted.get(scenario.name, least)
+
+
+def _spares(scenario: Scenario, wanted: Mapping[str, Counts]) -> Counts:
+    """The spares of its P/D groups, which no count of its own has."""
+    return Counts(_wanted_or_least(scenario, wanted).groups, 0, scenario.spares)
 
 
 def _taken(service: PDService, counts: Iterable[Counts], resource: str) -> int:

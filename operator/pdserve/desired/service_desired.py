@@ -60,6 +60,7 @@ def _scenario_group(
             "fabric": spec.fabric.to_dict(),
             "recovery": spec.recovery.to_dict(),
             **({"profile": spec.profile} if spec.profile is not None else {}),
+            **({"spares": scenario.spares} if scenario.spares else {}),
             "rollout": spec.rollout.to_dict(),
         },
     }

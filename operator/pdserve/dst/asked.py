@@ -12,6 +12,7 @@ from pdserve.dst.world import World
 from pdserve.frozen import Frozen, Memo
 from pdserve.kube.resource import Object, ObjectKey
 from pdserve.ratio.types import Counts
+from pdserve.terms.json import JsonObject
 
 ScenarioName = tuple[str, str, str]
 """Namespace, PDService, scenario."""
@@ -24,6 +25,7 @@ class Asked:
         """`world`: whose objects are read."""
         self._world = world
         self._counts: dict[ScenarioName, list[tuple[float, Counts]]] = {}
+        self._spares: dict[ScenarioName, list[tuple[float, int]]] = {}
         self._revisions: dict[ScenarioName, tuple[float, str]] = {}
 
     def note(self, *, judged: bool = True) -> None:
@@ -41,6 +43,10 @@ class Asked:
             known = self._counts.setdefault(name, [])
             if counts is not None and (not known or known[-1][1] != counts):
                 known.append((moment, counts))
+            spares = self._spares.setdefault(name, [])
+            asked = spares_in_force(self._world, group)
+            if not spares or spares[-1][1] != asked:
+                spares.append((moment, asked))
 
     def counts(self, name: ScenarioName) -> Counts | None:
         """The counts in force now."""
@@ -53,6 +59,12 @@ class Asked:
         older = [counts for time, counts in known if time < since]
         return [counts for time, counts in known if time >= since] + older[-1:]
 
+    def spares_lately(self, name: ScenarioName, since: float) -> list[int]:
+        """The spares of each P/D group that were asked for at some moment after `since`."""
+        known = self._spares.get(name, ())
+        older = [spares for time, spares in known if time < since]
+        return [spares for time, spares in known if time >= since] + older[-1:]
+
     def revision_since(self, name: ScenarioName) -> float:
         """Loop time (seconds) since which the spec asks for its revision; 0: from the start."""
         return self._revisions.get(name, (0.0, ""))[0]
@@ -64,12 +76,23 @@ def scenario_name(group: Object) -> ScenarioName:
     return group["metadata"]["namespace"], spec["service"], spec["scenario"]
 
 
-def counts_in_force(world: World, group: Object) -> Counts | None:
-    """The counts to have: the PDService's, the newest decision's, or the spec's, by the mode."""
+def spares_in_force(world: World, group: Object) -> int:
+    """The spares that the PDService asks for in each P/D group."""
+    spares = (_scenario_of(world, group) or {}).get("spares", 0)
+    return spares if isinstance(spares, int) else 0
+
+
+def _scenario_of(world: World, group: Object) -> JsonObject | None:
+    """What the PDService says of the group's scenario."""
     namespace, service, scenario = scenario_name(group)
     found = world.api.store(PDSERVICES).objects.get(ObjectKey(namespace, service))
-    spec = next((s for s in (found or {}).get("spec", {}).get("scenarios", ())
-                 if s["name"] == scenario), None)  # fmt: skip
+    scenarios = (found or {}).get("spec", {}).get("scenarios", ())
+    return next((s for s in scenarios if s["name"] == scenario), None)
+
+
+def counts_in_force(world: World, group: Object) -> Counts | None:
+    """The counts to have: the PDService's, the newest decision's, or the spec's, by the mode."""
+    spec = _scenario_of(world, group)
     mode = (spec or {}).get("ratio", {}).get("mode", "External")
     if spec is not None and mode == "Fixed":
         fixed = spec["ratio"]["fixed"]

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import NoReturn
 
 from pdserve.controllers.shared.caches import SCENARIO_GROUPS
-from pdserve.dst.asked import counts_in_force, scenario_name
+from pdserve.dst.asked import counts_in_force, scenario_name, spares_in_force
 from pdserve.dst.lookups import instances_of
 from pdserve.dst.scene import VARIANTS, Scene, reseed
 from pdserve.dst.steps import STEPS
@@ -238,13 +238,14 @@ def _not_at_rest(scene: Scene) -> str:
             continue
         pods = instances_of(world, group)
         wanted = counts.groups * (counts.prefill + counts.decode)
-        if len(pods) != wanted:
+        spares = counts.groups * spares_in_force(world, group)
+        if not wanted <= len(pods) <= wanted + spares:
             if scene.planned and (len(pods) < wanted or _roll_waits(group)):
                 continue
             return f"{'/'.join(name)}: {len(pods)} pods, {wanted} wanted"
         routed = world.routed(name[1], name[0])
         away = [p["metadata"]["name"] for p in pods if p["metadata"]["name"] not in routed]
-        if away:
+        if len(away) > len(pods) - wanted:
             return f"{'/'.join(name)}: not routed: {', '.join(away)}"
     return ""
 

@@ -184,6 +184,8 @@ class Watcher:
         ]  # fmt: skip
         role = labels_of(pod)[names.LABEL_ROLE]
         wanted = max(c.prefill if role == "prefill" else c.decode for c in in_force)
+        if role == "decode":
+            wanted += max(self.asked.spares_lately(name, self._lag_since()), default=0)
         if len(others) >= wanted:
             raise Violation(
                 4, f"pod {pod['metadata']['name']} made although {', '.join(others)} "
@@ -224,7 +226,8 @@ class Watcher:
 
     def _check_surplus(self, pod: Object, group: Object, name: ScenarioName, how: str) -> None:
         in_force = self.asked.lately(name, self._lag_since())
-        if any(self._is_surplus(pod, group, counts) for counts in in_force):
+        spares = min(self.asked.spares_lately(name, self._lag_since()), default=0)
+        if any(self._is_surplus(pod, group, counts, spares) for counts in in_force):
             return
         wanted = ", ".join(map(str, in_force))
         raise Violation(
@@ -236,7 +239,7 @@ class Watcher:
         since = self._time() - LAG
         return -1.0 if self.trouble_until > since else since
 
-    def _is_surplus(self, pod: Object, group: Object, counts: Counts) -> bool:
+    def _is_surplus(self, pod: Object, group: Object, counts: Counts, spares: int) -> bool:
         staying = [
             p for p in instances_of(self.world, group)
             if "deletionTimestamp" not in p["metadata"]
@@ -257,8 +260,8 @@ class Watcher:
             if labels_of(p).get(names.LABEL_GROUP_INDEX) == mine.get(names.LABEL_GROUP_INDEX)
             and labels_of(p).get(names.LABEL_ROLE) == mine.get(names.LABEL_ROLE)
         ]  # fmt: skip
-        wanted = counts.prefill if mine.get(names.LABEL_ROLE) == "prefill" else counts.decode
-        return len(same) > wanted
+        prefill = mine.get(names.LABEL_ROLE) == "prefill"
+        return len(same) > (counts.prefill if prefill else counts.decode + spares)
 
     def _check_others_serve(self, pod: Object, group: Object, name: ScenarioName, how: str) -> None:
         mine = labels_of(pod).get(names.LABEL_GROUP_INDEX)

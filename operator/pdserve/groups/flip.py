@@ -35,32 +35,38 @@ def from_flips(group: GroupView, role: Role, wanted: Wanted) -> int:
     """
     other: Role = "decode" if role == "prefill" else "prefill"
     away = len(flipping_to(group, other))
-    over = len(group.of_role(other)) + away - wanted.role(other).count
+    over = len(group.of_role(other)) + away - wanted.kept(other)
     return len(flipping_to(group, role)) + max(0, min(away, over))
 
 
-def start_flips(group: GroupView, observation: Observation, draft: PlanDraft) -> frozenset[str]:
-    """Start flips where one role has too many and the other too few; names of those that begin.
+def start_flips(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
+    """Start flips where one role has too many and the other too few, into `draft.flips`.
 
     Only instances that run are worth it, and only while another one of their role stays routed.
     """
     wanted = observation.wanted
     if wanted.paused or not _alike(wanted):
-        return frozenset()
+        return
     covered = stood_in_for(group, observation, draft.fabric) | perhaps_lost(group)
     members = tuple(m for m in members_of(group) if m.name not in covered)
     have = {role: sum(m.role == role for m in members) for role in ROLES}
     for role, other in (ROLES, tuple(reversed(ROLES))):
+        # A spare takes the other role; what that one has too much may become a spare.
         excess = have[role] - wanted.role(role).count
-        short = wanted.role(other).count - have[other] - len(flipping_to(group, other))
+        short = wanted.kept(other) - have[other] - len(flipping_to(group, other))
         count = min(excess, short)
         if count <= 0:
             continue
         level = wanted.locality_level if wanted.locality_mode == "Preferred" else None
         beside = draft.beside(group.revision, group.index)
         chosen = choose_removal(draft.fabric, role, members, count, level, beside)
-        return _begin(group, role, other, chosen.names, observation, draft)
-    return frozenset()
+        names = chosen.names
+        if wanted.spares:
+            idle = [m.name for m in members if m.role == role and m.ready]
+            idle = [name for name in idle if not observation.knows_route(name)]
+            names = (*idle, *(n for n in names if n not in idle))[:count]
+        _begin(group, role, other, names, observation, draft)
+        return
 
 
 def _begin(
@@ -70,14 +76,13 @@ def _begin(
     names: tuple[str, ...],
     observation: Observation,
     draft: PlanDraft,
-) -> frozenset[str]:
+) -> None:
     by_name = {i.name: i for i in group.of_role(role)}
-    begun: set[str] = set()
     for name in names:
         instance = by_name[name]
         stay = [
             i for i in by_name.values()
-            if i.name != name and i.name not in begun and not i.silent
+            if i.name != name and i.name not in draft.flips and not i.silent
             and i.name in group.routable and observation.knows_route(i.name)
         ]  # fmt: skip
         ends = any(draft.fabric.end_of(node) is not None for node in instance.nodes)
@@ -88,8 +93,7 @@ def _begin(
         draft.act(
             BeginDrain(member.pod, member.uid, why, other), f"drain {member.pod}, which {why}"
         )
-        begun.add(name)
-    return frozenset(begun)
+        draft.flips[name] = other
 
 
 def go_on(instance: InstanceObs, draft: PlanDraft) -> None:

@@ -201,7 +201,10 @@ def _of_group(
             1 for i in stays
             if (i.role, i.revision) == (role, wanted.revision) and i.name not in covered
         )  # fmt: skip
-        missing = wanted.role(role).count - here - sum(pod.role == role for pod in new)
+        # While an instance has no place, none is kept for a spare.
+        spares = group.has_served and not draft.blocked
+        count = wanted.kept(role) if spares else wanted.role(role).count
+        missing = count - here - sum(pod.role == role for pod in new)
         if missing <= 0:
             continue
         lost = {i.slot for i in group.members if i.role == role}

@@ -1,10 +1,10 @@
 """The group planner: what exists + what is wanted -> actions, status and reasons.
 
 A pure function, called by the operator and the simulations alike. Steps, each in its module: 1
-judge late starts, count faults; 2 which groups; 3 inside each group; 4 tables; 5 links; 6 the
-scale-unit label; 7 deletions; 8 eviction budgets; 9 status. Actions come in the order in which
-they must be carried out, and each is safe to repeat: a crash between any two leaves a state from
-which the next observation goes on.
+judge late starts, count faults; 2 which groups; 3 inside each group, spares last; 4 tables; 5
+links; 6 the scale-unit label; 7 deletions; 8 eviction budgets; 9 status. Actions come in the order
+in which they must be carried out, and each is safe to repeat: a crash between any two leaves a
+state from which the next observation goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pdserve.groups.resize import resize_group
 from pdserve.groups.rollout import follow
 from pdserve.groups.scale import scale_groups
 from pdserve.groups.scaleunit import place_scale_unit
+from pdserve.groups.spare_places import keep_spares
 from pdserve.groups.startup import judge_startups
 from pdserve.groups.tables import publish_table
 from pdserve.groups.types import Observation, Plan
@@ -43,8 +44,8 @@ def plan(observation: Observation, fabric: Fabric) -> Plan:
     observation = replace(observation, rollout=rollout)
     kept = scale_groups(groups, observation, draft)
     # 3
-    for group in kept:
-        resize_group(group, observation, draft)
+    unplaced = sum(resize_group(group, observation, draft) for group in kept)
+    keep_spares(kept, unplaced, observation, draft)
     # 4, 5, 6
     for group in groups:
         publish_table(group, observation, draft)

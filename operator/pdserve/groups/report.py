@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pdserve.groups.types import BeginDrain, ConditionState, DeletePod, GroupSummary, Observation
+from pdserve.groups.types import (
+    BeginDrain,
+    ConditionState,
+    DeletePod,
+    GroupSummary,
+    Observation,
+    Wanted,
+)
 from pdserve.groups.view import GroupView, PlanDraft, closed_members, members_of
 from pdserve.placement import Cell, cell_text, crossing_percent, spread_of
 from pdserve.terms import ROLES
@@ -24,11 +31,18 @@ def group_status(group: GroupView, observation: Observation, fabric: Fabric) -> 
         prefill_desired=0 if group.gone else wanted.prefill.count,
         prefill_ready=group.ready("prefill"),
         decode_desired=0 if group.gone else wanted.decode.count,
-        decode_ready=group.ready("decode"),
+        decode_ready=group.ready("decode") - _spares(group, wanted),
+        spares_desired=0 if group.gone else wanted.spares,
+        spares_ready=_spares(group, wanted),
         cells=tuple(cell_text(fabric, Cell(leaf, *spread[leaf])) for leaf in sorted(spread)),
         cross_leaf_percent=crossing_percent(spread),
         table_version=group.table.version if group.table is not None else 0,
     )
+
+
+def _spares(group: GroupView, wanted: Wanted) -> int:
+    """How many of its decodes that can serve are spares."""
+    return max(0, min(wanted.spares, group.ready("decode") - wanted.decode.count))
 
 
 def conditions(
@@ -56,8 +70,9 @@ def settled(groups: Sequence[GroupView], observation: Observation, draft: PlanDr
         not observation.claims
         and len(groups) == wanted.replicas
         and all(g.revision == wanted.revision and len(g.staying) == len(g.members) for g in groups)
-        and all(len(g.of_role(r)) == wanted.role(r).count for g in groups for r in ROLES)
+        and all(len(g.of_role(r)) == wanted.kept(r) for g in groups for r in ROLES)
         and all(complete(g, observation) for g in groups)
+        and all(_spares(g, wanted) == wanted.spares for g in groups)
         and not any(i.silent or i.recheck_after for i in observation.instances)
         and not any(closed_members(g, observation, draft.fabric) for g in groups)
     )

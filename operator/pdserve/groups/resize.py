@@ -30,7 +30,7 @@ from pdserve.groups.naming import free_slots, is_slot_of, new_pods, pod_name
 from pdserve.groups.removal import retire
 from pdserve.groups.repairs import waits_until
 from pdserve.groups.search import InstanceSearch
-from pdserve.groups.types import CreateInstance, Observation
+from pdserve.groups.types import CreateInstance, NewPod, Observation
 from pdserve.groups.view import (
     GroupView,
     PlanDraft,
@@ -60,8 +60,11 @@ class Vacancy:
     reason: str
 
 
-def resize_group(group: GroupView, observation: Observation, draft: PlanDraft) -> None:
-    """Bring one group of the wanted revision to the wanted counts; repair one of another."""
+def resize_group(group: GroupView, observation: Observation, draft: PlanDraft) -> int:
+    """Bring one group of the wanted revision to the wanted counts; repair one of another.
+
+    Spares come later (`spare_places`). Returns for how many instances there was no place.
+    """
     own, paused = at_own_revision(group, observation), observation.wanted.paused
     leave_ending(group, observation, draft)
     for instance in group.staying:
@@ -69,33 +72,60 @@ def resize_group(group: GroupView, observation: Observation, draft: PlanDraft) -
             why = f"it is of revision {instance.revision}, its group is not"
             retire(group, instance, why, observation, draft)
     if own is None:
-        return
+        return 0
     observation, wanted = own, own.wanted
-    members = list(members_of(group))
-    covered = stood_in_for(group, observation, draft.fabric)
     unplaced = 0
-    flipped = start_flips(group, observation, draft)
+    start_flips(group, observation, draft)
     for role in ROLES:
-        here = sum(1 for i in group.of_role(role) if i.name not in covered)
-        here += from_flips(group, role, wanted)
-        here += sum(i.role != role for i in group.staying if i.name in flipped)
-        here -= sum(i.role == role for i in group.staying if i.name in flipped)
-        short = wanted.role(role).count - here
-        for vacancy in _vacancies(group, role, short, observation, draft):
-            made = _fill(group, role, vacancy, members, observation, draft)
-            if isinstance(made, NoFit):
-                unplaced += 1
-            elif made is not None:
-                members.append(made)
+        short = wanted.role(role).count - _standing(group, role, observation, draft)
+        for found in fill_vacancies(group, role, short, observation, draft):
+            unplaced += 1
+            draft.blocked.append(f"group {group.index}: {found.message}")
     if unplaced and _never_served(group) and not _awaits_devices(group, observation):
         for instance in group.members:
             why = "its group cannot be completed: no devices for the rest"
             retire(group, instance, why, observation, draft)
-        return
+        return unplaced
     if not wanted.paused:
-        _shrink(group, observation, draft, flipped, growth_blocked=unplaced > 0)
+        _shrink(group, observation, draft, growth_blocked=unplaced > 0)
     elif not paused:
         _end_stand_ins(group, observation, draft)
+    return unplaced
+
+
+def lacks_spares(group: GroupView, observation: Observation, draft: PlanDraft) -> int:
+    """How many spares are to be made in a group that has all other instances."""
+    kept = observation.wanted.kept("decode")
+    return kept - _standing(group, "decode", observation, draft)
+
+
+def fill_vacancies(
+    group: GroupView, role: Role, short: int, observation: Observation, draft: PlanDraft
+) -> list[NoFit]:
+    """Create so many instances; those that found no place."""
+    refused = []
+    for vacancy in _vacancies(group, role, short, observation, draft):
+        _, members = draft.members[group.index]
+        found = _fill(group, role, vacancy, members, observation, draft)
+        if isinstance(found, NoFit):
+            refused.append(found)
+    return refused
+
+
+def _standing(group: GroupView, role: Role, observation: Observation, draft: PlanDraft) -> int:
+    """Instances of one role that are there, are made by this plan, or come by a flip."""
+    covered = stood_in_for(group, observation, draft.fabric)
+    to = draft.flips
+    here = [i for i in group.of_role(role) if i.name not in covered and i.name not in to]
+    came = sum(to.get(i.name) == role for i in group.staying)
+    made = sum(pod.role == role for pod in _made(group, draft))
+    return len(here) + came + made + from_flips(group, role, observation.wanted)
+
+
+def _made(group: GroupView, draft: PlanDraft) -> list[NewPod]:
+    """The leaders' pods that this plan creates in a group that is there."""
+    made = (a.pod for a in draft.actions if isinstance(a, CreateInstance))
+    return [pod for pod in made if pod.group_index == group.index]
 
 
 def _vacancies(
@@ -105,9 +135,10 @@ def _vacancies(
     if short <= 0:
         return ()
     wanted = observation.wanted
+    made = {pod.slot for pod in _made(group, draft)}
     lost = _lost_slots(group, role, observation, draft)
-    found = [lost[slot] for slot in sorted(lost)][:short]
-    taken = {i.slot for i in group.members} | set(lost)
+    found = [lost[slot] for slot in sorted(lost) if slot not in made][:short]
+    taken = {i.slot for i in group.members} | set(lost) | made
     growth = free_slots(wanted, group.index, role, taken, short - len(found))
     found += [Vacancy(slot, None, None, f"{role} grows") for slot in growth]
     if wanted.paused:
@@ -187,7 +218,6 @@ def _fill(
     before = list(draft.claims)
     found = _find_node(group, role, vacancy, members, observation, draft)
     if isinstance(found, NoFit):
-        draft.blocked.append(f"group {group.index}: {found.message}")
         draft.reasons.append(f"{vacancy.slot} stays empty: {found.message}")
         return found
     pods = new_pods(
@@ -242,16 +272,17 @@ def _shrink(
     group: GroupView,
     observation: Observation,
     draft: PlanDraft,
-    flipped: frozenset[str],
     growth_blocked: bool,
 ) -> None:
     wanted = observation.wanted
     grown = all(group.ready(role) >= wanted.role(role).count for role in ROLES)
     # Two of one slot count as one: the drain that its stand-in is for ends the other.
-    covered = stood_in_for(group, observation, draft.fabric) | perhaps_lost(group) | flipped
+    covered = (
+        stood_in_for(group, observation, draft.fabric) | perhaps_lost(group) | draft.flips.keys()
+    )
     members = tuple(m for m in members_of(group) if m.name not in covered)
     for role in ROLES:
-        excess = sum(m.role == role for m in members) - wanted.role(role).count
+        excess = sum(m.role == role for m in members) - wanted.kept(role)
         if excess <= 0:
             continue
         level = wanted.locality_level if wanted.locality_mode == "Preferred" else None

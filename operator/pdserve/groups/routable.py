@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pdserve.groups.instances import InstanceObs
+from pdserve.groups.spares import NO_SPARES, SpareRule, serving
 from pdserve.terms import ROLES, Role
 from pdserve.wire.names import PORT_HTTP, PORT_TRANSFER
 from pdserve.wire.peers import Peer, PeerTable
@@ -52,6 +53,7 @@ def routable(
     instances: Iterable[InstanceObs],
     tables: Mapping[int, PeerTable],
     slots: Mapping[str, Mapping[Role, int]],
+    rule: SpareRule = NO_SPARES,
 ) -> tuple[RouteGroup, ...]:
     """Route groups by index; instances by role, then name.
 
@@ -62,6 +64,7 @@ def routable(
         instances: of one ScenarioGroup.
         tables: newest peer table by group index.
         slots: b_p and b_d of every revision among `instances`.
+        rule: which decodes stand back as spares.
     """
     ready: dict[tuple[int, str], list[InstanceObs]] = {}
     for instance in instances:
@@ -76,7 +79,8 @@ def routable(
         if former is not None and len(former.instances) >= len(members):
             continue
         members.sort(key=lambda i: (ROLES.index(i.role), i.name))
-        routes = tuple(_route(i, tables[index], slots[revision]) for i in members)
+        served = serving(members, rule)
+        routes = tuple(_route(i, tables[index], slots[revision]) for i in served)
         groups[index] = RouteGroup(index, revision, routes)
     return tuple(groups[index] for index in sorted(groups))
 

@@ -73,6 +73,11 @@ class Wanted:
     paused: bool = False
     """No planned change at all: what is asked for is not sure."""
     rollout: RolloutWanted = DEFAULT
+    spares: int = 0  # decodes that each P/D group keeps beyond its count (`spares`)
+
+    def kept(self, role: Role) -> int:
+        """Instances of one role that a P/D group keeps, with its spares."""
+        return self.role(role).count + (self.spares if role == "decode" else 0)
 
     def role(self, role: Role) -> RoleWanted:
         """The part for one role."""
@@ -346,7 +351,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """One P/D group in status."""
+    """One P/D group in status; its decodes are counted without spares."""
 
     index: int
     revision: str
@@ -354,10 +359,11 @@ class GroupSummary:
     prefill_ready: int
     decode_desired: int
     decode_ready: int
-    cells: tuple[str, ...]
-    """E.g. `leaf-a: 2P1D`."""
+    cells: tuple[str, ...]  # e.g. `leaf-a: 2P1D`
     cross_leaf_percent: int
     table_version: int
+    spares_desired: int = 0
+    spares_ready: int = 0
 
 
 @dataclass(frozen=True, slots=True)

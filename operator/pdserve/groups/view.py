@@ -151,6 +151,9 @@ class PlanDraft:
     members: dict[int, tuple[str, tuple[PlacedInstance, ...]]] = field(default_factory=dict)
     """Revision and staying instances, those of this plan included, of each group that stays."""
 
+    flips: dict[str, Role] = field(default_factory=dict)
+    """The role to which this plan sends each instance that it makes flip."""
+
     def act(self, action: Action, reason: str) -> None:
         """Add an action and why."""
         self.actions.append(action)

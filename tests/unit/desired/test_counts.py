@@ -72,6 +72,20 @@ def test_the_budget_left_to_a_scenario_counts_what_the_others_want() -> None:
     assert left.devices == 64 - 8, "a scenario without counts is taken at its minimum"
 
 
+def test_the_budget_counts_the_spares_of_every_scenario() -> None:
+    made = parsed(
+        scenarios=("search", "chat"), devices=4, budget=[{"resource": NPU, "devices": 64}]
+    )
+    search, chat = made.spec.scenarios
+    chat = chat.model_copy(update={"spares": 2})
+    spec = made.spec.model_copy(update={"scenarios": (search, chat)})
+    with_spares = made.model_copy(update={"spec": spec})
+    wanted = {"search": Counts(2, 2, 1), "chat": Counts(3, 1, 1)}
+    for name, own in (("chat", 2 * 3 * 4), ("search", 3 * 2 * 4)):
+        [left] = budget_for(with_spares, name, wanted)
+        assert left.devices == 64 - own - 3 * 2 * 4
+
+
 def test_first_counts_stay_inside_bounds_and_say_why() -> None:
     sizing = first_counts(
         parsed(prefill=(2, 4)), parsed(prefill=(2, 4)).spec.scenarios[0], {}, None

@@ -9,14 +9,15 @@ from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.instance_calls import Target
 from pdserve.controllers.shared.rotation import gateways_identify
 from pdserve.controllers.shared.triggers import service_key
-from pdserve.desired.group_wanted import ScenarioGroupView, slots_of
-from pdserve.desired.routing import unnamed
+from pdserve.desired.group_wanted import ScenarioGroupView, slots_of, spare_rule
+from pdserve.desired.routing import routed_instances, unnamed
 from pdserve.desired.service_credentials import ServiceCredentials, Terms
 from pdserve.engines.pod_members import members_answer
 from pdserve.groups.instances import InstanceObs
 from pdserve.groups.polls import polls
 from pdserve.groups.routable import endpoint, routable
 from pdserve.kube.resource import ObjectKey
+from pdserve.ratio.types import Counts
 from pdserve.wire.peers import PeerTable
 from pdserve.wire.routes import RouteTable
 
@@ -107,6 +108,7 @@ def wake_service(
     view: ScenarioGroupView,
     routes: RouteTable | None,
     held: ServiceCredentials | None,
+    counts: Counts | None,
 ) -> None:
     """Queue the PDService when what may be routed differs from what gateways were given.
 
@@ -116,7 +118,9 @@ def wake_service(
     scenario = group.spec.scenario
     given = next((s.groups for s in routes.scenarios if s.name == scenario), ()) if routes else ()
     rotating = held is not None and (held.step != "settled" or (held.shared and held.rotation))
-    if rotating or unnamed(given) != routable(view.instances, view.tables, slots_of(view)):
+    rule = spare_rule(group, counts, routed_instances(routes, scenario))
+    now = routable(view.instances, view.tables, slots_of(view), rule)
+    if rotating or unnamed(given) != now:
         context.queue.add(service_key(key.namespace, group.spec.service))
 
 

@@ -125,8 +125,8 @@ class _Reconcile:
         routed = routed_instances(routes, self.group.spec.scenario)
         held = await self._held()
         attend(self.context, self.key, self.group, view, routed, held)
-        wake_service(self.context, self.key, self.group, view, routes, held)
         counts = self._counts()
+        wake_service(self.context, self.key, self.group, view, routes, held, counts)
         if counts is None:
             await self._write(waiting_status(self.group, not_ready(*_NO_COUNTS), self.now))
             return None

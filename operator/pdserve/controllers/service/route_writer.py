@@ -11,16 +11,18 @@ from pdserve.controllers.shared.context import OperatorContext
 from pdserve.controllers.shared.group_view import domain_of, view_group
 from pdserve.controllers.shared.owned import ensure
 from pdserve.controllers.shared.profiles import decode_batch, prefill_prediction
-from pdserve.desired.group_wanted import models_of, slots_of
+from pdserve.desired.group_wanted import models_of, slots_of, spare_rule
 from pdserve.desired.objects import owned_metadata
 from pdserve.desired.routing import (
     bounds_of,
     gateways_of,
     parse_routes,
     route_table,
+    routed_instances,
     unnamed,
     version_floor,
 )
+from pdserve.desired.service_desired import acting_counts
 from pdserve.frozen import Memo
 from pdserve.groups.routable import routable
 from pdserve.kube.cache import Cache
@@ -55,10 +57,13 @@ async def write_routes(
     models: dict[str, Mapping[str, tuple[str, str]]] = {}
     bounds, batches = {}, {}
     targets = {s.name: s.slo.value for s in service.spec.scenarios}
+    rules = {s.name: s for s in service.spec.scenarios}
     groups, predicted = _unreadable_routes(context, service, last, frozenset(readable)), {}
     for scenario, group in readable.items():
         view = view_group(context, group)
-        groups[scenario] = routable(view.instances, view.tables, slots_of(view))
+        counts = acting_counts(group, rules.get(scenario), owned=True)
+        rule = spare_rule(group, counts, routed_instances(last, scenario))
+        groups[scenario] = routable(view.instances, view.tables, slots_of(view), rule)
         models[scenario] = models_of(view)
         links = context.linker.links(ObjectKey(meta.namespace, group.metadata.name))
         bounds[scenario] = bounds_of(groups[scenario], links)

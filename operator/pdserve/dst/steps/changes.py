@@ -41,6 +41,9 @@ async def scale_service(scene: Scene, rng: random.Random) -> str | None:
         other = "decode" if what == "prefill" else "prefill"
         chosen["ratio"]["fixed"][other] = 3 - chosen["ratio"]["fixed"][what]
         moved = f", {other} = {chosen['ratio']['fixed'][other]}"
+    # Not drawn: every seed keeps its other steps.
+    chosen["spares"] = sum(chosen["ratio"]["fixed"].values()) % 2
+    moved += f", {chosen['spares']} spares"
     mark_planned(scene, service)
     scene.patch(service, {"spec": {"scenarios": scenarios}}, PDSERVICES)
     scene.watcher.asked.note()
